@@ -1,0 +1,66 @@
+// Package bgp holds the words and the contract for BGP sessions (RFC 4271). Nothing is accepted or announced that a
+// policy does not name (RFC 8212).
+//
+// The package knows no implementation: bgp/gobgp implements Driver.
+package bgp
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/secret"
+)
+
+// Config is everything that is wanted of BGP on a node.
+type Config struct {
+	ASN      uint32
+	RouterID netip.Addr // IPv4
+	Peers    []Peer     // by name
+	Announce []netip.Prefix
+}
+
+// Peer is one session. Address is unique on the node, since sessions are known by it.
+type Peer struct {
+	Name         string
+	Tunnel       string // name of the tunnel that carries it
+	Interface    string // of that tunnel; the session is bound to it (SO_BINDTODEVICE)
+	Address      netip.Addr
+	LocalAddress netip.Addr
+	ASN          uint32
+	HoldTime     time.Duration // whole seconds, 3s to 65535s
+	Keepalive    time.Duration // whole seconds
+	TTL          uint8
+	Passive      bool
+	Password     secret.Ref // zero: none (RFC 2385)
+	Import       Import
+	Export       Export
+	MaxPrefixes  uint32
+	ASOverride   bool
+	AllowOwnAS   uint8
+	// GracefulRestart offers RFC 4724 to the peer, with this restart time, at most 4095s; 0 offers nothing.
+	GracefulRestart time.Duration
+}
+
+// Rule matches the prefixes inside Prefix whose length is from Min to Max.
+type Rule struct {
+	Prefix   netip.Prefix
+	Min, Max uint8
+}
+
+// Match reports whether p is one of the prefixes that the rule names.
+func (r Rule) Match(p netip.Prefix) bool {
+	return p.Bits() >= int(r.Min) && p.Bits() <= int(r.Max) && p.Bits() >= r.Prefix.Bits() && r.Prefix.Contains(p.Addr())
+}
+
+// Import is what is accepted: what no rule matches is refused.
+type Import struct {
+	Allow           []Rule
+	LocalPreference uint32
+}
+
+// Export is what is announced: what no rule matches is held back.
+type Export struct {
+	Allow   []Rule
+	MED     *uint32 // nil: none is sent
+	Prepend uint8
+}

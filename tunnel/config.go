@@ -1,0 +1,72 @@
+// Package tunnel holds the words and the contract for encrypted point-to-point links. Each tunnel has one network
+// interface of its own, so that a route to it is a route to exactly one peer.
+//
+// The package knows no backend: tunnel/ipsec and tunnel/wireguard implement Driver.
+package tunnel
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/secret"
+)
+
+// Mark begins the alias of every interface that isthmus made (IFLA_IFALIAS) and the name of every connection that it
+// loaded into charon. Nothing without it is ever changed or removed.
+const Mark = "isthmus:"
+
+// Config is what is wanted of one tunnel. All choices have been made: a driver only carries it out.
+type Config struct {
+	Name      string // unique on the node
+	ID        uint32 // number from the ledger, never reused while the tunnel exists; the if_id of an xfrm interface
+	Interface string // kernel interface name
+	Underlay  string // interface that carries the encrypted packets
+	MTU       int    // bytes
+	Inside    []Inside
+
+	// Exactly one of these is set.
+	IPsec     *IPsec
+	WireGuard *WireGuard
+}
+
+// Inside is a pair of addresses in a tunnel. Local carries the prefix length to configure; with /32 and /128 a host
+// route to Remote is needed as well.
+type Inside struct {
+	Local  netip.Prefix
+	Remote netip.Addr
+}
+
+// IPsec configures an IKEv2 tunnel with 0.0.0.0/0 and ::/0 selectors.
+type IPsec struct {
+	LocalAddress    netip.Addr // on the underlay interface
+	RemoteAddress   netip.Addr
+	LocalIdentity   string
+	RemoteIdentity  string
+	PSK             secret.Ref
+	IKEProposals    []string // strongSwan notation, best first
+	ESPProposals    []string
+	IKERekey        time.Duration
+	ChildRekey      time.Duration
+	ChildRekeyBytes uint64 // 0: no limit
+	DPDDelay        time.Duration
+	RespondOnly     bool
+	ReplayWindow    uint32 // packets
+}
+
+// WireGuard configures a WireGuard interface with one peer that may send and receive everything.
+type WireGuard struct {
+	PrivateKey    secret.Ref
+	PeerPublicKey [32]byte
+	PresharedKey  secret.Ref     // zero: none
+	Endpoint      netip.AddrPort // zero: learnt
+	ListenPort    uint16
+	Keepalive     time.Duration // whole seconds; 0: none
+}
+
+// Kind returns "ipsec" or "wireguard".
+func (c Config) Kind() string {
+	if c.WireGuard != nil {
+		return "wireguard"
+	}
+	return "ipsec"
+}
