@@ -1,0 +1,270 @@
+package spec
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+// MaxText is the size in bytes of the largest text that is read.
+const MaxText = 16 << 20
+
+// maxNodes bounds the work that aliases in the text can cause.
+const maxNodes = 4 << 20
+
+// Document is a decoded document, not yet checked.
+type Document struct {
+	Message *isthmusv1.Spec
+	lines   map[string]int // by field path
+}
+
+// FromMessage returns a document that did not come as text.
+func FromMessage(m *isthmusv1.Spec) Document {
+	return Document{Message: proto.CloneOf(m)}
+}
+
+// Decode reads a document from YAML or JSON, which is a subset of it. The text holds the fields of the protobuf
+// message Spec; unknown fields, doubled ones and wrong types are problems. What could be read is returned even when
+// there are problems, so that Check can find the others.
+func Decode(text []byte) (Document, Problems) {
+	d := decoder{lines: map[string]int{}}
+	doc := Document{Message: &isthmusv1.Spec{}, lines: d.lines}
+	if len(text) > MaxText {
+		return doc, Problems{{Rule: fmt.Sprintf("is larger than %d bytes", MaxText), Remedy: "write a smaller document"}}
+	}
+	dec := yaml.NewDecoder(strings.NewReader(string(text)))
+	var root yaml.Node
+	if err := dec.Decode(&root); err != nil {
+		return doc, Problems{syntax(err)}
+	}
+	var second yaml.Node
+	if err := dec.Decode(&second); err == nil {
+		d.problem(&second, "", "", "is a second document in one text", "apply one document at a time")
+	}
+	if len(root.Content) == 1 {
+		d.message(root.Content[0], "", doc.Message.ProtoReflect())
+	}
+	return doc, d.problems
+}
+
+// syntax turns a YAML error, which begins with "yaml: line N: ", into a problem.
+func syntax(err error) Problem {
+	text := strings.TrimPrefix(err.Error(), "yaml: ")
+	p := Problem{Rule: "is no YAML: " + text, Remedy: "mend the syntax"}
+	if text == "EOF" {
+		p.Rule, p.Remedy = "is empty", "write at least `node` and `underlay`"
+	}
+	if rest, ok := strings.CutPrefix(text, "line "); ok {
+		if n, after, ok := strings.Cut(rest, ":"); ok {
+			if line, err := strconv.Atoi(n); err == nil {
+				p.Line, p.Rule = line, "is no YAML:"+after
+			}
+		}
+	}
+	return p
+}
+
+type decoder struct {
+	problems Problems
+	lines    map[string]int
+	nodes    int
+}
+
+func (d *decoder) problem(n *yaml.Node, path, value, rule, remedy string) {
+	d.problems = append(d.problems, Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: n.Line})
+}
+
+// follow returns what an alias stands for, and false when the text asks for too much work.
+func (d *decoder) follow(n *yaml.Node, path string) (*yaml.Node, bool) {
+	for n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	d.nodes++
+	if d.nodes == maxNodes {
+		d.problem(n, path, "", "makes the document too large by aliases", "write it out")
+	}
+	return n, d.nodes < maxNodes
+}
+
+func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.Tag == "!!null" }
+
+func (d *decoder) message(n *yaml.Node, path string, m protoreflect.Message) {
+	n, ok := d.follow(n, path)
+	if !ok || isNull(n) {
+		return
+	}
+	if n.Kind != yaml.MappingNode {
+		d.problem(n, path, n.Value, "must be a group of fields", "write `field: value` lines below it")
+		return
+	}
+	fields := m.Descriptor().Fields()
+	seen := map[string]bool{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		field := fields.ByJSONName(key.Value)
+		at := join(path, key.Value)
+		if field == nil {
+			d.problem(key, at, "", "is no field here", suggest(key.Value, fields))
+			continue
+		}
+		if seen[key.Value] {
+			d.problem(key, at, "", "is given twice", "keep one of them")
+			continue
+		}
+		seen[key.Value] = true
+		if one := field.ContainingOneof(); one != nil && !one.IsSynthetic() && m.WhichOneof(one) != nil {
+			d.problem(key, at, "", fmt.Sprintf("excludes %q, which is given as well", m.WhichOneof(one).JSONName()), "keep one of them")
+			continue
+		}
+		d.lines[at] = key.Line
+		d.field(value, at, m, field)
+	}
+}
+
+func (d *decoder) field(n *yaml.Node, path string, m protoreflect.Message, field protoreflect.FieldDescriptor) {
+	n, ok := d.follow(n, path)
+	if !ok || isNull(n) {
+		return
+	}
+	switch {
+	case field.IsList():
+		if n.Kind != yaml.SequenceNode {
+			d.problem(n, path, n.Value, "must be a list", "write each item on a line of its own after \"- \"")
+			return
+		}
+		list := m.Mutable(field).List()
+		for i, item := range n.Content {
+			at := fmt.Sprintf("%s[%d]", path, i)
+			d.lines[at] = item.Line
+			if field.Message() != nil {
+				d.message(item, at, list.AppendMutable().Message())
+				continue
+			}
+			// An item that cannot be read keeps its place, so that later field paths stay true.
+			v, ok := d.scalar(item, at, field)
+			if !ok {
+				v = list.NewElement()
+			}
+			list.Append(v)
+		}
+	case field.Message() != nil && field.Message().FullName() == "google.protobuf.Duration":
+		if v, ok := d.duration(n, path); ok {
+			m.Set(field, protoreflect.ValueOfMessage(durationpb.New(v).ProtoReflect()))
+		}
+	case field.Message() != nil:
+		d.message(n, path, m.Mutable(field).Message())
+	default:
+		if v, ok := d.scalar(n, path, field); ok {
+			m.Set(field, v)
+		}
+	}
+}
+
+func (d *decoder) duration(n *yaml.Node, path string) (time.Duration, bool) {
+	if n.Kind == yaml.ScalarNode {
+		if v, err := time.ParseDuration(n.Value); err == nil {
+			return v, true
+		}
+	}
+	d.problem(n, path, n.Value, "must be a duration", `write a number with its unit, such as "90s", "45m" or "1h30m"`)
+	return 0, false
+}
+
+func (d *decoder) scalar(n *yaml.Node, path string, field protoreflect.FieldDescriptor) (protoreflect.Value, bool) {
+	n, ok := d.follow(n, path)
+	if !ok {
+		return protoreflect.Value{}, false
+	}
+	tag := n.ShortTag()
+	if n.Kind != yaml.ScalarNode {
+		tag = ""
+	}
+	number := func(bits int) (uint64, bool) {
+		v, err := strconv.ParseUint(n.Value, 10, bits)
+		if tag == "!!int" && err == nil {
+			return v, true
+		}
+		limit := uint64(math.MaxUint64)
+		if bits == 32 {
+			limit = math.MaxUint32
+		}
+		d.problem(n, path, n.Value, fmt.Sprintf("must be a whole number from 0 to %d", limit), "write it in decimal digits without quotes")
+		return 0, false
+	}
+	switch field.Kind() {
+	case protoreflect.StringKind:
+		if tag == "!!str" {
+			return protoreflect.ValueOfString(n.Value), true
+		}
+		d.problem(n, path, n.Value, "must be text", "put it in quotes")
+	case protoreflect.BoolKind:
+		if tag == "!!bool" {
+			return protoreflect.ValueOfBool(strings.EqualFold(n.Value, "true")), true
+		}
+		d.problem(n, path, n.Value, "must be true or false", "write true or false without quotes")
+	case protoreflect.Uint32Kind:
+		v, ok := number(32)
+		return protoreflect.ValueOfUint32(uint32(v)), ok
+	case protoreflect.Uint64Kind:
+		v, ok := number(64)
+		return protoreflect.ValueOfUint64(v), ok
+	default:
+		// The schema has no other kinds; TestSchemaKinds keeps it so.
+		d.problem(n, path, n.Value, "is of a kind that documents do not have", "leave it out")
+	}
+	return protoreflect.Value{}, false
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}
+
+// suggest names the field that was probably meant, or all that there are.
+func suggest(name string, fields protoreflect.FieldDescriptors) string {
+	best, distance := "", 4
+	var all []string
+	for i := range fields.Len() {
+		f := fields.Get(i).JSONName()
+		all = append(all, f)
+		if n := edits(strings.ToLower(strings.ReplaceAll(name, "_", "")), strings.ToLower(f)); n < distance {
+			best, distance = f, n
+		}
+	}
+	if best != "" {
+		return fmt.Sprintf("did you mean %q?", best)
+	}
+	return "take one of " + strings.Join(all, ", ")
+}
+
+// edits returns the Levenshtein distance of two short words.
+func edits(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		left := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			substitute := left
+			if a[i] != b[j] {
+				substitute++
+			}
+			left = row[j+1]
+			row[j+1] = min(substitute, left+1, row[j]+1)
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,49 @@
+package spec
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+// Encode writes a document as YAML with the fields in the order of the schema. Decode reads it back.
+func Encode(m *isthmusv1.Spec) (string, error) {
+	text, err := protojson.Marshal(m)
+	if err != nil {
+		return "", fmt.Errorf("encoding document: %w", err)
+	}
+	// JSON is YAML: reading it as nodes keeps the order, and only the flow style has to go.
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, text); err != nil {
+		return "", fmt.Errorf("encoding document: %w", err)
+	}
+	var n yaml.Node
+	if err := yaml.Unmarshal(compact.Bytes(), &n); err != nil {
+		return "", fmt.Errorf("encoding document: %w", err)
+	}
+	block(&n)
+	var out bytes.Buffer
+	enc := yaml.NewEncoder(&out)
+	enc.SetIndent(2)
+	if err := enc.Encode(&n); err != nil {
+		return "", fmt.Errorf("encoding document: %w", err)
+	}
+	return out.String(), nil
+}
+
+// block undoes what the text was in JSON: flow style, and quotes where the plain form is the same text. uint64 is
+// text in JSON and a number in YAML.
+func block(n *yaml.Node) {
+	n.Style &^= yaml.FlowStyle | yaml.DoubleQuotedStyle
+	for i, c := range n.Content {
+		if n.Kind == yaml.MappingNode && i%2 == 1 && n.Content[i-1].Value == "childRekeyBytes" {
+			c.Tag = "!!int"
+		}
+		block(c)
+	}
+}

@@ -1,0 +1,57 @@
+package spec
+
+import (
+	"net/netip"
+
+	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+// Spec is a checked document. Defaults that depend on nothing else are filled in; what depends on the ledger (ids,
+// interface names, allocated inside addresses) is left to router/plan.
+type Spec struct {
+	Node     Node
+	Underlay Underlay
+	Tunnels  []Tunnel // in the order of the document
+	Peers    []Peer
+	Announce []netip.Prefix
+	Routes   []StaticRoute
+	Pools    []nat.Pool
+	Policies []nat.Policy
+}
+
+// Node is the router itself.
+type Node struct {
+	Name     string
+	ASN      uint32
+	RouterID netip.Addr
+}
+
+// Underlay is the interface toward the Internet.
+type Underlay struct {
+	Interface string
+	Address   netip.Addr
+	Public    netip.Addr
+	MTU       int
+}
+
+// Tunnel is a checked tunnel. Config lacks ID, Interface and Underlay, and Inside when it is to be allocated.
+type Tunnel struct {
+	tunnel.Config
+	MSS uint16 // 0: from the MTU
+}
+
+// Peer is a checked BGP peer. The embedded Peer lacks Interface, and its addresses and TTL when they follow from
+// the tunnel.
+type Peer struct {
+	bgp.Peer
+	path string // of the peer in the document, for problems that only the planner can see
+}
+
+// StaticRoute is a checked static route.
+type StaticRoute struct {
+	Prefix    netip.Prefix
+	Tunnels   []string
+	Blackhole bool
+}

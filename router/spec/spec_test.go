@@ -1,0 +1,235 @@
+package spec
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/isthmus-net/isthmus/bgp"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/secret"
+)
+
+// stored knows every secret of testdata/clouds.yaml.
+func stored(name string) (secret.Ref, bool) {
+	ok := strings.Contains(" aws-0 azure gcp wg-site ", " "+name+" ")
+	return secret.Ref{Name: name, Fingerprint: "f"}, ok
+}
+
+func read(t testing.TB, name string) []byte {
+	t.Helper()
+	text, err := os.ReadFile("testdata/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+func parse(text string) (*Spec, Problems) {
+	d, problems := Decode([]byte(text))
+	s, more := Check(d, stored)
+	return s, append(problems, more...)
+}
+
+func TestGoodDocument(t *testing.T) {
+	s, problems := parse(string(read(t, "clouds.yaml")))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	for what, pair := range map[string][2]any{
+		"router id":       {s.Node.RouterID, netip.MustParseAddr("10.9.0.4")},
+		"identity":        {s.Tunnels[0].IPsec.LocalIdentity, "203.0.113.9"},
+		"aws remote":      {s.Tunnels[0].Inside[0].Remote, netip.MustParseAddr("169.254.64.1")},
+		"aws mtu":         {s.Tunnels[0].MTU, 1438},
+		"azure mtu":       {s.Tunnels[1].MTU, 1422},
+		"wireguard mtu":   {s.Tunnels[3].MTU, 1440},
+		"site remote":     {s.Tunnels[3].Inside[0].Remote, netip.MustParseAddr("169.254.80.0")},
+		"gcp unallocated": {len(s.Tunnels[2].Inside), 0},
+		"peer local":      {s.Peers[0].LocalAddress, netip.MustParseAddr("169.254.64.2")},
+		"peer ttl":        {s.Peers[0].TTL, uint8(1)},
+		"azure ttl":       {s.Peers[1].TTL, uint8(4)},
+		"azure hold":      {s.Peers[1].HoldTime, 3 * time.Minute},
+		"azure keepalive": {s.Peers[1].Keepalive, time.Minute},
+		"import":          {s.Peers[0].Import.Allow[0], bgp.Rule{Prefix: netip.MustParsePrefix("172.16.0.0/16"), Min: 16, Max: 24}},
+		"med":             {*s.Peers[0].Export.MED, uint32(0)},
+		"ports":           {fmt.Sprint(s.Policies[1].Ports), "[{25 25} {465 587}]"},
+	} {
+		if pair[0] != pair[1] {
+			t.Errorf("%s: got %v, want %v", what, pair[0], pair[1])
+		}
+	}
+}
+
+func TestEveryMistakeIsReported(t *testing.T) {
+	_, problems := parse(string(read(t, "fifteen.yaml")))
+	for _, want := range []string{
+		`line 1: node.name: "Hub_1" is no name`,
+		`line 1: node.asn: "23456" is a reserved AS number`,
+		`line 2: underlay.address: "10.9.0.4/24" is no IP address`,
+		`line 3: tunnel: is no field here; did you mean "tunnels"?`,
+		`line 6: tunnels[0].ipsec.psk: "nowhere" is no stored secret; store it with`,
+		`line 6: tunnels[0].ipsec.ikeProposals[0]: "aes256-sha256" has the word`,
+		`line 6: tunnels[0].ipsec.childRekey: "10s" is not a whole number of seconds from 5m0s to 24h0m0s`,
+		`line 7: tunnels[0].inside[0].local: "169.254.64.0/30" is the network or broadcast address`,
+		`line 8: tunnels[1].name: "a" is the name of tunnels[0].name too`,
+		`line 9: tunnels[1].wireguard.peerPublicKey: "short" is no public key`,
+		`line 9: tunnels[1].wireguard.listenPort: "4500" is the port of IKE`,
+		`line 10: tunnels[1].inside[0]: "169.254.169.253/30" takes the address of the cloud's metadata service`,
+		`line 12: peers[0].tunnel: "b" is no tunnel of this document`,
+		`line 12: peers[0].asn: "65002" must be a whole number`,
+		`line 12: peers[0].holdTime: "1s" is not a whole number of seconds from 3s`,
+		`line 13: announce[0]: "10.0.0.1/8" has bits set behind its length; write 10.0.0.0/8`,
+		`line 14: staticRoutes[0].tunnels: is required`,
+		`line 16: egress.policies[0].pool: "none" is no pool of this document`,
+	} {
+		if !strings.Contains(problems.Error(), want) {
+			t.Errorf("no problem begins with %q", want)
+		}
+	}
+	if t.Failed() {
+		t.Logf("problems:\n%v", problems)
+	}
+	for _, p := range problems {
+		if p.Path == "" || p.Rule == "" || p.Remedy == "" {
+			t.Errorf("problem lacks path, rule or remedy: %+v", p)
+		}
+	}
+}
+
+// TestOneMistake changes one line of the good document and expects exactly one problem.
+func TestOneMistake(t *testing.T) {
+	good := string(read(t, "clouds.yaml"))
+	for _, test := range []struct{ name, from, to, want string }{
+		{"doubled field", "asn: 64620}", "asn: 64620, asn: 1}", "node.asn: is given twice"},
+		{"both encryptions", "psk: aws-0, childRekey: 45m}", "psk: aws-0}\n    wireguard: {}", `tunnels[0].wireguard: excludes "ipsec"`},
+		{"snake case", "publicAddress: 203.0.113.9", "public_address: 203.0.113.9", `did you mean "publicAddress"?`},
+		{"number as text", "name: hub-1", "name: 7", `node.name: "7" must be text; put it in quotes`},
+		{"scalar for a list", "announce: [10.9.0.0/24]", "announce: 10.9.0.0/24", "announce: \"10.9.0.0/24\" must be a list"},
+		{"secret in the document", "psk: azure", "psk: Sup3r/Secret+Value", "tunnels[1].ipsec.psk: is no stored secret"},
+		{"same peer twice", "198.51.100.20", "198.51.100.10", "tunnels[1].ipsec.remoteAddress: \"198.51.100.10\" has the same pair of identities as tunnels[0].ipsec"},
+		{"inside overlap", "169.254.80.1/31", "169.254.64.1/31", "overlaps 169.254.64.0/30 of tunnels[0].inside[0].local"},
+		{"remote missing", ", remote: 169.254.21.2", "", "tunnels[1].inside[0].remote: is required"},
+		{"wrong family endpoint", "address: 10.9.0.4, publicAddress: 203.0.113.9", "address: 10.9.0.4, publicAddress: \"2001:db8::1\"", "underlay.publicAddress: \"2001:db8::1\" is of another address family"},
+		{"own AS", "asn: 65003", "asn: 64620", "peers[2].asn: \"64620\" is this node's own number"},
+		{"keepalive", "holdTime: 3m", "holdTime: 3m, keepalive: 2m", "peers[1].keepalive: \"2m0s\" is not a whole number of seconds from 1s to 1m0s"},
+		{"policy tie", "action: deny}", "action: deny}\n    - {name: tie, sources: [172.16.0.0/12], protocol: tcp, ports: [\"500-600\"], pool: partner}", "egress.policies[2]: \"tie\" decides the same flows as egress.policies[1] (no-mail), from 172.16.0.0/12"},
+		{"pool family", "sources: [172.16.0.0/12, 192.168.0.0/16]", "sources: [\"fd00::/8\"]", "egress.policies[0].sources[0]: \"fd00::/8\" is of a family that pool partner has no address of"},
+		{"second document", "announce: [10.9.0.0/24]", "---", "is a second document"},
+		{"mss", "- name: aws-0\n    ipsec", "- name: aws-0\n    mss: 1400\n    ipsec", "tunnels[0].mss: \"1400\" does not fit the MTU of 1438; give at most 1398"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			text := strings.Replace(good, test.from, test.to, 1)
+			if text == good {
+				t.Fatal("the text has not changed")
+			}
+			_, problems := parse(text)
+			if !strings.Contains(problems.Error(), test.want) {
+				t.Errorf("got %v, want %q", problems, test.want)
+			}
+			if strings.Contains(problems.Error(), "Sup3r") {
+				t.Error("the secret is repeated")
+			}
+		})
+	}
+}
+
+func TestSyntaxErrors(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                             "is empty",
+		"node: [":                      "is no YAML",
+		"node: {\n  name: \t":          "line",
+		"- a":                          "must be a group of fields",
+		"a: &a [*a, *a]":               "is no field here",
+		strings.Repeat("x", MaxText+1): "is larger than",
+	} {
+		if _, problems := Decode([]byte(text)); !strings.Contains(problems.Error(), want) {
+			t.Errorf("%.20q: got %v, want %q", text, problems, want)
+		}
+	}
+}
+
+func TestAliasBombEnds(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("x: &a0 {}\ntunnels: &t0 [")
+	b.WriteString(strings.Repeat("{name: a},", 100))
+	b.WriteString("]\n")
+	text := "tunnels: [" + strings.Repeat("&l {inside: &i ["+strings.Repeat("{local: a}, ", 2000)+"]}, ", 1) + strings.Repeat("*l, ", 5000) + "]"
+	began := time.Now()
+	_, problems := Decode([]byte(text))
+	if !strings.Contains(problems.Error(), "by aliases") {
+		t.Errorf("got %.200v", problems)
+	}
+	if d := time.Since(began); d > 20*time.Second {
+		t.Errorf("took %v", d)
+	}
+}
+
+func TestEncodeDecode(t *testing.T) {
+	d, problems := Decode(read(t, "clouds.yaml"))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	d.Message.Tunnels[0].GetIpsec().ChildRekeyBytes = 90e9
+	text, err := Encode(d.Message)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, problems := Decode([]byte(text))
+	if len(problems) > 0 || !proto.Equal(d.Message, again.Message) {
+		t.Errorf("%v\n%s", problems, text)
+	}
+}
+
+// TestSchemaKinds keeps the schema to the kinds of fields that the decoder knows.
+func TestSchemaKinds(t *testing.T) {
+	seen := map[protoreflect.FullName]bool{}
+	var walk func(m protoreflect.MessageDescriptor)
+	walk = func(m protoreflect.MessageDescriptor) {
+		if seen[m.FullName()] || m.FullName() == "google.protobuf.Duration" {
+			return
+		}
+		seen[m.FullName()] = true
+		for i := range m.Fields().Len() {
+			f := m.Fields().Get(i)
+			switch f.Kind() {
+			case protoreflect.MessageKind:
+				walk(f.Message())
+			case protoreflect.StringKind, protoreflect.BoolKind, protoreflect.Uint32Kind, protoreflect.Uint64Kind:
+			default:
+				t.Errorf("%s is of kind %s", f.FullName(), f.Kind())
+			}
+			if f.IsMap() {
+				t.Errorf("%s is a map", f.FullName())
+			}
+		}
+	}
+	walk((&isthmusv1.Spec{}).ProtoReflect().Descriptor())
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add(read(f, "clouds.yaml"))
+	f.Add(read(f, "fifteen.yaml"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		d, problems := Decode(text)
+		s, more := Check(d, stored)
+		if s == nil || d.Message == nil {
+			t.Fatal("nothing returned")
+		}
+		if len(problems)+len(more) > 0 {
+			return
+		}
+		again, err := Encode(d.Message)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, problems := Decode([]byte(again)); len(problems) > 0 || !proto.Equal(d.Message, e.Message) {
+			t.Errorf("%v\n%s", problems, again)
+		}
+	})
+}
