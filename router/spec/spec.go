@@ -46,8 +46,11 @@ type Tunnel struct {
 // the tunnel.
 type Peer struct {
 	bgp.Peer
-	path string // of the peer in the document, for problems that only the planner can see
+	path string
 }
+
+// Path returns the field path of the peer, for problems that only the planner can see.
+func (p Peer) Path() string { return p.path }
 
 // StaticRoute is a checked static route.
 type StaticRoute struct {

@@ -1,0 +1,133 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+
+	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+// Action says what happens to an object.
+type Action string
+
+// The actions, as they are shown.
+const (
+	Add     Action = "add"
+	Modify  Action = "change"
+	Remove  Action = "remove"
+	Replace Action = "replace"
+)
+
+// Change is one difference between two targets.
+type Change struct {
+	Action     Action
+	Kind       string // "node", "underlay", "tunnel", "peer", "announcement", "route", "pool", "policy"
+	Name       string
+	Fields     []string // "field: old -> new"
+	Interrupts string   // what stops for a moment or for good; empty: nothing does
+}
+
+// Diff returns what changes from one target to another, in the order in which it is done: additions and changes from
+// the underlay upward, then removals from the top down.
+func Diff(a, b Target) []Change {
+	var changes, removals []Change
+	record := func(c []Change, r []Change) {
+		changes = append(changes, c...)
+		removals = append(r, removals...)
+	}
+	if f := fields(reflect.ValueOf(a.Node), reflect.ValueOf(b.Node)); len(f) > 0 {
+		c := Change{Action: Modify, Kind: "node", Name: b.Node.Name, Fields: f}
+		if a.Node.ASN != b.Node.ASN || a.Node.RouterID != b.Node.RouterID {
+			c.Interrupts = interrupted(len(a.BGP.Peers) > 0, "every BGP session is closed and opened again")
+		}
+		changes = append(changes, c)
+	}
+	if f := fields(reflect.ValueOf(a.Underlay), reflect.ValueOf(b.Underlay)); len(f) > 0 {
+		changes = append(changes, Change{Action: Modify, Kind: "underlay", Name: b.Underlay.Interface, Fields: f})
+	}
+	record(diff("pool", a.NAT.Pools, b.NAT.Pools, func(p nat.Pool) string { return p.Name }, anyFields[nat.Pool]("flows from addresses that leave the pool end"), "its flows end"))
+	record(diff("policy", a.NAT.Policies, b.NAT.Policies, func(p nat.Policy) string { return p.Name }, anyFields[nat.Policy](""), "new flows that it would decide are not translated, and the guard drops them"))
+	record(diff("tunnel", a.Tunnels, b.Tunnels, func(c tunnel.Config) string { return c.Name }, tunnelFields, "the tunnel goes down for good"))
+	record(diff("route", a.Routes, b.Routes, func(r fib.Route) string { return r.Prefix.String() }, anyFields[fib.Route](""), "what it carries takes another route or none"))
+	record(diff("announcement", a.BGP.Announce, b.BGP.Announce, netip.Prefix.String, anyFields[netip.Prefix](""), "it is withdrawn from every peer"))
+	record(diff("peer", a.BGP.Peers, b.BGP.Peers, func(p bgp.Peer) string { return p.Name }, peerFields, "the session is closed, and its routes go"))
+	return append(changes, removals...)
+}
+
+func interrupted(yes bool, why string) string {
+	if yes {
+		return why
+	}
+	return ""
+}
+
+// diff compares two lists of named objects. differ returns the fields that differ and what changing them interrupts.
+func diff[T any](kind string, a, b []T, name func(T) string, differ func(a, b T) ([]string, string), removal string) (changes, removals []Change) {
+	had := make(map[string]T, len(a))
+	for _, x := range a {
+		had[name(x)] = x
+	}
+	for _, y := range b {
+		x, ok := had[name(y)]
+		delete(had, name(y))
+		if !ok {
+			changes = append(changes, Change{Action: Add, Kind: kind, Name: name(y)})
+			continue
+		}
+		if f, why := differ(x, y); len(f) > 0 {
+			c := Change{Action: Modify, Kind: kind, Name: name(y), Fields: f, Interrupts: why}
+			if strings.HasPrefix(f[0], "kind: ") {
+				c.Action = Replace
+			}
+			changes = append(changes, c)
+		}
+	}
+	for _, x := range a {
+		if _, gone := had[name(x)]; gone {
+			removals = append(removals, Change{Action: Remove, Kind: kind, Name: name(x), Interrupts: removal})
+		}
+	}
+	return changes, removals
+}
+
+func tunnelFields(a, b tunnel.Config) (f []string, why string) {
+	for _, d := range tunnel.Diff(a, b) {
+		f = append(f, d.Field+": "+d.Old+" -> "+d.New)
+		if why == "" {
+			why = d.Interrupts
+		}
+	}
+	return f, why
+}
+
+func peerFields(a, b bgp.Peer) (f []string, why string) {
+	for _, d := range bgp.DiffPeer(a, b) {
+		f = append(f, d.Field+": "+d.Old+" -> "+d.New)
+		if why == "" {
+			why = d.Interrupts
+		}
+	}
+	return f, why
+}
+
+func anyFields[T any](why string) func(a, b T) ([]string, string) {
+	return func(a, b T) ([]string, string) {
+		f := fields(reflect.ValueOf(a), reflect.ValueOf(b))
+		return f, interrupted(len(f) > 0, why)
+	}
+}
+
+// fields returns the exported fields in which two structs of one type differ.
+func fields(a, b reflect.Value) (f []string) {
+	for i := range a.NumField() {
+		if t := a.Type().Field(i); t.IsExported() && !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
+			f = append(f, fmt.Sprintf("%s: %v -> %v", t.Name, a.Field(i).Interface(), b.Field(i).Interface()))
+		}
+	}
+	return f
+}

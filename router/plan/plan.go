@@ -1,0 +1,191 @@
+// Package plan decides: from a checked document, the ledger and what the kernel can do, it makes the complete target. It has no
+// clock and no I/O, and what carries the target out has nothing left to choose.
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+// Target is everything that was decided for a node. Lists are in the order of names.
+type Target struct {
+	Node     spec.Node
+	Underlay spec.Underlay
+	Tunnels  []tunnel.Config
+	BGP      bgp.Config
+	// Routes are the static routes, those of the document and those that peers need to be reached.
+	Routes []fib.Route
+	NAT    nat.Config
+}
+
+// Make decides what is to be done for a document. The ledger returned belongs to the target: both are accepted
+// together or not at all. can tells whether the kernel has a capability of router/host.
+func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target, Ledger, spec.Problems) {
+	var problems spec.Problems
+	ledger := former.clone()
+	t := Target{Node: s.Node, Underlay: s.Underlay}
+
+	present := map[string]bool{}
+	var given []netip.Prefix
+	for i, tu := range s.Tunnels {
+		present[tu.Name] = true
+		for _, in := range tu.Inside {
+			given = append(given, in.Local.Masked(), netip.PrefixFrom(in.Remote, in.Remote.BitLen()))
+		}
+		if need := needs(tu.Config); !slices.ContainsFunc(need, func(set []string) bool { return all(set, can) }) {
+			problems = append(problems, spec.Problem{
+				Path:   fmt.Sprintf("tunnels[%d].%s", i, tu.Kind()),
+				Rule:   "needs what this kernel does not have: " + strings.Join(need[0], ", "),
+				Remedy: "run the node on the isthmus image, or on a kernel with these features",
+			})
+		}
+	}
+	ledger.retire(present)
+
+	tunnels := slices.Clone(s.Tunnels)
+	slices.SortFunc(tunnels, func(a, b spec.Tunnel) int { return cmp.Compare(a.Name, b.Name) })
+	interfaces := map[string]tunnel.Config{}
+	for _, tu := range tunnels {
+		e, known := ledger.Tunnels[tu.Name]
+		if !known {
+			id, err := ledger.freeID()
+			if err != nil {
+				problems = append(problems, spec.Problem{Path: "tunnels", Rule: "has too many tunnels: " + err.Error(), Remedy: "remove some, or use another node"})
+				continue
+			}
+			e = Entry{ID: id, Interface: ledger.freeInterface(tu.Name)}
+		}
+		if len(tu.Inside) == 0 {
+			if !e.Inside.IsValid() || overlaps(given, e.Inside) {
+				ledger.Tunnels[tu.Name] = e
+				block, err := ledger.freeBlock(given)
+				if err != nil {
+					problems = append(problems, spec.Problem{Path: "tunnels", Rule: "cannot allocate inside addresses for " + tu.Name + ": " + err.Error(), Remedy: "give `inside` addresses"})
+				}
+				e.Inside = block
+			}
+			if e.Inside.IsValid() {
+				tu.Inside = []tunnel.Inside{inside(e.Inside)}
+			}
+		} else {
+			e.Inside = netip.Prefix{}
+		}
+		ledger.Tunnels[tu.Name] = e
+		c := tu.Config
+		c.ID, c.Interface, c.Underlay = e.ID, e.Interface, s.Underlay.Interface
+		if c.Interface == s.Underlay.Interface {
+			problems = append(problems, spec.Problem{Path: "underlay.interface", Value: c.Interface, Rule: "is the name of the interface of tunnel " + tu.Name, Remedy: "rename the tunnel"})
+		}
+		t.Tunnels = append(t.Tunnels, c)
+		interfaces[c.Name] = c
+		t.NAT.Clamps = append(t.NAT.Clamps, clamp(c, tu.MSS))
+	}
+
+	t.routes(s, interfaces)
+	problems = append(problems, t.peers(s, interfaces)...)
+	t.BGP.ASN, t.BGP.RouterID = s.Node.ASN, s.Node.RouterID
+	t.BGP.Announce = slices.SortedFunc(slices.Values(s.Announce), comparePrefix)
+
+	t.NAT.Underlay = s.Underlay.Interface
+	t.NAT.Own = []netip.Addr{s.Underlay.Address}
+	t.NAT.Pools = slices.SortedFunc(slices.Values(s.Pools), func(a, b nat.Pool) int { return cmp.Compare(a.Name, b.Name) })
+	t.NAT.Policies = slices.SortedFunc(slices.Values(s.Policies), func(a, b nat.Policy) int { return cmp.Compare(a.Name, b.Name) })
+	return t, ledger, problems
+}
+
+// needs returns the sets of capabilities of which a tunnel needs one.
+func needs(c tunnel.Config) [][]string {
+	if c.WireGuard != nil {
+		return [][]string{{"wireguard"}, {"tun"}}
+	}
+	return [][]string{{"esp", "xfrm-interface"}}
+}
+
+func all(set []string, can func(string) bool) bool {
+	return !slices.ContainsFunc(set, func(c string) bool { return !can(c) })
+}
+
+func overlaps(list []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(list, p.Overlaps)
+}
+
+// clamp returns the MSS limits of a tunnel: what fits into its MTU behind headers without options (RFC 9293 section
+// 3.7.1), or what the document says.
+func clamp(c tunnel.Config, mss uint16) nat.Clamp {
+	out := nat.Clamp{Interface: c.Interface, IPv4: uint16(c.MTU - 40), IPv6: uint16(c.MTU - 60)}
+	if mss != 0 {
+		out.IPv4, out.IPv6 = mss, min(mss, out.IPv6)
+	}
+	return out
+}
+
+func (t *Target) routes(s *spec.Spec, tunnels map[string]tunnel.Config) {
+	for _, r := range s.Routes {
+		route := fib.Route{Prefix: r.Prefix, Blackhole: r.Blackhole}
+		for _, name := range r.Tunnels {
+			route.NextHops = append(route.NextHops, fib.NextHop{Interface: tunnels[name].Interface})
+		}
+		t.Routes = append(t.Routes, route)
+	}
+}
+
+// peers resolves what depends on allocated addresses, and adds a host route for each peer that is not at the other
+// end of its tunnel: a learnt prefix that covers the peer's address must not carry the session itself.
+func (t *Target) peers(s *spec.Spec, tunnels map[string]tunnel.Config) (problems spec.Problems) {
+	at := map[netip.Addr]string{}
+	for _, p := range s.Peers {
+		c := tunnels[p.Tunnel]
+		p.Interface = c.Interface
+		for _, in := range c.Inside {
+			if !p.Address.IsValid() {
+				p.Address = in.Remote
+			}
+			if p.Address.Is4() == in.Local.Addr().Is4() {
+				if !p.LocalAddress.IsValid() {
+					p.LocalAddress = in.Local.Addr()
+				}
+				switch {
+				case p.Address == in.Remote:
+					p.TTL = max(p.TTL, 1)
+				default:
+					if p.TTL == 0 {
+						p.TTL = 2
+					}
+					t.hostRoute(p.Address, c.Interface)
+				}
+			}
+		}
+		if other, ok := at[p.Address]; ok {
+			problems = append(problems, spec.Problem{Path: p.Path() + ".address", Value: p.Address.String(), Rule: "is the address of peer " + other + " too", Remedy: "one session for one address"})
+		}
+		at[p.Address] = p.Name
+		t.BGP.Peers = append(t.BGP.Peers, p.Peer)
+	}
+	slices.SortFunc(t.BGP.Peers, func(a, b bgp.Peer) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(t.Routes, func(a, b fib.Route) int { return comparePrefix(a.Prefix, b.Prefix) })
+	return problems
+}
+
+func (t *Target) hostRoute(a netip.Addr, iface string) {
+	p := netip.PrefixFrom(a, a.BitLen())
+	if slices.ContainsFunc(t.Routes, func(r fib.Route) bool { return r.Prefix == p }) {
+		return
+	}
+	t.Routes = append(t.Routes, fib.Route{Prefix: p, NextHops: []fib.NextHop{{Interface: iface}}})
+}
+
+func comparePrefix(a, b netip.Prefix) int {
+	if c := a.Addr().Compare(b.Addr()); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.Bits(), b.Bits())
+}

@@ -1,0 +1,194 @@
+package plan
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+func everything(string) bool { return true }
+
+func parse(t testing.TB, text string) *spec.Spec {
+	t.Helper()
+	d, problems := spec.Decode([]byte(text))
+	s, more := spec.Check(d, func(name string) (secret.Ref, bool) { return secret.Ref{Name: name, Fingerprint: "f"}, true })
+	if problems = append(problems, more...); len(problems) > 0 {
+		t.Fatalf("%v\n%s", problems, text)
+	}
+	return s
+}
+
+// document writes a document with tunnels of the given names, all with allocated inside addresses, and a peer in each.
+func document(names ...string) string {
+	var b strings.Builder
+	b.WriteString("node: {name: n, asn: 64620}\nunderlay: {interface: eth0, address: 10.9.0.4}\ntunnels:\n")
+	for _, n := range names {
+		i, _ := strconv.Atoi(strings.Trim(n, "abcdefghijklmnopqrstuvwxyz-"))
+		fmt.Fprintf(&b, "- {name: %s, ipsec: {remoteAddress: 198.51.%d.%d, psk: k}}\n", n, 100+i/250, 1+i%250)
+	}
+	b.WriteString("peers:\n")
+	for _, n := range names {
+		fmt.Fprintf(&b, "- {name: %s, tunnel: %s, asn: 65000}\n", n, n)
+	}
+	return b.String()
+}
+
+func mustMake(t testing.TB, s *spec.Spec, l Ledger) (Target, Ledger) {
+	t.Helper()
+	target, ledger, problems := Make(s, l, everything)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	return target, ledger
+}
+
+func TestOrderAndRestartChangeNothing(t *testing.T) {
+	first, ledger := mustMake(t, parse(t, document("b-2", "a-1", "c-3")), Ledger{})
+	stored, err := json.Marshal(ledger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var read Ledger
+	if err := json.Unmarshal(stored, &read); err != nil {
+		t.Fatal(err)
+	}
+	second, again := mustMake(t, parse(t, document("c-3", "b-2", "a-1")), read)
+	if d := Diff(first, second); len(d) > 0 {
+		t.Errorf("the same document in another order: %+v", d)
+	}
+	if !reflect.DeepEqual(again, read) {
+		t.Errorf("ledger went from %+v to %+v", read, again)
+	}
+}
+
+func TestRemovedTunnelComesBackAsItWas(t *testing.T) {
+	first, ledger := mustMake(t, parse(t, document("a-1", "b-2")), Ledger{})
+	_, ledger = mustMake(t, parse(t, document("b-2")), ledger)
+	_, ledger = mustMake(t, parse(t, document("b-2", "d-4")), ledger)
+	back, _ := mustMake(t, parse(t, document("b-2", "a-1")), ledger)
+	if d := Diff(first, back); len(d) > 0 {
+		t.Errorf("got %+v", d)
+	}
+}
+
+// TestChoicesNeverClash walks through random documents and looks for numbers, interfaces and addresses that two tunnels
+// share, and for tunnels that changed although the document did not change them.
+func TestChoicesNeverClash(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	ledger := Ledger{}
+	former := map[string]tunnel.Config{}
+	for range 60 {
+		var names []string
+		for i := range 40 {
+			if r.IntN(2) == 0 {
+				name := fmt.Sprintf("t-%d", i)
+				if i%5 == 0 {
+					name = fmt.Sprintf("tunnel-%d-with-a-name-that-is-long", i)
+				}
+				names = append(names, name)
+			}
+		}
+		r.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
+		var target Target
+		target, ledger = mustMake(t, parse(t, document(names...)), ledger)
+		ids, ifaces, blocks := map[uint32]bool{}, map[string]bool{}, map[netip.Prefix]bool{}
+		now := map[string]tunnel.Config{}
+		for _, c := range target.Tunnels {
+			block := c.Inside[0].Local.Masked()
+			if ids[c.ID] || ifaces[c.Interface] || blocks[block] || len(c.Interface) > 15 {
+				t.Fatalf("clash: %+v", c)
+			}
+			ids[c.ID], ifaces[c.Interface], blocks[block] = true, true, true
+			if was, ok := former[c.Name]; ok && !reflect.DeepEqual(was, c) {
+				t.Fatalf("%s changed from %+v to %+v", c.Name, was, c)
+			}
+			now[c.Name] = c
+		}
+		former = now
+		for _, p := range target.BGP.Peers {
+			c := now[p.Tunnel]
+			if p.Address != c.Inside[0].Remote || p.LocalAddress != c.Inside[0].Local.Addr() || p.Interface != c.Interface || p.TTL != 1 {
+				t.Fatalf("peer %+v does not fit tunnel %+v", p, c)
+			}
+		}
+	}
+}
+
+func TestGivenAddressMovesAllocatedOne(t *testing.T) {
+	first, ledger := mustMake(t, parse(t, document("a-1")), Ledger{})
+	taken := first.Tunnels[0].Inside[0].Local
+	text := document("a-1", "b-2")
+	text = strings.Replace(text, "name: b-2,", fmt.Sprintf("name: b-2, inside: [{local: %s}],", taken), 1)
+	target, _ := mustMake(t, parse(t, text), ledger)
+	if got := target.Tunnels[0].Inside[0].Local; got.Masked() == taken.Masked() || target.Tunnels[1].Inside[0].Local != taken {
+		t.Errorf("a-1 has %v, b-2 %v", got, target.Tunnels[1].Inside)
+	}
+}
+
+func TestMultihopPeerGetsHostRoute(t *testing.T) {
+	text := document("a-1")
+	text = strings.Replace(text, "asn: 65000", "asn: 65000, address: 192.168.255.30", 1)
+	target, _ := mustMake(t, parse(t, text), Ledger{})
+	if len(target.Routes) != 1 || target.Routes[0].Prefix.String() != "192.168.255.30/32" || target.Routes[0].NextHops[0].Interface != target.Tunnels[0].Interface {
+		t.Errorf("routes %+v", target.Routes)
+	}
+	if p := target.BGP.Peers[0]; p.TTL != 2 {
+		t.Errorf("ttl %d", p.TTL)
+	}
+}
+
+func TestMissingCapability(t *testing.T) {
+	_, _, problems := Make(parse(t, document("a-1")), Ledger{}, func(c string) bool { return c != "esp" })
+	if len(problems) != 1 || problems[0].Path != "tunnels[0].ipsec" || !strings.Contains(problems[0].Rule, "esp") {
+		t.Errorf("got %v", problems)
+	}
+}
+
+func TestDiff(t *testing.T) {
+	base := document("a-1", "b-2") + "announce: [10.0.0.0/24]\nstaticRoutes: [{prefix: 10.1.0.0/16, tunnels: [a-1]}]\negress: {pools: [{name: p, addresses: [{address: 10.9.0.5}]}], policies: [{name: x, sources: [10.0.0.0/8], pool: p}]}\n"
+	a, ledger := mustMake(t, parse(t, base), Ledger{})
+	for _, test := range []struct{ name, from, to, want string }{
+		{"nothing", "", "", "[]"},
+		{"tunnel removed, with its peer", "- {name: b-2, ipsec: {remoteAddress: 198.51.100.3, psk: k}}\n", "", "[remove tunnel b-2 (the tunnel goes down for good)]"},
+		{"mtu", "{name: a-1, ipsec", "{name: a-1, mtu: 1400, ipsec", "[change tunnel a-1]"},
+		{"address", "198.51.100.2,", "198.51.100.9,", "[change tunnel a-1 (the IKE SA is negotiated anew)]"},
+		{"hold time", "tunnel: a-1, asn: 65000", "tunnel: a-1, holdTime: 90s, asn: 65000", "[change peer a-1 (the session is closed and opened again)]"},
+		{"import", "tunnel: a-1, asn: 65000", "tunnel: a-1, import: {allow: [{prefix: 10.0.0.0/8}]}, asn: 65000", "[change peer a-1]"},
+		{"announcement", "[10.0.0.0/24]", "[10.0.1.0/24]", "[add announcement 10.0.1.0/24 remove announcement 10.0.0.0/24 (it is withdrawn from every peer)]"},
+		{"asn", "asn: 64620", "asn: 64621", "[change node n (every BGP session is closed and opened again)]"},
+		{"policy", "policies: [{name: x,", "policies: [{name: y,", "[add policy y remove policy x (new flows that it would decide are not translated, and the guard drops them)]"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			text := strings.Replace(base, test.from, test.to, 1)
+			if test.name == "tunnel removed, with its peer" {
+				text = strings.Replace(text, "- {name: b-2, tunnel: b-2, asn: 65000}\n", "", 1)
+				test.want = "[remove peer b-2 (the session is closed, and its routes go) remove tunnel b-2 (the tunnel goes down for good)]"
+			}
+			b, _ := mustMake(t, parse(t, text), ledger)
+			var got []string
+			for _, c := range Diff(a, b) {
+				s := fmt.Sprintf("%s %s %s", c.Action, c.Kind, c.Name)
+				if c.Interrupts != "" {
+					s += " (" + c.Interrupts + ")"
+				}
+				got = append(got, s)
+			}
+			if s := fmt.Sprint(got); s != test.want {
+				t.Errorf("got  %s\nwant %s", s, test.want)
+			}
+		})
+	}
+	if !slices.IsSortedFunc(a.Tunnels, func(x, y tunnel.Config) int { return strings.Compare(x.Name, y.Name) }) {
+		t.Error("tunnels are not in the order of names")
+	}
+}
