@@ -92,7 +92,10 @@ type Condition struct {
 	// One sentence for a person, with what to do where there is something to do.
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	// When it became true.
-	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// "warning", or "error" for what keeps the object from doing its work. A node with an error condition is
+	// NOT_SERVING for the health service (grpc.health.v1).
+	Severity      string `protobuf:"bytes,4,opt,name=severity,proto3" json:"severity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -146,6 +149,13 @@ func (x *Condition) GetSince() *timestamppb.Timestamp {
 		return x.Since
 	}
 	return nil
+}
+
+func (x *Condition) GetSeverity() string {
+	if x != nil {
+		return x.Severity
+	}
+	return ""
 }
 
 // Problem is one thing that is wrong with a document.
@@ -230,22 +240,114 @@ func (x *Problem) GetLine() uint32 {
 	return 0
 }
 
+// ClientContext is how a client reaches and trusts one node. The daemon writes one for the first admin; the command
+// line reads it, as YAML or JSON with these names in lowerCamelCase. It holds a private key: keep it at mode 0600.
+type ClientContext struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Host and port of the API.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Name that the node's certificate must carry. Default: "isthmusd", which every node's certificate carries beside
+	// its addresses, since each node has an authority of its own and may be reached through address translation.
+	ServerName string `protobuf:"bytes,2,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
+	// Certificate of the node's authority in PEM.
+	Authority string `protobuf:"bytes,3,opt,name=authority,proto3" json:"authority,omitempty"`
+	// Certificate of the client in PEM.
+	Certificate string `protobuf:"bytes,4,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// Private key of the client in PEM (PKCS #8).
+	Key           string `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClientContext) Reset() {
+	*x = ClientContext{}
+	mi := &file_isthmus_v1_common_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientContext) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientContext) ProtoMessage() {}
+
+func (x *ClientContext) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_common_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientContext.ProtoReflect.Descriptor instead.
+func (*ClientContext) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_common_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ClientContext) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ClientContext) GetServerName() string {
+	if x != nil {
+		return x.ServerName
+	}
+	return ""
+}
+
+func (x *ClientContext) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+func (x *ClientContext) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *ClientContext) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
 var File_isthmus_v1_common_proto protoreflect.FileDescriptor
 
 const file_isthmus_v1_common_proto_rawDesc = "" +
 	"\n" +
 	"\x17isthmus/v1/common.proto\x12\n" +
-	"isthmus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"k\n" +
+	"isthmus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x01\n" +
 	"\tCondition\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"s\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1a\n" +
+	"\bseverity\x18\x04 \x01(\tR\bseverity\"s\n" +
 	"\aProblem\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x12\n" +
 	"\x04rule\x18\x03 \x01(\tR\x04rule\x12\x16\n" +
 	"\x06remedy\x18\x04 \x01(\tR\x06remedy\x12\x12\n" +
-	"\x04line\x18\x05 \x01(\rR\x04line*\x82\x01\n" +
+	"\x04line\x18\x05 \x01(\rR\x04line\"\x9c\x01\n" +
+	"\rClientContext\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x1f\n" +
+	"\vserver_name\x18\x02 \x01(\tR\n" +
+	"serverName\x12\x1c\n" +
+	"\tauthority\x18\x03 \x01(\tR\tauthority\x12 \n" +
+	"\vcertificate\x18\x04 \x01(\tR\vcertificate\x12\x10\n" +
+	"\x03key\x18\x05 \x01(\tR\x03key*\x82\x01\n" +
 	"\tEventType\x12\x1a\n" +
 	"\x16EVENT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10EVENT_TYPE_ADDED\x10\x01\x12\x16\n" +
@@ -266,15 +368,16 @@ func file_isthmus_v1_common_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_isthmus_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_isthmus_v1_common_proto_goTypes = []any{
 	(EventType)(0),                // 0: isthmus.v1.EventType
 	(*Condition)(nil),             // 1: isthmus.v1.Condition
 	(*Problem)(nil),               // 2: isthmus.v1.Problem
-	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
+	(*ClientContext)(nil),         // 3: isthmus.v1.ClientContext
+	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
 }
 var file_isthmus_v1_common_proto_depIdxs = []int32{
-	3, // 0: isthmus.v1.Condition.since:type_name -> google.protobuf.Timestamp
+	4, // 0: isthmus.v1.Condition.since:type_name -> google.protobuf.Timestamp
 	1, // [1:1] is the sub-list for method output_type
 	1, // [1:1] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
@@ -293,7 +396,7 @@ func file_isthmus_v1_common_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_common_proto_rawDesc), len(file_isthmus_v1_common_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

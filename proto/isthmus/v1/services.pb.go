@@ -3360,8 +3360,10 @@ func (x *IssueClientRequest) GetLifetime() *durationpb.Duration {
 type IssueClientResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The certificate and the authority's certificate in PEM.
-	Certificate   string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	Authority     string `protobuf:"bytes,2,opt,name=authority,proto3" json:"authority,omitempty"`
+	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Authority   string `protobuf:"bytes,2,opt,name=authority,proto3" json:"authority,omitempty"`
+	// The same certificate as ListClients will show it.
+	Client        *Client `protobuf:"bytes,3,opt,name=client,proto3" json:"client,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3408,6 +3410,13 @@ func (x *IssueClientResponse) GetAuthority() string {
 		return x.Authority
 	}
 	return ""
+}
+
+func (x *IssueClientResponse) GetClient() *Client {
+	if x != nil {
+		return x.Client
+	}
+	return nil
 }
 
 type ListClientsRequest struct {
@@ -3496,9 +3505,11 @@ type Client struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Role  string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
 	// Serial number in hexadecimal.
-	Serial        string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
-	Expires       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
+	Serial  string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
+	Expires *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
+	// A revoked certificate stays in the list until it expires.
 	Revoked       bool                   `protobuf:"varint,5,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	Issued        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=issued,proto3" json:"issued,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3568,9 +3579,17 @@ func (x *Client) GetRevoked() bool {
 	return false
 }
 
+func (x *Client) GetIssued() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Issued
+	}
+	return nil
+}
+
 type RevokeClientRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in Client.
+	Serial        string `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3918,19 +3937,21 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x10\n" +
 	"\x03csr\x18\x03 \x01(\fR\x03csr\x125\n" +
-	"\blifetime\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\blifetime\"U\n" +
+	"\blifetime\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\blifetime\"\x81\x01\n" +
 	"\x13IssueClientResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12\x1c\n" +
-	"\tauthority\x18\x02 \x01(\tR\tauthority\"\x14\n" +
+	"\tauthority\x18\x02 \x01(\tR\tauthority\x12*\n" +
+	"\x06client\x18\x03 \x01(\v2\x12.isthmus.v1.ClientR\x06client\"\x14\n" +
 	"\x12ListClientsRequest\"C\n" +
 	"\x13ListClientsResponse\x12,\n" +
-	"\aclients\x18\x01 \x03(\v2\x12.isthmus.v1.ClientR\aclients\"\x98\x01\n" +
+	"\aclients\x18\x01 \x03(\v2\x12.isthmus.v1.ClientR\aclients\"\xcc\x01\n" +
 	"\x06Client\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x16\n" +
 	"\x06serial\x18\x03 \x01(\tR\x06serial\x124\n" +
 	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x18\n" +
-	"\arevoked\x18\x05 \x01(\bR\arevoked\"-\n" +
+	"\arevoked\x18\x05 \x01(\bR\arevoked\x122\n" +
+	"\x06issued\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\"-\n" +
 	"\x13RevokeClientRequest\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\"\x16\n" +
 	"\x14RevokeClientResponse2\xe9\x03\n" +
@@ -4099,63 +4120,65 @@ var file_isthmus_v1_services_proto_depIdxs = []int32{
 	49, // 41: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
 	62, // 42: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
 	61, // 43: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	56, // 44: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	62, // 45: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	3,  // 46: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,  // 47: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,  // 48: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10, // 49: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	12, // 50: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	14, // 51: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	17, // 52: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	18, // 53: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	20, // 54: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	21, // 55: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	24, // 56: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	26, // 57: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	27, // 58: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	29, // 59: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	32, // 60: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	34, // 61: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	38, // 62: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	40, // 63: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	43, // 64: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	46, // 65: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	47, // 66: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	50, // 67: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	52, // 68: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	54, // 69: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	57, // 70: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	4,  // 71: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,  // 72: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,  // 73: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	11, // 74: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	13, // 75: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	15, // 76: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,  // 77: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	19, // 78: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	23, // 79: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	22, // 80: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	25, // 81: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	31, // 82: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	28, // 83: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	30, // 84: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	33, // 85: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	35, // 86: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	39, // 87: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	41, // 88: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	44, // 89: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	49, // 90: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	48, // 91: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	51, // 92: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	53, // 93: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	55, // 94: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	58, // 95: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	71, // [71:96] is the sub-list for method output_type
-	46, // [46:71] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	56, // 44: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	56, // 45: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	62, // 46: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	62, // 47: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	3,  // 48: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,  // 49: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,  // 50: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10, // 51: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	12, // 52: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	14, // 53: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	17, // 54: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	18, // 55: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	20, // 56: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	21, // 57: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	24, // 58: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	26, // 59: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	27, // 60: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	29, // 61: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	32, // 62: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	34, // 63: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	38, // 64: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	40, // 65: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	43, // 66: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	46, // 67: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	47, // 68: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	50, // 69: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	52, // 70: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	54, // 71: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	57, // 72: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	4,  // 73: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,  // 74: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,  // 75: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	11, // 76: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	13, // 77: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	15, // 78: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,  // 79: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	19, // 80: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	23, // 81: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	22, // 82: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	25, // 83: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	31, // 84: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	28, // 85: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	30, // 86: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	33, // 87: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	35, // 88: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	39, // 89: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	41, // 90: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	44, // 91: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	49, // 92: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	48, // 93: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	51, // 94: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	53, // 95: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	55, // 96: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	58, // 97: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	73, // [73:98] is the sub-list for method output_type
+	48, // [48:73] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }

@@ -384,7 +384,7 @@ type TunnelServiceClient interface {
 	ListTunnels(ctx context.Context, in *ListTunnelsRequest, opts ...grpc.CallOption) (*ListTunnelsResponse, error)
 	// GetTunnel returns one tunnel, or NOT_FOUND. Role: reader.
 	GetTunnel(ctx context.Context, in *GetTunnelRequest, opts ...grpc.CallOption) (*TunnelStatus, error)
-	// WatchTunnels follows the tunnels. Role: reader.
+	// WatchTunnels follows the tunnels. A change of the byte and packet counters alone is no event. Role: reader.
 	WatchTunnels(ctx context.Context, in *WatchTunnelsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TunnelEvent], error)
 }
 
@@ -445,7 +445,7 @@ type TunnelServiceServer interface {
 	ListTunnels(context.Context, *ListTunnelsRequest) (*ListTunnelsResponse, error)
 	// GetTunnel returns one tunnel, or NOT_FOUND. Role: reader.
 	GetTunnel(context.Context, *GetTunnelRequest) (*TunnelStatus, error)
-	// WatchTunnels follows the tunnels. Role: reader.
+	// WatchTunnels follows the tunnels. A change of the byte and packet counters alone is no event. Role: reader.
 	WatchTunnels(*WatchTunnelsRequest, grpc.ServerStreamingServer[TunnelEvent]) error
 	mustEmbedUnimplementedTunnelServiceServer()
 }
@@ -577,7 +577,7 @@ type BGPServiceClient interface {
 	ListPeers(ctx context.Context, in *ListPeersRequest, opts ...grpc.CallOption) (*ListPeersResponse, error)
 	// GetPeer returns one session, or NOT_FOUND. Role: reader.
 	GetPeer(ctx context.Context, in *GetPeerRequest, opts ...grpc.CallOption) (*PeerStatus, error)
-	// WatchPeers follows the sessions. Role: reader.
+	// WatchPeers follows the sessions. A change of the message counters alone is no event. Role: reader.
 	WatchPeers(ctx context.Context, in *WatchPeersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PeerEvent], error)
 	// ResetPeer closes and reopens a session, or, when soft, asks the peer for its routes again (RFC 2918) and sends
 	// ours again. It also ends a quarantine. Role: operator.
@@ -651,7 +651,7 @@ type BGPServiceServer interface {
 	ListPeers(context.Context, *ListPeersRequest) (*ListPeersResponse, error)
 	// GetPeer returns one session, or NOT_FOUND. Role: reader.
 	GetPeer(context.Context, *GetPeerRequest) (*PeerStatus, error)
-	// WatchPeers follows the sessions. Role: reader.
+	// WatchPeers follows the sessions. A change of the message counters alone is no event. Role: reader.
 	WatchPeers(*WatchPeersRequest, grpc.ServerStreamingServer[PeerEvent]) error
 	// ResetPeer closes and reopens a session, or, when soft, asks the peer for its routes again (RFC 2918) and sends
 	// ours again. It also ends a quarantine. Role: operator.
