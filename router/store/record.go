@@ -1,0 +1,134 @@
+package store
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+)
+
+// A record is one file: a line of text with a checksum, then the payload. The checksum covers the name as well, so
+// that a file under a wrong name is as damaged as one with a flipped bit.
+//
+//	isthmus-store 1 <SHA-256 of "name\n" and payload, hexadecimal> <length of payload>\n
+//	<payload>
+
+const magic = "isthmus-store 1"
+
+func encodeRecord(name string, payload []byte) []byte {
+	return append(recordHeader(name, payload), payload...)
+}
+
+func recordHeader(name string, payload []byte) []byte {
+	h := sha256.New()
+	h.Write([]byte(name + "\n"))
+	h.Write(payload)
+	return fmt.Appendf(nil, "%s %x %d\n", magic, h.Sum(nil), len(payload))
+}
+
+// decodeRecord returns the payload, or an error that wraps ErrDamaged.
+func decodeRecord(name string, data []byte) ([]byte, error) {
+	i := bytes.IndexByte(data, '\n')
+	if i < 0 {
+		return nil, fmt.Errorf("%s: %w: no header", name, ErrDamaged)
+	}
+	payload := data[i+1:]
+	if !bytes.Equal(data[:i+1], recordHeader(name, payload)) {
+		return nil, fmt.Errorf("%s: %w: checksum differs", name, ErrDamaged)
+	}
+	return payload, nil
+}
+
+const temporary = ".tmp"
+
+// writeLocked makes name hold payload: all of it, or what it held before. When it returns nil, the payload outlives a
+// loss of power.
+func (s *Store) writeLocked(name string, payload []byte) error {
+	if s.failed != nil {
+		return s.failed
+	}
+	tmp := name + temporary
+	if err := s.writeTemporary(tmp, encodeRecord(name, payload)); err != nil {
+		s.fs.remove(tmp) // The next start removes it otherwise.
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	// From here on an error leaves open what a later start will find.
+	err := s.fs.rename(tmp, name)
+	if err == nil {
+		err = s.fs.syncDir(path.Dir(name))
+	}
+	return s.settleLocked("writing", name, err)
+}
+
+func (s *Store) writeTemporary(tmp string, data []byte) error {
+	f, err := s.fs.create(tmp)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		f.Close()
+		return err
+	}
+	return f.Close()
+}
+
+func (s *Store) removeLocked(name string) error {
+	if s.failed != nil {
+		return s.failed
+	}
+	err := s.fs.remove(name)
+	if err == nil {
+		err = s.fs.syncDir(path.Dir(name))
+	}
+	return s.settleLocked("removing", name, err)
+}
+
+// settleLocked stops all further writes after one whose outcome is unknown: the kernel reports a failed fsync once and
+// then forgets it, so that trying again would only look like success.
+func (s *Store) settleLocked(verb, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	s.failed = fmt.Errorf("%w: %s %s: %w", ErrFailed, verb, name, err)
+	return s.failed
+}
+
+// scanLocked hands the payload of each record of a directory to load, in the order of the names, and notes what cannot
+// be read.
+func (s *Store) scanLocked(dir, suffix string, load func(name string, payload []byte) error) error {
+	names, err := s.fs.readDir(dir)
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for _, base := range names {
+		name := path.Join(dir, base)
+		if strings.HasSuffix(base, temporary) {
+			if err := s.fs.remove(name); err != nil {
+				return err
+			}
+			continue
+		}
+		key, ok := strings.CutSuffix(base, suffix)
+		if !ok {
+			continue
+		}
+		data, err := s.fs.readFile(name)
+		if err != nil {
+			err = fmt.Errorf("%s: %w: %w", name, ErrDamaged, err)
+		} else if data, err = decodeRecord(name, data); err == nil {
+			err = load(key, data)
+		}
+		if err != nil {
+			s.damage = append(s.damage, err)
+			s.lost[name] = true
+		}
+	}
+	return nil
+}

@@ -1,0 +1,291 @@
+package store
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/secret"
+)
+
+const (
+	keyFile      = "key"
+	secretDir    = "secrets"
+	privateDir   = "private"
+	sealedSuffix = ".sealed"
+)
+
+// SecretInfo is what may be known of a secret.
+type SecretInfo struct {
+	Ref     secret.Ref
+	Changed time.Time
+}
+
+// sealed is an encrypted value as it lies on disk. Name, generation and time are bound to the value: none of them can
+// be exchanged without the node key.
+type sealed struct {
+	Name       string    `json:"name"`
+	Generation uint64    `json:"generation"` // how often the name was written
+	Changed    time.Time `json:"changed"`
+	Box        []byte    `json:"box"` // nonce, AES-256-GCM ciphertext and tag
+
+	fingerprint string
+}
+
+func (v sealed) associated(dir string) []byte {
+	return fmt.Appendf(nil, "%s/%s\x00%d\x00%s", dir, v.Name, v.Generation, v.Changed.UTC().Format(time.RFC3339Nano))
+}
+
+var secretName = regexp.MustCompile(`^[a-z0-9-]{1,63}$`)
+
+// ValidSecretName tells whether a secret can have this name: lower case letters, digits and hyphens, 1 to 63.
+func ValidSecretName(name string) bool { return secretName.MatchString(name) }
+
+func sealedName(dir, name string) string { return dir + "/" + name + sealedSuffix }
+
+func (s *Store) loadSealed() error {
+	for dir, into := range map[string]map[string]sealed{secretDir: s.secrets, privateDir: s.private} {
+		err := s.scanLocked(dir, sealedSuffix, func(name string, payload []byte) error {
+			var v sealed
+			if err := json.Unmarshal(payload, &v); err != nil {
+				return fmt.Errorf("%s: %w: %w", name, ErrDamaged, err)
+			}
+			into[name] = v
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadKey reads the node key, or makes it when nothing was ever encrypted. It then opens every value once, to know its
+// fingerprint and to find now what cannot be decrypted.
+func (s *Store) loadKey() error {
+	key, err := s.readKey()
+	if err != nil {
+		s.damage = append(s.damage, fmt.Errorf("node key: %w", err))
+		s.lost[keyFile] = true
+		return nil
+	}
+	if s.keys, err = deriveKeys(key); err != nil {
+		return err
+	}
+	for dir, values := range map[string]map[string]sealed{secretDir: s.secrets, privateDir: s.private} {
+		for name, v := range values {
+			value, err := s.unsealLocked(dir, v)
+			if err != nil {
+				s.damage = append(s.damage, err)
+				s.lost[sealedName(dir, name)] = true
+				delete(values, name)
+				continue
+			}
+			v.fingerprint = s.fingerprintLocked(value)
+			values[name] = v
+		}
+	}
+	return nil
+}
+
+// readKey returns the node key. It makes one only when the directory has neither a key nor anything encrypted with
+// one.
+func (s *Store) readKey() ([]byte, error) {
+	names, err := s.fs.readDir(".")
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Contains(names, keyFile) {
+		used := len(s.secrets)+len(s.private) > 0 || slices.ContainsFunc(slices.Collect(maps.Keys(s.lost)), func(name string) bool {
+			return strings.HasSuffix(name, sealedSuffix)
+		})
+		if used {
+			return nil, fmt.Errorf("%w: it is gone, and what it encrypted is still there", ErrDamaged)
+		}
+		key := make([]byte, 32)
+		rand.Read(key)
+		return key, s.writeLocked(keyFile, []byte(hex.EncodeToString(key)))
+	}
+	data, err := s.fs.readFile(keyFile)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	payload, err := decodeRecord(keyFile, data)
+	if err != nil {
+		return nil, err
+	}
+	key, err := hex.DecodeString(string(payload))
+	if err != nil || len(key) != 32 {
+		return nil, fmt.Errorf("%w: not 64 hexadecimal digits", ErrDamaged)
+	}
+	return key, nil
+}
+
+func deriveKeys(node []byte) (keys, error) {
+	seal, err := hkdf.Expand(sha256.New, node, "isthmus store sealing", 32)
+	if err != nil {
+		return keys{}, err
+	}
+	fingerprint, err := hkdf.Expand(sha256.New, node, "isthmus store fingerprint", 32)
+	if err != nil {
+		return keys{}, err
+	}
+	block, err := aes.NewCipher(seal)
+	if err != nil {
+		return keys{}, err
+	}
+	// A random 96-bit nonce is safe for 2^32 values under one key (NIST SP 800-38D section 8.3).
+	gcm, err := cipher.NewGCMWithRandomNonce(block)
+	return keys{seal: gcm, fingerprint: fingerprint}, err
+}
+
+func (s *Store) fingerprintLocked(value []byte) string {
+	h := hmac.New(sha256.New, s.keys.fingerprint)
+	h.Write(value)
+	return hex.EncodeToString(h.Sum(nil))[:16]
+}
+
+func (s *Store) unsealLocked(dir string, v sealed) ([]byte, error) {
+	if s.keys.seal == nil {
+		return nil, fmt.Errorf("%s: %w: no node key", sealedName(dir, v.Name), ErrDamaged)
+	}
+	value, err := s.keys.seal.Open(nil, nil, v.Box, v.associated(dir))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: cannot be decrypted with the node key", sealedName(dir, v.Name), ErrDamaged)
+	}
+	return value, nil
+}
+
+func (s *Store) sealLocked(dir string, into map[string]sealed, name string, value []byte, now time.Time) (sealed, error) {
+	if s.keys.seal == nil {
+		return sealed{}, fmt.Errorf("storing %s: %w: no node key", name, ErrDamaged)
+	}
+	v := sealed{Name: name, Generation: into[name].Generation + 1, Changed: now.UTC().Round(0), fingerprint: s.fingerprintLocked(value)}
+	v.Box = s.keys.seal.Seal(nil, nil, value, v.associated(dir))
+	payload, err := json.Marshal(v)
+	if err != nil {
+		return sealed{}, fmt.Errorf("storing %s: %w", name, err)
+	}
+	if err := s.writeLocked(sealedName(dir, name), payload); err != nil {
+		return sealed{}, err
+	}
+	delete(s.lost, sealedName(dir, name))
+	into[name] = v
+	return v, nil
+}
+
+// SetSecret stores a secret, or replaces it. A name that cannot be is an error.
+func (s *Store) SetSecret(name string, value []byte, now time.Time) (SecretInfo, error) {
+	if !ValidSecretName(name) {
+		return SecretInfo{}, fmt.Errorf("storing secret: name %q must be lower case letters, digits and hyphens, 1 to 63", name)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, err := s.sealLocked(secretDir, s.secrets, name, value, now)
+	if err != nil {
+		return SecretInfo{}, err
+	}
+	return v.info(), nil
+}
+
+func (v sealed) info() SecretInfo {
+	return SecretInfo{Ref: secret.Ref{Name: v.Name, Fingerprint: v.fingerprint}, Changed: v.Changed}
+}
+
+// DeleteSecret removes a secret, also a damaged one. Removing what is not there is secret.ErrNotFound.
+func (s *Store) DeleteSecret(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	file := sealedName(secretDir, name)
+	if _, ok := s.secrets[name]; !ok && !s.lost[file] {
+		return fmt.Errorf("secret %q: %w", name, secret.ErrNotFound)
+	}
+	if err := s.removeLocked(file); err != nil {
+		return err
+	}
+	delete(s.secrets, name)
+	delete(s.lost, file)
+	return nil
+}
+
+// Secrets returns what may be known of the secrets, in the order of their names.
+func (s *Store) Secrets() []SecretInfo {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]SecretInfo, 0, len(s.secrets))
+	for _, v := range s.secrets {
+		out = append(out, v.info())
+	}
+	slices.SortFunc(out, func(a, b SecretInfo) int { return strings.Compare(a.Ref.Name, b.Ref.Name) })
+	return out
+}
+
+// Ref returns the reference to the present value of a secret. The error wraps secret.ErrNotFound when there is none,
+// and ErrDamaged when it cannot be read.
+func (s *Store) Ref(name string) (secret.Ref, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, err := s.secretLocked(name)
+	return v.info().Ref, err
+}
+
+func (s *Store) secretLocked(name string) (sealed, error) {
+	v, ok := s.secrets[name]
+	switch {
+	case s.lost[sealedName(secretDir, name)], ok && s.keys.seal == nil:
+		return sealed{}, fmt.Errorf("secret %q: %w", name, ErrDamaged)
+	case !ok:
+		return sealed{}, fmt.Errorf("secret %q: %w", name, secret.ErrNotFound)
+	}
+	return v, nil
+}
+
+// Lookup returns the value of a secret; it is a secret.Lookup.
+func (s *Store) Lookup(ref secret.Ref) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, err := s.secretLocked(ref.Name)
+	if err != nil {
+		return nil, err
+	}
+	if v.fingerprint != ref.Fingerprint {
+		return nil, fmt.Errorf("secret %q has changed: present is %s, wanted %s", ref.Name, v.fingerprint, ref.Fingerprint)
+	}
+	return s.unsealLocked(secretDir, v)
+}
+
+// Private returns an encrypted value of the daemon's own, or an error that wraps ErrNotFound or ErrDamaged.
+func (s *Store) Private(name string) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, ok := s.private[name]
+	switch {
+	case s.lost[sealedName(privateDir, name)]:
+		return nil, fmt.Errorf("private %q: %w", name, ErrDamaged)
+	case !ok:
+		return nil, fmt.Errorf("private %q: %w", name, ErrNotFound)
+	}
+	return s.unsealLocked(privateDir, v)
+}
+
+// SetPrivate stores an encrypted value of the daemon's own.
+func (s *Store) SetPrivate(name string, value []byte, now time.Time) error {
+	if !ValidSecretName(name) {
+		return fmt.Errorf("storing private value: bad name %q", name)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, err := s.sealLocked(privateDir, s.private, name, value, now)
+	return err
+}

@@ -1,0 +1,123 @@
+// Package store keeps on disk what must outlive the daemon: the accepted documents with the ledger that belongs to
+// each, secrets, issued client certificates, and a few values of the daemon's own.
+//
+// Each of them is one file with a checksum. A file is only ever replaced as a whole (write beside it, fsync, rename,
+// fsync of the directory), so that kill -9 or a loss of power at any moment leaves the old one or the new one. The
+// ledger lies in the same file as the document it was made for: they are accepted together or not at all.
+//
+// A damaged file is reported by Damage, left in place, and never taken for a missing one. When it is the newest
+// document, the one before it is the present one.
+package store
+
+import (
+	"crypto/cipher"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+)
+
+var (
+	// ErrNotFound means that nothing is stored under the name or generation.
+	ErrNotFound = errors.New("not found")
+	// ErrDamaged means that a file is there and does not hold what was written.
+	ErrDamaged = errors.New("damaged file")
+	// ErrStale means that the write was based on a generation that is not the present one.
+	ErrStale = errors.New("generation is not the present one")
+	// ErrLocked means that another process has the directory.
+	ErrLocked = errors.New("store is in use by another process")
+	// ErrFailed means that the outcome of a write is unknown, as after a failed fsync, and that the store takes no
+	// more of them until it is opened again.
+	ErrFailed = errors.New("store failed, restart needed")
+)
+
+// Store is an open directory. Methods may be called from several goroutines.
+type Store struct {
+	fs   filesystem
+	lock *os.File
+
+	mu        sync.Mutex
+	failed    error
+	damage    []error
+	lost      map[string]bool // names of damaged files
+	revisions []entry         // oldest first
+	newest    uint64          // highest generation seen, damaged ones included
+	current   Revision        // with text and ledger; zero: none
+	keys      keys
+	secrets   map[string]sealed
+	private   map[string]sealed
+	clients   map[string]Client
+}
+
+// keys are derived from the node key. Without the node key both are nil.
+type keys struct {
+	seal        cipher.AEAD
+	fingerprint []byte
+}
+
+// Open opens the directory, makes it when it is missing, and takes it for this process alone. What is damaged does not
+// keep it from opening; see Damage.
+func Open(dir string) (*Store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("opening store: %w", err)
+	}
+	if err := dirFS(filepath.Dir(dir)).syncDir("."); err != nil {
+		return nil, fmt.Errorf("opening store: %w", err)
+	}
+	lock, err := dirFS(dir).lock()
+	if err != nil {
+		return nil, fmt.Errorf("opening store: %w", err)
+	}
+	s, err := open(dirFS(dir))
+	if err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("opening store %s: %w", dir, err)
+	}
+	s.lock = lock
+	return s, nil
+}
+
+func open(fs filesystem) (*Store, error) {
+	s := &Store{
+		fs:      fs,
+		lost:    make(map[string]bool),
+		secrets: make(map[string]sealed),
+		private: make(map[string]sealed),
+		clients: make(map[string]Client),
+	}
+	for _, dir := range []string{revisionDir, secretDir, privateDir, clientDir} {
+		if err := fs.mkdir(dir); err != nil {
+			return nil, err
+		}
+	}
+	if err := fs.syncDir("."); err != nil {
+		return nil, err
+	}
+	for _, load := range []func() error{s.loadRevisions, s.loadClients, s.loadSealed, s.loadKey} {
+		if err := load(); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// Close gives the directory back. Nothing is written: what was accepted is already on disk.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failed == nil {
+		s.failed = fmt.Errorf("%w: closed", ErrFailed)
+	}
+	if s.lock == nil {
+		return nil
+	}
+	return s.lock.Close()
+}
+
+// Damage returns what could not be read when the store was opened, one error per file, each wrapping ErrDamaged.
+func (s *Store) Damage() []error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]error(nil), s.damage...)
+}
