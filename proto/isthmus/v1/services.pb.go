@@ -352,7 +352,7 @@ func (x *PlanRequest) GetSource() *Source {
 type Change struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Action Change_Action          `protobuf:"varint,1,opt,name=action,proto3,enum=isthmus.v1.Change_Action" json:"action,omitempty"`
-	// Kind of the object: "tunnel", "peer", "announcement", "route", "pool", "policy", "node".
+	// Kind of the object: "tunnel", "peer", "announcement", "route", "pool", "policy", "node", "underlay".
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	// Name of the object.
 	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
@@ -2235,7 +2235,9 @@ type Route struct {
 	// When it last changed.
 	Since *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=since,proto3" json:"since,omitempty"`
 	// Drop what matches.
-	Blackhole     bool `protobuf:"varint,7,opt,name=blackhole,proto3" json:"blackhole,omitempty"`
+	Blackhole bool `protobuf:"varint,7,opt,name=blackhole,proto3" json:"blackhole,omitempty"`
+	// Why it is not installed, if it is withheld.
+	Conditions    []*Condition `protobuf:"bytes,8,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2317,6 +2319,13 @@ func (x *Route) GetBlackhole() bool {
 		return x.Blackhole
 	}
 	return false
+}
+
+func (x *Route) GetConditions() []*Condition {
+	if x != nil {
+		return x.Conditions
+	}
+	return nil
 }
 
 // NextHop is one of the next hops of a route.
@@ -3847,7 +3856,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"RouteEvent\x12)\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x15.isthmus.v1.EventTypeR\x04type\x12'\n" +
-	"\x05route\x18\x02 \x01(\v2\x11.isthmus.v1.RouteR\x05route\"\xf0\x01\n" +
+	"\x05route\x18\x02 \x01(\v2\x11.isthmus.v1.RouteR\x05route\"\xa7\x02\n" +
 	"\x05Route\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x120\n" +
@@ -3855,7 +3864,10 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\aas_path\x18\x04 \x01(\tR\x06asPath\x12\x1c\n" +
 	"\tinstalled\x18\x05 \x01(\bR\tinstalled\x120\n" +
 	"\x05since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1c\n" +
-	"\tblackhole\x18\a \x01(\bR\tblackhole\"\x81\x01\n" +
+	"\tblackhole\x18\a \x01(\bR\tblackhole\x125\n" +
+	"\n" +
+	"conditions\x18\b \x03(\v2\x15.isthmus.v1.ConditionR\n" +
+	"conditions\"\x81\x01\n" +
 	"\aNextHop\x12\x16\n" +
 	"\x06tunnel\x18\x01 \x01(\tR\x06tunnel\x12\x1c\n" +
 	"\tinterface\x18\x02 \x01(\tR\tinterface\x12\x18\n" +
@@ -4110,75 +4122,76 @@ var file_isthmus_v1_services_proto_depIdxs = []int32{
 	36, // 31: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	37, // 32: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
 	62, // 33: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	42, // 34: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	63, // 35: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	42, // 36: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	62, // 37: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	62, // 38: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	65, // 39: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	45, // 40: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	49, // 41: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	62, // 42: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	61, // 43: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	56, // 44: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	56, // 45: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	62, // 46: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	62, // 47: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	3,  // 48: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,  // 49: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,  // 50: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10, // 51: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	12, // 52: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	14, // 53: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	17, // 54: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	18, // 55: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	20, // 56: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	21, // 57: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	24, // 58: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	26, // 59: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	27, // 60: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	29, // 61: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	32, // 62: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	34, // 63: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	38, // 64: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	40, // 65: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	43, // 66: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	46, // 67: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	47, // 68: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	50, // 69: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	52, // 70: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	54, // 71: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	57, // 72: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	4,  // 73: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,  // 74: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,  // 75: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	11, // 76: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	13, // 77: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	15, // 78: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,  // 79: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	19, // 80: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	23, // 81: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	22, // 82: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	25, // 83: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	31, // 84: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	28, // 85: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	30, // 86: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	33, // 87: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	35, // 88: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	39, // 89: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	41, // 90: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	44, // 91: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	49, // 92: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	48, // 93: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	51, // 94: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	53, // 95: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	55, // 96: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	58, // 97: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	73, // [73:98] is the sub-list for method output_type
-	48, // [48:73] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	65, // 34: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	42, // 35: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	63, // 36: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	42, // 37: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	62, // 38: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	62, // 39: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	65, // 40: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	45, // 41: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	49, // 42: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	62, // 43: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	61, // 44: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	56, // 45: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	56, // 46: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	62, // 47: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	62, // 48: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	3,  // 49: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,  // 50: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,  // 51: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10, // 52: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	12, // 53: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	14, // 54: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	17, // 55: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	18, // 56: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	20, // 57: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	21, // 58: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	24, // 59: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	26, // 60: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	27, // 61: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	29, // 62: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	32, // 63: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	34, // 64: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	38, // 65: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	40, // 66: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	43, // 67: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	46, // 68: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	47, // 69: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	50, // 70: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	52, // 71: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	54, // 72: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	57, // 73: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	4,  // 74: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,  // 75: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,  // 76: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	11, // 77: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	13, // 78: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	15, // 79: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,  // 80: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	19, // 81: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	23, // 82: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	22, // 83: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	25, // 84: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	31, // 85: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	28, // 86: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	30, // 87: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	33, // 88: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	35, // 89: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	39, // 90: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	41, // 91: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	44, // 92: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	49, // 93: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	48, // 94: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	51, // 95: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	53, // 96: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	55, // 97: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	58, // 98: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	74, // [74:99] is the sub-list for method output_type
+	49, // [49:74] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
