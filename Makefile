@@ -1,0 +1,60 @@
+# isthmus. `make help` lists the targets.
+SHELL   := /bin/bash
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+TOOLS   := $(CURDIR)/.cache/bin
+VM      := go run ./test/vm/cmd/vm
+
+export CGO_ENABLED := 0
+
+PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+STATICCHECK        := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+
+.PHONY: help build setup demo lab test test-host test-vm bench lint generate check-generated clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## bin/isthmusd and bin/isthmus
+	@mkdir -p bin
+	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/isthmusd ./cmd/isthmus
+
+setup: ## install what tests, demo and lab need (Debian packages; starts no service)
+	@test/setup
+
+demo: setup build ## three clouds, a site and a partner around one node, in a VM: shows the main job
+	$(VM) demo
+
+lab: setup build ## the same topology, with a prompt
+	$(VM) lab
+
+test: setup build test-host test-vm ## every test: on this kernel, then on a full one in a VM
+
+test-host: ## what runs on this kernel
+	go vet ./...
+	go test ./...
+
+test-vm: ## what needs a kernel with ESP, xfrm interfaces, WireGuard and VRF
+	$(VM) suite
+
+bench: setup build ## figures side by side with other implementations (minutes)
+	go run ./test/bench
+
+lint: ## gofmt, go vet, staticcheck
+	@test -z "$$(gofmt -l . | tee /dev/stderr)"
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+generate: ## Go from .proto, docs/spec.md and docs/cli.md
+	@test/setup generate
+	@mkdir -p $(TOOLS)
+	GOBIN=$(TOOLS) go install $(PROTOC_GEN_GO)
+	GOBIN=$(TOOLS) go install $(PROTOC_GEN_GO_GRPC)
+	PATH=$(TOOLS):$$PATH protoc -I proto --go_out=. --go_opt=module=github.com/isthmus-net/isthmus \
+	  --go-grpc_out=. --go-grpc_opt=module=github.com/isthmus-net/isthmus proto/isthmus/v1/*.proto
+
+check-generated: generate ## fail when a generated file is not current
+	git diff --exit-code -- proto docs
+
+clean: ## remove what was built here (not the cached guest)
+	rm -rf bin .cache
