@@ -1,0 +1,435 @@
+// Package vm boots a throw-away Debian machine whose kernel has everything that
+// isthmus uses (ESP, xfrm interfaces, WireGuard, VRF, conntrack), and runs one
+// command in it as root. A topology of any size then lives in the network
+// namespaces of that one machine. QEMU uses KVM where KVM works and software
+// emulation where it does not.
+package vm
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"debug/elf"
+	_ "embed"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	suite   = "trixie"
+	version = 1 // of the build steps below: raise it when they change the result
+)
+
+var (
+	//go:embed packages.txt
+	packageList string
+	//go:embed init.sh
+	guestInit []byte
+)
+
+// bootModules are what the initramfs needs to reach the root; the order is
+// completed with what they depend on.
+var bootModules = []string{"virtio_pci", "virtio_blk", "virtio_console", "overlay"}
+
+// keptModules are the directories below kernel/ that stay in the root. The
+// rest of the kernel's modules are drivers for hardware that no guest has.
+var keptModules = []string{"net", "crypto", "arch", "lib", "drivers/net", "drivers/virtio", "drivers/char/virtio_console.ko", "drivers/block/virtio_blk.ko", "fs"}
+
+// Image is a built root: a Debian 13 tree, the same tree as an ext4 file
+// system, its kernel and an initramfs. It is never written after the build.
+type Image struct {
+	// Dir holds all of it.
+	Dir string
+}
+
+// Tree is the root as a directory, to run the peers' programs from by chroot.
+func (i *Image) Tree() string { return filepath.Join(i.Dir, "tree") }
+
+func (i *Image) disk() string      { return filepath.Join(i.Dir, "root.ext4") }
+func (i *Image) initramfs() string { return filepath.Join(i.Dir, "initramfs.cpio") }
+func (i *Image) kernel() string    { return filepath.Join(i.Dir, "kernel") }
+
+// CacheDir is where images are kept: $ISTHMUS_CACHE, else
+// $XDG_CACHE_HOME/isthmus, else ~/.cache/isthmus.
+func CacheDir() (string, error) {
+	if d := os.Getenv("ISTHMUS_CACHE"); d != "" {
+		return filepath.Abs(d)
+	}
+	d, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("finding the cache directory: %w", err)
+	}
+	return filepath.Join(d, "isthmus"), nil
+}
+
+func packages() []string {
+	var p []string
+	for line := range strings.Lines(packageList) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			p = append(p, line)
+		}
+	}
+	return p
+}
+
+// Build returns the cached image and makes it first when it is not there,
+// which takes a minute or two and the network. Its name is a digest of
+// everything that decides its content. One process builds, others wait for it;
+// an interrupted build leaves nothing that the next one would take for whole.
+// Progress is written as short lines.
+func Build(ctx context.Context, progress io.Writer) (*Image, error) {
+	cache, err := CacheDir()
+	if err != nil {
+		return nil, err
+	}
+	h := sha256.New()
+	fmt.Fprintln(h, version, suite, packages(), bootModules, keptModules)
+	h.Write(guestInit)
+	img := &Image{Dir: filepath.Join(cache, "root-"+hex.EncodeToString(h.Sum(nil))[:12])}
+	if _, err := os.Stat(img.Dir); err == nil {
+		return img, nil
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return nil, fmt.Errorf("making the cache directory: %w", err)
+	}
+	unlock, err := lock(ctx, filepath.Join(cache, "build.lock"))
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if _, err := os.Stat(img.Dir); err == nil {
+		return img, nil
+	}
+	stale, _ := filepath.Glob(filepath.Join(cache, "build-*"))
+	for _, d := range stale { // of a build that was killed: we hold the lock
+		if fi, err := os.Stat(d); err == nil && fi.IsDir() {
+			os.RemoveAll(d)
+		}
+	}
+	tmp, err := os.MkdirTemp(cache, "build-")
+	if err != nil {
+		return nil, fmt.Errorf("building the guest root: %w", err)
+	}
+	defer os.RemoveAll(tmp)
+	start := time.Now()
+	step := func(s string) { fmt.Fprintf(progress, "vm: %4.0f s  %s\n", time.Since(start).Seconds(), s) }
+	if err := build(ctx, &Image{Dir: tmp}, step); err != nil {
+		return nil, fmt.Errorf("building the guest root: %w", err)
+	}
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return nil, fmt.Errorf("building the guest root: %w", err)
+	}
+	if err := os.Rename(tmp, img.Dir); err != nil {
+		return nil, fmt.Errorf("building the guest root: %w", err)
+	}
+	step("guest root ready in " + img.Dir)
+	return img, nil
+}
+
+func build(ctx context.Context, img *Image, step func(string)) error {
+	tree := img.Tree()
+	step("installing Debian 13 with strongSwan, BIRD and FRR into a directory (once, 1-2 minutes)")
+	// dpkg-deb -x would replace the symbolic link /lib by a directory, hence tar.
+	libreswan := `cd "$1/tmp" && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq download libreswan &&` +
+		` dpkg-deb --fsys-tarfile libreswan_*.deb | tar -x --keep-directory-symlink -C "$1" && rm -f libreswan_*.deb`
+	args := []string{"--quiet", "--variant=minbase", "--include=" + strings.Join(packages(), ","),
+		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*",
+		"--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=force-unsafe-io",
+		"--customize-hook=" + libreswan,
+		"--customize-hook=rm -rf \"$1\"/var/cache/apt/* \"$1\"/var/lib/apt/lists/*",
+		suite, tree}
+	if m := mirror(ctx); m != "" {
+		args = append(args, m)
+	}
+	if err := run(ctx, "mmdebstrap", args...); err != nil {
+		return err
+	}
+	if fi, err := os.Lstat(filepath.Join(tree, "lib")); err != nil || fi.Mode()&fs.ModeSymlink == 0 {
+		return errors.New("checking the tree: /lib is no symbolic link: a package was unpacked over it")
+	}
+	for _, d := range []string{"payload", "out", "vm", "lab"} {
+		if err := os.MkdirAll(filepath.Join(tree, d), 0o755); err != nil {
+			return err
+		}
+	}
+	step("preparing kernel and modules")
+	vers, err := os.ReadDir(filepath.Join(tree, "usr/lib/modules"))
+	if err != nil || len(vers) != 1 {
+		return fmt.Errorf("looking for one kernel in the tree: %d found: %w", len(vers), err)
+	}
+	kver := vers[0].Name()
+	if err := prepareModules(ctx, tree, kver); err != nil {
+		return fmt.Errorf("preparing modules: %w", err)
+	}
+	if err := prepareKernel(ctx, filepath.Join(tree, "boot/vmlinuz-"+kver), img.kernel()); err != nil {
+		return fmt.Errorf("preparing the kernel: %w", err)
+	}
+	if err := os.RemoveAll(filepath.Join(tree, "boot")); err != nil {
+		return err
+	}
+	if err := writeInitramfs(tree, kver, img.initramfs()); err != nil {
+		return fmt.Errorf("writing the initramfs: %w", err)
+	}
+	step("writing the file system image")
+	var size int64
+	err = filepath.WalkDir(tree, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if fi, err := d.Info(); err == nil && fi.Mode().IsRegular() {
+			size += (fi.Size() + 4095) &^ 4095
+		} else {
+			size += 4096
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return run(ctx, "mke2fs", "-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0", "-b", "4096",
+		"-E", "root_owner=0:0", "-d", tree, img.disk(), fmt.Sprintf("%dM", size*12/10>>20+64))
+}
+
+// mirror is the Debian mirror that this machine's apt is configured with, or
+// "" where there is none (mmdebstrap then uses its own default).
+func mirror(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages").Output()
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(out)) {
+		if label, uri, _ := strings.Cut(strings.TrimSpace(line), " "); label == "Debian" {
+			return uri
+		}
+	}
+	return ""
+}
+
+// prepareModules keeps what a router can use, unpacked (Debian compresses
+// modules) and without the two parts that cost emulated time at each load: the
+// signature and the type information.
+func prepareModules(ctx context.Context, tree, kver string) error {
+	dir := filepath.Join(tree, "usr/lib/modules", kver)
+	kernel := filepath.Join(dir, "kernel")
+	var packed []string
+	err := filepath.WalkDir(kernel, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, _ := filepath.Rel(kernel, p)
+		keep := slices.ContainsFunc(keptModules, func(k string) bool {
+			return strings.HasPrefix(rel, k+"/") || strings.TrimSuffix(rel, ".xz") == k
+		})
+		if !keep {
+			return os.Remove(p)
+		}
+		if strings.HasSuffix(p, ".xz") {
+			packed = append(packed, p)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for part := range slices.Chunk(packed, 200) {
+		if err := run(ctx, "xz", append([]string{"-d"}, part...)...); err != nil {
+			return err
+		}
+	}
+	for _, p := range packed {
+		if err := stripModule(strings.TrimSuffix(p, ".xz")); err != nil {
+			return err
+		}
+	}
+	return run(ctx, "chroot", tree, "depmod", kver)
+}
+
+// stripModule cuts an appended signature off (Documentation/admin-guide/module-signing.rst:
+// signature, 12 byte trailer, magic string) and renames the section .BTF so that the
+// kernel does not find it.
+func stripModule(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	const magic = "~Module signature appended~\n"
+	if bytes.HasSuffix(b, []byte(magic)) {
+		end := len(b) - len(magic)
+		b = b[:end-12-int(binary.BigEndian.Uint32(b[end-4:end]))]
+	}
+	f, err := elf.NewFile(bytes.NewReader(b))
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", path, err)
+	}
+	if f.Section(".BTF") != nil {
+		names := f.Section(".shstrtab")
+		if i := bytes.Index(b[names.Offset:names.Offset+names.Size], []byte("\x00.BTF\x00")); i >= 0 {
+			b[int(names.Offset)+i+1] = '-'
+		}
+	}
+	return os.WriteFile(path, b, 0o644)
+}
+
+// prepareKernel unpacks the kernel: booting the ELF image by its PVH entry saves
+// unpacking 50 MB under emulation. A packing that is not known here is left to
+// the guest, which costs time and nothing else.
+func prepareKernel(ctx context.Context, bz, dst string) error {
+	b, err := os.ReadFile(bz)
+	if err != nil {
+		return err
+	}
+	for _, p := range []struct {
+		magic string
+		cmd   []string
+	}{
+		{"\x02\x21\x4c\x18", []string{"lz4", "-dcq"}},
+		{"\xfd7zXZ\x00", []string{"xz", "-dcq"}},
+		{"\x28\xb5\x2f\xfd", []string{"zstd", "-dcq"}},
+	} {
+		for off := 0; ; {
+			i := bytes.Index(b[off:], []byte(p.magic))
+			if i < 0 {
+				break
+			}
+			cmd := exec.CommandContext(ctx, p.cmd[0], p.cmd[1:]...)
+			cmd.Stdin = bytes.NewReader(b[off+i:])
+			out, _ := cmd.Output() // what follows the packed part makes every unpacker complain
+			if bytes.HasPrefix(out, []byte(elf.ELFMAG)) {
+				return os.WriteFile(dst, out, 0o644)
+			}
+			off += i + 1
+		}
+	}
+	return os.WriteFile(dst, b, 0o644)
+}
+
+// loadOrder is the named modules with what they depend on, dependencies first.
+func loadOrder(tree, kver string, names []string) ([]string, error) {
+	b, err := os.ReadFile(filepath.Join(tree, "usr/lib/modules", kver, "modules.dep"))
+	if err != nil {
+		return nil, err
+	}
+	builtin, err := os.ReadFile(filepath.Join(tree, "usr/lib/modules", kver, "modules.builtin"))
+	if err != nil {
+		return nil, err
+	}
+	var order []string
+	for _, want := range names {
+		found := strings.Contains(string(builtin), "/"+want+".ko\n")
+		for line := range strings.Lines(string(b)) {
+			file, deps, _ := strings.Cut(line, ":")
+			name := strings.ReplaceAll(strings.TrimSuffix(filepath.Base(file), ".ko"), "-", "_")
+			if name != want {
+				continue
+			}
+			found = true
+			need := strings.Fields(deps)
+			slices.Reverse(need)
+			for _, m := range append(need, file) {
+				if !slices.Contains(order, m) {
+					order = append(order, m)
+				}
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("looking for module %s: not in modules.dep", want)
+		}
+	}
+	return order, nil
+}
+
+// writeInitramfs writes a cpio archive in the "newc" format (Documentation/driver-api/early-userspace/buffer-format.rst).
+func writeInitramfs(tree, kver, dst string) error {
+	var w bytes.Buffer
+	ino := 0
+	add := func(name string, mode int, data []byte) {
+		ino++
+		fmt.Fprintf(&w, "070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\x00",
+			ino, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name)+1, 0, name)
+		w.Write(make([]byte, -w.Len()&3))
+		w.Write(data)
+		w.Write(make([]byte, -w.Len()&3))
+	}
+	busybox, err := os.ReadFile(filepath.Join(tree, "bin/busybox"))
+	if err != nil {
+		return err
+	}
+	for _, d := range []string{"bin", "dev", "proc", "sys", "m", "l", "rw", "n"} {
+		add(d, unix.S_IFDIR|0o755, nil)
+	}
+	add("bin/busybox", unix.S_IFREG|0o755, busybox)
+	add("init", unix.S_IFREG|0o755, guestInit)
+	mods, err := loadOrder(tree, kver, bootModules)
+	if err != nil {
+		return err
+	}
+	for i, m := range mods {
+		b, err := os.ReadFile(filepath.Join(tree, "usr/lib/modules", kver, m))
+		if err != nil {
+			return err
+		}
+		add(fmt.Sprintf("m/%02d-%s", i, filepath.Base(m)), unix.S_IFREG|0o644, b)
+	}
+	add("TRAILER!!!", 0, nil)
+	return os.WriteFile(dst, w.Bytes(), 0o644)
+}
+
+// run starts a program of this machine and puts what it said into the error.
+func run(ctx context.Context, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) } // lets mmdebstrap unmount
+	cmd.WaitDelay = 20 * time.Second
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("running %s: %w", name, ctx.Err())
+		}
+		return fmt.Errorf("running %s: %w: %s", name, err, tail(out))
+	}
+	return nil
+}
+
+// tail is the last few lines of a program's output.
+func tail(out []byte) string {
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	return strings.Join(lines[max(0, len(lines)-15):], "\n")
+}
+
+// lock takes an exclusive lock on path and waits for it until ctx ends. The
+// kernel drops the lock of a process that dies.
+func lock(ctx context.Context, path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("locking: %w", err)
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			f.Close()
+			return nil, fmt.Errorf("locking %s: %w", path, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("waiting for %s: %w", path, ctx.Err())
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}

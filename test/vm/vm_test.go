@@ -1,0 +1,102 @@
+package vm
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestQuote(t *testing.T) {
+	for _, s := range []string{"", "a b", "it's", `$(x) "y" \`, "a\nb"} {
+		out, err := exec.Command("sh", "-c", "printf %s "+quote(s)).Output()
+		if err != nil || string(out) != s {
+			t.Errorf("quote(%q): a shell reads %q, %v", s, out, err)
+		}
+	}
+}
+
+func TestLoadOrder(t *testing.T) {
+	tree := t.TempDir()
+	dir := filepath.Join(tree, "usr/lib/modules/1")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("modules.dep", "kernel/a-b.ko: kernel/mid.ko kernel/low.ko\nkernel/mid.ko: kernel/low.ko\nkernel/low.ko:\n")
+	write("modules.builtin", "kernel/x/inside.ko\n")
+	got, err := loadOrder(tree, "1", []string{"inside", "mid", "a_b"})
+	if want := "kernel/low.ko kernel/mid.ko kernel/a-b.ko"; err != nil || strings.Join(got, " ") != want {
+		t.Errorf("loadOrder = %v, %v; want %s", got, err, want)
+	}
+	if _, err := loadOrder(tree, "1", []string{"gone"}); err == nil {
+		t.Error("loadOrder accepts a module that is not there")
+	}
+}
+
+// A guest is trusted less than this machine: what it packs must stay in the directory.
+func TestUnpackStaysInside(t *testing.T) {
+	for _, name := range []string{"../escaped", "/../escaped", "a/../../escaped"} {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Size: 1, Mode: 0o644}); err != nil {
+			t.Fatal(err)
+		}
+		w.Write([]byte("x"))
+		w.Close()
+		top := t.TempDir()
+		archive := filepath.Join(top, "a.tar")
+		if err := os.WriteFile(archive, b.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		err := unpack(archive, filepath.Join(top, "in"))
+		if _, statErr := os.Stat(filepath.Join(top, "escaped")); statErr == nil {
+			t.Errorf("unpack wrote %q outside of its directory (%v)", name, err)
+		}
+	}
+}
+
+// TestRun boots one guest and looks at everything that Run promises.
+func TestRun(t *testing.T) {
+	if Inside() {
+		t.Skip("a guest has no QEMU; this runs where the guest is started")
+	}
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil || os.Getuid() != 0 {
+		t.Skip("needs root and what test/setup installs")
+	}
+	dir := t.TempDir()
+	file := filepath.Join(dir, "hello")
+	if err := os.WriteFile(file, []byte("from the host"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	script := `cat hello; echo "$GREETING" >&2; echo left > /out/file
+		ip link add x type xfrm dev lo if_id 7 && ip link add w type wireguard && ip link add v type vrf table 9 || exit 9
+		trap '' TERM; sleep 100 & wait; wait`
+	var stdout, stderr bytes.Buffer
+	out := filepath.Join(dir, "out")
+	status, err := Run(context.Background(), Config{
+		Command: []string{"sh", "-c", script}, Payload: []string{file}, Env: []string{"GREETING=it's me"}, Out: out,
+		Stdout: &stdout, Stderr: &stderr, Limit: 3 * time.Second, Progress: t.Output(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stdout.String() != "from the host" || !strings.HasPrefix(stderr.String(), "it's me\n") {
+		t.Errorf("stdout %q, stderr %q", stdout.String(), stderr.String())
+	}
+	if status != 124 && status != 137 {
+		t.Errorf("status %d, want that of a command stopped at the limit", status)
+	}
+	if b, err := os.ReadFile(filepath.Join(out, "file")); err != nil || string(b) != "left\n" {
+		t.Errorf("file from /out: %q, %v", b, err)
+	}
+}
