@@ -38,6 +38,8 @@ var (
 	packageList string
 	//go:embed init.sh
 	guestInit []byte
+	//go:embed stage2.sh
+	stage2 string // comes with the payload: changing it does not change the image
 )
 
 // bootModules are what the initramfs needs to reach the root; the order is

@@ -13,43 +13,4 @@ $B mount -t overlay -o lowerdir=/l,upperdir=/rw/u,workdir=/rw/w root /n
 for d in proc sys dev; do $B mount --move /$d /n/$d; done
 $B tar -C /n -xf /n/dev/vdb
 $B cp $B /n/vm/busybox
-$B cat > /n/vm/stage2 <<'S'
-#!/vm/busybox sh
-B=/vm/busybox
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb
-$B mkdir -p /dev/pts /dev/shm /dev/net
-$B mount -t devpts -o ptmxmode=666 pts /dev/pts
-$B mount -t tmpfs shm /dev/shm
-$B mount -t tmpfs -o mode=755 run /run
-$B mount -t tmpfs tmp /tmp
-$B mount -t cgroup2 cgroup /sys/fs/cgroup
-$B mount --make-rshared /
-$B mkdir -p /run/netns /run/lock
-$B ln -sf /proc/self/fd /dev/fd; $B ln -sf fd/0 /dev/stdin; $B ln -sf fd/1 /dev/stdout; $B ln -sf fd/2 /dev/stderr
-[ -e /dev/net/tun ] || $B mknod /dev/net/tun c 10 200
-$B hostname isthmus-vm
-$B ip link set lo up
-for p in /sys/class/virtio-ports/*; do
-	read -r n < $p/name
-	case $n in out) out=/dev/${p##*/};; err) err=/dev/${p##*/};; status) status=/dev/${p##*/};; esac
-done
-. /vm/env
-# kmod's modprobe takes about 100 ms of emulation to start, so one call loads all.
-modprobe -a $MODULES 2>> /dev/ttyS0
-read -r up _ < /proc/uptime; echo "started $up" > $status
-cd /payload
-if [ -n "$VM_TTY" ]; then
-	$B stty -F /dev/hvc0 rows ${VM_TTY% *} cols ${VM_TTY#* } sane
-	$B setsid -c /vm/command </dev/hvc0 >/dev/hvc0 2>&1
-else
-	# The guest's own limit is earlier than the host's, so that what the
-	# command left in /out still gets home.
-	timeout -k 5 $VM_LIMIT $B setsid /vm/command </dev/null >$out 2>$err
-fi
-st=$?
-[ -z "$($B ls -A /out)" ] || { $B tar -C /out -cf /dev/vdc . && $B sync; }
-echo "exit $st" > $status
-$B poweroff -f
-S
-$B chmod 755 /n/vm/stage2
 exec $B switch_root /n /vm/stage2

@@ -321,7 +321,7 @@ func writePayload(dst string, c Config, env string) (err error) {
 	for _, a := range c.Command {
 		words = append(words, quote(a))
 	}
-	for name, text := range map[string]string{"vm/env": env, "vm/command": "#!/bin/sh\nexec " + strings.Join(words, " ") + "\n"} {
+	for name, text := range map[string]string{"vm/env": env, "vm/stage2": stage2, "vm/command": "#!/bin/sh\nexec " + strings.Join(words, " ") + "\n"} {
 		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(text))}); err != nil {
 			return err
 		}

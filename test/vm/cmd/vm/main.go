@@ -7,7 +7,7 @@
 //	vm shell [flags]                      a shell on this terminal
 //
 // The exit status is the command's, 124 at the time limit, 125 if the guest
-// failed, 2 for wrong usage.
+// failed, 130 after an interrupt, 2 for wrong usage.
 package main
 
 import (
@@ -30,7 +30,11 @@ const usage = "usage: vm build | run [flags] COMMAND [ARG...] | test [flags] PAC
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	status, err := run(ctx)
+	interrupted := ctx.Err() != nil
 	stop()
+	if interrupted {
+		os.Exit(130)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "vm:", err)
 		if errors.Is(err, context.DeadlineExceeded) {
