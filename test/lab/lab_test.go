@@ -143,7 +143,7 @@ func TestListenAndDial(t *testing.T) {
 
 func TestProcess(t *testing.T) {
 	l, inside, _, _ := build(t)
-	p, err := inside.Start("sleeper", "sh", "-c", "echo hello; setsid sleep 1000 & sleep 1000")
+	p, err := inside.Start("sleeper", "sh", "-c", `setsid sh -c "echo hello; exec sleep 1000" & sleep 1000`)
 	if err != nil {
 		t.Fatal(err)
 	}
