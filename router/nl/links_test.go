@@ -1,0 +1,216 @@
+package nl
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/nl/nltest"
+)
+
+// Ring: namespace. The interface kinds that need a fuller kernel are tested where they are used, in the VM ring; here a
+// TUN device stands for them.
+
+func TestMain(m *testing.M) { nltest.Main(m) }
+
+func open(t *testing.T) *Links {
+	t.Helper()
+	l, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.Close)
+	return l
+}
+
+func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func TestEnsure(t *testing.T) {
+	l := open(t)
+	nltest.Run(t, "ip", "tuntap", "add", "ist-e", "mode", "tun")
+	w := Wanted{
+		Name: "ist-e", Kind: TUN, Alias: "isthmus:e", MTU: 1390,
+		Addresses: []Address{
+			{Local: pfx("169.254.10.2/30"), Peer: netip.MustParseAddr("169.254.10.1")},
+			{Local: pfx("169.254.21.5/32"), Peer: netip.MustParseAddr("10.0.0.4")},
+			{Local: pfx("fd00::2/126")},
+			{Local: pfx("fd01::2/128"), Peer: netip.MustParseAddr("fd01::9")},
+		},
+		Sysctls: map[string]string{"ipv4/conf/%s/rp_filter": "2", "ipv4/conf/%s/no_such_thing": "1"},
+	}
+	if err := l.Ensure(w); err != nil {
+		t.Fatal(err)
+	}
+	first := l.Writes()
+	if want := uint64(1 + 2 + 1 + 4 + 1); first != want { // alias, sysctls, MTU, addresses, up
+		t.Errorf("%d writes, want %d", first, want)
+	}
+	if err := l.Ensure(w); err != nil {
+		t.Fatal(err)
+	}
+	if l.Writes() != first {
+		t.Errorf("%d writes for what was there already", l.Writes()-first)
+	}
+	out := nltest.Run(t, "ip", "addr", "show", "ist-e")
+	if link, err := l.Get("ist-e"); err != nil || link.Alias != w.Alias || link.Kind != TUN || !link.Up {
+		t.Errorf("read back %+v, %v", link, err)
+	}
+	for _, s := range []string{
+		"mtu 1390", "inet 169.254.10.2/30 scope", "inet 169.254.21.5 peer 10.0.0.4/32",
+		"inet6 fd00::2/126", "inet6 fd01::2 peer fd01::9/128", "UP",
+	} {
+		if !strings.Contains(out, s) {
+			t.Errorf("no %q in\n%s", s, out)
+		}
+	}
+	if v := nltest.Run(t, "cat", "/proc/sys/net/ipv4/conf/ist-e/rp_filter"); strings.TrimSpace(v) != "2" {
+		t.Errorf("rp_filter is %s", v)
+	}
+
+	w.Addresses = []Address{{Local: pfx("169.254.10.3/30")}, w.Addresses[3]}
+	if err := l.Ensure(w); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.Writes() - first; got != 1+3 {
+		t.Errorf("%d writes to replace three addresses by one", got)
+	}
+	out = nltest.Run(t, "ip", "addr", "show", "ist-e")
+	if strings.Contains(out, "169.254.10.2/") || !strings.Contains(out, "169.254.10.3/30") {
+		t.Errorf("addresses not replaced:\n%s", out)
+	}
+
+	if err := l.Remove("isthmus:e"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Get("ist-e"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("after Remove: %v", err)
+	}
+	n := l.Writes()
+	if err := l.Remove("isthmus:e"); err != nil || l.Writes() != n {
+		t.Errorf("removing nothing: %v, %d writes", err, l.Writes()-n)
+	}
+}
+
+func TestEnsureRefusesForeign(t *testing.T) {
+	l := open(t)
+	nltest.Run(t, "ip", "tuntap", "add", "ist-f", "mode", "tun")
+	defer nltest.Run(t, "ip", "link", "del", "ist-f")
+	nltest.Run(t, "ip", "link", "set", "ist-f", "alias", "someone else's", "up")
+	err := l.Ensure(Wanted{Name: "ist-f", Kind: TUN, Alias: "isthmus:f", MTU: 1400})
+	if !errors.Is(err, ErrNotOurs) {
+		t.Errorf("taking a foreign interface: %v", err)
+	}
+	nltest.Run(t, "ip", "link", "set", "ist-f", "alias", "")
+	err = l.Ensure(Wanted{Name: "ist-f", Kind: TUN, Alias: "isthmus:f", MTU: 1400})
+	if !errors.Is(err, ErrNotOurs) { // it is up, so it is in use
+		t.Errorf("taking an unmarked interface that is up: %v", err)
+	}
+	if err := l.Remove("isthmus:f"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Get("ist-f"); err != nil || l.Writes() != 0 {
+		t.Errorf("foreign interface touched: %v, %d writes", err, l.Writes())
+	}
+}
+
+func TestKindThatTheKernelLacks(t *testing.T) {
+	l := open(t)
+	for _, kind := range []string{Xfrm, WireGuard} {
+		err := l.Ensure(Wanted{Name: "ist-k", Kind: kind, Alias: "isthmus:k", IfID: 7})
+		if err == nil {
+			_ = l.Remove("isthmus:k")
+			continue
+		}
+		if !errors.Is(err, ErrNoKind) {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+}
+
+func TestPool(t *testing.T) {
+	l := open(t)
+	nltest.Run(t, "ip", "link", "add", "ist-p", "type", "veth", "peer", "ist-q")
+	defer nltest.Run(t, "ip", "link", "del", "ist-p")
+	nltest.Run(t, "ip", "addr", "add", "192.0.2.1/24", "dev", "ist-p")
+	a, b, own := netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8::7"), netip.MustParseAddr("192.0.2.1")
+	for _, step := range []struct {
+		want   []netip.Addr
+		writes uint64
+	}{
+		{[]netip.Addr{a, b, own}, 2},
+		{[]netip.Addr{a, b, own}, 0},
+		{[]netip.Addr{b}, 1},
+		{nil, 1},
+		{nil, 0},
+	} {
+		before := l.Writes()
+		if err := l.SetPool("ist-p", step.want); err != nil {
+			t.Fatal(err)
+		}
+		if got := l.Writes() - before; got != step.writes {
+			t.Errorf("%v: %d writes, want %d", step.want, got, step.writes)
+		}
+		out := nltest.Run(t, "ip", "addr", "show", "ist-p")
+		for _, x := range []netip.Addr{a, b, own} {
+			want := slices.Contains(step.want, x) || x == own
+			if strings.Contains(out, x.String()+"/") != want {
+				t.Errorf("%v: %s present is not %v:\n%s", step.want, x, want, out)
+			}
+		}
+	}
+}
+
+func TestWatch(t *testing.T) {
+	l := open(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	changes := make(chan Change, 100)
+	done := make(chan error)
+	go func() { done <- l.Watch(ctx, func(c Change) { changes <- c }) }()
+	if c := next(t, changes); c != (Change{}) {
+		t.Fatalf("first change %+v", c)
+	}
+	nltest.Run(t, "ip", "tuntap", "add", "ist-w", "mode", "tun")
+	nltest.Run(t, "ip", "link", "set", "ist-w", "alias", "isthmus:w")
+	nltest.Run(t, "ip", "addr", "add", "192.0.2.9/32", "dev", "ist-w")
+	for len(changes) > 0 {
+		<-changes
+	}
+	nltest.Run(t, "ip", "link", "del", "ist-w")
+	for {
+		c := next(t, changes)
+		if c.Deleted {
+			if c.Name != "ist-w" || c.Alias != "isthmus:w" {
+				t.Errorf("change %+v", c)
+			}
+			break
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func next(t *testing.T, c chan Change) Change {
+	t.Helper()
+	select {
+	case x := <-c:
+		return x
+	case <-time.After(10 * time.Second):
+		t.Fatal("no change reported")
+		panic("unreachable")
+	}
+}
+
+func FuzzParseAddress(f *testing.F) {
+	f.Add([]byte{2, 30, 0, 0, 5, 0, 0, 0, 8, 0, 2, 0, 192, 0, 2, 1})
+	f.Fuzz(func(t *testing.T, m []byte) {
+		if a, _, err := parseAddress(m); err == nil && !a.Local.IsValid() {
+			t.Error("no error and no address")
+		}
+	})
+}
