@@ -173,7 +173,7 @@ func (l *Links) ensureLinkLocked(w Wanted) (Link, error) {
 		case same && have.Alias == w.Alias:
 			return have, nil
 		case same && have.Alias == "" && !have.Up:
-			return have, nil // made by us and not yet marked: the alias is set after, and IFF_UP last
+			return have, nil // made by us and not yet marked: the alias is set before IFF_UP
 		case have.Alias != w.Alias:
 			return Link{}, ErrNotOurs
 		}
@@ -238,15 +238,13 @@ func (l *Links) configureLocked(link Link, w Wanted) error {
 			return fmt.Errorf("setting the MTU: %w", err)
 		}
 	}
-	if err := l.ensureAddressesLocked(link.Index, w.Addresses); err != nil {
-		return err
-	}
 	if !link.Up {
 		if err := l.write(l.h.LinkSetUp(link.raw)); err != nil {
 			return fmt.Errorf("setting it up: %w", err)
 		}
 	}
-	return nil
+	// Last, since an interface that comes up does not get the routes to its IPv6 peers.
+	return l.ensureAddressesLocked(link.Index, w.Addresses)
 }
 
 // Sysctl writes a value below /proc/sys/net when it differs. A path that does not exist is passed over.
@@ -265,8 +263,8 @@ func (l *Links) Sysctl(path, value string) error {
 	return nil
 }
 
-// Remove deletes every interface with exactly this alias. None is not an error.
-func (l *Links) Remove(alias string) error {
+// Remove deletes every interface of the given kinds with exactly this alias. None is not an error.
+func (l *Links) Remove(alias string, kinds ...string) error {
 	if alias == "" {
 		return errors.New("removing an interface: no alias")
 	}
@@ -277,7 +275,7 @@ func (l *Links) Remove(alias string) error {
 		return err
 	}
 	for _, link := range ours {
-		if link.Alias == alias {
+		if link.Alias == alias && slices.Contains(kinds, link.Kind) {
 			if err := l.delete(link); err != nil {
 				return fmt.Errorf("removing interface %s: %w", link.Name, err)
 			}

@@ -83,14 +83,20 @@ func TestEnsure(t *testing.T) {
 		t.Errorf("addresses not replaced:\n%s", out)
 	}
 
-	if err := l.Remove("isthmus:e"); err != nil {
+	if err := l.Remove("isthmus:e", Xfrm); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Get("ist-e"); err != nil {
+		t.Errorf("removing another kind took it along: %v", err)
+	}
+	if err := l.Remove("isthmus:e", TUN); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := l.Get("ist-e"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("after Remove: %v", err)
 	}
 	n := l.Writes()
-	if err := l.Remove("isthmus:e"); err != nil || l.Writes() != n {
+	if err := l.Remove("isthmus:e", TUN); err != nil || l.Writes() != n {
 		t.Errorf("removing nothing: %v, %d writes", err, l.Writes()-n)
 	}
 }
@@ -109,7 +115,7 @@ func TestEnsureRefusesForeign(t *testing.T) {
 	if !errors.Is(err, ErrNotOurs) { // it is up, so it is in use
 		t.Errorf("taking an unmarked interface that is up: %v", err)
 	}
-	if err := l.Remove("isthmus:f"); err != nil {
+	if err := l.Remove("isthmus:f", TUN); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := l.Get("ist-f"); err != nil || l.Writes() != 0 {
@@ -122,7 +128,7 @@ func TestKindThatTheKernelLacks(t *testing.T) {
 	for _, kind := range []string{Xfrm, WireGuard} {
 		err := l.Ensure(Wanted{Name: "ist-k", Kind: kind, Alias: "isthmus:k", IfID: 7})
 		if err == nil {
-			_ = l.Remove("isthmus:k")
+			_ = l.Remove("isthmus:k", kind)
 			continue
 		}
 		if !errors.Is(err, ErrNoKind) {

@@ -1,0 +1,292 @@
+// Package wireguard makes WireGuard tunnels: one interface, one UDP port and one peer each. The device is the kernel's,
+// or where the kernel has none, an embedded one on a TUN interface of the same name.
+//
+// A kernel device outlives this process and is adopted by the next one. An embedded device ends with the process, and
+// its sessions begin anew.
+package wireguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+// poll is how often handshakes are looked at: WireGuard reports none.
+const poll = 2 * time.Second
+
+// Options are what a Driver works with.
+type Options struct {
+	Links     *nl.Links
+	Secrets   secret.Lookup
+	Log       *slog.Logger // nil: none
+	Userspace bool         // use the embedded device even where the kernel has one
+}
+
+// Driver makes the WireGuard tunnels of the network namespace that it is used in.
+type Driver struct {
+	o      Options
+	writes atomic.Uint64
+
+	mu       sync.Mutex
+	wanted   map[string]tunnel.Config
+	embedded map[string]*userspace // by interface
+	states   map[string]tunnel.State
+}
+
+var _ tunnel.Driver = (*Driver)(nil)
+
+// New returns a driver. It opens nothing.
+func New(o Options) *Driver {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Driver{
+		o:      o,
+		wanted: map[string]tunnel.Config{}, embedded: map[string]*userspace{}, states: map[string]tunnel.State{},
+	}
+}
+
+// Close ends the embedded devices. Kernel devices stay.
+func (d *Driver) Close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, u := range d.embedded {
+		u.close()
+	}
+	clear(d.embedded)
+}
+
+// Writes counts the changes of device configurations. Those of interfaces count in nl.Links.
+func (d *Driver) Writes() uint64 { return d.writes.Load() }
+
+// Apply implements tunnel.Driver.
+func (d *Driver) Apply(_ context.Context, c tunnel.Config) error {
+	if c.WireGuard == nil {
+		return fmt.Errorf("applying tunnel %s: not a WireGuard tunnel", c.Name)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.applyLocked(c); err != nil {
+		return fmt.Errorf("applying tunnel %s: %w", c.Name, err)
+	}
+	d.wanted[c.Name] = c
+	return nil
+}
+
+func (d *Driver) applyLocked(c tunnel.Config) error {
+	k, err := d.keys(c.WireGuard)
+	if err != nil {
+		return err
+	}
+	former := d.wanted[c.Name]
+	if former.Interface != "" && former.Interface != c.Interface {
+		if err := d.removeLocked(c.Name); err != nil {
+			return err
+		}
+		former = tunnel.Config{}
+	}
+	if err := d.ensureLinkLocked(c); err != nil {
+		return err
+	}
+	var endpoint netip.AddrPort
+	if former.WireGuard != nil {
+		endpoint = former.WireGuard.Endpoint
+	}
+	return d.configure(c, k, endpoint)
+}
+
+func (d *Driver) ensureLinkLocked(c tunnel.Config) error {
+	if d.embedded[c.Interface] == nil && !d.o.Userspace {
+		err := d.o.Links.Ensure(compileLink(c, nl.WireGuard))
+		if !errors.Is(err, nl.ErrNoKind) {
+			return err
+		}
+	}
+	if u := d.embedded[c.Interface]; u == nil || !u.alive() {
+		if u != nil {
+			u.close()
+			delete(d.embedded, c.Interface)
+		}
+		if len(d.embedded) >= maxUserspace {
+			return fmt.Errorf("making interface %s: this kernel has no WireGuard, and %d embedded devices are the most", c.Interface, maxUserspace)
+		}
+		u, err := newUserspace(c.Interface, c.MTU, d.o.Log)
+		if err != nil {
+			return fmt.Errorf("making interface %s: %w", c.Interface, err)
+		}
+		d.embedded[c.Interface] = u
+		d.writes.Add(1)
+	}
+	return d.o.Links.Ensure(compileLink(c, nl.TUN))
+}
+
+// configure reads the device and writes what differs.
+func (d *Driver) configure(c tunnel.Config, k keys, former netip.AddrPort) error {
+	ctl, err := wgctrl.New()
+	if err != nil {
+		return fmt.Errorf("opening WireGuard control: %w", err)
+	}
+	defer ctl.Close()
+	dev, err := ctl.Device(c.Interface)
+	if err != nil {
+		return fmt.Errorf("reading device %s: %w", c.Interface, err)
+	}
+	change, differs := compile(dev, *c.WireGuard, k, former, time.Now())
+	if !differs {
+		return nil
+	}
+	if err := ctl.ConfigureDevice(c.Interface, change); err != nil {
+		return fmt.Errorf("configuring device %s: %w", c.Interface, err)
+	}
+	d.writes.Add(1)
+	return nil
+}
+
+func (d *Driver) keys(w *tunnel.WireGuard) (keys, error) {
+	var k keys
+	for _, s := range []struct {
+		ref secret.Ref
+		key *wgtypes.Key
+	}{{w.PrivateKey, &k.private}, {w.PresharedKey, &k.preshared}} {
+		if s.ref == (secret.Ref{}) && s.key == &k.preshared {
+			continue
+		}
+		value, err := d.o.Secrets(s.ref)
+		if err == nil {
+			*s.key, err = parseKey(value)
+		}
+		if err != nil {
+			return keys{}, fmt.Errorf("reading secret %s: %w", s.ref.Name, err)
+		}
+	}
+	return k, nil
+}
+
+// Remove implements tunnel.Driver.
+func (d *Driver) Remove(_ context.Context, name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.removeLocked(name); err != nil {
+		return fmt.Errorf("removing tunnel %s: %w", name, err)
+	}
+	return nil
+}
+
+func (d *Driver) removeLocked(name string) error {
+	if c, ok := d.wanted[name]; ok {
+		if u := d.embedded[c.Interface]; u != nil {
+			u.close()
+			delete(d.embedded, c.Interface)
+			d.writes.Add(1)
+		}
+	}
+	delete(d.wanted, name)
+	delete(d.states, name)
+	return d.o.Links.Remove(tunnel.Mark+name, nl.WireGuard, nl.TUN)
+}
+
+// Observe implements tunnel.Driver.
+func (d *Driver) Observe(context.Context) ([]tunnel.State, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.observeLocked(time.Now())
+}
+
+func (d *Driver) observeLocked(now time.Time) ([]tunnel.State, error) {
+	links, err := d.o.Links.List(tunnel.Mark)
+	if err != nil {
+		return nil, fmt.Errorf("observing WireGuard tunnels: %w", err)
+	}
+	ctl, err := wgctrl.New()
+	if err != nil {
+		return nil, fmt.Errorf("opening WireGuard control: %w", err)
+	}
+	defer ctl.Close()
+	var all []tunnel.State
+	for _, link := range links {
+		if link.Kind != nl.WireGuard && link.Kind != nl.TUN {
+			continue
+		}
+		dev, err := ctl.Device(link.Name)
+		if err != nil {
+			d.o.Log.Warn("reading a WireGuard device failed", "interface", link.Name, "error", err)
+			dev = nil
+		}
+		s := decode(link, dev, now)
+		s, _ = history(d.states[s.Name], s, now)
+		d.states[s.Name] = s
+		all = append(all, s)
+	}
+	return all, nil
+}
+
+// Run implements tunnel.Driver. A deleted interface is made again at once, and a peer that is silent at the place it
+// roamed to is looked for at its configured endpoint.
+func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
+	nudge := make(chan struct{}, 1)
+	watched := make(chan error, 1)
+	go func() {
+		watched <- d.o.Links.Watch(ctx, func(c nl.Change) {
+			if c.Name == "" || strings.HasPrefix(c.Alias, tunnel.Mark) {
+				select {
+				case nudge <- struct{}{}:
+				default:
+				}
+			}
+		})
+	}()
+	tick := time.NewTicker(poll)
+	defer tick.Stop()
+	reported := map[string]tunnel.State{}
+	for {
+		select {
+		case <-ctx.Done():
+			<-watched
+			return nil
+		case err := <-watched:
+			return err
+		case <-nudge:
+			d.heal(true)
+		case <-tick.C:
+			d.heal(false)
+		}
+		states, err := d.Observe(ctx)
+		if err != nil {
+			d.o.Log.Warn("observing WireGuard tunnels failed", "error", err)
+			continue
+		}
+		for _, s := range states {
+			if _, differs := history(reported[s.Name], s, s.Since); differs {
+				report(s)
+			}
+			reported[s.Name] = s
+		}
+	}
+}
+
+// heal applies again what is not up, or everything.
+func (d *Driver) heal(everything bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name, c := range d.wanted {
+		if status := d.states[name].Status; !everything && (status == tunnel.Up || status == tunnel.Connecting) {
+			continue
+		}
+		if err := d.applyLocked(c); err != nil {
+			d.o.Log.Warn("healing a tunnel failed", "tunnel", name, "error", err)
+		}
+	}
+}

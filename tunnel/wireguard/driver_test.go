@@ -1,0 +1,290 @@
+package wireguard
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/nl/nltest"
+	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+// Ring: namespace for the embedded device, VM for the kernel's. The far end is a process of its own in a namespace of
+// its own, and runs this driver as well.
+
+const farEnd = "ISTHMUS_TEST_FAR_END"
+
+type end struct {
+	Config    tunnel.Config
+	Secrets   map[string][]byte
+	Userspace bool
+}
+
+func TestMain(m *testing.M) {
+	text := os.Getenv(farEnd)
+	if text == "" {
+		nltest.Main(m)
+		return
+	}
+	var e end
+	err := json.Unmarshal([]byte(text), &e)
+	if err == nil {
+		var d *Driver
+		if d, err = e.driver(); err == nil {
+			if err = d.Apply(context.Background(), e.Config); err == nil {
+				fmt.Println("ready")
+				err = d.Run(context.Background(), func(tunnel.State) {})
+			}
+		}
+	}
+	fmt.Fprintln(os.Stderr, "far end:", err)
+	os.Exit(1)
+}
+
+func (e end) driver() (*Driver, error) {
+	links, err := nl.Open()
+	if err != nil {
+		return nil, err
+	}
+	lookup := func(r secret.Ref) ([]byte, error) {
+		if v, ok := e.Secrets[r.Name]; ok {
+			return v, nil
+		}
+		return nil, secret.ErrNotFound
+	}
+	return New(Options{Links: links, Secrets: lookup, Userspace: e.Userspace}), nil
+}
+
+func TestEmbedded(t *testing.T) { conformance(t, true) }
+
+func TestKernel(t *testing.T) {
+	if out, err := exec.Command("ip", "link", "add", "ist-probe", "type", "wireguard").CombinedOutput(); err != nil {
+		t.Skipf("this kernel has no WireGuard; the VM ring runs this test: %s", out)
+	}
+	nltest.Run(t, "ip", "link", "del", "ist-probe")
+	conformance(t, false)
+}
+
+func conformance(t *testing.T, userspace bool) {
+	nltest.Namespace(t, "ist-far")
+	nltest.Run(t, "ip", "link", "add", "ist-u", "type", "veth", "peer", "ist-u", "netns", "ist-far")
+	t.Cleanup(func() { nltest.Run(t, "ip", "link", "del", "ist-u") })
+	for _, ns := range []string{"", "ist-far"} {
+		addr, cmd := "192.0.2.1/24", []string{}
+		if ns != "" {
+			addr, cmd = "192.0.2.2/24", []string{"-n", ns}
+		}
+		nltest.Run(t, "ip", append(cmd, "addr", "add", addr, "dev", "ist-u")...)
+		nltest.Run(t, "ip", append(cmd, "link", "set", "ist-u", "up")...)
+	}
+	a, _ := wgtypes.GeneratePrivateKey()
+	b, _ := wgtypes.GeneratePrivateKey()
+	psk, _ := wgtypes.GenerateKey()
+	near := end{Userspace: userspace, Secrets: map[string][]byte{"key": []byte(a.String()), "psk": []byte(psk.String())}}
+	near.Config = config("near", "169.254.64.1", "169.254.64.2", "fd64::1", "fd64::2", 51820)
+	near.Config.WireGuard.PeerPublicKey = b.PublicKey()
+	near.Config.WireGuard.Endpoint = netip.MustParseAddrPort("192.0.2.2:51821")
+	far := end{Userspace: userspace, Secrets: map[string][]byte{"key": b[:], "psk": psk[:]}}
+	far.Config = config("far", "169.254.64.2", "169.254.64.1", "fd64::2", "fd64::1", 51821)
+	far.Config.WireGuard.PeerPublicKey = a.PublicKey()
+
+	d, err := near.driver()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(d.Remove(context.Background(), "near"), d.Remove(context.Background(), "near")); err != nil {
+			t.Error(err)
+		}
+		if _, err := d.o.Links.Get("ist-near"); !errors.Is(err, nl.ErrNotFound) {
+			t.Errorf("after Remove: %v", err)
+		}
+	})
+	states := make(chan tunnel.State, 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	running := make(chan error, 1)
+	go func() { running <- d.Run(ctx, func(s tunnel.State) { states <- s }) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-running; err != nil {
+			t.Error(err)
+		}
+	})
+
+	if err := d.Apply(ctx, near.Config); err != nil {
+		t.Fatal(err)
+	}
+	s := await(t, states, tunnel.Connecting)
+	if !strings.Contains(s.LastError, "no answer from 192.0.2.2:51821") {
+		t.Errorf("while the peer is away: %q", s.LastError)
+	}
+	stop := start(t, far)
+	await(t, states, tunnel.Up)
+	ping(t, "169.254.64.2")
+	ping(t, "fd64::2")
+
+	t.Run("again", func(t *testing.T) {
+		dev, link := d.Writes(), d.o.Links.Writes()
+		if err := d.Apply(ctx, near.Config); err != nil {
+			t.Fatal(err)
+		}
+		if d.Writes() != dev || d.o.Links.Writes() != link {
+			t.Errorf("%d device and %d link writes for what was there already", d.Writes()-dev, d.o.Links.Writes()-link)
+		}
+	})
+	if !userspace { // an embedded device ends with its process
+		t.Run("adopt", func(t *testing.T) {
+			next, err := near.driver()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := next.Apply(ctx, near.Config); err != nil {
+				t.Fatal(err)
+			}
+			if next.Writes()+next.o.Links.Writes() != 0 {
+				t.Errorf("%d device and %d link writes to adopt", next.Writes(), next.o.Links.Writes())
+			}
+		})
+	}
+	t.Run("edit", func(t *testing.T) {
+		before := observe(t, d)
+		near.Config.WireGuard.Keepalive = 7 * time.Second
+		near.Config.MTU = 1300
+		if err := d.Apply(ctx, near.Config); err != nil {
+			t.Fatal(err)
+		}
+		if after := observe(t, d); after.Keyed != before.Keyed || after.Status != tunnel.Up {
+			t.Errorf("the session did not survive a change of the keepalive: %+v", after)
+		}
+		ping(t, "169.254.64.2")
+	})
+	t.Run("interface deleted", func(t *testing.T) {
+		nltest.Run(t, "ip", "link", "del", "ist-near")
+		deadline := time.Now().Add(10 * time.Second)
+		for {
+			link, err := d.o.Links.Get("ist-near")
+			if err == nil && link.Up && link.MTU == 1300 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("not made again: %v", err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		for exec.Command("ping", "-c1", "-W1", "169.254.64.2").Run() != nil {
+			if time.Now().After(deadline.Add(20 * time.Second)) {
+				t.Fatal("no traffic after the interface was made again")
+			}
+		}
+	})
+	t.Run("peer roams", func(t *testing.T) {
+		stop()
+		nltest.Run(t, "ip", "-n", "ist-far", "addr", "del", "192.0.2.2/24", "dev", "ist-u")
+		nltest.Run(t, "ip", "-n", "ist-far", "addr", "add", "192.0.2.3/24", "dev", "ist-u")
+		far.Config.WireGuard.Endpoint = netip.MustParseAddrPort("192.0.2.1:51820")
+		start(t, far)
+		deadline := time.Now().Add(30 * time.Second)
+		for observe(t, d).Remote.Addr() != netip.MustParseAddr("192.0.2.3") {
+			if time.Now().After(deadline) {
+				t.Fatalf("still at %s", observe(t, d).Remote)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		writes := d.Writes()
+		if err := d.Apply(ctx, near.Config); err != nil || d.Writes() != writes {
+			t.Errorf("applying again moved the peer back: %v", err)
+		}
+		ping(t, "169.254.64.2")
+	})
+}
+
+func config(name, local4, remote4, local6, remote6 string, port uint16) tunnel.Config {
+	one := func(s string) netip.Prefix { a := netip.MustParseAddr(s); return netip.PrefixFrom(a, a.BitLen()) }
+	return tunnel.Config{
+		Name: name, ID: 1, Interface: "ist-" + name, Underlay: "ist-u", MTU: 1400,
+		Inside: []tunnel.Inside{
+			{Local: one(local4), Remote: netip.MustParseAddr(remote4)},
+			{Local: one(local6), Remote: netip.MustParseAddr(remote6)},
+		},
+		WireGuard: &tunnel.WireGuard{
+			PrivateKey: secret.Ref{Name: "key"}, PresharedKey: secret.Ref{Name: "psk"},
+			ListenPort: port, Keepalive: time.Second,
+		},
+	}
+}
+
+// start runs the far end until the test is over or the returned function is called.
+func start(t *testing.T, e end) (stop func()) {
+	t.Helper()
+	text, err := json.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("ip", "netns", "exec", "ist-far", os.Args[0])
+	cmd.Env = append(os.Environ(), farEnd+"="+string(text))
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stopped := false
+	stop = func() {
+		if !stopped {
+			stopped = true
+			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+			_ = cmd.Wait()
+			_ = exec.Command("ip", "-n", "ist-far", "link", "del", "ist-far").Run() // a kernel device outlives it
+		}
+	}
+	t.Cleanup(stop)
+	if _, err := out.Read(make([]byte, 6)); err != nil {
+		t.Fatalf("the far end did not start: %v", err)
+	}
+	return stop
+}
+
+func await(t *testing.T, states chan tunnel.State, want tunnel.Status) tunnel.State {
+	t.Helper()
+	timeout := time.After(30 * time.Second)
+	var last tunnel.State
+	for {
+		select {
+		case last = <-states:
+			if last.Status == want {
+				return last
+			}
+		case <-timeout:
+			t.Fatalf("never %s; last: %+v", want, last)
+		}
+	}
+}
+
+func observe(t *testing.T, d *Driver) tunnel.State {
+	t.Helper()
+	all, err := d.Observe(t.Context())
+	if err != nil || len(all) != 1 {
+		t.Fatalf("observed %+v, %v", all, err)
+	}
+	return all[0]
+}
+
+func ping(t *testing.T, to string) {
+	t.Helper()
+	nltest.Run(t, "ping", "-c3", "-i0.05", "-W5", to)
+}
