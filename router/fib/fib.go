@@ -1,0 +1,263 @@
+package fib
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// batch is how many routes are changed in one go. A dead tunnel waits for no more than that.
+const batch = 2048
+
+// FIB keeps the kernel's forwarding state as a Table says. Its methods may be called from several goroutines and do not
+// wait for the kernel.
+type FIB struct {
+	driver Driver
+	log    *slog.Logger
+	wake   chan struct{}
+
+	mu      sync.Mutex
+	table   *Table
+	events  Event
+	err     error         // of the last full attempt
+	settled chan struct{} // closed when nothing is left to do
+	isOpen  bool          // settled is not closed
+}
+
+// New returns a FIB that writes nothing until Run.
+func New(d Driver, log *slog.Logger) *FIB {
+	return &FIB{driver: d, log: log, table: NewTable(), wake: make(chan struct{}, 1), settled: make(chan struct{}), isOpen: true}
+}
+
+// SetStatic replaces all static routes. See Table.SetStatic.
+func (f *FIB) SetStatic(routes []Route) { f.change(func(t *Table) { t.SetStatic(routes) }) }
+
+// Update replaces the BGP routes of the given prefixes. See Table.Update.
+func (f *FIB) Update(routes []Route) { f.change(func(t *Table) { t.Update(routes) }) }
+
+// SetAlive says whether a tunnel's interface carries traffic. See Table.SetAlive.
+func (f *FIB) SetAlive(name string, alive bool) { f.change(func(t *Table) { t.SetAlive(name, alive) }) }
+
+// SetOutside names the addresses that must stay reachable through the underlay. See Table.SetOutside.
+func (f *FIB) SetOutside(addrs []netip.Addr) { f.change(func(t *Table) { t.SetOutside(addrs) }) }
+
+// Restarted says that the BGP routes will be reported again from the start. See Table.Restarted.
+func (f *FIB) Restarted() { f.change((*Table).Restarted) }
+
+// Synced says that all BGP routes have been reported. See Table.Synced.
+func (f *FIB) Synced() { f.change((*Table).Synced) }
+
+// Writes returns how many changes were sent to the kernel.
+func (f *FIB) Writes() uint64 { return f.driver.Writes() }
+
+// Routes returns every route, in no order.
+func (f *FIB) Routes() []RouteState {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	routes := make([]RouteState, 0, len(f.table.routes))
+	for r := range f.table.Routes {
+		routes = append(routes, r)
+	}
+	return routes
+}
+
+// Err returns why the kernel is not as it should be, nil when it is or when nothing was tried yet.
+func (f *FIB) Err() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+// Settle waits until everything that was asked for before the call has been tried, and returns Err.
+func (f *FIB) Settle(ctx context.Context) error {
+	f.mu.Lock()
+	settled := f.settled
+	f.mu.Unlock()
+	select {
+	case <-settled:
+		return f.Err()
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the forwarding table: %w", ctx.Err())
+	}
+}
+
+func (f *FIB) change(do func(*Table)) {
+	f.mu.Lock()
+	do(f.table)
+	f.nudgeLocked()
+	f.mu.Unlock()
+}
+
+func (f *FIB) nudgeLocked() {
+	if !f.isOpen {
+		f.settled, f.isOpen = make(chan struct{}), true
+	}
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// How long changes by other hands are gathered before the kernel is read again, and the bounds of the pause after a
+// failure.
+const (
+	gather   = 20 * time.Millisecond
+	minPause = 250 * time.Millisecond
+	maxPause = 30 * time.Second
+)
+
+// Run reads what the kernel has, and then keeps it as wanted until ctx is done. On return everything stays in the
+// kernel.
+func (f *FIB) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	defer func() { cancel(); <-watched }()
+	go func() {
+		defer close(watched)
+		for ctx.Err() == nil {
+			err := f.driver.Watch(ctx, func(e Event) {
+				f.mu.Lock()
+				f.events |= e
+				f.nudgeLocked()
+				f.mu.Unlock()
+			})
+			if err != nil && ctx.Err() == nil {
+				f.log.Warn("watching the forwarding table", "error", err)
+				sleep(ctx, minPause)
+			}
+		}
+	}()
+
+	var (
+		known bool
+		pause time.Duration
+		retry <-chan time.Time // set while something has failed
+	)
+	for {
+		err := f.pass(ctx, &known)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		switch {
+		case err != nil:
+			if f.Err() == nil {
+				f.log.Warn("writing the forwarding table", "error", err)
+			}
+			pause = min(max(2*pause, minPause), maxPause)
+			retry = time.After(pause)
+			f.finish(err)
+		case retry != nil: // what failed was not tried in this pass
+			f.finish(f.Err())
+		default:
+			if f.Err() != nil {
+				f.log.Info("the forwarding table is as wanted again")
+			}
+			pause = 0
+			f.finish(nil)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-f.wake:
+		case <-retry:
+			retry, known = nil, false
+		}
+	}
+}
+
+// pass does everything that can be done now. A change that fails is tried once more after the kernel was read again.
+func (f *FIB) pass(ctx context.Context, known *bool) error {
+	for failed := false; ; {
+		f.mu.Lock()
+		events := f.events
+		f.mu.Unlock()
+		if events&RouteEvent != 0 && *known {
+			sleep(ctx, gather)
+		}
+		f.mu.Lock()
+		events |= f.events
+		f.events = 0
+		f.mu.Unlock()
+		if err := f.read(ctx, events, known); err != nil {
+			return err
+		}
+
+		f.mu.Lock()
+		ops := f.table.Ops(batch)
+		more := f.events != 0
+		f.mu.Unlock()
+		if len(ops) == 0 {
+			if more {
+				continue
+			}
+			return nil
+		}
+		errs := f.driver.Execute(ctx, ops)
+		f.mu.Lock()
+		ok := f.table.Done(ops, errs)
+		f.mu.Unlock()
+		if ok {
+			continue
+		}
+		if failed {
+			return join(errs)
+		}
+		failed, *known = true, false
+	}
+}
+
+// join joins the first few errors.
+func join(errs []error) error {
+	var few []error
+	for _, err := range errs {
+		if err != nil && len(few) < 8 {
+			few = append(few, err)
+		}
+	}
+	return errors.Join(few...)
+}
+
+// read reads back what may have changed.
+func (f *FIB) read(ctx context.Context, events Event, known *bool) error {
+	switch {
+	case !*known || events&RouteEvent != 0:
+		state, err := f.driver.Observe(ctx)
+		if err != nil {
+			return fmt.Errorf("reading the forwarding table: %w", err)
+		}
+		f.mu.Lock()
+		f.table.Adopt(state)
+		f.mu.Unlock()
+		*known = true
+	case events&LinkEvent != 0:
+		links, err := f.driver.Links(ctx)
+		if err != nil {
+			return fmt.Errorf("reading the interfaces: %w", err)
+		}
+		f.mu.Lock()
+		f.table.SetLinks(links)
+		f.mu.Unlock()
+	}
+	return nil
+}
+
+func (f *FIB) finish(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+	if f.isOpen && len(f.wake) == 0 {
+		close(f.settled)
+		f.isOpen = false
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}

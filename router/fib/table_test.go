@@ -1,0 +1,384 @@
+package fib
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+)
+
+func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func hop(i string, gw ...string) NextHop {
+	h := NextHop{Interface: i}
+	if len(gw) > 0 {
+		h.Gateway = netip.MustParseAddr(gw[0])
+	}
+	return h
+}
+
+// bench is a table with its kernel.
+type bench struct {
+	*testing.T
+	table  *Table
+	kernel *fakeKernel
+}
+
+func newBench(t *testing.T, links ...string) *bench {
+	b := &bench{t, NewTable(), newFakeKernel()}
+	for i, name := range links {
+		b.kernel.links[name] = Link{name, uint32(i + 10), true}
+	}
+	b.table.Adopt(b.kernel.state())
+	b.table.Synced()
+	return b
+}
+
+// run carries out everything that is to do, and returns how often each kind was.
+func (b *bench) run() map[OpKind]int {
+	b.Helper()
+	b.kernel.kinds = map[OpKind]int{}
+	for range 10000 {
+		ops := b.table.Ops(3)
+		if len(ops) == 0 {
+			return b.kernel.kinds
+		}
+		errs := b.kernel.Execute(context.Background(), ops)
+		if !b.table.Done(ops, errs) {
+			b.Fatalf("refused: %v", join(errs))
+		}
+	}
+	b.Fatal("no end of changes")
+	return nil
+}
+
+func (b *bench) expect(got map[OpKind]int, want map[OpKind]int) {
+	b.Helper()
+	if !maps.Equal(got, want) {
+		b.Fatalf("changes %v, want %v", got, want)
+	}
+}
+
+func TestRoutesShareAGroup(t *testing.T) {
+	b := newBench(t, "a", "b")
+	ab := []NextHop{hop("b", "169.254.1.1"), hop("a", "169.254.0.1")}
+	b.table.Update([]Route{
+		{Prefix: pfx("10.0.0.0/24"), NextHops: ab},
+		{Prefix: pfx("10.0.1.0/24"), NextHops: []NextHop{ab[1], ab[0], ab[0]}},
+		{Prefix: pfx("10.0.2.0/24"), NextHops: ab[:1]},
+	})
+	b.expect(b.run(), map[OpKind]int{SetNextHop: 2, SetGroup: 2, AddRoute: 3})
+
+	t.Log("a dead tunnel touches groups only")
+	b.table.SetAlive("b", false)
+	b.expect(b.run(), map[OpKind]int{SetGroup: 2, SetNextHop: 1, DeleteNextHop: 1})
+	if g := b.kernel.groups[b.kernel.routes[pfx("10.0.2.0/24")].NextHop]; !b.kernel.objects[g[0]].Blackhole {
+		t.Error("a route without a living next hop is no black hole")
+	}
+	b.table.SetAlive("b", true)
+	b.expect(b.run(), map[OpKind]int{SetGroup: 2, SetNextHop: 1, DeleteNextHop: 1})
+
+	t.Log("the same again writes nothing")
+	b.table.Update([]Route{{Prefix: pfx("10.0.2.0/24"), NextHops: ab[:1]}})
+	b.expect(b.run(), map[OpKind]int{})
+
+	t.Log("withdrawing everything leaves nothing")
+	b.table.Update([]Route{{Prefix: pfx("10.0.0.0/24")}, {Prefix: pfx("10.0.1.0/24")}, {Prefix: pfx("10.0.2.0/24")}})
+	b.expect(b.run(), map[OpKind]int{DeleteRoute: 3, DeleteGroup: 2, DeleteNextHop: 2})
+	if len(b.table.routes)+len(b.table.groups)+len(b.table.byID)+len(b.table.objects)+len(b.table.taken) > 0 {
+		t.Errorf("the table remembers something: %+v", b.table)
+	}
+}
+
+func TestStaticWins(t *testing.T) {
+	b := newBench(t, "a", "b")
+	p := pfx("10.0.0.0/24")
+	b.table.Update([]Route{{Prefix: p, NextHops: []NextHop{hop("a")}}})
+	b.table.SetStatic([]Route{{Prefix: p, Blackhole: true}})
+	b.expect(b.run(), map[OpKind]int{AddRoute: 1})
+	b.table.SetStatic(nil)
+	b.expect(b.run(), map[OpKind]int{SetNextHop: 1, SetGroup: 1, ReplaceRoute: 1})
+	b.table.SetStatic([]Route{{Prefix: p, NextHops: []NextHop{hop("b")}}})
+	b.expect(b.run(), map[OpKind]int{SetNextHop: 1, SetGroup: 1, ReplaceRoute: 1, DeleteGroup: 1, DeleteNextHop: 1})
+}
+
+func TestOutsideAddressesStayOutside(t *testing.T) {
+	b := newBench(t, "a")
+	b.table.SetOutside([]netip.Addr{netip.MustParseAddr("203.0.113.7")})
+	for _, p := range []string{"203.0.113.0/24", "0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1"} {
+		b.table.Update([]Route{{Prefix: pfx(p), NextHops: []NextHop{hop("a")}}})
+	}
+	b.run()
+	if got := slices.Collect(maps.Keys(b.kernel.routes)); len(got) != 2 {
+		t.Errorf("installed %v, want 0.0.0.0/0 and 0.0.0.0/1", got)
+	}
+	for r := range b.table.Routes {
+		if withheld := r.Prefix.Bits() > 0 && r.Prefix.Contains(netip.MustParseAddr("203.0.113.7")); withheld != r.Covers.IsValid() || withheld == r.Installed {
+			t.Errorf("state %+v", r)
+		}
+	}
+	b.table.SetOutside(nil)
+	b.expect(b.run(), map[OpKind]int{AddRoute: 2})
+}
+
+func TestRestart(t *testing.T) {
+	b := newBench(t, "a", "b")
+	routes := []Route{
+		{Prefix: pfx("10.0.0.0/24"), NextHops: []NextHop{hop("a"), hop("b")}},
+		{Prefix: pfx("10.0.1.0/24"), NextHops: []NextHop{hop("a")}},
+		{Prefix: pfx("10.0.3.0/24"), Blackhole: true},
+		{Prefix: pfx("2001:db8::/48"), NextHops: []NextHop{hop("a")}},
+		{Prefix: pfx("10.0.2.0/24"), NextHops: []NextHop{hop("b")}},
+	}
+	b.table.Update(routes)
+	b.run()
+
+	b.table = NewTable()
+	b.table.Adopt(b.kernel.state())
+	b.expect(b.run(), map[OpKind]int{})
+	b.table.Update(routes[:4])
+	b.expect(b.run(), map[OpKind]int{})
+	b.table.Synced()
+	b.expect(b.run(), map[OpKind]int{DeleteRoute: 1, DeleteGroup: 1})
+
+	t.Log("the BGP process starts anew")
+	b.table.Restarted()
+	b.table.Update(routes[1:4])
+	b.expect(b.run(), map[OpKind]int{})
+	b.table.Synced()
+	b.expect(b.run(), map[OpKind]int{DeleteRoute: 1, DeleteGroup: 1, DeleteNextHop: 1})
+}
+
+func TestRestartBeforeAdopt(t *testing.T) {
+	b := newBench(t, "a", "b")
+	routes := []Route{
+		{Prefix: pfx("10.0.0.0/24"), NextHops: []NextHop{hop("a"), hop("b")}},
+		{Prefix: pfx("10.0.1.0/24"), NextHops: []NextHop{hop("a")}},
+	}
+	b.table.Update(routes)
+	b.run()
+	b.table = NewTable()
+	b.table.Update(routes)
+	b.table.Synced()
+	b.table.Adopt(b.kernel.state())
+	b.expect(b.run(), map[OpKind]int{})
+}
+
+// TestRandomWalk applies random changes of everything that can change, with restarts and failures in between, to a
+// kernel that refuses whatever the real one would refuse, and compares the end with what was wanted.
+func TestRandomWalk(t *testing.T) {
+	for seed := range uint64(300) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { walk(t, rand.New(rand.NewPCG(seed, 1))) })
+	}
+}
+
+func walk(t *testing.T, r *rand.Rand) {
+	names := []string{"a", "b", "c", "d"}
+	b := newBench(t, names...)
+	index := uint32(100)
+	alive := map[string]bool{"a": true, "b": true, "c": true, "d": true}
+	static, bgp := map[netip.Prefix]Route{}, map[netip.Prefix]Route{}
+	var outside []netip.Addr
+
+	route := func() Route {
+		var rt Route
+		if r.IntN(4) > 0 {
+			rt.Prefix = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(r.IntN(12)), 0}), 24)
+		} else {
+			rt.Prefix = netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0, byte(r.IntN(6))}), 48)
+		}
+		switch r.IntN(10) {
+		case 0:
+		case 1:
+			rt.Blackhole = true
+		default:
+			for _, n := range names {
+				if r.IntN(2) == 0 {
+					h := NextHop{Interface: n}
+					switch {
+					case r.IntN(2) == 0:
+					case rt.Prefix.Addr().Is4() && r.IntN(3) > 0:
+						h.Gateway = netip.AddrFrom4([4]byte{169, 254, n[0], byte(r.IntN(2))})
+					default:
+						h.Gateway = netip.MustParseAddr("fe80::1")
+					}
+					rt.NextHops = append(rt.NextHops, h)
+				}
+			}
+			r.Shuffle(len(rt.NextHops), func(i, j int) { rt.NextHops[i], rt.NextHops[j] = rt.NextHops[j], rt.NextHops[i] })
+		}
+		return rt
+	}
+	for range 150 {
+		switch r.IntN(12) {
+		case 0, 1, 2, 3, 4:
+			rt := route()
+			if bgp[rt.Prefix] = rt; !rt.Blackhole && len(rt.NextHops) == 0 {
+				delete(bgp, rt.Prefix)
+			}
+			b.table.Update([]Route{rt})
+		case 5:
+			clear(static)
+			for range r.IntN(4) {
+				if rt := route(); rt.Blackhole || len(rt.NextHops) > 0 {
+					static[rt.Prefix] = rt
+				}
+			}
+			b.table.SetStatic(slices.Collect(maps.Values(static)))
+		case 6:
+			n := names[r.IntN(len(names))]
+			alive[n] = r.IntN(2) == 0
+			b.table.SetAlive(n, alive[n])
+		case 7:
+			n := names[r.IntN(len(names))]
+			l := b.kernel.links[n]
+			switch {
+			case l.Index == 0:
+				index++
+				l = Link{n, index, r.IntN(4) > 0}
+			case r.IntN(2) == 0:
+				l = Link{Name: n}
+			default:
+				l.Up = !l.Up
+			}
+			b.kernel.setLink(l)
+			if r.IntN(2) == 0 {
+				b.table.SetLinks(b.kernel.state().Links) // the table knows of the link, but not what the kernel did then
+			}
+		case 8:
+			outside = nil
+			for range r.IntN(3) {
+				outside = append(outside, netip.AddrFrom4([4]byte{10, 0, byte(r.IntN(12)), 9}))
+			}
+			b.table.SetOutside(outside)
+		case 9:
+			switch r.IntN(3) {
+			case 0:
+				b.table = NewTable()
+				b.table.SetOutside(outside)
+				for n, a := range alive {
+					b.table.SetAlive(n, a)
+				}
+			case 1:
+				b.table.Restarted()
+			case 2:
+				for p := range b.kernel.routes { // someone deletes a route by hand
+					delete(b.kernel.routes, p)
+					break
+				}
+			}
+			b.table.SetStatic(slices.Collect(maps.Values(static)))
+			if r.IntN(2) == 0 {
+				b.table.Adopt(b.kernel.state())
+			}
+			b.table.Update(slices.Collect(maps.Values(bgp)))
+			b.table.Adopt(b.kernel.state())
+			b.table.Synced()
+		case 10:
+			for range 5 {
+				ops := b.table.Ops(1 + r.IntN(5))
+				if r.IntN(3) == 0 { // the world turns while the changes are being made
+					rt := route()
+					if bgp[rt.Prefix] = rt; !rt.Blackhole && len(rt.NextHops) == 0 {
+						delete(bgp, rt.Prefix)
+					}
+					b.table.Update([]Route{rt})
+				}
+				if r.IntN(6) == 0 {
+					b.kernel.fail = func(Op) error {
+						if r.IntN(3) == 0 {
+							return errors.New("out of luck")
+						}
+						return nil
+					}
+				}
+				if !b.table.Done(ops, b.kernel.Execute(context.Background(), ops)) {
+					b.table.Adopt(b.kernel.state())
+				}
+				b.kernel.fail = nil
+			}
+		case 11:
+			b.table.Adopt(b.kernel.state())
+			b.run()
+		}
+	}
+	b.table.Synced()
+	b.table.Adopt(b.kernel.state())
+	b.run()
+
+	// What should be there, worked out without the table.
+	want := map[netip.Prefix]Route{}
+	maps.Copy(want, bgp)
+	maps.Copy(want, static)
+	objects, groups := map[string]bool{}, map[string]bool{}
+	for p, rt := range want {
+		if slices.ContainsFunc(outside, p.Contains) {
+			delete(want, p)
+			continue
+		}
+		got, ok := b.kernel.routes[p]
+		if !ok {
+			t.Fatalf("%v is missing", p)
+		}
+		if rt.Blackhole {
+			if !got.Blackhole {
+				t.Fatalf("%v is no black hole: %+v", p, got)
+			}
+			continue
+		}
+		var hops []string
+		for _, h := range rt.NextHops {
+			if l := b.kernel.links[h.Interface]; l.Up && alive[h.Interface] {
+				hops = append(hops, fmt.Sprint(l.Index, h.Gateway, h.Gateway.Is6() || !h.Gateway.IsValid() && p.Addr().Is6()))
+			}
+		}
+		if hops == nil {
+			hops = []string{fmt.Sprint("hole ", p.Addr().Is6())}
+		}
+		var have []string
+		for _, id := range b.kernel.groups[got.NextHop] {
+			if o := b.kernel.objects[id]; o.Blackhole {
+				have = append(have, fmt.Sprint("hole ", o.IPv6))
+			} else {
+				have = append(have, fmt.Sprint(o.Link, o.Gateway, o.IPv6))
+			}
+		}
+		slices.Sort(hops)
+		slices.Sort(have)
+		if !slices.Equal(hops, have) {
+			t.Fatalf("%v: %q, want %q", p, have, hops)
+		}
+		for _, h := range hops {
+			objects[h] = true
+		}
+		set := slices.Clone(rt.NextHops)
+		slices.SortFunc(set, compareHops)
+		groups[fmt.Sprint(p.Addr().Is6(), set)] = true
+	}
+	if len(b.kernel.routes) != len(want) || len(b.kernel.groups) != len(groups) || len(b.kernel.objects) != len(objects) {
+		t.Fatalf("%d routes, %d groups, %d objects; want %d, %d, %d", len(b.kernel.routes), len(b.kernel.groups),
+			len(b.kernel.objects), len(want), len(groups), len(objects))
+	}
+	b.table.Adopt(b.kernel.state())
+	b.expect(b.run(), map[OpKind]int{})
+}
+
+func FuzzUpdateKeepsPrefixesApart(f *testing.F) {
+	f.Add([]byte{10, 0, 0, 0}, uint8(24))
+	f.Fuzz(func(t *testing.T, a []byte, bits uint8) {
+		addr, ok := netip.AddrFromSlice(a)
+		if !ok || int(bits) > addr.BitLen() || addr.Is4In6() {
+			return
+		}
+		b := newBench(t, "a")
+		b.table.Update([]Route{{Prefix: netip.PrefixFrom(addr, int(bits)), NextHops: []NextHop{hop("a")}}})
+		b.run()
+		if _, ok := b.kernel.routes[netip.PrefixFrom(addr, int(bits)).Masked()]; !ok {
+			t.Errorf("%v/%d is missing", addr, bits)
+		}
+	})
+}
