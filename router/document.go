@@ -1,0 +1,201 @@
+package router
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+// ErrStale means that a write was based on a generation that is not the present one.
+var ErrStale = store.ErrStale
+
+// Daemon is the author of what the daemon does on its own.
+const Daemon = "isthmusd"
+
+// source is a document as it came, with its text as it will be kept.
+type source struct {
+	doc      spec.Document
+	problems spec.Problems
+	text     string
+}
+
+func read(src *isthmusv1.Source) (source, error) {
+	if m := src.GetSpec(); m != nil {
+		text, err := spec.Encode(m)
+		return source{doc: spec.FromMessage(m), text: text}, err
+	}
+	d, problems := spec.Decode([]byte(src.GetText()))
+	return source{d, problems, src.GetText()}, nil
+}
+
+// Validate returns what is wrong with a document.
+func (r *Router) Validate(src *isthmusv1.Source) (spec.Problems, error) {
+	s, err := read(src)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, _, _, problems := r.plan(s.doc, s.problems, r.present.Ledger)
+	return problems, nil
+}
+
+// Plan returns what applying a document would change, and the generation that this is based on. A bad document is an
+// error that is spec.Problems.
+func (r *Router) Plan(src *isthmusv1.Source) (uint64, []plan.Change, error) {
+	s, err := read(src)
+	if err != nil {
+		return 0, nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, target, _, problems := r.plan(s.doc, s.problems, r.present.Ledger)
+	if len(problems) > 0 {
+		return r.present.Generation, nil, problems
+	}
+	return r.present.Generation, plan.Diff(r.target, target), nil
+}
+
+// Apply makes a document the wanted one. expected is the generation that the writer has seen; nil: not checked. With
+// confirm > 0 the former document comes back by itself unless Confirm is called in time. The same document again
+// changes nothing and makes no new generation.
+func (r *Router) Apply(src *isthmusv1.Source, expected *uint64, confirm time.Duration, author string) (uint64, []plan.Change, error) {
+	s, err := read(src)
+	if err != nil {
+		return 0, nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.accept(s, expected, confirm, author, "apply")
+}
+
+func (r *Router) accept(s source, expected *uint64, confirm time.Duration, author, reason string) (uint64, []plan.Change, error) {
+	if expected != nil && *expected != r.present.Generation {
+		return r.present.Generation, nil, fmt.Errorf("%w: expected %d, present is %d", ErrStale, *expected, r.present.Generation)
+	}
+	checked, target, ledger, problems := r.plan(s.doc, s.problems, r.present.Ledger)
+	if len(problems) > 0 {
+		return r.present.Generation, nil, problems
+	}
+	changes := plan.Diff(r.target, target)
+	if s.text == r.present.Text && len(changes) == 0 && r.spec != nil && confirm == 0 {
+		return r.present.Generation, nil, nil
+	}
+	encoded, err := json.Marshal(ledger)
+	if err != nil {
+		return r.present.Generation, nil, fmt.Errorf("encoding ledger: %w", err)
+	}
+	next := store.Revision{
+		Time: time.Now(), Author: author, Reason: reason, Changes: uint32(len(changes)),
+		Text: s.text, Ledger: encoded,
+	}
+	if confirm > 0 {
+		if r.present.Generation == 0 {
+			return 0, nil, fmt.Errorf("%w: there is no former document to go back to", ErrPrecondition)
+		}
+		next.ConfirmBy, next.RevertTo = next.Time.Add(confirm), r.present.Generation
+		// A chain of unconfirmed documents goes back to the last one that somebody stood by.
+		if !r.present.ConfirmBy.IsZero() {
+			next.RevertTo = r.present.RevertTo
+		}
+	}
+	generation, err := r.Store.Accept(r.present.Generation, next)
+	if err != nil {
+		return r.present.Generation, nil, fmt.Errorf("storing document: %w", err)
+	}
+	next.Generation = generation
+	r.present = next
+	r.Log.Info("accepted", "generation", generation, "author", author, "reason", reason, "changes", len(changes))
+	r.use(checked, target, ledger)
+	return generation, changes, nil
+}
+
+// ErrPrecondition means that a request does not fit the state of the node.
+var ErrPrecondition = errors.New("not possible now")
+
+// Confirm keeps a generation that was applied with a confirm timeout.
+func (r *Router) Confirm(generation uint64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.Store.Confirm(generation); err != nil {
+		return err
+	}
+	r.present.ConfirmBy, r.present.RevertTo = time.Time{}, 0
+	return nil
+}
+
+// Rollback applies an earlier document again; generation 0 is the one before the present one.
+func (r *Router) Rollback(generation uint64, expected *uint64, author string) (uint64, []plan.Change, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.rollback(generation, expected, author, "rollback to %d")
+}
+
+func (r *Router) rollback(generation uint64, expected *uint64, author, reason string) (uint64, []plan.Change, error) {
+	if generation == 0 {
+		history := r.Store.History()
+		i := slices.IndexFunc(history, func(h store.Revision) bool { return h.Generation < r.present.Generation })
+		if i < 0 {
+			return r.present.Generation, nil, fmt.Errorf("%w: there is no earlier document", ErrPrecondition)
+		}
+		generation = history[i].Generation
+	}
+	old, err := r.Store.Revision(generation)
+	if err != nil {
+		return r.present.Generation, nil, err
+	}
+	d, problems := spec.Decode([]byte(old.Text))
+	return r.accept(source{d, problems, old.Text}, expected, 0, author, fmt.Sprintf(reason, generation))
+}
+
+// revertIfDue goes back when the present document was not confirmed in time.
+func (r *Router) revertIfDue(now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.present.ConfirmBy.IsZero() || now.Before(r.present.ConfirmBy) {
+		return
+	}
+	r.Log.Warn("not confirmed in time, going back", "generation", r.present.Generation, "to", r.present.RevertTo)
+	if _, _, err := r.rollback(r.present.RevertTo, nil, Daemon, "not confirmed, back to %d"); err != nil {
+		r.Log.Error("going back failed; trying again", "err", err)
+	}
+}
+
+// GetSpec returns an accepted document as message and text; generation 0 is the present one.
+func (r *Router) GetSpec(generation uint64) (uint64, *isthmusv1.Spec, string, error) {
+	var rev store.Revision
+	var err error
+	if generation == 0 {
+		var ok bool
+		if rev, ok = r.Store.Current(); !ok {
+			return 0, nil, "", fmt.Errorf("reading document: %w", store.ErrNotFound)
+		}
+	} else if rev, err = r.Store.Revision(generation); err != nil {
+		return 0, nil, "", err
+	}
+	d, _ := spec.Decode([]byte(rev.Text))
+	return rev.Generation, d.Message, rev.Text, nil
+}
+
+// SecretsChanged plans the present document anew: what uses a changed secret differs by its fingerprint.
+func (r *Router) SecretsChanged() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.present.Generation == 0 {
+		return nil
+	}
+	d, problems := spec.Decode([]byte(r.present.Text))
+	checked, target, ledger, problems := r.plan(d, problems, r.present.Ledger)
+	if len(problems) > 0 {
+		return problems
+	}
+	r.use(checked, target, ledger)
+	return nil
+}

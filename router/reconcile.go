@@ -1,0 +1,196 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+
+	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+// The stages of a pass. What keeps inside addresses in comes before the first tunnel; what uses a tunnel goes before
+// the tunnel.
+const (
+	stageHost = iota
+	stageGuard
+	stageTunnel
+	stageRoutes
+	stageBGP
+	stageRemoval
+)
+
+// schedule has the drivers work on what differs between two targets, or on everything when there was none before:
+// they compare with what is there, and write nothing where it is the same.
+func (r *Router) schedule(former, target plan.Target, first bool) {
+	if first || former.Underlay != target.Underlay {
+		r.work.set(object{key: "host", stage: stageHost, apply: func(context.Context) error {
+			return r.Host.Prepare(target.Underlay.Interface)
+		}})
+	}
+	if first || !reflect.DeepEqual(former.NAT, target.NAT) {
+		r.work.set(object{key: "nat", stage: stageGuard, apply: func(ctx context.Context) error {
+			return r.applyNAT(ctx, former, target)
+		}})
+	}
+	wanted := make(map[string]bool, len(target.Tunnels))
+	had := make(map[string]tunnel.Config, len(former.Tunnels))
+	for _, c := range former.Tunnels {
+		had[c.Name] = c
+	}
+	for _, c := range target.Tunnels {
+		wanted[c.Name] = true
+		was, ok := had[c.Name]
+		if ok && was.Kind() != c.Kind() {
+			r.state.forgetTunnel(c.Name)
+		}
+		if !ok || first || len(tunnel.Diff(was, c)) > 0 {
+			r.work.set(object{key: "tunnel/" + c.Name, stage: stageTunnel, apply: func(ctx context.Context) error {
+				// A tunnel of the other kind has the same interface name.
+				if ok && was.Kind() != c.Kind() {
+					if err := r.driver(was).Remove(ctx, was.Name); err != nil {
+						return err
+					}
+				}
+				return r.driver(c).Apply(ctx, c)
+			}})
+		}
+	}
+	if first || !reflect.DeepEqual(former.Routes, target.Routes) || !reflect.DeepEqual(outside(former), outside(target)) {
+		r.work.set(object{key: "routes", stage: stageRoutes, apply: func(context.Context) error {
+			r.FIB.SetOutside(outside(target))
+			r.FIB.SetStatic(target.Routes)
+			return nil
+		}})
+	}
+	if first || !reflect.DeepEqual(former.BGP, target.BGP) {
+		r.work.set(object{key: "bgp", stage: stageBGP, apply: func(ctx context.Context) error {
+			return r.BGP.Apply(ctx, target.BGP)
+		}})
+	}
+	for _, c := range former.Tunnels {
+		if !wanted[c.Name] {
+			r.removeTunnel(c.Name, c.Kind())
+		}
+	}
+	r.state.use(target)
+	if first {
+		r.work.set(object{key: "prune", stage: stageRemoval, apply: r.prune})
+	}
+}
+
+func (r *Router) removeTunnel(name, kind string) {
+	r.work.set(object{key: "tunnel/" + name, stage: stageRemoval, last: true, apply: func(ctx context.Context) error {
+		d := r.IPsec
+		if kind == "wireguard" {
+			d = r.WireGuard
+		}
+		if err := d.Remove(ctx, name); err != nil {
+			return err
+		}
+		r.state.forgetTunnel(name)
+		return nil
+	}})
+}
+
+// applyNAT keeps the order that never lets a translated flow lose its address: addresses come before the rules that
+// use them, and go after.
+func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error {
+	both := poolAddresses(target)
+	if former.Underlay.Interface == target.Underlay.Interface {
+		for _, a := range poolAddresses(former) {
+			if !slices.Contains(both, a) {
+				both = append(both, a)
+			}
+		}
+	}
+	if err := r.Addresses.SetPool(target.Underlay.Interface, both); err != nil {
+		return err
+	}
+	if err := r.NAT.Apply(ctx, target.NAT); err != nil {
+		return err
+	}
+	return r.Addresses.SetPool(target.Underlay.Interface, poolAddresses(target))
+}
+
+// poolAddresses returns the addresses that the underlay interface has for pools, which may share the node's own.
+func poolAddresses(t plan.Target) []netip.Addr {
+	var out []netip.Addr
+	for _, p := range t.NAT.Pools {
+		for _, a := range p.Addresses {
+			if a.Address != t.Underlay.Address {
+				out = append(out, a.Address)
+			}
+		}
+	}
+	return out
+}
+
+// outside returns the addresses that must stay reachable by the underlay.
+func outside(t plan.Target) []netip.Addr {
+	var out []netip.Addr
+	for _, c := range t.Tunnels {
+		switch {
+		case c.IPsec != nil:
+			out = append(out, c.IPsec.RemoteAddress)
+		case c.WireGuard.Endpoint.IsValid():
+			out = append(out, c.WireGuard.Endpoint.Addr())
+		}
+	}
+	return out
+}
+
+func (r *Router) driver(c tunnel.Config) tunnel.Driver {
+	if c.WireGuard != nil {
+		return r.WireGuard
+	}
+	return r.IPsec
+}
+
+// prune removes the tunnels of a former run that nobody wants. It works only on what was read back: after a failed
+// read nothing is removed.
+func (r *Router) prune(ctx context.Context) error {
+	var errs []error
+	for kind, d := range map[string]tunnel.Driver{"ipsec": r.IPsec, "wireguard": r.WireGuard} {
+		states, err := d.Observe(ctx)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("reading %s tunnels back: %w", kind, err))
+			continue
+		}
+		for _, s := range states {
+			if wanted, ok := r.state.kind(s.Name); !ok || wanted != kind {
+				errs = append(errs, d.Remove(ctx, s.Name))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// readBack compares what is there with what is wanted, whether or not an event said so.
+func (r *Router) readBack(ctx context.Context) {
+	for _, d := range []tunnel.Driver{r.IPsec, r.WireGuard} {
+		states, err := d.Observe(ctx)
+		if err != nil {
+			r.Log.Warn("reading tunnels back failed; nothing is concluded", "err", err)
+			continue
+		}
+		for _, s := range states {
+			r.tunnelChanged(s)
+		}
+	}
+	r.work.again("nat")
+	r.work.again("host")
+}
+
+// tunnelChanged takes a tunnel's state from its driver.
+func (r *Router) tunnelChanged(s tunnel.State) {
+	iface, ok := r.state.setTunnel(s)
+	if !ok || s.Status == tunnel.Unknown {
+		return
+	}
+	// Only what is known to be down is taken out: while charon is away its tunnels still work.
+	r.FIB.SetAlive(iface, s.Status != tunnel.Down)
+}

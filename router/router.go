@@ -1,0 +1,207 @@
+// Package router is the loop: it takes documents, plans them, has the drivers carry the plan out, and keeps what is
+// observed. It decides nothing about a single tunnel, session or rule; that is the plan's.
+package router
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/router/store"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+// Addresses keeps pool addresses on the underlay interface.
+type Addresses interface {
+	// SetPool makes the addresses that an earlier call added to an interface be exactly the wanted ones, and leaves the
+	// others alone.
+	SetPool(iface string, wanted []netip.Addr) error
+}
+
+// Host is the machine.
+type Host interface {
+	// Has tells whether the kernel has a capability.
+	Has(capability string) bool
+	// Capabilities lists what the kernel has.
+	Capabilities() []string
+	// Prepare sets the kernel parameters that a router needs.
+	Prepare(underlay string) error
+}
+
+// FIB is the forwarding table; router/fib has the words.
+type FIB interface {
+	// SetStatic replaces the static routes.
+	SetStatic([]fib.Route)
+	// Update replaces the routes of prefixes learnt by BGP; one without next hops is gone.
+	Update([]fib.Route)
+	// SetOutside sets the addresses that no route may draw into a tunnel.
+	SetOutside([]netip.Addr)
+	// SetAlive tells whether a tunnel interface carries traffic.
+	SetAlive(iface string, alive bool)
+	// Restarted says that learnt routes come anew, Synced that they are complete.
+	Restarted()
+	Synced()
+	// Routes returns what is wanted and whether the kernel has it.
+	Routes() []fib.RouteState
+	// Run writes to the kernel until ctx is done.
+	Run(context.Context) error
+}
+
+// Options are what a Router works with.
+type Options struct {
+	Store     *store.Store
+	IPsec     tunnel.Driver
+	WireGuard tunnel.Driver
+	BGP       bgp.Driver
+	FIB       FIB
+	NAT       nat.Driver
+	Addresses Addresses
+	Host      Host
+	Version   string
+	Log       *slog.Logger
+	// Counters fills in what the drivers have written.
+	Counters func() Counters
+}
+
+// Counters counts what was written since the start of the daemon.
+type Counters struct {
+	Vici, Netlink, NFTables, WireGuard, BGP, BGPStarts uint64
+}
+
+// Router is one node.
+type Router struct {
+	Options
+	started time.Time
+	work    *scheduler
+	state   *observed
+
+	mu      sync.Mutex // held through a whole change of the document
+	present store.Revision
+	spec    *spec.Spec // nil: there is no document, or it cannot be used
+	target  plan.Target
+	ledger  plan.Ledger
+	invalid error  // why the stored document cannot be used
+	applied uint64 // newest generation with everything done
+}
+
+// New returns a router with the stored document, if there is one, ready to Run.
+func New(o Options) (*Router, error) {
+	r := &Router{Options: o, started: time.Now(), work: newScheduler(), state: newObserved()}
+	present, ok := o.Store.Current()
+	if !ok {
+		return r, nil
+	}
+	r.present = present
+	d, problems := spec.Decode([]byte(present.Text))
+	s, target, ledger, problems := r.plan(d, problems, present.Ledger)
+	if len(problems) > 0 {
+		// What runs is left as it is: the document was good once, and nobody asked for its removal.
+		r.invalid = fmt.Errorf("reading generation %d: %w", present.Generation, problems)
+		o.Log.Error("the stored document cannot be used; nothing is changed", "err", r.invalid)
+		return r, nil
+	}
+	r.use(s, target, ledger)
+	return r, nil
+}
+
+// plan checks a document and decides about it, without changing anything.
+func (r *Router) plan(d spec.Document, decodeProblems spec.Problems, ledger json.RawMessage) (*spec.Spec, plan.Target, plan.Ledger, spec.Problems) {
+	var former plan.Ledger
+	if len(ledger) > 0 {
+		if err := json.Unmarshal(ledger, &former); err != nil {
+			return nil, plan.Target{}, former, append(decodeProblems, spec.Problem{Rule: "has an unreadable ledger: " + err.Error(), Remedy: "roll back to an earlier generation"})
+		}
+	}
+	s, problems := spec.Check(d, func(name string) (secret.Ref, bool) {
+		ref, err := r.Store.Ref(name)
+		return ref, err == nil
+	})
+	problems = append(decodeProblems, problems...)
+	if len(problems) > 0 {
+		return nil, plan.Target{}, former, problems
+	}
+	target, next, problems := plan.Make(s, former, r.Host.Has)
+	return s, target, next, problems
+}
+
+// use makes a target the wanted one and has the drivers work on what differs from the former one.
+func (r *Router) use(s *spec.Spec, target plan.Target, ledger plan.Ledger) {
+	former, first := r.target, r.spec == nil
+	r.spec, r.target, r.ledger, r.invalid = s, target, ledger, nil
+	r.schedule(former, target, first)
+}
+
+// Run carries documents out until ctx is done. What is in the kernel and in charon then stays as it is.
+func (r *Router) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	start := func(what string, run func(context.Context) error) {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				cancel(fmt.Errorf("%s: %w", what, err))
+			}
+		}()
+	}
+	start("running IPsec", func(ctx context.Context) error { return r.IPsec.Run(ctx, r.tunnelChanged) })
+	start("running WireGuard", func(ctx context.Context) error { return r.WireGuard.Run(ctx, r.tunnelChanged) })
+	start("running BGP", func(ctx context.Context) error { return r.BGP.Run(ctx, reporter{r}) })
+	start("running the FIB", r.FIB.Run)
+	start("reconciling", func(ctx context.Context) error { r.work.run(ctx, r.passed); return nil })
+	start("watching", r.tick)
+	<-ctx.Done()
+	wg.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// resync is how often everything is read back although no event asked for it.
+const resync = time.Minute
+
+// tick does what time alone causes: the return of an unconfirmed document, and reading back.
+func (r *Router) tick(ctx context.Context) error {
+	second := time.NewTicker(time.Second)
+	defer second.Stop()
+	last := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-second.C:
+			r.revertIfDue(now)
+			if now.Sub(last) >= resync {
+				last = now
+				r.readBack(ctx)
+			}
+		}
+	}
+}
+
+// passed notes that a generation has been applied as a whole.
+func (r *Router) passed() {
+	r.state.nudge()
+	if !r.work.settled() {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.spec != nil && r.work.settled() && r.applied != r.present.Generation {
+		r.applied = r.present.Generation
+		r.Log.Info("applied", "generation", r.applied)
+	}
+}

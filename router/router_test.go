@@ -1,0 +1,482 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/nat"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/router/store"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+// machine is what outlives the daemon: tunnels, rules, addresses. It writes down each change that a driver makes to it, and refuses
+// what must not happen.
+type machine struct {
+	t       *testing.T
+	mu      sync.Mutex
+	log     []string
+	tunnels map[string]tunnel.Config
+	failing map[string]error // by name of a tunnel
+	unread  error            // Observe fails with it
+	nat     nat.Config
+	pool    []netip.Addr
+	bgp     bgp.Config
+	static  []fib.Route
+	alive   map[string]bool
+	report  map[string]func(tunnel.State)
+}
+
+func newMachine(t *testing.T) *machine {
+	return &machine{t: t, tunnels: map[string]tunnel.Config{}, failing: map[string]error{}, alive: map[string]bool{}, report: map[string]func(tunnel.State){}}
+}
+
+func (m *machine) note(format string, args ...any) {
+	m.log = append(m.log, fmt.Sprintf(format, args...))
+}
+
+// taken returns what was written since the last call. Tunnels are worked on beside each other; here they are in the
+// order of names.
+func (m *machine) taken() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	log := m.log
+	m.log = nil
+	slices.SortStableFunc(log, func(a, b string) int {
+		if strings.HasPrefix(a, "tunnel ") && strings.HasPrefix(b, "tunnel ") {
+			return strings.Compare(a, b)
+		}
+		return 0
+	})
+	return log
+}
+
+type tunnels struct {
+	*machine
+	kind string
+}
+
+func (d tunnels) Observe(context.Context) ([]tunnel.State, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []tunnel.State
+	for _, c := range d.tunnels {
+		if c.Kind() == d.kind {
+			out = append(out, tunnel.State{Name: c.Name, Kind: d.kind, Status: tunnel.Up})
+		}
+	}
+	return out, d.unread
+}
+
+func (d tunnels) Apply(_ context.Context, c tunnel.Config) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if c.Kind() != d.kind {
+		d.t.Errorf("%s driver is given %s", d.kind, c.Name)
+	}
+	if err := d.failing[c.Name]; err != nil {
+		return err
+	}
+	if was, ok := d.tunnels[c.Name]; !ok || len(tunnel.Diff(was, c)) > 0 {
+		d.note("tunnel %s", c.Name)
+	}
+	d.tunnels[c.Name] = c
+	return nil
+}
+
+func (d tunnels) Remove(_ context.Context, name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range d.bgp.Peers {
+		if p.Tunnel == name {
+			d.t.Errorf("tunnel %s is removed while peer %s is in it", name, p.Name)
+		}
+	}
+	if _, ok := d.tunnels[name]; ok {
+		d.note("remove tunnel %s", name)
+	}
+	delete(d.tunnels, name)
+	return nil
+}
+
+func (d tunnels) Run(ctx context.Context, report func(tunnel.State)) error {
+	d.mu.Lock()
+	d.report[d.kind] = report
+	d.mu.Unlock()
+	<-ctx.Done()
+	return nil
+}
+
+func (d tunnels) Writes() uint64 { return 0 }
+
+type speaker struct{ *machine }
+
+func (d speaker) Apply(_ context.Context, c bgp.Config) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if fmt.Sprint(c) != fmt.Sprint(d.bgp) {
+		d.note("bgp")
+	}
+	d.bgp = c
+	return nil
+}
+func (d speaker) Peers() []bgp.PeerState                    { return nil }
+func (d speaker) Reset(context.Context, string, bool) error { return nil }
+func (d speaker) Run(ctx context.Context, _ bgp.Reporter) error {
+	<-ctx.Done()
+	return nil
+}
+func (d speaker) Writes() uint64 { return 0 }
+func (d speaker) Starts() uint64 { return 0 }
+
+type filter struct{ *machine }
+
+func (d filter) Apply(_ context.Context, c nat.Config) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range c.Pools {
+		for _, a := range p.Addresses {
+			if !slices.Contains(d.pool, a.Address) {
+				d.t.Errorf("a rule uses %v, which the interface does not have", a.Address)
+			}
+		}
+	}
+	if fmt.Sprint(c) != fmt.Sprint(d.nat) {
+		d.note("nat")
+	}
+	d.nat = c
+	return nil
+}
+func (d filter) Observe(context.Context) (nat.State, error) { return nat.State{Present: true}, nil }
+func (d filter) Writes() uint64                             { return 0 }
+
+func (m *machine) SetPool(_ string, wanted []netip.Addr) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.nat.Pools {
+		for _, a := range p.Addresses {
+			if !slices.Contains(wanted, a.Address) {
+				m.t.Errorf("%v is taken away while a rule uses it", a.Address)
+			}
+		}
+	}
+	if fmt.Sprint(wanted) != fmt.Sprint(m.pool) {
+		m.note("addresses %v", wanted)
+	}
+	m.pool = wanted
+	return nil
+}
+
+func (m *machine) Has(string) bool         { return true }
+func (m *machine) Capabilities() []string  { return []string{"everything"} }
+func (m *machine) Prepare(string) error    { return nil }
+func (m *machine) Update([]fib.Route)    {}
+func (m *machine) SetOutside([]netip.Addr) {}
+func (m *machine) Restarted()              {}
+func (m *machine) Synced()                 {}
+func (m *machine) Routes() []fib.RouteState {
+	return nil
+}
+func (m *machine) SetStatic(routes []fib.Route) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if fmt.Sprint(routes) != fmt.Sprint(m.static) {
+		m.note("routes")
+	}
+	m.static = routes
+}
+func (m *machine) SetAlive(iface string, alive bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.alive[iface] = alive
+}
+func (m *machine) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
+// boot starts a daemon on the machine and returns it with what stops it.
+func (m *machine) boot(dir string) (*Router, func()) {
+	m.t.Helper()
+	st, err := store.Open(dir)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if len(st.Secrets()) == 0 {
+		if _, err := st.SetSecret("k", []byte("a secret of some length"), time.Now()); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	r, err := New(Options{
+		Store: st, IPsec: tunnels{m, "ipsec"}, WireGuard: tunnels{m, "wireguard"}, BGP: speaker{m}, FIB: m, NAT: filter{m},
+		Addresses: m, Host: m, Version: "test", Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} },
+	})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- r.Run(ctx) }()
+	return r, func() {
+		cancel()
+		if err := <-done; err != nil {
+			m.t.Error(err)
+		}
+		st.Close()
+	}
+}
+
+const base = `
+node: {name: n, asn: 64620}
+underlay: {interface: eth0, address: 10.9.0.4}
+tunnels:
+- {name: a, ipsec: {remoteAddress: 198.51.100.1, psk: k}}
+- {name: b, ipsec: {remoteAddress: 198.51.100.2, psk: k}}
+peers:
+- {name: a, tunnel: a, asn: 65001}
+- {name: b, tunnel: b, asn: 65002}
+staticRoutes: [{prefix: 10.7.0.0/16, tunnels: [a]}]
+egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}]}], policies: [{name: x, sources: [10.0.0.0/8], pool: p}]}
+`
+
+func text(s string) *isthmusv1.Source {
+	return &isthmusv1.Source{Source: &isthmusv1.Source_Text{Text: s}}
+}
+
+func apply(t *testing.T, r *Router, doc string) uint64 {
+	t.Helper()
+	g, _, err := r.Apply(text(doc), nil, 0, "tester")
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Wait()
+	return g
+}
+
+func expect(t *testing.T, m *machine, want ...string) {
+	t.Helper()
+	if got := m.taken(); !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+func TestApply(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		g := apply(t, r, base)
+		expect(t, m, "addresses [10.9.0.5]", "nat", "tunnel a", "tunnel b", "routes", "bgp")
+		if s := r.Status(); s.GetAppliedGeneration() != g || len(s.GetConditions()) > 0 {
+			t.Errorf("status %v", s)
+		}
+		if again := apply(t, r, base); again != g {
+			t.Errorf("the same document is generation %d after %d", again, g)
+		}
+		expect(t, m)
+		apply(t, r, strings.Replace(base, "{name: b, ipsec", "{name: b, mtu: 1400, ipsec", 1))
+		expect(t, m, "nat", "tunnel b") // the MSS clamp follows the MTU
+		time.Sleep(2 * resync)
+		expect(t, m)
+		apply(t, r, strings.NewReplacer("- {name: b, ipsec: {remoteAddress: 198.51.100.2, psk: k}}\n", "", "- {name: b, tunnel: b, asn: 65002}\n", "", "10.9.0.5", "10.9.0.6").Replace(base))
+		expect(t, m, "addresses [10.9.0.6 10.9.0.5]", "nat", "addresses [10.9.0.6]", "bgp", "remove tunnel b")
+	})
+}
+
+func TestBadDocumentChangesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		g := apply(t, r, base)
+		m.taken()
+		var problems spec.Problems
+		if _, _, err := r.Apply(text(strings.ReplaceAll(base, "psk: k", "psk: gone")), nil, 0, "tester"); !errors.As(err, &problems) || len(problems) != 2 {
+			t.Errorf("got %v", err)
+		}
+		stale := g - 1
+		if _, _, err := r.Apply(text(base+"announce: [10.0.0.0/24]"), &stale, 0, "tester"); !errors.Is(err, ErrStale) {
+			t.Errorf("got %v", err)
+		}
+		time.Sleep(time.Hour)
+		expect(t, m)
+		if s := r.Status(); s.GetGeneration() != g {
+			t.Errorf("generation %d", s.GetGeneration())
+		}
+	})
+}
+
+func TestOneFailureStopsNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.failing["a"] = errors.New("no such luck")
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		g := apply(t, r, base)
+		expect(t, m, "addresses [10.9.0.5]", "nat", "tunnel b", "routes", "bgp")
+		s := r.Status()
+		if s.GetAppliedGeneration() == g || len(s.GetConditions()) != 1 || !strings.Contains(s.GetConditions()[0].GetMessage(), "tunnel/a: no such luck") {
+			t.Errorf("status %v", s)
+		}
+		if c := r.Tunnels()[0].GetConditions(); len(c) != 1 {
+			t.Errorf("conditions of a: %v", c)
+		}
+		m.mu.Lock()
+		delete(m.failing, "a")
+		m.mu.Unlock()
+		time.Sleep(2 * lastRetry)
+		synctest.Wait()
+		expect(t, m, "tunnel a")
+		if s := r.Status(); s.GetAppliedGeneration() != g || len(s.GetConditions()) > 0 {
+			t.Errorf("status %v", s)
+		}
+	})
+}
+
+func TestRestartAdoptsAndPrunes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, dir := newMachine(t), t.TempDir()
+		r, stop := m.boot(dir)
+		apply(t, r, base)
+		stop()
+		m.taken()
+		m.tunnels["left"] = tunnel.Config{Name: "left", IPsec: &tunnel.IPsec{}}
+		m.unread = errors.New("charon is away")
+		r, stop = m.boot(dir)
+		synctest.Wait()
+		expect(t, m) // nothing was read, so nothing is removed
+		m.mu.Lock()
+		m.unread = nil
+		m.mu.Unlock()
+		time.Sleep(2 * lastRetry)
+		expect(t, m, "remove tunnel left")
+		if s := r.Status(); s.GetAppliedGeneration() != s.GetGeneration() {
+			t.Errorf("status %v", s)
+		}
+		stop()
+	})
+}
+
+func TestUnusableStoredDocumentTouchesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, dir := newMachine(t), t.TempDir()
+		r, stop := m.boot(dir)
+		apply(t, r, base)
+		if err := r.Store.DeleteSecret("k"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Store.SetSecret("other", []byte("x"), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		m.taken()
+		r, stop = m.boot(dir)
+		defer stop()
+		time.Sleep(time.Hour)
+		expect(t, m)
+		if c := r.Status().GetConditions(); len(c) != 1 || c[0].GetType() != "DocumentUnusable" {
+			t.Errorf("conditions %v", c)
+		}
+		// Applying a good document is the way out.
+		apply(t, r, strings.ReplaceAll(base, "psk: k", "psk: other"))
+		if got := m.taken(); !slices.Contains(got, "tunnel a") || len(r.Status().GetConditions()) > 0 {
+			t.Errorf("%q, %v", got, r.Status().GetConditions())
+		}
+	})
+}
+
+func TestUnconfirmedDocumentGoesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, dir := newMachine(t), t.TempDir()
+		r, stop := m.boot(dir)
+		first := apply(t, r, base)
+		changed := strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)
+		if _, _, err := r.Apply(text(changed), nil, time.Minute, "tester"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		m.taken()
+		stop() // the deadline holds through a restart
+		r, stop = m.boot(dir)
+		time.Sleep(50 * time.Second)
+		expect(t, m)
+		time.Sleep(20 * time.Second)
+		expect(t, m, "routes")
+		_, _, doc, err := r.GetSpec(0)
+		if err != nil || doc != base {
+			t.Errorf("%v, %s", err, doc)
+		}
+		if h := r.Store.History()[0]; h.Author != Daemon || h.Reason != fmt.Sprintf("not confirmed, back to %d", first) {
+			t.Errorf("history %+v", h)
+		}
+		g, _, err := r.Apply(text(changed), nil, time.Minute, "tester")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Confirm(g); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		if _, _, doc, _ := r.GetSpec(0); doc != changed {
+			t.Errorf("a confirmed document went back: %s", doc)
+		}
+		if back, _, err := r.Rollback(0, nil, "tester"); err != nil || back != g+1 {
+			t.Errorf("rollback: %d, %v", back, err)
+		}
+		if _, _, doc, _ := r.GetSpec(0); doc != base {
+			t.Errorf("rolled back to %s", doc)
+		}
+		stop()
+	})
+}
+
+func TestSecretChangeReachesItsTunnels(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		apply(t, r, base)
+		m.taken()
+		if _, err := r.Store.SetSecret("k", []byte("another secret"), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.SecretsChanged(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		expect(t, m, "tunnel a", "tunnel b")
+	})
+}
+
+func TestOnlyAKnownFailureTakesATunnelOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		apply(t, r, base)
+		for _, step := range []struct {
+			status tunnel.Status
+			alive  bool
+		}{{tunnel.Up, true}, {tunnel.Unknown, true}, {tunnel.Down, false}, {tunnel.Unknown, false}, {tunnel.Connecting, true}} {
+			m.report["ipsec"](tunnel.State{Name: "a", Kind: "ipsec", Status: step.status})
+			if m.alive["t-a"] != step.alive {
+				t.Errorf("after %s alive is %v", step.status, m.alive["t-a"])
+			}
+		}
+		if got := r.Tunnels()[0].GetState(); got != "connecting" {
+			t.Errorf("state %s", got)
+		}
+	})
+}

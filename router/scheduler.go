@@ -1,0 +1,207 @@
+package router
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Delays between attempts at an object that fails.
+const (
+	firstRetry = time.Second
+	lastRetry  = time.Minute
+)
+
+// parallel is how many objects of one stage are worked on at a time: enough to hide the latency of charon and netlink, few
+// enough that a pass over thousands of tunnels leaves room for everything else.
+const parallel = 8
+
+// object is one thing that is reconciled on its own, with its own result: one that fails stops no other.
+type object struct {
+	key   string // such as "tunnel/aws-0"
+	stage int    // stages run in order; within one, objects run beside each other
+	apply func(context.Context) error
+	// done means that apply succeeded and that nothing has changed since.
+	done     bool
+	last     bool // it goes when it is done: a removal
+	failures int
+	due      time.Time
+	err      error
+	since    time.Time // of err
+}
+
+// scheduler works on objects until each is done, again and again where that fails.
+type scheduler struct {
+	now  func() time.Time
+	kick chan struct{}
+
+	mu      sync.Mutex
+	objects map[string]*object
+}
+
+func newScheduler() *scheduler {
+	return &scheduler{now: time.Now, kick: make(chan struct{}, 1), objects: map[string]*object{}}
+}
+
+// set makes an object be worked on soon, in place of what it was.
+func (s *scheduler) set(o object) {
+	s.mu.Lock()
+	s.objects[o.key] = &o
+	s.mu.Unlock()
+	s.wake()
+}
+
+// again has a known object worked on once more.
+func (s *scheduler) again(key string) {
+	s.mu.Lock()
+	if o := s.objects[key]; o != nil {
+		o.done, o.due = false, time.Time{}
+	}
+	s.mu.Unlock()
+	s.wake()
+}
+
+func (s *scheduler) forget(key string) {
+	s.mu.Lock()
+	delete(s.objects, key)
+	s.mu.Unlock()
+}
+
+func (s *scheduler) wake() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+// failed returns the objects whose last attempt failed, by key.
+func (s *scheduler) failed() []object {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []object
+	for _, o := range s.objects {
+		if o.err != nil {
+			out = append(out, *o)
+		}
+	}
+	slices.SortFunc(out, func(a, b object) int { return cmp.Compare(a.key, b.key) })
+	return out
+}
+
+// settled reports whether every object is done.
+func (s *scheduler) settled() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.objects {
+		if !o.done {
+			return false
+		}
+	}
+	return true
+}
+
+// run works until ctx is done. pass is called after each pass that worked on something.
+func (s *scheduler) run(ctx context.Context, pass func()) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		next, worked := s.pass(ctx)
+		if worked {
+			pass()
+		}
+		wait := lastRetry
+		if !next.IsZero() {
+			wait = max(0, next.Sub(s.now()))
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.kick:
+		case <-timer.C:
+		}
+	}
+}
+
+// pass works on everything that is due, stage by stage, and returns when the next retry is due. A later stage runs
+// although an earlier one failed: what can work shall work.
+func (s *scheduler) pass(ctx context.Context) (next time.Time, worked bool) {
+	for stage := 0; ctx.Err() == nil; stage++ {
+		due, more := s.due(stage)
+		if len(due) > 0 {
+			worked = true
+			s.work(ctx, due)
+		}
+		if !more {
+			break
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.objects {
+		if !o.done && (next.IsZero() || o.due.Before(next)) {
+			next = o.due
+		}
+	}
+	return next, worked
+}
+
+// due returns the objects of a stage that are to be worked on now, and whether there are later stages.
+func (s *scheduler) due(stage int) (due []*object, more bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	for _, o := range s.objects {
+		more = more || o.stage > stage
+		if o.stage == stage && !o.done && !o.due.After(now) {
+			due = append(due, o)
+		}
+	}
+	slices.SortFunc(due, func(a, b *object) int { return cmp.Compare(a.key, b.key) })
+	return due, more
+}
+
+func (s *scheduler) work(ctx context.Context, due []*object) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, parallel)
+	for _, o := range due {
+		wg.Add(1)
+		slots <- struct{}{}
+		go func() {
+			defer wg.Done()
+			defer func() { <-slots }()
+			// Before the work: what changes meanwhile is worked on again.
+			s.mu.Lock()
+			o.done = true
+			s.mu.Unlock()
+			s.result(o, o.apply(ctx))
+		}()
+	}
+	wg.Wait()
+}
+
+func (s *scheduler) result(o *object, err error) {
+	if errors.Is(err, context.Canceled) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		o.failures, o.err, o.since = 0, nil, time.Time{}
+		if o.last && o.done && s.objects[o.key] == o {
+			delete(s.objects, o.key)
+		}
+		return
+	}
+	if o.err == nil {
+		o.since = s.now()
+	}
+	o.err = err
+	delay := min(firstRetry<<min(o.failures, 10), lastRetry)
+	o.failures++
+	o.done, o.due = false, s.now().Add(delay/2+rand.N(delay))
+}

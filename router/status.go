@@ -1,0 +1,281 @@
+package router
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/nat"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+// stamp leaves the zero time unset.
+func stamp(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+// texts turns values into their text forms.
+func texts[T fmt.Stringer](list []T) []string {
+	out := make([]string, len(list))
+	for i, v := range list {
+		out[i] = v.String()
+	}
+	return out
+}
+
+// trouble returns a condition for the object of the scheduler, if its last attempt failed.
+func (r *Router) trouble() map[string]*isthmusv1.Condition {
+	out := map[string]*isthmusv1.Condition{}
+	for _, o := range r.work.failed() {
+		out[o.key] = &isthmusv1.Condition{
+			Type: "NotApplied", Severity: "error", Since: stamp(o.since),
+			Message: fmt.Sprintf("%s: %v; trying again at %s", o.key, o.err, o.due.UTC().Format(time.TimeOnly)),
+		}
+	}
+	return out
+}
+
+// Tunnels returns the wanted tunnels as they were last seen, by name.
+func (r *Router) Tunnels() []*isthmusv1.TunnelStatus {
+	trouble := r.trouble()
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	out := make([]*isthmusv1.TunnelStatus, 0, len(r.state.target.Tunnels))
+	for _, c := range r.state.target.Tunnels {
+		s, seen := r.state.seen[c.Name]
+		if !seen {
+			s.Status = tunnel.Unknown
+		}
+		t := tunnelStatus(c, s)
+		if cond := trouble["tunnel/"+c.Name]; cond != nil {
+			t.Conditions = append(t.Conditions, cond)
+		}
+		out = append(out, t)
+	}
+	return out
+}
+
+func tunnelStatus(c tunnel.Config, s tunnel.State) *isthmusv1.TunnelStatus {
+	t := &isthmusv1.TunnelStatus{
+		Name: c.Name, Id: c.ID, Kind: c.Kind(), Interface: c.Interface, Mtu: uint32(c.MTU),
+		State: string(s.Status), Since: stamp(s.Since),
+		RxBytes: s.RxBytes, TxBytes: s.TxBytes, RxPackets: s.RxPackets, TxPackets: s.TxPackets,
+		LastError: s.LastError, NextTry: stamp(s.NextTry), Algorithms: s.Algorithms,
+		Established: stamp(s.Established), Keyed: stamp(s.Keyed), TimesUp: s.TimesUp, NatTraversal: s.NATTraversal,
+	}
+	switch {
+	case s.Remote.IsValid() && s.Remote.Port() != 0:
+		t.RemoteAddress = s.Remote.String()
+	case c.IPsec != nil:
+		t.RemoteAddress = c.IPsec.RemoteAddress.String()
+	case c.WireGuard.Endpoint.IsValid():
+		t.RemoteAddress = c.WireGuard.Endpoint.String()
+	}
+	for _, in := range c.Inside {
+		t.Inside = append(t.Inside, &isthmusv1.Inside{Local: in.Local.String(), Remote: in.Remote.String()})
+	}
+	return t
+}
+
+// Peers returns the wanted BGP sessions as they were last seen, by name.
+func (r *Router) Peers() []*isthmusv1.PeerStatus {
+	seen := map[string]bgp.PeerState{}
+	for _, p := range r.BGP.Peers() {
+		seen[p.Name] = p
+	}
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	out := make([]*isthmusv1.PeerStatus, 0, len(r.state.target.BGP.Peers))
+	for _, c := range r.state.target.BGP.Peers {
+		s, ok := seen[c.Name]
+		if !ok {
+			s.State = bgp.Unknown
+		}
+		out = append(out, peerStatus(c, s))
+	}
+	return out
+}
+
+func peerStatus(c bgp.Peer, s bgp.PeerState) *isthmusv1.PeerStatus {
+	p := &isthmusv1.PeerStatus{
+		Name: c.Name, Tunnel: c.Tunnel, Address: c.Address.String(), LocalAddress: c.LocalAddress.String(), Asn: c.ASN,
+		State: string(s.State), Since: stamp(s.Since),
+		PrefixesReceived: s.Received, PrefixesAccepted: s.Accepted, PrefixesAnnounced: s.Announced,
+		MessagesReceived: s.MessagesIn, MessagesSent: s.MessagesOut,
+		LastError: s.LastError, TimesUp: s.TimesUp, GracefulRestart: s.GracefulRestart, NextTry: stamp(s.NextTry),
+	}
+	if s.HoldTime > 0 {
+		p.HoldTime = durationpb.New(s.HoldTime)
+	}
+	if s.RouterID.IsValid() {
+		p.RouterId = s.RouterID.String()
+	}
+	if s.State == bgp.Quarantined {
+		p.Conditions = append(p.Conditions, &isthmusv1.Condition{
+			Type: "Quarantined", Severity: "error", Since: stamp(s.Since),
+			Message: s.QuarantineReason + "; `isthmus reset peer " + c.Name + "` ends it",
+		})
+	}
+	return p
+}
+
+// Routes returns the routes that isthmus owns, by prefix.
+func (r *Router) Routes() []*isthmusv1.Route {
+	states := r.FIB.Routes()
+	slices.SortFunc(states, func(a, b fib.RouteState) int {
+		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
+	})
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	names := map[string]string{} // tunnels by interface
+	for _, c := range r.state.target.Tunnels {
+		names[c.Interface] = c.Name
+	}
+	out := make([]*isthmusv1.Route, 0, len(states))
+	for _, s := range states {
+		route := &isthmusv1.Route{Prefix: s.Prefix.String(), Source: sourceName(s.Source), Installed: s.Installed, Blackhole: s.Blackhole}
+		from := map[string]bgp.Path{} // by interface
+		if s.Source == fib.BGP {
+			l := r.state.paths[s.Prefix]
+			route.Since = stamp(l.at)
+			for i, p := range l.paths {
+				if i == 0 {
+					route.AsPath = asPath(p.ASPath)
+				}
+				from[r.state.peers[p.Peer].Interface] = p
+			}
+		}
+		for _, h := range s.NextHops {
+			hop := &isthmusv1.NextHop{Tunnel: names[h.Interface], Interface: h.Interface, Dead: !slices.Contains(s.Alive, h)}
+			if p, ok := from[h.Interface]; ok {
+				hop.Peer = p.Peer
+				if p.NextHop.IsValid() {
+					hop.Gateway = p.NextHop.String()
+				}
+			}
+			route.NextHops = append(route.NextHops, hop)
+		}
+		if s.Covers.IsValid() {
+			route.Conditions = append(route.Conditions, &isthmusv1.Condition{
+				Type: "Withheld", Severity: "warning",
+				Message: fmt.Sprintf("the prefix covers %s, the outside address of a tunnel, and would draw encrypted packets into a tunnel; announce more exact prefixes", s.Covers),
+			})
+		}
+		out = append(out, route)
+	}
+	return out
+}
+
+func sourceName(s fib.Source) string {
+	switch s {
+	case fib.Static:
+		return "static"
+	case fib.BGP:
+		return "bgp"
+	}
+	return "former run"
+}
+
+func asPath(path []uint32) string {
+	words := make([]string, len(path))
+	for i, n := range path {
+		words[i] = fmt.Sprint(n)
+	}
+	return strings.Join(words, " ")
+}
+
+// Policies returns the egress policies with their counters, by name, and what the guard has dropped.
+func (r *Router) Policies(ctx context.Context) ([]*isthmusv1.PolicyStatus, nat.Counter, error) {
+	r.state.mu.Lock()
+	config := r.state.target.NAT
+	r.state.mu.Unlock()
+	state, err := r.NAT.Observe(ctx)
+	if err != nil {
+		return nil, nat.Counter{}, fmt.Errorf("reading NAT back: %w", err)
+	}
+	seen := map[string]nat.PolicyState{}
+	for _, s := range state.Policies {
+		seen[s.Name] = s
+	}
+	out := make([]*isthmusv1.PolicyStatus, 0, len(config.Policies))
+	for _, p := range config.Policies {
+		s, installed := seen[p.Name]
+		status := &isthmusv1.PolicyStatus{
+			Name: p.Name, Action: string(p.Action), Pool: p.Pool, Protocol: p.Protocol,
+			Sources: texts(p.Sources), Destinations: texts(p.Destinations),
+			Flows: s.Flows.Packets, Bytes: s.Flows.Bytes, Installed: installed && state.Present,
+		}
+		for _, r := range p.Ports {
+			text := fmt.Sprint(r.First)
+			if r.Last != r.First {
+				text += fmt.Sprintf("-%d", r.Last)
+			}
+			status.Ports = append(status.Ports, text)
+		}
+		if i := slices.IndexFunc(config.Pools, func(o nat.Pool) bool { return o.Name == p.Pool }); i >= 0 {
+			status.PublicAddresses = texts(publicAddresses(config.Pools[i]))
+		}
+		out = append(out, status)
+	}
+	return out, state.Guard, nil
+}
+
+func publicAddresses(p nat.Pool) []netip.Addr {
+	out := make([]netip.Addr, len(p.Addresses))
+	for i, a := range p.Addresses {
+		out[i] = a.Public
+	}
+	return out
+}
+
+// Status tells about the node as a whole.
+func (r *Router) Status() *isthmusv1.SystemStatus {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := &isthmusv1.SystemStatus{
+		Node: r.target.Node.Name, Version: r.Version, Started: stamp(r.started),
+		Generation: r.present.Generation, AppliedGeneration: r.applied, ConfirmUntil: stamp(r.present.ConfirmBy),
+		Capabilities: r.Host.Capabilities(),
+	}
+	c := r.Counters()
+	s.Counters = &isthmusv1.Counters{
+		ViciWrites: c.Vici, NetlinkWrites: c.Netlink, NftablesTransactions: c.NFTables, WireguardWrites: c.WireGuard,
+		BgpWrites: c.BGP, BgpStarts: c.BGPStarts,
+	}
+	if r.invalid != nil {
+		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
+			Type: "DocumentUnusable", Severity: "error", Since: stamp(r.started),
+			Message: r.invalid.Error() + "; what runs is left as it is: mend the cause and apply a document",
+		})
+	}
+	for _, err := range r.Store.Damage() {
+		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
+			Type: "StoreDamaged", Severity: "warning", Since: stamp(r.started), Message: err.Error(),
+		})
+	}
+	if !r.present.ConfirmBy.IsZero() {
+		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
+			Type: "NotConfirmed", Severity: "warning", Since: stamp(r.present.Time),
+			Message: fmt.Sprintf("generation %d goes back to %d at %s unless `isthmus confirm` is called", r.present.Generation, r.present.RevertTo, r.present.ConfirmBy.UTC().Format(time.RFC3339)),
+		})
+	}
+	for _, o := range r.work.failed() {
+		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
+			Type: "NotApplied", Severity: "error", Since: stamp(o.since), Message: fmt.Sprintf("%s: %v", o.key, o.err),
+		})
+	}
+	return s
+}

@@ -1,0 +1,136 @@
+// Package arch keeps the rooms apart: it reads the imports of the tree and compares them with the few rules that make
+// its shape.
+package arch
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/isthmus-net/isthmus/"
+
+type pkg struct {
+	ImportPath string
+	Name       string
+	Imports    []string
+	GoFiles    []string
+}
+
+func packages(t *testing.T) map[string]pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Name,Imports,GoFiles", "./...")
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]pkg{}
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p pkg
+		if err := dec.Decode(&p); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all[strings.TrimPrefix(p.ImportPath, module)] = p
+	}
+	return all
+}
+
+// foreign libraries, by the beginning of their path, and who may import them.
+var importers = map[string][]string{
+	"github.com/osrg/gobgp/":         {"bgp/gobgp"},
+	"github.com/strongswan/govici/":  {"tunnel/ipsec"},
+	"golang.zx2c4.com/wireguard":     {"tunnel/wireguard"},
+	"github.com/vishvananda/netlink": {"router/nl"},
+	"github.com/google/nftables":     {"nat/nftables"},
+	"github.com/spf13/cobra":         {"cmd/isthmus"},
+	"go.yaml.in/yaml/":               {"router/spec", "cmd/isthmus"},
+	"google.golang.org/grpc/":        {"router/api", "router/auth", "cmd/isthmus", "proto/isthmus/v1"},
+}
+
+func TestOneImporter(t *testing.T) {
+	for name, p := range packages(t) {
+		if strings.HasPrefix(name, "test/") {
+			continue
+		}
+		for _, imported := range p.Imports {
+			for library, rooms := range importers {
+				inside := slices.ContainsFunc(rooms, func(r string) bool { return name == r || strings.HasPrefix(name, r+"/") })
+				if strings.HasPrefix(imported, library) && !inside {
+					t.Errorf("%s imports %s, which belongs to %v", name, imported, rooms)
+				}
+			}
+		}
+	}
+}
+
+// below lists what a room of the project may import of the project. A room that is not listed may import nothing.
+var below = map[string][]string{
+	"router/secret":     {},
+	"tunnel":            {"router/secret"},
+	"tunnel/apipa":      {},
+	"tunnel/ipsec":      {"tunnel", "router/secret", "router/nl"},
+	"tunnel/wireguard":  {"tunnel", "router/secret", "router/nl"},
+	"bgp":               {"router/secret"},
+	"bgp/gobgp":         {"bgp", "router/secret"},
+	"nat":               {},
+	"nat/nftables":      {"nat"},
+	"router/fib":        {},
+	"router/fib/kernel": {"router/fib"},
+	"router/nl":         {},
+	"router/host":       {},
+	"router/store":      {"router/secret"},
+	"router/auth":       {"proto/isthmus/v1", "router/store"},
+	"router/spec":       {"proto/isthmus/v1", "bgp", "nat", "tunnel", "router/secret"},
+	"router/plan":       {"bgp", "nat", "tunnel", "tunnel/apipa", "router/fib", "router/spec", "router/secret"},
+	"router":            {"proto/isthmus/v1", "bgp", "nat", "tunnel", "router/fib", "router/plan", "router/spec", "router/secret", "router/store"},
+	"router/api":        {"proto/isthmus/v1", "router", "router/auth", "router/plan", "router/spec", "router/store", "nat"},
+	"proto/isthmus/v1":  {},
+	"cmd/isthmus":       {"proto/isthmus/v1"},
+}
+
+func TestArrowsPointDown(t *testing.T) {
+	for name, p := range packages(t) {
+		if strings.HasPrefix(name, "test/") || name == "cmd/isthmusd" {
+			continue // they know all
+		}
+		allowed, known := below[name]
+		if !known {
+			t.Errorf("%s is a room that no rule knows: say what it may import", name)
+		}
+		for _, imported := range p.Imports {
+			of, ours := strings.CutPrefix(imported, module)
+			if ours && !slices.Contains(allowed, of) {
+				t.Errorf("%s imports %s", name, of)
+			}
+			if ours && (strings.HasPrefix(of, "test/") || strings.HasPrefix(of, "cmd/")) {
+				t.Errorf("%s imports %s, which is not for it", name, of)
+			}
+		}
+	}
+}
+
+// TestDriversKeepTheirShape looks for the files in which a reader expects what a driver does.
+func TestDriversKeepTheirShape(t *testing.T) {
+	all := packages(t)
+	for _, name := range []string{"tunnel/ipsec", "tunnel/wireguard", "nat/nftables", "bgp/gobgp", "router/fib/kernel"} {
+		for _, file := range []string{"compile.go", "decode.go", "driver.go"} {
+			if !slices.Contains(all[name].GoFiles, file) {
+				t.Errorf("%s has no %s", name, file)
+			}
+		}
+	}
+	for _, name := range []string{"tunnel", "bgp", "nat", "router/fib"} {
+		for _, file := range []string{"config.go", "state.go", "driver.go"} {
+			if !slices.Contains(all[name].GoFiles, file) {
+				t.Errorf("%s has no %s", name, file)
+			}
+		}
+	}
+}
