@@ -305,6 +305,40 @@ func (l *Lab) close() error {
 	return errors.Join(err, os.RemoveAll(l.Dir))
 }
 
+// Save copies the regular files of the lab's directory, logs and configurations, to dst, and
+// beside them each node's addresses, routes and rules. It is for looking into
+// a failed test.
+func (l *Lab) Save(ctx context.Context, dst string) error {
+	for _, n := range l.Nodes() {
+		from, err := n.Dir()
+		if err != nil {
+			return err
+		}
+		to := filepath.Join(dst, n.Name)
+		if err := os.MkdirAll(to, 0o755); err != nil {
+			return err
+		}
+		out, _ := n.Exec(ctx, "sh", "-c", "ip addr; ip rule; ip route show table all; ip -s xfrm state; nft list ruleset")
+		if err := os.WriteFile(filepath.Join(to, "state.txt"), []byte(out), 0o644); err != nil {
+			return err
+		}
+		files, _ := filepath.Glob(from + "/*")
+		more, _ := filepath.Glob(from + "/*/*")
+		for _, f := range append(files, more...) {
+			if fi, err := os.Lstat(f); err == nil && fi.Mode().IsRegular() {
+				b, err := os.ReadFile(f)
+				if err != nil {
+					return err
+				}
+				if err := os.WriteFile(filepath.Join(to, filepath.Base(f)), b, 0o644); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
 func (n *Node) path() string { return "/run/netns/" + n.Namespace }
 
 // killIn kills the processes in a namespace of ours: children of programs

@@ -1,0 +1,342 @@
+// Package e2e has whole scenarios: the topology of "Tunnels Between Clouds" with a node in
+// the middle, and what must hold in it.
+package e2e
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/isthmus-net/isthmus/test/lab"
+	"github.com/isthmus-net/isthmus/test/peer"
+)
+
+// Fixed facts of the topology. Outside addresses are from the documentation networks.
+var (
+	NodePrivate   = netip.MustParsePrefix("10.99.0.10/24") // of the uplink, IPsec and WireGuard
+	EgressPrivate = netip.MustParsePrefix("10.99.0.11/24") // of the uplink, for SNAT
+	UplinkGateway = netip.MustParseAddr("10.99.0.1")
+	NodePublic    = netip.MustParseAddr("198.51.100.20")
+	EgressPublic  = netip.MustParseAddr("198.51.100.21") // the one address that the partner sees
+	PartnerAddr   = netip.MustParseAddr("192.0.2.80")
+
+	VPC    = netip.MustParsePrefix("172.16.0.0/16")
+	VNet   = netip.MustParsePrefix("192.168.0.0/16")
+	Subnet = netip.MustParsePrefix("10.0.1.0/24")
+	Office = netip.MustParsePrefix("172.20.0.0/24")
+	// Inside are all sources that must never be seen on the Internet.
+	Inside = []netip.Prefix{VPC, VNet, Subnet, Office, netip.MustParsePrefix("169.254.0.0/16")}
+)
+
+const (
+	NodeASN   = 64620
+	AWSASN    = 65002
+	AzureASN  = 65001
+	GoogleASN = 65003
+	SiteASN   = 65004
+
+	// Uplink is the node's interface to the Internet.
+	Uplink = "eth0"
+	// SitePort is where the site's WireGuard listens, NodePort where the node's must.
+	SitePort, NodePort = 51820, 51821
+)
+
+// SiteOutside is where the site's WireGuard listens.
+var SiteOutside = netip.MustParseAddr("192.0.2.40")
+
+// Spoke is a host behind a gateway.
+type Spoke struct {
+	Node *lab.Node
+	Addr netip.Addr
+}
+
+// Clouds is the topology. Its node has an uplink behind 1:1 NAT and nothing else: what turns it
+// into a router is up to the caller.
+//
+//	spokes - gateways - Internet - 1:1 NAT - node
+//	                       |
+//	                    partner
+type Clouds struct {
+	Lab                *lab.Lab
+	Internet           *peer.Internet
+	AWS, Azure, Google *peer.Gateway
+	Site               *peer.Site
+	Node, NAT          *lab.Node
+	// Spokes in the order AWS, Azure, Google, site.
+	Spokes []Spoke
+
+	// SiteKey and NodeKey are the WireGuard keys; SiteInside and NodeInside
+	// the addresses on that link.
+	SiteKey, NodeKey       peer.WGKey
+	SiteInside, NodeInside netip.Prefix
+
+	partner *partner
+}
+
+// CloudsOptions change what the gateways do. The zero value is the demo's topology.
+type CloudsOptions struct {
+	Lab lab.Options
+	// Change, if not nil, may change a gateway's configuration ("aws", "azure",
+	// "google") before it is built.
+	Change func(name string, c *peer.Config)
+}
+
+func psk() string {
+	var b [20]byte
+	rand.Read(b[:])
+	return "k" + base32.StdEncoding.EncodeToString(b[:]) // every cloud takes letters and digits, the first no zero
+}
+
+// NewClouds builds the topology and starts the 1:1 NAT and the partner, but no gateway.
+func NewClouds(ctx context.Context, o CloudsOptions) (c *Clouds, err error) {
+	l, err := lab.New(o.Lab)
+	if err != nil {
+		return nil, fmt.Errorf("building the clouds: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("building the clouds: %w", errors.Join(err, l.Close()))
+		}
+	}()
+	c = &Clouds{Lab: l, SiteInside: netip.MustParsePrefix("169.254.80.1/30"), NodeInside: netip.MustParsePrefix("169.254.80.2/30")}
+	if c.SiteKey, err = peer.NewWGKey(); err != nil {
+		return nil, err
+	}
+	if c.NodeKey, err = peer.NewWGKey(); err != nil {
+		return nil, err
+	}
+	c.Internet = peer.NewInternet(l, "internet", netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("192.0.2.0/24"))
+
+	c.NAT, c.Node = l.Node("nat"), l.Node("node")
+	c.Internet.Attach(c.NAT, netip.MustParseAddr("198.51.100.2"))
+	c.NAT.IP("route add default via 198.51.100.1 dev wan onlink") // passes on what the node sends, also what it must not
+	l.Link(lab.End{Node: c.NAT, Name: "node", Addrs: []netip.Prefix{netip.PrefixFrom(UplinkGateway, 24)}},
+		lab.End{Node: c.Node, Name: Uplink, Addrs: []netip.Prefix{NodePrivate, EgressPrivate}})
+	c.Node.IP("route add default via %s", UplinkGateway)
+	for _, a := range []netip.Addr{NodePublic, EgressPublic} {
+		c.Internet.Node.IP("route add %s/32 via 198.51.100.2 dev br0", a)
+	}
+
+	addr := netip.MustParseAddr
+	config := func(name string, g peer.Config) peer.Config {
+		g.Router, g.RouterASN = NodePublic, NodeASN
+		if o.Change != nil {
+			o.Change(name, &g)
+		}
+		return g
+	}
+	c.AWS = peer.NewAWS(l, c.Internet, "aws", config("aws", peer.Config{ASN: AWSASN, Announce: []netip.Prefix{VPC}, Peerings: []peer.Peering{
+		{Outside: addr("203.0.113.11"), Inside: addr("169.254.64.1"), Router: addr("169.254.64.2"), PSK: psk()},
+		{Outside: addr("203.0.113.12"), Inside: addr("169.254.64.5"), Router: addr("169.254.64.6"), PSK: psk()},
+	}}))
+	shared := psk() // one per connection, and both instances are one connection
+	c.Azure = peer.NewAzure(l, c.Internet, "azure", config("azure", peer.Config{ASN: AzureASN, Announce: []netip.Prefix{VNet}, Peerings: []peer.Peering{
+		{Outside: addr("203.0.113.21"), Inside: addr("169.254.21.2"), Router: addr("169.254.21.1"), PSK: shared},
+		{Outside: addr("203.0.113.22"), Inside: addr("169.254.21.6"), Router: addr("169.254.21.1"), PSK: shared},
+	}}))
+	c.Google = peer.NewGoogle(l, c.Internet, "google", config("google", peer.Config{ASN: GoogleASN, FRR: true, Announce: []netip.Prefix{Subnet}, Peerings: []peer.Peering{
+		{Outside: addr("203.0.113.31"), Inside: addr("169.254.66.1"), Router: addr("169.254.66.2"), PSK: psk()},
+		{Outside: addr("203.0.113.32"), Inside: addr("169.254.66.5"), Router: addr("169.254.66.6"), PSK: psk()},
+	}}))
+	c.Site = peer.NewSite(l, c.Internet, "site", peer.SiteConfig{ASN: SiteASN, RouterASN: NodeASN, Outside: SiteOutside,
+		Inside: c.SiteInside, Router: c.NodeInside.Addr(), Endpoint: netip.AddrPortFrom(NodePublic, NodePort), Port: SitePort,
+		Key: c.SiteKey, RouterKey: c.NodeKey.Public, Announce: []netip.Prefix{Office}, Hold: 30 * time.Second})
+
+	// One host behind each gateway; Azure's has both instances on its network.
+	spoke := func(name, host string, routers ...lab.End) {
+		n, p := l.Node(name), netip.MustParsePrefix(host)
+		n.Bridge("lan", p)
+		var via string
+		for _, r := range routers {
+			n.Port("lan", r)
+			via += " nexthop via " + r.Addrs[0].Addr().String()
+		}
+		n.IP("route add default%s", via)
+		c.Spokes = append(c.Spokes, Spoke{n, p.Addr()})
+	}
+	gateway := func(n *lab.Node, a string) lab.End {
+		return lab.End{Node: n, Name: "lan", Addrs: []netip.Prefix{netip.MustParsePrefix(a)}}
+	}
+	spoke("aws-spoke", "172.16.1.10/24", gateway(c.AWS.Instances[0].Router, "172.16.1.1/24"))
+	spoke("azure-spoke", "192.168.1.10/24", gateway(c.Azure.Instances[0].Router, "192.168.1.4/24"), gateway(c.Azure.Instances[1].Router, "192.168.1.5/24"))
+	c.Azure.JoinVNet(addr("192.168.1.4"), addr("192.168.1.5"))
+	spoke("google-spoke", "10.0.1.10/24", gateway(c.Google.Instances[0].Router, "10.0.1.1/24"))
+	spoke("site-spoke", "172.20.0.10/24", gateway(c.Site.Node, "172.20.0.1/24"))
+
+	partnerNode := l.Node("partner")
+	c.Internet.Node.Port("br0", lab.End{Node: partnerNode, Name: "eth0", Addrs: []netip.Prefix{netip.PrefixFrom(PartnerAddr, 24)}})
+	partnerNode.IP("route add default via 192.0.2.1")
+	if err := l.Up(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.NAT.OneToOne(ctx, "wan", lab.Pair{Private: NodePrivate.Addr(), Public: NodePublic}, lab.Pair{Private: EgressPrivate.Addr(), Public: EgressPublic}); err != nil {
+		return nil, err
+	}
+	if c.partner, err = startPartner(partnerNode); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Gateways are the three clouds' gateways.
+func (c *Clouds) Gateways() []*peer.Gateway { return []*peer.Gateway{c.AWS, c.Azure, c.Google} }
+
+// Start starts all gateways and the site at the same time.
+func (c *Clouds) Start(ctx context.Context) error {
+	var errs [4]error
+	var wg sync.WaitGroup
+	for i, g := range c.Gateways() {
+		wg.Go(func() { errs[i] = g.Start(ctx) })
+	}
+	wg.Go(func() { errs[3] = c.Site.Start(ctx) })
+	wg.Wait()
+	return errors.Join(errs[:]...)
+}
+
+// Established returns nil when all BGP sessions of all peers are, and what is missing otherwise.
+func (c *Clouds) Established(ctx context.Context) error {
+	var errs []error
+	for _, g := range c.Gateways() {
+		errs = append(errs, g.Established(ctx))
+	}
+	return errors.Join(append(errs, c.Site.Established(ctx))...)
+}
+
+// Close removes everything.
+func (c *Clouds) Close() error {
+	if c.partner != nil {
+		c.partner.server.Close()
+	}
+	return c.Lab.Close()
+}
+
+// Mesh is pings between every pair of spokes, in both directions.
+type Mesh struct {
+	names   []string
+	pingers []*lab.Pinger
+}
+
+// PingMesh starts to ping between all spokes, 1/interval packets a second on each of the
+// twelve ways.
+func (c *Clouds) PingMesh(interval time.Duration) (*Mesh, error) {
+	m := &Mesh{}
+	for _, from := range c.Spokes {
+		for _, to := range c.Spokes {
+			if from == to {
+				continue
+			}
+			p, err := from.Node.Ping(to.Addr, lab.PingOptions{Interval: interval})
+			if err != nil {
+				m.Stop()
+				return nil, err
+			}
+			m.names, m.pingers = append(m.names, from.Node.Name+" to "+to.Node.Name), append(m.pingers, p)
+		}
+	}
+	return m, nil
+}
+
+// Stop ends the pings and returns the reports by "A to B".
+func (m *Mesh) Stop() map[string]lab.Report {
+	reports := make([]lab.Report, len(m.pingers))
+	var wg sync.WaitGroup
+	for i, p := range m.pingers {
+		wg.Go(func() { reports[i] = p.Stop() })
+	}
+	wg.Wait()
+	r := map[string]lab.Report{}
+	for i, name := range m.names {
+		r[name] = reports[i]
+	}
+	return r
+}
+
+// AllReachable waits until every spoke answers every other, and says which do not.
+func (c *Clouds) AllReachable(ctx context.Context, limit time.Duration) error {
+	return lab.Until(ctx, limit, func() error {
+		m, err := c.PingMesh(100 * time.Millisecond)
+		if err != nil {
+			return err
+		}
+		time.Sleep(250 * time.Millisecond)
+		var errs []error
+		for name, r := range m.Stop() {
+			if r.Lost > 0 {
+				errs = append(errs, fmt.Errorf("%s: %v", name, r))
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// partner is an HTTP server on the Internet that remembers who asked.
+type partner struct {
+	server  http.Server
+	mu      sync.Mutex
+	sources []netip.Addr
+}
+
+func startPartner(n *lab.Node) (*partner, error) {
+	l, err := n.Listen("tcp", net.JoinHostPort(PartnerAddr.String(), "80"))
+	if err != nil {
+		return nil, fmt.Errorf("starting the partner: %w", err)
+	}
+	p := &partner{}
+	p.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a, err := netip.ParseAddrPort(r.RemoteAddr)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		p.mu.Lock()
+		p.sources = append(p.sources, a.Addr())
+		p.mu.Unlock()
+		fmt.Fprintln(w, a.Addr())
+	})
+	go p.server.Serve(l)
+	return p, nil
+}
+
+// PartnerSources are the source addresses of all requests so far.
+func (c *Clouds) PartnerSources() []netip.Addr {
+	c.partner.mu.Lock()
+	defer c.partner.mu.Unlock()
+	return slices.Clone(c.partner.sources)
+}
+
+// Ask sends one HTTP request from the spoke to the partner and returns the source address
+// that the partner saw.
+func (c *Clouds) Ask(ctx context.Context, s Spoke) (netip.Addr, error) {
+	fail := func(err error) (netip.Addr, error) {
+		return netip.Addr{}, fmt.Errorf("asking the partner from %s: %w", s.Node.Name, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+PartnerAddr.String()+"/", nil)
+	if err != nil {
+		return fail(err)
+	}
+	r, err := (&http.Transport{DialContext: s.Node.DialContext, DisableKeepAlives: true}).RoundTrip(req)
+	if err != nil {
+		return fail(err)
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(r.Body, 100))
+	if err != nil {
+		return fail(err)
+	}
+	a, err := netip.ParseAddr(string(b[:max(0, len(b)-1)]))
+	if err != nil {
+		return fail(err)
+	}
+	return a, nil
+}

@@ -1,0 +1,326 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/isthmus-net/isthmus/test/lab"
+)
+
+// Internet is a node with a bridge that every outside address is attached to. It routes
+// between the networks whose first address it has on the bridge.
+type Internet struct {
+	Node     *lab.Node
+	networks []netip.Prefix
+}
+
+const (
+	internetBridge = "br0"
+	underlayTable  = 100 // default route to the Internet
+	underlayMark   = 100 // of WireGuard's outer packets
+)
+
+// NewInternet adds the node. Each network's first host address becomes its gateway.
+func NewInternet(l *lab.Lab, name string, networks ...netip.Prefix) *Internet {
+	i := &Internet{Node: l.Node(name), networks: networks}
+	var gateways []netip.Prefix
+	for _, p := range networks {
+		gateways = append(gateways, netip.PrefixFrom(p.Masked().Addr().Next(), p.Bits()))
+	}
+	i.Node.Bridge(internetBridge, gateways...)
+	return i
+}
+
+// Attach gives the node an interface "wan" with outside addresses. Its main table learns nothing
+// of the Internet: only packets from an outside address, and those with the underlay's
+// mark, go there. So what BGP says about the Internet holds for everything else.
+func (i *Internet) Attach(n *lab.Node, addrs ...netip.Addr) {
+	var own []netip.Prefix
+	for _, a := range addrs {
+		own = append(own, netip.PrefixFrom(a, a.BitLen()))
+	}
+	i.Node.Port(internetBridge, lab.End{Node: n, Name: "wan", Addrs: own})
+	n.IP("route add default via %s dev wan onlink table %d", i.gateway(addrs[0]), underlayTable)
+	n.IP("rule add fwmark %d lookup %d", underlayMark, underlayTable)
+	for _, a := range addrs {
+		n.IP("rule add from %s lookup %d", a, underlayTable)
+	}
+}
+
+func (i *Internet) gateway(a netip.Addr) netip.Addr {
+	for _, p := range i.networks {
+		if p.Contains(a) {
+			return p.Masked().Addr().Next()
+		}
+	}
+	panic(fmt.Sprintf("address %s is in no network of the Internet", a))
+}
+
+// Peering is one tunnel between a gateway and the router, seen from the gateway.
+type Peering struct {
+	// Outside is the gateway's public address.
+	Outside netip.Addr
+	// Inside and Router are the two BGP addresses.
+	Inside, Router netip.Addr
+	PSK            string
+}
+
+// Config of a gateway. AWS, Azure and Google fill what is zero as that cloud does.
+type Config struct {
+	ASN uint32
+	// Router is the router's public address, which is also its IKE identity.
+	Router    netip.Addr
+	RouterASN uint32
+	// Announce is what the gateway has behind it.
+	Announce []netip.Prefix
+	Peerings []Peering
+	// IKE, ESP, Start, Life, DPD and MTU are those of each Tunnel.
+	IKE, ESP, Start string
+	Life            Life
+	DPD             time.Duration
+	MTU             int
+	// Hold is the BGP hold time.
+	Hold time.Duration
+	// MaxPrefixes is where the gateway ends the session.
+	MaxPrefixes int
+	// FRR speaks BGP instead of BIRD.
+	FRR bool
+}
+
+// Gateway is a cloud's VPN gateway.
+type Gateway struct {
+	Name      string
+	Config    Config
+	Instances []*Instance
+}
+
+// Instance is one machine of a gateway.
+type Instance struct {
+	// Node has the tunnels. Router ends BGP and leads to the spokes; it is
+	// the same node but for Google.
+	Node, Router *lab.Node
+	Tunnels      []Tunnel
+	BGP          BGPConfig
+	// CharonOptions and, after Start, the running daemons.
+	CharonOptions CharonOptions
+	Charon        *Charon
+	Speaker       Speaker
+
+	frr bool
+}
+
+// AWSProposals are all that an AWS tunnel accepts when nobody restricted it, without the
+// Diffie-Hellman groups 22 to 24, which strongSwan 6 has dropped.
+const (
+	awsGroups = "modp1024-modp2048-modp3072-modp4096-modp6144-modp8192-ecp256-ecp384-ecp521"
+
+	AWSIKE = "aes128gcm16-aes256gcm16-prfsha1-prfsha256-prfsha384-prfsha512-" + awsGroups +
+		",aes128-aes256-sha1-sha256-sha384-sha512-" + awsGroups
+	AWSESP = "aes128gcm16-aes256gcm16-modp1536-" + awsGroups + ",aes128-aes256-sha1-sha256-sha384-sha512-modp1536-" + awsGroups
+)
+
+// Azure's default policies offer nothing better than modp1024, so that connections to other
+// routers have a custom policy, which is exactly one combination: this.
+const (
+	AzureIKE = "aes256gcm16-prfsha384-ecp384"
+	AzureESP = "aes256gcm16-ecp384"
+
+	AzureDefaultIKE = "aes256-sha1-modp1024,aes256-sha256-modp1024,aes128-sha1-modp1024,aes128-sha256-modp1024"
+	AzureDefaultESP = "aes256gcm16,aes256-sha1,aes256-sha256,aes128-sha1"
+)
+
+// Google's table order, which it also picks by.
+const (
+	GoogleIKE = "aes128gcm16-aes192gcm16-aes256gcm16-prfsha1-prfsha256-prfsha384-prfsha512-modp2048-modp1536-modp3072-modp4096-modp8192-modp1024-ecp256-ecp384-ecp521-curve25519," +
+		"aes128-aes192-aes256-sha256-sha384-sha512-sha1-modp2048-modp1536-modp3072-modp4096-modp8192-modp1024-ecp256-ecp384-ecp521-curve25519"
+	GoogleESP = "aes128gcm16-aes256gcm16-aes192gcm16-modp2048-modp1536-modp3072-modp4096-modp8192-modp1024-ecp256-ecp384-ecp521-curve25519," +
+		"aes128-aes256-aes192-sha256-sha512-sha1-modp2048-modp1536-modp3072-modp4096-modp8192-modp1024-ecp256-ecp384-ecp521-curve25519"
+)
+
+func orElse[T comparable](v *T, value T) {
+	var zero T
+	if *v == zero {
+		*v = value
+	}
+}
+
+func (c Config) tunnel(name string, ifID uint32, p Peering) Tunnel {
+	return Tunnel{Name: name, Local: p.Outside, Remote: c.Router, PSK: p.PSK, IfID: ifID,
+		IKE: c.IKE, ESP: c.ESP, Start: c.Start, Life: c.Life, DPD: c.DPD, MTU: c.MTU}
+}
+
+func (c Config) neighbor(name string, p Peering) Neighbor {
+	return Neighbor{Name: name, Local: p.Inside, Remote: p.Router, ASN: c.RouterASN, Hold: c.Hold, MaxPrefixes: c.MaxPrefixes}
+}
+
+// NewAWS adds a transit gateway's VPN connection: one node with one outside address per tunnel,
+// /30 inside, the router must initiate, hold time 30 s.
+func NewAWS(l *lab.Lab, net *Internet, name string, c Config) *Gateway {
+	orElse(&c.IKE, AWSIKE)
+	orElse(&c.ESP, AWSESP)
+	orElse(&c.Start, "none")
+	orElse(&c.Life, Life{IKERekey: 28530 * time.Second, IKEExpire: 28800 * time.Second, ChildRekey: 3330 * time.Second, ChildExpire: 3600 * time.Second,
+		Fuzz: 270 * time.Second, ReplayWindow: 1024})
+	orElse(&c.DPD, 10*time.Second)
+	orElse(&c.MTU, 1438)
+	orElse(&c.Hold, 30*time.Second)
+	orElse(&c.MaxPrefixes, 1000)
+	n := l.Node(name)
+	// DPD gives up 30 s after the last answer: 2.5 s, then 1.8 times longer each.
+	i := &Instance{Node: n, Router: n, frr: c.FRR, CharonOptions: CharonOptions{Lines: []string{"retransmit_timeout = 2.5", "retransmit_tries = 3"}}}
+	var outside []netip.Addr
+	for k, p := range c.Peerings {
+		outside = append(outside, p.Outside)
+		t := c.tunnel(fmt.Sprintf("tunnel%d", k+1), uint32(k+1), p)
+		t.Interface(n, netip.PrefixFrom(p.Inside, 30))
+		i.Tunnels = append(i.Tunnels, t)
+		i.BGP.Neighbors = append(i.BGP.Neighbors, c.neighbor(t.Name, p))
+	}
+	net.Attach(n, outside...)
+	i.BGP.ASN, i.BGP.RouterID, i.BGP.Announce, i.BGP.Multipath = c.ASN, outside[0], c.Announce, true
+	return &Gateway{Name: name, Config: c, Instances: []*Instance{i}}
+}
+
+// NewAzure adds an active-active VPN gateway: one node per peering, with one public address each. The
+// BGP address is an APIPA /32 on the instance, the router's is reached through the
+// tunnel by a host route, and the router must open the session. Hold time 180 s. Each
+// instance tells the other what it learnt over the VNet, see JoinVNet.
+func NewAzure(l *lab.Lab, net *Internet, name string, c Config) *Gateway {
+	orElse(&c.IKE, AzureIKE)
+	orElse(&c.ESP, AzureESP)
+	orElse(&c.Start, "start")
+	orElse(&c.Life, Life{IKERekey: 27000 * time.Second, IKEExpire: 28800 * time.Second, ChildRekey: 25000 * time.Second, ChildExpire: 27000 * time.Second,
+		Fuzz: 600 * time.Second, ChildRekeyBytes: 92_160_000 << 10, ChildExpireBytes: 102_400_000 << 10})
+	orElse(&c.DPD, 15*time.Second)
+	orElse(&c.MTU, 1400)
+	orElse(&c.Hold, 180*time.Second)
+	orElse(&c.MaxPrefixes, 4000)
+	g := &Gateway{Name: name, Config: c}
+	for k, p := range c.Peerings {
+		n := l.Node(fmt.Sprintf("%s%d", name, k))
+		i := &Instance{Node: n, Router: n, frr: c.FRR}
+		t := c.tunnel("tunnel", 1, p)
+		t.Interface(n)
+		n.IP("link add bgp type dummy")
+		n.IP("addr add %s/32 dev bgp", p.Inside)
+		n.IP("link set bgp up")
+		n.IP("route add %s/32 dev %s src %s", p.Router, t.Name, p.Inside)
+		nb := c.neighbor(t.Name, p)
+		nb.Passive, nb.Multihop, nb.Device = true, true, t.Name
+		i.Tunnels = []Tunnel{t}
+		i.BGP = BGPConfig{ASN: c.ASN, RouterID: p.Outside, Announce: c.Announce, Neighbors: []Neighbor{nb}, Multipath: true}
+		net.Attach(n, p.Outside)
+		g.Instances = append(g.Instances, i)
+	}
+	return g
+}
+
+// JoinVNet makes the instances of an Azure gateway, whose addresses on the VNet are
+// given in order, tell each other what they learnt.
+func (g *Gateway) JoinVNet(addrs ...netip.Addr) {
+	for a, i := range g.Instances {
+		for b := range g.Instances {
+			if a != b {
+				i.BGP.Neighbors = append(i.BGP.Neighbors, Neighbor{Name: fmt.Sprintf("instance%d", b), Local: addrs[a], Remote: addrs[b], ASN: g.Config.ASN, Transit: true})
+			}
+		}
+	}
+}
+
+// NewGoogle adds an HA VPN gateway, which does IPsec and nothing else, with one outside address per
+// tunnel, and behind it a Cloud Router, which has the inside addresses. Either side
+// may initiate; this one does on traffic. Hold time 60 s.
+//
+// Between the two nodes is one veth per tunnel, and the gateway joins each to its
+// tunnel whatever the destination, without taking from the time to live of what is sent
+// to link-local addresses: BGP ends one hop behind the tunnel and is single-hop all the same.
+// Unlike in the real one, the spokes' packets take the same way.
+func NewGoogle(l *lab.Lab, net *Internet, name string, c Config) *Gateway {
+	orElse(&c.IKE, GoogleIKE)
+	orElse(&c.ESP, GoogleESP)
+	orElse(&c.Start, "trap")
+	orElse(&c.Life, Life{IKERekey: 34000 * time.Second, IKEExpire: 36000 * time.Second, ChildRekey: 9800 * time.Second, ChildExpire: 10800 * time.Second, Fuzz: 600 * time.Second})
+	orElse(&c.DPD, 20*time.Second)
+	orElse(&c.MTU, 1398)
+	orElse(&c.Hold, 60*time.Second)
+	orElse(&c.MaxPrefixes, 5000)
+	gw, cr := l.Node(name+"-gw"), l.Node(name+"-cr")
+	i := &Instance{Node: gw, Router: cr, frr: c.FRR}
+	var outside []netip.Addr
+	for k, p := range c.Peerings {
+		outside = append(outside, p.Outside)
+		t := c.tunnel(fmt.Sprintf("tunnel%d", k), uint32(k+1), p)
+		t.Interface(gw)
+		veth := fmt.Sprintf("router%d", k)
+		l.Link(lab.End{Node: cr, Name: t.Name, Addrs: []netip.Prefix{netip.PrefixFrom(p.Inside, 30)}}, lab.End{Node: gw, Name: veth})
+		cr.IP("link set %s mtu %d", t.Name, c.MTU)
+		gw.IP("rule add iif %s lookup %d", veth, 10+k)
+		gw.IP("route add default dev %s table %d", t.Name, 10+k)
+		gw.IP("rule add iif %s lookup %d", t.Name, 20+k)
+		gw.IP("route add default via %s dev %s onlink table %d", p.Inside, veth, 20+k)
+		i.Tunnels = append(i.Tunnels, t)
+		i.BGP.Neighbors = append(i.BGP.Neighbors, c.neighbor(t.Name, p))
+	}
+	net.Attach(gw, outside...)
+	i.BGP.ASN, i.BGP.RouterID, i.BGP.Announce, i.BGP.Multipath = c.ASN, c.Peerings[0].Inside, c.Announce, true
+	return &Gateway{Name: name, Config: c, Instances: []*Instance{i}}
+}
+
+// Start starts the daemons of all instances at the same time and loads the tunnels. The lab
+// must be up.
+func (g *Gateway) Start(ctx context.Context) error {
+	errs := make([]error, 2*len(g.Instances))
+	var wg sync.WaitGroup
+	for k, i := range g.Instances {
+		wg.Go(func() { errs[2*k] = i.startIPsec(ctx) })
+		wg.Go(func() { errs[2*k+1] = i.startBGP(ctx) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("starting gateway %s: %w", g.Name, err)
+	}
+	return nil
+}
+
+func (i *Instance) startIPsec(ctx context.Context) (err error) {
+	if i.Node != i.Router {
+		for k := range i.Tunnels {
+			// answers ARP for whatever is behind the tunnel
+			if err := i.Node.Sysctl(fmt.Sprintf("ipv4/conf/router%d/proxy_arp", k), "1"); err != nil {
+				return err
+			}
+		}
+		const ttl = `table ip joint { chain pre { type filter hook prerouting priority mangle; ip daddr 169.254.0.0/16 ip ttl < 255 ip ttl set 64; }; }`
+		if _, err := i.Node.ExecInput(ctx, ttl, "nft", "-f", "-"); err != nil {
+			return err
+		}
+	}
+	if i.Charon, err = StartCharon(ctx, i.Node, i.CharonOptions); err != nil {
+		return err
+	}
+	return i.Charon.Load(ctx, i.Tunnels...)
+}
+
+func (i *Instance) startBGP(ctx context.Context) (err error) {
+	if i.frr {
+		i.Speaker, err = StartFRR(ctx, i.Router, i.BGP)
+	} else {
+		i.Speaker, err = StartBIRD(ctx, i.Router, i.BGP)
+	}
+	return err
+}
+
+// Established returns nil when every BGP session of the gateway is, and what is missing otherwise.
+func (g *Gateway) Established(ctx context.Context) error {
+	var errs []error
+	for _, i := range g.Instances {
+		if err := Established(ctx, i.Speaker); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", i.Router.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
