@@ -55,7 +55,7 @@ func (r Rule) Match(p netip.Prefix) bool {
 // Import is what is accepted: what no rule matches is refused.
 type Import struct {
 	Allow           []Rule
-	LocalPreference uint32
+	LocalPreference uint32 // 0: that of an internal peer, else 100
 }
 
 // Export is what is announced: what no rule matches is held back.

@@ -18,7 +18,7 @@ func DiffPeer(a, b Peer) []Difference {
 	const reset = "the session is closed and opened again"
 	negotiated := map[string]string{
 		"Interface": reset, "Address": reset, "LocalAddress": reset, "ASN": reset, "HoldTime": reset, "Keepalive": reset,
-		"TTL": reset, "Passive": reset, "Password": reset, "GracefulRestart": reset, "Tunnel": reset,
+		"TTL": reset, "Passive": reset, "Password": reset, "GracefulRestart": reset,
 		"AllowOwnAS": reset, "ASOverride": reset,
 	}
 	va, vb := reflect.ValueOf(a), reflect.ValueOf(b)

@@ -11,8 +11,9 @@ type Driver interface {
 	// Peers returns the last known state of every session, without asking the BGP process.
 	Peers() []PeerState
 
-	// Reset closes a session and lets it come up again, or, when soft, sends a route refresh (RFC 2918) and our
-	// routes again. It ends a quarantine. An unknown name is an error that wraps ErrNotFound.
+	// Reset closes a session and lets it come up again, or, when soft, passes what the peer sent through the import
+	// policy again and sends our routes again. It ends a quarantine and a prefix-limit hold-down. An unknown name is
+	// an error that wraps ErrNotFound.
 	Reset(ctx context.Context, name string, soft bool) error
 
 	// Run keeps BGP running until ctx is done, and reports what changes. On return the sessions are left to
@@ -24,9 +25,11 @@ type Driver interface {
 	Starts() uint64
 }
 
-// Reporter takes what a Driver sees. Its methods are called in order from one goroutine and must not block for long.
+// Reporter takes what a Driver sees. Its methods are called in order from one goroutine; they must not block for long
+// and must not call the Driver's Apply or Reset, which wait for answers that are read between the calls.
 type Reporter interface {
-	// Peer reports a session that changed.
+	// Peer reports a session that changed. The end of a session is reported before its paths are withdrawn one by
+	// one: a state that is neither Established nor Restarting takes all paths of the peer with it.
 	Peer(PeerState)
 	// Paths reports changed prefixes.
 	Paths([]Update)
@@ -34,6 +37,7 @@ type Reporter interface {
 	// stale until Synced.
 	Restarted()
 	// Synced reports that every peer that is expected back has sent its End-of-RIB (RFC 4724), or its restart time
-	// has run out: what was not reported since Restarted is gone.
+	// has run out: what was not reported since Restarted is gone. It is called once for each Restarted, unless the
+	// BGP process is new again before.
 	Synced()
 }

@@ -25,13 +25,17 @@ const (
 
 // PeerState is what was seen of one session.
 type PeerState struct {
-	Name             string
-	State            SessionState
-	Since            time.Time
+	Name  string
+	State SessionState
+	Since time.Time // of State
+	// Restarting means that the session is not up and its paths are kept: the peer restarts gracefully (RFC 4724), or
+	// our own BGP process does. While it is false, a session that is not Established has no path, whatever Updates
+	// are still on their way.
+	Restarting       bool
 	RouterID         netip.Addr
-	Received         uint32 // prefixes
-	Accepted         uint32
-	Announced        uint32
+	Received         uint32 // prefixes the peer sent
+	Accepted         uint32 // prefixes whose used paths include one of the peer
+	Announced        uint32 // prefixes that are announced to the peer
 	MessagesIn       uint64
 	MessagesOut      uint64
 	LastError        string
@@ -42,16 +46,18 @@ type PeerState struct {
 	QuarantineReason string
 }
 
-// Path is one accepted way to a prefix.
+// Path is one accepted way to a prefix. Traffic goes through the tunnel of Peer; NextHop is what the peer claims and
+// must not steer anything.
 type Path struct {
 	Peer    string
 	NextHop netip.Addr
 	ASPath  []uint32 // AS_SEQUENCE members in order; sets are flattened at the end
-	Stale   bool     // kept through a graceful restart
 }
 
-// Update is the whole set of usable paths of one prefix, best first: all of them are of equal preference and are used together. It replaces what was
-// known; an empty set means that the prefix has no path.
+// Update is the whole set of usable paths of one prefix, best first. All of them are of equal preference and are used
+// together: the same LOCAL_PREF, AS_PATH length, ORIGIN and MULTI_EXIT_DISC, and all from external or all from
+// internal peers; the neighbouring AS may differ. An Update replaces what was known; an empty set means that the
+// prefix has no path.
 type Update struct {
 	Prefix netip.Prefix
 	Paths  []Path

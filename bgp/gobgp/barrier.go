@@ -1,0 +1,152 @@
+package gobgp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"time"
+
+	api "github.com/osrg/gobgp/v3/api"
+	packet "github.com/osrg/gobgp/v3/pkg/packet/bgp"
+	"github.com/osrg/gobgp/v3/pkg/server"
+)
+
+const (
+	// barrierAddress is from where the barrier speaks; the whole of 127.0.0.0/8 is the host itself.
+	barrierAddress = "127.47.24.1"
+	barrierASN     = 65535 // reserved (RFC 7300), so it is nobody's
+	barrierWait    = 2 * time.Second
+)
+
+// barrier is a peer of GoBGP's on the loopback that we play ourselves. After a restart, GoBGP sends its End-of-RIB as
+// soon as no session that is up owes one, also when most sessions are not up yet, and the peers then withdraw
+// everything that had come from the others. RFC 4724 section 4.1 has it wait for all peers. The barrier is up before
+// any of them and owes an End-of-RIB until the daemon has seen all that are expected.
+type barrier struct {
+	conn net.Conn
+}
+
+func raiseBarrier(ctx context.Context, s *server.BgpServer, asn uint32, port int) (*barrier, error) {
+	const hold = 65535 // longer than any restart
+	err := s.AddPeer(ctx, &api.AddPeerRequest{Peer: &api.Peer{
+		Conf:      &api.PeerConf{NeighborAddress: barrierAddress, PeerAsn: barrierASN, LocalAsn: asn},
+		Transport: &api.Transport{PassiveMode: true, LocalAddress: "127.0.0.1"},
+		Timers:    &api.Timers{Config: &api.TimersConfig{HoldTime: hold, KeepaliveInterval: hold / 3}},
+		GracefulRestart: &api.GracefulRestart{
+			Enabled: true, RestartTime: 1, DeferralTime: hold, LocalRestarting: true,
+		},
+		AfiSafis: []*api.AfiSafi{{
+			Config:            &api.AfiSafiConfig{Family: ipv4, Enabled: true},
+			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: true}},
+		}},
+	}})
+	if err != nil {
+		return nil, err
+	}
+	b := &barrier{}
+	if err := b.open(ctx, port, hold); err != nil {
+		return nil, errors.Join(err, s.DeletePeer(ctx, &api.DeletePeerRequest{Address: barrierAddress}))
+	}
+	// Our KEEPALIVE is read, but the state may not have changed yet.
+	for end := time.Now().Add(barrierWait); ; time.Sleep(5 * time.Millisecond) {
+		up := false
+		if err := s.ListPeer(ctx, &api.ListPeerRequest{Address: barrierAddress}, func(p *api.Peer) {
+			up = p.GetState().GetSessionState() == api.PeerState_ESTABLISHED
+		}); err != nil {
+			return nil, err
+		}
+		if up {
+			return b, nil
+		}
+		if time.Now().After(end) {
+			b.release(ctx, s)
+			return nil, fmt.Errorf("no session within %v", barrierWait)
+		}
+	}
+}
+
+// open opens the session: an active speaker up to the KEEPALIVE that makes the other side Established.
+func (b *barrier) open(ctx context.Context, port, hold int) error {
+	d := net.Dialer{Timeout: barrierWait, LocalAddr: &net.TCPAddr{IP: net.ParseIP(barrierAddress)}}
+	// A passive GoBGP peer leaves Idle only some milliseconds after it was added, and closes connections before.
+	end := time.Now().Add(barrierWait)
+	for {
+		conn, err := d.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err == nil {
+			if err = handshake(conn, hold, end); err == nil {
+				b.conn = conn
+				return nil
+			}
+			conn.Close()
+		}
+		if time.Now().After(end) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func handshake(conn net.Conn, hold int, end time.Time) error {
+	if err := conn.SetDeadline(end); err != nil {
+		return err
+	}
+	open := packet.NewBGPOpenMessage(barrierASN, uint16(hold), barrierAddress, []packet.OptionParameterInterface{
+		packet.NewOptionParameterCapability([]packet.ParameterCapabilityInterface{
+			packet.NewCapMultiProtocol(packet.RF_IPv4_UC),
+			packet.NewCapGracefulRestart(false, false, 1, []*packet.CapGracefulRestartTuple{
+				packet.NewCapGracefulRestartTuple(packet.RF_IPv4_UC, false),
+			}),
+		}),
+	})
+	if err := send(conn, open); err != nil {
+		return err
+	}
+	// Its OPEN, then its KEEPALIVE.
+	for _, want := range []uint8{packet.BGP_MSG_OPEN, packet.BGP_MSG_KEEPALIVE} {
+		if err := receive(conn, want); err != nil {
+			return err
+		}
+	}
+	return send(conn, packet.NewBGPKeepAliveMessage())
+}
+
+func send(conn net.Conn, m *packet.BGPMessage) error {
+	b, err := m.Serialize()
+	if err != nil {
+		return err
+	}
+	_, err = conn.Write(b)
+	return err
+}
+
+func receive(conn net.Conn, want uint8) error {
+	head := make([]byte, packet.BGP_HEADER_LENGTH)
+	if _, err := io.ReadFull(conn, head); err != nil {
+		return err
+	}
+	n := int(head[16])<<8 | int(head[17])
+	if n < len(head) || n > packet.BGP_MAX_MESSAGE_LENGTH {
+		return fmt.Errorf("message of length %d", n)
+	}
+	if _, err := io.ReadFull(conn, make([]byte, n-len(head))); err != nil {
+		return err
+	}
+	if head[18] != want {
+		return fmt.Errorf("message of type %d instead of %d", head[18], want)
+	}
+	return nil
+}
+
+// release sends the End-of-RIB and takes the barrier away.
+func (b *barrier) release(ctx context.Context, s *server.BgpServer) {
+	if err := send(b.conn, packet.NewEndOfRib(packet.RF_IPv4_UC)); err == nil {
+		// GoBGP answers with its own End-of-RIB to everyone, or at once if nobody else owes one.
+		b.conn.SetReadDeadline(time.Now().Add(barrierWait))
+		receive(b.conn, packet.BGP_MSG_UPDATE)
+	}
+	b.conn.Close()
+	s.DeletePeer(ctx, &api.DeletePeerRequest{Address: barrierAddress})
+}

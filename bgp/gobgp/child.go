@@ -1,0 +1,502 @@
+package gobgp
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	api "github.com/osrg/gobgp/v3/api"
+	"github.com/osrg/gobgp/v3/pkg/server"
+	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/bgp"
+)
+
+// childName is the argument 0 of the child.
+const childName = "isthmusd-bgp"
+
+// Exit codes of the child.
+const (
+	exitDone  = 0 // the daemon is gone
+	exitError = 3 // BGP could not be started
+	exitStuck = 4 // the daemon does not read
+)
+
+// counterInterval is how often the child reads the counters. GoBGP serves this, like all else, in one goroutine.
+const counterInterval = 5 * time.Second
+
+// RunIfChild must be the first thing that a main that uses New does. In the child process it runs BGP and does not
+// return; in any other it returns at once.
+func RunIfChild() {
+	if len(os.Args) == 0 || os.Args[0] != childName {
+		return
+	}
+	if err := runChild(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(exitError)
+	}
+	os.Exit(exitDone)
+}
+
+func runChild() error {
+	if err := confine(); err != nil {
+		return fmt.Errorf("confining the BGP process: %w", err)
+	}
+	f := os.NewFile(3, "daemon")
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return fmt.Errorf("opening the connection to the daemon: %w", err)
+	}
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("opening the connection to the daemon: %w", err)
+	}
+	c := newChild()
+	go func() {
+		// The daemon is gone, or has had enough of us: leave without closing a session.
+		c.out.run(conn)
+		os.Exit(exitDone)
+	}()
+	err = c.serve(conn)
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+		return nil
+	}
+	return err
+}
+
+// confine gives up what the parent could not take away before it started us.
+func confine() error {
+	// No descriptor that the daemon inherited without close-on-exec comes in. The runtime's own are anonymous inodes.
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, e := range fds {
+		n, err := strconv.Atoi(e.Name())
+		if err != nil || n <= 3 {
+			continue
+		}
+		if to, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name())); err == nil && !strings.HasPrefix(to, "anon_inode:") {
+			unix.Close(n)
+		}
+	}
+	// When memory runs out, this process goes first: it is back in a second, and routes stay.
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("500"), 0); err != nil {
+		return err
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return err
+	}
+	return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+}
+
+// child runs one GoBGP server. All calls into GoBGP but the first come from serve's goroutine or from counters'.
+type child struct {
+	out    *outbox
+	log    *logger
+	server *server.BgpServer
+
+	// tasks are done by serve between two messages.
+	tasks chan func()
+	poll  chan struct{} // capacity 1: read the counters now
+
+	config  configMessage // as applied
+	applied map[string]peerConfig
+	barrier *barrier // while others are expected back
+
+	mu  sync.Mutex
+	ids map[string]uint32 // by address
+	max map[uint32]uint32 // prefix limits that GoBGP does not enforce
+}
+
+func newChild() *child {
+	c := &child{
+		out:     newOutbox(),
+		tasks:   make(chan func(), 256),
+		poll:    make(chan struct{}, 1),
+		applied: make(map[string]peerConfig),
+		ids:     make(map[string]uint32),
+		max:     make(map[uint32]uint32),
+	}
+	c.log = &logger{
+		out:         c.out,
+		id:          c.id,
+		held:        c.heldDown,
+		established: c.established,
+		expired:     make(map[string]bool),
+		labels:      make(map[string]context.Context),
+	}
+	return c
+}
+
+func (c *child) id(address string) (uint32, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	id, ok := c.ids[address]
+	return id, ok
+}
+
+func (c *child) serve(conn io.Reader) error {
+	frames := make(chan func() error)
+	go func() {
+		for {
+			t, body, err := readFrame(conn, maxToChild)
+			if err != nil {
+				frames <- func() error { return err }
+				return
+			}
+			frames <- func() error { return c.handle(t, body) }
+		}
+	}()
+	for {
+		select {
+		case f := <-frames:
+			if err := f(); err != nil {
+				return err
+			}
+		case f := <-c.tasks:
+			f()
+		}
+	}
+}
+
+func (c *child) handle(t frameType, body []byte) error {
+	switch t {
+	case frameConfig:
+		var m configMessage
+		if err := json.Unmarshal(body, &m); err != nil {
+			return fmt.Errorf("reading a configuration: %w", err)
+		}
+		if c.server == nil {
+			if err := c.start(m); err != nil {
+				return err
+			}
+		}
+		n, errs := c.apply(m)
+		c.reply(m.ID, n, errs)
+	case frameReset:
+		var m resetMessage
+		if err := json.Unmarshal(body, &m); err != nil {
+			return fmt.Errorf("reading a reset: %w", err)
+		}
+		c.reply(m.ID, 1, []error{c.reset(m)})
+	case frameRelease:
+		c.release()
+	default:
+		return fmt.Errorf("unknown frame %d", t)
+	}
+	return nil
+}
+
+func (c *child) reply(id, changes uint64, errs []error) {
+	m := replyMessage{ID: id, Changes: changes}
+	for _, err := range errs {
+		if err != nil {
+			m.Errors = append(m.Errors, err.Error())
+		}
+	}
+	c.out.put(frameReply, m)
+}
+
+// start starts GoBGP, with policies that let nothing in or out before any peer is there.
+func (c *child) start(m configMessage) error {
+	ctx := context.Background()
+	s := server.NewBgpServer(server.LoggerOption(c.log), server.TimingHookOption(hook{}))
+	go s.Serve()
+	g := &api.Global{
+		Asn:              m.ASN,
+		RouterId:         m.RouterID.String(),
+		ListenPort:       int32(m.Port),
+		ListenAddresses:  []string{"0.0.0.0"},
+		UseMultiplePaths: true,
+	}
+	if fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		unix.Close(fd)
+		g.ListenAddresses = append(g.ListenAddresses, "::")
+	}
+	if err := s.StartBgp(ctx, &api.StartBgpRequest{Global: g}); err != nil {
+		return fmt.Errorf("starting BGP on port %d: %w", m.Port, err)
+	}
+	if err := s.SetPolicies(ctx, compilePolicies(m.ASN, nil, nil)); err != nil {
+		return fmt.Errorf("setting policies: %w", err)
+	}
+	for d, name := range map[api.PolicyDirection]string{
+		api.PolicyDirection_IMPORT: importPolicy,
+		api.PolicyDirection_EXPORT: exportPolicy,
+	} {
+		if err := s.SetPolicyAssignment(ctx, &api.SetPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
+			Name:          "global",
+			Direction:     d,
+			Policies:      []*api.Policy{{Name: name}},
+			DefaultAction: api.RouteAction_REJECT,
+		}}); err != nil {
+			return fmt.Errorf("setting the %s policy: %w", name, err)
+		}
+	}
+	if err := c.watch(ctx, s); err != nil {
+		return fmt.Errorf("watching paths: %w", err)
+	}
+	c.server = s
+	c.config = configMessage{ASN: m.ASN, RouterID: m.RouterID, Port: m.Port, Restarting: m.Restarting}
+	if m.Restarting && m.Port > 0 && slices.ContainsFunc(m.Peers, func(p peerConfig) bool { return p.Peer.GracefulRestart > 0 }) {
+		b, err := raiseBarrier(ctx, s, m.ASN, m.Port)
+		if err != nil {
+			c.out.put(frameLog, logMessage{Level: "WARN", Text: fmt.Sprintf("raising the restart barrier: %v", err)})
+		}
+		c.barrier = b
+	}
+	go c.counters(ctx)
+	return nil
+}
+
+// watch drains GoBGP's queue of events, which has no bound, into the outbox, which has one.
+func (c *child) watch(ctx context.Context, s *server.BgpServer) error {
+	d := &decoder{id: c.id}
+	return s.WatchEvent(ctx, &api.WatchEventRequest{Table: &api.WatchEventRequest_Table{
+		Filters: []*api.WatchEventRequest_Table_Filter{
+			{Type: api.WatchEventRequest_Table_Filter_BEST},
+			{Type: api.WatchEventRequest_Table_Filter_EOR},
+		},
+	}}, func(r *api.WatchEventResponse) {
+		paths := r.GetTable().GetPaths()
+		if len(paths) == 1 && paths[0].GetNlri() == nil {
+			if id, ok := c.id(paths[0].GetNeighborIp()); ok {
+				c.out.putEnd(id)
+			}
+			return
+		}
+		c.out.putUpdates(d.updates(paths))
+	})
+}
+
+// apply makes GoBGP be as m says, with as many calls as there are differences, and returns how many those are. Peers
+// that are not changed, or only in what needs no new session, keep theirs.
+func (c *child) apply(m configMessage) (changes uint64, errs []error) {
+	ctx := context.Background()
+	fail := func(name string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("peer %s: %w", name, err))
+		}
+	}
+	want := make(map[string]peerConfig, len(m.Peers))
+	for _, p := range m.Peers {
+		want[p.Peer.Name] = p
+	}
+	for name, old := range c.applied {
+		now, ok := want[name]
+		if ok && !interrupts(old, now) {
+			continue
+		}
+		changes++
+		fail(name, c.server.DeletePeer(ctx, &api.DeletePeerRequest{Address: old.Peer.Address.String()}))
+		delete(c.applied, name)
+	}
+
+	// Policies come before the peers that they are for, and before paths of our own.
+	withdraw := make(map[string]bool)
+	var again []peerConfig
+	for name, old := range c.applied {
+		now := want[name]
+		if !reflect.DeepEqual(old.Peer.Export, now.Peer.Export) {
+			withdraw[name] = true
+		}
+		if !reflect.DeepEqual(old.Peer.Import, now.Peer.Import) {
+			again = append(again, now)
+		}
+	}
+	before, after := compilePolicies(c.config.ASN, c.config.Peers, nil), compilePolicies(m.ASN, m.Peers, nil)
+	if !reflect.DeepEqual(before.String(), after.String()) {
+		changes++
+		if len(withdraw) > 0 {
+			fail("", c.server.SetPolicies(ctx, compilePolicies(m.ASN, m.Peers, withdraw)))
+			for name := range withdraw {
+				fail(name, c.server.ResetPeer(ctx, &api.ResetPeerRequest{Address: want[name].Peer.Address.String(), Soft: true, Direction: api.ResetPeerRequest_OUT}))
+			}
+		}
+		if err := c.server.SetPolicies(ctx, after); err != nil {
+			return changes, append(errs, fmt.Errorf("setting policies: %w", err))
+		}
+		for _, p := range again {
+			fail(p.Peer.Name, c.server.ResetPeer(ctx, &api.ResetPeerRequest{Address: p.Peer.Address.String(), Soft: true, Direction: api.ResetPeerRequest_IN}))
+		}
+	}
+
+	for _, p := range c.config.Announce {
+		if !slices.Contains(m.Announce, p) {
+			changes++
+			errs = append(errs, c.announce(ctx, p, false))
+		}
+	}
+	for _, p := range m.Announce {
+		if !slices.Contains(c.config.Announce, p) {
+			changes++
+			errs = append(errs, c.announce(ctx, p, true))
+		}
+	}
+
+	for _, p := range m.Peers {
+		name := p.Peer.Name
+		c.mu.Lock()
+		c.ids[p.Peer.Address.String()] = p.ID
+		delete(c.max, p.ID)
+		if p.Peer.MaxPrefixes > exactLimit {
+			c.max[p.ID] = p.Peer.MaxPrefixes
+		}
+		c.mu.Unlock()
+		n := compilePeer(m.ASN, p, c.config.Restarting)
+		old, ok := c.applied[name]
+		switch {
+		case !ok:
+			changes++
+			if err := c.server.AddPeer(ctx, &api.AddPeerRequest{Peer: n}); err != nil {
+				fail(name, err)
+				continue
+			}
+		case old.Peer.MaxPrefixes != p.Peer.MaxPrefixes:
+			changes++
+			_, err := c.server.UpdatePeer(ctx, &api.UpdatePeerRequest{Peer: n})
+			fail(name, err)
+		}
+		c.applied[name] = p
+	}
+	c.config.Peers, c.config.Announce = m.Peers, m.Announce
+	return changes, errs
+}
+
+// interrupts reports whether a session must end for a change.
+func interrupts(a, b peerConfig) bool {
+	return slices.ContainsFunc(bgp.DiffPeer(a.Peer, b.Peer), func(d bgp.Difference) bool { return d.Interrupts != "" }) ||
+		string(a.MD5) != string(b.MD5)
+}
+
+func (c *child) announce(ctx context.Context, prefix netip.Prefix, on bool) error {
+	p, err := compileAnnounce(prefix)
+	if err != nil {
+		return err
+	}
+	if on {
+		_, err = c.server.AddPath(ctx, &api.AddPathRequest{TableType: api.TableType_GLOBAL, Path: p})
+	} else {
+		err = c.server.DeletePath(ctx, &api.DeletePathRequest{TableType: api.TableType_GLOBAL, Path: p})
+	}
+	if err != nil {
+		return fmt.Errorf("announcing %v: %w", prefix, err)
+	}
+	return nil
+}
+
+func (c *child) reset(m resetMessage) error {
+	for name, p := range c.applied {
+		if p.ID != m.Peer {
+			continue
+		}
+		r := &api.ResetPeerRequest{Address: p.Peer.Address.String(), Soft: m.Soft, Direction: api.ResetPeerRequest_BOTH}
+		if err := c.server.ResetPeer(context.Background(), r); err != nil {
+			return fmt.Errorf("resetting peer %s: %w", name, err)
+		}
+		return nil
+	}
+	return nil // held down; the daemon lets it in again
+}
+
+// heldDown takes a peer that fell silent out and in again, since GoBGP keeps its paths otherwise.
+func (c *child) heldDown(address string) {
+	c.later(func() {
+		for name, p := range c.applied {
+			if p.Peer.Address.String() != address {
+				continue
+			}
+			ctx := context.Background()
+			err := c.server.DeletePeer(ctx, &api.DeletePeerRequest{Address: address})
+			if err == nil {
+				err = c.server.AddPeer(ctx, &api.AddPeerRequest{Peer: compilePeer(c.config.ASN, p, false)})
+			}
+			if err != nil {
+				c.out.put(frameLog, logMessage{Level: "ERROR", Text: fmt.Sprintf("dropping the paths of peer %s: %v", name, err), Peer: p.ID})
+			}
+		}
+	})
+}
+
+func (c *child) established(address string) {
+	select {
+	case c.poll <- struct{}{}:
+	default:
+	}
+}
+
+// later has serve do f. It never waits: GoBGP calls with locks held.
+func (c *child) later(f func()) {
+	select {
+	case c.tasks <- f:
+	default:
+		go func() { c.tasks <- f }()
+	}
+}
+
+func (c *child) release() {
+	if c.barrier != nil {
+		c.barrier.release(context.Background(), c.server)
+		c.barrier = nil
+	}
+}
+
+// counters reads the counters of all sessions every few seconds, and soon after one has come up.
+func (c *child) counters(ctx context.Context) {
+	t := time.NewTicker(counterInterval)
+	last := make(map[uint32]countersMessage)
+	for {
+		select {
+		case <-t.C:
+		case <-c.poll:
+		}
+		var changed []countersMessage
+		err := c.server.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
+			id, ok := c.id(p.GetConf().GetNeighborAddress())
+			if !ok {
+				return
+			}
+			m := decodeCounters(p)
+			m.Peer = id
+			if last[id] != m {
+				last[id] = m
+				changed = append(changed, m)
+			}
+			c.mu.Lock()
+			limit := c.max[id]
+			c.mu.Unlock()
+			if limit > 0 && m.Received > limit {
+				c.exceeded(p.GetConf().GetNeighborAddress(), id, m.Received, limit)
+			}
+		})
+		if err != nil {
+			continue // ListPeer has no error of its own
+		}
+		for chunk := range slices.Chunk(changed, 1000) {
+			c.out.put(frameCounters, chunk)
+		}
+	}
+}
+
+// exceeded shuts a session down whose peer is over a limit that GoBGP does not enforce.
+func (c *child) exceeded(address string, id, received, limit uint32) {
+	err := c.server.ShutdownPeer(context.Background(), &api.ShutdownPeerRequest{
+		Address:       address,
+		Communication: fmt.Sprintf("%d prefixes, allowed are %d", received, limit),
+	})
+	if err != nil {
+		c.out.put(frameLog, logMessage{Level: "ERROR", Text: fmt.Sprintf("shutting down: %v", err), Peer: id})
+	}
+	c.out.put(frameState, stateMessage{Peer: id, State: bgp.PrefixLimit})
+}

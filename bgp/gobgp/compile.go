@@ -1,0 +1,331 @@
+package gobgp
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	api "github.com/osrg/gobgp/v3/api"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/isthmus-net/isthmus/bgp"
+)
+
+const (
+	// deferral is for how long updates to a peer that came back are held, at most, while others are still expected
+	// (Selection_Deferral_Timer, RFC 4724 section 4.1). GoBGP's own default is six minutes.
+	deferral = 10 * time.Second
+
+	// connectRetry is the shortest time between two attempts to connect; the first comes after one to two seconds.
+	connectRetry = 5 * time.Second
+
+	// exactLimit is the largest prefix limit that GoBGP itself enforces. It counts the whole Adj-RIB-In for each
+	// UPDATE, which a large table makes quadratic; larger limits are compared with the counters instead.
+	exactLimit = 20_000
+
+	importPolicy = "import"
+	exportPolicy = "export"
+
+	// llgrStale is the community LLGR_STALE (RFC 9494).
+	llgrStale = "65535:6"
+)
+
+var (
+	ipv4 = &api.Family{Afi: api.Family_AFI_IP, Safi: api.Family_SAFI_UNICAST}
+	ipv6 = &api.Family{Afi: api.Family_AFI_IP6, Safi: api.Family_SAFI_UNICAST}
+)
+
+// family returns the one address family of a session: that of its addresses. IPv6 prefixes over an IPv4 session would
+// leave with an IPv4 next hop.
+func family(a netip.Addr) *api.Family {
+	if a.Is4() {
+		return ipv4
+	}
+	return ipv6
+}
+
+// check returns why GoBGP must not see a peer.
+func check(asn uint32, p bgp.Peer) error {
+	usable := func(a netip.Addr) bool {
+		return a.IsValid() && !a.Is4In6() && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast()
+	}
+	switch {
+	case p.Name == "":
+		return fmt.Errorf("a peer has no name")
+	case !usable(p.Address):
+		return fmt.Errorf("address %v cannot be a peer's", p.Address)
+	case !usable(p.LocalAddress):
+		return fmt.Errorf("local address %v cannot carry a session", p.LocalAddress)
+	case p.Address.Is4() != p.LocalAddress.Is4():
+		return fmt.Errorf("address %v and local address %v are of different families", p.Address, p.LocalAddress)
+	case p.Address == p.LocalAddress:
+		return fmt.Errorf("address %v is also the local address", p.Address)
+	case p.ASN == 0:
+		return fmt.Errorf("ASN 0 is reserved (RFC 7607)")
+	case p.HoldTime < 3*time.Second || p.HoldTime > 65535*time.Second || p.HoldTime%time.Second != 0:
+		return fmt.Errorf("hold time %v is not of whole seconds from 3s to 65535s", p.HoldTime)
+	case p.Keepalive < time.Second || p.Keepalive > p.HoldTime || p.Keepalive%time.Second != 0:
+		return fmt.Errorf("keepalive %v is not of whole seconds from 1s to the hold time", p.Keepalive)
+	case p.GracefulRestart < 0 || p.GracefulRestart > 4095*time.Second:
+		return fmt.Errorf("restart time %v is not from 0 to 4095s", p.GracefulRestart)
+	case p.ASOverride && p.ASN == asn:
+		return fmt.Errorf("AS override needs an external peer")
+	case len(p.Interface) > 15:
+		return fmt.Errorf("interface name %q is longer than 15 bytes", p.Interface)
+	}
+	for _, r := range slices.Concat(p.Import.Allow, p.Export.Allow) {
+		if !r.Prefix.IsValid() || r.Prefix != r.Prefix.Masked() || r.Min > r.Max || int(r.Max) > r.Prefix.Addr().BitLen() {
+			return fmt.Errorf("rule %v from %d to %d names nothing", r.Prefix, r.Min, r.Max)
+		}
+	}
+	return nil
+}
+
+// compilePeer returns the neighbour. restarting sets the Restart State and Forwarding State bits of its OPEN.
+func compilePeer(asn uint32, c peerConfig, restarting bool) *api.Peer {
+	p := c.Peer
+	seconds := func(d time.Duration) uint64 { return uint64(d / time.Second) }
+	f := &api.AfiSafi{
+		Config:            &api.AfiSafiConfig{Family: family(p.Address), Enabled: true},
+		MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: p.GracefulRestart > 0}},
+	}
+	if p.MaxPrefixes > 0 && p.MaxPrefixes <= exactLimit {
+		f.PrefixLimits = &api.PrefixLimit{Family: f.Config.Family, MaxPrefixes: p.MaxPrefixes}
+	}
+	n := &api.Peer{
+		Conf: &api.PeerConf{
+			NeighborAddress: p.Address.String(),
+			PeerAsn:         p.ASN,
+			LocalAsn:        asn,
+			AuthPassword:    string(c.MD5),
+			ReplacePeerAsn:  p.ASOverride,
+			// GoBGP leaves the path that a looped one replaces in its table; the import policy does not, and so
+			// refuses them for peers that may not send our ASN at all.
+			AllowOwnAsn: 255,
+		},
+		Transport: &api.Transport{
+			LocalAddress:  p.LocalAddress.String(),
+			BindInterface: p.Interface,
+			PassiveMode:   p.Passive,
+		},
+		Timers: &api.Timers{Config: &api.TimersConfig{
+			HoldTime:          seconds(p.HoldTime),
+			KeepaliveInterval: seconds(p.Keepalive),
+			ConnectRetry:      seconds(connectRetry),
+			// An administrative reset is wanted to be short.
+			IdleHoldTimeAfterReset: 1,
+		}},
+		GracefulRestart: &api.GracefulRestart{
+			Enabled:         p.GracefulRestart > 0,
+			RestartTime:     uint32(seconds(p.GracefulRestart)),
+			DeferralTime:    uint32(seconds(deferral)),
+			LocalRestarting: restarting && p.GracefulRestart > 0,
+		},
+		AfiSafis: []*api.AfiSafi{f},
+	}
+	if p.AllowOwnAS > 0 {
+		n.Conf.AllowOwnAsn = uint32(p.AllowOwnAS)
+	}
+	if p.TTL > 1 && p.ASN != asn {
+		n.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: uint32(p.TTL)}
+	}
+	return n
+}
+
+// ruleSet is what peers with the same rules share.
+type ruleSet struct {
+	key   any // importKey or exportKey
+	peers []string
+}
+
+// group collects the peers with equal keys, so that a path is compared with each set of rules once.
+func group(peers []peerConfig, key func(bgp.Peer) any) []*ruleSet {
+	var sets []*ruleSet
+	for _, p := range peers {
+		k := key(p.Peer)
+		i := slices.IndexFunc(sets, func(s *ruleSet) bool { return reflect.DeepEqual(s.key, k) })
+		if i < 0 {
+			i = len(sets)
+			sets = append(sets, &ruleSet{key: k})
+		}
+		sets[i].peers = append(sets[i].peers, hostPrefix(p.Peer.Address))
+	}
+	return sets
+}
+
+func hostPrefix(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }
+
+// compilePolicies returns the two policies of the whole server. GoBGP applies them to every path and peer; what no
+// statement accepts is rejected by the default of the assignment. To the peers in withdraw (by name) everything that
+// is not announced is withdrawn: GoBGP sends a path with LLGR_STALE as a withdrawal to a peer without long-lived
+// graceful restart, and there is no other way to take back what a former policy let out.
+func compilePolicies(asn uint32, peers []peerConfig, withdraw map[string]bool) *api.SetPoliciesRequest {
+	b := policyBuilder{}
+	accept := func(a *api.Actions) *api.Actions { a.RouteAction = api.RouteAction_ACCEPT; return a }
+
+	in := &api.Policy{Name: importPolicy, Statements: []*api.Statement{{
+		Name:       "local",
+		Conditions: &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL},
+		Actions:    accept(&api.Actions{}),
+	}}}
+	var strict []string
+	for _, p := range peers {
+		if p.Peer.AllowOwnAS == 0 {
+			strict = append(strict, hostPrefix(p.Peer.Address))
+		}
+	}
+	if len(strict) > 0 {
+		// The first form is matched without a regular expression, the second finds us in an AS_SET.
+		in.Statements = append(in.Statements, &api.Statement{
+			Name: "own-as",
+			Conditions: &api.Conditions{
+				NeighborSet: b.neighbors(strict),
+				AsPathSet:   b.set(api.DefinedType_AS_PATH, fmt.Sprintf("_%d_", asn), fmt.Sprintf("[{,]%d[,}]", asn)),
+			},
+			Actions: &api.Actions{RouteAction: api.RouteAction_REJECT},
+		})
+	}
+	type importKey struct {
+		bgp.Import
+		internal bool
+	}
+	for _, s := range group(peers, func(p bgp.Peer) any { return importKey{p.Import, p.ASN == asn} }) {
+		i := s.key.(importKey)
+		a := accept(&api.Actions{})
+		// GoBGP believes the LOCAL_PREF of external peers too (RFC 4271 section 5.1.5 forbids it): always set it.
+		if !i.internal || i.LocalPreference != 0 {
+			a.LocalPref = &api.LocalPrefAction{Value: cmp.Or(i.LocalPreference, 100)}
+		}
+		in.Statements = append(in.Statements, b.statements(s.peers, i.Allow, a)...)
+	}
+
+	type exportKey struct {
+		bgp.Export
+		internal bool
+	}
+	out := &api.Policy{Name: exportPolicy}
+	for _, s := range group(peers, func(p bgp.Peer) any { return exportKey{p.Export, p.ASN == asn} }) {
+		e := s.key.(exportKey)
+		a := accept(&api.Actions{})
+		if e.MED != nil {
+			a.Med = &api.MedAction{Type: api.MedAction_REPLACE, Value: int64(*e.MED)}
+		}
+		if e.Prepend > 0 {
+			a.AsPrepend = &api.AsPrependAction{Asn: asn, Repeat: uint32(e.Prepend)}
+		}
+		if e.internal {
+			a.Nexthop = &api.NexthopAction{Self: true}
+		}
+		out.Statements = append(out.Statements, b.statements(s.peers, e.Allow, a)...)
+	}
+	var back []string
+	for _, p := range peers {
+		if withdraw[p.Peer.Name] {
+			back = append(back, hostPrefix(p.Peer.Address))
+		}
+	}
+	if len(back) > 0 {
+		out.Statements = append(out.Statements, &api.Statement{
+			Name:       "withdraw",
+			Conditions: &api.Conditions{NeighborSet: b.neighbors(back)},
+			Actions:    accept(&api.Actions{Community: &api.CommunityAction{Type: api.CommunityAction_ADD, Communities: []string{llgrStale}}}),
+		})
+	}
+	return &api.SetPoliciesRequest{DefinedSets: b.sets, Policies: []*api.Policy{in, out}}
+}
+
+// policyBuilder numbers sets and statements, whose names are global in GoBGP.
+type policyBuilder struct {
+	sets []*api.DefinedSet
+	n    int
+}
+
+func (b *policyBuilder) name(kind string) string {
+	b.n++
+	return fmt.Sprintf("%s-%d", kind, b.n)
+}
+
+func (b *policyBuilder) set(t api.DefinedType, list ...string) *api.MatchSet {
+	s := &api.DefinedSet{DefinedType: t, Name: b.name("set"), List: list}
+	b.sets = append(b.sets, s)
+	return &api.MatchSet{Name: s.Name}
+}
+
+// neighbors takes at least one: GoBGP takes an empty set for everyone.
+func (b *policyBuilder) neighbors(list []string) *api.MatchSet {
+	return b.set(api.DefinedType_NEIGHBOR, list...)
+}
+
+// statements returns one statement for each address family that the rules name.
+func (b *policyBuilder) statements(peers []string, rules []bgp.Rule, a *api.Actions) []*api.Statement {
+	var ss []*api.Statement
+	for _, v4 := range []bool{true, false} {
+		prefixes := compileRules(rules, v4)
+		if len(prefixes) == 0 {
+			continue
+		}
+		s := &api.DefinedSet{DefinedType: api.DefinedType_PREFIX, Name: b.name("set"), Prefixes: prefixes}
+		b.sets = append(b.sets, s)
+		ss = append(ss, &api.Statement{
+			Name:       b.name("statement"),
+			Conditions: &api.Conditions{PrefixSet: &api.MatchSet{Name: s.Name}, NeighborSet: b.neighbors(peers)},
+			Actions:    a,
+		})
+	}
+	return ss
+}
+
+// compileRules returns the rules of one address family as a prefix set. GoBGP looks only at the longest entry that
+// contains a prefix, so each entry also gets the ranges of the rules around it.
+func compileRules(rules []bgp.Rule, v4 bool) []*api.Prefix {
+	var ps []*api.Prefix
+	type entry struct {
+		prefix   netip.Prefix
+		min, max uint8
+	}
+	seen := map[entry]bool{}
+	for _, r := range rules {
+		if r.Prefix.Addr().Is4() != v4 {
+			continue
+		}
+		for _, o := range rules {
+			e := entry{r.Prefix, max(o.Min, uint8(r.Prefix.Bits())), o.Max}
+			if !(bgp.Rule{Prefix: o.Prefix, Max: 128}).Match(r.Prefix) || o.Prefix.Addr().Is4() != v4 || e.min > e.max || seen[e] {
+				continue
+			}
+			seen[e] = true
+			ps = append(ps, &api.Prefix{IpPrefix: e.prefix.String(), MaskLengthMin: uint32(e.min), MaskLengthMax: uint32(e.max)})
+		}
+	}
+	return ps
+}
+
+// compileAnnounce returns a prefix of our own. Its LOCAL_PREF of 0 lets a path that a peer has for the same prefix win,
+// so that the prefix goes on being announced and its traffic goes where the peer is.
+func compileAnnounce(p netip.Prefix) (*api.Path, error) {
+	nlri := &api.IPAddressPrefix{Prefix: p.Addr().String(), PrefixLen: uint32(p.Bits())}
+	n, err := anypb.New(nlri)
+	if err != nil {
+		return nil, fmt.Errorf("encoding %v: %w", p, err)
+	}
+	f := family(p.Addr())
+	attrs := []proto.Message{&api.OriginAttribute{Origin: 0}, &api.LocalPrefAttribute{LocalPref: 0}}
+	if p.Addr().Is4() {
+		attrs = append(attrs, &api.NextHopAttribute{NextHop: "0.0.0.0"})
+	} else {
+		attrs = append(attrs, &api.MpReachNLRIAttribute{Family: f, NextHops: []string{"::"}, Nlris: []*anypb.Any{n}})
+	}
+	out := &api.Path{Family: f, Nlri: n}
+	for _, a := range attrs {
+		x, err := anypb.New(a)
+		if err != nil {
+			return nil, fmt.Errorf("encoding attributes of %v: %w", p, err)
+		}
+		out.Pattrs = append(out.Pattrs, x)
+	}
+	return out, nil
+}

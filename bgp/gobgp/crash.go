@@ -1,0 +1,44 @@
+package gobgp
+
+import (
+	"net/netip"
+	"regexp"
+	"strings"
+)
+
+// crash is how the BGP process ended.
+type crash struct {
+	// peer is the address of the peer whose message was being worked on; invalid when that is not known.
+	peer   netip.Addr
+	reason string
+}
+
+var (
+	panicLine   = regexp.MustCompile(`(?m)^(?:panic|fatal error|runtime error): .*$`)
+	runningLine = regexp.MustCompile(`(?m)^goroutine \d+ [^\n]*\[running[^\]]*\](?: labels:\{([^\n]*)\})?:$`)
+	labelPair   = regexp.MustCompile(`"` + peerLabel + `": "([^"\\]*)"`)
+)
+
+// decodeCrash reads what a Go program writes when it panics: the reason, and the goroutine with its labels. A goroutine
+// that sends is not its peer's fault: it encodes what others sent.
+func decodeCrash(stderr, status string) crash {
+	c := crash{reason: status}
+	if line := panicLine.FindString(stderr); line != "" {
+		c.reason = line[:min(len(line), 300)]
+	} else if line, _, _ := strings.Cut(strings.TrimSpace(stderr), "\n"); line != "" {
+		c.reason = status + ": " + line[:min(len(line), 300)]
+	}
+	at := runningLine.FindStringSubmatchIndex(stderr)
+	if at == nil || at[2] < 0 {
+		return c
+	}
+	stack, _, _ := strings.Cut(stderr[at[1]:], "\n\n")
+	label := labelPair.FindStringSubmatch(stderr[at[2]:at[3]])
+	if label == nil || strings.Contains(stack, ").sendMessageloop") {
+		return c
+	}
+	if a, err := netip.ParseAddr(label[1]); err == nil {
+		c.peer = a
+	}
+	return c
+}

@@ -1,0 +1,142 @@
+package gobgp
+
+import (
+	"net/netip"
+	"strings"
+
+	api "github.com/osrg/gobgp/v3/api"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/isthmus-net/isthmus/bgp"
+)
+
+// sessionStates are the states as GoBGP logs them.
+var sessionStates = map[string]bgp.SessionState{
+	"BGP_FSM_IDLE":        bgp.Idle,
+	"BGP_FSM_CONNECT":     bgp.Connect,
+	"BGP_FSM_ACTIVE":      bgp.Active,
+	"BGP_FSM_OPENSENT":    bgp.OpenSent,
+	"BGP_FSM_OPENCONFIRM": bgp.OpenConfirm,
+	"BGP_FSM_ESTABLISHED": bgp.Established,
+}
+
+// decoder turns the paths of watch events into updates. Consecutive paths often have the same attributes, so it keeps
+// those of the last path.
+type decoder struct {
+	id func(address string) (uint32, bool)
+
+	raw  []*anypb.Any
+	hop  netip.Addr
+	list []uint32
+}
+
+// updates returns what an event says: for each prefix in it the whole set of used paths (with multipath on, GoBGP
+// sends them all again whenever one changes), or none when the best path is a withdrawal or our own.
+func (d *decoder) updates(paths []*api.Path) []update {
+	var us []update
+	for _, p := range paths {
+		prefix, ok := decodePrefix(p.GetNlri())
+		if !ok {
+			continue // an End-of-RIB has no NLRI
+		}
+		if len(us) == 0 || us[len(us)-1].prefix != prefix {
+			us = append(us, update{prefix: prefix})
+		}
+		id, ok := d.id(p.GetNeighborIp())
+		if !ok || p.GetIsWithdraw() {
+			continue
+		}
+		if !sameAttributes(d.raw, p.GetPattrs()) {
+			d.raw = p.GetPattrs()
+			d.hop, d.list = decodeAttributes(d.raw)
+		}
+		u := &us[len(us)-1]
+		if len(u.paths) < maxPaths {
+			u.paths = append(u.paths, path{peer: id, nextHop: d.hop, asPath: d.list})
+		}
+	}
+	return us
+}
+
+func sameAttributes(a, b []*anypb.Any) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i].GetTypeUrl() != b[i].GetTypeUrl() || string(a[i].GetValue()) != string(b[i].GetValue()) {
+			return false
+		}
+	}
+	return true
+}
+
+func decodePrefix(a *anypb.Any) (netip.Prefix, bool) {
+	var n api.IPAddressPrefix
+	if !is(a, "apipb.IPAddressPrefix") || proto.Unmarshal(a.GetValue(), &n) != nil {
+		return netip.Prefix{}, false
+	}
+	addr, err := netip.ParseAddr(n.GetPrefix())
+	if err != nil || addr.Zone() != "" {
+		return netip.Prefix{}, false
+	}
+	p, err := addr.Prefix(int(n.GetPrefixLen()))
+	return p, err == nil
+}
+
+// decodeAttributes returns next hop and AS path; what is missing or unreadable stays zero, since no traffic depends on
+// either.
+func decodeAttributes(attrs []*anypb.Any) (hop netip.Addr, list []uint32) {
+	for _, a := range attrs {
+		switch {
+		case is(a, "apipb.NextHopAttribute"):
+			var x api.NextHopAttribute
+			if proto.Unmarshal(a.GetValue(), &x) == nil {
+				hop, _ = netip.ParseAddr(x.GetNextHop())
+			}
+		case is(a, "apipb.MpReachNLRIAttribute"):
+			var x api.MpReachNLRIAttribute
+			if proto.Unmarshal(a.GetValue(), &x) == nil && len(x.GetNextHops()) > 0 {
+				hop, _ = netip.ParseAddr(x.GetNextHops()[0])
+			}
+		case is(a, "apipb.AsPathAttribute"):
+			var x api.AsPathAttribute
+			if proto.Unmarshal(a.GetValue(), &x) != nil {
+				continue
+			}
+			var sets []uint32
+			for _, s := range x.GetSegments() {
+				switch s.GetType() {
+				case api.AsSegment_AS_SEQUENCE:
+					list = append(list, s.GetNumbers()...)
+				case api.AsSegment_AS_SET:
+					sets = append(sets, s.GetNumbers()...)
+				}
+			}
+			list = append(list, sets...)
+			list = list[:min(len(list), maxASPath)]
+		}
+	}
+	return hop.WithZone(""), list
+}
+
+func is(a *anypb.Any, name string) bool {
+	_, n, _ := strings.Cut(a.GetTypeUrl(), "/")
+	return n == name
+}
+
+func decodeCounters(p *api.Peer) countersMessage {
+	s := p.GetState()
+	id, _ := netip.ParseAddr(s.GetRouterId())
+	m := countersMessage{
+		RouterID:        id,
+		In:              s.GetMessages().GetReceived().GetTotal(),
+		Out:             s.GetMessages().GetSent().GetTotal(),
+		HoldTime:        uint32(p.GetTimers().GetState().GetNegotiatedHoldTime()),
+		GracefulRestart: p.GetGracefulRestart().GetPeerRestartTime() > 0,
+	}
+	for _, f := range p.GetAfiSafis() {
+		m.Received += uint32(f.GetState().GetReceived())
+	}
+	return m
+}

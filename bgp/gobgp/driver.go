@@ -1,0 +1,803 @@
+// Package gobgp implements bgp.Driver with GoBGP v3, in a child process of the daemon.
+//
+// GoBGP v3 ends with a panic on some UPDATEs (CVE-2026-7734), so it runs where that hurts nobody: in this very program
+// started again, as an unprivileged user, told by its argument 0. A main that uses New calls RunIfChild first. When the
+// child ends, the kernel goes on forwarding, the child is started again at once and its sessions come back by graceful
+// restart (RFC 4724). The peer whose message ended it is named by the label of the goroutine that panicked, and is
+// quarantined: for a minute, and twice as long each time.
+//
+// A session carries one address family, that of its addresses, because GoBGP would announce IPv6 prefixes on an IPv4
+// session with an IPv4 next hop.
+//
+// Connections come in on all addresses; GoBGP closes those that are not from a peer's address to its local address,
+// and does not look at the interface. A packet filter should.
+package gobgp
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/router/secret"
+)
+
+// Options are what New needs to know. Zero values are replaced where a default is given.
+type Options struct {
+	// UID and GID are whose process BGP is, if the daemon is root; default 65534 (nobody).
+	UID, GID int
+	// ListenPort is the TCP port for sessions that peers open; default 179, negative: none.
+	ListenPort int
+	// Secrets returns the TCP-MD5 keys.
+	Secrets secret.Lookup
+	Log     *slog.Logger
+	// Adopting reports, when BGP is started for the first time, whether the FIB already holds routes of ours. Peers
+	// are then told that forwarding went on (RFC 4724). Default: it does not.
+	Adopting func() bool
+	// GOGC is the garbage collection percentage of the BGP process, default 200; MemoryLimit its GOMEMLIMIT in bytes,
+	// default 1 GiB, above which it spends more time collecting.
+	GOGC        int
+	MemoryLimit int64
+}
+
+const (
+	// replyTimeout is how long the child may take for a configuration. It may be busy with a table.
+	replyTimeout = 60 * time.Second
+
+	// Peers that are expected back after a restart have their restart time to come, or restartTime if they have none;
+	// then, if they cannot send an End-of-RIB, settleTime to send their paths; if they can, endTime to send it.
+	restartTime = 30 * time.Second
+	settleTime  = 5 * time.Second
+	endTime     = time.Minute
+)
+
+// Driver is a bgp.Driver.
+type Driver struct {
+	o     Options
+	start func() (*process, error)
+
+	ready chan struct{} // closed by the first Apply
+	wake  chan struct{} // capacity 1: Run looks at the clock again
+
+	pushing sync.Mutex // held while a configuration is sent and answered
+
+	mu     sync.Mutex
+	once   sync.Once // closes ready
+	want   bgp.Config // peers by name, all of them checked
+	keys   map[string]password
+	ids    map[string]uint32
+	names  map[uint32]string
+	lastID uint32
+	peers  map[string]*bgp.PeerState
+	sup    *supervisor
+	rib    *rib
+	expect map[string]time.Time // peers whose End-of-RIB is awaited, and until when
+	synced bool
+	freed  bool // the child need not hold back any more
+
+	proc    *process // nil: none
+	replace bool     // proc was killed for a new one
+	sent    []byte   // to proc
+	restart bool     // proc started with routes in the FIB
+	replies map[uint64]chan replyMessage
+	message uint64
+
+	writes, starts uint64
+}
+
+var _ bgp.Driver = (*Driver)(nil)
+
+// New returns a Driver. BGP starts with Run.
+func New(o Options) *Driver {
+	if o.UID == 0 {
+		o.UID = 65534
+	}
+	if o.GID == 0 {
+		o.GID = 65534
+	}
+	if o.ListenPort == 0 {
+		o.ListenPort = 179
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Adopting == nil {
+		o.Adopting = func() bool { return false }
+	}
+	if o.GOGC == 0 {
+		o.GOGC = 200
+	}
+	if o.MemoryLimit == 0 {
+		o.MemoryLimit = 1 << 30
+	}
+	return &Driver{
+		o:       o,
+		start:   func() (*process, error) { return spawn(o) },
+		ready:   make(chan struct{}),
+		wake:    make(chan struct{}, 1),
+		keys:    make(map[string]password),
+		ids:     make(map[string]uint32),
+		names:   make(map[uint32]string),
+		peers:   make(map[string]*bgp.PeerState),
+		sup:     newSupervisor(),
+		rib:     newRIB(),
+		expect:  make(map[string]time.Time),
+		replies: make(map[uint64]chan replyMessage),
+	}
+}
+
+// Apply implements bgp.Driver. Before Run it only takes note. A peer whose configuration cannot be used, or whose
+// secret cannot be read, stays as it was. A change of ASN or router ID starts the BGP process anew.
+func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
+	if c.ASN == 0 || !c.RouterID.Is4() || c.RouterID.IsUnspecified() {
+		return fmt.Errorf("applying BGP: ASN %d and router ID %v cannot be used", c.ASN, c.RouterID)
+	}
+	var errs []error
+	for _, p := range c.Announce {
+		if !p.IsValid() || p != p.Masked() {
+			return fmt.Errorf("applying BGP: announcing %v: not a prefix", p)
+		}
+	}
+
+	d.mu.Lock()
+	old := make(map[string]bgp.Peer, len(d.want.Peers))
+	for _, p := range d.want.Peers {
+		old[p.Name] = p
+	}
+	peers := make(map[string]bgp.Peer, len(c.Peers))
+	addresses := make(map[string]string, len(c.Peers))
+	for _, p := range c.Peers {
+		key, err := d.checkLocked(c.ASN, p)
+		if _, ok := peers[p.Name]; ok && err == nil {
+			err = errors.New("another peer has this name")
+		}
+		if other := addresses[p.Address.String()]; other != "" && err == nil {
+			err = fmt.Errorf("peer %s has address %v too", other, p.Address)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("applying BGP peer %s: %w", p.Name, err))
+			var ok bool
+			if p, ok = old[p.Name]; !ok || addresses[p.Address.String()] != "" {
+				continue
+			}
+		} else {
+			d.keys[p.Name] = key
+		}
+		peers[p.Name], addresses[p.Address.String()] = p, p.Name
+	}
+	if d.want.ASN != 0 && (d.want.ASN != c.ASN || d.want.RouterID != c.RouterID) && d.proc != nil {
+		d.replace = true
+		d.proc.kill()
+	}
+	c.Peers = slices.SortedFunc(maps.Values(peers), func(a, b bgp.Peer) int { return strings.Compare(a.Name, b.Name) })
+	if !reflect.DeepEqual(d.want, c) {
+		d.want = c
+		d.rib.configure(c)
+	}
+	now := time.Now()
+	names := d.nameListLocked()
+	d.sup.keep(names)
+	for name := range d.peers {
+		if _, ok := peers[name]; !ok {
+			delete(d.peers, name)
+			delete(d.keys, name)
+			delete(d.expect, name)
+		}
+	}
+	for _, name := range names {
+		if d.peers[name] == nil {
+			d.peers[name] = &bgp.PeerState{Name: name, State: bgp.Unknown, Since: now}
+		}
+		if d.ids[name] == 0 {
+			d.lastID++
+			d.ids[name], d.names[d.lastID] = d.lastID, name
+		}
+	}
+	running := d.proc != nil && !d.replace
+	d.mu.Unlock()
+
+	d.once.Do(func() { close(d.ready) })
+	d.nudge()
+	if running {
+		errs = append(errs, d.push(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// checkLocked returns the key of a peer, or why the peer cannot be used.
+func (d *Driver) checkLocked(asn uint32, p bgp.Peer) (password, error) {
+	if err := check(asn, p); err != nil || p.Password.Name == "" {
+		return nil, err
+	}
+	if d.o.Secrets == nil {
+		return nil, fmt.Errorf("reading secret %s: %w", p.Password.Name, secret.ErrNotFound)
+	}
+	key, err := d.o.Secrets(p.Password)
+	if err != nil {
+		return nil, fmt.Errorf("reading secret %s: %w", p.Password.Name, err)
+	}
+	if len(key) == 0 || len(key) > 80 {
+		return nil, fmt.Errorf("secret %s is not of 1 to 80 bytes (RFC 2385)", p.Password.Name)
+	}
+	return key, nil
+}
+
+func (d *Driver) nameListLocked() []string {
+	names := make([]string, len(d.want.Peers))
+	for i, p := range d.want.Peers {
+		names[i] = p.Name
+	}
+	return names
+}
+
+func (d *Driver) nudge() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// push makes the child's configuration be the wanted one, less the peers that are held out, and waits for the answer.
+// It must not be called by Run's goroutine, which may have to take events before the answer can be read.
+func (d *Driver) push(ctx context.Context) error {
+	d.pushing.Lock()
+	defer d.pushing.Unlock()
+
+	d.mu.Lock()
+	p := d.proc
+	if p == nil || d.replace {
+		d.mu.Unlock()
+		return nil // the next one is started with what is wanted then
+	}
+	m := configMessage{
+		ASN: d.want.ASN, RouterID: d.want.RouterID, Port: d.o.ListenPort,
+		Announce: d.want.Announce, Restarting: d.restart,
+	}
+	for _, w := range d.want.Peers {
+		if d.sup.admit(w.Name) {
+			m.Peers = append(m.Peers, peerConfig{ID: d.ids[w.Name], Peer: w, MD5: d.keys[w.Name]})
+		}
+	}
+	same, err := json.Marshal(m)
+	if err != nil || string(same) == string(d.sent) {
+		d.mu.Unlock()
+		return err
+	}
+	d.sent = nil // until the answer
+	m.ID = d.expectReplyLocked()
+	d.mu.Unlock()
+
+	reply, err := d.call(ctx, p, frameConfig, m.ID, m)
+	if err != nil {
+		return fmt.Errorf("configuring BGP: %w", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.proc == p && len(reply.Errors) == 0 {
+		d.sent = same
+	}
+	d.writes += reply.Changes
+	errs := make([]error, len(reply.Errors))
+	for i, e := range reply.Errors {
+		errs[i] = fmt.Errorf("configuring BGP: %s", e)
+	}
+	return errors.Join(errs...)
+}
+
+var errEnded = errors.New("the BGP process ended")
+
+// expectReplyLocked returns the number of a new message.
+func (d *Driver) expectReplyLocked() uint64 {
+	d.message++
+	d.replies[d.message] = make(chan replyMessage, 1)
+	return d.message
+}
+
+// call sends a message and waits for the reply.
+func (d *Driver) call(ctx context.Context, p *process, t frameType, id uint64, m any) (replyMessage, error) {
+	d.mu.Lock()
+	c := d.replies[id]
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		delete(d.replies, id)
+		d.mu.Unlock()
+	}()
+	ctx, cancel := context.WithTimeout(ctx, replyTimeout)
+	defer cancel()
+	if err := writeJSON(p.conn, t, m); err != nil {
+		return replyMessage{}, errors.Join(errEnded, err)
+	}
+	select {
+	case r := <-c:
+		return r, nil
+	case <-p.done:
+		return replyMessage{}, errEnded
+	case <-ctx.Done():
+		return replyMessage{}, ctx.Err()
+	}
+}
+
+// Peers implements bgp.Driver.
+func (d *Driver) Peers() []bgp.PeerState {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	ps := make([]bgp.PeerState, 0, len(d.want.Peers))
+	for _, p := range d.want.Peers {
+		ps = append(ps, d.stateLocked(p.Name))
+	}
+	return ps
+}
+
+// stateLocked returns the state of a configured peer with its counts.
+func (d *Driver) stateLocked(name string) bgp.PeerState {
+	s := *d.peers[name]
+	if h := d.sup.held(name); h != nil {
+		s.State, s.NextTry, s.QuarantineReason = h.state, h.until, h.reason
+	}
+	s.Accepted = d.rib.used[name]
+	if s.State == bgp.Established {
+		s.Announced = d.rib.told[name]
+	}
+	return s
+}
+
+// Reset implements bgp.Driver.
+func (d *Driver) Reset(ctx context.Context, name string, soft bool) error {
+	d.mu.Lock()
+	if d.peers[name] == nil {
+		d.mu.Unlock()
+		return fmt.Errorf("resetting BGP peer %s: %w", name, bgp.ErrNotFound)
+	}
+	held, p := d.sup.reset(name), d.proc
+	if held || p == nil {
+		d.mu.Unlock()
+		d.nudge()
+		return d.push(ctx)
+	}
+	m := resetMessage{ID: d.expectReplyLocked(), Peer: d.ids[name], Soft: soft}
+	d.mu.Unlock()
+	reply, err := d.call(ctx, p, frameReset, m.ID, m)
+	if err == nil && len(reply.Errors) > 0 {
+		err = errors.New(strings.Join(reply.Errors, "; "))
+	}
+	if err != nil {
+		return fmt.Errorf("resetting BGP peer %s: %w", name, err)
+	}
+	d.mu.Lock()
+	d.writes += reply.Changes
+	d.mu.Unlock()
+	return nil
+}
+
+// Writes implements bgp.Driver.
+func (d *Driver) Writes() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.writes
+}
+
+// Starts implements bgp.Driver.
+func (d *Driver) Starts() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.starts
+}
+
+// Run implements bgp.Driver. It returns nil when ctx is done.
+func (d *Driver) Run(ctx context.Context, r bgp.Reporter) error {
+	select {
+	case <-d.ready:
+	case <-ctx.Done():
+		return nil
+	}
+	restarting, failures := d.o.Adopting(), 0
+	d.mu.Lock()
+	for name, s := range d.peers {
+		s.Restarting = restarting
+		if restarting {
+			d.expectLocked(time.Now(), name)
+		}
+	}
+	d.mu.Unlock()
+	for ctx.Err() == nil {
+		p, err := d.start()
+		var delay time.Duration
+		if err == nil {
+			var worked bool
+			delay, worked = d.session(ctx, r, p, restarting)
+			if worked {
+				failures, restarting = 0, true
+			} else {
+				failures++
+				delay = d.sup.failed(failures)
+			}
+		} else {
+			failures++
+			delay = d.sup.failed(failures)
+			d.o.Log.Error("BGP cannot be started", "error", err, "next", delay)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(delay):
+		}
+	}
+	return nil
+}
+
+// expectLocked has Synced wait for a peer's End-of-RIB.
+func (d *Driver) expectLocked(now time.Time, name string) {
+	wait := restartTime
+	for _, p := range d.want.Peers {
+		if p.Name == name && p.GracefulRestart > 0 {
+			wait = p.GracefulRestart
+		}
+	}
+	d.expect[name] = now.Add(wait)
+}
+
+type event struct {
+	t       frameType
+	body    any
+	updates []bgp.Update
+}
+
+// session serves one process until it ends. It returns how long to wait before the next, and whether the process got
+// so far as to take its configuration.
+func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restarting bool) (time.Duration, bool) {
+	d.mu.Lock()
+	d.starts++
+	d.proc, d.replace, d.sent, d.restart = p, false, nil, restarting
+	d.synced, d.freed = false, false
+	d.rib = newRIB()
+	d.rib.configure(d.want)
+	d.mu.Unlock()
+	r.Restarted()
+
+	events := make(chan event, 16)
+	var malformed error
+	go func() {
+		defer close(events)
+		err := d.read(p, events)
+		if errors.Is(err, errMalformed) {
+			malformed = err
+		}
+		p.kill() // whatever it still does, nobody listens
+	}()
+	configured := make(chan error, 1)
+	go func() { configured <- d.push(ctx) }()
+
+	worked := false
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	stop := ctx.Done()
+	for open := true; open; {
+		select {
+		case <-stop:
+			p.kill()
+			stop = nil
+		case err := <-configured:
+			worked = !errors.Is(err, errEnded)
+			if err != nil && ctx.Err() == nil {
+				d.o.Log.Error("BGP is not as configured", "error", err)
+			}
+			configured = nil
+			timer.Reset(0)
+		case e, ok := <-events:
+			if open = ok; ok {
+				d.handle(r, e)
+				if e.t == frameState || e.t == frameEnd || e.t == frameCounters {
+					timer.Reset(0)
+				}
+			}
+		case <-d.wake:
+			timer.Reset(0)
+		case now := <-timer.C:
+			if next := d.tick(ctx, r, p, now, worked); !next.IsZero() {
+				timer.Reset(max(time.Until(next), time.Millisecond))
+			}
+		}
+	}
+	<-p.done
+	p.conn.Close()
+	end := p.end()
+	if malformed != nil {
+		end = crash{reason: malformed.Error()}
+	}
+	if ctx.Err() != nil {
+		d.mu.Lock()
+		d.proc = nil
+		d.mu.Unlock()
+		return 0, true
+	}
+	return d.ended(r, end, worked), worked
+}
+
+// read passes what the child says on, and answers to those who wait for them.
+func (d *Driver) read(p *process, events chan<- event) error {
+	dec := pathDecoder{name: func(id uint32) (string, bool) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		name, ok := d.names[id]
+		return name, ok
+	}}
+	for {
+		t, body, err := readFrame(p.conn, maxFromChild)
+		if err != nil {
+			return err
+		}
+		e := event{t: t}
+		switch t {
+		case framePaths:
+			e.updates, err = dec.decode(body)
+		case frameReply:
+			var m replyMessage
+			if err = parse(body, &m); err == nil {
+				d.mu.Lock()
+				c := d.replies[m.ID]
+				delete(d.replies, m.ID)
+				d.mu.Unlock()
+				if c != nil {
+					c <- m
+				}
+			}
+		case frameState:
+			e.body, err = parsed[stateMessage](body)
+		case frameCounters:
+			e.body, err = parsed[[]countersMessage](body)
+		case frameEnd:
+			e.body, err = parsed[endMessage](body)
+		case frameLog:
+			e.body, err = parsed[logMessage](body)
+		default:
+			err = fmt.Errorf("%w: type %d", errMalformed, t)
+		}
+		if err != nil {
+			return err
+		}
+		if t != frameReply {
+			events <- e
+		}
+	}
+}
+
+func parse(b []byte, v any) error {
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%w: %v", errMalformed, err)
+	}
+	return nil
+}
+
+func parsed[T any](b []byte) (T, error) {
+	var v T
+	err := parse(b, &v)
+	return v, err
+}
+
+func (d *Driver) handle(r bgp.Reporter, e event) {
+	switch m := e.body.(type) {
+	case nil:
+		d.mu.Lock()
+		us := e.updates[:0]
+		for _, u := range e.updates {
+			us = append(us, d.rib.update(u))
+		}
+		d.mu.Unlock()
+		r.Paths(us)
+	case stateMessage:
+		d.handleState(r, m)
+	case []countersMessage:
+		d.handleCounters(r, m)
+	case endMessage:
+		d.mu.Lock()
+		delete(d.expect, d.names[m.Peer])
+		d.mu.Unlock()
+	case logMessage:
+		var level slog.Level
+		if level.UnmarshalText([]byte(m.Level)) != nil {
+			level = slog.LevelError
+		}
+		d.mu.Lock()
+		name := d.names[m.Peer]
+		d.mu.Unlock()
+		d.o.Log.Log(context.Background(), level, "GoBGP: "+clip(m.Text), "peer", name)
+	}
+}
+
+// clip bounds text that a peer may have had a hand in.
+func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), 500)], "?") }
+
+func (d *Driver) handleState(r bgp.Reporter, m stateMessage) {
+	now := time.Now()
+	d.mu.Lock()
+	name := d.names[m.Peer]
+	s := d.peers[name]
+	if s == nil {
+		d.mu.Unlock()
+		return
+	}
+	if m.Error != "" {
+		s.LastError = clip(m.Error)
+	}
+	switch m.State {
+	case "":
+	case bgp.PrefixLimit:
+		d.sup.strike(now, name, bgp.PrefixLimit, fmt.Sprintf("more than %d prefixes", d.limitLocked(name)))
+		delete(d.expect, name)
+		s.Restarting, s.Since = false, now
+	case bgp.Idle, bgp.Connect, bgp.Active, bgp.OpenSent, bgp.OpenConfirm, bgp.Established:
+		if s.State != m.State {
+			s.State, s.Since = m.State, now
+		}
+	}
+	switch {
+	case m.State == bgp.Established:
+		s.Restarting = false
+		s.TimesUp++
+		d.sup.established(now, name)
+		if end, ok := d.expect[name]; ok {
+			d.expect[name] = later(end, now.Add(endTime))
+		}
+	case m.Down:
+		s.Restarting = m.Restarting
+		delete(d.expect, name)
+	case m.Expired:
+		s.Restarting = false
+	}
+	if m.State == "" && !m.Expired {
+		d.mu.Unlock()
+		return // a new last error is not worth a report
+	}
+	state := d.stateLocked(name)
+	d.mu.Unlock()
+	r.Peer(state)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func (d *Driver) limitLocked(name string) uint32 {
+	for _, p := range d.want.Peers {
+		if p.Name == name {
+			return p.MaxPrefixes
+		}
+	}
+	return 0
+}
+
+func (d *Driver) handleCounters(r bgp.Reporter, ms []countersMessage) {
+	var changed []bgp.PeerState
+	d.mu.Lock()
+	for _, m := range ms {
+		name := d.names[m.Peer]
+		s := d.peers[name]
+		if s == nil {
+			continue
+		}
+		s.Received, s.MessagesIn, s.MessagesOut = m.Received, m.In, m.Out
+		if s.State != bgp.Established {
+			continue
+		}
+		hold := time.Duration(m.HoldTime) * time.Second
+		if s.RouterID != m.RouterID || s.HoldTime != hold || s.GracefulRestart != m.GracefulRestart {
+			s.RouterID, s.HoldTime, s.GracefulRestart = m.RouterID, hold, m.GracefulRestart
+			changed = append(changed, d.stateLocked(name))
+		}
+		if _, ok := d.expect[name]; ok && !m.GracefulRestart {
+			d.expect[name] = earlier(d.expect[name], s.Since.Add(settleTime))
+		}
+	}
+	d.mu.Unlock()
+	for _, s := range changed {
+		r.Peer(s)
+	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// tick does what is due by now and returns when to look again; zero: when something happens.
+func (d *Driver) tick(ctx context.Context, r bgp.Reporter, p *process, now time.Time, configured bool) time.Time {
+	var reports []bgp.PeerState
+	d.mu.Lock()
+	next, changed := d.sup.tick(now, d.nameListLocked())
+	waiting := false // for a peer that may come
+	for name, end := range d.expect {
+		s := d.peers[name]
+		if now.Before(end) {
+			if next.IsZero() || end.Before(next) {
+				next = end
+			}
+			waiting = waiting || d.sup.held(name) == nil
+			continue
+		}
+		delete(d.expect, name)
+		if s.Restarting {
+			s.Restarting = false
+			reports = append(reports, d.stateLocked(name))
+		}
+	}
+	free := configured && !waiting && !d.freed
+	synced := configured && len(d.expect) == 0 && !d.synced
+	d.freed, d.synced = d.freed || free, d.synced || synced
+	d.mu.Unlock()
+	if changed {
+		go func() {
+			if err := d.push(ctx); err != nil && ctx.Err() == nil {
+				d.o.Log.Error("BGP is not as configured", "error", err)
+			}
+		}()
+	}
+	if free {
+		// Only this goroutine and push write, and each frame is one write.
+		if err := writeFrame(p.conn, frameRelease, nil); err != nil {
+			p.kill()
+		}
+	}
+	for _, s := range reports {
+		r.Peer(s)
+	}
+	if synced {
+		r.Synced()
+	}
+	return next
+}
+
+// ended takes note that the process has ended by itself and returns how long to wait before the next.
+func (d *Driver) ended(r bgp.Reporter, end crash, worked bool) time.Duration {
+	now := time.Now()
+	d.mu.Lock()
+	d.proc = nil
+	var delay time.Duration
+	culprit := ""
+	if !d.replace && worked {
+		for _, p := range d.want.Peers {
+			if p.Address == end.peer {
+				culprit = p.Name
+			}
+		}
+		culprit, delay = d.sup.crashed(now, culprit, clip(end.reason))
+	}
+	if !d.replace {
+		d.o.Log.Error("the BGP process ended", "reason", clip(end.reason), "peer", culprit)
+	}
+	var reports []bgp.PeerState
+	for name, s := range d.peers {
+		if s.State == bgp.Established || s.Restarting {
+			s.Restarting = true
+			if _, ok := d.expect[name]; !ok || s.State == bgp.Established {
+				d.expectLocked(now, name)
+			}
+		}
+		if name == culprit {
+			s.LastError = clip(end.reason)
+		}
+		if s.State != bgp.Unknown {
+			s.State, s.Since = bgp.Unknown, now
+		}
+		s.MessagesIn, s.MessagesOut, s.Received = 0, 0, 0
+		reports = append(reports, d.stateLocked(name))
+	}
+	d.mu.Unlock()
+	slices.SortFunc(reports, func(a, b bgp.PeerState) int { return strings.Compare(a.Name, b.Name) })
+	for _, s := range reports {
+		r.Peer(s)
+	}
+	return delay
+}

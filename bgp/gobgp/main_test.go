@@ -1,0 +1,192 @@
+package gobgp
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/bgp"
+)
+
+// TestMain runs the tests in a network namespace of their own, so that they may listen on port 179 and make
+// interfaces: the namespace, and all in it, is gone with the process, also when it is killed. Ring: namespace; needs
+// root.
+func TestMain(m *testing.M) {
+	RunIfChild()
+	const inside = "ISTHMUS_TEST_NETNS"
+	if os.Getenv(inside) == "" && os.Geteuid() == 0 {
+		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+		cmd.Args[0] = os.Args[0]
+		cmd.Env = append(os.Environ(), inside+"=1")
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+		signal.Ignore(syscall.SIGINT, syscall.SIGTERM) // go test sends them to the whole group
+		if err := cmd.Run(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if os.Getenv(inside) != "" {
+		for _, c := range [][]string{{"link", "set", "lo", "up"}, {"route", "add", "local", "169.254.0.0/24", "dev", "lo"}} {
+			if out, err := exec.Command("ip", c...).CombinedOutput(); err != nil {
+				fmt.Fprintf(os.Stderr, "ip %v: %v: %s", c, err, out)
+				os.Exit(1)
+			}
+		}
+	}
+	os.Exit(m.Run())
+}
+
+func run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v: %s", name, args, err, out)
+	}
+	return string(out)
+}
+
+// recorder is a bgp.Reporter that remembers.
+type recorder struct {
+	mu        sync.Mutex
+	peers     map[string]bgp.PeerState
+	history   []bgp.PeerState
+	routes    map[netip.Prefix][]bgp.Path
+	updates   int
+	restarted int
+	synced    int
+}
+
+func newRecorder() *recorder {
+	return &recorder{peers: map[string]bgp.PeerState{}, routes: map[netip.Prefix][]bgp.Path{}}
+}
+
+func (r *recorder) Peer(s bgp.PeerState) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.peers[s.Name] = s
+	r.history = append(r.history, s)
+}
+
+func (r *recorder) Paths(us []bgp.Update) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.updates += len(us)
+	for _, u := range us {
+		if len(u.Paths) == 0 {
+			delete(r.routes, u.Prefix)
+		} else {
+			r.routes[u.Prefix] = u.Paths
+		}
+	}
+}
+
+func (r *recorder) Restarted() { r.mu.Lock(); r.restarted++; r.mu.Unlock() }
+func (r *recorder) Synced()    { r.mu.Lock(); r.synced++; r.mu.Unlock() }
+
+func (r *recorder) prefixes() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var s []string
+	for p := range maps.Keys(r.routes) {
+		s = append(s, p.String())
+	}
+	slices.Sort(s)
+	return s
+}
+
+func (r *recorder) get(f func()) { r.mu.Lock(); f(); r.mu.Unlock() }
+
+// node is a running Driver.
+type node struct {
+	*Driver
+	*recorder
+	stop func()
+}
+
+func startNode(t testing.TB, o Options, c bgp.Config) *node {
+	t.Helper()
+	o.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	d := New(o)
+	if err := d.Apply(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	n := &node{Driver: d, recorder: newRecorder()}
+	go func() { done <- d.Run(ctx, n.recorder) }()
+	n.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	t.Cleanup(n.stop)
+	return n
+}
+
+// state returns what the driver knows of a peer.
+func (n *node) state(name string) bgp.PeerState {
+	for _, s := range n.Peers() {
+		if s.Name == name {
+			return s
+		}
+	}
+	return bgp.PeerState{}
+}
+
+// eventually waits until ok returns true; what says what for.
+func eventually(t testing.TB, within time.Duration, what string, ok func() bool) time.Duration {
+	t.Helper()
+	start := time.Now()
+	for !ok() {
+		if time.Since(start) > within {
+			t.Fatalf("not within %v: %s", within, what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return time.Since(start)
+}
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
+
+func rule(s string, r ...uint8) bgp.Rule {
+	p := prefix(s)
+	x := bgp.Rule{Prefix: p, Min: uint8(p.Bits()), Max: uint8(p.Bits())}
+	if len(r) == 2 {
+		x.Min, x.Max = r[0], r[1]
+	}
+	return x
+}
+
+const nodeASN = 64620
+
+// loPeer is a peer on the loopback interface, where both ends cannot listen on one port.
+func loPeer(name, address string, asn uint32) bgp.Peer {
+	return bgp.Peer{
+		Name: name, Tunnel: name, Interface: "lo",
+		Address: addr(address), LocalAddress: addr("169.254.0.1"), ASN: asn, Passive: true,
+		HoldTime: 9 * time.Second, Keepalive: 3 * time.Second, TTL: 1,
+		Import:          bgp.Import{Allow: []bgp.Rule{rule("10.0.0.0/8", 8, 32)}},
+		Export:          bgp.Export{Allow: []bgp.Rule{rule("10.0.0.0/8", 8, 32), rule("172.16.0.0/16")}},
+		GracefulRestart: 120 * time.Second,
+	}
+}
+
+func config(peers ...bgp.Peer) bgp.Config {
+	return bgp.Config{ASN: nodeASN, RouterID: addr("169.254.0.1"), Peers: peers, Announce: []netip.Prefix{prefix("172.16.0.0/16")}}
+}

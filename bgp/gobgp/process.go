@@ -1,0 +1,110 @@
+package gobgp
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// process is a running child.
+type process struct {
+	conn io.ReadWriteCloser
+	kill func()          // SIGKILL: no session is closed with a NOTIFICATION
+	done <-chan struct{} // closed when it has ended
+	end  func() crash    // after done
+}
+
+// spawn starts this very program again as the child: another user, no capability but the one to bind a port below
+// 1024, no way to gain any, no environment, no descriptors but the connection. It dies with the daemon.
+func spawn(o Options) (*process, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("making a socket pair: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "bgp"), os.NewFile(uintptr(fds[1]), "daemon")
+	conn, err := net.FileConn(ours)
+	if err := errors.Join(err, ours.Close()); err != nil {
+		theirs.Close()
+		return nil, fmt.Errorf("making a socket pair: %w", err)
+	}
+	stderr := &head{limit: 64 << 10}
+	cmd := &exec.Cmd{
+		// Not by name: the child may not be allowed to walk there, and an upgrade may have replaced it.
+		Path: "/proc/self/exe",
+		Args: []string{childName},
+		Env: []string{
+			// TCP-MD5 does not work on the MPTCP sockets that Go listens on otherwise. Labels name the peer in a
+			// stack (logger).
+			"GODEBUG=multipathtcp=0,tracebacklabels=1",
+			"GOTRACEBACK=single",
+			fmt.Sprintf("GOGC=%d", o.GOGC),
+			fmt.Sprintf("GOMEMLIMIT=%d", o.MemoryLimit),
+		},
+		Dir:        "/",
+		ExtraFiles: []*os.File{theirs},
+		Stderr:     stderr,
+		SysProcAttr: &syscall.SysProcAttr{
+			Pdeathsig: syscall.SIGKILL,
+			Setsid:    true,
+		},
+	}
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(o.UID), Gid: uint32(o.GID)}
+		cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_NET_BIND_SERVICE}
+	}
+	started, done := make(chan error), make(chan struct{})
+	go func() {
+		// The death signal is that of the thread that forks, and no_new_privs is the thread's too: the thread serves
+		// for nothing else, and ends with this goroutine.
+		runtime.LockOSThread()
+		err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+		if err == nil {
+			err = cmd.Start()
+		}
+		theirs.Close()
+		started <- err
+		if err == nil {
+			cmd.Wait()
+		}
+		close(done)
+	}()
+	if err := <-started; err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("starting the BGP process: %w", err)
+	}
+	return &process{
+		conn: conn,
+		kill: func() { cmd.Process.Kill() },
+		done: done,
+		end:  func() crash { return decodeCrash(stderr.String(), cmd.ProcessState.String()) },
+	}, nil
+}
+
+// head keeps the beginning of what is written to it: the first lines of a Go panic say what happened.
+type head struct {
+	mu    sync.Mutex
+	b     strings.Builder
+	limit int
+}
+
+func (h *head) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.b.Write(p[:min(len(p), h.limit-h.b.Len())])
+	return len(p), nil
+}
+
+func (h *head) String() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.b.String()
+}
