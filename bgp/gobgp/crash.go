@@ -15,7 +15,7 @@ type crash struct {
 
 var (
 	panicLine   = regexp.MustCompile(`(?m)^(?:panic|fatal error|runtime error): .*$`)
-	runningLine = regexp.MustCompile(`(?m)^goroutine \d+ [^\n]*\[running[^\]]*\](?: labels:\{([^\n]*)\})?:$`)
+	runningLine = regexp.MustCompile(`(?m)^goroutine \d+ .*\[running.*:$`)
 	labelPair   = regexp.MustCompile(`"` + peerLabel + `": "([^"\\]*)"`)
 )
 
@@ -28,12 +28,12 @@ func decodeCrash(stderr, status string) crash {
 	} else if line, _, _ := strings.Cut(strings.TrimSpace(stderr), "\n"); line != "" {
 		c.reason = status + ": " + line[:min(len(line), 300)]
 	}
-	at := runningLine.FindStringSubmatchIndex(stderr)
-	if at == nil || at[2] < 0 {
+	at := runningLine.FindStringIndex(stderr)
+	if at == nil {
 		return c
 	}
 	stack, _, _ := strings.Cut(stderr[at[1]:], "\n\n")
-	label := labelPair.FindStringSubmatch(stderr[at[2]:at[3]])
+	label := labelPair.FindStringSubmatch(stderr[at[0]:at[1]])
 	if label == nil || strings.Contains(stack, ").sendMessageloop") {
 		return c
 	}

@@ -70,7 +70,7 @@ type Driver struct {
 	pushing sync.Mutex // held while a configuration is sent and answered
 
 	mu     sync.Mutex
-	once   sync.Once // closes ready
+	once   sync.Once  // closes ready
 	want   bgp.Config // peers by name, all of them checked
 	keys   map[string]password
 	ids    map[string]uint32

@@ -23,10 +23,13 @@ type speaker struct {
 	// up is called after the handshake of each session.
 	up func(*talk)
 
+	late time.Duration // sessions after the first wait so long before their OPEN
+
 	mu       sync.Mutex
 	sessions []*talk
 	routes   map[netip.Prefix][]byte // what the last session was told, with the raw AS_PATH
-	taken    int                     // withdrawals of prefixes that it had
+	taken    int                     // routes that were withdrawn, or not told again before the End-of-RIB
+	fresh    map[netip.Prefix]bool   // told in the last session
 	eors     int
 	restart  bool // the last OPEN had the Restart State bit
 	notes    [][2]byte
@@ -139,6 +142,9 @@ func newSpeaker(t testing.TB, address string, asn uint32, up func(*talk)) *speak
 func (s *speaker) serve(conn net.Conn) {
 	defer conn.Close()
 	k := &talk{conn: conn}
+	if s.count() > 0 {
+		time.Sleep(s.late)
+	}
 	id := s.address.As4()
 	caps := []byte{
 		1, 4, 0, 1, 0, 1, // multiprotocol, IPv4 unicast
@@ -171,6 +177,7 @@ func (s *speaker) serve(conn net.Conn) {
 				up = true
 				s.mu.Lock()
 				s.sessions = append(s.sessions, k)
+				s.fresh = map[netip.Prefix]bool{}
 				s.mu.Unlock()
 				go s.up(k)
 				go func() {
@@ -229,6 +236,12 @@ func (s *speaker) update(b []byte) {
 	attrs, added := b[2:2+m], b[2+m:]
 	if n == 0 && m == 0 && len(added) == 0 {
 		s.eors++
+		for p := range s.routes {
+			if !s.fresh[p] {
+				s.taken++
+				delete(s.routes, p)
+			}
+		}
 	}
 	each(gone, func(p netip.Prefix) {
 		if _, ok := s.routes[p]; ok {
@@ -236,7 +249,7 @@ func (s *speaker) update(b []byte) {
 		}
 		delete(s.routes, p)
 	})
-	each(added, func(p netip.Prefix) { s.routes[p] = attrs })
+	each(added, func(p netip.Prefix) { s.routes[p], s.fresh[p] = attrs, true })
 }
 
 func each(b []byte, f func(netip.Prefix)) {
@@ -289,4 +302,5 @@ func (s *speaker) say(msgs ...[]byte) {
 	}
 }
 
+func (s *speaker) ends() (n int)  { s.mu.Lock(); defer s.mu.Unlock(); return s.eors }
 func (s *speaker) count() (n int) { s.mu.Lock(); defer s.mu.Unlock(); return len(s.sessions) }

@@ -1,0 +1,78 @@
+package gobgp
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/isthmus-net/isthmus/bgp"
+)
+
+// TestKiller has one peer send, in each of its sessions, the UPDATE that GoBGP v3.37.0 panics on.
+func TestKiller(t *testing.T) {
+	bad := newSpeaker(t, "169.254.0.13", 65003, func(k *talk) {
+		time.Sleep(500 * time.Millisecond) // the others are up
+		k.send(announcement(addr("169.254.0.13"), []uint32{65003}, killer, prefix("10.3.0.0/16")))
+	})
+	say := func(k *talk, a string, asn uint32, p string) {
+		k.send(announcement(addr(a), []uint32{asn}, nil, prefix(p)))
+		time.Sleep(300 * time.Millisecond) // a slow End-of-RIB: the other peer must not lose anything meanwhile
+		k.send(endOfRIB)
+	}
+	a := newSpeaker(t, "169.254.0.11", 65001, func(k *talk) { say(k, "169.254.0.11", 65001, "10.1.0.0/16") })
+	b := newSpeaker(t, "169.254.0.12", 65002, func(k *talk) { say(k, "169.254.0.12", 65002, "10.2.0.0/16") })
+	b.late = time.Second // a must not lose what comes from b, though it is back long before
+	start := time.Now()
+	n := startNode(t, Options{}, config(
+		loPeer("a", "169.254.0.11", 65001), loPeer("b", "169.254.0.12", 65002), loPeer("bad", "169.254.0.13", 65003)))
+
+	eventually(t, 10*time.Second, "quarantine", func() bool { return n.state("bad").State == bgp.Quarantined })
+	t.Logf("quarantined %v after the start", time.Since(start).Round(time.Millisecond))
+	s := n.state("bad")
+	if d := time.Until(s.NextTry); d < 50*time.Second || d > time.Minute || !strings.Contains(s.QuarantineReason, "panic") {
+		t.Errorf("state %+v", s)
+	}
+	down := time.Now()
+	eventually(t, 10*time.Second, "the others are back", func() bool {
+		return n.state("a").State == bgp.Established && n.state("b").State == bgp.Established && n.state("a").TimesUp == 2
+	})
+	t.Logf("the others were back after %v", time.Since(down).Round(time.Millisecond))
+	eventually(t, 5*time.Second, "our End-of-RIB", func() bool { return a.ends() == 2 && b.ends() == 2 })
+	t.Logf("End-of-RIB was sent after %v", time.Since(down).Round(time.Millisecond))
+	if !a.has("10.2.0.0/16", "172.16.0.0/16") || !b.has("10.1.0.0/16", "172.16.0.0/16") {
+		t.Errorf("told %v and %v", a.routes, b.routes)
+	}
+	n.get(func() {
+		if n.restarted != 2 {
+			t.Errorf("restarted %d times", n.restarted)
+		}
+		for _, h := range n.history {
+			if (h.Name == "a" || h.Name == "b") && h.TimesUp > 0 && h.State != bgp.Established && !h.Restarting {
+				t.Errorf("a report that drops paths: %+v", h)
+			}
+		}
+	})
+	for _, s := range []*speaker{a, b} {
+		s.mu.Lock()
+		if s.taken != 0 || !s.restart || len(s.notes) != 0 {
+			t.Errorf("%v: %d withdrawals, restart bit %v, notifications %v", s.address, s.taken, s.restart, s.notes)
+		}
+		s.mu.Unlock()
+	}
+	// The bad one goes on knocking.
+	time.Sleep(2 * time.Second)
+	if n.Starts() != 2 || bad.count() != 1 {
+		t.Errorf("%d starts, %d sessions of the quarantined peer", n.Starts(), bad.count())
+	}
+	// Synced waits for the restart time of the bad one.
+	n.get(func() {
+		if n.recorder.synced != 1 {
+			t.Errorf("synced %d times", n.recorder.synced)
+		}
+	})
+	// A reset lets it in again, and the second time it is out for two minutes.
+	if err := n.Reset(t.Context(), "bad", false); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "quarantine again", func() bool { return n.Starts() == 3 && n.state("bad").State == bgp.Quarantined })
+}
