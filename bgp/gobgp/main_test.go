@@ -190,3 +190,6 @@ func loPeer(name, address string, asn uint32) bgp.Peer {
 func config(peers ...bgp.Peer) bgp.Config {
 	return bgp.Config{ASN: nodeASN, RouterID: addr("169.254.0.1"), Peers: peers, Announce: []netip.Prefix{prefix("172.16.0.0/16")}}
 }
+
+// count returns how often Synced was called.
+func (r *recorder) count() (n int) { r.get(func() { n = r.synced }); return n }
