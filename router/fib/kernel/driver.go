@@ -1,0 +1,361 @@
+// Package kernel writes routes and nexthop objects to Linux over route netlink, in batches, and reads them back.
+//
+// It needs net.ipv4.nexthop_compat_mode=0 to be fast: with the default of 1 the kernel reports every route of a group
+// that is replaced.
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/fib"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// batch is the number of messages in one sendmsg. More than a hundred gain nothing; more than this makes a
+	// buffer that the kernel may fail to allocate.
+	batch = 512
+	// sndbuf and rcvbuf are socket buffers in bytes.
+	sndbuf = 1 << 20
+	rcvbuf = 8 << 20
+	// patience is how long the kernel may take to answer. Under memory pressure seconds have been seen.
+	patience = 30 * time.Second
+	// dumps is how often a dump that was interrupted by a change (NLM_F_DUMP_INTR) is tried.
+	dumps = 20
+)
+
+// Driver is a fib.Driver for the network namespace in which it was made.
+type Driver struct {
+	fd     int
+	portID uint32
+	seq    uint32
+	out    []byte
+	in     []byte
+	watch  *os.File
+	writes atomic.Uint64
+}
+
+var _ fib.Driver = (*Driver)(nil)
+
+// New opens the sockets of a Driver. It needs CAP_NET_ADMIN.
+func New() (*Driver, error) {
+	d := &Driver{seq: 1, in: make([]byte, 1<<18)}
+	var err error
+	if d.fd, err = socket(0); err != nil {
+		return nil, fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	self, err := unix.Getsockname(d.fd)
+	if err == nil {
+		d.portID = self.(*unix.SockaddrNetlink).Pid
+		err = d.openWatch()
+	}
+	if err != nil {
+		unix.Close(d.fd)
+		return nil, fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	return d, nil
+}
+
+// Close closes the sockets. What was written stays in the kernel.
+func (d *Driver) Close() error {
+	return errors.Join(unix.Close(d.fd), d.watch.Close())
+}
+
+func socket(flags int) (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|flags, unix.NETLINK_ROUTE)
+	if err != nil {
+		return -1, err
+	}
+	patience := unix.NsecToTimeval(patience.Nanoseconds())
+	err = errors.Join(
+		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
+		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1),
+		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1),
+		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sndbuf),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, rcvbuf),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience),
+	)
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// openWatch opens a socket that hears of links, and of what others, the kernel among them, do to our routes and nexthop
+// objects. The kernel filters, so that our own writes wake nobody and cannot overrun the buffer.
+func (d *Driver) openWatch() error {
+	fd, err := socket(unix.SOCK_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	filter := watchFilter(d.portID)
+	err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+	for _, group := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_NEXTHOP, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
+		err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group))
+	}
+	if err != nil {
+		unix.Close(fd)
+		return err
+	}
+	d.watch = os.NewFile(uintptr(fd), "netlink")
+	return nil
+}
+
+// watchFilter returns a socket filter (classic BPF) that lets pass: links; and of routes and nexthop objects those with our
+// protocol that were not changed by us, and routes that replaced another, which may have been ours.
+func watchFilter(self uint32) []unix.SockFilter {
+	const (
+		load32 = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
+		load16 = unix.BPF_LD | unix.BPF_H | unix.BPF_ABS
+		load8  = unix.BPF_LD | unix.BPF_B | unix.BPF_ABS
+		equal  = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+		anyBit = unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K
+		ret    = unix.BPF_RET | unix.BPF_K
+	)
+	// The filter loads in network byte order what is there in the host's.
+	swap16 := func(v uint16) uint32 { b := native.AppendUint16(nil, v); return uint32(b[0])<<8 | uint32(b[1]) }
+	b := native.AppendUint32(nil, self)
+	portID := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
+	return []unix.SockFilter{
+		/* 0 */ {Code: load16, K: 4}, // nlmsg_type
+		/* 1 */ {Code: equal, K: swap16(unix.RTM_NEWLINK), Jt: 13},
+		/* 2 */ {Code: equal, K: swap16(unix.RTM_DELLINK), Jt: 12},
+		/* 3 */ {Code: load32, K: 12}, // nlmsg_pid
+		/* 4 */ {Code: equal, K: portID, Jt: 9},
+		/* 5 */ {Code: load16, K: 4},
+		/* 6 */ {Code: equal, K: swap16(unix.RTM_NEWNEXTHOP), Jt: 5},
+		/* 7 */ {Code: equal, K: swap16(unix.RTM_DELNEXTHOP), Jt: 4},
+		/* 8 */ {Code: load16, K: 6}, // nlmsg_flags of a route
+		/* 9 */ {Code: anyBit, K: swap16(unix.NLM_F_REPLACE), Jt: 5},
+		/* 10 */ {Code: load8, K: unix.SizeofNlMsghdr + 5}, // rtm_protocol
+		/* 11 */ {Code: unix.BPF_JMP | unix.BPF_JA, K: 1},
+		/* 12 */ {Code: load8, K: unix.SizeofNlMsghdr + 2}, // nh_protocol
+		/* 13 */ {Code: equal, K: fib.Protocol, Jt: 1},
+		/* 14 */ {Code: ret, K: 0},
+		/* 15 */ {Code: ret, K: 1<<32 - 1},
+	}
+}
+
+// Writes returns how many changes were sent to the kernel.
+func (d *Driver) Writes() uint64 { return d.writes.Load() }
+
+// Execute makes changes in order. See fib.Driver.
+func (d *Driver) Execute(ctx context.Context, ops []fib.Op) []error {
+	var errs []error
+	for done := 0; done < len(ops); {
+		chunk := ops[done:min(done+batch, len(ops))]
+		failed := d.send(ctx, chunk)
+		if failed != nil && errs == nil {
+			errs = make([]error, len(ops))
+		}
+		for i, err := range failed {
+			if err != nil {
+				errs[done+i] = fmt.Errorf("%s: %w", describe(chunk[i]), err)
+			}
+		}
+		done += len(chunk)
+	}
+	return errs
+}
+
+// send sends one batch. Only its last message asks for an acknowledgement; the kernel reports every failure anyway.
+func (d *Driver) send(ctx context.Context, ops []fib.Op) []error {
+	all := func(err error) []error {
+		errs := make([]error, len(ops))
+		for i := range errs {
+			errs[i] = err
+		}
+		return errs
+	}
+	if ctx.Err() != nil {
+		return all(ctx.Err())
+	}
+	first := d.seq
+	d.seq += uint32(len(ops))
+	d.out = d.out[:0]
+	for i, op := range ops {
+		var flags uint16
+		if i == len(ops)-1 {
+			flags = unix.NLM_F_ACK
+		}
+		var err error
+		if d.out, err = compile(d.out, op, first+uint32(i), flags); err != nil {
+			return all(err)
+		}
+	}
+	d.writes.Add(uint64(len(ops)))
+	if err := unix.Sendto(d.fd, d.out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return all(err)
+	}
+	var errs []error
+	for {
+		ms, err := d.receive()
+		if err != nil {
+			return all(fmt.Errorf("waiting for the kernel's answer: %w", err)) // what was made is found out by reading
+		}
+		for _, m := range ms {
+			i := m.seq - first
+			if m.kind != unix.NLMSG_ERROR || i >= uint32(len(ops)) {
+				continue // an answer to something that was given up
+			}
+			if err := decodeError(m); err != nil {
+				if errs == nil {
+					errs = make([]error, len(ops))
+				}
+				errs[i] = err
+			}
+			if i == uint32(len(ops)-1) {
+				return errs
+			}
+		}
+	}
+}
+
+// receive reads one datagram of the kernel.
+func (d *Driver) receive() ([]message, error) {
+	for {
+		n, from, err := unix.Recvfrom(d.fd, d.in, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if from, ok := from.(*unix.SockaddrNetlink); ok && from.Pid != 0 {
+			continue // another process may write to us; only the kernel is believed
+		}
+		return messages(d.in[:n])
+	}
+}
+
+// dump asks for everything of a kind, and again when a change interrupted the answer.
+func (d *Driver) dump(ctx context.Context, request func(seq uint32) []byte, start func(), each func(message) error) error {
+	for range dumps {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		start()
+		seq := d.seq
+		d.seq++
+		if err := unix.Sendto(d.fd, request(seq), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			return err
+		}
+		interrupted, err := d.answer(seq, each)
+		if err != nil || !interrupted {
+			return err
+		}
+	}
+	return fmt.Errorf("interrupted %d times by changes", dumps)
+}
+
+func (d *Driver) answer(seq uint32, each func(message) error) (interrupted bool, err error) {
+	var bad error // noted, and reported once the answer is through, so that none of it is left in the socket
+	for {
+		ms, err := d.receive()
+		if err != nil {
+			return false, err
+		}
+		for _, m := range ms {
+			if m.seq != seq {
+				continue
+			}
+			interrupted = interrupted || m.flags&unix.NLM_F_DUMP_INTR != 0
+			if m.kind == unix.NLMSG_DONE || m.kind == unix.NLMSG_ERROR {
+				return interrupted, errors.Join(bad, decodeError(m))
+			}
+			if err := each(m); err != nil && bad == nil {
+				bad = err
+			}
+		}
+	}
+}
+
+// Links reads the interfaces back.
+func (d *Driver) Links(ctx context.Context) ([]fib.Link, error) {
+	var links []fib.Link
+	err := d.dump(ctx, linkDump, func() { links = nil }, func(m message) error {
+		l, err := decodeLink(m)
+		links = append(links, l)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading interfaces: %w", err)
+	}
+	return links, nil
+}
+
+// Observe reads everything back. See fib.Driver.
+func (d *Driver) Observe(ctx context.Context) (fib.State, error) {
+	var s fib.State
+	err := d.dump(ctx, nextHopDump, func() { s = fib.State{} }, func(m message) error { return decodeNextHop(m, &s) })
+	if err != nil {
+		return fib.State{}, fmt.Errorf("reading nexthop objects: %w", err)
+	}
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		n := len(s.Routes)
+		err := d.dump(ctx, func(seq uint32) []byte { return routeDump(seq, family) }, func() { s.Routes = s.Routes[:n] }, func(m message) error {
+			r, ok, err := decodeRoute(m)
+			if ok {
+				s.Routes = append(s.Routes, r)
+			}
+			return err
+		})
+		// A namespace without any route yet, or without IPv6, has no main table.
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
+			return fib.State{}, fmt.Errorf("reading routes: %w", err)
+		}
+	}
+	if s.Links, err = d.Links(ctx); err != nil {
+		return fib.State{}, err
+	}
+	return s, nil
+}
+
+// Watch reports changes by others until ctx is done. It must not be called twice at a time.
+func (d *Driver) Watch(ctx context.Context, notify func(fib.Event)) error {
+	if err := d.watch.SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { d.watch.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	notify(fib.LinkEvent | fib.RouteEvent)
+	buffer := make([]byte, 1<<16)
+	for {
+		n, err := d.watch.Read(buffer)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, unix.ENOBUFS):
+			notify(fib.LinkEvent | fib.RouteEvent)
+			continue
+		case err != nil:
+			var timeout net.Error
+			if errors.As(err, &timeout) && timeout.Timeout() {
+				continue
+			}
+			return fmt.Errorf("reading netlink events: %w", err)
+		}
+		ms, err := messages(buffer[:n])
+		if err != nil {
+			notify(fib.LinkEvent | fib.RouteEvent)
+			continue
+		}
+		var events fib.Event
+		for _, m := range ms {
+			if m.kind == unix.RTM_NEWLINK || m.kind == unix.RTM_DELLINK {
+				events |= fib.LinkEvent
+			} else {
+				events |= fib.RouteEvent
+			}
+		}
+		notify(events)
+	}
+}
