@@ -1,7 +1,7 @@
 // Package nltest runs a test binary in network namespaces of its own.
 //
-// The whole process runs in an unnamed network and mount namespace, so that nothing it makes can be seen outside or
-// outlives it, however it ends.
+// The whole process runs in unnamed network, mount and process namespaces, so that nothing it makes can be seen outside
+// or outlives it, however it ends.
 package nltest
 
 import (
@@ -16,13 +16,14 @@ import (
 
 const inside = "ISTHMUS_NLTEST"
 
-// Main is for TestMain: it runs the tests of m in a fresh network and mount namespace in which /run is empty and the
+// Main is for TestMain: it runs the tests of m in fresh network, mount and process namespaces in which /run is empty and the
 // loopback interface is up. Without root it runs them where they are, and they fail at what they may not do.
 func Main(m *testing.M) {
 	if os.Getenv(inside) != "" || os.Geteuid() != 0 {
 		if os.Getenv(inside) != "" {
 			must("mount", "--make-rprivate", "/")
 			must("mount", "-t", "tmpfs", "none", "/run")
+			must("mount", "-t", "proc", "none", "/proc") // of the new process namespace
 			must("ip", "link", "set", "lo", "up")
 		}
 		os.Exit(m.Run())
@@ -41,14 +42,10 @@ func Main(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "starting the tests in a network namespace:", err)
 		os.Exit(1)
 	}
-	os.Exit(max(cmd.ProcessState.ExitCode(), 0) | signalled(cmd.ProcessState))
-}
-
-func signalled(s *os.ProcessState) int {
-	if s.ExitCode() < 0 {
-		return 1
+	if code := cmd.ProcessState.ExitCode(); code >= 0 {
+		os.Exit(code)
 	}
-	return 0
+	os.Exit(1) // ended by a signal
 }
 
 func must(name string, arg ...string) {

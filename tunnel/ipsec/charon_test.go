@@ -1,0 +1,596 @@
+package ipsec
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/nl/nltest"
+	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+// Ring: VM. Two charons, ours here and the peer's in the namespace ist-far, with xfrm interfaces and traffic.
+
+func TestMain(m *testing.M) { nltest.Main(m) }
+
+const (
+	ourAddress   = "192.0.2.1"
+	peerAddress  = "192.0.2.2"
+	ourPublic    = "198.51.100.1" // the identity is not the address, as behind 1:1 NAT
+	preshared    = "0123456789abcdefghijklmnopqrstuv"
+	ourConnected = "169.254.64.2"
+	peerInside   = "169.254.64.1"
+)
+
+// needCharon skips a test on a kernel or machine that cannot run it.
+func needCharon(t *testing.T) {
+	t.Helper()
+	if _, err := os.Stat("/usr/sbin/charon-systemd"); err != nil {
+		t.Skip("no charon-systemd here; the VM ring runs this test")
+	}
+	if out, err := exec.Command("ip", "link", "add", "ist-probe", "type", "xfrm", "if_id", "4242").CombinedOutput(); err != nil {
+		t.Skipf("this kernel has no xfrm interfaces; the VM ring runs this test: %s", out)
+	}
+	nltest.Run(t, "ip", "link", "del", "ist-probe")
+}
+
+// charon is a running charon in a namespace ("" for ours).
+type charon struct {
+	t      *testing.T
+	ns     string
+	dir    string
+	socket string
+	cmd    *exec.Cmd
+}
+
+func newCharon(t *testing.T, ns string) *charon {
+	dir := filepath.Join(t.TempDir(), "charon")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c := &charon{t: t, ns: ns, dir: dir, socket: filepath.Join("/run", fmt.Sprintf("ist-%s.vici", ns))}
+	dropIn := "isthmus.conf" // beside the test binary in the VM
+	if _, err := os.Stat(dropIn); err != nil {
+		dropIn = "../../image/rootfs/etc/strongswan.d/isthmus.conf"
+	}
+	shipped, err := os.ReadFile(dropIn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf := string(shipped) + fmt.Sprintf(`
+charon {
+	load = random nonce openssl hmac kdf pem x509 pubkey pkcs1 kernel-netlink socket-default vici
+	retransmit_timeout = 0.5
+	plugins { vici { socket = unix://%s } }
+	journal { default = -1 }
+	filelog { f {
+		path = %s/log
+		flush_line = yes
+		time_format = %%T
+		time_add_ms = yes
+		default = 1
+	} }
+}
+`, c.socket, dir)
+	if err := os.WriteFile(filepath.Join(dir, "strongswan.conf"), []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.start()
+	t.Cleanup(func() {
+		c.kill()
+		if t.Failed() {
+			log, _ := os.ReadFile(filepath.Join(dir, "log"))
+			if len(log) > 12000 {
+				log = log[len(log)-12000:]
+			}
+			t.Logf("log of charon in %q:\n%s", ns, log)
+		}
+	})
+	return c
+}
+
+func (c *charon) start() {
+	c.t.Helper()
+	os.Remove(c.socket)
+	arg := []string{"/usr/sbin/charon-systemd"}
+	if c.ns != "" {
+		arg = append([]string{"ip", "netns", "exec", c.ns}, arg...)
+	}
+	c.cmd = exec.Command(arg[0], arg[1:]...)
+	c.cmd.Env = append(os.Environ(), "STRONGSWAN_CONF="+filepath.Join(c.dir, "strongswan.conf"))
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := c.cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	until(c.t, 60*time.Second, "charon listens", func() bool { _, err := os.Stat(c.socket); return err == nil })
+}
+
+// kill ends charon as kill -9 does.
+func (c *charon) kill() {
+	_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
+	_ = c.cmd.Wait()
+}
+
+func (c *charon) swanctl(arg ...string) string {
+	c.t.Helper()
+	arg = append(arg, "--uri", "unix://"+c.socket)
+	cmd := exec.Command("swanctl", arg...)
+	cmd.Env = append(os.Environ(), "STRONGSWAN_CONF="+filepath.Join(c.dir, "strongswan.conf"))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		c.t.Fatalf("swanctl %v: %v\n%s", arg, err, out)
+	}
+	return string(out)
+}
+
+// peerConn is the peer's side of a tunnel in swanctl.conf.
+type peerConn struct {
+	name, ike, esp, psk string
+	id                  uint32
+	ours, theirs        string // identities
+	ts                  string
+	unique              string
+}
+
+func (c *charon) load(conns ...peerConn) {
+	c.t.Helper()
+	var b strings.Builder
+	for _, p := range conns {
+		fmt.Fprintf(&b, `
+connections { %[1]s {
+	version = 2
+	local_addrs = %[9]s
+	remote_addrs = %[10]s
+	proposals = %[2]s
+	dpd_delay = 5s
+	rekey_time = 4h
+	mobike = no
+	unique = %[11]s
+	local { auth = psk
+		id = %[7]s }
+	remote { auth = psk
+		id = %[6]s }
+	children { %[1]s {
+		local_ts = %[8]s
+		remote_ts = %[8]s
+		if_id_in = %[5]d
+		if_id_out = %[5]d
+		esp_proposals = %[3]s
+		rekey_time = 1h
+	} } } }
+secrets { ike-%[1]s {
+	id1 = %[6]s
+	id2 = %[7]s
+	secret = "%[4]s" } }
+`, p.name, p.ike, p.esp, p.psk, p.id, p.ours, p.theirs, p.ts, peerAddress, ourAddress, p.unique)
+	}
+	file := filepath.Join(c.dir, "swanctl.conf")
+	if err := os.WriteFile(file, []byte(b.String()), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	c.swanctl("--load-all", "--clear", "--noprompt", "--file", file)
+}
+
+// bench is the topology: ist-u here, and ist-u with address 192.0.2.2 in ist-far.
+type bench struct {
+	t         *testing.T
+	near, far *charon
+	d         *Driver
+	dir       string
+	cancel    context.CancelFunc
+	running   chan error
+
+	mu      sync.Mutex
+	states  []tunnel.State
+	secrets map[string]string
+}
+
+func newBench(t *testing.T) *bench {
+	needCharon(t)
+	nltest.Namespace(t, "ist-far")
+	nltest.Run(t, "ip", "link", "add", "ist-u", "type", "veth", "peer", "ist-u", "netns", "ist-far")
+	t.Cleanup(func() { nltest.Run(t, "ip", "link", "del", "ist-u") })
+	nltest.Run(t, "ip", "addr", "add", ourAddress+"/24", "dev", "ist-u")
+	nltest.Run(t, "ip", "link", "set", "ist-u", "up")
+	nltest.Run(t, "ip", "-n", "ist-far", "addr", "add", peerAddress+"/24", "dev", "ist-u")
+	nltest.Run(t, "ip", "-n", "ist-far", "link", "set", "ist-u", "up")
+	b := &bench{t: t, dir: t.TempDir(), secrets: map[string]string{"psk": preshared}}
+	b.far = newCharon(t, "ist-far")
+	b.near = newCharon(t, "")
+	b.start()
+	t.Cleanup(func() {
+		if b.cancel != nil {
+			b.stop()
+		}
+	})
+	return b
+}
+
+// start runs a new driver, as a new isthmusd would.
+func (b *bench) start() {
+	b.t.Helper()
+	links, err := nl.Open()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	lookup := func(r secret.Ref) ([]byte, error) {
+		if v, ok := b.secrets[r.Name]; ok {
+			return []byte(v), nil
+		}
+		return nil, secret.ErrNotFound
+	}
+	log := slog.New(slog.NewTextHandler(testLog{b.t}, nil))
+	b.d = New(Options{Socket: b.near.socket, Secrets: lookup, Links: links, RuntimeDir: b.dir, Log: log})
+	var ctx context.Context
+	ctx, b.cancel = context.WithCancel(context.Background())
+	b.running = make(chan error, 1)
+	go func() {
+		b.running <- b.d.Run(ctx, func(s tunnel.State) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.states = append(b.states, s)
+		})
+	}()
+}
+
+func (b *bench) stop() {
+	b.t.Helper()
+	b.cancel()
+	b.cancel = nil
+	if err := <-b.running; err != nil {
+		b.t.Error(err)
+	}
+	b.d.Close()
+	b.d.o.Links.Close()
+}
+
+type testLog struct{ t *testing.T }
+
+func (l testLog) Write(p []byte) (int, error) {
+	l.t.Log(strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+// one returns tunnel number n of the bench; 1 is the first.
+func one(n int) (tunnel.Config, peerConn) {
+	c := tunnel.Config{
+		Name: fmt.Sprintf("t%d", n), ID: uint32(100 + n), Interface: fmt.Sprintf("ist-t%d", n), Underlay: "ist-u", MTU: 1400,
+		Inside: []tunnel.Inside{{
+			Local:  netip.MustParsePrefix(fmt.Sprintf("169.254.%d.2/30", 63+n)),
+			Remote: netip.MustParseAddr(fmt.Sprintf("169.254.%d.1", 63+n)),
+		}},
+		IPsec: &tunnel.IPsec{
+			LocalAddress: netip.MustParseAddr(ourAddress), RemoteAddress: netip.MustParseAddr(peerAddress),
+			LocalIdentity: ourPublic, RemoteIdentity: fmt.Sprintf("198.51.100.%d", 100+n),
+			PSK:          secret.Ref{Name: "psk", Fingerprint: "1"},
+			IKEProposals: []string{"aes256gcm16-prfsha256-ecp256"}, ESPProposals: []string{"aes256gcm16-ecp256"},
+			IKERekey: 4 * time.Hour, ChildRekey: time.Hour, DPDDelay: 5 * time.Second, ReplayWindow: 1024,
+		},
+	}
+	p := peerConn{
+		name: c.Name, id: c.ID, ike: c.IPsec.IKEProposals[0], esp: c.IPsec.ESPProposals[0], psk: preshared,
+		ours: ourPublic, theirs: c.IPsec.RemoteIdentity, ts: "0.0.0.0/0", unique: "never",
+	}
+	return c, p
+}
+
+// farInterface makes the peer's xfrm interface of a tunnel.
+func (b *bench) farInterface(c tunnel.Config) {
+	b.t.Helper()
+	nltest.Run(b.t, "ip", "-n", "ist-far", "link", "add", c.Interface, "type", "xfrm", "dev", "ist-u", "if_id", fmt.Sprint(c.ID))
+	nltest.Run(b.t, "ip", "-n", "ist-far", "addr", "add", fmt.Sprintf("%s/30", c.Inside[0].Remote), "dev", c.Interface)
+	nltest.Run(b.t, "ip", "-n", "ist-far", "link", "set", c.Interface, "up")
+}
+
+func (b *bench) apply(c tunnel.Config) {
+	b.t.Helper()
+	if err := b.d.Apply(b.t.Context(), c); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) state(name string) tunnel.State {
+	b.t.Helper()
+	all, err := b.d.Observe(b.t.Context())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, s := range all {
+		if s.Name == name {
+			return s
+		}
+	}
+	return tunnel.State{}
+}
+
+func (b *bench) await(name string, status tunnel.Status) tunnel.State {
+	b.t.Helper()
+	until(b.t, 60*time.Second, fmt.Sprintf("%s is %s", name, status), func() bool { return b.state(name).Status == status })
+	return b.state(name)
+}
+
+func until(t *testing.T, limit time.Duration, what string, is func() bool) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for !is() {
+		if time.Since(began) > limit {
+			t.Fatalf("waited %v in vain: %s", limit, what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return time.Since(began)
+}
+
+// traffic sends 100 packets a second until the returned function is called, which returns how many were sent and lost.
+// Packets after the last answer do not count, since they were still under way.
+func traffic(t *testing.T, to string) (stop func() (sent, lost int)) {
+	t.Helper()
+	var out bytes.Buffer
+	cmd := exec.Command("ping", "-n", "-i", "0.01", "-s", "64", to)
+	cmd.Stdout = &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return func() (int, int) {
+		_ = cmd.Process.Signal(syscall.SIGINT)
+		_ = cmd.Wait()
+		seen := map[int]bool{}
+		last := 0
+		for _, m := range regexp.MustCompile(`bytes from .* icmp_seq=(\d+) `).FindAllStringSubmatch(out.String(), -1) {
+			n, _ := strconv.Atoi(m[1])
+			seen[n] = true
+			last = max(last, n)
+		}
+		if last == 0 {
+			t.Fatalf("no traffic at all:\n%s", out.String())
+		}
+		return last, last - len(seen)
+	}
+}
+
+// without runs f under traffic and fails when a packet is lost.
+func (b *bench) without(loss, to string, f func()) {
+	b.t.Helper()
+	stop := traffic(b.t, to)
+	time.Sleep(500 * time.Millisecond)
+	f()
+	time.Sleep(500 * time.Millisecond)
+	sent, lost := stop()
+	b.t.Logf("%s: %d packets, %d lost", loss, sent, lost)
+	if lost != 0 {
+		b.t.Errorf("%s lost %d of %d packets", loss, lost, sent)
+	}
+}
+
+func TestTunnel(t *testing.T) {
+	b := newBench(t)
+	c1, p1 := one(1)
+	c2, p2 := one(2)
+	b.far.load(p1, p2)
+	b.farInterface(c1)
+	b.farInterface(c2)
+	b.apply(c1)
+	b.apply(c2)
+	b.await("t1", tunnel.Up)
+	b.await("t2", tunnel.Up)
+	s := b.state("t1")
+	t.Logf("up: %+v", s)
+	if s.Remote.Addr().String() != peerAddress || s.Established.IsZero() || s.Keyed.IsZero() || s.TimesUp != 1 {
+		t.Errorf("state %+v", s)
+	}
+	nltest.Run(t, "ping", "-c2", "-i0.1", "-W5", peerInside)
+
+	t.Run("again", func(t *testing.T) {
+		v, l := b.d.Writes(), b.d.o.Links.Writes()
+		b.apply(c1)
+		b.apply(c2)
+		time.Sleep(time.Second)
+		if b.d.Writes() != v || b.d.o.Links.Writes() != l {
+			t.Errorf("%d vici and %d link writes for what was there already", b.d.Writes()-v, b.d.o.Links.Writes()-l)
+		}
+	})
+	other := func() (uint64, uint64) { // t2 must not notice what is done to t1
+		sas, err := b.d.client.listSAs(context.Background(), connection("t2"))
+		if err != nil || len(sas[connection("t2")]) != 1 {
+			t.Fatalf("t2: %+v, %v", sas, err)
+		}
+		s := sas[connection("t2")][0]
+		return uint64(s.ID), uint64(s.Children[0].ID)
+	}
+	ike2, child2 := other()
+	t.Run("rekey", func(t *testing.T) {
+		for i := range 3 {
+			b.without(fmt.Sprintf("our CHILD rekey %d", i), peerInside, func() { b.near.swanctl("--rekey", "--child", connection("t1")) })
+			b.without(fmt.Sprintf("our IKE rekey %d", i), peerInside, func() { b.near.swanctl("--rekey", "--ike", connection("t1")) })
+			b.without(fmt.Sprintf("peer's CHILD rekey %d", i), peerInside, func() { b.far.swanctl("--rekey", "--child", "t1") })
+			b.without(fmt.Sprintf("peer's IKE rekey %d", i), peerInside, func() { b.far.swanctl("--rekey", "--ike", "t1") })
+		}
+		if s := b.state("t1"); s.TimesUp != 1 || s.Status != tunnel.Up {
+			t.Errorf("rekeying shows as a loss: %+v", s)
+		}
+	})
+	t.Run("restart of the daemon", func(t *testing.T) {
+		before := b.state("t1")
+		b.without("restart", peerInside, func() {
+			b.stop()
+			b.start()
+			b.apply(c1)
+			b.apply(c2)
+			b.await("t1", tunnel.Up)
+			b.await("t2", tunnel.Up)
+		})
+		time.Sleep(time.Second)
+		if n := b.d.Writes() + b.d.o.Links.Writes(); n != 0 {
+			t.Errorf("%d writes to adopt", n)
+		}
+		if s := b.state("t1"); s.Keyed.Sub(before.Keyed).Abs() > 2*time.Second || s.Established.Sub(before.Established).Abs() > 2*time.Second {
+			t.Errorf("another SA: %+v, before %+v", s, before)
+		}
+	})
+	t.Run("edit", func(t *testing.T) {
+		before := b.state("t1")
+		c1.IPsec.ChildRekey, c1.IPsec.DPDDelay = 50*time.Minute, 7*time.Second
+		c1.IPsec.PSK.Fingerprint = "2"
+		b.without("edit", peerInside, func() { b.apply(c1) })
+		if s := b.state("t1"); s.Established != before.Established || s.Keyed != before.Keyed || s.TimesUp != before.TimesUp {
+			t.Errorf("another SA: %+v, before %+v", s, before)
+		}
+	})
+	t.Run("CHILD SA deleted", func(t *testing.T) {
+		before := b.state("t1").TimesUp
+		began := time.Now()
+		b.near.swanctl("--terminate", "--child", connection("t1"))
+		until(t, 20*time.Second, "up again", func() bool { s := b.state("t1"); return s.Status == tunnel.Up && s.TimesUp > before })
+		t.Logf("back after %v", time.Since(began))
+		nltest.Run(t, "ping", "-c1", "-W5", peerInside)
+	})
+	t.Run("peer deletes the IKE SA", func(t *testing.T) {
+		before := b.state("t1").TimesUp
+		began := time.Now()
+		b.far.swanctl("--terminate", "--ike", "t1")
+		until(t, 20*time.Second, "up again", func() bool { s := b.state("t1"); return s.Status == tunnel.Up && s.TimesUp > before })
+		t.Logf("back after %v: %s", time.Since(began), b.state("t1").LastError)
+		nltest.Run(t, "ping", "-c1", "-W5", peerInside)
+	})
+	t.Run("interface deleted", func(t *testing.T) {
+		v := b.d.Writes()
+		began := time.Now()
+		nltest.Run(t, "ip", "link", "del", "ist-t1")
+		until(t, 20*time.Second, "traffic", func() bool { return exec.Command("ping", "-c1", "-W1", peerInside).Run() == nil })
+		t.Logf("back after %v", time.Since(began))
+		if b.d.Writes() != v {
+			t.Error("SAs were touched")
+		}
+	})
+	t.Run("duplicate", func(t *testing.T) {
+		// charon refuses a second CHILD SA under one IKE SA, but not one under a second IKE SA.
+		again := p1
+		again.name, again.unique = "again", "no" // an equal one would use the same IKE SA
+		b.far.load(p1, p2, again)
+		b.far.swanctl("--initiate", "--child", "again", "--timeout", "10")
+		count := func() (n int) {
+			sas, err := b.d.client.listSAs(context.Background(), connection("t1"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, ike := range sas[connection("t1")] {
+				for _, c := range ike.Children {
+					if c.live() {
+						n++
+					}
+				}
+			}
+			return n
+		}
+		if count() != 2 {
+			t.Fatalf("%d CHILD SAs; the test made no duplicate", count())
+		}
+		b.without("healing a duplicate", peerInside, func() {
+			until(t, 20*time.Second, "one CHILD SA", func() bool { return count() == 1 })
+		})
+	})
+	if ike, child := other(); ike != ike2 || child != child2 {
+		t.Errorf("t2 was touched: IKE SA %d to %d, CHILD SA %d to %d", ike2, ike, child2, child)
+	}
+	t.Run("charon killed", func(t *testing.T) {
+		for i := range 3 {
+			before := b.state("t1").TimesUp
+			b.without(fmt.Sprintf("kill -9 of charon, %d", i), peerInside, func() {
+				b.near.kill()
+				until(t, 5*time.Second, "unknown", func() bool { return b.state("t1").Status == tunnel.Unknown })
+				time.Sleep(500 * time.Millisecond)
+				b.near.start()
+				began := time.Now()
+				until(t, 60*time.Second, "up again", func() bool { s := b.state("t1"); return s.Status == tunnel.Up && s.TimesUp > before })
+				t.Logf("new SAs after %v", time.Since(began))
+			})
+		}
+		b.mu.Lock()
+		for _, s := range b.states[len(b.states)-12:] {
+			if s.Status == tunnel.Down {
+				t.Errorf("reported down while the kernel carried the traffic: %+v", s)
+			}
+		}
+		b.mu.Unlock()
+		b.without("removal of the orphans", peerInside, func() {
+			until(t, 60*time.Second, "two SAs per tunnel in the kernel", func() bool {
+				sas, err := b.d.o.Links.SAs()
+				return err == nil && len(sas) == 4
+			})
+		})
+	})
+	t.Run("remove", func(t *testing.T) {
+		b.without("removing the other tunnel", peerInside, func() {
+			if err := errors.Join(b.d.Remove(t.Context(), "t2"), b.d.Remove(t.Context(), "t2")); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if s := b.state("t2"); s != (tunnel.State{}) {
+			t.Errorf("still there: %+v", s)
+		}
+		if _, err := b.d.o.Links.Get("ist-t2"); !errors.Is(err, nl.ErrNotFound) {
+			t.Errorf("interface: %v", err)
+		}
+	})
+}
+
+func TestReasons(t *testing.T) {
+	b := newBench(t)
+	c, good := one(1)
+	b.farInterface(c)
+	narrow := good
+	narrow.ts = "10.9.9.0/24"
+	b.far.load(narrow)
+	b.apply(c)
+	if s := b.await("t1", tunnel.Up); !strings.Contains(s.LastError, "narrowed our traffic selectors 0.0.0.0/0 to 10.9.9.0/24") {
+		t.Errorf("narrowed: %+v", s)
+	}
+	if err := b.d.Remove(t.Context(), "t1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name   string
+		change func(*peerConn)
+		want   string
+	}{
+		{"wrong PSK", func(p *peerConn) { p.psk = "another" }, "AUTHENTICATION_FAILED"},
+		{"no IKE proposal", func(p *peerConn) { p.ike = "aes128-sha1-modp2048" }, "none of our IKE proposals"},
+		{"no ESP proposal", func(p *peerConn) { p.esp = "aes128-sha1" }, "none of our ESP proposals"},
+		{"traffic selectors", func(p *peerConn) { p.ts = "fd00::/8" }, "TS_UNACCEPTABLE"},
+		{"another identity", func(p *peerConn) { p.theirs = "198.51.100.77" }, "AUTHENTICATION_FAILED"},
+	} {
+		bad := good
+		tt.change(&bad)
+		b.far.load(bad)
+		b.apply(c)
+		until(t, 30*time.Second, tt.name+": "+tt.want, func() bool { return strings.Contains(b.state("t1").LastError, tt.want) })
+		if s := b.state("t1"); s.Status == tunnel.Up || s.Status == tunnel.Down && s.NextTry.IsZero() {
+			t.Errorf("%s: %+v", tt.name, s)
+		}
+		t.Logf("%s: %s", tt.name, b.state("t1").LastError)
+		if err := b.d.Remove(t.Context(), "t1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.far.kill()
+	b.apply(c)
+	until(t, 30*time.Second, "no answer", func() bool { return b.state("t1").LastError == "no answer from 192.0.2.2" })
+	b.far.start()
+	b.far.load(good)
+	b.await("t1", tunnel.Up)
+}

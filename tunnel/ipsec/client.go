@@ -1,0 +1,189 @@
+package ipsec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/strongswan/govici/vici"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	callTimeout = 10 * time.Second // of a command that nothing waits in; a charon that takes longer hangs
+	listBuffer  = 1 << 14          // list-sa events per list-sas; govici drops what does not fit
+	eventBuffer = 1 << 13
+)
+
+// errRefused is wrapped by the error of a command that charon carried out and refused.
+var errRefused = errors.New("charon refuses")
+
+// client holds one vici session for commands, one at a time, and dials again when it is lost.
+type client struct {
+	socket string
+
+	mu       sync.Mutex
+	session  *vici.Session
+	listed   chan vici.Event
+	instance string
+}
+
+// call carries out a command with a deadline. On an error that is not errRefused the session is closed, since charon
+// answers in order and a late answer would be taken for the next one's.
+func (c *client) call(ctx context.Context, command string, in *vici.Message) (*vici.Message, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.callLocked(ctx, command, in)
+}
+
+func (c *client) callLocked(ctx context.Context, command string, in *vici.Message) (*vici.Message, error) {
+	if err := c.dialLocked(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	out, err := c.session.Call(ctx, command, in)
+	if out != nil && err != nil {
+		return out, fmt.Errorf("%s: %w: %s", command, errRefused, text(out, "errmsg"))
+	}
+	if err != nil {
+		c.closeLocked()
+		return nil, fmt.Errorf("%s: %w", command, err)
+	}
+	return out, nil
+}
+
+// listSAs reads the IKE SAs of one connection, or with an empty name, of all.
+func (c *client) listSAs(ctx context.Context, name string) (map[string][]ikeSA, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.dialLocked(); err != nil {
+		return nil, err
+	}
+	in := vici.NewMessage()
+	if name != "" {
+		in = build("ike", name)
+	}
+	if _, err := c.callLocked(ctx, "list-sas", in); err != nil {
+		return nil, err
+	}
+	// The session's reader has handed over every event before the answer to the command.
+	if len(c.listed) == cap(c.listed) {
+		c.closeLocked()
+		return nil, fmt.Errorf("list-sas: more than %d IKE SAs", cap(c.listed))
+	}
+	now := time.Now()
+	sas := map[string][]ikeSA{}
+	for len(c.listed) > 0 {
+		e, ok := <-c.listed
+		if !ok {
+			return nil, errors.New("list-sas: session closed")
+		}
+		for n, s := range decodeSAs(e.Message, now) {
+			sas[n] = append(sas[n], s...)
+		}
+	}
+	return sas, nil
+}
+
+// current returns what tells the running charon from the one before it: its process, or when that cannot be seen from
+// here, the second in which it started.
+func (c *client) current() (string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := c.dialLocked()
+	return c.instance, err
+}
+
+func (c *client) dialLocked() error {
+	if c.session != nil {
+		return nil
+	}
+	s, instance, err := dial(c.socket)
+	if err != nil {
+		return err
+	}
+	listed := make(chan vici.Event, listBuffer)
+	if err := s.Subscribe("list-sa"); err != nil {
+		s.Close()
+		return fmt.Errorf("subscribing to list-sa: %w", err)
+	}
+	s.NotifyEvents(listed)
+	c.session, c.listed, c.instance = s, listed, instance
+	if instance == "" {
+		stats, err := c.callLocked(context.Background(), "stats", nil)
+		if err != nil {
+			return err
+		}
+		if uptime := section(stats, "uptime"); uptime != nil {
+			c.instance = "since " + text(uptime, "since")
+		}
+	}
+	return nil
+}
+
+func (c *client) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closeLocked()
+}
+
+func (c *client) closeLocked() {
+	if c.session != nil {
+		c.session.Close()
+		c.session = nil
+	}
+}
+
+// dial opens a session and names the instance of charon that listens: its process id with the time of its start.
+func dial(socket string) (*vici.Session, string, error) {
+	instance := ""
+	s, err := vici.NewSession(
+		vici.WithSocketPath(socket),
+		vici.WithDialContext(func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := (&net.Dialer{Timeout: callTimeout}).DialContext(ctx, network, addr)
+			if err == nil {
+				instance = peer(conn)
+			}
+			return conn, err
+		}),
+	)
+	if err != nil {
+		return nil, "", fmt.Errorf("connecting to charon: %w", err)
+	}
+	return s, instance, nil
+}
+
+// peer names the process that listens on the other end of a unix socket, empty when it cannot be seen from here.
+func peer(conn net.Conn) string {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return ""
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return ""
+	}
+	var cred *unix.Ucred
+	if raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }) != nil ||
+		err != nil || cred.Pid <= 0 {
+		return ""
+	}
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(int(cred.Pid)) + "/stat")
+	if err != nil {
+		return ""
+	}
+	// proc_pid_stat(5): the name in parentheses may hold anything; starttime is field 22, the 20th after it.
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	if len(fields) < 20 {
+		return ""
+	}
+	return fmt.Sprintf("%d-%s", cred.Pid, fields[19])
+}

@@ -1,0 +1,306 @@
+package ipsec
+
+import (
+	"cmp"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+const (
+	firstRetry = time.Second
+	lastRetry  = time.Minute
+	// settled is how long a tunnel must have been up for the next attempt after a loss to be made at once.
+	settled = 10 * time.Second
+	// begin is the time in which an SA that was asked for must show.
+	begin = 500 * time.Millisecond
+	// blink is how long a CHILD SA may be missing before that counts: an IKE SA that is rekeyed hands its children over.
+	blink = 300 * time.Millisecond
+	// overlap is how long two live CHILD SAs are left alone: a rekeying has two for a moment.
+	overlap = 5 * time.Second
+	// stuck is when an SA that is still being made is given up: retransmissions have long ended by then.
+	stuck = 3 * time.Minute
+	// replace is how long SAs with former addresses or identities carry traffic while the new ones are not up.
+	replace = 30 * time.Second
+	// hold is how long SAs that only the kernel knows are left to carry traffic after charon began anew.
+	hold = time.Minute
+)
+
+// record is what the driver knows of one wanted tunnel.
+type record struct {
+	cfg   tunnel.Config
+	state tunnel.State // without counters
+
+	known bool // whether sas was read from the present charon
+	sas   []ikeSA
+
+	tries     int       // attempts since it was last settled
+	next      time.Time // of the next attempt; zero: at once
+	initiated time.Time // of the attempt under way; zero: none
+	missing   time.Time // since when no CHILD SA is live
+	double    time.Time // since when more than one is
+	upSince   time.Time
+	adopted   bool      // it was up when it was first seen
+	reason    string // why it is down, from charon's log
+	reasonAt  time.Time
+	held      time.Time // until when traffic may continue on SAs that only the kernel knows
+	stale     map[uint32]time.Time
+}
+
+// action is what decide wants of charon; exactly one field is set.
+type action struct {
+	initiate       bool
+	terminateIKE   uint32
+	terminateChild uint32
+}
+
+// decide looks at what was read of a tunnel, updates its record and state, and returns what to do about it, and when to
+// look again at the latest; zero: no time is known. It has no side effects but on r.
+func (r *record) decide(now time.Time, jitter *rand.Rand) (actions []action, again time.Time) {
+	wake := func(t time.Time) {
+		if t.After(now) && (again.IsZero() || t.Before(again)) {
+			again = t
+		}
+	}
+	if !r.known {
+		r.set(tunnel.Unknown, now)
+		r.initiated = time.Time{} // whatever was begun, is gone with the charon that did
+		return nil, time.Time{}
+	}
+	type carrier struct {
+		ike   ikeSA
+		child childSA
+	}
+	var live, old []carrier
+	var pending, bare []ikeSA
+	for _, ike := range r.sas {
+		_, stale := r.stale[ike.ID]
+		some := false
+		for _, c := range ike.Children {
+			some = some || c.pending() || c.live()
+			switch {
+			case !c.live():
+			case stale:
+				old = append(old, carrier{ike, c})
+			case ike.State != "DELETING":
+				live = append(live, carrier{ike, c})
+			}
+		}
+		if stale {
+			continue
+		}
+		if ike.pending() || ike.established() && slices.ContainsFunc(ike.Children, childSA.pending) {
+			pending = append(pending, ike)
+		}
+		if ike.established() && !some {
+			bare = append(bare, ike)
+		}
+	}
+	// Which of several is kept is chosen so that both ends choose the same: the newer one, and among those made at about
+	// the same time the one with the greatest SPIs, which both ends see.
+	slices.SortFunc(live, func(a, b carrier) int {
+		if d := b.child.Installed.Sub(a.child.Installed); d > settled || d < -settled {
+			return cmp.Compare(d, 0)
+		}
+		if c := strings.Compare(b.ike.SPI, a.ike.SPI); c != 0 {
+			return c
+		}
+		return cmp.Compare(max(b.child.In, b.child.Out), max(a.child.In, a.child.Out))
+	})
+
+	// Exactly one live CHILD SA.
+	if len(live) < 2 && (len(live) == 0 || len(bare) == 0) {
+		r.double = time.Time{}
+	} else if r.double.IsZero() {
+		r.double = now
+	}
+	if !r.double.IsZero() {
+		if due := r.double.Add(overlap); now.Before(due) {
+			wake(due)
+		} else {
+			r.double = now // the next try, should this one be without effect
+			wake(now.Add(overlap))
+			for _, c := range live[1:] {
+				if c.ike.ID == live[0].ike.ID || len(c.ike.Children) > 1 {
+					actions = append(actions, action{terminateChild: c.child.ID})
+				} else {
+					actions = append(actions, action{terminateIKE: c.ike.ID})
+				}
+			}
+			for _, ike := range bare {
+				actions = append(actions, action{terminateIKE: ike.ID})
+			}
+		}
+	}
+
+	// SAs with former addresses or identities go when the new ones are up, or late.
+	for _, ike := range r.sas {
+		since, stale := r.stale[ike.ID]
+		if !stale || ike.State == "DELETING" {
+			continue
+		}
+		if due := since.Add(replace); len(live) > 0 || !now.Before(due) {
+			actions = append(actions, action{terminateIKE: ike.ID})
+			wake(now.Add(overlap))
+		} else {
+			wake(due)
+		}
+	}
+
+	fresh := len(live) > 0
+	if !fresh {
+		live = old
+	}
+	carried := len(live) > 0
+	if carried {
+		if r.upSince.IsZero() {
+			r.upSince = now
+			r.adopted = r.state.Status == ""
+			if r.adopted && !live[0].ike.Established.IsZero() {
+				r.upSince = live[0].ike.Established // it has been up for longer than we know of it
+			}
+			r.state.TimesUp++
+		}
+		if now.Sub(r.upSince) >= settled {
+			r.tries = 0
+		} else {
+			wake(r.upSince.Add(settled))
+		}
+		r.missing, r.held = time.Time{}, time.Time{}
+		describe(&r.state, live[0].ike, live[0].child)
+		r.set(tunnel.Up, now)
+		if want := strings.Join(selectors(r.cfg), ", "); live[0].child.Selectors != want {
+			r.state.LastError = fmt.Sprintf("the peer narrowed our traffic selectors %s to %s: the rest is dropped", want, live[0].child.Selectors)
+		}
+		if fresh {
+			r.initiated, r.next = time.Time{}, time.Time{}
+			return actions, again
+		}
+	} else if !r.upSince.IsZero() { // it was up: is it a loss, or the moment between two?
+		if r.missing.IsZero() {
+			r.missing = now
+		}
+		if due := r.missing.Add(blink); len(bare) > 0 && now.Before(due) {
+			wake(due)
+			return actions, again
+		}
+		if !r.adopted && now.Sub(r.upSince) < settled { // accepted and dropped at once: do not run in circles
+			r.fail(now, jitter)
+		}
+		r.upSince = time.Time{}
+	}
+
+	down := func(s tunnel.Status) {
+		if !carried {
+			r.down(s, now)
+		}
+	}
+	if len(pending) > 0 {
+		if r.initiated.IsZero() {
+			r.initiated = now // also one that the peer began
+		}
+		if due := r.initiated.Add(stuck); now.Before(due) {
+			wake(due)
+		} else {
+			for _, ike := range pending {
+				actions = append(actions, action{terminateIKE: ike.ID})
+			}
+		}
+		r.next = time.Time{}
+		down(tunnel.Connecting)
+		return actions, again
+	}
+	if !r.initiated.IsZero() {
+		if due := r.initiated.Add(begin); now.Before(due) && r.reasonAt.Before(r.initiated) {
+			wake(due)
+			down(tunnel.Connecting)
+			return actions, again
+		}
+		r.initiated = time.Time{}
+		r.fail(now, jitter)
+	}
+	switch {
+	case r.cfg.IPsec.RespondOnly:
+		r.next = time.Time{}
+		if r.reason == "" {
+			r.reason, r.reasonAt = "waiting for the peer to connect", now
+		}
+		down(tunnel.Down)
+	case now.Before(r.next):
+		wake(r.next)
+		down(tunnel.Down)
+	default:
+		r.initiated, r.next = now, time.Time{}
+		actions = append(actions, action{initiate: true})
+		wake(now.Add(begin))
+		down(tunnel.Connecting)
+	}
+	return actions, again
+}
+
+// fail plans the next attempt.
+func (r *record) fail(now time.Time, jitter *rand.Rand) {
+	r.next = now.Add(backoff(r.tries, jitter))
+	r.tries++
+}
+
+// backoff returns the pause after n failed attempts: a second doubled each time up to a minute, of which between half
+// and all is waited, so that many tunnels that failed together do not try together.
+func backoff(n int, jitter *rand.Rand) time.Duration {
+	d := min(firstRetry<<min(n, 10), lastRetry)
+	return d/2 + time.Duration(jitter.Int64N(int64(d/2)+1))
+}
+
+// down sets a status that is not Up, with the reason, unless SAs that only the kernel knows may still carry traffic.
+func (r *record) down(s tunnel.Status, now time.Time) {
+	if r.state.Status == tunnel.Up && now.Sub(r.reasonAt) > settled {
+		r.reason, r.reasonAt = "the CHILD SA was closed", now
+	}
+	if r.reason != "" {
+		r.state.LastError = r.reason
+	}
+	if r.state.LastError == noAnswer && r.cfg.IPsec.RemoteAddress.IsValid() {
+		r.state.LastError = fmt.Sprintf("no answer from %s", r.cfg.IPsec.RemoteAddress)
+	}
+	r.state.NextTry = r.next
+	if now.Before(r.held) {
+		r.set(tunnel.Unknown, now)
+		return
+	}
+	r.state.Established, r.state.Keyed, r.state.Algorithms, r.state.NATTraversal = time.Time{}, time.Time{}, "", false
+	r.set(s, now)
+}
+
+func (r *record) set(s tunnel.Status, now time.Time) {
+	former := r.state.Status
+	if s == tunnel.Up {
+		r.state.NextTry = time.Time{}
+		r.reason = ""
+	}
+	if s == former {
+		return
+	}
+	r.state.Status = s
+	r.state.Since = now
+	if s == tunnel.Up {
+		r.state.Since = r.upSince
+	}
+}
+
+// note keeps the reason that a line of charon's log gives. What the peer says stands against its later silence.
+func (r *record) note(words string, now time.Time) bool {
+	why := explain(words)
+	if why == "" {
+		return false
+	}
+	recent := now.Sub(r.reasonAt) < settled
+	if recent && (why == noAnswer && r.reason != "" && r.reason != noAnswer || why == peerClosed && r.reason == closedHere) {
+		return false // the peer's answer to our DELETE is one as well
+	}
+	r.reason, r.reasonAt = why, now
+	return true
+}

@@ -1,0 +1,222 @@
+package ipsec
+
+import (
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/strongswan/govici/vici"
+
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+// ikeSA is an IKE SA as list-sas and the events show it. What charon left out is zero.
+type ikeSA struct {
+	ID          uint32 // uniqueid
+	State       string // ESTABLISHED, CONNECTING, …
+	SPI         string // the initiator's, in hex: the same at both ends
+	Remote      netip.AddrPort
+	NAT         bool
+	Established time.Time
+	Algorithms  string
+	Children    []childSA
+}
+
+// childSA is a CHILD SA.
+type childSA struct {
+	ID         uint32
+	State      string // INSTALLED, REKEYING, …
+	In, Out    uint32 // SPIs
+	Installed  time.Time
+	Encap      bool
+	Selectors  string // the peer's, as "0.0.0.0/0, ::/0"
+	Algorithms string
+}
+
+// live reports whether traffic passes through the SA.
+func (c childSA) live() bool {
+	switch c.State {
+	case "INSTALLED", "REKEYING", "UPDATING":
+		return true
+	}
+	return false
+}
+
+// pending reports whether the SA is being made.
+func (c childSA) pending() bool {
+	switch c.State {
+	case "CREATED", "INSTALLING", "ROUTED", "RETRYING":
+		return true
+	}
+	return false
+}
+
+func (s ikeSA) established() bool { return s.State == "ESTABLISHED" || s.State == "REKEYING" }
+
+func (s ikeSA) pending() bool { return s.State == "CREATED" || s.State == "CONNECTING" }
+
+// decodeSAs returns the IKE SAs in a list-sa event or an updown event, by connection.
+func decodeSAs(m *vici.Message, now time.Time) map[string][]ikeSA {
+	sas := map[string][]ikeSA{}
+	for _, name := range m.Keys() {
+		if s := section(m, name); s != nil {
+			sas[name] = append(sas[name], decodeSA(s, now))
+		}
+	}
+	return sas
+}
+
+func decodeSA(m *vici.Message, now time.Time) ikeSA {
+	s := ikeSA{
+		ID:         uint32(number(m, "uniqueid", 10)),
+		State:      text(m, "state"),
+		SPI:        text(m, "initiator-spi"),
+		NAT:        text(m, "nat-any") == "yes",
+		Algorithms: algorithms(m, "encr-alg", "integ-alg", "prf-alg", "dh-group"),
+	}
+	if a, err := netip.ParseAddr(text(m, "remote-host")); err == nil {
+		s.Remote = netip.AddrPortFrom(a, uint16(number(m, "remote-port", 10)))
+	}
+	s.Established = ago(m, "established", now)
+	children := section(m, "child-sas")
+	if children == nil {
+		return s
+	}
+	for _, key := range children.Keys() {
+		c := section(children, key)
+		if c == nil {
+			continue
+		}
+		s.Children = append(s.Children, childSA{
+			ID:         uint32(number(c, "uniqueid", 10)),
+			State:      text(c, "state"),
+			In:         uint32(number(c, "spi-in", 16)),
+			Out:        uint32(number(c, "spi-out", 16)),
+			Installed:  ago(c, "install-time", now),
+			Encap:      text(c, "encap") == "yes",
+			Selectors:  strings.Join(texts(c, "remote-ts"), ", "),
+			Algorithms: algorithms(c, "encr-alg", "integ-alg", "dh-group"),
+		})
+	}
+	return s
+}
+
+// algorithms joins what was negotiated, in the order of the keys, as "AES_GCM_16-256/PRF_HMAC_SHA2_384/ECP_384".
+func algorithms(m *vici.Message, keys ...string) string {
+	var parts []string
+	for _, k := range keys {
+		a := text(m, k)
+		if a == "" {
+			continue
+		}
+		if size := text(m, strings.TrimSuffix(k, "-alg")+"-keysize"); size != "" {
+			a += "-" + size
+		}
+		parts = append(parts, a)
+	}
+	return strings.Join(parts, "/")
+}
+
+// decodeEvent returns the connections that an event is about, and the words of a log event.
+func decodeEvent(e vici.Event) (names []string, words string) {
+	if e.Name == "log" {
+		if name := text(e.Message, "ikesa-name"); name != "" {
+			names = append(names, name)
+		}
+		return names, text(e.Message, "msg")
+	}
+	for _, k := range e.Message.Keys() {
+		if section(e.Message, k) != nil {
+			names = append(names, k)
+		}
+	}
+	return names, ""
+}
+
+var explanations = []struct {
+	pattern *regexp.Regexp
+	text    string // $1 is what the pattern caught
+}{
+	{regexp.MustCompile(`received AUTHENTICATION_FAILED notify`), "the peer refused our authentication (AUTHENTICATION_FAILED): PSK or identities differ"},
+	{regexp.MustCompile(`received NO_PROPOSAL_CHOSEN notify, no CHILD_SA`), "the peer accepted none of our ESP proposals (NO_PROPOSAL_CHOSEN)"},
+	{regexp.MustCompile(`received NO_PROPOSAL_CHOSEN notify`), "the peer accepted none of our IKE proposals, or does not know us (NO_PROPOSAL_CHOSEN)"},
+	{regexp.MustCompile(`received TS_UNACCEPTABLE notify`), "the peer refused our traffic selectors (TS_UNACCEPTABLE)"},
+	{regexp.MustCompile(`received ([A-Z_]{6,}) notify(?: error|, no CHILD_SA)`), "the peer answered with $1"},
+	{regexp.MustCompile(`but MAC mismatched`), "the peer's PSK is not ours (MAC mismatched)"},
+	{regexp.MustCompile(`no shared key found for (.+)`), "no PSK for $1"},
+	{regexp.MustCompile(`IDir '(.*)' does not match to '(.*)'`), "the peer's identity is $1, not $2"},
+	{regexp.MustCompile(`constraint check failed: identity '(.*)' required`), "the peer's identity is not $1"},
+	{regexp.MustCompile(`received proposals? (?:un|in)acceptable|no acceptable proposal found`), "none of the peer's proposals is one of ours"},
+	{regexp.MustCompile(`traffic selectors .* unacceptable`), "the peer's traffic selectors are not ours"},
+	{regexp.MustCompile(`retransmit \d+ of request|giving up after \d+ retransmits|peer not responding`), noAnswer},
+	{regexp.MustCompile(`unable to install (.+)`), "the kernel refused $1"},
+	{regexp.MustCompile(`error writing to socket: (.+)`), "sending to the peer failed: $1"},
+	{regexp.MustCompile(`received DELETE for IKE_SA`), "the peer closed the IKE SA"},
+	{regexp.MustCompile(`received DELETE for ESP CHILD_SA`), peerClosed},
+	{regexp.MustCompile(`sending DELETE for IKE_SA`), "the IKE SA was closed on this node"},
+	{regexp.MustCompile(`sending DELETE for ESP CHILD_SA`), closedHere},
+}
+
+const (
+	noAnswer   = "no answer from the peer"
+	peerClosed = "the peer closed the CHILD SA"
+	closedHere = "the CHILD SA was closed on this node"
+)
+
+// explain turns a line of charon's log into the reason why a tunnel is down, or returns an empty string.
+func explain(words string) string {
+	for _, e := range explanations {
+		if m := e.pattern.FindStringSubmatchIndex(words); m != nil {
+			return string(e.pattern.ExpandString(nil, e.text, words, m))
+		}
+	}
+	return ""
+}
+
+// describe fills in a state from the SAs that carry the tunnel.
+func describe(s *tunnel.State, ike ikeSA, child childSA) {
+	s.Remote = ike.Remote
+	s.NATTraversal = ike.NAT || child.Encap
+	s.Established = steady(s.Established, ike.Established)
+	s.Keyed = steady(s.Keyed, child.Installed)
+	s.Algorithms = "IKE " + ike.Algorithms + ", ESP " + child.Algorithms
+}
+
+// steady returns the former time unless the new one is another: charon gives ages in whole seconds.
+func steady(former, t time.Time) time.Time {
+	if d := t.Sub(former); d > -2*time.Second && d < 2*time.Second {
+		return former
+	}
+	return t
+}
+
+func text(m *vici.Message, key string) string {
+	s, _ := m.Get(key).(string)
+	return s
+}
+
+func texts(m *vici.Message, key string) []string {
+	s, _ := m.Get(key).([]string)
+	return s
+}
+
+func section(m *vici.Message, key string) *vici.Message {
+	s, _ := m.Get(key).(*vici.Message)
+	return s
+}
+
+func number(m *vici.Message, key string, base int) uint64 {
+	n, _ := strconv.ParseUint(text(m, key), base, 64)
+	return n
+}
+
+// ago returns the time that lies the value's seconds back, or zero when there is no value.
+func ago(m *vici.Message, key string, now time.Time) time.Time {
+	n, err := strconv.ParseInt(text(m, key), 10, 32)
+	if err != nil {
+		return time.Time{}
+	}
+	return now.Add(-time.Duration(n) * time.Second).Truncate(time.Second)
+}

@@ -1,0 +1,417 @@
+// Package ipsec makes IKEv2 tunnels: charon (strongSwan 5.9 or later) negotiates, told what to do through its vici
+// socket, and each tunnel has an xfrm interface of its own, bound to its SAs by if_id.
+//
+// Each object is loaded alone; nothing is ever reloaded as a whole. charon initiates nothing by itself: Run is the one
+// place where it is decided what is initiated and terminated, from what was read back. Events only say where to look.
+package ipsec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/strongswan/govici/vici"
+
+	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+// DefaultSocket is where charon-systemd listens in Debian.
+const DefaultSocket = "/var/run/charon.vici"
+
+// Options are what a Driver works with.
+type Options struct {
+	Socket     string // charon's vici socket; empty: DefaultSocket
+	Secrets    secret.Lookup
+	Links      *nl.Links
+	Log        *slog.Logger // nil: none
+	RuntimeDir string       // remembers what was loaded until the next boot; empty: everything is loaded once at each start
+}
+
+// Driver makes the IPsec tunnels of one charon.
+type Driver struct {
+	o      Options
+	client client
+	writes atomic.Uint64
+	kick   chan struct{}
+
+	load sync.Mutex // one change of what is loaded at a time; locked before mu
+
+	mu       sync.Mutex
+	records  map[string]*record
+	dirty    map[string]bool // to be read again
+	all      bool            // everything is to be read again
+	ledger   *ledger         // nil: not connected to charon yet
+	instance string
+	live     bool                 // Run keeps the records up to date
+	orphans  map[uint32]time.Time // when an SA that charon does not know was first seen, by SPI
+}
+
+var _ tunnel.Driver = (*Driver)(nil)
+
+// New returns a driver. It opens nothing.
+func New(o Options) *Driver {
+	if o.Socket == "" {
+		o.Socket = DefaultSocket
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Driver{
+		o: o, client: client{socket: o.Socket}, kick: make(chan struct{}, 1),
+		records: map[string]*record{}, dirty: map[string]bool{}, orphans: map[uint32]time.Time{},
+	}
+}
+
+// Close ends the connection to charon. Tunnels stay as they are.
+func (d *Driver) Close() {
+	d.client.close()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ledger != nil {
+		d.ledger.close()
+		d.ledger = nil
+	}
+}
+
+// Writes counts loads, unloads, initiations and terminations in charon, and the removal of SAs that charon lost. Changes
+// of interfaces count in nl.Links.
+func (d *Driver) Writes() uint64 { return d.writes.Load() }
+
+// Apply implements tunnel.Driver. An IKE SA that is up is not touched by another PSK, proposal or lifetime: those count
+// from the next negotiation. Other addresses or identities are negotiated beside it, and it ends when they are up.
+func (d *Driver) Apply(ctx context.Context, c tunnel.Config) error {
+	if c.IPsec == nil || c.ID == 0 {
+		return fmt.Errorf("applying tunnel %s: not an IPsec tunnel with an id", c.Name)
+	}
+	if err := d.want(c); err != nil {
+		return fmt.Errorf("applying tunnel %s: %w", c.Name, err)
+	}
+	defer d.nudge(connection(c.Name))
+	if err := d.o.Links.Ensure(compileLink(c)); err != nil {
+		return fmt.Errorf("applying tunnel %s: %w", c.Name, err)
+	}
+	d.load.Lock()
+	defer d.load.Unlock()
+	if err := d.loadLocked(ctx, c); err != nil {
+		return fmt.Errorf("applying tunnel %s: %w", c.Name, err)
+	}
+	return nil
+}
+
+// want takes the configuration into the records. charon finds a PSK by the identities of both ends alone, so two
+// tunnels between the same identities cannot have two.
+func (d *Driver) want(c tunnel.Config) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name, r := range d.records {
+		i := r.cfg.IPsec
+		if name != c.Name && i.LocalIdentity == c.IPsec.LocalIdentity && i.RemoteIdentity == c.IPsec.RemoteIdentity &&
+			i.PSK.Fingerprint != c.IPsec.PSK.Fingerprint {
+			return fmt.Errorf("tunnel %s has the same identities and another PSK, and a PSK is chosen by identities alone", name)
+		}
+	}
+	r := d.records[c.Name]
+	if r == nil {
+		r = &record{stale: map[uint32]time.Time{}}
+		r.state = tunnel.State{Name: c.Name, Kind: "ipsec"}
+		d.records[c.Name] = r
+	}
+	r.cfg = c
+	r.state.Interface = c.Interface
+	return nil
+}
+
+// loadLocked loads key and connection of a tunnel when they are not what was loaded before. d.load is held.
+func (d *Driver) loadLocked(ctx context.Context, c tunnel.Config) error {
+	if err := d.connectLocked(ctx); err != nil {
+		return err
+	}
+	conn, err := compile(c)
+	if err != nil {
+		return err
+	}
+	want := digests(c, conn)
+	have := d.ledger.entries[c.Name]
+	if have == want {
+		return nil
+	}
+	if have.Key != want.Key {
+		value, err := d.o.Secrets(c.IPsec.PSK)
+		if err != nil {
+			return fmt.Errorf("reading secret %s: %w", c.IPsec.PSK.Name, err)
+		}
+		key, err := compileKey(c, value)
+		if err != nil {
+			return errors.New("encoding the PSK") // the cause may hold it
+		}
+		if err := d.write(ctx, "load-shared", key); err != nil {
+			return err
+		}
+	}
+	if have.Conn != want.Conn {
+		if have.Ends != "" && have.Ends != want.Ends {
+			if err := d.retire(ctx, c.Name); err != nil {
+				return err
+			}
+		}
+		if err := d.write(ctx, "load-conn", conn); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ledger == nil {
+		return errors.New("the driver is closed")
+	}
+	return d.ledger.put(want)
+}
+
+// retire marks the present SAs of a tunnel as to be replaced.
+func (d *Driver) retire(ctx context.Context, name string) error {
+	sas, err := d.client.listSAs(ctx, connection(name))
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, ike := range sas[connection(name)] {
+		d.records[name].stale[ike.ID] = time.Now()
+	}
+	return nil
+}
+
+// connectLocked makes sure that the ledger is that of the running charon. d.load is held.
+func (d *Driver) connectLocked(ctx context.Context) error {
+	instance, err := d.client.current()
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	same := d.ledger != nil && d.instance == instance && instance != ""
+	d.mu.Unlock()
+	if same {
+		return nil
+	}
+	l, err := openLedger(d.o.RuntimeDir, instance)
+	if err != nil {
+		return err
+	}
+	if err := d.verify(ctx, l); err != nil {
+		l.close()
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ledger != nil {
+		d.ledger.close()
+		d.o.Log.Warn("charon was started anew; its connections are loaded again", "instance", instance)
+	}
+	d.ledger, d.instance = l, instance
+	for _, r := range d.records {
+		r.known = false
+		clear(r.stale)
+	}
+	d.all = true
+	return nil
+}
+
+// verify forgets what the ledger has and charon has not, as after someone unloaded it by hand.
+func (d *Driver) verify(ctx context.Context, l *ledger) error {
+	conns, err := d.client.call(ctx, "get-conns", nil)
+	if err != nil {
+		return err
+	}
+	keys, err := d.client.call(ctx, "get-shared", nil)
+	if err != nil {
+		return err
+	}
+	hasConn, hasKey := set(texts(conns, "conns")), set(texts(keys, "keys"))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name, e := range l.entries {
+		if !hasConn[connection(name)] {
+			e.Conn = ""
+		}
+		if !hasKey[connection(name)] {
+			e.Key = ""
+		}
+		l.entries[name] = e
+	}
+	return nil
+}
+
+func set(s []string) map[string]bool {
+	m := make(map[string]bool, len(s))
+	for _, x := range s {
+		m[x] = true
+	}
+	return m
+}
+
+// Remove implements tunnel.Driver.
+func (d *Driver) Remove(ctx context.Context, name string) error {
+	d.load.Lock()
+	defer d.load.Unlock()
+	d.mu.Lock()
+	delete(d.records, name)
+	d.mu.Unlock()
+	if err := d.unloadLocked(ctx, name); err != nil {
+		return fmt.Errorf("removing tunnel %s: %w", name, err)
+	}
+	if err := d.o.Links.Remove(tunnel.Mark+name, nl.Xfrm); err != nil {
+		return fmt.Errorf("removing tunnel %s: %w", name, err)
+	}
+	return nil
+}
+
+func (d *Driver) unloadLocked(ctx context.Context, name string) error {
+	if err := d.connectLocked(ctx); err != nil {
+		return err
+	}
+	conns, err := d.client.call(ctx, "get-conns", nil)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(texts(conns, "conns"), connection(name)) {
+		if err := d.write(ctx, "unload-conn", build("name", connection(name))); err != nil {
+			return err
+		}
+	}
+	keys, err := d.client.call(ctx, "get-shared", nil)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(texts(keys, "keys"), connection(name)) {
+		if err := d.write(ctx, "unload-shared", build("id", connection(name))); err != nil {
+			return err
+		}
+	}
+	sas, err := d.client.listSAs(ctx, connection(name))
+	if err != nil {
+		return err
+	}
+	for _, ike := range sas[connection(name)] {
+		if ike.State != "DELETING" {
+			if err := d.terminate(ctx, action{terminateIKE: ike.ID}); err != nil {
+				return err
+			}
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, ok := d.ledger.entries[name]; ok {
+		return d.ledger.put(loaded{Name: name})
+	}
+	return nil
+}
+
+// write carries out a command that changes something in charon.
+func (d *Driver) write(ctx context.Context, command string, in *vici.Message) error {
+	_, err := d.client.call(ctx, command, in)
+	if err == nil || errors.Is(err, errRefused) {
+		d.writes.Add(1)
+	}
+	return err
+}
+
+// terminate asks for the end of an SA and does not wait for it. That it ended before is not an error.
+func (d *Driver) terminate(ctx context.Context, a action) error {
+	key, id := "ike-id", a.terminateIKE
+	if a.terminateChild != 0 {
+		key, id = "child-id", a.terminateChild
+	}
+	err := d.write(ctx, "terminate", build(key, fmt.Sprint(id), "timeout", "-1"))
+	if errors.Is(err, errRefused) {
+		return nil
+	}
+	return err
+}
+
+// Observe implements tunnel.Driver. While Run is connected to charon, the SAs are those that Run last read, at most a
+// few seconds ago and again after each event; the counters are always read.
+func (d *Driver) Observe(ctx context.Context) ([]tunnel.State, error) {
+	links, err := d.o.Links.List(tunnel.Mark)
+	if err != nil {
+		return nil, fmt.Errorf("observing IPsec tunnels: %w", err)
+	}
+	d.mu.Lock()
+	live := d.live
+	d.mu.Unlock()
+	var conns []string
+	if !live {
+		if conns, err = d.read(ctx); err != nil {
+			return nil, fmt.Errorf("observing IPsec tunnels: %w", err)
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	states := map[string]tunnel.State{}
+	for _, name := range conns {
+		if name, ours := strings.CutPrefix(name, tunnel.Mark); ours {
+			states[name] = tunnel.State{Name: name, Kind: "ipsec", Status: tunnel.Unknown}
+		}
+	}
+	for name, r := range d.records {
+		states[name] = r.state
+	}
+	for _, link := range links {
+		if link.Kind != nl.Xfrm {
+			continue
+		}
+		name := strings.TrimPrefix(link.Alias, tunnel.Mark)
+		s, ok := states[name]
+		if !ok {
+			s = tunnel.State{Name: name, Kind: "ipsec", Status: tunnel.Unknown}
+		}
+		s.Interface = link.Name
+		s.RxBytes, s.TxBytes, s.RxPackets, s.TxPackets = link.RxBytes, link.TxBytes, link.RxPackets, link.TxPackets
+		states[name] = s
+	}
+	out := make([]tunnel.State, 0, len(states))
+	for _, s := range states {
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(a, b tunnel.State) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+// read takes all SAs into the records without acting on them, and returns the names of all connections.
+func (d *Driver) read(ctx context.Context) ([]string, error) {
+	conns, err := d.client.call(ctx, "get-conns", nil)
+	if err != nil {
+		return nil, err
+	}
+	sas, err := d.client.listSAs(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name, r := range d.records {
+		look := *r
+		look.known, look.sas = true, sas[connection(name)]
+		look.decide(time.Now(), rand.New(rand.NewPCG(1, 1)))
+		r.state = look.state
+	}
+	return texts(conns, "conns"), nil
+}
+
+// nudge has a connection read again soon.
+func (d *Driver) nudge(conn string) {
+	d.mu.Lock()
+	d.dirty[conn] = true
+	d.mu.Unlock()
+	select {
+	case d.kick <- struct{}{}:
+	default:
+	}
+}

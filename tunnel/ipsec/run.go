@@ -1,0 +1,472 @@
+package ipsec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/strongswan/govici/vici"
+
+	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+const (
+	gather   = 20 * time.Millisecond // events that come together are answered by one read
+	watchful = 2 * time.Second       // between reads of a tunnel whose SA is being made
+	fullRead = 10 * time.Second      // between reads of everything
+	many     = 16                    // tunnels to read, from which on everything is read instead
+)
+
+var events = []string{"ike-updown", "ike-rekey", "ike-update", "child-updown", "child-rekey", "log"}
+
+// Run implements tunnel.Driver. While charon is away the states are Unknown and nothing is concluded; when it is back,
+// what it no longer has is loaded again, and SAs that only the kernel still knows carry the traffic until there are new
+// ones.
+func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
+	changed := make(chan nl.Change, 1024)
+	watched := make(chan error, 1)
+	go func() {
+		watched <- d.o.Links.Watch(ctx, func(c nl.Change) {
+			if c.Name != "" && !strings.HasPrefix(c.Alias, tunnel.Mark) {
+				return
+			}
+			select {
+			case changed <- c:
+			case <-ctx.Done():
+			}
+		})
+	}()
+	r := &runner{d: d, report: report, reported: map[string]tunnel.State{}, again: map[string]time.Time{}, changed: changed, watched: watched}
+	pause := 50 * time.Millisecond
+	for {
+		began := time.Now()
+		err := r.session(ctx)
+		r.lost(ctx)
+		if ctx.Err() != nil {
+			<-watched
+			return nil
+		}
+		if errors.Is(err, errWatch) {
+			return err
+		}
+		if time.Since(began) > time.Second {
+			pause = 50 * time.Millisecond
+		}
+		d.o.Log.Warn("charon is not reachable", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, time.Second)
+	}
+}
+
+var errWatch = errors.New("watching interfaces ended")
+
+// runner is the state of one Run.
+type runner struct {
+	d        *Driver
+	report   func(tunnel.State)
+	reported map[string]tunnel.State
+	again    map[string]time.Time // when to look at a tunnel again, by connection
+	sas      map[string][]ikeSA   // all, just read; nil: to be read
+	changed  chan nl.Change
+	watched  chan error
+}
+
+// session serves one connection to charon until it is lost.
+func (r *runner) session(ctx context.Context) error {
+	d := r.d
+	s, _, err := dial(d.o.Socket)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	received := make(chan vici.Event, eventBuffer)
+	s.NotifyEvents(received)
+	if err := s.Subscribe(events...); err != nil {
+		return fmt.Errorf("subscribing to events: %w", err)
+	}
+	r.reload(ctx)
+	r.hold()
+	d.mu.Lock()
+	d.all = true
+	d.mu.Unlock()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	links := map[string]bool{} // aliases of interfaces that changed
+	var full, due time.Time
+	var cost time.Duration
+	wake := func(t time.Time) {
+		if due.IsZero() || t.Before(due) {
+			due = t
+			timer.Reset(max(time.Until(t), 0))
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-r.watched:
+			r.watched <- err
+			return errors.Join(errWatch, err)
+		case c := <-r.changed:
+			links[c.Alias] = true
+			wake(time.Now())
+			continue
+		case e, ok := <-received:
+			if !ok {
+				return errors.New("the connection was closed")
+			}
+			if len(received) >= cap(received)-1 { // some were dropped
+				d.mu.Lock()
+				d.all = true
+				d.mu.Unlock()
+			}
+			if d.heed(e) {
+				wake(time.Now().Add(gather))
+			}
+			continue
+		case <-d.kick:
+			wake(time.Now().Add(gather))
+			continue
+		case <-timer.C:
+			due = time.Time{}
+		}
+		if len(links) > 0 {
+			r.heal(links)
+			clear(links)
+		}
+		began := time.Now()
+		if began.Sub(full) > max(fullRead, 100*cost) {
+			full = began
+			if err := r.everything(ctx); err != nil {
+				return err
+			}
+		}
+		if err := r.look(ctx); err != nil {
+			return err
+		}
+		cost = time.Since(began)
+		soon := time.Now().Add(4 * cost) // charon is to have time for its work
+		wake(full.Add(max(fullRead, 100*cost)))
+		for _, t := range r.again {
+			if t.Before(soon) {
+				t = soon
+			}
+			wake(t)
+		}
+	}
+}
+
+// heed takes an event and reports whether a tunnel is to be read again for it.
+func (d *Driver) heed(e vici.Event) bool {
+	names, words := decodeEvent(e)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	is := false
+	for _, conn := range names {
+		name, ours := strings.CutPrefix(conn, tunnel.Mark)
+		r := d.records[name]
+		if !ours || r == nil || e.Name == "log" && !r.note(words, e.Timestamp) {
+			continue
+		}
+		d.dirty[conn], is = true, true
+	}
+	return is
+}
+
+// reload loads what the running charon does not have of what is wanted.
+func (r *runner) reload(ctx context.Context) {
+	d := r.d
+	d.mu.Lock()
+	var wanted []tunnel.Config
+	for _, rec := range d.records {
+		wanted = append(wanted, rec.cfg)
+	}
+	d.mu.Unlock()
+	for _, c := range wanted {
+		d.load.Lock()
+		d.mu.Lock()
+		rec := d.records[c.Name]
+		if rec != nil {
+			c = rec.cfg // what Apply made of it meanwhile
+		}
+		d.mu.Unlock()
+		if rec != nil {
+			if err := d.loadLocked(ctx, c); err != nil {
+				d.o.Log.Warn("loading a connection failed", "tunnel", c.Name, "error", err)
+				d.mu.Lock()
+				rec.reason, rec.reasonAt = "loading the connection failed: "+err.Error(), time.Now()
+				d.mu.Unlock()
+			}
+		}
+		d.load.Unlock()
+	}
+}
+
+// hold finds the tunnels for which the kernel has SAs, which go on carrying traffic whether charon knows them or not.
+func (r *runner) hold() {
+	sas, err := r.d.o.Links.SAs()
+	if err != nil {
+		r.d.o.Log.Warn("reading the kernel's IPsec states failed", "error", err)
+	}
+	carried := map[uint32]bool{}
+	for _, sa := range sas {
+		carried[sa.IfID] = true
+	}
+	r.d.mu.Lock()
+	defer r.d.mu.Unlock()
+	for _, rec := range r.d.records {
+		if carried[rec.cfg.ID] {
+			rec.held = time.Now().Add(hold)
+		}
+	}
+}
+
+// heal makes interfaces be as configured again; an empty alias stands for all.
+func (r *runner) heal(aliases map[string]bool) {
+	d := r.d
+	d.load.Lock() // so that none is made again that Remove takes away
+	defer d.load.Unlock()
+	d.mu.Lock()
+	var wanted []tunnel.Config
+	for name, rec := range d.records {
+		if aliases[""] || aliases[tunnel.Mark+name] {
+			wanted = append(wanted, rec.cfg)
+		}
+	}
+	d.mu.Unlock()
+	for _, c := range wanted {
+		if err := d.o.Links.Ensure(compileLink(c)); err != nil {
+			d.o.Log.Warn("healing an interface failed", "tunnel", c.Name, "error", err)
+		}
+	}
+}
+
+// everything loads what was unloaded by hand, has all tunnels read, and removes SAs that charon does not know.
+func (r *runner) everything(ctx context.Context) error {
+	d := r.d
+	d.load.Lock()
+	err := d.connectLocked(ctx)
+	d.mu.Lock()
+	l := d.ledger
+	d.mu.Unlock()
+	if err == nil && l != nil {
+		err = d.verify(ctx, l)
+	}
+	d.load.Unlock()
+	if err != nil {
+		return err
+	}
+	r.reload(ctx)
+	// First the kernel, then charon: what charon adds between the two is not taken for an orphan.
+	kernel, err := d.o.Links.SAs()
+	if err != nil {
+		d.o.Log.Warn("reading the kernel's IPsec states failed", "error", err)
+	}
+	sas, err := d.client.listSAs(ctx, "")
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	known := map[uint32]bool{}
+	for _, conn := range sas {
+		for _, ike := range conn {
+			for _, c := range ike.Children {
+				known[c.In], known[c.Out] = true, true
+			}
+		}
+	}
+	d.mu.Lock()
+	ours := map[uint32]bool{}
+	for name, rec := range d.records {
+		rec.known, rec.sas = true, sas[connection(name)]
+		// Of a tunnel that is not up, or just so, the old SAs may be all there is, or packets on them be under way.
+		ours[rec.cfg.ID] = now.After(rec.held) && (rec.upSince.IsZero() || now.Sub(rec.upSince) > settled)
+	}
+	present := map[uint32]bool{}
+	var gone []nl.SA
+	for _, sa := range kernel {
+		if !ours[sa.IfID] || known[sa.SPI] {
+			continue
+		}
+		present[sa.SPI] = true
+		if since, seen := d.orphans[sa.SPI]; !seen {
+			d.orphans[sa.SPI] = now
+		} else if now.Sub(since) > overlap {
+			gone = append(gone, sa)
+		}
+	}
+	for spi := range d.orphans {
+		if !present[spi] {
+			delete(d.orphans, spi)
+		}
+	}
+	d.all, r.sas = true, sas
+	d.mu.Unlock()
+	for _, sa := range gone {
+		if err := d.o.Links.DeleteSA(sa); err != nil {
+			d.o.Log.Warn("removing an SA that charon lost failed", "error", err)
+			continue
+		}
+		d.writes.Add(1)
+		d.o.Log.Info("removed an SA that charon lost", "if_id", sa.IfID, "spi", fmt.Sprintf("%08x", sa.SPI), "dst", sa.Dst)
+	}
+	return nil
+}
+
+// look reads the tunnels that may have changed, decides about them, does it, and reports the states that changed.
+func (r *runner) look(ctx context.Context) error {
+	d := r.d
+	now := time.Now()
+	d.mu.Lock()
+	for conn, t := range r.again {
+		if !t.After(now) {
+			d.dirty[conn] = true
+			delete(r.again, conn)
+		}
+	}
+	all := d.all || len(d.dirty) > many
+	conns := d.dirty
+	d.dirty, d.all = map[string]bool{}, false
+	if all {
+		for name := range d.records {
+			conns[connection(name)] = true
+		}
+	}
+	d.mu.Unlock()
+	sas := r.sas
+	r.sas = nil
+	if all && sas == nil {
+		var err error
+		if sas, err = d.client.listSAs(ctx, ""); err != nil {
+			return err
+		}
+	}
+	for conn := range conns {
+		of := sas
+		if !all {
+			var err error
+			if of, err = d.client.listSAs(ctx, conn); err != nil {
+				return err
+			}
+		}
+		if err := r.act(ctx, conn, of[conn]); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	d.live = true
+	d.mu.Unlock()
+	return nil
+}
+
+func (r *runner) act(ctx context.Context, conn string, sas []ikeSA) error {
+	d := r.d
+	name := strings.TrimPrefix(conn, tunnel.Mark)
+	now := time.Now()
+	d.mu.Lock()
+	rec := d.records[name]
+	if rec == nil {
+		d.mu.Unlock()
+		delete(r.reported, name)
+		delete(r.again, conn)
+		return nil
+	}
+	rec.known, rec.sas = true, sas
+	for id := range rec.stale {
+		if !has(sas, id) {
+			delete(rec.stale, id)
+		}
+	}
+	actions, again := rec.decide(now, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	if !rec.initiated.IsZero() {
+		again = earliest(again, now.Add(watchful))
+	}
+	state := rec.state
+	d.mu.Unlock()
+	if again.IsZero() {
+		delete(r.again, conn)
+	} else {
+		r.again[conn] = again
+	}
+	for _, a := range actions {
+		var err error
+		if a.initiate {
+			err = d.write(ctx, "initiate", build("child", conn, "ike", conn, "timeout", "-1", "init-limits", "no"))
+		} else {
+			d.o.Log.Info("ending an SA that should not be", "tunnel", name, "ike", a.terminateIKE, "child", a.terminateChild)
+			err = d.terminate(ctx, a)
+		}
+		if errors.Is(err, errRefused) {
+			d.mu.Lock()
+			rec.reason, rec.reasonAt = err.Error(), now
+			d.mu.Unlock()
+		} else if err != nil {
+			return err
+		}
+	}
+	r.tell(state)
+	return nil
+}
+
+func has(sas []ikeSA, id uint32) bool {
+	for _, s := range sas {
+		if s.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// tell reports a state when it is another than the last one.
+func (r *runner) tell(s tunnel.State) {
+	if r.reported[s.Name] == s {
+		return
+	}
+	former := r.reported[s.Name]
+	r.reported[s.Name] = s
+	if former.Status != s.Status {
+		r.d.o.Log.Info("tunnel is "+string(s.Status), "tunnel", s.Name, "reason", s.LastError)
+	}
+	if link, err := r.d.o.Links.Get(s.Interface); err == nil {
+		s.RxBytes, s.TxBytes, s.RxPackets, s.TxPackets = link.RxBytes, link.TxBytes, link.RxPackets, link.TxPackets
+	}
+	r.report(s)
+}
+
+// lost makes all states Unknown, since nothing is read any more.
+func (r *runner) lost(ctx context.Context) {
+	d := r.d
+	d.client.close()
+	if ctx.Err() != nil {
+		d.mu.Lock()
+		d.live = false
+		d.mu.Unlock()
+		return
+	}
+	d.mu.Lock()
+	d.live = false
+	var states []tunnel.State
+	for _, rec := range d.records {
+		rec.known = false
+		rec.decide(time.Now(), nil)
+		states = append(states, rec.state)
+	}
+	d.mu.Unlock()
+	for _, s := range states {
+		r.tell(s)
+	}
+}
