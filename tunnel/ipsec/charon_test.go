@@ -479,6 +479,7 @@ func TestTunnel(t *testing.T) {
 	})
 	t.Run("duplicate", func(t *testing.T) {
 		// charon refuses a second CHILD SA under one IKE SA, but not one under a second IKE SA.
+		time.Sleep(apart + time.Second)
 		again := p1
 		again.name, again.unique = "again", "no" // an equal one would use the same IKE SA
 		b.far.load(p1, p2, again)

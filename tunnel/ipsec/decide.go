@@ -22,6 +22,8 @@ const (
 	blink = 300 * time.Millisecond
 	// overlap is how long two live CHILD SAs are left alone: a rekeying has two for a moment.
 	overlap = 5 * time.Second
+	// apart is the least difference in age, given in whole seconds, that both ends see alike.
+	apart = 2 * time.Second
 	// stuck is when an SA that is still being made is given up: retransmissions have long ended by then.
 	stuck = 3 * time.Minute
 	// replace is how long SAs with former addresses or identities carry traffic while the new ones are not up.
@@ -44,7 +46,7 @@ type record struct {
 	missing   time.Time // since when no CHILD SA is live
 	double    time.Time // since when more than one is
 	upSince   time.Time
-	adopted   bool      // it was up when it was first seen
+	adopted   bool   // it was up when it was first seen
 	reason    string // why it is down, from charon's log
 	reasonAt  time.Time
 	held      time.Time // until when traffic may continue on SAs that only the kernel knows
@@ -100,10 +102,10 @@ func (r *record) decide(now time.Time, jitter *rand.Rand) (actions []action, aga
 			bare = append(bare, ike)
 		}
 	}
-	// Which of several is kept is chosen so that both ends choose the same: the newer one, and among those made at about
-	// the same time the one with the greatest SPIs, which both ends see.
+	// Which of several is kept is chosen so that both ends choose the same: the newer one, which both kernels send on, and
+	// among those made at about the same time the one with the greatest SPIs.
 	slices.SortFunc(live, func(a, b carrier) int {
-		if d := b.child.Installed.Sub(a.child.Installed); d > settled || d < -settled {
+		if d := b.child.Installed.Sub(a.child.Installed); d > apart || d < -apart {
 			return cmp.Compare(d, 0)
 		}
 		if c := strings.Compare(b.ike.SPI, a.ike.SPI); c != 0 {
@@ -159,7 +161,7 @@ func (r *record) decide(now time.Time, jitter *rand.Rand) (actions []action, aga
 	if carried {
 		if r.upSince.IsZero() {
 			r.upSince = now
-			r.adopted = r.state.Status == ""
+			r.adopted = r.state.TimesUp == 0 && r.initiated.IsZero()
 			if r.adopted && !live[0].ike.Established.IsZero() {
 				r.upSince = live[0].ike.Established // it has been up for longer than we know of it
 			}

@@ -51,7 +51,7 @@ type Driver struct {
 	all      bool            // everything is to be read again
 	ledger   *ledger         // nil: not connected to charon yet
 	instance string
-	live     bool                 // Run keeps the records up to date
+	running  bool                 // Run keeps the records up to date
 	orphans  map[uint32]time.Time // when an SA that charon does not know was first seen, by SPI
 }
 
@@ -122,7 +122,7 @@ func (d *Driver) want(c tunnel.Config) error {
 	r := d.records[c.Name]
 	if r == nil {
 		r = &record{stale: map[uint32]time.Time{}}
-		r.state = tunnel.State{Name: c.Name, Kind: "ipsec"}
+		r.state = tunnel.State{Name: c.Name, Kind: "ipsec", Status: tunnel.Unknown}
 		d.records[c.Name] = r
 	}
 	r.cfg = c
@@ -336,18 +336,18 @@ func (d *Driver) terminate(ctx context.Context, a action) error {
 	return err
 }
 
-// Observe implements tunnel.Driver. While Run is connected to charon, the SAs are those that Run last read, at most a
-// few seconds ago and again after each event; the counters are always read.
+// Observe implements tunnel.Driver. While Run runs, the SAs are those that it last read, at most a few seconds ago and
+// again after each event, and Unknown while charon is away; the counters are always read.
 func (d *Driver) Observe(ctx context.Context) ([]tunnel.State, error) {
 	links, err := d.o.Links.List(tunnel.Mark)
 	if err != nil {
 		return nil, fmt.Errorf("observing IPsec tunnels: %w", err)
 	}
 	d.mu.Lock()
-	live := d.live
+	running := d.running
 	d.mu.Unlock()
 	var conns []string
-	if !live {
+	if !running {
 		if conns, err = d.read(ctx); err != nil {
 			return nil, fmt.Errorf("observing IPsec tunnels: %w", err)
 		}

@@ -27,6 +27,14 @@ var events = []string{"ike-updown", "ike-rekey", "ike-update", "child-updown", "
 // what it no longer has is loaded again, and SAs that only the kernel still knows carry the traffic until there are new
 // ones.
 func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
+	d.mu.Lock()
+	d.running = true
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		d.running = false
+		d.mu.Unlock()
+	}()
 	changed := make(chan nl.Change, 1024)
 	watched := make(chan error, 1)
 	go func() {
@@ -360,9 +368,6 @@ func (r *runner) look(ctx context.Context) error {
 			return err
 		}
 	}
-	d.mu.Lock()
-	d.live = true
-	d.mu.Unlock()
 	return nil
 }
 
@@ -452,13 +457,9 @@ func (r *runner) lost(ctx context.Context) {
 	d := r.d
 	d.client.close()
 	if ctx.Err() != nil {
-		d.mu.Lock()
-		d.live = false
-		d.mu.Unlock()
 		return
 	}
 	d.mu.Lock()
-	d.live = false
 	var states []tunnel.State
 	for _, rec := range d.records {
 		rec.known = false
