@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	if os.Getenv(inside) != "" {
-		for _, c := range [][]string{{"link", "set", "lo", "up"}, {"route", "add", "local", "169.254.0.0/24", "dev", "lo"}} {
+		for _, c := range [][]string{{"link", "set", "lo", "up"}, {"route", "replace", "local", "169.254.0.0/24", "dev", "lo"}} {
 			if out, err := exec.Command("ip", c...).CombinedOutput(); err != nil {
 				fmt.Fprintf(os.Stderr, "ip %v: %v: %s", c, err, out)
 				os.Exit(1)
