@@ -48,7 +48,7 @@ type Neighbor struct {
 	Transit bool
 	// MaxPrefixes ends the session when the neighbour announces more; no limit if 0.
 	MaxPrefixes int
-	// Password of TCP MD5 (RFC 2385), none if "".
+	// Password of TCP MD5 (RFC 2385), one word, none if "".
 	Password string
 }
 
@@ -369,33 +369,43 @@ func (c BGPConfig) frr() string {
 	return b.String()
 }
 
-// Command gives bgpd one command, as vtysh(1) would.
-func (f *FRR) Command(command string) (string, error) {
-	fail := func(err error) (string, error) { return "", fmt.Errorf("asking FRR %q: %w", command, err) }
+// Command gives bgpd commands in one session, as vtysh(1) would, and returns the last answer.
+func (f *FRR) Command(commands ...string) (string, error) {
 	conn, err := net.Dial("unix", f.vty)
 	if err != nil {
-		return fail(err)
+		return "", fmt.Errorf("asking FRR: %w", err)
 	}
 	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		return fail(err)
+		return "", fmt.Errorf("asking FRR: %w", err)
 	}
+	var answer string
+	for _, c := range commands {
+		if answer, err = vtyCommand(conn, c); err != nil {
+			return "", fmt.Errorf("asking FRR %q: %w", c, err)
+		}
+	}
+	return answer, nil
+}
+
+// vtyCommand sends a command ended by a zero byte; the answer ends with three of them
+// and the command's status.
+func vtyCommand(conn net.Conn, command string) (string, error) {
 	if _, err := conn.Write(append([]byte(command), 0)); err != nil {
-		return fail(err)
+		return "", err
 	}
-	// The answer ends with three zero bytes and the command's status.
 	var out []byte
 	for buf := make([]byte, 4096); ; {
 		k, err := conn.Read(buf)
 		out = append(out, buf[:k]...)
 		if i := len(out) - 4; i >= 0 && bytes.Equal(out[i:i+3], []byte{0, 0, 0}) {
 			if out[i+3] != 0 {
-				return fail(fmt.Errorf("status %d: %s", out[i+3], out[:i]))
+				return "", fmt.Errorf("status %d: %s", out[i+3], bytes.TrimSpace(out[:i]))
 			}
 			return string(out[:i]), nil
 		}
 		if err != nil {
-			return fail(err)
+			return "", err
 		}
 	}
 }
