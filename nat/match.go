@@ -1,0 +1,253 @@
+package nat
+
+import (
+	"cmp"
+	"encoding/binary"
+	"math/bits"
+	"net/netip"
+	"slices"
+)
+
+// IP protocol numbers of the protocols that a policy can name.
+const (
+	icmp   = 1
+	tcp    = 6
+	udp    = 17
+	icmpv6 = 58
+)
+
+// Flow is what of a new flow the policies look at.
+type Flow struct {
+	Source, Destination netip.Addr
+	Protocol            uint8  // IP protocol number
+	Port                uint16 // of the destination, with TCP and UDP
+}
+
+// Decision is what happens to a flow toward the underlay.
+type Decision struct {
+	Policy string // the one that decided; empty: none did
+	// Address is the source that the flow leaves with. When it is zero the flow is dropped: because the policy denies
+	// it, because its pool has no address of the family, or because there is no policy and the guard drops it.
+	Address netip.Addr
+}
+
+// Rule is one combination of a policy's prefixes and ports. All rules of a policy lead to the same decision.
+type Rule struct {
+	Policy              *Policy
+	Source, Destination netip.Prefix
+	Protocol            uint8     // 0: every one
+	Ports               PortRange // 0 to 65535: every one
+}
+
+var everyPort = PortRange{0, 65535}
+
+// specificity ranks rules of equal destination length by what they say about protocol and port.
+func (r *Rule) specificity() int {
+	switch {
+	case r.Ports != everyPort:
+		return 2
+	case r.Protocol != 0:
+		return 1
+	default:
+		return 0
+	}
+}
+
+// Precedence orders rules, best first: by length of the destination prefix; then those with a protocol and ports, those
+// with a protocol, those without; then by length of the source prefix. Rules that are equal by this and match a
+// common flow tie.
+func Precedence(a, b Rule) int {
+	return cmp.Or(
+		cmp.Compare(b.Destination.Bits(), a.Destination.Bits()),
+		cmp.Compare(b.specificity(), a.specificity()),
+		cmp.Compare(b.Source.Bits(), a.Source.Bits()),
+	)
+}
+
+// Matches says whether a rule applies to a flow.
+func (r *Rule) Matches(f Flow) bool {
+	return r.Source.Contains(f.Source) && r.Destination.Contains(f.Destination) &&
+		(r.Protocol == 0 || r.Protocol == f.Protocol) && (r.Ports == everyPort || r.Ports.First <= f.Port && f.Port <= r.Ports.Last)
+}
+
+// Rules takes the policies apart. The order is by Precedence, and complete: it depends on nothing but the policies' content.
+func (c *Config) Rules() []Rule {
+	var rules []Rule
+	for i := range c.Policies {
+		p := &c.Policies[i]
+		destinations := p.Destinations
+		if len(destinations) == 0 {
+			destinations = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+		}
+		ports := mergePorts(p.Ports)
+		destinations = distinct(destinations)
+		for _, src := range distinct(p.Sources) {
+			for _, dst := range destinations {
+				if src.Addr().Is4() != dst.Addr().Is4() {
+					continue
+				}
+				for _, r := range ports {
+					rules = append(rules, Rule{p, src, dst, protocol(p.Protocol, src.Addr().Is6()), r})
+				}
+			}
+		}
+	}
+	slices.SortFunc(rules, func(a, b Rule) int {
+		return cmp.Or(Precedence(a, b), a.Destination.Addr().Compare(b.Destination.Addr()), a.Source.Addr().Compare(b.Source.Addr()),
+			cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Ports.First, b.Ports.First), cmp.Compare(a.Policy.Name, b.Policy.Name))
+	})
+	return rules
+}
+
+func protocol(name string, ipv6 bool) uint8 {
+	switch name {
+	case "tcp":
+		return tcp
+	case "udp":
+		return udp
+	case "icmp":
+		if ipv6 {
+			return icmpv6
+		}
+		return icmp
+	}
+	return 0
+}
+
+func distinct(prefixes []netip.Prefix) []netip.Prefix {
+	masked := make([]netip.Prefix, len(prefixes))
+	for i, p := range prefixes {
+		masked[i] = p.Masked()
+	}
+	slices.SortFunc(masked, netip.Prefix.Compare)
+	return slices.Compact(masked)
+}
+
+// mergePorts returns the same ports in ascending ranges that do not touch; every port when there are none.
+func mergePorts(ports []PortRange) []PortRange {
+	if len(ports) == 0 {
+		return []PortRange{everyPort}
+	}
+	sorted := slices.SortedFunc(slices.Values(ports), func(a, b PortRange) int { return cmp.Compare(a.First, b.First) })
+	merged := sorted[:1]
+	for _, r := range sorted[1:] {
+		if last := &merged[len(merged)-1]; int(r.First) <= int(last.Last)+1 {
+			last.Last = max(last.Last, r.Last)
+		} else {
+			merged = append(merged, r)
+		}
+	}
+	return merged
+}
+
+// Tie is two policies that claim a common flow with equal right.
+type Tie struct{ A, B string }
+
+// Ties returns the pairs of policies that tie, in order of their rules. A policy does not tie with itself.
+func (c *Config) Ties() []Tie {
+	rules := c.Rules()
+	var ties []Tie
+	for i := range rules {
+		a := &rules[i]
+		for j := i + 1; j < len(rules); j++ {
+			b := &rules[j]
+			// What can tie lies side by side, ordered by protocol and first port.
+			if Precedence(*a, *b) != 0 || a.Destination != b.Destination || a.Source != b.Source || a.Protocol != b.Protocol || b.Ports.First > a.Ports.Last {
+				break
+			}
+			if t := (Tie{a.Policy.Name, b.Policy.Name}); t.A != t.B && !slices.Contains(ties, t) {
+				ties = append(ties, t)
+			}
+		}
+	}
+	return ties
+}
+
+// Match is the definition of what the policies mean: what happens to a forwarded flow toward the underlay. It looks at
+// every rule and is meant for explanations, plans and tests.
+func (c *Config) Match(f Flow) Decision {
+	rules := c.Rules()
+	i := slices.IndexFunc(rules, func(r Rule) bool { return r.Matches(f) })
+	if i < 0 {
+		return Decision{}
+	}
+	p := rules[i].Policy
+	d := Decision{Policy: p.Name}
+	if p.Action == SNAT {
+		d.Address = c.Pool(p.Pool).For(f.Source)
+	}
+	return d
+}
+
+// Pool returns the pool of a name, an empty one when there is none.
+func (c *Config) Pool(name string) Pool {
+	for _, p := range c.Pools {
+		if p.Name == name {
+			return p
+		}
+	}
+	return Pool{Name: name}
+}
+
+// Family returns the pool's addresses of one family, in order and without duplicates.
+func (p Pool) Family(ipv6 bool) []netip.Addr {
+	var addrs []netip.Addr
+	for _, a := range p.Addresses {
+		if a.Address.Is6() == ipv6 && !slices.Contains(addrs, a.Address) {
+			addrs = append(addrs, a.Address)
+		}
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return addrs
+}
+
+// For returns the address of the pool that a source leaves with: always the same one while the pool does not change. It is zero when
+// the pool has none of the family.
+func (p Pool) For(source netip.Addr) netip.Addr {
+	addrs := p.Family(source.Is6())
+	switch len(addrs) {
+	case 0:
+		return netip.Addr{}
+	case 1:
+		return addrs[0]
+	}
+	return addrs[uint64(Hash(source))*uint64(len(addrs))>>32]
+}
+
+// HashSeed makes Hash differ from other uses of the same function on a packet's path.
+const HashSeed = 0x49535448
+
+// Hash is Bob Jenkins' hash (lookup3, 2006) of an address with HashSeed, as the kernel computes it in nftables' "jhash" on
+// a machine of this byte order.
+func Hash(a netip.Addr) uint32 {
+	key := a.AsSlice()
+	x := uint32(0xdeadbeef) + uint32(len(key)) + HashSeed
+	y, z := x, x
+	for ; len(key) > 12; key = key[12:] {
+		x += binary.NativeEndian.Uint32(key)
+		y += binary.NativeEndian.Uint32(key[4:])
+		z += binary.NativeEndian.Uint32(key[8:])
+		x = (x - z) ^ bits.RotateLeft32(z, 4)
+		z += y
+		y = (y - x) ^ bits.RotateLeft32(x, 6)
+		x += z
+		z = (z - y) ^ bits.RotateLeft32(y, 8)
+		y += x
+		x = (x - z) ^ bits.RotateLeft32(z, 16)
+		z += y
+		y = (y - x) ^ bits.RotateLeft32(x, 19)
+		x += z
+		z = (z - y) ^ bits.RotateLeft32(y, 4)
+		y += x
+	}
+	// Four bytes are left, of IPv4 and of IPv6. The kernel reads a tail byte by byte, least significant first.
+	x += binary.LittleEndian.Uint32(key)
+	z = (z ^ y) - bits.RotateLeft32(y, 14)
+	x = (x ^ z) - bits.RotateLeft32(z, 11)
+	y = (y ^ x) - bits.RotateLeft32(x, 25)
+	z = (z ^ y) - bits.RotateLeft32(y, 16)
+	x = (x ^ z) - bits.RotateLeft32(z, 4)
+	y = (y ^ x) - bits.RotateLeft32(x, 14)
+	z = (z ^ y) - bits.RotateLeft32(y, 24)
+	return z
+}

@@ -1,0 +1,187 @@
+package nftables
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/isthmus-net/isthmus/nat"
+	"golang.org/x/sys/unix"
+)
+
+// decodeElement reads an element back.
+func decodeElement(s shape, e nftables.SetElement) (key string, el element, err error) {
+	key = string(e.Key)
+	if s.isConcat {
+		end := e.KeyEnd
+		if end == nil {
+			end = e.Key
+		}
+		key += string(end)
+		if el.kind, el.chain, err = decodeVerdict(e.Val); err != nil {
+			return "", el, err
+		}
+	} else if s.isMap {
+		el.data = string(e.Val)
+	}
+	el.policy, el.before = decodeComment(e.Comment)
+	if e.Counter != nil {
+		el.now = nat.Counter{Packets: e.Counter.Packets, Bytes: e.Counter.Bytes}
+	}
+	return key, el, nil
+}
+
+// decodeVerdict reads the attributes of a verdict: its code, and the chain with goto.
+func decodeVerdict(b []byte) (kind int32, chain string, err error) {
+	seen := false
+	for len(b) >= unix.SizeofNlAttr {
+		n := int(binary.NativeEndian.Uint16(b))
+		if n < unix.SizeofNlAttr || n > len(b) {
+			break
+		}
+		value := b[unix.SizeofNlAttr:n]
+		switch binary.NativeEndian.Uint16(b[2:]) &^ unix.NLA_F_NESTED {
+		case unix.NFTA_VERDICT_CODE:
+			if len(value) == 4 {
+				kind, seen = int32(binary.BigEndian.Uint32(value)), true
+			}
+		case unix.NFTA_VERDICT_CHAIN:
+			chain = string(bytes.TrimRight(value, "\x00"))
+		}
+		b = b[min((n+3)&^3, len(b)):]
+	}
+	if !seen {
+		return 0, "", fmt.Errorf("an element without a verdict")
+	}
+	return kind, chain, nil
+}
+
+// The comment of an element is the name of its policy, and what the policy had counted before the element was made.
+
+func encodeComment(policy string, before nat.Counter) string {
+	if before == (nat.Counter{}) {
+		return policy
+	}
+	return fmt.Sprintf("%s %d %d", policy, before.Packets, before.Bytes)
+}
+
+func decodeComment(comment string) (policy string, before nat.Counter) {
+	words := strings.Fields(comment)
+	if len(words) == 3 {
+		before.Packets, _ = strconv.ParseUint(words[1], 10, 64)
+		before.Bytes, _ = strconv.ParseUint(words[2], 10, 64)
+	}
+	if len(words) > 0 {
+		policy = words[0]
+	}
+	return policy, before
+}
+
+func add(a, b nat.Counter) nat.Counter {
+	return nat.Counter{Packets: a.Packets + b.Packets, Bytes: a.Bytes + b.Bytes}
+}
+
+// counters returns what each policy has counted.
+func (r *ruleset) counters() map[string]nat.Counter {
+	sum := map[string]nat.Counter{}
+	for _, s := range r.sets {
+		for _, e := range s.elements {
+			if e.policy != "" {
+				sum[e.policy] = add(sum[e.policy], add(e.before, e.now))
+			}
+		}
+	}
+	return sum
+}
+
+// sameFrame says whether two tables are equal but for the elements of their sets.
+func sameFrame(a, b *ruleset) bool {
+	if len(a.chains) != len(b.chains) || len(a.sets) != len(b.sets) {
+		return false
+	}
+	for name, c := range a.chains {
+		d := b.chains[name]
+		if d == nil || c.kind != d.kind || c.hook != d.hook || c.priority != d.priority || len(c.rules) != len(d.rules) {
+			return false
+		}
+		for i := range c.rules {
+			if !reflect.DeepEqual(c.rules[i], d.rules[i]) {
+				return false
+			}
+		}
+	}
+	for name, s := range a.sets {
+		if b.sets[name] == nil || b.sets[name].shape != s.shape {
+			return false
+		}
+	}
+	return true
+}
+
+// change is what to do to the elements of a set. What is replaced is in both.
+type change struct {
+	remove, add map[string]element
+}
+
+// changes returns how to get from what the sets hold to what is wanted. The counters of policies that are wanted move from
+// elements that go to elements that come or stay.
+func changes(have, want *ruleset) map[string]*change {
+	all := map[string]*change{}
+	of := func(name string) *change {
+		if all[name] == nil {
+			all[name] = &change{map[string]element{}, map[string]element{}}
+		}
+		return all[name]
+	}
+	lost := map[string]nat.Counter{}
+	for name, s := range have.sets {
+		for key, e := range s.elements {
+			if w, ok := want.sets[name].elements[key]; !ok || !e.wants(w) {
+				of(name).remove[key] = e
+				if e.policy != "" {
+					lost[e.policy] = add(lost[e.policy], add(e.before, e.now))
+				}
+			}
+		}
+	}
+	for name, s := range want.sets {
+		for key, w := range s.elements {
+			if e, ok := have.sets[name].elements[key]; ok && e.wants(w) {
+				continue
+			}
+			w.before = lost[w.policy]
+			delete(lost, w.policy)
+			of(name).add[key] = w
+		}
+	}
+	// What is left has no new element to go to: an old one of the same policy is made anew with it.
+	for name, s := range want.sets {
+		for key, w := range s.elements {
+			counted := lost[w.policy]
+			if counted == (nat.Counter{}) {
+				continue
+			}
+			e := have.sets[name].elements[key]
+			of(name).remove[key] = e
+			w.before = add(counted, add(e.before, e.now))
+			of(name).add[key] = w
+			delete(lost, w.policy)
+		}
+	}
+	return all
+}
+
+// normal brings expressions that were read back into the form in which they are compiled.
+func normal(exprs []expr.Any) []expr.Any {
+	for _, e := range exprs {
+		if l, ok := e.(*expr.Lookup); ok {
+			l.SetID = 0
+		}
+	}
+	return exprs
+}

@@ -1,0 +1,328 @@
+// Package nftables carries out NAT with one nftables table, "inet isthmus". The table is replaced in one transaction and only when it
+// differs; when only policies, addresses or clamps differ, only the elements of its sets change.
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/isthmus-net/isthmus/nat"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// elementsPerMessage keeps a message below the 64 KiB to which a netlink attribute is limited.
+	elementsPerMessage = 200
+	// buffer is the size of the socket buffers in bytes. A transaction is one datagram.
+	buffer = 64 << 20
+)
+
+// Options are what a Driver needs.
+type Options struct {
+	// Log hears of transactions. Default: nobody.
+	Log *slog.Logger
+	// NetNS is a file descriptor of the network namespace. Default: that of the calling thread.
+	NetNS int
+}
+
+// Driver is a nat.Driver.
+type Driver struct {
+	options Options
+	writes  atomic.Uint64
+	mu      sync.Mutex // one transaction at a time
+}
+
+var _ nat.Driver = (*Driver)(nil)
+
+// New returns a Driver. It touches nothing yet.
+func New(o Options) *Driver {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Driver{options: o}
+}
+
+// Writes returns how many transactions were made.
+func (d *Driver) Writes() uint64 { return d.writes.Load() }
+
+// enlarge makes the buffers of a socket large enough for a transaction.
+func enlarge[S interface {
+	SetReadBuffer(int) error
+	SetWriteBuffer(int) error
+}](s S) error {
+	return errors.Join(s.SetReadBuffer(buffer), s.SetWriteBuffer(buffer))
+}
+
+// open returns a connection. Each operation has its own, so that what an interrupted one left unread disturbs no other.
+func (d *Driver) open() (*nftables.Conn, error) {
+	options := []nftables.ConnOption{nftables.AsLasting(), nftables.WithSockOptions(enlarge)}
+	if d.options.NetNS != 0 {
+		options = append(options, nftables.WithNetNSFd(d.options.NetNS))
+	}
+	c, err := nftables.New(options...)
+	if err != nil {
+		return nil, fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	return c, nil
+}
+
+func table() *nftables.Table {
+	return &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
+}
+
+// Apply makes the kernel's rules be as configured. See nat.Driver.
+func (d *Driver) Apply(ctx context.Context, c nat.Config) error {
+	want, err := compile(c)
+	if err != nil {
+		return fmt.Errorf("compiling rules: %w", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	conn, err := d.open()
+	if err != nil {
+		return err
+	}
+	defer conn.CloseLasting()
+	have, guard, err := read(conn)
+	if err != nil {
+		return fmt.Errorf("reading rules: %w", err)
+	}
+	if have != nil && sameFrame(have, want) {
+		todo := changes(have, want)
+		if len(todo) == 0 {
+			return nil
+		}
+		if err := d.edit(conn, want, todo); err != nil {
+			return fmt.Errorf("changing rules: %w", err)
+		}
+		return nil
+	}
+	if err := d.replace(conn, have, want, guard); err != nil {
+		return fmt.Errorf("replacing rules: %w", err)
+	}
+	return nil
+}
+
+// flush makes the transaction that was prepared.
+func (d *Driver) flush(conn *nftables.Conn, what string, elements int) error {
+	d.writes.Add(1)
+	if err := conn.Flush(); err != nil {
+		return err
+	}
+	d.options.Log.Info("nftables transaction", "kind", what, "elements", elements)
+	return nil
+}
+
+// edit changes elements only.
+func (d *Driver) edit(conn *nftables.Conn, want *ruleset, todo map[string]*change) error {
+	n := 0
+	// All that goes goes first: what comes may overlap it.
+	for _, name := range slices.Sorted(maps.Keys(todo)) {
+		for part := range slices.Chunk(elements(want.sets[name].shape, todo[name].remove), elementsPerMessage) {
+			n += len(part)
+			if err := conn.SetDeleteElements(kernelSet(name, want.sets[name]), part); err != nil {
+				return err
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(todo)) {
+		for part := range slices.Chunk(elements(want.sets[name].shape, todo[name].add), elementsPerMessage) {
+			n += len(part)
+			if err := conn.SetAddElements(kernelSet(name, want.sets[name]), part); err != nil {
+				return err
+			}
+		}
+	}
+	return d.flush(conn, "edit", n)
+}
+
+// replace replaces the whole table in one transaction, so that it is never absent. Counters are carried over.
+func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, guard nat.Counter) error {
+	counted := map[string]nat.Counter{}
+	if have != nil {
+		counted = have.counters()
+	}
+	t := table()
+	conn.AddTable(t) // so that there is one to delete
+	conn.DelTable(t)
+	conn.AddTable(t)
+	conn.AddObj(&nftables.NamedObj{Table: t, Name: guardCounter, Type: nftables.ObjTypeCounter,
+		Obj: &expr.Counter{Packets: guard.Packets, Bytes: guard.Bytes}})
+	chains := map[string]*nftables.Chain{}
+	for _, name := range slices.Sorted(maps.Keys(want.chains)) {
+		c := want.chains[name]
+		k := &nftables.Chain{Name: name, Table: t}
+		if c.kind != "" {
+			accept := nftables.ChainPolicyAccept
+			k.Type, k.Hooknum, k.Priority, k.Policy = c.kind, &c.hook, &c.priority, &accept
+		}
+		chains[name] = conn.AddChain(k)
+	}
+	n := 0
+	for _, name := range slices.Sorted(maps.Keys(want.sets)) {
+		s := want.sets[name]
+		k := kernelSet(name, s)
+		if err := conn.AddSet(k, nil); err != nil {
+			return err
+		}
+		carried := s.elements
+		if s.shape.isConcat {
+			carried = maps.Clone(s.elements)
+			for _, key := range slices.Sorted(maps.Keys(carried)) {
+				e := carried[key]
+				if before, ok := counted[e.policy]; ok {
+					e.before = before
+					carried[key] = e
+					delete(counted, e.policy)
+				}
+			}
+		}
+		for part := range slices.Chunk(elements(s.shape, carried), elementsPerMessage) {
+			n += len(part)
+			if err := conn.SetAddElements(k, part); err != nil {
+				return err
+			}
+		}
+	}
+	for name, c := range want.chains {
+		for _, exprs := range c.rules {
+			conn.AddRule(&nftables.Rule{Table: t, Chain: chains[name], Exprs: exprs})
+		}
+	}
+	return d.flush(conn, "replace", n)
+}
+
+// kernelSet returns a set in the library's words.
+func kernelSet(name string, s *set) *nftables.Set {
+	d := define(name, s)
+	k := &nftables.Set{Table: table(), Name: name, KeyType: d.key, DataType: d.data, IsMap: d.shape.isMap,
+		Interval: d.shape.isInterval, Concatenation: d.shape.isConcat, Counter: d.counter}
+	if d.key == nftables.TypeIFName || d.key == nftables.TypeMark {
+		k.KeyByteOrder = binaryutil.NativeEndian // for those who list the set
+	}
+	return k
+}
+
+// elements returns elements in the library's words, in order.
+func elements(s shape, es map[string]element) []nftables.SetElement {
+	list := make([]nftables.SetElement, 0, len(es))
+	for _, key := range slices.Sorted(maps.Keys(es)) {
+		e := es[key]
+		k := nftables.SetElement{Key: []byte(key), Comment: encodeComment(e.policy, e.before)}
+		if s.isConcat {
+			half := len(key) / 2
+			k.Key, k.KeyEnd = []byte(key[:half]), []byte(key[half:])
+			k.VerdictData = &expr.Verdict{Kind: expr.VerdictKind(e.kind), Chain: e.chain}
+		} else if s.isMap {
+			k.Val = []byte(e.data)
+		}
+		list = append(list, k)
+	}
+	return list
+}
+
+// read returns what is in our table and what the guard has counted, nil when there is no table.
+func read(conn *nftables.Conn) (*ruleset, nat.Counter, error) {
+	var guard nat.Counter
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, guard, err
+	}
+	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName && t.Flags == 0 }) {
+		return nil, guard, nil
+	}
+	t := table()
+	r := &ruleset{chains: map[string]*chain{}, sets: map[string]*set{}}
+	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, guard, err
+	}
+	for _, k := range chains {
+		if k.Table.Name != tableName {
+			continue
+		}
+		c := &chain{kind: k.Type}
+		if k.Hooknum != nil {
+			c.hook, c.priority = *k.Hooknum, *k.Priority
+			if k.Policy != nil && *k.Policy != nftables.ChainPolicyAccept {
+				c.kind += " with another policy"
+			}
+		}
+		rules, err := conn.GetRules(t, k)
+		if err != nil {
+			return nil, guard, err
+		}
+		for _, rule := range rules {
+			c.rules = append(c.rules, normal(rule.Exprs))
+		}
+		r.chains[k.Name] = c
+	}
+	sets, err := conn.GetSets(t)
+	if err != nil {
+		return nil, guard, err
+	}
+	for _, k := range sets {
+		s := &set{shape: shape{k.IsMap, k.Interval, k.Concatenation}, elements: map[string]element{}}
+		list, err := conn.GetSetElements(k)
+		if err != nil {
+			return nil, guard, err
+		}
+		for _, e := range list {
+			key, el, err := decodeElement(s.shape, e)
+			if err != nil {
+				return nil, guard, fmt.Errorf("set %s: %w", k.Name, err)
+			}
+			s.elements[key] = el
+		}
+		r.sets[k.Name] = s
+	}
+	objects, err := conn.GetNamedObjects(t)
+	if err != nil {
+		return nil, guard, err
+	}
+	for _, o := range objects {
+		if o, ok := o.(*nftables.NamedObj); ok && o.Name == guardCounter && o.Type == unix.NFT_OBJECT_COUNTER {
+			if c, ok := o.Obj.(*expr.Counter); ok {
+				guard = nat.Counter{Packets: c.Packets, Bytes: c.Bytes}
+			}
+		}
+	}
+	return r, guard, nil
+}
+
+// Observe reads back what is there.
+func (d *Driver) Observe(ctx context.Context) (nat.State, error) {
+	if err := ctx.Err(); err != nil {
+		return nat.State{}, err
+	}
+	conn, err := d.open()
+	if err != nil {
+		return nat.State{}, err
+	}
+	defer conn.CloseLasting()
+	have, guard, err := read(conn)
+	if err != nil {
+		return nat.State{}, fmt.Errorf("reading rules: %w", err)
+	}
+	if have == nil {
+		return nat.State{}, nil
+	}
+	s := nat.State{Present: true, Guard: guard}
+	counters := have.counters()
+	for _, name := range slices.Sorted(maps.Keys(counters)) {
+		s.Policies = append(s.Policies, nat.PolicyState{Name: name, Flows: counters[name]})
+	}
+	return s, nil
+}

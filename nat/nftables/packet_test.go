@@ -1,0 +1,206 @@
+package nftables
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/test/netns"
+	"golang.org/x/sys/unix"
+)
+
+// site is a router with an underlay and an inside. Packets are made by hand at the inside and caught on the underlay, so that
+// none can be missed and every source is possible.
+type site struct {
+	t                         testing.TB
+	inside, router, outside   *netns.NS
+	send4, send6, catch, away int // sockets: to send from the inside, and to catch outside and at the inside's far end
+	next                      uint16
+	packets                   map[uint16]nat.Flow
+}
+
+func newSite(t testing.TB) *site {
+	s := &site{t: t, inside: netns.New(t), router: netns.New(t), outside: netns.New(t)}
+	netns.Veth(s.router, "tun0", s.inside, "in0")
+	netns.Veth(s.router, "up0", s.outside, "out0")
+	s.router.Run(`sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 net.ipv4.conf.tun0.rp_filter=0 net.ipv4.conf.up0.rp_filter=0
+		ip addr add 192.0.2.1/32 dev up0
+		ip -6 addr add 2001:db8:ff::1/128 dev up0 nodad`)
+	// One address on all links and no neighbour discovery: whatever is sent arrives at once.
+	for ns, links := range map[*netns.NS][]string{s.inside: {"in0"}, s.router: {"tun0", "up0"}, s.outside: {"out0"}} {
+		for _, l := range links {
+			ns.Run("ip link set " + l + " down\nip link set " + l + " address 02:00:00:00:00:01 arp off\nip link set " + l + " up")
+		}
+	}
+	s.router.Run(`ip route add 10.0.0.0/8 dev tun0
+		ip route add default dev up0
+		ip -6 addr replace 2001:db8:ff::1/128 dev up0 nodad
+		ip -6 route add 2001:db8:a::/48 dev tun0
+		ip -6 route add default dev up0`)
+	s.inside.Run("ip route add default dev in0\nip -6 route add default dev in0")
+	s.inside.Do(func() {
+		s.send4 = s.must(unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW))
+		s.send6 = s.must(unix.Socket(unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_RAW))
+	})
+	s.outside.Do(func() {
+		s.catch = s.must(unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM, int(htons(unix.ETH_P_ALL))))
+	})
+	if err := unix.SetsockoptInt(s.catch, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(s.send4); unix.Close(s.send6); unix.Close(s.catch) })
+	return s
+}
+
+func htons(v uint16) uint16 { return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v)) }
+
+func (s *site) must(fd int, err error) int {
+	if err != nil {
+		s.t.Error(err)
+	}
+	return fd
+}
+
+// forgetFlows empties the router's connection tracking.
+func (s *site) forgetFlows() {
+	s.t.Helper()
+	var err error
+	s.router.Do(func() {
+		var fd int
+		if fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER); err != nil {
+			return
+		}
+		defer unix.Close(fd)
+		const deleteAll = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2 // IPCTNL_MSG_CT_DELETE
+		m := binary.NativeEndian.AppendUint32(nil, 20)
+		m = binary.NativeEndian.AppendUint16(m, deleteAll)
+		m = binary.NativeEndian.AppendUint16(m, unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+		m = append(m, make([]byte, 12)...)
+		if err = unix.Sendto(fd, m, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			return
+		}
+		answer := make([]byte, 4096)
+		if _, _, err = unix.Recvfrom(fd, answer, 0); err == nil && binary.NativeEndian.Uint32(answer[16:]) != 0 {
+			err = errors.New("refused")
+		}
+	})
+	if err != nil {
+		s.t.Fatalf("flushing connection tracking: %v", err)
+	}
+}
+
+// transmit sends the first packet of a flow from the inside, marked with id.
+func (s *site) transmit(f nat.Flow, id uint16, flags byte) {
+	s.t.Helper()
+	var l4 []byte
+	switch f.Protocol {
+	case unix.IPPROTO_TCP:
+		l4 = make([]byte, 20)
+		binary.BigEndian.PutUint16(l4, 1024+id)
+		binary.BigEndian.PutUint16(l4[2:], f.Port)
+		binary.BigEndian.PutUint32(l4[4:], uint32(id)<<8)
+		l4[12], l4[13] = 5<<4, flags
+	case unix.IPPROTO_UDP:
+		l4 = make([]byte, 12)
+		binary.BigEndian.PutUint16(l4, 1024+id)
+		binary.BigEndian.PutUint16(l4[2:], f.Port)
+		binary.BigEndian.PutUint16(l4[4:], 12)
+	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
+		l4 = make([]byte, 8)
+		l4[0] = 8
+		if f.Protocol == unix.IPPROTO_ICMPV6 {
+			l4[0] = 128
+		}
+		binary.BigEndian.PutUint16(l4[4:], id)
+	case unix.IPPROTO_NONE: // shorter than a port number
+	default:
+		l4 = make([]byte, 8)
+	}
+	src, dst := f.Source.AsSlice(), f.Destination.AsSlice()
+	if f.Protocol == unix.IPPROTO_ICMP {
+		binary.BigEndian.PutUint16(l4[2:], checksum(l4))
+	} else if at, ok := map[uint8]int{unix.IPPROTO_TCP: 16, unix.IPPROTO_UDP: 6, unix.IPPROTO_ICMPV6: 2}[f.Protocol]; ok {
+		pseudo := slices.Concat(src, dst, []byte{0, f.Protocol, 0, byte(len(l4))}, l4)
+		binary.BigEndian.PutUint16(l4[at:], checksum(pseudo))
+	}
+	var err error
+	if f.Source.Is4() {
+		h := []byte{0x45, 0, 0, byte(20 + len(l4)), byte(id >> 8), byte(id), 0, 0, 64, f.Protocol, 0, 0}
+		to := &unix.SockaddrInet4{Addr: f.Destination.As4()}
+		err = unix.Sendto(s.send4, slices.Concat(h, src, dst, l4), 0, to)
+	} else {
+		h := []byte{0x60, 0, byte(id >> 8), byte(id), 0, byte(len(l4)), f.Protocol, 64}
+		err = unix.Sendto(s.send6, slices.Concat(h, src, dst, l4), 0, &unix.SockaddrInet6{Addr: f.Destination.As16()})
+	}
+	if err != nil {
+		s.t.Fatalf("sending %+v: %v", f, err)
+	}
+}
+
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for i := 0; i+1 < len(b); i += 2 {
+		sum += uint32(b[i])<<8 | uint32(b[i+1])
+	}
+	if len(b)%2 == 1 {
+		sum += uint32(b[len(b)-1]) << 8
+	}
+	sum = sum>>16 + sum&0xffff
+	return ^uint16(sum>>16 + sum)
+}
+
+// caught is a packet that left by the underlay.
+type caught struct {
+	source, destination netip.Addr
+	protocol            uint8
+	packet              []byte
+}
+
+// receive returns what came out on the underlay, by id, once nothing more comes for the pause.
+func (s *site) receive(pause time.Duration) map[uint16]caught {
+	s.t.Helper()
+	timeout := unix.NsecToTimeval(pause.Nanoseconds())
+	if err := unix.SetsockoptTimeval(s.catch, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+		s.t.Fatal(err)
+	}
+	all := map[uint16]caught{}
+	b := make([]byte, 65536)
+	for {
+		n, from, err := unix.Recvfrom(s.catch, b, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if errors.Is(err, unix.EAGAIN) {
+			return all
+		}
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if from.(*unix.SockaddrLinklayer).Pkttype == unix.PACKET_OUTGOING || n < 20 {
+			continue
+		}
+		p := slices.Clone(b[:n])
+		switch {
+		case p[0]>>4 == 4:
+			src, _ := netip.AddrFromSlice(p[12:16])
+			dst, _ := netip.AddrFromSlice(p[16:20])
+			all[binary.BigEndian.Uint16(p[4:])] = caught{src, dst, p[9], p}
+		case p[0]>>4 == 6 && n >= 40:
+			src, _ := netip.AddrFromSlice(p[8:24])
+			dst, _ := netip.AddrFromSlice(p[24:40])
+			if dst.IsMulticast() { // neighbour discovery of the kernel itself
+				continue
+			}
+			all[binary.BigEndian.Uint16(p[2:])] = caught{src, dst, p[6], p}
+		}
+	}
+}
+
+func (c caught) String() string {
+	return fmt.Sprintf("%v > %v protocol %d", c.source, c.destination, c.protocol)
+}
