@@ -1,0 +1,92 @@
+package host
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/isthmus-net/isthmus/test/netns"
+)
+
+// Ring: namespace.
+
+func TestProbe(t *testing.T) {
+	before, err := os.ReadFile("/proc/net/dev")
+	if err != nil {
+		t.Fatal(err)
+	}
+	results, err := Probe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns := netns.New(t)
+	for _, r := range results {
+		t.Logf("%s: %v", r.Capability, r.Err)
+		// What iproute2 and nft can do here, the probe must find, and the other way round.
+		commands := map[Capability]string{
+			XFRMInterface: "ip link add x type xfrm if_id 7",
+			WireGuard:     "ip link add x type wireguard",
+			VRF:           "ip link add x type vrf table 7",
+			NextHops:      "ip nexthop add id 1 blackhole",
+			NextHopGroups: "ip nexthop add id 2 group 1",
+			NFTables:      "nft add table inet x",
+			NAT:           "nft add chain inet x y {type\u00a0nat hook postrouting priority 100 ; }",
+			TUN:           "ip tuntap add mode tun name y",
+			ESP:           "ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x100 mode tunnel aead rfc4106(gcm(aes)) 0x0000000000000000000000000000000000000000000000000000000000000000abcdef01 128",
+		}
+		_, err := ns.Try(strings.ReplaceAll(commands[r.Capability], "\u00a0", " "))
+		if (err == nil) != (r.Err == nil) {
+			t.Errorf("%s: the probe says %v, and the command %v", r.Capability, r.Err, err)
+		}
+		ns.Try("ip link del x")
+	}
+	if len(results) != len(probes) {
+		t.Errorf("%d results, want %d", len(results), len(probes))
+	}
+	names := Names(results)
+	for _, c := range []Capability{NextHops, NextHopGroups, NFTables, NAT} { // without these nothing else here is tested
+		if !slices.Contains(names, string(c)) {
+			t.Errorf("%s is missing", c)
+		}
+	}
+	after, err := os.ReadFile("/proc/net/dev")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(after), "probe") && !strings.Contains(string(before), "probe") {
+		t.Error("an interface is left in this namespace")
+	}
+}
+
+func TestTune(t *testing.T) {
+	ns := netns.New(t)
+	netns.Veth(ns, "up0", ns, "far0")
+	want := Sysctls("up0")
+	tune := func(want []Sysctl) (n int, err error) {
+		ns.Do(func() { n, err = Tune(want) })
+		return n, err
+	}
+	n, err := tune(want)
+	if err != nil || n == 0 {
+		t.Fatalf("%d written, %v", n, err)
+	}
+	for _, s := range want {
+		ns.Do(func() {
+			if have, err := os.ReadFile("/proc/sys/" + s.Path); err == nil && strings.TrimSpace(string(have)) != s.Value || err != nil && !s.Optional {
+				t.Errorf("%s: %s, %v", s.Path, have, err)
+			}
+		})
+	}
+	if n, err := tune(want); n != 0 || err != nil {
+		t.Errorf("the second time: %d written, %v", n, err)
+	}
+	ns.Run("sysctl -qw net.ipv4.ip_forward=0")
+	if n, err := tune(want); n < 1 || err != nil {
+		t.Errorf("after a change by hand: %d written, %v", n, err)
+	}
+	broken := []Sysctl{{Path: "net/ipv4/no_such", Value: "1"}, {Path: "net/ipv4/ip_forward", Value: "0"}}
+	if n, err := tune(broken); n != 1 || err == nil || !strings.Contains(err.Error(), "net/ipv4/no_such") {
+		t.Errorf("a missing parameter: %d written, %v", n, err)
+	}
+}

@@ -1,0 +1,241 @@
+// Package host finds out what the machine's kernel can do, and sets the kernel parameters that a router needs.
+package host
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// Capability is something that a kernel may lack.
+type Capability string
+
+// The capabilities.
+const (
+	ESP           Capability = "esp"            // IPsec ESP with AES-GCM (xfrm)
+	XFRMInterface Capability = "xfrm-interface" // interfaces by if_id
+	WireGuard     Capability = "wireguard"      // the kernel's device
+	TUN           Capability = "tun"            // what WireGuard in user space needs
+	VRF           Capability = "vrf"
+	NextHops      Capability = "nexthop-objects"
+	NextHopGroups Capability = "nexthop-groups"
+	NFTables      Capability = "nftables"
+	NAT           Capability = "nat" // nftables chains of type nat
+)
+
+// Result is the answer of the kernel for one capability.
+type Result struct {
+	Capability Capability
+	// Err is why the kernel lacks it; nil when it has it.
+	Err error
+}
+
+// Probe tries each capability in a network namespace made for it, of which nothing is left. It needs CAP_SYS_ADMIN. An error
+// means that nothing is known.
+func Probe() ([]Result, error) {
+	var results []Result
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread ends here, and the namespace with it
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("making a network namespace: %w", err)
+			return
+		}
+		if err := loopbackUp(); err != nil {
+			done <- fmt.Errorf("setting up a network namespace: %w", err)
+			return
+		}
+		for _, p := range probes {
+			results = append(results, Result{p.capability, p.try()})
+		}
+		done <- nil
+	}()
+	err := <-done
+	return results, err
+}
+
+// Names returns the capabilities that are there, in order.
+func Names(results []Result) []string {
+	var names []string
+	for _, r := range results {
+		if r.Err == nil {
+			names = append(names, string(r.Capability))
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+var probes = []struct {
+	capability Capability
+	try        func() error
+}{
+	{ESP, tryESP},
+	{XFRMInterface, func() error { return tryLink("xfrm", attr(2, u32(1))) }}, // IFLA_XFRM_IF_ID
+	{WireGuard, func() error { return tryLink("wireguard", nil) }},
+	{TUN, tryTUN},
+	{VRF, func() error { return tryLink("vrf", attr(unix.IFLA_VRF_TABLE, u32(1000))) }},
+	{NextHops, func() error { return route(nextHop(1, attr(nhaBlackhole, nil))) }},
+	{NextHopGroups, func() error { return route(nextHop(2, attr(nhaGroup, append(u32(1), 0, 0, 0, 0)))) }}, // of the one above
+	{NFTables, func() error { return netfilter(nil) }},
+	{NAT, func() error { return netfilter(natChain()) }},
+}
+
+const (
+	nhaID        = 1
+	nhaGroup     = 2
+	nhaBlackhole = 4
+)
+
+var native = binary.NativeEndian
+
+func u32(v uint32) []byte                { return native.AppendUint32(nil, v) }
+func be32(v uint32) []byte               { return binary.BigEndian.AppendUint32(nil, v) }
+func text(s string) []byte               { return append([]byte(s), 0) }
+func pad(b []byte) []byte                { return append(b, make([]byte, -len(b)&3)...) }
+func nest(k uint16, as ...[]byte) []byte { return attr(k|unix.NLA_F_NESTED, slices.Concat(as...)) }
+
+func attr(kind uint16, value []byte) []byte {
+	b := native.AppendUint16(nil, uint16(unix.SizeofNlAttr+len(value)))
+	return pad(append(native.AppendUint16(b, kind), value...))
+}
+
+func message(kind, flags uint16, seq uint32, parts ...[]byte) []byte {
+	body := slices.Concat(parts...)
+	b := u32(uint32(unix.SizeofNlMsghdr + len(body)))
+	b = native.AppendUint16(b, kind)
+	b = native.AppendUint16(b, flags|unix.NLM_F_REQUEST)
+	b = native.AppendUint32(b, seq)
+	return append(append(b, 0, 0, 0, 0), body...)
+}
+
+// ask sends messages to the kernel and returns the first error that it answers with, or nil once it has acknowledged
+// the message with sequence number last.
+func ask(protocol int, last uint32, messages ...[]byte) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	timeout := unix.Timeval{Sec: 10}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+		return err
+	}
+	if err := unix.Sendto(fd, slices.Concat(messages...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	buffer := make([]byte, 1<<16)
+	for {
+		n, _, err := unix.Recvfrom(fd, buffer, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for b := buffer[:n]; len(b) >= unix.SizeofNlMsghdr+4; {
+			size := int(native.Uint32(b))
+			if size < unix.SizeofNlMsghdr+4 || size > len(b) {
+				break
+			}
+			if native.Uint16(b[4:]) == unix.NLMSG_ERROR {
+				if code := int32(native.Uint32(b[unix.SizeofNlMsghdr:])); code != 0 {
+					return unix.Errno(-code)
+				}
+				if native.Uint32(b[8:]) == last {
+					return nil
+				}
+			}
+			b = b[min((size+3)&^3, len(b)):]
+		}
+	}
+}
+
+func route(m []byte) error { return ask(unix.NETLINK_ROUTE, 1, m) }
+
+func nextHop(id uint32, what []byte) []byte {
+	family := byte(unix.AF_UNSPEC)
+	if id == 1 {
+		family = unix.AF_INET
+	}
+	return message(unix.RTM_NEWNEXTHOP, unix.NLM_F_ACK|unix.NLM_F_CREATE, 1, []byte{family, 0, 0, 0, 0, 0, 0, 0}, attr(nhaID, u32(id)), what)
+}
+
+// loopbackUp sets up the loopback interface, without which there are no black holes.
+func loopbackUp() error {
+	m := make([]byte, unix.SizeofIfInfomsg)
+	native.PutUint32(m[4:], 1) // its index in every namespace
+	native.PutUint32(m[8:], unix.IFF_UP)
+	native.PutUint32(m[12:], unix.IFF_UP)
+	return route(message(unix.RTM_NEWLINK, unix.NLM_F_ACK, 1, m))
+}
+
+// tryLink makes an interface of a kind.
+func tryLink(kind string, data []byte) error {
+	info := attr(unix.IFLA_INFO_KIND, text(kind))
+	if data != nil {
+		info = append(info, nest(unix.IFLA_INFO_DATA, data)...)
+	}
+	return route(message(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, 1,
+		make([]byte, unix.SizeofIfInfomsg), attr(unix.IFLA_IFNAME, text("probe-"+kind)), nest(unix.IFLA_LINKINFO, info)))
+}
+
+// tryTUN makes an interface that goes with its file descriptor.
+func tryTUN() error {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	request, err := unix.NewIfreq("probe-tun")
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	return unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+}
+
+// tryESP adds a tunnel mode security association of documentation addresses (linux/xfrm.h, struct xfrm_usersa_info).
+func tryESP() error {
+	const (
+		newSA    = 0x10 // XFRM_MSG_NEWSA
+		algAEAD  = 18   // XFRMA_ALG_AEAD
+		infinite = ^uint64(0)
+	)
+	address := func(last byte) []byte { return append([]byte{192, 0, 2, last}, make([]byte, 12)...) }
+	selector := make([]byte, 56)
+	native.PutUint16(selector[40:], unix.AF_INET)
+	lifetime := slices.Concat(native.AppendUint64(nil, infinite), native.AppendUint64(nil, infinite), native.AppendUint64(nil, infinite),
+		native.AppendUint64(nil, infinite), make([]byte, 32))
+	id := slices.Concat(address(2), be32(0x100), []byte{unix.IPPROTO_ESP, 0, 0, 0})
+	info := slices.Concat(selector, id, address(1), lifetime, make([]byte, 32), make([]byte, 12), u32(0), u32(0),
+		native.AppendUint16(nil, unix.AF_INET), []byte{1, 0, 0, 0}) // tunnel mode
+	info = append(info, make([]byte, -len(info)&7)...)
+	name := make([]byte, 64)
+	copy(name, "rfc4106(gcm(aes))")
+	aead := slices.Concat(name, u32(288), u32(128), make([]byte, 36))
+	return ask(unix.NETLINK_XFRM, 1, message(newSA, unix.NLM_F_ACK, 1, info, attr(algAEAD, aead)))
+}
+
+// netfilter makes a table, and more in it, in one transaction.
+func netfilter(more []byte) error {
+	const nft = unix.NFNL_SUBSYS_NFTABLES << 8
+	batch := []byte{unix.AF_UNSPEC, 0, 0, unix.NFNL_SUBSYS_NFTABLES} // resource id, big endian
+	table := message(nft|unix.NFT_MSG_NEWTABLE, unix.NLM_F_ACK|unix.NLM_F_CREATE, 2, []byte{unix.NFPROTO_INET, 0, 0, 0}, attr(unix.NFTA_TABLE_NAME, text("probe")))
+	last := uint32(2)
+	if more != nil {
+		last = 3
+	}
+	return ask(unix.NETLINK_NETFILTER, last, message(unix.NFNL_MSG_BATCH_BEGIN, 0, 1, batch), table, more, message(unix.NFNL_MSG_BATCH_END, 0, 4, batch))
+}
+
+func natChain() []byte {
+	return message(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWCHAIN, unix.NLM_F_ACK|unix.NLM_F_CREATE, 3, []byte{unix.NFPROTO_INET, 0, 0, 0},
+		attr(unix.NFTA_CHAIN_TABLE, text("probe")), attr(unix.NFTA_CHAIN_NAME, text("nat")),
+		nest(unix.NFTA_CHAIN_HOOK, attr(unix.NFTA_HOOK_HOOKNUM, be32(unix.NF_INET_POST_ROUTING)), attr(unix.NFTA_HOOK_PRIORITY, be32(100))),
+		attr(unix.NFTA_CHAIN_TYPE, text("nat")))
+}
