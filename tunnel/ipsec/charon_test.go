@@ -381,6 +381,7 @@ func TestTunnel(t *testing.T) {
 	b := newBench(t)
 	c1, p1 := one(1)
 	c2, p2 := one(2)
+	p2.unique = "replace"
 	b.far.load(p1, p2)
 	b.farInterface(c1)
 	b.farInterface(c2)
@@ -511,6 +512,7 @@ func TestTunnel(t *testing.T) {
 	t.Run("charon killed", func(t *testing.T) {
 		for i := range 3 {
 			before := b.state("t1").TimesUp
+			second := traffic(t, "169.254.65.1")
 			b.without(fmt.Sprintf("kill -9 of charon, %d", i), peerInside, func() {
 				b.near.kill()
 				until(t, 5*time.Second, "unknown", func() bool { return b.state("t1").Status == tunnel.Unknown })
@@ -519,7 +521,11 @@ func TestTunnel(t *testing.T) {
 				began := time.Now()
 				until(t, 60*time.Second, "up again", func() bool { s := b.state("t1"); return s.Status == tunnel.Up && s.TimesUp > before })
 				t.Logf("new SAs after %v", time.Since(began))
+				b.await("t2", tunnel.Up)
 			})
+			if sent, lost := second(); lost != 0 {
+				t.Errorf("t2 lost %d of %d packets", lost, sent)
+			}
 		}
 		b.mu.Lock()
 		for _, s := range b.states[len(b.states)-12:] {

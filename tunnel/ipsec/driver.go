@@ -53,6 +53,9 @@ type Driver struct {
 	instance string
 	running  bool                 // Run keeps the records up to date
 	orphans  map[uint32]time.Time // when an SA that charon does not know was first seen, by SPI
+
+	carried      map[uint32]bool // if_ids that the kernel had SAs for when Run connected to charon
+	carriedUntil time.Time       // how long that is held to be so
 }
 
 var _ tunnel.Driver = (*Driver)(nil)
@@ -123,6 +126,9 @@ func (d *Driver) want(c tunnel.Config) error {
 	if r == nil {
 		r = &record{stale: map[uint32]time.Time{}}
 		r.state = tunnel.State{Name: c.Name, Kind: "ipsec", Status: tunnel.Unknown}
+		if d.carried[c.ID] {
+			r.held = d.carriedUntil
+		}
 		d.records[c.Name] = r
 	}
 	r.cfg = c

@@ -82,6 +82,7 @@ type runner struct {
 	reported map[string]tunnel.State
 	again    map[string]time.Time // when to look at a tunnel again, by connection
 	sas      map[string][]ikeSA   // all, just read; nil: to be read
+	catcher  *catcher             // nil: nothing is to be caught
 	changed  chan nl.Change
 	watched  chan error
 }
@@ -99,8 +100,9 @@ func (r *runner) session(ctx context.Context) error {
 	if err := s.Subscribe(events...); err != nil {
 		return fmt.Errorf("subscribing to events: %w", err)
 	}
-	r.reload(ctx)
+	defer r.stopCatching()
 	r.hold()
+	r.reload(ctx)
 	d.mu.Lock()
 	d.all = true
 	d.mu.Unlock()
@@ -135,6 +137,11 @@ func (r *runner) session(ctx context.Context) error {
 				d.all = true
 				d.mu.Unlock()
 			}
+			if e.Name == "child-updown" {
+				for _, sas := range decodeSAs(e.Message, e.Timestamp) {
+					r.release(sas)
+				}
+			}
 			if d.heed(e) {
 				wake(time.Now().Add(gather))
 			}
@@ -158,6 +165,9 @@ func (r *runner) session(ctx context.Context) error {
 		}
 		if err := r.look(ctx); err != nil {
 			return err
+		}
+		if r.catcher != nil && !d.holding() {
+			r.stopCatching() // it sees every ESP packet, which is not free
 		}
 		cost = time.Since(began)
 		soon := time.Now().Add(4 * cost) // charon is to have time for its work
@@ -217,21 +227,67 @@ func (r *runner) reload(ctx context.Context) {
 	}
 }
 
-// hold finds the tunnels for which the kernel has SAs, which go on carrying traffic whether charon knows them or not.
+// hold finds the tunnels for which the kernel has SAs, which go on carrying traffic whether charon knows them or not, and
+// begins to catch the packets on the SAs to come.
 func (r *runner) hold() {
 	sas, err := r.d.o.Links.SAs()
 	if err != nil {
 		r.d.o.Log.Warn("reading the kernel's IPsec states failed", "error", err)
 	}
-	carried := map[uint32]bool{}
+	carried, known := map[uint32]bool{}, map[uint32]bool{}
 	for _, sa := range sas {
 		carried[sa.IfID] = true
+		known[sa.SPI] = true
 	}
 	r.d.mu.Lock()
-	defer r.d.mu.Unlock()
+	r.d.carried, r.d.carriedUntil = carried, time.Now().Add(hold)
 	for _, rec := range r.d.records {
 		if carried[rec.cfg.ID] {
-			rec.held = time.Now().Add(hold)
+			rec.held = r.d.carriedUntil
+		}
+	}
+	r.d.mu.Unlock()
+	if len(carried) == 0 {
+		return
+	}
+	if r.catcher, err = newCatcher(known); err != nil {
+		r.d.o.Log.Warn("some packets may be lost while SAs are replaced", "error", err)
+	}
+}
+
+// holding reports whether any tunnel is left that only the kernel carries.
+func (d *Driver) holding() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	for _, rec := range d.records {
+		if now.Before(rec.held) {
+			return true
+		}
+	}
+	return false
+}
+
+// stopCatching ends what hold began.
+func (r *runner) stopCatching() {
+	if r.catcher != nil {
+		r.catcher.close()
+		r.catcher = nil
+	}
+}
+
+// release lets the packets through that were caught for an SA that is now in the kernel.
+func (r *runner) release(sas []ikeSA) {
+	if r.catcher == nil {
+		return
+	}
+	for _, ike := range sas {
+		for _, c := range ike.Children {
+			if c.live() && c.In != 0 {
+				if n := r.catcher.release(c.In); n > 0 {
+					r.d.o.Log.Info("let packets through that came before their SA", "packets", n, "spi", fmt.Sprintf("%08x", c.In))
+				}
+			}
 		}
 	}
 }
@@ -389,6 +445,7 @@ func (r *runner) act(ctx context.Context, conn string, sas []ikeSA) error {
 			delete(rec.stale, id)
 		}
 	}
+	r.release(sas)
 	actions, again := rec.decide(now, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
 	if !rec.initiated.IsZero() {
 		again = earliest(again, now.Add(watchful))
