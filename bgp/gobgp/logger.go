@@ -33,6 +33,8 @@ type logger struct {
 
 	mu      sync.Mutex
 	expired map[string]bool // hold timer, of sessions that have not ended yet
+	second  int64           // Unix time
+	lines   int             // in that second
 	labels  map[string]context.Context
 }
 
@@ -54,7 +56,8 @@ func (l *logger) Warn(msg string, f log.Fields) {
 	case "graceful restart timer expired":
 		l.state(key, stateMessage{Expired: true, Error: "the peer did not come back within its restart time"})
 		return
-	case "prefix limit reached": // once for each further UPDATE
+	case "prefix limit reached", // once for each further UPDATE
+		"No matching path for withdraw found, may be path was not installed into table": // for each refused path
 		return
 	}
 	l.tell("WARN", msg, f)
@@ -86,6 +89,9 @@ func (l *logger) Debug(msg string, f log.Fields) {
 	case "received update":
 		key, _ := f["Key"].(string)
 		l.label(key)
+	case "failed to connect":
+		key, _ := f["Key"].(string)
+		l.state(key, stateMessage{Error: fmt.Sprintf("connecting: %v", f["Error"])})
 	case "state changed":
 		// The server's goroutine starts the goroutines of the new state next, and they inherit the label.
 		key, _ := f["Key"].(string)
@@ -119,8 +125,22 @@ func (l *logger) state(key string, m stateMessage) {
 	}
 }
 
+// maxLines is how many lines are passed on in a second. Peers can cause lines at will.
+const maxLines = 20
+
 // tell passes a line on, and makes it the last error of the peer it is about.
 func (l *logger) tell(level, msg string, f log.Fields) {
+	now := time.Now().Unix()
+	l.mu.Lock()
+	if l.second != now {
+		l.second, l.lines = now, 0
+	}
+	l.lines++
+	drop := l.lines > maxLines
+	l.mu.Unlock()
+	if drop {
+		return
+	}
 	key, _ := f["Key"].(string)
 	id, _ := l.id(key)
 	text := msg + detail(f)

@@ -1,0 +1,350 @@
+package gobgp
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/router/secret"
+)
+
+// root returns the Debian tree with BIRD and FRR in it: that of test/vm, or the machine's own root.
+func root(t testing.TB) string {
+	t.Helper()
+	cache := os.Getenv("ISTHMUS_CACHE")
+	if cache == "" {
+		dir, err := os.UserCacheDir()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cache = filepath.Join(dir, "isthmus")
+	}
+	trees, _ := filepath.Glob(filepath.Join(cache, "root-*", "tree"))
+	for _, tree := range append(trees, "/") {
+		if _, err := os.Stat(filepath.Join(tree, "usr/sbin/bird")); err == nil {
+			return tree
+		}
+	}
+	t.Fatalf("no BIRD in %s: build the tree of test/vm first", cache)
+	return ""
+}
+
+// tool returns a command of the tree, run with the tree's own loader and libraries.
+func tool(t testing.TB, name string, args ...string) *exec.Cmd {
+	tree := root(t)
+	lib := filepath.Join(tree, "usr/lib/x86_64-linux-gnu")
+	return exec.Command(filepath.Join(tree, "usr/lib64/ld-linux-x86-64.so.2"),
+		append([]string{"--library-path", lib + ":" + lib + "/frr", filepath.Join(tree, name)}, args...)...)
+}
+
+// far is a network namespace with a peer's process in it. It is gone with the process.
+type far struct {
+	t   testing.TB
+	cmd *exec.Cmd
+	dir string
+	log string
+}
+
+// startFar starts cmd in a new network namespace at the other end of a pair of interfaces: ours is name and has
+// addresses ours, theirs is eth0 and has addresses theirs.
+func startFar(t testing.TB, name string, ours, theirs []string, cmd *exec.Cmd, dir string) *far {
+	t.Helper()
+	f := &far{t: t, cmd: cmd, dir: dir, log: filepath.Join(dir, "log")}
+	out, err := os.Create(f.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		if t.Failed() {
+			b, _ := os.ReadFile(f.log)
+			t.Logf("log of %s:\n%s", name, b[max(0, len(b)-4000):])
+		}
+	})
+	pid := strconv.Itoa(cmd.Process.Pid)
+	run(t, "ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", pid)
+	t.Cleanup(func() { exec.Command("ip", "link", "del", name).Run() })
+	for _, a := range ours {
+		run(t, "ip", "addr", "add", a, "dev", name, "nodad")
+	}
+	run(t, "ip", "link", "set", name, "up")
+	in := func(args ...string) { run(t, "nsenter", append([]string{"-t", pid, "-n", "ip"}, args...)...) }
+	in("link", "set", "lo", "up")
+	for _, a := range theirs {
+		in("addr", "add", a, "dev", "eth0", "nodad")
+	}
+	in("link", "set", "eth0", "up")
+	return f
+}
+
+func startBIRD(t testing.TB, name string, ours, theirs []string, conf string) *far {
+	t.Helper()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "bird.conf")
+	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return startFar(t, name, ours, theirs, tool(t, "usr/sbin/bird", "-f", "-c", file, "-s", filepath.Join(dir, "ctl")), dir)
+}
+
+func (f *far) birdc(args ...string) string {
+	out, err := tool(f.t, "usr/sbin/birdc", append([]string{"-r", "-s", filepath.Join(f.dir, "ctl")}, args...)...).CombinedOutput()
+	if err != nil {
+		f.t.Fatalf("birdc %v: %v: %s", args, err, out)
+	}
+	return string(out)
+}
+
+// routes returns what BIRD learned through a protocol.
+func (f *far) routes(protocol string) []string {
+	var ps []string
+	for _, m := range regexp.MustCompile(`(?m)^([0-9a-f.:]+/\d+) `).FindAllStringSubmatch(f.birdc("show", "route", "protocol", protocol), -1) {
+		ps = append(ps, m[1])
+	}
+	slices.Sort(ps)
+	return ps
+}
+
+// withdrawals returns how many withdrawals BIRD received through a protocol.
+func (f *far) withdrawals(protocol string) string {
+	m := regexp.MustCompile(`Import withdraws:\s+(\d+)`).FindStringSubmatch(f.birdc("show", "protocols", "all", protocol))
+	if m == nil {
+		f.t.Fatal("no count of withdrawals")
+	}
+	return m[1]
+}
+
+const birdConf = `
+log stderr all;
+router id 169.254.1.2;
+protocol device { scan time 1; }
+protocol static s4 { ipv4; route 10.1.0.0/16 blackhole; route 10.2.0.0/16 blackhole; route 0.0.0.0/0 blackhole; }
+protocol static s6 { ipv6; route 2001:db8:1::/48 blackhole; }
+template bgp isthmus {
+	graceful restart on; graceful restart time 60; hold time 9; keepalive time 3; debug { events };
+}
+protocol bgp b4 from isthmus {
+	local 169.254.1.2 as 65001; neighbor 169.254.1.1 as 64620;
+	connect delay time 1; connect retry time 2;
+	password "bird and gobgp";
+	ipv4 { import all; export where source = RTS_STATIC; };
+}
+protocol bgp b6 from isthmus {
+	local fd00:1::2 as 65001; neighbor fd00:1::1 as 64620;
+	passive;
+	ipv6 { import all; export where source = RTS_STATIC; };
+}
+`
+
+func secrets(values map[string]string) secret.Lookup {
+	return func(r secret.Ref) ([]byte, error) {
+		if v, ok := values[r.Name]; ok {
+			return []byte(v), nil
+		}
+		return nil, fmt.Errorf("%s: %w", r.Name, secret.ErrNotFound)
+	}
+}
+
+func linkPeer(name, link, ours, theirs string, asn uint32) bgp.Peer {
+	return bgp.Peer{
+		Name: name, Tunnel: name, Interface: link, Address: addr(theirs), LocalAddress: addr(ours), ASN: asn,
+		HoldTime: 9 * time.Second, Keepalive: 3 * time.Second, TTL: 1, GracefulRestart: 60 * time.Second,
+		Import: bgp.Import{Allow: []bgp.Rule{rule("10.0.0.0/8", 8, 32), rule("2001:db8::/32", 32, 64)}},
+		Export: bgp.Export{Allow: []bgp.Rule{rule("172.16.0.0/12", 12, 24), rule("2001:db8::/32", 32, 64)}},
+	}
+}
+
+// TestBIRD has two sessions with BIRD: IPv4 with TCP-MD5 that both sides open, and IPv6 that we open.
+func TestBIRD(t *testing.T) {
+	bird := startBIRD(t, "ist-bird", []string{"169.254.1.1/30", "fd00:1::1/64"}, []string{"169.254.1.2/30", "fd00:1::2/64"}, birdConf)
+	p4 := linkPeer("b4", "ist-bird", "169.254.1.1", "169.254.1.2", 65001)
+	p4.Password = secret.Ref{Name: "md5", Fingerprint: "1"}
+	p6 := linkPeer("b6", "ist-bird", "fd00:1::1", "fd00:1::2", 65001)
+	c := config(p4, p6)
+	c.RouterID = addr("169.254.1.1")
+	c.Announce = append(c.Announce, prefix("172.17.0.0/16"), prefix("2001:db8:64::/48"))
+	values := map[string]string{"md5": "not this one"}
+	n := startNode(t, Options{Secrets: secrets(values)}, c)
+	eventually(t, 15*time.Second, "IPv6 session", func() bool { return n.state("b6").State == bgp.Established })
+	eventually(t, 5*time.Second, "IPv6 routes", func() bool { return slices.Equal(n.prefixes(), []string{"2001:db8:1::/48"}) })
+	eventually(t, 5*time.Second, "IPv6 announcement", func() bool { return slices.Equal(bird.routes("b6"), []string{"2001:db8:64::/48"}) })
+	if s := bird.birdc("show", "route", "all", "protocol", "b6"); !strings.Contains(s, "via fd00:1::1") || !strings.Contains(s, "BGP.next_hop: fd00:1::1") && !strings.Contains(s, "bgp_next_hop: fd00:1::1") {
+		t.Errorf("IPv6 next hop: %s", s)
+	}
+	eventually(t, 15*time.Second, "why the session with the wrong password is down", func() bool { return n.state("b4").LastError != "" })
+	if s := n.state("b4"); s.State == bgp.Established {
+		t.Fatalf("a session with the wrong password: %+v", s)
+	} else {
+		t.Log(s.LastError)
+	}
+
+	values["md5"] = "bird and gobgp"
+	p4.Password.Fingerprint = "2"
+	c.Peers = []bgp.Peer{p4, p6}
+	apply := func() {
+		t.Helper()
+		if err := n.Apply(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply()
+	eventually(t, 15*time.Second, "IPv4 session", func() bool { return n.state("b4").State == bgp.Established })
+	eventually(t, 5*time.Second, "routes", func() bool {
+		return slices.Equal(n.prefixes(), []string{"10.1.0.0/16", "10.2.0.0/16", "2001:db8:1::/48"})
+	})
+	eventually(t, 5*time.Second, "announcement", func() bool { return slices.Equal(bird.routes("b4"), []string{"172.16.0.0/16", "172.17.0.0/16"}) })
+
+	t.Run("killed", func(t *testing.T) {
+		eventually(t, 5*time.Second, "synced", func() bool { return n.recorder.count() == 1 })
+		n.mu().kill()
+		start := time.Now()
+		eventually(t, 15*time.Second, "back", func() bool {
+			return n.Starts() == 2 && n.state("b4").State == bgp.Established && n.state("b6").State == bgp.Established
+		})
+		t.Logf("sessions were back after %v", time.Since(start).Round(time.Millisecond))
+		eventually(t, 15*time.Second, "synced", func() bool { return n.recorder.count() == 2 })
+		eventually(t, 15*time.Second, "BIRD's end of graceful restart", func() bool {
+			return !strings.Contains(bird.birdc("show", "route", "all"), "stale") && len(bird.routes("b4")) == 2 && len(bird.routes("b6")) == 1
+		})
+		for _, p := range []string{"b4", "b6"} {
+			if w := bird.withdrawals(p); w != "0" {
+				t.Errorf("%s: %s withdrawals", p, w)
+			}
+		}
+		log, _ := os.ReadFile(bird.log)
+		if c := strings.Count(string(log), "Neighbor graceful restart detected"); c != 2 {
+			t.Errorf("BIRD detected %d graceful restarts", c)
+		}
+	})
+
+	c.Peers[0].Export.Allow = []bgp.Rule{rule("172.16.0.0/16")}
+	apply()
+	eventually(t, 5*time.Second, "a tightened export policy withdraws", func() bool { return slices.Equal(bird.routes("b4"), []string{"172.16.0.0/16"}) })
+	c.Announce = c.Announce[1:]
+	apply()
+	eventually(t, 5*time.Second, "no announcement", func() bool { return len(bird.routes("b4")) == 0 })
+
+	// The session ends with the link; GoBGP finds out by the hold timer, and nothing is kept for a peer that is silent.
+	run(t, "ip", "link", "set", "ist-bird", "down")
+	eventually(t, 15*time.Second, "down", func() bool { s := n.state("b4"); return s.State != bgp.Established && !s.Restarting })
+	eventually(t, 5*time.Second, "no routes", func() bool { return len(n.prefixes()) == 0 })
+	if s := n.state("b4"); !strings.Contains(s.LastError, "hold timer") && !strings.Contains(s.LastError, "connecting") {
+		t.Errorf("last error %q", s.LastError)
+	}
+}
+
+// mu returns the running process.
+func (n *node) mu() *process { n.Driver.mu.Lock(); defer n.Driver.mu.Unlock(); return n.proc }
+
+// TestFRR has a session over two hops of TTL with FRR, which opens it.
+func TestFRR(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "bgpd.conf")
+	if err := os.WriteFile(file, []byte(`
+router bgp 65002
+ bgp router-id 169.254.2.2
+ no bgp ebgp-requires-policy
+ no bgp network import-check
+ bgp graceful-restart
+ neighbor 169.254.2.1 remote-as 64620
+ neighbor 169.254.2.1 ebgp-multihop 2
+ neighbor 169.254.2.1 timers 3 9
+ neighbor 169.254.2.1 timers connect 1
+ address-family ipv4 unicast
+  network 10.1.0.0/16
+  network 192.168.0.0/16
+`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// The vty socket's directory is the instance's; its user is whoever runs the test.
+	startFar(t, "ist-frr", []string{"169.254.2.1/30"}, []string{"169.254.2.2/30"}, tool(t, "usr/lib/frr/bgpd",
+		"--log", "stdout", "-Z", "-S", "-f", file, "-i", filepath.Join(dir, "pid"), "--vty_socket", dir), dir)
+	// The vty protocol of vtysh: a command and NUL; the answer, three NULs and a status. vtysh itself wants PAM.
+	vty := func(command string) string {
+		conn, err := net.Dial("unix", filepath.Join(dir, "bgpd.vty"))
+		if err != nil {
+			return ""
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(5 * time.Second))
+		r := bufio.NewReader(conn)
+		var out []byte
+		for _, c := range []string{"enable", command} {
+			fmt.Fprintf(conn, "%s\x00", c)
+			for out = nil; !bytes.HasSuffix(out, []byte{0, 0, 0}); {
+				b, err := r.ReadByte()
+				if err != nil {
+					return ""
+				}
+				out = append(out, b)
+			}
+			r.ReadByte()
+		}
+		return string(bytes.Trim(out, "\x00"))
+	}
+	told := func() (ps []string) {
+		var v struct {
+			Routes map[string]any
+		}
+		if json.Unmarshal([]byte(vty("show bgp ipv4 unicast neighbors 169.254.2.1 routes json")), &v) == nil {
+			for p := range v.Routes {
+				ps = append(ps, p)
+			}
+		}
+		slices.Sort(ps)
+		return ps
+	}
+	p := linkPeer("frr", "ist-frr", "169.254.2.1", "169.254.2.2", 65002)
+	p.TTL, p.Passive = 2, true
+	c := config(p)
+	c.RouterID = addr("169.254.2.1")
+	c.Announce = append(c.Announce, prefix("172.17.0.0/16"))
+	n := startNode(t, Options{}, c)
+	eventually(t, 30*time.Second, "session", func() bool { return n.state("frr").State == bgp.Established })
+	eventually(t, 5*time.Second, "routes", func() bool { return slices.Equal(n.prefixes(), []string{"10.1.0.0/16"}) })
+	eventually(t, 5*time.Second, "announcements", func() bool { return slices.Equal(told(), []string{"172.16.0.0/16", "172.17.0.0/16"}) })
+	eventually(t, 10*time.Second, "synced", func() bool { return n.recorder.count() == 1 })
+
+	n.mu().kill()
+	start := time.Now()
+	eventually(t, 15*time.Second, "back", func() bool {
+		if got := told(); len(got) != 2 {
+			t.Fatalf("routes withdrawn: %v", got)
+		}
+		return n.Starts() == 2 && n.state("frr").State == bgp.Established
+	})
+	t.Logf("the session was back after %v", time.Since(start).Round(time.Millisecond))
+	eventually(t, 15*time.Second, "synced", func() bool { return n.recorder.count() == 2 })
+	if got := told(); len(got) != 2 {
+		t.Errorf("routes withdrawn: %v", got)
+	}
+
+	p.Export.Allow = []bgp.Rule{rule("172.17.0.0/16")}
+	c.Peers = []bgp.Peer{p}
+	if err := n.Apply(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Second, "a tightened export policy withdraws", func() bool { return slices.Equal(told(), []string{"172.17.0.0/16"}) })
+}
