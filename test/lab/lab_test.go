@@ -66,7 +66,9 @@ func TestPingAndNAT(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(300 * time.Millisecond)
+		for p.Report().Sent < 20 {
+			time.Sleep(10 * time.Millisecond)
+		}
 		if r := p.Stop(); r.Lost != 0 || r.Sent < 20 || r.Duplicates != 0 {
 			t.Errorf("%s to %s: %v", c.from.Name, c.to, r)
 		}
@@ -112,7 +114,9 @@ func TestCaptureSelects(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(50 * time.Millisecond)
+		for p.Report().Sent < 3 {
+			time.Sleep(10 * time.Millisecond)
+		}
 		p.Stop()
 		if n, first, err := capt.Stop(); err != nil || (n > 0) != c.want {
 			t.Errorf("%s: counted %d, %v %v", c.prefix, n, err, first)

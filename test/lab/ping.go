@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,7 +9,10 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // PingOptions of Ping. The zero value is usable.
@@ -72,8 +76,16 @@ func (n *Node) Ping(dst netip.Addr, o PingOptions) (*Pinger, error) {
 	if o.Source.IsValid() {
 		local = o.Source.String()
 	}
+	// A raw socket gets every ICMP packet of the node. While this process does not run, on a busy
+	// machine for hundreds of milliseconds, they have to wait somewhere.
+	const buffer = 16 << 20
 	p := &Pinger{dst: dst, id: uint16(rand.Uint32()), stop: make(chan struct{}), ended: make(chan struct{})}
-	err := n.Do(func() (err error) { p.conn, err = net.ListenPacket(network, local); return err })
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		fail := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, buffer) })
+		return errors.Join(fail, err)
+	}}
+	err := n.Do(func() (err error) { p.conn, err = lc.ListenPacket(context.Background(), network, local); return err })
 	if err != nil {
 		return nil, fmt.Errorf("pinging %s from %s: %w", dst, n.Name, err)
 	}
