@@ -1,0 +1,365 @@
+// Package apitest has a Router in memory and a server around it, for tests of the API and of its clients.
+package apitest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/auth"
+	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+// Router is an api.Router. Its documents are lines of text, each the name of a tunnel; a line that begins with "bad" is
+// a problem, one with "#" a comment. It is strict: what the real one may refuse, it refuses.
+type Router struct {
+	Now func() time.Time
+
+	mu        sync.Mutex
+	bells     map[string]*api.Bell
+	revisions []*isthmusv1.GetSpecResponse
+	history   []*isthmusv1.Revision
+	confirm   time.Time
+	tunnels   []*isthmusv1.TunnelStatus
+	peers     []*isthmusv1.PeerStatus
+	routes    []*isthmusv1.Route
+	policies  []*isthmusv1.PolicyStatus
+	status    *isthmusv1.SystemStatus
+	secrets   map[string]string
+	resets    []string
+}
+
+// New returns an empty Router.
+func New(now func() time.Time) *Router {
+	return &Router{
+		Now: now, secrets: map[string]string{}, status: &isthmusv1.SystemStatus{Node: "node-1", Version: "v0.0.0-test", Started: timestamppb.New(now())},
+		bells: map[string]*api.Bell{"tunnels": {}, "peers": {}, "routes": {}, "policies": {}, "status": {}},
+	}
+}
+
+// SetTunnels and the methods like it replace what is there, which must be in order, and wake those who watch.
+func (r *Router) SetTunnels(all ...*isthmusv1.TunnelStatus) { set(r, "tunnels", &r.tunnels, all) }
+func (r *Router) SetPeers(all ...*isthmusv1.PeerStatus)     { set(r, "peers", &r.peers, all) }
+func (r *Router) SetRoutes(all ...*isthmusv1.Route)         { set(r, "routes", &r.routes, all) }
+func (r *Router) SetPolicies(all ...*isthmusv1.PolicyStatus) {
+	set(r, "policies", &r.policies, all)
+}
+
+// SetConditions replaces the conditions of the node.
+func (r *Router) SetConditions(all ...*isthmusv1.Condition) {
+	r.mu.Lock()
+	r.status.Conditions = all
+	r.mu.Unlock()
+	r.bells["status"].Ring()
+}
+
+func set[T any](r *Router, kind string, where *[]T, all []T) {
+	r.mu.Lock()
+	*where = all
+	r.mu.Unlock()
+	r.bells[kind].Ring()
+}
+
+func get[T any](r *Router, kind string, where *[]T) ([]T, <-chan struct{}) {
+	changed := r.bells[kind].Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return *where, changed
+}
+
+func (r *Router) Tunnels() ([]*isthmusv1.TunnelStatus, <-chan struct{}) {
+	return get(r, "tunnels", &r.tunnels)
+}
+func (r *Router) Peers() ([]*isthmusv1.PeerStatus, <-chan struct{}) {
+	return get(r, "peers", &r.peers)
+}
+func (r *Router) Routes() ([]*isthmusv1.Route, <-chan struct{}) {
+	return get(r, "routes", &r.routes)
+}
+func (r *Router) Policies() ([]*isthmusv1.PolicyStatus, <-chan struct{}) {
+	return get(r, "policies", &r.policies)
+}
+func (r *Router) Guard() (packets, bytes uint64) { return 3, 180 }
+
+func (r *Router) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {
+	changed := r.bells["status"].Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	st := &isthmusv1.SystemStatus{
+		Node: r.status.Node, Version: r.status.Version, Started: r.status.Started, Conditions: r.status.Conditions,
+		Generation: r.generationLocked(), AppliedGeneration: r.generationLocked(), Capabilities: []string{"wireguard", "xfrm-interface"},
+		Counters: &isthmusv1.Counters{ViciWrites: 4, NetlinkWrites: 17, NftablesTransactions: 1, BgpStarts: 1},
+	}
+	if !r.confirm.IsZero() {
+		st.ConfirmUntil = timestamppb.New(r.confirm)
+	}
+	return st, changed
+}
+
+func (r *Router) generationLocked() uint64 { return uint64(len(r.revisions)) }
+
+func names(text string) []string {
+	var out []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+func text(s *isthmusv1.Source) string {
+	if s.GetSpec() == nil {
+		return s.GetText()
+	}
+	var out []string
+	for _, t := range s.GetSpec().GetTunnels() {
+		out = append(out, t.Name)
+	}
+	return strings.Join(out, "\n")
+}
+
+func (r *Router) Validate(_ context.Context, s *isthmusv1.Source) ([]*isthmusv1.Problem, error) {
+	var out []*isthmusv1.Problem
+	for i, name := range names(text(s)) {
+		if strings.HasPrefix(name, "bad") {
+			out = append(out, &isthmusv1.Problem{
+				Path: fmt.Sprintf("tunnels[%d].name", i), Value: name, Rule: "must not begin with bad", Remedy: "choose a better name", Line: uint32(i + 1),
+			})
+		}
+	}
+	return out, nil
+}
+
+func (r *Router) changesLocked(to string) []*isthmusv1.Change {
+	var was []string
+	if n := len(r.revisions); n > 0 {
+		was = names(r.revisions[n-1].Text)
+	}
+	now := names(to)
+	var out []*isthmusv1.Change
+	for _, n := range now {
+		if !slices.Contains(was, n) {
+			out = append(out, &isthmusv1.Change{Action: isthmusv1.Change_ACTION_ADD, Kind: "tunnel", Name: n})
+		}
+	}
+	for _, n := range was {
+		if !slices.Contains(now, n) {
+			out = append(out, &isthmusv1.Change{Action: isthmusv1.Change_ACTION_REMOVE, Kind: "tunnel", Name: n, Interrupts: "traffic through it stops"})
+		}
+	}
+	return out
+}
+
+func (r *Router) Plan(ctx context.Context, s *isthmusv1.Source) (*isthmusv1.PlanResponse, error) {
+	if p, _ := r.Validate(ctx, s); len(p) > 0 {
+		return nil, &api.Refused{Problems: p}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return &isthmusv1.PlanResponse{Generation: r.generationLocked(), Changes: r.changesLocked(text(s))}, nil
+}
+
+func (r *Router) Apply(ctx context.Context, author string, q *isthmusv1.ApplyRequest) (*isthmusv1.ApplyResponse, error) {
+	if p, _ := r.Validate(ctx, q.Source); len(p) > 0 {
+		return nil, &api.Refused{Problems: p}
+	}
+	var confirm time.Time
+	if q.ConfirmWithin != nil {
+		confirm = r.Now().Add(q.ConfirmWithin.AsDuration())
+	}
+	return r.accept(author, "apply", text(q.Source), q.ExpectedGeneration, confirm)
+}
+
+func (r *Router) accept(author, reason, text string, expected *uint64, confirm time.Time) (*isthmusv1.ApplyResponse, error) {
+	r.mu.Lock()
+	defer r.bells["status"].Ring()
+	defer r.mu.Unlock()
+	if expected != nil && *expected != r.generationLocked() {
+		return nil, fmt.Errorf("%w: expected %d, present is %d", store.ErrStale, *expected, r.generationLocked())
+	}
+	changes := r.changesLocked(text)
+	if len(changes) == 0 {
+		return &isthmusv1.ApplyResponse{Generation: r.generationLocked()}, nil
+	}
+	spec := &isthmusv1.Spec{}
+	for _, n := range names(text) {
+		spec.Tunnels = append(spec.Tunnels, &isthmusv1.Tunnel{Name: n})
+	}
+	g := r.generationLocked() + 1
+	r.revisions = append(r.revisions, &isthmusv1.GetSpecResponse{Generation: g, Spec: spec, Text: text})
+	r.history = slices.Insert(r.history, 0, &isthmusv1.Revision{
+		Generation: g, Time: timestamppb.New(r.Now()), Author: author, Reason: reason, Changes: uint32(len(changes)),
+	})
+	r.confirm = confirm
+	return &isthmusv1.ApplyResponse{Generation: g, Changes: changes}, nil
+}
+
+func (r *Router) Confirm(_ context.Context, _ string, generation uint64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if generation != r.generationLocked() {
+		return fmt.Errorf("%w: confirming %d, present is %d", store.ErrStale, generation, r.generationLocked())
+	}
+	r.confirm = time.Time{}
+	return nil
+}
+
+func (r *Router) Rollback(ctx context.Context, author string, q *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error) {
+	to := q.ToGeneration
+	if to == 0 {
+		r.mu.Lock()
+		to = r.generationLocked() - 1
+		r.mu.Unlock()
+	}
+	was, err := r.Spec(ctx, to)
+	if err != nil || to == 0 {
+		return nil, fmt.Errorf("generation %d: %w", to, api.ErrNotFound)
+	}
+	return r.accept(author, fmt.Sprintf("rollback to %d", to), was.Text, q.ExpectedGeneration, time.Time{})
+}
+
+func (r *Router) Spec(_ context.Context, generation uint64) (*isthmusv1.GetSpecResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if generation == 0 {
+		generation = r.generationLocked()
+	}
+	if generation == 0 || generation > r.generationLocked() {
+		return nil, fmt.Errorf("generation %d: %w", generation, api.ErrNotFound)
+	}
+	return r.revisions[generation-1], nil
+}
+
+func (r *Router) History() []*isthmusv1.Revision {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.history)
+}
+
+func (r *Router) ResetPeer(_ context.Context, name string, soft bool) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !slices.ContainsFunc(r.peers, func(p *isthmusv1.PeerStatus) bool { return p.Name == name }) {
+		return fmt.Errorf("peer %q: %w", name, api.ErrNotFound)
+	}
+	r.resets = append(r.resets, fmt.Sprintf("%s soft=%v", name, soft))
+	return nil
+}
+
+// Resets returns the sessions that were reset, as "name soft=true".
+func (r *Router) Resets() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.resets)
+}
+
+func (r *Router) SetSecret(_ context.Context, _, name string, value []byte) (*isthmusv1.SecretInfo, error) {
+	r.mu.Lock()
+	r.secrets[name] = string(value)
+	r.mu.Unlock()
+	all := r.Secrets()
+	return all[slices.IndexFunc(all, func(i *isthmusv1.SecretInfo) bool { return i.Name == name })], nil
+}
+
+// Secret returns the value of a secret.
+func (r *Router) Secret(name string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.secrets[name]
+}
+
+// Secrets shows how long each value is as its fingerprint. A secret named as a present tunnel is in use by it.
+func (r *Router) Secrets() []*isthmusv1.SecretInfo {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []*isthmusv1.SecretInfo
+	for name, value := range r.secrets {
+		i := &isthmusv1.SecretInfo{Name: name, Fingerprint: fmt.Sprintf("%016x", len(value)), Changed: timestamppb.New(r.Now())}
+		if n := len(r.revisions); n > 0 {
+			if at := slices.Index(names(r.revisions[n-1].Text), name); at >= 0 {
+				i.UsedBy = []string{fmt.Sprintf("tunnels[%d].ipsec.psk", at)}
+			}
+		}
+		out = append(out, i)
+	}
+	slices.SortFunc(out, func(a, b *isthmusv1.SecretInfo) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+func (r *Router) DeleteSecret(_ context.Context, _, name string) error {
+	for _, i := range r.Secrets() {
+		if i.Name != name {
+			continue
+		}
+		if len(i.UsedBy) > 0 {
+			return fmt.Errorf("%w: secret %q is used by %s", api.ErrPrecondition, name, strings.Join(i.UsedBy, ", "))
+		}
+		r.mu.Lock()
+		delete(r.secrets, name)
+		r.mu.Unlock()
+		return nil
+	}
+	return fmt.Errorf("secret %q: %w", name, secret.ErrNotFound)
+}
+
+// Server is an API server on the loopback and on a unix socket, with everything real but the Router.
+type Server struct {
+	Router    *Router
+	Authority *auth.Authority
+	Address   string
+	Socket    string
+	Context   string // file of the first admin
+	Audit     string // file
+}
+
+// Serve starts a server that stops with the test.
+func Serve(t testing.TB, now func() time.Time) *Server {
+	t.Helper()
+	dir := t.TempDir()
+	s := &Server{
+		Router: New(now), Socket: filepath.Join(dir, "api.sock"),
+		Context: filepath.Join(dir, "admin.yaml"), Audit: filepath.Join(dir, "audit.log"),
+	}
+	st, err := store.Open(filepath.Join(dir, "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	audit, err := auth.OpenAudit(s.Audit, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The context names the address, which is known only once the listener is there.
+	s.Authority, err = auth.New(auth.Options{Store: st, Address: "node-1.example:7443", Bundle: s.Context, Notice: io.Discard, Audit: audit, Now: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := api.Listen(api.Options{Router: s.Router, Authority: s.Authority, Address: "127.0.0.1:0", Socket: s.Socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Address = server.Address().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("serving: %v", err)
+		}
+		audit.Close()
+		st.Close()
+	})
+	return s
+}

@@ -1,0 +1,225 @@
+package api
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+// kind is what lists and watches need to know about one kind of object.
+type kind[T proto.Message] struct {
+	name     string
+	key      func(T) string
+	compare  func(a, b string) int // order of the keys
+	size     uint32                // of a page, when the client names none
+	maxSize  uint32
+	onlyName func(key string) T
+	// quiet clears the fields whose change alone is no event. Nil: there are none.
+	quiet func(T)
+}
+
+var tunnels = kind[*isthmusv1.TunnelStatus]{
+	name: "tunnel", key: (*isthmusv1.TunnelStatus).GetName, compare: strings.Compare, size: 1000, maxSize: 5000,
+	onlyName: func(name string) *isthmusv1.TunnelStatus { return &isthmusv1.TunnelStatus{Name: name} },
+	quiet:    func(t *isthmusv1.TunnelStatus) { t.RxBytes, t.TxBytes, t.RxPackets, t.TxPackets = 0, 0, 0, 0 },
+}
+
+var peers = kind[*isthmusv1.PeerStatus]{
+	name: "peer", key: (*isthmusv1.PeerStatus).GetName, compare: strings.Compare, size: 1000, maxSize: 5000,
+	onlyName: func(name string) *isthmusv1.PeerStatus { return &isthmusv1.PeerStatus{Name: name} },
+	quiet:    func(p *isthmusv1.PeerStatus) { p.MessagesReceived, p.MessagesSent = 0, 0 },
+}
+
+var routes = kind[*isthmusv1.Route]{
+	name: "route", key: (*isthmusv1.Route).GetPrefix, compare: CompareRoutes, size: 1000, maxSize: 10000,
+	onlyName: func(prefix string) *isthmusv1.Route { return &isthmusv1.Route{Prefix: prefix} },
+}
+
+var policies = kind[*isthmusv1.PolicyStatus]{
+	name: "policy", key: (*isthmusv1.PolicyStatus).GetName, compare: strings.Compare, size: 1000, maxSize: 10000,
+	onlyName: func(name string) *isthmusv1.PolicyStatus { return &isthmusv1.PolicyStatus{Name: name} },
+}
+
+var secrets = kind[*isthmusv1.SecretInfo]{
+	name: "secret", key: (*isthmusv1.SecretInfo).GetName, compare: strings.Compare, size: 1000, maxSize: 5000,
+}
+
+var revisions = kind[*isthmusv1.Revision]{
+	name: "revision", key: func(r *isthmusv1.Revision) string { return fmt.Sprintf("%020d", r.Generation) },
+	compare: func(a, b string) int { return strings.Compare(b, a) }, size: 100, maxSize: 1000,
+}
+
+// CompareRoutes orders prefixes in text form: IPv4 first, then by address, then the shorter prefix first. Text that is
+// no prefix comes before all others.
+func CompareRoutes(a, b string) int {
+	pa, aerr := netip.ParsePrefix(a)
+	pb, berr := netip.ParsePrefix(b)
+	if aerr != nil || berr != nil {
+		return strings.Compare(a, b)
+	}
+	return pa.Compare(pb)
+}
+
+// get returns one object of an ordered list.
+func (k kind[T]) get(all []T, key string) (T, error) {
+	i, ok := slices.BinarySearchFunc(all, key, func(o T, key string) int { return k.compare(k.key(o), key) })
+	if !ok {
+		var none T
+		return none, status.Errorf(codes.NotFound, "%s %q: not found", k.name, key)
+	}
+	return all[i], nil
+}
+
+// page returns the objects of an ordered list that match and come after the token's, and the token of the next page.
+// filter is what match was made from: a token is good only for the list it came from.
+func (k kind[T]) page(all []T, size uint32, token, filter string, match func(T) bool) ([]T, string, error) {
+	if size > k.maxSize {
+		return nil, "", status.Errorf(codes.InvalidArgument, "page_size %d: must be 1 to %d", size, k.maxSize)
+	}
+	if size == 0 {
+		size = k.size
+	}
+	start := 0
+	if token != "" {
+		after, ok := k.readToken(token, filter)
+		if !ok {
+			return nil, "", status.Errorf(codes.InvalidArgument, "page_token: not one of this list; begin again without it")
+		}
+		i, found := slices.BinarySearchFunc(all, after, func(o T, key string) int { return k.compare(k.key(o), key) })
+		if start = i; found {
+			start++
+		}
+	}
+	var out []T
+	for _, o := range all[start:] {
+		if match != nil && !match(o) {
+			continue
+		}
+		if len(out) == int(size) {
+			return out, k.token(k.key(out[len(out)-1]), filter), nil
+		}
+		out = append(out, o)
+	}
+	return out, "", nil
+}
+
+// A token is the key of the last object behind a checksum over it, the kind and the filter. It holds across restarts
+// of the daemon, and it need not be secret.
+func (k kind[T]) token(after, filter string) string {
+	return base64.RawURLEncoding.EncodeToString(append(k.tokenSum(after, filter), after...))
+}
+
+func (k kind[T]) tokenSum(after, filter string) []byte {
+	sum := sha256.Sum256([]byte(k.name + "\x00" + filter + "\x00" + after))
+	return sum[:8]
+}
+
+func (k kind[T]) readToken(token, filter string) (string, bool) {
+	data, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil || len(data) < 8 {
+		return "", false
+	}
+	after := string(data[8:])
+	return after, string(data[:8]) == string(k.tokenSum(after, filter))
+}
+
+// diff calls event for what is in one ordered list and not, or not equally, in another.
+func (k kind[T]) diff(was, now []T, event func(isthmusv1.EventType, T) error) error {
+	for len(was) > 0 || len(now) > 0 {
+		var err error
+		order := 0
+		switch {
+		case len(was) == 0:
+			order = 1
+		case len(now) == 0:
+			order = -1
+		default:
+			order = k.compare(k.key(was[0]), k.key(now[0]))
+		}
+		switch {
+		case order < 0:
+			err = event(isthmusv1.EventType_EVENT_TYPE_REMOVED, k.onlyName(k.key(was[0])))
+			was = was[1:]
+		case order > 0:
+			err = event(isthmusv1.EventType_EVENT_TYPE_ADDED, now[0])
+			now = now[1:]
+		default:
+			if !k.same(was[0], now[0]) {
+				err = event(isthmusv1.EventType_EVENT_TYPE_UPDATED, now[0])
+			}
+			was, now = was[1:], now[1:]
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (k kind[T]) same(a, b T) bool {
+	if any(a) == any(b) {
+		return true
+	}
+	if k.quiet == nil {
+		return proto.Equal(a, b)
+	}
+	a, b = proto.CloneOf(a), proto.CloneOf(b)
+	k.quiet(a)
+	k.quiet(b)
+	return proto.Equal(a, b)
+}
+
+// watch sends what is there, a mark, and then every change until the client or the server goes. It keeps no queue: while
+// a slow client takes its time, changes pile up in the Router's own state, and what follows is the difference to what
+// was sent last. An object that changed twice meanwhile is sent once.
+func (k kind[T]) watch(ctx context.Context, stopping <-chan struct{}, list func() ([]T, <-chan struct{}), send func(isthmusv1.EventType, T) error) error {
+	var sent []T
+	for marked := false; ; {
+		now, changed := list()
+		if err := k.diff(sent, now, send); err != nil {
+			return err
+		}
+		sent = now
+		if !marked {
+			var none T
+			if err := send(isthmusv1.EventType_EVENT_TYPE_MARK, none); err != nil {
+				return err
+			}
+			marked = true
+		}
+		if err := wait(ctx, stopping, changed); err != nil {
+			return err
+		}
+		// Comparing 100,000 routes takes some ten milliseconds; a watch may use a hundredth of one processor.
+		pause := time.NewTimer(watchPause + time.Duration(len(now))*10*time.Microsecond)
+		err := wait(ctx, stopping, pause.C)
+		pause.Stop()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+const watchPause = 50 * time.Millisecond
+
+func wait[T any](ctx context.Context, stopping <-chan struct{}, c <-chan T) error {
+	select {
+	case <-c:
+		return nil
+	case <-stopping:
+		return status.Error(codes.Unavailable, "the server is stopping")
+	case <-ctx.Done():
+		return status.FromContextError(ctx.Err()).Err()
+	}
+}

@@ -1,0 +1,96 @@
+// Package api serves the gRPC API. It checks requests, pages lists, follows changes and turns errors into status codes;
+// what a request means is decided by the Router behind it, and who may make it by router/auth.
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+// Router is what the API stands in front of. Methods may be called from several goroutines.
+//
+// Methods that return a channel return what is true now, and a channel that is closed when it no longer is; Bell makes
+// such channels. Lists are in ascending order of name (routes: CompareRoutes), each name once. The slices and messages
+// they return are never modified afterwards; an unchanged object should be the same message again, which makes watches
+// cheap.
+//
+// Errors wrap ErrNotFound, ErrInvalid, ErrPrecondition, store.ErrStale, secret.ErrNotFound or bgp.ErrNotFound where one
+// of them applies, and are a *Refused for a document with problems.
+type Router interface {
+	// Validate returns what is wrong with a document. The error is about the check itself.
+	Validate(ctx context.Context, source *isthmusv1.Source) ([]*isthmusv1.Problem, error)
+	Plan(ctx context.Context, source *isthmusv1.Source) (*isthmusv1.PlanResponse, error)
+	Apply(ctx context.Context, author string, r *isthmusv1.ApplyRequest) (*isthmusv1.ApplyResponse, error)
+	Confirm(ctx context.Context, author string, generation uint64) error
+	Rollback(ctx context.Context, author string, r *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error)
+	// Spec returns an accepted document; generation 0 is the present one.
+	Spec(ctx context.Context, generation uint64) (*isthmusv1.GetSpecResponse, error)
+	// History returns the accepted documents, newest first.
+	History() []*isthmusv1.Revision
+
+	Tunnels() ([]*isthmusv1.TunnelStatus, <-chan struct{})
+	Peers() ([]*isthmusv1.PeerStatus, <-chan struct{})
+	ResetPeer(ctx context.Context, name string, soft bool) error
+	Routes() ([]*isthmusv1.Route, <-chan struct{})
+	Policies() ([]*isthmusv1.PolicyStatus, <-chan struct{})
+	// Guard returns what the guard kept from leaving.
+	Guard() (packets, bytes uint64)
+	Status() (*isthmusv1.SystemStatus, <-chan struct{})
+
+	SetSecret(ctx context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error)
+	Secrets() []*isthmusv1.SecretInfo
+	DeleteSecret(ctx context.Context, author, name string) error
+}
+
+var (
+	// ErrNotFound means that there is no object of that name.
+	ErrNotFound = errors.New("not found")
+	// ErrInvalid means that the request cannot be fulfilled as it is, whatever the state of the router.
+	ErrInvalid = errors.New("invalid request")
+	// ErrPrecondition means that the state of the router does not allow it now.
+	ErrPrecondition = errors.New("not possible now")
+)
+
+// Refused is a document that was not accepted, and everything that is wrong with it.
+type Refused struct{ Problems []*isthmusv1.Problem }
+
+func (e *Refused) Error() string {
+	switch len(e.Problems) {
+	case 0:
+		return "document refused"
+	case 1:
+		return fmt.Sprintf("document refused: %s: %s", e.Problems[0].Path, e.Problems[0].Rule)
+	}
+	return fmt.Sprintf("document refused: %d problems", len(e.Problems))
+}
+
+// Bell tells any number of waiters that something has changed. The zero Bell is ready.
+type Bell struct {
+	mu sync.Mutex
+	ch chan struct{}
+}
+
+// Wait returns a channel that is closed by the next Ring. Call it before reading what the bell is about, so that no
+// change falls in between.
+func (b *Bell) Wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch == nil {
+		b.ch = make(chan struct{})
+	}
+	return b.ch
+}
+
+// Ring wakes everybody who waits. It never blocks.
+func (b *Bell) Ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch != nil {
+		close(b.ch)
+		b.ch = nil
+	}
+}

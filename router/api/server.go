@@ -1,0 +1,188 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/isthmus-net/isthmus/router/auth"
+)
+
+// Options says what is served where.
+type Options struct {
+	Router    Router
+	Authority *auth.Authority
+	// Address is the host and port for mutual TLS. Empty: none.
+	Address string
+	// Socket is the path of the unix socket for root on this node. Empty: none.
+	Socket string
+}
+
+// Server has its listeners open and is ready to serve.
+type Server struct {
+	grpc      *grpc.Server
+	health    *health.Server
+	services  *services
+	listeners []net.Listener
+	address   net.Addr
+}
+
+// stopTimeout is how long calls under way may take when the server stops.
+const stopTimeout = 3 * time.Second
+
+// Listen opens the listeners. A socket file that a former process left is replaced; the store's lock makes sure that
+// there is no other daemon.
+func Listen(o Options) (*Server, error) {
+	s := &Server{
+		health:   health.NewServer(),
+		services: &services{router: o.Router, authority: o.Authority, stopping: make(chan struct{})},
+	}
+	generation := func() uint64 {
+		st, _ := o.Router.Status()
+		return st.GetGeneration()
+	}
+	s.grpc = grpc.NewServer(
+		grpc.Creds(o.Authority.Credentials()),
+		grpc.ChainUnaryInterceptor(o.Authority.Unary(describe, generation)),
+		grpc.ChainStreamInterceptor(o.Authority.Stream()),
+		grpc.MaxRecvMsgSize(maxDocument+64<<10),
+		grpc.MaxHeaderListSize(16<<10),
+		grpc.MaxConcurrentStreams(100),
+		grpc.ConnectionTimeout(10*time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time:                  time.Minute,
+			Timeout:               20 * time.Second,
+			MaxConnectionAge:      24 * time.Hour,
+			MaxConnectionAgeGrace: time.Minute,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+	)
+	s.services.register(s.grpc)
+	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	if err := auth.Check(s.grpc.GetServiceInfo()); err != nil {
+		return nil, fmt.Errorf("checking access rules: %w", err)
+	}
+	if err := s.listen(o); err != nil {
+		for _, l := range s.listeners {
+			l.Close()
+		}
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Server) listen(o Options) error {
+	if o.Socket != "" {
+		l, err := listenUnix(o.Socket)
+		if err != nil {
+			return fmt.Errorf("listening on %s: %w", o.Socket, err)
+		}
+		s.listeners = append(s.listeners, l)
+	}
+	if o.Address != "" {
+		l, err := net.Listen("tcp", o.Address)
+		if err != nil {
+			return fmt.Errorf("listening on %s: %w", o.Address, err)
+		}
+		s.listeners = append(s.listeners, l)
+		s.address = l.Addr()
+	}
+	return nil
+}
+
+func listenUnix(path string) (net.Listener, error) {
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, err
+	case info.Mode().Type() != fs.ModeSocket:
+		return nil, errors.New("a file that is no socket is in its place")
+	default:
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// Address returns where mutual TLS is served, nil when it is not.
+func (s *Server) Address() net.Addr { return s.address }
+
+// Serve serves until ctx is done or a listener fails. Calls under way are given a few seconds to end.
+func (s *Server) Serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	for _, l := range s.listeners {
+		go func() {
+			if err := s.grpc.Serve(l); err != nil {
+				cancel(fmt.Errorf("serving on %s: %w", l.Addr(), err))
+			}
+		}()
+	}
+	s.followHealth(ctx)
+
+	close(s.services.stopping)
+	s.health.Shutdown()
+	force := time.AfterFunc(stopTimeout, s.grpc.Stop)
+	defer force.Stop()
+	s.grpc.GracefulStop()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return nil
+}
+
+// conditionService begins the name under which the health service knows a condition of the node.
+const conditionService = "condition/"
+
+// followHealth reports the node as a whole under the empty name, and each condition that the node has or had under its
+// own: NOT_SERVING while an error condition is there.
+func (s *Server) followHealth(ctx context.Context) {
+	seen := make(map[string]bool)
+	for {
+		st, changed := s.services.router.Status()
+		serving := map[string]bool{"": true}
+		for name := range seen {
+			serving[name] = true
+		}
+		for _, c := range st.GetConditions() {
+			bad := c.Severity == "error"
+			name := conditionService + c.Type
+			seen[name] = true
+			serving[name] = !bad
+			if bad {
+				serving[""] = false
+			}
+		}
+		for name, ok := range serving {
+			state := grpc_health_v1.HealthCheckResponse_NOT_SERVING
+			if ok {
+				state = grpc_health_v1.HealthCheckResponse_SERVING
+			}
+			s.health.SetServingStatus(name, state)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

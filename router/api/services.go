@@ -1,0 +1,289 @@
+package api
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/auth"
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+// maxDocument bounds a document, as text or as a message, in bytes.
+const maxDocument = 16 << 20
+
+// services implements every service over one Router.
+type services struct {
+	router    Router
+	authority *auth.Authority
+	stopping  chan struct{} // closed when the server stops
+
+	isthmusv1.UnimplementedSpecServiceServer
+	isthmusv1.UnimplementedTunnelServiceServer
+	isthmusv1.UnimplementedBGPServiceServer
+	isthmusv1.UnimplementedRouteServiceServer
+	isthmusv1.UnimplementedNATServiceServer
+	isthmusv1.UnimplementedSystemServiceServer
+	isthmusv1.UnimplementedSecretServiceServer
+	isthmusv1.UnimplementedAccessServiceServer
+}
+
+func (s *services) register(r grpc.ServiceRegistrar) {
+	isthmusv1.RegisterSpecServiceServer(r, s)
+	isthmusv1.RegisterTunnelServiceServer(r, s)
+	isthmusv1.RegisterBGPServiceServer(r, s)
+	isthmusv1.RegisterRouteServiceServer(r, s)
+	isthmusv1.RegisterNATServiceServer(r, s)
+	isthmusv1.RegisterSystemServiceServer(r, s)
+	isthmusv1.RegisterSecretServiceServer(r, s)
+	isthmusv1.RegisterAccessServiceServer(r, s)
+}
+
+// describe says what a writing request is about, for the audit log.
+func describe(request any) auth.Subject {
+	switch r := request.(type) {
+	case *isthmusv1.ApplyRequest:
+		return auth.Subject{Digest: digest(r.GetSource())}
+	case *isthmusv1.ConfirmRequest:
+		return auth.Subject{Object: fmt.Sprintf("generation %d", r.Generation)}
+	case *isthmusv1.RollbackRequest:
+		return auth.Subject{Object: fmt.Sprintf("generation %d", r.ToGeneration)}
+	case *isthmusv1.ResetPeerRequest:
+		return auth.Subject{Object: r.Name}
+	case *isthmusv1.SetSecretRequest:
+		return auth.Subject{Object: r.Name}
+	case *isthmusv1.DeleteSecretRequest:
+		return auth.Subject{Object: r.Name}
+	case *isthmusv1.IssueClientRequest:
+		return auth.Subject{Object: r.Name + " as " + r.Role}
+	case *isthmusv1.RevokeClientRequest:
+		return auth.Subject{Object: r.Serial}
+	}
+	return auth.Subject{}
+}
+
+func digest(source *isthmusv1.Source) string {
+	data := []byte(source.GetText())
+	if m := source.GetSpec(); m != nil {
+		data, _ = proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	}
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
+func author(ctx context.Context) string { return auth.FromContext(ctx).Name }
+
+func checkSource(s *isthmusv1.Source) error {
+	switch {
+	case s.GetSource() == nil:
+		return status.Error(codes.InvalidArgument, "source: give the document as spec or as text")
+	case len(s.GetText()) > maxDocument:
+		return status.Errorf(codes.InvalidArgument, "source: the document has %d bytes, at most %d are read", len(s.GetText()), maxDocument)
+	}
+	return nil
+}
+
+func (s *services) Validate(ctx context.Context, r *isthmusv1.ValidateRequest) (*isthmusv1.ValidateResponse, error) {
+	if err := checkSource(r.Source); err != nil {
+		return nil, err
+	}
+	problems, err := s.router.Validate(ctx, r.Source)
+	return &isthmusv1.ValidateResponse{Problems: problems}, statusOf(err)
+}
+
+func (s *services) Plan(ctx context.Context, r *isthmusv1.PlanRequest) (*isthmusv1.PlanResponse, error) {
+	if err := checkSource(r.Source); err != nil {
+		return nil, err
+	}
+	p, err := s.router.Plan(ctx, r.Source)
+	return p, statusOf(err)
+}
+
+func (s *services) Apply(ctx context.Context, r *isthmusv1.ApplyRequest) (*isthmusv1.ApplyResponse, error) {
+	if err := checkSource(r.Source); err != nil {
+		return nil, err
+	}
+	if c := r.ConfirmWithin; c != nil {
+		if d := c.AsDuration(); !c.IsValid() || d < 10*time.Second || d > time.Hour {
+			return nil, status.Errorf(codes.InvalidArgument, "confirm_within %v: must be 10s to 1h", d)
+		}
+	}
+	a, err := s.router.Apply(ctx, author(ctx), r)
+	return a, statusOf(err)
+}
+
+func (s *services) Confirm(ctx context.Context, r *isthmusv1.ConfirmRequest) (*isthmusv1.ConfirmResponse, error) {
+	if r.Generation == 0 {
+		return nil, status.Error(codes.InvalidArgument, "generation: name the generation to keep")
+	}
+	return &isthmusv1.ConfirmResponse{}, statusOf(s.router.Confirm(ctx, author(ctx), r.Generation))
+}
+
+func (s *services) Rollback(ctx context.Context, r *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error) {
+	a, err := s.router.Rollback(ctx, author(ctx), r)
+	return a, statusOf(err)
+}
+
+func (s *services) GetSpec(ctx context.Context, r *isthmusv1.GetSpecRequest) (*isthmusv1.GetSpecResponse, error) {
+	g, err := s.router.Spec(ctx, r.Generation)
+	return g, statusOf(err)
+}
+
+func (s *services) ListHistory(_ context.Context, r *isthmusv1.ListHistoryRequest) (*isthmusv1.ListHistoryResponse, error) {
+	items, next, err := revisions.page(s.router.History(), r.PageSize, r.PageToken, "", nil)
+	return &isthmusv1.ListHistoryResponse{Revisions: items, NextPageToken: next}, err
+}
+
+func (s *services) ListTunnels(_ context.Context, r *isthmusv1.ListTunnelsRequest) (*isthmusv1.ListTunnelsResponse, error) {
+	all, _ := s.router.Tunnels()
+	items, next, err := tunnels.page(all, r.PageSize, r.PageToken, "", nil)
+	return &isthmusv1.ListTunnelsResponse{Tunnels: items, NextPageToken: next}, err
+}
+
+func (s *services) GetTunnel(_ context.Context, r *isthmusv1.GetTunnelRequest) (*isthmusv1.TunnelStatus, error) {
+	all, _ := s.router.Tunnels()
+	return tunnels.get(all, r.Name)
+}
+
+func (s *services) WatchTunnels(_ *isthmusv1.WatchTunnelsRequest, stream grpc.ServerStreamingServer[isthmusv1.TunnelEvent]) error {
+	return tunnels.watch(stream.Context(), s.stopping, s.router.Tunnels, func(e isthmusv1.EventType, t *isthmusv1.TunnelStatus) error {
+		return stream.Send(&isthmusv1.TunnelEvent{Type: e, Tunnel: t})
+	})
+}
+
+func (s *services) ListPeers(_ context.Context, r *isthmusv1.ListPeersRequest) (*isthmusv1.ListPeersResponse, error) {
+	all, _ := s.router.Peers()
+	items, next, err := peers.page(all, r.PageSize, r.PageToken, "", nil)
+	return &isthmusv1.ListPeersResponse{Peers: items, NextPageToken: next}, err
+}
+
+func (s *services) GetPeer(_ context.Context, r *isthmusv1.GetPeerRequest) (*isthmusv1.PeerStatus, error) {
+	all, _ := s.router.Peers()
+	return peers.get(all, r.Name)
+}
+
+func (s *services) WatchPeers(_ *isthmusv1.WatchPeersRequest, stream grpc.ServerStreamingServer[isthmusv1.PeerEvent]) error {
+	return peers.watch(stream.Context(), s.stopping, s.router.Peers, func(e isthmusv1.EventType, p *isthmusv1.PeerStatus) error {
+		return stream.Send(&isthmusv1.PeerEvent{Type: e, Peer: p})
+	})
+}
+
+func (s *services) ResetPeer(ctx context.Context, r *isthmusv1.ResetPeerRequest) (*isthmusv1.ResetPeerResponse, error) {
+	return &isthmusv1.ResetPeerResponse{}, statusOf(s.router.ResetPeer(ctx, r.Name, r.Soft))
+}
+
+func (s *services) ListRoutes(_ context.Context, r *isthmusv1.ListRoutesRequest) (*isthmusv1.ListRoutesResponse, error) {
+	var within netip.Prefix
+	if r.Within != "" {
+		var err error
+		if within, err = netip.ParsePrefix(r.Within); err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "within %q: must be a prefix, such as 10.0.0.0/8", r.Within)
+		}
+		within = within.Masked()
+	}
+	match := func(route *isthmusv1.Route) bool {
+		if within.IsValid() {
+			p, err := netip.ParsePrefix(route.Prefix)
+			if err != nil || p.Bits() < within.Bits() || !within.Contains(p.Addr()) {
+				return false
+			}
+		}
+		if r.Peer == "" {
+			return true
+		}
+		for _, n := range route.NextHops {
+			if n.Peer == r.Peer {
+				return true
+			}
+		}
+		return false
+	}
+	all, _ := s.router.Routes()
+	items, next, err := routes.page(all, r.PageSize, r.PageToken, r.Within+" "+r.Peer, match)
+	return &isthmusv1.ListRoutesResponse{Routes: items, NextPageToken: next}, err
+}
+
+func (s *services) WatchRoutes(_ *isthmusv1.WatchRoutesRequest, stream grpc.ServerStreamingServer[isthmusv1.RouteEvent]) error {
+	return routes.watch(stream.Context(), s.stopping, s.router.Routes, func(e isthmusv1.EventType, r *isthmusv1.Route) error {
+		return stream.Send(&isthmusv1.RouteEvent{Type: e, Route: r})
+	})
+}
+
+func (s *services) ListPolicies(_ context.Context, r *isthmusv1.ListPoliciesRequest) (*isthmusv1.ListPoliciesResponse, error) {
+	all, _ := s.router.Policies()
+	items, next, err := policies.page(all, r.PageSize, r.PageToken, "", nil)
+	packets, bytes := s.router.Guard()
+	return &isthmusv1.ListPoliciesResponse{Policies: items, NextPageToken: next, GuardPackets: packets, GuardBytes: bytes}, err
+}
+
+func (s *services) WatchPolicies(_ *isthmusv1.WatchPoliciesRequest, stream grpc.ServerStreamingServer[isthmusv1.PolicyEvent]) error {
+	return policies.watch(stream.Context(), s.stopping, s.router.Policies, func(e isthmusv1.EventType, p *isthmusv1.PolicyStatus) error {
+		return stream.Send(&isthmusv1.PolicyEvent{Type: e, Policy: p})
+	})
+}
+
+func (s *services) GetStatus(context.Context, *isthmusv1.GetStatusRequest) (*isthmusv1.SystemStatus, error) {
+	st, _ := s.router.Status()
+	return st, nil
+}
+
+func (s *services) SetSecret(ctx context.Context, r *isthmusv1.SetSecretRequest) (*isthmusv1.SecretInfo, error) {
+	if !store.ValidSecretName(r.Name) {
+		return nil, status.Errorf(codes.InvalidArgument, "name %q: must be lower case letters, digits and hyphens, 1 to 63", r.Name)
+	}
+	if n := len(r.Value); n < 1 || n > 4096 {
+		return nil, status.Errorf(codes.InvalidArgument, "value: has %d bytes, must have 1 to 4096", n)
+	}
+	i, err := s.router.SetSecret(ctx, author(ctx), r.Name, r.Value)
+	return i, statusOf(err)
+}
+
+func (s *services) ListSecrets(_ context.Context, r *isthmusv1.ListSecretsRequest) (*isthmusv1.ListSecretsResponse, error) {
+	items, next, err := secrets.page(s.router.Secrets(), r.PageSize, r.PageToken, "", nil)
+	return &isthmusv1.ListSecretsResponse{Secrets: items, NextPageToken: next}, err
+}
+
+func (s *services) DeleteSecret(ctx context.Context, r *isthmusv1.DeleteSecretRequest) (*isthmusv1.DeleteSecretResponse, error) {
+	return &isthmusv1.DeleteSecretResponse{}, statusOf(s.router.DeleteSecret(ctx, author(ctx), r.Name))
+}
+
+func (s *services) IssueClient(_ context.Context, r *isthmusv1.IssueClientRequest) (*isthmusv1.IssueClientResponse, error) {
+	role, err := auth.ParseRole(r.Role)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	certificate, c, err := s.authority.Issue(r.Name, role, r.Csr, r.Lifetime.AsDuration())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &isthmusv1.IssueClientResponse{Certificate: certificate, Authority: s.authority.Certificate(), Client: client(c)}, nil
+}
+
+func (s *services) ListClients(context.Context, *isthmusv1.ListClientsRequest) (*isthmusv1.ListClientsResponse, error) {
+	var out []*isthmusv1.Client
+	for _, c := range s.authority.Clients() {
+		out = append(out, client(c))
+	}
+	return &isthmusv1.ListClientsResponse{Clients: out}, nil
+}
+
+func (s *services) RevokeClient(_ context.Context, r *isthmusv1.RevokeClientRequest) (*isthmusv1.RevokeClientResponse, error) {
+	return &isthmusv1.RevokeClientResponse{}, statusOf(s.authority.Revoke(r.Serial))
+}
+
+func client(c store.Client) *isthmusv1.Client {
+	return &isthmusv1.Client{
+		Name: c.Name, Role: c.Role, Serial: c.Serial, Revoked: c.Revoked,
+		Issued: timestamppb.New(c.Issued), Expires: timestamppb.New(c.Expires),
+	}
+}

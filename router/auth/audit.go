@@ -1,0 +1,191 @@
+package auth
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// Event says at which moment an audit line was written.
+type Event string
+
+const (
+	// Begin is written before anything is changed. When it cannot be written, the call is refused.
+	Begin Event = "begin"
+	// End tells how it went. Where it is missing, the daemon died in between; the history tells whether the write
+	// was accepted.
+	End Event = "end"
+	// Refused is a call or a connection that was not let in.
+	Refused Event = "refused"
+)
+
+// Entry is one line of the audit log. It never holds a secret.
+type Entry struct {
+	Time    time.Time `json:"time"`
+	Event   Event     `json:"event"`
+	Call    uint64    `json:"call,omitzero"` // joins Begin and End, unique since Started
+	Who     string    `json:"who,omitzero"`
+	Role    string    `json:"role,omitzero"`
+	Serial  string    `json:"serial,omitzero"`
+	Address string    `json:"address"`
+	Method  string    `json:"method,omitzero"`
+	// Object is what the call is about: a secret's, peer's or client's name.
+	Object string `json:"object,omitzero"`
+	// Digest is the SHA-256 of the document, in hexadecimal.
+	Digest string `json:"digest,omitzero"`
+	From   uint64 `json:"fromGeneration,omitzero"`
+	To     uint64 `json:"toGeneration,omitzero"`
+	Result string `json:"result,omitzero"` // gRPC code
+	Error  string `json:"error,omitzero"`
+	// Suppressed is the number of refusals of the same client that were not written one by one.
+	Suppressed uint64 `json:"suppressed,omitzero"`
+}
+
+const (
+	auditBytes = 8 << 20 // of one file
+	auditFiles = 8       // beside the present one
+)
+
+// Refusals are written at most this often for one client, so that nobody can push the log out of its files.
+const (
+	refusalsPerSecond = 1
+	refusalsBurst     = 20
+)
+
+// Audit is an append-only log of JSON lines. It is rotated by size: name, name.1 (newest) to name.8.
+type Audit struct {
+	now   func() time.Time
+	name  string
+	limit int64
+
+	mu       sync.Mutex
+	file     *os.File
+	size     int64
+	calls    uint64
+	refusals map[string]*refusals
+}
+
+type refusals struct {
+	limiter    *rate.Limiter
+	suppressed uint64
+}
+
+// OpenAudit opens the log, and makes it when it is missing.
+func OpenAudit(name string, now func() time.Time) (*Audit, error) {
+	l := &Audit{now: now, name: name, limit: auditBytes, refusals: make(map[string]*refusals)}
+	if err := l.openLocked(); err != nil {
+		return nil, fmt.Errorf("opening audit log: %w", err)
+	}
+	return l, nil
+}
+
+func (l *Audit) openLocked() error {
+	f, err := os.OpenFile(l.name, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err == nil {
+		err = syncDir(filepath.Dir(l.name))
+	}
+	if err != nil {
+		f.Close()
+		return err
+	}
+	l.file, l.size = f, info.Size()
+	// A line that a loss of power cut short must not swallow the next one.
+	last := make([]byte, 1)
+	if l.size > 0 {
+		if _, err := f.ReadAt(last, l.size-1); err == nil && last[0] != '\n' {
+			n, err := f.WriteString("\n")
+			l.size += int64(n)
+			return err
+		}
+	}
+	return nil
+}
+
+// Close closes the log. Every line is on disk already.
+func (l *Audit) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.file.Close()
+}
+
+// write appends an entry and returns once it is on disk.
+func (l *Audit) write(e Entry) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.writeLocked(e)
+}
+
+func (l *Audit) writeLocked(e Entry) error {
+	e.Time = l.now().UTC()
+	line, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("writing audit log: %w", err)
+	}
+	if l.size > 0 && l.size+int64(len(line)) > l.limit {
+		if err := l.rotateLocked(); err != nil {
+			return fmt.Errorf("rotating audit log: %w", err)
+		}
+	}
+	n, err := l.file.Write(append(line, '\n'))
+	l.size += int64(n)
+	if err := errors.Join(err, l.file.Sync()); err != nil {
+		return fmt.Errorf("writing audit log: %w", err)
+	}
+	return nil
+}
+
+func (l *Audit) rotateLocked() error {
+	for i := auditFiles - 1; i >= 0; i-- {
+		from := l.name
+		if i > 0 {
+			from = fmt.Sprintf("%s.%d", l.name, i)
+		}
+		err := os.Rename(from, fmt.Sprintf("%s.%d", l.name, i+1))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	old := l.file
+	if err := l.openLocked(); err != nil {
+		return err
+	}
+	return old.Close()
+}
+
+// begin writes that a call is about to change something, and returns its entry for end.
+func (l *Audit) begin(e Entry) (Entry, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.calls++
+	e.Event, e.Call = Begin, l.calls
+	return e, l.writeLocked(e)
+}
+
+// refuse writes a refusal, unless the client under key has had too many of them lately.
+func (l *Audit) refuse(key string, e Entry) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.refusals[key]
+	if r == nil {
+		r = &refusals{limiter: rate.NewLimiter(refusalsPerSecond, refusalsBurst)}
+		l.refusals[key] = r
+	}
+	if !r.limiter.AllowN(l.now(), 1) {
+		r.suppressed++
+		return nil
+	}
+	e.Event, e.Suppressed = Refused, r.suppressed
+	r.suppressed = 0
+	return l.writeLocked(e)
+}

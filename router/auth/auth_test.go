@@ -1,0 +1,305 @@
+package auth
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+type clock struct{ time.Time }
+
+func (c *clock) now() time.Time { return c.Time }
+
+func newClock() *clock { return &clock{time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)} }
+
+// setUp opens an authority over the store in dir, as a start of the daemon does.
+func setUp(t *testing.T, dir string, c *clock) (*Authority, *store.Store, string) {
+	t.Helper()
+	st, err := store.Open(filepath.Join(dir, "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	audit, err := OpenAudit(filepath.Join(dir, "audit.log"), c.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { audit.Close(); st.Close() })
+	var notice bytes.Buffer
+	a, err := New(Options{
+		Store: st, Hosts: []string{"192.0.2.1", "node-1"}, Address: "192.0.2.1:7443", Bundle: filepath.Join(dir, "admin.yaml"),
+		Notice: &notice, Audit: audit, Now: c.now,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a, st, notice.String()
+}
+
+// TestRulesMatchContract: the contract says in the comment of each method which role it needs, and it is true.
+func TestRulesMatchContract(t *testing.T) {
+	text, err := os.ReadFile("../../proto/isthmus/v1/services.proto")
+	if err != nil {
+		t.Fatal(err)
+	}
+	service, role, found := "", "", 0
+	patterns := regexp.MustCompile(`^service (\w+)|Role: (\w+)\.|^  rpc (\w+)\(`)
+	for line := range strings.Lines(string(text)) {
+		m := patterns.FindStringSubmatch(line)
+		switch {
+		case m == nil:
+		case m[1] != "":
+			service = m[1]
+		case m[2] != "":
+			role = m[2]
+		default:
+			found++
+			full := "/isthmus.v1." + service + "/" + m[3]
+			if got := rules[full].role.String(); got != role {
+				t.Errorf("%s: the contract says %q, the rule %q", full, role, got)
+			}
+			role = ""
+		}
+	}
+	if found != len(rules)-5 {
+		t.Errorf("the contract has %d methods, there are rules for %d, and 5 for health and reflection", found, len(rules)-5)
+	}
+}
+
+func TestAuthorityOutlivesRestart(t *testing.T) {
+	dir, c := t.TempDir(), newClock()
+	a, st, notice := setUp(t, dir, c)
+	if !strings.Contains(notice, filepath.Join(dir, "admin.yaml")) {
+		t.Errorf("notice is %q", notice)
+	}
+	first, err := os.ReadFile(filepath.Join(dir, "admin.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "admin.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	st.Close()
+	b, _, notice := setUp(t, dir, c)
+	if a.Certificate() != b.Certificate() {
+		t.Error("the authority changed over a restart")
+	}
+	if _, err := os.Stat(filepath.Join(dir, "admin.yaml")); !errors.Is(err, os.ErrNotExist) || notice != "" {
+		t.Errorf("the first admin was exported twice: %v, %q", err, notice)
+	}
+	var bundle isthmusv1.ClientContext
+	if err := protojson.Unmarshal(first, &bundle); err != nil {
+		t.Fatal(err)
+	}
+	if bundle.Authority != b.Certificate() || bundle.Address != "192.0.2.1:7443" || len(b.Clients()) != 1 {
+		t.Errorf("context is for %s, clients are %v", bundle.Address, b.Clients())
+	}
+}
+
+// TestExportInterrupted: when the daemon dies before the first admin's file is written, the next start writes one, and
+// the certificate that nobody has is not valid.
+func TestExportInterrupted(t *testing.T) {
+	dir, c := t.TempDir(), newClock()
+	st, err := store.Open(filepath.Join(dir, "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = New(Options{Store: st, Bundle: filepath.Join(dir, "missing", "admin.yaml"), Notice: io.Discard, Now: c.now})
+	if err == nil {
+		t.Fatal("a bundle that cannot be written is no error")
+	}
+	lost := st.Clients()
+	st.Close()
+	a, _, notice := setUp(t, dir, c)
+	if notice == "" || len(lost) != 1 || len(a.Clients()) != 1 || a.Clients()[0].Serial == lost[0].Serial {
+		t.Errorf("clients were %v and are %v, notice %q", lost, a.Clients(), notice)
+	}
+	if a.valid(lost[0].Serial) == nil {
+		t.Error("the certificate of the interrupted attempt is valid")
+	}
+}
+
+// TestDamagedAuthority: it is not replaced by a new one.
+func TestDamagedAuthority(t *testing.T) {
+	dir, c := t.TempDir(), newClock()
+	_, st, _ := setUp(t, dir, c)
+	st.Close()
+	name := filepath.Join(dir, "store", "private", "authority.sealed")
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[len(data)/2] ^= 1
+	if err := os.WriteFile(name, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if st, err = store.Open(filepath.Join(dir, "store")); err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	if _, err := New(Options{Store: st, Notice: io.Discard, Now: c.now}); !errors.Is(err, store.ErrDamaged) {
+		t.Errorf("opening a damaged authority: %v", err)
+	}
+}
+
+func TestServerCertificate(t *testing.T) {
+	c := newClock()
+	a, _, _ := setUp(t, t.TempDir(), c)
+	serial := func() string {
+		t.Helper()
+		cert, err := a.serverCertificate(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, host := range append([]string{ServerName, "localhost", "127.0.0.1"}, a.hosts...) {
+			opts := x509.VerifyOptions{DNSName: host, Roots: a.pool, CurrentTime: c.Time}
+			if _, err := cert.Leaf.Verify(opts); err != nil {
+				t.Errorf("as %s: %v", host, err)
+			}
+		}
+		// A client certificate must not pass for the server's, nor the other way round.
+		opts := x509.VerifyOptions{Roots: a.pool, CurrentTime: c.Time, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+		if _, err := cert.Leaf.Verify(opts); err == nil {
+			t.Error("the server certificate is good for a client")
+		}
+		return serialText(cert.Leaf.SerialNumber)
+	}
+	first := serial()
+	if serial() != first {
+		t.Error("issued again without a reason")
+	}
+	a.SetHosts(a.hosts)
+	if serial() != first {
+		t.Error("issued again for the same hosts")
+	}
+	a.SetHosts([]string{"192.0.2.9", "node-2"})
+	second := serial()
+	if second == first {
+		t.Error("not issued again for other hosts")
+	}
+	c.Time = c.Add(serverLifetime * 2 / 3)
+	third := serial()
+	if third == second {
+		t.Error("not issued again when a third of its lifetime was left")
+	}
+}
+
+func lines(t *testing.T, name string) []Entry {
+	t.Helper()
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []Entry
+	for line := range bytes.Lines(data) {
+		var e Entry
+		if err := json.Unmarshal(line, &e); err != nil {
+			e = Entry{Error: "torn: " + string(line)}
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+func TestAuditRotation(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "audit.log")
+	l, err := OpenAudit(name, newClock().now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	l.limit = 1000
+	for i := range 200 {
+		if err := l.write(Entry{Event: End, Object: fmt.Sprint(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := 200
+	for i := range auditFiles + 1 {
+		file := name
+		if i > 0 {
+			file = fmt.Sprintf("%s.%d", name, i)
+		}
+		if info, err := os.Stat(file); err != nil || info.Size() > 1000 || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", file, info, err)
+		}
+		all := lines(t, file)
+		if next -= len(all); all[0].Object != fmt.Sprint(next) {
+			t.Errorf("%s begins with %s, want %d: a line is missing", file, all[0].Object, next)
+		}
+	}
+	if _, err := os.Stat(fmt.Sprintf("%s.%d", name, auditFiles+1)); err == nil {
+		t.Error("too many files are kept")
+	}
+}
+
+// TestAuditTornLine: a line that was cut short does not spoil the next.
+func TestAuditTornLine(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "audit.log")
+	if err := os.WriteFile(name, []byte(`{"event":"begin","who":"an`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := OpenAudit(name, newClock().now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := l.write(Entry{Event: End, Who: "ann"}); err != nil {
+		t.Fatal(err)
+	}
+	if all := lines(t, name); len(all) != 2 || all[1].Who != "ann" {
+		t.Errorf("lines are %+v", all)
+	}
+}
+
+// TestAuditFlood: refusals of one client are bounded, those of another are still written, and the number of those left
+// out is.
+func TestAuditFlood(t *testing.T) {
+	c := newClock()
+	name := filepath.Join(t.TempDir(), "audit.log")
+	l, err := OpenAudit(name, c.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	refuse := func(who string) {
+		if err := l.refuse(who, Entry{Who: who}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 1000 {
+		refuse("eve")
+	}
+	refuse("bob")
+	c.Time = c.Add(time.Second)
+	refuse("eve")
+	all := lines(t, name)
+	if len(all) != refusalsBurst+2 || all[refusalsBurst].Who != "bob" || all[refusalsBurst+1].Suppressed != 1000-refusalsBurst {
+		t.Errorf("%d lines, the last two are %+v", len(all), all[len(all)-2:])
+	}
+}
+
+// TestFullAudit: what cannot be written down is not done.
+func TestFullAudit(t *testing.T) {
+	l, err := OpenAudit(filepath.Join(t.TempDir(), "audit.log"), newClock().now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if _, err := l.begin(Entry{}); err == nil {
+		t.Error("an audit log that takes nothing is no error")
+	}
+}

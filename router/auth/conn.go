@@ -1,0 +1,299 @@
+package auth
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc/credentials"
+)
+
+// Limits of one server. A handshake that was not finished costs memory and, for each signature, about 0.1 ms.
+const (
+	maxHandshakes        = 64 // at once
+	maxHandshakesPerHost = 8
+	maxConnsPerClient    = 64
+	maxStreamsPerClient  = 256 // watches and other streams that are open at once
+	callsPerSecond       = 100
+	callsBurst           = 200
+)
+
+const rootName = "root"
+
+// registry knows the open connections and what each client uses up. Clients have a certificate of ours, so there are
+// not more of them than were issued.
+type registry struct {
+	mu         sync.Mutex
+	conns      map[string]map[*conn]struct{} // by serial
+	usage      map[string]*usage             // by serial
+	handshakes map[string]int                // under way, by host
+	total      int
+}
+
+type usage struct {
+	calls   *rate.Limiter
+	streams int
+}
+
+func (r *registry) init() {
+	r.conns = make(map[string]map[*conn]struct{})
+	r.usage = make(map[string]*usage)
+	r.handshakes = make(map[string]int)
+}
+
+// cut closes the connections of a client.
+func (r *registry) cut(serial string) {
+	r.mu.Lock()
+	var open []*conn
+	for c := range r.conns[serial] {
+		open = append(open, c)
+	}
+	r.mu.Unlock()
+	for _, c := range open {
+		c.Close()
+	}
+}
+
+func (r *registry) add(c *conn) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	open := r.conns[c.serial]
+	if open == nil {
+		open = make(map[*conn]struct{})
+		r.conns[c.serial] = open
+	}
+	if len(open) >= maxConnsPerClient {
+		return fmt.Errorf("%d connections are open already", maxConnsPerClient)
+	}
+	open[c] = struct{}{}
+	return nil
+}
+
+func (r *registry) remove(c *conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.conns[c.serial], c)
+	if len(r.conns[c.serial]) == 0 {
+		delete(r.conns, c.serial)
+	}
+}
+
+func (r *registry) usageLocked(serial string) *usage {
+	u := r.usage[serial]
+	if u == nil {
+		u = &usage{calls: rate.NewLimiter(callsPerSecond, callsBurst)}
+		r.usage[serial] = u
+	}
+	return u
+}
+
+func (r *registry) allowCall(serial string, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.usageLocked(serial).calls.AllowN(now, 1)
+}
+
+// openStream returns a function that gives the stream back, or false when there are too many.
+func (r *registry) openStream(serial string) (func(), bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	u := r.usageLocked(serial)
+	if u.streams >= maxStreamsPerClient {
+		return nil, false
+	}
+	u.streams++
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		u.streams--
+	}, true
+}
+
+// beginHandshake returns a function that ends it, or false when there are too many under way.
+func (r *registry) beginHandshake(host string) (func(), bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.total >= maxHandshakes || r.handshakes[host] >= maxHandshakesPerHost {
+		return nil, false
+	}
+	r.total++
+	r.handshakes[host]++
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.total--
+		if r.handshakes[host]--; r.handshakes[host] == 0 {
+			delete(r.handshakes, host)
+		}
+	}, true
+}
+
+// conn is an authenticated connection. It closes when its certificate is revoked or expires.
+type conn struct {
+	net.Conn
+	serial  string
+	clients *registry
+	expiry  *time.Timer
+	once    sync.Once
+}
+
+func (c *conn) Close() error {
+	c.once.Do(func() {
+		c.clients.remove(c)
+		if c.expiry != nil {
+			c.expiry.Stop()
+		}
+	})
+	return c.Conn.Close()
+}
+
+// Credentials returns the transport credentials of the server. A connection over a unix socket must come from user 0
+// of the node; any other must speak TLS 1.3 and show a certificate that was issued here and is not revoked. gRPC's
+// ConnectionTimeout bounds the handshake.
+func (a *Authority) Credentials() credentials.TransportCredentials { return transport{a} }
+
+type transport struct{ a *Authority }
+
+func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	var c net.Conn
+	var id Identity
+	var err error
+	host := hostOf(raw.RemoteAddr())
+	if u, ok := raw.(*net.UnixConn); ok {
+		c, id, err = t.a.acceptUnix(u)
+	} else {
+		c, id, err = t.a.acceptTLS(raw, host)
+	}
+	if err != nil {
+		raw.Close()
+		// Hosts share one allowance: there may be any number of them.
+		err = errors.Join(err, t.a.audit.refuse("", Entry{Who: id.Name, Serial: id.Serial, Address: host, Error: shorten(err.Error())}))
+		return nil, nil, err
+	}
+	return c, id, nil
+}
+
+func hostOf(addr net.Addr) string {
+	if addr.Network() == "unix" {
+		return "unix"
+	}
+	if host, _, err := net.SplitHostPort(addr.String()); err == nil {
+		return host
+	}
+	return addr.String()
+}
+
+func (a *Authority) acceptUnix(u *net.UnixConn) (net.Conn, Identity, error) {
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return nil, Identity{}, err
+	}
+	var cred *unix.Ucred
+	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(cerr, err); err != nil {
+		return nil, Identity{}, fmt.Errorf("reading the user of the other end: %w", err)
+	}
+	id := Identity{Name: fmt.Sprintf("uid %d", cred.Uid)}
+	if cred.Uid != 0 {
+		return nil, id, errors.New("only root may use the unix socket")
+	}
+	id.Name, id.Role, id.SecurityLevel = rootName, Admin, credentials.PrivacyAndIntegrity
+	c := &conn{Conn: u, clients: &a.clients}
+	return c, id, a.clients.add(c)
+}
+
+func (a *Authority) acceptTLS(raw net.Conn, host string) (net.Conn, Identity, error) {
+	done, ok := a.clients.beginHandshake(host)
+	if !ok {
+		return nil, Identity{}, errors.New("too many handshakes at once")
+	}
+	defer done()
+	t := tls.Server(raw, a.tlsConfig())
+	err := t.Handshake()
+	var id Identity
+	state := t.ConnectionState()
+	if len(state.PeerCertificates) > 0 {
+		leaf := state.PeerCertificates[0]
+		id = Identity{Name: shorten(leaf.Subject.CommonName), Serial: serialText(leaf.SerialNumber), Expires: leaf.NotAfter}
+	}
+	if err != nil {
+		return nil, id, fmt.Errorf("TLS handshake: %w", err)
+	}
+	if id.Role, err = roleOf(state.PeerCertificates[0]); err != nil {
+		return nil, id, err
+	}
+	if state.NegotiatedProtocol != "h2" {
+		return nil, id, errors.New("client does not speak HTTP/2 over TLS (ALPN)")
+	}
+	id.SecurityLevel = credentials.PrivacyAndIntegrity
+	c := &conn{Conn: t, serial: id.Serial, clients: &a.clients}
+	c.expiry = time.AfterFunc(id.Expires.Sub(a.now()), func() { c.Close() })
+	if err := a.clients.add(c); err != nil {
+		return nil, id, errors.Join(err, c.Close())
+	}
+	// Revoke may have come between the handshake and the line above.
+	if err := a.valid(id.Serial); err != nil {
+		return nil, id, errors.Join(err, c.Close())
+	}
+	return c, id, nil
+}
+
+func (a *Authority) tlsConfig() *tls.Config {
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		NextProtos:             []string{"h2"},
+		GetCertificate:         a.serverCertificate,
+		ClientAuth:             tls.RequireAndVerifyClientCert,
+		ClientCAs:              a.pool,
+		Time:                   a.now,
+		SessionTicketsDisabled: true, // every connection shows its certificate
+		VerifyConnection: func(s tls.ConnectionState) error {
+			return a.verify(s.PeerCertificates[0])
+		},
+	}
+}
+
+func (a *Authority) verify(cert *x509.Certificate) error {
+	if _, err := roleOf(cert); err != nil {
+		return err
+	}
+	return a.valid(serialText(cert.SerialNumber))
+}
+
+// valid tells whether a certificate was issued here and not revoked. What is not in the store is not valid.
+func (a *Authority) valid(serial string) error {
+	c, err := a.store.Client(serial)
+	if err != nil {
+		return err
+	}
+	if c.Revoked {
+		return fmt.Errorf("client certificate %s is revoked", serial)
+	}
+	return nil
+}
+
+func (t transport) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("auth: these are the credentials of a server")
+}
+
+func (t transport) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "tls", SecurityVersion: "1.3"}
+}
+
+func (t transport) Clone() credentials.TransportCredentials { return t }
+func (t transport) OverrideServerName(string) error         { return nil }
+
+// shorten bounds what a stranger can put into a log line.
+func shorten(s string) string {
+	if len(s) > 256 {
+		return s[:256]
+	}
+	return s
+}

@@ -1,0 +1,104 @@
+package auth
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+)
+
+// Subject is what the audit log says about a request.
+type Subject struct {
+	Object string
+	Digest string
+}
+
+// Unary returns the interceptor that lets calls in or refuses them, and writes the audit log. describe tells what a
+// writing request is about, without its secrets; generation returns the present generation.
+func (a *Authority) Unary(describe func(request any) Subject, generation func() uint64) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		r, err := a.admit(ctx, info.FullMethod)
+		if err != nil {
+			return nil, err
+		}
+		if !r.write {
+			return next(ctx, request)
+		}
+		subject := describe(request)
+		e := a.entry(ctx, info.FullMethod)
+		e.Object, e.Digest, e.From = shorten(subject.Object), subject.Digest, generation()
+		if e, err = a.audit.begin(e); err != nil {
+			return nil, status.Errorf(codes.Unavailable, "%v", err)
+		}
+		response, err := next(ctx, request)
+		e.Event, e.Result = End, status.Code(err).String()
+		if err != nil {
+			e.Error = shorten(status.Convert(err).Message())
+		} else if g, ok := response.(interface{ GetGeneration() uint64 }); ok {
+			e.To = g.GetGeneration()
+		}
+		// The change is made and its Begin is on disk: failing now would only claim the opposite.
+		_ = a.audit.write(e)
+		return response, err
+	}
+}
+
+// Stream returns the interceptor for streams, none of which writes.
+func (a *Authority) Stream() grpc.StreamServerInterceptor {
+	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+		r, err := a.admit(stream.Context(), info.FullMethod)
+		if err != nil {
+			return err
+		}
+		if r.write {
+			return status.Errorf(codes.PermissionDenied, "%s writes and streams", info.FullMethod)
+		}
+		done, ok := a.clients.openStream(FromContext(stream.Context()).Serial)
+		if !ok {
+			return status.Errorf(codes.ResourceExhausted, "%d streams of this client are open already", maxStreamsPerClient)
+		}
+		defer done()
+		return next(srv, stream)
+	}
+}
+
+// admit returns the rule of a method, or the status of the refusal.
+func (a *Authority) admit(ctx context.Context, method string) (rule, error) {
+	id := FromContext(ctx)
+	r, known := rules[method]
+	var err error
+	switch {
+	case id.Role == 0:
+		err = status.Error(codes.Unauthenticated, "who is calling is not known")
+	case id.Serial != "" && a.valid(id.Serial) != nil:
+		err = status.Error(codes.Unauthenticated, "certificate is revoked")
+	case !known:
+		err = status.Errorf(codes.PermissionDenied, "%s is not allowed to anybody", method)
+	case id.Role < r.role:
+		err = status.Errorf(codes.PermissionDenied, "%s needs role %s, %s has role %s", method, r.role, id.Name, id.Role)
+	case !a.clients.allowCall(id.Serial, a.now()):
+		err = status.Errorf(codes.ResourceExhausted, "more than %d calls per second", callsPerSecond)
+		if !r.write {
+			return rule{}, err
+		}
+	default:
+		return r, nil
+	}
+	e := a.entry(ctx, method)
+	e.Result, e.Error = status.Code(err).String(), shorten(status.Convert(err).Message())
+	if aerr := a.audit.refuse(id.Name+id.Serial, e); aerr != nil {
+		return rule{}, status.Errorf(status.Code(err), "%s; and %v", status.Convert(err).Message(), aerr)
+	}
+	return rule{}, err
+}
+
+func (a *Authority) entry(ctx context.Context, method string) Entry {
+	id := FromContext(ctx)
+	e := Entry{Who: id.Name, Role: id.Role.String(), Serial: id.Serial, Method: method}
+	if p, ok := peer.FromContext(ctx); ok {
+		e.Address = hostOf(p.Addr)
+	}
+	return e
+}

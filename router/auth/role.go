@@ -1,0 +1,143 @@
+// Package auth decides who may do what over the API. The node is its own certificate authority: it signs its server
+// certificate and those of its clients, whose role is in the certificate. On the node itself, root comes in over a unix
+// socket without a certificate. Every write is in the audit log before it happens, and every refusal is there too.
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+)
+
+// Role is what a client may do. A higher one may do all that a lower one may.
+type Role int
+
+const (
+	// Reader may see everything but secrets and the list of clients.
+	Reader Role = iota + 1
+	// Operator may also change the document and secrets.
+	Operator
+	// Admin may also give and take access.
+	Admin
+)
+
+var roleNames = []string{Reader: "reader", Operator: "operator", Admin: "admin"}
+
+// String returns "reader", "operator" or "admin"; "none" for anything else.
+func (r Role) String() string {
+	if r < Reader || r > Admin {
+		return "none"
+	}
+	return roleNames[r]
+}
+
+// ParseRole is the reverse of String.
+func ParseRole(s string) (Role, error) {
+	if i := slices.Index(roleNames, s); i >= int(Reader) {
+		return Role(i), nil
+	}
+	return 0, fmt.Errorf("role %q: must be reader, operator or admin", s)
+}
+
+// rule is what a method needs.
+type rule struct {
+	role  Role
+	write bool
+}
+
+// rules holds every method of the API. What is not in it is refused to everybody.
+var rules = map[string]rule{
+	"/isthmus.v1.SpecService/Validate":    {role: Reader},
+	"/isthmus.v1.SpecService/Plan":        {role: Reader},
+	"/isthmus.v1.SpecService/Apply":       {role: Operator, write: true},
+	"/isthmus.v1.SpecService/Confirm":     {role: Operator, write: true},
+	"/isthmus.v1.SpecService/GetSpec":     {role: Reader},
+	"/isthmus.v1.SpecService/ListHistory": {role: Reader},
+	"/isthmus.v1.SpecService/Rollback":    {role: Operator, write: true},
+
+	"/isthmus.v1.TunnelService/ListTunnels":  {role: Reader},
+	"/isthmus.v1.TunnelService/GetTunnel":    {role: Reader},
+	"/isthmus.v1.TunnelService/WatchTunnels": {role: Reader},
+
+	"/isthmus.v1.BGPService/ListPeers":  {role: Reader},
+	"/isthmus.v1.BGPService/GetPeer":    {role: Reader},
+	"/isthmus.v1.BGPService/WatchPeers": {role: Reader},
+	"/isthmus.v1.BGPService/ResetPeer":  {role: Operator, write: true},
+
+	"/isthmus.v1.RouteService/ListRoutes":  {role: Reader},
+	"/isthmus.v1.RouteService/WatchRoutes": {role: Reader},
+
+	"/isthmus.v1.NATService/ListPolicies":  {role: Reader},
+	"/isthmus.v1.NATService/WatchPolicies": {role: Reader},
+
+	"/isthmus.v1.SystemService/GetStatus": {role: Reader},
+
+	"/isthmus.v1.SecretService/SetSecret":    {role: Operator, write: true},
+	"/isthmus.v1.SecretService/ListSecrets":  {role: Reader},
+	"/isthmus.v1.SecretService/DeleteSecret": {role: Operator, write: true},
+
+	"/isthmus.v1.AccessService/IssueClient":  {role: Admin, write: true},
+	"/isthmus.v1.AccessService/ListClients":  {role: Admin},
+	"/isthmus.v1.AccessService/RevokeClient": {role: Admin, write: true},
+
+	"/grpc.health.v1.Health/Check": {role: Reader},
+	"/grpc.health.v1.Health/List":  {role: Reader},
+	"/grpc.health.v1.Health/Watch": {role: Reader},
+
+	"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      {role: Reader},
+	"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": {role: Reader},
+}
+
+// Check returns an error that names each method of a server that no rule covers, and each rule without a method.
+func Check(services map[string]grpc.ServiceInfo) error {
+	var errs []error
+	served := make(map[string]bool)
+	for name, info := range services {
+		for _, m := range info.Methods {
+			full := "/" + name + "/" + m.Name
+			served[full] = true
+			if r, ok := rules[full]; !ok {
+				errs = append(errs, fmt.Errorf("method %s has no rule", full))
+			} else if r.write && (m.IsClientStream || m.IsServerStream) {
+				errs = append(errs, fmt.Errorf("method %s writes and streams, which the audit log cannot show", full))
+			}
+		}
+	}
+	for full := range rules {
+		if !served[full] {
+			errs = append(errs, fmt.Errorf("rule for %s, which is not served", full))
+		}
+	}
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return errors.Join(errs...)
+}
+
+// Identity is who is at the other end of a connection.
+type Identity struct {
+	credentials.CommonAuthInfo
+	Name    string // the name in the certificate, or "root"
+	Role    Role
+	Serial  string    // of the certificate in hexadecimal; empty over the unix socket
+	Expires time.Time // of the certificate; zero over the unix socket
+}
+
+// AuthType implements credentials.AuthInfo.
+func (Identity) AuthType() string { return "isthmus" }
+
+// FromContext returns who made a call. It is the zero Identity, which may do nothing, when ctx is not of a call that
+// came through this package.
+func FromContext(ctx context.Context) Identity {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return Identity{}
+	}
+	id, _ := p.AuthInfo.(Identity)
+	return id
+}
