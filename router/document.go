@@ -2,19 +2,16 @@ package router
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
 )
-
-// ErrStale means that a write was based on a generation that is not the present one.
-var ErrStale = store.ErrStale
 
 // Daemon is the author of what the daemon does on its own.
 const Daemon = "isthmusd"
@@ -35,8 +32,8 @@ func read(src *isthmusv1.Source) (source, error) {
 	return source{d, problems, src.GetText()}, nil
 }
 
-// Validate returns what is wrong with a document.
-func (r *Router) Validate(src *isthmusv1.Source) (spec.Problems, error) {
+// validate returns what is wrong with a document.
+func (r *Router) validate(src *isthmusv1.Source) (spec.Problems, error) {
 	s, err := read(src)
 	if err != nil {
 		return nil, err
@@ -47,9 +44,9 @@ func (r *Router) Validate(src *isthmusv1.Source) (spec.Problems, error) {
 	return problems, nil
 }
 
-// Plan returns what applying a document would change, and the generation that this is based on. A bad document is an
+// preview returns what applying a document would change, and the generation that this is based on. A bad document is an
 // error that is spec.Problems.
-func (r *Router) Plan(src *isthmusv1.Source) (uint64, []plan.Change, error) {
+func (r *Router) preview(src *isthmusv1.Source) (uint64, []plan.Change, error) {
 	s, err := read(src)
 	if err != nil {
 		return 0, nil, err
@@ -63,10 +60,10 @@ func (r *Router) Plan(src *isthmusv1.Source) (uint64, []plan.Change, error) {
 	return r.present.Generation, plan.Diff(r.target, target), nil
 }
 
-// Apply makes a document the wanted one. expected is the generation that the writer has seen; nil: not checked. With
-// confirm > 0 the former document comes back by itself unless Confirm is called in time. The same document again
+// apply makes a document the wanted one. expected is the generation that the writer has seen; nil: not checked. With
+// confirm > 0 the former document comes back by itself unless confirm is called in time. The same document again
 // changes nothing and makes no new generation.
-func (r *Router) Apply(src *isthmusv1.Source, expected *uint64, confirm time.Duration, author string) (uint64, []plan.Change, error) {
+func (r *Router) apply(src *isthmusv1.Source, expected *uint64, confirm time.Duration, author string) (uint64, []plan.Change, error) {
 	s, err := read(src)
 	if err != nil {
 		return 0, nil, err
@@ -78,14 +75,14 @@ func (r *Router) Apply(src *isthmusv1.Source, expected *uint64, confirm time.Dur
 
 func (r *Router) accept(s source, expected *uint64, confirm time.Duration, author, reason string) (uint64, []plan.Change, error) {
 	if expected != nil && *expected != r.present.Generation {
-		return r.present.Generation, nil, fmt.Errorf("%w: expected %d, present is %d", ErrStale, *expected, r.present.Generation)
+		return r.present.Generation, nil, fmt.Errorf("%w: expected %d, present is %d", store.ErrStale, *expected, r.present.Generation)
 	}
 	checked, target, ledger, problems := r.plan(s.doc, s.problems, r.present.Ledger)
 	if len(problems) > 0 {
 		return r.present.Generation, nil, problems
 	}
 	changes := plan.Diff(r.target, target)
-	if s.text == r.present.Text && len(changes) == 0 && r.spec != nil && confirm == 0 {
+	if s.text == r.present.Text && len(changes) == 0 && r.spec != nil {
 		return r.present.Generation, nil, nil
 	}
 	encoded, err := json.Marshal(ledger)
@@ -98,7 +95,7 @@ func (r *Router) accept(s source, expected *uint64, confirm time.Duration, autho
 	}
 	if confirm > 0 {
 		if r.present.Generation == 0 {
-			return 0, nil, fmt.Errorf("%w: there is no former document to go back to", ErrPrecondition)
+			return 0, nil, fmt.Errorf("%w: there is no former document to go back to", api.ErrPrecondition)
 		}
 		next.ConfirmBy, next.RevertTo = next.Time.Add(confirm), r.present.Generation
 		// A chain of unconfirmed documents goes back to the last one that somebody stood by.
@@ -117,11 +114,8 @@ func (r *Router) accept(s source, expected *uint64, confirm time.Duration, autho
 	return generation, changes, nil
 }
 
-// ErrPrecondition means that a request does not fit the state of the node.
-var ErrPrecondition = errors.New("not possible now")
-
-// Confirm keeps a generation that was applied with a confirm timeout.
-func (r *Router) Confirm(generation uint64) error {
+// confirm keeps a generation that was applied with a confirm timeout.
+func (r *Router) confirm(generation uint64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.Store.Confirm(generation); err != nil {
@@ -131,8 +125,8 @@ func (r *Router) Confirm(generation uint64) error {
 	return nil
 }
 
-// Rollback applies an earlier document again; generation 0 is the one before the present one.
-func (r *Router) Rollback(generation uint64, expected *uint64, author string) (uint64, []plan.Change, error) {
+// goBack applies an earlier document again; generation 0 is the one before the present one.
+func (r *Router) goBack(generation uint64, expected *uint64, author string) (uint64, []plan.Change, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.rollback(generation, expected, author, "rollback to %d")
@@ -143,7 +137,7 @@ func (r *Router) rollback(generation uint64, expected *uint64, author, reason st
 		history := r.Store.History()
 		i := slices.IndexFunc(history, func(h store.Revision) bool { return h.Generation < r.present.Generation })
 		if i < 0 {
-			return r.present.Generation, nil, fmt.Errorf("%w: there is no earlier document", ErrPrecondition)
+			return r.present.Generation, nil, fmt.Errorf("%w: there is no earlier document", api.ErrPrecondition)
 		}
 		generation = history[i].Generation
 	}
@@ -168,8 +162,8 @@ func (r *Router) revertIfDue(now time.Time) {
 	}
 }
 
-// GetSpec returns an accepted document as message and text; generation 0 is the present one.
-func (r *Router) GetSpec(generation uint64) (uint64, *isthmusv1.Spec, string, error) {
+// document returns an accepted document as message and text; generation 0 is the present one.
+func (r *Router) document(generation uint64) (uint64, *isthmusv1.Spec, string, error) {
 	var rev store.Revision
 	var err error
 	if generation == 0 {
@@ -184,8 +178,8 @@ func (r *Router) GetSpec(generation uint64) (uint64, *isthmusv1.Spec, string, er
 	return rev.Generation, d.Message, rev.Text, nil
 }
 
-// SecretsChanged plans the present document anew: what uses a changed secret differs by its fingerprint.
-func (r *Router) SecretsChanged() error {
+// secretsChanged plans the present document anew: what uses a changed secret differs by its fingerprint.
+func (r *Router) secretsChanged() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.present.Generation == 0 {
@@ -193,6 +187,11 @@ func (r *Router) SecretsChanged() error {
 	}
 	d, problems := spec.Decode([]byte(r.present.Text))
 	checked, target, ledger, problems := r.plan(d, problems, r.present.Ledger)
+	if len(problems) > 0 && r.spec == nil {
+		// The stored document could not be used before either; with the next secret it may.
+		r.invalid = fmt.Errorf("reading generation %d: %w", r.present.Generation, problems)
+		return nil
+	}
 	if len(problems) > 0 {
 		return problems
 	}

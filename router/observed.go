@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/tunnel"
@@ -20,7 +21,7 @@ type observed struct {
 	peers   map[string]bgp.Peer
 	seen    map[string]tunnel.State
 	paths   map[netip.Prefix]learnt
-	changed chan struct{} // closed and replaced at each change
+	bell    api.Bell
 }
 
 // learnt is what BGP said of a prefix, and when.
@@ -32,7 +33,7 @@ type learnt struct {
 func newObserved() *observed {
 	return &observed{
 		tunnels: map[string]tunnel.Config{}, peers: map[string]bgp.Peer{}, seen: map[string]tunnel.State{},
-		paths: map[netip.Prefix]learnt{}, changed: make(chan struct{}),
+		paths: map[netip.Prefix]learnt{},
 	}
 }
 
@@ -48,25 +49,7 @@ func (o *observed) use(t plan.Target) {
 	for _, p := range t.BGP.Peers {
 		o.peers[p.Name] = p
 	}
-	o.wakeLocked()
-}
-
-func (o *observed) wakeLocked() {
-	close(o.changed)
-	o.changed = make(chan struct{})
-}
-
-func (o *observed) nudge() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.wakeLocked()
-}
-
-// Changed returns a channel that is closed at the next change of anything observed.
-func (r *Router) Changed() <-chan struct{} {
-	r.state.mu.Lock()
-	defer r.state.mu.Unlock()
-	return r.state.changed
+	o.bell.Ring()
 }
 
 // setTunnel keeps a state and returns the interface of the tunnel, and false when nobody wants it.
@@ -78,7 +61,7 @@ func (o *observed) setTunnel(s tunnel.State) (iface string, wanted bool) {
 		return "", false
 	}
 	o.seen[s.Name] = s
-	o.wakeLocked()
+	o.bell.Ring()
 	return c.Interface, true
 }
 
@@ -86,7 +69,7 @@ func (o *observed) forgetTunnel(name string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.seen, name)
-	o.wakeLocked()
+	o.bell.Ring()
 }
 
 // kind returns the kind of a wanted tunnel.
@@ -108,7 +91,7 @@ func (o *observed) setPaths(updates []bgp.Update) []fib.Route {
 		r := fib.Route{Prefix: u.Prefix}
 		for _, p := range u.Paths {
 			if peer, ok := o.peers[p.Peer]; ok {
-				hop := fib.NextHop{Interface: peer.Interface}
+				hop := nextHop(peer, u.Prefix)
 				if !slices.Contains(r.NextHops, hop) {
 					r.NextHops = append(r.NextHops, hop)
 				}
@@ -121,14 +104,38 @@ func (o *observed) setPaths(updates []bgp.Update) []fib.Route {
 		}
 		routes = append(routes, r)
 	}
-	o.wakeLocked()
+	o.bell.Ring()
 	return routes
+}
+
+// nextHop is where a path of a peer leads: into the tunnel of its session. The peer's address is in it so that the death
+// of the session is told from that of the tunnel; nothing is resolved by it.
+func nextHop(p bgp.Peer, prefix netip.Prefix) fib.NextHop {
+	if p.Address.Is4() != prefix.Addr().Is4() {
+		return fib.NextHop{Interface: p.Interface}
+	}
+	return fib.NextHop{Interface: p.Interface, Gateway: p.Address}
+}
+
+func (o *observed) peer(name string) (bgp.Peer, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	p, ok := o.peers[name]
+	return p, ok
 }
 
 // reporter hands what BGP reports to the FIB.
 type reporter struct{ r *Router }
 
-func (p reporter) Peer(bgp.PeerState) { p.r.state.nudge() }
+// Peer takes the next hops of a session out as soon as it has ended: its paths are withdrawn one by one, and that takes
+// a while when there are many.
+func (p reporter) Peer(s bgp.PeerState) {
+	if c, ok := p.r.state.peer(s.Name); ok && s.State != bgp.Unknown {
+		alive := s.State == bgp.Established || s.Restarting
+		p.r.FIB.SetAlive(fib.NextHop{Interface: c.Interface, Gateway: c.Address}, alive)
+	}
+	p.r.state.bell.Ring()
+}
 
 func (p reporter) Paths(updates []bgp.Update) { p.r.FIB.Update(p.r.state.setPaths(updates)) }
 

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 
+	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
@@ -192,5 +193,5 @@ func (r *Router) tunnelChanged(s tunnel.State) {
 		return
 	}
 	// Only what is known to be down is taken out: while charon is away its tunnels still work.
-	r.FIB.SetAlive(iface, s.Status != tunnel.Down)
+	r.FIB.SetAlive(fib.NextHop{Interface: iface}, s.Status != tunnel.Down)
 }

@@ -47,8 +47,8 @@ type FIB interface {
 	Update([]fib.Route)
 	// SetOutside sets the addresses that no route may draw into a tunnel.
 	SetOutside([]netip.Addr)
-	// SetAlive tells whether a tunnel interface carries traffic.
-	SetAlive(iface string, alive bool)
+	// SetAlive tells whether a next hop carries traffic; one without a gateway stands for its interface.
+	SetAlive(h fib.NextHop, alive bool)
 	// Restarted says that learnt routes come anew, Synced that they are complete.
 	Restarted()
 	Synced()
@@ -85,6 +85,12 @@ type Router struct {
 	started time.Time
 	work    *scheduler
 	state   *observed
+
+	counters struct {
+		sync.Mutex
+		state nat.State
+		at    time.Time
+	}
 
 	mu      sync.Mutex // held through a whole change of the document
 	present store.Revision
@@ -194,7 +200,7 @@ func (r *Router) tick(ctx context.Context) error {
 
 // passed notes that a generation has been applied as a whole.
 func (r *Router) passed() {
-	r.state.nudge()
+	r.state.bell.Ring()
 	if !r.work.settled() {
 		return
 	}

@@ -182,7 +182,7 @@ func (m *machine) SetPool(_ string, wanted []netip.Addr) error {
 func (m *machine) Has(string) bool         { return true }
 func (m *machine) Capabilities() []string  { return []string{"everything"} }
 func (m *machine) Prepare(string) error    { return nil }
-func (m *machine) Update([]fib.Route)    {}
+func (m *machine) Update([]fib.Route)      {}
 func (m *machine) SetOutside([]netip.Addr) {}
 func (m *machine) Restarted()              {}
 func (m *machine) Synced()                 {}
@@ -197,10 +197,10 @@ func (m *machine) SetStatic(routes []fib.Route) {
 	}
 	m.static = routes
 }
-func (m *machine) SetAlive(iface string, alive bool) {
+func (m *machine) SetAlive(h fib.NextHop, alive bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.alive[iface] = alive
+	m.alive[h.Interface] = alive
 }
 func (m *machine) Run(ctx context.Context) error {
 	<-ctx.Done()
@@ -257,7 +257,7 @@ func text(s string) *isthmusv1.Source {
 
 func apply(t *testing.T, r *Router, doc string) uint64 {
 	t.Helper()
-	g, _, err := r.Apply(text(doc), nil, 0, "tester")
+	g, _, err := r.apply(text(doc), nil, 0, "tester")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,7 +279,7 @@ func TestApply(t *testing.T) {
 		defer stop()
 		g := apply(t, r, base)
 		expect(t, m, "addresses [10.9.0.5]", "nat", "tunnel a", "tunnel b", "routes", "bgp")
-		if s := r.Status(); s.GetAppliedGeneration() != g || len(s.GetConditions()) > 0 {
+		if s := r.status(); s.GetAppliedGeneration() != g || len(s.GetConditions()) > 0 {
 			t.Errorf("status %v", s)
 		}
 		if again := apply(t, r, base); again != g {
@@ -303,16 +303,16 @@ func TestBadDocumentChangesNothing(t *testing.T) {
 		g := apply(t, r, base)
 		m.taken()
 		var problems spec.Problems
-		if _, _, err := r.Apply(text(strings.ReplaceAll(base, "psk: k", "psk: gone")), nil, 0, "tester"); !errors.As(err, &problems) || len(problems) != 2 {
+		if _, _, err := r.apply(text(strings.ReplaceAll(base, "psk: k", "psk: gone")), nil, 0, "tester"); !errors.As(err, &problems) || len(problems) != 2 {
 			t.Errorf("got %v", err)
 		}
 		stale := g - 1
-		if _, _, err := r.Apply(text(base+"announce: [10.0.0.0/24]"), &stale, 0, "tester"); !errors.Is(err, ErrStale) {
+		if _, _, err := r.apply(text(base+"announce: [10.0.0.0/24]"), &stale, 0, "tester"); !errors.Is(err, store.ErrStale) {
 			t.Errorf("got %v", err)
 		}
 		time.Sleep(time.Hour)
 		expect(t, m)
-		if s := r.Status(); s.GetGeneration() != g {
+		if s := r.status(); s.GetGeneration() != g {
 			t.Errorf("generation %d", s.GetGeneration())
 		}
 	})
@@ -326,11 +326,11 @@ func TestOneFailureStopsNoOther(t *testing.T) {
 		defer stop()
 		g := apply(t, r, base)
 		expect(t, m, "addresses [10.9.0.5]", "nat", "tunnel b", "routes", "bgp")
-		s := r.Status()
+		s := r.status()
 		if s.GetAppliedGeneration() == g || len(s.GetConditions()) != 1 || !strings.Contains(s.GetConditions()[0].GetMessage(), "tunnel/a: no such luck") {
 			t.Errorf("status %v", s)
 		}
-		if c := r.Tunnels()[0].GetConditions(); len(c) != 1 {
+		if c := r.tunnels()[0].GetConditions(); len(c) != 1 {
 			t.Errorf("conditions of a: %v", c)
 		}
 		m.mu.Lock()
@@ -339,7 +339,7 @@ func TestOneFailureStopsNoOther(t *testing.T) {
 		time.Sleep(2 * lastRetry)
 		synctest.Wait()
 		expect(t, m, "tunnel a")
-		if s := r.Status(); s.GetAppliedGeneration() != g || len(s.GetConditions()) > 0 {
+		if s := r.status(); s.GetAppliedGeneration() != g || len(s.GetConditions()) > 0 {
 			t.Errorf("status %v", s)
 		}
 	})
@@ -362,7 +362,7 @@ func TestRestartAdoptsAndPrunes(t *testing.T) {
 		m.mu.Unlock()
 		time.Sleep(2 * lastRetry)
 		expect(t, m, "remove tunnel left")
-		if s := r.Status(); s.GetAppliedGeneration() != s.GetGeneration() {
+		if s := r.status(); s.GetAppliedGeneration() != s.GetGeneration() {
 			t.Errorf("status %v", s)
 		}
 		stop()
@@ -386,13 +386,13 @@ func TestUnusableStoredDocumentTouchesNothing(t *testing.T) {
 		defer stop()
 		time.Sleep(time.Hour)
 		expect(t, m)
-		if c := r.Status().GetConditions(); len(c) != 1 || c[0].GetType() != "DocumentUnusable" {
+		if c := r.status().GetConditions(); len(c) != 1 || c[0].GetType() != "DocumentUnusable" {
 			t.Errorf("conditions %v", c)
 		}
 		// Applying a good document is the way out.
 		apply(t, r, strings.ReplaceAll(base, "psk: k", "psk: other"))
-		if got := m.taken(); !slices.Contains(got, "tunnel a") || len(r.Status().GetConditions()) > 0 {
-			t.Errorf("%q, %v", got, r.Status().GetConditions())
+		if got := m.taken(); !slices.Contains(got, "tunnel a") || len(r.status().GetConditions()) > 0 {
+			t.Errorf("%q, %v", got, r.status().GetConditions())
 		}
 	})
 }
@@ -403,7 +403,7 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 		r, stop := m.boot(dir)
 		first := apply(t, r, base)
 		changed := strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)
-		if _, _, err := r.Apply(text(changed), nil, time.Minute, "tester"); err != nil {
+		if _, _, err := r.apply(text(changed), nil, time.Minute, "tester"); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -414,28 +414,28 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 		expect(t, m)
 		time.Sleep(20 * time.Second)
 		expect(t, m, "routes")
-		_, _, doc, err := r.GetSpec(0)
+		_, _, doc, err := r.document(0)
 		if err != nil || doc != base {
 			t.Errorf("%v, %s", err, doc)
 		}
 		if h := r.Store.History()[0]; h.Author != Daemon || h.Reason != fmt.Sprintf("not confirmed, back to %d", first) {
 			t.Errorf("history %+v", h)
 		}
-		g, _, err := r.Apply(text(changed), nil, time.Minute, "tester")
+		g, _, err := r.apply(text(changed), nil, time.Minute, "tester")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := r.Confirm(g); err != nil {
+		if err := r.confirm(g); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Hour)
-		if _, _, doc, _ := r.GetSpec(0); doc != changed {
+		if _, _, doc, _ := r.document(0); doc != changed {
 			t.Errorf("a confirmed document went back: %s", doc)
 		}
-		if back, _, err := r.Rollback(0, nil, "tester"); err != nil || back != g+1 {
+		if back, _, err := r.goBack(0, nil, "tester"); err != nil || back != g+1 {
 			t.Errorf("rollback: %d, %v", back, err)
 		}
-		if _, _, doc, _ := r.GetSpec(0); doc != base {
+		if _, _, doc, _ := r.document(0); doc != base {
 			t.Errorf("rolled back to %s", doc)
 		}
 		stop()
@@ -452,7 +452,7 @@ func TestSecretChangeReachesItsTunnels(t *testing.T) {
 		if _, err := r.Store.SetSecret("k", []byte("another secret"), time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.SecretsChanged(); err != nil {
+		if err := r.secretsChanged(); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -475,7 +475,7 @@ func TestOnlyAKnownFailureTakesATunnelOut(t *testing.T) {
 				t.Errorf("after %s alive is %v", step.status, m.alive["t-a"])
 			}
 		}
-		if got := r.Tunnels()[0].GetState(); got != "connecting" {
+		if got := r.tunnels()[0].GetState(); got != "connecting" {
 			t.Errorf("state %s", got)
 		}
 	})

@@ -65,12 +65,6 @@ func (s *scheduler) again(key string) {
 	s.wake()
 }
 
-func (s *scheduler) forget(key string) {
-	s.mu.Lock()
-	delete(s.objects, key)
-	s.mu.Unlock()
-}
-
 func (s *scheduler) wake() {
 	select {
 	case s.kick <- struct{}{}:

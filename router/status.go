@@ -48,8 +48,8 @@ func (r *Router) trouble() map[string]*isthmusv1.Condition {
 	return out
 }
 
-// Tunnels returns the wanted tunnels as they were last seen, by name.
-func (r *Router) Tunnels() []*isthmusv1.TunnelStatus {
+// tunnels returns the wanted tunnels as they were last seen, by name.
+func (r *Router) tunnels() []*isthmusv1.TunnelStatus {
 	trouble := r.trouble()
 	r.state.mu.Lock()
 	defer r.state.mu.Unlock()
@@ -90,8 +90,8 @@ func tunnelStatus(c tunnel.Config, s tunnel.State) *isthmusv1.TunnelStatus {
 	return t
 }
 
-// Peers returns the wanted BGP sessions as they were last seen, by name.
-func (r *Router) Peers() []*isthmusv1.PeerStatus {
+// peers returns the wanted BGP sessions as they were last seen, by name.
+func (r *Router) peers() []*isthmusv1.PeerStatus {
 	seen := map[string]bgp.PeerState{}
 	for _, p := range r.BGP.Peers() {
 		seen[p.Name] = p
@@ -132,8 +132,8 @@ func peerStatus(c bgp.Peer, s bgp.PeerState) *isthmusv1.PeerStatus {
 	return p
 }
 
-// Routes returns the routes that isthmus owns, by prefix.
-func (r *Router) Routes() []*isthmusv1.Route {
+// routes returns the routes that isthmus owns, by prefix.
+func (r *Router) routes() []*isthmusv1.Route {
 	states := r.FIB.Routes()
 	slices.SortFunc(states, func(a, b fib.RouteState) int {
 		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
@@ -147,7 +147,7 @@ func (r *Router) Routes() []*isthmusv1.Route {
 	out := make([]*isthmusv1.Route, 0, len(states))
 	for _, s := range states {
 		route := &isthmusv1.Route{Prefix: s.Prefix.String(), Source: sourceName(s.Source), Installed: s.Installed, Blackhole: s.Blackhole}
-		from := map[string]bgp.Path{} // by interface
+		from := map[fib.NextHop]bgp.Path{}
 		if s.Source == fib.BGP {
 			l := r.state.paths[s.Prefix]
 			route.Since = stamp(l.at)
@@ -155,12 +155,12 @@ func (r *Router) Routes() []*isthmusv1.Route {
 				if i == 0 {
 					route.AsPath = asPath(p.ASPath)
 				}
-				from[r.state.peers[p.Peer].Interface] = p
+				from[nextHop(r.state.peers[p.Peer], s.Prefix)] = p
 			}
 		}
 		for _, h := range s.NextHops {
 			hop := &isthmusv1.NextHop{Tunnel: names[h.Interface], Interface: h.Interface, Dead: !slices.Contains(s.Alive, h)}
-			if p, ok := from[h.Interface]; ok {
+			if p, ok := from[h]; ok {
 				hop.Peer = p.Peer
 				if p.NextHop.IsValid() {
 					hop.Gateway = p.NextHop.String()
@@ -197,15 +197,31 @@ func asPath(path []uint32) string {
 	return strings.Join(words, " ")
 }
 
-// Policies returns the egress policies with their counters, by name, and what the guard has dropped.
-func (r *Router) Policies(ctx context.Context) ([]*isthmusv1.PolicyStatus, nat.Counter, error) {
+// readCounters reads the counters of NAT back unless that was done a moment ago.
+func (r *Router) readCounters() nat.State {
+	r.counters.Lock()
+	defer r.counters.Unlock()
+	if time.Since(r.counters.at) < countersAge {
+		return r.counters.state
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	state, err := r.NAT.Observe(ctx)
+	if err != nil {
+		r.Log.Warn("reading NAT back failed; its last state is shown", "err", err)
+		r.counters.state.Present = false
+		return r.counters.state
+	}
+	r.counters.state, r.counters.at = state, time.Now()
+	return state
+}
+
+// policies returns the egress policies with their counters, by name, and what the guard has dropped.
+func (r *Router) policies() ([]*isthmusv1.PolicyStatus, nat.Counter) {
+	state := r.readCounters()
 	r.state.mu.Lock()
 	config := r.state.target.NAT
 	r.state.mu.Unlock()
-	state, err := r.NAT.Observe(ctx)
-	if err != nil {
-		return nil, nat.Counter{}, fmt.Errorf("reading NAT back: %w", err)
-	}
 	seen := map[string]nat.PolicyState{}
 	for _, s := range state.Policies {
 		seen[s.Name] = s
@@ -230,7 +246,7 @@ func (r *Router) Policies(ctx context.Context) ([]*isthmusv1.PolicyStatus, nat.C
 		}
 		out = append(out, status)
 	}
-	return out, state.Guard, nil
+	return out, state.Guard
 }
 
 func publicAddresses(p nat.Pool) []netip.Addr {
@@ -241,8 +257,8 @@ func publicAddresses(p nat.Pool) []netip.Addr {
 	return out
 }
 
-// Status tells about the node as a whole.
-func (r *Router) Status() *isthmusv1.SystemStatus {
+// status tells about the node as a whole.
+func (r *Router) status() *isthmusv1.SystemStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := &isthmusv1.SystemStatus{

@@ -389,6 +389,13 @@ func leaves(op expr.CmpOp, name string) []expr.Any {
 	return do(meta(expr.MetaKeyOIFNAME, reg1), compare(op, interfaceName(name)...))
 }
 
+// encrypts matches packets that IPsec takes next. Those from an xfrm interface pass postrouting once more, still in the
+// clear, with the underlay as their way out; what leaves there comes by once again, with the outer header.
+func encrypts() []expr.Any {
+	const xfrm = 4 // NFT_RT_XFRM
+	return do(&expr.Rt{Register: reg1, Key: xfrm}, compare(expr.CmpOpEq, 1))
+}
+
 // hasOwnSource matches packets whose source is the node's or a pool's.
 func hasOwnSource(f family) []expr.Any {
 	return rule(isFamily(f), do(network(f.source, f.size, reg1), in(ownSet(f.ipv6))))
@@ -420,7 +427,9 @@ func (r *ruleset) addForward(c nat.Config) {
 // addEgress adds the choice of the source address of new flows.
 func (r *ruleset) addEgress(c nat.Config, layers [2]int) {
 	egress := &chain{kind: nftables.ChainTypeNAT, hook: *nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityNATSource}
-	egress.rules = append(egress.rules, rule(leaves(expr.CmpOpNeq, c.Underlay), do(verdict(expr.VerdictAccept, ""))))
+	egress.rules = append(egress.rules,
+		rule(leaves(expr.CmpOpNeq, c.Underlay), do(verdict(expr.VerdictAccept, ""))),
+		rule(encrypts(), do(verdict(expr.VerdictAccept, ""))))
 	for _, f := range families {
 		ports, others := "egress-ports-"+f.suffix, "egress-"+f.suffix
 		egress.rules = append(egress.rules, rule(hasOwnSource(f), do(verdict(expr.VerdictAccept, ""))))
@@ -453,7 +462,9 @@ func lookups(f family, layers int, port expr.Any) *chain {
 // addGuard adds the last look at what leaves by the underlay, after translation.
 func (r *ruleset) addGuard(c nat.Config) {
 	guard := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityConntrackHelper}
-	guard.rules = append(guard.rules, rule(leaves(expr.CmpOpNeq, c.Underlay), do(verdict(expr.VerdictAccept, ""))))
+	guard.rules = append(guard.rules,
+		rule(leaves(expr.CmpOpNeq, c.Underlay), do(verdict(expr.VerdictAccept, ""))),
+		rule(encrypts(), do(verdict(expr.VerdictAccept, ""))))
 	for _, f := range families {
 		guard.rules = append(guard.rules, rule(hasOwnSource(f), do(verdict(expr.VerdictAccept, ""))))
 	}

@@ -39,8 +39,8 @@ func (f *FIB) SetStatic(routes []Route) { f.change(func(t *Table) { t.SetStatic(
 // Update replaces the BGP routes of the given prefixes. See Table.Update.
 func (f *FIB) Update(routes []Route) { f.change(func(t *Table) { t.Update(routes) }) }
 
-// SetAlive says whether a tunnel's interface carries traffic. See Table.SetAlive.
-func (f *FIB) SetAlive(name string, alive bool) { f.change(func(t *Table) { t.SetAlive(name, alive) }) }
+// SetAlive says whether a next hop carries traffic. See Table.SetAlive.
+func (f *FIB) SetAlive(h NextHop, alive bool) { f.change(func(t *Table) { t.SetAlive(h, alive) }) }
 
 // SetOutside names the addresses that must stay reachable through the underlay. See Table.SetOutside.
 func (f *FIB) SetOutside(addrs []netip.Addr) { f.change(func(t *Table) { t.SetOutside(addrs) }) }

@@ -26,7 +26,7 @@ const (
 // Until Synced, routes that a former run left in the kernel stay although nobody has asked for them yet.
 type Table struct {
 	links   map[string]Link
-	dead    map[string]bool // interfaces reported dead
+	dead    map[NextHop]bool // reported dead; without a gateway: all of the interface
 	outside []netip.Addr
 
 	routes   map[netip.Prefix]*entry
@@ -80,7 +80,7 @@ type object struct {
 func NewTable() *Table {
 	return &Table{
 		links:   map[string]Link{},
-		dead:    map[string]bool{},
+		dead:    map[NextHop]bool{},
 		routes:  map[netip.Prefix]*entry{},
 		groups:  map[string]*group{},
 		byID:    map[uint32]*group{},
@@ -136,18 +136,18 @@ func (t *Table) SetLinks(links []Link) {
 	t.touch(changed)
 }
 
-// SetAlive says whether what is sent into an interface arrives at the other end. Interfaces of which nothing was said
-// are alive while they are up.
-func (t *Table) SetAlive(name string, alive bool) {
-	if t.dead[name] != alive {
+// SetAlive says whether what is sent to a next hop arrives. A next hop without a gateway stands for its interface, and
+// with it for every next hop on it. Next hops of which nothing was said are alive while their interface is up.
+func (t *Table) SetAlive(h NextHop, alive bool) {
+	if t.dead[h] != alive {
 		return
 	}
 	if alive {
-		delete(t.dead, name)
+		delete(t.dead, h)
 	} else {
-		t.dead[name] = true
+		t.dead[h] = true
 	}
-	t.touch(map[string]bool{name: true})
+	t.touch(map[string]bool{h.Interface: true})
 }
 
 // touch marks the groups that have a next hop on one of the interfaces.
@@ -359,7 +359,7 @@ func (t *Table) retire(g *group) {
 func (t *Table) alive(g *group) []NextHop {
 	var hops []NextHop
 	for _, h := range g.hops {
-		if l, ok := t.links[h.Interface]; ok && l.Up && !t.dead[h.Interface] {
+		if l, ok := t.links[h.Interface]; ok && l.Up && !t.dead[NextHop{Interface: h.Interface}] && !t.dead[h] {
 			hops = append(hops, h)
 		}
 	}

@@ -74,12 +74,12 @@ func TestRoutesShareAGroup(t *testing.T) {
 	b.expect(b.run(), map[OpKind]int{SetNextHop: 2, SetGroup: 2, AddRoute: 3})
 
 	t.Log("a dead tunnel touches groups only")
-	b.table.SetAlive("b", false)
+	b.table.SetAlive(NextHop{Interface: "b"}, false)
 	b.expect(b.run(), map[OpKind]int{SetGroup: 2, SetNextHop: 1, DeleteNextHop: 1})
 	if g := b.kernel.groups[b.kernel.routes[pfx("10.0.2.0/24")].NextHop]; !b.kernel.objects[g[0]].Blackhole {
 		t.Error("a route without a living next hop is no black hole")
 	}
-	b.table.SetAlive("b", true)
+	b.table.SetAlive(NextHop{Interface: "b"}, true)
 	b.expect(b.run(), map[OpKind]int{SetGroup: 2, SetNextHop: 1, DeleteNextHop: 1})
 
 	t.Log("the same again writes nothing")
@@ -232,7 +232,7 @@ func walk(t *testing.T, r *rand.Rand) {
 		case 6:
 			n := names[r.IntN(len(names))]
 			alive[n] = r.IntN(2) == 0
-			b.table.SetAlive(n, alive[n])
+			b.table.SetAlive(NextHop{Interface: n}, alive[n])
 		case 7:
 			n := names[r.IntN(len(names))]
 			l := b.kernel.links[n]
@@ -261,7 +261,7 @@ func walk(t *testing.T, r *rand.Rand) {
 				b.table = NewTable()
 				b.table.SetOutside(outside)
 				for n, a := range alive {
-					b.table.SetAlive(n, a)
+					b.table.SetAlive(NextHop{Interface: n}, a)
 				}
 			case 1:
 				b.table.Restarted()

@@ -42,9 +42,9 @@ func BenchmarkFIB(b *testing.B) {
 				}
 				measure(&load, func() { f.Update(routes) })
 				writes = d.Writes()
-				measure(&dead, func() { f.SetAlive("t1", false) })
+				measure(&dead, func() { f.SetAlive(fib.NextHop{Interface: "t1"}, false) })
 				writes = d.Writes() - writes
-				f.SetAlive("t1", true)
+				f.SetAlive(fib.NextHop{Interface: "t1"}, true)
 				settle(b, f)
 				stop()
 				measure(&adopt, func() {

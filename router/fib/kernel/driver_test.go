@@ -117,17 +117,17 @@ func TestRoutes(t *testing.T) {
 
 	t.Log("a dead tunnel: nothing falls through to the default route")
 	before := d.Writes()
-	f.SetAlive("t1", false)
+	f.SetAlive(fib.NextHop{Interface: "t1"}, false)
 	settle(t, f)
 	get("10.0.0.1", "dev t0")
 	get("10.1.0.1", "Invalid argument")
 	get("2001:db8::1", "dev t0")
 	t.Logf("%d writes", d.Writes()-before)
-	f.SetAlive("t0", false)
+	f.SetAlive(fib.NextHop{Interface: "t0"}, false)
 	settle(t, f)
 	get("2001:db8::1", "Invalid argument")
-	f.SetAlive("t0", true)
-	f.SetAlive("t1", true)
+	f.SetAlive(fib.NextHop{Interface: "t0"}, true)
+	f.SetAlive(fib.NextHop{Interface: "t1"}, true)
 	settle(t, f)
 	get("10.1.0.1", "dev t1")
 
@@ -277,7 +277,7 @@ func TestRandomWalk(t *testing.T) {
 		case 0:
 			n := names[r.IntN(3)]
 			dead[n] = !dead[n]
-			f.SetAlive(n, !dead[n])
+			f.SetAlive(fib.NextHop{Interface: n}, !dead[n])
 		case 1:
 			settle(t, f)
 		case 2:
@@ -285,7 +285,7 @@ func TestRandomWalk(t *testing.T) {
 				stop()
 				f, stop = run(t, &strict{d, t})
 				for n := range dead {
-					f.SetAlive(n, !dead[n])
+					f.SetAlive(fib.NextHop{Interface: n}, !dead[n])
 				}
 				var all []fib.Route
 				for _, rt := range bgp {

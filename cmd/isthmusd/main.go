@@ -1,0 +1,204 @@
+// Command isthmusd is the router: it takes documents over its API and makes tunnels, BGP sessions, routes and source
+// NAT of them. Stopping it changes nothing in the kernel or in charon.
+
+// TCP-MD5 (RFC 2385) does not work on the MPTCP sockets that Go listens on by default.
+//
+//go:debug multipathtcp=0
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/isthmus-net/isthmus/bgp/gobgp"
+	"github.com/isthmus-net/isthmus/nat/nftables"
+	"github.com/isthmus-net/isthmus/router"
+	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/auth"
+	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/fib/kernel"
+	"github.com/isthmus-net/isthmus/router/host"
+	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/store"
+	"github.com/isthmus-net/isthmus/tunnel/ipsec"
+	"github.com/isthmus-net/isthmus/tunnel/wireguard"
+)
+
+// version is set by the linker.
+var version = "unknown"
+
+type options struct {
+	state, runtime string
+	listen, hosts  string
+	bundle         string
+	vici           string
+	bgpPort        int
+	debug          bool
+}
+
+func main() {
+	gobgp.RunIfChild()
+
+	var o options
+	flag.StringVar(&o.state, "state", "/var/lib/isthmus", "`directory` of documents, secrets, certificates and the audit log")
+	flag.StringVar(&o.runtime, "runtime", "/run/isthmus", "`directory` of the API's unix socket and of what need not outlive a boot")
+	flag.StringVar(&o.listen, "listen", ":7443", "`address` of the API with mutual TLS; empty: only the unix socket")
+	flag.StringVar(&o.hosts, "hosts", "", "further names and addresses for the server's certificate, `comma-separated`")
+	flag.StringVar(&o.bundle, "bundle", "", "`file` for the first admin's context, written once (default: admin.yaml in the state directory)")
+	flag.StringVar(&o.vici, "vici", ipsec.DefaultSocket, "`path` of charon's vici socket")
+	flag.IntVar(&o.bgpPort, "bgp-port", 179, "TCP `port` for BGP sessions that peers open")
+	flag.BoolVar(&o.debug, "debug", false, "log more")
+	showVersion := flag.Bool("version", false, "print the version and exit")
+	flag.Parse()
+	if *showVersion {
+		fmt.Println(version)
+		return
+	}
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "isthmusd: takes no arguments, got %q\n", flag.Args())
+		os.Exit(2)
+	}
+	level := slog.LevelInfo
+	if o.debug {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o, log); err != nil {
+		log.Error("isthmusd ends", "err", err)
+		os.Exit(1)
+	}
+}
+
+// run wires everything from the bottom up, and runs it until ctx is done.
+func run(ctx context.Context, o options, log *slog.Logger) (err error) {
+	started := time.Now()
+	if err := os.MkdirAll(o.runtime, 0o755); err != nil {
+		return fmt.Errorf("making the runtime directory: %w", err)
+	}
+	st, err := store.Open(o.state)
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	audit, err := auth.OpenAudit(filepath.Join(o.state, "audit.log"), time.Now)
+	if err != nil {
+		return err
+	}
+	defer audit.Close()
+	if o.bundle == "" {
+		o.bundle = filepath.Join(o.state, "admin.yaml")
+	}
+	authority, err := auth.New(auth.Options{
+		Store: st, Hosts: hosts(o), Address: address(o.listen), Bundle: o.bundle, Notice: os.Stderr, Audit: audit, Now: time.Now,
+	})
+	if err != nil {
+		return err
+	}
+
+	machine, err := host.Open()
+	if err != nil {
+		return err
+	}
+	links, err := nl.Open()
+	if err != nil {
+		return err
+	}
+	defer links.Close()
+	routes, err := kernel.New()
+	if err != nil {
+		return err
+	}
+	table := fib.New(routes, log.With("room", "fib"))
+	filter := nftables.New(nftables.Options{Log: log.With("room", "nat")})
+	vpn := ipsec.New(ipsec.Options{Socket: o.vici, Secrets: st.Lookup, Links: links, Log: log.With("room", "ipsec"), RuntimeDir: o.runtime})
+	wg := wireguard.New(wireguard.Options{Secrets: st.Lookup, Links: links, Log: log.With("room", "wireguard")})
+	defer wg.Close()
+	former, err := routes.Observe(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the routes of a former run: %w", err)
+	}
+	speaker := gobgp.New(gobgp.Options{
+		ListenPort: o.bgpPort, Secrets: st.Lookup, Log: log.With("room", "bgp"),
+		Adopting: func() bool { return len(former.Routes) > 0 },
+	})
+
+	r, err := router.New(router.Options{
+		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Addresses: links, Host: machine,
+		Version: version, Log: log,
+		Counters: func() router.Counters {
+			return router.Counters{
+				Vici: vpn.Writes(), WireGuard: wg.Writes(), NFTables: filter.Writes(), BGP: speaker.Writes(), BGPStarts: speaker.Starts(),
+				Netlink: links.Writes() + routes.Writes() + machine.Writes(),
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	server, err := api.Listen(api.Options{Router: r, Authority: authority, Address: o.listen, Socket: filepath.Join(o.runtime, "api.sock")})
+	if err != nil {
+		return err
+	}
+	log.Info("serving", "address", o.listen, "version", version, "after", time.Since(started).Round(time.Millisecond))
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	served := make(chan error, 1)
+	go func() {
+		served <- server.Serve(ctx)
+		cancel()
+	}()
+	err = r.Run(ctx)
+	cancel()
+	return errors.Join(err, <-served)
+}
+
+// hosts returns the names and addresses under which clients may reach the API: those that were given, the host's name,
+// and the addresses of its interfaces.
+func hosts(o options) []string {
+	var out []string
+	for _, h := range strings.Split(o.hosts, ",") {
+		if h = strings.TrimSpace(h); h != "" {
+			out = append(out, h)
+		}
+	}
+	if name, err := os.Hostname(); err == nil {
+		out = append(out, name)
+	}
+	if h, _, err := net.SplitHostPort(o.listen); err == nil && h != "" {
+		return append(out, h)
+	}
+	// The addresses of tunnels are not among them: they come and go, and nobody manages a node through them.
+	if addrs, err := net.InterfaceAddrs(); err == nil {
+		for _, a := range addrs {
+			if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
+				out = append(out, n.IP.String())
+			}
+		}
+	}
+	return out
+}
+
+// address returns what the first admin's context names: the listening address, on the loopback when it is any.
+func address(listen string) string {
+	h, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return listen
+	}
+	if ip := net.ParseIP(h); h == "" || ip != nil && ip.IsUnspecified() {
+		h = "127.0.0.1"
+	}
+	return net.JoinHostPort(h, port)
+}

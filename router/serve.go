@@ -1,0 +1,217 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+var _ api.Router = (*Router)(nil)
+
+// Validate implements api.Router.
+func (r *Router) Validate(_ context.Context, src *isthmusv1.Source) ([]*isthmusv1.Problem, error) {
+	problems, err := r.validate(src)
+	return problemMessages(problems), err
+}
+
+// Plan implements api.Router.
+func (r *Router) Plan(_ context.Context, src *isthmusv1.Source) (*isthmusv1.PlanResponse, error) {
+	generation, changes, err := r.preview(src)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &isthmusv1.PlanResponse{Generation: generation, Changes: changeMessages(changes)}, nil
+}
+
+// Apply implements api.Router.
+func (r *Router) Apply(_ context.Context, author string, q *isthmusv1.ApplyRequest) (*isthmusv1.ApplyResponse, error) {
+	generation, changes, err := r.apply(q.GetSource(), q.ExpectedGeneration, q.GetConfirmWithin().AsDuration(), author)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes)}, nil
+}
+
+// Confirm implements api.Router.
+func (r *Router) Confirm(_ context.Context, author string, generation uint64) error {
+	if err := r.confirm(generation); err != nil {
+		return err
+	}
+	r.Log.Info("confirmed", "generation", generation, "author", author)
+	return nil
+}
+
+// Rollback implements api.Router.
+func (r *Router) Rollback(_ context.Context, author string, q *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error) {
+	generation, changes, err := r.goBack(q.GetToGeneration(), q.ExpectedGeneration, author)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes)}, nil
+}
+
+// Spec implements api.Router.
+func (r *Router) Spec(_ context.Context, generation uint64) (*isthmusv1.GetSpecResponse, error) {
+	generation, message, text, err := r.document(generation)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &isthmusv1.GetSpecResponse{Generation: generation, Spec: message, Text: text}, nil
+}
+
+// History implements api.Router.
+func (r *Router) History() []*isthmusv1.Revision {
+	var out []*isthmusv1.Revision
+	for _, h := range r.Store.History() {
+		out = append(out, &isthmusv1.Revision{Generation: h.Generation, Time: stamp(h.Time), Author: h.Author, Reason: h.Reason, Changes: h.Changes})
+	}
+	return out
+}
+
+// Tunnels implements api.Router.
+func (r *Router) Tunnels() ([]*isthmusv1.TunnelStatus, <-chan struct{}) {
+	changed := r.state.bell.Wait()
+	return r.tunnels(), changed
+}
+
+// Peers implements api.Router.
+func (r *Router) Peers() ([]*isthmusv1.PeerStatus, <-chan struct{}) {
+	changed := r.state.bell.Wait()
+	return r.peers(), changed
+}
+
+// ResetPeer implements api.Router.
+func (r *Router) ResetPeer(ctx context.Context, name string, soft bool) error {
+	return r.BGP.Reset(ctx, name, soft)
+}
+
+// Routes implements api.Router.
+func (r *Router) Routes() ([]*isthmusv1.Route, <-chan struct{}) {
+	changed := r.state.bell.Wait()
+	return r.routes(), changed
+}
+
+// countersAge is how old the counters of the policies may be: reading many of them back is not free.
+const countersAge = 2 * time.Second
+
+// Policies implements api.Router. When the kernel cannot be read, what was last read is returned as not installed.
+func (r *Router) Policies() ([]*isthmusv1.PolicyStatus, <-chan struct{}) {
+	changed := r.state.bell.Wait()
+	list, _ := r.policies()
+	return list, changed
+}
+
+// Guard implements api.Router.
+func (r *Router) Guard() (packets, bytes uint64) {
+	_, guard := r.policies()
+	return guard.Packets, guard.Bytes
+}
+
+// Status implements api.Router.
+func (r *Router) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {
+	changed := r.state.bell.Wait()
+	return r.status(), changed
+}
+
+// SetSecret implements api.Router.
+func (r *Router) SetSecret(_ context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error) {
+	info, err := r.Store.SetSecret(name, value, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	r.Log.Info("secret set", "name", name, "author", author)
+	if err := r.secretsChanged(); err != nil {
+		return nil, fmt.Errorf("the secret is stored, but the present document cannot be planned with it: %w", err)
+	}
+	return r.secretMessage(info), nil
+}
+
+// Secrets implements api.Router.
+func (r *Router) Secrets() []*isthmusv1.SecretInfo {
+	var out []*isthmusv1.SecretInfo
+	for _, info := range r.Store.Secrets() {
+		out = append(out, r.secretMessage(info))
+	}
+	return out
+}
+
+// DeleteSecret implements api.Router.
+func (r *Router) DeleteSecret(_ context.Context, author, name string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if uses := r.uses(name); len(uses) > 0 {
+		return fmt.Errorf("%w: secret %s is used by %s", api.ErrPrecondition, name, uses[0])
+	}
+	if err := r.Store.DeleteSecret(name); err != nil {
+		return err
+	}
+	r.Log.Info("secret deleted", "name", name, "author", author)
+	return nil
+}
+
+func (r *Router) secretMessage(info store.SecretInfo) *isthmusv1.SecretInfo {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return &isthmusv1.SecretInfo{Name: info.Ref.Name, Fingerprint: info.Ref.Fingerprint, Changed: stamp(info.Changed), UsedBy: r.uses(info.Ref.Name)}
+}
+
+// uses returns where the present document uses a secret, as field paths.
+func (r *Router) uses(name string) (paths []string) {
+	d, _ := spec.Decode([]byte(r.present.Text))
+	use := func(ref, format string, i int) {
+		if ref == name {
+			paths = append(paths, fmt.Sprintf(format, i))
+		}
+	}
+	for i, t := range d.Message.GetTunnels() {
+		use(t.GetIpsec().GetPsk(), "tunnels[%d].ipsec.psk", i)
+		use(t.GetWireguard().GetPrivateKey(), "tunnels[%d].wireguard.privateKey", i)
+		use(t.GetWireguard().GetPresharedKey(), "tunnels[%d].wireguard.presharedKey", i)
+	}
+	for i, p := range d.Message.GetPeers() {
+		use(p.GetPassword(), "peers[%d].password", i)
+	}
+	return paths
+}
+
+// refusal turns what is wrong with a document, or what is not there, into the errors of the API.
+func refusal(err error) error {
+	var problems spec.Problems
+	switch {
+	case errors.As(err, &problems):
+		return &api.Refused{Problems: problemMessages(problems)}
+	case errors.Is(err, store.ErrNotFound):
+		return fmt.Errorf("%w: %w", api.ErrNotFound, err)
+	}
+	return err
+}
+
+func problemMessages(problems spec.Problems) []*isthmusv1.Problem {
+	var out []*isthmusv1.Problem
+	for _, p := range problems {
+		out = append(out, &isthmusv1.Problem{Path: p.Path, Value: p.Value, Rule: p.Rule, Remedy: p.Remedy, Line: uint32(p.Line)})
+	}
+	return out
+}
+
+var actions = map[plan.Action]isthmusv1.Change_Action{
+	plan.Add:     isthmusv1.Change_ACTION_ADD,
+	plan.Modify:  isthmusv1.Change_ACTION_CHANGE,
+	plan.Remove:  isthmusv1.Change_ACTION_REMOVE,
+	plan.Replace: isthmusv1.Change_ACTION_REPLACE,
+}
+
+func changeMessages(changes []plan.Change) []*isthmusv1.Change {
+	var out []*isthmusv1.Change
+	for _, c := range changes {
+		out = append(out, &isthmusv1.Change{Action: actions[c.Action], Kind: c.Kind, Name: c.Name, Fields: c.Fields, Interrupts: c.Interrupts})
+	}
+	return out
+}
