@@ -133,7 +133,7 @@ func TestStandIn(t *testing.T) {
 		}
 	}
 
-	m, err := c.PingMesh(10 * time.Millisecond)
+	m, err := c.PingMesh(40 * time.Millisecond) // 300 packets/s in all
 	if err != nil {
 		t.Fatal(err)
 	}

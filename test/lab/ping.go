@@ -23,7 +23,8 @@ type PingOptions struct {
 	Source netip.Addr
 }
 
-// Pinger sends ICMP echo requests at a fixed rate and remembers each of them.
+// Pinger sends ICMP echo requests at a rate that it never exceeds and remembers each of
+// them.
 type Pinger struct {
 	conn  net.PacketConn
 	dst   netip.Addr
@@ -102,6 +103,11 @@ func (p *Pinger) send(request byte, every time.Duration) {
 		case <-p.stop:
 			return
 		case <-time.After(time.Until(next)):
+		}
+		// After a time without a processor the rate goes on from now: a burst
+		// to catch up would overflow a queue that the promised rate does not.
+		if late := time.Since(next); late > every {
+			next = next.Add(late)
 		}
 		p.mu.Lock()
 		seq := len(p.sent)
