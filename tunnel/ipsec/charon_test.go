@@ -191,6 +191,7 @@ type bench struct {
 	t         *testing.T
 	near, far *charon
 	d         *Driver
+	links     *nl.Links
 	dir       string
 	cancel    context.CancelFunc
 	running   chan error
@@ -228,6 +229,7 @@ func (b *bench) start() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	b.links = links
 	lookup := func(r secret.Ref) ([]byte, error) {
 		if v, ok := b.secrets[r.Name]; ok {
 			return []byte(v), nil
@@ -256,7 +258,7 @@ func (b *bench) stop() {
 		b.t.Error(err)
 	}
 	b.d.Close()
-	b.d.o.Links.Close()
+	b.links.Close()
 }
 
 type testLog struct{ t *testing.T }
@@ -397,12 +399,12 @@ func TestTunnel(t *testing.T) {
 	nltest.Run(t, "ping", "-c2", "-i0.1", "-W5", peerInside)
 
 	t.Run("again", func(t *testing.T) {
-		v, l := b.d.Writes(), b.d.o.Links.Writes()
+		v, l := b.d.Writes(), b.links.Writes()
 		b.apply(c1)
 		b.apply(c2)
 		time.Sleep(time.Second)
-		if b.d.Writes() != v || b.d.o.Links.Writes() != l {
-			t.Errorf("%d vici and %d link writes for what was there already", b.d.Writes()-v, b.d.o.Links.Writes()-l)
+		if b.d.Writes() != v || b.links.Writes() != l {
+			t.Errorf("%d vici and %d link writes for what was there already", b.d.Writes()-v, b.links.Writes()-l)
 		}
 	})
 	other := func() (uint64, uint64) { // t2 must not notice what is done to t1
@@ -436,7 +438,7 @@ func TestTunnel(t *testing.T) {
 			b.await("t2", tunnel.Up)
 		})
 		time.Sleep(time.Second)
-		if n := b.d.Writes() + b.d.o.Links.Writes(); n != 0 {
+		if n := b.d.Writes() + b.links.Writes(); n != 0 {
 			t.Errorf("%d writes to adopt", n)
 		}
 		if s := b.state("t1"); s.Keyed.Sub(before.Keyed).Abs() > 2*time.Second || s.Established.Sub(before.Established).Abs() > 2*time.Second {

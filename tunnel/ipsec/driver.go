@@ -27,11 +27,22 @@ import (
 // DefaultSocket is where charon-systemd listens in Debian.
 const DefaultSocket = "/var/run/charon.vici"
 
+// Links is the part of nl.Links that a Driver uses.
+type Links interface {
+	Get(name string) (nl.Link, error)
+	List(mark string) ([]nl.Link, error)
+	Ensure(nl.Wanted) error
+	Remove(alias string, kinds ...string) error
+	Watch(ctx context.Context, notify func(nl.Change)) error
+	SAs() ([]nl.SA, error)
+	DeleteSA(nl.SA) error
+}
+
 // Options are what a Driver works with.
 type Options struct {
 	Socket     string // charon's vici socket; empty: DefaultSocket
 	Secrets    secret.Lookup
-	Links      *nl.Links
+	Links      Links
 	Log        *slog.Logger // nil: none
 	RuntimeDir string       // remembers what was loaded until the next boot; empty: everything is loaded once at each start
 }
