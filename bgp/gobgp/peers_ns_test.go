@@ -218,7 +218,7 @@ func TestBIRD(t *testing.T) {
 
 	t.Run("killed", func(t *testing.T) {
 		eventually(t, 5*time.Second, "synced", func() bool { return n.recorder.count() == 1 })
-		n.mu().kill()
+		n.process().kill()
 		start := time.Now()
 		eventually(t, 15*time.Second, "back", func() bool {
 			return n.Starts() == 2 && n.state("b4").State == bgp.Established && n.state("b6").State == bgp.Established
@@ -255,8 +255,8 @@ func TestBIRD(t *testing.T) {
 	}
 }
 
-// mu returns the running process.
-func (n *node) mu() *process { n.Driver.mu.Lock(); defer n.Driver.mu.Unlock(); return n.proc }
+// process returns the running process.
+func (n *node) process() *process { n.Driver.mu.Lock(); defer n.Driver.mu.Unlock(); return n.proc }
 
 // TestFRR has a session over two hops of TTL with FRR, which opens it.
 func TestFRR(t *testing.T) {
@@ -327,7 +327,7 @@ router bgp 65002
 	eventually(t, 5*time.Second, "announcements", func() bool { return slices.Equal(told(), []string{"172.16.0.0/16", "172.17.0.0/16"}) })
 	eventually(t, 10*time.Second, "synced", func() bool { return n.recorder.count() == 1 })
 
-	n.mu().kill()
+	n.process().kill()
 	start := time.Now()
 	eventually(t, 15*time.Second, "back", func() bool {
 		if got := told(); len(got) != 2 {

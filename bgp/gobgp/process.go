@@ -17,6 +17,7 @@ import (
 
 // process is a running child.
 type process struct {
+	pid  int
 	conn io.ReadWriteCloser
 	kill func()          // SIGKILL: no session is closed with a NOTIFICATION
 	done <-chan struct{} // closed when it has ended
@@ -82,6 +83,7 @@ func spawn(o Options) (*process, error) {
 		return nil, fmt.Errorf("starting the BGP process: %w", err)
 	}
 	return &process{
+		pid:  cmd.Process.Pid,
 		conn: conn,
 		kill: func() { cmd.Process.Kill() },
 		done: done,

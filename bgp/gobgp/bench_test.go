@@ -1,0 +1,88 @@
+package gobgp
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/isthmus-net/isthmus/bgp"
+)
+
+// BenchmarkLoad has BIRD announce prefixes, and then end the session. It reports the seconds from Established to the
+// last prefix in Reporter.Paths, from the end of the session to its report and to the last withdrawal, and what the
+// BGP process took: CPU seconds and peak resident MiB.
+func BenchmarkLoad(b *testing.B) {
+	for _, size := range []int{10_000, 100_000} {
+		b.Run(fmt.Sprintf("%dk", size/1000), func(b *testing.B) {
+			var conf strings.Builder
+			conf.WriteString("log stderr { fatal };\nrouter id 169.254.1.2;\nprotocol device {}\nprotocol static s4 { ipv4;\n")
+			for i := range size {
+				fmt.Fprintf(&conf, "route 10.%d.%d.%d/28 blackhole { bgp_med = %d; };\n", i>>12&255, i>>4&255, i<<4&255, i%(size/20))
+			}
+			conf.WriteString(`}
+protocol bgp b4 { local 169.254.1.2 as 65001; neighbor 169.254.1.1 as 64620; passive; ipv4 { import none; export all; }; }
+`)
+			p := linkPeer("b4", "ist-bench", "169.254.1.1", "169.254.1.2", 65001)
+			p.HoldTime, p.Keepalive = 90*time.Second, 30*time.Second
+			var load, report, withdraw, cpu, peak float64
+			for b.Loop() {
+				bird := startBIRD(b, "ist-bench", []string{"169.254.1.1/30"}, []string{"169.254.1.2/30"}, conf.String())
+				n := startNode(b, Options{}, bgp.Config{ASN: nodeASN, RouterID: addr("169.254.1.1"), Peers: []bgp.Peer{p}})
+				eventually(b, 60*time.Second, "session", func() bool { return n.state("b4").State == bgp.Established })
+				start := n.state("b4").Since
+				count := func() (c int) { n.get(func() { c = len(n.routes) }); return c }
+				eventually(b, 60*time.Second, "all prefixes", func() bool { return count() == size })
+				load += time.Since(start).Seconds()
+				c, m := usage(b, n.process().pid)
+				cpu, peak = cpu+c, peak+m
+				start = time.Now()
+				bird.cmd.Process.Kill()
+				eventually(b, 60*time.Second, "down", func() bool { return n.state("b4").State != bgp.Established })
+				report += time.Since(start).Seconds()
+				eventually(b, 60*time.Second, "no prefixes", func() bool { return count() == 0 })
+				withdraw += time.Since(start).Seconds()
+				n.stop()
+				eventually(b, 10*time.Second, "the namespace is gone", func() bool {
+					_, err := net.InterfaceByName("ist-bench")
+					return err != nil
+				})
+			}
+			for unit, v := range map[string]float64{
+				"load-s": load, "down-report-s": report, "withdraw-s": withdraw, "child-cpu-s": cpu, "child-peak-MiB": peak,
+			} {
+				b.ReportMetric(v/float64(b.N), unit)
+			}
+		})
+	}
+}
+
+// usage returns the CPU seconds and the peak resident MiB of a process.
+func usage(t testing.TB, pid int) (cpu, peak float64) {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+2:]))
+	for _, s := range f[11:13] { // utime and stime, in hundredths
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cpu += float64(n) / 100
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, hwm, _ := strings.Cut(string(status), "VmHWM:")
+	n, err := strconv.Atoi(strings.Fields(hwm)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cpu, float64(n) / 1024
+}
