@@ -413,8 +413,7 @@ func (d *Driver) Run(ctx context.Context, r bgp.Reporter) error {
 		var delay time.Duration
 		if err == nil {
 			var worked bool
-			delay, worked = d.session(ctx, r, p, restarting)
-			if worked {
+			if delay, worked = d.session(ctx, r, p, restarting); worked {
 				failures, restarting = 0, true
 			} else {
 				failures++
@@ -518,7 +517,7 @@ func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restar
 		d.mu.Unlock()
 		return 0, true
 	}
-	return d.ended(r, end, worked), worked
+	return d.ended(r, end, worked)
 }
 
 // read passes what the child says on, and answers to those who wait for them.
@@ -759,22 +758,25 @@ func (d *Driver) tick(ctx context.Context, r bgp.Reporter, p *process, now time.
 	return next
 }
 
-// ended takes note that the process has ended by itself and returns how long to wait before the next.
-func (d *Driver) ended(r bgp.Reporter, end crash, worked bool) time.Duration {
+// ended takes note that the process has ended by itself. It returns how long to wait before the next, and whether this
+// one had come so far that its end was not a failure to start.
+func (d *Driver) ended(r bgp.Reporter, end crash, worked bool) (time.Duration, bool) {
 	now := time.Now()
 	d.mu.Lock()
 	d.proc = nil
 	var delay time.Duration
 	culprit := ""
-	if !d.replace && worked {
-		for _, p := range d.want.Peers {
-			if p.Address == end.peer {
-				culprit = p.Name
-			}
+	for _, p := range d.want.Peers {
+		if p.Address == end.peer {
+			culprit = p.Name
+			worked = true // a session was up before the whole configuration was
 		}
+	}
+	if !d.replace && worked {
 		culprit, delay = d.sup.crashed(now, culprit, clip(end.reason))
 	}
-	if !d.replace {
+	planned := d.replace
+	if !planned {
 		d.o.Log.Error("the BGP process ended", "reason", clip(end.reason), "peer", culprit)
 	}
 	var reports []bgp.PeerState
@@ -799,5 +801,5 @@ func (d *Driver) ended(r bgp.Reporter, end crash, worked bool) time.Duration {
 	for _, s := range reports {
 		r.Peer(s)
 	}
-	return delay
+	return delay, worked || planned
 }

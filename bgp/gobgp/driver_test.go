@@ -1,0 +1,330 @@
+package gobgp
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/isthmus-net/isthmus/bgp"
+)
+
+// fake is a child made of channels. It answers configurations, and is otherwise told what to do.
+type fake struct {
+	conn    net.Conn
+	die     func(crash)
+	configs chan []string // names of the peers
+	freed   chan struct{}
+}
+
+// fakes returns a start function and the children that it started.
+func fakes() (func() (*process, error), chan *fake) {
+	started := make(chan *fake, 100)
+	return func() (*process, error) {
+		ours, theirs := net.Pipe()
+		done := make(chan struct{})
+		var end crash
+		die := sync.OnceFunc(func() { theirs.Close(); close(done) })
+		f := &fake{
+			conn: theirs, configs: make(chan []string, 100), freed: make(chan struct{}, 1),
+			die: func(c crash) { end = c; die() },
+		}
+		go func() {
+			for {
+				kind, body, err := readFrame(theirs, maxToChild)
+				if err != nil {
+					return
+				}
+				switch kind {
+				case frameConfig:
+					var m configMessage
+					if err := json.Unmarshal(body, &m); err != nil {
+						panic(err)
+					}
+					var names []string
+					for _, p := range m.Peers {
+						names = append(names, p.Peer.Name)
+					}
+					f.configs <- names
+					writeJSON(theirs, frameReply, replyMessage{ID: m.ID, Changes: 1})
+				case frameRelease:
+					f.freed <- struct{}{}
+				}
+			}
+		}()
+		started <- f
+		return &process{conn: ours, kill: die, done: done, end: func() crash { return end }}, nil
+	}, started
+}
+
+func (f *fake) state(id uint32, s bgp.SessionState) {
+	writeJSON(f.conn, frameState, stateMessage{Peer: id, State: s, Down: s == bgp.Idle})
+}
+
+// drive starts a Driver with fake children and three peers, whose numbers are 1 to 3.
+func drive(t *testing.T) (*node, chan *fake) {
+	d := New(Options{Log: slog.New(slog.DiscardHandler)})
+	var started chan *fake
+	d.start, started = fakes()
+	if err := d.Apply(t.Context(), config(loPeer("a", "169.254.0.11", 1), loPeer("b", "169.254.0.12", 2), loPeer("c", "169.254.0.13", 3))); err != nil {
+		t.Fatal(err)
+	}
+	n := &node{Driver: d, recorder: newRecorder()}
+	go d.Run(t.Context(), n.recorder)
+	return n, started
+}
+
+// expectConfig waits for the next configuration. One that only lacks the peer that is let in next may come before it,
+// depending on who is first, the clock or the configuration.
+func expectConfig(t *testing.T, f *fake, want string) {
+	t.Helper()
+	for {
+		select {
+		case got := <-f.configs:
+			if s := strings.Join(got, ""); s == want {
+				return
+			} else if s != want[:len(want)-1] {
+				t.Errorf("configured %v, not %q", got, want)
+				return
+			}
+		case <-time.After(time.Hour):
+			t.Errorf("not configured %q", want)
+			return
+		}
+	}
+}
+
+func TestNamedCrash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, started := drive(t)
+		f := <-started
+		expectConfig(t, f, "abc")
+		for id := range uint32(3) {
+			f.state(id+1, bgp.Established)
+			writeJSON(f.conn, frameEnd, endMessage{id + 1})
+		}
+		synctest.Wait()
+		if n.recorder.count() != 1 || n.restarted != 1 {
+			t.Errorf("restarted %d times, synced %d times", n.restarted, n.recorder.count())
+		}
+		start := time.Now()
+		f.die(crash{peer: addr("169.254.0.12"), reason: "panic: x"})
+		f = <-started
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("started again after %v", d)
+		}
+		expectConfig(t, f, "ac")
+		synctest.Wait()
+		if s := n.state("b"); s.State != bgp.Quarantined || !s.Restarting || s.QuarantineReason != "panic: x" || s.NextTry.Sub(start) != time.Minute {
+			t.Errorf("culprit %+v", s)
+		}
+		if s := n.state("a"); s.State != bgp.Unknown || !s.Restarting {
+			t.Errorf("another %+v", s)
+		}
+		f.state(1, bgp.Established)
+		writeJSON(f.conn, frameEnd, endMessage{1})
+		synctest.Wait()
+		select {
+		case <-f.freed:
+			t.Error("released before the End-of-RIB of c")
+		default:
+		}
+		f.state(3, bgp.Established)
+		writeJSON(f.conn, frameEnd, endMessage{3})
+		<-f.freed // the quarantined peer is not waited for with what others are told,
+		if n.recorder.count() != 1 {
+			t.Error("but with what is gone")
+		}
+		expectConfig(t, f, "abc")
+		if d := time.Since(start); d < time.Minute || d > time.Minute+time.Second {
+			t.Errorf("let in again after %v", d)
+		}
+		time.Sleep(61 * time.Second)
+		if s := n.state("b"); n.recorder.count() != 2 || s.Restarting {
+			t.Errorf("after its restart time: synced %d times, %+v", n.recorder.count(), s)
+		}
+	})
+}
+
+func TestUnnamedCrash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, started := drive(t)
+		f := <-started
+		expectConfig(t, f, "abc")
+		synctest.Wait()
+		f.die(crash{reason: "signal: killed"})
+		f = <-started
+		expectConfig(t, f, "abc")
+		synctest.Wait()
+		f.die(crash{reason: "signal: killed"})
+		f = <-started
+		expectConfig(t, f, "a")
+		f.state(1, bgp.Established)
+		expectConfig(t, f, "ab")
+		f.state(2, bgp.Established)
+		synctest.Wait()
+		f.die(crash{reason: "signal: killed"})
+		f = <-started
+		expectConfig(t, f, "ac")
+		if s := n.state("b").State; s != bgp.Quarantined || n.Starts() != 4 {
+			t.Errorf("state %v, %d starts", s, n.Starts())
+		}
+	})
+}
+
+func TestMalformed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, started := drive(t)
+		f := <-started
+		expectConfig(t, f, "abc")
+		synctest.Wait()
+		if err := writeFrame(f.conn, framePaths, []byte{33, 4, 10, 0, 0, 0, 0}); err != nil {
+			t.Fatal(err)
+		}
+		f = <-started
+		expectConfig(t, f, "abc")
+		if n.Starts() != 2 {
+			t.Errorf("%d starts", n.Starts())
+		}
+	})
+}
+
+func TestCannotStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := New(Options{Log: slog.New(slog.DiscardHandler)})
+		var at []time.Duration
+		start := time.Now()
+		d.start = func() (*process, error) {
+			at = append(at, time.Since(start)/time.Second)
+			return nil, fmt.Errorf("no")
+		}
+		if err := d.Apply(t.Context(), config()); err != nil {
+			t.Fatal(err)
+		}
+		go d.Run(t.Context(), newRecorder())
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if want := []time.Duration{0, 2, 6, 14, 30, 60, 90, 120}; !slices.Equal(at, want[:len(at)]) || len(at) < 7 {
+			t.Errorf("tried at %v", at)
+		}
+	})
+}
+
+func TestApplyPartly(t *testing.T) {
+	d := New(Options{Log: slog.New(slog.DiscardHandler), Secrets: secrets(nil)})
+	a, b := loPeer("a", "169.254.0.11", 1), loPeer("b", "169.254.0.12", 2)
+	if err := d.Apply(t.Context(), config(a, b)); err != nil {
+		t.Fatal(err)
+	}
+	twin := loPeer("twin", "169.254.0.12", 2)
+	a.Password.Name, a.TTL = "gone", 7
+	err := d.Apply(t.Context(), config(a, b, twin))
+	if err == nil || !strings.Contains(err.Error(), "no such secret") || !strings.Contains(err.Error(), "peer b has address") {
+		t.Errorf("error %v", err)
+	}
+	if len(d.want.Peers) != 2 || d.want.Peers[0].TTL != 1 {
+		t.Errorf("wanted %+v", d.want.Peers)
+	}
+	if err := d.Reset(t.Context(), "twin", false); err == nil {
+		t.Error("reset of an unknown peer")
+	}
+}
+
+// TestConfined looks at the process from outside.
+func TestConfined(t *testing.T) {
+	n := startNode(t, Options{}, config())
+	eventually(t, 5*time.Second, "synced", func() bool { return n.recorder.count() == 1 })
+	p := n.process()
+	proc := func(name string) string {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", p.pid, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	status := proc("status")
+	for _, line := range []string{
+		"Uid:\t65534\t65534\t65534\t65534\n", "Gid:\t65534\t65534\t65534\t65534\n", "Groups:\t \n", "NoNewPrivs:\t1\n",
+		"CapInh:\t0000000000000400\n", "CapPrm:\t0000000000000400\n", "CapEff:\t0000000000000400\n", "CapAmb:\t0000000000000400\n",
+	} {
+		if !strings.Contains(status, line) {
+			t.Errorf("no %q in:\n%s", line, status)
+		}
+	}
+	for _, v := range strings.Split(strings.TrimRight(proc("environ"), "\x00"), "\x00") {
+		if name, _, _ := strings.Cut(v, "="); !slices.Contains([]string{"GODEBUG", "GOTRACEBACK", "GOGC", "GOMEMLIMIT"}, name) {
+			t.Errorf("environment %s", v)
+		}
+	}
+	if !strings.Contains(proc("limits"), "Max core file size        0                    0") {
+		t.Errorf("limits:\n%s", proc("limits"))
+	}
+	if adj := proc("oom_score_adj"); adj != "500\n" {
+		t.Errorf("oom_score_adj %s", adj)
+	}
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range fds {
+		to, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", p.pid, e.Name()))
+		if !strings.HasPrefix(to, "socket:") && !strings.HasPrefix(to, "anon_inode:") && to != "/dev/null" && !strings.HasPrefix(to, "pipe:") {
+			t.Errorf("descriptor %s is %s", e.Name(), to)
+		}
+	}
+	// Without a daemon at the other end it leaves.
+	p.conn.Close()
+	select {
+	case <-p.done:
+	case <-time.After(5 * time.Second):
+		t.Error("still there")
+	}
+}
+
+// TestRenumber changes the ASN, which only a new process can have.
+func TestRenumber(t *testing.T) {
+	a := newSpeaker(t, "169.254.0.11", 65001, nil)
+	c := config(loPeer("a", "169.254.0.11", 65001))
+	n := startNode(t, Options{}, c)
+	eventually(t, 5*time.Second, "announcement", func() bool { return slices.Equal(a.attribute("172.16.0.0/16", 2), asSequence(nodeASN)) })
+	c.ASN = 64621
+	if err := n.Apply(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Second, "announcement", func() bool { return slices.Equal(a.attribute("172.16.0.0/16", 2), asSequence(64621)) })
+	if n.Starts() != 2 || n.state("a").State != bgp.Established {
+		t.Errorf("%d starts, %+v", n.Starts(), n.state("a"))
+	}
+}
+
+func TestReset(t *testing.T) {
+	a := newSpeaker(t, "169.254.0.11", 65001, nil)
+	b := newSpeaker(t, "169.254.0.12", 65002, nil)
+	n := startNode(t, Options{}, config(loPeer("a", "169.254.0.11", 65001), loPeer("b", "169.254.0.12", 65002)))
+	up := func() bool { return a.has("172.16.0.0/16") && n.state("a").State == bgp.Established }
+	eventually(t, 5*time.Second, "session", up)
+	a.mu.Lock()
+	clear(a.routes)
+	a.mu.Unlock()
+	if err := n.Reset(t.Context(), "a", true); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Second, "our routes again", up)
+	if a.count() != 1 {
+		t.Errorf("%d sessions", a.count())
+	}
+	if err := n.Reset(t.Context(), "a", false); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "a new session", func() bool { return a.count() == 2 && up() })
+	if b.count() != 1 {
+		t.Errorf("%d sessions of b", b.count())
+	}
+}
