@@ -143,9 +143,8 @@ func mergePorts(ports []PortRange) []PortRange {
 // Tie is two policies that claim a common flow with equal right.
 type Tie struct{ A, B string }
 
-// Ties returns the pairs of policies that tie, in order of their rules. A policy does not tie with itself.
-func (c *Config) Ties() []Tie {
-	rules := c.Rules()
+// Ties returns the pairs of policies that tie, in order of their rules, which come from Config.Rules. A policy does not tie with itself.
+func Ties(rules []Rule) []Tie {
 	var ties []Tie
 	for i := range rules {
 		a := &rules[i]

@@ -144,11 +144,12 @@ const reg1 = unix.NFT_REG_1
 // Rules in one layer do not overlap, and what is in an earlier layer wins over what it overlaps in a later one. So a new
 // flow costs one look-up per layer, and the number of layers is how deep policies nest, not how many there are.
 func compile(c nat.Config) (*ruleset, error) {
-	if err := check(c); err != nil {
+	rules := c.Rules()
+	if err := check(c, rules); err != nil {
 		return nil, err
 	}
 	r := &ruleset{chains: map[string]*chain{}, sets: map[string]*set{}}
-	layers := r.addPolicies(c)
+	layers := r.addPolicies(c, rules)
 	r.addPools(c)
 	for _, f := range families {
 		r.sets[ownSet(f.ipv6)] = &set{elements: map[string]element{}}
@@ -178,12 +179,12 @@ func compile(c nat.Config) (*ruleset, error) {
 	return r, nil
 }
 
-func check(c nat.Config) error {
+func check(c nat.Config, rules []nat.Rule) error {
 	if c.Underlay == "" || len(c.Underlay) >= unix.IFNAMSIZ {
 		return fmt.Errorf("underlay interface %q: not a name", c.Underlay)
 	}
 	var errs []error
-	for _, t := range c.Ties() {
+	for _, t := range nat.Ties(rules) {
 		errs = append(errs, fmt.Errorf("policies %s and %s claim the same flows", t.A, t.B))
 	}
 	names := map[string]bool{}
@@ -206,26 +207,31 @@ func check(c nat.Config) error {
 // layerIndex finds the last layer in which something may overlap a rule. It only looks at prefixes: rules of one precedence
 // never overlap, and those of different precedence are kept apart.
 type layerIndex struct {
-	exact, below         map[[2]netip.Prefix]int // of a destination and a source: layers used there, and at or below there
-	sources, destination map[netip.Prefix]bool   // those that occur
+	exact, below          map[[2]netip.Prefix]int // of a destination and a source: layers used there, and at or below there
+	sources, destinations lengths
 }
 
-// parents yields the prefixes in known that contain p, p first.
-func parents(p netip.Prefix, known map[netip.Prefix]bool, yield func(netip.Prefix)) {
+// lengths are the prefix lengths that occur, of IPv4 and IPv6.
+type lengths [2][129]bool
+
+// parents yields the prefixes that contain p and may occur, p first.
+func (l *lengths) parents(p netip.Prefix, yield func(netip.Prefix)) {
+	occur := &l[b2i(p.Addr().Is6())]
 	for bits := p.Bits(); bits >= 0; bits-- {
-		if q, _ := p.Addr().Prefix(bits); known[q] {
+		if occur[bits] {
+			q, _ := p.Addr().Prefix(bits)
 			yield(q)
 		}
 	}
 }
 
 // addPolicies lays the policies' rules into layers, and returns how many there are of each family.
-func (r *ruleset) addPolicies(c nat.Config) (layers [2]int) {
-	rules := c.Rules()
-	index := layerIndex{map[[2]netip.Prefix]int{}, map[[2]netip.Prefix]int{}, map[netip.Prefix]bool{}, map[netip.Prefix]bool{}}
+func (r *ruleset) addPolicies(c nat.Config, rules []nat.Rule) (layers [2]int) {
+	index := layerIndex{exact: map[[2]netip.Prefix]int{}, below: map[[2]netip.Prefix]int{}}
 	for i := range rules {
-		index.sources[rules[i].Source] = true
-		index.destination[rules[i].Destination] = true
+		ipv6 := b2i(rules[i].Source.Addr().Is6())
+		index.sources[ipv6][rules[i].Source.Bits()] = true
+		index.destinations[ipv6][rules[i].Destination.Bits()] = true
 	}
 	pools := map[string]*[2]bool{}
 	for i := range c.Pools {
@@ -275,17 +281,17 @@ func b2i(b bool) int {
 // destination at or below its own, and a source above, at or below.
 func (x *layerIndex) first(r *nat.Rule) int {
 	layer := x.below[[2]netip.Prefix{r.Destination, r.Source}]
-	parents(r.Source, x.sources, func(src netip.Prefix) {
+	x.sources.parents(r.Source, func(src netip.Prefix) {
 		layer = max(layer, x.exact[[2]netip.Prefix{r.Destination, src}])
 	})
 	return layer
 }
 
 func (x *layerIndex) add(r *nat.Rule, layer int) {
-	parents(r.Destination, x.destination, func(dst netip.Prefix) {
+	x.destinations.parents(r.Destination, func(dst netip.Prefix) {
 		k := [2]netip.Prefix{dst, r.Source}
 		x.exact[k] = max(x.exact[k], layer+1)
-		parents(r.Source, x.sources, func(src netip.Prefix) {
+		x.sources.parents(r.Source, func(src netip.Prefix) {
 			k := [2]netip.Prefix{dst, src}
 			x.below[k] = max(x.below[k], layer+1)
 		})

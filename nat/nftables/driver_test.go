@@ -2,13 +2,14 @@ package nftables
 
 import (
 	"context"
+	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/test/netns"
-	"net/netip"
 )
 
 // Ring: namespace.
@@ -63,14 +64,115 @@ func example() nat.Config {
 	}
 }
 
-func TestApply(t *testing.T) {
+func TestApplyAgainWritesNothing(t *testing.T) {
 	ns := netns.New(t)
 	d := newDriver(t, ns)
 	apply(t, d, example())
-	t.Log(ns.Run("nft list table inet isthmus"))
+	before := ns.Run("nft -a list table inet isthmus")
 	apply(t, d, example())
+	shuffled := example()
+	slices.Reverse(shuffled.Policies)
+	slices.Reverse(shuffled.Pools)
+	slices.Reverse(shuffled.Clamps)
+	apply(t, d, shuffled)
+	other := newDriver(t, ns) // as after a new start
+	apply(t, other, example())
+	if d.Writes() != 1 || other.Writes() != 0 {
+		t.Errorf("%d and %d transactions, want 1 and 0", d.Writes(), other.Writes())
+	}
+	if after := ns.Run("nft -a list table inet isthmus"); after != before {
+		t.Errorf("changed:\n%s\nbefore:\n%s", after, before)
+	}
+}
+
+// TestFrameIsKept shows which changes leave the rules alone: the handles of rules and chains stay.
+func TestFrameIsKept(t *testing.T) {
+	ns := netns.New(t)
+	d := newDriver(t, ns)
+	c := example()
+	apply(t, d, c)
+	before := ns.Run("nft -a list chain inet isthmus egress")
+	c.Policies = append(c.Policies, nat.Policy{Name: "more", Action: nat.SNAT, Sources: pfx("10.4.0.0/16"), Destinations: pfx("203.0.113.0/24"), Pool: "partner"})
+	c.Own = append(c.Own, addr("192.0.2.99"))
+	c.Clamps = c.Clamps[:1]
+	apply(t, d, c)
+	if after := ns.Run("nft -a list chain inet isthmus egress"); after != before {
+		t.Errorf("changed:\n%s\nbefore:\n%s", after, before)
+	}
+}
+
+// TestHealing shows that whatever is done to the table by hand is noticed and undone.
+func TestHealing(t *testing.T) {
+	ns := netns.New(t)
+	d := newDriver(t, ns)
+	apply(t, d, example())
+	list := func() string { // in any order
+		out, _ := ns.Try("nft list table inet isthmus")
+		words := strings.FieldsFunc(out, func(r rune) bool { return strings.ContainsRune(" ,\n\t", r) })
+		slices.Sort(words)
+		return strings.Join(words, " ")
+	}
+	before := list()
+	for _, command := range []string{
+		"delete table inet isthmus",
+		"flush chain inet isthmus guard",
+		"flush table inet isthmus",
+		"insert rule inet isthmus guard accept",
+		"add rule inet isthmus forward counter",
+		"add chain inet isthmus mine",
+		"add chain inet isthmus guard { policy drop ; }",
+		"add set inet isthmus mine { type ipv4_addr ; }",
+		"add element inet isthmus own4 { 10.0.0.7 }",
+		"delete element inet isthmus own4 { 192.0.2.1 }",
+		"delete element inet isthmus policy-1-4 { 10.1.0.0/16 . 198.51.100.0/24 . tcp . 443 }",
+		"add element inet isthmus policy-1-4 { 10.9.0.0/16 . 198.51.100.0/24 . tcp . 443 : accept }",
+		"flush map inet isthmus mss4",
+		"flush map inet isthmus pool-web-4",
+	} {
+		ns.Run("nft " + command)
+		if list() == before && !strings.Contains(command, "counter") {
+			t.Errorf("%s: did nothing", command)
+		}
+		apply(t, d, example())
+		if after := list(); after != before {
+			t.Errorf("%s: not healed:\n%s", command, after)
+		}
+	}
+	ns.Run("nft add table inet other\nnft add table ip isthmus")
+	writes := d.Writes()
+	apply(t, d, example())
+	if d.Writes() != writes {
+		t.Error("tables of others are taken for ours")
+	}
+}
+
+func TestBadConfigChangesNothing(t *testing.T) {
+	ns := netns.New(t)
+	d := newDriver(t, ns)
+	apply(t, d, example())
+	c := example()
+	c.Policies = append(c.Policies,
+		nat.Policy{Name: "a", Action: nat.SNAT, Sources: pfx("10.0.0.0/8"), Pool: "web"},
+		nat.Policy{Name: "b", Action: "masquerade", Sources: pfx("10.5.0.0/16")},
+		nat.Policy{Name: "c", Action: nat.Deny, Sources: pfx("10.6.0.0/16"), Ports: []nat.PortRange{{First: 1, Last: 2}}})
+	err := d.Apply(context.Background(), c)
+	for _, want := range []string{"policies a and default claim the same flows", `policy b: unknown action "masquerade"`, "policy c: ports without tcp or udp"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %q", err, want)
+		}
+	}
 	if d.Writes() != 1 {
 		t.Errorf("%d transactions, want 1", d.Writes())
 	}
-	_ = strings.TrimSpace
+	state, err := d.Observe(context.Background())
+	if err != nil || !state.Present || len(state.Policies) != 4 {
+		t.Errorf("state %+v, %v", state, err)
+	}
+}
+
+func TestObserveNothing(t *testing.T) {
+	state, err := newDriver(t, netns.New(t)).Observe(context.Background())
+	if err != nil || state.Present || state.Policies != nil {
+		t.Errorf("state %+v, %v", state, err)
+	}
 }

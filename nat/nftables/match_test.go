@@ -86,7 +86,7 @@ func (r random) flow() nat.Flow {
 
 // settle removes policies until none tie.
 func settle(c *nat.Config) {
-	for ties := c.Ties(); len(ties) > 0; ties = c.Ties() {
+	for ties := nat.Ties(c.Rules()); len(ties) > 0; ties = nat.Ties(c.Rules()) {
 		c.Policies = slices.DeleteFunc(c.Policies, func(p nat.Policy) bool { return p.Name == ties[0].B })
 	}
 }

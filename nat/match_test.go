@@ -1,0 +1,115 @@
+package nat
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+)
+
+func pfx(list ...string) (p []netip.Prefix) {
+	for _, s := range list {
+		p = append(p, netip.MustParsePrefix(s))
+	}
+	return p
+}
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+func snat(name string, sources, destinations []netip.Prefix, protocol string, ports ...PortRange) Policy {
+	return Policy{Name: name, Action: SNAT, Sources: sources, Destinations: destinations, Protocol: protocol, Ports: ports, Pool: "p"}
+}
+
+func TestMatchPrecedence(t *testing.T) {
+	c := Config{Pools: []Pool{{Name: "p", Addresses: []PoolAddress{{Address: addr("192.0.2.1")}, {Address: addr("2001:db8::1")}}}}, Policies: []Policy{
+		snat("all", pfx("10.0.0.0/8", "2001:db8::/32"), nil, ""),
+		snat("source", pfx("10.1.0.0/16"), nil, ""),
+		snat("tcp", pfx("10.0.0.0/8"), nil, "tcp"),
+		snat("port", pfx("10.0.0.0/8"), nil, "tcp", PortRange{443, 443}),
+		snat("destination", pfx("10.0.0.0/8"), pfx("198.51.100.0/24"), ""),
+		snat("icmp", pfx("10.0.0.0/8", "2001:db8::/32"), nil, "icmp"),
+		{Name: "deny", Action: Deny, Sources: pfx("0.0.0.0/0"), Destinations: pfx("198.51.100.7/32")},
+	}}
+	for _, k := range []struct {
+		source, destination string
+		protocol            uint8
+		port                uint16
+		want                string
+	}{
+		{"10.0.0.1", "203.0.113.1", udp, 53, "all"},
+		{"10.1.0.1", "203.0.113.1", udp, 53, "source"},
+		{"10.1.0.1", "203.0.113.1", tcp, 80, "tcp"}, // a protocol counts for more than a source
+		{"10.1.0.1", "203.0.113.1", tcp, 443, "port"},
+		{"10.1.0.1", "203.0.113.1", udp, 443, "source"},
+		{"10.1.0.1", "198.51.100.1", tcp, 443, "destination"}, // a destination counts for more than a port
+		{"10.1.0.1", "198.51.100.7", tcp, 443, "deny"},
+		{"172.16.0.1", "198.51.100.7", icmp, 0, "deny"},
+		{"172.16.0.1", "198.51.100.8", icmp, 0, ""},
+		{"10.0.0.1", "203.0.113.1", icmp, 0, "icmp"},
+		{"2001:db8::5", "2001:db9::1", icmpv6, 0, "icmp"},
+		{"2001:db8::5", "2001:db9::1", icmp, 0, "all"},
+		{"2001:db8::5", "2001:db9::1", tcp, 443, "all"},
+	} {
+		d := c.Match(Flow{addr(k.source), addr(k.destination), k.protocol, k.port})
+		if d.Policy != k.want {
+			t.Errorf("%+v: %q", k, d.Policy)
+		}
+		if passes := k.want != "" && k.want != "deny"; d.Address.IsValid() != passes || passes && d.Address.Is4() != addr(k.source).Is4() {
+			t.Errorf("%+v: address %v", k, d.Address)
+		}
+	}
+}
+
+func TestTies(t *testing.T) {
+	for _, k := range []struct {
+		a, b Policy
+		tie  bool
+	}{
+		{snat("a", pfx("10.0.0.0/8"), nil, ""), snat("b", pfx("10.0.0.0/8"), nil, ""), true},
+		{snat("a", pfx("10.0.0.0/8"), nil, ""), snat("b", pfx("10.0.0.0/8"), pfx("0.0.0.0/0"), ""), true},
+		{snat("a", pfx("10.0.0.0/8"), nil, ""), snat("b", pfx("10.0.0.0/9"), nil, ""), false},
+		{snat("a", pfx("10.0.0.0/8"), nil, ""), snat("b", pfx("10.0.0.0/8"), nil, "tcp"), false},
+		{snat("a", pfx("10.0.0.0/8"), nil, "udp"), snat("b", pfx("10.0.0.0/8"), nil, "tcp"), false},
+		{snat("a", pfx("10.0.0.0/8"), nil, "tcp"), snat("b", pfx("10.0.0.0/8"), nil, "tcp", PortRange{80, 80}), false},
+		{snat("a", pfx("10.0.0.0/8"), nil, "tcp", PortRange{80, 90}), snat("b", pfx("10.0.0.0/8"), nil, "tcp", PortRange{90, 95}), true},
+		{snat("a", pfx("10.0.0.0/8"), nil, "tcp", PortRange{80, 90}), snat("b", pfx("10.0.0.0/8"), nil, "tcp", PortRange{91, 95}), false},
+		{snat("a", pfx("10.0.0.0/8"), nil, "tcp", PortRange{1, 9}, PortRange{100, 200}), snat("b", pfx("10.0.0.0/8"), nil, "tcp", PortRange{20, 30}, PortRange{150, 150}), true},
+		{snat("a", pfx("10.0.0.0/8", "172.16.0.0/12"), pfx("198.51.100.0/24"), ""), snat("b", pfx("172.16.0.0/12"), pfx("203.0.113.0/24", "198.51.100.0/24"), ""), true},
+		{snat("a", pfx("10.0.0.0/8"), nil, ""), snat("a", pfx("10.0.0.0/8"), nil, ""), false}, // that is another mistake
+	} {
+		c := Config{Policies: []Policy{k.a, k.b}}
+		if got := Ties(c.Rules()); (len(got) == 1 && got[0] == Tie{"a", "b"}) != k.tie || len(got) > 1 {
+			t.Errorf("%+v and %+v: %v, want %v", k.a, k.b, got, k.tie)
+		}
+	}
+}
+
+func TestRulesSayEachThingOnce(t *testing.T) {
+	c := Config{Policies: []Policy{snat("a", pfx("10.0.0.1/8", "10.0.0.0/8", "2001:db8::/32"), pfx("198.51.100.0/24"), "tcp",
+		PortRange{443, 443}, PortRange{80, 90}, PortRange{91, 91}, PortRange{85, 86})}}
+	var ports []PortRange
+	for _, r := range c.Rules() {
+		ports = append(ports, r.Ports)
+	}
+	if want := []PortRange{{80, 91}, {443, 443}}; !slices.Equal(ports, want) {
+		t.Errorf("ports %v, want %v", ports, want)
+	}
+}
+
+func TestPoolSpreadsSources(t *testing.T) {
+	p := Pool{Addresses: []PoolAddress{{Address: addr("192.0.2.3")}, {Address: addr("192.0.2.1")}, {Address: addr("192.0.2.2")}, {Address: addr("2001:db8::1")}}}
+	count := map[netip.Addr]int{}
+	for a := addr("10.0.0.0"); a != addr("10.0.12.0"); a = a.Next() {
+		count[p.For(a)]++
+	}
+	for _, a := range p.Family(false) {
+		if count[a] < 900 || count[a] > 1150 {
+			t.Errorf("of 3072 sources %d leave as %v", count[a], a)
+		}
+	}
+	if got := p.For(addr("2001:db8:1::1")); got != addr("2001:db8::1") {
+		t.Errorf("IPv6 leaves as %v", got)
+	}
+	if got := (Pool{}).For(addr("10.0.0.1")); got.IsValid() {
+		t.Errorf("an empty pool gives %v", got)
+	}
+}

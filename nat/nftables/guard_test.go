@@ -1,0 +1,321 @@
+package nftables
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10
+)
+
+func guardConfig() nat.Config {
+	c := nat.Config{Underlay: "up0", Own: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")}, Pools: []nat.Pool{pool("p", "192.0.2.11", "2001:db8:ff::11")}}
+	c.Policies = []nat.Policy{{Name: "tcp", Action: nat.SNAT, Sources: pfx("10.0.0.0/8", "2001:db8:a::/48"), Protocol: "tcp", Pool: "p"}}
+	return c
+}
+
+// TestNothingLeavesWithAnInsideSource sends what is not the beginning of a flow.
+func TestNothingLeavesWithAnInsideSource(t *testing.T) {
+	s := newSite(t)
+	d := newDriver(t, s.router)
+	c := guardConfig()
+	apply(t, d, c)
+	allowed := []netip.Addr{addr("192.0.2.1"), addr("192.0.2.11"), addr("2001:db8:ff::1"), addr("2001:db8:ff::11")}
+	id := uint16(0)
+	send := func(what string, f nat.Flow, flags byte, passes bool) {
+		t.Helper()
+		id++
+		s.transmit(f, id, flags)
+		got, passed := s.receive(50 * time.Millisecond)[id]
+		if passed && !slices.Contains(allowed, got.source) {
+			t.Errorf("%s: left as %v", what, got)
+		}
+		if passed != passes {
+			t.Errorf("%s: passed: %v, want %v", what, passed, passes)
+		}
+	}
+	flows := []nat.Flow{
+		{Source: addr("10.0.0.1"), Destination: addr("198.51.100.1"), Protocol: unix.IPPROTO_TCP, Port: 443},
+		{Source: addr("2001:db8:a::1"), Destination: addr("2001:db8:b::1"), Protocol: unix.IPPROTO_TCP, Port: 443},
+	}
+	before := guardCount(t, d)
+	dropped := uint64(0)
+	for _, f := range flows {
+		send("SYN", f, syn, true)
+		send("RST without a flow", f, rst, false)
+		send("FIN without a flow", f, fin, false)
+		send("SYN and FIN", f, syn|fin, false)
+		send("no flag at all", f, 0, false)
+		udp := f
+		udp.Protocol = unix.IPPROTO_UDP
+		send("no policy", udp, 0, false)
+		strange := f
+		strange.Protocol = 253
+		send("unknown protocol", strange, 0, false)
+		dropped += 6
+		spoofed := f
+		spoofed.Source = allowed[1]
+		if f.Source.Is6() {
+			spoofed.Source = allowed[3]
+		}
+		send("our own address from the inside", spoofed, syn, false)
+		dropped++
+
+		// A flow that is under way when the table appears, or when connection tracking forgets it.
+		s.forgetFlows()
+		send("ACK in the middle of a flow", f, ack, true)
+		s.forgetFlows()
+		send("RST after a flush", f, rst, false)
+		dropped++
+	}
+	if got := guardCount(t, d) - before; got != dropped {
+		t.Errorf("the guard counts %d, want %d", got, dropped)
+	}
+
+	t.Log("a flow begun without rules does not keep its source with them")
+	s.router.Run("nft delete table inet isthmus\nnft add table inet x\nnft add chain inet x y { type filter hook forward priority 0 ; }\nnft add rule inet x y ct state new counter")
+	f := flows[0]
+	id++
+	s.transmit(f, id, syn)
+	if got, passed := s.receive(50 * time.Millisecond)[id]; !passed || got.source != f.Source {
+		t.Errorf("without rules: %v %v: the test shows nothing", passed, got)
+	}
+	apply(t, d, c)
+	send("after the table is back", f, ack, true)
+}
+
+func guardCount(t *testing.T, d *Driver) uint64 {
+	t.Helper()
+	state, err := d.Observe(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return state.Guard.Packets
+}
+
+// TestReplacingLeavesNoGap replaces the whole table again and again under traffic that it must drop.
+func TestReplacingLeavesNoGap(t *testing.T) {
+	s := newSite(t)
+	d := newDriver(t, s.router)
+	a := guardConfig()
+	b := guardConfig()
+	b.Pools = append(b.Pools, pool("q", "192.0.2.12", "192.0.2.13"))
+	apply(t, d, a)
+	stop, done := make(chan struct{}), make(chan uint16)
+	go func() {
+		for id := uint16(1); ; id++ {
+			select {
+			case <-stop:
+				done <- id
+				return
+			default:
+			}
+			s.transmit(nat.Flow{Source: addr("10.0.0.1"), Destination: addr("198.51.100.1"), Protocol: unix.IPPROTO_UDP, Port: 53}, id, 0)
+			time.Sleep(100 * time.Microsecond)
+		}
+	}()
+	for range 30 {
+		apply(t, d, b)
+		apply(t, d, a)
+	}
+	close(stop)
+	sent := <-done
+	if got := s.receive(50 * time.Millisecond); len(got) > 0 {
+		t.Errorf("%d of %d packets passed", len(got), sent)
+	}
+	if d.Writes() != 61 {
+		t.Errorf("%d transactions, want 61", d.Writes())
+	}
+	if n := guardCount(t, d); n < uint64(sent)*9/10 {
+		t.Errorf("the guard's count was not carried over: %d of %d", n, sent)
+	}
+}
+
+// TestConnections makes real TCP connections: the source, the MSS that each side sees, what the node itself sends, and that
+// a connection outlives every change of the rules.
+func TestConnections(t *testing.T) {
+	s := newSite(t)
+	d := newDriver(t, s.router)
+	c := guardConfig()
+	c.Clamps = []nat.Clamp{{Interface: "tun0", IPv4: 1200, IPv6: 1100}}
+	apply(t, d, c)
+	s.inside.Run("ip addr add 10.0.0.1/32 dev in0\nip -6 addr add 2001:db8:a::1/128 dev in0 nodad")
+	s.outside.Run(`ip addr add 198.51.100.1/32 dev out0
+		ip -6 addr add 2001:db8:b::1/128 dev out0 nodad
+		ip route add 192.0.2.0/24 dev out0
+		ip -6 route add 2001:db8:ff::/64 dev out0`)
+
+	for _, k := range []struct {
+		server, source string
+		mss            int
+	}{{"198.51.100.1", "192.0.2.11", 1200}, {"2001:db8:b::1", "2001:db8:ff::11", 1100}} {
+		listener := listen(t, s, net.JoinHostPort(k.server, "443"))
+		client, server := connect(t, s, listener)
+		if got := netip.MustParseAddrPort(server.RemoteAddr().String()).Addr(); got != addr(k.source) {
+			t.Errorf("the server sees %v, want %s", got, k.source)
+		}
+		// What a side may send follows from the option that the other side's packet arrived with.
+		for name, conn := range map[string]net.Conn{"client": client, "server": server} {
+			if got := sendMSS(t, conn); got > k.mss || got < k.mss-12 {
+				t.Errorf("%s: the %s sends segments of %d, want %d", k.server, name, got, k.mss)
+			}
+		}
+		echo := func(when string) {
+			t.Helper()
+			deadline := time.Now().Add(5 * time.Second)
+			client.SetDeadline(deadline)
+			server.SetDeadline(deadline)
+			b := make([]byte, 4)
+			_, err := client.Write([]byte("ping"))
+			if err == nil {
+				_, err = io.ReadFull(server, b)
+			}
+			if err == nil {
+				_, err = server.Write(b)
+			}
+			if err == nil {
+				_, err = io.ReadFull(client, b)
+			}
+			if err != nil || string(b) != "ping" {
+				t.Errorf("%s: %q, %v", when, b, err)
+			}
+		}
+		echo("at first")
+		changed := c
+		changed.Pools = append(slices.Clone(c.Pools), pool("q", "192.0.2.12"))
+		changed.Policies = []nat.Policy{{Name: "tcp", Action: nat.SNAT, Sources: pfx("10.0.0.0/8", "2001:db8:a::/48"), Protocol: "tcp", Pool: "q"}}
+		apply(t, d, changed)
+		echo("after another pool was chosen")
+		apply(t, d, c)
+		echo("after it was chosen back")
+
+		// The node's own traffic keeps the node's address.
+		var err error
+		var own net.Conn
+		s.router.Do(func() { own, err = net.DialTimeout("tcp", listener.Addr().String(), 5*time.Second) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer own.Close()
+		if got := netip.MustParseAddrPort(own.LocalAddr().String()).Addr(); !slices.Contains(c.Own, got) {
+			t.Errorf("the node sends as %v", got)
+		}
+		peer, err := listener.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer peer.Close()
+		if peer.RemoteAddr().String() != own.LocalAddr().String() {
+			t.Errorf("the node's own connection is translated to %v", peer.RemoteAddr())
+		}
+	}
+
+	t.Log("a clamp never raises the MSS")
+	c.Clamps[0].IPv4 = 9000
+	apply(t, d, c)
+	client, server := connect(t, s, listen(t, s, "198.51.100.1:80"))
+	if a, b := sendMSS(t, client), sendMSS(t, server); a > 1460 || b > 1460 {
+		t.Errorf("segments of %d and %d", a, b)
+	}
+
+	t.Log("from tunnel to tunnel nothing is translated or dropped")
+	s.router.Run("ip link add tun1 type veth peer name far1 netns " + s.outside.Path + "\nip link set tun1 address 02:00:00:00:00:01 arp off\nip link set tun1 up\nip route add 172.16.0.0/16 dev tun1")
+	s.outside.Run("ip link set far1 address 02:00:00:00:00:01 arp off\nip link set far1 up\nip addr add 172.16.0.1/32 dev far1\nip route add 10.0.0.0/8 dev far1")
+	_, server = connect(t, s, listen(t, s, "172.16.0.1:443"))
+	if got := server.RemoteAddr().String(); !strings.HasPrefix(got, "10.0.0.1:") {
+		t.Errorf("the other spoke sees %s", got)
+	}
+}
+
+func listen(t *testing.T, s *site, at string) net.Listener {
+	t.Helper()
+	var l net.Listener
+	var err error
+	s.outside.Do(func() { l, err = net.Listen("tcp", at) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func connect(t *testing.T, s *site, l net.Listener) (client, server net.Conn) {
+	t.Helper()
+	var err error
+	s.inside.Do(func() { client, err = net.DialTimeout("tcp", l.Addr().String(), 5*time.Second) })
+	if err != nil {
+		t.Fatalf("%v\n%s", err, s.router.Run("nft list table inet isthmus"))
+	}
+	t.Cleanup(func() { client.Close() })
+	l.(*net.TCPListener).SetDeadline(time.Now().Add(5 * time.Second))
+	if server, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	return client, server
+}
+
+// sendMSS returns the largest segment that a connection sends, in bytes.
+func sendMSS(t *testing.T, c net.Conn) int {
+	t.Helper()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mss int
+	raw.Control(func(fd uintptr) { mss, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mss
+}
+
+// TestICMPErrors shows that an error about a translated flow, from a router inside, leaves with the flow's address.
+func TestICMPErrors(t *testing.T) {
+	s := newSite(t)
+	d := newDriver(t, s.router)
+	apply(t, d, guardConfig())
+	f := nat.Flow{Source: addr("10.0.0.1"), Destination: addr("198.51.100.1"), Protocol: unix.IPPROTO_TCP, Port: 443}
+	s.transmit(f, 1, syn)
+	out, ok := s.receive(50 * time.Millisecond)[1]
+	if !ok {
+		t.Fatal("the SYN did not pass")
+	}
+	// The error quotes the server's answer as it arrived inside.
+	quoted := make([]byte, 28)
+	copy(quoted, []byte{0x45, 0, 0, 40, 0, 0, 0, 0, 63, unix.IPPROTO_TCP})
+	copy(quoted[12:], f.Destination.AsSlice())
+	copy(quoted[16:], f.Source.AsSlice())
+	binary.BigEndian.PutUint16(quoted[20:], f.Port)
+	binary.BigEndian.PutUint16(quoted[22:], 1024+1)
+	binary.BigEndian.PutUint16(quoted[10:], checksum(quoted[:20]))
+	message := append([]byte{3, 3, 0, 0, 0, 0, 0, 0}, quoted...) // port unreachable
+	binary.BigEndian.PutUint16(message[2:], checksum(message))
+	header := []byte{0x45, 0, 0, byte(20 + len(message)), 0, 77, 0, 0, 64, unix.IPPROTO_ICMP, 0, 0, 10, 9, 9, 9}
+	packet := slices.Concat(header, f.Destination.AsSlice(), message)
+	if err := unix.Sendto(s.send4, packet, 0, &unix.SockaddrInet4{Addr: f.Destination.As4()}); err != nil {
+		t.Fatal(err)
+	}
+	got, ok := s.receive(50 * time.Millisecond)[77]
+	if !ok || got.source != out.source {
+		t.Errorf("the error: %v %v, want it from %v", ok, got, out.source)
+	}
+	if ok {
+		inner := got.packet[28:]
+		if to, _ := netip.AddrFromSlice(inner[16:20]); to != out.source {
+			t.Errorf("the error quotes a packet to %v: %s", to, fmt.Sprintf("% x", inner))
+		}
+	}
+}
