@@ -140,9 +140,9 @@ type change struct {
 }
 
 // changes returns how to get from what the sets hold to what is wanted. The counters of policies that are wanted move from
-// elements that go to elements that come or stay.
-func changes(have, want *ruleset) map[string]*change {
-	all := map[string]*change{}
+// elements that go to elements that come or stay; moved is true when there are such, so that the counters in have must be fresh.
+func changes(have, want *ruleset) (all map[string]*change, moved bool) {
+	all = map[string]*change{}
 	of := func(name string) *change {
 		if all[name] == nil {
 			all[name] = &change{map[string]element{}, map[string]element{}}
@@ -165,18 +165,24 @@ func changes(have, want *ruleset) map[string]*change {
 			if e, ok := have.sets[name].elements[key]; ok && e.wants(w) {
 				continue
 			}
-			w.before = lost[w.policy]
+			before, goes := lost[w.policy]
+			moved = moved || goes
+			w.before = before
 			delete(lost, w.policy)
 			of(name).add[key] = w
 		}
 	}
 	// What is left has no new element to go to: an old one of the same policy is made anew with it.
 	for name, s := range want.sets {
+		if len(lost) == 0 {
+			break
+		}
 		for key, w := range s.elements {
-			counted := lost[w.policy]
-			if counted == (nat.Counter{}) {
+			counted, goes := lost[w.policy]
+			if !goes {
 				continue
 			}
+			moved = true
 			e := have.sets[name].elements[key]
 			of(name).remove[key] = e
 			w.before = add(counted, add(e.before, e.now))
@@ -184,7 +190,7 @@ func changes(have, want *ruleset) map[string]*change {
 			delete(lost, w.policy)
 		}
 	}
-	return all
+	return all, moved
 }
 
 // normal brings expressions that were read back into the form in which they are compiled.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -38,12 +39,22 @@ type Options struct {
 type Driver struct {
 	options Options
 	writes  atomic.Uint64
-	mu      sync.Mutex // one transaction at a time
+
+	mu         sync.Mutex // one transaction at a time
+	generation *generation
+	last       *applied
+}
+
+// applied is what is known to be in the kernel while the ruleset has a number.
+type applied struct {
+	number uint32
+	config nat.Config
+	rules  *ruleset // the counters in it are old
 }
 
 var _ nat.Driver = (*Driver)(nil)
 
-// New returns a Driver. It touches nothing yet.
+// New returns a Driver. It touches nothing yet. It needs CAP_NET_ADMIN.
 func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -79,47 +90,80 @@ func table() *nftables.Table {
 	return &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
 }
 
-// Apply makes the kernel's rules be as configured. See nat.Driver.
+// Apply makes the kernel's rules be as configured. See nat.Driver. c must not be changed afterwards.
 func (d *Driver) Apply(ctx context.Context, c nat.Config) error {
-	want, err := compile(c)
-	if err != nil {
-		return fmt.Errorf("compiling rules: %w", err)
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	number, err := d.number()
+	if err != nil {
+		return fmt.Errorf("asking whether rules changed: %w", err)
+	}
+	known := d.last
+	if known != nil && known.number != number {
+		known = nil // someone else was there
+	}
+	if known != nil && reflect.DeepEqual(known.config, c) {
+		return nil
+	}
+	want, err := compile(c)
+	if err != nil {
+		return fmt.Errorf("compiling rules: %w", err)
+	}
+	d.last = nil
+	writes := d.writes.Load()
+	if err := d.write(known, want); err != nil {
+		return err
+	}
+	// Whoever came between the first number and ours is found out next time by reading.
+	expected := number + uint32(d.writes.Load()-writes)
+	if number, err = d.number(); err == nil && number == expected {
+		d.last = &applied{number, c, want}
+	}
+	return nil
+}
+
+func (d *Driver) number() (uint32, error) {
+	if d.generation == nil {
+		g, err := openGeneration(d.options.NetNS)
+		if err != nil {
+			return 0, err
+		}
+		d.generation = g
+	}
+	return d.generation.read()
+}
+
+// write makes the rules be as wanted, in at most one transaction.
+func (d *Driver) write(known *applied, want *ruleset) error {
 	conn, err := d.open()
 	if err != nil {
 		return err
 	}
 	defer conn.CloseLasting()
+	if known != nil && sameFrame(known.rules, want) {
+		if todo, moved := changes(known.rules, want); !moved {
+			return d.edit(conn, want, todo)
+		}
+	}
 	have, guard, err := read(conn)
 	if err != nil {
 		return fmt.Errorf("reading rules: %w", err)
 	}
 	if have != nil && sameFrame(have, want) {
-		todo := changes(have, want)
-		if len(todo) == 0 {
-			return nil
-		}
-		if err := d.edit(conn, want, todo); err != nil {
-			return fmt.Errorf("changing rules: %w", err)
-		}
-		return nil
+		todo, _ := changes(have, want)
+		return d.edit(conn, want, todo)
 	}
-	if err := d.replace(conn, have, want, guard); err != nil {
-		return fmt.Errorf("replacing rules: %w", err)
-	}
-	return nil
+	return d.replace(conn, have, want, guard)
 }
 
 // flush makes the transaction that was prepared.
 func (d *Driver) flush(conn *nftables.Conn, what string, elements int) error {
 	d.writes.Add(1)
 	if err := conn.Flush(); err != nil {
-		return err
+		return fmt.Errorf("changing rules: %w", err)
 	}
 	d.options.Log.Info("nftables transaction", "kind", what, "elements", elements)
 	return nil
@@ -127,13 +171,16 @@ func (d *Driver) flush(conn *nftables.Conn, what string, elements int) error {
 
 // edit changes elements only.
 func (d *Driver) edit(conn *nftables.Conn, want *ruleset, todo map[string]*change) error {
+	if len(todo) == 0 {
+		return nil
+	}
 	n := 0
 	// All that goes goes first: what comes may overlap it.
 	for _, name := range slices.Sorted(maps.Keys(todo)) {
 		for part := range slices.Chunk(elements(want.sets[name].shape, todo[name].remove), elementsPerMessage) {
 			n += len(part)
 			if err := conn.SetDeleteElements(kernelSet(name, want.sets[name]), part); err != nil {
-				return err
+				return fmt.Errorf("changing set %s: %w", name, err)
 			}
 		}
 	}
