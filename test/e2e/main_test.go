@@ -1,10 +1,20 @@
 package e2e
 
 import (
+	"fmt"
+	"os"
 	"testing"
 
 	"github.com/isthmus-net/isthmus/test/vm"
 )
 
-// TestMain runs the tests in the guest of test/vm where this kernel lacks something.
-func TestMain(m *testing.M) { vm.TestMain(m) }
+// TestMain builds the programs, and runs the tests in the guest of test/vm where this kernel lacks something.
+func TestMain(m *testing.M) {
+	if !vm.Inside() {
+		if err := build(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	vm.TestMain(m, "../../bin/isthmusd", "../../bin/isthmus", "../../router/spec/testdata/fifteen.yaml")
+}

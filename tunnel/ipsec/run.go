@@ -49,10 +49,16 @@ func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
 		})
 	}()
 	r := &runner{d: d, report: report, reported: map[string]tunnel.State{}, again: map[string]time.Time{}, changed: changed, watched: watched}
+	defer r.standIn.release()
 	pause := 50 * time.Millisecond
 	for {
 		began := time.Now()
 		err := r.session(ctx)
+		if ctx.Err() == nil {
+			if err := r.standIn.hold(); err != nil {
+				d.o.Log.Warn("packets in UDP are lost until charon is back", "error", err)
+			}
+		}
 		r.lost(ctx)
 		if ctx.Err() != nil {
 			<-watched
@@ -85,6 +91,7 @@ type runner struct {
 	catcher  *catcher             // nil: nothing is to be caught
 	changed  chan nl.Change
 	watched  chan error
+	standIn  encap // for charon's sockets
 }
 
 // session serves one connection to charon until it is lost.
@@ -100,6 +107,7 @@ func (r *runner) session(ctx context.Context) error {
 	if err := s.Subscribe(events...); err != nil {
 		return fmt.Errorf("subscribing to events: %w", err)
 	}
+	r.standIn.release()
 	defer r.stopCatching()
 	r.hold()
 	r.reload(ctx)

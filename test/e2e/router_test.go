@@ -1,0 +1,486 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/test/lab"
+	"github.com/isthmus-net/isthmus/test/peer"
+	"github.com/isthmus-net/isthmus/test/vm"
+)
+
+// bench is a running topology with a router in the middle.
+type bench struct {
+	*testing.T
+	c     *Clouds
+	r     *Router
+	leaks *lab.Capture
+	conn  *grpc.ClientConn
+	start time.Time
+}
+
+func (b *bench) step(format string, args ...any) {
+	b.Logf("%6.1f s  %s", time.Since(b.start).Seconds(), fmt.Sprintf(format, args...))
+}
+
+func (b *bench) ok(err error) {
+	b.Helper()
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+func (b *bench) cli(args ...string) string {
+	b.Helper()
+	out, err := b.r.CLI(b.Context(), args...)
+	b.ok(err)
+	return out
+}
+
+// until waits for f, and says what was missing when the time is up.
+func (b *bench) until(limit time.Duration, f func() error) {
+	b.Helper()
+	b.ok(lab.Until(b.Context(), limit, f))
+}
+
+func programs() string {
+	if vm.Inside() {
+		dir, _ := os.Getwd()
+		return dir
+	}
+	dir, _ := filepath.Abs("../../bin")
+	return dir
+}
+
+// begin builds the topology, starts the router, applies the document and waits until everything is up.
+func begin(t *testing.T) *bench {
+	b := &bench{T: t, start: time.Now()}
+	var err error
+	b.c, err = NewClouds(t.Context(), CloudsOptions{})
+	b.ok(err)
+	t.Cleanup(func() {
+		if t.Failed() && vm.Inside() {
+			b.c.Lab.Save(context.Background(), "/out/"+t.Name())
+		}
+		if err := b.c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	b.leaks, err = b.c.Internet.Node.Capture("", Inside...)
+	b.ok(err)
+	b.ok(b.c.Start(t.Context()))
+	b.step("gateways started")
+	b.r, err = b.c.StartRouter(t.Context(), programs())
+	b.ok(err)
+	b.step("router started")
+	b.dial()
+	b.ok(b.r.SetSecrets(t.Context()))
+	b.ok(b.r.Apply(t.Context(), b.c.Document()))
+	b.step("document applied")
+	b.up()
+	b.step("every session is established")
+	b.ok(b.c.AllReachable(t.Context(), 60*time.Second))
+	b.step("every spoke reaches every other")
+	return b
+}
+
+func (b *bench) dial() {
+	conn, err := grpc.NewClient("unix:"+b.r.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	b.ok(err)
+	b.Cleanup(func() { conn.Close() })
+	b.conn = conn
+}
+
+func (b *bench) tunnels() map[string]*isthmusv1.TunnelStatus {
+	b.Helper()
+	r, err := isthmusv1.NewTunnelServiceClient(b.conn).ListTunnels(b.Context(), &isthmusv1.ListTunnelsRequest{})
+	b.ok(err)
+	out := map[string]*isthmusv1.TunnelStatus{}
+	for _, t := range r.GetTunnels() {
+		out[t.GetName()] = t
+	}
+	return out
+}
+
+func (b *bench) peers() map[string]*isthmusv1.PeerStatus {
+	b.Helper()
+	r, err := isthmusv1.NewBGPServiceClient(b.conn).ListPeers(b.Context(), &isthmusv1.ListPeersRequest{})
+	b.ok(err)
+	out := map[string]*isthmusv1.PeerStatus{}
+	for _, p := range r.GetPeers() {
+		out[p.GetName()] = p
+	}
+	return out
+}
+
+func (b *bench) status() *isthmusv1.SystemStatus {
+	b.Helper()
+	s, err := isthmusv1.NewSystemServiceClient(b.conn).GetStatus(b.Context(), &isthmusv1.GetStatusRequest{})
+	b.ok(err)
+	return s
+}
+
+// up waits until every tunnel is up and every session established, on both sides.
+func (b *bench) up() {
+	b.Helper()
+	b.until(90*time.Second, func() error {
+		var missing []string
+		for name, t := range b.tunnels() {
+			if t.GetState() != "up" {
+				missing = append(missing, fmt.Sprintf("tunnel %s is %s (%s)", name, t.GetState(), t.GetLastError()))
+			}
+		}
+		for name, p := range b.peers() {
+			if p.GetState() != "established" {
+				missing = append(missing, fmt.Sprintf("peer %s is %s (%s)", name, p.GetState(), p.GetLastError()))
+			}
+		}
+		if len(missing) > 0 {
+			slices.Sort(missing)
+			return fmt.Errorf("%s", strings.Join(missing, "; "))
+		}
+		return b.c.Established(b.Context())
+	})
+}
+
+// lossless runs f while every spoke sends 100 packets a second to the next one, and expects that all arrive and come back.
+func (b *bench) lossless(what string, f func()) {
+	b.Helper()
+	var pingers []*lab.Pinger
+	for i, from := range b.c.Spokes {
+		to := b.c.Spokes[(i+1)%len(b.c.Spokes)]
+		p, err := from.Node.Ping(to.Addr, lab.PingOptions{Interval: 10 * time.Millisecond})
+		b.ok(err)
+		defer p.Stop()
+		pingers = append(pingers, p)
+	}
+	time.Sleep(500 * time.Millisecond)
+	began := time.Now()
+	f()
+	time.Sleep(500 * time.Millisecond)
+	sent := 0
+	for i, p := range pingers {
+		r := p.Stop()
+		sent += r.Sent
+		if r.Lost > 0 {
+			b.Errorf("%s: from %s: %v", what, b.c.Spokes[i].Node.Name, r)
+		}
+	}
+	b.step("%s: %d packets in %.1f s, %.0f a second", what, sent, time.Since(began).Seconds(), float64(sent)/(time.Since(began).Seconds()+0.5))
+}
+
+// sessions returns the state of every session as the peers see it.
+func (b *bench) sessions() map[string]peer.Session {
+	b.Helper()
+	out := map[string]peer.Session{}
+	for _, g := range b.c.Gateways() {
+		for _, i := range g.Instances {
+			list, err := i.Speaker.Sessions(b.Context())
+			b.ok(err)
+			for _, s := range list {
+				out[i.Router.Name+"/"+s.Name] = s
+			}
+		}
+	}
+	list, err := b.c.Site.Speaker.Sessions(b.Context())
+	b.ok(err)
+	for _, s := range list {
+		out["site/"+s.Name] = s
+	}
+	return out
+}
+
+// untouched expects that tunnels and sessions other than the named ones are the same as before: not established anew,
+// and counters that did not go back.
+func (b *bench) untouched(before map[string]*isthmusv1.TunnelStatus, beforePeers map[string]*isthmusv1.PeerStatus, but ...string) {
+	b.Helper()
+	for name, t := range b.tunnels() {
+		was := before[name]
+		if slices.Contains(but, name) || was == nil {
+			continue
+		}
+		if t.GetState() != "up" || !proto.Equal(t.GetEstablished(), was.GetEstablished()) || !proto.Equal(t.GetKeyed(), was.GetKeyed()) || t.GetRxBytes() < was.GetRxBytes() || t.GetTxBytes() < was.GetTxBytes() {
+			b.Errorf("tunnel %s was touched: from %v to %v", name, was, t)
+		}
+	}
+	for name, p := range b.peers() {
+		was := beforePeers[name]
+		if slices.Contains(but, name) || was == nil {
+			continue
+		}
+		if p.GetState() != "established" || !proto.Equal(p.GetSince(), was.GetSince()) {
+			b.Errorf("peer %s was touched: from %v to %v", name, was, p)
+		}
+	}
+}
+
+// TestMainJob is the topology of the demo with a real router, and what must hold in it.
+func TestMainJob(t *testing.T) {
+	b := begin(t)
+	run := func(name string, f func(b *bench)) {
+		t.Run(name, func(t *testing.T) {
+			sub := *b
+			sub.T = t
+			f(&sub)
+		})
+	}
+	run("one address", (*bench).oneAddress)
+	run("tables", (*bench).tables)
+	run("same document", (*bench).sameDocument)
+	run("mistakes", (*bench).mistakes)
+	run("edit one", (*bench).editOne)
+	run("rekey", (*bench).rekey)
+	run("delete by hand", (*bench).deleteByHand)
+	run("kill daemon", (*bench).killDaemon)
+	run("kill charon", (*bench).killCharon)
+	run("no leak", func(b *bench) {
+		if n, first, err := b.leaks.Stop(); err != nil || n != 0 {
+			b.Errorf("%d packets with an inside source on the Internet (%v), first: %q", n, err, first)
+		}
+	})
+}
+
+func (b *bench) oneAddress() {
+	for _, s := range b.c.Spokes {
+		if a, err := b.c.Ask(b.Context(), s); err != nil || a != EgressPublic {
+			b.Errorf("from %s the partner saw %v, %v; want %v", s.Node.Name, a, err, EgressPublic)
+		}
+	}
+	r, err := isthmusv1.NewNATServiceClient(b.conn).ListPolicies(b.Context(), &isthmusv1.ListPoliciesRequest{})
+	b.ok(err)
+	if p := r.GetPolicies(); len(p) != 1 || p[0].GetFlows() < 4 || !p[0].GetInstalled() {
+		b.Errorf("policies %v, want one with four flows", p)
+	}
+}
+
+func (b *bench) tables() {
+	for _, noun := range []string{"tunnels", "peers", "routes", "nat", "status"} {
+		out := b.cli("get", noun)
+		b.Logf("isthmus get %s\n%s", noun, out)
+	}
+	if out := b.cli("get", "peers"); strings.Count(out, "established") != 7 {
+		b.Errorf("want seven established sessions")
+	}
+	if out := b.cli("get", "tunnels"); strings.Count(out, " up ") != 7 {
+		b.Errorf("want seven tunnels that are up")
+	}
+}
+
+func (b *bench) sameDocument() {
+	before := b.status().GetCounters()
+	b.ok(b.r.Apply(b.Context(), b.c.Document()))
+	time.Sleep(3 * time.Second)
+	if after := b.status().GetCounters(); !proto.Equal(before, after) {
+		b.Errorf("the same document again wrote: from %v to %v", before, after)
+	}
+}
+
+func (b *bench) mistakes() {
+	text, err := os.ReadFile(filepath.Join(programs(), "fifteen.yaml"))
+	if err != nil {
+		text, err = os.ReadFile("../../router/spec/testdata/fifteen.yaml")
+	}
+	b.ok(err)
+	before := b.status()
+	_, err = b.r.CLIInput(b.Context(), string(text), "apply", "-f", "-")
+	if err == nil {
+		b.Fatal("a document with mistakes was accepted")
+	}
+	if n := strings.Count(err.Error(), "\n"); n < 15 {
+		b.Errorf("%d lines for fifteen mistakes: %v", n, err)
+	}
+	after := b.status()
+	if after.GetGeneration() != before.GetGeneration() || !proto.Equal(before.GetCounters(), after.GetCounters()) {
+		b.Errorf("a refused document changed %v to %v", before, after)
+	}
+}
+
+func (b *bench) editOne() {
+	before, peers := b.tunnels(), b.peers()
+	document := strings.Replace(b.c.Document(), "- name: google-1\n", "- name: google-1\n  mtu: 1380\n", 1)
+	b.lossless("editing one tunnel", func() {
+		b.ok(b.r.Apply(b.Context(), document))
+		b.until(20*time.Second, func() error {
+			if mtu := b.tunnels()["google-1"].GetMtu(); mtu != 1380 {
+				return fmt.Errorf("mtu is %d", mtu)
+			}
+			return nil
+		})
+	})
+	b.untouched(before, peers)
+	b.ok(b.r.Apply(b.Context(), b.c.Document()))
+}
+
+// rekey renews IKE and CHILD SAs three times from each side.
+func (b *bench) rekey() {
+	type end struct {
+		charon *peer.Charon
+		name   string
+	}
+	ends := func(charons ...*peer.Charon) (out []end) {
+		for _, charon := range charons {
+			children, err := charon.Children(b.Context())
+			b.ok(err)
+			for name, n := range children {
+				if n != 1 {
+					b.Errorf("%d CHILD_SAs for %s", n, name)
+				}
+				out = append(out, end{charon, name})
+			}
+		}
+		if len(out) != 6 {
+			b.Fatalf("CHILD_SAs %v, want six", out)
+		}
+		return out
+	}
+	var gateways []*peer.Charon
+	for _, g := range b.c.Gateways() {
+		for _, i := range g.Instances {
+			gateways = append(gateways, i.Charon)
+		}
+	}
+	ours, theirs := ends(b.r.Charon), ends(gateways...)
+	before := b.tunnels()
+	b.lossless("rekeying IKE and CHILD three times from either side", func() {
+		for range 3 {
+			for _, side := range [][]end{ours, theirs} {
+				for _, e := range side {
+					b.ok(e.charon.RekeyChild(b.Context(), e.name))
+					b.ok(e.charon.RekeyIKE(b.Context(), e.name))
+				}
+				time.Sleep(2 * time.Second)
+			}
+		}
+	})
+	b.until(30*time.Second, func() error {
+		for name, t := range b.tunnels() {
+			if t.GetKind() == "ipsec" && (t.GetState() != "up" || !t.GetKeyed().AsTime().After(before[name].GetKeyed().AsTime())) {
+				return fmt.Errorf("tunnel %s: %v", name, t)
+			}
+		}
+		return nil
+	})
+	ends(b.r.Charon)
+	ends(gateways...)
+}
+
+// deleteByHand takes away parts of one tunnel and expects them back, and the others untouched.
+func (b *bench) deleteByHand() {
+	const victim = "aws-1"
+	heal := func(what string, f func()) {
+		before, peers := b.tunnels(), b.peers()
+		f()
+		time.Sleep(time.Second)
+		b.up()
+		b.untouched(before, peers, victim)
+		b.step("%s: healed", what)
+	}
+	heal("CHILD_SA deleted", func() {
+		_, err := b.r.Charon.Swanctl(b.Context(), "--terminate", "--child", b.connection(victim))
+		b.ok(err)
+	})
+	heal("IKE_SA deleted by the peer", func() {
+		for _, i := range b.c.AWS.Instances {
+			children, err := i.Charon.Children(b.Context())
+			b.ok(err)
+			for name := range children {
+				if strings.HasSuffix(name, "2") {
+					b.ok(i.Charon.Terminate(b.Context(), name))
+				}
+			}
+		}
+	})
+	heal("interface deleted", func() {
+		_, err := b.c.Node.Exec(b.Context(), "ip", "link", "del", b.tunnels()[victim].GetInterface())
+		b.ok(err)
+	})
+	b.ok(b.c.AllReachable(b.Context(), 30*time.Second))
+}
+
+// connection returns the name of a tunnel's CHILD_SA in our charon.
+func (b *bench) connection(tunnel string) string {
+	b.Helper()
+	children, err := b.r.Charon.Children(b.Context())
+	b.ok(err)
+	for name := range children {
+		if strings.HasSuffix(name, tunnel) {
+			return name
+		}
+	}
+	b.Fatalf("no CHILD_SA for %s in %v", tunnel, children)
+	return ""
+}
+
+func (b *bench) killDaemon() {
+	before := b.tunnels()
+	// The site's WireGuard is in the kernel here; an embedded device would go with the daemon.
+	b.lossless("kill -9 of isthmusd and start", func() {
+		b.r.Kill()
+		time.Sleep(3 * time.Second)
+		b.ok(b.r.StartDaemon(b.Context()))
+		b.dial()
+		b.up()
+		time.Sleep(5 * time.Second)
+	})
+	for name, t := range b.tunnels() {
+		if was := before[name]; !proto.Equal(t.GetEstablished(), was.GetEstablished()) {
+			b.Errorf("tunnel %s was established anew: %v, before %v", name, t.GetEstablished(), was.GetEstablished())
+		}
+	}
+	for name, s := range b.sessions() {
+		if s.Withdrawals != 0 {
+			b.Errorf("session %s has seen %d withdrawals", name, s.Withdrawals)
+		}
+	}
+}
+
+func (b *bench) killCharon() {
+	b.lossless("kill -9 of charon and start", func() {
+		b.r.Charon.Process.Signal(unix.SIGKILL)
+		<-b.r.Charon.Process.Done()
+		time.Sleep(3 * time.Second)
+		b.ok(b.r.StartCharon(b.Context()))
+		b.up()
+		time.Sleep(5 * time.Second)
+	})
+	b.until(60*time.Second, func() error {
+		children, err := b.r.Charon.Children(b.Context())
+		if err != nil {
+			return err
+		}
+		if len(children) != 6 {
+			return fmt.Errorf("CHILD_SAs %v, want six", children)
+		}
+		for name, n := range children {
+			if n != 1 {
+				return fmt.Errorf("%d CHILD_SAs for %s", n, name)
+			}
+		}
+		return nil
+	})
+}
+
+// build makes the programs that the tests run, for the guest as well.
+func build() error {
+	for _, name := range []string{"isthmusd"} {
+		cmd := exec.Command("go", "build", "-trimpath", "-o", "../../bin/"+name, "../../cmd/"+name)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("building %s: %w\n%s", name, err, out)
+		}
+	}
+	return nil
+}
