@@ -30,6 +30,7 @@ type Pinger struct {
 	dst   netip.Addr
 	id    uint16
 	stop  chan struct{}
+	once  sync.Once // closes stop
 	ended chan struct{}
 
 	mu       sync.Mutex
@@ -158,9 +159,9 @@ func (p *Pinger) receive(reply byte) {
 }
 
 // Stop ends the sending, waits up to two seconds for answers still under way,
-// and reports.
+// and reports. Later calls report the same.
 func (p *Pinger) Stop() Report {
-	close(p.stop)
+	p.once.Do(func() { close(p.stop) })
 	<-p.ended
 	var r Report
 	for end := time.Now().Add(2 * time.Second); ; time.Sleep(10 * time.Millisecond) {

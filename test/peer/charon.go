@@ -199,6 +199,11 @@ func (t Tunnel) render(b *strings.Builder) {
 		}
 	}
 	seconds := func(d time.Duration) string { return fmt.Sprintf("%ds", int(d.Seconds())) }
+	closing := start
+	if start == "start" {
+		// With "start" strongSwan opens another SA for each that is closed, although one of the same tunnel is live.
+		closing = "trap"
+	}
 	l := t.Life
 	fmt.Fprintf(b, "connections { %s {\n", t.Name)
 	fmt.Fprintf(b, "  version = 2\n  local_addrs = %s\n  remote_addrs = %s\n  proposals = %s\n", t.Local, t.Remote, t.IKE)
@@ -210,7 +215,7 @@ func (t Tunnel) render(b *strings.Builder) {
 	fmt.Fprintf(b, "  local { auth = psk\n    id = %s\n  }\n  remote { auth = psk\n    id = %s\n  }\n", local, remote)
 	fmt.Fprintf(b, "  children { %s {\n", t.Name)
 	fmt.Fprintf(b, "    local_ts = %s\n    remote_ts = %s\n    if_id_in = %d\n    if_id_out = %d\n", selectors, selectors, t.IfID, t.IfID)
-	fmt.Fprintf(b, "    mode = tunnel\n    esp_proposals = %s\n    start_action = %s\n    close_action = %s\n", t.ESP, start, start)
+	fmt.Fprintf(b, "    mode = tunnel\n    esp_proposals = %s\n    start_action = %s\n    close_action = %s\n", t.ESP, start, closing)
 	fmt.Fprintf(b, "    dpd_action = %s\n", map[string]string{"none": "clear", "trap": "trap", "start": "restart"}[start])
 	set("    ", "rekey_time", seconds(l.ChildRekey), l.ChildRekey > 0)
 	set("    ", "life_time", seconds(l.ChildExpire), l.ChildExpire > 0)

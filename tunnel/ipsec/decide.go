@@ -22,6 +22,10 @@ const (
 	blink = 300 * time.Millisecond
 	// overlap is how long two live CHILD SAs are left alone: a rekeying has two for a moment.
 	overlap = 5 * time.Second
+	// lastOverlap is how long they are left alone at most, when the peer makes another for each that is ended, and
+	// forgiven when that is forgotten.
+	lastOverlap = time.Hour
+	forgiven    = 10 * time.Minute
 	// apart is the least difference in age, given in whole seconds, that both ends see alike.
 	apart = 2 * time.Second
 	// stuck is when an SA that is still being made is given up: retransmissions have long ended by then.
@@ -45,6 +49,8 @@ type record struct {
 	initiated time.Time // of the attempt under way; zero: none
 	missing   time.Time // since when no CHILD SA is live
 	double    time.Time // since when more than one is
+	ended     int       // how often a double was ended lately
+	endedAt   time.Time // the last time
 	upSince   time.Time
 	adopted   bool   // it was up when it was first seen
 	reason    string // why it is down, from charon's log
@@ -117,13 +123,20 @@ func (r *record) decide(now time.Time, jitter *rand.Rand) (actions []action, aga
 	// Exactly one live CHILD SA.
 	if len(live) < 2 && (len(live) == 0 || len(bare) == 0) {
 		r.double = time.Time{}
+		if now.Sub(r.endedAt) > forgiven {
+			r.ended = 0
+		}
 	} else if r.double.IsZero() {
 		r.double = now
 	}
 	if !r.double.IsZero() {
-		if due := r.double.Add(overlap); now.Before(due) {
+		// A peer that opens another SA for each that is ended is not fought with: two that work are better than one that
+		// never rests.
+		pause := min(overlap<<min(2*r.ended, 20), lastOverlap)
+		if due := r.double.Add(pause); now.Before(due) {
 			wake(due)
 		} else {
+			r.ended, r.endedAt = r.ended+1, now
 			r.double = now // the next try, should this one be without effect
 			wake(now.Add(overlap))
 			for _, c := range live[1:] {
