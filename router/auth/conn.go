@@ -61,7 +61,8 @@ func (r *registry) cut(serial string) {
 	}
 }
 
-func (r *registry) add(c *conn) error {
+// add takes a connection in, which closes after lifetime when that is not 0.
+func (r *registry) add(c *conn, lifetime time.Duration) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	open := r.conns[c.serial]
@@ -73,6 +74,9 @@ func (r *registry) add(c *conn) error {
 		return fmt.Errorf("%d connections are open already", maxConnsPerClient)
 	}
 	open[c] = struct{}{}
+	if lifetime != 0 {
+		c.expiry = time.AfterFunc(lifetime, func() { c.Close() })
+	}
 	return nil
 }
 
@@ -206,7 +210,7 @@ func (a *Authority) acceptUnix(u *net.UnixConn) (net.Conn, Identity, error) {
 	}
 	id.Name, id.Role, id.SecurityLevel = rootName, Admin, credentials.PrivacyAndIntegrity
 	c := &conn{Conn: u, clients: &a.clients}
-	return c, id, a.clients.add(c)
+	return c, id, a.clients.add(c, 0)
 }
 
 func (a *Authority) acceptTLS(raw net.Conn, host string) (net.Conn, Identity, error) {
@@ -234,8 +238,7 @@ func (a *Authority) acceptTLS(raw net.Conn, host string) (net.Conn, Identity, er
 	}
 	id.SecurityLevel = credentials.PrivacyAndIntegrity
 	c := &conn{Conn: t, serial: id.Serial, clients: &a.clients}
-	c.expiry = time.AfterFunc(id.Expires.Sub(a.now()), func() { c.Close() })
-	if err := a.clients.add(c); err != nil {
+	if err := a.clients.add(c, id.Expires.Sub(a.now())); err != nil {
 		return nil, id, errors.Join(err, c.Close())
 	}
 	// Revoke may have come between the handshake and the line above.

@@ -43,7 +43,7 @@ type Router struct {
 // New returns an empty Router.
 func New(now func() time.Time) *Router {
 	return &Router{
-		Now: now, secrets: map[string]string{}, status: &isthmusv1.SystemStatus{Node: "node-1", Version: "v0.0.0-test", Started: timestamppb.New(now())},
+		Now: now, secrets: map[string]string{}, status: &isthmusv1.SystemStatus{Node: "node-1", Version: "v0.0.0-test"},
 		bells: map[string]*api.Bell{"tunnels": {}, "peers": {}, "routes": {}, "policies": {}, "status": {}},
 	}
 }
@@ -97,7 +97,7 @@ func (r *Router) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	st := &isthmusv1.SystemStatus{
-		Node: r.status.Node, Version: r.status.Version, Started: r.status.Started, Conditions: r.status.Conditions,
+		Node: r.status.Node, Version: r.status.Version, Started: timestamppb.New(r.Now()), Conditions: r.status.Conditions,
 		Generation: r.generationLocked(), AppliedGeneration: r.generationLocked(), Capabilities: []string{"wireguard", "xfrm-interface"},
 		Counters: &isthmusv1.Counters{ViciWrites: 4, NetlinkWrites: 17, NftablesTransactions: 1, BgpStarts: 1},
 	}

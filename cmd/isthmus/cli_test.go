@@ -1,0 +1,327 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api/apitest"
+)
+
+var update = flag.Bool("update", false, "write what the commands print into testdata and docs")
+
+var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+func ago(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(noon.Add(-d)) }
+
+// fill gives the node something of everything.
+func fill(r *apitest.Router) {
+	r.SetTunnels(
+		&isthmusv1.TunnelStatus{
+			Name: "aws-0", Kind: "ipsec", State: "up", Since: ago(3*time.Hour + 12*time.Minute), RemoteAddress: "203.0.113.10:4500", Interface: "ist1",
+			Inside: []*isthmusv1.Inside{{Local: "169.254.10.2/30", Remote: "169.254.10.1"}}, Mtu: 1436, RxBytes: 5 << 20, TxBytes: 1234, RxPackets: 4000, TxPackets: 12,
+			Algorithms: "IKE AES_GCM_16_256/PRF_HMAC_SHA2_384/ECP_384, ESP AES_GCM_16_256", Keyed: ago(10 * time.Minute), TimesUp: 1, NatTraversal: true, Id: 1,
+		},
+		&isthmusv1.TunnelStatus{
+			Name: "site-0", Kind: "wireguard", State: "down", Since: ago(42 * time.Second), Interface: "ist2", LastError: "no handshake\x1b[31m for 180s",
+			Inside:     []*isthmusv1.Inside{{Local: "169.254.64.2/30"}, {Local: "fd00::1/127"}},
+			Conditions: []*isthmusv1.Condition{{Type: "PeerUnreachable", Message: "check the peer", Severity: "error"}}, NextTry: timestamppb.New(noon.Add(5 * time.Second)),
+		},
+	)
+	r.SetPeers(
+		&isthmusv1.PeerStatus{
+			Name: "aws-0", Tunnel: "aws-0", Address: "169.254.10.1", Asn: 65002, State: "established", Since: ago(27 * time.Hour),
+			PrefixesReceived: 3, PrefixesAccepted: 2, PrefixesAnnounced: 4, MessagesReceived: 3021, MessagesSent: 3019, TimesUp: 2, HoldTime: durationpb.New(30 * time.Second),
+		},
+		&isthmusv1.PeerStatus{Name: "azure-0", Tunnel: "azure-0", Address: "169.254.21.2", Asn: 65001, State: "quarantined", Since: ago(9 * time.Second), LastError: "ended the BGP process 3 times", NextTry: timestamppb.New(noon.Add(time.Minute))},
+	)
+	r.SetRoutes(
+		&isthmusv1.Route{Prefix: "10.0.0.0/8", Source: "static", Blackhole: true, Installed: true, Since: ago(100 * time.Hour)},
+		&isthmusv1.Route{
+			Prefix: "172.16.0.0/16", Source: "bgp", AsPath: "65002 65100", Installed: true, Since: ago(61 * time.Second),
+			NextHops: []*isthmusv1.NextHop{{Tunnel: "aws-0", Interface: "ist1", Gateway: "169.254.10.1", Peer: "aws-0"}, {Tunnel: "aws-1", Gateway: "169.254.11.1", Peer: "aws-1", Dead: true}},
+		},
+	)
+	r.SetPolicies(&isthmusv1.PolicyStatus{
+		Name: "partner", Action: "snat", Pool: "main", PublicAddresses: []string{"198.51.100.7"}, Sources: []string{"172.16.0.0/16", "10.0.1.0/24"},
+		Protocol: "tcp", Ports: []string{"443"}, Flows: 17, Bytes: 1020, Installed: true,
+	})
+	r.SetConditions(&isthmusv1.Condition{Type: "CharonUnreachable", Message: "charon does not answer", Severity: "error", Since: ago(time.Minute)})
+}
+
+type world struct {
+	t       *testing.T
+	server  *apitest.Server
+	context string
+	home    string
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	s := apitest.Serve(t, time.Now)
+	s.Router.Now = func() time.Time { return noon.Add(-time.Hour) }
+	fill(s.Router)
+	w := &world{t: t, server: s, home: t.TempDir()}
+	// The context names the address that other machines use; here it is another one.
+	data, err := os.ReadFile(s.Context)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c isthmusv1.ClientContext
+	if err := protojson.Unmarshal(data, &c); err != nil {
+		t.Fatal(err)
+	}
+	c.Address = s.Address
+	w.context = filepath.Join(w.home, "admin.yaml")
+	if err := writeContext(w.context, &c); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func (w *world) run(ctx context.Context, stdin string, args ...string) (stdout, stderr string, code int) {
+	var out, errs bytes.Buffer
+	code = w.app(strings.NewReader(stdin), &out, &errs).run(ctx, args)
+	return out.String(), errs.String(), code
+}
+
+func (w *world) app(stdin io.Reader, stdout, stderr io.Writer) *app {
+	env := map[string]string{"ISTHMUS_CONTEXT": w.context, "HOME": w.home}
+	return &app{stdin: stdin, stdout: stdout, stderr: stderr, now: func() time.Time { return noon }, uid: 0, getenv: func(k string) string { return env[k] }}
+}
+
+var volatile = []struct {
+	pattern *regexp.Regexp
+	with    string
+}{
+	{regexp.MustCompile(`\b[4-7][0-9a-f]{31}\b`), "SERIAL"},
+	{regexp.MustCompile(`(expires:?) \d{4}-\S+`), "$1 TIME"},
+	{regexp.MustCompile(`/\S+/([a-z]+\.yaml|api\.sock)\b`), "DIR/$1"},
+	{regexp.MustCompile(`isthmus  \S+`), "isthmus  VERSION"},
+}
+
+// TestCommands runs the command lines of testdata/*.txt against a server and compares everything that they print. A
+// line "$ args" is a command, "$ args <<< text" gives it standard input; "! " begins a line of standard error,
+// "exit N" is the code when it is not 0, and "## " begins a comment.
+func TestCommands(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("scripts: %v, %v", files, err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := newWorld(t)
+			var got strings.Builder
+			for line := range strings.Lines(string(want)) {
+				command, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "$ ")
+				if !ok {
+					if strings.HasPrefix(line, "## ") {
+						got.WriteString(line)
+					}
+					continue
+				}
+				got.WriteString(line)
+				args, stdin, _ := strings.Cut(command, " <<< ")
+				args = strings.ReplaceAll(args, "SOCKET", w.server.Socket)
+				args = strings.ReplaceAll(args, "DIR", w.home)
+				stdout, stderr, code := w.run(t.Context(), stdin, strings.Fields(args)...)
+				text := stdout
+				for l := range strings.Lines(stderr) {
+					text += "! " + l
+				}
+				if code != 0 {
+					text += fmt.Sprintf("exit %d\n", code)
+				}
+				for _, v := range volatile {
+					text = v.pattern.ReplaceAllString(text, v.with)
+				}
+				got.WriteString(text)
+			}
+			if *update {
+				if err := os.WriteFile(file, []byte(got.String()), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if got.String() != string(want) {
+				t.Errorf("%s differs; run the test with -update and look at the difference:\n%s", file, difference(string(want), got.String()))
+			}
+		})
+	}
+}
+
+func difference(want, got string) string {
+	w, g := strings.Split(want, "\n"), strings.Split(got, "\n")
+	for i := range max(len(w), len(g)) {
+		if i >= len(w) || i >= len(g) || w[i] != g[i] {
+			at := func(s []string) string { return strings.Join(s[min(i, len(s)):min(i+5, len(s))], "\n") }
+			return fmt.Sprintf("line %d, want\n%s\ngot\n%s", i+1, at(w), at(g))
+		}
+	}
+	return ""
+}
+
+// syncBuffer is a buffer that a test reads while a command writes.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) waitFor(t *testing.T, text string) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for time.Now().Before(deadline) {
+		s.mu.Lock()
+		ok := strings.Contains(s.b.String(), text)
+		s.mu.Unlock()
+		if ok {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Fatalf("%q does not come; there is\n%s", text, s.b.String())
+}
+
+func TestWatch(t *testing.T) {
+	for format, want := range map[string][]string{
+		"table": {
+			"EVENT  TUNNEL  KIND       STATE  SINCE  PEER               INSIDE                       RX       TX      ERROR\n" +
+				"added  aws-0   ipsec      up     3h12m  203.0.113.10:4500  169.254.10.2/30              5.0 MiB  1.2 KiB  -\n",
+			"removed  aws-0 ", "updated  site-0  -          up ",
+		},
+		"json": {`"MARK"`, `"EVENT_TYPE_REMOVED"`, `"state":`},
+	} {
+		t.Run(format, func(t *testing.T) {
+			w := newWorld(t)
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			var out syncBuffer
+			code := make(chan int, 1)
+			go func() {
+				code <- w.app(strings.NewReader(""), &out, io.Discard).run(ctx, []string{"watch", "tunnels", "-o", format})
+			}()
+			out.waitFor(t, "site-0")
+			w.server.Router.SetTunnels(&isthmusv1.TunnelStatus{Name: "site-0", State: "up"})
+			for _, text := range want[1:] {
+				out.waitFor(t, strings.ReplaceAll(text, `"MARK"`, "EVENT_TYPE_MARK"))
+			}
+			stop()
+			if c := <-code; c != 0 {
+				t.Errorf("an interrupt ends it with %d", c)
+			}
+		})
+	}
+}
+
+func TestGenerate(t *testing.T) {
+	w := newWorld(t)
+	public, _, code := w.run(t.Context(), "", "secret", "set", "site-key", "--generate", "wireguard")
+	private := w.server.Router.Secret("site-key")
+	if raw, err := base64.StdEncoding.DecodeString(private); code != 0 || err != nil || len(raw) != 32 || raw[0]&7 != 0 || raw[31]>>6 != 1 {
+		t.Fatalf("exit %d, private key is not 32 clamped bytes: %v", code, err)
+	}
+	if strings.Contains(public, private) {
+		t.Error("the private key is shown")
+	}
+	if wg, err := exec.LookPath("wg"); err == nil {
+		cmd := exec.Command(wg, "pubkey")
+		cmd.Stdin = strings.NewReader(private)
+		if out, err := cmd.Output(); err != nil || string(out) != public {
+			t.Errorf("wg says the public key is %q, %v; we say %q", out, err, public)
+		}
+	}
+	psk, _, code := w.run(t.Context(), "", "secret", "set", "aws-psk", "--generate", "psk")
+	if !regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]{47}\n$`).MatchString(psk) || code != 0 || w.server.Router.Secret("aws-psk") != strings.TrimSpace(psk) {
+		t.Errorf("exit %d, pre-shared key %q", code, psk)
+	}
+}
+
+// TestSecretFromStdin: one line break at the end is the terminal's or the editor's, the rest is the secret.
+func TestSecretFromStdin(t *testing.T) {
+	w := newWorld(t)
+	for given, want := range map[string]string{"abc\n": "abc", "abc": "abc", "a\nb\r\n": "a\nb", "\n\n": "\n", " a ": " a "} {
+		if _, stderr, code := w.run(t.Context(), given, "secret", "set", "x"); code != 0 || w.server.Router.Secret("x") != want {
+			t.Errorf("given %q: stored %q, want %q; exit %d, %s", given, w.server.Router.Secret("x"), want, code, stderr)
+		}
+	}
+}
+
+// TestClientLife: an admin makes a reader, who can read and not write, and takes the access away again.
+func TestClientLife(t *testing.T) {
+	w := newWorld(t)
+	file := filepath.Join(w.home, "reader.yaml")
+	if _, stderr, code := w.run(t.Context(), "", "client", "issue", "ann", "--role", "reader", "-o", file); code != 0 {
+		t.Fatalf("issuing: exit %d, %s", code, stderr)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("context file: %v, %v", info, err)
+	}
+	if _, stderr, code := w.run(t.Context(), "", "client", "issue", "ann", "--role", "reader", "-o", file); code != 1 || !strings.Contains(stderr, "is there already") {
+		t.Errorf("issuing into the same file: exit %d, %s", code, stderr)
+	}
+	if out, stderr, code := w.run(t.Context(), "", "get", "tunnels", "--context", file); code != 0 || !strings.Contains(out, "aws-0") {
+		t.Errorf("reading as a reader: exit %d, %s%s", code, out, stderr)
+	}
+	if _, stderr, code := w.run(t.Context(), "", "apply", "-f", "testdata/first.yaml", "--context", file); code != 1 || !strings.Contains(stderr, "needs role operator") {
+		t.Errorf("writing as a reader: exit %d, %s", code, stderr)
+	}
+	if out, _, _ := w.run(t.Context(), "", "client", "list"); !regexp.MustCompile(`(?m)^ann +reader +valid `).MatchString(out) {
+		t.Errorf("clients are\n%s", out)
+	}
+	serial := ""
+	for _, c := range w.server.Authority.Clients() {
+		if c.Name == "ann" {
+			serial = c.Serial
+		}
+	}
+	if _, stderr, code := w.run(t.Context(), "", "client", "revoke", serial); code != 0 {
+		t.Errorf("revoking: exit %d, %s", code, stderr)
+	}
+	if out, _, _ := w.run(t.Context(), "", "get", "clients"); !regexp.MustCompile(`(?m)^ann +reader +revoked `).MatchString(out) {
+		t.Errorf("clients are\n%s", out)
+	}
+	if out, _, code := w.run(t.Context(), "", "get", "tunnels", "--context", file); code != 1 || out != "" {
+		t.Errorf("reading with a revoked certificate: exit %d, %s", code, out)
+	}
+	if err := os.Chmod(file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, stderr, _ := w.run(t.Context(), "", "get", "tunnels", "--context", file); !strings.Contains(stderr, "chmod 600") {
+		t.Errorf("no warning about a context that others can read: %s", stderr)
+	}
+}
+
+// TestUnreachable: an error says what was tried.
+func TestUnreachable(t *testing.T) {
+	w := newWorld(t)
+	_, stderr, code := w.run(t.Context(), "", "get", "tunnels", "--socket", filepath.Join(w.home, "none.sock"), "--timeout", "5s")
+	if code != 1 || !strings.Contains(stderr, "none.sock") {
+		t.Errorf("exit %d, %s", code, stderr)
+	}
+}

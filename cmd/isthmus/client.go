@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+var clientColumns = []column[*isthmusv1.Client]{
+	{header: "CLIENT", value: func(_ *app, c *isthmusv1.Client) string { return c.Name }},
+	{header: "ROLE", value: func(_ *app, c *isthmusv1.Client) string { return c.Role }},
+	{header: "STATE", value: func(a *app, c *isthmusv1.Client) string {
+		switch {
+		case c.Revoked:
+			return "revoked"
+		case c.Expires.AsTime().Before(a.now()):
+			return "expired"
+		}
+		return "valid"
+	}},
+	{header: "EXPIRES", value: func(a *app, c *isthmusv1.Client) string { return a.until(c.Expires) }},
+	{header: "SERIAL", value: func(_ *app, c *isthmusv1.Client) string { return c.Serial }},
+	{header: "ISSUED", wide: true, value: func(a *app, c *isthmusv1.Client) string { return a.since(c.Issued) }},
+}
+
+func (a *app) addClients(root, get, _, _ *cobra.Command) {
+	list := func(use string) *cobra.Command {
+		return getCommand(a, use, "Show the client certificates that the node has issued", clientColumns,
+			func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.Client, proto.Message, error) {
+				r, err := isthmusv1.NewAccessServiceClient(conn).ListClients(ctx, &isthmusv1.ListClientsRequest{})
+				return r.GetClients(), r, err
+			})
+	}
+	get.AddCommand(list("clients"))
+	group := a.group("client", "Give and take access to the node")
+	group.AddCommand(a.clientIssue(), list("list"), &cobra.Command{
+		Use: "revoke SERIAL", Short: "Refuse a certificate from now on, also on open connections", Args: cobra.ExactArgs(1),
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
+			_, err := isthmusv1.NewAccessServiceClient(conn).RevokeClient(ctx, &isthmusv1.RevokeClientRequest{Serial: args[0]})
+			return err
+		})})
+	root.AddCommand(group)
+}
+
+func (a *app) clientIssue() *cobra.Command {
+	var role, out, endpoint string
+	var lifetime time.Duration
+	cmd := &cobra.Command{Use: "issue NAME --role ROLE -o FILE", Short: "Make a key here, let the node sign its certificate, and write a context file", Args: cobra.ExactArgs(1)}
+	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
+		c := &isthmusv1.ClientContext{Address: endpoint, ServerName: defaultServerName}
+		if endpoint == "" {
+			if a.socketPath() != "" {
+				return usageError{errors.New("over the unix socket, say with --endpoint under which host and port the client reaches the node")}
+			}
+			own, err := a.loadContext(a.contextPath())
+			if err != nil {
+				return err
+			}
+			c.Address, c.ServerName = own.Address, own.ServerName
+		}
+		if _, err := os.Lstat(out); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s is there already", out)
+		}
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return err
+		}
+		csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: args[0]}}, key)
+		if err != nil {
+			return err
+		}
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			return err
+		}
+		request := &isthmusv1.IssueClientRequest{Name: args[0], Role: role, Csr: csr}
+		if lifetime != 0 {
+			request.Lifetime = durationpb.New(lifetime)
+		}
+		r, err := isthmusv1.NewAccessServiceClient(conn).IssueClient(ctx, request)
+		if err != nil {
+			return fmt.Errorf("issuing a certificate for %s: %w", args[0], err)
+		}
+		c.Authority, c.Certificate = r.Authority, r.Certificate
+		c.Key = string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+		if err := writeContext(out, c); err != nil {
+			return fmt.Errorf("writing context; revoke the certificate with isthmus client revoke %s: %w", r.Client.GetSerial(), err)
+		}
+		fmt.Fprintf(a.stderr, "isthmus: wrote %s for %s, role %s, serial %s, expires %s\n",
+			out, args[0], role, r.Client.GetSerial(), r.Client.GetExpires().AsTime().Format(time.RFC3339))
+		return nil
+	})
+	f := cmd.Flags()
+	f.StringVar(&role, "role", "", "reader, operator or admin")
+	f.StringVarP(&out, "out", "o", "", "context file to write; must not be there yet")
+	f.StringVar(&endpoint, "endpoint", "", "host and port under which the client reaches the node (default: the own context's)")
+	f.DurationVar(&lifetime, "lifetime", 0, "1h to 87600h (default 8760h)")
+	cmd.MarkFlagRequired("role")
+	cmd.MarkFlagRequired("out")
+	return cmd
+}

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+const (
+	defaultSocket     = "/run/isthmus/api.sock"
+	defaultServerName = "isthmusd"
+	maxAnswer         = 64 << 20
+)
+
+// contextPath returns the context file to use.
+func (a *app) contextPath() string {
+	if a.contextFile != "" {
+		return a.contextFile
+	}
+	if p := a.getenv("ISTHMUS_CONTEXT"); p != "" {
+		return p
+	}
+	return filepath.Join(a.getenv("HOME"), ".config", "isthmus", "context.yaml")
+}
+
+// socketPath returns the unix socket to use, or nothing when it is to be the context.
+func (a *app) socketPath() string {
+	switch {
+	case a.socket != "":
+		return a.socket
+	case a.contextFile != "" || a.address != "":
+		return ""
+	case a.getenv("ISTHMUS_SOCKET") != "":
+		return a.getenv("ISTHMUS_SOCKET")
+	case a.getenv("ISTHMUS_CONTEXT") != "" || a.uid != 0:
+		return ""
+	}
+	if info, err := os.Stat(defaultSocket); err == nil && info.Mode().Type() == os.ModeSocket {
+		return defaultSocket
+	}
+	return ""
+}
+
+// loadContext reads a context file.
+func (a *app) loadContext(path string) (*isthmusv1.ClientContext, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading context: %w", err)
+	}
+	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
+		fmt.Fprintf(a.stderr, "isthmus: warning: %s holds a private key and can be read by others; run: chmod 600 %s\n", path, path)
+	}
+	var tree any
+	if err := yaml.Unmarshal(data, &tree); err != nil {
+		return nil, fmt.Errorf("reading context %s: %w", path, err)
+	}
+	if data, err = json.Marshal(tree); err != nil {
+		return nil, fmt.Errorf("reading context %s: %w", path, err)
+	}
+	c := &isthmusv1.ClientContext{}
+	if err := protojson.Unmarshal(data, c); err != nil {
+		return nil, fmt.Errorf("reading context %s: %w", path, err)
+	}
+	if c.ServerName == "" {
+		c.ServerName = defaultServerName
+	}
+	if a.address != "" {
+		c.Address = a.address
+	}
+	if c.Address == "" {
+		return nil, fmt.Errorf("reading context %s: it names no address; give one with --address", path)
+	}
+	return c, nil
+}
+
+func tlsConfig(c *isthmusv1.ClientContext) (*tls.Config, error) {
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM([]byte(c.Authority)) {
+		return nil, errors.New("authority is no certificate in PEM")
+	}
+	pair, err := tls.X509KeyPair([]byte(c.Certificate), []byte(c.Key))
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{RootCAs: pool, ServerName: c.ServerName, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}, nil
+}
+
+// connect opens the connection to the node.
+func (a *app) connect() (*grpc.ClientConn, error) {
+	target, creds := "unix:"+a.socketPath(), insecure.NewCredentials()
+	if a.socketPath() == "" {
+		path := a.contextPath()
+		c, err := a.loadContext(path)
+		if err != nil {
+			return nil, err
+		}
+		config, err := tlsConfig(c)
+		if err != nil {
+			return nil, fmt.Errorf("using context %s: %w", path, err)
+		}
+		target, creds = "dns:///"+c.Address, credentials.NewTLS(config)
+	}
+	return grpc.NewClient(target, grpc.WithTransportCredentials(creds),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
+		grpc.WithUserAgent("isthmus-cli/"+version()),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}))
+}
+
+// call makes a cobra function of one that talks to the node and is done within the timeout.
+func (a *app) call(f func(ctx context.Context, conn *grpc.ClientConn, args []string) error) func(*cobra.Command, []string) error {
+	return runs(func(cmd *cobra.Command, args []string) error {
+		conn, err := a.connect()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
+		defer cancel()
+		return f(ctx, conn, args)
+	})
+}
+
+// writeContext makes a context file that its owner alone can read. It replaces none.
+func writeContext(path string, c *isthmusv1.ClientContext) error {
+	data, err := encodeYAML(c)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
+}
+
+func (a *app) addContext(root, _, _, _ *cobra.Command) {
+	group := a.group("context", "Show and take over how this machine reaches a node")
+	group.AddCommand(&cobra.Command{
+		Use: "show", Short: "Show what is used to reach the node", Args: cobra.NoArgs,
+		RunE: runs(func(*cobra.Command, []string) error {
+			if p := a.socketPath(); p != "" {
+				fmt.Fprintf(a.stdout, "socket: %s\n", p)
+				return nil
+			}
+			path := a.contextPath()
+			c, err := a.loadContext(path)
+			if err != nil {
+				return err
+			}
+			block, _ := pem.Decode([]byte(c.Certificate))
+			if block == nil {
+				return fmt.Errorf("reading context %s: certificate is no PEM", path)
+			}
+			cert, err := x509.ParseCertificate(block.Bytes)
+			if err != nil {
+				return fmt.Errorf("reading context %s: %w", path, err)
+			}
+			role := ""
+			for _, u := range cert.URIs {
+				role = u.String()
+			}
+			_, err = fmt.Fprintf(a.stdout, "file: %s\naddress: %s\nname: %s\nrole: %s\nexpires: %s\n",
+				path, c.Address, clean(cert.Subject.CommonName), clean(role), cert.NotAfter.UTC().Format(time.RFC3339))
+			return err
+		}),
+	}, &cobra.Command{
+		Use: "import FILE", Short: "Take over the context file that a node or an admin made, as the default one", Args: cobra.ExactArgs(1),
+		RunE: runs(func(_ *cobra.Command, args []string) error {
+			c, err := a.loadContext(args[0])
+			if err != nil {
+				return err
+			}
+			if _, err := tlsConfig(c); err != nil {
+				return fmt.Errorf("using context %s: %w", args[0], err)
+			}
+			path := a.contextPath()
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+				return err
+			}
+			if err := writeContext(path, c); err != nil {
+				return fmt.Errorf("writing context: %w", err)
+			}
+			fmt.Fprintf(a.stderr, "isthmus: wrote %s\n", path)
+			return nil
+		}),
+	})
+	root.AddCommand(group)
+}

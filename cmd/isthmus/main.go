@@ -1,0 +1,161 @@
+// Command isthmus talks to the isthmus daemon of one node.
+//
+// Answers go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage,
+// 3 the plan has changes.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/status"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+// Exit codes.
+const (
+	exitOK      = 0
+	exitFailed  = 1
+	exitUsage   = 2
+	exitChanges = 3
+)
+
+// app is what the commands share: the outside world, and the flags that all of them have.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	now            func() time.Time
+	getenv         func(string) string
+	uid            int
+
+	contextFile, address, socket string
+	timeout                      time.Duration
+	output                       outputFormat
+
+	document string // file of the document that was sent, for problems
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, now: time.Now, getenv: os.Getenv, uid: os.Geteuid()}
+	code := a.run(ctx, os.Args[1:])
+	stop()
+	os.Exit(code)
+}
+
+// failure is an error of a command that was called as it should be.
+type failure struct{ error }
+
+func (f failure) Unwrap() error { return f.error }
+
+// errChanges makes plan exit with 3.
+var errChanges = errors.New("the plan has changes")
+
+// usageError is an error in how a command was called.
+type usageError struct{ error }
+
+// run executes one command line and returns the exit code.
+func (a *app) run(ctx context.Context, args []string) int {
+	root := a.command()
+	root.SetArgs(args)
+	command, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitOK
+	}
+	if errors.Is(err, errChanges) {
+		return exitChanges
+	}
+	if _, ok := errors.AsType[failure](err); ok {
+		a.printError(err)
+		return exitFailed
+	}
+	fmt.Fprintf(a.stderr, "isthmus: %v\nRun '%s --help' for usage.\n", err, command.CommandPath())
+	return exitUsage
+}
+
+func (a *app) printError(err error) {
+	text := err.Error()
+	s, ok := status.FromError(err)
+	if ok {
+		// FromError puts the text of the wrapping errors in front of the message.
+		text = strings.Replace(s.Message(), fmt.Sprintf("rpc error: code = %s desc = ", s.Code()), "", 1)
+	}
+	fmt.Fprintf(a.stderr, "isthmus: %s\n", clean(text))
+	if !ok {
+		return
+	}
+	for _, d := range s.Details() {
+		if p, ok := d.(*isthmusv1.Problems); ok {
+			printProblems(a.stderr, a.document, p.Problems)
+		}
+	}
+}
+
+// runs makes a cobra function of one whose errors are failures, unless they are about usage.
+func runs(f func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		err := f(cmd, args)
+		if err == nil {
+			return nil
+		}
+		if u, ok := errors.AsType[usageError](err); ok {
+			return u.error
+		}
+		return failure{err}
+	}
+}
+
+func (a *app) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "isthmus",
+		Short:         "Manage an isthmus node",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Long: `isthmus talks to the daemon of one node: over the unix socket when it runs as root on the node itself, else with
+the address and the certificates of a context file.
+
+Answers go to standard output, everything else to standard error.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
+	}
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	f := root.PersistentFlags()
+	f.StringVar(&a.contextFile, "context", "", "file with the node's address and certificates (default $ISTHMUS_CONTEXT, then ~/.config/isthmus/context.yaml)")
+	f.StringVar(&a.address, "address", "", "host and port of the API, instead of the context's")
+	f.StringVar(&a.socket, "socket", "", "unix socket of the daemon on this node (default $ISTHMUS_SOCKET; for root "+defaultSocket+" when it is there)")
+	f.DurationVar(&a.timeout, "timeout", 30*time.Second, "how long to wait for an answer")
+
+	get := a.group("get", "Show what is there")
+	describe := a.group("describe", "Show everything about one object")
+	watch := a.group("watch", "Follow objects as they change; ends with an interrupt")
+	root.AddCommand(get, describe, watch)
+	for _, add := range []func(root, get, describe, watch *cobra.Command){
+		a.addSpec, a.addTunnels, a.addPeers, a.addRoutes, a.addNAT, a.addNode, a.addSecrets, a.addClients, a.addContext,
+	} {
+		add(root, get, describe, watch)
+	}
+	root.InitDefaultCompletionCmd()
+	return root
+}
+
+// group is a command that only holds others.
+func (a *app) group(use, short string) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
+			}
+			return fmt.Errorf("%s: say what", cmd.CommandPath())
+		},
+	}
+}

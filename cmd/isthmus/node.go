@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+// buildVersion is set by the linker: -X main.buildVersion=v1.2.3.
+var buildVersion string
+
+func version() string {
+	if buildVersion != "" {
+		return buildVersion
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+var statusColumns = []column[*isthmusv1.SystemStatus]{
+	{header: "NODE", value: func(_ *app, s *isthmusv1.SystemStatus) string { return s.Node }},
+	{header: "VERSION", value: func(_ *app, s *isthmusv1.SystemStatus) string { return s.Version }},
+	{header: "UP", value: func(a *app, s *isthmusv1.SystemStatus) string { return a.since(s.Started) }},
+	{header: "GENERATION", value: func(_ *app, s *isthmusv1.SystemStatus) string { return count(s.Generation) }},
+	{header: "APPLIED", value: func(_ *app, s *isthmusv1.SystemStatus) string { return count(s.AppliedGeneration) }},
+	{header: "CONFIRM-WITHIN", value: func(a *app, s *isthmusv1.SystemStatus) string { return a.until(s.ConfirmUntil) }},
+	{header: "CONDITIONS", value: func(_ *app, s *isthmusv1.SystemStatus) string { return conditions(s.Conditions) }},
+}
+
+func getStatus(ctx context.Context, conn *grpc.ClientConn) (*isthmusv1.SystemStatus, error) {
+	return isthmusv1.NewSystemServiceClient(conn).GetStatus(ctx, &isthmusv1.GetStatusRequest{})
+}
+
+func (a *app) addNode(root, get, describe, _ *cobra.Command) {
+	get.AddCommand(getCommand(a, "status", "Show how the node is", statusColumns,
+		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.SystemStatus, proto.Message, error) {
+			s, err := getStatus(ctx, conn)
+			return []*isthmusv1.SystemStatus{s}, s, err
+		}))
+	node := describeCommand(a, "node", "Show everything about the node", func(ctx context.Context, conn *grpc.ClientConn, name string) (proto.Message, error) {
+		s, err := getStatus(ctx, conn)
+		if err == nil && name != "" && name != s.Node {
+			return nil, fmt.Errorf("node %q: not found; this is %q", name, s.Node)
+		}
+		return s, err
+	})
+	run := node.RunE
+	node.Use, node.Args = "node [NAME]", cobra.MaximumNArgs(1)
+	node.RunE = func(cmd *cobra.Command, args []string) error { return run(cmd, append(args, "")) }
+	describe.AddCommand(node)
+
+	var clientOnly bool
+	v := &cobra.Command{Use: "version", Short: "Show the versions of this program and of the node's daemon", Args: cobra.NoArgs,
+		RunE: runs(func(cmd *cobra.Command, args []string) error {
+			fmt.Fprintf(a.stdout, "isthmus  %s\n", version())
+			if clientOnly {
+				return nil
+			}
+			return a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+				s, err := getStatus(ctx, conn)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(a.stdout, "isthmusd %s\n", clean(s.Version))
+				return err
+			})(cmd, args)
+		})}
+	v.Flags().BoolVar(&clientOnly, "client", false, "do not ask the node")
+	root.AddCommand(v)
+}

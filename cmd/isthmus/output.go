@@ -1,0 +1,320 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+// outputFormat is a pflag.Value.
+type outputFormat string
+
+func (o *outputFormat) String() string { return string(*o) }
+func (o *outputFormat) Type() string   { return "format" }
+func (o *outputFormat) Set(s string) error {
+	switch s {
+	case "table", "wide", "json", "yaml":
+		*o = outputFormat(s)
+		return nil
+	}
+	return fmt.Errorf("must be table, wide, json or yaml")
+}
+
+// outputFlag gives a command -o.
+func (a *app) outputFlag(cmd *cobra.Command) {
+	a.output = "table"
+	cmd.Flags().VarP(&a.output, "output", "o", "table, wide, json or yaml")
+}
+
+// column is one column of a noun's table. The other formats print the whole message.
+type column[T any] struct {
+	header string
+	wide   bool // only with -o wide
+	value  func(a *app, o T) string
+}
+
+// table writes rows under headers, each column as wide as its widest cell so far.
+type table struct {
+	w      io.Writer
+	widths []int
+	rows   [][]string
+}
+
+func (t *table) add(cells ...string) {
+	for i, c := range cells {
+		cells[i] = clean(c)
+		if i == len(t.widths) {
+			t.widths = append(t.widths, 0)
+		}
+		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cells[i]))
+	}
+	t.rows = append(t.rows, cells)
+}
+
+func (t *table) flush() error {
+	var b strings.Builder
+	for _, row := range t.rows {
+		var line strings.Builder
+		for i, c := range row {
+			line.WriteString(c)
+			line.WriteString(strings.Repeat(" ", t.widths[i]-utf8.RuneCountInString(c)+2))
+		}
+		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+	}
+	t.rows = nil
+	_, err := io.WriteString(t.w, b.String())
+	return err
+}
+
+// clean takes away what could move a terminal's cursor: some texts come from the peer.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+func headers[T any](a *app, columns []column[T]) []string {
+	var out []string
+	for _, c := range columns {
+		if !c.wide || a.output == "wide" {
+			out = append(out, c.header)
+		}
+	}
+	return out
+}
+
+func cells[T any](a *app, columns []column[T], o T) []string {
+	var out []string
+	for _, c := range columns {
+		if c.wide && a.output != "wide" {
+			continue
+		}
+		v := c.value(a, o)
+		if v == "" {
+			v = "-"
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// show prints items as a table, or the message that they came in.
+func show[T any](a *app, columns []column[T], items []T, message proto.Message) error {
+	if a.output != "table" && a.output != "wide" {
+		return a.showMessage(message)
+	}
+	t := &table{w: a.stdout}
+	t.add(headers(a, columns)...)
+	for _, o := range items {
+		t.add(cells(a, columns, o)...)
+	}
+	return t.flush()
+}
+
+// showMessage prints a message as JSON or YAML.
+func (a *app) showMessage(m proto.Message) error {
+	encode := encodeYAML
+	if a.output == "json" {
+		encode = encodeJSON
+	}
+	data, err := encode(m)
+	if err != nil {
+		return err
+	}
+	_, err = a.stdout.Write(data)
+	return err
+}
+
+// encodeJSON is protojson with stable white space, which protojson does not promise.
+func encodeJSON(m proto.Message) ([]byte, error) {
+	data, err := protojson.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	if err := json.Indent(&b, data, "", "  "); err != nil {
+		return nil, err
+	}
+	b.WriteByte('\n')
+	return b.Bytes(), nil
+}
+
+func encodeYAML(m proto.Message) ([]byte, error) {
+	n, err := yamlNode(m)
+	if err != nil {
+		return nil, err
+	}
+	return marshalYAML(n)
+}
+
+// yamlNode returns a message as a tree in block style, fields in the order of the message.
+func yamlNode(m proto.Message) (*yaml.Node, error) {
+	data, err := protojson.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	var n yaml.Node
+	if err := yaml.Unmarshal(data, &n); err != nil {
+		return nil, err
+	}
+	blockStyle(&n)
+	return &n, nil
+}
+
+func blockStyle(n *yaml.Node) {
+	n.Style = 0
+	if n.Kind == yaml.ScalarNode && strings.Contains(n.Value, "\n") {
+		n.Style = yaml.LiteralStyle
+	}
+	for _, c := range n.Content {
+		blockStyle(c)
+	}
+}
+
+func marshalYAML(n *yaml.Node) ([]byte, error) {
+	var b bytes.Buffer
+	e := yaml.NewEncoder(&b)
+	e.SetIndent(2)
+	if err := e.Encode(n); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), e.Close()
+}
+
+// describeMessage prints everything about one object; how long ago a time was stands beside it.
+func (a *app) describeMessage(m proto.Message) error {
+	if a.output == "json" {
+		return a.showMessage(m)
+	}
+	n, err := yamlNode(m)
+	if err != nil {
+		return err
+	}
+	if a.output == "table" || a.output == "wide" {
+		a.addAges(n)
+	}
+	data, err := marshalYAML(n)
+	if err != nil {
+		return err
+	}
+	_, err = a.stdout.Write(data)
+	return err
+}
+
+func (a *app) addAges(n *yaml.Node) {
+	if n.Kind == yaml.ScalarNode {
+		if t, err := time.Parse(time.RFC3339Nano, n.Value); err == nil {
+			n.Style, n.Tag, n.LineComment = 0, "!!timestamp", relative(t.Sub(a.now()))
+		}
+	}
+	for _, c := range n.Content {
+		a.addAges(c)
+	}
+}
+
+func relative(d time.Duration) string {
+	if d > 0 {
+		return "in " + short(d)
+	}
+	return short(-d) + " ago"
+}
+
+// since returns how long ago a time was, as "3h12m".
+func (a *app) since(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return ""
+	}
+	return short(a.now().Sub(t.AsTime()))
+}
+
+// until returns in how much time a time will be; "now" when it has passed.
+func (a *app) until(t *timestamppb.Timestamp) string {
+	switch {
+	case t == nil:
+		return ""
+	case !t.AsTime().After(a.now()):
+		return "now"
+	}
+	return short(t.AsTime().Sub(a.now()))
+}
+
+// short writes a duration with its two largest units.
+func short(d time.Duration) string {
+	d = max(d, 0).Truncate(time.Second)
+	s := int(d / time.Second)
+	switch {
+	case s < 60:
+		return fmt.Sprintf("%ds", s)
+	case s < 3600:
+		return fmt.Sprintf("%dm%02ds", s/60, s%60)
+	case s < 86400:
+		return fmt.Sprintf("%dh%02dm", s/3600, s/60%60)
+	}
+	return fmt.Sprintf("%dd%02dh", s/86400, s/3600%24)
+}
+
+// size writes a number of bytes with a binary unit.
+func size(n uint64) string {
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, unit := float64(n), 0
+	for f >= 1024 && unit < 6 {
+		f /= 1024
+		unit++
+	}
+	return fmt.Sprintf("%.1f %ciB", f, "KMGTPE"[unit-1])
+}
+
+func conditions(all []*isthmusv1.Condition) string {
+	var out []string
+	for _, c := range all {
+		out = append(out, c.Type)
+	}
+	return strings.Join(out, ",")
+}
+
+// printProblems writes each problem as compilers do, with the remedy below.
+func printProblems(w io.Writer, file string, problems []*isthmusv1.Problem) {
+	for _, p := range problems {
+		var parts []string
+		switch {
+		case file != "" && p.Line > 0:
+			parts = append(parts, fmt.Sprintf("%s:%d", file, p.Line))
+		case p.Line > 0:
+			parts = append(parts, fmt.Sprintf("line %d", p.Line))
+		}
+		for _, s := range []string{p.Path, quoted(p.Value), p.Rule} {
+			if s != "" {
+				parts = append(parts, clean(s))
+			}
+		}
+		fmt.Fprintln(w, strings.Join(parts, ": "))
+		if p.Remedy != "" {
+			fmt.Fprintf(w, "    %s\n", clean(p.Remedy))
+		}
+	}
+}
+
+func quoted(s string) string {
+	if s == "" {
+		return ""
+	}
+	return fmt.Sprintf("%q", s)
+}

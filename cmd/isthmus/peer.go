@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+func count(n uint64) string { return strconv.FormatUint(n, 10) }
+
+var peerColumns = []column[*isthmusv1.PeerStatus]{
+	{header: "PEER", value: func(_ *app, p *isthmusv1.PeerStatus) string { return p.Name }},
+	{header: "ASN", value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(uint64(p.Asn)) }},
+	{header: "STATE", value: func(_ *app, p *isthmusv1.PeerStatus) string { return p.State }},
+	{header: "PREFIXES", value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(uint64(p.PrefixesReceived)) }},
+	{header: "MESSAGES", value: func(_ *app, p *isthmusv1.PeerStatus) string {
+		return fmt.Sprintf("%d/%d", p.MessagesReceived, p.MessagesSent)
+	}},
+	{header: "SINCE", value: func(a *app, p *isthmusv1.PeerStatus) string { return a.since(p.Since) }},
+	{header: "TUNNEL", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return p.Tunnel }},
+	{header: "ADDRESS", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return p.Address }},
+	{header: "ACCEPTED", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(uint64(p.PrefixesAccepted)) }},
+	{header: "ANNOUNCED", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(uint64(p.PrefixesAnnounced)) }},
+	{header: "UPS", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(p.TimesUp) }},
+	{header: "NEXT-TRY", wide: true, value: func(a *app, p *isthmusv1.PeerStatus) string { return a.until(p.NextTry) }},
+	{header: "CONDITIONS", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return conditions(p.Conditions) }},
+	{header: "ERROR", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return p.LastError }},
+}
+
+func (a *app) addPeers(root, get, describe, watch *cobra.Command) {
+	get.AddCommand(getCommand(a, "peers", "Show the BGP sessions; prefixes are those received, messages received/sent", peerColumns,
+		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.PeerStatus, proto.Message, error) {
+			all := &isthmusv1.ListPeersResponse{}
+			client := isthmusv1.NewBGPServiceClient(conn)
+			err := pages(func(token string) (*isthmusv1.ListPeersResponse, error) {
+				return client.ListPeers(ctx, &isthmusv1.ListPeersRequest{PageToken: token})
+			}, func(r *isthmusv1.ListPeersResponse) string {
+				all.Peers = append(all.Peers, r.Peers...)
+				return r.NextPageToken
+			})
+			return all.Peers, all, err
+		}))
+	describe.AddCommand(describeCommand(a, "peer NAME", "Show everything about one BGP session",
+		func(ctx context.Context, conn *grpc.ClientConn, name string) (proto.Message, error) {
+			return isthmusv1.NewBGPServiceClient(conn).GetPeer(ctx, &isthmusv1.GetPeerRequest{Name: name})
+		}))
+	watch.AddCommand(watchCommand(a, "peers", "Follow the BGP sessions", peerColumns, (*isthmusv1.PeerEvent).GetPeer,
+		func(ctx context.Context, conn *grpc.ClientConn) (interface {
+			Recv() (*isthmusv1.PeerEvent, error)
+		}, error) {
+			return isthmusv1.NewBGPServiceClient(conn).WatchPeers(ctx, &isthmusv1.WatchPeersRequest{})
+		}))
+
+	var soft bool
+	reset := a.group("reset", "Start something anew")
+	peer := &cobra.Command{Use: "peer NAME", Short: "Close and reopen a BGP session; also ends a quarantine", Args: cobra.ExactArgs(1),
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
+			_, err := isthmusv1.NewBGPServiceClient(conn).ResetPeer(ctx, &isthmusv1.ResetPeerRequest{Name: args[0], Soft: soft})
+			return err
+		})}
+	peer.Flags().BoolVar(&soft, "soft", false, "keep the session; ask for the peer's routes again (RFC 2918) and send ours again")
+	reset.AddCommand(peer)
+	root.AddCommand(reset)
+}

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdh"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+var secretColumns = []column[*isthmusv1.SecretInfo]{
+	{header: "SECRET", value: func(_ *app, s *isthmusv1.SecretInfo) string { return s.Name }},
+	{header: "FINGERPRINT", value: func(_ *app, s *isthmusv1.SecretInfo) string { return s.Fingerprint }},
+	{header: "CHANGED", value: func(a *app, s *isthmusv1.SecretInfo) string { return a.since(s.Changed) }},
+	{header: "USED-BY", value: func(_ *app, s *isthmusv1.SecretInfo) string { return strings.Join(s.UsedBy, ",") }},
+}
+
+func (a *app) addSecrets(root, get, _, _ *cobra.Command) {
+	list := func(use string) *cobra.Command {
+		return getCommand(a, use, "Show names and fingerprints of the secrets", secretColumns,
+			func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.SecretInfo, proto.Message, error) {
+				all := &isthmusv1.ListSecretsResponse{}
+				client := isthmusv1.NewSecretServiceClient(conn)
+				err := pages(func(token string) (*isthmusv1.ListSecretsResponse, error) {
+					return client.ListSecrets(ctx, &isthmusv1.ListSecretsRequest{PageToken: token})
+				}, func(r *isthmusv1.ListSecretsResponse) string {
+					all.Secrets = append(all.Secrets, r.Secrets...)
+					return r.NextPageToken
+				})
+				return all.Secrets, all, err
+			})
+	}
+	get.AddCommand(list("secrets"))
+	group := a.group("secret", "Write secrets; they can never be read back")
+	group.AddCommand(a.secretSet(), list("list"), &cobra.Command{Use: "delete NAME", Short: "Remove a secret that nothing uses", Args: cobra.ExactArgs(1),
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
+			_, err := isthmusv1.NewSecretServiceClient(conn).DeleteSecret(ctx, &isthmusv1.DeleteSecretRequest{Name: args[0]})
+			return err
+		})})
+	root.AddCommand(group)
+}
+
+func (a *app) secretSet() *cobra.Command {
+	var file, generate string
+	cmd := &cobra.Command{Use: "set NAME", Short: "Store or replace a secret", Args: cobra.ExactArgs(1),
+		Long: `Store or replace a secret. The value comes from standard input (unseen when that is a terminal), from a file, or is made
+here. One line break at its end is not part of it.
+
+--generate psk makes a pre-shared key of 48 letters and digits, which every cloud takes, and prints it: the other side
+needs it, and it cannot be read back. --generate wireguard makes a private key and prints the public key that belongs
+to it.`}
+	cmd.RunE = runs(func(c *cobra.Command, args []string) error {
+		var value []byte
+		var answer string
+		var err error
+		switch {
+		case generate == "psk":
+			answer, err = generatePSK()
+			value = []byte(answer)
+		case generate == "wireguard":
+			value, answer, err = generateWireGuard()
+		case generate != "":
+			return usageError{fmt.Errorf("--generate %q: must be psk or wireguard", generate)}
+		case file != "":
+			value, err = os.ReadFile(file)
+		default:
+			value, err = a.readSecret(c.Context(), args[0])
+		}
+		if err != nil {
+			return fmt.Errorf("reading secret: %w", err)
+		}
+		value = bytes.TrimSuffix(bytes.TrimSuffix(value, []byte("\n")), []byte("\r"))
+		return a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
+			i, err := isthmusv1.NewSecretServiceClient(conn).SetSecret(ctx, &isthmusv1.SetSecretRequest{Name: args[0], Value: value})
+			if err != nil {
+				return fmt.Errorf("storing secret %s: %w", args[0], err)
+			}
+			fmt.Fprintf(a.stderr, "isthmus: stored %s, fingerprint %s\n", i.Name, i.Fingerprint)
+			if answer != "" {
+				_, err = fmt.Fprintln(a.stdout, answer)
+			}
+			return err
+		})(c, args)
+	})
+	cmd.Flags().StringVar(&file, "from-file", "", "read the value from this file")
+	cmd.Flags().StringVar(&generate, "generate", "", "make the value: psk or wireguard")
+	cmd.MarkFlagsMutuallyExclusive("from-file", "generate")
+	return cmd
+}
+
+const pskLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+// generatePSK makes a key that AWS, Azure and Google Cloud all take: letters and digits, no zero in front. 48 of them
+// have 285 bits.
+func generatePSK() (string, error) {
+	out := make([]byte, 48)
+	for i := range out {
+		letters := pskLetters
+		if i == 0 {
+			letters = pskLetters[:52]
+		}
+		n, err := rand.Int(rand.Reader, big.NewInt(int64(len(letters))))
+		if err != nil {
+			return "", err
+		}
+		out[i] = letters[n.Int64()]
+	}
+	return string(out), nil
+}
+
+// generateWireGuard returns a Curve25519 private key in base64, and its public key. The key is clamped (RFC 7748
+// section 5) because other tools expect to see it so.
+func generateWireGuard() (private []byte, public string, err error) {
+	raw := make([]byte, 32)
+	rand.Read(raw)
+	raw[0] &= 248
+	raw[31] = raw[31]&127 | 64
+	key, err := ecdh.X25519().NewPrivateKey(raw)
+	if err != nil {
+		return nil, "", err
+	}
+	return []byte(base64.StdEncoding.EncodeToString(raw)), base64.StdEncoding.EncodeToString(key.PublicKey().Bytes()), nil
+}
+
+// maxSecret bounds what is read; the node refuses more than 4096 bytes.
+const maxSecret = 8192
+
+// readSecret reads standard input to its end, or one line from a terminal, which does not show it.
+func (a *app) readSecret(ctx context.Context, name string) ([]byte, error) {
+	f, ok := a.stdin.(*os.File)
+	if !ok {
+		return io.ReadAll(io.LimitReader(a.stdin, maxSecret))
+	}
+	was, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	if err != nil { // no terminal
+		return io.ReadAll(io.LimitReader(f, maxSecret))
+	}
+	hidden := *was
+	hidden.Lflag &^= unix.ECHO
+	if err := unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, &hidden); err != nil {
+		return nil, err
+	}
+	show := func() {
+		unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, was)
+		fmt.Fprintln(a.stderr)
+	}
+	defer show()
+	fmt.Fprintf(a.stderr, "Value of %s (not shown): ", name)
+	type answer struct {
+		line []byte
+		err  error
+	}
+	read := make(chan answer, 1)
+	go func() {
+		line, err := bufio.NewReader(io.LimitReader(f, maxSecret)).ReadBytes('\n')
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+		read <- answer{line, err}
+	}()
+	select {
+	case r := <-read:
+		return r.line, r.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+var actionSigns = map[isthmusv1.Change_Action]string{
+	isthmusv1.Change_ACTION_ADD:     "+ add",
+	isthmusv1.Change_ACTION_CHANGE:  "~ change",
+	isthmusv1.Change_ACTION_REMOVE:  "- remove",
+	isthmusv1.Change_ACTION_REPLACE: "! replace",
+}
+
+var changeColumns = []column[*isthmusv1.Change]{
+	{header: "ACTION", value: func(_ *app, c *isthmusv1.Change) string { return actionSigns[c.Action] }},
+	{header: "KIND", value: func(_ *app, c *isthmusv1.Change) string { return c.Kind }},
+	{header: "NAME", value: func(_ *app, c *isthmusv1.Change) string { return c.Name }},
+	{header: "INTERRUPTS", value: func(_ *app, c *isthmusv1.Change) string { return c.Interrupts }},
+	{header: "FIELDS", value: func(_ *app, c *isthmusv1.Change) string { return strings.Join(c.Fields, "; ") }},
+}
+
+var revisionColumns = []column[*isthmusv1.Revision]{
+	{header: "GENERATION", value: func(_ *app, r *isthmusv1.Revision) string { return count(r.Generation) }},
+	{header: "AGE", value: func(a *app, r *isthmusv1.Revision) string { return a.since(r.Time) }},
+	{header: "AUTHOR", value: func(_ *app, r *isthmusv1.Revision) string { return r.Author }},
+	{header: "REASON", value: func(_ *app, r *isthmusv1.Revision) string { return r.Reason }},
+	{header: "CHANGES", value: func(_ *app, r *isthmusv1.Revision) string { return count(uint64(r.Changes)) }},
+	{header: "TIME", wide: true, value: func(_ *app, r *isthmusv1.Revision) string { return r.Time.AsTime().UTC().Format(time.RFC3339) }},
+}
+
+// document is the -f flag of the commands that send one.
+type document struct{ file string }
+
+func (d *document) flag(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&d.file, "file", "f", "", "the document as YAML or JSON; - for standard input")
+	cmd.MarkFlagRequired("file")
+}
+
+// read returns a document as it is written.
+func (a *app) read(d *document) (*isthmusv1.Source, error) {
+	a.document = d.name()
+	var data []byte
+	var err error
+	if d.file == "-" {
+		data, err = io.ReadAll(a.stdin)
+	} else {
+		data, err = os.ReadFile(d.file)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading document: %w", err)
+	}
+	return &isthmusv1.Source{Source: &isthmusv1.Source_Text{Text: string(data)}}, nil
+}
+
+func (d *document) name() string {
+	if d.file == "-" {
+		return "standard input"
+	}
+	return d.file
+}
+
+func (a *app) addSpec(root, get, _, _ *cobra.Command) {
+	root.AddCommand(a.validateCommand(), a.planCommand(), a.applyCommand(), a.confirmCommand(), a.rollbackCommand())
+
+	var generation uint64
+	spec := &cobra.Command{Use: "spec", Short: "Show an accepted document as it was written; with json or yaml, as it was understood", Args: cobra.NoArgs,
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+			s, err := isthmusv1.NewSpecServiceClient(conn).GetSpec(ctx, &isthmusv1.GetSpecRequest{Generation: generation})
+			if err != nil {
+				return err
+			}
+			if a.output == "json" || a.output == "yaml" {
+				return a.showMessage(s.Spec)
+			}
+			_, err = io.WriteString(a.stdout, s.Text)
+			return err
+		})}
+	spec.Flags().Uint64Var(&generation, "generation", 0, "which one; 0 for the present one")
+	a.outputFlag(spec)
+	get.AddCommand(spec, getCommand(a, "history", "Show the accepted documents, newest first", revisionColumns,
+		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.Revision, proto.Message, error) {
+			all := &isthmusv1.ListHistoryResponse{}
+			client := isthmusv1.NewSpecServiceClient(conn)
+			err := pages(func(token string) (*isthmusv1.ListHistoryResponse, error) {
+				return client.ListHistory(ctx, &isthmusv1.ListHistoryRequest{PageToken: token})
+			}, func(r *isthmusv1.ListHistoryResponse) string {
+				all.Revisions = append(all.Revisions, r.Revisions...)
+				return r.NextPageToken
+			})
+			return all.Revisions, all, err
+		}))
+}
+
+func (a *app) validateCommand() *cobra.Command {
+	var d document
+	cmd := &cobra.Command{Use: "validate -f FILE", Short: "Check a document and change nothing", Args: cobra.NoArgs,
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+			source, err := a.read(&d)
+			if err != nil {
+				return err
+			}
+			r, err := isthmusv1.NewSpecServiceClient(conn).Validate(ctx, &isthmusv1.ValidateRequest{Source: source})
+			if err != nil {
+				return err
+			}
+			if a.output == "json" || a.output == "yaml" {
+				err = a.showMessage(r)
+			} else {
+				printProblems(a.stdout, a.document, r.Problems)
+			}
+			if err == nil && len(r.Problems) > 0 {
+				err = fmt.Errorf("%s: %s", d.name(), plural(len(r.Problems), "problem"))
+			}
+			return err
+		})}
+	d.flag(cmd)
+	a.outputFlag(cmd)
+	return cmd
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func (a *app) planCommand() *cobra.Command {
+	var d document
+	cmd := &cobra.Command{Use: "plan -f FILE", Short: "Show what applying a document would do; exits with 3 when that is something", Args: cobra.NoArgs,
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+			source, err := a.read(&d)
+			if err != nil {
+				return err
+			}
+			r, err := isthmusv1.NewSpecServiceClient(conn).Plan(ctx, &isthmusv1.PlanRequest{Source: source})
+			if err != nil {
+				return fmt.Errorf("planning %s: %w", d.name(), err)
+			}
+			if err := a.showChanges(r.Changes, r); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stderr, "isthmus: %s to generation %d\n", plural(len(r.Changes), "change"), r.Generation)
+			if len(r.Changes) > 0 {
+				return errChanges
+			}
+			return nil
+		})}
+	d.flag(cmd)
+	a.outputFlag(cmd)
+	return cmd
+}
+
+// showChanges prints no table of nothing.
+func (a *app) showChanges(changes []*isthmusv1.Change, m proto.Message) error {
+	if len(changes) == 0 && a.output != "json" && a.output != "yaml" {
+		return nil
+	}
+	return show(a, changeColumns, changes, m)
+}
+
+// expectedFlag adds --expected-generation and returns what gives its value, nil when it was not used.
+func expectedFlag(cmd *cobra.Command) func() *uint64 {
+	v := cmd.Flags().Uint64("expected-generation", 0, "refuse when this is not the present generation any more")
+	return func() *uint64 {
+		if cmd.Flags().Changed("expected-generation") {
+			return v
+		}
+		return nil
+	}
+}
+
+func (a *app) applyCommand() *cobra.Command {
+	var d document
+	var confirm time.Duration
+	cmd := &cobra.Command{Use: "apply -f FILE", Short: "Make a document what is wanted of the node", Args: cobra.NoArgs,
+		Long: `Make a document what is wanted of the node, as a whole or not at all.
+
+With --confirm-within the node goes back to the former document by itself unless "isthmus confirm" reaches it in time:
+a change that cuts the way to the node undoes itself.`}
+	expected := expectedFlag(cmd)
+	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+		source, err := a.read(&d)
+		if err != nil {
+			return err
+		}
+		request := &isthmusv1.ApplyRequest{Source: source, ExpectedGeneration: expected()}
+		if cmd.Flags().Changed("confirm-within") {
+			request.ConfirmWithin = durationpb.New(confirm)
+		}
+		r, err := isthmusv1.NewSpecServiceClient(conn).Apply(ctx, request)
+		if err != nil {
+			return fmt.Errorf("applying %s: %w", d.name(), err)
+		}
+		if request.ConfirmWithin != nil {
+			fmt.Fprintf(a.stderr, "isthmus: the node goes back in %s unless you run: isthmus confirm %d\n", short(confirm), r.Generation)
+		}
+		return a.applied(r)
+	})
+	d.flag(cmd)
+	cmd.Flags().DurationVar(&confirm, "confirm-within", 0, "go back unless confirmed within this time, 10s to 1h")
+	a.outputFlag(cmd)
+	return cmd
+}
+
+func (a *app) applied(r *isthmusv1.ApplyResponse) error {
+	fmt.Fprintf(a.stderr, "isthmus: generation %d, %s\n", r.Generation, plural(len(r.Changes), "change"))
+	return a.showChanges(r.Changes, r)
+}
+
+func parseGeneration(s string) (uint64, error) {
+	g, err := strconv.ParseUint(s, 10, 64)
+	if err != nil || g == 0 {
+		return 0, usageError{fmt.Errorf("generation %q: must be a number from 1", s)}
+	}
+	return g, nil
+}
+
+func (a *app) confirmCommand() *cobra.Command {
+	return &cobra.Command{Use: "confirm GENERATION", Short: "Keep a generation that was applied with --confirm-within", Args: cobra.ExactArgs(1),
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
+			g, err := parseGeneration(args[0])
+			if err != nil {
+				return err
+			}
+			_, err = isthmusv1.NewSpecServiceClient(conn).Confirm(ctx, &isthmusv1.ConfirmRequest{Generation: g})
+			return err
+		})}
+}
+
+func (a *app) rollbackCommand() *cobra.Command {
+	var to uint64
+	cmd := &cobra.Command{Use: "rollback", Short: "Apply an earlier document again, as a new generation", Args: cobra.NoArgs}
+	expected := expectedFlag(cmd)
+	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+		r, err := isthmusv1.NewSpecServiceClient(conn).Rollback(ctx, &isthmusv1.RollbackRequest{ToGeneration: to, ExpectedGeneration: expected()})
+		if err != nil {
+			return fmt.Errorf("rolling back: %w", err)
+		}
+		return a.applied(r)
+	})
+	cmd.Flags().Uint64Var(&to, "to", 0, "generation to go back to; 0 for the one before the present one")
+	a.outputFlag(cmd)
+	return cmd
+}

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+var tunnelColumns = []column[*isthmusv1.TunnelStatus]{
+	{header: "TUNNEL", value: func(_ *app, t *isthmusv1.TunnelStatus) string { return t.Name }},
+	{header: "KIND", value: func(_ *app, t *isthmusv1.TunnelStatus) string { return t.Kind }},
+	{header: "STATE", value: func(_ *app, t *isthmusv1.TunnelStatus) string { return t.State }},
+	{header: "SINCE", value: func(a *app, t *isthmusv1.TunnelStatus) string { return a.since(t.Since) }},
+	{header: "PEER", value: func(_ *app, t *isthmusv1.TunnelStatus) string { return t.RemoteAddress }},
+	{header: "INSIDE", value: func(_ *app, t *isthmusv1.TunnelStatus) string {
+		var out []string
+		for _, i := range t.Inside {
+			out = append(out, i.Local)
+		}
+		return strings.Join(out, ",")
+	}},
+	{header: "RX", value: func(_ *app, t *isthmusv1.TunnelStatus) string { return size(t.RxBytes) }},
+	{header: "TX", value: func(_ *app, t *isthmusv1.TunnelStatus) string { return size(t.TxBytes) }},
+	{header: "INTERFACE", wide: true, value: func(_ *app, t *isthmusv1.TunnelStatus) string { return t.Interface }},
+	{header: "MTU", wide: true, value: func(_ *app, t *isthmusv1.TunnelStatus) string { return count(uint64(t.Mtu)) }},
+	{header: "KEYED", wide: true, value: func(a *app, t *isthmusv1.TunnelStatus) string { return a.since(t.Keyed) }},
+	{header: "ALGORITHMS", wide: true, value: func(_ *app, t *isthmusv1.TunnelStatus) string { return t.Algorithms }},
+	{header: "NEXT-TRY", wide: true, value: func(a *app, t *isthmusv1.TunnelStatus) string { return a.until(t.NextTry) }},
+	{header: "CONDITIONS", wide: true, value: func(_ *app, t *isthmusv1.TunnelStatus) string { return conditions(t.Conditions) }},
+	{header: "ERROR", value: func(_ *app, t *isthmusv1.TunnelStatus) string { return t.LastError }},
+}
+
+func (a *app) addTunnels(_, get, describe, watch *cobra.Command) {
+	get.AddCommand(getCommand(a, "tunnels", "Show the tunnels", tunnelColumns,
+		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.TunnelStatus, proto.Message, error) {
+			all := &isthmusv1.ListTunnelsResponse{}
+			client := isthmusv1.NewTunnelServiceClient(conn)
+			err := pages(func(token string) (*isthmusv1.ListTunnelsResponse, error) {
+				return client.ListTunnels(ctx, &isthmusv1.ListTunnelsRequest{PageToken: token})
+			}, func(r *isthmusv1.ListTunnelsResponse) string {
+				all.Tunnels = append(all.Tunnels, r.Tunnels...)
+				return r.NextPageToken
+			})
+			return all.Tunnels, all, err
+		}))
+	describe.AddCommand(describeCommand(a, "tunnel NAME", "Show everything about one tunnel",
+		func(ctx context.Context, conn *grpc.ClientConn, name string) (proto.Message, error) {
+			return isthmusv1.NewTunnelServiceClient(conn).GetTunnel(ctx, &isthmusv1.GetTunnelRequest{Name: name})
+		}))
+	watch.AddCommand(watchCommand(a, "tunnels", "Follow the tunnels", tunnelColumns, (*isthmusv1.TunnelEvent).GetTunnel,
+		func(ctx context.Context, conn *grpc.ClientConn) (interface {
+			Recv() (*isthmusv1.TunnelEvent, error)
+		}, error) {
+			return isthmusv1.NewTunnelServiceClient(conn).WatchTunnels(ctx, &isthmusv1.WatchTunnelsRequest{})
+		}))
+}
