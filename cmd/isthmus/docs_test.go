@@ -1,0 +1,185 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// TestDocs keeps docs/cli.md and docs/spec.md what the commands and the contract say. With -update it writes them.
+func TestDocs(t *testing.T) {
+	proto, err := os.ReadFile("../../proto/isthmus/v1/spec.proto")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := specPage(string(proto))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{"../../docs/cli.md": cliPage(), "../../docs/spec.md": spec} {
+		if *update {
+			if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		got, err := os.ReadFile(file)
+		if err != nil || string(got) != want {
+			t.Errorf("%s is not current (%v); run: go test ./cmd/isthmus -run TestDocs -update\n%s", file, err, difference(want, string(got)))
+		}
+	}
+}
+
+// TestSpecPageIsStrict: what the generator does not understand is an error and not a gap in the page.
+func TestSpecPageIsStrict(t *testing.T) {
+	for what, text := range map[string]string{
+		"no comment":      "message A {\n  string b = 1;\n}\n",
+		"unknown line":    "// A is.\nmessage A {\n  map<string, string> b = 1;\n}\n",
+		"unknown message": "// A is.\nmessage A {\n  // B is.\n  B b = 1;\n}\n",
+	} {
+		if page, err := specPage(text); err == nil {
+			t.Errorf("%s: no error, page is\n%s", what, page)
+		}
+	}
+}
+
+func cliPage() string {
+	a := &app{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard, now: time.Now, getenv: func(string) string { return "" }}
+	root := a.command()
+	var b strings.Builder
+	fmt.Fprintf(&b, "# isthmus, the command line\n\nThis page is made from the commands by `go test ./cmd/isthmus -run TestDocs -update`.\n\n%s\n", root.Long)
+	b.WriteString("\n## Flags of every command\n\n")
+	flagTable(&b, root.PersistentFlags())
+	commandSections(&b, root)
+	return b.String()
+}
+
+func commandSections(b *strings.Builder, parent *cobra.Command) {
+	for _, c := range parent.Commands() {
+		if c.Hidden || c.Name() == "completion" {
+			continue
+		}
+		if c.HasSubCommands() {
+			commandSections(b, c)
+			continue
+		}
+		long := c.Long
+		if long == "" {
+			long = c.Short + "."
+		}
+		fmt.Fprintf(b, "\n## %s\n\n```\n%s\n```\n\n%s\n", c.CommandPath(), c.UseLine(), long)
+		if c.LocalNonPersistentFlags().HasAvailableFlags() {
+			b.WriteString("\n")
+			flagTable(b, c.LocalNonPersistentFlags())
+		}
+	}
+	if parent.Name() == "isthmus" {
+		b.WriteString("\n## isthmus completion\n\n```\nisthmus completion bash|fish|powershell|zsh\n```\n\nPrint the completion script of a shell.\n")
+	}
+}
+
+func flagTable(b *strings.Builder, flags *pflag.FlagSet) {
+	b.WriteString("| flag | meaning | default |\n| --- | --- | --- |\n")
+	flags.VisitAll(func(f *pflag.Flag) {
+		if f.Hidden || f.Name == "help" {
+			return
+		}
+		name := "`--" + f.Name + "`"
+		if f.Shorthand != "" {
+			name = "`-" + f.Shorthand + "`, " + name
+		}
+		def := f.DefValue
+		if def == "" || def == "0" || def == "0s" || def == "false" {
+			def = "-"
+		}
+		fmt.Fprintf(b, "| %s | %s | %s |\n", name, strings.ReplaceAll(f.Usage, "|", "\\|"), def)
+	})
+}
+
+var (
+	messageLine = regexp.MustCompile(`^message (\w+) \{$`)
+	fieldLine   = regexp.MustCompile(`^(?:(repeated|optional) )?([\w.]+) (\w+) = \d+;$`)
+	oneofLine   = regexp.MustCompile(`^oneof \w+ \{$`)
+)
+
+// Scalar types and the two well-known ones, in words.
+var fieldTypes = map[string]string{
+	"string": "text", "bool": "true or false", "uint32": "number", "uint64": "number", "google.protobuf.Duration": "duration",
+}
+
+// specPage makes the reference of the document from the comments of spec.proto. It reads the style in which that file
+// is written, one field on one line, and refuses anything else.
+func specPage(proto string) (string, error) {
+	messages := map[string]bool{}
+	for line := range strings.Lines(proto) {
+		if m := messageLine.FindStringSubmatch(strings.TrimSpace(line)); m != nil {
+			messages[m[1]] = true
+		}
+	}
+	var b strings.Builder
+	b.WriteString("# The document\n\nThis page is made from the comments of `proto/isthmus/v1/spec.proto` by `go test ./cmd/isthmus -run TestDocs -update`.\n")
+	var comment, choice []string
+	inMessage, inOneof := false, false
+	for n, line := range strings.Split(proto, "\n") {
+		line = strings.TrimSpace(line)
+		fail := func(what string) (string, error) { return "", fmt.Errorf("spec.proto:%d: %s: %q", n+1, what, line) }
+		text := strings.Join(comment, " ")
+		message, field := messageLine.FindStringSubmatch(line), fieldLine.FindStringSubmatch(line)
+		switch {
+		case strings.HasPrefix(line, "//"):
+			comment = append(comment, strings.TrimSpace(strings.TrimPrefix(line, "//")))
+			continue
+		case line == "":
+		case !inMessage && message != nil:
+			if text == "" {
+				return fail("message without a comment")
+			}
+			inMessage = true
+			fmt.Fprintf(&b, "\n## %s\n\n%s\n\n| field | type | meaning |\n| --- | --- | --- |\n", message[1], text)
+		case !inMessage && (strings.HasPrefix(line, "syntax ") || strings.HasPrefix(line, "package ") || strings.HasPrefix(line, "import ") || strings.HasPrefix(line, "option ")):
+		case inMessage && oneofLine.MatchString(line):
+			inOneof, choice = true, comment
+		case inOneof && line == "}":
+			inOneof, choice = false, nil
+		case inMessage && line == "}":
+			inMessage = false
+		case inMessage && field != nil:
+			if text == "" {
+				return fail("field without a comment")
+			}
+			kind, ok := fieldTypes[field[2]]
+			if !ok {
+				if !messages[field[2]] {
+					return fail("unknown type")
+				}
+				kind = fmt.Sprintf("[%s](#%s)", field[2], strings.ToLower(field[2]))
+			}
+			if field[1] == "repeated" {
+				kind = "list of " + kind
+			}
+			if len(choice) > 0 {
+				text += " *" + strings.Join(choice, " ") + "*"
+			}
+			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", lowerCamel(field[3]), kind, strings.ReplaceAll(text, "|", "\\|"))
+		default:
+			return fail("not understood")
+		}
+		comment = nil
+	}
+	return b.String(), nil
+}
+
+func lowerCamel(s string) string {
+	parts := strings.Split(s, "_")
+	for i, p := range parts[1:] {
+		parts[i+1] = strings.ToUpper(p[:1]) + p[1:]
+	}
+	return strings.Join(parts, "")
+}
