@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -269,6 +270,49 @@ func TestSecretFromStdin(t *testing.T) {
 		if _, stderr, code := w.run(t.Context(), given, "secret", "set", "x"); code != 0 || w.server.Router.Secret("x") != want {
 			t.Errorf("given %q: stored %q, want %q; exit %d, %s", given, w.server.Router.Secret("x"), want, code, stderr)
 		}
+	}
+}
+
+// TestSecretFromTerminal: what is typed is not shown, and the terminal shows again afterwards.
+func TestSecretFromTerminal(t *testing.T) {
+	w := newWorld(t)
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer terminal.Close()
+	var prompt syncBuffer
+	code := make(chan int, 1)
+	go func() {
+		code <- w.app(terminal, io.Discard, &prompt).run(t.Context(), []string{"secret", "set", "typed"})
+	}()
+	prompt.waitFor(t, "Value of typed (not shown): ")
+	if _, err := master.WriteString("hunter2\n"); err != nil {
+		t.Fatal(err)
+	}
+	if c := <-code; c != 0 || w.server.Router.Secret("typed") != "hunter2" {
+		t.Errorf("exit %d, stored %q", c, w.server.Router.Secret("typed"))
+	}
+	// Typed now, it is shown; whatever the terminal showed before comes first.
+	if _, err := master.WriteString("visible\n"); err != nil {
+		t.Fatal(err)
+	}
+	shown := make([]byte, 100)
+	k, err := master.Read(shown)
+	if err != nil || !strings.HasPrefix(string(shown[:k]), "visible") {
+		t.Errorf("the terminal showed %q, %v", shown[:k], err)
 	}
 }
 

@@ -197,6 +197,30 @@ func TestServerCertificate(t *testing.T) {
 	}
 }
 
+// TestForgetExpired: the list of clients does not grow for ever, and shows what has expired lately.
+func TestForgetExpired(t *testing.T) {
+	c := newClock()
+	a, _, _ := setUp(t, t.TempDir(), c)
+	issue := func(name string, want int) {
+		t.Helper()
+		key, _, err := newKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := a.issue(name, Reader, key.Public(), MinLifetime); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(a.Clients()); n != want {
+			t.Errorf("after %s: %d clients, want %d", name, n, want)
+		}
+	}
+	issue("one", 2) // beside the first admin
+	c.Time = c.Add(keepExpired)
+	issue("two", 3)
+	c.Time = c.Add(MinLifetime)
+	issue("three", 3)
+}
+
 func lines(t *testing.T, name string) []Entry {
 	t.Helper()
 	data, err := os.ReadFile(name)

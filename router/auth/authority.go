@@ -45,6 +45,9 @@ const (
 	MaxLifetime     = 10 * 365 * 24 * time.Hour
 	DefaultLifetime = 365 * 24 * time.Hour
 
+	// An expired certificate stays in the list for so long.
+	keepExpired = 30 * 24 * time.Hour
+
 	// The clock of a machine that has just been started may be behind.
 	backdate = 24 * time.Hour
 )
@@ -296,7 +299,20 @@ func (a *Authority) issue(name string, role Role, public any, lifetime time.Dura
 	if err := a.store.SetClient(c); err != nil {
 		return "", store.Client{}, err
 	}
-	return certificatePEM(der), c, nil
+	return certificatePEM(der), c, a.forgetExpired()
+}
+
+// forgetExpired drops what expired long enough ago that a wrong clock is not the reason.
+func (a *Authority) forgetExpired() error {
+	for _, c := range a.store.Clients() {
+		if a.now().Sub(c.Expires) < keepExpired {
+			continue
+		}
+		if err := a.store.DeleteClient(c.Serial); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func serialText(n *big.Int) string { return fmt.Sprintf("%x", n) }
