@@ -75,9 +75,9 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	s := apitest.Serve(t, time.Now)
-	s.Router.Now = func() time.Time { return noon.Add(-time.Hour) }
-	fill(s.Router)
+	r := apitest.New(func() time.Time { return noon.Add(-time.Hour) })
+	fill(r)
+	s := apitest.Serve(t, time.Now, r)
 	w := &world{t: t, server: s, home: t.TempDir()}
 	// The context names the address that other machines use; here it is another one.
 	data, err := os.ReadFile(s.Context)

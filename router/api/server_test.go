@@ -122,7 +122,7 @@ func auditLog(t *testing.T, s *apitest.Server) []auth.Entry {
 }
 
 func TestHandshake(t *testing.T) {
-	s := apitest.Serve(t, time.Now)
+	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	foreignKey, _ := keyPair(t)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "stranger"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
@@ -185,7 +185,7 @@ func TestHandshake(t *testing.T) {
 
 // TestRoles calls every method of every service with every role. What is refused never gets to the Router.
 func TestRoles(t *testing.T) {
-	s := apitest.Serve(t, time.Now)
+	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	minimum := map[string]auth.Role{}
 	for _, m := range []string{"Apply", "Confirm", "Rollback", "ResetPeer", "SetSecret", "DeleteSecret"} {
 		minimum[m] = auth.Operator
@@ -219,7 +219,7 @@ func TestRoles(t *testing.T) {
 }
 
 func TestAudit(t *testing.T) {
-	s := apitest.Serve(t, time.Now)
+	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	op := dialRole(t, s, auth.Operator)
 	specs := isthmusv1.NewSpecServiceClient(op)
 	if _, err := specs.Apply(t.Context(), &isthmusv1.ApplyRequest{Source: source("aws-0\n")}); err != nil {
@@ -257,7 +257,7 @@ func TestAudit(t *testing.T) {
 }
 
 func TestErrors(t *testing.T) {
-	s := apitest.Serve(t, time.Now)
+	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	conn := dialRole(t, s, auth.Admin)
 	specs, secrets := isthmusv1.NewSpecServiceClient(conn), isthmusv1.NewSecretServiceClient(conn)
 	ctx := t.Context()
@@ -337,7 +337,7 @@ func TestErrors(t *testing.T) {
 }
 
 func TestPages(t *testing.T) {
-	s := apitest.Serve(t, time.Now)
+	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	var all []*isthmusv1.Route
 	for i := range 2500 {
 		r := &isthmusv1.Route{Prefix: fmt.Sprintf("10.%d.%d.0/24", i/256, i%256)}
@@ -406,7 +406,7 @@ func TestPages(t *testing.T) {
 }
 
 func TestWatch(t *testing.T) {
-	s := apitest.Serve(t, time.Now)
+	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	tunnel := func(name, state string, rx uint64) *isthmusv1.TunnelStatus {
 		return &isthmusv1.TunnelStatus{Name: name, State: state, RxBytes: rx}
 	}
@@ -457,7 +457,7 @@ func TestWatch(t *testing.T) {
 
 // TestSlowWatcher: a client that does not read costs the server no more than the list it holds anyway.
 func TestSlowWatcher(t *testing.T) {
-	s := apitest.Serve(t, time.Now)
+	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	big := strings.Repeat("x", 1<<10)
 	fill := func(round int) {
 		var all []*isthmusv1.Route
@@ -500,7 +500,7 @@ func TestSlowWatcher(t *testing.T) {
 }
 
 func TestRevokeCutsConnections(t *testing.T) {
-	s := apitest.Serve(t, time.Now)
+	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	cert, serial := issued(t, s, "bob", auth.Reader, 0)
 	conn := dial(t, s, cert)
 	other := dialRole(t, s, auth.Reader)
@@ -532,7 +532,7 @@ func TestRevokeCutsConnections(t *testing.T) {
 // TestExpiry: a connection ends with its certificate.
 func TestExpiry(t *testing.T) {
 	var offset atomic.Int64
-	s := apitest.Serve(t, func() time.Time { return time.Now().Add(time.Duration(offset.Load())) })
+	s := apitest.Serve(t, func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }, apitest.New(time.Now))
 	offset.Store(int64(2*time.Second - auth.MinLifetime))
 	cert, _ := issued(t, s, "brief", auth.Reader, auth.MinLifetime)
 	offset.Store(0)
@@ -548,7 +548,7 @@ func TestExpiry(t *testing.T) {
 }
 
 func TestUnixSocket(t *testing.T) {
-	s := apitest.Serve(t, time.Now)
+	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	if info, err := os.Stat(s.Socket); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("socket: %v, %v", info.Mode(), err)
 	}
@@ -613,7 +613,7 @@ func TestHelperUnix(t *testing.T) {
 }
 
 func TestHealthAndReflection(t *testing.T) {
-	s := apitest.Serve(t, time.Now)
+	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	conn := dialRole(t, s, auth.Reader)
 	client := grpc_health_v1.NewHealthClient(conn)
 	watch, err := client.Watch(soon(t), &grpc_health_v1.HealthCheckRequest{})
@@ -651,7 +651,7 @@ func TestHealthAndReflection(t *testing.T) {
 
 // TestRate: one client cannot take all of the server.
 func TestRate(t *testing.T) {
-	s := apitest.Serve(t, time.Now)
+	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	client := isthmusv1.NewSystemServiceClient(dialRole(t, s, auth.Reader))
 	refused := 0
 	for range 1000 {
@@ -669,7 +669,7 @@ func TestRate(t *testing.T) {
 
 // TestFirstAdmin: the exported context is enough to come in as admin, and nobody else can read it.
 func TestFirstAdmin(t *testing.T) {
-	s := apitest.Serve(t, time.Now)
+	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	info, err := os.Stat(s.Context)
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("context file: %v, %v", info, err)

@@ -24,7 +24,7 @@ import (
 // Router is an api.Router. Its documents are lines of text, each the name of a tunnel; a line that begins with "bad" is
 // a problem, one with "#" a comment. It is strict: what the real one may refuse, it refuses.
 type Router struct {
-	Now func() time.Time
+	now func() time.Time
 
 	mu        sync.Mutex
 	bells     map[string]*api.Bell
@@ -43,7 +43,7 @@ type Router struct {
 // New returns an empty Router.
 func New(now func() time.Time) *Router {
 	return &Router{
-		Now: now, secrets: map[string]string{}, status: &isthmusv1.SystemStatus{Node: "node-1", Version: "v0.0.0-test"},
+		now: now, secrets: map[string]string{}, status: &isthmusv1.SystemStatus{Node: "node-1", Version: "v0.0.0-test"},
 		bells: map[string]*api.Bell{"tunnels": {}, "peers": {}, "routes": {}, "policies": {}, "status": {}},
 	}
 }
@@ -97,7 +97,7 @@ func (r *Router) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	st := &isthmusv1.SystemStatus{
-		Node: r.status.Node, Version: r.status.Version, Started: timestamppb.New(r.Now()), Conditions: r.status.Conditions,
+		Node: r.status.Node, Version: r.status.Version, Started: timestamppb.New(r.now()), Conditions: r.status.Conditions,
 		Generation: r.generationLocked(), AppliedGeneration: r.generationLocked(), Capabilities: []string{"wireguard", "xfrm-interface"},
 		Counters: &isthmusv1.Counters{ViciWrites: 4, NetlinkWrites: 17, NftablesTransactions: 1, BgpStarts: 1},
 	}
@@ -177,7 +177,7 @@ func (r *Router) Apply(ctx context.Context, author string, q *isthmusv1.ApplyReq
 	}
 	var confirm time.Time
 	if q.ConfirmWithin != nil {
-		confirm = r.Now().Add(q.ConfirmWithin.AsDuration())
+		confirm = r.now().Add(q.ConfirmWithin.AsDuration())
 	}
 	return r.accept(author, "apply", text(q.Source), q.ExpectedGeneration, confirm)
 }
@@ -200,7 +200,7 @@ func (r *Router) accept(author, reason, text string, expected *uint64, confirm t
 	g := r.generationLocked() + 1
 	r.revisions = append(r.revisions, &isthmusv1.GetSpecResponse{Generation: g, Spec: spec, Text: text})
 	r.history = slices.Insert(r.history, 0, &isthmusv1.Revision{
-		Generation: g, Time: timestamppb.New(r.Now()), Author: author, Reason: reason, Changes: uint32(len(changes)),
+		Generation: g, Time: timestamppb.New(r.now()), Author: author, Reason: reason, Changes: uint32(len(changes)),
 	})
 	r.confirm = confirm
 	return &isthmusv1.ApplyResponse{Generation: g, Changes: changes}, nil
@@ -286,7 +286,7 @@ func (r *Router) Secrets() []*isthmusv1.SecretInfo {
 	defer r.mu.Unlock()
 	var out []*isthmusv1.SecretInfo
 	for name, value := range r.secrets {
-		i := &isthmusv1.SecretInfo{Name: name, Fingerprint: fmt.Sprintf("%016x", len(value)), Changed: timestamppb.New(r.Now())}
+		i := &isthmusv1.SecretInfo{Name: name, Fingerprint: fmt.Sprintf("%016x", len(value)), Changed: timestamppb.New(r.now())}
 		if n := len(r.revisions); n > 0 {
 			if at := slices.Index(names(r.revisions[n-1].Text), name); at >= 0 {
 				i.UsedBy = []string{fmt.Sprintf("tunnels[%d].ipsec.psk", at)}
@@ -324,12 +324,12 @@ type Server struct {
 	Audit     string // file
 }
 
-// Serve starts a server that stops with the test.
-func Serve(t testing.TB, now func() time.Time) *Server {
+// Serve starts a server that stops with the test. now is the clock of the certificates and of the audit log.
+func Serve(t testing.TB, now func() time.Time, router *Router) *Server {
 	t.Helper()
 	dir := t.TempDir()
 	s := &Server{
-		Router: New(now), Socket: filepath.Join(dir, "api.sock"),
+		Router: router, Socket: filepath.Join(dir, "api.sock"),
 		Context: filepath.Join(dir, "admin.yaml"), Audit: filepath.Join(dir, "audit.log"),
 	}
 	st, err := store.Open(filepath.Join(dir, "store"))
