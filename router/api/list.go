@@ -198,13 +198,14 @@ func (k kind[T]) watch(ctx context.Context, stopping <-chan struct{}, list func(
 			}
 			marked = true
 		}
-		if err := wait(ctx, stopping, changed); err != nil {
-			return err
-		}
-		// Comparing 100,000 routes takes some ten milliseconds; a watch may use a hundredth of one processor.
+		// Comparing 100,000 routes takes some ten milliseconds; a watch may use a hundredth of one processor. The first
+		// change after a quiet time is sent at once.
 		pause := time.NewTimer(watchPause + time.Duration(len(now))*10*time.Microsecond)
 		err := wait(ctx, stopping, pause.C)
 		pause.Stop()
+		if err == nil {
+			err = wait(ctx, stopping, changed)
+		}
 		if err != nil {
 			return err
 		}

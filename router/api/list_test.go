@@ -1,0 +1,79 @@
+package api
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+// TestWatchPause: something that changes all the time does not make a watch busy all the time.
+func TestWatchPause(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*watchPause)
+	defer cancel()
+	always := make(chan struct{})
+	close(always)
+	reads := 0
+	list := func() ([]*isthmusv1.Route, <-chan struct{}) {
+		reads++
+		return nil, always
+	}
+	err := routes.watch(ctx, nil, list, func(isthmusv1.EventType, *isthmusv1.Route) error { return nil })
+	if status.Code(err) != codes.DeadlineExceeded || reads > 10 || reads < 2 {
+		t.Errorf("%d reads in %v, %v", reads, 10*watchPause, err)
+	}
+}
+
+// TestWatchStops: a server that stops tells its watchers.
+func TestWatchStops(t *testing.T) {
+	stopping := make(chan struct{})
+	var bell Bell
+	list := func() ([]*isthmusv1.Route, <-chan struct{}) { return nil, bell.Wait() }
+	done := make(chan error, 1)
+	go func() {
+		done <- routes.watch(t.Context(), stopping, list, func(isthmusv1.EventType, *isthmusv1.Route) error { return nil })
+	}()
+	close(stopping)
+	select {
+	case err := <-done:
+		if status.Code(err) != codes.Unavailable {
+			t.Errorf("watch ends with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the watch goes on")
+	}
+}
+
+func TestCompareRoutes(t *testing.T) {
+	ordered := []string{"0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/24", "10.0.1.0/24", "172.16.0.0/16", "::/0", "2001:db8::/32", "2001:db8::/48"}
+	for i, a := range ordered {
+		for j, b := range ordered {
+			if got := CompareRoutes(a, b); (got < 0) != (i < j) || (got == 0) != (i == j) {
+				t.Errorf("%s and %s compare as %d", a, b, got)
+			}
+		}
+	}
+}
+
+func TestBell(t *testing.T) {
+	var b Bell
+	b.Ring() // nobody waits
+	first, second := b.Wait(), b.Wait()
+	b.Ring()
+	for _, c := range []<-chan struct{}{first, second} {
+		select {
+		case <-c:
+		default:
+			t.Error("somebody who waited was not woken")
+		}
+	}
+	select {
+	case <-b.Wait():
+		t.Error("a ring before waiting was heard")
+	default:
+	}
+}
