@@ -454,6 +454,25 @@ func TestTunnel(t *testing.T) {
 			t.Errorf("another SA: %+v, before %+v", s, before)
 		}
 	})
+	t.Run("another identity", func(t *testing.T) {
+		c1.IPsec.RemoteIdentity, p1.theirs = "198.51.100.200", "198.51.100.200"
+		b.far.load(p1, p2)
+		before := b.state("t1")
+		b.without("another identity", peerInside, func() {
+			b.apply(c1)
+			until(t, 30*time.Second, "the new SAs alone", func() bool {
+				sas, err := b.d.client.listSAs(context.Background(), connection("t1"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				all := sas[connection("t1")]
+				return len(all) == 1 && all[0].Established.After(before.Established) && len(all[0].Children) == 1
+			})
+		})
+		if s := b.state("t1"); s.Status != tunnel.Up || s.TimesUp != before.TimesUp {
+			t.Errorf("%+v, before %+v", s, before)
+		}
+	})
 	t.Run("CHILD SA deleted", func(t *testing.T) {
 		before := b.state("t1").TimesUp
 		began := time.Now()

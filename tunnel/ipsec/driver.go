@@ -54,6 +54,8 @@ type Driver struct {
 	writes atomic.Uint64
 	kick   chan struct{}
 
+	fullRead time.Duration // shorter in tests
+
 	load sync.Mutex // one change of what is loaded at a time; locked before mu
 
 	mu       sync.Mutex
@@ -80,7 +82,7 @@ func New(o Options) *Driver {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Driver{
-		o: o, client: client{socket: o.Socket}, kick: make(chan struct{}, 1),
+		o: o, client: client{socket: o.Socket}, kick: make(chan struct{}, 1), fullRead: fullRead,
 		records: map[string]*record{}, dirty: map[string]bool{}, orphans: map[uint32]time.Time{},
 	}
 }
@@ -142,7 +144,8 @@ func (d *Driver) want(c tunnel.Config) error {
 		}
 		d.records[c.Name] = r
 	}
-	r.cfg = c
+	own := *c.IPsec // the caller may go on to change its own
+	r.cfg, r.cfg.IPsec = c, &own
 	r.state.Interface = c.Interface
 	return nil
 }

@@ -17,7 +17,7 @@ import (
 const (
 	gather   = 20 * time.Millisecond // events that come together are answered by one read
 	watchful = 2 * time.Second       // between reads of a tunnel whose SA is being made
-	fullRead = 10 * time.Second      // between reads of everything
+	fullRead = 10 * time.Second      // between reads of everything, at least
 	many     = 16                    // tunnels to read, from which on everything is read instead
 )
 
@@ -165,21 +165,19 @@ func (r *runner) session(ctx context.Context) error {
 			clear(links)
 		}
 		began := time.Now()
-		if began.Sub(full) > max(fullRead, 100*cost) {
+		if began.Sub(full) >= max(d.fullRead, 100*cost) {
 			full = began
 			if err := r.everything(ctx); err != nil {
 				return err
 			}
 		}
+		r.catch()
 		if err := r.look(ctx); err != nil {
 			return err
 		}
-		if r.catcher != nil && !d.holding() {
-			r.stopCatching() // it sees every ESP packet, which is not free
-		}
 		cost = time.Since(began)
 		soon := time.Now().Add(4 * cost) // charon is to have time for its work
-		wake(full.Add(max(fullRead, 100*cost)))
+		wake(full.Add(max(d.fullRead, 100*cost)))
 		for _, t := range r.again {
 			if t.Before(soon) {
 				t = soon
@@ -235,48 +233,56 @@ func (r *runner) reload(ctx context.Context) {
 	}
 }
 
-// hold finds the tunnels for which the kernel has SAs, which go on carrying traffic whether charon knows them or not, and
-// begins to catch the packets on the SAs to come.
+// hold finds the tunnels for which the kernel has SAs, which go on carrying traffic whether charon knows them or not.
 func (r *runner) hold() {
-	sas, err := r.d.o.Links.SAs()
+	d := r.d
+	sas, err := d.o.Links.SAs()
 	if err != nil {
-		r.d.o.Log.Warn("reading the kernel's IPsec states failed", "error", err)
+		d.o.Log.Warn("reading the kernel's IPsec states failed", "error", err)
 	}
-	carried, known := map[uint32]bool{}, map[uint32]bool{}
-	for _, sa := range sas {
-		carried[sa.IfID] = true
-		known[sa.SPI] = true
-	}
-	r.d.mu.Lock()
-	r.d.carried, r.d.carriedUntil = carried, time.Now().Add(hold)
-	for _, rec := range r.d.records {
-		if carried[rec.cfg.ID] {
-			rec.held = r.d.carriedUntil
-		}
-	}
-	r.d.mu.Unlock()
-	if len(carried) == 0 {
-		return
-	}
-	if r.catcher, err = newCatcher(known); err != nil {
-		r.d.o.Log.Warn("some packets may be lost while SAs are replaced", "error", err)
-	}
-}
-
-// holding reports whether any tunnel is left that only the kernel carries.
-func (d *Driver) holding() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	now := time.Now()
+	d.carried, d.carriedUntil = map[uint32]bool{}, time.Now().Add(hold)
+	for _, sa := range sas {
+		d.carried[sa.IfID] = true
+	}
 	for _, rec := range d.records {
-		if now.Before(rec.held) {
-			return true
+		if d.carried[rec.cfg.ID] {
+			rec.held = d.carriedUntil
 		}
 	}
-	return false
 }
 
-// stopCatching ends what hold began.
+// catch begins to catch the packets on SAs to come when SAs that carry traffic are about to be replaced by others than
+// a rekeying's, and ends it when that is over, since every ESP packet is looked at meanwhile.
+func (r *runner) catch() {
+	d := r.d
+	d.mu.Lock()
+	now, replacing := time.Now(), false
+	for _, rec := range d.records {
+		replacing = replacing || now.Before(rec.held) || len(rec.stale) > 0
+	}
+	d.mu.Unlock()
+	if !replacing {
+		r.stopCatching()
+	}
+	if !replacing || r.catcher != nil {
+		return
+	}
+	sas, err := d.o.Links.SAs()
+	if err == nil {
+		known := map[uint32]bool{}
+		for _, sa := range sas {
+			known[sa.SPI] = true
+		}
+		r.catcher, err = newCatcher(known)
+	}
+	if err != nil {
+		d.o.Log.Warn("some packets may be lost while SAs are replaced", "error", err)
+	}
+}
+
+// stopCatching ends what catch began.
 func (r *runner) stopCatching() {
 	if r.catcher != nil {
 		r.catcher.close()
@@ -454,7 +460,13 @@ func (r *runner) act(ctx context.Context, conn string, sas []ikeSA) error {
 		}
 	}
 	r.release(sas)
-	actions, again := rec.decide(now, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	var actions []action
+	var again time.Time
+	if d.ledger != nil && d.ledger.entries[name].Conn != "" {
+		actions, again = rec.decide(now, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	} else if rec.reason != "" { // it cannot be loaded; otherwise Apply is about to
+		rec.down(tunnel.Down, now)
+	}
 	if !rec.initiated.IsZero() {
 		again = earliest(again, now.Add(watchful))
 	}
