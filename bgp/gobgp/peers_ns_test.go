@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -304,17 +305,14 @@ router bgp 65002
 		}
 		return string(bytes.Trim(out, "\x00"))
 	}
-	told := func() (ps []string) {
+	told := func() []string {
 		var v struct {
 			Routes map[string]any
 		}
-		if json.Unmarshal([]byte(vty("show bgp ipv4 unicast neighbors 169.254.2.1 routes json")), &v) == nil {
-			for p := range v.Routes {
-				ps = append(ps, p)
-			}
-		}
-		slices.Sort(ps)
-		return ps
+		eventually(t, 10*time.Second, "an answer", func() bool {
+			return json.Unmarshal([]byte(vty("show bgp ipv4 unicast neighbors 169.254.2.1 routes json")), &v) == nil
+		})
+		return slices.Sorted(maps.Keys(v.Routes))
 	}
 	p := linkPeer("frr", "ist-frr", "169.254.2.1", "169.254.2.2", 65002)
 	p.TTL, p.Passive = 2, true

@@ -62,26 +62,17 @@ func spawn(o Options) (*process, error) {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(o.UID), Gid: uint32(o.GID)}
 		cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_NET_BIND_SERVICE}
 	}
-	started, done := make(chan error), make(chan struct{})
-	go func() {
-		// The death signal is that of the thread that forks, and no_new_privs is the thread's too: the thread serves
-		// for nothing else, and ends with this goroutine.
-		runtime.LockOSThread()
-		err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-		if err == nil {
-			err = cmd.Start()
-		}
+	if err := fork(cmd); err != nil {
 		theirs.Close()
-		started <- err
-		if err == nil {
-			cmd.Wait()
-		}
-		close(done)
-	}()
-	if err := <-started; err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("starting the BGP process: %w", err)
 	}
+	theirs.Close()
+	done := make(chan struct{})
+	go func() {
+		cmd.Wait() // what it says is in ProcessState
+		close(done)
+	}()
 	return &process{
 		pid:  cmd.Process.Pid,
 		conn: conn,
@@ -89,6 +80,34 @@ func spawn(o Options) (*process, error) {
 		done: done,
 		end:  func() crash { return decodeCrash(stderr.String(), cmd.ProcessState.String()) },
 	}, nil
+}
+
+// forks takes the commands for the thread that starts them.
+var forks = sync.OnceValue(func() chan<- func() {
+	c := make(chan func())
+	go func() {
+		// A death signal comes when the thread that forked ends, and no_new_privs is for good. So this thread does
+		// nothing else, and never ends; if it did, it would also take along what others had started from it before it
+		// was ours.
+		runtime.LockOSThread()
+		for f := range c {
+			f()
+		}
+	}()
+	return c
+})
+
+// fork starts cmd such that it, and what it executes, cannot gain privileges.
+func fork(cmd *exec.Cmd) error {
+	result := make(chan error)
+	forks() <- func() {
+		err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+		if err == nil {
+			err = cmd.Start()
+		}
+		result <- err
+	}
+	return <-result
 }
 
 // head keeps the beginning of what is written to it: the first lines of a Go panic say what happened.
