@@ -445,7 +445,9 @@ func (c *child) later(f func()) {
 	}
 }
 
+// release ends the restart: what is held back goes out, and peers that are added from now on are told of none.
 func (c *child) release() {
+	c.config.Restarting = false
 	if c.barrier != nil {
 		c.barrier.release(context.Background(), c.server)
 		c.barrier = nil

@@ -30,8 +30,10 @@ const (
 	importPolicy = "import"
 	exportPolicy = "export"
 
-	// llgrStale is the community LLGR_STALE (RFC 9494).
-	llgrStale = "65535:6"
+	// Well-known communities: LLGR_STALE (RFC 9494), NO_EXPORT and NO_ADVERTISE (RFC 1997).
+	llgrStale   = "65535:6"
+	noExport    = "65535:65281"
+	noAdvertise = "65535:65282"
 )
 
 var (
@@ -208,6 +210,22 @@ func compilePolicies(asn uint32, peers []peerConfig, withdraw map[string]bool) *
 		internal bool
 	}
 	out := &api.Policy{Name: exportPolicy}
+	var external []string
+	for _, p := range peers {
+		if p.Peer.ASN != asn {
+			external = append(external, hostPrefix(p.Peer.Address))
+		}
+	}
+	if len(external) > 0 {
+		out.Statements = append(out.Statements, &api.Statement{
+			Name: "no-export",
+			Conditions: &api.Conditions{
+				NeighborSet:  b.neighbors(external),
+				CommunitySet: b.set(api.DefinedType_COMMUNITY, noExport, noAdvertise),
+			},
+			Actions: &api.Actions{RouteAction: api.RouteAction_REJECT},
+		})
+	}
 	for _, s := range group(peers, func(p bgp.Peer) any { return exportKey{p.Export, p.ASN == asn} }) {
 		e := s.key.(exportKey)
 		a := accept(&api.Actions{})

@@ -629,6 +629,9 @@ func (d *Driver) handleState(r bgp.Reporter, m stateMessage) {
 	switch m.State {
 	case "":
 	case bgp.PrefixLimit:
+		if d.sup.held(name) != nil {
+			break
+		}
 		d.sup.strike(now, name, bgp.PrefixLimit, fmt.Sprintf("more than %d prefixes", d.limitLocked(name)))
 		delete(d.expect, name)
 		s.Restarting, s.Since = false, now

@@ -44,6 +44,7 @@ func TestPolicy(t *testing.T) {
 			announcement(addr("169.254.0.11"), []uint32{65001}, attr(0x80, 4, 0, 0, 0, 9), prefix("10.1.0.0/16"), prefix("10.1.2.0/24")),
 			announcement(addr("169.254.0.11"), []uint32{65001, nodeASN}, nil, prefix("10.9.0.0/16")),
 			announcement(addr("169.254.0.11"), []uint32{65001}, nil, prefix("0.0.0.0/0")),
+			announcement(addr("169.254.0.11"), []uint32{65001}, attr(0xc0, 8, 0xff, 0xff, 0xff, 0x01), prefix("10.8.0.0/16")),
 			endOfRIB)
 	})
 	b := newSpeaker(t, "169.254.0.12", 65002, nil)
@@ -54,7 +55,7 @@ func TestPolicy(t *testing.T) {
 		t.Helper()
 		eventually(t, 5*time.Second, "routes", func() bool { return slices.Equal(n.prefixes(), want) })
 	}
-	routes("10.1.0.0/16", "10.1.2.0/24") // neither our own ASN nor the default route
+	routes("10.1.0.0/16", "10.1.2.0/24", "10.8.0.0/16") // neither our own ASN nor the default route; NO_EXPORT is for us
 	apply := func(p ...bgp.Peer) uint64 {
 		t.Helper()
 		w := n.Writes()
@@ -87,7 +88,7 @@ func TestPolicy(t *testing.T) {
 	// The wider rule counts also below the narrower one.
 	pa.Import.Allow = []bgp.Rule{rule("10.0.0.0/8", 8, 24), rule("10.1.0.0/16")}
 	apply(pa, pb)
-	routes("10.1.0.0/16", "10.1.2.0/24")
+	routes("10.1.0.0/16", "10.1.2.0/24", "10.8.0.0/16")
 	pa.Import.Allow = []bgp.Rule{rule("10.1.2.0/24"), rule("0.0.0.0/0")}
 	apply(pa, pb)
 	routes("0.0.0.0/0", "10.1.2.0/24")
@@ -223,6 +224,26 @@ func TestPrefixLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, 10*time.Second, "limit", func() bool { return n.state("a").State == bgp.PrefixLimit && len(n.prefixes()) == 1 })
+}
+
+// TestLargePrefixLimit is above what GoBGP itself counts.
+func TestLargePrefixLimit(t *testing.T) {
+	newSpeaker(t, "169.254.0.11", 65001, func(k *talk) {
+		for i := range 110 {
+			var ps []netip.Prefix
+			for j := range 200 {
+				ps = append(ps, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i), byte(j), 0}), 24))
+			}
+			if k.send(announcement(addr("169.254.0.11"), []uint32{65001}, nil, ps...)) != nil {
+				return
+			}
+		}
+	})
+	p := loPeer("a", "169.254.0.11", 65001)
+	p.MaxPrefixes = exactLimit + 1
+	n := startNode(t, Options{}, config(p))
+	eventually(t, 3*counterInterval, "limit", func() bool { return n.state("a").State == bgp.PrefixLimit })
+	eventually(t, 5*time.Second, "no routes", func() bool { return len(n.prefixes()) == 0 })
 }
 
 func TestGarbage(t *testing.T) {
