@@ -15,28 +15,28 @@ type generation struct{ fd int }
 
 // openGeneration opens the socket in a network namespace, or in that of the calling thread when netns is 0.
 func openGeneration(netns int) (*generation, error) {
-	g := &generation{}
-	var err error
-	open := func() {
-		g.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-	}
-	if netns == 0 {
-		open()
-	} else {
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			runtime.LockOSThread() // never unlocked: the thread ends here, in that namespace
-			if err = unix.Setns(netns, unix.CLONE_NEWNET); err == nil {
-				open()
+	if netns != 0 {
+		runtime.LockOSThread()
+		home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			defer unix.Close(home)
+			err = unix.Setns(netns, unix.CLONE_NEWNET)
+		}
+		if err != nil {
+			runtime.UnlockOSThread()
+			return nil, fmt.Errorf("entering the network namespace: %w", err)
+		}
+		defer func() {
+			if unix.Setns(home, unix.CLONE_NEWNET) == nil {
+				runtime.UnlockOSThread() // else nothing else may run on this thread
 			}
 		}()
-		<-done
 	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, fmt.Errorf("opening a netlink socket: %w", err)
 	}
-	return g, nil
+	return &generation{fd}, nil
 }
 
 // read returns the present number.

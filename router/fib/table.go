@@ -496,17 +496,15 @@ func (t *Table) deletions() []Op {
 			delete(t.groups, g.key)
 		}
 		if t.byID[g.id] != g {
-			continue // it has no id, or is being deleted
+			continue // it has no id
 		}
 		t.sweep = true
 		if g.kernel == nil {
-			delete(t.byID, g.id)
 			delete(t.taken, g.id)
 		} else {
-			// Who wants it again while it is being deleted gets a new one.
-			t.byID[g.id] = &group{id: g.id, kernel: g.kernel}
 			ops = append(ops, Op{Kind: DeleteGroup, ID: g.id})
 		}
+		delete(t.byID, g.id) // who wants it again while it is being deleted gets a new id
 		g.id, g.kernel = 0, nil
 	}
 	if len(ops) > 0 || !t.sweep {
@@ -570,11 +568,7 @@ func (t *Table) Done(ops []Op, errs []error) bool {
 			t.point(op.Prefix, id)
 		case DeleteRoute:
 			t.point(op.Prefix, nothing)
-		case DeleteGroup:
-			delete(t.byID, op.ID)
-			delete(t.taken, op.ID)
-			t.sweep = true
-		case DeleteNextHop:
+		case DeleteGroup, DeleteNextHop:
 			delete(t.taken, op.ID)
 		}
 	}

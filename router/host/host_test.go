@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/isthmus-net/isthmus/test/netns"
+	"golang.org/x/sys/unix"
 )
 
 // Ring: namespace.
@@ -56,6 +57,17 @@ func TestProbe(t *testing.T) {
 	}
 	if strings.Contains(string(after), "probe") && !strings.Contains(string(before), "probe") {
 		t.Error("an interface is left in this namespace")
+	}
+}
+
+// TestOwnThread runs long enough on all threads to meet the first one.
+func TestOwnThread(t *testing.T) {
+	for range 200 {
+		onOwnThread(func() {
+			if unix.Gettid() == unix.Getpid() {
+				t.Error("on the first thread")
+			}
+		})
 	}
 }
 

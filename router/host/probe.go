@@ -38,24 +38,38 @@ type Result struct {
 // means that nothing is known.
 func Probe() ([]Result, error) {
 	var results []Result
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends here, and the namespace with it
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("making a network namespace: %w", err)
+	var err error
+	onOwnThread(func() {
+		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			err = fmt.Errorf("making a network namespace: %w", err)
 			return
 		}
-		if err := loopbackUp(); err != nil {
-			done <- fmt.Errorf("setting up a network namespace: %w", err)
+		if err = loopbackUp(); err != nil {
+			err = fmt.Errorf("setting up a network namespace: %w", err)
 			return
 		}
 		for _, p := range probes {
 			results = append(results, Result{p.capability, p.try()})
 		}
-		done <- nil
-	}()
-	err := <-done
+	})
 	return results, err
+}
+
+// onOwnThread runs f on a thread that ends with it. That is never the process' first one: it cannot end before the
+// process does, and it stands for the process in /proc.
+func onOwnThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			defer runtime.UnlockOSThread()
+			onOwnThread(f) // which gets another thread while this goroutine holds the first
+			return
+		}
+		f()
+	}()
+	<-done
 }
 
 // Names returns the capabilities that are there, in order.

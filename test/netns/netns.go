@@ -24,23 +24,35 @@ func New(t testing.TB) *NS {
 	t.Helper()
 	n := &NS{t: t, jobs: make(chan func())}
 	ready := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and the namespace with the thread
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		n.Path = fmt.Sprintf("/proc/%d/task/%d/ns/net", unix.Getpid(), unix.Gettid())
-		if ready <- err; err != nil {
-			return
-		}
-		for job := range n.jobs {
-			job()
-		}
-	}()
+	go n.hold(ready)
 	if err := <-ready; err != nil {
 		t.Fatalf("making a network namespace: %v", err)
 	}
 	t.Cleanup(func() { close(n.jobs) })
 	n.Run("ip link set lo up")
 	return n
+}
+
+// hold makes the namespace on a thread that ends with it. The process' first thread cannot end before the process does,
+// so it is held back until another one has been found.
+func (n *NS) hold(ready chan<- error) {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		found := make(chan error)
+		go n.hold(found)
+		err := <-found
+		runtime.UnlockOSThread()
+		ready <- err
+		return
+	}
+	err := unix.Unshare(unix.CLONE_NEWNET)
+	n.Path = fmt.Sprintf("/proc/%d/task/%d/ns/net", unix.Getpid(), unix.Gettid())
+	if ready <- err; err != nil {
+		return
+	}
+	for job := range n.jobs {
+		job()
+	}
 }
 
 // Do runs f in the namespace, on its thread, and waits for it. Sockets that f opens stay in the namespace. f must not end the goroutine

@@ -262,6 +262,70 @@ func TestHealing(t *testing.T) {
 	}
 }
 
+// TestWatch shows who wakes the watcher: others, and never the driver itself.
+func TestWatch(t *testing.T) {
+	ns := newNamespace(t, "t0")
+	d := newDriver(t, ns)
+	ctx, cancel := context.WithCancel(context.Background())
+	events, done := make(chan fib.Event, 10000), make(chan error)
+	go func() { done <- d.Watch(ctx, func(e fib.Event) { events <- e }) }()
+	next := func() fib.Event {
+		select {
+		case e := <-events:
+			return e
+		case <-time.After(100 * time.Millisecond):
+			return 0
+		}
+	}
+	if e := next(); e != fib.LinkEvent|fib.RouteEvent {
+		t.Errorf("at first: %d", e)
+	}
+	ops := []fib.Op{
+		{Kind: fib.SetNextHop, ID: 0x49000002, Object: fib.Object{Link: observe(t, d).Links[1].Index}},
+		{Kind: fib.SetGroup, ID: 0x49000004, Members: []uint32{0x49000002}},
+	}
+	for i := range 5000 {
+		ops = append(ops, fib.Op{Kind: fib.AddRoute, ID: 0x49000004, Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)})
+	}
+	if errs := d.Execute(ctx, ops); errs != nil {
+		t.Fatal(errors.Join(errs...))
+	}
+	var got fib.Event
+	for e := next(); e != 0; e = next() {
+		got |= e
+	}
+	if got &^= fib.LinkEvent; got != 0 { // the kernel may be late to say that the interface is up
+		t.Errorf("own changes: %d", got)
+	}
+	for _, k := range []struct {
+		command string
+		want    fib.Event
+	}{
+		{"ip route add 172.16.0.0/16 dev t0 proto static", 0},
+		{"ip nexthop add id 7 dev t0", 0},
+		{"ip route replace 10.0.0.0/24 dev t0 metric 2048 proto static", fib.RouteEvent},
+		{"ip route del 10.0.1.0/24 proto 73", fib.RouteEvent},
+		{"ip nexthop del id 1224736772", fib.RouteEvent},
+		{"ip link set t0 mtu 1400", fib.LinkEvent},
+	} {
+		ns.Run(k.command)
+		var got fib.Event
+		for e := next(); e != 0; e = next() {
+			got |= e
+		}
+		if k.want != fib.LinkEvent {
+			got &^= fib.LinkEvent
+		}
+		if got != k.want {
+			t.Errorf("%s: %d, want %d", k.command, got, k.want)
+		}
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("Watch returned %v", err)
+	}
+}
+
 // TestRandomWalk compares what a random walk leaves in the kernel with what was wanted, and that the kernel refused
 // nothing.
 func TestRandomWalk(t *testing.T) {
