@@ -136,7 +136,7 @@ func (d *Driver) number() (uint32, error) {
 	return d.generation.read()
 }
 
-// write makes the rules be as wanted, in at most one transaction.
+// write makes the rules be as wanted, in at most one transaction that succeeds.
 func (d *Driver) write(known *applied, want *ruleset) error {
 	conn, err := d.open()
 	if err != nil {
@@ -148,7 +148,7 @@ func (d *Driver) write(known *applied, want *ruleset) error {
 			return d.edit(conn, want, todo)
 		}
 	}
-	have, guard, err := read(conn)
+	have, _, err := read(conn)
 	if err != nil {
 		return fmt.Errorf("reading rules: %w", err)
 	}
@@ -156,15 +156,25 @@ func (d *Driver) write(known *applied, want *ruleset) error {
 		todo, _ := changes(have, want)
 		return d.edit(conn, want, todo)
 	}
-	return d.replace(conn, have, want, guard)
+	if err = d.replace(conn, have, want, false); err == nil || have == nil {
+		return err
+	}
+	// Someone has put something into the table that holds on to what is replaced.
+	d.options.Log.Warn("replacing the whole table", "error", err)
+	fresh, err := d.open()
+	if err != nil {
+		return err
+	}
+	defer fresh.CloseLasting()
+	return d.replace(fresh, have, want, true)
 }
 
 // flush makes the transaction that was prepared.
 func (d *Driver) flush(conn *nftables.Conn, what string, elements int) error {
-	d.writes.Add(1)
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("changing rules: %w", err)
 	}
+	d.writes.Add(1)
 	d.options.Log.Info("nftables transaction", "kind", what, "elements", elements)
 	return nil
 }
@@ -195,18 +205,29 @@ func (d *Driver) edit(conn *nftables.Conn, want *ruleset, todo map[string]*chang
 	return d.flush(conn, "edit", n)
 }
 
-// replace replaces the whole table in one transaction, so that it is never absent. Counters are carried over.
-func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, guard nat.Counter) error {
+// replace replaces all chains and sets in one transaction, so that they are never absent. The guard's counter stays, and
+// those of policies are carried over. With whole, the table goes and comes with everything in it.
+func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, whole bool) error {
 	counted := map[string]nat.Counter{}
+	t := table()
+	conn.AddTable(t)
 	if have != nil {
 		counted = have.counters()
 	}
-	t := table()
-	conn.AddTable(t) // so that there is one to delete
-	conn.DelTable(t)
-	conn.AddTable(t)
-	conn.AddObj(&nftables.NamedObj{Table: t, Name: guardCounter, Type: nftables.ObjTypeCounter,
-		Obj: &expr.Counter{Packets: guard.Packets, Bytes: guard.Bytes}})
+	switch {
+	case whole:
+		conn.DelTable(t)
+		conn.AddTable(t)
+	case have != nil:
+		conn.FlushTable(t)
+		for _, name := range slices.Sorted(maps.Keys(have.sets)) {
+			conn.DelSet(&nftables.Set{Table: t, Name: name})
+		}
+		for _, name := range slices.Sorted(maps.Keys(have.chains)) {
+			conn.DelChain(&nftables.Chain{Table: t, Name: name})
+		}
+	}
+	conn.AddObj(&nftables.NamedObj{Table: t, Name: guardCounter, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}) // unless it is there
 	chains := map[string]*nftables.Chain{}
 	for _, name := range slices.Sorted(maps.Keys(want.chains)) {
 		c := want.chains[name]
@@ -321,6 +342,9 @@ func read(conn *nftables.Conn) (*ruleset, nat.Counter, error) {
 		return nil, guard, err
 	}
 	for _, k := range sets {
+		if k.Anonymous {
+			continue // part of a rule, and not one of ours
+		}
 		s := &set{shape: shape{k.IsMap, k.Interval, k.Concatenation}, elements: map[string]element{}}
 		list, err := conn.GetSetElements(k)
 		if err != nil {

@@ -119,6 +119,7 @@ func TestHealing(t *testing.T) {
 		"flush table inet isthmus",
 		"insert rule inet isthmus guard accept",
 		"add rule inet isthmus forward counter",
+		"add rule inet isthmus forward tcp dport { 1, 2 } accept",
 		"add chain inet isthmus mine",
 		"add chain inet isthmus guard { policy drop ; }",
 		"add set inet isthmus mine { type ipv4_addr ; }",
@@ -143,6 +144,45 @@ func TestHealing(t *testing.T) {
 	apply(t, d, example())
 	if d.Writes() != writes {
 		t.Error("tables of others are taken for ours")
+	}
+}
+
+// TestReplaceInSpiteOfStrangers replaces a table of which something was read that is not there any more, or that cannot go.
+func TestReplaceInSpiteOfStrangers(t *testing.T) {
+	ns := netns.New(t)
+	d := newDriver(t, ns)
+	apply(t, d, example())
+	want, err := compile(example())
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace := func(whole bool) error {
+		conn, err := d.open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.CloseLasting()
+		have, _, err := read(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		have.sets["gone"] = &set{}
+		return d.replace(conn, have, want, whole)
+	}
+	before := ns.Run("nft -a list table inet isthmus")
+	if err := replace(false); err == nil {
+		t.Error("a set that is not there could be deleted")
+	}
+	if after := ns.Run("nft -a list table inet isthmus"); after != before {
+		t.Error("a failed transaction changed something")
+	}
+	if err := replace(true); err != nil {
+		t.Error(err)
+	}
+	other := newDriver(t, ns)
+	apply(t, other, example())
+	if other.Writes() != 0 {
+		t.Error("the table is not as wanted after it was replaced as a whole")
 	}
 }
 

@@ -17,11 +17,10 @@ import (
 // site is a router with an underlay and an inside. Packets are made by hand at the inside and caught on the underlay, so that
 // none can be missed and every source is possible.
 type site struct {
-	t                         testing.TB
-	inside, router, outside   *netns.NS
-	send4, send6, catch, away int // sockets: to send from the inside, and to catch outside and at the inside's far end
-	next                      uint16
-	packets                   map[uint16]nat.Flow
+	t                       testing.TB
+	inside, router, outside *netns.NS
+	send4, send6            int // sockets inside that send whole packets
+	catch                   int // socket outside that hears everything
 }
 
 func newSite(t testing.TB) *site {

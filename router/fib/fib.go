@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -37,7 +38,11 @@ func New(d Driver, log *slog.Logger) *FIB {
 func (f *FIB) SetStatic(routes []Route) { f.change(func(t *Table) { t.SetStatic(routes) }) }
 
 // Update replaces the BGP routes of the given prefixes. See Table.Update.
-func (f *FIB) Update(routes []Route) { f.change(func(t *Table) { t.Update(routes) }) }
+func (f *FIB) Update(routes []Route) {
+	for part := range slices.Chunk(routes, batch) { // between which a dead tunnel can be reported
+		f.change(func(t *Table) { t.Update(part) })
+	}
+}
 
 // SetAlive says whether a next hop carries traffic. See Table.SetAlive.
 func (f *FIB) SetAlive(h NextHop, alive bool) { f.change(func(t *Table) { t.SetAlive(h, alive) }) }
