@@ -122,7 +122,10 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	}
 	table := fib.New(routes, log.With("room", "fib"))
 	filter := nftables.New(nftables.Options{Log: log.With("room", "nat")})
-	vpn := ipsec.New(ipsec.Options{Socket: o.vici, Secrets: st.Lookup, Links: links, Log: log.With("room", "ipsec"), RuntimeDir: o.runtime})
+	var divert nftables.Divert
+	vpn := ipsec.New(ipsec.Options{
+		Socket: o.vici, Secrets: st.Lookup, Links: links, Log: log.With("room", "ipsec"), RuntimeDir: o.runtime, Divert: divert.To,
+	})
 	wg := wireguard.New(wireguard.Options{Secrets: st.Lookup, Links: links, Log: log.With("room", "wireguard")})
 	defer wg.Close()
 	former, err := routes.Observe(ctx)

@@ -40,11 +40,14 @@ type Links interface {
 
 // Options are what a Driver works with.
 type Options struct {
-	Socket     string // charon's vici socket; empty: DefaultSocket
-	Secrets    secret.Lookup
-	Links      Links
-	Log        *slog.Logger // nil: none
-	RuntimeDir string       // remembers what was loaded until the next boot; empty: everything is loaded once at each start
+	Socket  string // charon's vici socket; empty: DefaultSocket
+	Secrets secret.Lookup
+	Links   Links
+	Log     *slog.Logger // nil: none
+	// Divert sends the ESP packets that come in UDP to another port of this node, 0 ends that; nil: they are lost while
+	// charon is away.
+	Divert     func(port uint16) error
+	RuntimeDir string // remembers what was loaded until the next boot; empty: everything is loaded once at each start
 }
 
 // Driver makes the IPsec tunnels of one charon.

@@ -7,72 +7,88 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// natPort is where ESP in UDP arrives (RFC 3948).
-const natPort = 4500
-
-// encap stands in for charon's sockets while charon is away. The kernel takes ESP out of UDP only on a port that a
-// socket with UDP_ENCAP is bound to, and that socket dies with charon: without a stand-in, the tunnels of a node behind
-// NAT are deaf until charon is back, although their states are still in the kernel.
+// encap stands in for charon's sockets while charon is away. The kernel takes ESP out of UDP (RFC 3948) only at a port
+// with a socket that has UDP_ENCAP, and charon's goes with charon: without a stand-in, the tunnels of a node behind NAT
+// are deaf until charon is back, although their states are still in the kernel.
 //
-// Of several sockets with SO_REUSEADDR on a port the kernel gives a packet to the one that was bound last. The stand-in
-// is bound when charon has gone, so a new charon takes the port over as soon as it binds it, and IKE goes there.
-type encap struct{ fds []int }
+// charon does not share its port, not even with a socket that is there before it. So the stand-in has another port, to
+// which ESP is diverted; IKE finds its way to the next charon as soon as that listens.
+type encap struct {
+	divert func(port uint16) error // 0 ends it; nil: there is no stand-in
+	fds    []int
+	clean  bool // nothing is diverted, not even by a former process
+}
 
-// hold binds the port, if that is not done yet.
-func (e *encap) hold() error {
-	if len(e.fds) > 0 {
+// begin takes over, if that is not done yet.
+func (e *encap) begin() error {
+	if e.divert == nil || len(e.fds) > 0 {
 		return nil
 	}
-	var errs []error
-	for _, sa := range []unix.Sockaddr{&unix.SockaddrInet4{Port: natPort}, &unix.SockaddrInet6{Port: natPort}} {
-		fd, err := bindEncap(sa)
+	e.clean = false
+	port := 0
+	for _, sa := range []unix.Sockaddr{&unix.SockaddrInet4{}, &unix.SockaddrInet6{}} {
+		fd, bound, err := bindEncap(sa, port)
 		if errors.Is(err, unix.EAFNOSUPPORT) {
 			continue // no IPv6
 		}
 		if err != nil {
-			errs = append(errs, err)
-			continue
+			e.end()
+			return fmt.Errorf("standing in for charon's socket: %w", err)
 		}
-		e.fds = append(e.fds, fd)
+		e.fds, port = append(e.fds, fd), bound
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("binding UDP port %d while charon is away: %w", natPort, err)
+	if err := e.divert(uint16(port)); err != nil {
+		e.end()
+		return fmt.Errorf("standing in for charon's socket: %w", err)
 	}
 	return nil
 }
 
-func bindEncap(sa unix.Sockaddr) (fd int, err error) {
+// bindEncap opens a socket at which the kernel takes ESP out of UDP, at a free port when port is 0.
+func bindEncap(sa unix.Sockaddr, port int) (fd, bound int, err error) {
 	family := unix.AF_INET
-	if _, ok := sa.(*unix.SockaddrInet6); ok {
-		family = unix.AF_INET6
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		sa.Port = port
+	case *unix.SockaddrInet6:
+		family, sa.Port = unix.AF_INET6, port
 	}
 	fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return -1, err
-	}
-	set := func(level, option, value int) {
-		if err == nil {
-			err = unix.SetsockoptInt(fd, level, option, value)
-		}
+		return -1, 0, err
 	}
 	if family == unix.AF_INET6 {
-		set(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
-	set(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-	set(unix.SOL_SOCKET, unix.SO_RCVBUF, 1) // what is not ESP is IKE, which nobody reads here
-	set(unix.IPPROTO_UDP, unix.UDP_ENCAP, unix.UDP_ENCAP_ESPINUDP)
+	if err == nil {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_ENCAP, unix.UDP_ENCAP_ESPINUDP)
+	}
 	if err == nil {
 		err = unix.Bind(fd, sa)
 	}
+	if err == nil {
+		sa, err = unix.Getsockname(fd)
+	}
 	if err != nil {
 		unix.Close(fd)
-		return -1, err
+		return -1, 0, err
 	}
-	return fd, nil
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		bound = sa.Port
+	case *unix.SockaddrInet6:
+		bound = sa.Port
+	}
+	return fd, bound, nil
 }
 
-// release gives the port back.
-func (e *encap) release() {
+// end gives back to charon's sockets.
+func (e *encap) end() {
+	if e.divert == nil || e.clean {
+		return
+	}
+	// Should ending the diversion fail, it ends by itself a few seconds later.
+	e.clean = e.divert(0) == nil
 	for _, fd := range e.fds {
 		unix.Close(fd)
 	}

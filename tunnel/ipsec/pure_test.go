@@ -281,8 +281,24 @@ func TestDecide(t *testing.T) {
 		c.step(0, "", tunnel.Up, sas...)
 		c.step(overlap, "end ike 2", tunnel.Up, sas...)
 		both := ike(1, "ESTABLISHED", older, newer)
-		c.step(overlap, "end child 2", tunnel.Up, both)
+		c.step(overlap, "", tunnel.Up, both) // the next one is given more time
+		c.step(3*overlap, "end child 2", tunnel.Up, both)
 		c.step(time.Second, "", tunnel.Up, up)
+	})
+	t.Run("a peer that opens another one each time is left in peace", func(t *testing.T) {
+		c := newClock(t)
+		ended := 0
+		older, newer := child(2, "INSTALLED"), child(1, "INSTALLED")
+		older.Installed, newer.Installed = c.now.Add(-time.Hour), c.now.Add(-time.Minute)
+		c.r.sas = []ikeSA{ike(2, "ESTABLISHED", older), ike(1, "ESTABLISHED", newer)}
+		for range 3600 {
+			actions, _ := c.r.decide(c.now, c.rnd)
+			ended += len(actions)
+			c.now = c.now.Add(time.Second)
+		}
+		if ended == 0 || ended > 6 {
+			t.Errorf("%d SAs were ended in an hour", ended)
+		}
 	})
 	t.Run("both ends keep the same one of two made together", func(t *testing.T) {
 		c := newClock(t)

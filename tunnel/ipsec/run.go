@@ -48,14 +48,14 @@ func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
 			}
 		})
 	}()
-	r := &runner{d: d, report: report, reported: map[string]tunnel.State{}, again: map[string]time.Time{}, changed: changed, watched: watched}
-	defer r.standIn.release()
+	r := &runner{d: d, report: report, reported: map[string]tunnel.State{}, again: map[string]time.Time{}, changed: changed, watched: watched, standIn: encap{divert: d.o.Divert}}
+	defer r.standIn.end()
 	pause := 50 * time.Millisecond
 	for {
 		began := time.Now()
 		err := r.session(ctx)
 		if ctx.Err() == nil {
-			if err := r.standIn.hold(); err != nil {
+			if err := r.standIn.begin(); err != nil {
 				d.o.Log.Warn("packets in UDP are lost until charon is back", "error", err)
 			}
 		}
@@ -107,7 +107,7 @@ func (r *runner) session(ctx context.Context) error {
 	if err := s.Subscribe(events...); err != nil {
 		return fmt.Errorf("subscribing to events: %w", err)
 	}
-	r.standIn.release()
+	r.standIn.end()
 	defer r.stopCatching()
 	r.hold()
 	r.reload(ctx)

@@ -1,0 +1,124 @@
+package nftables
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Divert sends the ESP packets that come in UDP for this node (RFC 3948) to another UDP port of the node, in a table of
+// its own, without connection tracking in between. IKE, which shares the port, stays.
+//
+// The rule works only while a set holds an element that has to be put in again and again: should the process die, the
+// packets take their usual way a few seconds later.
+type Divert struct {
+	// NetNS is a file descriptor of the network namespace. Default: that of the calling thread.
+	NetNS int
+
+	stop func() // ends what refreshes the element; nil: nothing is diverted
+}
+
+const (
+	divertLife    = 4 * time.Second
+	divertRefresh = divertLife / 4
+)
+
+// To begins to divert to a port; 0 ends it, also what a former process began.
+func (d *Divert) To(port uint16) error {
+	if d.stop != nil {
+		d.stop()
+		d.stop = nil
+	}
+	c, err := d.open()
+	if err != nil {
+		return fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	t := &nftables.Table{Name: tableName + "-esp", Family: nftables.TableFamilyINet}
+	c.AddTable(t) // so that there is one to delete
+	c.DelTable(t)
+	var alive *nftables.Set
+	if port != 0 {
+		if alive, err = addDiversion(c, t, port); err != nil {
+			return err
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("diverting ESP to port %d: %w", port, err)
+	}
+	if port != 0 {
+		d.stop = d.refresh(alive)
+	}
+	return nil
+}
+
+func (d *Divert) open() (*nftables.Conn, error) {
+	if d.NetNS != 0 {
+		return nftables.New(nftables.WithNetNSFd(d.NetNS))
+	}
+	return nftables.New()
+}
+
+func addDiversion(c *nftables.Conn, t *nftables.Table, port uint16) (*nftables.Set, error) {
+	const natPort = 4500
+	c.AddTable(t)
+	alive := &nftables.Set{Table: t, Name: "alive", KeyType: nftables.TypeInetProto, HasTimeout: true}
+	if err := c.AddSet(alive, aliveElement()); err != nil {
+		return nil, fmt.Errorf("diverting ESP to port %d: %w", port, err)
+	}
+	raw := c.AddChain(&nftables.Chain{
+		Name: "raw", Table: t, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
+	})
+	c.AddRule(&nftables.Rule{Table: t, Chain: raw, Exprs: do(
+		meta(expr.MetaKeyL4PROTO, reg1), &expr.Lookup{SourceRegister: reg1, SetName: alive.Name}, // UDP, while we live
+		transport(2, 2, reg1), compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(natPort)...),
+		transport(8, 4, reg1), compare(expr.CmpOpNeq, 0, 0, 0, 0), // the Non-ESP Marker of IKE
+		&expr.Fib{Register: reg1, ResultADDRTYPE: true, FlagDADDR: true},
+		compare(expr.CmpOpEq, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)...),
+		&expr.Immediate{Register: reg1, Data: binaryutil.BigEndian.PutUint16(port)},
+		// ESP in UDP has no checksum (RFC 3948 section 2.1) that would have to change.
+		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+	)})
+	return alive, nil
+}
+
+func aliveElement() []nftables.SetElement {
+	return []nftables.SetElement{{Key: []byte{unix.IPPROTO_UDP}, Timeout: divertLife}}
+}
+
+// refresh keeps the element of the set until it is stopped.
+func (d *Divert) refresh(alive *nftables.Set) (stop func()) {
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(divertRefresh)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			// A failure is mended by the next tick; after the last one that could, by a new diversion.
+			_ = d.renew(alive)
+		}
+	})
+	return func() { close(done); wg.Wait() }
+}
+
+func (d *Divert) renew(alive *nftables.Set) error {
+	c, err := d.open()
+	if err != nil {
+		return err
+	}
+	// One transaction: no packet comes between.
+	c.FlushSet(alive)
+	err = c.SetAddElements(alive, aliveElement())
+	return errors.Join(err, c.Flush())
+}
