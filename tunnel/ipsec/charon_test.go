@@ -397,6 +397,9 @@ func TestTunnel(t *testing.T) {
 		t.Errorf("state %+v", s)
 	}
 	nltest.Run(t, "ping", "-c2", "-i0.1", "-W5", peerInside)
+	if c, err := b.d.Conditions(t.Context()); err != nil || len(c) != 0 {
+		t.Errorf("conditions %q, %v", c, err)
+	}
 
 	t.Run("again", func(t *testing.T) {
 		v, l := b.d.Writes(), b.links.Writes()

@@ -1,8 +1,10 @@
 package ipsec
 
 import (
+	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -190,6 +192,22 @@ func steady(former, t time.Time) time.Time {
 		return former
 	}
 	return t
+}
+
+// conditions judges a charon by its version, as "6.0.1", and the plugins that it has loaded.
+func conditions(version string, plugins []string) []string {
+	var c []string
+	var major, minor int
+	if n, _ := fmt.Sscanf(version, "%d.%d", &major, &minor); n != 2 || major < 5 || major == 5 && minor < 9 {
+		c = append(c, fmt.Sprintf("charon is version %q: at least 5.9 is needed", version))
+	}
+	if !slices.Contains(plugins, "kernel-netlink") {
+		c = append(c, "charon has not loaded the plugin kernel-netlink: it cannot give SAs to the kernel")
+	}
+	if slices.Contains(plugins, "kernel-libipsec") {
+		c = append(c, "charon has loaded the plugin kernel-libipsec: SAs do not reach the xfrm interfaces")
+	}
+	return c
 }
 
 func text(m *vici.Message, key string) string {

@@ -407,6 +407,20 @@ func (d *Driver) Observe(ctx context.Context) ([]tunnel.State, error) {
 	return out, nil
 }
 
+// Conditions names, in words, what about the running charon does not fit: a version or a set of plugins that cannot do
+// the work. Settings cannot be read through vici; image/rootfs/etc/strongswan.d/isthmus.conf has those that are needed.
+func (d *Driver) Conditions(ctx context.Context) ([]string, error) {
+	version, err := d.client.call(ctx, "version", nil)
+	if err != nil {
+		return nil, fmt.Errorf("asking charon what it is: %w", err)
+	}
+	stats, err := d.client.call(ctx, "stats", nil)
+	if err != nil {
+		return nil, fmt.Errorf("asking charon what it is: %w", err)
+	}
+	return conditions(text(version, "version"), texts(stats, "plugins")), nil
+}
+
 // read takes all SAs into the records without acting on them, and returns the names of all connections.
 func (d *Driver) read(ctx context.Context) ([]string, error) {
 	conns, err := d.client.call(ctx, "get-conns", nil)

@@ -112,6 +112,23 @@ func TestExplain(t *testing.T) {
 	}
 }
 
+func TestConditions(t *testing.T) {
+	for _, tt := range []struct {
+		version string
+		plugins []string
+		want    int
+	}{
+		{"6.0.1", []string{"vici", "kernel-netlink"}, 0},
+		{"5.9.8", []string{"kernel-netlink", "kernel-libipsec"}, 1},
+		{"5.8.4", nil, 2},
+		{"", []string{"kernel-netlink"}, 1},
+	} {
+		if got := conditions(tt.version, tt.plugins); len(got) != tt.want {
+			t.Errorf("%s %v: %q", tt.version, tt.plugins, got)
+		}
+	}
+}
+
 func TestDecodeSA(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	m := build("isthmus:a", build(
