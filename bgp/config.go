@@ -5,6 +5,7 @@
 package bgp
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -52,6 +53,14 @@ func (r Rule) Match(p netip.Prefix) bool {
 	return p.Bits() >= int(r.Min) && p.Bits() <= int(r.Max) && p.Bits() >= r.Prefix.Bits() && r.Prefix.Contains(p.Addr())
 }
 
+// String returns the rule as a prefix, with the lengths if they are not the prefix's own.
+func (r Rule) String() string {
+	if int(r.Min) == r.Prefix.Bits() && r.Min == r.Max {
+		return r.Prefix.String()
+	}
+	return fmt.Sprintf("%v from /%d to /%d", r.Prefix, r.Min, r.Max)
+}
+
 // Import is what is accepted: what no rule matches is refused.
 type Import struct {
 	Allow           []Rule
@@ -63,4 +72,16 @@ type Export struct {
 	Allow   []Rule
 	MED     *uint32 // nil: none is sent
 	Prepend uint8
+}
+
+// String returns the rules and what is set on the paths that they let out.
+func (e Export) String() string {
+	s := fmt.Sprint(e.Allow)
+	if e.MED != nil {
+		s += fmt.Sprintf(" med %d", *e.MED)
+	}
+	if e.Prepend > 0 {
+		s += fmt.Sprintf(" prepend %d", e.Prepend)
+	}
+	return s
 }
