@@ -417,11 +417,11 @@ func (d *Driver) Run(ctx context.Context, r bgp.Reporter) error {
 				failures, restarting = 0, true
 			} else {
 				failures++
-				delay = d.sup.failed(failures)
+				delay = startDelay(failures)
 			}
 		} else {
 			failures++
-			delay = d.sup.failed(failures)
+			delay = startDelay(failures)
 			d.o.Log.Error("BGP cannot be started", "error", err, "next", delay)
 		}
 		select {

@@ -1,7 +1,6 @@
 package gobgp
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -108,8 +107,8 @@ func (s *supervisor) crashed(now time.Time, culprit, reason string) (string, tim
 	return "", min(time.Second<<min(n-2, 10), delayMax)
 }
 
-// failed takes note that the process could not be started, and returns how long to wait.
-func (s *supervisor) failed(n int) time.Duration { return min(time.Second<<min(n, 10), delayMax) }
+// startDelay is how long to wait after the process could not be started n times in a row.
+func startDelay(n int) time.Duration { return min(time.Second<<min(n, 10), delayMax) }
 
 // tick lets in who may come in by now, of the peers in names, and returns when to call it next; zero: never. It reports
 // whether admit has changed.
@@ -179,8 +178,4 @@ func (s *supervisor) keep(names []string) {
 	if s.trial != "" && gone(s.trial) {
 		s.trial = ""
 	}
-}
-
-func (h *hold) String() string {
-	return fmt.Sprintf("%s until %s: %s", h.state, h.until.Format(time.RFC3339), h.reason)
 }
