@@ -20,9 +20,7 @@ func TestSession(t *testing.T) {
 	})
 	eventually(t, 5*time.Second, "b is told", func() bool { return b.has("10.1.0.0/16", "172.16.0.0/16") })
 	eventually(t, 5*time.Second, "a is told", func() bool { return a.has("172.16.0.0/16") })
-	if got := n.prefixes(); !slices.Equal(got, []string{"10.1.0.0/16"}) {
-		t.Errorf("routes %v", got)
-	}
+	eventually(t, 5*time.Second, "routes", func() bool { return slices.Equal(n.prefixes(), []string{"10.1.0.0/16"}) })
 	n.get(func() {
 		p := n.routes[prefix("10.1.0.0/16")]
 		if len(p) != 1 || p[0].Peer != "a" || p[0].NextHop != addr("169.254.0.11") || !slices.Equal(p[0].ASPath, []uint32{65001, 65100}) {
