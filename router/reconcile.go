@@ -74,7 +74,7 @@ func (r *Router) schedule(former, target plan.Target, first bool) {
 	}
 	for _, c := range former.Tunnels {
 		if !wanted[c.Name] {
-			r.removeTunnel(c.Name, c.Kind())
+			r.removeTunnel(c)
 		}
 	}
 	r.state.use(target)
@@ -83,16 +83,15 @@ func (r *Router) schedule(former, target plan.Target, first bool) {
 	}
 }
 
-func (r *Router) removeTunnel(name, kind string) {
-	r.work.set(object{key: "tunnel/" + name, stage: stageRemoval, last: true, apply: func(ctx context.Context) error {
-		d := r.IPsec
-		if kind == "wireguard" {
-			d = r.WireGuard
-		}
-		if err := d.Remove(ctx, name); err != nil {
+func (r *Router) removeTunnel(c tunnel.Config) {
+	r.work.set(object{key: "tunnel/" + c.Name, stage: stageRemoval, last: true, apply: func(ctx context.Context) error {
+		// With an interface the kernel removes the groups that it is in, and the routes on them.
+		r.FIB.SetAlive(fib.NextHop{Interface: c.Interface}, false)
+		if err := r.driver(c).Remove(ctx, c.Name); err != nil {
 			return err
 		}
-		r.state.forgetTunnel(name)
+		r.FIB.SetAlive(fib.NextHop{Interface: c.Interface}, true) // what comes next under this name is not dead
+		r.state.forgetTunnel(c.Name)
 		return nil
 	}})
 }

@@ -1,7 +1,6 @@
 package host
 
 import (
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -101,51 +100,5 @@ func TestTune(t *testing.T) {
 	broken := []Sysctl{{Path: "net/ipv4/no_such", Value: "1"}, {Path: "net/ipv4/ip_forward", Value: "0"}}
 	if n, err := tune(broken); n != 1 || err == nil || !strings.Contains(err.Error(), "net/ipv4/no_such") {
 		t.Errorf("a missing parameter: %d written, %v", n, err)
-	}
-}
-
-func TestSetAddresses(t *testing.T) {
-	ns := netns.New(t)
-	netns.Veth(ns, "up0", ns, "far0")
-	ns.Run("ip addr add 192.0.2.1/24 dev up0\nip addr add 192.0.2.9/32 dev far0")
-	set := func(want ...string) (n int) {
-		t.Helper()
-		var addrs []netip.Addr
-		for _, a := range want {
-			addrs = append(addrs, netip.MustParseAddr(a))
-		}
-		var err error
-		ns.Do(func() { n, err = SetAddresses("up0", addrs) })
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	for _, k := range []struct {
-		want    []string
-		changed int
-		has     []string
-	}{
-		{[]string{"192.0.2.11", "192.0.2.11", "192.0.2.9", "192.0.2.1", "2001:db8::11"}, 3, []string{"192.0.2.1/24", "192.0.2.11/32", "192.0.2.9/32", "2001:db8::11/128"}},
-		{[]string{"2001:db8::11", "192.0.2.9", "192.0.2.1", "192.0.2.11"}, 0, []string{"192.0.2.1/24", "192.0.2.11/32", "192.0.2.9/32", "2001:db8::11/128"}},
-		{[]string{"192.0.2.12"}, 4, []string{"192.0.2.1/24", "192.0.2.12/32"}},
-		{nil, 1, []string{"192.0.2.1/24"}},
-	} {
-		if n := set(k.want...); n != k.changed {
-			t.Errorf("%v: %d changes, want %d", k.want, n, k.changed)
-		}
-		var has []string
-		for line := range strings.Lines(ns.Run("ip -o addr show dev up0 scope global")) {
-			has = append(has, strings.Fields(line)[3])
-		}
-		slices.Sort(has)
-		if !slices.Equal(has, k.has) {
-			t.Errorf("%v: the interface has %v, want %v", k.want, has, k.has)
-		}
-	}
-	var err error
-	ns.Do(func() { _, err = SetAddresses("none", nil) })
-	if err == nil || !strings.Contains(err.Error(), "interface none") {
-		t.Errorf("an interface that is not there: %v", err)
 	}
 }

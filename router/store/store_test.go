@@ -17,12 +17,12 @@ import (
 
 var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
-// model is what a store must hold, and what it may hold instead because a write was cut short.
+// model is what a store must hold.
 type model struct {
-	revision, maybeRevision string
-	history                 int // acknowledged revisions
-	secrets, maybeSecrets   string
-	clients, maybeClients   string
+	revision string
+	history  int // acknowledged revisions
+	secrets  string
+	clients  string
 }
 
 func revisionText(r Revision) string {
