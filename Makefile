@@ -2,6 +2,7 @@
 SHELL   := /bin/bash
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOLS   := $(CURDIR)/.cache/bin
+VM      := go run ./test/vm/cmd/vm
 
 export CGO_ENABLED := 0
 
@@ -29,7 +30,10 @@ lab: setup build ## the same topology, with a prompt
 
 test: setup build ## every test; what needs a fuller kernel than this one runs itself in a VM
 	go vet ./...
-	go test -timeout 40m ./...
+	go test -timeout 20m $$(go list ./... | grep -v /test/e2e)
+	$(VM) test -t 15m -p image/rootfs/etc/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run 'TestTunnel|TestReasons'
+	$(VM) test -t 5m ./tunnel/wireguard
+	go test -timeout 30m ./test/e2e
 
 bench: setup build ## figures side by side with other implementations (minutes)
 	go run ./test/bench
@@ -46,6 +50,7 @@ generate: ## Go from .proto, docs/spec.md and docs/cli.md
 	GOBIN=$(TOOLS) go install $(PROTOC_GEN_GO_GRPC)
 	PATH=$(TOOLS):$$PATH protoc -I proto --go_out=. --go_opt=module=github.com/isthmus-net/isthmus \
 	  --go-grpc_out=. --go-grpc_opt=module=github.com/isthmus-net/isthmus proto/isthmus/v1/*.proto
+	go test ./cmd/isthmus -run TestDocs -update
 
 check-generated: generate ## fail when a generated file is not current
 	git diff --exit-code -- proto docs
