@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 
+	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/tunnel"
@@ -69,7 +70,7 @@ func (r *Router) schedule(former, target plan.Target, first bool) {
 	}
 	if first || !reflect.DeepEqual(former.BGP, target.BGP) {
 		r.work.set(object{key: "bgp", stage: stageBGP, apply: func(ctx context.Context) error {
-			return r.BGP.Apply(ctx, target.BGP)
+			return r.applyBGP(ctx, former.BGP, target.BGP)
 		}})
 	}
 	for _, c := range former.Tunnels {
@@ -127,6 +128,20 @@ func poolAddresses(t plan.Target) []netip.Addr {
 		}
 	}
 	return out
+}
+
+// applyBGP also takes BGP away from a node that no longer has a number.
+func (r *Router) applyBGP(ctx context.Context, former, target bgp.Config) error {
+	if target.ASN != 0 {
+		return r.BGP.Apply(ctx, target)
+	}
+	if former.ASN != 0 {
+		if err := r.BGP.Apply(ctx, bgp.Config{ASN: former.ASN, RouterID: former.RouterID}); err != nil {
+			return err
+		}
+	}
+	r.FIB.Synced() // nobody else will say that no learnt routes are to be expected
+	return nil
 }
 
 // outside returns the addresses that must stay reachable by the underlay.

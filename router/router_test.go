@@ -35,6 +35,7 @@ type machine struct {
 	pool    []netip.Addr
 	bgp     bgp.Config
 	static  []fib.Route
+	synced  int
 	alive   map[string]bool
 	report  map[string]func(tunnel.State)
 }
@@ -126,6 +127,9 @@ type speaker struct{ *machine }
 func (d speaker) Apply(_ context.Context, c bgp.Config) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if c.ASN == 0 {
+		return errors.New("no BGP without a number")
+	}
 	if fmt.Sprint(c) != fmt.Sprint(d.bgp) {
 		d.note("bgp")
 	}
@@ -185,7 +189,11 @@ func (m *machine) Prepare(string) error    { return nil }
 func (m *machine) Update([]fib.Route)      {}
 func (m *machine) SetOutside([]netip.Addr) {}
 func (m *machine) Restarted()              {}
-func (m *machine) Synced()                 {}
+func (m *machine) Synced() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.synced++
+}
 func (m *machine) Routes() []fib.RouteState {
 	return nil
 }
@@ -292,6 +300,24 @@ func TestApply(t *testing.T) {
 		expect(t, m)
 		apply(t, r, strings.NewReplacer("- {name: b, ipsec: {remoteAddress: 198.51.100.2, psk: k}}\n", "", "- {name: b, tunnel: b, asn: 65002}\n", "", "10.9.0.5", "10.9.0.6").Replace(base))
 		expect(t, m, "addresses [10.9.0.6 10.9.0.5]", "nat", "addresses [10.9.0.6]", "bgp", "remove tunnel b")
+	})
+}
+
+func TestWithoutBGP(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		none := "node: {name: n}\nunderlay: {interface: eth0, address: 10.9.0.4}\n"
+		g := apply(t, r, none)
+		if s := r.status(); s.GetAppliedGeneration() != g || m.synced != 1 {
+			t.Errorf("status %v, synced %d times", s, m.synced)
+		}
+		apply(t, r, base)
+		g = apply(t, r, none)
+		if s := r.status(); s.GetAppliedGeneration() != g || len(m.bgp.Peers) > 0 || m.bgp.ASN != 64620 || m.synced != 2 {
+			t.Errorf("status %v, BGP %v, synced %d times", s, m.bgp, m.synced)
+		}
 	})
 }
 

@@ -31,6 +31,9 @@ func Check(d Document, secrets Secrets) (*Spec, Problems) {
 	}
 	c.node(m)
 	c.underlay(m.GetUnderlay())
+	if len(m.GetPeers()) > 0 && !c.s.Node.RouterID.IsValid() && c.s.Underlay.Address.Is6() {
+		c.missing("node.routerId", "give an IPv4 address, which an IPv6 underlay does not tell; it need not exist (RFC 6286)")
+	}
 	for i, t := range m.GetTunnels() {
 		c.tunnel(fmt.Sprintf("tunnels[%d]", i), t)
 	}
