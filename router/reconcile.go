@@ -34,8 +34,13 @@ func (r *Router) schedule(former, target plan.Target, first bool) {
 		}})
 	}
 	if first || !reflect.DeepEqual(former.NAT, target.NAT) {
+		before := former
 		r.work.set(object{key: "nat", stage: stageGuard, apply: func(ctx context.Context) error {
-			return r.applyNAT(ctx, former, target)
+			if err := r.applyNAT(ctx, before, target); err != nil {
+				return err
+			}
+			before = target // it may be applied again
+			return nil
 		}})
 	}
 	wanted := make(map[string]bool, len(target.Tunnels))

@@ -70,6 +70,8 @@ type Options struct {
 	Host      Host
 	Version   string
 	Log       *slog.Logger
+	// Charon says what about charon does not fit, in words. An error means that it does not answer.
+	Charon func(context.Context) ([]string, error)
 	// Counters fills in what the drivers have written.
 	Counters func() Counters
 }
@@ -91,6 +93,8 @@ type Router struct {
 		state nat.State
 		at    time.Time
 	}
+
+	charon charonHealth
 
 	mu      sync.Mutex // held through a whole change of the document
 	present store.Revision
@@ -176,20 +180,27 @@ func (r *Router) Run(ctx context.Context) error {
 	return nil
 }
 
-// resync is how often everything is read back although no event asked for it.
-const resync = time.Minute
+// How often everything is read back although no event asked for it, and how often charon is asked how it is.
+const (
+	resync      = time.Minute
+	charonCheck = 10 * time.Second
+)
 
 // tick does what time alone causes: the return of an unconfirmed document, and reading back.
 func (r *Router) tick(ctx context.Context) error {
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
-	last := time.Now()
+	last, asked := time.Now(), time.Time{}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case now := <-second.C:
 			r.revertIfDue(now)
+			if now.Sub(asked) >= charonCheck {
+				asked = now
+				r.askCharon(ctx, now)
+			}
 			if now.Sub(last) >= resync {
 				last = now
 				r.readBack(ctx)

@@ -31,6 +31,7 @@ type machine struct {
 	tunnels map[string]tunnel.Config
 	failing map[string]error // by name of a tunnel
 	unread  error            // Observe fails with it
+	charon  error            // why charon does not answer
 	nat     nat.Config
 	pool    []netip.Addr
 	bgp     bgp.Config
@@ -230,6 +231,11 @@ func (m *machine) boot(dir string) (*Router, func()) {
 	r, err := New(Options{
 		Store: st, IPsec: tunnels{m, "ipsec"}, WireGuard: tunnels{m, "wireguard"}, BGP: speaker{m}, FIB: m, NAT: filter{m},
 		Addresses: m, Host: m, Version: "test", Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} },
+		Charon: func(context.Context) ([]string, error) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			return nil, m.charon
+		},
 	})
 	if err != nil {
 		m.t.Fatal(err)
@@ -317,6 +323,35 @@ func TestWithoutBGP(t *testing.T) {
 		g = apply(t, r, none)
 		if s := r.status(); s.GetAppliedGeneration() != g || len(m.bgp.Peers) > 0 || m.bgp.ASN != 64620 || m.synced != 2 {
 			t.Errorf("status %v, BGP %v, synced %d times", s, m.bgp, m.synced)
+		}
+	})
+}
+
+func TestCharonThatDoesNotAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		apply(t, r, base)
+		conditions := func() (types []string) {
+			time.Sleep(2 * charonCheck)
+			for _, c := range r.status().GetConditions() {
+				types = append(types, c.GetType())
+			}
+			return types
+		}
+		set := func(err error) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.charon = err
+		}
+		set(errors.New("gone"))
+		if c := conditions(); !slices.Equal(c, []string{"CharonUnreachable"}) {
+			t.Errorf("conditions %q", c)
+		}
+		set(nil)
+		if c := conditions(); len(c) > 0 {
+			t.Errorf("conditions %q", c)
 		}
 	})
 }

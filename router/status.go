@@ -288,6 +288,7 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 			Message: fmt.Sprintf("generation %d goes back to %d at %s unless `isthmus confirm` is called", r.present.Generation, r.present.RevertTo, r.present.ConfirmBy.UTC().Format(time.RFC3339)),
 		})
 	}
+	s.Conditions = append(s.Conditions, r.charon.conditions()...)
 	for _, o := range r.work.failed() {
 		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
 			Type: "NotApplied", Severity: "error", Since: stamp(o.since), Message: fmt.Sprintf("%s: %v", o.key, o.err),

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"reflect"
 	"strings"
+	"unicode"
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
@@ -40,15 +41,19 @@ func Diff(a, b Target) []Change {
 		changes = append(changes, c...)
 		removals = append(r, removals...)
 	}
+	modify := Modify
+	if reflect.ValueOf(a).IsZero() {
+		modify = Add // the first document
+	}
 	if f := fields(reflect.ValueOf(a.Node), reflect.ValueOf(b.Node)); len(f) > 0 {
-		c := Change{Action: Modify, Kind: "node", Name: b.Node.Name, Fields: f}
+		c := Change{Action: modify, Kind: "node", Name: b.Node.Name, Fields: f}
 		if a.Node.ASN != b.Node.ASN || a.Node.RouterID != b.Node.RouterID {
 			c.Interrupts = interrupted(len(a.BGP.Peers) > 0, "every BGP session is closed and opened again")
 		}
 		changes = append(changes, c)
 	}
 	if f := fields(reflect.ValueOf(a.Underlay), reflect.ValueOf(b.Underlay)); len(f) > 0 {
-		changes = append(changes, Change{Action: Modify, Kind: "underlay", Name: b.Underlay.Interface, Fields: f})
+		changes = append(changes, Change{Action: modify, Kind: "underlay", Name: b.Underlay.Interface, Fields: f})
 	}
 	record(diff("pool", a.NAT.Pools, b.NAT.Pools, func(p nat.Pool) string { return p.Name }, anyFields[nat.Pool]("flows from addresses that leave the pool end"), "its flows end"))
 	record(diff("policy", a.NAT.Policies, b.NAT.Policies, func(p nat.Policy) string { return p.Name }, anyFields[nat.Policy](""), "new flows that it would decide are not translated, and the guard drops them"))
@@ -107,12 +112,26 @@ func tunnelFields(a, b tunnel.Config) (f []string, why string) {
 
 func peerFields(a, b bgp.Peer) (f []string, why string) {
 	for _, d := range bgp.DiffPeer(a, b) {
-		f = append(f, d.Field+": "+d.Old+" -> "+d.New)
+		f = append(f, fieldName(d.Field)+": "+d.Old+" -> "+d.New)
 		if why == "" {
 			why = d.Interrupts
 		}
 	}
 	return f, why
+}
+
+// fieldName turns the name of a Go field into that of the document: "RouterID" is "routerId", "ASOverride" "asOverride".
+func fieldName(name string) string {
+	var b strings.Builder
+	runes := []rune(name)
+	for i, r := range runes {
+		begins := i > 0 && (!unicode.IsUpper(runes[i-1]) || i+1 < len(runes) && unicode.IsLower(runes[i+1]))
+		if unicode.IsUpper(r) && !begins {
+			r = unicode.ToLower(r)
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
 }
 
 func anyFields[T any](why string) func(a, b T) ([]string, string) {
@@ -126,7 +145,7 @@ func anyFields[T any](why string) func(a, b T) ([]string, string) {
 func fields(a, b reflect.Value) (f []string) {
 	for i := range a.NumField() {
 		if t := a.Type().Field(i); t.IsExported() && !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
-			f = append(f, fmt.Sprintf("%s: %v -> %v", t.Name, a.Field(i).Interface(), b.Field(i).Interface()))
+			f = append(f, fmt.Sprintf("%s: %v -> %v", fieldName(t.Name), a.Field(i).Interface(), b.Field(i).Interface()))
 		}
 	}
 	return f

@@ -154,6 +154,14 @@ func TestMissingCapability(t *testing.T) {
 	}
 }
 
+func TestFieldName(t *testing.T) {
+	for name, want := range map[string]string{"ASN": "asn", "RouterID": "routerId", "ASOverride": "asOverride", "AllowOwnAS": "allowOwnAs", "MTU": "mtu", "PublicAddress": "publicAddress", "TTL": "ttl"} {
+		if got := fieldName(name); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
+}
+
 func TestDiff(t *testing.T) {
 	base := document("a-1", "b-2") + "announce: [10.0.0.0/24]\nstaticRoutes: [{prefix: 10.1.0.0/16, tunnels: [a-1]}]\negress: {pools: [{name: p, addresses: [{address: 10.9.0.5}]}], policies: [{name: x, sources: [10.0.0.0/8], pool: p}]}\n"
 	a, ledger := mustMake(t, parse(t, base), Ledger{})

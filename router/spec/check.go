@@ -248,14 +248,14 @@ func (c *checker) underlay(u *isthmusv1.Underlay) {
 	if u.GetAddress() == "" {
 		c.missing("underlay.address", "give the address that the interface has; `ip address` shows it")
 	} else if a, ok := c.address("underlay.address", u.GetAddress()); ok {
-		s.Address, s.Public = a, a
+		s.Address, s.PublicAddress = a, a
 		if !c.s.Node.RouterID.IsValid() && a.Is4() {
 			c.s.Node.RouterID = a
 		}
 	}
 	if u.GetPublicAddress() != "" {
 		if a, ok := c.address("underlay.publicAddress", u.GetPublicAddress()); ok {
-			s.Public = a
+			s.PublicAddress = a
 			if s.Address.IsValid() && s.Address.Is4() != a.Is4() {
 				c.problem("underlay.publicAddress", a.String(), "is of another address family than underlay.address", "give both in the same family")
 			}
@@ -428,7 +428,7 @@ func (c *checker) proposals(path string, list []string, def string, esp bool) []
 func (c *checker) ipsec(path string, i *isthmusv1.IPsec) *tunnel.IPsec {
 	out := &tunnel.IPsec{
 		LocalAddress:    c.s.Underlay.Address,
-		LocalIdentity:   c.identity(path+".localIdentity", i.GetLocalIdentity(), c.s.Underlay.Public),
+		LocalIdentity:   c.identity(path+".localIdentity", i.GetLocalIdentity(), c.s.Underlay.PublicAddress),
 		PSK:             c.secret(path+".psk", i.GetPsk()),
 		IKEProposals:    c.proposals(path+".ikeProposals", i.GetIkeProposals(), "aes256gcm16-prfsha384-ecp384", false),
 		ESPProposals:    c.proposals(path+".espProposals", i.GetEspProposals(), "aes256gcm16-ecp384", true),
@@ -451,7 +451,7 @@ func (c *checker) ipsec(path string, i *isthmusv1.IPsec) *tunnel.IPsec {
 		return out
 	}
 	switch u := c.s.Underlay; {
-	case a == u.Address || a == u.Public:
+	case a == u.Address || a == u.PublicAddress:
 		c.problem(path+".remoteAddress", a.String(), "is this node's own address", "give the address of the peer")
 	case u.Address.IsValid() && a.Is4() != u.Address.Is4():
 		c.problem(path+".remoteAddress", a.String(), "is of another address family than underlay.address", "give both in the same family")

@@ -30,10 +30,10 @@ type Node struct {
 
 // Underlay is the interface toward the Internet.
 type Underlay struct {
-	Interface string
-	Address   netip.Addr
-	Public    netip.Addr
-	MTU       int
+	Interface     string
+	Address       netip.Addr
+	PublicAddress netip.Addr
+	MTU           int
 }
 
 // Tunnel is a checked tunnel. Config lacks ID, Interface and Underlay, and Inside when it is to be allocated.

@@ -70,7 +70,9 @@ func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
 		if time.Since(began) > time.Second {
 			pause = 50 * time.Millisecond
 		}
-		d.o.Log.Warn("charon is not reachable", "error", err)
+		if pause <= 50*time.Millisecond { // the first of a row; the router shows what lasts
+			d.o.Log.Warn("charon is not reachable", "error", err)
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
