@@ -27,7 +27,7 @@ const (
 type Table struct {
 	links   map[string]Link
 	dead    map[NextHop]bool // reported dead; without a gateway: all of the interface
-	outside []netip.Addr
+	outside []netip.Addr     // ascending
 
 	routes   map[netip.Prefix]*entry
 	groups   map[string]*group // wanted sets of next hops, by key
@@ -167,6 +167,7 @@ func (t *Table) touch(names map[string]bool) {
 // and draw encrypted packets into a tunnel. Default routes (of length 0) are not withheld: by Metric they lose
 // against the underlay's.
 func (t *Table) SetOutside(addrs []netip.Addr) {
+	addrs = slices.Compact(slices.SortedFunc(slices.Values(addrs), netip.Addr.Compare))
 	if slices.Equal(t.outside, addrs) {
 		return
 	}
@@ -174,7 +175,7 @@ func (t *Table) SetOutside(addrs []netip.Addr) {
 	for p, e := range t.routes {
 		before[p] = t.winner(p, e)
 	}
-	t.outside = slices.Clone(addrs)
+	t.outside = addrs
 	for p, e := range t.routes {
 		t.settle(p, e, before[p])
 	}
@@ -305,12 +306,13 @@ func (t *Table) winner(p netip.Prefix, e *entry) *group {
 
 // covers returns an outside address that a prefix would take away from the underlay.
 func (t *Table) covers(p netip.Prefix) netip.Addr {
-	if p.Bits() > 0 {
-		for _, a := range t.outside {
-			if p.Contains(a) {
-				return a
-			}
-		}
+	if p.Bits() == 0 {
+		return netip.Addr{}
+	}
+	// The addresses in a prefix follow its own one.
+	i, _ := slices.BinarySearchFunc(t.outside, p.Addr(), netip.Addr.Compare)
+	if i < len(t.outside) && p.Contains(t.outside[i]) {
+		return t.outside[i]
 	}
 	return netip.Addr{}
 }
