@@ -270,8 +270,18 @@ func (l *lookup) dump(kind uint16, body []byte, f func(body []byte)) error {
 
 // count dumps the table and returns how many of its first n prefixes use each interface.
 func (l *lookup) count(n int) (map[uint32]int, error) {
+	for range 100 {
+		// A route may lead to a next hop that was not there yet when those were dumped.
+		if used, whole, err := l.countOnce(n); err != nil || whole {
+			return used, err
+		}
+	}
+	return nil, errors.New("dumping routes: next hops change faster than they can be read")
+}
+
+func (l *lookup) countOnce(n int) (used map[uint32]int, whole bool, err error) {
 	direct, groups := map[uint32]uint32{}, map[uint32][]uint32{}
-	err := l.dump(unix.RTM_GETNEXTHOP, make([]byte, 8), func(body []byte) {
+	err = l.dump(unix.RTM_GETNEXTHOP, make([]byte, 8), func(body []byte) {
 		var id, oif uint32
 		var members []uint32
 		attributes(body[8:], func(kind uint16, value []byte) {
@@ -289,9 +299,9 @@ func (l *lookup) count(n int) (map[uint32]int, error) {
 		direct[id], groups[id] = oif, members
 	})
 	if err != nil {
-		return nil, fmt.Errorf("dumping next hops: %w", err)
+		return nil, false, fmt.Errorf("dumping next hops: %w", err)
 	}
-	used := map[uint32]int{}
+	used, whole = map[uint32]int{}, true
 	body := make([]byte, unix.SizeofRtMsg)
 	body[0], body[4] = unix.AF_INET, unix.RT_TABLE_MAIN
 	err = l.dump(unix.RTM_GETROUTE, body, func(body []byte) {
@@ -305,6 +315,9 @@ func (l *lookup) count(n int) (map[uint32]int, error) {
 				ways = append(ways, native.Uint32(value))
 			case rtaNHID:
 				id := native.Uint32(value)
+				if _, known := direct[id]; !known {
+					whole = false
+				}
 				if len(groups[id]) == 0 {
 					ways = append(ways, direct[id])
 				}
@@ -323,7 +336,7 @@ func (l *lookup) count(n int) (map[uint32]int, error) {
 		}
 	})
 	if err != nil {
-		return nil, fmt.Errorf("dumping routes: %w", err)
+		return nil, false, fmt.Errorf("dumping routes: %w", err)
 	}
-	return used, nil
+	return used, whole, nil
 }
