@@ -200,7 +200,6 @@ func (b *bench) fibOnce(ctx context.Context, t *table, name string, size int) er
 	if err != nil {
 		return err
 	}
-	s.watch.quiet(200 * time.Millisecond)
 	after := cpuTime(pids...)
 	used, err := s.lookup.count(size)
 	if err != nil {
@@ -310,10 +309,23 @@ func (b *bench) failoverOnce(ctx context.Context, t *table, name string, size in
 			break
 		}
 	}
-	s.watch.quiet(time.Second)
-	t.add(name, "CPU s until quiet", (cpuTime(pids...) - before).Seconds())
+	idle(pids)
+	t.add(name, "CPU s until idle", (cpuTime(pids...) - before).Seconds())
 	t.add(name, "peak MiB", status("VmHWM", pids...))
 	return nil
+}
+
+// idle waits until processes have next to nothing to do.
+func idle(pids []int) {
+	const look = 500 * time.Millisecond
+	for last := cpuTime(pids...); ; {
+		time.Sleep(look)
+		now := cpuTime(pids...)
+		if now-last < look/50 {
+			return
+		}
+		last = now
+	}
 }
 
 // repaired waits until no sampled address is sent to the dead interface.

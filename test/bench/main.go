@@ -42,6 +42,7 @@ var parts = []struct {
 }{
 	{"fib", (*bench).fib},
 	{"failover", (*bench).failover},
+	{"ipsec", (*bench).ipsec},
 }
 
 func main() {

@@ -1,0 +1,358 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/test/lab"
+	"github.com/isthmus-net/isthmus/test/peer"
+	"github.com/isthmus-net/isthmus/tunnel"
+	"github.com/isthmus-net/isthmus/tunnel/ipsec"
+)
+
+// vpnDocument has n tunnels that wait for their peers, so that nothing is negotiated. rekey is of the first one.
+func vpnDocument(n int, rekey string) string {
+	var b strings.Builder
+	b.WriteString("node: {name: bench, asn: 64620}\nunderlay: {interface: up0, address: 10.99.0.10, publicAddress: 198.51.100.20}\ntunnels:\n")
+	for i := range n {
+		after := "45m"
+		if i == 0 {
+			after = rekey
+		}
+		fmt.Fprintf(&b, "- {name: cloud-%d, ipsec: {remoteAddress: %v, psk: psk, respondOnly: true, childRekey: %s}}\n", i, address(i).Next(), after)
+	}
+	return b.String()
+}
+
+func (b *bench) ipsec(ctx context.Context) error {
+	sizes := []int{b.size(500), b.size(2000)}
+	whole := newTable("IPsec: a document with so many tunnels through the daemon's API (interfaces are not made on this kernel)")
+	for _, n := range sizes {
+		t := newTable("IPsec: %d tunnels loaded into charon by tunnel/ipsec, and the same messages by a bare vici client", n)
+		packets, err := b.recordLoad(ctx, n)
+		if err != nil {
+			return err
+		}
+		for range b.rounds {
+			if err := b.loadDriver(ctx, t, n); err != nil {
+				return err
+			}
+			if err := b.loadBare(ctx, t, n, packets); err != nil {
+				return err
+			}
+		}
+		t.print(os.Stdout, "bare vici")
+		for range b.rounds {
+			if err := b.loadDaemon(ctx, whole, n); err != nil {
+				return err
+			}
+		}
+	}
+	whole.print(os.Stdout)
+	return nil
+}
+
+// vpn is a charon of its own.
+type vpn struct {
+	lab    *lab.Lab
+	node   *lab.Node
+	charon *peer.Charon
+	empty  float64 // MiB resident before anything was loaded
+}
+
+func (b *bench) vpn(ctx context.Context) (*vpn, error) {
+	l, err := b.lab()
+	if err != nil {
+		return nil, err
+	}
+	v := &vpn{lab: l, node: l.Node("router")}
+	v.node.Bridge("up0", netip.MustParsePrefix("10.99.0.10/24"))
+	if err = l.Up(ctx); err == nil {
+		v.charon, err = peer.StartCharon(ctx, v.node, peer.CharonOptions{Lines: []string{"ikesa_table_size = 4096", "ikesa_table_segments = 16"}})
+	}
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	v.empty = status("VmRSS", v.charon.Process.Pid())
+	return v, nil
+}
+
+// weight is what each of n tunnels takes of charon's memory, in KiB.
+func (v *vpn) weight(n int) float64 {
+	return (status("VmRSS", v.charon.Process.Pid()) - v.empty) * 1024 / float64(n)
+}
+
+var psk = secret.Ref{Name: "psk", Fingerprint: "1"}
+
+func lookUp(secret.Ref) ([]byte, error) { return []byte("correct horse battery staple"), nil }
+
+// decide is what happens to a document before anything is carried out.
+func decide(document string) ([]tunnel.Config, error) {
+	d, problems := spec.Decode([]byte(document))
+	s, more := spec.Check(d, func(string) (secret.Ref, bool) { return psk, true })
+	if problems = append(problems, more...); len(problems) > 0 {
+		return nil, problems
+	}
+	t, _, problems := plan.Make(s, plan.Ledger{}, func(string) bool { return true })
+	if len(problems) > 0 {
+		return nil, problems
+	}
+	return t.Tunnels, nil
+}
+
+// withDriver applies the tunnels to a driver that runs.
+func withDriver(ctx context.Context, socket string, tunnels []tunnel.Config, use func(d *ipsec.Driver, took time.Duration) error) error {
+	d := ipsec.New(ipsec.Options{Socket: socket, Secrets: lookUp, Links: newNoLinks()})
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx, func(tunnel.State) {}) }()
+	defer func() { cancel(); <-done; d.Close() }()
+	start := time.Now()
+	for _, c := range tunnels {
+		if err := d.Apply(ctx, c); err != nil {
+			return err
+		}
+	}
+	return use(d, time.Since(start))
+}
+
+const edits = 20
+
+func (b *bench) loadDriver(ctx context.Context, t *table, n int) error {
+	v, err := b.vpn(ctx)
+	if err != nil {
+		return err
+	}
+	defer v.lab.Close()
+	tunnels, err := decide(vpnDocument(n, "45m"))
+	if err != nil {
+		return err
+	}
+	return withDriver(ctx, v.charon.Socket, tunnels, func(d *ipsec.Driver, took time.Duration) error {
+		if writes := int(d.Writes()); writes != 2*n {
+			return fmt.Errorf("%d writes for %d tunnels", writes, n)
+		}
+		t.add("isthmus", "load s", took.Seconds())
+		var one []float64
+		changed := tunnels[n/2]
+		for i := range edits {
+			x := *changed.IPsec
+			x.ChildRekey += time.Duration(i+1) * time.Minute
+			changed.IPsec = &x
+			start := time.Now()
+			if err := d.Apply(ctx, changed); err != nil {
+				return err
+			}
+			one = append(one, time.Since(start).Seconds()*1000)
+		}
+		t.add("isthmus", "edit one ms", median(one))
+		t.add("isthmus", "charon KiB a tunnel", v.weight(n))
+		var list []float64
+		for range edits {
+			start := time.Now()
+			states, err := d.Observe(ctx)
+			if err != nil {
+				return err
+			}
+			if len(states) != n {
+				return fmt.Errorf("%d of %d tunnels are listed", len(states), n)
+			}
+			list = append(list, time.Since(start).Seconds()*1000)
+		}
+		t.add("isthmus", "list all ms", median(list))
+		return nil
+	})
+}
+
+// recordLoad returns the load commands that tunnel/ipsec sends for n tunnels, as they are on the socket.
+func (b *bench) recordLoad(ctx context.Context, n int) (packets [][]byte, err error) {
+	v, err := b.vpn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer v.lab.Close()
+	tunnels, err := decide(vpnDocument(n, "45m"))
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(v.lab.Dir, "recorder")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	defer listener.Close()
+	var mu sync.Mutex
+	go func() {
+		for {
+			from, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			to, err := net.Dial("unix", v.charon.Socket)
+			if err != nil {
+				from.Close()
+				return
+			}
+			go func() { io.Copy(from, to); from.Close() }()
+			go func() {
+				defer to.Close()
+				for {
+					p, err := readPacket(from)
+					if err != nil {
+						return
+					}
+					if bytes.HasPrefix(p[5:], []byte("\x09load-conn")) || bytes.HasPrefix(p[5:], []byte("\x0bload-shared")) {
+						mu.Lock()
+						packets = append(packets, p)
+						mu.Unlock()
+					}
+					if _, err := to.Write(p); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	err = withDriver(ctx, path, tunnels, func(*ipsec.Driver, time.Duration) error { return nil })
+	mu.Lock()
+	defer mu.Unlock()
+	if err == nil && len(packets) != 2*n {
+		err = fmt.Errorf("%d load commands for %d tunnels", len(packets), n)
+	}
+	return packets, err
+}
+
+// readPacket reads one vici packet: its length in four bytes, a type, a name where the type has one, and a message.
+func readPacket(r io.Reader) ([]byte, error) {
+	p := make([]byte, 4)
+	if _, err := io.ReadFull(r, p); err != nil {
+		return nil, err
+	}
+	p = append(p, make([]byte, binary.BigEndian.Uint32(p))...)
+	_, err := io.ReadFull(r, p[4:])
+	if err == nil && len(p) < 6 {
+		err = errors.New("a vici packet is truncated")
+	}
+	return p, err
+}
+
+func (b *bench) loadBare(ctx context.Context, t *table, n int, packets [][]byte) error {
+	v, err := b.vpn(ctx)
+	if err != nil {
+		return err
+	}
+	defer v.lab.Close()
+	conn, err := net.Dial("unix", v.charon.Socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	send := func(p []byte) error {
+		if _, err := conn.Write(p); err != nil {
+			return err
+		}
+		answer, err := readPacket(conn)
+		if err == nil && !bytes.Contains(answer, []byte("success\x00\x03yes")) {
+			err = fmt.Errorf("charon refuses: %q", answer)
+		}
+		return err
+	}
+	start := time.Now()
+	for _, p := range packets {
+		if err := send(p); err != nil {
+			return err
+		}
+	}
+	t.add("bare vici", "load s", time.Since(start).Seconds())
+	var one []float64
+	for range edits {
+		start := time.Now()
+		if err := send(packets[n+n%2+1]); err != nil {
+			return err
+		}
+		one = append(one, time.Since(start).Seconds()*1000)
+	}
+	t.add("bare vici", "edit one ms", median(one))
+	t.add("bare vici", "charon KiB a tunnel", v.weight(n))
+	return nil
+}
+
+// loadDaemon does it as a user would: a document over gRPC to a daemon that is empty.
+func (b *bench) loadDaemon(ctx context.Context, t *table, n int) error {
+	v, err := b.vpn(ctx)
+	if err != nil {
+		return err
+	}
+	defer v.lab.Close()
+	row := fmt.Sprint(n, " tunnels")
+	start := time.Now()
+	if _, err := decide(vpnDocument(n, "45m")); err != nil {
+		return err
+	}
+	t.add(row, "plan ms", time.Since(start).Seconds()*1000)
+	runtime.GC()
+
+	p, c, err := b.startRouter(ctx, v.node, "-vici", v.charon.Socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.secrets.SetSecret(ctx, &isthmusv1.SetSecretRequest{Name: "psk", Value: []byte("correct horse battery staple")}); err != nil {
+		return err
+	}
+	empty := status("VmRSS", p.Pid())
+	accepted, done, err := c.apply(ctx, vpnDocument(n, "45m"))
+	if err != nil {
+		return err
+	}
+	t.add(row, "apply, accepted ms", accepted.Seconds()*1000)
+	t.add(row, "apply, loaded s", done.Seconds())
+	var list []float64
+	for range 10 {
+		start, got := time.Now(), 0
+		for page := ""; ; {
+			r, err := c.tunnels.ListTunnels(ctx, &isthmusv1.ListTunnelsRequest{PageToken: page, PageSize: 5000})
+			if err != nil {
+				return err
+			}
+			got += len(r.Tunnels)
+			if page = r.NextPageToken; page == "" {
+				break
+			}
+		}
+		if got != n {
+			return fmt.Errorf("%d of %d tunnels are listed", got, n)
+		}
+		list = append(list, time.Since(start).Seconds()*1000)
+	}
+	t.add(row, "list all ms", median(list))
+	// Before the edits, whose former documents are kept as history.
+	t.add(row, "daemon KiB a tunnel", (status("VmRSS", p.Pid())-empty)*1024/float64(n))
+	t.add(row, "charon KiB a tunnel", v.weight(n))
+	var one []float64
+	for i := range 5 {
+		_, done, err := c.apply(ctx, vpnDocument(n, fmt.Sprint(20+i, "m")))
+		if err != nil {
+			return err
+		}
+		one = append(one, done.Seconds()*1000)
+	}
+	t.add(row, "edit one, loaded ms", median(one))
+	return nil
+}
