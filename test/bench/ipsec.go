@@ -123,11 +123,28 @@ func withDriver(ctx context.Context, socket string, tunnels []tunnel.Config, use
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx, func(tunnel.State) {}) }()
 	defer func() { cancel(); <-done; d.Close() }()
+	const parallel = 8 // as router's scheduler does it
+	work, failed := make(chan tunnel.Config), make(chan error, parallel)
 	start := time.Now()
+	for range parallel {
+		go func() {
+			var errs []error
+			for c := range work {
+				errs = append(errs, d.Apply(ctx, c))
+			}
+			failed <- errors.Join(errs...)
+		}()
+	}
 	for _, c := range tunnels {
-		if err := d.Apply(ctx, c); err != nil {
-			return err
-		}
+		work <- c
+	}
+	close(work)
+	var errs []error
+	for range parallel {
+		errs = append(errs, <-failed)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	return use(d, time.Since(start))
 }

@@ -311,6 +311,6 @@ func (c *client) apply(ctx context.Context, document string) (accepted, done tim
 		if time.Since(start) > 60*time.Second {
 			return 0, 0, fmt.Errorf("generation %d is not applied after a minute: %v", r.Generation, s.Conditions)
 		}
-		time.Sleep(2 * time.Millisecond)
+		time.Sleep(15 * time.Millisecond) // the API takes 100 calls a second
 	}
 }

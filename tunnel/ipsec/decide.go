@@ -39,6 +39,7 @@ const (
 // record is what the driver knows of one wanted tunnel.
 type record struct {
 	cfg   tunnel.Config
+	want  loaded       // what is to be loaded for it
 	state tunnel.State // without counters
 
 	known bool // whether sas was read from the present charon

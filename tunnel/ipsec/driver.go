@@ -63,9 +63,10 @@ type Driver struct {
 
 	mu       sync.Mutex
 	records  map[string]*record
-	dirty    map[string]bool // to be read again
-	all      bool            // everything is to be read again
-	ledger   *ledger         // nil: not connected to charon yet
+	pairs    map[[2]string][]*record // by the identities of both ends
+	dirty    map[string]bool         // to be read again
+	all      bool                    // everything is to be read again
+	ledger   *ledger                 // nil: not connected to charon yet
 	instance string
 	running  bool                 // Run keeps the records up to date
 	orphans  map[uint32]time.Time // when an SA that charon does not know was first seen, by SPI
@@ -86,7 +87,7 @@ func New(o Options) *Driver {
 	}
 	return &Driver{
 		o: o, client: client{socket: o.Socket}, kick: make(chan struct{}, 1), fullRead: fullRead,
-		records: map[string]*record{}, dirty: map[string]bool{}, orphans: map[uint32]time.Time{},
+		records: map[string]*record{}, pairs: map[[2]string][]*record{}, dirty: map[string]bool{}, orphans: map[uint32]time.Time{},
 	}
 }
 
@@ -111,7 +112,12 @@ func (d *Driver) Apply(ctx context.Context, c tunnel.Config) error {
 	if c.IPsec == nil || c.ID == 0 {
 		return fmt.Errorf("applying tunnel %s: not an IPsec tunnel with an id", c.Name)
 	}
-	if err := d.want(c); err != nil {
+	conn, err := compile(c)
+	if err != nil {
+		return fmt.Errorf("applying tunnel %s: %w", c.Name, err)
+	}
+	want := digests(c, conn)
+	if err := d.want(c, want); err != nil {
 		return fmt.Errorf("applying tunnel %s: %w", c.Name, err)
 	}
 	defer d.nudge(connection(c.Name))
@@ -120,7 +126,7 @@ func (d *Driver) Apply(ctx context.Context, c tunnel.Config) error {
 	}
 	d.load.Lock()
 	defer d.load.Unlock()
-	if err := d.loadLocked(ctx, c); err != nil {
+	if err := d.loadLocked(ctx, c, conn, want); err != nil {
 		return fmt.Errorf("applying tunnel %s: %w", c.Name, err)
 	}
 	return nil
@@ -128,17 +134,15 @@ func (d *Driver) Apply(ctx context.Context, c tunnel.Config) error {
 
 // want takes the configuration into the records. charon finds a PSK by the identities of both ends alone, so two
 // tunnels between the same identities cannot have two.
-func (d *Driver) want(c tunnel.Config) error {
+func (d *Driver) want(c tunnel.Config, want loaded) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for name, r := range d.records {
-		i := r.cfg.IPsec
-		if name != c.Name && i.LocalIdentity == c.IPsec.LocalIdentity && i.RemoteIdentity == c.IPsec.RemoteIdentity &&
-			i.PSK.Fingerprint != c.IPsec.PSK.Fingerprint {
-			return fmt.Errorf("tunnel %s has the same identities and another PSK, and a PSK is chosen by identities alone", name)
+	r := d.records[c.Name]
+	for _, other := range d.pairs[identities(c)] {
+		if other != r && other.cfg.IPsec.PSK.Fingerprint != c.IPsec.PSK.Fingerprint {
+			return fmt.Errorf("tunnel %s has the same identities and another PSK, and a PSK is chosen by identities alone", other.cfg.Name)
 		}
 	}
-	r := d.records[c.Name]
 	if r == nil {
 		r = &record{stale: map[uint32]time.Time{}}
 		r.state = tunnel.State{Name: c.Name, Kind: "ipsec", Status: tunnel.Unknown}
@@ -146,23 +150,35 @@ func (d *Driver) want(c tunnel.Config) error {
 			r.held = d.carriedUntil
 		}
 		d.records[c.Name] = r
+	} else {
+		d.unpairLocked(r)
 	}
 	own := *c.IPsec // the caller may go on to change its own
-	r.cfg, r.cfg.IPsec = c, &own
+	r.cfg, r.want = c, want
+	r.cfg.IPsec = &own
+	d.pairs[identities(c)] = append(d.pairs[identities(c)], r)
 	r.state.Interface = c.Interface
 	return nil
 }
 
+// identities are those of both ends.
+func identities(c tunnel.Config) [2]string {
+	return [2]string{c.IPsec.LocalIdentity, c.IPsec.RemoteIdentity}
+}
+
+func (d *Driver) unpairLocked(r *record) {
+	pair := identities(r.cfg)
+	rest := slices.DeleteFunc(d.pairs[pair], func(x *record) bool { return x == r })
+	if d.pairs[pair] = rest; len(rest) == 0 {
+		delete(d.pairs, pair)
+	}
+}
+
 // loadLocked loads key and connection of a tunnel when they are not what was loaded before. d.load is held.
-func (d *Driver) loadLocked(ctx context.Context, c tunnel.Config) error {
+func (d *Driver) loadLocked(ctx context.Context, c tunnel.Config, conn *vici.Message, want loaded) error {
 	if err := d.connectLocked(ctx); err != nil {
 		return err
 	}
-	conn, err := compile(c)
-	if err != nil {
-		return err
-	}
-	want := digests(c, conn)
 	have := d.ledger.entries[c.Name]
 	if have == want {
 		return nil
@@ -285,7 +301,10 @@ func (d *Driver) Remove(ctx context.Context, name string) error {
 	d.load.Lock()
 	defer d.load.Unlock()
 	d.mu.Lock()
-	delete(d.records, name)
+	if r := d.records[name]; r != nil {
+		d.unpairLocked(r)
+		delete(d.records, name)
+	}
 	d.mu.Unlock()
 	if err := d.unloadLocked(ctx, name); err != nil {
 		return fmt.Errorf("removing tunnel %s: %w", name, err)

@@ -209,22 +209,37 @@ func (d *Driver) heed(e vici.Event) bool {
 // reload loads what the running charon does not have of what is wanted.
 func (r *runner) reload(ctx context.Context) {
 	d := r.d
+	d.load.Lock()
+	err := d.connectLocked(ctx) // the ledger may be that of a former charon
+	d.load.Unlock()
+	if err != nil {
+		d.o.Log.Warn("reading what charon has failed", "error", err)
+		return
+	}
 	d.mu.Lock()
-	var wanted []tunnel.Config
-	for _, rec := range d.records {
-		wanted = append(wanted, rec.cfg)
+	var missing []string
+	for name, rec := range d.records {
+		if d.ledger == nil || d.ledger.entries[name] != rec.want {
+			missing = append(missing, name)
+		}
 	}
 	d.mu.Unlock()
-	for _, c := range wanted {
+	for _, name := range missing {
 		d.load.Lock()
 		d.mu.Lock()
-		rec := d.records[c.Name]
+		rec := d.records[name]
+		var c tunnel.Config
+		var want loaded
 		if rec != nil {
-			c = rec.cfg // what Apply made of it meanwhile
+			c, want = rec.cfg, rec.want // what Apply made of it meanwhile
 		}
 		d.mu.Unlock()
 		if rec != nil {
-			if err := d.loadLocked(ctx, c); err != nil {
+			conn, err := compile(c)
+			if err == nil {
+				err = d.loadLocked(ctx, c, conn, want)
+			}
+			if err != nil {
 				d.o.Log.Warn("loading a connection failed", "tunnel", c.Name, "error", err)
 				d.mu.Lock()
 				rec.reason, rec.reasonAt = "loading the connection failed: "+err.Error(), time.Now()
