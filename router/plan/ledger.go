@@ -37,66 +37,100 @@ type Entry struct {
 	Inside netip.Prefix `json:"inside,omitzero"`
 }
 
-// clone returns a copy that can be changed.
-func (l Ledger) clone() Ledger {
-	c := Ledger{Tunnels: maps.Clone(l.Tunnels), Retired: slices.Clone(l.Retired)}
-	if c.Tunnels == nil {
-		c.Tunnels = map[string]Entry{}
+// chooser makes the choices of one plan. It knows what is in use, so that a choice does not cost a walk through the ledger.
+type chooser struct {
+	ledger     Ledger
+	ids        map[uint32]bool
+	lowID      uint32 // no number below is free
+	interfaces map[string]bool
+	blocks     *apipa.Blocks
+}
+
+// newChooser begins with a copy of a ledger, and the inside addresses that the document gives.
+func newChooser(former Ledger, given []netip.Prefix) *chooser {
+	c := &chooser{
+		ledger: Ledger{Tunnels: map[string]Entry{}, Retired: slices.Clone(former.Retired)},
+		ids:    map[uint32]bool{}, lowID: FirstID, interfaces: map[string]bool{}, blocks: apipa.NewBlocks(),
+	}
+	for _, p := range given {
+		c.blocks.Use(p)
+	}
+	for name, e := range former.Tunnels {
+		c.put(name, e)
 	}
 	return c
 }
 
+// put notes what a tunnel has.
+func (c *chooser) put(name string, e Entry) {
+	c.forget(name)
+	c.ledger.Tunnels[name] = e
+	c.ids[e.ID], c.interfaces[e.Interface] = true, true
+	if e.Inside.IsValid() {
+		c.blocks.Use(e.Inside)
+	}
+}
+
+func (c *chooser) forget(name string) {
+	e, ok := c.ledger.Tunnels[name]
+	if !ok {
+		return
+	}
+	delete(c.ledger.Tunnels, name)
+	delete(c.ids, e.ID)
+	c.lowID = max(FirstID, min(c.lowID, e.ID))
+	delete(c.interfaces, e.Interface)
+	if e.Inside.IsValid() {
+		c.blocks.Release(e.Inside)
+	}
+}
+
 // retire notes which tunnels are gone and forgets the oldest beyond maxRetired.
-func (l *Ledger) retire(present map[string]bool) {
+func (c *chooser) retire(present map[string]bool) {
+	l := &c.ledger
 	l.Retired = slices.DeleteFunc(l.Retired, func(name string) bool { return present[name] })
+	known := make(map[string]bool, len(l.Retired))
+	for _, name := range l.Retired {
+		known[name] = true
+	}
 	for _, name := range slices.Sorted(maps.Keys(l.Tunnels)) {
-		if !present[name] && !slices.Contains(l.Retired, name) {
+		if !present[name] && !known[name] {
 			l.Retired = append(l.Retired, name)
 		}
 	}
 	for len(l.Retired) > maxRetired {
-		l.forgetOldest()
+		c.forgetOldest()
 	}
 }
 
-func (l *Ledger) forgetOldest() bool {
-	if len(l.Retired) == 0 {
+func (c *chooser) forgetOldest() bool {
+	if len(c.ledger.Retired) == 0 {
 		return false
 	}
-	delete(l.Tunnels, l.Retired[0])
-	l.Retired = l.Retired[1:]
+	c.forget(c.ledger.Retired[0])
+	c.ledger.Retired = c.ledger.Retired[1:]
 	return true
 }
 
 // freeID returns the smallest number that no tunnel has or had.
-func (l *Ledger) freeID() (uint32, error) {
+func (c *chooser) freeID() (uint32, error) {
 	for {
-		used := map[uint32]bool{}
-		for _, e := range l.Tunnels {
-			used[e.ID] = true
-		}
-		for id := FirstID; id <= LastID; id++ {
-			if !used[id] {
-				return id, nil
+		for ; c.lowID <= LastID; c.lowID++ {
+			if !c.ids[c.lowID] {
+				return c.lowID, nil
 			}
 		}
-		if !l.forgetOldest() {
+		if !c.forgetOldest() {
 			return 0, fmt.Errorf("all %d tunnel numbers are in use", LastID-FirstID+1)
 		}
 	}
 }
 
 // freeBlock returns an inside block that overlaps neither the document's nor a remembered one.
-func (l *Ledger) freeBlock(given []netip.Prefix) (netip.Prefix, error) {
+func (c *chooser) freeBlock() (netip.Prefix, error) {
 	for {
-		used := slices.Clone(given)
-		for _, e := range l.Tunnels {
-			if e.Inside.IsValid() {
-				used = append(used, e.Inside)
-			}
-		}
-		p, err := apipa.Allocate(used)
-		if err == nil || !l.forgetOldest() {
+		p, err := c.blocks.Free()
+		if err == nil || !c.forgetOldest() {
 			return p, err
 		}
 	}
@@ -107,20 +141,16 @@ const interfacePrefix = "t-"
 
 // freeInterface returns an interface name for a tunnel: its own name where that fits into the 15 characters of
 // IFNAMSIZ, else its beginning with a digest.
-func (l *Ledger) freeInterface(name string) string {
-	used := map[string]bool{}
-	for _, e := range l.Tunnels {
-		used[e.Interface] = true
-	}
+func (c *chooser) freeInterface(name string) string {
 	const limit = 15 - len(interfacePrefix)
-	if len(name) <= limit && !used[interfacePrefix+name] {
+	if len(name) <= limit && !c.interfaces[interfacePrefix+name] {
 		return interfacePrefix + name
 	}
 	for i := 0; ; i++ {
 		sum := sha256.Sum256(fmt.Appendf(nil, "%d %s", i, name))
 		const digits = 6
 		candidate := interfacePrefix + name[:min(len(name), limit-digits-1)] + "-" + hex.EncodeToString(sum[:])[:digits]
-		if !used[candidate] {
+		if !c.interfaces[candidate] {
 			return candidate
 		}
 	}

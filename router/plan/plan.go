@@ -31,7 +31,6 @@ type Target struct {
 // together or not at all. can tells whether the kernel has a capability of router/host.
 func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target, Ledger, spec.Problems) {
 	var problems spec.Problems
-	ledger := former.clone()
 	t := Target{Node: s.Node, Underlay: s.Underlay}
 
 	present := map[string]bool{}
@@ -49,25 +48,26 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 			})
 		}
 	}
-	ledger.retire(present)
+	choose := newChooser(former, given)
+	choose.retire(present)
 
 	tunnels := slices.Clone(s.Tunnels)
 	slices.SortFunc(tunnels, func(a, b spec.Tunnel) int { return cmp.Compare(a.Name, b.Name) })
 	interfaces := map[string]tunnel.Config{}
 	for _, tu := range tunnels {
-		e, known := ledger.Tunnels[tu.Name]
+		e, known := choose.ledger.Tunnels[tu.Name]
 		if !known {
-			id, err := ledger.freeID()
+			id, err := choose.freeID()
 			if err != nil {
 				problems = append(problems, spec.Problem{Path: "tunnels", Rule: "has too many tunnels: " + err.Error(), Remedy: "remove some, or use another node"})
 				continue
 			}
-			e = Entry{ID: id, Interface: ledger.freeInterface(tu.Name)}
+			e = Entry{ID: id, Interface: choose.freeInterface(tu.Name)}
 		}
 		if len(tu.Inside) == 0 {
 			if !e.Inside.IsValid() || overlaps(given, e.Inside) {
-				ledger.Tunnels[tu.Name] = e
-				block, err := ledger.freeBlock(given)
+				choose.put(tu.Name, e)
+				block, err := choose.freeBlock()
 				if err != nil {
 					problems = append(problems, spec.Problem{Path: "tunnels", Rule: "cannot allocate inside addresses for " + tu.Name + ": " + err.Error(), Remedy: "give `inside` addresses"})
 				}
@@ -79,7 +79,7 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 		} else {
 			e.Inside = netip.Prefix{}
 		}
-		ledger.Tunnels[tu.Name] = e
+		choose.put(tu.Name, e)
 		c := tu.Config
 		c.ID, c.Interface, c.Underlay = e.ID, e.Interface, s.Underlay.Interface
 		if c.Interface == s.Underlay.Interface {
@@ -99,7 +99,7 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 	t.NAT.Own = []netip.Addr{s.Underlay.Address}
 	t.NAT.Pools = slices.SortedFunc(slices.Values(s.Pools), func(a, b nat.Pool) int { return cmp.Compare(a.Name, b.Name) })
 	t.NAT.Policies = slices.SortedFunc(slices.Values(s.Policies), func(a, b nat.Policy) int { return cmp.Compare(a.Name, b.Name) })
-	return t, ledger, problems
+	return t, choose.ledger, problems
 }
 
 // needs returns the sets of capabilities of which a tunnel needs one.
