@@ -43,6 +43,8 @@ var parts = []struct {
 	{"fib", (*bench).fib},
 	{"failover", (*bench).failover},
 	{"ipsec", (*bench).ipsec},
+	{"nat", (*bench).nat},
+	{"idle", (*bench).idle},
 }
 
 func main() {

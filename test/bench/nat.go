@@ -1,0 +1,256 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/nat/nftables"
+	"github.com/isthmus-net/isthmus/test/lab"
+)
+
+// policies returns a configuration with n policies for as many sources and destinations, and one for everything else.
+func policies(n int) nat.Config {
+	pool := netip.MustParseAddr("192.0.2.11")
+	c := nat.Config{Underlay: "up0", Own: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+		Pools: []nat.Pool{{Name: "p", Addresses: []nat.PoolAddress{{Address: pool, Public: pool}}}}}
+	for i := range n {
+		src := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
+		dst := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 4), byte(i << 4)}), 28)
+		c.Policies = append(c.Policies, nat.Policy{Name: fmt.Sprintf("p%d", i), Action: nat.SNAT, Sources: []netip.Prefix{src}, Destinations: []netip.Prefix{dst}, Pool: "p"})
+	}
+	c.Policies = append(c.Policies, nat.Policy{Name: "rest", Action: nat.SNAT, Sources: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Pool: "p"})
+	return c
+}
+
+// linearRules is what the same number of policies is as a list of rules, in a table of their own.
+func linearRules(n int) string {
+	var b strings.Builder
+	b.WriteString("table inet linear {\nchain post {\ntype nat hook postrouting priority srcnat;\n")
+	for i := range n {
+		fmt.Fprintf(&b, "oifname up0 ip saddr 172.16.%d.%d ip daddr 198.18.0.0/15 snat ip to 192.0.2.11\n", i>>8, i&255)
+	}
+	b.WriteString("oifname up0 snat ip to 192.0.2.11\n}\n}\n")
+	return b.String()
+}
+
+// egress is a client behind a router and a server on its underlay.
+type egress struct {
+	lab                    *lab.Lab
+	client, router, server *lab.Node
+	driver                 *nftables.Driver
+	listener               net.Listener
+	flow                   int
+}
+
+func (b *bench) egress(ctx context.Context) (e *egress, err error) {
+	l, err := b.lab()
+	if err != nil {
+		return nil, err
+	}
+	e = &egress{lab: l, client: l.Node("client"), router: l.Node("router"), server: l.Node("server")}
+	defer func() {
+		if err != nil {
+			e.close()
+		}
+	}()
+	addrs := func(list ...string) (out []netip.Prefix) {
+		for _, a := range list {
+			out = append(out, netip.MustParsePrefix(a))
+		}
+		return out
+	}
+	l.Link(lab.End{Node: e.client, Name: "r0", Addrs: addrs("172.31.0.2/30")}, lab.End{Node: e.router, Name: "tun0", Addrs: addrs("172.31.0.1/30")})
+	l.Link(lab.End{Node: e.router, Name: "up0", Addrs: addrs("192.0.2.1/24", "192.0.2.11/24")}, lab.End{Node: e.server, Name: "r0", Addrs: addrs("192.0.2.254/24")})
+	e.client.IP("route add default via 172.31.0.1")
+	e.client.IP("route add local 10.0.0.0/8 dev lo")
+	e.router.IP("route add 10.0.0.0/8 via 172.31.0.2")
+	e.router.IP("route add default via 192.0.2.254")
+	e.server.IP("route add local 198.51.0.0/16 dev lo")
+	if err := l.Up(ctx); err != nil {
+		return nil, err
+	}
+	ns, err := unix.Open("/run/netns/"+e.router.Namespace, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	e.driver = nftables.New(nftables.Options{NetNS: ns})
+	e.listener, err = e.server.Listen("tcp4", "0.0.0.0:443")
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		for {
+			c, err := e.listener.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	return e, nil
+}
+
+func (e *egress) close() {
+	if e.listener != nil {
+		e.listener.Close()
+	}
+	if err := e.lab.Close(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+	}
+}
+
+// open opens TCP connections through the router, one after another and each from the next policy's source to its destination, and
+// returns how many a second of CPU time: the connecting thread carries every packet through the router.
+func (e *egress) open(n, policies int) (perSecond float64, err error) {
+	if err := e.router.Do(forgetFlows); err != nil {
+		return 0, fmt.Errorf("emptying the connection table: %w", err)
+	}
+	err = e.client.Do(func() error {
+		start := threadTime()
+		for range n {
+			e.flow++
+			p := e.flow % policies
+			if err := connectOnce([4]byte{10, byte(p >> 8), byte(p), 1}, [4]byte{198, 51, byte(p >> 4), byte(p<<4) | 1}); err != nil {
+				return fmt.Errorf("opening a connection: %w", err)
+			}
+		}
+		perSecond = float64(n) / (threadTime() - start).Seconds()
+		return nil
+	})
+	return perSecond, err
+}
+
+// connectOnce opens a TCP connection and resets it.
+func connectOnce(from, to [4]byte) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return errors.Join(
+		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1),
+		unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}),
+		unix.Bind(fd, &unix.SockaddrInet4{Addr: from}),
+		unix.Connect(fd, &unix.SockaddrInet4{Addr: to, Port: 443}),
+	)
+}
+
+func threadTime() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t)
+	return time.Duration(t.Nano())
+}
+
+// forgetFlows empties the connection tracking of the calling thread's namespace.
+func forgetFlows() error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	const deleteAll = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2 // IPCTNL_MSG_CT_DELETE
+	if err := unix.Sendto(fd, request(deleteAll, unix.NLM_F_ACK, []byte{unix.AF_UNSPEC, 0, 0, 0}), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	buf := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(fd, buf, 0)
+	if err != nil {
+		return err
+	}
+	messages(buf[:n], func(kind uint16, body []byte) {
+		if code := int32(binary.NativeEndian.Uint32(body)); kind == unix.NLMSG_ERROR && code < 0 {
+			err = unix.Errno(-code)
+		}
+	})
+	return err
+}
+
+// nat measures what policies cost a new connection, and what a change of one policy costs.
+func (b *bench) nat(ctx context.Context) error {
+	e, err := b.egress(ctx)
+	if err != nil {
+		return err
+	}
+	defer e.close()
+	n := b.size(10_000)
+	one, all, more := policies(1), policies(n), policies(n+1)
+	dir, err := e.router.Dir()
+	if err != nil {
+		return err
+	}
+	script := dir + "/linear.nft"
+	if err := os.WriteFile(script, []byte(linearRules(n)), 0o600); err != nil {
+		return err
+	}
+	flows := newTable("Egress: new connections a second of CPU time through %d policies", n)
+	edits := newTable("Egress: one policy added or removed")
+	edit := func(row string, c nat.Config) error {
+		start := time.Now()
+		err := e.driver.Apply(ctx, c)
+		edits.add(row, "ms", time.Since(start).Seconds()*1000)
+		return err
+	}
+	many := fmt.Sprint(n, " policies")
+	few, full := newTable(""), newTable("")
+	for range 2 * b.rounds { // they are short
+		// Before and after, so that a drift of the machine shows in neither.
+		for _, c := range []struct {
+			row         string
+			config      nat.Config
+			connections int
+		}{{"one", one, 5000}, {"all", all, 10_000}, {"one", one, 5000}} {
+			if err := e.driver.Apply(ctx, c.config); err != nil {
+				return err
+			}
+			rate, err := e.open(c.connections, n)
+			if err != nil {
+				return err
+			}
+			few.add(c.row, "rate", rate)
+		}
+		if _, err := e.router.Exec(ctx, "sh", "-c", "nft delete table inet isthmus; nft -f "+script); err != nil {
+			return err
+		}
+		rate, err := e.open(500, n)
+		if err != nil {
+			return err
+		}
+		full.add("linear", "rate", rate)
+		if _, err := e.router.Exec(ctx, "nft", "delete", "table", "inet", "linear"); err != nil {
+			return err
+		}
+	}
+	before := few.cells[[2]string{"one", "rate"}]
+	for i, rate := range few.cells[[2]string{"all", "rate"}] {
+		flows.add(many, "connections/s", rate)
+		flows.add("one policy", "connections/s", (before[2*i]+before[2*i+1])/2)
+		flows.add("linear rules", "connections/s", full.cells[[2]string{"linear", "rate"}][i])
+	}
+	flows.print(os.Stdout, "one policy", "linear rules")
+	if err := e.driver.Apply(ctx, all); err != nil {
+		return err
+	}
+	for range 4 * b.rounds {
+		if err := edit("add one of "+fmt.Sprint(n), more); err != nil {
+			return err
+		}
+		if err := edit("remove one of "+fmt.Sprint(n), all); err != nil {
+			return err
+		}
+		if err := edit("the same again", all); err != nil {
+			return err
+		}
+	}
+	edits.print(os.Stdout)
+	return nil
+}
