@@ -12,9 +12,12 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/strongswan/govici/vici"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/plan"
@@ -44,7 +47,7 @@ func (b *bench) ipsec(ctx context.Context) error {
 	sizes := []int{b.size(500), b.size(2000)}
 	whole := newTable("IPsec: a document with so many tunnels through the daemon's API (interfaces are not made on this kernel)")
 	for _, n := range sizes {
-		t := newTable("IPsec: %d tunnels loaded into charon by tunnel/ipsec, and the same messages by a bare vici client", n)
+		t := newTable("IPsec: %d tunnels loaded into charon by tunnel/ipsec, the same messages given to its vici library, and the same bytes written to the socket", n)
 		packets, err := b.recordLoad(ctx, n)
 		if err != nil {
 			return err
@@ -53,11 +56,14 @@ func (b *bench) ipsec(ctx context.Context) error {
 			if err := b.loadDriver(ctx, t, n); err != nil {
 				return err
 			}
+			if err := b.loadLibrary(ctx, t, n, packets); err != nil {
+				return err
+			}
 			if err := b.loadBare(ctx, t, n, packets); err != nil {
 				return err
 			}
 		}
-		t.print(os.Stdout, "bare vici")
+		t.print(os.Stdout, "vici library", "bare vici")
 		for range b.rounds {
 			if err := b.loadDaemon(ctx, whole, n); err != nil {
 				return err
@@ -269,6 +275,7 @@ func readPacket(r io.Reader) ([]byte, error) {
 	return p, err
 }
 
+// loadBare sends the recorded bytes and nothing else, over a socket.
 func (b *bench) loadBare(ctx context.Context, t *table, n int, packets [][]byte) error {
 	v, err := b.vpn(ctx)
 	if err != nil {
@@ -297,10 +304,11 @@ func (b *bench) loadBare(ctx context.Context, t *table, n int, packets [][]byte)
 		}
 	}
 	t.add("bare vici", "load s", time.Since(start).Seconds())
+	oneConn := packets[slices.IndexFunc(packets, func(p []byte) bool { return bytes.HasPrefix(p[5:], []byte("\x09load-conn")) })]
 	var one []float64
 	for range edits {
 		start := time.Now()
-		if err := send(packets[n+n%2+1]); err != nil {
+		if err := send(oneConn); err != nil {
 			return err
 		}
 		one = append(one, time.Since(start).Seconds()*1000)
@@ -308,6 +316,100 @@ func (b *bench) loadBare(ctx context.Context, t *table, n int, packets [][]byte)
 	t.add("bare vici", "edit one ms", median(one))
 	t.add("bare vici", "charon KiB a tunnel", v.weight(n))
 	return nil
+}
+
+// loadLibrary gives the same messages to the vici library that tunnel/ipsec uses, which encodes them.
+func (b *bench) loadLibrary(ctx context.Context, t *table, n int, packets [][]byte) error {
+	v, err := b.vpn(ctx)
+	if err != nil {
+		return err
+	}
+	defer v.lab.Close()
+	type command struct {
+		name    string
+		message *vici.Message
+	}
+	var commands []command
+	for _, p := range packets {
+		name := 6 + int(p[5])
+		m := vici.NewMessage()
+		if _, err := decodeVici(p[name:], m); err != nil {
+			return err
+		}
+		commands = append(commands, command{string(p[6:name]), m})
+	}
+	s, err := vici.NewSession(vici.WithSocketPath(v.charon.Socket))
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	start := time.Now()
+	for _, c := range commands {
+		if _, err := s.Call(ctx, c.name, c.message); err != nil {
+			return err
+		}
+	}
+	conn := commands[slices.IndexFunc(commands, func(c command) bool { return c.name == "load-conn" })]
+	t.add("vici library", "load s", time.Since(start).Seconds())
+	var one []float64
+	for range edits {
+		start := time.Now()
+		if _, err := s.Call(ctx, conn.name, conn.message); err != nil {
+			return err
+		}
+		one = append(one, time.Since(start).Seconds()*1000)
+	}
+	t.add("vici library", "edit one ms", median(one))
+	t.add("vici library", "charon KiB a tunnel", v.weight(n))
+	return nil
+}
+
+// decodeVici reads the elements of a message or section into m and returns what follows it.
+func decodeVici(b []byte, m *vici.Message) (rest []byte, err error) {
+	short := func() (s string) {
+		n := int(b[0])
+		s, b = string(b[1:1+n]), b[1+n:]
+		return s
+	}
+	long := func() (s string) {
+		n := int(binary.BigEndian.Uint16(b))
+		s, b = string(b[2:2+n]), b[2+n:]
+		return s
+	}
+	for len(b) > 0 {
+		kind := b[0]
+		b = b[1:]
+		var key string
+		var value any
+		switch kind {
+		case 1: // section
+			key = short()
+			inner := vici.NewMessage()
+			if b, err = decodeVici(b, inner); err != nil {
+				return nil, err
+			}
+			value = inner
+		case 2: // end of the section
+			return b, nil
+		case 3:
+			key = short()
+			value = long()
+		case 4: // list
+			key = short()
+			var items []string
+			for ; b[0] == 5; items = append(items, long()) {
+				b = b[1:]
+			}
+			b = b[1:]
+			value = items
+		default:
+			return nil, fmt.Errorf("element of kind %d in a vici message", kind)
+		}
+		if err := m.Set(key, value); err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
 }
 
 // loadDaemon does it as a user would: a document over gRPC to a daemon that is empty.
