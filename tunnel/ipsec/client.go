@@ -27,7 +27,8 @@ var errRefused = errors.New("charon refuses")
 
 // client holds one vici session for commands, one at a time, and dials again when it is lost.
 type client struct {
-	socket string
+	socket  string
+	noLists bool // listSAs is never called
 
 	mu       sync.Mutex
 	session  *vici.Session
@@ -110,13 +111,17 @@ func (c *client) dialLocked() error {
 	if err != nil {
 		return err
 	}
+	c.session, c.instance = s, instance
+	if c.noLists {
+		return nil
+	}
 	listed := make(chan vici.Event, listBuffer)
 	if err := s.Subscribe("list-sa"); err != nil {
-		s.Close()
+		c.closeLocked()
 		return fmt.Errorf("subscribing to list-sa: %w", err)
 	}
 	s.NotifyEvents(listed)
-	c.session, c.listed, c.instance = s, listed, instance
+	c.listed = listed
 	if instance == "" {
 		stats, err := c.callLocked(context.Background(), "stats", nil)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/isthmus-net/isthmus/tunnel"
@@ -38,6 +39,8 @@ const (
 
 // record is what the driver knows of one wanted tunnel.
 type record struct {
+	loading *sync.Mutex // one load of the tunnel at a time
+
 	cfg   tunnel.Config
 	want  loaded       // what is to be loaded for it
 	state tunnel.State // without counters

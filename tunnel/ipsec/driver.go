@@ -54,12 +54,17 @@ type Options struct {
 type Driver struct {
 	o      Options
 	client client
-	writes atomic.Uint64
-	kick   chan struct{}
+	// loaders are more sessions, so that two tunnels can be loaded at a time.
+	loaders [2]client
+	turn    atomic.Uint32
+	writes  atomic.Uint64
+	kick    chan struct{}
 
 	fullRead time.Duration // shorter in tests
 
-	load sync.Mutex // one change of what is loaded at a time; locked before mu
+	// load is shared by loads of different tunnels, and held alone by what concerns others too; locked before mu and
+	// before a record's.
+	load sync.RWMutex
 
 	mu       sync.Mutex
 	records  map[string]*record
@@ -86,7 +91,8 @@ func New(o Options) *Driver {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Driver{
-		o: o, client: client{socket: o.Socket}, kick: make(chan struct{}, 1), fullRead: fullRead,
+		o: o, client: client{socket: o.Socket}, loaders: [2]client{{socket: o.Socket, noLists: true}, {socket: o.Socket, noLists: true}},
+		kick: make(chan struct{}, 1), fullRead: fullRead,
 		records: map[string]*record{}, pairs: map[[2]string][]*record{}, dirty: map[string]bool{}, orphans: map[uint32]time.Time{},
 	}
 }
@@ -94,6 +100,9 @@ func New(o Options) *Driver {
 // Close ends the connection to charon. Tunnels stay as they are.
 func (d *Driver) Close() {
 	d.client.close()
+	for i := range d.loaders {
+		d.loaders[i].close()
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ledger != nil {
@@ -124,12 +133,29 @@ func (d *Driver) Apply(ctx context.Context, c tunnel.Config) error {
 	if err := d.o.Links.Ensure(compileLink(c)); err != nil {
 		return fmt.Errorf("applying tunnel %s: %w", c.Name, err)
 	}
-	d.load.Lock()
-	defer d.load.Unlock()
-	if err := d.loadLocked(ctx, c, conn, want); err != nil {
+	if err := d.loadOne(ctx, c, conn, want); err != nil {
 		return fmt.Errorf("applying tunnel %s: %w", c.Name, err)
 	}
 	return nil
+}
+
+// loadOne loads a tunnel beside others where the ledger is known to be that of the running charon.
+func (d *Driver) loadOne(ctx context.Context, c tunnel.Config, conn *vici.Message, want loaded) error {
+	d.load.RLock()
+	same, err := d.connected()
+	d.mu.Lock()
+	r := d.records[c.Name]
+	d.mu.Unlock()
+	if err == nil && same && r != nil {
+		defer d.load.RUnlock()
+		r.loading.Lock()
+		defer r.loading.Unlock()
+		return d.put(ctx, &d.loaders[d.turn.Add(1)%uint32(len(d.loaders))], c, conn, want)
+	}
+	d.load.RUnlock()
+	d.load.Lock()
+	defer d.load.Unlock()
+	return d.loadLocked(ctx, c, conn, want)
 }
 
 // want takes the configuration into the records. charon finds a PSK by the identities of both ends alone, so two
@@ -144,7 +170,7 @@ func (d *Driver) want(c tunnel.Config, want loaded) error {
 		}
 	}
 	if r == nil {
-		r = &record{stale: map[uint32]time.Time{}}
+		r = &record{loading: &sync.Mutex{}, stale: map[uint32]time.Time{}}
 		r.state = tunnel.State{Name: c.Name, Kind: "ipsec", Status: tunnel.Unknown}
 		if d.carried[c.ID] {
 			r.held = d.carriedUntil
@@ -179,7 +205,18 @@ func (d *Driver) loadLocked(ctx context.Context, c tunnel.Config, conn *vici.Mes
 	if err := d.connectLocked(ctx); err != nil {
 		return err
 	}
+	return d.put(ctx, &d.client, c, conn, want)
+}
+
+// put does what loadLocked says, through one of the sessions.
+func (d *Driver) put(ctx context.Context, session *client, c tunnel.Config, conn *vici.Message, want loaded) error {
+	d.mu.Lock()
+	if d.ledger == nil {
+		d.mu.Unlock()
+		return errClosed
+	}
 	have := d.ledger.entries[c.Name]
+	d.mu.Unlock()
 	if have == want {
 		return nil
 	}
@@ -192,7 +229,7 @@ func (d *Driver) loadLocked(ctx context.Context, c tunnel.Config, conn *vici.Mes
 		if err != nil {
 			return errors.New("encoding the PSK") // the cause may hold it
 		}
-		if err := d.write(ctx, "load-shared", key); err != nil {
+		if err := d.writeTo(ctx, session, "load-shared", key); err != nil {
 			return err
 		}
 	}
@@ -202,17 +239,19 @@ func (d *Driver) loadLocked(ctx context.Context, c tunnel.Config, conn *vici.Mes
 				return err
 			}
 		}
-		if err := d.write(ctx, "load-conn", conn); err != nil {
+		if err := d.writeTo(ctx, session, "load-conn", conn); err != nil {
 			return err
 		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ledger == nil {
-		return errors.New("the driver is closed")
+		return errClosed
 	}
 	return d.ledger.put(want)
 }
+
+var errClosed = errors.New("the driver is closed")
 
 // retire marks the present SAs of a tunnel as to be replaced.
 func (d *Driver) retire(ctx context.Context, name string) error {
@@ -228,17 +267,29 @@ func (d *Driver) retire(ctx context.Context, name string) error {
 	return nil
 }
 
+// connected reports whether the ledger is that of the running charon.
+func (d *Driver) connected() (bool, error) {
+	instance, err := d.client.current()
+	if err != nil {
+		return false, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ledger != nil && d.instance == instance && instance != "", nil
+}
+
 // connectLocked makes sure that the ledger is that of the running charon. d.load is held.
 func (d *Driver) connectLocked(ctx context.Context) error {
+	same, err := d.connected()
+	if err != nil || same {
+		return err
+	}
 	instance, err := d.client.current()
 	if err != nil {
 		return err
 	}
-	d.mu.Lock()
-	same := d.ledger != nil && d.instance == instance && instance != ""
-	d.mu.Unlock()
-	if same {
-		return nil
+	for i := range d.loaders {
+		d.loaders[i].close() // of a former charon
 	}
 	l, err := openLedger(d.o.RuntimeDir, instance)
 	if err != nil {
@@ -358,7 +409,11 @@ func (d *Driver) unloadLocked(ctx context.Context, name string) error {
 
 // write carries out a command that changes something in charon.
 func (d *Driver) write(ctx context.Context, command string, in *vici.Message) error {
-	_, err := d.client.call(ctx, command, in)
+	return d.writeTo(ctx, &d.client, command, in)
+}
+
+func (d *Driver) writeTo(ctx context.Context, session *client, command string, in *vici.Message) error {
+	_, err := session.call(ctx, command, in)
 	if err == nil || errors.Is(err, errRefused) {
 		d.writes.Add(1)
 	}
