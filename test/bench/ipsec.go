@@ -332,8 +332,8 @@ func (b *bench) loadLibrary(ctx context.Context, t *table, n int, packets [][]by
 	var commands []command
 	for _, p := range packets {
 		name := 6 + int(p[5])
-		m := vici.NewMessage()
-		if _, err := decodeVici(p[name:], m); err != nil {
+		m, err := decodeVici(p[name:])
+		if err != nil {
 			return err
 		}
 		commands = append(commands, command{string(p[6:name]), m})
@@ -364,52 +364,48 @@ func (b *bench) loadLibrary(ctx context.Context, t *table, n int, packets [][]by
 	return nil
 }
 
-// decodeVici reads the elements of a message or section into m and returns what follows it.
-func decodeVici(b []byte, m *vici.Message) (rest []byte, err error) {
-	short := func() (s string) {
+// decodeVici reads the elements of a message, which is one that charon has understood.
+func decodeVici(b []byte) (*vici.Message, error) {
+	sections, keys := []*vici.Message{vici.NewMessage()}, []string{}
+	take := func(size int) (s string) { // a text behind its length, which has so many bytes
 		n := int(b[0])
-		s, b = string(b[1:1+n]), b[1+n:]
+		if size == 2 {
+			n = int(binary.BigEndian.Uint16(b))
+		}
+		s, b = string(b[size:size+n]), b[size+n:]
 		return s
 	}
-	long := func() (s string) {
-		n := int(binary.BigEndian.Uint16(b))
-		s, b = string(b[2:2+n]), b[2+n:]
-		return s
-	}
+	var items []string
 	for len(b) > 0 {
 		kind := b[0]
 		b = b[1:]
-		var key string
 		var value any
 		switch kind {
 		case 1: // section
-			key = short()
-			inner := vici.NewMessage()
-			if b, err = decodeVici(b, inner); err != nil {
-				return nil, err
-			}
-			value = inner
-		case 2: // end of the section
-			return b, nil
-		case 3:
-			key = short()
-			value = long()
+			keys, sections = append(keys, take(1)), append(sections, vici.NewMessage())
+			continue
+		case 2: // its end
+			value, sections = sections[len(sections)-1], sections[:len(sections)-1]
+		case 3: // key and value
+			keys = append(keys, take(1))
+			value = take(2)
 		case 4: // list
-			key = short()
-			var items []string
-			for ; b[0] == 5; items = append(items, long()) {
-				b = b[1:]
-			}
-			b = b[1:]
+			keys, items = append(keys, take(1)), nil
+			continue
+		case 5: // item
+			items = append(items, take(2))
+			continue
+		case 6: // end of the list
 			value = items
 		default:
 			return nil, fmt.Errorf("element of kind %d in a vici message", kind)
 		}
-		if err := m.Set(key, value); err != nil {
+		if err := sections[len(sections)-1].Set(keys[len(keys)-1], value); err != nil {
 			return nil, err
 		}
+		keys = keys[:len(keys)-1]
 	}
-	return nil, nil
+	return sections[0], nil
 }
 
 // loadDaemon does it as a user would: a document over gRPC to a daemon that is empty.

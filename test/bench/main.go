@@ -36,10 +36,12 @@ type bench struct {
 	self   string // this program, which is some of the contenders too
 }
 
-var parts = []struct {
+type part struct {
 	name string
 	run  func(*bench, context.Context) error
-}{
+}
+
+var parts = []part{
 	{"fib", (*bench).fib},
 	{"failover", (*bench).failover},
 	{"ipsec", (*bench).ipsec},
@@ -64,12 +66,7 @@ func main() {
 	flag.Parse()
 	names := flag.Args()
 	for _, n := range names {
-		if !slices.ContainsFunc(parts, func(p struct {
-			name string
-			run  func(*bench, context.Context) error
-		}) bool {
-			return p.name == n
-		}) {
+		if !slices.ContainsFunc(parts, func(p part) bool { return p.name == n }) {
 			fmt.Fprintf(os.Stderr, "bench: no part %q\n", n)
 			os.Exit(2)
 		}
