@@ -1,4 +1,5 @@
-// Package nat holds the words and the contract for source NAT, the guard behind it, and TCP MSS clamping.
+// Package nat holds the words and the contract for source NAT, the guard behind it, TCP MSS clamping, and where BGP may
+// come from.
 //
 // The package knows no backend: nat/nftables implements Driver.
 package nat
@@ -18,6 +19,9 @@ type Config struct {
 	Policies []Policy
 	// Clamps are the TCP MSS limits, by interface.
 	Clamps []Clamp
+	// Tunnels are the interfaces by which BGP (TCP port 179) may come in, beside the loopback; from any other it is
+	// dropped unanswered.
+	Tunnels []string
 }
 
 // Pool is a set of source addresses.

@@ -16,6 +16,9 @@ import (
 // tableName is the name of our table, of family inet.
 const tableName = "isthmus"
 
+// bgpSet is the name of the set of interfaces by which BGP may come in.
+const bgpSet = "bgp"
+
 // guardCounter is the name of the counter of what the guard dropped.
 const guardCounter = "guard"
 
@@ -87,6 +90,8 @@ func define(name string, s *set) definition {
 		addr, policyKey = nftables.TypeIP6Addr, policyKey6
 	}
 	switch {
+	case name == bgpSet:
+		d.key = nftables.TypeIFName
 	case !s.shape.isMap:
 		d.key = addr
 	case s.shape.isConcat:
@@ -173,6 +178,12 @@ func compile(c nat.Config) (*ruleset, error) {
 		}
 	}
 
+	r.sets[bgpSet] = &set{elements: map[string]element{}}
+	for _, name := range append([]string{"lo"}, c.Tunnels...) {
+		r.sets[bgpSet].elements[string(interfaceName(name))] = element{}
+	}
+
+	r.addInput()
 	r.addForward(c)
 	r.addEgress(c, layers)
 	r.addGuard(c)
@@ -405,6 +416,19 @@ func encrypts() []expr.Any {
 // hasOwnSource matches packets whose source is the node's or a pool's.
 func hasOwnSource(f family) []expr.Any {
 	return rule(isFamily(f), do(network(f.source, f.size, reg1), in(ownSet(f.ipv6))))
+}
+
+// addInput keeps strangers away from the BGP process, which listens on all addresses of the node. It speaks with
+// itself over the loopback interface.
+func (r *ruleset) addInput() {
+	const bgp = 179 // RFC 4271 section 8.2.1
+	r.chains["input"] = &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookInput, priority: *nftables.ChainPriorityFilter, rules: [][]expr.Any{do(
+		meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP),
+		transport(2, 2, reg1), compare(expr.CmpOpEq, 0, bgp),
+		meta(expr.MetaKeyIIFNAME, reg1),
+		&expr.Lookup{SourceRegister: reg1, SetName: bgpSet, Invert: true},
+		verdict(expr.VerdictDrop, ""),
+	)}}
 }
 
 // addForward adds what happens to forwarded packets before their source is translated.

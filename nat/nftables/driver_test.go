@@ -60,7 +60,8 @@ func example() nat.Config {
 			{Name: "no-smtp", Action: nat.Deny, Sources: pfx("0.0.0.0/0", "::/0"), Protocol: "tcp", Ports: []nat.PortRange{{First: 25, Last: 25}}},
 			{Name: "no-ping", Action: nat.Deny, Sources: pfx("10.3.0.0/16"), Protocol: "icmp"},
 		},
-		Clamps: []nat.Clamp{{Interface: "tun0", IPv4: 1360, IPv6: 1340}, {Interface: "tun1", IPv4: 1300}},
+		Clamps:  []nat.Clamp{{Interface: "tun0", IPv4: 1360, IPv6: 1340}, {Interface: "tun1", IPv4: 1300}},
+		Tunnels: []string{"tun0", "tun1"},
 	}
 }
 
@@ -74,6 +75,7 @@ func TestApplyAgainWritesNothing(t *testing.T) {
 	slices.Reverse(shuffled.Policies)
 	slices.Reverse(shuffled.Pools)
 	slices.Reverse(shuffled.Clamps)
+	slices.Reverse(shuffled.Tunnels)
 	apply(t, d, shuffled)
 	other := newDriver(t, ns) // as after a new start
 	apply(t, other, example())
@@ -94,7 +96,7 @@ func TestFrameIsKept(t *testing.T) {
 	before := ns.Run("nft -a list chain inet isthmus egress")
 	c.Policies = append(c.Policies, nat.Policy{Name: "more", Action: nat.SNAT, Sources: pfx("10.4.0.0/16"), Destinations: pfx("203.0.113.0/24"), Pool: "partner"})
 	c.Own = append(c.Own, addr("192.0.2.99"))
-	c.Clamps = c.Clamps[:1]
+	c.Clamps, c.Tunnels = c.Clamps[:1], c.Tunnels[:1]
 	apply(t, d, c)
 	if after := ns.Run("nft -a list chain inet isthmus egress"); after != before {
 		t.Errorf("changed:\n%s\nbefore:\n%s", after, before)
@@ -128,6 +130,8 @@ func TestHealing(t *testing.T) {
 		"delete element inet isthmus policy-1-4 { 10.1.0.0/16 . 198.51.100.0/24 . tcp . 443 }",
 		"add element inet isthmus policy-1-4 { 10.9.0.0/16 . 198.51.100.0/24 . tcp . 443 : accept }",
 		"flush map inet isthmus mss4",
+		"flush chain inet isthmus input",
+		"add element inet isthmus bgp { eth7 }",
 		"flush map inet isthmus pool-web-4",
 	} {
 		ns.Run("nft " + command)

@@ -3,6 +3,7 @@ package nftables
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/test/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -318,4 +320,50 @@ func TestICMPErrors(t *testing.T) {
 			t.Errorf("the error quotes a packet to %v: %s", to, fmt.Sprintf("% x", inner))
 		}
 	}
+}
+
+// TestBGPComesByTunnels connects to port 179 of the node from a tunnel and from the Internet side. A tunnel that is there no more
+// is the Internet.
+func TestBGPComesByTunnels(t *testing.T) {
+	s := newSite(t)
+	d := newDriver(t, s.router)
+	c := guardConfig()
+	c.Tunnels = []string{"tun0"}
+	apply(t, d, c)
+	s.inside.Run("ip addr add 10.0.0.1/32 dev in0\nip -6 addr add 2001:db8:a::1/128 dev in0 nodad")
+	s.outside.Run(`ip addr add 198.51.100.1/32 dev out0
+		ip -6 addr add 2001:db8:b::1/128 dev out0 nodad
+		ip route add 192.0.2.0/24 dev out0
+		ip -6 route add 2001:db8:ff::/64 dev out0`)
+	for _, port := range []string{"179", "180"} {
+		s.router.Do(func() {
+			l, err := net.Listen("tcp", ":"+port)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			t.Cleanup(func() { l.Close() })
+		})
+	}
+	dial := func(from *netns.NS, to string, answered bool) {
+		t.Helper()
+		from.Do(func() {
+			c, err := net.DialTimeout("tcp", to, 400*time.Millisecond)
+			if err == nil {
+				c.Close()
+			}
+			if e, _ := errors.AsType[net.Error](err); (err == nil) != answered || err != nil && !e.Timeout() {
+				t.Errorf("to %s: %v, want an answer: %v", to, err, answered)
+			}
+		})
+	}
+	for _, a := range []string{"192.0.2.1", "[2001:db8:ff::1]"} {
+		dial(s.inside, a+":179", true)
+		dial(s.outside, a+":179", false)
+		dial(s.outside, a+":180", true)
+	}
+	c.Tunnels = nil
+	apply(t, d, c)
+	dial(s.inside, "192.0.2.1:179", false)
+	dial(s.router, "127.0.0.1:179", true)
 }

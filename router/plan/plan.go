@@ -88,6 +88,7 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 		t.Tunnels = append(t.Tunnels, c)
 		interfaces[c.Name] = c
 		t.NAT.Clamps = append(t.NAT.Clamps, clamp(c, tu.MSS))
+		t.NAT.Tunnels = append(t.NAT.Tunnels, c.Interface)
 	}
 
 	t.routes(s, interfaces)
