@@ -120,10 +120,21 @@ func show(ctx context.Context, prompt bool) (err error) {
 		return err
 	}
 	step("waiting for every BGP session")
-	if err := lab.Until(ctx, 30*time.Second, func() error { return c.Established(ctx) }); err != nil {
+	if err := lab.Until(ctx, 2*time.Minute, func() error { return c.Established(ctx) }); err != nil {
 		return err
 	}
 	if err := c.AllReachable(ctx, time.Minute); err != nil {
+		return err
+	}
+	// Prefixes are counted every few seconds.
+	err = lab.Until(ctx, 20*time.Second, func() error {
+		out, err := r.CLI(ctx, "get", "peers")
+		if err == nil && strings.Contains(out, "established  0") {
+			err = fmt.Errorf("a peer has announced nothing:\n%s", out)
+		}
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	for _, noun := range []string{"tunnels", "peers", "routes"} {
