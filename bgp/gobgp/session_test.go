@@ -121,6 +121,43 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
+// TestSameNumberAtTwoSites has two sites with one AS number reach each other, by this node's as-override or by the
+// second site's number being allowed here.
+func TestSameNumberAtTwoSites(t *testing.T) {
+	newSpeaker(t, "169.254.0.11", 65001, func(k *talk) {
+		k.send(announcement(addr("169.254.0.11"), []uint32{65001, 65100, 65001}, nil, prefix("10.1.0.0/16")),
+			announcement(addr("169.254.0.11"), []uint32{65001, nodeASN, 65100}, nil, prefix("10.2.0.0/16")),
+			announcement(addr("169.254.0.11"), []uint32{65001, nodeASN, nodeASN}, nil, prefix("10.3.0.0/16")), endOfRIB)
+	})
+	b := newSpeaker(t, "169.254.0.12", 65001, nil)
+	pa, pb := loPeer("a", "169.254.0.11", 65001), loPeer("b", "169.254.0.12", 65001)
+	n := startNode(t, Options{}, config(pa, pb))
+	eventually(t, 10*time.Second, "sessions", func() bool {
+		return n.state("a").State == bgp.Established && n.state("b").State == bgp.Established
+	})
+	eventually(t, 5*time.Second, "routes", func() bool { return slices.Equal(n.prefixes(), []string{"10.1.0.0/16"}) })
+	time.Sleep(time.Second)
+	if !b.has("172.16.0.0/16") {
+		t.Error("without as-override b must not be told of its own number")
+	}
+
+	pb.ASOverride = true
+	if err := n.Apply(t.Context(), config(pa, pb)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "b is told, with our number for its own", func() bool {
+		return b.has("10.1.0.0/16", "172.16.0.0/16") && slices.Equal(b.attribute("10.1.0.0/16", 2), asSequence(nodeASN, nodeASN, 65100, nodeASN))
+	})
+
+	pa.AllowOwnAS = 1
+	if err := n.Apply(t.Context(), config(pa, pb)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "our number once, not twice", func() bool {
+		return slices.Equal(n.prefixes(), []string{"10.1.0.0/16", "10.2.0.0/16"})
+	})
+}
+
 func TestMultipath(t *testing.T) {
 	say := func(from string, asn uint32, path ...uint32) func(*talk) {
 		return func(k *talk) {
