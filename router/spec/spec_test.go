@@ -66,6 +66,23 @@ func TestGoodDocument(t *testing.T) {
 	}
 }
 
+// TestReadme keeps the first document that a user sees a good one.
+func TestReadme(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, ok := strings.Cut(string(text), "```yaml\n")
+	document, _, closed := strings.Cut(after, "```")
+	if !ok || !closed {
+		t.Fatal("README.md has no document")
+	}
+	s, problems := parse(document)
+	if len(problems) > 0 || len(s.Tunnels) == 0 || len(s.Policies) == 0 {
+		t.Error(problems)
+	}
+}
+
 func TestEveryMistakeIsReported(t *testing.T) {
 	_, problems := parse(string(read(t, "fifteen.yaml")))
 	for _, want := range []string{

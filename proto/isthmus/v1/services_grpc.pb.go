@@ -579,8 +579,8 @@ type BGPServiceClient interface {
 	GetPeer(ctx context.Context, in *GetPeerRequest, opts ...grpc.CallOption) (*PeerStatus, error)
 	// WatchPeers follows the sessions. A change of the message counters alone is no event. Role: reader.
 	WatchPeers(ctx context.Context, in *WatchPeersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PeerEvent], error)
-	// ResetPeer closes and reopens a session, or, when soft, asks the peer for its routes again (RFC 2918) and sends
-	// ours again. It also ends a quarantine. Role: operator.
+	// ResetPeer closes and reopens a session, or, when soft, passes what the peer sent through the import policy again
+	// and sends our routes again. It also ends a quarantine and a prefix-limit hold-down. Role: operator.
 	ResetPeer(ctx context.Context, in *ResetPeerRequest, opts ...grpc.CallOption) (*ResetPeerResponse, error)
 }
 
@@ -653,8 +653,8 @@ type BGPServiceServer interface {
 	GetPeer(context.Context, *GetPeerRequest) (*PeerStatus, error)
 	// WatchPeers follows the sessions. A change of the message counters alone is no event. Role: reader.
 	WatchPeers(*WatchPeersRequest, grpc.ServerStreamingServer[PeerEvent]) error
-	// ResetPeer closes and reopens a session, or, when soft, asks the peer for its routes again (RFC 2918) and sends
-	// ours again. It also ends a quarantine. Role: operator.
+	// ResetPeer closes and reopens a session, or, when soft, passes what the peer sent through the import policy again
+	// and sends our routes again. It also ends a quarantine and a prefix-limit hold-down. Role: operator.
 	ResetPeer(context.Context, *ResetPeerRequest) (*ResetPeerResponse, error)
 	mustEmbedUnimplementedBGPServiceServer()
 }

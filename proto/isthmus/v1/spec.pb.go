@@ -448,8 +448,8 @@ func (x *Inside) GetRemote() string {
 	return ""
 }
 
-// IPsec is an IKEv2 tunnel (RFC 7296) whose traffic selectors are 0.0.0.0/0 and ::/0: what enters it is decided by
-// routes.
+// IPsec is an IKEv2 tunnel (RFC 7296) whose traffic selectors are 0.0.0.0/0, ::/0, or both, as its inside addresses
+// are: what enters it is decided by routes.
 type IPsec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Outside address of the peer. Required.
