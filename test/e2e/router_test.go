@@ -394,7 +394,7 @@ func (b *bench) rekey() {
 // deleteByHand takes away parts of one tunnel and expects them back, and the others untouched.
 func (b *bench) deleteByHand() {
 	const victim = "aws-1"
-	heal := func(what string, f func()) {
+	heal := func(what, victim string, f func()) {
 		before, peers := b.tunnels(), b.peers()
 		f()
 		time.Sleep(time.Second)
@@ -402,11 +402,28 @@ func (b *bench) deleteByHand() {
 		b.untouched(before, peers, victim)
 		b.step("%s: healed", what)
 	}
-	heal("CHILD_SA deleted", func() {
+	heal("every connection unloaded from charon", "", func() {
+		empty := filepath.Join(b.r.Dir, "empty.conf")
+		b.ok(os.WriteFile(empty, nil, 0o600))
+		_, err := b.r.Charon.Swanctl(b.Context(), "--load-conns", "--file", empty)
+		b.ok(err)
+		b.until(90*time.Second, func() error {
+			out, err := b.r.Charon.Swanctl(b.Context(), "--list-conns")
+			if n := strings.Count(out, "isthmus:") / 2; err == nil && n != 6 {
+				err = fmt.Errorf("%d connections are loaded", n)
+			}
+			return err
+		})
+	})
+	heal("WireGuard's peer removed", "site", func() {
+		_, err := b.c.Node.Exec(b.Context(), "wg", "set", b.tunnels()["site"].GetInterface(), "peer", b.c.SiteKey.Public, "remove")
+		b.ok(err)
+	})
+	heal("CHILD_SA deleted", victim, func() {
 		_, err := b.r.Charon.Swanctl(b.Context(), "--terminate", "--child", b.connection(victim))
 		b.ok(err)
 	})
-	heal("IKE_SA deleted by the peer", func() {
+	heal("IKE_SA deleted by the peer", victim, func() {
 		for _, i := range b.c.AWS.Instances {
 			children, err := i.Charon.Children(b.Context())
 			b.ok(err)
@@ -417,7 +434,7 @@ func (b *bench) deleteByHand() {
 			}
 		}
 	})
-	heal("interface deleted", func() {
+	heal("interface deleted", victim, func() {
 		_, err := b.c.Node.Exec(b.Context(), "ip", "link", "del", b.tunnels()[victim].GetInterface())
 		b.ok(err)
 	})
