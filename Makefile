@@ -35,7 +35,7 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 	$(VM) test -t 5m ./tunnel/wireguard
 	go test -timeout 30m ./test/e2e
 
-bench: setup build ## figures side by side with other implementations (minutes)
+bench: setup ## figures side by side with other implementations (five minutes)
 	go run ./test/bench
 
 lint: ## gofmt, go vet, staticcheck
