@@ -1,0 +1,184 @@
+// Package pair has two isthmus nodes with a WireGuard lane between them, IPv4 and IPv6 inside it. It needs nothing of
+// the kernel but TUN, so the embedded device carries the lane where the kernel has no WireGuard.
+package pair
+
+import (
+	"context"
+	"crypto/ecdh"
+	"crypto/rand"
+	"encoding/base64"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/test/lab"
+)
+
+type node struct {
+	*lab.Node
+	bin, dir        string
+	daemon          *lab.Process
+	private, public string
+}
+
+func (n *node) start(t *testing.T) {
+	t.Helper()
+	os.Remove(filepath.Join(n.dir, "run", "api.sock"))
+	var err error
+	n.daemon, err = n.Start("isthmusd", filepath.Join(n.bin, "isthmusd"), "-state", filepath.Join(n.dir, "state"),
+		"-runtime", filepath.Join(n.dir, "run"), "-vici", filepath.Join(n.dir, "no-charon"), "-listen", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = lab.Until(t.Context(), 20*time.Second, func() error { _, err := n.cli(t.Context(), "", "get", "status"); return err })
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (n *node) cli(ctx context.Context, input string, args ...string) (string, error) {
+	return n.ExecInput(ctx, input, append([]string{filepath.Join(n.bin, "isthmus"), "--socket", filepath.Join(n.dir, "run", "api.sock")}, args...)...)
+}
+
+func newKey(t *testing.T) (private, public string) {
+	t.Helper()
+	k, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return base64.StdEncoding.EncodeToString(k.Bytes()), base64.StdEncoding.EncodeToString(k.PublicKey().Bytes())
+}
+
+func TestPair(t *testing.T) {
+	bin := t.TempDir()
+	build := exec.Command("go", "build", "-o", bin, "../../../cmd/isthmusd", "../../../cmd/isthmus")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building: %v\n%s", err, out)
+	}
+	l, err := lab.New(lab.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	// A spoke behind each node, and a link between the nodes.
+	var nodes [2]*node
+	var spokes [2]*lab.Node
+	end := func(n *lab.Node, name string, addrs ...string) lab.End {
+		e := lab.End{Node: n, Name: name}
+		for _, a := range addrs {
+			e.Addrs = append(e.Addrs, netip.MustParsePrefix(a))
+		}
+		return e
+	}
+	for i := range nodes {
+		nodes[i] = &node{Node: l.Node(fmt.Sprintf("node%d", i)), bin: bin}
+		nodes[i].private, nodes[i].public = newKey(t)
+		spokes[i] = l.Node(fmt.Sprintf("spoke%d", i))
+		l.Link(end(nodes[i].Node, "lan", fmt.Sprintf("172.16.%d.1/24", i), fmt.Sprintf("2001:db8:%d::1/64", i)),
+			end(spokes[i], "eth0", fmt.Sprintf("172.16.%d.10/24", i), fmt.Sprintf("2001:db8:%d::10/64", i)))
+		spokes[i].IP("route add default via 172.16.%d.1", i)
+		spokes[i].IP("route add ::/0 via 2001:db8:%d::1", i)
+	}
+	l.Link(end(nodes[0].Node, "wan", "192.0.2.100/24"), end(nodes[1].Node, "wan", "192.0.2.101/24"))
+	if err := l.Up(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i, n := range nodes {
+		if n.dir, err = n.Dir(); err != nil {
+			t.Fatal(err)
+		}
+		n.start(t)
+		if _, err := n.cli(t.Context(), n.private, "secret", "set", "lane"); err != nil {
+			t.Fatal(err)
+		}
+		other := 1 - i
+		// The names differ because the control sockets of embedded devices share a directory.
+		document := strings.NewReplacer("ME", fmt.Sprint(i), "YOU", fmt.Sprint(other), "KEY", nodes[other].public).Replace(`
+node: {name: nodeME, asn: 6460ME}
+underlay: {interface: wan, address: 192.0.2.10ME}
+tunnels:
+- name: laneME
+  wireguard: {privateKey: lane, peerPublicKey: KEY, endpoint: "192.0.2.10YOU:51820", listenPort: 51820}
+  inside: [{local: 169.254.80.ME/31}, {local: "fd00:80::ME/127"}]
+peers:
+- {name: four, tunnel: laneME, asn: 6460YOU, holdTime: 9s, import: {allow: [{prefix: 172.16.YOU.0/24}]}, export: {allow: [{prefix: 172.16.ME.0/24}]}}
+- name: six
+  tunnel: laneME
+  asn: 6460YOU
+  address: "fd00:80::YOU"
+  holdTime: 9s
+  import: {allow: [{prefix: "2001:db8:YOU::/64"}]}
+  export: {allow: [{prefix: "2001:db8:ME::/64"}]}
+announce: [172.16.ME.0/24, "2001:db8:ME::/64"]
+`)
+		if _, err := n.cli(t.Context(), document, "apply", "-f", "-"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reachable := func(within time.Duration) {
+		t.Helper()
+		err := lab.Until(t.Context(), within, func() error {
+			for _, a := range []string{"172.16.1.10", "2001:db8:1::10"} {
+				if _, err := spokes[0].Exec(t.Context(), "ping", "-c1", "-W1", a); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			for _, n := range nodes {
+				for _, noun := range []string{"status", "tunnels", "peers", "routes"} {
+					out, _ := n.cli(t.Context(), "", "get", noun, "-o", "yaml")
+					t.Log(out)
+				}
+				log, _ := os.ReadFile(n.daemon.Log)
+				t.Logf("%s", log)
+			}
+			t.Fatal(err)
+		}
+	}
+	reachable(60 * time.Second)
+	for _, n := range nodes {
+		out, err := n.cli(t.Context(), "", "get", "peers")
+		if err != nil || strings.Count(out, "established") != 2 {
+			t.Errorf("%v\n%s", err, out)
+		}
+		out, err = n.cli(t.Context(), "", "get", "routes")
+		if err != nil || strings.Count(out, " yes ") != 2 {
+			t.Errorf("want two installed routes: %v\n%s", err, out)
+		}
+	}
+
+	// A new daemon on one side: with the embedded device the lane is down for a moment, and comes back by itself.
+	nodes[1].daemon.Signal(unix.SIGKILL)
+	<-nodes[1].daemon.Done()
+	nodes[1].start(t)
+	reachable(60 * time.Second)
+
+	// What is taken out of the document is taken out of the kernel.
+	if _, err := nodes[0].cli(t.Context(), "node: {name: node0, asn: 64600}\nunderlay: {interface: wan, address: 192.0.2.100}\n", "apply", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	err = lab.Until(t.Context(), 20*time.Second, func() error {
+		links, err := nodes[0].Exec(t.Context(), "ip", "-br", "link")
+		if err != nil {
+			return err
+		}
+		routes, err := nodes[0].Exec(t.Context(), "ip", "route", "show", "proto", "73")
+		if err == nil && (strings.Contains(links, "t-lane") || routes != "") {
+			err = fmt.Errorf("still there: %s %s", links, routes)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
