@@ -76,3 +76,36 @@ func TestKiller(t *testing.T) {
 	}
 	eventually(t, 10*time.Second, "quarantine again", func() bool { return n.Starts() == 3 && n.state("bad").State == bgp.Quarantined })
 }
+
+// TestOtherKillers sends, once a session is up, more of what GoBGP v3.37.0 does not survive. It dies of a second OPEN before it
+// says whose message that is, so that peers are let in one by one after the second time.
+func TestOtherKillers(t *testing.T) {
+	for name, k := range map[string]struct {
+		message []byte
+		starts  uint64
+	}{
+		"unknown type": {message(9), 2},
+		"second OPEN":  {message(msgOpen, 4, 0xfd, 0xeb, 0, 90, 1, 2, 3, 4, 0), 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			newSpeaker(t, "169.254.0.13", 65003, func(conn *talk) {
+				time.Sleep(500 * time.Millisecond)
+				conn.send(k.message)
+			})
+			good := newSpeaker(t, "169.254.0.11", 65001, nil)
+			n := startNode(t, Options{}, config(loPeer("a", "169.254.0.11", 65001), loPeer("bad", "169.254.0.13", 65003)))
+			start := time.Now()
+			eventually(t, 30*time.Second, "quarantine", func() bool { return n.state("bad").State == bgp.Quarantined })
+			t.Logf("quarantined %v after the start", time.Since(start).Round(time.Millisecond))
+			eventually(t, 10*time.Second, "the other is back", func() bool { return n.Starts() == k.starts && n.state("a").State == bgp.Established })
+			if s := n.state("bad"); !strings.Contains(s.QuarantineReason, "panic") {
+				t.Errorf("%+v", s)
+			}
+			good.mu.Lock()
+			defer good.mu.Unlock()
+			if good.taken != 0 || len(good.notes) != 0 {
+				t.Errorf("the other has seen %d withdrawals, notifications %v", good.taken, good.notes)
+			}
+		})
+	}
+}
