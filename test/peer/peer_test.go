@@ -219,7 +219,7 @@ func TestRawBGP(t *testing.T) {
 		r.Close()
 	}
 	r := dial()
-	if err := r.Announce(4200000001, addr("169.254.1.2"), nil, prefix("10.8.0.0/16"), prefix("10.9.9.0/25")); err != nil {
+	if err := r.Announce([]uint32{4200000001}, addr("169.254.1.2"), nil, prefix("10.8.0.0/16"), prefix("10.9.9.0/25")); err != nil {
 		t.Fatal(err)
 	}
 	err = lab.Until(t.Context(), 5*time.Second, func() error {
@@ -237,7 +237,7 @@ func TestRawBGP(t *testing.T) {
 	}
 	ended(r, "code 1 subcode 1") // message header error, connection not synchronized
 	r = dial()
-	if err := r.Announce(4200000001, addr("169.254.1.2"), nil, prefix("10.8.0.0/16"), prefix("10.9.0.0/16"), prefix("10.10.0.0/16"), prefix("10.11.0.0/16")); err != nil {
+	if err := r.Announce([]uint32{4200000001}, addr("169.254.1.2"), nil, prefix("10.8.0.0/16"), prefix("10.9.0.0/16"), prefix("10.10.0.0/16"), prefix("10.11.0.0/16")); err != nil {
 		t.Fatal(err)
 	}
 	ended(r, "code 6 subcode 1") // cease, maximum number of prefixes

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -123,16 +124,15 @@ func (r *RawBGP) read() (typ byte, body []byte, err error) {
 	return h[18], body, err
 }
 
-// Send sends a message with a right header around the body.
-func (r *RawBGP) Send(typ byte, body []byte) error {
-	b := make([]byte, 19, 19+len(body))
-	for i := range 16 {
-		b[i] = 0xff
-	}
-	binary.BigEndian.PutUint16(b[16:], uint16(19+len(body)))
-	b[18] = typ
-	return r.Write(append(b, body...))
+// BGPMessage returns a message with a right header around the body.
+func BGPMessage(typ byte, body []byte) []byte {
+	b := bytes.Repeat([]byte{0xff}, 16)
+	b = binary.BigEndian.AppendUint16(b, uint16(19+len(body)))
+	return append(append(b, typ), body...)
 }
+
+// Send sends a message with a right header around the body.
+func (r *RawBGP) Send(typ byte, body []byte) error { return r.Write(BGPMessage(typ, body)) }
 
 // Write sends bytes as they are.
 func (r *RawBGP) Write(b []byte) error {
@@ -142,16 +142,18 @@ func (r *RawBGP) Write(b []byte) error {
 	return err
 }
 
-// Announce sends one UPDATE for the prefixes, which must fit in 4096 bytes, with origin IGP, AS_PATH asn,
-// next hop, and attrs, further path attributes as they are on the wire.
-func (r *RawBGP) Announce(asn uint32, nextHop netip.Addr, attrs []byte, prefixes ...netip.Prefix) error {
-	path := []byte{0x40, 1, 1, 0, 0x40, 2, 6, 2, 1}
-	path = binary.BigEndian.AppendUint32(path, asn)
-	path = append(path, 0x40, 3, 4)
-	path = append(path, nextHop.AsSlice()...)
-	path = append(path, attrs...)
-	b := binary.BigEndian.AppendUint16([]byte{0, 0}, uint16(len(path)))
-	b = append(b, path...)
+// Announce sends one UPDATE for the prefixes, which must fit in 4096 bytes, with origin IGP, path as AS_PATH, at most 63
+// numbers, next hop, and attrs, further path attributes as they are on the wire.
+func (r *RawBGP) Announce(path []uint32, nextHop netip.Addr, attrs []byte, prefixes ...netip.Prefix) error {
+	a := []byte{0x40, 1, 1, 0, 0x40, 2, byte(2 + 4*len(path)), 2, byte(len(path))}
+	for _, asn := range path {
+		a = binary.BigEndian.AppendUint32(a, asn)
+	}
+	a = append(a, 0x40, 3, 4)
+	a = append(a, nextHop.AsSlice()...)
+	a = append(a, attrs...)
+	b := binary.BigEndian.AppendUint16([]byte{0, 0}, uint16(len(a)))
+	b = append(b, a...)
 	for _, p := range prefixes {
 		b = append(b, byte(p.Bits()))
 		b = append(b, p.Masked().Addr().AsSlice()[:(p.Bits()+7)/8]...)
