@@ -33,7 +33,7 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 	go test -timeout 20m $$(go list ./... | grep -v /test/e2e)
 	$(VM) test -t 15m -p image/rootfs/etc/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run 'TestTunnel|TestReasons'
 	$(VM) test -t 5m ./tunnel/wireguard
-	go test -timeout 30m ./test/e2e
+	go test -timeout 30m ./test/e2e/...
 
 bench: setup ## figures side by side with other implementations (five minutes)
 	go run ./test/bench
