@@ -1,0 +1,391 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/isthmus-net/isthmus/test/peer"
+)
+
+// TestBGPAbuse has the site's end of the tunnel, which has all the keys, speak BGP as nobody should. The clouds must not notice.
+func TestBGPAbuse(t *testing.T) {
+	b := begin(t)
+	b.c.Site.Speaker.Stop()
+	b.c.Site.Speaker, b.c.Spokes = nil, b.c.Spokes[:3]
+	b.until(10*time.Second, func() error {
+		if p := b.peers()["site"]; p.GetState() == "established" {
+			return fmt.Errorf("site is %v", p)
+		}
+		return nil
+	})
+	b.run("from the Internet", (*bench).strangers)
+	b.run("garbage", (*bench).garbage)
+	b.run("not its prefixes", (*bench).notItsPrefixes)
+	b.run("our own", (*bench).ourOwn)
+	b.run("flood", (*bench).flood)
+	b.run("killer attribute", (*bench).killerAttribute)
+	b.run("killer message", (*bench).killerMessage)
+	b.run("no leak", (*bench).noLeak)
+}
+
+// undisturbed runs f and expects that no other session or tunnel was touched and that no packet between the clouds was lost.
+func (b *bench) undisturbed(what string, f func()) {
+	b.Helper()
+	before, peers, status := b.tunnels(), b.peers(), b.status()
+	b.lossless(what, f)
+	b.untouched(before, peers, "site")
+	if n := b.status().GetCounters().GetBgpStarts(); n != status.GetCounters().GetBgpStarts() {
+		b.Errorf("%s: the BGP process was started %d times, before %d", what, n, status.GetCounters().GetBgpStarts())
+	}
+}
+
+// rogue opens a session from the site. After one that ended badly the router lets some seconds pass.
+func (b *bench) rogue() *peer.RawBGP {
+	b.Helper()
+	var r *peer.RawBGP
+	b.until(30*time.Second, func() (err error) {
+		r, err = b.dialRogue(b.Context())
+		return err
+	})
+	b.Cleanup(r.Close)
+	return r
+}
+
+func (b *bench) dialRogue(ctx context.Context) (*peer.RawBGP, error) {
+	return peer.DialRawBGP(ctx, b.c.Site.Node, netip.AddrPortFrom(b.c.NodeInside.Addr(), 179), SiteASN, SiteOutside)
+}
+
+var nexthopID = regexp.MustCompile(` nhid \d+`)
+
+// routes are all routes of the node's kernel, as lines without the numbers of next hop objects, which are new after a restart of BGP.
+func (b *bench) routes() []string {
+	b.Helper()
+	out, err := b.c.Node.Exec(b.Context(), "ip", "route", "show", "table", "all")
+	b.ok(err)
+	return strings.Split(strings.TrimSpace(nexthopID.ReplaceAllString(out, "")), "\n")
+}
+
+// routesAre waits until the kernel has the routes of before and one for each of the prefixes, and nothing else.
+func (b *bench) routesAre(before []string, and ...netip.Prefix) {
+	b.Helper()
+	b.until(15*time.Second, func() error {
+		got := b.routes()
+		missing := func(a, b []string) []string {
+			return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return slices.Contains(b, s) })
+		}
+		gone, come := missing(before, got), missing(got, before)
+		for _, p := range and {
+			if i := slices.IndexFunc(come, func(s string) bool { return strings.HasPrefix(s, p.String()+" ") }); i >= 0 {
+				come = slices.Delete(come, i, i+1)
+			} else {
+				gone = append(gone, p.String())
+			}
+		}
+		if len(gone)+len(come) > 0 {
+			return fmt.Errorf("routes missing: %q, too many: %q", gone, come)
+		}
+		return nil
+	})
+}
+
+// strangers try BGP without a tunnel.
+func (b *bench) strangers() {
+	for _, a := range []netip.Addr{NodePublic, EgressPublic} {
+		ctx, cancel := context.WithTimeout(b.Context(), 1500*time.Millisecond)
+		_, err := b.c.Internet.Node.DialContext(ctx, "tcp", netip.AddrPortFrom(a, 179).String())
+		cancel()
+		if e, ok := errors.AsType[net.Error](err); !ok || !e.Timeout() {
+			b.Errorf("port 179 of %v answers the Internet: %v", a, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Second)
+	defer cancel()
+	conn, err := b.c.Internet.Node.DialContext(ctx, "tcp", netip.AddrPortFrom(NodePublic, 7443).String())
+	if err != nil {
+		b.Errorf("the Internet does not reach the node at all, which makes this test worthless: %v", err)
+		return
+	}
+	conn.Close()
+}
+
+// garbage sends what is no BGP in a session that is up. GoBGP looks at neither the marker nor the largest length, and waits for the
+// rest of what looks like a long message until the hold time is over.
+func (b *bench) garbage() {
+	const hold = 9 * time.Second
+	b.ok(b.r.Apply(b.Context(), b.site("  import:", fmt.Sprintf("  holdTime: %s\n  import:", hold))))
+	for _, g := range []struct {
+		name  string
+		bytes []byte
+		code  string // of the NOTIFICATION (RFC 4271 section 4.5)
+	}{
+		{"another protocol", []byte("GET / HTTP/1.1\r\nHost: router\r\n\r\n"), "notification code 4"},
+		{"length below a header's", append(bytes.Repeat([]byte{0xff}, 16), 0, 18, peer.BGPKeepalive), "notification code 1"},
+		{"attributes longer than the message", peer.BGPMessage(peer.BGPUpdate, []byte{0, 0, 0, 9, 0x40, 1, 1, 0}), "notification code 3"},
+	} {
+		b.undisturbed("garbage, "+g.name, func() {
+			r := b.rogue()
+			b.ok(r.Write(g.bytes))
+			select {
+			case <-r.Done():
+				if !strings.Contains(fmt.Sprint(r.Err()), g.code) {
+					b.Errorf("%s: the session ended with %v, want %s", g.name, r.Err(), g.code)
+				}
+			case <-time.After(hold + 10*time.Second):
+				b.Errorf("%s: the session goes on", g.name)
+			}
+			r.Close()
+			b.until(10*time.Second, func() error {
+				if p := b.peers()["site"]; p.GetState() == "established" || p.GetLastError() == "" {
+					return fmt.Errorf("site is %v", p)
+				}
+				return nil
+			})
+		})
+	}
+	b.ok(b.r.Apply(b.Context(), b.c.Document()))
+}
+
+// site returns the document with a change to what follows the name of the site's peer.
+func (b *bench) site(old, new string) string {
+	b.Helper()
+	document := b.c.Document()
+	at := strings.LastIndex(document, "- name: site\n")
+	if !strings.Contains(document[at:], old) {
+		b.Fatalf("no %q in %s", old, document[at:])
+	}
+	return document[:at] + strings.Replace(document[at:], old, new, 1)
+}
+
+// notItsPrefixes announces the one prefix that is allowed, and some that are not.
+func (b *bench) notItsPrefixes() {
+	before := b.routes()
+	foreign := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), VPC, netip.MustParsePrefix("172.16.1.0/24"), netip.MustParsePrefix("172.20.0.0/25"),
+		netip.MustParsePrefix("172.20.0.0/16"), netip.MustParsePrefix("192.0.2.80/32"), netip.MustParsePrefix("169.254.64.0/30")}
+	b.undisturbed("foreign prefixes", func() {
+		r := b.rogue()
+		b.ok(r.Announce([]uint32{SiteASN}, b.c.SiteInside.Addr(), nil, append(foreign, Office)...))
+		b.until(15*time.Second, func() error {
+			if p := b.peers()["site"]; p.GetPrefixesReceived() != 8 || p.GetPrefixesAccepted() != 1 {
+				return fmt.Errorf("site is %v", p)
+			}
+			return nil
+		})
+		b.routesAre(before, Office)
+		r.Close()
+		b.routesAre(before)
+	})
+}
+
+// ourOwn sends the node's own prefixes back, by a session on which every prefix is welcome: what keeps them out is the path.
+func (b *bench) ourOwn() {
+	before := b.routes()
+	b.ok(b.r.Apply(b.Context(), b.site("import: {allow: [{prefix: "+Office.String()+"}]}", "import: {allow: [{prefix: 0.0.0.0/0, le: 32}]}")))
+	b.undisturbed("our own prefixes", func() {
+		r := b.rogue()
+		more := netip.MustParsePrefix("172.20.9.0/24")
+		for _, a := range []struct {
+			path   []uint32
+			prefix netip.Prefix
+		}{
+			{[]uint32{SiteASN, NodeASN}, netip.MustParsePrefix("0.0.0.0/0")},
+			{[]uint32{SiteASN, NodeASN, AWSASN}, VPC},
+			{[]uint32{SiteASN, 65099, NodeASN, 65098}, netip.MustParsePrefix("172.20.8.0/24")},
+			{[]uint32{SiteASN}, more},
+		} {
+			b.ok(r.Announce(a.path, b.c.SiteInside.Addr(), nil, a.prefix))
+		}
+		b.routesAre(before, more)
+		b.until(15*time.Second, func() error {
+			if p := b.peers()["site"]; p.GetState() != "established" || p.GetPrefixesReceived() != 4 || p.GetPrefixesAccepted() != 1 {
+				return fmt.Errorf("site is %v, want one of four prefixes accepted", p)
+			}
+			return nil
+		})
+		r.Close()
+		b.routesAre(before)
+	})
+	b.ok(b.r.Apply(b.Context(), b.c.Document()))
+}
+
+// memory returns the most that isthmusd and its children have had in memory, in MiB.
+func (b *bench) memory() (mib int) {
+	b.Helper()
+	statuses, _ := filepath.Glob("/proc/[0-9]*/status")
+	for _, file := range statuses {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended
+		}
+		field := map[string]int{}
+		for line := range strings.Lines(string(text)) {
+			if words := strings.Fields(line); len(words) > 1 {
+				field[words[0]], _ = strconv.Atoi(words[1])
+			}
+		}
+		if pid := b.r.Daemon.Pid(); field["Pid:"] == pid || field["PPid:"] == pid {
+			mib += field["VmHWM:"] >> 10
+		}
+	}
+	if mib == 0 {
+		b.Fatal("isthmusd is not there")
+	}
+	return mib
+}
+
+// flood announces a million prefixes, to limits that GoBGP enforces with each UPDATE and that are compared with counters.
+func (b *bench) flood() {
+	var flood []byte
+	for i := 0; i < 1_000_000; {
+		attrs := []byte{0x40, 1, 1, 0, 0x40, 2, 6, 2, 1, 0, 0, SiteASN >> 8, SiteASN & 0xff, 0x40, 3, 4}
+		attrs = append(attrs, b.c.SiteInside.Addr().AsSlice()...)
+		body := append([]byte{0, 0, 0, byte(len(attrs))}, attrs...)
+		for ; len(body) < 4000 && i < 1_000_000; i++ {
+			body = append(body, 24, byte(20+i>>16), byte(i>>8), byte(i))
+		}
+		flood = append(flood, peer.BGPMessage(peer.BGPUpdate, body)...)
+	}
+	before := b.routes()
+	for limit, most := range map[uint32]int{1000: 150, 30_000: 600} { // MiB
+		b.ok(b.r.Apply(b.Context(), b.site("  import:", fmt.Sprintf("  maxPrefixes: %d\n  import:", limit))))
+		b.undisturbed(fmt.Sprintf("a million prefixes, limit %d", limit), func() {
+			was, start := b.memory(), time.Now()
+			r := b.rogue()
+			var sent atomic.Bool
+			go func() { sent.Store(r.Write(flood) == nil) }()
+			b.until(40*time.Second, func() error {
+				if p := b.peers()["site"]; p.GetState() != "prefix-limit" || !p.GetNextTry().AsTime().After(time.Now()) {
+					return fmt.Errorf("site is %v", p)
+				}
+				return nil
+			})
+			b.step("limit %d: prefix-limit after %.1f s, all of it sent: %v, memory %d MiB, before %d MiB", limit, time.Since(start).Seconds(), sent.Load(), b.memory(), was)
+			if n := b.memory(); n > most {
+				b.Errorf("limit %d: isthmusd and its children have had %d MiB in memory, want at most %d", limit, n, most)
+			}
+			if r, err := b.dialRogue(b.Context()); err == nil {
+				r.Close()
+				b.Errorf("limit %d: the peer was let in again at once", limit)
+			}
+			b.routesAre(before)
+		})
+		b.cli("reset", "peer", "site")
+	}
+	b.ok(b.r.Apply(b.Context(), b.c.Document()))
+}
+
+// prefixSID is what GoBGP v3.37.0 panics on: a Prefix-SID attribute with an unknown sub-TLV in its SRv6 service TLV.
+var prefixSID = []byte{0xc0, 0x28, 0x09, 0x05, 0x00, 0x06, 0x00, 0x09, 0x00, 0x02, 0x00, 0x00}
+
+func (b *bench) killerAttribute() {
+	b.kill(func(r *peer.RawBGP) error {
+		return r.Announce([]uint32{SiteASN}, b.c.SiteInside.Addr(), prefixSID, Office)
+	})
+}
+
+// killerMessage is of a type that there is not; GoBGP panics on it too.
+func (b *bench) killerMessage() {
+	b.kill(func(r *peer.RawBGP) error { return r.Send(9, nil) })
+}
+
+// kill sends what kills the BGP process, again whenever it is let in.
+func (b *bench) kill(attack func(*peer.RawBGP) error) {
+	before, peers, sessions, starts, routes := b.tunnels(), b.peers(), b.sessions(), b.status().GetCounters().GetBgpStarts(), b.routes()
+	ctx, stop := context.WithCancel(b.Context())
+	first, ended := make(chan time.Time, 1), make(chan struct{})
+	defer func() { stop(); <-ended }()
+	b.lossless("a peer that kills the BGP process", func() {
+		go func() {
+			defer close(ended)
+			for ctx.Err() == nil {
+				if r, err := b.dialRogue(ctx); err == nil {
+					_ = attack(r)
+					select {
+					case first <- time.Now():
+					default:
+					}
+					select {
+					case <-r.Done():
+					case <-ctx.Done():
+					}
+					r.Close()
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+		}()
+		var start time.Time
+		select {
+		case start = <-first:
+		case <-time.After(time.Minute):
+			b.Fatal("the router lets the site open no session")
+		}
+		b.until(10*time.Second, func() error {
+			if p := b.peers()["site"]; p.GetState() != "quarantined" {
+				return fmt.Errorf("site is %v", p)
+			}
+			return nil
+		})
+		b.step("quarantined %.1f s after the first attack", time.Since(start).Seconds())
+		p := b.peers()["site"]
+		if len(p.GetConditions()) != 1 || p.GetConditions()[0].GetType() != "Quarantined" || !strings.Contains(p.GetConditions()[0].GetMessage(), "isthmus reset peer site") {
+			b.Errorf("conditions %v", p.GetConditions())
+		}
+		if d := time.Until(p.GetNextTry().AsTime()); d < 30*time.Second || d > 2*time.Minute {
+			b.Errorf("next try in %v", d)
+		}
+		for _, line := range strings.Split(b.cli("get", "peers"), "\n") {
+			if strings.Contains(line, "quarantined") != strings.HasPrefix(line, "site ") {
+				b.Errorf("isthmus get peers: %s", line)
+			}
+		}
+		b.until(30*time.Second, func() error {
+			for name, p := range b.peers() {
+				if name != "site" && p.GetState() != "established" {
+					return fmt.Errorf("peer %s is %s (%s)", name, p.GetState(), p.GetLastError())
+				}
+			}
+			return nil
+		})
+		b.step("the others are established")
+		time.Sleep(5 * time.Second) // the attacker goes on
+	})
+	if n := b.status().GetCounters().GetBgpStarts() - starts; n != 1 {
+		b.Errorf("the BGP process was started %d times, want once: the attacker is out", n)
+	}
+	b.untouched(before, nil, "site")
+	for name, p := range b.peers() {
+		if name != "site" && p.GetTimesUp() != peers[name].GetTimesUp()+1 {
+			b.Errorf("session %s came up %d times", name, p.GetTimesUp()-peers[name].GetTimesUp())
+		}
+	}
+	for name, s := range b.sessions() {
+		if n := s.Withdrawals - sessions[name].Withdrawals; s.State != "Established" || n != 0 {
+			b.Errorf("session %s is %s and has seen %d withdrawals", name, s.State, n)
+		}
+	}
+	b.routesAre(routes)
+
+	stop()
+	<-ended
+	b.cli("reset", "peer", "site")
+	r := b.rogue()
+	b.ok(r.Announce([]uint32{SiteASN}, b.c.SiteInside.Addr(), nil, Office))
+	b.routesAre(routes, Office)
+	if p := b.peers()["site"]; p.GetState() != "established" || len(p.GetConditions()) > 0 {
+		b.Errorf("after the reset site is %v", p)
+	}
+	r.Close()
+	b.routesAre(routes)
+}
