@@ -2,11 +2,13 @@ package auth
 
 import (
 	"bytes"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -325,5 +327,38 @@ func TestFullAudit(t *testing.T) {
 	l.Close()
 	if _, err := l.begin(Entry{}); err == nil {
 		t.Error("an audit log that takes nothing is no error")
+	}
+}
+
+// TestRefusalIsHeard: a client of TLS 1.3 that writes before it reads is told why it is refused.
+func TestRefusalIsHeard(t *testing.T) {
+	a, _, _ := setUp(t, t.TempDir(), newClock())
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
+			_, _, _ = a.Credentials().ServerHandshake(conn)
+		}
+	}()
+	for range 20 {
+		conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: a.pool, ServerName: ServerName, NextProtos: []string{"h2"}, Time: a.now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		for range 3 {
+			_, err = conn.Write(make([]byte, 1000))
+			time.Sleep(5 * time.Millisecond)
+		}
+		if err == nil {
+			_, err = conn.Read(make([]byte, 1))
+		}
+		if err == nil || !strings.Contains(err.Error(), "certificate required") {
+			t.Fatalf("the client hears %v", err)
+		}
+		conn.Close()
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -21,6 +22,8 @@ const (
 	maxHandshakesPerHost = 8
 	maxConnsPerClient    = 64
 	maxStreamsPerClient  = 256 // watches and other streams that are open at once
+	lingerTime           = 500 * time.Millisecond
+	lingerBytes          = 64 << 10
 	callsPerSecond       = 100
 	callsBurst           = 200
 )
@@ -228,6 +231,7 @@ func (a *Authority) acceptTLS(raw net.Conn, host string) (net.Conn, Identity, er
 		id = Identity{Name: shorten(leaf.Subject.CommonName), Serial: serialText(leaf.SerialNumber), Expires: leaf.NotAfter}
 	}
 	if err != nil {
+		linger(raw)
 		return nil, id, fmt.Errorf("TLS handshake: %w", err)
 	}
 	if id.Role, err = roleOf(state.PeerCertificates[0]); err != nil {
@@ -246,6 +250,16 @@ func (a *Authority) acceptTLS(raw net.Conn, host string) (net.Conn, Identity, er
 		return nil, id, errors.Join(err, c.Close())
 	}
 	return c, id, nil
+}
+
+// linger gives a refused client time to read the alert that says why. In TLS 1.3 it has sent its first request before it hears of
+// the refusal, and closing a TCP connection with that unread resets it, which may discard the alert at the other end.
+func linger(c net.Conn) {
+	t, ok := c.(*net.TCPConn)
+	if !ok || t.CloseWrite() != nil || t.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
+		return
+	}
+	_, _ = io.CopyN(io.Discard, t, lingerBytes) // until the client closes
 }
 
 func (a *Authority) tlsConfig() *tls.Config {
