@@ -191,8 +191,10 @@ func TestKillWhileApplying(t *testing.T) {
 		case now == document:
 			last = document
 			accepted++
-		case now != last || err == nil:
-			t.Fatalf("apply said %v; the document is\n%s\nthe last one was\n%s", err, now, last)
+		case err == nil:
+			t.Fatalf("change %d was acknowledged and is lost", i)
+		case now != last:
+			t.Fatalf("change %d: %v; the document is neither the new one nor the last:\n%s", i, err, now)
 		}
 		b.until(20*time.Second, func() error {
 			s := b.status()
