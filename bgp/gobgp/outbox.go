@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"time"
 )
 
 // outbox is what the child still has to tell the daemon. Putting in never waits, since GoBGP's goroutines do it, some
@@ -28,6 +29,10 @@ type frame struct {
 
 // maxFrames is how many frames other than paths may wait. A daemon that lets so many pile up does not read any more.
 const maxFrames = 1 << 16
+
+// gather is how long paths wait for others to go with, unless nothing went for as long. GoBGP reports each prefix by
+// itself, and a frame for each wakes two goroutines and writes to the kernel.
+const gather = 5 * time.Millisecond
 
 func newOutbox() *outbox {
 	return &outbox{wake: make(chan struct{}, 1), index: make(map[netip.Prefix]int)}
@@ -109,11 +114,23 @@ func (o *outbox) run(w io.Writer) error {
 		return nil
 	}
 	var b []byte
-	for range o.wake {
+	var pause <-chan time.Time // nil: paths need not wait
+	for {
+		select {
+		case <-o.wake:
+		case <-pause:
+			pause = nil
+		}
 		if err := frames(); err != nil {
 			return err
 		}
+		if pause != nil {
+			continue
+		}
 		us, ends := o.takeUpdates()
+		if len(us) > 0 {
+			pause = time.After(gather)
+		}
 		for i, u := range us {
 			b = appendUpdate(b, u)
 			if len(b) < pathsFrame && i < len(us)-1 {
@@ -134,5 +151,4 @@ func (o *outbox) run(w io.Writer) error {
 			}
 		}
 	}
-	return nil
 }

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/isthmus-net/isthmus/bgp"
@@ -129,6 +131,40 @@ func TestOutboxCoalesces(t *testing.T) {
 	if us, ends = o.takeUpdates(); len(us) != 1 || len(us[0].paths) != 0 || len(ends) != 0 {
 		t.Errorf("%+v %v", us, ends)
 	}
+}
+
+// TestOutboxGathers: a path that comes alone goes at once, those that follow go together, and all else waits for no path.
+func TestOutboxGathers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOutbox()
+		r, w := io.Pipe()
+		go o.run(w)
+		start := time.Now()
+		expect := func(after time.Duration, want frameType, updates int) {
+			t.Helper()
+			got, body, err := readFrame(r, maxFromChild)
+			if err != nil || got != want || time.Since(start) != after {
+				t.Fatalf("frame %d after %v, %v; want %d after %v", got, time.Since(start), err, want, after)
+			}
+			if us, err := (&pathDecoder{name: names}).decode(body); want == framePaths && (err != nil || len(us) != updates) {
+				t.Errorf("%d updates, %v; want %d", len(us), err, updates)
+			}
+		}
+		o.putUpdates(sample[:1])
+		expect(0, framePaths, 1)
+		for i := range sample {
+			o.putUpdates(sample[i : i+1])
+			synctest.Wait()
+		}
+		o.put(frameState, stateMessage{Peer: 7})
+		expect(0, frameState, 0)
+		expect(gather, framePaths, len(sample))
+		time.Sleep(gather)
+		o.putUpdates(sample[:1])
+		expect(2*gather, framePaths, 1)
+		r.Close()
+		o.put(frameState, stateMessage{Peer: 7})
+	})
 }
 
 // TestCompileRules compares bgp.Rule with a prefix set as GoBGP reads it: the longest entry that contains the prefix.
