@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,10 @@ const (
 // counterInterval is how often the child reads the counters. GoBGP serves this, like all else, in one goroutine.
 const counterInterval = 5 * time.Second
 
+// ballast is counted as heap but never touched, so it takes no memory. It keeps the collector from running often while
+// the heap is small and grows fast, as when a table is loaded. Options.GOGC is lower for it, so a large heap grows by less.
+const ballast = 64 << 20
+
 // RunIfChild must be the first thing that a main that uses New does. In the child process it runs BGP and does not
 // return; in any other it returns at once.
 func RunIfChild() {
@@ -62,6 +67,7 @@ func runChild() error {
 	if err := f.Close(); err != nil {
 		return fmt.Errorf("opening the connection to the daemon: %w", err)
 	}
+	defer runtime.KeepAlive(make([]byte, ballast))
 	c := newChild()
 	go func() {
 		// The daemon is gone, or has had enough of us: leave without closing a session.

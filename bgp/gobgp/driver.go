@@ -42,7 +42,7 @@ type Options struct {
 	// Adopting reports, when BGP is started for the first time, whether the FIB already holds routes of ours. Peers
 	// are then told that forwarding went on (RFC 4724). Default: it does not.
 	Adopting func() bool
-	// GOGC is the garbage collection percentage of the BGP process, default 200; MemoryLimit its GOMEMLIMIT in bytes,
+	// GOGC is the garbage collection percentage of the BGP process, default 150; MemoryLimit its GOMEMLIMIT in bytes,
 	// default 1 GiB, above which it spends more time collecting.
 	GOGC        int
 	MemoryLimit int64
@@ -113,7 +113,7 @@ func New(o Options) *Driver {
 		o.Adopting = func() bool { return false }
 	}
 	if o.GOGC == 0 {
-		o.GOGC = 200
+		o.GOGC = 150
 	}
 	if o.MemoryLimit == 0 {
 		o.MemoryLimit = 1 << 30

@@ -48,7 +48,7 @@ func spawn(o Options) (*process, error) {
 			"GODEBUG=multipathtcp=0,tracebacklabels=1",
 			"GOTRACEBACK=single",
 			fmt.Sprintf("GOGC=%d", o.GOGC),
-			fmt.Sprintf("GOMEMLIMIT=%d", o.MemoryLimit),
+			fmt.Sprintf("GOMEMLIMIT=%d", o.MemoryLimit+ballast),
 		},
 		Dir:        "/",
 		ExtraFiles: []*os.File{theirs},
