@@ -33,8 +33,19 @@ type Ledger struct {
 type Entry struct {
 	ID        uint32 `json:"id"`
 	Interface string `json:"interface"`
-	// Inside is the allocated block; not set when the document gives the addresses.
+	// Inside is the allocated block; not set when the document gives the addresses. With Local it is the peer's address.
 	Inside netip.Prefix `json:"inside,omitzero"`
+	// Local is this node's address, for a gateway whose addresses are allocated one by one.
+	Local netip.Prefix `json:"local,omitzero"`
+}
+
+// pair returns the allocated addresses: in a block the peer has the first host address, this node the second.
+func (e Entry) pair() tunnel.Inside {
+	if e.Local.IsValid() {
+		return tunnel.Inside{Local: e.Local, Remote: e.Inside.Addr()}
+	}
+	remote := e.Inside.Addr().Next()
+	return tunnel.Inside{Local: netip.PrefixFrom(remote.Next(), e.Inside.Bits()), Remote: remote}
 }
 
 // chooser makes the choices of one plan. It knows what is in use, so that a choice does not cost a walk through the ledger.
@@ -43,19 +54,31 @@ type chooser struct {
 	ids        map[uint32]bool
 	lowID      uint32 // no number below is free
 	interfaces map[string]bool
-	blocks     *apipa.Blocks
+	used       *apipa.Account       // inside addresses, of the document and the ledger
+	given      []netip.Prefix       // this node's single ones in the document
+	locals     map[netip.Prefix]int // how many tunnels have a single address as this node's
 }
 
-// newChooser begins with a copy of a ledger, and the inside addresses that the document gives.
-func newChooser(former Ledger, given []netip.Prefix) *chooser {
+// newChooser begins with a copy of a ledger, and the inside addresses that the document gives: given, and among them
+// shared, this node's single ones, which further tunnels may have too. What the document gives is taken from the tunnels of
+// the ledger, also from removed ones.
+func newChooser(former Ledger, given, shared []netip.Prefix) *chooser {
 	c := &chooser{
 		ledger: Ledger{Tunnels: map[string]Entry{}, Retired: slices.Clone(former.Retired)},
-		ids:    map[uint32]bool{}, lowID: FirstID, interfaces: map[string]bool{}, blocks: apipa.NewBlocks(),
+		ids:    map[uint32]bool{}, lowID: FirstID, interfaces: map[string]bool{},
+		used: new(apipa.Account), given: shared, locals: map[netip.Prefix]int{},
 	}
 	for _, p := range given {
-		c.blocks.Use(p)
+		c.used.Use(p)
 	}
-	for name, e := range former.Tunnels {
+	for _, p := range shared {
+		c.locals[p]++
+	}
+	for _, name := range slices.Sorted(maps.Keys(former.Tunnels)) {
+		e := former.Tunnels[name]
+		if c.used.Users(e.Inside) > 0 || c.used.Users(e.Local) > c.locals[e.Local] {
+			e.Inside, e.Local = netip.Prefix{}, netip.Prefix{}
+		}
 		c.put(name, e)
 	}
 	return c
@@ -66,8 +89,10 @@ func (c *chooser) put(name string, e Entry) {
 	c.forget(name)
 	c.ledger.Tunnels[name] = e
 	c.ids[e.ID], c.interfaces[e.Interface] = true, true
-	if e.Inside.IsValid() {
-		c.blocks.Use(e.Inside)
+	c.used.Use(e.Inside)
+	if e.Local.IsValid() {
+		c.used.Use(e.Local)
+		c.locals[e.Local]++
 	}
 }
 
@@ -80,8 +105,12 @@ func (c *chooser) forget(name string) {
 	delete(c.ids, e.ID)
 	c.lowID = max(FirstID, min(c.lowID, e.ID))
 	delete(c.interfaces, e.Interface)
-	if e.Inside.IsValid() {
-		c.blocks.Release(e.Inside)
+	c.used.Release(e.Inside)
+	if e.Local.IsValid() {
+		c.used.Release(e.Local)
+		if c.locals[e.Local]--; c.locals[e.Local] == 0 {
+			delete(c.locals, e.Local)
+		}
 	}
 }
 
@@ -126,14 +155,44 @@ func (c *chooser) freeID() (uint32, error) {
 	}
 }
 
-// freeBlock returns an inside block that overlaps neither the document's nor a remembered one.
-func (c *chooser) freeBlock() (netip.Prefix, error) {
-	for {
-		p, err := c.blocks.Free()
-		if err == nil || !c.forgetOldest() {
-			return p, err
+// inside gives a tunnel inside addresses that its cloud takes and that neither the document gives to another one nor the
+// ledger remembers. What it has is kept while its cloud takes it.
+func (c *chooser) inside(name string, e Entry, rule apipa.Rule) (Entry, error) {
+	if e.Inside.IsValid() && e.Local.IsValid() == rule.Single {
+		pair := e.pair()
+		if bad, _ := rule.Check(pair.Local, pair.Remote); bad == "" {
+			return e, nil
 		}
 	}
+	for {
+		e.Inside, e.Local = netip.Prefix{}, netip.Prefix{}
+		c.put(name, e) // what it had is free
+		var err error
+		if rule.Single {
+			e.Local, err = c.local(rule)
+			c.put(name, e)
+		}
+		if err == nil {
+			e.Inside, err = c.used.Free(rule)
+		}
+		if err == nil {
+			return e, nil
+		}
+		if !c.forgetOldest() {
+			return Entry{ID: e.ID, Interface: e.Interface}, err
+		}
+	}
+}
+
+// local returns this node's address for a gateway with single addresses: one that the document gives and that gateway takes,
+// else one that the ledger has, else a free one.
+func (c *chooser) local(rule apipa.Rule) (netip.Prefix, error) {
+	for _, p := range slices.Concat(c.given, slices.SortedFunc(maps.Keys(c.locals), comparePrefix)) {
+		if bad, _ := rule.Check(p, p.Addr()); bad == "" {
+			return p, nil
+		}
+	}
+	return c.used.Free(rule)
 }
 
 // interfacePrefix keeps our interface names apart from those of the system.
@@ -154,10 +213,4 @@ func (c *chooser) freeInterface(name string) string {
 			return candidate
 		}
 	}
-}
-
-// inside returns the pair of an allocated block: the peer has the first host address, this node the second.
-func inside(block netip.Prefix) tunnel.Inside {
-	remote := block.Addr().Next()
-	return tunnel.Inside{Local: netip.PrefixFrom(remote.Next(), block.Bits()), Remote: remote}
 }

@@ -14,6 +14,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/tunnel"
+	"github.com/isthmus-net/isthmus/tunnel/apipa"
+	"github.com/isthmus-net/isthmus/tunnel/cloud"
 )
 
 // Target is everything that was decided for a node. Lists are in the order of names.
@@ -34,11 +36,15 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 	t := Target{Node: s.Node, Underlay: s.Underlay}
 
 	present := map[string]bool{}
-	var given []netip.Prefix
+	// The document's inside addresses, and among them this node's single ones, which several tunnels may have.
+	var given, shared []netip.Prefix
 	for i, tu := range s.Tunnels {
 		present[tu.Name] = true
 		for _, in := range tu.Inside {
 			given = append(given, in.Local.Masked(), netip.PrefixFrom(in.Remote, in.Remote.BitLen()))
+			if in.Local.IsSingleIP() && apipa.LinkLocal.Contains(in.Local.Addr()) {
+				shared = append(shared, in.Local)
+			}
 		}
 		if need := needs(tu.Config); !slices.ContainsFunc(need, func(set []string) bool { return all(set, can) }) {
 			problems = append(problems, spec.Problem{
@@ -48,7 +54,7 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 			})
 		}
 	}
-	choose := newChooser(former, given)
+	choose := newChooser(former, given, shared)
 	choose.retire(present)
 
 	tunnels := slices.Clone(s.Tunnels)
@@ -65,19 +71,14 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 			e = Entry{ID: id, Interface: choose.freeInterface(tu.Name)}
 		}
 		if len(tu.Inside) == 0 {
-			if !e.Inside.IsValid() || overlaps(given, e.Inside) {
-				choose.put(tu.Name, e)
-				block, err := choose.freeBlock()
-				if err != nil {
-					problems = append(problems, spec.Problem{Path: "tunnels", Rule: "cannot allocate inside addresses for " + tu.Name + ": " + err.Error(), Remedy: "give `inside` addresses"})
-				}
-				e.Inside = block
-			}
-			if e.Inside.IsValid() {
-				tu.Inside = []tunnel.Inside{inside(e.Inside)}
+			var err error
+			if e, err = choose.inside(tu.Name, e, insideRule(tu)); err != nil {
+				problems = append(problems, spec.Problem{Path: "tunnels", Rule: "cannot allocate inside addresses for " + tu.Name + ": " + err.Error(), Remedy: "give `inside` addresses"})
+			} else {
+				tu.Inside = []tunnel.Inside{e.pair()}
 			}
 		} else {
-			e.Inside = netip.Prefix{}
+			e.Inside, e.Local = netip.Prefix{}, netip.Prefix{}
 		}
 		choose.put(tu.Name, e)
 		c := tu.Config
@@ -103,6 +104,14 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 	return t, choose.ledger, problems
 }
 
+// insideRule says which inside addresses a tunnel may have.
+func insideRule(t spec.Tunnel) apipa.Rule {
+	if p, ok := cloud.Lookup(t.Cloud); ok {
+		return p.Inside.Is
+	}
+	return apipa.Default
+}
+
 // needs returns the sets of capabilities of which a tunnel needs one.
 func needs(c tunnel.Config) [][]string {
 	if c.WireGuard != nil {
@@ -113,10 +122,6 @@ func needs(c tunnel.Config) [][]string {
 
 func all(set []string, can func(string) bool) bool {
 	return !slices.ContainsFunc(set, func(c string) bool { return !can(c) })
-}
-
-func overlaps(list []netip.Prefix, p netip.Prefix) bool {
-	return slices.ContainsFunc(list, p.Overlaps)
 }
 
 // clamp returns the MSS limits of a tunnel: what fits into its MTU behind headers without options (RFC 9293 section

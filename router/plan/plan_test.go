@@ -14,6 +14,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/tunnel"
+	"github.com/isthmus-net/isthmus/tunnel/apipa"
+	"github.com/isthmus-net/isthmus/tunnel/cloud"
 )
 
 func everything(string) bool { return true }
@@ -120,6 +122,165 @@ func TestChoicesNeverClash(t *testing.T) {
 			if p.Address != c.Inside[0].Remote || p.LocalAddress != c.Inside[0].Local.Addr() || p.Interface != c.Interface || p.TTL != 1 {
 				t.Fatalf("peer %+v does not fit tunnel %+v", p, c)
 			}
+		}
+	}
+}
+
+// TestInsideAddressesNeverClash walks through random documents with tunnels to every cloud, some with given addresses,
+// and looks for addresses that two tunnels share, that the cloud refuses, or that moved without need.
+func TestInsideAddressesNeverClash(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	clouds := append(cloud.Names(), "")
+	ledger := Ledger{}
+	former := map[string]tunnel.Inside{}
+	for range 150 {
+		var b strings.Builder
+		b.WriteString("node: {name: n, asn: 64620}\nunderlay: {interface: eth0, address: 10.9.0.4}\ntunnels:\n")
+		rules := map[string]apipa.Rule{}
+		given := map[string]bool{}
+		var taken []netip.Prefix
+		for i := range 40 {
+			name := clouds[r.IntN(len(clouds))]
+			if r.IntN(4) > 0 {
+				name = clouds[i%len(clouds)] // a tunnel seldom changes its cloud
+			}
+			rule := apipa.Default
+			if p, ok := cloud.Lookup(name); ok {
+				rule = p.Inside.Is
+			}
+			if r.IntN(3) == 0 {
+				continue
+			}
+			tu := fmt.Sprintf("t-%d", i)
+			rules[tu] = rule
+			inside := ""
+			// Given addresses come from where the allocator looks first.
+			if r.IntN(5) == 0 {
+				a := rule.From[0].Addr().As4()
+				a[3] += byte(4 * r.IntN(12))
+				block := netip.PrefixFrom(netip.AddrFrom4(a), 30)
+				if !overlaps(taken, block) {
+					taken = append(taken, block)
+					peer := block.Addr().Next()
+					inside = fmt.Sprintf(", inside: [{local: %s/30, remote: %s}]", peer.Next(), peer)
+					if rule.Single {
+						own := peer.Next()
+						if r.IntN(2) == 0 {
+							own, peer = peer, own
+						}
+						inside = fmt.Sprintf(", inside: [{local: %s/32, remote: %s}]", own, peer)
+					}
+					given[tu] = true
+				}
+			}
+			fmt.Fprintf(&b, "- {name: %s, cloud: %q, ipsec: {remoteAddress: 198.51.100.%d, psk: k}%s}\n", tu, name, 1+i, inside)
+		}
+		var target Target
+		target, ledger = mustMake(t, parse(t, b.String()), ledger)
+		owners := map[netip.Addr]string{}
+		now := map[string]tunnel.Inside{}
+		for _, c := range target.Tunnels {
+			in, rule := c.Inside[0], rules[c.Name]
+			now[c.Name] = in
+			if bad, _ := rule.Check(in.Local, in.Remote); bad != "" {
+				t.Fatalf("%s: %+v %s", c.Name, in, bad)
+			}
+			block := in.Local.Masked()
+			all := []netip.Addr{in.Remote}
+			for a := block.Addr(); block.Contains(a); a = a.Next() {
+				if a != in.Remote {
+					all = append(all, a)
+				}
+			}
+			for _, a := range all {
+				kind := c.Name
+				if rule.Single && a == in.Local.Addr() && in.Local.IsSingleIP() {
+					kind = "this node"
+				}
+				if o, ok := owners[a]; ok && (o != "this node" || kind != o) {
+					t.Fatalf("%s has %v of %s\n%s", c.Name, a, o, b.String())
+				}
+				owners[a] = kind
+			}
+		}
+		for name, in := range now {
+			was, ok := former[name]
+			if !ok || was == in || given[name] {
+				continue
+			}
+			// It may move only when its cloud or somebody's given address took what it had.
+			bad, _ := rules[name].Check(was.Local, was.Remote)
+			moved := bad != "" || rules[name].Single != was.Local.IsSingleIP() || overlaps(taken, was.Local.Masked()) || overlaps(taken, netip.PrefixFrom(was.Remote, 32))
+			if !moved {
+				t.Fatalf("%s went from %v to %v\n%s", name, was, in, b.String())
+			}
+		}
+		former = map[string]tunnel.Inside{}
+		for name, in := range now {
+			if !given[name] {
+				former[name] = in
+			}
+		}
+	}
+}
+
+func overlaps(list []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(list, p.Overlaps)
+}
+
+// TestCloudFillsIn: what a tunnel leaves out comes from its cloud, down to the peers; all tunnels to Azure have one local
+// address, also when the document gives it to one of them.
+func TestCloudFillsIn(t *testing.T) {
+	text := `node: {name: n, asn: 64620}
+underlay: {interface: eth0, address: 10.9.0.4, publicAddress: 203.0.113.9}
+tunnels:
+- {name: aws, cloud: aws, ipsec: {remoteAddress: 198.51.100.1, psk: k}}
+- {name: azure-0, cloud: azure, ipsec: {remoteAddress: 198.51.100.2, psk: k}}
+- {name: azure-1, cloud: azure, ipsec: {remoteAddress: 198.51.100.3, psk: k}}
+peers:
+- {name: aws, tunnel: aws, asn: 64512}
+- {name: azure-0, tunnel: azure-0, asn: 65515}
+- {name: azure-1, tunnel: azure-1, asn: 65515}
+`
+	target, ledger := mustMake(t, parse(t, text), Ledger{})
+	var got []string
+	for i, c := range target.Tunnels {
+		p := target.BGP.Peers[i]
+		got = append(got, fmt.Sprint(c.Inside[0].Local, c.Inside[0].Remote, " ", c.MTU, target.NAT.Clamps[i].IPv4, c.IPsec.ChildRekey, c.IPsec.ChildRekeyBytes, " ", p.LocalAddress, p.Address, " ", p.HoldTime, p.Keepalive, p.TTL, p.MaxPrefixes))
+	}
+	want := []string{
+		"169.254.64.2/30 169.254.64.1 1438 1398 45m0s 0 169.254.64.2 169.254.64.1 30s 10s 1 5000",
+		"169.254.21.1/32 169.254.21.2 1400 1350 6h0m0s 90000000000 169.254.21.1 169.254.21.2 3m0s 1m0s 255 4000",
+		"169.254.21.1/32 169.254.21.5 1400 1350 6h0m0s 90000000000 169.254.21.1 169.254.21.5 3m0s 1m0s 255 4000",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if again, _ := mustMake(t, parse(t, text), ledger); len(Diff(target, again)) > 0 {
+		t.Errorf("the same again: %+v", Diff(target, again))
+	}
+	text = strings.Replace(text, "{name: azure-0, cloud: azure,", "{name: azure-0, cloud: azure, inside: [{local: 169.254.22.9/32, remote: 169.254.22.10}],", 1)
+	target, _ = mustMake(t, parse(t, text), Ledger{})
+	if in := target.Tunnels[2].Inside[0]; in.Local.String() != "169.254.22.9/32" {
+		t.Errorf("azure-1 has %v, and azure-0 169.254.22.9", in.Local)
+	}
+	// What the document gives comes before what a removed tunnel had.
+	text = strings.Replace(text, "name: azure-1, cloud", "name: azure-2, cloud", 1)
+	text = strings.Replace(text, "tunnel: azure-1", "tunnel: azure-2", 1)
+	target, _ = mustMake(t, parse(t, text), ledger)
+	if in := target.Tunnels[2].Inside[0]; in.Local.String() != "169.254.22.9/32" {
+		t.Errorf("azure-2 has %v, and azure-0 169.254.22.9", in.Local)
+	}
+}
+
+func TestChangedCloudMovesWhatItReserves(t *testing.T) {
+	ledger := Ledger{Tunnels: map[string]Entry{"a-1": {ID: FirstID, Interface: "t-a-1", Inside: netip.MustParsePrefix("169.254.100.4/30")}}}
+	for cloud, want := range map[string]string{"": "169.254.100.6/30", "aws": "169.254.100.6/30", "oci": "169.254.64.2/30", "azure": "169.254.21.1/32"} {
+		text := strings.Replace(document("a-1"), "name: a-1,", fmt.Sprintf("name: a-1, cloud: %q,", cloud), 1)
+		text = strings.Replace(text, "asn: 65000", "asn: "+map[bool]string{true: "31898", false: "64512"}[cloud == "oci"], 1)
+		target, _ := mustMake(t, parse(t, text), ledger)
+		if got := target.Tunnels[0].Inside[0].Local.String(); got != want {
+			t.Errorf("cloud %q: got %s, want %s", cloud, got, want)
 		}
 	}
 }

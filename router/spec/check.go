@@ -17,6 +17,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/tunnel"
+	"github.com/isthmus-net/isthmus/tunnel/cloud"
 )
 
 // Secrets returns the reference for a stored secret, and false when there is none of that name.
@@ -59,6 +60,7 @@ func Check(d Document, secrets Secrets) (*Spec, Problems) {
 		c.policy(fmt.Sprintf("egress.policies[%d]", i), p)
 	}
 	c.ties()
+	c.announced()
 	return &c.s, c.problems.byLine()
 }
 
@@ -266,7 +268,8 @@ func (c *checker) underlay(u *isthmusv1.Underlay) {
 
 func (c *checker) tunnel(path string, t *isthmusv1.Tunnel) {
 	ok := c.name("tunnel", path+".name", t.GetName())
-	out := Tunnel{Config: tunnel.Config{Name: t.GetName()}}
+	preset := c.cloud(path+".cloud", t)
+	out := Tunnel{Config: tunnel.Config{Name: t.GetName()}, Cloud: preset.Name}
 	for i, in := range t.GetInside() {
 		c.insidePair(fmt.Sprintf("%s.inside[%d]", path, i), in, &out)
 	}
@@ -276,10 +279,10 @@ func (c *checker) tunnel(path string, t *isthmusv1.Tunnel) {
 		least = 1280 // RFC 8200 section 5
 	}
 	out.MTU = int(c.number(path+".mtu", t.GetMtu(), 0, least, 9216))
-	out.MSS = uint16(c.number(path+".mss", t.GetMss(), 0, 536, 9176))
+	out.MSS = uint16(c.number(path+".mss", t.GetMss(), uint32(preset.MSS.Is), 536, 9176))
 	switch e := t.GetEncryption().(type) {
 	case *isthmusv1.Tunnel_Ipsec:
-		out.IPsec = c.ipsec(path+".ipsec", e.Ipsec)
+		out.IPsec = c.ipsec(path+".ipsec", e.Ipsec, preset)
 	case *isthmusv1.Tunnel_Wireguard:
 		out.WireGuard = c.wireguard(path+".wireguard", e.Wireguard)
 	default:
@@ -287,6 +290,13 @@ func (c *checker) tunnel(path string, t *isthmusv1.Tunnel) {
 	}
 	if out.MTU == 0 {
 		out.MTU = defaultMTU(c.s.Underlay.MTU, out.Config)
+		if preset.MTU.Is != 0 {
+			out.MTU = min(out.MTU, preset.MTU.Is)
+		}
+	}
+	c.cloudTunnel(path, t, out, preset)
+	if t.GetMss() == 0 {
+		out.MSS = min(out.MSS, uint16(out.MTU-40))
 	}
 	if int(out.MSS) > out.MTU-40 {
 		c.problem(path+".mss", strconv.Itoa(int(out.MSS)), fmt.Sprintf("does not fit the MTU of %d", out.MTU), fmt.Sprintf("give at most %d, or leave it out", out.MTU-40))
@@ -405,18 +415,20 @@ func (c *checker) identity(path, text string, def netip.Addr) string {
 	return text
 }
 
-func (c *checker) proposals(path string, list []string, def string, esp bool) []string {
+func (c *checker) proposals(path string, list, def []string, esp bool, cloud string, takes cloud.Algorithms) []string {
 	if len(list) == 0 {
-		return []string{def}
+		return def
 	}
 	for i, text := range list {
 		at := fmt.Sprintf("%s[%d]", path, i)
 		if !proposalRule.MatchString(text) {
-			c.problem(at, text, "is no proposal", "write it in strongSwan's notation, as "+strconv.Quote(def))
+			c.problem(at, text, "is no proposal", "write it in strongSwan's notation, as "+strconv.Quote(def[0]))
 			continue
 		}
 		if word, why := unknownWord(text, esp); why != "" {
-			c.problem(at, text, fmt.Sprintf("has the word %q, which %s", word, why), "write it in strongSwan's notation, as "+strconv.Quote(def))
+			c.problem(at, text, fmt.Sprintf("has the word %q, which %s", word, why), "write it in strongSwan's notation, as "+strconv.Quote(def[0]))
+		} else if rule, remedy := takes.Refuse(text, esp); cloud != "" && rule != "" {
+			c.problem(at, text, "is refused: "+cloud+"'s gateway "+rule, remedy)
 		}
 		if slices.Contains(list[:i], text) {
 			c.problem(at, text, "is listed twice", "keep one of them")
@@ -425,19 +437,22 @@ func (c *checker) proposals(path string, list []string, def string, esp bool) []
 	return list
 }
 
-func (c *checker) ipsec(path string, i *isthmusv1.IPsec) *tunnel.IPsec {
+func (c *checker) ipsec(path string, i *isthmusv1.IPsec, preset cloud.Preset) *tunnel.IPsec {
 	out := &tunnel.IPsec{
 		LocalAddress:    c.s.Underlay.Address,
 		LocalIdentity:   c.identity(path+".localIdentity", i.GetLocalIdentity(), c.s.Underlay.PublicAddress),
 		PSK:             c.secret(path+".psk", i.GetPsk()),
-		IKEProposals:    c.proposals(path+".ikeProposals", i.GetIkeProposals(), "aes256gcm16-prfsha384-ecp384", false),
-		ESPProposals:    c.proposals(path+".espProposals", i.GetEspProposals(), "aes256gcm16-ecp384", true),
-		IKERekey:        c.duration(path+".ikeRekey", i.GetIkeRekey(), 6*time.Hour, 15*time.Minute, 24*time.Hour),
-		ChildRekey:      c.duration(path+".childRekey", i.GetChildRekey(), 45*time.Minute, 5*time.Minute, 24*time.Hour),
+		IKEProposals:    c.proposals(path+".ikeProposals", i.GetIkeProposals(), or(preset.IKEProposals, []string{"aes256gcm16-prfsha384-ecp384"}), false, preset.Name, preset.IKE.Is),
+		ESPProposals:    c.proposals(path+".espProposals", i.GetEspProposals(), or(preset.ESPProposals, []string{"aes256gcm16-ecp384"}), true, preset.Name, preset.ESP.Is),
+		IKERekey:        c.duration(path+".ikeRekey", i.GetIkeRekey(), or(preset.IKERekey, 6*time.Hour), 15*time.Minute, 24*time.Hour),
+		ChildRekey:      c.duration(path+".childRekey", i.GetChildRekey(), or(preset.ChildRekey, 45*time.Minute), 5*time.Minute, 24*time.Hour),
 		ChildRekeyBytes: i.GetChildRekeyBytes(),
-		DPDDelay:        c.duration(path+".dpdDelay", i.GetDpdDelay(), 10*time.Second, time.Second, time.Hour),
+		DPDDelay:        c.duration(path+".dpdDelay", i.GetDpdDelay(), or(preset.DPDDelay, 10*time.Second), time.Second, time.Hour),
 		RespondOnly:     i.GetRespondOnly(),
-		ReplayWindow:    c.number(path+".replayWindow", i.GetReplayWindow(), 1024, 32, 4096),
+		ReplayWindow:    c.number(path+".replayWindow", i.GetReplayWindow(), or(preset.ReplayWindow, 1024), 32, 4096),
+	}
+	if out.ChildRekeyBytes == 0 {
+		out.ChildRekeyBytes = preset.ChildRekeyBytes.Is
 	}
 	if v := out.ChildRekeyBytes; v != 0 && v < 1<<20 {
 		c.problem(path+".childRekeyBytes", strconv.FormatUint(v, 10), "is less than 1048576", "give at least 1 MiB, or 0 for no limit")
@@ -524,18 +539,25 @@ func (c *checker) tunnelRef(path, name string) (Tunnel, bool) {
 
 func (c *checker) peer(path string, p *isthmusv1.Peer) {
 	c.name("peer", path+".name", p.GetName())
+	t, known := c.tunnelRef(path+".tunnel", p.GetTunnel())
+	preset, _ := cloud.Lookup(t.Cloud)
+	ttl := uint32(0)
+	if preset.TTL.Is > 1 {
+		ttl = uint32(preset.TTL.Is)
+	}
 	out := Peer{path: path, Peer: bgp.Peer{
 		Name:        p.GetName(),
 		Tunnel:      p.GetTunnel(),
 		ASN:         c.asn(path+".asn", p.GetAsn()),
-		HoldTime:    c.duration(path+".holdTime", p.GetHoldTime(), 30*time.Second, 3*time.Second, 65535*time.Second),
-		TTL:         uint8(c.number(path+".ttl", p.GetTtl(), 0, 1, 255)),
+		HoldTime:    c.duration(path+".holdTime", p.GetHoldTime(), or(preset.HoldTime, 30*time.Second), 3*time.Second, 65535*time.Second),
+		TTL:         uint8(c.number(path+".ttl", p.GetTtl(), ttl, 1, 255)),
 		Passive:     p.GetPassive(),
-		MaxPrefixes: c.number(path+".maxPrefixes", p.GetMaxPrefixes(), 1000, 1, 1_000_000),
+		MaxPrefixes: c.number(path+".maxPrefixes", p.GetMaxPrefixes(), or(preset.MaxPrefixes, 1000), 1, 1_000_000),
 		ASOverride:  p.GetAsOverride(),
 		AllowOwnAS:  uint8(c.number(path+".allowOwnAs", p.GetAllowOwnAs(), 0, 0, 10)),
 	}}
-	out.Keepalive = c.duration(path+".keepalive", p.GetKeepalive(), out.HoldTime/3/time.Second*time.Second, time.Second, out.HoldTime/3)
+	third := out.HoldTime / 3 / time.Second * time.Second
+	out.Keepalive = c.duration(path+".keepalive", p.GetKeepalive(), min(third, or(preset.Keepalive, third)), time.Second, out.HoldTime/3)
 	if !p.GetDisableGracefulRestart() {
 		out.GracefulRestart = gracefulRestart
 	}
@@ -545,7 +567,6 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 	if p.GetPassword() != "" {
 		out.Password = c.secret(path+".password", p.GetPassword())
 	}
-	t, known := c.tunnelRef(path+".tunnel", p.GetTunnel())
 	if text := p.GetAddress(); text != "" {
 		out.Address, _ = c.address(path+".address", text)
 	} else if len(t.Inside) > 0 {
@@ -589,6 +610,7 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 		}
 		c.peerings[out.Address] = path
 	}
+	c.cloudPeer(path, p, out, preset)
 	out.Import = bgp.Import{
 		Allow:           c.rules(path+".import.allow", p.GetImport().GetAllow()),
 		LocalPreference: 100,

@@ -39,7 +39,8 @@ type Underlay struct {
 // Tunnel is a checked tunnel. Config lacks ID, Interface and Underlay, and Inside when it is to be allocated.
 type Tunnel struct {
 	tunnel.Config
-	MSS uint16 // 0: from the MTU
+	MSS   uint16 // 0: from the MTU
+	Cloud string // name of a preset of tunnel/cloud; empty: none
 }
 
 // Peer is a checked BGP peer. The embedded Peer lacks Interface, and its addresses and TTL when they follow from

@@ -157,6 +157,79 @@ func TestOneMistake(t *testing.T) {
 	}
 }
 
+// TestCloudRefuses changes one line of a good document with a tunnel to each cloud and expects the cloud's rule.
+func TestCloudRefuses(t *testing.T) {
+	good := `node: {name: hub-1, asn: 64620}
+underlay: {interface: eth0, address: 10.9.0.4, publicAddress: 203.0.113.9}
+tunnels:
+- {name: aws, cloud: aws, inside: [{local: 169.254.64.2/30}], ipsec: {remoteAddress: 198.51.100.1, psk: aws-0}}
+- {name: azure, cloud: azure, inside: [{local: 169.254.21.1/32, remote: 169.254.21.2}], ipsec: {remoteAddress: 198.51.100.2, psk: aws-0}}
+- {name: vwan, cloud: azure-vwan, inside: [{local: 169.254.21.1/32, remote: 10.51.230.4}], ipsec: {remoteAddress: 198.51.100.3, psk: aws-0}}
+- {name: gcp, cloud: gcp, inside: [{local: 169.254.65.1/30}], ipsec: {remoteAddress: 198.51.100.4, psk: aws-0}}
+- {name: oci, cloud: oci, inside: [{local: 169.254.66.1/31}], ipsec: {remoteAddress: 198.51.100.5, psk: aws-0}}
+peers:
+- {name: aws, tunnel: aws, asn: 64512}
+- {name: azure, tunnel: azure, asn: 65515}
+- {name: vwan, tunnel: vwan, asn: 65515}
+- {name: gcp, tunnel: gcp, asn: 64530}
+- {name: oci, tunnel: oci, asn: 31898}
+`
+	if _, problems := parse(good); len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	var many []string
+	for i := range 1001 {
+		many = append(many, fmt.Sprintf("10.%d.%d.0/24", i/256, i%256))
+	}
+	for _, test := range []struct{ name, from, to, want string }{
+		{"cloud", "cloud: aws", "cloud: amazon", `tunnels[0].cloud: "amazon" is no cloud that is known here; give one of aws, azure, azure-vwan, gcp, oci`},
+		{"wireguard", "ipsec: {remoteAddress: 198.51.100.1, psk: aws-0}", "wireguard: {}", "tunnels[0].cloud: \"aws\" excludes `wireguard`"},
+		{"host order", "169.254.64.2/30", "169.254.64.1/30", `tunnels[0].inside[0]: "169.254.64.1/30" is refused by aws's gateway: has 169.254.64.1 for this node and 169.254.64.2 for the gateway`},
+		{"reserved", "169.254.64.2/30", "169.254.5.2/30", "169.254.5.0/30, which is reserved"},
+		{"not link-local", "169.254.64.2/30", "10.0.0.2/30", "is refused by aws's gateway: has 10.0.0.2, which is not in 169.254.0.0/16"},
+		{"azure range", "remote: 169.254.21.2", "remote: 169.254.23.2", `tunnels[1].inside[0]: "169.254.21.1/32" is refused by azure's gateway: has 169.254.23.2`},
+		{"google length", "169.254.65.1/30", "169.254.65.1/31", "is refused by gcp's gateway: is a /31"},
+		{"oracle range", "169.254.66.1/31", "169.254.101.1/31", "from 169.254.100.0/22, which is reserved"},
+		{"proposal", "psk: aws-0}}\n- {name: azure,", "psk: aws-0, ikeProposals: [aes256-sha256-modp1536]}}\n- {name: azure,", `tunnels[0].ipsec.ikeProposals[0]: "aes256-sha256-modp1536" is refused: aws's gateway takes no group modp1536; choose from ecp384`},
+		{"pfs", "198.51.100.4, psk", "198.51.100.4, espProposals: [aes256gcm16], psk", "tunnels[3].ipsec.espProposals[0]: \"aes256gcm16\" is refused: gcp's gateway renews"},
+		{"ike lifetime", "198.51.100.1, psk", "198.51.100.1, ikeRekey: 8h, psk", "tunnels[0].ipsec.ikeRekey: \"8h0m0s\" is not before aws's gateway ends the SA by itself, after 8h0m0s"},
+		{"child lifetime", "198.51.100.1, psk", "198.51.100.1, childRekey: 1h, psk", "tunnels[0].ipsec.childRekey: \"1h0m0s\" is not before"},
+		{"identity", "198.51.100.1, psk", "198.51.100.1, localIdentity: hub.example, psk", "tunnels[0].ipsec.localIdentity: \"hub.example\" is refused by aws's"},
+		{"mtu", "cloud: aws", "cloud: aws, mtu: 1450", "tunnels[0].mtu: \"1450\" is more than aws's gateway passes, 1446"},
+		{"hold time", "asn: 65515}\n- {name: vwan", "asn: 65515, holdTime: 30s}\n- {name: vwan", "peers[1].holdTime: \"30s\" is refused: azure's gateway has 3m0s"},
+		{"passive", "asn: 65515}\n- {name: vwan", "asn: 65515, passive: true}\n- {name: vwan", "peers[1].passive: \"true\" is refused: azure's gateway never opens"},
+		{"router asn", "asn: 64620", "asn: 8075", "node.asn: \"8075\" is refused by azure's gateway: reserved"},
+		{"hub asn", "tunnel: vwan, asn: 65515", "tunnel: vwan, asn: 65000", "peers[2].asn: \"65000\" cannot be the number of azure-vwan's gateway: hubs have 65515"},
+		{"google asn", "asn: 64530", "asn: 3356", "peers[3].asn: \"3356\" cannot be the number of gcp's gateway"},
+		{"too many", "asn: 64512}", "asn: 64512, export: {allow: [{prefix: 10.0.0.0/8, ge: 24}]}}\nannounce: [" + strings.Join(many, ", ") + "]\npears:", "peers[0].export: \"1001\" prefixes of `announce` are too many: aws's gateway takes 1000"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			text := strings.Replace(good, test.from, test.to, 1)
+			if text == good {
+				t.Fatal("the text has not changed")
+			}
+			_, problems := parse(text)
+			if !strings.Contains(problems.Error(), test.want) {
+				t.Errorf("got %v, want %q", problems, test.want)
+			}
+			if n := strings.Count(problems.Error(), "node.asn:"); n > 2 {
+				t.Errorf("said %d times", n)
+			}
+		})
+	}
+	// What the gateway takes may be chosen, also against the preset.
+	for from, to := range map[string]string{
+		"cloud: aws,":          "cloud: aws, mtu: 1446, mss: 1300,",
+		"198.51.100.2, psk":    "198.51.100.2, ikeProposals: [aes256-sha256-modp1024], espProposals: [aes256gcm16], childRekey: 7h, psk",
+		"remote: 169.254.21.2": "remote: 10.1.255.4",
+		"asn: 64512}":          "asn: 64512, holdTime: 90s, passive: true}",
+	} {
+		if _, problems := parse(strings.Replace(good, from, to, 1)); len(problems) > 0 {
+			t.Errorf("%s: %v", to, problems)
+		}
+	}
+}
+
 func TestSyntaxErrors(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                             "is empty",

@@ -1,70 +1,151 @@
-// Package apipa allocates inside addresses from the IPv4 link-local range 169.254.0.0/16 (RFC 3927), which the clouds'
-// gateways use inside tunnels.
+// Package apipa allocates and checks inside addresses from the IPv4 link-local range 169.254.0.0/16 (RFC 3927), which
+// the clouds' gateways use inside tunnels.
 package apipa
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 )
 
-// Range is where blocks are allocated from. It avoids what the clouds reserve: the low blocks of AWS and Oracle, the
-// metadata and time services of all of them, and 169.254.21.0 to 169.254.22.255, the only addresses that Azure takes.
+// LinkLocal is the whole range (RFC 3927 section 2.1).
+var LinkLocal = netip.MustParsePrefix("169.254.0.0/16")
+
+// Range is where blocks are allocated from. It avoids what the clouds reserve at the ends: the low blocks of AWS and
+// Oracle, the metadata and time services of all of them, and 169.254.21.0 to 169.254.22.255, the only addresses that
+// Azure takes.
 var Range = netip.MustParsePrefix("169.254.64.0/18")
 
-// ErrExhausted means that every block of Range is in use.
-var ErrExhausted = errors.New("no free /30 in " + Range.String())
+// Default is the rule for a tunnel to no particular cloud.
+var Default = Rule{From: []netip.Prefix{Range}}
 
-// Blocks keeps account of which blocks of Range are in use.
-type Blocks struct {
-	users map[netip.Addr]int // by first address
-	low   netip.Addr         // no block below is free
+// ErrExhausted means that everything that may be allocated is in use.
+var ErrExhausted = errors.New("no free inside addresses")
+
+// Rule says which inside IPv4 addresses a gateway takes. The zero value of a field is no limit.
+type Rule struct {
+	From     []netip.Prefix // where addresses are allocated, in LinkLocal, none longer than a /30
+	Within   []netip.Prefix // link-local addresses must be in one of these
+	Only     bool           // addresses must be link-local
+	Reserved []netip.Prefix // what must not be used; nothing is allocated from a /30 that overlaps it
+	Bits     []int          // prefix lengths of the local address
+	// PeerFirst: in each /30 the gateway has the first host address and this node the second.
+	PeerFirst bool
+	// Single: addresses are allocated one by one instead of in a /30, and all tunnels of a node to this cloud have the
+	// same local one, because the gateway knows this node by one address.
+	Single bool
 }
 
-// NewBlocks returns an account in which every block is free.
-func NewBlocks() *Blocks { return &Blocks{map[netip.Addr]int{}, Range.Addr()} }
-
-// Use notes one more user of every block that p overlaps.
-func (b *Blocks) Use(p netip.Prefix) {
-	each(p, func(a netip.Addr) { b.users[a]++ })
-}
-
-// Release notes one user less, of a p that was given to Use.
-func (b *Blocks) Release(p netip.Prefix) {
-	each(p, func(a netip.Addr) {
-		if b.users[a]--; b.users[a] == 0 {
-			delete(b.users, a)
-			if a.Less(b.low) {
-				b.low = a
+// Check returns what is wrong with a pair of IPv4 addresses and what to do about it; nothing when the gateway takes them.
+func (r Rule) Check(local netip.Prefix, remote netip.Addr) (rule, remedy string) {
+	for _, a := range []netip.Addr{local.Addr(), remote} {
+		linkLocal := LinkLocal.Contains(a)
+		switch {
+		case !linkLocal && r.Only:
+			return fmt.Sprintf("has %s, which is not in %s", a, LinkLocal), "give a block from " + join(r.From) + ", or leave it out"
+		case linkLocal && len(r.Within) > 0 && !within(r.Within, a):
+			return fmt.Sprintf("has %s; of %s only %s are taken", a, LinkLocal, join(r.Within)), "give addresses from there, or leave it out"
+		}
+		for _, p := range r.Reserved {
+			if p.Contains(a) {
+				return fmt.Sprintf("has %s from %s, which is reserved", a, p), "give a block from " + join(r.From) + ", or leave it out"
 			}
 		}
-	})
+	}
+	if len(r.Bits) > 0 && !slices.Contains(r.Bits, local.Bits()) {
+		return fmt.Sprintf("is a /%d", local.Bits()), fmt.Sprintf("give the address with /%d", r.Bits[0])
+	}
+	if r.PeerFirst {
+		base := netip.PrefixFrom(local.Addr(), 30).Masked().Addr()
+		if peer, own := base.Next(), base.Next().Next(); remote != peer || local.Addr() != own {
+			return fmt.Sprintf("has %s for this node and %s for the gateway, which always has the first host address of its /30", local.Addr(), remote),
+				fmt.Sprintf("give %s/30 with remote %s", own, peer)
+		}
+	}
+	return "", ""
 }
 
-// Free returns the lowest /30 of Range that nobody uses. It stays free until Use.
-func (b *Blocks) Free() (netip.Prefix, error) {
-	for ; Range.Contains(b.low); b.low = next(b.low) {
-		if b.users[b.low] == 0 {
-			return netip.PrefixFrom(b.low, 30), nil
+// Account counts the users of every address of LinkLocal. The zero value has none.
+type Account struct{ users [1 << 16]int32 }
+
+// Use notes one more user of every address in p. What is outside of LinkLocal does not count.
+func (a *Account) Use(p netip.Prefix) { a.add(p, 1) }
+
+// Release notes one user less, of a p that was given to Use.
+func (a *Account) Release(p netip.Prefix) { a.add(p, -1) }
+
+func (a *Account) add(p netip.Prefix, n int32) {
+	for first, end := span(p); first < end; first++ {
+		a.users[first] += n
+	}
+}
+
+// Users returns how many users the address in p has that has the most.
+func (a *Account) Users(p netip.Prefix) int {
+	most := int32(0)
+	for first, end := span(p); first < end; first++ {
+		most = max(most, a.users[first])
+	}
+	return int(most)
+}
+
+// Free returns the lowest /30 that the rule allows and nobody uses, or with Single the lowest such address, as a /32. It
+// stays free until Use. An address is never the first or last of a /30, so that the other end may put it into one.
+func (a *Account) Free(r Rule) (netip.Prefix, error) {
+	for _, from := range r.From {
+		first, end := span(from)
+		for i := first; i+4 <= end; i += 4 {
+			u := a.users[i : i+4]
+			var p netip.Prefix
+			switch {
+			case !r.Single && u[0]|u[1]|u[2]|u[3] == 0:
+				p = netip.PrefixFrom(address(i), 30)
+			case r.Single && u[1] == 0:
+				p = netip.PrefixFrom(address(i+1), 32)
+			case r.Single && u[2] == 0:
+				p = netip.PrefixFrom(address(i+2), 32)
+			default:
+				continue
+			}
+			block := netip.PrefixFrom(address(i), 30)
+			at := slices.IndexFunc(r.Reserved, block.Overlaps)
+			if at < 0 {
+				return p, nil
+			}
+			_, after := span(r.Reserved[at])
+			i = (after - 1) &^ 3 // on to the block behind
 		}
 	}
 	return netip.Prefix{}, ErrExhausted
 }
 
-// each calls f with the first address of each block of Range that p overlaps.
-func each(p netip.Prefix, f func(netip.Addr)) {
-	if !p.Overlaps(Range) {
-		return
+// span returns the numbers of the first address of LinkLocal in p and of the one behind its last.
+func span(p netip.Prefix) (first, end int) {
+	if !p.Overlaps(LinkLocal) {
+		return 0, 0
 	}
-	if p.Bits() < Range.Bits() {
-		p = Range
+	if p.Bits() < LinkLocal.Bits() {
+		p = LinkLocal
 	}
-	p = p.Masked()
-	last := netip.PrefixFrom(p.Addr(), min(p.Bits(), 30)).Masked()
-	for a := last.Addr(); last.Contains(a); a = next(a) {
-		f(a)
-	}
+	b := p.Masked().Addr().As4()
+	first = int(b[2])<<8 | int(b[3])
+	return first, first + 1<<(32-p.Bits())
 }
 
-func next(a netip.Addr) netip.Addr {
-	return a.Next().Next().Next().Next()
+func address(number int) netip.Addr {
+	return netip.AddrFrom4([4]byte{169, 254, byte(number >> 8), byte(number)})
+}
+
+func within(list []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+func join(list []netip.Prefix) string {
+	var out []string
+	for _, p := range list {
+		out = append(out, p.String())
+	}
+	return strings.Join(out, ", ")
 }

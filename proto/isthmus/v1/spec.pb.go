@@ -278,14 +278,19 @@ type Tunnel struct {
 	//	*Tunnel_Wireguard
 	Encryption isTunnel_Encryption `protobuf_oneof:"encryption"`
 	// Inside addresses, at most one pair of each family. Default: an IPv4 /30 is allocated from 169.254.64.0/18, in
-	// which the peer has the first host address and this node the second.
+	// which the peer has the first host address and this node the second; with `cloud` azure and azure-vwan, single
+	// addresses from 169.254.21.0 to 169.254.22.255, this node's the same in all its tunnels there.
 	Inside []*Inside `protobuf:"bytes,4,rep,name=inside,proto3" json:"inside,omitempty"`
 	// MTU of the tunnel interface in bytes, 1280 to 9216 (576 without IPv6 inside addresses). Default: computed from the underlay
 	// MTU, the encapsulation and the largest overhead of the proposals.
 	Mtu uint32 `protobuf:"varint,5,opt,name=mtu,proto3" json:"mtu,omitempty"`
 	// Largest TCP segment through the tunnel in bytes, both directions, 536 to 9176 (RFC 9293 section 3.7.1). Default: the MTU
 	// less 40 for IPv4 and less 60 for IPv6.
-	Mss           uint32 `protobuf:"varint,6,opt,name=mss,proto3" json:"mss,omitempty"`
+	Mss uint32 `protobuf:"varint,6,opt,name=mss,proto3" json:"mss,omitempty"`
+	// The cloud whose own VPN gateway is the peer: "aws", "azure", "azure-vwan", "gcp" or "oci". Whatever the tunnel and the
+	// peers in it leave out is then what that gateway needs, as `isthmus cloud show` lists it with reasons, and what the gateway
+	// would refuse is refused here. Only with `ipsec`. Default: none.
+	Cloud         string `protobuf:"bytes,7,opt,name=cloud,proto3" json:"cloud,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -371,6 +376,13 @@ func (x *Tunnel) GetMss() uint32 {
 		return x.Mss
 	}
 	return 0
+}
+
+func (x *Tunnel) GetCloud() string {
+	if x != nil {
+		return x.Cloud
+	}
+	return ""
 }
 
 type isTunnel_Encryption interface {
@@ -1406,14 +1418,15 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12%\n" +
 	"\x0epublic_address\x18\x03 \x01(\tR\rpublicAddress\x12\x10\n" +
-	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"\xdc\x01\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"\xf2\x01\n" +
 	"\x06Tunnel\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
 	"\x05ipsec\x18\x02 \x01(\v2\x11.isthmus.v1.IPsecH\x00R\x05ipsec\x125\n" +
 	"\twireguard\x18\x03 \x01(\v2\x15.isthmus.v1.WireGuardH\x00R\twireguard\x12*\n" +
 	"\x06inside\x18\x04 \x03(\v2\x12.isthmus.v1.InsideR\x06inside\x12\x10\n" +
 	"\x03mtu\x18\x05 \x01(\rR\x03mtu\x12\x10\n" +
-	"\x03mss\x18\x06 \x01(\rR\x03mssB\f\n" +
+	"\x03mss\x18\x06 \x01(\rR\x03mss\x12\x14\n" +
+	"\x05cloud\x18\a \x01(\tR\x05cloudB\f\n" +
 	"\n" +
 	"encryption\"6\n" +
 	"\x06Inside\x12\x14\n" +

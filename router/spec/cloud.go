@@ -1,0 +1,112 @@
+package spec
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/isthmus-net/isthmus/bgp"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/tunnel/apipa"
+	"github.com/isthmus-net/isthmus/tunnel/cloud"
+)
+
+// or returns what a preset says, and the default when it says nothing.
+func or[T any](v cloud.Value[T], def T) T {
+	if v.Why == "" {
+		return def
+	}
+	return v.Is
+}
+
+// cloud returns the preset of a tunnel, the empty one when it has none.
+func (c *checker) cloud(path string, t *isthmusv1.Tunnel) cloud.Preset {
+	if t.GetCloud() == "" {
+		return cloud.Preset{}
+	}
+	p, ok := cloud.Lookup(t.GetCloud())
+	switch {
+	case !ok:
+		c.problem(path, t.GetCloud(), "is no cloud that is known here", "give one of "+strings.Join(cloud.Names(), ", ")+", or leave it out")
+	case t.GetWireguard() != nil:
+		c.problem(path, t.GetCloud(), "excludes `wireguard`, which no cloud's gateway speaks", "leave it out, or use `ipsec`")
+		return cloud.Preset{}
+	}
+	return p
+}
+
+// cloudTunnel checks a tunnel against the rules of its cloud. Proposals have been checked where they are read.
+func (c *checker) cloudTunnel(path string, t *isthmusv1.Tunnel, out Tunnel, preset cloud.Preset) {
+	if preset.Name == "" {
+		return
+	}
+	if i := out.IPsec; i != nil {
+		late := func(field string, ours time.Duration, theirs cloud.Value[time.Duration]) {
+			if theirs.Why != "" && ours >= theirs.Is {
+				c.problem(path+".ipsec."+field, ours.String(), fmt.Sprintf("is not before %s's gateway ends the SA by itself, after %v at most", preset.Name, theirs.Is), "choose a shorter time, or leave it out")
+			}
+		}
+		late("ikeRekey", i.IKERekey, preset.IKELifetime)
+		late("childRekey", i.ChildRekey, preset.ChildLifetime)
+		if _, err := netip.ParseAddr(i.LocalIdentity); preset.AddressIdentity.Is && err != nil && i.LocalIdentity != "" {
+			c.problem(path+".ipsec.localIdentity", i.LocalIdentity, fmt.Sprintf("is refused by %s's gateway: %s", preset.Name, preset.AddressIdentity.Why), "leave it out")
+		}
+	}
+	if most := preset.MaxMTU.Is; most != 0 && out.MTU > most {
+		c.problem(path+".mtu", strconv.Itoa(out.MTU), fmt.Sprintf("is more than %s's gateway passes, %d", preset.Name, most), "leave it out")
+	}
+	for _, in := range out.Inside {
+		if !in.Local.Addr().Is4() {
+			continue
+		}
+		if rule, remedy := preset.Inside.Is.Check(in.Local, in.Remote); rule != "" {
+			at := slices.IndexFunc(t.GetInside(), func(m *isthmusv1.Inside) bool { return m.GetLocal() == in.Local.String() })
+			c.problem(fmt.Sprintf("%s.inside[%d]", path, max(at, 0)), in.Local.String(), "is refused by "+preset.Name+"'s gateway: "+rule, remedy)
+		}
+	}
+}
+
+// cloudPeer checks a peer, and this node's number, against the rules of the cloud at the other end of its tunnel.
+func (c *checker) cloudPeer(path string, p *isthmusv1.Peer, out Peer, preset cloud.Preset) {
+	if preset.Name == "" {
+		return
+	}
+	if v := preset.FixedHoldTime; v.Why != "" && out.HoldTime != v.Is {
+		c.problem(path+".holdTime", out.HoldTime.String(), fmt.Sprintf("is refused: %s's gateway has %v and cannot be changed", preset.Name, v.Is), "leave it out")
+	}
+	if preset.NeverOpensBGP.Is && out.Passive && (!out.Address.IsValid() || apipa.LinkLocal.Contains(out.Address)) {
+		c.problem(path+".passive", "true", fmt.Sprintf("is refused: %s's gateway never opens a session from a link-local address, so that nobody would", preset.Name), "leave it out")
+	}
+	if v := preset.GatewayASN; v.Why != "" && out.ASN != 0 && !v.Is.Has(out.ASN) {
+		c.problem(path+".asn", strconv.FormatUint(uint64(out.ASN), 10), fmt.Sprintf("cannot be the number of %s's gateway: %s", preset.Name, v.Why), "give the gateway's number, one of "+v.Is.String())
+	}
+	if v := preset.RouterASN; v.Is.Has(c.s.Node.ASN) {
+		rule := fmt.Sprintf("is refused by %s's gateway: %s", preset.Name, v.Why)
+		if !slices.ContainsFunc(c.problems, func(p Problem) bool { return p.Path == "node.asn" && p.Rule == rule }) {
+			c.problem("node.asn", strconv.FormatUint(uint64(c.s.Node.ASN), 10), rule, "choose another, such as 64620")
+		}
+	}
+}
+
+// announced finds peers to which the document's own prefixes alone are more than their cloud's gateway takes.
+func (c *checker) announced() {
+	for _, p := range c.s.Peers {
+		preset, _ := cloud.Lookup(c.tunnels[p.Tunnel].Cloud)
+		most := preset.MostAnnounced.Is
+		if most == 0 || len(c.s.Announce) <= int(most) {
+			continue
+		}
+		n := 0
+		for _, prefix := range c.s.Announce {
+			if slices.ContainsFunc(p.Export.Allow, func(r bgp.Rule) bool { return r.Match(prefix) }) {
+				n++
+			}
+		}
+		if n > int(most) {
+			c.problem(p.path+".export", strconv.Itoa(n), fmt.Sprintf("prefixes of `announce` are too many: %s's gateway takes %d, and closes the session above", preset.Name, most), "announce fewer and larger prefixes")
+		}
+	}
+}
