@@ -1,19 +1,29 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
+	"google.golang.org/grpc"
 
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/tunnel/cloud"
+	"github.com/isthmus-net/isthmus/tunnel/cloud/importer"
 )
 
 func (a *app) addCloud(root, _, _, _ *cobra.Command) {
 	group := a.group("cloud", "What the clouds' own VPN gateways need; works without a node")
-	group.AddCommand(a.cloudShow())
+	group.AddCommand(a.cloudShow(), a.cloudImport())
 	root.AddCommand(group)
 }
 
@@ -83,4 +93,137 @@ func (a *app) showValue(v any) error {
 	}
 	_, err = a.stdout.Write(data)
 	return err
+}
+
+func (a *app) cloudImport() *cobra.Command {
+	var public, dir string
+	var set bool
+	cmd := &cobra.Command{Use: "import aws|azure|gcp FILE...", Short: "Make tunnels and peers from what a cloud hands out", Args: cobra.MinimumNArgs(2),
+		Long: `Make the tunnels and peers of a document from what a cloud hands out about its VPN gateway, and print them with comments
+that say where each value came from. What is skipped, missing or doubtful is said on standard error. - is standard input.
+
+aws: the configuration file in XML ("generic"), aws ec2 describe-vpn-connections, the Query API's answer, Terraform's state.
+azure: az network vnet-gateway show, vpn-connection show and local-gateway show together; or the file that a virtual WAN
+hands out for its VPN sites.
+gcp: gcloud compute vpn-gateways, vpn-tunnels and routers describe (or list) together, as YAML or JSON.
+
+Keys are never printed. --set-secrets stores those that the files have on the node, --secrets-dir writes each into a
+file of its own.`}
+	cmd.RunE = runs(func(c *cobra.Command, args []string) error {
+		var router netip.Addr
+		if public != "" {
+			var err error
+			if router, err = netip.ParseAddr(public); err != nil {
+				return usageError{fmt.Errorf("--for %q: must be an address", public)}
+			}
+		}
+		var files []importer.File
+		for _, name := range args[1:] {
+			data, err := a.readDescription(name)
+			if err != nil {
+				return fmt.Errorf("reading %s: %w", name, err)
+			}
+			files = append(files, importer.File{Name: filepath.Base(name), Data: data})
+		}
+		r, err := importer.Import(args[0], files)
+		if err != nil {
+			return fmt.Errorf("importing from %s: %w", args[0], err)
+		}
+		if router.IsValid() {
+			if r.Only(router); len(r.Tunnels) == 0 {
+				return fmt.Errorf("importing from %s: no tunnel is for %s", args[0], router)
+			}
+		}
+		if routers := r.Routers(); len(routers) > 1 {
+			fmt.Fprintf(a.stderr, "isthmus: the tunnels are for several nodes, %s; choose one with --for\n", strings.Trim(fmt.Sprint(routers), "[]"))
+		}
+		for _, n := range r.Notes {
+			fmt.Fprintf(a.stderr, "isthmus: %s\n", clean(n))
+		}
+		if err := a.storeKeys(c.Context(), r, set, dir); err != nil {
+			return err
+		}
+		_, err = io.WriteString(a.stdout, r.YAML())
+		return err
+	})
+	f := cmd.Flags()
+	f.StringVar(&public, "for", "", "only the tunnels for the node with this public address")
+	f.BoolVar(&set, "set-secrets", false, "store the keys on the node")
+	f.StringVar(&dir, "secrets-dir", "", "write each key into a file of this directory, which only its owner can read")
+	cmd.MarkFlagsMutuallyExclusive("set-secrets", "secrets-dir")
+	return cmd
+}
+
+// readDescription reads a file, or standard input, and no more than the importer takes.
+func (a *app) readDescription(name string) ([]byte, error) {
+	in := a.stdin
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, errors.Unwrap(err) // it has the name
+		}
+		defer f.Close()
+		in = f
+	}
+	return io.ReadAll(io.LimitReader(in, importer.MaxFile+1))
+}
+
+// storeKeys puts the keys of the tunnels where they are wanted, and says which are missing.
+func (a *app) storeKeys(ctx context.Context, r *importer.Result, set bool, dir string) error {
+	store := func(string, []byte) error { return nil }
+	switch {
+	case set:
+		conn, err := a.connect()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		ctx, cancel := context.WithTimeout(ctx, a.timeout)
+		defer cancel()
+		store = func(name string, key []byte) error { return setSecret(ctx, conn, name, key) }
+	case dir != "":
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("storing keys: %w", err)
+		}
+		store = func(name string, key []byte) error { return writeKey(filepath.Join(dir, name), key) }
+	}
+	known := 0
+	for _, t := range r.Tunnels {
+		if !t.PSK.Is.Known() {
+			fmt.Fprintf(a.stderr, "isthmus: the key of %s is not in the files; store it with isthmus secret set %s\n", t.Name, t.PSKName())
+			continue
+		}
+		known++
+		if err := store(t.PSKName(), t.PSK.Is.Bytes()); err != nil {
+			return fmt.Errorf("storing secret %s: %w", t.PSKName(), err)
+		}
+	}
+	switch {
+	case known == 0:
+	case set:
+		fmt.Fprintf(a.stderr, "isthmus: keys stored: %d\n", known)
+	case dir != "":
+		fmt.Fprintf(a.stderr, "isthmus: keys written: %d; store each with isthmus secret set NAME --from-file FILE\n", known)
+	default:
+		fmt.Fprintf(a.stderr, "isthmus: keys read and not stored: %d; run it again with --set-secrets or --secrets-dir DIR\n", known)
+	}
+	return nil
+}
+
+func setSecret(ctx context.Context, conn *grpc.ClientConn, name string, value []byte) error {
+	_, err := isthmusv1.NewSecretServiceClient(conn).SetSecret(ctx, &isthmusv1.SetSecretRequest{Name: name, Value: value})
+	return err
+}
+
+// writeKey writes a file that was not there.
+func writeKey(path string, key []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return errors.New("its file is there already")
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(key)
+	return errors.Join(err, f.Close())
 }

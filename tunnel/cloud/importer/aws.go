@@ -1,0 +1,311 @@
+package importer
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// readAWS reads the CustomerGatewayConfiguration (XML), alone or inside what describe-vpn-connections, the Query API or
+// Terraform's state have around it.
+func readAWS(r *Result, docs []document) error {
+	for _, d := range docs {
+		n := len(r.Tunnels) + len(r.Notes)
+		if d.name == "vpn_connection" {
+			r.awsConnection(d, &node{}, d.node)
+			continue
+		}
+		inner := 0
+		d.walk(func(n *node) bool {
+			config := n.string("CustomerGatewayConfiguration")
+			if config == "" && !n.has("VpnConnectionId") {
+				// An output of Terraform has the XML as a mere value.
+				if strings.Contains(n.text, "<vpn_connection") {
+					inner++
+					r.awsText(d, n, &node{}, n.text)
+				}
+				return true
+			}
+			if config == "" && !n.has("Options") && !n.has("State") {
+				return true // only mentions a connection
+			}
+			inner++
+			r.awsText(d, n, n, config)
+			return false
+		})
+		if inner == 0 && len(r.Tunnels)+len(r.Notes) == n {
+			r.note(d, nil, "has no VPN connection in it")
+		}
+	}
+	return nil
+}
+
+// awsText reads the XML of a connection, and what is said about it around it.
+func (r *Result) awsText(d document, at, about *node, config string) {
+	if !strings.Contains(config, "<") && !strings.Contains(config, "&lt;") && !strings.Contains(config, `\u003c`) {
+		if config != "" {
+			r.note(d, at, "%s: its CustomerGatewayConfiguration is no XML", awsID(about))
+		}
+		r.awsConnection(d, about, &node{line: at.line})
+		return
+	}
+	_, xml, err := parseXML(unescape(bytes.TrimSpace([]byte(config))))
+	if err != nil {
+		r.note(d, at, "%s: its CustomerGatewayConfiguration, %v", awsID(about), err)
+		return
+	}
+	if about.empty() {
+		about = &node{line: at.line}
+	}
+	// Lines of the inner text mean nothing in the file.
+	xml.walk(func(n *node) bool { n.line = at.line; return true })
+	r.awsConnection(d, about, xml)
+}
+
+func awsID(about *node) string {
+	for _, name := range []string{"VpnConnectionId", "id"} {
+		if id := about.string(name); id != "" {
+			return printable(id)
+		}
+	}
+	return "a connection"
+}
+
+// awsTunnel is one ipsec_tunnel with the options that belong to it.
+type awsTunnel struct {
+	at     *node
+	xml    *node
+	remote Value[netip.Addr]
+	option func(name string) *node
+}
+
+func (r *Result) awsConnection(d document, about, xml *node) {
+	id := xml.string("id")
+	if id == "" {
+		id = awsID(about)
+	}
+	if state := about.string("State"); slices.Contains([]string{"deleted", "deleting", "pending"}, strings.ToLower(state)) {
+		r.note(d, about, "%s: is %s; skipped", id, state)
+		return
+	}
+	options := r.awsOptions(d, about)
+	var tunnels []awsTunnel
+	for _, x := range xml.all("ipsec_tunnel") {
+		at := x.get("vpn_gateway", "tunnel_outside_address")
+		if ip := at.get("ip_address"); !ip.empty() {
+			at = ip // older ones have the address without an element of its own
+		}
+		remote := r.address(d, at, "vpn_gateway/tunnel_outside_address")
+		if !remote.known() {
+			r.note(d, x, "%s: an ipsec_tunnel has no vpn_gateway/tunnel_outside_address; skipped", id)
+			continue
+		}
+		t := awsTunnel{at: x, xml: x, remote: remote, option: func(string) *node { return &node{} }}
+		if o, ok := options[remote.Is]; ok {
+			t.option = o.option
+		}
+		tunnels = append(tunnels, t)
+	}
+	if len(tunnels) == 0 {
+		for _, o := range options {
+			o.xml = &node{line: o.at.line}
+			tunnels = append(tunnels, o)
+		}
+	}
+	if len(tunnels) == 0 {
+		r.note(d, xml, "%s: has no tunnels", id)
+		return
+	}
+	// The order in the file is not stable, that of the addresses is.
+	slices.SortFunc(tunnels, func(a, b awsTunnel) int { return a.remote.Is.Compare(b.remote.Is) })
+
+	gateway := xml.string("vpn_gateway_id")
+	for _, name := range []string{"VpnGatewayId", "TransitGatewayId"} {
+		if gateway == "" {
+			gateway = about.string(name)
+		}
+	}
+	if gateway == "" {
+		gateway = "a transit gateway" // the element is there and empty
+	}
+	static := xml.string("vpn_connection_attributes") == "NoBGPVPNConnection" || strings.EqualFold(about.string("Options", "StaticRoutesOnly"), "true") || strings.EqualFold(about.string("static_routes_only"), "true")
+	var names []string
+	for i, t := range tunnels {
+		out := r.awsTunnel(d, id, fmt.Sprintf("%s-%d", id, i+1), t)
+		out.About = fmt.Sprintf("%s, tunnel to %s of %s", id, t.remote.Is, gateway)
+		if static {
+			out.ASN = Value[uint32]{}
+		} else if !out.ASN.known() {
+			r.note(d, t.at, "%s: the tunnel to %s has no vpn_gateway/bgp/asn; no peer is made for it", id, t.remote.Is)
+		}
+		if name, ok := r.add(d, t.at, out); ok {
+			names = append(names, name)
+		}
+	}
+	if static {
+		r.note(d, xml, "%s: is routed statically; write a static route for each VPC through %s", id, strings.Join(names, ", "))
+	}
+}
+
+// awsOptions returns the tunnel options of a connection by outside address, as describe-vpn-connections or Terraform's
+// state have them.
+func (r *Result) awsOptions(d document, about *node) map[netip.Addr]awsTunnel {
+	all := map[netip.Addr]awsTunnel{}
+	list := about.get("Options", "TunnelOptions")
+	if list.empty() {
+		list = about.get("Options", "TunnelOptionSet") // of the Query API
+	}
+	for _, o := range list.items() {
+		if a := r.address(d, o.get("OutsideIpAddress"), "TunnelOptions/OutsideIpAddress"); a.known() {
+			all[a.Is] = awsTunnel{at: o, remote: a, option: func(name string) *node {
+				n := o.get(name)
+				if n.empty() { // a list is a Set in the Query API
+					n = o.get(strings.TrimSuffix(name, "s") + "Set")
+				}
+				return n
+			}}
+		}
+	}
+	for _, n := range []string{"tunnel1", "tunnel2"} {
+		if a := r.address(d, about.get(n+"_address"), n+"_address"); a.known() {
+			all[a.Is] = awsTunnel{at: about, remote: a, option: func(name string) *node { return about.get(n + name) }}
+		}
+	}
+	return all
+}
+
+func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
+	name = nameOf(name)
+	x := t.xml
+	out := Tunnel{Name: name, Cloud: "aws", Remote: t.remote}
+	own := x.get("customer_gateway", "tunnel_outside_address")
+	if ip := own.get("ip_address"); !ip.empty() {
+		own = ip
+	}
+	out.RouterPublic = r.address(d, own, "customer_gateway/tunnel_outside_address")
+	out.RouterASN = r.asn(d, x.get("customer_gateway", "bgp", "asn"), "customer_gateway/bgp/asn")
+	out.ASN = r.asn(d, x.get("vpn_gateway", "bgp", "asn"), "vpn_gateway/bgp/asn")
+	if h := r.seconds(d, x.get("vpn_gateway", "bgp", "hold_time"), "vpn_gateway/bgp/hold_time"); h.known() && h.Is != preset("aws").HoldTime.Is {
+		out.HoldTime = h
+	}
+	r.awsInside(d, id, t, &out)
+
+	for _, key := range []struct {
+		n    *node
+		from string
+	}{{x.get("ike", "pre_shared_key"), "ike/pre_shared_key"}, {t.option("PreSharedKey"), "TunnelOptions/PreSharedKey"}} {
+		if psk := key.n.string(); psk != "" && !out.PSK.known() && strings.Trim(psk, "*") != "" {
+			out.PSK = Value[Secret]{Secret{psk}, key.from}
+		}
+	}
+	if !out.PSK.known() {
+		r.note(d, t.at, "%s: the key of %s is not in the file (AWS keeps it in Secrets Manager, or it was taken out)", id, name)
+	}
+
+	if versions := values(t.option("IkeVersions")); len(versions) > 0 && !slices.Contains(versions, "ikev2") {
+		r.note(d, t.at, "%s: the tunnel to %s takes only %s; add ikev2 with modify-vpn-tunnel-options", id, t.remote.Is, strings.Join(versions, ", "))
+	}
+	p := preset("aws")
+	out.IKE = r.awsProposal(d, id, t, "1", p.IKEProposals.Is[0])
+	out.ESP = r.awsProposal(d, id, t, "2", p.ESPProposals.Is[0])
+	// The lifetimes in the XML do not follow the options: only these count. The gateway renews before the end by a
+	// margin that is made longer at random.
+	margin, fuzz := 270*time.Second, int64(100)
+	if m := r.seconds(d, t.option("RekeyMarginTimeSeconds"), "RekeyMarginTimeSeconds"); m.known() {
+		margin = m.Is
+	}
+	if f, err := strconv.ParseInt(t.option("RekeyFuzzPercentage").string(), 10, 8); err == nil && f >= 0 && f <= 100 {
+		fuzz = f
+	}
+	longest := margin + margin*time.Duration(fuzz)/100
+	renews := func(option string) Value[time.Duration] {
+		v := r.seconds(d, t.option(option), option)
+		v.Is = max(v.Is-longest, time.Second)
+		return v
+	}
+	out.IKERekey = r.earlier(d, t.at, renews("Phase1LifetimeSeconds"), p.IKERekey.Is, 15*time.Minute)
+	out.ChildRekey = r.earlier(d, t.at, renews("Phase2LifetimeSeconds"), p.ChildRekey.Is, 5*time.Minute)
+	return out
+}
+
+// awsInside reads the inside addresses: the gateway has the first of the block, the customer gateway the second.
+func (r *Result) awsInside(d document, id string, t awsTunnel, out *Tunnel) {
+	own := t.xml.get("customer_gateway", "tunnel_inside_address")
+	local := r.address(d, own.get("ip_address"), "customer_gateway/tunnel_inside_address")
+	peer := r.address(d, t.xml.get("vpn_gateway", "tunnel_inside_address", "ip_address"), "vpn_gateway/tunnel_inside_address")
+	bits := 30
+	if v, err := strconv.Atoi(own.string("network_cidr")); err == nil {
+		bits = v
+	}
+	if text := t.option("TunnelInsideCidr").string(); text != "" && (!local.known() || !peer.known()) {
+		if block, err := netip.ParsePrefix(text); err == nil && block.Bits() == 30 {
+			first := block.Masked().Addr().Next()
+			peer, local = Value[netip.Addr]{first, "TunnelInsideCidr"}, Value[netip.Addr]{first.Next(), "TunnelInsideCidr"}
+		} else {
+			r.note(d, t.at, "%s: TunnelInsideCidr %q is no /30", id, short(text))
+		}
+	}
+	if local.known() && peer.known() {
+		if pfx, err := local.Is.Prefix(bits); err == nil && pfx.Contains(peer.Is) {
+			out.Local, out.Peer = Value[netip.Prefix]{netip.PrefixFrom(local.Is, bits), local.From}, peer
+			return
+		}
+		r.note(d, t.at, "%s: %s and %s do not make a pair of inside addresses with /%d", id, local.Is, peer.Is, bits)
+	}
+	r.note(d, t.at, "%s: no inside addresses for the tunnel to %s; give them, or the node allocates some that AWS does not know", id, t.remote.Is)
+}
+
+// values returns the texts of a list of {Value: x}, or of texts, in lower case.
+func values(list *node) (out []string) {
+	for _, n := range list.items() {
+		text := n.string("Value")
+		if text == "" {
+			text = n.string()
+		}
+		if text != "" {
+			out = append(out, strings.ToLower(text))
+		}
+	}
+	return out
+}
+
+var awsWords = struct{ ciphers, hashes, groups [][2]string }{
+	ciphers: [][2]string{{"aes256-gcm-16", "aes256gcm16"}, {"aes256", "aes256"}, {"aes128-gcm-16", "aes128gcm16"}, {"aes128", "aes128"}},
+	hashes:  [][2]string{{"sha2-384", "sha384"}, {"sha2-512", "sha512"}, {"sha2-256", "sha256"}, {"sha1", "sha1"}},
+	groups: [][2]string{
+		{"20", "ecp384"}, {"21", "ecp521"}, {"19", "ecp256"}, {"16", "modp4096"}, {"15", "modp3072"}, {"14", "modp2048"}, {"17", "modp6144"}, {"18", "modp8192"},
+		{"24", "modp2048s256"}, {"23", "modp2048s224"}, {"5", "modp1536"}, {"2", "modp1024"}, {"22", "modp1024s160"},
+	},
+}
+
+// awsProposal chooses the strongest that a phase's options allow; nothing when that is the preset's.
+func (r *Result) awsProposal(d document, id string, t awsTunnel, phase, usual string) (v Value[[]string]) {
+	pick := func(option string, words [][2]string) string {
+		allowed := values(t.option("Phase" + phase + option))
+		for _, w := range words {
+			if len(allowed) == 0 || slices.Contains(allowed, w[0]) {
+				return w[1]
+			}
+		}
+		r.note(d, t.at, "%s: Phase%s%s allows only %s, none of which is known here", id, phase, option, short(strings.Join(allowed, ", ")))
+		return words[0][1]
+	}
+	cipher := pick("EncryptionAlgorithms", awsWords.ciphers)
+	hash := pick("IntegrityAlgorithms", awsWords.hashes)
+	parts := []string{cipher}
+	switch aead := strings.Contains(cipher, "gcm"); {
+	case aead && phase == "1":
+		parts = append(parts, "prf"+hash)
+	case !aead:
+		parts = append(parts, hash)
+	}
+	parts = append(parts, pick("DHGroupNumbers", awsWords.groups))
+	if p := strings.Join(parts, "-"); p != usual {
+		return Value[[]string]{[]string{p}, "the strongest of TunnelOptions/Phase" + phase + "..."}
+	}
+	return v
+}

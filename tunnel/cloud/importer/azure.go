@@ -1,0 +1,339 @@
+package importer
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// readAzure reads what az network vnet-gateway, vpn-connection and local-gateway show, which belong together by their
+// ids, and the site files of Virtual WAN.
+func readAzure(r *Result, docs []document) error {
+	var a azureObjects
+	for _, d := range docs {
+		before := a.count + len(r.Tunnels) + len(r.Notes)
+		d.walk(func(n *node) bool {
+			object := document{d.file, d.name, n}
+			switch {
+			case n.has("vpnSiteConfiguration"):
+				r.azureSite(object)
+			case n.has("gatewayIpAddress") || n.has("localNetworkAddressSpace"):
+				a.sides = append(a.sides, object)
+			case n.has("virtualNetworkGateway1") || n.has("connectionType"):
+				a.connections = append(a.connections, object)
+			case n.get("bgpSettings").has("bgpPeeringAddresses"):
+				a.gateways = append(a.gateways, object)
+			default:
+				return true
+			}
+			a.count++
+			return false
+		})
+		if a.count+len(r.Tunnels)+len(r.Notes) == before {
+			r.note(d, nil, "has no gateway, connection, local gateway or VPN site in it")
+		}
+	}
+	for _, c := range a.connections {
+		r.azureConnection(c, a)
+	}
+	if len(a.connections) == 0 {
+		for _, g := range a.gateways {
+			r.note(g, g.node, "the gateway %s has no connection among the files; give az network vpn-connection show as well", called(g.node))
+		}
+	}
+	return nil
+}
+
+type azureObjects struct {
+	gateways, connections, sides []document
+	count                        int
+}
+
+func called(n *node) string {
+	if name := n.string("name"); name != "" {
+		return printable(name)
+	}
+	return lastOf(n.string("id"))
+}
+
+func lastOf(id string) string { return printable(id[strings.LastIndexByte(id, '/')+1:]) }
+
+// find returns the object that an id means, or the only one when there is but one.
+func find(all []document, ref *node) (document, bool) {
+	id := ref.string("id")
+	i := slices.IndexFunc(all, func(d document) bool { return id != "" && strings.EqualFold(d.string("id"), id) })
+	if i < 0 && id == "" && len(all) == 1 {
+		i = 0
+	}
+	if i < 0 {
+		return document{}, false
+	}
+	return all[i], true
+}
+
+func (r *Result) azureConnection(c document, a azureObjects) {
+	name := called(c.node)
+	if kind := c.string("connectionType"); kind != "" && !strings.EqualFold(kind, "IPsec") {
+		r.note(c, c.node, "%s: is a connection of type %s; skipped", name, short(kind))
+		return
+	}
+	if p := c.string("connectionProtocol"); strings.EqualFold(p, "IKEv1") {
+		r.note(c, c.get("connectionProtocol"), "%s: speaks IKEv1, which cannot be changed; make a new connection with IKEv2", name)
+		return
+	}
+	if strings.EqualFold(c.string("usePolicyBasedTrafficSelectors"), "true") {
+		r.note(c, c.get("usePolicyBasedTrafficSelectors"), "%s: has policy based traffic selectors, which a router cannot use; turn them off", name)
+	}
+	g, ok := find(a.gateways, c.get("virtualNetworkGateway1"))
+	if !ok {
+		r.note(c, c.node, "%s: its gateway %s is not among the files; give az network vnet-gateway show as well", name, lastOf(c.string("virtualNetworkGateway1", "id")))
+		return
+	}
+	side, known := find(a.sides, c.get("localNetworkGateway2"))
+	if !known {
+		side = document{node: c.get("localNetworkGateway2")} // it may be written out in the connection
+		if !side.has("gatewayIpAddress") {
+			r.note(c, c.node, "%s: its local network gateway %s is not among the files; give az network local-gateway show as well", name, lastOf(side.string("id")))
+		}
+	}
+	bgp := strings.EqualFold(c.string("enableBgp"), "true")
+	public := r.address(side, side.get("gatewayIpAddress"), "localNetworkGateway/gatewayIpAddress")
+	ownASN := r.asn(side, side.get("bgpSettings", "asn"), "localNetworkGateway/bgpSettings/asn")
+	own := r.address(side, side.get("bgpSettings", "bgpPeeringAddress"), "localNetworkGateway/bgpSettings/bgpPeeringAddress")
+	psk := Value[Secret]{}
+	if key := c.string("sharedKey"); key != "" && strings.Trim(key, "*") != "" {
+		psk = Value[Secret]{Secret{key}, "connection/sharedKey"}
+	}
+	var names []string
+	instances := g.get("bgpSettings", "bgpPeeringAddresses").items()
+	for i, in := range instances {
+		// A hub's instance lists its private address, too.
+		var remote Value[netip.Addr]
+		for _, n := range in.get("tunnelIpAddresses").items() {
+			if v := r.address(g, n, "gateway/tunnelIpAddresses"); v.known() && (!remote.known() || remote.Is.IsPrivate()) {
+				remote = v
+			}
+		}
+		if !remote.known() {
+			r.note(g, in, "%s: an instance of the gateway has no tunnelIpAddresses; skipped", called(g.node))
+			continue
+		}
+		t := Tunnel{
+			Name: nameOf(name, strconv.Itoa(i)), Cloud: "azure", Remote: remote, PSK: psk, RouterPublic: public, RouterASN: ownASN,
+			About: fmt.Sprintf("%s, instance %d of %s", name, i, called(g.node)),
+		}
+		if len(instances) == 1 {
+			t.Name = nameOf(name)
+		}
+		r.azurePolicy(c, name, i, &t)
+		if bgp {
+			t.ASN = r.asn(g, g.get("bgpSettings", "asn"), "gateway/bgpSettings/asn")
+			peer := r.azurePeer(c, g, in, own)
+			if own.known() && peer.known() {
+				t.Local, t.Peer = Value[netip.Prefix]{netip.PrefixFrom(own.Is, own.Is.BitLen()), own.From}, peer
+			} else {
+				r.note(c, c.node, "%s: no BGP addresses for the tunnel to %s; give `inside`, or the node allocates some that Azure does not know", name, remote.Is)
+			}
+		}
+		if added, ok := r.add(c, c.node, t); ok {
+			names = append(names, added)
+		}
+	}
+	if !bgp && len(names) > 0 {
+		r.note(c, c.node, "%s: has no BGP; write static routes for the VNet through %s", name, strings.Join(names, ", "))
+	}
+}
+
+// azurePeer chooses the BGP address of an instance as Azure does: the one that the connection names; else a custom one
+// when ours is link-local; else the default one.
+func (r *Result) azurePeer(c, g document, in *node, own Value[netip.Addr]) Value[netip.Addr] {
+	id := in.string("ipconfigurationId")
+	for _, custom := range c.get("gatewayCustomBgpIpAddresses").items() {
+		if strings.EqualFold(custom.string("ipConfigurationId"), id) {
+			return r.address(c, custom.get("customBgpIpAddress"), "connection/gatewayCustomBgpIpAddresses")
+		}
+	}
+	lists := []string{"defaultBgpIpAddresses", "customBgpIpAddresses"}
+	if own.Is.IsLinkLocalUnicast() {
+		slices.Reverse(lists)
+	}
+	for _, list := range lists {
+		if all := in.get(list).items(); len(all) > 0 {
+			if list == "customBgpIpAddresses" && len(all) > 1 {
+				r.note(c, c.node, "%s: does not name its custom BGP address, and the gateway has several; the first is taken, as Azure does", called(c.node))
+			}
+			return r.address(g, all[0], "gateway/"+list)
+		}
+	}
+	return Value[netip.Addr]{}
+}
+
+var (
+	azureCiphers = map[string]string{"gcmaes256": "aes256gcm16", "gcmaes192": "aes192gcm16", "gcmaes128": "aes128gcm16", "aes256": "aes256", "aes192": "aes192", "aes128": "aes128", "des3": "3des"}
+	azureHashes  = map[string]string{"sha384": "sha384", "sha256": "sha256", "sha1": "sha1", "md5": "md5"}
+	azureGroups  = map[string]string{
+		"dhgroup24": "modp2048s256", "ecp384": "ecp384", "ecp256": "ecp256", "dhgroup14": "modp2048", "dhgroup2048": "modp2048", "dhgroup2": "modp1024", "dhgroup1": "modp768",
+		"pfs24": "modp2048s256", "pfs2048": "modp2048", "pfs14": "modp2048", "pfs2": "modp1024", "pfs1": "modp768",
+	}
+)
+
+// azurePolicy turns a custom policy into proposals; without one, Azure has its default policy.
+func (r *Result) azurePolicy(c document, name string, instance int, t *Tunnel) {
+	p := preset(t.Cloud)
+	policies := c.get("ipsecPolicies").items()
+	if len(policies) == 0 {
+		const from = "the connection has no custom policy"
+		t.IKE, t.ESP = Value[[]string]{[]string{"aes256-sha256-modp1024"}, from}, Value[[]string]{[]string{"aes256gcm16"}, from}
+		if instance == 0 {
+			r.note(c, c.node, "%s: has the default policy, which is weak (group 2, no PFS); add a custom one as isthmus cloud show azure says, and leave the proposals out", name)
+		}
+		return
+	}
+	q := policies[0]
+	word := func(words map[string]string, field string) string {
+		text := q.string(field)
+		w, ok := words[strings.ToLower(text)]
+		if !ok && instance == 0 {
+			r.note(c, q, "%s: ipsecPolicies/%s %q is not known here", name, field, short(text))
+		}
+		return w
+	}
+	cipher, hash, group := word(azureCiphers, "ikeEncryption"), word(azureHashes, "ikeIntegrity"), word(azureGroups, "dhGroup")
+	if cipher != "" && hash != "" && group != "" {
+		if strings.Contains(cipher, "gcm") {
+			hash = "prf" + hash
+		}
+		t.IKE = differs(cipher+"-"+hash+"-"+group, p.IKEProposals.Is, "connection/ipsecPolicies")
+	}
+	if cipher = word(azureCiphers, "ipsecEncryption"); cipher != "" {
+		parts := []string{cipher}
+		if !strings.Contains(cipher, "gcm") {
+			parts = append(parts, word(azureHashes, "ipsecIntegrity"))
+		}
+		if pfs := q.string("pfsGroup"); !strings.EqualFold(pfs, "None") && pfs != "" {
+			parts = append(parts, word(azureGroups, "pfsGroup"))
+		}
+		if !slices.Contains(parts, "") {
+			t.ESP = differs(strings.Join(parts, "-"), p.ESPProposals.Is, "connection/ipsecPolicies")
+		}
+	}
+	t.ChildRekey = r.earlier(c, q, r.seconds(c, q.get("saLifeTimeSeconds"), "ipsecPolicies/saLifeTimeSeconds"), p.ChildRekey.Is, 5*time.Minute)
+	t.RekeyBytes = r.azureBytes(c, q.get("saDataSizeKilobytes"), "ipsecPolicies/saDataSizeKilobytes", p.ChildRekeyBytes.Is)
+}
+
+// differs returns a proposal that is not the preset's.
+func differs(proposal string, usual []string, from string) (v Value[[]string]) {
+	if !slices.Equal(usual, []string{proposal}) {
+		return Value[[]string]{[]string{proposal}, from}
+	}
+	return v
+}
+
+// azureBytes returns a number of bytes for our renewal that is an eighth below the gateway's, when the preset's is not.
+func (r *Result) azureBytes(d document, n *node, what string, preset uint64) (v Value[uint64]) {
+	text := n.string()
+	if text == "" {
+		return v
+	}
+	kb, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || kb < 1200 {
+		r.note(d, n, "%s: %q is no number of kilobytes that this node can renew before", what, short(text))
+		return v
+	}
+	if ours := kb * 1000 / 8 * 7; ours < preset*7/8 {
+		return Value[uint64]{ours, fmt.Sprintf("before the gateway's %d KB, %s", kb, what)}
+	}
+	return v
+}
+
+// azureSite reads one site of a Virtual WAN's file. Its parts are looked for wherever they are, because there are files
+// with one inside another.
+func (r *Result) azureSite(d document) {
+	site := d.get("vpnSiteConfiguration")
+	name := site.string("Name")
+	if name == "" {
+		name = "site"
+	}
+	public := r.address(d, site.get("IPAddress"), "vpnSiteConfiguration/IPAddress")
+	ownASN := r.asn(d, site.get("BgpSetting", "Asn"), "vpnSiteConfiguration/BgpSetting/Asn")
+	own := r.address(d, site.get("BgpSetting", "BgpPeeringAddress"), "vpnSiteConfiguration/BgpSetting/BgpPeeringAddress")
+	connections := d.get("vpnSiteConnections").items()
+	if len(connections) == 0 {
+		r.note(d, d.node, "%s: has no vpnSiteConnections; the site is connected to no hub", name)
+	}
+	for i, c := range connections {
+		below := func(name string) *node {
+			found := &node{line: c.line}
+			c.walk(func(n *node) bool {
+				if v := n.child(norm(name)); v != nil && found.empty() {
+					found = v
+				}
+				return found.empty()
+			})
+			return found
+		}
+		hub, gateway, connection := below("hubConfiguration"), below("gatewayConfiguration"), below("connectionConfiguration")
+		bgp := strings.EqualFold(connection.string("IsBgpEnabled"), "true")
+		var spokes []netip.Prefix
+		add := func(n *node) {
+			if p, err := netip.ParsePrefix(n.string()); err == nil {
+				spokes = append(spokes, p.Masked())
+			} else if n.string() != "" {
+				r.note(d, n, "%s: hubConfiguration: %q is no prefix", name, short(n.string()))
+			}
+		}
+		add(hub.get("AddressSpace"))
+		for _, n := range hub.get("ConnectedSubnets").items() {
+			add(n)
+		}
+		slices.SortFunc(spokes, netip.Prefix.Compare)
+		spokes = slices.Compact(spokes)
+		base := name
+		if len(connections) > 1 {
+			base = fmt.Sprintf("%s-%d", name, i)
+		}
+		r.note(d, c, "%s: a site file has no algorithms; the link needs a custom policy, as isthmus cloud show azure-vwan says", base)
+		var names []string
+		for _, instance := range []string{"Instance0", "Instance1"} {
+			remote := r.address(d, gateway.get("IpAddresses", instance), "gatewayConfiguration/IpAddresses/"+instance)
+			if !remote.known() {
+				r.note(d, gateway, "%s: gatewayConfiguration/IpAddresses has no %s; its tunnel is left out", base, instance)
+				continue
+			}
+			t := Tunnel{
+				Name: nameOf(base, instance[len("Instance"):]), Cloud: "azure-vwan", Remote: remote, RouterPublic: public, RouterASN: ownASN,
+				About: fmt.Sprintf("site %s, %s of the hub in %s", name, instance, hub.string("Region")),
+			}
+			if key := connection.string("PSK"); key != "" && strings.Trim(key, "*") != "" {
+				t.PSK = Value[Secret]{Secret{key}, "connectionConfiguration/PSK"}
+			}
+			p := preset(t.Cloud)
+			parameters := connection.get("IPsecParameters")
+			t.ChildRekey = r.earlier(d, parameters, r.seconds(d, parameters.get("SALifeTimeInSeconds"), "IPsecParameters/SALifeTimeInSeconds"), p.ChildRekey.Is, 5*time.Minute)
+			t.RekeyBytes = r.azureBytes(d, parameters.get("SADataSizeInKilobytes"), "IPsecParameters/SADataSizeInKilobytes", p.ChildRekeyBytes.Is)
+			if bgp {
+				t.ASN = r.asn(d, gateway.get("BgpSetting", "Asn"), "gatewayConfiguration/BgpSetting/Asn")
+				peer := r.address(d, gateway.get("BgpSetting", "BgpPeeringAddresses", instance), "gatewayConfiguration/BgpSetting/BgpPeeringAddresses")
+				if own.known() && peer.known() {
+					t.Local, t.Peer = Value[netip.Prefix]{netip.PrefixFrom(own.Is, own.Is.BitLen()), own.From}, peer
+				} else {
+					r.note(d, c, "%s: no BGP addresses for the tunnel to %s; give `inside`, or the node allocates some that Azure does not know", base, remote.Is)
+				}
+				if len(spokes) > 0 {
+					t.Import = Value[[]netip.Prefix]{spokes, "hubConfiguration"}
+				}
+			}
+			if added, ok := r.add(d, c, t); ok {
+				names = append(names, added)
+			}
+		}
+		if !bgp && len(names) > 0 {
+			for _, p := range spokes {
+				r.route(Value[netip.Prefix]{p, "hubConfiguration"}, names)
+			}
+		}
+	}
+}

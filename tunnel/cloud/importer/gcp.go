@@ -1,0 +1,210 @@
+package importer
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// readGCP reads what gcloud compute vpn-gateways, vpn-tunnels and routers describe, which belong together by their names.
+func readGCP(r *Result, docs []document) error {
+	var tunnels, gateways, routers []document
+	for _, d := range docs {
+		found := false
+		d.walk(func(n *node) bool {
+			object := document{d.file, d.name, n}
+			switch {
+			case n.has("vpnInterfaces"):
+				gateways = append(gateways, object)
+			case n.has("ikeVersion") || n.has("sharedSecretHash") || n.string("kind") == "compute#vpnTunnel":
+				tunnels = append(tunnels, object)
+			case n.has("bgpPeers") || n.string("kind") == "compute#router":
+				routers = append(routers, object)
+			default:
+				return true
+			}
+			found = true
+			return false
+		})
+		if !found {
+			r.note(d, nil, "has no VPN gateway, tunnel or router in it")
+		}
+	}
+	if len(tunnels) == 0 {
+		for _, d := range append(gateways, routers...) {
+			r.note(d, d.node, "%s has no tunnel among the files; give gcloud compute vpn-tunnels describe as well", called(d.node))
+		}
+	}
+	for _, t := range tunnels {
+		r.gcpTunnel(t, gateways, routers)
+	}
+	return nil
+}
+
+// named returns the object that a URL or name means.
+func named(all []document, url string) (document, bool) {
+	for _, d := range all {
+		if self := d.string("selfLink"); url != "" && (resource(self) == resource(url) || d.string("name") == url) {
+			return d, true
+		}
+	}
+	return document{}, false
+}
+
+// resource returns what a URL names, whatever the version of the API in it is.
+func resource(url string) string {
+	if _, after, ok := strings.Cut(url, "/projects/"); ok {
+		return after
+	}
+	return url
+}
+
+func (r *Result) gcpTunnel(d document, gateways, routers []document) {
+	name := printable(d.string("name"))
+	switch {
+	case d.string("ikeVersion") == "1":
+		r.note(d, d.node, "%s: speaks IKEv1; make a new tunnel with --ike-version 2", name)
+		return
+	case d.has("targetVpnGateway"):
+		r.note(d, d.node, "%s: is a Classic VPN tunnel; make an HA VPN tunnel", name)
+		return
+	case d.has("peerGcpGateway"):
+		r.note(d, d.node, "%s: leads to %s, another gateway of Google's; skipped", name, lastOf(d.string("peerGcpGateway")))
+		return
+	}
+	g, ok := named(gateways, d.string("vpnGateway"))
+	if !ok {
+		r.note(d, d.node, "%s: its gateway %s is not among the files; give gcloud compute vpn-gateways describe as well", name, lastOf(d.string("vpnGateway")))
+		return
+	}
+	number := d.string("vpnGatewayInterface")
+	if number == "" {
+		number = "0"
+	}
+	t := Tunnel{Name: nameOf(name), Cloud: "gcp", About: fmt.Sprintf("%s, interface %s of %s", name, number, lastOf(d.string("vpnGateway")))}
+	for _, i := range g.get("vpnInterfaces").items() {
+		if id := i.string("id"); id == number || id == "" && number == "0" {
+			t.Remote = r.address(g, i.get("ipAddress"), "vpnGateway/vpnInterfaces")
+		}
+	}
+	if !t.Remote.known() {
+		r.note(d, d.node, "%s: interface %s of the gateway has no address", name, printable(number))
+		return
+	}
+	t.RouterPublic = r.address(d, d.get("peerIp"), "vpnTunnel/peerIp")
+	r.gcpCiphers(d, name, &t)
+	if router, ok := named(routers, d.string("router")); ok {
+		r.gcpSession(d, router, name, &t)
+	} else if url := d.string("router"); url != "" {
+		r.note(d, d.node, "%s: its router %s is not among the files; give gcloud compute routers describe as well, or there is no peer, and the node allocates inside addresses that Google does not know", name, lastOf(url))
+	} else {
+		r.note(d, d.node, "%s: has no Cloud Router; write static routes for the VPC through it", name)
+	}
+	r.add(d, d.node, t)
+}
+
+// gcpSession finds the interface of a router that a tunnel is linked to, and the peer on it.
+func (r *Result) gcpSession(d, router document, name string, t *Tunnel) {
+	var iface *node
+	for _, i := range router.get("interfaces").items() {
+		link := i.string("linkedVpnTunnel")
+		if link != "" && (resource(link) == resource(d.string("selfLink")) || d.string("selfLink") == "" && lastOf(link) == name) {
+			iface = i
+		}
+	}
+	if iface == nil {
+		r.note(router, router.node, "%s: no interface of %s is linked to it", name, called(router.node))
+		return
+	}
+	for _, p := range router.get("bgpPeers").items() {
+		if p.string("interfaceName") != iface.string("name") {
+			continue
+		}
+		if strings.EqualFold(p.string("enable"), "false") {
+			r.note(router, p, "%s: the BGP peer %s is not enabled", name, called(p))
+		}
+		own := r.address(router, p.get("peerIpAddress"), "router/bgpPeers/peerIpAddress")
+		peer := r.address(router, p.get("ipAddress"), "router/bgpPeers/ipAddress")
+		block, err := netip.ParsePrefix(iface.string("ipRange"))
+		if !peer.known() && err == nil {
+			peer = Value[netip.Addr]{block.Addr(), "router/interfaces/ipRange"}
+		}
+		bits := 30
+		if err == nil {
+			bits = block.Bits()
+		}
+		if own.known() && peer.known() {
+			t.Local, t.Peer = Value[netip.Prefix]{netip.PrefixFrom(own.Is, bits), own.From}, peer
+		} else {
+			r.note(router, p, "%s: the BGP peer has no ipAddress or no peerIpAddress", name)
+		}
+		t.ASN = r.asn(router, router.get("bgp", "asn"), "router/bgp/asn")
+		t.RouterASN = r.asn(router, p.get("peerAsn"), "router/bgpPeers/peerAsn")
+		if k := r.seconds(router, router.get("bgp", "keepaliveInterval"), "router/bgp/keepaliveInterval"); k.known() && k.Is != preset("gcp").Keepalive.Is {
+			t.Keepalive = k
+			t.HoldTime = Value[time.Duration]{3 * k.Is, "three times " + k.From}
+		}
+		if key := p.string("md5AuthenticationKeyName"); key != "" {
+			t.Password = Value[Secret]{From: "router/bgpPeers/md5AuthenticationKeyName " + printable(key)}
+			r.note(router, p, "%s: the session has a TCP MD5 key, which Google does not show; store it with isthmus secret set %s", name, t.PasswordName())
+		}
+		return
+	}
+	r.note(router, iface, "%s: there is no BGP peer on its interface %s", name, called(iface))
+}
+
+var (
+	gcpCipherWords = map[string]string{
+		"aes-gcm-16-256": "aes256gcm16", "aes-gcm-16-192": "aes192gcm16", "aes-gcm-16-128": "aes128gcm16",
+		"aes-cbc-256": "aes256", "aes-cbc-192": "aes192", "aes-cbc-128": "aes128", "3des-cbc": "3des",
+	}
+	gcpHashWords = map[string]string{
+		"sha2-512": "sha512", "sha2-384": "sha384", "sha2-256": "sha256", "sha1": "sha1", "md5": "md5", "aes-xcbc": "aesxcbc", "aes-cmac": "aescmac",
+	}
+	gcpGroupWords = map[string]string{
+		"14": "modp2048", "15": "modp3072", "16": "modp4096", "18": "modp8192", "19": "ecp256", "20": "ecp384", "21": "ecp521", "31": "curve25519",
+		"2": "modp1024", "5": "modp1536", "22": "modp1024s160", "23": "modp2048s224", "24": "modp2048s256",
+	}
+)
+
+// gcpCiphers turns the cipher suite of a tunnel, when it has one, into proposals with the first of each kind.
+func (r *Result) gcpCiphers(d document, name string, t *Tunnel) {
+	suite := d.get("cipherSuite")
+	p := preset("gcp")
+	word := func(phase, kind string, words map[string]string) string {
+		for _, n := range suite.get(phase, kind).items() {
+			text := strings.ToLower(n.string())
+			for _, cut := range []string{"group-", "prf-", "hmac-"} {
+				text = strings.TrimPrefix(text, cut)
+			}
+			text = strings.TrimSuffix(strings.TrimSuffix(text, "-96"), "-128")
+			if w, ok := words[text]; ok {
+				return w
+			}
+			if w, ok := words[strings.ToLower(n.string())]; ok {
+				return w
+			}
+			r.note(d, n, "%s: cipherSuite/%s/%s %q is not known here", name, phase, kind, short(n.string()))
+		}
+		return ""
+	}
+	if cipher := word("phase1", "encryption", gcpCipherWords); cipher != "" {
+		hash, group := word("phase1", "integrity", gcpHashWords), word("phase1", "dh", gcpGroupWords)
+		if strings.Contains(cipher, "gcm") {
+			if hash = word("phase1", "prf", gcpHashWords); hash != "" {
+				hash = "prf" + hash
+			}
+		}
+		if hash != "" && group != "" {
+			t.IKE = differs(cipher+"-"+hash+"-"+group, p.IKEProposals.Is, "vpnTunnel/cipherSuite")
+		}
+	}
+	if cipher := word("phase2", "encryption", gcpCipherWords); cipher != "" {
+		if group := word("phase2", "pfs", gcpGroupWords); strings.Contains(cipher, "gcm") && group != "" {
+			t.ESP = differs(cipher+"-"+group, p.ESPProposals.Is, "vpnTunnel/cipherSuite")
+		} else if hash := word("phase2", "integrity", gcpHashWords); hash != "" && group != "" {
+			t.ESP = differs(cipher+"-"+hash+"-"+group, p.ESPProposals.Is, "vpnTunnel/cipherSuite")
+		}
+	}
+}

@@ -1,0 +1,476 @@
+// Package importer reads what the clouds hand out about their VPN gateways and makes the tunnels and peers of a document
+// from it. Every value says where it came from; what is missing, skipped or doubtful is said too. It is pure: files come in
+// as bytes, and keys go out as values that do not print themselves.
+package importer
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/isthmus-net/isthmus/tunnel/cloud"
+)
+
+// MaxFile is the size in bytes of the largest file that is read.
+const MaxFile = 32 << 20
+
+// File is one file with the name that messages give it.
+type File struct {
+	Name string
+	Data []byte
+}
+
+// Secret is a key from a file. It does not print.
+type Secret struct{ value string }
+
+// Bytes returns the key.
+func (s Secret) Bytes() []byte { return []byte(s.value) }
+
+// Known reports whether the file had the key.
+func (s Secret) Known() bool { return s.value != "" }
+
+// String and GoString hide the key from every way of formatting.
+func (s Secret) String() string { return "(not shown)" }
+
+// GoString is String.
+func (s Secret) GoString() string { return s.String() }
+
+// MarshalText is String.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Value is a value and where it came from.
+type Value[T any] struct {
+	Is   T
+	From string // empty: the value is not known
+}
+
+func (v Value[T]) known() bool { return v.From != "" }
+
+// Result is what was read.
+type Result struct {
+	Cloud   string
+	Files   []string
+	Tunnels []Tunnel // in the order of names
+	Routes  []Route  // for tunnels without BGP
+	Notes   []string // what was skipped, is missing or needs care
+}
+
+// Tunnel is one tunnel and the BGP session in it.
+type Tunnel struct {
+	Name  string
+	Cloud string
+	About string // what it is in the cloud's words
+
+	Remote       Value[netip.Addr]
+	Local        Value[netip.Prefix] // inside
+	Peer         Value[netip.Addr]   // inside
+	PSK          Value[Secret]
+	IKE, ESP     Value[[]string]
+	IKERekey     Value[time.Duration]
+	ChildRekey   Value[time.Duration]
+	RekeyBytes   Value[uint64]
+	ASN          Value[uint32] // of the gateway; not known without BGP
+	PeerAddress  Value[netip.Addr]
+	HoldTime     Value[time.Duration]
+	Keepalive    Value[time.Duration]
+	Password     Value[Secret]
+	Import       Value[[]netip.Prefix]
+	RouterASN    Value[uint32] // what the cloud expects of this node
+	RouterPublic Value[netip.Addr]
+}
+
+// Route is a static route through all tunnels of a connection.
+type Route struct {
+	Prefix  Value[netip.Prefix]
+	Tunnels []string
+}
+
+// PSKName returns the name under which the tunnel's key is stored.
+func (t Tunnel) PSKName() string { return t.Name }
+
+// PasswordName returns the name under which the session's TCP MD5 key is stored.
+func (t Tunnel) PasswordName() string { return fit(t.Name, "-md5") }
+
+// Import reads the files of one cloud: "aws", "azure" or "gcp". An error means that nothing can be made of them.
+func Import(name string, files []File) (*Result, error) {
+	r := &Result{Cloud: name}
+	read, ok := map[string]func(*Result, []document) error{"aws": readAWS, "azure": readAzure, "gcp": readGCP}[name]
+	if !ok {
+		return nil, fmt.Errorf("importing from %q: must be aws, azure or gcp", name)
+	}
+	var docs []document
+	for _, f := range files {
+		r.Files = append(r.Files, f.Name)
+		if len(f.Data) > MaxFile {
+			return nil, fmt.Errorf("reading %s: is larger than %d MiB, which no description of a gateway is", f.Name, MaxFile>>20)
+		}
+		d, err := parse(f)
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: %w", f.Name, err)
+		}
+		if other := guess(f.Data); other != "" && other != name {
+			return nil, fmt.Errorf("reading %s: is a file of another cloud; use isthmus cloud import %s", f.Name, other)
+		}
+		docs = append(docs, d...)
+	}
+	if err := read(r, docs); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(r.Tunnels, func(a, b Tunnel) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(r.Routes, func(a, b Route) int { return a.Prefix.Is.Compare(b.Prefix.Is) })
+	if len(r.Tunnels) == 0 {
+		err := errors.New("no tunnel found")
+		for _, n := range r.Notes {
+			err = fmt.Errorf("%w\n%s", err, n)
+		}
+		return nil, err
+	}
+	return r, nil
+}
+
+// document is one value of a file.
+type document struct {
+	file string
+	name string // of the root element, when it was XML
+	*node
+}
+
+// parse reads a file in whatever syntax it is.
+func parse(f File) ([]document, error) {
+	data := bytes.TrimSpace(utf8Text(f.Data))
+	if len(data) == 0 {
+		return nil, errors.New("is empty")
+	}
+	if bytes.IndexByte(data, 0) >= 0 {
+		return nil, errors.New("is no text")
+	}
+	nodes, err := []*node(nil), error(nil)
+	switch c := data[0]; {
+	case c == '<', bytes.HasPrefix(data, []byte("&lt;")), bytes.HasPrefix(data, []byte(`\u003c`)), bytes.HasPrefix(data, []byte(`\u003C`)):
+		name, root, err := parseXML(unescape(data))
+		if err != nil {
+			return nil, err
+		}
+		return []document{{f.Name, name, root}}, nil
+	case c == '{' || c == '[' || c == '"':
+		nodes, err = parseJSON(data)
+	default:
+		nodes, err = parseYAML(data)
+	}
+	var out []document
+	for _, n := range nodes {
+		out = append(out, document{f.Name, "", n})
+	}
+	return out, err
+}
+
+// unescape undoes the ways in which XML is carried inside other files, when the whole text was copied from there.
+func unescape(data []byte) []byte {
+	if data[0] == '\\' {
+		// A JSON string without its quotes: Terraform escapes markup.
+		data = []byte(strings.NewReplacer(`\u003c`, "<", `\u003C`, "<", `\u003e`, ">", `\u003E`, ">", `\u0026`, "&", `\"`, `"`, `\n`, "\n", `\t`, "\t", `\r`, "", `\\`, `\`).Replace(string(data)))
+	}
+	if bytes.HasPrefix(data, []byte("&lt;")) {
+		// The Query API: the reader of XML undoes it.
+		if _, root, err := parseXML(slices.Concat([]byte("<x>"), data, []byte("</x>"))); err == nil {
+			return []byte(strings.TrimSpace(root.text))
+		}
+	}
+	return data
+}
+
+// guess tells from the names in a file which cloud it is from; empty when it is not clear.
+func guess(data []byte) string {
+	data = utf8Text(data)
+	best, most := "", 0
+	for _, c := range []struct {
+		name  string
+		words []string
+	}{
+		{"aws", []string{"vpn_connection", "VpnConnection", "vpnConnectionId", "customer_gateway", "CustomerGateway"}},
+		{"azure", []string{"Microsoft.Network", "vpnSiteConfiguration", "bgpPeeringAddresses", "BgpPeeringAddresses", "virtualNetworkGateway"}},
+		{"gcp", []string{"compute#", "googleapis.com/compute", "sharedSecretHash", "vpnGatewayInterface", "linkedVpnTunnel"}},
+	} {
+		n := 0
+		for _, w := range c.words {
+			n += bytes.Count(data, []byte(w))
+		}
+		if n > most {
+			best, most = c.name, n
+		}
+	}
+	return best
+}
+
+func (r *Result) note(d document, at *node, format string, args ...any) {
+	where := d.file
+	if at != nil && at.line > 0 {
+		where += ":" + strconv.Itoa(at.line)
+	}
+	r.Notes = append(r.Notes, printable(where+": "+fmt.Sprintf(format, args...)))
+}
+
+// add adds a tunnel under a name that is free, and returns it. One that is there already is left out and noted.
+func (r *Result) add(d document, at *node, t Tunnel) (name string, added bool) {
+	free := func(name string) bool {
+		return !slices.ContainsFunc(r.Tunnels, func(o Tunnel) bool { return o.Name == name })
+	}
+	for _, o := range r.Tunnels {
+		if o.Remote.Is == t.Remote.Is && o.RouterPublic.Is == t.RouterPublic.Is {
+			r.note(d, at, "%s leads from the same node to the same gateway, %s, as %s; left out", t.Name, t.Remote.Is, o.Name)
+			return "", false
+		}
+	}
+	base := t.Name
+	for i := 2; !free(t.Name); i++ {
+		t.Name = fit(base, fmt.Sprintf("-%d", i))
+	}
+	r.Tunnels = append(r.Tunnels, t)
+	return t.Name, true
+}
+
+// route adds a static route, or tunnels to the one that is there for the prefix.
+func (r *Result) route(p Value[netip.Prefix], tunnels []string) {
+	i := slices.IndexFunc(r.Routes, func(o Route) bool { return o.Prefix.Is == p.Is })
+	if i < 0 {
+		i = len(r.Routes)
+		r.Routes = append(r.Routes, Route{Prefix: p})
+	}
+	r.Routes[i].Tunnels = slices.Sorted(slices.Values(append(r.Routes[i].Tunnels, tunnels...)))
+}
+
+// Routers returns the public addresses of the nodes that the tunnels are for.
+func (r *Result) Routers() (out []netip.Addr) {
+	for _, t := range r.Tunnels {
+		if a := t.RouterPublic; a.known() && !slices.Contains(out, a.Is) {
+			out = append(out, a.Is)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+// Only keeps the tunnels for one node.
+func (r *Result) Only(public netip.Addr) {
+	r.Tunnels = slices.DeleteFunc(r.Tunnels, func(t Tunnel) bool { return t.RouterPublic.Is != public })
+	var routes []Route
+	for _, route := range r.Routes {
+		route.Tunnels = slices.DeleteFunc(slices.Clone(route.Tunnels), func(name string) bool {
+			return !slices.ContainsFunc(r.Tunnels, func(t Tunnel) bool { return t.Name == name })
+		})
+		if len(route.Tunnels) > 0 {
+			routes = append(routes, route)
+		}
+	}
+	r.Routes = routes
+}
+
+var notInNames = regexp.MustCompile(`[^a-z0-9]+`)
+
+// nameOf makes the name of a document's object from whatever the cloud calls it.
+func nameOf(parts ...string) string {
+	s := strings.Trim(notInNames.ReplaceAllString(strings.ToLower(strings.Join(parts, "-")), "-"), "-")
+	if s == "" {
+		return "tunnel"
+	}
+	return fit(s, "")
+}
+
+// fit cuts a name so that it has at most 63 characters with its suffix.
+func fit(name, suffix string) string {
+	return strings.TrimRight(name[:min(len(name), 63-len(suffix))], "-") + suffix
+}
+
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// address reads an address; what is no address is noted.
+func (r *Result) address(d document, n *node, what string) (a Value[netip.Addr]) {
+	text := n.string()
+	if text == "" {
+		return a
+	}
+	v, err := netip.ParseAddr(text)
+	if err != nil || v.Zone() != "" {
+		r.note(d, n, "%s: %q is no address", what, short(text))
+		return a
+	}
+	return Value[netip.Addr]{v, what}
+}
+
+// asn reads an autonomous system number.
+func (r *Result) asn(d document, n *node, what string) (a Value[uint32]) {
+	text := n.string()
+	if text == "" {
+		return a
+	}
+	v, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || v == 0 {
+		r.note(d, n, "%s: %q is no AS number", what, short(text))
+		return a
+	}
+	return Value[uint32]{uint32(v), what}
+}
+
+// seconds reads a number of seconds from 1 to a year; 0 is how Terraform writes that there is none.
+func (r *Result) seconds(d document, n *node, what string) (v Value[time.Duration]) {
+	text := n.string()
+	if text == "" || text == "0" {
+		return v
+	}
+	s, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || s > 365*86400 {
+		r.note(d, n, "%s: %q is no number of seconds", what, short(text))
+		return v
+	}
+	return Value[time.Duration]{time.Duration(s) * time.Second, what}
+}
+
+// short cuts a text that may be anything.
+func short(s string) string {
+	if len(s) > 40 {
+		return s[:40] + "..."
+	}
+	return s
+}
+
+// earlier returns a time for our renewal that is before the gateway's, when the preset's is not.
+func (r *Result) earlier(d document, at *node, theirs Value[time.Duration], preset, least time.Duration) (v Value[time.Duration]) {
+	if !theirs.known() || theirs.Is > preset {
+		return v
+	}
+	ours := (theirs.Is - time.Minute).Truncate(time.Minute)
+	if ours < least {
+		r.note(d, at, "%s: the gateway renews after %v, which is sooner than this node can, %v", theirs.From, theirs.Is, least)
+		ours = least
+	}
+	return Value[time.Duration]{ours, "before the gateway's " + theirs.Is.String() + ", " + theirs.From}
+}
+
+// YAML writes the tunnels, peers and static routes as parts of a document, with comments.
+func (r *Result) YAML() string {
+	var b strings.Builder
+	line := func(indent int, text, comment string) {
+		b.WriteString(strings.Repeat("  ", indent) + text)
+		if comment != "" {
+			b.WriteString(" # " + printable(comment))
+		}
+		b.WriteString("\n")
+	}
+	fmt.Fprintf(&b, "# From %s, by isthmus cloud import %s. What is left out comes from `cloud`: see isthmus cloud show.\n", printable(strings.Join(r.Files, ", ")), r.Cloud)
+	for _, a := range r.Routers() {
+		asns := map[uint32]bool{}
+		for _, t := range r.Tunnels {
+			if t.RouterPublic.Is == a && t.RouterASN.known() && !asns[t.RouterASN.Is] {
+				asns[t.RouterASN.Is] = true
+				fmt.Fprintf(&b, "# The node needs underlay.publicAddress %s (%s) and node.asn %d (%s).\n", a, t.RouterPublic.From, t.RouterASN.Is, t.RouterASN.From)
+			}
+		}
+		if len(asns) == 0 {
+			fmt.Fprintf(&b, "# The node needs underlay.publicAddress %s.\n", a)
+		}
+	}
+	b.WriteString("tunnels:\n")
+	for _, t := range r.Tunnels {
+		line(1, "# "+printable(t.About), "")
+		line(1, "- name: "+t.Name, "")
+		line(2, "cloud: "+t.Cloud, "")
+		if t.Local.known() && t.Peer.known() {
+			line(2, "inside:", "")
+			line(3, "- local: "+quote(t.Local.Is.String()), t.Local.From)
+			line(4, "remote: "+quote(t.Peer.Is.String()), t.Peer.From)
+		}
+		line(2, "ipsec:", "")
+		line(3, "remoteAddress: "+quote(t.Remote.Is.String()), t.Remote.From)
+		psk := "the name of the secret; " + t.PSK.From
+		if !t.PSK.Is.Known() {
+			psk = "MISSING here: store it with isthmus secret set " + t.PSKName()
+		}
+		line(3, "psk: "+t.PSKName(), psk)
+		for _, p := range []struct {
+			field string
+			v     Value[[]string]
+		}{{"ikeProposals", t.IKE}, {"espProposals", t.ESP}} {
+			if p.v.known() {
+				line(3, p.field+": ["+strings.Join(p.v.Is, ", ")+"]", p.v.From)
+			}
+		}
+		if t.IKERekey.known() {
+			line(3, "ikeRekey: "+t.IKERekey.Is.String(), t.IKERekey.From)
+		}
+		if t.ChildRekey.known() {
+			line(3, "childRekey: "+t.ChildRekey.Is.String(), t.ChildRekey.From)
+		}
+		if t.RekeyBytes.known() {
+			line(3, fmt.Sprintf("childRekeyBytes: %d", t.RekeyBytes.Is), t.RekeyBytes.From)
+		}
+	}
+	if slices.ContainsFunc(r.Tunnels, func(t Tunnel) bool { return t.ASN.known() }) {
+		b.WriteString("peers:\n")
+	}
+	for _, t := range r.Tunnels {
+		if !t.ASN.known() {
+			continue
+		}
+		line(1, "- name: "+t.Name, "")
+		line(2, "tunnel: "+t.Name, "")
+		line(2, fmt.Sprintf("asn: %d", t.ASN.Is), t.ASN.From)
+		if t.PeerAddress.known() {
+			line(2, "address: "+quote(t.PeerAddress.Is.String()), t.PeerAddress.From)
+		}
+		if t.HoldTime.known() {
+			line(2, "holdTime: "+t.HoldTime.Is.String(), t.HoldTime.From)
+		}
+		if t.Keepalive.known() {
+			line(2, "keepalive: "+t.Keepalive.Is.String(), t.Keepalive.From)
+		}
+		if t.Password.known() {
+			line(2, "password: "+t.PasswordName(), "MISSING here: store it with isthmus secret set "+t.PasswordName()+"; "+t.Password.From)
+		}
+		if t.Import.known() {
+			line(2, "import:", "")
+			line(3, "allow:", t.Import.From)
+			for _, p := range t.Import.Is {
+				line(4, "- prefix: "+quote(p.String()), "")
+			}
+			line(2, "# Nothing is announced until `export` names it.", "")
+		} else {
+			line(2, "# Nothing is accepted or announced until `import` and `export` name it.", "")
+		}
+	}
+	if len(r.Routes) > 0 {
+		b.WriteString("staticRoutes:\n")
+	}
+	for _, route := range r.Routes {
+		line(1, "- prefix: "+quote(route.Prefix.Is.String()), route.Prefix.From)
+		line(2, "tunnels: ["+strings.Join(route.Tunnels, ", ")+"]", "")
+	}
+	return b.String()
+}
+
+// quote puts quotes around what YAML would read otherwise: IPv6 has colons.
+func quote(s string) string {
+	if strings.Contains(s, ":") {
+		return strconv.Quote(s)
+	}
+	return s
+}
+
+func preset(name string) cloud.Preset {
+	p, _ := cloud.Lookup(name)
+	return p
+}

@@ -1,0 +1,364 @@
+package importer
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"unicode/utf16"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// maxDepth bounds how deep a file may be nested; real ones have about ten levels.
+const maxDepth = 100
+
+// node is a value of a file, whatever its syntax was: an object with keys, a list, or a text. XML elements are objects
+// whose repeated children are repeated keys; an attribute is a child.
+type node struct {
+	keys   []string // as norm returns them; as many as values, or none
+	values []*node
+	list   bool
+	text   string
+	quoted bool // the text is no number, null, true or false
+	line   int
+}
+
+// norm makes the spellings of one name equal: TunnelOptions, tunnelOptions, tunnel_options.
+func norm(key string) string { return strings.ToLower(strings.ReplaceAll(key, "_", "")) }
+
+// get follows names into objects. What Azure's REST API has below "properties" is found without it. It returns an empty
+// node when there is none.
+func (n *node) get(path ...string) *node {
+	for _, name := range path {
+		next := n.child(norm(name))
+		if next == nil {
+			if p := n.child("properties"); p != nil {
+				next = p.child(norm(name))
+			}
+		}
+		if next == nil {
+			return &node{line: n.line}
+		}
+		n = next
+	}
+	return n
+}
+
+func (n *node) child(name string) *node {
+	for i, k := range n.keys {
+		if k == name {
+			return n.values[i]
+		}
+	}
+	return nil
+}
+
+// all returns the children of a name.
+func (n *node) all(name string) (out []*node) {
+	for i, k := range n.keys {
+		if k == norm(name) {
+			out = append(out, n.values[i])
+		}
+	}
+	return out
+}
+
+// items returns the elements of a list, below "item" in EC2's XML.
+func (n *node) items() []*node {
+	if n.list {
+		return n.values
+	}
+	return n.all("item")
+}
+
+// has reports whether an object has a name.
+func (n *node) has(name string) bool { return !n.get(name).empty() }
+
+func (n *node) empty() bool { return len(n.values) == 0 && n.text == "" && !n.list }
+
+// string returns the text of a name; empty when it is missing or null.
+func (n *node) string(path ...string) string {
+	n = n.get(path...)
+	if n.text == "null" && !n.quoted {
+		return ""
+	}
+	return strings.TrimSpace(n.text)
+}
+
+// walk calls f for a node and, while f wants it, for what is below.
+func (n *node) walk(f func(*node) bool) {
+	if !f(n) {
+		return
+	}
+	for _, v := range n.values {
+		v.walk(f)
+	}
+}
+
+// utf8Text returns the text of a file: without a byte order mark, and converted from UTF-16, which PowerShell writes.
+func utf8Text(data []byte) []byte {
+	order := binary.ByteOrder(binary.LittleEndian)
+	switch {
+	case bytes.HasPrefix(data, []byte{0xef, 0xbb, 0xbf}):
+		return data[3:]
+	case bytes.HasPrefix(data, []byte{0xfe, 0xff}):
+		order = binary.BigEndian
+	case !bytes.HasPrefix(data, []byte{0xff, 0xfe}):
+		return data
+	}
+	var units []uint16
+	for i := 2; i+1 < len(data); i += 2 {
+		units = append(units, order.Uint16(data[i:]))
+	}
+	return []byte(string(utf16.Decode(units)))
+}
+
+// errEnd means that a file ends before it is complete.
+var errEnd = errors.New("the file ends before it is complete")
+
+// parseJSON reads values one after the other. It takes what real files have beside the standard: several values, with
+// or without commas between them, and commas before closing brackets.
+func parseJSON(data []byte) ([]*node, error) {
+	p := jsonParser{data: data, line: 1}
+	var out []*node
+	for {
+		p.space()
+		if len(out) > 0 && p.take(',') {
+			p.space()
+		}
+		if p.at == len(p.data) {
+			return out, nil
+		}
+		n, err := p.value(0)
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", p.line, err)
+		}
+		out = append(out, n)
+	}
+}
+
+type jsonParser struct {
+	data []byte
+	at   int
+	line int
+}
+
+func (p *jsonParser) space() {
+	for ; p.at < len(p.data); p.at++ {
+		switch p.data[p.at] {
+		case '\n':
+			p.line++
+		case ' ', '\t', '\r':
+		default:
+			return
+		}
+	}
+}
+
+func (p *jsonParser) take(c byte) bool {
+	if p.at < len(p.data) && p.data[p.at] == c {
+		p.at++
+		return true
+	}
+	return false
+}
+
+func (p *jsonParser) value(depth int) (*node, error) {
+	p.space()
+	n := &node{line: p.line}
+	switch {
+	case depth > maxDepth:
+		return nil, fmt.Errorf("is nested deeper than %d levels", maxDepth)
+	case p.at == len(p.data):
+		return nil, errEnd
+	case p.take('{'):
+		for {
+			p.space()
+			if p.take('}') {
+				return n, nil
+			}
+			key, err := p.text()
+			if err != nil {
+				return nil, err
+			}
+			p.space()
+			if !p.take(':') {
+				return nil, p.expected("a colon after a name")
+			}
+			v, err := p.value(depth + 1)
+			if err != nil {
+				return nil, err
+			}
+			n.keys, n.values = append(n.keys, norm(key)), append(n.values, v)
+			if p.space(); !p.take(',') && !p.next('}') {
+				return nil, p.expected("a comma or a closing brace")
+			}
+		}
+	case p.take('['):
+		n.list = true
+		for {
+			p.space()
+			if p.take(']') {
+				return n, nil
+			}
+			v, err := p.value(depth + 1)
+			if err != nil {
+				return nil, err
+			}
+			n.values = append(n.values, v)
+			if p.space(); !p.take(',') && !p.next(']') {
+				return nil, p.expected("a comma or a closing bracket")
+			}
+		}
+	case p.next('"'):
+		text, err := p.text()
+		n.text, n.quoted = text, true
+		return n, err
+	}
+	start := p.at
+	for p.at < len(p.data) && strings.IndexByte("+-.0123456789abcdefghijklmnopqrstuvwxyzE", p.data[p.at]) >= 0 {
+		p.at++
+	}
+	n.text = string(p.data[start:p.at])
+	if !json.Valid(p.data[start:p.at]) {
+		return nil, p.expected("a value")
+	}
+	return n, nil
+}
+
+func (p *jsonParser) next(c byte) bool { return p.at < len(p.data) && p.data[p.at] == c }
+
+func (p *jsonParser) expected(what string) error {
+	if p.at == len(p.data) {
+		return errEnd
+	}
+	return fmt.Errorf("has no %s, where it has %q", strings.TrimPrefix(what, "a "), p.data[p.at])
+}
+
+func (p *jsonParser) text() (string, error) {
+	start := p.at
+	if !p.take('"') {
+		return "", p.expected("a name in quotes")
+	}
+	for ; p.at < len(p.data); p.at++ {
+		switch p.data[p.at] {
+		case '\\':
+			p.at++
+		case '"':
+			p.at++
+			var s string
+			if err := json.Unmarshal(p.data[start:p.at], &s); err != nil {
+				return "", errors.New("has a text with a line break or an unknown escape")
+			}
+			return s, nil
+		}
+	}
+	p.at = len(p.data) // an escape may have led beyond it
+	return "", errEnd
+}
+
+// parseXML reads one document.
+func parseXML(data []byte) (name string, root *node, err error) {
+	d := xml.NewDecoder(bytes.NewReader(data))
+	d.CharsetReader = func(_ string, in io.Reader) (io.Reader, error) { return in, nil } // utf8Text has seen to it
+	fail := func(err error) error {
+		line, _ := d.InputPos()
+		if s, ok := errors.AsType[*xml.SyntaxError](err); ok {
+			line = s.Line
+			if err = errors.New("is no XML: " + s.Msg); s.Msg == "unexpected EOF" {
+				err = errEnd
+			}
+		}
+		if err == io.EOF {
+			err = errEnd
+		}
+		return fmt.Errorf("line %d: %w", line, err)
+	}
+	var stack []*node
+	for {
+		token, err := d.Token()
+		if err != nil {
+			return "", nil, fail(err)
+		}
+		switch t := token.(type) {
+		case xml.StartElement:
+			line, _ := d.InputPos()
+			n := &node{line: line}
+			for _, a := range t.Attr {
+				n.keys, n.values = append(n.keys, norm(a.Name.Local)), append(n.values, &node{text: a.Value, quoted: true, line: line})
+			}
+			if len(stack) == 0 {
+				name = t.Name.Local
+			} else {
+				parent := stack[len(stack)-1]
+				parent.keys, parent.values = append(parent.keys, norm(t.Name.Local)), append(parent.values, n)
+			}
+			if stack = append(stack, n); len(stack) > maxDepth {
+				return "", nil, fail(fmt.Errorf("is nested deeper than %d levels", maxDepth))
+			}
+		case xml.CharData:
+			if len(stack) > 0 {
+				n := stack[len(stack)-1]
+				n.text, n.quoted = n.text+string(t), true
+			}
+		case xml.EndElement:
+			if len(stack) == 1 {
+				return name, stack[0], nil
+			}
+			stack = stack[:len(stack)-1]
+		}
+	}
+}
+
+// parseYAML reads the documents of a file.
+func parseYAML(data []byte) ([]*node, error) {
+	d := yaml.NewDecoder(bytes.NewReader(data))
+	var out []*node
+	for {
+		var y yaml.Node
+		if err := d.Decode(&y); err == io.EOF {
+			return out, nil
+		} else if err != nil {
+			return nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+		}
+		for _, c := range y.Content {
+			n, err := fromYAML(c, 0)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, n)
+		}
+	}
+}
+
+func fromYAML(y *yaml.Node, depth int) (*node, error) {
+	n := &node{line: y.Line, list: y.Kind == yaml.SequenceNode}
+	switch {
+	case depth > maxDepth:
+		return nil, fmt.Errorf("line %d: is nested deeper than %d levels", y.Line, maxDepth)
+	case y.Kind == yaml.AliasNode:
+		return nil, fmt.Errorf("line %d: has an alias, which no cloud writes", y.Line)
+	case y.Kind == yaml.ScalarNode:
+		n.text, n.quoted = y.Value, y.Tag == "!!str"
+		if y.Tag == "!!null" {
+			n.text = ""
+		}
+	}
+	for i, c := range y.Content {
+		if y.Kind == yaml.MappingNode && i%2 == 0 {
+			n.keys = append(n.keys, norm(c.Value))
+			continue
+		}
+		v, err := fromYAML(c, depth+1)
+		if err != nil {
+			return nil, err
+		}
+		n.values = append(n.values, v)
+	}
+	return n, nil
+}
