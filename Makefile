@@ -10,7 +10,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 STATICCHECK        := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 
-.PHONY: help build setup demo lab test bench lint generate check-generated clean
+.PHONY: help build setup demo lab test fuzz bench lint generate check-generated clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 	$(VM) test -t 15m -p image/rootfs/etc/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run 'TestTunnel|TestReasons'
 	$(VM) test -t 5m ./tunnel/wireguard
 	go test -timeout 30m ./test/e2e/...
+
+fuzz: ## each importer on made-up files, for a minute
+	for t in FuzzAWS FuzzAzure FuzzGCP; do \
+	  go test ./tunnel/cloud/importer -run '^$$' -fuzz "^$$t\$$" -fuzztime 60s -fuzzminimizetime 10x || exit 1; done
 
 bench: setup ## figures side by side with other implementations (five minutes)
 	go run ./test/bench

@@ -61,6 +61,9 @@ type Result struct {
 	Tunnels []Tunnel // in the order of names
 	Routes  []Route  // for tunnels without BGP
 	Notes   []string // what was skipped, is missing or needs care
+
+	names map[string]bool          // of Tunnels
+	ends  map[[2]netip.Addr]string // node and gateway of each of Tunnels -> name
 }
 
 // Tunnel is one tunnel and the BGP session in it.
@@ -127,11 +130,7 @@ func Import(name string, files []File) (*Result, error) {
 	slices.SortFunc(r.Tunnels, func(a, b Tunnel) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(r.Routes, func(a, b Route) int { return a.Prefix.Is.Compare(b.Prefix.Is) })
 	if len(r.Tunnels) == 0 {
-		err := errors.New("no tunnel found")
-		for _, n := range r.Notes {
-			err = fmt.Errorf("%w\n%s", err, n)
-		}
-		return nil, err
+		return nil, errors.New("no tunnel found: " + strings.Join(r.Notes, "; "))
 	}
 	return r, nil
 }
@@ -220,19 +219,19 @@ func (r *Result) note(d document, at *node, format string, args ...any) {
 
 // add adds a tunnel under a name that is free, and returns it. One that is there already is left out and noted.
 func (r *Result) add(d document, at *node, t Tunnel) (name string, added bool) {
-	free := func(name string) bool {
-		return !slices.ContainsFunc(r.Tunnels, func(o Tunnel) bool { return o.Name == name })
+	if r.names == nil {
+		r.names, r.ends = map[string]bool{}, map[[2]netip.Addr]string{}
 	}
-	for _, o := range r.Tunnels {
-		if o.Remote.Is == t.Remote.Is && o.RouterPublic.Is == t.RouterPublic.Is {
-			r.note(d, at, "%s leads from the same node to the same gateway, %s, as %s; left out", t.Name, t.Remote.Is, o.Name)
-			return "", false
-		}
+	ends := [2]netip.Addr{t.RouterPublic.Is, t.Remote.Is}
+	if other, ok := r.ends[ends]; ok {
+		r.note(d, at, "%s leads from the same node to the same gateway, %s, as %s; left out", t.Name, t.Remote.Is, other)
+		return "", false
 	}
 	base := t.Name
-	for i := 2; !free(t.Name); i++ {
+	for i := 2; r.names[t.Name]; i++ {
 		t.Name = fit(base, fmt.Sprintf("-%d", i))
 	}
+	r.names[t.Name], r.ends[ends] = true, t.Name
 	r.Tunnels = append(r.Tunnels, t)
 	return t.Name, true
 }

@@ -213,13 +213,17 @@ func TestRefused(t *testing.T) {
 		{"aws", strings.Repeat("[", 200), "is nested deeper than 100 levels"},
 		{"aws", strings.Repeat("<a>", 200), "is nested deeper than 100 levels"},
 		{"aws", `{"VpnConnectionId": "vpn-1", "State": "available", "CustomerGatewayConfiguration": "<vpn_connection>"}`, "f:1: vpn-1: its CustomerGatewayConfiguration, line 1: the file ends"},
+		{"aws", "[" + strings.Repeat("[],", maxNodes) + "]", "has more than 1048576 values"},
+		{"aws", "<a>" + strings.Repeat("<b/>", maxNodes/2+1) + "</a>", "has more than 1048576 values"},
+		{"aws", "<a>" + strings.Repeat("x<!---->", 1<<18) + "</a>", "has no VPN connection in it"}, // in linear time
+		{"gcp", strings.Repeat("- a\n", maxYAML/4+1), "is YAML and larger than 4 MiB"},
 		{"gcp", "a: &x [1]\nb: *x\n", "line 2: has an alias"},
 		{"gcp", "a: [\n", "line"},
 		{"oracle", "{}", "must be aws, azure or gcp"},
 	} {
 		r, err := Import(test.cloud, []File{{"f", []byte(test.text)}})
 		if err == nil || !strings.Contains(err.Error(), test.want) {
-			t.Errorf("%.40q: got %v, %v, want %q", test.text, r, err, test.want)
+			t.Errorf("%.40q: got %v, %.200v, want %q", test.text, r, err, test.want)
 		}
 	}
 	if _, err := Import("aws", []File{{"big.xml", make([]byte, MaxFile+1)}}); err == nil || !strings.Contains(err.Error(), "big.xml: is larger than 32 MiB") {

@@ -14,8 +14,15 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// maxDepth bounds how deep a file may be nested; real ones have about ten levels.
-const maxDepth = 100
+// Bounds on what a file may ask for: real ones are nested about ten levels deep, and a thousand connections have less than
+// half a million values. A value takes up to 250 bytes, so a hostile file costs some hundred megabytes at most.
+const (
+	maxDepth = 100
+	maxNodes = 1 << 20
+	maxYAML  = 4 << 20 // bytes; its reader has no bound of its own
+)
+
+var errNodes = fmt.Errorf("has more than %d values", maxNodes)
 
 // node is a value of a file, whatever its syntax was: an object with keys, a list, or a text. XML elements are objects
 // whose repeated children are repeated keys; an attribute is a child.
@@ -143,9 +150,10 @@ func parseJSON(data []byte) ([]*node, error) {
 }
 
 type jsonParser struct {
-	data []byte
-	at   int
-	line int
+	data  []byte
+	at    int
+	line  int
+	nodes int
 }
 
 func (p *jsonParser) space() {
@@ -171,7 +179,10 @@ func (p *jsonParser) take(c byte) bool {
 func (p *jsonParser) value(depth int) (*node, error) {
 	p.space()
 	n := &node{line: p.line}
+	p.nodes++
 	switch {
+	case p.nodes > maxNodes:
+		return nil, errNodes
 	case depth > maxDepth:
 		return nil, fmt.Errorf("is nested deeper than %d levels", maxDepth)
 	case p.at == len(p.data):
@@ -280,8 +291,12 @@ func parseXML(data []byte) (name string, root *node, err error) {
 		return fmt.Errorf("line %d: %w", line, err)
 	}
 	var stack []*node
-	for {
+	var texts []*strings.Builder
+	for nodes := 0; ; nodes++ {
 		token, err := d.Token()
+		if err == nil && nodes > maxNodes {
+			err = errNodes
+		}
 		if err != nil {
 			return "", nil, fail(err)
 		}
@@ -298,25 +313,30 @@ func parseXML(data []byte) (name string, root *node, err error) {
 				parent := stack[len(stack)-1]
 				parent.keys, parent.values = append(parent.keys, norm(t.Name.Local)), append(parent.values, n)
 			}
+			texts = append(texts, &strings.Builder{})
 			if stack = append(stack, n); len(stack) > maxDepth {
 				return "", nil, fail(fmt.Errorf("is nested deeper than %d levels", maxDepth))
 			}
 		case xml.CharData:
 			if len(stack) > 0 {
-				n := stack[len(stack)-1]
-				n.text, n.quoted = n.text+string(t), true
+				texts[len(texts)-1].Write(t)
 			}
 		case xml.EndElement:
+			n := stack[len(stack)-1]
+			n.text, n.quoted = texts[len(texts)-1].String(), true
 			if len(stack) == 1 {
-				return name, stack[0], nil
+				return name, n, nil
 			}
-			stack = stack[:len(stack)-1]
+			stack, texts = stack[:len(stack)-1], texts[:len(texts)-1]
 		}
 	}
 }
 
 // parseYAML reads the documents of a file.
 func parseYAML(data []byte) ([]*node, error) {
+	if len(data) > maxYAML {
+		return nil, fmt.Errorf("is YAML and larger than %d MiB; ask for --format json", maxYAML>>20)
+	}
 	d := yaml.NewDecoder(bytes.NewReader(data))
 	var out []*node
 	for {
