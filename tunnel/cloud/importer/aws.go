@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -46,17 +47,15 @@ func readAWS(r *Result, docs []document) error {
 
 // awsText reads the XML of a connection, and what is said about it around it.
 func (r *Result) awsText(d document, at, about *node, config string) {
-	if !strings.Contains(config, "<") && !strings.Contains(config, "&lt;") && !strings.Contains(config, `\u003c`) {
-		if config != "" {
-			r.note(d, at, "%s: its CustomerGatewayConfiguration is no XML", awsID(about))
+	xml := &node{line: at.line}
+	if strings.TrimSpace(config) != "" {
+		_, read, err := parseXML(unescape(bytes.TrimSpace([]byte(config))))
+		if err != nil {
+			// The options may tell enough.
+			r.note(d, at, "%s: its CustomerGatewayConfiguration, %v", awsID(about), err)
+		} else {
+			xml = read
 		}
-		r.awsConnection(d, about, &node{line: at.line})
-		return
-	}
-	_, xml, err := parseXML(unescape(bytes.TrimSpace([]byte(config))))
-	if err != nil {
-		r.note(d, at, "%s: its CustomerGatewayConfiguration, %v", awsID(about), err)
-		return
 	}
 	if about.empty() {
 		about = &node{line: at.line}
@@ -178,6 +177,9 @@ func (r *Result) awsOptions(d document, about *node) map[netip.Addr]awsTunnel {
 	return all
 }
 
+// awsKey is the alphabet of AWS's pre-shared keys.
+var awsKey = regexp.MustCompile(`^[A-Za-z0-9._]+$`)
+
 func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 	name = nameOf(name)
 	x := t.xml
@@ -198,12 +200,13 @@ func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 		n    *node
 		from string
 	}{{x.get("ike", "pre_shared_key"), "ike/pre_shared_key"}, {t.option("PreSharedKey"), "TunnelOptions/PreSharedKey"}} {
-		if psk := key.n.string(); psk != "" && !out.PSK.known() && strings.Trim(psk, "*") != "" {
+		// Something else stands there when it was masked.
+		if psk := key.n.string(); awsKey.MatchString(psk) && !out.PSK.known() {
 			out.PSK = Value[Secret]{Secret{psk}, key.from}
 		}
 	}
 	if !out.PSK.known() {
-		r.note(d, t.at, "%s: the key of %s is not in the file (AWS keeps it in Secrets Manager, or it was taken out)", id, name)
+		r.note(d, t.at, "%s: the key of %s is not in the file: it was masked or taken out, or AWS keeps it in Secrets Manager", id, name)
 	}
 
 	if versions := values(t.option("IkeVersions")); len(versions) > 0 && !slices.Contains(versions, "ikev2") {
