@@ -115,11 +115,20 @@ func (d *Driver) ensureLinkLocked(c tunnel.Config) error {
 			return err
 		}
 	}
-	if u := d.embedded[c.Interface]; u == nil || !u.alive() {
-		if u != nil {
+	u := d.embedded[c.Interface]
+	if u != nil {
+		// A device whose interface was deleted ends a little later.
+		_, err := d.o.Links.Get(c.Interface)
+		if err != nil && !errors.Is(err, nl.ErrNotFound) {
+			return err
+		}
+		if err != nil || !u.alive() {
 			u.close()
 			delete(d.embedded, c.Interface)
+			u = nil
 		}
+	}
+	if u == nil {
 		if len(d.embedded) >= maxUserspace {
 			return fmt.Errorf("making interface %s: this kernel has no WireGuard, and %d embedded devices are the most", c.Interface, maxUserspace)
 		}
@@ -198,7 +207,7 @@ func (d *Driver) removeLocked(name string) error {
 	return d.o.Links.Remove(tunnel.Mark+name, nl.WireGuard, nl.TUN)
 }
 
-// Observe implements tunnel.Driver.
+// Observe implements tunnel.Driver. An applied tunnel without an interface is down.
 func (d *Driver) Observe(context.Context) ([]tunnel.State, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -216,6 +225,12 @@ func (d *Driver) observeLocked(now time.Time) ([]tunnel.State, error) {
 	}
 	defer ctl.Close()
 	var all []tunnel.State
+	add := func(s tunnel.State) {
+		s, _ = history(d.states[s.Name], s, now)
+		d.states[s.Name] = s
+		all = append(all, s)
+	}
+	seen := map[string]bool{}
 	for _, link := range links {
 		if link.Kind != nl.WireGuard && link.Kind != nl.TUN {
 			continue
@@ -226,9 +241,16 @@ func (d *Driver) observeLocked(now time.Time) ([]tunnel.State, error) {
 			dev = nil
 		}
 		s := decode(link, dev, now)
-		s, _ = history(d.states[s.Name], s, now)
-		d.states[s.Name] = s
-		all = append(all, s)
+		seen[s.Name] = true
+		add(s)
+	}
+	for name, c := range d.wanted {
+		if !seen[name] {
+			add(tunnel.State{
+				Name: name, Kind: "wireguard", Interface: c.Interface,
+				Status: tunnel.Down, LastError: "the interface is missing",
+			})
+		}
 	}
 	return all, nil
 }

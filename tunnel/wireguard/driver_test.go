@@ -171,23 +171,34 @@ func conformance(t *testing.T, userspace bool) {
 		ping(t, "169.254.64.2")
 	})
 	t.Run("interface deleted", func(t *testing.T) {
+		for range 5 { // an embedded device notices a little later than this does
+			nltest.Run(t, "ip", "link", "del", "ist-near")
+			if err := d.Apply(ctx, near.Config); err != nil {
+				t.Fatal(err)
+			}
+		}
 		nltest.Run(t, "ip", "link", "del", "ist-near")
-		deadline := time.Now().Add(10 * time.Second)
-		for {
+		made := func() bool {
 			link, err := d.o.Links.Get("ist-near")
-			if err == nil && link.Up && link.MTU == 1300 {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("not made again: %v", err)
-			}
-			time.Sleep(10 * time.Millisecond)
+			return err == nil && link.Up && link.MTU == 1300
 		}
-		for exec.Command("ping", "-c1", "-W1", "169.254.64.2").Run() != nil {
-			if time.Now().After(deadline.Add(20 * time.Second)) {
-				t.Fatal("no traffic after the interface was made again")
-			}
+		until(t, "the interface is made again", made)
+		traffic := func() bool { return exec.Command("ping", "-c1", "-W1", "169.254.64.2").Run() == nil }
+		until(t, "traffic", traffic)
+
+		// While it cannot be made again, the tunnel is down, and it comes back without an event that names it.
+		batch := exec.Command("ip", "-batch", "-")
+		batch.Stdin = strings.NewReader("link del ist-near\nlink add ist-near type veth peer name ist-peer\n")
+		d.mu.Lock() // lest it be made again in between
+		out, err := batch.CombinedOutput()
+		d.mu.Unlock()
+		if err != nil {
+			t.Fatalf("putting another interface in its place: %v\n%s", err, out)
 		}
+		until(t, "the tunnel is down", func() bool { return observe(t, d).Status == tunnel.Down })
+		nltest.Run(t, "ip", "link", "del", "ist-near")
+		until(t, "the interface is made again", made)
+		until(t, "traffic", traffic)
 	})
 	t.Run("peer roams", func(t *testing.T) {
 		stop()
@@ -195,13 +206,9 @@ func conformance(t *testing.T, userspace bool) {
 		nltest.Run(t, "ip", "-n", "ist-far", "addr", "add", "192.0.2.3/24", "dev", "ist-u")
 		far.Config.WireGuard.Endpoint = netip.MustParseAddrPort("192.0.2.1:51820")
 		start(t, far)
-		deadline := time.Now().Add(30 * time.Second)
-		for observe(t, d).Remote.Addr() != netip.MustParseAddr("192.0.2.3") {
-			if time.Now().After(deadline) {
-				t.Fatalf("still at %s", observe(t, d).Remote)
-			}
-			time.Sleep(50 * time.Millisecond)
-		}
+		until(t, "the peer is seen where it roamed to", func() bool {
+			return observe(t, d).Remote.Addr() == netip.MustParseAddr("192.0.2.3")
+		})
 		writes := d.Writes()
 		if err := d.Apply(ctx, near.Config); err != nil || d.Writes() != writes {
 			t.Errorf("applying again moved the peer back: %v", err)
@@ -222,6 +229,18 @@ func config(name, local4, remote4, local6, remote6 string, port uint16) tunnel.C
 			PrivateKey: secret.Ref{Name: "key"}, PresharedKey: secret.Ref{Name: "psk"},
 			ListenPort: port, Keepalive: time.Second,
 		},
+	}
+}
+
+// limit is for what may take long on a busy machine; a lost handshake alone costs 5 s.
+const limit = time.Minute
+
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", limit, what)
+		}
 	}
 }
 
@@ -261,7 +280,7 @@ func start(t *testing.T, e end) (stop func()) {
 
 func await(t *testing.T, states chan tunnel.State, want tunnel.Status) tunnel.State {
 	t.Helper()
-	timeout := time.After(30 * time.Second)
+	timeout := time.After(limit)
 	var last tunnel.State
 	for {
 		select {
@@ -286,5 +305,5 @@ func observe(t *testing.T, d *Driver) tunnel.State {
 
 func ping(t *testing.T, to string) {
 	t.Helper()
-	nltest.Run(t, "ping", "-c3", "-i0.05", "-W5", to)
+	nltest.Run(t, "ping", "-c3", "-i0.2", "-w60", to) // until three were answered
 }
