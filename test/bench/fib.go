@@ -317,8 +317,7 @@ func (b *bench) failoverOnce(ctx context.Context, t *table, name string, size in
 	return nil
 }
 
-// load is the part of a core that processes take with nothing to do. FRR's zebra takes one, since no mgmtd listens to it here,
-// and that is not held against it.
+// load is the part of a core that processes take with nothing to do.
 type load float64
 
 const look = 500 * time.Millisecond

@@ -281,13 +281,13 @@ func (b *BIRD) Stop() { b.process.Stop() }
 // Process is BIRD's.
 func (b *BIRD) Process() *lab.Process { return b.process }
 
-// FRR is a running bgpd with its zebra.
+// FRR is a running bgpd with its zebra and mgmtd.
 type FRR struct {
-	zebra, bgpd *lab.Process
-	vty         string
+	mgmtd, zebra, bgpd *lab.Process
+	vty                string
 }
 
-// StartFRR starts zebra and bgpd in the node and waits until bgpd answers.
+// StartFRR starts mgmtd, zebra and bgpd in the node and waits until bgpd answers.
 func StartFRR(ctx context.Context, n *lab.Node, c BGPConfig) (*FRR, error) {
 	fail := func(err error) (*FRR, error) { return nil, fmt.Errorf("starting FRR in %s: %w", n.Name, err) }
 	dir, err := n.Dir()
@@ -306,19 +306,27 @@ func StartFRR(ctx context.Context, n *lab.Node, c BGPConfig) (*FRR, error) {
 		return fail(err)
 	}
 	f := &FRR{vty: filepath.Join(run, "bgpd.vty")}
-	start := func(daemon, conf string) (*lab.Process, error) {
-		p, err := n.StartPeer(daemon, nil, "/usr/lib/frr/"+daemon, "-f", conf, "-i", filepath.Join(run, daemon+".pid"),
-			"-z", filepath.Join(run, "zserv.api"), "--vty_socket", run, "-P", "0", "--log", "stdout", "--log-level", "informational")
+	start := func(daemon string, more ...string) (*lab.Process, error) {
+		// No option says where mgmtd's socket is, so each FRR has a /run/frr of its own. Propagation cannot be changed in a
+		// chroot, and is private already.
+		argv := []string{"/usr/bin/unshare", "-m", "--propagation", "unchanged", "/bin/sh", "-c", `mkdir -p /run/frr && mount --bind "$0" /run/frr && exec "$@"`, run,
+			"/usr/lib/frr/" + daemon, "-i", filepath.Join(run, daemon+".pid"),
+			"-z", filepath.Join(run, "zserv.api"), "--vty_socket", run, "-P", "0", "--log", "stdout", "--log-level", "informational"}
+		p, err := n.StartPeer(daemon, nil, append(argv, more...)...)
 		if err != nil {
 			return nil, err
 		}
 		err = lab.Until(ctx, 30*time.Second, func() error { _, err := os.Stat(filepath.Join(run, daemon+".vty")); return err })
 		return p, err
 	}
-	if f.zebra, err = start("zebra", "/dev/null"); err != nil {
+	// Without it, zebra runs a timer a hundred times a second.
+	if f.mgmtd, err = start("mgmtd"); err != nil {
 		return fail(err)
 	}
-	if f.bgpd, err = start("bgpd", conf); err != nil {
+	if f.zebra, err = start("zebra", "-f", "/dev/null"); err != nil {
+		return fail(err)
+	}
+	if f.bgpd, err = start("bgpd", "-f", conf); err != nil {
 		return fail(err)
 	}
 	return f, nil
@@ -450,10 +458,11 @@ func (f *FRR) Sessions(context.Context) ([]Session, error) {
 	return sessions, nil
 }
 
-// Stop ends bgpd and zebra.
+// Stop ends bgpd, zebra and mgmtd.
 func (f *FRR) Stop() {
 	f.bgpd.Stop()
 	f.zebra.Stop()
+	f.mgmtd.Stop()
 }
 
 // Process is bgpd's.
