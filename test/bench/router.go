@@ -75,9 +75,10 @@ func runRouter(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	vpn := ipsec.New(ipsec.Options{Socket: *vici, Secrets: st.Lookup, Links: newNoLinks(), Log: log, RuntimeDir: *dir})
 	r, err := router.New(router.Options{
 		Store: st, Host: able{machine}, Addresses: links, Version: "bench", Log: log,
-		IPsec:     ipsec.New(ipsec.Options{Socket: *vici, Secrets: st.Lookup, Links: newNoLinks(), Log: log, RuntimeDir: *dir}),
+		IPsec: vpn, Charon: vpn.Conditions,
 		WireGuard: newGiven(),
 		BGP:       gobgp.New(gobgp.Options{Secrets: st.Lookup, Log: log}),
 		FIB:       fib.New(routes, log),
