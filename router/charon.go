@@ -19,7 +19,7 @@ type charonHealth struct {
 
 // askCharon asks charon how it is, if there is something for it to do.
 func (r *Router) askCharon(ctx context.Context, now time.Time) {
-	if !r.state.hasIPsec() {
+	if r.Charon == nil || !r.state.hasIPsec() {
 		r.charon.set(nil, nil, now)
 		return
 	}

@@ -70,7 +70,7 @@ type Options struct {
 	Host      Host
 	Version   string
 	Log       *slog.Logger
-	// Charon says what about charon does not fit, in words. An error means that it does not answer.
+	// Charon says what about charon does not fit, in words; nil: nobody asks. An error means that it does not answer.
 	Charon func(context.Context) ([]string, error)
 	// Counters fills in what the drivers have written.
 	Counters func() Counters
