@@ -327,9 +327,6 @@ func (c *child) apply(m configMessage) (changes uint64, errs []error) {
 		if len(withdraw) > 0 {
 			fail("", c.server.SetPolicies(ctx, compilePolicies(m.ASN, m.Peers, withdraw)))
 			for name := range withdraw {
-				if c.heldBack(want[name].Peer) {
-					continue
-				}
 				fail(name, c.server.ResetPeer(ctx, &api.ResetPeerRequest{Address: want[name].Peer.Address.String(), Soft: true, Direction: api.ResetPeerRequest_OUT}))
 			}
 		}
@@ -383,16 +380,6 @@ func (c *child) apply(m configMessage) (changes uint64, errs []error) {
 	return changes, errs
 }
 
-// heldBack reports whether GoBGP has still to announce anything to a peer after a restart (RFC 4724 section 4.1). It
-// will then go by the policies of that time. A soft reset would announce at once, and while updates are held back no
-// withdrawal follows: the peer would keep the path for good.
-func (c *child) heldBack(p bgp.Peer) (held bool) {
-	_ = c.server.ListPeer(context.Background(), &api.ListPeerRequest{Address: p.Address.String()}, func(s *api.Peer) {
-		held = s.GetGracefulRestart().GetLocalRestarting()
-	})
-	return held
-}
-
 // interrupts reports whether a session must end for a change.
 func interrupts(a, b peerConfig) bool {
 	return slices.ContainsFunc(bgp.DiffPeer(a.Peer, b.Peer), func(d bgp.Difference) bool { return d.Interrupts != "" }) ||
@@ -421,9 +408,6 @@ func (c *child) reset(m resetMessage) error {
 			continue
 		}
 		r := &api.ResetPeerRequest{Address: p.Peer.Address.String(), Soft: m.Soft, Direction: api.ResetPeerRequest_BOTH}
-		if m.Soft && c.heldBack(p.Peer) {
-			r.Direction = api.ResetPeerRequest_IN
-		}
 		if err := c.server.ResetPeer(context.Background(), r); err != nil {
 			return fmt.Errorf("resetting peer %s: %w", name, err)
 		}
