@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 		cmd.Env = append(os.Environ(), inside+"=1")
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-		signal.Ignore(syscall.SIGINT, syscall.SIGTERM) // go test sends them to the whole group
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM) // for the child, which would inherit ignored ones
 		if err := cmd.Run(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
