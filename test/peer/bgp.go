@@ -307,9 +307,11 @@ func StartFRR(ctx context.Context, n *lab.Node, c BGPConfig) (*FRR, error) {
 	}
 	f := &FRR{vty: filepath.Join(run, "bgpd.vty")}
 	start := func(daemon string, more ...string) (*lab.Process, error) {
-		// No option says where mgmtd's socket is, so each FRR has a /run/frr of its own. Propagation cannot be changed in a
-		// chroot, and is private already.
-		argv := []string{"/usr/bin/unshare", "-m", "--propagation", "unchanged", "/bin/sh", "-c", `mkdir -p /run/frr && mount --bind "$0" /run/frr && exec "$@"`, run,
+		// No option says where mgmtd's socket is, so each FRR has a /run/frr of its own, which must not show outside.
+		// Propagation cannot be changed in a chroot, and is private there already.
+		const script = `p=private; unshare -m --propagation $p true 2>/dev/null || p=unchanged
+exec unshare -m --propagation $p /bin/sh -c 'mkdir -p /run/frr && mount --bind "$0" /run/frr && exec "$@"' "$0" "$@"`
+		argv := []string{"/bin/sh", "-c", script, run,
 			"/usr/lib/frr/" + daemon, "-i", filepath.Join(run, daemon+".pid"),
 			"-z", filepath.Join(run, "zserv.api"), "--vty_socket", run, "-P", "0", "--log", "stdout", "--log-level", "informational"}
 		p, err := n.StartPeer(daemon, nil, append(argv, more...)...)
