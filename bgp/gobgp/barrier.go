@@ -62,8 +62,8 @@ func raiseBarrier(ctx context.Context, s *server.BgpServer, asn uint32, port int
 			return b, nil
 		}
 		if time.Now().After(end) {
-			b.release(ctx, s)
-			return nil, fmt.Errorf("no session within %v", barrierWait)
+			b.conn.Close()
+			return nil, errors.Join(fmt.Errorf("no session within %v", barrierWait), s.DeletePeer(ctx, &api.DeletePeerRequest{Address: barrierAddress}))
 		}
 	}
 }
@@ -110,7 +110,10 @@ func handshake(conn net.Conn, hold int, end time.Time) error {
 			return err
 		}
 	}
-	return send(conn, packet.NewBGPKeepAliveMessage())
+	if err := send(conn, packet.NewBGPKeepAliveMessage()); err != nil {
+		return err
+	}
+	return conn.SetDeadline(time.Time{}) // the restart may last
 }
 
 func send(conn net.Conn, m *packet.BGPMessage) error {
@@ -140,13 +143,17 @@ func receive(conn net.Conn, want uint8) error {
 	return nil
 }
 
-// release sends the End-of-RIB and takes the barrier away.
-func (b *barrier) release(ctx context.Context, s *server.BgpServer) {
-	if err := send(b.conn, packet.NewEndOfRib(packet.RF_IPv4_UC)); err == nil {
-		// GoBGP answers with its own End-of-RIB to everyone, or at once if nobody else owes one.
-		b.conn.SetReadDeadline(time.Now().Add(barrierWait))
-		receive(b.conn, packet.BGP_MSG_UPDATE)
+// release sends the End-of-RIB and takes the barrier away. ended says when GoBGP works on an End-of-RIB of the barrier's;
+// whoever asks GoBGP for something after that is served when the work is done.
+func (b *barrier) release(ctx context.Context, s *server.BgpServer, ended <-chan struct{}) error {
+	defer b.conn.Close()
+	err := send(b.conn, packet.NewEndOfRib(packet.RF_IPv4_UC))
+	if err == nil {
+		select {
+		case <-ended:
+		case <-time.After(barrierWait):
+			err = fmt.Errorf("no End-of-RIB seen within %v", barrierWait)
+		}
 	}
-	b.conn.Close()
-	s.DeletePeer(ctx, &api.DeletePeerRequest{Address: barrierAddress})
+	return errors.Join(err, s.DeletePeer(ctx, &api.DeletePeerRequest{Address: barrierAddress}))
 }

@@ -120,6 +120,8 @@ type child struct {
 	config  configMessage // as applied
 	applied map[string]peerConfig
 	barrier *barrier // while others are expected back
+	// released is told when GoBGP works on the barrier's End-of-RIB.
+	released chan struct{}
 
 	mu  sync.Mutex
 	ids map[string]uint32 // by address
@@ -128,18 +130,20 @@ type child struct {
 
 func newChild() *child {
 	c := &child{
-		out:     newOutbox(),
-		tasks:   make(chan func(), 256),
-		poll:    make(chan struct{}, 1),
-		applied: make(map[string]peerConfig),
-		ids:     make(map[string]uint32),
-		max:     make(map[uint32]uint32),
+		out:      newOutbox(),
+		tasks:    make(chan func(), 256),
+		poll:     make(chan struct{}, 1),
+		applied:  make(map[string]peerConfig),
+		released: make(chan struct{}, 1),
+		ids:      make(map[string]uint32),
+		max:      make(map[uint32]uint32),
 	}
 	c.log = &logger{
 		out:         c.out,
 		id:          c.id,
 		held:        c.heldDown,
 		established: c.established,
+		released:    c.released,
 		expired:     make(map[string]bool),
 		labels:      make(map[string]context.Context),
 	}
@@ -327,6 +331,9 @@ func (c *child) apply(m configMessage) (changes uint64, errs []error) {
 		if len(withdraw) > 0 {
 			fail("", c.server.SetPolicies(ctx, compilePolicies(m.ASN, m.Peers, withdraw)))
 			for name := range withdraw {
+				if c.heldBack(want[name].Peer) {
+					continue
+				}
 				fail(name, c.server.ResetPeer(ctx, &api.ResetPeerRequest{Address: want[name].Peer.Address.String(), Soft: true, Direction: api.ResetPeerRequest_OUT}))
 			}
 		}
@@ -380,6 +387,16 @@ func (c *child) apply(m configMessage) (changes uint64, errs []error) {
 	return changes, errs
 }
 
+// heldBack reports whether GoBGP has still to announce anything to a peer after a restart (RFC 4724 section 4.1). It
+// will then go by the policies of that time. A soft reset would announce at once, and while updates are held back no
+// withdrawal follows: the peer would keep the path for good.
+func (c *child) heldBack(p bgp.Peer) (held bool) {
+	_ = c.server.ListPeer(context.Background(), &api.ListPeerRequest{Address: p.Address.String()}, func(s *api.Peer) {
+		held = s.GetGracefulRestart().GetLocalRestarting()
+	})
+	return held
+}
+
 // interrupts reports whether a session must end for a change.
 func interrupts(a, b peerConfig) bool {
 	return slices.ContainsFunc(bgp.DiffPeer(a.Peer, b.Peer), func(d bgp.Difference) bool { return d.Interrupts != "" }) ||
@@ -408,6 +425,9 @@ func (c *child) reset(m resetMessage) error {
 			continue
 		}
 		r := &api.ResetPeerRequest{Address: p.Peer.Address.String(), Soft: m.Soft, Direction: api.ResetPeerRequest_BOTH}
+		if m.Soft && c.heldBack(p.Peer) {
+			r.Direction = api.ResetPeerRequest_IN
+		}
 		if err := c.server.ResetPeer(context.Background(), r); err != nil {
 			return fmt.Errorf("resetting peer %s: %w", name, err)
 		}
@@ -455,7 +475,9 @@ func (c *child) later(f func()) {
 func (c *child) release() {
 	c.config.Restarting = false
 	if c.barrier != nil {
-		c.barrier.release(context.Background(), c.server)
+		if err := c.barrier.release(context.Background(), c.server, c.released); err != nil {
+			c.out.put(frameLog, logMessage{Level: "WARN", Text: fmt.Sprintf("releasing the restart barrier: %v", err)})
+		}
 		c.barrier = nil
 	}
 }

@@ -109,3 +109,44 @@ func TestOtherKillers(t *testing.T) {
 		})
 	}
 }
+
+// TestChangeInRestart changes what a peer may see while GoBGP holds its announcements back, as b owes an End-of-RIB.
+func TestChangeInRestart(t *testing.T) {
+	gate := make(chan struct{}, 2)
+	gate <- struct{}{}
+	a := newSpeaker(t, "169.254.0.11", 65001, func(k *talk) { k.send(endOfRIB) })
+	newSpeaker(t, "169.254.0.12", 65002, func(k *talk) {
+		<-gate
+		k.send(endOfRIB)
+	})
+	t.Cleanup(func() { close(gate) })
+	c := config(loPeer("a", "169.254.0.11", 65001), loPeer("b", "169.254.0.12", 65002))
+	c.Announce = append(c.Announce, prefix("10.9.0.0/16"))
+	n := startNode(t, Options{}, c)
+	eventually(t, 30*time.Second, "announcements", func() bool { return a.ends() == 1 && a.has("172.16.0.0/16", "10.9.0.0/16") })
+	eventually(t, 30*time.Second, "synced", func() bool { return n.recorder.count() == 1 })
+	n.process().kill()
+	eventually(t, 30*time.Second, "back", func() bool {
+		return n.Starts() == 2 && n.state("a").State == bgp.Established && n.state("b").State == bgp.Established
+	})
+
+	c.Peers[0].Export.Allow = []bgp.Rule{rule("172.16.0.0/16")}
+	if err := n.Apply(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Reset(t.Context(), "a", true); err != nil {
+		t.Fatal(err)
+	}
+	c.Announce = c.Announce[1:]
+	if err := n.Apply(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(barrierWait) // a restart may take its time
+	gate <- struct{}{}
+	// GoBGP's own deferral timer would end it after ten seconds.
+	eventually(t, 5*time.Second, "End-of-RIB and nothing else", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.eors >= 2 && len(a.routes) == 0
+	})
+}

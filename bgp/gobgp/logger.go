@@ -30,6 +30,8 @@ type logger struct {
 	held func(address string)
 	// established is called when a session has come up.
 	established func(address string)
+	// released gets a value, if it has room, when the barrier's End-of-RIB is being worked on.
+	released chan<- struct{}
 
 	mu      sync.Mutex
 	expired map[string]bool // hold timer, of sessions that have not ended yet
@@ -89,6 +91,13 @@ func (l *logger) Debug(msg string, f log.Fields) {
 	case "received update":
 		key, _ := f["Key"].(string)
 		l.label(key)
+	case "EOR received":
+		if key, _ := f["Key"].(string); key == barrierAddress {
+			select {
+			case l.released <- struct{}{}:
+			default:
+			}
+		}
 	case "failed to connect":
 		key, _ := f["Key"].(string)
 		l.state(key, stateMessage{Error: fmt.Sprintf("connecting: %v", f["Error"])})
