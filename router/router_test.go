@@ -164,8 +164,15 @@ func (d filter) Apply(_ context.Context, c nat.Config) error {
 	d.nat = c
 	return nil
 }
-func (d filter) Observe(context.Context) (nat.State, error) { return nat.State{Present: true}, nil }
-func (d filter) Writes() uint64                             { return 0 }
+func (d filter) Observe(context.Context) (nat.State, error)                { return nat.State{Present: true}, nil }
+func (d filter) Differences(context.Context, nat.Config) ([]string, error) { return nil, nil }
+func (d filter) Departures(context.Context, string, []netip.Prefix, []netip.Prefix) ([]nat.Departure, error) {
+	return nil, nil
+}
+func (d filter) Predict(nat.Config, []netip.Prefix, []netip.Prefix) ([]nat.Departure, error) {
+	return nil, nil
+}
+func (d filter) Writes() uint64 { return 0 }
 
 func (m *machine) SetPool(_ string, wanted []netip.Addr) error {
 	m.mu.Lock()

@@ -114,6 +114,7 @@ var volatile = []struct {
 	{regexp.MustCompile(`\b[4-7][0-9a-f]{31}\b`), "SERIAL"},
 	{regexp.MustCompile(`(expires:?) \d{4}-\S+`), "$1 TIME"},
 	{regexp.MustCompile(`/\S+/([a-z]+\.yaml|api\.sock)\b`), "DIR/$1"},
+	{regexp.MustCompile(`(generation 1,) [0-9-]+ [0-9:]+ UTC`), "$1 TIME"},
 	{regexp.MustCompile(`isthmus  \S+`), "isthmus  VERSION"},
 }
 

@@ -119,7 +119,7 @@ file of its own.`}
 		}
 		var files []importer.File
 		for _, name := range args[1:] {
-			data, err := a.readDescription(name)
+			data, err := a.readInput(name, importer.MaxFile)
 			if err != nil {
 				return fmt.Errorf("reading %s: %w", name, err)
 			}
@@ -154,8 +154,8 @@ file of its own.`}
 	return cmd
 }
 
-// readDescription reads a file, or standard input, and no more than the importer takes.
-func (a *app) readDescription(name string) ([]byte, error) {
+// readInput reads a file, or standard input with "-", and one byte more than limit at most.
+func (a *app) readInput(name string, limit int64) ([]byte, error) {
 	in := a.stdin
 	if name != "-" {
 		f, err := os.Open(name)
@@ -165,7 +165,7 @@ func (a *app) readDescription(name string) ([]byte, error) {
 		defer f.Close()
 		in = f
 	}
-	return io.ReadAll(io.LimitReader(in, importer.MaxFile+1))
+	return io.ReadAll(io.LimitReader(in, limit+1))
 }
 
 // storeKeys puts the keys of the tunnels where they are wanted, and says which are missing.

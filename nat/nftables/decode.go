@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -116,14 +117,8 @@ func sameFrame(a, b *ruleset) bool {
 		return false
 	}
 	for name, c := range a.chains {
-		d := b.chains[name]
-		if d == nil || c.kind != d.kind || c.hook != d.hook || c.priority != d.priority || len(c.rules) != len(d.rules) {
+		if d := b.chains[name]; d == nil || !sameChain(c, d) {
 			return false
-		}
-		for i := range c.rules {
-			if !reflect.DeepEqual(readable(c.rules[i]), readable(d.rules[i])) {
-				return false
-			}
 		}
 	}
 	for name, s := range a.sets {
@@ -132,6 +127,12 @@ func sameFrame(a, b *ruleset) bool {
 		}
 	}
 	return true
+}
+
+func sameChain(c, d *chain) bool {
+	return c.kind == d.kind && c.hook == d.hook && c.priority == d.priority && slices.EqualFunc(c.rules, d.rules, func(a, b []expr.Any) bool {
+		return reflect.DeepEqual(readable(a), readable(b))
+	})
 }
 
 // change is what to do to the elements of a set. What is replaced is in both.

@@ -373,22 +373,28 @@ func read(conn *nftables.Conn) (*ruleset, nat.Counter, error) {
 	return r, guard, nil
 }
 
-// Observe reads back what is there.
-func (d *Driver) Observe(ctx context.Context) (nat.State, error) {
+// read returns what is in our table now.
+func (d *Driver) read(ctx context.Context) (*ruleset, nat.Counter, error) {
 	if err := ctx.Err(); err != nil {
-		return nat.State{}, err
+		return nil, nat.Counter{}, err
 	}
 	conn, err := d.open()
 	if err != nil {
-		return nat.State{}, err
+		return nil, nat.Counter{}, err
 	}
 	defer conn.CloseLasting()
 	have, guard, err := read(conn)
 	if err != nil {
-		return nat.State{}, fmt.Errorf("reading rules: %w", err)
+		return nil, guard, fmt.Errorf("reading rules: %w", err)
 	}
-	if have == nil {
-		return nat.State{}, nil
+	return have, guard, nil
+}
+
+// Observe reads back what is there.
+func (d *Driver) Observe(ctx context.Context) (nat.State, error) {
+	have, guard, err := d.read(ctx)
+	if err != nil || have == nil {
+		return nat.State{}, err
 	}
 	s := nat.State{Present: true, Guard: guard}
 	counters := have.counters()

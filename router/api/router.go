@@ -39,6 +39,8 @@ type Router interface {
 	Policies() ([]*isthmusv1.PolicyStatus, <-chan struct{})
 	// Guard returns what the guard kept from leaving.
 	Guard() (packets, bytes uint64)
+	// ProveEgress says under which addresses flows may be seen, and what is wrong with that.
+	ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequest) (*isthmusv1.EgressProof, error)
 	Status() (*isthmusv1.SystemStatus, <-chan struct{})
 
 	SetSecret(ctx context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error)

@@ -6,11 +6,14 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -60,6 +63,8 @@ func describe(request any) auth.Subject {
 		return auth.Subject{Object: fmt.Sprintf("generation %d", r.ToGeneration)}
 	case *isthmusv1.ResetPeerRequest:
 		return auth.Subject{Object: r.Name}
+	case *isthmusv1.ProveEgressRequest:
+		return auth.Subject{Object: strings.Join(append(slices.Clone(r.Destinations), r.Canary), " ")}
 	case *isthmusv1.SetSecretRequest:
 		return auth.Subject{Object: r.Name}
 	case *isthmusv1.DeleteSecretRequest:
@@ -224,6 +229,22 @@ func (s *services) ListPolicies(_ context.Context, r *isthmusv1.ListPoliciesRequ
 	items, next, err := policies.page(all, r.PageSize, r.PageToken, "", nil)
 	packets, bytes := s.router.Guard()
 	return &isthmusv1.ListPoliciesResponse{Policies: items, NextPageToken: next, GuardPackets: packets, GuardBytes: bytes}, err
+}
+
+func (s *services) ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequest) (*isthmusv1.ProveEgressResponse, error) {
+	proof, err := s.router.ProveEgress(ctx, r)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	statement, err := protojson.MarshalOptions{Multiline: true}.Marshal(proof)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	signature, certificate, err := s.authority.Sign(statement)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &isthmusv1.ProveEgressResponse{Proof: proof, Statement: statement, Signature: signature, Certificate: certificate}, nil
 }
 
 func (s *services) WatchPolicies(_ *isthmusv1.WatchPoliciesRequest, stream grpc.ServerStreamingServer[isthmusv1.PolicyEvent]) error {

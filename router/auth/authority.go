@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -228,6 +229,20 @@ func (a *Authority) serverCertificate(*tls.ClientHelloInfo) (*tls.Certificate, e
 	}
 	a.server = &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 	return a.server, nil
+}
+
+// Sign signs data with the key of the present server certificate: ECDSA with SHA-256, in ASN.1. It returns the certificate,
+// in PEM, with the signature.
+func (a *Authority) Sign(data []byte) (signature []byte, certificate string, err error) {
+	c, err := a.serverCertificate(nil)
+	if err != nil {
+		return nil, "", err
+	}
+	sum := sha256.Sum256(data)
+	if signature, err = c.PrivateKey.(crypto.Signer).Sign(rand.Reader, sum[:], crypto.SHA256); err != nil {
+		return nil, "", fmt.Errorf("signing: %w", err)
+	}
+	return signature, certificatePEM(c.Leaf.Raw), nil
 }
 
 // ErrInvalid means that a request cannot be fulfilled as it is.

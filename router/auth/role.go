@@ -76,6 +76,7 @@ var rules = map[string]rule{
 
 	"/isthmus.v1.NATService/ListPolicies":  {role: Reader},
 	"/isthmus.v1.NATService/WatchPolicies": {role: Reader},
+	"/isthmus.v1.NATService/ProveEgress":   {role: Operator, write: true}, // signs, and may call someone
 
 	"/isthmus.v1.SystemService/GetStatus": {role: Reader},
 

@@ -2617,6 +2617,428 @@ func (x *PolicyEvent) GetPolicy() *PolicyStatus {
 	return nil
 }
 
+type ProveEgressRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// To whom: destination prefixes. 1 to 64.
+	Destinations []string `protobuf:"bytes,1,rep,name=destinations,proto3" json:"destinations,omitempty"`
+	// From whom: source prefixes, at most 64. Default: everybody.
+	Sources []string `protobuf:"bytes,2,rep,name=sources,proto3" json:"sources,omitempty"`
+	// Public addresses under which the flows may be seen. Default: those of the pools of all policies that may decide
+	// about such flows.
+	Expect []string `protobuf:"bytes,3,rep,name=expect,proto3" json:"expect,omitempty"`
+	// URL (http or https) that answers with the address it is called from and nothing else. It is called from each pool
+	// address that the flows may have. Default: nothing is called.
+	Canary        string `protobuf:"bytes,4,opt,name=canary,proto3" json:"canary,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveEgressRequest) Reset() {
+	*x = ProveEgressRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveEgressRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveEgressRequest) ProtoMessage() {}
+
+func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveEgressRequest.ProtoReflect.Descriptor instead.
+func (*ProveEgressRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ProveEgressRequest) GetDestinations() []string {
+	if x != nil {
+		return x.Destinations
+	}
+	return nil
+}
+
+func (x *ProveEgressRequest) GetSources() []string {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *ProveEgressRequest) GetExpect() []string {
+	if x != nil {
+		return x.Expect
+	}
+	return nil
+}
+
+func (x *ProveEgressRequest) GetCanary() string {
+	if x != nil {
+		return x.Canary
+	}
+	return ""
+}
+
+type ProveEgressResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Proof *EgressProof           `protobuf:"bytes,1,opt,name=proof,proto3" json:"proof,omitempty"`
+	// The proof in JSON, as it was signed.
+	Statement []byte `protobuf:"bytes,2,opt,name=statement,proto3" json:"statement,omitempty"`
+	// Signature of the statement: ECDSA with SHA-256, in ASN.1 (RFC 3279 section 2.2.3).
+	Signature []byte `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	// Certificate of the key that signed, in PEM. The node's authority has issued it for "isthmusd".
+	Certificate   string `protobuf:"bytes,4,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveEgressResponse) Reset() {
+	*x = ProveEgressResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveEgressResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveEgressResponse) ProtoMessage() {}
+
+func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveEgressResponse.ProtoReflect.Descriptor instead.
+func (*ProveEgressResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ProveEgressResponse) GetProof() *EgressProof {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+func (x *ProveEgressResponse) GetStatement() []byte {
+	if x != nil {
+		return x.Statement
+	}
+	return nil
+}
+
+func (x *ProveEgressResponse) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *ProveEgressResponse) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+// EgressProof says under which addresses flows may be seen.
+type EgressProof struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Generation of the document that is in force.
+	Generation   uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Time         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	Sources      []string               `protobuf:"bytes,4,rep,name=sources,proto3" json:"sources,omitempty"`
+	Destinations []string               `protobuf:"bytes,5,rep,name=destinations,proto3" json:"destinations,omitempty"`
+	// Public addresses under which the flows may be seen, as asked for or by the policies.
+	Expected []string `protobuf:"bytes,6,rep,name=expected,proto3" json:"expected,omitempty"`
+	// Whether there are no violations.
+	Holds bool `protobuf:"varint,7,opt,name=holds,proto3" json:"holds,omitempty"`
+	// What is not as it should be: rules in the kernel that are not those of the document, an address that is not
+	// expected, flows that may leave untranslated, a canary that was seen under another address.
+	Violations []string `protobuf:"bytes,8,rep,name=violations,proto3" json:"violations,omitempty"`
+	// The rules as they are, and as they would be with each one pool address gone.
+	States []*EgressProofState `protobuf:"bytes,9,rep,name=states,proto3" json:"states,omitempty"`
+	// What the guard has kept from leaving with a wrong source so far.
+	GuardPackets  uint64          `protobuf:"varint,10,opt,name=guard_packets,json=guardPackets,proto3" json:"guard_packets,omitempty"`
+	GuardBytes    uint64          `protobuf:"varint,11,opt,name=guard_bytes,json=guardBytes,proto3" json:"guard_bytes,omitempty"`
+	Canaries      []*CanaryResult `protobuf:"bytes,12,rep,name=canaries,proto3" json:"canaries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressProof) Reset() {
+	*x = EgressProof{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressProof) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressProof) ProtoMessage() {}
+
+func (x *EgressProof) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressProof.ProtoReflect.Descriptor instead.
+func (*EgressProof) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *EgressProof) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *EgressProof) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *EgressProof) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *EgressProof) GetSources() []string {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *EgressProof) GetDestinations() []string {
+	if x != nil {
+		return x.Destinations
+	}
+	return nil
+}
+
+func (x *EgressProof) GetExpected() []string {
+	if x != nil {
+		return x.Expected
+	}
+	return nil
+}
+
+func (x *EgressProof) GetHolds() bool {
+	if x != nil {
+		return x.Holds
+	}
+	return false
+}
+
+func (x *EgressProof) GetViolations() []string {
+	if x != nil {
+		return x.Violations
+	}
+	return nil
+}
+
+func (x *EgressProof) GetStates() []*EgressProofState {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *EgressProof) GetGuardPackets() uint64 {
+	if x != nil {
+		return x.GuardPackets
+	}
+	return 0
+}
+
+func (x *EgressProof) GetGuardBytes() uint64 {
+	if x != nil {
+		return x.GuardBytes
+	}
+	return 0
+}
+
+func (x *EgressProof) GetCanaries() []*CanaryResult {
+	if x != nil {
+		return x.Canaries
+	}
+	return nil
+}
+
+// EgressProofState is what may happen in one state of the node.
+type EgressProofState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "now", or "without" and a public address.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Every public address under which the flows may be seen.
+	PublicAddresses []string `protobuf:"bytes,2,rep,name=public_addresses,json=publicAddresses,proto3" json:"public_addresses,omitempty"`
+	// Ranges of sources that may leave as they are.
+	Untranslated  []string `protobuf:"bytes,3,rep,name=untranslated,proto3" json:"untranslated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressProofState) Reset() {
+	*x = EgressProofState{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressProofState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressProofState) ProtoMessage() {}
+
+func (x *EgressProofState) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressProofState.ProtoReflect.Descriptor instead.
+func (*EgressProofState) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *EgressProofState) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EgressProofState) GetPublicAddresses() []string {
+	if x != nil {
+		return x.PublicAddresses
+	}
+	return nil
+}
+
+func (x *EgressProofState) GetUntranslated() []string {
+	if x != nil {
+		return x.Untranslated
+	}
+	return nil
+}
+
+// CanaryResult is how one call of the canary went.
+type CanaryResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Address on the interface that was called from.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Public address under which it should be seen.
+	PublicAddress string `protobuf:"bytes,2,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
+	// Address under which it was seen. Empty: it was not.
+	SeenAs string `protobuf:"bytes,3,opt,name=seen_as,json=seenAs,proto3" json:"seen_as,omitempty"`
+	// Why the call failed.
+	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CanaryResult) Reset() {
+	*x = CanaryResult{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CanaryResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CanaryResult) ProtoMessage() {}
+
+func (x *CanaryResult) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CanaryResult.ProtoReflect.Descriptor instead.
+func (*CanaryResult) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *CanaryResult) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *CanaryResult) GetPublicAddress() string {
+	if x != nil {
+		return x.PublicAddress
+	}
+	return ""
+}
+
+func (x *CanaryResult) GetSeenAs() string {
+	if x != nil {
+		return x.SeenAs
+	}
+	return ""
+}
+
+func (x *CanaryResult) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 // PolicyStatus is what an egress policy has done.
 type PolicyStatus struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -2640,7 +3062,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2652,7 +3074,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2665,7 +3087,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PolicyStatus) GetName() string {
@@ -2753,7 +3175,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2765,7 +3187,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2778,7 +3200,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 type SystemStatus struct {
@@ -2801,7 +3223,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2813,7 +3235,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2826,7 +3248,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -2913,7 +3335,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2925,7 +3347,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2938,7 +3360,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -2995,7 +3417,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3007,7 +3429,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3020,7 +3442,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -3048,7 +3470,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3060,7 +3482,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3073,7 +3495,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -3100,7 +3522,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3112,7 +3534,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3125,7 +3547,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -3158,7 +3580,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3170,7 +3592,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3183,7 +3605,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -3223,7 +3645,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3235,7 +3657,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3248,7 +3670,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -3266,7 +3688,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3278,7 +3700,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3291,7 +3713,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 type IssueClientRequest struct {
@@ -3310,7 +3732,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3322,7 +3744,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3335,7 +3757,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -3379,7 +3801,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3391,7 +3813,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3404,7 +3826,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -3436,7 +3858,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3448,7 +3870,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3461,7 +3883,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 type ListClientsResponse struct {
@@ -3473,7 +3895,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3485,7 +3907,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3498,7 +3920,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -3525,7 +3947,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3537,7 +3959,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3550,7 +3972,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Client) GetName() string {
@@ -3605,7 +4027,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3617,7 +4039,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3630,7 +4052,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -3648,7 +4070,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3660,7 +4082,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3673,7 +4095,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 var File_isthmus_v1_services_proto protoreflect.FileDescriptor
@@ -3887,7 +4309,45 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x14WatchPoliciesRequest\"j\n" +
 	"\vPolicyEvent\x12)\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x15.isthmus.v1.EventTypeR\x04type\x120\n" +
-	"\x06policy\x18\x02 \x01(\v2\x18.isthmus.v1.PolicyStatusR\x06policy\"\xb3\x02\n" +
+	"\x06policy\x18\x02 \x01(\v2\x18.isthmus.v1.PolicyStatusR\x06policy\"\x82\x01\n" +
+	"\x12ProveEgressRequest\x12\"\n" +
+	"\fdestinations\x18\x01 \x03(\tR\fdestinations\x12\x18\n" +
+	"\asources\x18\x02 \x03(\tR\asources\x12\x16\n" +
+	"\x06expect\x18\x03 \x03(\tR\x06expect\x12\x16\n" +
+	"\x06canary\x18\x04 \x01(\tR\x06canary\"\xa2\x01\n" +
+	"\x13ProveEgressResponse\x12-\n" +
+	"\x05proof\x18\x01 \x01(\v2\x17.isthmus.v1.EgressProofR\x05proof\x12\x1c\n" +
+	"\tstatement\x18\x02 \x01(\fR\tstatement\x12\x1c\n" +
+	"\tsignature\x18\x03 \x01(\fR\tsignature\x12 \n" +
+	"\vcertificate\x18\x04 \x01(\tR\vcertificate\"\xb3\x03\n" +
+	"\vEgressProof\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x18\n" +
+	"\asources\x18\x04 \x03(\tR\asources\x12\"\n" +
+	"\fdestinations\x18\x05 \x03(\tR\fdestinations\x12\x1a\n" +
+	"\bexpected\x18\x06 \x03(\tR\bexpected\x12\x14\n" +
+	"\x05holds\x18\a \x01(\bR\x05holds\x12\x1e\n" +
+	"\n" +
+	"violations\x18\b \x03(\tR\n" +
+	"violations\x124\n" +
+	"\x06states\x18\t \x03(\v2\x1c.isthmus.v1.EgressProofStateR\x06states\x12#\n" +
+	"\rguard_packets\x18\n" +
+	" \x01(\x04R\fguardPackets\x12\x1f\n" +
+	"\vguard_bytes\x18\v \x01(\x04R\n" +
+	"guardBytes\x124\n" +
+	"\bcanaries\x18\f \x03(\v2\x18.isthmus.v1.CanaryResultR\bcanaries\"u\n" +
+	"\x10EgressProofState\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
+	"\x10public_addresses\x18\x02 \x03(\tR\x0fpublicAddresses\x12\"\n" +
+	"\funtranslated\x18\x03 \x03(\tR\funtranslated\"~\n" +
+	"\fCanaryResult\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12%\n" +
+	"\x0epublic_address\x18\x02 \x01(\tR\rpublicAddress\x12\x17\n" +
+	"\aseen_as\x18\x03 \x01(\tR\x06seenAs\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xb3\x02\n" +
 	"\fPolicyStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x12\n" +
@@ -3989,11 +4449,12 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\fRouteService\x12K\n" +
 	"\n" +
 	"ListRoutes\x12\x1d.isthmus.v1.ListRoutesRequest\x1a\x1e.isthmus.v1.ListRoutesResponse\x12G\n" +
-	"\vWatchRoutes\x12\x1e.isthmus.v1.WatchRoutesRequest\x1a\x16.isthmus.v1.RouteEvent0\x012\xad\x01\n" +
+	"\vWatchRoutes\x12\x1e.isthmus.v1.WatchRoutesRequest\x1a\x16.isthmus.v1.RouteEvent0\x012\xfd\x01\n" +
 	"\n" +
 	"NATService\x12Q\n" +
 	"\fListPolicies\x12\x1f.isthmus.v1.ListPoliciesRequest\x1a .isthmus.v1.ListPoliciesResponse\x12L\n" +
-	"\rWatchPolicies\x12 .isthmus.v1.WatchPoliciesRequest\x1a\x17.isthmus.v1.PolicyEvent0\x012T\n" +
+	"\rWatchPolicies\x12 .isthmus.v1.WatchPoliciesRequest\x1a\x17.isthmus.v1.PolicyEvent0\x01\x12N\n" +
+	"\vProveEgress\x12\x1e.isthmus.v1.ProveEgressRequest\x1a\x1f.isthmus.v1.ProveEgressResponse2T\n" +
 	"\rSystemService\x12C\n" +
 	"\tGetStatus\x12\x1c.isthmus.v1.GetStatusRequest\x1a\x18.isthmus.v1.SystemStatus2\xf5\x01\n" +
 	"\rSecretService\x12A\n" +
@@ -4018,7 +4479,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),            // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                // 1: isthmus.v1.Source
@@ -4062,136 +4523,147 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*ListPoliciesResponse)(nil),  // 39: isthmus.v1.ListPoliciesResponse
 	(*WatchPoliciesRequest)(nil),  // 40: isthmus.v1.WatchPoliciesRequest
 	(*PolicyEvent)(nil),           // 41: isthmus.v1.PolicyEvent
-	(*PolicyStatus)(nil),          // 42: isthmus.v1.PolicyStatus
-	(*GetStatusRequest)(nil),      // 43: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),          // 44: isthmus.v1.SystemStatus
-	(*Counters)(nil),              // 45: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),      // 46: isthmus.v1.SetSecretRequest
-	(*ListSecretsRequest)(nil),    // 47: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),   // 48: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),            // 49: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),   // 50: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),  // 51: isthmus.v1.DeleteSecretResponse
-	(*IssueClientRequest)(nil),    // 52: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),   // 53: isthmus.v1.IssueClientResponse
-	(*ListClientsRequest)(nil),    // 54: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),   // 55: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                // 56: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),   // 57: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),  // 58: isthmus.v1.RevokeClientResponse
-	(*Spec)(nil),                  // 59: isthmus.v1.Spec
-	(*Problem)(nil),               // 60: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),   // 61: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 62: google.protobuf.Timestamp
-	(EventType)(0),                // 63: isthmus.v1.EventType
-	(*Inside)(nil),                // 64: isthmus.v1.Inside
-	(*Condition)(nil),             // 65: isthmus.v1.Condition
+	(*ProveEgressRequest)(nil),    // 42: isthmus.v1.ProveEgressRequest
+	(*ProveEgressResponse)(nil),   // 43: isthmus.v1.ProveEgressResponse
+	(*EgressProof)(nil),           // 44: isthmus.v1.EgressProof
+	(*EgressProofState)(nil),      // 45: isthmus.v1.EgressProofState
+	(*CanaryResult)(nil),          // 46: isthmus.v1.CanaryResult
+	(*PolicyStatus)(nil),          // 47: isthmus.v1.PolicyStatus
+	(*GetStatusRequest)(nil),      // 48: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),          // 49: isthmus.v1.SystemStatus
+	(*Counters)(nil),              // 50: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),      // 51: isthmus.v1.SetSecretRequest
+	(*ListSecretsRequest)(nil),    // 52: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),   // 53: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),            // 54: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),   // 55: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),  // 56: isthmus.v1.DeleteSecretResponse
+	(*IssueClientRequest)(nil),    // 57: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),   // 58: isthmus.v1.IssueClientResponse
+	(*ListClientsRequest)(nil),    // 59: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),   // 60: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                // 61: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),   // 62: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),  // 63: isthmus.v1.RevokeClientResponse
+	(*Spec)(nil),                  // 64: isthmus.v1.Spec
+	(*Problem)(nil),               // 65: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),   // 66: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 67: google.protobuf.Timestamp
+	(EventType)(0),                // 68: isthmus.v1.EventType
+	(*Inside)(nil),                // 69: isthmus.v1.Inside
+	(*Condition)(nil),             // 70: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	59, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	60, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	64, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	65, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,  // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	60, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	65, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
 	1,  // 4: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,  // 5: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,  // 6: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
 	1,  // 7: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	61, // 8: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	66, // 8: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,  // 9: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	59, // 10: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	64, // 10: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	16, // 11: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	62, // 12: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	67, // 12: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
 	23, // 13: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
-	63, // 14: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	68, // 14: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	23, // 15: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	62, // 16: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	64, // 17: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	62, // 18: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	62, // 19: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	62, // 20: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	65, // 21: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	67, // 16: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	69, // 17: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	67, // 18: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	67, // 19: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	67, // 20: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	70, // 21: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	31, // 22: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	63, // 23: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	68, // 23: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	31, // 24: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	62, // 25: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	61, // 26: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	65, // 27: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	62, // 28: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	67, // 25: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	66, // 26: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	70, // 27: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	67, // 28: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	36, // 29: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	63, // 30: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	68, // 30: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	36, // 31: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	37, // 32: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	62, // 33: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	65, // 34: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
-	42, // 35: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	63, // 36: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	42, // 37: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	62, // 38: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	62, // 39: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	65, // 40: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	45, // 41: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	49, // 42: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	62, // 43: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	61, // 44: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	56, // 45: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	56, // 46: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	62, // 47: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	62, // 48: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	3,  // 49: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,  // 50: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,  // 51: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10, // 52: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	12, // 53: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	14, // 54: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	17, // 55: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	18, // 56: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	20, // 57: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	21, // 58: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	24, // 59: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	26, // 60: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	27, // 61: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	29, // 62: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	32, // 63: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	34, // 64: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	38, // 65: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	40, // 66: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	43, // 67: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	46, // 68: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	47, // 69: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	50, // 70: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	52, // 71: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	54, // 72: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	57, // 73: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	4,  // 74: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,  // 75: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,  // 76: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	11, // 77: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	13, // 78: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	15, // 79: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,  // 80: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	19, // 81: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	23, // 82: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	22, // 83: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	25, // 84: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	31, // 85: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	28, // 86: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	30, // 87: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	33, // 88: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	35, // 89: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	39, // 90: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	41, // 91: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	44, // 92: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	49, // 93: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	48, // 94: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	51, // 95: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	53, // 96: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	55, // 97: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	58, // 98: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	74, // [74:99] is the sub-list for method output_type
-	49, // [49:74] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	67, // 33: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	70, // 34: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	47, // 35: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	68, // 36: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	47, // 37: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	44, // 38: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	67, // 39: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	45, // 40: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	46, // 41: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	67, // 42: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	67, // 43: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	70, // 44: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	50, // 45: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	54, // 46: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	67, // 47: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	66, // 48: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	61, // 49: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	61, // 50: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	67, // 51: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	67, // 52: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	3,  // 53: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,  // 54: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,  // 55: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10, // 56: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	12, // 57: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	14, // 58: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	17, // 59: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	18, // 60: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	20, // 61: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	21, // 62: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	24, // 63: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	26, // 64: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	27, // 65: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	29, // 66: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	32, // 67: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	34, // 68: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	38, // 69: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	40, // 70: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	42, // 71: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	48, // 72: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	51, // 73: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	52, // 74: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	55, // 75: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	57, // 76: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	59, // 77: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	62, // 78: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	4,  // 79: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,  // 80: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,  // 81: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	11, // 82: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	13, // 83: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	15, // 84: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,  // 85: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	19, // 86: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	23, // 87: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	22, // 88: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	25, // 89: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	31, // 90: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	28, // 91: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	30, // 92: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	33, // 93: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	35, // 94: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	39, // 95: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	41, // 96: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	43, // 97: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	49, // 98: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	54, // 99: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	53, // 100: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	56, // 101: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	58, // 102: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	60, // 103: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	63, // 104: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	79, // [79:105] is the sub-list for method output_type
+	53, // [53:79] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -4213,7 +4685,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   58,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

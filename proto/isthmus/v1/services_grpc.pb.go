@@ -949,6 +949,7 @@ var RouteService_ServiceDesc = grpc.ServiceDesc{
 const (
 	NATService_ListPolicies_FullMethodName  = "/isthmus.v1.NATService/ListPolicies"
 	NATService_WatchPolicies_FullMethodName = "/isthmus.v1.NATService/WatchPolicies"
+	NATService_ProveEgress_FullMethodName   = "/isthmus.v1.NATService/ProveEgress"
 )
 
 // NATServiceClient is the client API for NATService service.
@@ -961,6 +962,9 @@ type NATServiceClient interface {
 	ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error)
 	// WatchPolicies follows the policies; counters are read every few seconds. Role: reader.
 	WatchPolicies(ctx context.Context, in *WatchPoliciesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PolicyEvent], error)
+	// ProveEgress derives, from the rules in the kernel, every address under which flows may be seen, now and with any one
+	// address of a pool gone, and signs what it found. Role: operator.
+	ProveEgress(ctx context.Context, in *ProveEgressRequest, opts ...grpc.CallOption) (*ProveEgressResponse, error)
 }
 
 type nATServiceClient struct {
@@ -1000,6 +1004,16 @@ func (c *nATServiceClient) WatchPolicies(ctx context.Context, in *WatchPoliciesR
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type NATService_WatchPoliciesClient = grpc.ServerStreamingClient[PolicyEvent]
 
+func (c *nATServiceClient) ProveEgress(ctx context.Context, in *ProveEgressRequest, opts ...grpc.CallOption) (*ProveEgressResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProveEgressResponse)
+	err := c.cc.Invoke(ctx, NATService_ProveEgress_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NATServiceServer is the server API for NATService service.
 // All implementations must embed UnimplementedNATServiceServer
 // for forward compatibility.
@@ -1010,6 +1024,9 @@ type NATServiceServer interface {
 	ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error)
 	// WatchPolicies follows the policies; counters are read every few seconds. Role: reader.
 	WatchPolicies(*WatchPoliciesRequest, grpc.ServerStreamingServer[PolicyEvent]) error
+	// ProveEgress derives, from the rules in the kernel, every address under which flows may be seen, now and with any one
+	// address of a pool gone, and signs what it found. Role: operator.
+	ProveEgress(context.Context, *ProveEgressRequest) (*ProveEgressResponse, error)
 	mustEmbedUnimplementedNATServiceServer()
 }
 
@@ -1025,6 +1042,9 @@ func (UnimplementedNATServiceServer) ListPolicies(context.Context, *ListPolicies
 }
 func (UnimplementedNATServiceServer) WatchPolicies(*WatchPoliciesRequest, grpc.ServerStreamingServer[PolicyEvent]) error {
 	return status.Error(codes.Unimplemented, "method WatchPolicies not implemented")
+}
+func (UnimplementedNATServiceServer) ProveEgress(context.Context, *ProveEgressRequest) (*ProveEgressResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ProveEgress not implemented")
 }
 func (UnimplementedNATServiceServer) mustEmbedUnimplementedNATServiceServer() {}
 func (UnimplementedNATServiceServer) testEmbeddedByValue()                    {}
@@ -1076,6 +1096,24 @@ func _NATService_WatchPolicies_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type NATService_WatchPoliciesServer = grpc.ServerStreamingServer[PolicyEvent]
 
+func _NATService_ProveEgress_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProveEgressRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NATServiceServer).ProveEgress(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NATService_ProveEgress_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NATServiceServer).ProveEgress(ctx, req.(*ProveEgressRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // NATService_ServiceDesc is the grpc.ServiceDesc for NATService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1086,6 +1124,10 @@ var NATService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListPolicies",
 			Handler:    _NATService_ListPolicies_Handler,
+		},
+		{
+			MethodName: "ProveEgress",
+			Handler:    _NATService_ProveEgress_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

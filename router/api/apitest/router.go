@@ -90,6 +90,23 @@ func (r *Router) Routes() ([]*isthmusv1.Route, <-chan struct{}) {
 func (r *Router) Policies() ([]*isthmusv1.PolicyStatus, <-chan struct{}) {
 	return get(r, "policies", &r.policies)
 }
+
+// ProveEgress says that flows toward 198.51.100.0/24 may be seen as 203.0.113.9, which is expected of no other address.
+func (r *Router) ProveEgress(_ context.Context, q *isthmusv1.ProveEgressRequest) (*isthmusv1.EgressProof, error) {
+	if len(q.Destinations) == 0 {
+		return nil, fmt.Errorf("%w: destinations: at least one prefix is needed", api.ErrInvalid)
+	}
+	p := &isthmusv1.EgressProof{
+		Node: r.status.Node, Generation: 1, Time: timestamppb.Now(), Sources: []string{"0.0.0.0/0"}, Destinations: q.Destinations,
+		Expected: q.Expect, States: []*isthmusv1.EgressProofState{{Name: "now", PublicAddresses: []string{"203.0.113.9"}}}, GuardPackets: 3, GuardBytes: 180,
+	}
+	if len(q.Expect) > 0 && !slices.Contains(q.Expect, "203.0.113.9") {
+		p.Violations = []string{"now: flows may be seen as 203.0.113.9, which is not expected"}
+	}
+	p.Holds = len(p.Violations) == 0
+	return p, nil
+}
+
 func (r *Router) Guard() (packets, bytes uint64) { return 3, 180 }
 
 func (r *Router) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {

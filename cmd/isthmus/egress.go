@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+func (a *app) addEgress(root, _, _, _ *cobra.Command) {
+	group := a.group("egress", "Prove under which addresses partners see the spokes")
+	group.AddCommand(a.egressProve(), a.egressVerify())
+	root.AddCommand(group)
+}
+
+func (a *app) egressProve() *cobra.Command {
+	q := &isthmusv1.ProveEgressRequest{}
+	cmd := &cobra.Command{Use: "prove --to PREFIX", Short: "Prove under which addresses flows may be seen", Args: cobra.NoArgs,
+		Long: `Derive from the rules in the kernel every address under which flows toward some destinations may be seen: now, and with
+any one address of a pool gone. The rules are followed with sets of packets, so the answer holds for every packet, not for
+those that were tried. It fails when an address is not expected, when something may leave untranslated, and when the
+rules in the kernel are not exactly those of the document.
+
+With -o json the answer holds the proof as it was signed by the node; "isthmus egress verify" checks it anywhere.`,
+		Example: `  isthmus egress prove --to 198.51.100.0/24
+  isthmus egress prove --to 198.51.100.0/24 --expect 203.0.113.9 --canary https://echo.partner.example/ip -o json > proof.json`}
+	f := cmd.Flags()
+	f.StringSliceVar(&q.Destinations, "to", nil, "destination prefixes; at least one")
+	f.StringSliceVar(&q.Sources, "from", nil, "source prefixes (default: everybody)")
+	f.StringSliceVar(&q.Expect, "expect", nil, "public addresses that may be seen (default: those of the pools of the policies that may decide)")
+	f.StringVar(&q.Canary, "canary", "", "URL that answers with the address it is called from; it is called from each address that flows may have")
+	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+		if len(q.Destinations) == 0 {
+			return usageError{errors.New("--to is needed: to whom?")}
+		}
+		r, err := isthmusv1.NewNATServiceClient(conn).ProveEgress(ctx, q)
+		if err != nil {
+			return err
+		}
+		if a.output == "json" || a.output == "yaml" {
+			err = a.showMessage(r)
+		} else {
+			err = a.showProof(r.Proof)
+		}
+		if err == nil && !r.Proof.Holds {
+			return errors.New("the proof does not hold")
+		}
+		return err
+	})
+	a.outputFlag(cmd)
+	return cmd
+}
+
+func (a *app) showProof(p *isthmusv1.EgressProof) error {
+	var b strings.Builder
+	verdict := "HOLDS"
+	if !p.Holds {
+		verdict = "DOES NOT HOLD"
+	}
+	fmt.Fprintf(&b, "Node %s, generation %d, %s: %s\n", p.Node, p.Generation, p.Time.AsTime().Format("2006-01-02 15:04:05 MST"), verdict)
+	fmt.Fprintf(&b, "  from      %s\n  to        %s\n  expected  %s\n", strings.Join(p.Sources, ", "), strings.Join(p.Destinations, ", "), list(p.Expected))
+	fmt.Fprintf(&b, "  guard     kept %d packets (%s) from leaving\n\n", p.GuardPackets, size(p.GuardBytes))
+	width := 0
+	for _, s := range p.States {
+		width = max(width, len(s.Name))
+	}
+	for _, s := range p.States {
+		fmt.Fprintf(&b, "  %-*s  may be seen as %s", width, s.Name, list(s.PublicAddresses))
+		if len(s.Untranslated) > 0 {
+			fmt.Fprintf(&b, ", untranslated: %s", strings.Join(s.Untranslated, ", "))
+		}
+		b.WriteString("\n")
+	}
+	for _, c := range p.Canaries {
+		fmt.Fprintf(&b, "  canary from %s: seen as %s", c.Address, list([]string{clean(c.SeenAs)}))
+		if c.Error != "" {
+			fmt.Fprintf(&b, " (%s)", clean(c.Error))
+		}
+		b.WriteString("\n")
+	}
+	for _, v := range p.Violations {
+		fmt.Fprintf(&b, "\nviolation: %s", clean(v))
+	}
+	if len(p.Violations) > 0 {
+		b.WriteString("\n")
+	}
+	_, err := fmt.Fprint(a.stdout, b.String())
+	return err
+}
+
+func list(items []string) string {
+	if text := strings.Join(items, ", "); text != "" {
+		return text
+	}
+	return "nothing"
+}
+
+func (a *app) egressVerify() *cobra.Command {
+	var authority string
+	cmd := &cobra.Command{Use: "verify FILE", Short: "Check the signature of a proof; works without a node", Args: cobra.ExactArgs(1),
+		Long: `Check that a proof, as "isthmus egress prove -o json" printed it, was signed by a node of the authority, and print it.
+- is standard input.`}
+	cmd.Flags().StringVar(&authority, "authority", "", "file with the authority's certificate in PEM (default: that of the context)")
+	cmd.RunE = runs(func(_ *cobra.Command, args []string) error {
+		roots := x509.NewCertPool()
+		if authority != "" {
+			data, err := os.ReadFile(authority)
+			if err != nil {
+				return fmt.Errorf("reading the authority: %w", err)
+			}
+			if !roots.AppendCertsFromPEM(data) {
+				return fmt.Errorf("reading the authority: %s holds no certificate in PEM", authority)
+			}
+		} else {
+			c, err := a.loadContext(a.contextPath())
+			if err != nil {
+				return fmt.Errorf("%w; or give the authority's certificate with --authority", err)
+			}
+			if !roots.AppendCertsFromPEM([]byte(c.Authority)) {
+				return errors.New("reading the context: its authority is no certificate in PEM")
+			}
+		}
+		data, err := a.readInput(args[0], maxAnswer)
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", args[0], err)
+		}
+		proof, err := verifyProof(data, roots)
+		if err != nil {
+			return fmt.Errorf("%s: %w", args[0], err)
+		}
+		if err := a.showProof(proof); err != nil {
+			return err
+		}
+		if !proof.Holds {
+			return errors.New("the signature is right, and the proof does not hold")
+		}
+		return nil
+	})
+	return cmd
+}
+
+// verifyProof returns what a node has signed.
+func verifyProof(data []byte, roots *x509.CertPool) (*isthmusv1.EgressProof, error) {
+	r := &isthmusv1.ProveEgressResponse{}
+	if err := protojson.Unmarshal(data, r); err != nil {
+		return nil, fmt.Errorf("it is no signed proof: %w", err)
+	}
+	block, _ := pem.Decode([]byte(r.Certificate))
+	if block == nil {
+		return nil, errors.New("it is no signed proof: there is no certificate")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("reading its certificate: %w", err)
+	}
+	proof := &isthmusv1.EgressProof{}
+	if err := protojson.Unmarshal(r.Statement, proof); err != nil {
+		return nil, fmt.Errorf("reading its statement: %w", err)
+	}
+	// Certificates are replaced long before they expire: what counts is the day of the signature.
+	if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, DNSName: defaultServerName, CurrentTime: proof.Time.AsTime()}); err != nil {
+		return nil, fmt.Errorf("its certificate is not of this authority: %w", err)
+	}
+	key, ok := cert.PublicKey.(*ecdsa.PublicKey)
+	sum := sha256.Sum256(r.Statement)
+	if !ok || !ecdsa.VerifyASN1(key, sum[:], r.Signature) {
+		return nil, errors.New("the signature is not of this statement")
+	}
+	return proof, nil
+}

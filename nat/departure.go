@@ -1,0 +1,16 @@
+package nat
+
+import "net/netip"
+
+// Departure is a set of new flows from inside that leave by the underlay, and the source address that all of them may leave
+// with. What is known of a flow's way only when it comes, as the hash of its source, is left open: one flow may be in several.
+type Departure struct {
+	Sources, Destinations Range
+	Protocols             [2]uint8  // first and last IP protocol number
+	Ports                 PortRange // of the destination; of protocols without ports, nothing
+	// Address is the source that they may leave with. The zero Addr: their own, untranslated.
+	Address netip.Addr
+}
+
+// Range is a range of addresses of one family, both ends included.
+type Range struct{ First, Last netip.Addr }

@@ -1,0 +1,249 @@
+package router
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/isthmus-net/isthmus/nat"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
+)
+
+const (
+	maxProved     = 64 // prefixes of each kind in one question
+	canaryTimeout = 5 * time.Second
+)
+
+// everybody is every source or destination.
+var everybody = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+
+// ProveEgress implements api.Router.
+func (r *Router) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressRequest) (*isthmusv1.EgressProof, error) {
+	destinations, err := prefixes("destinations", q.Destinations)
+	if err != nil {
+		return nil, err
+	}
+	if len(destinations) == 0 {
+		return nil, fmt.Errorf("%w: destinations: at least one prefix is needed", api.ErrInvalid)
+	}
+	sources, err := prefixes("sources", q.Sources)
+	if err != nil {
+		return nil, err
+	}
+	if len(sources) == 0 {
+		sources = everybody
+	}
+	var expected []netip.Addr
+	for i, text := range q.Expect {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return nil, fmt.Errorf("%w: expect[%d]: %q is not an address", api.ErrInvalid, i, text)
+		}
+		expected = append(expected, a)
+	}
+	var canary *url.URL
+	if q.Canary != "" {
+		if canary, err = url.Parse(q.Canary); err != nil || canary.Host == "" || canary.Scheme != "http" && canary.Scheme != "https" {
+			return nil, fmt.Errorf("%w: canary: %q is not an http or https URL", api.ErrInvalid, q.Canary)
+		}
+	}
+
+	r.mu.Lock()
+	node, generation, config := r.target.Node.Name, r.present.Generation, r.target.NAT
+	r.mu.Unlock()
+	if config.Underlay == "" {
+		return nil, fmt.Errorf("%w: there is no document", api.ErrPrecondition)
+	}
+	p := &isthmusv1.EgressProof{
+		Node: node, Generation: generation, Time: timestamppb.Now(), Sources: texts(sources), Destinations: texts(destinations),
+	}
+	if len(q.Expect) == 0 {
+		expected = deciding(config, sources, destinations)
+	}
+	slices.SortFunc(expected, netip.Addr.Compare)
+	expected = slices.Compact(expected)
+	p.Expected = texts(expected)
+
+	differences, err := r.NAT.Differences(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range differences {
+		p.Violations = append(p.Violations, fmt.Sprintf("the rules in the kernel are not those of generation %d: %s", generation, d))
+	}
+	now, err := r.NAT.Departures(ctx, config.Underlay, sources, destinations)
+	if err != nil {
+		p.Violations = append(p.Violations, fmt.Sprintf("the rules in the kernel cannot be followed: %v", err))
+	}
+	used := judge(p, "now", config, now, expected)
+	for i, pool := range config.Pools {
+		for _, a := range pool.Addresses {
+			broken := config
+			broken.Pools = slices.Clone(config.Pools)
+			broken.Pools[i].Addresses = slices.DeleteFunc(slices.Clone(pool.Addresses), func(o nat.PoolAddress) bool { return o == a })
+			then, err := r.NAT.Predict(broken, sources, destinations)
+			if err != nil {
+				return nil, err
+			}
+			judge(p, "without "+a.Public.String(), broken, then, expected)
+		}
+	}
+
+	state, err := r.NAT.Observe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p.GuardPackets, p.GuardBytes = state.Guard.Packets, state.Guard.Bytes
+	if canary != nil {
+		p.Canaries = callCanaries(ctx, canary, config, used)
+		for _, c := range p.Canaries {
+			if c.SeenAs != c.PublicAddress {
+				p.Violations = append(p.Violations, fmt.Sprintf("the canary called from %s was seen as %q instead of %s: %s", c.Address, c.SeenAs, c.PublicAddress, c.Error))
+			}
+		}
+	}
+	p.Holds = len(p.Violations) == 0
+	return p, nil
+}
+
+func prefixes(field string, list []string) ([]netip.Prefix, error) {
+	if len(list) > maxProved {
+		return nil, fmt.Errorf("%w: %s: %d prefixes, at most %d", api.ErrInvalid, field, len(list), maxProved)
+	}
+	var out []netip.Prefix
+	for i, text := range list {
+		p, err := netip.ParsePrefix(text)
+		if err != nil || p != p.Masked() {
+			return nil, fmt.Errorf("%w: %s[%d]: %q is not a prefix such as 198.51.100.0/24", api.ErrInvalid, field, i, text)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// deciding returns the public addresses of the pools of the policies that may decide about flows. It looks at the policies
+// alone, not at what becomes of them.
+func deciding(c nat.Config, sources, destinations []netip.Prefix) (out []netip.Addr) {
+	overlap := func(list []netip.Prefix, p netip.Prefix) bool {
+		return slices.ContainsFunc(list, func(q netip.Prefix) bool { return q.Overlaps(p) })
+	}
+	for _, rule := range c.Rules() {
+		if rule.Policy.Action == nat.SNAT && overlap(sources, rule.Source) && overlap(destinations, rule.Destination) {
+			for _, a := range c.Pool(rule.Policy.Pool).Addresses {
+				if a.Address.Is4() == rule.Source.Addr().Is4() {
+					out = append(out, a.Public)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// judge adds a state to a proof, with what is wrong in it, and returns the addresses on the interface that flows may have.
+func judge(p *isthmusv1.EgressProof, name string, c nat.Config, departures []nat.Departure, expected []netip.Addr) (used []netip.Addr) {
+	state := &isthmusv1.EgressProofState{Name: name}
+	p.States = append(p.States, state)
+	for _, d := range departures {
+		if !d.Address.IsValid() {
+			state.Untranslated = append(state.Untranslated, fmt.Sprintf("%s-%s", d.Sources.First, d.Sources.Last))
+		} else if !slices.Contains(used, d.Address) {
+			used = append(used, d.Address)
+		}
+	}
+	slices.Sort(state.Untranslated)
+	state.Untranslated = slices.Compact(state.Untranslated)
+	if n := len(state.Untranslated); n > 0 {
+		p.Violations = append(p.Violations, fmt.Sprintf("%s: flows may leave untranslated, from %s", name, strings.Join(state.Untranslated[:min(n, 3)], ", ")))
+	}
+	slices.SortFunc(used, netip.Addr.Compare)
+	for _, a := range used {
+		public := publicOf(c, a)
+		if !public.IsValid() {
+			p.Violations = append(p.Violations, fmt.Sprintf("%s: flows may leave as %s, which is no pool's", name, a))
+			continue
+		}
+		if state.PublicAddresses = append(state.PublicAddresses, public.String()); !slices.Contains(expected, public) {
+			p.Violations = append(p.Violations, fmt.Sprintf("%s: flows may be seen as %s, which is not expected", name, public))
+		}
+	}
+	return used
+}
+
+// publicOf returns the address that the world sees for one on the interface.
+func publicOf(c nat.Config, a netip.Addr) netip.Addr {
+	for _, pool := range c.Pools {
+		for _, o := range pool.Addresses {
+			if o.Address == a {
+				return o.Public
+			}
+		}
+	}
+	return netip.Addr{}
+}
+
+// callCanaries calls the canary from each address, all at once.
+func callCanaries(ctx context.Context, target *url.URL, c nat.Config, from []netip.Addr) []*isthmusv1.CanaryResult {
+	results := make([]*isthmusv1.CanaryResult, len(from))
+	var wg sync.WaitGroup
+	for i, a := range from {
+		results[i] = &isthmusv1.CanaryResult{Address: a.String(), PublicAddress: publicOf(c, a).String()}
+		wg.Go(func() {
+			seen, err := callCanary(ctx, target, a)
+			if err != nil {
+				results[i].Error = err.Error()
+				return
+			}
+			results[i].SeenAs = seen.String()
+		})
+	}
+	wg.Wait()
+	return results
+}
+
+func callCanary(ctx context.Context, target *url.URL, from netip.Addr) (netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, canaryTimeout)
+	defer cancel()
+	network := "tcp6"
+	if from.Is4() {
+		network = "tcp4"
+	}
+	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
+	client := http.Client{
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+				return dialer.DialContext(ctx, network, address)
+			},
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, target.String(), nil)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 256))
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	seen, err := netip.ParseAddr(strings.TrimSpace(string(body)))
+	if err != nil || response.StatusCode != http.StatusOK {
+		return netip.Addr{}, fmt.Errorf("the answer is no address: %s, %.60q", response.Status, body)
+	}
+	return seen, nil
+}
