@@ -14,8 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func full(a netip.Addr) []netip.Prefix { return []netip.Prefix{netip.PrefixFrom(a, a.BitLen())} }
-
 func inRange(r nat.Range, a netip.Addr) bool { return !a.Less(r.First) && !r.Last.Less(a) }
 
 // holds says whether a flow is in a departure's set.
