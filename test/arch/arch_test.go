@@ -84,6 +84,7 @@ var below = map[string][]string{
 	"bgp":               {"router/secret"},
 	"bgp/gobgp":         {"bgp", "router/secret"},
 	"nat":               {},
+	"nat/conntrack":     {},
 	"nat/nftables":      {"nat"},
 	"router/fib":        {},
 	"router/fib/kernel": {"router/fib"},

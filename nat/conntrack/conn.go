@@ -1,0 +1,152 @@
+package conntrack
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// receiveBuffer is the size in bytes of one read. The kernel fills what it is offered, up to 32 KiB.
+const receiveBuffer = 64 << 10
+
+// answerTime bounds the wait for the kernel.
+const answerTime = 10 * time.Second
+
+// ErrInterrupted means that the table changed during a dump in such a way that flows which were there all the time may be
+// missing from it.
+var ErrInterrupted = errors.New("the connection table changed during the dump")
+
+// Conn asks for the table of a network namespace. Its methods may be called from several goroutines; one asks at a time.
+type Conn struct {
+	mu       sync.Mutex
+	fd       int
+	sequence uint32
+	buffer   []byte
+}
+
+// Open returns a Conn for the network namespace of the calling thread; later calls may come from any. It needs CAP_NET_ADMIN.
+func Open() (*Conn, error) {
+	fd, err := open(receiveBuffer * 16)
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{fd: fd, buffer: make([]byte, receiveBuffer)}, nil
+}
+
+// open opens a netlink socket with a receive buffer of the given size in bytes.
+func open(buffer int) (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return -1, fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	timeout := unix.NsecToTimeval(answerTime.Nanoseconds())
+	err = errors.Join(
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, buffer),
+	)
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("preparing a netlink socket: %w", err)
+	}
+	return fd, nil
+}
+
+// Close closes the connection. No other method may run or be called afterwards.
+func (c *Conn) Close() error { return unix.Close(c.fd) }
+
+// Dump calls f with every flow of a family (unix.AF_INET, unix.AF_INET6; unix.AF_UNSPEC: both) until f returns false. f
+// must not keep the Flow, nor call methods of c.
+//
+// The table goes on changing: what begins or ends during the dump may be missing, and a flow may come twice. When more may
+// be missing, ErrInterrupted is returned at the end.
+func (c *Conn) Dump(ctx context.Context, family uint8, f func(*Flow) bool) error {
+	var flow Flow
+	wanted := true
+	err := c.ask(messageGet, family, unix.NLM_F_DUMP, func(m message) error {
+		if !wanted || m.kind != subsystem|messageNew {
+			return nil // what was asked for must be read even when nobody wants it any more
+		}
+		b, err := m.body()
+		if err == nil {
+			err = decode(b, &flow)
+		}
+		if err == nil {
+			wanted = ctx.Err() == nil && f(&flow)
+		}
+		return err
+	})
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return fmt.Errorf("reading the connection table: %w", err)
+	}
+	return nil
+}
+
+// Stats returns the table's figures.
+func (c *Conn) Stats(ctx context.Context) (s Stats, err error) {
+	if err = ctx.Err(); err == nil {
+		read := func(m message) error { return decodeStats(m, &s) }
+		err = errors.Join(c.ask(messageStats, unix.AF_UNSPEC, 0, read), c.ask(messageStatsCPU, unix.AF_UNSPEC, unix.NLM_F_DUMP, read))
+	}
+	if err != nil {
+		return s, fmt.Errorf("reading the figures of the connection table: %w", err)
+	}
+	return s, nil
+}
+
+// ask sends a request and calls f with each message of the answer, all of which is read. It returns the first error.
+func (c *Conn) ask(kind uint16, family uint8, flags uint16, f func(message) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sequence++
+	request := binary.NativeEndian.AppendUint32(nil, headerSize)
+	request = binary.NativeEndian.AppendUint16(request, subsystem|kind)
+	request = binary.NativeEndian.AppendUint16(request, unix.NLM_F_REQUEST|unix.NLM_F_ACK|flags)
+	request = binary.NativeEndian.AppendUint32(request, c.sequence)
+	request = append(request, 0, 0, 0, 0, family, unix.NFNETLINK_V0, 0, 0)
+	if err := unix.Sendto(c.fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	var failed error
+	fail := func(err error) {
+		if failed == nil {
+			failed = err
+		}
+	}
+	for {
+		n, _, err := unix.Recvfrom(c.fd, c.buffer, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for b := c.buffer[:n]; len(b) > 0; {
+			m, rest, err := split(b)
+			if err != nil {
+				return err
+			}
+			b = rest
+			if m.sequence != c.sequence {
+				continue // the rest of an answer that was given up
+			}
+			if m.flags&unix.NLM_F_DUMP_INTR != 0 {
+				fail(ErrInterrupted)
+			}
+			if m.kind == unix.NLMSG_DONE || m.kind == unix.NLMSG_ERROR {
+				fail(m.err())
+				return failed
+			}
+			if err := f(m); err != nil {
+				fail(err)
+			}
+		}
+	}
+}

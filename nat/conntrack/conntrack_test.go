@@ -1,0 +1,229 @@
+package conntrack
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/test/netns"
+)
+
+// attr appends an attribute.
+func attr(kind uint16, data ...byte) []byte {
+	b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(data)))
+	b = append(binary.NativeEndian.AppendUint16(b, kind), data...)
+	return append(b, make([]byte, -len(data)&3)...)
+}
+
+func nest(kind uint16, parts ...[]byte) []byte {
+	return attr(kind|unix.NLA_F_NESTED, slices.Concat(parts...)...)
+}
+
+func be(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
+
+// example is a flow as the kernel writes it: TCP from 10.0.0.5:40000 to 198.51.100.7:443, leaving as 192.0.2.9:40001.
+func example() []byte {
+	tuple := func(kind uint16, src, dst netip.AddrPort) []byte {
+		return nest(kind,
+			nest(tupleIP, attr(ip4Source, src.Addr().AsSlice()...), attr(ip4Destination, dst.Addr().AsSlice()...)),
+			nest(tupleProtocol, attr(protocolNumber, unix.IPPROTO_TCP),
+				attr(sourcePort, binary.BigEndian.AppendUint16(nil, src.Port())...), attr(destinationPort, binary.BigEndian.AppendUint16(nil, dst.Port())...)))
+	}
+	ap := netip.MustParseAddrPort
+	return slices.Concat(
+		tuple(attrOriginal, ap("10.0.0.5:40000"), ap("198.51.100.7:443")),
+		tuple(attrReply, ap("198.51.100.7:443"), ap("192.0.2.9:40001")),
+		attr(attrStatus, 0, 0, 1, 0x9e), attr(attrTimeout, 0, 0, 0, 120), attr(attrMark, 0, 0, 0, 7), attr(attrID, 1, 2, 3, 4),
+		attr(attrZone, 0, 9),
+		nest(attrProtocolInfo, nest(infoTCP, attr(tcpState, 3))),
+		nest(attrCounterOriginal, attr(counterPackets, be(3)...), attr(counterBytes, be(300)...)),
+		nest(attrCounterReply, attr(counterPackets, be(4)...), attr(counterBytes, be(1<<40)...)),
+		nest(attrTimestamp, attr(timestampStart, be(1_000_000_000)...), attr(timestampStop, be(3_500_000_000)...)),
+	)
+}
+
+func TestDecode(t *testing.T) {
+	ap := netip.MustParseAddrPort
+	want := Flow{
+		Original: Tuple{ap("10.0.0.5:40000"), ap("198.51.100.7:443")}, Reply: Tuple{ap("198.51.100.7:443"), ap("192.0.2.9:40001")},
+		Protocol: unix.IPPROTO_TCP, TCPState: 3, Status: 0x19e, Mark: 7, ID: 0x01020304, Zone: 9, Timeout: 2 * time.Minute,
+		Sent: Counter{3, 300}, Received: Counter{4, 1 << 40}, Start: time.Unix(1, 0), End: time.Unix(3, 500_000_000),
+	}
+	var f Flow
+	if err := decode(example(), &f); err != nil || f != want {
+		t.Errorf("%v\n got %+v\nwant %+v", err, f, want)
+	}
+	if n := testing.AllocsPerRun(100, func() { _ = decode(example(), &f) }); n > testing.AllocsPerRun(100, func() { example() }) {
+		t.Errorf("%v allocations more than none", n)
+	}
+	for n := range example() {
+		// Cut between two attributes, what is left is whole but may lack a tuple.
+		if err := decode(example()[:n], &f); err == nil && !f.Reply.Source.IsValid() {
+			t.Errorf("%d bytes are taken for a flow", n)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add(example())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var flow Flow
+		if err := decode(b, &flow); err == nil && (!flow.Original.Destination.IsValid() || !flow.Reply.Destination.IsValid()) {
+			t.Errorf("a flow without addresses: %+v", flow)
+		}
+		for rest := b; len(rest) > 0; {
+			m, after, err := split(rest)
+			if err != nil {
+				break
+			}
+			if len(after) >= len(rest) {
+				t.Fatal("no progress")
+			}
+			rest = after
+			var s Stats
+			_, _ = m.err(), decodeStats(m, &s)
+		}
+	})
+}
+
+// tracking returns a namespace in which connections are tracked with times and counters, and whatever is sent vanishes.
+func tracking(t testing.TB) *netns.NS {
+	ns := netns.New(t)
+	ns.Run(`nft add table inet t
+		nft add chain inet t out { type nat hook postrouting priority 100 ; }
+		nft add rule inet t out ip daddr 198.16.0.0/12 snat ip to 192.0.2.9
+		sysctl -qw net.netfilter.nf_conntrack_acct=1 net.netfilter.nf_conntrack_timestamp=1
+		ip link add sink arp off type veth peer name drain
+		ip link set drain up
+		ip addr add 192.0.2.1/24 dev sink
+		ip addr add 10.0.0.5/32 dev sink
+		ip link set sink up
+		ip route add default dev sink src 10.0.0.5
+		ip -6 addr add 2001:db8::1/64 dev sink nodad
+		ip -6 route add default dev sink`)
+	return ns
+}
+
+// send makes n flows: one packet of UDP from one port to each of n addresses.
+func send(t testing.TB, ns *netns.NS, n int) {
+	t.Helper()
+	var err error
+	ns.Do(func() {
+		var fd int
+		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0); err != nil {
+			return
+		}
+		defer unix.Close(fd)
+		err = unix.Bind(fd, &unix.SockaddrInet4{Port: 3000})
+		for i := range n {
+			to := &unix.SockaddrInet4{Port: 53, Addr: [4]byte{198, 16 + byte(i>>16), byte(i >> 8), byte(i)}}
+			if err == nil {
+				err = unix.Sendto(fd, []byte("hello"), 0, to)
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func dial(t testing.TB, ns *netns.NS) (c *Conn) {
+	t.Helper()
+	var err error
+	ns.Do(func() { c, err = Open() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestDump(t *testing.T) {
+	ns := tracking(t)
+	c := dial(t, ns)
+	before := time.Now()
+	const n = 3000
+	send(t, ns, n)
+	seen := map[netip.AddrPort]Flow{}
+	if err := c.Dump(t.Context(), unix.AF_INET, func(f *Flow) bool { seen[f.Original.Destination] = *f; return true }); err != nil {
+		t.Fatal(err)
+	}
+	if len(seen) != n {
+		t.Errorf("%d flows, want %d", len(seen), n)
+	}
+	for to, f := range seen {
+		if f.Protocol != unix.IPPROTO_UDP || f.Original.Source != netip.MustParseAddrPort("10.0.0.5:3000") || f.Reply.Source != to ||
+			f.Reply.Destination.Addr() != netip.MustParseAddr("192.0.2.9") || f.Status&SourceNAT == 0 || f.Sent != (Counter{1, 33}) ||
+			f.Start.Before(before.Add(-time.Second)) || f.Start.After(time.Now()) || !f.End.IsZero() || f.Timeout == 0 {
+			t.Fatalf("%+v", f)
+		}
+	}
+	stats, err := c.Stats(t.Context())
+	if err != nil || stats.Entries < n || stats.Entries > n+20 || stats.Limit == 0 {
+		t.Errorf("%+v, %v", stats, err)
+	}
+
+	// Whoever has seen enough leaves the connection usable.
+	calls := 0
+	if err := c.Dump(t.Context(), unix.AF_UNSPEC, func(*Flow) bool { calls++; return calls < 5 }); err != nil || calls != 5 {
+		t.Errorf("%d calls, %v", calls, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := c.Dump(ctx, unix.AF_UNSPEC, func(*Flow) bool { cancel(); return true }); !errors.Is(err, context.Canceled) {
+		t.Errorf("a dump that is interrupted: %v", err)
+	}
+	if err := c.Dump(t.Context(), unix.AF_INET6, func(f *Flow) bool {
+		if f.Original.Source.Addr().Is4() {
+			t.Errorf("IPv4 among IPv6: %+v", f)
+		}
+		return true
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+func threadTime() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &t)
+	return time.Duration(t.Nano())
+}
+
+// BenchmarkDump reads 240,000 flows, and lets the general netlink library of the tree do the same.
+func BenchmarkDump(b *testing.B) {
+	const n = 240_000
+	ns := tracking(b)
+	c := dial(b, ns)
+	send(b, ns, n/2)
+	ns.Run("ip addr add 10.0.0.6/32 dev sink\nip route replace default dev sink src 10.0.0.6")
+	send(b, ns, n/2)
+	for b.Loop() {
+		runtime.GC()
+		flows, start, cpu := 0, time.Now(), threadTime()
+		if err := c.Dump(b.Context(), unix.AF_INET, func(*Flow) bool { flows++; return true }); err != nil {
+			b.Fatal(err)
+		}
+		wall, cpu := time.Since(start), threadTime()-cpu
+		if flows < n {
+			b.Fatalf("%d flows", flows)
+		}
+		b.ReportMetric(wall.Seconds(), "s")
+		b.ReportMetric(cpu.Seconds(), "cpu-s")
+		runtime.GC()
+		var err error
+		var list []*netlink.ConntrackFlow
+		other := threadTime()
+		ns.Do(func() { list, err = netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET) })
+		if err != nil || len(list) < n {
+			b.Fatal(len(list), err)
+		}
+		b.ReportMetric((threadTime()-other).Seconds()/cpu.Seconds(), "library/ours")
+	}
+}
