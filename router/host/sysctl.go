@@ -43,6 +43,10 @@ func Sysctls(underlay string) []Sysctl {
 		// A flow may change its path, so that only part of its segments was seen here.
 		{Path: "net/netfilter/nf_conntrack_tcp_be_liberal", Value: "1", Optional: true},
 		{Path: "net/netfilter/nf_conntrack_tcp_loose", Value: "1", Optional: true},
+		// What the log of translations tells about a flow: its bytes, and when it began and ended. Flows that began before are
+		// told without.
+		{Path: "net/netfilter/nf_conntrack_acct", Value: "1", Optional: true},
+		{Path: "net/netfilter/nf_conntrack_timestamp", Value: "1", Optional: true},
 	}
 }
 
