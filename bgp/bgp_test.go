@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"math"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -61,10 +62,21 @@ func TestDiffPeer(t *testing.T) {
 	}
 }
 
+func TestCapacity(t *testing.T) {
+	for rule, want := range map[Rule]float64{
+		{netip.MustParsePrefix("10.0.0.0/8"), 8, 8}: 1, {netip.MustParsePrefix("10.0.0.0/8"), 0, 10}: 7, {netip.MustParsePrefix("10.0.0.0/8"), 24, 24}: 65536,
+		{netip.MustParsePrefix("10.0.0.0/8"), 0, 4}: 0, {netip.MustParsePrefix("::/0"), 128, 128}: math.Ldexp(1, 128),
+	} {
+		if got := rule.Capacity(); got != want {
+			t.Errorf("%v: %v, want %v", rule, got, want)
+		}
+	}
+}
+
 func TestExportString(t *testing.T) {
 	med := uint32(70)
-	e := Export{Allow: []Rule{{netip.MustParsePrefix("10.0.0.0/8"), 8, 8}, {netip.MustParsePrefix("10.0.0.0/8"), 16, 24}}, MED: &med, Prepend: 2}
-	if got, want := e.String(), "[10.0.0.0/8 10.0.0.0/8 from /16 to /24] med 70 prepend 2"; got != want {
+	e := Export{Allow: []Rule{{netip.MustParsePrefix("10.0.0.0/8"), 8, 8}, {netip.MustParsePrefix("10.0.0.0/8"), 16, 24}}, MED: &med, Prepend: 2, MaxPrefixes: 90}
+	if got, want := e.String(), "[10.0.0.0/8 10.0.0.0/8 from /16 to /24] med 70 prepend 2 at most 90"; got != want {
 		t.Errorf("%q", got)
 	}
 }

@@ -6,6 +6,7 @@ package bgp
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 
@@ -53,6 +54,15 @@ func (r Rule) Match(p netip.Prefix) bool {
 	return p.Bits() >= int(r.Min) && p.Bits() <= int(r.Max) && p.Bits() >= r.Prefix.Bits() && r.Prefix.Contains(p.Addr())
 }
 
+// Capacity is how many prefixes the rule can match.
+func (r Rule) Capacity() float64 {
+	n := 0.0
+	for bits := max(int(r.Min), r.Prefix.Bits()); bits <= int(r.Max); bits++ {
+		n += math.Ldexp(1, bits-r.Prefix.Bits())
+	}
+	return n
+}
+
 // String returns the rule as a prefix, with the lengths if they are not the prefix's own.
 func (r Rule) String() string {
 	if int(r.Min) == r.Prefix.Bits() && r.Min == r.Max {
@@ -72,6 +82,10 @@ type Export struct {
 	Allow   []Rule
 	MED     *uint32 // nil: none is sent
 	Prepend uint8
+	// MaxPrefixes is how many prefixes are announced at most, 0: no limit. More than the peer takes would end the
+	// session (Cease, Maximum Number of Prefixes Reached, RFC 4486). What exceeds is held back: first come the node's
+	// own announcements, then short prefixes, then low addresses.
+	MaxPrefixes uint32
 }
 
 // String returns the rules and what is set on the paths that they let out.
@@ -82,6 +96,9 @@ func (e Export) String() string {
 	}
 	if e.Prepend > 0 {
 		s += fmt.Sprintf(" prepend %d", e.Prepend)
+	}
+	if e.MaxPrefixes > 0 {
+		s += fmt.Sprintf(" at most %d", e.MaxPrefixes)
 	}
 	return s
 }

@@ -36,6 +36,7 @@ type PeerState struct {
 	Received         uint32 // prefixes the peer sent
 	Accepted         uint32 // prefixes whose used paths include one of the peer
 	Announced        uint32 // prefixes that are announced to the peer
+	HeldBack         uint32 // prefixes that are not announced because there are more than Export.MaxPrefixes
 	MessagesIn       uint64
 	MessagesOut      uint64
 	LastError        string

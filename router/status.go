@@ -113,7 +113,7 @@ func peerStatus(c bgp.Peer, s bgp.PeerState) *isthmusv1.PeerStatus {
 	p := &isthmusv1.PeerStatus{
 		Name: c.Name, Tunnel: c.Tunnel, Address: c.Address.String(), LocalAddress: c.LocalAddress.String(), Asn: c.ASN,
 		State: string(s.State), Since: stamp(s.Since),
-		PrefixesReceived: s.Received, PrefixesAccepted: s.Accepted, PrefixesAnnounced: s.Announced,
+		PrefixesReceived: s.Received, PrefixesAccepted: s.Accepted, PrefixesAnnounced: s.Announced, PrefixesHeldBack: s.HeldBack,
 		MessagesReceived: s.MessagesIn, MessagesSent: s.MessagesOut,
 		LastError: s.LastError, TimesUp: s.TimesUp, GracefulRestart: s.GracefulRestart, NextTry: stamp(s.NextTry),
 	}
@@ -122,6 +122,12 @@ func peerStatus(c bgp.Peer, s bgp.PeerState) *isthmusv1.PeerStatus {
 	}
 	if s.RouterID.IsValid() {
 		p.RouterId = s.RouterID.String()
+	}
+	if s.HeldBack > 0 {
+		p.Conditions = append(p.Conditions, &isthmusv1.Condition{
+			Type: "PrefixesHeldBack", Severity: "warning", Since: stamp(s.Since),
+			Message: fmt.Sprintf("%d prefixes are not announced: export.maxPrefixes is %d; put aggregates into `announce`, or raise it to what the peer takes", s.HeldBack, c.Export.MaxPrefixes),
+		})
 	}
 	if s.State == bgp.Quarantined {
 		p.Conditions = append(p.Conditions, &isthmusv1.Condition{

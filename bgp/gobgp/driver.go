@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -79,9 +80,11 @@ type Driver struct {
 	peers  map[string]*bgp.PeerState
 	sup    *supervisor
 	rib    *rib
-	expect map[string]time.Time // peers whose End-of-RIB is awaited, and until when
-	synced bool
-	freed  bool // the child need not hold back any more
+	// admitted is what limited peers are told, in order.
+	admitted map[string][]netip.Prefix
+	expect   map[string]time.Time // peers whose End-of-RIB is awaited, and until when
+	synced   bool
+	freed    bool // the child need not hold back any more
 
 	proc    *process // nil: none
 	replace bool     // proc was killed for a new one
@@ -251,6 +254,23 @@ func (d *Driver) push(ctx context.Context) error {
 	d.pushing.Lock()
 	defer d.pushing.Unlock()
 
+	// The peer must not see what enters before what leaves is withdrawn.
+	d.mu.Lock()
+	leaving := d.shrinkLocked()
+	d.mu.Unlock()
+	if leaving {
+		if err := d.pushOnce(ctx); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	d.admitted = d.rib.admit()
+	d.mu.Unlock()
+	return d.pushOnce(ctx)
+}
+
+// pushOnce sends one configuration. Its caller holds pushing.
+func (d *Driver) pushOnce(ctx context.Context) error {
 	d.mu.Lock()
 	p := d.proc
 	if p == nil || d.replace {
@@ -262,6 +282,9 @@ func (d *Driver) push(ctx context.Context) error {
 		Announce: d.want.Announce, Restarting: d.restart,
 	}
 	for _, w := range d.want.Peers {
+		if limited(w.Export) {
+			w.Export.Allow = exactly(d.admitted[w.Name])
+		}
 		if d.sup.admit(w.Name) {
 			m.Peers = append(m.Peers, peerConfig{ID: d.ids[w.Name], Peer: w, MD5: d.keys[w.Name]})
 		}
@@ -326,6 +349,18 @@ func (d *Driver) call(ctx context.Context, p *process, t frameType, id uint64, m
 	}
 }
 
+// pushLater is push for Run's goroutine. The channel is closed when it is done.
+func (d *Driver) pushLater(ctx context.Context) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := d.push(ctx); err != nil && ctx.Err() == nil {
+			d.o.Log.Error("BGP is not as configured", "error", err)
+		}
+	}()
+	return done
+}
+
 // Peers implements bgp.Driver.
 func (d *Driver) Peers() []bgp.PeerState {
 	d.mu.Lock()
@@ -346,6 +381,11 @@ func (d *Driver) stateLocked(name string) bgp.PeerState {
 	s.Accepted = d.rib.used[name]
 	if s.State == bgp.Established {
 		s.Announced = d.rib.told[name]
+		if i := slices.IndexFunc(d.want.Peers, func(p bgp.Peer) bool { return p.Name == name }); i >= 0 {
+			if most := d.want.Peers[i].Export.MaxPrefixes; most > 0 && s.Announced > most {
+				s.Announced, s.HeldBack = most, s.Announced-most
+			}
+		}
 	}
 	return s
 }
@@ -477,6 +517,8 @@ func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restar
 	worked := false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	readmit, waiting := time.NewTimer(time.Hour), false
+	defer readmit.Stop()
 	stop := ctx.Done()
 	for open := true; open; {
 		select {
@@ -493,12 +535,21 @@ func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restar
 		case e, ok := <-events:
 			if open = ok; ok {
 				d.handle(r, e)
+				if e.t == framePaths && !waiting {
+					waiting = true
+					readmit.Reset(gatherAdmission)
+				}
 				if e.t == frameState || e.t == frameEnd || e.t == frameCounters {
 					timer.Reset(0)
 				}
 			}
 		case <-d.wake:
 			timer.Reset(0)
+		case <-readmit.C:
+			waiting = false
+			if d.readmit() {
+				d.pushLater(ctx)
+			}
 		case now := <-timer.C:
 			if next := d.tick(ctx, r, p, now, worked); !next.IsZero() {
 				timer.Reset(max(time.Until(next), time.Millisecond))
@@ -740,17 +791,16 @@ func (d *Driver) tick(ctx context.Context, r bgp.Reporter, p *process, now time.
 	d.freed, d.synced = d.freed || free, d.synced || synced
 	d.mu.Unlock()
 	if changed {
-		go func() {
-			if err := d.push(ctx); err != nil && ctx.Err() == nil {
-				d.o.Log.Error("BGP is not as configured", "error", err)
-			}
-		}()
+		d.pushLater(ctx)
 	}
 	if free {
-		// Only this goroutine and push write, and each frame is one write.
-		if err := writeFrame(p.conn, frameRelease, nil); err != nil {
-			p.kill()
-		}
+		go func() {
+			<-d.pushLater(ctx) // what limited peers are told, before they are told
+			// Only this and push write, and each frame is one write.
+			if err := writeFrame(p.conn, frameRelease, nil); err != nil {
+				p.kill()
+			}
+		}()
 	}
 	for _, s := range reports {
 		r.Peer(s)

@@ -18,10 +18,12 @@ import (
 
 // fake is a child made of channels. It answers configurations, and is otherwise told what to do.
 type fake struct {
-	conn    net.Conn
-	die     func(crash)
-	configs chan []string // names of the peers
-	freed   chan struct{}
+	conn     net.Conn
+	die      func(crash)
+	mu       sync.Mutex
+	messages []configMessage
+	configs  chan []string // names of the peers
+	freed    chan struct{}
 }
 
 // fakes returns a start function and the children that it started.
@@ -52,6 +54,9 @@ func fakes() (func() (*process, error), chan *fake) {
 					for _, p := range m.Peers {
 						names = append(names, p.Peer.Name)
 					}
+					f.mu.Lock()
+					f.messages = append(f.messages, m)
+					f.mu.Unlock()
 					f.configs <- names
 					writeJSON(theirs, frameReply, replyMessage{ID: m.ID, Changes: 1})
 				case frameRelease:

@@ -16,6 +16,8 @@ type rib struct {
 	announce map[netip.Prefix]bool
 	used     map[string]uint32 // prefixes by peer
 	told     map[string]uint32
+	limited  map[string]map[netip.Prefix]struct{} // what the rules let out to peers that must not be told all of it
+	readmit  bool                                 // limited has changed
 }
 
 func newRIB() *rib { return &rib{paths: make(map[netip.Prefix][]bgp.Path)} }
@@ -28,6 +30,12 @@ func (r *rib) configure(c bgp.Config) {
 		r.announce[p] = true
 	}
 	r.used, r.told = make(map[string]uint32), make(map[string]uint32)
+	r.limited = make(map[string]map[netip.Prefix]struct{})
+	for _, p := range c.Peers {
+		if limited(p.Export) {
+			r.limited[p.Name] = make(map[netip.Prefix]struct{})
+		}
+	}
 	for p, ps := range r.paths {
 		r.count(p, ps, 1)
 	}
@@ -82,8 +90,16 @@ func (r *rib) count(p netip.Prefix, paths []bgp.Path, n int32) {
 		}
 	}
 	for i := range r.peers {
-		if r.tells(&r.peers[i], p, paths) {
-			r.told[r.peers[i].Name] += uint32(n)
+		name := r.peers[i].Name
+		if !r.tells(&r.peers[i], p, paths) {
+			continue
+		}
+		r.told[name] += uint32(n)
+		if l := r.limited[name]; l != nil && n > 0 {
+			l[p], r.readmit = struct{}{}, true
+		} else if l != nil {
+			delete(l, p)
+			r.readmit = true
 		}
 	}
 }

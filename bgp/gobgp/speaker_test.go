@@ -28,6 +28,7 @@ type speaker struct {
 	mu       sync.Mutex
 	sessions []*talk
 	routes   map[netip.Prefix][]byte // what the last session was told, with the raw AS_PATH
+	most     int                     // of routes, ever
 	taken    int                     // routes that were withdrawn, or not told again before the End-of-RIB
 	fresh    map[netip.Prefix]bool   // told in the last session
 	eors     int
@@ -250,6 +251,7 @@ func (s *speaker) update(b []byte) {
 		delete(s.routes, p)
 	})
 	each(added, func(p netip.Prefix) { s.routes[p], s.fresh[p] = attrs, true })
+	s.most = max(s.most, len(s.routes))
 }
 
 func each(b []byte, f func(netip.Prefix)) {

@@ -619,8 +619,12 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 		out.Import.LocalPreference = v
 	}
 	out.Export = bgp.Export{
-		Allow:   c.rules(path+".export.allow", p.GetExport().GetAllow()),
-		Prepend: uint8(c.number(path+".export.prepend", p.GetExport().GetPrepend(), 0, 0, 10)),
+		Allow:       c.rules(path+".export.allow", p.GetExport().GetAllow()),
+		Prepend:     uint8(c.number(path+".export.prepend", p.GetExport().GetPrepend(), 0, 0, 10)),
+		MaxPrefixes: c.number(path+".export.maxPrefixes", p.GetExport().GetMaxPrefixes(), preset.ExportLimit.Is, 1, 1_000_000),
+	}
+	if v := preset.MostAnnounced; v.Why != "" && out.Export.MaxPrefixes > v.Is {
+		c.problem(path+".export.maxPrefixes", strconv.FormatUint(uint64(out.Export.MaxPrefixes), 10), fmt.Sprintf("is more than %s's gateway takes: %s", preset.Name, v.Why), fmt.Sprintf("give less than %d, or leave it out", v.Is))
 	}
 	if e := p.GetExport(); e != nil && e.Med != nil {
 		med := e.GetMed()

@@ -91,11 +91,10 @@ func (c *checker) cloudPeer(path string, p *isthmusv1.Peer, out Peer, preset clo
 	}
 }
 
-// announced finds peers to which the document's own prefixes alone are more than their cloud's gateway takes.
+// announced finds peers to which the document's own prefixes alone are more than they may be told.
 func (c *checker) announced() {
 	for _, p := range c.s.Peers {
-		preset, _ := cloud.Lookup(c.tunnels[p.Tunnel].Cloud)
-		most := preset.MostAnnounced.Is
+		most := p.Export.MaxPrefixes
 		if most == 0 || len(c.s.Announce) <= int(most) {
 			continue
 		}
@@ -106,7 +105,7 @@ func (c *checker) announced() {
 			}
 		}
 		if n > int(most) {
-			c.problem(p.path+".export", strconv.Itoa(n), fmt.Sprintf("prefixes of `announce` are too many: %s's gateway takes %d, and closes the session above", preset.Name, most), "announce fewer and larger prefixes")
+			c.problem(p.path+".export", strconv.Itoa(n), fmt.Sprintf("prefixes of `announce` are more than export.maxPrefixes, %d, lets out", most), "announce fewer and larger prefixes, or raise export.maxPrefixes")
 		}
 	}
 }

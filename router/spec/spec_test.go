@@ -202,7 +202,8 @@ peers:
 		{"router asn", "asn: 64620", "asn: 8075", "node.asn: \"8075\" is refused by azure's gateway: reserved"},
 		{"hub asn", "tunnel: vwan, asn: 65515", "tunnel: vwan, asn: 65000", "peers[2].asn: \"65000\" cannot be the number of azure-vwan's gateway: hubs have 65515"},
 		{"google asn", "asn: 64530", "asn: 3356", "peers[3].asn: \"3356\" cannot be the number of gcp's gateway"},
-		{"too many", "asn: 64512}", "asn: 64512, export: {allow: [{prefix: 10.0.0.0/8, ge: 24}]}}\nannounce: [" + strings.Join(many, ", ") + "]\npears:", "peers[0].export: \"1001\" prefixes of `announce` are too many: aws's gateway takes 1000"},
+		{"too many", "asn: 64512}", "asn: 64512, export: {allow: [{prefix: 10.0.0.0/8, ge: 24}]}}\nannounce: [" + strings.Join(many, ", ") + "]\npears:", "peers[0].export: \"1001\" prefixes of `announce` are more than export.maxPrefixes, 90, lets out"},
+		{"export limit", "asn: 64512}", "asn: 64512, export: {maxPrefixes: 1001}}", "peers[0].export.maxPrefixes: \"1001\" is more than aws's gateway takes: a transit gateway"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			text := strings.Replace(good, test.from, test.to, 1)
@@ -223,7 +224,7 @@ peers:
 		"cloud: aws,":          "cloud: aws, mtu: 1446, mss: 1300,",
 		"198.51.100.2, psk":    "198.51.100.2, ikeProposals: [aes256-sha256-modp1024], espProposals: [aes256gcm16], childRekey: 7h, psk",
 		"remote: 169.254.21.2": "remote: 10.1.255.4",
-		"asn: 64512}":          "asn: 64512, holdTime: 90s, passive: true}",
+		"asn: 64512}":          "asn: 64512, holdTime: 90s, passive: true, export: {maxPrefixes: 1000}}",
 	} {
 		if _, problems := parse(strings.Replace(good, from, to, 1)); len(problems) > 0 {
 			t.Errorf("%s: %v", to, problems)

@@ -47,6 +47,7 @@ func aws() Preset {
 		TTL:             Value[uint8]{1, "the session runs between the two addresses of the /30", awsGuide + "your-cgw.html"},
 		Passive:         Value[bool]{false, "both sides open the session", ours},
 		MaxPrefixes:     Value[uint32]{5000, "a transit gateway announces at most 5000, a virtual private gateway 1000", awsGuide + "vpn-limits.html"},
+		ExportLimit:     Value[uint32]{90, "a virtual private gateway ends the session above 100; for a transit gateway, which ends it above 1000, give more", awsGuide + "vpn-limits.html"},
 		IKELifetime:     Value[time.Duration]{8 * time.Hour, "Phase1LifetimeSeconds is 900 to 28800", awsModel},
 		ChildLifetime:   Value[time.Duration]{time.Hour, "Phase2LifetimeSeconds is 900 to 3600", awsModel},
 		MaxMTU:          Value[int]{1446, "the largest that AWS names, with AES-GCM and without NAT traversal", awsGuide + "your-cgw.html"},
@@ -76,7 +77,7 @@ func aws() Preset {
 			{"DPDTimeoutAction=restart, StartupAction=add", "the gateway then waits for this node, which keeps trying, and keeps the tunnel when a probe was lost", awsGuide + "initiate-vpn-tunnels.html"},
 			{"a gateway ASN of its own for each gateway", "they all default to 64512, and a prefix from one is a loop to the other; or set asOverride on the peers", "RFC 4271 section 9.1.2"},
 			{"equal preference for both tunnels", "AWS announces maintenance by a lower MED on the other tunnel", awsGuide + "VPNRoutingTypes.html"},
-			{"aggregate what is announced to a virtual private gateway to at most 100 prefixes", "it closes the session above", awsGuide + "vpn-limits.html"},
+			{"export.maxPrefixes 900 on the peers of a transit gateway; aggregates in announce for a virtual private gateway", "they take 1000 and 100 prefixes, and what exceeds export.maxPrefixes is held back, the node's own announcements last", awsGuide + "vpn-limits.html"},
 		},
 	}
 }

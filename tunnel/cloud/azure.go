@@ -35,6 +35,7 @@ func azure() Preset {
 		TTL:             Value[uint8]{255, "the gateway's instance is not at the other end of a /30: multihop is needed", azureLab},
 		Passive:         Value[bool]{false, "with link-local addresses the gateway never opens the session", azureFAQ},
 		MaxPrefixes:     Value[uint32]{4000, "what the gateway sends is not published; the same as it takes", azureFAQ},
+		ExportLimit:     Value[uint32]{3600, "the gateway ends the session above 4000", azureFAQ},
 		IKE: Value[Algorithms]{Algorithms{
 			Encryption: []string{"aes256gcm16", "aes128gcm16", "aes256", "aes192", "aes128", "3des"},
 			Integrity:  []string{"sha384", "sha256", "sha1", "md5"},

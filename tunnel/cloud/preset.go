@@ -39,6 +39,7 @@ type Preset struct {
 	TTL             Value[uint8]
 	Passive         Value[bool]
 	MaxPrefixes     Value[uint32]
+	ExportLimit     Value[uint32] // prefixes announced to it
 
 	// What the gateway takes.
 	IKE             Value[Algorithms]
@@ -148,6 +149,7 @@ func (p Preset) Settings() []Setting {
 	add("peer.ttl", fmt.Sprint(p.TTL.Is), p.TTL.Why, p.TTL.Source)
 	add("peer.passive", fmt.Sprint(p.Passive.Is), p.Passive.Why, p.Passive.Source)
 	add("peer.maxPrefixes", fmt.Sprint(p.MaxPrefixes.Is), p.MaxPrefixes.Why, p.MaxPrefixes.Source)
+	add("peer.export.maxPrefixes", fmt.Sprint(p.ExportLimit.Is), p.ExportLimit.Why, p.ExportLimit.Source)
 	kind = "rule"
 	add("IKE algorithms", p.IKE.Is.String(), p.IKE.Why, p.IKE.Source)
 	add("ESP algorithms", p.ESP.Is.String(), p.ESP.Why, p.ESP.Source)

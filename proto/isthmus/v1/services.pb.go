@@ -1842,9 +1842,11 @@ type PeerStatus struct {
 	GracefulRestart bool         `protobuf:"varint,17,opt,name=graceful_restart,json=gracefulRestart,proto3" json:"graceful_restart,omitempty"`
 	Conditions      []*Condition `protobuf:"bytes,18,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	// When a quarantined peer will be tried again.
-	NextTry       *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=next_try,json=nextTry,proto3" json:"next_try,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	NextTry *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=next_try,json=nextTry,proto3" json:"next_try,omitempty"`
+	// Prefixes that the export policy allows and its limit holds back.
+	PrefixesHeldBack uint32 `protobuf:"varint,20,opt,name=prefixes_held_back,json=prefixesHeldBack,proto3" json:"prefixes_held_back,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *PeerStatus) Reset() {
@@ -2008,6 +2010,13 @@ func (x *PeerStatus) GetNextTry() *timestamppb.Timestamp {
 		return x.NextTry
 	}
 	return nil
+}
+
+func (x *PeerStatus) GetPrefixesHeldBack() uint32 {
+	if x != nil {
+		return x.PrefixesHeldBack
+	}
+	return 0
 }
 
 type ListRoutesRequest struct {
@@ -4239,7 +4248,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x10ResetPeerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04soft\x18\x02 \x01(\bR\x04soft\"\x13\n" +
-	"\x11ResetPeerResponse\"\xd4\x05\n" +
+	"\x11ResetPeerResponse\"\x82\x06\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
@@ -4264,7 +4273,8 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"conditions\x18\x12 \x03(\v2\x15.isthmus.v1.ConditionR\n" +
 	"conditions\x125\n" +
-	"\bnext_try\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\anextTry\"{\n" +
+	"\bnext_try\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\anextTry\x12,\n" +
+	"\x12prefixes_held_back\x18\x14 \x01(\rR\x10prefixesHeldBack\"{\n" +
 	"\x11ListRoutesRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +

@@ -1009,7 +1009,11 @@ type ExportPolicy struct {
 	// MULTI_EXIT_DISC of what is announced (RFC 4271 section 5.1.4). Default: none is sent.
 	Med *uint32 `protobuf:"varint,2,opt,name=med,proto3,oneof" json:"med,omitempty"`
 	// How many more times our own number is put in front of the AS path, 0 to 10. Default: 0.
-	Prepend       uint32 `protobuf:"varint,3,opt,name=prepend,proto3" json:"prepend,omitempty"`
+	Prepend uint32 `protobuf:"varint,3,opt,name=prepend,proto3" json:"prepend,omitempty"`
+	// How many prefixes are announced at most, 1 to 1000000. What exceeds is held back, and a condition of the peer says so:
+	// `announce` comes first, so that aggregates there stand for the rest, then short prefixes, then low addresses.
+	// Default: less than the cloud at the other end takes, else no limit.
+	MaxPrefixes   uint32 `protobuf:"varint,4,opt,name=max_prefixes,json=maxPrefixes,proto3" json:"max_prefixes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1061,6 +1065,13 @@ func (x *ExportPolicy) GetMed() uint32 {
 func (x *ExportPolicy) GetPrepend() uint32 {
 	if x != nil {
 		return x.Prepend
+	}
+	return 0
+}
+
+func (x *ExportPolicy) GetMaxPrefixes() uint32 {
+	if x != nil {
+		return x.MaxPrefixes
 	}
 	return 0
 }
@@ -1483,11 +1494,12 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x02le\x18\x03 \x01(\rR\x02le\"g\n" +
 	"\fImportPolicy\x12,\n" +
 	"\x05allow\x18\x01 \x03(\v2\x16.isthmus.v1.PrefixRuleR\x05allow\x12)\n" +
-	"\x10local_preference\x18\x02 \x01(\rR\x0flocalPreference\"u\n" +
+	"\x10local_preference\x18\x02 \x01(\rR\x0flocalPreference\"\x98\x01\n" +
 	"\fExportPolicy\x12,\n" +
 	"\x05allow\x18\x01 \x03(\v2\x16.isthmus.v1.PrefixRuleR\x05allow\x12\x15\n" +
 	"\x03med\x18\x02 \x01(\rH\x00R\x03med\x88\x01\x01\x12\x18\n" +
-	"\aprepend\x18\x03 \x01(\rR\aprependB\x06\n" +
+	"\aprepend\x18\x03 \x01(\rR\aprepend\x12!\n" +
+	"\fmax_prefixes\x18\x04 \x01(\rR\vmaxPrefixesB\x06\n" +
 	"\x04_med\"]\n" +
 	"\vStaticRoute\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x18\n" +
