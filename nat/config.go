@@ -15,6 +15,8 @@ type Config struct {
 	Own []netip.Addr
 	// Pools are all pools, by name, used or not.
 	Pools []Pool
+	// Zones tell where sources are. Their prefixes do not overlap.
+	Zones []Zone
 	// Policies, by name; which of them wins is decided by Match, not by their order.
 	Policies []Policy
 	// Clamps are the TCP MSS limits, by interface.
@@ -24,16 +26,60 @@ type Config struct {
 	Tunnels []string
 }
 
+// Zone is a part of a cloud region with the sources in it.
+type Zone struct {
+	Name     string
+	Prefixes []netip.Prefix
+}
+
 // Pool is a set of source addresses.
 type Pool struct {
 	Name      string
 	Addresses []PoolAddress
+	// Silent drops a new flow to a destination to which every address of the pool has used up its ports. Default: the
+	// client is told, by a TCP RST or by ICMP "administratively prohibited" (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1).
+	Silent bool
 }
 
 // PoolAddress is one source address: as it is on the interface, and as the world sees it.
 type PoolAddress struct {
 	Address netip.Addr
 	Public  netip.Addr
+	// Zone is where the address is; sources of the same zone prefer it. Empty: nowhere.
+	Zone string
+	// Weight is its share of the sources, against the other addresses. 0 counts as 1.
+	Weight uint32
+	// Down takes new flows away from it while another address of the pool is not down.
+	Down bool
+}
+
+// Placement has new flows of a source to a destination leave with an address of a pool that is not the one of the
+// source's slot.
+type Placement struct {
+	Pool                string
+	Source, Destination netip.Addr
+	Address             netip.Addr
+}
+
+// Service is what a client connects to.
+type Service struct {
+	Destination netip.Addr
+	Protocol    uint8  // IP protocol number: TCP or UDP
+	Port        uint16 // of the destination
+}
+
+// Exhausted is a service to which no address of a pool has a port left. New flows to it are refused.
+type Exhausted struct {
+	Pool string
+	Service
+}
+
+// Overload is what a node can take no more of.
+type Overload struct {
+	// Exhausted lists services; order and duplicates do not matter.
+	Exhausted []Exhausted
+	// TableFull refuses every new flow toward the underlay, because the table of connection tracking is full.
+	TableFull bool
 }
 
 // Action is what happens to a flow.

@@ -11,6 +11,19 @@ type Driver interface {
 	// that stay. When the rules are already there it writes nothing.
 	Apply(ctx context.Context, c Config) error
 
+	// Place makes the placements be exactly these, also over later calls of Apply; but one to an address that its pool
+	// does not have, or that is down while another is not, goes. Flows that are under way keep their address.
+	Place(ctx context.Context, p []Placement) error
+
+	// Refuse makes the overload be exactly this, also over later calls of Apply.
+	Refuse(ctx context.Context, o Overload) error
+
+	// Begun returns how many flows with a pool's address began since the kernel has counted, in a few microseconds.
+	Begun(ctx context.Context) (uint64, error)
+
+	// Meter returns of which flows Begun consists, and what was refused.
+	Meter(ctx context.Context) (Meter, error)
+
 	// Observe reads back what is there.
 	Observe(ctx context.Context) (State, error)
 

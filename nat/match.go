@@ -173,7 +173,7 @@ func (c *Config) Match(f Flow) Decision {
 	p := rules[i].Policy
 	d := Decision{Policy: p.Name}
 	if p.Action == SNAT {
-		d.Address = c.Pool(p.Pool).For(f.Source)
+		d.Address = c.Pool(p.Pool).For(f.Source, c.Zone(f.Source))
 	}
 	return d
 }
@@ -186,31 +186,6 @@ func (c *Config) Pool(name string) Pool {
 		}
 	}
 	return Pool{Name: name}
-}
-
-// Family returns the pool's addresses of one family, in order and without duplicates.
-func (p Pool) Family(ipv6 bool) []netip.Addr {
-	var addrs []netip.Addr
-	for _, a := range p.Addresses {
-		if a.Address.Is6() == ipv6 && !slices.Contains(addrs, a.Address) {
-			addrs = append(addrs, a.Address)
-		}
-	}
-	slices.SortFunc(addrs, netip.Addr.Compare)
-	return addrs
-}
-
-// For returns the address of the pool that a source leaves with: always the same one while the pool does not change. It is zero when
-// the pool has none of the family.
-func (p Pool) For(source netip.Addr) netip.Addr {
-	addrs := p.Family(source.Is6())
-	switch len(addrs) {
-	case 0:
-		return netip.Addr{}
-	case 1:
-		return addrs[0]
-	}
-	return addrs[uint64(Hash(source))*uint64(len(addrs))>>32]
 }
 
 // HashSeed makes Hash differ from other uses of the same function on a packet's path.

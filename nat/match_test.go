@@ -94,22 +94,3 @@ func TestRulesSayEachThingOnce(t *testing.T) {
 		t.Errorf("ports %v, want %v", ports, want)
 	}
 }
-
-func TestPoolSpreadsSources(t *testing.T) {
-	p := Pool{Addresses: []PoolAddress{{Address: addr("192.0.2.3")}, {Address: addr("192.0.2.1")}, {Address: addr("192.0.2.2")}, {Address: addr("2001:db8::1")}}}
-	count := map[netip.Addr]int{}
-	for a := addr("10.0.0.0"); a != addr("10.0.12.0"); a = a.Next() {
-		count[p.For(a)]++
-	}
-	for _, a := range p.Family(false) {
-		if count[a] < 900 || count[a] > 1150 {
-			t.Errorf("of 3072 sources %d leave as %v", count[a], a)
-		}
-	}
-	if got := p.For(addr("2001:db8:1::1")); got != addr("2001:db8::1") {
-		t.Errorf("IPv6 leaves as %v", got)
-	}
-	if got := (Pool{}).For(addr("10.0.0.1")); got.IsValid() {
-		t.Errorf("an empty pool gives %v", got)
-	}
-}

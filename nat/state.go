@@ -1,5 +1,7 @@
 package nat
 
+import "net/netip"
+
 // State is what was read back.
 type State struct {
 	// Present is false when our table is not there at all.
@@ -7,6 +9,8 @@ type State struct {
 	Policies []PolicyState
 	// Guard counts what was kept from leaving with a source that is no pool's and not the node's.
 	Guard Counter
+	// Placements are the placements that the kernel has.
+	Placements []Placement
 }
 
 // PolicyState is what one policy has done.
@@ -18,3 +22,19 @@ type PolicyState struct {
 
 // Counter counts packets and bytes.
 type Counter struct{ Packets, Bytes uint64 }
+
+// Meter counts beginnings of flows. Counts only grow, but those of a use that has been idle for a minute begin anew, and
+// all do when someone removed our table. There is room for 65,536 uses; flows of further ones are only in Begun.
+type Meter struct {
+	Begun map[Use]uint64
+	// Refused counts the packets of new flows that were refused because a service was exhausted.
+	Refused map[Exhausted]uint64
+	// TableFull counts those that were refused because connection tracking was full.
+	TableFull uint64
+}
+
+// Use is a source that uses a service under an address of a pool.
+type Use struct {
+	Address, Source netip.Addr
+	Service
+}
