@@ -27,14 +27,16 @@ type Counter struct{ Packets, Bytes uint64 }
 // all do when someone removed our table. There is room for 65,536 uses; flows of further ones are only in Begun.
 type Meter struct {
 	Begun map[Use]uint64
-	// Refused counts the packets of new flows that were refused because a service was exhausted.
-	Refused map[Exhausted]uint64
+	// Refused counts the packets of new flows that were refused because a service was exhausted. There is no source with a pool that is
+	// Silent, and no pool with others.
+	Refused map[Use]uint64
 	// TableFull counts those that were refused because connection tracking was full.
 	TableFull uint64
 }
 
-// Use is a source that uses a service under an address of a pool.
+// Use is a source that uses a service through a pool.
 type Use struct {
-	Address, Source netip.Addr
+	Pool   string
+	Source netip.Addr
 	Service
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -42,9 +43,9 @@ type set struct {
 	elements map[string]element
 }
 
-// shape is what a set is like.
+// shape is what a set is like. A dynamic one is filled by rules: its elements are not part of what is wanted.
 type shape struct {
-	isMap, isInterval, isConcat bool
+	isMap, isVerdict, isInterval, isConcat, isDynamic bool
 }
 
 // element is what a map holds under a key, and for whom.
@@ -74,6 +75,7 @@ type definition struct {
 	key, data nftables.SetDatatype
 	shape     shape
 	counter   bool
+	timeout   time.Duration // of elements of a dynamic set
 }
 
 var (
@@ -92,14 +94,14 @@ func define(name string, s *set) definition {
 	switch {
 	case name == bgpSet:
 		d.key = nftables.TypeIFName
-	case !s.shape.isMap:
-		d.key = addr
-	case s.shape.isConcat:
+	case s.shape.isVerdict:
 		d.key, d.data, d.counter = policyKey, nftables.TypeVerdict, true
 	case name == clampMap(ipv6):
 		d.key, d.data = nftables.TypeIFName, nftables.TypeInetService
 	default:
-		d.key, d.data = nftables.TypeMark, addr
+		if !d.placement(addr) {
+			d.key = addr
+		}
 	}
 	return d
 }
@@ -156,6 +158,7 @@ func compile(c nat.Config) (*ruleset, error) {
 	r := &ruleset{chains: map[string]*chain{}, sets: map[string]*set{}}
 	layers := r.addPolicies(c, rules)
 	r.addPools(c)
+	r.addRefusals()
 	for _, f := range families {
 		r.sets[ownSet(f.ipv6)] = &set{elements: map[string]element{}}
 		r.sets[clampMap(f.ipv6)] = &set{shape: shape{isMap: true}, elements: map[string]element{}}
@@ -187,6 +190,8 @@ func compile(c nat.Config) (*ruleset, error) {
 	r.addForward(c)
 	r.addEgress(c, layers)
 	r.addGuard(c)
+	r.place(c, nil)
+	r.refuse(c, nat.Overload{})
 	return r, nil
 }
 
@@ -195,6 +200,13 @@ func check(c nat.Config, rules []nat.Rule) error {
 		return fmt.Errorf("underlay interface %q: not a name", c.Underlay)
 	}
 	var errs []error
+	for i, a := range c.Zones {
+		for _, b := range c.Zones[:i] {
+			if slices.ContainsFunc(a.Prefixes, func(p netip.Prefix) bool { return slices.ContainsFunc(b.Prefixes, p.Overlaps) }) {
+				errs = append(errs, fmt.Errorf("zones %s and %s overlap", b.Name, a.Name))
+			}
+		}
+	}
 	for _, t := range nat.Ties(rules) {
 		errs = append(errs, fmt.Errorf("policies %s and %s claim the same flows", t.A, t.B))
 	}
@@ -268,7 +280,7 @@ func (r *ruleset) addPolicies(c nat.Config, rules []nat.Rule) (layers [2]int) {
 			layers[b2i(ipv6)] = max(layers[b2i(ipv6)], chosen[i]+1)
 			name := policyMap(chosen[i], ipv6)
 			if r.sets[name] == nil {
-				r.sets[name] = &set{shape: shape{isMap: true, isInterval: true, isConcat: true}, elements: map[string]element{}}
+				r.sets[name] = &set{shape: shape{isMap: true, isVerdict: true, isInterval: true, isConcat: true}, elements: map[string]element{}}
 			}
 			e := element{kind: drop, policy: rule.Policy.Name}
 			if has := pools[rule.Policy.Pool]; rule.Policy.Action == nat.SNAT && has != nil && has[b2i(ipv6)] {
@@ -317,15 +329,8 @@ func ruleKey(r *nat.Rule) string {
 	}
 	var key []byte
 	for i, port := range []uint16{r.Ports.First, r.Ports.Last} {
-		for _, p := range []netip.Prefix{r.Source, r.Destination} {
-			a := p.Addr().AsSlice()
-			if i == 1 {
-				for bit := p.Bits(); bit < len(a)*8; bit++ {
-					a[bit/8] |= 0x80 >> (bit % 8)
-				}
-			}
-			key = append(key, a...)
-		}
+		key = append(key, bound(r.Source, i)...)
+		key = append(key, bound(r.Destination, i)...)
 		key = append(key, protocols[i], 0, 0, 0)
 		key = binary.BigEndian.AppendUint16(key, port)
 		key = append(key, 0, 0)
@@ -333,34 +338,15 @@ func ruleKey(r *nat.Rule) string {
 	return string(key)
 }
 
-// addPools adds a chain for each pool, that translates the source.
-func (r *ruleset) addPools(c nat.Config) {
-	for _, p := range c.Pools {
-		for _, f := range families {
-			addrs := p.Family(f.ipv6)
-			name := poolName(p.Name, f.ipv6)
-			var rule []expr.Any
-			switch len(addrs) {
-			case 0:
-				continue
-			case 1:
-				rule = []expr.Any{&expr.Immediate{Register: reg1, Data: addrs[0].AsSlice()}}
-			default:
-				s := &set{shape: shape{isMap: true}, elements: map[string]element{}}
-				for i, a := range addrs {
-					s.elements[string(binary.NativeEndian.AppendUint32(nil, uint32(i)))] = element{data: string(a.AsSlice())}
-				}
-				r.sets[name] = s
-				rule = []expr.Any{
-					network(f.source, f.size, reg1),
-					&expr.Hash{SourceRegister: reg1, DestRegister: reg1, Length: f.size, Modulus: uint32(len(addrs)), Seed: nat.HashSeed, Type: expr.HashTypeJenkins},
-					&expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: name},
-				}
-			}
-			rule = append(rule, &expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), RegAddrMin: reg1, RegAddrMax: reg1})
-			r.chains[name] = &chain{rules: [][]expr.Any{rule}}
+// bound returns the first (0) or the last (1) address of a prefix.
+func bound(p netip.Prefix, which int) []byte {
+	a := p.Masked().Addr().AsSlice()
+	if which == 1 {
+		for bit := p.Bits(); bit < len(a)*8; bit++ {
+			a[bit/8] |= 0x80 >> (bit % 8)
 		}
 	}
+	return a
 }
 
 // Expressions.
@@ -451,6 +437,7 @@ func (r *ruleset) addForward(c nat.Config) {
 		// Someone inside uses an address of ours as source. It would pass the guard.
 		forward.rules = append(forward.rules, rule(leaves(expr.CmpOpEq, c.Underlay), hasOwnSource(f), do(verdict(expr.VerdictGoto, "dropped"))))
 	}
+	forward.rules = append(forward.rules, refusals(c.Underlay)...)
 	r.chains["forward"] = forward
 }
 

@@ -18,16 +18,19 @@ import (
 // decodeElement reads an element back.
 func decodeElement(s shape, e nftables.SetElement) (key string, el element, err error) {
 	key = string(e.Key)
-	if s.isConcat {
+	if s.isInterval {
 		end := e.KeyEnd
 		if end == nil {
 			end = e.Key
 		}
 		key += string(end)
+	}
+	switch {
+	case s.isVerdict:
 		if el.kind, el.chain, err = decodeVerdict(e.Val); err != nil {
 			return "", el, err
 		}
-	} else if s.isMap {
+	case s.isMap:
 		el.data = string(e.Val)
 	}
 	el.policy, el.before = decodeComment(e.Comment)
@@ -197,8 +200,11 @@ func changes(have, want *ruleset) (all map[string]*change, moved bool) {
 // normal brings expressions that were read back into the form in which they are compiled.
 func normal(exprs []expr.Any) []expr.Any {
 	for _, e := range exprs {
-		if l, ok := e.(*expr.Lookup); ok {
-			l.SetID = 0
+		switch e := e.(type) {
+		case *expr.Lookup:
+			e.SetID = 0
+		case *expr.Dynset:
+			e.SetID = 0
 		}
 	}
 	return exprs

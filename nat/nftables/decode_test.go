@@ -9,7 +9,7 @@ import (
 
 // maps4 is a table with one layer of elements.
 func maps4(elements map[string]element) *ruleset {
-	return &ruleset{sets: map[string]*set{"policy-1-4": {shape{true, true, true}, elements}}}
+	return &ruleset{sets: map[string]*set{"policy-1-4": {shape{isMap: true, isVerdict: true, isInterval: true, isConcat: true}, elements}}}
 }
 
 func TestCountersMove(t *testing.T) {

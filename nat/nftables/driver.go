@@ -43,6 +43,9 @@ type Driver struct {
 	mu         sync.Mutex // one transaction at a time
 	generation *generation
 	last       *applied
+	config     *nat.Config     // that was given last
+	placed     []nat.Placement // nil: what the kernel has
+	overload   nat.Overload
 }
 
 // applied is what is known to be in the kernel while the ruleset has a number.
@@ -112,14 +115,20 @@ func (d *Driver) Apply(ctx context.Context, c nat.Config) error {
 	if err != nil {
 		return fmt.Errorf("compiling rules: %w", err)
 	}
+	d.config = &c
+	return d.become(number, known, c, want)
+}
+
+// become makes the rules be as wanted, and notes it.
+func (d *Driver) become(number uint32, known *applied, c nat.Config, want *ruleset) error {
 	d.last = nil
 	writes := d.writes.Load()
-	if err := d.write(known, want); err != nil {
+	if err := d.write(known, c, want); err != nil {
 		return err
 	}
 	// Whoever came between the first number and ours is found out next time by reading.
 	expected := number + uint32(d.writes.Load()-writes)
-	if number, err = d.number(); err == nil && number == expected {
+	if number, err := d.number(); err == nil && number == expected {
 		d.last = &applied{number, c, want}
 	}
 	return nil
@@ -137,12 +146,14 @@ func (d *Driver) number() (uint32, error) {
 }
 
 // write makes the rules be as wanted, in at most one transaction that succeeds.
-func (d *Driver) write(known *applied, want *ruleset) error {
+func (d *Driver) write(known *applied, c nat.Config, want *ruleset) error {
 	conn, err := d.open()
 	if err != nil {
 		return err
 	}
 	defer conn.CloseLasting()
+	want.place(c, d.placed)
+	want.refuse(c, d.overload)
 	if known != nil && sameFrame(known.rules, want) {
 		if todo, moved := changes(known.rules, want); !moved {
 			return d.edit(conn, want, todo)
@@ -151,6 +162,10 @@ func (d *Driver) write(known *applied, want *ruleset) error {
 	have, _, err := read(conn)
 	if err != nil {
 		return fmt.Errorf("reading rules: %w", err)
+	}
+	if d.placed == nil && have != nil {
+		d.placed = have.placements()
+		want.place(c, d.placed)
 	}
 	if have != nil && sameFrame(have, want) {
 		todo, _ := changes(have, want)
@@ -185,6 +200,11 @@ func (d *Driver) edit(conn *nftables.Conn, want *ruleset, todo map[string]*chang
 		return nil
 	}
 	n := 0
+	if frees(todo) {
+		for _, f := range families {
+			conn.FlushSet(&nftables.Set{Table: table(), Name: refusedSet(f)})
+		}
+	}
 	// All that goes goes first: what comes may overlap it.
 	for _, name := range slices.Sorted(maps.Keys(todo)) {
 		for part := range slices.Chunk(elements(want.sets[name].shape, todo[name].remove), elementsPerMessage) {
@@ -221,13 +241,18 @@ func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, whole bool) e
 	case have != nil:
 		conn.FlushTable(t)
 		for _, name := range slices.Sorted(maps.Keys(have.sets)) {
-			conn.DelSet(&nftables.Set{Table: t, Name: name})
+			// What rules have counted stays.
+			if w := want.sets[name]; w == nil || !w.shape.isDynamic || w.shape != have.sets[name].shape {
+				conn.DelSet(&nftables.Set{Table: t, Name: name})
+			}
 		}
 		for _, name := range slices.Sorted(maps.Keys(have.chains)) {
 			conn.DelChain(&nftables.Chain{Table: t, Name: name})
 		}
 	}
-	conn.AddObj(&nftables.NamedObj{Table: t, Name: guardCounter, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}) // unless it is there
+	for _, name := range []string{guardCounter, begunCounter} {
+		conn.AddObj(&nftables.NamedObj{Table: t, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}) // unless it is there
+	}
 	chains := map[string]*nftables.Chain{}
 	for _, name := range slices.Sorted(maps.Keys(want.chains)) {
 		c := want.chains[name]
@@ -246,7 +271,7 @@ func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, whole bool) e
 			return err
 		}
 		carried := s.elements
-		if s.shape.isConcat {
+		if s.shape.isVerdict {
 			carried = maps.Clone(s.elements)
 			for _, key := range slices.Sorted(maps.Keys(carried)) {
 				e := carried[key]
@@ -277,7 +302,10 @@ func kernelSet(name string, s *set) *nftables.Set {
 	d := define(name, s)
 	k := &nftables.Set{Table: table(), Name: name, KeyType: d.key, DataType: d.data, IsMap: d.shape.isMap,
 		Interval: d.shape.isInterval, Concatenation: d.shape.isConcat, Counter: d.counter}
-	if d.key == nftables.TypeIFName || d.key == nftables.TypeMark {
+	if d.shape.isDynamic {
+		k.Dynamic, k.HasTimeout, k.Timeout, k.Size = true, true, d.timeout, dynamicSize
+	}
+	if d.key == nftables.TypeIFName {
 		k.KeyByteOrder = binaryutil.NativeEndian // for those who list the set
 	}
 	return k
@@ -289,9 +317,11 @@ func elements(s shape, es map[string]element) []nftables.SetElement {
 	for _, key := range slices.Sorted(maps.Keys(es)) {
 		e := es[key]
 		k := nftables.SetElement{Key: []byte(key), Comment: encodeComment(e.policy, e.before)}
-		if s.isConcat {
+		if s.isInterval {
 			half := len(key) / 2
 			k.Key, k.KeyEnd = []byte(key[:half]), []byte(key[half:])
+		}
+		if s.isVerdict {
 			k.VerdictData = &expr.Verdict{Kind: expr.VerdictKind(e.kind), Chain: e.chain}
 		} else if s.isMap {
 			k.Val = []byte(e.data)
@@ -345,7 +375,11 @@ func read(conn *nftables.Conn) (*ruleset, nat.Counter, error) {
 		if k.Anonymous {
 			continue // part of a rule, and not one of ours
 		}
-		s := &set{shape: shape{k.IsMap, k.Interval, k.Concatenation}, elements: map[string]element{}}
+		s := &set{shape: shape{k.IsMap, k.IsMap && k.DataType.Name == "", k.Interval, k.Concatenation, k.Dynamic}, elements: map[string]element{}}
+		r.sets[k.Name] = s
+		if k.Dynamic {
+			continue
+		}
 		list, err := conn.GetSetElements(k)
 		if err != nil {
 			return nil, guard, err
@@ -357,7 +391,6 @@ func read(conn *nftables.Conn) (*ruleset, nat.Counter, error) {
 			}
 			s.elements[key] = el
 		}
-		r.sets[k.Name] = s
 	}
 	objects, err := conn.GetNamedObjects(t)
 	if err != nil {
@@ -396,7 +429,7 @@ func (d *Driver) Observe(ctx context.Context) (nat.State, error) {
 	if err != nil || have == nil {
 		return nat.State{}, err
 	}
-	s := nat.State{Present: true, Guard: guard}
+	s := nat.State{Present: true, Guard: guard, Placements: have.placements()}
 	counters := have.counters()
 	for _, name := range slices.Sorted(maps.Keys(counters)) {
 		s.Policies = append(s.Policies, nat.PolicyState{Name: name, Flows: counters[name]})

@@ -53,6 +53,7 @@ func example() nat.Config {
 	return nat.Config{
 		Underlay: "up0",
 		Own:      []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")},
+		Zones:    []nat.Zone{{Name: "a", Prefixes: pfx("10.1.0.0/16")}, {Name: "b", Prefixes: pfx("10.2.0.0/16", "10.3.0.0/16")}},
 		Pools:    []nat.Pool{pool("partner", "192.0.2.11"), pool("web", "192.0.2.21", "192.0.2.22", "192.0.2.23", "2001:db8:ff::21", "2001:db8:ff::22")},
 		Policies: []nat.Policy{
 			{Name: "default", Action: nat.SNAT, Sources: pfx("10.0.0.0/8", "2001:db8:a::/48"), Pool: "web"},
@@ -133,6 +134,10 @@ func TestHealing(t *testing.T) {
 		"flush chain inet isthmus input",
 		"add element inet isthmus bgp { eth7 }",
 		"flush map inet isthmus pool-web-4",
+		"add element inet isthmus full-web-4 { 198.51.100.1 . tcp . 443 }",
+		"add element inet isthmus table-full { ipv4 }",
+		"flush chain inet isthmus pool-web-6",
+		"flush map inet isthmus zones-4",
 	} {
 		ns.Run("nft " + command)
 		if list() == before && !strings.Contains(command, "counter") {

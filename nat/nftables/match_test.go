@@ -102,7 +102,8 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 			pool("one", "192.0.2.11", "2001:db8:ff::11"),
 			pool("many", "192.0.2.21", "192.0.2.22", "192.0.2.23", "2001:db8:ff::21", "2001:db8:ff::22", "2001:db8:ff::23", "2001:db8:ff::24"),
 			pool("four-only", "192.0.2.31"),
-		}}
+		},
+		Zones: []nat.Zone{{Name: "a", Prefixes: pfx("10.0.0.0/16", "10.2.1.0/24")}, {Name: "b", Prefixes: pfx("10.1.0.0/16", "2001:db8:a:100::/56")}}}
 	counted := map[string]uint64{}
 	var guarded uint64
 	outcomes := map[string]int{}
@@ -121,6 +122,14 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 			c.Policies[r.IntN(n)].Sources = []netip.Prefix{r.either(r.inside()), r.either(r.inside())}
 		}
 		settle(&c)
+		c.Pools = slices.Clone(c.Pools)
+		for i := range c.Pools { // addresses get other zones, weights and states
+			c.Pools[i].Addresses = slices.Clone(c.Pools[i].Addresses)
+			for j := range c.Pools[i].Addresses {
+				a := &c.Pools[i].Addresses[j]
+				a.Zone, a.Weight, a.Down = []string{"", "a", "b", "c"}[r.IntN(4)], uint32(r.IntN(4)), r.IntN(4) == 0
+			}
+		}
 		for name := range counted {
 			if !slices.ContainsFunc(c.Policies, func(p nat.Policy) bool { return p.Name == name }) {
 				delete(counted, name)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -202,4 +203,36 @@ func (s *site) receive(pause time.Duration) map[uint16]caught {
 
 func (c caught) String() string {
 	return fmt.Sprintf("%v > %v protocol %d", c.source, c.destination, c.protocol)
+}
+
+var errTimeout = errors.New("no answer")
+
+// try sends from a socket inside, to whatever answers, and returns the error that it gets, or errTimeout.
+func (s *site) try(network, from, to string, port int, wait time.Duration) error {
+	s.t.Helper()
+	var c net.Conn
+	var err error
+	s.inside.Do(func() {
+		d := net.Dialer{Timeout: wait}
+		if network == "tcp" {
+			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from), Port: port}
+		} else {
+			d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(from), Port: port}
+		}
+		c, err = d.Dial(network, to)
+	})
+	if err == nil {
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(wait))
+		if _, err = c.Write([]byte("x")); err == nil {
+			_, err = c.Read(make([]byte, 1))
+		}
+	}
+	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
+		return errTimeout
+	}
+	if no, ok := errors.AsType[unix.Errno](err); ok {
+		return no
+	}
+	return err
 }

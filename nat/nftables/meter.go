@@ -1,0 +1,128 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/isthmus-net/isthmus/nat"
+	"golang.org/x/sys/unix"
+)
+
+var errNotApplied = errors.New("there are no rules yet")
+
+// Place makes the placements be exactly these. See nat.Driver.
+func (d *Driver) Place(ctx context.Context, placed []nat.Placement) error {
+	return d.run(ctx, func() {
+		d.placed = append([]nat.Placement{}, placed...) // never nil
+	})
+}
+
+// Refuse makes the overload be exactly this. See nat.Driver.
+func (d *Driver) Refuse(ctx context.Context, o nat.Overload) error {
+	o.Exhausted = slices.Clone(o.Exhausted)
+	return d.run(ctx, func() { d.overload = o })
+}
+
+// run changes what was not configured, and edits the sets that hold it.
+func (d *Driver) run(ctx context.Context, set func()) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if d.config == nil {
+		return errNotApplied
+	}
+	set()
+	number, err := d.number()
+	if err != nil {
+		return fmt.Errorf("asking whether rules changed: %w", err)
+	}
+	known := d.last
+	if known != nil && known.number == number {
+		return d.become(number, known, known.config, known.rules.with())
+	}
+	want, err := compile(*d.config)
+	if err != nil {
+		return fmt.Errorf("compiling rules: %w", err)
+	}
+	return d.become(number, nil, *d.config, want)
+}
+
+// Begun returns how many flows began with a pool's address. See nat.Driver.
+func (d *Driver) Begun(ctx context.Context) (uint64, error) {
+	conn, err := d.open()
+	if err != nil {
+		return 0, err
+	}
+	defer conn.CloseLasting()
+	o, err := conn.GetObject(&nftables.NamedObj{Table: table(), Name: begunCounter, Type: unix.NFT_OBJECT_COUNTER})
+	if err != nil {
+		return 0, fmt.Errorf("reading the counter of new flows: %w", err)
+	}
+	if named, ok := o.(*nftables.NamedObj); ok {
+		if c, ok := named.Obj.(*expr.Counter); ok {
+			return c.Packets, nil
+		}
+	}
+	return 0, errors.New("reading the counter of new flows: it is none")
+}
+
+// Meter returns of which flows Begun consists. See nat.Driver.
+func (d *Driver) Meter(ctx context.Context) (nat.Meter, error) {
+	m := nat.Meter{Begun: map[nat.Use]uint64{}, Refused: map[nat.Use]uint64{}}
+	conn, err := d.open()
+	if err != nil {
+		return m, err
+	}
+	defer conn.CloseLasting()
+	read := func(name string, each func(key []byte, packets uint64)) error {
+		list, err := conn.GetSetElements(&nftables.Set{Table: table(), Name: name})
+		if err != nil {
+			return fmt.Errorf("reading set %s: %w", name, err)
+		}
+		for _, e := range list {
+			if e.Counter != nil {
+				each(e.Key, e.Counter.Packets)
+			}
+		}
+		return nil
+	}
+	d.mu.Lock()
+	var pools []nat.Pool
+	if d.config != nil {
+		pools = d.config.Pools
+	}
+	d.mu.Unlock()
+	for _, f := range families {
+		for _, p := range pools {
+			if len(p.Family(f.ipv6)) == 0 {
+				continue
+			}
+			err = errors.Join(err, read(meterSet(p.Name, f), func(key []byte, n uint64) {
+				if u, ok := decodeUse(key, f); ok {
+					u.Pool = p.Name
+					m.Begun[u] = n
+				}
+			}))
+			if !p.Silent {
+				continue // every client is counted
+			}
+			err = errors.Join(err, read(exhaustedSet(p.Name, f), func(key []byte, n uint64) {
+				if len(key) == int(f.size)+8 {
+					m.Refused[nat.Use{Pool: p.Name, Service: decodeService(key)}] = n
+				}
+			}))
+		}
+		err = errors.Join(err, read(refusedSet(f), func(key []byte, n uint64) {
+			if u, ok := decodeUse(key, f); ok {
+				m.Refused[u] = n
+			}
+		}))
+	}
+	return m, errors.Join(err, read(fullSet, func(_ []byte, n uint64) { m.TableFull += n }))
+}

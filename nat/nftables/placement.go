@@ -1,0 +1,302 @@
+package nftables
+
+import (
+	"cmp"
+	"encoding/binary"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/isthmus-net/isthmus/nat"
+	"golang.org/x/sys/unix"
+)
+
+// begunCounter is the name of the counter of flows that began with a pool's address.
+const begunCounter = "begun"
+
+// fullSet is the name of the set of families of which nothing new may leave.
+const fullSet = "table-full"
+
+const (
+	// dynamicSize is how many elements a set that rules fill may have.
+	dynamicSize = 65536
+	// meterIdle is how long the kernel counts on without a new flow.
+	meterIdle = time.Minute
+	// refusedIdle is for how long a client that was refused is told so at once.
+	refusedIdle = 30 * time.Second
+)
+
+func zoneMap(f family) string                { return "zones-" + f.suffix }
+func placedMap(pool string, f family) string { return "placed-" + pool + "-" + f.suffix }
+func exhaustedSet(pool string, f family) string {
+	return "full-" + pool + "-" + f.suffix
+}
+func refuseChain(f family) string           { return "refuse-" + f.suffix }
+func refusedSet(f family) string            { return "refused-" + f.suffix }
+func meterSet(pool string, f family) string { return "begun-" + pool + "-" + f.suffix }
+
+// placement completes the definition of a set that is about placing flows, and says whether it is one.
+func (d *definition) placement(addr nftables.SetDatatype) bool {
+	service := []nftables.SetDatatype{addr, nftables.TypeInetProto, nftables.TypeInetService}
+	kind, _, _ := strings.Cut(d.name, "-")
+	switch {
+	case d.name == fullSet:
+		d.key, d.counter = nftables.TypeNFProto, true
+	case kind == "pool":
+		d.key, d.data = nftables.MustConcatSetType(nftables.TypeMark, nftables.TypeMark), addr
+	case kind == "zones":
+		d.key, d.data = nftables.MustConcatSetType(addr, nftables.TypeInetProto), nftables.TypeMark
+	case kind == "placed":
+		d.key, d.data = nftables.MustConcatSetType(addr, addr), addr
+	case kind == "full":
+		d.key, d.counter = nftables.MustConcatSetType(service...), true
+	case kind == "refused", kind == "begun":
+		d.key, d.timeout = nftables.MustConcatSetType(append([]nftables.SetDatatype{addr}, service...)...), meterIdle
+		if kind == "refused" {
+			d.timeout = refusedIdle
+		}
+	default:
+		return false
+	}
+	return true
+}
+
+// addPools adds a chain for each pool, that translates the source of new flows. Which address it is changes with the
+// elements of maps alone: where a source is placed to, and then the address of its slot.
+func (r *ruleset) addPools(c nat.Config) {
+	for _, f := range families {
+		if len(c.Zones) > 0 {
+			r.sets[zoneMap(f)] = &set{shape: shape{isMap: true, isInterval: true, isConcat: true}, elements: zoneElements(c, f)}
+		}
+		for _, p := range c.Pools {
+			addrs := p.Family(f.ipv6)
+			if len(addrs) == 0 {
+				continue
+			}
+			name, placed := poolName(p.Name, f.ipv6), placedMap(p.Name, f)
+			slots := &set{shape: shape{isMap: true, isConcat: true}, elements: map[string]element{}}
+			addSlots(slots, 0, p.Slots(f.ipv6, ""))
+			r.sets[name] = slots
+			translate := &expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), RegAddrMin: reg1, RegAddrMax: reg1}
+			look := func(name string) expr.Any {
+				return &expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: name}
+			}
+			// The slot comes behind the zone, which is in the first register.
+			bySlot := do(network(f.source, f.size, register(16)),
+				&expr.Hash{SourceRegister: register(16), DestRegister: register(4), Length: f.size, Modulus: nat.Slots, Seed: nat.HashSeed, Type: expr.HashTypeJenkins},
+				look(name), translate)
+
+			exhausted := do(verdict(expr.VerdictGoto, refuseChain(f)))
+			if p.Silent {
+				exhausted = do(verdict(expr.VerdictDrop, ""))
+			}
+			r.sets[meterSet(p.Name, f)] = &set{shape: shape{isConcat: true, isDynamic: true}}
+			pool := &chain{rules: [][]expr.Any{
+				rule(service(f, 0), do(in(exhaustedSet(p.Name, f))), exhausted),
+				meter(p.Name, f, unix.IPPROTO_TCP),
+				meter(p.Name, f, unix.IPPROTO_UDP),
+				do(network(f.source, f.size, register(0)), network(f.dst, f.size, register(f.size)), look(placed), translate),
+			}}
+			near := false
+			for i, z := range c.Zones {
+				if slices.ContainsFunc(addrs, func(a nat.PoolAddress) bool { return a.Zone == z.Name }) {
+					near = true
+					addSlots(slots, i+1, p.Slots(f.ipv6, z.Name))
+				}
+			}
+			if near {
+				pool.rules = append(pool.rules, rule(do(network(f.source, f.size, register(0)), meta(expr.MetaKeyL4PROTO, register(f.size)), look(zoneMap(f))), bySlot))
+			}
+			pool.rules = append(pool.rules, rule(do(&expr.Immediate{Register: reg1, Data: make([]byte, 4)}), bySlot))
+			r.chains[name] = pool
+		}
+	}
+}
+
+func addSlots(s *set, zone int, slots [nat.Slots]netip.Addr) {
+	for i, a := range slots {
+		key := binary.NativeEndian.AppendUint32(nil, uint32(zone))
+		s.elements[string(binary.NativeEndian.AppendUint32(key, uint32(i)))] = element{data: string(a.AsSlice())}
+	}
+}
+
+// zoneElements are the zones' prefixes with the zones' places in the list, from 1. The protocol, every one, is in the key because the kernel
+// has ranges that are quick to change only for keys of several parts.
+func zoneElements(c nat.Config, f family) map[string]element {
+	elements := map[string]element{}
+	for i, z := range c.Zones {
+		for _, p := range z.Prefixes {
+			if p.Addr().Is6() == f.ipv6 {
+				key := slices.Concat(bound(p, 0), []byte{0, 0, 0, 0}, bound(p, 1), []byte{255, 0, 0, 0})
+				elements[string(key)] = element{data: string(binary.NativeEndian.AppendUint32(nil, uint32(i+1)))}
+			}
+		}
+	}
+	return elements
+}
+
+// service loads destination, protocol and port behind offset.
+func service(f family, offset uint32) []expr.Any {
+	return do(
+		network(f.dst, f.size, register(offset)),
+		meta(expr.MetaKeyL4PROTO, register(offset+f.size)),
+		transport(2, 2, register(offset+f.size+4)))
+}
+
+// clientService loads source, destination, protocol and port.
+func clientService(f family) []expr.Any {
+	return rule(do(network(f.source, f.size, register(0))), service(f, f.size))
+}
+
+// meter counts flows that begin. When the set has no room the rule ends at it.
+func meter(pool string, f family, protocol byte) []expr.Any {
+	key := register(2 * f.size)
+	return rule(do(meta(expr.MetaKeyL4PROTO, key), &expr.Cmp{Op: expr.CmpOpEq, Register: key, Data: []byte{protocol}},
+		&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: begunCounter}), clientService(f), do(update(meterSet(pool, f))))
+}
+
+func update(set string) expr.Any {
+	return &expr.Dynset{SrcRegKey: reg1, SetName: set, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{&expr.Counter{}}}
+}
+
+// addRefusals adds what refuses the flows that cannot begin.
+func (r *ruleset) addRefusals() {
+	r.sets[fullSet] = &set{elements: map[string]element{}}
+	for _, f := range families {
+		r.sets[refusedSet(f)] = &set{shape: shape{isConcat: true, isDynamic: true}}
+		r.chains[refuseChain(f)] = &chain{rules: [][]expr.Any{
+			rule(clientService(f), do(update(refusedSet(f)))),
+			do(verdict(expr.VerdictDrop, "")),
+		}}
+	}
+	r.chains["reject"] = &chain{rules: [][]expr.Any{
+		do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}),
+		do(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}),
+	}}
+}
+
+// refusals tell clients that their new flows cannot leave. The kernel has no way to do that where the source is chosen, so
+// the first packet of a client to an exhausted service is dropped there, and the client is remembered here.
+func refusals(underlay string) [][]expr.Any {
+	const confirmed = 1 << 3 // IPS_CONFIRMED: the flow's first packet has left
+	begins := rule(leaves(expr.CmpOpEq, underlay), do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, confirmed), Xor: make([]byte, 4)},
+		compare(expr.CmpOpEq, 0, 0, 0, 0)))
+	rules := [][]expr.Any{rule(begins, do(meta(expr.MetaKeyNFPROTO, reg1), in(fullSet), verdict(expr.VerdictGoto, "reject")))}
+	for _, f := range families {
+		rules = append(rules, rule(begins, isFamily(f), clientService(f), do(in(refusedSet(f)), verdict(expr.VerdictGoto, "reject"))))
+	}
+	return rules
+}
+
+// place fills the maps of placements with those of the pools of a configuration that new flows may have.
+func (r *ruleset) place(c nat.Config, placed []nat.Placement) {
+	for _, f := range families {
+		for _, p := range c.Pools {
+			if len(p.Family(f.ipv6)) > 0 {
+				r.sets[placedMap(p.Name, f)] = &set{shape: shape{isMap: true, isConcat: true}, elements: map[string]element{}}
+			}
+		}
+	}
+	usable := map[string][]nat.PoolAddress{}
+	for _, p := range placed {
+		f := of(p.Source.Is6())
+		name := placedMap(p.Pool, f)
+		s := r.sets[name]
+		if s == nil {
+			continue
+		}
+		if usable[name] == nil {
+			usable[name] = c.Pool(p.Pool).Usable(f.ipv6, "")
+		}
+		if slices.ContainsFunc(usable[name], func(a nat.PoolAddress) bool { return a.Address == p.Address }) && p.Destination.Is6() == f.ipv6 {
+			s.elements[string(append(p.Source.AsSlice(), p.Destination.AsSlice()...))] = element{data: string(p.Address.AsSlice())}
+		}
+	}
+}
+
+// placements returns what place filled in, in order.
+func (r *ruleset) placements() []nat.Placement {
+	placed := []nat.Placement{}
+	for name, s := range r.sets {
+		pool, ok := strings.CutPrefix(name, "placed-")
+		if !ok {
+			continue
+		}
+		for key, e := range s.elements {
+			source, _ := netip.AddrFromSlice([]byte(key[:len(key)/2]))
+			destination, _ := netip.AddrFromSlice([]byte(key[len(key)/2:]))
+			address, _ := netip.AddrFromSlice([]byte(e.data))
+			placed = append(placed, nat.Placement{Pool: pool[:len(pool)-2], Source: source, Destination: destination, Address: address})
+		}
+	}
+	slices.SortFunc(placed, func(a, b nat.Placement) int {
+		return cmp.Or(cmp.Compare(a.Pool, b.Pool), a.Source.Compare(b.Source), a.Destination.Compare(b.Destination))
+	})
+	return placed
+}
+
+// refuse fills the sets of what is refused.
+func (r *ruleset) refuse(c nat.Config, o nat.Overload) {
+	r.sets[fullSet] = &set{elements: map[string]element{}}
+	for _, f := range families {
+		if o.TableFull {
+			r.sets[fullSet].elements[string([]byte{f.nfproto})] = element{}
+		}
+		for _, p := range c.Pools {
+			if len(p.Family(f.ipv6)) > 0 {
+				r.sets[exhaustedSet(p.Name, f)] = &set{shape: shape{isConcat: true}, elements: map[string]element{}}
+			}
+		}
+	}
+	for _, e := range o.Exhausted {
+		if s := r.sets[exhaustedSet(e.Pool, of(e.Destination.Is6()))]; s != nil {
+			s.elements[serviceKey(e.Service)] = element{}
+		}
+	}
+}
+
+func serviceKey(s nat.Service) string {
+	key := append(s.Destination.AsSlice(), s.Protocol, 0, 0, 0)
+	return string(append(binary.BigEndian.AppendUint16(key, s.Port), 0, 0))
+}
+
+// decodeService reads the end of a key.
+func decodeService(key []byte) (s nat.Service) {
+	n := len(key) - 8
+	s.Destination, _ = netip.AddrFromSlice(key[:n])
+	s.Protocol, s.Port = key[n], binary.BigEndian.Uint16(key[n+4:])
+	return s
+}
+
+// decodeUse reads the key of a meter: source and service.
+func decodeUse(key []byte, f family) (u nat.Use, ok bool) {
+	n := int(f.size)
+	if len(key) != 2*n+8 {
+		return u, false
+	}
+	u.Source, _ = netip.AddrFromSlice(key[:n])
+	u.Service = decodeService(key[n:])
+	return u, true
+}
+
+// frees says whether a change ends the refusal of a service.
+func frees(todo map[string]*change) bool {
+	for name, c := range todo {
+		if strings.HasPrefix(name, "full-") {
+			for key := range c.remove {
+				if _, stays := c.add[key]; !stays {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// with returns a copy with sets that can be replaced.
+func (r *ruleset) with() *ruleset { return &ruleset{chains: r.chains, sets: maps.Clone(r.sets)} }
