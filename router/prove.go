@@ -88,10 +88,11 @@ func (r *Router) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressReques
 	}
 	used := judge(p, "now", config, now, expected)
 	for i, pool := range config.Pools {
-		for _, a := range pool.Addresses {
+		for j, a := range pool.Addresses {
 			broken := config
 			broken.Pools = slices.Clone(config.Pools)
-			broken.Pools[i].Addresses = slices.DeleteFunc(slices.Clone(pool.Addresses), func(o nat.PoolAddress) bool { return o == a })
+			broken.Pools[i].Addresses = slices.Clone(pool.Addresses)
+			broken.Pools[i].Addresses[j].Down = true
 			then, err := r.NAT.Predict(broken, sources, destinations)
 			if err != nil {
 				return nil, err

@@ -165,6 +165,10 @@ func (d filter) Apply(_ context.Context, c nat.Config) error {
 	return nil
 }
 func (d filter) Observe(context.Context) (nat.State, error)                { return nat.State{Present: true}, nil }
+func (d filter) Place(context.Context, []nat.Placement) error              { return nil }
+func (d filter) Refuse(context.Context, nat.Overload) error                { return nil }
+func (d filter) Begun(context.Context) (uint64, error)                     { return 0, nil }
+func (d filter) Meter(context.Context) (nat.Meter, error)                  { return nat.Meter{}, nil }
 func (d filter) Differences(context.Context, nat.Config) ([]string, error) { return nil, nil }
 func (d filter) Departures(context.Context, string, []netip.Prefix, []netip.Prefix) ([]nat.Departure, error) {
 	return nil, nil

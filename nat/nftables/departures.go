@@ -195,13 +195,21 @@ type walk struct {
 	underlay []byte
 	bases    []*chain // that a forwarded packet passes, in order
 	paths    int
+	been     map[stop]bool
 	out      []nat.Departure
+}
+
+// stop is a way that has come to a base chain. From there on nothing else counts.
+type stop struct {
+	box
+	translated string
+	base       int
 }
 
 func (r *ruleset) departures(underlay string, sources, destinations []netip.Prefix) ([]nat.Departure, error) {
 	var out []nat.Departure
 	for _, f := range families {
-		w := &walk{rules: r, family: f, underlay: interfaceName(underlay)}
+		w := &walk{rules: r, family: f, underlay: interfaceName(underlay), been: map[stop]bool{}}
 		for _, name := range slices.Sorted(maps.Keys(r.chains)) {
 			if c := r.chains[name]; c.kind != "" && c.hook != *nftables.ChainHookInput && c.hook != *nftables.ChainHookOutput {
 				w.bases = append(w.bases, c)
@@ -243,6 +251,11 @@ func bounds(p netip.Prefix) (first, last string) {
 
 // base follows a way from the base chain of a number on.
 func (w *walk) base(p way, n int) error {
+	at := stop{p.box, p.translated, n}
+	if w.been[at] {
+		return nil
+	}
+	w.been[at] = true
 	if n == len(w.bases) {
 		d := nat.Departure{
 			Sources:      addresses(p.first[source], p.last[source]),
@@ -290,12 +303,14 @@ func (w *walk) expr(p way, c *chain, n, i int, end end) error {
 	}
 	next := func(p way) error { return w.expr(p, c, n, i+1, end) }
 	skip := func(p way) error { return w.chain(p, c, n+1, end) }
-	both := func() error { return errors.Join(next(p), skip(p)) }
+	both := func() error { return either(p, next, skip) }
 	switch e := c.rules[n][i].(type) {
 	case *expr.Counter, *expr.Log, *expr.Objref:
 		return next(p)
-	case *expr.Limit:
+	case *expr.Limit, *expr.Dynset: // the rate may be exceeded, the set full
 		return both()
+	case *expr.Reject:
+		return nil
 	case *expr.Immediate:
 		p.constant(e.Register, e.Data)
 		return next(p)
@@ -319,6 +334,14 @@ func (w *walk) expr(p way, c *chain, n, i int, end end) error {
 			return fmt.Errorf("a rule writes into packets")
 		}
 		w.payload(&p, e)
+		return next(p)
+	case *expr.Ct:
+		if e.SourceRegister {
+			return next(p) // sets a mark
+		}
+		if p.unknown(e.Register, 16); e.Key == expr.CtKeySTATE {
+			p.constant(e.Register, binary.NativeEndian.AppendUint32(nil, expr.CtStateBitNEW))
+		}
 		return next(p)
 	case *expr.Rt: // is it encrypted next? What is leaves as ESP, with the node's own source.
 		p.constant(e.Register, []byte{0})
@@ -388,7 +411,7 @@ func (w *walk) compare(p way, e *expr.Cmp, next, skip func(way) error) error {
 	if e.Op == expr.CmpOpNeq {
 		next, skip = skip, next
 	} else if e.Op != expr.CmpOpEq {
-		return errors.Join(next(p), skip(p))
+		return either(p, next, skip)
 	}
 	cells := p.registers[offset(e.Register):][:len(e.Data)]
 	f := cells[0].field
@@ -398,7 +421,7 @@ func (w *walk) compare(p way, e *expr.Cmp, next, skip func(way) error) error {
 	if f == known {
 		for i, c := range cells {
 			if c.field != known {
-				return errors.Join(next(p), skip(p))
+				return either(p, next, skip)
 			} else if c.value != e.Data[i] {
 				return skip(p)
 			}
@@ -416,7 +439,7 @@ func (w *walk) compare(p way, e *expr.Cmp, next, skip func(way) error) error {
 		first, last = append(first, e.Data[i]), append(last, e.Data[i]|^c.mask)
 	}
 	if !whole {
-		return errors.Join(next(p), skip(p))
+		return either(p, next, skip)
 	}
 	size := len(p.first[f])
 	return w.split(p, f, string(append(first, make([]byte, size-len(first))...)), string(append(last, bytes.Repeat([]byte{0xff}, size-len(last))...)), next, skip)
@@ -429,12 +452,22 @@ func (w *walk) split(p way, f field, first, last string, in, out func(way) error
 	}
 	q := p
 	q.box = hit
-	errs := []error{in(q)}
+	err := in(q)
 	for _, rest := range p.without(hit) {
-		q.box = rest
-		errs = append(errs, out(q))
+		if err == nil {
+			q.box = rest
+			err = out(q)
+		}
 	}
-	return errors.Join(errs...)
+	return err
+}
+
+// either goes both ways.
+func either(p way, next, skip func(way) error) error {
+	if err := next(p); err != nil {
+		return err
+	}
+	return skip(p)
 }
 
 // lookup splits a way by the elements of a set.
@@ -446,8 +479,20 @@ func (w *walk) lookup(p way, e *expr.Lookup, c *chain, n int, next, skip func(wa
 	if e.Invert {
 		next, skip = skip, next
 	}
-	var errs []error
+	if s.shape.isDynamic { // rules fill it
+		if e.IsDestRegSet {
+			return fmt.Errorf("a rule goes by what other rules have put into map %q", e.SetName)
+		}
+		return either(p, next, skip)
+	}
+	var err error
 	rest := []box{p.box}
+	type answer struct {
+		box
+		data, chain string
+		kind        int32
+	}
+	had := map[answer]bool{}
 	for _, key := range slices.Sorted(maps.Keys(s.elements)) {
 		el := s.elements[key]
 		hit, exact, ok := p.within(offset(e.SourceRegister), s.shape, key)
@@ -456,14 +501,22 @@ func (w *walk) lookup(p way, e *expr.Lookup, c *chain, n int, next, skip func(wa
 		}
 		q := p
 		q.box = hit
+		a := answer{hit, el.data, el.chain, el.kind}
+		if had[a] {
+			continue // and not exact either: those differ
+		}
+		had[a] = true
 		switch {
 		case !e.IsDestRegSet:
-			errs = append(errs, next(q))
-		case s.shape.isConcat:
-			errs = append(errs, w.verdict(q, &expr.Verdict{Kind: expr.VerdictKind(el.kind), Chain: el.chain}, c, n, end))
+			err = next(q)
+		case s.shape.isVerdict:
+			err = w.verdict(q, &expr.Verdict{Kind: expr.VerdictKind(el.kind), Chain: el.chain}, c, n, end)
 		default:
 			q.constant(e.DestRegister, []byte(el.data))
-			errs = append(errs, next(q))
+			err = next(q)
+		}
+		if err != nil {
+			return err
 		}
 		if !exact {
 			continue
@@ -483,9 +536,11 @@ func (w *walk) lookup(p way, e *expr.Lookup, c *chain, n int, next, skip func(wa
 	for _, b := range rest {
 		q := p
 		q.box = b
-		errs = append(errs, skip(q))
+		if err := skip(q); err != nil {
+			return err
+		}
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 func (b box) common(c box) (box, bool) {
@@ -498,7 +553,7 @@ func (b box) common(c box) (box, bool) {
 // within returns what of a way has a key in an element, exact when that is all that does and not only what may.
 func (p *way) within(at int, s shape, key string) (hit box, exact, ok bool) {
 	first, last := key, key
-	if s.isConcat {
+	if s.isInterval {
 		first, last = key[:len(key)/2], key[len(key)/2:]
 	}
 	hit, exact = p.box, true
