@@ -1,0 +1,127 @@
+// Package takeover has a node take the public addresses of its pools when the node that shares them with it is gone.
+//
+// Nodes that share a pool have the same public addresses in their documents; the platform leads each address to one of them.
+// Who has an address is not kept anywhere but there: a node that has lost its addresses sees its probes fail and withdraws
+// what it announces because of them.
+package takeover
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"time"
+)
+
+// Address is an address of a pool: as it is on this node's interface, and as the world sees it.
+type Address struct{ Address, Public netip.Addr }
+
+// Mover has the platform lead public addresses to this node. Taking what is here already changes nothing.
+type Mover interface {
+	Take(ctx context.Context, addresses []Address) error
+}
+
+// Config is what is wanted.
+type Config struct {
+	// Watch are addresses of the other node, by different ways. It is alive while one of them answers. Empty: nothing is
+	// taken.
+	Watch []netip.Addr
+	// Interval is the time between two requests to each, and the time in which it must answer.
+	Interval time.Duration
+	// Fall is for how many requests in a row no address must have answered.
+	Fall int
+	// Addresses are what to take.
+	Addresses []Address
+}
+
+const (
+	// grace is how long after the start the other node may not have been seen yet: its lanes may still have to come up.
+	grace = 30 * time.Second
+	// Delays between attempts to take.
+	firstRetry = time.Second
+	lastRetry  = 30 * time.Second
+)
+
+// verdict is what the last requests say of the other node. It has no clock and does no I/O.
+type verdict struct {
+	fall   int
+	failed int
+	seen   bool // it has been alive since the start, or since its addresses were taken
+}
+
+// alive notes that an address answered.
+func (v *verdict) alive() { v.failed, v.seen = 0, true }
+
+// silent notes that none answered, and says whether the other node is gone. early: it need not have been seen by now.
+func (v *verdict) silent(early bool) bool {
+	v.failed++
+	return v.failed >= v.fall && (v.seen || !early)
+}
+
+// Watcher watches the other node.
+type Watcher struct {
+	// Echo asks an address, and returns nil when it answers before ctx is done.
+	Echo  func(ctx context.Context, to netip.Addr) error
+	Mover Mover
+	Log   *slog.Logger
+	// Took is called after each attempt to take.
+	Took func(err error)
+}
+
+// Run watches until ctx is done. Once the addresses are taken, they are not taken again before the other node has been
+// seen alive.
+func (w *Watcher) Run(ctx context.Context, c Config) {
+	v := verdict{fall: c.Fall}
+	started, taken := time.Now(), false
+	ticker := time.NewTicker(c.Interval)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		if w.answers(ctx, c) {
+			v.alive()
+			taken = false
+		} else if !taken && v.silent(time.Since(started) < grace) && ctx.Err() == nil {
+			w.Log.Warn("the other node does not answer; taking its addresses", "requests", v.failed)
+			if !w.take(ctx, c) {
+				return
+			}
+			v, taken = verdict{fall: c.Fall}, true
+		}
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+		}
+	}
+}
+
+// answers says whether one of the addresses answers within an interval.
+func (w *Watcher) answers(ctx context.Context, c Config) bool {
+	ctx, cancel := context.WithTimeout(ctx, c.Interval)
+	defer cancel()
+	results := make(chan error, len(c.Watch))
+	for _, a := range c.Watch {
+		go func() { results <- w.Echo(ctx, a) }()
+	}
+	for range c.Watch {
+		if <-results == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// take tries until it succeeds, and returns false when ctx is done before.
+func (w *Watcher) take(ctx context.Context, c Config) bool {
+	for delay := firstRetry; ; delay = min(2*delay, lastRetry) {
+		err := w.Mover.Take(ctx, c.Addresses)
+		w.Took(err)
+		if err == nil {
+			w.Log.Info("took the addresses", "addresses", len(c.Addresses))
+			return true
+		}
+		w.Log.Error("taking the addresses failed", "err", err, "next", delay)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(delay):
+		}
+	}
+}
