@@ -103,8 +103,8 @@ func (a *app) cloudImport() *cobra.Command {
 that say where each value came from. What is skipped, missing or doubtful is said on standard error. - is standard input.
 
 aws: the configuration file in XML ("generic"), aws ec2 describe-vpn-connections, the Query API's answer, Terraform's state.
-azure: az network vnet-gateway show, vpn-connection show and local-gateway show together; or the file that a virtual WAN
-hands out for its VPN sites.
+azure: az network vnet-gateway show, vpn-connection show and local-gateway show (or list) together; for a hub of a virtual
+WAN, vpn-gateway show and vpn-site show, or the file that it hands out for its VPN sites.
 gcp: gcloud compute vpn-gateways, vpn-tunnels and routers describe (or list) together, as YAML or JSON.
 
 Keys are never printed. --set-secrets stores those that the files have on the node, --secrets-dir writes each into a

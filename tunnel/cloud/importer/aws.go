@@ -2,6 +2,7 @@ package importer
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -13,48 +14,51 @@ import (
 
 // readAWS reads the CustomerGatewayConfiguration (XML), alone or inside what describe-vpn-connections, the Query API or
 // Terraform's state have around it.
-func readAWS(r *Result, docs []document) error {
+func readAWS(r *Result, docs []document) {
 	for _, d := range docs {
-		n := len(r.Tunnels) + len(r.Notes)
-		if d.name == "vpn_connection" {
-			r.awsConnection(d, &node{}, d.node)
-			continue
-		}
-		inner := 0
+		found := false
 		d.walk(func(n *node) bool {
-			config := n.string("CustomerGatewayConfiguration")
-			if config == "" && !n.has("VpnConnectionId") {
-				// An output of Terraform has the XML as a mere value.
-				if strings.Contains(n.text, "<vpn_connection") {
-					inner++
-					r.awsText(d, n, &node{}, n.text)
+			for _, c := range n.all("vpn_connection") {
+				if d.xml && !c.has("VpnConnectionId") { // the Query API has vpnConnection around it
+					r.awsConnection(d, &node{}, c)
+					found = true
 				}
-				return true
 			}
-			if config == "" && !n.has("Options") && !n.has("State") {
-				return true // only mentions a connection
+			config := n.string("CustomerGatewayConfiguration")
+			switch {
+			case config != "" || n.has("VpnConnectionId") && (n.has("Options") || n.has("State")):
+				r.awsText(d, n, n, config)
+				found = true
+				return false
+			case strings.Contains(n.text, "<vpn_connection"): // an output of Terraform has the XML as a mere value
+				r.awsText(d, n, &node{}, n.text)
+				found = true
 			}
-			inner++
-			r.awsText(d, n, n, config)
-			return false
+			return true
 		})
-		if inner == 0 && len(r.Tunnels)+len(r.Notes) == n {
-			r.note(d, nil, "has no VPN connection in it")
+		if !found {
+			r.nothing(d, "VPN connection")
 		}
 	}
-	return nil
 }
 
 // awsText reads the XML of a connection, and what is said about it around it.
 func (r *Result) awsText(d document, at, about *node, config string) {
+	if state := strings.ToLower(about.string("State")); slices.Contains([]string{"deleted", "deleting", "pending"}, state) {
+		r.note(d, about, "%s: is %s; skipped", awsID(about), state)
+		return
+	}
 	xml := &node{line: at.line}
 	if strings.TrimSpace(config) != "" {
-		_, read, err := parseXML(unescape(bytes.TrimSpace([]byte(config))))
+		read, err := parseXML(unescape(bytes.TrimSpace([]byte(config))))
+		if err == nil && read.child("vpnconnection") == nil {
+			err = errors.New("has no vpn_connection")
+		}
 		if err != nil {
 			// The options may tell enough.
-			r.note(d, at, "%s: its CustomerGatewayConfiguration, %v", awsID(about), err)
+			r.note(d, at, "%s: its CustomerGatewayConfiguration: %v", awsID(about), err)
 		} else {
-			xml = read
+			xml = read.child("vpnconnection")
 		}
 	}
 	if about.empty() {
@@ -86,10 +90,6 @@ func (r *Result) awsConnection(d document, about, xml *node) {
 	id := xml.string("id")
 	if id == "" {
 		id = awsID(about)
-	}
-	if state := about.string("State"); slices.Contains([]string{"deleted", "deleting", "pending"}, strings.ToLower(state)) {
-		r.note(d, about, "%s: is %s; skipped", id, state)
-		return
 	}
 	options := r.awsOptions(d, about)
 	var tunnels []awsTunnel
@@ -131,6 +131,7 @@ func (r *Result) awsConnection(d document, about, xml *node) {
 	if gateway == "" {
 		gateway = "a transit gateway" // the element is there and empty
 	}
+	r.awsVariant(d, about, id)
 	static := xml.string("vpn_connection_attributes") == "NoBGPVPNConnection" || strings.EqualFold(about.string("Options", "StaticRoutesOnly"), "true") || strings.EqualFold(about.string("static_routes_only"), "true")
 	var names []string
 	for i, t := range tunnels {
@@ -147,6 +148,16 @@ func (r *Result) awsConnection(d document, about, xml *node) {
 	}
 	if static {
 		r.note(d, xml, "%s: is routed statically; write a static route for each VPC through %s", id, strings.Join(names, ", "))
+	}
+}
+
+// awsVariant says what a variant of a connection asks of this node, where that is more than the preset does.
+func (r *Result) awsVariant(d document, about *node, id string) {
+	if o := about.get("Options", "OutsideIpAddressType"); strings.EqualFold(o.string(), "PrivateIpv4") {
+		r.note(d, o, "%s: has private outside addresses, over Direct Connect; the underlay must lead there", id)
+	}
+	if o := about.get("Options", "TunnelInsideIpVersion"); strings.EqualFold(o.string(), "ipv6") {
+		r.note(d, o, "%s: carries IPv6 only; what is IPv4 needs a connection of its own", id)
 	}
 }
 
@@ -194,7 +205,7 @@ func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 	if h := r.seconds(d, x.get("vpn_gateway", "bgp", "hold_time"), "vpn_gateway/bgp/hold_time"); h.known() && h.Is != preset("aws").HoldTime.Is {
 		out.HoldTime = h
 	}
-	r.awsInside(d, id, t, &out)
+	out.Inside = r.awsInside(d, id, t)
 
 	for _, key := range []struct {
 		n    *node
@@ -202,7 +213,7 @@ func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 	}{{x.get("ike", "pre_shared_key"), "ike/pre_shared_key"}, {t.option("PreSharedKey"), "TunnelOptions/PreSharedKey"}} {
 		// Something else stands there when it was masked.
 		if psk := key.n.string(); awsKey.MatchString(psk) && !out.PSK.known() {
-			out.PSK = Value[Secret]{Secret{psk}, key.from}
+			out.PSK = keyFrom(psk, key.from)
 		}
 	}
 	if !out.PSK.known() {
@@ -235,31 +246,42 @@ func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 	return out
 }
 
-// awsInside reads the inside addresses: the gateway has the first of the block, the customer gateway the second.
-func (r *Result) awsInside(d document, id string, t awsTunnel, out *Tunnel) {
+// awsInside reads the inside addresses. In the options the gateway has the first of the block, the customer gateway the
+// second. A connection for IPv6 has a block of each family.
+func (r *Result) awsInside(d document, id string, t awsTunnel) (pairs []Inside) {
 	own := t.xml.get("customer_gateway", "tunnel_inside_address")
 	local := r.address(d, own.get("ip_address"), "customer_gateway/tunnel_inside_address")
 	peer := r.address(d, t.xml.get("vpn_gateway", "tunnel_inside_address", "ip_address"), "vpn_gateway/tunnel_inside_address")
-	bits := 30
-	if v, err := strconv.Atoi(own.string("network_cidr")); err == nil {
-		bits = v
-	}
-	if text := t.option("TunnelInsideCidr").string(); text != "" && (!local.known() || !peer.known()) {
-		if block, err := netip.ParsePrefix(text); err == nil && block.Bits() == 30 {
-			first := block.Masked().Addr().Next()
-			peer, local = Value[netip.Addr]{first, "TunnelInsideCidr"}, Value[netip.Addr]{first.Next(), "TunnelInsideCidr"}
-		} else {
-			r.note(d, t.at, "%s: TunnelInsideCidr %q is no /30", id, short(text))
-		}
-	}
 	if local.known() && peer.known() {
-		if pfx, err := local.Is.Prefix(bits); err == nil && pfx.Contains(peer.Is) {
-			out.Local, out.Peer = Value[netip.Prefix]{netip.PrefixFrom(local.Is, bits), local.From}, peer
-			return
+		bits := local.Is.BitLen() - 2
+		if v, err := strconv.Atoi(own.string("network_cidr")); err == nil {
+			bits = v
 		}
-		r.note(d, t.at, "%s: %s and %s do not make a pair of inside addresses with /%d", id, local.Is, peer.Is, bits)
+		if p, err := local.Is.Prefix(bits); err == nil && p.Contains(peer.Is) {
+			pairs = append(pairs, Inside{Value[netip.Prefix]{netip.PrefixFrom(local.Is, bits), local.From}, peer})
+		} else {
+			r.note(d, t.at, "%s: %s and %s do not make a pair of inside addresses with /%d", id, local.Is, peer.Is, bits)
+		}
 	}
-	r.note(d, t.at, "%s: no inside addresses for the tunnel to %s; give them, or the node allocates some that AWS does not know", id, t.remote.Is)
+	for _, option := range []struct {
+		name string
+		bits int
+	}{{"TunnelInsideCidr", 30}, {"TunnelInsideIpv6Cidr", 126}} {
+		text := t.option(option.name).string()
+		block, err := netip.ParsePrefix(text)
+		switch {
+		case text == "":
+		case err != nil || block.Bits() != option.bits:
+			r.note(d, t.at, "%s: %s %q is no /%d", id, option.name, short(text), option.bits)
+		case !slices.ContainsFunc(pairs, func(in Inside) bool { return in.Peer.Is.Is4() == block.Addr().Is4() }):
+			first := block.Masked().Addr().Next()
+			pairs = append(pairs, Inside{Value[netip.Prefix]{netip.PrefixFrom(first.Next(), option.bits), option.name}, Value[netip.Addr]{first, option.name}})
+		}
+	}
+	if len(pairs) == 0 {
+		r.note(d, t.at, "%s: no inside addresses for the tunnel to %s; give them, or the node allocates some that AWS does not know", id, t.remote.Is)
+	}
+	return pairs
 }
 
 // values returns the texts of a list of {Value: x}, or of texts, in lower case.

@@ -3,68 +3,101 @@ package importer
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 )
 
-// readAzure reads what az network vnet-gateway, vpn-connection and local-gateway show, which belong together by their
-// ids, and the site files of Virtual WAN.
-func readAzure(r *Result, docs []document) error {
+// readAzure reads what az network vnet-gateway, vpn-connection and local-gateway show, or for a hub vpn-gateway and
+// vpn-site, which belong together by their ids; templates that were exported; and the site files of Virtual WAN.
+func readAzure(r *Result, docs []document) {
 	var a azureObjects
 	for _, d := range docs {
-		before := a.count + len(r.Tunnels) + len(r.Notes)
 		d.walk(func(n *node) bool {
-			object := document{d.file, d.name, n}
+			if strings.Contains(n.string("$schema"), "deploymentTemplate") {
+				evaluate(n)
+			}
+			return len(n.keys) == 0
+		})
+		found := false
+		d.walk(func(n *node) bool {
+			object := document{file: d.file, node: n}
 			switch {
 			case n.has("vpnSiteConfiguration"):
 				r.azureSite(object)
+			case n.has("vpnSiteLinks"):
+				for _, link := range n.get("vpnSiteLinks").items() {
+					a.sides = append(a.sides, document{file: d.file, node: link})
+				}
 			case n.has("gatewayIpAddress") || n.has("localNetworkAddressSpace"):
 				a.sides = append(a.sides, object)
+			case n.has("vpnLinkConnections"):
+				a.hubConnections = append(a.hubConnections, object)
 			case n.has("virtualNetworkGateway1") || n.has("connectionType"):
 				a.connections = append(a.connections, object)
-			case n.get("bgpSettings").has("bgpPeeringAddresses"):
+			case n.get("bgpSettings").has("bgpPeeringAddresses") || n.has("gatewayType"):
 				a.gateways = append(a.gateways, object)
+				for _, c := range n.get("connections").items() { // of a hub's gateway
+					a.hubConnections = append(a.hubConnections, document{file: d.file, node: c})
+				}
 			default:
 				return true
 			}
-			a.count++
+			found = true
 			return false
 		})
-		if a.count+len(r.Tunnels)+len(r.Notes) == before {
-			r.note(d, nil, "has no gateway, connection, local gateway or VPN site in it")
+		if !found {
+			r.nothing(d, "gateway, connection, local gateway or VPN site")
 		}
 	}
 	for _, c := range a.connections {
 		r.azureConnection(c, a)
 	}
-	if len(a.connections) == 0 {
-		for _, g := range a.gateways {
-			r.note(g, g.node, "the gateway %s has no connection among the files; give az network vpn-connection show as well", called(g.node))
+	for _, c := range a.hubConnections {
+		links := c.get("vpnLinkConnections").items()
+		for _, link := range links {
+			name := called(c.node)
+			if len(links) > 1 {
+				name += "-" + called(link)
+			}
+			r.azureLink(c, document{file: c.file, node: link}, name, a)
 		}
 	}
-	return nil
+	if len(a.connections)+len(a.hubConnections) == 0 {
+		for _, g := range a.gateways {
+			r.note(g, g.node, "the gateway %s has no connection among the files; give az network vpn-connection show (for a hub, az network vpn-gateway show) as well", called(g.node))
+		}
+		for _, s := range a.sides {
+			r.note(s, s.node, "%s is this node as Azure knows it, and no connection to it is among the files; give az network vpn-connection show as well", called(s.node))
+		}
+	}
 }
 
+// azureObjects are what Azure's files have. A side is a local network gateway, or a link of a VPN site: this node.
 type azureObjects struct {
-	gateways, connections, sides []document
-	count                        int
+	gateways, connections, hubConnections, sides []document
 }
 
 func called(n *node) string {
 	if name := n.string("name"); name != "" {
 		return printable(name)
 	}
-	return lastOf(n.string("id"))
+	if id := n.string("id"); id != "" {
+		return lastOf(id)
+	}
+	return "one without a name"
 }
 
 func lastOf(id string) string { return printable(id[strings.LastIndexByte(id, '/')+1:]) }
 
-// find returns the object that an id means, or the only one when there is but one.
-func find(all []document, ref *node) (document, bool) {
-	id := ref.string("id")
-	i := slices.IndexFunc(all, func(d document) bool { return id != "" && strings.EqualFold(d.string("id"), id) })
+// find returns the object that an id means, or the only one when there is but one. In a template objects have no ids.
+func find(all []document, id string) (document, bool) {
+	i := slices.IndexFunc(all, func(d document) bool {
+		own := d.string("id")
+		return id != "" && (strings.EqualFold(own, id) || own == "" && strings.EqualFold(d.string("name"), lastOf(id)))
+	})
 	if i < 0 && id == "" && len(all) == 1 {
 		i = 0
 	}
@@ -74,41 +107,101 @@ func find(all []document, ref *node) (document, bool) {
 	return all[i], true
 }
 
+// Azure's pre-shared keys have any printable ASCII but these; what is in brackets is a template's expression.
+var (
+	azureKey = regexp.MustCompile(`^[!-,.-}]{1,128}$`)
+	noKey    = regexp.MustCompile(`^(\*+|\[.*\])$`)
+)
+
+func azurePSK(n *node, from string) (v Value[Secret]) {
+	if key := n.string(); azureKey.MatchString(key) && !noKey.MatchString(key) {
+		return keyFrom(key, from)
+	}
+	return v
+}
+
+// azureRefused notes what this node cannot speak with a connection, and reports whether there is such a thing.
+func (r *Result) azureRefused(c document, name string) bool {
+	for _, field := range []string{"connectionProtocol", "vpnConnectionProtocolType"} { // the second of a hub's
+		if p := c.get(field); strings.EqualFold(p.string(), "IKEv1") {
+			r.note(c, p, "%s: speaks IKEv1, which cannot be changed; make a new connection with IKEv2", name)
+			return true
+		}
+	}
+	for _, field := range []string{"usePolicyBasedTrafficSelectors", "trafficSelectorPolicies"} {
+		if s := c.get(field); strings.EqualFold(s.string(), "true") || len(s.items()) > 0 {
+			r.note(c, s, "%s: %s: a router has one pair of selectors for everything and cannot use others; turn them off", name, field)
+			return true
+		}
+	}
+	return false
+}
+
+// azureConnection makes the tunnels of a connection of a virtual network's gateway.
 func (r *Result) azureConnection(c document, a azureObjects) {
 	name := called(c.node)
-	if kind := c.string("connectionType"); kind != "" && !strings.EqualFold(kind, "IPsec") {
-		r.note(c, c.node, "%s: is a connection of type %s; skipped", name, short(kind))
+	if kind := c.get("connectionType"); kind.string() != "" && !strings.EqualFold(kind.string(), "IPsec") {
+		r.note(c, kind, "%s: is a connection of type %s; skipped", name, short(kind.string()))
 		return
 	}
-	if p := c.string("connectionProtocol"); strings.EqualFold(p, "IKEv1") {
-		r.note(c, c.get("connectionProtocol"), "%s: speaks IKEv1, which cannot be changed; make a new connection with IKEv2", name)
+	if r.azureRefused(c, name) {
 		return
 	}
-	if strings.EqualFold(c.string("usePolicyBasedTrafficSelectors"), "true") {
-		r.note(c, c.get("usePolicyBasedTrafficSelectors"), "%s: has policy based traffic selectors, which a router cannot use; turn them off", name)
-	}
-	g, ok := find(a.gateways, c.get("virtualNetworkGateway1"))
+	id := c.string("virtualNetworkGateway1", "id")
+	g, ok := find(a.gateways, id)
 	if !ok {
-		r.note(c, c.node, "%s: its gateway %s is not among the files; give az network vnet-gateway show as well", name, lastOf(c.string("virtualNetworkGateway1", "id")))
+		r.note(c, c.node, "%s: its gateway %s is not among the files; give az network vnet-gateway show as well", name, lastOf(id))
 		return
 	}
-	side, known := find(a.sides, c.get("localNetworkGateway2"))
+	if kind := g.get("vpnType"); strings.EqualFold(kind.string(), "PolicyBased") {
+		r.note(g, kind, "%s: its gateway %s is policy based, which is IKEv1 with selectors instead of routes; make a route based one", name, called(g.node))
+		return
+	}
+	side, known := find(a.sides, c.string("localNetworkGateway2", "id"))
 	if !known {
-		side = document{node: c.get("localNetworkGateway2")} // it may be written out in the connection
+		side = document{file: c.file, node: c.get("localNetworkGateway2")} // it may be written out in the connection
 		if !side.has("gatewayIpAddress") {
 			r.note(c, c.node, "%s: its local network gateway %s is not among the files; give az network local-gateway show as well", name, lastOf(side.string("id")))
 		}
 	}
-	bgp := strings.EqualFold(c.string("enableBgp"), "true")
-	public := r.address(side, side.get("gatewayIpAddress"), "localNetworkGateway/gatewayIpAddress")
-	ownASN := r.asn(side, side.get("bgpSettings", "asn"), "localNetworkGateway/bgpSettings/asn")
-	own := r.address(side, side.get("bgpSettings", "bgpPeeringAddress"), "localNetworkGateway/bgpSettings/bgpPeeringAddress")
-	psk := Value[Secret]{}
-	if key := c.string("sharedKey"); key != "" && strings.Trim(key, "*") != "" {
-		psk = Value[Secret]{Secret{key}, "connection/sharedKey"}
+	r.azureTunnels(c, g, side, name, "azure")
+}
+
+// azureLink makes the tunnels of a link of a connection of a hub's gateway.
+func (r *Result) azureLink(c, link document, name string, a azureObjects) {
+	if r.azureRefused(link, name) {
+		return
 	}
+	id, _, _ := strings.Cut(c.string("id"), "/vpnConnections/")
+	g, ok := find(a.gateways, id)
+	if !ok {
+		r.note(c, c.node, "%s: its gateway %s is not among the files; give az network vpn-gateway show as well", name, lastOf(id))
+		return
+	}
+	side, known := find(a.sides, link.string("vpnSiteLink", "id"))
+	if !known {
+		side = document{file: c.file, node: &node{line: link.line}}
+		r.note(c, link.node, "%s: its site link %s is not among the files; give az network vpn-site show as well", name, lastOf(link.string("vpnSiteLink", "id")))
+	}
+	r.azureTunnels(link, g, side, name, "azure-vwan")
+}
+
+// azureTunnels makes one tunnel to each instance of a gateway.
+func (r *Result) azureTunnels(c, g, side document, name, cloud string) {
+	bgp := strings.EqualFold(c.string("enableBgp"), "true")
+	from, address, settings := "localNetworkGateway/", "gatewayIpAddress", "bgpSettings"
+	if cloud == "azure-vwan" {
+		from, address, settings = "vpnSiteLink/", "ipAddress", "bgpProperties"
+	}
+	public := r.address(side, side.get(address), from+address)
+	ownASN := r.asn(side, side.get(settings, "asn"), from+settings+"/asn")
+	own := r.address(side, side.get(settings, "bgpPeeringAddress"), from+settings+"/bgpPeeringAddress")
+	psk := azurePSK(c.get("sharedKey"), "connection/sharedKey")
 	var names []string
 	instances := g.get("bgpSettings", "bgpPeeringAddresses").items()
+	if len(instances) == 0 {
+		r.note(g, g.node, "%s: its gateway %s has no bgpSettings/bgpPeeringAddresses, where the addresses of its instances are; give az network vnet-gateway show", name, called(g.node))
+	}
 	for i, in := range instances {
 		// A hub's instance lists its private address, too.
 		var remote Value[netip.Addr]
@@ -118,11 +211,11 @@ func (r *Result) azureConnection(c document, a azureObjects) {
 			}
 		}
 		if !remote.known() {
-			r.note(g, in, "%s: an instance of the gateway has no tunnelIpAddresses; skipped", called(g.node))
+			r.note(g, in, "%s: an instance of the gateway %s has no tunnelIpAddresses, which templates leave out; give az network vnet-gateway show", name, called(g.node))
 			continue
 		}
 		t := Tunnel{
-			Name: nameOf(name, strconv.Itoa(i)), Cloud: "azure", Remote: remote, PSK: psk, RouterPublic: public, RouterASN: ownASN,
+			Name: nameOf(name, strconv.Itoa(i)), Cloud: cloud, Remote: remote, PSK: psk, RouterPublic: public, RouterASN: ownASN,
 			About: fmt.Sprintf("%s, instance %d of %s", name, i, called(g.node)),
 		}
 		if len(instances) == 1 {
@@ -133,7 +226,7 @@ func (r *Result) azureConnection(c document, a azureObjects) {
 			t.ASN = r.asn(g, g.get("bgpSettings", "asn"), "gateway/bgpSettings/asn")
 			peer := r.azurePeer(c, g, in, own)
 			if own.known() && peer.known() {
-				t.Local, t.Peer = Value[netip.Prefix]{netip.PrefixFrom(own.Is, own.Is.BitLen()), own.From}, peer
+				t.Inside = []Inside{{Value[netip.Prefix]{netip.PrefixFrom(own.Is, own.Is.BitLen()), own.From}, peer}}
 			} else {
 				r.note(c, c.node, "%s: no BGP addresses for the tunnel to %s; give `inside`, or the node allocates some that Azure does not know", name, remote.Is)
 			}
@@ -147,13 +240,59 @@ func (r *Result) azureConnection(c document, a azureObjects) {
 	}
 }
 
+// In the texts of a template, [in brackets] is an expression.
+var (
+	reference = regexp.MustCompile(`(parameters|variables)\('([^']*)'\)`)
+	literal   = regexp.MustCompile(`'([^']*)'`)
+)
+
+// evaluate puts values in the place of a template's expressions, as far as an export makes them: parameters with default
+// values, and the ids of other resources. Other expressions stay.
+func evaluate(template *node) {
+	value := func(kind, name string) string {
+		v := template.get(kind, name)
+		if kind == "parameters" {
+			v = v.get("defaultValue")
+		}
+		return v.string()
+	}
+	template.get("resources").walk(func(n *node) bool {
+		if !strings.HasPrefix(n.text, "[") || !strings.HasSuffix(n.text, "]") || strings.HasPrefix(n.text, "[[") {
+			return true
+		}
+		known := true
+		expression := reference.ReplaceAllStringFunc(n.text[1:len(n.text)-1], func(s string) string {
+			m := reference.FindStringSubmatch(s)
+			v := value(m[1], m[2])
+			known = known && v != ""
+			return "'" + v + "'"
+		})
+		var parts []string
+		for _, m := range literal.FindAllStringSubmatch(expression, -1) {
+			parts = append(parts, m[1])
+		}
+		switch {
+		case !known:
+		case strings.HasPrefix(expression, "resourceId("):
+			n.text = strings.Join(parts, "/")
+		case strings.HasPrefix(expression, "concat("):
+			n.text = strings.Join(parts, "")
+		case len(parts) == 1 && len(expression) == len(parts[0])+2:
+			n.text = parts[0]
+		}
+		return true
+	})
+}
+
 // azurePeer chooses the BGP address of an instance as Azure does: the one that the connection names; else a custom one
 // when ours is link-local; else the default one.
 func (r *Result) azurePeer(c, g document, in *node, own Value[netip.Addr]) Value[netip.Addr] {
 	id := in.string("ipconfigurationId")
-	for _, custom := range c.get("gatewayCustomBgpIpAddresses").items() {
-		if strings.EqualFold(custom.string("ipConfigurationId"), id) {
-			return r.address(c, custom.get("customBgpIpAddress"), "connection/gatewayCustomBgpIpAddresses")
+	for _, list := range []string{"gatewayCustomBgpIpAddresses", "vpnGatewayCustomBgpAddresses"} { // the second of a hub's
+		for _, custom := range c.get(list).items() {
+			if strings.EqualFold(custom.string("ipConfigurationId"), id) {
+				return r.address(c, custom.get("customBgpIpAddress"), "connection/"+list)
+			}
 		}
 	}
 	lists := []string{"defaultBgpIpAddresses", "customBgpIpAddresses"}
@@ -188,7 +327,7 @@ func (r *Result) azurePolicy(c document, name string, instance int, t *Tunnel) {
 		const from = "the connection has no custom policy"
 		t.IKE, t.ESP = Value[[]string]{[]string{"aes256-sha256-modp1024"}, from}, Value[[]string]{[]string{"aes256gcm16"}, from}
 		if instance == 0 {
-			r.note(c, c.node, "%s: has the default policy, which is weak (group 2, no PFS); add a custom one as isthmus cloud show azure says, and leave the proposals out", name)
+			r.note(c, c.node, "%s: has the default policy, which is weak (group 2, no PFS); add a custom one as isthmus cloud show %s says, and leave the proposals out", name, t.Cloud)
 		}
 		return
 	}
@@ -307,9 +446,7 @@ func (r *Result) azureSite(d document) {
 				Name: nameOf(base, instance[len("Instance"):]), Cloud: "azure-vwan", Remote: remote, RouterPublic: public, RouterASN: ownASN,
 				About: fmt.Sprintf("site %s, %s of the hub in %s", name, instance, hub.string("Region")),
 			}
-			if key := connection.string("PSK"); key != "" && strings.Trim(key, "*") != "" {
-				t.PSK = Value[Secret]{Secret{key}, "connectionConfiguration/PSK"}
-			}
+			t.PSK = azurePSK(connection.get("PSK"), "connectionConfiguration/PSK")
 			p := preset(t.Cloud)
 			parameters := connection.get("IPsecParameters")
 			t.ChildRekey = r.earlier(d, parameters, r.seconds(d, parameters.get("SALifeTimeInSeconds"), "IPsecParameters/SALifeTimeInSeconds"), p.ChildRekey.Is, 5*time.Minute)
@@ -318,7 +455,7 @@ func (r *Result) azureSite(d document) {
 				t.ASN = r.asn(d, gateway.get("BgpSetting", "Asn"), "gatewayConfiguration/BgpSetting/Asn")
 				peer := r.address(d, gateway.get("BgpSetting", "BgpPeeringAddresses", instance), "gatewayConfiguration/BgpSetting/BgpPeeringAddresses")
 				if own.known() && peer.known() {
-					t.Local, t.Peer = Value[netip.Prefix]{netip.PrefixFrom(own.Is, own.Is.BitLen()), own.From}, peer
+					t.Inside = []Inside{{Value[netip.Prefix]{netip.PrefixFrom(own.Is, own.Is.BitLen()), own.From}, peer}}
 				} else {
 					r.note(d, c, "%s: no BGP addresses for the tunnel to %s; give `inside`, or the node allocates some that Azure does not know", base, remote.Is)
 				}

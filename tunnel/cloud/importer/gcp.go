@@ -3,65 +3,77 @@ package importer
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
 
 // readGCP reads what gcloud compute vpn-gateways, vpn-tunnels and routers describe, which belong together by their names.
-func readGCP(r *Result, docs []document) error {
-	var tunnels, gateways, routers []document
+func readGCP(r *Result, docs []document) {
+	var o gcpObjects
 	for _, d := range docs {
-		found := false
+		before := o.count()
 		d.walk(func(n *node) bool {
-			object := document{d.file, d.name, n}
+			object := document{file: d.file, node: n}
 			switch {
 			case n.has("vpnInterfaces"):
-				gateways = append(gateways, object)
+				o.gateways = append(o.gateways, object)
+			case n.has("redundancyType"):
+				o.peers = append(o.peers, object)
 			case n.has("ikeVersion") || n.has("sharedSecretHash") || n.string("kind") == "compute#vpnTunnel":
-				tunnels = append(tunnels, object)
+				o.tunnels = append(o.tunnels, object)
 			case n.has("bgpPeers") || n.string("kind") == "compute#router":
-				routers = append(routers, object)
-			default:
-				return true
+				o.routers = append(o.routers, object)
 			}
-			found = true
-			return false
+			return true
 		})
-		if !found {
-			r.note(d, nil, "has no VPN gateway, tunnel or router in it")
+		if o.count() == before {
+			r.nothing(d, "VPN gateway, tunnel or router")
 		}
 	}
-	if len(tunnels) == 0 {
-		for _, d := range append(gateways, routers...) {
+	if len(o.tunnels) == 0 {
+		for _, d := range slices.Concat(o.gateways, o.peers, o.routers) {
 			r.note(d, d.node, "%s has no tunnel among the files; give gcloud compute vpn-tunnels describe as well", called(d.node))
 		}
 	}
-	for _, t := range tunnels {
-		r.gcpTunnel(t, gateways, routers)
+	for _, t := range o.tunnels {
+		r.gcpTunnel(t, o)
 	}
-	return nil
+}
+
+// gcpObjects are what a tunnel refers to. A peer is an external VPN gateway: this node.
+type gcpObjects struct{ tunnels, gateways, peers, routers []document }
+
+func (o gcpObjects) count() int {
+	return len(o.tunnels) + len(o.gateways) + len(o.peers) + len(o.routers)
 }
 
 // named returns the object that a URL or name means.
 func named(all []document, url string) (document, bool) {
 	for _, d := range all {
-		if self := d.string("selfLink"); url != "" && (resource(self) == resource(url) || d.string("name") == url) {
+		if url != "" && same(d, url) {
 			return d, true
 		}
 	}
 	return document{}, false
 }
 
-// resource returns what a URL names, whatever the version of the API in it is.
+// same reports whether a URL or name means an object.
+func same(d document, url string) bool {
+	self := d.string("selfLink")
+	return self != "" && resource(self) == resource(url) || d.string("name") == url || self == "" && d.string("name") == lastOf(url)
+}
+
+// resource returns what a URL names, whatever the host and the version of the API in it are.
 func resource(url string) string {
-	if _, after, ok := strings.Cut(url, "/projects/"); ok {
+	if _, after, ok := strings.Cut("/"+url, "/projects/"); ok {
 		return after
 	}
 	return url
 }
 
-func (r *Result) gcpTunnel(d document, gateways, routers []document) {
-	name := printable(d.string("name"))
+func (r *Result) gcpTunnel(d document, o gcpObjects) {
+	name := called(d.node)
 	switch {
 	case d.string("ikeVersion") == "1":
 		r.note(d, d.node, "%s: speaks IKEv1; make a new tunnel with --ike-version 2", name)
@@ -73,8 +85,11 @@ func (r *Result) gcpTunnel(d document, gateways, routers []document) {
 		r.note(d, d.node, "%s: leads to %s, another gateway of Google's; skipped", name, lastOf(d.string("peerGcpGateway")))
 		return
 	}
-	g, ok := named(gateways, d.string("vpnGateway"))
-	if !ok {
+	g, ok := named(o.gateways, d.string("vpnGateway"))
+	if !ok && !d.has("vpnGateway") {
+		r.note(d, d.node, "%s: names no vpnGateway", name)
+		return
+	} else if !ok {
 		r.note(d, d.node, "%s: its gateway %s is not among the files; give gcloud compute vpn-gateways describe as well", name, lastOf(d.string("vpnGateway")))
 		return
 	}
@@ -86,6 +101,9 @@ func (r *Result) gcpTunnel(d document, gateways, routers []document) {
 	for _, i := range g.get("vpnInterfaces").items() {
 		if id := i.string("id"); id == number || id == "" && number == "0" {
 			t.Remote = r.address(g, i.get("ipAddress"), "vpnGateway/vpnInterfaces")
+			if !t.Remote.known() {
+				t.Remote = r.address(g, i.get("ipv6Address"), "vpnGateway/vpnInterfaces")
+			}
 		}
 	}
 	if !t.Remote.known() {
@@ -93,8 +111,15 @@ func (r *Result) gcpTunnel(d document, gateways, routers []document) {
 		return
 	}
 	t.RouterPublic = r.address(d, d.get("peerIp"), "vpnTunnel/peerIp")
+	if p, ok := named(o.peers, d.string("peerExternalGateway")); ok && !t.RouterPublic.known() {
+		for _, i := range p.get("interfaces").items() {
+			if i.string("id") == d.string("peerExternalGatewayInterface") {
+				t.RouterPublic = r.address(p, i.get("ipAddress"), "externalVpnGateway/interfaces")
+			}
+		}
+	}
 	r.gcpCiphers(d, name, &t)
-	if router, ok := named(routers, d.string("router")); ok {
+	if router, ok := named(o.routers, d.string("router")); ok {
 		r.gcpSession(d, router, name, &t)
 	} else if url := d.string("router"); url != "" {
 		r.note(d, d.node, "%s: its router %s is not among the files; give gcloud compute routers describe as well, or there is no peer, and the node allocates inside addresses that Google does not know", name, lastOf(url))
@@ -108,8 +133,7 @@ func (r *Result) gcpTunnel(d document, gateways, routers []document) {
 func (r *Result) gcpSession(d, router document, name string, t *Tunnel) {
 	var iface *node
 	for _, i := range router.get("interfaces").items() {
-		link := i.string("linkedVpnTunnel")
-		if link != "" && (resource(link) == resource(d.string("selfLink")) || d.string("selfLink") == "" && lastOf(link) == name) {
+		if link := i.string("linkedVpnTunnel"); link != "" && same(d, link) {
 			iface = i
 		}
 	}
@@ -130,12 +154,12 @@ func (r *Result) gcpSession(d, router document, name string, t *Tunnel) {
 		if !peer.known() && err == nil {
 			peer = Value[netip.Addr]{block.Addr(), "router/interfaces/ipRange"}
 		}
-		bits := 30
-		if err == nil {
-			bits = block.Bits()
-		}
 		if own.known() && peer.known() {
-			t.Local, t.Peer = Value[netip.Prefix]{netip.PrefixFrom(own.Is, bits), own.From}, peer
+			bits := own.Is.BitLen() - 2
+			if err == nil && block.Contains(own.Is) {
+				bits = block.Bits()
+			}
+			t.Inside = []Inside{{Value[netip.Prefix]{netip.PrefixFrom(own.Is, bits), own.From}, peer}}
 		} else {
 			r.note(router, p, "%s: the BGP peer has no ipAddress or no peerIpAddress", name)
 		}

@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -28,23 +29,29 @@ type File struct {
 	Data []byte
 }
 
-// Secret is a key from a file. It does not print.
-type Secret struct{ value string }
+// Secret is a key from a file. It does not print: what fmt gets at behind Format's back is a pointer.
+type Secret struct{ value *string }
 
-// Bytes returns the key.
-func (s Secret) Bytes() []byte { return []byte(s.value) }
+func keyFrom(key, from string) Value[Secret] { return Value[Secret]{Secret{&key}, from} }
+
+// Bytes returns the key; nothing when it is not known.
+func (s Secret) Bytes() []byte {
+	if s.value == nil {
+		return nil
+	}
+	return []byte(*s.value)
+}
 
 // Known reports whether the file had the key.
-func (s Secret) Known() bool { return s.value != "" }
+func (s Secret) Known() bool { return s.value != nil }
 
-// String and GoString hide the key from every way of formatting.
-func (s Secret) String() string { return "(not shown)" }
+const hidden = "(not shown)"
 
-// GoString is String.
-func (s Secret) GoString() string { return s.String() }
+// Format hides the key from every verb of fmt.
+func (Secret) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, hidden) }
 
-// MarshalText is String.
-func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+// MarshalText hides the key from encoders.
+func (Secret) MarshalText() ([]byte, error) { return []byte(hidden), nil }
 
 // Value is a value and where it came from.
 type Value[T any] struct {
@@ -73,8 +80,7 @@ type Tunnel struct {
 	About string // what it is in the cloud's words
 
 	Remote       Value[netip.Addr]
-	Local        Value[netip.Prefix] // inside
-	Peer         Value[netip.Addr]   // inside
+	Inside       []Inside // at most one of each family; the session is between the first
 	PSK          Value[Secret]
 	IKE, ESP     Value[[]string]
 	IKERekey     Value[time.Duration]
@@ -88,6 +94,12 @@ type Tunnel struct {
 	Import       Value[[]netip.Prefix]
 	RouterASN    Value[uint32] // what the cloud expects of this node
 	RouterPublic Value[netip.Addr]
+}
+
+// Inside is a pair of inside addresses.
+type Inside struct {
+	Local Value[netip.Prefix]
+	Peer  Value[netip.Addr]
 }
 
 // Route is a static route through all tunnels of a connection.
@@ -105,7 +117,7 @@ func (t Tunnel) PasswordName() string { return fit(t.Name, "-md5") }
 // Import reads the files of one cloud: "aws", "azure" or "gcp". An error means that nothing can be made of them.
 func Import(name string, files []File) (*Result, error) {
 	r := &Result{Cloud: name}
-	read, ok := map[string]func(*Result, []document) error{"aws": readAWS, "azure": readAzure, "gcp": readGCP}[name]
+	read, ok := map[string]func(*Result, []document){"aws": readAWS, "azure": readAzure, "gcp": readGCP}[name]
 	if !ok {
 		return nil, fmt.Errorf("importing from %q: must be aws, azure or gcp", name)
 	}
@@ -119,14 +131,9 @@ func Import(name string, files []File) (*Result, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading %s: %w", f.Name, err)
 		}
-		if other := guess(f.Data); other != "" && other != name {
-			return nil, fmt.Errorf("reading %s: is a file of another cloud; use isthmus cloud import %s", f.Name, other)
-		}
-		docs = append(docs, d...)
+		docs = append(docs, d)
 	}
-	if err := read(r, docs); err != nil {
-		return nil, err
-	}
+	read(r, docs)
 	slices.SortFunc(r.Tunnels, func(a, b Tunnel) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(r.Routes, func(a, b Route) int { return a.Prefix.Is.Compare(b.Prefix.Is) })
 	if len(r.Tunnels) == 0 {
@@ -135,41 +142,47 @@ func Import(name string, files []File) (*Result, error) {
 	return r, nil
 }
 
-// document is one value of a file.
+// document is what a file has: its value, or a list of its values.
 type document struct {
 	file string
-	name string // of the root element, when it was XML
+	from string // the cloud that the names in it are of; empty when it is not clear
+	xml  bool
 	*node
 }
 
 // parse reads a file in whatever syntax it is.
-func parse(f File) ([]document, error) {
+func parse(f File) (document, error) {
+	d := document{file: f.Name, node: &node{list: true, line: 1}}
 	data := bytes.TrimSpace(utf8Text(f.Data))
 	if len(data) == 0 {
-		return nil, errors.New("is empty")
+		return d, errors.New("is empty")
 	}
 	if bytes.IndexByte(data, 0) >= 0 {
-		return nil, errors.New("is no text")
+		return d, errors.New("is no text in UTF-8, or in UTF-16 with a byte order mark")
 	}
-	nodes, err := []*node(nil), error(nil)
+	d.from = guess(data)
+	var err error
 	switch c := data[0]; {
 	case c == '<', bytes.HasPrefix(data, []byte("&lt;")), bytes.HasPrefix(data, []byte(`\u003c`)), bytes.HasPrefix(data, []byte(`\u003C`)):
-		name, root, err := parseXML(unescape(data))
-		if err != nil {
-			return nil, err
-		}
-		return []document{{f.Name, name, root}}, nil
+		d.xml = true
+		d.node, err = parseXML(unescape(data))
+		return d, err
 	case c == '{' || c == '[' || c == '"':
-		nodes, err = parseJSON(data)
+		d.values, err = parseJSON(data)
+	case prose.Match(data[:min(len(data), 1<<16)]):
+		return d, errors.New("is a cloud's instructions for a person; give what isthmus cloud import --help lists")
 	default:
-		nodes, err = parseYAML(data)
+		d.values, err = parseYAML(data)
 	}
-	var out []document
-	for _, n := range nodes {
-		out = append(out, document{f.Name, "", n})
+	if len(d.values) == 1 {
+		d.node = d.values[0]
 	}
-	return out, err
+	return d, err
 }
+
+// prose is in the configuration that AWS's console makes for a device of no or of some vendor, and in the script that
+// Azure's portal makes.
+var prose = regexp.MustCompile(`(?i)IPSec Tunnel #1|#1: Internet Key Exchange|\[1\] (Network|Resource) parameters`)
 
 // unescape undoes the ways in which XML is carried inside other files, when the whole text was copied from there.
 func unescape(data []byte) []byte {
@@ -179,8 +192,8 @@ func unescape(data []byte) []byte {
 	}
 	if bytes.HasPrefix(data, []byte("&lt;")) {
 		// The Query API: the reader of XML undoes it.
-		if _, root, err := parseXML(slices.Concat([]byte("<x>"), data, []byte("</x>"))); err == nil {
-			return []byte(strings.TrimSpace(root.text))
+		if root, err := parseXML(slices.Concat([]byte("<x>"), data, []byte("</x>"))); err == nil {
+			return []byte(root.string("x"))
 		}
 	}
 	return data
@@ -188,7 +201,6 @@ func unescape(data []byte) []byte {
 
 // guess tells from the names in a file which cloud it is from; empty when it is not clear.
 func guess(data []byte) string {
-	data = utf8Text(data)
 	best, most := "", 0
 	for _, c := range []struct {
 		name  string
@@ -207,6 +219,15 @@ func guess(data []byte) string {
 		}
 	}
 	return best
+}
+
+// nothing notes that a file has nothing of what is looked for.
+func (r *Result) nothing(d document, what string) {
+	if d.from != "" && d.from != r.Cloud {
+		r.note(d, nil, "is a file of another cloud; use isthmus cloud import %s", d.from)
+		return
+	}
+	r.note(d, nil, "has no %s in it", what)
 }
 
 func (r *Result) note(d document, at *node, format string, args ...any) {
@@ -388,10 +409,12 @@ func (r *Result) YAML() string {
 		line(1, "# "+printable(t.About), "")
 		line(1, "- name: "+t.Name, "")
 		line(2, "cloud: "+t.Cloud, "")
-		if t.Local.known() && t.Peer.known() {
+		if len(t.Inside) > 0 {
 			line(2, "inside:", "")
-			line(3, "- local: "+quote(t.Local.Is.String()), t.Local.From)
-			line(4, "remote: "+quote(t.Peer.Is.String()), t.Peer.From)
+		}
+		for _, in := range t.Inside {
+			line(3, "- local: "+quote(in.Local.Is.String()), in.Local.From)
+			line(4, "remote: "+quote(in.Peer.Is.String()), in.Peer.From)
 		}
 		line(2, "ipsec:", "")
 		line(3, "remoteAddress: "+quote(t.Remote.Is.String()), t.Remote.From)

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"unicode/utf16"
 
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/router/spec"
@@ -59,7 +58,7 @@ func cloudOf(dir string) string {
 // checked checks a part of a document by putting it into a whole one.
 func checked(r *Result) error {
 	asn := uint32(64999)
-	public := "203.0.113.254"
+	own, public := "10.9.0.4", "203.0.113.254"
 	for _, t := range r.Tunnels {
 		if t.RouterASN.known() {
 			asn = t.RouterASN.Is
@@ -67,8 +66,11 @@ func checked(r *Result) error {
 		if t.RouterPublic.known() && t.RouterPublic.Is.Is4() {
 			public = t.RouterPublic.Is.String()
 		}
+		if t.Remote.Is.Is6() {
+			own, public = "2001:db8::9", "2001:db8::9"
+		}
 	}
-	text := fmt.Sprintf("node: {name: n, asn: %d}\nunderlay: {interface: eth0, address: 10.9.0.4, publicAddress: %s}\n%s", asn, public, r.YAML())
+	text := fmt.Sprintf("node: {name: n, asn: %d, routerId: 192.0.2.1}\nunderlay: {interface: eth0, address: %q, publicAddress: %q}\n%s", asn, own, public, r.YAML())
 	d, problems := spec.Decode([]byte(text))
 	_, more := spec.Check(d, func(name string) (secret.Ref, bool) { return secret.Ref{Name: name}, true })
 	if problems = append(problems, more...); len(problems) > 0 {
@@ -126,21 +128,32 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestSecret: no verb prints a key, in whatever it is.
+func TestSecret(t *testing.T) {
+	v := keyFrom("FileKey", "file")
+	s := v.Is
+	for _, verb := range "vsqxXdobcUeEfFgGtTp" {
+		for _, v := range []any{s, &s, []Secret{s}, v, struct{ s Secret }{s}} {
+			for _, flags := range []string{"", "+", "#", "# "} {
+				got := fmt.Sprintf("%"+flags+string(verb), v)
+				if strings.Contains(got, "FileKey") || strings.Contains(strings.ToLower(got), "46696c65") || strings.Contains(got, "70 105") {
+					t.Errorf("%%%s%c of %T prints %s", flags, verb, v, got)
+				}
+			}
+		}
+	}
+}
+
 // TestCopiesAreAlike: however the XML was carried, the same tunnels come out.
 func TestCopiesAreAlike(t *testing.T) {
 	plain := read(t, "testdata/aws-xml")[0].Data
-	units := utf16.Encode([]rune(string(plain)))
-	utf16le := []byte{0xff, 0xfe}
-	for _, u := range units {
-		utf16le = append(utf16le, byte(u), byte(u>>8))
-	}
 	quoted, err := json.Marshal(string(plain)) // escapes markup as Terraform does
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := mustImport(t, "aws", plain)
 	for name, data := range map[string][]byte{
-		"UTF-16":          utf16le,
+		"UTF-16":          utf16le(string(plain)),
 		"byte order mark": append([]byte{0xef, 0xbb, 0xbf}, plain...),
 		"JSON text":       quoted,
 		"JSON unquoted":   quoted[1 : len(quoted)-1],
@@ -212,7 +225,7 @@ func TestRefused(t *testing.T) {
 		{"aws", "<vpn_connection id=\"vpn-1\"/>", "f:1: vpn-1: has no tunnels"},
 		{"aws", strings.Repeat("[", 200), "is nested deeper than 100 levels"},
 		{"aws", strings.Repeat("<a>", 200), "is nested deeper than 100 levels"},
-		{"aws", `{"VpnConnectionId": "vpn-1", "State": "available", "CustomerGatewayConfiguration": "<vpn_connection>"}`, "f:1: vpn-1: its CustomerGatewayConfiguration, line 1: the file ends"},
+		{"aws", `{"VpnConnectionId": "vpn-1", "State": "available", "CustomerGatewayConfiguration": "<vpn_connection>"}`, "f:1: vpn-1: its CustomerGatewayConfiguration: line 1: the file ends"},
 		{"aws", "[" + strings.Repeat("[],", maxNodes) + "]", "has more than 1048576 values"},
 		{"aws", "<a>" + strings.Repeat("<b/>", maxNodes/2+1) + "</a>", "has more than 1048576 values"},
 		{"aws", "<a>" + strings.Repeat("x<!---->", 1<<18) + "</a>", "has no VPN connection in it"}, // in linear time
@@ -263,6 +276,13 @@ func fuzz(f *testing.F, cloud string) {
 	for _, dir := range cases(f) {
 		for _, file := range read(f, dir) {
 			f.Add(file.Data)
+		}
+	}
+	for _, s := range shapes {
+		for _, file := range s.files {
+			if s.cloud == cloud {
+				f.Add([]byte(file))
+			}
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

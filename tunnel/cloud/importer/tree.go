@@ -30,8 +30,7 @@ type node struct {
 	keys   []string // as norm returns them; as many as values, or none
 	values []*node
 	list   bool
-	text   string
-	quoted bool // the text is no number, null, true or false
+	text   string // empty when it is null
 	line   int
 }
 
@@ -89,13 +88,7 @@ func (n *node) has(name string) bool { return !n.get(name).empty() }
 func (n *node) empty() bool { return len(n.values) == 0 && n.text == "" && !n.list }
 
 // string returns the text of a name; empty when it is missing or null.
-func (n *node) string(path ...string) string {
-	n = n.get(path...)
-	if n.text == "null" && !n.quoted {
-		return ""
-	}
-	return strings.TrimSpace(n.text)
-}
+func (n *node) string(path ...string) string { return strings.TrimSpace(n.get(path...).text) }
 
 // walk calls f for a node and, while f wants it, for what is below.
 func (n *node) walk(f func(*node) bool) {
@@ -123,6 +116,11 @@ func utf8Text(data []byte) []byte {
 		units = append(units, order.Uint16(data[i:]))
 	}
 	return []byte(string(utf16.Decode(units)))
+}
+
+// errTwice means that an object has a name twice: one description was put after another without what separates them.
+func errTwice(name string) error {
+	return fmt.Errorf("has %q twice in one object; where descriptions follow each other, put --- between them, or give a file for each", short(name))
 }
 
 // errEnd means that a file ends before it is complete.
@@ -188,6 +186,7 @@ func (p *jsonParser) value(depth int) (*node, error) {
 	case p.at == len(p.data):
 		return nil, errEnd
 	case p.take('{'):
+		names := map[string]bool{}
 		for {
 			p.space()
 			if p.take('}') {
@@ -197,6 +196,10 @@ func (p *jsonParser) value(depth int) (*node, error) {
 			if err != nil {
 				return nil, err
 			}
+			if names[key] {
+				return nil, errTwice(key)
+			}
+			names[key] = true
 			p.space()
 			if !p.take(':') {
 				return nil, p.expected("a colon after a name")
@@ -227,17 +230,19 @@ func (p *jsonParser) value(depth int) (*node, error) {
 			}
 		}
 	case p.next('"'):
-		text, err := p.text()
-		n.text, n.quoted = text, true
+		var err error
+		n.text, err = p.text()
 		return n, err
 	}
 	start := p.at
 	for p.at < len(p.data) && strings.IndexByte("+-.0123456789abcdefghijklmnopqrstuvwxyzE", p.data[p.at]) >= 0 {
 		p.at++
 	}
-	n.text = string(p.data[start:p.at])
 	if !json.Valid(p.data[start:p.at]) {
 		return nil, p.expected("a value")
+	}
+	if n.text = string(p.data[start:p.at]); n.text == "null" {
+		n.text = ""
 	}
 	return n, nil
 }
@@ -273,10 +278,12 @@ func (p *jsonParser) text() (string, error) {
 	return "", errEnd
 }
 
-// parseXML reads one document.
-func parseXML(data []byte) (name string, root *node, err error) {
+// parseXML reads a document, or several one after the other. The elements that are in no other are children of the node.
+func parseXML(data []byte) (*node, error) {
 	d := xml.NewDecoder(bytes.NewReader(data))
 	d.CharsetReader = func(_ string, in io.Reader) (io.Reader, error) { return in, nil } // utf8Text has seen to it
+	stack := []*node{{line: 1}}
+	var texts []*strings.Builder
 	fail := func(err error) error {
 		line, _ := d.InputPos()
 		if s, ok := errors.AsType[*xml.SyntaxError](err); ok {
@@ -285,48 +292,40 @@ func parseXML(data []byte) (name string, root *node, err error) {
 				err = errEnd
 			}
 		}
-		if err == io.EOF {
-			err = errEnd
-		}
 		return fmt.Errorf("line %d: %w", line, err)
 	}
-	var stack []*node
-	var texts []*strings.Builder
 	for nodes := 0; ; nodes++ {
 		token, err := d.Token()
-		if err == nil && nodes > maxNodes {
+		switch {
+		case err == io.EOF && len(stack[0].values) == 0:
+			return nil, fail(errors.New("is no XML"))
+		case err == io.EOF:
+			return stack[0], nil
+		case err == nil && nodes > maxNodes:
 			err = errNodes
 		}
 		if err != nil {
-			return "", nil, fail(err)
+			return nil, fail(err)
 		}
 		switch t := token.(type) {
 		case xml.StartElement:
 			line, _ := d.InputPos()
 			n := &node{line: line}
 			for _, a := range t.Attr {
-				n.keys, n.values = append(n.keys, norm(a.Name.Local)), append(n.values, &node{text: a.Value, quoted: true, line: line})
+				n.keys, n.values = append(n.keys, norm(a.Name.Local)), append(n.values, &node{text: a.Value, line: line})
 			}
-			if len(stack) == 0 {
-				name = t.Name.Local
-			} else {
-				parent := stack[len(stack)-1]
-				parent.keys, parent.values = append(parent.keys, norm(t.Name.Local)), append(parent.values, n)
-			}
+			parent := stack[len(stack)-1]
+			parent.keys, parent.values = append(parent.keys, norm(t.Name.Local)), append(parent.values, n)
 			texts = append(texts, &strings.Builder{})
 			if stack = append(stack, n); len(stack) > maxDepth {
-				return "", nil, fail(fmt.Errorf("is nested deeper than %d levels", maxDepth))
+				return nil, fail(fmt.Errorf("is nested deeper than %d levels", maxDepth))
 			}
 		case xml.CharData:
-			if len(stack) > 0 {
+			if len(texts) > 0 {
 				texts[len(texts)-1].Write(t)
 			}
 		case xml.EndElement:
-			n := stack[len(stack)-1]
-			n.text, n.quoted = texts[len(texts)-1].String(), true
-			if len(stack) == 1 {
-				return name, n, nil
-			}
+			stack[len(stack)-1].text = texts[len(texts)-1].String()
 			stack, texts = stack[:len(stack)-1], texts[:len(texts)-1]
 		}
 	}
@@ -344,7 +343,11 @@ func parseYAML(data []byte) ([]*node, error) {
 		if err := d.Decode(&y); err == io.EOF {
 			return out, nil
 		} else if err != nil {
-			return nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+			text := strings.TrimPrefix(err.Error(), "yaml: ")
+			if strings.HasPrefix(text, "unknown anchor") {
+				text = "has an alias, which no cloud writes" // its name may be a key without quotes
+			}
+			return nil, errors.New(text)
 		}
 		for _, c := range y.Content {
 			n, err := fromYAML(c, 0)
@@ -364,13 +367,17 @@ func fromYAML(y *yaml.Node, depth int) (*node, error) {
 	case y.Kind == yaml.AliasNode:
 		return nil, fmt.Errorf("line %d: has an alias, which no cloud writes", y.Line)
 	case y.Kind == yaml.ScalarNode:
-		n.text, n.quoted = y.Value, y.Tag == "!!str"
-		if y.Tag == "!!null" {
-			n.text = ""
+		if y.Tag != "!!null" {
+			n.text = y.Value
 		}
 	}
+	names := map[string]bool{}
 	for i, c := range y.Content {
 		if y.Kind == yaml.MappingNode && i%2 == 0 {
+			if names[c.Value] {
+				return nil, fmt.Errorf("line %d: %w", c.Line, errTwice(c.Value))
+			}
+			names[c.Value] = true
 			n.keys = append(n.keys, norm(c.Value))
 			continue
 		}

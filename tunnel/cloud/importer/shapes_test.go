@@ -1,0 +1,182 @@
+package importer
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"unicode/utf16"
+)
+
+// tunnelXML is an ipsec_tunnel to an outside address of 198.51.100.0/24, with 169.254.64.0/30 and its neighbours inside.
+func tunnelXML(own string, n int) string {
+	return fmt.Sprintf(`<ipsec_tunnel>
+<customer_gateway><tunnel_outside_address><ip_address>%s</ip_address></tunnel_outside_address>
+<tunnel_inside_address><ip_address>169.254.64.%d</ip_address><network_mask>255.255.255.252</network_mask><network_cidr>30</network_cidr></tunnel_inside_address>
+<bgp><asn>64620</asn><hold_time>30</hold_time></bgp></customer_gateway>
+<vpn_gateway><tunnel_outside_address><ip_address>198.51.100.%d</ip_address></tunnel_outside_address>
+<tunnel_inside_address><ip_address>169.254.64.%d</ip_address><network_mask>255.255.255.252</network_mask><network_cidr>30</network_cidr></tunnel_inside_address>
+<bgp><asn>64521</asn><hold_time>30</hold_time></bgp></vpn_gateway>
+<ike><pre_shared_key>FileKey%d</pre_shared_key></ike></ipsec_tunnel>`, own, 4*n+2, n, 4*n+1, n)
+}
+
+func connectionXML(id string, tunnels ...string) string {
+	return `<vpn_connection id="` + id + `"><vpn_gateway_id></vpn_gateway_id>` + strings.Join(tunnels, "\n") + `</vpn_connection>`
+}
+
+// described is a connection as describe-vpn-connections has it.
+func described(id, state, options, config string) string {
+	return fmt.Sprintf(`{"VpnConnectionId": %q, "State": %q, "Options": %s, "CustomerGatewayConfiguration": %s}`, id, state, options, strconv.Quote(config))
+}
+
+const azureID = "/subscriptions/0/resourceGroups/rg/providers/Microsoft.Network/"
+
+var (
+	azureGateway = `{"id": "` + azureID + `virtualNetworkGateways/gw", "name": "gw", "gatewayType": "Vpn", "vpnType": "RouteBased", "bgpSettings": {"asn": 65010, "bgpPeeringAddresses": [
+		{"ipconfigurationId": "` + azureID + `virtualNetworkGateways/gw/ipConfigurations/a", "defaultBgpIpAddresses": ["10.1.255.4"], "customBgpIpAddresses": ["169.254.21.2"], "tunnelIpAddresses": ["198.51.100.60"]}]}}`
+	azureLocal = `{"id": "` + azureID + `localNetworkGateways/r1", "name": "r1", "gatewayIpAddress": "203.0.113.9", "localNetworkAddressSpace": null, "bgpSettings": {"asn": 64620, "bgpPeeringAddress": "169.254.21.1"}}`
+)
+
+func azureConnection(fields string) string {
+	return `{"name": "c1", "connectionType": "IPsec", "enableBgp": true, "ipsecPolicies": null, "virtualNetworkGateway1": {"id": "` + azureID + `virtualNetworkGateways/gw"},
+		"localNetworkGateway2": {"id": "` + azureID + `localNetworkGateways/r1"}` + fields + `}`
+}
+
+const gcpURL = "https://www.googleapis.com/compute/v1/projects/p/regions/r/"
+
+var (
+	gcpGateway = `{"kind": "compute#vpnGateway", "name": "gw", "selfLink": "` + gcpURL + `vpnGateways/gw", "vpnInterfaces": [{"id": 0, "ipAddress": "198.51.100.80"}, {"id": 1, "ipAddress": "198.51.100.81"}]}`
+	gcpRouter  = `{"kind": "compute#router", "name": "cr", "selfLink": "` + gcpURL + `routers/cr", "bgp": {"asn": 64530},
+		"interfaces": [{"name": "if0", "ipRange": "169.254.66.1/30", "linkedVpnTunnel": "` + gcpURL + `vpnTunnels/t0"}],
+		"bgpPeers": [{"name": "r1", "interfaceName": "if0", "ipAddress": "169.254.66.1", "peerIpAddress": "169.254.66.2", "peerAsn": 64620}]}`
+)
+
+func gcpTunnel(fields string) string {
+	return `{"kind": "compute#vpnTunnel", "name": "t0", "selfLink": "` + gcpURL + `vpnTunnels/t0", "vpnGateway": "` + gcpURL + `vpnGateways/gw", "vpnGatewayInterface": 0,
+		"router": "` + gcpURL + `routers/cr", "ikeVersion": 2, "sharedSecret": "*************"` + fields + `}`
+}
+
+// shapes are structures that files have been seen to have, each as small as it gets. Those with no tunnels are refused.
+var shapes = []struct {
+	name, cloud string
+	files       []string
+	tunnels     int
+	want        []string // in the document, the notes or the error
+}{
+	{"one connection, one tunnel", "aws", []string{connectionXML("vpn-1", tunnelXML("203.0.113.9", 1))}, 1, []string{"local: 169.254.64.6/30", "remote: 169.254.64.5", "asn: 64521"}},
+	{"two files in one", "aws", []string{"<?xml version=\"1.0\"?>\n" + connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)) + "\n<?xml version=\"1.0\"?>\n" + connectionXML("vpn-2", tunnelXML("203.0.113.9", 2)) + "\n%"}, 2,
+		[]string{"name: vpn-1-1", "name: vpn-2-1"}},
+	{"connections below an element of somebody's own", "aws", []string{"<all>" + connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)) + connectionXML("vpn-2", tunnelXML("203.0.113.9", 2)) + "</all>"}, 2, nil},
+	{"Query API, one connection", "aws", []string{"<CreateVpnConnectionResponse><vpnConnection><vpnConnectionId>vpn-1</vpnConnectionId><state>available</state><customerGatewayConfiguration>" +
+		strings.NewReplacer("<", "&lt;", ">", "&gt;").Replace(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1))) + "</customerGatewayConfiguration></vpnConnection></CreateVpnConnectionResponse>"}, 1, nil},
+	{"a tunnel twice", "aws", []string{connectionXML("vpn-1", tunnelXML("203.0.113.9", 1), tunnelXML("203.0.113.9", 1))}, 1, []string{"leads from the same node to the same gateway, 198.51.100.1, as vpn-1-1; left out"}},
+	{"the same file twice", "aws", []string{connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)), connectionXML("vpn-1", tunnelXML("203.0.113.9", 1))}, 1, []string{"f1:1: vpn-1-1 leads from the same node"}},
+	{"no address of the gateway", "aws", []string{`<vpn_connection id="vpn-1"><ipsec_tunnel></ipsec_tunnel></vpn_connection>`}, 0, []string{"f0:1: vpn-1: an ipsec_tunnel has no vpn_gateway/tunnel_outside_address"}},
+	{"deleted, deleting, pending, up", "aws", []string{"[" + described("vpn-1", "deleted", "{}", "") + "," + described("vpn-2", "deleting", "{}", "") + "," + described("vpn-3", "pending", "{}", "...") + "," + described("vpn-4", "available", "{}", connectionXML("vpn-4", tunnelXML("203.0.113.9", 1))) + "]"}, 1,
+		[]string{"vpn-1: is deleted; skipped", "vpn-2: is deleting; skipped", "vpn-3: is pending; skipped"}},
+	{"text in the place of the XML", "aws", []string{described("vpn-1", "available", "{}", "...configuration...")}, 0, []string{"vpn-1: its CustomerGatewayConfiguration: line 1: is no XML"}},
+	{"IKEv1 only", "aws", []string{described("vpn-1", "available", `{"TunnelOptions": [{"OutsideIpAddress": "198.51.100.1", "IkeVersions": [{"Value": "ikev1"}]}]}`, connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)))}, 1,
+		[]string{"the tunnel to 198.51.100.1 takes only ikev1; add ikev2 with modify-vpn-tunnel-options"}},
+	{"static routes", "aws", []string{described("vpn-1", "available", `{"StaticRoutesOnly": true}`, connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)))}, 1, []string{"is routed statically; write a static route"}},
+	{"IPv6 inside, in options", "aws", []string{described("vpn-1", "available", `{"TunnelInsideIpVersion": "ipv6", "TunnelOptions": [{"OutsideIpAddress": "198.51.100.1", "TunnelInsideCidr": "169.254.64.4/30", "TunnelInsideIpv6Cidr": "fd00:1::/126"}]}`, connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)))}, 1,
+		[]string{"local: 169.254.64.6/30 # customer", `local: "fd00:1::2/126" # TunnelInsideIpv6Cidr`, `remote: "fd00:1::1"`, "carries IPv6 only"}},
+	{"IPv6 inside, in the XML", "aws", []string{connectionXML("vpn-1", strings.NewReplacer("169.254.64.6", "fd00:1::2", "169.254.64.5", "fd00:1::1", "<network_cidr>30</network_cidr>", "").Replace(tunnelXML("203.0.113.9", 1)))}, 1,
+		[]string{`local: "fd00:1::2/126"`, `remote: "fd00:1::1"`}},
+	{"timers of its own", "aws", []string{described("vpn-1", "available", `{"EnableAcceleration": true, "TunnelOptions": [{"OutsideIpAddress": "198.51.100.1", "Phase1LifetimeSeconds": 3600, "Phase2LifetimeSeconds": 1800, "RekeyMarginTimeSeconds": 120, "RekeyFuzzPercentage": 50}]}`, connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)))}, 1,
+		[]string{"ikeRekey: 56m0s # before the gateway's 57m0s", "childRekey: 26m0s # before the gateway's 27m0s"}},
+	{"over Direct Connect", "aws", []string{described("vpn-1", "available", `{"OutsideIpAddressType": "PrivateIpv4"}`, connectionXML("vpn-1", tunnelXML("10.0.0.9", 1)))}, 1, []string{"has private outside addresses"}},
+	{"a state of several clouds", "aws", []string{`{"resources": [{"type": "google_compute_router", "instances": [{"attributes": {"self_link": "` + gcpURL + `routers/a", "network": "` + gcpURL + `networks/n", "subnetworks": ["` + strings.Repeat(gcpURL+`", "`, 30) + `"]}}]},
+		{"type": "aws_vpn_connection", "instances": [{"attributes": {"id": "vpn-1", "customer_gateway_configuration": ` + strconv.Quote(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1))) + `}}]}]}`}, 1, nil},
+	{"the text of the console", "aws", []string{"Amazon Web Services\nVirtual Private Cloud\n\n! IPSec Tunnel #1\n! #1: Internet Key Exchange Configuration\n"}, 0, []string{"f0: is a cloud's instructions for a person"}},
+
+	{"lists in one file", "azure", []string{"[" + azureGateway + "," + azureLocal + "," + azureConnection("") + "]"}, 1, []string{"local: 169.254.21.1/32", "remote: 169.254.21.2", "asn: 65010"}},
+	{"values one after the other", "azure", []string{azureGateway + "\n" + azureLocal + "\n" + azureConnection("")}, 1, nil},
+	{"an exported template", "azure", []string{azureGateway, azureLocal, `{"$schema": "https://schema.management.azure.com/schemas/2019-04-01/deploymentTemplate.json#",
+		"parameters": {"connections_c1_name": {"defaultValue": "c1"}, "virtualNetworkGateways_gw_externalid": {"defaultValue": "` + azureID + `virtualNetworkGateways/gw"}, "localNetworkGateways_r1_name": {"defaultValue": "r1"}, "key": {"type": "securestring"}},
+		"resources": [{"type": "Microsoft.Network/connections", "name": "[parameters('connections_c1_name')]", "properties": {"connectionType": "IPsec", "enableBgp": true, "sharedKey": "[parameters('key')]",
+			"virtualNetworkGateway1": {"id": "[parameters('virtualNetworkGateways_gw_externalid')]"}, "localNetworkGateway2": {"id": "[resourceId('Microsoft.Network/localNetworkGateways', parameters('localNetworkGateways_r1_name'))]"}}},
+			{"type": "Microsoft.Network/localNetworkGateways", "name": "[parameters('localNetworkGateways_r1_name')]", "properties": {"gatewayIpAddress": "203.0.113.9", "bgpSettings": {"asn": 64620, "bgpPeeringAddress": "169.254.21.1"}}}]}`}, 1,
+		[]string{"name: c1", "psk: c1 # MISSING", "remote: 169.254.21.2"}},
+	{"a gateway in a template", "azure", []string{`{"resources": [{"type": "Microsoft.Network/virtualNetworkGateways", "name": "gw", "properties": {"gatewayType": "Vpn", "bgpSettings": {"asn": 65010, "bgpPeeringAddresses": [{"ipconfigurationId": "x", "customBgpIpAddresses": []}]}}}]}`, azureLocal, azureConnection("")}, 0,
+		[]string{"an instance of the gateway gw has no tunnelIpAddresses, which templates leave out"}},
+	{"IKEv1", "azure", []string{azureGateway, azureLocal, azureConnection(`, "connectionProtocol": "IKEv1"`)}, 0, []string{"c1: speaks IKEv1, which cannot be changed"}},
+	{"policy based selectors", "azure", []string{azureGateway, azureLocal, azureConnection(`, "usePolicyBasedTrafficSelectors": true`)}, 0, []string{"c1: usePolicyBasedTrafficSelectors: a router has one pair of selectors"}},
+	{"selectors of its own", "azure", []string{azureGateway, azureLocal, azureConnection(`, "trafficSelectorPolicies": [{"localAddressRanges": ["10.0.0.0/8"]}]`)}, 0, []string{"c1: trafficSelectorPolicies"}},
+	{"a policy based gateway", "azure", []string{strings.Replace(azureGateway, "RouteBased", "PolicyBased", 1), azureLocal, azureConnection("")}, 0, []string{"gw is policy based, which is IKEv1 with selectors"}},
+	{"a gateway without BGP", "azure", []string{`{"id": "` + azureID + `virtualNetworkGateways/gw", "name": "gw", "gatewayType": "Vpn", "vpnType": "RouteBased", "bgpSettings": null}`, azureLocal, azureConnection("")}, 0, []string{"gw has no bgpSettings/bgpPeeringAddresses"}},
+	{"a gateway as the API has it", "azure", []string{`{"name": "gw", "id": "` + azureID + `virtualNetworkGateways/gw", "properties": ` + azureGateway + `}`}, 0, []string{"f0:1: the gateway gw has no connection"}},
+	{"no gateway", "azure", []string{azureLocal, azureConnection("")}, 0, []string{"f1:1: c1: its gateway gw is not among the files"}},
+	{"only this node", "azure", []string{azureLocal}, 0, []string{"r1 is this node as Azure knows it"}},
+	{"a hub's gateway with its connections, and the site", "azure", []string{`{"id": "` + azureID + `vpnGateways/hub", "name": "hub", "virtualHub": {"id": "x"}, "bgpSettings": {"asn": 65515, "bgpPeeringAddresses": [
+			{"ipconfigurationId": "Instance0", "defaultBgpIpAddresses": ["10.0.0.12"], "customBgpIpAddresses": ["169.254.21.2"], "tunnelIpAddresses": ["10.0.0.4", "198.51.100.70"]},
+			{"ipconfigurationId": "Instance1", "defaultBgpIpAddresses": ["10.0.0.13"], "customBgpIpAddresses": ["169.254.21.6"], "tunnelIpAddresses": ["198.51.100.71", "10.0.0.5"]}]},
+		"connections": [{"id": "` + azureID + `vpnGateways/hub/vpnConnections/c1", "name": "c1", "vpnLinkConnections": [{"name": "l1", "enableBgp": true, "vpnConnectionProtocolType": "IKEv2", "vpnSiteLink": {"id": "` + azureID + `vpnSites/s/vpnSiteLinks/l1"},
+			"vpnGatewayCustomBgpAddresses": [{"ipConfigurationId": "Instance1", "customBgpIpAddress": "169.254.21.10"}],
+			"ipsecPolicies": [{"ikeEncryption": "AES256", "ikeIntegrity": "SHA256", "dhGroup": "DHGroup14", "ipsecEncryption": "GCMAES256", "ipsecIntegrity": "GCMAES256", "pfsGroup": "PFS2048", "saLifeTimeSeconds": 27000, "saDataSizeKilobytes": 102400000}]}]}]}`,
+		`{"id": "` + azureID + `vpnSites/s", "name": "s", "vpnSiteLinks": [{"id": "` + azureID + `vpnSites/s/vpnSiteLinks/l1", "name": "l1", "ipAddress": "203.0.113.9", "bgpProperties": {"asn": 64620, "bgpPeeringAddress": "169.254.21.1"}}]}`}, 2,
+		[]string{"cloud: azure-vwan", "remoteAddress: 198.51.100.70", "remote: 169.254.21.2 ", "remote: 169.254.21.10 # connection/vpnGatewayCustomBgpAddresses", "local: 169.254.21.1/32 # vpnSiteLink/bgpProperties/bgpPeeringAddress", "ikeProposals: [aes256-sha256-modp2048]", "espProposals: [aes256gcm16-modp2048]"}},
+
+	{"each in a file", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "peerIp": "203.0.113.9"`)}, 1, []string{"local: 169.254.66.2/30", "remote: 169.254.66.1", "publicAddress 203.0.113.9"}},
+	{"lists of the API", "gcp", []string{`{"kind": "compute#vpnTunnelAggregatedList", "items": {"regions/r": {"vpnTunnels": [` + gcpTunnel("") + `]}, "regions/q": {"warning": {"code": "NO_RESULTS_ON_PAGE"}}}}`, `{"items": [` + gcpGateway + `]}`, `{"items": [` + gcpRouter + `]}`}, 1, nil},
+	{"assets, one a line", "gcp", []string{`{"asset_type": "compute.googleapis.com/Network", "resource": {"data": {"name": "n"}}}` + "\n" + `{"asset_type": "compute.googleapis.com/VpnTunnel", "resource": {"data": ` + strings.ReplaceAll(gcpTunnel(""), "\n", "") + "}}\n" +
+		`{"resource": {"data": ` + gcpGateway + "}}\n" + `{"resource": {"data": ` + strings.ReplaceAll(gcpRouter, "\n", "") + "}}"}, 1, []string{"asn: 64530"}},
+	{"versions of the API mixed", "gcp", []string{strings.ReplaceAll(gcpGateway, "/v1/", "/beta/"), strings.ReplaceAll(gcpRouter, "www.googleapis.com/compute", "compute.googleapis.com/compute"), gcpTunnel("")}, 1, []string{"asn: 64530"}},
+	{"links without a host", "gcp", []string{strings.ReplaceAll(gcpGateway, "https://www.googleapis.com/compute/v1/", ""), strings.ReplaceAll(gcpRouter, "https://www.googleapis.com/compute/v1/", ""), gcpTunnel("")}, 1, []string{"asn: 64530"}},
+	{"YAML of several descriptions", "gcp", []string{"name: gw\nselfLink: " + gcpURL + "vpnGateways/gw\nvpnInterfaces:\n- id: 0\n  ipAddress: 198.51.100.80\n---\nname: t0\nikeVersion: 2\nvpnGateway: " + gcpURL + "vpnGateways/gw\nvpnGatewayInterface: 0\nselfLink: " + gcpURL + "vpnTunnels/t0\n"}, 1, nil},
+	{"YAML without what separates descriptions", "gcp", []string{"name: t0\nikeVersion: 2\nname: t1\nikeVersion: 2\n"}, 0, []string{`f0: line 3: has "name" twice in one object; where descriptions follow each other, put ---`}},
+	{"the peer's address from its gateway", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "peerExternalGateway": "` + strings.Replace(gcpURL, "regions/r", "global", 1) + `externalVpnGateways/x", "peerExternalGatewayInterface": 1`),
+		`{"name": "x", "selfLink": "` + strings.Replace(gcpURL, "regions/r", "global", 1) + `externalVpnGateways/x", "redundancyType": "TWO_IPS_REDUNDANCY", "interfaces": [{"id": 0, "ipAddress": "203.0.113.8"}, {"id": 1, "ipAddress": "203.0.113.9"}]}`}, 1, []string{"publicAddress 203.0.113.9"}},
+	{"tunnels in their gateway", "gcp", []string{strings.TrimSuffix(gcpGateway, "}") + `, "tunnels": [` + gcpTunnel("") + `]}`, gcpRouter}, 1, []string{"asn: 64530"}},
+	{"IPv6 outside", "gcp", []string{strings.Replace(gcpGateway, `"ipAddress": "198.51.100.80"`, `"ipv6Address": "2001:db8::80"`, 1), gcpRouter, gcpTunnel("")}, 1, []string{`remoteAddress: "2001:db8::80"`}},
+	{"Classic VPN", "gcp", []string{strings.Replace(gcpTunnel(""), `"vpnGateway"`, `"targetVpnGateway"`, 1)}, 0, []string{"t0: is a Classic VPN tunnel; make an HA VPN tunnel"}},
+	{"fields that are null", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "targetVpnGateway": null, "peerGcpGateway": null`)}, 1, nil},
+	{"IKEv1", "gcp", []string{strings.Replace(gcpTunnel(""), `"ikeVersion": 2`, `"ikeVersion": 1`, 1), gcpGateway}, 0, []string{"t0: speaks IKEv1"}},
+	{"to Google's own", "gcp", []string{gcpTunnel(`, "peerGcpGateway": "` + gcpURL + `vpnGateways/other"`), gcpGateway}, 0, []string{"t0: leads to other, another gateway of Google's"}},
+	{"of no gateway", "gcp", []string{`{"ikeVersion": 2, "name": "t0"}`}, 0, []string{"f0:1: t0: names no vpnGateway"}},
+}
+
+// TestShapes imports each shape, as it is and as Windows writes it.
+func TestShapes(t *testing.T) {
+	forms := map[string]func(string) []byte{
+		"":       func(s string) []byte { return []byte(s) },
+		"CRLF":   func(s string) []byte { return []byte(strings.ReplaceAll(s, "\n", "\r\n")) },
+		"BOM":    func(s string) []byte { return []byte("\ufeff" + s) },
+		"UTF-16": utf16le,
+	}
+	for _, s := range shapes {
+		for name, form := range forms {
+			t.Run(s.cloud+", "+s.name+" "+name, func(t *testing.T) {
+				var files []File
+				for i, f := range s.files {
+					files = append(files, File{fmt.Sprintf("f%d", i), form(f)})
+				}
+				r, err := Import(s.cloud, files)
+				if err != nil {
+					r = &Result{Notes: []string{err.Error()}}
+				}
+				got := strings.Join(r.Notes, "\n") + "\n" + r.YAML()
+				if len(r.Tunnels) != s.tunnels {
+					t.Errorf("%d tunnels, want %d:\n%s", len(r.Tunnels), s.tunnels, got)
+				}
+				for _, w := range s.want {
+					if !strings.Contains(got, w) {
+						t.Errorf("no %q in\n%s", w, got)
+					}
+				}
+				if s.tunnels > 0 {
+					if err := checked(r); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+	}
+}
+
+func utf16le(s string) []byte {
+	out := []byte{0xff, 0xfe}
+	for _, u := range utf16.Encode([]rune(s)) {
+		out = append(out, byte(u), byte(u>>8))
+	}
+	return out
+}
