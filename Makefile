@@ -35,9 +35,11 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 	$(VM) test -t 5m ./tunnel/wireguard
 	go test -timeout 30m ./test/e2e/...
 
-fuzz: ## each importer on made-up files, for a minute
+FUZZTIME ?= 100000x
+
+fuzz: ## each importer on made-up files; FUZZTIME=10m for longer
 	for t in FuzzAWS FuzzAzure FuzzGCP; do \
-	  go test ./tunnel/cloud/importer -run '^$$' -fuzz "^$$t\$$" -fuzztime 60s -fuzzminimizetime 10x || exit 1; done
+	  go test ./tunnel/cloud/importer -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x || exit 1; done
 
 bench: setup ## figures side by side with other implementations (five minutes)
 	go run ./test/bench

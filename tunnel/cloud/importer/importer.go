@@ -23,6 +23,9 @@ import (
 // MaxFile is the size in bytes of the largest file that is read.
 const MaxFile = 32 << 20
 
+// maxNotes is how many notes are taken before the rest is left out.
+const maxNotes = 1000
+
 // File is one file with the name that messages give it.
 type File struct {
 	Name string
@@ -231,6 +234,12 @@ func (r *Result) nothing(d document, what string) {
 }
 
 func (r *Result) note(d document, at *node, format string, args ...any) {
+	if len(r.Notes) >= maxNotes {
+		if len(r.Notes) == maxNotes {
+			r.Notes = append(r.Notes, "and more")
+		}
+		return
+	}
 	where := d.file
 	if at != nil && at.line > 0 {
 		where += ":" + strconv.Itoa(at.line)

@@ -229,13 +229,16 @@ func TestRefused(t *testing.T) {
 		{"aws", "[" + strings.Repeat("[],", maxNodes) + "]", "has more than 1048576 values"},
 		{"aws", "<a>" + strings.Repeat("<b/>", maxNodes/2+1) + "</a>", "has more than 1048576 values"},
 		{"aws", "<a>" + strings.Repeat("x<!---->", 1<<18) + "</a>", "has no VPN connection in it"}, // in linear time
+		{"aws", "<vpn_connection>" + strings.Repeat("<ipsec_tunnel/>", maxNotes+1) + "</vpn_connection>", "skipped; and more"},
+		{"aws", `{"a": 1, "a": 2}`, `f: line 1: has "a" twice in one object`},
+		{"gcp", "sharedSecret: *FileKey", "f: has an alias, which no cloud writes"},
 		{"gcp", strings.Repeat("- a\n", maxYAML/4+1), "is YAML and larger than 4 MiB"},
 		{"gcp", "a: &x [1]\nb: *x\n", "line 2: has an alias"},
 		{"gcp", "a: [\n", "line"},
 		{"oracle", "{}", "must be aws, azure or gcp"},
 	} {
 		r, err := Import(test.cloud, []File{{"f", []byte(test.text)}})
-		if err == nil || !strings.Contains(err.Error(), test.want) {
+		if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "FileKey") {
 			t.Errorf("%.40q: got %v, %.200v, want %q", test.text, r, err, test.want)
 		}
 	}
@@ -273,16 +276,25 @@ func TestOnly(t *testing.T) {
 }
 
 func fuzz(f *testing.F, cloud string) {
+	add := func(files []string) {
+		between := "\n"
+		if !strings.ContainsAny(files[0][:1], "{[<") {
+			between = "\n---\n"
+		}
+		f.Add([]byte(strings.Join(files, between))) // what belongs together makes tunnels
+	}
 	for _, dir := range cases(f) {
-		for _, file := range read(f, dir) {
-			f.Add(file.Data)
+		if cloudOf(dir) == cloud {
+			var files []string
+			for _, file := range read(f, dir) {
+				files = append(files, string(file.Data))
+			}
+			add(files)
 		}
 	}
 	for _, s := range shapes {
-		for _, file := range s.files {
-			if s.cloud == cloud {
-				f.Add([]byte(file))
-			}
+		if s.cloud == cloud {
+			add(s.files)
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -89,6 +89,8 @@ var shapes = []struct {
 		{"type": "aws_vpn_connection", "instances": [{"attributes": {"id": "vpn-1", "customer_gateway_configuration": ` + strconv.Quote(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1))) + `}}]}]}`}, 1, nil},
 	{"the text of the console", "aws", []string{"Amazon Web Services\nVirtual Private Cloud\n\n! IPSec Tunnel #1\n! #1: Internet Key Exchange Configuration\n"}, 0, []string{"f0: is a cloud's instructions for a person"}},
 
+	{"an id of several lines", "aws", []string{connectionXML("vpn&#10;&#13;peers: [] # &#x85;&#x2028;x", tunnelXML("203.0.113.9", 1))}, 1, []string{"name: vpn-peers-x-1\n", "# vpn??peers: [] # ??x, tunnel to"}},
+
 	{"lists in one file", "azure", []string{"[" + azureGateway + "," + azureLocal + "," + azureConnection("") + "]"}, 1, []string{"local: 169.254.21.1/32", "remote: 169.254.21.2", "asn: 65010"}},
 	{"values one after the other", "azure", []string{azureGateway + "\n" + azureLocal + "\n" + azureConnection("")}, 1, nil},
 	{"an exported template", "azure", []string{azureGateway, azureLocal, `{"$schema": "https://schema.management.azure.com/schemas/2019-04-01/deploymentTemplate.json#",
@@ -116,6 +118,8 @@ var shapes = []struct {
 		`{"id": "` + azureID + `vpnSites/s", "name": "s", "vpnSiteLinks": [{"id": "` + azureID + `vpnSites/s/vpnSiteLinks/l1", "name": "l1", "ipAddress": "203.0.113.9", "bgpProperties": {"asn": 64620, "bgpPeeringAddress": "169.254.21.1"}}]}`}, 2,
 		[]string{"cloud: azure-vwan", "remoteAddress: 198.51.100.70", "remote: 169.254.21.2 ", "remote: 169.254.21.10 # connection/vpnGatewayCustomBgpAddresses", "local: 169.254.21.1/32 # vpnSiteLink/bgpProperties/bgpPeeringAddress", "ikeProposals: [aes256-sha256-modp2048]", "espProposals: [aes256gcm16-modp2048]"}},
 
+	{"a name of several lines", "azure", []string{azureGateway, azureLocal, strings.Replace(azureConnection(""), `"c1"`, `"c\n1: {} # \u0085x"`, 1)}, 1, []string{"name: c-1-x\n", "# c?1: {} # ?x, instance 0"}},
+
 	{"each in a file", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "peerIp": "203.0.113.9"`)}, 1, []string{"local: 169.254.66.2/30", "remote: 169.254.66.1", "publicAddress 203.0.113.9"}},
 	{"lists of the API", "gcp", []string{`{"kind": "compute#vpnTunnelAggregatedList", "items": {"regions/r": {"vpnTunnels": [` + gcpTunnel("") + `]}, "regions/q": {"warning": {"code": "NO_RESULTS_ON_PAGE"}}}}`, `{"items": [` + gcpGateway + `]}`, `{"items": [` + gcpRouter + `]}`}, 1, nil},
 	{"assets, one a line", "gcp", []string{`{"asset_type": "compute.googleapis.com/Network", "resource": {"data": {"name": "n"}}}` + "\n" + `{"asset_type": "compute.googleapis.com/VpnTunnel", "resource": {"data": ` + strings.ReplaceAll(gcpTunnel(""), "\n", "") + "}}\n" +
@@ -128,6 +132,7 @@ var shapes = []struct {
 		`{"name": "x", "selfLink": "` + strings.Replace(gcpURL, "regions/r", "global", 1) + `externalVpnGateways/x", "redundancyType": "TWO_IPS_REDUNDANCY", "interfaces": [{"id": 0, "ipAddress": "203.0.113.8"}, {"id": 1, "ipAddress": "203.0.113.9"}]}`}, 1, []string{"publicAddress 203.0.113.9"}},
 	{"tunnels in their gateway", "gcp", []string{strings.TrimSuffix(gcpGateway, "}") + `, "tunnels": [` + gcpTunnel("") + `]}`, gcpRouter}, 1, []string{"asn: 64530"}},
 	{"IPv6 outside", "gcp", []string{strings.Replace(gcpGateway, `"ipAddress": "198.51.100.80"`, `"ipv6Address": "2001:db8::80"`, 1), gcpRouter, gcpTunnel("")}, 1, []string{`remoteAddress: "2001:db8::80"`}},
+	{"names of several lines", "gcp", []string{gcpGateway, strings.Replace(gcpRouter, `"peerAsn"`, `"md5AuthenticationKeyName": "k\n1: {}", "peerAsn"`, 1), strings.Replace(gcpTunnel(""), `"t0"`, `"t\n0: {}"`, 1)}, 1, []string{"name: t-0\n", "# t?0: {}, interface 0", "md5AuthenticationKeyName k?1: {}"}},
 	{"Classic VPN", "gcp", []string{strings.Replace(gcpTunnel(""), `"vpnGateway"`, `"targetVpnGateway"`, 1)}, 0, []string{"t0: is a Classic VPN tunnel; make an HA VPN tunnel"}},
 	{"fields that are null", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "targetVpnGateway": null, "peerGcpGateway": null`)}, 1, nil},
 	{"IKEv1", "gcp", []string{strings.Replace(gcpTunnel(""), `"ikeVersion": 2`, `"ikeVersion": 1`, 1), gcpGateway}, 0, []string{"t0: speaks IKEv1"}},
