@@ -102,7 +102,8 @@ func (a *app) cloudImport() *cobra.Command {
 		Long: `Make the tunnels and peers of a document from what a cloud hands out about its VPN gateway, and print them with comments
 that say where each value came from. What is skipped, missing or doubtful is said on standard error. - is standard input.
 
-aws: the configuration file in XML ("generic"), aws ec2 describe-vpn-connections, the Query API's answer, Terraform's state.
+aws: the configuration in XML, or as the console has it for a generic device; aws ec2 describe-vpn-connections; the Query API's
+answer; Terraform's state.
 azure: az network vnet-gateway show, vpn-connection show and local-gateway show (or list) together; for a hub of a virtual
 WAN, vpn-gateway show and vpn-site show, or the file that it hands out for its VPN sites.
 gcp: gcloud compute vpn-gateways, vpn-tunnels and routers describe (or list) together, as YAML or JSON.

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// readAWS reads the CustomerGatewayConfiguration (XML), alone or inside what describe-vpn-connections, the Query API or
+// readAWS reads the CustomerGatewayConfiguration (XML, or the text that says the same), alone or inside what describe-vpn-connections, the Query API or
 // Terraform's state have around it.
 func readAWS(r *Result, docs []document) {
 	for _, d := range docs {
@@ -40,6 +40,60 @@ func readAWS(r *Result, docs []document) {
 			r.nothing(d, "VPN connection")
 		}
 	}
+}
+
+// genericLine is a line of the configuration that the console makes for a "generic" device: a name and a value.
+var genericLine = regexp.MustCompile(`^[\s!-]*([A-Za-z][A-Za-z -]*?)\s*:\s*(\S*)`)
+
+// awsGeneric reads the text that the console makes for a "generic" device, as if it were the XML: it says the same.
+func awsGeneric(data []byte) *node {
+	root := &node{line: 1}
+	connection := root.add("vpn_connection", &node{line: 1})
+	tunnel, where := connection, ""
+	number := 0
+	data = data[:bytes.LastIndexByte(data, '\n')+1] // no whole file ends with a value, and half of an address may be another
+	for line := range bytes.Lines(data) {
+		text := string(line)
+		number++
+		switch {
+		case strings.Contains(text, "IPSec Tunnel #"):
+			tunnel = connection.add("ipsec_tunnel", &node{line: number})
+		case strings.Contains(text, "Outside IP Addresses"):
+			where = "tunnel_outside_address"
+		case strings.Contains(text, "Inside IP Addresses"):
+			where = "tunnel_inside_address"
+		case strings.Contains(text, "Static Routing Configuration"):
+			connection.set("NoBGPVPNConnection", number, "vpn_connection_attributes")
+		}
+		m := genericLine.FindStringSubmatch(text)
+		if m == nil {
+			continue
+		}
+		address, bits, _ := strings.Cut(m[2], "/")
+		switch strings.Join(strings.Fields(m[1]), " ") { // some names have two spaces in them
+		case "Your VPN Connection ID":
+			if connection.has("id") { // of another file after the first
+				connection = root.add("vpn_connection", &node{line: number})
+			}
+			connection.set(m[2], number, "id")
+		case "Your Virtual Private Gateway ID":
+			connection.set(m[2], number, "vpn_gateway_id")
+		case "Pre-Shared Key":
+			tunnel.set(m[2], number, "ike", "pre_shared_key")
+		case "Customer Gateway":
+			tunnel.set(address, number, "customer_gateway", where, "ip_address")
+			tunnel.set(bits, number, "customer_gateway", where, "network_cidr")
+		case "Virtual Private Gateway":
+			tunnel.set(address, number, "vpn_gateway", where, "ip_address")
+		case "Customer Gateway ASN":
+			tunnel.set(m[2], number, "customer_gateway", "bgp", "asn")
+		case "Virtual Private Gateway ASN":
+			tunnel.set(m[2], number, "vpn_gateway", "bgp", "asn")
+		case "Neighbor Hold Time":
+			tunnel.set(m[2], number, "vpn_gateway", "bgp", "hold_time")
+		}
+	}
+	return root
 }
 
 // awsText reads the XML of a connection, and what is said about it around it.

@@ -172,8 +172,12 @@ func parse(f File) (document, error) {
 		return d, err
 	case c == '{' || c == '[' || c == '"':
 		d.values, err = parseJSON(data)
+	case bytes.Contains(data, []byte("IPSec Tunnel #1")) && bytes.Contains(data, []byte("Outside IP Addresses:")):
+		d.xml, d.from = true, "aws"
+		d.node = awsGeneric(data)
+		return d, nil
 	case prose.Match(data[:min(len(data), 1<<16)]):
-		return d, errors.New("is a cloud's instructions for a person; give what isthmus cloud import --help lists")
+		return d, errors.New("is a cloud's instructions for one vendor's device; give what isthmus cloud import --help lists")
 	default:
 		d.values, err = parseYAML(data)
 	}
@@ -183,8 +187,8 @@ func parse(f File) (document, error) {
 	return d, err
 }
 
-// prose is in the configuration that AWS's console makes for a device of no or of some vendor, and in the script that
-// Azure's portal makes.
+// prose is in the configurations that AWS's console makes for the devices of some vendor, and in the scripts that Azure's
+// portal makes.
 var prose = regexp.MustCompile(`(?i)IPSec Tunnel #1|#1: Internet Key Exchange|\[1\] (Network|Resource) parameters`)
 
 // unescape undoes the ways in which XML is carried inside other files, when the whole text was copied from there.

@@ -211,6 +211,27 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
+// TestTruncatedText does the same with the console's text.
+func TestTruncatedText(t *testing.T) {
+	text := genericText("vpn-1", 12, 34)
+	most := 0
+	for cut := range text {
+		r, err := Import("aws", []File{{"f", []byte(text[:cut])}})
+		if err != nil {
+			continue
+		}
+		for _, tu := range r.Tunnels {
+			if a := tu.Remote.Is.String(); a != "198.51.100.12" && a != "198.51.100.34" || len(tu.Inside) > 0 && tu.Inside[0].Local.Is.Bits() != 30 {
+				t.Errorf("cut at %d: made up %+v", cut, tu)
+			}
+		}
+		most = max(most, len(r.Tunnels))
+	}
+	if most != 2 {
+		t.Errorf("%d tunnels at most", most)
+	}
+}
+
 // TestRefused: what no importer can use is refused with what and where.
 func TestRefused(t *testing.T) {
 	for _, test := range []struct{ cloud, text, want string }{

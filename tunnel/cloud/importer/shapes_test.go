@@ -2,6 +2,7 @@ package importer
 
 import (
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -22,6 +23,40 @@ func tunnelXML(own string, n int) string {
 
 func connectionXML(id string, tunnels ...string) string {
 	return `<vpn_connection id="` + id + `"><vpn_gateway_id></vpn_gateway_id>` + strings.Join(tunnels, "\n") + `</vpn_connection>`
+}
+
+// genericText is what AWS's console hands out for a generic device.
+func genericText(id string, tunnels ...int) string {
+	text := "Amazon Web Services\nVirtual Private Cloud\n\nYour VPN Connection ID                   : " + id + "\nYour Virtual Private Gateway ID          : vgw-1\n"
+	for i, n := range tunnels {
+		text += fmt.Sprintf(`
+IPSec Tunnel #%d
+================
+#1: Internet Key Exchange Configuration
+
+  - Authentication Method    : Pre-Shared Key
+  - Pre-Shared Key           : FileKey%d
+  - Encryption Algorithm     : aes-128-cbc
+
+#3: Tunnel Interface Configuration
+
+Outside IP Addresses:
+  - Customer Gateway 		        : 203.0.113.9
+  - Virtual Private Gateway	        : 198.51.100.%d
+
+Inside IP Addresses
+  - Customer Gateway         		: 169.254.64.%d/30
+  - Virtual Private Gateway             : 169.254.64.%d/30
+
+#4: Border Gateway Protocol (BGP) Configuration:
+
+  - Customer Gateway ASN	          : 64620
+  - Virtual Private  Gateway ASN          : 64521
+  - Neighbor IP Address     		  : 169.254.64.%d
+  - Neighbor Hold Time       : 15
+`, i+1, n, n, 4*n+2, 4*n+1, 4*n+1)
+	}
+	return text
 }
 
 // described is a connection as describe-vpn-connections has it.
@@ -87,7 +122,10 @@ var shapes = []struct {
 	{"over Direct Connect", "aws", []string{described("vpn-1", "available", `{"OutsideIpAddressType": "PrivateIpv4"}`, connectionXML("vpn-1", tunnelXML("10.0.0.9", 1)))}, 1, []string{"has private outside addresses"}},
 	{"a state of several clouds", "aws", []string{`{"resources": [{"type": "google_compute_router", "instances": [{"attributes": {"self_link": "` + gcpURL + `routers/a", "network": "` + gcpURL + `networks/n", "subnetworks": ["` + strings.Repeat(gcpURL+`", "`, 30) + `"]}}]},
 		{"type": "aws_vpn_connection", "instances": [{"attributes": {"id": "vpn-1", "customer_gateway_configuration": ` + strconv.Quote(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1))) + `}}]}]}`}, 1, nil},
-	{"the text of the console", "aws", []string{"Amazon Web Services\nVirtual Private Cloud\n\n! IPSec Tunnel #1\n! #1: Internet Key Exchange Configuration\n"}, 0, []string{"f0: is a cloud's instructions for a person"}},
+	{"the console's text for a vendor's device", "aws", []string{"! Amazon Web Services\n! Virtual Private Cloud\n\n! IPSec Tunnel #1\n! #1: Internet Key Exchange Configuration\ncrypto isakmp policy 200\n"}, 0, []string{"f0: is a cloud's instructions for one vendor's device"}},
+	{"the console's text for a generic device", "aws", []string{genericText("vpn-1", 1, 2) + genericText("vpn-2", 3)}, 3, []string{"name: vpn-1-1\n", "local: 169.254.64.10/30", "remote: 169.254.64.9", "remoteAddress: 198.51.100.2", "asn: 64521", "holdTime: 15s",
+		"# vpn-2, tunnel to 198.51.100.3 of vgw-1", "psk: vpn-2-1 # the name of the secret", "publicAddress 203.0.113.9", "node.asn 64620"}},
+	{"the console's text, static routes", "aws", []string{regexp.MustCompile(`(?s)#4: Border.*`).ReplaceAllString(genericText("vpn-1", 1), "#4: Static Routing Configuration:\n  - Next hop       : 169.254.64.5\n")}, 1, []string{"is routed statically"}},
 
 	{"an id of several lines", "aws", []string{connectionXML("vpn&#10;&#13;peers: [] # &#x85;&#x2028;x", tunnelXML("203.0.113.9", 1))}, 1, []string{"name: vpn-peers-x-1\n", "# vpn??peers: [] # ??x, tunnel to"}},
 

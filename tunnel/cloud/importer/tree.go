@@ -64,6 +64,24 @@ func (n *node) child(name string) *node {
 	return nil
 }
 
+// add adds a child.
+func (n *node) add(name string, child *node) *node {
+	n.keys, n.values = append(n.keys, norm(name)), append(n.values, child)
+	return child
+}
+
+// set gives a text to the node that names lead to from an object, and makes those on the way.
+func (n *node) set(text string, line int, path ...string) {
+	for _, name := range path {
+		next := n.child(norm(name))
+		if next == nil {
+			next = n.add(name, &node{line: line})
+		}
+		n = next
+	}
+	n.text, n.line = text, line
+}
+
 // all returns the children of a name.
 func (n *node) all(name string) (out []*node) {
 	for i, k := range n.keys {
@@ -208,7 +226,7 @@ func (p *jsonParser) value(depth int) (*node, error) {
 			if err != nil {
 				return nil, err
 			}
-			n.keys, n.values = append(n.keys, norm(key)), append(n.values, v)
+			n.add(key, v)
 			if p.space(); !p.take(',') && !p.next('}') {
 				return nil, p.expected("a comma or a closing brace")
 			}
@@ -312,10 +330,9 @@ func parseXML(data []byte) (*node, error) {
 			line, _ := d.InputPos()
 			n := &node{line: line}
 			for _, a := range t.Attr {
-				n.keys, n.values = append(n.keys, norm(a.Name.Local)), append(n.values, &node{text: a.Value, line: line})
+				n.add(a.Name.Local, &node{text: a.Value, line: line})
 			}
-			parent := stack[len(stack)-1]
-			parent.keys, parent.values = append(parent.keys, norm(t.Name.Local)), append(parent.values, n)
+			stack[len(stack)-1].add(t.Name.Local, n)
 			texts = append(texts, &strings.Builder{})
 			if stack = append(stack, n); len(stack) > maxDepth {
 				return nil, fail(fmt.Errorf("is nested deeper than %d levels", maxDepth))
