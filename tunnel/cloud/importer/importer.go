@@ -17,6 +17,8 @@ import (
 	"time"
 	"unicode"
 
+	"go.yaml.in/yaml/v3"
+
 	"github.com/isthmus-net/isthmus/tunnel/cloud"
 )
 
@@ -420,7 +422,7 @@ func (r *Result) YAML() string {
 	b.WriteString("tunnels:\n")
 	for _, t := range r.Tunnels {
 		line(1, "# "+printable(t.About), "")
-		line(1, "- name: "+t.Name, "")
+		line(1, "- name: "+quote(t.Name), "")
 		line(2, "cloud: "+t.Cloud, "")
 		if len(t.Inside) > 0 {
 			line(2, "inside:", "")
@@ -435,7 +437,7 @@ func (r *Result) YAML() string {
 		if !t.PSK.Is.Known() {
 			psk = "MISSING here: store it with isthmus secret set " + t.PSKName()
 		}
-		line(3, "psk: "+t.PSKName(), psk)
+		line(3, "psk: "+quote(t.PSKName()), psk)
 		for _, p := range []struct {
 			field string
 			v     Value[[]string]
@@ -461,8 +463,8 @@ func (r *Result) YAML() string {
 		if !t.ASN.known() {
 			continue
 		}
-		line(1, "- name: "+t.Name, "")
-		line(2, "tunnel: "+t.Name, "")
+		line(1, "- name: "+quote(t.Name), "")
+		line(2, "tunnel: "+quote(t.Name), "")
 		line(2, fmt.Sprintf("asn: %d", t.ASN.Is), t.ASN.From)
 		if t.PeerAddress.known() {
 			line(2, "address: "+quote(t.PeerAddress.Is.String()), t.PeerAddress.From)
@@ -474,7 +476,7 @@ func (r *Result) YAML() string {
 			line(2, "keepalive: "+t.Keepalive.Is.String(), t.Keepalive.From)
 		}
 		if t.Password.known() {
-			line(2, "password: "+t.PasswordName(), "MISSING here: store it with isthmus secret set "+t.PasswordName()+"; "+t.Password.From)
+			line(2, "password: "+quote(t.PasswordName()), "MISSING here: store it with isthmus secret set "+t.PasswordName()+"; "+t.Password.From)
 		}
 		if t.Import.known() {
 			line(2, "import:", "")
@@ -492,14 +494,19 @@ func (r *Result) YAML() string {
 	}
 	for _, route := range r.Routes {
 		line(1, "- prefix: "+quote(route.Prefix.Is.String()), route.Prefix.From)
-		line(2, "tunnels: ["+strings.Join(route.Tunnels, ", ")+"]", "")
+		var names []string
+		for _, name := range route.Tunnels {
+			names = append(names, quote(name))
+		}
+		line(2, "tunnels: ["+strings.Join(names, ", ")+"]", "")
 	}
 	return b.String()
 }
 
-// quote puts quotes around what YAML would read otherwise: IPv6 has colons.
+// quote puts quotes around what YAML would not read as this text: IPv6 has colons, and a name may be a number.
 func quote(s string) string {
-	if strings.Contains(s, ":") {
+	var n yaml.Node
+	if err := yaml.Unmarshal([]byte(s), &n); err != nil || n.Content[0].Tag != "!!str" || strings.Contains(s, ":") {
 		return strconv.Quote(s)
 	}
 	return s

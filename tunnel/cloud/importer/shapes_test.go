@@ -171,6 +171,8 @@ var shapes = []struct {
 	{"tunnels in their gateway", "gcp", []string{strings.TrimSuffix(gcpGateway, "}") + `, "tunnels": [` + gcpTunnel("") + `]}`, gcpRouter}, 1, []string{"asn: 64530"}},
 	{"IPv6 outside", "gcp", []string{strings.Replace(gcpGateway, `"ipAddress": "198.51.100.80"`, `"ipv6Address": "2001:db8::80"`, 1), gcpRouter, gcpTunnel("")}, 1, []string{`remoteAddress: "2001:db8::80"`}},
 	{"names of several lines", "gcp", []string{gcpGateway, strings.Replace(gcpRouter, `"peerAsn"`, `"md5AuthenticationKeyName": "k\n1: {}", "peerAsn"`, 1), strings.Replace(gcpTunnel(""), `"t0"`, `"t\n0: {}"`, 1)}, 1, []string{"name: t-0\n", "# t?0: {}, interface 0", "md5AuthenticationKeyName k?1: {}"}},
+	{"a name that is a number", "gcp", []string{gcpGateway, gcpRouter, strings.Replace(gcpTunnel(""), `"t0"`, `"529323810542142151"`, 1)}, 1, []string{`name: "529323810542142151"`, `tunnel: "529323810542142151"`}},
+	{"a name that is true", "azure", []string{azureGateway, azureLocal, strings.Replace(azureConnection(""), `"c1"`, `"True"`, 1)}, 1, []string{`name: "true"`}},
 	{"Classic VPN", "gcp", []string{strings.Replace(gcpTunnel(""), `"vpnGateway"`, `"targetVpnGateway"`, 1)}, 0, []string{"t0: is a Classic VPN tunnel; make an HA VPN tunnel"}},
 	{"fields that are null", "gcp", []string{gcpGateway, gcpRouter, gcpTunnel(`, "targetVpnGateway": null, "peerGcpGateway": null`)}, 1, nil},
 	{"IKEv1", "gcp", []string{strings.Replace(gcpTunnel(""), `"ikeVersion": 2`, `"ikeVersion": 1`, 1), gcpGateway}, 0, []string{"t0: speaks IKEv1"}},
