@@ -85,6 +85,7 @@ var below = map[string][]string{
 	"bgp/gobgp":         {"bgp", "router/secret"},
 	"nat":               {},
 	"nat/conntrack":     {},
+	"router/takeover":   {},
 	"nat/nftables":      {"nat"},
 	"router/fib":        {},
 	"router/fib/kernel": {"router/fib"},
