@@ -32,32 +32,32 @@ func read(src *isthmusv1.Source) (source, error) {
 	return source{d, problems, src.GetText()}, nil
 }
 
-// validate returns what is wrong with a document.
-func (r *Router) validate(src *isthmusv1.Source) (spec.Problems, error) {
+// validate returns what is wrong with a document, and when nothing is, what to know about it.
+func (r *Router) validate(src *isthmusv1.Source) (problems, noted spec.Problems, err error) {
 	s, err := read(src)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_, _, _, problems := r.plan(s.doc, s.problems, r.present.Ledger)
-	return problems, nil
+	checked, _, _, problems := r.plan(s.doc, s.problems, r.present.Ledger)
+	return problems, notes(checked), nil
 }
 
-// preview returns what applying a document would change, and the generation that this is based on. A bad document is an
-// error that is spec.Problems.
-func (r *Router) preview(src *isthmusv1.Source) (uint64, []plan.Change, error) {
+// preview returns what applying a document would change, and the generation that this is based on, and what to know about
+// the document. A bad one is an error that is spec.Problems.
+func (r *Router) preview(src *isthmusv1.Source) (uint64, []plan.Change, spec.Problems, error) {
 	s, err := read(src)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, nil, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_, target, _, problems := r.plan(s.doc, s.problems, r.present.Ledger)
+	checked, target, _, problems := r.plan(s.doc, s.problems, r.present.Ledger)
 	if len(problems) > 0 {
-		return r.present.Generation, nil, problems
+		return r.present.Generation, nil, nil, problems
 	}
-	return r.present.Generation, plan.Diff(r.target, target), nil
+	return r.present.Generation, plan.Diff(r.target, target), notes(checked), nil
 }
 
 // apply makes a document the wanted one. expected is the generation that the writer has seen; nil: not checked. With

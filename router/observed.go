@@ -10,13 +10,18 @@ import (
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/tunnel"
+	"github.com/isthmus-net/isthmus/tunnel/explain"
 )
 
 // observed holds what was last seen, beside what is wanted, and wakes those who watch it.
 type observed struct {
 	mu      sync.Mutex
 	target  plan.Target
+	spec    *spec.Spec // that the target was made of; nil: none
+	doc     explain.Document
+	places  map[string]int // of tunnels in doc, by name
 	tunnels map[string]tunnel.Config
 	peers   map[string]bgp.Peer
 	seen    map[string]tunnel.State
@@ -35,6 +40,18 @@ func newObserved() *observed {
 		tunnels: map[string]tunnel.Config{}, peers: map[string]bgp.Peer{}, seen: map[string]tunnel.State{},
 		paths: map[netip.Prefix]learnt{},
 	}
+}
+
+// explain keeps the document that what is seen is held against.
+func (o *observed) explain(s *spec.Spec) {
+	doc := explanation(s)
+	places := make(map[string]int, len(doc.Tunnels))
+	for i, t := range doc.Tunnels {
+		places[t.Name] = i
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.spec, o.doc, o.places = s, doc, places
 }
 
 func (o *observed) use(t plan.Target) {

@@ -72,6 +72,8 @@ type Options struct {
 	Log       *slog.Logger
 	// Charon says what about charon does not fit, in words; nil: nobody asks. An error means that it does not answer.
 	Charon func(context.Context) ([]string, error)
+	// Callers returns who asks for a tunnel that is not there; nil: nobody is noticed.
+	Callers func() []tunnel.Caller
 	// Counters fills in what the drivers have written.
 	Counters func() Counters
 }
@@ -149,6 +151,7 @@ func (r *Router) plan(d spec.Document, decodeProblems spec.Problems, ledger json
 func (r *Router) use(s *spec.Spec, target plan.Target, ledger plan.Ledger) {
 	former, first := r.target, r.spec == nil
 	r.spec, r.target, r.ledger, r.invalid = s, target, ledger, nil
+	r.state.explain(s)
 	r.schedule(former, target, first)
 }
 

@@ -16,18 +16,18 @@ import (
 var _ api.Router = (*Router)(nil)
 
 // Validate implements api.Router.
-func (r *Router) Validate(_ context.Context, src *isthmusv1.Source) ([]*isthmusv1.Problem, error) {
-	problems, err := r.validate(src)
-	return problemMessages(problems), err
+func (r *Router) Validate(_ context.Context, src *isthmusv1.Source) (*isthmusv1.ValidateResponse, error) {
+	problems, notes, err := r.validate(src)
+	return &isthmusv1.ValidateResponse{Problems: problemMessages(problems), Notes: problemMessages(notes)}, err
 }
 
 // Plan implements api.Router.
 func (r *Router) Plan(_ context.Context, src *isthmusv1.Source) (*isthmusv1.PlanResponse, error) {
-	generation, changes, err := r.preview(src)
+	generation, changes, noted, err := r.preview(src)
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return &isthmusv1.PlanResponse{Generation: generation, Changes: changeMessages(changes)}, nil
+	return &isthmusv1.PlanResponse{Generation: generation, Changes: changeMessages(changes), Notes: problemMessages(noted)}, nil
 }
 
 // Apply implements api.Router.
@@ -36,7 +36,7 @@ func (r *Router) Apply(_ context.Context, author string, q *isthmusv1.ApplyReque
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes)}, nil
+	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes), Notes: problemMessages(r.notes())}, nil
 }
 
 // Confirm implements api.Router.
@@ -80,6 +80,9 @@ func (r *Router) Tunnels() ([]*isthmusv1.TunnelStatus, <-chan struct{}) {
 	changed := r.state.bell.Wait()
 	return r.tunnels(), changed
 }
+
+// Strays implements api.Router.
+func (r *Router) Strays() []*isthmusv1.StrayTunnel { return r.strays() }
 
 // Peers implements api.Router.
 func (r *Router) Peers() ([]*isthmusv1.PeerStatus, <-chan struct{}) {

@@ -60,6 +60,9 @@ func (r *Router) tunnels() []*isthmusv1.TunnelStatus {
 			s.Status = tunnel.Unknown
 		}
 		t := tunnelStatus(c, s)
+		if i, ok := r.state.places[c.Name]; ok {
+			explained(t, r.state.spec, r.state.doc, i, s)
+		}
 		if cond := trouble["tunnel/"+c.Name]; cond != nil {
 			t.Conditions = append(t.Conditions, cond)
 		}
@@ -75,6 +78,7 @@ func tunnelStatus(c tunnel.Config, s tunnel.State) *isthmusv1.TunnelStatus {
 		RxBytes: s.RxBytes, TxBytes: s.TxBytes, RxPackets: s.RxPackets, TxPackets: s.TxPackets,
 		LastError: s.LastError, NextTry: stamp(s.NextTry), Algorithms: s.Algorithms,
 		Established: stamp(s.Established), Keyed: stamp(s.Keyed), TimesUp: s.TimesUp, NatTraversal: s.NATTraversal,
+		Heard: stamp(s.Heard), Listening: stamp(s.Listening),
 	}
 	switch {
 	case s.Remote.IsValid() && s.Remote.Port() != 0:

@@ -44,6 +44,21 @@ func fill(r *apitest.Router) {
 			Inside:     []*isthmusv1.Inside{{Local: "169.254.64.2/30"}, {Local: "fd00::1/127"}},
 			Conditions: []*isthmusv1.Condition{{Type: "PeerUnreachable", Message: "check the peer", Severity: "error"}}, NextTry: timestamppb.New(noon.Add(5 * time.Second)),
 		},
+		&isthmusv1.TunnelStatus{
+			Name: "vwan-1", Kind: "ipsec", State: "dead", Since: ago(time.Minute), RemoteAddress: "203.0.113.20", Interface: "ist3", LastError: "none of the peer's IKE proposals is one of ours",
+			Explanation: &isthmusv1.Explanation{
+				Reason: "ike-unacceptable", Since: ago(time.Minute), What: "the peer proposed for IKE what none of ours is; its last offer was \x1b[31m", Cause: "the peer wants aes128-sha1-modp2048",
+				Remedy: "set what the peer wants", Field: "tunnels[2].ipsec.ikeProposals", Value: "[aes128-sha1-modp2048]", Line: 17, There: "azure-vwan: IPsec policy of the link",
+			},
+			Heard: ago(9 * time.Second), Listening: ago(time.Hour),
+		},
+	)
+	r.SetStrays(
+		&isthmusv1.StrayTunnel{
+			Address: "203.0.113.99", State: "dead", Since: ago(3 * time.Minute), Last: ago(5 * time.Second), Attempts: 12, Reason: "second-instance", Cloud: "azure", Beside: "azure-0",
+			Why: "most likely the other half of azure-0", Remedy: "add a tunnel to it", Source: "https://example.net/active-active",
+		},
+		&isthmusv1.StrayTunnel{State: "dead", Reason: "second-endpoint", Cloud: "aws", Beside: "aws-0", Why: "a connection has two", Remedy: "add the other"},
 	)
 	r.SetPeers(
 		&isthmusv1.PeerStatus{

@@ -312,6 +312,18 @@ func printProblems(w io.Writer, file string, problems []*isthmusv1.Problem) {
 	}
 }
 
+// printNotes writes what is worth knowing about a document that is good.
+func (a *app) printNotes(notes []*isthmusv1.Problem) {
+	var b strings.Builder
+	printProblems(&b, a.document, notes)
+	for line := range strings.Lines(b.String()) {
+		if !strings.HasPrefix(line, " ") {
+			line = "note: " + line
+		}
+		io.WriteString(a.stderr, line)
+	}
+}
+
 func quoted(s string) string {
 	if s == "" {
 		return ""

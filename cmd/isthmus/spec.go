@@ -120,6 +120,7 @@ func (a *app) validateCommand() *cobra.Command {
 				err = a.showMessage(r)
 			} else {
 				printProblems(a.stdout, a.document, r.Problems)
+				a.printNotes(r.Notes)
 			}
 			if err == nil && len(r.Problems) > 0 {
 				err = fmt.Errorf("%s: %s", d.name(), plural(len(r.Problems), "problem"))
@@ -153,6 +154,7 @@ func (a *app) planCommand() *cobra.Command {
 			if err := a.showChanges(r.Changes, r); err != nil {
 				return err
 			}
+			a.printNotes(r.Notes)
 			fmt.Fprintf(a.stderr, "isthmus: %s to generation %d\n", plural(len(r.Changes), "change"), r.Generation)
 			if len(r.Changes) > 0 {
 				return errChanges
@@ -217,6 +219,7 @@ a change that cuts the way to the node undoes itself.`}
 }
 
 func (a *app) applied(r *isthmusv1.ApplyResponse) error {
+	a.printNotes(r.Notes)
 	fmt.Fprintf(a.stderr, "isthmus: generation %d, %s\n", r.Generation, plural(len(r.Changes), "change"))
 	return a.showChanges(r.Changes, r)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -35,20 +36,45 @@ var tunnelColumns = []column[*isthmusv1.TunnelStatus]{
 	{header: "ERROR", value: func(_ *app, t *isthmusv1.TunnelStatus) string { return t.LastError }},
 }
 
+var strayColumns = []column[*isthmusv1.StrayTunnel]{
+	{header: "NOT-IN-THE-DOCUMENT", value: func(_ *app, s *isthmusv1.StrayTunnel) string { return s.Address }},
+	{header: "STATE", value: func(_ *app, s *isthmusv1.StrayTunnel) string { return s.State }},
+	{header: "SINCE", value: func(a *app, s *isthmusv1.StrayTunnel) string { return a.since(s.Since) }},
+	{header: "LAST", value: func(a *app, s *isthmusv1.StrayTunnel) string { return a.since(s.Last) }},
+	{header: "ATTEMPTS", value: func(_ *app, s *isthmusv1.StrayTunnel) string { return count(s.Attempts) }},
+	{header: "BESIDE", value: func(_ *app, s *isthmusv1.StrayTunnel) string { return s.Beside }},
+	{header: "REASON", value: func(_ *app, s *isthmusv1.StrayTunnel) string { return s.Reason }},
+	{header: "REMEDY", wide: true, value: func(_ *app, s *isthmusv1.StrayTunnel) string { return s.Remedy }},
+	{header: "SOURCE", wide: true, value: func(_ *app, s *isthmusv1.StrayTunnel) string { return s.Source }},
+	{header: "WHY", value: func(_ *app, s *isthmusv1.StrayTunnel) string { return s.Why }},
+}
+
 func (a *app) addTunnels(_, get, describe, watch *cobra.Command) {
-	get.AddCommand(getCommand(a, "tunnels", "Show the tunnels", tunnelColumns,
-		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.TunnelStatus, proto.Message, error) {
+	list := &cobra.Command{Use: "tunnels", Short: "Show the tunnels", Args: cobra.NoArgs,
+		Long: `Show the tunnels, and below them those that are not in the document: what a cloud's gateway has or calls for beside
+them, and other callers. A dead tunnel is down by design: it cannot come up with the document and the gateway as they are.`,
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 			all := &isthmusv1.ListTunnelsResponse{}
 			client := isthmusv1.NewTunnelServiceClient(conn)
 			err := pages(func(token string) (*isthmusv1.ListTunnelsResponse, error) {
 				return client.ListTunnels(ctx, &isthmusv1.ListTunnelsRequest{PageToken: token})
 			}, func(r *isthmusv1.ListTunnelsResponse) string {
 				all.Tunnels = append(all.Tunnels, r.Tunnels...)
+				all.Strays = append(all.Strays, r.Strays...)
 				return r.NextPageToken
 			})
-			return all.Tunnels, all, err
-		}))
-	describe.AddCommand(describeCommand(a, "tunnel NAME", "Show everything about one tunnel",
+			if err == nil {
+				err = show(a, tunnelColumns, all.Tunnels, all)
+			}
+			if err != nil || len(all.Strays) == 0 || a.output == "json" || a.output == "yaml" {
+				return err
+			}
+			fmt.Fprintln(a.stdout)
+			return show(a, strayColumns, all.Strays, all)
+		})}
+	a.outputFlag(list)
+	get.AddCommand(list)
+	describe.AddCommand(describeCommand(a, "tunnel NAME", "Show everything about one tunnel, and why it is not up",
 		func(ctx context.Context, conn *grpc.ClientConn, name string) (proto.Message, error) {
 			return isthmusv1.NewTunnelServiceClient(conn).GetTunnel(ctx, &isthmusv1.GetTunnelRequest{Name: name})
 		}))

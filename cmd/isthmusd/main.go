@@ -139,7 +139,7 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 
 	r, err := router.New(router.Options{
 		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Addresses: links, Host: machine,
-		Version: version, Log: log, Charon: vpn.Conditions,
+		Version: version, Log: log, Charon: vpn.Conditions, Callers: vpn.Callers,
 		Counters: func() router.Counters {
 			return router.Counters{
 				Vici: vpn.Writes(), WireGuard: wg.Writes(), NFTables: filter.Writes(), BGP: speaker.Writes(), BGPStarts: speaker.Starts(),

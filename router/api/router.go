@@ -22,7 +22,7 @@ import (
 // of them applies, and are a *Refused for a document with problems.
 type Router interface {
 	// Validate returns what is wrong with a document. The error is about the check itself.
-	Validate(ctx context.Context, source *isthmusv1.Source) ([]*isthmusv1.Problem, error)
+	Validate(ctx context.Context, source *isthmusv1.Source) (*isthmusv1.ValidateResponse, error)
 	Plan(ctx context.Context, source *isthmusv1.Source) (*isthmusv1.PlanResponse, error)
 	Apply(ctx context.Context, author string, r *isthmusv1.ApplyRequest) (*isthmusv1.ApplyResponse, error)
 	Confirm(ctx context.Context, author string, generation uint64) error
@@ -33,6 +33,8 @@ type Router interface {
 	History() []*isthmusv1.Revision
 
 	Tunnels() ([]*isthmusv1.TunnelStatus, <-chan struct{})
+	// Strays returns the tunnels that are not in the document.
+	Strays() []*isthmusv1.StrayTunnel
 	Peers() ([]*isthmusv1.PeerStatus, <-chan struct{})
 	ResetPeer(ctx context.Context, name string, soft bool) error
 	Routes() ([]*isthmusv1.Route, <-chan struct{})

@@ -102,8 +102,8 @@ func (s *services) Validate(ctx context.Context, r *isthmusv1.ValidateRequest) (
 	if err := checkSource(r.Source); err != nil {
 		return nil, err
 	}
-	problems, err := s.router.Validate(ctx, r.Source)
-	return &isthmusv1.ValidateResponse{Problems: problems}, statusOf(err)
+	v, err := s.router.Validate(ctx, r.Source)
+	return v, statusOf(err)
 }
 
 func (s *services) Plan(ctx context.Context, r *isthmusv1.PlanRequest) (*isthmusv1.PlanResponse, error) {
@@ -152,7 +152,11 @@ func (s *services) ListHistory(_ context.Context, r *isthmusv1.ListHistoryReques
 func (s *services) ListTunnels(_ context.Context, r *isthmusv1.ListTunnelsRequest) (*isthmusv1.ListTunnelsResponse, error) {
 	all, _ := s.router.Tunnels()
 	items, next, err := tunnels.page(all, r.PageSize, r.PageToken, "", nil)
-	return &isthmusv1.ListTunnelsResponse{Tunnels: items, NextPageToken: next}, err
+	list := &isthmusv1.ListTunnelsResponse{Tunnels: items, NextPageToken: next}
+	if r.PageToken == "" {
+		list.Strays = s.router.Strays()
+	}
+	return list, err
 }
 
 func (s *services) GetTunnel(_ context.Context, r *isthmusv1.GetTunnelRequest) (*isthmusv1.TunnelStatus, error) {

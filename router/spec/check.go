@@ -25,7 +25,7 @@ type Secrets func(name string) (secret.Ref, bool)
 
 // Check resolves a document. The Spec may be used only when there are no problems.
 func Check(d Document, secrets Secrets) (*Spec, Problems) {
-	c := checker{lines: d.lines, secrets: secrets, tunnels: map[string]Tunnel{}}
+	c := checker{s: Spec{lines: d.lines}, secrets: secrets, tunnels: map[string]Tunnel{}}
 	m := d.Message
 	if m == nil {
 		m = &isthmusv1.Spec{}
@@ -67,7 +67,6 @@ func Check(d Document, secrets Secrets) (*Spec, Problems) {
 type checker struct {
 	s        Spec
 	problems Problems
-	lines    map[string]int
 	secrets  Secrets
 	tunnels  map[string]Tunnel
 	names    map[string]map[string]string // kind -> name -> path
@@ -85,16 +84,20 @@ type placed struct {
 	path   string
 }
 
-// problem records one; the line is that of the nearest enclosing field that the text has.
+// problem records one.
 func (c *checker) problem(path, value, rule, remedy string) {
-	p := Problem{Path: path, Value: value, Rule: rule, Remedy: remedy}
+	c.problems = append(c.problems, Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: c.s.Line(path)})
+}
+
+// Line returns the line of a field in the document's text, or of the nearest enclosing one that the text has, from 1; 0
+// when there is none or the document was not text.
+func (s *Spec) Line(path string) int {
 	for at := path; at != ""; at = parent(at) {
-		if line, ok := c.lines[at]; ok {
-			p.Line = line
-			break
+		if line, ok := s.lines[at]; ok {
+			return line
 		}
 	}
-	c.problems = append(c.problems, p)
+	return 0
 }
 
 func parent(path string) string {

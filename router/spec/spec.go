@@ -19,6 +19,8 @@ type Spec struct {
 	Routes   []StaticRoute
 	Pools    []nat.Pool
 	Policies []nat.Policy
+
+	lines map[string]int // of the document's text, by field path
 }
 
 // Node is the router itself.

@@ -76,6 +76,8 @@ var below = map[string][]string{
 	"tunnel":        {"router/secret"},
 	"tunnel/apipa":  {},
 	"tunnel/cloud":  {"tunnel/apipa"},
+	// The only room that knows both what a driver saw and what a cloud is like.
+	"tunnel/explain": {"tunnel", "tunnel/cloud"},
 
 	"tunnel/cloud/importer": {"tunnel/cloud"},
 
@@ -95,7 +97,7 @@ var below = map[string][]string{
 	"router/auth":       {"proto/isthmus/v1", "router/store"},
 	"router/spec":       {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/secret"},
 	"router/plan":       {"bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/fib", "router/spec", "router/secret"},
-	"router":            {"proto/isthmus/v1", "router/api", "bgp", "nat", "tunnel", "router/fib", "router/plan", "router/spec", "router/secret", "router/store"},
+	"router":            {"proto/isthmus/v1", "router/api", "bgp", "nat", "tunnel", "tunnel/explain", "router/fib", "router/plan", "router/spec", "router/secret", "router/store"},
 	"router/api":        {"proto/isthmus/v1", "router/auth", "router/store", "router/secret", "bgp"},
 	"proto/isthmus/v1":  {},
 	// Presets and importers are data and pure functions, which work without a node.

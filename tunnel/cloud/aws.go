@@ -73,6 +73,10 @@ func aws() Preset {
 		}, "TunnelInsideCidr is a /30 of 169.254.0.0/16 without these", awsModel},
 		RouterASN:  Value[ASNs]{asns(7224, 9059, 10124, 17943), "AWS uses these itself", awsGuide + "cgw-options.html"},
 		GatewayASN: Value[ASNs]{append(asns(7224, 9059, 10124, 17943), privateASNs...), "AmazonSideAsn is a private number, 64512 by default; old gateways have one of AWS's own", awsModel},
+		AddressAt:  Value[string]{"IP address of the customer gateway", "the endpoints send there and know the node by it; another address needs a new customer gateway", awsGuide + "cgw-options.html"},
+		KeyAt:      Value[string]{"pre-shared key in the options of that VPN tunnel", "each of the two tunnels has its own", awsModel},
+		PolicyAt:   Value[string]{"phase 1 and phase 2 algorithms in the options of that VPN tunnel", "whatever is not listed there is refused", awsModel},
+		Calls:      Value[string]{"only with the startup action Start", "by default it is Add, and the gateway waits for this node", awsGuide + "initiate-vpn-tunnels.html"},
 		Advice: []Value[string]{
 			{"DPDTimeoutAction=restart, StartupAction=add", "the gateway then waits for this node, which keeps trying, and keeps the tunnel when a probe was lost", awsGuide + "initiate-vpn-tunnels.html"},
 			{"a gateway ASN of its own for each gateway", "they all default to 64512, and a prefix from one is a loop to the other; or set asOverride on the peers", "RFC 4271 section 9.1.2"},

@@ -66,6 +66,10 @@ func azure() Preset {
 			ASNs{{1, 8073}, {8076, 12075}, {12077, 23455}, {23457, 64495}, {64512, 65516}, {65521, 65534}, {65552, 4294967294}},
 			"65515 by default, and any that is not reserved", azureFAQ,
 		},
+		AddressAt: Value[string]{"IP address of the local network gateway", "the instances send there", azureFAQ},
+		KeyAt:     Value[string]{"shared key of the connection", "both instances have the same", azureFAQ},
+		PolicyAt:  Value[string]{"IPsec / IKE policy of the connection", "a custom one is exactly one combination", azureFAQ},
+		Calls:     Value[string]{"from each instance, unless the connection mode is ResponderOnly", "the mode is Default otherwise, in which both sides begin", "https://registry.terraform.io/providers/hashicorp/azurerm/latest/docs/resources/virtual_network_gateway_connection"},
 		Advice: []Value[string]{
 			{"az network vpn-connection ipsec-policy add --ike-encryption GCMAES256 --ike-integrity SHA384 --dh-group ECP384 --ipsec-encryption GCMAES256 --ipsec-integrity GCMAES256 --pfs-group ECP384 --sa-lifetime 27000 --sa-max-size 102400000", "the custom policy that fits the proposals", azureFAQ},
 			{"name the custom BGP address of each instance on every connection (gatewayCustomBgpIpAddresses)", "else all connections use the first", azureAPIPA},
@@ -80,6 +84,9 @@ func azureVWAN() Preset {
 	p.ChildRekey = Value[time.Duration]{45 * time.Minute, "before the 3600s of the site file", vwanFile}
 	p.ESPProposals.Source, p.IKEProposals.Source = vwanIPsec, vwanIPsec
 	p.GatewayASN = Value[ASNs]{asns(65515), "hubs have 65515, always", vwanFile}
+	p.AddressAt = Value[string]{"IP address of the link of the VPN site", "the instances send there", vwanFile}
+	p.KeyAt.Source, p.KeyAt.Is = vwanFile, "PSK of the VPN connection"
+	p.PolicyAt.Source, p.PolicyAt.Is = vwanIPsec, "IPsec policy of the link's VPN connection"
 	p.Advice = []Value[string]{
 		{"a custom policy on each link: GCMAES256, SHA384, ECP384, GCMAES256, ECP384, 3600s, 102400000 KB", "the default policies have group 2 only and no PFS", vwanIPsec},
 		{"asOverride on the peers when two hubs are to reach each other through this node", "all hubs have 65515, and a prefix from one is a loop to the other", "RFC 4271 section 9.1.2"},

@@ -55,6 +55,10 @@ func gcp() Preset {
 			Bits: []int{30},
 		}, "a /30 of 169.254.0.0/16, unique among the Cloud Routers of the VPC; the gateway may have either address, and gets the first of an allocated one", gcpVPN + "how-to/creating-ha-vpn"},
 		GatewayASN: Value[ASNs]{privateASNs, "Cloud Router has a private number", gcpRouter},
+		AddressAt:  Value[string]{"IP address of the interface of the peer (external) VPN gateway", "each tunnel is bound to one, and it cannot be changed", gcpVPN + "how-to/creating-ha-vpn"},
+		KeyAt:      Value[string]{"shared secret of the VPN tunnel", "it is never shown again: make the tunnel anew when it is lost", gcpVPN + "how-to/creating-ha-vpn"},
+		PolicyAt:   Value[string]{"cipher suite of the VPN tunnel", "without one, the gateway takes all that it knows", gcpCiphers},
+		Calls:      Value[string]{"when there is traffic", "both roles are played", gcpCiphers},
 		Advice: []Value[string]{
 			{"the same cipher suite on both tunnels of a pair: AES-GCM-16-256, PRF-HMAC-SHA2-384, Group-20", "the tunnels of a pair must be alike", gcpCiphers},
 			{"no traffic selectors on the tunnels", "with Cloud Router they are 0.0.0.0/0", gcpVPN},

@@ -50,6 +50,9 @@ func oci() Preset {
 			Bits: []int{30, 31},
 		}, "both ends of a /30 or /31 are chosen here; Oracle does not take 169.254.10.0-19.255, 100.0-109.255 and 192.0-201.255", ociVPN + "vpn_to_aws.htm"},
 		GatewayASN: Value[ASNs]{asns(6142, 14544, 20054, 31898), "31898 in commercial regions, 14544 in Jovanovac, 6142 and 20054 in government ones", ociVPN},
+		AddressAt:  Value[string]{"IP address of the CPE, and CPE IKE identifier of the IPSec connection", "the identifier is the CPE's address unless another is set", ociVPN},
+		KeyAt:      Value[string]{"shared secret of the tunnel", "each of the two tunnels has its own", ociVPN},
+		PolicyAt:   Value[string]{"phase one and phase two configuration of the tunnel", "a custom phase 1 must be matched exactly", ociParameters},
 		Advice: []Value[string]{
 			{"the CPE's IKE identifier is this node's public address", "Oracle takes nothing else for it", ociVPN},
 			{"custom phase 1: AES_256_CBC, SHA2_384, GROUP20; phase 2 group GROUP20", "Oracle's default list is fragmented by IP", ociParameters},

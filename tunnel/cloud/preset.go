@@ -55,6 +55,12 @@ type Preset struct {
 	RouterASN       Value[ASNs] // what this node's number must not be
 	GatewayASN      Value[ASNs] // what the gateway's number is one of
 
+	// Where on the cloud's side things are set that both sides must agree on, in that cloud's words.
+	AddressAt Value[string] // this node's outside address and identity
+	KeyAt     Value[string]
+	PolicyAt  Value[string] // algorithms
+	Calls     Value[string] // when the gateway asks for the IKE SA itself
+
 	// What to see to on the cloud's side.
 	Advice []Value[string]
 }
@@ -119,7 +125,7 @@ var privateASNs = ASNs{{64512, 65534}, {4200000000, 4294967294}}
 
 // Setting is one line of a preset.
 type Setting struct {
-	Kind   string `json:"kind"` // "default", "rule" or "advice"
+	Kind   string `json:"kind"` // "default", "rule", "console" or "advice"
 	Name   string `json:"name"` // of the document's field, for a default
 	Value  string `json:"value"`
 	Why    string `json:"why"`
@@ -163,6 +169,11 @@ func (p Preset) Settings() []Setting {
 	add("inside addresses", describeInside(p.Inside.Is), p.Inside.Why, p.Inside.Source)
 	add("this node's ASN", "not "+p.RouterASN.Is.String(), p.RouterASN.Why, p.RouterASN.Source)
 	add("gateway's ASN", p.GatewayASN.Is.String(), p.GatewayASN.Why, p.GatewayASN.Source)
+	kind = "console"
+	add("this node's address", p.AddressAt.Is, p.AddressAt.Why, p.AddressAt.Source)
+	add("pre-shared key", p.KeyAt.Is, p.KeyAt.Why, p.KeyAt.Source)
+	add("algorithms", p.PolicyAt.Is, p.PolicyAt.Why, p.PolicyAt.Source)
+	add("opens the tunnel", p.Calls.Is, p.Calls.Why, p.Calls.Source)
 	kind = "advice"
 	for _, a := range p.Advice {
 		add("cloud side", a.Is, a.Why, a.Source)

@@ -59,7 +59,13 @@ type record struct {
 	adopted   bool   // it was up when it was first seen
 	reason    string // why it is down, from charon's log
 	reasonAt  time.Time
-	held      time.Time // until when traffic may continue on SAs that only the kernel knows
+	failure   tunnel.Failure // the same
+	evidence  tunnel.Evidence
+	heard     time.Time      // when the peer's address last sent an IKE packet
+	listening time.Time      // since when that would have been seen
+	rekey     tunnel.Failure // why the CHILD SA that is up is not renewed
+	rekeyOf   uint32         // which that is; 0: the live one
+	held      time.Time      // until when traffic may continue on SAs that only the kernel knows
 	stale     map[uint32]time.Time
 }
 
@@ -192,7 +198,23 @@ func (r *record) decide(now time.Time, jitter *rand.Rand) (actions []action, aga
 		r.missing, r.held = time.Time{}, time.Time{}
 		describe(&r.state, live[0].ike, live[0].child)
 		r.set(tunnel.Up, now)
+		if r.rekeyOf == 0 {
+			r.rekeyOf = live[0].child.ID
+		} else if r.rekeyOf != live[0].child.ID {
+			r.rekey, r.rekeyOf = tunnel.Failure{}, live[0].child.ID
+			if r.state.LastError == notRenewed {
+				r.state.LastError = ""
+			}
+		}
+		r.state.Failure = r.rekey
+		if r.rekey.Reason != "" {
+			r.state.LastError = notRenewed
+		}
 		if want := strings.Join(selectors(r.cfg), ", "); live[0].child.Selectors != want {
+			if r.state.Failure.Reason == "" {
+				r.state.Failure = tunnel.Failure{Reason: tunnel.TSNarrowed, Since: r.upSince}
+				r.state.Evidence.Selectors = live[0].child.Selectors
+			}
 			r.state.LastError = fmt.Sprintf("the peer narrowed our traffic selectors %s to %s: the rest is dropped", want, live[0].child.Selectors)
 		}
 		if fresh {
@@ -246,7 +268,7 @@ func (r *record) decide(now time.Time, jitter *rand.Rand) (actions []action, aga
 	case r.cfg.IPsec.RespondOnly:
 		r.next = time.Time{}
 		if r.reason == "" {
-			r.reason, r.reasonAt = "waiting for the peer to connect", now
+			r.because(tunnel.Waiting, "waiting for the peer to connect", now)
 		}
 		down(tunnel.Down)
 	case now.Before(r.next):
@@ -277,11 +299,12 @@ func backoff(n int, jitter *rand.Rand) time.Duration {
 // down sets a status that is not Up, with the reason, unless SAs that only the kernel knows may still carry traffic.
 func (r *record) down(s tunnel.Status, now time.Time) {
 	if r.state.Status == tunnel.Up && now.Sub(r.reasonAt) > settled {
-		r.reason, r.reasonAt = "the CHILD SA was closed", now
+		r.because(tunnel.Other, "the CHILD SA was closed", now)
 	}
 	if r.reason != "" {
-		r.state.LastError = r.reason
+		r.state.LastError, r.state.Failure = r.reason, r.failure
 	}
+	r.state.Evidence, r.state.Heard, r.state.Listening = r.evidence, r.heard, r.listening
 	if r.state.LastError == noAnswer && r.cfg.IPsec.RemoteAddress.IsValid() {
 		r.state.LastError = fmt.Sprintf("no answer from %s", r.cfg.IPsec.RemoteAddress)
 	}
@@ -298,7 +321,11 @@ func (r *record) set(s tunnel.Status, now time.Time) {
 	former := r.state.Status
 	if s == tunnel.Up {
 		r.state.NextTry = time.Time{}
-		r.reason = ""
+		r.reason, r.failure = "", tunnel.Failure{}
+		if former != tunnel.Up {
+			r.evidence, r.heard, r.rekey, r.rekeyOf = tunnel.Evidence{}, time.Time{}, tunnel.Failure{}, 0
+		}
+		r.state.Evidence, r.state.Heard, r.state.Listening = r.evidence, time.Time{}, time.Time{}
 	}
 	if s == former {
 		return
@@ -310,16 +337,49 @@ func (r *record) set(s tunnel.Status, now time.Time) {
 	}
 }
 
+// vaguer are the answers that say less than what the peer's own calls taught.
+var vaguer = map[tunnel.Reason][]tunnel.Reason{
+	tunnel.AuthRefused: {tunnel.Identity, tunnel.KeyDiffers},
+	tunnel.IKERefused:  {tunnel.IKEUnacceptable, tunnel.IKEVersion},
+	tunnel.ESPRefused:  {tunnel.ESPUnacceptable},
+	tunnel.TSRefused:   {tunnel.TSUnacceptable},
+}
+
 // note keeps the reason that a line of charon's log gives. What the peer says stands against its later silence.
 func (r *record) note(words string, now time.Time) bool {
-	why := explain(words)
+	why, reason := explain(words)
 	if why == "" {
 		return false
+	}
+	if r.state.Status == tunnel.Up && (reason == tunnel.ESPRefused || reason == tunnel.ESPUnacceptable) {
+		if r.rekey.Reason == "" {
+			r.rekey = tunnel.Failure{Reason: tunnel.RekeyRefused, Since: now}
+		}
+		return true
+	}
+	if why == noAnswer {
+		switch {
+		case r.state.Status == tunnel.Up:
+			reason = tunnel.PeerLost
+		case reason == tunnel.NoAnswer && (r.failure.Reason == tunnel.NoAnswerAuth || r.failure.Reason == tunnel.PeerLost) && !strings.HasPrefix(words, "retransmit"):
+			reason = r.failure.Reason // giving up says nothing more
+		}
 	}
 	recent := now.Sub(r.reasonAt) < settled
 	if recent && (why == noAnswer && r.reason != "" && r.reason != noAnswer || why == peerClosed && r.reason == closedHere) {
 		return false // the peer's answer to our DELETE is one as well
 	}
-	r.reason, r.reasonAt = why, now
+	if slices.Contains(vaguer[reason], r.failure.Reason) && now.Sub(r.reasonAt) < exactFor {
+		return false
+	}
+	r.because(reason, why, now)
 	return true
+}
+
+// because keeps a reason.
+func (r *record) because(reason tunnel.Reason, words string, now time.Time) {
+	r.reason, r.reasonAt = words, now
+	if r.failure.Reason != reason {
+		r.failure = tunnel.Failure{Reason: reason, Since: now}
+	}
 }

@@ -121,60 +121,61 @@ func algorithms(m *vici.Message, keys ...string) string {
 	return strings.Join(parts, "/")
 }
 
-// decodeEvent returns the connections that an event is about, and the words of a log event.
-func decodeEvent(e vici.Event) (names []string, words string) {
-	if e.Name == "log" {
-		if name := text(e.Message, "ikesa-name"); name != "" {
-			names = append(names, name)
-		}
-		return names, text(e.Message, "msg")
-	}
+// decodeEvent returns the connections that an updown event is about.
+func decodeEvent(e vici.Event) (names []string) {
 	for _, k := range e.Message.Keys() {
 		if section(e.Message, k) != nil {
 			names = append(names, k)
 		}
 	}
-	return names, ""
+	return names
+}
+
+func decodeLine(m *vici.Message) line {
+	return line{sa: text(m, "ikesa-uniqueid"), name: text(m, "ikesa-name"), words: text(m, "msg")}
 }
 
 var explanations = []struct {
 	pattern *regexp.Regexp
 	text    string // $1 is what the pattern caught
+	reason  tunnel.Reason
 }{
-	{regexp.MustCompile(`received AUTHENTICATION_FAILED notify`), "the peer refused our authentication (AUTHENTICATION_FAILED): PSK or identities differ"},
-	{regexp.MustCompile(`received NO_PROPOSAL_CHOSEN notify, no CHILD_SA`), "the peer accepted none of our ESP proposals (NO_PROPOSAL_CHOSEN)"},
-	{regexp.MustCompile(`received NO_PROPOSAL_CHOSEN notify`), "the peer accepted none of our IKE proposals, or does not know us (NO_PROPOSAL_CHOSEN)"},
-	{regexp.MustCompile(`received TS_UNACCEPTABLE notify`), "the peer refused our traffic selectors (TS_UNACCEPTABLE)"},
-	{regexp.MustCompile(`received ([A-Z_]{6,}) notify(?: error|, no CHILD_SA)`), "the peer answered with $1"},
-	{regexp.MustCompile(`but MAC mismatched`), "the peer's PSK is not ours (MAC mismatched)"},
-	{regexp.MustCompile(`no shared key found for (.+)`), "no PSK for $1"},
-	{regexp.MustCompile(`IDir '(.*)' does not match to '(.*)'`), "the peer's identity is $1, not $2"},
-	{regexp.MustCompile(`constraint check failed: identity '(.*)' required`), "the peer's identity is not $1"},
-	{regexp.MustCompile(`received proposals? (?:un|in)acceptable|no acceptable proposal found`), "none of the peer's proposals is one of ours"},
-	{regexp.MustCompile(`traffic selectors .* unacceptable`), "the peer's traffic selectors are not ours"},
-	{regexp.MustCompile(`retransmit \d+ of request|giving up after \d+ retransmits|peer not responding`), noAnswer},
-	{regexp.MustCompile(`unable to install (.+)`), "the kernel refused $1"},
-	{regexp.MustCompile(`error writing to socket: (.+)`), "sending to the peer failed: $1"},
-	{regexp.MustCompile(`received DELETE for IKE_SA`), "the peer closed the IKE SA"},
-	{regexp.MustCompile(`received DELETE for ESP CHILD_SA`), peerClosed},
-	{regexp.MustCompile(`sending DELETE for IKE_SA`), "the IKE SA was closed on this node"},
-	{regexp.MustCompile(`sending DELETE for ESP CHILD_SA`), closedHere},
+	{regexp.MustCompile(`received AUTHENTICATION_FAILED notify`), "the peer refused our authentication (AUTHENTICATION_FAILED): PSK or identities differ", tunnel.AuthRefused},
+	{regexp.MustCompile(`received NO_PROPOSAL_CHOSEN notify, no CHILD_SA`), "the peer accepted none of our ESP proposals (NO_PROPOSAL_CHOSEN)", tunnel.ESPRefused},
+	{regexp.MustCompile(`received NO_PROPOSAL_CHOSEN notify`), "the peer accepted none of our IKE proposals, or does not know us (NO_PROPOSAL_CHOSEN)", tunnel.IKERefused},
+	{regexp.MustCompile(`received TS_UNACCEPTABLE notify`), "the peer refused our traffic selectors (TS_UNACCEPTABLE)", tunnel.TSRefused},
+	{regexp.MustCompile(`received ([A-Z_]{6,}) notify(?: error|, no CHILD_SA)`), "the peer answered with $1", tunnel.Other},
+	{regexp.MustCompile(`but MAC mismatched`), "the peer's PSK is not ours (MAC mismatched)", tunnel.KeyDiffers},
+	{regexp.MustCompile(`no shared key found for (.+)`), "no PSK for $1", tunnel.Local},
+	{regexp.MustCompile(`IDir '(.*)' does not match to '(.*)'`), "the peer's identity is $1, not $2", tunnel.Identity},
+	{regexp.MustCompile(`constraint check failed: identity '(.*)' required`), "the peer's identity is not $1", tunnel.Identity},
+	{regexp.MustCompile(`received proposals? (?:un|in)acceptable|no acceptable proposal found`), "none of the peer's proposals is one of ours", tunnel.ESPUnacceptable},
+	{regexp.MustCompile(`traffic selectors .* unacceptable`), "the peer's traffic selectors are not ours", tunnel.TSUnacceptable},
+	{regexp.MustCompile(`retransmit \d+ of request with message ID [1-9]`), noAnswer, tunnel.NoAnswerAuth},
+	{regexp.MustCompile(`retransmit \d+ of request|giving up after \d+ retransmits|peer not responding`), noAnswer, tunnel.NoAnswer},
+	{regexp.MustCompile(`unable to install (.+)`), "the kernel refused $1", tunnel.Local},
+	{regexp.MustCompile(`error writing to socket: (.+)`), "sending to the peer failed: $1", tunnel.Local},
+	{regexp.MustCompile(`received DELETE for IKE_SA`), "the peer closed the IKE SA", tunnel.ClosedByPeer},
+	{regexp.MustCompile(`received DELETE for ESP CHILD_SA`), peerClosed, tunnel.ClosedByPeer},
+	{regexp.MustCompile(`sending DELETE for IKE_SA`), "the IKE SA was closed on this node", tunnel.Other},
+	{regexp.MustCompile(`sending DELETE for ESP CHILD_SA`), closedHere, tunnel.Other},
 }
 
 const (
 	noAnswer   = "no answer from the peer"
 	peerClosed = "the peer closed the CHILD SA"
 	closedHere = "the CHILD SA was closed on this node"
+	notRenewed = "the CHILD SA cannot be renewed (NO_PROPOSAL_CHOSEN): it ends with its lifetime"
 )
 
-// explain turns a line of charon's log into the reason why a tunnel is down, or returns an empty string.
-func explain(words string) string {
+// explain turns a line of charon's log into the reason why a tunnel is down, or returns empty strings.
+func explain(words string) (string, tunnel.Reason) {
 	for _, e := range explanations {
 		if m := e.pattern.FindStringSubmatchIndex(words); m != nil {
-			return string(e.pattern.ExpandString(nil, e.text, words, m))
+			return string(e.pattern.ExpandString(nil, e.text, words, m)), e.reason
 		}
 	}
-	return ""
+	return "", ""
 }
 
 // describe fills in a state from the SAs that carry the tunnel.

@@ -76,6 +76,9 @@ type Driver struct {
 	running  bool                 // Run keeps the records up to date
 	orphans  map[uint32]time.Time // when an SA that charon does not know was first seen, by SPI
 
+	ear       ear
+	listening time.Time // since when the events of charon come without a gap
+
 	carried      map[uint32]bool // if_ids that the kernel had SAs for when Run connected to charon
 	carriedUntil time.Time       // how long that is held to be so
 }
@@ -94,6 +97,7 @@ func New(o Options) *Driver {
 		o: o, client: client{socket: o.Socket}, loaders: [2]client{{socket: o.Socket, noLists: true}, {socket: o.Socket, noLists: true}},
 		kick: make(chan struct{}, 1), fullRead: fullRead,
 		records: map[string]*record{}, pairs: map[[2]string][]*record{}, dirty: map[string]bool{}, orphans: map[uint32]time.Time{},
+		ear: newEar(),
 	}
 }
 
@@ -178,6 +182,10 @@ func (d *Driver) want(c tunnel.Config, want loaded) error {
 		d.records[c.Name] = r
 	} else {
 		d.unpairLocked(r)
+	}
+	if r.want != want { // what the peer refused or missed may have been mended
+		r.evidence, r.reason, r.failure = tunnel.Evidence{}, "", tunnel.Failure{}
+		r.state.Evidence, r.state.Failure = tunnel.Evidence{}, tunnel.Failure{}
 	}
 	own := *c.IPsec // the caller may go on to change its own
 	r.cfg, r.want = c, want

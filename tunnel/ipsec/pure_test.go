@@ -106,7 +106,7 @@ func TestExplain(t *testing.T) {
 		"generating IKE_SA_INIT request 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) ] ": "",
 		"received DELETE for ESP CHILD_SA with SPI c1":                             peerClosed,
 	} {
-		if got := explain(words); got != want {
+		if got, _ := explain(words); got != want {
 			t.Errorf("%s:\n got %q\nwant %q", words, got, want)
 		}
 	}
@@ -184,7 +184,7 @@ func FuzzDecode(f *testing.F) {
 			_ = m.Set("isthmus:a", sub)
 		}
 		decodeSAs(m, time.Unix(0, 0))
-		decodeEvent(vici.Event{Name: "log", Message: m})
+		decodeLine(m)
 		decodeEvent(vici.Event{Name: "child-updown", Message: m})
 		explain(value)
 	})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -115,6 +116,8 @@ func (r *runner) session(ctx context.Context) error {
 	r.reload(ctx)
 	d.mu.Lock()
 	d.all = true
+	d.listening = time.Now()
+	d.ear.talks = map[string]*talk{}
 	d.mu.Unlock()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -191,19 +194,90 @@ func (r *runner) session(ctx context.Context) error {
 
 // heed takes an event and reports whether a tunnel is to be read again for it.
 func (d *Driver) heed(e vici.Event) bool {
-	names, words := decodeEvent(e)
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if e.Name == "log" {
+		return d.heedLine(decodeLine(e.Message), e.Timestamp)
+	}
 	is := false
-	for _, conn := range names {
-		name, ours := strings.CutPrefix(conn, tunnel.Mark)
-		r := d.records[name]
-		if !ours || r == nil || e.Name == "log" && !r.note(words, e.Timestamp) {
-			continue
+	for _, conn := range decodeEvent(e) {
+		if name, ours := strings.CutPrefix(conn, tunnel.Mark); ours && d.records[name] != nil {
+			d.dirty[conn], is = true, true
 		}
-		d.dirty[conn], is = true, true
 	}
 	return is
+}
+
+// heedLine takes a line of charon's log. d.mu is held.
+func (d *Driver) heedLine(l line, now time.Time) (is bool) {
+	name, ours := strings.CutPrefix(l.name, tunnel.Mark)
+	if r := d.records[name]; ours && r != nil {
+		if t := d.ear.talks[l.sa]; t != nil {
+			delete(d.ear.talks, l.sa) // it has found its connection
+		}
+		if a, ok := sender(l.words); ok && a == r.cfg.IPsec.RemoteAddress {
+			r.heard = now
+		}
+		learnt := evidence(&r.evidence, l.words)
+		if m := presented.FindStringSubmatch(l.words); m != nil && m[1]+m[2] != r.cfg.IPsec.RemoteIdentity {
+			r.evidence.Identity, learnt = brief(m[1]+m[2]), true
+		}
+		if !r.note(l.words, now) && !learnt {
+			return false
+		}
+		d.dirty[l.name] = true
+		return true
+	}
+	if l.sa == "" || ours {
+		return false
+	}
+	t := d.ear.hear(l, now)
+	if t == nil {
+		return false
+	}
+	known := false
+	reason, why := t.reason()
+	for name, r := range d.records {
+		if r.cfg.IPsec.RemoteAddress != t.remote {
+			continue
+		}
+		known = true
+		r.heard = now
+		if r.state.Status == tunnel.Up || reason == "" && !t.learnt.HalfOpen {
+			continue
+		}
+		former := r.evidence
+		r.evidence = r.evidence.With(t.learnt)
+		if reason != "" {
+			r.because(reason, why, now)
+		}
+		if r.evidence != former || reason != "" {
+			d.dirty[connection(name)], is = true, true
+		}
+	}
+	if t.unknown && !known && !t.counted {
+		t.counted = true
+		d.ear.count(t.remote, now)
+	}
+	return is
+}
+
+// Callers returns the addresses that have lately asked for an IKE SA and that no tunnel is for, in the order of the
+// addresses. charon does not tell what they offered, or who they said they were: it answers such a caller at once with
+// NO_PROPOSAL_CHOSEN.
+func (d *Driver) Callers() []tunnel.Caller {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ear.forget(time.Now())
+	for _, r := range d.records {
+		delete(d.ear.callers, r.cfg.IPsec.RemoteAddress) // a tunnel was made for it
+	}
+	var out []tunnel.Caller
+	for _, c := range d.ear.callers {
+		out = append(out, *c)
+	}
+	slices.SortFunc(out, func(a, b tunnel.Caller) int { return a.Address.Compare(b.Address) })
+	return out
 }
 
 // reload loads what the running charon does not have of what is wanted.
@@ -242,7 +316,7 @@ func (r *runner) reload(ctx context.Context) {
 			if err != nil {
 				d.o.Log.Warn("loading a connection failed", "tunnel", c.Name, "error", err)
 				d.mu.Lock()
-				rec.reason, rec.reasonAt = "loading the connection failed: "+err.Error(), time.Now()
+				rec.because(tunnel.Local, "loading the connection failed: "+err.Error(), time.Now())
 				d.mu.Unlock()
 			}
 		}
@@ -470,7 +544,7 @@ func (r *runner) act(ctx context.Context, conn string, sas []ikeSA) error {
 		delete(r.again, conn)
 		return nil
 	}
-	rec.known, rec.sas = true, sas
+	rec.known, rec.sas, rec.listening = true, sas, d.listening
 	for id := range rec.stale {
 		if !has(sas, id) {
 			delete(rec.stale, id)
@@ -504,7 +578,7 @@ func (r *runner) act(ctx context.Context, conn string, sas []ikeSA) error {
 		}
 		if errors.Is(err, errRefused) {
 			d.mu.Lock()
-			rec.reason, rec.reasonAt = err.Error(), now
+			rec.because(tunnel.Local, err.Error(), now)
 			d.mu.Unlock()
 		} else if err != nil {
 			return err

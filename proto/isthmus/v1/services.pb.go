@@ -262,7 +262,9 @@ func (x *ValidateRequest) GetSource() *Source {
 type ValidateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Everything that is wrong; empty when the document is good.
-	Problems      []*Problem `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"`
+	Problems []*Problem `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"`
+	// What is not wrong and yet worth knowing, such as tunnels that a cloud has and the document leaves out.
+	Notes         []*Problem `protobuf:"bytes,2,rep,name=notes,proto3" json:"notes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -300,6 +302,13 @@ func (*ValidateResponse) Descriptor() ([]byte, []int) {
 func (x *ValidateResponse) GetProblems() []*Problem {
 	if x != nil {
 		return x.Problems
+	}
+	return nil
+}
+
+func (x *ValidateResponse) GetNotes() []*Problem {
+	if x != nil {
+		return x.Notes
 	}
 	return nil
 }
@@ -434,7 +443,9 @@ type PlanResponse struct {
 	// The generation that the plan is based on.
 	Generation uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
 	// What would change, in the order in which it would be done.
-	Changes       []*Change `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	Changes []*Change `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	// As in ValidateResponse.
+	Notes         []*Problem `protobuf:"bytes,3,rep,name=notes,proto3" json:"notes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -479,6 +490,13 @@ func (x *PlanResponse) GetGeneration() uint64 {
 func (x *PlanResponse) GetChanges() []*Change {
 	if x != nil {
 		return x.Changes
+	}
+	return nil
+}
+
+func (x *PlanResponse) GetNotes() []*Problem {
+	if x != nil {
+		return x.Notes
 	}
 	return nil
 }
@@ -550,7 +568,9 @@ type ApplyResponse struct {
 	// The generation that is wanted now. Unchanged when the document is the same.
 	Generation uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
 	// What changed.
-	Changes       []*Change `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	Changes []*Change `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	// As in ValidateResponse.
+	Notes         []*Problem `protobuf:"bytes,3,rep,name=notes,proto3" json:"notes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -595,6 +615,13 @@ func (x *ApplyResponse) GetGeneration() uint64 {
 func (x *ApplyResponse) GetChanges() []*Change {
 	if x != nil {
 		return x.Changes
+	}
+	return nil
+}
+
+func (x *ApplyResponse) GetNotes() []*Problem {
+	if x != nil {
+		return x.Notes
 	}
 	return nil
 }
@@ -1087,6 +1114,8 @@ type ListTunnelsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tunnels       []*TunnelStatus        `protobuf:"bytes,1,rep,name=tunnels,proto3" json:"tunnels,omitempty"`
 	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// On the first page: tunnels that are not in the document, but that a gateway has or tries to make.
+	Strays        []*StrayTunnel `protobuf:"bytes,3,rep,name=strays,proto3" json:"strays,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1133,6 +1162,13 @@ func (x *ListTunnelsResponse) GetNextPageToken() string {
 		return x.NextPageToken
 	}
 	return ""
+}
+
+func (x *ListTunnelsResponse) GetStrays() []*StrayTunnel {
+	if x != nil {
+		return x.Strays
+	}
+	return nil
 }
 
 type GetTunnelRequest struct {
@@ -1273,7 +1309,8 @@ type TunnelStatus struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// "ipsec" or "wireguard".
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
-	// "up", "down", "connecting" or "unknown".
+	// "up", "down", "connecting", "dead" or "unknown". A dead tunnel is down and cannot come up with the document and its
+	// cloud's gateway as they are; explanation says why.
 	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	// Since when it is in that state.
 	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
@@ -1304,7 +1341,13 @@ type TunnelStatus struct {
 	NatTraversal bool         `protobuf:"varint,19,opt,name=nat_traversal,json=natTraversal,proto3" json:"nat_traversal,omitempty"`
 	Conditions   []*Condition `protobuf:"bytes,20,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	// Number of the tunnel in the ledger; for IPsec also the if_id of its xfrm interface.
-	Id            uint32 `protobuf:"varint,21,opt,name=id,proto3" json:"id,omitempty"`
+	Id uint32 `protobuf:"varint,21,opt,name=id,proto3" json:"id,omitempty"`
+	// Why it is not up, or will not stay up. Not set when there is nothing to explain. IPsec only.
+	Explanation *Explanation `protobuf:"bytes,22,opt,name=explanation,proto3" json:"explanation,omitempty"`
+	// When the last IKE packet came from the peer's address, while the tunnel is not up.
+	Heard *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=heard,proto3" json:"heard,omitempty"`
+	// Since when one would have been noticed.
+	Listening     *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=listening,proto3" json:"listening,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1486,6 +1529,280 @@ func (x *TunnelStatus) GetId() uint32 {
 	return 0
 }
 
+func (x *TunnelStatus) GetExplanation() *Explanation {
+	if x != nil {
+		return x.Explanation
+	}
+	return nil
+}
+
+func (x *TunnelStatus) GetHeard() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Heard
+	}
+	return nil
+}
+
+func (x *TunnelStatus) GetListening() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Listening
+	}
+	return nil
+}
+
+// Explanation says why a tunnel is not up and which line of the document to change.
+type Explanation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For programs: "no-answer", "no-answer-auth", "peer-lost", "ike-refused", "ike-unacceptable", "ike-version",
+	// "esp-refused", "esp-unacceptable", "rekey-refused", "auth-refused", "key-differs", "identity", "ts-refused",
+	// "ts-unacceptable", "ts-narrowed", "closed-by-peer", "waiting-for-peer", "local" or "other". Refused is what the peer
+	// did, who gives no reasons; unacceptable is what this node refused, so that it is known what the peer wanted.
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Since when it has been this reason.
+	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	// What happened.
+	What string `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
+	// What is most likely behind it.
+	Cause string `protobuf:"bytes,4,opt,name=cause,proto3" json:"cause,omitempty"`
+	// What to do on this node.
+	Remedy string `protobuf:"bytes,5,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	// Field of the document to change, such as "tunnels[2].ipsec.remoteIdentity"; empty: none is to blame.
+	Field string `protobuf:"bytes,6,opt,name=field,proto3" json:"field,omitempty"`
+	// Value to set there; empty: it cannot be told.
+	Value string `protobuf:"bytes,7,opt,name=value,proto3" json:"value,omitempty"`
+	// Line in the text of the document, from 1; 0 when it is not known.
+	Line uint32 `protobuf:"varint,8,opt,name=line,proto3" json:"line,omitempty"`
+	// What to see to at the peer, in the words of its cloud's console.
+	There         string `protobuf:"bytes,9,opt,name=there,proto3" json:"there,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Explanation) Reset() {
+	*x = Explanation{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Explanation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Explanation) ProtoMessage() {}
+
+func (x *Explanation) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
+func (*Explanation) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Explanation) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Explanation) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Explanation) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Explanation) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *Explanation) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
+func (x *Explanation) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *Explanation) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *Explanation) GetLine() uint32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *Explanation) GetThere() string {
+	if x != nil {
+		return x.There
+	}
+	return ""
+}
+
+// StrayTunnel is a tunnel that is not in the document: one that a gateway has, or calls for, all the same.
+type StrayTunnel struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Address that calls; empty: none does.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// "dead" when it is known why it never comes up with this document; "refused" for any other caller.
+	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	// The first call and the last one since the daemon started, at most a day ago, and how many there were.
+	Since    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	Last     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last,proto3" json:"last,omitempty"`
+	Attempts uint64                 `protobuf:"varint,5,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	// For programs: "second-endpoint", "second-instance", "other-interface", "unpaired" (one of several of these),
+	// "moved-peer" or "unknown-caller".
+	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Preset of the gateway and tunnel of the document that it most likely belongs to.
+	Cloud  string `protobuf:"bytes,7,opt,name=cloud,proto3" json:"cloud,omitempty"`
+	Beside string `protobuf:"bytes,8,opt,name=beside,proto3" json:"beside,omitempty"`
+	// Why it is not up, what to do about it, and where that is documented.
+	Why           string `protobuf:"bytes,9,opt,name=why,proto3" json:"why,omitempty"`
+	Remedy        string `protobuf:"bytes,10,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	Source        string `protobuf:"bytes,11,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StrayTunnel) Reset() {
+	*x = StrayTunnel{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StrayTunnel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StrayTunnel) ProtoMessage() {}
+
+func (x *StrayTunnel) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StrayTunnel.ProtoReflect.Descriptor instead.
+func (*StrayTunnel) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *StrayTunnel) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *StrayTunnel) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *StrayTunnel) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *StrayTunnel) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+func (x *StrayTunnel) GetAttempts() uint64 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *StrayTunnel) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *StrayTunnel) GetCloud() string {
+	if x != nil {
+		return x.Cloud
+	}
+	return ""
+}
+
+func (x *StrayTunnel) GetBeside() string {
+	if x != nil {
+		return x.Beside
+	}
+	return ""
+}
+
+func (x *StrayTunnel) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *StrayTunnel) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
+func (x *StrayTunnel) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
 type ListPeersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most so many, 1 to 5000. Default: 1000.
@@ -1497,7 +1814,7 @@ type ListPeersRequest struct {
 
 func (x *ListPeersRequest) Reset() {
 	*x = ListPeersRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	mi := &file_isthmus_v1_services_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +1826,7 @@ func (x *ListPeersRequest) String() string {
 func (*ListPeersRequest) ProtoMessage() {}
 
 func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	mi := &file_isthmus_v1_services_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +1839,7 @@ func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
 func (*ListPeersRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{23}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListPeersRequest) GetPageSize() uint32 {
@@ -1549,7 +1866,7 @@ type ListPeersResponse struct {
 
 func (x *ListPeersResponse) Reset() {
 	*x = ListPeersResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	mi := &file_isthmus_v1_services_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1561,7 +1878,7 @@ func (x *ListPeersResponse) String() string {
 func (*ListPeersResponse) ProtoMessage() {}
 
 func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	mi := &file_isthmus_v1_services_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1574,7 +1891,7 @@ func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
 func (*ListPeersResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{24}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListPeersResponse) GetPeers() []*PeerStatus {
@@ -1600,7 +1917,7 @@ type GetPeerRequest struct {
 
 func (x *GetPeerRequest) Reset() {
 	*x = GetPeerRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	mi := &file_isthmus_v1_services_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1612,7 +1929,7 @@ func (x *GetPeerRequest) String() string {
 func (*GetPeerRequest) ProtoMessage() {}
 
 func (x *GetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	mi := &file_isthmus_v1_services_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1625,7 +1942,7 @@ func (x *GetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPeerRequest.ProtoReflect.Descriptor instead.
 func (*GetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{25}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetPeerRequest) GetName() string {
@@ -1643,7 +1960,7 @@ type WatchPeersRequest struct {
 
 func (x *WatchPeersRequest) Reset() {
 	*x = WatchPeersRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[26]
+	mi := &file_isthmus_v1_services_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1655,7 +1972,7 @@ func (x *WatchPeersRequest) String() string {
 func (*WatchPeersRequest) ProtoMessage() {}
 
 func (x *WatchPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[26]
+	mi := &file_isthmus_v1_services_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1668,7 +1985,7 @@ func (x *WatchPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPeersRequest.ProtoReflect.Descriptor instead.
 func (*WatchPeersRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{26}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{28}
 }
 
 type PeerEvent struct {
@@ -1681,7 +1998,7 @@ type PeerEvent struct {
 
 func (x *PeerEvent) Reset() {
 	*x = PeerEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[27]
+	mi := &file_isthmus_v1_services_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1693,7 +2010,7 @@ func (x *PeerEvent) String() string {
 func (*PeerEvent) ProtoMessage() {}
 
 func (x *PeerEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[27]
+	mi := &file_isthmus_v1_services_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1706,7 +2023,7 @@ func (x *PeerEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerEvent.ProtoReflect.Descriptor instead.
 func (*PeerEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{27}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PeerEvent) GetType() EventType {
@@ -1733,7 +2050,7 @@ type ResetPeerRequest struct {
 
 func (x *ResetPeerRequest) Reset() {
 	*x = ResetPeerRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[28]
+	mi := &file_isthmus_v1_services_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +2062,7 @@ func (x *ResetPeerRequest) String() string {
 func (*ResetPeerRequest) ProtoMessage() {}
 
 func (x *ResetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[28]
+	mi := &file_isthmus_v1_services_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +2075,7 @@ func (x *ResetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetPeerRequest.ProtoReflect.Descriptor instead.
 func (*ResetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{28}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ResetPeerRequest) GetName() string {
@@ -1783,7 +2100,7 @@ type ResetPeerResponse struct {
 
 func (x *ResetPeerResponse) Reset() {
 	*x = ResetPeerResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[29]
+	mi := &file_isthmus_v1_services_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1795,7 +2112,7 @@ func (x *ResetPeerResponse) String() string {
 func (*ResetPeerResponse) ProtoMessage() {}
 
 func (x *ResetPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[29]
+	mi := &file_isthmus_v1_services_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1808,7 +2125,7 @@ func (x *ResetPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetPeerResponse.ProtoReflect.Descriptor instead.
 func (*ResetPeerResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{29}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{31}
 }
 
 // PeerStatus is what is really there of a BGP session.
@@ -1851,7 +2168,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[30]
+	mi := &file_isthmus_v1_services_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +2180,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[30]
+	mi := &file_isthmus_v1_services_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,7 +2193,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{30}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PeerStatus) GetName() string {
@@ -2034,7 +2351,7 @@ type ListRoutesRequest struct {
 
 func (x *ListRoutesRequest) Reset() {
 	*x = ListRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[31]
+	mi := &file_isthmus_v1_services_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2363,7 @@ func (x *ListRoutesRequest) String() string {
 func (*ListRoutesRequest) ProtoMessage() {}
 
 func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[31]
+	mi := &file_isthmus_v1_services_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2376,7 @@ func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ListRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{31}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListRoutesRequest) GetPageSize() uint32 {
@@ -2100,7 +2417,7 @@ type ListRoutesResponse struct {
 
 func (x *ListRoutesResponse) Reset() {
 	*x = ListRoutesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[32]
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2112,7 +2429,7 @@ func (x *ListRoutesResponse) String() string {
 func (*ListRoutesResponse) ProtoMessage() {}
 
 func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[32]
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2125,7 +2442,7 @@ func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ListRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{32}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListRoutesResponse) GetRoutes() []*Route {
@@ -2150,7 +2467,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[33]
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2162,7 +2479,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[33]
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2175,7 +2492,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{33}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
 }
 
 type RouteEvent struct {
@@ -2188,7 +2505,7 @@ type RouteEvent struct {
 
 func (x *RouteEvent) Reset() {
 	*x = RouteEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2200,7 +2517,7 @@ func (x *RouteEvent) String() string {
 func (*RouteEvent) ProtoMessage() {}
 
 func (x *RouteEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2213,7 +2530,7 @@ func (x *RouteEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteEvent.ProtoReflect.Descriptor instead.
 func (*RouteEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RouteEvent) GetType() EventType {
@@ -2253,7 +2570,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2265,7 +2582,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2278,7 +2595,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Route) GetPrefix() string {
@@ -2353,7 +2670,7 @@ type NextHop struct {
 
 func (x *NextHop) Reset() {
 	*x = NextHop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2365,7 +2682,7 @@ func (x *NextHop) String() string {
 func (*NextHop) ProtoMessage() {}
 
 func (x *NextHop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2378,7 +2695,7 @@ func (x *NextHop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextHop.ProtoReflect.Descriptor instead.
 func (*NextHop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *NextHop) GetTunnel() string {
@@ -2427,7 +2744,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2439,7 +2756,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2452,7 +2769,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListPoliciesRequest) GetPageSize() uint32 {
@@ -2482,7 +2799,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2494,7 +2811,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2507,7 +2824,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyStatus {
@@ -2546,7 +2863,7 @@ type WatchPoliciesRequest struct {
 
 func (x *WatchPoliciesRequest) Reset() {
 	*x = WatchPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2875,7 @@ func (x *WatchPoliciesRequest) String() string {
 func (*WatchPoliciesRequest) ProtoMessage() {}
 
 func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2888,7 @@ func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
 }
 
 type PolicyEvent struct {
@@ -2584,7 +2901,7 @@ type PolicyEvent struct {
 
 func (x *PolicyEvent) Reset() {
 	*x = PolicyEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2596,7 +2913,7 @@ func (x *PolicyEvent) String() string {
 func (*PolicyEvent) ProtoMessage() {}
 
 func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2609,7 +2926,7 @@ func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyEvent.ProtoReflect.Descriptor instead.
 func (*PolicyEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PolicyEvent) GetType() EventType {
@@ -2644,7 +2961,7 @@ type ProveEgressRequest struct {
 
 func (x *ProveEgressRequest) Reset() {
 	*x = ProveEgressRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2656,7 +2973,7 @@ func (x *ProveEgressRequest) String() string {
 func (*ProveEgressRequest) ProtoMessage() {}
 
 func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2669,7 +2986,7 @@ func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressRequest.ProtoReflect.Descriptor instead.
 func (*ProveEgressRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ProveEgressRequest) GetDestinations() []string {
@@ -2715,7 +3032,7 @@ type ProveEgressResponse struct {
 
 func (x *ProveEgressResponse) Reset() {
 	*x = ProveEgressResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2727,7 +3044,7 @@ func (x *ProveEgressResponse) String() string {
 func (*ProveEgressResponse) ProtoMessage() {}
 
 func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2740,7 +3057,7 @@ func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressResponse.ProtoReflect.Descriptor instead.
 func (*ProveEgressResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ProveEgressResponse) GetProof() *EgressProof {
@@ -2799,7 +3116,7 @@ type EgressProof struct {
 
 func (x *EgressProof) Reset() {
 	*x = EgressProof{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2811,7 +3128,7 @@ func (x *EgressProof) String() string {
 func (*EgressProof) ProtoMessage() {}
 
 func (x *EgressProof) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2824,7 +3141,7 @@ func (x *EgressProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProof.ProtoReflect.Descriptor instead.
 func (*EgressProof) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *EgressProof) GetNode() string {
@@ -2926,7 +3243,7 @@ type EgressProofState struct {
 
 func (x *EgressProofState) Reset() {
 	*x = EgressProofState{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2938,7 +3255,7 @@ func (x *EgressProofState) String() string {
 func (*EgressProofState) ProtoMessage() {}
 
 func (x *EgressProofState) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2951,7 +3268,7 @@ func (x *EgressProofState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProofState.ProtoReflect.Descriptor instead.
 func (*EgressProofState) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *EgressProofState) GetName() string {
@@ -2992,7 +3309,7 @@ type CanaryResult struct {
 
 func (x *CanaryResult) Reset() {
 	*x = CanaryResult{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3004,7 +3321,7 @@ func (x *CanaryResult) String() string {
 func (*CanaryResult) ProtoMessage() {}
 
 func (x *CanaryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3017,7 +3334,7 @@ func (x *CanaryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanaryResult.ProtoReflect.Descriptor instead.
 func (*CanaryResult) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CanaryResult) GetAddress() string {
@@ -3071,7 +3388,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3083,7 +3400,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3096,7 +3413,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PolicyStatus) GetName() string {
@@ -3184,7 +3501,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3196,7 +3513,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3209,7 +3526,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 type SystemStatus struct {
@@ -3232,7 +3549,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3244,7 +3561,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3257,7 +3574,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -3344,7 +3661,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3356,7 +3673,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3369,7 +3686,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -3426,7 +3743,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3438,7 +3755,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3451,7 +3768,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -3479,7 +3796,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3491,7 +3808,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3504,7 +3821,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -3531,7 +3848,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3543,7 +3860,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3556,7 +3873,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -3589,7 +3906,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3601,7 +3918,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3614,7 +3931,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -3654,7 +3971,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3666,7 +3983,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3679,7 +3996,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -3697,7 +4014,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3709,7 +4026,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3722,7 +4039,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 type IssueClientRequest struct {
@@ -3741,7 +4058,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3753,7 +4070,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3766,7 +4083,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -3810,7 +4127,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3822,7 +4139,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3835,7 +4152,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -3867,7 +4184,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3879,7 +4196,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3892,7 +4209,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 type ListClientsResponse struct {
@@ -3904,7 +4221,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3916,7 +4233,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3929,7 +4246,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -3956,7 +4273,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3968,7 +4285,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3981,7 +4298,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Client) GetName() string {
@@ -4036,7 +4353,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4048,7 +4365,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4061,7 +4378,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -4079,7 +4396,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4091,7 +4408,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4104,7 +4421,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 var File_isthmus_v1_services_proto protoreflect.FileDescriptor
@@ -4120,9 +4437,10 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\bProblems\x12/\n" +
 	"\bproblems\x18\x01 \x03(\v2\x13.isthmus.v1.ProblemR\bproblems\"=\n" +
 	"\x0fValidateRequest\x12*\n" +
-	"\x06source\x18\x01 \x01(\v2\x12.isthmus.v1.SourceR\x06source\"C\n" +
+	"\x06source\x18\x01 \x01(\v2\x12.isthmus.v1.SourceR\x06source\"n\n" +
 	"\x10ValidateResponse\x12/\n" +
-	"\bproblems\x18\x01 \x03(\v2\x13.isthmus.v1.ProblemR\bproblems\"9\n" +
+	"\bproblems\x18\x01 \x03(\v2\x13.isthmus.v1.ProblemR\bproblems\x12)\n" +
+	"\x05notes\x18\x02 \x03(\v2\x13.isthmus.v1.ProblemR\x05notes\"9\n" +
 	"\vPlanRequest\x12*\n" +
 	"\x06source\x18\x01 \x01(\v2\x12.isthmus.v1.SourceR\x06source\"\x87\x02\n" +
 	"\x06Change\x121\n" +
@@ -4139,22 +4457,24 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"ACTION_ADD\x10\x01\x12\x11\n" +
 	"\rACTION_CHANGE\x10\x02\x12\x11\n" +
 	"\rACTION_REMOVE\x10\x03\x12\x12\n" +
-	"\x0eACTION_REPLACE\x10\x04\"\\\n" +
+	"\x0eACTION_REPLACE\x10\x04\"\x87\x01\n" +
 	"\fPlanResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12,\n" +
-	"\achanges\x18\x02 \x03(\v2\x12.isthmus.v1.ChangeR\achanges\"\xca\x01\n" +
+	"\achanges\x18\x02 \x03(\v2\x12.isthmus.v1.ChangeR\achanges\x12)\n" +
+	"\x05notes\x18\x03 \x03(\v2\x13.isthmus.v1.ProblemR\x05notes\"\xca\x01\n" +
 	"\fApplyRequest\x12*\n" +
 	"\x06source\x18\x01 \x01(\v2\x12.isthmus.v1.SourceR\x06source\x124\n" +
 	"\x13expected_generation\x18\x02 \x01(\x04H\x00R\x12expectedGeneration\x88\x01\x01\x12@\n" +
 	"\x0econfirm_within\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rconfirmWithinB\x16\n" +
-	"\x14_expected_generation\"]\n" +
+	"\x14_expected_generation\"\x88\x01\n" +
 	"\rApplyResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12,\n" +
-	"\achanges\x18\x02 \x03(\v2\x12.isthmus.v1.ChangeR\achanges\"0\n" +
+	"\achanges\x18\x02 \x03(\v2\x12.isthmus.v1.ChangeR\achanges\x12)\n" +
+	"\x05notes\x18\x03 \x03(\v2\x13.isthmus.v1.ProblemR\x05notes\"0\n" +
 	"\x0eConfirmRequest\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -4192,16 +4512,17 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x12ListTunnelsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tR\tpageToken\"q\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"\xa2\x01\n" +
 	"\x13ListTunnelsResponse\x122\n" +
 	"\atunnels\x18\x01 \x03(\v2\x18.isthmus.v1.TunnelStatusR\atunnels\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12/\n" +
+	"\x06strays\x18\x03 \x03(\v2\x17.isthmus.v1.StrayTunnelR\x06strays\"&\n" +
 	"\x10GetTunnelRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
 	"\x13WatchTunnelsRequest\"j\n" +
 	"\vTunnelEvent\x12)\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x15.isthmus.v1.EventTypeR\x04type\x120\n" +
-	"\x06tunnel\x18\x02 \x01(\v2\x18.isthmus.v1.TunnelStatusR\x06tunnel\"\xe2\x05\n" +
+	"\x06tunnel\x18\x02 \x01(\v2\x18.isthmus.v1.TunnelStatusR\x06tunnel\"\x89\a\n" +
 	"\fTunnelStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
@@ -4231,7 +4552,33 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"conditions\x18\x14 \x03(\v2\x15.isthmus.v1.ConditionR\n" +
 	"conditions\x12\x0e\n" +
-	"\x02id\x18\x15 \x01(\rR\x02id\"N\n" +
+	"\x02id\x18\x15 \x01(\rR\x02id\x129\n" +
+	"\vexplanation\x18\x16 \x01(\v2\x17.isthmus.v1.ExplanationR\vexplanation\x120\n" +
+	"\x05heard\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\x05heard\x128\n" +
+	"\tlistening\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\tlistening\"\xef\x01\n" +
+	"\vExplanation\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
+	"\x04what\x18\x03 \x01(\tR\x04what\x12\x14\n" +
+	"\x05cause\x18\x04 \x01(\tR\x05cause\x12\x16\n" +
+	"\x06remedy\x18\x05 \x01(\tR\x06remedy\x12\x14\n" +
+	"\x05field\x18\x06 \x01(\tR\x05field\x12\x14\n" +
+	"\x05value\x18\a \x01(\tR\x05value\x12\x12\n" +
+	"\x04line\x18\b \x01(\rR\x04line\x12\x14\n" +
+	"\x05there\x18\t \x01(\tR\x05there\"\xc3\x02\n" +
+	"\vStrayTunnel\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12.\n" +
+	"\x04last\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\x12\x1a\n" +
+	"\battempts\x18\x05 \x01(\x04R\battempts\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05cloud\x18\a \x01(\tR\x05cloud\x12\x16\n" +
+	"\x06beside\x18\b \x01(\tR\x06beside\x12\x10\n" +
+	"\x03why\x18\t \x01(\tR\x03why\x12\x16\n" +
+	"\x06remedy\x18\n" +
+	" \x01(\tR\x06remedy\x12\x16\n" +
+	"\x06source\x18\v \x01(\tR\x06source\"N\n" +
 	"\x10ListPeersRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -4489,7 +4836,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),            // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                // 1: isthmus.v1.Source
@@ -4515,165 +4862,177 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*WatchTunnelsRequest)(nil),   // 21: isthmus.v1.WatchTunnelsRequest
 	(*TunnelEvent)(nil),           // 22: isthmus.v1.TunnelEvent
 	(*TunnelStatus)(nil),          // 23: isthmus.v1.TunnelStatus
-	(*ListPeersRequest)(nil),      // 24: isthmus.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),     // 25: isthmus.v1.ListPeersResponse
-	(*GetPeerRequest)(nil),        // 26: isthmus.v1.GetPeerRequest
-	(*WatchPeersRequest)(nil),     // 27: isthmus.v1.WatchPeersRequest
-	(*PeerEvent)(nil),             // 28: isthmus.v1.PeerEvent
-	(*ResetPeerRequest)(nil),      // 29: isthmus.v1.ResetPeerRequest
-	(*ResetPeerResponse)(nil),     // 30: isthmus.v1.ResetPeerResponse
-	(*PeerStatus)(nil),            // 31: isthmus.v1.PeerStatus
-	(*ListRoutesRequest)(nil),     // 32: isthmus.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),    // 33: isthmus.v1.ListRoutesResponse
-	(*WatchRoutesRequest)(nil),    // 34: isthmus.v1.WatchRoutesRequest
-	(*RouteEvent)(nil),            // 35: isthmus.v1.RouteEvent
-	(*Route)(nil),                 // 36: isthmus.v1.Route
-	(*NextHop)(nil),               // 37: isthmus.v1.NextHop
-	(*ListPoliciesRequest)(nil),   // 38: isthmus.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),  // 39: isthmus.v1.ListPoliciesResponse
-	(*WatchPoliciesRequest)(nil),  // 40: isthmus.v1.WatchPoliciesRequest
-	(*PolicyEvent)(nil),           // 41: isthmus.v1.PolicyEvent
-	(*ProveEgressRequest)(nil),    // 42: isthmus.v1.ProveEgressRequest
-	(*ProveEgressResponse)(nil),   // 43: isthmus.v1.ProveEgressResponse
-	(*EgressProof)(nil),           // 44: isthmus.v1.EgressProof
-	(*EgressProofState)(nil),      // 45: isthmus.v1.EgressProofState
-	(*CanaryResult)(nil),          // 46: isthmus.v1.CanaryResult
-	(*PolicyStatus)(nil),          // 47: isthmus.v1.PolicyStatus
-	(*GetStatusRequest)(nil),      // 48: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),          // 49: isthmus.v1.SystemStatus
-	(*Counters)(nil),              // 50: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),      // 51: isthmus.v1.SetSecretRequest
-	(*ListSecretsRequest)(nil),    // 52: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),   // 53: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),            // 54: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),   // 55: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),  // 56: isthmus.v1.DeleteSecretResponse
-	(*IssueClientRequest)(nil),    // 57: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),   // 58: isthmus.v1.IssueClientResponse
-	(*ListClientsRequest)(nil),    // 59: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),   // 60: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                // 61: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),   // 62: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),  // 63: isthmus.v1.RevokeClientResponse
-	(*Spec)(nil),                  // 64: isthmus.v1.Spec
-	(*Problem)(nil),               // 65: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),   // 66: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 67: google.protobuf.Timestamp
-	(EventType)(0),                // 68: isthmus.v1.EventType
-	(*Inside)(nil),                // 69: isthmus.v1.Inside
-	(*Condition)(nil),             // 70: isthmus.v1.Condition
+	(*Explanation)(nil),           // 24: isthmus.v1.Explanation
+	(*StrayTunnel)(nil),           // 25: isthmus.v1.StrayTunnel
+	(*ListPeersRequest)(nil),      // 26: isthmus.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),     // 27: isthmus.v1.ListPeersResponse
+	(*GetPeerRequest)(nil),        // 28: isthmus.v1.GetPeerRequest
+	(*WatchPeersRequest)(nil),     // 29: isthmus.v1.WatchPeersRequest
+	(*PeerEvent)(nil),             // 30: isthmus.v1.PeerEvent
+	(*ResetPeerRequest)(nil),      // 31: isthmus.v1.ResetPeerRequest
+	(*ResetPeerResponse)(nil),     // 32: isthmus.v1.ResetPeerResponse
+	(*PeerStatus)(nil),            // 33: isthmus.v1.PeerStatus
+	(*ListRoutesRequest)(nil),     // 34: isthmus.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),    // 35: isthmus.v1.ListRoutesResponse
+	(*WatchRoutesRequest)(nil),    // 36: isthmus.v1.WatchRoutesRequest
+	(*RouteEvent)(nil),            // 37: isthmus.v1.RouteEvent
+	(*Route)(nil),                 // 38: isthmus.v1.Route
+	(*NextHop)(nil),               // 39: isthmus.v1.NextHop
+	(*ListPoliciesRequest)(nil),   // 40: isthmus.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),  // 41: isthmus.v1.ListPoliciesResponse
+	(*WatchPoliciesRequest)(nil),  // 42: isthmus.v1.WatchPoliciesRequest
+	(*PolicyEvent)(nil),           // 43: isthmus.v1.PolicyEvent
+	(*ProveEgressRequest)(nil),    // 44: isthmus.v1.ProveEgressRequest
+	(*ProveEgressResponse)(nil),   // 45: isthmus.v1.ProveEgressResponse
+	(*EgressProof)(nil),           // 46: isthmus.v1.EgressProof
+	(*EgressProofState)(nil),      // 47: isthmus.v1.EgressProofState
+	(*CanaryResult)(nil),          // 48: isthmus.v1.CanaryResult
+	(*PolicyStatus)(nil),          // 49: isthmus.v1.PolicyStatus
+	(*GetStatusRequest)(nil),      // 50: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),          // 51: isthmus.v1.SystemStatus
+	(*Counters)(nil),              // 52: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),      // 53: isthmus.v1.SetSecretRequest
+	(*ListSecretsRequest)(nil),    // 54: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),   // 55: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),            // 56: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),   // 57: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),  // 58: isthmus.v1.DeleteSecretResponse
+	(*IssueClientRequest)(nil),    // 59: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),   // 60: isthmus.v1.IssueClientResponse
+	(*ListClientsRequest)(nil),    // 61: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),   // 62: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                // 63: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),   // 64: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),  // 65: isthmus.v1.RevokeClientResponse
+	(*Spec)(nil),                  // 66: isthmus.v1.Spec
+	(*Problem)(nil),               // 67: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),   // 68: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 69: google.protobuf.Timestamp
+	(EventType)(0),                // 70: isthmus.v1.EventType
+	(*Inside)(nil),                // 71: isthmus.v1.Inside
+	(*Condition)(nil),             // 72: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	64, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	65, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	66, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	67, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,  // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	65, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	1,  // 4: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
-	0,  // 5: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
-	6,  // 6: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	1,  // 7: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	66, // 8: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
-	6,  // 9: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	64, // 10: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
-	16, // 11: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	67, // 12: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	23, // 13: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
-	68, // 14: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
-	23, // 15: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	67, // 16: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	69, // 17: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	67, // 18: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	67, // 19: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	67, // 20: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	70, // 21: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
-	31, // 22: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	68, // 23: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
-	31, // 24: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	67, // 25: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	66, // 26: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	70, // 27: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	67, // 28: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
-	36, // 29: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	68, // 30: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
-	36, // 31: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
-	37, // 32: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	67, // 33: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	70, // 34: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
-	47, // 35: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	68, // 36: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	47, // 37: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	44, // 38: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	67, // 39: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
-	45, // 40: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
-	46, // 41: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	67, // 42: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	67, // 43: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	70, // 44: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	50, // 45: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	54, // 46: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	67, // 47: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	66, // 48: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	61, // 49: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	61, // 50: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	67, // 51: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	67, // 52: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	3,  // 53: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,  // 54: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,  // 55: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10, // 56: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	12, // 57: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	14, // 58: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	17, // 59: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	18, // 60: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	20, // 61: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	21, // 62: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	24, // 63: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	26, // 64: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	27, // 65: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	29, // 66: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	32, // 67: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	34, // 68: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	38, // 69: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	40, // 70: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	42, // 71: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	48, // 72: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	51, // 73: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	52, // 74: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	55, // 75: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	57, // 76: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	59, // 77: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	62, // 78: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	4,  // 79: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,  // 80: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,  // 81: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	11, // 82: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	13, // 83: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	15, // 84: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,  // 85: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	19, // 86: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	23, // 87: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	22, // 88: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	25, // 89: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	31, // 90: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	28, // 91: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	30, // 92: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	33, // 93: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	35, // 94: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	39, // 95: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	41, // 96: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	43, // 97: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	49, // 98: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	54, // 99: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	53, // 100: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	56, // 101: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	58, // 102: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	60, // 103: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	63, // 104: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	79, // [79:105] is the sub-list for method output_type
-	53, // [53:79] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	67, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	67, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	1,  // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
+	0,  // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
+	6,  // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
+	67, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	1,  // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
+	68, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	6,  // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
+	67, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	66, // 13: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	16, // 14: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
+	69, // 15: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	23, // 16: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
+	25, // 17: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
+	70, // 18: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	23, // 19: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
+	69, // 20: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	71, // 21: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	69, // 22: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	69, // 23: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	69, // 24: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	72, // 25: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	24, // 26: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
+	69, // 27: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	69, // 28: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	69, // 29: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	69, // 30: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	69, // 31: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	33, // 32: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
+	70, // 33: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	33, // 34: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
+	69, // 35: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	68, // 36: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	72, // 37: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	69, // 38: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	38, // 39: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
+	70, // 40: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	38, // 41: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
+	39, // 42: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
+	69, // 43: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	72, // 44: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	49, // 45: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	70, // 46: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	49, // 47: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	46, // 48: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	69, // 49: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	47, // 50: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	48, // 51: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	69, // 52: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	69, // 53: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	72, // 54: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	52, // 55: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	56, // 56: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	69, // 57: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	68, // 58: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	63, // 59: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	63, // 60: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	69, // 61: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	69, // 62: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	3,  // 63: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,  // 64: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,  // 65: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10, // 66: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	12, // 67: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	14, // 68: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	17, // 69: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	18, // 70: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	20, // 71: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	21, // 72: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	26, // 73: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	28, // 74: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	29, // 75: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	31, // 76: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	34, // 77: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	36, // 78: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	40, // 79: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	42, // 80: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	44, // 81: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	50, // 82: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	53, // 83: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	54, // 84: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	57, // 85: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	59, // 86: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	61, // 87: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	64, // 88: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	4,  // 89: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,  // 90: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,  // 91: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	11, // 92: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	13, // 93: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	15, // 94: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,  // 95: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	19, // 96: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	23, // 97: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	22, // 98: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	27, // 99: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	33, // 100: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	30, // 101: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	32, // 102: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	35, // 103: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	37, // 104: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	41, // 105: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	43, // 106: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	45, // 107: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	51, // 108: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	56, // 109: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	55, // 110: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	58, // 111: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	60, // 112: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	62, // 113: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	65, // 114: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	89, // [89:115] is the sub-list for method output_type
+	63, // [63:89] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -4695,7 +5054,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   63,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

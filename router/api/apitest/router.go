@@ -22,7 +22,7 @@ import (
 )
 
 // Router is an api.Router. Its documents are lines of text, each the name of a tunnel; a line that begins with "bad" is
-// a problem, one with "#" a comment. It is strict: what the real one may refuse, it refuses.
+// a problem, one with "lone" a note, one with "#" a comment. It is strict: what the real one may refuse, it refuses.
 type Router struct {
 	now func() time.Time
 
@@ -32,6 +32,7 @@ type Router struct {
 	history   []*isthmusv1.Revision
 	confirm   time.Time
 	tunnels   []*isthmusv1.TunnelStatus
+	strays    []*isthmusv1.StrayTunnel
 	peers     []*isthmusv1.PeerStatus
 	routes    []*isthmusv1.Route
 	policies  []*isthmusv1.PolicyStatus
@@ -50,8 +51,15 @@ func New(now func() time.Time) *Router {
 
 // SetTunnels and the methods like it replace what is there, which must be in order, and wake those who watch.
 func (r *Router) SetTunnels(all ...*isthmusv1.TunnelStatus) { set(r, "tunnels", &r.tunnels, all) }
-func (r *Router) SetPeers(all ...*isthmusv1.PeerStatus)     { set(r, "peers", &r.peers, all) }
-func (r *Router) SetRoutes(all ...*isthmusv1.Route)         { set(r, "routes", &r.routes, all) }
+
+// SetStrays sets what Strays returns, before anybody asks.
+func (r *Router) SetStrays(all ...*isthmusv1.StrayTunnel) { r.strays = all }
+
+// Strays implements api.Router.
+func (r *Router) Strays() []*isthmusv1.StrayTunnel { return r.strays }
+
+func (r *Router) SetPeers(all ...*isthmusv1.PeerStatus) { set(r, "peers", &r.peers, all) }
+func (r *Router) SetRoutes(all ...*isthmusv1.Route)     { set(r, "routes", &r.routes, all) }
 func (r *Router) SetPolicies(all ...*isthmusv1.PolicyStatus) {
 	set(r, "policies", &r.policies, all)
 }
@@ -147,13 +155,14 @@ func text(s *isthmusv1.Source) string {
 	return strings.Join(out, "\n")
 }
 
-func (r *Router) Validate(_ context.Context, s *isthmusv1.Source) ([]*isthmusv1.Problem, error) {
-	var out []*isthmusv1.Problem
+func (r *Router) Validate(_ context.Context, s *isthmusv1.Source) (*isthmusv1.ValidateResponse, error) {
+	out := &isthmusv1.ValidateResponse{}
 	for i, name := range names(text(s)) {
-		if strings.HasPrefix(name, "bad") {
-			out = append(out, &isthmusv1.Problem{
-				Path: fmt.Sprintf("tunnels[%d].name", i), Value: name, Rule: "must not begin with bad", Remedy: "choose a better name", Line: uint32(i + 1),
-			})
+		switch path, line := fmt.Sprintf("tunnels[%d].name", i), uint32(i+1); {
+		case strings.HasPrefix(name, "bad"):
+			out.Problems = append(out.Problems, &isthmusv1.Problem{Path: path, Value: name, Rule: "must not begin with bad", Remedy: "choose a better name", Line: line})
+		case strings.HasPrefix(name, "lone"):
+			out.Notes = append(out.Notes, &isthmusv1.Problem{Path: path, Value: name, Rule: "has no second one", Remedy: "add it", Line: line})
 		}
 	}
 	return out, nil
@@ -180,23 +189,29 @@ func (r *Router) changesLocked(to string) []*isthmusv1.Change {
 }
 
 func (r *Router) Plan(ctx context.Context, s *isthmusv1.Source) (*isthmusv1.PlanResponse, error) {
-	if p, _ := r.Validate(ctx, s); len(p) > 0 {
-		return nil, &api.Refused{Problems: p}
+	v, _ := r.Validate(ctx, s)
+	if len(v.Problems) > 0 {
+		return nil, &api.Refused{Problems: v.Problems}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return &isthmusv1.PlanResponse{Generation: r.generationLocked(), Changes: r.changesLocked(text(s))}, nil
+	return &isthmusv1.PlanResponse{Generation: r.generationLocked(), Changes: r.changesLocked(text(s)), Notes: v.Notes}, nil
 }
 
 func (r *Router) Apply(ctx context.Context, author string, q *isthmusv1.ApplyRequest) (*isthmusv1.ApplyResponse, error) {
-	if p, _ := r.Validate(ctx, q.Source); len(p) > 0 {
-		return nil, &api.Refused{Problems: p}
+	v, _ := r.Validate(ctx, q.Source)
+	if len(v.Problems) > 0 {
+		return nil, &api.Refused{Problems: v.Problems}
 	}
 	var confirm time.Time
 	if q.ConfirmWithin != nil {
 		confirm = r.now().Add(q.ConfirmWithin.AsDuration())
 	}
-	return r.accept(author, "apply", text(q.Source), q.ExpectedGeneration, confirm)
+	a, err := r.accept(author, "apply", text(q.Source), q.ExpectedGeneration, confirm)
+	if err == nil {
+		a.Notes = v.Notes
+	}
+	return a, err
 }
 
 func (r *Router) accept(author, reason, text string, expected *uint64, confirm time.Time) (*isthmusv1.ApplyResponse, error) {
