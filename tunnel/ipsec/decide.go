@@ -347,7 +347,7 @@ var vaguer = map[tunnel.Reason][]tunnel.Reason{
 
 // note keeps the reason that a line of charon's log gives. What the peer says stands against its later silence.
 func (r *record) note(words string, now time.Time) bool {
-	why, reason := explain(words)
+	why, reason := reasonOf(words)
 	if why == "" {
 		return false
 	}

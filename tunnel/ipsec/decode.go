@@ -168,8 +168,8 @@ const (
 	notRenewed = "the CHILD SA cannot be renewed (NO_PROPOSAL_CHOSEN): it ends with its lifetime"
 )
 
-// explain turns a line of charon's log into the reason why a tunnel is down, or returns empty strings.
-func explain(words string) (string, tunnel.Reason) {
+// reasonOf turns a line of charon's log into the reason why a tunnel is down, or returns empty strings.
+func reasonOf(words string) (string, tunnel.Reason) {
 	for _, e := range explanations {
 		if m := e.pattern.FindStringSubmatchIndex(words); m != nil {
 			return string(e.pattern.ExpandString(nil, e.text, words, m)), e.reason

@@ -106,7 +106,7 @@ func TestExplain(t *testing.T) {
 		"generating IKE_SA_INIT request 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) ] ": "",
 		"received DELETE for ESP CHILD_SA with SPI c1":                             peerClosed,
 	} {
-		if got, _ := explain(words); got != want {
+		if got, _ := reasonOf(words); got != want {
 			t.Errorf("%s:\n got %q\nwant %q", words, got, want)
 		}
 	}
@@ -186,7 +186,7 @@ func FuzzDecode(f *testing.F) {
 		decodeSAs(m, time.Unix(0, 0))
 		decodeLine(m)
 		decodeEvent(vici.Event{Name: "child-updown", Message: m})
-		explain(value)
+		reasonOf(value)
 	})
 }
 
