@@ -16,6 +16,7 @@ func TestUnpaired(t *testing.T) {
 		"one of AWS":                       {links{{Name: "aws-0", Cloud: "aws"}}, "aws-0 second-endpoint sure"},
 		"both of AWS":                      {links{{Name: "aws-0", Cloud: "aws"}, {Name: "aws-1", Cloud: "aws"}}, ""},
 		"two connections, one half":        {links{{Name: "vpn-1", Cloud: "aws"}, {Name: "vpn-2", Cloud: "aws"}, {Name: "tgw-1", Cloud: "aws", ASN: 7}}, "tgw-1 second-endpoint sure"},
+		"names before numbers":             {links{{Name: "tgw-1", Cloud: "aws", ASN: 7}, {Name: "vpn-1", Cloud: "aws", ASN: 7}, {Name: "vpn-2", Cloud: "aws", ASN: 7}}, "tgw-1 second-endpoint sure"},
 		"three of a name":                  {links{{Name: "vpn-1", Cloud: "aws"}, {Name: "vpn-2", Cloud: "aws"}, {Name: "vpn-3", Cloud: "aws"}}, "vpn-3 second-endpoint sure"},
 		"other names, one number":          {links{{Name: "blue", Cloud: "aws", ASN: 64512}, {Name: "green", Cloud: "aws", ASN: 64512}}, ""},
 		"other names, other numbers":       {links{{Name: "blue", Cloud: "aws", ASN: 64512}, {Name: "green", Cloud: "aws", ASN: 64513}}, "blue second-endpoint sure, green second-endpoint sure"},

@@ -142,15 +142,16 @@ func TestStrays(t *testing.T) {
 		callers []tunnel.Caller
 		want    string // "ADDRESS CODE BESIDE", "dead" when by design
 	}{
-		"nobody":                     {d: document(ipsecTunnel("x", "", nil))},
-		"AWS's other tunnel":         {d: document(ipsecTunnel("x", "aws", nil)), want: "- second-endpoint x dead"},
-		"the same, and it calls":     {d: document(ipsecTunnel("x", "aws", nil)), callers: []tunnel.Caller{caller("198.18.0.1")}, want: "198.18.0.1 second-endpoint x dead"},
-		"Azure's may not be there":   {d: document(ipsecTunnel("x", "azure", nil))},
-		"Azure's calls":              {d: document(ipsecTunnel("x", "azure", nil)), callers: []tunnel.Caller{caller("198.18.0.1")}, want: "198.18.0.1 second-instance x dead"},
-		"one of two":                 {d: document(ipsecTunnel("x", "azure", nil), ipsecTunnel("y", "aws", nil)), callers: []tunnel.Caller{caller("198.18.0.1")}, want: "198.18.0.1 unpaired  dead, - second-endpoint y dead"},
-		"a peer has moved":           {d: document(ipsecTunnel("x", "", nil)), states: silent, callers: []tunnel.Caller{caller("198.18.0.1")}, want: "198.18.0.1 moved-peer "},
-		"unknown":                    {d: document(ipsecTunnel("x", "", nil)), states: map[string]tunnel.State{"x": {Status: tunnel.Up}}, callers: []tunnel.Caller{caller("198.18.0.1"), caller("198.18.0.2")}, want: "198.18.0.1 unknown-caller , 198.18.0.2 unknown-caller "},
-		"a complete pair and a call": {d: document(ipsecTunnel("x-0", "aws", nil), ipsecTunnel("x-1", "aws", nil)), callers: []tunnel.Caller{caller("198.18.0.1")}, want: "198.18.0.1 unknown-caller "},
+		"nobody":                          {d: document(ipsecTunnel("x", "", nil))},
+		"AWS's other tunnel":              {d: document(ipsecTunnel("x", "aws", nil)), want: "- second-endpoint x dead"},
+		"the same, and it calls":          {d: document(ipsecTunnel("x", "aws", nil)), callers: []tunnel.Caller{caller("198.18.0.1")}, want: "198.18.0.1 second-endpoint x dead"},
+		"Azure's may not be there":        {d: document(ipsecTunnel("x", "azure", nil))},
+		"Azure's calls":                   {d: document(ipsecTunnel("x", "azure", nil)), callers: []tunnel.Caller{caller("198.18.0.1")}, want: "198.18.0.1 second-instance x dead"},
+		"one of two":                      {d: document(ipsecTunnel("x", "azure", nil), ipsecTunnel("y", "aws", nil)), callers: []tunnel.Caller{caller("198.18.0.1")}, want: "198.18.0.1 unpaired  dead, - second-endpoint y dead"},
+		"a peer has moved":                {d: document(ipsecTunnel("x", "", nil)), states: silent, callers: []tunnel.Caller{caller("198.18.0.1")}, want: "198.18.0.1 moved-peer "},
+		"unknown":                         {d: document(ipsecTunnel("x", "", nil)), states: map[string]tunnel.State{"x": {Status: tunnel.Up}}, callers: []tunnel.Caller{caller("198.18.0.1"), caller("198.18.0.2")}, want: "198.18.0.1 unknown-caller , 198.18.0.2 unknown-caller "},
+		"a peer that calls has not moved": {d: document(ipsecTunnel("x", "", nil)), states: map[string]tunnel.State{"x": {Failure: tunnel.Failure{Reason: tunnel.NoAnswer}, Heard: now}}, callers: []tunnel.Caller{caller("198.18.0.1")}, want: "198.18.0.1 unknown-caller "},
+		"a complete pair and a call":      {d: document(ipsecTunnel("x-0", "aws", nil), ipsecTunnel("x-1", "aws", nil)), callers: []tunnel.Caller{caller("198.18.0.1")}, want: "198.18.0.1 unknown-caller "},
 	} {
 		var got []string
 		for _, s := range tt.d.Strays(tt.states, tt.callers) {

@@ -152,7 +152,8 @@ func TestCallers(t *testing.T) {
 	now := time.Now().Truncate(time.Second)
 	stranger := func(i int) []string {
 		a := fmt.Sprintf("198.18.%d.%d", i/256, i%256)
-		out := talkOf(a, "parsed IKE_SA_INIT request 0 [ SA KE No ]", "no IKE config found for 10.0.0.4..."+a+", sending NO_PROPOSAL_CHOSEN")
+		out := talkOf(a, "parsed IKE_SA_INIT request 0 [ SA KE No ]", "no IKE config found for 10.0.0.4..."+a+", sending NO_PROPOSAL_CHOSEN",
+			"generating IKE_SA_INIT response 0 [ N(NO_PROP) ]")
 		for j, l := range out {
 			out[j] = fmt.Sprintf("%d", 1000+i) + strings.TrimPrefix(l, "7")
 		}
