@@ -54,7 +54,7 @@ func (r *Router) Rollback(_ context.Context, author string, q *isthmusv1.Rollbac
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes)}, nil
+	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes), Notes: problemMessages(r.notes())}, nil
 }
 
 // Spec implements api.Router.

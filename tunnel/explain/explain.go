@@ -207,7 +207,7 @@ func (e *explainer) proposals(kind, field string, ours []string, offer string, p
 			e.out.Remedy = "set what the peer wants, which is weak: better set the peer to " + strings.Join(ours, " or ")
 		}
 	}
-	e.there("%s must have %s", e.at(e.cloud.PolicyAt, kind+" algorithms"), strings.Join(ours, " or "))
+	e.there("%s must include %s", e.at(e.cloud.PolicyAt, kind+" algorithms"), strings.Join(ours, " or "))
 }
 
 func list(proposals []string) string { return "[" + strings.Join(proposals, ", ") + "]" }

@@ -52,7 +52,7 @@ func TestTunnel(t *testing.T) {
 		"IKE_AUTH":                   {reason: tunnel.NoAnswerAuth, heard: true, words: []string{"4500", "fragments"}},
 		"lost":                       {reason: tunnel.PeerLost, field: "ipsec.remoteAddress", words: []string{"stopped answering"}},
 		"IKE, no offer":              {reason: tunnel.IKERefused, field: "ipsec.ikeProposals", words: []string{"has not called by itself", "or it has no connection for this node's address 198.51.100.9"}},
-		"IKE, no offer, Azure":       {cloud: "azure", reason: tunnel.IKERefused, field: "ipsec.ikeProposals", words: []string{"azure: IPsec / IKE policy of the connection must have aes256gcm16-prfsha384-ecp384", "IP address of the local network gateway"}},
+		"IKE, no offer, Azure":       {cloud: "azure", reason: tunnel.IKERefused, field: "ipsec.ikeProposals", words: []string{"azure: IPsec / IKE policy of the connection must include aes256gcm16-prfsha384-ecp384", "IP address of the local network gateway"}},
 		"IKE, other than preset":     {cloud: "azure", reason: tunnel.IKERefused, change: func(t *Tunnel) { t.IPsec.IKEProposals = []string{"aes128-sha1-modp1024"} }, field: "ipsec.ikeProposals", value: "[aes256gcm16-prfsha384-ecp384]"},
 		"IKE, offered before":        {reason: tunnel.IKERefused, evidence: tunnel.Evidence{IKEOffer: "AES_CBC_256/HMAC_SHA2_256_128/PRF_HMAC_SHA2_256/MODP_2048"}, field: "ipsec.ikeProposals", value: "[aes256-sha256-modp2048]"},
 		"IKE, offer":                 {reason: tunnel.IKEUnacceptable, evidence: tunnel.Evidence{IKEOffer: "AES_CBC_128/HMAC_SHA1_96/PRF_HMAC_SHA1/MODP_2048"}, field: "ipsec.ikeProposals", value: "[aes128-sha1-modp2048]", words: []string{"the peer proposed"}},

@@ -75,7 +75,7 @@ func TestExplained(t *testing.T) {
 			b.near.swanctl("--rekey", "--child", connection("t1"))
 		case "far":
 			b.await("t1", tunnel.Up)
-			call("--rekey", "--child", "t1")
+			b.far.swanctl("--rekey", "--child", "t1")
 		}
 		until(t, 30*time.Second, tt.name+": "+string(tt.want), func() bool { return b.state("t1").Failure.Reason == tt.want })
 		e := explained(c)

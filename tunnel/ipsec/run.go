@@ -235,14 +235,20 @@ func (d *Driver) heedLine(l line, now time.Time) (is bool) {
 	if t == nil {
 		return false
 	}
-	known := false
 	reason, why := t.reason()
+	_, packet := sender(l.words)
+	if !packet && !t.unknown && reason == "" && !t.learnt.HalfOpen {
+		return false
+	}
+	known := false
 	for name, r := range d.records {
 		if r.cfg.IPsec.RemoteAddress != t.remote {
 			continue
 		}
 		known = true
-		r.heard = now
+		if packet {
+			r.heard = now
+		}
 		if r.state.Status == tunnel.Up || reason == "" && !t.learnt.HalfOpen {
 			continue
 		}
