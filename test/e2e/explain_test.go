@@ -28,6 +28,10 @@ func TestExplained(t *testing.T) {
 	b.step("one of Azure's two instances is forgotten")
 	half := strings.Replace(without(full, "azure-1"), "- name: azure-0\n  ipsec", "- name: azure-0\n  cloud: azure\n  ipsec", 1)
 	b.ok(b.r.Apply(t.Context(), half))
+	// Azure calls again and again; strongSwan gives up with the first refusal.
+	if _, err := b.c.Azure.Instances[1].Charon.Swanctl(t.Context(), "--initiate", "--child", "tunnel", "--timeout", "5"); err == nil {
+		t.Error("a tunnel that is not in the document came up")
+	}
 	other := b.c.Azure.Config.Peerings[1].Outside.String()
 	shows("get tunnels", "NOT-IN-THE-DOCUMENT", other+" ", "dead", "second-instance", "azure-0")
 	out, err := b.r.CLIInput(t.Context(), half, "validate", "-f", "-", "-o", "yaml")
