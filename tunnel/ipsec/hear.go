@@ -48,9 +48,9 @@ type ear struct {
 func newEar() ear { return ear{map[string]*talk{}, map[netip.Addr]*tunnel.Caller{}} }
 
 var (
-	lookingFor = regexp.MustCompile(`^looking for peer configs matching \S+?\[(.*)\]\.\.\.(\S+?)\[(.*)\]$`)
-	noConfig   = regexp.MustCompile(`^no IKE config found for \S+?\.\.\.(\S+?), sending`)
-	halfOpen   = regexp.MustCompile(`^deleting half open IKE_SA with (\S+) after timeout`)
+	lookingFor = regexp.MustCompile(`^looking for peer configs matching \S+?\[(.*)\]\.\.\.(?P<peer>\S+?)\[(.*)\]$`)
+	noConfig   = regexp.MustCompile(`^no IKE config found for \S+?\.\.\.(?P<peer>\S+?), sending`)
+	halfOpen   = regexp.MustCompile(`^deleting half open IKE_SA with (?P<peer>\S+) after timeout`)
 	refusedTS  = regexp.MustCompile(`^traffic selectors (.*) unacceptable`)
 )
 
@@ -109,7 +109,7 @@ func (e *ear) hear(l line, now time.Time) *talk {
 	}
 	for _, p := range []*regexp.Regexp{lookingFor, noConfig, halfOpen} {
 		if m := p.FindStringSubmatch(l.words); m != nil {
-			if a, err := netip.ParseAddr(m[max(1, len(m)-2)]); err == nil {
+			if a, err := netip.ParseAddr(m[p.SubexpIndex("peer")]); err == nil {
 				t.remote = a
 			}
 		}

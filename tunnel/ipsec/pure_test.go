@@ -155,6 +155,8 @@ func TestDecodeSA(t *testing.T) {
 // FuzzDecode builds messages of any shape out of the keys that decode looks for.
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 0, 4, 5}, "60")
+	f.Add([]byte{0}, "looking for peer configs matching 10.0.0.4[a]...203.0.113.7[b]")
+	f.Add([]byte{0}, "no IKE config found for 10.0.0.4...203.0.113.7, sending NO_PROPOSAL_CHOSEN")
 	f.Fuzz(func(t *testing.T, shape []byte, value string) {
 		keys := []string{
 			"uniqueid", "state", "remote-host", "remote-port", "established", "child-sas", "spi-in", "install-time", "remote-ts",
@@ -187,6 +189,8 @@ func FuzzDecode(f *testing.F) {
 		decodeLine(m)
 		decodeEvent(vici.Event{Name: "child-updown", Message: m})
 		reasonOf(value)
+		e := newEar()
+		e.hear(line{sa: "1", words: value}, time.Unix(0, 0))
 	})
 }
 
