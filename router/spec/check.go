@@ -25,7 +25,7 @@ type Secrets func(name string) (secret.Ref, bool)
 
 // Check resolves a document. The Spec may be used only when there are no problems.
 func Check(d Document, secrets Secrets) (*Spec, Problems) {
-	c := checker{s: Spec{lines: d.lines}, secrets: secrets, tunnels: map[string]Tunnel{}}
+	c := checker{Fields: Fields{lines: d.lines}, s: Spec{lines: d.lines}, secrets: secrets, tunnels: map[string]Tunnel{}}
 	m := d.Message
 	if m == nil {
 		m = &isthmusv1.Spec{}
@@ -33,7 +33,7 @@ func Check(d Document, secrets Secrets) (*Spec, Problems) {
 	c.node(m)
 	c.underlay(m.GetUnderlay())
 	if len(m.GetPeers()) > 0 && !c.s.Node.RouterID.IsValid() && c.s.Underlay.Address.Is6() {
-		c.missing("node.routerId", "give an IPv4 address, which an IPv6 underlay does not tell; it need not exist (RFC 6286)")
+		c.Missing("node.routerId", "give an IPv4 address, which an IPv6 underlay does not tell; it need not exist (RFC 6286)")
 	}
 	for i, t := range m.GetTunnels() {
 		c.tunnel(fmt.Sprintf("tunnels[%d]", i), t)
@@ -43,9 +43,9 @@ func Check(d Document, secrets Secrets) (*Spec, Problems) {
 	}
 	for i, text := range m.GetAnnounce() {
 		at := fmt.Sprintf("announce[%d]", i)
-		if p, ok := c.prefix(at, text); ok {
+		if p, ok := c.Prefix(at, text); ok {
 			if slices.Contains(c.s.Announce, p) {
-				c.problem(at, text, "is announced twice", "keep one of them")
+				c.Problem(at, text, "is announced twice", "keep one of them")
 			}
 			c.s.Announce = append(c.s.Announce, p)
 		}
@@ -61,15 +61,14 @@ func Check(d Document, secrets Secrets) (*Spec, Problems) {
 	}
 	c.ties()
 	c.announced()
-	return &c.s, c.problems.byLine()
+	return &c.s, c.Problems()
 }
 
 type checker struct {
+	Fields
 	s        Spec
-	problems Problems
 	secrets  Secrets
 	tunnels  map[string]Tunnel
-	names    map[string]map[string]string // kind -> name -> path
 	inside   []placed
 	ports    map[uint16]string
 	gateways map[string]string // IPsec identities and addresses -> path
@@ -84,83 +83,9 @@ type placed struct {
 	path   string
 }
 
-// problem records one.
-func (c *checker) problem(path, value, rule, remedy string) {
-	c.problems = append(c.problems, Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: c.s.Line(path)})
-}
-
 // Line returns the line of a field in the document's text, or of the nearest enclosing one that the text has, from 1; 0
 // when there is none or the document was not text.
-func (s *Spec) Line(path string) int {
-	for at := path; at != ""; at = parent(at) {
-		if line, ok := s.lines[at]; ok {
-			return line
-		}
-	}
-	return 0
-}
-
-func parent(path string) string {
-	return path[:max(0, strings.LastIndexAny(path, ".["))]
-}
-
-func (c *checker) missing(path, remedy string) {
-	c.problem(path, "", "is required", remedy)
-}
-
-var nameRule = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-
-// name checks a name that must be unique among its kind.
-func (c *checker) name(kind, path, name string) bool {
-	switch {
-	case name == "":
-		c.missing(path, "give the "+kind+" a name")
-		return false
-	case !nameRule.MatchString(name):
-		c.problem(path, name, "is no name", "take 1 to 63 lower case letters, digits and hyphens, with a letter or digit at both ends")
-		return false
-	}
-	if c.names == nil {
-		c.names = map[string]map[string]string{}
-	}
-	if c.names[kind] == nil {
-		c.names[kind] = map[string]string{}
-	}
-	if at, ok := c.names[kind][name]; ok {
-		c.problem(path, name, "is the name of "+at+" too", "choose another")
-		return false
-	}
-	c.names[kind][name] = path
-	return true
-}
-
-func (c *checker) address(path, text string) (netip.Addr, bool) {
-	a, err := netip.ParseAddr(text)
-	switch {
-	case err != nil || a.Zone() != "" || a.Is4In6():
-		c.problem(path, text, "is no IP address", `write it as "203.0.113.7" or "2001:db8::7"`)
-	case a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		c.problem(path, text, "is no unicast address of a host", "give the address of an interface")
-	default:
-		return a, true
-	}
-	return netip.Addr{}, false
-}
-
-func (c *checker) prefix(path, text string) (netip.Prefix, bool) {
-	p, err := netip.ParsePrefix(text)
-	switch {
-	case err != nil || p.Addr().Is4In6():
-		c.problem(path, text, "is no prefix", `write it as "10.0.0.0/8" or "2001:db8::/32"`)
-	case p != p.Masked():
-		c.problem(path, text, "has bits set behind its length", "write "+p.Masked().String())
-	case p.Addr().IsMulticast():
-		c.problem(path, text, "is a multicast prefix", "give a unicast prefix")
-	default:
-		return p, true
-	}
-	return netip.Prefix{}, false
-}
+func (s *Spec) Line(path string) int { return s.lines.line(path) }
 
 // duration returns a whole number of seconds between min and max, or the default when it is not given.
 func (c *checker) duration(path string, d *durationpb.Duration, def, min, max time.Duration) time.Duration {
@@ -169,37 +94,15 @@ func (c *checker) duration(path string, d *durationpb.Duration, def, min, max ti
 	}
 	v := d.AsDuration()
 	if v < min || v > max || v%time.Second != 0 {
-		c.problem(path, v.String(), fmt.Sprintf("is not a whole number of seconds from %v to %v", min, max), "choose one in this range")
+		c.Problem(path, v.String(), fmt.Sprintf("is not a whole number of seconds from %v to %v", min, max), "choose one in this range")
 		return def
-	}
-	return v
-}
-
-// number returns a number between min and max, or the default when it is zero, that is: not given.
-func (c *checker) number(path string, v, def, min, max uint32) uint32 {
-	if v == 0 {
-		return def
-	}
-	if v < min || v > max {
-		c.problem(path, strconv.FormatUint(uint64(v), 10), fmt.Sprintf("is not from %d to %d", min, max), "choose one in this range")
-		return def
-	}
-	return v
-}
-
-func (c *checker) asn(path string, v uint32) uint32 {
-	switch v {
-	case 0:
-		c.missing(path, "give the number of the autonomous system, such as 64620")
-	case 23456, 65535, 4294967295:
-		c.problem(path, strconv.FormatUint(uint64(v), 10), "is a reserved AS number (RFC 7607, RFC 6793, RFC 7300)", "choose another, such as 64620")
 	}
 	return v
 }
 
 func (c *checker) secret(path, name string) secret.Ref {
 	if name == "" {
-		c.missing(path, "store the secret with `isthmus secret set NAME` and give its NAME")
+		c.Missing(path, "store the secret with `isthmus secret set NAME` and give its NAME")
 		return secret.Ref{}
 	}
 	ref, ok := c.secrets(name)
@@ -209,7 +112,7 @@ func (c *checker) secret(path, name string) secret.Ref {
 		if !nameRule.MatchString(name) {
 			shown, remedy = "", "store the secret with `isthmus secret set NAME` and give its NAME, not the secret"
 		}
-		c.problem(path, shown, "is no stored secret", remedy)
+		c.Problem(path, shown, "is no stored secret", remedy)
 	}
 	return ref
 }
@@ -217,18 +120,18 @@ func (c *checker) secret(path, name string) secret.Ref {
 func (c *checker) node(m *isthmusv1.Spec) {
 	n := m.GetNode()
 	if n == nil {
-		c.missing("node", "name the node, as `node: {name: hub-1, asn: 64620}`")
+		c.Missing("node", "name the node, as `node: {name: hub-1, asn: 64620}`")
 		return
 	}
-	c.name("node", "node.name", n.GetName())
+	c.Name("node", "node.name", n.GetName())
 	c.s.Node.Name = n.GetName()
 	if n.GetAsn() != 0 || len(m.GetPeers()) > 0 {
-		c.s.Node.ASN = c.asn("node.asn", n.GetAsn())
+		c.s.Node.ASN = c.ASN("node.asn", n.GetAsn())
 	}
 	if text := n.GetRouterId(); text != "" {
-		if a, ok := c.address("node.routerId", text); ok {
+		if a, ok := c.Address("node.routerId", text); ok {
 			if !a.Is4() {
-				c.problem("node.routerId", text, "is no IPv4 address", "give an IPv4 address; it need not exist (RFC 6286)")
+				c.Problem("node.routerId", text, "is no IPv4 address", "give an IPv4 address; it need not exist (RFC 6286)")
 			}
 			c.s.Node.RouterID = a
 		}
@@ -239,38 +142,38 @@ var interfaceRule = regexp.MustCompile(`^[^\s/:]{1,15}$`)
 
 func (c *checker) underlay(u *isthmusv1.Underlay) {
 	if u == nil {
-		c.missing("underlay", "describe it, as `underlay: {interface: eth0, address: 10.0.0.4, publicAddress: 203.0.113.9}`")
+		c.Missing("underlay", "describe it, as `underlay: {interface: eth0, address: 10.0.0.4, publicAddress: 203.0.113.9}`")
 		return
 	}
 	s := &c.s.Underlay
 	s.Interface = u.GetInterface()
 	switch {
 	case s.Interface == "":
-		c.missing("underlay.interface", "give the name of the interface toward the Internet, such as eth0")
+		c.Missing("underlay.interface", "give the name of the interface toward the Internet, such as eth0")
 	case !interfaceRule.MatchString(s.Interface) || s.Interface == "." || s.Interface == ".." || s.Interface == "lo":
-		c.problem("underlay.interface", s.Interface, "is no name of an interface toward the Internet", "`ip link` shows the names")
+		c.Problem("underlay.interface", s.Interface, "is no name of an interface toward the Internet", "`ip link` shows the names")
 	}
 	if u.GetAddress() == "" {
-		c.missing("underlay.address", "give the address that the interface has; `ip address` shows it")
-	} else if a, ok := c.address("underlay.address", u.GetAddress()); ok {
+		c.Missing("underlay.address", "give the address that the interface has; `ip address` shows it")
+	} else if a, ok := c.Address("underlay.address", u.GetAddress()); ok {
 		s.Address, s.PublicAddress = a, a
 		if !c.s.Node.RouterID.IsValid() && a.Is4() {
 			c.s.Node.RouterID = a
 		}
 	}
 	if u.GetPublicAddress() != "" {
-		if a, ok := c.address("underlay.publicAddress", u.GetPublicAddress()); ok {
+		if a, ok := c.Address("underlay.publicAddress", u.GetPublicAddress()); ok {
 			s.PublicAddress = a
 			if s.Address.IsValid() && s.Address.Is4() != a.Is4() {
-				c.problem("underlay.publicAddress", a.String(), "is of another address family than underlay.address", "give both in the same family")
+				c.Problem("underlay.publicAddress", a.String(), "is of another address family than underlay.address", "give both in the same family")
 			}
 		}
 	}
-	s.MTU = int(c.number("underlay.mtu", u.GetMtu(), 1500, 1280, 9216))
+	s.MTU = int(c.Number("underlay.mtu", u.GetMtu(), 1500, 1280, 9216))
 }
 
 func (c *checker) tunnel(path string, t *isthmusv1.Tunnel) {
-	ok := c.name("tunnel", path+".name", t.GetName())
+	ok := c.Name("tunnel", path+".name", t.GetName())
 	preset := c.cloud(path+".cloud", t)
 	out := Tunnel{Config: tunnel.Config{Name: t.GetName()}, Cloud: preset.Name}
 	for i, in := range t.GetInside() {
@@ -281,15 +184,15 @@ func (c *checker) tunnel(path string, t *isthmusv1.Tunnel) {
 	if v6 {
 		least = 1280 // RFC 8200 section 5
 	}
-	out.MTU = int(c.number(path+".mtu", t.GetMtu(), 0, least, 9216))
-	out.MSS = uint16(c.number(path+".mss", t.GetMss(), uint32(preset.MSS.Is), 536, 9176))
+	out.MTU = int(c.Number(path+".mtu", t.GetMtu(), 0, least, 9216))
+	out.MSS = uint16(c.Number(path+".mss", t.GetMss(), uint32(preset.MSS.Is), 536, 9176))
 	switch e := t.GetEncryption().(type) {
 	case *isthmusv1.Tunnel_Ipsec:
 		out.IPsec = c.ipsec(path+".ipsec", e.Ipsec, preset)
 	case *isthmusv1.Tunnel_Wireguard:
 		out.WireGuard = c.wireguard(path+".wireguard", e.Wireguard)
 	default:
-		c.missing(path+".ipsec", "say how it is encrypted, with `ipsec` or `wireguard`")
+		c.Missing(path+".ipsec", "say how it is encrypted, with `ipsec` or `wireguard`")
 	}
 	if out.MTU == 0 {
 		out.MTU = defaultMTU(c.s.Underlay.MTU, out.Config)
@@ -302,7 +205,7 @@ func (c *checker) tunnel(path string, t *isthmusv1.Tunnel) {
 		out.MSS = min(out.MSS, uint16(out.MTU-40))
 	}
 	if int(out.MSS) > out.MTU-40 {
-		c.problem(path+".mss", strconv.Itoa(int(out.MSS)), fmt.Sprintf("does not fit the MTU of %d", out.MTU), fmt.Sprintf("give at most %d, or leave it out", out.MTU-40))
+		c.Problem(path+".mss", strconv.Itoa(int(out.MSS)), fmt.Sprintf("does not fit the MTU of %d", out.MTU), fmt.Sprintf("give at most %d, or leave it out", out.MTU-40))
 	}
 	c.s.Tunnels = append(c.s.Tunnels, out)
 	if ok {
@@ -315,31 +218,31 @@ var metadata = netip.MustParseAddr("169.254.169.254")
 
 func (c *checker) insidePair(path string, in *isthmusv1.Inside, t *Tunnel) {
 	if in.GetLocal() == "" {
-		c.missing(path+".local", `give this node's address with its length, such as "169.254.64.2/30"`)
+		c.Missing(path+".local", `give this node's address with its length, such as "169.254.64.2/30"`)
 		return
 	}
 	local, err := netip.ParsePrefix(in.GetLocal())
 	if err != nil {
-		c.problem(path+".local", in.GetLocal(), "is no address with a prefix length", `write it as "169.254.64.2/30"`)
+		c.Problem(path+".local", in.GetLocal(), "is no address with a prefix length", `write it as "169.254.64.2/30"`)
 		return
 	}
-	if _, ok := c.address(path+".local", local.Addr().String()); !ok {
+	if _, ok := c.Address(path+".local", local.Addr().String()); !ok {
 		return
 	}
 	short := local.Addr().BitLen() - local.Bits() // host bits
 	if short > 2 {
-		c.problem(path+".local", in.GetLocal(), "is no block for two ends", "use /30, /31 or /32 (IPv4), /126, /127 or /128 (IPv6)")
+		c.Problem(path+".local", in.GetLocal(), "is no block for two ends", "use /30, /31 or /32 (IPv4), /126, /127 or /128 (IPv6)")
 		return
 	}
 	var remote netip.Addr
 	if text := in.GetRemote(); text != "" {
-		a, ok := c.address(path+".remote", text)
+		a, ok := c.Address(path+".remote", text)
 		if !ok {
 			return
 		}
 		remote = a
 	} else if short == 0 {
-		c.missing(path+".remote", "give the address of the peer, which a single address does not tell")
+		c.Missing(path+".remote", "give the address of the peer, which a single address does not tell")
 		return
 	} else {
 		remote = otherEnd(local)
@@ -349,19 +252,19 @@ func (c *checker) insidePair(path string, in *isthmusv1.Inside, t *Tunnel) {
 	}
 	switch {
 	case !hosts(local.Addr()):
-		c.problem(path+".local", in.GetLocal(), "is the network or broadcast address of its /30", "take one of the two addresses between them")
+		c.Problem(path+".local", in.GetLocal(), "is the network or broadcast address of its /30", "take one of the two addresses between them")
 	case remote.Is4() != local.Addr().Is4():
-		c.problem(path+".remote", remote.String(), "is of another address family than local", "give both in the same family")
+		c.Problem(path+".remote", remote.String(), "is of another address family than local", "give both in the same family")
 	case remote == local.Addr():
-		c.problem(path+".remote", remote.String(), "is this node's own address", "give the address of the peer")
+		c.Problem(path+".remote", remote.String(), "is this node's own address", "give the address of the peer")
 	case short > 0 && !local.Contains(remote):
-		c.problem(path+".remote", remote.String(), "is not in the block of local", "use a /32 (or /128) when the two ends share no block")
+		c.Problem(path+".remote", remote.String(), "is not in the block of local", "use a /32 (or /128) when the two ends share no block")
 	case !hosts(remote):
-		c.problem(path+".remote", remote.String(), "is the network or broadcast address of the /30", "take one of the two addresses between them")
+		c.Problem(path+".remote", remote.String(), "is the network or broadcast address of the /30", "take one of the two addresses between them")
 	case local.Addr() == metadata || remote == metadata || (short > 0 && local.Contains(metadata)):
-		c.problem(path, in.GetLocal(), "takes the address of the cloud's metadata service, 169.254.169.254", "choose another block")
+		c.Problem(path, in.GetLocal(), "takes the address of the cloud's metadata service, 169.254.169.254", "choose another block")
 	case slices.ContainsFunc(t.Inside, func(o tunnel.Inside) bool { return o.Local.Addr().Is4() == local.Addr().Is4() }):
-		c.problem(path, in.GetLocal(), "is a second pair of the same address family", "keep one pair of each family")
+		c.Problem(path, in.GetLocal(), "is a second pair of the same address family", "keep one pair of each family")
 	default:
 		c.place(path+".local", local.Masked())
 		if short == 0 {
@@ -375,14 +278,14 @@ func (c *checker) insidePair(path string, in *isthmusv1.Inside, t *Tunnel) {
 // are known by them alone. Several tunnels may share this node's own single address.
 func (c *checker) place(path string, p netip.Prefix) {
 	if a := c.s.Underlay.Address; a.IsValid() && p.Contains(a) {
-		c.problem(path, p.String(), "holds the underlay address", "choose another block")
+		c.Problem(path, p.String(), "holds the underlay address", "choose another block")
 	}
 	shared := func(q string) bool {
 		return p.IsSingleIP() && strings.HasSuffix(path, ".local") && strings.HasSuffix(q, ".local")
 	}
 	for _, q := range c.inside {
 		if q.prefix.Overlaps(p) && !(q.prefix == p && shared(q.path)) {
-			c.problem(path, p.String(), "overlaps "+q.prefix.String()+" of "+q.path, "give each tunnel addresses of its own")
+			c.Problem(path, p.String(), "overlaps "+q.prefix.String()+" of "+q.path, "give each tunnel addresses of its own")
 		}
 	}
 	c.inside = append(c.inside, placed{p, path})
@@ -413,7 +316,7 @@ func (c *checker) identity(path, text string, def netip.Addr) string {
 		return def.String()
 	}
 	if _, err := netip.ParseAddr(text); err != nil && !identityRule.MatchString(text) {
-		c.problem(path, text, "is no identity", "give an IP address or a domain name")
+		c.Problem(path, text, "is no identity", "give an IP address or a domain name")
 	}
 	return text
 }
@@ -425,16 +328,16 @@ func (c *checker) proposals(path string, list, def []string, esp bool, cloud str
 	for i, text := range list {
 		at := fmt.Sprintf("%s[%d]", path, i)
 		if !proposalRule.MatchString(text) {
-			c.problem(at, text, "is no proposal", "write it in strongSwan's notation, as "+strconv.Quote(def[0]))
+			c.Problem(at, text, "is no proposal", "write it in strongSwan's notation, as "+strconv.Quote(def[0]))
 			continue
 		}
 		if word, why := unknownWord(text, esp); why != "" {
-			c.problem(at, text, fmt.Sprintf("has the word %q, which %s", word, why), "write it in strongSwan's notation, as "+strconv.Quote(def[0]))
+			c.Problem(at, text, fmt.Sprintf("has the word %q, which %s", word, why), "write it in strongSwan's notation, as "+strconv.Quote(def[0]))
 		} else if rule, remedy := takes.Refuse(text, esp); cloud != "" && rule != "" {
-			c.problem(at, text, "is refused: "+cloud+"'s gateway "+rule, remedy)
+			c.Problem(at, text, "is refused: "+cloud+"'s gateway "+rule, remedy)
 		}
 		if slices.Contains(list[:i], text) {
-			c.problem(at, text, "is listed twice", "keep one of them")
+			c.Problem(at, text, "is listed twice", "keep one of them")
 		}
 	}
 	return list
@@ -452,27 +355,27 @@ func (c *checker) ipsec(path string, i *isthmusv1.IPsec, preset cloud.Preset) *t
 		ChildRekeyBytes: i.GetChildRekeyBytes(),
 		DPDDelay:        c.duration(path+".dpdDelay", i.GetDpdDelay(), or(preset.DPDDelay, 10*time.Second), time.Second, time.Hour),
 		RespondOnly:     i.GetRespondOnly(),
-		ReplayWindow:    c.number(path+".replayWindow", i.GetReplayWindow(), or(preset.ReplayWindow, 1024), 32, 4096),
+		ReplayWindow:    c.Number(path+".replayWindow", i.GetReplayWindow(), or(preset.ReplayWindow, 1024), 32, 4096),
 	}
 	if out.ChildRekeyBytes == 0 {
 		out.ChildRekeyBytes = preset.ChildRekeyBytes.Is
 	}
 	if v := out.ChildRekeyBytes; v != 0 && v < 1<<20 {
-		c.problem(path+".childRekeyBytes", strconv.FormatUint(v, 10), "is less than 1048576", "give at least 1 MiB, or 0 for no limit")
+		c.Problem(path+".childRekeyBytes", strconv.FormatUint(v, 10), "is less than 1048576", "give at least 1 MiB, or 0 for no limit")
 	}
 	if i.GetRemoteAddress() == "" {
-		c.missing(path+".remoteAddress", "give the outside address of the peer's gateway")
+		c.Missing(path+".remoteAddress", "give the outside address of the peer's gateway")
 		return out
 	}
-	a, ok := c.address(path+".remoteAddress", i.GetRemoteAddress())
+	a, ok := c.Address(path+".remoteAddress", i.GetRemoteAddress())
 	if !ok {
 		return out
 	}
 	switch u := c.s.Underlay; {
 	case a == u.Address || a == u.PublicAddress:
-		c.problem(path+".remoteAddress", a.String(), "is this node's own address", "give the address of the peer")
+		c.Problem(path+".remoteAddress", a.String(), "is this node's own address", "give the address of the peer")
 	case u.Address.IsValid() && a.Is4() != u.Address.Is4():
-		c.problem(path+".remoteAddress", a.String(), "is of another address family than underlay.address", "give both in the same family")
+		c.Problem(path+".remoteAddress", a.String(), "is of another address family than underlay.address", "give both in the same family")
 	}
 	out.RemoteAddress = a
 	out.RemoteIdentity = c.identity(path+".remoteIdentity", i.GetRemoteIdentity(), a)
@@ -482,7 +385,7 @@ func (c *checker) ipsec(path string, i *isthmusv1.IPsec, preset cloud.Preset) *t
 	}
 	key := out.LocalIdentity + " " + out.RemoteIdentity
 	if at, ok := c.gateways[key]; ok {
-		c.problem(path+".remoteAddress", a.String(), "has the same pair of identities as "+at, "one peer can hold one tunnel; give another address, or identities of their own to both")
+		c.Problem(path+".remoteAddress", a.String(), "has the same pair of identities as "+at, "one peer can hold one tunnel; give another address, or identities of their own to both")
 	} else {
 		c.gateways[key] = path
 	}
@@ -492,15 +395,15 @@ func (c *checker) ipsec(path string, i *isthmusv1.IPsec, preset cloud.Preset) *t
 func (c *checker) wireguard(path string, w *isthmusv1.WireGuard) *tunnel.WireGuard {
 	out := &tunnel.WireGuard{
 		PrivateKey: c.secret(path+".privateKey", w.GetPrivateKey()),
-		ListenPort: uint16(c.number(path+".listenPort", w.GetListenPort(), 0, 1, 65535)),
+		ListenPort: uint16(c.Number(path+".listenPort", w.GetListenPort(), 0, 1, 65535)),
 	}
 	if w.GetPresharedKey() != "" {
 		out.PresharedKey = c.secret(path+".presharedKey", w.GetPresharedKey())
 	}
 	if text := w.GetPeerPublicKey(); text == "" {
-		c.missing(path+".peerPublicKey", "give what `wg pubkey` or `isthmus secret set --generate wireguard` printed on the other side")
+		c.Missing(path+".peerPublicKey", "give what `wg pubkey` or `isthmus secret set --generate wireguard` printed on the other side")
 	} else if key, err := base64.StdEncoding.DecodeString(text); err != nil || len(key) != 32 {
-		c.problem(path+".peerPublicKey", text, "is no public key", "give 44 characters of base64, as `wg pubkey` prints")
+		c.Problem(path+".peerPublicKey", text, "is no public key", "give 44 characters of base64, as `wg pubkey` prints")
 	} else {
 		copy(out.PeerPublicKey[:], key)
 	}
@@ -508,8 +411,8 @@ func (c *checker) wireguard(path string, w *isthmusv1.WireGuard) *tunnel.WireGua
 	if text := w.GetEndpoint(); text != "" {
 		ap, err := netip.ParseAddrPort(text)
 		if err != nil || ap.Port() == 0 {
-			c.problem(path+".endpoint", text, "is no address with a port", `write it as "203.0.113.7:51820"`)
-		} else if _, ok := c.address(path+".endpoint", ap.Addr().String()); ok {
+			c.Problem(path+".endpoint", text, "is no address with a port", `write it as "203.0.113.7:51820"`)
+		} else if _, ok := c.Address(path+".endpoint", ap.Addr().String()); ok {
 			out.Endpoint, keepalive = ap, 25*time.Second
 		}
 	}
@@ -519,9 +422,9 @@ func (c *checker) wireguard(path string, w *isthmusv1.WireGuard) *tunnel.WireGua
 	}
 	switch at, taken := c.ports[out.ListenPort]; {
 	case w.GetListenPort() == 0:
-		c.missing(path+".listenPort", "give a UDP port of this node, such as 51820")
+		c.Missing(path+".listenPort", "give a UDP port of this node, such as 51820")
 	case taken && out.ListenPort != 0:
-		c.problem(path+".listenPort", strconv.Itoa(int(out.ListenPort)), "is the port of "+at, "give each tunnel a port of its own")
+		c.Problem(path+".listenPort", strconv.Itoa(int(out.ListenPort)), "is the port of "+at, "give each tunnel a port of its own")
 	default:
 		c.ports[out.ListenPort] = path
 	}
@@ -530,18 +433,18 @@ func (c *checker) wireguard(path string, w *isthmusv1.WireGuard) *tunnel.WireGua
 
 func (c *checker) tunnelRef(path, name string) (Tunnel, bool) {
 	if name == "" {
-		c.missing(path, "give the name of a tunnel")
+		c.Missing(path, "give the name of a tunnel")
 		return Tunnel{}, false
 	}
 	t, ok := c.tunnels[name]
 	if !ok {
-		c.problem(path, name, "is no tunnel of this document", "give the name of one of `tunnels`")
+		c.Problem(path, name, "is no tunnel of this document", "give the name of one of `tunnels`")
 	}
 	return t, ok
 }
 
 func (c *checker) peer(path string, p *isthmusv1.Peer) {
-	c.name("peer", path+".name", p.GetName())
+	c.Name("peer", path+".name", p.GetName())
 	t, known := c.tunnelRef(path+".tunnel", p.GetTunnel())
 	preset, _ := cloud.Lookup(t.Cloud)
 	ttl := uint32(0)
@@ -551,13 +454,13 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 	out := Peer{path: path, Peer: bgp.Peer{
 		Name:        p.GetName(),
 		Tunnel:      p.GetTunnel(),
-		ASN:         c.asn(path+".asn", p.GetAsn()),
+		ASN:         c.ASN(path+".asn", p.GetAsn()),
 		HoldTime:    c.duration(path+".holdTime", p.GetHoldTime(), or(preset.HoldTime, 30*time.Second), 3*time.Second, 65535*time.Second),
-		TTL:         uint8(c.number(path+".ttl", p.GetTtl(), ttl, 1, 255)),
+		TTL:         uint8(c.Number(path+".ttl", p.GetTtl(), ttl, 1, 255)),
 		Passive:     p.GetPassive(),
-		MaxPrefixes: c.number(path+".maxPrefixes", p.GetMaxPrefixes(), or(preset.MaxPrefixes, 1000), 1, 1_000_000),
+		MaxPrefixes: c.Number(path+".maxPrefixes", p.GetMaxPrefixes(), or(preset.MaxPrefixes, 1000), 1, 1_000_000),
 		ASOverride:  p.GetAsOverride(),
-		AllowOwnAS:  uint8(c.number(path+".allowOwnAs", p.GetAllowOwnAs(), 0, 0, 10)),
+		AllowOwnAS:  uint8(c.Number(path+".allowOwnAs", p.GetAllowOwnAs(), 0, 0, 10)),
 	}}
 	third := out.HoldTime / 3 / time.Second * time.Second
 	out.Keepalive = c.duration(path+".keepalive", p.GetKeepalive(), min(third, or(preset.Keepalive, third)), time.Second, out.HoldTime/3)
@@ -565,18 +468,18 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 		out.GracefulRestart = gracefulRestart
 	}
 	if c.s.Node.ASN != 0 && out.ASN == c.s.Node.ASN {
-		c.problem(path+".asn", strconv.FormatUint(uint64(out.ASN), 10), "is this node's own number", "sessions between nodes with one number (iBGP) are not supported; give each side its own")
+		c.Problem(path+".asn", strconv.FormatUint(uint64(out.ASN), 10), "is this node's own number", "sessions between nodes with one number (iBGP) are not supported; give each side its own")
 	}
 	if p.GetPassword() != "" {
 		out.Password = c.secret(path+".password", p.GetPassword())
 	}
 	if text := p.GetAddress(); text != "" {
-		out.Address, _ = c.address(path+".address", text)
+		out.Address, _ = c.Address(path+".address", text)
 	} else if len(t.Inside) > 0 {
 		out.Address = t.Inside[0].Remote
 	}
 	if text := p.GetLocalAddress(); text != "" {
-		out.LocalAddress, _ = c.address(path+".localAddress", text)
+		out.LocalAddress, _ = c.Address(path+".localAddress", text)
 	}
 	if known && out.Address.IsValid() {
 		var inside *tunnel.Inside
@@ -587,12 +490,12 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 		}
 		switch {
 		case inside == nil && len(t.Inside) > 0:
-			c.problem(path+".address", out.Address.String(), "is of a family that the tunnel has no inside address of", "give the tunnel a pair of that family")
+			c.Problem(path+".address", out.Address.String(), "is of a family that the tunnel has no inside address of", "give the tunnel a pair of that family")
 		case inside != nil:
 			if !out.LocalAddress.IsValid() && p.GetLocalAddress() == "" {
 				out.LocalAddress = inside.Local.Addr()
 			} else if out.LocalAddress.IsValid() && out.LocalAddress != inside.Local.Addr() {
-				c.problem(path+".localAddress", out.LocalAddress.String(), "is not this node's inside address of the tunnel, "+inside.Local.Addr().String(), "leave it out")
+				c.Problem(path+".localAddress", out.LocalAddress.String(), "is not this node's inside address of the tunnel, "+inside.Local.Addr().String(), "leave it out")
 			}
 			if out.TTL == 0 && out.Address == inside.Remote {
 				out.TTL = 1
@@ -600,7 +503,7 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 				out.TTL = 2
 			}
 			if out.Address == inside.Local.Addr() {
-				c.problem(path+".address", out.Address.String(), "is this node's own address", "give the address of the peer")
+				c.Problem(path+".address", out.Address.String(), "is this node's own address", "give the address of the peer")
 			}
 		}
 	}
@@ -609,7 +512,7 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 			c.peerings = map[netip.Addr]string{}
 		}
 		if at, ok := c.peerings[out.Address]; ok {
-			c.problem(path+".address", out.Address.String(), "is the address of "+at+" too", "one session for one address")
+			c.Problem(path+".address", out.Address.String(), "is the address of "+at+" too", "one session for one address")
 		}
 		c.peerings[out.Address] = path
 	}
@@ -623,11 +526,11 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 	}
 	out.Export = bgp.Export{
 		Allow:       c.rules(path+".export.allow", p.GetExport().GetAllow()),
-		Prepend:     uint8(c.number(path+".export.prepend", p.GetExport().GetPrepend(), 0, 0, 10)),
-		MaxPrefixes: c.number(path+".export.maxPrefixes", p.GetExport().GetMaxPrefixes(), preset.ExportLimit.Is, 1, 1_000_000),
+		Prepend:     uint8(c.Number(path+".export.prepend", p.GetExport().GetPrepend(), 0, 0, 10)),
+		MaxPrefixes: c.Number(path+".export.maxPrefixes", p.GetExport().GetMaxPrefixes(), preset.ExportLimit.Is, 1, 1_000_000),
 	}
 	if v := preset.MostAnnounced; v.Why != "" && out.Export.MaxPrefixes > v.Is {
-		c.problem(path+".export.maxPrefixes", strconv.FormatUint(uint64(out.Export.MaxPrefixes), 10), fmt.Sprintf("is more than %s's gateway takes: %s", preset.Name, v.Why), fmt.Sprintf("give less than %d, or leave it out", v.Is))
+		c.Problem(path+".export.maxPrefixes", strconv.FormatUint(uint64(out.Export.MaxPrefixes), 10), fmt.Sprintf("is more than %s's gateway takes: %s", preset.Name, v.Why), fmt.Sprintf("give less than %d, or leave it out", v.Is))
 	}
 	if e := p.GetExport(); e != nil && e.Med != nil {
 		med := e.GetMed()
@@ -645,21 +548,21 @@ func (c *checker) rules(path string, list []*isthmusv1.PrefixRule) []bgp.Rule {
 	for i, r := range list {
 		at := fmt.Sprintf("%s[%d]", path, i)
 		if r.GetPrefix() == "" {
-			c.missing(at+".prefix", "give the enclosing prefix")
+			c.Missing(at+".prefix", "give the enclosing prefix")
 			continue
 		}
-		p, ok := c.prefix(at+".prefix", r.GetPrefix())
+		p, ok := c.Prefix(at+".prefix", r.GetPrefix())
 		if !ok {
 			continue
 		}
 		bits, most := uint32(p.Bits()), uint32(p.Addr().BitLen())
 		low, high := bits, bits
 		if r.GetGe() != 0 {
-			low = c.number(at+".ge", r.GetGe(), bits, bits, most)
+			low = c.Number(at+".ge", r.GetGe(), bits, bits, most)
 			high = low
 		}
 		if r.GetLe() != 0 {
-			high = c.number(at+".le", r.GetLe(), high, low, most)
+			high = c.Number(at+".le", r.GetLe(), high, low, most)
 		}
 		out = append(out, bgp.Rule{Prefix: p, Min: uint8(low), Max: uint8(high)})
 	}
@@ -668,10 +571,10 @@ func (c *checker) rules(path string, list []*isthmusv1.PrefixRule) []bgp.Rule {
 
 func (c *checker) route(path string, r *isthmusv1.StaticRoute) {
 	if r.GetPrefix() == "" {
-		c.missing(path+".prefix", "give the destination")
+		c.Missing(path+".prefix", "give the destination")
 		return
 	}
-	p, ok := c.prefix(path+".prefix", r.GetPrefix())
+	p, ok := c.Prefix(path+".prefix", r.GetPrefix())
 	if !ok {
 		return
 	}
@@ -679,38 +582,38 @@ func (c *checker) route(path string, r *isthmusv1.StaticRoute) {
 		c.dests = map[netip.Prefix]string{}
 	}
 	if at, ok := c.dests[p]; ok {
-		c.problem(path+".prefix", p.String(), "is the destination of "+at+" too", "write one route with both tunnels")
+		c.Problem(path+".prefix", p.String(), "is the destination of "+at+" too", "write one route with both tunnels")
 	}
 	c.dests[p] = path
 	switch {
 	case r.GetBlackhole() && len(r.GetTunnels()) > 0:
-		c.problem(path+".blackhole", "true", "excludes `tunnels`", "keep one of them")
+		c.Problem(path+".blackhole", "true", "excludes `tunnels`", "keep one of them")
 	case !r.GetBlackhole() && len(r.GetTunnels()) == 0:
-		c.missing(path+".tunnels", "name the tunnels to use, or say `blackhole: true`")
+		c.Missing(path+".tunnels", "name the tunnels to use, or say `blackhole: true`")
 	}
 	for i, name := range r.GetTunnels() {
 		at := fmt.Sprintf("%s.tunnels[%d]", path, i)
 		c.tunnelRef(at, name)
 		if slices.Contains(r.GetTunnels()[:i], name) {
-			c.problem(at, name, "is named twice", "keep one of them")
+			c.Problem(at, name, "is named twice", "keep one of them")
 		}
 	}
 	c.s.Routes = append(c.s.Routes, StaticRoute{Prefix: p, Tunnels: r.GetTunnels(), Blackhole: r.GetBlackhole()})
 }
 
 func (c *checker) pool(path string, p *isthmusv1.Pool) {
-	c.name("pool", path+".name", p.GetName())
+	c.Name("pool", path+".name", p.GetName())
 	out := nat.Pool{Name: p.GetName()}
 	if len(p.GetAddresses()) == 0 {
-		c.missing(path+".addresses", "give at least one address")
+		c.Missing(path+".addresses", "give at least one address")
 	}
 	for i, a := range p.GetAddresses() {
 		at := fmt.Sprintf("%s.addresses[%d]", path, i)
 		if a.GetAddress() == "" {
-			c.missing(at+".address", "give an address of the underlay interface")
+			c.Missing(at+".address", "give an address of the underlay interface")
 			continue
 		}
-		addr, ok := c.address(at+".address", a.GetAddress())
+		addr, ok := c.Address(at+".address", a.GetAddress())
 		if !ok {
 			continue
 		}
@@ -718,19 +621,19 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 			c.sources = map[netip.Addr]string{}
 		}
 		if other, ok := c.sources[addr]; ok {
-			c.problem(at+".address", addr.String(), "is the address of "+other+" too", "an address belongs to one pool")
+			c.Problem(at+".address", addr.String(), "is the address of "+other+" too", "an address belongs to one pool")
 		}
 		c.sources[addr] = at
 		for _, in := range c.inside {
 			if in.prefix.Contains(addr) {
-				c.problem(at+".address", addr.String(), "is an inside address, of "+in.path, "give an address that partners can answer to")
+				c.Problem(at+".address", addr.String(), "is an inside address, of "+in.path, "give an address that partners can answer to")
 			}
 		}
 		public := addr
 		if a.GetPublicAddress() != "" {
-			public, _ = c.address(at+".publicAddress", a.GetPublicAddress())
+			public, _ = c.Address(at+".publicAddress", a.GetPublicAddress())
 			if public.IsValid() && public.Is4() != addr.Is4() {
-				c.problem(at+".publicAddress", public.String(), "is of another address family than address", "give both in the same family")
+				c.Problem(at+".publicAddress", public.String(), "is of another address family than address", "give both in the same family")
 			}
 		}
 		out.Addresses = append(out.Addresses, nat.PoolAddress{Address: addr, Public: public})
@@ -739,7 +642,7 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 }
 
 func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
-	c.name("policy", path+".name", p.GetName())
+	c.Name("policy", path+".name", p.GetName())
 	c.paths = append(c.paths, path)
 	out := nat.Policy{Name: p.GetName(), Action: nat.Action(p.GetAction()), Protocol: p.GetProtocol(), Pool: p.GetPool()}
 	if out.Action == "" {
@@ -748,9 +651,9 @@ func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
 	list := func(field string, texts []string) (prefixes []netip.Prefix) {
 		for i, text := range texts {
 			at := fmt.Sprintf("%s.%s[%d]", path, field, i)
-			if pfx, ok := c.prefix(at, text); ok {
+			if pfx, ok := c.Prefix(at, text); ok {
 				if slices.Contains(prefixes, pfx) {
-					c.problem(at, text, "is listed twice", "keep one of them")
+					c.Problem(at, text, "is listed twice", "keep one of them")
 					continue
 				}
 				prefixes = append(prefixes, pfx)
@@ -759,14 +662,14 @@ func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
 		return prefixes
 	}
 	if len(p.GetSources()) == 0 {
-		c.missing(path+".sources", "give the prefixes of those who may use it")
+		c.Missing(path+".sources", "give the prefixes of those who may use it")
 	}
 	out.Sources = list("sources", p.GetSources())
 	out.Destinations = list("destinations", p.GetDestinations())
 	switch out.Protocol {
 	case "", "tcp", "udp", "icmp":
 	default:
-		c.problem(path+".protocol", out.Protocol, "is no protocol that policies know", `give "tcp", "udp" or "icmp", or leave it out`)
+		c.Problem(path+".protocol", out.Protocol, "is no protocol that policies know", `give "tcp", "udp" or "icmp", or leave it out`)
 	}
 	for i, text := range p.GetPorts() {
 		at := fmt.Sprintf("%s.ports[%d]", path, i)
@@ -777,35 +680,35 @@ func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
 		a, errA := strconv.ParseUint(first, 10, 16)
 		b, errB := strconv.ParseUint(last, 10, 16)
 		if errA != nil || errB != nil || a == 0 || a > b {
-			c.problem(at, text, "is no port or range of ports", `write it as "443" or "8000-8099"`)
+			c.Problem(at, text, "is no port or range of ports", `write it as "443" or "8000-8099"`)
 			continue
 		}
 		r := nat.PortRange{First: uint16(a), Last: uint16(b)}
 		for _, o := range out.Ports {
 			if r.First <= o.Last && o.First <= r.Last {
-				c.problem(at, text, "overlaps another range of the list", "write each port once")
+				c.Problem(at, text, "overlaps another range of the list", "write each port once")
 			}
 		}
 		out.Ports = append(out.Ports, r)
 	}
 	if len(out.Ports) > 0 && out.Protocol != "tcp" && out.Protocol != "udp" {
-		c.problem(path+".ports", strings.Join(p.GetPorts(), ","), "needs a protocol with ports", `set protocol to "tcp" or "udp"`)
+		c.Problem(path+".ports", strings.Join(p.GetPorts(), ","), "needs a protocol with ports", `set protocol to "tcp" or "udp"`)
 	}
 	pool := slices.IndexFunc(c.s.Pools, func(o nat.Pool) bool { return o.Name == out.Pool })
 	switch {
 	case out.Action != nat.SNAT && out.Action != nat.Deny:
-		c.problem(path+".action", string(out.Action), "is no action", `give "snat" or "deny"`)
+		c.Problem(path+".action", string(out.Action), "is no action", `give "snat" or "deny"`)
 	case out.Action == nat.Deny && out.Pool != "":
-		c.problem(path+".pool", out.Pool, "has no meaning with action deny", "leave it out")
+		c.Problem(path+".pool", out.Pool, "has no meaning with action deny", "leave it out")
 	case out.Action == nat.SNAT && out.Pool == "":
-		c.missing(path+".pool", "give the name of a pool")
+		c.Missing(path+".pool", "give the name of a pool")
 	case out.Action == nat.SNAT && pool < 0:
-		c.problem(path+".pool", out.Pool, "is no pool of this document", "give the name of one of `egress.pools`")
+		c.Problem(path+".pool", out.Pool, "is no pool of this document", "give the name of one of `egress.pools`")
 	}
 	if out.Action == nat.SNAT && pool >= 0 {
 		for i, src := range out.Sources {
 			if !slices.ContainsFunc(c.s.Pools[pool].Addresses, func(a nat.PoolAddress) bool { return a.Address.Is4() == src.Addr().Is4() }) {
-				c.problem(fmt.Sprintf("%s.sources[%d]", path, i), src.String(), "is of a family that pool "+out.Pool+" has no address of", "add one to the pool")
+				c.Problem(fmt.Sprintf("%s.sources[%d]", path, i), src.String(), "is of a family that pool "+out.Pool+" has no address of", "add one to the pool")
 			}
 		}
 	}

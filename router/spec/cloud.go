@@ -30,9 +30,9 @@ func (c *checker) cloud(path string, t *isthmusv1.Tunnel) cloud.Preset {
 	p, ok := cloud.Lookup(t.GetCloud())
 	switch {
 	case !ok:
-		c.problem(path, t.GetCloud(), "is no cloud that is known here", "give one of "+strings.Join(cloud.Names(), ", ")+", or leave it out")
+		c.Problem(path, t.GetCloud(), "is no cloud that is known here", "give one of "+strings.Join(cloud.Names(), ", ")+", or leave it out")
 	case t.GetWireguard() != nil:
-		c.problem(path, t.GetCloud(), "excludes `wireguard`, which no cloud's gateway speaks", "leave it out, or use `ipsec`")
+		c.Problem(path, t.GetCloud(), "excludes `wireguard`, which no cloud's gateway speaks", "leave it out, or use `ipsec`")
 		return cloud.Preset{}
 	}
 	return p
@@ -46,17 +46,17 @@ func (c *checker) cloudTunnel(path string, t *isthmusv1.Tunnel, out Tunnel, pres
 	if i := out.IPsec; i != nil {
 		late := func(field string, ours time.Duration, theirs cloud.Value[time.Duration]) {
 			if theirs.Why != "" && ours >= theirs.Is {
-				c.problem(path+".ipsec."+field, ours.String(), fmt.Sprintf("is not before %s's gateway ends the SA by itself, after %v at most", preset.Name, theirs.Is), "choose a shorter time, or leave it out")
+				c.Problem(path+".ipsec."+field, ours.String(), fmt.Sprintf("is not before %s's gateway ends the SA by itself, after %v at most", preset.Name, theirs.Is), "choose a shorter time, or leave it out")
 			}
 		}
 		late("ikeRekey", i.IKERekey, preset.IKELifetime)
 		late("childRekey", i.ChildRekey, preset.ChildLifetime)
 		if _, err := netip.ParseAddr(i.LocalIdentity); preset.AddressIdentity.Is && err != nil && i.LocalIdentity != "" {
-			c.problem(path+".ipsec.localIdentity", i.LocalIdentity, fmt.Sprintf("is refused by %s's gateway: %s", preset.Name, preset.AddressIdentity.Why), "leave it out")
+			c.Problem(path+".ipsec.localIdentity", i.LocalIdentity, fmt.Sprintf("is refused by %s's gateway: %s", preset.Name, preset.AddressIdentity.Why), "leave it out")
 		}
 	}
 	if most := preset.MaxMTU.Is; most != 0 && out.MTU > most {
-		c.problem(path+".mtu", strconv.Itoa(out.MTU), fmt.Sprintf("is more than %s's gateway passes, %d", preset.Name, most), "leave it out")
+		c.Problem(path+".mtu", strconv.Itoa(out.MTU), fmt.Sprintf("is more than %s's gateway passes, %d", preset.Name, most), "leave it out")
 	}
 	for _, in := range out.Inside {
 		if !in.Local.Addr().Is4() {
@@ -64,7 +64,7 @@ func (c *checker) cloudTunnel(path string, t *isthmusv1.Tunnel, out Tunnel, pres
 		}
 		if rule, remedy := preset.Inside.Is.Check(in.Local, in.Remote); rule != "" {
 			at := slices.IndexFunc(t.GetInside(), func(m *isthmusv1.Inside) bool { return m.GetLocal() == in.Local.String() })
-			c.problem(fmt.Sprintf("%s.inside[%d]", path, max(at, 0)), in.Local.String(), "is refused by "+preset.Name+"'s gateway: "+rule, remedy)
+			c.Problem(fmt.Sprintf("%s.inside[%d]", path, max(at, 0)), in.Local.String(), "is refused by "+preset.Name+"'s gateway: "+rule, remedy)
 		}
 	}
 }
@@ -75,18 +75,18 @@ func (c *checker) cloudPeer(path string, p *isthmusv1.Peer, out Peer, preset clo
 		return
 	}
 	if v := preset.FixedHoldTime; v.Why != "" && out.HoldTime != v.Is {
-		c.problem(path+".holdTime", out.HoldTime.String(), fmt.Sprintf("is refused: %s's gateway has %v and cannot be changed", preset.Name, v.Is), "leave it out")
+		c.Problem(path+".holdTime", out.HoldTime.String(), fmt.Sprintf("is refused: %s's gateway has %v and cannot be changed", preset.Name, v.Is), "leave it out")
 	}
 	if preset.NeverOpensBGP.Is && out.Passive && (!out.Address.IsValid() || apipa.LinkLocal.Contains(out.Address)) {
-		c.problem(path+".passive", "true", fmt.Sprintf("is refused: %s's gateway never opens a session from a link-local address, so that nobody would", preset.Name), "leave it out")
+		c.Problem(path+".passive", "true", fmt.Sprintf("is refused: %s's gateway never opens a session from a link-local address, so that nobody would", preset.Name), "leave it out")
 	}
 	if v := preset.GatewayASN; v.Why != "" && out.ASN != 0 && !v.Is.Has(out.ASN) {
-		c.problem(path+".asn", strconv.FormatUint(uint64(out.ASN), 10), fmt.Sprintf("cannot be the number of %s's gateway: %s", preset.Name, v.Why), "give the gateway's number, one of "+v.Is.String())
+		c.Problem(path+".asn", strconv.FormatUint(uint64(out.ASN), 10), fmt.Sprintf("cannot be the number of %s's gateway: %s", preset.Name, v.Why), "give the gateway's number, one of "+v.Is.String())
 	}
 	if v := preset.RouterASN; v.Is.Has(c.s.Node.ASN) {
 		rule := fmt.Sprintf("is refused by %s's gateway: %s", preset.Name, v.Why)
 		if !slices.ContainsFunc(c.problems, func(p Problem) bool { return p.Path == "node.asn" && p.Rule == rule }) {
-			c.problem("node.asn", strconv.FormatUint(uint64(c.s.Node.ASN), 10), rule, "choose another, such as 64620")
+			c.Problem("node.asn", strconv.FormatUint(uint64(c.s.Node.ASN), 10), rule, "choose another, such as 64620")
 		}
 	}
 }
@@ -105,7 +105,7 @@ func (c *checker) announced() {
 			}
 		}
 		if n > int(most) {
-			c.problem(p.path+".export", strconv.Itoa(n), fmt.Sprintf("prefixes of `announce` are more than export.maxPrefixes, %d, lets out", most), "announce fewer and larger prefixes, or raise export.maxPrefixes")
+			c.Problem(p.path+".export", strconv.Itoa(n), fmt.Sprintf("prefixes of `announce` are more than export.maxPrefixes, %d, lets out", most), "announce fewer and larger prefixes, or raise export.maxPrefixes")
 		}
 	}
 }

@@ -24,8 +24,11 @@ const maxNodes = 4 << 20
 // Document is a decoded document, not yet checked.
 type Document struct {
 	Message *isthmusv1.Spec
-	lines   map[string]int // by field path
+	lines   Lines
 }
+
+// Lines are the lines of a text on which its fields are, by field path.
+type Lines map[string]int
 
 // FromMessage returns a document that did not come as text.
 func FromMessage(m *isthmusv1.Spec) Document {
@@ -36,32 +39,40 @@ func FromMessage(m *isthmusv1.Spec) Document {
 // message Spec; unknown fields, doubled ones and wrong types are problems. What could be read is returned even when
 // there are problems, so that Check can find the others.
 func Decode(text []byte) (Document, Problems) {
-	d := decoder{lines: map[string]int{}}
-	doc := Document{Message: &isthmusv1.Spec{}, lines: d.lines}
+	doc := Document{Message: &isthmusv1.Spec{}}
+	var problems Problems
+	doc.lines, problems = DecodeMessage(text, doc.Message)
+	return doc, problems
+}
+
+// DecodeMessage is Decode for another message: it fills m.
+func DecodeMessage(text []byte, m proto.Message) (Lines, Problems) {
+	d := decoder{lines: Lines{}}
 	if len(text) > MaxText {
-		return doc, Problems{{Rule: fmt.Sprintf("is larger than %d bytes", MaxText), Remedy: "write a smaller document"}}
+		return d.lines, Problems{{Rule: fmt.Sprintf("is larger than %d bytes", MaxText), Remedy: "write a smaller document"}}
 	}
 	dec := yaml.NewDecoder(strings.NewReader(string(text)))
 	var root yaml.Node
 	if err := dec.Decode(&root); err != nil {
-		return doc, Problems{syntax(err)}
+		return d.lines, Problems{syntax(err, m)}
 	}
 	var second yaml.Node
 	if err := dec.Decode(&second); err == nil {
 		d.problem(&second, "", "", "is a second document in one text", "apply one document at a time")
 	}
 	if len(root.Content) == 1 {
-		d.message(root.Content[0], "", doc.Message.ProtoReflect())
+		d.message(root.Content[0], "", m.ProtoReflect())
 	}
-	return doc, d.problems
+	return d.lines, d.problems
 }
 
 // syntax turns a YAML error, which begins with "yaml: line N: ", into a problem.
-func syntax(err error) Problem {
+func syntax(err error, m proto.Message) Problem {
 	text := strings.TrimPrefix(err.Error(), "yaml: ")
 	p := Problem{Rule: "is no YAML: " + text, Remedy: "mend the syntax"}
 	if text == "EOF" {
-		p.Rule, p.Remedy = "is empty", "write at least `node` and `underlay`"
+		fields := m.ProtoReflect().Descriptor().Fields()
+		p.Rule, p.Remedy = "is empty", fmt.Sprintf("write at least `%s` and `%s`", fields.Get(0).JSONName(), fields.Get(1).JSONName())
 	}
 	if rest, ok := strings.CutPrefix(text, "line "); ok {
 		if n, after, ok := strings.Cut(rest, ":"); ok {
@@ -75,7 +86,7 @@ func syntax(err error) Problem {
 
 type decoder struct {
 	problems Problems
-	lines    map[string]int
+	lines    Lines
 	nodes    int
 }
 

@@ -20,7 +20,7 @@ type Spec struct {
 	Pools    []nat.Pool
 	Policies []nat.Policy
 
-	lines map[string]int // of the document's text, by field path
+	lines Lines // of the document's text
 }
 
 // Node is the router itself.

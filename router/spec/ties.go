@@ -17,6 +17,6 @@ func (c *checker) ties() {
 		if first > second {
 			first, second = second, first
 		}
-		c.problem(c.paths[second], c.s.Policies[second].Name, "decides the same flows as "+c.paths[first]+" ("+c.s.Policies[first].Name+")", "make one of them more exact, or remove it")
+		c.Problem(c.paths[second], c.s.Policies[second].Name, "decides the same flows as "+c.paths[first]+" ("+c.s.Policies[first].Name+")", "make one of them more exact, or remove it")
 	}
 }

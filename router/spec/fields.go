@@ -1,0 +1,128 @@
+package spec
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// Fields collects what is wrong with the fields of a document. Its methods take the path of a field and what stands there,
+// and give back the value that it means.
+type Fields struct {
+	problems Problems
+	lines    Lines
+	names    map[string]map[string]string // kind -> name -> path
+}
+
+// NewFields returns one for what DecodeMessage returned.
+func NewFields(lines Lines, problems Problems) *Fields {
+	return &Fields{lines: lines, problems: problems}
+}
+
+// Problems returns what was found, in the order of lines.
+func (f *Fields) Problems() Problems { return f.problems.byLine() }
+
+// Problem records one, on the line of the field.
+func (f *Fields) Problem(path, value, rule, remedy string) {
+	f.problems = append(f.problems, Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: f.lines.line(path)})
+}
+
+// line returns the line of a field, or of the nearest enclosing one that the text has; 0 when there is none.
+func (l Lines) line(path string) int {
+	for at := path; at != ""; at = parent(at) {
+		if line, ok := l[at]; ok {
+			return line
+		}
+	}
+	return 0
+}
+
+func parent(path string) string {
+	return path[:max(0, strings.LastIndexAny(path, ".["))]
+}
+
+// Missing records that a required field is not there.
+func (f *Fields) Missing(path, remedy string) {
+	f.Problem(path, "", "is required", remedy)
+}
+
+var nameRule = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// Name checks a name that must be unique among its kind.
+func (f *Fields) Name(kind, path, name string) bool {
+	switch {
+	case name == "":
+		f.Missing(path, "give the "+kind+" a name")
+		return false
+	case !nameRule.MatchString(name):
+		f.Problem(path, name, "is no name", "take 1 to 63 lower case letters, digits and hyphens, with a letter or digit at both ends")
+		return false
+	}
+	if f.names == nil {
+		f.names = map[string]map[string]string{}
+	}
+	if f.names[kind] == nil {
+		f.names[kind] = map[string]string{}
+	}
+	if at, ok := f.names[kind][name]; ok {
+		f.Problem(path, name, "is the name of "+at+" too", "choose another")
+		return false
+	}
+	f.names[kind][name] = path
+	return true
+}
+
+// Address reads the address of a host.
+func (f *Fields) Address(path, text string) (netip.Addr, bool) {
+	a, err := netip.ParseAddr(text)
+	switch {
+	case err != nil || a.Zone() != "" || a.Is4In6():
+		f.Problem(path, text, "is no IP address", `write it as "203.0.113.7" or "2001:db8::7"`)
+	case a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		f.Problem(path, text, "is no unicast address of a host", "give the address of an interface")
+	default:
+		return a, true
+	}
+	return netip.Addr{}, false
+}
+
+// Prefix reads a unicast prefix without bits behind its length.
+func (f *Fields) Prefix(path, text string) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(text)
+	switch {
+	case err != nil || p.Addr().Is4In6():
+		f.Problem(path, text, "is no prefix", `write it as "10.0.0.0/8" or "2001:db8::/32"`)
+	case p != p.Masked():
+		f.Problem(path, text, "has bits set behind its length", "write "+p.Masked().String())
+	case p.Addr().IsMulticast():
+		f.Problem(path, text, "is a multicast prefix", "give a unicast prefix")
+	default:
+		return p, true
+	}
+	return netip.Prefix{}, false
+}
+
+// Number returns a number between min and max, or the default when it is zero, that is: not given.
+func (f *Fields) Number(path string, v, def, min, max uint32) uint32 {
+	if v == 0 {
+		return def
+	}
+	if v < min || v > max {
+		f.Problem(path, strconv.FormatUint(uint64(v), 10), fmt.Sprintf("is not from %d to %d", min, max), "choose one in this range")
+		return def
+	}
+	return v
+}
+
+// ASN checks the number of an autonomous system, which is required (RFC 6793).
+func (f *Fields) ASN(path string, v uint32) uint32 {
+	switch v {
+	case 0:
+		f.Missing(path, "give the number of the autonomous system, such as 64620")
+	case 23456, 65535, 4294967295:
+		f.Problem(path, strconv.FormatUint(uint64(v), 10), "is a reserved AS number (RFC 7607, RFC 6793, RFC 7300)", "choose another, such as 64620")
+	}
+	return v
+}
