@@ -49,7 +49,7 @@ lint: ## gofmt, go vet, staticcheck
 	go vet ./...
 	go run $(STATICCHECK) ./...
 
-generate: ## Go from .proto, docs/spec.md and docs/cli.md
+generate: ## Go from .proto, docs/spec.md, docs/topology.md and docs/cli.md
 	@test/setup generate
 	@mkdir -p $(TOOLS)
 	GOBIN=$(TOOLS) go install $(PROTOC_GEN_GO)

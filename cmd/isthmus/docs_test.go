@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"regexp"
 	"strings"
@@ -13,17 +14,29 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// TestDocs keeps docs/cli.md and docs/spec.md what the commands and the contract say. With -update it writes them.
+// TestDocs keeps docs/cli.md, docs/spec.md and the reference in docs/topology.md what the commands and the contract say. With
+// -update it writes them.
 func TestDocs(t *testing.T) {
-	proto, err := os.ReadFile("../../proto/isthmus/v1/spec.proto")
+	read := func(file string) string {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	spec, err := specPage("spec.proto", read("../../proto/isthmus/v1/spec.proto"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec, err := specPage(string(proto))
+	topology, err := specPage("topology.proto", read("../../proto/isthmus/v1/topology.proto"), map[string]string{"Egress": "spec.md#egress"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for file, want := range map[string]string{"../../docs/cli.md": cliPage(), "../../docs/spec.md": spec} {
+	// What stands before the reference is written by hand.
+	guide, _, _ := strings.Cut(read("../../docs/topology.md"), "# The schema\n")
+	for file, want := range map[string]string{
+		"../../docs/cli.md": cliPage(), "../../docs/spec.md": "# The document\n" + spec, "../../docs/topology.md": guide + "# The schema\n" + topology,
+	} {
 		if *update {
 			if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
 				t.Fatal(err)
@@ -44,7 +57,7 @@ func TestSpecPageIsStrict(t *testing.T) {
 		"unknown line":    "// A is.\nmessage A {\n  map<string, string> b = 1;\n}\n",
 		"unknown message": "// A is.\nmessage A {\n  // B is.\n  B b = 1;\n}\n",
 	} {
-		if page, err := specPage(text); err == nil {
+		if page, err := specPage("x.proto", text, nil); err == nil {
 			t.Errorf("%s: no error, page is\n%s", what, page)
 		}
 	}
@@ -114,22 +127,25 @@ var fieldTypes = map[string]string{
 	"string": "text", "bool": "true or false", "uint32": "number", "uint64": "number", "google.protobuf.Duration": "duration",
 }
 
-// specPage makes the reference of the document from the comments of spec.proto. It reads the style in which that file
-// is written, one field on one line, and refuses anything else.
-func specPage(proto string) (string, error) {
-	messages := map[string]bool{}
+// specPage makes the reference of a document from the comments of its .proto file. It reads the style in which these files
+// are written, one field on one line, and refuses anything else. elsewhere says where messages of other files are described.
+func specPage(name, proto string, elsewhere map[string]string) (string, error) {
+	messages := maps.Clone(elsewhere)
+	if messages == nil {
+		messages = map[string]string{}
+	}
 	for line := range strings.Lines(proto) {
 		if m := messageLine.FindStringSubmatch(strings.TrimSpace(line)); m != nil {
-			messages[m[1]] = true
+			messages[m[1]] = "#" + strings.ToLower(m[1])
 		}
 	}
 	var b strings.Builder
-	b.WriteString("# The document\n\nThis page is made from the comments of `proto/isthmus/v1/spec.proto` by `go test ./cmd/isthmus -run TestDocs -update`.\n")
+	fmt.Fprintf(&b, "\nThis page is made from the comments of `proto/isthmus/v1/%s` by `go test ./cmd/isthmus -run TestDocs -update`.\n", name)
 	var comment, choice []string
 	inMessage, inOneof := false, false
 	for n, line := range strings.Split(proto, "\n") {
 		line = strings.TrimSpace(line)
-		fail := func(what string) (string, error) { return "", fmt.Errorf("spec.proto:%d: %s: %q", n+1, what, line) }
+		fail := func(what string) (string, error) { return "", fmt.Errorf("%s:%d: %s: %q", name, n+1, what, line) }
 		text := strings.Join(comment, " ")
 		message, field := messageLine.FindStringSubmatch(line), fieldLine.FindStringSubmatch(line)
 		switch {
@@ -156,10 +172,10 @@ func specPage(proto string) (string, error) {
 			}
 			kind, ok := fieldTypes[field[2]]
 			if !ok {
-				if !messages[field[2]] {
+				if messages[field[2]] == "" {
 					return fail("unknown type")
 				}
-				kind = fmt.Sprintf("[%s](#%s)", field[2], strings.ToLower(field[2]))
+				kind = fmt.Sprintf("[%s](%s)", field[2], messages[field[2]])
 			}
 			if field[1] == "repeated" {
 				kind = "list of " + kind

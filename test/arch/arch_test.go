@@ -96,12 +96,13 @@ var below = map[string][]string{
 	"router/store":      {"router/secret"},
 	"router/auth":       {"proto/isthmus/v1", "router/store"},
 	"router/spec":       {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/secret"},
+	"router/topology":   {"proto/isthmus/v1", "router/spec", "router/secret", "tunnel/apipa", "tunnel/cloud"},
 	"router/plan":       {"bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/fib", "router/spec", "router/secret"},
 	"router":            {"proto/isthmus/v1", "router/api", "bgp", "nat", "tunnel", "tunnel/explain", "router/fib", "router/plan", "router/spec", "router/secret", "router/store"},
 	"router/api":        {"proto/isthmus/v1", "router/auth", "router/store", "router/secret", "bgp"},
 	"proto/isthmus/v1":  {},
-	// Presets and importers are data and pure functions, which work without a node.
-	"cmd/isthmus": {"proto/isthmus/v1", "tunnel/cloud", "tunnel/cloud/importer"},
+	// Presets, importers and topologies are data and pure functions, which work without a node.
+	"cmd/isthmus": {"proto/isthmus/v1", "tunnel/cloud", "tunnel/cloud/importer", "router/topology", "router/spec"},
 }
 
 func TestArrowsPointDown(t *testing.T) {

@@ -1,0 +1,204 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/router/topology"
+)
+
+func (a *app) addTopology(root, _, _, _ *cobra.Command) {
+	group := a.group("topology", "Nodes and clouds' gateways from one file; works without a node")
+	group.AddCommand(a.topologyShow(), a.topologyRender())
+	root.AddCommand(group)
+}
+
+// topologyFile is the flags of the commands that read a topology.
+type topologyFile struct {
+	document
+	set []string
+}
+
+func (f *topologyFile) flags(cmd *cobra.Command) {
+	f.document.flag(cmd)
+	cmd.Flags().Lookup("file").Usage = "the topology as YAML or JSON; - for standard input"
+	cmd.Flags().StringArrayVar(&f.set, "set", nil, "NAME=ADDRESS, an outside address that a cloud chose; may be repeated")
+}
+
+// topology reads and checks a topology. What is wrong with it goes to standard error, all at once.
+func (a *app) topology(f *topologyFile) (*topology.Topology, error) {
+	set := map[string]netip.Addr{}
+	for _, s := range f.set {
+		name, text, _ := strings.Cut(s, "=")
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--set %q: must be NAME=ADDRESS", s)}
+		}
+		set[name] = addr
+	}
+	source, err := a.read(&f.document)
+	if err != nil {
+		return nil, err
+	}
+	t, problems := topology.Read([]byte(source.GetText()), set)
+	return t, a.problems(problems)
+}
+
+// problems prints what is wrong with the topology that was read, and returns an error when there is something.
+func (a *app) problems(all spec.Problems) error {
+	var out []*isthmusv1.Problem
+	for _, p := range all {
+		out = append(out, &isthmusv1.Problem{Path: p.Path, Value: p.Value, Rule: p.Rule, Remedy: p.Remedy, Line: uint32(p.Line)})
+	}
+	printProblems(a.stderr, a.document, out)
+	if len(out) > 0 {
+		return fmt.Errorf("%s: %s", a.document, plural(len(out), "problem"))
+	}
+	return nil
+}
+
+var pairingColumns = []column[topology.Tunnel]{
+	{header: "TUNNEL", value: func(_ *app, t topology.Tunnel) string { return t.Name }},
+	{header: "FROM", value: func(_ *app, t topology.Tunnel) string { return t.Ends[0].Name }},
+	{header: "OUTSIDE", value: func(_ *app, t topology.Tunnel) string { return t.Ends[0].Outside.String() }},
+	{header: "INSIDE", value: func(_ *app, t topology.Tunnel) string { return t.Ends[0].Inside.String() }},
+	{header: "TO", value: func(_ *app, t topology.Tunnel) string { return t.Ends[1].Name }},
+	{header: "OUTSIDE", value: func(_ *app, t topology.Tunnel) string { return t.Ends[1].Outside.String() }},
+	{header: "INSIDE", value: func(_ *app, t topology.Tunnel) string { return t.Ends[1].Inside.String() }},
+	{header: "KEY", wide: true, value: func(_ *app, t topology.Tunnel) string { return t.Key }},
+	{header: "STATE", value: func(_ *app, t topology.Tunnel) string {
+		if t.Dead != "" {
+			return "dead by design: " + t.Dead
+		}
+		return "live"
+	}},
+}
+
+var outsideColumns = []column[topology.OutsideAddress]{
+	{header: "ADDRESS", value: func(_ *app, o topology.OutsideAddress) string { return o.Name }},
+	{header: "GATEWAY", value: func(_ *app, o topology.OutsideAddress) string { return o.Gateway }},
+	{header: "IS", value: func(_ *app, o topology.OutsideAddress) string {
+		if !o.Addr.IsValid() {
+			return "not known yet"
+		}
+		return o.Addr.String()
+	}},
+}
+
+var keyColumns = []column[topology.Key]{
+	{header: "KEY", value: func(_ *app, k topology.Key) string { return k.Name }},
+	{header: "COMES FROM", value: func(_ *app, k topology.Key) string {
+		if k.File != "" {
+			return "file " + k.File
+		}
+		return "$" + k.Environment
+	}},
+}
+
+// pairing is what "topology show" prints of a tunnel as JSON and YAML.
+type pairing struct {
+	Name string     `json:"name"`
+	Key  string     `json:"key,omitempty"`
+	Ends [2]pairEnd `json:"ends"`
+	Dead string     `json:"dead,omitempty"`
+}
+
+type pairEnd struct {
+	Name     string `json:"name"`
+	Cloud    string `json:"cloud,omitempty"`
+	Instance int    `json:"instance"`
+	ASN      uint32 `json:"asn"`
+	Outside  string `json:"outside"`
+	Inside   string `json:"inside"`
+}
+
+func (a *app) topologyShow() *cobra.Command {
+	var f topologyFile
+	cmd := &cobra.Command{Use: "show -f FILE", Short: "Show every tunnel of a topology, and those that a cloud attempts in vain", Args: cobra.NoArgs,
+		Long: `Show every tunnel of a topology with both ends, and those that a cloud attempts though the other side will never answer
+them: dead by design, with the reason. Below it the outside addresses that the clouds choose, by the names that commands and
+Terraform have for them, and where each pre-shared key comes from.`}
+	cmd.RunE = runs(func(*cobra.Command, []string) error {
+		t, err := a.topology(&f)
+		if err != nil {
+			return err
+		}
+		if a.output == "json" || a.output == "yaml" {
+			out := []pairing{}
+			for _, tu := range t.Tunnels {
+				p := pairing{Name: tu.Name, Key: tu.Key, Dead: tu.Dead}
+				for i, e := range tu.Ends {
+					p.Ends[i] = pairEnd{e.Name, e.Cloud, e.Instance, e.ASN, e.Outside.String(), e.Inside.String()}
+				}
+				out = append(out, p)
+			}
+			return a.showValue(out)
+		}
+		if err := show(a, pairingColumns, t.Tunnels, nil); err != nil {
+			return err
+		}
+		if len(t.Keys) == 0 {
+			return nil
+		}
+		fmt.Fprintln(a.stdout)
+		if err := show(a, outsideColumns, t.Outside(), nil); err != nil {
+			return err
+		}
+		fmt.Fprintln(a.stdout)
+		return show(a, keyColumns, t.Keys, nil)
+	})
+	f.flags(cmd)
+	a.outputFlag(cmd)
+	return cmd
+}
+
+func (a *app) topologyRender() *cobra.Command {
+	var f topologyFile
+	var target, form, part string
+	cmd := &cobra.Command{Use: "render -f FILE --for TARGET", Short: "Write one side of a topology: a node's document, or a cloud's commands or Terraform", Args: cobra.NoArgs,
+		Long: `Write one side of a topology. --for node/NAME writes the document of a node, for isthmus apply. --for aws, azure or gcp
+writes what all gateways of that cloud need, as commands (--as cli) or as Terraform (--as terraform).
+
+The clouds choose outside addresses when they make a gateway or a tunnel. What another side needs of them is a variable
+until it is known; a node's document needs them all. The commands print them at the end and Terraform has them as outputs: give
+them with --set or write them into the topology. Gateways of two clouds that are linked with each other need each other's: make those of
+Azure and Google with --part gateways, then AWS, then the others' --part tunnels.
+
+Pre-shared keys are never in the output: commands read environment variables, Terraform has sensitive variables, and a document has
+the names of secrets.`}
+	cmd.RunE = runs(func(*cobra.Command, []string) error {
+		name, node := strings.CutPrefix(target, "node/")
+		for _, flag := range []string{"as", "part"} {
+			if node && cmd.Flags().Changed(flag) {
+				return usageError{fmt.Errorf("--%s: has no meaning with --for %s", flag, target)}
+			}
+		}
+		t, err := a.topology(&f)
+		if err != nil {
+			return err
+		}
+		text, problems := "", spec.Problems(nil)
+		if node {
+			text, problems = t.Document(name)
+		} else {
+			text, problems = t.Cloud(target, form, part)
+		}
+		if err := a.problems(problems); err != nil {
+			return err
+		}
+		_, err = io.WriteString(a.stdout, text)
+		return err
+	})
+	f.flags(cmd)
+	cmd.Flags().StringVar(&target, "for", "", "node/NAME, aws, azure or gcp")
+	cmd.MarkFlagRequired("for")
+	cmd.Flags().StringVar(&part, "part", "all", "what of a cloud's side: all, gateways or tunnels")
+	cmd.Flags().StringVar(&form, "as", "cli", "how to write a cloud's side: cli or terraform")
+	return cmd
+}
