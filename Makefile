@@ -37,9 +37,10 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 
 FUZZTIME ?= 100000x
 
-fuzz: ## each importer on made-up files; FUZZTIME=10m for longer
+fuzz: ## each importer, and the reader of topologies, on made-up files; FUZZTIME=10m for longer
 	for t in FuzzAWS FuzzAzure FuzzGCP; do \
 	  go test ./tunnel/cloud/importer -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x || exit 1; done
+	go test ./router/topology -run '^$$' -fuzz '^FuzzRead$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 
 bench: setup ## figures side by side with other implementations (five minutes)
 	go run ./test/bench

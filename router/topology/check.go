@@ -212,6 +212,7 @@ func (c *checker) link(path string, l *isthmusv1.Link) {
 	var ends []end
 	for i, name := range l.GetBetween() {
 		switch g, n := c.t.gateway(name), c.t.node(name); {
+		case g != nil && !slices.Contains(clouds, g.Cloud): // a problem of the gateway
 		case g != nil:
 			ends = append(ends, end{name, g.Cloud, g.ASN})
 		case n != nil:
@@ -260,9 +261,7 @@ func (c *checker) link(path string, l *isthmusv1.Link) {
 			c.Missing(n.path+".wireguardPublicKey", "give what `isthmus secret set wireguard --generate wireguard` printed on "+name)
 		}
 	}
-	if a.cloud == "" || slices.Contains(clouds, a.cloud) && (b.cloud == "" || slices.Contains(clouds, b.cloud)) {
-		c.t.links = append(c.t.links, out)
-	}
+	c.t.links = append(c.t.links, out)
 }
 
 // apart finds spokes that share no group and would reach each other nevertheless.

@@ -59,8 +59,14 @@ func TestDeadByDesign(t *testing.T) {
 
 // TestOrderChangesNothing: every output is the same when the lists of the document are in another order.
 func TestOrderChangesNothing(t *testing.T) {
-	for _, name := range []string{"two-routers.yaml", "clouds-only.yaml"} {
-		text := example(t, name)
+	// 60 connections in Azure's 64 slots: some names choose the same.
+	crowd := "gateways:\n- {name: azure, cloud: azure, asn: 65001, region: westeurope, network: vnet, resourceGroup: hub}\nnodes:\n"
+	links := "links:\n"
+	for i := range 60 {
+		crowd += fmt.Sprintf("- {name: hub-%d, asn: 64620, publicAddress: 203.0.113.%d, interface: eth0}\n", i, i+1)
+		links += fmt.Sprintf("- between: [azure, hub-%d]\n", i)
+	}
+	for name, text := range map[string]string{"two routers": example(t, "two-routers.yaml"), "clouds only": example(t, "clouds-only.yaml"), "crowd": crowd + links} {
 		want := outputs(t, read(t, text))
 		for i := range 20 {
 			if got := outputs(t, read(t, shuffled(text, rand.New(rand.NewPCG(*seed, uint64(i)))))); got != want {
@@ -197,4 +203,20 @@ func TestProblems(t *testing.T) {
 			}
 		}
 	}
+}
+
+// FuzzRead: whatever the text is, there is a topology that renders, or a problem.
+func FuzzRead(f *testing.F) {
+	for _, name := range []string{"two-routers.yaml", "clouds-only.yaml"} {
+		text, err := os.ReadFile("../../docs/examples/" + name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(text))
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		if top, problems := Read([]byte(text), nil); len(problems) == 0 {
+			outputs(t, top)
+		}
+	})
 }
