@@ -245,6 +245,13 @@ func (c *checker) link(path string, l *isthmusv1.Link) {
 	case l.GetLanes() != 0 && a.cloud != "":
 		c.Problem(path+".lanes", strconv.FormatUint(uint64(l.GetLanes()), 10), "has a meaning only between two nodes", "leave it out")
 	}
+	for i, e := range ends {
+		p, _ := cloud.Lookup(e.cloud)
+		// What a node's number must not be is said when its document is checked.
+		if other := ends[1-i]; other.cloud != "" && p.RouterASN.Is.Has(other.asn) {
+			c.Problem(c.t.gateway(other.name).path+".asn", strconv.FormatUint(uint64(other.asn), 10), fmt.Sprintf("is refused by %s's gateway, which is linked with it: %s", e.cloud, p.RouterASN.Why), "choose another")
+		}
+	}
 	const longest = 63 - len("-1-1-dead")
 	if len(out.name) > longest {
 		c.Problem(path+".between", out.name, fmt.Sprintf("is longer than %d as the name of a link", longest), "choose shorter names")

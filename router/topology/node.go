@@ -54,18 +54,18 @@ func (t *Topology) Document(name string) (string, spec.Problems) {
 	}
 	for _, k := range t.Keys {
 		if slices.ContainsFunc(t.Tunnels, func(tu Tunnel) bool { _, _, ok := tu.seenFrom(name); return ok && tu.Key == k.Name }) {
-			fmt.Fprintf(&b, "# Once: %s | isthmus secret set %s\n", k.print(), k.Name)
+			fmt.Fprintf(&b, "# Once: %s\n", k.store())
 		}
 	}
 	return b.String() + text, nil
 }
 
-// print returns the shell command that prints a key.
-func (k Key) print() string {
+// store returns the command that stores a key on a node.
+func (k Key) store() string {
 	if k.File != "" {
-		return "cat " + k.File
+		return fmt.Sprintf("isthmus secret set %s --from-file %s", k.Name, k.File)
 	}
-	return fmt.Sprintf(`printf %%s "$%s"`, k.Environment)
+	return fmt.Sprintf(`printf %%s "$%s" | isthmus secret set %s`, k.Environment, k.Name)
 }
 
 func (t *Topology) nodeNames() (out []string) {

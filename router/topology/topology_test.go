@@ -205,6 +205,14 @@ func TestProblems(t *testing.T) {
 	}
 }
 
+// TestNumbersOfLinkedGateways: AWS takes no customer with one of its own numbers, and Azure may have them.
+func TestNumbersOfLinkedGateways(t *testing.T) {
+	_, problems := Read([]byte(strings.Replace(example(t, "clouds-only.yaml"), "asn: 65001", "asn: 7224", 1)), nil)
+	if len(problems) != 1 || problems[0].Path != "gateways[1].asn" {
+		t.Errorf("got %v", problems)
+	}
+}
+
 // FuzzRead: whatever the text is, there is a topology that renders, or a problem.
 func FuzzRead(f *testing.F) {
 	for _, name := range []string{"two-routers.yaml", "clouds-only.yaml"} {
