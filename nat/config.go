@@ -97,9 +97,12 @@ type Policy struct {
 	Action       Action
 	Sources      []netip.Prefix
 	Destinations []netip.Prefix
-	Protocol     string      // "tcp", "udp", "icmp"; empty: every one
-	Ports        []PortRange // of the destination; empty: every one
-	Pool         string      // with SNAT
+	// Names are domain names whose addresses belong to Destinations: router/names adds them. With names, a policy without
+	// destinations matches nothing.
+	Names    []string
+	Protocol string      // "tcp", "udp", "icmp"; empty: every one
+	Ports    []PortRange // of the destination; empty: every one
+	Pool     string      // with SNAT
 }
 
 // PortRange is a range of ports, both ends included.

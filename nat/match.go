@@ -76,7 +76,7 @@ func (c *Config) Rules() []Rule {
 	for i := range c.Policies {
 		p := &c.Policies[i]
 		destinations := p.Destinations
-		if len(destinations) == 0 {
+		if len(destinations) == 0 && len(p.Names) == 0 {
 			destinations = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 		}
 		ports := mergePorts(p.Ports)

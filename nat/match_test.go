@@ -94,3 +94,16 @@ func TestRulesSayEachThingOnce(t *testing.T) {
 		t.Errorf("ports %v, want %v", ports, want)
 	}
 }
+
+func TestUnresolvedNamesMatchNothing(t *testing.T) {
+	p := snat("a", pfx("10.0.0.0/8"), nil, "")
+	p.Names = []string{"api.example"}
+	c := Config{Policies: []Policy{p}}
+	if rules := c.Rules(); len(rules) != 0 {
+		t.Errorf("rules %v", rules)
+	}
+	c.Policies[0].Destinations = pfx("198.51.100.7/32")
+	if rules := c.Rules(); len(rules) != 1 {
+		t.Errorf("rules %v", rules)
+	}
+}
