@@ -3381,7 +3381,9 @@ type PolicyStatus struct {
 	Flows uint64 `protobuf:"varint,9,opt,name=flows,proto3" json:"flows,omitempty"`
 	Bytes uint64 `protobuf:"varint,10,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	// Whether the kernel has it.
-	Installed     bool `protobuf:"varint,11,opt,name=installed,proto3" json:"installed,omitempty"`
+	Installed bool `protobuf:"varint,11,opt,name=installed,proto3" json:"installed,omitempty"`
+	// Domain names among the destinations; NameService tells their addresses.
+	Names         []string `protobuf:"bytes,30,rep,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3493,6 +3495,800 @@ func (x *PolicyStatus) GetInstalled() bool {
 	return false
 }
 
+func (x *PolicyStatus) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+type ListPoolsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most so many, 1 to 5000. Default: 1000.
+	PageSize      uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPoolsRequest) Reset() {
+	*x = ListPoolsRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPoolsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPoolsRequest) ProtoMessage() {}
+
+func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
+func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *ListPoolsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListPoolsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListPoolsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pools         []*PoolStatus          `protobuf:"bytes,1,rep,name=pools,proto3" json:"pools,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPoolsResponse) Reset() {
+	*x = ListPoolsResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPoolsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPoolsResponse) ProtoMessage() {}
+
+func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
+func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *ListPoolsResponse) GetPools() []*PoolStatus {
+	if x != nil {
+		return x.Pools
+	}
+	return nil
+}
+
+func (x *ListPoolsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+type GetPoolRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPoolRequest) Reset() {
+	*x = GetPoolRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPoolRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPoolRequest) ProtoMessage() {}
+
+func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPoolRequest.ProtoReflect.Descriptor instead.
+func (*GetPoolRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *GetPoolRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type WatchPoolsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchPoolsRequest) Reset() {
+	*x = WatchPoolsRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchPoolsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchPoolsRequest) ProtoMessage() {}
+
+func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchPoolsRequest.ProtoReflect.Descriptor instead.
+func (*WatchPoolsRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
+}
+
+type PoolEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Type          EventType              `protobuf:"varint,1,opt,name=type,proto3,enum=isthmus.v1.EventType" json:"type,omitempty"`
+	Pool          *PoolStatus            `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolEvent) Reset() {
+	*x = PoolEvent{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolEvent) ProtoMessage() {}
+
+func (x *PoolEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolEvent.ProtoReflect.Descriptor instead.
+func (*PoolEvent) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *PoolEvent) GetType() EventType {
+	if x != nil {
+		return x.Type
+	}
+	return EventType_EVENT_TYPE_UNSPECIFIED
+}
+
+func (x *PoolEvent) GetPool() *PoolStatus {
+	if x != nil {
+		return x.Pool
+	}
+	return nil
+}
+
+// PoolStatus is how a pool of source addresses does.
+type PoolStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The addresses in the order of the document.
+	Members []*PoolMember `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
+	// How many of them are healthy; those that nobody has probed yet, or probes at all, count.
+	Healthy uint32 `protobuf:"varint,3,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	// Prefixes that are originated in BGP because of the pool, and whether they are now.
+	Announce      []string `protobuf:"bytes,4,rep,name=announce,proto3" json:"announce,omitempty"`
+	Announced     bool     `protobuf:"varint,5,opt,name=announced,proto3" json:"announced,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolStatus) Reset() {
+	*x = PoolStatus{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolStatus) ProtoMessage() {}
+
+func (x *PoolStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
+func (*PoolStatus) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *PoolStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PoolStatus) GetMembers() []*PoolMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *PoolStatus) GetHealthy() uint32 {
+	if x != nil {
+		return x.Healthy
+	}
+	return 0
+}
+
+func (x *PoolStatus) GetAnnounce() []string {
+	if x != nil {
+		return x.Announce
+	}
+	return nil
+}
+
+func (x *PoolStatus) GetAnnounced() bool {
+	if x != nil {
+		return x.Announced
+	}
+	return false
+}
+
+// PoolMember is how one source address does.
+type PoolMember struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	PublicAddress string                 `protobuf:"bytes,2,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
+	Zone          string                 `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`
+	Weight        uint32                 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"`
+	// "healthy", "down", "returning" (healthy again, but held down), "unknown" (not yet probed to an end) or "unprobed". New
+	// flows get addresses that are neither down nor returning, unless all of a family are.
+	Health string `protobuf:"bytes,5,opt,name=health,proto3" json:"health,omitempty"`
+	// Since when; not set while it is unprobed.
+	Since *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=since,proto3" json:"since,omitempty"`
+	// Why it is not healthy.
+	Reason        string         `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	Targets       []*ProbeTarget `protobuf:"bytes,8,rep,name=targets,proto3" json:"targets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolMember) Reset() {
+	*x = PoolMember{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolMember) ProtoMessage() {}
+
+func (x *PoolMember) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolMember.ProtoReflect.Descriptor instead.
+func (*PoolMember) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *PoolMember) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *PoolMember) GetPublicAddress() string {
+	if x != nil {
+		return x.PublicAddress
+	}
+	return ""
+}
+
+func (x *PoolMember) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *PoolMember) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *PoolMember) GetHealth() string {
+	if x != nil {
+		return x.Health
+	}
+	return ""
+}
+
+func (x *PoolMember) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *PoolMember) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PoolMember) GetTargets() []*ProbeTarget {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
+// ProbeTarget is what a source address reached of one target.
+type ProbeTarget struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in the document.
+	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// "up", "down" or "unknown".
+	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	// Since when it is in that state.
+	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// Why the last failed probe failed, and when that was; kept when it is up again.
+	LastError     string                 `protobuf:"bytes,4,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	Failed        *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=failed,proto3" json:"failed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeTarget) Reset() {
+	*x = ProbeTarget{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeTarget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeTarget) ProtoMessage() {}
+
+func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeTarget.ProtoReflect.Descriptor instead.
+func (*ProbeTarget) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ProbeTarget) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ProbeTarget) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ProbeTarget) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ProbeTarget) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *ProbeTarget) GetFailed() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Failed
+	}
+	return nil
+}
+
+type ListNamesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most so many, 1 to 5000. Default: 1000.
+	PageSize      uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNamesRequest) Reset() {
+	*x = ListNamesRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNamesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNamesRequest) ProtoMessage() {}
+
+func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNamesRequest.ProtoReflect.Descriptor instead.
+func (*ListNamesRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ListNamesRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListNamesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListNamesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Names         []*NameStatus          `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNamesResponse) Reset() {
+	*x = ListNamesResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNamesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNamesResponse) ProtoMessage() {}
+
+func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNamesResponse.ProtoReflect.Descriptor instead.
+func (*ListNamesResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *ListNamesResponse) GetNames() []*NameStatus {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *ListNamesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+type WatchNamesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchNamesRequest) Reset() {
+	*x = WatchNamesRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchNamesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchNamesRequest) ProtoMessage() {}
+
+func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchNamesRequest.ProtoReflect.Descriptor instead.
+func (*WatchNamesRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
+}
+
+type NameEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Type          EventType              `protobuf:"varint,1,opt,name=type,proto3,enum=isthmus.v1.EventType" json:"type,omitempty"`
+	Name          *NameStatus            `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameEvent) Reset() {
+	*x = NameEvent{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameEvent) ProtoMessage() {}
+
+func (x *NameEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameEvent.ProtoReflect.Descriptor instead.
+func (*NameEvent) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *NameEvent) GetType() EventType {
+	if x != nil {
+		return x.Type
+	}
+	return EventType_EVENT_TYPE_UNSPECIFIED
+}
+
+func (x *NameEvent) GetName() *NameStatus {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+// NameStatus is what a domain name of policies stands for.
+type NameStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name or wildcard, in lower case.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Names of the policies that have it.
+	Policies []string `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
+	// Its addresses.
+	Addresses []string `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// When the node asks next; not set for a wildcard.
+	Next *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=next,proto3" json:"next,omitempty"`
+	// Why the last query failed; empty when it did not.
+	LastError string `protobuf:"bytes,5,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	// Since when queries fail.
+	Failing       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=failing,proto3" json:"failing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameStatus) Reset() {
+	*x = NameStatus{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameStatus) ProtoMessage() {}
+
+func (x *NameStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameStatus.ProtoReflect.Descriptor instead.
+func (*NameStatus) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *NameStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NameStatus) GetPolicies() []string {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *NameStatus) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *NameStatus) GetNext() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *NameStatus) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *NameStatus) GetFailing() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Failing
+	}
+	return nil
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3501,7 +4297,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3513,7 +4309,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3526,7 +4322,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 type SystemStatus struct {
@@ -3549,7 +4345,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3561,7 +4357,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3574,7 +4370,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -3661,7 +4457,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3673,7 +4469,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3686,7 +4482,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -3743,7 +4539,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3755,7 +4551,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3768,7 +4564,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -3796,7 +4592,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3808,7 +4604,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3821,7 +4617,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -3848,7 +4644,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3860,7 +4656,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3873,7 +4669,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -3906,7 +4702,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3918,7 +4714,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3931,7 +4727,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -3971,7 +4767,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3983,7 +4779,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3996,7 +4792,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -4014,7 +4810,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4026,7 +4822,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4039,7 +4835,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 type IssueClientRequest struct {
@@ -4058,7 +4854,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4070,7 +4866,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4083,7 +4879,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -4127,7 +4923,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4139,7 +4935,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4152,7 +4948,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -4184,7 +4980,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4196,7 +4992,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4209,7 +5005,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 type ListClientsResponse struct {
@@ -4221,7 +5017,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4233,7 +5029,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4246,7 +5042,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -4273,7 +5069,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4285,7 +5081,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4298,7 +5094,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Client) GetName() string {
@@ -4353,7 +5149,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4365,7 +5161,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4378,7 +5174,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -4396,7 +5192,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4408,7 +5204,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4421,7 +5217,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 var File_isthmus_v1_services_proto protoreflect.FileDescriptor
@@ -4704,7 +5500,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12%\n" +
 	"\x0epublic_address\x18\x02 \x01(\tR\rpublicAddress\x12\x17\n" +
 	"\aseen_as\x18\x03 \x01(\tR\x06seenAs\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"\xb3\x02\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xc9\x02\n" +
 	"\fPolicyStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x12\n" +
@@ -4717,7 +5513,65 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x05flows\x18\t \x01(\x04R\x05flows\x12\x14\n" +
 	"\x05bytes\x18\n" +
 	" \x01(\x04R\x05bytes\x12\x1c\n" +
-	"\tinstalled\x18\v \x01(\bR\tinstalled\"\x12\n" +
+	"\tinstalled\x18\v \x01(\bR\tinstalled\x12\x14\n" +
+	"\x05names\x18\x1e \x03(\tR\x05names\"N\n" +
+	"\x10ListPoolsRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"i\n" +
+	"\x11ListPoolsResponse\x12,\n" +
+	"\x05pools\x18\x01 \x03(\v2\x16.isthmus.v1.PoolStatusR\x05pools\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"$\n" +
+	"\x0eGetPoolRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x13\n" +
+	"\x11WatchPoolsRequest\"b\n" +
+	"\tPoolEvent\x12)\n" +
+	"\x04type\x18\x01 \x01(\x0e2\x15.isthmus.v1.EventTypeR\x04type\x12*\n" +
+	"\x04pool\x18\x02 \x01(\v2\x16.isthmus.v1.PoolStatusR\x04pool\"\xa6\x01\n" +
+	"\n" +
+	"PoolStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x120\n" +
+	"\amembers\x18\x02 \x03(\v2\x16.isthmus.v1.PoolMemberR\amembers\x12\x18\n" +
+	"\ahealthy\x18\x03 \x01(\rR\ahealthy\x12\x1a\n" +
+	"\bannounce\x18\x04 \x03(\tR\bannounce\x12\x1c\n" +
+	"\tannounced\x18\x05 \x01(\bR\tannounced\"\x8e\x02\n" +
+	"\n" +
+	"PoolMember\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12%\n" +
+	"\x0epublic_address\x18\x02 \x01(\tR\rpublicAddress\x12\x12\n" +
+	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x16\n" +
+	"\x06weight\x18\x04 \x01(\rR\x06weight\x12\x16\n" +
+	"\x06health\x18\x05 \x01(\tR\x06health\x120\n" +
+	"\x05since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x121\n" +
+	"\atargets\x18\b \x03(\v2\x17.isthmus.v1.ProbeTargetR\atargets\"\xc0\x01\n" +
+	"\vProbeTarget\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x04 \x01(\tR\tlastError\x122\n" +
+	"\x06failed\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x06failed\"N\n" +
+	"\x10ListNamesRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"i\n" +
+	"\x11ListNamesResponse\x12,\n" +
+	"\x05names\x18\x01 \x03(\v2\x16.isthmus.v1.NameStatusR\x05names\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x13\n" +
+	"\x11WatchNamesRequest\"b\n" +
+	"\tNameEvent\x12)\n" +
+	"\x04type\x18\x01 \x01(\x0e2\x15.isthmus.v1.EventTypeR\x04type\x12*\n" +
+	"\x04name\x18\x02 \x01(\v2\x16.isthmus.v1.NameStatusR\x04name\"\xdf\x01\n" +
+	"\n" +
+	"NameStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bpolicies\x18\x02 \x03(\tR\bpolicies\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\x12.\n" +
+	"\x04next\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04next\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x05 \x01(\tR\tlastError\x124\n" +
+	"\afailing\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\afailing\"\x12\n" +
 	"\x10GetStatusRequest\"\x8f\x03\n" +
 	"\fSystemStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -4811,7 +5665,16 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"NATService\x12Q\n" +
 	"\fListPolicies\x12\x1f.isthmus.v1.ListPoliciesRequest\x1a .isthmus.v1.ListPoliciesResponse\x12L\n" +
 	"\rWatchPolicies\x12 .isthmus.v1.WatchPoliciesRequest\x1a\x17.isthmus.v1.PolicyEvent0\x01\x12N\n" +
-	"\vProveEgress\x12\x1e.isthmus.v1.ProveEgressRequest\x1a\x1f.isthmus.v1.ProveEgressResponse2T\n" +
+	"\vProveEgress\x12\x1e.isthmus.v1.ProveEgressRequest\x1a\x1f.isthmus.v1.ProveEgressResponse2\xdc\x01\n" +
+	"\vPoolService\x12H\n" +
+	"\tListPools\x12\x1c.isthmus.v1.ListPoolsRequest\x1a\x1d.isthmus.v1.ListPoolsResponse\x12=\n" +
+	"\aGetPool\x12\x1a.isthmus.v1.GetPoolRequest\x1a\x16.isthmus.v1.PoolStatus\x12D\n" +
+	"\n" +
+	"WatchPools\x12\x1d.isthmus.v1.WatchPoolsRequest\x1a\x15.isthmus.v1.PoolEvent0\x012\x9d\x01\n" +
+	"\vNameService\x12H\n" +
+	"\tListNames\x12\x1c.isthmus.v1.ListNamesRequest\x1a\x1d.isthmus.v1.ListNamesResponse\x12D\n" +
+	"\n" +
+	"WatchNames\x12\x1d.isthmus.v1.WatchNamesRequest\x1a\x15.isthmus.v1.NameEvent0\x012T\n" +
 	"\rSystemService\x12C\n" +
 	"\tGetStatus\x12\x1c.isthmus.v1.GetStatusRequest\x1a\x18.isthmus.v1.SystemStatus2\xf5\x01\n" +
 	"\rSecretService\x12A\n" +
@@ -4836,7 +5699,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),            // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                // 1: isthmus.v1.Source
@@ -4888,151 +5751,187 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*EgressProofState)(nil),      // 47: isthmus.v1.EgressProofState
 	(*CanaryResult)(nil),          // 48: isthmus.v1.CanaryResult
 	(*PolicyStatus)(nil),          // 49: isthmus.v1.PolicyStatus
-	(*GetStatusRequest)(nil),      // 50: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),          // 51: isthmus.v1.SystemStatus
-	(*Counters)(nil),              // 52: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),      // 53: isthmus.v1.SetSecretRequest
-	(*ListSecretsRequest)(nil),    // 54: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),   // 55: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),            // 56: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),   // 57: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),  // 58: isthmus.v1.DeleteSecretResponse
-	(*IssueClientRequest)(nil),    // 59: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),   // 60: isthmus.v1.IssueClientResponse
-	(*ListClientsRequest)(nil),    // 61: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),   // 62: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                // 63: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),   // 64: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),  // 65: isthmus.v1.RevokeClientResponse
-	(*Spec)(nil),                  // 66: isthmus.v1.Spec
-	(*Problem)(nil),               // 67: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),   // 68: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 69: google.protobuf.Timestamp
-	(EventType)(0),                // 70: isthmus.v1.EventType
-	(*Inside)(nil),                // 71: isthmus.v1.Inside
-	(*Condition)(nil),             // 72: isthmus.v1.Condition
+	(*ListPoolsRequest)(nil),      // 50: isthmus.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),     // 51: isthmus.v1.ListPoolsResponse
+	(*GetPoolRequest)(nil),        // 52: isthmus.v1.GetPoolRequest
+	(*WatchPoolsRequest)(nil),     // 53: isthmus.v1.WatchPoolsRequest
+	(*PoolEvent)(nil),             // 54: isthmus.v1.PoolEvent
+	(*PoolStatus)(nil),            // 55: isthmus.v1.PoolStatus
+	(*PoolMember)(nil),            // 56: isthmus.v1.PoolMember
+	(*ProbeTarget)(nil),           // 57: isthmus.v1.ProbeTarget
+	(*ListNamesRequest)(nil),      // 58: isthmus.v1.ListNamesRequest
+	(*ListNamesResponse)(nil),     // 59: isthmus.v1.ListNamesResponse
+	(*WatchNamesRequest)(nil),     // 60: isthmus.v1.WatchNamesRequest
+	(*NameEvent)(nil),             // 61: isthmus.v1.NameEvent
+	(*NameStatus)(nil),            // 62: isthmus.v1.NameStatus
+	(*GetStatusRequest)(nil),      // 63: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),          // 64: isthmus.v1.SystemStatus
+	(*Counters)(nil),              // 65: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),      // 66: isthmus.v1.SetSecretRequest
+	(*ListSecretsRequest)(nil),    // 67: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),   // 68: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),            // 69: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),   // 70: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),  // 71: isthmus.v1.DeleteSecretResponse
+	(*IssueClientRequest)(nil),    // 72: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),   // 73: isthmus.v1.IssueClientResponse
+	(*ListClientsRequest)(nil),    // 74: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),   // 75: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                // 76: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),   // 77: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),  // 78: isthmus.v1.RevokeClientResponse
+	(*Spec)(nil),                  // 79: isthmus.v1.Spec
+	(*Problem)(nil),               // 80: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),   // 81: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 82: google.protobuf.Timestamp
+	(EventType)(0),                // 83: isthmus.v1.EventType
+	(*Inside)(nil),                // 84: isthmus.v1.Inside
+	(*Condition)(nil),             // 85: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	66, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	67, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
-	1,  // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	67, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	67, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
-	1,  // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
-	0,  // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
-	6,  // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	67, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
-	1,  // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	68, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
-	6,  // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	67, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	66, // 13: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
-	16, // 14: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	69, // 15: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	23, // 16: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
-	25, // 17: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	70, // 18: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
-	23, // 19: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	69, // 20: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	71, // 21: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	69, // 22: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	69, // 23: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	69, // 24: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	72, // 25: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
-	24, // 26: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	69, // 27: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	69, // 28: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	69, // 29: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	69, // 30: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	69, // 31: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
-	33, // 32: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	70, // 33: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
-	33, // 34: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	69, // 35: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	68, // 36: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	72, // 37: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	69, // 38: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
-	38, // 39: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	70, // 40: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
-	38, // 41: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
-	39, // 42: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	69, // 43: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	72, // 44: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
-	49, // 45: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	70, // 46: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	49, // 47: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	46, // 48: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	69, // 49: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
-	47, // 50: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
-	48, // 51: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	69, // 52: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	69, // 53: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	72, // 54: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	52, // 55: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	56, // 56: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	69, // 57: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	68, // 58: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	63, // 59: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	63, // 60: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	69, // 61: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	69, // 62: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	3,  // 63: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,  // 64: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,  // 65: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10, // 66: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	12, // 67: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	14, // 68: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	17, // 69: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	18, // 70: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	20, // 71: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	21, // 72: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	26, // 73: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	28, // 74: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	29, // 75: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	31, // 76: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	34, // 77: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	36, // 78: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	40, // 79: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	42, // 80: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	44, // 81: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	50, // 82: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	53, // 83: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	54, // 84: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	57, // 85: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	59, // 86: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	61, // 87: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	64, // 88: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	4,  // 89: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,  // 90: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,  // 91: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	11, // 92: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	13, // 93: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	15, // 94: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,  // 95: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	19, // 96: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	23, // 97: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	22, // 98: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	27, // 99: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	33, // 100: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	30, // 101: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	32, // 102: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	35, // 103: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	37, // 104: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	41, // 105: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	43, // 106: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	45, // 107: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	51, // 108: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	56, // 109: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	55, // 110: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	58, // 111: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	60, // 112: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	62, // 113: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	65, // 114: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	89, // [89:115] is the sub-list for method output_type
-	63, // [63:89] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	79,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	80,  // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
+	80,  // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	80,  // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
+	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
+	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
+	80,  // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
+	81,  // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
+	80,  // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	79,  // 13: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	16,  // 14: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
+	82,  // 15: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	23,  // 16: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
+	25,  // 17: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
+	83,  // 18: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	23,  // 19: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
+	82,  // 20: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	84,  // 21: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	82,  // 22: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	82,  // 23: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	82,  // 24: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	85,  // 25: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	24,  // 26: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
+	82,  // 27: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	82,  // 28: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	82,  // 29: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	82,  // 30: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	82,  // 31: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	33,  // 32: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
+	83,  // 33: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	33,  // 34: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
+	82,  // 35: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	81,  // 36: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	85,  // 37: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	82,  // 38: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	38,  // 39: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
+	83,  // 40: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	38,  // 41: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
+	39,  // 42: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
+	82,  // 43: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	85,  // 44: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	49,  // 45: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	83,  // 46: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	49,  // 47: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	46,  // 48: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	82,  // 49: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	47,  // 50: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	48,  // 51: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	55,  // 52: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
+	83,  // 53: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	55,  // 54: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
+	56,  // 55: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
+	82,  // 56: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	57,  // 57: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
+	82,  // 58: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	82,  // 59: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	62,  // 60: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
+	83,  // 61: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	62,  // 62: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
+	82,  // 63: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	82,  // 64: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	82,  // 65: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	82,  // 66: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	85,  // 67: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	65,  // 68: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	69,  // 69: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	82,  // 70: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	81,  // 71: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	76,  // 72: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	76,  // 73: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	82,  // 74: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	82,  // 75: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	3,   // 76: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 77: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 78: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 79: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	12,  // 80: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	14,  // 81: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	17,  // 82: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	18,  // 83: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	20,  // 84: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	21,  // 85: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	26,  // 86: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	28,  // 87: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	29,  // 88: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	31,  // 89: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	34,  // 90: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	36,  // 91: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	40,  // 92: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	42,  // 93: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	44,  // 94: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	50,  // 95: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	52,  // 96: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	53,  // 97: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	58,  // 98: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	60,  // 99: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	63,  // 100: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	66,  // 101: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	67,  // 102: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	70,  // 103: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	72,  // 104: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	74,  // 105: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	77,  // 106: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	4,   // 107: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 108: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 109: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	11,  // 110: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	13,  // 111: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	15,  // 112: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 113: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	19,  // 114: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	23,  // 115: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	22,  // 116: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	27,  // 117: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	33,  // 118: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	30,  // 119: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	32,  // 120: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	35,  // 121: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	37,  // 122: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	41,  // 123: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	43,  // 124: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	45,  // 125: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	51,  // 126: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	55,  // 127: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	54,  // 128: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	59,  // 129: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	61,  // 130: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	64,  // 131: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	69,  // 132: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	68,  // 133: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	71,  // 134: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	73,  // 135: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	75,  // 136: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	78,  // 137: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	107, // [107:138] is the sub-list for method output_type
+	76,  // [76:107] is the sub-list for method input_type
+	76,  // [76:76] is the sub-list for extension type_name
+	76,  // [76:76] is the sub-list for extension extendee
+	0,   // [0:76] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -5054,9 +5953,9 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   65,
+			NumMessages:   78,
 			NumExtensions: 0,
-			NumServices:   8,
+			NumServices:   10,
 		},
 		GoTypes:           file_isthmus_v1_services_proto_goTypes,
 		DependencyIndexes: file_isthmus_v1_services_proto_depIdxs,

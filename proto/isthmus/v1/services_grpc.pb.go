@@ -1141,6 +1141,350 @@ var NATService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
+	PoolService_ListPools_FullMethodName  = "/isthmus.v1.PoolService/ListPools"
+	PoolService_GetPool_FullMethodName    = "/isthmus.v1.PoolService/GetPool"
+	PoolService_WatchPools_FullMethodName = "/isthmus.v1.PoolService/WatchPools"
+)
+
+// PoolServiceClient is the client API for PoolService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// PoolService reads the pools of source addresses.
+type PoolServiceClient interface {
+	// ListPools returns the pools in the order of their names. Role: reader.
+	ListPools(ctx context.Context, in *ListPoolsRequest, opts ...grpc.CallOption) (*ListPoolsResponse, error)
+	// GetPool returns one pool, or NOT_FOUND. Role: reader.
+	GetPool(ctx context.Context, in *GetPoolRequest, opts ...grpc.CallOption) (*PoolStatus, error)
+	// WatchPools follows the pools. A probe that changes no state is no event. Role: reader.
+	WatchPools(ctx context.Context, in *WatchPoolsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PoolEvent], error)
+}
+
+type poolServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewPoolServiceClient(cc grpc.ClientConnInterface) PoolServiceClient {
+	return &poolServiceClient{cc}
+}
+
+func (c *poolServiceClient) ListPools(ctx context.Context, in *ListPoolsRequest, opts ...grpc.CallOption) (*ListPoolsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListPoolsResponse)
+	err := c.cc.Invoke(ctx, PoolService_ListPools_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *poolServiceClient) GetPool(ctx context.Context, in *GetPoolRequest, opts ...grpc.CallOption) (*PoolStatus, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PoolStatus)
+	err := c.cc.Invoke(ctx, PoolService_GetPool_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *poolServiceClient) WatchPools(ctx context.Context, in *WatchPoolsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PoolEvent], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &PoolService_ServiceDesc.Streams[0], PoolService_WatchPools_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchPoolsRequest, PoolEvent]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PoolService_WatchPoolsClient = grpc.ServerStreamingClient[PoolEvent]
+
+// PoolServiceServer is the server API for PoolService service.
+// All implementations must embed UnimplementedPoolServiceServer
+// for forward compatibility.
+//
+// PoolService reads the pools of source addresses.
+type PoolServiceServer interface {
+	// ListPools returns the pools in the order of their names. Role: reader.
+	ListPools(context.Context, *ListPoolsRequest) (*ListPoolsResponse, error)
+	// GetPool returns one pool, or NOT_FOUND. Role: reader.
+	GetPool(context.Context, *GetPoolRequest) (*PoolStatus, error)
+	// WatchPools follows the pools. A probe that changes no state is no event. Role: reader.
+	WatchPools(*WatchPoolsRequest, grpc.ServerStreamingServer[PoolEvent]) error
+	mustEmbedUnimplementedPoolServiceServer()
+}
+
+// UnimplementedPoolServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedPoolServiceServer struct{}
+
+func (UnimplementedPoolServiceServer) ListPools(context.Context, *ListPoolsRequest) (*ListPoolsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListPools not implemented")
+}
+func (UnimplementedPoolServiceServer) GetPool(context.Context, *GetPoolRequest) (*PoolStatus, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetPool not implemented")
+}
+func (UnimplementedPoolServiceServer) WatchPools(*WatchPoolsRequest, grpc.ServerStreamingServer[PoolEvent]) error {
+	return status.Error(codes.Unimplemented, "method WatchPools not implemented")
+}
+func (UnimplementedPoolServiceServer) mustEmbedUnimplementedPoolServiceServer() {}
+func (UnimplementedPoolServiceServer) testEmbeddedByValue()                     {}
+
+// UnsafePoolServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to PoolServiceServer will
+// result in compilation errors.
+type UnsafePoolServiceServer interface {
+	mustEmbedUnimplementedPoolServiceServer()
+}
+
+func RegisterPoolServiceServer(s grpc.ServiceRegistrar, srv PoolServiceServer) {
+	// If the following call panics, it indicates UnimplementedPoolServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&PoolService_ServiceDesc, srv)
+}
+
+func _PoolService_ListPools_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListPoolsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PoolServiceServer).ListPools(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PoolService_ListPools_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PoolServiceServer).ListPools(ctx, req.(*ListPoolsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PoolService_GetPool_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetPoolRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PoolServiceServer).GetPool(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PoolService_GetPool_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PoolServiceServer).GetPool(ctx, req.(*GetPoolRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PoolService_WatchPools_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchPoolsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(PoolServiceServer).WatchPools(m, &grpc.GenericServerStream[WatchPoolsRequest, PoolEvent]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PoolService_WatchPoolsServer = grpc.ServerStreamingServer[PoolEvent]
+
+// PoolService_ServiceDesc is the grpc.ServiceDesc for PoolService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var PoolService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "isthmus.v1.PoolService",
+	HandlerType: (*PoolServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ListPools",
+			Handler:    _PoolService_ListPools_Handler,
+		},
+		{
+			MethodName: "GetPool",
+			Handler:    _PoolService_GetPool_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchPools",
+			Handler:       _PoolService_WatchPools_Handler,
+			ServerStreams: true,
+		},
+	},
+	Metadata: "isthmus/v1/services.proto",
+}
+
+const (
+	NameService_ListNames_FullMethodName  = "/isthmus.v1.NameService/ListNames"
+	NameService_WatchNames_FullMethodName = "/isthmus.v1.NameService/WatchNames"
+)
+
+// NameServiceClient is the client API for NameService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// NameService reads the domain names of egress policies.
+type NameServiceClient interface {
+	// ListNames returns the names and wildcards in their order. Role: reader.
+	ListNames(ctx context.Context, in *ListNamesRequest, opts ...grpc.CallOption) (*ListNamesResponse, error)
+	// WatchNames follows the names. A query that brings nothing new is no event. Role: reader.
+	WatchNames(ctx context.Context, in *WatchNamesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NameEvent], error)
+}
+
+type nameServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewNameServiceClient(cc grpc.ClientConnInterface) NameServiceClient {
+	return &nameServiceClient{cc}
+}
+
+func (c *nameServiceClient) ListNames(ctx context.Context, in *ListNamesRequest, opts ...grpc.CallOption) (*ListNamesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListNamesResponse)
+	err := c.cc.Invoke(ctx, NameService_ListNames_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nameServiceClient) WatchNames(ctx context.Context, in *WatchNamesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NameEvent], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &NameService_ServiceDesc.Streams[0], NameService_WatchNames_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchNamesRequest, NameEvent]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NameService_WatchNamesClient = grpc.ServerStreamingClient[NameEvent]
+
+// NameServiceServer is the server API for NameService service.
+// All implementations must embed UnimplementedNameServiceServer
+// for forward compatibility.
+//
+// NameService reads the domain names of egress policies.
+type NameServiceServer interface {
+	// ListNames returns the names and wildcards in their order. Role: reader.
+	ListNames(context.Context, *ListNamesRequest) (*ListNamesResponse, error)
+	// WatchNames follows the names. A query that brings nothing new is no event. Role: reader.
+	WatchNames(*WatchNamesRequest, grpc.ServerStreamingServer[NameEvent]) error
+	mustEmbedUnimplementedNameServiceServer()
+}
+
+// UnimplementedNameServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedNameServiceServer struct{}
+
+func (UnimplementedNameServiceServer) ListNames(context.Context, *ListNamesRequest) (*ListNamesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListNames not implemented")
+}
+func (UnimplementedNameServiceServer) WatchNames(*WatchNamesRequest, grpc.ServerStreamingServer[NameEvent]) error {
+	return status.Error(codes.Unimplemented, "method WatchNames not implemented")
+}
+func (UnimplementedNameServiceServer) mustEmbedUnimplementedNameServiceServer() {}
+func (UnimplementedNameServiceServer) testEmbeddedByValue()                     {}
+
+// UnsafeNameServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to NameServiceServer will
+// result in compilation errors.
+type UnsafeNameServiceServer interface {
+	mustEmbedUnimplementedNameServiceServer()
+}
+
+func RegisterNameServiceServer(s grpc.ServiceRegistrar, srv NameServiceServer) {
+	// If the following call panics, it indicates UnimplementedNameServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&NameService_ServiceDesc, srv)
+}
+
+func _NameService_ListNames_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListNamesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NameServiceServer).ListNames(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NameService_ListNames_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NameServiceServer).ListNames(ctx, req.(*ListNamesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NameService_WatchNames_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchNamesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(NameServiceServer).WatchNames(m, &grpc.GenericServerStream[WatchNamesRequest, NameEvent]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NameService_WatchNamesServer = grpc.ServerStreamingServer[NameEvent]
+
+// NameService_ServiceDesc is the grpc.ServiceDesc for NameService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var NameService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "isthmus.v1.NameService",
+	HandlerType: (*NameServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ListNames",
+			Handler:    _NameService_ListNames_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchNames",
+			Handler:       _NameService_WatchNames_Handler,
+			ServerStreams: true,
+		},
+	},
+	Metadata: "isthmus/v1/services.proto",
+}
+
+const (
 	SystemService_GetStatus_FullMethodName = "/isthmus.v1.SystemService/GetStatus"
 )
 

@@ -1146,7 +1146,22 @@ type Egress struct {
 	// Sets of source addresses.
 	Pools []*Pool `protobuf:"bytes,1,rep,name=pools,proto3" json:"pools,omitempty"`
 	// Who uses which pool for what.
-	Policies      []*EgressPolicy `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
+	Policies []*EgressPolicy `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
+	// Parts of the network in which traffic is near. A source leaves by the addresses of its own zone while one of them is
+	// healthy.
+	Zones []*Zone `protobuf:"bytes,30,rep,name=zones,proto3" json:"zones,omitempty"`
+	// DNS servers that this node asks for the names in policies and probe targets: addresses, as "10.9.0.2" or "10.9.0.2:5353"; the next
+	// one is asked when one does not answer. Default: those of /etc/resolv.conf.
+	Resolvers []string `protobuf:"bytes,40,rep,name=resolvers,proto3" json:"resolvers,omitempty"`
+	// Shortest time between two queries for one name, 1s to 1h; a longer time to live of the answer counts (RFC 1035
+	// section 3.2.1). An address is a destination until twice that time after it was last answered, so that clients may use it which
+	// asked just before. Default: 30s.
+	NameFloor *durationpb.Duration `protobuf:"bytes,41,opt,name=name_floor,json=nameFloor,proto3" json:"name_floor,omitempty"`
+	// How long the last good addresses of a name stay while no server answers, 0s to 720h. An answer that there is no such
+	// name is an answer. Default: 24h.
+	NameGrace *durationpb.Duration `protobuf:"bytes,42,opt,name=name_grace,json=nameGrace,proto3" json:"name_grace,omitempty"`
+	// DNS proxy for spokes. Default: none.
+	DnsProxy      *DNSProxy `protobuf:"bytes,43,opt,name=dns_proxy,json=dnsProxy,proto3" json:"dns_proxy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1195,20 +1210,164 @@ func (x *Egress) GetPolicies() []*EgressPolicy {
 	return nil
 }
 
+func (x *Egress) GetZones() []*Zone {
+	if x != nil {
+		return x.Zones
+	}
+	return nil
+}
+
+func (x *Egress) GetResolvers() []string {
+	if x != nil {
+		return x.Resolvers
+	}
+	return nil
+}
+
+func (x *Egress) GetNameFloor() *durationpb.Duration {
+	if x != nil {
+		return x.NameFloor
+	}
+	return nil
+}
+
+func (x *Egress) GetNameGrace() *durationpb.Duration {
+	if x != nil {
+		return x.NameGrace
+	}
+	return nil
+}
+
+func (x *Egress) GetDnsProxy() *DNSProxy {
+	if x != nil {
+		return x.DnsProxy
+	}
+	return nil
+}
+
+// Zone is a part of the network in which traffic is near, such as an availability zone.
+type Zone struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unique name: lower case letters, digits and hyphens, 1 to 63 characters. Required.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Source prefixes in the zone; of all zones' the longest wins. At least one, and in one zone only.
+	Sources       []string `protobuf:"bytes,2,rep,name=sources,proto3" json:"sources,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Zone) Reset() {
+	*x = Zone{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Zone) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Zone) ProtoMessage() {}
+
+func (x *Zone) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Zone.ProtoReflect.Descriptor instead.
+func (*Zone) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Zone) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Zone) GetSources() []string {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+// DNSProxy answers DNS queries of spokes (RFC 1035, UDP and TCP port 53) through the resolvers of the node. The addresses that a spoke is
+// told for a name of a policy are destinations of the policy before the spoke has the answer. It is what names with a
+// wildcard need.
+type DNSProxy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Addresses to listen on: local inside addresses of tunnels, written in their `inside`. Each is served on its
+	// tunnels alone. At least one.
+	Listen        []string `protobuf:"bytes,1,rep,name=listen,proto3" json:"listen,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DNSProxy) Reset() {
+	*x = DNSProxy{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DNSProxy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DNSProxy) ProtoMessage() {}
+
+func (x *DNSProxy) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DNSProxy.ProtoReflect.Descriptor instead.
+func (*DNSProxy) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DNSProxy) GetListen() []string {
+	if x != nil {
+		return x.Listen
+	}
+	return nil
+}
+
 // Pool is a set of source addresses on the underlay interface.
 type Pool struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unique name: lower case letters, digits and hyphens, 1 to 63 characters. Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The addresses. At least one.
-	Addresses     []*PoolAddress `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Addresses []*PoolAddress `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// How it is found out which addresses work. Default: all count as healthy.
+	Probes *Probes `protobuf:"bytes,30,opt,name=probes,proto3" json:"probes,omitempty"`
+	// Prefixes that this node originates in BGP, beside those of the document's `announce`, only while one of the pool's addresses is
+	// healthy, so that spokes use another node when none is. They still reach a peer only if its export policy allows them.
+	Announce      []string `protobuf:"bytes,31,rep,name=announce,proto3" json:"announce,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +1379,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +1392,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{13}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Pool) GetName() string {
@@ -1250,6 +1409,124 @@ func (x *Pool) GetAddresses() []*PoolAddress {
 	return nil
 }
 
+func (x *Pool) GetProbes() *Probes {
+	if x != nil {
+		return x.Probes
+	}
+	return nil
+}
+
+func (x *Pool) GetAnnounce() []string {
+	if x != nil {
+		return x.Announce
+	}
+	return nil
+}
+
+// Probes are requests from each address of a pool to a few targets, out by the underlay. New flows do not get an address
+// that is not healthy while another one of the pool and its family is; flows under way keep theirs.
+type Probes struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What must be reached: "tcp://198.51.100.7:443" (a connection is accepted), "https://api.partner.example/health" or "http://…"
+	// (status 2xx; redirects are not followed; the certificate must be valid for the host), "icmp://198.51.100.7" (echo).
+	// A host is an address or a name. An address of the pool has the targets of its own family. 1 to 16.
+	Targets []string `protobuf:"bytes,1,rep,name=targets,proto3" json:"targets,omitempty"`
+	// Time between two probes of a target, 1s to 1h, varied by a tenth. Until a target's state is known, and in the daemon's first
+	// moments, 1s. Default: 5s.
+	Interval *durationpb.Duration `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"`
+	// Time in which a target must answer, 1s to the interval. Default: 2s, or the interval if that is shorter.
+	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// Number of answers in a row after which a failed target is reached again, 1 to 100. Default: 2.
+	Rise uint32 `protobuf:"varint,4,opt,name=rise,proto3" json:"rise,omitempty"`
+	// Number of failures in a row after which a target is not reached, 1 to 100. Default: 3.
+	Fall uint32 `protobuf:"varint,5,opt,name=fall,proto3" json:"fall,omitempty"`
+	// Number of targets that a healthy address reaches, 1 to the number of its targets. Default: more than half.
+	Quorum uint32 `protobuf:"varint,6,opt,name=quorum,proto3" json:"quorum,omitempty"`
+	// Time for which an address that was down must be healthy before new flows get it again, 0s to 24h. Default: 1m.
+	HoldDown      *durationpb.Duration `protobuf:"bytes,7,opt,name=hold_down,json=holdDown,proto3" json:"hold_down,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Probes) Reset() {
+	*x = Probes{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Probes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Probes) ProtoMessage() {}
+
+func (x *Probes) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Probes.ProtoReflect.Descriptor instead.
+func (*Probes) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Probes) GetTargets() []string {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
+func (x *Probes) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *Probes) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *Probes) GetRise() uint32 {
+	if x != nil {
+		return x.Rise
+	}
+	return 0
+}
+
+func (x *Probes) GetFall() uint32 {
+	if x != nil {
+		return x.Fall
+	}
+	return 0
+}
+
+func (x *Probes) GetQuorum() uint32 {
+	if x != nil {
+		return x.Quorum
+	}
+	return 0
+}
+
+func (x *Probes) GetHoldDown() *durationpb.Duration {
+	if x != nil {
+		return x.HoldDown
+	}
+	return nil
+}
+
 // PoolAddress is one source address.
 type PoolAddress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1257,13 +1534,17 @@ type PoolAddress struct {
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
 	// Address that partners see when the platform translates `address` one to one. Default: `address`.
 	PublicAddress string `protobuf:"bytes,2,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
+	// Zone of the address: name of one of the `zones`. Default: none.
+	Zone string `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`
+	// Share of the sources that the address gets, beside the others of the pool, 1 to 100. Default: 1.
+	Weight        uint32 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PoolAddress) Reset() {
 	*x = PoolAddress{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1556,7 @@ func (x *PoolAddress) String() string {
 func (*PoolAddress) ProtoMessage() {}
 
 func (x *PoolAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1569,7 @@ func (x *PoolAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolAddress.ProtoReflect.Descriptor instead.
 func (*PoolAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{14}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PoolAddress) GetAddress() string {
@@ -1303,6 +1584,20 @@ func (x *PoolAddress) GetPublicAddress() string {
 		return x.PublicAddress
 	}
 	return ""
+}
+
+func (x *PoolAddress) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *PoolAddress) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
 }
 
 // EgressPolicy says who leaves as whom. Of the policies that match a new flow, the one with the longest destination prefix wins,
@@ -1323,14 +1618,20 @@ type EgressPolicy struct {
 	// As whom: name of a pool. Required with action "snat".
 	Pool string `protobuf:"bytes,6,opt,name=pool,proto3" json:"pool,omitempty"`
 	// What happens: "snat" or "deny". Default: "snat".
-	Action        string `protobuf:"bytes,7,opt,name=action,proto3" json:"action,omitempty"`
+	Action string `protobuf:"bytes,7,opt,name=action,proto3" json:"action,omitempty"`
+	// To whom, beside `destinations`: domain names whose addresses (A and AAAA) the node resolves again and again, such as
+	// "api.partner.example". "*.example.com" stands for every name below example.com that a spoke resolves through the `dnsProxy`. Until
+	// there is an address, names match nothing. An address of two policies that would tie goes to the one that has it as
+	// destination, then to one that names it without a wildcard, then to the one that is first by name. Default: none; with
+	// names, `destinations` has no default.
+	Names         []string `protobuf:"bytes,30,rep,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EgressPolicy) Reset() {
 	*x = EgressPolicy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1342,7 +1643,7 @@ func (x *EgressPolicy) String() string {
 func (*EgressPolicy) ProtoMessage() {}
 
 func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1355,7 +1656,7 @@ func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressPolicy.ProtoReflect.Descriptor instead.
 func (*EgressPolicy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{15}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EgressPolicy) GetName() string {
@@ -1405,6 +1706,13 @@ func (x *EgressPolicy) GetAction() string {
 		return x.Action
 	}
 	return ""
+}
+
+func (x *EgressPolicy) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
 }
 
 var File_isthmus_v1_spec_proto protoreflect.FileDescriptor
@@ -1504,16 +1812,40 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\vStaticRoute\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x18\n" +
 	"\atunnels\x18\x02 \x03(\tR\atunnels\x12\x1c\n" +
-	"\tblackhole\x18\x03 \x01(\bR\tblackhole\"f\n" +
+	"\tblackhole\x18\x03 \x01(\bR\tblackhole\"\xd3\x02\n" +
 	"\x06Egress\x12&\n" +
 	"\x05pools\x18\x01 \x03(\v2\x10.isthmus.v1.PoolR\x05pools\x124\n" +
-	"\bpolicies\x18\x02 \x03(\v2\x18.isthmus.v1.EgressPolicyR\bpolicies\"Q\n" +
+	"\bpolicies\x18\x02 \x03(\v2\x18.isthmus.v1.EgressPolicyR\bpolicies\x12&\n" +
+	"\x05zones\x18\x1e \x03(\v2\x10.isthmus.v1.ZoneR\x05zones\x12\x1c\n" +
+	"\tresolvers\x18( \x03(\tR\tresolvers\x128\n" +
+	"\n" +
+	"name_floor\x18) \x01(\v2\x19.google.protobuf.DurationR\tnameFloor\x128\n" +
+	"\n" +
+	"name_grace\x18* \x01(\v2\x19.google.protobuf.DurationR\tnameGrace\x121\n" +
+	"\tdns_proxy\x18+ \x01(\v2\x14.isthmus.v1.DNSProxyR\bdnsProxy\"4\n" +
+	"\x04Zone\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\asources\x18\x02 \x03(\tR\asources\"\"\n" +
+	"\bDNSProxy\x12\x16\n" +
+	"\x06listen\x18\x01 \x03(\tR\x06listen\"\x99\x01\n" +
 	"\x04Pool\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
-	"\taddresses\x18\x02 \x03(\v2\x17.isthmus.v1.PoolAddressR\taddresses\"N\n" +
+	"\taddresses\x18\x02 \x03(\v2\x17.isthmus.v1.PoolAddressR\taddresses\x12*\n" +
+	"\x06probes\x18\x1e \x01(\v2\x12.isthmus.v1.ProbesR\x06probes\x12\x1a\n" +
+	"\bannounce\x18\x1f \x03(\tR\bannounce\"\x86\x02\n" +
+	"\x06Probes\x12\x18\n" +
+	"\atargets\x18\x01 \x03(\tR\atargets\x125\n" +
+	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
+	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x12\n" +
+	"\x04rise\x18\x04 \x01(\rR\x04rise\x12\x12\n" +
+	"\x04fall\x18\x05 \x01(\rR\x04fall\x12\x16\n" +
+	"\x06quorum\x18\x06 \x01(\rR\x06quorum\x126\n" +
+	"\thold_down\x18\a \x01(\v2\x19.google.protobuf.DurationR\bholdDown\"z\n" +
 	"\vPoolAddress\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12%\n" +
-	"\x0epublic_address\x18\x02 \x01(\tR\rpublicAddress\"\xbe\x01\n" +
+	"\x0epublic_address\x18\x02 \x01(\tR\rpublicAddress\x12\x12\n" +
+	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x16\n" +
+	"\x06weight\x18\x04 \x01(\rR\x06weight\"\xd4\x01\n" +
 	"\fEgressPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\asources\x18\x02 \x03(\tR\asources\x12\"\n" +
@@ -1521,7 +1853,8 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\bprotocol\x18\x04 \x01(\tR\bprotocol\x12\x14\n" +
 	"\x05ports\x18\x05 \x03(\tR\x05ports\x12\x12\n" +
 	"\x04pool\x18\x06 \x01(\tR\x04pool\x12\x16\n" +
-	"\x06action\x18\a \x01(\tR\x06actionB;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
+	"\x06action\x18\a \x01(\tR\x06action\x12\x14\n" +
+	"\x05names\x18\x1e \x03(\tR\x05namesB;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
 
 var (
 	file_isthmus_v1_spec_proto_rawDescOnce sync.Once
@@ -1535,7 +1868,7 @@ func file_isthmus_v1_spec_proto_rawDescGZIP() []byte {
 	return file_isthmus_v1_spec_proto_rawDescData
 }
 
-var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_isthmus_v1_spec_proto_goTypes = []any{
 	(*Spec)(nil),                // 0: isthmus.v1.Spec
 	(*Node)(nil),                // 1: isthmus.v1.Node
@@ -1550,10 +1883,13 @@ var file_isthmus_v1_spec_proto_goTypes = []any{
 	(*ExportPolicy)(nil),        // 10: isthmus.v1.ExportPolicy
 	(*StaticRoute)(nil),         // 11: isthmus.v1.StaticRoute
 	(*Egress)(nil),              // 12: isthmus.v1.Egress
-	(*Pool)(nil),                // 13: isthmus.v1.Pool
-	(*PoolAddress)(nil),         // 14: isthmus.v1.PoolAddress
-	(*EgressPolicy)(nil),        // 15: isthmus.v1.EgressPolicy
-	(*durationpb.Duration)(nil), // 16: google.protobuf.Duration
+	(*Zone)(nil),                // 13: isthmus.v1.Zone
+	(*DNSProxy)(nil),            // 14: isthmus.v1.DNSProxy
+	(*Pool)(nil),                // 15: isthmus.v1.Pool
+	(*Probes)(nil),              // 16: isthmus.v1.Probes
+	(*PoolAddress)(nil),         // 17: isthmus.v1.PoolAddress
+	(*EgressPolicy)(nil),        // 18: isthmus.v1.EgressPolicy
+	(*durationpb.Duration)(nil), // 19: google.protobuf.Duration
 }
 var file_isthmus_v1_spec_proto_depIdxs = []int32{
 	1,  // 0: isthmus.v1.Spec.node:type_name -> isthmus.v1.Node
@@ -1565,24 +1901,32 @@ var file_isthmus_v1_spec_proto_depIdxs = []int32{
 	5,  // 6: isthmus.v1.Tunnel.ipsec:type_name -> isthmus.v1.IPsec
 	6,  // 7: isthmus.v1.Tunnel.wireguard:type_name -> isthmus.v1.WireGuard
 	4,  // 8: isthmus.v1.Tunnel.inside:type_name -> isthmus.v1.Inside
-	16, // 9: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
-	16, // 10: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
-	16, // 11: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
-	16, // 12: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
-	16, // 13: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
-	16, // 14: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
+	19, // 9: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
+	19, // 10: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
+	19, // 11: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
+	19, // 12: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
+	19, // 13: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
+	19, // 14: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
 	9,  // 15: isthmus.v1.Peer.import:type_name -> isthmus.v1.ImportPolicy
 	10, // 16: isthmus.v1.Peer.export:type_name -> isthmus.v1.ExportPolicy
 	8,  // 17: isthmus.v1.ImportPolicy.allow:type_name -> isthmus.v1.PrefixRule
 	8,  // 18: isthmus.v1.ExportPolicy.allow:type_name -> isthmus.v1.PrefixRule
-	13, // 19: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
-	15, // 20: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
-	14, // 21: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	15, // 19: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
+	18, // 20: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
+	13, // 21: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
+	19, // 22: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
+	19, // 23: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
+	14, // 24: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
+	17, // 25: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
+	16, // 26: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
+	19, // 27: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
+	19, // 28: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
+	19, // 29: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_spec_proto_init() }
@@ -1601,7 +1945,7 @@ func file_isthmus_v1_spec_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_spec_proto_rawDesc), len(file_isthmus_v1_spec_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
