@@ -10,6 +10,7 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/health"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -27,7 +28,7 @@ const (
 // Change is one difference between two targets.
 type Change struct {
 	Action     Action
-	Kind       string // "node", "underlay", "tunnel", "peer", "announcement", "route", "pool", "policy"
+	Kind       string // "node", "underlay", "tunnel", "peer", "announcement", "route", "pool", "zone", "health", "names", "policy"
 	Name       string
 	Fields     []string // "field: old -> new"
 	Interrupts string   // what stops for a moment or for good; empty: nothing does
@@ -56,6 +57,11 @@ func Diff(a, b Target) []Change {
 		changes = append(changes, Change{Action: modify, Kind: "underlay", Name: b.Underlay.Interface, Fields: f})
 	}
 	record(diff("pool", a.NAT.Pools, b.NAT.Pools, func(p nat.Pool) string { return p.Name }, anyFields[nat.Pool]("flows from addresses that leave the pool end"), "its flows end"))
+	record(diff("zone", a.NAT.Zones, b.NAT.Zones, func(z nat.Zone) string { return z.Name }, anyFields[nat.Zone](""), ""))
+	record(diff("health", a.Health, b.Health, func(p health.Pool) string { return p.Name }, anyFields[health.Pool](""), "all addresses of the pool count as healthy, and what it announces is withdrawn"))
+	if f := fields(reflect.ValueOf(a.Names), reflect.ValueOf(b.Names)); len(f) > 0 && (modify != Add || len(b.Names.Resolvers)+len(b.Names.Proxy) > 0) {
+		changes = append(changes, Change{Action: modify, Kind: "names", Name: "names", Fields: f})
+	}
 	record(diff("policy", a.NAT.Policies, b.NAT.Policies, func(p nat.Policy) string { return p.Name }, anyFields[nat.Policy](""), "new flows that it would decide are not translated, and the guard drops them"))
 	record(diff("tunnel", a.Tunnels, b.Tunnels, func(c tunnel.Config) string { return c.Name }, tunnelFields, "the tunnel goes down for good"))
 	record(diff("route", a.Routes, b.Routes, func(r fib.Route) string { return r.Prefix.String() }, anyFields[fib.Route](""), "what it carries takes another route or none"))

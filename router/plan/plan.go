@@ -12,6 +12,8 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/health"
+	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/tunnel"
 	"github.com/isthmus-net/isthmus/tunnel/apipa"
@@ -27,6 +29,9 @@ type Target struct {
 	// Routes are the static routes, those of the document and those that peers need to be reached.
 	Routes []fib.Route
 	NAT    nat.Config
+	// Health has the pools that are probed, or that announce something.
+	Health []health.Pool
+	Names  names.Config
 }
 
 // Make decides what is to be done for a document. The ledger returned belongs to the target: both are accepted
@@ -101,6 +106,17 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 	t.NAT.Own = []netip.Addr{s.Underlay.Address}
 	t.NAT.Pools = slices.SortedFunc(slices.Values(s.Pools), func(a, b nat.Pool) int { return cmp.Compare(a.Name, b.Name) })
 	t.NAT.Policies = slices.SortedFunc(slices.Values(s.Policies), func(a, b nat.Policy) int { return cmp.Compare(a.Name, b.Name) })
+	t.NAT.Zones = slices.SortedFunc(slices.Values(s.Zones), func(a, b nat.Zone) int { return cmp.Compare(a.Name, b.Name) })
+	t.Health = slices.SortedFunc(slices.Values(s.Health), func(a, b health.Pool) int { return cmp.Compare(a.Name, b.Name) })
+	t.Names = s.Names
+	t.Names.Proxy = nil
+	for _, l := range s.Names.Proxy {
+		for _, c := range t.Tunnels {
+			if slices.ContainsFunc(c.Inside, func(in tunnel.Inside) bool { return in.Local.Addr() == l.Address }) {
+				t.Names.Proxy = append(t.Names.Proxy, names.Listener{Address: l.Address, Interface: c.Interface})
+			}
+		}
+	}
 	return t, choose.ledger, problems
 }
 

@@ -53,6 +53,8 @@ func Check(d Document, secrets Secrets) (*Spec, Problems) {
 	for i, r := range m.GetStaticRoutes() {
 		c.route(fmt.Sprintf("staticRoutes[%d]", i), r)
 	}
+	c.zones(m.GetEgress().GetZones())
+	c.resolution(m.GetEgress())
 	for i, p := range m.GetEgress().GetPools() {
 		c.pool(fmt.Sprintf("egress.pools[%d]", i), p)
 	}
@@ -76,6 +78,10 @@ type checker struct {
 	sources  map[netip.Addr]string
 	dests    map[netip.Prefix]string
 	paths    []string // of the policies
+
+	announcing  map[netip.Prefix]string // prefixes that pools announce
+	domainNames map[string]bool
+	proxy       bool // there is one
 }
 
 type placed struct {
@@ -636,9 +642,14 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 				c.Problem(at+".publicAddress", public.String(), "is of another address family than address", "give both in the same family")
 			}
 		}
-		out.Addresses = append(out.Addresses, nat.PoolAddress{Address: addr, Public: public})
+		if z := a.GetZone(); z != "" && !slices.ContainsFunc(c.s.Zones, func(o nat.Zone) bool { return o.Name == z }) {
+			c.problem(at+".zone", z, "is no zone of this document", "give the name of one of `egress.zones`")
+		}
+		weight := c.number(at+".weight", a.GetWeight(), 1, 1, 100)
+		out.Addresses = append(out.Addresses, nat.PoolAddress{Address: addr, Public: public, Zone: a.GetZone(), Weight: weight})
 	}
 	c.s.Pools = append(c.s.Pools, out)
+	c.health(path, p, out)
 }
 
 func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
@@ -666,6 +677,7 @@ func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
 	}
 	out.Sources = list("sources", p.GetSources())
 	out.Destinations = list("destinations", p.GetDestinations())
+	out.Names = c.domains(path+".names", p.GetNames())
 	switch out.Protocol {
 	case "", "tcp", "udp", "icmp":
 	default:

@@ -5,6 +5,8 @@ import (
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/health"
+	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -19,6 +21,11 @@ type Spec struct {
 	Routes   []StaticRoute
 	Pools    []nat.Pool
 	Policies []nat.Policy
+	Zones    []nat.Zone
+	// Health has the pools that are probed, or that announce something.
+	Health []health.Pool
+	// Names lacks the proxy's interfaces.
+	Names names.Config
 
 	lines Lines // of the document's text
 }

@@ -1,6 +1,8 @@
 package spec
 
 import (
+	"encoding/binary"
+	"net/netip"
 	"slices"
 
 	"github.com/isthmus-net/isthmus/nat"
@@ -11,7 +13,7 @@ func (c *checker) ties() {
 	index := func(name string) int {
 		return slices.IndexFunc(c.s.Policies, func(p nat.Policy) bool { return p.Name == name })
 	}
-	config := nat.Config{Policies: c.s.Policies}
+	config := nat.Config{Policies: c.placeNames()}
 	for _, t := range nat.Ties(config.Rules()) {
 		first, second := index(t.A), index(t.B)
 		if first > second {
@@ -19,4 +21,27 @@ func (c *checker) ties() {
 		}
 		c.Problem(c.paths[second], c.s.Policies[second].Name, "decides the same flows as "+c.paths[first]+" ("+c.s.Policies[first].Name+")", "make one of them more exact, or remove it")
 	}
+}
+
+// placeNames returns the policies with an address in place of each name, the same for the same name, so that policies that would
+// tie for every address of a name are found. The addresses are of networks that nothing can be sent to (RFC 1122 section 3.2.1.3, RFC 6666).
+func (c *checker) placeNames() []nat.Policy {
+	number := map[string]uint32{}
+	out := slices.Clone(c.s.Policies)
+	for i := range out {
+		p := &out[i]
+		p.Destinations = slices.Clone(p.Destinations)
+		for _, name := range p.Names {
+			n, ok := number[name]
+			if !ok {
+				n = uint32(len(number)) + 1
+				number[name] = n
+			}
+			four, six := [4]byte{}, [16]byte{0: 1}
+			binary.BigEndian.PutUint32(four[:], n)
+			binary.BigEndian.PutUint32(six[12:], n)
+			p.Destinations = append(p.Destinations, netip.PrefixFrom(netip.AddrFrom4(four), 32), netip.PrefixFrom(netip.AddrFrom16(six), 128))
+		}
+	}
+	return out
 }

@@ -1622,8 +1622,8 @@ type EgressPolicy struct {
 	// To whom, beside `destinations`: domain names whose addresses (A and AAAA) the node resolves again and again, such as
 	// "api.partner.example". "*.example.com" stands for every name below example.com that a spoke resolves through the `dnsProxy`. Until
 	// there is an address, names match nothing. An address of two policies that would tie goes to the one that has it as
-	// destination, then to one that names it without a wildcard, then to the one that is first by name. Default: none; with
-	// names, `destinations` has no default.
+	// destination, then to one that names it without a wildcard, then to the longest wildcard, then to the one that is first by name.
+	// Default: none; with names, `destinations` has no default.
 	Names         []string `protobuf:"bytes,30,rep,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

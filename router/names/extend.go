@@ -1,0 +1,100 @@
+package names
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/isthmus-net/isthmus/nat"
+)
+
+// Conflict is an address of a name that went to another policy.
+type Conflict struct {
+	Address netip.Addr
+	Policy  string // that has the name
+	Name    string
+	Winner  string // the policy that has the address
+}
+
+// Extend returns a configuration in which the addresses of names are destinations of their policies. No two policies tie by it: an
+// address that would make them stays with the policy whose own destination it is, then with one that has a name without a
+// wildcard, then with the longest wildcard, then with the policy that is first by name. c itself is not changed.
+func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config, []Conflict) {
+	type claim struct {
+		policy int
+		name   string
+	}
+	var claims []claim
+	for i, p := range c.Policies {
+		for _, name := range p.Names {
+			claims = append(claims, claim{i, name})
+		}
+	}
+	if len(claims) == 0 {
+		return c, nil
+	}
+	slices.SortStableFunc(claims, func(a, b claim) int {
+		return cmp.Or(cmp.Compare(vagueness(a.name), vagueness(b.name)), cmp.Compare(c.Policies[a.policy].Name, c.Policies[b.policy].Name), cmp.Compare(a.name, b.name))
+	})
+
+	// Only policies with the very same destination can tie.
+	holders := map[netip.Prefix][]int{}
+	for _, k := range claims {
+		for _, a := range addresses(k.name) {
+			holders[netip.PrefixFrom(a, a.BitLen())] = nil
+		}
+	}
+	for i, p := range c.Policies {
+		for _, d := range p.Destinations {
+			if _, ok := holders[d]; ok {
+				holders[d] = append(holders[d], i)
+			}
+		}
+	}
+	out := c
+	out.Policies = slices.Clone(c.Policies)
+	for i := range out.Policies {
+		if len(out.Policies[i].Names) > 0 {
+			out.Policies[i].Destinations = slices.Clone(out.Policies[i].Destinations)
+		}
+	}
+	var conflicts []Conflict
+	for _, k := range claims {
+		mine := &out.Policies[k.policy]
+		for _, a := range addresses(k.name) {
+			dst := netip.PrefixFrom(a, a.BitLen())
+			if slices.Contains(holders[dst], k.policy) {
+				continue
+			}
+			winner := slices.IndexFunc(holders[dst], func(other int) bool { return tie(*mine, c.Policies[other], dst) })
+			if winner >= 0 {
+				conflicts = append(conflicts, Conflict{a, mine.Name, k.name, c.Policies[holders[dst][winner]].Name})
+				continue
+			}
+			mine.Destinations = append(mine.Destinations, dst)
+			holders[dst] = append(holders[dst], k.policy)
+		}
+	}
+	for i := range out.Policies {
+		// The order must not depend on which name was asked first.
+		if len(out.Policies[i].Names) > 0 {
+			slices.SortFunc(out.Policies[i].Destinations, netip.Prefix.Compare)
+		}
+	}
+	return out, conflicts
+}
+
+// vagueness orders names, the most exact first: those without a wildcard, then the longest wildcards.
+func vagueness(name string) int {
+	if IsWildcard(name) {
+		return 256 - len(name)
+	}
+	return 0
+}
+
+// tie says whether two policies would decide the same flows to a destination with equal right.
+func tie(a, b nat.Policy, dst netip.Prefix) bool {
+	a.Destinations, b.Destinations = []netip.Prefix{dst}, []netip.Prefix{dst}
+	c := nat.Config{Policies: []nat.Policy{a, b}}
+	return len(nat.Ties(c.Rules())) > 0
+}

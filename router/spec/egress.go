@@ -1,0 +1,215 @@
+package spec
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/isthmus-net/isthmus/nat"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/health"
+	"github.com/isthmus-net/isthmus/router/names"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+// Limits on what is probed and asked.
+const (
+	maxTargets = 16
+	maxNames   = 1000
+)
+
+func (c *checker) zones(list []*isthmusv1.Zone) {
+	taken := map[netip.Prefix]string{}
+	for i, z := range list {
+		path := fmt.Sprintf("egress.zones[%d]", i)
+		c.name("zone", path+".name", z.GetName())
+		out := nat.Zone{Name: z.GetName()}
+		if len(z.GetSources()) == 0 {
+			c.missing(path+".sources", "give the prefixes of the sources in the zone")
+		}
+		for j, text := range z.GetSources() {
+			at := fmt.Sprintf("%s.sources[%d]", path, j)
+			p, ok := c.prefix(at, text)
+			if !ok {
+				continue
+			}
+			if other, ok := taken[p]; ok {
+				c.problem(at, text, "is "+other+" too", "a source is in one zone")
+				continue
+			}
+			taken[p] = at
+			out.Prefixes = append(out.Prefixes, p)
+		}
+		c.s.Zones = append(c.s.Zones, out)
+	}
+}
+
+// health checks how a pool is probed, and what it announces.
+func (c *checker) health(path string, p *isthmusv1.Pool, pool nat.Pool) {
+	out := health.Pool{Name: pool.Name}
+	for _, a := range pool.Addresses {
+		out.Addresses = append(out.Addresses, a.Address)
+	}
+	for i, text := range p.GetAnnounce() {
+		at := fmt.Sprintf("%s.announce[%d]", path, i)
+		prefix, ok := c.prefix(at, text)
+		if !ok {
+			continue
+		}
+		if c.announcing == nil {
+			c.announcing = map[netip.Prefix]string{}
+		}
+		switch other, twice := c.announcing[prefix]; {
+		case slices.Contains(c.s.Announce, prefix):
+			c.problem(at, text, "is in `announce` too, which does not ask for health", "keep one of them")
+		case twice:
+			c.problem(at, text, "is "+other+" too", "let it depend on one pool")
+		}
+		c.announcing[prefix] = at
+		out.Announce = append(out.Announce, prefix)
+	}
+	if p.GetProbes() != nil {
+		out.Probes = c.probes(path+".probes", p.GetProbes(), out.Addresses)
+	}
+	if len(out.Announce) > 0 || len(out.Probes.Targets) > 0 {
+		c.s.Health = append(c.s.Health, out)
+	}
+}
+
+func (c *checker) probes(path string, p *isthmusv1.Probes, addresses []netip.Addr) health.Probes {
+	out := health.Probes{
+		Interval: c.duration(path+".interval", p.GetInterval(), 5*time.Second, time.Second, time.Hour),
+		HoldDown: c.duration(path+".holdDown", p.GetHoldDown(), time.Minute, 0, 24*time.Hour),
+		Rise:     int(c.number(path+".rise", p.GetRise(), 2, 1, 100)),
+		Fall:     int(c.number(path+".fall", p.GetFall(), 3, 1, 100)),
+	}
+	out.Timeout = c.duration(path+".timeout", p.GetTimeout(), min(2*time.Second, out.Interval), time.Second, out.Interval)
+	switch n := len(p.GetTargets()); {
+	case n == 0:
+		c.missing(path+".targets", `give what the addresses must reach, such as "tcp://198.51.100.7:443"`)
+	case n > maxTargets:
+		c.problem(path+".targets", strconv.Itoa(n), "are more than 16", "keep those that matter")
+	}
+	for i, text := range p.GetTargets() {
+		at := fmt.Sprintf("%s.targets[%d]", path, i)
+		t, err := health.ParseTarget(text)
+		if err != nil {
+			c.problem(at, text, err.Error(), `write it as "tcp://198.51.100.7:443", "https://api.partner.example/health" or "icmp://198.51.100.7"`)
+			continue
+		}
+		if a, err := netip.ParseAddr(t.Host); err == nil {
+			if _, ok := c.address(at, a.String()); !ok {
+				continue
+			}
+		} else if name, err := names.Parse(t.Host); err != nil || names.IsWildcard(name) {
+			c.problem(at, text, "has a host that is neither an address nor a domain name", "give one of them")
+			continue
+		}
+		if slices.Contains(out.Targets, t) {
+			c.problem(at, text, "is listed twice", "keep one of them")
+		}
+		out.Targets = append(out.Targets, t)
+	}
+	if len(out.Targets) == 0 || len(out.Targets) < len(p.GetTargets()) {
+		return out // the rest would only repeat what is wrong
+	}
+	for _, a := range addresses {
+		targets, _ := out.For(a)
+		switch {
+		case len(targets) == 0:
+			c.problem(path+".targets", "", "has none of the family of "+a.String(), "add one, or one with a name")
+		case int64(p.GetQuorum()) > int64(len(targets)):
+			c.problem(path+".quorum", strconv.FormatUint(uint64(p.GetQuorum()), 10), fmt.Sprintf("is more than the %d targets of %v", len(targets), a), "give at most as many")
+		default:
+			continue
+		}
+		break
+	}
+	out.Quorum = int(p.GetQuorum())
+	return out
+}
+
+// resolution checks how names are resolved.
+func (c *checker) resolution(e *isthmusv1.Egress) {
+	out := names.Config{
+		Floor: c.duration("egress.nameFloor", e.GetNameFloor(), 30*time.Second, time.Second, time.Hour),
+		Grace: c.duration("egress.nameGrace", e.GetNameGrace(), 24*time.Hour, 0, 720*time.Hour),
+	}
+	for i, text := range e.GetResolvers() {
+		at := fmt.Sprintf("egress.resolvers[%d]", i)
+		ap, err := netip.ParseAddrPort(text)
+		if err != nil {
+			var a netip.Addr
+			a, err = netip.ParseAddr(text)
+			ap = netip.AddrPortFrom(a, 53)
+		}
+		switch a := ap.Addr(); {
+		case err != nil || ap.Port() == 0 || a.Zone() != "" || a.Is4In6():
+			c.problem(at, text, "is no address of a DNS server", `write it as "10.9.0.2" or "10.9.0.2:5353"`)
+			continue
+		case a.IsUnspecified() || a.IsMulticast():
+			c.problem(at, text, "is no unicast address of a host", "give the address of a DNS server")
+			continue
+		}
+		if slices.Contains(out.Resolvers, ap) {
+			c.problem(at, text, "is listed twice", "keep one of them")
+		}
+		out.Resolvers = append(out.Resolvers, ap)
+	}
+	if proxy := e.GetDnsProxy(); proxy != nil {
+		c.proxy = true
+		if len(proxy.GetListen()) == 0 {
+			c.missing("egress.dnsProxy.listen", "give local inside addresses of tunnels")
+		}
+		for i, text := range proxy.GetListen() {
+			at := fmt.Sprintf("egress.dnsProxy.listen[%d]", i)
+			a, ok := c.address(at, text)
+			if !ok {
+				continue
+			}
+			local := func(t Tunnel) bool {
+				return slices.ContainsFunc(t.Inside, func(in tunnel.Inside) bool { return in.Local.Addr() == a })
+			}
+			if !slices.ContainsFunc(c.s.Tunnels, local) {
+				c.problem(at, text, "is no local inside address of a tunnel", "write the address in the `inside` of a tunnel; the proxy listens nowhere else")
+			}
+			if slices.ContainsFunc(out.Proxy, func(l names.Listener) bool { return l.Address == a }) {
+				c.problem(at, text, "is listed twice", "keep one of them")
+			}
+			out.Proxy = append(out.Proxy, names.Listener{Address: a})
+		}
+	}
+	c.s.Names = out
+}
+
+// domains checks the names of a policy.
+func (c *checker) domains(path string, list []string) (out []string) {
+	for i, text := range list {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		name, err := names.Parse(text)
+		switch {
+		case err != nil && strings.Contains(err.Error(), "address"):
+			c.problem(at, text, err.Error(), "write it in `destinations`")
+			continue
+		case err != nil:
+			c.problem(at, text, err.Error(), `write it as "api.partner.example" or "*.partner.example"`)
+			continue
+		case names.IsWildcard(name) && !c.proxy:
+			c.problem(at, text, "is a wildcard, which only the DNS proxy can resolve", "set `egress.dnsProxy`, or name each name")
+		case slices.Contains(out, name):
+			c.problem(at, text, "is listed twice", "keep one of them")
+			continue
+		}
+		out = append(out, name)
+		if c.domainNames == nil {
+			c.domainNames = map[string]bool{}
+		}
+		if c.domainNames[name] = true; len(c.domainNames) == maxNames+1 {
+			c.problem(at, text, "is one name more than 1000", "use prefixes, or wildcards")
+		}
+	}
+	return out
+}

@@ -1,0 +1,101 @@
+package spec
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+const goodEgress = `node: {name: hub-1, asn: 64620}
+underlay: {interface: eth0, address: 10.9.0.4}
+tunnels:
+- {name: aws, inside: [{local: 169.254.64.2/30}], ipsec: {remoteAddress: 198.51.100.1, psk: aws-0}}
+announce: [10.9.0.0/24]
+egress:
+  zones:
+  - {name: a, sources: [172.16.0.0/16, 2001:db8:a::/48]}
+  - {name: b, sources: [172.17.0.0/16]}
+  resolvers: [10.9.0.2, "10.9.0.3:5353", "2001:db8::53"]
+  nameFloor: 1m
+  dnsProxy: {listen: [169.254.64.2]}
+  pools:
+  - name: partner
+    addresses: [{address: 10.9.0.10, zone: a, weight: 3}, {address: 10.9.0.11, zone: b}]
+    probes: {targets: ["tcp://198.51.100.7:443", "https://api.partner.example/health", "icmp://2001:db8::7"], timeout: 1s, quorum: 2}
+    announce: [0.0.0.0/0]
+  - {name: other, addresses: [{address: 10.9.0.12}]}
+  policies:
+  - {name: api, sources: [172.16.0.0/12], names: [API.partner.example., "*.example.com"], pool: partner}
+  - {name: web, sources: [172.16.0.0/12], names: [api.partner.example], protocol: tcp, ports: ["443"], pool: other}
+`
+
+func TestEgressHealthAndNames(t *testing.T) {
+	s, problems := parse(goodEgress)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	for what, pair := range map[string][2]string{
+		"zones":     {fmt.Sprint(s.Zones), "[{a [172.16.0.0/16 2001:db8:a::/48]} {b [172.17.0.0/16]}]"},
+		"address":   {fmt.Sprint(s.Pools[0].Addresses), "[{10.9.0.10 10.9.0.10 a 3 false} {10.9.0.11 10.9.0.11 b 1 false}]"},
+		"probes":    {fmt.Sprintf("%+v", s.Health[0].Probes), "{Targets:[tcp://198.51.100.7:443 https://api.partner.example:443/health icmp://[2001:db8::7]] Interval:5s Timeout:1s HoldDown:1m0s Rise:2 Fall:3 Quorum:2}"},
+		"announce":  {fmt.Sprint(s.Health[0].Announce, len(s.Health)), "[0.0.0.0/0] 1"},
+		"names":     {fmt.Sprint(s.Policies[0].Names), "[api.partner.example *.example.com]"},
+		"resolvers": {fmt.Sprint(s.Names.Resolvers), "[10.9.0.2:53 10.9.0.3:5353 [2001:db8::53]:53]"},
+		"times":     {fmt.Sprint(s.Names.Floor, s.Names.Grace), "1m0s 24h0m0s"},
+		"proxy":     {fmt.Sprint(s.Names.Proxy), "[{169.254.64.2 }]"},
+	} {
+		if pair[0] != pair[1] {
+			t.Errorf("%s: %s, want %s", what, pair[0], pair[1])
+		}
+	}
+}
+
+// TestEgressMistakes changes one line of the good document and expects exactly one problem.
+func TestEgressMistakes(t *testing.T) {
+	for _, k := range []struct{ from, to, want string }{
+		{"[172.17.0.0/16]}", "[172.17.0.0/16]}\n  - {name: a, sources: [172.18.0.0/16]}", `egress.zones[2].name: "a" is the name of egress.zones[0].name too`},
+		{"[172.17.0.0/16]", "[172.16.0.0/16, 172.17.0.0/16]", `egress.zones[1].sources[0]: "172.16.0.0/16" is egress.zones[0].sources[0] too`},
+		{"[172.17.0.0/16]", "[]", `egress.zones[1].sources: is required`},
+		{"zone: b", "zone: c", `egress.pools[0].addresses[1].zone: "c" is no zone of this document`},
+		{"weight: 3", "weight: 101", `egress.pools[0].addresses[0].weight: "101" is not from 1 to 100`},
+		{"198.51.100.7:443", "198.51.100.7", `egress.pools[0].probes.targets[0]: "tcp://198.51.100.7" has no port`},
+		{"tcp://198.51.100.7:443", "tcp://224.0.0.1:443", `"224.0.0.1" is no unicast address`},
+		{"https://api.partner.example/health", "https://api..example/", `has a host that is neither an address nor a domain name`},
+		{"icmp://2001:db8::7", "tcp://198.51.100.7:443", `egress.pools[0].probes.targets[2]: "tcp://198.51.100.7:443" is listed twice`},
+		{"timeout: 1s", "timeout: 6s", `egress.pools[0].probes.timeout: "6s" is not a whole number of seconds from 1s to 5s`},
+		{"quorum: 2", "quorum: 3", `egress.pools[0].probes.quorum: "3" is more than the 2 targets of 10.9.0.10`},
+		{`"tcp://198.51.100.7:443", "https://api.partner.example/health", `, "", `has none of the family of 10.9.0.10`},
+		{`targets: ["tcp://198.51.100.7:443", "https://api.partner.example/health", "icmp://2001:db8::7"], `, "", `egress.pools[0].probes.targets: is required`},
+		{"announce: [0.0.0.0/0]", "announce: [10.9.0.0/24]", `egress.pools[0].announce[0]: "10.9.0.0/24" is in ` + "`announce` too"},
+		{"{name: other, addresses", "{name: other, announce: [0.0.0.0/0], addresses", `egress.pools[1].announce[0]: "0.0.0.0/0" is egress.pools[0].announce[0] too`},
+		{"[10.9.0.2, ", "[10.9.0.2, \"10.9.0.2:53\", ", `egress.resolvers[1]: "10.9.0.2:53" is listed twice`},
+		{"[10.9.0.2, ", "[dns.example, ", `egress.resolvers[0]: "dns.example" is no address of a DNS server`},
+		{"[10.9.0.2, ", "[0.0.0.0, ", `egress.resolvers[0]: "0.0.0.0" is no unicast address`},
+		{"nameFloor: 1m", "nameFloor: 2h", `egress.nameFloor: "2h0m0s" is not`},
+		{"nameFloor: 1m", "nameGrace: 721h", `egress.nameGrace: "721h0m0s" is not`},
+		{"listen: [169.254.64.2]", "listen: [10.9.0.4]", `egress.dnsProxy.listen[0]: "10.9.0.4" is no local inside address of a tunnel`},
+		{"listen: [169.254.64.2]", "listen: [169.254.64.1]", `egress.dnsProxy.listen[0]: "169.254.64.1" is no local inside address of a tunnel`},
+		{"listen: [169.254.64.2]", "listen: []", `egress.dnsProxy.listen: is required`},
+		{"  dnsProxy: {listen: [169.254.64.2]}\n", "", `egress.policies[0].names[1]: "*.example.com" is a wildcard, which only the DNS proxy can resolve`},
+		{"*.example.com", "*.com", `egress.policies[0].names[1]: "*.com" stands for a whole top-level domain`},
+		{"*.example.com", "198.51.100.7", `egress.policies[0].names[1]: "198.51.100.7" is an address`},
+		{"*.example.com", "a_b-.example", `egress.policies[0].names[1]: "a_b-.example" is no domain name`},
+		{"*.example.com", "api.partner.example", `egress.policies[0].names[1]: "api.partner.example" is listed twice`},
+		{"protocol: tcp, ports: [\"443\"], ", "", `egress.policies[1]: "web" decides the same flows as egress.policies[0] (api)`},
+	} {
+		text := strings.Replace(goodEgress, k.from, k.to, 1)
+		if text == goodEgress {
+			t.Errorf("%s: the text has not changed", k.want)
+			continue
+		}
+		_, problems := parse(text)
+		if len(problems) != 1 || !strings.Contains(problems.Error(), k.want) {
+			t.Errorf("got %v, want %q", problems, k.want)
+		}
+		for _, p := range problems {
+			if p.Path == "" || p.Rule == "" || p.Remedy == "" {
+				t.Errorf("problem lacks path, rule or remedy: %+v", p)
+			}
+		}
+	}
+}
