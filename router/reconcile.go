@@ -33,7 +33,7 @@ func (r *Router) schedule(former, target plan.Target, first bool) {
 			return r.Host.Prepare(target.Underlay.Interface)
 		}})
 	}
-	if first || !reflect.DeepEqual(former.NAT, target.NAT) {
+	if first || !reflect.DeepEqual(former.NAT, target.NAT) || !reflect.DeepEqual(former.Health, target.Health) {
 		before := former
 		r.work.set(object{key: "nat", stage: stageGuard, apply: func(ctx context.Context) error {
 			if err := r.applyNAT(ctx, before, target); err != nil {
@@ -73,9 +73,9 @@ func (r *Router) schedule(former, target plan.Target, first bool) {
 			return nil
 		}})
 	}
-	if first || !reflect.DeepEqual(former.BGP, target.BGP) {
+	if first || !reflect.DeepEqual(former.BGP, target.BGP) || !reflect.DeepEqual(former.Health, target.Health) {
 		r.work.set(object{key: "bgp", stage: stageBGP, apply: func(ctx context.Context) error {
-			return r.applyBGP(ctx, former.BGP, target.BGP)
+			return r.applyBGP(ctx, former.BGP, r.liveBGP(target))
 		}})
 	}
 	for _, c := range former.Tunnels {
@@ -116,7 +116,8 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 	if err := r.Addresses.SetPool(target.Underlay.Interface, both); err != nil {
 		return err
 	}
-	if err := r.NAT.Apply(ctx, target.NAT); err != nil {
+	r.health.Set(target.Underlay.Interface, target.Health) // now that the addresses are there
+	if err := r.NAT.Apply(ctx, r.liveNAT(target.NAT)); err != nil {
 		return err
 	}
 	return r.Addresses.SetPool(target.Underlay.Interface, poolAddresses(target))

@@ -15,6 +15,7 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/health"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/router/spec"
@@ -74,6 +75,8 @@ type Options struct {
 	Charon func(context.Context) ([]string, error)
 	// Callers returns who asks for a tunnel that is not there; nil: nobody is noticed.
 	Callers func() []tunnel.Caller
+	// Probe asks a target of health checks once, from an address and out by an interface.
+	Probe func(ctx context.Context, iface string, from netip.Addr, t health.Target) error
 	// Counters fills in what the drivers have written.
 	Counters func() Counters
 }
@@ -89,6 +92,7 @@ type Router struct {
 	started time.Time
 	work    *scheduler
 	state   *observed
+	health  *health.Checker
 
 	counters struct {
 		sync.Mutex
@@ -110,6 +114,7 @@ type Router struct {
 // New returns a router with the stored document, if there is one, ready to Run.
 func New(o Options) (*Router, error) {
 	r := &Router{Options: o, started: time.Now(), work: newScheduler(), state: newObserved()}
+	r.health = health.New(health.Options{Probe: o.Probe, Changed: r.healthChanged, Log: o.Log})
 	present, ok := o.Store.Current()
 	if !ok {
 		return r, nil
@@ -173,6 +178,7 @@ func (r *Router) Run(ctx context.Context) error {
 	start("running WireGuard", func(ctx context.Context) error { return r.WireGuard.Run(ctx, r.tunnelChanged) })
 	start("running BGP", func(ctx context.Context) error { return r.BGP.Run(ctx, reporter{r}) })
 	start("running the FIB", r.FIB.Run)
+	start("probing", r.health.Run)
 	start("reconciling", func(ctx context.Context) error { r.work.run(ctx, r.passed); return nil })
 	start("watching", r.tick)
 	<-ctx.Done()

@@ -39,10 +39,11 @@ type machine struct {
 	synced  int
 	alive   map[string]bool
 	report  map[string]func(tunnel.State)
+	sick    map[string]bool // targets of probes, behind the address that they come from
 }
 
 func newMachine(t *testing.T) *machine {
-	return &machine{t: t, tunnels: map[string]tunnel.Config{}, failing: map[string]error{}, alive: map[string]bool{}, report: map[string]func(tunnel.State){}}
+	return &machine{t: t, tunnels: map[string]tunnel.Config{}, failing: map[string]error{}, alive: map[string]bool{}, report: map[string]func(tunnel.State){}, sick: map[string]bool{}}
 }
 
 func (m *machine) note(format string, args ...any) {
@@ -241,7 +242,7 @@ func (m *machine) boot(dir string) (*Router, func()) {
 	}
 	r, err := New(Options{
 		Store: st, IPsec: tunnels{m, "ipsec"}, WireGuard: tunnels{m, "wireguard"}, BGP: speaker{m}, FIB: m, NAT: filter{m},
-		Addresses: m, Host: m, Version: "test", Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} },
+		Addresses: m, Host: m, Version: "test", Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} }, Probe: m.probe,
 		Charon: func(context.Context) ([]string, error) {
 			m.mu.Lock()
 			defer m.mu.Unlock()

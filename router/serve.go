@@ -111,6 +111,18 @@ func (r *Router) Policies() ([]*isthmusv1.PolicyStatus, <-chan struct{}) {
 	return list, changed
 }
 
+// Pools implements api.Router.
+func (r *Router) Pools() ([]*isthmusv1.PoolStatus, <-chan struct{}) {
+	changed := r.state.bell.Wait()
+	return r.pools(), changed
+}
+
+// Names implements api.Router.
+func (r *Router) Names() ([]*isthmusv1.NameStatus, <-chan struct{}) {
+	changed := r.state.bell.Wait()
+	return nil, changed
+}
+
 // Guard implements api.Router.
 func (r *Router) Guard() (packets, bytes uint64) {
 	_, guard := r.policies()

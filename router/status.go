@@ -242,7 +242,7 @@ func (r *Router) policies() ([]*isthmusv1.PolicyStatus, nat.Counter) {
 		status := &isthmusv1.PolicyStatus{
 			Name: p.Name, Action: string(p.Action), Pool: p.Pool, Protocol: p.Protocol,
 			Sources: texts(p.Sources), Destinations: texts(p.Destinations),
-			Flows: s.Flows.Packets, Bytes: s.Flows.Bytes, Installed: installed && state.Present,
+			Names: p.Names, Flows: s.Flows.Packets, Bytes: s.Flows.Bytes, Installed: installed && state.Present,
 		}
 		for _, r := range p.Ports {
 			text := fmt.Sprint(r.First)
@@ -299,6 +299,7 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 		})
 	}
 	s.Conditions = append(s.Conditions, r.charon.conditions()...)
+	s.Conditions = append(s.Conditions, r.poolConditions()...)
 	for _, o := range r.work.failed() {
 		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
 			Type: "NotApplied", Severity: "error", Since: stamp(o.since), Message: fmt.Sprintf("%s: %v", o.key, o.err),

@@ -78,6 +78,20 @@ func fill(r *apitest.Router) {
 		Name: "partner", Action: "snat", Pool: "main", PublicAddresses: []string{"198.51.100.7"}, Sources: []string{"172.16.0.0/16", "10.0.1.0/24"},
 		Protocol: "tcp", Ports: []string{"443"}, Flows: 17, Bytes: 1020, Installed: true,
 	})
+	r.SetPools(&isthmusv1.PoolStatus{
+		Name: "main", Healthy: 1, Announce: []string{"0.0.0.0/0"}, Announced: true,
+		Members: []*isthmusv1.PoolMember{
+			{Address: "10.9.0.10", PublicAddress: "198.51.100.7", Zone: "a", Weight: 2, Health: "healthy", Since: ago(time.Hour)},
+			{
+				Address: "10.9.0.11", PublicAddress: "198.51.100.8", Zone: "b", Weight: 1, Health: "down", Since: ago(20 * time.Second), Reason: "reaches 0 of 1 targets, needs 1 (tcp://203.0.113.7:443: connection refused)",
+				Targets: []*isthmusv1.ProbeTarget{{Target: "tcp://203.0.113.7:443", State: "down", Since: ago(20 * time.Second), LastError: "connection refused", Failed: ago(3 * time.Second)}},
+			},
+		},
+	})
+	r.SetNames(
+		&isthmusv1.NameStatus{Name: "*.example.com", Policies: []string{"partner"}, Addresses: []string{"203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4", "203.0.113.5", "2001:db8::1"}},
+		&isthmusv1.NameStatus{Name: "api.partner.example", Policies: []string{"partner", "web"}, Addresses: []string{"203.0.113.7"}, Next: timestamppb.New(noon.Add(30 * time.Second)), LastError: "asking 10.9.0.2:53: no answer in time", Failing: ago(5 * time.Minute)},
+	)
 	r.SetConditions(&isthmusv1.Condition{Type: "CharonUnreachable", Message: "charon does not answer", Severity: "error", Since: ago(time.Minute)})
 }
 

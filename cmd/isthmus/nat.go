@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -17,10 +18,10 @@ var natColumns = []column[*isthmusv1.PolicyStatus]{
 	{header: "ACTION", value: func(_ *app, p *isthmusv1.PolicyStatus) string { return p.Action }},
 	{header: "SOURCES", value: func(_ *app, p *isthmusv1.PolicyStatus) string { return strings.Join(p.Sources, ",") }},
 	{header: "DESTINATIONS", value: func(_ *app, p *isthmusv1.PolicyStatus) string {
-		if len(p.Destinations) == 0 {
-			return "any"
+		if to := slices.Concat(p.Destinations, p.Names); len(to) > 0 {
+			return strings.Join(to, ",")
 		}
-		return strings.Join(p.Destinations, ",")
+		return "any"
 	}},
 	{header: "SERVICE", value: func(_ *app, p *isthmusv1.PolicyStatus) string {
 		switch {

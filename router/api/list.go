@@ -51,6 +51,25 @@ var policies = kind[*isthmusv1.PolicyStatus]{
 	onlyName: func(name string) *isthmusv1.PolicyStatus { return &isthmusv1.PolicyStatus{Name: name} },
 }
 
+var pools = kind[*isthmusv1.PoolStatus]{
+	name: "pool", key: (*isthmusv1.PoolStatus).GetName, compare: strings.Compare, size: 1000, maxSize: 5000,
+	onlyName: func(name string) *isthmusv1.PoolStatus { return &isthmusv1.PoolStatus{Name: name} },
+	quiet: func(p *isthmusv1.PoolStatus) {
+		for _, m := range p.Members {
+			m.Reason = ""
+			for _, t := range m.Targets {
+				t.LastError, t.Failed = "", nil
+			}
+		}
+	},
+}
+
+var names = kind[*isthmusv1.NameStatus]{
+	name: "name", key: (*isthmusv1.NameStatus).GetName, compare: strings.Compare, size: 1000, maxSize: 5000,
+	onlyName: func(name string) *isthmusv1.NameStatus { return &isthmusv1.NameStatus{Name: name} },
+	quiet:    func(n *isthmusv1.NameStatus) { n.Next, n.LastError = nil, "" },
+}
+
 var secrets = kind[*isthmusv1.SecretInfo]{
 	name: "secret", key: (*isthmusv1.SecretInfo).GetName, compare: strings.Compare, size: 1000, maxSize: 5000,
 }

@@ -39,6 +39,8 @@ type Router interface {
 	ResetPeer(ctx context.Context, name string, soft bool) error
 	Routes() ([]*isthmusv1.Route, <-chan struct{})
 	Policies() ([]*isthmusv1.PolicyStatus, <-chan struct{})
+	Pools() ([]*isthmusv1.PoolStatus, <-chan struct{})
+	Names() ([]*isthmusv1.NameStatus, <-chan struct{})
 	// Guard returns what the guard kept from leaving.
 	Guard() (packets, bytes uint64)
 	// ProveEgress says under which addresses flows may be seen, and what is wrong with that.

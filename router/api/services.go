@@ -36,6 +36,8 @@ type services struct {
 	isthmusv1.UnimplementedBGPServiceServer
 	isthmusv1.UnimplementedRouteServiceServer
 	isthmusv1.UnimplementedNATServiceServer
+	isthmusv1.UnimplementedPoolServiceServer
+	isthmusv1.UnimplementedNameServiceServer
 	isthmusv1.UnimplementedSystemServiceServer
 	isthmusv1.UnimplementedSecretServiceServer
 	isthmusv1.UnimplementedAccessServiceServer
@@ -47,6 +49,8 @@ func (s *services) register(r grpc.ServiceRegistrar) {
 	isthmusv1.RegisterBGPServiceServer(r, s)
 	isthmusv1.RegisterRouteServiceServer(r, s)
 	isthmusv1.RegisterNATServiceServer(r, s)
+	isthmusv1.RegisterPoolServiceServer(r, s)
+	isthmusv1.RegisterNameServiceServer(r, s)
 	isthmusv1.RegisterSystemServiceServer(r, s)
 	isthmusv1.RegisterSecretServiceServer(r, s)
 	isthmusv1.RegisterAccessServiceServer(r, s)
@@ -254,6 +258,35 @@ func (s *services) ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequ
 func (s *services) WatchPolicies(_ *isthmusv1.WatchPoliciesRequest, stream grpc.ServerStreamingServer[isthmusv1.PolicyEvent]) error {
 	return policies.watch(stream.Context(), s.stopping, s.router.Policies, func(e isthmusv1.EventType, p *isthmusv1.PolicyStatus) error {
 		return stream.Send(&isthmusv1.PolicyEvent{Type: e, Policy: p})
+	})
+}
+
+func (s *services) ListPools(_ context.Context, r *isthmusv1.ListPoolsRequest) (*isthmusv1.ListPoolsResponse, error) {
+	all, _ := s.router.Pools()
+	items, next, err := pools.page(all, r.PageSize, r.PageToken, "", nil)
+	return &isthmusv1.ListPoolsResponse{Pools: items, NextPageToken: next}, err
+}
+
+func (s *services) GetPool(_ context.Context, r *isthmusv1.GetPoolRequest) (*isthmusv1.PoolStatus, error) {
+	all, _ := s.router.Pools()
+	return pools.get(all, r.Name)
+}
+
+func (s *services) WatchPools(_ *isthmusv1.WatchPoolsRequest, stream grpc.ServerStreamingServer[isthmusv1.PoolEvent]) error {
+	return pools.watch(stream.Context(), s.stopping, s.router.Pools, func(e isthmusv1.EventType, p *isthmusv1.PoolStatus) error {
+		return stream.Send(&isthmusv1.PoolEvent{Type: e, Pool: p})
+	})
+}
+
+func (s *services) ListNames(_ context.Context, r *isthmusv1.ListNamesRequest) (*isthmusv1.ListNamesResponse, error) {
+	all, _ := s.router.Names()
+	items, next, err := names.page(all, r.PageSize, r.PageToken, "", nil)
+	return &isthmusv1.ListNamesResponse{Names: items, NextPageToken: next}, err
+}
+
+func (s *services) WatchNames(_ *isthmusv1.WatchNamesRequest, stream grpc.ServerStreamingServer[isthmusv1.NameEvent]) error {
+	return names.watch(stream.Context(), s.stopping, s.router.Names, func(e isthmusv1.EventType, n *isthmusv1.NameStatus) error {
+		return stream.Send(&isthmusv1.NameEvent{Type: e, Name: n})
 	})
 }
 

@@ -78,6 +78,13 @@ var rules = map[string]rule{
 	"/isthmus.v1.NATService/WatchPolicies": {role: Reader},
 	"/isthmus.v1.NATService/ProveEgress":   {role: Operator, write: true}, // signs, and may call someone
 
+	"/isthmus.v1.PoolService/ListPools":  {role: Reader},
+	"/isthmus.v1.PoolService/GetPool":    {role: Reader},
+	"/isthmus.v1.PoolService/WatchPools": {role: Reader},
+
+	"/isthmus.v1.NameService/ListNames":  {role: Reader},
+	"/isthmus.v1.NameService/WatchNames": {role: Reader},
+
 	"/isthmus.v1.SystemService/GetStatus": {role: Reader},
 
 	"/isthmus.v1.SecretService/SetSecret":    {role: Operator, write: true},

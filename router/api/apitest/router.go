@@ -36,6 +36,8 @@ type Router struct {
 	peers     []*isthmusv1.PeerStatus
 	routes    []*isthmusv1.Route
 	policies  []*isthmusv1.PolicyStatus
+	pools     []*isthmusv1.PoolStatus
+	names     []*isthmusv1.NameStatus
 	status    *isthmusv1.SystemStatus
 	secrets   map[string]string
 	resets    []string
@@ -45,7 +47,7 @@ type Router struct {
 func New(now func() time.Time) *Router {
 	return &Router{
 		now: now, secrets: map[string]string{}, status: &isthmusv1.SystemStatus{Node: "node-1", Version: "v0.0.0-test"},
-		bells: map[string]*api.Bell{"tunnels": {}, "peers": {}, "routes": {}, "policies": {}, "status": {}},
+		bells: map[string]*api.Bell{"tunnels": {}, "peers": {}, "routes": {}, "policies": {}, "pools": {}, "names": {}, "status": {}},
 	}
 }
 
@@ -63,6 +65,9 @@ func (r *Router) SetRoutes(all ...*isthmusv1.Route)     { set(r, "routes", &r.ro
 func (r *Router) SetPolicies(all ...*isthmusv1.PolicyStatus) {
 	set(r, "policies", &r.policies, all)
 }
+
+func (r *Router) SetPools(all ...*isthmusv1.PoolStatus) { set(r, "pools", &r.pools, all) }
+func (r *Router) SetNames(all ...*isthmusv1.NameStatus) { set(r, "names", &r.names, all) }
 
 // SetConditions replaces the conditions of the node.
 func (r *Router) SetConditions(all ...*isthmusv1.Condition) {
@@ -115,6 +120,12 @@ func (r *Router) ProveEgress(_ context.Context, q *isthmusv1.ProveEgressRequest)
 	return p, nil
 }
 
+func (r *Router) Pools() ([]*isthmusv1.PoolStatus, <-chan struct{}) {
+	return get(r, "pools", &r.pools)
+}
+func (r *Router) Names() ([]*isthmusv1.NameStatus, <-chan struct{}) {
+	return get(r, "names", &r.names)
+}
 func (r *Router) Guard() (packets, bytes uint64) { return 3, 180 }
 
 func (r *Router) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {

@@ -1,0 +1,110 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/health"
+)
+
+func (m *machine) probe(_ context.Context, _ string, from netip.Addr, t health.Target) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.sick[from.String()+" "+t.Host] {
+		return errors.New("sick")
+	}
+	return nil
+}
+
+// setSick makes probes from an address fail, or succeed again, and waits until that is known.
+func (m *machine) setSick(sick bool, from string) {
+	m.mu.Lock()
+	m.sick[from+" 198.51.100.7"] = sick
+	m.mu.Unlock()
+	time.Sleep(20 * time.Second)
+	synctest.Wait()
+}
+
+// egress says which addresses of the pool new flows may get, and what is announced.
+func (m *machine) egress() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return fmt.Sprint(m.nat.Pools[0].Family(false), m.bgp.Announce)
+}
+
+func TestSickAddresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		dir := t.TempDir()
+		r, stop := m.boot(dir)
+		doc := strings.Replace(base, "egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}]}]", `announce: [10.9.0.0/24]
+egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}, {address: 10.9.0.6}], announce: [0.0.0.0/0], probes: {targets: ["icmp://198.51.100.7"], holdDown: 1m}}]`, 1)
+		apply(t, r, doc)
+		time.Sleep(time.Minute)
+		m.taken()
+		time.Sleep(5 * time.Minute)
+		expect(t, m) // probes alone write nothing
+		want := func(egress string, conditions ...string) {
+			t.Helper()
+			if got := m.egress(); got != egress {
+				t.Errorf("%s, want %s", got, egress)
+			}
+			var got []string
+			for _, c := range r.status().GetConditions() {
+				got = append(got, c.GetType())
+			}
+			if fmt.Sprint(got) != fmt.Sprint(conditions) {
+				t.Errorf("conditions %v, want %v", got, conditions)
+			}
+		}
+		want("[10.9.0.5 10.9.0.6] [0.0.0.0/0 10.9.0.0/24]")
+
+		m.setSick(true, "10.9.0.5")
+		want("[10.9.0.6] [0.0.0.0/0 10.9.0.0/24]", "PoolDegraded")
+		expect(t, m, "nat")
+		if p, _ := r.Pools(); p[0].Healthy != 1 || p[0].Members[0].Health != "down" || p[0].Members[1].Health != "healthy" || !p[0].Announced ||
+			p[0].Members[0].Targets[0].LastError != "sick" {
+			t.Errorf("pools %v", p)
+		}
+
+		// A document that says nothing new of them changes nothing of what is known.
+		apply(t, r, strings.Replace(doc, "name: x,", "name: y,", 1))
+		want("[10.9.0.6] [0.0.0.0/0 10.9.0.0/24]", "PoolDegraded")
+		m.taken()
+
+		// With the last one goes what depends on them, and nothing else; a bad way out is better than none.
+		m.setSick(true, "10.9.0.6")
+		want("[10.9.0.5 10.9.0.6] [10.9.0.0/24]", "PoolDown")
+		expect(t, m, "nat", "bgp")
+		if p, _ := r.Pools(); p[0].Announced || p[0].Healthy != 0 {
+			t.Errorf("pools %v", p)
+		}
+
+		m.setSick(false, "10.9.0.5")
+		want("[10.9.0.5 10.9.0.6] [10.9.0.0/24]", "PoolDown") // held down
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		want("[10.9.0.5] [0.0.0.0/0 10.9.0.0/24]", "PoolDegraded")
+
+		// Without probes, nothing is sick.
+		apply(t, r, strings.Replace(doc, `, probes: {targets: ["icmp://198.51.100.7"], holdDown: 1m}`, "", 1))
+		want("[10.9.0.5 10.9.0.6] [0.0.0.0/0 10.9.0.0/24]")
+
+		// A new daemon knows nothing at first, and finds out.
+		apply(t, r, doc)
+		stop()
+		r, stop = m.boot(dir)
+		defer stop()
+		synctest.Wait()
+		want("[10.9.0.5 10.9.0.6] [0.0.0.0/0 10.9.0.0/24]")
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		want("[10.9.0.5] [0.0.0.0/0 10.9.0.0/24]", "PoolDegraded")
+	})
+}
