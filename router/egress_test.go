@@ -35,7 +35,11 @@ func (m *machine) setSick(sick bool, from string) {
 func (m *machine) egress() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return fmt.Sprint(m.nat.Pools[0].Family(false), m.bgp.Announce)
+	var usable []netip.Addr
+	for _, a := range m.nat.Pools[0].Usable(false, "") {
+		usable = append(usable, a.Address)
+	}
+	return fmt.Sprint(usable, m.bgp.Announce)
 }
 
 func TestSickAddresses(t *testing.T) {

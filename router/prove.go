@@ -60,7 +60,7 @@ func (r *Router) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressReques
 	}
 
 	r.mu.Lock()
-	node, generation, config := r.target.Node.Name, r.present.Generation, r.target.NAT
+	node, generation, config := r.target.Node.Name, r.present.Generation, r.liveNAT(r.target.NAT)
 	r.mu.Unlock()
 	if config.Underlay == "" {
 		return nil, fmt.Errorf("%w: there is no document", api.ErrPrecondition)

@@ -22,7 +22,7 @@ const (
 )
 
 func (c *checker) zones(list []*isthmusv1.Zone) {
-	taken := map[netip.Prefix]string{}
+	var taken []placed
 	for i, z := range list {
 		path := fmt.Sprintf("egress.zones[%d]", i)
 		c.name("zone", path+".name", z.GetName())
@@ -36,11 +36,12 @@ func (c *checker) zones(list []*isthmusv1.Zone) {
 			if !ok {
 				continue
 			}
-			if other, ok := taken[p]; ok {
-				c.problem(at, text, "is "+other+" too", "a source is in one zone")
-				continue
+			for _, o := range taken {
+				if o.prefix.Overlaps(p) {
+					c.problem(at, text, "overlaps "+o.prefix.String()+" of "+o.path, "a source is in one zone")
+				}
 			}
-			taken[p] = at
+			taken = append(taken, placed{p, at})
 			out.Prefixes = append(out.Prefixes, p)
 		}
 		c.s.Zones = append(c.s.Zones, out)

@@ -54,7 +54,7 @@ func TestEgressHealthAndNames(t *testing.T) {
 func TestEgressMistakes(t *testing.T) {
 	for _, k := range []struct{ from, to, want string }{
 		{"[172.17.0.0/16]}", "[172.17.0.0/16]}\n  - {name: a, sources: [172.18.0.0/16]}", `egress.zones[2].name: "a" is the name of egress.zones[0].name too`},
-		{"[172.17.0.0/16]", "[172.16.0.0/16, 172.17.0.0/16]", `egress.zones[1].sources[0]: "172.16.0.0/16" is egress.zones[0].sources[0] too`},
+		{"[172.17.0.0/16]", "[172.16.7.0/24, 172.17.0.0/16]", `egress.zones[1].sources[0]: "172.16.7.0/24" overlaps 172.16.0.0/16 of egress.zones[0].sources[0]`},
 		{"[172.17.0.0/16]", "[]", `egress.zones[1].sources: is required`},
 		{"zone: b", "zone: c", `egress.pools[0].addresses[1].zone: "c" is no zone of this document`},
 		{"weight: 3", "weight: 101", `egress.pools[0].addresses[0].weight: "101" is not from 1 to 100`},

@@ -1250,7 +1250,7 @@ type Zone struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unique name: lower case letters, digits and hyphens, 1 to 63 characters. Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Source prefixes in the zone; of all zones' the longest wins. At least one, and in one zone only.
+	// Source prefixes in the zone; those of all zones must not overlap. At least one.
 	Sources       []string `protobuf:"bytes,2,rep,name=sources,proto3" json:"sources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -3,48 +3,23 @@
 package pair
 
 import (
-	"context"
 	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/base64"
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/isthmus-net/isthmus/test/e2e/daemon"
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
 type node struct {
-	*lab.Node
-	bin, dir        string
-	daemon          *lab.Process
+	*daemon.Node
 	private, public string
-}
-
-func (n *node) start(t *testing.T) {
-	t.Helper()
-	os.Remove(filepath.Join(n.dir, "run", "api.sock"))
-	var err error
-	n.daemon, err = n.Start("isthmusd", filepath.Join(n.bin, "isthmusd"), "-state", filepath.Join(n.dir, "state"),
-		"-runtime", filepath.Join(n.dir, "run"), "-vici", filepath.Join(n.dir, "no-charon"), "-listen", "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = lab.Until(t.Context(), 20*time.Second, func() error { _, err := n.cli(t.Context(), "", "get", "status"); return err })
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func (n *node) cli(ctx context.Context, input string, args ...string) (string, error) {
-	return n.ExecInput(ctx, input, append([]string{filepath.Join(n.bin, "isthmus"), "--socket", filepath.Join(n.dir, "run", "api.sock")}, args...)...)
 }
 
 func newKey(t *testing.T) (private, public string) {
@@ -57,12 +32,7 @@ func newKey(t *testing.T) (private, public string) {
 }
 
 func TestPair(t *testing.T) {
-	bin := t.TempDir()
-	build := exec.Command("go", "build", "-o", bin, "../../../cmd/isthmusd", "../../../cmd/isthmus")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building: %v\n%s", err, out)
-	}
+	bin := daemon.Build(t, "../../..")
 	l, err := lab.New(lab.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -79,24 +49,21 @@ func TestPair(t *testing.T) {
 		return e
 	}
 	for i := range nodes {
-		nodes[i] = &node{Node: l.Node(fmt.Sprintf("node%d", i)), bin: bin}
+		nodes[i] = &node{Node: daemon.New(l.Node(fmt.Sprintf("node%d", i)), bin)}
 		nodes[i].private, nodes[i].public = newKey(t)
 		spokes[i] = l.Node(fmt.Sprintf("spoke%d", i))
-		l.Link(end(nodes[i].Node, "lan", fmt.Sprintf("172.16.%d.1/24", i), fmt.Sprintf("2001:db8:%d::1/64", i)),
+		l.Link(end(nodes[i].Node.Node, "lan", fmt.Sprintf("172.16.%d.1/24", i), fmt.Sprintf("2001:db8:%d::1/64", i)),
 			end(spokes[i], "eth0", fmt.Sprintf("172.16.%d.10/24", i), fmt.Sprintf("2001:db8:%d::10/64", i)))
 		spokes[i].IP("route add default via 172.16.%d.1", i)
 		spokes[i].IP("route add ::/0 via 2001:db8:%d::1", i)
 	}
-	l.Link(end(nodes[0].Node, "wan", "192.0.2.100/24"), end(nodes[1].Node, "wan", "192.0.2.101/24"))
+	l.Link(end(nodes[0].Node.Node, "wan", "192.0.2.100/24"), end(nodes[1].Node.Node, "wan", "192.0.2.101/24"))
 	if err := l.Up(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for i, n := range nodes {
-		if n.dir, err = n.Dir(); err != nil {
-			t.Fatal(err)
-		}
-		n.start(t)
-		if _, err := n.cli(t.Context(), n.private, "secret", "set", "lane"); err != nil {
+		n.Start(t)
+		if _, err := n.CLI(t.Context(), n.private, "secret", "set", "lane"); err != nil {
 			t.Fatal(err)
 		}
 		other := 1 - i
@@ -119,7 +86,7 @@ peers:
   export: {allow: [{prefix: "2001:db8:ME::/64"}]}
 announce: [172.16.ME.0/24, "2001:db8:ME::/64"]
 `)
-		if _, err := n.cli(t.Context(), document, "apply", "-f", "-"); err != nil {
+		if _, err := n.CLI(t.Context(), document, "apply", "-f", "-"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -136,10 +103,10 @@ announce: [172.16.ME.0/24, "2001:db8:ME::/64"]
 		if err != nil {
 			for _, n := range nodes {
 				for _, noun := range []string{"status", "tunnels", "peers", "routes"} {
-					out, _ := n.cli(t.Context(), "", "get", noun, "-o", "yaml")
+					out, _ := n.CLI(t.Context(), "", "get", noun, "-o", "yaml")
 					t.Log(out)
 				}
-				log, _ := os.ReadFile(n.daemon.Log)
+				log, _ := os.ReadFile(n.Process.Log)
 				t.Logf("%s", log)
 			}
 			t.Fatal(err)
@@ -147,24 +114,23 @@ announce: [172.16.ME.0/24, "2001:db8:ME::/64"]
 	}
 	reachable(60 * time.Second)
 	for _, n := range nodes {
-		out, err := n.cli(t.Context(), "", "get", "peers")
+		out, err := n.CLI(t.Context(), "", "get", "peers")
 		if err != nil || strings.Count(out, "established") != 2 {
 			t.Errorf("%v\n%s", err, out)
 		}
-		out, err = n.cli(t.Context(), "", "get", "routes")
+		out, err = n.CLI(t.Context(), "", "get", "routes")
 		if err != nil || strings.Count(out, " yes ") != 2 {
 			t.Errorf("want two installed routes: %v\n%s", err, out)
 		}
 	}
 
 	// A new daemon on one side: with the embedded device the lane is down for a moment, and comes back by itself.
-	nodes[1].daemon.Signal(unix.SIGKILL)
-	<-nodes[1].daemon.Done()
-	nodes[1].start(t)
+	nodes[1].Kill()
+	nodes[1].Start(t)
 	reachable(60 * time.Second)
 
 	// What is taken out of the document is taken out of the kernel.
-	if _, err := nodes[0].cli(t.Context(), "node: {name: node0, asn: 64600}\nunderlay: {interface: wan, address: 192.0.2.100}\n", "apply", "-f", "-"); err != nil {
+	if _, err := nodes[0].CLI(t.Context(), "node: {name: node0, asn: 64600}\nunderlay: {interface: wan, address: 192.0.2.100}\n", "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
 	err = lab.Until(t.Context(), 20*time.Second, func() error {
