@@ -72,3 +72,6 @@ func (n *Node) CLI(ctx context.Context, input string, args ...string) (string, e
 	}
 	return n.ExecInput(ctx, input, append([]string{filepath.Join(n.bin, "isthmus"), "--socket", n.socket(dir)}, args...)...)
 }
+
+// Program returns the path of isthmus or isthmusd.
+func (n *Node) Program(name string) string { return filepath.Join(n.bin, name) }

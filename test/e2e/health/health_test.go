@@ -1,0 +1,320 @@
+// Package health has a node whose pool addresses sicken, with a spoke behind a WireGuard lane that has BIRD, and a partner. It needs
+// nothing of the kernel but TUN. Ring: namespace; needs root.
+package health
+
+import (
+	"bufio"
+	"crypto/ecdh"
+	"crypto/rand"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/isthmus-net/isthmus/test/e2e/daemon"
+	"github.com/isthmus-net/isthmus/test/lab"
+	"github.com/isthmus-net/isthmus/test/peer"
+	"github.com/isthmus-net/isthmus/test/vm"
+)
+
+const (
+	service = "198.51.100.7:443"
+	first   = "192.0.2.10"
+	second  = "192.0.2.11"
+)
+
+// world is a running topology.
+type world struct {
+	*testing.T
+	hub, site *daemon.Node
+	partner   *lab.Node
+	bird      *peer.BIRD
+	leaks     *lab.Capture
+
+	mu   sync.Mutex
+	sick map[string]bool
+}
+
+func (w *world) ok(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+func prefixes(list ...string) (out []netip.Prefix) {
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+func key(t *testing.T) (private, public string) {
+	t.Helper()
+	k, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return base64.StdEncoding.EncodeToString(k.Bytes()), base64.StdEncoding.EncodeToString(k.PublicKey().Bytes())
+}
+
+// begin builds the topology and applies a document with this egress part to the hub.
+func begin(t *testing.T, egress string) *world {
+	w := &world{T: t, sick: map[string]bool{}}
+	img, err := vm.Build(t.Context(), t.Output())
+	w.ok(err)
+	l, err := lab.New(lab.Options{Root: img.Tree()})
+	w.ok(err)
+	t.Cleanup(func() {
+		if t.Failed() && w.hub != nil && w.hub.Process != nil {
+			log, _ := os.ReadFile(w.hub.Process.Log)
+			t.Logf("%s", log)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	bin := daemon.Build(t, "../../..")
+	w.hub, w.site, w.partner = daemon.New(l.Node("hub"), bin), daemon.New(l.Node("site"), bin), l.Node("partner")
+	w.site.Args = []string{"-bgp-port", "1790"} // 179 is BIRD's
+	w.partner.Bridge("lan", prefixes("192.0.2.1/24")...)
+	w.partner.Port("lan", lab.End{Node: w.hub.Node, Name: "wan", Addrs: prefixes("192.0.2.100/24")})
+	w.partner.Port("lan", lab.End{Node: w.site.Node, Name: "wan", Addrs: prefixes("192.0.2.101/24")})
+	w.hub.IP("route add default via 192.0.2.1")
+	for _, a := range []string{"198.51.100.7", "198.51.100.8", "198.51.100.53"} {
+		w.partner.IP("addr add %s/32 dev lo", a)
+	}
+	for i := range 16 {
+		w.site.IP("addr add 172.16.1.%d/32 dev lo", 10+i)
+	}
+	w.ok(l.Up(t.Context()))
+	w.leaks, err = w.partner.Capture("", prefixes("172.16.0.0/12", "169.254.0.0/16")...)
+	w.ok(err)
+
+	w.serve()
+	hubPrivate, hubPublic := key(t)
+	sitePrivate, sitePublic := key(t)
+	tunnel := "tunnels: [{name: health%d, inside: [{local: 169.254.80.%[1]d/31}], wireguard: {privateKey: lane, peerPublicKey: %s, endpoint: \"192.0.2.10%d:51820\", listenPort: 51820}}]\n"
+	w.site.Start(t)
+	w.apply(w.site, sitePrivate, "node: {name: site}\nunderlay: {interface: wan, address: 192.0.2.101}\n"+fmt.Sprintf(tunnel, 1, hubPublic, 0))
+	w.hub.Start(t)
+	w.apply(w.hub, hubPrivate, "node: {name: hub, asn: 64600}\nunderlay: {interface: wan, address: 192.0.2.100}\n"+fmt.Sprintf(tunnel, 0, sitePublic, 1)+
+		"peers: [{name: site, tunnel: health0, asn: 65001, holdTime: 9s, import: {allow: [{prefix: 172.16.1.0/24}]}, export: {allow: [{prefix: 0.0.0.0/0}]}}]\n"+egress)
+	w.bird, err = peer.StartBIRD(t.Context(), w.site.Node, peer.BGPConfig{
+		ASN: 65001, RouterID: netip.MustParseAddr("172.16.1.10"), Announce: prefixes("172.16.1.0/24"), Neighbors: []peer.Neighbor{{
+			Name: "hub", Local: netip.MustParseAddr("169.254.80.1"), Remote: netip.MustParseAddr("169.254.80.0"), ASN: 64600, Hold: 9 * time.Second}}})
+	w.ok(err)
+	return w
+}
+
+func (w *world) apply(n *daemon.Node, private, document string) {
+	w.Helper()
+	if private != "" {
+		_, err := n.CLI(w.Context(), private, "secret", "set", "lane")
+		w.ok(err)
+	}
+	_, err := n.CLI(w.Context(), document, "apply", "-f", "-")
+	w.ok(err)
+}
+
+// serve starts the partner's service, which says who the client seems to be and then repeats what it hears, and a health check that
+// some clients fail.
+func (w *world) serve() {
+	l, err := w.partner.Listen("tcp", service)
+	w.ok(err)
+	w.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+				fmt.Fprintln(conn, host)
+				io.Copy(conn, conn)
+			}()
+		}
+	}()
+	h, err := w.partner.Listen("tcp", "198.51.100.8:80")
+	w.ok(err)
+	server := &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		host, _, _ := net.SplitHostPort(r.RemoteAddr)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.sick[host] {
+			rw.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})}
+	go server.Serve(h)
+	w.Cleanup(func() { server.Close() })
+}
+
+func (w *world) setSick(address string, sick bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.sick[address] = sick
+}
+
+// flow is a connection from the site to the partner.
+type flow struct {
+	net.Conn
+	r    *bufio.Reader
+	seen string // who the partner sees
+}
+
+// open connects from a source of the site.
+func (w *world) open(source int) (*flow, error) {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(172, 16, 1, byte(10+source))}, Timeout: time.Second}
+	f := &flow{}
+	err := w.site.Do(func() (err error) { f.Conn, err = d.DialContext(w.Context(), "tcp", service); return err })
+	if err != nil {
+		return nil, err
+	}
+	w.Cleanup(func() { f.Close() })
+	f.r = bufio.NewReader(f)
+	f.SetDeadline(time.Now().Add(2 * time.Second))
+	line, err := f.r.ReadString('\n')
+	f.seen = strings.TrimSpace(line)
+	return f, err
+}
+
+// alive sends something there and back.
+func (f *flow) alive() error {
+	f.SetDeadline(time.Now().Add(2 * time.Second))
+	if _, err := fmt.Fprintln(f, "ping"); err != nil {
+		return err
+	}
+	line, err := f.r.ReadString('\n')
+	if err == nil && line != "ping\n" {
+		err = fmt.Errorf("got %q", line)
+	}
+	return err
+}
+
+// wantSeen opens a flow from each source and wants them to leave as these.
+func (w *world) wantSeen(want ...string) (flows []*flow) {
+	w.Helper()
+	as := map[string]bool{}
+	for i := range 16 {
+		f, err := w.open(i)
+		w.ok(err)
+		flows = append(flows, f)
+		as[f.seen] = true
+	}
+	if got := slices.Sorted(maps.Keys(as)); !slices.Equal(got, want) {
+		w.Fatalf("new flows leave as %v, want %v", got, want)
+	}
+	return flows
+}
+
+func (w *world) wantAlive(flows []*flow) {
+	w.Helper()
+	for _, f := range flows {
+		if err := f.alive(); err != nil {
+			w.Errorf("a flow as %s ended: %v", f.seen, err)
+		}
+	}
+}
+
+// until waits for words in what a command prints.
+func (w *world) until(limit time.Duration, words []string, command ...string) {
+	w.Helper()
+	w.ok(lab.Until(w.Context(), limit, func() error {
+		out, err := w.hub.CLI(w.Context(), "", command...)
+		for _, word := range words {
+			if err == nil && !strings.Contains(strings.Join(strings.Fields(out), " "), word) {
+				err = fmt.Errorf("no %q in\n%s", word, out)
+			}
+		}
+		return err
+	}))
+}
+
+// untilDefault waits until BIRD has the default route, or has it no more.
+func (w *world) untilDefault(there bool) {
+	w.Helper()
+	w.ok(lab.Until(w.Context(), 60*time.Second, func() error {
+		out, err := w.bird.Command("show route 0.0.0.0/0")
+		if has := err == nil && strings.Contains(out, "0.0.0.0/0"); has != there {
+			return fmt.Errorf("the default route is there: %v, want %v: %v %s", has, there, err, out)
+		}
+		return nil
+	}))
+}
+
+func TestHealth(t *testing.T) {
+	w := begin(t, `egress:
+  pools:
+  - name: partner
+    addresses: [{address: 192.0.2.10}, {address: 192.0.2.11}]
+    probes: {targets: ["http://198.51.100.8/health"], interval: 1s, timeout: 1s, rise: 2, fall: 2, holdDown: 6s}
+    announce: [0.0.0.0/0]
+  policies: [{name: all, sources: [172.16.0.0/12], pool: partner}]
+`)
+	w.untilDefault(true)
+	w.until(10*time.Second, []string{first + " " + first + " - 1 healthy", second + " " + second + " - 1 healthy"}, "get", "pools")
+	socket := filepath.Join(filepath.Dir(w.hub.Process.Log), "run", "api.sock")
+	watch, err := w.hub.Node.Start("watch", w.hub.Program("isthmus"), "--socket", socket, "watch", "pools")
+	w.ok(err)
+	old := w.wantSeen(first, second)
+	w.wantAlive(old)
+
+	// One address fails its check: new flows leave by the other, old ones go on.
+	w.setSick(first, true)
+	w.until(10*time.Second, []string{first + " " + first + " - 1 down", "503 Service Unavailable", second + " " + second + " - 1 healthy"}, "get", "pools")
+	w.until(5*time.Second, []string{"PoolDegraded", "503 Service Unavailable"}, "describe", "node")
+	w.until(5*time.Second, []string{"health: down", "target: http://198.51.100.8:80/health state: down"}, "describe", "pool", "partner")
+	w.wantSeen(second)
+	w.wantAlive(old)
+
+	// A daemon that starts anew finds that out again, and breaks nothing. The embedded device of the lane is new, too.
+	w.hub.Kill()
+	w.hub.Start(t)
+	w.until(15*time.Second, []string{first + " " + first + " - 1 down"}, "get", "pools")
+	w.untilDefault(true)
+	w.until(60*time.Second, []string{"established"}, "get", "peers")
+	w.wantAlive(old)
+	w.wantSeen(second)
+
+	// The other one too: the route is withdrawn, so that the spoke may use another node. Addresses stay in use.
+	w.setSick(second, true)
+	w.untilDefault(false)
+	w.until(5*time.Second, []string{"PoolDown"}, "describe", "node")
+	w.until(5*time.Second, []string{"0.0.0.0/0 (withdrawn)"}, "get", "pools", "-o", "wide")
+
+	// It comes back, but only when it has been healthy for a while.
+	w.setSick(second, false)
+	began := time.Now()
+	w.until(10*time.Second, []string{second + " " + second + " - 1 returning"}, "get", "pools")
+	w.untilDefault(true)
+	if held := time.Since(began); held < 6*time.Second {
+		t.Errorf("it was back after %v", held)
+	}
+	w.wantSeen(second)
+	w.setSick(first, false)
+	w.until(10*time.Second, []string{first + " " + first + " - 1 returning"}, "get", "pools")
+	w.wantSeen(second)
+	w.until(15*time.Second, []string{first + " " + first + " - 1 healthy"}, "get", "pools")
+	w.wantSeen(first, second)
+	w.wantAlive(old)
+
+	log, err := os.ReadFile(watch.Log)
+	if text := strings.Join(strings.Fields(string(log)), " "); err != nil || !strings.Contains(text, "updated partner 1/2 0.0.0.0/0 192.0.2.10 down, 192.0.2.11 healthy") {
+		t.Errorf("watch: %v\n%s", err, log)
+	}
+	if n, who, err := w.leaks.Stop(); n > 0 || err != nil {
+		t.Errorf("%d packets left with an inside source (%v): %v", n, who, err)
+	}
+}
