@@ -2,23 +2,84 @@ package router
 
 import (
 	"cmp"
+	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/health"
+	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
 // What was planned does not change when an address dies. What is given to the drivers does: it is the plan with
 // what was observed since.
 
-// liveNAT returns what is wanted of NAT now.
-func (r *Router) liveNAT(c nat.Config) nat.Config {
+// appliedNAT is what was last given to the driver of NAT, without what was observed.
+type appliedNAT struct {
+	mu        sync.Mutex // held from looking at what was observed to the end of the driver's work: what is older is not written last
+	config    *nat.Config
+	conflicts []names.Conflict
+}
+
+// apply has a configuration carried out as it is to be now.
+func (a *appliedNAT) apply(ctx context.Context, r *Router, c nat.Config) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.config = &c
+	return a.againLocked(ctx, r)
+}
+
+func (a *appliedNAT) againLocked(ctx context.Context, r *Router) error {
+	if a.config == nil {
+		return nil
+	}
+	var live nat.Config
+	live, a.conflicts = r.liveNAT(*a.config)
+	return r.NAT.Apply(ctx, live)
+}
+
+// applyNames has the present addresses of names be destinations.
+func (r *Router) applyNames(ctx context.Context) error {
+	r.nat.mu.Lock()
+	defer r.nat.mu.Unlock()
+	return r.nat.againLocked(ctx, r)
+}
+
+// namesChanged has the drivers take in what was found out about names.
+func (r *Router) namesChanged(addresses bool) {
+	if addresses {
+		r.work.again("nat")
+	}
+	r.state.bell.Ring()
+}
+
+// wantedNames returns the names whose addresses are needed: those of policies, and those of probe targets.
+func wantedNames(t plan.Target) []string {
+	var out []string
+	for _, p := range t.NAT.Policies {
+		out = append(out, p.Names...)
+	}
+	for _, p := range t.Health {
+		for _, target := range p.Probes.Targets {
+			if name, err := names.Parse(target.Host); err == nil { // else it is an address
+				out = append(out, name)
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// liveNAT returns what is wanted of NAT now, and the addresses that two policies want.
+func (r *Router) liveNAT(c nat.Config) (nat.Config, []names.Conflict) {
+	c, conflicts := names.Extend(c, r.names.Addresses)
 	down := map[netip.Addr]bool{}
 	for _, p := range r.health.Pools() {
 		for _, m := range p.Members {
@@ -33,7 +94,7 @@ func (r *Router) liveNAT(c nat.Config) nat.Config {
 			p.Addresses[j].Down = down[p.Addresses[j].Address]
 		}
 	}
-	return c
+	return c, conflicts
 }
 
 // liveBGP returns what is wanted of BGP now: it announces for a pool while one of its addresses is usable.
@@ -95,6 +156,45 @@ func (r *Router) pools() []*isthmusv1.PoolStatus {
 			s.Announced = len(s.Announce) > 0 && s.Healthy > 0
 		}
 		out = append(out, s)
+	}
+	return out
+}
+
+// policyNames returns the names of policies with what they stand for, in order.
+func (r *Router) policyNames() []*isthmusv1.NameStatus {
+	r.state.mu.Lock()
+	policies := r.state.target.NAT.Policies
+	r.state.mu.Unlock()
+	byName := map[string]*isthmusv1.NameStatus{}
+	for _, p := range policies {
+		for _, name := range p.Names {
+			if byName[name] == nil {
+				s := r.names.State(name)
+				byName[name] = &isthmusv1.NameStatus{Name: name, Addresses: texts(s.Addresses), Next: stamp(s.Next), LastError: s.LastError, Failing: stamp(s.Failing)}
+			}
+			byName[name].Policies = append(byName[name].Policies, p.Name)
+		}
+	}
+	out := make([]*isthmusv1.NameStatus, 0, len(byName))
+	for _, name := range slices.Sorted(maps.Keys(byName)) {
+		out = append(out, byName[name])
+	}
+	return out
+}
+
+// nameConditions tells of names that cannot be resolved, and of addresses that two policies want.
+func (r *Router) nameConditions() (out []*isthmusv1.Condition) {
+	for _, n := range r.policyNames() {
+		if n.LastError != "" {
+			out = append(out, &isthmusv1.Condition{Type: "NameUnresolved", Severity: "warning", Since: n.Failing,
+				Message: fmt.Sprintf("name %s of policies %s: %s; its %d addresses stay for `nameGrace`", n.Name, strings.Join(n.Policies, ", "), n.LastError, len(n.Addresses))})
+		}
+	}
+	r.nat.mu.Lock()
+	defer r.nat.mu.Unlock()
+	for _, c := range r.nat.conflicts {
+		out = append(out, &isthmusv1.Condition{Type: "NameShared", Severity: "warning",
+			Message: fmt.Sprintf("%v of name %s is no destination of policy %s, since policy %s decides the same flows to it", c.Address, c.Name, c.Policy, c.Winner)})
 	}
 	return out
 }

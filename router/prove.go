@@ -60,7 +60,8 @@ func (r *Router) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressReques
 	}
 
 	r.mu.Lock()
-	node, generation, config := r.target.Node.Name, r.present.Generation, r.liveNAT(r.target.NAT)
+	node, generation := r.target.Node.Name, r.present.Generation
+	config, _ := r.liveNAT(r.target.NAT)
 	r.mu.Unlock()
 	if config.Underlay == "" {
 		return nil, fmt.Errorf("%w: there is no document", api.ErrPrecondition)

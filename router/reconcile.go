@@ -33,7 +33,7 @@ func (r *Router) schedule(former, target plan.Target, first bool) {
 			return r.Host.Prepare(target.Underlay.Interface)
 		}})
 	}
-	if first || !reflect.DeepEqual(former.NAT, target.NAT) || !reflect.DeepEqual(former.Health, target.Health) {
+	if first || !reflect.DeepEqual(former.NAT, target.NAT) || !reflect.DeepEqual(former.Health, target.Health) || !reflect.DeepEqual(former.Names, target.Names) {
 		before := former
 		r.work.set(object{key: "nat", stage: stageGuard, apply: func(ctx context.Context) error {
 			if err := r.applyNAT(ctx, before, target); err != nil {
@@ -116,8 +116,10 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 	if err := r.Addresses.SetPool(target.Underlay.Interface, both); err != nil {
 		return err
 	}
-	r.health.Set(target.Underlay.Interface, target.Health) // now that the addresses are there
-	if err := r.NAT.Apply(ctx, r.liveNAT(target.NAT)); err != nil {
+	// Now that the addresses are there.
+	r.names.Set(target.Names, wantedNames(target))
+	r.health.Set(target.Underlay.Interface, target.Health)
+	if err := r.nat.apply(ctx, r, target.NAT); err != nil {
 		return err
 	}
 	return r.Addresses.SetPool(target.Underlay.Interface, poolAddresses(target))

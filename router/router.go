@@ -16,6 +16,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/health"
+	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/router/spec"
@@ -75,7 +76,9 @@ type Options struct {
 	Charon func(context.Context) ([]string, error)
 	// Callers returns who asks for a tunnel that is not there; nil: nobody is noticed.
 	Callers func() []tunnel.Caller
-	// Probe asks a target of health checks once, from an address and out by an interface.
+	// NamesFile keeps the addresses of names for the next start. Empty: they are not kept.
+	NamesFile string
+	// Probe asks a target of health checks once, from an address and out by an interface. Default: health.Prober.
 	Probe func(ctx context.Context, iface string, from netip.Addr, t health.Target) error
 	// Counters fills in what the drivers have written.
 	Counters func() Counters
@@ -93,6 +96,8 @@ type Router struct {
 	work    *scheduler
 	state   *observed
 	health  *health.Checker
+	names   *names.Resolver
+	nat     appliedNAT
 
 	counters struct {
 		sync.Mutex
@@ -114,6 +119,10 @@ type Router struct {
 // New returns a router with the stored document, if there is one, ready to Run.
 func New(o Options) (*Router, error) {
 	r := &Router{Options: o, started: time.Now(), work: newScheduler(), state: newObserved()}
+	r.names = names.New(names.Options{File: o.NamesFile, Changed: r.namesChanged, Apply: r.applyNames, Log: o.Log})
+	if o.Probe == nil {
+		o.Probe = (&health.Prober{Resolve: r.names.Resolve}).Probe
+	}
 	r.health = health.New(health.Options{Probe: o.Probe, Changed: r.healthChanged, Log: o.Log})
 	present, ok := o.Store.Current()
 	if !ok {
@@ -179,6 +188,7 @@ func (r *Router) Run(ctx context.Context) error {
 	start("running BGP", func(ctx context.Context) error { return r.BGP.Run(ctx, reporter{r}) })
 	start("running the FIB", r.FIB.Run)
 	start("probing", r.health.Run)
+	start("resolving names", r.names.Run)
 	start("reconciling", func(ctx context.Context) error { r.work.run(ctx, r.passed); return nil })
 	start("watching", r.tick)
 	<-ctx.Done()

@@ -120,7 +120,7 @@ func (r *Router) Pools() ([]*isthmusv1.PoolStatus, <-chan struct{}) {
 // Names implements api.Router.
 func (r *Router) Names() ([]*isthmusv1.NameStatus, <-chan struct{}) {
 	changed := r.state.bell.Wait()
-	return nil, changed
+	return r.policyNames(), changed
 }
 
 // Guard implements api.Router.

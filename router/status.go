@@ -300,6 +300,7 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 	}
 	s.Conditions = append(s.Conditions, r.charon.conditions()...)
 	s.Conditions = append(s.Conditions, r.poolConditions()...)
+	s.Conditions = append(s.Conditions, r.nameConditions()...)
 	for _, o := range r.work.failed() {
 		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
 			Type: "NotApplied", Severity: "error", Since: stamp(o.since), Message: fmt.Sprintf("%s: %v", o.key, o.err),

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -28,7 +27,6 @@ import (
 	"github.com/isthmus-net/isthmus/router/auth"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/fib/kernel"
-	"github.com/isthmus-net/isthmus/router/health"
 	"github.com/isthmus-net/isthmus/router/host"
 	"github.com/isthmus-net/isthmus/router/nl"
 	"github.com/isthmus-net/isthmus/router/store"
@@ -139,10 +137,9 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 		Adopting: func() bool { return len(former.Routes) > 0 },
 	})
 
-	prober := &health.Prober{Resolve: resolve}
 	r, err := router.New(router.Options{
 		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Addresses: links, Host: machine,
-		Version: version, Log: log, Charon: vpn.Conditions, Callers: vpn.Callers, Probe: prober.Probe,
+		Version: version, Log: log, Charon: vpn.Conditions, Callers: vpn.Callers, NamesFile: filepath.Join(o.state, "names.json"),
 		Counters: func() router.Counters {
 			return router.Counters{
 				Vici: vpn.Writes(), WireGuard: wg.Writes(), NFTables: filter.Writes(), BGP: speaker.Writes(), BGPStarts: speaker.Starts(),
@@ -169,10 +166,6 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	err = r.Run(ctx)
 	cancel()
 	return errors.Join(err, <-served)
-}
-
-func resolve(ctx context.Context, name string) ([]netip.Addr, error) {
-	return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
 }
 
 // hosts returns the names and addresses under which clients may reach the API: those that were given, the host's name,

@@ -643,9 +643,9 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 			}
 		}
 		if z := a.GetZone(); z != "" && !slices.ContainsFunc(c.s.Zones, func(o nat.Zone) bool { return o.Name == z }) {
-			c.problem(at+".zone", z, "is no zone of this document", "give the name of one of `egress.zones`")
+			c.Problem(at+".zone", z, "is no zone of this document", "give the name of one of `egress.zones`")
 		}
-		weight := c.number(at+".weight", a.GetWeight(), 1, 1, 100)
+		weight := c.Number(at+".weight", a.GetWeight(), 1, 1, 100)
 		out.Addresses = append(out.Addresses, nat.PoolAddress{Address: addr, Public: public, Zone: a.GetZone(), Weight: weight})
 	}
 	c.s.Pools = append(c.s.Pools, out)

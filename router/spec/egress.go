@@ -25,20 +25,20 @@ func (c *checker) zones(list []*isthmusv1.Zone) {
 	var taken []placed
 	for i, z := range list {
 		path := fmt.Sprintf("egress.zones[%d]", i)
-		c.name("zone", path+".name", z.GetName())
+		c.Name("zone", path+".name", z.GetName())
 		out := nat.Zone{Name: z.GetName()}
 		if len(z.GetSources()) == 0 {
-			c.missing(path+".sources", "give the prefixes of the sources in the zone")
+			c.Missing(path+".sources", "give the prefixes of the sources in the zone")
 		}
 		for j, text := range z.GetSources() {
 			at := fmt.Sprintf("%s.sources[%d]", path, j)
-			p, ok := c.prefix(at, text)
+			p, ok := c.Prefix(at, text)
 			if !ok {
 				continue
 			}
 			for _, o := range taken {
 				if o.prefix.Overlaps(p) {
-					c.problem(at, text, "overlaps "+o.prefix.String()+" of "+o.path, "a source is in one zone")
+					c.Problem(at, text, "overlaps "+o.prefix.String()+" of "+o.path, "a source is in one zone")
 				}
 			}
 			taken = append(taken, placed{p, at})
@@ -56,7 +56,7 @@ func (c *checker) health(path string, p *isthmusv1.Pool, pool nat.Pool) {
 	}
 	for i, text := range p.GetAnnounce() {
 		at := fmt.Sprintf("%s.announce[%d]", path, i)
-		prefix, ok := c.prefix(at, text)
+		prefix, ok := c.Prefix(at, text)
 		if !ok {
 			continue
 		}
@@ -65,9 +65,9 @@ func (c *checker) health(path string, p *isthmusv1.Pool, pool nat.Pool) {
 		}
 		switch other, twice := c.announcing[prefix]; {
 		case slices.Contains(c.s.Announce, prefix):
-			c.problem(at, text, "is in `announce` too, which does not ask for health", "keep one of them")
+			c.Problem(at, text, "is in `announce` too, which does not ask for health", "keep one of them")
 		case twice:
-			c.problem(at, text, "is "+other+" too", "let it depend on one pool")
+			c.Problem(at, text, "is "+other+" too", "let it depend on one pool")
 		}
 		c.announcing[prefix] = at
 		out.Announce = append(out.Announce, prefix)
@@ -84,33 +84,33 @@ func (c *checker) probes(path string, p *isthmusv1.Probes, addresses []netip.Add
 	out := health.Probes{
 		Interval: c.duration(path+".interval", p.GetInterval(), 5*time.Second, time.Second, time.Hour),
 		HoldDown: c.duration(path+".holdDown", p.GetHoldDown(), time.Minute, 0, 24*time.Hour),
-		Rise:     int(c.number(path+".rise", p.GetRise(), 2, 1, 100)),
-		Fall:     int(c.number(path+".fall", p.GetFall(), 3, 1, 100)),
+		Rise:     int(c.Number(path+".rise", p.GetRise(), 2, 1, 100)),
+		Fall:     int(c.Number(path+".fall", p.GetFall(), 3, 1, 100)),
 	}
 	out.Timeout = c.duration(path+".timeout", p.GetTimeout(), min(2*time.Second, out.Interval), time.Second, out.Interval)
 	switch n := len(p.GetTargets()); {
 	case n == 0:
-		c.missing(path+".targets", `give what the addresses must reach, such as "tcp://198.51.100.7:443"`)
+		c.Missing(path+".targets", `give what the addresses must reach, such as "tcp://198.51.100.7:443"`)
 	case n > maxTargets:
-		c.problem(path+".targets", strconv.Itoa(n), "are more than 16", "keep those that matter")
+		c.Problem(path+".targets", strconv.Itoa(n), "are more than 16", "keep those that matter")
 	}
 	for i, text := range p.GetTargets() {
 		at := fmt.Sprintf("%s.targets[%d]", path, i)
 		t, err := health.ParseTarget(text)
 		if err != nil {
-			c.problem(at, text, err.Error(), `write it as "tcp://198.51.100.7:443", "https://api.partner.example/health" or "icmp://198.51.100.7"`)
+			c.Problem(at, text, err.Error(), `write it as "tcp://198.51.100.7:443", "https://api.partner.example/health" or "icmp://198.51.100.7"`)
 			continue
 		}
 		if a, err := netip.ParseAddr(t.Host); err == nil {
-			if _, ok := c.address(at, a.String()); !ok {
+			if _, ok := c.Address(at, a.String()); !ok {
 				continue
 			}
 		} else if name, err := names.Parse(t.Host); err != nil || names.IsWildcard(name) {
-			c.problem(at, text, "has a host that is neither an address nor a domain name", "give one of them")
+			c.Problem(at, text, "has a host that is neither an address nor a domain name", "give one of them")
 			continue
 		}
 		if slices.Contains(out.Targets, t) {
-			c.problem(at, text, "is listed twice", "keep one of them")
+			c.Problem(at, text, "is listed twice", "keep one of them")
 		}
 		out.Targets = append(out.Targets, t)
 	}
@@ -121,9 +121,9 @@ func (c *checker) probes(path string, p *isthmusv1.Probes, addresses []netip.Add
 		targets, _ := out.For(a)
 		switch {
 		case len(targets) == 0:
-			c.problem(path+".targets", "", "has none of the family of "+a.String(), "add one, or one with a name")
+			c.Problem(path+".targets", "", "has none of the family of "+a.String(), "add one, or one with a name")
 		case int64(p.GetQuorum()) > int64(len(targets)):
-			c.problem(path+".quorum", strconv.FormatUint(uint64(p.GetQuorum()), 10), fmt.Sprintf("is more than the %d targets of %v", len(targets), a), "give at most as many")
+			c.Problem(path+".quorum", strconv.FormatUint(uint64(p.GetQuorum()), 10), fmt.Sprintf("is more than the %d targets of %v", len(targets), a), "give at most as many")
 		default:
 			continue
 		}
@@ -149,25 +149,25 @@ func (c *checker) resolution(e *isthmusv1.Egress) {
 		}
 		switch a := ap.Addr(); {
 		case err != nil || ap.Port() == 0 || a.Zone() != "" || a.Is4In6():
-			c.problem(at, text, "is no address of a DNS server", `write it as "10.9.0.2" or "10.9.0.2:5353"`)
+			c.Problem(at, text, "is no address of a DNS server", `write it as "10.9.0.2" or "10.9.0.2:5353"`)
 			continue
 		case a.IsUnspecified() || a.IsMulticast():
-			c.problem(at, text, "is no unicast address of a host", "give the address of a DNS server")
+			c.Problem(at, text, "is no unicast address of a host", "give the address of a DNS server")
 			continue
 		}
 		if slices.Contains(out.Resolvers, ap) {
-			c.problem(at, text, "is listed twice", "keep one of them")
+			c.Problem(at, text, "is listed twice", "keep one of them")
 		}
 		out.Resolvers = append(out.Resolvers, ap)
 	}
 	if proxy := e.GetDnsProxy(); proxy != nil {
 		c.proxy = true
 		if len(proxy.GetListen()) == 0 {
-			c.missing("egress.dnsProxy.listen", "give local inside addresses of tunnels")
+			c.Missing("egress.dnsProxy.listen", "give local inside addresses of tunnels")
 		}
 		for i, text := range proxy.GetListen() {
 			at := fmt.Sprintf("egress.dnsProxy.listen[%d]", i)
-			a, ok := c.address(at, text)
+			a, ok := c.Address(at, text)
 			if !ok {
 				continue
 			}
@@ -175,10 +175,10 @@ func (c *checker) resolution(e *isthmusv1.Egress) {
 				return slices.ContainsFunc(t.Inside, func(in tunnel.Inside) bool { return in.Local.Addr() == a })
 			}
 			if !slices.ContainsFunc(c.s.Tunnels, local) {
-				c.problem(at, text, "is no local inside address of a tunnel", "write the address in the `inside` of a tunnel; the proxy listens nowhere else")
+				c.Problem(at, text, "is no local inside address of a tunnel", "write the address in the `inside` of a tunnel; the proxy listens nowhere else")
 			}
 			if slices.ContainsFunc(out.Proxy, func(l names.Listener) bool { return l.Address == a }) {
-				c.problem(at, text, "is listed twice", "keep one of them")
+				c.Problem(at, text, "is listed twice", "keep one of them")
 			}
 			out.Proxy = append(out.Proxy, names.Listener{Address: a})
 		}
@@ -193,15 +193,15 @@ func (c *checker) domains(path string, list []string) (out []string) {
 		name, err := names.Parse(text)
 		switch {
 		case err != nil && strings.Contains(err.Error(), "address"):
-			c.problem(at, text, err.Error(), "write it in `destinations`")
+			c.Problem(at, text, err.Error(), "write it in `destinations`")
 			continue
 		case err != nil:
-			c.problem(at, text, err.Error(), `write it as "api.partner.example" or "*.partner.example"`)
+			c.Problem(at, text, err.Error(), `write it as "api.partner.example" or "*.partner.example"`)
 			continue
 		case names.IsWildcard(name) && !c.proxy:
-			c.problem(at, text, "is a wildcard, which only the DNS proxy can resolve", "set `egress.dnsProxy`, or name each name")
+			c.Problem(at, text, "is a wildcard, which only the DNS proxy can resolve", "set `egress.dnsProxy`, or name each name")
 		case slices.Contains(out, name):
-			c.problem(at, text, "is listed twice", "keep one of them")
+			c.Problem(at, text, "is listed twice", "keep one of them")
 			continue
 		}
 		out = append(out, name)
@@ -209,7 +209,7 @@ func (c *checker) domains(path string, list []string) (out []string) {
 			c.domainNames = map[string]bool{}
 		}
 		if c.domainNames[name] = true; len(c.domainNames) == maxNames+1 {
-			c.problem(at, text, "is one name more than 1000", "use prefixes, or wildcards")
+			c.Problem(at, text, "is one name more than 1000", "use prefixes, or wildcards")
 		}
 	}
 	return out

@@ -52,6 +52,7 @@ var importers = map[string][]string{
 	"github.com/spf13/cobra":         {"cmd/isthmus"},
 	"github.com/hashicorp/hcl/":      {}, // tests alone read Terraform
 	"go.yaml.in/yaml/":               {"router/spec", "cmd/isthmus", "tunnel/cloud/importer"},
+	"golang.org/x/net/dns/":          {"router/names"},
 	"google.golang.org/grpc/":        {"router/api", "router/auth", "cmd/isthmus", "proto/isthmus/v1"},
 }
 

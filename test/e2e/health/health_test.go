@@ -21,6 +21,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/sys/unix"
+
 	"github.com/isthmus-net/isthmus/test/e2e/daemon"
 	"github.com/isthmus-net/isthmus/test/lab"
 	"github.com/isthmus-net/isthmus/test/peer"
@@ -28,7 +31,7 @@ import (
 )
 
 const (
-	service = "198.51.100.7:443"
+	service = "198.51.100.7" // and .9 and .10, port 443
 	first   = "192.0.2.10"
 	second  = "192.0.2.11"
 )
@@ -91,7 +94,7 @@ func begin(t *testing.T, egress string) *world {
 	w.partner.Port("lan", lab.End{Node: w.hub.Node, Name: "wan", Addrs: prefixes("192.0.2.100/24")})
 	w.partner.Port("lan", lab.End{Node: w.site.Node, Name: "wan", Addrs: prefixes("192.0.2.101/24")})
 	w.hub.IP("route add default via 192.0.2.1")
-	for _, a := range []string{"198.51.100.7", "198.51.100.8", "198.51.100.53"} {
+	for _, a := range []string{"198.51.100.7", "198.51.100.8", "198.51.100.9", "198.51.100.10", "198.51.100.53"} {
 		w.partner.IP("addr add %s/32 dev lo", a)
 	}
 	for i := range 16 {
@@ -130,23 +133,25 @@ func (w *world) apply(n *daemon.Node, private, document string) {
 // serve starts the partner's service, which says who the client seems to be and then repeats what it hears, and a health check that
 // some clients fail.
 func (w *world) serve() {
-	l, err := w.partner.Listen("tcp", service)
-	w.ok(err)
-	w.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
+	for _, address := range []string{service, "198.51.100.9", "198.51.100.10"} {
+		l, err := w.partner.Listen("tcp", address+":443")
+		w.ok(err)
+		w.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer conn.Close()
+					host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+					fmt.Fprintln(conn, host)
+					io.Copy(conn, conn)
+				}()
 			}
-			go func() {
-				defer conn.Close()
-				host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
-				fmt.Fprintln(conn, host)
-				io.Copy(conn, conn)
-			}()
-		}
-	}()
+		}()
+	}
 	h, err := w.partner.Listen("tcp", "198.51.100.8:80")
 	w.ok(err)
 	server := &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
@@ -174,11 +179,11 @@ type flow struct {
 	seen string // who the partner sees
 }
 
-// open connects from a source of the site.
-func (w *world) open(source int) (*flow, error) {
+// open connects from a source of the site to an address of the partner.
+func (w *world) open(source int, to string) (*flow, error) {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(172, 16, 1, byte(10+source))}, Timeout: time.Second}
 	f := &flow{}
-	err := w.site.Do(func() (err error) { f.Conn, err = d.DialContext(w.Context(), "tcp", service); return err })
+	err := w.site.Do(func() (err error) { f.Conn, err = d.DialContext(w.Context(), "tcp", to+":443"); return err })
 	if err != nil {
 		return nil, err
 	}
@@ -208,7 +213,7 @@ func (w *world) wantSeen(want ...string) (flows []*flow) {
 	w.Helper()
 	as := map[string]bool{}
 	for i := range 16 {
-		f, err := w.open(i)
+		f, err := w.open(i, service)
 		w.ok(err)
 		flows = append(flows, f)
 		as[f.seen] = true
@@ -228,13 +233,15 @@ func (w *world) wantAlive(flows []*flow) {
 	}
 }
 
-// until waits for words in what a command prints.
+// until waits for words in what a command prints, or for the absence of those behind "not ".
 func (w *world) until(limit time.Duration, words []string, command ...string) {
 	w.Helper()
 	w.ok(lab.Until(w.Context(), limit, func() error {
 		out, err := w.hub.CLI(w.Context(), "", command...)
 		for _, word := range words {
-			if err == nil && !strings.Contains(strings.Join(strings.Fields(out), " "), word) {
+			if not, ok := strings.CutPrefix(word, "not "); ok && err == nil && strings.Contains(out, not) {
+				err = fmt.Errorf("%q in\n%s", not, out)
+			} else if !ok && err == nil && !strings.Contains(strings.Join(strings.Fields(out), " "), word) {
 				err = fmt.Errorf("no %q in\n%s", word, out)
 			}
 		}
@@ -314,6 +321,124 @@ func TestHealth(t *testing.T) {
 	if text := strings.Join(strings.Fields(string(log)), " "); err != nil || !strings.Contains(text, "updated partner 1/2 0.0.0.0/0 192.0.2.10 down, 192.0.2.11 healthy") {
 		t.Errorf("watch: %v\n%s", err, log)
 	}
+	if n, who, err := w.leaks.Stop(); n > 0 || err != nil {
+		t.Errorf("%d packets left with an inside source (%v): %v", n, who, err)
+	}
+}
+
+// reaches opens a flow to an address of the partner, or finds that it cannot.
+func (w *world) reaches(to string, want bool) *flow {
+	w.Helper()
+	f, err := w.open(0, to)
+	if (err == nil) != want {
+		w.Fatalf("%s can be reached: %v, want %v: %v", to, err == nil, want, err)
+	}
+	return f
+}
+
+// serveNames starts dnsmasq at the partner with these hosts.
+func (w *world) serveNames(hosts string) *lab.Process {
+	w.Helper()
+	dir, err := w.partner.Dir()
+	w.ok(err)
+	file := filepath.Join(dir, "hosts")
+	w.ok(os.WriteFile(file, []byte(hosts), 0o644))
+	p, err := w.partner.Start("dnsmasq", "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--addn-hosts="+file,
+		"--listen-address=198.51.100.53", "--bind-interfaces", "--local-ttl=1", "--pid-file=", "--user=root", "--cname=www.partner.example,api.partner.example")
+	w.ok(err)
+	return p
+}
+
+// ask sends a query for an IPv4 address from a node and returns whether there was an answer, and with how many addresses.
+func (w *world) ask(from *lab.Node, server, name string) (addresses int, err error) {
+	b := dnsmessage.NewBuilder(nil, dnsmessage.Header{ID: 7, RecursionDesired: true})
+	w.ok(b.StartQuestions())
+	w.ok(b.Question(dnsmessage.Question{Name: dnsmessage.MustNewName(name + "."), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}))
+	query, err := b.Finish()
+	w.ok(err)
+	conn, err := from.DialContext(w.Context(), "udp", server+":53")
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(2 * time.Second))
+	if _, err := conn.Write(query); err != nil {
+		return 0, err
+	}
+	buffer := make([]byte, 4096)
+	n, err := conn.Read(buffer)
+	if err != nil {
+		return 0, err
+	}
+	var m dnsmessage.Message
+	err = m.Unpack(buffer[:n])
+	return len(m.Answers), err
+}
+
+func TestNames(t *testing.T) {
+	w := begin(t, `announce: [0.0.0.0/0]
+egress:
+  resolvers: [198.51.100.53]
+  nameFloor: 1s
+  nameGrace: 1h
+  dnsProxy: {listen: [169.254.80.0]}
+  pools: [{name: partner, addresses: [{address: 192.0.2.10}]}]
+  policies: [{name: partner, sources: [172.16.0.0/12], names: [www.partner.example, "*.example.com"], pool: partner}]
+`)
+	w.untilDefault(true)
+	w.until(10*time.Second, []string{"www.partner.example partner -", "connection refused"}, "get", "names")
+	w.reaches(service, false)
+
+	// A name behind an alias; the server answers.
+	server := w.serveNames("198.51.100.7 api.partner.example\n")
+	w.until(15*time.Second, []string{"www.partner.example partner 198.51.100.7"}, "get", "names")
+	old := w.reaches(service, true)
+	w.reaches("198.51.100.9", false)
+	w.until(5*time.Second, []string{"www.partner.example,*.example.com"}, "get", "nat")
+
+	// It has another address: the old one is no destination any more, but what is under way goes on.
+	server.Signal(unix.SIGTERM)
+	<-server.Done()
+	server = w.serveNames("198.51.100.9 api.partner.example\n198.51.100.10 new.example.com\n")
+	w.until(15*time.Second, []string{"www.partner.example partner 198.51.100.9 "}, "get", "names")
+	w.reaches("198.51.100.9", true)
+	w.reaches(service, false)
+	w.wantAlive([]*flow{old})
+
+	// What a spoke is told, it reaches at once.
+	w.reaches("198.51.100.10", false)
+	if n, err := w.ask(w.site.Node, "169.254.80.0", "new.example.com"); n != 1 || err != nil {
+		t.Fatalf("%d answers, %v", n, err)
+	}
+	told := w.reaches("198.51.100.10", true)
+	w.until(5*time.Second, []string{"*.example.com partner 198.51.100.10 "}, "get", "names")
+
+	// The proxy is there for spokes alone: neither the node's address nor the inside address answers on the underlay.
+	_, err := w.partner.Exec(t.Context(), "ip", "route", "add", "169.254.80.0/32", "via", "192.0.2.100")
+	w.ok(err)
+	for _, address := range []string{"192.0.2.100", "192.0.2.10", "169.254.80.0"} {
+		if n, err := w.ask(w.partner, address, "new.example.com"); err == nil {
+			t.Errorf("%s gives strangers %d answers", address, n)
+		}
+	}
+
+	// Nobody answers, and the daemon starts anew: what was good stays.
+	server.Signal(unix.SIGTERM)
+	<-server.Done()
+	w.until(15*time.Second, []string{"NameUnresolved"}, "describe", "node")
+	w.hub.Kill()
+	w.hub.Start(t)
+	w.until(60*time.Second, []string{"established"}, "get", "peers")
+	w.untilDefault(true)
+	w.wantAlive([]*flow{old, told})
+	w.reaches("198.51.100.9", true)
+	w.until(5*time.Second, []string{"www.partner.example partner 198.51.100.9 "}, "get", "names")
+
+	// A server that says there is no such name is believed.
+	w.serveNames("198.51.100.7 other.example\n")
+	w.until(15*time.Second, []string{"not 198.51.100.9"}, "get", "names")
+	w.reaches("198.51.100.9", false)
+	w.wantAlive([]*flow{old, told})
 	if n, who, err := w.leaks.Stop(); n > 0 || err != nil {
 		t.Errorf("%d packets left with an inside source (%v): %v", n, who, err)
 	}

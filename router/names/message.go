@@ -1,0 +1,155 @@
+package names
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+// maxUDP is the size of UDP messages that gets through everywhere (RFC 9715 section 3.1).
+const maxUDP = 1232
+
+// pack returns a query.
+func pack(id uint16, name string, ipv6 bool) ([]byte, error) {
+	n, err := dnsmessage.NewName(name + ".")
+	if err != nil {
+		return nil, err
+	}
+	b := dnsmessage.NewBuilder(nil, dnsmessage.Header{ID: id, RecursionDesired: true})
+	kind := dnsmessage.TypeA
+	if ipv6 {
+		kind = dnsmessage.TypeAAAA
+	}
+	var opt dnsmessage.ResourceHeader
+	err = errors.Join(
+		b.StartQuestions(), b.Question(dnsmessage.Question{Name: n, Type: kind, Class: dnsmessage.ClassINET}),
+		b.StartAdditionals(), opt.SetEDNS0(maxUDP, dnsmessage.RCodeSuccess, false), b.OPTResource(opt, dnsmessage.OPTResource{}))
+	if err != nil {
+		return nil, err
+	}
+	return b.Finish()
+}
+
+// question returns the header and the only question of a message.
+func question(message []byte) (dnsmessage.Header, dnsmessage.Question, error) {
+	var p dnsmessage.Parser
+	h, err := p.Start(message)
+	if err != nil {
+		return h, dnsmessage.Question{}, err
+	}
+	q, err := p.AllQuestions()
+	if err == nil && len(q) != 1 {
+		err = fmt.Errorf("it has %d questions", len(q))
+	}
+	if err != nil {
+		return h, dnsmessage.Question{}, err
+	}
+	return h, q[0], nil
+}
+
+// canonical returns a name in lower case without a dot at its end.
+func canonical(n dnsmessage.Name) string {
+	return strings.ToLower(strings.TrimSuffix(n.String(), "."))
+}
+
+// answer is what a message says of a name.
+type answer struct {
+	addrs []netip.Addr
+	ttl   time.Duration // the shortest of the chain
+	next  string        // name at the end of a chain of aliases that does not reach an address; empty: there is none
+}
+
+// read returns what a response to a question says, through all aliases that are in it.
+func read(message []byte) (answer, error) {
+	var a answer
+	var p dnsmessage.Parser
+	h, err := p.Start(message)
+	if err != nil {
+		return a, err
+	}
+	q, err := p.Question()
+	if err != nil {
+		return a, err
+	}
+	if err := p.SkipAllQuestions(); err != nil {
+		return a, err
+	}
+	type set struct {
+		addrs []netip.Addr
+		alias string
+		ttl   uint32
+	}
+	sets := map[string]*set{}
+	for {
+		r, err := p.AnswerHeader()
+		if errors.Is(err, dnsmessage.ErrSectionDone) {
+			break
+		}
+		if err != nil {
+			return a, err
+		}
+		if r.Class != dnsmessage.ClassINET || r.Type != q.Type && r.Type != dnsmessage.TypeCNAME {
+			if err := p.SkipAnswer(); err != nil {
+				return a, err
+			}
+			continue
+		}
+		s := sets[canonical(r.Name)]
+		if s == nil {
+			s = &set{ttl: r.TTL}
+			sets[canonical(r.Name)] = s
+		}
+		s.ttl = min(s.ttl, r.TTL)
+		switch r.Type {
+		case dnsmessage.TypeA:
+			v, err := p.AResource()
+			if err != nil {
+				return a, err
+			}
+			s.addrs = append(s.addrs, netip.AddrFrom4(v.A))
+		case dnsmessage.TypeAAAA:
+			v, err := p.AAAAResource()
+			if err != nil {
+				return a, err
+			}
+			s.addrs = append(s.addrs, netip.AddrFrom16(v.AAAA))
+		case dnsmessage.TypeCNAME:
+			v, err := p.CNAMEResource()
+			if err != nil {
+				return a, err
+			}
+			s.alias = canonical(v.CNAME)
+		default:
+			if err := p.SkipAnswer(); err != nil {
+				return a, err
+			}
+		}
+	}
+	ttl := uint32(1<<31 - 1) // RFC 2181 section 8
+	name := canonical(q.Name)
+	for range len(sets) + 1 {
+		s := sets[name]
+		if s == nil {
+			break
+		}
+		ttl = min(ttl, s.ttl)
+		if len(s.addrs) > 0 || s.alias == "" {
+			a.addrs = s.addrs
+			a.ttl = time.Duration(ttl) * time.Second
+			return a, nil
+		}
+		name = s.alias
+	}
+	if name != canonical(q.Name) {
+		a.ttl = time.Duration(ttl) * time.Second
+		if h.RCode == dnsmessage.RCodeSuccess {
+			a.next = name
+		}
+		return a, nil
+	}
+	return a, nil // no such name, or none of the kind; without a time to live the floor counts
+}

@@ -1,0 +1,288 @@
+package names
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+)
+
+// parallel is how many queries of the node's own are under way at a time.
+const parallel = 16
+
+// Options are what a Resolver works with.
+type Options struct {
+	// File keeps the addresses for the next run. Empty: nothing is kept.
+	File string
+	// Changed is called after something has changed; with addresses, the addresses of names have. It is never called under a lock.
+	Changed func(addresses bool)
+	// Apply has new addresses of names be destinations when it returns. The proxy calls it before it answers.
+	Apply func(context.Context) error
+	// Log hears of names that cannot be resolved.
+	Log *slog.Logger
+	// ResolvConf is the file with the system's servers. Default: /etc/resolv.conf.
+	ResolvConf string
+}
+
+// Resolver knows the addresses of names. Methods may be called from several goroutines.
+type Resolver struct {
+	options Options
+	client  client
+	kick    chan struct{}
+
+	mu        sync.Mutex
+	ctx       context.Context // of Run; nil: it does not run
+	wg        sync.WaitGroup
+	config    Config
+	table     *table
+	dirty     bool // the file is older than the table
+	listeners map[Listener]context.CancelFunc
+}
+
+// New returns a Resolver of no names, with what a former run has left in the file.
+func New(o Options) *Resolver {
+	if o.ResolvConf == "" {
+		o.ResolvConf = "/etc/resolv.conf"
+	}
+	r := &Resolver{options: o, client: client{(&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[Listener]context.CancelFunc{}}
+	if o.File == "" {
+		return r
+	}
+	data, err := os.ReadFile(o.File)
+	if err == nil {
+		err = r.table.decode(data, time.Now())
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		o.Log.Warn("addresses of names are lost; they are asked for anew", "err", err)
+		r.table = newTable()
+	}
+	return r
+}
+
+// Set replaces the names and how they are resolved.
+func (r *Resolver) Set(c Config, names []string) {
+	r.mu.Lock()
+	r.config = c
+	r.table.set(names, c, time.Now())
+	r.dirty = true
+	for l, cancel := range r.listeners {
+		if !slices.Contains(c.Proxy, l) {
+			cancel()
+			delete(r.listeners, l)
+		}
+	}
+	r.listenLocked()
+	r.mu.Unlock()
+	r.wake()
+}
+
+func (r *Resolver) listenLocked() {
+	if r.ctx == nil {
+		return
+	}
+	for _, l := range r.config.Proxy {
+		if r.listeners[l] == nil {
+			ctx, cancel := context.WithCancel(r.ctx)
+			r.listeners[l] = cancel
+			r.wg.Go(func() { r.serve(ctx, l) })
+		}
+	}
+}
+
+func (r *Resolver) wake() {
+	select {
+	case r.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Run asks and serves until ctx is done.
+func (r *Resolver) Run(ctx context.Context) error {
+	r.mu.Lock()
+	r.ctx = ctx
+	r.listenLocked()
+	r.mu.Unlock()
+	slots := make(chan struct{}, parallel)
+	for ctx.Err() == nil {
+		now := time.Now()
+		r.mu.Lock()
+		gone := r.table.expire(now)
+		asks := r.table.due(now)
+		next := r.table.next()
+		r.dirty = r.dirty || gone
+		r.mu.Unlock()
+		r.save()
+		if gone {
+			r.options.Changed(true)
+		}
+		for _, a := range asks {
+			select {
+			case slots <- struct{}{}:
+			case <-ctx.Done():
+				continue
+			}
+			r.wg.Go(func() {
+				defer func() { <-slots }()
+				r.query(ctx, a)
+			})
+		}
+		wait := time.Hour
+		if !next.IsZero() {
+			wait = max(0, time.Until(next))
+		}
+		select {
+		case <-ctx.Done():
+		case <-r.kick:
+		case <-time.After(wait):
+		}
+	}
+	r.mu.Lock()
+	r.ctx = nil
+	clear(r.listeners) // they end with ctx
+	r.mu.Unlock()
+	r.wg.Wait()
+	r.save()
+	return nil
+}
+
+// servers returns whom to ask.
+func (r *Resolver) servers() ([]netip.AddrPort, error) {
+	r.mu.Lock()
+	servers := r.config.Resolvers
+	r.mu.Unlock()
+	if len(servers) > 0 {
+		return servers, nil
+	}
+	return system(r.options.ResolvConf)
+}
+
+// query asks for the addresses of a name and takes the answer.
+func (r *Resolver) query(ctx context.Context, a ask) {
+	servers, err := r.servers()
+	var addrs []netip.Addr
+	var ttl time.Duration
+	if err == nil {
+		addrs, ttl, err = r.client.resolve(ctx, servers, a.name, a.ipv6)
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	now := time.Now()
+	r.mu.Lock()
+	record := r.table.records[a.name]
+	if record == nil {
+		r.mu.Unlock()
+		return
+	}
+	was := record.queries[b2i(a.ipv6)]
+	news := false
+	if err != nil {
+		r.table.failed(a.name, a.ipv6, err, now)
+	} else {
+		news = r.table.answered(a.name, a.ipv6, addrs, ttl, now)
+	}
+	r.dirty = r.dirty || news
+	r.mu.Unlock()
+	switch {
+	case err != nil && was.err == "":
+		r.options.Log.Warn("a name cannot be resolved; its addresses stay for a while", "name", a.name, "ipv6", a.ipv6, "err", err)
+	case err == nil && was.err != "":
+		r.options.Log.Info("a name can be resolved again", "name", a.name, "ipv6", a.ipv6)
+	}
+	if news || (err != nil) != (was.err != "") {
+		r.options.Changed(news)
+	}
+	r.wake()
+}
+
+// learn takes what a spoke is about to be told, and reports whether it was news.
+func (r *Resolver) learn(name string, a answer) bool {
+	r.mu.Lock()
+	news := r.table.learn(name, a.addrs, a.ttl, time.Now())
+	r.dirty = r.dirty || news
+	r.mu.Unlock()
+	if news {
+		r.wake()
+	}
+	return news
+}
+
+// save writes the file when it is old. A failure is told once a change.
+func (r *Resolver) save() {
+	r.mu.Lock()
+	dirty := r.dirty && r.options.File != ""
+	r.dirty = false
+	var data []byte
+	var err error
+	if dirty {
+		data, err = r.table.encode()
+	}
+	r.mu.Unlock()
+	if !dirty {
+		return
+	}
+	if err == nil {
+		temporary := r.options.File + ".new"
+		if err = os.WriteFile(temporary, data, 0o600); err == nil {
+			err = os.Rename(temporary, r.options.File)
+		}
+	}
+	if err != nil {
+		r.options.Log.Warn("addresses of names are not kept for the next start", "err", err)
+	}
+}
+
+// Addresses returns the present addresses of a name or wildcard that was set, in order.
+func (r *Resolver) Addresses(name string) []netip.Addr {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.table.addresses(name)
+}
+
+// Resolve returns the addresses of a name that was set, without asking anybody; at least one.
+func (r *Resolver) Resolve(_ context.Context, name string) ([]netip.Addr, error) {
+	s := r.State(name)
+	switch {
+	case len(s.Addresses) > 0:
+		return s.Addresses, nil
+	case s.LastError != "":
+		return nil, errors.New(s.LastError)
+	}
+	return nil, fmt.Errorf("%s has no address", name)
+}
+
+// State is what is known of a name.
+type State struct {
+	Addresses []netip.Addr
+	Next      time.Time // of the next query; zero for a wildcard
+	// LastError is why queries fail, and Failing since when; zero when they do not.
+	LastError string
+	Failing   time.Time
+}
+
+// State returns what is known of a name or wildcard.
+func (r *Resolver) State(name string) State {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := State{Addresses: r.table.addresses(name)}
+	record := r.table.records[name]
+	if record == nil || IsWildcard(name) {
+		return s
+	}
+	for _, q := range record.queries {
+		if s.Next.IsZero() || q.next.Before(s.Next) {
+			s.Next = q.next
+		}
+		if q.err != "" {
+			s.LastError, s.Failing = q.err, q.failing
+		}
+	}
+	return s
+}

@@ -1,0 +1,431 @@
+package names
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+// server is a DNS server whose zone can change.
+type server struct {
+	at netip.AddrPort
+
+	mu      sync.Mutex
+	zone    map[string]func(b *dnsmessage.Builder, q dnsmessage.Question) // by name and type
+	code    dnsmessage.RCode
+	mangle  func([]byte) [][]byte // what is sent by UDP in place of the response
+	queries int
+}
+
+func newServer(t *testing.T) *server {
+	s := &server{zone: map[string]func(*dnsmessage.Builder, dnsmessage.Question){}}
+	var stream net.Listener
+	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err == nil {
+		stream, err = net.Listen("tcp", packets.LocalAddr().String())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { packets.Close(); stream.Close() })
+	s.at = netip.MustParseAddrPort(packets.LocalAddr().String())
+	go func() {
+		for buffer := make([]byte, 65535); ; {
+			n, from, err := packets.ReadFrom(buffer)
+			if err != nil {
+				return
+			}
+			for _, m := range s.respond(buffer[:n], "udp") {
+				packets.WriteTo(m, from)
+			}
+		}
+	}()
+	go func() {
+		for {
+			conn, err := stream.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				for buffer := make([]byte, 65535); ; {
+					q, err := readTCP(conn, buffer)
+					if err != nil {
+						return
+					}
+					for _, m := range s.respond(q, "tcp") {
+						writeTCP(conn, m)
+					}
+				}
+			}()
+		}
+	}()
+	return s
+}
+
+func (s *server) respond(query []byte, network string) [][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.queries++
+	h, q, err := question(query)
+	if err != nil {
+		return nil
+	}
+	records := s.zone[canonical(q.Name)+" "+q.Type.String()]
+	if records == nil {
+		records = s.zone[canonical(q.Name)+" "+dnsmessage.TypeCNAME.String()]
+	}
+	code := s.code
+	if records == nil && code == 0 && s.zone[canonical(q.Name)] == nil {
+		code = dnsmessage.RCodeNameError
+	}
+	b := dnsmessage.NewBuilder(nil, dnsmessage.Header{ID: h.ID, Response: true, RecursionAvailable: true, RCode: code})
+	b.EnableCompression()
+	b.StartQuestions()
+	b.Question(q)
+	b.StartAnswers()
+	if records != nil && code == 0 {
+		records(&b, q)
+	}
+	out, err := b.Finish()
+	if err != nil {
+		panic(err)
+	}
+	if network == "udp" && len(out) > room(query) {
+		out = refuse(h, q, 0, true)
+	}
+	if network == "udp" && s.mangle != nil {
+		return s.mangle(out)
+	}
+	return [][]byte{out}
+}
+
+func header(name string, ttl uint32) dnsmessage.ResourceHeader {
+	return dnsmessage.ResourceHeader{Name: dnsmessage.MustNewName(name + "."), Class: dnsmessage.ClassINET, TTL: ttl}
+}
+
+// host gives a name addresses in place of those that it has.
+func (s *server) host(name string, ttl uint32, list ...netip.Addr) {
+	s.set(func() {
+		s.zone[name] = func(*dnsmessage.Builder, dnsmessage.Question) {}
+		for _, kind := range []dnsmessage.Type{dnsmessage.TypeA, dnsmessage.TypeAAAA} {
+			delete(s.zone, name+" "+kind.String())
+			if slices.ContainsFunc(list, func(a netip.Addr) bool { return a.Is6() == (kind == dnsmessage.TypeAAAA) }) {
+				s.zone[name+" "+kind.String()] = func(b *dnsmessage.Builder, q dnsmessage.Question) {
+					for _, a := range list {
+						switch {
+						case kind == dnsmessage.TypeA && a.Is4():
+							b.AResource(header(name, ttl), dnsmessage.AResource{A: a.As4()})
+						case kind == dnsmessage.TypeAAAA && a.Is6():
+							b.AAAAResource(header(name, ttl), dnsmessage.AAAAResource{AAAA: a.As16()})
+						}
+					}
+				}
+			}
+		}
+	})
+}
+
+// alias makes a name one of another. With whole, the server adds what the other one has.
+func (s *server) alias(name, other string, ttl uint32, whole bool) {
+	s.set(func() {
+		s.zone[name+" "+dnsmessage.TypeCNAME.String()] = func(b *dnsmessage.Builder, q dnsmessage.Question) {
+			b.CNAMEResource(header(name, ttl), dnsmessage.CNAMEResource{CNAME: dnsmessage.MustNewName(other + ".")})
+			for _, kind := range []string{q.Type.String(), dnsmessage.TypeCNAME.String()} {
+				if next := s.zone[other+" "+kind]; next != nil && whole {
+					next(b, q)
+					return
+				}
+			}
+		}
+	})
+}
+
+func (s *server) set(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+}
+
+func numbered(n int) (out []netip.Addr) {
+	for i := range n {
+		out = append(out, netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}))
+	}
+	return out
+}
+
+func TestResolve(t *testing.T) {
+	s := newServer(t)
+	dead := netip.MustParseAddrPort("127.0.0.1:1")
+	s.host("a.example", 60, addrs("198.51.100.1", "198.51.100.2", "2001:db8::1")...)
+	s.host("four.example", 60, addrs("198.51.100.4")...)
+	s.host("many.example", 60, numbered(500)...)
+	s.alias("www.example", "cdn.example", 300, true)
+	s.alias("cdn.example", "a.example", 20, true)
+	s.alias("step.example", "www.example", 10, false)
+	s.alias("loop.example", "ring.example", 10, false)
+	s.alias("ring.example", "loop.example", 10, false)
+	s.alias("whole.example", "whole.example", 10, false)
+	s.alias("gone.example", "none.example", 5, false)
+	c := client{(&net.Dialer{}).DialContext}
+	for _, k := range []struct {
+		name string
+		ipv6 bool
+		want string
+		ttl  time.Duration
+	}{
+		{"a.example", false, "[198.51.100.1 198.51.100.2]", time.Minute},
+		{"a.example", true, "[2001:db8::1]", time.Minute},
+		{"four.example", true, "[]", 0},
+		{"none.example", false, "[]", 0},
+		{"many.example", false, fmt.Sprint(numbered(500)), time.Minute},
+		{"www.example", false, "[198.51.100.1 198.51.100.2]", 20 * time.Second},
+		{"step.example", true, "[2001:db8::1]", 10 * time.Second},
+		{"loop.example", false, "it is an alias of an alias without an end", 0},
+		{"whole.example", false, "[]", 0},
+		{"gone.example", false, "[]", 0},
+	} {
+		got, ttl, err := c.resolve(t.Context(), []netip.AddrPort{dead, s.at}, k.name, k.ipv6)
+		text := fmt.Sprint(got)
+		if err != nil {
+			text = err.Error()
+		}
+		if text != k.want || ttl != k.ttl {
+			t.Errorf("%s: %.200s, %v, want %.200s, %v", k.name, text, ttl, k.want, k.ttl)
+		}
+	}
+
+	// Whoever answers something else is not believed; the true answer still counts.
+	s.set(func() {
+		s.mangle = func(m []byte) [][]byte {
+			wrong, other := bytes.Clone(m), bytes.Replace(m, []byte("four"), []byte("five"), 2)
+			wrong[0] ^= 0xff
+			return [][]byte{wrong, other, {1, 2, 3}, {}, m}
+		}
+	})
+	if got, _, err := c.resolve(t.Context(), []netip.AddrPort{s.at}, "four.example", false); err != nil || fmt.Sprint(got) != "[198.51.100.4]" {
+		t.Errorf("%v, %v", got, err)
+	}
+	s.set(func() { s.mangle = func(m []byte) [][]byte { return [][]byte{m[:len(m)-3]} } })
+	if got, _, err := c.resolve(t.Context(), []netip.AddrPort{s.at}, "four.example", false); err == nil {
+		t.Errorf("half a message says %v", got)
+	}
+	s.set(func() { s.mangle, s.code = nil, dnsmessage.RCodeServerFailure })
+	_, _, err := c.resolve(t.Context(), []netip.AddrPort{dead, s.at}, "a.example", false)
+	if err == nil || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "it answers ServerFailure") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestSystem(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "resolv.conf")
+	for text, want := range map[string]string{
+		"# me\nsearch example\nnameserver 10.0.0.2\nnameserver 2001:db8::53\noptions edns0\nnameserver nonsense\n": "[10.0.0.2:53 [2001:db8::53]:53] <nil>",
+		"search example\n": "[] " + file + " names no server",
+	} {
+		os.WriteFile(file, []byte(text), 0o600)
+		servers, err := system(file)
+		if got := fmt.Sprint(servers, " ", err); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}
+
+// start runs a resolver of these names.
+func start(t *testing.T, c Config, o Options, names ...string) *Resolver {
+	o.Log = slog.New(slog.DiscardHandler)
+	if o.Changed == nil {
+		o.Changed = func(bool) {}
+	}
+	r := New(o)
+	r.Set(c, names)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { r.Run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return r
+}
+
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("not within 5 s: ", what)
+		}
+	}
+}
+
+func TestResolver(t *testing.T) {
+	s := newServer(t)
+	s.host("a.example", 0, addrs("198.51.100.1")...)
+	file := filepath.Join(t.TempDir(), "names.json")
+	c := Config{Resolvers: []netip.AddrPort{s.at}, Floor: 100 * time.Millisecond, Grace: time.Hour}
+	var mu sync.Mutex
+	news := 0
+	r := start(t, c, Options{File: file, Changed: func(addresses bool) {
+		if mu.Lock(); addresses {
+			news++
+		}
+		mu.Unlock()
+	}}, "a.example", "none.example")
+	has := func(want ...string) func() bool {
+		return func() bool { return fmt.Sprint(r.Addresses("a.example")) == fmt.Sprint(addrs(want...)) }
+	}
+	eventually(t, "resolved", has("198.51.100.1"))
+	s.host("a.example", 0, addrs("198.51.100.2", "2001:db8::2")...)
+	eventually(t, "both for a while", has("198.51.100.1", "198.51.100.2", "2001:db8::2"))
+	eventually(t, "the new ones", has("198.51.100.2", "2001:db8::2"))
+	if _, err := r.Resolve(t.Context(), "none.example"); err == nil {
+		t.Error("a name that is not there has addresses")
+	}
+	mu.Lock()
+	quiet := news
+	mu.Unlock()
+	time.Sleep(500 * time.Millisecond)
+	if mu.Lock(); news != quiet {
+		t.Errorf("%d changes where nothing changed", news-quiet)
+	}
+	mu.Unlock()
+
+	// The server fails: everything stays, and the failure is told.
+	s.set(func() { s.code = dnsmessage.RCodeRefused })
+	eventually(t, "told", func() bool { return strings.Contains(r.State("a.example").LastError, "it answers Refused") })
+	time.Sleep(500 * time.Millisecond)
+	if !has("198.51.100.2", "2001:db8::2")() {
+		t.Error("addresses are gone although nobody said so: ", r.Addresses("a.example"))
+	}
+	// A new daemon without a server has them, too.
+	again := start(t, c, Options{File: file}, "a.example")
+	if got := again.Addresses("a.example"); len(got) != 2 {
+		t.Errorf("after a restart there is %v", got)
+	}
+	// That there is no such name is an answer.
+	s.set(func() { s.code = 0; clear(s.zone) })
+	eventually(t, "gone", has())
+	if s := r.State("a.example"); s.LastError != "" || !s.Failing.IsZero() {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestProxy asks the proxy on the loopback. Ring: namespace; needs root for port 53.
+func TestProxy(t *testing.T) {
+	s := newServer(t)
+	s.host("a.example.com", 60, addrs("198.51.100.1", "2001:db8::1")...)
+	s.host("many.example.com", 60, numbered(500)...)
+	s.host("other.example", 60, addrs("198.51.100.9")...)
+	s.alias("www.example.com", "other.example", 60, true)
+	at := netip.MustParseAddr("127.53.53.1")
+	var r *Resolver
+	applied := make(chan []netip.Addr, 100)
+	var fail error
+	r = start(t, Config{Resolvers: []netip.AddrPort{s.at}, Floor: time.Minute, Grace: time.Hour, Proxy: []Listener{{at, "lo"}, {netip.MustParseAddr("127.53.53.2"), "ist-none"}}},
+		Options{Apply: func(context.Context) error { applied <- r.Addresses("*.example.com"); return fail }}, "*.example.com")
+	c := client{(&net.Dialer{}).DialContext}
+	servers := []netip.AddrPort{netip.AddrPortFrom(at, 53)}
+	eventually(t, "listening", func() bool { _, _, err := c.resolve(t.Context(), servers, "none.example", false); return err == nil })
+
+	ask := func(name string, ipv6 bool, want string, news bool) {
+		t.Helper()
+		got, ttl, err := c.resolve(t.Context(), servers, name, ipv6)
+		if fmt.Sprint(got) != want || err != nil || ttl != time.Minute {
+			t.Errorf("%s: %.100v, %v, %v, want %.100s", name, got, ttl, err, want)
+		}
+		select {
+		case has := <-applied:
+			if !news || slices.ContainsFunc(got, func(a netip.Addr) bool { return !slices.Contains(has, a) }) {
+				t.Errorf("%s: told %.100v, news %v, destinations were %.100v", name, got, news, has)
+			}
+		default:
+			if news {
+				t.Errorf("%s: the client was told before the addresses were destinations", name)
+			}
+		}
+	}
+	ask("a.example.com", false, "[198.51.100.1]", true)
+	ask("a.example.com", false, "[198.51.100.1]", false)
+	ask("a.example.com", true, "[2001:db8::1]", true)
+	ask("other.example", false, "[198.51.100.9]", false)
+	ask("www.example.com", false, "[198.51.100.9]", true)
+	ask("many.example.com", false, fmt.Sprint(numbered(500)), true) // over TCP
+	if got := len(r.Addresses("*.example.com")); got != 503 {
+		t.Errorf("%d addresses", got)
+	}
+
+	// A client that can take little is told to come by TCP, and the number of its query is its own.
+	conn, err := net.Dial("udp", servers[0].String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	query, _ := pack(0x1234, "many.example.com", false)
+	conn.Write(query)
+	buffer := make([]byte, 65535)
+	n, err := conn.Read(buffer)
+	if h, _, err2 := question(buffer[:n]); err != nil || err2 != nil || h.ID != 0x1234 || !h.Truncated || n > maxUDP {
+		t.Errorf("%d bytes, %+v, %v, %v", n, h, err, err2)
+	}
+	// Nonsense has no answer, and harms nobody.
+	for _, m := range [][]byte{{}, {1}, bytes.Repeat([]byte{0xff}, 100), make([]byte, 12), append([]byte{0x12, 0x34, 0x80}, query[3:]...)} {
+		conn.Write(m)
+	}
+	query[2] |= 0x10 // another kind of operation
+	conn.Write(query)
+	n, err = conn.Read(buffer)
+	if h, _, err2 := question(buffer[:n]); err != nil || err2 != nil || h.RCode != dnsmessage.RCodeNotImplemented {
+		t.Errorf("%+v, %v, %v", h, err, err2)
+	}
+	s.set(func() { s.code = dnsmessage.RCodeServerFailure })
+	if _, _, err := c.resolve(t.Context(), servers, "a.example.com", false); err == nil || !strings.Contains(err.Error(), "ServerFailure") {
+		t.Errorf("%v", err)
+	}
+	// A client gets its answer also when the rules cannot be written.
+	s.set(func() { s.code = 0 })
+	s.host("b.example.com", 60, addrs("198.51.100.77")...)
+	fail = errors.New("no rules")
+	ask("b.example.com", false, "[198.51.100.77]", true)
+	// Nobody listens where there is no such interface, or any more.
+	if conn, err := net.Dial("tcp", "127.53.53.2:53"); err == nil {
+		conn.Close()
+		t.Error("it listens at an address of another interface")
+	}
+	r.Set(Config{Resolvers: []netip.AddrPort{s.at}, Floor: time.Minute}, nil)
+	eventually(t, "silence", func() bool {
+		conn, err := net.Dial("tcp", servers[0].String())
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	})
+}
+
+func FuzzRead(f *testing.F) {
+	s := &server{zone: map[string]func(*dnsmessage.Builder, dnsmessage.Question){}}
+	s.host("a.example", 60, addrs("198.51.100.1")...)
+	s.alias("b.example", "a.example", 60, true)
+	for _, name := range []string{"a.example", "b.example", "c.example"} {
+		query, _ := pack(1, name, false)
+		f.Add(s.respond(query, "tcp")[0])
+		f.Add(query)
+	}
+	f.Fuzz(func(t *testing.T, message []byte) {
+		question(message)
+		room(message)
+		if a, err := read(message); err == nil && a.ttl < 0 {
+			t.Errorf("%+v", a)
+		}
+	})
+}
