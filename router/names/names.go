@@ -42,33 +42,42 @@ type Resolver struct {
 	wg        sync.WaitGroup
 	config    Config
 	table     *table
+	loaded    bool // the file has been read
 	dirty     bool // the file is older than the table
 	listeners map[Listener]context.CancelFunc
 }
 
-// New returns a Resolver of no names, with what a former run has left in the file.
+// New returns a Resolver of no names.
 func New(o Options) *Resolver {
 	if o.ResolvConf == "" {
 		o.ResolvConf = "/etc/resolv.conf"
 	}
-	r := &Resolver{options: o, client: client{(&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[Listener]context.CancelFunc{}}
-	if o.File == "" {
-		return r
-	}
-	data, err := os.ReadFile(o.File)
-	if err == nil {
-		err = r.table.decode(data, time.Now())
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		o.Log.Warn("addresses of names are lost; they are asked for anew", "err", err)
-		r.table = newTable()
-	}
-	return r
+	return &Resolver{options: o, client: client{(&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[Listener]context.CancelFunc{}}
 }
 
-// Set replaces the names and how they are resolved.
+// loadLocked returns what a former run has left in the file.
+func (r *Resolver) loadLocked() *table {
+	t := newTable()
+	if r.options.File == "" {
+		return t
+	}
+	data, err := os.ReadFile(r.options.File)
+	if err == nil {
+		err = t.decode(data, time.Now())
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		r.options.Log.Warn("addresses of names are lost; they are asked for anew", "err", err)
+		return newTable()
+	}
+	return t
+}
+
+// Set replaces the names and how they are resolved. The first call also takes up what a former run knew of them.
 func (r *Resolver) Set(c Config, names []string) {
 	r.mu.Lock()
+	if !r.loaded {
+		r.table, r.loaded = r.loadLocked(), true
+	}
 	r.config = c
 	r.table.set(names, c, time.Now())
 	r.dirty = true

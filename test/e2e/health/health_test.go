@@ -9,13 +9,11 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -208,18 +206,20 @@ func (f *flow) alive() error {
 	return err
 }
 
-// wantSeen opens a flow from each source and wants them to leave as these.
-func (w *world) wantSeen(want ...string) (flows []*flow) {
+// wantSeen opens a flow from each source, and wants those in zone a to leave as one address and those in zone b as another.
+func (w *world) wantSeen(a, b string) (flows []*flow) {
 	w.Helper()
-	as := map[string]bool{}
 	for i := range 16 {
 		f, err := w.open(i, service)
 		w.ok(err)
+		want := a
+		if 10+i >= 16 {
+			want = b
+		}
+		if f.seen != want {
+			w.Fatalf("a flow from 172.16.1.%d leaves as %s, want %s", 10+i, f.seen, want)
+		}
 		flows = append(flows, f)
-		as[f.seen] = true
-	}
-	if got := slices.Sorted(maps.Keys(as)); !slices.Equal(got, want) {
-		w.Fatalf("new flows leave as %v, want %v", got, want)
 	}
 	return flows
 }
@@ -263,37 +263,38 @@ func (w *world) untilDefault(there bool) {
 
 func TestHealth(t *testing.T) {
 	w := begin(t, `egress:
+  zones: [{name: a, sources: [172.16.1.8/29]}, {name: b, sources: [172.16.1.16/28]}]
   pools:
   - name: partner
-    addresses: [{address: 192.0.2.10}, {address: 192.0.2.11}]
+    addresses: [{address: 192.0.2.10, zone: a}, {address: 192.0.2.11, zone: b}]
     probes: {targets: ["http://198.51.100.8/health"], interval: 1s, timeout: 1s, rise: 2, fall: 2, holdDown: 6s}
     announce: [0.0.0.0/0]
   policies: [{name: all, sources: [172.16.0.0/12], pool: partner}]
 `)
 	w.untilDefault(true)
-	w.until(10*time.Second, []string{first + " " + first + " - 1 healthy", second + " " + second + " - 1 healthy"}, "get", "pools")
+	w.until(10*time.Second, []string{first + " " + first + " a 1 healthy", second + " " + second + " b 1 healthy"}, "get", "pools")
 	socket := filepath.Join(filepath.Dir(w.hub.Process.Log), "run", "api.sock")
 	watch, err := w.hub.Node.Start("watch", w.hub.Program("isthmus"), "--socket", socket, "watch", "pools")
 	w.ok(err)
 	old := w.wantSeen(first, second)
 	w.wantAlive(old)
 
-	// One address fails its check: new flows leave by the other, old ones go on.
+	// One address fails its check: new flows of its zone leave by the other, old ones go on.
 	w.setSick(first, true)
-	w.until(10*time.Second, []string{first + " " + first + " - 1 down", "503 Service Unavailable", second + " " + second + " - 1 healthy"}, "get", "pools")
+	w.until(10*time.Second, []string{first + " " + first + " a 1 down", "503 Service Unavailable", second + " " + second + " b 1 healthy"}, "get", "pools")
 	w.until(5*time.Second, []string{"PoolDegraded", "503 Service Unavailable"}, "describe", "node")
 	w.until(5*time.Second, []string{"health: down", "target: http://198.51.100.8:80/health state: down"}, "describe", "pool", "partner")
-	w.wantSeen(second)
+	w.wantSeen(second, second)
 	w.wantAlive(old)
 
 	// A daemon that starts anew finds that out again, and breaks nothing. The embedded device of the lane is new, too.
 	w.hub.Kill()
 	w.hub.Start(t)
-	w.until(15*time.Second, []string{first + " " + first + " - 1 down"}, "get", "pools")
+	w.until(15*time.Second, []string{first + " " + first + " a 1 down"}, "get", "pools")
 	w.untilDefault(true)
 	w.until(60*time.Second, []string{"established"}, "get", "peers")
 	w.wantAlive(old)
-	w.wantSeen(second)
+	w.wantSeen(second, second)
 
 	// The other one too: the route is withdrawn, so that the spoke may use another node. Addresses stay in use.
 	w.setSick(second, true)
@@ -304,16 +305,16 @@ func TestHealth(t *testing.T) {
 	// It comes back, but only when it has been healthy for a while.
 	w.setSick(second, false)
 	began := time.Now()
-	w.until(10*time.Second, []string{second + " " + second + " - 1 returning"}, "get", "pools")
+	w.until(10*time.Second, []string{second + " " + second + " b 1 returning"}, "get", "pools")
 	w.untilDefault(true)
 	if held := time.Since(began); held < 6*time.Second {
 		t.Errorf("it was back after %v", held)
 	}
-	w.wantSeen(second)
+	w.wantSeen(second, second)
 	w.setSick(first, false)
-	w.until(10*time.Second, []string{first + " " + first + " - 1 returning"}, "get", "pools")
-	w.wantSeen(second)
-	w.until(15*time.Second, []string{first + " " + first + " - 1 healthy"}, "get", "pools")
+	w.until(10*time.Second, []string{first + " " + first + " a 1 returning"}, "get", "pools")
+	w.wantSeen(second, second)
+	w.until(15*time.Second, []string{first + " " + first + " a 1 healthy"}, "get", "pools")
 	w.wantSeen(first, second)
 	w.wantAlive(old)
 
@@ -344,7 +345,7 @@ func (w *world) serveNames(hosts string) *lab.Process {
 	file := filepath.Join(dir, "hosts")
 	w.ok(os.WriteFile(file, []byte(hosts), 0o644))
 	p, err := w.partner.Start("dnsmasq", "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--addn-hosts="+file,
-		"--listen-address=198.51.100.53", "--bind-interfaces", "--local-ttl=1", "--pid-file=", "--user=root", "--cname=www.partner.example,api.partner.example")
+		"--listen-address=198.51.100.53", "--local=/example/", "--bind-interfaces", "--local-ttl=1", "--pid-file=", "--user=root", "--cname=www.partner.example,api.partner.example")
 	w.ok(err)
 	return p
 }
