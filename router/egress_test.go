@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -110,5 +112,36 @@ egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}, {address: 10.9.0.6}]
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
 		want("[10.9.0.5] [0.0.0.0/0 10.9.0.0/24]", "PoolDegraded")
+	})
+}
+
+// TestNamesOfAFormerRun starts a daemon that knows addresses and finds nobody to ask.
+func TestNamesOfAFormerRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		dir := t.TempDir()
+		known := `{"a.example": {"198.51.100.1": "2100-01-01T00:00:00Z", "2001:db8::1": "2100-01-01T00:00:00Z"}, "b.example": {"198.51.100.1": "2100-01-01T00:00:00Z", "198.51.100.2": "2100-01-01T00:00:00Z"}}`
+		if err := os.WriteFile(filepath.Join(dir, "names.json"), []byte(known), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, stop := m.boot(dir)
+		defer stop()
+		doc := strings.Replace(base, "policies: [{name: x, sources: [10.0.0.0/8], pool: p}]", `resolvers: ["127.0.0.1:1"], policies: [
+{name: x, sources: [10.0.0.0/8], names: [b.example], pool: p}, {name: w, sources: [10.0.0.0/8], names: [a.example], pool: p}, {name: none, sources: [10.0.0.0/8], names: [c.example], pool: p}]`, 1)
+		apply(t, r, doc)
+		m.mu.Lock()
+		for i, want := range []string{"none []", "w [198.51.100.1/32 2001:db8::1/128]", "x [198.51.100.2/32]"} {
+			if p := m.nat.Policies[i]; fmt.Sprint(p.Name, " ", p.Destinations) != want {
+				t.Errorf("%s has %v, want %s", p.Name, p.Destinations, want)
+			}
+		}
+		m.mu.Unlock()
+		names, _ := r.Names()
+		if len(names) != 3 || names[1].GetName() != "b.example" || fmt.Sprint(names[1].GetAddresses(), names[1].GetPolicies()) != "[198.51.100.1 198.51.100.2] [x]" {
+			t.Errorf("names %v", names)
+		}
+		if got := fmt.Sprint(r.status().GetConditions()); !strings.Contains(got, "NameShared") || !strings.Contains(got, "198.51.100.1 of name b.example is no destination of policy x, since policy w decides the same flows to it") {
+			t.Errorf("conditions %s", got)
+		}
 	})
 }

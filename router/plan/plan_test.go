@@ -361,3 +361,45 @@ func TestDiff(t *testing.T) {
 		t.Error("tunnels are not in the order of names")
 	}
 }
+
+func TestHealthAndNames(t *testing.T) {
+	doc := `node: {name: n, asn: 64620}
+underlay: {interface: eth0, address: 10.9.0.4}
+tunnels:
+- {name: b, inside: [{local: 169.254.21.1/32, remote: 169.254.21.2}], ipsec: {remoteAddress: 198.51.100.1, psk: k}}
+- {name: a, inside: [{local: 169.254.21.1/32, remote: 169.254.21.3}], ipsec: {remoteAddress: 198.51.100.2, psk: k}}
+- {name: c, inside: [{local: 169.254.64.2/30}], ipsec: {remoteAddress: 198.51.100.3, psk: k}}
+egress:
+  zones: [{name: z, sources: [172.16.0.0/16]}, {name: y, sources: [172.17.0.0/16]}]
+  dnsProxy: {listen: [169.254.21.1]}
+  pools:
+  - {name: q, addresses: [{address: 10.9.0.6}], announce: [0.0.0.0/0]}
+  - {name: p, addresses: [{address: 10.9.0.5}], probes: {targets: ["icmp://198.51.100.9"]}}
+  - {name: o, addresses: [{address: 10.9.0.7}]}
+`
+	target, _ := mustMake(t, parse(t, doc), Ledger{})
+	for what, pair := range map[string][2]string{
+		"proxy": {fmt.Sprint(target.Names.Proxy), "[{169.254.21.1 t-a} {169.254.21.1 t-b}]"}, // on both tunnels of the address, and no other
+		"zones": {fmt.Sprint(target.NAT.Zones), "[{y [172.17.0.0/16]} {z [172.16.0.0/16]}]"},
+		"pools": {fmt.Sprint(len(target.Health), " ", target.Health[0].Name, " ", target.Health[1].Name), "2 p q"},
+	} {
+		if pair[0] != pair[1] {
+			t.Errorf("%s: %s, want %s", what, pair[0], pair[1])
+		}
+	}
+	changed, _ := mustMake(t, parse(t, strings.NewReplacer("172.17.0.0", "172.18.0.0", ", announce: [0.0.0.0/0]", "", "icmp://198.51.100.9", "icmp://198.51.100.8", "dnsProxy", "nameFloor: 1m\n  dnsProxy").Replace(doc)), Ledger{})
+	var got []string
+	for _, c := range Diff(target, changed) {
+		got = append(got, fmt.Sprint(c.Action, " ", c.Kind, " ", c.Name, " ", c.Interrupts))
+	}
+	want := []string{
+		"change zone y ", "change health p ", "change names names ",
+		"remove health q all addresses of the pool count as healthy, and what it announces is withdrawn",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("changes %q, want %q", got, want)
+	}
+	if c := Diff(Target{}, target); !slices.ContainsFunc(c, func(c Change) bool { return c.Kind == "names" }) {
+		t.Errorf("the first document's names are not told: %v", c)
+	}
+}

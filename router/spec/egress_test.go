@@ -6,6 +6,7 @@ import (
 	"testing"
 )
 
+// goodEgress has something of everything that these tests are about.
 const goodEgress = `node: {name: hub-1, asn: 64620}
 underlay: {interface: eth0, address: 10.9.0.4}
 tunnels:
@@ -52,7 +53,16 @@ func TestEgressHealthAndNames(t *testing.T) {
 
 // TestEgressMistakes changes one line of the good document and expects exactly one problem.
 func TestEgressMistakes(t *testing.T) {
+	var many, targets []string
+	for i := range maxNames {
+		many = append(many, fmt.Sprintf("n%d.example", i))
+	}
+	for i := range maxTargets + 1 {
+		targets = append(targets, fmt.Sprintf("\"icmp://198.51.100.%d\"", i+1))
+	}
 	for _, k := range []struct{ from, to, want string }{
+		{"API.partner.example., ", strings.Join(many, ", ") + ", ", `egress.policies[0].names[1000]: "*.example.com" is one name more than 1000`},
+		{`["tcp://198.51.100.7:443", "https`, "[" + strings.Join(targets, ", ") + `, "https`, `egress.pools[0].probes.targets: "19" are more than 16`},
 		{"[172.17.0.0/16]}", "[172.17.0.0/16]}\n  - {name: a, sources: [172.18.0.0/16]}", `egress.zones[2].name: "a" is the name of egress.zones[0].name too`},
 		{"[172.17.0.0/16]", "[172.16.7.0/24, 172.17.0.0/16]", `egress.zones[1].sources[0]: "172.16.7.0/24" overlaps 172.16.0.0/16 of egress.zones[0].sources[0]`},
 		{"[172.17.0.0/16]", "[]", `egress.zones[1].sources: is required`},
