@@ -211,7 +211,8 @@ func TestResolve(t *testing.T) {
 	// Whoever answers something else is not believed; the true answer still counts.
 	s.set(func() {
 		s.mangle = func(m []byte) [][]byte {
-			wrong, other := bytes.Clone(m), bytes.Replace(m, []byte("four"), []byte("five"), 2)
+			wrong := bytes.Replace(m, []byte{198, 51, 100, 4}, []byte{198, 51, 100, 66}, 1)
+			other := bytes.Replace(wrong, []byte("four"), []byte("five"), 2)
 			wrong[0] ^= 0xff
 			return [][]byte{wrong, other, {1, 2, 3}, {}, m}
 		}
@@ -291,6 +292,7 @@ func TestResolver(t *testing.T) {
 	if _, err := r.Resolve(t.Context(), "none.example"); err == nil {
 		t.Error("a name that is not there has addresses")
 	}
+	time.Sleep(100 * time.Millisecond) // the last change may not have been told yet
 	mu.Lock()
 	quiet := news
 	mu.Unlock()
