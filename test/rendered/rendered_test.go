@@ -136,6 +136,16 @@ func TestSidesAgree(t *testing.T) {
 			met, with := 0, 0
 			for _, n := range top.Nodes {
 				s := document(t, top, n.Name)
+				var links []cloud.Link
+				for _, tu := range s.Tunnels {
+					if tu.IPsec != nil {
+						asn := s.Peers[slices.IndexFunc(s.Peers, func(p spec.Peer) bool { return p.Tunnel == tu.Name })].ASN
+						links = append(links, cloud.Link{Name: tu.Name, Cloud: tu.Cloud, Remote: tu.IPsec.RemoteAddress, PSK: keyOf[tu.Name], ASN: asn})
+					}
+				}
+				if left := cloud.Unpaired(links); len(left) > 0 {
+					t.Errorf("topology %d: node %s leaves out what a cloud has beside %s", i, n.Name, left[0].Beside)
+				}
 				for _, g := range gateways {
 					for _, tu := range g.Tunnels {
 						if tu.PeerOutside == n.Public.String() {
