@@ -13,6 +13,8 @@ import (
 // WireGuardKey is the name of the secret on each node that holds its private key.
 const WireGuardKey = "wireguard"
 
+const defaultRoute = "0.0.0.0/0"
+
 // firstLane is the UDP port of the first lane of a node; the lanes of all its links follow in the order of names.
 const firstLane = 51820
 
@@ -119,8 +121,10 @@ func (t *Topology) document(n Node, outside func(Address) string) *isthmusv1.Spe
 		m.Tunnels = append(m.Tunnels, out)
 		m.Peers = append(m.Peers, session)
 	}
-	if slices.ContainsFunc(t.Gateways, func(g Gateway) bool { return t.defaultFor(n, g) }) {
-		m.Announce = []string{"0.0.0.0/0"}
+	// A pool that announces it does so only while it is healthy.
+	byPool := slices.ContainsFunc(m.GetEgress().GetPools(), func(p *isthmusv1.Pool) bool { return slices.Contains(p.GetAnnounce(), defaultRoute) })
+	if !byPool && slices.ContainsFunc(t.Gateways, func(g Gateway) bool { return t.defaultFor(n, g) }) {
+		m.Announce = []string{defaultRoute}
 	}
 	return m
 }
@@ -152,7 +156,7 @@ func (t *Topology) gatewayPolicy(n Node, g Gateway, p *isthmusv1.Peer) {
 	}
 	p.Import.LocalPreference = preferred
 	if t.defaultFor(n, g) {
-		p.Export.Allow = append(p.Export.Allow, &isthmusv1.PrefixRule{Prefix: "0.0.0.0/0"})
+		p.Export.Allow = append(p.Export.Allow, &isthmusv1.PrefixRule{Prefix: defaultRoute})
 	}
 	for _, other := range t.Gateways {
 		if other.Name == g.Name {

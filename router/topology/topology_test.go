@@ -175,6 +175,14 @@ func TestApart(t *testing.T) {
 			t.Errorf("%s is given the default route: %v, want %v", p.Name, def, want)
 		}
 	}
+	if fmt.Sprint(m.Announce) != "[0.0.0.0/0]" {
+		t.Errorf("announces %v", m.Announce)
+	}
+	byPool := strings.Replace(strings.Replace(example(t, "two-routers.yaml"), "- name: hub-2\n", egress, 1), "{name: p, ", `{name: p, announce: ["0.0.0.0/0"], `, 1)
+	whole = read(t, byPool)
+	if m = whole.document(*whole.node("hub-1"), Address.String); len(m.Announce) > 0 {
+		t.Errorf("announces %v, which the pool does while it is healthy", m.Announce)
+	}
 }
 
 // TestProblems: each mistake is found at its field, with nothing else.
