@@ -4,7 +4,10 @@
 // The package knows no backend: nat/nftables implements Driver.
 package nat
 
-import "net/netip"
+import (
+	"fmt"
+	"net/netip"
+)
 
 // Config is everything that is wanted of NAT and filtering on a node.
 type Config struct {
@@ -66,6 +69,18 @@ type Service struct {
 	Destination netip.Addr
 	Protocol    uint8  // IP protocol number: TCP or UDP
 	Port        uint16 // of the destination
+}
+
+// String returns it as "198.51.100.7 tcp/443".
+func (s Service) String() string {
+	protocol := fmt.Sprint(s.Protocol)
+	switch s.Protocol {
+	case tcp:
+		protocol = "tcp"
+	case udp:
+		protocol = "udp"
+	}
+	return fmt.Sprintf("%s %s/%d", s.Destination, protocol, s.Port)
 }
 
 // Exhausted is a service to which no address of a pool has a port left. New flows to it are refused.

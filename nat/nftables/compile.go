@@ -437,7 +437,7 @@ func (r *ruleset) addForward(c nat.Config) {
 		// Someone inside uses an address of ours as source. It would pass the guard.
 		forward.rules = append(forward.rules, rule(leaves(expr.CmpOpEq, c.Underlay), hasOwnSource(f), do(verdict(expr.VerdictGoto, "dropped"))))
 	}
-	forward.rules = append(forward.rules, refusals(c.Underlay)...)
+	forward.rules = append(forward.rules, refusals(c.Underlay))
 	r.chains["forward"] = forward
 }
 

@@ -163,10 +163,13 @@ func update(set string) expr.Any {
 	return &expr.Dynset{SrcRegKey: reg1, SetName: set, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{&expr.Counter{}}}
 }
 
-// addRefusals adds what refuses the flows that cannot begin.
+// addRefusals adds what refuses the flows that cannot begin. The kernel has no way to tell a client so where the source is
+// chosen, so the first packet of a client to an exhausted service is dropped there, and the client is remembered here.
 func (r *ruleset) addRefusals() {
-	r.sets[fullSet] = &set{elements: map[string]element{}}
+	begins := &chain{rules: [][]expr.Any{do(meta(expr.MetaKeyNFPROTO, reg1), in(fullSet), verdict(expr.VerdictGoto, "reject"))}}
+	r.chains["begins"] = begins
 	for _, f := range families {
+		begins.rules = append(begins.rules, rule(isFamily(f), clientService(f), do(in(refusedSet(f)), verdict(expr.VerdictGoto, "reject"))))
 		r.sets[refusedSet(f)] = &set{shape: shape{isConcat: true, isDynamic: true}}
 		r.chains[refuseChain(f)] = &chain{rules: [][]expr.Any{
 			rule(clientService(f), do(update(refusedSet(f)))),
@@ -179,18 +182,13 @@ func (r *ruleset) addRefusals() {
 	}}
 }
 
-// refusals tell clients that their new flows cannot leave. The kernel has no way to do that where the source is chosen, so
-// the first packet of a client to an exhausted service is dropped there, and the client is remembered here.
-func refusals(underlay string) [][]expr.Any {
+// refusals has the first packets of flows looked at that are about to leave. Nothing else is asked of the others.
+func refusals(underlay string) []expr.Any {
 	const confirmed = 1 << 3 // IPS_CONFIRMED: the flow's first packet has left
-	begins := rule(leaves(expr.CmpOpEq, underlay), do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
+	return rule(do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, confirmed), Xor: make([]byte, 4)},
-		compare(expr.CmpOpEq, 0, 0, 0, 0)))
-	rules := [][]expr.Any{rule(begins, do(meta(expr.MetaKeyNFPROTO, reg1), in(fullSet), verdict(expr.VerdictGoto, "reject")))}
-	for _, f := range families {
-		rules = append(rules, rule(begins, isFamily(f), clientService(f), do(in(refusedSet(f)), verdict(expr.VerdictGoto, "reject"))))
-	}
-	return rules
+		compare(expr.CmpOpEq, 0, 0, 0, 0)),
+		leaves(expr.CmpOpEq, underlay), do(verdict(expr.VerdictJump, "begins")))
 }
 
 // place fills the maps of placements with those of the pools of a configuration that new flows may have.

@@ -91,6 +91,7 @@ var below = map[string][]string{
 	"nat/conntrack":     {},
 	"router/takeover":   {},
 	"nat/nftables":      {"nat"},
+	"nat/placement":     {"nat"},
 	"router/fib":        {},
 	"router/fib/kernel": {"router/fib"},
 	"router/nl":         {},
@@ -102,7 +103,7 @@ var below = map[string][]string{
 	"router/spec":       {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/secret", "router/health", "router/names"},
 	"router/topology":   {"proto/isthmus/v1", "router/spec", "router/secret", "tunnel/apipa", "tunnel/cloud"},
 	"router/plan":       {"bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/fib", "router/spec", "router/secret", "router/health", "router/names"},
-	"router":            {"proto/isthmus/v1", "router/api", "bgp", "nat", "tunnel", "tunnel/explain", "router/fib", "router/plan", "router/spec", "router/secret", "router/store", "router/health", "router/names"},
+	"router":            {"proto/isthmus/v1", "router/api", "bgp", "nat", "nat/conntrack", "nat/placement", "tunnel", "tunnel/explain", "router/fib", "router/plan", "router/spec", "router/secret", "router/store", "router/health", "router/names"},
 	"router/api":        {"proto/isthmus/v1", "router/auth", "router/store", "router/secret", "bgp"},
 	"proto/isthmus/v1":  {},
 	// Presets, importers and topologies are data and pure functions, which work without a node.

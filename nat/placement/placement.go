@@ -1,0 +1,414 @@
+// Package placement decides where the flows of sources go when the ports of an address run out, and what is refused when
+// they have run out everywhere. It is pure: the caller reads the kernel, and carries out what is decided.
+//
+// A census says exactly how many ports are in use. It costs a walk through all flows, so it is rare. In between, the kernel counts flows that
+// begin; nothing is known of those that end, so that what has been used at the census and has begun since is an upper bound.
+package placement
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/isthmus-net/isthmus/nat"
+)
+
+// Ports is how many flows to one service an address has room for: the kernel translates to ports from 1024 to 65535.
+const Ports = 65536 - 1024
+
+const (
+	// spill is the number of ports in use from which on new flows are moved. It leaves time to move them before
+	// an address is 85 % full, from where on the kernel often finds no port at its first attempt.
+	spill = Ports * 75 / 100
+	// alarm begins an episode of a use, calm ends it.
+	alarm = Ports * 85 / 100
+	calm  = Ports * 75 / 100
+	// nearFull is from where on a source prefers an address of another zone.
+	nearFull = alarm
+	// margin is by how much another address must be emptier to be worth a move.
+	margin = Ports * 2 / 100
+	// A service is exhausted when a census has found spent ports in use and so many flows have begun since that no more than
+	// the last can be left, which the kernel hardly ever finds. It is no longer when a census finds less than freed.
+	spent = Ports * 99 / 100
+	last  = Ports / 1000
+	freed = Ports * 98 / 100
+
+	// horizon is for how many seconds the present rate of new flows is thought to last when several are moved at once. A
+	// longer one would take an address for full that is still far from it.
+	horizon = 1
+	// idle is how long a source keeps a placement that it does not need.
+	idle = 10 * time.Minute
+	// maxPlacements bounds the maps in the kernel.
+	maxPlacements = 65536
+
+	// tableFull and assuredFull are the parts of the connection table in use, and in use by flows that the kernel does not give
+	// up early, from which on new flows are refused; tableFree and assuredFree end that.
+	tableFull, tableFree     = 0.95, 0.93
+	assuredFull, assuredFree = 0.90, 0.88
+)
+
+// Holding is what some flows have in common: who they are from, whom they are to, and what they leave as.
+type Holding struct {
+	Address, Source netip.Addr
+	nat.Service
+}
+
+// Census is what the table of connection tracking held.
+type Census struct {
+	Flows map[Holding]uint32 // TCP and UDP only
+	// Entries is the number of all entries, Assured of those that the kernel does not give up early when the table is full.
+	Entries, Assured uint32
+}
+
+// spot is where ports are counted; a destination's spot is the fullest of its services.
+type spot struct {
+	pool    string
+	address netip.Addr
+	nat.Service
+}
+
+type place struct {
+	pool                 string
+	address, destination netip.Addr
+}
+
+// pair is what can be placed.
+type pair struct {
+	pool                string
+	source, destination netip.Addr
+}
+
+type placed struct {
+	address netip.Addr
+	needed  time.Time
+	former  netip.Addr // where flows may have gone that the meter has not yet told of
+}
+
+type count struct {
+	exact  uint32  // at the census
+	bound  uint64  // now, at most
+	likely uint64  // now, if none has ended
+	growth float64 // a second, lately
+	alarm  bool    // an episode of it
+}
+
+// Book is what is known. Methods must not be called at the same time.
+type Book struct {
+	config nat.Config
+	pools  map[netip.Addr]string // by address
+
+	spots   map[spot]*count
+	placed  map[pair]*placed
+	recent  map[pair]float64 // new flows a second, lately
+	known   map[pair]bool    // who had flows at the census, where they are many
+	full    map[nat.Exhausted]bool
+	refused map[nat.Service]uint64
+	former  nat.Meter // that was read last
+	meterAt time.Time
+
+	begun, metered uint64 // in all: now, and when the meter was read
+	unknown        uint64 // began since the census, and the meter does not know where
+	fullest        uint64 // bound of the fullest spot
+
+	censusAt         time.Time
+	entries, assured uint32
+	tableFull        bool
+	overflow         bool
+}
+
+// New returns a Book with the placements that the kernel has.
+func New(have []nat.Placement, now time.Time) *Book {
+	b := &Book{spots: map[spot]*count{}, placed: map[pair]*placed{}, recent: map[pair]float64{}, full: map[nat.Exhausted]bool{}, refused: map[nat.Service]uint64{}}
+	for _, p := range have {
+		b.placed[pair{p.Pool, p.Source, p.Destination}] = &placed{address: p.Address, needed: now}
+	}
+	return b
+}
+
+// Configure sets pools and zones.
+func (b *Book) Configure(c nat.Config) {
+	b.config, b.pools = c, map[netip.Addr]string{}
+	for _, p := range c.Pools {
+		for _, a := range p.Addresses {
+			b.pools[a.Address] = p.Name
+		}
+	}
+	maps.DeleteFunc(b.spots, func(s spot, _ *count) bool { return b.pools[s.address] != s.pool })
+	maps.DeleteFunc(b.placed, func(p pair, at *placed) bool { return b.pools[at.address] != p.pool })
+	maps.DeleteFunc(b.full, func(e nat.Exhausted, _ bool) bool { return len(b.usable(e.Pool, e.Destination)) == 0 })
+	b.bound()
+}
+
+// Has says whether an address belongs to a pool.
+func (b *Book) Has(a netip.Addr) bool { return b.pools[a] != "" }
+
+func (b *Book) usable(pool string, destination netip.Addr) []nat.PoolAddress {
+	return b.config.Pool(pool).Usable(destination.Is6(), "")
+}
+
+// address returns what new flows of a pair leave as.
+func (b *Book) address(p pair) netip.Addr {
+	pool := b.config.Pool(p.pool)
+	if at := b.placed[p]; at != nil && slices.ContainsFunc(pool.Usable(p.source.Is6(), ""), func(a nat.PoolAddress) bool { return a.Address == at.address }) {
+		return at.address
+	}
+	return pool.For(p.source, b.config.Zone(p.source))
+}
+
+func (b *Book) spot(s spot) *count {
+	c := b.spots[s]
+	if c == nil {
+		c = &count{}
+		b.spots[s] = c
+	}
+	return c
+}
+
+func (b *Book) bound() {
+	b.fullest = 0
+	for _, c := range b.spots {
+		b.fullest = max(b.fullest, c.bound)
+	}
+	b.fullest += b.unknown
+}
+
+// Begun notes how many flows began.
+func (b *Book) Begun(n uint64) {
+	if n < b.begun {
+		b.metered = 0 // the kernel counts anew
+	}
+	b.begun = n
+}
+
+// unread is how many flows began since the meter was read.
+func (b *Book) unread() uint64 { return b.begun - min(b.metered, b.begun) }
+
+// WantsMeter says whether a spot may have become too full, or flows are being refused.
+func (b *Book) WantsMeter() bool {
+	return b.meterAt.IsZero() || len(b.full) > 0 || b.tableFull || b.unread() > 0 && b.fullest+b.unread() >= spill
+}
+
+// Meter adds what began since it was last read.
+func (b *Book) Meter(m nat.Meter, now time.Time) { b.read(m, now, true) }
+
+// Overlap is Meter for what began during a census, which may have counted it.
+func (b *Book) Overlap(m nat.Meter, now time.Time) { b.read(m, now, false) }
+
+func (b *Book) read(m nat.Meter, now time.Time, likely bool) {
+	elapsed := max(now.Sub(b.meterAt).Seconds(), 0.001)
+	for p, rate := range b.recent {
+		if b.recent[p] = rate / 2; rate < 0.1 {
+			delete(b.recent, p)
+		}
+	}
+	since := func(had, has map[nat.Use]uint64, u nat.Use) uint64 {
+		if n, was := had[u], has[u]; n <= was {
+			return was - n
+		}
+		return has[u]
+	}
+	var known uint64
+	for u := range m.Begun {
+		n := since(b.former.Begun, m.Begun, u)
+		known += n
+		if n == 0 || b.meterAt.IsZero() {
+			continue // it began before the first census
+		}
+		p := pair{u.Pool, u.Source, u.Destination}
+		b.recent[p] += float64(n) / elapsed / 2
+		address := b.address(p)
+		if !address.IsValid() {
+			continue
+		}
+		c := b.spot(spot{u.Pool, address, u.Service})
+		c.bound += n
+		if likely {
+			c.likely += n
+		}
+		if at := b.placed[p]; at != nil && at.former.IsValid() && b.pools[at.former] == p.pool {
+			b.spot(spot{u.Pool, at.former, u.Service}).bound += n
+		}
+	}
+	for _, at := range b.placed {
+		at.former = netip.Addr{}
+	}
+	if n := b.unread(); n > known && !b.meterAt.IsZero() {
+		b.unknown += n - known
+	}
+	for u := range m.Refused {
+		b.refused[u.Service] += since(b.former.Refused, m.Refused, u)
+	}
+	b.former, b.metered, b.meterAt = m, b.begun, now
+	b.bound()
+}
+
+// WantsCensus says whether what is known is too old, or an upper bound has come where it matters whether it is right.
+// cost is how long the last census took.
+func (b *Book) WantsCensus(now time.Time, entries, limit uint32, cost time.Duration) bool {
+	age := now.Sub(b.censusAt)
+	// after says whether a census is due that may take its part of a processor.
+	after := func(least time.Duration, costs int) bool { return age >= max(least, time.Duration(costs)*cost) }
+	if b.censusAt.IsZero() {
+		return true
+	}
+	for _, c := range b.spots {
+		switch grown := c.bound > uint64(c.exact); {
+		case !grown:
+		case c.likely+last >= Ports && c.exact < spent && after(200*time.Millisecond, 2),
+			(c.bound >= spill && c.exact < spill || c.bound >= alarm && !c.alarm) && after(100*time.Millisecond, 5),
+			c.bound >= spill && after(time.Second, 10):
+			return true
+		}
+	}
+	tableFull := limit > 0 && float64(entries) >= tableFull*float64(limit)
+	return b.unknown > last && after(100*time.Millisecond, 5) ||
+		(tableFull || len(b.full) > 0) && after(time.Second, 10) ||
+		(b.unread() > 0 || len(b.spots) > 0) && after(30*time.Second, 100)
+}
+
+// Census replaces every bound by the truth. The meter must have been read just before.
+func (b *Book) Census(c Census, now time.Time) {
+	elapsed := now.Sub(b.censusAt).Seconds()
+	spots := map[spot]*count{}
+	for h, n := range c.Flows {
+		pool := b.pools[h.Address]
+		if pool == "" {
+			continue
+		}
+		s := spot{pool, h.Address, h.Service}
+		if spots[s] == nil {
+			spots[s] = &count{}
+		}
+		spots[s].exact += n
+		spots[s].bound += uint64(n)
+		spots[s].likely += uint64(n)
+		if at := b.placed[pair{pool, h.Source, h.Destination}]; at != nil {
+			at.needed = now
+		}
+	}
+	for s, k := range spots {
+		was := b.spots[s]
+		if was == nil {
+			continue
+		}
+		k.alarm = was.alarm && k.exact >= calm
+		if elapsed > 0 && !b.censusAt.IsZero() {
+			// Half of it from this interval, so that one burst does not make a forecast.
+			k.growth = was.growth/2 + (float64(k.exact)-float64(was.exact))/elapsed/2
+		}
+	}
+	for _, k := range spots {
+		k.alarm = k.alarm || k.exact >= alarm
+	}
+	many := map[place]bool{} // without an address
+	for s, k := range spots {
+		if k.exact >= spill {
+			many[place{pool: s.pool, destination: s.Destination}] = true
+		}
+	}
+	b.known = map[pair]bool{}
+	for h := range c.Flows {
+		if pool := b.pools[h.Address]; many[place{pool: pool, destination: h.Destination}] {
+			b.known[pair{pool, h.Source, h.Destination}] = true
+		}
+	}
+	for p := range b.recent {
+		if at := b.placed[p]; at != nil {
+			at.needed = now
+		}
+	}
+	b.spots, b.unknown, b.censusAt = spots, 0, now
+	b.entries, b.assured = c.Entries, c.Assured
+	maps.DeleteFunc(b.placed, func(_ pair, at *placed) bool { return now.Sub(at.needed) >= idle })
+	maps.DeleteFunc(b.full, func(e nat.Exhausted, _ bool) bool {
+		return !b.everywhere(e, func(c *count) bool { return c.exact >= freed })
+	})
+	b.bound()
+}
+
+// everywhere says whether something is true of a service at all addresses that it may have.
+func (b *Book) everywhere(e nat.Exhausted, is func(*count) bool) bool {
+	for _, a := range b.usable(e.Pool, e.Destination) {
+		if c := b.spots[spot{e.Pool, a.Address, e.Service}]; c == nil || !is(c) {
+			return false
+		}
+	}
+	return true
+}
+
+// Place decides about new flows and returns all placements, in order.
+func (b *Book) Place(now time.Time) []nat.Placement {
+	loads := map[place]float64{}
+	crowded := map[place]bool{}
+	for s, c := range b.spots {
+		at := place{s.pool, s.address, s.Destination}
+		loads[at] = max(loads[at], float64(c.likely))
+		crowded[at] = crowded[at] || c.bound >= spill
+	}
+	if b.fullest >= spill {
+		b.move(loads, crowded, now)
+	}
+	out := make([]nat.Placement, 0, len(b.placed))
+	for p, at := range b.placed {
+		out = append(out, nat.Placement{Pool: p.pool, Source: p.source, Destination: p.destination, Address: at.address})
+	}
+	slices.SortFunc(out, func(a, b nat.Placement) int {
+		return cmp.Or(cmp.Compare(a.Pool, b.Pool), a.Source.Compare(b.Source), a.Destination.Compare(b.Destination))
+	})
+	return out
+}
+
+// move moves the new flows of those who are filling crowded places, the busiest first. Where a place is nearly full, those who are not
+// busy now must not begin there either.
+func (b *Book) move(loads map[place]float64, crowded map[place]bool, now time.Time) {
+	rate := maps.Clone(b.recent)
+	for p := range b.known {
+		if rate[p] == 0 && loads[place{p.pool, b.address(p), p.destination}] >= nearFull {
+			rate[p] = 1
+		}
+	}
+	busy := slices.SortedFunc(maps.Keys(rate), func(p, q pair) int {
+		return cmp.Or(cmp.Compare(rate[q], rate[p]), p.source.Compare(q.source), p.destination.Compare(q.destination), cmp.Compare(p.pool, q.pool))
+	})
+	expected := maps.Clone(loads)
+	for _, p := range busy {
+		expected[place{p.pool, b.address(p), p.destination}] += rate[p] * horizon
+	}
+	for _, p := range busy {
+		here := place{p.pool, b.address(p), p.destination}
+		if !crowded[here] {
+			continue
+		}
+		pool, coming := b.config.Pool(p.pool), rate[p]*horizon
+		emptiest := func(zone string) (place, bool) {
+			best := here
+			for _, a := range pool.Usable(p.source.Is6(), zone) {
+				if at := (place{p.pool, a.Address, p.destination}); at != here && (best == here || expected[at] < expected[best]) {
+					best = at
+				}
+			}
+			return best, best != here && loads[best]+margin < loads[here] && expected[best] < expected[here]
+		}
+		to, better := emptiest(b.config.Zone(p.source))
+		if !better || loads[to] >= nearFull {
+			to, better = emptiest("")
+		}
+		if !better {
+			continue
+		}
+		at := b.placed[p]
+		if at == nil {
+			if len(b.placed) >= maxPlacements {
+				b.overflow = true
+				continue
+			}
+			at = &placed{}
+			b.placed[p] = at
+		}
+		at.former, at.address, at.needed = here.address, to.address, now
+		expected[here] -= coming
+		expected[to] += coming
+	}
+}
