@@ -42,7 +42,13 @@ func (a *appliedNAT) againLocked(ctx context.Context, r *Router) error {
 	}
 	var live nat.Config
 	live, a.conflicts = r.liveNAT(*a.config)
-	return r.NAT.Apply(ctx, live)
+	if err := r.NAT.Apply(ctx, live); err != nil {
+		return err
+	}
+	if r.placer != nil {
+		r.placer.use(live)
+	}
+	return nil
 }
 
 // applyNames has the present addresses of names be destinations.

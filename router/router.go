@@ -68,6 +68,8 @@ type Options struct {
 	BGP       bgp.Driver
 	FIB       FIB
 	NAT       nat.Driver
+	// Flows lets new flows be placed by what is in use of the pools' ports. Nil: nobody does.
+	Flows     Flows
 	Addresses Addresses
 	Host      Host
 	Version   string
@@ -98,6 +100,7 @@ type Router struct {
 	health  *health.Checker
 	names   *names.Resolver
 	nat     appliedNAT
+	placer  *placer // nil: nobody places flows
 
 	counters struct {
 		sync.Mutex
@@ -124,6 +127,9 @@ func New(o Options) (*Router, error) {
 		o.Probe = (&health.Prober{Resolve: r.names.Resolve}).Probe
 	}
 	r.health = health.New(health.Options{Probe: o.Probe, Changed: r.healthChanged, Log: o.Log})
+	if o.Flows != nil {
+		r.placer = newPlacer(o.NAT, o.Flows, o.Log.With("room", "placement"), r.state.bell.Ring)
+	}
 	present, ok := o.Store.Current()
 	if !ok {
 		return r, nil
@@ -190,6 +196,9 @@ func (r *Router) Run(ctx context.Context) error {
 	start("probing", r.health.Run)
 	start("resolving names", r.names.Run)
 	start("reconciling", func(ctx context.Context) error { r.work.run(ctx, r.passed); return nil })
+	if r.placer != nil {
+		start("placing flows", r.placer.run)
+	}
 	start("watching", r.tick)
 	<-ctx.Done()
 	wg.Wait()

@@ -129,6 +129,22 @@ func (r *Router) Guard() (packets, bytes uint64) {
 	return guard.Packets, guard.Bytes
 }
 
+// Ports implements api.Router.
+func (r *Router) Ports() ([]*isthmusv1.PortUse, <-chan struct{}) {
+	changed := r.state.bell.Wait()
+	return r.ports(), changed
+}
+
+// PortTotals implements api.Router.
+func (r *Router) PortTotals() *isthmusv1.ListPortsResponse { return r.portTotals() }
+
+// Recount implements api.Router.
+func (r *Router) Recount(ctx context.Context) {
+	if r.placer != nil {
+		r.placer.recount(ctx)
+	}
+}
+
 // Status implements api.Router.
 func (r *Router) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {
 	changed := r.state.bell.Wait()

@@ -301,6 +301,7 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 	s.Conditions = append(s.Conditions, r.charon.conditions()...)
 	s.Conditions = append(s.Conditions, r.poolConditions()...)
 	s.Conditions = append(s.Conditions, r.nameConditions()...)
+	s.Conditions = append(s.Conditions, r.portConditions()...)
 	for _, o := range r.work.failed() {
 		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
 			Type: "NotApplied", Severity: "error", Since: stamp(o.since), Message: fmt.Sprintf("%s: %v", o.key, o.err),

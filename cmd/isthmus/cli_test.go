@@ -92,6 +92,12 @@ func fill(r *apitest.Router) {
 		&isthmusv1.NameStatus{Name: "*.example.com", Policies: []string{"partner"}, Addresses: []string{"203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4", "203.0.113.5", "2001:db8::1"}},
 		&isthmusv1.NameStatus{Name: "api.partner.example", Policies: []string{"partner", "web"}, Addresses: []string{"203.0.113.7"}, Next: timestamppb.New(noon.Add(30 * time.Second)), LastError: "asking 10.9.0.2:53: no answer in time", Failing: ago(5 * time.Minute)},
 	)
+	r.SetPorts(
+		&isthmusv1.PortUse{Pool: "main", Address: "10.200.0.7", PublicAddress: "198.51.100.7", Destination: "203.0.113.9", Protocol: "tcp", Port: 443,
+			Used: 58000, Free: 6512, Percent: 89.906, Growth: 12.34, ExhaustedIn: durationpb.New(528 * time.Second), State: "low"},
+		&isthmusv1.PortUse{Pool: "main", Address: "10.200.0.8", PublicAddress: "198.51.100.8", Destination: "203.0.113.9", Protocol: "tcp", Port: 443,
+			Used: 12000, Free: 52512, Percent: 18.601, State: "ok", Refused: 1234},
+	)
 	r.SetConditions(&isthmusv1.Condition{Type: "CharonUnreachable", Message: "charon does not answer", Severity: "error", Since: ago(time.Minute)})
 }
 

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/bgp/gobgp"
+	"github.com/isthmus-net/isthmus/nat/conntrack"
 	"github.com/isthmus-net/isthmus/nat/nftables"
 	"github.com/isthmus-net/isthmus/router"
 	"github.com/isthmus-net/isthmus/router/api"
@@ -122,6 +123,11 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	}
 	table := fib.New(routes, log.With("room", "fib"))
 	filter := nftables.New(nftables.Options{Log: log.With("room", "nat")})
+	flows, err := conntrack.Open()
+	if err != nil {
+		return err
+	}
+	defer flows.Close()
 	var divert nftables.Divert
 	vpn := ipsec.New(ipsec.Options{
 		Socket: o.vici, Secrets: st.Lookup, Links: links, Log: log.With("room", "ipsec"), RuntimeDir: o.runtime, Divert: divert.To,
@@ -138,7 +144,7 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	})
 
 	r, err := router.New(router.Options{
-		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Addresses: links, Host: machine,
+		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Flows: flows, Addresses: links, Host: machine,
 		Version: version, Log: log, Charon: vpn.Conditions, Callers: vpn.Callers, NamesFile: filepath.Join(o.state, "names.json"),
 		Counters: func() router.Counters {
 			return router.Counters{

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -70,6 +71,11 @@ var names = kind[*isthmusv1.NameStatus]{
 	quiet:    func(n *isthmusv1.NameStatus) { n.Next, n.LastError = nil, "" },
 }
 
+var ports = kind[*isthmusv1.PortUse]{
+	name: "port", key: PortKey, compare: ComparePorts, size: 1000, maxSize: 1000, onlyName: portOf,
+	quiet: func(p *isthmusv1.PortUse) { p.Growth, p.ExhaustedIn = 0, nil },
+}
+
 var secrets = kind[*isthmusv1.SecretInfo]{
 	name: "secret", key: (*isthmusv1.SecretInfo).GetName, compare: strings.Compare, size: 1000, maxSize: 5000,
 }
@@ -88,6 +94,33 @@ func CompareRoutes(a, b string) int {
 		return strings.Compare(a, b)
 	}
 	return pa.Compare(pb)
+}
+
+// PortKey returns what tells a use of ports from others.
+func PortKey(p *isthmusv1.PortUse) string {
+	return fmt.Sprintf("%s %s %s %s %d", p.Pool, p.Address, p.Destination, p.Protocol, p.Port)
+}
+
+// portOf returns a use with nothing but what its key says; what is no key says nothing.
+func portOf(key string) *isthmusv1.PortUse {
+	p := &isthmusv1.PortUse{}
+	fmt.Sscan(key, &p.Pool, &p.Address, &p.Destination, &p.Protocol, &p.Port)
+	return p
+}
+
+// ComparePorts orders keys by pool, address, destination, protocol and port.
+func ComparePorts(a, b string) int {
+	p, q := portOf(a), portOf(b)
+	addrs := func(a, b string) int {
+		x, xerr := netip.ParseAddr(a)
+		y, yerr := netip.ParseAddr(b)
+		if xerr != nil || yerr != nil {
+			return strings.Compare(a, b)
+		}
+		return x.Compare(y)
+	}
+	return cmp.Or(strings.Compare(p.Pool, q.Pool), addrs(p.Address, q.Address), addrs(p.Destination, q.Destination),
+		strings.Compare(p.Protocol, q.Protocol), cmp.Compare(p.Port, q.Port))
 }
 
 // get returns one object of an ordered list.

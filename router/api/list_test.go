@@ -77,3 +77,20 @@ func TestBell(t *testing.T) {
 	default:
 	}
 }
+
+func TestComparePorts(t *testing.T) {
+	ordered := []string{
+		"main 10.0.0.9 192.0.2.1 tcp 443", "main 10.0.0.10 192.0.2.1 tcp 443", "main 10.0.0.10 192.0.2.1 tcp 8443", "main 10.0.0.10 192.0.2.1 udp 53",
+		"main 10.0.0.10 192.0.2.10 tcp 80", "main 2001:db8::1 2001:db8::2 tcp 1", "partner 10.0.0.1 192.0.2.1 tcp 443",
+	}
+	for i, a := range ordered {
+		if PortKey(portOf(a)) != a {
+			t.Errorf("%q is read as %v", a, portOf(a))
+		}
+		for j, b := range ordered {
+			if got := ComparePorts(a, b); (got < 0) != (i < j) || (got == 0) != (i == j) {
+				t.Errorf("%s and %s compare as %d", a, b, got)
+			}
+		}
+	}
+}

@@ -45,6 +45,12 @@ type Router interface {
 	Guard() (packets, bytes uint64)
 	// ProveEgress says under which addresses flows may be seen, and what is wrong with that.
 	ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequest) (*isthmusv1.EgressProof, error)
+	// Ports returns what was last counted of the ports of pool addresses, in the order of ComparePorts. Recount has
+	// them counted and waits for that, for a moment.
+	Ports() ([]*isthmusv1.PortUse, <-chan struct{})
+	Recount(ctx context.Context)
+	// PortTotals returns a response without ports: what was counted beside them.
+	PortTotals() *isthmusv1.ListPortsResponse
 	Status() (*isthmusv1.SystemStatus, <-chan struct{})
 
 	SetSecret(ctx context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error)

@@ -644,7 +644,7 @@ func TestHealthAndReflection(t *testing.T) {
 		t.Fatal(err)
 	}
 	list, err := info.Recv()
-	if err != nil || len(list.GetListServicesResponse().GetService()) != 13 {
+	if err != nil || len(list.GetListServicesResponse().GetService()) != 14 {
 		t.Errorf("reflection: %v, %v", list, err)
 	}
 }

@@ -38,6 +38,7 @@ type services struct {
 	isthmusv1.UnimplementedNATServiceServer
 	isthmusv1.UnimplementedPoolServiceServer
 	isthmusv1.UnimplementedNameServiceServer
+	isthmusv1.UnimplementedEgressServiceServer
 	isthmusv1.UnimplementedSystemServiceServer
 	isthmusv1.UnimplementedSecretServiceServer
 	isthmusv1.UnimplementedAccessServiceServer
@@ -51,6 +52,7 @@ func (s *services) register(r grpc.ServiceRegistrar) {
 	isthmusv1.RegisterNATServiceServer(r, s)
 	isthmusv1.RegisterPoolServiceServer(r, s)
 	isthmusv1.RegisterNameServiceServer(r, s)
+	isthmusv1.RegisterEgressServiceServer(r, s)
 	isthmusv1.RegisterSystemServiceServer(r, s)
 	isthmusv1.RegisterSecretServiceServer(r, s)
 	isthmusv1.RegisterAccessServiceServer(r, s)
@@ -287,6 +289,21 @@ func (s *services) ListNames(_ context.Context, r *isthmusv1.ListNamesRequest) (
 func (s *services) WatchNames(_ *isthmusv1.WatchNamesRequest, stream grpc.ServerStreamingServer[isthmusv1.NameEvent]) error {
 	return names.watch(stream.Context(), s.stopping, s.router.Names, func(e isthmusv1.EventType, n *isthmusv1.NameStatus) error {
 		return stream.Send(&isthmusv1.NameEvent{Type: e, Name: n})
+	})
+}
+
+func (s *services) ListPorts(ctx context.Context, r *isthmusv1.ListPortsRequest) (*isthmusv1.ListPortsResponse, error) {
+	s.router.Recount(ctx)
+	all, _ := s.router.Ports()
+	items, next, err := ports.page(all, r.PageSize, r.PageToken, "", nil)
+	response := s.router.PortTotals()
+	response.Ports, response.NextPageToken = items, next
+	return response, err
+}
+
+func (s *services) WatchPorts(_ *isthmusv1.WatchPortsRequest, stream grpc.ServerStreamingServer[isthmusv1.PortEvent]) error {
+	return ports.watch(stream.Context(), s.stopping, s.router.Ports, func(e isthmusv1.EventType, p *isthmusv1.PortUse) error {
+		return stream.Send(&isthmusv1.PortEvent{Type: e, Port: p})
 	})
 }
 

@@ -85,6 +85,9 @@ var rules = map[string]rule{
 	"/isthmus.v1.NameService/ListNames":  {role: Reader},
 	"/isthmus.v1.NameService/WatchNames": {role: Reader},
 
+	"/isthmus.v1.EgressService/ListPorts":  {role: Reader},
+	"/isthmus.v1.EgressService/WatchPorts": {role: Reader},
+
 	"/isthmus.v1.SystemService/GetStatus": {role: Reader},
 
 	"/isthmus.v1.SecretService/SetSecret":    {role: Operator, write: true},

@@ -610,6 +610,13 @@ func (c *checker) route(path string, r *isthmusv1.StaticRoute) {
 func (c *checker) pool(path string, p *isthmusv1.Pool) {
 	c.Name("pool", path+".name", p.GetName())
 	out := nat.Pool{Name: p.GetName()}
+	switch p.GetExhausted() {
+	case "", "reject":
+	case "drop":
+		out.Silent = true
+	default:
+		c.Problem(path+".exhausted", p.GetExhausted(), "is nothing that can become of a flow", `give "reject" or "drop", or leave it out`)
+	}
 	if len(p.GetAddresses()) == 0 {
 		c.Missing(path+".addresses", "give at least one address")
 	}

@@ -138,6 +138,7 @@ func TestOneMistake(t *testing.T) {
 		{"keepalive", "holdTime: 3m", "holdTime: 3m, keepalive: 2m", "peers[1].keepalive: \"2m0s\" is not a whole number of seconds from 1s to 1m0s"},
 		{"policy tie", "action: deny}", "action: deny}\n    - {name: tie, sources: [172.16.0.0/12], protocol: tcp, ports: [\"500-600\"], pool: partner}", "egress.policies[2]: \"tie\" decides the same flows as egress.policies[1] (no-mail)"},
 		{"pool family", "sources: [172.16.0.0/12, 192.168.0.0/16]", "sources: [\"fd00::/8\"]", "egress.policies[0].sources[0]: \"fd00::/8\" is of a family that pool partner has no address of"},
+		{"exhausted", "{name: partner, addresses", "{name: partner, exhausted: burn, addresses", "egress.pools[0].exhausted: \"burn\" is nothing that can become of a flow"},
 		{"second document", "announce: [10.9.0.0/24]", "---", "is a second document"},
 		{"router id", "address: 10.9.0.4, publicAddress: 203.0.113.9", "address: \"2001:db8::4\"", "node.routerId: is required"},
 		{"mss", "- name: aws-0\n    ipsec", "- name: aws-0\n    mss: 1400\n    ipsec", "tunnels[0].mss: \"1400\" does not fit the MTU of 1438; give at most 1398"},

@@ -5221,6 +5221,562 @@ func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
 	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
+type ListPortsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most so many, 1 to 1000. Default: 1000.
+	PageSize      uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPortsRequest) Reset() {
+	*x = ListPortsRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPortsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPortsRequest) ProtoMessage() {}
+
+func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
+func (*ListPortsRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *ListPortsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListPortsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListPortsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The 1000 uses that have the most ports, in the order of pool, address, destination, protocol and port.
+	Ports         []*PortUse `protobuf:"bytes,1,rep,name=ports,proto3" json:"ports,omitempty"`
+	NextPageToken string     `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Every address of every pool.
+	Addresses []*AddressUse `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// The table of connection tracking, which has all flows, translated or not.
+	Table *ConnectionTable `protobuf:"bytes,4,opt,name=table,proto3" json:"table,omitempty"`
+	// When the flows were counted. Not set until they have been.
+	Counted *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=counted,proto3" json:"counted,omitempty"`
+	// How many sources use another address to a destination than their usual one.
+	Placements    uint32 `protobuf:"varint,6,opt,name=placements,proto3" json:"placements,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPortsResponse) Reset() {
+	*x = ListPortsResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPortsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPortsResponse) ProtoMessage() {}
+
+func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
+func (*ListPortsResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *ListPortsResponse) GetPorts() []*PortUse {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *ListPortsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListPortsResponse) GetAddresses() []*AddressUse {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *ListPortsResponse) GetTable() *ConnectionTable {
+	if x != nil {
+		return x.Table
+	}
+	return nil
+}
+
+func (x *ListPortsResponse) GetCounted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Counted
+	}
+	return nil
+}
+
+func (x *ListPortsResponse) GetPlacements() uint32 {
+	if x != nil {
+		return x.Placements
+	}
+	return 0
+}
+
+type WatchPortsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchPortsRequest) Reset() {
+	*x = WatchPortsRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchPortsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchPortsRequest) ProtoMessage() {}
+
+func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
+func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+}
+
+type PortEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Type          EventType              `protobuf:"varint,1,opt,name=type,proto3,enum=isthmus.v1.EventType" json:"type,omitempty"`
+	Port          *PortUse               `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortEvent) Reset() {
+	*x = PortEvent{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortEvent) ProtoMessage() {}
+
+func (x *PortEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
+func (*PortEvent) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *PortEvent) GetType() EventType {
+	if x != nil {
+		return x.Type
+	}
+	return EventType_EVENT_TYPE_UNSPECIFIED
+}
+
+func (x *PortEvent) GetPort() *PortUse {
+	if x != nil {
+		return x.Port
+	}
+	return nil
+}
+
+// PortUse is what is used of the ports of an address toward one destination, protocol and port.
+type PortUse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Pool    string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	Address string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// As partners see it.
+	PublicAddress string `protobuf:"bytes,3,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
+	Destination   string `protobuf:"bytes,4,opt,name=destination,proto3" json:"destination,omitempty"`
+	// "tcp" or "udp".
+	Protocol string `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Port     uint32 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`
+	// Flows, which have one port each, and how many more there is room for; together 64512.
+	Used uint32 `protobuf:"varint,7,opt,name=used,proto3" json:"used,omitempty"`
+	Free uint32 `protobuf:"varint,8,opt,name=free,proto3" json:"free,omitempty"`
+	// Part that is used, in per cent.
+	Percent float64 `protobuf:"fixed64,9,opt,name=percent,proto3" json:"percent,omitempty"`
+	// How many more flows there are each second, lately; negative when they get fewer.
+	Growth float64 `protobuf:"fixed64,10,opt,name=growth,proto3" json:"growth,omitempty"`
+	// When there will be no port left if it goes on like that. Not set when it does not grow.
+	ExhaustedIn *durationpb.Duration `protobuf:"bytes,11,opt,name=exhausted_in,json=exhaustedIn,proto3" json:"exhausted_in,omitempty"`
+	// "ok"; "low" from 85 % on until it is below 75 %; "exhausted" when no address of the pool has a port left, and new flows are refused.
+	State string `protobuf:"bytes,12,opt,name=state,proto3" json:"state,omitempty"`
+	// Packets of new flows to this destination, protocol and port that were refused, whatever their pool, since the daemon
+	// started.
+	Refused       uint64 `protobuf:"varint,13,opt,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortUse) Reset() {
+	*x = PortUse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortUse) ProtoMessage() {}
+
+func (x *PortUse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
+func (*PortUse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *PortUse) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *PortUse) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *PortUse) GetPublicAddress() string {
+	if x != nil {
+		return x.PublicAddress
+	}
+	return ""
+}
+
+func (x *PortUse) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *PortUse) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *PortUse) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *PortUse) GetUsed() uint32 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *PortUse) GetFree() uint32 {
+	if x != nil {
+		return x.Free
+	}
+	return 0
+}
+
+func (x *PortUse) GetPercent() float64 {
+	if x != nil {
+		return x.Percent
+	}
+	return 0
+}
+
+func (x *PortUse) GetGrowth() float64 {
+	if x != nil {
+		return x.Growth
+	}
+	return 0
+}
+
+func (x *PortUse) GetExhaustedIn() *durationpb.Duration {
+	if x != nil {
+		return x.ExhaustedIn
+	}
+	return nil
+}
+
+func (x *PortUse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *PortUse) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+// AddressUse is what is used of one address of a pool.
+type AddressUse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	PublicAddress string                 `protobuf:"bytes,3,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
+	// TCP and UDP flows, and to how many destinations, protocols and ports.
+	Flows         uint32 `protobuf:"varint,4,opt,name=flows,proto3" json:"flows,omitempty"`
+	Services      uint32 `protobuf:"varint,5,opt,name=services,proto3" json:"services,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressUse) Reset() {
+	*x = AddressUse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressUse) ProtoMessage() {}
+
+func (x *AddressUse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
+func (*AddressUse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *AddressUse) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *AddressUse) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *AddressUse) GetPublicAddress() string {
+	if x != nil {
+		return x.PublicAddress
+	}
+	return ""
+}
+
+func (x *AddressUse) GetFlows() uint32 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
+func (x *AddressUse) GetServices() uint32 {
+	if x != nil {
+		return x.Services
+	}
+	return 0
+}
+
+// ConnectionTable is the table of connection tracking.
+type ConnectionTable struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Flows in it, how many of those the kernel does not give up early to make room, and how many it can hold.
+	Entries uint32 `protobuf:"varint,1,opt,name=entries,proto3" json:"entries,omitempty"`
+	Assured uint32 `protobuf:"varint,2,opt,name=assured,proto3" json:"assured,omitempty"`
+	Limit   uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Whether new flows are refused because it is full: from 95 % on, when 90 % would not be given up.
+	Full bool `protobuf:"varint,4,opt,name=full,proto3" json:"full,omitempty"`
+	// Packets of new flows that were refused because of that.
+	Refused uint64 `protobuf:"varint,5,opt,name=refused,proto3" json:"refused,omitempty"`
+	// New flows that were lost silently because the kernel found no port (or lost a race for one), and packets of new flows that were
+	// because it had no room, since the machine started.
+	InsertFailed  uint64 `protobuf:"varint,6,opt,name=insert_failed,json=insertFailed,proto3" json:"insert_failed,omitempty"`
+	Dropped       uint64 `protobuf:"varint,7,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectionTable) Reset() {
+	*x = ConnectionTable{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectionTable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectionTable) ProtoMessage() {}
+
+func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
+func (*ConnectionTable) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *ConnectionTable) GetEntries() uint32 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *ConnectionTable) GetAssured() uint32 {
+	if x != nil {
+		return x.Assured
+	}
+	return 0
+}
+
+func (x *ConnectionTable) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ConnectionTable) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+func (x *ConnectionTable) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+func (x *ConnectionTable) GetInsertFailed() uint64 {
+	if x != nil {
+		return x.InsertFailed
+	}
+	return 0
+}
+
+func (x *ConnectionTable) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
 var File_isthmus_v1_services_proto protoreflect.FileDescriptor
 
 const file_isthmus_v1_services_proto_rawDesc = "" +
@@ -5638,7 +6194,54 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x06issued\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\"-\n" +
 	"\x13RevokeClientRequest\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\"\x16\n" +
-	"\x14RevokeClientResponse2\xe9\x03\n" +
+	"\x14RevokeClientResponse\"N\n" +
+	"\x10ListPortsRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"\xa5\x02\n" +
+	"\x11ListPortsResponse\x12)\n" +
+	"\x05ports\x18\x01 \x03(\v2\x13.isthmus.v1.PortUseR\x05ports\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x124\n" +
+	"\taddresses\x18\x03 \x03(\v2\x16.isthmus.v1.AddressUseR\taddresses\x121\n" +
+	"\x05table\x18\x04 \x01(\v2\x1b.isthmus.v1.ConnectionTableR\x05table\x124\n" +
+	"\acounted\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\acounted\x12\x1e\n" +
+	"\n" +
+	"placements\x18\x06 \x01(\rR\n" +
+	"placements\"\x13\n" +
+	"\x11WatchPortsRequest\"_\n" +
+	"\tPortEvent\x12)\n" +
+	"\x04type\x18\x01 \x01(\x0e2\x15.isthmus.v1.EventTypeR\x04type\x12'\n" +
+	"\x04port\x18\x02 \x01(\v2\x13.isthmus.v1.PortUseR\x04port\"\xf8\x02\n" +
+	"\aPortUse\x12\x12\n" +
+	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12%\n" +
+	"\x0epublic_address\x18\x03 \x01(\tR\rpublicAddress\x12 \n" +
+	"\vdestination\x18\x04 \x01(\tR\vdestination\x12\x1a\n" +
+	"\bprotocol\x18\x05 \x01(\tR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\x12\x12\n" +
+	"\x04used\x18\a \x01(\rR\x04used\x12\x12\n" +
+	"\x04free\x18\b \x01(\rR\x04free\x12\x18\n" +
+	"\apercent\x18\t \x01(\x01R\apercent\x12\x16\n" +
+	"\x06growth\x18\n" +
+	" \x01(\x01R\x06growth\x12<\n" +
+	"\fexhausted_in\x18\v \x01(\v2\x19.google.protobuf.DurationR\vexhaustedIn\x12\x14\n" +
+	"\x05state\x18\f \x01(\tR\x05state\x12\x18\n" +
+	"\arefused\x18\r \x01(\x04R\arefused\"\x93\x01\n" +
+	"\n" +
+	"AddressUse\x12\x12\n" +
+	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12%\n" +
+	"\x0epublic_address\x18\x03 \x01(\tR\rpublicAddress\x12\x14\n" +
+	"\x05flows\x18\x04 \x01(\rR\x05flows\x12\x1a\n" +
+	"\bservices\x18\x05 \x01(\rR\bservices\"\xc8\x01\n" +
+	"\x0fConnectionTable\x12\x18\n" +
+	"\aentries\x18\x01 \x01(\rR\aentries\x12\x18\n" +
+	"\aassured\x18\x02 \x01(\rR\aassured\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\x12\x12\n" +
+	"\x04full\x18\x04 \x01(\bR\x04full\x12\x18\n" +
+	"\arefused\x18\x05 \x01(\x04R\arefused\x12#\n" +
+	"\rinsert_failed\x18\x06 \x01(\x04R\finsertFailed\x12\x18\n" +
+	"\adropped\x18\a \x01(\x04R\adropped2\xe9\x03\n" +
 	"\vSpecService\x12E\n" +
 	"\bValidate\x12\x1b.isthmus.v1.ValidateRequest\x1a\x1c.isthmus.v1.ValidateResponse\x129\n" +
 	"\x04Plan\x12\x17.isthmus.v1.PlanRequest\x1a\x18.isthmus.v1.PlanResponse\x12<\n" +
@@ -5685,7 +6288,11 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\rAccessService\x12N\n" +
 	"\vIssueClient\x12\x1e.isthmus.v1.IssueClientRequest\x1a\x1f.isthmus.v1.IssueClientResponse\x12N\n" +
 	"\vListClients\x12\x1e.isthmus.v1.ListClientsRequest\x1a\x1f.isthmus.v1.ListClientsResponse\x12Q\n" +
-	"\fRevokeClient\x12\x1f.isthmus.v1.RevokeClientRequest\x1a .isthmus.v1.RevokeClientResponseB;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
+	"\fRevokeClient\x12\x1f.isthmus.v1.RevokeClientRequest\x1a .isthmus.v1.RevokeClientResponse2\x9f\x01\n" +
+	"\rEgressService\x12H\n" +
+	"\tListPorts\x12\x1c.isthmus.v1.ListPortsRequest\x1a\x1d.isthmus.v1.ListPortsResponse\x12D\n" +
+	"\n" +
+	"WatchPorts\x12\x1d.isthmus.v1.WatchPortsRequest\x1a\x15.isthmus.v1.PortEvent0\x01B;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
 
 var (
 	file_isthmus_v1_services_proto_rawDescOnce sync.Once
@@ -5700,7 +6307,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 85)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),            // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                // 1: isthmus.v1.Source
@@ -5781,158 +6388,176 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*Client)(nil),                // 76: isthmus.v1.Client
 	(*RevokeClientRequest)(nil),   // 77: isthmus.v1.RevokeClientRequest
 	(*RevokeClientResponse)(nil),  // 78: isthmus.v1.RevokeClientResponse
-	(*Spec)(nil),                  // 79: isthmus.v1.Spec
-	(*Problem)(nil),               // 80: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),   // 81: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 82: google.protobuf.Timestamp
-	(EventType)(0),                // 83: isthmus.v1.EventType
-	(*Inside)(nil),                // 84: isthmus.v1.Inside
-	(*Condition)(nil),             // 85: isthmus.v1.Condition
+	(*ListPortsRequest)(nil),      // 79: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),     // 80: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),     // 81: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),             // 82: isthmus.v1.PortEvent
+	(*PortUse)(nil),               // 83: isthmus.v1.PortUse
+	(*AddressUse)(nil),            // 84: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),       // 85: isthmus.v1.ConnectionTable
+	(*Spec)(nil),                  // 86: isthmus.v1.Spec
+	(*Problem)(nil),               // 87: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),   // 88: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 89: google.protobuf.Timestamp
+	(EventType)(0),                // 90: isthmus.v1.EventType
+	(*Inside)(nil),                // 91: isthmus.v1.Inside
+	(*Condition)(nil),             // 92: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	79,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	80,  // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	86,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	87,  // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	80,  // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	80,  // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	87,  // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	87,  // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	80,  // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	87,  // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	81,  // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	88,  // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	80,  // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	79,  // 13: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	87,  // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	86,  // 13: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	16,  // 14: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	82,  // 15: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	89,  // 15: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
 	23,  // 16: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	25,  // 17: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	83,  // 18: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	90,  // 18: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	23,  // 19: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	82,  // 20: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	84,  // 21: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	82,  // 22: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	82,  // 23: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	82,  // 24: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	85,  // 25: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	89,  // 20: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	91,  // 21: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	89,  // 22: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	89,  // 23: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	89,  // 24: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	92,  // 25: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	24,  // 26: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	82,  // 27: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	82,  // 28: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	82,  // 29: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	82,  // 30: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	82,  // 31: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	89,  // 27: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	89,  // 28: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	89,  // 29: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	89,  // 30: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	89,  // 31: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	33,  // 32: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	83,  // 33: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	90,  // 33: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	33,  // 34: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	82,  // 35: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	81,  // 36: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	85,  // 37: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	82,  // 38: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	89,  // 35: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	88,  // 36: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	92,  // 37: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	89,  // 38: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	38,  // 39: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	83,  // 40: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	90,  // 40: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	38,  // 41: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	39,  // 42: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	82,  // 43: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	85,  // 44: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	89,  // 43: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	92,  // 44: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	49,  // 45: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	83,  // 46: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	90,  // 46: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	49,  // 47: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	46,  // 48: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	82,  // 49: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	89,  // 49: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	47,  // 50: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	48,  // 51: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	55,  // 52: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	83,  // 53: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	90,  // 53: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	55,  // 54: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	56,  // 55: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	82,  // 56: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	89,  // 56: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	57,  // 57: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	82,  // 58: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	82,  // 59: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	89,  // 58: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	89,  // 59: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	62,  // 60: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	83,  // 61: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	90,  // 61: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	62,  // 62: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	82,  // 63: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	82,  // 64: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	82,  // 65: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	82,  // 66: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	85,  // 67: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	89,  // 63: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	89,  // 64: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	89,  // 65: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	89,  // 66: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	92,  // 67: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
 	65,  // 68: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
 	69,  // 69: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	82,  // 70: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	81,  // 71: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	89,  // 70: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	88,  // 71: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
 	76,  // 72: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
 	76,  // 73: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	82,  // 74: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	82,  // 75: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	3,   // 76: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 77: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 78: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 79: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	12,  // 80: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	14,  // 81: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	17,  // 82: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	18,  // 83: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	20,  // 84: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	21,  // 85: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	26,  // 86: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	28,  // 87: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	29,  // 88: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	31,  // 89: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	34,  // 90: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	36,  // 91: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	40,  // 92: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	42,  // 93: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	44,  // 94: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	50,  // 95: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	52,  // 96: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	53,  // 97: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	58,  // 98: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	60,  // 99: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	63,  // 100: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	66,  // 101: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	67,  // 102: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	70,  // 103: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	72,  // 104: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	74,  // 105: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	77,  // 106: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	4,   // 107: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 108: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 109: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	11,  // 110: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	13,  // 111: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	15,  // 112: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 113: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	19,  // 114: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	23,  // 115: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	22,  // 116: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	27,  // 117: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	33,  // 118: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	30,  // 119: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	32,  // 120: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	35,  // 121: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	37,  // 122: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	41,  // 123: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	43,  // 124: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	45,  // 125: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	51,  // 126: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	55,  // 127: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	54,  // 128: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	59,  // 129: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	61,  // 130: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	64,  // 131: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	69,  // 132: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	68,  // 133: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	71,  // 134: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	73,  // 135: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	75,  // 136: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	78,  // 137: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	107, // [107:138] is the sub-list for method output_type
-	76,  // [76:107] is the sub-list for method input_type
-	76,  // [76:76] is the sub-list for extension type_name
-	76,  // [76:76] is the sub-list for extension extendee
-	0,   // [0:76] is the sub-list for field type_name
+	89,  // 74: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	89,  // 75: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	83,  // 76: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	84,  // 77: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	85,  // 78: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	89,  // 79: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	90,  // 80: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	83,  // 81: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	88,  // 82: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	3,   // 83: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 84: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 85: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 86: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	12,  // 87: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	14,  // 88: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	17,  // 89: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	18,  // 90: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	20,  // 91: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	21,  // 92: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	26,  // 93: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	28,  // 94: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	29,  // 95: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	31,  // 96: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	34,  // 97: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	36,  // 98: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	40,  // 99: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	42,  // 100: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	44,  // 101: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	50,  // 102: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	52,  // 103: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	53,  // 104: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	58,  // 105: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	60,  // 106: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	63,  // 107: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	66,  // 108: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	67,  // 109: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	70,  // 110: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	72,  // 111: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	74,  // 112: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	77,  // 113: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	79,  // 114: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	81,  // 115: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 116: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 117: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 118: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	11,  // 119: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	13,  // 120: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	15,  // 121: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 122: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	19,  // 123: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	23,  // 124: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	22,  // 125: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	27,  // 126: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	33,  // 127: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	30,  // 128: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	32,  // 129: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	35,  // 130: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	37,  // 131: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	41,  // 132: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	43,  // 133: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	45,  // 134: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	51,  // 135: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	55,  // 136: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	54,  // 137: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	59,  // 138: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	61,  // 139: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	64,  // 140: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	69,  // 141: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	68,  // 142: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	71,  // 143: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	73,  // 144: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	75,  // 145: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	78,  // 146: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	80,  // 147: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	82,  // 148: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	116, // [116:149] is the sub-list for method output_type
+	83,  // [83:116] is the sub-list for method input_type
+	83,  // [83:83] is the sub-list for extension type_name
+	83,  // [83:83] is the sub-list for extension extendee
+	0,   // [0:83] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -5954,9 +6579,9 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   78,
+			NumMessages:   85,
 			NumExtensions: 0,
-			NumServices:   10,
+			NumServices:   11,
 		},
 		GoTypes:           file_isthmus_v1_services_proto_goTypes,
 		DependencyIndexes: file_isthmus_v1_services_proto_depIdxs,

@@ -1967,3 +1967,155 @@ var AccessService_ServiceDesc = grpc.ServiceDesc{
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "isthmus/v1/services.proto",
 }
+
+const (
+	EgressService_ListPorts_FullMethodName  = "/isthmus.v1.EgressService/ListPorts"
+	EgressService_WatchPorts_FullMethodName = "/isthmus.v1.EgressService/WatchPorts"
+)
+
+// EgressServiceClient is the client API for EgressService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// EgressService tells how many ports of the pools' addresses are in use.
+type EgressServiceClient interface {
+	// ListPorts returns what is used of the ports of each address, counted not more than a few seconds ago. Role: reader.
+	ListPorts(ctx context.Context, in *ListPortsRequest, opts ...grpc.CallOption) (*ListPortsResponse, error)
+	// WatchPorts follows the same; flows are counted every 30 seconds, and more often where ports get short. Role: reader.
+	WatchPorts(ctx context.Context, in *WatchPortsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PortEvent], error)
+}
+
+type egressServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewEgressServiceClient(cc grpc.ClientConnInterface) EgressServiceClient {
+	return &egressServiceClient{cc}
+}
+
+func (c *egressServiceClient) ListPorts(ctx context.Context, in *ListPortsRequest, opts ...grpc.CallOption) (*ListPortsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListPortsResponse)
+	err := c.cc.Invoke(ctx, EgressService_ListPorts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *egressServiceClient) WatchPorts(ctx context.Context, in *WatchPortsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PortEvent], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &EgressService_ServiceDesc.Streams[0], EgressService_WatchPorts_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchPortsRequest, PortEvent]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type EgressService_WatchPortsClient = grpc.ServerStreamingClient[PortEvent]
+
+// EgressServiceServer is the server API for EgressService service.
+// All implementations must embed UnimplementedEgressServiceServer
+// for forward compatibility.
+//
+// EgressService tells how many ports of the pools' addresses are in use.
+type EgressServiceServer interface {
+	// ListPorts returns what is used of the ports of each address, counted not more than a few seconds ago. Role: reader.
+	ListPorts(context.Context, *ListPortsRequest) (*ListPortsResponse, error)
+	// WatchPorts follows the same; flows are counted every 30 seconds, and more often where ports get short. Role: reader.
+	WatchPorts(*WatchPortsRequest, grpc.ServerStreamingServer[PortEvent]) error
+	mustEmbedUnimplementedEgressServiceServer()
+}
+
+// UnimplementedEgressServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedEgressServiceServer struct{}
+
+func (UnimplementedEgressServiceServer) ListPorts(context.Context, *ListPortsRequest) (*ListPortsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListPorts not implemented")
+}
+func (UnimplementedEgressServiceServer) WatchPorts(*WatchPortsRequest, grpc.ServerStreamingServer[PortEvent]) error {
+	return status.Error(codes.Unimplemented, "method WatchPorts not implemented")
+}
+func (UnimplementedEgressServiceServer) mustEmbedUnimplementedEgressServiceServer() {}
+func (UnimplementedEgressServiceServer) testEmbeddedByValue()                       {}
+
+// UnsafeEgressServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to EgressServiceServer will
+// result in compilation errors.
+type UnsafeEgressServiceServer interface {
+	mustEmbedUnimplementedEgressServiceServer()
+}
+
+func RegisterEgressServiceServer(s grpc.ServiceRegistrar, srv EgressServiceServer) {
+	// If the following call panics, it indicates UnimplementedEgressServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&EgressService_ServiceDesc, srv)
+}
+
+func _EgressService_ListPorts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListPortsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EgressServiceServer).ListPorts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EgressService_ListPorts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EgressServiceServer).ListPorts(ctx, req.(*ListPortsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _EgressService_WatchPorts_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchPortsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(EgressServiceServer).WatchPorts(m, &grpc.GenericServerStream[WatchPortsRequest, PortEvent]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type EgressService_WatchPortsServer = grpc.ServerStreamingServer[PortEvent]
+
+// EgressService_ServiceDesc is the grpc.ServiceDesc for EgressService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var EgressService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "isthmus.v1.EgressService",
+	HandlerType: (*EgressServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ListPorts",
+			Handler:    _EgressService_ListPorts_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchPorts",
+			Handler:       _EgressService_WatchPorts_Handler,
+			ServerStreams: true,
+		},
+	},
+	Metadata: "isthmus/v1/services.proto",
+}

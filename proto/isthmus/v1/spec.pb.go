@@ -1356,6 +1356,10 @@ type Pool struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The addresses. At least one.
 	Addresses []*PoolAddress `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// What becomes of a new flow when no address of the pool has a port left toward its destination, protocol and port (an address has
+	// 64512 of them): "reject" tells the client, by a TCP RST or by ICMP "administratively prohibited" (RFC 1812 section
+	// 5.2.7.1, RFC 4443 section 3.1), from its second packet on; "drop" does not. Default: "reject".
+	Exhausted string `protobuf:"bytes,10,opt,name=exhausted,proto3" json:"exhausted,omitempty"`
 	// How it is found out which addresses work. Default: all count as healthy.
 	Probes *Probes `protobuf:"bytes,30,opt,name=probes,proto3" json:"probes,omitempty"`
 	// Prefixes that this node originates in BGP, beside those of the document's `announce`, only while one of the pool's addresses is
@@ -1407,6 +1411,13 @@ func (x *Pool) GetAddresses() []*PoolAddress {
 		return x.Addresses
 	}
 	return nil
+}
+
+func (x *Pool) GetExhausted() string {
+	if x != nil {
+		return x.Exhausted
+	}
+	return ""
 }
 
 func (x *Pool) GetProbes() *Probes {
@@ -1827,10 +1838,12 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\asources\x18\x02 \x03(\tR\asources\"\"\n" +
 	"\bDNSProxy\x12\x16\n" +
-	"\x06listen\x18\x01 \x03(\tR\x06listen\"\x99\x01\n" +
+	"\x06listen\x18\x01 \x03(\tR\x06listen\"\xb7\x01\n" +
 	"\x04Pool\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
-	"\taddresses\x18\x02 \x03(\v2\x17.isthmus.v1.PoolAddressR\taddresses\x12*\n" +
+	"\taddresses\x18\x02 \x03(\v2\x17.isthmus.v1.PoolAddressR\taddresses\x12\x1c\n" +
+	"\texhausted\x18\n" +
+	" \x01(\tR\texhausted\x12*\n" +
 	"\x06probes\x18\x1e \x01(\v2\x12.isthmus.v1.ProbesR\x06probes\x12\x1a\n" +
 	"\bannounce\x18\x1f \x03(\tR\bannounce\"\x86\x02\n" +
 	"\x06Probes\x12\x18\n" +

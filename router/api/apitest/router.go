@@ -38,6 +38,7 @@ type Router struct {
 	policies  []*isthmusv1.PolicyStatus
 	pools     []*isthmusv1.PoolStatus
 	names     []*isthmusv1.NameStatus
+	ports     []*isthmusv1.PortUse
 	status    *isthmusv1.SystemStatus
 	secrets   map[string]string
 	resets    []string
@@ -47,7 +48,7 @@ type Router struct {
 func New(now func() time.Time) *Router {
 	return &Router{
 		now: now, secrets: map[string]string{}, status: &isthmusv1.SystemStatus{Node: "node-1", Version: "v0.0.0-test"},
-		bells: map[string]*api.Bell{"tunnels": {}, "peers": {}, "routes": {}, "policies": {}, "pools": {}, "names": {}, "status": {}},
+		bells: map[string]*api.Bell{"tunnels": {}, "peers": {}, "routes": {}, "policies": {}, "pools": {}, "names": {}, "ports": {}, "status": {}},
 	}
 }
 
@@ -68,6 +69,7 @@ func (r *Router) SetPolicies(all ...*isthmusv1.PolicyStatus) {
 
 func (r *Router) SetPools(all ...*isthmusv1.PoolStatus) { set(r, "pools", &r.pools, all) }
 func (r *Router) SetNames(all ...*isthmusv1.NameStatus) { set(r, "names", &r.names, all) }
+func (r *Router) SetPorts(all ...*isthmusv1.PortUse)    { set(r, "ports", &r.ports, all) }
 
 // SetConditions replaces the conditions of the node.
 func (r *Router) SetConditions(all ...*isthmusv1.Condition) {
@@ -125,6 +127,16 @@ func (r *Router) Pools() ([]*isthmusv1.PoolStatus, <-chan struct{}) {
 }
 func (r *Router) Names() ([]*isthmusv1.NameStatus, <-chan struct{}) {
 	return get(r, "names", &r.names)
+}
+func (r *Router) Ports() ([]*isthmusv1.PortUse, <-chan struct{}) { return get(r, "ports", &r.ports) }
+func (r *Router) Recount(context.Context)                        {}
+func (r *Router) PortTotals() *isthmusv1.ListPortsResponse {
+	totals := &isthmusv1.ListPortsResponse{Counted: timestamppb.New(r.now()), Placements: 2, Table: &isthmusv1.ConnectionTable{Entries: 70_000, Assured: 60_000, Limit: 262_144, InsertFailed: 5}}
+	all, _ := r.Ports()
+	for _, p := range all {
+		totals.Addresses = append(totals.Addresses, &isthmusv1.AddressUse{Pool: p.Pool, Address: p.Address, PublicAddress: p.PublicAddress, Flows: p.Used, Services: 1})
+	}
+	return totals
 }
 func (r *Router) Guard() (packets, bytes uint64) { return 3, 180 }
 

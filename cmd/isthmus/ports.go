@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+var portColumns = []column[*isthmusv1.PortUse]{
+	{header: "POOL", value: func(_ *app, p *isthmusv1.PortUse) string { return p.Pool }},
+	{header: "SEEN-AS", value: func(_ *app, p *isthmusv1.PortUse) string { return p.PublicAddress }},
+	{header: "DESTINATION", value: func(_ *app, p *isthmusv1.PortUse) string { return p.Destination }},
+	{header: "SERVICE", value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprintf("%s/%d", p.Protocol, p.Port) }},
+	{header: "USED", value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprint(p.Used) }},
+	{header: "FREE", value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprint(p.Free) }},
+	{header: "PERCENT", value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprintf("%.1f", p.Percent) }},
+	{header: "EXHAUSTED-IN", value: func(_ *app, p *isthmusv1.PortUse) string {
+		if p.ExhaustedIn == nil {
+			return ""
+		}
+		return short(p.ExhaustedIn.AsDuration())
+	}},
+	{header: "REFUSED", value: func(_ *app, p *isthmusv1.PortUse) string { return count(p.Refused) }},
+	{header: "STATE", value: func(_ *app, p *isthmusv1.PortUse) string { return p.State }},
+	{header: "ADDRESS", wide: true, value: func(_ *app, p *isthmusv1.PortUse) string { return p.Address }},
+	{header: "GROWTH", wide: true, value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprintf("%.1f/s", p.Growth) }},
+}
+
+var addressColumns = []column[*isthmusv1.AddressUse]{
+	{header: "POOL", value: func(_ *app, u *isthmusv1.AddressUse) string { return u.Pool }},
+	{header: "SEEN-AS", value: func(_ *app, u *isthmusv1.AddressUse) string { return u.PublicAddress }},
+	{header: "FLOWS", value: func(_ *app, u *isthmusv1.AddressUse) string { return fmt.Sprint(u.Flows) }},
+	{header: "SERVICES", value: func(_ *app, u *isthmusv1.AddressUse) string { return fmt.Sprint(u.Services) }},
+	{header: "ADDRESS", wide: true, value: func(_ *app, u *isthmusv1.AddressUse) string { return u.Address }},
+}
+
+func (a *app) addPorts(_, get, _, watch *cobra.Command) {
+	all := &isthmusv1.ListPortsResponse{}
+	egress := getCommand(a, "egress", "Show how many ports of the pools' addresses are in use, and the connection table", portColumns,
+		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.PortUse, proto.Message, error) {
+			client := isthmusv1.NewEgressServiceClient(conn)
+			err := pages(func(token string) (*isthmusv1.ListPortsResponse, error) {
+				return client.ListPorts(ctx, &isthmusv1.ListPortsRequest{PageToken: token})
+			}, func(r *isthmusv1.ListPortsResponse) string {
+				next := r.NextPageToken
+				r.Ports, r.NextPageToken = append(all.Ports, r.Ports...), ""
+				all = r
+				return next
+			})
+			return all.Ports, all, err
+		})
+	table := egress.RunE
+	egress.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := table(cmd, args); err != nil || a.output == "json" || a.output == "yaml" {
+			return err
+		}
+		fmt.Fprintln(a.stdout)
+		if err := show(a, addressColumns, all.Addresses, nil); err != nil {
+			return err
+		}
+		if all.Counted == nil {
+			fmt.Fprintln(a.stderr, "The flows have not been counted yet.")
+		}
+		t := all.GetTable()
+		_, err := fmt.Fprintf(a.stdout, "\nConnection table: %d of %d flows, %d refused because it was full, %d lost without a port, %d without room. Placed sources: %d.\n",
+			t.GetEntries(), t.GetLimit(), t.GetRefused(), t.GetInsertFailed(), t.GetDropped(), all.Placements)
+		return err
+	}
+	get.AddCommand(egress)
+	watch.AddCommand(watchCommand(a, "egress", "Follow the ports in use", portColumns, (*isthmusv1.PortEvent).GetPort,
+		func(ctx context.Context, conn *grpc.ClientConn) (interface {
+			Recv() (*isthmusv1.PortEvent, error)
+		}, error) {
+			return isthmusv1.NewEgressServiceClient(conn).WatchPorts(ctx, &isthmusv1.WatchPortsRequest{})
+		}))
+}
