@@ -202,6 +202,10 @@ func (b *bench) nat(ctx context.Context) error {
 	}
 	many := fmt.Sprint(n, " policies")
 	few, full := newTable(""), newTable("")
+	const plain = "table inet linear {\nchain post {\ntype nat hook postrouting priority srcnat;\noifname up0 snat ip to 192.0.2.11\n}\n}\n"
+	if err := os.WriteFile(dir+"/plain.nft", []byte(plain), 0o600); err != nil {
+		return err
+	}
 	for range 2 * b.rounds { // they are short
 		// Before and after, so that a drift of the machine shows in neither.
 		for _, c := range []struct {
@@ -218,25 +222,31 @@ func (b *bench) nat(ctx context.Context) error {
 			}
 			few.add(c.row, "rate", rate)
 		}
-		if _, err := e.router.Exec(ctx, "sh", "-c", "nft delete table inet isthmus; nft -f "+script); err != nil {
-			return err
-		}
-		rate, err := e.open(500, n)
-		if err != nil {
-			return err
-		}
-		full.add("linear", "rate", rate)
-		if _, err := e.router.Exec(ctx, "nft", "delete", "table", "inet", "linear"); err != nil {
-			return err
+		for _, c := range []struct {
+			row, script string
+			connections int
+		}{{"plain", dir + "/plain.nft", 5000}, {"linear", script, 500}} {
+			if _, err := e.router.Exec(ctx, "sh", "-c", "nft delete table inet isthmus 2>/dev/null; nft -f "+c.script); err != nil {
+				return err
+			}
+			rate, err := e.open(c.connections, n)
+			if err != nil {
+				return err
+			}
+			full.add(c.row, "rate", rate)
+			if _, err := e.router.Exec(ctx, "nft", "delete", "table", "inet", "linear"); err != nil {
+				return err
+			}
 		}
 	}
 	before := few.cells[[2]string{"one", "rate"}]
 	for i, rate := range few.cells[[2]string{"all", "rate"}] {
 		flows.add(many, "connections/s", rate)
 		flows.add("one policy", "connections/s", (before[2*i]+before[2*i+1])/2)
+		flows.add("one plain rule", "connections/s", full.cells[[2]string{"plain", "rate"}][i])
 		flows.add("linear rules", "connections/s", full.cells[[2]string{"linear", "rate"}][i])
 	}
-	flows.print(os.Stdout, "one policy", "linear rules")
+	flows.print(os.Stdout, "one policy", "one plain rule", "linear rules")
 	if err := e.driver.Apply(ctx, all); err != nil {
 		return err
 	}
