@@ -400,8 +400,12 @@ egress:
 	// It has another address: the old one is no destination any more, but what is under way goes on.
 	server.Signal(unix.SIGTERM)
 	<-server.Done()
-	server = w.serveNames("198.51.100.9 api.partner.example\n198.51.100.10 new.example.com\n")
-	w.until(15*time.Second, []string{"www.partner.example partner 198.51.100.9 "}, "get", "names")
+	hosts := "198.51.100.9 api.partner.example\n198.51.100.10 new.example.com\n"
+	for i := range 499 { // more than fits into a UDP message
+		hosts += fmt.Sprintf("203.0.%d.%d api.partner.example\n", 112+i/250, i%250)
+	}
+	server = w.serveNames(hosts)
+	w.until(15*time.Second, []string{"www.partner.example partner 198.51.100.9,203.0.112.0,203.0.112.1,203.0.112.2 and 496 more"}, "get", "names")
 	w.reaches("198.51.100.9", true)
 	w.reaches(service, false)
 	w.wantAlive([]*flow{old})
@@ -433,7 +437,7 @@ egress:
 	w.untilDefault(true)
 	w.wantAlive([]*flow{old, told})
 	w.reaches("198.51.100.9", true)
-	w.until(5*time.Second, []string{"www.partner.example partner 198.51.100.9 "}, "get", "names")
+	w.until(5*time.Second, []string{"www.partner.example partner 198.51.100.9,"}, "get", "names")
 
 	// A server that says there is no such name is believed.
 	w.serveNames("198.51.100.7 other.example\n")
