@@ -327,13 +327,16 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// reaches opens a flow to an address of the partner, or finds that it cannot.
-func (w *world) reaches(to string, want bool) *flow {
+// reaches waits until a flow to an address of the partner can be opened, or cannot any more: what is known of a name is in the kernel
+// a moment later.
+func (w *world) reaches(to string, want bool) (f *flow) {
 	w.Helper()
-	f, err := w.open(0, to)
-	if (err == nil) != want {
-		w.Fatalf("%s can be reached: %v, want %v: %v", to, err == nil, want, err)
-	}
+	w.ok(lab.Until(w.Context(), 5*time.Second, func() (err error) {
+		if f, err = w.open(0, to); (err == nil) != want {
+			return fmt.Errorf("%s can be reached: %v, want %v: %w", to, err == nil, want, err)
+		}
+		return nil
+	}))
 	return f
 }
 
@@ -415,11 +418,12 @@ egress:
 	if n, err := w.ask(w.site.Node, "169.254.80.0", "new.example.com"); n != 1 || err != nil {
 		t.Fatalf("%d answers, %v", n, err)
 	}
-	told := w.reaches("198.51.100.10", true)
+	told, err := w.open(0, "198.51.100.10")
+	w.ok(err)
 	w.until(5*time.Second, []string{"*.example.com partner 198.51.100.10 "}, "get", "names")
 
 	// The proxy is there for spokes alone: neither the node's address nor the inside address answers on the underlay.
-	_, err := w.partner.Exec(t.Context(), "ip", "route", "add", "169.254.80.0/32", "via", "192.0.2.100")
+	_, err = w.partner.Exec(t.Context(), "ip", "route", "add", "169.254.80.0/32", "via", "192.0.2.100")
 	w.ok(err)
 	for _, address := range []string{"192.0.2.100", "192.0.2.10", "169.254.80.0"} {
 		if n, err := w.ask(w.partner, address, "new.example.com"); err == nil {
