@@ -90,7 +90,8 @@ type CloudsOptions struct {
 	Change func(name string, c *peer.Config)
 }
 
-func psk() string {
+// PSK makes a pre-shared key that every cloud takes.
+func PSK() string {
 	var b [20]byte
 	rand.Read(b[:])
 	return "k" + base32.StdEncoding.EncodeToString(b[:]) // every cloud takes letters and digits, the first no zero
@@ -116,15 +117,7 @@ func NewClouds(ctx context.Context, o CloudsOptions) (c *Clouds, err error) {
 	}
 	c.Internet = peer.NewInternet(l, "internet", netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("192.0.2.0/24"))
 
-	c.NAT, c.Node = l.Node("nat"), l.Node("node")
-	c.Internet.Attach(c.NAT, netip.MustParseAddr("198.51.100.2"))
-	c.NAT.IP("route add default via 198.51.100.1 dev wan onlink") // passes on what the node sends, also what it must not
-	l.Link(lab.End{Node: c.NAT, Name: "node", Addrs: []netip.Prefix{netip.PrefixFrom(UplinkGateway, 24)}},
-		lab.End{Node: c.Node, Name: Uplink, Addrs: []netip.Prefix{NodePrivate, EgressPrivate}})
-	c.Node.IP("route add default via %s", UplinkGateway)
-	for _, a := range []netip.Addr{NodePublic, EgressPublic} {
-		c.Internet.Node.IP("route add %s/32 via 198.51.100.2 dev br0", a)
-	}
+	c.NAT, c.Node = Hub(l, c.Internet)
 
 	addr := netip.MustParseAddr
 	config := func(name string, g peer.Config) peer.Config {
@@ -135,17 +128,17 @@ func NewClouds(ctx context.Context, o CloudsOptions) (c *Clouds, err error) {
 		return g
 	}
 	c.AWS = peer.NewAWS(l, c.Internet, "aws", config("aws", peer.Config{ASN: AWSASN, Announce: []netip.Prefix{VPC}, Peerings: []peer.Peering{
-		{Outside: addr("203.0.113.11"), Inside: addr("169.254.64.1"), Router: addr("169.254.64.2"), PSK: psk()},
-		{Outside: addr("203.0.113.12"), Inside: addr("169.254.64.5"), Router: addr("169.254.64.6"), PSK: psk()},
+		{Outside: addr("203.0.113.11"), Inside: addr("169.254.64.1"), Router: addr("169.254.64.2"), PSK: PSK()},
+		{Outside: addr("203.0.113.12"), Inside: addr("169.254.64.5"), Router: addr("169.254.64.6"), PSK: PSK()},
 	}}))
-	shared := psk() // one per connection, and both instances are one connection
+	shared := PSK() // one per connection, and both instances are one connection
 	c.Azure = peer.NewAzure(l, c.Internet, "azure", config("azure", peer.Config{ASN: AzureASN, Announce: []netip.Prefix{VNet}, Peerings: []peer.Peering{
 		{Outside: addr("203.0.113.21"), Inside: addr("169.254.21.2"), Router: addr("169.254.21.1"), PSK: shared},
 		{Outside: addr("203.0.113.22"), Inside: addr("169.254.21.6"), Router: addr("169.254.21.1"), PSK: shared},
 	}}))
 	c.Google = peer.NewGoogle(l, c.Internet, "google", config("google", peer.Config{ASN: GoogleASN, FRR: true, Announce: []netip.Prefix{Subnet}, Peerings: []peer.Peering{
-		{Outside: addr("203.0.113.31"), Inside: addr("169.254.66.1"), Router: addr("169.254.66.2"), PSK: psk()},
-		{Outside: addr("203.0.113.32"), Inside: addr("169.254.66.5"), Router: addr("169.254.66.6"), PSK: psk()},
+		{Outside: addr("203.0.113.31"), Inside: addr("169.254.66.1"), Router: addr("169.254.66.2"), PSK: PSK()},
+		{Outside: addr("203.0.113.32"), Inside: addr("169.254.66.5"), Router: addr("169.254.66.6"), PSK: PSK()},
 	}}))
 	c.Site = peer.NewSite(l, c.Internet, "site", peer.SiteConfig{ASN: SiteASN, RouterASN: NodeASN, Outside: SiteOutside,
 		Inside: c.SiteInside, Router: c.NodeInside.Addr(), Endpoint: netip.AddrPortFrom(NodePublic, NodePort), Port: SitePort,
@@ -178,13 +171,32 @@ func NewClouds(ctx context.Context, o CloudsOptions) (c *Clouds, err error) {
 	if err := l.Up(ctx); err != nil {
 		return nil, err
 	}
-	if err := c.NAT.OneToOne(ctx, "wan", lab.Pair{Private: NodePrivate.Addr(), Public: NodePublic}, lab.Pair{Private: EgressPrivate.Addr(), Public: EgressPublic}); err != nil {
+	if err := Translate(ctx, c.NAT); err != nil {
 		return nil, err
 	}
 	if c.partner, err = startPartner(partnerNode); err != nil {
 		return nil, err
 	}
 	return c, nil
+}
+
+// Hub adds the node, with an uplink and nothing else, behind 1:1 NAT. Translate starts the NAT.
+func Hub(l *lab.Lab, internet *peer.Internet) (nat, node *lab.Node) {
+	nat, node = l.Node("nat"), l.Node("node")
+	internet.Attach(nat, netip.MustParseAddr("198.51.100.2"))
+	nat.IP("route add default via 198.51.100.1 dev wan onlink") // passes on what the node sends, also what it must not
+	l.Link(lab.End{Node: nat, Name: "node", Addrs: []netip.Prefix{netip.PrefixFrom(UplinkGateway, 24)}},
+		lab.End{Node: node, Name: Uplink, Addrs: []netip.Prefix{NodePrivate, EgressPrivate}})
+	node.IP("route add default via %s", UplinkGateway)
+	for _, a := range []netip.Addr{NodePublic, EgressPublic} {
+		internet.Node.IP("route add %s/32 via 198.51.100.2 dev br0", a)
+	}
+	return nat, node
+}
+
+// Translate starts the 1:1 NAT of a hub that is up.
+func Translate(ctx context.Context, nat *lab.Node) error {
+	return nat.OneToOne(ctx, "wan", lab.Pair{Private: NodePrivate.Addr(), Public: NodePublic}, lab.Pair{Private: EgressPrivate.Addr(), Public: EgressPublic})
 }
 
 // Gateways are the three clouds' gateways.

@@ -11,7 +11,7 @@ import (
 // TestMain builds the programs, and runs the tests in the guest of test/vm where this kernel lacks something.
 func TestMain(m *testing.M) {
 	if !vm.Inside() {
-		if err := build(); err != nil {
+		if err := Build("../.."); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -4,45 +4,71 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/test/lab"
 	"github.com/isthmus-net/isthmus/test/peer"
 )
 
 // Router is isthmusd with its charon on the node of Clouds, used as a user would: through the command line.
 type Router struct {
-	Clouds *Clouds
+	Clouds *Clouds // nil elsewhere
+	Node   *lab.Node
 	Charon *peer.Charon
 	Daemon *lab.Process
 	// Dir holds the daemon's state, its runtime directory and what it logs.
 	Dir string
 	bin string // directory of isthmusd and isthmus
+	api netip.AddrPort
 }
 
 // StartRouter starts charon and isthmusd on the node, from the programs in bin.
 func (c *Clouds) StartRouter(ctx context.Context, bin string) (*Router, error) {
-	dir, err := c.Node.Dir()
+	r, err := StartRouter(ctx, c.Node, netip.AddrPortFrom(NodePrivate.Addr(), 7443), bin)
+	if r != nil {
+		r.Clouds = c
+	}
+	return r, err
+}
+
+// StartRouter starts charon and isthmusd on a node. isthmusd listens on api too.
+func StartRouter(ctx context.Context, n *lab.Node, api netip.AddrPort, bin string) (*Router, error) {
+	dir, err := n.Dir()
 	if err != nil {
 		return nil, fmt.Errorf("starting the router: %w", err)
 	}
-	r := &Router{Clouds: c, Dir: dir, bin: bin}
+	r := &Router{Node: n, Dir: dir, bin: bin, api: api}
 	if err := r.StartCharon(ctx); err != nil {
 		return nil, err
 	}
 	return r, r.StartDaemon(ctx)
 }
 
-// StartCharon starts charon, also again after it was killed.
+// StartCharon starts charon, also again after it was killed, with the image's settings if they are beside the programs.
 func (r *Router) StartCharon(ctx context.Context) (err error) {
-	r.Charon, err = peer.StartCharon(ctx, r.Clouds.Node, peer.CharonOptions{})
+	var o peer.CharonOptions
+	if conf := filepath.Join(r.bin, CharonConf); exists(conf) {
+		o.Include = conf
+	}
+	r.Charon, err = peer.StartCharon(ctx, r.Node, o)
 	return err
 }
+
+// CharonConf is the name of the image's settings for charon, which Build puts beside the programs.
+const CharonConf = "isthmus.conf"
+
+func exists(path string) bool { _, err := os.Stat(path); return err == nil }
 
 // Socket is the path of the unix socket of the API.
 func (r *Router) Socket() string { return filepath.Join(r.Dir, "run", "api.sock") }
@@ -50,8 +76,8 @@ func (r *Router) Socket() string { return filepath.Join(r.Dir, "run", "api.sock"
 // StartDaemon starts isthmusd and waits until its API answers.
 func (r *Router) StartDaemon(ctx context.Context) (err error) {
 	os.Remove(r.Socket())
-	r.Daemon, err = r.Clouds.Node.Start("isthmusd", filepath.Join(r.bin, "isthmusd"),
-		"-state", filepath.Join(r.Dir, "state"), "-runtime", filepath.Join(r.Dir, "run"), "-vici", r.Charon.Socket, "-listen", NodePrivate.Addr().String()+":7443")
+	r.Daemon, err = r.Node.Start("isthmusd", filepath.Join(r.bin, "isthmusd"),
+		"-state", filepath.Join(r.Dir, "state"), "-runtime", filepath.Join(r.Dir, "run"), "-vici", r.Charon.Socket, "-listen", r.api.String())
 	if err != nil {
 		return err
 	}
@@ -80,7 +106,7 @@ func (r *Router) CLI(ctx context.Context, args ...string) (string, error) {
 // CLIInput is CLI with standard input.
 func (r *Router) CLIInput(ctx context.Context, input string, args ...string) (string, error) {
 	argv := append([]string{filepath.Join(r.bin, "isthmus"), "--socket", r.Socket()}, args...)
-	return r.Clouds.Node.ExecInput(ctx, input, argv...)
+	return r.Node.ExecInput(ctx, input, argv...)
 }
 
 // Apply sets the secrets of the topology and applies a document.
@@ -89,13 +115,16 @@ func (r *Router) Apply(ctx context.Context, document string) error {
 	return err
 }
 
+// SetSecret stores one secret.
+func (r *Router) SetSecret(ctx context.Context, name, value string) error {
+	_, err := r.CLIInput(ctx, value, "secret", "set", name)
+	return err
+}
+
 // SetSecrets stores the keys of the topology under the names that Document uses.
 func (r *Router) SetSecrets(ctx context.Context) error {
 	var errs []error
-	set := func(name, value string) {
-		_, err := r.CLIInput(ctx, value, "secret", "set", name)
-		errs = append(errs, err)
-	}
+	set := func(name, value string) { errs = append(errs, r.SetSecret(ctx, name, value)) }
 	for _, g := range r.Clouds.Gateways() {
 		for i, p := range g.Config.Peerings {
 			set(fmt.Sprintf("%s-%d", g.Name, i), p.PSK)
@@ -135,4 +164,98 @@ func (c *Clouds) Document() string {
 	fmt.Fprintf(&b, "egress:\n  pools:\n  - {name: partner, addresses: [{address: %s, publicAddress: %s}]}\n", EgressPrivate.Addr(), EgressPublic)
 	fmt.Fprintf(&b, "  policies:\n  - {name: spokes, sources: [%s, %s, %s, %s], pool: partner}\n", VPC, VNet, Subnet, Office)
 	return b.String()
+}
+
+// call runs f with a connection to the API.
+func (r *Router) call(f func(*grpc.ClientConn) error) error {
+	conn, err := grpc.NewClient("unix:"+r.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return f(conn)
+}
+
+// Tunnels reads the tunnels from the API, by name.
+func (r *Router) Tunnels(ctx context.Context) (map[string]*isthmusv1.TunnelStatus, error) {
+	out := map[string]*isthmusv1.TunnelStatus{}
+	return out, r.call(func(conn *grpc.ClientConn) error {
+		list, err := isthmusv1.NewTunnelServiceClient(conn).ListTunnels(ctx, &isthmusv1.ListTunnelsRequest{})
+		for _, t := range list.GetTunnels() {
+			out[t.GetName()] = t
+		}
+		return err
+	})
+}
+
+// Peers reads the BGP sessions from the API, by name.
+func (r *Router) Peers(ctx context.Context) (map[string]*isthmusv1.PeerStatus, error) {
+	out := map[string]*isthmusv1.PeerStatus{}
+	return out, r.call(func(conn *grpc.ClientConn) error {
+		list, err := isthmusv1.NewBGPServiceClient(conn).ListPeers(ctx, &isthmusv1.ListPeersRequest{})
+		for _, p := range list.GetPeers() {
+			out[p.GetName()] = p
+		}
+		return err
+	})
+}
+
+// Ways are the tunnels that a route of the kernel's uses.
+func (r *Router) Ways(ctx context.Context, p netip.Prefix) (tunnels []string, err error) {
+	return tunnels, r.call(func(conn *grpc.ClientConn) error {
+		list, err := isthmusv1.NewRouteServiceClient(conn).ListRoutes(ctx, &isthmusv1.ListRoutesRequest{Within: p.String()})
+		for _, route := range list.GetRoutes() {
+			for _, h := range route.GetNextHops() {
+				if route.GetPrefix() == p.String() && route.GetInstalled() {
+					tunnels = append(tunnels, h.GetTunnel())
+				}
+			}
+		}
+		return err
+	})
+}
+
+// Up returns nil when every tunnel is up and every session established, and what is missing otherwise.
+func (r *Router) Up(ctx context.Context) error {
+	tunnels, err := r.Tunnels(ctx)
+	if err != nil {
+		return err
+	}
+	peers, err := r.Peers(ctx)
+	if err != nil {
+		return err
+	}
+	var missing []string
+	for name, t := range tunnels {
+		if t.GetState() != "up" {
+			missing = append(missing, fmt.Sprintf("tunnel %s is %s (%s)", name, t.GetState(), t.GetLastError()))
+		}
+	}
+	for name, p := range peers {
+		if p.GetState() != "established" {
+			missing = append(missing, fmt.Sprintf("peer %s is %s (%s)", name, p.GetState(), p.GetLastError()))
+		}
+	}
+	if len(missing) > 0 {
+		slices.Sort(missing)
+		return errors.New(strings.Join(missing, "; "))
+	}
+	return nil
+}
+
+// Build makes the programs that tests run, for the guest as well, in the directory bin of the project, whose root it is
+// given.
+func Build(root string) error {
+	for _, name := range []string{"isthmusd", "isthmus"} {
+		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(root, "bin", name), filepath.Join(root, "cmd", name))
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("building %s: %w\n%s", name, err, out)
+		}
+	}
+	conf, err := os.ReadFile(filepath.Join(root, "image/rootfs/etc/strongswan.d", CharonConf))
+	if err != nil {
+		return fmt.Errorf("building: %w", err)
+	}
+	return os.WriteFile(filepath.Join(root, "bin", CharonConf), conf, 0o644)
 }

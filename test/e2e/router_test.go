@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -106,23 +105,15 @@ func (b *bench) dial() {
 
 func (b *bench) tunnels() map[string]*isthmusv1.TunnelStatus {
 	b.Helper()
-	r, err := isthmusv1.NewTunnelServiceClient(b.conn).ListTunnels(b.Context(), &isthmusv1.ListTunnelsRequest{})
+	out, err := b.r.Tunnels(b.Context())
 	b.ok(err)
-	out := map[string]*isthmusv1.TunnelStatus{}
-	for _, t := range r.GetTunnels() {
-		out[t.GetName()] = t
-	}
 	return out
 }
 
 func (b *bench) peers() map[string]*isthmusv1.PeerStatus {
 	b.Helper()
-	r, err := isthmusv1.NewBGPServiceClient(b.conn).ListPeers(b.Context(), &isthmusv1.ListPeersRequest{})
+	out, err := b.r.Peers(b.Context())
 	b.ok(err)
-	out := map[string]*isthmusv1.PeerStatus{}
-	for _, p := range r.GetPeers() {
-		out[p.GetName()] = p
-	}
 	return out
 }
 
@@ -137,20 +128,8 @@ func (b *bench) status() *isthmusv1.SystemStatus {
 func (b *bench) up() {
 	b.Helper()
 	b.until(90*time.Second, func() error {
-		var missing []string
-		for name, t := range b.tunnels() {
-			if t.GetState() != "up" {
-				missing = append(missing, fmt.Sprintf("tunnel %s is %s (%s)", name, t.GetState(), t.GetLastError()))
-			}
-		}
-		for name, p := range b.peers() {
-			if p.GetState() != "established" {
-				missing = append(missing, fmt.Sprintf("peer %s is %s (%s)", name, p.GetState(), p.GetLastError()))
-			}
-		}
-		if len(missing) > 0 {
-			slices.Sort(missing)
-			return fmt.Errorf("%s", strings.Join(missing, "; "))
+		if err := b.r.Up(b.Context()); err != nil {
+			return err
 		}
 		return b.c.Established(b.Context())
 	})
@@ -350,18 +329,18 @@ func (b *bench) editOne() {
 // rekey renews IKE and CHILD SAs three times from each side.
 func (b *bench) rekey() {
 	type end struct {
-		charon *peer.Charon
-		name   string
+		ike  peer.IKE
+		name string
 	}
-	ends := func(charons ...*peer.Charon) (out []end) {
-		for _, charon := range charons {
-			children, err := charon.Children(b.Context())
+	ends := func(daemons ...peer.IKE) (out []end) {
+		for _, ike := range daemons {
+			children, err := ike.Children(b.Context())
 			b.ok(err)
 			for name, n := range children {
 				if n != 1 {
 					b.Errorf("%d CHILD_SAs for %s", n, name)
 				}
-				out = append(out, end{charon, name})
+				out = append(out, end{ike, name})
 			}
 		}
 		if len(out) != 6 {
@@ -369,10 +348,10 @@ func (b *bench) rekey() {
 		}
 		return out
 	}
-	var gateways []*peer.Charon
+	var gateways []peer.IKE
 	for _, g := range b.c.Gateways() {
 		for _, i := range g.Instances {
-			gateways = append(gateways, i.Charon)
+			gateways = append(gateways, i.IKE)
 		}
 	}
 	ours, theirs := ends(b.r.Charon), ends(gateways...)
@@ -381,8 +360,8 @@ func (b *bench) rekey() {
 		for range 3 {
 			for _, side := range [][]end{ours, theirs} {
 				for _, e := range side {
-					b.ok(e.charon.RekeyChild(b.Context(), e.name))
-					b.ok(e.charon.RekeyIKE(b.Context(), e.name))
+					b.ok(e.ike.RekeyChild(b.Context(), e.name))
+					b.ok(e.ike.RekeyIKE(b.Context(), e.name))
 				}
 				time.Sleep(2 * time.Second)
 			}
@@ -434,11 +413,11 @@ func (b *bench) deleteByHand() {
 	})
 	heal("IKE_SA deleted by the peer", victim, func() {
 		for _, i := range b.c.AWS.Instances {
-			children, err := i.Charon.Children(b.Context())
+			children, err := i.IKE.Children(b.Context())
 			b.ok(err)
 			for name := range children {
 				if strings.HasSuffix(name, "2") {
-					b.ok(i.Charon.Terminate(b.Context(), name))
+					b.ok(i.IKE.Terminate(b.Context(), name))
 				}
 			}
 		}
@@ -514,16 +493,4 @@ func (b *bench) killCharon() {
 		}
 		return nil
 	})
-}
-
-// build makes the programs that the tests run, for the guest as well.
-func build() error {
-	for _, name := range []string{"isthmusd", "isthmus"} {
-		cmd := exec.Command("go", "build", "-trimpath", "-o", "../../bin/"+name, "../../cmd/"+name)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("building %s: %w\n%s", name, err, out)
-		}
-	}
-	return nil
 }

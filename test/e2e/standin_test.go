@@ -25,11 +25,11 @@ func standIn(ctx context.Context, c *Clouds) (*peer.Charon, *peer.BIRD, error) {
 			n := peer.Neighbor{Name: t.Name, Local: p.Router, Remote: p.Inside, ASN: g.Config.ASN, Hold: g.Config.Hold, Transit: true}
 			bits := 30
 			if g == c.Azure { // it initiates, its addresses are /32
-				t.Start, bits, n.Multihop, n.Device = "none", 32, true, t.Name
+				t.Start, bits, n.Multihop, n.Device = "none", 32, true, t.Device()
 			}
 			t.Interface(c.Node, netip.PrefixFrom(p.Router, bits))
 			if g == c.Azure {
-				c.Node.IP("route add %s/32 dev %s src %s", p.Inside, t.Name, p.Router)
+				c.Node.IP("route add %s/32 dev %s src %s", p.Inside, t.Device(), p.Router)
 			}
 			tunnels, bgp.Neighbors = append(tunnels, t), append(bgp.Neighbors, n)
 		}

@@ -21,6 +21,8 @@ type PingOptions struct {
 	Interval time.Duration
 	// Source address; the kernel's choice if not valid.
 	Source netip.Addr
+	// Size of the ICMP messages in bytes, at least 16; 56 if 0.
+	Size int
 }
 
 // Pinger sends ICMP echo requests at a rate that it never exceeds and remembers each of
@@ -92,11 +94,14 @@ func (n *Node) Ping(dst netip.Addr, o PingOptions) (*Pinger, error) {
 		return nil, fmt.Errorf("pinging %s from %s: %w", dst, n.Name, err)
 	}
 	go p.receive(reply)
-	go p.send(request, o.Interval)
+	if o.Size == 0 {
+		o.Size = 56
+	}
+	go p.send(request, o.Interval, o.Size)
 	return p, nil
 }
 
-func (p *Pinger) send(request byte, every time.Duration) {
+func (p *Pinger) send(request byte, every time.Duration, size int) {
 	defer close(p.ended)
 	addr := &net.IPAddr{IP: p.dst.AsSlice()}
 	for next := time.Now(); ; next = next.Add(every) {
@@ -117,7 +122,7 @@ func (p *Pinger) send(request byte, every time.Duration) {
 		p.mu.Unlock()
 		// type, code, checksum, identifier, sequence, and the whole sequence
 		// number, because 16 bits wrap after eleven minutes
-		b := make([]byte, 56)
+		b := make([]byte, size)
 		b[0] = request
 		binary.BigEndian.PutUint16(b[4:], p.id)
 		binary.BigEndian.PutUint16(b[6:], uint16(seq))

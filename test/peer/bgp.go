@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -48,6 +49,8 @@ type Neighbor struct {
 	Transit bool
 	// MaxPrefixes ends the session when the neighbour announces more; no limit if 0.
 	MaxPrefixes int
+	// MED of what is announced to it, none if 0.
+	MED uint32
 	// Password of TCP MD5 (RFC 2385), one word, none if "".
 	Password string
 }
@@ -74,6 +77,10 @@ type Session struct {
 // Speaker is a running BGP daemon.
 type Speaker interface {
 	Sessions(context.Context) ([]Session, error)
+	// SetMED changes the MED of what is announced to a neighbour that has one, without a new session.
+	SetMED(context.Context, Neighbor, uint32) error
+	// Bounce ends a neighbour's session, and waits for a new one.
+	Bounce(context.Context, Neighbor) error
 	// Stop ends the daemon as its own tools would; Process kills it.
 	Stop()
 	Process() *lab.Process
@@ -100,6 +107,8 @@ func Established(ctx context.Context, s Speaker) error {
 type BIRD struct {
 	process *lab.Process
 	socket  string
+	conf    string
+	config  BGPConfig
 }
 
 // StartBIRD starts BIRD in the node and waits until it answers.
@@ -110,6 +119,7 @@ func StartBIRD(ctx context.Context, n *lab.Node, c BGPConfig) (*BIRD, error) {
 	}
 	b := &BIRD{socket: filepath.Join(dir, "bird.ctl")}
 	conf := filepath.Join(dir, "bird.conf")
+	b.conf, b.config = conf, c
 	if err := os.WriteFile(conf, []byte(c.bird()), 0o600); err != nil {
 		return nil, fmt.Errorf("starting BIRD: %w", err)
 	}
@@ -178,7 +188,11 @@ func (c BGPConfig) bird() string {
 		if n.Transit {
 			export += " || source = RTS_BGP"
 		}
-		p("  %s {\n    import all;\n    export where %s;\n    next hop self;", word, export)
+		med := ""
+		if n.MED > 0 {
+			med = fmt.Sprintf("bgp_med = %d; ", n.MED)
+		}
+		p("  %s {\n    import all;\n    export filter { if %s then { %saccept; } reject; };\n    next hop self;", word, export, med)
 		if n.MaxPrefixes > 0 {
 			p("    receive limit %d action disable;", n.MaxPrefixes)
 		}
@@ -275,6 +289,27 @@ func parseBIRD(out string) []Session {
 	return sessions
 }
 
+// SetMED implements Speaker.
+func (b *BIRD) SetMED(_ context.Context, n Neighbor, med uint32) error {
+	b.config.Neighbors = slices.Clone(b.config.Neighbors)
+	for i := range b.config.Neighbors {
+		if b.config.Neighbors[i].Remote == n.Remote {
+			b.config.Neighbors[i].MED = med
+		}
+	}
+	if err := os.WriteFile(b.conf, []byte(b.config.bird()), 0o600); err != nil {
+		return fmt.Errorf("changing BIRD's MED: %w", err)
+	}
+	_, err := b.Command("configure")
+	return err
+}
+
+// Bounce implements Speaker.
+func (b *BIRD) Bounce(_ context.Context, n Neighbor) error {
+	_, err := b.Command("restart " + n.Name)
+	return err
+}
+
 // Stop ends BIRD.
 func (b *BIRD) Stop() { b.process.Stop() }
 
@@ -318,7 +353,7 @@ exec unshare -m --propagation $p /bin/sh -c 'mkdir -p /run/frr && mount --bind "
 		if err != nil {
 			return nil, err
 		}
-		err = lab.Until(ctx, 30*time.Second, func() error { _, err := os.Stat(filepath.Join(run, daemon+".vty")); return err })
+		err = lab.Until(ctx, time.Minute, func() error { _, err := os.Stat(filepath.Join(run, daemon+".vty")); return err })
 		return p, err
 	}
 	// Without it, zebra runs a timer a hundred times a second.
@@ -372,11 +407,34 @@ func (c BGPConfig) frr() string {
 			if !n.Transit {
 				p("  neighbor %s filter-list own out", n.Remote)
 			}
+			if n.MED > 0 {
+				p("  neighbor %s route-map %s out", n.Remote, n.medMap())
+			}
 		}
 		p(" exit-address-family")
 	}
 	p("exit\nbgp as-path access-list own permit ^$")
+	for _, n := range c.Neighbors {
+		if n.MED > 0 {
+			p("route-map %s permit 10\n set metric %d\nexit", n.medMap(), n.MED)
+		}
+	}
 	return b.String()
+}
+
+// medMap names the route map in FRR that sets the neighbour's MED.
+func (n Neighbor) medMap() string { return "med-" + n.Remote.String() }
+
+// SetMED implements Speaker.
+func (f *FRR) SetMED(_ context.Context, n Neighbor, med uint32) error {
+	_, err := f.Command("enable", "configure terminal", "route-map "+n.medMap()+" permit 10", fmt.Sprintf("set metric %d", med))
+	return err
+}
+
+// Bounce implements Speaker.
+func (f *FRR) Bounce(_ context.Context, n Neighbor) error {
+	_, err := f.Command("enable", "clear bgp "+n.Remote.String())
+	return err
 }
 
 // Command gives bgpd commands in one session, as vtysh(1) would, and returns the last answer.

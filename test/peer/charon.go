@@ -19,7 +19,7 @@ import (
 // Tunnel is one IKEv2 connection with one CHILD_SA for everything, bound to an
 // xfrm interface by its if_id.
 type Tunnel struct {
-	// Name of the connection, its child and the xfrm interface.
+	// Name of the connection and its child.
 	Name string
 	// Local and Remote are the outside addresses.
 	Local, Remote netip.Addr
@@ -54,17 +54,20 @@ type Life struct {
 	ReplayWindow int
 }
 
+// Device is the name of the tunnel's xfrm interface, which libreswan insists on.
+func (t Tunnel) Device() string { return fmt.Sprintf("ipsec%d", t.IfID) }
+
 // Interface notes the tunnel's xfrm interface for the node's next Up.
 func (t Tunnel) Interface(n *lab.Node, addrs ...netip.Prefix) {
 	mtu := t.MTU
 	if mtu == 0 {
 		mtu = 1400
 	}
-	n.IP("link add %s type xfrm dev lo if_id %d", t.Name, t.IfID)
+	n.IP("link add %s type xfrm dev lo if_id %d", t.Device(), t.IfID)
 	for _, a := range addrs {
-		n.IP("addr add %s dev %s", a, t.Name)
+		n.IP("addr add %s dev %s", a, t.Device())
 	}
-	n.IP("link set %s mtu %d up", t.Name, mtu)
+	n.IP("link set %s mtu %d up", t.Device(), mtu)
 }
 
 // Charon is a running strongSwan daemon.
@@ -81,6 +84,8 @@ type Charon struct {
 type CharonOptions struct {
 	// Lines are further settings of strongswan.conf's charon section, "key = value" each.
 	Lines []string
+	// Include is a file with more settings, none if "". Those that StartCharon makes itself win.
+	Include string
 }
 
 // StartCharon starts charon in the node and waits until it answers.
@@ -110,6 +115,9 @@ func StartCharon(ctx context.Context, n *lab.Node, o CharonOptions) (*Charon, er
 }
 swanctl { load = random nonce }
 `, c.Log, c.Socket, strings.Join(o.Lines, "\n\t"))
+	if o.Include != "" {
+		conf = "include " + o.Include + "\n" + conf
+	}
 	if err := os.WriteFile(c.path("strongswan.conf"), []byte(conf), 0o600); err != nil {
 		return nil, fmt.Errorf("starting charon: %w", err)
 	}
@@ -148,7 +156,10 @@ func (c *Charon) Swanctl(ctx context.Context, args ...string) (string, error) {
 	return c.Node.ExecPeer(ctx, append(args, "--uri", "unix://"+c.Socket)...)
 }
 
-// Children is the number of installed CHILD_SAs of each tunnel.
+// Kill implements IKE.
+func (c *Charon) Kill(ctx context.Context) error { return crash(ctx, c.Node, c.Process) }
+
+// Children implements IKE.
 func (c *Charon) Children(ctx context.Context) (map[string]int, error) {
 	out, err := c.Swanctl(ctx, "--list-sas")
 	if err != nil {
@@ -164,32 +175,26 @@ func (c *Charon) Children(ctx context.Context) (map[string]int, error) {
 	return n, nil
 }
 
-// RekeyIKE and RekeyChild start a rekey of the tunnel from this side.
+// RekeyIKE implements IKE.
 func (c *Charon) RekeyIKE(ctx context.Context, tunnel string) error {
 	_, err := c.Swanctl(ctx, "--rekey", "--ike", tunnel)
 	return err
 }
 
-// RekeyChild is RekeyIKE for the CHILD_SA.
+// RekeyChild implements IKE.
 func (c *Charon) RekeyChild(ctx context.Context, tunnel string) error {
 	_, err := c.Swanctl(ctx, "--rekey", "--child", tunnel)
 	return err
 }
 
-// Terminate closes the tunnel's IKE_SA from this side.
+// Terminate implements IKE.
 func (c *Charon) Terminate(ctx context.Context, tunnel string) error {
 	_, err := c.Swanctl(ctx, "--terminate", "--ike", tunnel)
 	return err
 }
 
 func (t Tunnel) render(b *strings.Builder) {
-	id := func(s string, a netip.Addr) string {
-		if s == "" {
-			return a.String()
-		}
-		return s
-	}
-	local, remote := id(t.LocalID, t.Local), id(t.RemoteID, t.Remote)
+	local, remote := orAddress(t.LocalID, t.Local), orAddress(t.RemoteID, t.Remote)
 	start, selectors := t.Start, t.Selectors
 	orElse(&start, "none")
 	orElse(&selectors, "0.0.0.0/0")

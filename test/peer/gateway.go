@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -67,6 +69,8 @@ type Peering struct {
 	// Inside and Router are the two BGP addresses.
 	Inside, Router netip.Addr
 	PSK            string
+	// Subnet is an Azure instance's private address, from which it opens BGP sessions too, if valid.
+	Subnet netip.Addr
 }
 
 // Config of a gateway. AWS, Azure and Google fill what is zero as that cloud does.
@@ -87,8 +91,11 @@ type Config struct {
 	Hold time.Duration
 	// MaxPrefixes is where the gateway ends the session.
 	MaxPrefixes int
-	// FRR speaks BGP instead of BIRD.
-	FRR bool
+	// MED of what is announced, none if 0.
+	MED uint32
+	// Libreswan does IKE instead of strongSwan, and FRR BGP instead of BIRD. Alternate has every second instance use
+	// the others.
+	Libreswan, FRR, Alternate bool
 }
 
 // Gateway is a cloud's VPN gateway.
@@ -107,10 +114,10 @@ type Instance struct {
 	BGP          BGPConfig
 	// CharonOptions and, after Start, the running daemons.
 	CharonOptions CharonOptions
-	Charon        *Charon
+	IKE           IKE
 	Speaker       Speaker
 
-	frr bool
+	libreswan, frr bool
 }
 
 // AWSProposals are all that an AWS tunnel accepts when nobody restricted it, without the
@@ -131,6 +138,16 @@ const (
 
 	AzureDefaultIKE = "aes256-sha1-modp1024,aes256-sha256-modp1024,aes128-sha1-modp1024,aes128-sha256-modp1024"
 	AzureDefaultESP = "aes256gcm16,aes256-sha1,aes256-sha256,aes128-sha1"
+)
+
+// AzureLife are Azure's lifetimes, by time and by volume.
+var AzureLife = Life{IKERekey: 27000 * time.Second, IKEExpire: 28800 * time.Second, ChildRekey: 25000 * time.Second, ChildExpire: 27000 * time.Second,
+	Fuzz: 600 * time.Second, ChildRekeyBytes: 92_160_000 << 10, ChildExpireBytes: 102_400_000 << 10}
+
+// What Oracle recommends as custom parameters.
+const (
+	OracleIKE = "aes256-sha384-ecp384"
+	OracleESP = "aes256gcm16-ecp384"
 )
 
 // Google's table order, which it also picks by.
@@ -154,12 +171,14 @@ func (c Config) tunnel(name string, ifID uint32, p Peering) Tunnel {
 }
 
 func (c Config) neighbor(name string, p Peering) Neighbor {
-	return Neighbor{Name: name, Local: p.Inside, Remote: p.Router, ASN: c.RouterASN, Hold: c.Hold, MaxPrefixes: c.MaxPrefixes}
+	return Neighbor{Name: name, Local: p.Inside, Remote: p.Router, ASN: c.RouterASN, Hold: c.Hold, MaxPrefixes: c.MaxPrefixes, MED: c.MED}
 }
 
 // NewAWS adds a transit gateway's VPN connection: one node with one outside address per tunnel,
 // /30 inside, the router must initiate, hold time 30 s.
-func NewAWS(l *lab.Lab, net *Internet, name string, c Config) *Gateway {
+func NewAWS(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
+	orElse(&c.MaxPrefixes, 1000)
+	orElse(&c.MED, 100)
 	orElse(&c.IKE, AWSIKE)
 	orElse(&c.ESP, AWSESP)
 	orElse(&c.Start, "none")
@@ -168,10 +187,26 @@ func NewAWS(l *lab.Lab, net *Internet, name string, c Config) *Gateway {
 	orElse(&c.DPD, 10*time.Second)
 	orElse(&c.MTU, 1438)
 	orElse(&c.Hold, 30*time.Second)
-	orElse(&c.MaxPrefixes, 1000)
+	return newRouterGateway(l, internet, name, c)
+}
+
+// NewOracle adds an OCI Site-to-Site VPN connection: as AWS's, but the gateway initiates too. Hold time 180 s.
+func NewOracle(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
+	orElse(&c.IKE, OracleIKE)
+	orElse(&c.ESP, OracleESP)
+	orElse(&c.Start, "start")
+	orElse(&c.Life, Life{IKERekey: 28530 * time.Second, IKEExpire: 28800 * time.Second, ChildRekey: 3330 * time.Second, ChildExpire: 3600 * time.Second, Fuzz: 270 * time.Second})
+	orElse(&c.DPD, 10*time.Second)
+	orElse(&c.MTU, 1420)
+	orElse(&c.Hold, 180*time.Second)
+	return newRouterGateway(l, internet, name, c)
+}
+
+// newRouterGateway adds a gateway that is one node with one outside address per tunnel and a /30 in each.
+func newRouterGateway(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	n := l.Node(name)
 	// DPD gives up 30 s after the last answer: 2.5 s, then 1.8 times longer each.
-	i := &Instance{Node: n, Router: n, frr: c.FRR, CharonOptions: CharonOptions{Lines: []string{"retransmit_timeout = 2.5", "retransmit_tries = 3"}}}
+	i := &Instance{Node: n, Router: n, libreswan: c.Libreswan, frr: c.FRR, CharonOptions: CharonOptions{Lines: []string{"retransmit_timeout = 2.5", "retransmit_tries = 3"}}}
 	var outside []netip.Addr
 	for k, p := range c.Peerings {
 		outside = append(outside, p.Outside)
@@ -180,7 +215,7 @@ func NewAWS(l *lab.Lab, net *Internet, name string, c Config) *Gateway {
 		i.Tunnels = append(i.Tunnels, t)
 		i.BGP.Neighbors = append(i.BGP.Neighbors, c.neighbor(t.Name, p))
 	}
-	net.Attach(n, outside...)
+	internet.Attach(n, outside...)
 	i.BGP.ASN, i.BGP.RouterID, i.BGP.Announce, i.BGP.Multipath = c.ASN, outside[0], c.Announce, true
 	return &Gateway{Name: name, Config: c, Instances: []*Instance{i}}
 }
@@ -189,12 +224,11 @@ func NewAWS(l *lab.Lab, net *Internet, name string, c Config) *Gateway {
 // BGP address is an APIPA /32 on the instance, the router's is reached through the
 // tunnel by a host route, and the router must open the session. Hold time 180 s. Each
 // instance tells the other what it learnt over the VNet, see JoinVNet.
-func NewAzure(l *lab.Lab, net *Internet, name string, c Config) *Gateway {
+func NewAzure(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	orElse(&c.IKE, AzureIKE)
 	orElse(&c.ESP, AzureESP)
 	orElse(&c.Start, "start")
-	orElse(&c.Life, Life{IKERekey: 27000 * time.Second, IKEExpire: 28800 * time.Second, ChildRekey: 25000 * time.Second, ChildExpire: 27000 * time.Second,
-		Fuzz: 600 * time.Second, ChildRekeyBytes: 92_160_000 << 10, ChildExpireBytes: 102_400_000 << 10})
+	orElse(&c.Life, AzureLife)
 	orElse(&c.DPD, 15*time.Second)
 	orElse(&c.MTU, 1400)
 	orElse(&c.Hold, 180*time.Second)
@@ -202,18 +236,22 @@ func NewAzure(l *lab.Lab, net *Internet, name string, c Config) *Gateway {
 	g := &Gateway{Name: name, Config: c}
 	for k, p := range c.Peerings {
 		n := l.Node(fmt.Sprintf("%s%d", name, k))
-		i := &Instance{Node: n, Router: n, frr: c.FRR}
+		other := c.Alternate && k%2 == 1
+		i := &Instance{Node: n, Router: n, libreswan: c.Libreswan != other, frr: c.FRR != other}
 		t := c.tunnel("tunnel", 1, p)
 		t.Interface(n)
 		n.IP("link add bgp type dummy")
 		n.IP("addr add %s/32 dev bgp", p.Inside)
+		if p.Subnet.IsValid() {
+			n.IP("addr add %s/32 dev bgp", p.Subnet)
+		}
 		n.IP("link set bgp up")
-		n.IP("route add %s/32 dev %s src %s", p.Router, t.Name, p.Inside)
+		n.IP("route add %s/32 dev %s src %s", p.Router, t.Device(), p.Inside)
 		nb := c.neighbor(t.Name, p)
-		nb.Passive, nb.Multihop, nb.Device = true, true, t.Name
+		nb.Passive, nb.Multihop, nb.Device = true, true, t.Device()
 		i.Tunnels = []Tunnel{t}
 		i.BGP = BGPConfig{ASN: c.ASN, RouterID: p.Outside, Announce: c.Announce, Neighbors: []Neighbor{nb}, Multipath: true}
-		net.Attach(n, p.Outside)
+		internet.Attach(n, p.Outside)
 		g.Instances = append(g.Instances, i)
 	}
 	return g
@@ -239,7 +277,7 @@ func (g *Gateway) JoinVNet(addrs ...netip.Addr) {
 // tunnel whatever the destination, without taking from the time to live of what is sent
 // to link-local addresses: BGP ends one hop behind the tunnel and is single-hop all the same.
 // Unlike in the real one, the spokes' packets take the same way.
-func NewGoogle(l *lab.Lab, net *Internet, name string, c Config) *Gateway {
+func NewGoogle(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	orElse(&c.IKE, GoogleIKE)
 	orElse(&c.ESP, GoogleESP)
 	orElse(&c.Start, "trap")
@@ -248,8 +286,9 @@ func NewGoogle(l *lab.Lab, net *Internet, name string, c Config) *Gateway {
 	orElse(&c.MTU, 1398)
 	orElse(&c.Hold, 60*time.Second)
 	orElse(&c.MaxPrefixes, 5000)
+	orElse(&c.MED, 100)
 	gw, cr := l.Node(name+"-gw"), l.Node(name+"-cr")
-	i := &Instance{Node: gw, Router: cr, frr: c.FRR}
+	i := &Instance{Node: gw, Router: cr, libreswan: c.Libreswan, frr: c.FRR}
 	var outside []netip.Addr
 	for k, p := range c.Peerings {
 		outside = append(outside, p.Outside)
@@ -259,13 +298,13 @@ func NewGoogle(l *lab.Lab, net *Internet, name string, c Config) *Gateway {
 		l.Link(lab.End{Node: cr, Name: t.Name, Addrs: []netip.Prefix{netip.PrefixFrom(p.Inside, 30)}}, lab.End{Node: gw, Name: veth})
 		cr.IP("link set %s mtu %d", t.Name, c.MTU)
 		gw.IP("rule add iif %s lookup %d", veth, 10+k)
-		gw.IP("route add default dev %s table %d", t.Name, 10+k)
-		gw.IP("rule add iif %s lookup %d", t.Name, 20+k)
+		gw.IP("route add default dev %s table %d", t.Device(), 10+k)
+		gw.IP("rule add iif %s lookup %d", t.Device(), 20+k)
 		gw.IP("route add default via %s dev %s onlink table %d", p.Inside, veth, 20+k)
 		i.Tunnels = append(i.Tunnels, t)
 		i.BGP.Neighbors = append(i.BGP.Neighbors, c.neighbor(t.Name, p))
 	}
-	net.Attach(gw, outside...)
+	internet.Attach(gw, outside...)
 	i.BGP.ASN, i.BGP.RouterID, i.BGP.Announce, i.BGP.Multipath = c.ASN, c.Peerings[0].Inside, c.Announce, true
 	return &Gateway{Name: name, Config: c, Instances: []*Instance{i}}
 }
@@ -294,15 +333,110 @@ func (i *Instance) startIPsec(ctx context.Context) (err error) {
 				return err
 			}
 		}
-		const ttl = `table ip joint { chain pre { type filter hook prerouting priority mangle; ip daddr 169.254.0.0/16 ip ttl < 255 ip ttl set 64; }; }`
-		if _, err := i.Node.ExecInput(ctx, ttl, "nft", "-f", "-"); err != nil {
+		if _, err := i.Node.ExecInput(ctx, googleRules, "nft", "-f", "-"); err != nil {
 			return err
 		}
 	}
-	if i.Charon, err = StartCharon(ctx, i.Node, i.CharonOptions); err != nil {
+	return i.startIKE(ctx)
+}
+
+func (i *Instance) startIKE(ctx context.Context) (err error) {
+	if i.libreswan {
+		i.IKE, err = StartPluto(ctx, i.Node)
+	} else {
+		i.IKE, err = StartCharon(ctx, i.Node, i.CharonOptions)
+	}
+	if err != nil {
 		return err
 	}
-	return i.Charon.Load(ctx, i.Tunnels...)
+	return i.IKE.Load(ctx, i.Tunnels...)
+}
+
+// The first rule keeps BGP single-hop, see NewGoogle. The others drop the first fragment of an IKE message, which has
+// its ports and, on port 4500, the non-ESP marker (RFC 3948 section 2.2); they come before the kernel puts fragments together.
+const googleRules = `table ip google {
+	counter ike { }
+	chain ttl { type filter hook prerouting priority mangle; ip daddr 169.254.0.0/16 ip ttl < 255 ip ttl set 64; }
+	chain fragments {
+		type filter hook prerouting priority -450;
+		ip frag-off & 0x3fff == 0x2000 udp dport 500 counter name ike drop
+		ip frag-off & 0x3fff == 0x2000 udp dport 4500 @th,64,32 0 counter name ike drop
+	}
+}`
+
+// FragmentsDropped is how many fragmented IKE messages a Google gateway has dropped.
+func (g *Gateway) FragmentsDropped(ctx context.Context) (n int, err error) {
+	out, err := g.Instances[0].Node.Exec(ctx, "nft", "list", "counter", "ip", "google", "ike")
+	if err != nil {
+		return 0, err
+	}
+	_, after, _ := strings.Cut(out, "packets ")
+	if _, err := fmt.Sscan(after, &n); err != nil {
+		return 0, fmt.Errorf("reading nft's counter: %w", err)
+	}
+	return n, nil
+}
+
+// Stray opens a TCP connection for BGP to the router from the private address of an Azure instance, as it does all the
+// time, and returns why there is none.
+func (g *Gateway) Stray(instance int, limit time.Duration) error {
+	i, p := g.Instances[instance], g.Config.Peerings[instance]
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: p.Subnet.AsSlice()}, Timeout: limit}
+	return i.Node.Do(func() error {
+		c, err := d.Dial("tcp", netip.AddrPortFrom(p.Router, 179).String())
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
+}
+
+// Restart lets the instance's IKE daemon crash and begin anew with nothing.
+func (i *Instance) Restart(ctx context.Context) error {
+	if err := i.IKE.Kill(ctx); err != nil {
+		return fmt.Errorf("restarting %s: %w", i.Node.Name, err)
+	}
+	return i.startIKE(ctx)
+}
+
+// Replace does to the tunnel with this number what AWS does to replace an endpoint: it is gone without a word, with all
+// its state, for the given time, and comes back at the same address. The other tunnels go on. Only for strongSwan.
+func (i *Instance) Replace(ctx context.Context, k int, gone time.Duration) error {
+	t := i.Tunnels[k]
+	fail := func(err error) error {
+		return fmt.Errorf("replacing the endpoint of %s in %s: %w", t.Name, i.Node.Name, err)
+	}
+	silent := fmt.Sprintf(`table ip replaced { chain in { type filter hook prerouting priority raw; ip daddr %[1]s drop; }; chain out { type filter hook output priority raw; ip saddr %[1]s drop; }; }`, t.Local)
+	if _, err := i.Node.ExecInput(ctx, silent, "nft", "-f", "-"); err != nil {
+		return fail(err)
+	}
+	charon, ok := i.IKE.(*Charon)
+	if !ok {
+		return fail(errors.New("libreswan waits for an answer to its DELETE"))
+	}
+	// It fails because nobody answers the DELETE, which is the point.
+	_, failed := charon.Swanctl(ctx, "--terminate", "--ike", t.Name, "--force", "--timeout", "1")
+	err := lab.Until(ctx, 10*time.Second, func() error {
+		children, err := charon.Children(ctx)
+		if err == nil && children[t.Name] > 0 {
+			err = fmt.Errorf("it has still a CHILD SA: %w", errors.Join(errNotYet, failed))
+		}
+		return err
+	})
+	if err != nil {
+		return fail(err)
+	}
+	if err := i.Speaker.Bounce(ctx, i.BGP.Neighbors[k]); err != nil {
+		return fail(err)
+	}
+	select {
+	case <-time.After(gone):
+	case <-ctx.Done():
+	}
+	if _, err := i.Node.Exec(ctx, "nft", "delete", "table", "ip", "replaced"); err != nil {
+		return fail(err)
+	}
+	return nil
 }
 
 func (i *Instance) startBGP(ctx context.Context) (err error) {

@@ -225,7 +225,7 @@ func shell(ctx context.Context, r *e2e.Router, bin string) error {
 	}
 	cmd := exec.CommandContext(ctx, "bash", "--rcfile", rc, "-i")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	return r.Clouds.Node.Do(func() error {
+	return r.Node.Do(func() error {
 		if err := cmd.Start(); err != nil {
 			return err
 		}
