@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/isthmus-net/isthmus/test/peer"
 )
 
 // TestExplained makes two mistakes that people make, and reads off the command line what they were.
@@ -29,7 +31,7 @@ func TestExplained(t *testing.T) {
 	half := strings.Replace(without(full, "azure-1"), "- name: azure-0\n  ipsec", "- name: azure-0\n  cloud: azure\n  ipsec", 1)
 	b.ok(b.r.Apply(t.Context(), half))
 	// Azure calls again and again; strongSwan gives up with the first refusal.
-	if _, err := b.c.Azure.Instances[1].Charon.Swanctl(t.Context(), "--initiate", "--child", "tunnel", "--timeout", "5"); err == nil {
+	if _, err := b.c.Azure.Instances[1].IKE.(*peer.Charon).Swanctl(t.Context(), "--initiate", "--child", "tunnel", "--timeout", "5"); err == nil {
 		t.Error("a tunnel that is not in the document came up")
 	}
 	other := b.c.Azure.Config.Peerings[1].Outside.String()
