@@ -1147,6 +1147,8 @@ type Egress struct {
 	Pools []*Pool `protobuf:"bytes,1,rep,name=pools,proto3" json:"pools,omitempty"`
 	// Who uses which pool for what.
 	Policies []*EgressPolicy `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
+	// Spokes that the others see under other prefixes.
+	Maps []*PrefixMap `protobuf:"bytes,3,rep,name=maps,proto3" json:"maps,omitempty"`
 	// Parts of the network in which traffic is near. A source leaves by the addresses of its own zone while one of them is
 	// healthy.
 	Zones []*Zone `protobuf:"bytes,30,rep,name=zones,proto3" json:"zones,omitempty"`
@@ -1206,6 +1208,13 @@ func (x *Egress) GetPools() []*Pool {
 func (x *Egress) GetPolicies() []*EgressPolicy {
 	if x != nil {
 		return x.Policies
+	}
+	return nil
+}
+
+func (x *Egress) GetMaps() []*PrefixMap {
+	if x != nil {
+		return x.Maps
 	}
 	return nil
 }
@@ -1613,29 +1622,49 @@ func (x *PoolAddress) GetWeight() uint32 {
 
 // EgressPolicy says who leaves as whom. Of the policies that match a new flow, the one with the longest destination prefix wins,
 // then the one with a protocol and port over one without, then the longest source prefix; policies that tie are
-// refused.
+// refused. Flows that are under way are not asked again.
 type EgressPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unique name: lower case letters, digits and hyphens, 1 to 63 characters. Required.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Who: source prefixes. At least one.
 	Sources []string `protobuf:"bytes,2,rep,name=sources,proto3" json:"sources,omitempty"`
-	// To whom: destination prefixes. Default: everything.
+	// To whom: destination prefixes. Default: everything. Required with action "no-nat", without 0.0.0.0/0 and ::/0. With
+	// "dnat" they are addresses of the pool; default: all of them.
 	Destinations []string `protobuf:"bytes,3,rep,name=destinations,proto3" json:"destinations,omitempty"`
-	// IP protocol: "tcp", "udp" or "icmp". Default: every protocol.
+	// IP protocol: "tcp", "udp" or "icmp". Default: every protocol. With "dnat" and "redirect" "tcp" or "udp" is required.
 	Protocol string `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	// Destination ports as "443" or "8000-8099"; only with tcp and udp. Default: every port.
+	// Destination ports as "443" or "8000-8099"; only with tcp and udp. Default: every port. Required with "dnat".
 	Ports []string `protobuf:"bytes,5,rep,name=ports,proto3" json:"ports,omitempty"`
-	// As whom: name of a pool. Required with action "snat".
+	// As whom: name of a pool. Required with action "snat". With "dnat" the pool at whose addresses the ports are open.
 	Pool string `protobuf:"bytes,6,opt,name=pool,proto3" json:"pool,omitempty"`
-	// What happens: "snat" or "deny". Default: "snat".
+	// What happens. Default: "snat".
+	// "snat": the source becomes an address of the pool.
+	// "no-nat": the source stays; refused where a private source could reach a public destination.
+	// "deny": dropped without an answer.
+	// "reject": refused with a TCP reset, or ICMP "administratively prohibited" for other protocols.
+	// "dnat": what sources send to the pool's addresses goes to `to`, from outside and from inside. Their public addresses are
+	// meant too. From inside, the server sees the address that was asked, so that its answers come by this node.
+	// "redirect": what would leave by the underlay goes to the proxy at `to` with its source unchanged. A proxy on this node
+	// learns the original destination from the socket (SO_ORIGINAL_DST).
 	Action string `protobuf:"bytes,7,opt,name=action,proto3" json:"action,omitempty"`
 	// To whom, beside `destinations`: domain names whose addresses (A and AAAA) the node resolves again and again, such as
 	// "api.partner.example". "*.example.com" stands for every name below example.com that a spoke resolves through the `dnsProxy`. Until
 	// there is an address, names match nothing. An address of two policies that would tie goes to the one that has it as
 	// destination, then to one that names it without a wildcard, then to the longest wildcard, then to the one that is first by name.
 	// Default: none; with names, `destinations` has no default.
-	Names         []string `protobuf:"bytes,30,rep,name=names,proto3" json:"names,omitempty"`
+	Names []string `protobuf:"bytes,30,rep,name=names,proto3" json:"names,omitempty"`
+	// Take over TCP connections of which this node has not seen the beginning, as after the failure of another node; their
+	// packets are dropped otherwise. Only with "snat" and "no-nat". Default: false.
+	Pickup bool `protobuf:"varint,10,opt,name=pickup,proto3" json:"pickup,omitempty"`
+	// How long flows without packets are remembered. Only with "snat", "no-nat" and "dnat". Default: the kernel's.
+	Timeouts *FlowTimeouts `protobuf:"bytes,11,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
+	// With "dnat" and "redirect": the server or proxy, as "10.0.1.5:8443" or "[2001:db8::5]:8443". Without a port, as
+	// "10.0.1.5", the port stays. Required there.
+	To string `protobuf:"bytes,12,opt,name=to,proto3" json:"to,omitempty"`
+	// With "redirect", what happens to new flows while the proxy is down: "block", they are rejected; or "bypass", the other policies
+	// decide as if this one were not there. Default: "block".
+	WhenDown      string `protobuf:"bytes,13,opt,name=when_down,json=whenDown,proto3" json:"when_down,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1724,6 +1753,174 @@ func (x *EgressPolicy) GetNames() []string {
 		return x.Names
 	}
 	return nil
+}
+
+func (x *EgressPolicy) GetPickup() bool {
+	if x != nil {
+		return x.Pickup
+	}
+	return false
+}
+
+func (x *EgressPolicy) GetTimeouts() *FlowTimeouts {
+	if x != nil {
+		return x.Timeouts
+	}
+	return nil
+}
+
+func (x *EgressPolicy) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *EgressPolicy) GetWhenDown() string {
+	if x != nil {
+		return x.WhenDown
+	}
+	return ""
+}
+
+// FlowTimeouts are times without packets after which a flow is forgotten, 1s to 120h each. A flow takes them from the policy when
+// it begins. Where a time is not given, that of the kernel's defaults is used.
+type FlowTimeouts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// An open TCP connection. Default: 120h. RFC 5382 asks for 2h4m at least.
+	TcpEstablished *durationpb.Duration `protobuf:"bytes,1,opt,name=tcp_established,json=tcpEstablished,proto3" json:"tcp_established,omitempty"`
+	// A TCP connection that is being closed. Default: 2m. RFC 5382 asks for 4m at least where it is not known to be closed.
+	TcpClosing *durationpb.Duration `protobuf:"bytes,2,opt,name=tcp_closing,json=tcpClosing,proto3" json:"tcp_closing,omitempty"`
+	// UDP packets in one direction. Default: 30s. RFC 4787 asks for 2m at least.
+	Udp *durationpb.Duration `protobuf:"bytes,3,opt,name=udp,proto3" json:"udp,omitempty"`
+	// UDP packets in both directions. Default: 2m.
+	UdpStream     *durationpb.Duration `protobuf:"bytes,4,opt,name=udp_stream,json=udpStream,proto3" json:"udp_stream,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FlowTimeouts) Reset() {
+	*x = FlowTimeouts{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FlowTimeouts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FlowTimeouts) ProtoMessage() {}
+
+func (x *FlowTimeouts) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FlowTimeouts.ProtoReflect.Descriptor instead.
+func (*FlowTimeouts) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *FlowTimeouts) GetTcpEstablished() *durationpb.Duration {
+	if x != nil {
+		return x.TcpEstablished
+	}
+	return nil
+}
+
+func (x *FlowTimeouts) GetTcpClosing() *durationpb.Duration {
+	if x != nil {
+		return x.TcpClosing
+	}
+	return nil
+}
+
+func (x *FlowTimeouts) GetUdp() *durationpb.Duration {
+	if x != nil {
+		return x.Udp
+	}
+	return nil
+}
+
+func (x *FlowTimeouts) GetUdpStream() *durationpb.Duration {
+	if x != nil {
+		return x.UdpStream
+	}
+	return nil
+}
+
+// PrefixMap shows a spoke to all others under other addresses, one to one, as for two spokes with the same prefix. Everything on this
+// node but the tunnel itself knows only the mapped prefix: it is routed into the tunnels, announced by BGP, and it is the source that
+// policies name.
+type PrefixMap struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names of the tunnels to the spoke. A tunnel may have several maps that do not overlap. At least one.
+	Tunnels []string `protobuf:"bytes,1,rep,name=tunnels,proto3" json:"tunnels,omitempty"`
+	// The prefix as it is in the spoke. Required.
+	Inside string `protobuf:"bytes,2,opt,name=inside,proto3" json:"inside,omitempty"`
+	// The prefix as the others see it, of the same length and family; unique on the node. Required.
+	Mapped        string `protobuf:"bytes,3,opt,name=mapped,proto3" json:"mapped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrefixMap) Reset() {
+	*x = PrefixMap{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrefixMap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrefixMap) ProtoMessage() {}
+
+func (x *PrefixMap) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrefixMap.ProtoReflect.Descriptor instead.
+func (*PrefixMap) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PrefixMap) GetTunnels() []string {
+	if x != nil {
+		return x.Tunnels
+	}
+	return nil
+}
+
+func (x *PrefixMap) GetInside() string {
+	if x != nil {
+		return x.Inside
+	}
+	return ""
+}
+
+func (x *PrefixMap) GetMapped() string {
+	if x != nil {
+		return x.Mapped
+	}
+	return ""
 }
 
 var File_isthmus_v1_spec_proto protoreflect.FileDescriptor
@@ -1823,10 +2020,11 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\vStaticRoute\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x18\n" +
 	"\atunnels\x18\x02 \x03(\tR\atunnels\x12\x1c\n" +
-	"\tblackhole\x18\x03 \x01(\bR\tblackhole\"\xd3\x02\n" +
+	"\tblackhole\x18\x03 \x01(\bR\tblackhole\"\xfe\x02\n" +
 	"\x06Egress\x12&\n" +
 	"\x05pools\x18\x01 \x03(\v2\x10.isthmus.v1.PoolR\x05pools\x124\n" +
-	"\bpolicies\x18\x02 \x03(\v2\x18.isthmus.v1.EgressPolicyR\bpolicies\x12&\n" +
+	"\bpolicies\x18\x02 \x03(\v2\x18.isthmus.v1.EgressPolicyR\bpolicies\x12)\n" +
+	"\x04maps\x18\x03 \x03(\v2\x15.isthmus.v1.PrefixMapR\x04maps\x12&\n" +
 	"\x05zones\x18\x1e \x03(\v2\x10.isthmus.v1.ZoneR\x05zones\x12\x1c\n" +
 	"\tresolvers\x18( \x03(\tR\tresolvers\x128\n" +
 	"\n" +
@@ -1858,7 +2056,7 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12%\n" +
 	"\x0epublic_address\x18\x02 \x01(\tR\rpublicAddress\x12\x12\n" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x16\n" +
-	"\x06weight\x18\x04 \x01(\rR\x06weight\"\xd4\x01\n" +
+	"\x06weight\x18\x04 \x01(\rR\x06weight\"\xcf\x02\n" +
 	"\fEgressPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\asources\x18\x02 \x03(\tR\asources\x12\"\n" +
@@ -1867,7 +2065,23 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x05ports\x18\x05 \x03(\tR\x05ports\x12\x12\n" +
 	"\x04pool\x18\x06 \x01(\tR\x04pool\x12\x16\n" +
 	"\x06action\x18\a \x01(\tR\x06action\x12\x14\n" +
-	"\x05names\x18\x1e \x03(\tR\x05namesB;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
+	"\x05names\x18\x1e \x03(\tR\x05names\x12\x16\n" +
+	"\x06pickup\x18\n" +
+	" \x01(\bR\x06pickup\x124\n" +
+	"\btimeouts\x18\v \x01(\v2\x18.isthmus.v1.FlowTimeoutsR\btimeouts\x12\x0e\n" +
+	"\x02to\x18\f \x01(\tR\x02to\x12\x1b\n" +
+	"\twhen_down\x18\r \x01(\tR\bwhenDown\"\xf5\x01\n" +
+	"\fFlowTimeouts\x12B\n" +
+	"\x0ftcp_established\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x0etcpEstablished\x12:\n" +
+	"\vtcp_closing\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"tcpClosing\x12+\n" +
+	"\x03udp\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03udp\x128\n" +
+	"\n" +
+	"udp_stream\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tudpStream\"U\n" +
+	"\tPrefixMap\x12\x18\n" +
+	"\atunnels\x18\x01 \x03(\tR\atunnels\x12\x16\n" +
+	"\x06inside\x18\x02 \x01(\tR\x06inside\x12\x16\n" +
+	"\x06mapped\x18\x03 \x01(\tR\x06mappedB;Z9github.com/isthmus-net/isthmus/proto/isthmus/v1;isthmusv1b\x06proto3"
 
 var (
 	file_isthmus_v1_spec_proto_rawDescOnce sync.Once
@@ -1881,7 +2095,7 @@ func file_isthmus_v1_spec_proto_rawDescGZIP() []byte {
 	return file_isthmus_v1_spec_proto_rawDescData
 }
 
-var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_isthmus_v1_spec_proto_goTypes = []any{
 	(*Spec)(nil),                // 0: isthmus.v1.Spec
 	(*Node)(nil),                // 1: isthmus.v1.Node
@@ -1902,7 +2116,9 @@ var file_isthmus_v1_spec_proto_goTypes = []any{
 	(*Probes)(nil),              // 16: isthmus.v1.Probes
 	(*PoolAddress)(nil),         // 17: isthmus.v1.PoolAddress
 	(*EgressPolicy)(nil),        // 18: isthmus.v1.EgressPolicy
-	(*durationpb.Duration)(nil), // 19: google.protobuf.Duration
+	(*FlowTimeouts)(nil),        // 19: isthmus.v1.FlowTimeouts
+	(*PrefixMap)(nil),           // 20: isthmus.v1.PrefixMap
+	(*durationpb.Duration)(nil), // 21: google.protobuf.Duration
 }
 var file_isthmus_v1_spec_proto_depIdxs = []int32{
 	1,  // 0: isthmus.v1.Spec.node:type_name -> isthmus.v1.Node
@@ -1914,32 +2130,38 @@ var file_isthmus_v1_spec_proto_depIdxs = []int32{
 	5,  // 6: isthmus.v1.Tunnel.ipsec:type_name -> isthmus.v1.IPsec
 	6,  // 7: isthmus.v1.Tunnel.wireguard:type_name -> isthmus.v1.WireGuard
 	4,  // 8: isthmus.v1.Tunnel.inside:type_name -> isthmus.v1.Inside
-	19, // 9: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
-	19, // 10: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
-	19, // 11: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
-	19, // 12: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
-	19, // 13: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
-	19, // 14: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
+	21, // 9: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
+	21, // 10: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
+	21, // 11: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
+	21, // 12: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
+	21, // 13: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
+	21, // 14: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
 	9,  // 15: isthmus.v1.Peer.import:type_name -> isthmus.v1.ImportPolicy
 	10, // 16: isthmus.v1.Peer.export:type_name -> isthmus.v1.ExportPolicy
 	8,  // 17: isthmus.v1.ImportPolicy.allow:type_name -> isthmus.v1.PrefixRule
 	8,  // 18: isthmus.v1.ExportPolicy.allow:type_name -> isthmus.v1.PrefixRule
 	15, // 19: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
 	18, // 20: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
-	13, // 21: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
-	19, // 22: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
-	19, // 23: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
-	14, // 24: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
-	17, // 25: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
-	16, // 26: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
-	19, // 27: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
-	19, // 28: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
-	19, // 29: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	20, // 21: isthmus.v1.Egress.maps:type_name -> isthmus.v1.PrefixMap
+	13, // 22: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
+	21, // 23: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
+	21, // 24: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
+	14, // 25: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
+	17, // 26: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
+	16, // 27: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
+	21, // 28: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
+	21, // 29: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
+	21, // 30: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
+	19, // 31: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
+	21, // 32: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
+	21, // 33: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
+	21, // 34: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
+	21, // 35: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_spec_proto_init() }
@@ -1958,7 +2180,7 @@ func file_isthmus_v1_spec_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_spec_proto_rawDesc), len(file_isthmus_v1_spec_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
