@@ -7,6 +7,8 @@ package nat
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
+	"time"
 )
 
 // Config is everything that is wanted of NAT and filtering on a node.
@@ -22,6 +24,8 @@ type Config struct {
 	Zones []Zone
 	// Policies, by name; which of them wins is decided by Match, not by their order.
 	Policies []Policy
+	// Maps show what is behind some interfaces under other prefixes.
+	Maps []Map
 	// Clamps are the TCP MSS limits, by interface.
 	Clamps []Clamp
 	// Tunnels are the interfaces by which BGP (TCP port 179) may come in, beside the loopback; from any other it is
@@ -102,8 +106,20 @@ type Action string
 
 // The actions of a policy.
 const (
+	// SNAT translates the source to an address of a pool.
 	SNAT Action = "snat"
+	// NoNAT lets the flow leave with the source that it has. The guard lets pass what is from a source prefix of the
+	// policy to a destination prefix of it, nothing else.
+	NoNAT Action = "no-nat"
+	// Deny drops the flow.
 	Deny Action = "deny"
+	// Reject refuses the flow so that its source sees it: by a TCP reset, or by ICMP "administratively prohibited"
+	// (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1).
+	Reject Action = "reject"
+	// DNAT sends what comes for addresses of a pool, from outside or inside, to a server.
+	DNAT Action = "dnat"
+	// Redirect sends what would leave by the underlay to a proxy.
+	Redirect Action = "redirect"
 )
 
 // Policy says who leaves as whom.
@@ -117,11 +133,44 @@ type Policy struct {
 	Names    []string
 	Protocol string      // "tcp", "udp", "icmp"; empty: every one
 	Ports    []PortRange // of the destination; empty: every one
-	Pool     string      // with SNAT
+	Pool     string      // with SNAT and DNAT
+	// Pickup lets TCP connections pass of which the beginning was not seen. With SNAT and NoNAT.
+	Pickup bool
+	// Timeouts of its flows. With SNAT, NoNAT and DNAT.
+	Timeouts Timeouts
+	// To is the server or proxy; without a port, the port stays. With DNAT and Redirect.
+	To netip.AddrPort
+	// Down says that the proxy does not work: new flows are rejected, or with Bypass decided as if the policy were not
+	// there. With Redirect.
+	Down, Bypass bool
+}
+
+// Timeouts are times without packets after which a flow is forgotten, in whole seconds; 0: the kernel's default.
+type Timeouts struct {
+	TCPEstablished time.Duration
+	TCPClosing     time.Duration // FIN_WAIT, CLOSE_WAIT, LAST_ACK and TIME_WAIT
+	UDP            time.Duration // packets in one direction
+	UDPStream      time.Duration // packets in both
 }
 
 // PortRange is a range of ports, both ends included.
 type PortRange struct{ First, Last uint16 }
+
+// String returns the range as it is written in a document.
+func (r PortRange) String() string {
+	if r.First == r.Last {
+		return strconv.Itoa(int(r.First))
+	}
+	return fmt.Sprintf("%d-%d", r.First, r.Last)
+}
+
+// Map shows the IPv4 addresses behind some interfaces under others, one to one: a source of Inside that comes by one of the
+// interfaces is one of Mapped for everything on this node, and a destination of Mapped that leaves by one of them becomes one of
+// Inside. Both prefixes have the same length. Nothing is remembered for it.
+type Map struct {
+	Interfaces     []string
+	Inside, Mapped netip.Prefix
+}
 
 // Clamp limits the MSS of TCP connections through an interface, in both directions.
 type Clamp struct {

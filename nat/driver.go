@@ -37,6 +37,9 @@ type Driver interface {
 	// Predict says the same of the rules that a Config would lead to.
 	Predict(c Config, sources, destinations []netip.Prefix) ([]Departure, error)
 
+	// Sample calls dropped for some of the packets that the guard drops, at most a few in a second, until ctx is done.
+	Sample(ctx context.Context, dropped func(Flow)) error
+
 	// Writes returns how many transactions were made.
 	Writes() uint64
 }

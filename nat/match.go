@@ -21,14 +21,32 @@ type Flow struct {
 	Source, Destination netip.Addr
 	Protocol            uint8  // IP protocol number
 	Port                uint16 // of the destination, with TCP and UDP
+	// Late says that the first packet seen opens no TCP connection: the flow began elsewhere, or long ago.
+	Late bool
+	// Outside says that it comes by the underlay; without, that it comes from inside and goes to an address of a pool or
+	// would leave by the underlay.
+	Outside bool
 }
 
 // Decision is what happens to a flow toward the underlay.
 type Decision struct {
 	Policy string // the one that decided; empty: none did
-	// Address is the source that the flow leaves with. When it is zero the flow is dropped: because the policy denies
-	// it, because its pool has no address of the family, or because there is no policy and the guard drops it.
+	Action Action // of that policy; Reject while its proxy is down
+	// Address is the source that the flow goes on with. When it is zero the flow ends here: because the policy
+	// denies or rejects it, because its pool has no address of the family, because it is late and the policy does not pick it
+	// up, because it is for the node and not for a server, or because there is no policy. Of these, the guard drops what is from
+	// inside and late or without a policy.
 	Address netip.Addr
+	// To is the destination that the flow goes on with, when it is another one.
+	To netip.AddrPort
+}
+
+// Does returns what a policy does at present.
+func (p *Policy) Does() Action {
+	if p.Action == Redirect && p.Down {
+		return Reject
+	}
+	return p.Action
 }
 
 // Rule is one combination of a policy's prefixes and ports. All rules of a policy lead to the same decision.
@@ -75,15 +93,20 @@ func (c *Config) Rules() []Rule {
 	var rules []Rule
 	for i := range c.Policies {
 		p := &c.Policies[i]
+		if p.Action == Redirect && p.Down && p.Bypass {
+			continue
+		}
 		destinations := p.Destinations
-		if len(destinations) == 0 && len(p.Names) == 0 {
+		if p.Action == DNAT {
+			destinations = p.Opens(c.Pool(p.Pool))
+		} else if len(destinations) == 0 && len(p.Names) == 0 {
 			destinations = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 		}
 		ports := mergePorts(p.Ports)
 		destinations = distinct(destinations)
 		for _, src := range distinct(p.Sources) {
 			for _, dst := range destinations {
-				if src.Addr().Is4() != dst.Addr().Is4() {
+				if src.Addr().Is4() != dst.Addr().Is4() || p.To.IsValid() && src.Addr().Is4() != p.To.Addr().Is4() {
 					continue
 				}
 				for _, r := range ports {
@@ -97,6 +120,21 @@ func (c *Config) Rules() []Rule {
 			cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Ports.First, b.Ports.First), cmp.Compare(a.Policy.Name, b.Policy.Name))
 	})
 	return rules
+}
+
+// Opens returns the addresses of its pool at which a policy with DNAT listens, as they are on the interface and as
+// the world sees them: the pool's, or those of them that are among the destinations under either address.
+func (p *Policy) Opens(pool Pool) (addrs []netip.Prefix) {
+	for _, a := range pool.Addresses {
+		both := []netip.Prefix{netip.PrefixFrom(a.Address, a.Address.BitLen())}
+		if a.Public.IsValid() && a.Public != a.Address {
+			both = append(both, netip.PrefixFrom(a.Public, a.Public.BitLen()))
+		}
+		if len(p.Destinations) == 0 || slices.ContainsFunc(both, func(o netip.Prefix) bool { return slices.Contains(p.Destinations, o) }) {
+			addrs = append(addrs, both...)
+		}
+	}
+	return addrs
 }
 
 func protocol(name string, ipv6 bool) uint8 {
@@ -162,7 +200,7 @@ func Ties(rules []Rule) []Tie {
 	return ties
 }
 
-// Match is the definition of what the policies mean: what happens to a forwarded flow toward the underlay. It looks at
+// Match is the definition of what the policies mean: what happens to a new flow. It looks at
 // every rule and is meant for explanations, plans and tests.
 func (c *Config) Match(f Flow) Decision {
 	rules := c.Rules()
@@ -171,11 +209,35 @@ func (c *Config) Match(f Flow) Decision {
 		return Decision{}
 	}
 	p := rules[i].Policy
-	d := Decision{Policy: p.Name}
-	if p.Action == SNAT {
+	d := Decision{Policy: p.Name, Action: p.Does()}
+	switch {
+	case f.Late && !p.Pickup:
+	case d.Action != DNAT && (f.Outside || slices.Contains(c.addresses(), f.Destination)):
+	case d.Action == SNAT:
 		d.Address = c.Pool(p.Pool).For(f.Source, c.Zone(f.Source))
+	case d.Action == NoNAT:
+		d.Address = f.Source
+	case d.Action == DNAT || d.Action == Redirect:
+		d.Address, d.To = f.Source, p.To
+		if p.To.Port() == 0 {
+			d.To = netip.AddrPortFrom(p.To.Addr(), f.Port)
+		}
+		if d.Action == DNAT && !f.Outside {
+			d.Address = f.Destination // so that the answers come by here
+		}
 	}
 	return d
+}
+
+// addresses returns those on the underlay: the node's and those of pools.
+func (c *Config) addresses() []netip.Addr {
+	all := slices.Clone(c.Own)
+	for _, p := range c.Pools {
+		for _, a := range p.Addresses {
+			all = append(all, a.Address)
+		}
+	}
+	return all
 }
 
 // Pool returns the pool of a name, an empty one when there is none.

@@ -49,7 +49,7 @@ func TestMatchPrecedence(t *testing.T) {
 		{"2001:db8::5", "2001:db9::1", icmp, 0, "all"},
 		{"2001:db8::5", "2001:db9::1", tcp, 443, "all"},
 	} {
-		d := c.Match(Flow{addr(k.source), addr(k.destination), k.protocol, k.port})
+		d := c.Match(Flow{Source: addr(k.source), Destination: addr(k.destination), Protocol: k.protocol, Port: k.port})
 		if d.Policy != k.want {
 			t.Errorf("%+v: %q", k, d.Policy)
 		}
@@ -105,5 +105,64 @@ func TestUnresolvedNamesMatchNothing(t *testing.T) {
 	c.Policies[0].Destinations = pfx("198.51.100.7/32")
 	if rules := c.Rules(); len(rules) != 1 {
 		t.Errorf("rules %v", rules)
+	}
+}
+
+func TestExplain(t *testing.T) {
+	c := Config{Own: []netip.Addr{addr("192.0.2.9")}, Pools: []Pool{{Name: "p", Addresses: []PoolAddress{{Address: addr("192.0.2.1")}}}}, Policies: []Policy{
+		snat("web", pfx("10.0.0.0/8"), pfx("198.51.100.0/24"), "tcp", PortRange{443, 443}, PortRange{8000, 8099}),
+		snat("dns", pfx("10.0.0.0/8"), nil, "udp", PortRange{53, 53}),
+		{Name: "late", Action: SNAT, Pool: "p", Pickup: true, Sources: pfx("10.9.0.0/16")},
+		{Name: "no", Action: Deny, Sources: pfx("10.0.0.0/8"), Protocol: "icmp"},
+	}}
+	for _, k := range []struct {
+		source, destination string
+		protocol            uint8
+		port                uint16
+		late                bool
+		want                string
+	}{
+		{"10.0.0.1", "198.51.100.1", tcp, 80, false, "no policy has it; web comes nearest, for ports 443"},
+		{"10.0.0.1", "203.0.113.1", tcp, 443, false, "no policy has it; web comes nearest, for destinations in 198.51.100.0/24"},
+		{"172.16.0.1", "198.51.100.1", tcp, 443, false, "no policy has it; web comes nearest, for sources in 10.0.0.0/8"},
+		{"172.16.0.1", "203.0.113.1", udp, 53, false, "no policy has it; dns comes nearest, for sources in 10.0.0.0/8"},
+		{"10.0.0.1", "198.51.100.1", udp, 53, true, "policy dns decides such flows, but this one did not begin here, and the policy has no pickup"},
+		{"10.9.0.1", "203.0.113.1", tcp, 22, true, "policy late decides such flows, but the packet is of none that is known or can begin with it"},
+		{"10.0.0.1", "203.0.113.1", icmp, 0, false, "policy no (deny) lets no such flow leave"},
+		{"192.0.2.1", "203.0.113.1", tcp, 443, false, "someone inside uses an address of this node as source"},
+		{"192.0.2.9", "203.0.113.1", tcp, 443, false, "someone inside uses an address of this node as source"},
+	} {
+		f := Flow{Source: addr(k.source), Destination: addr(k.destination), Protocol: k.protocol, Port: k.port, Late: k.late}
+		if got := c.Explain(f); got != k.want {
+			t.Errorf("%+v:\n%s, want\n%s", f, got, k.want)
+		}
+	}
+	if got := (&Config{}).Explain(Flow{Source: addr("10.0.0.1")}); got != "there is no policy" {
+		t.Error(got)
+	}
+}
+
+func TestExposes(t *testing.T) {
+	for _, k := range []struct {
+		source, destination string
+		want                bool
+	}{
+		{"10.0.0.0/8", "198.51.100.0/24", true},
+		{"10.0.0.0/8", "0.0.0.0/0", true},
+		{"0.0.0.0/0", "198.51.100.0/24", true},
+		{"192.0.0.0/8", "198.51.100.0/24", true},
+		{"100.64.0.0/10", "198.51.100.0/24", true},
+		{"169.254.1.0/24", "198.51.100.0/24", true},
+		{"fd00::/8", "2001:db8::/32", true},
+		{"10.0.0.0/8", "172.0.0.0/8", true},
+		{"10.0.0.0/8", "172.16.0.0/12", false},
+		{"10.0.0.0/8", "192.168.7.0/24", false},
+		{"203.0.113.0/24", "198.51.100.0/24", false},
+		{"203.0.113.0/24", "0.0.0.0/1", false},
+		{"2001:db8::/48", "2001:db9::/48", false},
+	} {
+		if got := Exposes(netip.MustParsePrefix(k.source), netip.MustParsePrefix(k.destination)); got != k.want {
+			t.Errorf("%s to %s: %v", k.source, k.destination, got)
+		}
 	}
 }

@@ -56,6 +56,9 @@ func (r *Router) schedule(former, target plan.Target, first bool) {
 		}
 		if !ok || first || len(tunnel.Diff(was, c)) > 0 {
 			r.work.set(object{key: "tunnel/" + c.Name, stage: stageTunnel, apply: func(ctx context.Context) error {
+				if err := r.guarded(ctx); err != nil {
+					return err
+				}
 				// A tunnel of the other kind has the same interface name.
 				if ok && was.Kind() != c.Kind() {
 					if err := r.driver(was).Remove(ctx, was.Name); err != nil {
@@ -122,6 +125,7 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 	if err := r.nat.apply(ctx, r, target.NAT); err != nil {
 		return err
 	}
+	r.guardInPlace()
 	return r.Addresses.SetPool(target.Underlay.Interface, poolAddresses(target))
 }
 

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/isthmus-net/isthmus/bgp"
@@ -109,6 +110,7 @@ type Router struct {
 	}
 
 	charon charonHealth
+	guard  atomic.Bool // something keeps inside addresses in: this daemon or a former one put it there
 
 	mu      sync.Mutex // held through a whole change of the document
 	present store.Revision
@@ -200,6 +202,7 @@ func (r *Router) Run(ctx context.Context) error {
 		start("placing flows", r.placer.run)
 	}
 	start("watching", r.tick)
+	start("sampling the guard", r.sampleGuard)
 	<-ctx.Done()
 	wg.Wait()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {

@@ -34,6 +34,8 @@ type machine struct {
 	unread  error            // Observe fails with it
 	charon  error            // why charon does not answer
 	nat     nat.Config
+	rules   bool  // nat is in the kernel
+	unruly  error // nat cannot be applied
 	pool    []netip.Addr
 	bgp     bgp.Config
 	static  []fib.Route
@@ -160,13 +162,24 @@ func (d filter) Apply(_ context.Context, c nat.Config) error {
 			}
 		}
 	}
+	if d.unruly != nil {
+		return d.unruly
+	}
 	if fmt.Sprint(c) != fmt.Sprint(d.nat) {
 		d.note("nat")
 	}
-	d.nat = c
+	d.nat, d.rules = c, true
 	return nil
 }
-func (d filter) Observe(context.Context) (nat.State, error)                { return nat.State{Present: true}, nil }
+func (d filter) Observe(context.Context) (nat.State, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return nat.State{Present: d.rules}, nil
+}
+func (d filter) Sample(ctx context.Context, _ func(nat.Flow)) error {
+	<-ctx.Done()
+	return nil
+}
 func (d filter) Place(context.Context, []nat.Placement) error              { return nil }
 func (d filter) Refuse(context.Context, nat.Overload) error                { return nil }
 func (d filter) Begun(context.Context) (uint64, error)                     { return 0, nil }
@@ -319,6 +332,39 @@ func TestApply(t *testing.T) {
 		expect(t, m)
 		apply(t, r, strings.NewReplacer("- {name: b, ipsec: {remoteAddress: 198.51.100.2, psk: k}}\n", "", "- {name: b, tunnel: b, asn: 65002}\n", "", "10.9.0.5", "10.9.0.6").Replace(base))
 		expect(t, m, "addresses [10.9.0.6 10.9.0.5]", "nat", "addresses [10.9.0.6]", "bgp", "remove tunnel b")
+	})
+}
+
+// TestNoTunnelWithoutGuard boots while the rules cannot be written.
+func TestNoTunnelWithoutGuard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.unruly = errors.New("no")
+		dir := t.TempDir()
+		r, stop := m.boot(dir)
+		apply(t, r, base)
+		time.Sleep(10 * time.Minute)
+		expect(t, m, "addresses [10.9.0.5]", "routes", "bgp")
+		if c := r.trouble()["tunnel/a"]; c == nil || !strings.Contains(c.GetMessage(), "waiting for the guard") {
+			t.Errorf("tunnel a: %v", c)
+		}
+		m.mu.Lock()
+		m.unruly = nil
+		m.mu.Unlock()
+		r.work.again("nat")
+		synctest.Wait()
+		expect(t, m, "nat", "tunnel a", "tunnel b")
+		stop()
+
+		// The rules of a former run do as well.
+		m.mu.Lock()
+		m.unruly = errors.New("no")
+		m.tunnels = map[string]tunnel.Config{}
+		m.mu.Unlock()
+		_, stop = m.boot(dir)
+		defer stop()
+		synctest.Wait()
+		expect(t, m, "tunnel a", "tunnel b")
 	})
 }
 

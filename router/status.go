@@ -245,11 +245,7 @@ func (r *Router) policies() ([]*isthmusv1.PolicyStatus, nat.Counter) {
 			Names: p.Names, Flows: s.Flows.Packets, Bytes: s.Flows.Bytes, Installed: installed && state.Present,
 		}
 		for _, r := range p.Ports {
-			text := fmt.Sprint(r.First)
-			if r.Last != r.First {
-				text += fmt.Sprintf("-%d", r.Last)
-			}
-			status.Ports = append(status.Ports, text)
+			status.Ports = append(status.Ports, r.String())
 		}
 		if i := slices.IndexFunc(config.Pools, func(o nat.Pool) bool { return o.Name == p.Pool }); i >= 0 {
 			status.PublicAddresses = texts(publicAddresses(config.Pools[i]))

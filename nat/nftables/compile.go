@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/isthmus-net/isthmus/nat"
 	"golang.org/x/sys/unix"
@@ -20,6 +21,9 @@ const tableName = "isthmus"
 // bgpSet is the name of the set of interfaces by which BGP may come in.
 const bgpSet = "bgp"
 
+// firstMark is the mark of packets from inside for the first address at which something is open; the next ones follow.
+const firstMark = 0x49530000
+
 // guardCounter is the name of the counter of what the guard dropped.
 const guardCounter = "guard"
 
@@ -27,6 +31,9 @@ const guardCounter = "guard"
 type ruleset struct {
 	chains map[string]*chain
 	sets   map[string]*set
+	layers map[string][2]int // of each view and family; not read back
+	// timeouts are the objects that rules refer to, by name; read back they have no content.
+	timeouts map[string]*expr.CtTimeout
 }
 
 // chain is a chain with its rules. The hook is empty for one that is only jumped to.
@@ -66,6 +73,7 @@ func (e element) wants(f element) bool {
 // verdict kinds, as 32 bit numbers
 const (
 	drop   = int32(expr.VerdictDrop)
+	accept = int32(expr.VerdictAccept)
 	gotoTo = int32(expr.VerdictGoto)
 )
 
@@ -98,6 +106,10 @@ func define(name string, s *set) definition {
 		d.key, d.data, d.counter = policyKey, nftables.TypeVerdict, true
 	case name == clampMap(ipv6):
 		d.key, d.data = nftables.TypeIFName, nftables.TypeInetService
+	case name == frontMap(ipv6):
+		d.key, d.data = addr, nftables.TypeMark
+	case name == hairpinMap(ipv6):
+		d.key, d.data = nftables.TypeMark, addr
 	default:
 		if !d.placement(addr) {
 			d.key = addr
@@ -127,10 +139,13 @@ func of(ipv6 bool) family {
 	return families[0]
 }
 
-func ownSet(ipv6 bool) string   { return "own" + of(ipv6).suffix }
-func clampMap(ipv6 bool) string { return "mss" + of(ipv6).suffix }
-func policyMap(layer int, ipv6 bool) string {
-	return fmt.Sprintf("policy-%d-%s", layer+1, of(ipv6).suffix)
+func ownSet(ipv6 bool) string     { return "own" + of(ipv6).suffix }
+func frontMap(ipv6 bool) string   { return "front" + of(ipv6).suffix }
+func hairpinMap(ipv6 bool) string { return "hairpin" + of(ipv6).suffix }
+func poolSet(ipv6 bool) string    { return "pool" + of(ipv6).suffix }
+func clampMap(ipv6 bool) string   { return "mss" + of(ipv6).suffix }
+func layerMap(view string, layer int, ipv6 bool) string {
+	return fmt.Sprintf("%s-%d-%s", view, layer+1, of(ipv6).suffix)
 }
 func poolName(pool string, ipv6 bool) string { return "pool-" + pool + "-" + of(ipv6).suffix }
 
@@ -145,6 +160,29 @@ func register(offset uint32) uint32 {
 
 const reg1 = unix.NFT_REG_1
 
+// Views of the policies. Each is a set of layers, asked at one place of a packet's way.
+const (
+	// policyView holds every rule. It is asked behind routing, when the flow leaves by the underlay.
+	policyView = "policy"
+	// rejectView holds what rejects, and what beats that. It is asked where a refusal can still be sent.
+	rejectView = "reject"
+	// pickupView holds what picks late connections up, and what beats that. Only late ones ask it.
+	pickupView = "pickup"
+	// frontView holds what is open at addresses of pools, and what beats that. It is asked before routing, for these addresses.
+	frontView = "front"
+	// proxyView holds what goes to proxies, and what beats that. It is asked before routing, from inside, for what would leave by the
+	// underlay.
+	proxyView = "proxy"
+	// plainView holds the pairs of prefixes between which packets may keep their source. The guard asks it.
+	plainView = "plain"
+)
+
+// The chains in which packets end: one that refuses so that the sender sees it, and one that counts and samples.
+const (
+	rejected = "rejected"
+	dropped  = "dropped"
+)
+
 // compile returns the table for a configuration.
 //
 // The policies' rules are laid into layers, each of which is a map from source, destination, protocol and port to a verdict.
@@ -155,8 +193,8 @@ func compile(c nat.Config) (*ruleset, error) {
 	if err := check(c, rules); err != nil {
 		return nil, err
 	}
-	r := &ruleset{chains: map[string]*chain{}, sets: map[string]*set{}}
-	layers := r.addPolicies(c, rules)
+	r := &ruleset{chains: map[string]*chain{}, sets: map[string]*set{}, layers: map[string][2]int{}, timeouts: map[string]*expr.CtTimeout{}}
+	r.addPolicies(c, rules)
 	r.addPools(c)
 	r.addRefusals()
 	for _, f := range families {
@@ -186,9 +224,11 @@ func compile(c nat.Config) (*ruleset, error) {
 		r.sets[bgpSet].elements[string(interfaceName(name))] = element{}
 	}
 
-	r.addInput()
+	r.addMaps(c)
+	r.addArrival(c)
+	r.addInput(c)
 	r.addForward(c)
-	r.addEgress(c, layers)
+	r.addEgress(c)
 	r.addGuard(c)
 	r.place(c, nil)
 	r.refuse(c, nat.Overload{})
@@ -215,14 +255,26 @@ func check(c nat.Config, rules []nat.Rule) error {
 		switch {
 		case p.Name == "" || names[p.Name]:
 			errs = append(errs, fmt.Errorf("policy %q: the name is not unique", p.Name))
-		case p.Action != nat.SNAT && p.Action != nat.Deny:
+		case !slices.Contains([]nat.Action{nat.SNAT, nat.NoNAT, nat.Deny, nat.Reject, nat.DNAT, nat.Redirect}, p.Action):
 			errs = append(errs, fmt.Errorf("policy %s: unknown action %q", p.Name, p.Action))
 		case !slices.Contains([]string{"", "tcp", "udp", "icmp"}, p.Protocol):
 			errs = append(errs, fmt.Errorf("policy %s: unknown protocol %q", p.Name, p.Protocol))
+		case (p.Action == nat.DNAT || p.Action == nat.Redirect) && (!p.To.IsValid() || p.Protocol != "tcp" && p.Protocol != "udp"):
+			errs = append(errs, fmt.Errorf("policy %s: %s without a target, or without tcp or udp", p.Name, p.Action))
 		case len(p.Ports) > 0 && p.Protocol != "tcp" && p.Protocol != "udp":
 			errs = append(errs, fmt.Errorf("policy %s: ports without tcp or udp", p.Name))
 		}
 		names[p.Name] = true
+	}
+	for _, m := range c.Maps {
+		if !m.Inside.Addr().Is4() || !m.Mapped.Addr().Is4() || m.Inside.Bits() != m.Mapped.Bits() {
+			errs = append(errs, fmt.Errorf("map %v to %v: not IPv4 prefixes of one length", m.Inside, m.Mapped))
+		}
+	}
+	for _, r := range rules {
+		if r.Policy.Action == nat.NoNAT && nat.Exposes(r.Source, r.Destination) {
+			errs = append(errs, fmt.Errorf("policy %s: from %v to %v, inside addresses would reach the Internet", r.Policy.Name, r.Source, r.Destination))
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -248,14 +300,8 @@ func (l *lengths) parents(p netip.Prefix, yield func(netip.Prefix)) {
 	}
 }
 
-// addPolicies lays the policies' rules into layers, and returns how many there are of each family.
-func (r *ruleset) addPolicies(c nat.Config, rules []nat.Rule) (layers [2]int) {
-	index := layerIndex{exact: map[[2]netip.Prefix]int{}, below: map[[2]netip.Prefix]int{}}
-	for i := range rules {
-		ipv6 := b2i(rules[i].Source.Addr().Is6())
-		index.sources[ipv6][rules[i].Source.Bits()] = true
-		index.destinations[ipv6][rules[i].Destination.Bits()] = true
-	}
+// addPolicies lays the policies' rules into the views.
+func (r *ruleset) addPolicies(c nat.Config, rules []nat.Rule) {
 	pools := map[string]*[2]bool{}
 	for i := range c.Pools {
 		has := &[2]bool{}
@@ -264,6 +310,173 @@ func (r *ruleset) addPolicies(c nat.Config, rules []nat.Rule) (layers [2]int) {
 		}
 		pools[c.Pools[i].Name] = has
 	}
+	r.lay(policyView, rules, func(rule *nat.Rule) element {
+		p, ipv6 := rule.Policy, rule.Source.Addr().Is6()
+		e := element{kind: drop, policy: p.Name}
+		switch has := pools[p.Pool]; {
+		case p.Action == nat.NoNAT:
+			e.kind, e.chain = r.timed(p.Timeouts, "plain", accept, "")
+		case p.Action == nat.SNAT && has != nil && has[b2i(ipv6)]:
+			pool := poolName(p.Pool, ipv6)
+			e.kind, e.chain = r.timed(p.Timeouts, pool, gotoTo, pool)
+		}
+		return e
+	})
+	r.lay(pickupView, deciding(rules, func(p *nat.Policy) bool { return p.Pickup }), func(rule *nat.Rule) element {
+		if rule.Policy.Pickup {
+			return element{kind: gotoTo, chain: policyView + "-" + of(rule.Source.Addr().Is6()).suffix}
+		}
+		return element{kind: gotoTo, chain: dropped}
+	})
+	for view, action := range map[string]nat.Action{frontView: nat.DNAT, proxyView: nat.Redirect} {
+		r.lay(view, deciding(rules, func(p *nat.Policy) bool { return p.Does() == action }), func(rule *nat.Rule) element {
+			if p := rule.Policy; p.Does() == action {
+				return element{kind: gotoTo, chain: r.addTarget(c, p), policy: p.Name}
+			}
+			// Whatever else it is, is decided behind routing, by all policies: what beats this one need not be in the view.
+			return element{kind: accept}
+		})
+	}
+	r.lay(rejectView, deciding(rules, func(p *nat.Policy) bool { return p.Does() == nat.Reject }), func(rule *nat.Rule) element {
+		if rule.Policy.Does() == nat.Reject {
+			return element{kind: gotoTo, chain: rejected, policy: rule.Policy.Name}
+		}
+		return element{kind: accept}
+	})
+	r.lay(plainView, plain(c), func(*nat.Rule) element { return element{kind: accept} })
+}
+
+// timed returns a verdict for flows with timeouts: the given one, behind a chain that sets them when there are any.
+func (r *ruleset) timed(t nat.Timeouts, name string, kind int32, chainName string) (int32, string) {
+	if t == (nat.Timeouts{}) {
+		return kind, chainName
+	}
+	name += "-for"
+	for _, object := range timeouts(t) {
+		name += "-" + timeoutName(object)
+	}
+	r.chains[name] = &chain{rules: append(r.setTimeouts(t), do(verdict(expr.VerdictKind(kind), chainName)))}
+	return gotoTo, name
+}
+
+// setTimeouts returns rules that give a flow timeouts.
+func (r *ruleset) setTimeouts(t nat.Timeouts) (rules [][]expr.Any) {
+	for _, object := range timeouts(t) {
+		id := timeoutName(object)
+		r.timeouts[id] = object
+		rules = append(rules, do(&expr.Objref{Type: unix.NFT_OBJECT_CT_TIMEOUT, Name: id}))
+	}
+	return rules
+}
+
+// addTarget adds the chain that sends flows to the server or proxy of a policy, and returns its name.
+func (r *ruleset) addTarget(c nat.Config, p *nat.Policy) string {
+	name := "to-" + p.Name
+	dnat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(of(p.To.Addr().Is6()).nfproto), RegAddrMin: reg1, RegAddrMax: reg1}
+	parts := do(&expr.Immediate{Register: reg1, Data: p.To.Addr().AsSlice()})
+	if port := p.To.Port(); port != 0 {
+		dnat.RegProtoMin, dnat.RegProtoMax, dnat.Specified = unix.NFT_REG_2, unix.NFT_REG_2, true
+		parts = append(parts, &expr.Immediate{Register: unix.NFT_REG_2, Data: binary.BigEndian.AppendUint16(nil, port)})
+	}
+	rules := append(r.setTimeouts(p.Timeouts), append(parts, dnat))
+	if p.Action == nat.DNAT {
+		f := of(p.To.Addr().Is6())
+		rules = slices.Insert(rules, 0,
+			rule(late(), do(verdict(expr.VerdictDrop, ""))), // the server would answer by a reset
+			rule(comes(expr.CmpOpNeq, c.Underlay), do(network(f.dst, f.size, reg1), to(frontMap(f.ipv6)),
+				&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg1})))
+	}
+	r.chains[name] = &chain{rules: rules}
+	return name
+}
+
+// timeouts returns the objects for a policy's timeouts. An object of a protocol does nothing to the packets of others, and is
+// complete: what the policy does not say is as the kernel has it (nf_conntrack_proto_tcp.c, nf_conntrack_proto_udp.c).
+func timeouts(t nat.Timeouts) (objects []*expr.CtTimeout) {
+	seconds := func(d time.Duration, standard uint32) uint32 {
+		if d == 0 {
+			return standard
+		}
+		return uint32(d / time.Second)
+	}
+	if t.TCPEstablished != 0 || t.TCPClosing != 0 {
+		objects = append(objects, &expr.CtTimeout{L3Proto: unix.NFPROTO_IPV4, L4Proto: unix.IPPROTO_TCP, Policy: expr.CtStatePolicyTimeout{
+			expr.CtStateTCPSYNSENT: 120, expr.CtStateTCPSYNRECV: 60, expr.CtStateTCPSYNSENT2: 120,
+			expr.CtStateTCPESTABLISHED: seconds(t.TCPEstablished, 432000),
+			expr.CtStateTCPFINWAIT:     seconds(t.TCPClosing, 120), expr.CtStateTCPCLOSEWAIT: seconds(t.TCPClosing, 60),
+			expr.CtStateTCPLASTACK: seconds(t.TCPClosing, 30), expr.CtStateTCPTIMEWAIT: seconds(t.TCPClosing, 120),
+			expr.CtStateTCPCLOSE: 10, expr.CtStateTCPRETRANS: 300, expr.CtStateTCPUNACK: 300,
+		}})
+	}
+	if t.UDP != 0 || t.UDPStream != 0 {
+		objects = append(objects, &expr.CtTimeout{L3Proto: unix.NFPROTO_IPV4, L4Proto: unix.IPPROTO_UDP, Policy: expr.CtStatePolicyTimeout{
+			expr.CtStateUDPUNREPLIED: seconds(t.UDP, 30), expr.CtStateUDPREPLIED: seconds(t.UDPStream, 120),
+		}})
+	}
+	return objects
+}
+
+// timeoutName says everything that is in an object: the kernel cannot change one, and flows that have it lose it when it goes.
+func timeoutName(t *expr.CtTimeout) string {
+	if t.L4Proto == unix.IPPROTO_UDP {
+		return fmt.Sprintf("udp-%d-%d", t.Policy[expr.CtStateUDPUNREPLIED], t.Policy[expr.CtStateUDPREPLIED])
+	}
+	return fmt.Sprintf("tcp-%d-%d-%d-%d", t.Policy[expr.CtStateTCPESTABLISHED], t.Policy[expr.CtStateTCPFINWAIT], t.Policy[expr.CtStateTCPCLOSEWAIT], t.Policy[expr.CtStateTCPLASTACK])
+}
+
+// plain returns the pairs of prefixes of the policies without translation. The guard sees the packets of both sides of a flow,
+// so that protocol and port, which are those of its first packet, must not matter.
+func plain(c nat.Config) []nat.Rule {
+	var pairs nat.Config
+	for _, p := range c.Policies {
+		if p.Action == nat.NoNAT {
+			pairs.Policies = append(pairs.Policies, nat.Policy{Sources: p.Sources, Destinations: p.Destinations})
+		}
+	}
+	return slices.CompactFunc(pairs.Rules(), func(a, b nat.Rule) bool { return a.Source == b.Source && a.Destination == b.Destination })
+}
+
+// deciding returns the rules of wanted policies and those that beat one of them for some flow.
+func deciding(rules []nat.Rule, wanted func(*nat.Policy) bool) (out []nat.Rule) {
+	type pair struct{ destination, source netip.Prefix }
+	exact, below := map[pair]bool{}, map[pair]bool{} // wanted rules: with, and at or below, a source
+	index := newLayerIndex(rules)
+	for i := len(rules) - 1; i >= 0; i-- {
+		r := &rules[i]
+		keep := wanted(r.Policy)
+		if keep {
+			exact[pair{r.Destination, r.Source}] = true
+			index.sources.parents(r.Source, func(src netip.Prefix) { below[pair{r.Destination, src}] = true })
+		} else if len(exact) > 0 {
+			// What it may beat has a destination at or above its own, and a source above, at or below.
+			index.destinations.parents(r.Destination, func(dst netip.Prefix) {
+				keep = keep || below[pair{dst, r.Source}]
+				index.sources.parents(r.Source, func(src netip.Prefix) { keep = keep || exact[pair{dst, src}] })
+			})
+		}
+		if keep {
+			out = append(out, *r)
+		}
+	}
+	slices.Reverse(out)
+	return out
+}
+
+// newLayerIndex returns an empty index for some rules.
+func newLayerIndex(rules []nat.Rule) *layerIndex {
+	index := &layerIndex{exact: map[[2]netip.Prefix]int{}, below: map[[2]netip.Prefix]int{}}
+	for i := range rules {
+		ipv6 := b2i(rules[i].Source.Addr().Is6())
+		index.sources[ipv6][rules[i].Source.Bits()] = true
+		index.destinations[ipv6][rules[i].Destination.Bits()] = true
+	}
+	return index
+}
+
+// lay puts rules, which are in order of precedence, into the layers of a view.
+func (r *ruleset) lay(view string, rules []nat.Rule, verdict func(*nat.Rule) element) {
+	index := newLayerIndex(rules)
+	layers := [2]int{}
 	for len(rules) > 0 {
 		n := 1
 		for n < len(rules) && nat.Precedence(rules[0], rules[n]) == 0 {
@@ -278,19 +491,15 @@ func (r *ruleset) addPolicies(c nat.Config, rules []nat.Rule) (layers [2]int) {
 			index.add(rule, chosen[i])
 			ipv6 := rule.Source.Addr().Is6()
 			layers[b2i(ipv6)] = max(layers[b2i(ipv6)], chosen[i]+1)
-			name := policyMap(chosen[i], ipv6)
+			name := layerMap(view, chosen[i], ipv6)
 			if r.sets[name] == nil {
 				r.sets[name] = &set{shape: shape{isMap: true, isVerdict: true, isInterval: true, isConcat: true}, elements: map[string]element{}}
 			}
-			e := element{kind: drop, policy: rule.Policy.Name}
-			if has := pools[rule.Policy.Pool]; rule.Policy.Action == nat.SNAT && has != nil && has[b2i(ipv6)] {
-				e.kind, e.chain = gotoTo, poolName(rule.Policy.Pool, ipv6)
-			}
-			r.sets[name].elements[ruleKey(rule)] = e
+			r.sets[name].elements[ruleKey(rule)] = verdict(rule)
 		}
 		rules = rules[n:]
 	}
-	return layers
+	r.layers[view] = layers
 }
 
 func b2i(b bool) int {
@@ -365,6 +574,11 @@ func transport(offset, size, reg uint32) expr.Any {
 	return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: size}
 }
 
+// to replaces register 1 by what a map has for it.
+func to(set string) expr.Any {
+	return &expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: set}
+}
+
 func in(set string) expr.Any { return &expr.Lookup{SourceRegister: reg1, SetName: set} }
 
 func verdict(kind expr.VerdictKind, chain string) expr.Any {
@@ -392,6 +606,11 @@ func leaves(op expr.CmpOp, name string) []expr.Any {
 	return do(meta(expr.MetaKeyOIFNAME, reg1), compare(op, interfaceName(name)...))
 }
 
+// comes matches packets that came by an interface, or by any other.
+func comes(op expr.CmpOp, name string) []expr.Any {
+	return do(meta(expr.MetaKeyIIFNAME, reg1), compare(op, interfaceName(name)...))
+}
+
 // encrypts matches packets that IPsec takes next. Those from an xfrm interface pass postrouting once more, still in the
 // clear, with the underlay as their way out; what leaves there comes by once again, with the outer header.
 func encrypts() []expr.Any {
@@ -404,17 +623,99 @@ func hasOwnSource(f family) []expr.Any {
 	return rule(isFamily(f), do(network(f.source, f.size, reg1), in(ownSet(f.ipv6))))
 }
 
+// state compares some bits of a packet's state in connection tracking with none of them.
+func state(bits uint32, op expr.CmpOp) []expr.Any {
+	return do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATE},
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
+		compare(op, 0, 0, 0, 0))
+}
+
+// begins matches packets of flows that are not under way.
+func begins() []expr.Any { return state(expr.CtStateBitNEW, expr.CmpOpNeq) }
+
+// late matches TCP packets that open no connection (RFC 9293 section 3.5). Where only first packets of flows come by, they are
+// of connections that began elsewhere.
+func late() []expr.Any {
+	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10
+	return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP),
+		transport(13, 1, reg1),
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 1, Mask: []byte{fin | syn | rst | ack}, Xor: []byte{0}},
+		compare(expr.CmpOpNeq, syn))
+}
+
 // addInput keeps strangers away from the BGP process, which listens on all addresses of the node. It speaks with
 // itself over the loopback interface.
-func (r *ruleset) addInput() {
+//
+// It also keeps the node from answering for flows that it does not know: what comes for a pool's address and is not turned
+// back belongs to nobody here. A reset would end a connection that another node may be about to take over.
+func (r *ruleset) addInput(c nat.Config) {
 	const bgp = 179 // RFC 4271 section 8.2.1
-	r.chains["input"] = &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookInput, priority: *nftables.ChainPriorityFilter, rules: [][]expr.Any{do(
+	input := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookInput, priority: *nftables.ChainPriorityFilter, rules: [][]expr.Any{do(
 		meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP),
 		transport(2, 2, reg1), compare(expr.CmpOpEq, 0, bgp),
 		meta(expr.MetaKeyIIFNAME, reg1),
 		&expr.Lookup{SourceRegister: reg1, SetName: bgpSet, Invert: true},
 		verdict(expr.VerdictDrop, ""),
 	)}}
+	for _, f := range families {
+		icmp := byte(unix.IPPROTO_ICMP)
+		if f.ipv6 {
+			icmp = unix.IPPROTO_ICMPV6 // neighbour discovery too
+		}
+		input.rules = append(input.rules, rule(isFamily(f), do(network(f.dst, f.size, reg1), in(poolSet(f.ipv6)),
+			meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, icmp)),
+			state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, expr.CmpOpEq), do(verdict(expr.VerdictDrop, ""))))
+		r.sets[poolSet(f.ipv6)] = &set{elements: map[string]element{}}
+	}
+	for _, p := range c.Pools {
+		for _, a := range p.Addresses {
+			if !slices.Contains(c.Own, a.Address) {
+				r.sets[poolSet(a.Address.Is6())].elements[string(a.Address.AsSlice())] = element{}
+			}
+		}
+	}
+	r.chains["input"] = input
+}
+
+// addArrival adds what happens to the destination of new flows before they are routed.
+func (r *ruleset) addArrival(c nat.Config) {
+	arrival := &chain{kind: nftables.ChainTypeNAT, hook: *nftables.ChainHookPrerouting, priority: *nftables.ChainPriorityNATDest}
+	var open []netip.Prefix
+	for i := range c.Policies {
+		if p := &c.Policies[i]; p.Action == nat.DNAT {
+			open = append(open, p.Opens(c.Pool(p.Pool))...)
+		}
+	}
+	slices.SortFunc(open, netip.Prefix.Compare)
+	for _, f := range families {
+		r.sets[frontMap(f.ipv6)] = &set{shape: shape{isMap: true}, elements: map[string]element{}}
+		r.sets[hairpinMap(f.ipv6)] = &set{shape: shape{isMap: true}, elements: map[string]element{}}
+	}
+	for i, p := range slices.Compact(open) {
+		address, mark := string(p.Addr().AsSlice()), string(binary.NativeEndian.AppendUint32(nil, firstMark+uint32(i)))
+		r.sets[frontMap(p.Addr().Is6())].elements[address] = element{data: mark}
+		r.sets[hairpinMap(p.Addr().Is6())].elements[mark] = element{data: address}
+	}
+	for _, f := range families {
+		if r.layers[frontView][b2i(f.ipv6)] > 0 {
+			arrival.rules = append(arrival.rules, rule(isFamily(f), do(network(f.dst, f.size, reg1), to(frontMap(f.ipv6))), r.ask(frontView, f)))
+		}
+		if r.layers[proxyView][b2i(f.ipv6)] > 0 {
+			arrival.rules = append(arrival.rules, rule(isFamily(f), late(), do(verdict(expr.VerdictAccept, ""))), rule(isFamily(f), comes(expr.CmpOpNeq, c.Underlay),
+				do(&expr.Fib{Register: reg1, ResultOIFNAME: true, FlagDADDR: true}, compare(expr.CmpOpEq, interfaceName(c.Underlay)...)),
+				r.ask(proxyView, f)))
+		}
+	}
+	r.chains["arrival"] = arrival
+}
+
+// hairpin gives flows from inside to inside that asked for an address of a pool that address as source: client and
+// server may have a way to each other that does not come by here. Conntrack knows the address, but the library cannot read a rule back
+// that asks it; so the address has come along as a mark of the flow's first packet.
+func hairpin(f family, underlay string) []expr.Any {
+	return rule(isFamily(f), leaves(expr.CmpOpNeq, underlay), comes(expr.CmpOpNeq, underlay),
+		do(meta(expr.MetaKeyMARK, reg1), to(hairpinMap(f.ipv6)),
+			&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), RegAddrMin: reg1, RegAddrMax: reg1}))
 }
 
 // addForward adds what happens to forwarded packets before their source is translated.
@@ -435,45 +736,85 @@ func (r *ruleset) addForward(c nat.Config) {
 			)))
 		}
 		// Someone inside uses an address of ours as source. It would pass the guard.
-		forward.rules = append(forward.rules, rule(leaves(expr.CmpOpEq, c.Underlay), hasOwnSource(f), do(verdict(expr.VerdictGoto, "dropped"))))
+		forward.rules = append(forward.rules, rule(leaves(expr.CmpOpEq, c.Underlay), hasOwnSource(f), do(verdict(expr.VerdictGoto, dropped))))
+	}
+	for _, f := range families {
+		if r.layers[rejectView][b2i(f.ipv6)] > 0 {
+			forward.rules = append(forward.rules, rule(leaves(expr.CmpOpEq, c.Underlay), isFamily(f), begins(), r.ask(rejectView, f)))
+		}
 	}
 	forward.rules = append(forward.rules, refusals(c.Underlay))
 	r.chains["forward"] = forward
+	r.chains[rejected] = &chain{rules: [][]expr.Any{
+		do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}),
+		do(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}),
+	}}
 }
 
 // addEgress adds the choice of the source address of new flows.
-func (r *ruleset) addEgress(c nat.Config, layers [2]int) {
+func (r *ruleset) addEgress(c nat.Config) {
 	egress := &chain{kind: nftables.ChainTypeNAT, hook: *nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityNATSource}
+	for _, f := range families {
+		if r.layers[frontView][b2i(f.ipv6)] > 0 {
+			egress.rules = append(egress.rules, hairpin(f, c.Underlay))
+		}
+	}
 	egress.rules = append(egress.rules,
 		rule(leaves(expr.CmpOpNeq, c.Underlay), do(verdict(expr.VerdictAccept, ""))),
 		rule(encrypts(), do(verdict(expr.VerdictAccept, ""))))
 	for _, f := range families {
-		ports, others := "egress-ports-"+f.suffix, "egress-"+f.suffix
 		egress.rules = append(egress.rules, rule(hasOwnSource(f), do(verdict(expr.VerdictAccept, ""))))
-		for _, l4 := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-			egress.rules = append(egress.rules, rule(isFamily(f), do(
-				meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, l4), verdict(expr.VerdictGoto, ports))))
+		ask := r.ask(policyView, f)
+		pickup := dropped
+		if r.layers[pickupView][b2i(f.ipv6)] > 0 {
+			pickup = pickupView + "-" + f.suffix
+			r.chains[pickup] = &chain{rules: append(r.lookups(pickupView, f, transport(2, 2, register(2*f.size+4))), do(verdict(expr.VerdictGoto, dropped)))}
 		}
-		egress.rules = append(egress.rules, rule(isFamily(f), do(verdict(expr.VerdictGoto, others))))
-		// Packets of other protocols have no port; what stands at its place must not decide, nor be needed.
-		r.chains[ports] = lookups(f, layers[b2i(f.ipv6)], transport(2, 2, register(2*f.size+4)))
-		r.chains[others] = lookups(f, layers[b2i(f.ipv6)], &expr.Immediate{Register: register(2*f.size + 4), Data: []byte{0, 0}})
+		egress.rules = append(egress.rules, rule(isFamily(f), late(), do(verdict(expr.VerdictGoto, pickup))), rule(isFamily(f), ask))
 	}
+	// A flow that no policy decides must not pass the guard because another policy names its prefixes.
+	egress.rules = append(append(egress.rules, linkLocal()...), do(verdict(expr.VerdictGoto, dropped)))
 	r.chains["egress"] = egress
 }
 
-func lookups(f family, layers int, port expr.Any) *chain {
-	c := &chain{}
-	for layer := range layers {
-		c.rules = append(c.rules, do(
+// ask adds the chains that look a packet up in a view, and returns how to get there. What no layer of the view has
+// comes back and goes on behind.
+func (r *ruleset) ask(view string, f family) []expr.Any {
+	name := view + "-" + f.suffix
+	port := register(2*f.size + 4)
+	withPorts := func(l4 byte) []expr.Any {
+		return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, l4), verdict(expr.VerdictGoto, name+"-ports"))
+	}
+	// Packets of other protocols have no port; what stands at its place must not decide, nor be needed.
+	others := r.lookups(view, f, &expr.Immediate{Register: port, Data: []byte{0, 0}})
+	r.chains[name] = &chain{rules: append([][]expr.Any{withPorts(unix.IPPROTO_TCP), withPorts(unix.IPPROTO_UDP)}, others...)}
+	r.chains[name+"-ports"] = &chain{rules: r.lookups(view, f, transport(2, 2, port))}
+	return do(verdict(expr.VerdictJump, name))
+}
+
+// lookups returns one rule for each layer of a view.
+func (r *ruleset) lookups(view string, f family, port expr.Any) (rules [][]expr.Any) {
+	for layer := range r.layers[view][b2i(f.ipv6)] {
+		rules = append(rules, do(
 			network(f.source, f.size, register(0)),
 			network(f.dst, f.size, register(f.size)),
 			meta(expr.MetaKeyL4PROTO, register(2*f.size)),
 			port,
-			&expr.Lookup{SourceRegister: register(0), IsDestRegSet: true, SetName: policyMap(layer, f.ipv6)},
+			&expr.Lookup{SourceRegister: register(0), IsDestRegSet: true, SetName: layerMap(view, layer, f.ipv6)},
 		))
 	}
-	return c
+	return rules
+}
+
+// linkLocal lets neighbour discovery and its like pass (RFC 4861), which use the link-local address or none; the kernel forwards
+// neither.
+func linkLocal() [][]expr.Any {
+	return [][]expr.Any{
+		rule(isFamily(of(true)), do(network(8, 2, reg1),
+			&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 2, Mask: []byte{0xff, 0xc0}, Xor: []byte{0, 0}},
+			compare(expr.CmpOpEq, 0xfe, 0x80), verdict(expr.VerdictAccept, ""))),
+		rule(isFamily(of(true)), do(network(8, 16, reg1), compare(expr.CmpOpEq, make([]byte, 16)...), verdict(expr.VerdictAccept, ""))),
+	}
 }
 
 // addGuard adds the last look at what leaves by the underlay, after translation.
@@ -485,19 +826,20 @@ func (r *ruleset) addGuard(c nat.Config) {
 	for _, f := range families {
 		guard.rules = append(guard.rules, rule(hasOwnSource(f), do(verdict(expr.VerdictAccept, ""))))
 	}
-	// Neighbour discovery and its like (RFC 4861) use the link-local address or none; the kernel forwards neither.
-	guard.rules = append(guard.rules,
-		rule(isFamily(of(true)), do(network(8, 2, reg1),
-			&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 2, Mask: []byte{0xff, 0xc0}, Xor: []byte{0, 0}},
-			compare(expr.CmpOpEq, 0xfe, 0x80), verdict(expr.VerdictAccept, ""))),
-		rule(isFamily(of(true)), do(network(8, 16, reg1), compare(expr.CmpOpEq, make([]byte, 16)...), verdict(expr.VerdictAccept, ""))),
-		do(verdict(expr.VerdictGoto, "dropped")),
-	)
+	for _, f := range families {
+		if r.layers[plainView][b2i(f.ipv6)] > 0 {
+			name := plainView + "-" + f.suffix
+			// Whichever way the flow began, its pair of prefixes stands for all its packets.
+			r.chains[name] = &chain{rules: r.lookups(plainView, f, &expr.Immediate{Register: register(2*f.size + 4), Data: []byte{0, 0}})}
+			guard.rules = append(guard.rules, rule(isFamily(f), state(expr.CtStateBitINVALID, expr.CmpOpEq), do(verdict(expr.VerdictJump, name))))
+		}
+	}
+	guard.rules = append(append(guard.rules, linkLocal()...), do(verdict(expr.VerdictGoto, dropped)))
 	r.chains["guard"] = guard
-	r.chains["dropped"] = &chain{rules: [][]expr.Any{
+	r.chains[dropped] = &chain{rules: [][]expr.Any{
 		do(&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: guardCounter}),
 		do(&expr.Limit{Type: expr.LimitTypePkts, Rate: 1, Unit: expr.LimitTimeSecond, Burst: 5},
-			&expr.Log{Key: 1<<unix.NFTA_LOG_PREFIX | 1<<unix.NFTA_LOG_LEVEL, Level: expr.LogLevelWarning, Data: []byte("isthmus guard: ")}),
+			&expr.Log{Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN, Group: SampleGroup, Snaplen: sampleSize}),
 		do(verdict(expr.VerdictDrop, "")),
 	}}
 }

@@ -199,11 +199,13 @@ type walk struct {
 	out      []nat.Departure
 }
 
-// stop is a way that has come to a base chain. From there on nothing else counts.
+// stop is a way that has come to a base chain, or to a rule of one. From there on nothing else counts.
 type stop struct {
 	box
 	translated string
 	base       int
+	rules      *chain
+	rule       int
 }
 
 func (r *ruleset) departures(underlay string, sources, destinations []netip.Prefix) ([]nat.Departure, error) {
@@ -251,7 +253,7 @@ func bounds(p netip.Prefix) (first, last string) {
 
 // base follows a way from the base chain of a number on.
 func (w *walk) base(p way, n int) error {
-	at := stop{p.box, p.translated, n}
+	at := stop{box: p.box, translated: p.translated, base: n}
 	if w.been[at] {
 		return nil
 	}
@@ -289,6 +291,13 @@ func (w *walk) chain(p way, c *chain, n int, end end) error {
 	}
 	if n == len(c.rules) {
 		return end(p, false)
+	}
+	if c.kind != "" {
+		at := stop{box: p.box, translated: p.translated, rules: c, rule: n}
+		if w.been[at] {
+			return nil
+		}
+		w.been[at] = true
 	}
 	for i := range p.registers {
 		p.registers[i] = cell{field: unset}
@@ -331,9 +340,12 @@ func (w *walk) expr(p way, c *chain, n, i int, end end) error {
 		return next(p)
 	case *expr.Payload:
 		if e.OperationType != expr.PayloadLoad {
-			return fmt.Errorf("a rule writes into packets")
+			return w.write(p, e, c.rules[n][i-1], next)
 		}
 		w.payload(&p, e)
+		return next(p)
+	case *expr.Fib: // only what leaves by the underlay is asked for
+		p.constant(e.Register, w.underlay)
 		return next(p)
 	case *expr.Ct:
 		if e.SourceRegister {
@@ -365,9 +377,6 @@ func (w *walk) expr(p way, c *chain, n, i int, end end) error {
 	case *expr.Verdict:
 		return w.verdict(p, e, c, n, end)
 	case *expr.NAT:
-		if e.Type != expr.NATTypeSourceNAT {
-			return fmt.Errorf("a rule translates destinations")
-		}
 		a := p.registers[offset(e.RegAddrMin):][:w.family.size]
 		to := make([]byte, len(a))
 		for i, c := range a {
@@ -376,7 +385,14 @@ func (w *walk) expr(p way, c *chain, n, i int, end end) error {
 			}
 			to[i] = c.value
 		}
-		p.translated = string(to)
+		if e.Type == expr.NATTypeSourceNAT {
+			p.translated = string(to)
+			return end(p, true)
+		}
+		p.first[destination], p.last[destination] = string(to), string(to)
+		if e.RegProtoMin != 0 { // which one, is not followed
+			p.first[port], p.last[port] = "\x00\x00", "\xff\xff"
+		}
 		return end(p, true)
 	default:
 		return fmt.Errorf("a rule that is not understood: %T", e)
@@ -623,6 +639,38 @@ func (p *way) load(reg uint32, f field, size uint32) {
 		cells[i] = cell{field: f, index: uint8(i), mask: 0xff}
 	}
 	p.fill(reg, cells)
+}
+
+// write follows a rule that replaces the prefix of an address. What it writes into the packets that ICMP errors quote changes
+// nothing here.
+func (w *walk) write(p way, e *expr.Payload, before expr.Any, next func(way) error) error {
+	b, ok := before.(*expr.Bitwise)
+	var f field
+	switch {
+	case e.Base == expr.PayloadBaseTransportHeader && e.Offset >= 8:
+		return next(p)
+	case !ok || e.Base != expr.PayloadBaseNetworkHeader || e.Len != w.family.size || p.translated != "":
+		return fmt.Errorf("a rule writes into packets what cannot be told")
+	case e.Offset == w.family.source:
+		f = source
+	case e.Offset == w.family.dst:
+		f = destination
+	default:
+		return fmt.Errorf("a rule writes into packets")
+	}
+	first, last := []byte(p.first[f]), []byte(p.last[f])
+	within := true // what changes is the prefix alone, and all have the same
+	for i := range first {
+		within = within && first[i]&^b.Mask[i] == last[i]&^b.Mask[i]
+	}
+	for i := range first {
+		if !within {
+			first[i], last[i] = 0, 0xff
+		}
+		first[i], last[i] = first[i]&b.Mask[i]^b.Xor[i], last[i]&b.Mask[i]^b.Xor[i]
+	}
+	p.first[f], p.last[f] = string(first), string(last)
+	return next(p)
 }
 
 func (w *walk) payload(p *way, e *expr.Payload) {

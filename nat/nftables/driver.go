@@ -76,6 +76,9 @@ func enlarge[S interface {
 	return errors.Join(s.SetReadBuffer(buffer), s.SetWriteBuffer(buffer))
 }
 
+// objects is held while timeouts are encoded or decoded: the library does that in maps of its own.
+var objects sync.Mutex
+
 // open returns a connection. Each operation has its own, so that what an interrupted one left unread disturbs no other.
 func (d *Driver) open() (*nftables.Conn, error) {
 	options := []nftables.ConnOption{nftables.AsLasting(), nftables.WithSockOptions(enlarge)}
@@ -249,7 +252,17 @@ func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, whole bool) e
 		for _, name := range slices.Sorted(maps.Keys(have.chains)) {
 			conn.DelChain(&nftables.Chain{Table: t, Name: name})
 		}
+		for name := range have.timeouts {
+			if want.timeouts[name] == nil {
+				conn.DeleteObject(&nftables.NamedObj{Table: t, Name: name, Type: nftables.ObjTypeCtTimeout})
+			}
+		}
 	}
+	objects.Lock()
+	for _, name := range slices.Sorted(maps.Keys(want.timeouts)) {
+		conn.AddObj(&nftables.NamedObj{Table: t, Name: name, Type: nftables.ObjTypeCtTimeout, Obj: want.timeouts[name]})
+	}
+	objects.Unlock()
 	for _, name := range []string{guardCounter, begunCounter} {
 		conn.AddObj(&nftables.NamedObj{Table: t, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}) // unless it is there
 	}
@@ -342,7 +355,7 @@ func read(conn *nftables.Conn) (*ruleset, nat.Counter, error) {
 		return nil, guard, nil
 	}
 	t := table()
-	r := &ruleset{chains: map[string]*chain{}, sets: map[string]*set{}}
+	r := &ruleset{chains: map[string]*chain{}, sets: map[string]*set{}, timeouts: map[string]*expr.CtTimeout{}}
 	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return nil, guard, err
@@ -364,6 +377,11 @@ func read(conn *nftables.Conn) (*ruleset, nat.Counter, error) {
 		}
 		for _, rule := range rules {
 			c.rules = append(c.rules, normal(rule.Exprs))
+			for _, e := range rule.Exprs {
+				if o, ok := e.(*expr.Objref); ok && o.Type == unix.NFT_OBJECT_CT_TIMEOUT {
+					r.timeouts[o.Name] = &expr.CtTimeout{}
+				}
+			}
 		}
 		r.chains[k.Name] = c
 	}
@@ -392,11 +410,13 @@ func read(conn *nftables.Conn) (*ruleset, nat.Counter, error) {
 			s.elements[key] = el
 		}
 	}
-	objects, err := conn.GetNamedObjects(t)
+	objects.Lock()
+	named, err := conn.GetNamedObjects(t)
+	objects.Unlock()
 	if err != nil {
 		return nil, guard, err
 	}
-	for _, o := range objects {
+	for _, o := range named {
 		if o, ok := o.(*nftables.NamedObj); ok && o.Name == guardCounter && o.Type == unix.NFT_OBJECT_COUNTER {
 			if c, ok := o.Obj.(*expr.Counter); ok {
 				guard = nat.Counter{Packets: c.Packets, Bytes: c.Bytes}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/test/netns"
@@ -60,9 +61,16 @@ func example() nat.Config {
 			{Name: "partner", Action: nat.SNAT, Sources: pfx("10.1.0.0/16", "10.2.0.0/16"), Destinations: pfx("198.51.100.0/24"), Protocol: "tcp", Ports: []nat.PortRange{{First: 443, Last: 443}, {First: 8000, Last: 8099}}, Pool: "partner"},
 			{Name: "no-smtp", Action: nat.Deny, Sources: pfx("0.0.0.0/0", "::/0"), Protocol: "tcp", Ports: []nat.PortRange{{First: 25, Last: 25}}},
 			{Name: "no-ping", Action: nat.Deny, Sources: pfx("10.3.0.0/16"), Protocol: "icmp"},
+			{Name: "refused", Action: nat.Reject, Sources: pfx("10.3.0.0/16"), Protocol: "tcp"},
+			{Name: "slow", Action: nat.SNAT, Sources: pfx("10.7.0.0/16"), Pool: "web", Pickup: true, Timeouts: nat.Timeouts{TCPEstablished: 2 * time.Hour, UDP: 2 * time.Minute}},
+			{Name: "plain", Action: nat.NoNAT, Sources: pfx("198.18.0.0/16", "2001:db8:a:1::/64"), Destinations: pfx("198.51.100.0/24", "2001:db8:b::/48"), Timeouts: nat.Timeouts{UDPStream: time.Hour}},
+			{Name: "open", Action: nat.DNAT, Sources: pfx("0.0.0.0/0"), Protocol: "tcp", Ports: []nat.PortRange{{First: 443, Last: 443}}, Pool: "partner", To: netip.MustParseAddrPort("10.1.0.5:8443"), Timeouts: nat.Timeouts{TCPClosing: time.Minute}},
+			{Name: "open6", Action: nat.DNAT, Sources: pfx("::/0"), Protocol: "udp", Ports: []nat.PortRange{{First: 53, Last: 53}}, Pool: "web", To: netip.AddrPortFrom(addr("2001:db8:a::5"), 0)},
+			{Name: "proxied", Action: nat.Redirect, Sources: pfx("10.8.0.0/16"), Protocol: "tcp", To: netip.MustParseAddrPort("10.1.0.6:3128")},
 		},
 		Clamps:  []nat.Clamp{{Interface: "tun0", IPv4: 1360, IPv6: 1340}, {Interface: "tun1", IPv4: 1300}},
 		Tunnels: []string{"tun0", "tun1"},
+		Maps:    []nat.Map{{Interfaces: []string{"tun1", "tun0"}, Inside: netip.MustParsePrefix("10.1.0.0/20"), Mapped: netip.MustParsePrefix("100.64.16.0/20")}},
 	}
 }
 
@@ -138,6 +146,15 @@ func TestHealing(t *testing.T) {
 		"add element inet isthmus table-full { ipv4 }",
 		"flush chain inet isthmus pool-web-6",
 		"flush map inet isthmus zones-4",
+		"flush chain inet isthmus arrival",
+		"flush chain inet isthmus rejected",
+		"flush chain inet isthmus map-in",
+		"flush chain inet isthmus to-open",
+		"add rule inet isthmus plain-4 accept",
+		"flush map inet isthmus front4",
+		"flush map inet isthmus hairpin4",
+		"flush map inet isthmus reject-1-4",
+		"delete element inet isthmus pool4 { 192.0.2.11 }",
 	} {
 		ns.Run("nft " + command)
 		if list() == before && !strings.Contains(command, "counter") {
@@ -214,7 +231,7 @@ func TestBadConfigChangesNothing(t *testing.T) {
 		t.Errorf("%d transactions, want 1", d.Writes())
 	}
 	state, err := d.Observe(context.Background())
-	if err != nil || !state.Present || len(state.Policies) != 4 {
+	if err != nil || !state.Present || len(state.Policies) != 10 {
 		t.Errorf("state %+v, %v", state, err)
 	}
 }

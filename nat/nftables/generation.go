@@ -15,6 +15,12 @@ type generation struct{ fd int }
 
 // openGeneration opens the socket in a network namespace, or in that of the calling thread when netns is 0.
 func openGeneration(netns int) (*generation, error) {
+	fd, err := openSocket(netns, 0)
+	return &generation{fd}, err
+}
+
+// openSocket opens a netfilter socket in a network namespace, or in that of the calling thread when netns is 0.
+func openSocket(netns, flags int) (int, error) {
 	if netns != 0 {
 		runtime.LockOSThread()
 		home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -24,7 +30,7 @@ func openGeneration(netns int) (*generation, error) {
 		}
 		if err != nil {
 			runtime.UnlockOSThread()
-			return nil, fmt.Errorf("entering the network namespace: %w", err)
+			return -1, fmt.Errorf("entering the network namespace: %w", err)
 		}
 		defer func() {
 			if unix.Setns(home, unix.CLONE_NEWNET) == nil {
@@ -32,11 +38,11 @@ func openGeneration(netns int) (*generation, error) {
 			}
 		}()
 	}
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|flags, unix.NETLINK_NETFILTER)
 	if err != nil {
-		return nil, fmt.Errorf("opening a netlink socket: %w", err)
+		return -1, fmt.Errorf("opening a netlink socket: %w", err)
 	}
-	return &generation{fd}, nil
+	return fd, nil
 }
 
 // read returns the present number.

@@ -24,7 +24,7 @@ const (
 
 func guardConfig() nat.Config {
 	c := nat.Config{Underlay: "up0", Own: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")}, Pools: []nat.Pool{pool("p", "192.0.2.11", "2001:db8:ff::11")}}
-	c.Policies = []nat.Policy{{Name: "tcp", Action: nat.SNAT, Sources: pfx("10.0.0.0/8", "2001:db8:a::/48"), Protocol: "tcp", Pool: "p"}}
+	c.Policies = []nat.Policy{{Name: "tcp", Action: nat.SNAT, Sources: pfx("10.0.0.0/8", "2001:db8:a::/48"), Protocol: "tcp", Pool: "p", Pickup: true}}
 	return c
 }
 

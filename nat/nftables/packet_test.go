@@ -21,14 +21,16 @@ type site struct {
 	t                       testing.TB
 	inside, router, outside *netns.NS
 	send4, send6            int // sockets inside that send whole packets
-	catch                   int // socket outside that hears everything
+	out4, out6              int // the same outside
+	catch, catchInside      int // sockets outside and inside that hear everything
+	resets                  int // TCP resets that were heard
 }
 
 func newSite(t testing.TB) *site {
 	s := &site{t: t, inside: netns.New(t), router: netns.New(t), outside: netns.New(t)}
 	netns.Veth(s.router, "tun0", s.inside, "in0")
 	netns.Veth(s.router, "up0", s.outside, "out0")
-	s.router.Run(`sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 net.ipv4.conf.tun0.rp_filter=0 net.ipv4.conf.up0.rp_filter=0
+	s.router.Run(`sysctl -qw net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.default.send_redirects=0 net.ipv4.conf.tun0.send_redirects=0 net.ipv4.conf.up0.send_redirects=0 net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 net.ipv4.conf.tun0.rp_filter=0 net.ipv4.conf.up0.rp_filter=0
 		ip addr add 192.0.2.1/32 dev up0
 		ip -6 addr add 2001:db8:ff::1/128 dev up0 nodad`)
 	// One address on all links and no neighbour discovery: whatever is sent arrives at once.
@@ -38,23 +40,33 @@ func newSite(t testing.TB) *site {
 		}
 	}
 	s.router.Run(`ip route add 10.0.0.0/8 dev tun0
+		ip route add 44.0.0.0/8 dev tun0
+		ip route add 172.17.0.0/16 dev tun0
 		ip route add default dev up0
 		ip -6 addr replace 2001:db8:ff::1/128 dev up0 nodad
 		ip -6 route add 2001:db8:a::/48 dev tun0
+		ip -6 route add 2001:db8:2c::/48 dev tun0
 		ip -6 route add default dev up0`)
-	s.inside.Run("ip route add default dev in0\nip -6 route add default dev in0")
-	s.inside.Do(func() {
-		s.send4 = s.must(unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW))
-		s.send6 = s.must(unix.Socket(unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_RAW))
-	})
-	s.outside.Do(func() {
-		s.catch = s.must(unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM, int(htons(unix.ETH_P_ALL))))
-	})
-	if err := unix.SetsockoptInt(s.catch, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20); err != nil {
-		t.Fatal(err)
+	for _, ns := range []*netns.NS{s.inside, s.outside} {
+		ns.Run("sysctl -qw net.ipv4.ip_forward=0")
 	}
-	t.Cleanup(func() { unix.Close(s.send4); unix.Close(s.send6); unix.Close(s.catch) })
+	s.inside.Run("ip route add default dev in0\nip -6 route add default dev in0")
+	s.outside.Run("ip route add default dev out0\nip -6 route add default dev out0")
+	s.inside.Do(func() { s.send4, s.send6, s.catchInside = s.sockets() })
+	s.outside.Do(func() { s.out4, s.out6, s.catch = s.sockets() })
 	return s
+}
+
+// sockets opens two that send whole packets, and one that hears everything, in the namespace of the thread.
+func (s *site) sockets() (send4, send6, catch int) {
+	send4 = s.must(unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW))
+	send6 = s.must(unix.Socket(unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_RAW))
+	catch = s.must(unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM, int(htons(unix.ETH_P_ALL))))
+	if err := unix.SetsockoptInt(catch, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20); err != nil {
+		s.t.Error(err)
+	}
+	s.t.Cleanup(func() { unix.Close(send4); unix.Close(send6); unix.Close(catch) })
+	return send4, send6, catch
 }
 
 func htons(v uint16) uint16 { return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v)) }
@@ -94,7 +106,7 @@ func (s *site) forgetFlows() {
 	}
 }
 
-// transmit sends the first packet of a flow from the inside, marked with id.
+// transmit sends the first packet of a flow, marked with id.
 func (s *site) transmit(f nat.Flow, id uint16, flags byte) {
 	s.t.Helper()
 	var l4 []byte
@@ -129,13 +141,17 @@ func (s *site) transmit(f nat.Flow, id uint16, flags byte) {
 		binary.BigEndian.PutUint16(l4[at:], checksum(pseudo))
 	}
 	var err error
+	send4, send6 := s.send4, s.send6
+	if f.Outside {
+		send4, send6 = s.out4, s.out6
+	}
 	if f.Source.Is4() {
 		h := []byte{0x45, 0, 0, byte(20 + len(l4)), byte(id >> 8), byte(id), 0, 0, 64, f.Protocol, 0, 0}
 		to := &unix.SockaddrInet4{Addr: f.Destination.As4()}
-		err = unix.Sendto(s.send4, slices.Concat(h, src, dst, l4), 0, to)
+		err = unix.Sendto(send4, slices.Concat(h, src, dst, l4), 0, to)
 	} else {
 		h := []byte{0x60, 0, byte(id >> 8), byte(id), 0, byte(len(l4)), f.Protocol, 64}
-		err = unix.Sendto(s.send6, slices.Concat(h, src, dst, l4), 0, &unix.SockaddrInet6{Addr: f.Destination.As16()})
+		err = unix.Sendto(send6, slices.Concat(h, src, dst, l4), 0, &unix.SockaddrInet6{Addr: f.Destination.As16()})
 	}
 	if err != nil {
 		s.t.Fatalf("sending %+v: %v", f, err)
@@ -164,14 +180,20 @@ type caught struct {
 // receive returns what came out on the underlay, by id, once nothing more comes for the pause.
 func (s *site) receive(pause time.Duration) map[uint16]caught {
 	s.t.Helper()
+	return s.hear(s.catch, pause)
+}
+
+// hear returns what came to a socket.
+func (s *site) hear(socket int, pause time.Duration) map[uint16]caught {
+	s.t.Helper()
 	timeout := unix.NsecToTimeval(pause.Nanoseconds())
-	if err := unix.SetsockoptTimeval(s.catch, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+	if err := unix.SetsockoptTimeval(socket, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
 		s.t.Fatal(err)
 	}
 	all := map[uint16]caught{}
 	b := make([]byte, 65536)
 	for {
-		n, from, err := unix.Recvfrom(s.catch, b, 0)
+		n, from, err := unix.Recvfrom(socket, b, 0)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -185,6 +207,9 @@ func (s *site) receive(pause time.Duration) map[uint16]caught {
 			continue
 		}
 		p := slices.Clone(b[:n])
+		if at := map[byte]int{4: 20, 6: 40}[p[0]>>4]; at > 0 && len(p) >= at+20 && p[map[int]int{20: 9, 40: 6}[at]] == unix.IPPROTO_TCP && p[at+13]&rst != 0 {
+			s.resets++
+		}
 		switch {
 		case p[0]>>4 == 4:
 			src, _ := netip.AddrFromSlice(p[12:16])

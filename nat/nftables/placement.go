@@ -111,7 +111,8 @@ func (r *ruleset) addPools(c nat.Config) {
 			if near {
 				pool.rules = append(pool.rules, rule(do(network(f.source, f.size, register(0)), meta(expr.MetaKeyL4PROTO, register(f.size)), look(zoneMap(f))), bySlot))
 			}
-			pool.rules = append(pool.rules, rule(do(&expr.Immediate{Register: reg1, Data: make([]byte, 4)}), bySlot))
+			// Every slot has an address; would one not, nothing may get by.
+			pool.rules = append(pool.rules, rule(do(&expr.Immediate{Register: reg1, Data: make([]byte, 4)}), bySlot), do(verdict(expr.VerdictGoto, dropped)))
 			r.chains[name] = pool
 		}
 	}

@@ -1,0 +1,143 @@
+package nftables
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// SampleGroup is the NFLOG group to which the guard sends samples of what it drops.
+	SampleGroup = 0x4953
+	// sampleSize is how much of a packet is sampled, in bytes: the headers.
+	sampleSize = 128
+)
+
+// Messages and attributes of NFLOG (linux/netfilter/nfnetlink_log.h).
+const (
+	nflogPacket  = unix.NFNL_SUBSYS_ULOG<<8 | 0
+	nflogConfig  = unix.NFNL_SUBSYS_ULOG<<8 | 1
+	nflogPayload = 9 // NFULA_PAYLOAD
+
+	configCommand   = 1 // NFULA_CFG_CMD
+	configThreshold = 5 // NFULA_CFG_QTHRESH
+	commandBind     = 1 // NFULNL_CFG_CMD_BIND
+)
+
+// Sample implements nat.Driver. The kernel has one listener for the group in a network namespace: while another process is, it
+// returns an error.
+func (d *Driver) Sample(ctx context.Context, dropped func(nat.Flow)) error {
+	fd, err := openSocket(d.options.NetNS, unix.SOCK_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	socket := os.NewFile(uintptr(fd), "nflog")
+	stop := context.AfterFunc(ctx, func() { socket.Close() })
+	defer func() {
+		if stop() {
+			socket.Close()
+		}
+	}()
+	if _, err := socket.Write(bindRequest()); err != nil {
+		return fmt.Errorf("asking for samples: %w", err)
+	}
+	buffer := make([]byte, 1<<16)
+	for {
+		n, err := socket.Read(buffer)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ENOBUFS):
+			continue // there were more than we could read, and samples they are
+		case err != nil:
+			return fmt.Errorf("reading samples: %w", err)
+		}
+		flows, err := decodeSamples(buffer[:n])
+		if err != nil {
+			return fmt.Errorf("asking for samples: %w", err)
+		}
+		for _, f := range flows {
+			dropped(f)
+		}
+	}
+}
+
+// bindRequest asks for the packets of the group, each at once.
+func bindRequest() []byte {
+	body := []byte{unix.AF_UNSPEC, 0}
+	body = binary.BigEndian.AppendUint16(body, SampleGroup)
+	attribute := func(kind uint16, value ...byte) {
+		body = binary.NativeEndian.AppendUint16(body, uint16(unix.SizeofNlAttr+len(value)))
+		body = binary.NativeEndian.AppendUint16(body, kind)
+		body = append(body, value...)
+		body = append(body, make([]byte, -len(value)&3)...)
+	}
+	attribute(configCommand, commandBind)
+	attribute(configThreshold, 0, 0, 0, 1)
+	request := binary.NativeEndian.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(body)))
+	request = binary.NativeEndian.AppendUint16(request, nflogConfig)
+	request = binary.NativeEndian.AppendUint16(request, unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	return slices.Concat(request, make([]byte, 8), body)
+}
+
+// decodeSamples reads the messages of a datagram. What is no packet of a known kind is left out; a refusal is an error.
+func decodeSamples(b []byte) (flows []nat.Flow, err error) {
+	for len(b) >= unix.SizeofNlMsghdr {
+		n := int(binary.NativeEndian.Uint32(b))
+		if n < unix.SizeofNlMsghdr || n > len(b) {
+			break
+		}
+		body := b[unix.SizeofNlMsghdr:n]
+		switch kind := binary.NativeEndian.Uint16(b[4:]); {
+		case kind == unix.NLMSG_ERROR && len(body) >= 4:
+			if code := int32(binary.NativeEndian.Uint32(body)); code != 0 {
+				return nil, unix.Errno(-code)
+			}
+		case kind == nflogPacket && len(body) >= 4:
+			for attrs := body[4:]; len(attrs) >= unix.SizeofNlAttr; {
+				size := int(binary.NativeEndian.Uint16(attrs))
+				if size < unix.SizeofNlAttr || size > len(attrs) {
+					break
+				}
+				if binary.NativeEndian.Uint16(attrs[2:])&^unix.NLA_F_NESTED == nflogPayload {
+					if f, ok := decodePacket(attrs[unix.SizeofNlAttr:size]); ok {
+						flows = append(flows, f)
+					}
+				}
+				attrs = attrs[min((size+3)&^3, len(attrs)):]
+			}
+		}
+		b = b[min((n+3)&^3, len(b)):]
+	}
+	return flows, nil
+}
+
+// decodePacket reads what policies look at from an IP packet. It does not follow extension headers of IPv6.
+func decodePacket(p []byte) (f nat.Flow, ok bool) {
+	if len(p) == 0 {
+		return f, false
+	}
+	var l4 []byte
+	switch header := int(p[0]&0xf) * 4; {
+	case p[0]>>4 == 4 && header >= 20 && len(p) >= header:
+		f.Source, f.Destination, f.Protocol = netip.AddrFrom4([4]byte(p[12:])), netip.AddrFrom4([4]byte(p[16:])), p[9]
+		l4 = p[header:]
+	case p[0]>>4 == 6 && len(p) >= 40:
+		f.Source, f.Destination, f.Protocol = netip.AddrFrom16([16]byte(p[8:])), netip.AddrFrom16([16]byte(p[24:])), p[6]
+		l4 = p[40:]
+	default:
+		return f, false
+	}
+	if (f.Protocol == unix.IPPROTO_TCP || f.Protocol == unix.IPPROTO_UDP) && len(l4) >= 4 {
+		f.Port = binary.BigEndian.Uint16(l4[2:])
+	}
+	f.Late = f.Protocol == unix.IPPROTO_TCP && len(l4) >= 14 && l4[13]&0x17 != 0x02
+	return f, true
+}
