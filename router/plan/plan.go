@@ -98,9 +98,11 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 	}
 
 	t.routes(s, interfaces)
+	t.BGP.Announce = slices.Clone(s.Announce)
+	t.maps(s, interfaces)
 	problems = append(problems, t.peers(s, interfaces)...)
 	t.BGP.ASN, t.BGP.RouterID = s.Node.ASN, s.Node.RouterID
-	t.BGP.Announce = slices.SortedFunc(slices.Values(s.Announce), comparePrefix)
+	slices.SortFunc(t.BGP.Announce, comparePrefix)
 
 	t.NAT.Underlay = s.Underlay.Interface
 	t.NAT.Own = []netip.Addr{s.Underlay.Address}
@@ -158,6 +160,25 @@ func (t *Target) routes(s *spec.Spec, tunnels map[string]tunnel.Config) {
 		}
 		t.Routes = append(t.Routes, route)
 	}
+}
+
+// maps has mapped prefixes routed into the tunnels of their spokes, and announced.
+func (t *Target) maps(s *spec.Spec, tunnels map[string]tunnel.Config) {
+	for _, m := range s.Maps {
+		out := nat.Map{Inside: m.Inside, Mapped: m.Mapped}
+		route := fib.Route{Prefix: m.Mapped}
+		for _, name := range m.Tunnels {
+			out.Interfaces = append(out.Interfaces, tunnels[name].Interface)
+			route.NextHops = append(route.NextHops, fib.NextHop{Interface: tunnels[name].Interface})
+		}
+		slices.Sort(out.Interfaces)
+		t.NAT.Maps = append(t.NAT.Maps, out)
+		t.Routes = append(t.Routes, route)
+		if s.Node.ASN != 0 && !slices.Contains(t.BGP.Announce, m.Mapped) {
+			t.BGP.Announce = append(t.BGP.Announce, m.Mapped)
+		}
+	}
+	slices.SortFunc(t.NAT.Maps, func(a, b nat.Map) int { return comparePrefix(a.Mapped, b.Mapped) })
 }
 
 // peers resolves what depends on allocated addresses, and adds a host route for each peer that is not at the other

@@ -403,3 +403,29 @@ egress:
 		t.Errorf("the first document's names are not told: %v", c)
 	}
 }
+
+// TestMapsAreRoutedAndAnnounced has two spokes with one prefix, one of them by two tunnels.
+func TestMapsAreRoutedAndAnnounced(t *testing.T) {
+	maps := `
+egress: {maps: [{tunnels: [b-2, a-1], inside: 10.1.0.0/16, mapped: 100.65.0.0/16}, {tunnels: [c-3], inside: 10.1.0.0/16, mapped: 100.64.0.0/16}]}
+announce: [100.65.0.0/16, 10.9.0.0/24]
+`
+	before, ledger := mustMake(t, parse(t, document("a-1", "b-2", "c-3")), Ledger{})
+	target, _ := mustMake(t, parse(t, document("a-1", "b-2", "c-3")+maps), ledger)
+	if got := fmt.Sprint(target.BGP.Announce); got != "[10.9.0.0/24 100.64.0.0/16 100.65.0.0/16]" {
+		t.Errorf("announced: %s", got)
+	}
+	if got, want := fmt.Sprint(target.NAT.Maps), "[{[t-c-3] 10.1.0.0/16 100.64.0.0/16} {[t-a-1 t-b-2] 10.1.0.0/16 100.65.0.0/16}]"; got != want {
+		t.Errorf("maps %s, want %s", got, want)
+	}
+	if got, want := fmt.Sprint(target.Routes), "[{100.64.0.0/16 [{t-c-3 invalid IP}] false} {100.65.0.0/16 [{t-b-2 invalid IP} {t-a-1 invalid IP}] false}]"; got != want {
+		t.Errorf("routes %s, want %s", got, want)
+	}
+	var changes []string
+	for _, c := range Diff(target, before) {
+		changes = append(changes, fmt.Sprintf("%s %s %s (%s)", c.Action, c.Kind, c.Name, c.Interrupts))
+	}
+	if want := "remove map 100.64.0.0/16 (flows of the spoke end)"; !slices.Contains(changes, want) {
+		t.Errorf("%q, want %q", changes, want)
+	}
+}

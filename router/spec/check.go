@@ -58,10 +58,14 @@ func Check(d Document, secrets Secrets) (*Spec, Problems) {
 	for i, p := range m.GetEgress().GetPools() {
 		c.pool(fmt.Sprintf("egress.pools[%d]", i), p)
 	}
+	for i, p := range m.GetEgress().GetMaps() {
+		c.prefixMap(fmt.Sprintf("egress.maps[%d]", i), p)
+	}
 	for i, p := range m.GetEgress().GetPolicies() {
 		c.policy(fmt.Sprintf("egress.policies[%d]", i), p)
 	}
 	c.ties()
+	c.loops()
 	c.announced()
 	return &c.s, c.Problems()
 }
@@ -680,7 +684,7 @@ func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
 		return prefixes
 	}
 	if len(p.GetSources()) == 0 {
-		c.Missing(path+".sources", "give the prefixes of those who may use it")
+		c.Missing(path+".sources", "give the prefixes of those for whom it is")
 	}
 	out.Sources = list("sources", p.GetSources())
 	out.Destinations = list("destinations", p.GetDestinations())
@@ -713,23 +717,6 @@ func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
 	if len(out.Ports) > 0 && out.Protocol != "tcp" && out.Protocol != "udp" {
 		c.Problem(path+".ports", strings.Join(p.GetPorts(), ","), "needs a protocol with ports", `set protocol to "tcp" or "udp"`)
 	}
-	pool := slices.IndexFunc(c.s.Pools, func(o nat.Pool) bool { return o.Name == out.Pool })
-	switch {
-	case out.Action != nat.SNAT && out.Action != nat.Deny:
-		c.Problem(path+".action", string(out.Action), "is no action", `give "snat" or "deny"`)
-	case out.Action == nat.Deny && out.Pool != "":
-		c.Problem(path+".pool", out.Pool, "has no meaning with action deny", "leave it out")
-	case out.Action == nat.SNAT && out.Pool == "":
-		c.Missing(path+".pool", "give the name of a pool")
-	case out.Action == nat.SNAT && pool < 0:
-		c.Problem(path+".pool", out.Pool, "is no pool of this document", "give the name of one of `egress.pools`")
-	}
-	if out.Action == nat.SNAT && pool >= 0 {
-		for i, src := range out.Sources {
-			if !slices.ContainsFunc(c.s.Pools[pool].Addresses, func(a nat.PoolAddress) bool { return a.Address.Is4() == src.Addr().Is4() }) {
-				c.Problem(fmt.Sprintf("%s.sources[%d]", path, i), src.String(), "is of a family that pool "+out.Pool+" has no address of", "add one to the pool")
-			}
-		}
-	}
+	c.action(path, p, &out)
 	c.s.Policies = append(c.s.Policies, out)
 }

@@ -93,13 +93,17 @@ func (c *checker) cloudPeer(path string, p *isthmusv1.Peer, out Peer, preset clo
 
 // announced finds peers to which the document's own prefixes alone are more than they may be told.
 func (c *checker) announced() {
+	announced := slices.Clone(c.s.Announce)
+	for _, m := range c.s.Maps {
+		announced = append(announced, m.Mapped)
+	}
 	for _, p := range c.s.Peers {
 		most := p.Export.MaxPrefixes
-		if most == 0 || len(c.s.Announce) <= int(most) {
+		if most == 0 || len(announced) <= int(most) {
 			continue
 		}
 		n := 0
-		for _, prefix := range c.s.Announce {
+		for _, prefix := range announced {
 			if slices.ContainsFunc(p.Export.Allow, func(r bgp.Rule) bool { return r.Match(prefix) }) {
 				n++
 			}

@@ -21,6 +21,7 @@ type Spec struct {
 	Routes   []StaticRoute
 	Pools    []nat.Pool
 	Policies []nat.Policy
+	Maps     []PrefixMap
 	Zones    []nat.Zone
 	// Health has the pools that are probed, or that announce something.
 	Health []health.Pool
@@ -67,4 +68,10 @@ type StaticRoute struct {
 	Prefix    netip.Prefix
 	Tunnels   []string
 	Blackhole bool
+}
+
+// PrefixMap is a checked map of a prefix behind tunnels to another one.
+type PrefixMap struct {
+	Tunnels        []string
+	Inside, Mapped netip.Prefix
 }

@@ -13,7 +13,7 @@ func (c *checker) ties() {
 	index := func(name string) int {
 		return slices.IndexFunc(c.s.Policies, func(p nat.Policy) bool { return p.Name == name })
 	}
-	config := nat.Config{Policies: c.placeNames()}
+	config := nat.Config{Pools: c.s.Pools, Policies: c.placeNames()}
 	for _, t := range nat.Ties(config.Rules()) {
 		first, second := index(t.A), index(t.B)
 		if first > second {

@@ -1,0 +1,208 @@
+package spec
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/isthmus-net/isthmus/nat"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+// actions are what a policy can do, in the order in which they are listed to the user.
+var actions = []nat.Action{nat.SNAT, nat.NoNAT, nat.Deny, nat.Reject, nat.DNAT, nat.Redirect}
+
+// action checks what a policy does, and with what.
+func (c *checker) action(path string, p *isthmusv1.EgressPolicy, out *nat.Policy) {
+	if !slices.Contains(actions, out.Action) {
+		c.Problem(path+".action", string(out.Action), "is no action", fmt.Sprintf("give one of %q", actions))
+		return
+	}
+	only := func(field, value string, with ...nat.Action) bool {
+		if value != "" && !slices.Contains(with, out.Action) {
+			c.Problem(path+"."+field, value, "has no meaning with action "+string(out.Action), "leave it out")
+		}
+		return value != "" && slices.Contains(with, out.Action)
+	}
+	only("pool", p.GetPool(), nat.SNAT, nat.DNAT)
+	only("names", strings.Join(p.GetNames(), ","), nat.SNAT, nat.Deny, nat.Reject, nat.Redirect)
+	out.Pickup = only("pickup", yes(p.GetPickup()), nat.SNAT, nat.NoNAT)
+	if p.GetTimeouts() != nil && only("timeouts", "timeouts", nat.SNAT, nat.NoNAT, nat.DNAT) {
+		out.Timeouts = c.timeouts(path+".timeouts", p.GetTimeouts())
+	}
+	if only("to", p.GetTo(), nat.DNAT, nat.Redirect) {
+		out.To = c.target(path+".to", p.GetTo())
+	}
+	if only("whenDown", p.GetWhenDown(), nat.Redirect) {
+		if out.Bypass = p.GetWhenDown() == "bypass"; !out.Bypass && p.GetWhenDown() != "block" {
+			c.Problem(path+".whenDown", p.GetWhenDown(), "is no way to go on", `give "block" or "bypass"`)
+		}
+	}
+	switch out.Action {
+	case nat.SNAT:
+		c.pooled(path, out)
+	case nat.NoNAT:
+		c.plain(path, out)
+	case nat.DNAT:
+		c.forward(path, p, out)
+		c.targeted(path, p, out)
+	case nat.Redirect:
+		c.targeted(path, p, out)
+	}
+}
+
+func yes(v bool) string {
+	if v {
+		return "true"
+	}
+	return ""
+}
+
+func (c *checker) timeouts(path string, t *isthmusv1.FlowTimeouts) nat.Timeouts {
+	given := func(field string, d *durationpb.Duration) time.Duration {
+		return c.duration(path+"."+field, d, 0, time.Second, 120*time.Hour)
+	}
+	return nat.Timeouts{
+		TCPEstablished: given("tcpEstablished", t.GetTcpEstablished()), TCPClosing: given("tcpClosing", t.GetTcpClosing()),
+		UDP: given("udp", t.GetUdp()), UDPStream: given("udpStream", t.GetUdpStream()),
+	}
+}
+
+// target reads an address with or without a port.
+func (c *checker) target(path, text string) netip.AddrPort {
+	if ap, err := netip.ParseAddrPort(text); err == nil && ap.Port() != 0 {
+		if a, ok := c.Address(path, ap.Addr().String()); ok {
+			return netip.AddrPortFrom(a, ap.Port())
+		}
+		return netip.AddrPort{}
+	}
+	a, err := netip.ParseAddr(text)
+	if err != nil {
+		c.Problem(path, text, "is no address with a port", `write it as "10.0.1.5:8443", "[2001:db8::5]:8443", or "10.0.1.5" to keep the port`)
+		return netip.AddrPort{}
+	}
+	a, _ = c.Address(path, a.String())
+	return netip.AddrPortFrom(a, 0)
+}
+
+// poolOf returns the pool of a policy.
+func (c *checker) poolOf(path string, out *nat.Policy) (nat.Pool, bool) {
+	if out.Pool == "" {
+		c.Missing(path+".pool", "give the name of a pool")
+		return nat.Pool{}, false
+	}
+	i := slices.IndexFunc(c.s.Pools, func(o nat.Pool) bool { return o.Name == out.Pool })
+	if i < 0 {
+		c.Problem(path+".pool", out.Pool, "is no pool of this document", "give the name of one of `egress.pools`")
+		return nat.Pool{}, false
+	}
+	return c.s.Pools[i], true
+}
+
+func (c *checker) pooled(path string, out *nat.Policy) {
+	pool, ok := c.poolOf(path, out)
+	if !ok {
+		return
+	}
+	for i, src := range out.Sources {
+		if !slices.ContainsFunc(pool.Addresses, func(a nat.PoolAddress) bool { return a.Address.Is4() == src.Addr().Is4() }) {
+			c.Problem(fmt.Sprintf("%s.sources[%d]", path, i), src.String(), "is of a family that pool "+out.Pool+" has no address of", "add one to the pool")
+		}
+	}
+}
+
+// plain refuses what would carry an inside address into the Internet.
+func (c *checker) plain(path string, out *nat.Policy) {
+	if len(out.Destinations) == 0 {
+		c.Missing(path+".destinations", "name the prefixes toward which the source may stay")
+	}
+	for i, dst := range out.Destinations {
+		at := fmt.Sprintf("%s.destinations[%d]", path, i)
+		if dst.Bits() == 0 {
+			c.Problem(at, dst.String(), "is everything, and with action no-nat the source stays", "name the prefixes that know the sources")
+			continue
+		}
+		for j, src := range out.Sources {
+			if src.Addr().Is4() == dst.Addr().Is4() && nat.Exposes(src, dst) {
+				c.Problem(fmt.Sprintf("%s.sources[%d]", path, j), src.String(), fmt.Sprintf("has private addresses, which must not leave toward %v, which is public", dst),
+					"use action snat, or name public sources or private destinations")
+			}
+		}
+	}
+}
+
+// forward checks at which addresses ports are open.
+func (c *checker) forward(path string, p *isthmusv1.EgressPolicy, out *nat.Policy) {
+	if len(p.GetPorts()) == 0 {
+		c.Missing(path+".ports", "name the ports that are open")
+	}
+	pool, ok := c.poolOf(path, out)
+	if !ok {
+		return
+	}
+	for i, dst := range out.Destinations {
+		if !slices.ContainsFunc(pool.Addresses, func(a nat.PoolAddress) bool {
+			return dst.IsSingleIP() && (a.Address == dst.Addr() || a.Public == dst.Addr())
+		}) {
+			c.Problem(fmt.Sprintf("%s.destinations[%d]", path, i), dst.String(), "is no address of pool "+out.Pool, "give addresses of the pool, such as 192.0.2.11/32, or leave it out for all")
+		}
+	}
+	if a := c.s.Underlay.Address; slices.ContainsFunc(out.Opens(pool), func(p netip.Prefix) bool { return p.Addr() == a }) {
+		c.Problem(path+".pool", out.Pool, "has the node's own address "+a.String()+", at which its tunnels end", "take another pool, or name other addresses of it in `destinations`")
+	}
+	if to := out.To.Addr(); to.IsValid() && !slices.ContainsFunc(pool.Addresses, func(a nat.PoolAddress) bool { return a.Address.Is4() == to.Is4() }) {
+		c.Problem(path+".to", p.GetTo(), "is of a family that pool "+out.Pool+" has no address of", "give a server of the pool's family")
+	}
+}
+
+// targeted checks what goes to a server or proxy.
+func (c *checker) targeted(path string, p *isthmusv1.EgressPolicy, out *nat.Policy) {
+	if out.Protocol != "tcp" && out.Protocol != "udp" && len(p.GetPorts()) == 0 {
+		c.Problem(path+".protocol", out.Protocol, "has no ports", `set it to "tcp" or "udp"`)
+	}
+	if p.GetTo() == "" {
+		c.Missing(path+".to", `give the server or proxy, as "10.0.1.5:8443"`)
+	}
+	if to := out.To.Addr(); to.IsValid() {
+		if c.sources[to] != "" {
+			c.Problem(path+".to", p.GetTo(), "is an address of a pool", "give the address of the server or proxy")
+		}
+		for i, src := range out.Sources {
+			if src.Addr().Is4() != to.Is4() {
+				c.Problem(fmt.Sprintf("%s.sources[%d]", path, i), src.String(), "is of another family than `to`", "write one policy for each family")
+			}
+		}
+	}
+}
+
+// loops finds redirects that catch what their proxy sends itself.
+func (c *checker) loops() {
+	if !slices.ContainsFunc(c.s.Policies, func(p nat.Policy) bool { return p.Action == nat.Redirect }) {
+		return
+	}
+	config := nat.Config{Pools: c.s.Pools, Policies: c.s.Policies}
+	rules := config.Rules()
+	for i := range c.s.Policies {
+		p := &c.s.Policies[i]
+		if p.Action == nat.Redirect && p.To.IsValid() && catches(rules, p, p.To.Addr()) {
+			c.Problem(c.paths[i]+".to", strings.TrimSuffix(p.To.String(), ":0"), "is among the sources, so that what the proxy sends comes back to it",
+				fmt.Sprintf("write a policy with action snat for source %s and the same destinations, protocol and ports", netip.PrefixFrom(p.To.Addr(), p.To.Addr().BitLen())))
+		}
+	}
+}
+
+// catches says whether a policy decides flows of a source.
+func catches(rules []nat.Rule, p *nat.Policy, source netip.Addr) bool {
+	for _, r := range rules {
+		f := nat.Flow{Source: source, Destination: r.Destination.Addr(), Protocol: r.Protocol, Port: r.Ports.First}
+		if r.Policy == p && r.Matches(f) {
+			first := slices.IndexFunc(rules, func(o nat.Rule) bool { return o.Matches(f) })
+			return rules[first].Policy == p
+		}
+	}
+	return false
+}
