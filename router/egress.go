@@ -103,7 +103,8 @@ func (r *Router) liveNAT(c nat.Config) (nat.Config, []names.Conflict) {
 	return c, conflicts
 }
 
-// liveBGP returns what is wanted of BGP now: it announces for a pool while one of its addresses is usable.
+// liveBGP returns what is wanted of BGP now: it announces for a pool while one of its addresses is usable, and a mapped prefix while
+// one of its tunnels is not known to be down.
 func (r *Router) liveBGP(t plan.Target) bgp.Config {
 	c := t.BGP
 	c.Announce = slices.Clone(c.Announce)
@@ -115,6 +116,12 @@ func (r *Router) liveBGP(t plan.Target) bgp.Config {
 		// A pool of which nothing is known yet, because its addresses are not there, counts as usable like one not yet probed.
 		if known, ok := usable[p.Name]; known || !ok {
 			c.Announce = append(c.Announce, p.Announce...)
+		}
+	}
+	down := r.state.down()
+	for _, m := range t.NAT.Maps {
+		if !slices.ContainsFunc(m.Interfaces, func(i string) bool { return !down[i] }) {
+			c.Announce = slices.DeleteFunc(c.Announce, func(p netip.Prefix) bool { return p == m.Mapped })
 		}
 	}
 	slices.SortFunc(c.Announce, netip.Prefix.Compare)

@@ -59,5 +59,6 @@ func (r *Router) guardDropped(f nat.Flow) {
 	r.state.mu.Lock()
 	config := r.state.target.NAT
 	r.state.mu.Unlock()
+	config, _ = r.liveNAT(config)
 	r.Log.Warn("the guard dropped a packet", "source", f.Source, "destination", f.Destination, "protocol", f.Protocol, "port", f.Port, "why", config.Explain(f))
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/plan"
@@ -80,6 +81,26 @@ func (o *observed) setTunnel(s tunnel.State) (iface string, wanted bool) {
 	o.seen[s.Name] = s
 	o.bell.Ring()
 	return c.Interface, true
+}
+
+// down returns the interfaces of the tunnels that are known to be down.
+func (o *observed) down() map[string]bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	out := map[string]bool{}
+	for name, c := range o.tunnels {
+		if s, seen := o.seen[name]; seen && s.Status == tunnel.Down {
+			out[c.Interface] = true
+		}
+	}
+	return out
+}
+
+// mapped says whether there is a map behind an interface.
+func (o *observed) mapped(iface string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.ContainsFunc(o.target.NAT.Maps, func(m nat.Map) bool { return slices.Contains(m.Interfaces, iface) })
 }
 
 func (o *observed) forgetTunnel(name string) {

@@ -220,4 +220,7 @@ func (r *Router) tunnelChanged(s tunnel.State) {
 	}
 	// Only what is known to be down is taken out: while charon is away its tunnels still work.
 	r.FIB.SetAlive(fib.NextHop{Interface: iface}, s.Status != tunnel.Down)
+	if r.state.mapped(iface) {
+		r.work.again("bgp")
+	}
 }

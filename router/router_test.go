@@ -368,6 +368,31 @@ func TestNoTunnelWithoutGuard(t *testing.T) {
 	})
 }
 
+// TestMappedPrefixIsAnnouncedWhileItsTunnelsLive has a spoke with two tunnels.
+func TestMappedPrefixIsAnnouncedWhileItsTunnelsLive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		apply(t, r, strings.Replace(base, "egress: {", "egress: {maps: [{tunnels: [a, b], inside: 10.1.0.0/16, mapped: 100.64.0.0/16}], ", 1))
+		say := func(name string, status tunnel.Status, want string) {
+			t.Helper()
+			m.report["ipsec"](tunnel.State{Name: name, Kind: "ipsec", Status: status})
+			synctest.Wait()
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			if got := fmt.Sprint(m.bgp.Announce); got != want {
+				t.Errorf("with %s %s: announced %s, want %s", name, status, got, want)
+			}
+		}
+		say("a", tunnel.Up, "[100.64.0.0/16]")
+		say("a", tunnel.Down, "[100.64.0.0/16]")
+		say("b", tunnel.Down, "[]")
+		say("b", tunnel.Unknown, "[]")
+		say("a", tunnel.Up, "[100.64.0.0/16]")
+	})
+}
+
 func TestWithoutBGP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
