@@ -154,3 +154,26 @@ func TestDifferencesSeeEveryMutation(t *testing.T) {
 		t.Errorf("what is read back cannot be followed: %v, %v", d, err)
 	}
 }
+
+// TestMapsAreFollowed asks for spokes of which many have one prefix, each by two tunnels: what leaves is known by the mapped prefix.
+func TestMapsAreFollowed(t *testing.T) {
+	c := nat.Config{Underlay: "wan", Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{pool("one", "203.0.113.1")}}
+	for i := range 20 {
+		c.Maps = append(c.Maps, nat.Map{Interfaces: []string{fmt.Sprintf("tun%d", i), fmt.Sprintf("tan%d", i)},
+			Inside: netip.MustParsePrefix("10.0.0.0/20"), Mapped: netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, byte(i) << 4, 0}), 20)})
+	}
+	c.Policies = []nat.Policy{{Name: "some", Action: nat.SNAT, Sources: pfx("100.64.16.0/20"), Pool: "one"}}
+	departures, err := New(Options{}).Predict(c, pfx("10.0.0.128/25"), pfx("198.51.100.0/24"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := nat.Range{First: addr("100.64.16.128"), Last: addr("100.64.16.255")}
+	for _, d := range departures {
+		if d.Sources != want || d.Address != addr("203.0.113.1") {
+			t.Errorf("%+v", d)
+		}
+	}
+	if len(departures) == 0 {
+		t.Error("nothing leaves")
+	}
+}
