@@ -244,6 +244,9 @@ func (r *Router) policies() ([]*isthmusv1.PolicyStatus, nat.Counter) {
 			Sources: texts(p.Sources), Destinations: texts(p.Destinations),
 			Names: p.Names, Flows: s.Flows.Packets, Bytes: s.Flows.Bytes, Installed: installed && state.Present,
 		}
+		if p.To.IsValid() {
+			status.To, status.Down = strings.TrimSuffix(p.To.String(), ":0"), p.Down
+		}
 		for _, r := range p.Ports {
 			status.Ports = append(status.Ports, r.String())
 		}

@@ -34,6 +34,12 @@ var natColumns = []column[*isthmusv1.PolicyStatus]{
 	}},
 	{header: "SEEN-AS", value: func(_ *app, p *isthmusv1.PolicyStatus) string { return strings.Join(p.PublicAddresses, ",") }},
 	{header: "FLOWS", value: func(_ *app, p *isthmusv1.PolicyStatus) string { return count(p.Flows) }},
+	{header: "TO", wide: true, value: func(_ *app, p *isthmusv1.PolicyStatus) string {
+		if p.Down {
+			return p.To + " (down)"
+		}
+		return p.To
+	}},
 	{header: "POOL", wide: true, value: func(_ *app, p *isthmusv1.PolicyStatus) string { return p.Pool }},
 	{header: "BYTES", wide: true, value: func(_ *app, p *isthmusv1.PolicyStatus) string { return size(p.Bytes) }},
 	{header: "INSTALLED", wide: true, value: func(_ *app, p *isthmusv1.PolicyStatus) string { return fmt.Sprint(p.Installed) }},

@@ -3384,7 +3384,11 @@ type PolicyStatus struct {
 	// Whether the kernel has it.
 	Installed bool `protobuf:"varint,11,opt,name=installed,proto3" json:"installed,omitempty"`
 	// Domain names among the destinations; NameService tells their addresses.
-	Names         []string `protobuf:"bytes,30,rep,name=names,proto3" json:"names,omitempty"`
+	Names []string `protobuf:"bytes,30,rep,name=names,proto3" json:"names,omitempty"`
+	// Server or proxy to which its flows go, with actions dnat and redirect.
+	To string `protobuf:"bytes,20,opt,name=to,proto3" json:"to,omitempty"`
+	// Whether that proxy is down, with action redirect.
+	Down          bool `protobuf:"varint,21,opt,name=down,proto3" json:"down,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3501,6 +3505,20 @@ func (x *PolicyStatus) GetNames() []string {
 		return x.Names
 	}
 	return nil
+}
+
+func (x *PolicyStatus) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *PolicyStatus) GetDown() bool {
+	if x != nil {
+		return x.Down
+	}
+	return false
 }
 
 type ListPoolsRequest struct {
@@ -6057,7 +6075,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12%\n" +
 	"\x0epublic_address\x18\x02 \x01(\tR\rpublicAddress\x12\x17\n" +
 	"\aseen_as\x18\x03 \x01(\tR\x06seenAs\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"\xc9\x02\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xed\x02\n" +
 	"\fPolicyStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x12\n" +
@@ -6071,7 +6089,9 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x05bytes\x18\n" +
 	" \x01(\x04R\x05bytes\x12\x1c\n" +
 	"\tinstalled\x18\v \x01(\bR\tinstalled\x12\x14\n" +
-	"\x05names\x18\x1e \x03(\tR\x05names\"N\n" +
+	"\x05names\x18\x1e \x03(\tR\x05names\x12\x0e\n" +
+	"\x02to\x18\x14 \x01(\tR\x02to\x12\x12\n" +
+	"\x04down\x18\x15 \x01(\bR\x04down\"N\n" +
 	"\x10ListPoolsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +
