@@ -22,7 +22,7 @@ const (
 
 // Messages and attributes of NFLOG (linux/netfilter/nfnetlink_log.h).
 const (
-	nflogPacket  = unix.NFNL_SUBSYS_ULOG<<8 | 0
+	nflogPacket  = unix.NFNL_SUBSYS_ULOG << 8
 	nflogConfig  = unix.NFNL_SUBSYS_ULOG<<8 | 1
 	nflogPayload = 9 // NFULA_PAYLOAD
 
