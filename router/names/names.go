@@ -79,8 +79,7 @@ func (r *Resolver) Set(c Config, names []string) {
 		r.table, r.loaded = r.loadLocked(), true
 	}
 	r.config = c
-	r.table.set(names, c, time.Now())
-	r.dirty = true
+	r.dirty = r.table.set(names, c, time.Now()) || r.dirty
 	for l, cancel := range r.listeners {
 		if !slices.Contains(c.Proxy, l) {
 			cancel()

@@ -301,6 +301,21 @@ func TestResolver(t *testing.T) {
 	}
 	mu.Unlock()
 
+	// The same names again write nothing.
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	r.Set(c, []string{"a.example", "none.example"})
+	time.Sleep(100 * time.Millisecond)
+	if _, err := os.Stat(file); err == nil {
+		t.Error("the file is written although nothing has changed")
+	}
+	r.mu.Lock()
+	r.dirty = true
+	r.mu.Unlock()
+	r.wake()
+	eventually(t, "the file", func() bool { _, err := os.Stat(file); return err == nil })
+
 	// The server fails: everything stays, and the failure is told.
 	s.set(func() { s.code = dnsmessage.RCodeRefused })
 	eventually(t, "told", func() bool { return strings.Contains(r.State("a.example").LastError, "it answers Refused") })

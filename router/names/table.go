@@ -41,8 +41,8 @@ type table struct {
 
 func newTable() *table { return &table{records: map[string]*record{}} }
 
-// set replaces the names. What is known of those that stay is kept; new ones are due at once.
-func (t *table) set(names []string, c Config, now time.Time) {
+// set replaces the names. What is known of those that stay is kept; new ones are due at once. It reports whether addresses are gone.
+func (t *table) set(names []string, c Config, now time.Time) (gone bool) {
 	t.floor, t.grace = c.Floor, c.Grace
 	former := t.records
 	t.records = make(map[string]*record, len(names))
@@ -55,7 +55,12 @@ func (t *table) set(names []string, c Config, now time.Time) {
 			}
 		}
 		t.records[n] = r
+		delete(former, n)
 	}
+	for _, r := range former {
+		gone = gone || len(r.until) > 0
+	}
+	return gone
 }
 
 func b2i(b bool) int {

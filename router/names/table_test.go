@@ -165,7 +165,10 @@ func TestLearn(t *testing.T) {
 
 func TestAnswersNobodyWants(t *testing.T) {
 	c := newClock(t, "a.example")
-	c.set(nil, Config{Floor: time.Second}, c.now)
+	c.answered("a.example", false, addrs("198.51.100.1"), time.Minute, c.now)
+	if c.set([]string{"a.example"}, Config{Floor: time.Second}, c.now) || !c.set(nil, Config{Floor: time.Second}, c.now) {
+		t.Error("what goes is not told, or what stays is")
+	}
 	if c.answered("a.example", false, addrs("198.51.100.1"), time.Minute, c.now) {
 		t.Error("news of a name that nobody wants")
 	}

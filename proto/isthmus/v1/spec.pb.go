@@ -1451,8 +1451,7 @@ type Probes struct {
 	// (status 2xx; redirects are not followed; the certificate must be valid for the host), "icmp://198.51.100.7" (echo).
 	// A host is an address or a name. An address of the pool has the targets of its own family. 1 to 16.
 	Targets []string `protobuf:"bytes,1,rep,name=targets,proto3" json:"targets,omitempty"`
-	// Time between two probes of a target, 1s to 1h, varied by a tenth. Until a target's state is known, and in the daemon's first
-	// moments, 1s. Default: 5s.
+	// Time between two probes of a target, 1s to 1h, varied by a tenth; 1s until the state of the target is known. Default: 5s.
 	Interval *durationpb.Duration `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"`
 	// Time in which a target must answer, 1s to the interval. Default: 2s, or the interval if that is shorter.
 	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
