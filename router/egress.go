@@ -110,11 +110,11 @@ func (r *Router) liveBGP(t plan.Target) bgp.Config {
 	c.Announce = slices.Clone(c.Announce)
 	usable := map[string]bool{}
 	for _, p := range r.health.Pools() {
-		usable[p.Name] = p.Usable() > 0
+		usable[p.Name] = proven(t, p)
 	}
 	for _, p := range t.Health {
 		// A pool of which nothing is known yet, because its addresses are not there, counts as usable like one not yet probed.
-		if known, ok := usable[p.Name]; known || !ok {
+		if known, ok := usable[p.Name]; known || !ok && len(t.Takeover.Ways) == 0 {
 			c.Announce = append(c.Announce, p.Announce...)
 		}
 	}

@@ -76,8 +76,9 @@ func (r *Router) schedule(former, target plan.Target, first bool) {
 			return nil
 		}})
 	}
-	if first || !reflect.DeepEqual(former.BGP, target.BGP) || !reflect.DeepEqual(former.Health, target.Health) {
+	if first || !reflect.DeepEqual(former.BGP, target.BGP) || !reflect.DeepEqual(former.Health, target.Health) || !reflect.DeepEqual(former.Takeover, target.Takeover) {
 		r.work.set(object{key: "bgp", stage: stageBGP, apply: func(ctx context.Context) error {
+			r.awaitVerdict(ctx, target)
 			return r.applyBGP(ctx, former.BGP, r.liveBGP(target))
 		}})
 	}
@@ -85,6 +86,9 @@ func (r *Router) schedule(former, target plan.Target, first bool) {
 		if !wanted[c.Name] {
 			r.removeTunnel(c)
 		}
+	}
+	if first || !reflect.DeepEqual(former.Takeover, target.Takeover) {
+		r.taker.use(target.Takeover)
 	}
 	r.state.use(target)
 	if first {

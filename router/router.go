@@ -22,6 +22,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
+	"github.com/isthmus-net/isthmus/router/takeover"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -83,6 +84,8 @@ type Options struct {
 	NamesFile string
 	// Probe asks a target of health checks once, from an address and out by an interface. Default: health.Prober.
 	Probe func(ctx context.Context, iface string, from netip.Addr, t health.Target) error
+	// Mover takes public addresses; nil: nobody can.
+	Mover takeover.Mover
 	// Counters fills in what the drivers have written.
 	Counters func() Counters
 }
@@ -99,6 +102,7 @@ type Router struct {
 	work    *scheduler
 	state   *observed
 	health  *health.Checker
+	taker   taker
 	names   *names.Resolver
 	nat     appliedNAT
 	placer  *placer // nil: nobody places flows
@@ -123,10 +127,11 @@ type Router struct {
 
 // New returns a router with the stored document, if there is one, ready to Run.
 func New(o Options) (*Router, error) {
-	r := &Router{Options: o, started: time.Now(), work: newScheduler(), state: newObserved()}
+	r := &Router{Options: o, started: time.Now(), work: newScheduler(), state: newObserved(), taker: taker{wanted: make(chan takeover.Config, 1)}}
 	r.names = names.New(names.Options{File: o.NamesFile, Changed: r.namesChanged, Apply: r.applyNames, Log: o.Log})
 	if o.Probe == nil {
 		o.Probe = (&health.Prober{Resolve: r.names.Resolve}).Probe
+		r.Probe = o.Probe
 	}
 	r.health = health.New(health.Options{Probe: o.Probe, Changed: r.healthChanged, Log: o.Log})
 	if o.Flows != nil {
@@ -196,6 +201,7 @@ func (r *Router) Run(ctx context.Context) error {
 	start("running BGP", func(ctx context.Context) error { return r.BGP.Run(ctx, reporter{r}) })
 	start("running the FIB", r.FIB.Run)
 	start("probing", r.health.Run)
+	start("taking over", r.takeOver)
 	start("resolving names", r.names.Run)
 	start("reconciling", func(ctx context.Context) error { r.work.run(ctx, r.passed); return nil })
 	if r.placer != nil {

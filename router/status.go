@@ -298,6 +298,7 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 		})
 	}
 	s.Conditions = append(s.Conditions, r.charon.conditions()...)
+	s.Conditions = append(s.Conditions, r.takeoverConditions()...)
 	s.Conditions = append(s.Conditions, r.poolConditions()...)
 	s.Conditions = append(s.Conditions, r.nameConditions()...)
 	s.Conditions = append(s.Conditions, r.portConditions()...)

@@ -31,6 +31,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/host"
 	"github.com/isthmus-net/isthmus/router/nl"
 	"github.com/isthmus-net/isthmus/router/store"
+	"github.com/isthmus-net/isthmus/router/takeover"
 	"github.com/isthmus-net/isthmus/tunnel/ipsec"
 	"github.com/isthmus-net/isthmus/tunnel/wireguard"
 )
@@ -44,6 +45,7 @@ type options struct {
 	bundle         string
 	vici           string
 	bgpPort        int
+	mover          string
 	debug          bool
 }
 
@@ -58,6 +60,7 @@ func main() {
 	flag.StringVar(&o.bundle, "bundle", "", "`file` for the first admin's context, written once (default: admin.yaml in the state directory)")
 	flag.StringVar(&o.vici, "vici", ipsec.DefaultSocket, "`path` of charon's vici socket")
 	flag.IntVar(&o.bgpPort, "bgp-port", 179, "TCP `port` for BGP sessions that peers open")
+	flag.StringVar(&o.mover, "mover", "", "`program` that has the platform lead public addresses to this node; called as PROGRAM take ADDRESS=PUBLIC...")
 	flag.BoolVar(&o.debug, "debug", false, "log more")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
@@ -143,9 +146,13 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 		Adopting: func() bool { return len(former.Routes) > 0 },
 	})
 
+	var mover takeover.Mover
+	if o.mover != "" {
+		mover = takeover.Command(o.mover)
+	}
 	r, err := router.New(router.Options{
 		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Flows: flows, Addresses: links, Host: machine,
-		Version: version, Log: log, Charon: vpn.Conditions, Callers: vpn.Callers, NamesFile: filepath.Join(o.state, "names.json"),
+		Version: version, Log: log, Charon: vpn.Conditions, Callers: vpn.Callers, Mover: mover, NamesFile: filepath.Join(o.state, "names.json"),
 		Counters: func() router.Counters {
 			return router.Counters{
 				Vici: vpn.Writes(), WireGuard: wg.Writes(), NFTables: filter.Writes(), BGP: speaker.Writes(), BGPStarts: speaker.Starts(),

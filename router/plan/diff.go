@@ -28,7 +28,7 @@ const (
 // Change is one difference between two targets.
 type Change struct {
 	Action     Action
-	Kind       string // "node", "underlay", "tunnel", "peer", "announcement", "route", "pool", "zone", "health", "names", "policy", "map"
+	Kind       string // "node", "underlay", "tunnel", "peer", "announcement", "route", "pool", "zone", "health", "names", "takeover", "policy", "map"
 	Name       string
 	Fields     []string // "field: old -> new"
 	Interrupts string   // what stops for a moment or for good; empty: nothing does
@@ -59,6 +59,9 @@ func Diff(a, b Target) []Change {
 	record(diff("pool", a.NAT.Pools, b.NAT.Pools, func(p nat.Pool) string { return p.Name }, anyFields[nat.Pool]("flows from addresses that leave the pool end"), "its flows end"))
 	record(diff("zone", a.NAT.Zones, b.NAT.Zones, func(z nat.Zone) string { return z.Name }, anyFields[nat.Zone](""), ""))
 	record(diff("health", a.Health, b.Health, func(p health.Pool) string { return p.Name }, anyFields[health.Pool](""), "all addresses of the pool count as healthy, and what it announces is withdrawn"))
+	if f := fields(reflect.ValueOf(a.Takeover), reflect.ValueOf(b.Takeover)); len(f) > 0 && (modify != Add || len(b.Takeover.Ways) > 0) {
+		changes = append(changes, Change{Action: modify, Kind: "takeover", Name: "takeover", Fields: f})
+	}
 	if f := fields(reflect.ValueOf(a.Names), reflect.ValueOf(b.Names)); len(f) > 0 && (modify != Add || len(b.Names.Resolvers)+len(b.Names.Proxy) > 0) {
 		changes = append(changes, Change{Action: modify, Kind: "names", Name: "names", Fields: f})
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/health"
 	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/router/takeover"
 	"github.com/isthmus-net/isthmus/tunnel"
 	"github.com/isthmus-net/isthmus/tunnel/apipa"
 	"github.com/isthmus-net/isthmus/tunnel/cloud"
@@ -32,6 +33,8 @@ type Target struct {
 	// Health has the pools that are probed, or that announce something.
 	Health []health.Pool
 	Names  names.Config
+	// Takeover without ways takes nothing.
+	Takeover takeover.Config
 }
 
 // Make decides what is to be done for a document. The ledger returned belongs to the target: both are accepted
@@ -116,6 +119,17 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 		for _, c := range t.Tunnels {
 			if slices.ContainsFunc(c.Inside, func(in tunnel.Inside) bool { return in.Local.Addr() == l.Address }) {
 				t.Names.Proxy = append(t.Names.Proxy, names.Listener{Address: l.Address, Interface: c.Interface})
+			}
+		}
+	}
+	t.Takeover = s.Takeover
+	t.Takeover.Ways = nil
+	for _, w := range s.Takeover.Ways {
+		for _, c := range t.Tunnels {
+			for _, in := range c.Inside {
+				if in.Remote == w.To {
+					t.Takeover.Ways = append(t.Takeover.Ways, takeover.Way{Interface: c.Interface, From: in.Local.Addr(), To: w.To})
+				}
 			}
 		}
 	}

@@ -58,6 +58,7 @@ func Check(d Document, secrets Secrets) (*Spec, Problems) {
 	for i, p := range m.GetEgress().GetPools() {
 		c.pool(fmt.Sprintf("egress.pools[%d]", i), p)
 	}
+	c.takeover(m.GetEgress())
 	for i, p := range m.GetEgress().GetMaps() {
 		c.prefixMap(fmt.Sprintf("egress.maps[%d]", i), p)
 	}
@@ -102,9 +103,12 @@ func (c *checker) duration(path string, d *durationpb.Duration, def, min, max ti
 	if d == nil {
 		return def
 	}
-	v := d.AsDuration()
-	if v < min || v > max || v%time.Second != 0 {
-		c.Problem(path, v.String(), fmt.Sprintf("is not a whole number of seconds from %v to %v", min, max), "choose one in this range")
+	v, step, kind := d.AsDuration(), time.Second, "a whole number of seconds "
+	if min%time.Second != 0 {
+		step, kind = time.Millisecond, ""
+	}
+	if v < min || v > max || v%step != 0 {
+		c.Problem(path, v.String(), fmt.Sprintf("is not %sfrom %v to %v", kind, min, max), "choose one in this range")
 		return def
 	}
 	return v

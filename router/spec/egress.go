@@ -12,6 +12,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/health"
 	"github.com/isthmus-net/isthmus/router/names"
+	"github.com/isthmus-net/isthmus/router/takeover"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -19,6 +20,7 @@ import (
 const (
 	maxTargets = 16
 	maxNames   = 1000
+	maxWatched = 8
 )
 
 func (c *checker) zones(list []*isthmusv1.Zone) {
@@ -131,6 +133,52 @@ func (c *checker) probes(path string, p *isthmusv1.Probes, addresses []netip.Add
 	}
 	out.Quorum = int(p.GetQuorum())
 	return out
+}
+
+// takeover checks how the addresses of pools are taken over. It comes after the pools.
+func (c *checker) takeover(e *isthmusv1.Egress) {
+	t := e.GetTakeover()
+	if t == nil {
+		return
+	}
+	out := takeover.Config{
+		Interval: c.duration("egress.takeover.interval", t.GetInterval(), 250*time.Millisecond, 100*time.Millisecond, 10*time.Second),
+		Fall:     int(c.Number("egress.takeover.fall", t.GetFall(), 4, 2, 100)),
+	}
+	switch n := len(t.GetWatch()); {
+	case n == 0:
+		c.Missing("egress.takeover.watch", "give remote inside addresses of the tunnels to the node that shares the pools")
+	case n > maxWatched:
+		c.Problem("egress.takeover.watch", strconv.Itoa(n), "are more than 8", "keep those that fail apart")
+	}
+	for i, text := range t.GetWatch() {
+		at := fmt.Sprintf("egress.takeover.watch[%d]", i)
+		a, ok := c.Address(at, text)
+		if !ok {
+			continue
+		}
+		remote := func(t Tunnel) bool {
+			return slices.ContainsFunc(t.Inside, func(in tunnel.Inside) bool { return in.Remote == a })
+		}
+		if !slices.ContainsFunc(c.s.Tunnels, remote) {
+			c.Problem(at, text, "is no remote inside address of a tunnel", "write both addresses in the `inside` of the tunnel to the other node")
+		}
+		if slices.ContainsFunc(out.Ways, func(w takeover.Way) bool { return w.To == a }) {
+			c.Problem(at, text, "is listed twice", "keep one of them")
+		}
+		out.Ways = append(out.Ways, takeover.Way{To: a})
+	}
+	for i, p := range e.GetPools() {
+		if p.GetProbes() == nil {
+			c.Problem(fmt.Sprintf("egress.pools[%d].probes", i), "", "is required with `egress.takeover`", "only probes tell whether an address leads here")
+		}
+	}
+	for _, p := range c.s.Pools {
+		for _, a := range p.Addresses {
+			out.Addresses = append(out.Addresses, takeover.Address{Address: a.Address, Public: a.Public})
+		}
+	}
+	c.s.Takeover = out
 }
 
 // resolution checks how names are resolved.

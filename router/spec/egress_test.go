@@ -24,7 +24,8 @@ egress:
     addresses: [{address: 10.9.0.10, zone: a, weight: 3}, {address: 10.9.0.11, zone: b}]
     probes: {targets: ["tcp://198.51.100.7:443", "https://api.partner.example/health", "icmp://2001:db8::7"], timeout: 1s, quorum: 2}
     announce: [0.0.0.0/0]
-  - {name: other, addresses: [{address: 10.9.0.12}]}
+  - {name: other, addresses: [{address: 10.9.0.12, publicAddress: 203.0.113.12}], probes: {targets: ["icmp://198.51.100.7"]}}
+  takeover: {watch: [169.254.64.1], interval: 0.1s}
   policies:
   - {name: api, sources: [172.16.0.0/12], names: [API.partner.example., "*.example.com"], pool: partner}
   - {name: web, sources: [172.16.0.0/12], names: [api.partner.example], protocol: tcp, ports: ["443"], pool: other}
@@ -39,10 +40,11 @@ func TestEgressHealthAndNames(t *testing.T) {
 		"zones":     {fmt.Sprint(s.Zones), "[{a [172.16.0.0/16 2001:db8:a::/48]} {b [172.17.0.0/16]}]"},
 		"address":   {fmt.Sprint(s.Pools[0].Addresses), "[{10.9.0.10 10.9.0.10 a 3 false} {10.9.0.11 10.9.0.11 b 1 false}]"},
 		"probes":    {fmt.Sprintf("%+v", s.Health[0].Probes), "{Targets:[tcp://198.51.100.7:443 https://api.partner.example:443/health icmp://[2001:db8::7]] Interval:5s Timeout:1s HoldDown:1m0s Rise:2 Fall:3 Quorum:2}"},
-		"announce":  {fmt.Sprint(s.Health[0].Announce, len(s.Health)), "[0.0.0.0/0] 1"},
+		"announce":  {fmt.Sprint(s.Health[0].Announce, len(s.Health)), "[0.0.0.0/0] 2"},
 		"names":     {fmt.Sprint(s.Policies[0].Names), "[api.partner.example *.example.com]"},
 		"resolvers": {fmt.Sprint(s.Names.Resolvers), "[10.9.0.2:53 10.9.0.3:5353 [2001:db8::53]:53]"},
 		"times":     {fmt.Sprint(s.Names.Floor, s.Names.Grace), "1m0s 24h0m0s"},
+		"takeover":  {fmt.Sprint(s.Takeover), "{[{ invalid IP 169.254.64.1}] 100ms 4 [{10.9.0.10 10.9.0.10} {10.9.0.11 10.9.0.11} {10.9.0.12 203.0.113.12}]}"},
 		"proxy":     {fmt.Sprint(s.Names.Proxy), "[{169.254.64.2 }]"},
 	} {
 		if pair[0] != pair[1] {
@@ -61,6 +63,12 @@ func TestEgressMistakes(t *testing.T) {
 		targets = append(targets, fmt.Sprintf("\"icmp://198.51.100.%d\"", i+1))
 	}
 	for _, k := range []struct{ from, to, want string }{
+		{"watch: [169.254.64.1]", "watch: []", `egress.takeover.watch: is required`},
+		{"watch: [169.254.64.1]", "watch: [169.254.64.2]", `egress.takeover.watch[0]: "169.254.64.2" is no remote inside address of a tunnel`},
+		{"watch: [169.254.64.1]", "watch: [169.254.64.1, 169.254.64.1]", `egress.takeover.watch[1]: "169.254.64.1" is listed twice`},
+		{"interval: 0.1s", "interval: 0.05s", `egress.takeover.interval: "50ms" is not from 100ms to 10s`},
+		{"interval: 0.1s", "fall: 1", `egress.takeover.fall: "1" is not from 2 to 100`},
+		{`, probes: {targets: ["icmp://198.51.100.7"]}}`, "}", `egress.pools[1].probes: is required with`},
 		{"API.partner.example., ", strings.Join(many, ", ") + ", ", `egress.policies[0].names[1000]: "*.example.com" is one name more than 1000`},
 		{`["tcp://198.51.100.7:443", "https`, "[" + strings.Join(targets, ", ") + `, "https`, `egress.pools[0].probes.targets: "19" are more than 16`},
 		{"[172.17.0.0/16]}", "[172.17.0.0/16]}\n  - {name: a, sources: [172.18.0.0/16]}", `egress.zones[2].name: "a" is the name of egress.zones[0].name too`},

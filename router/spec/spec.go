@@ -7,6 +7,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/health"
 	"github.com/isthmus-net/isthmus/router/names"
+	"github.com/isthmus-net/isthmus/router/takeover"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -27,6 +28,8 @@ type Spec struct {
 	Health []health.Pool
 	// Names lacks the proxy's interfaces.
 	Names names.Config
+	// Takeover lacks the interfaces and local addresses of its ways.
+	Takeover takeover.Config
 
 	lines Lines // of the document's text
 }

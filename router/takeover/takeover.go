@@ -20,14 +20,19 @@ type Mover interface {
 	Take(ctx context.Context, addresses []Address) error
 }
 
+// Way is a way to the other node: by an interface, from an address of ours to one of its.
+type Way struct {
+	Interface string
+	From, To  netip.Addr
+}
+
 // Config is what is wanted.
 type Config struct {
-	// Watch are addresses of the other node, by different ways. It is alive while one of them answers. Empty: nothing is
-	// taken.
-	Watch []netip.Addr
-	// Interval is the time between two requests to each, and the time in which it must answer.
+	// Ways lead to the other node. It is alive while it answers by one of them. Empty: nothing is taken.
+	Ways []Way
+	// Interval is the time between two requests by each, and the time in which it must answer.
 	Interval time.Duration
-	// Fall is for how many requests in a row no address must have answered.
+	// Fall is for how many requests in a row there must have been no answer by any way.
 	Fall int
 	// Addresses are what to take.
 	Addresses []Address
@@ -59,8 +64,8 @@ func (v *verdict) silent(early bool) bool {
 
 // Watcher watches the other node.
 type Watcher struct {
-	// Echo asks an address, and returns nil when it answers before ctx is done.
-	Echo  func(ctx context.Context, to netip.Addr) error
+	// Echo asks by a way, and returns nil when there is an answer before ctx is done.
+	Echo  func(ctx context.Context, w Way) error
 	Mover Mover
 	Log   *slog.Logger
 	// Took is called after each attempt to take.
@@ -92,15 +97,15 @@ func (w *Watcher) Run(ctx context.Context, c Config) {
 	}
 }
 
-// answers says whether one of the addresses answers within an interval.
+// answers says whether the other node answers within an interval.
 func (w *Watcher) answers(ctx context.Context, c Config) bool {
 	ctx, cancel := context.WithTimeout(ctx, c.Interval)
 	defer cancel()
-	results := make(chan error, len(c.Watch))
-	for _, a := range c.Watch {
-		go func() { results <- w.Echo(ctx, a) }()
+	results := make(chan error, len(c.Ways))
+	for _, way := range c.Ways {
+		go func() { results <- w.Echo(ctx, way) }()
 	}
-	for range c.Watch {
+	for range c.Ways {
 		if <-results == nil {
 			return true
 		}

@@ -25,9 +25,9 @@ type world struct {
 	start   time.Time
 }
 
-func (w *world) echo(ctx context.Context, to netip.Addr) error {
+func (w *world) echo(ctx context.Context, way Way) error {
 	w.mu.Lock()
-	ok := w.answers[to.String()]
+	ok := w.answers[way.To.String()]
 	w.mu.Unlock()
 	if ok {
 		time.Sleep(time.Millisecond)
@@ -56,7 +56,7 @@ func (w *world) set(address string, answers bool) {
 
 func TestWatcher(t *testing.T) {
 	config := Config{
-		Watch:    []netip.Addr{netip.MustParseAddr("169.254.80.1"), netip.MustParseAddr("169.254.81.1")},
+		Ways:     []Way{{To: netip.MustParseAddr("169.254.80.1")}, {To: netip.MustParseAddr("169.254.81.1")}},
 		Interval: 250 * time.Millisecond, Fall: 4, Addresses: addresses,
 	}
 	for name, k := range map[string]struct {

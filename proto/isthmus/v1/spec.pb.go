@@ -1163,7 +1163,9 @@ type Egress struct {
 	// name is an answer. Default: 24h.
 	NameGrace *durationpb.Duration `protobuf:"bytes,42,opt,name=name_grace,json=nameGrace,proto3" json:"name_grace,omitempty"`
 	// DNS proxy for spokes. Default: none.
-	DnsProxy      *DNSProxy `protobuf:"bytes,43,opt,name=dns_proxy,json=dnsProxy,proto3" json:"dns_proxy,omitempty"`
+	DnsProxy *DNSProxy `protobuf:"bytes,43,opt,name=dns_proxy,json=dnsProxy,proto3" json:"dns_proxy,omitempty"`
+	// How this node takes over from the one that shares its pools. Default: it does not.
+	Takeover      *Takeover `protobuf:"bytes,50,opt,name=takeover,proto3" json:"takeover,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1254,6 +1256,81 @@ func (x *Egress) GetDnsProxy() *DNSProxy {
 	return nil
 }
 
+func (x *Egress) GetTakeover() *Takeover {
+	if x != nil {
+		return x.Takeover
+	}
+	return nil
+}
+
+// Takeover has this node take the public addresses of all its pools when the node that shares them is gone. The daemon needs a
+// program that does it (isthmusd -mover). Who has an address is what the probes of its pool tell, so that each pool needs them; and
+// what a pool announces is announced only while an address of it is known to be healthy. For flows to survive, both nodes
+// give a source the same address (the same pools with the same public addresses), and their policies have `pickup`.
+type Takeover struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Remote inside addresses of tunnels that lead to the other node. It is gone when none of them answers echo requests. 1
+	// to 8.
+	Watch []string `protobuf:"bytes,1,rep,name=watch,proto3" json:"watch,omitempty"`
+	// Time between two requests to each, and the time in which it must answer, 100ms to 10s. Default: 250ms.
+	Interval *durationpb.Duration `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"`
+	// Number of requests in a row that none of them must have answered, 2 to 100. Default: 4.
+	Fall          uint32 `protobuf:"varint,3,opt,name=fall,proto3" json:"fall,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Takeover) Reset() {
+	*x = Takeover{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Takeover) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Takeover) ProtoMessage() {}
+
+func (x *Takeover) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Takeover.ProtoReflect.Descriptor instead.
+func (*Takeover) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Takeover) GetWatch() []string {
+	if x != nil {
+		return x.Watch
+	}
+	return nil
+}
+
+func (x *Takeover) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *Takeover) GetFall() uint32 {
+	if x != nil {
+		return x.Fall
+	}
+	return 0
+}
+
 // Zone is a part of the network in which traffic is near, such as an availability zone.
 type Zone struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1267,7 +1344,7 @@ type Zone struct {
 
 func (x *Zone) Reset() {
 	*x = Zone{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1356,7 @@ func (x *Zone) String() string {
 func (*Zone) ProtoMessage() {}
 
 func (x *Zone) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1369,7 @@ func (x *Zone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Zone.ProtoReflect.Descriptor instead.
 func (*Zone) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{13}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Zone) GetName() string {
@@ -1323,7 +1400,7 @@ type DNSProxy struct {
 
 func (x *DNSProxy) Reset() {
 	*x = DNSProxy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +1412,7 @@ func (x *DNSProxy) String() string {
 func (*DNSProxy) ProtoMessage() {}
 
 func (x *DNSProxy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +1425,7 @@ func (x *DNSProxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNSProxy.ProtoReflect.Descriptor instead.
 func (*DNSProxy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{14}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DNSProxy) GetListen() []string {
@@ -1380,7 +1457,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1469,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1482,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{15}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Pool) GetName() string {
@@ -1469,7 +1546,7 @@ type Probes struct {
 
 func (x *Probes) Reset() {
 	*x = Probes{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1558,7 @@ func (x *Probes) String() string {
 func (*Probes) ProtoMessage() {}
 
 func (x *Probes) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1571,7 @@ func (x *Probes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probes.ProtoReflect.Descriptor instead.
 func (*Probes) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{16}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Probes) GetTargets() []string {
@@ -1563,7 +1640,7 @@ type PoolAddress struct {
 
 func (x *PoolAddress) Reset() {
 	*x = PoolAddress{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1575,7 +1652,7 @@ func (x *PoolAddress) String() string {
 func (*PoolAddress) ProtoMessage() {}
 
 func (x *PoolAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1588,7 +1665,7 @@ func (x *PoolAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolAddress.ProtoReflect.Descriptor instead.
 func (*PoolAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{17}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PoolAddress) GetAddress() string {
@@ -1670,7 +1747,7 @@ type EgressPolicy struct {
 
 func (x *EgressPolicy) Reset() {
 	*x = EgressPolicy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1682,7 +1759,7 @@ func (x *EgressPolicy) String() string {
 func (*EgressPolicy) ProtoMessage() {}
 
 func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +1772,7 @@ func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressPolicy.ProtoReflect.Descriptor instead.
 func (*EgressPolicy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{18}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EgressPolicy) GetName() string {
@@ -1800,7 +1877,7 @@ type FlowTimeouts struct {
 
 func (x *FlowTimeouts) Reset() {
 	*x = FlowTimeouts{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +1889,7 @@ func (x *FlowTimeouts) String() string {
 func (*FlowTimeouts) ProtoMessage() {}
 
 func (x *FlowTimeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +1902,7 @@ func (x *FlowTimeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowTimeouts.ProtoReflect.Descriptor instead.
 func (*FlowTimeouts) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{19}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *FlowTimeouts) GetTcpEstablished() *durationpb.Duration {
@@ -1873,7 +1950,7 @@ type PrefixMap struct {
 
 func (x *PrefixMap) Reset() {
 	*x = PrefixMap{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1885,7 +1962,7 @@ func (x *PrefixMap) String() string {
 func (*PrefixMap) ProtoMessage() {}
 
 func (x *PrefixMap) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1898,7 +1975,7 @@ func (x *PrefixMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixMap.ProtoReflect.Descriptor instead.
 func (*PrefixMap) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{20}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PrefixMap) GetTunnels() []string {
@@ -2019,7 +2096,7 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\vStaticRoute\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x18\n" +
 	"\atunnels\x18\x02 \x03(\tR\atunnels\x12\x1c\n" +
-	"\tblackhole\x18\x03 \x01(\bR\tblackhole\"\xfe\x02\n" +
+	"\tblackhole\x18\x03 \x01(\bR\tblackhole\"\xb0\x03\n" +
 	"\x06Egress\x12&\n" +
 	"\x05pools\x18\x01 \x03(\v2\x10.isthmus.v1.PoolR\x05pools\x124\n" +
 	"\bpolicies\x18\x02 \x03(\v2\x18.isthmus.v1.EgressPolicyR\bpolicies\x12)\n" +
@@ -2030,7 +2107,12 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"name_floor\x18) \x01(\v2\x19.google.protobuf.DurationR\tnameFloor\x128\n" +
 	"\n" +
 	"name_grace\x18* \x01(\v2\x19.google.protobuf.DurationR\tnameGrace\x121\n" +
-	"\tdns_proxy\x18+ \x01(\v2\x14.isthmus.v1.DNSProxyR\bdnsProxy\"4\n" +
+	"\tdns_proxy\x18+ \x01(\v2\x14.isthmus.v1.DNSProxyR\bdnsProxy\x120\n" +
+	"\btakeover\x182 \x01(\v2\x14.isthmus.v1.TakeoverR\btakeover\"k\n" +
+	"\bTakeover\x12\x14\n" +
+	"\x05watch\x18\x01 \x03(\tR\x05watch\x125\n" +
+	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\x12\x12\n" +
+	"\x04fall\x18\x03 \x01(\rR\x04fall\"4\n" +
 	"\x04Zone\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\asources\x18\x02 \x03(\tR\asources\"\"\n" +
@@ -2094,7 +2176,7 @@ func file_isthmus_v1_spec_proto_rawDescGZIP() []byte {
 	return file_isthmus_v1_spec_proto_rawDescData
 }
 
-var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_isthmus_v1_spec_proto_goTypes = []any{
 	(*Spec)(nil),                // 0: isthmus.v1.Spec
 	(*Node)(nil),                // 1: isthmus.v1.Node
@@ -2109,15 +2191,16 @@ var file_isthmus_v1_spec_proto_goTypes = []any{
 	(*ExportPolicy)(nil),        // 10: isthmus.v1.ExportPolicy
 	(*StaticRoute)(nil),         // 11: isthmus.v1.StaticRoute
 	(*Egress)(nil),              // 12: isthmus.v1.Egress
-	(*Zone)(nil),                // 13: isthmus.v1.Zone
-	(*DNSProxy)(nil),            // 14: isthmus.v1.DNSProxy
-	(*Pool)(nil),                // 15: isthmus.v1.Pool
-	(*Probes)(nil),              // 16: isthmus.v1.Probes
-	(*PoolAddress)(nil),         // 17: isthmus.v1.PoolAddress
-	(*EgressPolicy)(nil),        // 18: isthmus.v1.EgressPolicy
-	(*FlowTimeouts)(nil),        // 19: isthmus.v1.FlowTimeouts
-	(*PrefixMap)(nil),           // 20: isthmus.v1.PrefixMap
-	(*durationpb.Duration)(nil), // 21: google.protobuf.Duration
+	(*Takeover)(nil),            // 13: isthmus.v1.Takeover
+	(*Zone)(nil),                // 14: isthmus.v1.Zone
+	(*DNSProxy)(nil),            // 15: isthmus.v1.DNSProxy
+	(*Pool)(nil),                // 16: isthmus.v1.Pool
+	(*Probes)(nil),              // 17: isthmus.v1.Probes
+	(*PoolAddress)(nil),         // 18: isthmus.v1.PoolAddress
+	(*EgressPolicy)(nil),        // 19: isthmus.v1.EgressPolicy
+	(*FlowTimeouts)(nil),        // 20: isthmus.v1.FlowTimeouts
+	(*PrefixMap)(nil),           // 21: isthmus.v1.PrefixMap
+	(*durationpb.Duration)(nil), // 22: google.protobuf.Duration
 }
 var file_isthmus_v1_spec_proto_depIdxs = []int32{
 	1,  // 0: isthmus.v1.Spec.node:type_name -> isthmus.v1.Node
@@ -2129,38 +2212,40 @@ var file_isthmus_v1_spec_proto_depIdxs = []int32{
 	5,  // 6: isthmus.v1.Tunnel.ipsec:type_name -> isthmus.v1.IPsec
 	6,  // 7: isthmus.v1.Tunnel.wireguard:type_name -> isthmus.v1.WireGuard
 	4,  // 8: isthmus.v1.Tunnel.inside:type_name -> isthmus.v1.Inside
-	21, // 9: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
-	21, // 10: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
-	21, // 11: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
-	21, // 12: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
-	21, // 13: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
-	21, // 14: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
+	22, // 9: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
+	22, // 10: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
+	22, // 11: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
+	22, // 12: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
+	22, // 13: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
+	22, // 14: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
 	9,  // 15: isthmus.v1.Peer.import:type_name -> isthmus.v1.ImportPolicy
 	10, // 16: isthmus.v1.Peer.export:type_name -> isthmus.v1.ExportPolicy
 	8,  // 17: isthmus.v1.ImportPolicy.allow:type_name -> isthmus.v1.PrefixRule
 	8,  // 18: isthmus.v1.ExportPolicy.allow:type_name -> isthmus.v1.PrefixRule
-	15, // 19: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
-	18, // 20: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
-	20, // 21: isthmus.v1.Egress.maps:type_name -> isthmus.v1.PrefixMap
-	13, // 22: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
-	21, // 23: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
-	21, // 24: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
-	14, // 25: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
-	17, // 26: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
-	16, // 27: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
-	21, // 28: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
-	21, // 29: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
-	21, // 30: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
-	19, // 31: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
-	21, // 32: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
-	21, // 33: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
-	21, // 34: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
-	21, // 35: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	16, // 19: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
+	19, // 20: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
+	21, // 21: isthmus.v1.Egress.maps:type_name -> isthmus.v1.PrefixMap
+	14, // 22: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
+	22, // 23: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
+	22, // 24: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
+	15, // 25: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
+	13, // 26: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
+	22, // 27: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
+	18, // 28: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
+	17, // 29: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
+	22, // 30: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
+	22, // 31: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
+	22, // 32: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
+	20, // 33: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
+	22, // 34: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
+	22, // 35: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
+	22, // 36: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
+	22, // 37: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
+	38, // [38:38] is the sub-list for method output_type
+	38, // [38:38] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_spec_proto_init() }
@@ -2179,7 +2264,7 @@ func file_isthmus_v1_spec_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_spec_proto_rawDesc), len(file_isthmus_v1_spec_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
