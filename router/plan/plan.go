@@ -221,6 +221,11 @@ func (t *Target) peers(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 				}
 			}
 		}
+		// A session that GoBGP has lost refuses connections for five seconds, and then opens one within two: two such
+		// speakers can go on refusing each other.
+		if p.EitherOpens && c.WireGuard != nil {
+			p.Passive = p.Address.Less(p.LocalAddress)
+		}
 		if other, ok := at[p.Address]; ok {
 			problems = append(problems, spec.Problem{Path: p.Path() + ".address", Value: p.Address.String(), Rule: "is the address of peer " + other + " too", Remedy: "one session for one address"})
 		}

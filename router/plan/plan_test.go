@@ -308,6 +308,26 @@ func TestMultihopPeerGetsHostRoute(t *testing.T) {
 	}
 }
 
+// TestOneSideOpens plans both ends of a lane.
+func TestOneSideOpens(t *testing.T) {
+	for _, k := range []struct {
+		inside, passive string
+		want            bool
+	}{
+		{"169.254.80.0/31", "", false}, {"169.254.80.1/31", "", true}, {"169.254.80.0/31", ", passive: true", true}, {"169.254.80.1/31", ", passive: false", false},
+	} {
+		target, _ := mustMake(t, parse(t, fmt.Sprintf(`node: {name: n, asn: 64620}
+underlay: {interface: eth0, address: 10.9.0.4}
+tunnels:
+- {name: lane, inside: [{local: %s}], wireguard: {privateKey: k, peerPublicKey: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE=", endpoint: "192.0.2.7:51820", listenPort: 51820}}
+peers: [{name: p, tunnel: lane, asn: 65000%s}]
+`, k.inside, k.passive)), Ledger{})
+		if got := target.BGP.Peers[0].Passive; got != k.want {
+			t.Errorf("local %s%s: passive is %v", k.inside, k.passive, got)
+		}
+	}
+}
+
 func TestMissingCapability(t *testing.T) {
 	_, _, problems := Make(parse(t, document("a-1")), Ledger{}, func(c string) bool { return c != "esp" })
 	if len(problems) != 1 || problems[0].Path != "tunnels[0].ipsec" || !strings.Contains(problems[0].Rule, "esp") {

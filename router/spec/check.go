@@ -465,7 +465,7 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 	if preset.TTL.Is > 1 {
 		ttl = uint32(preset.TTL.Is)
 	}
-	out := Peer{path: path, Peer: bgp.Peer{
+	out := Peer{path: path, EitherOpens: p.Passive == nil, Peer: bgp.Peer{
 		Name:        p.GetName(),
 		Tunnel:      p.GetTunnel(),
 		ASN:         c.ASN(path+".asn", p.GetAsn()),

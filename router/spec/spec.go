@@ -60,7 +60,9 @@ type Tunnel struct {
 // the tunnel.
 type Peer struct {
 	bgp.Peer
-	path string
+	// EitherOpens is true when the document leaves it to the plan who opens the session.
+	EitherOpens bool
+	path        string
 }
 
 // Path returns the field path of the peer, for problems that only the planner can see.

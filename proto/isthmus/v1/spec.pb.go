@@ -719,8 +719,9 @@ type Peer struct {
 	// Time to live of the session's packets, 1 to 255. Default: 1 when the peer's address is the tunnel's remote
 	// inside address, else 2.
 	Ttl uint32 `protobuf:"varint,8,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	// Wait for the peer to open the TCP connection. Default: false, both sides try.
-	Passive bool `protobuf:"varint,9,opt,name=passive,proto3" json:"passive,omitempty"`
+	// Wait for the peer to open the TCP connection. Default: false, both sides try; on a WireGuard tunnel the side with the higher
+	// address waits, since two nodes that both try can miss each other for long.
+	Passive *bool `protobuf:"varint,9,opt,name=passive,proto3,oneof" json:"passive,omitempty"`
 	// Name of the secret that holds the TCP MD5 key (RFC 2385), at most 80 bytes. Default: none.
 	Password string `protobuf:"bytes,10,opt,name=password,proto3" json:"password,omitempty"`
 	// What is accepted from the peer. Default: nothing.
@@ -827,8 +828,8 @@ func (x *Peer) GetTtl() uint32 {
 }
 
 func (x *Peer) GetPassive() bool {
-	if x != nil {
-		return x.Passive
+	if x != nil && x.Passive != nil {
+		return *x.Passive
 	}
 	return false
 }
@@ -2058,7 +2059,7 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\bendpoint\x18\x04 \x01(\tR\bendpoint\x12\x1f\n" +
 	"\vlisten_port\x18\x05 \x01(\rR\n" +
 	"listenPort\x127\n" +
-	"\tkeepalive\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\tkeepalive\"\xc0\x04\n" +
+	"\tkeepalive\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\tkeepalive\"\xd1\x04\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06tunnel\x18\x02 \x01(\tR\x06tunnel\x12\x10\n" +
@@ -2067,8 +2068,8 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\rlocal_address\x18\x05 \x01(\tR\flocalAddress\x126\n" +
 	"\thold_time\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\bholdTime\x127\n" +
 	"\tkeepalive\x18\a \x01(\v2\x19.google.protobuf.DurationR\tkeepalive\x12\x10\n" +
-	"\x03ttl\x18\b \x01(\rR\x03ttl\x12\x18\n" +
-	"\apassive\x18\t \x01(\bR\apassive\x12\x1a\n" +
+	"\x03ttl\x18\b \x01(\rR\x03ttl\x12\x1d\n" +
+	"\apassive\x18\t \x01(\bH\x00R\apassive\x88\x01\x01\x12\x1a\n" +
 	"\bpassword\x18\n" +
 	" \x01(\tR\bpassword\x120\n" +
 	"\x06import\x18\v \x01(\v2\x18.isthmus.v1.ImportPolicyR\x06import\x120\n" +
@@ -2078,7 +2079,9 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"asOverride\x12 \n" +
 	"\fallow_own_as\x18\x0f \x01(\rR\n" +
 	"allowOwnAs\x128\n" +
-	"\x18disable_graceful_restart\x18\x10 \x01(\bR\x16disableGracefulRestart\"D\n" +
+	"\x18disable_graceful_restart\x18\x10 \x01(\bR\x16disableGracefulRestartB\n" +
+	"\n" +
+	"\b_passive\"D\n" +
 	"\n" +
 	"PrefixRule\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x0e\n" +
@@ -2257,6 +2260,7 @@ func file_isthmus_v1_spec_proto_init() {
 		(*Tunnel_Ipsec)(nil),
 		(*Tunnel_Wireguard)(nil),
 	}
+	file_isthmus_v1_spec_proto_msgTypes[7].OneofWrappers = []any{}
 	file_isthmus_v1_spec_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
