@@ -92,6 +92,7 @@ var below = map[string][]string{
 	"router/takeover":   {},
 	"nat/nftables":      {"nat"},
 	"nat/placement":     {"nat"},
+	"router/flow":       {"nat", "nat/conntrack"},
 	"router/fib":        {},
 	"router/fib/kernel": {"router/fib"},
 	"router/nl":         {},

@@ -1,0 +1,443 @@
+package flow
+
+import (
+	"bytes"
+	"cmp"
+	"compress/flate"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math/bits"
+	"net/netip"
+	"slices"
+	"sort"
+)
+
+// A run is rows on disk, in order of outside address and port: a header, the names with an index of the pages, and the pages. In a
+// page each column lies by itself, byte by byte from the lowest, since only like bytes compress well. Each part has a checksum
+// (CRC-32C) and can be read without the others.
+
+const (
+	magic      = "IFR1"
+	headerSize = 48
+	pageRows   = 8192
+	maxRunRows = 1 << 20 // what the sort key of encode has room for
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// errDamaged means that what was read is not what was written.
+var errDamaged = errors.New("damaged")
+
+// header is the beginning of a run.
+type header struct {
+	size    uint32 // of the whole run in bytes
+	rows    uint32
+	journal uint32 // the newest journal whose rows it has
+	index   uint32 // size of the names and the index of pages, which come next
+	// Times that the rows lie between, in ms since 1970. With a start that is not known, from is the smallest number.
+	from, to int64
+}
+
+func (h header) append(b []byte) []byte {
+	start := len(b)
+	b = append(b, magic...)
+	for _, v := range []uint32{h.size, h.rows, h.journal, h.index} {
+		b = binary.LittleEndian.AppendUint32(b, v)
+	}
+	b = binary.LittleEndian.AppendUint64(b, uint64(h.from))
+	b = binary.LittleEndian.AppendUint64(b, uint64(h.to))
+	b = append(b, make([]byte, headerSize-4-(len(b)-start))...)
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
+}
+
+func decodeHeader(b []byte) (h header, err error) {
+	if len(b) < headerSize || string(b[:4]) != magic || binary.LittleEndian.Uint32(b[headerSize-4:]) != crc32.Checksum(b[:headerSize-4], castagnoli) {
+		return h, errDamaged
+	}
+	for i, p := range []*uint32{&h.size, &h.rows, &h.journal, &h.index} {
+		*p = binary.LittleEndian.Uint32(b[4+4*i:])
+	}
+	h.from, h.to = int64(binary.LittleEndian.Uint64(b[20:])), int64(binary.LittleEndian.Uint64(b[28:]))
+	if int64(h.size) < headerSize+int64(h.index) {
+		return h, errDamaged
+	}
+	return h, nil
+}
+
+// part appends a checksum and what it is of.
+func part(b, content []byte) []byte {
+	return append(binary.LittleEndian.AppendUint32(b, crc32.Checksum(content, castagnoli)), content...)
+}
+
+func checkPart(b []byte) ([]byte, error) {
+	if len(b) < 4 || binary.LittleEndian.Uint32(b) != crc32.Checksum(b[4:], castagnoli) {
+		return nil, errDamaged
+	}
+	return b[4:], nil
+}
+
+// The columns of a page.
+const (
+	colKey   = iota // outside address and port, less those of the row before
+	colStart        // less the smallest of the run
+	colDuration
+	colInside
+	colInsidePort // less the outside port
+	colDestination
+	colProtocol
+	colPolicy
+	colSentBytes
+	colSentPackets
+	colReceivedBytes
+	colReceivedPackets
+	colFlags
+	columns
+)
+
+// encoder makes runs. It keeps what is dear to make.
+type encoder struct {
+	compressor *flate.Writer
+	out        bytes.Buffer
+}
+
+func newEncoder() *encoder {
+	c, err := flate.NewWriter(nil, flate.DefaultCompression)
+	if err != nil {
+		panic(err) // the level is one that there is
+	}
+	return &encoder{compressor: c}
+}
+
+// begin and end surround what is written to e.compressor; end returns it compressed, until the next begin.
+func (e *encoder) begin() { e.out.Reset(); e.compressor.Reset(&e.out) }
+
+func (e *encoder) end() []byte {
+	if err := e.compressor.Close(); err != nil {
+		panic(err) // a bytes.Buffer takes everything
+	}
+	return e.out.Bytes()
+}
+
+// rank orders the used ones of n values by less, and returns their new numbers and, by these, the old ones.
+func rank(n int, counts []uint32, less func(a, b uint32) int) (number []uint32, order []uint32) {
+	for i := range uint32(n) {
+		if counts[i] > 0 {
+			order = append(order, i)
+		}
+	}
+	slices.SortFunc(order, less)
+	number = make([]uint32, n)
+	for i, old := range order {
+		number[old] = uint32(i)
+	}
+	return number, order
+}
+
+// encode makes a run of at most maxRunRows rows.
+func (e *encoder) encode(n names, rows []row, journal uint32) []byte {
+	h := header{rows: uint32(len(rows)), journal: journal, from: rows[0].start, to: rows[0].end}
+	outside, inside := make([]uint32, len(n.outside)), make([]uint32, len(n.inside))
+	destinations, policies := make([]uint32, len(n.destinations)), make([]uint32, len(n.policies))
+	base := rows[0].start
+	for i := range rows {
+		w := &rows[i]
+		outside[w.outside]++
+		inside[w.inside]++
+		destinations[w.destination]++
+		policies[w.policy]++
+		base = min(base, w.start)
+		h.to = max(h.to, w.end)
+	}
+	h.from = base
+	if slices.ContainsFunc(rows, func(w row) bool { return w.flags&startUnknown != 0 }) {
+		h.from = -1 << 63
+	}
+	frequent := func(counts []uint32) func(a, b uint32) int {
+		return func(a, b uint32) int { return cmp.Or(cmp.Compare(counts[b], counts[a]), cmp.Compare(a, b)) }
+	}
+	outsideNumber, outsideOrder := rank(len(n.outside), outside, func(a, b uint32) int { return n.outside[a].Compare(n.outside[b]) })
+	insideNumber, insideOrder := rank(len(n.inside), inside, frequent(inside))
+	destinationNumber, destinationOrder := rank(len(n.destinations), destinations, frequent(destinations))
+	policyNumber, policyOrder := rank(len(n.policies), policies, frequent(policies))
+
+	var index []byte
+	appendAddr := func(a netip.Addr) {
+		s := a.AsSlice()
+		index = append(append(index, byte(len(s))), s...)
+	}
+	index = binary.AppendUvarint(index, uint64(len(outsideOrder)))
+	for _, i := range outsideOrder {
+		appendAddr(n.outside[i])
+	}
+	index = binary.AppendUvarint(index, uint64(len(insideOrder)))
+	for _, i := range insideOrder {
+		appendAddr(n.inside[i])
+	}
+	index = binary.AppendUvarint(index, uint64(len(destinationOrder)))
+	for _, i := range destinationOrder {
+		appendAddr(n.destinations[i].Addr())
+		index = binary.LittleEndian.AppendUint16(index, n.destinations[i].Port())
+	}
+	index = binary.AppendUvarint(index, uint64(len(policyOrder)))
+	for _, i := range policyOrder {
+		index = append(binary.AppendUvarint(index, uint64(len(n.policies[i]))), n.policies[i]...)
+	}
+	index = binary.AppendVarint(index, base)
+
+	key := func(w *row) uint64 { return uint64(outsideNumber[w.outside])<<16 | uint64(w.outsidePort) }
+	order := make([]uint64, len(rows))
+	for i := range rows {
+		order[i] = key(&rows[i])<<20 | uint64(i)
+	}
+	slices.Sort(order)
+	var pages []byte
+	var cols [columns][]uint64
+	for chunk := range slices.Chunk(order, pageRows) {
+		for c := range cols {
+			cols[c] = cols[c][:0]
+		}
+		first := chunk[0] >> 20
+		before := first
+		for _, o := range chunk {
+			w := &rows[o&(maxRunRows-1)]
+			for c, v := range [columns]uint64{
+				colKey: o>>20 - before, colStart: uint64(w.start - base), colDuration: uint64(max(w.end-w.start, 0)),
+				colInside: uint64(insideNumber[w.inside]), colInsidePort: uint64(w.insidePort - w.outsidePort),
+				colDestination: uint64(destinationNumber[w.destination]), colProtocol: uint64(w.protocol), colPolicy: uint64(policyNumber[w.policy]),
+				colSentBytes: w.sent.Bytes, colSentPackets: w.sent.Packets,
+				colReceivedBytes: w.received.Bytes, colReceivedPackets: w.received.Packets, colFlags: uint64(w.flags),
+			} {
+				cols[c] = append(cols[c], v)
+			}
+			before = o >> 20
+		}
+		page := e.page(&cols)
+		size := len(pages)
+		pages = part(pages, page)
+		index = binary.AppendUvarint(index, first)
+		index = binary.AppendUvarint(index, uint64(len(pages)-size))
+	}
+	e.begin()
+	_, _ = e.compressor.Write(index)
+	compressed := part(nil, e.end())
+	h.index = uint32(len(compressed))
+	h.size = uint32(headerSize + len(compressed) + len(pages))
+	return slices.Concat(h.append(nil), compressed, pages)
+}
+
+// page encodes columns. The result is good until the next one.
+func (e *encoder) page(cols *[columns][]uint64) []byte {
+	n := len(cols[0])
+	e.begin()
+	head := binary.AppendUvarint(nil, uint64(n))
+	for _, col := range cols {
+		var all uint64
+		for _, v := range col {
+			all |= v
+		}
+		head = append(head, byte((bits.Len64(all)+7)/8))
+	}
+	_, _ = e.compressor.Write(head)
+	plane := make([]byte, n)
+	for c, width := range head[len(head)-columns:] {
+		for shift := range width {
+			for i, v := range cols[c] {
+				plane[i] = byte(v >> (8 * shift))
+			}
+			_ = e.compressor.Flush() // what comes has its own distribution
+			_, _ = e.compressor.Write(plane)
+		}
+	}
+	return e.end()
+}
+
+// index is the decoded names and the index of the pages of a run.
+type index struct {
+	names
+	base  int64
+	pages []pageAt
+}
+
+// pageAt is where a page is, and its first key.
+type pageAt struct {
+	key          uint64
+	offset, size int64
+}
+
+// cursor reads numbers and strings until there is a failure.
+type cursor struct {
+	b   []byte
+	err error
+}
+
+func (c *cursor) take(n uint64) []byte {
+	if c.err != nil || n > uint64(len(c.b)) {
+		c.err = errDamaged
+		return nil
+	}
+	b := c.b[:n]
+	c.b = c.b[n:]
+	return b
+}
+
+func (c *cursor) uvarint() uint64 {
+	v, n := binary.Uvarint(c.b)
+	if n <= 0 {
+		c.err = errDamaged
+		return 0
+	}
+	c.b = c.b[n:]
+	return v
+}
+
+func (c *cursor) varint() int64 {
+	v, n := binary.Varint(c.b)
+	if n <= 0 {
+		c.err = errDamaged
+		return 0
+	}
+	c.b = c.b[n:]
+	return v
+}
+
+func (c *cursor) byte() byte {
+	if b := c.take(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
+func (c *cursor) addr() netip.Addr {
+	a, ok := netip.AddrFromSlice(c.take(uint64(c.byte())))
+	if !ok {
+		c.err = errDamaged
+	}
+	return a
+}
+
+// maxIndex bounds what an index may be decompressed to, in bytes.
+const maxIndex = 64 << 20
+
+// decodeIndex decodes what follows a header.
+func decodeIndex(h header, b []byte) (x index, err error) {
+	b, err = checkPart(b)
+	if err != nil {
+		return x, err
+	}
+	if b, err = io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(b)), maxIndex)); err != nil {
+		return x, errDamaged
+	}
+	c := cursor{b: b}
+	for n := c.uvarint(); n > 0 && c.err == nil; n-- {
+		x.outside = append(x.outside, c.addr())
+	}
+	for n := c.uvarint(); n > 0 && c.err == nil; n-- {
+		x.inside = append(x.inside, c.addr())
+	}
+	for n := c.uvarint(); n > 0 && c.err == nil; n-- {
+		a := c.addr()
+		if port := c.take(2); port != nil {
+			x.destinations = append(x.destinations, netip.AddrPortFrom(a, binary.LittleEndian.Uint16(port)))
+		}
+	}
+	for n := c.uvarint(); n > 0 && c.err == nil; n-- {
+		x.policies = append(x.policies, string(c.take(c.uvarint())))
+	}
+	x.base = c.varint()
+	offset := int64(headerSize) + int64(h.index)
+	for c.err == nil && len(c.b) > 0 {
+		p := pageAt{key: c.uvarint(), offset: offset, size: int64(c.uvarint())}
+		offset += p.size
+		x.pages = append(x.pages, p)
+	}
+	if c.err != nil || offset != int64(h.size) || slices.ContainsFunc(x.pages, func(p pageAt) bool { return p.size < 4 }) {
+		return x, errDamaged
+	}
+	return x, nil
+}
+
+// pagesOf returns the pages in which rows with an outside address and port may be.
+func (x *index) pagesOf(outside netip.AddrPort) []pageAt {
+	number, ok := slices.BinarySearchFunc(x.outside, outside.Addr(), netip.Addr.Compare)
+	if !ok {
+		return nil
+	}
+	key := uint64(number)<<16 | uint64(outside.Port())
+	after := sort.Search(len(x.pages), func(i int) bool { return x.pages[i].key > key })
+	from := sort.Search(len(x.pages), func(i int) bool { return x.pages[i].key >= key })
+	return x.pages[max(from-1, 0):after]
+}
+
+// decodePage returns the rows of a page.
+func (x *index) decodePage(p pageAt, b []byte) ([]row, error) {
+	b, err := checkPart(b)
+	if err != nil {
+		return nil, err
+	}
+	if b, err = io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(b)), pageRows*columns*8+64)); err != nil {
+		return nil, errDamaged
+	}
+	c := cursor{b: b}
+	n := c.uvarint()
+	widths := c.take(columns)
+	if c.err != nil || n > pageRows {
+		return nil, errDamaged
+	}
+	var cols [columns][]uint64
+	for i, width := range widths {
+		cols[i] = make([]uint64, n)
+		for shift := range width {
+			for j, v := range c.take(n) {
+				cols[i][j] |= uint64(v) << (8 * (shift & 7))
+			}
+		}
+	}
+	if c.err != nil || len(c.b) > 0 {
+		return nil, errDamaged
+	}
+	rows := make([]row, n)
+	key := p.key
+	for i := range rows {
+		key += cols[colKey][i]
+		w := &rows[i]
+		w.outside, w.outsidePort = uint32(key>>16), uint16(key)
+		w.start = x.base + int64(cols[colStart][i])
+		w.end = w.start + int64(cols[colDuration][i])
+		w.inside, w.insidePort = uint32(cols[colInside][i]), uint16(cols[colInsidePort][i])+w.outsidePort
+		w.destination, w.protocol, w.policy = uint32(cols[colDestination][i]), uint8(cols[colProtocol][i]), uint32(cols[colPolicy][i])
+		w.sent.Bytes, w.sent.Packets = cols[colSentBytes][i], cols[colSentPackets][i]
+		w.received.Bytes, w.received.Packets = cols[colReceivedBytes][i], cols[colReceivedPackets][i]
+		w.flags = uint8(cols[colFlags][i])
+		if int(w.outside) >= len(x.outside) || int(w.inside) >= len(x.inside) || int(w.destination) >= len(x.destinations) || int(w.policy) >= len(x.policies) {
+			return nil, errDamaged
+		}
+	}
+	return rows, nil
+}
+
+// decodeRun returns all rows of a run.
+func decodeRun(b []byte) (names, []row, error) {
+	h, err := decodeHeader(b)
+	if err != nil || int64(h.size) > int64(len(b)) {
+		return names{}, nil, errDamaged
+	}
+	x, err := decodeIndex(h, b[headerSize:headerSize+h.index])
+	if err != nil {
+		return names{}, nil, err
+	}
+	var all []row
+	for _, p := range x.pages {
+		rows, err := x.decodePage(p, b[p.offset:p.offset+p.size])
+		if err != nil {
+			return names{}, nil, err
+		}
+		all = append(all, rows...)
+	}
+	if len(all) != int(h.rows) {
+		return names{}, nil, fmt.Errorf("%w: %d rows instead of %d", errDamaged, len(all), h.rows)
+	}
+	return x.names, all, nil
+}
