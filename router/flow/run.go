@@ -15,7 +15,7 @@ import (
 	"sort"
 )
 
-// A run is rows on disk, in order of outside address and port: a header, the names with an index of the pages, and the pages. In a
+// A run is rows on disk, in order of outside address and port: a header, an index of the pages, the other names, and the pages. In a
 // page each column lies by itself, byte by byte from the lowest, since only like bytes compress well. Each part has a checksum
 // (CRC-32C) and can be read without the others.
 
@@ -36,7 +36,8 @@ type header struct {
 	size    uint32 // of the whole run in bytes
 	rows    uint32
 	journal uint32 // the newest journal whose rows it has
-	index   uint32 // size of the names and the index of pages, which come next
+	index   uint32 // size of the index in bytes, which comes next
+	names   uint32 // size of the other names, behind it
 	// Times that the rows lie between, in ms since 1970. With a start that is not known, from is the smallest number.
 	from, to int64
 }
@@ -44,7 +45,7 @@ type header struct {
 func (h header) append(b []byte) []byte {
 	start := len(b)
 	b = append(b, magic...)
-	for _, v := range []uint32{h.size, h.rows, h.journal, h.index} {
+	for _, v := range []uint32{h.size, h.rows, h.journal, h.index, h.names} {
 		b = binary.LittleEndian.AppendUint32(b, v)
 	}
 	b = binary.LittleEndian.AppendUint64(b, uint64(h.from))
@@ -57,11 +58,11 @@ func decodeHeader(b []byte) (h header, err error) {
 	if len(b) < headerSize || string(b[:4]) != magic || binary.LittleEndian.Uint32(b[headerSize-4:]) != crc32.Checksum(b[:headerSize-4], castagnoli) {
 		return h, errDamaged
 	}
-	for i, p := range []*uint32{&h.size, &h.rows, &h.journal, &h.index} {
+	for i, p := range []*uint32{&h.size, &h.rows, &h.journal, &h.index, &h.names} {
 		*p = binary.LittleEndian.Uint32(b[4+4*i:])
 	}
-	h.from, h.to = int64(binary.LittleEndian.Uint64(b[20:])), int64(binary.LittleEndian.Uint64(b[28:]))
-	if int64(h.size) < headerSize+int64(h.index) {
+	h.from, h.to = int64(binary.LittleEndian.Uint64(b[24:])), int64(binary.LittleEndian.Uint64(b[32:]))
+	if int64(h.size) < headerSize+int64(h.index)+int64(h.names) {
 		return h, errDamaged
 	}
 	return h, nil
@@ -163,29 +164,24 @@ func (e *encoder) encode(n names, rows []row, journal uint32) []byte {
 	destinationNumber, destinationOrder := rank(len(n.destinations), destinations, frequent(destinations))
 	policyNumber, policyOrder := rank(len(n.policies), policies, frequent(policies))
 
-	var index []byte
-	appendAddr := func(a netip.Addr) {
-		s := a.AsSlice()
-		index = append(append(index, byte(len(s))), s...)
-	}
+	var index, others []byte
 	index = binary.AppendUvarint(index, uint64(len(outsideOrder)))
 	for _, i := range outsideOrder {
-		appendAddr(n.outside[i])
+		index = appendAddr(index, n.outside[i])
 	}
-	index = binary.AppendUvarint(index, uint64(len(insideOrder)))
-	for _, i := range insideOrder {
-		appendAddr(n.inside[i])
-	}
-	index = binary.AppendUvarint(index, uint64(len(destinationOrder)))
-	for _, i := range destinationOrder {
-		appendAddr(n.destinations[i].Addr())
-		index = binary.LittleEndian.AppendUint16(index, n.destinations[i].Port())
-	}
-	index = binary.AppendUvarint(index, uint64(len(policyOrder)))
-	for _, i := range policyOrder {
-		index = append(binary.AppendUvarint(index, uint64(len(n.policies[i]))), n.policies[i]...)
+	for _, order := range [][]uint32{insideOrder, destinationOrder, policyOrder} {
+		index = binary.AppendUvarint(index, uint64(len(order)))
 	}
 	index = binary.AppendVarint(index, base)
+	for _, i := range insideOrder {
+		others = appendAddr(others, n.inside[i])
+	}
+	for _, i := range destinationOrder {
+		others = binary.LittleEndian.AppendUint16(appendAddr(others, n.destinations[i].Addr()), n.destinations[i].Port())
+	}
+	for _, i := range policyOrder {
+		others = append(binary.AppendUvarint(others, uint64(len(n.policies[i]))), n.policies[i]...)
+	}
 
 	key := func(w *row) uint64 { return uint64(outsideNumber[w.outside])<<16 | uint64(w.outsidePort) }
 	order := make([]uint64, len(rows))
@@ -220,12 +216,22 @@ func (e *encoder) encode(n names, rows []row, journal uint32) []byte {
 		index = binary.AppendUvarint(index, first)
 		index = binary.AppendUvarint(index, uint64(len(pages)-size))
 	}
+	index, others = e.compress(index), e.compress(others)
+	h.index, h.names = uint32(len(index)), uint32(len(others))
+	h.size = uint32(headerSize + len(index) + len(others) + len(pages))
+	return slices.Concat(h.append(nil), index, others, pages)
+}
+
+func appendAddr(b []byte, a netip.Addr) []byte {
+	s := a.AsSlice()
+	return append(append(b, byte(len(s))), s...)
+}
+
+// compress makes a part.
+func (e *encoder) compress(content []byte) []byte {
 	e.begin()
-	_, _ = e.compressor.Write(index)
-	compressed := part(nil, e.end())
-	h.index = uint32(len(compressed))
-	h.size = uint32(headerSize + len(compressed) + len(pages))
-	return slices.Concat(h.append(nil), compressed, pages)
+	_, _ = e.compressor.Write(content)
+	return part(nil, e.end())
 }
 
 // page encodes columns. The result is good until the next one.
@@ -254,11 +260,12 @@ func (e *encoder) page(cols *[columns][]uint64) []byte {
 	return e.end()
 }
 
-// index is the decoded names and the index of the pages of a run.
+// index is the decoded index of a run. Of the names, it has only the outside addresses.
 type index struct {
 	names
-	base  int64
-	pages []pageAt
+	base                           int64
+	inside, destinations, policies uint64 // how many names there are
+	pages                          []pageAt
 }
 
 // pageAt is where a page is, and its first key.
@@ -321,42 +328,66 @@ func (c *cursor) addr() netip.Addr {
 // maxIndex bounds what an index may be decompressed to, in bytes.
 const maxIndex = 64 << 20
 
+// decompress checks and decompresses a part.
+func decompress(b []byte, limit int64) (cursor, error) {
+	b, err := checkPart(b)
+	if err == nil {
+		b, err = io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(b)), limit))
+	}
+	if err != nil {
+		return cursor{}, errDamaged
+	}
+	return cursor{b: b}, nil
+}
+
 // decodeIndex decodes what follows a header.
 func decodeIndex(h header, b []byte) (x index, err error) {
-	b, err = checkPart(b)
+	c, err := decompress(b, maxIndex)
 	if err != nil {
 		return x, err
 	}
-	if b, err = io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(b)), maxIndex)); err != nil {
-		return x, errDamaged
-	}
-	c := cursor{b: b}
 	for n := c.uvarint(); n > 0 && c.err == nil; n-- {
 		x.outside = append(x.outside, c.addr())
 	}
-	for n := c.uvarint(); n > 0 && c.err == nil; n-- {
-		x.inside = append(x.inside, c.addr())
-	}
-	for n := c.uvarint(); n > 0 && c.err == nil; n-- {
-		a := c.addr()
-		if port := c.take(2); port != nil {
-			x.destinations = append(x.destinations, netip.AddrPortFrom(a, binary.LittleEndian.Uint16(port)))
-		}
-	}
-	for n := c.uvarint(); n > 0 && c.err == nil; n-- {
-		x.policies = append(x.policies, string(c.take(c.uvarint())))
-	}
+	x.inside, x.destinations, x.policies = c.uvarint(), c.uvarint(), c.uvarint()
 	x.base = c.varint()
-	offset := int64(headerSize) + int64(h.index)
+	offset := int64(headerSize) + int64(h.index) + int64(h.names)
 	for c.err == nil && len(c.b) > 0 {
 		p := pageAt{key: c.uvarint(), offset: offset, size: int64(c.uvarint())}
+		if p.size < 4 || p.size > int64(h.size) {
+			return x, errDamaged
+		}
 		offset += p.size
 		x.pages = append(x.pages, p)
 	}
-	if c.err != nil || offset != int64(h.size) || slices.ContainsFunc(x.pages, func(p pageAt) bool { return p.size < 4 }) {
+	if c.err != nil || offset != int64(h.size) {
 		return x, errDamaged
 	}
 	return x, nil
+}
+
+// decodeNames decodes the names that follow the index.
+func (x *index) decodeNames(b []byte) error {
+	c, err := decompress(b, maxIndex)
+	if err != nil {
+		return err
+	}
+	for n := x.inside; n > 0 && c.err == nil; n-- {
+		x.names.inside = append(x.names.inside, c.addr())
+	}
+	for n := x.destinations; n > 0 && c.err == nil; n-- {
+		a := c.addr()
+		if port := c.take(2); port != nil {
+			x.names.destinations = append(x.names.destinations, netip.AddrPortFrom(a, binary.LittleEndian.Uint16(port)))
+		}
+	}
+	for n := x.policies; n > 0 && c.err == nil; n-- {
+		x.names.policies = append(x.names.policies, string(c.take(c.uvarint())))
+	}
+	if c.err != nil || len(c.b) > 0 {
+		return errDamaged
+	}
+	return nil
 }
 
 // pagesOf returns the pages in which rows with an outside address and port may be.
@@ -373,14 +404,10 @@ func (x *index) pagesOf(outside netip.AddrPort) []pageAt {
 
 // decodePage returns the rows of a page.
 func (x *index) decodePage(p pageAt, b []byte) ([]row, error) {
-	b, err := checkPart(b)
+	c, err := decompress(b, pageRows*columns*8+64)
 	if err != nil {
 		return nil, err
 	}
-	if b, err = io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(b)), pageRows*columns*8+64)); err != nil {
-		return nil, errDamaged
-	}
-	c := cursor{b: b}
 	n := c.uvarint()
 	widths := c.take(columns)
 	if c.err != nil || n > pageRows {
@@ -411,7 +438,7 @@ func (x *index) decodePage(p pageAt, b []byte) ([]row, error) {
 		w.sent.Bytes, w.sent.Packets = cols[colSentBytes][i], cols[colSentPackets][i]
 		w.received.Bytes, w.received.Packets = cols[colReceivedBytes][i], cols[colReceivedPackets][i]
 		w.flags = uint8(cols[colFlags][i])
-		if int(w.outside) >= len(x.outside) || int(w.inside) >= len(x.inside) || int(w.destination) >= len(x.destinations) || int(w.policy) >= len(x.policies) {
+		if int(w.outside) >= len(x.outside) || uint64(w.inside) >= x.inside || uint64(w.destination) >= x.destinations || uint64(w.policy) >= x.policies {
 			return nil, errDamaged
 		}
 	}
@@ -425,6 +452,9 @@ func decodeRun(b []byte) (names, []row, error) {
 		return names{}, nil, errDamaged
 	}
 	x, err := decodeIndex(h, b[headerSize:headerSize+h.index])
+	if err == nil {
+		err = x.decodeNames(b[headerSize+h.index : headerSize+h.index+h.names])
+	}
 	if err != nil {
 		return names{}, nil, err
 	}

@@ -225,25 +225,44 @@ func (s *Store) Find(ctx context.Context, q Query) ([]Record, error) {
 }
 
 // find looks into one run.
-func (f *file) find(r runAt, q Query) (found []Record, err error) {
-	b := make([]byte, r.index)
-	if _, err := f.ReadAt(b, r.offset+headerSize); err != nil {
+func (f *file) find(r runAt, q Query) ([]Record, error) {
+	read := func(offset, size int64) ([]byte, error) {
+		b := make([]byte, size)
+		_, err := f.ReadAt(b, r.offset+offset)
+		return b, err
+	}
+	b, err := read(headerSize, int64(r.index))
+	if err != nil {
 		return nil, err
 	}
 	x, err := decodeIndex(r.header, b)
 	if err != nil {
 		return nil, err
 	}
+	var matching []row
 	for _, p := range x.pagesOf(q.Outside) {
-		b := make([]byte, p.size)
-		if _, err := f.ReadAt(b, r.offset+p.offset); err != nil {
-			return found, err
+		b, err := read(p.offset, p.size)
+		if err != nil {
+			return nil, err
 		}
 		rows, err := x.decodePage(p, b)
 		if err != nil {
-			return found, err
+			return nil, err
 		}
-		found = x.find(rows, q, found)
+		for _, w := range rows {
+			if w.matches(q) {
+				matching = append(matching, w)
+			}
+		}
 	}
-	return found, nil
+	if len(matching) == 0 {
+		return nil, nil
+	}
+	if b, err = read(headerSize+int64(r.index), int64(r.names)); err != nil {
+		return nil, err
+	}
+	if err := x.decodeNames(b); err != nil {
+		return nil, err
+	}
+	return x.find(matching, q, nil), nil
 }
