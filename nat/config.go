@@ -46,6 +46,8 @@ type Pool struct {
 	// Silent drops a new flow to a destination to which every address of the pool has used up its ports. Default: the
 	// client is told, by a TCP RST or by ICMP "administratively prohibited" (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1).
 	Silent bool
+	// Blocks give each source ports of its own, and decide its address too: slots, zones and placements do not. Nil: none.
+	Blocks *Blocks
 }
 
 // PoolAddress is one source address: as it is on the interface, and as the world sees it.

@@ -37,6 +37,8 @@ type Decision struct {
 	// up, because it is for the node and not for a server, or because there is no policy. Of these, the guard drops what is from
 	// inside and late or without a policy.
 	Address netip.Addr
+	// Ports are those that it may leave with, or ICMP identifiers; zero: every one.
+	Ports PortRange
 	// To is the destination that the flow goes on with, when it is another one.
 	To netip.AddrPort
 }
@@ -214,7 +216,11 @@ func (c *Config) Match(f Flow) Decision {
 	case f.Late && !p.Pickup:
 	case d.Action != DNAT && (f.Outside || slices.Contains(c.addresses(), f.Destination)):
 	case d.Action == SNAT:
-		d.Address = c.Pool(p.Pool).For(f.Source, c.Zone(f.Source))
+		if pool := c.Pool(p.Pool); pool.Blocks != nil {
+			d.Address, d.Ports, _ = pool.Block(f.Source)
+		} else {
+			d.Address = pool.For(f.Source, c.Zone(f.Source))
+		}
 	case d.Action == NoNAT:
 		d.Address = f.Source
 	case d.Action == DNAT || d.Action == Redirect:

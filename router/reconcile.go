@@ -33,6 +33,12 @@ func (r *Router) schedule(former, target plan.Target, first bool) {
 			return r.Host.Prepare(target.Underlay.Interface)
 		}})
 	}
+	if r.Translations != nil && (first || former.Log != target.Log) {
+		r.work.set(object{key: "translation log", stage: stageGuard, apply: func(context.Context) error {
+			r.Translations.Limit(target.Log)
+			return nil
+		}})
+	}
 	if first || !reflect.DeepEqual(former.NAT, target.NAT) || !reflect.DeepEqual(former.Health, target.Health) || !reflect.DeepEqual(former.Names, target.Names) {
 		before := former
 		r.work.set(object{key: "nat", stage: stageGuard, apply: func(ctx context.Context) error {

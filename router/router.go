@@ -16,6 +16,7 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/flow"
 	"github.com/isthmus-net/isthmus/router/health"
 	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/plan"
@@ -62,6 +63,20 @@ type FIB interface {
 	Run(context.Context) error
 }
 
+// Translations is the log of translations; router/flow has the words.
+type Translations interface {
+	// Limit says what is wanted of the log.
+	Limit(flow.Config)
+	// Use says by which rules flows begin from now on.
+	Use(nat.Config)
+	// Who returns the flows that answer a query; an error is about what may be missing.
+	Who(context.Context, flow.Query) ([]flow.Record, error)
+	// Status tells how the log is doing.
+	Status() flow.Status
+	// Run records until ctx is done.
+	Run(context.Context) error
+}
+
 // Options are what a Router works with.
 type Options struct {
 	Store     *store.Store
@@ -71,11 +86,13 @@ type Options struct {
 	FIB       FIB
 	NAT       nat.Driver
 	// Flows lets new flows be placed by what is in use of the pools' ports. Nil: nobody does.
-	Flows     Flows
-	Addresses Addresses
-	Host      Host
-	Version   string
-	Log       *slog.Logger
+	Flows Flows
+	// Translations remembers who talked to whom as which address. Nil: nobody does.
+	Translations Translations
+	Addresses    Addresses
+	Host         Host
+	Version      string
+	Log          *slog.Logger
 	// Charon says what about charon does not fit, in words; nil: nobody asks. An error means that it does not answer.
 	Charon func(context.Context) ([]string, error)
 	// Callers returns who asks for a tunnel that is not there; nil: nobody is noticed.
@@ -203,6 +220,9 @@ func (r *Router) Run(ctx context.Context) error {
 	start("probing", r.health.Run)
 	start("taking over", r.takeOver)
 	start("resolving names", r.names.Run)
+	if r.Translations != nil {
+		start("recording translations", r.Translations.Run)
+	}
 	start("reconciling", func(ctx context.Context) error { r.work.run(ctx, r.passed); return nil })
 	if r.placer != nil {
 		start("placing flows", r.placer.run)

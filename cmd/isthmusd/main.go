@@ -28,6 +28,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/auth"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/fib/kernel"
+	"github.com/isthmus-net/isthmus/router/flow"
 	"github.com/isthmus-net/isthmus/router/host"
 	"github.com/isthmus-net/isthmus/router/nl"
 	"github.com/isthmus-net/isthmus/router/store"
@@ -131,6 +132,11 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 		return err
 	}
 	defer flows.Close()
+	translations, err := flow.Open(filepath.Join(o.state, "flows"), log.With("room", "flow"))
+	if err != nil {
+		return err
+	}
+	defer translations.Close()
 	var divert nftables.Divert
 	vpn := ipsec.New(ipsec.Options{
 		Socket: o.vici, Secrets: st.Lookup, Links: links, Log: log.With("room", "ipsec"), RuntimeDir: o.runtime, Divert: divert.To,
@@ -151,7 +157,7 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 		mover = takeover.Command(o.mover)
 	}
 	r, err := router.New(router.Options{
-		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Flows: flows, Addresses: links, Host: machine,
+		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Flows: flows, Translations: translations, Addresses: links, Host: machine,
 		Version: version, Log: log, Charon: vpn.Conditions, Callers: vpn.Callers, Mover: mover, NamesFile: filepath.Join(o.state, "names.json"),
 		Counters: func() router.Counters {
 			return router.Counters{

@@ -49,7 +49,7 @@ func (r random) either(a [4]byte) netip.Prefix {
 }
 
 func (r random) policy(name string) nat.Policy {
-	p := nat.Policy{Name: name, Action: nat.SNAT, Pool: []string{"one", "many", "four-only"}[r.IntN(3)]}
+	p := nat.Policy{Name: name, Action: nat.SNAT, Pool: []string{"one", "many", "four-only", "blocks"}[r.IntN(4)]}
 	if r.IntN(2) == 0 {
 		p.Action, p.Pool = []nat.Action{nat.Deny, nat.Reject, nat.NoNAT, nat.Redirect, nat.Redirect, nat.DNAT}[r.IntN(6)], ""
 	}
@@ -190,6 +190,10 @@ func (s *site) disagree(c nat.Config, flows map[uint16]nat.Flow) (wrong []string
 		}
 		if passed != want.Address.IsValid() || passed && out.source != want.Address {
 			wrong = append(wrong, fmt.Sprintf("%+v: %v %v, want %+v", f, passed, out, want))
+		} else if passed && want.Ports != (nat.PortRange{}) {
+			if port, has := out.port(); has && (port < want.Ports.First || port > want.Ports.Last) {
+				wrong = append(wrong, fmt.Sprintf("%+v leaves with port %d, want one of %v", f, port, want.Ports))
+			}
 		}
 	}
 	if s.resets != refused {
@@ -222,11 +226,15 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 	r := random{rand.New(rand.NewPCG(7, 7))}
 	s := newSite(t)
 	d := newDriver(t, s.router)
+	// Half of the sources have a block; the others may not use the pool.
+	blocks := pool("blocks", "192.0.2.42", "192.0.2.41", "2001:db8:ff::41")
+	blocks.Blocks = &nat.Blocks{Size: 20000, FirstPort: 2000, Sources: []netip.Prefix{
+		netip.MustParsePrefix("10.0.0.0/30"), netip.MustParsePrefix("10.1.1.2/31"), netip.MustParsePrefix("2001:db8:a:1::2/127"), netip.MustParsePrefix("2001:db8:a::1/128")}}
 	c := nat.Config{Underlay: "up0", Own: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")},
 		Pools: []nat.Pool{
 			pool("one", "192.0.2.11", "2001:db8:ff::11"),
 			pool("many", "192.0.2.21", "192.0.2.22", "192.0.2.23", "2001:db8:ff::21", "2001:db8:ff::22", "2001:db8:ff::23", "2001:db8:ff::24"),
-			pool("four-only", "192.0.2.31"),
+			pool("four-only", "192.0.2.31"), blocks,
 		},
 		Zones: []nat.Zone{{Name: "a", Prefixes: pfx("10.0.0.0/16", "10.2.1.0/24")}, {Name: "b", Prefixes: pfx("10.1.0.0/16", "2001:db8:a:100::/56")}}}
 	c.Pools[0].Addresses[0].Public = addr("203.0.113.11")
@@ -241,7 +249,7 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 	unsure := map[string]bool{} // a policy that counted nothing of what it decided, since it ended before
 	var guarded uint64
 	outcomes := map[string]int{}
-	for round := range 30 {
+	for round := range 45 {
 		for range 1 + r.IntN(4) {
 			if n := len(c.Policies); n > 12 || n > 3 && r.IntN(3) == 0 {
 				i := r.IntN(n)
@@ -285,10 +293,16 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 				guarded++
 			default:
 				counted[want.Policy]++
+				if i := slices.IndexFunc(c.Policies, func(p nat.Policy) bool { return p.Name == want.Policy }); want.Action == nat.SNAT && c.Policies[i].Pool == "blocks" && !want.Address.IsValid() {
+					guarded++ // it has no block
+				}
 			}
 			outcomes[fmt.Sprintf("%s %v", want.Action, want.Address.IsValid())]++
 			if f.Late {
 				outcomes[fmt.Sprintf("late %v", want.Address.IsValid())]++
+			}
+			if want.Ports != (nat.PortRange{}) {
+				outcomes["block"]++
 			}
 		}
 		state, err := d.Observe(context.Background())
@@ -317,8 +331,8 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 		}
 	}
 	t.Log(d.Writes(), "transactions;", outcomes)
-	for _, want := range []string{"snat true", "snat false", "deny false", "reject false", "no-nat true", " false", "late true", "late false", "redirect true", "dnat true"} {
-		if outcomes[want] < 20 {
+	for _, want := range []string{"snat true", "snat false", "deny false", "reject false", "no-nat true", " false", "late true", "late false", "redirect true", "dnat true", "block"} {
+		if outcomes[want] < 10 {
 			t.Errorf("only %d flows of kind %q", outcomes[want], want)
 		}
 	}

@@ -261,3 +261,18 @@ func (s *site) try(network, from, to string, port int, wait time.Duration) error
 	}
 	return err
 }
+
+// port returns the source port, or the identifier of a query.
+func (c caught) port() (port uint16, has bool) {
+	l4 := c.packet[20:]
+	if c.source.Is6() {
+		l4 = c.packet[40:]
+	}
+	switch c.protocol {
+	case unix.IPPROTO_TCP, unix.IPPROTO_UDP:
+		return binary.BigEndian.Uint16(l4), true
+	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
+		return binary.BigEndian.Uint16(l4[4:]), true
+	}
+	return 0, false
+}

@@ -48,6 +48,10 @@ func (d *definition) placement(addr nftables.SetDatatype) bool {
 		d.key, d.counter = nftables.TypeNFProto, true
 	case kind == "pool":
 		d.key, d.data = nftables.MustConcatSetType(nftables.TypeMark, nftables.TypeMark), addr
+	case kind == "blocks":
+		// Twice that, the first and the last; so written, nft can list the rule.
+		d.key, d.data = addr, nftables.MustConcatSetType(addr, nftables.TypeInetService)
+		d.data.Bytes *= 2
 	case kind == "zones":
 		d.key, d.data = nftables.MustConcatSetType(addr, nftables.TypeInetProto), nftables.TypeMark
 	case kind == "placed":
@@ -78,6 +82,10 @@ func (r *ruleset) addPools(c nat.Config) {
 				continue
 			}
 			name, placed := poolName(p.Name, f.ipv6), placedMap(p.Name, f)
+			if p.Blocks != nil {
+				r.chains[name] = r.blockChain(p, f)
+				continue
+			}
 			slots := &set{shape: shape{isMap: true, isConcat: true}, elements: map[string]element{}}
 			addSlots(slots, 0, p.Slots(f.ipv6, ""))
 			r.sets[name] = slots

@@ -51,6 +51,8 @@ type Router interface {
 	Recount(ctx context.Context)
 	// PortTotals returns a response without ports: what was counted beside them.
 	PortTotals() *isthmusv1.ListPortsResponse
+	// Who says who had a public address and port.
+	Who(ctx context.Context, r *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error)
 	Status() (*isthmusv1.SystemStatus, <-chan struct{})
 
 	SetSecret(ctx context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error)

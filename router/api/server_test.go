@@ -187,7 +187,7 @@ func TestHandshake(t *testing.T) {
 func TestRoles(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	minimum := map[string]auth.Role{}
-	for _, m := range []string{"Apply", "Confirm", "Rollback", "ResetPeer", "SetSecret", "DeleteSecret", "ProveEgress"} {
+	for _, m := range []string{"Apply", "Confirm", "Rollback", "ResetPeer", "SetSecret", "DeleteSecret", "ProveEgress", "Who"} {
 		minimum[m] = auth.Operator
 	}
 	for _, m := range []string{"IssueClient", "ListClients", "RevokeClient"} {

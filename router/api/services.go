@@ -71,6 +71,12 @@ func describe(request any) auth.Subject {
 		return auth.Subject{Object: r.Name}
 	case *isthmusv1.ProveEgressRequest:
 		return auth.Subject{Object: strings.Join(append(slices.Clone(r.Destinations), r.Canary), " ")}
+	case *isthmusv1.WhoRequest:
+		at := "now"
+		if r.At != nil {
+			at = r.At.AsTime().Format(time.RFC3339)
+		}
+		return auth.Subject{Object: fmt.Sprintf("%s:%d at %s", r.Address, r.Port, at)}
 	case *isthmusv1.SetSecretRequest:
 		return auth.Subject{Object: r.Name}
 	case *isthmusv1.DeleteSecretRequest:
@@ -255,6 +261,11 @@ func (s *services) ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequ
 		return nil, statusOf(err)
 	}
 	return &isthmusv1.ProveEgressResponse{Proof: proof, Statement: statement, Signature: signature, Certificate: certificate}, nil
+}
+
+func (s *services) Who(ctx context.Context, r *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error) {
+	w, err := s.router.Who(ctx, r)
+	return w, statusOf(err)
 }
 
 func (s *services) WatchPolicies(_ *isthmusv1.WatchPoliciesRequest, stream grpc.ServerStreamingServer[isthmusv1.PolicyEvent]) error {

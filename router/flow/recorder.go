@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -124,19 +125,28 @@ func (r *Recorder) Close() error {
 	return errors.Join(errs...)
 }
 
-// Use says what is wanted of the log, and which rules flows begin by from now on. c must not be changed afterwards. What is in a log
-// that is no longer wanted stays until it is too old.
-func (r *Recorder) Use(log Config, c nat.Config, now time.Time) {
+// Limit says what is wanted of the log. What is in a log that is no longer wanted stays until it is too old.
+func (r *Recorder) Limit(c Config) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if log.Enabled {
-		r.store.Limit(log)
+	if c.Enabled {
+		r.store.Limit(c)
 	}
-	if log.Enabled && !r.config.Enabled {
+	if c.Enabled && !r.config.Enabled {
 		r.lossy.Store(true)
 	}
-	r.config = log
-	r.rules = append(r.rules, rules{now, c, c.Index()})
+	r.config = c
+}
+
+// Use says by which rules flows begin from now on. c must not be changed afterwards.
+func (r *Recorder) Use(c nat.Config) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := len(r.rules); n > 0 && reflect.DeepEqual(r.rules[n-1].config, c) {
+		return
+	}
+	x := c.Index()
+	r.rules = append(r.rules, rules{time.Now(), c, x})
 	if n := len(r.rules); n > rulesKept {
 		r.rules = slices.Clone(r.rules[n-rulesKept:])
 	}
@@ -203,7 +213,12 @@ func (r *Recorder) keep(ctx context.Context) {
 		r.mu.Unlock()
 		select {
 		case <-ctx.Done():
-			if err := r.store.Sync(time.Now()); err != nil {
+			// The next start sees from it what ended in between.
+			err := r.store.Sync(time.Now())
+			if r.enabled() {
+				err = errors.Join(err, r.checkpoint(context.WithoutCancel(ctx), time.Now()))
+			}
+			if err != nil {
 				r.log.Error("the log of translations is not written", "err", err)
 			}
 			return

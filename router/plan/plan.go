@@ -12,6 +12,7 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/flow"
 	"github.com/isthmus-net/isthmus/router/health"
 	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/spec"
@@ -35,6 +36,7 @@ type Target struct {
 	Names  names.Config
 	// Takeover without ways takes nothing.
 	Takeover takeover.Config
+	Log      flow.Config
 }
 
 // Make decides what is to be done for a document. The ledger returned belongs to the target: both are accepted
@@ -107,6 +109,7 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 	t.BGP.ASN, t.BGP.RouterID = s.Node.ASN, s.Node.RouterID
 	slices.SortFunc(t.BGP.Announce, comparePrefix)
 
+	t.Log = s.Log
 	t.NAT.Underlay = s.Underlay.Interface
 	t.NAT.Own = []netip.Addr{s.Underlay.Address}
 	t.NAT.Pools = slices.SortedFunc(slices.Values(s.Pools), func(a, b nat.Pool) int { return cmp.Compare(a.Name, b.Name) })

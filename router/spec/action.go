@@ -108,6 +108,7 @@ func (c *checker) pooled(path string, out *nat.Policy) {
 	if !ok {
 		return
 	}
+	c.inBlocks(path, pool, out.Sources)
 	for i, src := range out.Sources {
 		if !slices.ContainsFunc(pool.Addresses, func(a nat.PoolAddress) bool { return a.Address.Is4() == src.Addr().Is4() }) {
 			c.Problem(fmt.Sprintf("%s.sources[%d]", path, i), src.String(), "is of a family that pool "+out.Pool+" has no address of", "add one to the pool")

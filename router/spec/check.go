@@ -68,6 +68,7 @@ func Check(d Document, secrets Secrets) (*Spec, Problems) {
 	c.ties()
 	c.loops()
 	c.announced()
+	c.translationLog("egress.log", m.GetEgress().GetLog())
 	return &c.s, c.Problems()
 }
 
@@ -662,6 +663,9 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 		}
 		weight := c.Number(at+".weight", a.GetWeight(), 1, 1, 100)
 		out.Addresses = append(out.Addresses, nat.PoolAddress{Address: addr, Public: public, Zone: a.GetZone(), Weight: weight})
+	}
+	if p.GetBlocks() != nil {
+		out.Blocks = c.blocks(path+".blocks", p.GetBlocks(), out)
 	}
 	c.s.Pools = append(c.s.Pools, out)
 	c.health(path, p, out)

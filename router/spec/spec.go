@@ -5,6 +5,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/flow"
 	"github.com/isthmus-net/isthmus/router/health"
 	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/takeover"
@@ -32,6 +33,7 @@ type Spec struct {
 	Takeover takeover.Config
 
 	lines Lines // of the document's text
+	Log   flow.Config
 }
 
 // Node is the router itself.

@@ -136,6 +136,7 @@ func TestOneMistake(t *testing.T) {
 		{"wrong family endpoint", "address: 10.9.0.4, publicAddress: 203.0.113.9", "address: 10.9.0.4, publicAddress: \"2001:db8::1\"", "underlay.publicAddress: \"2001:db8::1\" is of another address family"},
 		{"own AS", "asn: 65003", "asn: 64620", "peers[2].asn: \"64620\" is this node's own number"},
 		{"keepalive", "holdTime: 3m", "holdTime: 3m, keepalive: 2m", "peers[1].keepalive: \"2m0s\" is not a whole number of seconds from 1s to 1m0s"},
+		{"blocks", "addresses: [", "blocks: {size: 500, sources: [10.8.0.0/24]}, addresses: [", "egress.pools[0].blocks.sources: \"256\" are more IPv4 sources than"},
 		{"policy tie", "action: deny}", "action: deny}\n    - {name: tie, sources: [172.16.0.0/12], protocol: tcp, ports: [\"500-600\"], pool: partner}", "egress.policies[2]: \"tie\" decides the same flows as egress.policies[1] (no-mail)"},
 		{"pool family", "sources: [172.16.0.0/12, 192.168.0.0/16]", "sources: [\"fd00::/8\"]", "egress.policies[0].sources[0]: \"fd00::/8\" is of a family that pool partner has no address of"},
 		{"exhausted", "{name: partner, addresses", "{name: partner, exhausted: burn, addresses", "egress.pools[0].exhausted: \"burn\" is nothing that can become of a flow"},

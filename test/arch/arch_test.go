@@ -101,10 +101,10 @@ var below = map[string][]string{
 	"router/names":      {"nat"},
 	"router/store":      {"router/secret"},
 	"router/auth":       {"proto/isthmus/v1", "router/store"},
-	"router/spec":       {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/secret", "router/health", "router/names", "router/takeover"},
+	"router/spec":       {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/secret", "router/health", "router/names", "router/takeover", "router/flow"},
 	"router/topology":   {"proto/isthmus/v1", "router/spec", "router/secret", "tunnel/apipa", "tunnel/cloud"},
-	"router/plan":       {"bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/fib", "router/spec", "router/secret", "router/health", "router/names", "router/takeover"},
-	"router":            {"proto/isthmus/v1", "router/api", "bgp", "nat", "nat/conntrack", "nat/placement", "tunnel", "tunnel/explain", "router/fib", "router/plan", "router/spec", "router/secret", "router/store", "router/health", "router/names", "router/takeover"},
+	"router/plan":       {"bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/fib", "router/spec", "router/secret", "router/health", "router/names", "router/takeover", "router/flow"},
+	"router":            {"proto/isthmus/v1", "router/api", "bgp", "nat", "nat/conntrack", "nat/placement", "tunnel", "tunnel/explain", "router/fib", "router/plan", "router/spec", "router/secret", "router/store", "router/health", "router/names", "router/takeover", "router/flow"},
 	"router/api":        {"proto/isthmus/v1", "router/auth", "router/store", "router/secret", "bgp"},
 	"proto/isthmus/v1":  {},
 	// Presets, importers and topologies are data and pure functions, which work without a node.

@@ -5795,6 +5795,311 @@ func (x *ConnectionTable) GetDropped() uint64 {
 	return 0
 }
 
+type WhoRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Address that the partner saw: the public address of a pool, or the one on the underlay interface. Required.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Port that the partner saw, 0 to 65535; with ICMP the identifier.
+	Port uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	// When. Default: now.
+	At *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	// How far the partner's clock may be off: flows that lived from `at` less this to `at` and this are told. 0s to 1h. Default: 1s.
+	Within *durationpb.Duration `protobuf:"bytes,4,opt,name=within,proto3" json:"within,omitempty"`
+	// "tcp", "udp" or "icmp". Default: every protocol.
+	Protocol string `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// Address that the flow went to. One port may serve flows to several destinations at once. Default: everybody.
+	Destination   string `protobuf:"bytes,6,opt,name=destination,proto3" json:"destination,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhoRequest) Reset() {
+	*x = WhoRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhoRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhoRequest) ProtoMessage() {}
+
+func (x *WhoRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
+func (*WhoRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *WhoRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *WhoRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *WhoRequest) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *WhoRequest) GetWithin() *durationpb.Duration {
+	if x != nil {
+		return x.Within
+	}
+	return nil
+}
+
+func (x *WhoRequest) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *WhoRequest) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+type WhoResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Flows in order of time, at most 1000.
+	Flows []*TranslatedFlow `protobuf:"bytes,1,rep,name=flows,proto3" json:"flows,omitempty"`
+	// There were more flows.
+	Truncated bool `protobuf:"varint,2,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	// The source whose block the port is in, by the document that was in force at the time. Empty when it is in none.
+	BlockSource string `protobuf:"bytes,3,opt,name=block_source,json=blockSource,proto3" json:"block_source,omitempty"`
+	// What may be missing from the answer, in words.
+	Gaps          []string `protobuf:"bytes,4,rep,name=gaps,proto3" json:"gaps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhoResponse) Reset() {
+	*x = WhoResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhoResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhoResponse) ProtoMessage() {}
+
+func (x *WhoResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
+func (*WhoResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *WhoResponse) GetFlows() []*TranslatedFlow {
+	if x != nil {
+		return x.Flows
+	}
+	return nil
+}
+
+func (x *WhoResponse) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+func (x *WhoResponse) GetBlockSource() string {
+	if x != nil {
+		return x.BlockSource
+	}
+	return ""
+}
+
+func (x *WhoResponse) GetGaps() []string {
+	if x != nil {
+		return x.Gaps
+	}
+	return nil
+}
+
+// TranslatedFlow is one flow whose source address was translated.
+type TranslatedFlow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Begin. Not set: it began before the kernel was told to note times.
+	Start *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"`
+	// End. Not set: it lives.
+	End *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=end,proto3" json:"end,omitempty"`
+	// The end was not heard of, because the daemon did not run or fell behind: by `end` the flow was gone.
+	Vanished bool `protobuf:"varint,3,opt,name=vanished,proto3" json:"vanished,omitempty"`
+	// IP protocol: "tcp", "udp", "icmp", or its number.
+	Protocol string `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// Source inside, as address and port.
+	Inside string `protobuf:"bytes,5,opt,name=inside,proto3" json:"inside,omitempty"`
+	// Source outside, on the underlay interface.
+	Outside string `protobuf:"bytes,6,opt,name=outside,proto3" json:"outside,omitempty"`
+	// Whom it went to.
+	Destination string `protobuf:"bytes,7,opt,name=destination,proto3" json:"destination,omitempty"`
+	// Policy that let it out. Empty: not known any more.
+	Policy string `protobuf:"bytes,8,opt,name=policy,proto3" json:"policy,omitempty"`
+	// Packets and bytes from inside.
+	PacketsSent uint64 `protobuf:"varint,9,opt,name=packets_sent,json=packetsSent,proto3" json:"packets_sent,omitempty"`
+	BytesSent   uint64 `protobuf:"varint,10,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
+	// Packets and bytes to inside.
+	PacketsReceived uint64 `protobuf:"varint,11,opt,name=packets_received,json=packetsReceived,proto3" json:"packets_received,omitempty"`
+	BytesReceived   uint64 `protobuf:"varint,12,opt,name=bytes_received,json=bytesReceived,proto3" json:"bytes_received,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *TranslatedFlow) Reset() {
+	*x = TranslatedFlow{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TranslatedFlow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TranslatedFlow) ProtoMessage() {}
+
+func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
+func (*TranslatedFlow) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *TranslatedFlow) GetEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+func (x *TranslatedFlow) GetVanished() bool {
+	if x != nil {
+		return x.Vanished
+	}
+	return false
+}
+
+func (x *TranslatedFlow) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *TranslatedFlow) GetInside() string {
+	if x != nil {
+		return x.Inside
+	}
+	return ""
+}
+
+func (x *TranslatedFlow) GetOutside() string {
+	if x != nil {
+		return x.Outside
+	}
+	return ""
+}
+
+func (x *TranslatedFlow) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *TranslatedFlow) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *TranslatedFlow) GetPacketsSent() uint64 {
+	if x != nil {
+		return x.PacketsSent
+	}
+	return 0
+}
+
+func (x *TranslatedFlow) GetBytesSent() uint64 {
+	if x != nil {
+		return x.BytesSent
+	}
+	return 0
+}
+
+func (x *TranslatedFlow) GetPacketsReceived() uint64 {
+	if x != nil {
+		return x.PacketsReceived
+	}
+	return 0
+}
+
+func (x *TranslatedFlow) GetBytesReceived() uint64 {
+	if x != nil {
+		return x.BytesReceived
+	}
+	return 0
+}
+
 var File_isthmus_v1_services_proto protoreflect.FileDescriptor
 
 const file_isthmus_v1_services_proto_rawDesc = "" +
@@ -6261,7 +6566,35 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x04full\x18\x04 \x01(\bR\x04full\x12\x18\n" +
 	"\arefused\x18\x05 \x01(\x04R\arefused\x12#\n" +
 	"\rinsert_failed\x18\x06 \x01(\x04R\finsertFailed\x12\x18\n" +
-	"\adropped\x18\a \x01(\x04R\adropped2\xe9\x03\n" +
+	"\adropped\x18\a \x01(\x04R\adropped\"\xd7\x01\n" +
+	"\n" +
+	"WhoRequest\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x121\n" +
+	"\x06within\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06within\x12\x1a\n" +
+	"\bprotocol\x18\x05 \x01(\tR\bprotocol\x12 \n" +
+	"\vdestination\x18\x06 \x01(\tR\vdestination\"\x94\x01\n" +
+	"\vWhoResponse\x120\n" +
+	"\x05flows\x18\x01 \x03(\v2\x1a.isthmus.v1.TranslatedFlowR\x05flows\x12\x1c\n" +
+	"\ttruncated\x18\x02 \x01(\bR\ttruncated\x12!\n" +
+	"\fblock_source\x18\x03 \x01(\tR\vblockSource\x12\x12\n" +
+	"\x04gaps\x18\x04 \x03(\tR\x04gaps\"\xa8\x03\n" +
+	"\x0eTranslatedFlow\x120\n" +
+	"\x05start\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05start\x12,\n" +
+	"\x03end\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x03end\x12\x1a\n" +
+	"\bvanished\x18\x03 \x01(\bR\bvanished\x12\x1a\n" +
+	"\bprotocol\x18\x04 \x01(\tR\bprotocol\x12\x16\n" +
+	"\x06inside\x18\x05 \x01(\tR\x06inside\x12\x18\n" +
+	"\aoutside\x18\x06 \x01(\tR\aoutside\x12 \n" +
+	"\vdestination\x18\a \x01(\tR\vdestination\x12\x16\n" +
+	"\x06policy\x18\b \x01(\tR\x06policy\x12!\n" +
+	"\fpackets_sent\x18\t \x01(\x04R\vpacketsSent\x12\x1d\n" +
+	"\n" +
+	"bytes_sent\x18\n" +
+	" \x01(\x04R\tbytesSent\x12)\n" +
+	"\x10packets_received\x18\v \x01(\x04R\x0fpacketsReceived\x12%\n" +
+	"\x0ebytes_received\x18\f \x01(\x04R\rbytesReceived2\xe9\x03\n" +
 	"\vSpecService\x12E\n" +
 	"\bValidate\x12\x1b.isthmus.v1.ValidateRequest\x1a\x1c.isthmus.v1.ValidateResponse\x129\n" +
 	"\x04Plan\x12\x17.isthmus.v1.PlanRequest\x1a\x18.isthmus.v1.PlanResponse\x12<\n" +
@@ -6284,12 +6617,13 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\fRouteService\x12K\n" +
 	"\n" +
 	"ListRoutes\x12\x1d.isthmus.v1.ListRoutesRequest\x1a\x1e.isthmus.v1.ListRoutesResponse\x12G\n" +
-	"\vWatchRoutes\x12\x1e.isthmus.v1.WatchRoutesRequest\x1a\x16.isthmus.v1.RouteEvent0\x012\xfd\x01\n" +
+	"\vWatchRoutes\x12\x1e.isthmus.v1.WatchRoutesRequest\x1a\x16.isthmus.v1.RouteEvent0\x012\xb5\x02\n" +
 	"\n" +
 	"NATService\x12Q\n" +
 	"\fListPolicies\x12\x1f.isthmus.v1.ListPoliciesRequest\x1a .isthmus.v1.ListPoliciesResponse\x12L\n" +
 	"\rWatchPolicies\x12 .isthmus.v1.WatchPoliciesRequest\x1a\x17.isthmus.v1.PolicyEvent0\x01\x12N\n" +
-	"\vProveEgress\x12\x1e.isthmus.v1.ProveEgressRequest\x1a\x1f.isthmus.v1.ProveEgressResponse2\xdc\x01\n" +
+	"\vProveEgress\x12\x1e.isthmus.v1.ProveEgressRequest\x1a\x1f.isthmus.v1.ProveEgressResponse\x126\n" +
+	"\x03Who\x12\x16.isthmus.v1.WhoRequest\x1a\x17.isthmus.v1.WhoResponse2\xdc\x01\n" +
 	"\vPoolService\x12H\n" +
 	"\tListPools\x12\x1c.isthmus.v1.ListPoolsRequest\x1a\x1d.isthmus.v1.ListPoolsResponse\x12=\n" +
 	"\aGetPool\x12\x1a.isthmus.v1.GetPoolRequest\x1a\x16.isthmus.v1.PoolStatus\x12D\n" +
@@ -6327,7 +6661,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 85)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 88)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),            // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                // 1: isthmus.v1.Source
@@ -6415,169 +6749,179 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*PortUse)(nil),               // 83: isthmus.v1.PortUse
 	(*AddressUse)(nil),            // 84: isthmus.v1.AddressUse
 	(*ConnectionTable)(nil),       // 85: isthmus.v1.ConnectionTable
-	(*Spec)(nil),                  // 86: isthmus.v1.Spec
-	(*Problem)(nil),               // 87: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),   // 88: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 89: google.protobuf.Timestamp
-	(EventType)(0),                // 90: isthmus.v1.EventType
-	(*Inside)(nil),                // 91: isthmus.v1.Inside
-	(*Condition)(nil),             // 92: isthmus.v1.Condition
+	(*WhoRequest)(nil),            // 86: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),           // 87: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),        // 88: isthmus.v1.TranslatedFlow
+	(*Spec)(nil),                  // 89: isthmus.v1.Spec
+	(*Problem)(nil),               // 90: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),   // 91: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 92: google.protobuf.Timestamp
+	(EventType)(0),                // 93: isthmus.v1.EventType
+	(*Inside)(nil),                // 94: isthmus.v1.Inside
+	(*Condition)(nil),             // 95: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	86,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	87,  // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	89,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	90,  // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	87,  // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	87,  // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	90,  // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	90,  // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	87,  // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	90,  // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	88,  // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	91,  // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	87,  // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	86,  // 13: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	90,  // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	89,  // 13: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	16,  // 14: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	89,  // 15: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	92,  // 15: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
 	23,  // 16: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	25,  // 17: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	90,  // 18: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	93,  // 18: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	23,  // 19: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	89,  // 20: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	91,  // 21: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	89,  // 22: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	89,  // 23: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	89,  // 24: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	92,  // 25: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	92,  // 20: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	94,  // 21: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	92,  // 22: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	92,  // 23: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	92,  // 24: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	95,  // 25: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	24,  // 26: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	89,  // 27: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	89,  // 28: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	89,  // 29: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	89,  // 30: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	89,  // 31: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	92,  // 27: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	92,  // 28: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	92,  // 29: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	92,  // 30: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	92,  // 31: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	33,  // 32: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	90,  // 33: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	93,  // 33: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	33,  // 34: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	89,  // 35: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	88,  // 36: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	92,  // 37: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	89,  // 38: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	92,  // 35: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	91,  // 36: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	95,  // 37: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	92,  // 38: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	38,  // 39: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	90,  // 40: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	93,  // 40: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	38,  // 41: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	39,  // 42: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	89,  // 43: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	92,  // 44: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	92,  // 43: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	95,  // 44: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	49,  // 45: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	90,  // 46: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	93,  // 46: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	49,  // 47: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	46,  // 48: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	89,  // 49: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	92,  // 49: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	47,  // 50: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	48,  // 51: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	55,  // 52: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	90,  // 53: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	93,  // 53: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	55,  // 54: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	56,  // 55: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	89,  // 56: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	92,  // 56: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	57,  // 57: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	89,  // 58: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	89,  // 59: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	92,  // 58: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	92,  // 59: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	62,  // 60: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	90,  // 61: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	93,  // 61: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	62,  // 62: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	89,  // 63: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	89,  // 64: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	89,  // 65: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	89,  // 66: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	92,  // 67: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	92,  // 63: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	92,  // 64: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	92,  // 65: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	92,  // 66: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	95,  // 67: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
 	65,  // 68: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
 	69,  // 69: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	89,  // 70: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	88,  // 71: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	92,  // 70: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	91,  // 71: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
 	76,  // 72: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
 	76,  // 73: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	89,  // 74: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	89,  // 75: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	92,  // 74: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	92,  // 75: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
 	83,  // 76: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
 	84,  // 77: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
 	85,  // 78: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	89,  // 79: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	90,  // 80: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	92,  // 79: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	93,  // 80: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
 	83,  // 81: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	88,  // 82: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	3,   // 83: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 84: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 85: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 86: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	12,  // 87: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	14,  // 88: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	17,  // 89: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	18,  // 90: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	20,  // 91: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	21,  // 92: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	26,  // 93: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	28,  // 94: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	29,  // 95: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	31,  // 96: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	34,  // 97: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	36,  // 98: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	40,  // 99: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	42,  // 100: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	44,  // 101: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	50,  // 102: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	52,  // 103: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	53,  // 104: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	58,  // 105: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	60,  // 106: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	63,  // 107: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	66,  // 108: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	67,  // 109: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	70,  // 110: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	72,  // 111: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	74,  // 112: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	77,  // 113: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	79,  // 114: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	81,  // 115: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 116: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 117: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 118: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	11,  // 119: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	13,  // 120: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	15,  // 121: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 122: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	19,  // 123: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	23,  // 124: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	22,  // 125: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	27,  // 126: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	33,  // 127: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	30,  // 128: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	32,  // 129: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	35,  // 130: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	37,  // 131: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	41,  // 132: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	43,  // 133: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	45,  // 134: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	51,  // 135: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	55,  // 136: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	54,  // 137: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	59,  // 138: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	61,  // 139: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	64,  // 140: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	69,  // 141: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	68,  // 142: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	71,  // 143: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	73,  // 144: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	75,  // 145: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	78,  // 146: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	80,  // 147: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	82,  // 148: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	116, // [116:149] is the sub-list for method output_type
-	83,  // [83:116] is the sub-list for method input_type
-	83,  // [83:83] is the sub-list for extension type_name
-	83,  // [83:83] is the sub-list for extension extendee
-	0,   // [0:83] is the sub-list for field type_name
+	91,  // 82: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	92,  // 83: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	91,  // 84: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	88,  // 85: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	92,  // 86: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	92,  // 87: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	3,   // 88: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 89: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 90: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 91: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	12,  // 92: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	14,  // 93: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	17,  // 94: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	18,  // 95: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	20,  // 96: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	21,  // 97: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	26,  // 98: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	28,  // 99: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	29,  // 100: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	31,  // 101: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	34,  // 102: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	36,  // 103: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	40,  // 104: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	42,  // 105: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	44,  // 106: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	86,  // 107: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	50,  // 108: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	52,  // 109: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	53,  // 110: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	58,  // 111: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	60,  // 112: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	63,  // 113: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	66,  // 114: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	67,  // 115: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	70,  // 116: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	72,  // 117: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	74,  // 118: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	77,  // 119: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	79,  // 120: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	81,  // 121: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 122: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 123: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 124: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	11,  // 125: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	13,  // 126: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	15,  // 127: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 128: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	19,  // 129: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	23,  // 130: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	22,  // 131: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	27,  // 132: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	33,  // 133: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	30,  // 134: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	32,  // 135: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	35,  // 136: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	37,  // 137: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	41,  // 138: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	43,  // 139: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	45,  // 140: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	87,  // 141: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	51,  // 142: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	55,  // 143: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	54,  // 144: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	59,  // 145: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	61,  // 146: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	64,  // 147: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	69,  // 148: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	68,  // 149: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	71,  // 150: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	73,  // 151: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	75,  // 152: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	78,  // 153: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	80,  // 154: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	82,  // 155: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	122, // [122:156] is the sub-list for method output_type
+	88,  // [88:122] is the sub-list for method input_type
+	88,  // [88:88] is the sub-list for extension type_name
+	88,  // [88:88] is the sub-list for extension extendee
+	0,   // [0:88] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -6599,7 +6943,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   85,
+			NumMessages:   88,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

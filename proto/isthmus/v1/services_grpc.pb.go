@@ -950,6 +950,7 @@ const (
 	NATService_ListPolicies_FullMethodName  = "/isthmus.v1.NATService/ListPolicies"
 	NATService_WatchPolicies_FullMethodName = "/isthmus.v1.NATService/WatchPolicies"
 	NATService_ProveEgress_FullMethodName   = "/isthmus.v1.NATService/ProveEgress"
+	NATService_Who_FullMethodName           = "/isthmus.v1.NATService/Who"
 )
 
 // NATServiceClient is the client API for NATService service.
@@ -965,6 +966,9 @@ type NATServiceClient interface {
 	// ProveEgress derives, from the rules in the kernel, every address under which flows may be seen, now and with any one
 	// address of a pool gone, and signs what it found. Role: operator.
 	ProveEgress(ctx context.Context, in *ProveEgressRequest, opts ...grpc.CallOption) (*ProveEgressResponse, error)
+	// Who tells who had a public address and port at a time: the flows that live, those of the log of translations, and by formula
+	// where the port belongs to a block. Whoever asks is in the audit log. Role: operator.
+	Who(ctx context.Context, in *WhoRequest, opts ...grpc.CallOption) (*WhoResponse, error)
 }
 
 type nATServiceClient struct {
@@ -1014,6 +1018,16 @@ func (c *nATServiceClient) ProveEgress(ctx context.Context, in *ProveEgressReque
 	return out, nil
 }
 
+func (c *nATServiceClient) Who(ctx context.Context, in *WhoRequest, opts ...grpc.CallOption) (*WhoResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(WhoResponse)
+	err := c.cc.Invoke(ctx, NATService_Who_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NATServiceServer is the server API for NATService service.
 // All implementations must embed UnimplementedNATServiceServer
 // for forward compatibility.
@@ -1027,6 +1041,9 @@ type NATServiceServer interface {
 	// ProveEgress derives, from the rules in the kernel, every address under which flows may be seen, now and with any one
 	// address of a pool gone, and signs what it found. Role: operator.
 	ProveEgress(context.Context, *ProveEgressRequest) (*ProveEgressResponse, error)
+	// Who tells who had a public address and port at a time: the flows that live, those of the log of translations, and by formula
+	// where the port belongs to a block. Whoever asks is in the audit log. Role: operator.
+	Who(context.Context, *WhoRequest) (*WhoResponse, error)
 	mustEmbedUnimplementedNATServiceServer()
 }
 
@@ -1045,6 +1062,9 @@ func (UnimplementedNATServiceServer) WatchPolicies(*WatchPoliciesRequest, grpc.S
 }
 func (UnimplementedNATServiceServer) ProveEgress(context.Context, *ProveEgressRequest) (*ProveEgressResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ProveEgress not implemented")
+}
+func (UnimplementedNATServiceServer) Who(context.Context, *WhoRequest) (*WhoResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Who not implemented")
 }
 func (UnimplementedNATServiceServer) mustEmbedUnimplementedNATServiceServer() {}
 func (UnimplementedNATServiceServer) testEmbeddedByValue()                    {}
@@ -1114,6 +1134,24 @@ func _NATService_ProveEgress_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NATService_Who_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WhoRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NATServiceServer).Who(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NATService_Who_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NATServiceServer).Who(ctx, req.(*WhoRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // NATService_ServiceDesc is the grpc.ServiceDesc for NATService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1128,6 +1166,10 @@ var NATService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ProveEgress",
 			Handler:    _NATService_ProveEgress_Handler,
+		},
+		{
+			MethodName: "Who",
+			Handler:    _NATService_Who_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

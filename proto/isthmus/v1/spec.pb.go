@@ -1150,6 +1150,8 @@ type Egress struct {
 	Policies []*EgressPolicy `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
 	// Spokes that the others see under other prefixes.
 	Maps []*PrefixMap `protobuf:"bytes,3,rep,name=maps,proto3" json:"maps,omitempty"`
+	// Log of translations, for `isthmus nat who`. It is personal data in many places. Default: none is written.
+	Log *TranslationLog `protobuf:"bytes,20,opt,name=log,proto3" json:"log,omitempty"`
 	// Parts of the network in which traffic is near. A source leaves by the addresses of its own zone while one of them is
 	// healthy.
 	Zones []*Zone `protobuf:"bytes,30,rep,name=zones,proto3" json:"zones,omitempty"`
@@ -1218,6 +1220,13 @@ func (x *Egress) GetPolicies() []*EgressPolicy {
 func (x *Egress) GetMaps() []*PrefixMap {
 	if x != nil {
 		return x.Maps
+	}
+	return nil
+}
+
+func (x *Egress) GetLog() *TranslationLog {
+	if x != nil {
+		return x.Log
 	}
 	return nil
 }
@@ -1436,6 +1445,65 @@ func (x *DNSProxy) GetListen() []string {
 	return nil
 }
 
+// TranslationLog keeps, for each translated flow that ended, when it began and ended, its addresses and ports inside and
+// outside, whom it went to, its policy, and its packets and bytes each way. What is there already stays when the log is taken out of
+// the document, until it is too old.
+type TranslationLog struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long a record is kept after the end of its flow, 1h to 87600h. Files are deleted as a whole, so the oldest may stay
+	// for up to a day more. Default: 720h.
+	MaxAge *durationpb.Duration `protobuf:"bytes,1,opt,name=max_age,json=maxAge,proto3" json:"max_age,omitempty"`
+	// Disk space in bytes that the records may take, 67108864 (64 MiB) or more; the oldest are deleted first. A thousand
+	// flows take some 13 kB. Default: 8589934592 (8 GiB).
+	MaxBytes      uint64 `protobuf:"varint,2,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TranslationLog) Reset() {
+	*x = TranslationLog{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TranslationLog) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TranslationLog) ProtoMessage() {}
+
+func (x *TranslationLog) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TranslationLog.ProtoReflect.Descriptor instead.
+func (*TranslationLog) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *TranslationLog) GetMaxAge() *durationpb.Duration {
+	if x != nil {
+		return x.MaxAge
+	}
+	return nil
+}
+
+func (x *TranslationLog) GetMaxBytes() uint64 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
 // Pool is a set of source addresses on the underlay interface.
 type Pool struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1443,6 +1511,8 @@ type Pool struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The addresses. At least one.
 	Addresses []*PoolAddress `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// Give each source a block of ports of its own, by a formula. Default: a source may use all ports of its address.
+	Blocks *Blocks `protobuf:"bytes,20,opt,name=blocks,proto3" json:"blocks,omitempty"`
 	// What becomes of a new flow when no address of the pool has a port left toward its destination, protocol and port (an address has
 	// 64512 of them): "reject" tells the client, by a TCP RST or by ICMP "administratively prohibited" (RFC 1812 section
 	// 5.2.7.1, RFC 4443 section 3.1), from its second packet on; "drop" does not. Default: "reject".
@@ -1458,7 +1528,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1540,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1553,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{16}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Pool) GetName() string {
@@ -1496,6 +1566,13 @@ func (x *Pool) GetName() string {
 func (x *Pool) GetAddresses() []*PoolAddress {
 	if x != nil {
 		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Pool) GetBlocks() *Blocks {
+	if x != nil {
+		return x.Blocks
 	}
 	return nil
 }
@@ -1547,7 +1624,7 @@ type Probes struct {
 
 func (x *Probes) Reset() {
 	*x = Probes{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1636,7 @@ func (x *Probes) String() string {
 func (*Probes) ProtoMessage() {}
 
 func (x *Probes) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1649,7 @@ func (x *Probes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probes.ProtoReflect.Descriptor instead.
 func (*Probes) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{17}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Probes) GetTargets() []string {
@@ -1624,6 +1701,73 @@ func (x *Probes) GetHoldDown() *durationpb.Duration {
 	return nil
 }
 
+// Blocks deals the ports of a pool's addresses out to sources (RFC 7422), so that an address and a port tell the source without
+// a log. The sources are counted through the prefixes in their order, from 0: source n has block n modulo b, of the b blocks of an
+// address, of address n divided by b, counted in the order of the document and by family. So prefixes and addresses that are added at the
+// end move nobody. Policies may let nobody but these sources use the pool. ICMP identifiers are dealt out as ports are.
+type Blocks struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of ports in a block, 1 to 64512. Required.
+	Size uint32 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
+	// Prefixes of the sources, at most 65536 addresses in all, which do not overlap. At least one.
+	Sources []string `protobuf:"bytes,2,rep,name=sources,proto3" json:"sources,omitempty"`
+	// First port of the first block, 1 to 65535. Blocks that do not fit below 65536 are not used. Default: 1024.
+	FirstPort     uint32 `protobuf:"varint,3,opt,name=first_port,json=firstPort,proto3" json:"first_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Blocks) Reset() {
+	*x = Blocks{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Blocks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Blocks) ProtoMessage() {}
+
+func (x *Blocks) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Blocks.ProtoReflect.Descriptor instead.
+func (*Blocks) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Blocks) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Blocks) GetSources() []string {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *Blocks) GetFirstPort() uint32 {
+	if x != nil {
+		return x.FirstPort
+	}
+	return 0
+}
+
 // PoolAddress is one source address.
 type PoolAddress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1641,7 +1785,7 @@ type PoolAddress struct {
 
 func (x *PoolAddress) Reset() {
 	*x = PoolAddress{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +1797,7 @@ func (x *PoolAddress) String() string {
 func (*PoolAddress) ProtoMessage() {}
 
 func (x *PoolAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +1810,7 @@ func (x *PoolAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolAddress.ProtoReflect.Descriptor instead.
 func (*PoolAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{18}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PoolAddress) GetAddress() string {
@@ -1748,7 +1892,7 @@ type EgressPolicy struct {
 
 func (x *EgressPolicy) Reset() {
 	*x = EgressPolicy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1760,7 +1904,7 @@ func (x *EgressPolicy) String() string {
 func (*EgressPolicy) ProtoMessage() {}
 
 func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1773,7 +1917,7 @@ func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressPolicy.ProtoReflect.Descriptor instead.
 func (*EgressPolicy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{19}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EgressPolicy) GetName() string {
@@ -1878,7 +2022,7 @@ type FlowTimeouts struct {
 
 func (x *FlowTimeouts) Reset() {
 	*x = FlowTimeouts{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1890,7 +2034,7 @@ func (x *FlowTimeouts) String() string {
 func (*FlowTimeouts) ProtoMessage() {}
 
 func (x *FlowTimeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1903,7 +2047,7 @@ func (x *FlowTimeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowTimeouts.ProtoReflect.Descriptor instead.
 func (*FlowTimeouts) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{20}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *FlowTimeouts) GetTcpEstablished() *durationpb.Duration {
@@ -1951,7 +2095,7 @@ type PrefixMap struct {
 
 func (x *PrefixMap) Reset() {
 	*x = PrefixMap{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1963,7 +2107,7 @@ func (x *PrefixMap) String() string {
 func (*PrefixMap) ProtoMessage() {}
 
 func (x *PrefixMap) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1976,7 +2120,7 @@ func (x *PrefixMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixMap.ProtoReflect.Descriptor instead.
 func (*PrefixMap) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{21}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PrefixMap) GetTunnels() []string {
@@ -2099,11 +2243,12 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\vStaticRoute\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x18\n" +
 	"\atunnels\x18\x02 \x03(\tR\atunnels\x12\x1c\n" +
-	"\tblackhole\x18\x03 \x01(\bR\tblackhole\"\xb0\x03\n" +
+	"\tblackhole\x18\x03 \x01(\bR\tblackhole\"\xde\x03\n" +
 	"\x06Egress\x12&\n" +
 	"\x05pools\x18\x01 \x03(\v2\x10.isthmus.v1.PoolR\x05pools\x124\n" +
 	"\bpolicies\x18\x02 \x03(\v2\x18.isthmus.v1.EgressPolicyR\bpolicies\x12)\n" +
-	"\x04maps\x18\x03 \x03(\v2\x15.isthmus.v1.PrefixMapR\x04maps\x12&\n" +
+	"\x04maps\x18\x03 \x03(\v2\x15.isthmus.v1.PrefixMapR\x04maps\x12,\n" +
+	"\x03log\x18\x14 \x01(\v2\x1a.isthmus.v1.TranslationLogR\x03log\x12&\n" +
 	"\x05zones\x18\x1e \x03(\v2\x10.isthmus.v1.ZoneR\x05zones\x12\x1c\n" +
 	"\tresolvers\x18( \x03(\tR\tresolvers\x128\n" +
 	"\n" +
@@ -2120,10 +2265,14 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\asources\x18\x02 \x03(\tR\asources\"\"\n" +
 	"\bDNSProxy\x12\x16\n" +
-	"\x06listen\x18\x01 \x03(\tR\x06listen\"\xb7\x01\n" +
+	"\x06listen\x18\x01 \x03(\tR\x06listen\"a\n" +
+	"\x0eTranslationLog\x122\n" +
+	"\amax_age\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x06maxAge\x12\x1b\n" +
+	"\tmax_bytes\x18\x02 \x01(\x04R\bmaxBytes\"\xe3\x01\n" +
 	"\x04Pool\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
-	"\taddresses\x18\x02 \x03(\v2\x17.isthmus.v1.PoolAddressR\taddresses\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\v2\x17.isthmus.v1.PoolAddressR\taddresses\x12*\n" +
+	"\x06blocks\x18\x14 \x01(\v2\x12.isthmus.v1.BlocksR\x06blocks\x12\x1c\n" +
 	"\texhausted\x18\n" +
 	" \x01(\tR\texhausted\x12*\n" +
 	"\x06probes\x18\x1e \x01(\v2\x12.isthmus.v1.ProbesR\x06probes\x12\x1a\n" +
@@ -2135,7 +2284,12 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x04rise\x18\x04 \x01(\rR\x04rise\x12\x12\n" +
 	"\x04fall\x18\x05 \x01(\rR\x04fall\x12\x16\n" +
 	"\x06quorum\x18\x06 \x01(\rR\x06quorum\x126\n" +
-	"\thold_down\x18\a \x01(\v2\x19.google.protobuf.DurationR\bholdDown\"z\n" +
+	"\thold_down\x18\a \x01(\v2\x19.google.protobuf.DurationR\bholdDown\"U\n" +
+	"\x06Blocks\x12\x12\n" +
+	"\x04size\x18\x01 \x01(\rR\x04size\x12\x18\n" +
+	"\asources\x18\x02 \x03(\tR\asources\x12\x1d\n" +
+	"\n" +
+	"first_port\x18\x03 \x01(\rR\tfirstPort\"z\n" +
 	"\vPoolAddress\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12%\n" +
 	"\x0epublic_address\x18\x02 \x01(\tR\rpublicAddress\x12\x12\n" +
@@ -2179,7 +2333,7 @@ func file_isthmus_v1_spec_proto_rawDescGZIP() []byte {
 	return file_isthmus_v1_spec_proto_rawDescData
 }
 
-var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_isthmus_v1_spec_proto_goTypes = []any{
 	(*Spec)(nil),                // 0: isthmus.v1.Spec
 	(*Node)(nil),                // 1: isthmus.v1.Node
@@ -2197,13 +2351,15 @@ var file_isthmus_v1_spec_proto_goTypes = []any{
 	(*Takeover)(nil),            // 13: isthmus.v1.Takeover
 	(*Zone)(nil),                // 14: isthmus.v1.Zone
 	(*DNSProxy)(nil),            // 15: isthmus.v1.DNSProxy
-	(*Pool)(nil),                // 16: isthmus.v1.Pool
-	(*Probes)(nil),              // 17: isthmus.v1.Probes
-	(*PoolAddress)(nil),         // 18: isthmus.v1.PoolAddress
-	(*EgressPolicy)(nil),        // 19: isthmus.v1.EgressPolicy
-	(*FlowTimeouts)(nil),        // 20: isthmus.v1.FlowTimeouts
-	(*PrefixMap)(nil),           // 21: isthmus.v1.PrefixMap
-	(*durationpb.Duration)(nil), // 22: google.protobuf.Duration
+	(*TranslationLog)(nil),      // 16: isthmus.v1.TranslationLog
+	(*Pool)(nil),                // 17: isthmus.v1.Pool
+	(*Probes)(nil),              // 18: isthmus.v1.Probes
+	(*Blocks)(nil),              // 19: isthmus.v1.Blocks
+	(*PoolAddress)(nil),         // 20: isthmus.v1.PoolAddress
+	(*EgressPolicy)(nil),        // 21: isthmus.v1.EgressPolicy
+	(*FlowTimeouts)(nil),        // 22: isthmus.v1.FlowTimeouts
+	(*PrefixMap)(nil),           // 23: isthmus.v1.PrefixMap
+	(*durationpb.Duration)(nil), // 24: google.protobuf.Duration
 }
 var file_isthmus_v1_spec_proto_depIdxs = []int32{
 	1,  // 0: isthmus.v1.Spec.node:type_name -> isthmus.v1.Node
@@ -2215,40 +2371,43 @@ var file_isthmus_v1_spec_proto_depIdxs = []int32{
 	5,  // 6: isthmus.v1.Tunnel.ipsec:type_name -> isthmus.v1.IPsec
 	6,  // 7: isthmus.v1.Tunnel.wireguard:type_name -> isthmus.v1.WireGuard
 	4,  // 8: isthmus.v1.Tunnel.inside:type_name -> isthmus.v1.Inside
-	22, // 9: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
-	22, // 10: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
-	22, // 11: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
-	22, // 12: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
-	22, // 13: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
-	22, // 14: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
+	24, // 9: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
+	24, // 10: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
+	24, // 11: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
+	24, // 12: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
+	24, // 13: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
+	24, // 14: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
 	9,  // 15: isthmus.v1.Peer.import:type_name -> isthmus.v1.ImportPolicy
 	10, // 16: isthmus.v1.Peer.export:type_name -> isthmus.v1.ExportPolicy
 	8,  // 17: isthmus.v1.ImportPolicy.allow:type_name -> isthmus.v1.PrefixRule
 	8,  // 18: isthmus.v1.ExportPolicy.allow:type_name -> isthmus.v1.PrefixRule
-	16, // 19: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
-	19, // 20: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
-	21, // 21: isthmus.v1.Egress.maps:type_name -> isthmus.v1.PrefixMap
-	14, // 22: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
-	22, // 23: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
-	22, // 24: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
-	15, // 25: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
-	13, // 26: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
-	22, // 27: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
-	18, // 28: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
-	17, // 29: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
-	22, // 30: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
-	22, // 31: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
-	22, // 32: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
-	20, // 33: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
-	22, // 34: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
-	22, // 35: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
-	22, // 36: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
-	22, // 37: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
-	38, // [38:38] is the sub-list for method output_type
-	38, // [38:38] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	17, // 19: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
+	21, // 20: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
+	23, // 21: isthmus.v1.Egress.maps:type_name -> isthmus.v1.PrefixMap
+	16, // 22: isthmus.v1.Egress.log:type_name -> isthmus.v1.TranslationLog
+	14, // 23: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
+	24, // 24: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
+	24, // 25: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
+	15, // 26: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
+	13, // 27: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
+	24, // 28: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
+	24, // 29: isthmus.v1.TranslationLog.max_age:type_name -> google.protobuf.Duration
+	20, // 30: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
+	19, // 31: isthmus.v1.Pool.blocks:type_name -> isthmus.v1.Blocks
+	18, // 32: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
+	24, // 33: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
+	24, // 34: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
+	24, // 35: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
+	22, // 36: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
+	24, // 37: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
+	24, // 38: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
+	24, // 39: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
+	24, // 40: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
+	41, // [41:41] is the sub-list for method output_type
+	41, // [41:41] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_spec_proto_init() }
@@ -2268,7 +2427,7 @@ func file_isthmus_v1_spec_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_spec_proto_rawDesc), len(file_isthmus_v1_spec_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -106,6 +106,20 @@ func (r *Router) Policies() ([]*isthmusv1.PolicyStatus, <-chan struct{}) {
 	return get(r, "policies", &r.policies)
 }
 
+// Who says that one flow lives and another ended, whatever is asked for.
+func (r *Router) Who(_ context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error) {
+	if q.Address == "" {
+		return nil, fmt.Errorf("%w: address: is required", api.ErrInvalid)
+	}
+	outside := fmt.Sprintf("%s:%d", q.Address, q.Port)
+	start := timestamppb.New(time.Date(2026, 11, 20, 12, 1, 0, 0, time.UTC))
+	return &isthmusv1.WhoResponse{BlockSource: "10.1.0.7", Flows: []*isthmusv1.TranslatedFlow{
+		{Start: start, End: timestamppb.New(start.AsTime().Add(90 * time.Second)), Protocol: "tcp", Inside: "10.1.0.7:40122", Outside: outside, Destination: "198.51.100.7:443",
+			Policy: "partners", PacketsSent: 12, BytesSent: 1840, PacketsReceived: 10, BytesReceived: 52000},
+		{Start: start, Protocol: "udp", Inside: "10.1.0.7:5353", Outside: outside, Destination: "198.51.100.8:53", PacketsSent: 1, BytesSent: 61},
+	}}, nil
+}
+
 // ProveEgress says that flows toward 198.51.100.0/24 may be seen as 203.0.113.9, which is expected of no other address.
 func (r *Router) ProveEgress(_ context.Context, q *isthmusv1.ProveEgressRequest) (*isthmusv1.EgressProof, error) {
 	if len(q.Destinations) == 0 {

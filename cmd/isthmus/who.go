@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+func (a *app) addWho(root, _, _, _ *cobra.Command) {
+	group := a.group("nat", "Tell who was behind a public address")
+	group.AddCommand(a.natWho())
+	root.AddCommand(group)
+}
+
+var whoColumns = []column[*isthmusv1.TranslatedFlow]{
+	{header: "START", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return moment(f.Start, "unknown") }},
+	{header: "END", value: func(_ *app, f *isthmusv1.TranslatedFlow) string {
+		if f.Vanished {
+			return "by " + moment(f.End, "")
+		}
+		return moment(f.End, "lives")
+	}},
+	{header: "PROTOCOL", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return f.Protocol }},
+	{header: "INSIDE", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return f.Inside }},
+	{header: "DESTINATION", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return f.Destination }},
+	{header: "POLICY", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return f.Policy }},
+	{header: "SENT", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return size(f.BytesSent) }},
+	{header: "RECEIVED", value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return size(f.BytesReceived) }},
+	{header: "OUTSIDE", wide: true, value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return f.Outside }},
+}
+
+// moment prints a time to the millisecond, in UTC.
+func moment(t *timestamppb.Timestamp, unset string) string {
+	if t == nil {
+		return unset
+	}
+	return t.AsTime().Format("2006-01-02T15:04:05.000Z")
+}
+
+func (a *app) natWho() *cobra.Command {
+	var at string
+	var within time.Duration
+	q := &isthmusv1.WhoRequest{}
+	cmd := &cobra.Command{Use: "who ADDRESS:PORT", Short: "Tell who had a public address and port at a time", Args: cobra.ExactArgs(1),
+		Long: `Tell which flows had a public address and port at a time: those that live, and those of the log of translations (egress.log in
+the document). Where the pool has blocks, the source is told by formula too, without any log. One port may serve flows
+to several destinations at once; --to tells them apart. The question is in the audit log.`,
+		Example: `  isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05Z
+  isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05+01:00 --within 30s --protocol tcp --to 198.51.100.7`}
+	f := cmd.Flags()
+	f.StringVar(&at, "at", "", "when, as in RFC 3339 (default: now)")
+	f.DurationVar(&within, "within", time.Second, "how far the clock of whoever asks may be off")
+	f.StringVar(&q.Protocol, "protocol", "", "tcp, udp or icmp (default: every protocol)")
+	f.StringVar(&q.Destination, "to", "", "address that the flow went to (default: everybody)")
+	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
+		outside, err := netip.ParseAddrPort(args[0])
+		if err != nil {
+			return usageError{fmt.Errorf("%q: must be an address and a port, as 203.0.113.9:21877 or [2001:db8::9]:21877", args[0])}
+		}
+		q.Address, q.Port, q.Within = outside.Addr().String(), uint32(outside.Port()), durationpb.New(within)
+		if at != "" {
+			t, err := time.Parse(time.RFC3339, at)
+			if err != nil {
+				return usageError{fmt.Errorf("--at %q: must be a time as 2026-11-20T12:01:05Z", at)}
+			}
+			q.At = timestamppb.New(t)
+		}
+		r, err := isthmusv1.NewNATServiceClient(conn).Who(ctx, q)
+		if err != nil {
+			return err
+		}
+		if a.output == "json" || a.output == "yaml" {
+			return a.showMessage(r)
+		}
+		return a.showWho(outside, r)
+	})
+	a.outputFlag(cmd)
+	return cmd
+}
+
+func (a *app) showWho(outside netip.AddrPort, r *isthmusv1.WhoResponse) error {
+	var b strings.Builder
+	if r.BlockSource != "" {
+		fmt.Fprintf(&b, "%s is in the block of %s.\n", outside, r.BlockSource)
+	}
+	for _, gap := range r.Gaps {
+		fmt.Fprintf(&b, "May be incomplete: %s\n", clean(gap))
+	}
+	if r.Truncated {
+		fmt.Fprintf(&b, "There are more than these %d flows; ask more exactly.\n", len(r.Flows))
+	}
+	if _, err := a.stdout.Write([]byte(b.String())); err != nil {
+		return err
+	}
+	if len(r.Flows) == 0 {
+		if r.BlockSource == "" {
+			return errors.New("nobody is known to have had " + outside.String())
+		}
+		return nil
+	}
+	t := &table{w: a.stdout}
+	t.add(headers(a, whoColumns)...)
+	for _, f := range r.Flows {
+		t.add(cells(a, whoColumns, f)...)
+	}
+	return t.flush()
+}

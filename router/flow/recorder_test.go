@@ -1,0 +1,250 @@
+package flow
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/test/netns"
+)
+
+// site is a namespace that translates what it sends to nowhere.
+type site struct {
+	*netns.NS
+	t testing.TB
+}
+
+func newSite(t testing.TB) site {
+	ns := netns.New(t)
+	ns.Run(`nft add table inet t
+		nft add chain inet t out { type nat hook postrouting priority 100 ; }
+		nft add rule inet t out ip saddr 10.0.0.0/8 snat ip to 192.0.2.9
+		sysctl -qw net.netfilter.nf_conntrack_acct=1 net.netfilter.nf_conntrack_timestamp=1
+		ip link add sink arp off type veth peer name drain
+		ip link set drain up
+		ip addr add 192.0.2.1/24 dev sink
+		ip addr add 10.0.0.5/32 dev sink
+		ip link set sink up
+		ip route add default dev sink src 10.0.0.5`)
+	return site{ns, t}
+}
+
+// send begins n flows from one port, to as many destinations.
+func (s site) send(port, n int) {
+	s.t.Helper()
+	var err error
+	s.Do(func() {
+		var fd int
+		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0); err != nil {
+			return
+		}
+		defer unix.Close(fd)
+		err = unix.Bind(fd, &unix.SockaddrInet4{Port: port})
+		for i := range n {
+			if err == nil {
+				err = unix.Sendto(fd, []byte("hello"), 0, &unix.SockaddrInet4{Port: 53, Addr: [4]byte{198, 18, byte(i >> 8), byte(i)}})
+			}
+		}
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// forget ends all flows.
+func (s site) forget() {
+	s.t.Helper()
+	var err error
+	s.Do(func() {
+		var fd int
+		if fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER); err != nil {
+			return
+		}
+		defer unix.Close(fd)
+		// struct nlmsghdr with IPCTNL_MSG_CT_DELETE, request and acknowledgement; struct nfgenmsg
+		err = unix.Sendto(fd, []byte{20, 0, 0, 0, 2, unix.NFNL_SUBSYS_CTNETLINK, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		if err == nil {
+			_, err = unix.Read(fd, make([]byte, 4096))
+		}
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// record starts a recorder, and returns what stops it.
+func (s site) record(dir string) (r *Recorder, stop func()) {
+	s.t.Helper()
+	var err error
+	s.Do(func() { r, err = Open(dir, slog.New(slog.DiscardHandler)) })
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r.Limit(unbounded)
+	r.Use(nat.Config{
+		Pools:    []nat.Pool{{Name: "p", Addresses: []nat.PoolAddress{{Address: netip.MustParseAddr("192.0.2.9")}}}},
+		Policies: []nat.Policy{{Name: "rest", Action: nat.SNAT, Pool: "p", Sources: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}},
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- r.Run(ctx) }()
+	return r, func() {
+		s.t.Helper()
+		cancel()
+		if err := <-done; err != nil {
+			s.t.Error(err)
+		}
+		r.Close()
+	}
+}
+
+// who asks until there are n answers.
+func (s site) who(r *Recorder, port uint16, at time.Time, n int) (found []Record) {
+	s.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		var err error
+		found, err = r.Who(s.t.Context(), Query{Outside: netip.AddrPortFrom(netip.MustParseAddr("192.0.2.9"), port), From: at, To: at})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if len(found) == n {
+			return found
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatalf("%d answers, want %d", len(found), n)
+		}
+	}
+}
+
+// TestRecorder follows flows from their begin to what is told about them after their end, after a restart, and after they ended while
+// nobody listened.
+func TestRecorder(t *testing.T) {
+	s := newSite(t)
+	dir := t.TempDir()
+	r, stop := s.record(dir)
+	const n = 500
+	s.send(3000, n)
+	began := time.Now()
+	check := func(what string, list []Record, lives, vanished bool) {
+		t.Helper()
+		seen := map[netip.AddrPort]bool{}
+		for _, f := range list {
+			seen[f.Destination] = true
+			if f.Inside != netip.MustParseAddrPort("10.0.0.5:3000") || f.Outside != netip.MustParseAddrPort("192.0.2.9:3000") || f.Protocol != unix.IPPROTO_UDP || f.Policy != "rest" ||
+				f.Start.After(began) || began.Sub(f.Start) > 5*time.Second || f.End.IsZero() != lives || f.Vanished != vanished || f.Sent != (nat.Counter{Packets: 1, Bytes: 33}) {
+				t.Fatalf("%s: %+v", what, f)
+			}
+		}
+		if len(seen) != n {
+			t.Errorf("%s: %d destinations", what, len(seen))
+		}
+	}
+	check("live", s.who(r, 3000, time.Now(), n), true, false)
+	s.who(r, 3000, began.Add(-time.Minute), 0)
+	time.Sleep(20 * time.Millisecond)
+	s.forget()
+	check("ended", s.who(r, 3000, began, n), false, false)
+	s.who(r, 3000, time.Now().Add(time.Minute), 0)
+	stop()
+
+	r, stop = s.record(dir)
+	check("after a restart", s.who(r, 3000, began, n), false, false)
+	s.send(3000, n)
+	began = time.Now()
+	stop()     // makes a checkpoint
+	s.forget() // unheard
+
+	r, stop = s.record(dir)
+	defer stop()
+	check("ended while nobody listened", s.who(r, 3000, began, n), false, true)
+	if st := r.Status(); st.Unheard != n || st.Lost != 0 || len(st.Problems) > 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// BenchmarkCost opens TCP connections through a router and has them end, with and without a recorder in turn. Client, router, server and
+// recorder are all this process, so that its CPU time is that of the connections and of recording them.
+func BenchmarkCost(b *testing.B) {
+	const n = 12_000
+	router, client, server := newSite(b), netns.New(b), netns.New(b)
+	netns.Veth(router.NS, "tun0", client, "r0")
+	netns.Veth(router.NS, "up0", server, "r0")
+	router.Run(`ip link set sink down
+		ip addr flush dev sink
+		ip addr add 10.0.0.1/24 dev tun0
+		ip addr add 192.0.2.1/24 dev up0
+		ip addr add 192.0.2.9/32 dev up0
+		sysctl -qw net.ipv4.ip_forward=1`)
+	client.Run("ip addr add 10.0.0.5/24 dev r0\nip route add default via 10.0.0.1")
+	server.Run("ip addr add 192.0.2.254/24 dev r0")
+	var l net.Listener
+	var err error
+	server.Do(func() { l, err = net.Listen("tcp4", "192.0.2.254:443") })
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+			c.Close()
+		}
+	}()
+	connect := func() (err error) {
+		client.Do(func() {
+			for range n {
+				var fd int
+				if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0); err != nil {
+					return
+				}
+				err = errors.Join(
+					unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}),
+					unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{192, 0, 2, 254}, Port: 443}))
+				unix.Close(fd)
+				if err != nil {
+					return
+				}
+			}
+		})
+		return err
+	}
+	round := func() time.Duration {
+		start := cpu()
+		if err := connect(); err != nil {
+			b.Fatal(err)
+		}
+		router.forget()
+		time.Sleep(syncEvery + 2*lookEvery)
+		return cpu() - start
+	}
+	round()
+	for b.Loop() {
+		var ratios, off []float64
+		for range 5 {
+			without := round()
+			r, stop := router.record(b.TempDir())
+			time.Sleep(500 * time.Millisecond)
+			with := round()
+			if found := router.who(r, 0, time.Now(), 0); len(found) > 0 {
+				b.Fatal(found)
+			}
+			stop()
+			if records := len(r.store.shelf[0].waiting.rows); records < n {
+				b.Fatalf("%d records", records)
+			}
+			ratios, off = append(ratios, without.Seconds()/with.Seconds()), append(off, without.Seconds()*1e6/n)
+		}
+		slices.Sort(ratios)
+		slices.Sort(off)
+		b.ReportMetric(ratios[2], "off/on")
+		b.ReportMetric(ratios[0], "off/on-worst")
+		b.ReportMetric(off[2], "us/connection")
+	}
+}

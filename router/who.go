@@ -1,0 +1,150 @@
+package router
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/isthmus-net/isthmus/nat"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/flow"
+	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+// mostFlows bounds the flows of an answer.
+const mostFlows = 1000
+
+var protocolNumbers = map[string]uint8{"": 0, "icmp": 1, "tcp": 6, "udp": 17}
+
+// Who implements api.Router.
+func (r *Router) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error) {
+	now := time.Now()
+	public, err := netip.ParseAddr(q.Address)
+	if err != nil || public.Zone() != "" {
+		return nil, fmt.Errorf("%w: address: %q is not an address", api.ErrInvalid, q.Address)
+	}
+	if q.Port > 65535 {
+		return nil, fmt.Errorf("%w: port: %d is not from 0 to 65535", api.ErrInvalid, q.Port)
+	}
+	at, within := now, time.Second
+	if q.At != nil {
+		if at = q.At.AsTime(); !q.At.IsValid() || at.After(now.Add(time.Minute)) {
+			return nil, fmt.Errorf("%w: at: %v lies in the future", api.ErrInvalid, at)
+		}
+	}
+	if q.Within != nil {
+		if within = q.Within.AsDuration(); !q.Within.IsValid() || within < 0 || within > time.Hour {
+			return nil, fmt.Errorf("%w: within: must be 0s to 1h", api.ErrInvalid)
+		}
+	}
+	protocol, ok := protocolNumbers[q.Protocol]
+	if !ok {
+		return nil, fmt.Errorf(`%w: protocol: %q is none of "tcp", "udp" and "icmp"`, api.ErrInvalid, q.Protocol)
+	}
+	if public.Is6() && protocol == 1 {
+		protocol = 58
+	}
+	var destination netip.Addr
+	if q.Destination != "" {
+		if destination, err = netip.ParseAddr(q.Destination); err != nil {
+			return nil, fmt.Errorf("%w: destination: %q is not an address", api.ErrInvalid, q.Destination)
+		}
+	}
+
+	answer := &isthmusv1.WhoResponse{}
+	pools, err := r.poolsAt(at)
+	if err != nil {
+		answer.Gaps = append(answer.Gaps, "which pools there were at that time is not known, those of now are used: "+err.Error())
+	}
+	outside := netip.AddrPortFrom(public, uint16(q.Port))
+	for _, p := range pools {
+		for _, a := range p.Addresses {
+			if a.Public != public && a.Address != public {
+				continue
+			}
+			outside = netip.AddrPortFrom(a.Address, outside.Port())
+			if p.Blocks != nil {
+				if source, ok := p.Owner(a.Address, outside.Port()); ok {
+					answer.BlockSource = source.String()
+				}
+			}
+		}
+	}
+	if r.Translations == nil {
+		return answer, nil
+	}
+	found, err := r.Translations.Who(ctx, flow.Query{Outside: outside, From: at.Add(-within), To: at.Add(within), Protocol: protocol, Destination: destination})
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		answer.Gaps = append(answer.Gaps, err.Error())
+	}
+	r.mu.Lock()
+	log := r.target.Log
+	r.mu.Unlock()
+	if !log.Enabled {
+		answer.Gaps = append(answer.Gaps, "no log of translations is kept (egress.log): flows that ended may be missing")
+	}
+	answer.Gaps = append(answer.Gaps, r.Translations.Status().Problems...)
+	for _, f := range found {
+		if len(answer.Flows) == mostFlows {
+			answer.Truncated = true
+			break
+		}
+		answer.Flows = append(answer.Flows, translatedFlow(f))
+	}
+	return answer, nil
+}
+
+func translatedFlow(f flow.Record) *isthmusv1.TranslatedFlow {
+	name := strconv.Itoa(int(f.Protocol))
+	for n, number := range protocolNumbers {
+		if number == f.Protocol && n != "" {
+			name = n
+		}
+	}
+	if f.Protocol == 58 {
+		name = "icmp"
+	}
+	return &isthmusv1.TranslatedFlow{
+		Start: stamp(f.Start), End: stamp(f.End), Vanished: f.Vanished, Protocol: name, Policy: f.Policy,
+		Inside: f.Inside.String(), Outside: f.Outside.String(), Destination: f.Destination.String(),
+		PacketsSent: f.Sent.Packets, BytesSent: f.Sent.Bytes, PacketsReceived: f.Received.Packets, BytesReceived: f.Received.Bytes,
+	}
+}
+
+// poolsAt returns the pools of the document that was in force at a time; with an error, those of now.
+func (r *Router) poolsAt(at time.Time) ([]nat.Pool, error) {
+	r.mu.Lock()
+	present, now := r.present, r.target.NAT.Pools
+	r.mu.Unlock()
+	history := r.Store.History() // newest first
+	i := slices.IndexFunc(history, func(h store.Revision) bool { return !h.Time.After(at) })
+	if i >= 0 && history[i].Generation == present.Generation {
+		return now, nil
+	}
+	if i < 0 {
+		if len(history) > 0 && history[len(history)-1].Generation == 1 {
+			return nil, nil // before the first document
+		}
+		return now, fmt.Errorf("the document of %s is not kept", at.UTC().Format(time.RFC3339))
+	}
+	_, _, text, err := r.document(history[i].Generation)
+	if err != nil {
+		return now, err
+	}
+	d, _ := spec.Decode([]byte(text))
+	// Secrets may have gone since, and decide nothing about pools.
+	s, problems := spec.Check(d, func(string) (secret.Ref, bool) { return secret.Ref{}, true })
+	if len(problems) > 0 {
+		return now, problems
+	}
+	return s.Pools, nil
+}
