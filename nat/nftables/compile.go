@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"slices"
 	"time"
@@ -53,6 +54,8 @@ type set struct {
 // shape is what a set is like. A dynamic one is filled by rules: its elements are not part of what is wanted.
 type shape struct {
 	isMap, isVerdict, isInterval, isConcat, isDynamic bool
+
+	size uint32 // see room
 }
 
 // element is what a map holds under a key, and for whom.
@@ -230,9 +233,22 @@ func compile(c nat.Config) (*ruleset, error) {
 	r.addForward(c)
 	r.addEgress(c)
 	r.addGuard(c)
+	for _, s := range r.sets {
+		s.shape.size = room(s)
+	}
 	r.place(c, nil)
 	r.refuse(c, nat.Overload{})
 	return r, nil
+}
+
+// room returns how many elements a set of which only configurations change the elements shall have room for; 0: any number. The
+// kernel keeps a set without a size in a table that it makes larger a moment after elements were added, and while it
+// does, elements are missing from what it lists.
+func room(s *set) uint32 {
+	if s.shape.isInterval || s.shape.isDynamic {
+		return 0
+	}
+	return max(64, uint32(2)<<bits.Len(uint(len(s.elements))))
 }
 
 func check(c nat.Config, rules []nat.Rule) error {

@@ -315,6 +315,7 @@ func kernelSet(name string, s *set) *nftables.Set {
 	d := define(name, s)
 	k := &nftables.Set{Table: table(), Name: name, KeyType: d.key, DataType: d.data, IsMap: d.shape.isMap,
 		Interval: d.shape.isInterval, Concatenation: d.shape.isConcat, Counter: d.counter}
+	k.Size = d.shape.size
 	if d.shape.isDynamic {
 		k.Dynamic, k.HasTimeout, k.Timeout, k.Size = true, true, d.timeout, dynamicSize
 	}
@@ -393,9 +394,10 @@ func read(conn *nftables.Conn) (*ruleset, nat.Counter, error) {
 		if k.Anonymous {
 			continue // part of a rule, and not one of ours
 		}
-		s := &set{shape: shape{k.IsMap, k.IsMap && k.DataType.Name == "", k.Interval, k.Concatenation, k.Dynamic}, elements: map[string]element{}}
+		s := &set{shape: shape{k.IsMap, k.IsMap && k.DataType.Name == "", k.Interval, k.Concatenation, k.Dynamic, k.Size}, elements: map[string]element{}}
 		r.sets[k.Name] = s
 		if k.Dynamic {
+			s.shape.size = 0 // the same for all of them
 			continue
 		}
 		list, err := conn.GetSetElements(k)
