@@ -19,9 +19,8 @@ import (
 type cell struct {
 	*peer.Gateway
 	cloud string
-	// more is added to the fields `ipsec` and to the tunnel itself.
-	ipsec, tunnel string
-	lan           netip.Addr // behind it
+	ipsec string     // fields that the document gives beside what it must
+	lan   netip.Addr // behind it
 }
 
 // matrix is the topology: gateways around the node, each with a network of its own behind it.
