@@ -57,7 +57,7 @@ func (r *Router) preview(src *isthmusv1.Source) (uint64, []plan.Change, spec.Pro
 	if len(problems) > 0 {
 		return r.present.Generation, nil, nil, problems
 	}
-	return r.present.Generation, plan.Diff(r.target, target), notes(checked), nil
+	return r.present.Generation, r.changes(target), notes(checked), nil
 }
 
 // apply makes a document the wanted one. expected is the generation that the writer has seen; nil: not checked. With
@@ -81,7 +81,7 @@ func (r *Router) accept(s source, expected *uint64, confirm time.Duration, autho
 	if len(problems) > 0 {
 		return r.present.Generation, nil, problems
 	}
-	changes := plan.Diff(r.target, target)
+	changes := r.changes(target)
 	if s.text == r.present.Text && len(changes) == 0 && r.spec != nil {
 		return r.present.Generation, nil, nil
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -31,7 +32,9 @@ type Change struct {
 	Kind       string // "node", "underlay", "tunnel", "peer", "announcement", "route", "pool", "zone", "health", "names", "takeover", "policy", "map"
 	Name       string
 	Fields     []string // "field: old -> new"
-	Interrupts string   // what stops for a moment or for good; empty: nothing does
+	Interrupts string   // what stops for a moment or for good, beside the flows of Ends; empty: nothing does
+	// Ends are flows under way that end.
+	Ends []nat.Ending
 }
 
 // Diff returns what changes from one target to another, in the order in which it is done: additions and changes from
@@ -56,7 +59,7 @@ func Diff(a, b Target) []Change {
 	if f := fields(reflect.ValueOf(a.Underlay), reflect.ValueOf(b.Underlay)); len(f) > 0 {
 		changes = append(changes, Change{Action: modify, Kind: "underlay", Name: b.Underlay.Interface, Fields: f})
 	}
-	record(diff("pool", a.NAT.Pools, b.NAT.Pools, func(p nat.Pool) string { return p.Name }, anyFields[nat.Pool]("flows from addresses that leave the pool end"), "its flows end"))
+	record(diff("pool", a.NAT.Pools, b.NAT.Pools, func(p nat.Pool) string { return p.Name }, anyFields[nat.Pool](""), ""))
 	record(diff("zone", a.NAT.Zones, b.NAT.Zones, func(z nat.Zone) string { return z.Name }, anyFields[nat.Zone](""), ""))
 	record(diff("health", a.Health, b.Health, func(p health.Pool) string { return p.Name }, anyFields[health.Pool](""), "all addresses of the pool count as healthy, and what it announces is withdrawn"))
 	if f := fields(reflect.ValueOf(a.Takeover), reflect.ValueOf(b.Takeover)); len(f) > 0 && (modify != Add || len(b.Takeover.Ways) > 0) {
@@ -66,12 +69,18 @@ func Diff(a, b Target) []Change {
 		changes = append(changes, Change{Action: modify, Kind: "names", Name: "names", Fields: f})
 	}
 	record(diff("policy", a.NAT.Policies, b.NAT.Policies, func(p nat.Policy) string { return p.Name }, anyFields[nat.Policy](""), "new flows that it would decide are not translated, and the guard drops them"))
-	record(diff("map", a.NAT.Maps, b.NAT.Maps, func(m nat.Map) string { return m.Mapped.String() }, anyFields[nat.Map]("flows of the spoke end"), "flows of the spoke end"))
+	record(diff("map", a.NAT.Maps, b.NAT.Maps, func(m nat.Map) string { return m.Mapped.String() }, anyFields[nat.Map](""), ""))
 	record(diff("tunnel", a.Tunnels, b.Tunnels, func(c tunnel.Config) string { return c.Name }, tunnelFields, "the tunnel goes down for good"))
 	record(diff("route", a.Routes, b.Routes, func(r fib.Route) string { return r.Prefix.String() }, anyFields[fib.Route](""), "what it carries takes another route or none"))
 	record(diff("announcement", a.BGP.Announce, b.BGP.Announce, netip.Prefix.String, anyFields[netip.Prefix](""), "it is withdrawn from every peer"))
 	record(diff("peer", a.BGP.Peers, b.BGP.Peers, func(p bgp.Peer) string { return p.Name }, peerFields, "the session is closed, and its routes go"))
-	return append(changes, removals...)
+	changes = append(changes, removals...)
+	for _, e := range nat.Endings(a.NAT, b.NAT) {
+		if i := slices.IndexFunc(changes, func(c Change) bool { return c.Kind == e.Kind && c.Name == e.Name }); i >= 0 {
+			changes[i].Ends = append(changes[i].Ends, e)
+		}
+	}
+	return changes
 }
 
 func interrupted(yes bool, why string) string {

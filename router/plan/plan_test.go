@@ -355,6 +355,8 @@ func TestDiff(t *testing.T) {
 		{"import", "tunnel: a-1, asn: 65000", "tunnel: a-1, import: {allow: [{prefix: 10.0.0.0/8}]}, asn: 65000", "[change peer a-1]"},
 		{"announcement", "[10.0.0.0/24]", "[10.0.1.0/24]", "[add announcement 10.0.1.0/24 remove announcement 10.0.0.0/24 (it is withdrawn from every peer)]"},
 		{"asn", "asn: 64620", "asn: 64621", "[change node n (every BGP session is closed and opened again)]"},
+		{"pool", "10.9.0.5", "10.9.0.6", "[change pool p (flows from 10.9.0.5)]"},
+		{"underlay", "address: 10.9.0.4}", "address: 10.9.0.7}", "[change node n (every BGP session is closed and opened again) change underlay eth0 (flows from 10.9.0.4) change tunnel a-1 (the IKE SA is negotiated anew) change tunnel b-2 (the IKE SA is negotiated anew)]"},
 		{"policy", "policies: [{name: x,", "policies: [{name: y,", "[add policy y remove policy x (new flows that it would decide are not translated, and the guard drops them)]"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -369,6 +371,9 @@ func TestDiff(t *testing.T) {
 				s := fmt.Sprintf("%s %s %s", c.Action, c.Kind, c.Name)
 				if c.Interrupts != "" {
 					s += " (" + c.Interrupts + ")"
+				}
+				for _, e := range c.Ends {
+					s += " (flows " + e.Flows + ")"
 				}
 				got = append(got, s)
 			}
@@ -443,9 +448,11 @@ announce: [100.65.0.0/16, 10.9.0.0/24]
 	}
 	var changes []string
 	for _, c := range Diff(target, before) {
-		changes = append(changes, fmt.Sprintf("%s %s %s (%s)", c.Action, c.Kind, c.Name, c.Interrupts))
+		for _, e := range c.Ends {
+			changes = append(changes, fmt.Sprintf("%s %s %s (flows %s)", c.Action, c.Kind, c.Name, e.Flows))
+		}
 	}
-	if want := "remove map 100.64.0.0/16 (flows of the spoke end)"; !slices.Contains(changes, want) {
+	if want := "remove map 100.64.0.0/16 (flows of 100.64.0.0/16)"; !slices.Contains(changes, want) {
 		t.Errorf("%q, want %q", changes, want)
 	}
 }

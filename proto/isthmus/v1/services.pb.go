@@ -368,7 +368,8 @@ type Change struct {
 	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	// Fields that differ, such as "ipsec.psk: fingerprint 1a2b… -> 3c4d…".
 	Fields []string `protobuf:"bytes,4,rep,name=fields,proto3" json:"fields,omitempty"`
-	// Whether traffic through this object stops for a moment or for good, and why. Empty: it does not.
+	// Whether traffic through this object stops for a moment or for good, and why. Empty: it does not. Flows that end are counted when it is
+	// asked, as "3,214 flows from 203.0.113.9 end".
 	Interrupts    string `protobuf:"bytes,5,opt,name=interrupts,proto3" json:"interrupts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

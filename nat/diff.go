@@ -1,0 +1,86 @@
+package nat
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Track is a flow that is under way, in addresses.
+type Track struct {
+	Source, Destination netip.Addr // of its first packet, as it came
+	LeavesAs, GoesTo    netip.Addr // source and destination with which that packet went on
+}
+
+// Ending is a set of flows that end when one configuration takes the place of another.
+type Ending struct {
+	Kind, Name string // of the object whose change ends them: "underlay" (its interface), "pool", "policy", or "map" (its mapped prefix)
+	Flows      string // which flows, as words behind that one: "from 203.0.113.9"
+	// Has says whether a flow is one of them. It cannot see by which interface a flow goes, and then says yes.
+	Has func(Track) bool
+}
+
+// Endings returns which flows under way end when b takes the place of a. Policies decide when a flow begins, so few changes end
+// one: its source address goes, it is untranslated and the guard no longer knows its prefixes, or a map no longer shows
+// its spoke as it did.
+func Endings(a, b Config) (out []Ending) {
+	kept := b.addresses()
+	address := func(kind, name string, at, public netip.Addr) {
+		if !slices.Contains(kept, at) {
+			out = append(out, Ending{kind, name, "from " + public.String(), func(t Track) bool { return t.LeavesAs == at || t.Destination == at }})
+			kept = append(kept, at) // it is said once
+		}
+	}
+	for _, p := range a.Pools {
+		for _, o := range p.Addresses {
+			address("pool", p.Name, o.Address, o.Public)
+		}
+	}
+	for _, o := range a.Own {
+		address("underlay", b.Underlay, o, o)
+	}
+
+	plain := slices.DeleteFunc(slices.Clone(b.Policies), func(p Policy) bool { return p.Action != NoNAT })
+	for _, p := range a.Policies {
+		if p.Action != NoNAT || slices.ContainsFunc(plain, func(q Policy) bool {
+			return slices.Equal(p.Sources, q.Sources) && slices.Equal(p.Destinations, q.Destinations)
+		}) {
+			continue
+		}
+		// The guard sees the packets of flows from inside, and the answers of those from outside.
+		lost := func(from, to netip.Addr) bool {
+			return p.between(from, to) && !slices.ContainsFunc(plain, func(q Policy) bool { return q.between(from, to) })
+		}
+		out = append(out, Ending{"policy", p.Name, "without translation", func(t Track) bool {
+			return t.LeavesAs == t.Source && (lost(t.Source, t.GoesTo) || lost(t.Destination, t.Source))
+		}})
+	}
+
+	for _, m := range a.Maps {
+		i := slices.IndexFunc(b.Maps, func(n Map) bool { return n.Mapped == m.Mapped })
+		if i < 0 || b.Maps[i].Inside != m.Inside || !subset(m.Interfaces, b.Maps[i].Interfaces) {
+			out = append(out, Ending{"map", m.Mapped.String(), "of " + m.Mapped.String(), touches(m.Mapped)})
+		}
+	}
+	for _, n := range b.Maps {
+		i := slices.IndexFunc(a.Maps, func(m Map) bool { return n.Mapped == m.Mapped })
+		if i < 0 || a.Maps[i].Inside != n.Inside || !subset(n.Interfaces, a.Maps[i].Interfaces) {
+			out = append(out, Ending{"map", n.Mapped.String(), "of " + n.Inside.String(), touches(n.Inside)})
+		}
+	}
+	return out
+}
+
+// between says whether a source and a destination are among the policy's.
+func (p *Policy) between(source, destination netip.Addr) bool {
+	return slices.ContainsFunc(p.Sources, func(o netip.Prefix) bool { return o.Contains(source) }) &&
+		slices.ContainsFunc(p.Destinations, func(o netip.Prefix) bool { return o.Contains(destination) })
+}
+
+func subset(a, b []string) bool {
+	return !slices.ContainsFunc(a, func(s string) bool { return !slices.Contains(b, s) })
+}
+
+// touches returns what says whether a flow comes from a prefix or goes there.
+func touches(p netip.Prefix) func(Track) bool {
+	return func(t Track) bool { return p.Contains(t.Source) || p.Contains(t.GoesTo) }
+}

@@ -1,0 +1,92 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/nat/conntrack"
+	"github.com/isthmus-net/isthmus/router/plan"
+)
+
+// countTime bounds how long a plan waits for the flows to be counted.
+const countTime = 3 * time.Second
+
+// changes returns how a target differs from the present one, and how many flows under way each change ends.
+func (r *Router) changes(target plan.Target) []plan.Change {
+	changes := plan.Diff(r.target, target)
+	var ends []nat.Ending
+	for _, c := range changes {
+		ends = append(ends, c.Ends...)
+	}
+	if len(ends) == 0 {
+		return changes
+	}
+	counts, err := r.countFlows(ends)
+	for i := range changes {
+		c := &changes[i]
+		var said []string
+		if c.Interrupts != "" {
+			said = append(said, c.Interrupts)
+		}
+		for _, e := range c.Ends {
+			if err != nil {
+				said = append(said, fmt.Sprintf("flows %s end, nobody knows how many: %v", e.Flows, err))
+				continue
+			}
+			said = append(said, fmt.Sprintf("%s %s end", amount(counts[0]), e.Flows))
+			counts = counts[1:]
+		}
+		c.Interrupts = strings.Join(said, "; ")
+	}
+	return changes
+}
+
+// errUncounted is why flows are not counted where nothing reads the connection table.
+var errUncounted = errors.New("the connection table is not read")
+
+// countFlows returns how many flows under way are in each of some sets. A TCP connection that only waits for its late packets
+// (TIME_WAIT and CLOSE of the kernel's enum tcp_conntrack) is not under way.
+func (r *Router) countFlows(sets []nat.Ending) ([]int, error) {
+	const timeWait, closed = 7, 8
+	if r.Flows == nil {
+		return nil, errUncounted
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), countTime)
+	defer cancel()
+	counts := make([]int, len(sets))
+	err := r.Flows.Dump(ctx, unix.AF_UNSPEC, func(f *conntrack.Flow) bool {
+		if f.Status&conntrack.Dying != 0 || f.TCPState == timeWait || f.TCPState == closed {
+			return true
+		}
+		t := nat.Track{
+			Source: f.Original.Source.Addr(), Destination: f.Original.Destination.Addr(),
+			LeavesAs: f.Reply.Destination.Addr(), GoesTo: f.Reply.Source.Addr(),
+		}
+		for i := range sets {
+			if sets[i].Has(t) {
+				counts[i]++
+			}
+		}
+		return true
+	})
+	return counts, err
+}
+
+// amount returns "1 flow" or "3,214 flows".
+func amount(n int) string {
+	if n == 1 {
+		return "1 flow"
+	}
+	digits := strconv.Itoa(n)
+	for i := len(digits) - 3; i > 0; i -= 3 {
+		digits = digits[:i] + "," + digits[i:]
+	}
+	return digits + " flows"
+}
