@@ -75,7 +75,7 @@ func wantedNames(t plan.Target) []string {
 	for _, p := range t.NAT.Policies {
 		out = append(out, p.Names...)
 	}
-	for _, p := range t.Health {
+	for _, p := range slices.Concat(t.Health, t.Proxies) {
 		for _, target := range p.Probes.Targets {
 			if name, err := names.Parse(target.Host); err == nil { // else it is an address
 				out = append(out, name)
@@ -102,6 +102,11 @@ func (r *Router) liveNAT(c nat.Config) (nat.Config, []names.Conflict) {
 		for j := range p.Addresses {
 			p.Addresses[j].Down = down[p.Addresses[j].Address]
 		}
+	}
+	sick := r.sickProxies()
+	c.Policies = slices.Clone(c.Policies)
+	for i := range c.Policies {
+		_, c.Policies[i].Down = sick[c.Policies[i].Name]
 	}
 	return c, conflicts
 }
@@ -136,6 +141,45 @@ func (r *Router) healthChanged() {
 	r.work.again("nat")
 	r.work.again("bgp")
 	r.state.bell.Ring()
+}
+
+// sickProxies returns the proxies that do not work, by the names of their policies.
+func (r *Router) sickProxies() map[string]health.Member {
+	sick := map[string]health.Member{}
+	for _, p := range r.proxies.Pools() {
+		if p.Usable() == 0 {
+			sick[p.Name] = p.Members[0]
+		}
+	}
+	return sick
+}
+
+// proxyChanged has the rules take in what was found out about proxies.
+func (r *Router) proxyChanged() {
+	r.work.again("nat")
+	r.state.bell.Ring()
+}
+
+// proxyConditions tells of proxies that do not work.
+func (r *Router) proxyConditions() (out []*isthmusv1.Condition) {
+	sick := r.sickProxies()
+	r.state.mu.Lock()
+	policies := r.state.target.NAT.Policies
+	r.state.mu.Unlock()
+	for _, p := range policies {
+		m, ok := sick[p.Name]
+		if !ok {
+			continue
+		}
+		c := &isthmusv1.Condition{Type: "ProxyDown", Severity: "error", Since: stamp(m.Since)}
+		what := "new flows are rejected"
+		if p.Bypass {
+			c.Severity, what = "warning", "new flows are decided by the other policies"
+		}
+		c.Message = fmt.Sprintf("proxy %v of policy %s is %s, %s; %s", m.Address, p.Name, m.Status, m.Reason(), what)
+		out = append(out, c)
+	}
+	return out
 }
 
 // pools returns the pools as they were last seen, by name.

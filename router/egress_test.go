@@ -115,6 +115,81 @@ egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}, {address: 10.9.0.6}]
 	})
 }
 
+// TestSickProxy has the proxies of two policies sicken and return.
+func TestSickProxy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		doc := strings.Replace(base, "policies: [", `policies: [
+{name: web, action: redirect, sources: [172.16.0.0/16], protocol: tcp, ports: ["80"], to: "10.7.0.9:3128", probes: {fall: 2, holdDown: 30s}},
+{name: tls, action: redirect, sources: [172.16.0.0/16], protocol: tcp, ports: ["443"], to: "10.7.0.10:3128", whenDown: bypass, probes: {targets: ["tcp://10.7.0.10:1", "icmp://10.7.0.10"]}},
+`, 1)
+		want := func(down string, conditions ...string) {
+			t.Helper()
+			var got, is []string
+			m.mu.Lock()
+			for _, p := range m.nat.Policies {
+				if p.Down {
+					got = append(got, p.Name)
+				}
+			}
+			m.mu.Unlock()
+			if fmt.Sprint(got) != down {
+				t.Errorf("down: %v, want %v", got, down)
+			}
+			got = nil
+			policies, _ := r.policies()
+			for _, p := range policies {
+				if p.Down {
+					got = append(got, p.Name)
+				}
+			}
+			if fmt.Sprint(got) != down {
+				t.Errorf("shown as down: %v, want %v", got, down)
+			}
+			for _, c := range r.status().GetConditions() {
+				is = append(is, c.GetSeverity()+" "+c.GetMessage())
+			}
+			if fmt.Sprint(is) != fmt.Sprint(conditions) {
+				t.Errorf("conditions %q, want %q", is, conditions)
+			}
+		}
+		sick := func(yes bool, proxy string) {
+			m.mu.Lock()
+			m.sick["0.0.0.0 "+proxy] = yes
+			m.mu.Unlock()
+			time.Sleep(20 * time.Second)
+			synctest.Wait()
+		}
+		apply(t, r, doc)
+		time.Sleep(time.Minute)
+		m.taken()
+		time.Sleep(5 * time.Minute)
+		expect(t, m)
+		want("[]")
+
+		sick(true, "10.7.0.9")
+		expect(t, m, "nat")
+		web := "error proxy 10.7.0.9 of policy web is down, reaches 0 of 1 targets, needs 1 (tcp://10.7.0.9:3128: sick); new flows are rejected"
+		want("[web]", web)
+		sick(true, "10.7.0.10")
+		tls := "warning proxy 10.7.0.10 of policy tls is down, reaches 0 of 2 targets, needs 2 (tcp://10.7.0.10:1: sick; icmp://10.7.0.10: sick); new flows are decided by the other policies"
+		want("[tls web]", tls, web)
+
+		// It returns, but not at once; and one that is probed no more counts as working.
+		sick(false, "10.7.0.9")
+		if got := fmt.Sprint(r.status().GetConditions()); !strings.Contains(got, "policy web is returning, held down until") {
+			t.Error(got)
+		}
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		want("[tls]", tls)
+		apply(t, r, strings.Replace(doc, `, probes: {targets: ["tcp://10.7.0.10:1", "icmp://10.7.0.10"]}`, "", 1))
+		want("[]")
+	})
+}
+
 // TestNamesOfAFormerRun starts a daemon that knows addresses and finds nobody to ask.
 func TestNamesOfAFormerRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -39,7 +39,7 @@ func (r *Router) schedule(former, target plan.Target, first bool) {
 			return nil
 		}})
 	}
-	if first || !reflect.DeepEqual(former.NAT, target.NAT) || !reflect.DeepEqual(former.Health, target.Health) || !reflect.DeepEqual(former.Names, target.Names) {
+	if first || !reflect.DeepEqual(former.NAT, target.NAT) || !reflect.DeepEqual(former.Health, target.Health) || !reflect.DeepEqual(former.Proxies, target.Proxies) || !reflect.DeepEqual(former.Names, target.Names) {
 		before := former
 		r.work.set(object{key: "nat", stage: stageGuard, apply: func(ctx context.Context) error {
 			if err := r.applyNAT(ctx, before, target); err != nil {
@@ -132,6 +132,7 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 	// Now that the addresses are there.
 	r.names.Set(target.Names, wantedNames(target))
 	r.health.Set(target.Underlay.Interface, target.Health)
+	r.proxies.Set("", target.Proxies)
 	if err := r.nat.apply(ctx, r, target.NAT); err != nil {
 		return err
 	}

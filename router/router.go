@@ -120,6 +120,7 @@ type Router struct {
 	state   *observed
 	health  *health.Checker
 	taker   taker
+	proxies *health.Checker // of redirecting policies; each is the one address of a pool with the policy's name
 	names   *names.Resolver
 	nat     appliedNAT
 	placer  *placer // nil: nobody places flows
@@ -150,7 +151,15 @@ func New(o Options) (*Router, error) {
 		o.Probe = (&health.Prober{Resolve: r.names.Resolve}).Probe
 		r.Probe = o.Probe
 	}
-	r.health = health.New(health.Options{Probe: o.Probe, Changed: r.healthChanged, Log: o.Log})
+	r.health = health.New(health.Options{Probe: o.Probe, Changed: r.healthChanged, Log: o.Log, What: "source address"})
+	r.proxies = health.New(health.Options{Changed: r.proxyChanged, Log: o.Log, What: "proxy",
+		Probe: func(ctx context.Context, iface string, proxy netip.Addr, t health.Target) error {
+			from := netip.IPv4Unspecified()
+			if proxy.Is6() {
+				from = netip.IPv6Unspecified()
+			}
+			return r.Probe(ctx, iface, from, t)
+		}})
 	if o.Flows != nil {
 		r.placer = newPlacer(o.NAT, o.Flows, o.Log.With("room", "placement"), r.state.bell.Ring)
 	}
@@ -219,6 +228,7 @@ func (r *Router) Run(ctx context.Context) error {
 	start("running the FIB", r.FIB.Run)
 	start("probing", r.health.Run)
 	start("taking over", r.takeOver)
+	start("probing proxies", r.proxies.Run)
 	start("resolving names", r.names.Run)
 	if r.Translations != nil {
 		start("recording translations", r.Translations.Run)

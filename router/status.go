@@ -236,6 +236,7 @@ func (r *Router) policies() ([]*isthmusv1.PolicyStatus, nat.Counter) {
 	for _, s := range state.Policies {
 		seen[s.Name] = s
 	}
+	sick := r.sickProxies()
 	out := make([]*isthmusv1.PolicyStatus, 0, len(config.Policies))
 	for _, p := range config.Policies {
 		s, installed := seen[p.Name]
@@ -245,7 +246,8 @@ func (r *Router) policies() ([]*isthmusv1.PolicyStatus, nat.Counter) {
 			Names: p.Names, Flows: s.Flows.Packets, Bytes: s.Flows.Bytes, Installed: installed && state.Present,
 		}
 		if p.To.IsValid() {
-			status.To, status.Down = strings.TrimSuffix(p.To.String(), ":0"), p.Down
+			_, down := sick[p.Name]
+			status.To, status.Down = strings.TrimSuffix(p.To.String(), ":0"), down
 		}
 		for _, r := range p.Ports {
 			status.Ports = append(status.Ports, r.String())
@@ -300,6 +302,7 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 	s.Conditions = append(s.Conditions, r.charon.conditions()...)
 	s.Conditions = append(s.Conditions, r.takeoverConditions()...)
 	s.Conditions = append(s.Conditions, r.poolConditions()...)
+	s.Conditions = append(s.Conditions, r.proxyConditions()...)
 	s.Conditions = append(s.Conditions, r.nameConditions()...)
 	s.Conditions = append(s.Conditions, r.portConditions()...)
 	for _, o := range r.work.failed() {

@@ -1,5 +1,5 @@
 // Package health finds out which source addresses of a pool work: by requests from the address itself to what matters, not by
-// whether some process lives.
+// whether some process lives; and in the same way, but from this node, which proxies work.
 package health
 
 import (

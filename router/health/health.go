@@ -20,8 +20,9 @@ type Options struct {
 	Probe func(ctx context.Context, iface string, from netip.Addr, t Target) error
 	// Changed is called when a state has changed, from several goroutines and never under a lock.
 	Changed func()
-	// Log hears of addresses that go down and come back.
-	Log *slog.Logger
+	// Log hears of addresses that go down and come back, under the word What.
+	Log  *slog.Logger
+	What string
 }
 
 // Checker probes the addresses of pools, and knows how they do. Methods may be called from several goroutines.
@@ -202,7 +203,7 @@ func (c *Checker) tellLocked(w *worker) {
 	if w.member.Status == Down {
 		level = slog.LevelWarn
 	}
-	c.options.Log.Log(context.Background(), level, "source address is "+string(w.member.Status), "pool", w.pool, "address", w.address, "why", w.member.Reason())
+	c.options.Log.Log(context.Background(), level, c.options.What+" is "+string(w.member.Status), "of", w.pool, "address", w.address, "why", w.member.Reason())
 }
 
 // PoolState is what is known of a pool.

@@ -29,7 +29,7 @@ const (
 // Change is one difference between two targets.
 type Change struct {
 	Action     Action
-	Kind       string // "node", "underlay", "tunnel", "peer", "announcement", "route", "pool", "zone", "health", "names", "takeover", "policy", "map"
+	Kind       string // "node", "underlay", "tunnel", "peer", "announcement", "route", "pool", "zone", "health", "names", "takeover", "proxy", "policy", "map"
 	Name       string
 	Fields     []string // "field: old -> new"
 	Interrupts string   // what stops for a moment or for good, beside the flows of Ends; empty: nothing does
@@ -68,6 +68,7 @@ func Diff(a, b Target) []Change {
 	if f := fields(reflect.ValueOf(a.Names), reflect.ValueOf(b.Names)); len(f) > 0 && (modify != Add || len(b.Names.Resolvers)+len(b.Names.Proxy) > 0) {
 		changes = append(changes, Change{Action: modify, Kind: "names", Name: "names", Fields: f})
 	}
+	record(diff("proxy", a.Proxies, b.Proxies, func(p health.Pool) string { return p.Name }, anyFields[health.Pool](""), ""))
 	record(diff("policy", a.NAT.Policies, b.NAT.Policies, func(p nat.Policy) string { return p.Name }, anyFields[nat.Policy](""), "new flows that it would decide are not translated, and the guard drops them"))
 	record(diff("map", a.NAT.Maps, b.NAT.Maps, func(m nat.Map) string { return m.Mapped.String() }, anyFields[nat.Map](""), ""))
 	record(diff("tunnel", a.Tunnels, b.Tunnels, func(c tunnel.Config) string { return c.Name }, tunnelFields, "the tunnel goes down for good"))

@@ -33,7 +33,9 @@ type Target struct {
 	NAT    nat.Config
 	// Health has the pools that are probed, or that announce something.
 	Health []health.Pool
-	Names  names.Config
+	// Proxies are the proxies that are probed, each as a pool of one address with the name of its policy.
+	Proxies []health.Pool
+	Names   names.Config
 	// Takeover without ways takes nothing.
 	Takeover takeover.Config
 	Log      flow.Config
@@ -116,6 +118,7 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 	t.NAT.Policies = slices.SortedFunc(slices.Values(s.Policies), func(a, b nat.Policy) int { return cmp.Compare(a.Name, b.Name) })
 	t.NAT.Zones = slices.SortedFunc(slices.Values(s.Zones), func(a, b nat.Zone) int { return cmp.Compare(a.Name, b.Name) })
 	t.Health = slices.SortedFunc(slices.Values(s.Health), func(a, b health.Pool) int { return cmp.Compare(a.Name, b.Name) })
+	t.Proxies = slices.SortedFunc(slices.Values(s.Proxies), func(a, b health.Pool) int { return cmp.Compare(a.Name, b.Name) })
 	t.Names = s.Names
 	t.Names.Proxy = nil
 	for _, l := range s.Names.Proxy {

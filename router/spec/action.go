@@ -7,10 +7,12 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/health"
 )
 
 // actions are what a policy can do, in the order in which they are listed to the user.
@@ -41,6 +43,9 @@ func (c *checker) action(path string, p *isthmusv1.EgressPolicy, out *nat.Policy
 		if out.Bypass = p.GetWhenDown() == "bypass"; !out.Bypass && p.GetWhenDown() != "block" {
 			c.Problem(path+".whenDown", p.GetWhenDown(), "is no way to go on", `give "block" or "bypass"`)
 		}
+	}
+	if p.GetProbes() != nil && only("probes", "probes", nat.Redirect) {
+		c.watched(path+".probes", p.GetProbes(), out)
 	}
 	switch out.Action {
 	case nat.SNAT:
@@ -178,6 +183,19 @@ func (c *checker) targeted(path string, p *isthmusv1.EgressPolicy, out *nat.Poli
 			}
 		}
 	}
+}
+
+// watched checks how a proxy is probed.
+func (c *checker) watched(path string, p *isthmusv1.Probes, out *nat.Policy) {
+	if len(p.GetTargets()) == 0 && out.Protocol == "tcp" && out.To.IsValid() && out.To.Port() != 0 {
+		p = proto.CloneOf(p)
+		p.Targets = []string{"tcp://" + out.To.String()}
+	}
+	var proxy []netip.Addr
+	if out.To.IsValid() {
+		proxy = append(proxy, out.To.Addr())
+	}
+	c.s.Proxies = append(c.s.Proxies, health.Pool{Name: out.Name, Addresses: proxy, Probes: c.probes(path, p, proxy)})
 }
 
 // loops finds redirects that catch what their proxy sends itself.

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -25,6 +26,8 @@ egress:
 		{`{name: a, action: dnat, sources: [198.51.100.0/24], protocol: tcp, ports: ["443"], pool: p, to: "10.0.1.5:8443", timeouts: {tcpEstablished: 2h}}`, ""},
 		{`{name: a, action: dnat, sources: [198.51.100.0/24], protocol: tcp, ports: ["443"], pool: p, destinations: [203.0.113.11/32], to: 10.0.1.5}`, ""},
 		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: tcp, ports: ["80"], to: "10.2.0.9:3128", whenDown: bypass}`, ""},
+		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: tcp, to: "10.2.0.9:3128", probes: {interval: 1s}}`, ""},
+		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: udp, to: 10.2.0.9, probes: {targets: ["icmp://10.2.0.9"]}}`, ""},
 		{`{name: a, sources: [10.1.0.0/16], pool: p, timeouts: {udp: 2m, udpStream: 5m, tcpClosing: 4m}}`, ""},
 
 		{`{name: a, action: masquerade, sources: [10.1.0.0/16]}`, `.action: "masquerade" is no action; give one of ["snat" "no-nat" "deny" "reject" "dnat" "redirect"]`},
@@ -53,6 +56,10 @@ egress:
 		{`{name: a, action: dnat, sources: ["::/0"], protocol: tcp, ports: ["80"], pool: p, to: "10.2.0.9:80"}`, `.sources[0]: "::/0" is of another family than ` + "`to`"},
 		{`{name: a, action: redirect, sources: [10.0.0.0/8], protocol: tcp, ports: ["80"], to: "10.2.0.9:3128"}`, `.to: "10.2.0.9:3128" is among the sources, so that what the proxy sends comes back to it`},
 		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: tcp, to: "10.2.0.9:3128", whenDown: wait}`, `.whenDown: "wait" is no way to go on`},
+		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: udp, to: "10.2.0.9:3128", probes: {}}`, `.probes.targets: is required; give what must be reached`},
+		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: tcp, to: 10.2.0.9, probes: {}}`, `.probes.targets: is required`},
+		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: tcp, to: "10.2.0.9:3128", probes: {targets: ["icmp://2001:db8::9"]}}`, `.probes.targets: has none of the family of 10.2.0.9`},
+		{`{name: a, action: deny, sources: [10.1.0.0/16], probes: {}}`, `.probes: "probes" has no meaning with action deny`},
 		{`{name: a, action: deny, sources: [10.1.0.0/16], whenDown: bypass}`, `.whenDown: "bypass" has no meaning with action deny`},
 	} {
 		_, problems := parse(document("    - " + k.policy))
@@ -64,6 +71,11 @@ egress:
 		}
 	}
 
+	t.Log("a proxy is asked for a connection, where nothing else is said")
+	s, problems := parse(document(`    - {name: a, action: redirect, sources: [10.1.0.0/16], protocol: tcp, to: "10.2.0.9:3128", probes: {fall: 1}}`))
+	if len(problems) > 0 || len(s.Proxies) != 1 || s.Proxies[0].Name != "a" || fmt.Sprint(s.Proxies[0].Addresses, s.Proxies[0].Probes.Targets) != "[10.2.0.9] [tcp://10.2.0.9:3128]" {
+		t.Errorf("%v, %v", s, problems)
+	}
 	t.Log("a proxy with a way out of its own is no loop")
 	if _, problems := parse(document(`    - {name: a, action: redirect, sources: [10.0.0.0/8], protocol: tcp, ports: ["80"], to: "10.2.0.9:3128"}
     - {name: b, sources: [10.2.0.9/32], protocol: tcp, ports: ["80"], pool: p}`)); len(problems) > 0 {

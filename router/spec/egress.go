@@ -92,7 +92,7 @@ func (c *checker) probes(path string, p *isthmusv1.Probes, addresses []netip.Add
 	out.Timeout = c.duration(path+".timeout", p.GetTimeout(), min(2*time.Second, out.Interval), time.Second, out.Interval)
 	switch n := len(p.GetTargets()); {
 	case n == 0:
-		c.Missing(path+".targets", `give what the addresses must reach, such as "tcp://198.51.100.7:443"`)
+		c.Missing(path+".targets", `give what must be reached, such as "tcp://198.51.100.7:443"`)
 	case n > maxTargets:
 		c.Problem(path+".targets", strconv.Itoa(n), "are more than 16", "keep those that matter")
 	}

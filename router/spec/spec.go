@@ -27,6 +27,8 @@ type Spec struct {
 	Zones    []nat.Zone
 	// Health has the pools that are probed, or that announce something.
 	Health []health.Pool
+	// Proxies are the proxies of policies that are probed, by the policies' names.
+	Proxies []health.Pool
 	// Names lacks the proxy's interfaces.
 	Names names.Config
 	// Takeover lacks the interfaces and local addresses of its ways.

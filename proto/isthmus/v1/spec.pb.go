@@ -1599,7 +1599,8 @@ func (x *Pool) GetAnnounce() []string {
 }
 
 // Probes are requests from each address of a pool to a few targets, out by the underlay. New flows do not get an address
-// that is not healthy while another one of the pool and its family is; flows under way keep theirs.
+// that is not healthy while another one of the pool and its family is; flows under way keep theirs. With a policy they are requests
+// from this node, and what is said of an address holds for the proxy.
 type Probes struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What must be reached: "tcp://198.51.100.7:443" (a connection is accepted), "https://api.partner.example/health" or "http://…"
@@ -1885,7 +1886,10 @@ type EgressPolicy struct {
 	To string `protobuf:"bytes,12,opt,name=to,proto3" json:"to,omitempty"`
 	// With "redirect", what happens to new flows while the proxy is down: "block", they are rejected; or "bypass", the other policies
 	// decide as if this one were not there. Default: "block".
-	WhenDown      string `protobuf:"bytes,13,opt,name=when_down,json=whenDown,proto3" json:"when_down,omitempty"`
+	WhenDown string `protobuf:"bytes,13,opt,name=when_down,json=whenDown,proto3" json:"when_down,omitempty"`
+	// With "redirect", how it is found out whether the proxy works: by requests from this node, along its routes. Their `targets` are of
+	// the family of `to`; default with "tcp": a connection to `to` is accepted. Default: the proxy counts as working.
+	Probes        *Probes `protobuf:"bytes,15,opt,name=probes,proto3" json:"probes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2002,6 +2006,13 @@ func (x *EgressPolicy) GetWhenDown() string {
 		return x.WhenDown
 	}
 	return ""
+}
+
+func (x *EgressPolicy) GetProbes() *Probes {
+	if x != nil {
+		return x.Probes
+	}
+	return nil
 }
 
 // FlowTimeouts are times without packets after which a flow is forgotten, 1s to 120h each. A flow takes them from the policy when
@@ -2294,7 +2305,7 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12%\n" +
 	"\x0epublic_address\x18\x02 \x01(\tR\rpublicAddress\x12\x12\n" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x16\n" +
-	"\x06weight\x18\x04 \x01(\rR\x06weight\"\xcf\x02\n" +
+	"\x06weight\x18\x04 \x01(\rR\x06weight\"\xfb\x02\n" +
 	"\fEgressPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\asources\x18\x02 \x03(\tR\asources\x12\"\n" +
@@ -2308,7 +2319,8 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	" \x01(\bR\x06pickup\x124\n" +
 	"\btimeouts\x18\v \x01(\v2\x18.isthmus.v1.FlowTimeoutsR\btimeouts\x12\x0e\n" +
 	"\x02to\x18\f \x01(\tR\x02to\x12\x1b\n" +
-	"\twhen_down\x18\r \x01(\tR\bwhenDown\"\xf5\x01\n" +
+	"\twhen_down\x18\r \x01(\tR\bwhenDown\x12*\n" +
+	"\x06probes\x18\x0f \x01(\v2\x12.isthmus.v1.ProbesR\x06probes\"\xf5\x01\n" +
 	"\fFlowTimeouts\x12B\n" +
 	"\x0ftcp_established\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x0etcpEstablished\x12:\n" +
 	"\vtcp_closing\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\n" +
@@ -2399,15 +2411,16 @@ var file_isthmus_v1_spec_proto_depIdxs = []int32{
 	24, // 34: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
 	24, // 35: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
 	22, // 36: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
-	24, // 37: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
-	24, // 38: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
-	24, // 39: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
-	24, // 40: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
-	41, // [41:41] is the sub-list for method output_type
-	41, // [41:41] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	18, // 37: isthmus.v1.EgressPolicy.probes:type_name -> isthmus.v1.Probes
+	24, // 38: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
+	24, // 39: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
+	24, // 40: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
+	24, // 41: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
+	42, // [42:42] is the sub-list for method output_type
+	42, // [42:42] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_spec_proto_init() }
