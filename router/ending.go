@@ -40,7 +40,7 @@ func (r *Router) changes(target plan.Target) []plan.Change {
 				said = append(said, fmt.Sprintf("flows %s end, nobody knows how many: %v", e.Flows, err))
 				continue
 			}
-			said = append(said, fmt.Sprintf("%s %s end", amount(counts[0]), e.Flows))
+			said = append(said, ended(counts[0], e.Flows))
 			counts = counts[1:]
 		}
 		c.Interrupts = strings.Join(said, "; ")
@@ -79,14 +79,14 @@ func (r *Router) countFlows(sets []nat.Ending) ([]int, error) {
 	return counts, err
 }
 
-// amount returns "1 flow" or "3,214 flows".
-func amount(n int) string {
+// ended says that n flows end, as "3,214 flows from 203.0.113.9 end".
+func ended(n int, flows string) string {
 	if n == 1 {
-		return "1 flow"
+		return "1 flow " + flows + " ends"
 	}
 	digits := strconv.Itoa(n)
 	for i := len(digits) - 3; i > 0; i -= 3 {
 		digits = digits[:i] + "," + digits[i:]
 	}
-	return digits + " flows"
+	return digits + " flows " + flows + " end"
 }

@@ -105,8 +105,8 @@ func TestUncountedEndings(t *testing.T) {
 			t.Errorf("%+v, want %s", c, want)
 		}
 	}
-	for n, want := range map[int]string{0: "0 flows", 1: "1 flow", 999: "999 flows", 3214: "3,214 flows", 1234567: "1,234,567 flows"} {
-		if got := amount(n); got != want {
+	for n, want := range map[int]string{0: "0 flows from a end", 1: "1 flow from a ends", 999: "999 flows from a end", 3214: "3,214 flows from a end", 1234567: "1,234,567 flows from a end"} {
+		if got := ended(n, "from a"); got != want {
 			t.Errorf("%d: %q", n, got)
 		}
 	}

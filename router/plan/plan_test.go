@@ -357,7 +357,7 @@ func TestDiff(t *testing.T) {
 		{"asn", "asn: 64620", "asn: 64621", "[change node n (every BGP session is closed and opened again)]"},
 		{"pool", "10.9.0.5", "10.9.0.6", "[change pool p (flows from 10.9.0.5)]"},
 		{"underlay", "address: 10.9.0.4}", "address: 10.9.0.7}", "[change node n (every BGP session is closed and opened again) change underlay eth0 (flows from 10.9.0.4) change tunnel a-1 (the IKE SA is negotiated anew) change tunnel b-2 (the IKE SA is negotiated anew)]"},
-		{"policy", "policies: [{name: x,", "policies: [{name: y,", "[add policy y remove policy x (new flows that it would decide are not translated, and the guard drops them)]"},
+		{"policy", "policies: [{name: x,", "policies: [{name: y,", "[add policy y remove policy x (new flows that it would decide are left to the other policies, and without one the guard drops them)]"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			text := strings.Replace(base, test.from, test.to, 1)
