@@ -24,7 +24,6 @@ import (
 var (
 	NodePrivate   = netip.MustParsePrefix("10.99.0.10/24") // of the uplink, IPsec and WireGuard
 	EgressPrivate = netip.MustParsePrefix("10.99.0.11/24") // of the uplink, for SNAT
-	UplinkGateway = netip.MustParseAddr("10.99.0.1")
 	NodePublic    = netip.MustParseAddr("198.51.100.20")
 	EgressPublic  = netip.MustParseAddr("198.51.100.21") // the one address that the partner sees
 	PartnerAddr   = netip.MustParseAddr("192.0.2.80")
@@ -117,7 +116,8 @@ func NewClouds(ctx context.Context, o CloudsOptions) (c *Clouds, err error) {
 	}
 	c.Internet = peer.NewInternet(l, "internet", netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("192.0.2.0/24"))
 
-	c.NAT, c.Node = Hub(l, c.Internet)
+	hub := DefaultHub(l, c.Internet)
+	c.NAT, c.Node = hub.NAT, hub.Node
 
 	addr := netip.MustParseAddr
 	config := func(name string, g peer.Config) peer.Config {
@@ -128,17 +128,17 @@ func NewClouds(ctx context.Context, o CloudsOptions) (c *Clouds, err error) {
 		return g
 	}
 	c.AWS = peer.NewAWS(l, c.Internet, "aws", config("aws", peer.Config{ASN: AWSASN, Announce: []netip.Prefix{VPC}, Peerings: []peer.Peering{
-		{Outside: addr("203.0.113.11"), Inside: addr("169.254.64.1"), Router: addr("169.254.64.2"), PSK: PSK()},
-		{Outside: addr("203.0.113.12"), Inside: addr("169.254.64.5"), Router: addr("169.254.64.6"), PSK: PSK()},
+		{Outside: addr("203.0.113.11"), Inside: addr("169.254.64.1"), PeerInside: addr("169.254.64.2"), PSK: PSK()},
+		{Outside: addr("203.0.113.12"), Inside: addr("169.254.64.5"), PeerInside: addr("169.254.64.6"), PSK: PSK()},
 	}}))
 	shared := PSK() // one per connection, and both instances are one connection
 	c.Azure = peer.NewAzure(l, c.Internet, "azure", config("azure", peer.Config{ASN: AzureASN, Announce: []netip.Prefix{VNet}, Peerings: []peer.Peering{
-		{Outside: addr("203.0.113.21"), Inside: addr("169.254.21.2"), Router: addr("169.254.21.1"), PSK: shared},
-		{Outside: addr("203.0.113.22"), Inside: addr("169.254.21.6"), Router: addr("169.254.21.1"), PSK: shared},
+		{Outside: addr("203.0.113.21"), Inside: addr("169.254.21.2"), PeerInside: addr("169.254.21.1"), PSK: shared},
+		{Outside: addr("203.0.113.22"), Inside: addr("169.254.21.6"), PeerInside: addr("169.254.21.1"), PSK: shared},
 	}}))
 	c.Google = peer.NewGoogle(l, c.Internet, "google", config("google", peer.Config{ASN: GoogleASN, FRR: true, Announce: []netip.Prefix{Subnet}, Peerings: []peer.Peering{
-		{Outside: addr("203.0.113.31"), Inside: addr("169.254.66.1"), Router: addr("169.254.66.2"), PSK: PSK()},
-		{Outside: addr("203.0.113.32"), Inside: addr("169.254.66.5"), Router: addr("169.254.66.6"), PSK: PSK()},
+		{Outside: addr("203.0.113.31"), Inside: addr("169.254.66.1"), PeerInside: addr("169.254.66.2"), PSK: PSK()},
+		{Outside: addr("203.0.113.32"), Inside: addr("169.254.66.5"), PeerInside: addr("169.254.66.6"), PSK: PSK()},
 	}}))
 	c.Site = peer.NewSite(l, c.Internet, "site", peer.SiteConfig{ASN: SiteASN, RouterASN: NodeASN, Outside: SiteOutside,
 		Inside: c.SiteInside, Router: c.NodeInside.Addr(), Endpoint: netip.AddrPortFrom(NodePublic, NodePort), Port: SitePort,
@@ -146,15 +146,7 @@ func NewClouds(ctx context.Context, o CloudsOptions) (c *Clouds, err error) {
 
 	// One host behind each gateway; Azure's has both instances on its network.
 	spoke := func(name, host string, routers ...lab.End) {
-		n, p := l.Node(name), netip.MustParsePrefix(host)
-		n.Bridge("lan", p)
-		var via string
-		for _, r := range routers {
-			n.Port("lan", r)
-			via += " nexthop via " + r.Addrs[0].Addr().String()
-		}
-		n.IP("route add default%s", via)
-		c.Spokes = append(c.Spokes, Spoke{n, p.Addr()})
+		c.Spokes = append(c.Spokes, NewSpoke(l, name, netip.MustParsePrefix(host), routers...))
 	}
 	gateway := func(n *lab.Node, a string) lab.End {
 		return lab.End{Node: n, Name: "lan", Addrs: []netip.Prefix{netip.MustParsePrefix(a)}}
@@ -171,7 +163,7 @@ func NewClouds(ctx context.Context, o CloudsOptions) (c *Clouds, err error) {
 	if err := l.Up(ctx); err != nil {
 		return nil, err
 	}
-	if err := Translate(ctx, c.NAT); err != nil {
+	if err := hub.Translate(ctx); err != nil {
 		return nil, err
 	}
 	if c.partner, err = startPartner(partnerNode); err != nil {
@@ -180,24 +172,54 @@ func NewClouds(ctx context.Context, o CloudsOptions) (c *Clouds, err error) {
 	return c, nil
 }
 
-// Hub adds the node, with an uplink and nothing else, behind 1:1 NAT. Translate starts the NAT.
-func Hub(l *lab.Lab, internet *peer.Internet) (nat, node *lab.Node) {
-	nat, node = l.Node("nat"), l.Node("node")
-	internet.Attach(nat, netip.MustParseAddr("198.51.100.2"))
-	nat.IP("route add default via 198.51.100.1 dev wan onlink") // passes on what the node sends, also what it must not
-	l.Link(lab.End{Node: nat, Name: "node", Addrs: []netip.Prefix{netip.PrefixFrom(UplinkGateway, 24)}},
-		lab.End{Node: node, Name: Uplink, Addrs: []netip.Prefix{NodePrivate, EgressPrivate}})
-	node.IP("route add default via %s", UplinkGateway)
-	for _, a := range []netip.Addr{NodePublic, EgressPublic} {
-		internet.Node.IP("route add %s/32 via 198.51.100.2 dev br0", a)
+// NewSpoke adds a host, and a bridge that leads it to the given interfaces of routers.
+func NewSpoke(l *lab.Lab, name string, host netip.Prefix, routers ...lab.End) Spoke {
+	n := l.Node(name)
+	n.Bridge("lan", host)
+	var via string
+	for _, r := range routers {
+		n.Port("lan", r)
+		via += " nexthop via " + r.Addrs[0].Addr().String()
 	}
-	return nat, node
+	n.IP("route add default%s", via)
+	return Spoke{n, host.Addr()}
 }
 
-// Translate starts the 1:1 NAT of a hub that is up.
-func Translate(ctx context.Context, nat *lab.Node) error {
-	return nat.OneToOne(ctx, "wan", lab.Pair{Private: NodePrivate.Addr(), Public: NodePublic}, lab.Pair{Private: EgressPrivate.Addr(), Public: EgressPublic})
+// Hub is a node with an uplink and nothing else, and the 1:1 NAT that it is behind.
+type Hub struct {
+	NAT, Node *lab.Node
+	pairs     []lab.Pair
 }
+
+// NewHub adds the two. wan is an address of the NAT itself; the first host address of the /24 of the private addresses
+// is its other one. Translate must be called when the lab is up.
+func NewHub(l *lab.Lab, internet *peer.Internet, nat, node string, wan netip.Addr, pairs ...lab.Pair) *Hub {
+	h := &Hub{l.Node(nat), l.Node(node), pairs}
+	first := func(a netip.Addr) netip.Prefix {
+		p, _ := a.Prefix(24)
+		return netip.PrefixFrom(p.Addr().Next(), 24)
+	}
+	internet.Attach(h.NAT, wan)
+	h.NAT.IP("route add default via %s dev wan onlink", first(wan).Addr()) // passes on what the node sends, also what it must not
+	gateway := first(pairs[0].Private)
+	var private []netip.Prefix
+	for _, p := range pairs {
+		private = append(private, netip.PrefixFrom(p.Private, 24))
+		internet.Node.IP("route add %s/32 via %s dev br0", p.Public, wan)
+	}
+	l.Link(lab.End{Node: h.NAT, Name: "node", Addrs: []netip.Prefix{gateway}}, lab.End{Node: h.Node, Name: Uplink, Addrs: private})
+	h.Node.IP("route add default via %s", gateway.Addr())
+	return h
+}
+
+// DefaultHub is the hub of most topologies: nodes "nat" and "node", with NodePublic and EgressPublic.
+func DefaultHub(l *lab.Lab, internet *peer.Internet) *Hub {
+	return NewHub(l, internet, "nat", "node", netip.MustParseAddr("198.51.100.2"),
+		lab.Pair{Private: NodePrivate.Addr(), Public: NodePublic}, lab.Pair{Private: EgressPrivate.Addr(), Public: EgressPublic})
+}
+
+// Translate starts the 1:1 NAT.
+func (h *Hub) Translate(ctx context.Context) error { return h.NAT.OneToOne(ctx, "wan", h.pairs...) }
 
 // Gateways are the three clouds' gateways.
 func (c *Clouds) Gateways() []*peer.Gateway { return []*peer.Gateway{c.AWS, c.Azure, c.Google} }

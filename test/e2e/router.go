@@ -144,9 +144,9 @@ func (c *Clouds) Document() string {
 	for _, g := range c.Gateways() {
 		for i, p := range g.Config.Peerings {
 			name := fmt.Sprintf("%s-%d", g.Name, i)
-			inside := fmt.Sprintf("{local: %s/30}", p.Router)
+			inside := fmt.Sprintf("{local: %s/30}", p.PeerInside)
 			if g == c.Azure {
-				inside = fmt.Sprintf("{local: %s/32, remote: %s}", p.Router, p.Inside)
+				inside = fmt.Sprintf("{local: %s/32, remote: %s}", p.PeerInside, p.Inside)
 			}
 			fmt.Fprintf(&b, "- name: %s\n  ipsec: {remoteAddress: %s, psk: %s}\n  inside: [%s]\n", name, p.Outside, name, inside)
 			fmt.Fprintf(&peers, "- name: %s\n  tunnel: %s\n  asn: %d\n  holdTime: %s\n", name, name, g.Config.ASN, g.Config.Hold)

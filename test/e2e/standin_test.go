@@ -22,14 +22,14 @@ func standIn(ctx context.Context, c *Clouds) (*peer.Charon, *peer.BIRD, error) {
 		for i, p := range g.Config.Peerings {
 			t := peer.Tunnel{Name: fmt.Sprintf("%s%d", g.Name, i), Local: NodePrivate.Addr(), LocalID: NodePublic.String(), Remote: p.Outside,
 				PSK: p.PSK, IfID: uint32(len(tunnels) + 1), IKE: ike, ESP: esp, Start: "start", DPD: 10 * time.Second, MTU: 1398}
-			n := peer.Neighbor{Name: t.Name, Local: p.Router, Remote: p.Inside, ASN: g.Config.ASN, Hold: g.Config.Hold, Transit: true}
+			n := peer.Neighbor{Name: t.Name, Local: p.PeerInside, Remote: p.Inside, ASN: g.Config.ASN, Hold: g.Config.Hold, Transit: true}
 			bits := 30
 			if g == c.Azure { // it initiates, its addresses are /32
 				t.Start, bits, n.Multihop, n.Device = "none", 32, true, t.Device()
 			}
-			t.Interface(c.Node, netip.PrefixFrom(p.Router, bits))
+			t.Interface(c.Node, netip.PrefixFrom(p.PeerInside, bits))
 			if g == c.Azure {
-				c.Node.IP("route add %s/32 dev %s src %s", p.Inside, t.Device(), p.Router)
+				c.Node.IP("route add %s/32 dev %s src %s", p.Inside, t.Device(), p.PeerInside)
 			}
 			tunnels, bgp.Neighbors = append(tunnels, t), append(bgp.Neighbors, n)
 		}

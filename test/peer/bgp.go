@@ -72,6 +72,8 @@ type Session struct {
 	Exported    int
 	Updates     int // announcements received, BIRD only
 	Withdrawals int // withdrawals received, BIRD only
+	// MessagesSent and MessagesReceived count since the speaker's start, FRR only.
+	MessagesSent, MessagesReceived int
 }
 
 // Speaker is a running BGP daemon.
@@ -497,6 +499,10 @@ func (f *FRR) Sessions(context.Context) ([]Session, error) {
 		var x struct {
 			State    string `json:"bgpState"`
 			Epoch    int64  `json:"bgpTimerUpEstablishedEpoch"`
+			Messages struct {
+				Sent     int `json:"totalSent"`
+				Received int `json:"totalRecv"`
+			} `json:"messageStats"`
 			Families map[string]struct {
 				Accepted int `json:"acceptedPrefixCounter"`
 				Sent     int `json:"sentPrefixCounter"`
@@ -505,7 +511,7 @@ func (f *FRR) Sessions(context.Context) ([]Session, error) {
 		if err := json.Unmarshal(raw, &x); err != nil {
 			return nil, fmt.Errorf("reading FRR's neighbour %s: %w", addr, err)
 		}
-		s := Session{Name: addr, Remote: remote, State: x.State}
+		s := Session{Name: addr, Remote: remote, State: x.State, MessagesSent: x.Messages.Sent, MessagesReceived: x.Messages.Received}
 		if x.Epoch > 0 {
 			s.Since = time.Unix(x.Epoch, 0)
 		}

@@ -1,11 +1,13 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -62,21 +64,29 @@ func (i *Internet) gateway(a netip.Addr) netip.Addr {
 	panic(fmt.Sprintf("address %s is in no network of the Internet", a))
 }
 
-// Peering is one tunnel between a gateway and the router, seen from the gateway.
+// Peering is one tunnel between a gateway and a router, seen from the gateway. What stands in parentheses holds where a
+// field is zero.
 type Peering struct {
-	// Outside is the gateway's public address.
+	// Name of the tunnel, and of its session in BIRD (its number).
+	Name string
+	// Outside is the gateway's public address. Tunnels of one Azure instance, or of one of Google's interfaces, share it.
 	Outside netip.Addr
-	// Inside and Router are the two BGP addresses.
-	Inside, Router netip.Addr
-	PSK            string
+	// PeerOutside is the other end's public address and IKE identity, PeerASN its number (Config's Router and RouterASN).
+	PeerOutside netip.Addr
+	PeerASN     uint32
+	// IKE, ESP and Start are those of the Tunnel (Config's).
+	IKE, ESP, Start string
+	// Inside and PeerInside are the two BGP addresses.
+	Inside, PeerInside netip.Addr
+	PSK                string
 	// Subnet is an Azure instance's private address, from which it opens BGP sessions too, if valid.
 	Subnet netip.Addr
 }
 
-// Config of a gateway. AWS, Azure and Google fill what is zero as that cloud does.
+// Config of a gateway. NewAWS and the like fill what is zero as that cloud does.
 type Config struct {
 	ASN uint32
-	// Router is the router's public address, which is also its IKE identity.
+	// Router is the public address of the router, which is also its IKE identity; RouterASN its number.
 	Router    netip.Addr
 	RouterASN uint32
 	// Announce is what the gateway has behind it.
@@ -93,8 +103,8 @@ type Config struct {
 	MaxPrefixes int
 	// MED of what is announced, none if 0.
 	MED uint32
-	// Libreswan does IKE instead of strongSwan, and FRR BGP instead of BIRD. Alternate has every second instance use
-	// the others.
+	// Libreswan does IKE instead of strongSwan, where an instance has one tunnel, and FRR BGP instead of BIRD. Alternate has
+	// every second instance use the others.
 	Libreswan, FRR, Alternate bool
 }
 
@@ -111,16 +121,18 @@ type Instance struct {
 	// the same node but for Google.
 	Node, Router *lab.Node
 	Tunnels      []Tunnel
-	BGP          BGPConfig
+	// BGP has a neighbour for each tunnel, in the same order, before all others.
+	BGP BGPConfig
 	// CharonOptions and, after Start, the running daemons.
 	CharonOptions CharonOptions
 	IKE           IKE
 	Speaker       Speaker
 
 	libreswan, frr bool
+	silent         bool // toward strangers
 }
 
-// AWSProposals are all that an AWS tunnel accepts when nobody restricted it, without the
+// AWSIKE and AWSESP are all that an AWS tunnel accepts when nobody restricted it, without the
 // Diffie-Hellman groups 22 to 24, which strongSwan 6 has dropped.
 const (
 	awsGroups = "modp1024-modp2048-modp3072-modp4096-modp6144-modp8192-ecp256-ecp384-ecp521"
@@ -166,12 +178,12 @@ func orElse[T comparable](v *T, value T) {
 }
 
 func (c Config) tunnel(name string, ifID uint32, p Peering) Tunnel {
-	return Tunnel{Name: name, Local: p.Outside, Remote: c.Router, PSK: p.PSK, IfID: ifID,
-		IKE: c.IKE, ESP: c.ESP, Start: c.Start, Life: c.Life, DPD: c.DPD, MTU: c.MTU}
+	return Tunnel{Name: cmp.Or(p.Name, name), Local: p.Outside, Remote: cmp.Or(p.PeerOutside, c.Router), PSK: p.PSK, IfID: ifID,
+		IKE: cmp.Or(p.IKE, c.IKE), ESP: cmp.Or(p.ESP, c.ESP), Start: cmp.Or(p.Start, c.Start), Life: c.Life, DPD: c.DPD, MTU: c.MTU}
 }
 
 func (c Config) neighbor(name string, p Peering) Neighbor {
-	return Neighbor{Name: name, Local: p.Inside, Remote: p.Router, ASN: c.RouterASN, Hold: c.Hold, MaxPrefixes: c.MaxPrefixes, MED: c.MED}
+	return Neighbor{Name: name, Local: p.Inside, Remote: p.PeerInside, ASN: cmp.Or(p.PeerASN, c.RouterASN), Hold: c.Hold, MaxPrefixes: c.MaxPrefixes, MED: c.MED}
 }
 
 // NewAWS adds a transit gateway's VPN connection: one node with one outside address per tunnel,
@@ -187,7 +199,9 @@ func NewAWS(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	orElse(&c.DPD, 10*time.Second)
 	orElse(&c.MTU, 1438)
 	orElse(&c.Hold, 30*time.Second)
-	return newRouterGateway(l, internet, name, c)
+	g := newRouterGateway(l, internet, name, c)
+	g.Instances[0].silent = true
+	return g
 }
 
 // NewOracle adds an OCI Site-to-Site VPN connection: as AWS's, but the gateway initiates too. Hold time 180 s.
@@ -220,10 +234,9 @@ func newRouterGateway(l *lab.Lab, internet *Internet, name string, c Config) *Ga
 	return &Gateway{Name: name, Config: c, Instances: []*Instance{i}}
 }
 
-// NewAzure adds an active-active VPN gateway: one node per peering, with one public address each. The
-// BGP address is an APIPA /32 on the instance, the router's is reached through the
-// tunnel by a host route, and the router must open the session. Hold time 180 s. Each
-// instance tells the other what it learnt over the VNet, see JoinVNet.
+// NewAzure adds an active-active VPN gateway: one node, an instance, for each public address of the peerings. A BGP
+// address is an APIPA /32 on the instance, the router's is reached through the tunnel by a host route, and the router
+// must open the session. Hold time 180 s. Each instance tells the other what it learnt over the VNet, see JoinVNet.
 func NewAzure(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	orElse(&c.IKE, AzureIKE)
 	orElse(&c.ESP, AzureESP)
@@ -234,25 +247,30 @@ func NewAzure(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	orElse(&c.Hold, 180*time.Second)
 	orElse(&c.MaxPrefixes, 4000)
 	g := &Gateway{Name: name, Config: c}
-	for k, p := range c.Peerings {
-		n := l.Node(fmt.Sprintf("%s%d", name, k))
-		other := c.Alternate && k%2 == 1
-		i := &Instance{Node: n, Router: n, libreswan: c.Libreswan != other, frr: c.FRR != other}
-		t := c.tunnel("tunnel", 1, p)
-		t.Interface(n)
-		n.IP("link add bgp type dummy")
-		n.IP("addr add %s/32 dev bgp", p.Inside)
-		if p.Subnet.IsValid() {
-			n.IP("addr add %s/32 dev bgp", p.Subnet)
+	instances := map[netip.Addr]*Instance{}
+	for _, p := range c.Peerings {
+		i := instances[p.Outside]
+		if i == nil {
+			k := len(g.Instances)
+			n := l.Node(fmt.Sprintf("%s%d", name, k))
+			other := c.Alternate && k%2 == 1
+			i = &Instance{Node: n, Router: n, libreswan: c.Libreswan != other, frr: c.FRR != other,
+				BGP: BGPConfig{ASN: c.ASN, RouterID: p.Outside, Announce: c.Announce, Multipath: true}}
+			n.IP("link add bgp type dummy")
+			n.IP("link set bgp up")
+			internet.Attach(n, p.Outside)
+			instances[p.Outside], g.Instances = i, append(g.Instances, i)
 		}
-		n.IP("link set bgp up")
-		n.IP("route add %s/32 dev %s src %s", p.Router, t.Device(), p.Inside)
+		t := c.tunnel("tunnel", uint32(len(i.Tunnels)+1), p)
+		t.Interface(i.Node)
+		i.Node.IP("addr replace %s/32 dev bgp", p.Inside) // what nobody answers has the address of another connection
+		if p.Subnet.IsValid() {
+			i.Node.IP("addr replace %s/32 dev bgp", p.Subnet)
+		}
+		i.Node.IP("route add %s/32 dev %s src %s", p.PeerInside, t.Device(), p.Inside)
 		nb := c.neighbor(t.Name, p)
 		nb.Passive, nb.Multihop, nb.Device = true, true, t.Device()
-		i.Tunnels = []Tunnel{t}
-		i.BGP = BGPConfig{ASN: c.ASN, RouterID: p.Outside, Announce: c.Announce, Neighbors: []Neighbor{nb}, Multipath: true}
-		internet.Attach(n, p.Outside)
-		g.Instances = append(g.Instances, i)
+		i.Tunnels, i.BGP.Neighbors = append(i.Tunnels, t), append(i.BGP.Neighbors, nb)
 	}
 	return g
 }
@@ -269,8 +287,7 @@ func (g *Gateway) JoinVNet(addrs ...netip.Addr) {
 	}
 }
 
-// NewGoogle adds an HA VPN gateway, which does IPsec and nothing else, with one outside address per
-// tunnel, and behind it a Cloud Router, which has the inside addresses. Either side
+// NewGoogle adds an HA VPN gateway, which does IPsec and nothing else, with the peerings' outside addresses, and behind it a Cloud Router, which has the inside addresses. Either side
 // may initiate; this one does on traffic. Hold time 60 s.
 //
 // Between the two nodes is one veth per tunnel, and the gateway joins each to its
@@ -288,19 +305,22 @@ func NewGoogle(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	orElse(&c.MaxPrefixes, 5000)
 	orElse(&c.MED, 100)
 	gw, cr := l.Node(name+"-gw"), l.Node(name+"-cr")
-	i := &Instance{Node: gw, Router: cr, libreswan: c.Libreswan, frr: c.FRR}
+	i := &Instance{Node: gw, Router: cr, libreswan: c.Libreswan, frr: c.FRR, silent: true}
 	var outside []netip.Addr
 	for k, p := range c.Peerings {
-		outside = append(outside, p.Outside)
+		if !slices.Contains(outside, p.Outside) {
+			outside = append(outside, p.Outside)
+		}
 		t := c.tunnel(fmt.Sprintf("tunnel%d", k), uint32(k+1), p)
 		t.Interface(gw)
-		veth := fmt.Sprintf("router%d", k)
-		l.Link(lab.End{Node: cr, Name: t.Name, Addrs: []netip.Prefix{netip.PrefixFrom(p.Inside, 30)}}, lab.End{Node: gw, Name: veth})
-		cr.IP("link set %s mtu %d", t.Name, c.MTU)
-		gw.IP("rule add iif %s lookup %d", veth, 10+k)
-		gw.IP("route add default dev %s table %d", t.Device(), 10+k)
-		gw.IP("rule add iif %s lookup %d", t.Device(), 20+k)
-		gw.IP("route add default via %s dev %s onlink table %d", p.Inside, veth, 20+k)
+		veth, device := fmt.Sprintf("router%d", k), fmt.Sprintf("tunnel%d", k)
+		l.Link(lab.End{Node: cr, Name: device, Addrs: []netip.Prefix{netip.PrefixFrom(p.Inside, 30)}}, lab.End{Node: gw, Name: veth})
+		cr.IP("link set %s mtu %d", device, c.MTU)
+		out, in := 1000+2*k, 1001+2*k // routing tables
+		gw.IP("rule add iif %s lookup %d", veth, out)
+		gw.IP("route add default dev %s table %d", t.Device(), out)
+		gw.IP("rule add iif %s lookup %d", t.Device(), in)
+		gw.IP("route add default via %s dev %s onlink table %d", p.Inside, veth, in)
 		i.Tunnels = append(i.Tunnels, t)
 		i.BGP.Neighbors = append(i.BGP.Neighbors, c.neighbor(t.Name, p))
 	}
@@ -337,7 +357,27 @@ func (i *Instance) startIPsec(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if i.silent {
+		if err := i.ignoreStrangers(ctx); err != nil {
+			return err
+		}
+	}
 	return i.startIKE(ctx)
+}
+
+// ignoreStrangers has a gateway answer, at the outside address of a tunnel, only the other end of that tunnel. strongSwan
+// alone would refuse a stranger, who would give up then.
+func (i *Instance) ignoreStrangers(ctx context.Context) error {
+	var known []string
+	for _, t := range i.Tunnels {
+		known = append(known, fmt.Sprintf("%s . %s", t.Remote, t.Local))
+	}
+	rules := fmt.Sprintf(`table ip strangers {
+	counter ike { }
+	chain in { type filter hook prerouting priority raw; udp dport { 500, 4500 } ip saddr . ip daddr != { %s } counter name ike drop; }
+}`, strings.Join(known, ", "))
+	_, err := i.Node.ExecInput(ctx, rules, "nft", "-f", "-")
+	return err
 }
 
 func (i *Instance) startIKE(ctx context.Context) (err error) {
@@ -365,8 +405,16 @@ const googleRules = `table ip google {
 }`
 
 // FragmentsDropped is how many fragmented IKE messages a Google gateway has dropped.
-func (g *Gateway) FragmentsDropped(ctx context.Context) (n int, err error) {
-	out, err := g.Instances[0].Node.Exec(ctx, "nft", "list", "counter", "ip", "google", "ike")
+func (g *Gateway) FragmentsDropped(ctx context.Context) (int, error) { return g.dropped(ctx, "google") }
+
+// StrangersDropped is how many packets to the IKE ports AWS's or Google's gateway has dropped because they were not
+// from the other end of a tunnel.
+func (g *Gateway) StrangersDropped(ctx context.Context) (int, error) {
+	return g.dropped(ctx, "strangers")
+}
+
+func (g *Gateway) dropped(ctx context.Context, table string) (n int, err error) {
+	out, err := g.Instances[0].Node.Exec(ctx, "nft", "list", "counter", "ip", table, "ike")
 	if err != nil {
 		return 0, err
 	}
@@ -380,10 +428,11 @@ func (g *Gateway) FragmentsDropped(ctx context.Context) (n int, err error) {
 // Stray opens a TCP connection for BGP to the router from the private address of an Azure instance, as it does all the
 // time, and returns why there is none.
 func (g *Gateway) Stray(instance int, limit time.Duration) error {
-	i, p := g.Instances[instance], g.Config.Peerings[instance]
+	i := g.Instances[instance]
+	p := g.Config.Peerings[slices.IndexFunc(g.Config.Peerings, func(p Peering) bool { return p.Outside == i.Tunnels[0].Local })]
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: p.Subnet.AsSlice()}, Timeout: limit}
 	return i.Node.Do(func() error {
-		c, err := d.Dial("tcp", netip.AddrPortFrom(p.Router, 179).String())
+		c, err := d.Dial("tcp", netip.AddrPortFrom(p.PeerInside, 179).String())
 		if err == nil {
 			c.Close()
 		}

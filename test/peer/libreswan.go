@@ -94,6 +94,10 @@ func (p *Pluto) write(tunnels []Tunnel) error {
 // Load makes libreswan have exactly these tunnels.
 func (p *Pluto) Load(ctx context.Context, tunnels ...Tunnel) error {
 	fail := func(err error) error { return fmt.Errorf("loading tunnels: %w", err) }
+	if len(tunnels) > 1 {
+		// It takes no second CHILD SA with the same selectors, whatever interface it is for.
+		return fail(fmt.Errorf("libreswan has one tunnel for everything, not %d", len(tunnels)))
+	}
 	if err := p.write(tunnels); err != nil {
 		return fail(err)
 	}

@@ -27,7 +27,6 @@ type cell struct {
 type matrix struct {
 	lab      *lab.Lab
 	internet *peer.Internet
-	nat      *lab.Node
 	node     *lab.Node
 	cells    []*cell
 }
@@ -53,7 +52,8 @@ func newMatrix(ctx context.Context) (m *matrix, err error) {
 	}()
 	m = &matrix{lab: l}
 	m.internet = peer.NewInternet(l, "internet", netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("198.51.100.0/24"))
-	m.nat, m.node = e2e.Hub(l, m.internet)
+	hub := e2e.DefaultHub(l, m.internet)
+	m.node = hub.Node
 
 	type maker func(*lab.Lab, *peer.Internet, string, peer.Config) *peer.Gateway
 	add := func(cloud string, build maker, name string, c peer.Config) *cell {
@@ -76,7 +76,7 @@ func newMatrix(ctx context.Context) (m *matrix, err error) {
 		return x
 	}
 	pair := func(inside, router string) peer.Peering {
-		return peer.Peering{Inside: addr(inside), Router: addr(router)}
+		return peer.Peering{Inside: addr(inside), PeerInside: addr(router)}
 	}
 	apipa := func(inside, router, subnet string) peer.Peering {
 		p := pair(inside, router)
@@ -114,7 +114,7 @@ func newMatrix(ctx context.Context) (m *matrix, err error) {
 	if err := l.Up(ctx); err != nil {
 		return nil, err
 	}
-	return m, e2e.Translate(ctx, m.nat)
+	return m, hub.Translate(ctx)
 }
 
 // start starts all gateways, a few at a time: what each waits for may not come in time otherwise.
@@ -159,9 +159,9 @@ func (m *matrix) tunnels() (out []tunnel) {
 func (m *matrix) document() string {
 	var tunnels, peers strings.Builder
 	for _, t := range m.tunnels() {
-		inside := fmt.Sprintf("{local: %s/30}", t.peering.Router)
+		inside := fmt.Sprintf("{local: %s/30}", t.peering.PeerInside)
 		if strings.HasPrefix(t.cell.cloud, "azure") {
-			inside = fmt.Sprintf("{local: %s/32, remote: %s}", t.peering.Router, t.peering.Inside)
+			inside = fmt.Sprintf("{local: %s/32, remote: %s}", t.peering.PeerInside, t.peering.Inside)
 		}
 		more := ""
 		if t.cell.ipsec != "" {
