@@ -59,6 +59,9 @@ func (t *Topology) Document(name string) (string, spec.Problems) {
 			fmt.Fprintf(&b, "# Once: %s\n", k.store())
 		}
 	}
+	if slices.ContainsFunc(m.Tunnels, func(tu *isthmusv1.Tunnel) bool { return tu.GetWireguard() != nil }) {
+		fmt.Fprintf(&b, "# Once, before all this: isthmus secret set %s --generate wireguard; it prints the node's wireguardPublicKey.\n", WireGuardKey)
+	}
 	return b.String() + text, nil
 }
 
