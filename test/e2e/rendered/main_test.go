@@ -1,0 +1,23 @@
+// Package rendered has topologies come up from what isthmus topology render writes and from nothing else: nodes apply their
+// documents, and the clouds' look-alikes are made of what test/rendered reads in commands and Terraform.
+package rendered
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"github.com/isthmus-net/isthmus/test/e2e"
+	"github.com/isthmus-net/isthmus/test/vm"
+)
+
+func TestMain(m *testing.M) {
+	if !vm.Inside() {
+		if err := e2e.Build("../../.."); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	vm.TestMain(m, "../../../bin/isthmusd", "../../../bin/isthmus", "../../../bin/"+e2e.CharonConf,
+		"../../../docs/examples/two-routers.yaml", "../../../docs/examples/clouds-only.yaml")
+}
