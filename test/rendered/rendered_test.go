@@ -322,6 +322,7 @@ func TestStrict(t *testing.T) {
 		{"aws", "cli", `"PreSharedKey"`, `"PresharedKey_"`},
 		{"aws", "cli", `"$aws_hub_1_cgw"`, `"$aws_hub_3_cgw"`},
 		{"aws", "cli", "<<OPTIONS", "| cat <<OPTIONS"},
+		{"aws", "cli", "<<OPTIONS", "<<'OPTIONS'"},
 		{"azure", "cli", "--bgp-peering-address", "--bgp-address"},
 		{"azure", "cli", "  --pfs-group ECP384 \\\n", ""},
 		{"azure", "cli", " \\\n  --enable-bgp", ""},

@@ -45,10 +45,12 @@ func readCommands(text string) ([]command, error) {
 		if m := assignment.FindStringSubmatch(line); m != nil {
 			c.assign, line = m[1], strings.TrimPrefix(line, m[0])
 			if before, end, ok := strings.Cut(line, " <<"); ok {
-				for i++; lines[i] != end; i++ {
+				for i++; i < len(lines) && lines[i] != end; i++ {
 					c.stdin += lines[i] + "\n"
 				}
-				i++
+				if i++; i >= len(lines) {
+					return nil, fmt.Errorf("line %d: input that does not end", c.line)
+				}
 				line = before + lines[i]
 			}
 			if comment := strings.Index(line, ") #"); comment >= 0 {
