@@ -28,15 +28,25 @@ func Hear(buffer int) (*Events, error) {
 	if err != nil {
 		return nil, err
 	}
+	e := &Events{fd: fd, buffer: make([]byte, endBuffer)}
 	err = errors.Join(unix.SetNonblock(fd, true), unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
 	if err == nil {
-		err = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, unix.NFNLGRP_CONNTRACK_DESTROY)
+		err = e.Listen(true)
 	}
 	if err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("subscribing to the ends of flows: %w", err)
 	}
-	return &Events{fd: fd, buffer: make([]byte, endBuffer)}, nil
+	return e, nil
+}
+
+// Listen begins or ends the subscription. While nobody listens, the kernel makes no events.
+func (e *Events) Listen(listen bool) error {
+	option := unix.NETLINK_DROP_MEMBERSHIP
+	if listen {
+		option = unix.NETLINK_ADD_MEMBERSHIP
+	}
+	return unix.SetsockoptInt(e.fd, unix.SOL_NETLINK, option, unix.NFNLGRP_CONNTRACK_DESTROY)
 }
 
 // Close ends the subscription. No other method may run or be called afterwards.

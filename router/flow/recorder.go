@@ -42,6 +42,8 @@ type Recorder struct {
 	store  *Store
 	conn   *conntrack.Conn
 	events *conntrack.Events
+	// switched is told when recording is turned on or off.
+	switched chan struct{}
 
 	unheard atomic.Uint64 // flows of a checkpoint whose ends nobody told
 	lossy   atomic.Bool   // ends may have been missed since the last checkpoint
@@ -97,7 +99,7 @@ func Open(dir string, log *slog.Logger) (*Recorder, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Recorder{dir: dir, log: log, store: store, live: &checkpoint{at: map[key]int{}}}
+	r := &Recorder{dir: dir, log: log, store: store, switched: make(chan struct{}, 1), live: &checkpoint{at: map[key]int{}}}
 	for _, note := range store.Notes() {
 		log.Warn("the log of translations is damaged", "err", note)
 	}
@@ -135,6 +137,12 @@ func (r *Recorder) Limit(c Config) {
 	if c.Enabled && !r.config.Enabled {
 		r.lossy.Store(true)
 	}
+	if c.Enabled != r.config.Enabled {
+		select {
+		case r.switched <- struct{}{}:
+		default:
+		}
+	}
 	r.config = c
 }
 
@@ -162,11 +170,23 @@ func (r *Recorder) Run(ctx context.Context) error {
 	defer wg.Wait()
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
-	overruns := r.events.Overruns()
+	listens, overruns := true, r.events.Overruns()
 	for {
+		if on := r.enabled(); on != listens {
+			if err := r.events.Listen(on); err != nil {
+				return fmt.Errorf("listening to the ends of flows: %w", err)
+			}
+			if listens = on; on {
+				look.Reset(lookEvery)
+			} else {
+				look.Stop()
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-r.switched:
+			continue
 		case <-look.C:
 		}
 		if err := r.events.Read(r.ended); err != nil {

@@ -168,6 +168,20 @@ func TestRecorder(t *testing.T) {
 	if st := r.Status(); st.Unheard != n || st.Lost != 0 || len(st.Problems) > 0 {
 		t.Errorf("%+v", st)
 	}
+
+	// Turned off and on again. Who asks is told of live flows in any case.
+	r.Limit(Config{})
+	time.Sleep(3 * lookEvery)
+	s.send(3001, n)
+	off := time.Now()
+	s.forget()
+	r.Limit(unbounded)
+	time.Sleep(3 * lookEvery)
+	s.send(3002, n)
+	began = time.Now()
+	s.forget()
+	s.who(r, 3002, began, n)
+	s.who(r, 3001, off, 0)
 }
 
 // BenchmarkCost opens TCP connections through a router and has them end, with and without a recorder in turn. Client, router, server and
