@@ -26,7 +26,11 @@ func Endings(a, b Config) (out []Ending) {
 	kept := b.addresses()
 	address := func(kind, name string, at, public netip.Addr) {
 		if !slices.Contains(kept, at) {
-			out = append(out, Ending{kind, name, "from " + public.String(), func(t Track) bool { return t.LeavesAs == at || t.Destination == at }})
+			out = append(out, Ending{kind, name, "from " + public.String(), func(t Track) bool {
+				// What asked for it from inside is sent back inside, and never leaves with it.
+				turned := t.LeavesAs == t.Destination && t.Source != at
+				return (t.LeavesAs == at || t.Destination == at) && !turned
+			}})
 			kept = append(kept, at) // it is said once
 		}
 	}

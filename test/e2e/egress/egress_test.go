@@ -71,6 +71,8 @@ const egress = `egress:
   - {name: open, action: dnat, sources: [0.0.0.0/0], protocol: tcp, ports: ["8080"], pool: partner, to: "172.16.2.5:80"}
   - {name: web, action: redirect, sources: [172.16.0.0/16], destinations: [198.51.100.0/24], protocol: tcp, ports: ["80"], to: "172.31.1.2:3128",
      whenDown: bypass, probes: {interval: 1s, timeout: 1s, rise: 1, fall: 2, holdDown: 0s}}
+  - {name: web-only, action: redirect, sources: [172.16.0.0/16], destinations: [198.51.100.0/24], protocol: tcp, ports: ["81"], to: "172.31.1.2:3128",
+     probes: {interval: 1s, timeout: 1s, rise: 1, fall: 2, holdDown: 0s}}
 `
 
 // begin builds the topology and applies the document to the hub.
@@ -115,7 +117,7 @@ func begin(t *testing.T) *world {
 	w.ok(l.Up(t.Context()))
 	w.leaks, err = w.partner.Capture("", prefixes("172.16.0.0/12", "10.1.0.0/24", "100.64.0.0/16", "169.254.0.0/16")...)
 	w.ok(err)
-	for _, to := range []string{service, "198.51.100.7:23", "198.51.100.7:80", "10.99.0.1:443"} {
+	for _, to := range []string{service, "198.51.100.7:23", "198.51.100.7:80", "198.51.100.7:81", "10.99.0.1:443"} {
 		w.serve(w.partner, "partner", to)
 	}
 	w.serve(w.inside, "server", "172.16.2.5:80")
@@ -388,11 +390,24 @@ func (w *world) actions() {
 // proxyDown has the proxy come and go.
 func (w *world) proxyDown() {
 	w.Log("a proxy")
-	const to = "198.51.100.7:80"
+	const to, strict = "198.51.100.7:80", "198.51.100.7:81"
+	blocked := func() {
+		w.Helper()
+		w.ok(lab.Until(w.Context(), 10*time.Second, func() error {
+			f, err := w.open(w.inside, client, strict)
+			if err == nil {
+				return fmt.Errorf("without a proxy: %s", f.seen)
+			} else if !errors.Is(err, unix.ECONNREFUSED) { // somebody listens there
+				return err
+			}
+			return nil
+		}))
+	}
 	direct := []string{"partner " + first, "partner " + second}
 	w.says(10*time.Second, "172.31.1.2:3128 (down)", "get", "nat", "-o", "wide") // nobody has started it
 	w.says(10*time.Second, "ProxyDown", "describe", "node")
 	w.want(w.inside, client, to, direct...)
+	blocked()
 	proxy := w.serve(w.proxy, "proxy", "172.31.1.2:3128")
 	w.ok(lab.Until(w.Context(), 15*time.Second, func() error {
 		f, err := w.open(w.inside, client, to)
@@ -402,10 +417,13 @@ func (w *world) proxyDown() {
 		return err
 	}))
 	through := w.want(w.inside, client, to, "proxy "+client)
+	w.ok(lab.Until(w.Context(), 10*time.Second, func() error { _, err := w.open(w.inside, client, strict); return err }))
+	w.want(w.inside, client, strict, "proxy "+client)
 	w.ok(proxy.Close())
 	w.says(10*time.Second, "172.31.1.2:3128 (down)", "get", "nat", "-o", "wide")
 	w.ok(lab.Until(w.Context(), 5*time.Second, func() error { _, err := w.open(w.inside, client, to); return err }))
 	w.want(w.inside, client, to, direct...)
+	blocked()
 	if broken([]*flow{through}) > 0 {
 		w.Error("a flow through the proxy was cut")
 	}
@@ -500,7 +518,9 @@ func (w *world) liveFlows() {
 	}
 	for range 20 {
 		plain = append(plain, w.want(w.inside, "10.77.0.1", "10.99.0.1:443", "partner 10.77.0.1"))
-		forwarded = append(forwarded, w.want(w.partner, "198.51.100.7", first+":8080", "server 198.51.100.7"), w.want(w.inside, client, first+":8080", "server "+first))
+		// What asks for the second address from inside never leaves with it, and outlives it.
+		forwarded = append(forwarded, w.want(w.partner, "198.51.100.7", first+":8080", "server 198.51.100.7"), w.want(w.inside, client, second+":8080", "server "+second))
+		flows = append(flows, w.want(w.partner, "198.51.100.7", second+":8080", "server 198.51.100.7"))
 	}
 	w.Logf("%d flows are up after %v: %v", n, time.Since(began).Round(time.Millisecond), as)
 	unbroken := func(when string) {
@@ -558,7 +578,7 @@ func (w *world) liveFlows() {
 	unbroken("the others")
 	var leaving, staying []*flow
 	for _, f := range flows {
-		if f.seen == "partner "+second {
+		if f.seen == "partner "+second || f.seen == "server 198.51.100.7" {
 			leaving = append(leaving, f)
 		} else {
 			staying = append(staying, f)
