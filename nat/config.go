@@ -7,6 +7,8 @@ package nat
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -145,6 +147,24 @@ type Policy struct {
 	// Down says that the proxy does not work: new flows are rejected, or with Bypass decided as if the policy were not
 	// there. With Redirect.
 	Down, Bypass bool
+}
+
+// Equal says whether two policies are the same, with their prefixes, names and ports in the same order.
+func (p *Policy) Equal(o *Policy) bool {
+	return p.Name == o.Name && p.Action == o.Action && slices.Equal(p.Sources, o.Sources) && slices.Equal(p.Destinations, o.Destinations) &&
+		slices.Equal(p.Names, o.Names) && p.Protocol == o.Protocol && slices.Equal(p.Ports, o.Ports) && p.Pool == o.Pool && p.Pickup == o.Pickup &&
+		p.Timeouts == o.Timeouts && p.To == o.To && p.Down == o.Down && p.Bypass == o.Bypass
+}
+
+// EqualFrame says whether two configurations differ in nothing but their policies.
+func (c Config) EqualFrame(o Config) bool {
+	c.Policies, o.Policies = nil, nil
+	return reflect.DeepEqual(c, o)
+}
+
+// Equal says whether two configurations are the same, with their lists in the same order. There may be ten thousand policies.
+func (c Config) Equal(o Config) bool {
+	return c.EqualFrame(o) && slices.EqualFunc(c.Policies, o.Policies, func(a, b Policy) bool { return a.Equal(&b) })
 }
 
 // Timeouts are times without packets after which a flow is forgotten, in whole seconds; 0: the kernel's default.

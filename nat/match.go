@@ -117,11 +117,22 @@ func (c *Config) Rules() []Rule {
 			}
 		}
 	}
-	slices.SortFunc(rules, func(a, b Rule) int {
-		return cmp.Or(Precedence(a, b), a.Destination.Addr().Compare(b.Destination.Addr()), a.Source.Addr().Compare(b.Source.Addr()),
-			cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Ports.First, b.Ports.First), cmp.Compare(a.Policy.Name, b.Policy.Name))
-	})
+	slices.SortFunc(rules, Order)
 	return rules
+}
+
+// Order is the order of Config.Rules.
+func Order(a, b Rule) int {
+	if c := Precedence(a, b); c != 0 {
+		return c
+	}
+	if c := a.Destination.Addr().Compare(b.Destination.Addr()); c != 0 {
+		return c
+	}
+	if c := a.Source.Addr().Compare(b.Source.Addr()); c != 0 {
+		return c
+	}
+	return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Ports.First, b.Ports.First), cmp.Compare(a.Policy.Name, b.Policy.Name))
 }
 
 // Opens returns the addresses of its pool at which a policy with DNAT listens, as they are on the interface and as

@@ -39,7 +39,7 @@ func (r *Router) schedule(former, target plan.Target, first bool) {
 			return nil
 		}})
 	}
-	if first || !reflect.DeepEqual(former.NAT, target.NAT) || !reflect.DeepEqual(former.Health, target.Health) || !reflect.DeepEqual(former.Proxies, target.Proxies) || !reflect.DeepEqual(former.Names, target.Names) {
+	if first || !former.NAT.Equal(target.NAT) || !reflect.DeepEqual(former.Health, target.Health) || !reflect.DeepEqual(former.Proxies, target.Proxies) || !reflect.DeepEqual(former.Names, target.Names) {
 		before := former
 		r.work.set(object{key: "nat", stage: stageGuard, apply: func(ctx context.Context) error {
 			if err := r.applyNAT(ctx, before, target); err != nil {

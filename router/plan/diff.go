@@ -69,7 +69,7 @@ func Diff(a, b Target) []Change {
 		changes = append(changes, Change{Action: modify, Kind: "names", Name: "names", Fields: f})
 	}
 	record(diff("proxy", a.Proxies, b.Proxies, func(p health.Pool) string { return p.Name }, anyFields[health.Pool](""), ""))
-	record(diff("policy", a.NAT.Policies, b.NAT.Policies, func(p nat.Policy) string { return p.Name }, anyFields[nat.Policy](""), "new flows that it would decide are left to the other policies, and without one the guard drops them"))
+	record(diff("policy", a.NAT.Policies, b.NAT.Policies, func(p nat.Policy) string { return p.Name }, policyFields, "new flows that it would decide are left to the other policies, and without one the guard drops them"))
 	record(diff("map", a.NAT.Maps, b.NAT.Maps, func(m nat.Map) string { return m.Mapped.String() }, anyFields[nat.Map](""), ""))
 	record(diff("tunnel", a.Tunnels, b.Tunnels, func(c tunnel.Config) string { return c.Name }, tunnelFields, "the tunnel goes down for good"))
 	record(diff("route", a.Routes, b.Routes, func(r fib.Route) string { return r.Prefix.String() }, anyFields[fib.Route](""), "what it carries takes another route or none"))
@@ -118,6 +118,14 @@ func diff[T any](kind string, a, b []T, name func(T) string, differ func(a, b T)
 		}
 	}
 	return changes, removals
+}
+
+// policyFields is anyFields for what there may be ten thousand of.
+func policyFields(a, b nat.Policy) ([]string, string) {
+	if a.Equal(&b) {
+		return nil, ""
+	}
+	return anyFields[nat.Policy]("")(a, b)
 }
 
 func tunnelFields(a, b tunnel.Config) (f []string, why string) {
