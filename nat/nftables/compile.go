@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"math/bits"
 	"net/netip"
 	"slices"
@@ -32,7 +33,8 @@ const guardCounter = "guard"
 type ruleset struct {
 	chains map[string]*chain
 	sets   map[string]*set
-	layers map[string][2]int // of each view and family; not read back
+	layers map[string][2][]int // of each view and family: how many maps each layer has; not read back
+	laid   []laid              // the rules, in order; not read back
 	// timeouts are the objects that rules refer to, by name; read back they have no content.
 	timeouts map[string]*expr.CtTimeout
 }
@@ -147,8 +149,44 @@ func frontMap(ipv6 bool) string   { return "front" + of(ipv6).suffix }
 func hairpinMap(ipv6 bool) string { return "hairpin" + of(ipv6).suffix }
 func poolSet(ipv6 bool) string    { return "pool" + of(ipv6).suffix }
 func clampMap(ipv6 bool) string   { return "mss" + of(ipv6).suffix }
-func layerMap(view string, layer int, ipv6 bool) string {
+
+// layerMap returns the name of one of the maps of a layer.
+func layerMap(view string, layer, part, parts int, ipv6 bool) string {
+	if parts > 1 {
+		return fmt.Sprintf("%s-%d.%d-%s", view, layer+1, part+1, of(ipv6).suffix)
+	}
 	return fmt.Sprintf("%s-%d-%s", view, layer+1, of(ipv6).suffix)
+}
+
+// mapSize is how many elements a map of a layer has on the average before the layer gets twice as many maps.
+const mapSize = 1536
+
+// parts returns into how many maps, a power of two, a layer with some elements is divided. To remove an element the kernel (6.18,
+// nft_pipapo_remove) looks at each one before it, about 5 us each; to add one it copies the map. One more look-up costs a new
+// flow some 0.1 us.
+func parts(elements int) int {
+	n := 1
+	for n*mapSize < elements {
+		n *= 2
+	}
+	return n
+}
+
+// part returns which of the maps of a layer has a key.
+func part(key string, parts int) int {
+	h := fnv.New32a()
+	h.Write([]byte(key))
+	return int(uint64(h.Sum32()) * uint64(parts) >> 32) // the upper bits: the lower ones depend on too little
+}
+
+// mapFor returns the name of the map that a rule is in.
+func (r *ruleset) mapFor(view string, layer int, rule *nat.Rule, key string) string {
+	ipv6 := rule.Source.Addr().Is6()
+	n := 1
+	if parts := r.layers[view][b2i(ipv6)]; layer < len(parts) {
+		n = parts[layer]
+	}
+	return layerMap(view, layer, part(key, n), n, ipv6)
 }
 func poolName(pool string, ipv6 bool) string { return "pool-" + pool + "-" + of(ipv6).suffix }
 
@@ -196,7 +234,7 @@ func compile(c nat.Config) (*ruleset, error) {
 	if err := check(c, rules); err != nil {
 		return nil, err
 	}
-	r := &ruleset{chains: map[string]*chain{}, sets: map[string]*set{}, layers: map[string][2]int{}, timeouts: map[string]*expr.CtTimeout{}}
+	r := &ruleset{chains: map[string]*chain{}, sets: map[string]*set{}, layers: map[string][2][]int{}, timeouts: map[string]*expr.CtTimeout{}}
 	r.addPolicies(c, rules)
 	r.addPools(c)
 	r.addRefusals()
@@ -316,8 +354,35 @@ func (l *lengths) parents(p netip.Prefix, yield func(netip.Prefix)) {
 	}
 }
 
-// addPolicies lays the policies' rules into the views.
-func (r *ruleset) addPolicies(c nat.Config, rules []nat.Rule) {
+// view is a place where rules are looked up.
+type view struct {
+	name string
+	// wants says whether a policy must be looked up here. The view also holds the rules that beat one of such a policy.
+	wants func(*nat.Policy) bool
+	// verdict is what the view holds for a rule. It adds the chains that it needs to a ruleset.
+	verdict func(*ruleset, *nat.Rule) element
+}
+
+// The views in which a rule's layer is known, by place in views.
+const (
+	inPolicy = iota
+	inPickup
+	inFront
+	inProxy
+	inReject
+	viewCount
+)
+
+// laid is a rule with its layer in each view, from 0; absent where it is not.
+type laid struct {
+	nat.Rule
+	layers [viewCount]int16
+}
+
+const absent = -1
+
+// views returns the views, all but that of plain.
+func views(c nat.Config) [viewCount]view {
 	pools := map[string]*[2]bool{}
 	for i := range c.Pools {
 		has := &[2]bool{}
@@ -326,48 +391,87 @@ func (r *ruleset) addPolicies(c nat.Config, rules []nat.Rule) {
 		}
 		pools[c.Pools[i].Name] = has
 	}
-	r.lay(policyView, rules, func(rule *nat.Rule) element {
-		p, ipv6 := rule.Policy, rule.Source.Addr().Is6()
-		e := element{kind: drop, policy: p.Name}
-		switch has := pools[p.Pool]; {
-		case p.Action == nat.NoNAT:
-			e.kind, e.chain = r.timed(p.Timeouts, "plain", accept, "")
-		case p.Action == nat.SNAT && has != nil && has[b2i(ipv6)]:
-			pool := poolName(p.Pool, ipv6)
-			e.kind, e.chain = r.timed(p.Timeouts, pool, gotoTo, pool)
-		}
-		return e
-	})
-	r.lay(pickupView, deciding(rules, func(p *nat.Policy) bool { return p.Pickup }), func(rule *nat.Rule) element {
-		if rule.Policy.Pickup {
-			return element{kind: gotoTo, chain: policyView + "-" + of(rule.Source.Addr().Is6()).suffix}
-		}
-		return element{kind: gotoTo, chain: dropped}
-	})
-	for view, action := range map[string]nat.Action{frontView: nat.DNAT, proxyView: nat.Redirect} {
-		r.lay(view, deciding(rules, func(p *nat.Policy) bool { return p.Does() == action }), func(rule *nat.Rule) element {
+	does := func(action nat.Action) func(*nat.Policy) bool {
+		return func(p *nat.Policy) bool { return p.Does() == action }
+	}
+	// Whatever else a rule does is decided behind routing, by all policies: what beats this one need not be in the view.
+	target := func(action nat.Action) func(*ruleset, *nat.Rule) element {
+		return func(r *ruleset, rule *nat.Rule) element {
 			if p := rule.Policy; p.Does() == action {
 				return element{kind: gotoTo, chain: r.addTarget(c, p), policy: p.Name}
 			}
-			// Whatever else it is, is decided behind routing, by all policies: what beats this one need not be in the view.
 			return element{kind: accept}
+		}
+	}
+	return [viewCount]view{
+		inPolicy: {policyView, func(*nat.Policy) bool { return true }, func(r *ruleset, rule *nat.Rule) element {
+			p, ipv6 := rule.Policy, rule.Source.Addr().Is6()
+			e := element{kind: drop, policy: p.Name}
+			switch has := pools[p.Pool]; {
+			case p.Action == nat.NoNAT:
+				e.kind, e.chain = r.timed(p.Timeouts, "plain", accept, "")
+			case p.Action == nat.SNAT && has != nil && has[b2i(ipv6)]:
+				pool := poolName(p.Pool, ipv6)
+				e.kind, e.chain = r.timed(p.Timeouts, pool, gotoTo, pool)
+			}
+			return e
+		}},
+		inPickup: {pickupView, func(p *nat.Policy) bool { return p.Pickup }, func(_ *ruleset, rule *nat.Rule) element {
+			if rule.Policy.Pickup {
+				return element{kind: gotoTo, chain: policyView + "-" + of(rule.Source.Addr().Is6()).suffix}
+			}
+			return element{kind: gotoTo, chain: dropped}
+		}},
+		inFront: {frontView, does(nat.DNAT), target(nat.DNAT)},
+		inProxy: {proxyView, does(nat.Redirect), target(nat.Redirect)},
+		inReject: {rejectView, does(nat.Reject), func(_ *ruleset, rule *nat.Rule) element {
+			if rule.Policy.Does() == nat.Reject {
+				return element{kind: gotoTo, chain: rejected, policy: rule.Policy.Name}
+			}
+			return element{kind: accept}
+		}},
+	}
+}
+
+// addPolicies lays the policies' rules into the views.
+func (r *ruleset) addPolicies(c nat.Config, rules []nat.Rule) {
+	r.laid = make([]laid, len(rules))
+	for i := range rules {
+		r.laid[i] = laid{rules[i], [viewCount]int16{absent, absent, absent, absent, absent}}
+	}
+	for v, view := range views(c) {
+		members := make([]int, 0, len(rules))
+		if v == inPolicy {
+			for i := range rules {
+				members = append(members, i)
+			}
+		} else {
+			members = deciding(rules, view.wants)
+		}
+		of := rules
+		if len(members) < len(rules) {
+			of = make([]nat.Rule, len(members))
+			for i, at := range members {
+				of[i] = rules[at]
+			}
+		}
+		r.lay(view.name, of, func(i, layer int) element {
+			r.laid[members[i]].layers[v] = int16(layer)
+			return view.verdict(r, &of[i])
 		})
 	}
-	r.lay(rejectView, deciding(rules, func(p *nat.Policy) bool { return p.Does() == nat.Reject }), func(rule *nat.Rule) element {
-		if rule.Policy.Does() == nat.Reject {
-			return element{kind: gotoTo, chain: rejected, policy: rule.Policy.Name}
-		}
-		return element{kind: accept}
-	})
-	r.lay(plainView, plain(c), func(*nat.Rule) element { return element{kind: accept} })
+	r.lay(plainView, plain(c), func(int, int) element { return element{kind: accept} })
 }
+
+// timedInfix is in the names of chains that set timeouts.
+const timedInfix = "-for"
 
 // timed returns a verdict for flows with timeouts: the given one, behind a chain that sets them when there are any.
 func (r *ruleset) timed(t nat.Timeouts, name string, kind int32, chainName string) (int32, string) {
 	if t == (nat.Timeouts{}) {
 		return kind, chainName
 	}
-	name += "-for"
+	name += timedInfix
 	for _, object := range timeouts(t) {
 		name += "-" + timeoutName(object)
 	}
@@ -452,8 +556,11 @@ func plain(c nat.Config) []nat.Rule {
 	return slices.CompactFunc(pairs.Rules(), func(a, b nat.Rule) bool { return a.Source == b.Source && a.Destination == b.Destination })
 }
 
-// deciding returns the rules of wanted policies and those that beat one of them for some flow.
-func deciding(rules []nat.Rule, wanted func(*nat.Policy) bool) (out []nat.Rule) {
+// deciding returns the places of the rules of wanted policies and of those that beat one of them for some flow.
+func deciding(rules []nat.Rule, wanted func(*nat.Policy) bool) (out []int) {
+	if !slices.ContainsFunc(rules, func(r nat.Rule) bool { return wanted(r.Policy) }) {
+		return nil
+	}
 	type pair struct{ destination, source netip.Prefix }
 	exact, below := map[pair]bool{}, map[pair]bool{} // wanted rules: with, and at or below, a source
 	index := newLayerIndex(rules)
@@ -471,7 +578,7 @@ func deciding(rules []nat.Rule, wanted func(*nat.Policy) bool) (out []nat.Rule) 
 			})
 		}
 		if keep {
-			out = append(out, *r)
+			out = append(out, i)
 		}
 	}
 	slices.Reverse(out)
@@ -489,33 +596,43 @@ func newLayerIndex(rules []nat.Rule) *layerIndex {
 	return index
 }
 
-// lay puts rules, which are in order of precedence, into the layers of a view.
-func (r *ruleset) lay(view string, rules []nat.Rule, verdict func(*nat.Rule) element) {
+// lay puts rules, which are in order of precedence, into the layers of a view. verdict is asked once for each rule, by its place and layer.
+func (r *ruleset) lay(view string, rules []nat.Rule, verdict func(place, layer int) element) {
 	index := newLayerIndex(rules)
-	layers := [2]int{}
-	for len(rules) > 0 {
-		n := 1
-		for n < len(rules) && nat.Precedence(rules[0], rules[n]) == 0 {
+	chosen := make([]int, len(rules))
+	var sizes [2][]int
+	for first, n := 0, 0; first < len(rules); first += n {
+		n = 1
+		for first+n < len(rules) && nat.Precedence(rules[first], rules[first+n]) == 0 {
 			n++
 		}
-		chosen := make([]int, n)
-		for i := range n {
+		for i := first; i < first+n; i++ {
 			chosen[i] = index.first(&rules[i])
 		}
-		for i := range n {
-			rule := &rules[i]
-			index.add(rule, chosen[i])
-			ipv6 := rule.Source.Addr().Is6()
-			layers[b2i(ipv6)] = max(layers[b2i(ipv6)], chosen[i]+1)
-			name := layerMap(view, chosen[i], ipv6)
-			if r.sets[name] == nil {
-				r.sets[name] = &set{shape: shape{isMap: true, isVerdict: true, isInterval: true, isConcat: true}, elements: map[string]element{}}
+		for i := first; i < first+n; i++ {
+			index.add(&rules[i], chosen[i])
+			size := &sizes[b2i(rules[i].Source.Addr().Is6())]
+			for len(*size) <= chosen[i] {
+				*size = append(*size, 0)
 			}
-			r.sets[name].elements[ruleKey(rule)] = verdict(rule)
+			(*size)[chosen[i]]++
 		}
-		rules = rules[n:]
 	}
-	r.layers[view] = layers
+	for _, f := range families {
+		size := sizes[b2i(f.ipv6)]
+		for layer := range size {
+			size[layer] = parts(size[layer])
+			for part := range size[layer] {
+				r.sets[layerMap(view, layer, part, size[layer], f.ipv6)] = &set{
+					shape: shape{isMap: true, isVerdict: true, isInterval: true, isConcat: true}, elements: map[string]element{}}
+			}
+		}
+	}
+	r.layers[view] = sizes
+	for i := range rules {
+		key := ruleKey(&rules[i])
+		r.sets[r.mapFor(view, chosen[i], &rules[i], key)].elements[key] = verdict(i, chosen[i])
+	}
 }
 
 func b2i(b bool) int {
@@ -713,10 +830,10 @@ func (r *ruleset) addArrival(c nat.Config) {
 		r.sets[hairpinMap(p.Addr().Is6())].elements[mark] = element{data: address}
 	}
 	for _, f := range families {
-		if r.layers[frontView][b2i(f.ipv6)] > 0 {
+		if len(r.layers[frontView][b2i(f.ipv6)]) > 0 {
 			arrival.rules = append(arrival.rules, rule(isFamily(f), do(network(f.dst, f.size, reg1), to(frontMap(f.ipv6))), r.ask(frontView, f)))
 		}
-		if r.layers[proxyView][b2i(f.ipv6)] > 0 {
+		if len(r.layers[proxyView][b2i(f.ipv6)]) > 0 {
 			arrival.rules = append(arrival.rules, rule(isFamily(f), late(), do(verdict(expr.VerdictAccept, ""))), rule(isFamily(f), comes(expr.CmpOpNeq, c.Underlay),
 				do(&expr.Fib{Register: reg1, ResultOIFNAME: true, FlagDADDR: true}, compare(expr.CmpOpEq, interfaceName(c.Underlay)...)),
 				r.ask(proxyView, f)))
@@ -755,7 +872,7 @@ func (r *ruleset) addForward(c nat.Config) {
 		forward.rules = append(forward.rules, rule(leaves(expr.CmpOpEq, c.Underlay), hasOwnSource(f), do(verdict(expr.VerdictGoto, dropped))))
 	}
 	for _, f := range families {
-		if r.layers[rejectView][b2i(f.ipv6)] > 0 {
+		if len(r.layers[rejectView][b2i(f.ipv6)]) > 0 {
 			forward.rules = append(forward.rules, rule(leaves(expr.CmpOpEq, c.Underlay), isFamily(f), begins(), r.ask(rejectView, f)))
 		}
 	}
@@ -771,7 +888,7 @@ func (r *ruleset) addForward(c nat.Config) {
 func (r *ruleset) addEgress(c nat.Config) {
 	egress := &chain{kind: nftables.ChainTypeNAT, hook: *nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityNATSource}
 	for _, f := range families {
-		if r.layers[frontView][b2i(f.ipv6)] > 0 {
+		if len(r.layers[frontView][b2i(f.ipv6)]) > 0 {
 			egress.rules = append(egress.rules, hairpin(f, c.Underlay))
 		}
 	}
@@ -782,7 +899,7 @@ func (r *ruleset) addEgress(c nat.Config) {
 		egress.rules = append(egress.rules, rule(hasOwnSource(f), do(verdict(expr.VerdictAccept, ""))))
 		ask := r.ask(policyView, f)
 		pickup := dropped
-		if r.layers[pickupView][b2i(f.ipv6)] > 0 {
+		if len(r.layers[pickupView][b2i(f.ipv6)]) > 0 {
 			pickup = pickupView + "-" + f.suffix
 			r.chains[pickup] = &chain{rules: append(r.lookups(pickupView, f, transport(2, 2, register(2*f.size+4))), do(verdict(expr.VerdictGoto, dropped)))}
 		}
@@ -808,16 +925,18 @@ func (r *ruleset) ask(view string, f family) []expr.Any {
 	return do(verdict(expr.VerdictJump, name))
 }
 
-// lookups returns one rule for each layer of a view.
+// lookups returns one rule for each map of the layers of a view.
 func (r *ruleset) lookups(view string, f family, port expr.Any) (rules [][]expr.Any) {
-	for layer := range r.layers[view][b2i(f.ipv6)] {
-		rules = append(rules, do(
-			network(f.source, f.size, register(0)),
-			network(f.dst, f.size, register(f.size)),
-			meta(expr.MetaKeyL4PROTO, register(2*f.size)),
-			port,
-			&expr.Lookup{SourceRegister: register(0), IsDestRegSet: true, SetName: layerMap(view, layer, f.ipv6)},
-		))
+	for layer, parts := range r.layers[view][b2i(f.ipv6)] {
+		for part := range parts {
+			rules = append(rules, do(
+				network(f.source, f.size, register(0)),
+				network(f.dst, f.size, register(f.size)),
+				meta(expr.MetaKeyL4PROTO, register(2*f.size)),
+				port,
+				&expr.Lookup{SourceRegister: register(0), IsDestRegSet: true, SetName: layerMap(view, layer, part, parts, f.ipv6)},
+			))
+		}
 	}
 	return rules
 }
@@ -843,7 +962,7 @@ func (r *ruleset) addGuard(c nat.Config) {
 		guard.rules = append(guard.rules, rule(hasOwnSource(f), do(verdict(expr.VerdictAccept, ""))))
 	}
 	for _, f := range families {
-		if r.layers[plainView][b2i(f.ipv6)] > 0 {
+		if len(r.layers[plainView][b2i(f.ipv6)]) > 0 {
 			name := plainView + "-" + f.suffix
 			// Whichever way the flow began, its pair of prefixes stands for all its packets.
 			r.chains[name] = &chain{rules: r.lookups(plainView, f, &expr.Immediate{Register: register(2*f.size + 4), Data: []byte{0, 0}})}

@@ -43,13 +43,8 @@ func decodeElement(s shape, e nftables.SetElement) (key string, el element, err 
 // decodeVerdict reads the attributes of a verdict: its code, and the chain with goto.
 func decodeVerdict(b []byte) (kind int32, chain string, err error) {
 	seen := false
-	for len(b) >= unix.SizeofNlAttr {
-		n := int(binary.NativeEndian.Uint16(b))
-		if n < unix.SizeofNlAttr || n > len(b) {
-			break
-		}
-		value := b[unix.SizeofNlAttr:n]
-		switch binary.NativeEndian.Uint16(b[2:]) &^ unix.NLA_F_NESTED {
+	attributes(b, func(attr uint16, value []byte) {
+		switch attr {
 		case unix.NFTA_VERDICT_CODE:
 			if len(value) == 4 {
 				kind, seen = int32(binary.BigEndian.Uint32(value)), true
@@ -57,8 +52,7 @@ func decodeVerdict(b []byte) (kind int32, chain string, err error) {
 		case unix.NFTA_VERDICT_CHAIN:
 			chain = string(bytes.TrimRight(value, "\x00"))
 		}
-		b = b[min((n+3)&^3, len(b)):]
-	}
+	})
 	if !seen {
 		return 0, "", fmt.Errorf("an element without a verdict")
 	}

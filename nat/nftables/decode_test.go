@@ -61,6 +61,7 @@ func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, comment string) {
 		decodeVerdict(b)
 		decodeGeneration(b)
+		decodeAnswer(b, shape{isMap: true, isVerdict: true, isInterval: true, isConcat: true})
 		decodeComment(comment)
 	})
 }

@@ -1,5 +1,6 @@
 // Package nftables carries out NAT with one nftables table, "inet isthmus". The table is replaced in one transaction and only when it
-// differs; when only policies, addresses or clamps differ, only the elements of its sets change.
+// differs; when only policies, addresses or clamps differ, only the elements of its sets change, and when only a few policies do,
+// only they are looked at.
 package nftables
 
 import (
@@ -8,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -42,6 +42,7 @@ type Driver struct {
 
 	mu         sync.Mutex // one transaction at a time
 	generation *generation
+	edits      *nftables.Conn // nil: not open
 	last       *applied
 	config     *nat.Config     // that was given last
 	placed     []nat.Placement // nil: what the kernel has
@@ -111,22 +112,24 @@ func (d *Driver) Apply(ctx context.Context, c nat.Config) error {
 	if known != nil && known.number != number {
 		known = nil // someone else was there
 	}
-	if known != nil && reflect.DeepEqual(known.config, c) {
-		return nil
+	if known != nil {
+		if done, err := d.amend(number, known, c); done || err != nil {
+			return err
+		}
 	}
 	want, err := compile(c)
 	if err != nil {
 		return fmt.Errorf("compiling rules: %w", err)
 	}
 	d.config = &c
-	return d.become(number, known, c, want)
+	return d.become(number, c, want, func() error { return d.write(known, c, want) })
 }
 
-// become makes the rules be as wanted, and notes it.
-func (d *Driver) become(number uint32, known *applied, c nat.Config, want *ruleset) error {
+// become has write make the rules be as wanted, and notes it.
+func (d *Driver) become(number uint32, c nat.Config, want *ruleset, write func() error) error {
 	d.last = nil
 	writes := d.writes.Load()
-	if err := d.write(known, c, want); err != nil {
+	if err := write(); err != nil {
 		return err
 	}
 	// Whoever came between the first number and ours is found out next time by reading.

@@ -306,4 +306,8 @@ func frees(todo map[string]*change) bool {
 }
 
 // with returns a copy with sets that can be replaced.
-func (r *ruleset) with() *ruleset { return &ruleset{chains: r.chains, sets: maps.Clone(r.sets)} }
+func (r *ruleset) with() *ruleset {
+	out := *r
+	out.sets = maps.Clone(r.sets)
+	return &out
+}

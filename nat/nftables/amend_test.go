@@ -1,0 +1,340 @@
+package nftables
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/test/netns"
+)
+
+// difference returns how two rulesets differ, counters aside; empty: in nothing.
+func difference(have, want *ruleset) string {
+	if !sameFrame(have, want) {
+		return "the frame"
+	}
+	if todo, _ := changes(have, want); len(todo) > 0 {
+		return fmt.Sprintf("the elements: %+v", todo)
+	}
+	if !reflect.DeepEqual(have.layers, want.layers) {
+		return fmt.Sprintf("the layers: %v, %v", have.layers, want.layers)
+	}
+	same := func(a, b laid) bool {
+		return nat.Order(a.Rule, b.Rule) == 0 && a.Ports == b.Ports && a.Policy.Equal(b.Policy) && a.layers == b.layers
+	}
+	if !slices.EqualFunc(have.laid, want.laid, same) {
+		return "where rules are laid"
+	}
+	return ""
+}
+
+// edited returns a configuration with a few policies added, removed or changed, in order of names and without ties.
+func (r random) edited(c nat.Config, name string) nat.Config {
+	c.Policies = slices.Clone(c.Policies)
+	for i := range 1 + r.IntN(2) {
+		at := r.IntN(len(c.Policies))
+		switch p := r.policy(fmt.Sprintf("%s-%d", name, i)); r.IntN(5) {
+		case 0:
+			c.Policies = slices.Delete(c.Policies, at, at+1)
+		case 1: // another policy of the same name
+			p.Name = c.Policies[at].Name
+			c.Policies[at] = p
+		case 2: // a prefix more
+			q := &c.Policies[at]
+			q.Sources = append(slices.Clone(q.Sources), r.either(r.inside()))
+			*q = permitted(*q)
+		default:
+			c.Policies = append(c.Policies, p)
+		}
+	}
+	slices.SortFunc(c.Policies, func(a, b nat.Policy) int { return cmp.Compare(a.Name, b.Name) })
+	settle(&c)
+	return c
+}
+
+// mostlySimple returns mostly policies that can be amended.
+func (r random) mostlySimple(name string) nat.Policy {
+	for {
+		p := r.policy(name)
+		if p.Action == nat.SNAT || p.Action == nat.Deny || p.Action == nat.Reject || r.IntN(12) == 0 {
+			return p
+		}
+	}
+}
+
+// TestAmendIsCompile edits configurations at random: where an amendment is made, its ruleset is the one that compile returns.
+func TestAmendIsCompile(t *testing.T) {
+	made, left := 0, 0
+	moves := 0
+	for seed := range uint64(24) {
+		r := random{rand.New(rand.NewPCG(seed, 11))}
+		c := nat.Config{Underlay: "up0", Pools: []nat.Pool{pool("one", "192.0.2.11", "2001:db8:ff::11"), pool("many", "192.0.2.21"), pool("four-only", "192.0.2.31")}}
+		for i := range []int{5, 40, 120}[seed%3] {
+			c.Policies = append(c.Policies, r.mostlySimple(fmt.Sprintf("a%03d", i)))
+		}
+		slices.SortFunc(c.Policies, func(a, b nat.Policy) int { return cmp.Compare(a.Name, b.Name) })
+		settle(&c)
+		have, err := compile(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for step := range 40 {
+			next := r.edited(c, fmt.Sprintf("b%03d", step))
+			want, err := compile(next)
+			if err != nil {
+				t.Fatal(err)
+			}
+			gone, came, ok := differing(c.Policies, next.Policies)
+			if !ok {
+				t.Fatal("the policies are out of order")
+			}
+			if a := have.amend(next, gone, came); a != nil {
+				if got := difference(have, mustCompile(t, c)); got != "" {
+					t.Fatalf("seed %d, step %d: to amend has changed %s", seed, step, got)
+				}
+				moves += len(a.add)
+				have.amendBy(a)
+				made++
+				if got := difference(have, want); got != "" {
+					t.Fatalf("seed %d, step %d: gone %+v, came %+v: %s", seed, step, gone, came, got)
+				}
+			} else {
+				have = want
+				left++
+			}
+			c = next
+		}
+	}
+	t.Log(made, "amended with", moves, "elements,", left, "compiled")
+	if made < 200 || left < 100 {
+		t.Errorf("%d amended, %d compiled: not enough of one kind", made, left)
+	}
+}
+
+func mustCompile(t testing.TB, c nat.Config) *ruleset {
+	t.Helper()
+	r, err := compile(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// TestAmendDivided edits layers of several maps, also where one more element divides them anew.
+func TestAmendDivided(t *testing.T) {
+	c := many(2*mapSize - 1)
+	have := mustCompile(t, c)
+	if n := have.layers[policyView][0]; !slices.Equal(n, []int{2, 1}) {
+		t.Fatalf("maps %v", n)
+	}
+	edit := func(next nat.Config) bool {
+		gone, came, _ := differing(c.Policies, next.Policies)
+		a := have.amend(next, gone, came)
+		want := mustCompile(t, next)
+		if a == nil {
+			have = want
+		} else {
+			have.amendBy(a)
+		}
+		c = next
+		if got := difference(have, want); got != "" {
+			t.Fatal(got)
+		}
+		return a != nil
+	}
+	for _, k := range []struct {
+		policies int
+		amended  bool
+	}{{2 * mapSize, true}, {2*mapSize - 3, true}, {2*mapSize + 1, false}, {2*mapSize + 9, true}, {2*mapSize - 1, false}} {
+		if edit(many(k.policies)) != k.amended {
+			t.Errorf("%d policies: not amended %v", k.policies, k.amended)
+		}
+	}
+	largest := 0
+	for _, s := range mustCompile(t, many(8*mapSize)).sets {
+		largest = max(largest, len(s.elements))
+	}
+	if largest > mapSize*5/4 {
+		t.Errorf("a map has %d elements, where %d are the average", largest, mapSize)
+	}
+}
+
+// TestAmendRefuses has edits that are for compile.
+func TestAmendRefuses(t *testing.T) {
+	base := many(20)
+	for name, p := range map[string]nat.Policy{
+		"a tie":          {Name: "z", Action: nat.Deny, Sources: base.Policies[3].Sources, Destinations: base.Policies[3].Destinations},
+		"a new layer":    {Name: "z", Action: nat.Deny, Sources: pfx("10.0.0.0/9")},
+		"another family": {Name: "z", Action: nat.Deny, Sources: pfx("2001:db8::/32")},
+		"a new view":     {Name: "z", Action: nat.Reject, Sources: pfx("172.16.0.0/16"), Destinations: pfx("198.18.0.0/24")},
+		"plain":          {Name: "z", Action: nat.NoNAT, Sources: pfx("172.16.0.0/16"), Destinations: pfx("172.17.0.0/24")},
+		"timeouts":       {Name: "z", Action: nat.SNAT, Pool: "p", Sources: pfx("172.16.0.0/16"), Destinations: pfx("198.18.0.0/24"), Timeouts: nat.Timeouts{UDP: time.Minute}},
+		"a wrong one":    {Name: "z", Action: "what", Sources: pfx("172.16.0.0/16"), Destinations: pfx("198.18.0.0/24")},
+	} {
+		have := mustCompile(t, base)
+		after := base
+		after.Policies = append(slices.Clone(base.Policies), p)
+		if have.amend(after, nil, []nat.Policy{p}) != nil {
+			t.Errorf("%s was amended", name)
+		}
+	}
+}
+
+// many is n policies for as many sources and destinations, and one for everything else.
+func many(n int) nat.Config {
+	c := nat.Config{Underlay: "up0", Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{pool("p", "192.0.2.11"), pool("q", "192.0.2.12")}}
+	for i := range n {
+		src := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
+		dst := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 4), byte(i << 4)}), 28)
+		c.Policies = append(c.Policies, nat.Policy{Name: fmt.Sprintf("p%05d", i), Action: nat.SNAT, Sources: []netip.Prefix{src}, Destinations: []netip.Prefix{dst}, Pool: "p"})
+	}
+	c.Policies = append(c.Policies, nat.Policy{Name: "rest", Action: nat.SNAT, Sources: pfx("10.0.0.0/8"), Pool: "p"})
+	return c
+}
+
+// TestAmendKernel edits the kernel's rules at random. Each time another driver finds them as it would have written them.
+func TestAmendKernel(t *testing.T) {
+	r := random{rand.New(rand.NewPCG(5, 5))}
+	ns := netns.New(t)
+	d := newDriver(t, ns)
+	c := nat.Config{Underlay: "up0", Pools: []nat.Pool{pool("one", "192.0.2.11", "2001:db8:ff::11"), pool("many", "192.0.2.21"), pool("four-only", "192.0.2.31")}}
+	for i := range 60 {
+		c.Policies = append(c.Policies, r.mostlySimple(fmt.Sprintf("a%03d", i)))
+	}
+	settle(&c)
+	apply(t, d, c)
+	amended := 0
+	for step := range 60 {
+		before := d.last
+		c = r.edited(c, fmt.Sprintf("b%03d", step))
+		apply(t, d, c)
+		if d.last == nil {
+			t.Fatal("the driver does not know what it wrote")
+		}
+		if d.last.rules == before.rules {
+			amended++
+		}
+		fresh := newDriver(t, ns)
+		apply(t, fresh, c)
+		if fresh.Writes() != 0 {
+			t.Fatalf("step %d: the rules are not what another driver writes", step)
+		}
+		writes := d.Writes()
+		apply(t, d, c)
+		if d.Writes() != writes {
+			t.Fatalf("step %d: the same was written again", step)
+		}
+	}
+	t.Log(amended, "of 60 amended")
+	if amended < 15 {
+		t.Errorf("only %d amended", amended)
+	}
+}
+
+// TestAmendKeepsCounters edits policies that have counted.
+func TestAmendKeepsCounters(t *testing.T) {
+	s := newSite(t)
+	d := newDriver(t, s.router)
+	c := many(4)
+	apply(t, d, c)
+	s.transmit(nat.Flow{Source: addr("10.0.1.1"), Destination: addr("198.51.0.17"), Protocol: 17, Port: 7}, 1, 0)
+	s.transmit(nat.Flow{Source: addr("10.0.9.1"), Destination: addr("198.51.9.17"), Protocol: 17, Port: 7}, 2, 0)
+	s.receive(100 * time.Millisecond)
+	want := map[string]uint64{"p00000": 0, "p00001": 1, "p00002": 0, "p00003": 0, "rest": 1}
+	edit := func(what string, change func(c *nat.Config)) {
+		t.Helper()
+		rules := d.last.rules
+		c.Policies = slices.Clone(c.Policies)
+		change(&c)
+		apply(t, d, c)
+		if d.last == nil || d.last.rules != rules {
+			t.Errorf("%s: not amended", what)
+		}
+		state, err := d.Observe(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]uint64{}
+		for _, p := range state.Policies {
+			got[p.Name] = p.Flows.Packets
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %v, want %v", what, got, want)
+		}
+	}
+	edit("another pool", func(c *nat.Config) { c.Policies[1].Pool = "q" })
+	edit("one prefix more", func(c *nat.Config) { c.Policies[1].Sources = append(pfx("172.16.0.0/24"), c.Policies[1].Sources...) })
+	edit("the prefix that has counted goes", func(c *nat.Config) { c.Policies[1].Sources = pfx("172.16.0.0/24") })
+	edit("one more and one less", func(c *nat.Config) { c.Policies[1].Sources = pfx("172.16.1.0/24") })
+	delete(want, "p00001")
+	edit("the policy goes", func(c *nat.Config) { c.Policies = slices.Delete(c.Policies, 1, 2) })
+	want["p00001"] = 0
+	edit("and comes", func(c *nat.Config) { c.Policies = slices.Insert(c.Policies, 1, many(4).Policies[1]) })
+}
+
+// BenchmarkEdit adds, removes and changes one of 10,000 policies: as an amendment, and compiled as a whole.
+func BenchmarkEdit(b *testing.B) {
+	const n = 10_000
+	d := newDriver(b, netns.New(b))
+	all, more, other := many(n), many(n+1), many(n)
+	other.Policies[n/2].Pool = "q"
+	spent := map[string]time.Duration{}
+	apply(b, d, all)
+	for b.Loop() {
+		for _, way := range []string{"amended", "compiled"} {
+			for _, step := range []struct {
+				what string
+				to   nat.Config
+			}{{"add", more}, {"remove", all}, {"change", other}, {"same", other}, {"", all}} {
+				if way == "compiled" {
+					d.last.config.Underlay = "other" // so that it does not look the same
+				}
+				start := time.Now()
+				apply(b, d, step.to)
+				spent[step.what+"-"+way] += time.Since(start)
+			}
+		}
+	}
+	for _, what := range []string{"add", "remove", "change", "same"} {
+		for _, way := range []string{"-amended", "-compiled"} {
+			b.ReportMetric(spent[what+way].Seconds()*1000/float64(b.N), what+way+"-ms")
+		}
+	}
+}
+
+func TestDiffering(t *testing.T) {
+	list := func(names ...string) (out []nat.Policy) {
+		for _, n := range names {
+			out = append(out, nat.Policy{Name: n[:1], Pool: n[1:]})
+		}
+		return out
+	}
+	lots := many(maxAmended).Policies
+	for _, k := range []struct {
+		a, b       []nat.Policy
+		gone, came int
+		ok         bool
+	}{
+		{list("a", "b"), list("a", "b"), 0, 0, true},
+		{list("b", "a"), list("b", "a"), 0, 0, true}, // whatever the order
+		{list("a", "c"), list("a", "b", "c"), 0, 1, true},
+		{list("a", "b", "c"), list("b"), 2, 0, true},
+		{list("a", "b1", "c"), list("a", "b2", "d"), 2, 2, true},
+		{nil, list("a"), 0, 1, true},
+		{list("a"), list("a", "a1"), 0, 0, false}, // twice the same name
+		{list("a", "b"), list("b", "a"), 0, 0, false},
+		{nil, lots, 0, 0, false},
+	} {
+		gone, came, ok := differing(k.a, k.b)
+		if ok != k.ok || ok && (len(gone) != k.gone || len(came) != k.came) {
+			t.Errorf("from %v to %v: %v, %v, %v", k.a, k.b, gone, came, ok)
+		}
+	}
+}
