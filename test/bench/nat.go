@@ -26,7 +26,7 @@ func policies(n int) nat.Config {
 	for i := range n {
 		src := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
 		dst := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 4), byte(i << 4)}), 28)
-		c.Policies = append(c.Policies, nat.Policy{Name: fmt.Sprintf("p%d", i), Action: nat.SNAT, Sources: []netip.Prefix{src}, Destinations: []netip.Prefix{dst}, Pool: "p"})
+		c.Policies = append(c.Policies, nat.Policy{Name: fmt.Sprintf("p%05d", i), Action: nat.SNAT, Sources: []netip.Prefix{src}, Destinations: []netip.Prefix{dst}, Pool: "p"})
 	}
 	c.Policies = append(c.Policies, nat.Policy{Name: "rest", Action: nat.SNAT, Sources: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Pool: "p"})
 	return c
@@ -183,7 +183,7 @@ func (b *bench) nat(ctx context.Context) error {
 	}
 	defer e.close()
 	n := b.size(10_000)
-	one, all, more := policies(1), policies(n), policies(n+1)
+	one, all := policies(1), policies(n)
 	dir, err := e.router.Dir()
 	if err != nil {
 		return err
@@ -193,13 +193,6 @@ func (b *bench) nat(ctx context.Context) error {
 		return err
 	}
 	flows := newTable("Egress: new connections a second of CPU time through %d policies", n)
-	edits := newTable("Egress: one policy added or removed")
-	edit := func(row string, c nat.Config) error {
-		start := time.Now()
-		err := e.driver.Apply(ctx, c)
-		edits.add(row, "ms", time.Since(start).Seconds()*1000)
-		return err
-	}
 	many := fmt.Sprint(n, " policies")
 	few, full := newTable(""), newTable("")
 	const plain = "table inet linear {\nchain post {\ntype nat hook postrouting priority srcnat;\noifname up0 snat ip to 192.0.2.11\n}\n}\n"
@@ -247,20 +240,96 @@ func (b *bench) nat(ctx context.Context) error {
 		flows.add("linear rules", "connections/s", full.cells[[2]string{"linear", "rate"}][i])
 	}
 	flows.print(os.Stdout, "one policy", "one plain rule", "linear rules")
+	return b.edits(ctx, e, n)
+}
+
+// edits measures what it takes to add and remove one of n policies: in the driver; as an element of a map of as many, by
+// nft; and through the API of a daemon, as a whole document.
+func (b *bench) edits(ctx context.Context, e *egress, n int) error {
+	t := newTable("Egress: one of %d policies added or removed", n)
+	timed := func(row, column string, do func() error) error {
+		start := time.Now()
+		err := do()
+		t.add(row, column, time.Since(start).Seconds()*1000)
+		return err
+	}
+	all, more := policies(n), policies(n+1)
 	if err := e.driver.Apply(ctx, all); err != nil {
 		return err
 	}
-	for range 4 * b.rounds {
-		if err := edit("add one of "+fmt.Sprint(n), more); err != nil {
-			return err
-		}
-		if err := edit("remove one of "+fmt.Sprint(n), all); err != nil {
-			return err
-		}
-		if err := edit("the same again", all); err != nil {
+	dir, err := e.router.Dir()
+	if err != nil {
+		return err
+	}
+	element := func(i int) string {
+		p := &more.Policies[i]
+		return fmt.Sprintf("%v . %v . 0-255 . 0-65535", p.Sources[0], p.Destinations[0])
+	}
+	var script strings.Builder
+	script.WriteString("table inet cli {\nmap m {\ntype ipv4_addr . ipv4_addr . inet_proto . inet_service : verdict\nflags interval\nelements = {\n")
+	for i := range n {
+		script.WriteString(element(i) + " : accept,\n")
+	}
+	script.WriteString("}\n}\n}\n")
+	if err := os.WriteFile(dir+"/map.nft", []byte(script.String()), 0o600); err != nil {
+		return err
+	}
+	if _, err := e.router.Exec(ctx, "nft", "-f", dir+"/map.nft"); err != nil {
+		return err
+	}
+	nft := func(verb string) func() error {
+		return func() error {
+			_, err := e.router.Exec(ctx, "nft", verb, "element", "inet", "cli", "m", "{", element(n), ":", "accept", "}")
 			return err
 		}
 	}
-	edits.print(os.Stdout)
+	apply := func(c nat.Config) func() error { return func() error { return e.driver.Apply(ctx, c) } }
+	for range 4 * b.rounds {
+		err := errors.Join(
+			apply(all)(), // it reads back what nft has left, which is not part of an edit
+			timed("driver", "add ms", apply(more)), timed("driver", "the same ms", apply(more)), timed("driver", "remove ms", apply(all)),
+			timed("nft, one map", "add ms", nft("add")), timed("nft, one map", "remove ms", nft("delete")))
+		if err != nil {
+			return err
+		}
+	}
+	if _, err := e.router.Exec(ctx, "nft", "delete", "table", "inet", "cli"); err != nil {
+		return err
+	}
+	p, c, err := b.startRouter(ctx, e.router)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	text, longer := policyDocument(all), policyDocument(more)
+	if _, _, err := c.apply(ctx, text); err != nil {
+		log, _ := os.ReadFile(p.Log)
+		return fmt.Errorf("%w: %s", err, log)
+	}
+	for range 2 * b.rounds {
+		for _, turn := range []struct{ column, text string }{{"add ms", longer}, {"the same ms", longer}, {"remove ms", text}} {
+			if err := timed("whole document through the API", turn.column, func() error {
+				_, _, err := c.apply(ctx, turn.text)
+				return err
+			}); err != nil {
+				return err
+			}
+		}
+	}
+	t.print(os.Stdout)
 	return nil
+}
+
+// policyDocument returns the document of a configuration from policies.
+func policyDocument(c nat.Config) string {
+	var b strings.Builder
+	b.WriteString("node: {name: bench}\nunderlay: {interface: up0, address: 192.0.2.1}\negress:\n  pools:\n  - {name: p, addresses: [{address: 192.0.2.11}]}\n  policies:\n")
+	for _, p := range c.Policies {
+		fmt.Fprintf(&b, "  - {name: %s, sources: [%v], pool: %s", p.Name, p.Sources[0], p.Pool)
+		if len(p.Destinations) > 0 {
+			fmt.Fprintf(&b, ", destinations: [%v]", p.Destinations[0])
+		}
+		b.WriteString("}\n")
+	}
+	return b.String()
 }
