@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -59,7 +58,7 @@ type Recorder struct {
 type rules struct {
 	since  time.Time
 	config nat.Config
-	index  *nat.Index
+	index  *nat.Index // nil: not needed yet
 }
 
 // checkpoint is the translated flows of one moment whose ends were not heard of yet.
@@ -150,11 +149,10 @@ func (r *Recorder) Limit(c Config) {
 func (r *Recorder) Use(c nat.Config) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if n := len(r.rules); n > 0 && reflect.DeepEqual(r.rules[n-1].config, c) {
+	if n := len(r.rules); n > 0 && r.rules[n-1].config.Equal(c) {
 		return
 	}
-	x := c.Index()
-	r.rules = append(r.rules, rules{time.Now(), c, x})
+	r.rules = append(r.rules, rules{since: time.Now(), config: c})
 	if n := len(r.rules); n > rulesKept {
 		r.rules = slices.Clone(r.rules[n-rulesKept:])
 	}
@@ -285,6 +283,9 @@ func (r *Recorder) recordLocked(f *conntrack.Flow) Record {
 	}
 	if i < 0 {
 		return rec
+	}
+	if r.rules[i].index == nil {
+		r.rules[i].index = r.rules[i].config.Index()
 	}
 	p := r.rules[i].index.Find(nat.Flow{Source: rec.Inside.Addr(), Destination: rec.Destination.Addr(), Protocol: rec.Protocol, Port: rec.Destination.Port()})
 	// The rules of the flow's first packet may have been others than those that are remembered.
