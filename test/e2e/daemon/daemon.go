@@ -3,6 +3,10 @@ package daemon
 
 import (
 	"context"
+	"crypto/ecdh"
+	"crypto/rand"
+	"encoding/base64"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -75,3 +79,21 @@ func (n *Node) CLI(ctx context.Context, input string, args ...string) (string, e
 
 // Program returns the path of isthmus or isthmusd.
 func (n *Node) Program(name string) string { return filepath.Join(n.bin, name) }
+
+// Prefixes parses prefixes, or addresses with a prefix length.
+func Prefixes(list ...string) (out []netip.Prefix) {
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+// Key makes a WireGuard key pair, in base64.
+func Key(t testing.TB) (private, public string) {
+	t.Helper()
+	k, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return base64.StdEncoding.EncodeToString(k.Bytes()), base64.StdEncoding.EncodeToString(k.PublicKey().Bytes())
+}

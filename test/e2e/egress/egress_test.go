@@ -4,9 +4,6 @@ package egress
 
 import (
 	"bufio"
-	"crypto/ecdh"
-	"crypto/rand"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -52,13 +49,6 @@ func (w *world) ok(err error) {
 	}
 }
 
-func prefixes(list ...string) (out []netip.Prefix) {
-	for _, s := range list {
-		out = append(out, netip.MustParsePrefix(s))
-	}
-	return out
-}
-
 const egress = `egress:
   pools: [{name: partner, addresses: [{address: 192.0.2.10}, {address: 192.0.2.11}]}]
   maps: [{tunnels: [egress0], inside: 10.1.0.0/24, mapped: 100.64.1.0/24}, {tunnels: [egress1], inside: 10.1.0.0/24, mapped: 100.64.2.0/24}]
@@ -92,12 +82,12 @@ func begin(t *testing.T) *world {
 	bin := daemon.Build(t, "../../..")
 	w.hub, w.east, w.west = daemon.New(l.Node("hub"), bin), daemon.New(l.Node("east"), bin), daemon.New(l.Node("west"), bin)
 	w.partner, w.inside, w.proxy = l.Node("partner"), l.Node("inside"), l.Node("proxy")
-	w.partner.Bridge("lan", prefixes("192.0.2.1/24")...)
-	w.partner.Port("lan", lab.End{Node: w.hub.Node, Name: "wan", Addrs: prefixes("192.0.2.100/24")})
-	w.partner.Port("lan", lab.End{Node: w.east.Node, Name: "wan", Addrs: prefixes("192.0.2.101/24")})
-	w.partner.Port("lan", lab.End{Node: w.west.Node, Name: "wan", Addrs: prefixes("192.0.2.102/24")})
-	l.Link(lab.End{Node: w.hub.Node, Name: "in0", Addrs: prefixes("172.31.0.1/30")}, lab.End{Node: w.inside, Name: "r0", Addrs: prefixes("172.31.0.2/30")})
-	l.Link(lab.End{Node: w.hub.Node, Name: "px0", Addrs: prefixes("172.31.1.1/30")}, lab.End{Node: w.proxy, Name: "r0", Addrs: prefixes("172.31.1.2/30")})
+	w.partner.Bridge("lan", daemon.Prefixes("192.0.2.1/24")...)
+	w.partner.Port("lan", lab.End{Node: w.hub.Node, Name: "wan", Addrs: daemon.Prefixes("192.0.2.100/24")})
+	w.partner.Port("lan", lab.End{Node: w.east.Node, Name: "wan", Addrs: daemon.Prefixes("192.0.2.101/24")})
+	w.partner.Port("lan", lab.End{Node: w.west.Node, Name: "wan", Addrs: daemon.Prefixes("192.0.2.102/24")})
+	l.Link(lab.End{Node: w.hub.Node, Name: "in0", Addrs: daemon.Prefixes("172.31.0.1/30")}, lab.End{Node: w.inside, Name: "r0", Addrs: daemon.Prefixes("172.31.0.2/30")})
+	l.Link(lab.End{Node: w.hub.Node, Name: "px0", Addrs: daemon.Prefixes("172.31.1.1/30")}, lab.End{Node: w.proxy, Name: "r0", Addrs: daemon.Prefixes("172.31.1.2/30")})
 	w.hub.IP("route add default via 192.0.2.1")
 	w.hub.IP("route add 172.16.0.0/16 via 172.31.0.2")
 	w.hub.IP("route add 10.77.0.0/24 via 172.31.0.2")
@@ -115,7 +105,7 @@ func begin(t *testing.T) *world {
 	w.east.IP("addr add 10.1.0.10/32 dev lo")
 	w.west.IP("addr add 10.1.0.10/32 dev lo")
 	w.ok(l.Up(t.Context()))
-	w.leaks, err = w.partner.Capture("", prefixes("172.16.0.0/12", "10.1.0.0/24", "100.64.0.0/16", "169.254.0.0/16")...)
+	w.leaks, err = w.partner.Capture("", daemon.Prefixes("172.16.0.0/12", "10.1.0.0/24", "100.64.0.0/16", "169.254.0.0/16")...)
 	w.ok(err)
 	for _, to := range []string{service, "198.51.100.7:23", "198.51.100.7:80", "198.51.100.7:81", "10.99.0.1:443"} {
 		w.serve(w.partner, "partner", to)
@@ -125,10 +115,10 @@ func begin(t *testing.T) *world {
 	w.serve(w.west.Node, "west", "10.1.0.10:443")
 	w.canary()
 
-	hubPrivate, hubPublic := key(t)
+	hubPrivate, hubPublic := daemon.Key(t)
 	w.document = "node: {name: hub}\nunderlay: {interface: wan, address: 192.0.2.100}\ntunnels:\n"
 	for i, site := range []*daemon.Node{w.east, w.west} {
-		private, public := key(t)
+		private, public := daemon.Key(t)
 		// The sockets of embedded devices are side by side, whichever node they are on: so no two tunnels have one name.
 		w.document += fmt.Sprintf("- {name: egress%d, inside: [{local: 169.254.80.%d/31}], wireguard: {privateKey: lane, peerPublicKey: %s, endpoint: \"192.0.2.10%d:51820\", listenPort: 5182%d}}\n", i, 2*i, public, 1+i, i)
 		site.Start(t)
@@ -141,15 +131,6 @@ func begin(t *testing.T) *world {
 	w.secret(w.hub, hubPrivate)
 	w.apply(w.hub, w.document)
 	return w
-}
-
-func key(t *testing.T) (private, public string) {
-	t.Helper()
-	k, err := ecdh.X25519().GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return base64.StdEncoding.EncodeToString(k.Bytes()), base64.StdEncoding.EncodeToString(k.PublicKey().Bytes())
 }
 
 func (w *world) secret(n *daemon.Node, value string) {

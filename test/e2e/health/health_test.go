@@ -4,9 +4,6 @@ package health
 
 import (
 	"bufio"
-	"crypto/ecdh"
-	"crypto/rand"
-	"encoding/base64"
 	"fmt"
 	"io"
 	"net"
@@ -53,22 +50,6 @@ func (w *world) ok(err error) {
 	}
 }
 
-func prefixes(list ...string) (out []netip.Prefix) {
-	for _, s := range list {
-		out = append(out, netip.MustParsePrefix(s))
-	}
-	return out
-}
-
-func key(t *testing.T) (private, public string) {
-	t.Helper()
-	k, err := ecdh.X25519().GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return base64.StdEncoding.EncodeToString(k.Bytes()), base64.StdEncoding.EncodeToString(k.PublicKey().Bytes())
-}
-
 // begin builds the topology and applies a document with this egress part to the hub.
 func begin(t *testing.T, egress string) *world {
 	w := &world{T: t, sick: map[string]bool{}}
@@ -88,9 +69,9 @@ func begin(t *testing.T, egress string) *world {
 	bin := daemon.Build(t, "../../..")
 	w.hub, w.site, w.partner = daemon.New(l.Node("hub"), bin), daemon.New(l.Node("site"), bin), l.Node("partner")
 	w.site.Args = []string{"-bgp-port", "1790"} // 179 is BIRD's
-	w.partner.Bridge("lan", prefixes("192.0.2.1/24")...)
-	w.partner.Port("lan", lab.End{Node: w.hub.Node, Name: "wan", Addrs: prefixes("192.0.2.100/24")})
-	w.partner.Port("lan", lab.End{Node: w.site.Node, Name: "wan", Addrs: prefixes("192.0.2.101/24")})
+	w.partner.Bridge("lan", daemon.Prefixes("192.0.2.1/24")...)
+	w.partner.Port("lan", lab.End{Node: w.hub.Node, Name: "wan", Addrs: daemon.Prefixes("192.0.2.100/24")})
+	w.partner.Port("lan", lab.End{Node: w.site.Node, Name: "wan", Addrs: daemon.Prefixes("192.0.2.101/24")})
 	w.hub.IP("route add default via 192.0.2.1")
 	for _, a := range []string{"198.51.100.7", "198.51.100.8", "198.51.100.9", "198.51.100.10", "198.51.100.53"} {
 		w.partner.IP("addr add %s/32 dev lo", a)
@@ -99,12 +80,12 @@ func begin(t *testing.T, egress string) *world {
 		w.site.IP("addr add 172.16.1.%d/32 dev lo", 10+i)
 	}
 	w.ok(l.Up(t.Context()))
-	w.leaks, err = w.partner.Capture("", prefixes("172.16.0.0/12", "169.254.0.0/16")...)
+	w.leaks, err = w.partner.Capture("", daemon.Prefixes("172.16.0.0/12", "169.254.0.0/16")...)
 	w.ok(err)
 
 	w.serve()
-	hubPrivate, hubPublic := key(t)
-	sitePrivate, sitePublic := key(t)
+	hubPrivate, hubPublic := daemon.Key(t)
+	sitePrivate, sitePublic := daemon.Key(t)
 	tunnel := "tunnels: [{name: health%d, inside: [{local: 169.254.80.%[1]d/31}], wireguard: {privateKey: lane, peerPublicKey: %s, endpoint: \"192.0.2.10%d:51820\", listenPort: 51820}}]\n"
 	w.site.Start(t)
 	w.apply(w.site, sitePrivate, "node: {name: site}\nunderlay: {interface: wan, address: 192.0.2.101}\n"+fmt.Sprintf(tunnel, 1, hubPublic, 0))
@@ -112,7 +93,7 @@ func begin(t *testing.T, egress string) *world {
 	w.apply(w.hub, hubPrivate, "node: {name: hub, asn: 64600}\nunderlay: {interface: wan, address: 192.0.2.100}\n"+fmt.Sprintf(tunnel, 0, sitePublic, 1)+
 		"peers: [{name: site, tunnel: health0, asn: 65001, holdTime: 9s, import: {allow: [{prefix: 172.16.1.0/24}]}, export: {allow: [{prefix: 0.0.0.0/0}]}}]\n"+egress)
 	w.bird, err = peer.StartBIRD(t.Context(), w.site.Node, peer.BGPConfig{
-		ASN: 65001, RouterID: netip.MustParseAddr("172.16.1.10"), Announce: prefixes("172.16.1.0/24"), Neighbors: []peer.Neighbor{{
+		ASN: 65001, RouterID: netip.MustParseAddr("172.16.1.10"), Announce: daemon.Prefixes("172.16.1.0/24"), Neighbors: []peer.Neighbor{{
 			Name: "hub", Local: netip.MustParseAddr("169.254.80.1"), Remote: netip.MustParseAddr("169.254.80.0"), ASN: 64600, Hold: 9 * time.Second}}})
 	w.ok(err)
 	return w

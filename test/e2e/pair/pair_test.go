@@ -3,9 +3,6 @@
 package pair
 
 import (
-	"crypto/ecdh"
-	"crypto/rand"
-	"encoding/base64"
 	"fmt"
 	"net/netip"
 	"os"
@@ -20,15 +17,6 @@ import (
 type node struct {
 	*daemon.Node
 	private, public string
-}
-
-func newKey(t *testing.T) (private, public string) {
-	t.Helper()
-	k, err := ecdh.X25519().GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return base64.StdEncoding.EncodeToString(k.Bytes()), base64.StdEncoding.EncodeToString(k.PublicKey().Bytes())
 }
 
 func TestPair(t *testing.T) {
@@ -50,7 +38,7 @@ func TestPair(t *testing.T) {
 	}
 	for i := range nodes {
 		nodes[i] = &node{Node: daemon.New(l.Node(fmt.Sprintf("node%d", i)), bin)}
-		nodes[i].private, nodes[i].public = newKey(t)
+		nodes[i].private, nodes[i].public = daemon.Key(t)
 		spokes[i] = l.Node(fmt.Sprintf("spoke%d", i))
 		l.Link(end(nodes[i].Node.Node, "lan", fmt.Sprintf("172.16.%d.1/24", i), fmt.Sprintf("2001:db8:%d::1/64", i)),
 			end(spokes[i], "eth0", fmt.Sprintf("172.16.%d.10/24", i), fmt.Sprintf("2001:db8:%d::10/64", i)))

@@ -4,14 +4,10 @@ package takeover
 
 import (
 	"context"
-	"crypto/ecdh"
-	"crypto/rand"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,22 +26,11 @@ const (
 	shared  = "203.0.113.5"
 )
 
-func prefixes(list ...string) (out []netip.Prefix) {
-	for _, s := range list {
-		out = append(out, netip.MustParsePrefix(s))
-	}
-	return out
-}
-
 type end struct{ private, public string }
 
-func key(t *testing.T) end {
-	t.Helper()
-	k, err := ecdh.X25519().GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return end{base64.StdEncoding.EncodeToString(k.Bytes()), base64.StdEncoding.EncodeToString(k.PublicKey().Bytes())}
+func key(t *testing.T) (e end) {
+	e.private, e.public = daemon.Key(t)
+	return e
 }
 
 type world struct {
@@ -91,9 +76,9 @@ func begin(t *testing.T) *world {
 		}
 	})
 	address := map[string]string{"a": "192.0.2.100", "b": "192.0.2.101", "site": "192.0.2.102"}
-	w.partner.Bridge("lan", prefixes("192.0.2.1/24")...)
+	w.partner.Bridge("lan", daemon.Prefixes("192.0.2.1/24")...)
 	for name, n := range nodes {
-		w.partner.Port("lan", lab.End{Node: n.Node, Name: "wan", Addrs: prefixes(address[name] + "/24")})
+		w.partner.Port("lan", lab.End{Node: n.Node, Name: "wan", Addrs: daemon.Prefixes(address[name] + "/24")})
 		n.IP("route add default via 192.0.2.1")
 	}
 	w.partner.IP("addr add 198.51.100.7/32 dev lo")
@@ -102,7 +87,7 @@ func begin(t *testing.T) *world {
 		w.site.IP("addr add 172.16.1.%d/32 dev lo", 10+i)
 	}
 	w.ok(l.Up(t.Context()))
-	w.leaks, err = w.partner.Capture("", prefixes("172.16.0.0/12", "169.254.0.0/16")...)
+	w.leaks, err = w.partner.Capture("", daemon.Prefixes("172.16.0.0/12", "169.254.0.0/16")...)
 	w.ok(err)
 	w.echo()
 
