@@ -113,6 +113,7 @@ func begin(t *testing.T) *world {
     announce: [198.51.100.0/24]
   policies: [{name: all, sources: [172.16.0.0/12], pool: partner, pickup: true}]
   takeover: {watch: [169.254.82.%d]}
+  log: {}
 `
 	peering := "peers: [{name: site, tunnel: tk-%s-site, asn: 65001, holdTime: 9s, import: {allow: [{prefix: 172.16.1.0/24}]}, export: {allow: [{prefix: 198.51.100.0/24}]}}]\n"
 	documents := map[string]string{
@@ -209,6 +210,15 @@ func (w *world) leads(tunnel string) {
 	}
 }
 
+// who asks a node who had the public port of flow 7 at a time.
+func (w *world) who(n *daemon.Node, at time.Time) {
+	w.Helper()
+	out, err := n.CLI(w.Context(), "", "nat", "who", shared+":20007", "--at", at.UTC().Format(time.RFC3339))
+	if err != nil || !strings.Contains(out, "172.16.1.17:20007") || !strings.Contains(out, "all") || strings.Contains(out, "172.16.1.18") {
+		w.Errorf("who had port 20007 at %v: %v\n%s", at, err, out)
+	}
+}
+
 func TestPowerOff(t *testing.T) {
 	w := begin(t)
 	w.leads("tk-site-a")
@@ -231,6 +241,9 @@ func TestPowerOff(t *testing.T) {
 	if n := alive(conns, 60*time.Second); n != flows {
 		t.Fatalf("%d of %d flows answer before anything happened", n, flows)
 	}
+
+	before := time.Now()
+	w.who(w.a, before)
 
 	// The plug: from one moment to the next nothing comes from a any more, and nothing gets to it.
 	ports, err := w.a.Exec(t.Context(), "ip", "link", "set", "wan", "down")
@@ -257,6 +270,7 @@ func TestPowerOff(t *testing.T) {
 	if survived < flows*99/100 {
 		t.Error("fewer than 99 % survived")
 	}
+	w.who(w.b, time.Now())
 	if out := w.cli(w.b, "describe", "node"); !strings.Contains(out, "TookOver") {
 		t.Errorf("b does not say that it took over:\n%s", out)
 	}
@@ -278,6 +292,7 @@ func TestPowerOff(t *testing.T) {
 		return nil
 	}))
 	w.leads("tk-site-b")
+	w.who(w.a, before)
 	if n := alive(conns, 60*time.Second); n < survived {
 		t.Errorf("%d flows were alive, %d are since the other node is back", survived, n)
 	}
