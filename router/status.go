@@ -305,6 +305,9 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 	s.Conditions = append(s.Conditions, r.proxyConditions()...)
 	s.Conditions = append(s.Conditions, r.nameConditions()...)
 	s.Conditions = append(s.Conditions, r.portConditions()...)
+	if r.Translations != nil && r.target.Log.Enabled {
+		s.Conditions = append(s.Conditions, logConditions(r.Translations.Status())...)
+	}
 	for _, o := range r.work.failed() {
 		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
 			Type: "NotApplied", Severity: "error", Since: stamp(o.since), Message: fmt.Sprintf("%s: %v", o.key, o.err),

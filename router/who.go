@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/isthmus-net/isthmus/nat"
@@ -147,4 +148,19 @@ func (r *Router) poolsAt(at time.Time) ([]nat.Pool, error) {
 		return now, problems
 	}
 	return s.Pools, nil
+}
+
+// logConditions says what the log of translations lacks, or will lack.
+func logConditions(s flow.Status) (out []*isthmusv1.Condition) {
+	if len(s.Problems) > 0 {
+		out = append(out, &isthmusv1.Condition{
+			Type: "TranslationLogDamaged", Severity: "error", Message: "the log of translations is damaged or not written: " + strings.Join(s.Problems, "; "),
+		})
+	}
+	if s.Lost > 0 {
+		out = append(out, &isthmusv1.Condition{
+			Type: "TranslationLogIncomplete", Severity: "warning", Message: fmt.Sprintf("%d records were lost since the start, because the disk was too slow", s.Lost),
+		})
+	}
+	return out
 }
