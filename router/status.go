@@ -16,6 +16,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/flow"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -305,8 +306,12 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 	s.Conditions = append(s.Conditions, r.proxyConditions()...)
 	s.Conditions = append(s.Conditions, r.nameConditions()...)
 	s.Conditions = append(s.Conditions, r.portConditions()...)
-	if r.Translations != nil && r.target.Log.Enabled {
-		s.Conditions = append(s.Conditions, logConditions(r.Translations.Status())...)
+	if r.target.Log.Enabled {
+		log := flow.Status{Problems: []string{"it could not be opened when the daemon started"}}
+		if r.Translations != nil {
+			log = r.Translations.Status()
+		}
+		s.Conditions = append(s.Conditions, logConditions(log)...)
 	}
 	for _, o := range r.work.failed() {
 		s.Conditions = append(s.Conditions, &isthmusv1.Condition{

@@ -132,11 +132,14 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 		return err
 	}
 	defer flows.Close()
-	translations, err := flow.Open(filepath.Join(o.state, "flows"), log.With("room", "flow"))
-	if err != nil {
-		return err
+	// Traffic goes on without it.
+	var translations router.Translations
+	if r, err := flow.Open(filepath.Join(o.state, "flows"), log.With("room", "flow")); err != nil {
+		log.Error("there is no log of translations", "err", err)
+	} else {
+		defer r.Close()
+		translations = r
 	}
-	defer translations.Close()
 	var divert nftables.Divert
 	vpn := ipsec.New(ipsec.Options{
 		Socket: o.vici, Secrets: st.Lookup, Links: links, Log: log.With("room", "ipsec"), RuntimeDir: o.runtime, Divert: divert.To,

@@ -169,11 +169,20 @@ func (r *Recorder) Run(ctx context.Context) error {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	listens, overruns := true, r.events.Overruns()
+	// Nothing that goes wrong ends it: flows whose ends nobody reads would fill the kernel's table.
+	failing := false
+	note := func(err error) {
+		if err != nil {
+			r.lossy.Store(true)
+		}
+		if err != nil && !failing {
+			r.log.Error("ends of flows may be missing from the log of translations", "err", err)
+		}
+		failing = err != nil
+	}
 	for {
 		if on := r.enabled(); on != listens {
-			if err := r.events.Listen(on); err != nil {
-				return fmt.Errorf("listening to the ends of flows: %w", err)
-			}
+			note(r.events.Listen(on))
 			if listens = on; on {
 				look.Reset(lookEvery)
 			} else {
@@ -187,9 +196,7 @@ func (r *Recorder) Run(ctx context.Context) error {
 			continue
 		case <-look.C:
 		}
-		if err := r.events.Read(r.ended); err != nil {
-			return err
-		}
+		note(r.events.Read(r.ended))
 		if n := r.events.Overruns(); n != overruns {
 			overruns = n
 			r.relieve(ctx)
