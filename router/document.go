@@ -2,6 +2,7 @@ package router
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -159,6 +160,19 @@ func (r *Router) revertIfDue(now time.Time) {
 	r.Log.Warn("not confirmed in time, going back", "generation", r.present.Generation, "to", r.present.RevertTo)
 	if _, _, err := r.rollback(r.present.RevertTo, nil, Daemon, "not confirmed, back to %d"); err != nil {
 		r.Log.Error("going back failed; trying again", "err", err)
+	}
+}
+
+// settle writes the present document as a whole when no other one has come for a while. What fails is tried again.
+func (r *Router) settle(now time.Time) {
+	r.mu.Lock()
+	rests := now.Sub(r.present.Time) >= settleAfter
+	r.mu.Unlock()
+	if !rests {
+		return
+	}
+	if err := r.Store.Settle(); err != nil && !errors.Is(err, store.ErrFailed) {
+		r.Log.Warn("writing the present document as a whole; trying again", "err", err)
 	}
 }
 

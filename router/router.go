@@ -253,6 +253,9 @@ const (
 	charonCheck = 10 * time.Second
 )
 
+// settleAfter is how long a document has been the present one before its file is made to need no other.
+const settleAfter = 10 * time.Second
+
 // tick does what time alone causes: the return of an unconfirmed document, and reading back.
 func (r *Router) tick(ctx context.Context) error {
 	second := time.NewTicker(time.Second)
@@ -264,6 +267,7 @@ func (r *Router) tick(ctx context.Context) error {
 			return nil
 		case now := <-second.C:
 			r.revertIfDue(now)
+			r.settle(now)
 			if now.Sub(asked) >= charonCheck {
 				asked = now
 				r.askCharon(ctx, now)

@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -24,7 +25,7 @@ type Revision struct {
 	Ledger json.RawMessage `json:"ledger,omitempty"`
 }
 
-// Bounds of the history. The present document and the one to go back to stay in any case.
+// Bounds of the history. The present document, the one to go back to, and what these are written as changes of stay in any case.
 const (
 	maxRevisions     = 200
 	maxRevisionBytes = 64 << 20
@@ -41,12 +42,12 @@ func revisionName(generation uint64) string {
 
 func (s *Store) loadRevisions() error {
 	err := s.scanLocked(revisionDir, revisionSuffix, func(key string, payload []byte) error {
-		r, err := decodeRevision(payload)
+		r, err := s.decodeLocked(payload)
 		if err != nil {
 			return fmt.Errorf("%s: %w", key, err)
 		}
 		s.current = r
-		s.revisions = append(s.revisions, newEntry(r, payload))
+		s.revisions = append(s.revisions, newEntry(r, len(payload)))
 		return nil
 	})
 	if err != nil {
@@ -63,30 +64,56 @@ func (s *Store) loadRevisions() error {
 	return nil
 }
 
-func decodeRevision(payload []byte) (Revision, error) {
-	var r Revision
+// revision is a Revision as it is on disk: with its whole text, or with what is to be done to that of another one.
+type revision struct {
+	Revision
+	// Base is the generation of a whole text. 0: this one is whole.
+	Base    uint64   `json:"base,omitzero"`
+	Splices []splice `json:"splices,omitempty"` // in the order in which they are done
+}
+
+// decodeLocked makes a whole revision of what is on disk.
+func (s *Store) decodeLocked(payload []byte) (revision, error) {
+	var r revision
 	if err := json.Unmarshal(payload, &r); err != nil {
-		return Revision{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+		return r, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	return r, nil
+	if r.Base == 0 {
+		s.base = whole{r.Generation, r.Text}
+		return r, nil
+	}
+	if s.base.generation != r.Base {
+		base, err := revision{}, errors.New("it is not older")
+		if r.Base < r.Generation {
+			base, err = s.readRevisionLocked(r.Base)
+		}
+		if err != nil {
+			return r, fmt.Errorf("%w: generation %d is written as changes of generation %d: %w", ErrDamaged, r.Generation, r.Base, err)
+		}
+		s.base = whole{r.Base, base.Text}
+	}
+	var err error
+	r.Text, err = spliced(s.base.text, r.Splices)
+	return r, err
 }
 
 // entry is a line of the history.
 type entry struct {
-	Revision     // without text and ledger
-	size     int // of the file in bytes
+	Revision        // without text and ledger
+	base     uint64 // see revision
+	size     int    // of the file in bytes
 }
 
-func newEntry(r Revision, payload []byte) entry {
+func newEntry(r revision, size int) entry {
 	r.Text, r.Ledger = "", nil
-	return entry{r, len(payload)}
+	return entry{r.Revision, r.Base, size}
 }
 
 // Current returns the present revision; false when no document was accepted yet.
 func (s *Store) Current() (Revision, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := s.current
+	r := s.current.Revision
 	r.Ledger = slices.Clone(r.Ledger)
 	return r, r.Generation != 0
 }
@@ -113,15 +140,21 @@ func (s *Store) Revision(generation uint64) (Revision, error) {
 	if !slices.ContainsFunc(s.revisions, func(e entry) bool { return e.Generation == generation }) {
 		return Revision{}, fmt.Errorf("generation %d: %w", generation, ErrNotFound)
 	}
+	r, err := s.readRevisionLocked(generation)
+	return r.Revision, err
+}
+
+func (s *Store) readRevisionLocked(generation uint64) (revision, error) {
+	name := revisionName(generation)
 	data, err := s.fs.readFile(name)
 	if err != nil {
-		return Revision{}, fmt.Errorf("reading generation %d: %w", generation, err)
+		return revision{}, fmt.Errorf("reading generation %d: %w", generation, err)
 	}
 	payload, err := decodeRecord(name, data)
 	if err != nil {
-		return Revision{}, err
+		return revision{}, err
 	}
-	return decodeRevision(payload)
+	return s.decodeLocked(payload)
 }
 
 // Accept makes r the present revision and returns its generation, which is higher than any before; r.Generation is
@@ -135,13 +168,17 @@ func (s *Store) Accept(base uint64, r Revision) (uint64, error) {
 		return 0, fmt.Errorf("%w: based on %d, present is %d", ErrStale, base, s.current.Generation)
 	}
 	r.Generation = s.newest + 1
-	payload, err := s.writeRevisionLocked(r)
+	next := revision{Revision: r}
+	if s.current.Generation != 0 {
+		next.Base, next.Splices = s.changedLocked(r.Text)
+	}
+	size, err := s.writeRevisionLocked(next)
 	if err != nil {
 		return 0, err
 	}
 	s.newest = r.Generation
-	s.current = r
-	s.revisions = append(s.revisions, newEntry(r, payload))
+	s.current = next
+	s.revisions = append(s.revisions, newEntry(next, size))
 	s.pruneLocked()
 	return r.Generation, nil
 }
@@ -159,33 +196,59 @@ func (s *Store) Confirm(generation uint64) error {
 		return nil
 	}
 	r.ConfirmBy, r.RevertTo = time.Time{}, 0
-	payload, err := s.writeRevisionLocked(r)
+	size, err := s.writeRevisionLocked(r)
 	if err != nil {
 		return err
 	}
 	s.current = r
-	s.revisions[len(s.revisions)-1] = newEntry(r, payload)
+	s.revisions[len(s.revisions)-1] = newEntry(r, size)
 	return nil
 }
 
-func (s *Store) writeRevisionLocked(r Revision) ([]byte, error) {
-	payload, err := json.Marshal(r)
-	if err != nil {
-		return nil, fmt.Errorf("encoding generation %d: %w", r.Generation, err)
+// Settle writes the present revision as a whole, if it was written as changes of another one, so that it needs no other file. Until then
+// a damaged base takes the present document with it.
+func (s *Store) Settle() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.current
+	if r.Base == 0 {
+		return nil
 	}
-	return payload, s.writeLocked(revisionName(r.Generation), payload)
+	r.Base, r.Splices = 0, nil
+	size, err := s.writeRevisionLocked(r)
+	if err != nil {
+		return err
+	}
+	s.current = r
+	s.revisions[len(s.revisions)-1] = newEntry(r, size)
+	return nil
+}
+
+// writeRevisionLocked returns how many bytes it has written.
+func (s *Store) writeRevisionLocked(r revision) (int, error) {
+	written := r
+	if r.Base != 0 {
+		written.Text = ""
+	}
+	payload, err := json.Marshal(written)
+	if err != nil {
+		return 0, fmt.Errorf("encoding generation %d: %w", r.Generation, err)
+	}
+	return len(payload), s.writeLocked(revisionName(r.Generation), payload)
 }
 
 // pruneLocked removes the oldest revisions beyond the bounds. What cannot be removed now is tried again next time.
 func (s *Store) pruneLocked() {
 	total := 0
 	kept := make([]entry, 0, len(s.revisions))
+	bases := map[uint64]bool{} // of those that are kept
 	for _, e := range slices.Backward(s.revisions) {
-		needed := e.Generation == s.current.Generation || e.Generation == s.current.RevertTo || len(kept) < 2
+		needed := e.Generation == s.current.Generation || e.Generation == s.current.RevertTo || len(kept) < 2 || bases[e.Generation]
 		full := len(kept) >= maxRevisions || total+e.size > maxRevisionBytes
 		if full && !needed && s.fs.remove(revisionName(e.Generation)) == nil {
 			continue
 		}
+		bases[e.base] = true
 		total += e.size
 		kept = append(kept, e)
 	}

@@ -1,7 +1,7 @@
 // Package store keeps on disk what must outlive the daemon: the accepted documents with the ledger that belongs to
 // each, secrets, issued client certificates, and a few values of the daemon's own.
 //
-// Each of them is one file with a checksum. A file is only ever replaced as a whole (write beside it, fsync, rename,
+// Each of them is one file with a checksum; a document that differs little from the one before it is written as changes of an earlier one. A file is only ever replaced as a whole (write beside it, fsync, rename,
 // fsync of the directory), so that kill -9 or a loss of power at any moment leaves the old one or the new one. The
 // ledger lies in the same file as the document it was made for: they are accepted together or not at all.
 //
@@ -43,7 +43,8 @@ type Store struct {
 	lost      map[string]bool // names of damaged files
 	revisions []entry         // oldest first
 	newest    uint64          // highest generation seen, damaged ones included
-	current   Revision        // with text and ledger; zero: none
+	current   revision        // with text and ledger; zero: none
+	base      whole           // what was last needed to read a revision
 	keys      keys
 	secrets   map[string]sealed
 	private   map[string]sealed

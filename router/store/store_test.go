@@ -53,10 +53,7 @@ func (s *Store) clientsText() string {
 // that holds once it was acknowledged.
 var script = []func(s *Store, m model) (model, error){
 	accept("one", false), setSecret("psk", "first"), setClient("0a", false), accept("two", true),
-	func(s *Store, m model) (model, error) {
-		m.revision = strings.Replace(m.revision, "confirm=true", "confirm=false", 1)
-		return m, s.Confirm(s.current.Generation)
-	},
+	(*Store).confirmed,
 	setSecret("psk", "second"), setClient("0a", true), accept("three", true), setSecret("md5", "third"),
 	func(s *Store, m model) (model, error) {
 		m.secrets = "md5=third "
@@ -64,6 +61,15 @@ var script = []func(s *Store, m model) (model, error){
 	},
 	accept("four", false), setClient("0b", false),
 }
+
+// long is a script of documents that are written as changes of another one.
+var long = []func(s *Store, m model) (model, error){
+	accept("one"+filler, false), accept("two"+filler, true), (*Store).confirmed, accept("two"+filler+"three", false),
+	func(s *Store, m model) (model, error) { return m, s.Settle() },
+	accept("four"+filler+"three", false), setClient("0b", false),
+}
+
+var filler = strings.Repeat(" and so on, and so forth", 50)
 
 func accept(text string, confirm bool) func(*Store, model) (model, error) {
 	return func(s *Store, m model) (model, error) {
@@ -76,6 +82,11 @@ func accept(text string, confirm bool) func(*Store, model) (model, error) {
 		_, err := s.Accept(s.current.Generation, r)
 		return m, err
 	}
+}
+
+func (s *Store) confirmed(m model) (model, error) {
+	m.revision = strings.Replace(m.revision, "confirm=true", "confirm=false", 1)
+	return m, s.Confirm(s.current.Generation)
 }
 
 func setSecret(name, value string) func(*Store, model) (model, error) {
@@ -99,7 +110,7 @@ func setClient(serial string, revoked bool) func(*Store, model) (model, error) {
 }
 
 // runScript runs until the power goes, and returns what must be there and what may be.
-func runScript(t *testing.T, fs *faultFS) (was, maybe model) {
+func runScript(t *testing.T, fs *faultFS, script []func(*Store, model) (model, error)) (was, maybe model) {
 	s, err := open(fs)
 	if err != nil {
 		if !errors.Is(err, errPower) {
@@ -122,8 +133,13 @@ func runScript(t *testing.T, fs *faultFS) (was, maybe model) {
 // TestPowerLoss cuts the power at every operation of the file system, and starts again from everything that a disk may
 // hold then.
 func TestPowerLoss(t *testing.T) {
+	t.Run("whole", func(t *testing.T) { powerLoss(t, script) })
+	t.Run("changes", func(t *testing.T) { powerLoss(t, long) })
+}
+
+func powerLoss(t *testing.T, script []func(*Store, model) (model, error)) {
 	fs := newFaultFS()
-	runScript(t, fs)
+	runScript(t, fs, script)
 	total := fs.ops
 	r := rand.New(rand.NewPCG(1, 2))
 	for cut := 1; cut <= total; cut++ {
@@ -131,7 +147,7 @@ func TestPowerLoss(t *testing.T) {
 			outcome = min(outcome, anyOfIt)
 			fs := newFaultFS()
 			fs.cut = cut
-			was, maybe := runScript(t, fs)
+			was, maybe := runScript(t, fs, script)
 			s, err := open(fs.restart(outcome, r))
 			if err != nil {
 				t.Fatalf("cut %d outcome %d: opening: %v", cut, outcome, err)
@@ -169,7 +185,7 @@ func TestPowerLoss(t *testing.T) {
 // as it was.
 func TestDamage(t *testing.T) {
 	fs := newFaultFS()
-	want, _ := runScript(t, fs)
+	want, _ := runScript(t, fs, script)
 	r := rand.New(rand.NewPCG(3, 4))
 	for _, name := range fs.files() {
 		size := len(fs.dirs[filepath.Dir(name)].now[name].now)
@@ -255,7 +271,7 @@ func TestSwappedSecrets(t *testing.T) {
 // TestLostKey: when the key is gone, no new one is made over what the old one encrypted.
 func TestLostKey(t *testing.T) {
 	fs := newFaultFS()
-	runScript(t, fs)
+	runScript(t, fs, script)
 	delete(fs.dirs["."].now, keyFile)
 	s, err := open(fs)
 	if err != nil {
@@ -331,9 +347,8 @@ func TestLargeRevisions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := strings.Repeat("x", 10<<20)
 	for i := range uint64(10) {
-		if _, err := s.Accept(i, Revision{Text: text}); err != nil {
+		if _, err := s.Accept(i, Revision{Text: strings.Repeat(fmt.Sprint(i), 10<<20)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -400,5 +415,109 @@ func TestSecrets(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestChanges: a long document that changes a little is written as its changes, and read back as it was, now and by another process.
+func TestChanges(t *testing.T) {
+	fs := newFaultFS()
+	s, err := open(fs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(5, 6))
+	lines := strings.SplitAfter(strings.Repeat("- näme: \u00e4\u4e16\U0001f310\n", 500), "\n")
+	texts := []string{strings.Join(lines, "")}
+	size := func(g uint64) int { return len(fs.dirs[revisionDir].now[revisionName(g)].now) }
+	small := 0
+	for g := uint64(1); g <= maxRevisions+50; g++ {
+		texts = append(texts, strings.Join(lines, ""))
+		if _, err := s.Accept(g-1, Revision{Text: texts[g]}); err != nil {
+			t.Fatal(err)
+		}
+		if size(g) < len(texts[g])/2 {
+			small++
+		}
+		switch i := r.IntN(len(lines)); r.IntN(4) {
+		case 0:
+			lines = append(lines[:i], lines[i+1:]...)
+		case 1:
+			lines = append(lines[:i:i], append([]string{fmt.Sprintf("- ü%c\n", rune(0x4e00+r.IntN(2000)))}, lines[i:]...)...)
+		case 2:
+			lines[i] = fmt.Sprintf("- é%c\n", rune(0xe0+r.IntN(64)))
+		case 3: // the same again
+		}
+		if g%70 == 0 {
+			if err := s.Settle(); err != nil || size(g) < len(texts[g]) {
+				t.Fatalf("settled %d: %v, %d bytes", g, err, size(g))
+			}
+		}
+		if g%37 == 0 {
+			if s, err = open(fs); err != nil || len(s.Damage()) > 0 {
+				t.Fatalf("opening again: %v, %v", err, s.Damage())
+			}
+		}
+	}
+	if small < maxRevisions {
+		t.Errorf("%d of %d revisions are written as changes", small, len(texts)-1)
+	}
+	for _, again := range []bool{false, true} {
+		if again {
+			if s, err = open(fs); err != nil || len(s.Damage()) > 0 {
+				t.Fatalf("opening again: %v, %v", err, s.Damage())
+			}
+		}
+		history := s.History()
+		if n := len(history); n < maxRevisions || n > maxRevisions+2 {
+			t.Errorf("%d revisions are kept", n)
+		}
+		for _, h := range history {
+			if h, err := s.Revision(h.Generation); err != nil || h.Text != texts[h.Generation] {
+				t.Errorf("generation %d: %v, or another text", h.Generation, err)
+			}
+		}
+		if cur, _ := s.Current(); cur.Text != texts[cur.Generation] || cur.Generation != uint64(len(texts)-1) {
+			t.Errorf("present is %d, or has another text", cur.Generation)
+		}
+	}
+}
+
+// TestLostBase: a damaged base takes with it what was written as changes of it, and says so; what was settled stays.
+func TestLostBase(t *testing.T) {
+	for _, settled := range []bool{false, true} {
+		fs := newFaultFS()
+		s, err := open(fs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for g := range uint64(4) {
+			text := fmt.Sprint(filler, g)
+			if g == 0 {
+				text = "another one"
+			}
+			if _, err := s.Accept(g, Revision{Text: text}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if settled {
+			if err := s.Settle(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fs.dirs[revisionDir].now[revisionName(2)].now[200] ^= 1
+		if s, err = open(fs); err != nil {
+			t.Fatal(err)
+		}
+		want, damage := uint64(1), 3
+		if settled {
+			want, damage = 4, 2
+		}
+		cur, _ := s.Current()
+		if d := s.Damage(); cur.Generation != want || len(d) != damage || !errors.Is(errors.Join(d...), ErrDamaged) || !strings.Contains(errors.Join(d...).Error(), "changes of generation 2") {
+			t.Errorf("settled %v: present is %d, damage %v", settled, cur.Generation, d)
+		}
+		if g, err := s.Accept(cur.Generation, Revision{Text: "next"}); g != 5 || err != nil {
+			t.Errorf("accepted as %d, %v", g, err)
+		}
 	}
 }
