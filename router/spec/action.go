@@ -206,11 +206,15 @@ func (c *checker) loops() {
 	config := nat.Config{Pools: c.s.Pools, Policies: c.s.Policies}
 	rules := config.Rules()
 	for i := range c.s.Policies {
-		p := &c.s.Policies[i]
-		if p.Action == nat.Redirect && p.To.IsValid() && catches(rules, p, p.To.Addr()) {
-			c.Problem(c.paths[i]+".to", strings.TrimSuffix(p.To.String(), ":0"), "is among the sources, so that what the proxy sends comes back to it",
-				fmt.Sprintf("write a policy with action snat for source %s and the same destinations, protocol and ports", netip.PrefixFrom(p.To.Addr(), p.To.Addr().BitLen())))
-		}
+		c.loop(rules, i)
+	}
+}
+
+func (c *checker) loop(rules []nat.Rule, i int) {
+	p := &c.s.Policies[i]
+	if p.Action == nat.Redirect && p.To.IsValid() && catches(rules, p, p.To.Addr()) {
+		c.Problem(c.paths[i]+".to", strings.TrimSuffix(p.To.String(), ":0"), "is among the sources, so that what the proxy sends comes back to it",
+			fmt.Sprintf("write a policy with action snat for source %s and the same destinations, protocol and ports", netip.PrefixFrom(p.To.Addr(), p.To.Addr().BitLen())))
 	}
 }
 

@@ -25,7 +25,7 @@ type Secrets func(name string) (secret.Ref, bool)
 
 // Check resolves a document. The Spec may be used only when there are no problems.
 func Check(d Document, secrets Secrets) (*Spec, Problems) {
-	c := checker{Fields: Fields{lines: d.lines}, s: Spec{lines: d.lines}, secrets: secrets, tunnels: map[string]Tunnel{}}
+	c := checker{Fields: Fields{lines: d.lines}, s: Spec{lines: d.lines, layout: d.layout}, secrets: secrets, tunnels: map[string]Tunnel{}}
 	m := d.Message
 	if m == nil {
 		m = &isthmusv1.Spec{}
@@ -96,8 +96,21 @@ type placed struct {
 }
 
 // Line returns the line of a field in the document's text, or of the nearest enclosing one that the text has, from 1; 0
-// when there is none or the document was not text.
-func (s *Spec) Line(path string) int { return s.lines.line(path) }
+// when there is none or the document was not text. Policies that were edited have none of their own.
+func (s *Spec) Line(path string) int {
+	const policies = "egress.policies"
+	if s.layout == nil || s.layout.added == 0 && !s.layout.edited {
+		return s.lines.line(path)
+	}
+	if strings.HasPrefix(path, policies+"[") {
+		path = policies
+	}
+	line := s.lines.line(path)
+	if line > s.lines.line(policies) {
+		line += s.layout.added
+	}
+	return line
+}
 
 // duration returns a whole number of seconds between min and max, or the default when it is not given.
 func (c *checker) duration(path string, d *durationpb.Duration, def, min, max time.Duration) time.Duration {

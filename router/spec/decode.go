@@ -25,6 +25,7 @@ const maxNodes = 4 << 20
 type Document struct {
 	Message *isthmusv1.Spec
 	lines   Lines
+	layout  *layout
 }
 
 // Lines are the lines of a text on which its fields are, by field path.
@@ -40,30 +41,41 @@ func FromMessage(m *isthmusv1.Spec) Document {
 // there are problems, so that Check can find the others.
 func Decode(text []byte) (Document, Problems) {
 	doc := Document{Message: &isthmusv1.Spec{}}
-	var problems Problems
-	doc.lines, problems = DecodeMessage(text, doc.Message)
-	return doc, problems
+	d := decode(text, doc.Message)
+	doc.lines = d.lines
+	if len(d.problems) == 0 && !d.aliases {
+		doc.layout = layoutOf(string(text), d.root)
+	}
+	return doc, d.problems
 }
 
 // DecodeMessage is Decode for another message: it fills m.
 func DecodeMessage(text []byte, m proto.Message) (Lines, Problems) {
-	d := decoder{lines: Lines{}}
+	d := decode(text, m)
+	return d.lines, d.problems
+}
+
+func decode(text []byte, m proto.Message) *decoder {
+	d := &decoder{lines: Lines{}}
 	if len(text) > MaxText {
-		return d.lines, Problems{{Rule: fmt.Sprintf("is larger than %d bytes", MaxText), Remedy: "write a smaller document"}}
+		d.problems = Problems{{Rule: fmt.Sprintf("is larger than %d bytes", MaxText), Remedy: "write a smaller document"}}
+		return d
 	}
 	dec := yaml.NewDecoder(strings.NewReader(string(text)))
 	var root yaml.Node
 	if err := dec.Decode(&root); err != nil {
-		return d.lines, Problems{syntax(err, m)}
+		d.problems = Problems{syntax(err, m)}
+		return d
 	}
 	var second yaml.Node
 	if err := dec.Decode(&second); err == nil {
 		d.problem(&second, "", "", "is a second document in one text", "apply one document at a time")
 	}
 	if len(root.Content) == 1 {
-		d.message(root.Content[0], "", m.ProtoReflect())
+		d.root = root.Content[0]
+		d.message(d.root, "", m.ProtoReflect())
 	}
-	return d.lines, d.problems
+	return d
 }
 
 // syntax turns a YAML error, which begins with "yaml: line N: ", into a problem.
@@ -85,9 +97,11 @@ func syntax(err error, m proto.Message) Problem {
 }
 
 type decoder struct {
+	root     *yaml.Node // nil: there is none
 	problems Problems
 	lines    Lines
 	nodes    int
+	aliases  bool
 }
 
 func (d *decoder) problem(n *yaml.Node, path, value, rule, remedy string) {
@@ -97,7 +111,7 @@ func (d *decoder) problem(n *yaml.Node, path, value, rule, remedy string) {
 // follow returns what an alias stands for, and false when the text asks for too much work.
 func (d *decoder) follow(n *yaml.Node, path string) (*yaml.Node, bool) {
 	for n.Kind == yaml.AliasNode {
-		n = n.Alias
+		n, d.aliases = n.Alias, true
 	}
 	d.nodes++
 	if d.nodes == maxNodes {

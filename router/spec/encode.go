@@ -7,30 +7,46 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
 // Encode writes a document as YAML with the fields in the order of the schema. Decode reads it back.
-func Encode(m *isthmusv1.Spec) (string, error) {
+func Encode(m *isthmusv1.Spec) (string, error) { return encode(m) }
+
+func encode(m proto.Message) (string, error) {
+	n, err := nodeOf(m)
+	if err != nil {
+		return "", err
+	}
+	return encodeNode(n)
+}
+
+// nodeOf returns a message in block style.
+func nodeOf(m proto.Message) (*yaml.Node, error) {
 	text, err := protojson.Marshal(m)
 	if err != nil {
-		return "", fmt.Errorf("encoding document: %w", err)
+		return nil, fmt.Errorf("encoding document: %w", err)
 	}
 	// JSON is YAML: reading it as nodes keeps the order, and only the flow style has to go.
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, text); err != nil {
-		return "", fmt.Errorf("encoding document: %w", err)
+		return nil, fmt.Errorf("encoding document: %w", err)
 	}
 	var n yaml.Node
 	if err := yaml.Unmarshal(compact.Bytes(), &n); err != nil {
-		return "", fmt.Errorf("encoding document: %w", err)
+		return nil, fmt.Errorf("encoding document: %w", err)
 	}
 	block(&n)
+	return n.Content[0], nil
+}
+
+func encodeNode(n *yaml.Node) (string, error) {
 	var out bytes.Buffer
 	enc := yaml.NewEncoder(&out)
 	enc.SetIndent(2)
-	if err := enc.Encode(&n); err != nil {
+	if err := enc.Encode(n); err != nil {
 		return "", fmt.Errorf("encoding document: %w", err)
 	}
 	return out.String(), nil

@@ -34,8 +34,10 @@ type Spec struct {
 	// Takeover lacks the interfaces and local addresses of its ways.
 	Takeover takeover.Config
 
-	lines Lines // of the document's text
-	Log   flow.Config
+	Log flow.Config
+
+	lines  Lines   // of the text in which the document came, before its policies were edited
+	layout *layout // nil: its text cannot be edited in place
 }
 
 // Node is the router itself.

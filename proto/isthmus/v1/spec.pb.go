@@ -2015,6 +2015,52 @@ func (x *EgressPolicy) GetProbes() *Probes {
 	return nil
 }
 
+// PolicyList is what `isthmus policy set` reads.
+type PolicyList struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Policies as they are in a document. At least one.
+	Policies      []*EgressPolicy `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyList) Reset() {
+	*x = PolicyList{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyList) ProtoMessage() {}
+
+func (x *PolicyList) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyList.ProtoReflect.Descriptor instead.
+func (*PolicyList) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *PolicyList) GetPolicies() []*EgressPolicy {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
 // FlowTimeouts are times without packets after which a flow is forgotten, 1s to 120h each. A flow takes them from the policy when
 // it begins. Where a time is not given, that of the kernel's defaults is used.
 type FlowTimeouts struct {
@@ -2033,7 +2079,7 @@ type FlowTimeouts struct {
 
 func (x *FlowTimeouts) Reset() {
 	*x = FlowTimeouts{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2045,7 +2091,7 @@ func (x *FlowTimeouts) String() string {
 func (*FlowTimeouts) ProtoMessage() {}
 
 func (x *FlowTimeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2058,7 +2104,7 @@ func (x *FlowTimeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowTimeouts.ProtoReflect.Descriptor instead.
 func (*FlowTimeouts) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{22}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FlowTimeouts) GetTcpEstablished() *durationpb.Duration {
@@ -2106,7 +2152,7 @@ type PrefixMap struct {
 
 func (x *PrefixMap) Reset() {
 	*x = PrefixMap{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2118,7 +2164,7 @@ func (x *PrefixMap) String() string {
 func (*PrefixMap) ProtoMessage() {}
 
 func (x *PrefixMap) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2131,7 +2177,7 @@ func (x *PrefixMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixMap.ProtoReflect.Descriptor instead.
 func (*PrefixMap) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{23}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PrefixMap) GetTunnels() []string {
@@ -2320,7 +2366,10 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\btimeouts\x18\v \x01(\v2\x18.isthmus.v1.FlowTimeoutsR\btimeouts\x12\x0e\n" +
 	"\x02to\x18\f \x01(\tR\x02to\x12\x1b\n" +
 	"\twhen_down\x18\r \x01(\tR\bwhenDown\x12*\n" +
-	"\x06probes\x18\x0f \x01(\v2\x12.isthmus.v1.ProbesR\x06probes\"\xf5\x01\n" +
+	"\x06probes\x18\x0f \x01(\v2\x12.isthmus.v1.ProbesR\x06probes\"B\n" +
+	"\n" +
+	"PolicyList\x124\n" +
+	"\bpolicies\x18\x01 \x03(\v2\x18.isthmus.v1.EgressPolicyR\bpolicies\"\xf5\x01\n" +
 	"\fFlowTimeouts\x12B\n" +
 	"\x0ftcp_established\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x0etcpEstablished\x12:\n" +
 	"\vtcp_closing\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\n" +
@@ -2345,7 +2394,7 @@ func file_isthmus_v1_spec_proto_rawDescGZIP() []byte {
 	return file_isthmus_v1_spec_proto_rawDescData
 }
 
-var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_isthmus_v1_spec_proto_goTypes = []any{
 	(*Spec)(nil),                // 0: isthmus.v1.Spec
 	(*Node)(nil),                // 1: isthmus.v1.Node
@@ -2369,9 +2418,10 @@ var file_isthmus_v1_spec_proto_goTypes = []any{
 	(*Blocks)(nil),              // 19: isthmus.v1.Blocks
 	(*PoolAddress)(nil),         // 20: isthmus.v1.PoolAddress
 	(*EgressPolicy)(nil),        // 21: isthmus.v1.EgressPolicy
-	(*FlowTimeouts)(nil),        // 22: isthmus.v1.FlowTimeouts
-	(*PrefixMap)(nil),           // 23: isthmus.v1.PrefixMap
-	(*durationpb.Duration)(nil), // 24: google.protobuf.Duration
+	(*PolicyList)(nil),          // 22: isthmus.v1.PolicyList
+	(*FlowTimeouts)(nil),        // 23: isthmus.v1.FlowTimeouts
+	(*PrefixMap)(nil),           // 24: isthmus.v1.PrefixMap
+	(*durationpb.Duration)(nil), // 25: google.protobuf.Duration
 }
 var file_isthmus_v1_spec_proto_depIdxs = []int32{
 	1,  // 0: isthmus.v1.Spec.node:type_name -> isthmus.v1.Node
@@ -2383,44 +2433,45 @@ var file_isthmus_v1_spec_proto_depIdxs = []int32{
 	5,  // 6: isthmus.v1.Tunnel.ipsec:type_name -> isthmus.v1.IPsec
 	6,  // 7: isthmus.v1.Tunnel.wireguard:type_name -> isthmus.v1.WireGuard
 	4,  // 8: isthmus.v1.Tunnel.inside:type_name -> isthmus.v1.Inside
-	24, // 9: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
-	24, // 10: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
-	24, // 11: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
-	24, // 12: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
-	24, // 13: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
-	24, // 14: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
+	25, // 9: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
+	25, // 10: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
+	25, // 11: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
+	25, // 12: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
+	25, // 13: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
+	25, // 14: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
 	9,  // 15: isthmus.v1.Peer.import:type_name -> isthmus.v1.ImportPolicy
 	10, // 16: isthmus.v1.Peer.export:type_name -> isthmus.v1.ExportPolicy
 	8,  // 17: isthmus.v1.ImportPolicy.allow:type_name -> isthmus.v1.PrefixRule
 	8,  // 18: isthmus.v1.ExportPolicy.allow:type_name -> isthmus.v1.PrefixRule
 	17, // 19: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
 	21, // 20: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
-	23, // 21: isthmus.v1.Egress.maps:type_name -> isthmus.v1.PrefixMap
+	24, // 21: isthmus.v1.Egress.maps:type_name -> isthmus.v1.PrefixMap
 	16, // 22: isthmus.v1.Egress.log:type_name -> isthmus.v1.TranslationLog
 	14, // 23: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
-	24, // 24: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
-	24, // 25: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
+	25, // 24: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
+	25, // 25: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
 	15, // 26: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
 	13, // 27: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
-	24, // 28: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
-	24, // 29: isthmus.v1.TranslationLog.max_age:type_name -> google.protobuf.Duration
+	25, // 28: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
+	25, // 29: isthmus.v1.TranslationLog.max_age:type_name -> google.protobuf.Duration
 	20, // 30: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
 	19, // 31: isthmus.v1.Pool.blocks:type_name -> isthmus.v1.Blocks
 	18, // 32: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
-	24, // 33: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
-	24, // 34: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
-	24, // 35: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
-	22, // 36: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
+	25, // 33: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
+	25, // 34: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
+	25, // 35: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
+	23, // 36: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
 	18, // 37: isthmus.v1.EgressPolicy.probes:type_name -> isthmus.v1.Probes
-	24, // 38: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
-	24, // 39: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
-	24, // 40: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
-	24, // 41: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
-	42, // [42:42] is the sub-list for method output_type
-	42, // [42:42] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	21, // 38: isthmus.v1.PolicyList.policies:type_name -> isthmus.v1.EgressPolicy
+	25, // 39: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
+	25, // 40: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
+	25, // 41: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
+	25, // 42: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_spec_proto_init() }
@@ -2440,7 +2491,7 @@ func file_isthmus_v1_spec_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_spec_proto_rawDesc), len(file_isthmus_v1_spec_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,358 @@
+package spec
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/isthmus-net/isthmus/nat"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/health"
+)
+
+// A document may have ten thousand policies, and reading and checking all of them for an edit of one would take a
+// hundred times as long as to carry it out. Edit looks at those that are edited and at what they could collide with. What it returns
+// is what Decode and Check make of the edited text.
+
+// Edit is a change of single egress policies.
+type Edit struct {
+	// Set are added, or take the place of those with the same names.
+	Set []*isthmusv1.EgressPolicy
+	// Delete are names.
+	Delete []string
+
+	lines    Lines // of Set
+	problems Problems
+}
+
+// Read adds the policies of a text, which is a PolicyList in YAML or JSON. What is wrong with it is told by Apply.
+func (e *Edit) Read(text []byte) {
+	list := &isthmusv1.PolicyList{}
+	e.lines, e.problems = DecodeMessage(text, list)
+	if len(list.Policies) == 0 && len(e.problems) == 0 {
+		e.problems = Problems{{Path: "policies", Rule: "is required", Remedy: "write each policy as in a document, as a list below `policies:`"}}
+	}
+	e.Set = append(e.Set, list.Policies...)
+}
+
+// Edited is a document after an Edit.
+type Edited struct {
+	*Spec
+	Text string
+	// Names are those of the policies that differ.
+	Names []string
+}
+
+// errEdit means that a text could not be edited although nothing is wrong with it.
+var errEdit = errors.New("this text cannot be edited; apply the whole document")
+
+// Apply edits a document: s, which was made of text. When there are problems nothing is edited. What is set as it is already does not
+// differ. The text keeps its comments but those within policies that go; where the policies are not a list in block style, or the text has
+// aliases, it is written anew.
+func (e *Edit) Apply(s *Spec, text string) (Edited, Problems, error) {
+	fresh, proxies, problems := e.check(s)
+	if len(problems) > 0 {
+		return Edited{}, problems, nil
+	}
+	next := *s
+	next.Policies, next.Proxies = slices.Clone(s.Policies), slices.Clone(s.Proxies)
+	out := Edited{Spec: &next, Text: text}
+	var set []*isthmusv1.EgressPolicy // that differ
+	for i := range fresh {
+		p := &fresh[i]
+		at := next.policy(p.Name)
+		if at >= 0 && s.Policies[at].Equal(p) && sameProxy(proxies, s.Proxies, p.Name) {
+			continue
+		}
+		had, has := indexProxy(next.Proxies, p.Name), indexProxy(proxies, p.Name)
+		set, out.Names = append(set, e.Set[i]), append(out.Names, p.Name)
+		if had >= 0 {
+			next.Proxies = slices.Delete(next.Proxies, had, had+1)
+		}
+		if has >= 0 {
+			next.Proxies = append(next.Proxies, proxies[has])
+		}
+		if at >= 0 {
+			next.Policies[at] = *p
+		} else {
+			next.Policies = append(next.Policies, *p)
+		}
+	}
+	for _, name := range e.Delete {
+		if i := indexProxy(next.Proxies, name); i >= 0 {
+			next.Proxies = slices.Delete(next.Proxies, i, i+1)
+		}
+		i := next.policy(name)
+		next.Policies = slices.Delete(next.Policies, i, i+1)
+	}
+	out.Names = append(out.Names, e.Delete...)
+	if len(out.Names) == 0 {
+		return out, nil, nil
+	}
+	if s.layout != nil {
+		edited, l, err := s.rewrite(text, set, e.Delete)
+		if err == nil {
+			next.layout, out.Text = l, edited
+			return out, nil, nil
+		} else if !errors.Is(err, errEdit) {
+			return Edited{}, nil, err
+		}
+	}
+	d, err := rewriteAll(text, set, e.Delete)
+	if err != nil {
+		return Edited{}, nil, err
+	}
+	next.lines, next.layout, out.Text = d.lines, d.layout, d.text
+	return out, nil, nil
+}
+
+func indexProxy(list []health.Pool, name string) int {
+	return slices.IndexFunc(list, func(p health.Pool) bool { return p.Name == name })
+}
+
+// sameProxy says whether the proxy of a policy is the same in two lists.
+func sameProxy(a, b []health.Pool, name string) bool {
+	i, j := indexProxy(a, name), indexProxy(b, name)
+	return i < 0 && j < 0 || i >= 0 && j >= 0 && reflect.DeepEqual(a[i], b[j])
+}
+
+// policy returns where the policy of a name is, -1 when there is none.
+func (s *Spec) policy(name string) int {
+	return slices.IndexFunc(s.Policies, func(p nat.Policy) bool { return p.Name == name })
+}
+
+// check returns the policies that are set, and their proxies.
+func (e *Edit) check(s *Spec) ([]nat.Policy, []health.Pool, Problems) {
+	c := s.checker(e.lines)
+	c.problems = e.problems
+	c.s.Policies, c.s.Proxies = nil, nil
+	edited := map[string]bool{}
+	for i, name := range e.Delete {
+		at := fmt.Sprintf("delete[%d]", i)
+		switch {
+		case edited[name]:
+			c.Problem(at, name, "is listed twice", "keep one of them")
+		case s.policy(name) < 0:
+			c.Problem(at, name, "is no policy of the present document", "see `isthmus get nat` for those that are")
+		}
+		edited[name] = true
+	}
+	for i, p := range e.Set {
+		if edited[p.GetName()] && slices.Contains(e.Delete, p.GetName()) {
+			c.Problem(fmt.Sprintf("policies[%d].name", i), p.GetName(), "is to be deleted as well", "set it or delete it")
+		}
+		edited[p.GetName()] = true
+	}
+	if slices.ContainsFunc(e.Set, func(p *isthmusv1.EgressPolicy) bool { return len(p.GetNames()) > 0 }) {
+		c.domainNames = map[string]bool{}
+		for i := range s.Policies {
+			if !edited[s.Policies[i].Name] {
+				for _, name := range s.Policies[i].Names {
+					c.domainNames[name] = true
+				}
+			}
+		}
+	}
+	for i, p := range e.Set {
+		c.policy(fmt.Sprintf("policies[%d]", i), p)
+	}
+	fresh, paths, proxies := c.s.Policies, c.paths, c.s.Proxies
+	// with makes the policies that this document will have and that are asked for those that are looked at.
+	with := func(asked func(*nat.Policy) bool) {
+		c.s.Policies, c.paths = nil, nil
+		for i := range s.Policies {
+			if p := &s.Policies[i]; !edited[p.Name] && asked(p) {
+				c.s.Policies, c.paths = append(c.s.Policies, *p), append(c.paths, fmt.Sprintf("egress.policies[%d]", i))
+			}
+		}
+		for i := range fresh {
+			if asked(&fresh[i]) {
+				c.s.Policies, c.paths = append(c.s.Policies, fresh[i]), append(c.paths, paths[i])
+			}
+		}
+	}
+	// Only rules with the same source tie.
+	sources := map[netip.Prefix]bool{}
+	for _, p := range fresh {
+		for _, source := range p.Sources {
+			sources[source] = true
+		}
+	}
+	with(func(p *nat.Policy) bool {
+		return slices.ContainsFunc(p.Sources, func(o netip.Prefix) bool { return sources[o] })
+	})
+	c.ties()
+	// A redirect that is set may catch its proxy, and so may another one when the policy goes that has kept it from that.
+	looked := map[netip.Addr]bool{}
+	for _, list := range [][]nat.Policy{s.Policies, fresh} {
+		for i := range list {
+			to := list[i].To.Addr()
+			if list[i].Action != nat.Redirect || !to.IsValid() || looked[to] || !slices.ContainsFunc(s.Policies, func(p nat.Policy) bool { return edited[p.Name] && from(&p, to) }) &&
+				!slices.ContainsFunc(fresh, func(p nat.Policy) bool { return p.To.Addr() == to }) {
+				continue
+			}
+			looked[to] = true
+			with(func(p *nat.Policy) bool { return from(p, to) })
+			config := nat.Config{Pools: c.s.Pools, Policies: c.s.Policies}
+			rules := config.Rules()
+			for j := range c.s.Policies {
+				if c.s.Policies[j].To.Addr() == to {
+					c.loop(rules, j)
+				}
+			}
+		}
+	}
+	return fresh, proxies, c.Problems()
+}
+
+// from says whether an address is a source of a policy.
+func from(p *nat.Policy, a netip.Addr) bool {
+	return slices.ContainsFunc(p.Sources, func(o netip.Prefix) bool { return o.Contains(a) })
+}
+
+// checker returns one that knows of a checked document what policies are checked against.
+func (s *Spec) checker(lines Lines) *checker {
+	c := &checker{Fields: Fields{lines: lines}, s: *s, sources: map[netip.Addr]string{}, proxy: len(s.Names.Proxy) > 0}
+	for _, p := range s.Pools {
+		for _, a := range p.Addresses {
+			c.sources[a.Address] = p.Name
+		}
+	}
+	return c
+}
+
+// rewrite edits the policies in their places. It reads again what it takes out or adds to, and gives up when that is not what
+// it should be.
+func (s *Spec) rewrite(text string, set []*isthmusv1.EgressPolicy, gone []string) (string, *layout, error) {
+	l := *s.layout
+	l.items = slices.Clone(l.items)
+	if len(l.items) != len(s.Policies) {
+		return "", nil, errEdit
+	}
+	order := make([]string, len(s.Policies), len(s.Policies)+len(set)) // of the items
+	for i := range s.Policies {
+		order[i] = s.Policies[i].Name
+	}
+	// is says whether an item is the policy that it should be.
+	is := func(i int) bool {
+		from, to := l.item(text, i)
+		list := &isthmusv1.PolicyList{}
+		d := decode([]byte("policies:\n"+text[from:to]), list)
+		if len(d.problems) > 0 || len(list.Policies) != 1 {
+			return false
+		}
+		c := s.checker(nil)
+		c.s.Policies, c.s.Proxies = nil, nil
+		c.policy("", list.Policies[0])
+		return len(c.problems) == 0 && c.s.Policies[0].Equal(&s.Policies[s.policy(order[i])]) && sameProxy(c.s.Proxies, s.Proxies, order[i])
+	}
+	if n := len(order); n > 0 && !is(n-1) { // it is the one whose end is not told by the next one
+		return "", nil, errEdit
+	}
+	for _, p := range set {
+		put, err := encode(p)
+		if err != nil {
+			return "", nil, err
+		}
+		i := slices.Index(order, p.Name)
+		switch {
+		case i < 0:
+			text = l.add(text, put)
+			order = append(order, p.Name)
+			continue
+		case !is(i):
+			return "", nil, errEdit
+		}
+		text = l.replace(text, i, put)
+	}
+	for _, name := range gone {
+		i := slices.Index(order, name)
+		if !is(i) {
+			return "", nil, errEdit
+		}
+		text = l.remove(text, i)
+		order = slices.Delete(order, i, i+1)
+	}
+	if len(text) > MaxText {
+		return "", nil, fmt.Errorf("editing the document: it would be larger than %d bytes", MaxText)
+	}
+	return text, &l, nil
+}
+
+// rewritten is a document that was written anew.
+type rewritten struct {
+	Document
+	text string
+}
+
+// rewriteAll edits the policies of any text, and writes it anew.
+func rewriteAll(text string, set []*isthmusv1.EgressPolicy, gone []string) (rewritten, error) {
+	was, problems := Decode([]byte(text))
+	var root yaml.Node
+	if err := yaml.Unmarshal([]byte(text), &root); err != nil || len(problems) > 0 || len(root.Content) != 1 {
+		return rewritten{}, errEdit
+	}
+	want := was.Message
+	if want.Egress == nil {
+		want.Egress = &isthmusv1.Egress{}
+	}
+	list := child(child(root.Content[0], "egress", yaml.MappingNode), "policies", yaml.SequenceNode)
+	if len(list.Content) != len(want.Egress.Policies) {
+		return rewritten{}, errEdit
+	}
+	if len(list.Content) == 0 {
+		list.Style = 0
+	}
+	at := func(name string) int {
+		return slices.IndexFunc(want.Egress.Policies, func(p *isthmusv1.EgressPolicy) bool { return p.GetName() == name })
+	}
+	for _, p := range set {
+		n, err := nodeOf(p)
+		if err != nil {
+			return rewritten{}, err
+		}
+		if i := at(p.GetName()); i >= 0 {
+			list.Content[i], want.Egress.Policies[i] = n, p
+		} else {
+			list.Content, want.Egress.Policies = append(list.Content, n), append(want.Egress.Policies, p)
+		}
+	}
+	for _, name := range gone {
+		i := at(name)
+		list.Content = slices.Delete(list.Content, i, i+1)
+		want.Egress.Policies = slices.Delete(want.Egress.Policies, i, i+1)
+	}
+	out, err := encodeNode(&root)
+	if err != nil {
+		return rewritten{}, errEdit // something was anchored in what is gone
+	}
+	d, problems := Decode([]byte(out))
+	if len(problems) > 0 || !proto.Equal(d.Message, want) {
+		return rewritten{}, errEdit
+	}
+	return rewritten{d, out}, nil
+}
+
+// child returns what a mapping has under a key, made if there is nothing.
+func child(n *yaml.Node, key string, kind yaml.Kind) *yaml.Node {
+	for n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	v := value(n, key)
+	if v == nil {
+		v = &yaml.Node{Kind: kind}
+		n.Content = append(n.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: key}, v)
+	}
+	for v.Kind == yaml.AliasNode {
+		v = v.Alias
+	}
+	if isNull(v) {
+		*v = yaml.Node{Kind: kind}
+	}
+	return v
+}
