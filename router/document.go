@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -58,7 +59,7 @@ func (r *Router) preview(src *isthmusv1.Source) (uint64, []plan.Change, spec.Pro
 	if len(problems) > 0 {
 		return r.present.Generation, nil, nil, problems
 	}
-	return r.present.Generation, r.changes(target), notes(checked), nil
+	return r.present.Generation, r.counted(plan.Diff(r.target, target)), notes(checked), nil
 }
 
 // apply makes a document the wanted one. expected is the generation that the writer has seen; nil: not checked. With
@@ -75,14 +76,14 @@ func (r *Router) apply(src *isthmusv1.Source, expected *uint64, confirm time.Dur
 }
 
 func (r *Router) accept(s source, expected *uint64, confirm time.Duration, author, reason string) (uint64, []plan.Change, error) {
-	if expected != nil && *expected != r.present.Generation {
-		return r.present.Generation, nil, fmt.Errorf("%w: expected %d, present is %d", store.ErrStale, *expected, r.present.Generation)
+	if err := r.expects(expected); err != nil {
+		return r.present.Generation, nil, err
 	}
 	checked, target, ledger, problems := r.plan(s.doc, s.problems, r.present.Ledger)
 	if len(problems) > 0 {
 		return r.present.Generation, nil, problems
 	}
-	changes := r.changes(target)
+	changes := r.counted(plan.Diff(r.target, target))
 	if s.text == r.present.Text && len(changes) == 0 && r.spec != nil {
 		return r.present.Generation, nil, nil
 	}
@@ -90,13 +91,63 @@ func (r *Router) accept(s source, expected *uint64, confirm time.Duration, autho
 	if err != nil {
 		return r.present.Generation, nil, fmt.Errorf("encoding ledger: %w", err)
 	}
-	next := store.Revision{
-		Time: time.Now(), Author: author, Reason: reason, Changes: uint32(len(changes)),
-		Text: s.text, Ledger: encoded,
+	err = r.commit(store.Revision{Author: author, Reason: reason, Changes: uint32(len(changes)), Text: s.text, Ledger: encoded}, confirm)
+	if err == nil {
+		r.use(checked, target, ledger)
 	}
+	return r.present.Generation, changes, err
+}
+
+// edit changes single policies of the present document; dry only says what would change.
+func (r *Router) edit(e spec.Edit, expected *uint64, confirm time.Duration, dry bool, author string) (uint64, []plan.Change, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.expects(expected); err != nil {
+		return r.present.Generation, nil, err
+	}
+	if r.spec == nil {
+		return r.present.Generation, nil, fmt.Errorf("%w: there is no document that can be edited; apply one", api.ErrPrecondition)
+	}
+	edited, problems, err := e.Apply(r.spec, r.present.Text)
+	if len(problems) > 0 {
+		return r.present.Generation, nil, problems
+	}
+	if err != nil {
+		return r.present.Generation, nil, fmt.Errorf("%w: %w", api.ErrPrecondition, err)
+	}
+	target := plan.Amend(r.target, edited.Spec, edited.Names)
+	changes := r.counted(plan.DiffPolicies(r.target, target, edited.Names))
+	if dry || len(edited.Names) == 0 {
+		return r.present.Generation, changes, nil
+	}
+	reason := "policies " + strings.Join(edited.Names, ", ")
+	if n := len(edited.Names); n > maxNamed {
+		reason = fmt.Sprintf("policies %s and %d more", strings.Join(edited.Names[:maxNamed], ", "), n-maxNamed)
+	}
+	err = r.commit(store.Revision{Author: author, Reason: reason, Changes: uint32(len(changes)), Text: edited.Text, Ledger: r.present.Ledger}, confirm)
+	if err == nil {
+		r.use(edited.Spec, target, r.ledger)
+	}
+	return r.present.Generation, changes, err
+}
+
+// maxNamed is how many policies the reason of an edit names.
+const maxNamed = 3
+
+// expects refuses a writer who has seen another generation than the present one. Nil: not checked.
+func (r *Router) expects(generation *uint64) error {
+	if generation != nil && *generation != r.present.Generation {
+		return fmt.Errorf("%w: expected %d, present is %d", store.ErrStale, *generation, r.present.Generation)
+	}
+	return nil
+}
+
+// commit makes a revision the present one. With confirm > 0 it is so until then.
+func (r *Router) commit(next store.Revision, confirm time.Duration) error {
+	next.Time = time.Now()
 	if confirm > 0 {
 		if r.present.Generation == 0 {
-			return 0, nil, fmt.Errorf("%w: there is no former document to go back to", api.ErrPrecondition)
+			return fmt.Errorf("%w: there is no former document to go back to", api.ErrPrecondition)
 		}
 		next.ConfirmBy, next.RevertTo = next.Time.Add(confirm), r.present.Generation
 		// A chain of unconfirmed documents goes back to the last one that somebody stood by.
@@ -106,13 +157,12 @@ func (r *Router) accept(s source, expected *uint64, confirm time.Duration, autho
 	}
 	generation, err := r.Store.Accept(r.present.Generation, next)
 	if err != nil {
-		return r.present.Generation, nil, fmt.Errorf("storing document: %w", err)
+		return fmt.Errorf("storing document: %w", err)
 	}
 	next.Generation = generation
 	r.present = next
-	r.Log.Info("accepted", "generation", generation, "author", author, "reason", reason, "changes", len(changes))
-	r.use(checked, target, ledger)
-	return generation, changes, nil
+	r.Log.Info("accepted", "generation", generation, "author", next.Author, "reason", next.Reason, "changes", next.Changes)
+	return nil
 }
 
 // confirm keeps a generation that was applied with a confirm timeout.

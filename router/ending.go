@@ -18,9 +18,8 @@ import (
 // countTime bounds how long a plan waits for the flows to be counted.
 const countTime = 3 * time.Second
 
-// changes returns how a target differs from the present one, and how many flows under way each change ends.
-func (r *Router) changes(target plan.Target) []plan.Change {
-	changes := plan.Diff(r.target, target)
+// counted adds to changes how many flows under way each of them ends.
+func (r *Router) counted(changes []plan.Change) []plan.Change {
 	var ends []nat.Ending
 	for _, c := range changes {
 		ends = append(ends, c.Ends...)

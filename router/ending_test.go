@@ -57,11 +57,11 @@ func TestPlannedEndings(t *testing.T) {
 	}
 	all := c.config.Pools[0].Addresses
 	r := &Router{Options: Options{Flows: table}, target: target(all...)}
-	if changes := r.changes(target(all[1], all[0])); len(changes) != 1 || changes[0].Interrupts != "" {
+	if changes := r.counted(plan.Diff(r.target, target(all[1], all[0]))); len(changes) != 1 || changes[0].Interrupts != "" {
 		t.Errorf("another order: %+v", changes)
 	}
 	next := target(all[0])
-	changes := r.changes(next)
+	changes := r.counted(plan.Diff(r.target, next))
 	var ends int
 	if _, err := fmt.Sscanf(changes[0].Interrupts, "1,%d flows from 192.0.2.12 end", &ends); err == nil {
 		ends += 1000
@@ -101,7 +101,7 @@ func TestUncountedEndings(t *testing.T) {
 		"flows from 192.0.2.11 end, nobody knows how many: the connection table is not read": nil,
 	} {
 		r := &Router{Options: Options{Flows: flows}, target: former}
-		if c := r.changes(plan.Target{}); len(c) != 1 || c[0].Interrupts != want {
+		if c := r.counted(plan.Diff(r.target, plan.Target{})); len(c) != 1 || c[0].Interrupts != want {
 			t.Errorf("%+v, want %s", c, want)
 		}
 	}

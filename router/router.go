@@ -247,14 +247,13 @@ func (r *Router) Run(ctx context.Context) error {
 	return nil
 }
 
-// How often everything is read back although no event asked for it, and how often charon is asked how it is.
+// How often everything is read back although no event asked for it, how often charon is asked how it is, and how long a document
+// has been the present one before its file is made to need no other, which is looked at as often.
 const (
 	resync      = time.Minute
 	charonCheck = 10 * time.Second
+	settleAfter = charonCheck
 )
-
-// settleAfter is how long a document has been the present one before its file is made to need no other.
-const settleAfter = 10 * time.Second
 
 // tick does what time alone causes: the return of an unconfirmed document, and reading back.
 func (r *Router) tick(ctx context.Context) error {
@@ -267,10 +266,10 @@ func (r *Router) tick(ctx context.Context) error {
 			return nil
 		case now := <-second.C:
 			r.revertIfDue(now)
-			r.settle(now)
 			if now.Sub(asked) >= charonCheck {
 				asked = now
 				r.askCharon(ctx, now)
+				r.settle(now)
 			}
 			if now.Sub(last) >= resync {
 				last = now

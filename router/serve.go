@@ -39,6 +39,19 @@ func (r *Router) Apply(_ context.Context, author string, q *isthmusv1.ApplyReque
 	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes), Notes: problemMessages(r.notes())}, nil
 }
 
+// EditPolicies implements api.Router.
+func (r *Router) EditPolicies(_ context.Context, author string, q *isthmusv1.EditPoliciesRequest) (*isthmusv1.ApplyResponse, error) {
+	e := spec.Edit{Set: q.GetSet(), Delete: q.GetDelete()}
+	if q.GetText() != "" {
+		e.Read([]byte(q.GetText()))
+	}
+	generation, changes, err := r.edit(e, q.ExpectedGeneration, q.GetConfirmWithin().AsDuration(), q.GetDryRun(), author)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes)}, nil
+}
+
 // Confirm implements api.Router.
 func (r *Router) Confirm(_ context.Context, author string, generation uint64) error {
 	if err := r.confirm(generation); err != nil {

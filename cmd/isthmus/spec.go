@@ -155,15 +155,20 @@ func (a *app) planCommand() *cobra.Command {
 				return err
 			}
 			a.printNotes(r.Notes)
-			fmt.Fprintf(a.stderr, "isthmus: %s to generation %d\n", plural(len(r.Changes), "change"), r.Generation)
-			if len(r.Changes) > 0 {
-				return errChanges
-			}
-			return nil
+			return a.planned(r.Changes, r.Generation)
 		})}
 	d.flag(cmd)
 	a.outputFlag(cmd)
 	return cmd
+}
+
+// planned ends a command that only shows changes.
+func (a *app) planned(changes []*isthmusv1.Change, generation uint64) error {
+	fmt.Fprintf(a.stderr, "isthmus: %s to generation %d\n", plural(len(changes), "change"), generation)
+	if len(changes) > 0 {
+		return errChanges
+	}
+	return nil
 }
 
 // showChanges prints no table of nothing.
@@ -185,35 +190,45 @@ func expectedFlag(cmd *cobra.Command) func() *uint64 {
 	}
 }
 
+// confirmFlag adds --confirm-within and returns what gives its value, nil when it was not used.
+func confirmFlag(cmd *cobra.Command) func() *durationpb.Duration {
+	v := cmd.Flags().Duration("confirm-within", 0, "go back unless confirmed within this time, 10s to 1h")
+	return func() *durationpb.Duration {
+		if cmd.Flags().Changed("confirm-within") {
+			return durationpb.New(*v)
+		}
+		return nil
+	}
+}
+
+// printDeadline says until when a change must be confirmed.
+func (a *app) printDeadline(r *isthmusv1.ApplyResponse, confirm *durationpb.Duration) {
+	if confirm != nil {
+		fmt.Fprintf(a.stderr, "isthmus: the node goes back in %s unless you run: isthmus confirm %d\n", short(confirm.AsDuration()), r.Generation)
+	}
+}
+
 func (a *app) applyCommand() *cobra.Command {
 	var d document
-	var confirm time.Duration
 	cmd := &cobra.Command{Use: "apply -f FILE", Short: "Make a document what is wanted of the node", Args: cobra.NoArgs,
 		Long: `Make a document what is wanted of the node, as a whole or not at all.
 
 With --confirm-within the node goes back to the former document by itself unless "isthmus confirm" reaches it in time:
 a change that cuts the way to the node undoes itself.`}
-	expected := expectedFlag(cmd)
+	expected, confirm := expectedFlag(cmd), confirmFlag(cmd)
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 		source, err := a.read(&d)
 		if err != nil {
 			return err
 		}
-		request := &isthmusv1.ApplyRequest{Source: source, ExpectedGeneration: expected()}
-		if cmd.Flags().Changed("confirm-within") {
-			request.ConfirmWithin = durationpb.New(confirm)
-		}
-		r, err := isthmusv1.NewSpecServiceClient(conn).Apply(ctx, request)
+		r, err := isthmusv1.NewSpecServiceClient(conn).Apply(ctx, &isthmusv1.ApplyRequest{Source: source, ExpectedGeneration: expected(), ConfirmWithin: confirm()})
 		if err != nil {
 			return fmt.Errorf("applying %s: %w", d.name(), err)
 		}
-		if request.ConfirmWithin != nil {
-			fmt.Fprintf(a.stderr, "isthmus: the node goes back in %s unless you run: isthmus confirm %d\n", short(confirm), r.Generation)
-		}
+		a.printDeadline(r, confirm())
 		return a.applied(r)
 	})
 	d.flag(cmd)
-	cmd.Flags().DurationVar(&confirm, "confirm-within", 0, "go back unless confirmed within this time, 10s to 1h")
 	a.outputFlag(cmd)
 	return cmd
 }

@@ -187,7 +187,7 @@ func TestHandshake(t *testing.T) {
 func TestRoles(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	minimum := map[string]auth.Role{}
-	for _, m := range []string{"Apply", "Confirm", "Rollback", "ResetPeer", "SetSecret", "DeleteSecret", "ProveEgress", "Who"} {
+	for _, m := range []string{"Apply", "EditPolicies", "Confirm", "Rollback", "ResetPeer", "SetSecret", "DeleteSecret", "ProveEgress", "Who"} {
 		minimum[m] = auth.Operator
 	}
 	for _, m := range []string{"IssueClient", "ListClients", "RevokeClient"} {
@@ -227,6 +227,12 @@ func TestAudit(t *testing.T) {
 	}
 	_, err := specs.Apply(t.Context(), &isthmusv1.ApplyRequest{Source: source("aws-0\nbad-1\n")})
 	wantCode(t, "bad document", err, codes.InvalidArgument)
+	if _, err := specs.EditPolicies(t.Context(), &isthmusv1.EditPoliciesRequest{Set: []*isthmusv1.EgressPolicy{{Name: "a"}, {Name: "b"}}, Delete: []string{"c"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := specs.EditPolicies(t.Context(), &isthmusv1.EditPoliciesRequest{Text: "aws-0\n", Delete: []string{"c"}}); err != nil {
+		t.Fatal(err)
+	}
 	secrets := isthmusv1.NewSecretServiceClient(op)
 	if _, err := secrets.SetSecret(t.Context(), &isthmusv1.SetSecretRequest{Name: "psk", Value: []byte("hunter2hunter2")}); err != nil {
 		t.Fatal(err)
@@ -244,8 +250,12 @@ func TestAudit(t *testing.T) {
 		"end test-operator operator /isthmus.v1.SpecService/Apply object= digest=c973868e 0->1 OK ",
 		"begin test-operator operator /isthmus.v1.SpecService/Apply object= digest=063d0ee9 1->0  ",
 		"end test-operator operator /isthmus.v1.SpecService/Apply object= digest=063d0ee9 1->0 InvalidArgument document refused: tunnels[1].name: must not begin with bad",
-		"begin test-operator operator /isthmus.v1.SecretService/SetSecret object=psk digest= 1->0  ",
-		"end test-operator operator /isthmus.v1.SecretService/SetSecret object=psk digest= 1->0 OK ",
+		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object=set a, set b, delete c digest= 1->0  ",
+		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=set a, set b, delete c digest= 1->2 OK ",
+		"begin test-operator operator /isthmus.v1.SpecService/EditPolicies object=delete c digest=c973868e 2->0  ",
+		"end test-operator operator /isthmus.v1.SpecService/EditPolicies object=delete c digest=c973868e 2->3 OK ",
+		"begin test-operator operator /isthmus.v1.SecretService/SetSecret object=psk digest= 3->0  ",
+		"end test-operator operator /isthmus.v1.SecretService/SetSecret object=psk digest= 3->0 OK ",
 		"refused test-reader reader /isthmus.v1.SpecService/Apply object= digest= 0->0 PermissionDenied /isthmus.v1.SpecService/Apply needs role operator, test-reader has role reader",
 	}
 	if !slices.Equal(got, want) {
@@ -286,6 +296,17 @@ func TestErrors(t *testing.T) {
 	wantCode(t, "confirm too soon", err, codes.InvalidArgument)
 	_, err = specs.Apply(ctx, &isthmusv1.ApplyRequest{Source: source("a"), ExpectedGeneration: new(uint64(7))})
 	wantCode(t, "stale", err, codes.Aborted)
+	edit := func(what string, r *isthmusv1.EditPoliciesRequest, want codes.Code) {
+		_, err := specs.EditPolicies(ctx, r)
+		wantCode(t, what, err, want)
+	}
+	edit("no edit", &isthmusv1.EditPoliciesRequest{}, codes.InvalidArgument)
+	edit("set and text", &isthmusv1.EditPoliciesRequest{Set: []*isthmusv1.EgressPolicy{{Name: "a"}}, Text: "b"}, codes.InvalidArgument)
+	edit("edit of 16 MiB and a byte", &isthmusv1.EditPoliciesRequest{Text: strings.Repeat("#", 16<<20+1)}, codes.InvalidArgument)
+	edit("edit confirmed too soon", &isthmusv1.EditPoliciesRequest{Delete: []string{"a"}, ConfirmWithin: durationpb.New(time.Second)}, codes.InvalidArgument)
+	edit("edit of nothing", &isthmusv1.EditPoliciesRequest{Delete: []string{"a"}}, codes.FailedPrecondition)
+	edit("bad edit", &isthmusv1.EditPoliciesRequest{Set: []*isthmusv1.EgressPolicy{{Name: "bad"}}}, codes.InvalidArgument)
+	edit("stale edit", &isthmusv1.EditPoliciesRequest{Delete: []string{"a"}, ExpectedGeneration: new(uint64(7))}, codes.Aborted)
 	_, err = specs.Validate(ctx, &isthmusv1.ValidateRequest{Source: source(strings.Repeat("#", 16<<20))})
 	wantCode(t, "document of 16 MiB", err, codes.OK)
 	_, err = specs.Validate(ctx, &isthmusv1.ValidateRequest{Source: source(strings.Repeat("#", 16<<20+1))})

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -63,6 +64,19 @@ func describe(request any) auth.Subject {
 	switch r := request.(type) {
 	case *isthmusv1.ApplyRequest:
 		return auth.Subject{Digest: digest(r.GetSource())}
+	case *isthmusv1.EditPoliciesRequest:
+		var parts []string
+		for _, p := range r.Set {
+			parts = append(parts, "set "+p.GetName())
+		}
+		for _, name := range r.Delete {
+			parts = append(parts, "delete "+name)
+		}
+		subject := auth.Subject{Object: strings.Join(parts, ", ")}
+		if r.Text != "" {
+			subject.Digest = hash([]byte(r.Text))
+		}
+		return subject
 	case *isthmusv1.ConfirmRequest:
 		return auth.Subject{Object: fmt.Sprintf("generation %d", r.Generation)}
 	case *isthmusv1.RollbackRequest:
@@ -94,6 +108,10 @@ func digest(source *isthmusv1.Source) string {
 	if m := source.GetSpec(); m != nil {
 		data, _ = proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	}
+	return hash(data)
+}
+
+func hash(data []byte) string {
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:])
 }
@@ -130,12 +148,33 @@ func (s *services) Apply(ctx context.Context, r *isthmusv1.ApplyRequest) (*isthm
 	if err := checkSource(r.Source); err != nil {
 		return nil, err
 	}
-	if c := r.ConfirmWithin; c != nil {
-		if d := c.AsDuration(); !c.IsValid() || d < 10*time.Second || d > time.Hour {
-			return nil, status.Errorf(codes.InvalidArgument, "confirm_within %v: must be 10s to 1h", d)
-		}
+	if err := checkConfirm(r.ConfirmWithin); err != nil {
+		return nil, err
 	}
 	a, err := s.router.Apply(ctx, author(ctx), r)
+	return a, statusOf(err)
+}
+
+func checkConfirm(c *durationpb.Duration) error {
+	if d := c.AsDuration(); c != nil && (!c.IsValid() || d < 10*time.Second || d > time.Hour) {
+		return status.Errorf(codes.InvalidArgument, "confirm_within %v: must be 10s to 1h", d)
+	}
+	return nil
+}
+
+func (s *services) EditPolicies(ctx context.Context, r *isthmusv1.EditPoliciesRequest) (*isthmusv1.ApplyResponse, error) {
+	switch {
+	case len(r.Set)+len(r.Delete) == 0 && r.Text == "":
+		return nil, status.Error(codes.InvalidArgument, "set: give policies to set, as set or as text, or names to delete")
+	case len(r.Set) > 0 && r.Text != "":
+		return nil, status.Error(codes.InvalidArgument, "text: excludes set, which is given as well")
+	case len(r.Text) > maxDocument:
+		return nil, status.Errorf(codes.InvalidArgument, "text: has %d bytes, at most %d are read", len(r.Text), maxDocument)
+	}
+	if err := checkConfirm(r.ConfirmWithin); err != nil {
+		return nil, err
+	}
+	a, err := s.router.EditPolicies(ctx, author(ctx), r)
 	return a, statusOf(err)
 }
 

@@ -54,13 +54,14 @@ type rule struct {
 
 // rules holds every method of the API. What is not in it is refused to everybody.
 var rules = map[string]rule{
-	"/isthmus.v1.SpecService/Validate":    {role: Reader},
-	"/isthmus.v1.SpecService/Plan":        {role: Reader},
-	"/isthmus.v1.SpecService/Apply":       {role: Operator, write: true},
-	"/isthmus.v1.SpecService/Confirm":     {role: Operator, write: true},
-	"/isthmus.v1.SpecService/GetSpec":     {role: Reader},
-	"/isthmus.v1.SpecService/ListHistory": {role: Reader},
-	"/isthmus.v1.SpecService/Rollback":    {role: Operator, write: true},
+	"/isthmus.v1.SpecService/Validate":     {role: Reader},
+	"/isthmus.v1.SpecService/Plan":         {role: Reader},
+	"/isthmus.v1.SpecService/Apply":        {role: Operator, write: true},
+	"/isthmus.v1.SpecService/EditPolicies": {role: Operator, write: true},
+	"/isthmus.v1.SpecService/Confirm":      {role: Operator, write: true},
+	"/isthmus.v1.SpecService/GetSpec":      {role: Reader},
+	"/isthmus.v1.SpecService/ListHistory":  {role: Reader},
+	"/isthmus.v1.SpecService/Rollback":     {role: Operator, write: true},
 
 	"/isthmus.v1.TunnelService/ListTunnels":  {role: Reader},
 	"/isthmus.v1.TunnelService/GetTunnel":    {role: Reader},

@@ -84,6 +84,22 @@ func Diff(a, b Target) []Change {
 	return changes
 }
 
+// DiffPolicies is Diff for two targets that differ in nothing but the policies of some names.
+func DiffPolicies(a, b Target, names []string) []Change {
+	edited := set(names)
+	// Which flows end depends on all policies without translation.
+	some := func(t Target) Target {
+		out := Target{Proxies: t.Proxies}
+		for i := range t.NAT.Policies {
+			if p := &t.NAT.Policies[i]; edited[p.Name] || p.Action == nat.NoNAT {
+				out.NAT.Policies = append(out.NAT.Policies, *p)
+			}
+		}
+		return out
+	}
+	return Diff(some(a), some(b))
+}
+
 func interrupted(yes bool, why string) string {
 	if yes {
 		return why

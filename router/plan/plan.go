@@ -117,8 +117,7 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 	t.NAT.Pools = slices.SortedFunc(slices.Values(s.Pools), func(a, b nat.Pool) int { return cmp.Compare(a.Name, b.Name) })
 	t.NAT.Policies = slices.SortedFunc(slices.Values(s.Policies), func(a, b nat.Policy) int { return cmp.Compare(a.Name, b.Name) })
 	t.NAT.Zones = slices.SortedFunc(slices.Values(s.Zones), func(a, b nat.Zone) int { return cmp.Compare(a.Name, b.Name) })
-	t.Health = slices.SortedFunc(slices.Values(s.Health), func(a, b health.Pool) int { return cmp.Compare(a.Name, b.Name) })
-	t.Proxies = slices.SortedFunc(slices.Values(s.Proxies), func(a, b health.Pool) int { return cmp.Compare(a.Name, b.Name) })
+	t.Health, t.Proxies = byName(s.Health), byName(s.Proxies)
 	t.Names = s.Names
 	t.Names.Proxy = nil
 	for _, l := range s.Names.Proxy {
@@ -140,6 +139,37 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 		}
 	}
 	return t, choose.ledger, problems
+}
+
+// Amend returns the target of a document that differs from that of t in nothing but the policies of some names. The ledger stays.
+func Amend(t Target, s *spec.Spec, names []string) Target {
+	edited := set(names)
+	policies := make([]nat.Policy, 0, len(s.Policies))
+	for i := range t.NAT.Policies {
+		if !edited[t.NAT.Policies[i].Name] {
+			policies = append(policies, t.NAT.Policies[i])
+		}
+	}
+	for i := range s.Policies {
+		if p := &s.Policies[i]; edited[p.Name] {
+			at, _ := slices.BinarySearchFunc(policies, p.Name, func(o nat.Policy, name string) int { return cmp.Compare(o.Name, name) })
+			policies = slices.Insert(policies, at, *p)
+		}
+	}
+	t.NAT.Policies, t.Proxies = policies, byName(s.Proxies)
+	return t
+}
+
+func set(names []string) map[string]bool {
+	out := make(map[string]bool, len(names))
+	for _, name := range names {
+		out[name] = true
+	}
+	return out
+}
+
+func byName(pools []health.Pool) []health.Pool {
+	return slices.SortedFunc(slices.Values(pools), func(a, b health.Pool) int { return cmp.Compare(a.Name, b.Name) })
 }
 
 // insideRule says which inside addresses a tunnel may have.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strconv"
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
@@ -18,6 +19,9 @@ import (
 // A document may have ten thousand policies, and reading and checking all of them for an edit of one would take a
 // hundred times as long as to carry it out. Edit looks at those that are edited and at what they could collide with. What it returns
 // is what Decode and Check make of the edited text.
+
+// maxEdited is how many policies are edited at a time.
+const maxEdited = 1000
 
 // Edit is a change of single egress policies.
 type Edit struct {
@@ -130,6 +134,10 @@ func (s *Spec) policy(name string) int {
 func (e *Edit) check(s *Spec) ([]nat.Policy, []health.Pool, Problems) {
 	c := s.checker(e.lines)
 	c.problems = e.problems
+	if n := len(e.Set) + len(e.Delete); n > maxEdited {
+		c.Problem("policies", strconv.Itoa(n), fmt.Sprintf("are more than are edited at a time, which is %d", maxEdited), "apply the whole document")
+		return nil, nil, c.Problems()
+	}
 	c.s.Policies, c.s.Proxies = nil, nil
 	edited := map[string]bool{}
 	for i, name := range e.Delete {

@@ -345,8 +345,12 @@ func TestEditMistakes(t *testing.T) {
 			t.Errorf("%s: %v, %v, want %s", text, problems, err, c.want)
 		}
 	}
+	e := Edit{Delete: []string{"x"}, Set: make([]*isthmusv1.EgressPolicy, maxEdited)}
+	if _, problems, _ := e.Apply(s, base); len(problems) != 1 || !strings.Contains(problems[0].String(), `"1001" are more than are edited at a time`) {
+		t.Error(problems)
+	}
 	// The name is free when its policy goes.
-	e := Edit{Delete: []string{"names"}}
+	e = Edit{Delete: []string{"names"}}
 	e.Read([]byte("policies: [{name: y, sources: [10.9.0.0/16], pool: p, names: [more.example]}]"))
 	if _, problems, err := e.Apply(s, base); err != nil || len(problems) > 0 {
 		t.Error(problems, err)

@@ -628,6 +628,96 @@ func (x *ApplyResponse) GetNotes() []*Problem {
 	return nil
 }
 
+type EditPoliciesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Policies that are added, or take the place of those with the same names. At most 1000, with those of delete.
+	Set []*EgressPolicy `protobuf:"bytes,1,rep,name=set,proto3" json:"set,omitempty"`
+	// The same as YAML or JSON, instead of set: the text of a PolicyList.
+	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	// Names of policies that go.
+	Delete []string `protobuf:"bytes,3,rep,name=delete,proto3" json:"delete,omitempty"`
+	// As in ApplyRequest.
+	ExpectedGeneration *uint64 `protobuf:"varint,4,opt,name=expected_generation,json=expectedGeneration,proto3,oneof" json:"expected_generation,omitempty"`
+	// As in ApplyRequest.
+	ConfirmWithin *durationpb.Duration `protobuf:"bytes,5,opt,name=confirm_within,json=confirmWithin,proto3" json:"confirm_within,omitempty"`
+	// Only tell what would change. The generation of the answer is the present one.
+	DryRun        bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EditPoliciesRequest) Reset() {
+	*x = EditPoliciesRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EditPoliciesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EditPoliciesRequest) ProtoMessage() {}
+
+func (x *EditPoliciesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EditPoliciesRequest.ProtoReflect.Descriptor instead.
+func (*EditPoliciesRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *EditPoliciesRequest) GetSet() []*EgressPolicy {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *EditPoliciesRequest) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *EditPoliciesRequest) GetDelete() []string {
+	if x != nil {
+		return x.Delete
+	}
+	return nil
+}
+
+func (x *EditPoliciesRequest) GetExpectedGeneration() uint64 {
+	if x != nil && x.ExpectedGeneration != nil {
+		return *x.ExpectedGeneration
+	}
+	return 0
+}
+
+func (x *EditPoliciesRequest) GetConfirmWithin() *durationpb.Duration {
+	if x != nil {
+		return x.ConfirmWithin
+	}
+	return nil
+}
+
+func (x *EditPoliciesRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 type ConfirmRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The generation to keep.
@@ -638,7 +728,7 @@ type ConfirmRequest struct {
 
 func (x *ConfirmRequest) Reset() {
 	*x = ConfirmRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[9]
+	mi := &file_isthmus_v1_services_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +740,7 @@ func (x *ConfirmRequest) String() string {
 func (*ConfirmRequest) ProtoMessage() {}
 
 func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[9]
+	mi := &file_isthmus_v1_services_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +753,7 @@ func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{9}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ConfirmRequest) GetGeneration() uint64 {
@@ -681,7 +771,7 @@ type ConfirmResponse struct {
 
 func (x *ConfirmResponse) Reset() {
 	*x = ConfirmResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[10]
+	mi := &file_isthmus_v1_services_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +783,7 @@ func (x *ConfirmResponse) String() string {
 func (*ConfirmResponse) ProtoMessage() {}
 
 func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[10]
+	mi := &file_isthmus_v1_services_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +796,7 @@ func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{10}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{11}
 }
 
 type GetSpecRequest struct {
@@ -719,7 +809,7 @@ type GetSpecRequest struct {
 
 func (x *GetSpecRequest) Reset() {
 	*x = GetSpecRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[11]
+	mi := &file_isthmus_v1_services_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +821,7 @@ func (x *GetSpecRequest) String() string {
 func (*GetSpecRequest) ProtoMessage() {}
 
 func (x *GetSpecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[11]
+	mi := &file_isthmus_v1_services_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +834,7 @@ func (x *GetSpecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSpecRequest.ProtoReflect.Descriptor instead.
 func (*GetSpecRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{11}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetSpecRequest) GetGeneration() uint64 {
@@ -767,7 +857,7 @@ type GetSpecResponse struct {
 
 func (x *GetSpecResponse) Reset() {
 	*x = GetSpecResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[12]
+	mi := &file_isthmus_v1_services_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +869,7 @@ func (x *GetSpecResponse) String() string {
 func (*GetSpecResponse) ProtoMessage() {}
 
 func (x *GetSpecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[12]
+	mi := &file_isthmus_v1_services_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +882,7 @@ func (x *GetSpecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSpecResponse.ProtoReflect.Descriptor instead.
 func (*GetSpecResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{12}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetSpecResponse) GetGeneration() uint64 {
@@ -828,7 +918,7 @@ type ListHistoryRequest struct {
 
 func (x *ListHistoryRequest) Reset() {
 	*x = ListHistoryRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[13]
+	mi := &file_isthmus_v1_services_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +930,7 @@ func (x *ListHistoryRequest) String() string {
 func (*ListHistoryRequest) ProtoMessage() {}
 
 func (x *ListHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[13]
+	mi := &file_isthmus_v1_services_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +943,7 @@ func (x *ListHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHistoryRequest.ProtoReflect.Descriptor instead.
 func (*ListHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{13}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListHistoryRequest) GetPageSize() uint32 {
@@ -881,7 +971,7 @@ type ListHistoryResponse struct {
 
 func (x *ListHistoryResponse) Reset() {
 	*x = ListHistoryResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[14]
+	mi := &file_isthmus_v1_services_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +983,7 @@ func (x *ListHistoryResponse) String() string {
 func (*ListHistoryResponse) ProtoMessage() {}
 
 func (x *ListHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[14]
+	mi := &file_isthmus_v1_services_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +996,7 @@ func (x *ListHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHistoryResponse.ProtoReflect.Descriptor instead.
 func (*ListHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{14}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListHistoryResponse) GetRevisions() []*Revision {
@@ -942,7 +1032,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[15]
+	mi := &file_isthmus_v1_services_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -954,7 +1044,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[15]
+	mi := &file_isthmus_v1_services_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -967,7 +1057,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{15}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Revision) GetGeneration() uint64 {
@@ -1017,7 +1107,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[16]
+	mi := &file_isthmus_v1_services_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1029,7 +1119,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[16]
+	mi := &file_isthmus_v1_services_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1042,7 +1132,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{16}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RollbackRequest) GetToGeneration() uint64 {
@@ -1070,7 +1160,7 @@ type ListTunnelsRequest struct {
 
 func (x *ListTunnelsRequest) Reset() {
 	*x = ListTunnelsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[17]
+	mi := &file_isthmus_v1_services_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1082,7 +1172,7 @@ func (x *ListTunnelsRequest) String() string {
 func (*ListTunnelsRequest) ProtoMessage() {}
 
 func (x *ListTunnelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[17]
+	mi := &file_isthmus_v1_services_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1095,7 +1185,7 @@ func (x *ListTunnelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTunnelsRequest.ProtoReflect.Descriptor instead.
 func (*ListTunnelsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{17}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListTunnelsRequest) GetPageSize() uint32 {
@@ -1124,7 +1214,7 @@ type ListTunnelsResponse struct {
 
 func (x *ListTunnelsResponse) Reset() {
 	*x = ListTunnelsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[18]
+	mi := &file_isthmus_v1_services_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1136,7 +1226,7 @@ func (x *ListTunnelsResponse) String() string {
 func (*ListTunnelsResponse) ProtoMessage() {}
 
 func (x *ListTunnelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[18]
+	mi := &file_isthmus_v1_services_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1149,7 +1239,7 @@ func (x *ListTunnelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTunnelsResponse.ProtoReflect.Descriptor instead.
 func (*ListTunnelsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{18}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListTunnelsResponse) GetTunnels() []*TunnelStatus {
@@ -1182,7 +1272,7 @@ type GetTunnelRequest struct {
 
 func (x *GetTunnelRequest) Reset() {
 	*x = GetTunnelRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[19]
+	mi := &file_isthmus_v1_services_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1194,7 +1284,7 @@ func (x *GetTunnelRequest) String() string {
 func (*GetTunnelRequest) ProtoMessage() {}
 
 func (x *GetTunnelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[19]
+	mi := &file_isthmus_v1_services_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1207,7 +1297,7 @@ func (x *GetTunnelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTunnelRequest.ProtoReflect.Descriptor instead.
 func (*GetTunnelRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{19}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetTunnelRequest) GetName() string {
@@ -1225,7 +1315,7 @@ type WatchTunnelsRequest struct {
 
 func (x *WatchTunnelsRequest) Reset() {
 	*x = WatchTunnelsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[20]
+	mi := &file_isthmus_v1_services_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1327,7 @@ func (x *WatchTunnelsRequest) String() string {
 func (*WatchTunnelsRequest) ProtoMessage() {}
 
 func (x *WatchTunnelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[20]
+	mi := &file_isthmus_v1_services_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1340,7 @@ func (x *WatchTunnelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTunnelsRequest.ProtoReflect.Descriptor instead.
 func (*WatchTunnelsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{20}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{21}
 }
 
 type TunnelEvent struct {
@@ -1263,7 +1353,7 @@ type TunnelEvent struct {
 
 func (x *TunnelEvent) Reset() {
 	*x = TunnelEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[21]
+	mi := &file_isthmus_v1_services_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1365,7 @@ func (x *TunnelEvent) String() string {
 func (*TunnelEvent) ProtoMessage() {}
 
 func (x *TunnelEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[21]
+	mi := &file_isthmus_v1_services_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1378,7 @@ func (x *TunnelEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelEvent.ProtoReflect.Descriptor instead.
 func (*TunnelEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{21}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TunnelEvent) GetType() EventType {
@@ -1356,7 +1446,7 @@ type TunnelStatus struct {
 
 func (x *TunnelStatus) Reset() {
 	*x = TunnelStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[22]
+	mi := &file_isthmus_v1_services_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1368,7 +1458,7 @@ func (x *TunnelStatus) String() string {
 func (*TunnelStatus) ProtoMessage() {}
 
 func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[22]
+	mi := &file_isthmus_v1_services_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1381,7 +1471,7 @@ func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatus.ProtoReflect.Descriptor instead.
 func (*TunnelStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{22}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TunnelStatus) GetName() string {
@@ -1582,7 +1672,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	mi := &file_isthmus_v1_services_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +1684,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[23]
+	mi := &file_isthmus_v1_services_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +1697,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{23}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Explanation) GetReason() string {
@@ -1700,7 +1790,7 @@ type StrayTunnel struct {
 
 func (x *StrayTunnel) Reset() {
 	*x = StrayTunnel{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	mi := &file_isthmus_v1_services_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1712,7 +1802,7 @@ func (x *StrayTunnel) String() string {
 func (*StrayTunnel) ProtoMessage() {}
 
 func (x *StrayTunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[24]
+	mi := &file_isthmus_v1_services_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1725,7 +1815,7 @@ func (x *StrayTunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrayTunnel.ProtoReflect.Descriptor instead.
 func (*StrayTunnel) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{24}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StrayTunnel) GetAddress() string {
@@ -1816,7 +1906,7 @@ type ListPeersRequest struct {
 
 func (x *ListPeersRequest) Reset() {
 	*x = ListPeersRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	mi := &file_isthmus_v1_services_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +1918,7 @@ func (x *ListPeersRequest) String() string {
 func (*ListPeersRequest) ProtoMessage() {}
 
 func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[25]
+	mi := &file_isthmus_v1_services_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +1931,7 @@ func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
 func (*ListPeersRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{25}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListPeersRequest) GetPageSize() uint32 {
@@ -1868,7 +1958,7 @@ type ListPeersResponse struct {
 
 func (x *ListPeersResponse) Reset() {
 	*x = ListPeersResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[26]
+	mi := &file_isthmus_v1_services_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1880,7 +1970,7 @@ func (x *ListPeersResponse) String() string {
 func (*ListPeersResponse) ProtoMessage() {}
 
 func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[26]
+	mi := &file_isthmus_v1_services_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1893,7 +1983,7 @@ func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
 func (*ListPeersResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{26}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListPeersResponse) GetPeers() []*PeerStatus {
@@ -1919,7 +2009,7 @@ type GetPeerRequest struct {
 
 func (x *GetPeerRequest) Reset() {
 	*x = GetPeerRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[27]
+	mi := &file_isthmus_v1_services_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1931,7 +2021,7 @@ func (x *GetPeerRequest) String() string {
 func (*GetPeerRequest) ProtoMessage() {}
 
 func (x *GetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[27]
+	mi := &file_isthmus_v1_services_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1944,7 +2034,7 @@ func (x *GetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPeerRequest.ProtoReflect.Descriptor instead.
 func (*GetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{27}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetPeerRequest) GetName() string {
@@ -1962,7 +2052,7 @@ type WatchPeersRequest struct {
 
 func (x *WatchPeersRequest) Reset() {
 	*x = WatchPeersRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[28]
+	mi := &file_isthmus_v1_services_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1974,7 +2064,7 @@ func (x *WatchPeersRequest) String() string {
 func (*WatchPeersRequest) ProtoMessage() {}
 
 func (x *WatchPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[28]
+	mi := &file_isthmus_v1_services_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1987,7 +2077,7 @@ func (x *WatchPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPeersRequest.ProtoReflect.Descriptor instead.
 func (*WatchPeersRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{28}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{29}
 }
 
 type PeerEvent struct {
@@ -2000,7 +2090,7 @@ type PeerEvent struct {
 
 func (x *PeerEvent) Reset() {
 	*x = PeerEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[29]
+	mi := &file_isthmus_v1_services_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2102,7 @@ func (x *PeerEvent) String() string {
 func (*PeerEvent) ProtoMessage() {}
 
 func (x *PeerEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[29]
+	mi := &file_isthmus_v1_services_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2115,7 @@ func (x *PeerEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerEvent.ProtoReflect.Descriptor instead.
 func (*PeerEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{29}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PeerEvent) GetType() EventType {
@@ -2052,7 +2142,7 @@ type ResetPeerRequest struct {
 
 func (x *ResetPeerRequest) Reset() {
 	*x = ResetPeerRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[30]
+	mi := &file_isthmus_v1_services_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2064,7 +2154,7 @@ func (x *ResetPeerRequest) String() string {
 func (*ResetPeerRequest) ProtoMessage() {}
 
 func (x *ResetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[30]
+	mi := &file_isthmus_v1_services_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2077,7 +2167,7 @@ func (x *ResetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetPeerRequest.ProtoReflect.Descriptor instead.
 func (*ResetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{30}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ResetPeerRequest) GetName() string {
@@ -2102,7 +2192,7 @@ type ResetPeerResponse struct {
 
 func (x *ResetPeerResponse) Reset() {
 	*x = ResetPeerResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[31]
+	mi := &file_isthmus_v1_services_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2204,7 @@ func (x *ResetPeerResponse) String() string {
 func (*ResetPeerResponse) ProtoMessage() {}
 
 func (x *ResetPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[31]
+	mi := &file_isthmus_v1_services_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2217,7 @@ func (x *ResetPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetPeerResponse.ProtoReflect.Descriptor instead.
 func (*ResetPeerResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{31}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{32}
 }
 
 // PeerStatus is what is really there of a BGP session.
@@ -2170,7 +2260,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[32]
+	mi := &file_isthmus_v1_services_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2182,7 +2272,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[32]
+	mi := &file_isthmus_v1_services_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2195,7 +2285,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{32}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PeerStatus) GetName() string {
@@ -2353,7 +2443,7 @@ type ListRoutesRequest struct {
 
 func (x *ListRoutesRequest) Reset() {
 	*x = ListRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[33]
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2365,7 +2455,7 @@ func (x *ListRoutesRequest) String() string {
 func (*ListRoutesRequest) ProtoMessage() {}
 
 func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[33]
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2378,7 +2468,7 @@ func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ListRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{33}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListRoutesRequest) GetPageSize() uint32 {
@@ -2419,7 +2509,7 @@ type ListRoutesResponse struct {
 
 func (x *ListRoutesResponse) Reset() {
 	*x = ListRoutesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2431,7 +2521,7 @@ func (x *ListRoutesResponse) String() string {
 func (*ListRoutesResponse) ProtoMessage() {}
 
 func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2444,7 +2534,7 @@ func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ListRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListRoutesResponse) GetRoutes() []*Route {
@@ -2469,7 +2559,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2481,7 +2571,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2494,7 +2584,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
 }
 
 type RouteEvent struct {
@@ -2507,7 +2597,7 @@ type RouteEvent struct {
 
 func (x *RouteEvent) Reset() {
 	*x = RouteEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2519,7 +2609,7 @@ func (x *RouteEvent) String() string {
 func (*RouteEvent) ProtoMessage() {}
 
 func (x *RouteEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2532,7 +2622,7 @@ func (x *RouteEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteEvent.ProtoReflect.Descriptor instead.
 func (*RouteEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RouteEvent) GetType() EventType {
@@ -2572,7 +2662,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +2674,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2687,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Route) GetPrefix() string {
@@ -2672,7 +2762,7 @@ type NextHop struct {
 
 func (x *NextHop) Reset() {
 	*x = NextHop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +2774,7 @@ func (x *NextHop) String() string {
 func (*NextHop) ProtoMessage() {}
 
 func (x *NextHop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +2787,7 @@ func (x *NextHop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextHop.ProtoReflect.Descriptor instead.
 func (*NextHop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *NextHop) GetTunnel() string {
@@ -2746,7 +2836,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2758,7 +2848,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2771,7 +2861,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListPoliciesRequest) GetPageSize() uint32 {
@@ -2801,7 +2891,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2813,7 +2903,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2826,7 +2916,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyStatus {
@@ -2865,7 +2955,7 @@ type WatchPoliciesRequest struct {
 
 func (x *WatchPoliciesRequest) Reset() {
 	*x = WatchPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2877,7 +2967,7 @@ func (x *WatchPoliciesRequest) String() string {
 func (*WatchPoliciesRequest) ProtoMessage() {}
 
 func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2890,7 +2980,7 @@ func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
 }
 
 type PolicyEvent struct {
@@ -2903,7 +2993,7 @@ type PolicyEvent struct {
 
 func (x *PolicyEvent) Reset() {
 	*x = PolicyEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2915,7 +3005,7 @@ func (x *PolicyEvent) String() string {
 func (*PolicyEvent) ProtoMessage() {}
 
 func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2928,7 +3018,7 @@ func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyEvent.ProtoReflect.Descriptor instead.
 func (*PolicyEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PolicyEvent) GetType() EventType {
@@ -2963,7 +3053,7 @@ type ProveEgressRequest struct {
 
 func (x *ProveEgressRequest) Reset() {
 	*x = ProveEgressRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2975,7 +3065,7 @@ func (x *ProveEgressRequest) String() string {
 func (*ProveEgressRequest) ProtoMessage() {}
 
 func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2988,7 +3078,7 @@ func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressRequest.ProtoReflect.Descriptor instead.
 func (*ProveEgressRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ProveEgressRequest) GetDestinations() []string {
@@ -3034,7 +3124,7 @@ type ProveEgressResponse struct {
 
 func (x *ProveEgressResponse) Reset() {
 	*x = ProveEgressResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3046,7 +3136,7 @@ func (x *ProveEgressResponse) String() string {
 func (*ProveEgressResponse) ProtoMessage() {}
 
 func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3059,7 +3149,7 @@ func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressResponse.ProtoReflect.Descriptor instead.
 func (*ProveEgressResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ProveEgressResponse) GetProof() *EgressProof {
@@ -3118,7 +3208,7 @@ type EgressProof struct {
 
 func (x *EgressProof) Reset() {
 	*x = EgressProof{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3130,7 +3220,7 @@ func (x *EgressProof) String() string {
 func (*EgressProof) ProtoMessage() {}
 
 func (x *EgressProof) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3143,7 +3233,7 @@ func (x *EgressProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProof.ProtoReflect.Descriptor instead.
 func (*EgressProof) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *EgressProof) GetNode() string {
@@ -3245,7 +3335,7 @@ type EgressProofState struct {
 
 func (x *EgressProofState) Reset() {
 	*x = EgressProofState{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3257,7 +3347,7 @@ func (x *EgressProofState) String() string {
 func (*EgressProofState) ProtoMessage() {}
 
 func (x *EgressProofState) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3270,7 +3360,7 @@ func (x *EgressProofState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProofState.ProtoReflect.Descriptor instead.
 func (*EgressProofState) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *EgressProofState) GetName() string {
@@ -3311,7 +3401,7 @@ type CanaryResult struct {
 
 func (x *CanaryResult) Reset() {
 	*x = CanaryResult{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3323,7 +3413,7 @@ func (x *CanaryResult) String() string {
 func (*CanaryResult) ProtoMessage() {}
 
 func (x *CanaryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3336,7 +3426,7 @@ func (x *CanaryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanaryResult.ProtoReflect.Descriptor instead.
 func (*CanaryResult) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CanaryResult) GetAddress() string {
@@ -3396,7 +3486,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3408,7 +3498,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3421,7 +3511,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PolicyStatus) GetName() string {
@@ -3533,7 +3623,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3545,7 +3635,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3558,7 +3648,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListPoolsRequest) GetPageSize() uint32 {
@@ -3585,7 +3675,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3597,7 +3687,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3610,7 +3700,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListPoolsResponse) GetPools() []*PoolStatus {
@@ -3636,7 +3726,7 @@ type GetPoolRequest struct {
 
 func (x *GetPoolRequest) Reset() {
 	*x = GetPoolRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3648,7 +3738,7 @@ func (x *GetPoolRequest) String() string {
 func (*GetPoolRequest) ProtoMessage() {}
 
 func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3661,7 +3751,7 @@ func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoolRequest.ProtoReflect.Descriptor instead.
 func (*GetPoolRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetPoolRequest) GetName() string {
@@ -3679,7 +3769,7 @@ type WatchPoolsRequest struct {
 
 func (x *WatchPoolsRequest) Reset() {
 	*x = WatchPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3691,7 +3781,7 @@ func (x *WatchPoolsRequest) String() string {
 func (*WatchPoolsRequest) ProtoMessage() {}
 
 func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3704,7 +3794,7 @@ func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoolsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 type PoolEvent struct {
@@ -3717,7 +3807,7 @@ type PoolEvent struct {
 
 func (x *PoolEvent) Reset() {
 	*x = PoolEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3729,7 +3819,7 @@ func (x *PoolEvent) String() string {
 func (*PoolEvent) ProtoMessage() {}
 
 func (x *PoolEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3742,7 +3832,7 @@ func (x *PoolEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolEvent.ProtoReflect.Descriptor instead.
 func (*PoolEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PoolEvent) GetType() EventType {
@@ -3776,7 +3866,7 @@ type PoolStatus struct {
 
 func (x *PoolStatus) Reset() {
 	*x = PoolStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3788,7 +3878,7 @@ func (x *PoolStatus) String() string {
 func (*PoolStatus) ProtoMessage() {}
 
 func (x *PoolStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3801,7 +3891,7 @@ func (x *PoolStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
 func (*PoolStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *PoolStatus) GetName() string {
@@ -3860,7 +3950,7 @@ type PoolMember struct {
 
 func (x *PoolMember) Reset() {
 	*x = PoolMember{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3872,7 +3962,7 @@ func (x *PoolMember) String() string {
 func (*PoolMember) ProtoMessage() {}
 
 func (x *PoolMember) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3885,7 +3975,7 @@ func (x *PoolMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolMember.ProtoReflect.Descriptor instead.
 func (*PoolMember) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *PoolMember) GetAddress() string {
@@ -3962,7 +4052,7 @@ type ProbeTarget struct {
 
 func (x *ProbeTarget) Reset() {
 	*x = ProbeTarget{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3974,7 +4064,7 @@ func (x *ProbeTarget) String() string {
 func (*ProbeTarget) ProtoMessage() {}
 
 func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3987,7 +4077,7 @@ func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeTarget.ProtoReflect.Descriptor instead.
 func (*ProbeTarget) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ProbeTarget) GetTarget() string {
@@ -4036,7 +4126,7 @@ type ListNamesRequest struct {
 
 func (x *ListNamesRequest) Reset() {
 	*x = ListNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4048,7 +4138,7 @@ func (x *ListNamesRequest) String() string {
 func (*ListNamesRequest) ProtoMessage() {}
 
 func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4061,7 +4151,7 @@ func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListNamesRequest) GetPageSize() uint32 {
@@ -4088,7 +4178,7 @@ type ListNamesResponse struct {
 
 func (x *ListNamesResponse) Reset() {
 	*x = ListNamesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4100,7 +4190,7 @@ func (x *ListNamesResponse) String() string {
 func (*ListNamesResponse) ProtoMessage() {}
 
 func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4113,7 +4203,7 @@ func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListNamesResponse) GetNames() []*NameStatus {
@@ -4138,7 +4228,7 @@ type WatchNamesRequest struct {
 
 func (x *WatchNamesRequest) Reset() {
 	*x = WatchNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4150,7 +4240,7 @@ func (x *WatchNamesRequest) String() string {
 func (*WatchNamesRequest) ProtoMessage() {}
 
 func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4163,7 +4253,7 @@ func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNamesRequest.ProtoReflect.Descriptor instead.
 func (*WatchNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 type NameEvent struct {
@@ -4176,7 +4266,7 @@ type NameEvent struct {
 
 func (x *NameEvent) Reset() {
 	*x = NameEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4188,7 +4278,7 @@ func (x *NameEvent) String() string {
 func (*NameEvent) ProtoMessage() {}
 
 func (x *NameEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4201,7 +4291,7 @@ func (x *NameEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameEvent.ProtoReflect.Descriptor instead.
 func (*NameEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *NameEvent) GetType() EventType {
@@ -4239,7 +4329,7 @@ type NameStatus struct {
 
 func (x *NameStatus) Reset() {
 	*x = NameStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4251,7 +4341,7 @@ func (x *NameStatus) String() string {
 func (*NameStatus) ProtoMessage() {}
 
 func (x *NameStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4264,7 +4354,7 @@ func (x *NameStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameStatus.ProtoReflect.Descriptor instead.
 func (*NameStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *NameStatus) GetName() string {
@@ -4317,7 +4407,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4329,7 +4419,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4342,7 +4432,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 type SystemStatus struct {
@@ -4365,7 +4455,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4377,7 +4467,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4390,7 +4480,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -4477,7 +4567,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4489,7 +4579,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4502,7 +4592,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -4559,7 +4649,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4571,7 +4661,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4584,7 +4674,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -4612,7 +4702,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4624,7 +4714,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4637,7 +4727,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -4664,7 +4754,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4676,7 +4766,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4689,7 +4779,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -4722,7 +4812,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4734,7 +4824,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4747,7 +4837,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -4787,7 +4877,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4799,7 +4889,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4812,7 +4902,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -4830,7 +4920,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4842,7 +4932,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4855,7 +4945,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 type IssueClientRequest struct {
@@ -4874,7 +4964,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4886,7 +4976,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4899,7 +4989,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -4943,7 +5033,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4955,7 +5045,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4968,7 +5058,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -5000,7 +5090,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5012,7 +5102,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5025,7 +5115,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 type ListClientsResponse struct {
@@ -5037,7 +5127,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5049,7 +5139,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5062,7 +5152,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -5089,7 +5179,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5101,7 +5191,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5114,7 +5204,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Client) GetName() string {
@@ -5169,7 +5259,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5181,7 +5271,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5194,7 +5284,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -5212,7 +5302,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5224,7 +5314,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5237,7 +5327,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 type ListPortsRequest struct {
@@ -5251,7 +5341,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5263,7 +5353,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5276,7 +5366,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -5312,7 +5402,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5324,7 +5414,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5337,7 +5427,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -5390,7 +5480,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5402,7 +5492,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5415,7 +5505,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 type PortEvent struct {
@@ -5428,7 +5518,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5440,7 +5530,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5453,7 +5543,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -5501,7 +5591,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5513,7 +5603,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5526,7 +5616,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *PortUse) GetPool() string {
@@ -5635,7 +5725,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5647,7 +5737,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5660,7 +5750,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -5719,7 +5809,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5731,7 +5821,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5744,7 +5834,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -5816,7 +5906,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5828,7 +5918,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5841,7 +5931,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -5902,7 +5992,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5914,7 +6004,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5927,7 +6017,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -5989,7 +6079,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6001,7 +6091,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6014,7 +6104,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -6151,7 +6241,15 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12,\n" +
 	"\achanges\x18\x02 \x03(\v2\x12.isthmus.v1.ChangeR\achanges\x12)\n" +
-	"\x05notes\x18\x03 \x03(\v2\x13.isthmus.v1.ProblemR\x05notes\"0\n" +
+	"\x05notes\x18\x03 \x03(\v2\x13.isthmus.v1.ProblemR\x05notes\"\x96\x02\n" +
+	"\x13EditPoliciesRequest\x12*\n" +
+	"\x03set\x18\x01 \x03(\v2\x18.isthmus.v1.EgressPolicyR\x03set\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +
+	"\x06delete\x18\x03 \x03(\tR\x06delete\x124\n" +
+	"\x13expected_generation\x18\x04 \x01(\x04H\x00R\x12expectedGeneration\x88\x01\x01\x12@\n" +
+	"\x0econfirm_within\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\rconfirmWithin\x12\x17\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRunB\x16\n" +
+	"\x14_expected_generation\"0\n" +
 	"\x0eConfirmRequest\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -6595,11 +6693,12 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"bytes_sent\x18\n" +
 	" \x01(\x04R\tbytesSent\x12)\n" +
 	"\x10packets_received\x18\v \x01(\x04R\x0fpacketsReceived\x12%\n" +
-	"\x0ebytes_received\x18\f \x01(\x04R\rbytesReceived2\xe9\x03\n" +
+	"\x0ebytes_received\x18\f \x01(\x04R\rbytesReceived2\xb5\x04\n" +
 	"\vSpecService\x12E\n" +
 	"\bValidate\x12\x1b.isthmus.v1.ValidateRequest\x1a\x1c.isthmus.v1.ValidateResponse\x129\n" +
 	"\x04Plan\x12\x17.isthmus.v1.PlanRequest\x1a\x18.isthmus.v1.PlanResponse\x12<\n" +
-	"\x05Apply\x12\x18.isthmus.v1.ApplyRequest\x1a\x19.isthmus.v1.ApplyResponse\x12B\n" +
+	"\x05Apply\x12\x18.isthmus.v1.ApplyRequest\x1a\x19.isthmus.v1.ApplyResponse\x12J\n" +
+	"\fEditPolicies\x12\x1f.isthmus.v1.EditPoliciesRequest\x1a\x19.isthmus.v1.ApplyResponse\x12B\n" +
 	"\aConfirm\x12\x1a.isthmus.v1.ConfirmRequest\x1a\x1b.isthmus.v1.ConfirmResponse\x12B\n" +
 	"\aGetSpec\x12\x1a.isthmus.v1.GetSpecRequest\x1a\x1b.isthmus.v1.GetSpecResponse\x12N\n" +
 	"\vListHistory\x12\x1e.isthmus.v1.ListHistoryRequest\x1a\x1f.isthmus.v1.ListHistoryResponse\x12B\n" +
@@ -6662,7 +6761,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 88)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 89)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),            // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                // 1: isthmus.v1.Source
@@ -6674,255 +6773,261 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*PlanResponse)(nil),          // 7: isthmus.v1.PlanResponse
 	(*ApplyRequest)(nil),          // 8: isthmus.v1.ApplyRequest
 	(*ApplyResponse)(nil),         // 9: isthmus.v1.ApplyResponse
-	(*ConfirmRequest)(nil),        // 10: isthmus.v1.ConfirmRequest
-	(*ConfirmResponse)(nil),       // 11: isthmus.v1.ConfirmResponse
-	(*GetSpecRequest)(nil),        // 12: isthmus.v1.GetSpecRequest
-	(*GetSpecResponse)(nil),       // 13: isthmus.v1.GetSpecResponse
-	(*ListHistoryRequest)(nil),    // 14: isthmus.v1.ListHistoryRequest
-	(*ListHistoryResponse)(nil),   // 15: isthmus.v1.ListHistoryResponse
-	(*Revision)(nil),              // 16: isthmus.v1.Revision
-	(*RollbackRequest)(nil),       // 17: isthmus.v1.RollbackRequest
-	(*ListTunnelsRequest)(nil),    // 18: isthmus.v1.ListTunnelsRequest
-	(*ListTunnelsResponse)(nil),   // 19: isthmus.v1.ListTunnelsResponse
-	(*GetTunnelRequest)(nil),      // 20: isthmus.v1.GetTunnelRequest
-	(*WatchTunnelsRequest)(nil),   // 21: isthmus.v1.WatchTunnelsRequest
-	(*TunnelEvent)(nil),           // 22: isthmus.v1.TunnelEvent
-	(*TunnelStatus)(nil),          // 23: isthmus.v1.TunnelStatus
-	(*Explanation)(nil),           // 24: isthmus.v1.Explanation
-	(*StrayTunnel)(nil),           // 25: isthmus.v1.StrayTunnel
-	(*ListPeersRequest)(nil),      // 26: isthmus.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),     // 27: isthmus.v1.ListPeersResponse
-	(*GetPeerRequest)(nil),        // 28: isthmus.v1.GetPeerRequest
-	(*WatchPeersRequest)(nil),     // 29: isthmus.v1.WatchPeersRequest
-	(*PeerEvent)(nil),             // 30: isthmus.v1.PeerEvent
-	(*ResetPeerRequest)(nil),      // 31: isthmus.v1.ResetPeerRequest
-	(*ResetPeerResponse)(nil),     // 32: isthmus.v1.ResetPeerResponse
-	(*PeerStatus)(nil),            // 33: isthmus.v1.PeerStatus
-	(*ListRoutesRequest)(nil),     // 34: isthmus.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),    // 35: isthmus.v1.ListRoutesResponse
-	(*WatchRoutesRequest)(nil),    // 36: isthmus.v1.WatchRoutesRequest
-	(*RouteEvent)(nil),            // 37: isthmus.v1.RouteEvent
-	(*Route)(nil),                 // 38: isthmus.v1.Route
-	(*NextHop)(nil),               // 39: isthmus.v1.NextHop
-	(*ListPoliciesRequest)(nil),   // 40: isthmus.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),  // 41: isthmus.v1.ListPoliciesResponse
-	(*WatchPoliciesRequest)(nil),  // 42: isthmus.v1.WatchPoliciesRequest
-	(*PolicyEvent)(nil),           // 43: isthmus.v1.PolicyEvent
-	(*ProveEgressRequest)(nil),    // 44: isthmus.v1.ProveEgressRequest
-	(*ProveEgressResponse)(nil),   // 45: isthmus.v1.ProveEgressResponse
-	(*EgressProof)(nil),           // 46: isthmus.v1.EgressProof
-	(*EgressProofState)(nil),      // 47: isthmus.v1.EgressProofState
-	(*CanaryResult)(nil),          // 48: isthmus.v1.CanaryResult
-	(*PolicyStatus)(nil),          // 49: isthmus.v1.PolicyStatus
-	(*ListPoolsRequest)(nil),      // 50: isthmus.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),     // 51: isthmus.v1.ListPoolsResponse
-	(*GetPoolRequest)(nil),        // 52: isthmus.v1.GetPoolRequest
-	(*WatchPoolsRequest)(nil),     // 53: isthmus.v1.WatchPoolsRequest
-	(*PoolEvent)(nil),             // 54: isthmus.v1.PoolEvent
-	(*PoolStatus)(nil),            // 55: isthmus.v1.PoolStatus
-	(*PoolMember)(nil),            // 56: isthmus.v1.PoolMember
-	(*ProbeTarget)(nil),           // 57: isthmus.v1.ProbeTarget
-	(*ListNamesRequest)(nil),      // 58: isthmus.v1.ListNamesRequest
-	(*ListNamesResponse)(nil),     // 59: isthmus.v1.ListNamesResponse
-	(*WatchNamesRequest)(nil),     // 60: isthmus.v1.WatchNamesRequest
-	(*NameEvent)(nil),             // 61: isthmus.v1.NameEvent
-	(*NameStatus)(nil),            // 62: isthmus.v1.NameStatus
-	(*GetStatusRequest)(nil),      // 63: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),          // 64: isthmus.v1.SystemStatus
-	(*Counters)(nil),              // 65: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),      // 66: isthmus.v1.SetSecretRequest
-	(*ListSecretsRequest)(nil),    // 67: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),   // 68: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),            // 69: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),   // 70: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),  // 71: isthmus.v1.DeleteSecretResponse
-	(*IssueClientRequest)(nil),    // 72: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),   // 73: isthmus.v1.IssueClientResponse
-	(*ListClientsRequest)(nil),    // 74: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),   // 75: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                // 76: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),   // 77: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),  // 78: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),      // 79: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),     // 80: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),     // 81: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),             // 82: isthmus.v1.PortEvent
-	(*PortUse)(nil),               // 83: isthmus.v1.PortUse
-	(*AddressUse)(nil),            // 84: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),       // 85: isthmus.v1.ConnectionTable
-	(*WhoRequest)(nil),            // 86: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),           // 87: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),        // 88: isthmus.v1.TranslatedFlow
-	(*Spec)(nil),                  // 89: isthmus.v1.Spec
-	(*Problem)(nil),               // 90: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),   // 91: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 92: google.protobuf.Timestamp
-	(EventType)(0),                // 93: isthmus.v1.EventType
-	(*Inside)(nil),                // 94: isthmus.v1.Inside
-	(*Condition)(nil),             // 95: isthmus.v1.Condition
+	(*EditPoliciesRequest)(nil),   // 10: isthmus.v1.EditPoliciesRequest
+	(*ConfirmRequest)(nil),        // 11: isthmus.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),       // 12: isthmus.v1.ConfirmResponse
+	(*GetSpecRequest)(nil),        // 13: isthmus.v1.GetSpecRequest
+	(*GetSpecResponse)(nil),       // 14: isthmus.v1.GetSpecResponse
+	(*ListHistoryRequest)(nil),    // 15: isthmus.v1.ListHistoryRequest
+	(*ListHistoryResponse)(nil),   // 16: isthmus.v1.ListHistoryResponse
+	(*Revision)(nil),              // 17: isthmus.v1.Revision
+	(*RollbackRequest)(nil),       // 18: isthmus.v1.RollbackRequest
+	(*ListTunnelsRequest)(nil),    // 19: isthmus.v1.ListTunnelsRequest
+	(*ListTunnelsResponse)(nil),   // 20: isthmus.v1.ListTunnelsResponse
+	(*GetTunnelRequest)(nil),      // 21: isthmus.v1.GetTunnelRequest
+	(*WatchTunnelsRequest)(nil),   // 22: isthmus.v1.WatchTunnelsRequest
+	(*TunnelEvent)(nil),           // 23: isthmus.v1.TunnelEvent
+	(*TunnelStatus)(nil),          // 24: isthmus.v1.TunnelStatus
+	(*Explanation)(nil),           // 25: isthmus.v1.Explanation
+	(*StrayTunnel)(nil),           // 26: isthmus.v1.StrayTunnel
+	(*ListPeersRequest)(nil),      // 27: isthmus.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),     // 28: isthmus.v1.ListPeersResponse
+	(*GetPeerRequest)(nil),        // 29: isthmus.v1.GetPeerRequest
+	(*WatchPeersRequest)(nil),     // 30: isthmus.v1.WatchPeersRequest
+	(*PeerEvent)(nil),             // 31: isthmus.v1.PeerEvent
+	(*ResetPeerRequest)(nil),      // 32: isthmus.v1.ResetPeerRequest
+	(*ResetPeerResponse)(nil),     // 33: isthmus.v1.ResetPeerResponse
+	(*PeerStatus)(nil),            // 34: isthmus.v1.PeerStatus
+	(*ListRoutesRequest)(nil),     // 35: isthmus.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),    // 36: isthmus.v1.ListRoutesResponse
+	(*WatchRoutesRequest)(nil),    // 37: isthmus.v1.WatchRoutesRequest
+	(*RouteEvent)(nil),            // 38: isthmus.v1.RouteEvent
+	(*Route)(nil),                 // 39: isthmus.v1.Route
+	(*NextHop)(nil),               // 40: isthmus.v1.NextHop
+	(*ListPoliciesRequest)(nil),   // 41: isthmus.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),  // 42: isthmus.v1.ListPoliciesResponse
+	(*WatchPoliciesRequest)(nil),  // 43: isthmus.v1.WatchPoliciesRequest
+	(*PolicyEvent)(nil),           // 44: isthmus.v1.PolicyEvent
+	(*ProveEgressRequest)(nil),    // 45: isthmus.v1.ProveEgressRequest
+	(*ProveEgressResponse)(nil),   // 46: isthmus.v1.ProveEgressResponse
+	(*EgressProof)(nil),           // 47: isthmus.v1.EgressProof
+	(*EgressProofState)(nil),      // 48: isthmus.v1.EgressProofState
+	(*CanaryResult)(nil),          // 49: isthmus.v1.CanaryResult
+	(*PolicyStatus)(nil),          // 50: isthmus.v1.PolicyStatus
+	(*ListPoolsRequest)(nil),      // 51: isthmus.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),     // 52: isthmus.v1.ListPoolsResponse
+	(*GetPoolRequest)(nil),        // 53: isthmus.v1.GetPoolRequest
+	(*WatchPoolsRequest)(nil),     // 54: isthmus.v1.WatchPoolsRequest
+	(*PoolEvent)(nil),             // 55: isthmus.v1.PoolEvent
+	(*PoolStatus)(nil),            // 56: isthmus.v1.PoolStatus
+	(*PoolMember)(nil),            // 57: isthmus.v1.PoolMember
+	(*ProbeTarget)(nil),           // 58: isthmus.v1.ProbeTarget
+	(*ListNamesRequest)(nil),      // 59: isthmus.v1.ListNamesRequest
+	(*ListNamesResponse)(nil),     // 60: isthmus.v1.ListNamesResponse
+	(*WatchNamesRequest)(nil),     // 61: isthmus.v1.WatchNamesRequest
+	(*NameEvent)(nil),             // 62: isthmus.v1.NameEvent
+	(*NameStatus)(nil),            // 63: isthmus.v1.NameStatus
+	(*GetStatusRequest)(nil),      // 64: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),          // 65: isthmus.v1.SystemStatus
+	(*Counters)(nil),              // 66: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),      // 67: isthmus.v1.SetSecretRequest
+	(*ListSecretsRequest)(nil),    // 68: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),   // 69: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),            // 70: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),   // 71: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),  // 72: isthmus.v1.DeleteSecretResponse
+	(*IssueClientRequest)(nil),    // 73: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),   // 74: isthmus.v1.IssueClientResponse
+	(*ListClientsRequest)(nil),    // 75: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),   // 76: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                // 77: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),   // 78: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),  // 79: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),      // 80: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),     // 81: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),     // 82: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),             // 83: isthmus.v1.PortEvent
+	(*PortUse)(nil),               // 84: isthmus.v1.PortUse
+	(*AddressUse)(nil),            // 85: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),       // 86: isthmus.v1.ConnectionTable
+	(*WhoRequest)(nil),            // 87: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),           // 88: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),        // 89: isthmus.v1.TranslatedFlow
+	(*Spec)(nil),                  // 90: isthmus.v1.Spec
+	(*Problem)(nil),               // 91: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),   // 92: google.protobuf.Duration
+	(*EgressPolicy)(nil),          // 93: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil), // 94: google.protobuf.Timestamp
+	(EventType)(0),                // 95: isthmus.v1.EventType
+	(*Inside)(nil),                // 96: isthmus.v1.Inside
+	(*Condition)(nil),             // 97: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	89,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	90,  // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	90,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	91,  // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	90,  // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	90,  // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	91,  // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	91,  // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	90,  // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	91,  // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	91,  // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	92,  // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	90,  // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	89,  // 13: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
-	16,  // 14: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	92,  // 15: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	23,  // 16: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
-	25,  // 17: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	93,  // 18: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
-	23,  // 19: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	92,  // 20: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	94,  // 21: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	92,  // 22: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	92,  // 23: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	92,  // 24: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	95,  // 25: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
-	24,  // 26: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	92,  // 27: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	92,  // 28: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	92,  // 29: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	92,  // 30: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	92,  // 31: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
-	33,  // 32: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	93,  // 33: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
-	33,  // 34: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	92,  // 35: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	91,  // 36: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	95,  // 37: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	92,  // 38: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
-	38,  // 39: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	93,  // 40: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
-	38,  // 41: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
-	39,  // 42: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	92,  // 43: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	95,  // 44: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
-	49,  // 45: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	93,  // 46: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	49,  // 47: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	46,  // 48: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	92,  // 49: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
-	47,  // 50: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
-	48,  // 51: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	55,  // 52: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	93,  // 53: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
-	55,  // 54: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
-	56,  // 55: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	92,  // 56: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
-	57,  // 57: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	92,  // 58: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	92,  // 59: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
-	62,  // 60: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	93,  // 61: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
-	62,  // 62: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	92,  // 63: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	92,  // 64: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	92,  // 65: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	92,  // 66: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	95,  // 67: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	65,  // 68: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	69,  // 69: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	92,  // 70: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	91,  // 71: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	76,  // 72: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	76,  // 73: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	92,  // 74: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	92,  // 75: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	83,  // 76: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	84,  // 77: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	85,  // 78: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	92,  // 79: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	93,  // 80: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	83,  // 81: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	91,  // 82: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	92,  // 83: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	91,  // 84: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	88,  // 85: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	92,  // 86: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	92,  // 87: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	3,   // 88: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 89: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 90: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 91: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	12,  // 92: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	14,  // 93: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	17,  // 94: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	18,  // 95: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	20,  // 96: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	21,  // 97: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	26,  // 98: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	28,  // 99: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	29,  // 100: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	31,  // 101: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	34,  // 102: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	36,  // 103: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	40,  // 104: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	42,  // 105: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	44,  // 106: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	86,  // 107: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	50,  // 108: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	52,  // 109: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	53,  // 110: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	58,  // 111: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	60,  // 112: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	63,  // 113: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	66,  // 114: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	67,  // 115: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	70,  // 116: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	72,  // 117: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	74,  // 118: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	77,  // 119: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	79,  // 120: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	81,  // 121: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 122: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 123: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 124: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	11,  // 125: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	13,  // 126: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	15,  // 127: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 128: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	19,  // 129: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	23,  // 130: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	22,  // 131: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	27,  // 132: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	33,  // 133: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	30,  // 134: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	32,  // 135: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	35,  // 136: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	37,  // 137: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	41,  // 138: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	43,  // 139: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	45,  // 140: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	87,  // 141: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	51,  // 142: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	55,  // 143: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	54,  // 144: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	59,  // 145: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	61,  // 146: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	64,  // 147: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	69,  // 148: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	68,  // 149: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	71,  // 150: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	73,  // 151: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	75,  // 152: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	78,  // 153: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	80,  // 154: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	82,  // 155: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	122, // [122:156] is the sub-list for method output_type
-	88,  // [88:122] is the sub-list for method input_type
-	88,  // [88:88] is the sub-list for extension type_name
-	88,  // [88:88] is the sub-list for extension extendee
-	0,   // [0:88] is the sub-list for field type_name
+	91,  // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	93,  // 13: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	92,  // 14: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	90,  // 15: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	17,  // 16: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
+	94,  // 17: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	24,  // 18: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
+	26,  // 19: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
+	95,  // 20: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	24,  // 21: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
+	94,  // 22: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	96,  // 23: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	94,  // 24: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	94,  // 25: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	94,  // 26: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	97,  // 27: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	25,  // 28: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
+	94,  // 29: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	94,  // 30: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	94,  // 31: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	94,  // 32: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	94,  // 33: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	34,  // 34: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
+	95,  // 35: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	34,  // 36: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
+	94,  // 37: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	92,  // 38: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	97,  // 39: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	94,  // 40: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	39,  // 41: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
+	95,  // 42: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	39,  // 43: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
+	40,  // 44: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
+	94,  // 45: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	97,  // 46: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	50,  // 47: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	95,  // 48: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	50,  // 49: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	47,  // 50: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	94,  // 51: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	48,  // 52: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	49,  // 53: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	56,  // 54: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
+	95,  // 55: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	56,  // 56: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
+	57,  // 57: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
+	94,  // 58: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	58,  // 59: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
+	94,  // 60: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	94,  // 61: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	63,  // 62: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
+	95,  // 63: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	63,  // 64: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
+	94,  // 65: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	94,  // 66: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	94,  // 67: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	94,  // 68: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	97,  // 69: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	66,  // 70: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	70,  // 71: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	94,  // 72: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	92,  // 73: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	77,  // 74: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	77,  // 75: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	94,  // 76: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	94,  // 77: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	84,  // 78: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	85,  // 79: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	86,  // 80: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	94,  // 81: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	95,  // 82: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	84,  // 83: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	92,  // 84: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	94,  // 85: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	92,  // 86: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	89,  // 87: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	94,  // 88: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	94,  // 89: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	3,   // 90: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 91: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 92: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 93: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	11,  // 94: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	13,  // 95: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	15,  // 96: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	18,  // 97: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	19,  // 98: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	21,  // 99: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	22,  // 100: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	27,  // 101: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	29,  // 102: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	30,  // 103: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	32,  // 104: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	35,  // 105: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	37,  // 106: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	41,  // 107: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	43,  // 108: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	45,  // 109: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	87,  // 110: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	51,  // 111: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	53,  // 112: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	54,  // 113: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	59,  // 114: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	61,  // 115: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	64,  // 116: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	67,  // 117: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	68,  // 118: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	71,  // 119: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	73,  // 120: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	75,  // 121: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	78,  // 122: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	80,  // 123: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	82,  // 124: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 125: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 126: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 127: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 128: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 129: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 130: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 131: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 132: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 133: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 134: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 135: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	28,  // 136: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	34,  // 137: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	31,  // 138: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	33,  // 139: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	36,  // 140: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	38,  // 141: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	42,  // 142: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	44,  // 143: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	46,  // 144: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	88,  // 145: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	52,  // 146: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	56,  // 147: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	55,  // 148: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	60,  // 149: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	62,  // 150: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	65,  // 151: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	70,  // 152: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	69,  // 153: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	72,  // 154: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	74,  // 155: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	76,  // 156: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	79,  // 157: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	81,  // 158: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	83,  // 159: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	125, // [125:160] is the sub-list for method output_type
+	90,  // [90:125] is the sub-list for method input_type
+	90,  // [90:90] is the sub-list for extension type_name
+	90,  // [90:90] is the sub-list for extension extendee
+	0,   // [0:90] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -6937,14 +7042,15 @@ func file_isthmus_v1_services_proto_init() {
 		(*Source_Text)(nil),
 	}
 	file_isthmus_v1_services_proto_msgTypes[7].OneofWrappers = []any{}
-	file_isthmus_v1_services_proto_msgTypes[16].OneofWrappers = []any{}
+	file_isthmus_v1_services_proto_msgTypes[9].OneofWrappers = []any{}
+	file_isthmus_v1_services_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   88,
+			NumMessages:   89,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

@@ -19,13 +19,14 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	SpecService_Validate_FullMethodName    = "/isthmus.v1.SpecService/Validate"
-	SpecService_Plan_FullMethodName        = "/isthmus.v1.SpecService/Plan"
-	SpecService_Apply_FullMethodName       = "/isthmus.v1.SpecService/Apply"
-	SpecService_Confirm_FullMethodName     = "/isthmus.v1.SpecService/Confirm"
-	SpecService_GetSpec_FullMethodName     = "/isthmus.v1.SpecService/GetSpec"
-	SpecService_ListHistory_FullMethodName = "/isthmus.v1.SpecService/ListHistory"
-	SpecService_Rollback_FullMethodName    = "/isthmus.v1.SpecService/Rollback"
+	SpecService_Validate_FullMethodName     = "/isthmus.v1.SpecService/Validate"
+	SpecService_Plan_FullMethodName         = "/isthmus.v1.SpecService/Plan"
+	SpecService_Apply_FullMethodName        = "/isthmus.v1.SpecService/Apply"
+	SpecService_EditPolicies_FullMethodName = "/isthmus.v1.SpecService/EditPolicies"
+	SpecService_Confirm_FullMethodName      = "/isthmus.v1.SpecService/Confirm"
+	SpecService_GetSpec_FullMethodName      = "/isthmus.v1.SpecService/GetSpec"
+	SpecService_ListHistory_FullMethodName  = "/isthmus.v1.SpecService/ListHistory"
+	SpecService_Rollback_FullMethodName     = "/isthmus.v1.SpecService/Rollback"
 )
 
 // SpecServiceClient is the client API for SpecService service.
@@ -41,6 +42,10 @@ type SpecServiceClient interface {
 	// Apply makes a document the wanted state, as a whole or not at all. A document with problems is refused with
 	// INVALID_ARGUMENT and a Problems detail; a stale expected generation with ABORTED. Role: operator.
 	Apply(ctx context.Context, in *ApplyRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
+	// EditPolicies sets and deletes single egress policies of the present document, all of them or none, and leaves the rest of its text as
+	// it is. It costs what the edit costs, however many policies there are. Errors as with Apply; without a document
+	// FAILED_PRECONDITION. Role: operator.
+	EditPolicies(ctx context.Context, in *EditPoliciesRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
 	// Confirm keeps a generation that was applied with a confirm timeout. Role: operator.
 	Confirm(ctx context.Context, in *ConfirmRequest, opts ...grpc.CallOption) (*ConfirmResponse, error)
 	// GetSpec returns an accepted document. Role: reader.
@@ -83,6 +88,16 @@ func (c *specServiceClient) Apply(ctx context.Context, in *ApplyRequest, opts ..
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ApplyResponse)
 	err := c.cc.Invoke(ctx, SpecService_Apply_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *specServiceClient) EditPolicies(ctx context.Context, in *EditPoliciesRequest, opts ...grpc.CallOption) (*ApplyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ApplyResponse)
+	err := c.cc.Invoke(ctx, SpecService_EditPolicies_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -142,6 +157,10 @@ type SpecServiceServer interface {
 	// Apply makes a document the wanted state, as a whole or not at all. A document with problems is refused with
 	// INVALID_ARGUMENT and a Problems detail; a stale expected generation with ABORTED. Role: operator.
 	Apply(context.Context, *ApplyRequest) (*ApplyResponse, error)
+	// EditPolicies sets and deletes single egress policies of the present document, all of them or none, and leaves the rest of its text as
+	// it is. It costs what the edit costs, however many policies there are. Errors as with Apply; without a document
+	// FAILED_PRECONDITION. Role: operator.
+	EditPolicies(context.Context, *EditPoliciesRequest) (*ApplyResponse, error)
 	// Confirm keeps a generation that was applied with a confirm timeout. Role: operator.
 	Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error)
 	// GetSpec returns an accepted document. Role: reader.
@@ -168,6 +187,9 @@ func (UnimplementedSpecServiceServer) Plan(context.Context, *PlanRequest) (*Plan
 }
 func (UnimplementedSpecServiceServer) Apply(context.Context, *ApplyRequest) (*ApplyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Apply not implemented")
+}
+func (UnimplementedSpecServiceServer) EditPolicies(context.Context, *EditPoliciesRequest) (*ApplyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EditPolicies not implemented")
 }
 func (UnimplementedSpecServiceServer) Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Confirm not implemented")
@@ -252,6 +274,24 @@ func _SpecService_Apply_Handler(srv interface{}, ctx context.Context, dec func(i
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(SpecServiceServer).Apply(ctx, req.(*ApplyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SpecService_EditPolicies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EditPoliciesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SpecServiceServer).EditPolicies(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SpecService_EditPolicies_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SpecServiceServer).EditPolicies(ctx, req.(*EditPoliciesRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -346,6 +386,10 @@ var SpecService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Apply",
 			Handler:    _SpecService_Apply_Handler,
+		},
+		{
+			MethodName: "EditPolicies",
+			Handler:    _SpecService_EditPolicies_Handler,
 		},
 		{
 			MethodName: "Confirm",

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -251,17 +252,72 @@ func (r *Router) Apply(ctx context.Context, author string, q *isthmusv1.ApplyReq
 	return a, err
 }
 
+var nameField = regexp.MustCompile(`name: ([a-z0-9-]+)`)
+
+// EditPolicies takes the names of policies from the text without reading the rest of it.
+func (r *Router) EditPolicies(_ context.Context, author string, q *isthmusv1.EditPoliciesRequest) (*isthmusv1.ApplyResponse, error) {
+	var changes []*isthmusv1.Change
+	add := func(name string) {
+		changes = append(changes, &isthmusv1.Change{Action: isthmusv1.Change_ACTION_ADD, Kind: "policy", Name: name})
+	}
+	for _, p := range q.Set {
+		add(p.Name)
+	}
+	for _, match := range nameField.FindAllStringSubmatch(q.Text, -1) {
+		add(match[1])
+	}
+	var problems []*isthmusv1.Problem
+	for i, c := range changes {
+		if strings.HasPrefix(c.Name, "bad") {
+			problems = append(problems, &isthmusv1.Problem{Path: fmt.Sprintf("policies[%d].name", i), Value: c.Name, Rule: "must not begin with bad", Line: uint32(i + 2)})
+		}
+	}
+	if len(problems) > 0 {
+		return nil, &api.Refused{Problems: problems}
+	}
+	for _, name := range q.Delete {
+		changes = append(changes, &isthmusv1.Change{Action: isthmusv1.Change_ACTION_REMOVE, Kind: "policy", Name: name, Interrupts: "new flows that it would decide are left to the other policies"})
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.expectsLocked(q.ExpectedGeneration); err != nil {
+		return nil, err
+	}
+	if r.generationLocked() == 0 {
+		return nil, fmt.Errorf("%w: there is no document that can be edited; apply one", api.ErrPrecondition)
+	}
+	if q.DryRun {
+		return &isthmusv1.ApplyResponse{Generation: r.generationLocked(), Changes: changes}, nil
+	}
+	var confirm time.Time
+	if q.ConfirmWithin != nil {
+		confirm = r.now().Add(q.ConfirmWithin.AsDuration())
+	}
+	return r.acceptLocked(author, "policies", r.revisions[len(r.revisions)-1].Text, changes, confirm), nil
+}
+
+func (r *Router) expectsLocked(generation *uint64) error {
+	if generation != nil && *generation != r.generationLocked() {
+		return fmt.Errorf("%w: expected %d, present is %d", store.ErrStale, *generation, r.generationLocked())
+	}
+	return nil
+}
+
 func (r *Router) accept(author, reason, text string, expected *uint64, confirm time.Time) (*isthmusv1.ApplyResponse, error) {
 	r.mu.Lock()
-	defer r.bells["status"].Ring()
 	defer r.mu.Unlock()
-	if expected != nil && *expected != r.generationLocked() {
-		return nil, fmt.Errorf("%w: expected %d, present is %d", store.ErrStale, *expected, r.generationLocked())
+	if err := r.expectsLocked(expected); err != nil {
+		return nil, err
 	}
 	changes := r.changesLocked(text)
 	if len(changes) == 0 {
 		return &isthmusv1.ApplyResponse{Generation: r.generationLocked()}, nil
 	}
+	return r.acceptLocked(author, reason, text, changes, confirm), nil
+}
+
+func (r *Router) acceptLocked(author, reason, text string, changes []*isthmusv1.Change, confirm time.Time) *isthmusv1.ApplyResponse {
+	defer r.bells["status"].Ring()
 	spec := &isthmusv1.Spec{}
 	for _, n := range names(text) {
 		spec.Tunnels = append(spec.Tunnels, &isthmusv1.Tunnel{Name: n})
@@ -272,7 +328,7 @@ func (r *Router) accept(author, reason, text string, expected *uint64, confirm t
 		Generation: g, Time: timestamppb.New(r.now()), Author: author, Reason: reason, Changes: uint32(len(changes)),
 	})
 	r.confirm = confirm
-	return &isthmusv1.ApplyResponse{Generation: g, Changes: changes}, nil
+	return &isthmusv1.ApplyResponse{Generation: g, Changes: changes}
 }
 
 func (r *Router) Confirm(_ context.Context, _ string, generation uint64) error {

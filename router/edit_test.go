@@ -1,0 +1,154 @@
+package router
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+var editable = strings.Replace(base, "egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}]}], policies: [{name: x, sources: [10.0.0.0/8], pool: p}]}", `egress:
+  pools: [{name: p, addresses: [{address: 10.9.0.5}]}]
+  policies:
+  # everybody
+  - {name: x, sources: [10.0.0.0/8], pool: p}
+  - {name: m, action: no-nat, sources: [10.7.0.0/16], destinations: [10.66.0.0/16]} # inside
+`, 1)
+
+// planned returns the target but for the tunnels, of which the secrets are another store's.
+func planned(r *Router) plan.Target {
+	t := r.target
+	t.Tunnels = nil
+	if len(t.NAT.Policies) == 0 {
+		t.NAT.Policies = nil
+	}
+	return t
+}
+
+// TestEditIsApply: an edit does what applying the edited document does, in every respect, also for who starts anew.
+func TestEditIsApply(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one, other, dir := newMachine(t), newMachine(t), t.TempDir()
+		r, stop := one.boot(dir)
+		defer func() { stop() }()
+		whole, stopWhole := other.boot(t.TempDir())
+		defer stopWhole()
+		apply(t, r, editable)
+		apply(t, whole, editable)
+		one.taken()
+		for i, q := range []*isthmusv1.EditPoliciesRequest{
+			{Text: "policies: [{name: y, sources: [10.1.0.0/16], pool: p}]"},
+			{Text: "policies: [{name: y, sources: [10.1.0.0/16], pool: p}]"}, // the same
+			{Text: "policies: [{name: a, action: no-nat, sources: [10.7.0.0/16], destinations: [10.66.0.0/17]}]"},
+			{Delete: []string{"m"}},
+			{Set: []*isthmusv1.EgressPolicy{{Name: "x", Action: "deny", Sources: []string{"10.0.0.0/8"}}, {Name: "0", Sources: []string{"10.4.0.0/16"}, Pool: "p"}}, Delete: []string{"y", "a"}},
+			{Text: "policies: [{name: r, action: redirect, sources: [10.8.0.0/16], to: 10.7.0.9:80, protocol: tcp, probes: {}}]"},
+			{Text: "policies: [{name: r, action: redirect, sources: [10.8.0.0/16], to: 10.7.0.8:80, protocol: tcp, probes: {interval: 9s}}]"},
+			{Delete: []string{"r", "x", "0"}},
+			{Text: "policies: [{name: x, sources: [10.0.0.0/8], pool: p}]"},
+		} {
+			was := one.nat
+			a, err := r.EditPolicies(t.Context(), "tester", q)
+			if err != nil {
+				t.Fatalf("edit %d: %v", i, err)
+			}
+			synctest.Wait()
+			g, _, doc, err := r.document(0)
+			if err != nil || g != a.Generation {
+				t.Fatalf("edit %d: generation %d, %v", i, g, err)
+			}
+			b, err := whole.Apply(t.Context(), "tester", &isthmusv1.ApplyRequest{Source: text(doc)})
+			if err != nil {
+				t.Fatalf("edit %d: %v\n%s", i, err, doc)
+			}
+			synctest.Wait()
+			if fmt.Sprint(a.Changes) != fmt.Sprint(b.Changes) || a.Generation != b.Generation {
+				t.Errorf("edit %d: generation %d with %v, want %d with %v", i, a.Generation, a.Changes, b.Generation, b.Changes)
+			}
+			if got, want := planned(r), planned(whole); !reflect.DeepEqual(got, want) || !reflect.DeepEqual(r.ledger, whole.ledger) {
+				t.Errorf("edit %d: differs from applying in %+v", i, plan.Diff(got, want))
+			}
+			if !one.nat.Equal(other.nat) {
+				t.Errorf("edit %d: %+v, want %+v", i, one.nat, other.nat)
+			}
+			if got := one.taken(); len(got) != len(a.Changes) && (len(got) > 1 || len(a.Changes) == 0) || one.nat.Equal(was) != (len(a.Changes) == 0) {
+				t.Errorf("edit %d wrote %v for %v", i, got, a.Changes)
+			}
+			if s := r.status(); s.GetAppliedGeneration() != a.Generation {
+				t.Errorf("edit %d: %v", i, s)
+			}
+			if i == 4 {
+				stop()
+				r, stop = one.boot(dir)
+				synctest.Wait()
+				if got := one.taken(); !reflect.DeepEqual(planned(r), planned(whole)) || slices.Contains(got, "nat") {
+					t.Errorf("after a restart %v", got)
+				}
+			}
+		}
+		if _, _, doc, _ := r.document(0); !strings.Contains(doc, "# everybody") {
+			t.Errorf("the comment is lost:\n%s", doc)
+		}
+		if h := r.Store.History(); h[0].Reason != "policies x" || h[3].Reason != "policies r" || h[4].Reason != "policies x, 0, y and 1 more" {
+			t.Errorf("history %+v", h)
+		}
+	})
+}
+
+func TestEditRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		y := spec.Edit{}
+		y.Read([]byte("policies: [{name: y, sources: [10.1.0.0/16], pool: p}]"))
+		if _, _, err := r.edit(y, nil, 0, false, "tester"); !errors.Is(err, api.ErrPrecondition) {
+			t.Errorf("without a document: %v", err)
+		}
+		g := apply(t, r, editable)
+		m.taken()
+		stale := g + 1
+		for what, c := range map[string]struct {
+			edit     spec.Edit
+			expected *uint64
+			is       error
+			as       any
+		}{
+			"stale":   {y, &stale, store.ErrStale, nil},
+			"unknown": {spec.Edit{Delete: []string{"y"}}, nil, nil, new(spec.Problems)},
+		} {
+			if _, _, err := r.edit(c.edit, c.expected, 0, false, "tester"); c.is != nil && !errors.Is(err, c.is) || c.as != nil && !errors.As(err, c.as) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		// A dry run says what the edit then does.
+		var said []plan.Change
+		for _, dry := range []bool{true, false} {
+			got, changes, err := r.edit(y, &g, time.Minute, dry, "tester")
+			if err != nil || len(changes) != 1 || (got == g) != dry || !dry && fmt.Sprint(changes) != fmt.Sprint(said) {
+				t.Errorf("dry %v: generation %d, %v, %v", dry, got, changes, err)
+			}
+			said = changes
+			synctest.Wait()
+			if dry {
+				expect(t, m)
+			}
+		}
+		expect(t, m, "nat")
+		time.Sleep(2 * time.Minute)
+		expect(t, m, "nat")
+		if _, _, doc, _ := r.document(0); doc != editable {
+			t.Errorf("an unconfirmed edit did not go back:\n%s", doc)
+		}
+	})
+}
