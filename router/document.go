@@ -2,7 +2,6 @@ package router
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -213,17 +212,18 @@ func (r *Router) revertIfDue(now time.Time) {
 	}
 }
 
-// settle writes the present document as a whole when no other one has come for a while. What fails is tried again.
-func (r *Router) settle(now time.Time) {
+// crowded is how many changes of another text a document may be while others come.
+const crowded = 32
+
+// settle has the present document need no other file when no other one has come for a while, or after many changes.
+func (r *Router) settle(now time.Time) error {
 	r.mu.Lock()
-	rests := now.Sub(r.present.Time) >= settleAfter
+	changes := crowded
+	if now.Sub(r.present.Time) >= settleAfter {
+		changes = 1
+	}
 	r.mu.Unlock()
-	if !rests {
-		return
-	}
-	if err := r.Store.Settle(); err != nil && !errors.Is(err, store.ErrFailed) {
-		r.Log.Warn("writing the present document as a whole; trying again", "err", err)
-	}
+	return r.Store.Settle(changes)
 }
 
 // document returns an accepted document as message and text; generation 0 is the present one.

@@ -72,8 +72,8 @@ func (r *Router) namesChanged(addresses bool) {
 // wantedNames returns the names whose addresses are needed: those of policies, and those of probe targets.
 func wantedNames(t plan.Target) []string {
 	var out []string
-	for _, p := range t.NAT.Policies {
-		out = append(out, p.Names...)
+	for i := range t.NAT.Policies {
+		out = append(out, t.NAT.Policies[i].Names...)
 	}
 	for _, p := range slices.Concat(t.Health, t.Proxies) {
 		for _, target := range p.Probes.Targets {
@@ -103,10 +103,11 @@ func (r *Router) liveNAT(c nat.Config) (nat.Config, []names.Conflict) {
 			p.Addresses[j].Down = down[p.Addresses[j].Address]
 		}
 	}
-	sick := r.sickProxies()
-	c.Policies = slices.Clone(c.Policies)
-	for i := range c.Policies {
-		_, c.Policies[i].Down = sick[c.Policies[i].Name]
+	if sick := r.sickProxies(); len(sick) > 0 { // there may be ten thousand policies
+		c.Policies = slices.Clone(c.Policies)
+		for i := range c.Policies {
+			_, c.Policies[i].Down = sick[c.Policies[i].Name]
+		}
 	}
 	return c, conflicts
 }

@@ -247,29 +247,35 @@ func (r *Router) Run(ctx context.Context) error {
 	return nil
 }
 
-// How often everything is read back although no event asked for it, how often charon is asked how it is, and how long a document
-// has been the present one before its file is made to need no other, which is looked at as often.
+// How often everything is read back although no event asked for it, how often charon is asked how it is, how long a document
+// has been the present one before its file is made to need no other, and when that is tried again.
 const (
 	resync      = time.Minute
 	charonCheck = 10 * time.Second
-	settleAfter = charonCheck
+	settleAfter = 10 * time.Second
+	settleRetry = time.Minute
 )
 
 // tick does what time alone causes: the return of an unconfirmed document, and reading back.
 func (r *Router) tick(ctx context.Context) error {
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
-	last, asked := time.Now(), time.Time{}
+	last, asked, settle := time.Now(), time.Time{}, time.Time{}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case now := <-second.C:
 			r.revertIfDue(now)
+			if now.After(settle) {
+				if err := r.settle(now); err != nil {
+					r.Log.Warn("writing the present document as a whole; trying again", "err", err)
+					settle = now.Add(settleRetry)
+				}
+			}
 			if now.Sub(asked) >= charonCheck {
 				asked = now
 				r.askCharon(ctx, now)
-				r.settle(now)
 			}
 			if now.Sub(last) >= resync {
 				last = now

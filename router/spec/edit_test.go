@@ -381,3 +381,28 @@ func TestEditProxy(t *testing.T) {
 		s, text = edited.Spec, edited.Text
 	}
 }
+
+// BenchmarkEdit edits one of ten thousand policies.
+func BenchmarkEdit(b *testing.B) {
+	var text strings.Builder
+	text.WriteString(editEgress + "  policies:\n")
+	for i := range 10_000 {
+		fmt.Fprintf(&text, "  - {name: p%05d, sources: [10.%d.%d.0/24], pool: p, destinations: [198.51.%d.%d/28]}\n", i, i>>8, i&255, i>>4&255, i<<4&255)
+	}
+	s, problems := parse(text.String())
+	if len(problems) > 0 {
+		b.Fatal(problems)
+	}
+	for what, e := range map[string]Edit{
+		"add":    {Set: []*isthmusv1.EgressPolicy{{Name: "q", Sources: []string{"10.250.0.0/24"}, Pool: "p"}}},
+		"remove": {Delete: []string{"p05000"}},
+	} {
+		b.Run(what, func(b *testing.B) {
+			for b.Loop() {
+				if _, problems, err := e.Apply(s, text.String()); err != nil || len(problems) > 0 {
+					b.Fatal(err, problems)
+				}
+			}
+		})
+	}
+}

@@ -205,13 +205,13 @@ func (s *Store) Confirm(generation uint64) error {
 	return nil
 }
 
-// Settle writes the present revision as a whole, if it was written as changes of another one, so that it needs no other file. Until then
-// a damaged base takes the present document with it.
-func (s *Store) Settle() error {
+// Settle writes the present revision as a whole, if it was written as at least so many changes of another one, so that it needs no other
+// file. Until then a damaged base takes the present document with it.
+func (s *Store) Settle(changes int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.current
-	if r.Base == 0 {
+	if r.Base == 0 || len(r.Splices) < changes {
 		return nil
 	}
 	r.Base, r.Splices = 0, nil

@@ -10,7 +10,7 @@ import (
 
 const (
 	// maxSplices bounds how many revisions rest on the same text.
-	maxSplices = 32
+	maxSplices = 256
 	// spliceShare is how small all changes together must be against the text.
 	spliceShare = 16
 )

@@ -65,7 +65,7 @@ var script = []func(s *Store, m model) (model, error){
 // long is a script of documents that are written as changes of another one.
 var long = []func(s *Store, m model) (model, error){
 	accept("one"+filler, false), accept("two"+filler, true), (*Store).confirmed, accept("two"+filler+"three", false),
-	func(s *Store, m model) (model, error) { return m, s.Settle() },
+	func(s *Store, m model) (model, error) { return m, s.Settle(1) },
 	accept("four"+filler+"three", false), setClient("0b", false),
 }
 
@@ -430,7 +430,7 @@ func TestChanges(t *testing.T) {
 	texts := []string{strings.Join(lines, "")}
 	size := func(g uint64) int { return len(fs.dirs[revisionDir].now[revisionName(g)].now) }
 	small := 0
-	for g := uint64(1); g <= maxRevisions+50; g++ {
+	for g := uint64(1); g <= maxRevisions+maxSplices; g++ {
 		texts = append(texts, strings.Join(lines, ""))
 		if _, err := s.Accept(g-1, Revision{Text: texts[g]}); err != nil {
 			t.Fatal(err)
@@ -447,8 +447,11 @@ func TestChanges(t *testing.T) {
 			lines[i] = fmt.Sprintf("- é%c\n", rune(0xe0+r.IntN(64)))
 		case 3: // the same again
 		}
-		if g%70 == 0 {
-			if err := s.Settle(); err != nil || size(g) < len(texts[g]) {
+		if g%140 == 0 {
+			if err := s.Settle(1000); err != nil || size(g) >= len(texts[g]) {
+				t.Fatalf("settled %d too early: %v, %d bytes", g, err, size(g))
+			}
+			if err := s.Settle(1); err != nil || size(g) < len(texts[g]) {
 				t.Fatalf("settled %d: %v, %d bytes", g, err, size(g))
 			}
 		}
@@ -500,7 +503,7 @@ func TestLostBase(t *testing.T) {
 			}
 		}
 		if settled {
-			if err := s.Settle(); err != nil {
+			if err := s.Settle(1); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -34,6 +34,44 @@ egress:
   - {name: spokes, sources: [172.20.0.0/24], pool: partner}
 `
 
+// buildDaemon builds the real isthmusd.
+func buildDaemon(ctx context.Context, l *lab.Lab) (string, error) {
+	bin := filepath.Join(l.Dir, "isthmusd")
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "github.com/isthmus-net/isthmus/cmd/isthmusd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building isthmusd: %w: %s", err, out)
+	}
+	return bin, nil
+}
+
+// startDaemon starts isthmusd without charon, and returns how long it took until it served.
+func startDaemon(ctx context.Context, n *lab.Node, bin string, args ...string) (*lab.Process, *client, time.Duration, error) {
+	dir, err := n.Dir()
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	began := time.Now()
+	p, err := n.Start("isthmusd", append([]string{bin, "-state", filepath.Join(dir, "state"), "-runtime", filepath.Join(dir, "run"), "-vici", filepath.Join(dir, "none")}, args...)...)
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	for {
+		c, err := connect(filepath.Join(dir, "run", "api.sock"))
+		if err != nil {
+			return nil, nil, 0, err
+		}
+		if _, err = c.system.GetStatus(ctx, &isthmusv1.GetStatusRequest{}); err == nil {
+			return p, c, time.Since(began), nil
+		}
+		c.Close()
+		if time.Since(began) > 20*time.Second {
+			return nil, nil, 0, fmt.Errorf("isthmusd does not serve: %w", err)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
 // idle measures the real isthmusd with a small document and nothing to do.
 func (b *bench) idle(ctx context.Context) error {
 	l, err := b.lab()
@@ -41,11 +79,9 @@ func (b *bench) idle(ctx context.Context) error {
 		return err
 	}
 	defer l.Close()
-	bin := filepath.Join(l.Dir, "isthmusd")
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "github.com/isthmus-net/isthmus/cmd/isthmusd")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("building isthmusd: %w: %s", err, out)
+	bin, err := buildDaemon(ctx, l)
+	if err != nil {
+		return err
 	}
 	node, far := l.Node("node"), l.Node("internet")
 	l.Link(lab.End{Node: node, Name: "eth0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.99.0.10/24")}},
@@ -54,32 +90,8 @@ func (b *bench) idle(ctx context.Context) error {
 	if err := l.Up(ctx); err != nil {
 		return err
 	}
-	dir, err := node.Dir()
-	if err != nil {
-		return err
-	}
-	socket := filepath.Join(dir, "run", "api.sock")
 	start := func() (*lab.Process, *client, time.Duration, error) {
-		began := time.Now()
-		p, err := node.Start("isthmusd", bin, "-state", filepath.Join(dir, "state"), "-runtime", filepath.Join(dir, "run"),
-			"-vici", filepath.Join(dir, "none"), "-listen", "10.99.0.10:7443")
-		if err != nil {
-			return nil, nil, 0, err
-		}
-		for {
-			c, err := connect(socket)
-			if err != nil {
-				return nil, nil, 0, err
-			}
-			if _, err = c.system.GetStatus(ctx, &isthmusv1.GetStatusRequest{}); err == nil {
-				return p, c, time.Since(began), nil
-			}
-			c.Close()
-			if time.Since(began) > 20*time.Second {
-				return nil, nil, 0, fmt.Errorf("isthmusd does not serve: %w", err)
-			}
-			time.Sleep(2 * time.Millisecond)
-		}
+		return startDaemon(ctx, node, bin, "-listen", "10.99.0.10:7443")
 	}
 	t := newTable("Idle: isthmusd with a WireGuard tunnel and a BGP session whose peer is away, egress, no charon")
 	// The first start makes keys and the certificate authority, which is another thing.

@@ -26,9 +26,9 @@ const (
 
 var native = binary.NativeEndian
 
-func netlinkSocket(n *lab.Node, groups uint32) (fd int, err error) {
+func netlinkSocket(n *lab.Node, family int, groups uint32) (fd int, err error) {
 	err = n.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, family)
 		return err
 	})
 	if err != nil {
@@ -94,7 +94,7 @@ type watch struct {
 }
 
 func newWatch(n *lab.Node, size int) (*watch, error) {
-	fd, err := netlinkSocket(n, 1<<(unix.RTNLGRP_IPV4_ROUTE-1))
+	fd, err := netlinkSocket(n, unix.NETLINK_ROUTE, 1<<(unix.RTNLGRP_IPV4_ROUTE-1))
 	if err != nil {
 		return nil, fmt.Errorf("watching routes: %w", err)
 	}
@@ -178,7 +178,7 @@ type lookup struct {
 }
 
 func newLookup(n *lab.Node) (*lookup, error) {
-	fd, err := netlinkSocket(n, 0)
+	fd, err := netlinkSocket(n, unix.NETLINK_ROUTE, 0)
 	if err != nil {
 		return nil, fmt.Errorf("opening a look-up socket: %w", err)
 	}

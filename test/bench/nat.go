@@ -15,6 +15,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/nat/nftables"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
@@ -244,7 +245,7 @@ func (b *bench) nat(ctx context.Context) error {
 }
 
 // edits measures what it takes to add and remove one of n policies: in the driver; as an element of a map of as many, by
-// nft; and through the API of a daemon, as a whole document.
+// nft; and through the API of isthmusd, alone and as a whole document.
 func (b *bench) edits(ctx context.Context, e *egress, n int) error {
 	t := newTable("Egress: one of %d policies added or removed", n)
 	timed := func(row, column string, do func() error) error {
@@ -296,20 +297,54 @@ func (b *bench) edits(ctx context.Context, e *egress, n int) error {
 	if _, err := e.router.Exec(ctx, "nft", "delete", "table", "inet", "cli"); err != nil {
 		return err
 	}
-	p, c, err := b.startRouter(ctx, e.router)
+	bin, err := buildDaemon(ctx, e.lab)
+	if err != nil {
+		return err
+	}
+	p, c, _, err := startDaemon(ctx, e.router, bin)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	text, longer := policyDocument(all), policyDocument(more)
-	if _, _, err := c.apply(ctx, text); err != nil {
+	if _, _, err := c.apply(ctx, policyDocument(all)); err != nil {
 		log, _ := os.ReadFile(p.Log)
 		return fmt.Errorf("%w: %s", err, log)
 	}
+	seen, err := watchCommits(e.router)
+	if err != nil {
+		return err
+	}
+	defer seen.close()
+	last := &isthmusv1.EditPoliciesRequest{Text: "policies:\n" + policyItem(&more.Policies[n])}
+	for range 4 * b.rounds {
+		for _, turn := range []struct {
+			column  string
+			changes bool
+			edit    *isthmusv1.EditPoliciesRequest
+		}{{"add ms", true, last}, {"the same ms", false, last}, {"remove ms", true, &isthmusv1.EditPoliciesRequest{Delete: []string{more.Policies[n].Name}}}} {
+			time.Sleep(50 * time.Millisecond) // the API takes 100 calls a second
+			if err := timed("one policy through the API", turn.column, func() error {
+				_, err := c.spec.EditPolicies(ctx, turn.edit)
+				if err == nil && turn.changes {
+					err = seen.wait()
+				}
+				return err
+			}); err != nil {
+				return err
+			}
+		}
+	}
 	for range 2 * b.rounds {
-		for _, turn := range []struct{ column, text string }{{"add ms", longer}, {"the same ms", longer}, {"remove ms", text}} {
+		for _, turn := range []struct {
+			column  string
+			changes bool
+			text    string
+		}{{"add ms", true, policyDocument(more)}, {"the same ms", false, policyDocument(more)}, {"remove ms", true, policyDocument(all)}} {
 			if err := timed("whole document through the API", turn.column, func() error {
-				_, _, err := c.apply(ctx, turn.text)
+				_, err := c.spec.Apply(ctx, &isthmusv1.ApplyRequest{Source: &isthmusv1.Source{Source: &isthmusv1.Source_Text{Text: turn.text}}})
+				if err == nil && turn.changes {
+					err = seen.wait()
+				}
 				return err
 			}); err != nil {
 				return err
@@ -320,16 +355,52 @@ func (b *bench) edits(ctx context.Context, e *egress, n int) error {
 	return nil
 }
 
+// commits hears of transactions of nftables.
+type commits struct{ fd int }
+
+func watchCommits(n *lab.Node) (*commits, error) {
+	fd, err := netlinkSocket(n, unix.NETLINK_NETFILTER, 1<<(unix.NFNLGRP_NFTABLES-1))
+	return &commits{fd}, err
+}
+
+func (c *commits) close() { unix.Close(c.fd) }
+
+// wait returns when a transaction is in force.
+func (c *commits) wait() error {
+	buf := make([]byte, 64<<10)
+	const newGeneration = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWGEN
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		n, _, err := unix.Recvfrom(c.fd, buf, 0)
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("waiting for rules: %w", err)
+		}
+		in := false
+		messages(buf[:n], func(kind uint16, _ []byte) { in = in || kind == newGeneration })
+		if in {
+			return nil
+		}
+	}
+	return errors.New("waiting for rules: none came")
+}
+
 // policyDocument returns the document of a configuration from policies.
 func policyDocument(c nat.Config) string {
 	var b strings.Builder
 	b.WriteString("node: {name: bench}\nunderlay: {interface: up0, address: 192.0.2.1}\negress:\n  pools:\n  - {name: p, addresses: [{address: 192.0.2.11}]}\n  policies:\n")
-	for _, p := range c.Policies {
-		fmt.Fprintf(&b, "  - {name: %s, sources: [%v], pool: %s", p.Name, p.Sources[0], p.Pool)
-		if len(p.Destinations) > 0 {
-			fmt.Fprintf(&b, ", destinations: [%v]", p.Destinations[0])
-		}
-		b.WriteString("}\n")
+	for i := range c.Policies {
+		b.WriteString("  " + policyItem(&c.Policies[i]))
 	}
 	return b.String()
+}
+
+// policyItem returns the line of a policy.
+func policyItem(p *nat.Policy) string {
+	to := ""
+	if len(p.Destinations) > 0 {
+		to = fmt.Sprintf(", destinations: [%v]", p.Destinations[0])
+	}
+	return fmt.Sprintf("- {name: %s, sources: [%v], pool: %s%s}\n", p.Name, p.Sources[0], p.Pool, to)
 }
