@@ -86,7 +86,10 @@ func Diff(a, b Target) []Change {
 
 // DiffPolicies is Diff for two targets that differ in nothing but the policies of some names.
 func DiffPolicies(a, b Target, names []string) []Change {
-	edited := set(names)
+	edited := make(map[string]bool, len(names))
+	for _, name := range names {
+		edited[name] = true
+	}
 	// Which flows end depends on all policies without translation.
 	some := func(t Target) Target {
 		out := Target{Proxies: t.Proxies}

@@ -143,29 +143,21 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 
 // Amend returns the target of a document that differs from that of t in nothing but the policies of some names. The ledger stays.
 func Amend(t Target, s *spec.Spec, names []string) Target {
-	edited := set(names)
-	policies := make([]nat.Policy, 0, len(s.Policies))
-	for i := range t.NAT.Policies {
-		if !edited[t.NAT.Policies[i].Name] {
-			policies = append(policies, t.NAT.Policies[i])
-		}
-	}
-	for i := range s.Policies {
-		if p := &s.Policies[i]; edited[p.Name] {
-			at, _ := slices.BinarySearchFunc(policies, p.Name, func(o nat.Policy, name string) int { return cmp.Compare(o.Name, name) })
+	policies := make([]nat.Policy, len(t.NAT.Policies), len(t.NAT.Policies)+len(names))
+	copy(policies, t.NAT.Policies)
+	for _, name := range names {
+		at, had := slices.BinarySearchFunc(policies, name, func(p nat.Policy, name string) int { return cmp.Compare(p.Name, name) })
+		switch p := s.Policy(name); {
+		case p == nil && had:
+			policies = slices.Delete(policies, at, at+1)
+		case p != nil && had:
+			policies[at] = *p
+		case p != nil:
 			policies = slices.Insert(policies, at, *p)
 		}
 	}
 	t.NAT.Policies, t.Proxies = policies, byName(s.Proxies)
 	return t
-}
-
-func set(names []string) map[string]bool {
-	out := make(map[string]bool, len(names))
-	for _, name := range names {
-		out[name] = true
-	}
-	return out
 }
 
 func byName(pools []health.Pool) []health.Pool {

@@ -64,7 +64,8 @@ func (e *Edit) Apply(s *Spec, text string) (Edited, Problems, error) {
 		return Edited{}, problems, nil
 	}
 	next := *s
-	next.Policies, next.Proxies = slices.Clone(s.Policies), slices.Clone(s.Proxies)
+	next.Policies, next.Proxies = make([]nat.Policy, len(s.Policies), len(s.Policies)+len(fresh)), slices.Clone(s.Proxies)
+	copy(next.Policies, s.Policies)
 	out := Edited{Spec: &next, Text: text}
 	var set []*isthmusv1.EgressPolicy // that differ
 	for i := range fresh {
@@ -127,7 +128,20 @@ func sameProxy(a, b []health.Pool, name string) bool {
 
 // policy returns where the policy of a name is, -1 when there is none.
 func (s *Spec) policy(name string) int {
-	return slices.IndexFunc(s.Policies, func(p nat.Policy) bool { return p.Name == name })
+	for i := range s.Policies { // which copies none of them
+		if s.Policies[i].Name == name {
+			return i
+		}
+	}
+	return -1
+}
+
+// Policy returns the policy of a name, nil when there is none.
+func (s *Spec) Policy(name string) *nat.Policy {
+	if i := s.policy(name); i >= 0 {
+		return &s.Policies[i]
+	}
+	return nil
 }
 
 // check returns the policies that are set, and their proxies.
