@@ -148,6 +148,17 @@ func (w *world) apply(n *daemon.Node, document string) string {
 	return changes
 }
 
+// policy edits single policies, waits until that is carried out, and wants words in what is said to change.
+func (w *world) policy(stdin, words string, args ...string) {
+	w.Helper()
+	out, err := w.hub.CLI(w.Context(), stdin, append([]string{"policy"}, args...)...)
+	w.ok(err)
+	if !strings.Contains(out, words) {
+		w.Errorf("policy %v: no %q in\n%s", args, words, out)
+	}
+	w.settled(w.hub)
+}
+
 // settled waits until everything that is wanted of a node has been done.
 func (w *world) settled(n *daemon.Node) {
 	w.Helper()
@@ -533,6 +544,17 @@ func (w *world) liveFlows() {
 		w.Errorf("a new flow is seen as %q", f.seen)
 	}
 	harmless("and no more", edit("  - {name: nobody, action: deny, sources: [172.16.0.0/16], destinations: [198.51.100.7/32]}\n", ""))
+	w.policy("policies: [{name: nobody, action: deny, sources: [172.16.0.0/16], destinations: [198.51.100.7/32]}]", "+ add", "set", "-f", "-")
+	unbroken("one policy more")
+	if f, err := w.open(w.inside, client, service); err == nil {
+		w.Errorf("one policy more: a new flow is seen as %q", f.seen)
+	}
+	w.policy("", "- remove", "delete", "nobody")
+	unbroken("and one less")
+	w.want(w.inside, client, service, "partner "+first, "partner "+second).Close()
+	if text, err := w.hub.CLI(w.Context(), "", "get", "spec"); err != nil || text != document {
+		w.Errorf("the document is another one after a policy came and went (%v):\n%s", err, text)
+	}
 	harmless("other timeouts, another server", strings.Replace(edit("tcpEstablished: 10m", "tcpEstablished: 20m"), "172.16.2.5:80", "172.16.2.5:81", 1))
 
 	w.hub.Kill()
@@ -553,6 +575,9 @@ func (w *world) liveFlows() {
 		if n := broken(which); n != len(which) {
 			w.Errorf("%s: %d of %d flows are broken, want all", what, n, len(which))
 		}
+	}
+	if out, err := w.hub.CLI(w.Context(), "", "policy", "delete", "plain", "--plan"); err == nil || !strings.Contains(out, "20 flows without translation end") {
+		w.Errorf("a policy that is to go: %v\n%s", err, out)
 	}
 	ends("nobody keeps the source", edit("  - {name: plain, action: no-nat, sources: [10.77.0.0/24], destinations: [10.99.0.0/24]}\n", ""), "20 flows without translation end", plain)
 	plain = nil
