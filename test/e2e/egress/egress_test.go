@@ -296,6 +296,7 @@ func TestEgress(t *testing.T) {
 	w.actions()
 	w.proxyDown()
 	w.proof()
+	w.killedEdits()
 	w.liveFlows()
 	if n, who, err := w.leaks.Stop(); n > 0 || err != nil {
 		t.Errorf("%d packets left with an inside source (%v): %v", n, who, err)
