@@ -6,48 +6,26 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/nat/conntrack"
 	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/test/traffic"
 )
 
 // TestPlannedEndings takes an address from under live flows: those that the plan counted end, the others do not.
 func TestPlannedEndings(t *testing.T) {
-	var table *conntrack.Conn
-	c := newCrowd(t, 2, func(conn *conntrack.Conn) Flows { table = conn; return conn })
+	c := newCrowd(t, 2)
 	const n = 2000
-	flows := make([]request, n)
+	var flows *traffic.Held
 	var err error
-	c.client.Do(func() {
-		for i := 0; i < n && err == nil; i++ {
-			flows[i], err = begin([4]byte{10, 0, 0, byte(i % 40)}, 20_000+i/40)
-		}
-	})
+	c.client.Do(func() { flows, err = traffic.Hold(n, ends(40, 20_000)) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		for _, f := range flows {
-			unix.Close(f.fd)
-		}
-	})
-	b := make([]byte, 64)
-	answered := func(wanted int) (count int) {
-		for deadline := time.Now().Add(3 * time.Second); count < wanted && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-			for _, f := range flows {
-				if _, err := unix.Read(f.fd, b); err == nil {
-					count++
-				}
-			}
-		}
-		return count
-	}
-	if got := answered(n); got != n {
-		t.Fatalf("%d answers at first", got)
+	t.Cleanup(flows.Close)
+	if silent := flows.Broken(); silent > 0 {
+		t.Fatalf("%d of %d flows are broken at first", silent, n)
 	}
 
 	target := func(addresses ...nat.PoolAddress) plan.Target {
@@ -56,34 +34,29 @@ func TestPlannedEndings(t *testing.T) {
 		return plan.Target{NAT: config}
 	}
 	all := c.config.Pools[0].Addresses
-	r := &Router{Options: Options{Flows: table}, target: target(all...)}
+	r := &Router{Options: Options{Flows: c.flows}, target: target(all...)}
 	if changes := r.counted(plan.Diff(r.target, target(all[1], all[0]))); len(changes) != 1 || changes[0].Interrupts != "" {
 		t.Errorf("another order: %+v", changes)
 	}
 	next := target(all[0])
 	changes := r.counted(plan.Diff(r.target, next))
-	var ends int
-	if _, err := fmt.Sscanf(changes[0].Interrupts, "1,%d flows from 192.0.2.12 end", &ends); err == nil {
-		ends += 1000
-	} else if _, err := fmt.Sscanf(changes[0].Interrupts, "%d flows from 192.0.2.12 end", &ends); err != nil {
+	var end int
+	if _, err := fmt.Sscanf(changes[0].Interrupts, "1,%d flows from 192.0.2.12 end", &end); err == nil {
+		end += 1000
+	} else if _, err := fmt.Sscanf(changes[0].Interrupts, "%d flows from 192.0.2.12 end", &end); err != nil {
 		t.Fatalf("%+v", changes)
 	}
-	if len(changes) != 1 || ends == 0 || ends == n {
-		t.Fatalf("%d of %d flows: %+v", ends, n, changes)
+	if len(changes) != 1 || end == 0 || end == n {
+		t.Fatalf("%d of %d flows: %+v", end, n, changes)
 	}
 	if err := c.driver.Apply(context.Background(), next.NAT); err != nil {
 		t.Fatal(err)
 	}
 	c.router.Run("ip addr del 192.0.2.12/24 dev up0")
-	for _, f := range flows {
-		unix.Write(f.fd, []byte("again"))
+	if broken := flows.Broken(); broken != end {
+		t.Errorf("%d of %d flows are broken, the plan said that %d end", broken, n, end)
 	}
-	got := answered(n - ends)
-	got += answered(1) // none comes late
-	if got != n-ends {
-		t.Errorf("%d of %d flows go on, the plan said that %d end", got, n, ends)
-	}
-	t.Logf("%d flows, %d ended as planned", n, ends)
+	t.Logf("%d flows, %d ended as planned", n, end)
 }
 
 // deafTable is a connection table that cannot be read.

@@ -2,7 +2,6 @@ package router
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -10,8 +9,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -20,9 +17,8 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/nat/conntrack"
 	"github.com/isthmus-net/isthmus/nat/nftables"
-	"github.com/isthmus-net/isthmus/nat/placement"
-	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/test/netns"
+	"github.com/isthmus-net/isthmus/test/traffic"
 )
 
 // Ring: namespace.
@@ -34,11 +30,12 @@ type crowd struct {
 	driver                 *nftables.Driver
 	netns                  int // of the router
 	config                 nat.Config
+	flows                  *conntrack.Conn
 	placer                 *placer
 	wg                     sync.WaitGroup
 }
 
-func newCrowd(t testing.TB, addresses int, wrap func(*conntrack.Conn) Flows) *crowd {
+func newCrowd(t testing.TB, addresses int) *crowd {
 	c := &crowd{t: t, client: netns.New(t), router: netns.New(t), server: netns.New(t)}
 	netns.Veth(c.router, "tun0", c.client, "r0")
 	netns.Veth(c.router, "up0", c.server, "r0")
@@ -67,41 +64,29 @@ func newCrowd(t testing.TB, addresses int, wrap func(*conntrack.Conn) Flows) *cr
 	if err := c.driver.Apply(context.Background(), config); err != nil {
 		t.Fatal(err)
 	}
-	var flows *conntrack.Conn
-	c.router.Do(func() { flows, err = conntrack.Open() })
+	c.router.Do(func() { c.flows, err = conntrack.Open() })
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.placer = newPlacer(c.driver, wrap(flows), slog.New(slog.NewTextHandler(t.Output(), nil)), nil)
+	c.placer = newPlacer(c.driver, c.flows, slog.New(slog.NewTextHandler(t.Output(), nil)), nil)
 	c.config = config
 	c.placer.use(config)
 	var echo *net.UDPConn
 	c.server.Do(func() {
 		echo, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(198, 51, 100, 1), Port: 53})
 	})
-	if err == nil {
-		var raw syscall.RawConn
-		if raw, err = echo.SyscallConn(); err == nil {
-			raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20) })
-		}
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.wg.Go(func() {
-		b := make([]byte, 64)
-		for {
-			n, from, err := echo.ReadFromUDPAddrPort(b)
-			if err != nil {
-				return
-			}
-			echo.WriteToUDPAddrPort(b[:n], from)
+		if err := traffic.Echo(echo, nil); err != nil {
+			t.Error(err)
 		}
 	})
 	t.Cleanup(func() {
 		echo.Close()
 		c.wg.Wait()
-		flows.Close()
+		c.flows.Close()
 	})
 	return c
 }
@@ -119,119 +104,37 @@ func (c *crowd) place() (stop func()) {
 	return stop
 }
 
-func asItIs(c *conntrack.Conn) Flows { return c }
-
-// outcome is what became of requests.
-type outcome struct {
-	first, answered, refused, lost int // first: answered without a repetition
-	elapsed                        time.Duration
-}
-
-// request waits for its answer.
-type request struct {
-	fd    int
-	tries int
-	due   time.Time
-}
-
-// ask sends n requests from so many sources in turn, each from the next port, and repeats one that is not answered after a second, four times.
-func (c *crowd) ask(n, sources int, firstPort uint16) (o outcome) {
-	c.t.Helper()
-	start := time.Now()
-	var failed error
-	var waiting []request
-	c.client.Do(func() {
-		for i := 0; failed == nil && (i < n || len(waiting) > 0); i++ {
-			if i < n {
-				s := i % sources
-				var r request
-				r, failed = begin([4]byte{10, 0, byte(s >> 8), byte(s)}, int(firstPort)+i/sources)
-				waiting = append(waiting, r)
-			}
-			if i%64 == 0 || i >= n {
-				waiting = o.collect(waiting)
-			}
-			if i >= n || len(waiting) > 15_000 {
-				time.Sleep(time.Millisecond)
-			}
-		}
-		for _, r := range waiting {
-			unix.Close(r.fd)
-		}
-	})
-	if failed != nil {
-		c.t.Fatal(failed)
+// ends sends requests from so many sources in turn, each from the next port.
+func ends(sources, firstPort int) traffic.Ends {
+	return func(i int) (from, to netip.AddrPort) {
+		s := i % sources
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(s >> 8), byte(s)}), uint16(firstPort+i/sources)), netip.MustParseAddrPort("198.51.100.1:53")
 	}
-	o.elapsed = time.Since(start)
-	return o
-}
-
-// patience is how long a request waits for an answer before it is repeated.
-const patience = time.Second
-
-func begin(from [4]byte, port int) (request, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return request{}, err
-	}
-	err = errors.Join(
-		unix.Bind(fd, &unix.SockaddrInet4{Addr: from, Port: port}),
-		unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{198, 51, 100, 1}, Port: 53}),
-	)
-	if err == nil {
-		_, err = unix.Write(fd, []byte("request"))
-	}
-	return request{fd, 1, time.Now().Add(patience)}, err
-}
-
-// collect counts the requests that are decided, repeats those that are due, and returns those that wait on.
-func (o *outcome) collect(waiting []request) (on []request) {
-	b := make([]byte, 64)
-	now := time.Now()
-	for _, r := range waiting {
-		_, err := unix.Read(r.fd, b)
-		switch {
-		case err == nil && r.tries == 1:
-			o.first++
-			fallthrough
-		case err == nil:
-			o.answered++
-		case err != unix.EAGAIN:
-			o.refused++
-		case now.Before(r.due):
-			on = append(on, r)
-			continue
-		case r.tries < 5:
-			r.tries, r.due = r.tries+1, now.Add(patience)
-			unix.Write(r.fd, []byte("request"))
-			on = append(on, r)
-			continue
-		default:
-			o.lost++
-		}
-		unix.Close(r.fd)
-	}
-	return on
 }
 
 // TestPoolSpills makes 240,000 flows to one server through four addresses, which have room for 258,048.
 func TestPoolSpills(t *testing.T) {
 	for _, sources := range []int{4, 16, 64} {
 		t.Run(fmt.Sprint(sources, " sources"), func(t *testing.T) {
-			c := newCrowd(t, 4, asItIs)
+			c := newCrowd(t, 4)
 			c.place()
 			const n = 240_000
-			o := c.ask(n, sources, 1024)
+			var o traffic.Outcome
+			var err error
+			c.client.Do(func() { o, err = traffic.Ask(n, ends(sources, 1024)) })
+			if err != nil {
+				t.Fatal(err)
+			}
 			time.Sleep(freshness)
 			c.placer.recount(context.Background())
 			s := c.placer.status()
-			t.Logf("%d of %d were answered, %d at once, %d refused, in %v", o.answered, n, o.first, o.refused, o.elapsed.Round(time.Millisecond))
+			t.Log(o)
 			for _, total := range s.Totals {
 				t.Logf("%v: %d flows", total.Address, total.Flows)
 			}
 			t.Logf("%d placements, %d failed insertions, %d entries", s.Placements, s.stats.InsertFailed, s.Entries)
-			if o.answered < n-n/1000 {
-				t.Errorf("%d of %d requests were not answered", n-o.answered, n)
+			if o.Answered < n-n/1000 {
+				t.Errorf("%d of %d requests were not answered", n-o.Answered, n)
 			}
 		})
 		if t.Failed() {
@@ -240,87 +143,24 @@ func TestPoolSpills(t *testing.T) {
 	}
 }
 
-// TestExhaustion makes more flows to one server than an address has ports for, 64,512.
-func TestExhaustion(t *testing.T) {
-	c := newCrowd(t, 1, asItIs)
-	c.place()
-	const n = 72_000
-	o := c.ask(n, 2, 1024)
-	time.Sleep(freshness)
-	c.placer.recount(context.Background())
-	s := c.placer.status()
-	t.Logf("of %d requests %d were answered (%d at once), %d refused, %d lost, in %v; %d insertions failed", n, o.answered, o.first, o.refused, o.lost, o.elapsed.Round(time.Millisecond), s.stats.InsertFailed)
-	if o.answered < 64_000 || o.answered > placement.Ports || len(s.Uses) != 1 {
-		t.Fatalf("%d answered", o.answered)
-	}
-	if o.refused < (n-o.answered)*9/10 {
-		t.Errorf("%d refused, %d lost without a word", o.refused, o.lost)
-	}
-	if u := s.Uses[0]; int(u.Used) != o.answered || !u.Alarm || !u.Exhausted || u.Refused < uint64(o.refused) || len(s.alarms) != 1 {
-		t.Errorf("used %d, low %v, exhausted %v, refused %d, %d alarms", u.Used, u.Alarm, u.Exhausted, u.Refused, len(s.alarms))
-	}
-
-	t.Log("the same, as it is shown")
-	r := &Router{Options: Options{Log: slog.New(slog.DiscardHandler)}, placer: c.placer}
-	ports, totals, conditions := r.ports(), r.portTotals(), r.portConditions()
-	if p := ports[0]; p.State != "exhausted" || p.Free != placement.Ports-p.Used || p.Percent < 99 || p.Protocol != "udp" || p.Port != 53 || p.PublicAddress != "192.0.2.11" {
-		t.Errorf("%v", p)
-	}
-	if a := totals.Addresses[0]; len(totals.Addresses) != 1 || int(a.Flows) != o.answered || a.Services != 1 || totals.Table.InsertFailed == 0 || int(totals.Table.Entries) < o.answered || totals.Counted == nil {
-		t.Errorf("%v", totals)
-	}
-	if len(conditions) != 1 || conditions[0].Type != "PortsExhausted" || conditions[0].Since == nil {
-		t.Errorf("%v", conditions)
-	}
-}
-
 // TestLiveFlows changes everything that is decided about new flows under 5,000 that are under way, of which none may notice.
 func TestLiveFlows(t *testing.T) {
-	c := newCrowd(t, 4, asItIs)
+	c := newCrowd(t, 4)
 	const n, sources = 5000, 50
-	var flows []request
-	var failed error
-	c.client.Do(func() {
-		for i := 0; i < n && failed == nil; i++ {
-			var r request
-			r, failed = begin([4]byte{10, 0, 0, byte(i % sources)}, 20_000+i/sources)
-			flows = append(flows, r)
-		}
-	})
-	if failed != nil {
-		t.Fatal(failed)
+	var flows *traffic.Held
+	var err error
+	c.client.Do(func() { flows, err = traffic.Hold(n, ends(sources, 20_000)) })
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		for _, r := range flows {
-			unix.Close(r.fd)
-		}
-	})
-	b := make([]byte, 64)
-	answered := func(when string) {
+	t.Cleanup(flows.Close)
+	unbroken := func(when string) {
 		t.Helper()
-		silent := 0
-		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-			silent = 0
-			for i := range flows {
-				r := &flows[i]
-				if r.tries == 0 {
-					continue
-				}
-				if _, err := unix.Read(r.fd, b); err == nil {
-					r.tries = 0
-				} else {
-					silent++
-				}
-			}
-			if silent == 0 || time.Now().After(deadline) {
-				break
-			}
-		}
-		if silent > 0 {
+		if silent := flows.Broken(); silent > 0 {
 			t.Errorf("%s: %d of %d flows are broken", when, silent, n)
 		}
 	}
-	answered("at first")
+	unbroken("at first")
 
 	apply := func(change func(*nat.Config)) func() error {
 		return func() error {
@@ -368,66 +208,7 @@ func TestLiveFlows(t *testing.T) {
 		if err := k.change(); err != nil {
 			t.Fatalf("%s: %v", k.name, err)
 		}
-		for i := range flows {
-			flows[i].tries = 1
-			unix.Write(flows[i].fd, []byte("again"))
-		}
-		answered(k.name)
-	}
-}
-
-// fullTable is a connection table that says it is full of flows which the kernel does not give up.
-type fullTable struct {
-	*conntrack.Conn
-	full atomic.Bool
-}
-
-func (f *fullTable) Stats(ctx context.Context) (conntrack.Stats, error) {
-	s, err := f.Conn.Stats(ctx)
-	if f.full.Load() {
-		s.Limit = s.Entries
-	}
-	return s, err
-}
-
-func (f *fullTable) Dump(ctx context.Context, family uint8, each func(*conntrack.Flow) bool) error {
-	return f.Conn.Dump(ctx, family, func(flow *conntrack.Flow) bool {
-		flow.Status |= conntrack.Assured
-		return each(flow)
-	})
-}
-
-// TestTableFull has new flows refused while the connection table is full, whose size tests cannot change: all namespaces share it.
-func TestTableFull(t *testing.T) {
-	table := &fullTable{}
-	c := newCrowd(t, 1, func(conn *conntrack.Conn) Flows { table.Conn = conn; return table })
-	c.place()
-	if o := c.ask(1000, 10, 1024); o.answered != 1000 {
-		t.Fatalf("%+v", o)
-	}
-	r := &Router{placer: c.placer}
-	has := func(kind string) bool {
-		return slices.ContainsFunc(r.portConditions(), func(c *isthmusv1.Condition) bool { return c.Type == kind })
-	}
-	table.full.Store(true)
-	wait(t, "alarm", func() bool { return has("ConnectionTableFull") })
-	if o := c.ask(100, 10, 10_000); o.refused != 100 {
-		t.Errorf("with a full table: %+v", o)
-	}
-	wait(t, "count", func() bool { return r.portTotals().Table.Refused == 100 })
-	table.full.Store(false)
-	wait(t, "end of the alarm", func() bool { return !has("ConnectionTableFull") })
-	if o := c.ask(100, 10, 20_000); o.answered != 100 {
-		t.Errorf("afterwards: %+v", o)
-	}
-}
-
-func wait(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !is(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("no %s", what)
-		}
+		unbroken(k.name)
 	}
 }
 
@@ -435,7 +216,7 @@ func wait(t *testing.T, what string, is func() bool) {
 // rule, with the maps of a pool of four addresses, and while flows are counted and placed as well. They take turns within
 // a round.
 func BenchmarkNewFlows(b *testing.B) {
-	c := newCrowd(b, 4, asItIs)
+	c := newCrowd(b, 4)
 	c.router.Run("nft add table inet plain")
 	turns := []struct {
 		name  string
@@ -465,12 +246,13 @@ func BenchmarkNewFlows(b *testing.B) {
 			c.client.Do(func() {
 				var before, after unix.Timespec
 				unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &before)
+				next := ends(64, port)
 				for i := range n {
-					var r request
-					if r, err = begin([4]byte{10, 0, byte(i % 64), 1}, port+i/64); err != nil {
+					var fd int
+					if fd, err = traffic.Begin(next(i)); err != nil {
 						return
 					}
-					unix.Close(r.fd)
+					unix.Close(fd)
 				}
 				unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &after)
 				cost[turn.name] = append(cost[turn.name], float64(after.Nano()-before.Nano())/n/1000)
