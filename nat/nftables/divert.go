@@ -13,7 +13,7 @@ import (
 )
 
 // Divert sends the ESP packets that come in UDP for this node (RFC 3948) to another UDP port of the node, in a table of
-// its own, without connection tracking in between. IKE, which shares the port, stays.
+// its own, behind NAT: what answers a translated flow that left from port 4500 is not for this node. IKE, which shares the port, stays.
 //
 // The rule works only while a set holds an element that has to be put in again and again: should the process die, the
 // packets take their usual way a few seconds later.
@@ -71,11 +71,11 @@ func addDiversion(c *nftables.Conn, t *nftables.Table, port uint16) (*nftables.S
 	if err := c.AddSet(alive, aliveElement()); err != nil {
 		return nil, fmt.Errorf("diverting ESP to port %d: %w", port, err)
 	}
-	raw := c.AddChain(&nftables.Chain{
-		Name: "raw", Table: t, Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
+	arrival := c.AddChain(&nftables.Chain{
+		Name: "arrival", Table: t, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 10),
 	})
-	c.AddRule(&nftables.Rule{Table: t, Chain: raw, Exprs: do(
+	c.AddRule(&nftables.Rule{Table: t, Chain: arrival, Exprs: do(
 		meta(expr.MetaKeyL4PROTO, reg1), &expr.Lookup{SourceRegister: reg1, SetName: alive.Name}, // UDP, while we live
 		transport(2, 2, reg1), compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(natPort)...),
 		transport(8, 4, reg1), compare(expr.CmpOpNeq, 0, 0, 0, 0), // the Non-ESP Marker of IKE

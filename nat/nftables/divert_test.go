@@ -1,12 +1,16 @@
 package nftables
 
 import (
+	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"testing"
 	"time"
 
+	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/test/netns"
+	"github.com/isthmus-net/isthmus/test/traffic"
 )
 
 func TestDivert(t *testing.T) {
@@ -67,5 +71,43 @@ func TestDivert(t *testing.T) {
 	arrives("ESP, after the death of the process", ike, esp...)
 	if err := new(Divert{NetNS: int(file.Fd())}).To(0); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDivertLeavesFlows has a translated flow leave by port 4500 while ESP is diverted.
+func TestDivertLeavesFlows(t *testing.T) {
+	s := newSite(t)
+	d := newDriver(t, s.router)
+	apply(t, d, nat.Config{Underlay: "up0", Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{pool("one", "192.0.2.11")},
+		Policies: []nat.Policy{{Name: "all", Action: nat.SNAT, Sources: pfx("10.0.0.0/8"), Pool: "one"}}})
+	s.router.Run("ip addr add 192.0.2.11/32 dev up0")
+	s.inside.Run("ip addr add 10.0.0.1/32 dev lo")
+	s.outside.Run("ip addr add 198.51.100.1/32 dev lo")
+	divert := &Divert{NetNS: d.options.NetNS}
+	if err := divert.To(5000); err != nil {
+		t.Fatal(err)
+	}
+	defer divert.To(0)
+	var server *net.UDPConn
+	var err error
+	s.outside.Do(func() { server, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(198, 51, 100, 1), Port: 53}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := make(chan netip.AddrPort, 10)
+	ended := make(chan error)
+	go func() { ended <- traffic.Echo(server, func(from netip.AddrPort) { seen <- from }) }()
+	var o traffic.Outcome
+	s.inside.Do(func() {
+		o, err = traffic.Ask(1, func(int) (from, to netip.AddrPort) {
+			return netip.MustParseAddrPort("10.0.0.1:4500"), netip.MustParseAddrPort("198.51.100.1:53")
+		})
+	})
+	server.Close()
+	if err := errors.Join(err, <-ended); err != nil {
+		t.Fatal(err)
+	}
+	if from := <-seen; o.Answered != 1 || from != netip.MustParseAddrPort("192.0.2.11:4500") {
+		t.Errorf("seen as %v: %v", from, o)
 	}
 }
