@@ -33,6 +33,7 @@ type placer struct {
 	flows Flows
 	log   *slog.Logger
 	asked chan chan struct{} // somebody wants to see figures; closed when they are there
+	given chan struct{}      // a configuration, of which run has not heard
 	seen  func()             // called after each census
 
 	mu      sync.Mutex
@@ -58,7 +59,7 @@ type alarmKey struct {
 }
 
 func newPlacer(driver nat.Driver, flows Flows, log *slog.Logger, seen func()) *placer {
-	return &placer{nat: driver, flows: flows, log: log, asked: make(chan chan struct{}), seen: seen}
+	return &placer{nat: driver, flows: flows, log: log, asked: make(chan chan struct{}), given: make(chan struct{}, 1), seen: seen}
 }
 
 // use sets the configuration that is in force.
@@ -67,6 +68,10 @@ func (e *placer) use(c nat.Config) {
 	defer e.mu.Unlock()
 	e.config = c
 	e.version++
+	select {
+	case e.given <- struct{}{}:
+	default: // it will hear of both at once
+	}
 }
 
 // run works until ctx is done.
@@ -79,6 +84,7 @@ func (e *placer) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
+		case <-e.given:
 		case done = <-e.asked:
 		}
 		wait, err := e.step(ctx, done != nil)

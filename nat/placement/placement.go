@@ -127,7 +127,7 @@ func New(have []nat.Placement, now time.Time) *Book {
 	return b
 }
 
-// Configure sets pools and zones.
+// Configure sets pools and zones. A service is exhausted no longer when a pool has got an address with ports for it.
 func (b *Book) Configure(c nat.Config) {
 	b.config, b.pools = c, map[netip.Addr]string{}
 	for _, p := range c.Pools {
@@ -137,7 +137,7 @@ func (b *Book) Configure(c nat.Config) {
 	}
 	maps.DeleteFunc(b.spots, func(s spot, _ *count) bool { return b.pools[s.address] != s.pool })
 	maps.DeleteFunc(b.placed, func(p pair, at *placed) bool { return b.pools[at.address] != p.pool })
-	maps.DeleteFunc(b.full, func(e nat.Exhausted, _ bool) bool { return len(b.usable(e.Pool, e.Destination)) == 0 })
+	b.relieve()
 	b.bound()
 }
 
@@ -322,10 +322,15 @@ func (b *Book) Census(c Census, now time.Time) {
 	b.spots, b.unknown, b.censusAt = spots, 0, now
 	b.entries, b.assured = c.Entries, c.Assured
 	maps.DeleteFunc(b.placed, func(_ pair, at *placed) bool { return now.Sub(at.needed) >= idle })
-	maps.DeleteFunc(b.full, func(e nat.Exhausted, _ bool) bool {
-		return !b.everywhere(e, func(c *count) bool { return c.exact >= freed })
-	})
+	b.relieve()
 	b.bound()
+}
+
+// relieve ends the exhaustion of services that have ports again, or no address at all.
+func (b *Book) relieve() {
+	maps.DeleteFunc(b.full, func(e nat.Exhausted, _ bool) bool {
+		return len(b.usable(e.Pool, e.Destination)) == 0 || !b.everywhere(e, func(c *count) bool { return c.exact >= freed })
+	})
 }
 
 // everywhere says whether something is true of a service at all addresses that it may have.

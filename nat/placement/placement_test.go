@@ -183,6 +183,20 @@ func TestExhaustion(t *testing.T) {
 	if w.lost > 8000 || len(report.Uses) != 3 {
 		t.Errorf("%d flows were lost silently, more than begin in 0.4 s; uses: %+v", w.lost, report.Uses)
 	}
+	all := w.config.Pools[0].Addresses
+	w.config.Pools[0].Addresses = append(slices.Clip(all), nat.PoolAddress{Address: addr("192.0.2.13")})
+	w.book.Configure(w.config)
+	lost := w.lost
+	if w.tick(time.Millisecond); len(w.full) > 0 {
+		t.Errorf("%v are refused although there is another address", w.full)
+	}
+	w.open(source(1), web, 1000)
+	w.open(source(2), web, 1000)
+	if w.lost > lost || w.used(addr("192.0.2.13"), web) != 2000 {
+		t.Errorf("%d flows were lost, %d have the other address", w.lost-lost, w.used(addr("192.0.2.13"), web))
+	}
+	w.config.Pools[0].Addresses = all
+	w.book.Configure(w.config)
 	for h := range w.flows {
 		w.flows[h] /= 2
 	}
