@@ -6,6 +6,7 @@ import (
 	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/base64"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -14,7 +15,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
@@ -75,6 +79,50 @@ func (n *Node) CLI(ctx context.Context, input string, args ...string) (string, e
 		return "", err
 	}
 	return n.ExecInput(ctx, input, append([]string{filepath.Join(n.bin, "isthmus"), "--socket", n.socket(dir)}, args...)...)
+}
+
+// Apply applies a document, waits until it is carried out, and returns what is said to change.
+func (n *Node) Apply(t testing.TB, document string) string {
+	t.Helper()
+	changes, err := n.CLI(t.Context(), document, "apply", "-f", "-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Settled(t)
+	return changes
+}
+
+// Settled waits until everything that is wanted of the node has been done.
+func (n *Node) Settled(t testing.TB) {
+	t.Helper()
+	n.Status(t, 20*time.Second, func(s *isthmusv1.SystemStatus) bool { return s.Generation > 0 && s.Generation == s.AppliedGeneration })
+}
+
+// Status waits until something is true of "get status".
+func (n *Node) Status(t testing.TB, limit time.Duration, is func(*isthmusv1.SystemStatus) bool) {
+	t.Helper()
+	err := lab.Until(t.Context(), limit, func() error {
+		s := &isthmusv1.SystemStatus{}
+		if err := n.Get(t.Context(), "status", s); err != nil {
+			return err
+		}
+		if !is(s) {
+			return fmt.Errorf("status: %v", s)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Get reads what "get" answers for a noun.
+func (n *Node) Get(ctx context.Context, noun string, into proto.Message) error {
+	out, err := n.CLI(ctx, "", "get", noun, "-o", "json")
+	if err != nil {
+		return err
+	}
+	return protojson.Unmarshal([]byte(out), into)
 }
 
 // Program returns the path of isthmus or isthmusd.

@@ -28,7 +28,7 @@ func (w *world) killedEdits() {
 		w.hub.Kill()
 		acknowledged := <-done == nil
 		w.hub.Start(w.T)
-		w.settled(w.hub)
+		w.hub.Settled(w.T)
 		text, err := w.hub.CLI(w.Context(), "", "get", "spec")
 		w.ok(err)
 		now := strings.Contains(text, "- name: nobody\n")

@@ -123,13 +123,13 @@ func begin(t *testing.T) *world {
 		w.document += fmt.Sprintf("- {name: egress%d, inside: [{local: 169.254.80.%d/31}], wireguard: {privateKey: lane, peerPublicKey: %s, endpoint: \"192.0.2.10%d:51820\", listenPort: 5182%d}}\n", i, 2*i, public, 1+i, i)
 		site.Start(t)
 		w.secret(site, private)
-		w.apply(site, fmt.Sprintf("node: {name: %s}\nunderlay: {interface: wan, address: 192.0.2.10%d}\ntunnels: [{name: egress%d, inside: [{local: 169.254.80.%d/31}], wireguard: {privateKey: lane, peerPublicKey: %s, endpoint: \"192.0.2.100:5182%d\", listenPort: 51820}}]\nstaticRoutes: [{prefix: 198.51.100.0/24, tunnels: [egress%[3]d]}, {prefix: 100.64.0.0/16, tunnels: [egress%[3]d]}]\n",
+		site.Apply(w.T, fmt.Sprintf("node: {name: %s}\nunderlay: {interface: wan, address: 192.0.2.10%d}\ntunnels: [{name: egress%d, inside: [{local: 169.254.80.%d/31}], wireguard: {privateKey: lane, peerPublicKey: %s, endpoint: \"192.0.2.100:5182%d\", listenPort: 51820}}]\nstaticRoutes: [{prefix: 198.51.100.0/24, tunnels: [egress%[3]d]}, {prefix: 100.64.0.0/16, tunnels: [egress%[3]d]}]\n",
 			site.Name, 1+i, 2+i, 2*i+1, hubPublic, i))
 	}
 	w.document += egress
 	w.hub.Start(t)
 	w.secret(w.hub, hubPrivate)
-	w.apply(w.hub, w.document)
+	w.hub.Apply(w.T, w.document)
 	return w
 }
 
@@ -137,15 +137,6 @@ func (w *world) secret(n *daemon.Node, value string) {
 	w.Helper()
 	_, err := n.CLI(w.Context(), value, "secret", "set", "lane")
 	w.ok(err)
-}
-
-// apply applies a document, waits until it is carried out, and returns what is said to change.
-func (w *world) apply(n *daemon.Node, document string) string {
-	w.Helper()
-	changes, err := n.CLI(w.Context(), document, "apply", "-f", "-")
-	w.ok(err)
-	w.settled(n)
-	return changes
 }
 
 // policy edits single policies, waits until that is carried out, and wants words in what is said to change.
@@ -156,25 +147,7 @@ func (w *world) policy(stdin, words string, args ...string) {
 	if !strings.Contains(out, words) {
 		w.Errorf("policy %v: no %q in\n%s", args, words, out)
 	}
-	w.settled(w.hub)
-}
-
-// settled waits until everything that is wanted of a node has been done.
-func (w *world) settled(n *daemon.Node) {
-	w.Helper()
-	w.ok(lab.Until(w.Context(), 20*time.Second, func() error {
-		var status struct {
-			Generation, AppliedGeneration string
-		}
-		out, err := n.CLI(w.Context(), "", "get", "status", "-o", "yaml")
-		if err == nil {
-			err = yaml.Unmarshal([]byte(strings.ReplaceAll(out, "appliedGeneration", "appliedgeneration")), &status)
-		}
-		if err == nil && (status.Generation == "" || status.Generation != status.AppliedGeneration) {
-			err = fmt.Errorf("not applied:\n%s", out)
-		}
-		return err
-	}))
+	w.hub.Settled(w.T)
 }
 
 // plan returns what a document would change.
@@ -477,7 +450,7 @@ func (w *world) proof() {
 	broken("somebody leaves as somebody else")
 	w.hub.Kill()
 	w.hub.Start(w.T)
-	w.settled(w.hub)
+	w.hub.Settled(w.T)
 	holds()
 }
 
@@ -536,7 +509,7 @@ func (w *world) liveFlows() {
 			w.Errorf("%s: flows are said to end:\n%s", what, out)
 		}
 		document = next
-		w.apply(w.hub, document)
+		w.hub.Apply(w.T, document)
 		unbroken(what)
 	}
 	harmless("an address more, and other weights", edit("{address: 192.0.2.11}]", "{address: 192.0.2.11, weight: 3}, {address: 192.0.2.12}]"))
@@ -561,7 +534,7 @@ func (w *world) liveFlows() {
 	w.hub.Kill()
 	unbroken("the daemon is dead")
 	w.hub.Start(w.T)
-	w.settled(w.hub)
+	w.hub.Settled(w.T)
 	unbroken("the daemon is back")
 
 	ends := func(what, next, want string, which []*flow) {
@@ -570,7 +543,7 @@ func (w *world) liveFlows() {
 			w.Errorf("%s: no %q in\n%s", what, want, out)
 		}
 		document = next
-		if out := w.apply(w.hub, document); !strings.Contains(out, want) {
+		if out := w.hub.Apply(w.T, document); !strings.Contains(out, want) {
 			w.Errorf("%s: no %q in the answer:\n%s", what, want, out)
 		}
 		if n := broken(which); n != len(which) {
