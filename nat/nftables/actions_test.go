@@ -93,7 +93,7 @@ func TestPlainPassesOnlyBetweenItsPrefixes(t *testing.T) {
 		f := nat.Flow{Source: addr(k.source), Destination: addr(k.destination), Protocol: k.protocol, Port: 443}
 		s.transmit(f, uint16(id+1), k.flags)
 		got, passed := s.receive(50 * time.Millisecond)[uint16(id+1)]
-		if passed != k.passes || passed && got.source != f.Source {
+		if passed != k.passes || passed && got.Source != f.Source {
 			t.Errorf("%s: passed: %v %v, want %v", k.what, passed, got, k.passes)
 		}
 	}
@@ -129,7 +129,7 @@ func TestLateConnections(t *testing.T) {
 		t.Helper()
 		s.forgetFlows()
 		s.transmit(f, 1, flags)
-		if got, passed := s.receive(50 * time.Millisecond)[1]; passed != want || passed && got.source != addr("192.0.2.11") {
+		if got, passed := s.receive(50 * time.Millisecond)[1]; passed != want || passed && got.Source != addr("192.0.2.11") {
 			t.Errorf("flags %#x: passed: %v %v, want %v", flags, passed, got, want)
 		}
 	}
@@ -285,7 +285,7 @@ func TestSourcePortIsKept(t *testing.T) {
 		if !ok {
 			t.Fatal("the SYN did not pass")
 		}
-		return uint16(got.packet[20])<<8 | uint16(got.packet[21])
+		return uint16(got.Bytes[20])<<8 | uint16(got.Bytes[21])
 	}
 	if got := port("10.0.0.1"); got != 1024+7 {
 		t.Errorf("a free port became %d", got)
@@ -354,11 +354,11 @@ func TestPortForward(t *testing.T) {
 
 	t.Log("a late packet reaches nobody, who would reset the connection")
 	s.transmit(nat.Flow{Source: addr("198.51.100.1"), Destination: addr("192.0.2.11"), Protocol: unix.IPPROTO_TCP, Port: 443, Outside: true}, 99, ack)
-	if got := s.hear(s.catchInside, 50*time.Millisecond); got[99].packet != nil {
+	if got := s.hear(s.in, 50*time.Millisecond); got[99].Bytes != nil {
 		t.Errorf("it reached %v", got[99])
 	}
 	for id, out := range s.receive(50 * time.Millisecond) {
-		if !slices.Contains([]netip.Addr{addr("192.0.2.1"), addr("192.0.2.11")}, out.source) {
+		if !slices.Contains([]netip.Addr{addr("192.0.2.1"), addr("192.0.2.11")}, out.Source) {
 			t.Errorf("%d left: %v", id, out)
 		}
 	}

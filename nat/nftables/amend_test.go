@@ -13,6 +13,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/test/netns"
+	"github.com/isthmus-net/isthmus/test/traffic"
 )
 
 // difference returns how two rulesets differ, counters aside; empty: in nothing.
@@ -36,11 +37,11 @@ func difference(have, want *ruleset) string {
 }
 
 // edited returns a configuration with a few policies added, removed or changed, in order of names and without ties.
-func (r random) edited(c nat.Config, name string) nat.Config {
+func edited(r traffic.Random, c nat.Config, name string) nat.Config {
 	c.Policies = slices.Clone(c.Policies)
 	for i := range 1 + r.IntN(2) {
 		at := r.IntN(len(c.Policies))
-		switch p := r.policy(fmt.Sprintf("%s-%d", name, i)); r.IntN(5) {
+		switch p := r.Policy(fmt.Sprintf("%s-%d", name, i)); r.IntN(5) {
 		case 0:
 			c.Policies = slices.Delete(c.Policies, at, at+1)
 		case 1: // another policy of the same name
@@ -48,21 +49,21 @@ func (r random) edited(c nat.Config, name string) nat.Config {
 			c.Policies[at] = p
 		case 2: // a prefix more
 			q := &c.Policies[at]
-			q.Sources = append(slices.Clone(q.Sources), r.either(r.inside()))
-			*q = permitted(*q)
+			q.Sources = append(slices.Clone(q.Sources), r.Source())
+			*q = traffic.Permitted(*q)
 		default:
 			c.Policies = append(c.Policies, p)
 		}
 	}
 	slices.SortFunc(c.Policies, func(a, b nat.Policy) int { return cmp.Compare(a.Name, b.Name) })
-	settle(&c)
+	traffic.Settle(&c)
 	return c
 }
 
 // mostlySimple returns mostly policies that can be amended.
-func (r random) mostlySimple(name string) nat.Policy {
+func mostlySimple(r traffic.Random, name string) nat.Policy {
 	for {
-		p := r.policy(name)
+		p := r.Policy(name)
 		if p.Action == nat.SNAT || p.Action == nat.Deny || p.Action == nat.Reject || r.IntN(12) == 0 {
 			return p
 		}
@@ -74,19 +75,19 @@ func TestAmendIsCompile(t *testing.T) {
 	made, left := 0, 0
 	moves := 0
 	for seed := range uint64(24) {
-		r := random{rand.New(rand.NewPCG(seed, 11))}
+		r := traffic.Random{Rand: rand.New(rand.NewPCG(seed, 11))}
 		c := nat.Config{Underlay: "up0", Pools: []nat.Pool{pool("one", "192.0.2.11", "2001:db8:ff::11"), pool("many", "192.0.2.21"), pool("four-only", "192.0.2.31")}}
 		for i := range []int{5, 40, 120}[seed%3] {
-			c.Policies = append(c.Policies, r.mostlySimple(fmt.Sprintf("a%03d", i)))
+			c.Policies = append(c.Policies, mostlySimple(r, fmt.Sprintf("a%03d", i)))
 		}
 		slices.SortFunc(c.Policies, func(a, b nat.Policy) int { return cmp.Compare(a.Name, b.Name) })
-		settle(&c)
+		traffic.Settle(&c)
 		have, err := compile(c)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for step := range 40 {
-			next := r.edited(c, fmt.Sprintf("b%03d", step))
+			next := edited(r, c, fmt.Sprintf("b%03d", step))
 			want, err := compile(next)
 			if err != nil {
 				t.Fatal(err)
@@ -201,19 +202,19 @@ func many(n int) nat.Config {
 
 // TestAmendKernel edits the kernel's rules at random. Each time another driver finds them as it would have written them.
 func TestAmendKernel(t *testing.T) {
-	r := random{rand.New(rand.NewPCG(5, 5))}
+	r := traffic.Random{Rand: rand.New(rand.NewPCG(5, 5))}
 	ns := netns.New(t)
 	d := newDriver(t, ns)
 	c := nat.Config{Underlay: "up0", Pools: []nat.Pool{pool("one", "192.0.2.11", "2001:db8:ff::11"), pool("many", "192.0.2.21"), pool("four-only", "192.0.2.31")}}
 	for i := range 60 {
-		c.Policies = append(c.Policies, r.mostlySimple(fmt.Sprintf("a%03d", i)))
+		c.Policies = append(c.Policies, mostlySimple(r, fmt.Sprintf("a%03d", i)))
 	}
-	settle(&c)
+	traffic.Settle(&c)
 	apply(t, d, c)
 	amended := 0
 	for step := range 60 {
 		before := d.last
-		c = r.edited(c, fmt.Sprintf("b%03d", step))
+		c = edited(r, c, fmt.Sprintf("b%03d", step))
 		apply(t, d, c)
 		if d.last == nil {
 			t.Fatal("the driver does not know what it wrote")

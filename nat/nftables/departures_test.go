@@ -11,6 +11,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/test/traffic"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,20 +27,20 @@ func holds(d nat.Departure, f nat.Flow) bool {
 func TestDeparturesAgreeWithMatch(t *testing.T) {
 	left, dropped := 0, 0
 	for seed := range uint64(200) {
-		r := random{rand.New(rand.NewPCG(seed, 7))}
+		r := traffic.Random{Rand: rand.New(rand.NewPCG(seed, 7))}
 		c := nat.Config{Underlay: "wan", Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{
 			pool("one", "203.0.113.1", "2001:db8:f::1"), pool("many", "203.0.113.2", "203.0.113.3", "203.0.113.4", "2001:db8:f::2", "2001:db8:f::3"), pool("four-only", "203.0.113.9"),
 		}}
 		for i := range r.IntN(15) {
-			c.Policies = append(c.Policies, r.policy(fmt.Sprintf("p%d", i)))
+			c.Policies = append(c.Policies, r.Policy(fmt.Sprintf("p%d", i)))
 		}
-		settle(&c)
+		traffic.Settle(&c)
 		departures, err := New(Options{}).Predict(c, pfx("10.0.0.0/8", "44.0.0.0/8", "2001:db8:a::/48", "2001:db8:2c::/48"), pfx("198.48.0.0/12", "2001:db8:b0::/48"))
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
 		for range 200 {
-			f := r.flow()
+			f := r.Flow()
 			if f.Protocol != unix.IPPROTO_TCP && f.Protocol != unix.IPPROTO_UDP {
 				f.Port = 0
 			}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/test/netns"
+	"github.com/isthmus-net/isthmus/test/traffic"
 	"golang.org/x/sys/unix"
 )
 
@@ -41,7 +42,7 @@ func TestNothingLeavesWithAnInsideSource(t *testing.T) {
 		id++
 		s.transmit(f, id, flags)
 		got, passed := s.receive(50 * time.Millisecond)[id]
-		if passed && !slices.Contains(allowed, got.source) {
+		if passed && !slices.Contains(allowed, got.Source) {
 			t.Errorf("%s: left as %v", what, got)
 		}
 		if passed != passes {
@@ -91,7 +92,7 @@ func TestNothingLeavesWithAnInsideSource(t *testing.T) {
 	f := flows[0]
 	id++
 	s.transmit(f, id, syn)
-	if got, passed := s.receive(50 * time.Millisecond)[id]; !passed || got.source != f.Source {
+	if got, passed := s.receive(50 * time.Millisecond)[id]; !passed || got.Source != f.Source {
 		t.Errorf("without rules: %v %v: the test shows nothing", passed, got)
 	}
 	apply(t, d, c)
@@ -302,21 +303,21 @@ func TestICMPErrors(t *testing.T) {
 	copy(quoted[16:], f.Source.AsSlice())
 	binary.BigEndian.PutUint16(quoted[20:], f.Port)
 	binary.BigEndian.PutUint16(quoted[22:], 1024+1)
-	binary.BigEndian.PutUint16(quoted[10:], checksum(quoted[:20]))
+	binary.BigEndian.PutUint16(quoted[10:], traffic.Checksum(quoted[:20]))
 	message := append([]byte{3, 3, 0, 0, 0, 0, 0, 0}, quoted...) // port unreachable
-	binary.BigEndian.PutUint16(message[2:], checksum(message))
+	binary.BigEndian.PutUint16(message[2:], traffic.Checksum(message))
 	header := []byte{0x45, 0, 0, byte(20 + len(message)), 0, 77, 0, 0, 64, unix.IPPROTO_ICMP, 0, 0, 10, 9, 9, 9}
 	packet := slices.Concat(header, f.Destination.AsSlice(), message)
-	if err := unix.Sendto(s.send4, packet, 0, &unix.SockaddrInet4{Addr: f.Destination.As4()}); err != nil {
+	if err := unix.Sendto(s.in.Send4, packet, 0, &unix.SockaddrInet4{Addr: f.Destination.As4()}); err != nil {
 		t.Fatal(err)
 	}
 	got, ok := s.receive(50 * time.Millisecond)[77]
-	if !ok || got.source != out.source {
-		t.Errorf("the error: %v %v, want it from %v", ok, got, out.source)
+	if !ok || got.Source != out.Source {
+		t.Errorf("the error: %v %v, want it from %v", ok, got, out.Source)
 	}
 	if ok {
-		inner := got.packet[28:]
-		if to, _ := netip.AddrFromSlice(inner[16:20]); to != out.source {
+		inner := got.Bytes[28:]
+		if to, _ := netip.AddrFromSlice(inner[16:20]); to != out.Source {
 			t.Errorf("the error quotes a packet to %v: %s", to, fmt.Sprintf("% x", inner))
 		}
 	}

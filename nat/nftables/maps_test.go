@@ -115,7 +115,7 @@ func TestTwoSpokesWithOnePrefix(t *testing.T) {
 
 	t.Log("outside nobody has seen an inside address")
 	for id, out := range s.receive(50 * time.Millisecond) {
-		if !slices.Contains([]string{"192.0.2.11", "192.0.2.12"}, out.source.String()) {
+		if !slices.Contains([]string{"192.0.2.11", "192.0.2.12"}, out.Source.String()) {
 			t.Errorf("%d: %v", id, out)
 		}
 	}

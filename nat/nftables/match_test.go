@@ -2,7 +2,6 @@ package nftables
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -13,198 +12,27 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/test/traffic"
 	"golang.org/x/sys/unix"
 )
 
-// random makes configurations and flows in which much overlaps.
-type random struct{ *rand.Rand }
-
-func (r random) prefix(bytes [4]byte) netip.Prefix {
-	bits := []int{0, 8, 12, 14, 15, 16, 20, 23, 24, 31, 32}[r.IntN(11)]
-	return netip.PrefixFrom(netip.AddrFrom4(bytes), bits).Masked()
-}
-
-// inside and outside return addresses of small families of prefixes.
-func (r random) inside() [4]byte {
-	return [4]byte{[]byte{10, 44}[r.IntN(2)], byte(r.IntN(3)), byte(r.IntN(2)), byte(1 + r.IntN(3))}
-}
-func (r random) outside() [4]byte {
-	return [4]byte{198, byte(50 + r.IntN(3)), byte(r.IntN(2)), byte(1 + r.IntN(3))}
-}
-
-// to6 makes an IPv6 address or prefix of an IPv4 one.
-func to6(a [4]byte) netip.Addr {
-	if a[0] == 10 || a[0] == 44 {
-		return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0, a[0], a[1], a[2], 15: a[3]})
-	}
-	return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0, 0xb0, a[1], a[2], 15: a[3]})
-}
-
-func (r random) either(a [4]byte) netip.Prefix {
-	if r.IntN(3) > 0 {
-		return r.prefix(a)
-	}
-	bits := []int{0, 32, 48, 52, 56, 60, 64, 127, 128}[r.IntN(9)]
-	return netip.PrefixFrom(to6(a), bits).Masked()
-}
-
-func (r random) policy(name string) nat.Policy {
-	p := nat.Policy{Name: name, Action: nat.SNAT, Pool: []string{"one", "many", "four-only", "blocks"}[r.IntN(4)]}
-	if r.IntN(2) == 0 {
-		p.Action, p.Pool = []nat.Action{nat.Deny, nat.Reject, nat.NoNAT, nat.Redirect, nat.Redirect, nat.DNAT}[r.IntN(6)], ""
-	}
-	for range 1 + r.IntN(3) {
-		p.Sources = append(p.Sources, r.either(r.inside()))
-	}
-	for range r.IntN(3) {
-		p.Destinations = append(p.Destinations, r.either(r.outside()))
-	}
-	if p.Action == nat.NoNAT { // only what is not refused
-		p.Destinations = append(p.Destinations, netip.MustParsePrefix("198.51.0.0/16"), netip.MustParsePrefix("2001:db8:b0::/44"))
-	}
-	if p.Action == nat.SNAT || p.Action == nat.NoNAT {
-		p.Pickup = r.IntN(3) > 0
-		if r.IntN(3) == 0 {
-			p.Timeouts = nat.Timeouts{TCPEstablished: time.Duration(1+r.IntN(2)) * time.Hour, UDPStream: time.Minute}
-		}
-	}
-	p.Protocol = []string{"", "tcp", "udp", "icmp"}[r.IntN(4)]
-	if p.Action == nat.Redirect || p.Action == nat.DNAT {
-		p.Protocol = []string{"tcp", "udp"}[r.IntN(2)]
-		p.To = netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 17, 0, byte(1 + r.IntN(3))}), []uint16{0, 3128}[r.IntN(2)])
-		if r.IntN(3) == 0 {
-			p.To = netip.AddrPortFrom(netip.MustParseAddr("2001:db8:a:ffff::1"), p.To.Port())
-		}
-	}
-	if p.To.IsValid() && r.IntN(2) == 0 { // else few flows find it
-		p.Sources = append(p.Sources, netip.PrefixFrom(p.To.Addr(), r.IntN(2)*4).Masked())
-		p.Ports = []nat.PortRange{{First: 1, Last: uint16(5 + r.IntN(20))}}
-	}
-	if p.Action == nat.Redirect {
-		p.Down, p.Bypass = r.IntN(3) == 0, r.IntN(2) == 0
-	}
-	if p.Action == nat.DNAT {
-		p.Pool, p.Destinations = []string{"one", "many"}[r.IntN(2)], nil
-		p.Sources = append(p.Sources, r.either(r.outside()))
-	}
-	if p.Protocol == "tcp" || p.Protocol == "udp" {
-		for range r.IntN(3) {
-			first := uint16(1 + r.IntN(20))
-			p.Ports = append(p.Ports, nat.PortRange{First: first, Last: first + uint16(r.IntN(5))})
-		}
-	}
-	if p.Action == nat.DNAT && len(p.Ports) == 0 {
-		p.Ports = []nat.PortRange{{First: 7, Last: 9}}
-	}
-	return permitted(p)
-}
-
-// permitted takes the sources away that must not leave untranslated.
-func permitted(p nat.Policy) nat.Policy {
-	if p.Action == nat.NoNAT {
-		p.Sources = slices.DeleteFunc(p.Sources, func(src netip.Prefix) bool {
-			return slices.ContainsFunc(p.Destinations, func(dst netip.Prefix) bool { return nat.Exposes(src, dst) })
-		})
-	}
-	return p
-}
-
-func (r random) flow() nat.Flow {
-	f := nat.Flow{Protocol: []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_GRE, unix.IPPROTO_NONE}[r.IntN(5)]}
-	src, dst := r.inside(), r.outside()
-	if f.Source, f.Destination = netip.AddrFrom4(src), netip.AddrFrom4(dst); r.IntN(3) == 0 {
-		f.Source, f.Destination = to6(src), to6(dst)
-		if f.Protocol == unix.IPPROTO_ICMP {
-			f.Protocol = unix.IPPROTO_ICMPV6
-		}
-		if f.Protocol == unix.IPPROTO_NONE {
-			f.Protocol = unix.IPPROTO_GRE // connection tracking, and so NAT, ignores "no next header" of IPv6
-		}
-	}
-	if f.Protocol == unix.IPPROTO_TCP || f.Protocol == unix.IPPROTO_UDP {
-		f.Port = uint16(1 + r.IntN(25))
-	}
-	if r.IntN(4) == 0 { // to an address of a pool, from either side
-		f.Protocol, f.Port = []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP}[r.IntN(2)], uint16(1+r.IntN(25))
-		if f.Outside = r.IntN(2) == 0; f.Outside {
-			f.Source = f.Destination
-		}
-		f.Destination = addr([]string{"192.0.2.11", "192.0.2.21", "203.0.113.11"}[r.IntN(3)])
-		if f.Source.Is6() {
-			f.Destination = addr([]string{"2001:db8:ff::11", "2001:db8:ff::22"}[r.IntN(2)])
-		}
-		if f.Outside && f.Destination == addr("203.0.113.11") {
-			f.Destination = addr("192.0.2.11") // nobody outside sends to the public address of the pool and arrives with it
-		}
-	}
-	f.Late = f.Protocol == unix.IPPROTO_TCP && r.IntN(2) == 0 && f.Destination != addr("203.0.113.11")
-	return f
-}
-
-// flows returns flows by id, no two of which look the same on the way.
-func (r random) flows() map[uint16]nat.Flow {
-	flows, seen := map[uint16]nat.Flow{}, map[nat.Flow]bool{}
-	for id := uint16(1); id <= 150; id++ {
-		f := r.flow()
-		key := f
-		key.Late = false // one flow, whatever it begins with
-		if f.Protocol == unix.IPPROTO_GRE || f.Protocol == unix.IPPROTO_NONE {
-			key.Source = netip.Addr{} // nothing but the source tells two such flows apart, so one address carries only one
-		}
-		if !seen[key] {
-			seen[key] = true
-			flows[id] = f
-		}
-	}
-	return flows
-}
-
 // disagree sends the first packets of flows, and returns what is not as nat.Config.Match says. All servers and proxies are inside.
-func (s *site) disagree(c nat.Config, flows map[uint16]nat.Flow) (wrong []string) {
+func (s *site) disagree(c nat.Config, flows map[uint16]nat.Flow) []string {
 	s.t.Helper()
 	s.forgetFlows()
-	for id, f := range flows {
-		flags := byte(syn)
-		if f.Late {
-			flags = ack
-		}
-		s.transmit(f, id, flags)
+	heard, err := traffic.Site{Inside: s.in, Outside: s.out, Servers: s.in}.Send(flows)
+	if err != nil {
+		s.t.Fatal(err)
 	}
-	s.resets = 0
-	outside, inside := s.receive(100*time.Millisecond), s.hear(s.catchInside, 10*time.Millisecond)
-	refused := 0
-	for id, f := range flows {
+	return heard.Wrong(flows, c.Own, func(f nat.Flow) traffic.Fate {
 		want := c.Match(f)
-		if want.Action == nat.Reject && f.Protocol == unix.IPPROTO_TCP && !slices.Contains(c.Own, f.Destination) && !isPool(c, f.Destination) {
-			refused++
+		fate := traffic.Fate{To: want.To, Ports: want.Ports, Why: fmt.Sprintf("%+v", want)}
+		if want.Address.IsValid() {
+			fate.Sources = []netip.Addr{want.Address}
 		}
-		out, passed := outside[id]
-		delete(outside, id)
-		if want.To.IsValid() {
-			if passed {
-				wrong = append(wrong, fmt.Sprintf("%+v: left as %v, want %+v", f, out, want))
-			}
-			out, passed = inside[id]
-			at := map[bool]int{false: 22, true: 42}[f.Source.Is6()] // of the destination port
-			passed = passed && netip.AddrPortFrom(out.destination, binary.BigEndian.Uint16(out.packet[at:])) == want.To
-		}
-		if passed != want.Address.IsValid() || passed && out.source != want.Address {
-			wrong = append(wrong, fmt.Sprintf("%+v: %v %v, want %+v", f, passed, out, want))
-		} else if passed && want.Ports != (nat.PortRange{}) {
-			if port, has := out.port(); has && (port < want.Ports.First || port > want.Ports.Last) {
-				wrong = append(wrong, fmt.Sprintf("%+v leaves with port %d, want one of %v", f, port, want.Ports))
-			}
-		}
-	}
-	if s.resets != refused {
-		wrong = append(wrong, fmt.Sprintf("%d resets inside, want %d", s.resets, refused))
-	}
-	for id, out := range outside {
-		if out.source != addr("192.0.2.1") && out.source != addr("2001:db8:ff::1") { // the node's own, as an ICMP error
-			wrong = append(wrong, fmt.Sprintf("nobody sent %d %v %x", id, out, out.packet))
-		}
-	}
-	return wrong
+		fate.Reset = want.Action == nat.Reject && f.Protocol == unix.IPPROTO_TCP && !slices.Contains(c.Own, f.Destination) && !isPool(c, f.Destination)
+		return fate
+	})
 }
 
 func isPool(c nat.Config, a netip.Addr) bool {
@@ -213,17 +41,10 @@ func isPool(c nat.Config, a netip.Addr) bool {
 	})
 }
 
-// settle removes policies until none tie.
-func settle(c *nat.Config) {
-	for ties := nat.Ties(c.Rules()); len(ties) > 0; ties = nat.Ties(c.Rules()) {
-		c.Policies = slices.DeleteFunc(c.Policies, func(p nat.Policy) bool { return p.Name == ties[0].B })
-	}
-}
-
 // TestKernelAgreesWithMatch changes policies at random and sends the first packet of random flows through a router. What comes out, and
 // with which source, must be what nat.Config.Match says, and the counters what was sent, across all changes.
 func TestKernelAgreesWithMatch(t *testing.T) {
-	r := random{rand.New(rand.NewPCG(7, 7))}
+	r := traffic.Random{Rand: rand.New(rand.NewPCG(7, 7))}
 	s := newSite(t)
 	d := newDriver(t, s.router)
 	// Half of the sources have a block; the others may not use the pool.
@@ -258,14 +79,14 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 			}
 		}
 		for i := range 1 + r.IntN(5) {
-			c.Policies = append(slices.Clone(c.Policies), r.policy(fmt.Sprintf("p%d-%d", round, i)))
+			c.Policies = append(slices.Clone(c.Policies), r.Policy(fmt.Sprintf("p%d-%d", round, i)))
 		}
 		if n := len(c.Policies); n > 2 { // edit one, and keep its name
 			p := &c.Policies[r.IntN(n)]
-			p.Sources = []netip.Prefix{r.either(r.inside()), r.either(r.inside())}
-			*p = permitted(*p)
+			p.Sources = []netip.Prefix{r.Source(), r.Source()}
+			*p = traffic.Permitted(*p)
 		}
-		settle(&c)
+		traffic.Settle(&c)
 		c.Pools = slices.Clone(c.Pools)
 		for i := range c.Pools { // addresses get other zones, weights and states
 			c.Pools[i].Addresses = slices.Clone(c.Pools[i].Addresses)
@@ -280,7 +101,7 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 			}
 		}
 		apply(t, d, c)
-		flows := r.flows()
+		flows := r.Flows(150)
 		for _, wrong := range s.disagree(c, flows) {
 			t.Errorf("round %d: %s", round, wrong)
 		}
@@ -354,10 +175,10 @@ func TestMutationIsSeen(t *testing.T) {
 	}
 	s.router.Run("ip addr add 192.0.2.11/32 dev up0\nip addr add 192.0.2.21/32 dev up0")
 	apply(t, d, c)
-	r := random{rand.New(rand.NewPCG(1, 1))}
-	flows := r.flows()
+	r := traffic.Random{Rand: rand.New(rand.NewPCG(1, 1))}
+	flows := r.Flows(150)
 	for id := uint16(151); id <= 600; id++ { // more, but no two alike
-		f := r.flow()
+		f := r.Flow()
 		f.Protocol, f.Port = unix.IPPROTO_TCP, uint16(1+r.IntN(25))
 		if !slices.ContainsFunc(slices.Collect(maps.Values(flows)), func(o nat.Flow) bool { o.Late = f.Late; return o == f }) {
 			flows[id] = f
@@ -409,12 +230,12 @@ func policyRules(c nat.Config, name string) []nat.Rule {
 // TestLayersDoNotOverlap checks what the kernel requires of a map's elements, and that precedence decides between layers.
 func TestLayersDoNotOverlap(t *testing.T) {
 	for seed := range uint64(60) {
-		r := random{rand.New(rand.NewPCG(seed, 3))}
+		r := traffic.Random{Rand: rand.New(rand.NewPCG(seed, 3))}
 		c := nat.Config{Underlay: "up0"}
 		for i := range 60 {
-			c.Policies = append(c.Policies, r.policy(fmt.Sprint("p", i)))
+			c.Policies = append(c.Policies, r.Policy(fmt.Sprint("p", i)))
 		}
-		settle(&c)
+		traffic.Settle(&c)
 		set, err := compile(c)
 		if err != nil {
 			t.Fatal(err)

@@ -24,7 +24,7 @@ func spread() nat.Config {
 func (s *site) sends(f nat.Flow, id uint16) netip.Addr {
 	s.t.Helper()
 	s.transmit(f, id, syn)
-	return s.receive(50 * time.Millisecond)[id].source
+	return s.receive(50 * time.Millisecond)[id].Source
 }
 
 func place(t *testing.T, d *Driver, p ...nat.Placement) {
@@ -148,7 +148,7 @@ func TestRefusal(t *testing.T) {
 		}
 	}
 	for id, out := range s.receive(50 * time.Millisecond) {
-		if out.destination == tcp.Destination && out.protocol == unix.IPPROTO_TCP && out.packet[22] == 443>>8 && out.packet[23] == 443&255 {
+		if out.Destination == tcp.Destination && out.Protocol == unix.IPPROTO_TCP && out.Bytes[22] == 443>>8 && out.Bytes[23] == 443&255 {
 			t.Errorf("%d %v left although it was refused", id, out)
 		}
 	}
