@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -64,10 +65,7 @@ func (r *Router) countFlows(sets []nat.Ending) ([]int, error) {
 		if f.Status&conntrack.Dying != 0 || f.TCPState == timeWait || f.TCPState == closed {
 			return true
 		}
-		t := nat.Track{
-			Source: f.Original.Source.Addr(), Destination: f.Original.Destination.Addr(),
-			LeavesAs: f.Reply.Destination.Addr(), GoesTo: f.Reply.Source.Addr(),
-		}
+		t := track(f)
 		for i := range sets {
 			if sets[i].Has(t) {
 				counts[i]++
@@ -76,6 +74,30 @@ func (r *Router) countFlows(sets []nat.Ending) ([]int, error) {
 		return true
 	})
 	return counts, err
+}
+
+func track(f *conntrack.Flow) nat.Track {
+	return nat.Track{
+		Source: f.Original.Source.Addr(), Destination: f.Original.Destination.Addr(),
+		LeavesAs: f.Reply.Destination.Addr(), GoesTo: f.Reply.Source.Addr(),
+	}
+}
+
+// endFlows ends the flows of addresses that a pool has no longer. Else they would stay in the connection table, up to days, and a client that
+// goes on sending UDP would never get another address. Of other endings Has may say too much.
+func (r *Router) endFlows(ctx context.Context, former, target nat.Config) error {
+	ends := slices.DeleteFunc(nat.Endings(former, target), func(e nat.Ending) bool { return e.Kind != "pool" })
+	if len(ends) == 0 || r.Flows == nil {
+		return nil
+	}
+	n, err := r.Flows.End(ctx, unix.AF_UNSPEC, func(f *conntrack.Flow) bool {
+		t := track(f)
+		return slices.ContainsFunc(ends, func(e nat.Ending) bool { return e.Has(t) })
+	})
+	if n > 0 {
+		r.Log.Info("flows ended, since their address is in no pool any more", "flows", n)
+	}
+	return err
 }
 
 // ended says that n flows end, as "3,214 flows from 203.0.113.9 end".

@@ -19,10 +19,12 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// Flows reads the table of connection tracking; nat/conntrack has the words.
+// Flows reads the table of connection tracking, and ends flows in it; nat/conntrack has the words.
 type Flows interface {
 	// Dump calls f with every flow of a family (unix.AF_UNSPEC: all) until it returns false. f must not keep the flow.
 	Dump(ctx context.Context, family uint8, f func(*conntrack.Flow) bool) error
+	// End takes the flows out of the table of which f says so, and returns how many.
+	End(ctx context.Context, family uint8, f func(*conntrack.Flow) bool) (int, error)
 	// Stats returns figures of the table.
 	Stats(ctx context.Context) (conntrack.Stats, error)
 }

@@ -137,7 +137,10 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 		return err
 	}
 	r.guardInPlace()
-	return r.Addresses.SetPool(target.Underlay.Interface, poolAddresses(target))
+	if err := r.Addresses.SetPool(target.Underlay.Interface, poolAddresses(target)); err != nil {
+		return err
+	}
+	return r.endFlows(ctx, former.NAT, target.NAT)
 }
 
 // poolAddresses returns the addresses that the underlay interface has for pools, which may share the node's own.

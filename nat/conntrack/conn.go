@@ -65,6 +65,11 @@ func (c *Conn) Close() error { return unix.Close(c.fd) }
 // The table goes on changing: what begins or ends during the dump may be missing, and a flow may come twice. When more may
 // be missing, ErrInterrupted is returned at the end.
 func (c *Conn) Dump(ctx context.Context, family uint8, f func(*Flow) bool) error {
+	return c.walk(ctx, family, func(flow *Flow, _ message) bool { return f(flow) })
+}
+
+// walk is Dump with the message that a flow was read from.
+func (c *Conn) walk(ctx context.Context, family uint8, f func(*Flow, message) bool) error {
 	var flow Flow
 	wanted := true
 	err := c.ask(messageGet, family, unix.NLM_F_DUMP, func(m message) error {
@@ -76,7 +81,7 @@ func (c *Conn) Dump(ctx context.Context, family uint8, f func(*Flow) bool) error
 			err = decode(b, &flow)
 		}
 		if err == nil {
-			wanted = ctx.Err() == nil && f(&flow)
+			wanted = ctx.Err() == nil && f(&flow, m)
 		}
 		return err
 	})
@@ -87,6 +92,74 @@ func (c *Conn) Dump(ctx context.Context, family uint8, f func(*Flow) bool) error
 		return fmt.Errorf("reading the connection table: %w", err)
 	}
 	return nil
+}
+
+// End takes the flows of a family out of the table of which f says so, and returns how many. f must not keep the Flow, nor
+// call methods of c. What comes of such a flow afterwards begins another one. ErrInterrupted means that flows may have been missed.
+func (c *Conn) End(ctx context.Context, family uint8, f func(*Flow) bool) (ended int, err error) {
+	var requests []byte
+	var ends []int // of each request
+	missed := c.walk(ctx, family, func(flow *Flow, m message) bool {
+		if f(flow) {
+			requests = appendDeletion(requests, m)
+			ends = append(ends, len(requests))
+		}
+		return true
+	})
+	const batch = 100
+	for from := 0; len(ends) > 0 && err == nil; {
+		n := min(batch, len(ends))
+		if err = ctx.Err(); err == nil {
+			err = c.send(requests[from:ends[n-1]], n, &ended)
+		}
+		from, ends = ends[n-1], ends[n:]
+	}
+	if err = errors.Join(missed, err); err != nil {
+		return ended, fmt.Errorf("ending flows: %w", err)
+	}
+	return ended, nil
+}
+
+// send sends n requests that want an acknowledgement, reads all of these, and adds the number of those that were carried out to done.
+// It is none of the errors that something is no longer there.
+func (c *Conn) send(requests []byte, n int, done *int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	former, all := c.sequence, uint32(n)
+	for b := requests; len(b) > 0; b = b[binary.NativeEndian.Uint32(b):] {
+		c.sequence++
+		binary.NativeEndian.PutUint32(b[8:], c.sequence)
+	}
+	if err := unix.Sendto(c.fd, requests, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	var failed error
+	for n > 0 {
+		size, _, err := unix.Recvfrom(c.fd, c.buffer, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for b := c.buffer[:size]; len(b) > 0; {
+			m, rest, err := split(b)
+			if err != nil {
+				return err
+			}
+			b = rest
+			if m.sequence-former-1 >= all {
+				continue // the rest of an answer that was given up
+			}
+			n--
+			if err := m.err(); err == nil {
+				*done++
+			} else if !errors.Is(err, unix.ENOENT) {
+				failed = err
+			}
+		}
+	}
+	return failed
 }
 
 // Stats returns the table's figures.

@@ -190,6 +190,59 @@ func TestDump(t *testing.T) {
 	}
 }
 
+// TestEnd takes some flows out of the table and leaves the others.
+func TestEnd(t *testing.T) {
+	ns := tracking(t)
+	c := dial(t, ns)
+	const n = 1000
+	send(t, ns, n)
+	third := func(f *Flow) bool {
+		return f.Original.Destination.Port() == 53 && f.Original.Destination.Addr().As4()[3]%3 == 0
+	}
+	count := func() (thirds, others int) {
+		t.Helper()
+		if err := c.Dump(t.Context(), unix.AF_INET, func(f *Flow) bool {
+			if third(f) {
+				thirds++
+			} else if f.Original.Destination.Port() == 53 {
+				others++
+			}
+			return true
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return thirds, others
+	}
+	thirds, others := count()
+	if thirds+others != n {
+		t.Fatalf("%d flows", thirds+others)
+	}
+	if ended, err := c.End(t.Context(), unix.AF_UNSPEC, third); err != nil || ended != thirds {
+		t.Errorf("%d of %d flows ended: %v", ended, thirds, err)
+	}
+	if left, same := count(); left != 0 || same != others {
+		t.Errorf("%d flows are left, and of %d others %d", left, others, same)
+	}
+	if ended, err := c.End(t.Context(), unix.AF_UNSPEC, third); err != nil || ended != 0 {
+		t.Errorf("%d flows ended again: %v", ended, err)
+	}
+
+	// What is gone by the time that it is asked for is no error, and no other flow takes its place.
+	twin := dial(t, ns)
+	if ended, err := c.End(t.Context(), unix.AF_INET, func(f *Flow) bool {
+		is := f.Original.Destination.Port() == 53
+		if is && others > 0 {
+			others = 0
+			if _, err := twin.End(t.Context(), unix.AF_INET, func(*Flow) bool { return true }); err != nil {
+				t.Error(err)
+			}
+		}
+		return is
+	}); err != nil || ended == n {
+		t.Errorf("%d flows ended: %v", ended, err)
+	}
+}
+
 func threadTime() time.Duration {
 	var t unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &t)

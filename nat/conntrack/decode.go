@@ -135,6 +135,24 @@ func decode(b []byte, f *Flow) error {
 	return nil
 }
 
+// appendDeletion appends the request to delete the flow that a message tells of, and no other one.
+func appendDeletion(b []byte, m message) []byte {
+	at := len(b)
+	b = append(b, make([]byte, headerSize)...)
+	a := attributes{b: m.payload[4:]}
+	for before := a.b; a.next(); before = a.b {
+		if a.kind == attrOriginal || a.kind == attrZone || a.kind == attrID {
+			b = append(b, before[:len(before)-len(a.b)]...)
+		}
+	}
+	h := b[at:]
+	binary.NativeEndian.PutUint32(h, uint32(len(h)))
+	binary.NativeEndian.PutUint16(h[4:], subsystem|messageDelete)
+	binary.NativeEndian.PutUint16(h[6:], unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	h[unix.SizeofNlMsghdr], h[unix.SizeofNlMsghdr+1] = m.payload[0], unix.NFNETLINK_V0
+	return b
+}
+
 // decodeTuple says whether the tuple has two addresses.
 func decodeTuple(b []byte, t *Tuple, protocol *uint8) bool {
 	var source, destination netip.Addr

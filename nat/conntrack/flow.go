@@ -1,5 +1,5 @@
-// Package conntrack reads the kernel's connection tracking table through ctnetlink. Nothing else in the tree does, and
-// this package changes nothing in the table.
+// Package conntrack reads the kernel's connection tracking table through ctnetlink, and ends flows in it. Nothing else in the tree
+// does.
 package conntrack
 
 import (
