@@ -285,7 +285,7 @@ func TestPorts(t *testing.T) {
 
 	w.hub.Apply(t, strings.Replace(one, "{address: 192.0.2.10}", "{address: 192.0.2.10}, {address: 192.0.2.11}", 1))
 	began := time.Now()
-	w.ok(lab.Until(t.Context(), time.Second, func() error {
+	w.ok(lab.Until(t.Context(), 3*time.Second, func() error {
 		if o := w.ask("first", 1, ends(1, 1, 60_000)); o.Answered != 1 {
 			return errors.New("refused")
 		}
@@ -320,14 +320,15 @@ func TestPorts(t *testing.T) {
 	alive("in the end")
 }
 
-// TestTable fills the connection table, which is as large as this machine has it, with flows that the kernel does not give up, and waits
-// until they have ended.
+// TestTable fills the connection table, which is as large as this machine has it, with flows that the kernel does not give up, through
+// an address that is then taken away.
 func TestTable(t *testing.T) {
 	t.Parallel()
 	w := begin(t)
-	w.hub.Apply(t, document("  pools: [{name: partner, addresses: [{address: 192.0.2.10}]}, {name: bulk, addresses: [{address: 192.0.2.11}]}]\n"+
-		"  policies:\n  - {name: few, sources: [10.1.0.0/16], pool: partner}\n"+
-		"  - {name: many, sources: [10.0.0.0/16], pool: bulk, timeouts: {udp: 2m, udpStream: 25s}}\n"))
+	egress := "  pools: [{name: partner, addresses: [{address: 192.0.2.10}]}, {name: bulk, addresses: [{address: 192.0.2.11}]}]\n" +
+		"  policies:\n  - {name: few, sources: [10.1.0.0/16], pool: partner}\n" +
+		"  - {name: many, sources: [10.0.0.0/16], pool: bulk, timeouts: {udp: 5m, udpStream: 5m}}\n"
+	w.hub.Apply(t, document(egress))
 	var limit int
 	w.ok(lab.Until(t.Context(), 10*time.Second, func() error {
 		if limit = int(w.ports().Table.GetLimit()); limit == 0 {
@@ -353,6 +354,10 @@ func TestTable(t *testing.T) {
 			}
 		}
 	}
+	const few = 50
+	var held *traffic.Held
+	w.ok(w.inside.Do(func() (err error) { held, err = traffic.Hold(few, ends(few, 1, 50_000)); return err }))
+	t.Cleanup(held.Close)
 	// Sources and services in turn meet all of each other, since their numbers have no common divisor but 1 or the ports differ.
 	sources := 250
 	flows := func(percent int) int { return limit / 100 * percent }
@@ -392,13 +397,30 @@ func TestTable(t *testing.T) {
 		t.Errorf("%v", table)
 	}
 	alive("while it is full")
+	if n := held.Broken(); n > 0 {
+		t.Errorf("%d flows over UDP are broken", n)
+	}
+	if seen := w.seenAs(); !slices.Equal(seen, []string{second}) {
+		t.Errorf("seen as %v", seen)
+	}
 
-	w.conditions(time.Minute)
+	n := flows(97) + few
+	want := fmt.Sprintf("%d,%03d flows from %s end", n/1000, n%1000, second)
+	egress = strings.Replace(egress, ", {name: bulk, addresses: [{address: 192.0.2.11}]}", "", 1)
+	began = time.Now()
+	if said := w.hub.Apply(t, document(strings.Replace(egress, "pool: bulk", "pool: partner", 1))); !strings.Contains(said, want) {
+		t.Errorf("no %q in\n%s", want, said)
+	}
+	t.Logf("%s: after %v", want, time.Since(began).Round(time.Millisecond))
+	w.conditions(10 * time.Second)
 	if _, err := w.connect("10.1.1.3"); err != nil {
 		t.Errorf("when it has room again: %v", err)
 	}
 	alive("when it has room again")
-	if seen := w.seenAs(); !slices.Equal(seen, []string{second}) { // of UDP
+	if n := held.Broken(); n > 0 {
+		t.Errorf("%d clients that go on sending have not got the other address", n)
+	}
+	if seen := w.seenAs(); !slices.Equal(seen, []string{first}) {
 		t.Errorf("seen as %v", seen)
 	}
 }
