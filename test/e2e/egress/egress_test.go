@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/nat/conntrack"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/test/e2e/daemon"
 	"github.com/isthmus-net/isthmus/test/lab"
 )
@@ -353,6 +354,26 @@ func (w *world) actions() {
 	}
 }
 
+// down waits until so many proxies are said to be down, and the rules have not been written for a while: it is told before it is carried out.
+func (w *world) down(proxies int) {
+	w.Helper()
+	w.ok(lab.Until(w.Context(), 10*time.Second, func() error {
+		out, err := w.hub.CLI(w.Context(), "", "get", "nat", "-o", "wide")
+		if n := strings.Count(out, "(down)"); err == nil && n != proxies {
+			err = fmt.Errorf("%d proxies are down, want %d:\n%s", n, proxies, out)
+		}
+		return err
+	}))
+	var last uint64
+	since := time.Now()
+	w.hub.Status(w.T, 10*time.Second, func(s *isthmusv1.SystemStatus) bool {
+		if n := s.GetCounters().GetNftablesTransactions(); n != last {
+			last, since = n, time.Now()
+		}
+		return time.Since(since) >= 300*time.Millisecond
+	})
+}
+
 // proxyDown has the proxy come and go.
 func (w *world) proxyDown() {
 	w.Log("a proxy")
@@ -386,7 +407,7 @@ func (w *world) proxyDown() {
 	w.ok(lab.Until(w.Context(), 10*time.Second, func() error { _, err := w.open(w.inside, client, strict); return err }))
 	w.want(w.inside, client, strict, "proxy "+client)
 	w.ok(proxy.Close())
-	w.says(10*time.Second, "172.31.1.2:3128 (down)", "get", "nat", "-o", "wide")
+	w.down(2)
 	w.ok(lab.Until(w.Context(), 5*time.Second, func() error { _, err := w.open(w.inside, client, to); return err }))
 	w.want(w.inside, client, to, direct...)
 	blocked()

@@ -275,19 +275,6 @@ func (m model) fate(f nat.Flow) (fate traffic.Fate) {
 	return fate
 }
 
-// calm waits until the rules in the kernel have not been written for a while: that a proxy is down is told before it is carried out.
-func (s *site) calm() {
-	s.Helper()
-	var last uint64
-	since := time.Now()
-	s.hub.Status(s.T, 10*time.Second, func(status *isthmusv1.SystemStatus) bool {
-		if n := status.GetCounters().GetNftablesTransactions(); n != last {
-			last, since = n, time.Now()
-		}
-		return time.Since(since) >= 300*time.Millisecond
-	})
-}
-
 // TestRandomPolicies applies random documents and sends the first packets of random flows. What comes out where, and with which source, must be
 // what a model says that has been written after the documentation, and so must be what nat.Config.Match says.
 func TestRandomPolicies(t *testing.T) {
@@ -326,14 +313,7 @@ func TestRandomPolicies(t *testing.T) {
 				down++
 			}
 		}
-		s.ok(lab.Until(t.Context(), 10*time.Second, func() error {
-			out, err := s.hub.CLI(t.Context(), "", "get", "nat", "-o", "wide")
-			if n := strings.Count(out, "(down)"); err == nil && n != down {
-				err = fmt.Errorf("%d of %d proxies are down:\n%s", n, down, out)
-			}
-			return err
-		}))
-		s.calm()
+		s.down(down)
 		s.ok(s.hub.Do(traffic.Forget))
 		_, _, err = s.Servers.Hear(time.Millisecond) // what came of the probes
 		s.ok(err)
@@ -370,8 +350,8 @@ func TestRandomPolicies(t *testing.T) {
 	}
 	t.Logf("%d flows through %d documents of %d policies: %v", sent, rounds, size, outcomes)
 	for _, want := range []string{"snat true", "snat false", "no-nat true", "deny false", "reject false", "redirect true", "redirect false", "dnat true", "no policy"} {
-		if outcomes[want] < 10 {
-			t.Errorf("only %d flows of kind %q", outcomes[want], want)
+		if outcomes[want] == 0 {
+			t.Errorf("no flow of kind %q", want)
 		}
 	}
 	if n, who, err := s.leaks.Stop(); n > 0 || err != nil {
