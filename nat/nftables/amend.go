@@ -1,12 +1,14 @@
 package nftables
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"strings"
 
 	"github.com/google/nftables/expr"
 	"github.com/isthmus-net/isthmus/nat"
+	"golang.org/x/sys/unix"
 )
 
 // While the kernel has what was last written, an edit of a few policies need not be compiled as a whole: only their rules are
@@ -27,6 +29,10 @@ type position struct{ set, key string }
 type amendment struct {
 	laid        []laid
 	remove, add map[position]element
+	// made are chains that come, or take the place of others, and timeouts that come.
+	made ruleset
+	// chains and timeouts that go.
+	chains, timeouts []string
 }
 
 // position returns where a rule of a layer is.
@@ -80,11 +86,6 @@ func alike(a, b *nat.Rule) bool {
 // amend returns how a compiled ruleset changes when policies go and come, or nil when that is for compile to say. The ruleset stays as it is. c is
 // the configuration with those that come.
 func (r *ruleset) amend(c nat.Config, gone, came []nat.Policy) *amendment {
-	for _, p := range slices.Concat(gone, came) {
-		if p.Action == nat.NoNAT || p.Action == nat.DNAT || p.Action == nat.Redirect {
-			return nil // they have chains of their own, or a part in the guard
-		}
-	}
 	before, after := c, c
 	before.Policies, after.Policies = gone, came
 	drop, fresh := before.Rules(), after.Rules()
@@ -92,8 +93,8 @@ func (r *ruleset) amend(c nat.Config, gone, came []nat.Policy) *amendment {
 		return nil
 	}
 	a := &amender{was: r, views: views(c), looks: maxLooks,
-		made:      ruleset{chains: map[string]*chain{}, timeouts: map[string]*expr.CtTimeout{}},
-		amendment: amendment{laid: slices.Clone(r.laid), remove: map[position]element{}, add: map[position]element{}}}
+		amendment: amendment{laid: slices.Clone(r.laid), remove: map[position]element{}, add: map[position]element{},
+			made: ruleset{chains: map[string]*chain{}, timeouts: map[string]*expr.CtTimeout{}}}}
 	for i := range drop {
 		at, found := slices.BinarySearchFunc(a.laid, drop[i], func(l laid, d nat.Rule) int { return nat.Order(l.Rule, d) })
 		if !found {
@@ -114,10 +115,93 @@ func (r *ruleset) amend(c nat.Config, gone, came []nat.Policy) *amendment {
 			return nil
 		}
 	}
-	if !a.fits() {
+	does := func(action nat.Action) bool {
+		is := func(p nat.Policy) bool { return p.Action == action }
+		return slices.ContainsFunc(gone, is) || slices.ContainsFunc(came, is)
+	}
+	if does(nat.NoNAT) && !a.plain(c) || does(nat.DNAT) && !a.become(fronts(c)) || !a.fits() {
 		return nil
 	}
+	a.frame(gone)
 	return &a.amendment
+}
+
+// plain lays anew what the guard lets pass without translation. It returns false when that needs other sets.
+func (a *amender) plain(c nat.Config) bool {
+	next := &ruleset{sets: map[string]*set{}, layers: map[string][2][]int{}}
+	next.addPlain(c)
+	was, is := a.was.layers[plainView], next.layers[plainView]
+	return slices.Equal(was[0], is[0]) && slices.Equal(was[1], is[1]) && a.become(next.sets)
+}
+
+// become has sets hold other elements. It returns false when one would have another shape.
+func (a *amender) become(sets map[string]*set) bool {
+	for name, next := range sets {
+		was := a.was.sets[name]
+		if was == nil || was.shape.size != room(next) {
+			return false
+		}
+		for key, e := range was.elements {
+			if n, ok := next.elements[key]; !ok || !e.wants(n) {
+				a.remove[position{name, key}] = e
+			}
+		}
+		for key, e := range next.elements {
+			if old, ok := was.elements[key]; !ok || !old.wants(e) {
+				a.add[position{name, key}] = e
+			}
+		}
+	}
+	return true
+}
+
+// frame finds what comes and goes beside elements.
+func (a *amender) frame(gone []nat.Policy) {
+	for name, c := range a.made.chains {
+		if was := a.was.chains[name]; was != nil && sameChain(was, c) {
+			delete(a.made.chains, name)
+		}
+	}
+	candidates := map[string]bool{}
+	for _, p := range gone {
+		candidates[targetChain(&p)] = true
+	}
+	for _, e := range a.remove {
+		candidates[e.chain] = candidates[e.chain] || strings.Contains(e.chain, timedInfix)
+	}
+	for name, may := range candidates {
+		if may && a.was.chains[name] != nil && !a.uses(name) {
+			a.chains = append(a.chains, name)
+		}
+	}
+	slices.Sort(a.chains)
+
+	stay, needed := maps.Clone(a.was.chains), map[string]bool{}
+	maps.Copy(stay, a.made.chains)
+	for name, c := range stay {
+		for _, id := range c.timeouts() {
+			needed[id] = needed[id] || !slices.Contains(a.chains, name)
+		}
+	}
+	for id := range a.was.timeouts {
+		delete(a.made.timeouts, id)
+		if !needed[id] {
+			a.timeouts = append(a.timeouts, id)
+		}
+	}
+	slices.Sort(a.timeouts)
+}
+
+// timeouts returns the names of the objects that a chain refers to.
+func (c *chain) timeouts() (names []string) {
+	for _, rule := range c.rules {
+		for _, e := range rule {
+			if o, ok := e.(*expr.Objref); ok && o.Type == unix.NFT_OBJECT_CT_TIMEOUT {
+				names = append(names, o.Name)
+			}
+		}
+	}
+	return names
 }
 
 // unlaid is the layer of a rule that will get one.
@@ -130,8 +214,6 @@ type amender struct {
 	views [viewCount]view
 	gone  []laid
 	looks int
-	// made are the chains that verdicts need.
-	made ruleset
 }
 
 // ties says whether one of the new rules ties with another one. What can lies side by side.
@@ -293,10 +375,10 @@ func (a *amender) take(v int, layer int16, rule *nat.Rule) element {
 	return e
 }
 
-// fits says whether the sets and chains stay the same.
+// fits says whether the sets stay the same, and each element leads somewhere.
 func (a *amender) fits() bool {
 	for at, e := range a.add {
-		if a.was.sets[at.set] == nil || e.chain != "" && a.was.chains[e.chain] == nil {
+		if a.was.sets[at.set] == nil || e.chain != "" && a.was.chains[e.chain] == nil && a.made.chains[e.chain] == nil {
 			return false
 		}
 	}
@@ -318,11 +400,6 @@ func (a *amender) fits() bool {
 			}
 		}
 	}
-	for _, e := range a.remove {
-		if strings.Contains(e.chain, timedInfix) && !a.uses(e.chain) {
-			return false // the timeouts of nobody else
-		}
-	}
 	return true
 }
 
@@ -334,7 +411,7 @@ func (a *amender) uses(chain string) bool {
 		}
 	}
 	for name, s := range a.was.sets {
-		if !strings.HasPrefix(name, policyView+"-") {
+		if !s.shape.isVerdict {
 			continue
 		}
 		for key, e := range s.elements {
@@ -353,6 +430,14 @@ func (r *ruleset) amendBy(a *amendment) {
 	}
 	for at, e := range a.add {
 		r.sets[at.set].elements[at.key] = e
+	}
+	maps.Copy(r.chains, a.made.chains)
+	maps.Copy(r.timeouts, a.made.timeouts)
+	for _, name := range a.chains {
+		delete(r.chains, name)
+	}
+	for _, id := range a.timeouts {
+		delete(r.timeouts, id)
 	}
 	r.laid = a.laid
 }
@@ -419,7 +504,7 @@ func (d *Driver) amend(number uint32, known *applied, c nat.Config) (bool, error
 				return err
 			}
 		}
-		if err := d.edit(d.edits, want, todo); err != nil {
+		if err := d.edit(d.edits, want, todo, a); err != nil {
 			d.edits.CloseLasting()
 			d.edits = nil
 			return err

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/test/netns"
 	"github.com/isthmus-net/isthmus/test/traffic"
@@ -23,6 +25,10 @@ func difference(have, want *ruleset) string {
 	}
 	if todo, _ := changes(have, want); len(todo) > 0 {
 		return fmt.Sprintf("the elements: %+v", todo)
+	}
+	names := func(r *ruleset) []string { return slices.Sorted(maps.Keys(r.timeouts)) }
+	if !slices.Equal(names(have), names(want)) {
+		return fmt.Sprintf("the timeouts: %v, %v", names(have), names(want))
 	}
 	if !reflect.DeepEqual(have.layers, want.layers) {
 		return fmt.Sprintf("the layers: %v, %v", have.layers, want.layers)
@@ -60,25 +66,16 @@ func edited(r traffic.Random, c nat.Config, name string) nat.Config {
 	return c
 }
 
-// mostlySimple returns mostly policies that can be amended.
-func mostlySimple(r traffic.Random, name string) nat.Policy {
-	for {
-		p := r.Policy(name)
-		if p.Action == nat.SNAT || p.Action == nat.Deny || p.Action == nat.Reject || r.IntN(12) == 0 {
-			return p
-		}
-	}
-}
-
 // TestAmendIsCompile edits configurations at random: where an amendment is made, its ruleset is the one that compile returns.
 func TestAmendIsCompile(t *testing.T) {
 	made, left := 0, 0
-	moves := 0
+	moves, chains, timeouts := 0, 0, 0
+	kinds := map[nat.Action]int{}
 	for seed := range uint64(24) {
 		r := traffic.Random{Rand: rand.New(rand.NewPCG(seed, 11))}
 		c := nat.Config{Underlay: "up0", Pools: []nat.Pool{pool("one", "192.0.2.11", "2001:db8:ff::11"), pool("many", "192.0.2.21"), pool("four-only", "192.0.2.31")}}
 		for i := range []int{5, 40, 120}[seed%3] {
-			c.Policies = append(c.Policies, mostlySimple(r, fmt.Sprintf("a%03d", i)))
+			c.Policies = append(c.Policies, r.Policy(fmt.Sprintf("a%03d", i)))
 		}
 		slices.SortFunc(c.Policies, func(a, b nat.Policy) int { return cmp.Compare(a.Name, b.Name) })
 		traffic.Settle(&c)
@@ -101,6 +98,10 @@ func TestAmendIsCompile(t *testing.T) {
 					t.Fatalf("seed %d, step %d: to amend has changed %s", seed, step, got)
 				}
 				moves += len(a.add)
+				chains, timeouts = chains+len(a.made.chains)+len(a.chains), timeouts+len(a.made.timeouts)+len(a.timeouts)
+				for _, p := range slices.Concat(gone, came) {
+					kinds[p.Action]++
+				}
 				have.amendBy(a)
 				made++
 				if got := difference(have, want); got != "" {
@@ -113,9 +114,14 @@ func TestAmendIsCompile(t *testing.T) {
 			c = next
 		}
 	}
-	t.Log(made, "amended with", moves, "elements,", left, "compiled")
-	if made < 200 || left < 100 {
-		t.Errorf("%d amended, %d compiled: not enough of one kind", made, left)
+	t.Log(made, "amended with", moves, "elements,", chains, "chains and", timeouts, "timeouts,", left, "compiled;", kinds)
+	if made < 200 || left < 100 || chains < 40 {
+		t.Errorf("not enough of one kind")
+	}
+	for _, action := range []nat.Action{nat.SNAT, nat.NoNAT, nat.Deny, nat.Reject, nat.DNAT, nat.Redirect} {
+		if kinds[action] < 20 {
+			t.Errorf("%d policies with %s amended", kinds[action], action)
+		}
 	}
 }
 
@@ -167,6 +173,121 @@ func TestAmendDivided(t *testing.T) {
 	}
 }
 
+// TestAmendBeside has edits that need more than elements: chains, timeouts, addresses at which something is open, pairs for the guard.
+func TestAmendBeside(t *testing.T) {
+	ns := netns.New(t)
+	d := newDriver(t, ns)
+	timed := func(name, source string, udp time.Duration) nat.Policy {
+		return nat.Policy{Name: name, Action: nat.SNAT, Pool: "p", Sources: pfx(source), Destinations: pfx("198.18.0.0/24"), Timeouts: nat.Timeouts{UDP: udp}}
+	}
+	to := func(name string, action nat.Action, source, target, pool string, port uint16, t nat.Timeouts) nat.Policy {
+		return nat.Policy{Name: name, Action: action, Pool: pool, Sources: pfx(source), Protocol: "tcp", Ports: []nat.PortRange{{First: port, Last: port}}, To: netip.MustParseAddrPort(target), Timeouts: t}
+	}
+	plain := func(name, source, destination string) nat.Policy {
+		return nat.Policy{Name: name, Action: nat.NoNAT, Sources: pfx(source), Destinations: pfx(destination)}
+	}
+	c := many(20)
+	for i := range 40 { // so many addresses that one more makes another map
+		c.Pools = append(c.Pools, pool(fmt.Sprintf("pool%02d", i), fmt.Sprintf("192.0.2.%d", 100+i)))
+	}
+	for i := range 4 { // so deep that no other one makes or ends a layer of all policies
+		c.Policies = append(c.Policies, nat.Policy{Name: fmt.Sprintf("s-deep-%d", i), Action: nat.Deny, Sources: pfx("10.0.0.0/9"), Destinations: pfx(fmt.Sprintf("10.210.0.0/%d", 16+i))})
+	}
+	c.Policies = append(c.Policies, to("s-in", nat.DNAT, "0.0.0.0/0", "10.9.0.1:80", "p", 80, nat.Timeouts{}), to("s-proxy", nat.Redirect, "10.0.0.0/9", "10.250.0.1:3128", "", 80, nat.Timeouts{}),
+		plain("s-plain", "10.0.0.0/9", "10.200.0.0/16"), plain("s-plain-2", "10.0.0.0/9", "10.201.0.0/17"))
+	slices.SortFunc(c.Policies, func(a, b nat.Policy) int { return cmp.Compare(a.Name, b.Name) })
+	apply(t, d, c)
+	set := func(p nat.Policy) func(c *nat.Config) {
+		return func(c *nat.Config) {
+			at, had := slices.BinarySearchFunc(c.Policies, p.Name, func(o nat.Policy, name string) int { return cmp.Compare(o.Name, name) })
+			if had {
+				c.Policies[at] = p
+			} else {
+				c.Policies = slices.Insert(c.Policies, at, p)
+			}
+		}
+	}
+	remove := func(name string) func(c *nat.Config) {
+		return func(c *nat.Config) {
+			c.Policies = slices.DeleteFunc(c.Policies, func(p nat.Policy) bool { return p.Name == name })
+		}
+	}
+	for _, k := range []struct {
+		what    string
+		change  func(c *nat.Config)
+		amended bool
+	}{
+		{"timeouts", set(timed("t1", "172.16.0.0/16", time.Minute)), true},
+		{"the same for another one", set(timed("t2", "172.17.0.0/16", time.Minute)), true},
+		{"the first goes", remove("t1"), true},
+		{"the same with another pool", func(c *nat.Config) {
+			p := timed("t3", "172.18.0.0/16", time.Minute)
+			p.Pool = "q"
+			set(p)(c)
+		}, true},
+		{"which goes", remove("t3"), true},
+		{"other timeouts", set(timed("t2", "172.17.0.0/16", 2*time.Minute)), true},
+		{"the last goes", remove("t2"), true},
+		{"another port is open", set(to("u-in", nat.DNAT, "0.0.0.0/0", "10.9.0.2:81", "p", 81, nat.Timeouts{TCPClosing: time.Minute})), true},
+		{"at another address, before the first", set(to("u-in", nat.DNAT, "0.0.0.0/0", "10.9.0.2:81", "pool03", 81, nat.Timeouts{TCPClosing: time.Minute})), true},
+		{"another server", set(to("u-in", nat.DNAT, "0.0.0.0/0", "10.9.0.3:8081", "pool03", 81, nat.Timeouts{})), true},
+		{"and none", remove("u-in"), true},
+		{"another proxy", set(to("v", nat.Redirect, "10.0.0.0/9", "10.250.0.2:3128", "", 81, nat.Timeouts{})), true},
+		{"at another port", set(to("v", nat.Redirect, "10.0.0.0/9", "10.250.0.2:3129", "", 81, nat.Timeouts{})), true},
+		{"which is down", func(c *nat.Config) {
+			c.Policies[slices.IndexFunc(c.Policies, func(p nat.Policy) bool { return p.Name == "v" })].Down = true
+		}, false},
+		{"and up", func(c *nat.Config) {
+			c.Policies[slices.IndexFunc(c.Policies, func(p nat.Policy) bool { return p.Name == "v" })].Down = false
+		}, false},
+		{"and goes", remove("v"), true},
+		{"more without translation", set(plain("w", "10.0.0.0/9", "10.202.0.0/16")), true},
+		{"less", remove("s-plain"), true},
+		{"of two lengths", set(plain("w", "10.0.0.0/10", "10.201.0.0/18")), false},
+		{"of one length", set(plain("w", "10.0.0.0/9", "10.202.0.0/16")), false},
+		{"everything open", func(c *nat.Config) {
+			for i := range 32 {
+				set(to(fmt.Sprintf("x%02d", i), nat.DNAT, "0.0.0.0/0", "10.9.0.1:80", fmt.Sprintf("pool%02d", i), 80, nat.Timeouts{}))(c)
+			}
+		}, false},
+		{"one less", remove("x31"), true},
+		{"so few that the maps are smaller", remove("x30"), false},
+	} {
+		rules := d.last.rules
+		c.Policies = slices.Clone(c.Policies)
+		k.change(&c)
+		apply(t, d, c)
+		if d.last == nil || (d.last.rules == rules) != k.amended {
+			t.Errorf("%s: not amended %v", k.what, k.amended)
+		}
+		if got := difference(d.last.rules, mustCompile(t, c)); got != "" {
+			t.Errorf("%s: %s", k.what, got)
+		}
+		fresh := newDriver(t, ns)
+		apply(t, fresh, c)
+		if fresh.Writes() != 0 {
+			t.Fatalf("%s: the rules are not what another driver writes", k.what)
+		}
+		conn, err := d.open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		objects.Lock()
+		list, err := conn.GetNamedObjects(table())
+		objects.Unlock()
+		conn.CloseLasting()
+		n := 0
+		for _, o := range list {
+			if o, ok := o.(*nftables.NamedObj); ok && o.Type == nftables.ObjTypeCtTimeout {
+				n++
+			}
+		}
+		if err != nil || n != len(d.last.rules.timeouts) {
+			t.Errorf("%s: the kernel has %d timeouts, want %d (%v)", k.what, n, len(d.last.rules.timeouts), err)
+		}
+	}
+}
+
 // TestAmendRefuses has edits that are for compile.
 func TestAmendRefuses(t *testing.T) {
 	base := many(20)
@@ -176,7 +297,6 @@ func TestAmendRefuses(t *testing.T) {
 		"another family": {Name: "z", Action: nat.Deny, Sources: pfx("2001:db8::/32")},
 		"a new view":     {Name: "z", Action: nat.Reject, Sources: pfx("172.16.0.0/16"), Destinations: pfx("198.18.0.0/24")},
 		"plain":          {Name: "z", Action: nat.NoNAT, Sources: pfx("172.16.0.0/16"), Destinations: pfx("172.17.0.0/24")},
-		"timeouts":       {Name: "z", Action: nat.SNAT, Pool: "p", Sources: pfx("172.16.0.0/16"), Destinations: pfx("198.18.0.0/24"), Timeouts: nat.Timeouts{UDP: time.Minute}},
 		"a wrong one":    {Name: "z", Action: "what", Sources: pfx("172.16.0.0/16"), Destinations: pfx("198.18.0.0/24")},
 	} {
 		have := mustCompile(t, base)
@@ -207,7 +327,7 @@ func TestAmendKernel(t *testing.T) {
 	d := newDriver(t, ns)
 	c := nat.Config{Underlay: "up0", Pools: []nat.Pool{pool("one", "192.0.2.11", "2001:db8:ff::11"), pool("many", "192.0.2.21"), pool("four-only", "192.0.2.31")}}
 	for i := range 60 {
-		c.Policies = append(c.Policies, mostlySimple(r, fmt.Sprintf("a%03d", i)))
+		c.Policies = append(c.Policies, r.Policy(fmt.Sprintf("a%03d", i)))
 	}
 	traffic.Settle(&c)
 	apply(t, d, c)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math/bits"
 	"net/netip"
 	"slices"
@@ -460,6 +461,11 @@ func (r *ruleset) addPolicies(c nat.Config, rules []nat.Rule) {
 			return view.verdict(r, &of[i])
 		})
 	}
+	r.addPlain(c)
+}
+
+// addPlain lays what the guard lets pass without translation.
+func (r *ruleset) addPlain(c nat.Config) {
 	r.lay(plainView, plain(c), func(int, int) element { return element{kind: accept} })
 }
 
@@ -489,9 +495,12 @@ func (r *ruleset) setTimeouts(t nat.Timeouts) (rules [][]expr.Any) {
 	return rules
 }
 
+// targetChain is the chain that addTarget adds for a policy.
+func targetChain(p *nat.Policy) string { return "to-" + p.Name }
+
 // addTarget adds the chain that sends flows to the server or proxy of a policy, and returns its name.
 func (r *ruleset) addTarget(c nat.Config, p *nat.Policy) string {
-	name := "to-" + p.Name
+	name := targetChain(p)
 	dnat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(of(p.To.Addr().Is6()).nfproto), RegAddrMin: reg1, RegAddrMax: reg1}
 	parts := do(&expr.Immediate{Register: reg1, Data: p.To.Addr().AsSlice()})
 	if port := p.To.Port(); port != 0 {
@@ -810,9 +819,13 @@ func (r *ruleset) addInput(c nat.Config) {
 	r.chains["input"] = input
 }
 
-// addArrival adds what happens to the destination of new flows before they are routed.
-func (r *ruleset) addArrival(c nat.Config) {
-	arrival := &chain{kind: nftables.ChainTypeNAT, hook: *nftables.ChainHookPrerouting, priority: *nftables.ChainPriorityNATDest}
+// fronts returns the maps of the addresses at which something is open, and of their marks.
+func fronts(c nat.Config) map[string]*set {
+	sets := map[string]*set{}
+	for _, f := range families {
+		sets[frontMap(f.ipv6)] = &set{shape: shape{isMap: true}, elements: map[string]element{}}
+		sets[hairpinMap(f.ipv6)] = &set{shape: shape{isMap: true}, elements: map[string]element{}}
+	}
 	var open []netip.Prefix
 	for i := range c.Policies {
 		if p := &c.Policies[i]; p.Action == nat.DNAT {
@@ -820,15 +833,18 @@ func (r *ruleset) addArrival(c nat.Config) {
 		}
 	}
 	slices.SortFunc(open, netip.Prefix.Compare)
-	for _, f := range families {
-		r.sets[frontMap(f.ipv6)] = &set{shape: shape{isMap: true}, elements: map[string]element{}}
-		r.sets[hairpinMap(f.ipv6)] = &set{shape: shape{isMap: true}, elements: map[string]element{}}
-	}
 	for i, p := range slices.Compact(open) {
 		address, mark := string(p.Addr().AsSlice()), string(binary.NativeEndian.AppendUint32(nil, firstMark+uint32(i)))
-		r.sets[frontMap(p.Addr().Is6())].elements[address] = element{data: mark}
-		r.sets[hairpinMap(p.Addr().Is6())].elements[mark] = element{data: address}
+		sets[frontMap(p.Addr().Is6())].elements[address] = element{data: mark}
+		sets[hairpinMap(p.Addr().Is6())].elements[mark] = element{data: address}
 	}
+	return sets
+}
+
+// addArrival adds what happens to the destination of new flows before they are routed.
+func (r *ruleset) addArrival(c nat.Config) {
+	arrival := &chain{kind: nftables.ChainTypeNAT, hook: *nftables.ChainHookPrerouting, priority: *nftables.ChainPriorityNATDest}
+	maps.Copy(r.sets, fronts(c))
 	for _, f := range families {
 		if len(r.layers[frontView][b2i(f.ipv6)]) > 0 {
 			arrival.rules = append(arrival.rules, rule(isFamily(f), do(network(f.dst, f.size, reg1), to(frontMap(f.ipv6))), r.ask(frontView, f)))

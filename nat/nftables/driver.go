@@ -162,7 +162,7 @@ func (d *Driver) write(known *applied, c nat.Config, want *ruleset) error {
 	want.refuse(c, d.overload)
 	if known != nil && sameFrame(known.rules, want) {
 		if todo, moved := changes(known.rules, want); !moved {
-			return d.edit(conn, want, todo)
+			return d.edit(conn, want, todo, nil)
 		}
 	}
 	have, _, err := read(conn)
@@ -175,7 +175,7 @@ func (d *Driver) write(known *applied, c nat.Config, want *ruleset) error {
 	}
 	if have != nil && sameFrame(have, want) {
 		todo, _ := changes(have, want)
-		return d.edit(conn, want, todo)
+		return d.edit(conn, want, todo, nil)
 	}
 	if err = d.replace(conn, have, want, false); err == nil || have == nil {
 		return err
@@ -200,12 +200,21 @@ func (d *Driver) flush(conn *nftables.Conn, what string, elements int) error {
 	return nil
 }
 
-// edit changes elements only.
-func (d *Driver) edit(conn *nftables.Conn, want *ruleset, todo map[string]*change) error {
-	if len(todo) == 0 {
+// edit changes elements, and with an amendment what comes and goes with them.
+func (d *Driver) edit(conn *nftables.Conn, want *ruleset, todo map[string]*change, a *amendment) error {
+	if a == nil {
+		a = &amendment{}
+	}
+	if len(todo)+len(a.made.chains)+len(a.chains) == 0 {
 		return nil
 	}
 	n := 0
+	addTimeouts(conn, a.made.timeouts)
+	for _, name := range slices.Sorted(maps.Keys(a.made.chains)) {
+		k := conn.AddChain(&nftables.Chain{Name: name, Table: table()})
+		conn.FlushChain(k) // if there was one
+		addRules(conn, k, a.made.chains[name])
+	}
 	if frees(todo) {
 		for _, f := range families {
 			conn.FlushSet(&nftables.Set{Table: table(), Name: refusedSet(f)})
@@ -228,7 +237,31 @@ func (d *Driver) edit(conn *nftables.Conn, want *ruleset, todo map[string]*chang
 			}
 		}
 	}
+	for _, name := range a.chains {
+		conn.DelChain(&nftables.Chain{Name: name, Table: table()})
+	}
+	deleteTimeouts(conn, a.timeouts)
 	return d.flush(conn, "edit", n)
+}
+
+func addRules(conn *nftables.Conn, k *nftables.Chain, c *chain) {
+	for _, exprs := range c.rules {
+		conn.AddRule(&nftables.Rule{Table: k.Table, Chain: k, Exprs: exprs})
+	}
+}
+
+func addTimeouts(conn *nftables.Conn, objs map[string]*expr.CtTimeout) {
+	objects.Lock()
+	defer objects.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(objs)) {
+		conn.AddObj(&nftables.NamedObj{Table: table(), Name: name, Type: nftables.ObjTypeCtTimeout, Obj: objs[name]})
+	}
+}
+
+func deleteTimeouts(conn *nftables.Conn, names []string) {
+	for _, name := range names {
+		conn.DeleteObject(&nftables.NamedObj{Table: table(), Name: name, Type: nftables.ObjTypeCtTimeout})
+	}
 }
 
 // replace replaces all chains and sets in one transaction, so that they are never absent. The guard's counter stays, and
@@ -255,17 +288,9 @@ func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, whole bool) e
 		for _, name := range slices.Sorted(maps.Keys(have.chains)) {
 			conn.DelChain(&nftables.Chain{Table: t, Name: name})
 		}
-		for name := range have.timeouts {
-			if want.timeouts[name] == nil {
-				conn.DeleteObject(&nftables.NamedObj{Table: t, Name: name, Type: nftables.ObjTypeCtTimeout})
-			}
-		}
+		deleteTimeouts(conn, slices.DeleteFunc(slices.Sorted(maps.Keys(have.timeouts)), func(name string) bool { return want.timeouts[name] != nil }))
 	}
-	objects.Lock()
-	for _, name := range slices.Sorted(maps.Keys(want.timeouts)) {
-		conn.AddObj(&nftables.NamedObj{Table: t, Name: name, Type: nftables.ObjTypeCtTimeout, Obj: want.timeouts[name]})
-	}
-	objects.Unlock()
+	addTimeouts(conn, want.timeouts)
 	for _, name := range []string{guardCounter, begunCounter} {
 		conn.AddObj(&nftables.NamedObj{Table: t, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}) // unless it is there
 	}
@@ -306,9 +331,7 @@ func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, whole bool) e
 		}
 	}
 	for name, c := range want.chains {
-		for _, exprs := range c.rules {
-			conn.AddRule(&nftables.Rule{Table: t, Chain: chains[name], Exprs: exprs})
-		}
+		addRules(conn, chains[name], c)
 	}
 	return d.flush(conn, "replace", n)
 }
@@ -381,11 +404,9 @@ func read(conn *nftables.Conn) (*ruleset, nat.Counter, error) {
 		}
 		for _, rule := range rules {
 			c.rules = append(c.rules, normal(rule.Exprs))
-			for _, e := range rule.Exprs {
-				if o, ok := e.(*expr.Objref); ok && o.Type == unix.NFT_OBJECT_CT_TIMEOUT {
-					r.timeouts[o.Name] = &expr.CtTimeout{}
-				}
-			}
+		}
+		for _, name := range c.timeouts() {
+			r.timeouts[name] = &expr.CtTimeout{}
 		}
 		r.chains[k.Name] = c
 	}
