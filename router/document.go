@@ -1,6 +1,7 @@
 package router
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -172,6 +173,8 @@ func (r *Router) confirm(generation uint64) error {
 		return err
 	}
 	r.present.ConfirmBy, r.present.RevertTo = time.Time{}, 0
+	had, now := r.outlived(r.target), r.target.NAT
+	r.work.set(object{key: "flows", stage: stageGuard, last: true, apply: func(ctx context.Context) error { return r.endFlows(ctx, had, now) }})
 	return nil
 }
 

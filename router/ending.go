@@ -83,10 +83,10 @@ func track(f *conntrack.Flow) nat.Track {
 	}
 }
 
-// endFlows ends the flows of addresses that a pool has no longer. Else they would stay in the connection table, up to days, and a client that
-// goes on sending UDP would never get another address. Of other endings Has may say too much.
-func (r *Router) endFlows(ctx context.Context, former, target nat.Config) error {
-	ends := slices.DeleteFunc(nat.Endings(former, target), func(e nat.Ending) bool { return e.Kind != "pool" })
+// endFlows ends the flows of addresses that pools have had and no pool has now. Else they would stay in the connection table, up to days,
+// and a client that goes on sending UDP would never get another address. Of other endings Has may say too much.
+func (r *Router) endFlows(ctx context.Context, had []nat.Pool, now nat.Config) error {
+	ends := nat.Endings(nat.Config{Pools: had}, nat.Config{Pools: now.Pools, Own: now.Own})
 	if len(ends) == 0 || r.Flows == nil {
 		return nil
 	}

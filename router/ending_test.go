@@ -5,7 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/nat/conntrack"
@@ -83,4 +88,81 @@ func TestUncountedEndings(t *testing.T) {
 			t.Errorf("%d: %q", n, got)
 		}
 	}
+}
+
+// flowTable holds flows by their source.
+type flowTable struct {
+	Flows
+	mu    sync.Mutex
+	flows []conntrack.Flow
+}
+
+func (f *flowTable) Dump(_ context.Context, _ uint8, see func(*conntrack.Flow) bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range f.flows {
+		if !see(&f.flows[i]) {
+			break
+		}
+	}
+	return nil
+}
+
+func (f *flowTable) End(_ context.Context, _ uint8, which func(*conntrack.Flow) bool) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	before := len(f.flows)
+	f.flows = slices.DeleteFunc(f.flows, func(f conntrack.Flow) bool { return which(&f) })
+	return before - len(f.flows), nil
+}
+
+// TestFlowsEndWithTheirAddress: at once when a document is applied for good, and not before it is confirmed otherwise, since it may go back.
+func TestFlowsEndWithTheirAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		table := &flowTable{}
+		r.Flows = table
+		for _, as := range []string{"10.9.0.5", "10.9.0.6"} {
+			partner := netip.MustParseAddrPort("198.51.100.7:443")
+			table.flows = append(table.flows, conntrack.Flow{
+				Original: conntrack.Tuple{Source: netip.MustParseAddrPort("10.0.0.1:1000"), Destination: partner},
+				Reply:    conntrack.Tuple{Source: partner, Destination: netip.MustParseAddrPort(as + ":1000")},
+			})
+		}
+		both := strings.Replace(base, "{address: 10.9.0.5}", "{address: 10.9.0.5}, {address: 10.9.0.6}", 1)
+		left := func(what string, want int) {
+			t.Helper()
+			synctest.Wait()
+			table.mu.Lock()
+			defer table.mu.Unlock()
+			if len(table.flows) != want {
+				t.Fatalf("%s: %d flows are left, want %d", what, len(table.flows), want)
+			}
+		}
+		probation := func(doc string) uint64 {
+			g, _, err := r.apply(text(doc), nil, time.Minute, "tester")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return g
+		}
+		apply(t, r, both)
+		left("at first", 2)
+		probation(base)
+		left("not yet confirmed", 2)
+		time.Sleep(2 * time.Minute)
+		left("gone back", 2)
+		g := probation(base)
+		left("not yet confirmed again", 2)
+		if err := r.confirm(g); err != nil {
+			t.Fatal(err)
+		}
+		left("confirmed", 1)
+		probation(strings.Replace(base, "10.9.0.5", "10.9.0.7", 1))
+		left("another address on trial", 1)
+		apply(t, r, strings.Replace(base, "10.9.0.5", "10.9.0.8", 1))
+		left("another address for good", 0)
+	})
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/tunnel"
@@ -27,7 +28,7 @@ const (
 
 // schedule has the drivers work on what differs between two targets, or on everything when there was none before:
 // they compare with what is there, and write nothing where it is the same.
-func (r *Router) schedule(former, target plan.Target, first bool) {
+func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Pool) {
 	if first || former.Underlay != target.Underlay {
 		r.work.set(object{key: "host", stage: stageHost, apply: func(context.Context) error {
 			return r.Host.Prepare(target.Underlay.Interface)
@@ -42,7 +43,7 @@ func (r *Router) schedule(former, target plan.Target, first bool) {
 	if first || !former.NAT.Equal(target.NAT) || !reflect.DeepEqual(former.Health, target.Health) || !reflect.DeepEqual(former.Proxies, target.Proxies) || !reflect.DeepEqual(former.Names, target.Names) {
 		before := former
 		r.work.set(object{key: "nat", stage: stageGuard, apply: func(ctx context.Context) error {
-			if err := r.applyNAT(ctx, before, target); err != nil {
+			if err := r.applyNAT(ctx, before, target, lived); err != nil {
 				return err
 			}
 			before = target // it may be applied again
@@ -117,7 +118,7 @@ func (r *Router) removeTunnel(c tunnel.Config) {
 
 // applyNAT keeps the order that never lets a translated flow lose its address: addresses come before the rules that
 // use them, and go after.
-func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error {
+func (r *Router) applyNAT(ctx context.Context, former, target plan.Target, lived []nat.Pool) error {
 	both := poolAddresses(target)
 	if former.Underlay.Interface == target.Underlay.Interface {
 		for _, a := range poolAddresses(former) {
@@ -140,7 +141,7 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 	if err := r.Addresses.SetPool(target.Underlay.Interface, poolAddresses(target)); err != nil {
 		return err
 	}
-	return r.endFlows(ctx, former.NAT, target.NAT)
+	return r.endFlows(ctx, lived, target.NAT)
 }
 
 // poolAddresses returns the addresses that the underlay interface has for pools, which may share the node's own.

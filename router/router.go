@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -139,8 +140,9 @@ type Router struct {
 	spec    *spec.Spec // nil: there is no document, or it cannot be used
 	target  plan.Target
 	ledger  plan.Ledger
-	invalid error  // why the stored document cannot be used
-	applied uint64 // newest generation with everything done
+	had     []nat.Pool // of all targets since a document was last kept
+	invalid error      // why the stored document cannot be used
+	applied uint64     // newest generation with everything done
 }
 
 // New returns a router with the stored document, if there is one, ready to Run.
@@ -205,7 +207,17 @@ func (r *Router) use(s *spec.Spec, target plan.Target, ledger plan.Ledger) {
 	former, first := r.target, r.spec == nil
 	r.spec, r.target, r.ledger, r.invalid = s, target, ledger, nil
 	r.state.explain(s)
-	r.schedule(former, target, first)
+	r.schedule(former, target, first, r.outlived(target))
+}
+
+// outlived returns the pools of which flows end that have an address of none of the target's: while a document waits to be
+// confirmed none do, since it may go back.
+func (r *Router) outlived(target plan.Target) (had []nat.Pool) {
+	r.had = append(slices.Clip(r.had), target.NAT.Pools...)
+	if r.present.ConfirmBy.IsZero() {
+		had, r.had = r.had, target.NAT.Pools
+	}
+	return had
 }
 
 // Run carries documents out until ctx is done. What is in the kernel and in charon then stays as it is.
