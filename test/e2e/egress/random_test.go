@@ -146,6 +146,23 @@ func legal(p nat.Policy) (nat.Policy, bool) {
 	return p, len(p.Sources) > 0
 }
 
+// distinct returns so many policies that do not tie, whether their proxies are down or not.
+func distinct(r traffic.Random, round, size int) []nat.Policy {
+	c := nat.Config{Pools: randomPools}
+	down := map[string]bool{}
+	for i := 0; len(c.Policies) < size; i++ {
+		if p, ok := legal(r.Policy(fmt.Sprintf("p%d-%d", round, i))); ok {
+			down[p.Name], p.Down = p.Down, false
+			c.Policies = append(c.Policies, p)
+			traffic.Settle(&c)
+		}
+	}
+	for i := range c.Policies {
+		c.Policies[i].Down = down[c.Policies[i].Name]
+	}
+	return c.Policies
+}
+
 // randomDocument writes it as a user would.
 func randomDocument(policies []nat.Policy) (string, error) {
 	texts := func(prefixes []netip.Prefix) (out []string) {
@@ -298,12 +315,7 @@ func TestRandomPolicies(t *testing.T) {
 	as := map[client]netip.Addr{}
 	for round := range rounds {
 		c := nat.Config{Underlay: "wan", Own: []netip.Addr{node}, Pools: randomPools}
-		for i := 0; len(c.Policies) < size; i++ {
-			if p, ok := legal(r.Policy(fmt.Sprintf("p%d-%d", round, i))); ok {
-				c.Policies = append(c.Policies, p)
-				traffic.Settle(&c)
-			}
-		}
+		c.Policies = distinct(r, round, size)
 		document, err := randomDocument(c.Policies)
 		s.ok(err)
 		s.hub.Apply(t, document)
