@@ -45,9 +45,9 @@ func example() []byte {
 		attr(attrStatus, 0, 0, 1, 0x9e), attr(attrTimeout, 0, 0, 0, 120), attr(attrMark, 0, 0, 0, 7), attr(attrID, 1, 2, 3, 4),
 		attr(attrZone, 0, 9),
 		nest(attrProtocolInfo, nest(infoTCP, attr(tcpState, 3))),
-		nest(attrCounterOriginal, attr(counterPackets, be(3)...), attr(counterBytes, be(300)...)),
-		nest(attrCounterReply, attr(counterPackets, be(4)...), attr(counterBytes, be(1<<40)...)),
-		nest(attrTimestamp, attr(timestampStart, be(1_000_000_000)...), attr(timestampStop, be(3_500_000_000)...)),
+		nest(attrCounterOriginal, attr(pairFirst, be(3)...), attr(pairSecond, be(300)...)),
+		nest(attrCounterReply, attr(pairFirst, be(4)...), attr(pairSecond, be(1<<40)...)),
+		nest(attrTimestamp, attr(pairFirst, be(1_000_000_000)...), attr(pairSecond, be(3_500_000_000)...)),
 	)
 }
 
@@ -69,6 +69,19 @@ func TestDecode(t *testing.T) {
 		// Cut between two attributes, what is left is whole but may lack a tuple.
 		if err := decode(example()[:n], &f); err == nil && !f.Reply.Source.IsValid() {
 			t.Errorf("%d bytes are taken for a flow", n)
+		}
+	}
+	// An attribute in another that is shorter than its header, or longer than the other one.
+	for _, kind := range []uint16{attrOriginal, attrReply, attrProtocolInfo, attrCounterOriginal, attrCounterReply, attrTimestamp} {
+		for _, size := range []byte{3, 9} {
+			if err := decode(append(example(), nest(kind, []byte{size, 0, 1, 0, 0, 0, 0, 0})...), &f); !errors.Is(err, errDamaged) {
+				t.Errorf("attribute %d with a damaged one of size %d in it: %v", kind, size, err)
+			}
+		}
+	}
+	for _, outer := range []uint16{attrOriginal, attrProtocolInfo} {
+		if err := decode(append(example(), nest(outer, nest(1, []byte{3, 0, 1, 0}))...), &f); !errors.Is(err, errDamaged) {
+			t.Errorf("attribute %d with a damaged one two levels below: %v", outer, err)
 		}
 	}
 }
@@ -251,9 +264,10 @@ func TestDeletion(t *testing.T) {
 		t.Fatalf("%+v, %x behind, %v", m, rest, err)
 	}
 	attributesOf := func(b []byte, kinds ...uint16) (found [][]byte) {
-		for a := (attributes{b: b}); a.next(); {
-			if kinds == nil || slices.Contains(kinds, a.kind) {
-				found = append(found, a.data)
+		for len(b) > 0 {
+			kind, data, rest, _ := attribute(b)
+			if b = rest; kinds == nil || slices.Contains(kinds, kind) {
+				found = append(found, data)
 			}
 		}
 		return found

@@ -31,8 +31,7 @@ const (
 	icmpID, icmpType, icmpCode           = 4, 5, 6
 	icmp6ID, icmp6Type, icmp6Code        = 7, 8, 9
 	infoTCP, tcpState                    = 1, 1
-	counterPackets, counterBytes         = 1, 2
-	timestampStart, timestampStop        = 1, 2
+	pairFirst, pairSecond                = 1, 2 // packets and bytes of a counter, start and stop of a timestamp
 	globalEntries, globalLimit           = 1, 2
 	statInsertFailed                     = 9
 	statDrop, statEarlyDrop              = 10, 11
@@ -44,93 +43,79 @@ const (
 	nested                        uint16 = unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER
 )
 
-// errTruncated means that a message is not as long as it says, or is damaged otherwise.
-var errTruncated = errors.New("a damaged netlink message")
+// errDamaged means that a message is not as long as it says, or is damaged otherwise.
+var errDamaged = errors.New("a damaged netlink message")
 
-// attributes walks over the attributes in b.
-type attributes struct {
-	b    []byte
-	kind uint16
-	data []byte
-	bad  bool // what is left is no attribute
+// attribute takes the first attribute off b. When there is none, or it is not whole, ok is false and there is no rest.
+func attribute(b []byte) (kind uint16, data, rest []byte, ok bool) {
+	if len(b) < unix.SizeofNlAttr {
+		return 0, nil, nil, false
+	}
+	n := int(binary.NativeEndian.Uint16(b))
+	if n < unix.SizeofNlAttr || n > len(b) {
+		return 0, nil, nil, false
+	}
+	return binary.NativeEndian.Uint16(b[2:]) &^ nested, b[unix.SizeofNlAttr:n], b[min((n+3)&^3, len(b)):], true
 }
 
-func (a *attributes) next() bool {
-	if len(a.b) < unix.SizeofNlAttr {
-		a.bad = a.bad || len(a.b) > 0
-		return false
+// number reads an unsigned number in network byte order. The kernel sends them in one, two, four or eight bytes; of another length
+// there is none, and 0 is returned.
+func number(b []byte) uint64 {
+	switch len(b) {
+	case 1:
+		return uint64(b[0])
+	case 2:
+		return uint64(binary.BigEndian.Uint16(b))
+	case 4:
+		return uint64(binary.BigEndian.Uint32(b))
+	case 8:
+		return binary.BigEndian.Uint64(b)
 	}
-	n := int(binary.NativeEndian.Uint16(a.b))
-	if n < unix.SizeofNlAttr || n > len(a.b) {
-		a.bad = true
-		return false
-	}
-	a.kind = binary.NativeEndian.Uint16(a.b[2:]) &^ nested
-	a.data = a.b[unix.SizeofNlAttr:n]
-	a.b = a.b[min((n+3)&^3, len(a.b)):]
-	return true
-}
-
-// number reads an unsigned number in network byte order, of whatever length up to eight bytes.
-func number(b []byte) (v uint64) {
-	if len(b) > 8 {
-		b = b[:8]
-	}
-	for _, c := range b {
-		v = v<<8 | uint64(c)
-	}
-	return v
+	return 0
 }
 
 // decode reads the attributes of a flow, behind the headers. It keeps nothing of b, and sets all of f.
 func decode(b []byte, f *Flow) error {
 	*f = Flow{}
-	a := attributes{b: b}
 	ok := true
-	for a.next() {
-		switch a.kind {
+	for whole := true; len(b) > 0; ok = ok && whole {
+		var kind uint16
+		var data []byte
+		kind, data, b, whole = attribute(b)
+		switch kind {
 		case attrOriginal:
-			ok = decodeTuple(a.data, &f.Original, &f.Protocol) && ok
+			whole = decodeTuple(data, &f.Original, &f.Protocol)
 		case attrReply:
-			ok = decodeTuple(a.data, &f.Reply, &f.Protocol) && ok
+			whole = decodeTuple(data, &f.Reply, &f.Protocol)
 		case attrStatus:
-			f.Status = Status(number(a.data))
+			f.Status = Status(number(data))
 		case attrProtocolInfo:
-			for info := (attributes{b: a.data}); info.next(); {
-				if info.kind != infoTCP {
-					continue
-				}
-				for tcp := (attributes{b: info.data}); tcp.next(); {
-					if tcp.kind == tcpState {
-						f.TCPState = uint8(number(tcp.data))
-					}
-				}
-			}
+			whole = decodeTCP(data, &f.TCPState)
 		case attrTimeout:
-			f.Timeout = time.Duration(uint32(number(a.data))) * time.Second
+			f.Timeout = time.Duration(uint32(number(data))) * time.Second
 		case attrMark:
-			f.Mark = uint32(number(a.data))
+			f.Mark = uint32(number(data))
 		case attrCounterOriginal:
-			decodeCounter(a.data, &f.Sent)
+			whole = decodePair(data, &f.Sent.Packets, &f.Sent.Bytes)
 		case attrCounterReply:
-			decodeCounter(a.data, &f.Received)
+			whole = decodePair(data, &f.Received.Packets, &f.Received.Bytes)
 		case attrID:
-			f.ID = uint32(number(a.data))
+			f.ID = uint32(number(data))
 		case attrZone:
-			f.Zone = uint16(number(a.data))
+			f.Zone = uint16(number(data))
 		case attrTimestamp:
-			for t := (attributes{b: a.data}); t.next(); {
-				switch t.kind {
-				case timestampStart:
-					f.Start = time.Unix(0, int64(number(t.data)))
-				case timestampStop:
-					f.End = time.Unix(0, int64(number(t.data)))
-				}
+			var start, stop uint64
+			whole = decodePair(data, &start, &stop)
+			if start != 0 {
+				f.Start = time.Unix(0, int64(start))
+			}
+			if stop != 0 {
+				f.End = time.Unix(0, int64(stop))
 			}
 		}
 	}
-	if a.bad || !ok || !f.Original.Source.IsValid() || !f.Reply.Source.IsValid() {
-		return errTruncated
+	if !ok || !f.Original.Source.IsValid() || !f.Reply.Source.IsValid() {
+		return errDamaged
 	}
 	return nil
 }
@@ -139,11 +124,12 @@ func decode(b []byte, f *Flow) error {
 func appendDeletion(b []byte, m message) []byte {
 	at := len(b)
 	b = append(b, make([]byte, headerSize)...)
-	a := attributes{b: m.payload[4:]}
-	for before := a.b; a.next(); before = a.b {
-		if a.kind == attrOriginal || a.kind == attrZone || a.kind == attrID {
-			b = append(b, before[:len(before)-len(a.b)]...)
+	for rest := m.payload[4:]; len(rest) > 0; {
+		kind, _, after, _ := attribute(rest)
+		if kind == attrOriginal || kind == attrZone || kind == attrID {
+			b = append(b, rest[:len(rest)-len(after)]...)
 		}
+		rest = after
 	}
 	h := b[at:]
 	binary.NativeEndian.PutUint32(h, uint32(len(h)))
@@ -153,35 +139,40 @@ func appendDeletion(b []byte, m message) []byte {
 	return b
 }
 
-// decodeTuple says whether the tuple has two addresses.
+// decodeTuple says whether the tuple is whole and has two addresses.
 func decodeTuple(b []byte, t *Tuple, protocol *uint8) bool {
 	var source, destination netip.Addr
 	var from, to uint16
-	for a := (attributes{b: b}); a.next(); {
-		switch a.kind {
-		case tupleIP:
-			for ip := (attributes{b: a.data}); ip.next(); {
-				switch ip.kind {
-				case ip4Source, ip6Source:
-					source, _ = netip.AddrFromSlice(ip.data)
-				case ip4Destination, ip6Destination:
-					destination, _ = netip.AddrFromSlice(ip.data)
-				}
+	for len(b) > 0 {
+		kind, inner, rest, ok := attribute(b)
+		if b = rest; !ok {
+			return false
+		}
+		for len(inner) > 0 && (kind == tupleIP || kind == tupleProtocol) {
+			inside, data, rest, ok := attribute(inner)
+			if inner = rest; !ok {
+				return false
 			}
-		case tupleProtocol:
-			for p := (attributes{b: a.data}); p.next(); {
-				switch v := number(p.data); p.kind {
-				case protocolNumber:
-					*protocol = uint8(v)
-				case sourcePort, icmpID, icmp6ID:
-					from = uint16(v)
-				case destinationPort:
-					to = uint16(v)
-				case icmpType, icmp6Type:
-					to |= uint16(v&0xff) << 8
-				case icmpCode, icmp6Code:
-					to |= uint16(v & 0xff)
+			if kind == tupleIP {
+				switch inside {
+				case ip4Source, ip6Source:
+					source, _ = netip.AddrFromSlice(data)
+				case ip4Destination, ip6Destination:
+					destination, _ = netip.AddrFromSlice(data)
 				}
+				continue
+			}
+			switch v := uint16(number(data)); inside {
+			case protocolNumber:
+				*protocol = uint8(v)
+			case sourcePort, icmpID, icmp6ID:
+				from = v
+			case destinationPort:
+				to = v
+			case icmpType, icmp6Type:
+				to |= v << 8
+			case icmpCode, icmp6Code:
+				to |= v & 0xff
 			}
 		}
 	}
@@ -189,15 +180,41 @@ func decodeTuple(b []byte, t *Tuple, protocol *uint8) bool {
 	return source.IsValid() && destination.IsValid()
 }
 
-func decodeCounter(b []byte, c *Counter) {
-	for a := (attributes{b: b}); a.next(); {
-		switch a.kind {
-		case counterPackets:
-			c.Packets = number(a.data)
-		case counterBytes:
-			c.Bytes = number(a.data)
+// decodeTCP reads the state out of the attributes of a protocol, and says whether they are whole.
+func decodeTCP(b []byte, state *uint8) bool {
+	for len(b) > 0 {
+		kind, inner, rest, ok := attribute(b)
+		if b = rest; !ok {
+			return false
+		}
+		for len(inner) > 0 && kind == infoTCP {
+			kind, data, rest, ok := attribute(inner)
+			if inner = rest; !ok {
+				return false
+			}
+			if kind == tcpState {
+				*state = uint8(number(data))
+			}
 		}
 	}
+	return true
+}
+
+// decodePair reads the attributes 1 and 2, of a counter or of times, and says whether they are whole.
+func decodePair(b []byte, first, second *uint64) bool {
+	for len(b) > 0 {
+		kind, data, rest, ok := attribute(b)
+		if b = rest; !ok {
+			return false
+		}
+		switch kind {
+		case pairFirst:
+			*first = number(data)
+		case pairSecond:
+			*second = number(data)
+		}
+	}
+	return true
 }
 
 // message is one netlink message.
@@ -210,11 +227,11 @@ type message struct {
 // split takes the first message off a datagram.
 func split(b []byte) (m message, rest []byte, err error) {
 	if len(b) < unix.SizeofNlMsghdr {
-		return m, nil, errTruncated
+		return m, nil, errDamaged
 	}
 	n := int(binary.NativeEndian.Uint32(b))
 	if n < unix.SizeofNlMsghdr || n > len(b) {
-		return m, nil, errTruncated
+		return m, nil, errDamaged
 	}
 	m = message{binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint16(b[6:]), binary.NativeEndian.Uint32(b[8:]), b[unix.SizeofNlMsghdr:n]}
 	return m, b[min((n+3)&^3, len(b)):], nil
@@ -223,7 +240,7 @@ func split(b []byte) (m message, rest []byte, err error) {
 // body returns the attributes of a message of ctnetlink, which are behind a struct nfgenmsg.
 func (m message) body() ([]byte, error) {
 	if len(m.payload) < 4 {
-		return nil, errTruncated
+		return nil, errDamaged
 	}
 	return m.payload[4:], nil
 }
@@ -255,23 +272,23 @@ func decodeStats(m message, s *Stats) error {
 	if err != nil {
 		return err
 	}
-	a := attributes{b: b}
-	for a.next() {
-		switch v := number(a.data); {
-		case m.kind == subsystem|messageStats && a.kind == globalEntries:
+	for len(b) > 0 {
+		kind, data, rest, ok := attribute(b)
+		if b = rest; !ok {
+			return errDamaged
+		}
+		switch v := number(data); {
+		case m.kind == subsystem|messageStats && kind == globalEntries:
 			s.Entries = uint32(v)
-		case m.kind == subsystem|messageStats && a.kind == globalLimit:
+		case m.kind == subsystem|messageStats && kind == globalLimit:
 			s.Limit = uint32(v)
-		case m.kind == subsystem|messageStatsCPU && a.kind == statInsertFailed:
+		case m.kind == subsystem|messageStatsCPU && kind == statInsertFailed:
 			s.InsertFailed += v
-		case m.kind == subsystem|messageStatsCPU && a.kind == statDrop:
+		case m.kind == subsystem|messageStatsCPU && kind == statDrop:
 			s.Dropped += v
-		case m.kind == subsystem|messageStatsCPU && a.kind == statEarlyDrop:
+		case m.kind == subsystem|messageStatsCPU && kind == statEarlyDrop:
 			s.EvictedEarly += v
 		}
-	}
-	if a.bad {
-		return errTruncated
 	}
 	return nil
 }

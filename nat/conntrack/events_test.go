@@ -79,3 +79,52 @@ func TestEvents(t *testing.T) {
 		})
 	}
 }
+
+// BenchmarkEvents ends flows of which nobody hears, and flows that are heard of.
+func BenchmarkEvents(b *testing.B) {
+	const n = 20_000
+	ns := tracking(b)
+	var e *Events
+	var err error
+	ns.Do(func() { e, err = Hear(64 << 20) })
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer e.Close()
+	end := func(listen bool) time.Duration {
+		if err := e.Listen(listen); err != nil {
+			b.Fatal(err)
+		}
+		send(b, ns, n)
+		start := threadTime()
+		forget(b, ns)
+		return threadTime() - start
+	}
+	end(false)
+	var made, read time.Duration
+	var heard int
+	for b.Loop() {
+		unheard := end(false)
+		made += end(true) - unheard
+		start := threadTime()
+		if err := e.Read(func(*Flow) { heard++ }); err != nil {
+			b.Fatal(err)
+		}
+		read += threadTime() - start
+	}
+	if heard < n*b.N {
+		b.Fatalf("heard of %d of %d ends", heard, n*b.N)
+	}
+	b.ReportMetric(float64(made.Nanoseconds())/float64(heard), "ns/made")
+	b.ReportMetric(float64(read.Nanoseconds())/float64(heard), "ns/read")
+}
+
+func BenchmarkDecode(b *testing.B) {
+	message := example()
+	var f Flow
+	for b.Loop() {
+		if err := decode(message, &f); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
