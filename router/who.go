@@ -162,5 +162,10 @@ func logConditions(s flow.Status) (out []*isthmusv1.Condition) {
 			Type: "TranslationLogIncomplete", Severity: "warning", Message: fmt.Sprintf("%d records were lost since the start, because the disk was too slow", s.Lost),
 		})
 	}
+	if s.Damaged > 0 {
+		out = append(out, &isthmusv1.Condition{
+			Type: "TranslationLogIncomplete", Severity: "warning", Message: fmt.Sprintf("%d ends of flows could not be read since the start", s.Damaged),
+		})
+	}
 	return out
 }

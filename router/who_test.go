@@ -13,6 +13,7 @@ func TestLogConditions(t *testing.T) {
 	}{
 		{flow.Status{Records: 7, Overruns: 3, Unheard: 2}, nil},
 		{flow.Status{Problems: []string{"run 3: damaged", "writing: no space left on device"}}, []string{"TranslationLogDamaged"}},
+		{flow.Status{Damaged: 1}, []string{"TranslationLogIncomplete"}},
 		{flow.Status{Lost: 5, Problems: []string{"x"}}, []string{"TranslationLogDamaged", "TranslationLogIncomplete"}},
 	} {
 		got := logConditions(k.status)

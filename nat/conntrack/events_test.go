@@ -1,7 +1,9 @@
 package conntrack
 
 import (
+	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -23,6 +25,17 @@ func forget(t testing.TB, ns *netns.NS) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// drain reads until there is no more.
+func drain(t testing.TB, e *Events, f func(*Flow)) {
+	t.Helper()
+	for more := true; more; {
+		var err error
+		if more, err = e.Read(f); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -52,7 +65,7 @@ func TestEvents(t *testing.T) {
 			forget(t, ns)
 			seen := map[netip.AddrPort]int{}
 			for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline) && len(seen) < n; {
-				if err := e.Read(func(f *Flow) {
+				drain(t, e, func(f *Flow) {
 					if f.Protocol != unix.IPPROTO_UDP {
 						return
 					}
@@ -60,9 +73,7 @@ func TestEvents(t *testing.T) {
 					if f.End.Before(f.Start) || f.Start.IsZero() || f.Sent.Packets != 1 || f.Status&SourceNAT == 0 {
 						t.Errorf("%+v", f)
 					}
-				}); err != nil {
-					t.Fatal(err)
-				}
+				})
 				if !k.whole && len(seen) > 0 && e.Overruns() > 0 {
 					break
 				}
@@ -78,6 +89,90 @@ func TestEvents(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDamagedEvents puts damaged messages between the ends of flows: each costs itself.
+func TestDamagedEvents(t *testing.T) {
+	packet := func(kind uint16, body []byte) []byte {
+		b := binary.NativeEndian.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(body)))
+		b = binary.NativeEndian.AppendUint16(b, kind)
+		return append(append(b, make([]byte, unix.SizeofNlMsghdr-len(b))...), body...)
+	}
+	const end = subsystem | messageDelete
+	good := packet(end, append(make([]byte, 4), example()...))
+	garbage := packet(end, append(make([]byte, 4), "no attribute"...))
+	longer := packet(end, make([]byte, 4))
+	longer[0]++
+	for _, k := range []struct {
+		name          string
+		datagram      []byte
+		ends, damaged int
+	}{
+		{"good", good, 1, 0},
+		{"shorter than a header", good[:10], 0, 1},
+		{"cut", good[:len(good)-1], 0, 1},
+		{"longer than its datagram", longer, 0, 1},
+		{"shorter than its header says it is", append([]byte{8, 0, 0, 0}, good[4:]...), 0, 1},
+		{"without struct nfgenmsg", packet(end, nil), 0, 1},
+		{"garbage", garbage, 0, 1},
+		{"without tuples", packet(end, make([]byte, 4)), 0, 1},
+		{"of another kind", packet(subsystem|messageNew, append(make([]byte, 4), example()...)), 0, 1},
+		{"of another subsystem", packet(unix.NLMSG_ERROR, make([]byte, 20)), 0, 1},
+		{"larger than a buffer", packet(end, append(append(make([]byte, 4), example()...), attr(99, make([]byte, eventSize)...)...)), 0, 1},
+		{"between two that are good", slices.Concat(good, garbage, good), 2, 1},
+	} {
+		t.Run(k.name, func(t *testing.T) {
+			ns := tracking(t)
+			var e *Events
+			var err error
+			ns.Do(func() { e, err = Hear(1 << 20) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer e.Close()
+			const n = eventBatch // so that what comes behind is in the next batch
+			for range 2 {
+				send(t, ns, n)
+				forget(t, ns)
+				if err := inject(ns, e, k.datagram); err != nil {
+					t.Fatal(err)
+				}
+			}
+			seen, examples := map[netip.AddrPort]int{}, 0
+			drain(t, e, func(f *Flow) {
+				switch f.Protocol {
+				case unix.IPPROTO_UDP:
+					seen[f.Original.Destination]++
+				case unix.IPPROTO_TCP:
+					examples++
+				}
+			})
+			for to, times := range seen {
+				if times != 2 {
+					t.Errorf("heard %d times of the end of what went to %v", times, to)
+				}
+			}
+			if len(seen) != n || examples != 2*k.ends || e.Damaged() != uint64(2*k.damaged) {
+				t.Errorf("%d flows, %d injected and %d damaged; want %d, %d and %d", len(seen), examples, e.Damaged(), n, 2*k.ends, 2*k.damaged)
+			}
+		})
+	}
+}
+
+// inject sends a datagram to the socket of e, as the kernel does.
+func inject(ns *netns.NS, e *Events, datagram []byte) (err error) {
+	ns.Do(func() {
+		var to unix.Sockaddr
+		if to, err = unix.Getsockname(e.fd); err != nil {
+			return
+		}
+		var fd int
+		if fd, err = open(1 << 20); err == nil {
+			err = unix.Sendto(fd, datagram, 0, to)
+			unix.Close(fd)
+		}
+	})
+	return err
 }
 
 // BenchmarkEvents ends flows of which nobody hears, and flows that are heard of.
@@ -107,9 +202,7 @@ func BenchmarkEvents(b *testing.B) {
 		unheard := end(false)
 		made += end(true) - unheard
 		start := threadTime()
-		if err := e.Read(func(*Flow) { heard++ }); err != nil {
-			b.Fatal(err)
-		}
+		drain(b, e, func(*Flow) { heard++ })
 		read += threadTime() - start
 	}
 	if heard < n*b.N {

@@ -87,6 +87,7 @@ type Status struct {
 	Bytes    int64
 	Overruns uint64   // how often the kernel had more events than room for them
 	Lost     uint64   // records that the disk was too slow for
+	Damaged  uint64   // events that could not be read
 	Unheard  uint64   // flows that ended while nobody listened, of which begin and tuples are known
 	Problems []string // what was found damaged, and why writing failed last
 }
@@ -168,7 +169,7 @@ func (r *Recorder) Run(ctx context.Context) error {
 	defer wg.Wait()
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
-	listens, overruns := true, r.events.Overruns()
+	listens, overruns, damaged := true, r.events.Overruns(), r.events.Damaged()
 	// Nothing that goes wrong ends it: flows whose ends nobody reads would fill the kernel's table.
 	failing := false
 	note := func(err error) {
@@ -196,10 +197,14 @@ func (r *Recorder) Run(ctx context.Context) error {
 			continue
 		case <-look.C:
 		}
-		note(r.events.Read(r.ended))
+		note(r.look(ctx))
 		if n := r.events.Overruns(); n != overruns {
 			overruns = n
 			r.relieve(ctx)
+		}
+		if n := r.events.Damaged(); n != damaged {
+			note(fmt.Errorf("%d events could not be read", n-damaged))
+			damaged = n
 		}
 	}
 }
@@ -258,23 +263,32 @@ func (r *Recorder) enabled() bool {
 	return r.config.Enabled
 }
 
-// ended takes the end of a flow.
-func (r *Recorder) ended(f *conntrack.Flow) {
-	if f.Status&conntrack.SourceNAT == 0 {
-		return
+// look takes the ends of flows that wait.
+func (r *Recorder) look(ctx context.Context) error {
+	for more := true; more && ctx.Err() == nil; {
+		now := time.Now()
+		r.mu.Lock()
+		var err error
+		more, err = r.events.Read(func(f *conntrack.Flow) { r.endedLocked(f, now) })
+		r.mu.Unlock()
+		if err != nil {
+			return err
+		}
 	}
-	now := time.Now()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.config.Enabled {
+	return nil
+}
+
+// endedLocked takes the end of a flow, which was heard of at a time.
+func (r *Recorder) endedLocked(f *conntrack.Flow, heard time.Time) {
+	if f.Status&conntrack.SourceNAT == 0 || !r.config.Enabled {
 		return
 	}
 	rec := r.recordLocked(f)
 	if rec.End.IsZero() {
-		rec.End = now
+		rec.End = heard
 	}
 	delete(r.live.at, keyOf(rec))
-	r.store.Append(rec, now)
+	r.store.Append(rec, heard)
 }
 
 // recordLocked makes a record of a translated flow. The destination is whom the flow reached, after translation of the
@@ -325,7 +339,7 @@ func (r *Recorder) Who(ctx context.Context, q Query) ([]Record, error) {
 // Status tells how the log is doing.
 func (r *Recorder) Status() Status {
 	records, size := r.store.Size()
-	s := Status{Records: records, Bytes: size, Overruns: r.events.Overruns(), Lost: r.store.Lost(), Unheard: r.unheard.Load()}
+	s := Status{Records: records, Bytes: size, Overruns: r.events.Overruns(), Lost: r.store.Lost(), Damaged: r.events.Damaged(), Unheard: r.unheard.Load()}
 	for _, note := range r.store.Notes() {
 		s.Problems = append(s.Problems, note.Error())
 	}
