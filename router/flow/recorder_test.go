@@ -3,6 +3,7 @@ package flow
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/nat/conntrack"
 	"github.com/isthmus-net/isthmus/test/netns"
 )
 
@@ -185,8 +187,51 @@ func TestRecorder(t *testing.T) {
 	s.who(r, 3001, off, 0)
 }
 
-// BenchmarkCost opens TCP connections through a router and has them end, with and without a recorder in turn. Client, router, server and
-// recorder are all this process, so that its CPU time is that of the connections and of recording them.
+// BenchmarkEnded takes the ends of flows of 64 sources to 256 destinations, under 1,000 policies with ten pools.
+func BenchmarkEnded(b *testing.B) {
+	var c nat.Config
+	for i := range 10 {
+		c.Pools = append(c.Pools, nat.Pool{Name: fmt.Sprint("p", i), Addresses: []nat.PoolAddress{{Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})}}})
+	}
+	for i := range 1000 {
+		c.Policies = append(c.Policies, nat.Policy{
+			Name: fmt.Sprint("policy-", i), Action: nat.SNAT, Pool: fmt.Sprint("p", i%10), Sources: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32)},
+		})
+	}
+	var r *Recorder
+	i := 0
+	now := time.Now()
+	f := conntrack.Flow{Status: conntrack.SourceNAT, Protocol: unix.IPPROTO_TCP, Start: now, End: now.Add(time.Second)}
+	b.ReportAllocs()
+	for b.Loop() {
+		if i%runRows == 0 {
+			b.StopTimer()
+			if r != nil {
+				r.store.Close()
+			}
+			r = &Recorder{store: open(b, b.TempDir(), unbounded), live: &checkpoint{at: map[key]int{}}}
+			r.Limit(unbounded)
+			r.Use(c)
+			b.StartTimer()
+		}
+		source, destination, port := byte(i%64), netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i / 3)}), 443), uint16(i)
+		f.Original.Source = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, source}), port)
+		f.Original.Destination, f.Reply.Source = destination, destination
+		f.Reply.Destination = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, source % 10}), port)
+		r.mu.Lock()
+		r.endedLocked(&f, now)
+		r.mu.Unlock()
+		i++
+	}
+	kept := r.store.shelf[0].waiting
+	if n := kept.names(); n.record(kept.rows[0]).Policy == "" {
+		b.Fatal("the policy was not found")
+	}
+}
+
+// BenchmarkCost opens TCP connections through a router, from 64 sources to 256 destinations, and has them end, with and without a
+// recorder in turn. Client, router, server and recorder are all this process, so that its CPU time is that of the connections and of
+// recording them.
 func BenchmarkCost(b *testing.B) {
 	const n = 12_000
 	router, client, server := newSite(b), netns.New(b), netns.New(b)
@@ -197,12 +242,13 @@ func BenchmarkCost(b *testing.B) {
 		ip addr add 10.0.0.1/24 dev tun0
 		ip addr add 192.0.2.1/24 dev up0
 		ip addr add 192.0.2.9/32 dev up0
+		ip route add 198.51.100.0/24 via 192.0.2.254
 		sysctl -qw net.ipv4.ip_forward=1`)
-	client.Run("ip addr add 10.0.0.5/24 dev r0\nip route add default via 10.0.0.1")
-	server.Run("ip addr add 192.0.2.254/24 dev r0")
+	client.Run("ip addr add 10.0.0.5/24 dev r0\nip route add default via 10.0.0.1\nip route add local 10.0.0.64/26 dev lo")
+	server.Run("ip addr add 192.0.2.254/24 dev r0\nip route add local 198.51.100.0/24 dev lo")
 	var l net.Listener
 	var err error
-	server.Do(func() { l, err = net.Listen("tcp4", "192.0.2.254:443") })
+	server.Do(func() { l, err = net.Listen("tcp4", ":443") })
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -214,14 +260,16 @@ func BenchmarkCost(b *testing.B) {
 	}()
 	connect := func() (err error) {
 		client.Do(func() {
-			for range n {
+			for i := range n {
 				var fd int
 				if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0); err != nil {
 					return
 				}
 				err = errors.Join(
 					unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}),
-					unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{192, 0, 2, 254}, Port: 443}))
+					unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1),
+					unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{10, 0, 0, 64 + byte(i%64)}}),
+					unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{198, 51, 100, byte(i / 3)}, Port: 443}))
 				unix.Close(fd)
 				if err != nil {
 					return
