@@ -4,6 +4,7 @@ package flow
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/isthmus-net/isthmus/nat"
@@ -93,6 +94,10 @@ func (b *batch) add(r Record) {
 	}
 	if r.Vanished {
 		w.flags |= vanished
+	}
+	if len(b.rows) == cap(b.rows) {
+		// Twice as many: append alone adds a quarter, and would write every row to memory five times instead of two.
+		b.rows = slices.Grow(b.rows, max(len(b.rows), 1<<10))
 	}
 	b.rows = append(b.rows, w)
 }
