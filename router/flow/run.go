@@ -192,23 +192,28 @@ func (e *encoder) encode(n names, rows []row, journal uint32) []byte {
 	slices.Sort(order)
 	var pages []byte
 	var cols [columns][]uint64
+	for c := range cols {
+		cols[c] = make([]uint64, min(len(rows), pageRows))
+	}
 	for chunk := range slices.Chunk(order, pageRows) {
 		for c := range cols {
-			cols[c] = cols[c][:0]
+			cols[c] = cols[c][:len(chunk)]
 		}
 		first := chunk[0] >> 20
 		before := first
-		for _, o := range chunk {
+		for i, o := range chunk {
 			w := &rows[o&(maxRunRows-1)]
-			for c, v := range [columns]uint64{
-				colKey: o>>20 - before, colStart: uint64(w.start - base), colDuration: uint64(max(w.end-w.start, 0)),
-				colInside: uint64(insideNumber[w.inside]), colInsidePort: uint64(w.insidePort - w.outsidePort),
-				colDestination: uint64(destinationNumber[w.destination]), colProtocol: uint64(w.protocol), colPolicy: uint64(policyNumber[w.policy]),
-				colSentBytes: w.sent.Bytes, colSentPackets: w.sent.Packets,
-				colReceivedBytes: w.received.Bytes, colReceivedPackets: w.received.Packets, colFlags: uint64(w.flags),
-			} {
-				cols[c] = append(cols[c], v)
-			}
+			cols[colKey][i] = o>>20 - before
+			cols[colStart][i] = uint64(w.start - base)
+			cols[colDuration][i] = uint64(max(w.end-w.start, 0))
+			cols[colInside][i] = uint64(insideNumber[w.inside])
+			cols[colInsidePort][i] = uint64(w.insidePort - w.outsidePort)
+			cols[colDestination][i] = uint64(destinationNumber[w.destination])
+			cols[colProtocol][i] = uint64(w.protocol)
+			cols[colPolicy][i] = uint64(policyNumber[w.policy])
+			cols[colSentBytes][i], cols[colSentPackets][i] = w.sent.Bytes, w.sent.Packets
+			cols[colReceivedBytes][i], cols[colReceivedPackets][i] = w.received.Bytes, w.received.Packets
+			cols[colFlags][i] = uint64(w.flags)
 			before = o >> 20
 		}
 		page := e.page(&cols)
