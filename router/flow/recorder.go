@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"compress/flate"
 	"context"
 	"errors"
 	"fmt"
@@ -406,7 +407,7 @@ func (r *Recorder) save(c *checkpoint) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(newEncoder().encode(c.names(), c.rows, 0))
+	_, err = f.Write(newEncoder(flate.NoCompression).encode(c.names(), c.rows, 0))
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("writing the checkpoint of flows: %w", err)
 	}

@@ -98,15 +98,16 @@ const (
 	columns
 )
 
-// encoder makes runs. It keeps what is dear to make. It looks for no repetitions: that would cost four times the CPU time for a hundredth of
-// the size.
+// encoder makes runs. It keeps what is dear to make. It does not look for repetitions: that would cost four times the CPU time for a
+// hundredth of the size.
 type encoder struct {
 	compressor *flate.Writer
 	out        bytes.Buffer
 }
 
-func newEncoder() *encoder {
-	c, err := flate.NewWriter(nil, flate.HuffmanOnly)
+// newEncoder makes an encoder with a level of flate: HuffmanOnly for runs that stay, NoCompression for those that last a minute.
+func newEncoder(level int) *encoder {
+	c, err := flate.NewWriter(nil, level)
 	if err != nil {
 		panic(err) // the level is one that there is
 	}
@@ -144,6 +145,7 @@ func (e *encoder) encode(n names, rows []row, journal uint32) []byte {
 	outside, inside := make([]uint32, len(n.outside)), make([]uint32, len(n.inside))
 	destinations, policies := make([]uint32, len(n.destinations)), make([]uint32, len(n.policies))
 	base := rows[0].start
+	var flags uint8
 	for i := range rows {
 		w := &rows[i]
 		outside[w.outside]++
@@ -152,9 +154,10 @@ func (e *encoder) encode(n names, rows []row, journal uint32) []byte {
 		policies[w.policy]++
 		base = min(base, w.start)
 		h.to = max(h.to, w.end)
+		flags |= w.flags
 	}
 	h.from = base
-	if slices.ContainsFunc(rows, func(w row) bool { return w.flags&startUnknown != 0 }) {
+	if flags&startUnknown != 0 {
 		h.from = -1 << 63
 	}
 	frequent := func(counts []uint32) func(a, b uint32) int {

@@ -30,13 +30,14 @@ const (
 //
 // The fields below mu are for everybody; the others belong to the goroutine that calls sync.
 type shelf struct {
-	dir     string
-	encoder *encoder
-	number  uint32 // of the journal of what waits
-	journal *os.File
-	sealed  uint32 // number of the journal of what is being sealed
-	written int64  // bytes in the journal
-	synced  int    // rows of waiting that are in a journal
+	dir      string
+	encoder  *encoder // of runs
+	journals *encoder // of journals, which do not last and are not worth compressing
+	number   uint32   // of the journal of what waits
+	journal  *os.File
+	sealed   uint32 // number of the journal of what is being sealed
+	written  int64  // bytes in the journal
+	synced   int    // rows of waiting that are in a journal
 
 	// Below Store.mu.
 	files   []*file
@@ -62,8 +63,8 @@ type runAt struct {
 
 // openShelf reads what is there. It returns notes about what is damaged, which is left alone, and nothing is ever appended to
 // what a former process wrote.
-func openShelf(dir string, e *encoder) (s *shelf, notes []error, err error) {
-	s = &shelf{dir: dir, encoder: e, waiting: &batch{}}
+func openShelf(dir string, runs, seconds *encoder) (s *shelf, notes []error, err error) {
+	s = &shelf{dir: dir, encoder: runs, journals: seconds, waiting: &batch{}}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -205,7 +206,7 @@ func (s *shelf) note(n names, rows []row) error {
 	}
 	end := s.written
 	for part := range slices.Chunk(rows, runRows) {
-		run := s.encoder.encode(n, part, s.number)
+		run := s.journals.encode(n, part, s.number)
 		if _, err := s.journal.WriteAt(run, end); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package flow
 
 import (
 	"cmp"
+	"compress/flate"
 	"context"
 	"errors"
 	"fmt"
@@ -31,8 +32,9 @@ type Store struct {
 // were synced are there; a write that was cut short is dropped, and told by Notes.
 func OpenStore(dir string, c Config) (*Store, error) {
 	s := &Store{config: c}
+	runs, journals := newEncoder(flate.HuffmanOnly), newEncoder(flate.NoCompression)
 	for i, name := range []string{"short", "long"} {
-		shelf, notes, err := openShelf(filepath.Join(dir, name), newEncoder())
+		shelf, notes, err := openShelf(filepath.Join(dir, name), runs, journals)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("opening the log of translations: %w", err), s.Close())
 		}
