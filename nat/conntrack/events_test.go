@@ -2,6 +2,7 @@ package conntrack
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -91,6 +92,34 @@ func TestEvents(t *testing.T) {
 	}
 }
 
+// TestEventsWithoutTranslation ends flows that are translated between others that are not, of which nothing is heard.
+func TestEventsWithoutTranslation(t *testing.T) {
+	ns := tracking(t)
+	var e *Events
+	var err error
+	ns.Do(func() { e, err = Hear(8 << 10) }) // no room for the others
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	ns.Run("nft insert rule inet t out accept")
+	send(t, ns, 1000)
+	forget(t, ns)
+	ns.Run("nft flush chain inet t out\nnft add rule inet t out ip daddr 198.16.0.0/12 snat ip to 192.0.2.9")
+	send(t, ns, 2)
+	forget(t, ns)
+	heard := 0
+	drain(t, e, func(f *Flow) {
+		heard++
+		if f.Status&SourceNAT == 0 {
+			t.Errorf("%+v", f)
+		}
+	})
+	if heard != 2 || e.Overruns() > 0 || e.Damaged() > 0 {
+		t.Errorf("heard of %d ends, %d overruns, %d damaged", heard, e.Overruns(), e.Damaged())
+	}
+}
+
 // TestDamagedEvents puts damaged messages between the ends of flows: each costs itself.
 func TestDamagedEvents(t *testing.T) {
 	packet := func(kind uint16, body []byte) []byte {
@@ -175,41 +204,49 @@ func inject(ns *netns.NS, e *Events, datagram []byte) (err error) {
 	return err
 }
 
-// BenchmarkEvents ends flows of which nobody hears, and flows that are heard of.
+// BenchmarkEvents ends flows of which nobody hears, and flows that are heard of: with and without translation.
 func BenchmarkEvents(b *testing.B) {
 	const n = 20_000
-	ns := tracking(b)
-	var e *Events
-	var err error
-	ns.Do(func() { e, err = Hear(64 << 20) })
-	if err != nil {
-		b.Fatal(err)
+	for _, translated := range []bool{true, false} {
+		b.Run(fmt.Sprint("translated=", translated), func(b *testing.B) {
+			ns := tracking(b)
+			if !translated {
+				ns.Run("nft insert rule inet t out accept")
+			}
+			var e *Events
+			var err error
+			ns.Do(func() { e, err = Hear(64 << 20) })
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer e.Close()
+			end := func(listen bool) time.Duration {
+				if err := e.Listen(listen); err != nil {
+					b.Fatal(err)
+				}
+				send(b, ns, n)
+				start := threadTime()
+				forget(b, ns)
+				return threadTime() - start
+			}
+			end(false)
+			var made, read time.Duration
+			var heard, rounds int
+			for b.Loop() {
+				unheard := end(false)
+				made += end(true) - unheard
+				start := threadTime()
+				drain(b, e, func(*Flow) { heard++ })
+				read += threadTime() - start
+				rounds++
+			}
+			if translated && heard < n*rounds || !translated && heard > 0 {
+				b.Fatalf("heard of %d of %d ends", heard, n*rounds)
+			}
+			b.ReportMetric(float64(made.Nanoseconds())/float64(n*rounds), "ns/made")
+			b.ReportMetric(float64(read.Nanoseconds())/float64(n*rounds), "ns/read")
+		})
 	}
-	defer e.Close()
-	end := func(listen bool) time.Duration {
-		if err := e.Listen(listen); err != nil {
-			b.Fatal(err)
-		}
-		send(b, ns, n)
-		start := threadTime()
-		forget(b, ns)
-		return threadTime() - start
-	}
-	end(false)
-	var made, read time.Duration
-	var heard int
-	for b.Loop() {
-		unheard := end(false)
-		made += end(true) - unheard
-		start := threadTime()
-		drain(b, e, func(*Flow) { heard++ })
-		read += threadTime() - start
-	}
-	if heard < n*b.N {
-		b.Fatalf("heard of %d of %d ends", heard, n*b.N)
-	}
-	b.ReportMetric(float64(made.Nanoseconds())/float64(heard), "ns/made")
-	b.ReportMetric(float64(read.Nanoseconds())/float64(heard), "ns/read")
 }
 
 func BenchmarkDecode(b *testing.B) {
