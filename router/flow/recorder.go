@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -24,8 +25,10 @@ import (
 const (
 	// eventBuffer is the memory in bytes for events between two looks, some 60,000 events.
 	eventBuffer = 64 << 20
-	lookEvery   = 100 * time.Millisecond
-	syncEvery   = time.Second
+	// lookEvery is short enough that at 30,000 ends a second those that wait fit into the caches of a CPU, and long enough that looking costs
+	// nothing when there are none.
+	lookEvery = 20 * time.Millisecond
+	syncEvery = time.Second
 	// A checkpoint is made once a minute, or as rarely as its cost needs to stay below a hundredth of a CPU.
 	checkpointEvery = time.Minute
 	checkpointShare = 100
@@ -52,7 +55,8 @@ type Recorder struct {
 	config Config
 	rules  []rules
 	live   *checkpoint
-	err    error // of the last attempt to write
+	heard  map[key]bool // what ended while a checkpoint is made; nil otherwise
+	err    error        // of the last attempt to write
 }
 
 // rules is a configuration and since when it is in force.
@@ -245,11 +249,11 @@ func (r *Recorder) keep(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			// The next start sees from it what ended in between.
-			err := r.store.Sync(time.Now())
+			var err error
 			if r.enabled() {
-				err = errors.Join(err, r.checkpoint(context.WithoutCancel(ctx), time.Now()))
+				err = r.checkpoint(context.WithoutCancel(ctx), time.Now())
 			}
-			if err != nil {
+			if err = errors.Join(err, r.store.Sync(time.Now())); err != nil {
 				r.log.Error("the log of translations is not written", "err", err)
 			}
 			return
@@ -264,7 +268,7 @@ func (r *Recorder) enabled() bool {
 	return r.config.Enabled
 }
 
-// look takes the ends of flows that wait.
+// look takes the ends of flows that wait. It may be called from several goroutines.
 func (r *Recorder) look(ctx context.Context) error {
 	for more := true; more && ctx.Err() == nil; {
 		now := time.Now()
@@ -288,7 +292,11 @@ func (r *Recorder) endedLocked(f *conntrack.Flow, heard time.Time) {
 	if rec.End.IsZero() {
 		rec.End = heard
 	}
-	delete(r.live.at, keyOf(rec))
+	k := keyOf(rec)
+	delete(r.live.at, k)
+	if r.heard != nil {
+		r.heard[k] = true
+	}
 	r.store.Append(rec, heard)
 }
 
@@ -320,21 +328,30 @@ func (r *Recorder) recordLocked(f *conntrack.Flow) Record {
 // Who returns the flows that answer a query: those that live and those of the log, in order of time. What cannot be read
 // is told by the error, with what can.
 func (r *Recorder) Who(ctx context.Context, q Query) ([]Record, error) {
-	found, err := r.store.Find(ctx, q)
 	family := uint8(unix.AF_INET)
 	if q.Outside.Addr().Is6() {
 		family = unix.AF_INET6
 	}
+	live := map[key]Record{}
 	dump := r.conn.Dump(ctx, family, func(f *conntrack.Flow) bool {
 		if f.Status&conntrack.SourceNAT != 0 && f.Reply.Destination == q.Outside && (q.Protocol == 0 || f.Protocol == q.Protocol) &&
 			(!q.Destination.IsValid() || f.Reply.Source.Addr() == q.Destination) && !f.Start.After(q.To) {
 			r.mu.Lock()
-			found = append(found, r.recordLocked(f))
+			rec := r.recordLocked(f)
 			r.mu.Unlock()
+			live[keyOf(rec)] = rec
 		}
 		return true
 	})
-	return found, errors.Join(err, dump)
+	// The log is asked last, and the kernel before it: what ended meanwhile is in one of them at least.
+	look := r.look(ctx)
+	found, err := r.store.Find(ctx, q)
+	for _, rec := range found {
+		delete(live, keyOf(rec))
+	}
+	found = slices.AppendSeq(found, maps.Values(live))
+	slices.SortStableFunc(found, byTime)
+	return found, errors.Join(err, look, dump)
 }
 
 // Status tells how the log is doing.
@@ -357,7 +374,10 @@ func (r *Recorder) Status() Status {
 // ended by now.
 func (r *Recorder) checkpoint(ctx context.Context, now time.Time) error {
 	lossy := r.lossy.Swap(false)
-	fresh := &checkpoint{at: map[key]int{}}
+	r.mu.Lock()
+	r.heard = map[key]bool{}
+	r.mu.Unlock()
+	fresh, whole := &checkpoint{at: map[key]int{}}, true
 	err := r.conn.Dump(ctx, unix.AF_UNSPEC, func(f *conntrack.Flow) bool {
 		if f.Status&conntrack.SourceNAT != 0 && f.Status&conntrack.Dying == 0 {
 			r.mu.Lock()
@@ -366,18 +386,26 @@ func (r *Recorder) checkpoint(ctx context.Context, now time.Time) error {
 			rec.End = now
 			fresh.take(rec)
 		}
-		return len(fresh.rows) < maxRunRows
+		whole = len(fresh.rows) < maxRunRows
+		return whole
 	})
+	// The kernel tells of an end before it takes the flow out of the table: what ended and was not seen is told by now.
+	if err == nil {
+		err = r.look(ctx)
+	}
+	r.mu.Lock()
+	heard := r.heard
+	r.heard = nil
 	if err != nil {
+		r.mu.Unlock()
 		r.lossy.Store(lossy || r.lossy.Load())
 		return fmt.Errorf("making a checkpoint of flows: %w", err)
 	}
-	if lossy { // what ended before the dump is to be heard first
-		time.Sleep(3 * lookEvery)
+	for k := range heard {
+		delete(fresh.at, k)
 	}
-	r.mu.Lock()
 	n := r.live.names()
-	if lossy {
+	if lossy && whole {
 		for k, i := range r.live.at {
 			if _, lives := fresh.at[k]; !lives {
 				rec := n.record(r.live.rows[i])

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -83,8 +84,8 @@ func (s site) forget() {
 	}
 }
 
-// record starts a recorder, and returns what stops it.
-func (s site) record(dir string) (r *Recorder, stop func()) {
+// open makes a recorder that does not run yet.
+func (s site) open(dir string) (r *Recorder) {
 	s.t.Helper()
 	var err error
 	s.Do(func() { r, err = Open(dir, slog.New(slog.DiscardHandler)) })
@@ -96,6 +97,13 @@ func (s site) record(dir string) (r *Recorder, stop func()) {
 		Pools:    []nat.Pool{{Name: "p", Addresses: []nat.PoolAddress{{Address: netip.MustParseAddr("192.0.2.9")}}}},
 		Policies: []nat.Policy{{Name: "rest", Action: nat.SNAT, Pool: "p", Sources: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}},
 	})
+	return r
+}
+
+// record starts a recorder, and returns what stops it.
+func (s site) record(dir string) (r *Recorder, stop func()) {
+	s.t.Helper()
+	r = s.open(dir)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- r.Run(ctx) }()
@@ -185,6 +193,54 @@ func TestRecorder(t *testing.T) {
 	s.forget()
 	s.who(r, 3002, began, n)
 	s.who(r, 3001, off, 0)
+}
+
+// TestCheckpoints makes checkpoints, each of which looks for flows that ended unheard, while flows begin, end and are heard of: each is
+// recorded once.
+func TestCheckpoints(t *testing.T) {
+	s := newSite(t)
+	r := s.open(t.TempDir())
+	defer r.Close()
+	if err := r.events.Keep(true); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			r.lossy.Store(true)
+			if err := r.checkpoint(ctx, time.Now()); err != nil && ctx.Err() == nil {
+				t.Error(err)
+			}
+		}
+	})
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			if err := r.look(ctx); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
+	const rounds, n = 40, 300
+	for i := range rounds {
+		s.send(3000+i, n)
+		s.forget()
+	}
+	cancel()
+	wg.Wait()
+	for range 2 {
+		r.lossy.Store(true)
+		if err := r.checkpoint(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waiting := r.store.shelf[0].waiting
+	if st := r.Status(); len(waiting.rows) != rounds*n || st.Unheard != 0 || st.Overruns != 0 {
+		t.Errorf("%d records of %d flows, %+v", len(waiting.rows), rounds*n, st)
+	}
 }
 
 // BenchmarkEnded takes the ends of flows of 64 sources to 256 destinations, under 1,000 policies with ten pools.

@@ -222,9 +222,12 @@ func (s *Store) Find(ctx context.Context, q Query) ([]Record, error) {
 		}
 		found = append(found, rows...)
 	}
-	slices.SortStableFunc(found, func(a, b Record) int { return cmp.Or(a.Start.Compare(b.Start), a.End.Compare(b.End)) })
+	slices.SortStableFunc(found, byTime)
 	return found, errors.Join(errs...)
 }
+
+// byTime orders records by their start, and those that start together by their end.
+func byTime(a, b Record) int { return cmp.Or(a.Start.Compare(b.Start), a.End.Compare(b.End)) }
 
 // find looks into one run.
 func (f *file) find(r runAt, q Query) ([]Record, error) {
