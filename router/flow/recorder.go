@@ -452,12 +452,19 @@ func (r *Recorder) load() error {
 		return err
 	}
 	n, rows, err := decodeRun(b)
+	if err == nil && len(rows) == 0 {
+		err = errDamaged // none is written without rows
+	}
 	if err != nil {
 		r.log.Warn("the checkpoint of flows cannot be used", "err", err)
 		return nil
 	}
 	for _, w := range rows {
 		r.live.take(n.record(w))
+	}
+	// After it, the process went on for up to a minute, and recorded ends.
+	if err := r.store.since(time.UnixMilli(rows[0].end), func(rec Record) { delete(r.live.at, keyOf(rec)) }); err != nil {
+		r.log.Warn("flows that ended before the start may be recorded twice", "err", err)
 	}
 	r.lossy.Store(true)
 	return nil

@@ -243,6 +243,39 @@ func TestCheckpoints(t *testing.T) {
 	}
 }
 
+// TestCrash ends flows after the last checkpoint of a process that does not make another one: those whose ends it recorded are not
+// recorded again, wherever they are by then.
+func TestCrash(t *testing.T) {
+	const n = 300
+	for name, age := range map[string]time.Duration{"in a journal": 0, "in a run": 2 * runAge} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			dir := t.TempDir()
+			r := s.open(dir)
+			s.send(3000, n)
+			if err := r.checkpoint(t.Context(), time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			s.forget()
+			if err := errors.Join(r.look(t.Context()), r.store.Sync(time.Now().Add(age))); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.Close(); err != nil {
+				t.Fatal(err)
+			}
+			r = s.open(dir)
+			defer r.Close()
+			if err := r.checkpoint(t.Context(), time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			waiting := len(r.store.shelf[0].waiting.rows)
+			if st := r.Status(); st.Unheard != 0 || int(st.Records)+waiting != n || (st.Records > 0) != (age > 0) {
+				t.Errorf("%d records wait, %+v", waiting, st)
+			}
+		})
+	}
+}
+
 // BenchmarkEnded takes the ends of flows of 64 sources to 256 destinations, under 1,000 policies with ten pools.
 func BenchmarkEnded(b *testing.B) {
 	var c nat.Config

@@ -226,6 +226,47 @@ func (s *Store) Find(ctx context.Context, q Query) ([]Record, error) {
 	return found, errors.Join(errs...)
 }
 
+// since calls f with every record whose flow ended at a time or later. What cannot be read is skipped and told by the error.
+func (s *Store) since(t time.Time, f func(Record)) error {
+	at := t.UnixMilli()
+	take := func(n names, rows []row) {
+		for _, w := range rows {
+			if w.end >= at {
+				f(n.record(w))
+			}
+		}
+	}
+	var errs []error
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.shelf {
+		for _, b := range []*batch{h.sealing, h.waiting} {
+			if b != nil {
+				take(b.names(), b.rows)
+			}
+		}
+		for _, k := range h.files {
+			for _, r := range k.runs {
+				if r.to < at {
+					continue
+				}
+				b := make([]byte, r.size)
+				_, err := k.ReadAt(b, r.offset)
+				if err == nil {
+					var n names
+					var rows []row
+					n, rows, err = decodeRun(b)
+					take(n, rows)
+				}
+				if err != nil {
+					errs = append(errs, fmt.Errorf("reading %s at byte %d: %w", k.Name(), r.offset, err))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // byTime orders records by their start, and those that start together by their end.
 func byTime(a, b Record) int { return cmp.Or(a.Start.Compare(b.Start), a.End.Compare(b.End)) }
 
