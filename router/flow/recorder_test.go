@@ -322,7 +322,7 @@ func BenchmarkEnded(b *testing.B) {
 // recorder in turn. Client, router, server and recorder are all this process, so that its CPU time is that of the connections and of
 // recording them, up to the run on disk. The checkpoints are not in it.
 func BenchmarkCost(b *testing.B) {
-	const n, parts = 12_000, 4
+	const n, parts = 12_000, 12
 	router, client, server := newSite(b), netns.New(b), netns.New(b)
 	netns.Veth(router.NS, "tun0", client, "r0")
 	netns.Veth(router.NS, "up0", server, "r0")

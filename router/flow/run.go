@@ -101,8 +101,11 @@ const (
 // encoder makes runs. It keeps what is dear to make. It does not look for repetitions: that would cost four times the CPU time for a
 // hundredth of the size.
 type encoder struct {
-	compressor *flate.Writer
-	out        bytes.Buffer
+	compressor   *flate.Writer
+	out          bytes.Buffer
+	order        []uint64          // keys of rows, and where these are
+	cols         [columns][]uint64 // of a page
+	plane, pages []byte
 }
 
 // newEncoder makes an encoder with a level of flate: HuffmanOnly for runs that stay, NoCompression for those that last a minute.
@@ -188,19 +191,14 @@ func (e *encoder) encode(n names, rows []row, journal uint32) []byte {
 	}
 
 	key := func(w *row) uint64 { return uint64(outsideNumber[w.outside])<<16 | uint64(w.outsidePort) }
-	order := make([]uint64, len(rows))
+	order, pages, cols := e.order[:0], e.pages[:0], &e.cols
 	for i := range rows {
-		order[i] = key(&rows[i])<<20 | uint64(i)
+		order = append(order, key(&rows[i])<<20|uint64(i))
 	}
 	slices.Sort(order)
-	var pages []byte
-	var cols [columns][]uint64
-	for c := range cols {
-		cols[c] = make([]uint64, min(len(rows), pageRows))
-	}
 	for chunk := range slices.Chunk(order, pageRows) {
 		for c := range cols {
-			cols[c] = cols[c][:len(chunk)]
+			cols[c] = slices.Grow(cols[c][:0], len(chunk))[:len(chunk)]
 		}
 		first := chunk[0] >> 20
 		before := first
@@ -219,7 +217,7 @@ func (e *encoder) encode(n names, rows []row, journal uint32) []byte {
 			cols[colFlags][i] = uint64(w.flags)
 			before = o >> 20
 		}
-		page := e.page(&cols)
+		page := e.page(cols)
 		size := len(pages)
 		pages = part(pages, page)
 		index = binary.AppendUvarint(index, first)
@@ -228,6 +226,7 @@ func (e *encoder) encode(n names, rows []row, journal uint32) []byte {
 	index, others = e.compress(index), e.compress(others)
 	h.index, h.names = uint32(len(index)), uint32(len(others))
 	h.size = uint32(headerSize + len(index) + len(others) + len(pages))
+	e.order, e.pages = order, pages
 	return slices.Concat(h.append(nil), index, others, pages)
 }
 
@@ -256,14 +255,14 @@ func (e *encoder) page(cols *[columns][]uint64) []byte {
 		head = append(head, byte((bits.Len64(all)+7)/8))
 	}
 	_, _ = e.compressor.Write(head)
-	plane := make([]byte, n)
+	e.plane = slices.Grow(e.plane[:0], n)[:n]
 	for c, width := range head[len(head)-columns:] {
 		for shift := range width {
 			for i, v := range cols[c] {
-				plane[i] = byte(v >> (8 * shift))
+				e.plane[i] = byte(v >> (8 * shift))
 			}
 			_ = e.compressor.Flush() // what comes has its own distribution
-			_, _ = e.compressor.Write(plane)
+			_, _ = e.compressor.Write(e.plane)
 		}
 	}
 	return e.end()
