@@ -25,7 +25,7 @@ type Secrets func(name string) (secret.Ref, bool)
 
 // Check resolves a document. The Spec may be used only when there are no problems.
 func Check(d Document, secrets Secrets) (*Spec, Problems) {
-	c := checker{Fields: Fields{lines: d.lines}, s: Spec{lines: d.lines, layout: d.layout}, secrets: secrets, tunnels: map[string]Tunnel{}}
+	c := checker{Fields: Fields{lines: d.lines}, s: Spec{lines: d.lines.outside(policiesField), layout: d.layout}, secrets: secrets, tunnels: map[string]Tunnel{}}
 	m := d.Message
 	if m == nil {
 		m = &isthmusv1.Spec{}
@@ -95,18 +95,14 @@ type placed struct {
 	path   string
 }
 
+// policiesField is where the policies are.
+const policiesField = "egress.policies"
+
 // Line returns the line of a field in the document's text, or of the nearest enclosing one that the text has, from 1; 0
-// when there is none or the document was not text. Policies that were edited have none of their own.
+// when there is none or the document was not text. Policies have no lines of their own: there may be ten thousand, and they are edited.
 func (s *Spec) Line(path string) int {
-	const policies = "egress.policies"
-	if s.layout == nil || s.layout.added == 0 && !s.layout.edited {
-		return s.lines.line(path)
-	}
-	if strings.HasPrefix(path, policies+"[") {
-		path = policies
-	}
 	line := s.lines.line(path)
-	if line > s.lines.line(policies) {
+	if s.layout != nil && line > s.lines.line(policiesField) {
 		line += s.layout.added
 	}
 	return line

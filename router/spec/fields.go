@@ -39,6 +39,17 @@ func (l Lines) line(path string) int {
 	return 0
 }
 
+// outside returns the lines without those of the items of a list.
+func (l Lines) outside(list string) Lines {
+	out := Lines{}
+	for path, line := range l {
+		if !strings.HasPrefix(path, list+"[") {
+			out[path] = line
+		}
+	}
+	return out
+}
+
 func parent(path string) string {
 	return path[:max(0, strings.LastIndexAny(path, ".["))]
 }

@@ -13,8 +13,7 @@ type layout struct {
 	items  []int // byte offsets of the lines on which policies begin
 	end    int   // of the line behind the last one
 	indent int   // of the dashes
-	edited bool
-	added  int // lines since the text was read
+	added  int   // lines since the text was read
 }
 
 // layoutOf returns where the policies are in a text without aliases, nil where that is not certain.
@@ -91,7 +90,6 @@ func (l *layout) splice(text string, from, to, next int, put string) string {
 	}
 	l.end += by
 	l.added += strings.Count(put, "\n") - strings.Count(text[from:to], "\n")
-	l.edited = true
 	return text[:from] + put + text[to:]
 }
 
