@@ -113,7 +113,7 @@ func (e *Events) Damaged() uint64 { return e.damaged.Load() }
 
 // Read takes up to 64 events that wait, and calls f with every flow that has ended. It waits for nothing, and says whether more may
 // be there. f must not keep the Flow. What cannot be read as an event is passed over, and counted by Damaged. A reader that comes
-// ten times a second, and reads until there is no more, costs less than one that is woken for every event.
+// some times a second, and reads until there is no more, costs less than one that is woken for every event.
 func (e *Events) Read(f func(*Flow)) (more bool, err error) {
 	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(e.fd), uintptr(unsafe.Pointer(&e.headers)), eventBatch, unix.MSG_DONTWAIT, 0, 0)
 	switch errno {
