@@ -197,5 +197,7 @@ func (s *scheduler) result(o *object, err error) {
 	o.err = err
 	delay := min(firstRetry<<min(o.failures, 10), lastRetry)
 	o.failures++
-	o.done, o.due = false, s.now().Add(delay/2+rand.N(delay))
+	if o.done { // else it is asked for again since, and what has changed may let it succeed
+		o.done, o.due = false, s.now().Add(delay/2+rand.N(delay))
+	}
 }
