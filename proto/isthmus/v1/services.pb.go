@@ -630,7 +630,8 @@ func (x *ApplyResponse) GetNotes() []*Problem {
 
 type EditPoliciesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Policies that are added, or take the place of those with the same names. At most 1000, with those of delete.
+	// Policies that are added, or take the place of those with the same names. At most 1000, with those of delete. Problems name them
+	// as policies[0], policies[1] and so on.
 	Set []*EgressPolicy `protobuf:"bytes,1,rep,name=set,proto3" json:"set,omitempty"`
 	// The same as YAML or JSON, instead of set: the text of a PolicyList.
 	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
