@@ -33,7 +33,7 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 	go test -timeout 20m $$(go list ./... | grep -v /test/e2e)
 	$(VM) test -t 15m -p image/rootfs/etc/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run 'TestTunnel|TestReasons|TestExplained'
 	$(VM) test -t 5m ./tunnel/wireguard
-	go test -timeout 30m ./test/e2e/...
+	go test -p 1 -timeout 30m ./test/e2e/...
 
 FUZZTIME ?= 100000x
 

@@ -91,7 +91,7 @@ func TestStandIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	step("stand-in started")
-	if err := lab.Until(t.Context(), 20*time.Second, func() error { return c.Established(t.Context()) }); err != nil {
+	if err := lab.Until(t.Context(), time.Minute, func() error { return c.Established(t.Context()) }); err != nil {
 		t.Fatal(err)
 	}
 	step("all BGP sessions established")
