@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -270,37 +269,39 @@ func (b *bench) lossless(what string, o lab.PingOptions, tunnels []tunnel, f fun
 		}
 		if libreswan(tunnels[i]) {
 			missed += r.Lost
-		} else if r.Lost > 0 {
+		}
+		if r.Lost > 0 && !libreswan(tunnels[i]) || r.Gap > hole {
 			b.Errorf("%s: %s: %v", what, tunnels[i].name, r)
 		}
 	}
-	if missed > refused {
-		b.Errorf("%s: %d lost of libreswan, which is more than %v; %v", what, missed, counters, lost)
-	}
-	b.step("%s: %d packets, lost %v, counted %v", what, sent, lost, counters)
+	b.step("%s: %d packets, lost %d of libreswan, %v, %d counted by the kernels, %v", what, sent, missed, lost, refused, counters)
 }
 
-// refused is how many packets the kernels of this node and of those with libreswan have dropped since the SA was not there yet or no more, by
-// node and counter: those that came to this node on an SA whose SPI it had given out and whose keys it did not know yet (XfrmAcquireError: the
-// kernel found a larval state, net/xfrm/xfrm_input.c), and what came on, or would have left by, one that was gone.
+// hole is how long nothing may come through a tunnel whose other end does not wait for this one while an SA is renewed: an exchange of IKE
+// on a busy machine.
+const hole = 5 * time.Second
+
+// refused is how many packets the kernels of this node and of those with libreswan have dropped for their SA or policy, by node and
+// counter. XfrmAcquireError here are those that came on an SA whose SPI this node had given out and whose keys it did not know yet (the
+// kernel found a larval state, net/xfrm/xfrm_input.c), XfrmInNoStates those that came on one that was gone.
 func (b *bench) refused(tunnels []tunnel) map[string]int {
 	b.Helper()
 	sum := map[string]int{}
-	count := func(n *lab.Node, which ...string) {
+	count := func(n *lab.Node) {
 		out, err := n.Exec(b.Context(), "cat", "/proc/net/xfrm_stat")
 		b.ok(err)
 		for line := range strings.Lines(out) {
-			if words := strings.Fields(line); len(words) == 2 && slices.Contains(which, words[0]) {
+			if words := strings.Fields(line); len(words) == 2 {
 				v, err := strconv.Atoi(words[1])
 				b.ok(err)
 				sum[n.Name+" "+words[0]] = v
 			}
 		}
 	}
-	count(b.node, "XfrmAcquireError", "XfrmInNoStates")
+	count(b.node)
 	for _, t := range tunnels {
 		if libreswan(t) {
-			count(t.instance.Node, "XfrmInNoStates", "XfrmInStateExpired", "XfrmInStateInvalid", "XfrmOutNoStates", "XfrmOutStateExpired", "XfrmOutStateInvalid")
+			count(t.instance.Node)
 		}
 	}
 	return sum
@@ -354,7 +355,7 @@ func (b *bench) rekeys() {
 				before, err := b.ikes()
 				b.ok(err)
 				each(func(ike peer.IKE, name string) error { return ike.RekeyIKE(b.Context(), name) })
-				b.until(time.Minute, func() error {
+				b.until(2*time.Minute, func() error {
 					now, err := b.ikes()
 					for _, t := range all {
 						if now[t.name] == before[t.name] || now[t.name] == "" {
