@@ -112,7 +112,7 @@ func (e *Edit) Apply(s *Spec, text string) (Edited, Problems, error) {
 	if err != nil {
 		return Edited{}, nil, err
 	}
-	next.lines, next.layout, out.Text = d.lines, d.layout, d.text
+	next.lines, next.layout, out.Text = d.lines.outside(policiesField), d.layout, d.text
 	return out, nil, nil
 }
 
@@ -210,12 +210,15 @@ func (e *Edit) check(s *Spec) ([]nat.Policy, []health.Pool, Problems) {
 	})
 	c.ties()
 	// A redirect that is set may catch its proxy, and so may another one when the policy goes that has kept it from that.
+	concerned := func(to netip.Addr) bool {
+		return slices.ContainsFunc(fresh, func(p nat.Policy) bool { return p.To.Addr() == to }) ||
+			slices.ContainsFunc(s.Policies, func(p nat.Policy) bool { return edited[p.Name] && from(&p, to) })
+	}
 	looked := map[netip.Addr]bool{}
 	for _, list := range [][]nat.Policy{s.Policies, fresh} {
 		for i := range list {
 			to := list[i].To.Addr()
-			if list[i].Action != nat.Redirect || !to.IsValid() || looked[to] || !slices.ContainsFunc(s.Policies, func(p nat.Policy) bool { return edited[p.Name] && from(&p, to) }) &&
-				!slices.ContainsFunc(fresh, func(p nat.Policy) bool { return p.To.Addr() == to }) {
+			if list[i].Action != nat.Redirect || !to.IsValid() || looked[to] || !concerned(to) {
 				continue
 			}
 			looked[to] = true
