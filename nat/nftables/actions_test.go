@@ -64,9 +64,7 @@ func TestRejectIsSeen(t *testing.T) {
 			t.Errorf("%s to %s: %v, want %v", k.network, k.to, err, k.want)
 		}
 	}
-	if got := s.receive(50 * time.Millisecond); len(got) > 0 {
-		t.Errorf("left by the underlay: %v", got)
-	}
+	s.silent()
 	if n := guardCount(t, d); n > 0 {
 		t.Errorf("the guard counts %d of what was rejected", n)
 	}
@@ -101,9 +99,7 @@ func TestPlainPassesOnlyBetweenItsPrefixes(t *testing.T) {
 	c.Policies = c.Policies[:1]
 	apply(t, d, c)
 	s.transmit(nat.Flow{Source: addr("44.0.0.1"), Destination: addr("198.51.100.1"), Protocol: unix.IPPROTO_TCP, Port: 443}, 1, ack)
-	if got := s.receive(50 * time.Millisecond); len(got) > 0 {
-		t.Errorf("left: %v", got)
-	}
+	s.silent()
 
 	t.Log("inside addresses toward the Internet are refused")
 	c.Policies = append(c.Policies, nat.Policy{Name: "leak", Action: nat.NoNAT, Sources: pfx("10.0.0.0/8"), Destinations: pfx("198.51.100.0/24")})

@@ -135,9 +135,7 @@ func TestReplacingLeavesNoGap(t *testing.T) {
 	}
 	close(stop)
 	sent := <-done
-	if got := s.receive(50 * time.Millisecond); len(got) > 0 {
-		t.Errorf("%d of %d packets passed", len(got), sent)
-	}
+	s.silent()
 	if d.Writes() != 61 {
 		t.Errorf("%d transactions, want 61", d.Writes())
 	}

@@ -87,14 +87,26 @@ func (s *site) receive(pause time.Duration) map[uint16]traffic.Packet {
 	return s.hear(s.out, pause)
 }
 
-// hear returns what came to a side.
-func (s *site) hear(at *traffic.Tap, pause time.Duration) map[uint16]traffic.Packet {
+// silent expects that nothing at all comes out on the underlay.
+func (s *site) silent() {
 	s.t.Helper()
-	packets, _, err := at.Hear(pause)
+	heard, err := s.out.Hear(50 * time.Millisecond)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return packets
+	if len(heard.Packets)+len(heard.Answers) > 0 {
+		s.t.Errorf("left by the underlay: %v %v", heard.Packets, heard.Answers)
+	}
+}
+
+// hear returns what came to a side, but for answers of ICMP.
+func (s *site) hear(at *traffic.Tap, pause time.Duration) map[uint16]traffic.Packet {
+	s.t.Helper()
+	heard, err := at.Hear(pause)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return heard.Packets
 }
 
 var errTimeout = errors.New("no answer")

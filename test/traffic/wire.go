@@ -147,13 +147,38 @@ func (p Packet) Port() (port uint16, has bool) {
 	return 0, false
 }
 
-// Hear returns what came in, by id, once nothing more comes for the pause, and how many TCP resets were among it.
-func (t *Tap) Hear(pause time.Duration) (packets map[uint16]Packet, resets int, err error) {
+// answers reports whether the packet is an error or a reply of ICMP. Whoever makes one marks it as it likes: its id says nothing.
+func (p Packet) answers() bool {
+	switch p.Protocol {
+	case unix.IPPROTO_ICMP:
+		return p.l4()[0] != 8
+	case unix.IPPROTO_ICMPV6:
+		return p.l4()[0] != 128
+	}
+	return false
+}
+
+// Sounds are what a Tap heard.
+type Sounds struct {
+	Packets map[uint16]Packet // by id, but for answers
+	Answers []Packet          // errors and replies of ICMP
+	Resets  int               // packets of TCP with this flag
+}
+
+// Hear returns what came in once nothing more comes for the pause.
+func (t *Tap) Hear(pause time.Duration) (heard Sounds, err error) {
 	timeout := unix.NsecToTimeval(pause.Nanoseconds())
 	if err := unix.SetsockoptTimeval(t.catch, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
-		return nil, 0, err
+		return heard, err
 	}
-	all := map[uint16]Packet{}
+	heard.Packets = map[uint16]Packet{}
+	keep := func(id uint16, p Packet) {
+		if p.answers() {
+			heard.Answers = append(heard.Answers, p)
+		} else {
+			heard.Packets[id] = p
+		}
+	}
 	b := make([]byte, 65536)
 	for {
 		n, from, err := unix.Recvfrom(t.catch, b, 0)
@@ -161,30 +186,30 @@ func (t *Tap) Hear(pause time.Duration) (packets map[uint16]Packet, resets int, 
 			continue
 		}
 		if errors.Is(err, unix.EAGAIN) {
-			return all, resets, nil
+			return heard, nil
 		}
 		if err != nil {
-			return nil, 0, err
+			return heard, err
 		}
 		if from.(*unix.SockaddrLinklayer).Pkttype == unix.PACKET_OUTGOING || n < 20 {
 			continue
 		}
 		p := slices.Clone(b[:n])
 		if at := map[byte]int{4: 20, 6: 40}[p[0]>>4]; at > 0 && len(p) >= at+20 && p[map[int]int{20: 9, 40: 6}[at]] == unix.IPPROTO_TCP && p[at+13]&rst != 0 {
-			resets++
+			heard.Resets++
 		}
 		switch {
 		case p[0]>>4 == 4:
 			src, _ := netip.AddrFromSlice(p[12:16])
 			dst, _ := netip.AddrFromSlice(p[16:20])
-			all[binary.BigEndian.Uint16(p[4:])] = Packet{src, dst, p[9], p}
+			keep(binary.BigEndian.Uint16(p[4:]), Packet{src, dst, p[9], p})
 		case p[0]>>4 == 6 && n >= 40:
 			src, _ := netip.AddrFromSlice(p[8:24])
 			dst, _ := netip.AddrFromSlice(p[24:40])
 			if dst.IsMulticast() { // neighbour discovery of the kernel itself
 				continue
 			}
-			all[binary.BigEndian.Uint16(p[2:])] = Packet{src, dst, p[6], p}
+			keep(binary.BigEndian.Uint16(p[2:]), Packet{src, dst, p[6], p})
 		}
 	}
 }
@@ -193,10 +218,7 @@ func (t *Tap) Hear(pause time.Duration) (packets map[uint16]Packet, resets int, 
 type Site struct{ Inside, Outside, Servers *Tap }
 
 // Heard is what came out of a router.
-type Heard struct {
-	Outside, Servers map[uint16]Packet // by id
-	resets           int
-}
+type Heard struct{ Outside, Servers, Inside Sounds }
 
 // Send sends the first packets of flows, by id, and returns what comes out.
 func (s Site) Send(flows map[uint16]nat.Flow) (h Heard, err error) {
@@ -212,16 +234,15 @@ func (s Site) Send(flows map[uint16]nat.Flow) (h Heard, err error) {
 			return h, err
 		}
 	}
-	hear := func(t *Tap, pause time.Duration) map[uint16]Packet {
-		packets, resets, failed := t.Hear(pause)
+	hear := func(t *Tap, pause time.Duration) Sounds {
+		sounds, failed := t.Hear(pause)
 		err = errors.Join(err, failed)
-		h.resets += resets
-		return packets
+		return sounds
 	}
 	h.Outside = hear(s.Outside, 100*time.Millisecond)
 	h.Servers = hear(s.Servers, 10*time.Millisecond)
 	if s.Inside != s.Servers {
-		hear(s.Inside, 10*time.Millisecond)
+		h.Inside = hear(s.Inside, 10*time.Millisecond)
 	}
 	return h, err
 }
@@ -243,12 +264,12 @@ func (h Heard) Wrong(flows map[uint16]nat.Flow, own []netip.Addr, fate func(nat.
 		if want.Reset {
 			resets++
 		}
-		out, passed := h.Outside[id]
+		out, passed := h.Outside.Packets[id]
 		if want.To.IsValid() {
 			if passed {
 				wrong = append(wrong, fmt.Sprintf("%+v: left as %v, want %s", f, out, want.Why))
 			}
-			out, passed = h.Servers[id]
+			out, passed = h.Servers.Packets[id]
 			passed = passed && netip.AddrPortFrom(out.Destination, binary.BigEndian.Uint16(out.l4()[2:])) == want.To
 		}
 		if passed != (len(want.Sources) > 0) || passed && !slices.Contains(want.Sources, out.Source) {
@@ -259,12 +280,18 @@ func (h Heard) Wrong(flows map[uint16]nat.Flow, own []netip.Addr, fate func(nat.
 			}
 		}
 	}
-	if h.resets != resets {
-		wrong = append(wrong, fmt.Sprintf("%d resets, want %d", h.resets, resets))
+	if n := h.Outside.Resets + h.Servers.Resets + h.Inside.Resets; n != resets {
+		wrong = append(wrong, fmt.Sprintf("%d resets, want %d", n, resets))
 	}
-	for id, out := range h.Outside {
-		if _, sent := flows[id]; !sent && !slices.Contains(own, out.Source) {
-			wrong = append(wrong, fmt.Sprintf("nobody sent %d %v %x", id, out, out.Bytes))
+	stray := slices.Clone(h.Outside.Answers)
+	for id, out := range h.Outside.Packets {
+		if _, sent := flows[id]; !sent {
+			stray = append(stray, out)
+		}
+	}
+	for _, out := range stray {
+		if !slices.Contains(own, out.Source) {
+			wrong = append(wrong, fmt.Sprintf("nobody sent %v %x", out, out.Bytes))
 		}
 	}
 	return wrong

@@ -327,7 +327,7 @@ func TestRandomPolicies(t *testing.T) {
 		}
 		s.down(down)
 		s.ok(s.hub.Do(traffic.Forget))
-		_, _, err = s.Servers.Hear(time.Millisecond) // what came of the probes
+		_, err = s.Servers.Hear(time.Millisecond) // what came of the probes
 		s.ok(err)
 		flows := r.Flows(400)
 		heard, err := s.Send(flows)
@@ -347,7 +347,7 @@ func TestRandomPolicies(t *testing.T) {
 				continue
 			}
 			outcomes[fmt.Sprintf("%s %v", p.Action, len(fate.Sources) > 0)]++
-			if out, left := heard.Outside[id]; left && p.Action == nat.SNAT {
+			if out, left := heard.Outside.Packets[id]; left && p.Action == nat.SNAT {
 				k := client{p.Pool, f.Source}
 				if former, known := as[k]; known && former != out.Source {
 					t.Errorf("round %d: %+v leaves as %v, and left as %v before", round, f, out.Source, former)
