@@ -87,8 +87,9 @@ func (s *side) azureCLI(g Gateway) {
 		s.line("# Connection %s with %s.", c.name, c.peer.Name)
 		s.command("", "az network local-gateway create", in, at, "--name "+c.name, "--gateway-ip-address "+shellAddress(c.peer.Outside),
 			fmt.Sprintf("--asn %d", c.peer.ASN), "--bgp-peering-address "+c.peer.Inside.Addr().String())
-		s.command("", "az network vpn-connection create", in, at, "--name "+c.name, "--vnet-gateway1 "+g.Name, "--local-gateway2 "+c.name,
-			fmt.Sprintf(`--shared-key "$%s"`, s.t.key(c.key).Environment), "--enable-bgp")
+		// For any value "@-" is what comes through standard input, without the last newline (azure-cli-core, _expand_file_prefixed_files).
+		s.commandWithKey("az network vpn-connection create", []string{in, at, "--name " + c.name, "--vnet-gateway1 " + g.Name, "--local-gateway2 " + c.name,
+			"--enable-bgp", "--shared-key @-"}, "$"+s.t.key(c.key).Environment)
 		policy := []string{in, "--connection-name " + c.name}
 		for _, p := range azurePolicy {
 			option := map[string]string{"sa_datasize": "sa-max-size"}[p[0]]

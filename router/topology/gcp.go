@@ -100,10 +100,10 @@ func (s *side) gcpCLI(g Gateway) {
 		peer, number := at(all, tu.peer.Outside)
 		s.line("")
 		s.line("# Tunnel %s with %s.", tu.Name, tu.peer.Name)
-		s.command("", "gcloud compute vpn-tunnels create "+tu.Name, region, "--vpn-gateway "+g.Name, fmt.Sprintf("--interface %d", tu.own.Instance),
-			"--peer-external-gateway "+peer, fmt.Sprintf("--peer-external-gateway-interface %d", number),
-			"--router "+g.Name, "--ike-version 2", fmt.Sprintf(`--shared-secret "$%s"`, s.t.key(tu.Key).Environment),
-			"--phase1-encryption "+gcpCipher, "--phase1-prf "+gcpPRF, "--phase1-dh "+gcpGroup, "--phase2-encryption "+gcpCipher, "--phase2-pfs "+gcpGroup)
+		s.commandWithKey("gcloud compute vpn-tunnels create "+tu.Name, []string{region, "--vpn-gateway " + g.Name, fmt.Sprintf("--interface %d", tu.own.Instance),
+			"--peer-external-gateway " + peer, fmt.Sprintf("--peer-external-gateway-interface %d", number), "--router " + g.Name, "--ike-version 2",
+			"--phase1-encryption " + gcpCipher, "--phase1-prf " + gcpPRF, "--phase1-dh " + gcpGroup, "--phase2-encryption " + gcpCipher, "--phase2-pfs " + gcpGroup,
+			"--flags-file /dev/stdin"}, fmt.Sprintf("--shared-secret: '$%s'", s.t.key(tu.Key).Environment)) // YAML (gcloud topic flags-file)
 		s.command("", "gcloud compute routers add-interface "+g.Name, region, "--interface-name "+tu.Name, "--vpn-tunnel "+tu.Name,
 			"--ip-address "+tu.own.Inside.Addr().String(), fmt.Sprintf("--mask-length %d", tu.own.Inside.Bits()))
 		s.command("", "gcloud compute routers add-bgp-peer "+g.Name, region, "--peer-name "+tu.Name, "--interface "+tu.Name,

@@ -153,6 +153,13 @@ func (s *side) command(name string, words string, options ...string) {
 	s.line("%s%s", strings.Join(lines, " \\\n  "), end)
 }
 
+// commandWithKey is command with a key, which comes through standard input: other users see the words of a command.
+func (s *side) commandWithKey(words string, options []string, input string) {
+	s.line("%s <<KEY", strings.Join(append([]string{words}, options...), " \\\n  "))
+	s.line("%s", input)
+	s.line("KEY")
+}
+
 // shellAddress returns the outside address of a peer as a word of a command.
 func shellAddress(a Address) string {
 	if a.Addr.IsValid() {

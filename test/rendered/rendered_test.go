@@ -327,7 +327,10 @@ func TestStrict(t *testing.T) {
 		{"azure", "cli", "  --pfs-group ECP384 \\\n", ""},
 		{"azure", "cli", " \\\n  --enable-bgp", ""},
 		{"gcp", "cli", "--peer-asn 64620", "--asn 64620"},
-		{"gcp", "cli", `"$PSK_GCP_HUB_1_0"`, "$(cat key)"},
+		{"gcp", "cli", "'$PSK_GCP_HUB_1_0'", "'f00t'"},
+		{"gcp", "cli", "--flags-file /dev/stdin", "--flags-file flags"},
+		{"gcp", "cli", "\n--shared-secret: ", "\n--secret: "},
+		{"azure", "cli", "--shared-key @-", "--shared-key @key"},
 		{"gcp", "cli", "--interfaces 0=", "--interfaces 1="},
 	} {
 		text := render(t, top, c.cloud, c.form, "all")

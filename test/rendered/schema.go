@@ -124,7 +124,7 @@ var commands = map[string]schema{
 	"az network vpn-connection ipsec-policy add":  has("--resource-group --connection-name --ike-encryption --ike-integrity --dh-group --ipsec-encryption --ipsec-integrity --pfs-group --sa-lifetime --sa-max-size"),
 	"gcloud compute vpn-gateways describe":        has("NAME --region | --format"),
 	"gcloud compute external-vpn-gateways create": has("NAME --interfaces"),
-	"gcloud compute vpn-tunnels create":           has("NAME --shared-secret --vpn-gateway --interface --peer-external-gateway --peer-external-gateway-interface --router --region | --ike-version --phase1-encryption --phase1-prf --phase1-dh --phase1-integrity --phase2-encryption --phase2-pfs --phase2-integrity"),
+	"gcloud compute vpn-tunnels create":           has("NAME --flags-file --vpn-gateway --interface --peer-external-gateway --peer-external-gateway-interface --router --region | --ike-version --phase1-encryption --phase1-prf --phase1-dh --phase1-integrity --phase2-encryption --phase2-pfs --phase2-integrity"),
 	"gcloud compute routers add-interface":        has("NAME --interface-name --vpn-tunnel --ip-address --mask-length --region"),
 	"gcloud compute routers add-bgp-peer":         has("NAME --peer-name --interface --peer-ip-address --peer-asn --region | --advertised-route-priority"),
 }

@@ -44,15 +44,21 @@ func readCommands(text string) ([]command, error) {
 		}
 		if m := assignment.FindStringSubmatch(line); m != nil {
 			c.assign, line = m[1], strings.TrimPrefix(line, m[0])
-			if before, end, ok := strings.Cut(line, " <<"); ok {
-				for i++; i < len(lines) && lines[i] != end; i++ {
-					c.stdin += lines[i] + "\n"
-				}
-				if i++; i >= len(lines) {
-					return nil, fmt.Errorf("line %d: input that does not end", c.line)
-				}
-				line = before + lines[i]
+		}
+		if before, end, ok := strings.Cut(line, " <<"); ok {
+			for i++; i < len(lines) && lines[i] != end; i++ {
+				c.stdin += lines[i] + "\n"
 			}
+			if i >= len(lines) {
+				return nil, fmt.Errorf("line %d: input that does not end", c.line)
+			}
+			line = before
+			if c.assign != "" {
+				i++
+				line += lines[i]
+			}
+		}
+		if c.assign != "" {
 			if comment := strings.Index(line, ") #"); comment >= 0 {
 				line = line[:comment+1]
 			}
@@ -209,6 +215,14 @@ func readShell(text string) (objects, error) {
 			}
 			return m[1]
 		}
+		// key returns the variable whose value comes through standard input.
+		key := func(asked bool, before string) string {
+			text, ok := strings.CutPrefix(strings.TrimSuffix(c.stdin, "\n"), before)
+			if text = strings.Trim(text, "'"); !asked || !ok || !strings.HasPrefix(text, "$") {
+				note(fmt.Errorf("reads %q from standard input", c.stdin))
+			}
+			return reference(text)
+		}
 		name := c.one("--name")
 		switch c.words {
 		case ":":
@@ -290,7 +304,7 @@ func readShell(text string) (objects, error) {
 			if c.options["--enable-bgp"] == nil {
 				note(errors.New("has no BGP"))
 			}
-			o.azureTunnels = append(o.azureTunnels, azureConnection{name: name, gateway: c.one("--vnet-gateway1"), local: c.one("--local-gateway2"), psk: reference(c.one("--shared-key"))})
+			o.azureTunnels = append(o.azureTunnels, azureConnection{name: name, gateway: c.one("--vnet-gateway1"), local: c.one("--local-gateway2"), psk: key(c.one("--shared-key") == "@-", "")})
 		case "az network vpn-connection ipsec-policy add":
 			policies[c.one("--connection-name")] = [2]string{
 				suite(c.one("--ike-encryption"), c.one("--ike-integrity"), c.one("--dh-group")), suite(c.one("--ipsec-encryption"), "", c.one("--pfs-group")),
@@ -328,7 +342,7 @@ func readShell(text string) (objects, error) {
 			}
 		case "gcloud compute vpn-tunnels create":
 			o.gcpTunnels = append(o.gcpTunnels, gcpTunnel{
-				name: c.arg(), gateway: c.one("--vpn-gateway"), external: c.one("--peer-external-gateway"), router: c.one("--router"), psk: reference(c.one("--shared-secret")),
+				name: c.arg(), gateway: c.one("--vpn-gateway"), external: c.one("--peer-external-gateway"), router: c.one("--router"), psk: key(c.one("--flags-file") == "/dev/stdin", "--shared-secret: "),
 				ike:    suite(c.one("--phase1-encryption"), c.one("--phase1-prf"), c.one("--phase1-dh")),
 				esp:    suite(c.one("--phase2-encryption"), "", c.one("--phase2-pfs")),
 				number: int(number(c.one("--interface"))), peer: int(number(c.one("--peer-external-gateway-interface"))),
