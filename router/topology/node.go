@@ -8,6 +8,7 @@ import (
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/tunnel/cloud"
 )
 
 // WireGuardKey is the name of the secret on each node that holds its private key.
@@ -158,6 +159,9 @@ func (t *Topology) gatewayPolicy(n Node, g Gateway, p *isthmusv1.Peer) {
 		p.Import.Allow = append(p.Import.Allow, rules(s)...)
 	}
 	p.Import.LocalPreference = preferred
+	if g.Cloud == "aws" && transit(g) {
+		p.Export.MaxPrefixes = cloud.TransitExportLimit.Is
+	}
 	if t.defaultFor(n, g) {
 		p.Export.Allow = append(p.Export.Allow, &isthmusv1.PrefixRule{Prefix: defaultRoute})
 	}

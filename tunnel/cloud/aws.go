@@ -28,6 +28,9 @@ func prefixes(list ...string) (out []netip.Prefix) {
 	return out
 }
 
+// TransitExportLimit is what takes the place of AWS's ExportLimit at a transit gateway.
+var TransitExportLimit = Value[uint32]{900, "a transit gateway ends the session above 1000", awsGuide + "vpn-limits.html"}
+
 func aws() Preset {
 	lowest := "endpoints take the lowest value that both sides list, whatever comes first: one strong proposal is the way to insist"
 	return Preset{
@@ -47,7 +50,7 @@ func aws() Preset {
 		TTL:             Value[uint8]{1, "the session runs between the two addresses of the /30", awsGuide + "your-cgw.html"},
 		Passive:         Value[bool]{false, "both sides open the session", ours},
 		MaxPrefixes:     Value[uint32]{5000, "a transit gateway announces at most 5000, a virtual private gateway 1000", awsGuide + "vpn-limits.html"},
-		ExportLimit:     Value[uint32]{90, "a virtual private gateway ends the session above 100; for a transit gateway, which ends it above 1000, give more", awsGuide + "vpn-limits.html"},
+		ExportLimit:     Value[uint32]{90, "a virtual private gateway ends the session above 100; imports and topologies give 900 where they know a transit gateway, which ends it above 1000", awsGuide + "vpn-limits.html"},
 		IKELifetime:     Value[time.Duration]{8 * time.Hour, "Phase1LifetimeSeconds is 900 to 28800", awsModel},
 		ChildLifetime:   Value[time.Duration]{time.Hour, "Phase2LifetimeSeconds is 900 to 3600", awsModel},
 		MaxMTU:          Value[int]{1446, "the largest that AWS names, with AES-GCM and without NAT traversal", awsGuide + "your-cgw.html"},

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/isthmus-net/isthmus/tunnel/cloud"
 )
 
 // readAWS reads the CustomerGatewayConfiguration (XML, or the text that says the same), alone or inside what describe-vpn-connections, the Query API or
@@ -191,6 +193,9 @@ func (r *Result) awsConnection(d document, about, xml *node) {
 	for i, t := range tunnels {
 		out := r.awsTunnel(d, id, fmt.Sprintf("%s-%d", id, i+1), t)
 		out.About = fmt.Sprintf("%s, tunnel to %s of %s", id, t.remote.Is, gateway)
+		if strings.HasPrefix(gateway, "tgw-") {
+			out.ExportLimit = Value[uint32]{cloud.TransitExportLimit.Is, cloud.TransitExportLimit.Why}
+		}
 		if static {
 			out.ASN = Value[uint32]{}
 		} else if !out.ASN.known() {

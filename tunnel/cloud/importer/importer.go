@@ -97,6 +97,7 @@ type Tunnel struct {
 	Keepalive    Value[time.Duration]
 	Password     Value[Secret]
 	Import       Value[[]netip.Prefix]
+	ExportLimit  Value[uint32] // of prefixes, where it is another than the preset's
 	RouterASN    Value[uint32] // what the cloud expects of this node
 	RouterPublic Value[netip.Addr]
 }
@@ -484,6 +485,12 @@ func (r *Result) YAML() string {
 			for _, p := range t.Import.Is {
 				line(4, "- prefix: "+quote(p.String()), "")
 			}
+		}
+		if t.ExportLimit.known() {
+			line(2, "export:", "")
+			line(3, fmt.Sprintf("maxPrefixes: %d", t.ExportLimit.Is), t.ExportLimit.From)
+		}
+		if t.Import.known() {
 			line(2, "# Nothing is announced until `export` names it.", "")
 		} else {
 			line(2, "# Nothing is accepted or announced until `import` and `export` name it.", "")
