@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -309,15 +308,16 @@ func TestICMPErrors(t *testing.T) {
 	if err := unix.Sendto(s.in.Send4, packet, 0, &unix.SockaddrInet4{Addr: f.Destination.As4()}); err != nil {
 		t.Fatal(err)
 	}
-	got, ok := s.receive(50 * time.Millisecond)[77]
-	if !ok || got.Source != out.Source {
-		t.Errorf("the error: %v %v, want it from %v", ok, got, out.Source)
+	heard, err := s.out.Hear(50 * time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if ok {
-		inner := got.Bytes[28:]
-		if to, _ := netip.AddrFromSlice(inner[16:20]); to != out.Source {
-			t.Errorf("the error quotes a packet to %v: %s", to, fmt.Sprintf("% x", inner))
-		}
+	if len(heard.Answers) != 1 || heard.Answers[0].Source != out.Source {
+		t.Fatalf("errors %v, want one from %v", heard.Answers, out.Source)
+	}
+	inner := heard.Answers[0].Bytes[28:]
+	if to, _ := netip.AddrFromSlice(inner[16:20]); to != out.Source {
+		t.Errorf("the error quotes a packet to %v: % x", to, inner)
 	}
 }
 

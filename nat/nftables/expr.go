@@ -1,0 +1,105 @@
+package nftables
+
+import (
+	"slices"
+
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Registers. The kernel names a register by its number of four bytes unless it begins one of the four of sixteen bytes; written so,
+// rules are read back as they were written.
+func register(offset uint32) uint32 {
+	if offset%16 == 0 {
+		return unix.NFT_REG_1 + offset/16
+	}
+	return unix.NFT_REG32_00 + offset/4
+}
+
+const reg1 = unix.NFT_REG_1
+
+// Expressions.
+
+func meta(key expr.MetaKey, reg uint32) expr.Any { return &expr.Meta{Key: key, Register: reg} }
+
+func compare(op expr.CmpOp, data ...byte) expr.Any {
+	return &expr.Cmp{Op: op, Register: reg1, Data: data}
+}
+
+func network(offset, size, reg uint32) expr.Any {
+	return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size}
+}
+
+func transport(offset, size, reg uint32) expr.Any {
+	return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: size}
+}
+
+// to replaces register 1 by what a map has for it.
+func to(set string) expr.Any {
+	return &expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: set}
+}
+
+func in(set string) expr.Any { return &expr.Lookup{SourceRegister: reg1, SetName: set} }
+
+func verdict(kind expr.VerdictKind, chain string) expr.Any {
+	return &expr.Verdict{Kind: kind, Chain: chain}
+}
+
+func rule(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }
+
+func do(e ...expr.Any) []expr.Any { return e }
+
+// isFamily matches IPv4 or IPv6.
+func isFamily(f family) []expr.Any {
+	return do(meta(expr.MetaKeyNFPROTO, reg1), compare(expr.CmpOpEq, f.nfproto))
+}
+
+// interfaceName returns a name as the kernel compares it.
+func interfaceName(name string) []byte {
+	b := make([]byte, unix.IFNAMSIZ)
+	copy(b, name)
+	return b
+}
+
+// leaves matches packets that leave by an interface, or by any other.
+func leaves(op expr.CmpOp, name string) []expr.Any {
+	return do(meta(expr.MetaKeyOIFNAME, reg1), compare(op, interfaceName(name)...))
+}
+
+// comes matches packets that came by an interface, or by any other.
+func comes(op expr.CmpOp, name string) []expr.Any {
+	return do(meta(expr.MetaKeyIIFNAME, reg1), compare(op, interfaceName(name)...))
+}
+
+// encrypts matches packets that IPsec takes next. Those from an xfrm interface pass postrouting once more, still in the
+// clear, with the underlay as their way out; what leaves there comes by once again, with the outer header.
+func encrypts() []expr.Any {
+	const xfrm = 4 // NFT_RT_XFRM
+	return do(&expr.Rt{Register: reg1, Key: xfrm}, compare(expr.CmpOpEq, 1))
+}
+
+// hasOwnSource matches packets whose source is the node's or a pool's.
+func hasOwnSource(f family) []expr.Any {
+	return rule(isFamily(f), do(network(f.source, f.size, reg1), in(ownSet(f.ipv6))))
+}
+
+// state compares some bits of a packet's state in connection tracking with none of them.
+func state(bits uint32, op expr.CmpOp) []expr.Any {
+	return do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATE},
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
+		compare(op, 0, 0, 0, 0))
+}
+
+// begins matches packets of flows that are not under way.
+func begins() []expr.Any { return state(expr.CtStateBitNEW, expr.CmpOpNeq) }
+
+// late matches TCP packets that open no connection (RFC 9293 section 3.5). Where only first packets of flows come by, they are
+// of connections that began elsewhere.
+func late() []expr.Any {
+	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10
+	return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP),
+		transport(13, 1, reg1),
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 1, Mask: []byte{fin | syn | rst | ack}, Xor: []byte{0}},
+		compare(expr.CmpOpNeq, syn))
+}
