@@ -1,0 +1,439 @@
+package gobgp
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/isthmus-net/isthmus/bgp"
+)
+
+// Run implements bgp.Driver. It returns nil when ctx is done.
+func (d *Driver) Run(ctx context.Context, r bgp.Reporter) error {
+	select {
+	case <-d.ready:
+	case <-ctx.Done():
+		return nil
+	}
+	restarting, failures := d.o.Adopting(), 0
+	d.mu.Lock()
+	for name, s := range d.peers {
+		s.Restarting = restarting
+		if restarting {
+			d.expectLocked(time.Now(), name)
+		}
+	}
+	d.mu.Unlock()
+	for ctx.Err() == nil {
+		p, err := d.start()
+		var delay time.Duration
+		if err == nil {
+			var worked bool
+			if delay, worked = d.session(ctx, r, p, restarting); worked {
+				failures, restarting = 0, true
+			} else {
+				failures++
+				delay = startDelay(failures)
+			}
+		} else {
+			failures++
+			delay = startDelay(failures)
+			d.o.Log.Error("BGP cannot be started", "error", err, "next", delay)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(delay):
+		}
+	}
+	return nil
+}
+
+// expectLocked has Synced wait for a peer's End-of-RIB.
+func (d *Driver) expectLocked(now time.Time, name string) {
+	wait := restartTime
+	for _, p := range d.want.Peers {
+		if p.Name == name && p.GracefulRestart > 0 {
+			wait = p.GracefulRestart
+		}
+	}
+	d.expect[name] = now.Add(wait)
+}
+
+type event struct {
+	t       frameType
+	body    any
+	updates []bgp.Update
+}
+
+// session serves one process until it ends. It returns how long to wait before the next, and whether the process got
+// so far as to take its configuration.
+func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restarting bool) (time.Duration, bool) {
+	d.mu.Lock()
+	d.starts++
+	d.proc, d.replace, d.sent, d.restart = p, false, nil, restarting
+	d.synced, d.freed = false, false
+	d.rib = newRIB()
+	d.rib.configure(d.want)
+	d.mu.Unlock()
+	r.Restarted()
+
+	events := make(chan event, 16)
+	var malformed error
+	go func() {
+		defer close(events)
+		err := d.read(p, events)
+		if errors.Is(err, errMalformed) {
+			malformed = err
+		}
+		p.kill() // whatever it still does, nobody listens
+	}()
+	configured := make(chan error, 1)
+	go func() { configured <- d.push(ctx) }()
+
+	worked := false
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	readmit, waiting := time.NewTimer(time.Hour), false
+	defer readmit.Stop()
+	stop := ctx.Done()
+	for open := true; open; {
+		select {
+		case <-stop:
+			p.kill()
+			stop = nil
+		case err := <-configured:
+			worked = !errors.Is(err, errEnded)
+			if err != nil && ctx.Err() == nil {
+				d.o.Log.Error("BGP is not as configured", "error", err)
+			}
+			configured = nil
+			timer.Reset(0)
+		case e, ok := <-events:
+			if open = ok; ok {
+				d.handle(r, e)
+				if e.t == framePaths && !waiting {
+					waiting = true
+					readmit.Reset(gatherAdmission)
+				}
+				if e.t == frameState || e.t == frameEnd || e.t == frameCounters {
+					timer.Reset(0)
+				}
+			}
+		case <-d.wake:
+			timer.Reset(0)
+		case <-readmit.C:
+			waiting = false
+			if d.readmit() {
+				d.pushLater(ctx)
+			}
+		case now := <-timer.C:
+			if next := d.tick(ctx, r, p, now, worked); !next.IsZero() {
+				timer.Reset(max(time.Until(next), time.Millisecond))
+			}
+		}
+	}
+	<-p.done
+	p.conn.Close()
+	end := p.end()
+	if malformed != nil {
+		end = crash{reason: malformed.Error()}
+	}
+	if ctx.Err() != nil {
+		d.mu.Lock()
+		d.proc = nil
+		d.mu.Unlock()
+		return 0, true
+	}
+	return d.ended(r, end, worked)
+}
+
+// read passes what the child says on, and answers to those who wait for them.
+func (d *Driver) read(p *process, events chan<- event) error {
+	dec := pathDecoder{name: func(id uint32) (string, bool) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		name, ok := d.names[id]
+		return name, ok
+	}}
+	for {
+		t, body, err := readFrame(p.conn, maxFromChild)
+		if err != nil {
+			return err
+		}
+		e := event{t: t}
+		switch t {
+		case framePaths:
+			e.updates, err = dec.decode(body)
+		case frameReply:
+			var m replyMessage
+			if err = parse(body, &m); err == nil {
+				d.mu.Lock()
+				c := d.replies[m.ID]
+				delete(d.replies, m.ID)
+				d.mu.Unlock()
+				if c != nil {
+					c <- m
+				}
+			}
+		case frameState:
+			e.body, err = parsed[stateMessage](body)
+		case frameCounters:
+			e.body, err = parsed[[]countersMessage](body)
+		case frameEnd:
+			e.body, err = parsed[endMessage](body)
+		case frameLog:
+			e.body, err = parsed[logMessage](body)
+		default:
+			err = fmt.Errorf("%w: type %d", errMalformed, t)
+		}
+		if err != nil {
+			return err
+		}
+		if t != frameReply {
+			events <- e
+		}
+	}
+}
+
+func parse(b []byte, v any) error {
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%w: %v", errMalformed, err)
+	}
+	return nil
+}
+
+func parsed[T any](b []byte) (T, error) {
+	var v T
+	err := parse(b, &v)
+	return v, err
+}
+
+func (d *Driver) handle(r bgp.Reporter, e event) {
+	switch m := e.body.(type) {
+	case nil:
+		d.mu.Lock()
+		us := e.updates[:0]
+		for _, u := range e.updates {
+			us = append(us, d.rib.update(u))
+		}
+		d.mu.Unlock()
+		r.Paths(us)
+	case stateMessage:
+		d.handleState(r, m)
+	case []countersMessage:
+		d.handleCounters(r, m)
+	case endMessage:
+		d.mu.Lock()
+		delete(d.expect, d.names[m.Peer])
+		d.mu.Unlock()
+	case logMessage:
+		var level slog.Level
+		if level.UnmarshalText([]byte(m.Level)) != nil {
+			level = slog.LevelError
+		}
+		d.mu.Lock()
+		name := d.names[m.Peer]
+		d.mu.Unlock()
+		d.o.Log.Log(context.Background(), level, "GoBGP: "+clip(m.Text), "peer", name)
+	}
+}
+
+// clip bounds text that a peer may have had a hand in.
+func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), 500)], "?") }
+
+func (d *Driver) handleState(r bgp.Reporter, m stateMessage) {
+	now := time.Now()
+	d.mu.Lock()
+	name := d.names[m.Peer]
+	s := d.peers[name]
+	if s == nil {
+		d.mu.Unlock()
+		return
+	}
+	if m.Error != "" {
+		s.LastError = clip(m.Error)
+	}
+	switch m.State {
+	case "":
+	case bgp.PrefixLimit:
+		if d.sup.held(name) != nil {
+			break
+		}
+		d.sup.strike(now, name, bgp.PrefixLimit, fmt.Sprintf("more than %d prefixes", d.limitLocked(name)))
+		delete(d.expect, name)
+		s.Restarting, s.Since = false, now
+	case bgp.Idle, bgp.Connect, bgp.Active, bgp.OpenSent, bgp.OpenConfirm, bgp.Established:
+		if s.State != m.State {
+			s.State, s.Since = m.State, now
+		}
+	}
+	switch {
+	case m.State == bgp.Established:
+		s.Restarting = false
+		s.TimesUp++
+		d.sup.established(now, name)
+		if end, ok := d.expect[name]; ok {
+			d.expect[name] = later(end, now.Add(endTime))
+		}
+	case m.Down:
+		s.Restarting = m.Restarting
+		delete(d.expect, name)
+	case m.Expired:
+		s.Restarting = false
+	}
+	if m.State == "" && !m.Expired {
+		d.mu.Unlock()
+		return // a new last error is not worth a report
+	}
+	state := d.stateLocked(name)
+	d.mu.Unlock()
+	r.Peer(state)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func (d *Driver) limitLocked(name string) uint32 {
+	for _, p := range d.want.Peers {
+		if p.Name == name {
+			return p.MaxPrefixes
+		}
+	}
+	return 0
+}
+
+func (d *Driver) handleCounters(r bgp.Reporter, ms []countersMessage) {
+	var changed []bgp.PeerState
+	d.mu.Lock()
+	for _, m := range ms {
+		name := d.names[m.Peer]
+		s := d.peers[name]
+		if s == nil {
+			continue
+		}
+		s.Received, s.MessagesIn, s.MessagesOut = m.Received, m.In, m.Out
+		if s.State != bgp.Established {
+			continue
+		}
+		hold := time.Duration(m.HoldTime) * time.Second
+		if s.RouterID != m.RouterID || s.HoldTime != hold || s.GracefulRestart != m.GracefulRestart {
+			s.RouterID, s.HoldTime, s.GracefulRestart = m.RouterID, hold, m.GracefulRestart
+			changed = append(changed, d.stateLocked(name))
+		}
+		if _, ok := d.expect[name]; ok && !m.GracefulRestart {
+			d.expect[name] = earlier(d.expect[name], s.Since.Add(settleTime))
+		}
+	}
+	d.mu.Unlock()
+	for _, s := range changed {
+		r.Peer(s)
+	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// tick does what is due by now and returns when to look again; zero: when something happens.
+func (d *Driver) tick(ctx context.Context, r bgp.Reporter, p *process, now time.Time, configured bool) time.Time {
+	var reports []bgp.PeerState
+	d.mu.Lock()
+	next, changed := d.sup.tick(now, d.nameListLocked())
+	waiting := false // for a peer that may come
+	for name, end := range d.expect {
+		s := d.peers[name]
+		if now.Before(end) {
+			if next.IsZero() || end.Before(next) {
+				next = end
+			}
+			waiting = waiting || d.sup.held(name) == nil
+			continue
+		}
+		delete(d.expect, name)
+		if s.Restarting {
+			s.Restarting = false
+			reports = append(reports, d.stateLocked(name))
+		}
+	}
+	free := configured && !waiting && !d.freed
+	synced := configured && len(d.expect) == 0 && !d.synced
+	d.freed, d.synced = d.freed || free, d.synced || synced
+	d.mu.Unlock()
+	if changed {
+		d.pushLater(ctx)
+	}
+	if free {
+		go func() {
+			<-d.pushLater(ctx) // what limited peers are told, before they are told
+			// Only this and push write, and each frame is one write.
+			if err := writeFrame(p.conn, frameRelease, nil); err != nil {
+				p.kill()
+			}
+		}()
+	}
+	for _, s := range reports {
+		r.Peer(s)
+	}
+	if synced {
+		r.Synced()
+	}
+	return next
+}
+
+// ended takes note that the process has ended by itself. It returns how long to wait before the next, and whether this
+// one had come so far that its end was not a failure to start.
+func (d *Driver) ended(r bgp.Reporter, end crash, worked bool) (time.Duration, bool) {
+	now := time.Now()
+	d.mu.Lock()
+	d.proc = nil
+	var delay time.Duration
+	culprit := ""
+	for _, p := range d.want.Peers {
+		if p.Address == end.peer {
+			culprit = p.Name
+			worked = true // a session was up before the whole configuration was
+		}
+	}
+	if !d.replace && worked {
+		culprit, delay = d.sup.crashed(now, culprit, clip(end.reason))
+	}
+	planned := d.replace
+	if !planned {
+		d.o.Log.Error("the BGP process ended", "reason", clip(end.reason), "peer", culprit)
+	}
+	var reports []bgp.PeerState
+	for name, s := range d.peers {
+		if s.State == bgp.Established || s.Restarting {
+			s.Restarting = true
+			if _, ok := d.expect[name]; !ok || s.State == bgp.Established {
+				d.expectLocked(now, name)
+			}
+		}
+		if name == culprit {
+			s.LastError = clip(end.reason)
+		}
+		if s.State != bgp.Unknown {
+			s.State, s.Since = bgp.Unknown, now
+		}
+		s.MessagesIn, s.MessagesOut, s.Received = 0, 0, 0
+		reports = append(reports, d.stateLocked(name))
+	}
+	d.mu.Unlock()
+	slices.SortFunc(reports, func(a, b bgp.PeerState) int { return strings.Compare(a.Name, b.Name) })
+	for _, s := range reports {
+		r.Peer(s)
+	}
+	return delay, worked || planned
+}
