@@ -383,6 +383,45 @@ func TestEditProxy(t *testing.T) {
 }
 
 // BenchmarkEdit edits one of ten thousand policies.
+// FuzzEdit: whatever the document and the edit look like, the edited text says what the edited message says.
+func FuzzEdit(f *testing.F) {
+	x := "  - {name: x, action: deny, sources: [10.1.0.0/16]}\n"
+	f.Add(editEgress+"  policies:\n"+x, "policies:\n- {name: y, sources: [10.2.0.0/16], pool: p}\n", "x")
+	f.Add(editEgress+"  policies:\n    # x\n    - name: x\n      action: deny\n      sources:\n      - 10.1.0.0/16\n\n  # end\nannounce: [10.0.0.0/8]\n", "", "x")
+	f.Add(editEgress+"  policies: [{name: x, action: deny, sources: [10.1.0.0/16]}]\n", "policies: [{name: x, action: deny, sources: [10.3.0.0/16]}]", "")
+	f.Add(editHead+"  policies:\r\n"+x, "{policies: [{name: z, names: [a.example], sources: [10.1.0.0/24], pool: b}]}", "")
+	f.Add(editEgress, "policies:\n- name: z\n  action: deny\n  sources: [10.1.0.0/24]", "z")
+	f.Fuzz(func(t *testing.T, text, set, gone string) {
+		s, problems := parse(text)
+		if len(problems) > 0 {
+			return
+		}
+		e := Edit{}
+		if set != "" {
+			e.Read([]byte(set))
+		}
+		if gone != "" {
+			e.Delete = []string{gone}
+		}
+		edited, problems, err := e.Apply(s, text)
+		if err != nil || len(problems) > 0 {
+			return
+		}
+		d, _ := Decode([]byte(text))
+		if d.Message.Egress == nil {
+			d.Message.Egress = &isthmusv1.Egress{}
+		}
+		want, problems := full(d.Message, e)
+		if len(problems) > 0 {
+			t.Fatalf("accepted: %v\n%s\nset %s\ndelete %q", problems, text, set, gone)
+		}
+		got, problems := Decode([]byte(edited.Text))
+		if len(problems) > 0 || !proto.Equal(got.Message, want) {
+			t.Fatalf("%v\nfrom\n%s\nset %s\ndelete %q\nto\n%s", problems, text, set, gone, edited.Text)
+		}
+	})
+}
+
 func BenchmarkEdit(b *testing.B) {
 	var text strings.Builder
 	text.WriteString(editEgress + "  policies:\n")
