@@ -83,8 +83,11 @@ func syntax(err error, m proto.Message) Problem {
 	text := strings.TrimPrefix(err.Error(), "yaml: ")
 	p := Problem{Rule: "is no YAML: " + text, Remedy: "mend the syntax"}
 	if text == "EOF" {
-		fields := m.ProtoReflect().Descriptor().Fields()
-		p.Rule, p.Remedy = "is empty", fmt.Sprintf("write at least `%s` and `%s`", fields.Get(0).JSONName(), fields.Get(1).JSONName())
+		var first []string
+		for fields, i := m.ProtoReflect().Descriptor().Fields(), 0; i < min(2, fields.Len()); i++ {
+			first = append(first, "`"+fields.Get(i).JSONName()+"`")
+		}
+		p.Rule, p.Remedy = "is empty", "write at least "+strings.Join(first, " and ")
 	}
 	if rest, ok := strings.CutPrefix(text, "line "); ok {
 		if n, after, ok := strings.Cut(rest, ":"); ok {

@@ -328,6 +328,8 @@ func TestEditMistakes(t *testing.T) {
 		"policy: {}":   {nil, "policy: is no field here"},
 		"policies: []": {nil, "policies: is required"},
 		"{":            {nil, "is no YAML"},
+		"":             {nil, "is empty; write at least `policies`"},
+		"# none\n":     {nil, "is empty"},
 		"policies:\n- {name: y, sources: [10.1.0.0/16], pool: p}":                                               {nil, `line 2: policies[0]: "y" decides the same flows as egress.policies[3] (x)`},
 		"policies:\n- {name: y, sources: [10.9.0.0/16], pool: p}\n- {name: y, sources: [10.9.0.0/17], pool: p}": {nil, `line 3: policies[1].name: "y" is the name of policies[0].name too`},
 		"policies:\n- {name: y, sources: [10.9.0.0/16], pool: p}\n- {name: z, sources: [10.9.0.0/16], pool: p}": {nil, `line 3: policies[1]: "z" decides the same flows as policies[0] (y)`},
