@@ -37,10 +37,12 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 
 FUZZTIME ?= 100000x
 
-fuzz: ## each importer, and the reader of topologies, on made-up files; FUZZTIME=10m for longer
+fuzz: ## each importer, and the readers of topologies, documents and edits, on made-up files; FUZZTIME=10m for longer
 	for t in FuzzAWS FuzzAzure FuzzGCP; do \
 	  go test ./tunnel/cloud/importer -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x || exit 1; done
 	go test ./router/topology -run '^$$' -fuzz '^FuzzRead$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
+	for t in FuzzDecode FuzzEdit; do \
+	  go test ./router/spec -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x || exit 1; done
 
 bench: setup ## figures side by side with other implementations (five minutes)
 	go run ./test/bench

@@ -172,7 +172,7 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	server, err := api.Listen(api.Options{Router: r, Authority: authority, Address: o.listen, Socket: filepath.Join(o.runtime, "api.sock")})
+	server, err := api.Listen(api.Options{Router: r, Authority: authority, Address: o.listen, Socket: filepath.Join(o.runtime, "api.sock"), Log: log})
 	if err != nil {
 		return err
 	}

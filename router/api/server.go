@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -27,6 +28,8 @@ type Options struct {
 	Address string
 	// Socket is the path of the unix socket for root on this node. Empty: none.
 	Socket string
+	// Log is told what goes wrong here. Nil: slog.Default.
+	Log *slog.Logger
 }
 
 // Server has its listeners open and is ready to serve.
@@ -48,14 +51,17 @@ func Listen(o Options) (*Server, error) {
 		health:   health.NewServer(),
 		services: &services{router: o.Router, authority: o.Authority, stopping: make(chan struct{})},
 	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
 	generation := func() uint64 {
 		st, _ := o.Router.Status()
 		return st.GetGeneration()
 	}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(o.Authority.Credentials()),
-		grpc.ChainUnaryInterceptor(o.Authority.Unary(describe, generation)),
-		grpc.ChainStreamInterceptor(o.Authority.Stream()),
+		grpc.ChainUnaryInterceptor(o.Authority.Unary(describe, generation), recoverUnary(o.Log)),
+		grpc.ChainStreamInterceptor(o.Authority.Stream(), recoverStream(o.Log)),
 		grpc.MaxRecvMsgSize(maxDocument+64<<10),
 		grpc.MaxHeaderListSize(16<<10),
 		grpc.MaxConcurrentStreams(100),

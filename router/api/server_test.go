@@ -357,6 +357,32 @@ func TestErrors(t *testing.T) {
 	wantCode(t, "no such client", err, codes.NotFound)
 }
 
+// TestPanic: a call that brings out a mistake fails, is in the audit log when it writes, and nothing else ends.
+func TestPanic(t *testing.T) {
+	router := apitest.New(time.Now)
+	s := apitest.Serve(t, time.Now, router)
+	conn := dialRole(t, s, auth.Operator)
+	specs, tunnels := isthmusv1.NewSpecServiceClient(conn), isthmusv1.NewTunnelServiceClient(conn)
+	_, err := specs.Validate(t.Context(), &isthmusv1.ValidateRequest{Source: source("panic\n")})
+	wantCode(t, "validating", err, codes.Internal)
+	_, err = specs.Apply(t.Context(), &isthmusv1.ApplyRequest{Source: source("panic\n")})
+	wantCode(t, "applying", err, codes.Internal)
+	log := auditLog(t, s)
+	if last := log[len(log)-1]; last.Event != auth.End || last.Result != "Internal" {
+		t.Errorf("the audit log ends with %+v", last)
+	}
+	router.SetTunnels(&isthmusv1.TunnelStatus{Name: "panic"})
+	watch, err := tunnels.WatchTunnels(t.Context(), &isthmusv1.WatchTunnelsRequest{})
+	if err == nil {
+		_, err = watch.Recv()
+	}
+	wantCode(t, "watching", err, codes.Internal)
+	router.SetTunnels(&isthmusv1.TunnelStatus{Name: "aws-0"})
+	if list, err := tunnels.ListTunnels(t.Context(), &isthmusv1.ListTunnelsRequest{}); err != nil || len(list.Tunnels) != 1 {
+		t.Errorf("afterwards: %v %v", list, err)
+	}
+}
+
 func TestPages(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	var all []*isthmusv1.Route

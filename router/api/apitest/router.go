@@ -95,7 +95,11 @@ func get[T any](r *Router, kind string, where *[]T) ([]T, <-chan struct{}) {
 }
 
 func (r *Router) Tunnels() ([]*isthmusv1.TunnelStatus, <-chan struct{}) {
-	return get(r, "tunnels", &r.tunnels)
+	all, changed := get(r, "tunnels", &r.tunnels)
+	if len(all) > 0 && all[0].Name == "panic" {
+		panic("of the fake")
+	}
+	return all, changed
 }
 func (r *Router) Peers() ([]*isthmusv1.PeerStatus, <-chan struct{}) {
 	return get(r, "peers", &r.peers)
@@ -197,6 +201,8 @@ func (r *Router) Validate(_ context.Context, s *isthmusv1.Source) (*isthmusv1.Va
 	out := &isthmusv1.ValidateResponse{}
 	for i, name := range names(text(s)) {
 		switch path, line := fmt.Sprintf("tunnels[%d].name", i), uint32(i+1); {
+		case name == "panic":
+			panic("of the fake")
 		case strings.HasPrefix(name, "bad"):
 			out.Problems = append(out.Problems, &isthmusv1.Problem{Path: path, Value: name, Rule: "must not begin with bad", Remedy: "choose a better name", Line: line})
 		case strings.HasPrefix(name, "lone"):
