@@ -270,7 +270,7 @@ func (b *bench) flood() {
 			r := b.rogue()
 			var sent atomic.Bool
 			go func() { sent.Store(r.Write(flood) == nil) }()
-			b.until(40*time.Second, func() error {
+			b.until(2*time.Minute, func() error {
 				if p := b.peers()["site"]; p.GetState() != "prefix-limit" || !p.GetNextTry().AsTime().After(time.Now()) {
 					return fmt.Errorf("site is %v", p)
 				}
