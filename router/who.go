@@ -141,10 +141,10 @@ func (r *Router) poolsAt(at time.Time) ([]nat.Pool, error) {
 	if err != nil {
 		return now, err
 	}
-	d, _ := spec.Decode([]byte(text))
+	d, problems := spec.Decode([]byte(text))
 	// Secrets may have gone since, and decide nothing about pools.
-	s, problems := spec.Check(d, func(string) (secret.Ref, bool) { return secret.Ref{}, true })
-	if len(problems) > 0 {
+	s, more := spec.Check(d, func(string) (secret.Ref, bool) { return secret.Ref{}, true })
+	if problems = append(problems, more...); len(problems) > 0 {
 		return now, problems
 	}
 	return s.Pools, nil

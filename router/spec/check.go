@@ -23,9 +23,9 @@ import (
 // Secrets returns the reference for a stored secret, and false when there is none of that name.
 type Secrets func(name string) (secret.Ref, bool)
 
-// Check resolves a document. The Spec may be used only when there are no problems.
+// Check resolves a document. The Spec may be used only when neither Decode nor Check has found a problem.
 func Check(d Document, secrets Secrets) (*Spec, Problems) {
-	c := checker{Fields: Fields{lines: d.lines}, s: Spec{lines: d.lines.outside(policiesField), layout: d.layout}, secrets: secrets, tunnels: map[string]Tunnel{}}
+	c := checker{Fields: Fields{lines: d.lines, unread: d.unread}, s: Spec{lines: d.lines.outside(policiesField), layout: d.layout}, secrets: secrets, tunnels: map[string]Tunnel{}}
 	m := d.Message
 	if m == nil {
 		m = &isthmusv1.Spec{}

@@ -25,6 +25,7 @@ const maxNodes = 4 << 20
 type Document struct {
 	Message *isthmusv1.Spec
 	lines   Lines
+	unread  map[string]bool // paths of what Decode could not read
 	layout  *layout
 }
 
@@ -38,11 +39,11 @@ func FromMessage(m *isthmusv1.Spec) Document {
 
 // Decode reads a document from YAML or JSON, which is a subset of it. The text holds the fields of the protobuf
 // message Spec; unknown fields, doubled ones and wrong types are problems. What could be read is returned even when
-// there are problems, so that Check can find the others.
+// there are problems, so that Check can find the others; it does not repeat these.
 func Decode(text []byte) (Document, Problems) {
 	doc := Document{Message: &isthmusv1.Spec{}}
 	d := decode(text, doc.Message)
-	doc.lines = d.lines
+	doc.lines, doc.unread = d.lines, d.problems.paths()
 	if len(d.problems) == 0 && !d.aliases {
 		doc.layout = layoutOf(string(text), d.root)
 	}
@@ -93,6 +94,10 @@ func syntax(err error, m proto.Message) Problem {
 		if n, after, ok := strings.Cut(rest, ":"); ok {
 			if line, err := strconv.Atoi(n); err == nil {
 				p.Line, p.Rule = line, "is no YAML:"+after
+			}
+			// The library counts lines from 0 in what its parser says, and from 1 in what its scanner says.
+			if strings.HasPrefix(after, " did not find expected ") {
+				p.Line++
 			}
 		}
 	}
@@ -218,14 +223,15 @@ func (d *decoder) scalar(n *yaml.Node, path string, field protoreflect.FieldDesc
 	}
 	number := func(bits int) (uint64, bool) {
 		v, err := strconv.ParseUint(n.Value, 10, bits)
-		if tag == "!!int" && err == nil {
+		octal := len(n.Value) > 1 && n.Value[0] == '0' // to YAML 1.1
+		if tag == "!!int" && err == nil && !octal {
 			return v, true
 		}
 		limit := uint64(math.MaxUint64)
 		if bits == 32 {
 			limit = math.MaxUint32
 		}
-		d.problem(n, path, n.Value, fmt.Sprintf("must be a whole number from 0 to %d", limit), "write it in decimal digits without quotes")
+		d.problem(n, path, n.Value, fmt.Sprintf("must be a whole number from 0 to %d", limit), "write it in decimal digits, without quotes and leading zeros")
 		return 0, false
 	}
 	switch field.Kind() {

@@ -147,7 +147,7 @@ func (s *Spec) Policy(name string) *nat.Policy {
 // check returns the policies that are set, and their proxies.
 func (e *Edit) check(s *Spec) ([]nat.Policy, []health.Pool, Problems) {
 	c := s.checker(e.lines)
-	c.problems = e.problems
+	c.problems, c.unread = e.problems, e.problems.paths()
 	if n := len(e.Set) + len(e.Delete); n > maxEdited {
 		c.Problem("policies", strconv.Itoa(n), fmt.Sprintf("are more than are edited at a time, which is %d", maxEdited), "apply the whole document")
 		return nil, nil, c.Problems()

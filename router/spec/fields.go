@@ -13,19 +13,24 @@ import (
 type Fields struct {
 	problems Problems
 	lines    Lines
+	unread   map[string]bool              // paths of values that could not be read; "" is the whole text
 	names    map[string]map[string]string // kind -> name -> path
 }
 
 // NewFields returns one for what DecodeMessage returned.
 func NewFields(lines Lines, problems Problems) *Fields {
-	return &Fields{lines: lines, problems: problems}
+	return &Fields{lines: lines, problems: problems, unread: problems.paths()}
 }
 
 // Problems returns what was found, in the order of lines.
 func (f *Fields) Problems() Problems { return f.problems.byLine() }
 
-// Problem records one, on the line of the field.
+// Problem records one, on the line of the field. Of what could not be read nothing more is said: it only looks as if
+// it were missing.
 func (f *Fields) Problem(path, value, rule, remedy string) {
+	if f.unread[""] || f.unread[path] {
+		return
+	}
 	f.problems = append(f.problems, Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: f.lines.line(path)})
 }
 

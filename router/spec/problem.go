@@ -49,6 +49,15 @@ func (ps Problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
+// paths returns the paths of the problems.
+func (ps Problems) paths() map[string]bool {
+	out := make(map[string]bool, len(ps))
+	for _, p := range ps {
+		out[p.Path] = true
+	}
+	return out
+}
+
 // byLine puts the problems into the order of the document's lines, and keeps the order of those without one.
 func (ps Problems) byLine() Problems {
 	slices.SortStableFunc(ps, func(a, b Problem) int { return cmp.Compare(a.Line, b.Line) })

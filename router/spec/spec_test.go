@@ -331,3 +331,21 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// TestNothingFollows: of what could not be read nothing more is said than that.
+func TestNothingFollows(t *testing.T) {
+	good := string(read(t, "clouds.yaml"))
+	for _, c := range []struct{ text, want string }{
+		{"", "is empty; write at least `node` and `underlay`"},
+		{"- a", "line 1: must be a group of fields; write `field: value` lines below it"},
+		{"node:\n\tname: a\n", "line 2: is no YAML: found character that cannot start any token; mend the syntax"},
+		{"node: {name: a}\nunderlay: {\n", "line 3: is no YAML: did not find expected node content; mend the syntax"},
+		{"node: {name: a}\nannounce: [\"10.0.0.0/8\" x]\n", "line 2: is no YAML: did not find expected ',' or ']'; mend the syntax"},
+		{strings.Replace(good, "asn: 64620", `asn: "64620"`, 1), `line 2: node.asn: "64620" must be a whole number from 0 to 4294967295; write it in decimal digits, without quotes and leading zeros`},
+		{strings.Replace(good, "asn: 64620", "asn: 064620", 1), `line 2: node.asn: "064620" must be a whole number from 0 to 4294967295; write it in decimal digits, without quotes and leading zeros`},
+	} {
+		if _, problems := parse(c.text); problems.Error() != c.want {
+			t.Errorf("%.40q: got\n%v\nwant\n%s", c.text, problems, c.want)
+		}
+	}
+}
