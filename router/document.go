@@ -160,7 +160,7 @@ func (r *Router) commit(next store.Revision, confirm time.Duration) error {
 		return fmt.Errorf("storing document: %w", err)
 	}
 	next.Generation = generation
-	r.present = next
+	r.present, r.stuck = next, nil
 	r.Log.Info("accepted", "generation", generation, "author", next.Author, "reason", next.Reason, "changes", next.Changes)
 	return nil
 }
@@ -212,6 +212,7 @@ func (r *Router) revertIfDue(now time.Time) {
 	r.Log.Warn("not confirmed in time, going back", "generation", r.present.Generation, "to", r.present.RevertTo)
 	if _, _, err := r.rollback(r.present.RevertTo, nil, Daemon, "not confirmed, back to %d"); err != nil {
 		r.Log.Error("going back failed; trying again", "err", err)
+		r.stuck = err
 	}
 }
 

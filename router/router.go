@@ -142,6 +142,7 @@ type Router struct {
 	ledger  plan.Ledger
 	had     []nat.Pool // of all targets since a document was last kept
 	invalid error      // why the stored document cannot be used
+	stuck   error      // why the former document, which was to come back, did not
 	applied uint64     // newest generation with everything done
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
@@ -584,6 +585,44 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 			t.Errorf("rolled back to %s", doc)
 		}
 		stop()
+	})
+}
+
+// TestGoingBackKeepsItsSecrets: a secret stays while the document that uses it may come back, and when that cannot come back
+// the node says so.
+func TestGoingBackKeepsItsSecrets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		apply(t, r, base)
+		if _, err := r.Store.SetSecret("other", []byte("another of some length"), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		changed := text(strings.ReplaceAll(base, "psk: k", "psk: other"))
+		if _, _, err := r.apply(changed, nil, time.Minute, "tester"); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.DeleteSecret(t.Context(), "tester", "k"); !errors.Is(err, api.ErrPrecondition) || !strings.HasSuffix(err.Error(), "tunnels[0].ipsec.psk of generation 1") {
+			t.Errorf("deleting what the former document uses: %v", err)
+		}
+		if err := r.Store.DeleteSecret("k"); err != nil { // as when its file is lost
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		if c := r.status().GetConditions(); len(c) != 1 || c[0].GetSeverity() != "error" || !strings.Contains(c[0].GetMessage(), `going back to 1 fails`) {
+			t.Errorf("conditions %v", c)
+		}
+		if _, err := r.Store.SetSecret("k", []byte("a secret of some length"), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if c, uses := r.status().GetConditions(), r.Secrets()[0].GetUsedBy(); len(c) > 0 || !slices.Equal(uses, []string{"tunnels[0].ipsec.psk", "tunnels[1].ipsec.psk"}) {
+			t.Errorf("after going back: conditions %v, k is used by %q", c, uses)
+		}
+		if err := r.DeleteSecret(t.Context(), "tester", "other"); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

@@ -174,14 +174,20 @@ func (r *Router) SetSecret(_ context.Context, author, name string, value []byte)
 	if err := r.secretsChanged(); err != nil {
 		return nil, fmt.Errorf("the secret is stored, but the present document cannot be planned with it: %w", err)
 	}
-	return r.secretMessage(info), nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	uses, _ := r.uses()
+	return secretMessage(info, uses), nil
 }
 
 // Secrets implements api.Router.
 func (r *Router) Secrets() []*isthmusv1.SecretInfo {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	var out []*isthmusv1.SecretInfo
+	uses, _ := r.uses() // what is not known is not shown
 	for _, info := range r.Store.Secrets() {
-		out = append(out, r.secretMessage(info))
+		out = append(out, secretMessage(info, uses))
 	}
 	return out
 }
@@ -190,8 +196,12 @@ func (r *Router) Secrets() []*isthmusv1.SecretInfo {
 func (r *Router) DeleteSecret(_ context.Context, author, name string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if uses := r.uses(name); len(uses) > 0 {
-		return fmt.Errorf("%w: secret %s is used by %s", api.ErrPrecondition, name, uses[0])
+	uses, err := r.uses()
+	if err != nil {
+		return err
+	}
+	if u := uses[name]; len(u) > 0 {
+		return fmt.Errorf("%w: secret %s is used by %s", api.ErrPrecondition, name, u[0])
 	}
 	if err := r.Store.DeleteSecret(name); err != nil {
 		return err
@@ -200,29 +210,39 @@ func (r *Router) DeleteSecret(_ context.Context, author, name string) error {
 	return nil
 }
 
-func (r *Router) secretMessage(info store.SecretInfo) *isthmusv1.SecretInfo {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return &isthmusv1.SecretInfo{Name: info.Ref.Name, Fingerprint: info.Ref.Fingerprint, Changed: stamp(info.Changed), UsedBy: r.uses(info.Ref.Name)}
+func secretMessage(info store.SecretInfo, uses map[string][]string) *isthmusv1.SecretInfo {
+	return &isthmusv1.SecretInfo{Name: info.Ref.Name, Fingerprint: info.Ref.Fingerprint, Changed: stamp(info.Changed), UsedBy: uses[info.Ref.Name]}
 }
 
-// uses returns where the present document uses a secret, as field paths.
-func (r *Router) uses(name string) (paths []string) {
-	d, _ := spec.Decode([]byte(r.present.Text))
-	use := func(ref, format string, i int) {
-		if ref == name {
-			paths = append(paths, fmt.Sprintf(format, i))
+// uses returns where secrets are used, as field paths by name: in the present document, and in the one that comes back
+// unless the present one is confirmed.
+func (r *Router) uses() (map[string][]string, error) {
+	paths := map[string][]string{}
+	read := func(text, of string) {
+		d, _ := spec.Decode([]byte(text))
+		use := func(ref, format string, i int) {
+			if ref != "" {
+				paths[ref] = append(paths[ref], fmt.Sprintf(format, i)+of)
+			}
+		}
+		for i, t := range d.Message.GetTunnels() {
+			use(t.GetIpsec().GetPsk(), "tunnels[%d].ipsec.psk", i)
+			use(t.GetWireguard().GetPrivateKey(), "tunnels[%d].wireguard.privateKey", i)
+			use(t.GetWireguard().GetPresharedKey(), "tunnels[%d].wireguard.presharedKey", i)
+		}
+		for i, p := range d.Message.GetPeers() {
+			use(p.GetPassword(), "peers[%d].password", i)
 		}
 	}
-	for i, t := range d.Message.GetTunnels() {
-		use(t.GetIpsec().GetPsk(), "tunnels[%d].ipsec.psk", i)
-		use(t.GetWireguard().GetPrivateKey(), "tunnels[%d].wireguard.privateKey", i)
-		use(t.GetWireguard().GetPresharedKey(), "tunnels[%d].wireguard.presharedKey", i)
+	read(r.present.Text, "")
+	if r.present.ConfirmBy.IsZero() {
+		return paths, nil
 	}
-	for i, p := range d.Message.GetPeers() {
-		use(p.GetPassword(), "peers[%d].password", i)
+	former, err := r.Store.Revision(r.present.RevertTo)
+	if err == nil {
+		read(former.Text, fmt.Sprintf(" of generation %d", former.Generation))
 	}
-	return paths
+	return paths, err
 }
 
 // refusal turns what is wrong with a document, or what is not there, into the errors of the API.

@@ -295,10 +295,14 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 		})
 	}
 	if !r.present.ConfirmBy.IsZero() {
-		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
+		c := &isthmusv1.Condition{
 			Type: "NotConfirmed", Severity: "warning", Since: stamp(r.present.Time),
-			Message: fmt.Sprintf("generation %d goes back to %d at %s unless `isthmus confirm` is called", r.present.Generation, r.present.RevertTo, r.present.ConfirmBy.UTC().Format(time.RFC3339)),
-		})
+			Message: fmt.Sprintf("generation %d goes back to %d at %s unless `isthmus confirm %[1]d` is called", r.present.Generation, r.present.RevertTo, r.present.ConfirmBy.UTC().Format(time.RFC3339)),
+		}
+		if r.stuck != nil {
+			c.Severity, c.Message = "error", fmt.Sprintf("generation %d was not confirmed, and going back to %d fails: %v", r.present.Generation, r.present.RevertTo, r.stuck)
+		}
+		s.Conditions = append(s.Conditions, c)
 	}
 	s.Conditions = append(s.Conditions, r.charon.conditions()...)
 	s.Conditions = append(s.Conditions, r.takeoverConditions()...)
