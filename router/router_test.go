@@ -14,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -606,6 +608,12 @@ func TestGoingBackKeepsItsSecrets(t *testing.T) {
 		if err := r.DeleteSecret(t.Context(), "tester", "k"); !errors.Is(err, api.ErrPrecondition) || !strings.HasSuffix(err.Error(), "tunnels[0].ipsec.psk of generation 1") {
 			t.Errorf("deleting what the former document uses: %v", err)
 		}
+		// The same again does not confirm it, and a new time is not taken: the answer says what holds.
+		time.Sleep(20 * time.Second)
+		again, err := r.Apply(t.Context(), "tester", &isthmusv1.ApplyRequest{Source: changed, ConfirmWithin: durationpb.New(time.Hour)})
+		if err != nil || again.GetGoesBackIn().AsDuration() != 40*time.Second {
+			t.Errorf("applying the same again: %v, %v", again, err)
+		}
 		if err := r.Store.DeleteSecret("k"); err != nil { // as when its file is lost
 			t.Fatal(err)
 		}
@@ -619,6 +627,9 @@ func TestGoingBackKeepsItsSecrets(t *testing.T) {
 		time.Sleep(time.Minute)
 		if c, uses := r.status().GetConditions(), r.Secrets()[0].GetUsedBy(); len(c) > 0 || !slices.Equal(uses, []string{"tunnels[0].ipsec.psk", "tunnels[1].ipsec.psk"}) {
 			t.Errorf("after going back: conditions %v, k is used by %q", c, uses)
+		}
+		if again, err := r.Apply(t.Context(), "tester", &isthmusv1.ApplyRequest{Source: text(base), ConfirmWithin: durationpb.New(time.Hour)}); err != nil || again.GoesBackIn != nil {
+			t.Errorf("applying the present document with a time: %v, %v", again, err)
 		}
 		if err := r.DeleteSecret(t.Context(), "tester", "other"); err != nil {
 			t.Error(err)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/plan"
@@ -36,7 +38,7 @@ func (r *Router) Apply(_ context.Context, author string, q *isthmusv1.ApplyReque
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes), Notes: problemMessages(r.notes())}, nil
+	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes), Notes: problemMessages(r.notes()), GoesBackIn: r.goesBackIn()}, nil
 }
 
 // EditPolicies implements api.Router.
@@ -49,7 +51,17 @@ func (r *Router) EditPolicies(_ context.Context, author string, q *isthmusv1.Edi
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes)}, nil
+	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes), GoesBackIn: r.goesBackIn()}, nil
+}
+
+// goesBackIn returns the time that is left to confirm the present document, nil when it stays.
+func (r *Router) goesBackIn() *durationpb.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.present.ConfirmBy.IsZero() {
+		return nil
+	}
+	return durationpb.New(max(0, time.Until(r.present.ConfirmBy)))
 }
 
 // Confirm implements api.Router.
@@ -67,7 +79,7 @@ func (r *Router) Rollback(_ context.Context, author string, q *isthmusv1.Rollbac
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes), Notes: problemMessages(r.notes())}, nil
+	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes), Notes: problemMessages(r.notes()), GoesBackIn: r.goesBackIn()}, nil
 }
 
 // Spec implements api.Router.

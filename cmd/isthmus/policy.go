@@ -63,7 +63,6 @@ func (a *app) editFlags(cmd *cobra.Command) func(ctx context.Context, conn *grpc
 			return fmt.Errorf("%s: %w", doing, err)
 		}
 		if !*plan {
-			a.printDeadline(answer, r.ConfirmWithin)
 			return a.applied(answer)
 		}
 		if err := a.showChanges(answer.Changes, answer); err != nil {

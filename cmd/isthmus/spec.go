@@ -201,13 +201,6 @@ func confirmFlag(cmd *cobra.Command) func() *durationpb.Duration {
 	}
 }
 
-// printDeadline says until when a change must be confirmed.
-func (a *app) printDeadline(r *isthmusv1.ApplyResponse, confirm *durationpb.Duration) {
-	if confirm != nil {
-		fmt.Fprintf(a.stderr, "isthmus: the node goes back in %s unless you run: isthmus confirm %d\n", short(confirm.AsDuration()), r.Generation)
-	}
-}
-
 func (a *app) applyCommand() *cobra.Command {
 	var d document
 	cmd := &cobra.Command{Use: "apply -f FILE", Short: "Make a document what is wanted of the node", Args: cobra.NoArgs,
@@ -225,7 +218,6 @@ a change that cuts the way to the node undoes itself.`}
 		if err != nil {
 			return fmt.Errorf("applying %s: %w", d.name(), err)
 		}
-		a.printDeadline(r, confirm())
 		return a.applied(r)
 	})
 	d.flag(cmd)
@@ -234,6 +226,9 @@ a change that cuts the way to the node undoes itself.`}
 }
 
 func (a *app) applied(r *isthmusv1.ApplyResponse) error {
+	if left := r.GoesBackIn; left != nil {
+		fmt.Fprintf(a.stderr, "isthmus: the node goes back in %s unless you run: isthmus confirm %d\n", short(left.AsDuration().Round(time.Second)), r.Generation)
+	}
 	a.printNotes(r.Notes)
 	fmt.Fprintf(a.stderr, "isthmus: generation %d, %s\n", r.Generation, plural(len(r.Changes), "change"))
 	return a.showChanges(r.Changes, r)

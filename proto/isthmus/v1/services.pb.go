@@ -572,7 +572,10 @@ type ApplyResponse struct {
 	// What changed.
 	Changes []*Change `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
 	// As in ValidateResponse.
-	Notes         []*Problem `protobuf:"bytes,3,rep,name=notes,proto3" json:"notes,omitempty"`
+	Notes []*Problem `protobuf:"bytes,3,rep,name=notes,proto3" json:"notes,omitempty"`
+	// Time after which the node goes back to a former document unless Confirm is called. Not set: it stays. It is the time left, of
+	// the call that made the present generation, when the document is the same.
+	GoesBackIn    *durationpb.Duration `protobuf:"bytes,4,opt,name=goes_back_in,json=goesBackIn,proto3" json:"goes_back_in,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -624,6 +627,13 @@ func (x *ApplyResponse) GetChanges() []*Change {
 func (x *ApplyResponse) GetNotes() []*Problem {
 	if x != nil {
 		return x.Notes
+	}
+	return nil
+}
+
+func (x *ApplyResponse) GetGoesBackIn() *durationpb.Duration {
+	if x != nil {
+		return x.GoesBackIn
 	}
 	return nil
 }
@@ -6236,13 +6246,15 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x06source\x18\x01 \x01(\v2\x12.isthmus.v1.SourceR\x06source\x124\n" +
 	"\x13expected_generation\x18\x02 \x01(\x04H\x00R\x12expectedGeneration\x88\x01\x01\x12@\n" +
 	"\x0econfirm_within\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rconfirmWithinB\x16\n" +
-	"\x14_expected_generation\"\x88\x01\n" +
+	"\x14_expected_generation\"\xc5\x01\n" +
 	"\rApplyResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12,\n" +
 	"\achanges\x18\x02 \x03(\v2\x12.isthmus.v1.ChangeR\achanges\x12)\n" +
-	"\x05notes\x18\x03 \x03(\v2\x13.isthmus.v1.ProblemR\x05notes\"\x96\x02\n" +
+	"\x05notes\x18\x03 \x03(\v2\x13.isthmus.v1.ProblemR\x05notes\x12;\n" +
+	"\fgoes_back_in\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"goesBackIn\"\x96\x02\n" +
 	"\x13EditPoliciesRequest\x12*\n" +
 	"\x03set\x18\x01 \x03(\v2\x18.isthmus.v1.EgressPolicyR\x03set\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +
@@ -6877,158 +6889,159 @@ var file_isthmus_v1_services_proto_depIdxs = []int32{
 	92,  // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
 	91,  // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	93,  // 13: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	92,  // 14: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	90,  // 15: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
-	17,  // 16: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	94,  // 17: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	24,  // 18: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
-	26,  // 19: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	95,  // 20: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
-	24,  // 21: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	94,  // 22: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	96,  // 23: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	94,  // 24: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	94,  // 25: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	94,  // 26: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	97,  // 27: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
-	25,  // 28: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	94,  // 29: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	94,  // 30: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	94,  // 31: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	94,  // 32: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	94,  // 33: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
-	34,  // 34: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	95,  // 35: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
-	34,  // 36: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	94,  // 37: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	92,  // 38: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	97,  // 39: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	94,  // 40: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
-	39,  // 41: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	95,  // 42: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
-	39,  // 43: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
-	40,  // 44: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	94,  // 45: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	97,  // 46: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
-	50,  // 47: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	95,  // 48: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	50,  // 49: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	47,  // 50: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	94,  // 51: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
-	48,  // 52: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
-	49,  // 53: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	56,  // 54: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	95,  // 55: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
-	56,  // 56: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
-	57,  // 57: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	94,  // 58: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
-	58,  // 59: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	94,  // 60: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	94,  // 61: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
-	63,  // 62: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	95,  // 63: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
-	63,  // 64: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	94,  // 65: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	94,  // 66: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	94,  // 67: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	94,  // 68: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	97,  // 69: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	66,  // 70: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	70,  // 71: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	94,  // 72: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	92,  // 73: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	77,  // 74: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	77,  // 75: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	94,  // 76: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	94,  // 77: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	84,  // 78: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	85,  // 79: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	86,  // 80: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	94,  // 81: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	95,  // 82: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	84,  // 83: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	92,  // 84: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	94,  // 85: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	92,  // 86: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	89,  // 87: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	94,  // 88: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	94,  // 89: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	3,   // 90: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 91: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 92: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 93: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 94: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 95: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 96: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	18,  // 97: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	19,  // 98: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	21,  // 99: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	22,  // 100: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	27,  // 101: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	29,  // 102: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	30,  // 103: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	32,  // 104: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	35,  // 105: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	37,  // 106: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	41,  // 107: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	43,  // 108: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	45,  // 109: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	87,  // 110: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	51,  // 111: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	53,  // 112: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	54,  // 113: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	59,  // 114: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	61,  // 115: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	64,  // 116: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	67,  // 117: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	68,  // 118: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	71,  // 119: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	73,  // 120: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	75,  // 121: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	78,  // 122: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	80,  // 123: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	82,  // 124: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 125: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 126: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 127: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 128: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 129: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 130: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 131: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 132: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 133: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 134: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 135: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	28,  // 136: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	34,  // 137: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	31,  // 138: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	33,  // 139: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	36,  // 140: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	38,  // 141: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	42,  // 142: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	44,  // 143: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	46,  // 144: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	88,  // 145: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	52,  // 146: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	56,  // 147: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	55,  // 148: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	60,  // 149: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	62,  // 150: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	65,  // 151: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	70,  // 152: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	69,  // 153: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	72,  // 154: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	74,  // 155: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	76,  // 156: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	79,  // 157: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	81,  // 158: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	83,  // 159: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	125, // [125:160] is the sub-list for method output_type
-	90,  // [90:125] is the sub-list for method input_type
-	90,  // [90:90] is the sub-list for extension type_name
-	90,  // [90:90] is the sub-list for extension extendee
-	0,   // [0:90] is the sub-list for field type_name
+	92,  // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	93,  // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	92,  // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	90,  // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
+	94,  // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	24,  // 19: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
+	26,  // 20: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
+	95,  // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	24,  // 22: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
+	94,  // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	96,  // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	94,  // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	94,  // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	94,  // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	97,  // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	25,  // 29: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
+	94,  // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	94,  // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	94,  // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	94,  // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	94,  // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	34,  // 35: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
+	95,  // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	34,  // 37: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
+	94,  // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	92,  // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	97,  // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	94,  // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	39,  // 42: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
+	95,  // 43: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	39,  // 44: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
+	40,  // 45: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
+	94,  // 46: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	97,  // 47: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	50,  // 48: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	95,  // 49: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	50,  // 50: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	47,  // 51: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	94,  // 52: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	48,  // 53: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	49,  // 54: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	56,  // 55: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
+	95,  // 56: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	56,  // 57: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
+	57,  // 58: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
+	94,  // 59: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	58,  // 60: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
+	94,  // 61: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	94,  // 62: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	63,  // 63: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
+	95,  // 64: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	63,  // 65: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
+	94,  // 66: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	94,  // 67: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	94,  // 68: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	94,  // 69: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	97,  // 70: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	66,  // 71: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	70,  // 72: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	94,  // 73: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	92,  // 74: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	77,  // 75: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	77,  // 76: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	94,  // 77: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	94,  // 78: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	84,  // 79: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	85,  // 80: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	86,  // 81: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	94,  // 82: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	95,  // 83: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	84,  // 84: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	92,  // 85: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	94,  // 86: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	92,  // 87: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	89,  // 88: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	94,  // 89: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	94,  // 90: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	3,   // 91: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 92: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 93: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 94: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	11,  // 95: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	13,  // 96: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	15,  // 97: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	18,  // 98: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	19,  // 99: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	21,  // 100: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	22,  // 101: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	27,  // 102: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	29,  // 103: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	30,  // 104: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	32,  // 105: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	35,  // 106: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	37,  // 107: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	41,  // 108: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	43,  // 109: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	45,  // 110: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	87,  // 111: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	51,  // 112: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	53,  // 113: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	54,  // 114: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	59,  // 115: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	61,  // 116: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	64,  // 117: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	67,  // 118: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	68,  // 119: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	71,  // 120: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	73,  // 121: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	75,  // 122: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	78,  // 123: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	80,  // 124: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	82,  // 125: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 126: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 127: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 128: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 129: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 130: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 131: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 132: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 133: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 134: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 135: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 136: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	28,  // 137: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	34,  // 138: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	31,  // 139: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	33,  // 140: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	36,  // 141: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	38,  // 142: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	42,  // 143: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	44,  // 144: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	46,  // 145: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	88,  // 146: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	52,  // 147: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	56,  // 148: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	55,  // 149: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	60,  // 150: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	62,  // 151: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	65,  // 152: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	70,  // 153: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	69,  // 154: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	72,  // 155: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	74,  // 156: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	76,  // 157: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	79,  // 158: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	81,  // 159: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	83,  // 160: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	126, // [126:161] is the sub-list for method output_type
+	91,  // [91:126] is the sub-list for method input_type
+	91,  // [91:91] is the sub-list for extension type_name
+	91,  // [91:91] is the sub-list for extension extendee
+	0,   // [0:91] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }

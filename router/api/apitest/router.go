@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -317,7 +318,7 @@ func (r *Router) accept(author, reason, text string, expected *uint64, confirm t
 	}
 	changes := r.changesLocked(text)
 	if len(changes) == 0 {
-		return &isthmusv1.ApplyResponse{Generation: r.generationLocked()}, nil
+		return &isthmusv1.ApplyResponse{Generation: r.generationLocked(), GoesBackIn: r.goesBackInLocked()}, nil
 	}
 	return r.acceptLocked(author, reason, text, changes, confirm), nil
 }
@@ -334,7 +335,14 @@ func (r *Router) acceptLocked(author, reason, text string, changes []*isthmusv1.
 		Generation: g, Time: timestamppb.New(r.now()), Author: author, Reason: reason, Changes: uint32(len(changes)),
 	})
 	r.confirm = confirm
-	return &isthmusv1.ApplyResponse{Generation: g, Changes: changes}
+	return &isthmusv1.ApplyResponse{Generation: g, Changes: changes, GoesBackIn: r.goesBackInLocked()}
+}
+
+func (r *Router) goesBackInLocked() *durationpb.Duration {
+	if r.confirm.IsZero() {
+		return nil
+	}
+	return durationpb.New(r.confirm.Sub(r.now()))
 }
 
 func (r *Router) Confirm(_ context.Context, _ string, generation uint64) error {
