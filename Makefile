@@ -17,7 +17,7 @@ help: ## list the targets
 
 build: ## bin/isthmusd and bin/isthmus
 	@mkdir -p bin
-	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/isthmusd ./cmd/isthmus
+	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X main.buildVersion=$(VERSION)' -o bin/ ./cmd/isthmusd ./cmd/isthmus
 
 setup: ## install what tests, demo and lab need (Debian packages; starts no service)
 	@test/setup
