@@ -396,12 +396,3 @@ func TestClientLife(t *testing.T) {
 		t.Errorf("no warning about a context that others can read: %s", stderr)
 	}
 }
-
-// TestUnreachable: an error says what was tried.
-func TestUnreachable(t *testing.T) {
-	w := newWorld(t)
-	_, stderr, code := w.run(t.Context(), "", "get", "tunnels", "--socket", filepath.Join(w.home, "none.sock"), "--timeout", "5s")
-	if code != 1 || !strings.Contains(stderr, "none.sock") {
-		t.Errorf("exit %d, %s", code, stderr)
-	}
-}

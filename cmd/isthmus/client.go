@@ -73,6 +73,8 @@ func (a *app) clientIssue() *cobra.Command {
 				return err
 			}
 			c.Address, c.ServerName = own.Address, own.ServerName
+		} else if err := hostPort("--endpoint", endpoint); err != nil {
+			return err
 		}
 		if _, err := os.Lstat(out); !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%s is there already", out)

@@ -179,8 +179,6 @@ func (a *app) storeKeys(ctx context.Context, r *importer.Result, set bool, dir s
 			return err
 		}
 		defer conn.Close()
-		ctx, cancel := context.WithTimeout(ctx, a.timeout)
-		defer cancel()
 		store = func(name string, key []byte) error { return setSecret(ctx, conn, name, key) }
 	case dir != "":
 		if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -8,8 +8,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -61,11 +64,14 @@ func (a *app) socketPath() string {
 // loadContext reads a context file.
 func (a *app) loadContext(path string) (*isthmusv1.ClientContext, error) {
 	data, err := os.ReadFile(path)
-	if err != nil {
+	named := a.contextFile != "" || a.getenv("ISTHMUS_CONTEXT") != ""
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && !named && a.uid == 0 && a.address == "":
+		return nil, fmt.Errorf("isthmusd does not run here, as there is no %s, and there is no context %s of another node; see isthmus context import", defaultSocket, path)
+	case errors.Is(err, fs.ErrNotExist) && !named:
+		return nil, fmt.Errorf("there is no context %s; see isthmus context import", path)
+	case err != nil:
 		return nil, fmt.Errorf("reading context: %w", err)
-	}
-	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
-		fmt.Fprintf(a.stderr, "isthmus: warning: %s holds a private key and can be read by others; run: chmod 600 %s\n", path, path)
 	}
 	var tree any
 	if err := yaml.Unmarshal(data, &tree); err != nil {
@@ -76,12 +82,18 @@ func (a *app) loadContext(path string) (*isthmusv1.ClientContext, error) {
 	}
 	c := &isthmusv1.ClientContext{}
 	if err := protojson.Unmarshal(data, c); err != nil {
-		return nil, fmt.Errorf("reading context %s: %w", path, err)
+		return nil, fmt.Errorf("reading context %s: it is none: %w", path, err)
+	}
+	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
+		fmt.Fprintf(a.stderr, "isthmus: warning: %s holds a private key and can be read by others; run: chmod 600 %s\n", path, path)
 	}
 	if c.ServerName == "" {
 		c.ServerName = defaultServerName
 	}
 	if a.address != "" {
+		if err := hostPort("--address", a.address); err != nil {
+			return nil, err
+		}
 		c.Address = a.address
 	}
 	if c.Address == "" {
@@ -102,9 +114,21 @@ func tlsConfig(c *isthmusv1.ClientContext) (*tls.Config, error) {
 	return &tls.Config{RootCAs: pool, ServerName: c.ServerName, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}, nil
 }
 
-// connect opens the connection to the node.
+// hostPort checks the value of a flag that is a host and a port.
+func hostPort(flag, value string) error {
+	if host, port, err := net.SplitHostPort(value); err != nil || host == "" || port == "" {
+		return usageError{fmt.Errorf("%s %q: must be a host and a port, as 203.0.113.9:7443", flag, value)}
+	}
+	return nil
+}
+
+// connect opens the connection to the node. Each call over it is done within the timeout.
 func (a *app) connect() (*grpc.ClientConn, error) {
-	target, creds := "unix:"+a.socketPath(), insecure.NewCredentials()
+	if a.timeout <= 0 {
+		return nil, usageError{fmt.Errorf("--timeout %v: must be more than 0s", a.timeout)}
+	}
+	a.node = a.socketPath()
+	target, creds := "unix:"+a.node, insecure.NewCredentials()
 	if a.socketPath() == "" {
 		path := a.contextPath()
 		c, err := a.loadContext(path)
@@ -115,15 +139,21 @@ func (a *app) connect() (*grpc.ClientConn, error) {
 		if err != nil {
 			return nil, fmt.Errorf("using context %s: %w", path, err)
 		}
+		a.node = c.Address
 		target, creds = "dns:///"+c.Address, credentials.NewTLS(config)
 	}
-	return grpc.NewClient(target, grpc.WithTransportCredentials(creds),
+	within := func(ctx context.Context, method string, request, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		ctx, cancel := context.WithTimeout(ctx, a.timeout)
+		defer cancel()
+		return invoke(ctx, method, request, reply, conn, opts...)
+	}
+	return grpc.NewClient(target, grpc.WithTransportCredentials(creds), grpc.WithUnaryInterceptor(within),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
 		grpc.WithUserAgent("isthmus-cli/"+version()),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}))
 }
 
-// call makes a cobra function of one that talks to the node and is done within the timeout.
+// call makes a cobra function of one that talks to the node.
 func (a *app) call(f func(ctx context.Context, conn *grpc.ClientConn, args []string) error) func(*cobra.Command, []string) error {
 	return runs(func(cmd *cobra.Command, args []string) error {
 		conn, err := a.connect()
@@ -131,9 +161,7 @@ func (a *app) call(f func(ctx context.Context, conn *grpc.ClientConn, args []str
 			return err
 		}
 		defer conn.Close()
-		ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
-		defer cancel()
-		return f(ctx, conn, args)
+		return f(cmd.Context(), conn, args)
 	})
 }
 
@@ -175,7 +203,7 @@ func (a *app) addContext(root, _, _, _ *cobra.Command) {
 			}
 			role := ""
 			for _, u := range cert.URIs {
-				role = u.String()
+				role = strings.TrimPrefix(u.String(), "isthmus:role/")
 			}
 			_, err = fmt.Fprintf(a.stdout, "file: %s\naddress: %s\nname: %s\nrole: %s\nexpires: %s\n",
 				path, c.Address, clean(cert.Subject.CommonName), clean(role), cert.NotAfter.UTC().Format(time.RFC3339))

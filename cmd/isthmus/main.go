@@ -11,11 +11,13 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -42,6 +44,7 @@ type app struct {
 	output                       outputFormat
 
 	document string // file of the document that was sent, for problems
+	node     string // socket or address of the daemon, for errors
 }
 
 func main() {
@@ -82,12 +85,24 @@ func (a *app) run(ctx context.Context, args []string) int {
 	return exitUsage
 }
 
+// What grpc says about the connection, with its own words around the cause.
+var (
+	unreachable = regexp.MustCompile(`connection error: desc = "(?:transport: )?(?:Error while dialing: )?(.*)"`)
+	late        = regexp.MustCompile(`context deadline exceeded.*`)
+)
+
 func (a *app) printError(err error) {
 	text := err.Error()
 	s, ok := status.FromError(err)
 	if ok {
 		// FromError puts the text of the wrapping errors in front of the message.
 		text = strings.Replace(s.Message(), fmt.Sprintf("rpc error: code = %s desc = ", s.Code()), "", 1)
+	}
+	switch s.Code() {
+	case codes.Unavailable:
+		text = unreachable.ReplaceAllString(text, "the daemon at "+a.node+" cannot be reached: $1")
+	case codes.DeadlineExceeded:
+		text = late.ReplaceAllString(text, fmt.Sprintf("the daemon at %s did not answer within %v", a.node, a.timeout))
 	}
 	fmt.Fprintf(a.stderr, "isthmus: %s\n", clean(text))
 	if !ok {
