@@ -2,6 +2,8 @@ package api
 
 import (
 	"context"
+	"net"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -93,4 +95,28 @@ func TestComparePorts(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestListenUnix: the socket of a daemon that is gone is replaced, and that of one that serves is left alone.
+func TestListenUnix(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "api.sock")
+	first, err := listenUnix(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listenUnix(path); err == nil || err.Error() != "another daemon serves there" {
+		t.Errorf("listening where another serves: %v", err)
+	}
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatalf("the first is not reached any more: %v", err)
+	}
+	c.Close()
+	first.(*net.UnixListener).SetUnlinkOnClose(false) // as when it was killed
+	first.Close()
+	second, err := listenUnix(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Close()
 }

@@ -119,6 +119,9 @@ func listenUnix(path string) (net.Listener, error) {
 	case info.Mode().Type() != fs.ModeSocket:
 		return nil, errors.New("a file that is no socket is in its place")
 	default:
+		if c, err := net.Dial("unix", path); err == nil {
+			return nil, errors.Join(errors.New("another daemon serves there"), c.Close())
+		}
 		if err := os.Remove(path); err != nil {
 			return nil, err
 		}
