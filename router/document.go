@@ -237,7 +237,7 @@ func (r *Router) document(generation uint64) (uint64, *isthmusv1.Spec, string, e
 	if generation == 0 {
 		var ok bool
 		if rev, ok = r.Store.Current(); !ok {
-			return 0, nil, "", fmt.Errorf("reading document: %w", store.ErrNotFound)
+			return 0, nil, "", fmt.Errorf("%w: no document has been applied yet", api.ErrNotFound)
 		}
 	} else if rev, err = r.Store.Revision(generation); err != nil {
 		return 0, nil, "", err
