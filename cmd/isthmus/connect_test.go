@@ -47,6 +47,21 @@ func TestErrorsOfTheConnection(t *testing.T) {
 	}
 }
 
+// TestUnreadableDocuments: what cannot be sent is not, and grpc's own words for it are not told.
+func TestUnreadableDocuments(t *testing.T) {
+	w := newWorld(t)
+	for text, want := range map[string]string{
+		"\xff\xfen\x00":                    "isthmus: reading standard input: is no text in UTF-8\n",
+		strings.Repeat("#", maxDocument+1): "isthmus: reading standard input: has more than 16777216 bytes\n",
+	} {
+		for _, args := range []string{"validate -f -", "apply -f -", "policy set -f -", "topology show -f -"} {
+			if _, stderr, code := w.run(t.Context(), text, strings.Fields(args)...); code != 1 || stderr != want {
+				t.Errorf("%s: exit %d, %q, want %q", args, code, stderr, want)
+			}
+		}
+	}
+}
+
 // slowReader is somebody who takes his time to type.
 type slowReader struct{ io.Reader }
 

@@ -4,10 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -49,18 +49,20 @@ func (d *document) flag(cmd *cobra.Command) {
 	cmd.MarkFlagRequired("file")
 }
 
+// maxDocument is the size in bytes of the largest document that a node reads.
+const maxDocument = 16 << 20
+
 // read returns a document as it is written.
 func (a *app) read(d *document) (*isthmusv1.Source, error) {
 	a.document = d.name()
-	var data []byte
-	var err error
-	if d.file == "-" {
-		data, err = io.ReadAll(a.stdin)
-	} else {
-		data, err = os.ReadFile(d.file)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading document: %w", err)
+	data, err := a.readInput(d.file, maxDocument)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("reading %s: %w", d.name(), err)
+	case len(data) > maxDocument:
+		return nil, fmt.Errorf("reading %s: has more than %d bytes", d.name(), maxDocument)
+	case !utf8.Valid(data):
+		return nil, fmt.Errorf("reading %s: is no text in UTF-8", d.name())
 	}
 	return &isthmusv1.Source{Source: &isthmusv1.Source_Text{Text: string(data)}}, nil
 }
