@@ -29,7 +29,7 @@ const (
 // Change is one difference between two targets.
 type Change struct {
 	Action     Action
-	Kind       string // "node", "underlay", "tunnel", "peer", "announcement", "route", "pool", "zone", "health", "names", "takeover", "proxy", "policy", "map"
+	Kind       string // "node", "underlay", "tunnel", "peer", "announcement", "route", "pool", "zone", "health", "names", "takeover", "proxy", "policy", "map", "log"
 	Name       string
 	Fields     []string // "field: old -> new"
 	Interrupts string   // what stops for a moment or for good, beside the flows of Ends; empty: nothing does
@@ -68,10 +68,20 @@ func Diff(a, b Target) []Change {
 	if f := fields(reflect.ValueOf(a.Names), reflect.ValueOf(b.Names)); len(f) > 0 && (modify != Add || len(b.Names.Resolvers)+len(b.Names.Proxy) > 0) {
 		changes = append(changes, Change{Action: modify, Kind: "names", Name: "names", Fields: f})
 	}
+	if f := fields(reflect.ValueOf(a.Log), reflect.ValueOf(b.Log)); len(f) > 0 {
+		c := Change{Action: Modify, Kind: "log", Name: "log", Fields: f}
+		switch {
+		case !a.Log.Enabled:
+			c.Action, c.Fields = Add, nil
+		case !b.Log.Enabled:
+			c = Change{Action: Remove, Kind: "log", Name: "log", Interrupts: "flows that end are not recorded any more"}
+		}
+		changes = append(changes, c)
+	}
 	record(diff("proxy", a.Proxies, b.Proxies, func(p health.Pool) string { return p.Name }, anyFields[health.Pool](""), ""))
 	record(diff("policy", a.NAT.Policies, b.NAT.Policies, func(p nat.Policy) string { return p.Name }, policyFields, "new flows that it would decide are left to the other policies, and without one the guard drops them"))
 	record(diff("map", a.NAT.Maps, b.NAT.Maps, func(m nat.Map) string { return m.Mapped.String() }, anyFields[nat.Map](""), ""))
-	record(diff("tunnel", a.Tunnels, b.Tunnels, func(c tunnel.Config) string { return c.Name }, tunnelFields, "the tunnel goes down for good"))
+	record(diff("tunnel", a.Tunnels, b.Tunnels, func(c tunnel.Config) string { return c.Name }, tunnelFields(a.NAT.Clamps, b.NAT.Clamps), "the tunnel goes down for good"))
 	record(diff("route", a.Routes, b.Routes, func(r fib.Route) string { return r.Prefix.String() }, anyFields[fib.Route](""), "what it carries takes another route or none"))
 	record(diff("announcement", a.BGP.Announce, b.BGP.Announce, netip.Prefix.String, anyFields[netip.Prefix](""), "it is withdrawn from every peer"))
 	record(diff("peer", a.BGP.Peers, b.BGP.Peers, func(p bgp.Peer) string { return p.Name }, peerFields, "the session is closed, and its routes go"))
@@ -147,19 +157,32 @@ func policyFields(a, b nat.Policy) ([]string, string) {
 	return anyFields[nat.Policy]("")(a, b)
 }
 
-func tunnelFields(a, b tunnel.Config) (f []string, why string) {
-	for _, d := range tunnel.Diff(a, b) {
-		f = append(f, d.Field+": "+d.Old+" -> "+d.New)
-		if why == "" {
-			why = d.Interrupts
-		}
+// tunnelFields compares tunnels, and with them the MSS limits of their interfaces.
+func tunnelFields(a, b []nat.Clamp) func(a, b tunnel.Config) ([]string, string) {
+	was, is := map[string]nat.Clamp{}, map[string]nat.Clamp{}
+	for _, c := range a {
+		was[c.Interface] = c
 	}
-	return f, why
+	for _, c := range b {
+		is[c.Interface] = c
+	}
+	return func(a, b tunnel.Config) (f []string, why string) {
+		for _, d := range tunnel.Diff(a, b) {
+			f = append(f, change(d.Field, d.Old, d.New))
+			if why == "" {
+				why = d.Interrupts
+			}
+		}
+		if x, y := was[a.Interface], is[b.Interface]; x.IPv4 != y.IPv4 || x.IPv6 != y.IPv6 {
+			f = append(f, change("mss", fmt.Sprintf("%d, IPv6 %d", x.IPv4, x.IPv6), fmt.Sprintf("%d, IPv6 %d", y.IPv4, y.IPv6)))
+		}
+		return f, why
+	}
 }
 
 func peerFields(a, b bgp.Peer) (f []string, why string) {
 	for _, d := range bgp.DiffPeer(a, b) {
-		f = append(f, fieldName(d.Field)+": "+d.Old+" -> "+d.New)
+		f = append(f, change(fieldName(d.Field), d.Old, d.New))
 		if why == "" {
 			why = d.Interrupts
 		}
@@ -192,8 +215,28 @@ func anyFields[T any](why string) func(a, b T) ([]string, string) {
 func fields(a, b reflect.Value) (f []string) {
 	for i := range a.NumField() {
 		if t := a.Type().Field(i); t.IsExported() && !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
-			f = append(f, fmt.Sprintf("%s: %v -> %v", fieldName(t.Name), a.Field(i).Interface(), b.Field(i).Interface()))
+			f = append(f, change(fieldName(t.Name), fmt.Sprint(plain(a.Field(i))), fmt.Sprint(plain(b.Field(i)))))
 		}
 	}
 	return f
+}
+
+// plain returns the value of a field, or what it points at; nil when that is nothing.
+func plain(v reflect.Value) any {
+	if v.Kind() == reflect.Pointer && !v.IsNil() {
+		v = v.Elem()
+	}
+	return v.Interface()
+}
+
+// change says what becomes of a field. What is not there is a hyphen, not what Go calls it.
+func change(field, old, new string) string {
+	text := func(s string) string {
+		switch s {
+		case "", "<nil>", "[]", netip.Addr{}.String(), netip.AddrPort{}.String(), netip.Prefix{}.String():
+			return "-"
+		}
+		return s
+	}
+	return field + ": " + text(old) + " -> " + text(new)
 }

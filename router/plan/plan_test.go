@@ -357,6 +357,8 @@ func TestDiff(t *testing.T) {
 		{"asn", "asn: 64620", "asn: 64621", "[change node n (every BGP session is closed and opened again)]"},
 		{"pool", "10.9.0.5", "10.9.0.6", "[change pool p (flows from 10.9.0.5)]"},
 		{"underlay", "address: 10.9.0.4}", "address: 10.9.0.7}", "[change node n (every BGP session is closed and opened again) change underlay eth0 (flows from 10.9.0.4) change tunnel a-1 (the IKE SA is negotiated anew) change tunnel b-2 (the IKE SA is negotiated anew)]"},
+		{"mss", "{name: a-1, ipsec", "{name: a-1, mss: 1200, ipsec", "[change tunnel a-1]"},
+		{"log", "egress: {", "egress: {log: {}, ", "[add log log]"},
 		{"policy", "policies: [{name: x,", "policies: [{name: y,", "[add policy y remove policy x (new flows that it would decide are left to the other policies, and without one the guard drops them)]"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -384,6 +386,34 @@ func TestDiff(t *testing.T) {
 	}
 	if !slices.IsSortedFunc(a.Tunnels, func(x, y tunnel.Config) int { return strings.Compare(x.Name, y.Name) }) {
 		t.Error("tunnels are not in the order of names")
+	}
+}
+
+// TestDiffOfFields: a field is told as in the document, and what is not there is a hyphen.
+func TestDiffOfFields(t *testing.T) {
+	base := document("a-1") + "egress: {log: {maxAge: 48h}, pools: [{name: p, addresses: [{address: 10.9.0.5}]}]}\n"
+	first, ledger := mustMake(t, parse(t, base), Ledger{})
+	for _, test := range []struct{ from, to, want string }{
+		{"", "", "node: name: - -> n; asn: 0 -> 64620; routerId: - -> 10.9.0.4"},
+		{"maxAge: 48h", "maxAge: 72h", "log: maxAge: 48h0m0s -> 72h0m0s"},
+		{"log: {maxAge: 48h}, ", "", "remove log: "},
+		{"{name: a-1, ipsec", "{name: a-1, mss: 1200, ipsec", "tunnel: mss: 1398, IPv6 1378 -> 1200, IPv6 1200"},
+		{"10.9.0.5}]", "10.9.0.5}], blocks: {size: 1000, sources: [10.0.0.0/28]}", "pool: blocks: - -> {1000 1024 [10.0.0.0/28]}"},
+		{"name: p,", "name: p, announce: [0.0.0.0/0],", "add health: "},
+	} {
+		a := first
+		if test.from == "" {
+			a = Target{}
+		}
+		b, _ := mustMake(t, parse(t, strings.Replace(base, test.from, test.to, 1)), ledger)
+		c := Diff(a, b)[0]
+		got := c.Kind + ": " + strings.Join(c.Fields, "; ")
+		if len(c.Fields) == 0 {
+			got = string(c.Action) + " " + got
+		}
+		if got != test.want {
+			t.Errorf("%q: got %q, want %q", test.to, got, test.want)
+		}
 	}
 }
 

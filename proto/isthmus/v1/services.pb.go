@@ -361,8 +361,8 @@ func (x *PlanRequest) GetSource() *Source {
 type Change struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Action Change_Action          `protobuf:"varint,1,opt,name=action,proto3,enum=isthmus.v1.Change_Action" json:"action,omitempty"`
-	// Kind of the object: "tunnel", "peer", "announcement", "route", "pool", "zone", "health" (of a pool), "names", "policy",
-	// "node", "underlay".
+	// Kind of the object: "tunnel", "peer", "announcement", "route", "pool", "zone", "health" (of a pool), "names", "proxy", "policy",
+	// "map", "log", "takeover", "node", "underlay".
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	// Name of the object.
 	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
