@@ -44,8 +44,7 @@ type Server struct {
 // stopTimeout is how long calls under way may take when the server stops.
 const stopTimeout = 3 * time.Second
 
-// Listen opens the listeners. A socket file that a former process left is replaced; the store's lock makes sure that
-// there is no other daemon.
+// Listen opens the listeners. A socket file that a former process left is replaced, and one at which another daemon answers is not.
 func Listen(o Options) (*Server, error) {
 	s := &Server{
 		health:   health.NewServer(),
