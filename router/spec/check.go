@@ -38,6 +38,7 @@ func Check(d Document, secrets Secrets) (*Spec, Problems) {
 	for i, t := range m.GetTunnels() {
 		c.tunnel(fmt.Sprintf("tunnels[%d]", i), t)
 	}
+	c.outside()
 	for i, p := range m.GetPeers() {
 		c.peer(fmt.Sprintf("peers[%d]", i), p)
 	}
@@ -313,6 +314,24 @@ func (c *checker) place(path string, p netip.Prefix) {
 		}
 	}
 	c.inside = append(c.inside, placed{p, path})
+}
+
+// outside finds inside addresses that take the way to the peer of a tunnel: what is encrypted for it would enter a tunnel again.
+func (c *checker) outside() {
+	for _, t := range c.s.Tunnels {
+		var peer netip.Addr
+		switch {
+		case t.IPsec != nil:
+			peer = t.IPsec.RemoteAddress
+		case t.WireGuard != nil:
+			peer = t.WireGuard.Endpoint.Addr()
+		}
+		for _, q := range c.inside {
+			if peer.IsValid() && q.prefix.Contains(peer) {
+				c.Problem(q.path, q.prefix.String(), fmt.Sprintf("holds %s, where the peer of tunnel %s is reached", peer, t.Name), "choose another block")
+			}
+		}
+	}
 }
 
 // otherEnd returns the other host address of a block of two or four addresses.

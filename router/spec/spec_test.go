@@ -132,6 +132,8 @@ func TestOneMistake(t *testing.T) {
 		{"secret in the document", "psk: azure", "psk: Sup3r/Secret+Value", "tunnels[1].ipsec.psk: is no stored secret"},
 		{"same peer twice", "198.51.100.20", "198.51.100.10", "tunnels[1].ipsec.remoteAddress: \"198.51.100.10\" has the same pair of identities as tunnels[0].ipsec"},
 		{"inside overlap", "169.254.80.1/31", "169.254.64.1/31", "overlaps 169.254.64.0/30 of tunnels[0].inside[0].local"},
+		{"inside on the way to the peer", "169.254.80.1/31", "198.51.100.41/31", `tunnels[3].inside[0].local: "198.51.100.40/31" holds 198.51.100.40, where the peer of tunnel site is reached`},
+		{"inside on the way to another peer", "remote: 169.254.21.2", "remote: 198.51.100.10", `tunnels[1].inside[0].remote: "198.51.100.10/32" holds 198.51.100.10, where the peer of tunnel aws-0 is reached`},
 		{"remote missing", ", remote: 169.254.21.2", "", "tunnels[1].inside[0].remote: is required"},
 		{"wrong family endpoint", "address: 10.9.0.4, publicAddress: 203.0.113.9", "address: 10.9.0.4, publicAddress: \"2001:db8::1\"", "underlay.publicAddress: \"2001:db8::1\" is of another address family"},
 		{"own AS", "asn: 65003", "asn: 64620", "peers[2].asn: \"64620\" is this node's own number"},
