@@ -157,9 +157,11 @@ func judge(p *isthmusv1.EgressProof, name string, c nat.Config, departures []nat
 	state := &isthmusv1.EgressProofState{Name: name}
 	p.States = append(p.States, state)
 	for _, d := range departures {
-		if !d.Address.IsValid() {
+		switch {
+		case !d.Address.IsValid() && stays(d.Sources):
+		case !d.Address.IsValid():
 			state.Untranslated = append(state.Untranslated, fmt.Sprintf("%s-%s", d.Sources.First, d.Sources.Last))
-		} else if !slices.Contains(used, d.Address) {
+		case !slices.Contains(used, d.Address):
 			used = append(used, d.Address)
 		}
 	}
@@ -180,6 +182,13 @@ func judge(p *isthmusv1.EgressProof, name string, c nat.Config, departures []nat
 		}
 	}
 	return used
+}
+
+// stays says whether no router forwards what has such sources, this one included: the unspecified address (RFC 4291 section 2.5.2) and
+// link-local ones (section 2.5.6). The guard lets them pass, since neighbour discovery uses them on the underlay.
+func stays(sources nat.Range) bool {
+	linkLocal := sources.First.Is6() && sources.First.IsLinkLocalUnicast() && sources.Last.IsLinkLocalUnicast()
+	return linkLocal || sources.First == netip.IPv6Unspecified() && sources.Last == sources.First
 }
 
 // publicOf returns the address that the world sees for one on the interface.

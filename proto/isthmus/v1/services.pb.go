@@ -3050,7 +3050,8 @@ type ProveEgressRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// To whom: destination prefixes. 1 to 64.
 	Destinations []string `protobuf:"bytes,1,rep,name=destinations,proto3" json:"destinations,omitempty"`
-	// From whom: source prefixes, at most 64. Default: everybody.
+	// From whom: source prefixes, at most 64. Default: everybody. Sources that no router forwards, which are :: and fe80::/10 (RFC 4291
+	// sections 2.5.2 and 2.5.6), do not count.
 	Sources []string `protobuf:"bytes,2,rep,name=sources,proto3" json:"sources,omitempty"`
 	// Public addresses under which the flows may be seen. Default: those of the pools of all policies that may decide
 	// about such flows.
