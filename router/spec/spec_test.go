@@ -141,6 +141,7 @@ func TestOneMistake(t *testing.T) {
 		{"blocks", "addresses: [", "blocks: {size: 500, sources: [10.8.0.0/24]}, addresses: [", "egress.pools[0].blocks.sources: \"256\" are more IPv4 sources than"},
 		{"policy tie", "action: deny}", "action: deny}\n    - {name: tie, sources: [172.16.0.0/12], protocol: tcp, ports: [\"500-600\"], pool: partner}", "egress.policies[2]: \"tie\" decides the same flows as egress.policies[1] (no-mail)"},
 		{"pool family", "sources: [172.16.0.0/12, 192.168.0.0/16]", "sources: [\"fd00::/8\"]", "egress.policies[0].sources[0]: \"fd00::/8\" is of a family that pool partner has no address of"},
+		{"families of a policy", "action: deny}", "action: deny}\n    - {name: none, action: deny, sources: [10.0.0.0/8], destinations: [\"2001:db8::/32\"]}", "egress.policies[2].destinations: \"2001:db8::/32\" is of another address family than every source"},
 		{"exhausted", "{name: partner, addresses", "{name: partner, exhausted: burn, addresses", "egress.pools[0].exhausted: \"burn\" is nothing that can become of a flow"},
 		{"second document", "announce: [10.9.0.0/24]", "---", "is a second document"},
 		{"router id", "address: 10.9.0.4, publicAddress: 203.0.113.9", "address: \"2001:db8::4\"", "node.routerId: is required"},
