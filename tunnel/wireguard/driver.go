@@ -181,6 +181,10 @@ func (d *Driver) keys(w *tunnel.WireGuard) (keys, error) {
 			return keys{}, fmt.Errorf("reading secret %s: %w", s.ref.Name, err)
 		}
 	}
+	// A device drops such a peer without a word.
+	if k.private.PublicKey() == wgtypes.Key(w.PeerPublicKey) {
+		return keys{}, fmt.Errorf("peerPublicKey is the public key of this side, which belongs to secret %s: give that of the other side", w.PrivateKey.Name)
+	}
 	return k, nil
 }
 

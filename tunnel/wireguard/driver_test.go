@@ -69,6 +69,20 @@ func (e end) driver() (*Driver, error) {
 
 func TestEmbedded(t *testing.T) { conformance(t, true) }
 
+// TestOwnKeyAsPeer: this side's own public key, pasted for the other's, is told and not left to the device, which drops it.
+func TestOwnKeyAsPeer(t *testing.T) {
+	own, _ := wgtypes.GeneratePrivateKey()
+	d := New(Options{Secrets: func(secret.Ref) ([]byte, error) { return own[:], nil }})
+	_, err := d.keys(&tunnel.WireGuard{PrivateKey: secret.Ref{Name: "key"}, PeerPublicKey: own.PublicKey()})
+	if err == nil || !strings.Contains(err.Error(), "peerPublicKey is the public key of this side") || strings.Contains(err.Error(), own.String()) {
+		t.Errorf("own key: %v", err)
+	}
+	other, _ := wgtypes.GeneratePrivateKey()
+	if _, err := d.keys(&tunnel.WireGuard{PrivateKey: secret.Ref{Name: "key"}, PeerPublicKey: other.PublicKey()}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestKernel(t *testing.T) {
 	if out, err := exec.Command("ip", "link", "add", "ist-probe", "type", "wireguard").CombinedOutput(); err != nil {
 		if os.Getenv("ISTHMUS_VM") == "1" {
