@@ -160,6 +160,12 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 		add(root, get, describe, watch)
 	}
 	root.InitDefaultCompletionCmd()
+	// The library's own group shows its help when it does not know the shell, and succeeds.
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			c.Args, c.RunE = cobra.ArbitraryArgs, a.group("", "").RunE
+		}
+	}
 	return root
 }
 
