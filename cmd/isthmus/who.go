@@ -80,9 +80,14 @@ to several destinations at once; --to tells them apart. The question is in the a
 			return err
 		}
 		if a.output == "json" || a.output == "yaml" {
-			return a.showMessage(r)
+			err = a.showMessage(r)
+		} else {
+			err = a.showWho(outside, r)
 		}
-		return a.showWho(outside, r)
+		if err == nil && len(r.Flows) == 0 && r.BlockSource == "" {
+			err = errors.New("nobody is known to have had " + outside.String())
+		}
+		return err
 	})
 	a.outputFlag(cmd)
 	return cmd
@@ -103,9 +108,6 @@ func (a *app) showWho(outside netip.AddrPort, r *isthmusv1.WhoResponse) error {
 		return err
 	}
 	if len(r.Flows) == 0 {
-		if r.BlockSource == "" {
-			return errors.New("nobody is known to have had " + outside.String())
-		}
 		return nil
 	}
 	t := &table{w: a.stdout}
