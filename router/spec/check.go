@@ -318,18 +318,25 @@ func (c *checker) place(path string, p netip.Prefix) {
 
 // outside finds inside addresses that take the way to the peer of a tunnel: what is encrypted for it would enter a tunnel again.
 func (c *checker) outside() {
+	type peer struct {
+		addr   netip.Addr
+		tunnel string
+	}
+	byAddr := func(a, b peer) int { return a.addr.Compare(b.addr) }
+	var peers []peer
 	for _, t := range c.s.Tunnels {
-		var peer netip.Addr
 		switch {
 		case t.IPsec != nil:
-			peer = t.IPsec.RemoteAddress
+			peers = append(peers, peer{t.IPsec.RemoteAddress, t.Name})
 		case t.WireGuard != nil:
-			peer = t.WireGuard.Endpoint.Addr()
+			peers = append(peers, peer{t.WireGuard.Endpoint.Addr(), t.Name})
 		}
-		for _, q := range c.inside {
-			if peer.IsValid() && q.prefix.Contains(peer) {
-				c.Problem(q.path, q.prefix.String(), fmt.Sprintf("holds %s, where the peer of tunnel %s is reached", peer, t.Name), "choose another block")
-			}
+	}
+	slices.SortStableFunc(peers, byAddr)
+	for _, q := range c.inside {
+		i, _ := slices.BinarySearchFunc(peers, peer{addr: q.prefix.Masked().Addr()}, byAddr)
+		for ; i < len(peers) && q.prefix.Contains(peers[i].addr); i++ {
+			c.Problem(q.path, q.prefix.String(), fmt.Sprintf("holds %s, where the peer of tunnel %s is reached", peers[i].addr, peers[i].tunnel), "choose another block")
 		}
 	}
 }
