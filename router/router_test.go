@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -541,6 +542,34 @@ func TestUnusableStoredDocumentTouchesNothing(t *testing.T) {
 		apply(t, r, strings.ReplaceAll(base, "psk: k", "psk: other"))
 		if got := m.taken(); !slices.Contains(got, "tunnel a") || len(r.status().GetConditions()) > 0 {
 			t.Errorf("%q, %v", got, r.status().GetConditions())
+		}
+	})
+}
+
+// TestDamagedDocumentIsTold: an older document than the accepted one does not run without a word.
+func TestDamagedDocumentIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, dir := newMachine(t), t.TempDir()
+		r, stop := m.boot(dir)
+		apply(t, r, base)
+		changed := strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)
+		g := apply(t, r, changed)
+		stop()
+		files, err := filepath.Glob(filepath.Join(dir, "revisions", "*.json"))
+		if err != nil || len(files) != int(g) {
+			t.Fatal(files, err)
+		}
+		if err := os.Truncate(files[g-1], 100); err != nil {
+			t.Fatal(err)
+		}
+		r, stop = m.boot(dir)
+		defer stop()
+		if c := r.status().GetConditions(); len(c) != 2 || c[0].GetType() != "DocumentDamaged" || c[0].GetMessage() != "generation 2 cannot be read, and the node has generation 1 instead: apply the document again" {
+			t.Errorf("conditions %v", c)
+		}
+		apply(t, r, changed)
+		if c := r.status().GetConditions(); len(c) != 1 || c[0].GetType() != "StoreDamaged" {
+			t.Errorf("after applying it again: %v", c)
 		}
 	})
 }

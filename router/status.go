@@ -289,6 +289,12 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 			Message: r.invalid.Error() + "; what runs is left as it is: mend the cause and apply a document",
 		})
 	}
+	if newest := r.Store.Newest(); newest > r.present.Generation {
+		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
+			Type: "DocumentDamaged", Severity: "error", Since: stamp(r.started),
+			Message: fmt.Sprintf("generation %d cannot be read, and the node has generation %d instead: apply the document again", newest, r.present.Generation),
+		})
+	}
 	for _, err := range r.Store.Damage() {
 		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
 			Type: "StoreDamaged", Severity: "warning", Since: stamp(r.started), Message: err.Error(),

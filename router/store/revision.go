@@ -118,6 +118,13 @@ func (s *Store) Current() (Revision, bool) {
 	return r, r.Generation != 0
 }
 
+// Newest returns the highest generation that was ever accepted, which is above that of Current when its file is damaged.
+func (s *Store) Newest() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.newest
+}
+
 // History returns the revisions that are kept, newest first, without text and ledger.
 func (s *Store) History() []Revision {
 	s.mu.Lock()
