@@ -82,7 +82,8 @@ type checker struct {
 	ports    map[uint16]string
 	gateways map[string]string // IPsec identities and addresses -> path
 	peerings map[netip.Addr]string
-	sources  map[netip.Addr]string
+	sources  map[netip.Addr]string // addresses of pools
+	publics  map[netip.Addr]string // and what the world sees for them
 	dests    map[netip.Prefix]string
 	paths    []string // of the policies
 
@@ -675,16 +676,18 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 			continue
 		}
 		if c.sources == nil {
-			c.sources = map[netip.Addr]string{}
+			c.sources, c.publics = map[netip.Addr]string{}, map[netip.Addr]string{}
 		}
 		if other, ok := c.sources[addr]; ok {
 			c.Problem(at+".address", addr.String(), "is the address of "+other+" too", "an address belongs to one pool")
 		}
-		c.sources[addr] = at
 		for _, in := range c.inside {
 			if in.prefix.Contains(addr) {
 				c.Problem(at+".address", addr.String(), "is an inside address, of "+in.path, "give an address that partners can answer to")
 			}
+		}
+		if addr.IsLinkLocalUnicast() {
+			c.Problem(at+".address", addr.String(), "is link-local, which no router forwards", "give an address that partners can answer to")
 		}
 		public := addr
 		if a.GetPublicAddress() != "" {
@@ -693,6 +696,14 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 				c.Problem(at+".publicAddress", public.String(), "is of another address family than address", "give both in the same family")
 			}
 		}
+		other, twice := c.publics[public]
+		if u := c.s.Underlay; !twice && public == u.PublicAddress && addr != u.Address {
+			other, twice = "underlay", true
+		}
+		if _, same := c.sources[addr]; twice && public.IsValid() && !same {
+			c.Problem(at+".publicAddress", public.String(), "is the public address of "+other+" too", "the platform translates one to one, and who had a port of it could not be told: give each its own")
+		}
+		c.sources[addr], c.publics[public] = at, at
 		if z := a.GetZone(); z != "" && !slices.ContainsFunc(c.s.Zones, func(o nat.Zone) bool { return o.Name == z }) {
 			c.Problem(at+".zone", z, "is no zone of this document", "give the name of one of `egress.zones`")
 		}

@@ -1774,7 +1774,7 @@ type PoolAddress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Address on the underlay interface; it is added there when it is missing. Required.
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	// Address that partners see when the platform translates `address` one to one. Default: `address`.
+	// Address that partners see when the platform translates `address` one to one; unique among all of the document. Default: `address`.
 	PublicAddress string `protobuf:"bytes,2,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
 	// Zone of the address: name of one of the `zones`. Default: none.
 	Zone string `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`
