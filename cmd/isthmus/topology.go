@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -39,6 +40,9 @@ func (a *app) topology(f *topologyFile) (*topology.Topology, error) {
 		addr, err := netip.ParseAddr(text)
 		if err != nil {
 			return nil, usageError{fmt.Errorf("--set %q: must be NAME=ADDRESS", s)}
+		}
+		if _, twice := set[name]; twice {
+			return nil, usageError{fmt.Errorf("--set %q: %s is set twice", s, name)}
 		}
 		set[name] = addr
 	}
@@ -177,6 +181,14 @@ the names of secrets.`}
 		for _, flag := range []string{"as", "part"} {
 			if node && cmd.Flags().Changed(flag) {
 				return usageError{fmt.Errorf("--%s: has no meaning with --for %s", flag, target)}
+			}
+		}
+		for _, c := range []struct {
+			flag, value string
+			of          []string
+		}{{"as", form, topology.Forms}, {"part", part, topology.Parts}} {
+			if !slices.Contains(c.of, c.value) {
+				return usageError{fmt.Errorf("--%s %q: must be one of %s", c.flag, c.value, strings.Join(c.of, ", "))}
 			}
 		}
 		t, err := a.topology(&f)
