@@ -2,6 +2,7 @@ package nat
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -16,6 +17,11 @@ type Blocks struct {
 	FirstPort uint16 // of the first block
 	// Sources do not overlap, and have few enough addresses for everything that walks through them.
 	Sources []netip.Prefix
+}
+
+// String says it in words.
+func (b *Blocks) String() string {
+	return fmt.Sprintf("%d ports from %d for %v", b.Size, b.FirstPort, b.Sources)
 }
 
 // PerAddress returns how many blocks an address has.

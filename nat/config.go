@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"strconv"
 	"time"
 )
@@ -62,6 +63,27 @@ type PoolAddress struct {
 	Weight uint32
 	// Down takes new flows away from it while another address of the pool is not down.
 	Down bool
+}
+
+// String says everything of it in words, as "10.9.0.5 (203.0.113.5, zone a, weight 2)".
+func (a PoolAddress) String() string {
+	var more []string
+	if a.Public.IsValid() && a.Public != a.Address {
+		more = append(more, a.Public.String())
+	}
+	if a.Zone != "" {
+		more = append(more, "zone "+a.Zone)
+	}
+	if a.Weight > 1 {
+		more = append(more, fmt.Sprint("weight ", a.Weight))
+	}
+	if a.Down {
+		more = append(more, "down")
+	}
+	if len(more) == 0 {
+		return a.Address.String()
+	}
+	return fmt.Sprintf("%v (%s)", a.Address, strings.Join(more, ", "))
 }
 
 // Placement has new flows of a source to a destination leave with an address of a pool that is not the one of the

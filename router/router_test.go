@@ -169,7 +169,7 @@ func (d filter) Apply(_ context.Context, c nat.Config) error {
 	if d.unruly != nil {
 		return d.unruly
 	}
-	if fmt.Sprint(c) != fmt.Sprint(d.nat) {
+	if !c.Equal(d.nat) {
 		d.note("nat")
 	}
 	d.nat, d.rules = c, true

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/isthmus-net/isthmus/bgp"
@@ -211,32 +212,69 @@ func anyFields[T any](why string) func(a, b T) ([]string, string) {
 	}
 }
 
-// fields returns the exported fields in which two structs of one type differ.
+// documentNames are what the document calls fields that have another name in Go.
+var documentNames = map[string]string{
+	"nat.Pool.Silent": "exhausted", "nat.Policy.Bypass": "whenDown", "nat.Zone.Prefixes": "sources",
+	"names.Config.Floor": "nameFloor", "names.Config.Grace": "nameGrace", "names.Config.Proxy": "dnsProxy",
+}
+
+// words are what the document has for false and true.
+var words = map[string][2]string{"exhausted": {"reject", "drop"}, "whenDown": {"block", "bypass"}}
+
+// fields returns the exported fields in which two structs of one type differ, those of structs within with their path.
 func fields(a, b reflect.Value) (f []string) {
 	for i := range a.NumField() {
-		if t := a.Type().Field(i); t.IsExported() && !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
-			f = append(f, change(fieldName(t.Name), fmt.Sprint(plain(a.Field(i))), fmt.Sprint(plain(b.Field(i)))))
+		t, x, y := a.Type().Field(i), a.Field(i), b.Field(i)
+		if !t.IsExported() || reflect.DeepEqual(x.Interface(), y.Interface()) {
+			continue
 		}
+		name := documentNames[a.Type().String()+"."+t.Name]
+		if name == "" {
+			name = fieldName(t.Name)
+		}
+		if x.Kind() == reflect.Pointer && !x.IsNil() && !y.IsNil() {
+			x, y = x.Elem(), y.Elem()
+		}
+		if _, has := x.Interface().(fmt.Stringer); x.Kind() == reflect.Struct && (!has || t.Type.Kind() == reflect.Pointer) {
+			for _, within := range fields(x, y) {
+				f = append(f, name+"."+within)
+			}
+			continue
+		}
+		f = append(f, change(name, text(name, x), text(name, y)))
 	}
 	return f
 }
 
-// plain returns the value of a field, or what it points at; nil when that is nothing.
-func plain(v reflect.Value) any {
-	if v.Kind() == reflect.Pointer && !v.IsNil() {
-		v = v.Elem()
+// text writes a value as the document has it.
+func text(name string, v reflect.Value) string {
+	switch x := v.Interface().(type) {
+	case bool:
+		if w, ok := words[name]; ok && x {
+			return w[1]
+		} else if ok {
+			return w[0]
+		}
+	case time.Duration:
+		s := x.String() // "48h0m0s"
+		for _, zero := range []string{"m0s", "h0m"} {
+			if strings.HasSuffix(s, zero) {
+				s = s[:len(s)-2]
+			}
+		}
+		return s
 	}
-	return v.Interface()
+	return fmt.Sprint(v.Interface())
 }
 
 // change says what becomes of a field. What is not there is a hyphen, not what Go calls it.
 func change(field, old, new string) string {
-	text := func(s string) string {
+	there := func(s string) string {
 		switch s {
-		case "", "<nil>", "[]", netip.Addr{}.String(), netip.AddrPort{}.String(), netip.Prefix{}.String():
+		case "", "<nil>", "[]", "0s", netip.Addr{}.String(), netip.AddrPort{}.String(), netip.Prefix{}.String():
 			return "-"
 		}
 		return s
 	}
-	return field + ": " + text(old) + " -> " + text(new)
+	return field + ": " + there(old) + " -> " + there(new)
 }

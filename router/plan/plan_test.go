@@ -344,7 +344,7 @@ func TestFieldName(t *testing.T) {
 }
 
 func TestDiff(t *testing.T) {
-	base := document("a-1", "b-2") + "announce: [10.0.0.0/24]\nstaticRoutes: [{prefix: 10.1.0.0/16, tunnels: [a-1]}]\negress: {pools: [{name: p, addresses: [{address: 10.9.0.5}]}], policies: [{name: x, sources: [10.0.0.0/8], pool: p}]}\n"
+	base := document("a-1", "b-2") + "announce: [10.0.0.0/24]\nstaticRoutes: [{prefix: 10.1.0.0/16, tunnels: [a-1]}]\negress: {pools: [{name: p, addresses: [{address: 10.9.0.5}]}], policies: [{name: x, sources: [10.0.0.0/28], pool: p}]}\n"
 	a, ledger := mustMake(t, parse(t, base), Ledger{})
 	for _, test := range []struct{ name, from, to, want string }{
 		{"nothing", "", "", "[]"},
@@ -391,15 +391,19 @@ func TestDiff(t *testing.T) {
 
 // TestDiffOfFields: a field is told as in the document, and what is not there is a hyphen.
 func TestDiffOfFields(t *testing.T) {
-	base := document("a-1") + "egress: {log: {maxAge: 48h}, pools: [{name: p, addresses: [{address: 10.9.0.5}]}]}\n"
+	base := document("a-1") + "egress: {log: {maxAge: 48h}, pools: [{name: p, addresses: [{address: 10.9.0.5}]}], policies: [{name: x, sources: [10.0.0.0/28], pool: p}]}\n"
 	first, ledger := mustMake(t, parse(t, base), Ledger{})
 	for _, test := range []struct{ from, to, want string }{
 		{"", "", "node: name: - -> n; asn: 0 -> 64620; routerId: - -> 10.9.0.4"},
-		{"maxAge: 48h", "maxAge: 72h", "log: maxAge: 48h0m0s -> 72h0m0s"},
+		{"maxAge: 48h", "maxAge: 72h", "log: maxAge: 48h -> 72h"},
 		{"log: {maxAge: 48h}, ", "", "remove log: "},
 		{"{name: a-1, ipsec", "{name: a-1, mss: 1200, ipsec", "tunnel: mss: 1398, IPv6 1378 -> 1200, IPv6 1200"},
-		{"10.9.0.5}]", "10.9.0.5}], blocks: {size: 1000, sources: [10.0.0.0/28]}", "pool: blocks: - -> {1000 1024 [10.0.0.0/28]}"},
+		{"10.9.0.5}]", "10.9.0.5}], blocks: {size: 1000, sources: [10.0.0.0/28]}", "pool: blocks: - -> 1000 ports from 1024 for [10.0.0.0/28]"},
 		{"name: p,", "name: p, announce: [0.0.0.0/0],", "add health: "},
+		{"name: p,", "name: p, exhausted: drop,", "pool: exhausted: reject -> drop"},
+		{"address: 10.9.0.5}", "address: 10.9.0.5, publicAddress: 203.0.113.5, weight: 3}", "pool: addresses: [10.9.0.5] -> [10.9.0.5 (203.0.113.5, weight 3)]"},
+		{"pool: p}", "pool: p, timeouts: {udp: 90s}}", "policy: timeouts.udp: - -> 1m30s"},
+		{"pools:", "nameFloor: 90s, pools:", "names: nameFloor: 30s -> 1m30s"},
 	} {
 		a := first
 		if test.from == "" {
