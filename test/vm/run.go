@@ -84,19 +84,33 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 		return 0, err
 	}
 	defer unlock()
-	dir, err := os.MkdirTemp("", "ist-vm-")
-	if err != nil {
-		return 0, fmt.Errorf("starting the guest: %w", err)
+	for boots := 1; ; boots++ {
+		status, err = boot(ctx, c, img)
+		// Under emulation a kernel dies now and then, as where another processor executes the code that it patches (seen once in a few
+		// hundred boots). Nothing of the command has happened then.
+		if errors.Is(err, errUnborn) && boots < maxBoots {
+			fmt.Fprintf(c.Progress, "vm: booting again, since the %v\n", err)
+			continue
+		}
+		if err != nil {
+			return 0, fmt.Errorf("running the guest: %w", err)
+		}
+		return status, nil
 	}
-	defer os.RemoveAll(dir)
-	status, err = boot(ctx, c, img, dir)
-	if err != nil {
-		return 0, fmt.Errorf("running the guest: %w", err)
-	}
-	return status, nil
 }
 
-func boot(ctx context.Context, c Config, img *Image, dir string) (status int, err error) {
+// maxBoots is how often a guest is booted that dies before it runs the command.
+const maxBoots = 3
+
+// errUnborn is ErrGuest before the command was started.
+var errUnborn = fmt.Errorf("%w while it booted", ErrGuest)
+
+func boot(ctx context.Context, c Config, img *Image) (status int, err error) {
+	dir, err := os.MkdirTemp("", "ist-vm-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
 	limit := c.Limit
 	if limit == 0 {
 		limit = 10 * time.Minute
@@ -163,10 +177,12 @@ func boot(ctx context.Context, c Config, img *Image, dir string) (status int, er
 		return func(conn net.Conn) { io.Copy(w, conn) }
 	}
 	status = -1
+	unborn := true
 	serve("status", func(conn net.Conn) {
 		for s := bufio.NewScanner(conn); s.Scan(); {
 			switch what, value, _ := strings.Cut(s.Text(), " "); what {
 			case "started":
+				unborn = false
 				fmt.Fprintf(c.Progress, "vm: command started after %.1f s of wall time, %s s of guest time\n", time.Since(started).Seconds(), value)
 			case "exit":
 				if n, err := strconv.Atoi(value); err == nil {
@@ -194,7 +210,11 @@ func boot(ctx context.Context, c Config, img *Image, dir string) (status int, er
 		return 0, fmt.Errorf("%w\n%s", context.Cause(ctx), console(dir))
 	}
 	if status < 0 {
-		return 0, fmt.Errorf("%w: %v\n%s%s", ErrGuest, err, qemuErr.String(), console(dir))
+		reason := ErrGuest
+		if unborn {
+			reason = errUnborn
+		}
+		return 0, fmt.Errorf("%w: %v\n%s%s", reason, err, qemuErr.String(), console(dir))
 	}
 	if c.Out != "" {
 		if err := unpack(out, c.Out); err != nil {

@@ -4,6 +4,8 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,15 +67,36 @@ func TestUnpackStaysInside(t *testing.T) {
 	}
 }
 
-// TestRun boots one guest and looks at everything that Run promises.
+// TestRun boots one guest, of which the first boot fails, and looks at everything that Run promises.
 func TestRun(t *testing.T) {
 	if Inside() {
 		t.Skip("a guest has no QEMU; this runs where the guest is started")
 	}
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil || os.Getuid() != 0 {
+	qemu, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil || os.Getuid() != 0 {
 		t.Skip("needs root and what test/setup installs")
 	}
 	dir := t.TempDir()
+	// dies is a QEMU whose guest dies so many times while it boots.
+	dies := func(times int) (count func() int) {
+		t.Helper()
+		bin := t.TempDir()
+		log := filepath.Join(bin, "boots")
+		text := fmt.Sprintf("#!/bin/sh\necho >> %[1]s\n[ $(wc -l < %[1]s) -gt %[2]d ] || exit 1\nexec %[3]s \"$@\"\n", log, times, qemu)
+		if err := os.WriteFile(filepath.Join(bin, "qemu-system-x86_64"), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+		return func() int {
+			b, _ := os.ReadFile(log)
+			return len(b)
+		}
+	}
+	boots := dies(100)
+	if _, err := Run(context.Background(), Config{Command: []string{"true"}}); !errors.Is(err, ErrGuest) || boots() != maxBoots {
+		t.Errorf("a guest that never boots: %v after %d boots", err, boots())
+	}
+	boots = dies(1)
 	file := filepath.Join(dir, "hello")
 	if err := os.WriteFile(file, []byte("from the host"), 0o644); err != nil {
 		t.Fatal(err)
@@ -92,6 +115,9 @@ func TestRun(t *testing.T) {
 	}
 	if stdout.String() != "from the host" || !strings.HasPrefix(stderr.String(), "it's me\n") {
 		t.Errorf("stdout %q, stderr %q", stdout.String(), stderr.String())
+	}
+	if boots() != 2 {
+		t.Errorf("%d boots, want two", boots())
 	}
 	if status != 124 && status != 137 {
 		t.Errorf("status %d, want that of a command stopped at the limit", status)
