@@ -9,8 +9,8 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
-	"strings"
 	"strconv"
+	"strings"
 	"time"
 )
 
