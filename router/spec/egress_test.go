@@ -38,7 +38,7 @@ func TestEgressHealthAndNames(t *testing.T) {
 	}
 	for what, pair := range map[string][2]string{
 		"zones":     {fmt.Sprint(s.Zones), "[{a [172.16.0.0/16 2001:db8:a::/48]} {b [172.17.0.0/16]}]"},
-		"address":   {fmt.Sprint(s.Pools[0].Addresses), "[{10.9.0.10 10.9.0.10 a 3 false} {10.9.0.11 10.9.0.11 b 1 false}]"},
+		"address":   {fmt.Sprint(s.Pools[0].Addresses), "[10.9.0.10 (zone a, weight 3) 10.9.0.11 (zone b)]"},
 		"probes":    {fmt.Sprintf("%+v", s.Health[0].Probes), "{Targets:[tcp://198.51.100.7:443 https://api.partner.example:443/health icmp://[2001:db8::7]] Interval:5s Timeout:1s HoldDown:1m0s Rise:2 Fall:3 Quorum:2}"},
 		"announce":  {fmt.Sprint(s.Health[0].Announce, len(s.Health)), "[0.0.0.0/0] 2"},
 		"names":     {fmt.Sprint(s.Policies[0].Names), "[api.partner.example *.example.com]"},
