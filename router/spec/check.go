@@ -743,11 +743,6 @@ func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
 	out.Sources = list("sources", p.GetSources())
 	out.Destinations = list("destinations", p.GetDestinations())
 	out.Names = c.domains(path+".names", p.GetNames())
-	if len(out.Sources) > 0 && len(out.Destinations) > 0 && len(out.Names) == 0 && !slices.ContainsFunc(out.Sources, func(src netip.Prefix) bool {
-		return slices.ContainsFunc(out.Destinations, func(dst netip.Prefix) bool { return src.Addr().Is4() == dst.Addr().Is4() })
-	}) {
-		c.Problem(path+".destinations", out.Destinations[0].String(), "is of another address family than every source, so that no flow matches", "give both in the same family")
-	}
 	switch out.Protocol {
 	case "", "tcp", "udp", "icmp":
 	default:
