@@ -34,6 +34,7 @@ type Pinger struct {
 	stop  chan struct{}
 	once  sync.Once // closes stop
 	ended chan struct{}
+	first chan struct{} // closed by the answer to the first packet
 
 	mu       sync.Mutex
 	sent     []time.Time
@@ -67,7 +68,7 @@ func (r Report) String() string {
 	return s
 }
 
-// Ping starts to ping dst from the node, until Stop.
+// Ping starts to ping dst from the node, until Stop. The second packet waits for the answer to the first, up to a second.
 func (n *Node) Ping(dst netip.Addr, o PingOptions) (*Pinger, error) {
 	if o.Interval == 0 {
 		o.Interval = 10 * time.Millisecond
@@ -83,7 +84,7 @@ func (n *Node) Ping(dst netip.Addr, o PingOptions) (*Pinger, error) {
 	// A raw socket gets every ICMP packet of the node. While this process does not run, on a busy
 	// machine for hundreds of milliseconds, they have to wait somewhere.
 	const buffer = 16 << 20
-	p := &Pinger{dst: dst, id: uint16(rand.Uint32()), stop: make(chan struct{}), ended: make(chan struct{})}
+	p := &Pinger{dst: dst, id: uint16(rand.Uint32()), stop: make(chan struct{}), ended: make(chan struct{}), first: make(chan struct{})}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		fail := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, buffer) })
@@ -137,6 +138,15 @@ func (p *Pinger) send(request byte, every time.Duration, size int) {
 			}
 			p.mu.Unlock()
 		}
+		// Where two packets of a flow that connection tracking does not know yet are under way in it at once, it drops the
+		// second (allow_clash; ICMP has it since Linux 6.19). Tunnels make that likely: they deliver several in one go.
+		if seq == 0 {
+			select {
+			case <-p.stop:
+			case <-p.first:
+			case <-time.After(time.Second):
+			}
+		}
 	}
 }
 
@@ -156,6 +166,9 @@ func (p *Pinger) receive(reply byte) {
 		case seq >= uint64(len(p.sent)):
 		case p.answered[seq].IsZero():
 			p.answered[seq] = time.Now()
+			if seq == 0 {
+				close(p.first)
+			}
 		default:
 			p.doubles++
 		}
