@@ -108,7 +108,7 @@ func (r *Router) edit(e spec.Edit, expected *uint64, confirm time.Duration, dry 
 	if r.spec == nil {
 		return r.present.Generation, nil, fmt.Errorf("%w: there is no document that can be edited; apply one", api.ErrPrecondition)
 	}
-	edited, problems, err := e.Apply(r.spec, r.present.Text)
+	edited, problems, err := e.Apply(r.spec, r.carried().Text)
 	if len(problems) > 0 {
 		return r.present.Generation, nil, problems
 	}
@@ -124,7 +124,7 @@ func (r *Router) edit(e spec.Edit, expected *uint64, confirm time.Duration, dry 
 	if n := len(edited.Names); n > maxNamed {
 		reason = fmt.Sprintf("policies %s and %d more", strings.Join(edited.Names[:maxNamed], ", "), n-maxNamed)
 	}
-	err = r.commit(store.Revision{Author: author, Reason: reason, Changes: uint32(len(changes)), Text: edited.Text, Ledger: r.present.Ledger}, confirm)
+	err = r.commit(store.Revision{Author: author, Reason: reason, Changes: uint32(len(changes)), Text: edited.Text, Ledger: r.carried().Ledger}, confirm)
 	if err == nil {
 		r.use(edited.Spec, target, r.ledger)
 	}
@@ -160,7 +160,7 @@ func (r *Router) commit(next store.Revision, confirm time.Duration) error {
 		return fmt.Errorf("storing document: %w", err)
 	}
 	next.Generation = generation
-	r.present, r.stuck = next, nil
+	r.present, r.stuck, r.unstored = next, nil, nil
 	r.Log.Info("accepted", "generation", generation, "author", next.Author, "reason", next.Reason, "changes", next.Changes)
 	return nil
 }
@@ -169,23 +169,27 @@ func (r *Router) commit(next store.Revision, confirm time.Duration) error {
 func (r *Router) confirm(generation uint64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.unstored != nil && generation == r.present.Generation {
+		return fmt.Errorf("%w: generation %d was not confirmed in time, generation %d is carried out again", api.ErrPrecondition, generation, r.present.RevertTo)
+	}
 	if err := r.Store.Confirm(generation); err != nil {
 		return err
 	}
 	r.present.ConfirmBy, r.present.RevertTo = time.Time{}, 0
+	r.endOutlived()
+	return nil
+}
+
+// endOutlived ends the flows that waited for the present document to be kept.
+func (r *Router) endOutlived() {
 	had, now := r.outlived(r.target), r.target.NAT
 	r.work.set(object{key: "flows", stage: stageGuard, last: true, apply: func(ctx context.Context) error { return r.endFlows(ctx, had, now) }})
-	return nil
 }
 
 // goBack applies an earlier document again; generation 0 is the one before the present one.
 func (r *Router) goBack(generation uint64, expected *uint64, author string) (uint64, []plan.Change, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.rollback(generation, expected, author, "rollback to %d")
-}
-
-func (r *Router) rollback(generation uint64, expected *uint64, author, reason string) (uint64, []plan.Change, error) {
 	if generation == 0 {
 		history := r.Store.History()
 		i := slices.IndexFunc(history, func(h store.Revision) bool { return h.Generation < r.present.Generation })
@@ -199,7 +203,7 @@ func (r *Router) rollback(generation uint64, expected *uint64, author, reason st
 		return r.present.Generation, nil, err
 	}
 	d, problems := spec.Decode([]byte(old.Text))
-	return r.accept(source{d, problems, old.Text}, expected, 0, author, fmt.Sprintf(reason, generation))
+	return r.accept(source{d, problems, old.Text}, expected, 0, author, fmt.Sprintf("rollback to %d", generation))
 }
 
 // revertIfDue goes back when the present document was not confirmed in time.
@@ -209,11 +213,53 @@ func (r *Router) revertIfDue(now time.Time) {
 	if r.present.ConfirmBy.IsZero() || now.Before(r.present.ConfirmBy) {
 		return
 	}
-	r.Log.Warn("not confirmed in time, going back", "generation", r.present.Generation, "to", r.present.RevertTo)
-	if _, _, err := r.rollback(r.present.RevertTo, nil, Daemon, "not confirmed, back to %d"); err != nil {
-		r.Log.Error("going back failed; trying again", "err", err)
+	if r.stuck == nil {
+		r.Log.Warn("not confirmed in time, going back", "generation", r.present.Generation, "to", r.present.RevertTo)
+	}
+	if err := r.revert(); err != nil {
+		if r.stuck == nil || r.stuck.Error() != err.Error() {
+			r.Log.Error("going back failed; trying again", "err", err)
+		}
 		r.stuck = err
 	}
+}
+
+// revert carries out the document that the present one was to be confirmed against, and then stores that: whoever is locked
+// out does not wait for a disk that is full.
+func (r *Router) revert() error {
+	if r.unstored == nil {
+		old, err := r.Store.Revision(r.present.RevertTo)
+		if err != nil {
+			return err
+		}
+		d, problems := spec.Decode([]byte(old.Text))
+		checked, target, ledger, problems := r.plan(d, problems, r.present.Ledger)
+		if len(problems) > 0 {
+			return problems
+		}
+		encoded, err := json.Marshal(ledger)
+		if err != nil {
+			return fmt.Errorf("encoding ledger: %w", err)
+		}
+		r.unstored = &store.Revision{
+			Author: Daemon, Reason: fmt.Sprintf("not confirmed, back to %d", r.present.RevertTo),
+			Changes: uint32(len(plan.Diff(r.target, target))), Text: old.Text, Ledger: encoded,
+		}
+		r.use(checked, target, ledger)
+	}
+	if err := r.commit(*r.unstored, 0); err != nil {
+		return err
+	}
+	r.endOutlived()
+	return nil
+}
+
+// carried is what the node is told to do: the present document, unless that was not confirmed and could not be replaced.
+func (r *Router) carried() store.Revision {
+	if r.unstored != nil {
+		return *r.unstored
+	}
+	return r.present
 }
 
 // crowded is how many changes of another text a document may be while others come.
@@ -230,8 +276,13 @@ func (r *Router) settle(now time.Time) error {
 	return r.Store.Settle(changes)
 }
 
-// document returns an accepted document as message and text; generation 0 is the present one.
+// document returns an accepted document as message and text; generation 0 is the one that is carried out.
 func (r *Router) document(generation uint64) (uint64, *isthmusv1.Spec, string, error) {
+	r.mu.Lock()
+	if generation == 0 && r.unstored != nil {
+		generation = r.present.RevertTo
+	}
+	r.mu.Unlock()
 	var rev store.Revision
 	var err error
 	if generation == 0 {
@@ -253,8 +304,8 @@ func (r *Router) secretsChanged() error {
 	if r.present.Generation == 0 {
 		return nil
 	}
-	d, problems := spec.Decode([]byte(r.present.Text))
-	checked, target, ledger, problems := r.plan(d, problems, r.present.Ledger)
+	d, problems := spec.Decode([]byte(r.carried().Text))
+	checked, target, ledger, problems := r.plan(d, problems, r.carried().Ledger)
 	if len(problems) > 0 && r.spec == nil {
 		// The stored document could not be used before either; with the next secret it may.
 		r.invalid = fmt.Errorf("reading generation %d: %w", r.present.Generation, problems)

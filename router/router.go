@@ -144,6 +144,9 @@ type Router struct {
 	invalid error      // why the stored document cannot be used
 	stuck   error      // why the former document, which was to come back, did not
 	applied uint64     // newest generation with everything done
+
+	// What is carried out instead of the present document, which was not confirmed, while storing this fails.
+	unstored *store.Revision
 }
 
 // New returns a router with the stored document, if there is one, ready to Run.
@@ -306,8 +309,12 @@ func (r *Router) passed() {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.spec != nil && r.work.settled() && r.applied != r.present.Generation {
-		r.applied = r.present.Generation
+	carried := r.present.Generation
+	if r.unstored != nil {
+		carried = r.present.RevertTo
+	}
+	if r.spec != nil && r.work.settled() && r.applied != carried {
+		r.applied = carried
 		r.Log.Info("applied", "generation", r.applied)
 	}
 }

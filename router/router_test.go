@@ -619,6 +619,80 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 	})
 }
 
+// TestGoesBackWithoutDisk: what cannot be stored is carried out all the same, since somebody may be locked out, and stored later.
+func TestGoesBackWithoutDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, dir := newMachine(t), t.TempDir()
+		r, stop := m.boot(dir)
+		defer func() { stop() }()
+		first := apply(t, r, base)
+		changed := strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)
+		g, changes, err := r.apply(text(changed), nil, time.Minute, "tester")
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Where the next document would be written there is something else.
+		next := filepath.Join(dir, fmt.Sprintf("revisions/%020d.json.tmp", g+1))
+		block := func() {
+			if err := os.MkdirAll(filepath.Join(next, "full"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		unblock := func() {
+			if err := os.RemoveAll(next); err != nil {
+				t.Fatal(err)
+			}
+		}
+		block()
+		time.Sleep(50 * time.Second)
+		m.taken()
+		time.Sleep(20 * time.Second)
+		expect(t, m, "routes")
+		s := r.status()
+		if c := s.GetConditions(); len(c) != 1 || c[0].GetSeverity() != "error" || !strings.Contains(c[0].GetMessage(), "1 is carried out again, but cannot be stored: ") {
+			t.Errorf("conditions %v", c)
+		}
+		if s.GetGeneration() != g || s.GetAppliedGeneration() != first {
+			t.Errorf("generation %d, %d is carried out; want %d and %d", s.GetGeneration(), s.GetAppliedGeneration(), g, first)
+		}
+		if now, _, doc, err := r.document(0); err != nil || now != first || doc != base {
+			t.Errorf("generation %d, %v, %s", now, err, doc)
+		}
+		if err := r.confirm(g); !errors.Is(err, api.ErrPrecondition) {
+			t.Errorf("confirmed too late: %v", err)
+		}
+		if _, err := r.Store.SetSecret("k", []byte("another secret"), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.secretsChanged(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		expect(t, m, "tunnel a", "tunnel b")
+		// A restart goes back too.
+		stop()
+		unblock()
+		r, stop = m.boot(dir)
+		block()
+		synctest.Wait()
+		m.taken()
+		time.Sleep(10 * time.Second)
+		expect(t, m, "routes")
+		unblock()
+		time.Sleep(10 * time.Second)
+		expect(t, m)
+		if s := r.status(); len(s.GetConditions()) != 0 || s.GetGeneration() != g+1 || s.GetAppliedGeneration() != g+1 {
+			t.Errorf("with a disk again: %v", s)
+		}
+		if h := r.Store.History()[0]; h.Author != Daemon || h.Reason != fmt.Sprintf("not confirmed, back to %d", first) || int(h.Changes) != len(changes) {
+			t.Errorf("history %+v", h)
+		}
+		if _, _, doc, err := r.document(0); err != nil || doc != base {
+			t.Errorf("%v, %s", err, doc)
+		}
+	})
+}
+
 // TestGoingBackKeepsItsSecrets: a secret stays while the document that uses it may come back, and when that cannot come back
 // the node says so.
 func TestGoingBackKeepsItsSecrets(t *testing.T) {

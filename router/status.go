@@ -308,6 +308,9 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 		if r.stuck != nil {
 			c.Severity, c.Message = "error", fmt.Sprintf("generation %d was not confirmed, and going back to %d fails: %v", r.present.Generation, r.present.RevertTo, r.stuck)
 		}
+		if r.unstored != nil {
+			c.Message = fmt.Sprintf("generation %d was not confirmed, and %d is carried out again, but cannot be stored: %v", r.present.Generation, r.present.RevertTo, r.stuck)
+		}
 		s.Conditions = append(s.Conditions, c)
 	}
 	s.Conditions = append(s.Conditions, r.charon.conditions()...)

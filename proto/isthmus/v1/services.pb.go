@@ -508,7 +508,8 @@ type ApplyRequest struct {
 	Source *Source                `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
 	// The generation that the writer has seen. The write is refused when there is a newer one. Not set: no check.
 	ExpectedGeneration *uint64 `protobuf:"varint,2,opt,name=expected_generation,json=expectedGeneration,proto3,oneof" json:"expected_generation,omitempty"`
-	// Go back to the former document unless Confirm is called within this time, 10s to 1h. Not set: keep it.
+	// Go back to the former document unless Confirm is called within this time, 10s to 1h, whether or not that can be stored.
+	// Not set: keep it.
 	ConfirmWithin *durationpb.Duration `protobuf:"bytes,3,opt,name=confirm_within,json=confirmWithin,proto3" json:"confirm_within,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
