@@ -33,7 +33,8 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 	go test -timeout 20m $$(go list ./... | grep -v /test/e2e)
 	$(VM) test -t 15m -p image/rootfs/etc/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run 'TestTunnel|TestReasons|TestExplained'
 	$(VM) test -t 5m ./tunnel/wireguard
-	go test -p 1 -timeout 30m ./test/e2e/...
+	@# Never from go's cache: it does not know that the tests build the programs.
+	go test -count=1 -p 1 -timeout 30m ./test/e2e/...
 
 FUZZTIME ?= 100000x
 

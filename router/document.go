@@ -206,17 +206,15 @@ func (r *Router) goBack(generation uint64, expected *uint64, author string) (uin
 	return r.accept(source{d, problems, old.Text}, expected, 0, author, fmt.Sprintf("rollback to %d", generation))
 }
 
-// revertIfDue goes back when the present document was not confirmed in time.
-func (r *Router) revertIfDue(now time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+// revertIfDue goes back when the present document, which makes this target, was not confirmed in time.
+func (r *Router) revertIfDue(now time.Time, from plan.Target) {
 	if r.present.ConfirmBy.IsZero() || now.Before(r.present.ConfirmBy) {
 		return
 	}
 	if r.stuck == nil {
 		r.Log.Warn("not confirmed in time, going back", "generation", r.present.Generation, "to", r.present.RevertTo)
 	}
-	if err := r.revert(); err != nil {
+	if err := r.revert(from); err != nil {
 		if r.stuck == nil || r.stuck.Error() != err.Error() {
 			r.Log.Error("going back failed; trying again", "err", err)
 		}
@@ -226,7 +224,7 @@ func (r *Router) revertIfDue(now time.Time) {
 
 // revert carries out the document that the present one was to be confirmed against, and then stores that: whoever is locked
 // out does not wait for a disk that is full.
-func (r *Router) revert() error {
+func (r *Router) revert(from plan.Target) error {
 	if r.unstored == nil {
 		old, err := r.Store.Revision(r.present.RevertTo)
 		if err != nil {
@@ -243,8 +241,9 @@ func (r *Router) revert() error {
 		}
 		r.unstored = &store.Revision{
 			Author: Daemon, Reason: fmt.Sprintf("not confirmed, back to %d", r.present.RevertTo),
-			Changes: uint32(len(plan.Diff(r.target, target))), Text: old.Text, Ledger: encoded,
+			Changes: uint32(len(plan.Diff(from, target))), Text: old.Text, Ledger: encoded,
 		}
+		r.had = append(slices.Clip(r.had), from.NAT.Pools...)
 		r.use(checked, target, ledger)
 	}
 	if err := r.commit(*r.unstored, 0); err != nil {

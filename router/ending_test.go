@@ -119,18 +119,18 @@ func (f *flowTable) End(_ context.Context, _ uint8, which func(*conntrack.Flow) 
 // TestFlowsEndWithTheirAddress: at once when a document is applied for good, and not before it is confirmed otherwise, since it may go back.
 func TestFlowsEndWithTheirAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := newMachine(t)
-		r, stop := m.boot(t.TempDir())
-		defer stop()
-		table := &flowTable{}
-		r.Flows = table
-		for _, as := range []string{"10.9.0.5", "10.9.0.6"} {
+		m, dir, table := newMachine(t), t.TempDir(), &flowTable{}
+		m.flows = table
+		r, stop := m.boot(dir)
+		defer func() { stop() }()
+		flow := func(as string) conntrack.Flow {
 			partner := netip.MustParseAddrPort("198.51.100.7:443")
-			table.flows = append(table.flows, conntrack.Flow{
+			return conntrack.Flow{
 				Original: conntrack.Tuple{Source: netip.MustParseAddrPort("10.0.0.1:1000"), Destination: partner},
 				Reply:    conntrack.Tuple{Source: partner, Destination: netip.MustParseAddrPort(as + ":1000")},
-			})
+			}
 		}
+		table.flows = []conntrack.Flow{flow("10.9.0.5"), flow("10.9.0.6")}
 		both := strings.Replace(base, "{address: 10.9.0.5}", "{address: 10.9.0.5}, {address: 10.9.0.6}", 1)
 		left := func(what string, want int) {
 			t.Helper()
@@ -162,6 +162,19 @@ func TestFlowsEndWithTheirAddress(t *testing.T) {
 		left("confirmed", 1)
 		probation(strings.Replace(base, "10.9.0.5", "10.9.0.7", 1))
 		left("another address on trial", 1)
+		time.Sleep(2 * time.Minute)
+		left("gone back again", 1)
+
+		other := strings.Replace(base, "10.9.0.5", "10.9.0.6", 1)
+		probation(other)
+		left("another address on trial", 1)
+		table.mu.Lock()
+		table.flows = append(table.flows, flow("10.9.0.6"))
+		table.mu.Unlock()
+		stop()
+		time.Sleep(2 * time.Minute)
+		r, stop = m.boot(dir)
+		left("gone back at start", 1)
 		apply(t, r, strings.Replace(base, "10.9.0.5", "10.9.0.8", 1))
 		left("another address for good", 0)
 	})

@@ -182,7 +182,12 @@ func New(o Options) (*Router, error) {
 		o.Log.Error("the stored document cannot be used; nothing is changed", "err", r.invalid)
 		return r, nil
 	}
-	r.use(s, target, ledger)
+	// What was not confirmed while nobody was here to go back is not carried out once more. Its rules may still use its addresses.
+	r.target.Underlay, r.target.NAT = target.Underlay, target.NAT
+	r.revertIfDue(time.Now(), target)
+	if r.spec == nil {
+		r.use(s, target, ledger)
+	}
 	return r, nil
 }
 
@@ -282,7 +287,9 @@ func (r *Router) tick(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case now := <-second.C:
-			r.revertIfDue(now)
+			r.mu.Lock()
+			r.revertIfDue(now, r.target)
+			r.mu.Unlock()
 			if now.After(settle) {
 				if err := r.settle(now); err != nil {
 					r.Log.Warn("writing the present document as a whole; trying again", "err", err)

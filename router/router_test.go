@@ -47,6 +47,7 @@ type machine struct {
 	alive   map[string]bool
 	report  map[string]func(tunnel.State)
 	sick    map[string]bool // targets of probes, behind the address that they come from
+	flows   Flows           // nobody places them
 }
 
 func newMachine(t *testing.T) *machine {
@@ -270,6 +271,7 @@ func (m *machine) boot(dir string) (*Router, func()) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	r.Flows = m.flows
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- r.Run(ctx) }()
@@ -633,17 +635,9 @@ func TestGoesBackWithoutDisk(t *testing.T) {
 		}
 		// Where the next document would be written there is something else.
 		next := filepath.Join(dir, fmt.Sprintf("revisions/%020d.json.tmp", g+1))
-		block := func() {
-			if err := os.MkdirAll(filepath.Join(next, "full"), 0o700); err != nil {
-				t.Fatal(err)
-			}
+		if err := os.MkdirAll(filepath.Join(next, "full"), 0o700); err != nil {
+			t.Fatal(err)
 		}
-		unblock := func() {
-			if err := os.RemoveAll(next); err != nil {
-				t.Fatal(err)
-			}
-		}
-		block()
 		time.Sleep(50 * time.Second)
 		m.taken()
 		time.Sleep(20 * time.Second)
@@ -669,16 +663,9 @@ func TestGoesBackWithoutDisk(t *testing.T) {
 		}
 		synctest.Wait()
 		expect(t, m, "tunnel a", "tunnel b")
-		// A restart goes back too.
-		stop()
-		unblock()
-		r, stop = m.boot(dir)
-		block()
-		synctest.Wait()
-		m.taken()
-		time.Sleep(10 * time.Second)
-		expect(t, m, "routes")
-		unblock()
+		if err := os.RemoveAll(next); err != nil {
+			t.Fatal(err)
+		}
 		time.Sleep(10 * time.Second)
 		expect(t, m)
 		if s := r.status(); len(s.GetConditions()) != 0 || s.GetGeneration() != g+1 || s.GetAppliedGeneration() != g+1 {
@@ -689,6 +676,33 @@ func TestGoesBackWithoutDisk(t *testing.T) {
 		}
 		if _, _, doc, err := r.document(0); err != nil || doc != base {
 			t.Errorf("%v, %s", err, doc)
+		}
+	})
+}
+
+// TestGoesBackAtStart: what was not confirmed while the daemon was away is not carried out once more.
+func TestGoesBackAtStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, dir := newMachine(t), t.TempDir()
+		r, stop := m.boot(dir)
+		first := apply(t, r, base)
+		g, changes, err := r.apply(text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)), nil, time.Minute, "tester")
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		stop()
+		m.taken()
+		time.Sleep(time.Minute)
+		r, stop = m.boot(dir)
+		defer stop()
+		synctest.Wait()
+		expect(t, m, "routes")
+		if s := r.status(); len(s.GetConditions()) != 0 || s.GetGeneration() != g+1 || s.GetAppliedGeneration() != g+1 {
+			t.Errorf("status %v", s)
+		}
+		if h := r.Store.History()[0]; h.Reason != fmt.Sprintf("not confirmed, back to %d", first) || int(h.Changes) != len(changes) {
+			t.Errorf("history %+v", h)
 		}
 	})
 }

@@ -269,6 +269,32 @@ func publicAddresses(p nat.Pool) []netip.Addr {
 	return out
 }
 
+// Room in bytes for documents, secrets and the audit log: so little that somebody should make some, and too little for a large document.
+const (
+	tight = 16 << 20
+	full  = 2 << 20
+)
+
+func (r *Router) roomConditions() []*isthmusv1.Condition {
+	c := &isthmusv1.Condition{Type: "StateNotWritable", Severity: "error", Since: stamp(r.started)}
+	bytes, readOnly, err := r.Store.Room()
+	switch {
+	case err != nil:
+		c.Message = err.Error()
+	case readOnly:
+		c.Message = "the file system of the state directory is read-only: what runs goes on, changes are refused"
+	case bytes < tight:
+		c.Type, c.Severity = "StateFull", "warning"
+		if bytes < full {
+			c.Severity = "error"
+		}
+		c.Message = fmt.Sprintf("%d KiB are left on the file system of the state directory: without room changes are refused", bytes>>10)
+	default:
+		return nil
+	}
+	return []*isthmusv1.Condition{c}
+}
+
 // status tells about the node as a whole.
 func (r *Router) status() *isthmusv1.SystemStatus {
 	r.mu.Lock()
@@ -295,6 +321,7 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 			Message: fmt.Sprintf("generation %d cannot be read, and the node has generation %d instead: apply the document again", newest, r.present.Generation),
 		})
 	}
+	s.Conditions = append(s.Conditions, r.roomConditions()...)
 	for _, err := range r.Store.Damage() {
 		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
 			Type: "StoreDamaged", Severity: "warning", Since: stamp(r.started), Message: err.Error(),

@@ -99,7 +99,7 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	defer st.Close()
 	audit, err := auth.OpenAudit(filepath.Join(o.state, "audit.log"), time.Now)
 	if err != nil {
-		return err
+		log.Error("calls that change something are refused until they can be noted", "err", err)
 	}
 	defer audit.Close()
 	if o.bundle == "" {

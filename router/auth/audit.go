@@ -77,38 +77,45 @@ type refusals struct {
 	suppressed uint64
 }
 
-// OpenAudit opens the log, and makes it when it is missing.
+// OpenAudit opens the log, and makes it when it is missing. With an error comes a log that is opened by the first entry that it
+// can take, and refuses those before: a disk that is full or read-only must not keep a router from routing.
 func OpenAudit(name string, now func() time.Time) (*Audit, error) {
 	l := &Audit{now: now, name: name, limit: auditBytes, refusals: make(map[string]*refusals)}
 	if err := l.openLocked(); err != nil {
-		return nil, fmt.Errorf("opening audit log: %w", err)
+		return l, fmt.Errorf("opening audit log: %w", err)
 	}
 	return l, nil
 }
 
-func (l *Audit) openLocked() error {
+func (l *Audit) openLocked() (err error) {
 	f, err := os.OpenFile(l.name, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
 	info, err := f.Stat()
-	if err == nil {
-		err = syncDir(filepath.Dir(l.name))
-	}
 	if err != nil {
-		f.Close()
 		return err
 	}
-	l.file, l.size = f, info.Size()
+	if err := syncDir(filepath.Dir(l.name)); err != nil {
+		return err
+	}
+	size := info.Size()
 	// A line that a loss of power cut short must not swallow the next one.
 	last := make([]byte, 1)
-	if l.size > 0 {
-		if _, err := f.ReadAt(last, l.size-1); err == nil && last[0] != '\n' {
-			n, err := f.WriteString("\n")
-			l.size += int64(n)
-			return err
+	if size > 0 {
+		if _, err := f.ReadAt(last, size-1); err == nil && last[0] != '\n' {
+			if _, err := f.WriteString("\n"); err != nil {
+				return err
+			}
+			size++
 		}
 	}
+	l.file, l.size = f, size
 	return nil
 }
 
@@ -116,6 +123,9 @@ func (l *Audit) openLocked() error {
 func (l *Audit) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.file == nil {
+		return nil
+	}
 	return l.file.Close()
 }
 
@@ -132,14 +142,23 @@ func (l *Audit) writeLocked(e Entry) error {
 	if err != nil {
 		return fmt.Errorf("writing audit log: %w", err)
 	}
+	if l.file == nil {
+		if err := l.openLocked(); err != nil {
+			return fmt.Errorf("opening audit log: %w", err)
+		}
+	}
 	if l.size > 0 && l.size+int64(len(line)) > l.limit {
 		if err := l.rotateLocked(); err != nil {
 			return fmt.Errorf("rotating audit log: %w", err)
 		}
 	}
 	n, err := l.file.Write(append(line, '\n'))
+	if err != nil {
+		// A part of a line would swallow the next one.
+		return fmt.Errorf("writing audit log: %w", errors.Join(err, l.file.Truncate(l.size)))
+	}
 	l.size += int64(n)
-	if err := errors.Join(err, l.file.Sync()); err != nil {
+	if err := l.file.Sync(); err != nil {
 		return fmt.Errorf("writing audit log: %w", err)
 	}
 	return nil

@@ -330,6 +330,30 @@ func TestFullAudit(t *testing.T) {
 	}
 }
 
+// TestAuditOpensLater: a log that cannot be opened takes its first entry as soon as it can.
+func TestAuditOpensLater(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "disk", "audit.log")
+	l, err := OpenAudit(name, newClock().now)
+	if l == nil || err == nil {
+		t.Fatalf("%v, %v", l, err)
+	}
+	if err := l.write(Entry{Who: "ann"}); err == nil {
+		t.Error("a missing directory took an entry")
+	}
+	if err := os.Mkdir(filepath.Dir(name), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.write(Entry{Who: "bob"}); err != nil {
+		t.Fatal(err)
+	}
+	if all := lines(t, name); len(all) != 1 || all[0].Who != "bob" {
+		t.Errorf("lines are %+v", all)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRefusalIsHeard: a client of TLS 1.3 that writes before it reads is told why it is refused.
 func TestRefusalIsHeard(t *testing.T) {
 	a, _, _ := setUp(t, t.TempDir(), newClock())

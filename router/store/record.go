@@ -3,10 +3,13 @@ package store
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // A record is one file: a line of text with a checksum, then the payload. The checksum covers the name as well, so
@@ -110,7 +113,7 @@ func (s *Store) scanLocked(dir, suffix string, load func(name string, payload []
 	for _, base := range names {
 		name := path.Join(dir, base)
 		if strings.HasSuffix(base, temporary) {
-			if err := s.fs.remove(name); err != nil {
+			if err := s.fs.remove(name); err != nil && !errors.Is(err, unix.EROFS) {
 				return err
 			}
 			continue

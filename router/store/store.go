@@ -13,9 +13,12 @@ import (
 	"crypto/cipher"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 var (
@@ -35,6 +38,7 @@ var (
 // Store is an open directory. Methods may be called from several goroutines.
 type Store struct {
 	fs   filesystem
+	dir  string
 	lock *os.File
 
 	mu        sync.Mutex
@@ -75,8 +79,23 @@ func Open(dir string) (*Store, error) {
 		lock.Close()
 		return nil, fmt.Errorf("opening store %s: %w", dir, err)
 	}
-	s.lock = lock
+	s.dir, s.lock = dir, lock
 	return s, nil
+}
+
+// Room returns how many bytes the file system still takes, none when it is read-only, and very many when it does not tell.
+func (s *Store) Room() (bytes uint64, readOnly bool, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return 0, false, fmt.Errorf("looking for room in %s: %w", s.dir, err)
+	}
+	if st.Flags&unix.ST_RDONLY != 0 {
+		return 0, true, nil
+	}
+	if st.Blocks == 0 {
+		return math.MaxUint64, false, nil
+	}
+	return st.Bavail * uint64(st.Bsize), false, nil
 }
 
 func open(fs filesystem) (*Store, error) {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -37,8 +38,9 @@ func Build(t testing.TB, module string) string {
 // Node is a node with isthmusd.
 type Node struct {
 	*lab.Node
-	// Args are further arguments of isthmusd.
-	Args    []string
+	// Args are further arguments of isthmusd, and Under what comes before its name: a program that becomes isthmusd.
+	Args, Under []string
+
 	Process *lab.Process
 	bin     string
 }
@@ -54,8 +56,8 @@ func (n *Node) Start(t testing.TB) {
 		t.Fatal(err)
 	}
 	os.Remove(n.socket(dir))
-	n.Process, err = n.Node.Start("isthmusd", append([]string{filepath.Join(n.bin, "isthmusd"), "-state", filepath.Join(dir, "state"),
-		"-runtime", filepath.Join(dir, "run"), "-vici", filepath.Join(dir, "no-charon"), "-listen", ""}, n.Args...)...)
+	n.Process, err = n.Node.Start("isthmusd", slices.Concat(n.Under, []string{filepath.Join(n.bin, "isthmusd"), "-state", filepath.Join(dir, "state"),
+		"-runtime", filepath.Join(dir, "run"), "-vici", filepath.Join(dir, "no-charon"), "-listen", ""}, n.Args)...)
 	if err == nil {
 		err = lab.Until(t.Context(), 20*time.Second, func() error { _, err := n.CLI(t.Context(), "", "get", "status"); return err })
 	}
