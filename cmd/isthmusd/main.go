@@ -12,6 +12,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"os/signal"
@@ -71,6 +72,10 @@ func main() {
 	}
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "isthmusd: takes no arguments, got %q\n", flag.Args())
+		os.Exit(2)
+	}
+	if o.bgpPort < 1 || o.bgpPort > math.MaxUint16 {
+		fmt.Fprintf(os.Stderr, "isthmusd: -bgp-port %d is no TCP port: give one from 1 to 65535\n", o.bgpPort)
 		os.Exit(2)
 	}
 	level := slog.LevelInfo
