@@ -68,7 +68,7 @@ func TestDisk(t *testing.T) {
 	if err := on("cat /dev/zero > " + disk + "/filler"); err == nil || !strings.Contains(err.Error(), "No space left") {
 		t.Fatalf("filling the disk: %v", err)
 	}
-	w.conditions(2*patience, "StateFull error", "NotConfirmed error") // after ten seconds
+	w.conditions(patience, "StateFull error", "NotConfirmed error")
 	generation(2, 1)
 	seen("not confirmed, and no room", first)
 	if out, err := w.hub.CLI(t.Context(), "", "get", "spec"); err != nil || out != pooled(first) {

@@ -30,7 +30,7 @@ const (
 	crowded       = 53     // the port to which the flows go, the first of them where there are several
 	ports         = 64_512 // of an address, toward one service
 
-	patience = 20 * time.Second // with a busy machine
+	patience = 20 * time.Second
 )
 
 // world is a running topology: clients with all of 10.0.0.0/15 behind the hub, and a partner on its underlay.
