@@ -46,12 +46,15 @@ func (r *Router) takeOver(ctx context.Context) error {
 			stop()
 			r.taker.mu.Lock()
 			r.taker.ways = len(c.Ways)
+			if r.taker.err != nil { // of a watcher that tries no more
+				r.taker.tried, r.taker.err = time.Time{}, nil
+			}
 			r.taker.mu.Unlock()
 			stop = func() {}
 			if len(c.Ways) == 0 || r.Mover == nil {
 				continue
 			}
-			w := takeover.Watcher{Mover: r.Mover, Log: r.Log.With("room", "takeover"), Took: r.took, Echo: func(ctx context.Context, way takeover.Way) error {
+			w := takeover.Watcher{Mover: r.Mover, Log: r.Log.With("room", "takeover"), Took: r.took, Spared: r.spared, Echo: func(ctx context.Context, way takeover.Way) error {
 				return r.Probe(ctx, way.Interface, way.From, health.Target{Scheme: "icmp", Host: way.To.String()})
 			}}
 			running, cancel := context.WithCancel(ctx)
@@ -68,6 +71,14 @@ func (r *Router) takeOver(ctx context.Context) error {
 func (r *Router) took(err error) {
 	r.taker.mu.Lock()
 	r.taker.tried, r.taker.err = time.Now(), err
+	r.taker.mu.Unlock()
+	r.state.bell.Ring()
+}
+
+// spared notes that nothing is tried any more.
+func (r *Router) spared() {
+	r.taker.mu.Lock()
+	r.taker.tried, r.taker.err = time.Time{}, nil
 	r.taker.mu.Unlock()
 	r.state.bell.Ring()
 }

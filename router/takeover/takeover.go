@@ -70,6 +70,8 @@ type Watcher struct {
 	Log   *slog.Logger
 	// Took is called after each attempt to take.
 	Took func(err error)
+	// Spared is called when the other node answers again before an attempt has succeeded.
+	Spared func()
 }
 
 // Run watches until ctx is done. Once the addresses are taken, they are not taken again before the other node has been
@@ -85,10 +87,8 @@ func (w *Watcher) Run(ctx context.Context, c Config) {
 			taken = false
 		} else if !taken && v.silent(time.Since(started) < grace) && ctx.Err() == nil {
 			w.Log.Warn("the other node does not answer; taking its addresses", "requests", v.failed)
-			if !w.take(ctx, c) {
-				return
-			}
-			v, taken = verdict{fall: c.Fall}, true
+			taken = w.take(ctx, c)
+			v = verdict{fall: c.Fall, seen: !taken}
 		}
 		select {
 		case <-ctx.Done():
@@ -113,7 +113,7 @@ func (w *Watcher) answers(ctx context.Context, c Config) bool {
 	return false
 }
 
-// take tries until it succeeds, and returns false when ctx is done before.
+// take tries until it succeeds, and returns false when the other node answers or ctx is done before: what one that lives has, it keeps.
 func (w *Watcher) take(ctx context.Context, c Config) bool {
 	for delay := firstRetry; ; delay = min(2*delay, lastRetry) {
 		err := w.Mover.Take(ctx, c.Addresses)
@@ -123,10 +123,29 @@ func (w *Watcher) take(ctx context.Context, c Config) bool {
 			return true
 		}
 		w.Log.Error("taking the addresses failed", "err", err, "next", delay)
-		select {
-		case <-ctx.Done():
+		if w.returns(ctx, c, delay) {
+			w.Log.Info("the other node answers again; its addresses are not taken")
+			w.Spared()
 			return false
-		case <-time.After(delay):
+		}
+		if ctx.Err() != nil {
+			return false
 		}
 	}
+}
+
+// returns asks until there is an answer, and says whether there was one in time.
+func (w *Watcher) returns(ctx context.Context, c Config, within time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	for ctx.Err() == nil {
+		if w.answers(ctx, c) {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(c.Interval):
+		}
+	}
+	return false
 }

@@ -86,12 +86,22 @@ func TestWatcher(t *testing.T) {
 		}, []time.Duration{time.Minute + 1250*time.Millisecond, 3*time.Minute + 1250*time.Millisecond}},
 		"the platform is busy": {func(w *world) { w.fail = 2; time.Sleep(time.Minute); w.die(); time.Sleep(time.Hour) },
 			[]time.Duration{time.Minute + 1250*time.Millisecond + 3*time.Second}},
+		"it is back before the platform works": {func(w *world) {
+			w.fail = 5
+			time.Sleep(time.Minute)
+			w.die()
+			time.Sleep(5 * time.Second)
+			w.live()
+			time.Sleep(time.Hour)
+			w.die()
+			time.Sleep(time.Hour)
+		}, []time.Duration{time.Hour + time.Minute + 5*time.Second + 1250*time.Millisecond + 3*time.Second}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := &world{answers: map[string]bool{"169.254.80.1": true, "169.254.81.1": true}, start: time.Now()}
 				ctx, cancel := context.WithCancel(t.Context())
-				var failed int
+				var failed, spared int
 				done := make(chan struct{})
 				go func() {
 					defer close(done)
@@ -99,12 +109,15 @@ func TestWatcher(t *testing.T) {
 						if err != nil {
 							failed++
 						}
-					}}
+					}, Spared: func() { spared++ }}
 					watcher.Run(ctx, config)
 				}()
 				k.script(w)
 				cancel()
 				<-done
+				if want := strings.Count(name, "before the platform works"); spared != want {
+					t.Errorf("spared %d times, want %d", spared, want)
+				}
 				if len(w.taken) != len(k.want) {
 					t.Fatalf("taken at %v, want %v", w.taken, k.want)
 				}

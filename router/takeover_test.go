@@ -1,0 +1,46 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/health"
+	"github.com/isthmus-net/isthmus/router/takeover"
+)
+
+type hangingMover struct{}
+
+func (hangingMover) Take(ctx context.Context, _ []takeover.Address) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// TestTakeoverFailureEndsWithItsConfig replaces the configuration while a program runs for it: what that did not achieve is not tried again.
+func TestTakeoverFailureEndsWithItsConfig(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answers := errors.New("no answer in time")
+		r := &Router{
+			Options: Options{Log: slog.New(slog.DiscardHandler), Mover: hangingMover{}, Probe: func(context.Context, string, netip.Addr, health.Target) error { return answers }},
+			state:   newObserved(), taker: taker{wanted: make(chan takeover.Config, 1)},
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); r.takeOver(ctx) }()
+		defer func() { cancel(); <-done }()
+		c := takeover.Config{Ways: []takeover.Way{{To: netip.MustParseAddr("169.254.80.1")}}, Interval: 250 * time.Millisecond, Fall: 4}
+		r.taker.use(c)
+		time.Sleep(time.Minute)
+		c.Fall = 5
+		answers = nil
+		r.taker.use(c)
+		time.Sleep(time.Minute)
+		if got := r.takeoverConditions(); len(got) > 0 {
+			t.Errorf("%v", got)
+		}
+	})
+}
