@@ -1,7 +1,9 @@
 package spec
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"math"
 	"strconv"
 	"strings"
@@ -69,8 +71,11 @@ func decode(text []byte, m proto.Message) *decoder {
 		return d
 	}
 	var second yaml.Node
-	if err := dec.Decode(&second); err == nil {
+	switch err := dec.Decode(&second); {
+	case err == nil:
 		d.problem(&second, "", "", "is a second document in one text", "apply one document at a time")
+	case !errors.Is(err, io.EOF): // the parser stops behind a document, and has not seen what follows a bracket that closes it
+		d.problems = Problems{syntax(err, m)}
 	}
 	if len(root.Content) == 1 {
 		d.root = root.Content[0]

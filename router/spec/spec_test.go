@@ -242,12 +242,15 @@ peers:
 
 func TestSyntaxErrors(t *testing.T) {
 	for text, want := range map[string]string{
-		"":                             "is empty",
-		"node: [":                      "is no YAML",
-		"node: {\n  name: \t":          "line",
-		"- a":                          "must be a group of fields",
-		"a: &a [*a, *a]":               "is no field here",
-		strings.Repeat("x", MaxText+1): "is larger than",
+		"":                              "is empty",
+		"node: [":                       "is no YAML",
+		"node: {\n  name: \t":           "line",
+		"- a":                           "must be a group of fields",
+		"{\"node\": {}}\n\"peers\": []": "line 2: is no YAML",
+		"{\"node\": {}}}":               "is no YAML",
+		"node: {}\n---\n{peers":         "is no YAML",
+		"a: &a [*a, *a]":                "is no field here",
+		strings.Repeat("x", MaxText+1):  "is larger than",
 	} {
 		if _, problems := Decode([]byte(text)); !strings.Contains(problems.Error(), want) {
 			t.Errorf("%.20q: got %v, want %q", text, problems, want)
