@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"go.yaml.in/yaml/v3"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -204,6 +205,24 @@ func TestCommands(t *testing.T) {
 				t.Errorf("%s differs; run the test with -update and look at the difference:\n%s", file, difference(string(want), got.String()))
 			}
 		})
+	}
+}
+
+// TestStrangeText: what a peer says, as in the reason of its NOTIFICATION, keeps no message from being shown.
+func TestStrangeText(t *testing.T) {
+	for _, text := range []string{"a\x7fb", "a\u0080\u0084\u0085\u0086\u009fb", "a\ufffe\uffffb", "a\n\u009bb\n", "\\\x7f", "\\\\u007f", "\t\u2028\ufeff"} {
+		data, err := encodeYAML(&isthmusv1.PeerStatus{Name: "a", LastError: text})
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+			continue
+		}
+		var back map[string]string
+		if err := yaml.Unmarshal(data, &back); err != nil || back["lastError"] != text {
+			t.Errorf("%q: printed %q, read back %q, %v", text, data, back["lastError"], err)
+		}
+		if i := bytes.ContainsAny(data, "\x7f\u009b"); i {
+			t.Errorf("%q: printed %q", text, data)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -163,12 +164,19 @@ func encodeYAML(m proto.Message) ([]byte, error) {
 	return marshalYAML(n)
 }
 
+// unfit are the characters that protojson writes as they are, and that YAML refuses or takes for line breaks. They may come from a peer.
+var unfit = regexp.MustCompile(`[\x7f-\x{9f}\x{2028}\x{2029}\x{fffe}\x{ffff}]`)
+
 // yamlNode returns a message as a tree in block style, fields in the order of the message.
 func yamlNode(m proto.Message) (*yaml.Node, error) {
 	data, err := protojson.Marshal(m)
 	if err != nil {
 		return nil, err
 	}
+	data = unfit.ReplaceAllFunc(data, func(c []byte) []byte {
+		r, _ := utf8.DecodeRune(c)
+		return fmt.Appendf(nil, `\u%04x`, r)
+	})
 	var n yaml.Node
 	if err := yaml.Unmarshal(data, &n); err != nil {
 		return nil, err
