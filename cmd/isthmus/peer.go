@@ -64,7 +64,7 @@ func (a *app) addPeers(root, get, describe, watch *cobra.Command) {
 			_, err := isthmusv1.NewBGPServiceClient(conn).ResetPeer(ctx, &isthmusv1.ResetPeerRequest{Name: args[0], Soft: soft})
 			return err
 		})}
-	peer.Flags().BoolVar(&soft, "soft", false, "keep the session; ask for the peer's routes again (RFC 2918) and send ours again")
+	peer.Flags().BoolVar(&soft, "soft", false, "keep the session; pass what the peer sent through the import policy again and send our routes again")
 	reset.AddCommand(peer)
 	root.AddCommand(reset)
 }
