@@ -207,7 +207,7 @@ func hosts(o options) []string {
 	if name, err := os.Hostname(); err == nil {
 		out = append(out, name)
 	}
-	if h, _, err := net.SplitHostPort(o.listen); err == nil && h != "" {
+	if h, _, err := net.SplitHostPort(o.listen); err == nil && !everywhere(h) {
 		return append(out, h)
 	}
 	// The addresses of tunnels are not among them: they come and go, and nobody manages a node through them.
@@ -227,8 +227,14 @@ func address(listen string) string {
 	if err != nil {
 		return listen
 	}
-	if ip := net.ParseIP(h); h == "" || ip != nil && ip.IsUnspecified() {
+	if everywhere(h) {
 		h = "127.0.0.1"
 	}
 	return net.JoinHostPort(h, port)
+}
+
+// everywhere says whether a host to listen on stands for all addresses.
+func everywhere(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
 }
