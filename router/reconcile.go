@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
+	"sync"
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
@@ -60,17 +62,20 @@ func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Po
 		was, ok := had[c.Name]
 		if ok && was.Kind() != c.Kind() {
 			r.state.forgetTunnel(c.Name)
+			r.leaving.add(was)
 		}
+		r.leaving.drop(c)
 		if !ok || first || len(tunnel.Diff(was, c)) > 0 {
 			r.work.set(object{key: "tunnel/" + c.Name, stage: stageTunnel, apply: func(ctx context.Context) error {
 				if err := r.guarded(ctx); err != nil {
 					return err
 				}
+				if !ok && !first { // the removal of the former one may have come half way
+					r.FIB.SetAlive(fib.NextHop{Interface: c.Interface}, !r.state.down()[c.Interface])
+				}
 				// A tunnel of the other kind has the same interface name.
-				if ok && was.Kind() != c.Kind() {
-					if err := r.driver(was).Remove(ctx, was.Name); err != nil {
-						return err
-					}
+				if err := r.removeLeaving(ctx, c.Name, c.Kind()); err != nil {
+					return err
 				}
 				return r.driver(c).Apply(ctx, c)
 			}})
@@ -91,6 +96,7 @@ func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Po
 	}
 	for _, c := range former.Tunnels {
 		if !wanted[c.Name] {
+			r.leaving.add(c)
 			r.removeTunnel(c)
 		}
 	}
@@ -107,13 +113,61 @@ func (r *Router) removeTunnel(c tunnel.Config) {
 	r.work.set(object{key: "tunnel/" + c.Name, stage: stageRemoval, last: true, apply: func(ctx context.Context) error {
 		// With an interface the kernel removes the groups that it is in, and the routes on them.
 		r.FIB.SetAlive(fib.NextHop{Interface: c.Interface}, false)
-		if err := r.driver(c).Remove(ctx, c.Name); err != nil {
+		if err := r.removeLeaving(ctx, c.Name, ""); err != nil {
 			return err
 		}
 		r.FIB.SetAlive(fib.NextHop{Interface: c.Interface}, true) // what comes next under this name is not dead
 		r.state.forgetTunnel(c.Name)
 		return nil
 	}})
+}
+
+// leaving are the tunnels that no document wants any more and that their drivers may still have: a document that comes
+// before they are removed knows nothing of them.
+type leaving struct {
+	mu  sync.Mutex
+	all map[string]map[string]tunnel.Config // by name and kind
+}
+
+func (l *leaving) add(c tunnel.Config) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all == nil {
+		l.all = map[string]map[string]tunnel.Config{}
+	}
+	if l.all[c.Name] == nil {
+		l.all[c.Name] = map[string]tunnel.Config{}
+	}
+	l.all[c.Name][c.Kind()] = c
+}
+
+func (l *leaving) drop(c tunnel.Config) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.all[c.Name], c.Kind())
+	if len(l.all[c.Name]) == 0 {
+		delete(l.all, c.Name)
+	}
+}
+
+func (l *leaving) named(name string) []tunnel.Config {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Values(l.all[name]))
+}
+
+// removeLeaving removes what leaves under a name, but for a tunnel of the kind that stays.
+func (r *Router) removeLeaving(ctx context.Context, name, stays string) error {
+	for _, c := range r.leaving.named(name) {
+		if c.Kind() == stays {
+			continue
+		}
+		if err := r.driver(c).Remove(ctx, name); err != nil {
+			return err
+		}
+		r.leaving.drop(c)
+	}
+	return nil
 }
 
 // applyNAT keeps the order that never lets a translated flow lose its address: addresses come before the rules that

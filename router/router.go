@@ -125,6 +125,7 @@ type Router struct {
 	names   *names.Resolver
 	nat     appliedNAT
 	placer  *placer // nil: nobody places flows
+	leaving leaving
 
 	counters struct {
 		sync.Mutex

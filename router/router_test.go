@@ -35,6 +35,7 @@ type machine struct {
 	log     []string
 	tunnels map[string]tunnel.Config
 	failing map[string]error // by name of a tunnel
+	staying error            // no IPsec tunnel can be removed
 	unread  error            // Observe fails with it
 	charon  error            // why charon does not answer
 	nat     nat.Config
@@ -110,15 +111,18 @@ func (d tunnels) Apply(_ context.Context, c tunnel.Config) error {
 func (d tunnels) Remove(_ context.Context, name string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.kind == "ipsec" && d.staying != nil {
+		return d.staying
+	}
 	for _, p := range d.bgp.Peers {
 		if p.Tunnel == name {
 			d.t.Errorf("tunnel %s is removed while peer %s is in it", name, p.Name)
 		}
 	}
-	if _, ok := d.tunnels[name]; ok {
+	if c, ok := d.tunnels[name]; ok && c.Kind() == d.kind {
 		d.note("remove tunnel %s", name)
+		delete(d.tunnels, name)
 	}
-	delete(d.tunnels, name)
 	return nil
 }
 
