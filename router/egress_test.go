@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -217,6 +218,56 @@ func TestNamesOfAFormerRun(t *testing.T) {
 		}
 		if got := fmt.Sprint(r.status().GetConditions()); !strings.Contains(got, "NameShared") || !strings.Contains(got, "198.51.100.1 of name b.example is no destination of policy x, since policy w decides the same flows to it") {
 			t.Errorf("conditions %s", got)
+		}
+	})
+}
+
+type pools struct {
+	*machine
+	by map[string][]netip.Addr
+}
+
+func (p pools) SetPool(iface string, wanted []netip.Addr) error {
+	p.mu.Lock()
+	p.by[iface] = wanted
+	p.mu.Unlock()
+	return p.machine.SetPool(iface, slices.Concat(p.by["eth0"], p.by["eth1"]))
+}
+
+// TestFormerUnderlayLosesItsPools: pool addresses go with the pool, also from another interface.
+func TestFormerUnderlayLosesItsPools(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		p := pools{m, map[string][]netip.Addr{}}
+		r.Addresses = p
+		apply(t, r, base)
+		apply(t, r, strings.Replace(base, "eth0", "eth1", 1))
+		if len(p.by["eth0"]) > 0 || fmt.Sprint(p.by["eth1"]) != "[10.9.0.5]" {
+			t.Errorf("addresses %v", p.by)
+		}
+	})
+}
+
+// TestAddressOfRulesStaysThoughDocumentsCome: the rules in the kernel are those of a document before the former one.
+func TestAddressOfRulesStaysThoughDocumentsCome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		apply(t, r, base)
+		m.mu.Lock()
+		m.unruly = errors.New("no")
+		m.mu.Unlock()
+		apply(t, r, strings.Replace(base, "10.9.0.5", "10.9.0.6", 1))
+		apply(t, r, strings.Replace(base, "10.9.0.5", "10.9.0.7", 1))
+		m.mu.Lock()
+		m.unruly = nil
+		m.mu.Unlock()
+		time.Sleep(2 * lastRetry)
+		if m.taken(); fmt.Sprint(m.pool) != "[10.9.0.7]" {
+			t.Errorf("addresses %v", m.pool)
 		}
 	})
 }

@@ -171,17 +171,16 @@ func (r *Router) removeLeaving(ctx context.Context, name, stays string) error {
 }
 
 // applyNAT keeps the order that never lets a translated flow lose its address: addresses come before the rules that
-// use them, and go after.
+// use them, and go after. The rules may be those of a document before the former one, which was replaced before it was
+// carried out.
 func (r *Router) applyNAT(ctx context.Context, former, target plan.Target, lived []nat.Pool) error {
-	both := poolAddresses(target)
-	if former.Underlay.Interface == target.Underlay.Interface {
-		for _, a := range poolAddresses(former) {
-			if !slices.Contains(both, a) {
-				both = append(both, a)
-			}
-		}
+	if r.pooled == nil {
+		r.pooled = map[string][]netip.Addr{}
 	}
-	if err := r.Addresses.SetPool(target.Underlay.Interface, both); err != nil {
+	underlay := target.Underlay.Interface
+	r.pooled[former.Underlay.Interface] = union(r.pooled[former.Underlay.Interface], poolAddresses(former))
+	r.pooled[underlay] = union(poolAddresses(target), r.pooled[underlay])
+	if err := r.Addresses.SetPool(underlay, r.pooled[underlay]); err != nil {
 		return err
 	}
 	// Now that the addresses are there.
@@ -192,10 +191,30 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target, lived
 		return err
 	}
 	r.guardInPlace()
-	if err := r.Addresses.SetPool(target.Underlay.Interface, poolAddresses(target)); err != nil {
-		return err
+	for iface := range r.pooled {
+		var stay []netip.Addr
+		if iface == underlay {
+			stay = poolAddresses(target)
+		} else if len(r.pooled[iface]) == 0 {
+			continue
+		}
+		if err := r.Addresses.SetPool(iface, stay); err != nil {
+			return err
+		}
+		r.pooled[iface] = stay
 	}
 	return r.endFlows(ctx, lived, target.NAT)
+}
+
+// union returns the addresses of a, and then those that only b has.
+func union(a, b []netip.Addr) []netip.Addr {
+	a = slices.Clone(a)
+	for _, x := range b {
+		if !slices.Contains(a, x) {
+			a = append(a, x)
+		}
+	}
+	return a
 }
 
 // poolAddresses returns the addresses that the underlay interface has for pools, which may share the node's own.

@@ -126,6 +126,7 @@ type Router struct {
 	nat     appliedNAT
 	placer  *placer // nil: nobody places flows
 	leaving leaving
+	pooled  map[string][]netip.Addr // pool addresses that an underlay interface may have; of the work on NAT alone
 
 	counters struct {
 		sync.Mutex

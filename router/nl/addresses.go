@@ -66,6 +66,9 @@ func (l *Links) SetPool(iface string, wanted []netip.Addr) error {
 
 func (l *Links) setPoolLocked(iface string, wanted []netip.Addr) error {
 	link, err := l.Get(iface)
+	if errors.Is(err, ErrNotFound) && len(wanted) == 0 {
+		return nil // they went with it
+	}
 	if err != nil {
 		return err
 	}

@@ -170,6 +170,16 @@ func TestPool(t *testing.T) {
 	}
 }
 
+func TestPoolOfNoInterface(t *testing.T) {
+	l := open(t)
+	if err := l.SetPool("ist-none", nil); err != nil {
+		t.Errorf("nothing wanted: %v", err)
+	}
+	if err := l.SetPool("ist-none", []netip.Addr{netip.MustParseAddr("198.51.100.7")}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("an address wanted: %v", err)
+	}
+}
+
 func TestWatch(t *testing.T) {
 	l := open(t)
 	ctx, cancel := context.WithCancel(t.Context())
