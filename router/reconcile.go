@@ -91,7 +91,7 @@ func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Po
 	if first || !reflect.DeepEqual(former.BGP, target.BGP) || !reflect.DeepEqual(former.Health, target.Health) || !reflect.DeepEqual(former.Takeover, target.Takeover) {
 		r.work.set(object{key: "bgp", stage: stageBGP, apply: func(ctx context.Context) error {
 			r.awaitVerdict(ctx, target)
-			return r.applyBGP(ctx, former.BGP, r.liveBGP(target))
+			return r.applyBGP(ctx, r.liveBGP(target))
 		}})
 	}
 	for _, c := range former.Tunnels {
@@ -231,14 +231,16 @@ func poolAddresses(t plan.Target) []netip.Addr {
 }
 
 // applyBGP also takes BGP away from a node that no longer has a number.
-func (r *Router) applyBGP(ctx context.Context, former, target bgp.Config) error {
+func (r *Router) applyBGP(ctx context.Context, target bgp.Config) error {
 	if target.ASN != 0 {
+		r.speaks = bgp.Config{ASN: target.ASN, RouterID: target.RouterID}
 		return r.BGP.Apply(ctx, target)
 	}
-	if former.ASN != 0 {
-		if err := r.BGP.Apply(ctx, bgp.Config{ASN: former.ASN, RouterID: former.RouterID}); err != nil {
+	if r.speaks.ASN != 0 {
+		if err := r.BGP.Apply(ctx, r.speaks); err != nil {
 			return err
 		}
+		r.speaks = bgp.Config{}
 	}
 	r.FIB.Synced() // nobody else will say that no learnt routes are to be expected
 	return nil

@@ -36,6 +36,7 @@ type machine struct {
 	tunnels map[string]tunnel.Config
 	failing map[string]error // by name of a tunnel
 	staying error            // no IPsec tunnel can be removed
+	muted   error            // BGP takes nothing
 	unread  error            // Observe fails with it
 	charon  error            // why charon does not answer
 	nat     nat.Config
@@ -143,6 +144,9 @@ func (d speaker) Apply(_ context.Context, c bgp.Config) error {
 	defer d.mu.Unlock()
 	if c.ASN == 0 {
 		return errors.New("no BGP without a number")
+	}
+	if d.muted != nil {
+		return d.muted
 	}
 	if fmt.Sprint(c) != fmt.Sprint(d.bgp) {
 		d.note("bgp")
@@ -417,6 +421,31 @@ func TestWithoutBGP(t *testing.T) {
 		g = apply(t, r, none)
 		if s := r.status(); s.GetAppliedGeneration() != g || len(m.bgp.Peers) > 0 || m.bgp.ASN != 64620 || m.synced != 2 {
 			t.Errorf("status %v, BGP %v, synced %d times", s, m.bgp, m.synced)
+		}
+	})
+}
+
+// TestBGPGoesThoughDocumentsCome: BGP could not be taken away before another document without it came.
+func TestBGPGoesThoughDocumentsCome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		apply(t, r, base)
+		m.mu.Lock()
+		m.muted = errors.New("starting")
+		m.mu.Unlock()
+		none := strings.NewReplacer(", asn: 64620", "", "peers:\n- {name: a, tunnel: a, asn: 65001}\n- {name: b, tunnel: b, asn: 65002}\n", "").Replace(base)
+		apply(t, r, none)
+		apply(t, r, strings.Replace(none, "10.9.0.5}]", "10.9.0.5}], probes: {targets: ['tcp://198.51.100.9:443']}", 1))
+		m.mu.Lock()
+		m.muted = nil
+		m.mu.Unlock()
+		time.Sleep(2 * lastRetry)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if len(m.bgp.Peers) > 0 {
+			t.Errorf("BGP goes on: %v", m.bgp)
 		}
 	})
 }
