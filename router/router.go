@@ -220,6 +220,8 @@ func (r *Router) use(s *spec.Spec, target plan.Target, ledger plan.Ledger) {
 	r.spec, r.target, r.ledger, r.invalid = s, target, ledger, nil
 	r.state.explain(s)
 	r.schedule(former, target, first, r.outlived(target))
+	// One that changes nothing is carried out by a pass as well.
+	r.work.set(object{key: "document", stage: stageRemoval, last: true, apply: func(context.Context) error { return nil }})
 }
 
 // outlived returns the pools of which flows end that have an address of none of the target's: while a document waits to be

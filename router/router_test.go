@@ -349,6 +349,20 @@ func TestApply(t *testing.T) {
 	})
 }
 
+// TestCommentIsApplied: a document that changes nothing is carried out at once.
+func TestCommentIsApplied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		apply(t, r, base)
+		g := apply(t, r, base+"# a comment\n")
+		if s := r.status(); s.GetAppliedGeneration() != g {
+			t.Errorf("generation %d is applied, want %d", s.GetAppliedGeneration(), g)
+		}
+	})
+}
+
 // TestNoTunnelWithoutGuard boots while the rules cannot be written.
 func TestNoTunnelWithoutGuard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
