@@ -26,6 +26,8 @@ type observed struct {
 	tunnels map[string]tunnel.Config
 	peers   map[string]bgp.Peer
 	seen    map[string]tunnel.State
+	told    map[string]uint64 // number of the last state that came of a tunnel
+	states  uint64            // that have come
 	paths   map[netip.Prefix]learnt
 	bell    api.Bell
 }
@@ -38,7 +40,7 @@ type learnt struct {
 
 func newObserved() *observed {
 	return &observed{
-		tunnels: map[string]tunnel.Config{}, peers: map[string]bgp.Peer{}, seen: map[string]tunnel.State{},
+		tunnels: map[string]tunnel.Config{}, peers: map[string]bgp.Peer{}, seen: map[string]tunnel.State{}, told: map[string]uint64{},
 		paths: map[netip.Prefix]learnt{},
 	}
 }
@@ -70,14 +72,24 @@ func (o *observed) use(t plan.Target) {
 	o.bell.Ring()
 }
 
-// setTunnel keeps a state and returns the interface of the tunnel, and false when nobody wants it.
-func (o *observed) setTunnel(s tunnel.State) (iface string, wanted bool) {
+// mark returns what setTunnel is to be told about a state that is read from now on.
+func (o *observed) mark() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.states
+}
+
+// setTunnel keeps a state and returns the interface of the tunnel, and false when nobody wants it, or when another has come
+// since the mark.
+func (o *observed) setTunnel(s tunnel.State, mark uint64) (iface string, wanted bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	c, ok := o.tunnels[s.Name]
-	if !ok || c.Kind() != s.Kind {
+	if !ok || c.Kind() != s.Kind || o.told[s.Name] > mark {
 		return "", false
 	}
+	o.states++
+	o.told[s.Name] = o.states
 	o.seen[s.Name] = s
 	o.bell.Ring()
 	return c.Interface, true
@@ -107,6 +119,7 @@ func (o *observed) forgetTunnel(name string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.seen, name)
+	delete(o.told, name)
 	o.bell.Ring()
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -289,13 +290,14 @@ func (r *Router) prune(ctx context.Context) error {
 // readBack compares what is there with what is wanted, whether or not an event said so.
 func (r *Router) readBack(ctx context.Context) {
 	for _, d := range []tunnel.Driver{r.IPsec, r.WireGuard} {
+		mark := r.state.mark()
 		states, err := d.Observe(ctx)
 		if err != nil {
 			r.Log.Warn("reading tunnels back failed; nothing is concluded", "err", err)
 			continue
 		}
 		for _, s := range states {
-			r.tunnelChanged(s)
+			r.tunnelSeen(s, mark)
 		}
 	}
 	r.work.again("nat")
@@ -303,8 +305,13 @@ func (r *Router) readBack(ctx context.Context) {
 }
 
 // tunnelChanged takes a tunnel's state from its driver.
-func (r *Router) tunnelChanged(s tunnel.State) {
-	iface, ok := r.state.setTunnel(s)
+func (r *Router) tunnelChanged(s tunnel.State) { r.tunnelSeen(s, math.MaxUint64) }
+
+// tunnelSeen takes a state that was read after a mark, unless a newer one came meanwhile.
+func (r *Router) tunnelSeen(s tunnel.State, mark uint64) {
+	r.telling.Lock()
+	defer r.telling.Unlock()
+	iface, ok := r.state.setTunnel(s, mark)
 	if !ok || s.Status == tunnel.Unknown {
 		return
 	}

@@ -126,6 +126,7 @@ type Router struct {
 	nat     appliedNAT
 	placer  *placer // nil: nobody places flows
 	leaving leaving
+	telling sync.Mutex              // what is concluded from the states of tunnels is in their order
 	speaks  bgp.Config              // number of the BGP that its driver may have, without anything in it; of the work on BGP alone
 	pooled  map[string][]netip.Addr // pool addresses that an underlay interface may have; of the work on NAT alone
 

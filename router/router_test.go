@@ -839,3 +839,31 @@ func TestOnlyAKnownFailureTakesATunnelOut(t *testing.T) {
 		}
 	})
 }
+
+// TestReadBackIsNotLate: a tunnel dies while all are read back.
+func TestReadBackIsNotLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		r.IPsec = dying{tunnels{m, "ipsec"}, r}
+		apply(t, r, base)
+		r.readBack(t.Context())
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.alive["t-a"] {
+			t.Error("a is alive, although it has died since it was read")
+		}
+	})
+}
+
+type dying struct {
+	tunnels
+	r *Router
+}
+
+func (d dying) Observe(ctx context.Context) ([]tunnel.State, error) {
+	states, err := d.tunnels.Observe(ctx)
+	d.r.tunnelChanged(tunnel.State{Name: "a", Kind: "ipsec", Status: tunnel.Down})
+	return states, err
+}
