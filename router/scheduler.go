@@ -122,17 +122,15 @@ func (s *scheduler) run(ctx context.Context, pass func()) {
 }
 
 // pass works on everything that is due, stage by stage, and returns when the next retry is due. A later stage runs
-// although an earlier one failed: what can work shall work.
+// although an earlier one failed: what can work shall work. What comes meanwhile for an earlier stage is worked on first.
 func (s *scheduler) pass(ctx context.Context) (next time.Time, worked bool) {
-	for stage := 0; ctx.Err() == nil; stage++ {
-		due, more := s.due(stage)
-		if len(due) > 0 {
-			worked = true
-			s.work(ctx, due)
-		}
-		if !more {
+	for ctx.Err() == nil {
+		due := s.due()
+		if len(due) == 0 {
 			break
 		}
+		worked = true
+		s.work(ctx, due)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -144,19 +142,22 @@ func (s *scheduler) pass(ctx context.Context) (next time.Time, worked bool) {
 	return next, worked
 }
 
-// due returns the objects of a stage that are to be worked on now, and whether there are later stages.
-func (s *scheduler) due(stage int) (due []*object, more bool) {
+// due returns the objects that are to be worked on now, of the first stage that has some.
+func (s *scheduler) due() (due []*object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
 	for _, o := range s.objects {
-		more = more || o.stage > stage
-		if o.stage == stage && !o.done && !o.due.After(now) {
-			due = append(due, o)
+		if o.done || o.due.After(now) || len(due) > 0 && o.stage > due[0].stage {
+			continue
 		}
+		if len(due) > 0 && o.stage < due[0].stage {
+			due = due[:0]
+		}
+		due = append(due, o)
 	}
 	slices.SortFunc(due, func(a, b *object) int { return cmp.Compare(a.key, b.key) })
-	return due, more
+	return due
 }
 
 func (s *scheduler) work(ctx context.Context, due []*object) {
@@ -170,8 +171,12 @@ func (s *scheduler) work(ctx context.Context, due []*object) {
 			defer func() { <-slots }()
 			// Before the work: what changes meanwhile is worked on again.
 			s.mu.Lock()
+			replaced := s.objects[o.key] != o
 			o.done = true
 			s.mu.Unlock()
+			if replaced {
+				return
+			}
 			s.result(o, o.apply(ctx))
 		}()
 	}
