@@ -36,6 +36,13 @@ func (l *Links) ensureAddressesLocked(index int, wanted []Address) error {
 	}
 	for _, w := range wanted {
 		if !slices.ContainsFunc(have, func(a assigned) bool { return a.Address == w }) {
+			// An interface has an IPv6 address once, whatever its prefix length or peer: the former one has to go first.
+			if i := slices.IndexFunc(have, func(a assigned) bool { return a.Local.Addr() == w.Local.Addr() }); i >= 0 && w.Local.Addr().Is6() {
+				if err := l.changeAddress(unix.RTM_DELADDR, index, have[i].Address); err != nil {
+					return fmt.Errorf("removing address %s: %w", have[i].Local, err)
+				}
+				have = slices.Delete(have, i, i+1)
+			}
 			if err := l.changeAddress(unix.RTM_NEWADDR, index, w); err != nil {
 				return fmt.Errorf("adding address %s: %w", w.Local, err)
 			}

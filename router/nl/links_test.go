@@ -101,6 +101,42 @@ func TestEnsure(t *testing.T) {
 	}
 }
 
+// TestEnsureChangesWhatIsBesideAnAddress keeps the address and changes its prefix length or its peer.
+func TestEnsureChangesWhatIsBesideAnAddress(t *testing.T) {
+	l := open(t)
+	nltest.Run(t, "ip", "tuntap", "add", "ist-a", "mode", "tun")
+	w := Wanted{Name: "ist-a", Kind: TUN, Alias: "isthmus:a", MTU: 1400}
+	for _, step := range []struct {
+		local, peer, shown string
+	}{
+		{"169.254.10.2/30", "", "inet 169.254.10.2/30"},
+		{"169.254.10.2/31", "", "inet 169.254.10.2/31"},
+		{"169.254.10.2/32", "10.0.0.4", "inet 169.254.10.2 peer 10.0.0.4/32"},
+		{"169.254.10.2/32", "10.0.0.5", "inet 169.254.10.2 peer 10.0.0.5/32"},
+		{"fd00::2/126", "", "inet6 fd00::2/126"},
+		{"fd00::2/127", "", "inet6 fd00::2/127"},
+		{"fd00::2/128", "fd00::9", "inet6 fd00::2 peer fd00::9/128"},
+		{"fd00::2/128", "fd00::8", "inet6 fd00::2 peer fd00::8/128"},
+		{"fd00::2/64", "", "inet6 fd00::2/64"},
+	} {
+		a := Address{Local: pfx(step.local)}
+		if step.peer != "" {
+			a.Peer = netip.MustParseAddr(step.peer)
+		}
+		w.Addresses = []Address{a}
+		if err := l.Ensure(w); err != nil {
+			t.Fatal(err)
+		}
+		out := nltest.Run(t, "ip", "addr", "show", "ist-a", "scope", "global")
+		if !strings.Contains(out, step.shown) || strings.Count(out, "inet") != 1 {
+			t.Errorf("%s is not all there is in\n%s", step.shown, out)
+		}
+	}
+	if err := l.Remove("isthmus:a", TUN); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestEnsureRefusesForeign(t *testing.T) {
 	l := open(t)
 	nltest.Run(t, "ip", "tuntap", "add", "ist-f", "mode", "tun")
