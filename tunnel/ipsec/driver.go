@@ -170,6 +170,9 @@ func (d *Driver) want(c tunnel.Config, want loaded) error {
 	r := d.records[c.Name]
 	for _, other := range d.pairs[identities(c)] {
 		if other != r && other.cfg.IPsec.PSK.Fingerprint != c.IPsec.PSK.Fingerprint {
+			if r != nil {
+				d.unpairLocked(r) // tunnels that exchange their peers would wait for each other for ever
+			}
 			return fmt.Errorf("tunnel %s has the same identities and another PSK, and a PSK is chosen by identities alone", other.cfg.Name)
 		}
 	}

@@ -695,3 +695,33 @@ func TestBackoffTime(t *testing.T) {
 		}
 	})
 }
+
+// TestFakeSwappedPeers: two tunnels exchange their peers, and keep their keys.
+func TestFakeSwappedPeers(t *testing.T) {
+	f := newFake(t)
+	b := runFake(t, f, "", &fakeLinks{links: map[string]nl.Wanted{}})
+	all := []tunnel.Config{numbered(1), numbered(2), numbered(3)}
+	for i := range all {
+		all[i].IPsec.PSK = secret.Ref{Name: all[i].Name, Fingerprint: all[i].Name}
+		if err := b.d.Apply(t.Context(), all[i]); err != nil {
+			t.Fatal(err)
+		}
+		b.await(t, all[i], tunnel.Up)
+	}
+	first := all[0].IPsec.RemoteIdentity
+	for i := range all {
+		own := *all[i].IPsec
+		own.RemoteIdentity = first
+		if i+1 < len(all) {
+			own.RemoteIdentity = all[i+1].IPsec.RemoteIdentity
+		}
+		all[i].IPsec = &own
+	}
+	until(t, 10*time.Second, "all are applied", func() bool {
+		ok := true
+		for _, c := range all { // as the scheduler does
+			ok = b.d.Apply(t.Context(), c) == nil && ok
+		}
+		return ok
+	})
+}
