@@ -136,6 +136,7 @@ func (d *Driver) ensureLinkLocked(c tunnel.Config) error {
 		if err != nil {
 			return fmt.Errorf("making interface %s: %w", c.Interface, err)
 		}
+		u.tunnel = c.Name
 		d.embedded[c.Interface] = u
 		d.writes.Add(1)
 	}
@@ -199,10 +200,10 @@ func (d *Driver) Remove(_ context.Context, name string) error {
 }
 
 func (d *Driver) removeLocked(name string) error {
-	if c, ok := d.wanted[name]; ok {
-		if u := d.embedded[c.Interface]; u != nil {
+	for iface, u := range d.embedded { // also one that was never configured to the end
+		if u.tunnel == name {
 			u.close()
-			delete(d.embedded, c.Interface)
+			delete(d.embedded, iface)
 			d.writes.Add(1)
 		}
 	}

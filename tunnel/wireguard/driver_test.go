@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -323,4 +324,32 @@ func observe(t *testing.T, d *Driver) tunnel.State {
 func ping(t *testing.T, to string) {
 	t.Helper()
 	nltest.Run(t, "ping", "-c3", "-i0.2", "-w60", to) // until three were answered
+}
+
+// TestEmbeddedThatNeverWorked removes a tunnel whose port somebody else has.
+func TestEmbeddedThatNeverWorked(t *testing.T) {
+	taken, err := net.ListenPacket("udp", ":51829")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	key, _ := wgtypes.GeneratePrivateKey()
+	other, _ := wgtypes.GeneratePrivateKey()
+	e := end{Userspace: true, Secrets: map[string][]byte{"key": key[:], "psk": other[:]}}
+	d, err := e.driver()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	c := config("unlucky", "169.254.64.1", "169.254.64.2", "fd64::1", "fd64::2", 51829)
+	c.WireGuard.PeerPublicKey = other.PublicKey()
+	if err := d.Apply(t.Context(), c); err == nil {
+		t.Fatal("no error")
+	}
+	if err := d.Remove(t.Context(), "unlucky"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat("/var/run/wireguard/" + c.Interface + ".sock"); len(d.embedded) > 0 || err == nil {
+		t.Errorf("%d embedded devices are left, control socket: %v", len(d.embedded), err)
+	}
 }

@@ -17,8 +17,9 @@ const maxUserspace = 16
 
 // userspace is an embedded WireGuard device on a TUN interface. It lives in this process and ends with it.
 type userspace struct {
-	dev  *device.Device
-	uapi net.Listener
+	tunnel string
+	dev    *device.Device
+	uapi   net.Listener
 }
 
 // newUserspace makes the TUN interface and serves the cross-platform interface of WireGuard for it below
