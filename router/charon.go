@@ -17,6 +17,20 @@ type charonHealth struct {
 	since time.Time
 }
 
+// watchCharon asks charon again and again. Nothing else waits for the answer: one that hangs may take long.
+func (r *Router) watchCharon(ctx context.Context) error {
+	tick := time.NewTicker(charonCheck)
+	defer tick.Stop()
+	for {
+		r.askCharon(ctx, time.Now())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
 // askCharon asks charon how it is, if there is something for it to do.
 func (r *Router) askCharon(ctx context.Context, now time.Time) {
 	if r.Charon == nil || !r.state.hasIPsec() {

@@ -265,6 +265,7 @@ func (r *Router) Run(ctx context.Context) error {
 		start("placing flows", r.placer.run)
 	}
 	start("watching", r.tick)
+	start("asking charon", r.watchCharon)
 	start("sampling the guard", r.sampleGuard)
 	<-ctx.Done()
 	wg.Wait()
@@ -287,7 +288,7 @@ const (
 func (r *Router) tick(ctx context.Context) error {
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
-	last, asked, settle := time.Now(), time.Time{}, time.Time{}
+	last, settle := time.Now(), time.Time{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -301,10 +302,6 @@ func (r *Router) tick(ctx context.Context) error {
 					r.Log.Warn("writing the present document as a whole; trying again", "err", err)
 					settle = now.Add(settleRetry)
 				}
-			}
-			if now.Sub(asked) >= charonCheck {
-				asked = now
-				r.askCharon(ctx, now)
 			}
 			if now.Sub(last) >= resync {
 				last = now

@@ -39,6 +39,7 @@ type machine struct {
 	muted   error            // BGP takes nothing
 	unread  error            // Observe fails with it
 	charon  error            // why charon does not answer
+	hangs   time.Duration    // before it does
 	nat     nat.Config
 	rules   bool  // nat is in the kernel
 	unruly  error // nat cannot be applied
@@ -273,6 +274,10 @@ func (m *machine) boot(dir string) (*Router, func()) {
 		Charon: func(context.Context) ([]string, error) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
+			hangs := m.hangs
+			m.mu.Unlock()
+			time.Sleep(hangs)
+			m.mu.Lock()
 			return nil, m.charon
 		},
 	})
@@ -489,6 +494,26 @@ func TestCharonThatDoesNotAnswer(t *testing.T) {
 		set(nil)
 		if c := conditions(); len(c) > 0 {
 			t.Errorf("conditions %q", c)
+		}
+	})
+}
+
+// TestGoesBackWhileCharonHangs: the time of an unconfirmed document does not wait for charon.
+func TestGoesBackWhileCharonHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		apply(t, r, base)
+		m.mu.Lock()
+		m.hangs = 10 * time.Minute
+		m.mu.Unlock()
+		if _, _, err := r.apply(text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)), nil, time.Minute, "tester"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(70 * time.Second)
+		if _, _, doc, err := r.document(0); err != nil || doc != base {
+			t.Errorf("%v, %s", err, doc)
 		}
 	})
 }
