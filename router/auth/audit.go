@@ -165,7 +165,16 @@ func (l *Audit) writeLocked(e Entry) error {
 }
 
 func (l *Audit) rotateLocked() error {
-	for i := auditFiles - 1; i >= 0; i-- {
+	present, err := l.file.Stat()
+	if err != nil {
+		return err
+	}
+	// A former attempt may have moved the files and not opened a new one: moving them again would push the oldest out.
+	first := auditFiles - 1
+	if info, err := os.Lstat(l.name); err != nil || !os.SameFile(info, present) {
+		first = -1
+	}
+	for i := first; i >= 0; i-- {
 		from := l.name
 		if i > 0 {
 			from = fmt.Sprintf("%s.%d", l.name, i)

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -269,6 +270,52 @@ func TestAuditRotation(t *testing.T) {
 	}
 	if _, err := os.Stat(fmt.Sprintf("%s.%d", name, auditFiles+1)); err == nil {
 		t.Error("too many files are kept")
+	}
+}
+
+// TestAuditRotatesLater: while a new file cannot be opened, as without a free descriptor or inode, every call that is refused for it
+// leaves the old files alone.
+func TestAuditRotatesLater(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "audit.log")
+	l, err := OpenAudit(name, newClock().now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	l.limit = 300
+	next := 0
+	write := func() error { next++; return l.write(Entry{Event: End, Object: fmt.Sprint(next)}) }
+	for next < 100 {
+		if err := write(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	refused := 0
+	for range 20 {
+		if write() != nil {
+			refused++
+		}
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(); err != nil || refused < 15 {
+		t.Fatalf("%d refused, then %v", refused, err)
+	}
+	for i := 1; i <= auditFiles; i++ {
+		if all := lines(t, fmt.Sprintf("%s.%d", name, i)); len(all) == 0 {
+			t.Errorf("file %d is empty", i)
+		}
+	}
+	if all := lines(t, name); all[0].Object != fmt.Sprint(next) {
+		t.Errorf("the new file has %+v", all)
 	}
 }
 
