@@ -52,13 +52,21 @@ func (d *Driver) Differences(ctx context.Context, c nat.Config) ([]string, error
 	if err != nil {
 		return nil, fmt.Errorf("compiling rules: %w", err)
 	}
+	d.mu.Lock() // what is placed and refused stays the same meanwhile
 	have, _, err := d.read(ctx)
+	placed, overload := d.placed, d.overload
+	d.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
 	if have == nil {
 		return []string{"there are no rules"}, nil
 	}
+	if placed == nil {
+		placed = have.placements()
+	}
+	want.place(c, placed)
+	want.refuse(c, overload)
 	var out []string
 	names := func(what string, have, want map[string]bool) {
 		for _, name := range slices.Sorted(maps.Keys(want)) {

@@ -178,3 +178,19 @@ func TestMapsAreFollowed(t *testing.T) {
 		t.Error("nothing leaves")
 	}
 }
+
+// TestDifferencesKnowPlacements has what runs without being configured: it is no difference.
+func TestDifferencesKnowPlacements(t *testing.T) {
+	s := newSite(t)
+	d := newDriver(t, s.router)
+	c := spread()
+	apply(t, d, c)
+	place(t, d, nat.Placement{Pool: "p", Source: addr("10.0.0.1"), Destination: addr("198.51.100.1"), Address: addr("192.0.2.11")})
+	full := nat.Exhausted{Pool: "p", Service: nat.Service{Destination: addr("198.51.100.1"), Protocol: unix.IPPROTO_TCP, Port: 443}}
+	if err := d.Refuse(t.Context(), nat.Overload{Exhausted: []nat.Exhausted{full}, TableFull: true}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := d.Differences(t.Context(), c); err != nil || len(got) > 0 {
+		t.Errorf("%q, %v", got, err)
+	}
+}
