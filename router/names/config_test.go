@@ -135,3 +135,23 @@ func TestExtendOrder(t *testing.T) {
 		}
 	}
 }
+
+// TestExtendKnowsWhatIsOpen has a name lead to an address of a pool at which a policy with DNAT listens, under either address of it.
+func TestExtendKnowsWhatIsOpen(t *testing.T) {
+	inside, public := netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("203.0.113.5")
+	all := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	for _, a := range []netip.Addr{inside, public} {
+		for _, destinations := range [][]netip.Prefix{nil, {netip.PrefixFrom(public, 32)}} {
+			c, lost := Extend(nat.Config{
+				Pools: []nat.Pool{{Name: "p", Addresses: []nat.PoolAddress{{Address: inside, Public: public}}}},
+				Policies: []nat.Policy{
+					{Name: "api", Action: nat.SNAT, Pool: "p", Sources: all, Names: []string{"api.example"}, Protocol: "tcp"},
+					{Name: "open", Action: nat.DNAT, Pool: "p", Sources: all, Destinations: destinations, Protocol: "tcp", To: netip.MustParseAddrPort("10.0.1.5:8443")},
+				},
+			}, func(string) []netip.Addr { return []netip.Addr{a} })
+			if ties := nat.Ties(c.Rules()); len(ties) > 0 || len(lost) != 1 || lost[0].Winner != "open" {
+				t.Errorf("%v, open at %v: %v tie, lost %+v", a, destinations, ties, lost)
+			}
+		}
+	}
+}

@@ -44,8 +44,13 @@ func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config,
 			holders[netip.PrefixFrom(a, a.BitLen())] = nil
 		}
 	}
-	for i, p := range c.Policies {
-		for _, d := range p.Destinations {
+	for i := range c.Policies {
+		p := &c.Policies[i]
+		destinations := p.Destinations
+		if p.Action == nat.DNAT {
+			destinations = p.Opens(c.Pool(p.Pool))
+		}
+		for _, d := range destinations {
 			if _, ok := holders[d]; ok {
 				holders[d] = append(holders[d], i)
 			}
@@ -95,6 +100,9 @@ func vagueness(name string) int {
 // tie says whether two policies would decide the same flows to a destination with equal right.
 func tie(a, b nat.Policy, dst netip.Prefix) bool {
 	a.Destinations, b.Destinations = []netip.Prefix{dst}, []netip.Prefix{dst}
+	if b.Action == nat.DNAT { // whose pool is not here
+		b.Action = nat.Deny
+	}
 	c := nat.Config{Policies: []nat.Policy{a, b}}
 	return len(nat.Ties(c.Rules())) > 0
 }
