@@ -42,8 +42,10 @@ type Resolver struct {
 	wg        sync.WaitGroup
 	config    Config
 	table     *table
-	loaded    bool // the file has been read
-	dirty     bool // the file is older than the table
+	loaded    bool   // the file has been read
+	dirty     bool   // the file is older than the table
+	news      uint64 // how often there were new addresses
+	applied   uint64 // of these, how many Apply was called after
 	listeners map[Listener]context.CancelFunc
 }
 
@@ -196,7 +198,7 @@ func (r *Resolver) query(ctx context.Context, a ask) {
 	} else {
 		news = r.table.answered(a.name, a.ipv6, addrs, ttl, now)
 	}
-	r.dirty = r.dirty || news
+	r.notedLocked(news)
 	r.mu.Unlock()
 	switch {
 	case err != nil && was.err == "":
@@ -210,16 +212,39 @@ func (r *Resolver) query(ctx context.Context, a ask) {
 	r.wake()
 }
 
-// learn takes what a spoke is about to be told, and reports whether it was news.
+func (r *Resolver) notedLocked(news bool) {
+	if news {
+		r.dirty = true
+		r.news++
+	}
+}
+
+// learn takes what a spoke is about to be told, and reports whether rules may lack it: because it is news, or was news a moment ago.
 func (r *Resolver) learn(name string, a answer) bool {
 	r.mu.Lock()
 	news := r.table.learn(name, a.addrs, a.ttl, time.Now())
-	r.dirty = r.dirty || news
+	r.notedLocked(news)
+	lacking := r.news != r.applied && r.table.wants(name)
 	r.mu.Unlock()
 	if news {
 		r.wake()
 	}
-	return news
+	return lacking
+}
+
+// apply has everything that was learned until now be destinations. What fails is tried again because of Changed, and nobody waits for it.
+func (r *Resolver) apply(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, applyTime)
+	defer cancel()
+	r.mu.Lock()
+	news := r.news
+	r.mu.Unlock()
+	err := r.options.Apply(ctx)
+	r.mu.Lock()
+	r.applied = max(r.applied, news)
+	r.mu.Unlock()
+	r.options.Changed(err != nil)
+	return err
 }
 
 // save writes the file when it is old. A failure is told once a change.

@@ -160,12 +160,9 @@ func (r *Resolver) respond(ctx context.Context, network string, query []byte) []
 	}
 	if q.Type == dnsmessage.TypeA || q.Type == dnsmessage.TypeAAAA {
 		if a, err := read(response); err == nil && len(a.addrs) > 0 && r.learn(canonical(q.Name), a) {
-			limited, cancel := context.WithTimeout(ctx, applyTime)
-			if err := r.options.Apply(limited); err != nil {
+			if err := r.apply(ctx); err != nil {
 				r.options.Log.Warn("a client is told addresses that are no destinations yet", "name", q.Name, "err", err)
 			}
-			cancel()
-			r.options.Changed(false)
 		}
 	}
 	if network == "udp" && len(response) > room(query) {

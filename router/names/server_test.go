@@ -440,6 +440,59 @@ func TestProxy(t *testing.T) {
 	})
 }
 
+// TestProxyWaitsForOthers has a second client ask, and the node itself, while the rules for the first one's answer are being written.
+func TestProxyWaitsForOthers(t *testing.T) {
+	s := newServer(t)
+	s.host("a.example.com", 60, addrs("198.51.100.1")...)
+	s.host("b.example", 60, addrs("198.51.100.2")...)
+	entered, leave := make(chan struct{}, 10), make(chan error)
+	changed := make(chan bool, 10)
+	r := start(t, Config{Resolvers: []netip.AddrPort{s.at}, Floor: time.Minute, Grace: time.Hour}, Options{
+		Apply:   func(context.Context) error { entered <- struct{}{}; return <-leave },
+		Changed: func(addresses bool) { changed <- addresses },
+	}, "*.example.com", "b.example")
+	ask := func(name string) chan struct{} {
+		query, _ := pack(1, name, false)
+		told := make(chan struct{})
+		go func() { r.respond(context.Background(), "udp", query); close(told) }()
+		return told
+	}
+	waits := func(what string, told chan struct{}) {
+		t.Helper()
+		select {
+		case <-entered:
+		case <-told:
+			t.Errorf("%s is told an address that is no destination yet", what)
+		case <-time.After(5 * time.Second):
+			t.Fatal("nothing happens")
+		}
+	}
+	eventually(t, "resolved", func() bool { return len(r.Addresses("b.example")) == 1 })
+	if !<-changed {
+		t.Error("addresses are no news")
+	}
+	own := ask("b.example")
+	waits("who asks for a name that the node has just resolved", own)
+	first := ask("a.example.com")
+	waits("the first client", first)
+	second := ask("a.example.com")
+	waits("the second client", second)
+	if t.Failed() {
+		return
+	}
+	failed := errors.New("no rules")
+	for _, err := range []error{nil, nil, failed} {
+		leave <- err
+	}
+	for _, told := range []chan struct{}{own, first, second} {
+		<-told
+	}
+	<-ask("a.example.com") // which waits for nothing any more
+	if again := slices.Contains([]bool{<-changed, <-changed, <-changed}, true); !again {
+		t.Error("rules that could not be written are not tried again")
+	}
+}
+
 func FuzzRead(f *testing.F) {
 	s := &server{zone: map[string]func(*dnsmessage.Builder, dnsmessage.Question){}}
 	s.host("a.example", 60, addrs("198.51.100.1")...)

@@ -89,6 +89,16 @@ func (t *table) learn(name string, addrs []netip.Addr, ttl time.Duration, now ti
 	return news
 }
 
+// wants says whether a name or wildcard that was set stands for a name.
+func (t *table) wants(name string) bool {
+	for pattern := range t.records {
+		if Matches(pattern, name) {
+			return true
+		}
+	}
+	return false
+}
+
 func (t *table) add(r *record, addrs []netip.Addr, until time.Time) (news bool) {
 	for _, a := range addrs {
 		if !allowed(a) {
