@@ -45,7 +45,7 @@ func (p *Prober) probe(ctx context.Context, iface string, from netip.Addr, t Tar
 		if err != nil {
 			return err
 		}
-		return d.echo(ctx, addrs[0])
+		return each(ctx, addrs, d.echo)
 	case "tcp":
 		conn, err := d.dial(ctx, "tcp", net.JoinHostPort(t.Host, strconv.Itoa(int(t.Port))))
 		if err != nil {
@@ -103,7 +103,24 @@ func (d *dialer) addresses(ctx context.Context, host string) ([]netip.Addr, erro
 	return out, nil
 }
 
-// dial tries the addresses of a host one after the other, each for its part of the time.
+// each tries the addresses of a host one after the other, each for its part of the time, until one works: a name keeps an address for
+// a while that it does not have any more.
+func each(ctx context.Context, addrs []netip.Addr, try func(context.Context, netip.Addr) error) (err error) {
+	for i, a := range addrs {
+		part, cancel := ctx, context.CancelFunc(func() {})
+		if deadline, ok := ctx.Deadline(); ok {
+			part, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(addrs)-i))
+		}
+		err = try(part, a)
+		cancel()
+		if err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// dial connects to the first address of a host that takes it.
 func (d *dialer) dial(ctx context.Context, _, hostPort string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(hostPort)
 	if err != nil {
@@ -114,19 +131,12 @@ func (d *dialer) dial(ctx context.Context, _, hostPort string) (net.Conn, error)
 		return nil, err
 	}
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: d.from.AsSlice()}, Control: d.control, KeepAlive: -1}
-	for i, a := range addrs {
-		part, cancel := ctx, context.CancelFunc(func() {})
-		if deadline, ok := ctx.Deadline(); ok {
-			part, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(addrs)-i))
-		}
-		var conn net.Conn
-		conn, err = dialer.DialContext(part, "tcp", net.JoinHostPort(a.String(), port))
-		cancel()
-		if err == nil {
-			return conn, nil
-		}
-	}
-	return nil, err
+	var conn net.Conn
+	err = each(ctx, addrs, func(ctx context.Context, a netip.Addr) (err error) {
+		conn, err = dialer.DialContext(ctx, "tcp", net.JoinHostPort(a.String(), port))
+		return err
+	})
+	return conn, err
 }
 
 // get sends one HTTP request on a connection of its own.

@@ -43,6 +43,7 @@ func TestProbe(t *testing.T) {
 		"example.com": {netip.MustParseAddr("::1"), netip.MustParseAddr("127.0.0.1")}, // the certificate of httptest has it
 		"other.test":  {netip.MustParseAddr("127.0.0.1")},
 		"six.test":    {netip.MustParseAddr("::1")},
+		"moved.test":  {netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("127.0.0.1")},
 		"second.test": {netip.MustParseAddr("127.0.0.77"), netip.MustParseAddr("127.0.0.1")},
 	}
 	p := &Prober{Roots: roots, Resolve: func(_ context.Context, name string) ([]netip.Addr, error) {
@@ -75,6 +76,7 @@ func TestProbe(t *testing.T) {
 		{"", "lo", "icmp://127.0.0.1", ""},
 		{"", "", "icmp://example.com", ""},
 		{"::1", "", "icmp://::1", ""},
+		{"", "", "icmp://moved.test", ""}, // a name keeps its former address for a while
 	} {
 		source := from
 		if k.from != "" {
