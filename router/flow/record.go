@@ -106,10 +106,15 @@ func (b *batch) names() names {
 	return names{b.outside.values, b.inside.values, b.destinations.values, b.policies.values}
 }
 
+// bounds returns the times that a flow lies between. It ends before it starts when the clock was set back meanwhile; it may be
+// meant by either time then.
+func (w *row) bounds() (from, to int64) { return min(w.start, w.end), max(w.start, w.end) }
+
 // matches says whether a row answers a query, but for its addresses.
 func (w *row) matches(q Query) bool {
+	from, to := w.bounds()
 	return w.outsidePort == q.Outside.Port() && (q.Protocol == 0 || w.protocol == q.Protocol) &&
-		w.end >= q.From.UnixMilli() && (w.start <= q.To.UnixMilli() || w.flags&startUnknown != 0)
+		to >= q.From.UnixMilli() && (from <= q.To.UnixMilli() || w.flags&startUnknown != 0)
 }
 
 func (n *names) record(w row) Record {

@@ -155,8 +155,9 @@ func (e *encoder) encode(n names, rows []row, journal uint32) []byte {
 		inside[w.inside]++
 		destinations[w.destination]++
 		policies[w.policy]++
-		base = min(base, w.start)
-		h.to = max(h.to, w.end)
+		from, to := w.bounds()
+		base = min(base, from)
+		h.to = max(h.to, to)
 		flags |= w.flags
 	}
 	h.from = base
@@ -206,7 +207,7 @@ func (e *encoder) encode(n names, rows []row, journal uint32) []byte {
 			w := &rows[o&(maxRunRows-1)]
 			cols[colKey][i] = o>>20 - before
 			cols[colStart][i] = uint64(w.start - base)
-			cols[colDuration][i] = uint64(max(w.end-w.start, 0))
+			cols[colDuration][i] = uint64(w.end - w.start) // modulo 2^64
 			cols[colInside][i] = uint64(insideNumber[w.inside])
 			cols[colInsidePort][i] = uint64(w.insidePort - w.outsidePort)
 			cols[colDestination][i] = uint64(destinationNumber[w.destination])

@@ -195,6 +195,48 @@ func TestFindAgreesWithModel(t *testing.T) {
 	s.Close()
 }
 
+// TestClockGoesBack has the clock set back while a flow lives: it is found at its begin and at its end, by either time, from memory
+// and from a run, also after a new start.
+func TestClockGoesBack(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, unbounded)
+	rec := newTraffic(7).record(epoch)
+	rec.Start, rec.End = epoch, epoch.Add(-time.Hour)
+	other := rec
+	other.Start, other.End, other.Outside = epoch.Add(-3*time.Hour), epoch.Add(-2*time.Hour), netip.AddrPortFrom(rec.Outside.Addr(), rec.Outside.Port()+1)
+	check := func(what string) {
+		t.Helper()
+		for _, at := range []time.Time{rec.Start, rec.End} {
+			found, err := s.Find(t.Context(), Query{Outside: rec.Outside, From: at.Add(-time.Second), To: at.Add(time.Second)})
+			if err != nil || !same(found, []Record{rec}) {
+				t.Errorf("%s, at %v: %+v, %v", what, at, found, err)
+			}
+		}
+		for _, at := range []time.Time{rec.Start.Add(2 * time.Second), rec.End.Add(-2 * time.Second)} {
+			if found, err := s.Find(t.Context(), Query{Outside: rec.Outside, From: at, To: at}); err != nil || len(found) > 0 {
+				t.Errorf("%s, at %v: %+v, %v", what, at, found, err)
+			}
+		}
+	}
+	s.Append(other, epoch)
+	s.Append(rec, epoch)
+	check("in memory")
+	if err := s.Sync(epoch); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	s = open(t, dir, unbounded)
+	check("from the journal")
+	if err := s.Sync(epoch.Add(2 * runAge)); err != nil {
+		t.Fatal(err)
+	}
+	check("in a run")
+	s.Close()
+	s = open(t, dir, unbounded)
+	defer func() { s.Close() }()
+	check("after a new start")
+}
+
 // TestTornTail cuts the newest journal, and the newest file of runs, wherever a loss of power may: what was written before is
 // there, and what is missing is told.
 func TestTornTail(t *testing.T) {
