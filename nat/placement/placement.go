@@ -136,7 +136,9 @@ func (b *Book) Configure(c nat.Config) {
 		}
 	}
 	maps.DeleteFunc(b.spots, func(s spot, _ *count) bool { return b.pools[s.address] != s.pool })
-	maps.DeleteFunc(b.placed, func(p pair, at *placed) bool { return b.pools[at.address] != p.pool })
+	maps.DeleteFunc(b.placed, func(p pair, at *placed) bool {
+		return b.pools[at.address] != p.pool || c.Pool(p.pool).Blocks != nil
+	})
 	b.relieve()
 	b.bound()
 }
@@ -151,6 +153,10 @@ func (b *Book) usable(pool string, destination netip.Addr) []nat.PoolAddress {
 // address returns what new flows of a pair leave as.
 func (b *Book) address(p pair) netip.Addr {
 	pool := b.config.Pool(p.pool)
+	if pool.Blocks != nil {
+		a, _, _ := pool.Block(p.source)
+		return a
+	}
 	if at := b.placed[p]; at != nil && slices.ContainsFunc(pool.Usable(p.source.Is6(), ""), func(a nat.PoolAddress) bool { return a.Address == at.address }) {
 		return at.address
 	}
@@ -383,10 +389,10 @@ func (b *Book) move(loads map[place]float64, crowded map[place]bool, now time.Ti
 	}
 	for _, p := range busy {
 		here := place{p.pool, b.address(p), p.destination}
-		if !crowded[here] {
+		pool, coming := b.config.Pool(p.pool), rate[p]*horizon
+		if !crowded[here] || pool.Blocks != nil {
 			continue
 		}
-		pool, coming := b.config.Pool(p.pool), rate[p]*horizon
 		emptiest := func(zone string) (place, bool) {
 			best := here
 			for _, a := range pool.Usable(p.source.Is6(), zone) {
