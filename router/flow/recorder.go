@@ -300,11 +300,21 @@ func (r *Recorder) endedLocked(f *conntrack.Flow, heard time.Time) {
 	r.store.Append(rec, heard)
 }
 
+// ends returns what a translated flow leaves with, and whom it reaches. The identifier of an ICMP query is the source port of both directions.
+func ends(f *conntrack.Flow) (outside, destination netip.AddrPort) {
+	outside, destination = f.Reply.Destination, f.Reply.Source
+	if f.Protocol == unix.IPPROTO_ICMP || f.Protocol == unix.IPPROTO_ICMPV6 {
+		return netip.AddrPortFrom(outside.Addr(), destination.Port()), netip.AddrPortFrom(destination.Addr(), 0)
+	}
+	return outside, destination
+}
+
 // recordLocked makes a record of a translated flow. The destination is whom the flow reached, after translation of the
 // destination if there was one.
 func (r *Recorder) recordLocked(f *conntrack.Flow) Record {
+	outside, destination := ends(f)
 	rec := Record{
-		Start: f.Start, End: f.End, Inside: f.Original.Source, Outside: f.Reply.Destination, Destination: f.Reply.Source, Protocol: f.Protocol,
+		Start: f.Start, End: f.End, Inside: f.Original.Source, Outside: outside, Destination: destination, Protocol: f.Protocol,
 		Sent: nat.Counter(f.Sent), Received: nat.Counter(f.Received),
 	}
 	i := len(r.rules) - 1
@@ -334,7 +344,7 @@ func (r *Recorder) Who(ctx context.Context, q Query) ([]Record, error) {
 	}
 	live := map[key]Record{}
 	dump := r.conn.Dump(ctx, family, func(f *conntrack.Flow) bool {
-		if f.Status&conntrack.SourceNAT != 0 && f.Reply.Destination == q.Outside && (q.Protocol == 0 || f.Protocol == q.Protocol) &&
+		if outside, _ := ends(f); f.Status&conntrack.SourceNAT != 0 && outside == q.Outside && (q.Protocol == 0 || f.Protocol == q.Protocol) &&
 			(!q.Destination.IsValid() || f.Reply.Source.Addr() == q.Destination) && !f.Start.After(q.To) {
 			r.mu.Lock()
 			rec := r.recordLocked(f)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -193,6 +194,32 @@ func TestRecorder(t *testing.T) {
 	s.forget()
 	s.who(r, 3002, began, n)
 	s.who(r, 3001, off, 0)
+}
+
+// TestRecordsOfPings asks for echo requests by the identifier with which they left: one that another source had too is another outside.
+func TestRecordsOfPings(t *testing.T) {
+	s := newSite(t)
+	r, stop := s.record(t.TempDir())
+	defer stop()
+	s.Run("ip addr add 10.0.0.6/32 dev sink")
+	for _, source := range []string{"10.0.0.5", "10.0.0.6"} {
+		if out, _ := s.Try("ping -q -c 1 -W 0.1 -e 4711 -I " + source + " 198.18.0.1"); !strings.Contains(out, "1 packets transmitted") { // nobody answers
+			t.Fatal(out)
+		}
+	}
+	began := time.Now()
+	check := func(what string, live bool) {
+		t.Helper()
+		for _, f := range s.who(r, 4711, began, 1) {
+			if f.Inside != netip.MustParseAddrPort("10.0.0.5:4711") || f.Outside != netip.MustParseAddrPort("192.0.2.9:4711") ||
+				f.Destination.Addr() != netip.MustParseAddr("198.18.0.1") || f.Protocol != unix.IPPROTO_ICMP || f.End.IsZero() != live {
+				t.Errorf("%s: %+v", what, f)
+			}
+		}
+	}
+	check("live", true)
+	s.forget()
+	check("ended", false)
 }
 
 // TestCheckpoints makes checkpoints, each of which looks for flows that ended unheard, while flows begin, end and are heard of: each is
