@@ -18,6 +18,7 @@ import (
 
 const (
 	callTimeout = 10 * time.Second // of a command that nothing waits in; a charon that takes longer hangs
+	spared      = 10 * time.Second // for which a charon that hangs is not asked again
 	listBuffer  = 1 << 14          // list-sa events per list-sas; govici drops what does not fit
 	eventBuffer = 1 << 13
 )
@@ -34,6 +35,8 @@ type client struct {
 	session  *vici.Session
 	listed   chan vici.Event
 	instance string
+	hangs    error // what the last attempt ended with, when charon did not answer
+	hung     time.Time
 }
 
 // call carries out a command with a deadline. On an error that is not errRefused the session is closed, since charon
@@ -48,17 +51,35 @@ func (c *client) callLocked(ctx context.Context, command string, in *vici.Messag
 	if err := c.dialLocked(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	limited, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	out, err := c.session.Call(ctx, command, in)
+	out, err := c.session.Call(limited, command, in)
 	if out != nil && err != nil {
 		return out, fmt.Errorf("%s: %w: %s", command, errRefused, text(out, "errmsg"))
 	}
 	if err != nil {
 		c.closeLocked()
-		return nil, fmt.Errorf("%s: %w", command, err)
+		err = fmt.Errorf("%s: %w", command, err)
+		if ctx.Err() == nil {
+			c.spareLocked(err)
+		}
+		return nil, err
 	}
 	return out, nil
+}
+
+// spareLocked remembers that charon did not answer: who waits for this session does not have to find out for himself.
+func (c *client) spareLocked(err error) {
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
+		c.hangs, c.hung = err, time.Now()
+	}
+}
+
+// answers says that charon answers again.
+func (c *client) answers() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hangs = nil
 }
 
 // listSAs reads the IKE SAs of one connection, or with an empty name, of all.
@@ -107,6 +128,9 @@ func (c *client) dialLocked() error {
 	if c.session != nil {
 		return nil
 	}
+	if c.hangs != nil && time.Since(c.hung) < spared {
+		return c.hangs
+	}
 	s, instance, err := dial(c.socket)
 	if err != nil {
 		return err
@@ -118,7 +142,9 @@ func (c *client) dialLocked() error {
 	listed := make(chan vici.Event, listBuffer)
 	if err := s.Subscribe("list-sa"); err != nil {
 		c.closeLocked()
-		return fmt.Errorf("subscribing to list-sa: %w", err)
+		err = fmt.Errorf("subscribing to list-sa: %w", err)
+		c.spareLocked(err)
+		return err
 	}
 	s.NotifyEvents(listed)
 	c.listed = listed

@@ -725,3 +725,47 @@ func TestFakeSwappedPeers(t *testing.T) {
 		return ok
 	})
 }
+
+// TestFakeCharonHangs: tunnels do not wait for a charon that takes connections and does not answer, one after another.
+func TestFakeCharonHangs(t *testing.T) {
+	f := newFake(t)
+	f.mu.Lock() // as SIGSTOP does
+	hangs := true
+	defer func() {
+		if hangs {
+			f.mu.Unlock()
+		}
+	}()
+	b := &fakeBench{fakeCharon: f}
+	b.d = New(Options{
+		Socket: f.socket, Links: &fakeLinks{links: map[string]nl.Wanted{}},
+		Secrets: func(r secret.Ref) ([]byte, error) { return []byte("the secret of " + r.Name), nil },
+	})
+	defer b.d.Close()
+	began := time.Now()
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			if err := b.d.Apply(t.Context(), numbered(i)); err == nil {
+				t.Error("applied without an answer")
+			}
+		})
+	}
+	wg.Wait()
+	if took := time.Since(began); took > 9*time.Second {
+		t.Errorf("four tunnels took %v", took)
+	}
+	f.mu.Unlock()
+	hangs = false
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- b.d.Run(ctx, func(tunnel.State) {}) }()
+	b.await(t, numbered(0), tunnel.Up)
+	if took := time.Since(began); took > 14*time.Second {
+		t.Errorf("up after %v", took)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

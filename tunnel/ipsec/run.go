@@ -110,6 +110,10 @@ func (r *runner) session(ctx context.Context) error {
 	if err := s.Subscribe(events...); err != nil {
 		return fmt.Errorf("subscribing to events: %w", err)
 	}
+	d.client.answers()
+	for i := range d.loaders {
+		d.loaders[i].answers()
+	}
 	r.standIn.end()
 	defer r.stopCatching()
 	r.hold()
