@@ -122,6 +122,10 @@ func TestNotation(t *testing.T) {
 		"CHACHA20_POLY1305_256/PRF_HMAC_SHA2_512/CURVE_25519":                                    "chacha20poly1305-prfsha512-curve25519",
 		"CAMELLIA_CBC_128/HMAC_SHA1_96, 3DES_CBC/HMAC_MD5_96":                                    "3des-md5",
 		"AES_CBC_128/PRF_HMAC_SHA1":                                                              "",
+		"AES_CBC_256/HMAC_SHA2_256_128/PRF_HMAC_SHA2_256/ECP_256_BP":                             "aes256-sha256-ecp256bp",
+		"AES_CCM_16_256/PRF_HMAC_SHA2_256/ML_KEM_768":                                            "aes256ccm16-prfsha256-mlkem768",
+		"AES_CBC_256/HMAC_SHA2_256_128/PRF_HMAC_SHA2_256/NEWHOPE_128":                            "", // IKE needs a group
+		"AES_CBC_256/HMAC_SHA2_256_96":                                                           "", // that is sha256 cut short
 		"CAMELLIA_CBC_128/HMAC_SHA1_96":                                                          "",
 		"":                                                                                       "",
 	} {

@@ -12,12 +12,13 @@ var transforms = []struct {
 	kind    int
 }{
 	{regexp.MustCompile(`^AES_GCM_(8|12|16)_(128|192|256)$`), "aes${2}gcm${1}", cipher},
+	{regexp.MustCompile(`^AES_CCM_(8|12|16)_(128|192|256)$`), "aes${2}ccm${1}", cipher},
 	{regexp.MustCompile(`^AES_CBC_(128|192|256)$`), "aes$1", cipher},
 	{regexp.MustCompile(`^AES_CTR_(128|192|256)$`), "aes${1}ctr", cipher},
 	{regexp.MustCompile(`^CHACHA20_POLY1305(?:_256)?$`), "chacha20poly1305", cipher},
 	{regexp.MustCompile(`^3DES_CBC$`), "3des", cipher},
 	{regexp.MustCompile(`^HMAC_SHA1_96$`), "sha1", integrity},
-	{regexp.MustCompile(`^HMAC_SHA2_(256|384|512)_\d+$`), "sha$1", integrity},
+	{regexp.MustCompile(`^HMAC_SHA2_(256|384|512)_(?:128|192|256)$`), "sha$1", integrity},
 	{regexp.MustCompile(`^HMAC_MD5_96$`), "md5", integrity},
 	{regexp.MustCompile(`^AES_(XCBC|CMAC)_96$`), "aes$1", integrity},
 	{regexp.MustCompile(`^PRF_HMAC_SHA2_(256|384|512)$`), "prfsha$1", prf},
@@ -26,6 +27,8 @@ var transforms = []struct {
 	{regexp.MustCompile(`^MODP_(\d+)$`), "modp$1", keyExchange},
 	{regexp.MustCompile(`^MODP_(\d+)_(\d+)$`), "modp${1}s$2", keyExchange},
 	{regexp.MustCompile(`^ECP_(\d+)$`), "ecp$1", keyExchange},
+	{regexp.MustCompile(`^ECP_(\d+)_BP$`), "ecp${1}bp", keyExchange},
+	{regexp.MustCompile(`^ML_KEM_(\d+)$`), "mlkem$1", keyExchange},
 	{regexp.MustCompile(`^CURVE_(25519|448)$`), "curve$1", keyExchange},
 	{regexp.MustCompile(`^EXT_SEQ$`), "esn", sequence},
 	{regexp.MustCompile(`^NO_EXT_SEQ$`), "", sequence},
@@ -65,9 +68,12 @@ func notationOf(offer string) (string, bool) {
 			words[kind] = word
 		}
 	}
-	aead := strings.Contains(words[cipher], "gcm") || strings.HasPrefix(words[cipher], "chacha")
+	aead := strings.Contains(words[cipher], "gcm") || strings.Contains(words[cipher], "ccm") || strings.HasPrefix(words[cipher], "chacha")
 	if words[cipher] == "" || !aead && words[integrity] == "" {
 		return "", false
+	}
+	if words[prf] != "" && words[keyExchange] == "" {
+		return "", false // an offer for IKE, of a group that is not known here
 	}
 	if words[prf] == "prf"+words[integrity] {
 		words[prf] = "" // the same follows from the integrity algorithm
@@ -81,7 +87,7 @@ func notationOf(offer string) (string, bool) {
 	return strings.Join(out, "-"), true
 }
 
-var groupWord = regexp.MustCompile(`^(?:modp|ecp|curve|x25519|x448)`)
+var groupWord = regexp.MustCompile(`^(?:modp|ecp|curve|x25519|x448|mlkem)`)
 
 // group returns the first group in the proposals; empty: they have none.
 func group(proposals []string) string {
