@@ -401,6 +401,7 @@ func (f *fakeCharon) live(conn string) (n int) {
 type fakeLinks struct {
 	mu     sync.Mutex
 	links  map[string]nl.Wanted
+	sas    []nl.SA
 	writes int
 }
 
@@ -452,7 +453,12 @@ func (f *fakeLinks) Watch(ctx context.Context, notify func(nl.Change)) error {
 	return nil
 }
 
-func (f *fakeLinks) SAs() ([]nl.SA, error)   { return nil, nil }
+func (f *fakeLinks) SAs() ([]nl.SA, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.sas, nil
+}
+
 func (f *fakeLinks) DeleteSA(sa nl.SA) error { return fmt.Errorf("deleting %+v", sa) }
 
 // fakeBench is a driver that runs against a fake charon.
@@ -767,5 +773,39 @@ func TestFakeCharonHangs(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFakeKernelLosesSAs: somebody flushes the kernel's IPsec states, of which charon is told nothing.
+func TestFakeKernelLosesSAs(t *testing.T) {
+	f, links := newFake(t), &fakeLinks{links: map[string]nl.Wanted{}}
+	b := runFake(t, f, "", links)
+	c := numbered(1)
+	if err := b.d.Apply(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	b.await(t, c, tunnel.Up)
+	set := func(sas ...nl.SA) {
+		links.mu.Lock()
+		defer links.mu.Unlock()
+		links.sas = sas
+	}
+	time.Sleep(7 * time.Second)
+	if n := f.count("terminate"); n != 0 {
+		t.Errorf("%d SAs are ended that the kernel never showed", n)
+	}
+	set(nl.SA{IfID: c.ID, SPI: 1}, nl.SA{IfID: c.ID, SPI: 1001})
+	time.Sleep(2 * time.Second)
+	set(nl.SA{IfID: c.ID, SPI: 1001})
+	until(t, 20*time.Second, "a new SA", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.next > 1
+	})
+	b.await(t, c, tunnel.Up)
+	set(nl.SA{IfID: c.ID, SPI: 2}, nl.SA{IfID: c.ID, SPI: 1002})
+	time.Sleep(7 * time.Second)
+	if n, i := f.count("terminate"), f.count("initiate"); n != 1 || i != 2 {
+		t.Errorf("%d SAs ended, %d initiated", n, i)
 	}
 }

@@ -427,7 +427,8 @@ func (r *runner) heal(aliases map[string]bool) {
 	}
 }
 
-// everything loads what was unloaded by hand, has all tunnels read, and removes SAs that charon does not know.
+// everything loads what was unloaded by hand, has all tunnels read, removes SAs that charon does not know, and ends those
+// that the kernel has lost.
 func (r *runner) everything(ctx context.Context) error {
 	d := r.d
 	d.load.Lock()
@@ -444,9 +445,9 @@ func (r *runner) everything(ctx context.Context) error {
 	}
 	r.reload(ctx)
 	// First the kernel, then charon: what charon adds between the two is not taken for an orphan.
-	kernel, err := d.o.Links.SAs()
-	if err != nil {
-		d.o.Log.Warn("reading the kernel's IPsec states failed", "error", err)
+	kernel, unread := d.o.Links.SAs()
+	if unread != nil {
+		d.o.Log.Warn("reading the kernel's IPsec states failed", "error", unread)
 	}
 	sas, err := d.client.listSAs(ctx, "")
 	if err != nil {
@@ -486,8 +487,18 @@ func (r *runner) everything(ctx context.Context) error {
 			delete(d.orphans, spi)
 		}
 	}
+	var lost []childSA
+	if unread == nil {
+		lost = d.lostLocked(kernel, sas, now)
+	}
 	d.all, r.sas = true, sas
 	d.mu.Unlock()
+	for _, c := range lost {
+		d.o.Log.Warn("ending an SA that the kernel lost, for a new one", "spi", fmt.Sprintf("%08x", c.In))
+		if err := d.terminate(ctx, action{terminateChild: c.ID}); err != nil {
+			return err
+		}
+	}
 	for _, sa := range gone {
 		if err := d.o.Links.DeleteSA(sa); err != nil {
 			d.o.Log.Warn("removing an SA that charon lost failed", "error", err)
@@ -497,6 +508,38 @@ func (r *runner) everything(ctx context.Context) error {
 		d.o.Log.Info("removed an SA that charon lost", "if_id", sa.IfID, "spi", fmt.Sprintf("%08x", sa.SPI), "dst", sa.Dst)
 	}
 	return nil
+}
+
+// lostLocked returns the live CHILD SAs that the kernel had and has no more, as after somebody flushed its states: charon
+// is not told and goes on holding them for good. d.mu is held.
+func (d *Driver) lostLocked(kernel []nl.SA, sas map[string][]ikeSA, now time.Time) (lost []childSA) {
+	has := map[uint32]bool{}
+	for _, sa := range kernel {
+		has[sa.SPI] = true
+	}
+	former := d.installed
+	d.installed = map[uint32]time.Time{}
+	for name := range d.records {
+		for _, ike := range sas[connection(name)] {
+			for _, c := range ike.Children {
+				since, had := former[c.In]
+				whole := has[c.In] && has[c.Out]
+				if !c.live() || !whole && !had {
+					continue
+				}
+				switch {
+				case whole:
+					since = time.Time{}
+				case since.IsZero():
+					since = now
+				case now.Sub(since) > overlap:
+					lost = append(lost, c)
+				}
+				d.installed[c.In] = since
+			}
+		}
+	}
+	return lost
 }
 
 // look reads the tunnels that may have changed, decides about them, does it, and reports the states that changed.
