@@ -138,7 +138,7 @@ func (e *placer) step(ctx context.Context, asked bool) (time.Duration, error) {
 	config, version, stats := e.config, e.version, e.shown.stats
 	e.mu.Unlock()
 	if len(config.Pools) == 0 {
-		return later, nil
+		return later, e.rest(ctx)
 	}
 	now := time.Now()
 	if e.book == nil {
@@ -194,6 +194,22 @@ func (e *placer) step(ctx context.Context, asked bool) (time.Duration, error) {
 		e.show(config, stats, now)
 	}
 	return e.book.Wait(e.reading), nil
+}
+
+// rest ends what was decided while there were pools, since nobody looks any more whether it is still right.
+func (e *placer) rest(ctx context.Context) error {
+	if e.book == nil {
+		return nil
+	}
+	if err := e.nat.Refuse(ctx, nat.Overload{}); err != nil {
+		return err
+	}
+	e.refused(nat.Overload{})
+	e.book, e.placed, e.asOf = nil, nil, time.Time{}
+	e.mu.Lock()
+	e.shown = portFigures{err: e.shown.err, since: e.shown.since}
+	e.mu.Unlock()
+	return nil
 }
 
 func (e *placer) meter(ctx context.Context, note func(nat.Meter, time.Time)) error {

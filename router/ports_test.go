@@ -290,3 +290,40 @@ func BenchmarkNewFlows(b *testing.B) {
 	slices.Sort(cost["rule"])
 	b.ReportMetric(cost["rule"][len(cost["rule"])/2], "rule-us/flow")
 }
+
+// fullNode is a node whose connection table is full. What it is not asked for panics.
+type fullNode struct {
+	nat.Driver
+	Flows
+	refused nat.Overload
+}
+
+func (*fullNode) Observe(context.Context) (nat.State, error)       { return nat.State{Present: true}, nil }
+func (*fullNode) Begun(context.Context) (uint64, error)            { return 0, nil }
+func (*fullNode) Meter(context.Context) (nat.Meter, error)         { return nat.Meter{}, nil }
+func (*fullNode) Place(context.Context, []nat.Placement) error     { return nil }
+func (n *fullNode) Refuse(_ context.Context, o nat.Overload) error { n.refused = o; return nil }
+func (*fullNode) Stats(context.Context) (conntrack.Stats, error) {
+	return conntrack.Stats{Entries: 96, Limit: 100}, nil
+}
+func (*fullNode) Dump(_ context.Context, _ uint8, f func(*conntrack.Flow) bool) error {
+	for range 96 {
+		f(&conntrack.Flow{Status: conntrack.Assured})
+	}
+	return nil
+}
+
+// TestRefusalEndsWithPools takes the pools away while the table is full: nobody looks at it any more, and nothing is refused because of it.
+func TestRefusalEndsWithPools(t *testing.T) {
+	n := &fullNode{}
+	e := newPlacer(n, n, slog.New(slog.DiscardHandler), nil)
+	for _, k := range []struct {
+		pools []nat.Pool
+		full  bool
+	}{{[]nat.Pool{{Name: "p"}}, true}, {nil, false}, {[]nat.Pool{{Name: "p"}}, true}} {
+		e.use(nat.Config{Pools: k.pools})
+		if _, err := e.step(t.Context(), false); err != nil || n.refused.TableFull != k.full || e.status().TableFull != k.full {
+			t.Errorf("%d pools: %+v, told %v, %v", len(k.pools), n.refused, e.status().TableFull, err)
+		}
+	}
+}
