@@ -78,6 +78,7 @@ func (e element) wants(f element) bool {
 const (
 	drop   = int32(expr.VerdictDrop)
 	accept = int32(expr.VerdictAccept)
+	back   = int32(expr.VerdictReturn)
 	gotoTo = int32(expr.VerdictGoto)
 )
 

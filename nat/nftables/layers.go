@@ -91,13 +91,14 @@ func views(c nat.Config) [viewCount]view {
 	does := func(action nat.Action) func(*nat.Policy) bool {
 		return func(p *nat.Policy) bool { return p.Does() == action }
 	}
-	// Whatever else a rule does is decided behind routing, by all policies: what beats this one need not be in the view.
+	// Whatever else a rule does is decided elsewhere, by all policies: what beats this one need not be in the view. What is no server's
+	// may still be a proxy's.
 	target := func(action nat.Action) func(*ruleset, *nat.Rule) element {
 		return func(r *ruleset, rule *nat.Rule) element {
 			if p := rule.Policy; p.Does() == action {
 				return element{kind: gotoTo, chain: r.addTarget(c, p), policy: p.Name}
 			}
-			return element{kind: accept}
+			return element{kind: back}
 		}
 	}
 	return [viewCount]view{

@@ -260,3 +260,33 @@ func TestLayersDoNotOverlap(t *testing.T) {
 		}
 	}
 }
+
+// TestProxyBeforeFront asks from inside for an address that is open, as the world sees it, and that a more exact policy leads to a proxy.
+func TestProxyBeforeFront(t *testing.T) {
+	s := newSite(t)
+	d := newDriver(t, s.router)
+	p := pool("p", "192.0.2.11", "2001:db8:ff::11")
+	p.Addresses[0].Public, p.Addresses[1].Public = addr("203.0.113.11"), addr("2001:db8:c::11")
+	https := []nat.PortRange{{First: 443, Last: 443}}
+	c := nat.Config{Underlay: "up0", Own: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")}, Pools: []nat.Pool{p}}
+	for suffix, k := range map[string]struct{ inside, client, public, server, proxy string }{
+		"4": {"10.0.0.0/8", "10.0.0.0/24", "203.0.113.11/32", "172.17.0.1:8443", "172.17.0.2:3128"},
+		"6": {"2001:db8:a::/48", "2001:db8:a::/64", "2001:db8:c::11/128", "[2001:db8:a:ffff::1]:8443", "[2001:db8:a:ffff::2]:3128"},
+	} {
+		c.Policies = append(c.Policies,
+			nat.Policy{Name: "open" + suffix, Action: nat.DNAT, Pool: "p", Sources: pfx(k.inside), Protocol: "tcp", Ports: https, To: netip.MustParseAddrPort(k.server)},
+			nat.Policy{Name: "proxy" + suffix, Action: nat.Redirect, Sources: pfx(k.client), Destinations: pfx(k.public), Protocol: "tcp", Ports: https, To: netip.MustParseAddrPort(k.proxy)})
+	}
+	apply(t, d, c)
+	flows := map[uint16]nat.Flow{}
+	for i, k := range [][2]string{{"10.0.0.1", "203.0.113.11"}, {"10.1.0.1", "203.0.113.11"}, {"2001:db8:a::1", "2001:db8:c::11"}, {"2001:db8:a:1::1", "2001:db8:c::11"}} {
+		f := nat.Flow{Source: addr(k[0]), Destination: addr(k[1]), Protocol: unix.IPPROTO_TCP, Port: 443}
+		flows[uint16(i+1)] = f
+		if want := []nat.Action{nat.Redirect, nat.DNAT}[i%2]; c.Match(f).Action != want {
+			t.Errorf("%v matches %+v, want %s", f, c.Match(f), want)
+		}
+	}
+	for _, wrong := range s.disagree(c, flows) {
+		t.Error(wrong)
+	}
+}
