@@ -126,7 +126,7 @@ func views(c nat.Config) [viewCount]view {
 			if rule.Policy.Does() == nat.Reject {
 				return element{kind: gotoTo, chain: rejected, policy: rule.Policy.Name}
 			}
-			return element{kind: accept}
+			return element{kind: back} // to where refusals are looked up
 		}},
 	}
 }

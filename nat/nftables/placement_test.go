@@ -196,6 +196,36 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
+// TestRefusalBesideReject refuses what a policy sends on that is more exact than one that rejects: both are looked up at one place.
+func TestRefusalBesideReject(t *testing.T) {
+	s := newSite(t)
+	d := newDriver(t, s.router)
+	c := spread()
+	c.Policies = append(c.Policies, nat.Policy{Name: "rest", Action: nat.Reject, Sources: pfx("0.0.0.0/0", "::/0")})
+	apply(t, d, c)
+	s.inside.Run("ip addr add 10.0.0.1/32 dev in0\nip -6 addr add 2001:db8:a::1/128 dev in0 nodad")
+	refuse := func(o nat.Overload) {
+		t.Helper()
+		if err := d.Refuse(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var all nat.Overload
+	for _, k := range []struct{ from, to string }{{"10.0.0.1", "198.51.100.1"}, {"2001:db8:a::1", "2001:db8:b::1"}} {
+		all.Exhausted = append(all.Exhausted, nat.Exhausted{Pool: "p", Service: nat.Service{Destination: addr(k.to), Protocol: unix.IPPROTO_TCP, Port: 443}})
+	}
+	for what, o := range map[string]nat.Overload{"no port is left": all, "the table is full": {TableFull: true}} {
+		refuse(o)
+		for i, to := range []string{"198.51.100.1:443", "[2001:db8:b::1]:443"} {
+			from := []string{"10.0.0.1", "2001:db8:a::1"}[i]
+			if err := s.try("tcp", from, to, 0, 1500*time.Millisecond); err != unix.ECONNREFUSED {
+				t.Errorf("%s: from %s to %s: %v", what, from, to, err)
+			}
+		}
+	}
+	refuse(nat.Overload{})
+}
+
 // TestMeter counts flows, not packets, and survives edits and replacements of the table.
 func TestMeter(t *testing.T) {
 	s := newSite(t)
