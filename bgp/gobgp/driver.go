@@ -150,6 +150,11 @@ func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 		}
 	}
 
+	// The store may be waiting for a slow disk, which what the child reports must not wait for.
+	keys, refused := make([]password, len(c.Peers)), make([]error, len(c.Peers))
+	for i, p := range c.Peers {
+		keys[i], refused[i] = d.check(c.ASN, p)
+	}
 	d.mu.Lock()
 	old := make(map[string]bgp.Peer, len(d.want.Peers))
 	for _, p := range d.want.Peers {
@@ -157,8 +162,8 @@ func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 	}
 	peers := make(map[string]bgp.Peer, len(c.Peers))
 	addresses := make(map[string]string, len(c.Peers))
-	for _, p := range c.Peers {
-		key, err := d.checkLocked(c.ASN, p)
+	for i, p := range c.Peers {
+		err := refused[i]
 		if _, ok := peers[p.Name]; ok && err == nil {
 			err = errors.New("another peer has this name")
 		}
@@ -172,7 +177,7 @@ func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 				continue
 			}
 		} else {
-			d.keys[p.Name] = key
+			d.keys[p.Name] = keys[i]
 		}
 		peers[p.Name], addresses[p.Address.String()] = p, p.Name
 	}
@@ -215,8 +220,8 @@ func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 	return errors.Join(errs...)
 }
 
-// checkLocked returns the key of a peer, or why the peer cannot be used.
-func (d *Driver) checkLocked(asn uint32, p bgp.Peer) (password, error) {
+// check returns the key of a peer, or why the peer cannot be used.
+func (d *Driver) check(asn uint32, p bgp.Peer) (password, error) {
 	if err := check(asn, p); err != nil || p.Password.Name == "" {
 		return nil, err
 	}

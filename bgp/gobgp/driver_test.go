@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/router/secret"
 )
 
 // fake is a child made of channels. It answers configurations, and is otherwise told what to do.
@@ -239,6 +240,36 @@ func TestApplyPartly(t *testing.T) {
 	}
 	if err := d.Reset(t.Context(), "twin", false); err == nil {
 		t.Error("reset of an unknown peer")
+	}
+}
+
+// TestSlowSecrets: while the store waits for its disk, the end of a session is reported all the same.
+func TestSlowSecrets(t *testing.T) {
+	n, started := drive(t)
+	f := <-started
+	expectConfig(t, f, "abc")
+	f.state(1, bgp.Established)
+	asked, disk := make(chan struct{}), make(chan struct{})
+	n.o.Secrets = func(secret.Ref) ([]byte, error) { close(asked); <-disk; return []byte("key"), nil }
+	a := loPeer("a", "169.254.0.11", 1)
+	a.Password.Name = "key"
+	applied := make(chan error, 1)
+	go func() { applied <- n.Apply(t.Context(), config(a)) }()
+	<-asked
+	f.state(1, bgp.Idle)
+	reported := func() (idle bool) {
+		n.recorder.get(func() { idle = n.recorder.peers["a"].State == bgp.Idle })
+		return idle
+	}
+	for end := time.Now().Add(2 * time.Second); !reported() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	if !reported() {
+		t.Error("not while Apply waits for a secret")
+	}
+	close(disk)
+	if err := <-applied; err != nil {
+		t.Error(err)
 	}
 }
 
