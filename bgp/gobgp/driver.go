@@ -53,6 +53,9 @@ const (
 	// replyTimeout is how long the child may take for a configuration. It may be busy with a table.
 	replyTimeout = 60 * time.Second
 
+	// deafTimeout is how long it may take to read one. A child that does nothing else for so long hangs.
+	deafTimeout = 3 * replyTimeout
+
 	// Peers that are expected back after a restart have their restart time to come, or restartTime if they have none;
 	// then, if they cannot send an End-of-RIB, settleTime to send their paths; if they can, endTime to send it.
 	restartTime = 30 * time.Second
@@ -341,7 +344,11 @@ func (d *Driver) call(ctx context.Context, p *process, t frameType, id uint64, m
 	}()
 	ctx, cancel := context.WithTimeout(ctx, replyTimeout)
 	defer cancel()
-	if err := writeJSON(p.conn, t, m); err != nil {
+	// A frame cannot be sent in part, so with a child that does not read there is nothing more to be done.
+	deaf := time.AfterFunc(deafTimeout, p.kill)
+	err := writeJSON(p.conn, t, m)
+	deaf.Stop()
+	if err != nil {
 		return replyMessage{}, errors.Join(errEnded, err)
 	}
 	select {

@@ -243,6 +243,37 @@ func TestApplyPartly(t *testing.T) {
 	}
 }
 
+// TestDeafChild: a child that does not read what it is sent is replaced, and nobody waits for it for ever.
+func TestDeafChild(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, started := drive(t)
+		f := <-started
+		expectConfig(t, f, "abc")
+		synctest.Wait()
+		n.Driver.mu.Lock()
+		ours, theirs := net.Pipe()
+		n.proc.conn = ours
+		n.Driver.mu.Unlock()
+		defer theirs.Close()
+		applied := make(chan error, 1)
+		go func() { applied <- n.Apply(t.Context(), config(loPeer("a", "169.254.0.11", 1))) }()
+		select {
+		case err := <-applied:
+			if err == nil {
+				t.Error("applied")
+			}
+		case <-time.After(2 * deafTimeout):
+			t.Error("Apply still waits")
+		}
+		select {
+		case f = <-started:
+			expectConfig(t, f, "a")
+		case <-time.After(time.Minute):
+			t.Error("not replaced")
+		}
+	})
+}
+
 // TestSlowSecrets: while the store waits for its disk, the end of a session is reported all the same.
 func TestSlowSecrets(t *testing.T) {
 	n, started := drive(t)
