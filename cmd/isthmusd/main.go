@@ -20,6 +20,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/isthmus-net/isthmus/bgp/gobgp"
 	"github.com/isthmus-net/isthmus/nat/conntrack"
@@ -76,6 +77,10 @@ func main() {
 	}
 	if o.bgpPort < 1 || o.bgpPort > math.MaxUint16 {
 		fmt.Fprintf(os.Stderr, "isthmusd: -bgp-port %d is no TCP port: give one from 1 to 65535\n", o.bgpPort)
+		os.Exit(2)
+	}
+	if strings.ContainsFunc(o.hosts, func(r rune) bool { return r > unicode.MaxASCII }) {
+		fmt.Fprintf(os.Stderr, "isthmusd: -hosts %s: a certificate has names in ASCII alone; write xn--... for others\n", o.hosts)
 		os.Exit(2)
 	}
 	level := slog.LevelInfo

@@ -193,6 +193,11 @@ func TestServerCertificate(t *testing.T) {
 	if second == first {
 		t.Error("not issued again for other hosts")
 	}
+	a.SetHosts([]string{"192.0.2.9", "münchen"})
+	if cert, err := a.serverCertificate(nil); err != nil || cert.Leaf.VerifyHostname("192.0.2.9") != nil {
+		t.Errorf("with a name that no certificate can have: %v", err)
+	}
+	a.SetHosts([]string{"192.0.2.9", "node-2"})
 	c.Time = c.Add(serverLifetime * 2 / 3)
 	third := serial()
 	if third == second {

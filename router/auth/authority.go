@@ -23,8 +23,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -215,7 +217,8 @@ func (a *Authority) serverCertificate(*tls.ClientHelloInfo) (*tls.Certificate, e
 	for _, h := range append([]string{ServerName, "localhost", "127.0.0.1", "::1"}, a.hosts...) {
 		if ip := net.ParseIP(h); ip != nil {
 			template.IPAddresses = append(template.IPAddresses, ip)
-		} else if h != "" {
+		} else if h != "" && !strings.ContainsFunc(h, func(r rune) bool { return r > unicode.MaxASCII }) {
+			// A certificate has ASCII names alone (RFC 5280 section 4.2.1.6). No certificate at all would shut everybody out.
 			template.DNSNames = append(template.DNSNames, h)
 		}
 	}
