@@ -41,6 +41,13 @@ type Server struct {
 	address   net.Addr
 }
 
+// connections is how long they last. One that is a day old takes no new calls and stays for the watches on it.
+var connections = keepalive.ServerParameters{
+	Time:             time.Minute,
+	Timeout:          20 * time.Second,
+	MaxConnectionAge: 24 * time.Hour,
+}
+
 // stopTimeout is how long calls under way may take when the server stops.
 const stopTimeout = 3 * time.Second
 
@@ -65,12 +72,7 @@ func Listen(o Options) (*Server, error) {
 		grpc.MaxHeaderListSize(16<<10),
 		grpc.MaxConcurrentStreams(100),
 		grpc.ConnectionTimeout(10*time.Second),
-		grpc.KeepaliveParams(keepalive.ServerParameters{
-			Time:                  time.Minute,
-			Timeout:               20 * time.Second,
-			MaxConnectionAge:      24 * time.Hour,
-			MaxConnectionAgeGrace: time.Minute,
-		}),
+		grpc.KeepaliveParams(connections),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	)
 	s.services.register(s.grpc)

@@ -35,6 +35,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/api/apitest"
 	"github.com/isthmus-net/isthmus/router/auth"
 )
@@ -499,6 +500,28 @@ func TestWatch(t *testing.T) {
 	}
 	if events > 10 {
 		t.Errorf("%d events for a hundred changes in a row", events)
+	}
+}
+
+// TestWatchLasts: a watch goes on for days, on a connection that takes no new calls after the first.
+func TestWatchLasts(t *testing.T) {
+	defer api.DaysAreSeconds()()
+	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
+	conn := dialRole(t, s, auth.Reader)
+	stream, err := isthmusv1.NewTunnelServiceClient(conn).WatchTunnels(soon(t), &isthmusv1.WatchTunnelsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2500 * time.Millisecond)
+	if _, err := isthmusv1.NewSystemServiceClient(conn).GetStatus(soon(t), &isthmusv1.GetStatusRequest{}); err != nil {
+		t.Error(err)
+	}
+	s.Router.SetTunnels(&isthmusv1.TunnelStatus{Name: "a"})
+	if e, err := stream.Recv(); err != nil || e.Tunnel.GetName() != "a" {
+		t.Errorf("after two days: %v, %v", e, err)
 	}
 }
 
