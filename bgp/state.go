@@ -53,6 +53,8 @@ type Path struct {
 	Peer    string
 	NextHop netip.Addr
 	ASPath  []uint32 // AS_SEQUENCE members in order; sets are flattened at the end
+	// Kept means that the path is not passed on to external peers (NO_EXPORT, NO_ADVERTISE, RFC 1997).
+	Kept bool
 }
 
 // Update is the whole set of usable paths of one prefix, best first. All of them are of equal preference and are used

@@ -137,6 +137,24 @@ func TestLeaveFirst(t *testing.T) {
 	})
 }
 
+// TestKeptPaths: what its sender wants kept (NO_EXPORT) is not announced, and takes nobody's place.
+func TestKeptPaths(t *testing.T) {
+	newSpeaker(t, "169.254.0.11", 65001, func(k *talk) {
+		k.send(
+			announcement(addr("169.254.0.11"), []uint32{65001}, attr(0xc0, 8, 0xff, 0xff, 0xff, 0x01), prefix("10.1.0.0/24"), prefix("10.2.0.0/24")),
+			announcement(addr("169.254.0.11"), []uint32{65001}, nil, prefix("10.3.0.0/24")),
+			endOfRIB)
+	})
+	b := newSpeaker(t, "169.254.0.12", 65002, nil)
+	p := loPeer("b", "169.254.0.12", 65002)
+	p.Export.MaxPrefixes = 2
+	n := startNode(t, Options{}, config(loPeer("a", "169.254.0.11", 65001), p))
+	eventually(t, 10*time.Second, "what is passed on", func() bool { return b.has("172.16.0.0/16", "10.3.0.0/24") })
+	if s := n.state("b"); s.Announced != 2 || s.HeldBack != 0 {
+		t.Errorf("%d announced, %d held back", s.Announced, s.HeldBack)
+	}
+}
+
 func TestAdmit(t *testing.T) {
 	p := loPeer("b", "169.254.0.12", 65002)
 	p.Export.MaxPrefixes = 2

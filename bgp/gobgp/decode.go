@@ -2,9 +2,11 @@ package gobgp
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	api "github.com/osrg/gobgp/v3/api"
+	packet "github.com/osrg/gobgp/v3/pkg/packet/bgp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -29,6 +31,7 @@ type decoder struct {
 	raw  []*anypb.Any
 	hop  netip.Addr
 	list []uint32
+	kept bool
 }
 
 // updates returns what an event says: for each prefix in it the whole set of used paths (with multipath on, GoBGP
@@ -49,11 +52,11 @@ func (d *decoder) updates(paths []*api.Path) []update {
 		}
 		if !sameAttributes(d.raw, p.GetPattrs()) {
 			d.raw = p.GetPattrs()
-			d.hop, d.list = decodeAttributes(d.raw)
+			d.hop, d.list, d.kept = decodeAttributes(d.raw)
 		}
 		u := &us[len(us)-1]
 		if len(u.paths) < maxPaths {
-			u.paths = append(u.paths, path{peer: id, nextHop: d.hop, asPath: d.list})
+			u.paths = append(u.paths, path{peer: id, nextHop: d.hop, asPath: d.list, kept: d.kept})
 		}
 	}
 	return us
@@ -84,9 +87,9 @@ func decodePrefix(a *anypb.Any) (netip.Prefix, bool) {
 	return p, err == nil
 }
 
-// decodeAttributes returns next hop and AS path; what is missing or unreadable stays zero, since no traffic depends on
-// either.
-func decodeAttributes(attrs []*anypb.Any) (hop netip.Addr, list []uint32) {
+// decodeAttributes returns next hop, AS path, and whether the path is kept from external peers; what is missing or
+// unreadable stays zero, since no traffic depends on any of them.
+func decodeAttributes(attrs []*anypb.Any) (hop netip.Addr, list []uint32, kept bool) {
 	for _, a := range attrs {
 		switch {
 		case is(a, "apipb.NextHopAttribute"):
@@ -98,6 +101,13 @@ func decodeAttributes(attrs []*anypb.Any) (hop netip.Addr, list []uint32) {
 			var x api.MpReachNLRIAttribute
 			if proto.Unmarshal(a.GetValue(), &x) == nil && len(x.GetNextHops()) > 0 {
 				hop, _ = netip.ParseAddr(x.GetNextHops()[0])
+			}
+		case is(a, "apipb.CommunitiesAttribute"):
+			var x api.CommunitiesAttribute
+			if proto.Unmarshal(a.GetValue(), &x) == nil {
+				kept = slices.ContainsFunc(x.GetCommunities(), func(c uint32) bool {
+					return c == uint32(packet.COMMUNITY_NO_EXPORT) || c == uint32(packet.COMMUNITY_NO_ADVERTISE)
+				})
 			}
 		case is(a, "apipb.AsPathAttribute"):
 			var x api.AsPathAttribute
@@ -117,7 +127,7 @@ func decodeAttributes(attrs []*anypb.Any) (hop netip.Addr, list []uint32) {
 			list = list[:min(len(list), maxASPath)]
 		}
 	}
-	return hop.WithZone(""), list
+	return hop.WithZone(""), list, kept
 }
 
 func is(a *anypb.Any, name string) bool {

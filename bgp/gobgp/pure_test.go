@@ -19,13 +19,13 @@ import (
 
 var sample = []update{
 	{prefix("10.1.0.0/16"), []path{
-		{7, addr("169.254.0.11"), []uint32{65001, 4200000000}},
-		{8, addr("169.254.0.12"), []uint32{}},
+		{7, addr("169.254.0.11"), []uint32{65001, 4200000000}, false},
+		{8, addr("169.254.0.12"), []uint32{}, true},
 	}},
 	{prefix("0.0.0.0/0"), nil},
-	{prefix("2001:db8::/32"), []path{{7, addr("fd00::1"), []uint32{65001}}}},
-	{prefix("10.2.0.0/16"), []path{{8, netip.Addr{}, []uint32{}}}},
-	{prefix("::/0"), []path{{8, netip.Addr{}, []uint32{}}}},
+	{prefix("2001:db8::/32"), []path{{7, addr("fd00::1"), []uint32{65001}, false}}},
+	{prefix("10.2.0.0/16"), []path{{8, netip.Addr{}, []uint32{}, false}}},
+	{prefix("::/0"), []path{{8, netip.Addr{}, []uint32{}, false}}},
 }
 
 func names(id uint32) (string, bool) {
@@ -46,7 +46,7 @@ func TestPathCodec(t *testing.T) {
 	want := []bgp.Update{
 		{Prefix: prefix("10.1.0.0/16"), Paths: []bgp.Path{
 			{Peer: "a", NextHop: addr("169.254.0.11"), ASPath: []uint32{65001, 4200000000}},
-			{Peer: "b", NextHop: addr("169.254.0.12"), ASPath: []uint32{}},
+			{Peer: "b", NextHop: addr("169.254.0.12"), ASPath: []uint32{}, Kept: true},
 		}},
 		{Prefix: prefix("0.0.0.0/0")},
 		{Prefix: prefix("2001:db8::/32"), Paths: []bgp.Path{{Peer: "a", NextHop: addr("fd00::1"), ASPath: []uint32{65001}}}},
@@ -65,9 +65,9 @@ func TestPathCodec(t *testing.T) {
 		"no address":       {0, 0, 0},
 		"odd address":      {0, 5, 1, 2, 3, 4, 5, 0},
 		"mapped address":   appendUpdate(nil, update{netip.PrefixFrom(addr("::ffff:10.0.0.0"), 128), nil}),
-		"unknown peer":     appendUpdate(nil, update{prefix("10.0.0.0/8"), []path{{9, netip.Addr{}, nil}}}),
+		"unknown peer":     appendUpdate(nil, update{prefix("10.0.0.0/8"), []path{{9, netip.Addr{}, nil, false}}}),
 		"truncated":        b[:len(b)-1],
-		"AS path too long": appendUpdate(nil, update{prefix("10.0.0.0/8"), []path{{7, netip.Addr{}, make([]uint32, maxASPath+1)}}}),
+		"AS path too long": appendUpdate(nil, update{prefix("10.0.0.0/8"), []path{{7, netip.Addr{}, make([]uint32, maxASPath+1), false}}}),
 		"length lies":      {8, 4, 10, 0, 0, 0, 200, 1},
 	} {
 		if _, err := d.decode(b); !errors.Is(err, errMalformed) {

@@ -113,7 +113,7 @@ func (r *rib) tells(to *bgp.Peer, p netip.Prefix, paths []bgp.Path) bool {
 		return true
 	}
 	best := paths[0]
-	if best.Peer == to.Name {
+	if best.Peer == to.Name || best.Kept && to.ASN != r.asn {
 		return false
 	}
 	if to.ASN == r.asn {

@@ -108,6 +108,7 @@ type path struct {
 	peer    uint32
 	nextHop netip.Addr
 	asPath  []uint32
+	kept    bool
 }
 
 type update struct {
@@ -149,7 +150,7 @@ func readFrame(r io.Reader, limit uint32) (frameType, []byte, error) {
 }
 
 // appendUpdate appends the prefix (bits, number of address bytes, address) and, as one block with its length before
-// it so that equal blocks can be recognised unparsed, the paths (peer, next hop, AS path).
+// it so that equal blocks can be recognised unparsed, the paths (peer, next hop, whether it is kept, AS path).
 func appendUpdate(b []byte, u update) []byte {
 	a := u.prefix.Addr().AsSlice()
 	b = append(b, byte(u.prefix.Bits()), byte(len(a)))
@@ -164,6 +165,11 @@ func appendUpdate(b []byte, u update) []byte {
 		h := x.nextHop.AsSlice()
 		p = append(p, byte(len(h)))
 		p = append(p, h...)
+		kept := byte(0)
+		if x.kept {
+			kept = 1
+		}
+		p = append(p, kept)
 		p = binary.AppendUvarint(p, uint64(len(x.asPath)))
 		for _, n := range x.asPath {
 			p = binary.AppendUvarint(p, uint64(n))
@@ -217,8 +223,9 @@ func (d *pathDecoder) paths(b []byte) ([]bgp.Path, error) {
 	for r := (reader{b: b}); len(r.b) > 0; {
 		id := r.uvarint(1<<32 - 1)
 		hop := r.addr()
+		kept := r.byte()
 		n := r.uvarint(maxASPath)
-		if r.bad || n > len(r.b) || len(ps) == maxPaths {
+		if r.bad || kept > 1 || n > len(r.b) || len(ps) == maxPaths {
 			return nil, fmt.Errorf("%w: paths", errMalformed)
 		}
 		as := make([]uint32, n)
@@ -229,7 +236,7 @@ func (d *pathDecoder) paths(b []byte) ([]bgp.Path, error) {
 		if r.bad || !ok {
 			return nil, fmt.Errorf("%w: path of peer %d", errMalformed, id)
 		}
-		ps = append(ps, bgp.Path{Peer: name, NextHop: hop, ASPath: as})
+		ps = append(ps, bgp.Path{Peer: name, NextHop: hop, ASPath: as, Kept: kept == 1})
 	}
 	return ps, nil
 }
