@@ -461,6 +461,21 @@ func (b *bench) deleteByHand() {
 		b.ok(err)
 	})
 	b.ok(b.c.AllReachable(b.Context(), 30*time.Second))
+	// charon is told nothing of it.
+	before := b.tunnels()
+	_, err := b.c.Node.Exec(b.Context(), "ip", "xfrm", "state", "flush")
+	b.ok(err)
+	b.until(60*time.Second, func() error {
+		for name, t := range b.tunnels() {
+			if t.GetKind() == "ipsec" && !t.GetKeyed().AsTime().After(before[name].GetKeyed().AsTime()) {
+				return fmt.Errorf("tunnel %s has the SAs that the kernel lost: %v", name, t)
+			}
+		}
+		return nil
+	})
+	b.up()
+	b.ok(b.c.AllReachable(b.Context(), 30*time.Second))
+	b.step("the kernel's IPsec states flushed: healed")
 }
 
 // connection returns the name of a tunnel's CHILD_SA in our charon.

@@ -76,7 +76,8 @@ type Driver struct {
 	running  bool                 // Run keeps the records up to date
 	orphans  map[uint32]time.Time // when an SA that charon does not know was first seen, by SPI
 
-	installed map[uint32]time.Time // since when the kernel lacks an SA that it had, by the SPI of those to us; zero: it has it
+	shown   bool                 // the kernel has had an SA of a tunnel
+	missing map[uint32]time.Time // when the kernel was first seen without a live SA, by the SPI of the one to us
 
 	ear       ear
 	listening time.Time // since when the events of charon come without a gap

@@ -510,32 +510,30 @@ func (r *runner) everything(ctx context.Context) error {
 	return nil
 }
 
-// lostLocked returns the live CHILD SAs that the kernel had and has no more, as after somebody flushed its states: charon
-// is not told and goes on holding them for good. d.mu is held.
+// lostLocked returns the live CHILD SAs that the kernel has no more, as after somebody flushed its states: charon is not told
+// and goes on holding them for good. A kernel that never had one is none that tells. d.mu is held.
 func (d *Driver) lostLocked(kernel []nl.SA, sas map[string][]ikeSA, now time.Time) (lost []childSA) {
 	has := map[uint32]bool{}
 	for _, sa := range kernel {
 		has[sa.SPI] = true
 	}
-	former := d.installed
-	d.installed = map[uint32]time.Time{}
+	former := d.missing
+	d.missing = map[uint32]time.Time{}
 	for name := range d.records {
 		for _, ike := range sas[connection(name)] {
 			for _, c := range ike.Children {
-				since, had := former[c.In]
-				whole := has[c.In] && has[c.Out]
-				if !c.live() || !whole && !had {
-					continue
+				switch since, missed := former[c.In]; {
+				case !c.live():
+				case has[c.In] && has[c.Out]:
+					d.shown = true
+				case !missed:
+					d.missing[c.In] = now
+				default:
+					d.missing[c.In] = since
+					if d.shown && now.Sub(since) > overlap {
+						lost = append(lost, c)
+					}
 				}
-				switch {
-				case whole:
-					since = time.Time{}
-				case since.IsZero():
-					since = now
-				case now.Sub(since) > overlap:
-					lost = append(lost, c)
-				}
-				d.installed[c.In] = since
 			}
 		}
 	}
