@@ -1,7 +1,6 @@
 package router
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -182,8 +181,8 @@ func (r *Router) confirm(generation uint64) error {
 
 // endOutlived ends the flows that waited for the present document to be kept.
 func (r *Router) endOutlived() {
-	had, now := r.outlived(r.target), r.target.NAT
-	r.work.set(object{key: "flows", stage: stageGuard, last: true, apply: func(ctx context.Context) error { return r.endFlows(ctx, had, now) }})
+	r.outliving.add(r.outlived(r.target), r.target.NAT)
+	r.work.again("nat") // which ends them when the rules use their addresses no more
 }
 
 // goBack applies an earlier document again; generation 0 is the one before the present one.

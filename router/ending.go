@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -83,21 +84,51 @@ func track(f *conntrack.Flow) nat.Track {
 	}
 }
 
+// outliving are the addresses that pools have had and that a document took away, until the flows with them have ended: the
+// document may be replaced before it is carried out.
+type outliving struct {
+	mu   sync.Mutex
+	pool nat.Pool
+}
+
+// add notes what is in no pool of a configuration any more, and reports whether there was anything.
+func (o *outliving) add(had []nat.Pool, now nat.Config) (some bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, p := range had {
+		for _, a := range p.Addresses {
+			one := nat.Config{Pools: []nat.Pool{{Name: p.Name, Addresses: []nat.PoolAddress{a}}}}
+			if len(nat.Endings(one, nat.Config{Pools: slices.Concat(now.Pools, []nat.Pool{o.pool}), Own: now.Own})) > 0 {
+				o.pool.Addresses, some = append(o.pool.Addresses, a), true
+			}
+		}
+	}
+	return some
+}
+
 // endFlows ends the flows of addresses that pools have had and no pool has now. Else they would stay in the connection table, up to days,
 // and a client that goes on sending UDP would never get another address. Of other endings Has may say too much.
-func (r *Router) endFlows(ctx context.Context, had []nat.Pool, now nat.Config) error {
-	ends := nat.Endings(nat.Config{Pools: had}, nat.Config{Pools: now.Pools, Own: now.Own})
-	if len(ends) == 0 || r.Flows == nil {
-		return nil
+func (r *Router) endFlows(ctx context.Context, now nat.Config) error {
+	r.outliving.mu.Lock()
+	had := r.outliving.pool
+	r.outliving.mu.Unlock()
+	ends := nat.Endings(nat.Config{Pools: []nat.Pool{had}}, nat.Config{Pools: now.Pools, Own: now.Own})
+	if len(ends) > 0 && r.Flows != nil {
+		n, err := r.Flows.End(ctx, unix.AF_UNSPEC, func(f *conntrack.Flow) bool {
+			t := track(f)
+			return slices.ContainsFunc(ends, func(e nat.Ending) bool { return e.Has(t) })
+		})
+		if n > 0 {
+			r.Log.Info("flows ended, since their address is in no pool any more", "flows", n)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	n, err := r.Flows.End(ctx, unix.AF_UNSPEC, func(f *conntrack.Flow) bool {
-		t := track(f)
-		return slices.ContainsFunc(ends, func(e nat.Ending) bool { return e.Has(t) })
-	})
-	if n > 0 {
-		r.Log.Info("flows ended, since their address is in no pool any more", "flows", n)
-	}
-	return err
+	r.outliving.mu.Lock()
+	defer r.outliving.mu.Unlock()
+	r.outliving.pool.Addresses = r.outliving.pool.Addresses[len(had.Addresses):]
+	return nil
 }
 
 // ended says that n flows end, as "3,214 flows from 203.0.113.9 end".

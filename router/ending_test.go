@@ -179,3 +179,52 @@ func TestFlowsEndWithTheirAddress(t *testing.T) {
 		left("another address for good", 0)
 	})
 }
+
+// TestFlowsEndThoughDocumentsCome: what an earlier document took away ends also when another one is carried out in its place.
+func TestFlowsEndThoughDocumentsCome(t *testing.T) {
+	changed := strings.Replace(base, "10.9.0.5", "10.9.0.6", 1)
+	for name, change := range map[string]func(m *machine, r *Router){
+		"the same pools for good": func(_ *machine, r *Router) {
+			if _, _, err := r.apply(text(changed), nil, time.Minute, "tester"); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			apply(t, r, strings.Replace(changed, "10.7.0.0", "10.8.0.0", 1))
+		},
+		"not carried out": func(m *machine, r *Router) {
+			m.mu.Lock()
+			m.unruly = errors.New("no")
+			m.mu.Unlock()
+			apply(t, r, changed)
+			apply(t, r, strings.Replace(base, "10.9.0.5", "10.9.0.7", 1))
+			m.mu.Lock()
+			m.unruly = nil
+			m.mu.Unlock()
+			time.Sleep(2 * lastRetry)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m, table := newMachine(t), &flowTable{}
+				m.flows = table
+				r, stop := m.boot(t.TempDir())
+				defer stop()
+				apply(t, r, base)
+				partner := netip.MustParseAddrPort("198.51.100.7:443")
+				table.mu.Lock()
+				table.flows = []conntrack.Flow{{
+					Original: conntrack.Tuple{Source: netip.MustParseAddrPort("10.0.0.1:1000"), Destination: partner},
+					Reply:    conntrack.Tuple{Source: partner, Destination: netip.MustParseAddrPort("10.9.0.5:1000")},
+				}}
+				table.mu.Unlock()
+				change(m, r)
+				synctest.Wait()
+				table.mu.Lock()
+				defer table.mu.Unlock()
+				if len(table.flows) > 0 {
+					t.Error("a flow is left with an address that is in no pool")
+				}
+			})
+		})
+	}
+}

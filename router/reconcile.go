@@ -32,6 +32,7 @@ const (
 // schedule has the drivers work on what differs between two targets, or on everything when there was none before:
 // they compare with what is there, and write nothing where it is the same.
 func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Pool) {
+	ending := r.outliving.add(lived, target.NAT)
 	if first || former.Underlay != target.Underlay {
 		r.work.set(object{key: "host", stage: stageHost, apply: func(context.Context) error {
 			return r.Host.Prepare(target.Underlay.Interface)
@@ -46,12 +47,14 @@ func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Po
 	if first || !former.NAT.Equal(target.NAT) || !reflect.DeepEqual(former.Health, target.Health) || !reflect.DeepEqual(former.Proxies, target.Proxies) || !reflect.DeepEqual(former.Names, target.Names) {
 		before := former
 		r.work.set(object{key: "nat", stage: stageGuard, apply: func(ctx context.Context) error {
-			if err := r.applyNAT(ctx, before, target, lived); err != nil {
+			if err := r.applyNAT(ctx, before, target); err != nil {
 				return err
 			}
 			before = target // it may be applied again
 			return nil
 		}})
+	} else if ending {
+		r.work.again("nat")
 	}
 	wanted := make(map[string]bool, len(target.Tunnels))
 	had := make(map[string]tunnel.Config, len(former.Tunnels))
@@ -174,7 +177,7 @@ func (r *Router) removeLeaving(ctx context.Context, name, stays string) error {
 // applyNAT keeps the order that never lets a translated flow lose its address: addresses come before the rules that
 // use them, and go after. The rules may be those of a document before the former one, which was replaced before it was
 // carried out.
-func (r *Router) applyNAT(ctx context.Context, former, target plan.Target, lived []nat.Pool) error {
+func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error {
 	if r.pooled == nil {
 		r.pooled = map[string][]netip.Addr{}
 	}
@@ -204,7 +207,7 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target, lived
 		}
 		r.pooled[iface] = stay
 	}
-	return r.endFlows(ctx, lived, target.NAT)
+	return r.endFlows(ctx, target.NAT)
 }
 
 // union returns the addresses of a, and then those that only b has.

@@ -116,19 +116,20 @@ type Counters struct {
 // Router is one node.
 type Router struct {
 	Options
-	started time.Time
-	work    *scheduler
-	state   *observed
-	health  *health.Checker
-	taker   taker
-	proxies *health.Checker // of redirecting policies; each is the one address of a pool with the policy's name
-	names   *names.Resolver
-	nat     appliedNAT
-	placer  *placer // nil: nobody places flows
-	leaving leaving
-	telling sync.Mutex              // what is concluded from the states of tunnels is in their order
-	speaks  bgp.Config              // number of the BGP that its driver may have, without anything in it; of the work on BGP alone
-	pooled  map[string][]netip.Addr // pool addresses that an underlay interface may have; of the work on NAT alone
+	started   time.Time
+	work      *scheduler
+	state     *observed
+	health    *health.Checker
+	taker     taker
+	proxies   *health.Checker // of redirecting policies; each is the one address of a pool with the policy's name
+	names     *names.Resolver
+	nat       appliedNAT
+	placer    *placer // nil: nobody places flows
+	leaving   leaving
+	outliving outliving
+	telling   sync.Mutex              // what is concluded from the states of tunnels is in their order
+	speaks    bgp.Config              // number of the BGP that its driver may have, without anything in it; of the work on BGP alone
+	pooled    map[string][]netip.Addr // pool addresses that an underlay interface may have; of the work on NAT alone
 
 	counters struct {
 		sync.Mutex

@@ -78,6 +78,7 @@ func TestEarlierStageFirst(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if got := fmt.Sprint(order); got != "[routes bgp removal]" {
 			t.Errorf("worked on in the order %s", got)
 		}
