@@ -30,27 +30,28 @@ import (
 // machine is what outlives the daemon: tunnels, rules, addresses. It writes down each change that a driver makes to it, and refuses
 // what must not happen.
 type machine struct {
-	t       *testing.T
-	mu      sync.Mutex
-	log     []string
-	tunnels map[string]tunnel.Config
-	failing map[string]error // by name of a tunnel
-	staying error            // no IPsec tunnel can be removed
-	muted   error            // BGP takes nothing
-	unread  error            // Observe fails with it
-	charon  error            // why charon does not answer
-	hangs   time.Duration    // before it does
-	nat     nat.Config
-	rules   bool  // nat is in the kernel
-	unruly  error // nat cannot be applied
-	pool    []netip.Addr
-	bgp     bgp.Config
-	static  []fib.Route
-	synced  int
-	alive   map[string]bool
-	report  map[string]func(tunnel.State)
-	sick    map[string]bool // targets of probes, behind the address that they come from
-	flows   Flows           // nobody places them
+	t         *testing.T
+	mu        sync.Mutex
+	log       []string
+	tunnels   map[string]tunnel.Config
+	failing   map[string]error // by name of a tunnel
+	staying   error            // no IPsec tunnel can be removed
+	muted     error            // BGP takes nothing
+	unread    error            // Observe fails with it
+	meanwhile func()           // happens after Observe has read
+	charon    error            // why charon does not answer
+	hangs     time.Duration    // before it does
+	nat       nat.Config
+	rules     bool  // nat is in the kernel
+	unruly    error // nat cannot be applied
+	pool      []netip.Addr
+	bgp       bgp.Config
+	static    []fib.Route
+	synced    int
+	alive     map[string]bool
+	report    map[string]func(tunnel.State)
+	sick      map[string]bool // targets of probes, behind the address that they come from
+	flows     Flows           // nobody places them
 }
 
 func newMachine(t *testing.T) *machine {
@@ -84,7 +85,13 @@ type tunnels struct {
 
 func (d tunnels) Observe(context.Context) ([]tunnel.State, error) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer func() {
+		meanwhile := d.meanwhile
+		d.mu.Unlock()
+		if meanwhile != nil && d.kind == "ipsec" {
+			meanwhile()
+		}
+	}()
 	var out []tunnel.State
 	for _, c := range d.tunnels {
 		if c.Kind() == d.kind {
@@ -871,8 +878,10 @@ func TestReadBackIsNotLate(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		r.IPsec = dying{tunnels{m, "ipsec"}, r}
 		apply(t, r, base)
+		m.mu.Lock()
+		m.meanwhile = func() { r.tunnelChanged(tunnel.State{Name: "a", Kind: "ipsec", Status: tunnel.Down}) }
+		m.mu.Unlock()
 		r.readBack(t.Context())
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -880,15 +889,4 @@ func TestReadBackIsNotLate(t *testing.T) {
 			t.Error("a is alive, although it has died since it was read")
 		}
 	})
-}
-
-type dying struct {
-	tunnels
-	r *Router
-}
-
-func (d dying) Observe(ctx context.Context) ([]tunnel.State, error) {
-	states, err := d.tunnels.Observe(ctx)
-	d.r.tunnelChanged(tunnel.State{Name: "a", Kind: "ipsec", Status: tunnel.Down})
-	return states, err
 }
