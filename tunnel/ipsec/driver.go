@@ -72,6 +72,7 @@ type Driver struct {
 	dirty    map[string]bool         // to be read again
 	all      bool                    // everything is to be read again
 	ledger   *ledger                 // nil: not connected to charon yet
+	conns    []string                // that charon last had, also others' and ones that nobody wants
 	instance string
 	running  bool                 // Run keeps the records up to date
 	orphans  map[uint32]time.Time // when an SA that charon does not know was first seen, by SPI
@@ -341,6 +342,7 @@ func (d *Driver) verify(ctx context.Context, l *ledger) error {
 	hasConn, hasKey := set(texts(conns, "conns")), set(texts(keys, "keys"))
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.conns = texts(conns, "conns")
 	for name, e := range l.entries {
 		if !hasConn[connection(name)] {
 			e.Conn = ""
@@ -415,6 +417,7 @@ func (d *Driver) unloadLocked(ctx context.Context, name string) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.conns = slices.DeleteFunc(slices.Clone(d.conns), func(c string) bool { return c == connection(name) })
 	if _, ok := d.ledger.entries[name]; ok {
 		return d.ledger.put(loaded{Name: name})
 	}
@@ -455,9 +458,8 @@ func (d *Driver) Observe(ctx context.Context) ([]tunnel.State, error) {
 		return nil, fmt.Errorf("observing IPsec tunnels: %w", err)
 	}
 	d.mu.Lock()
-	running := d.running
+	running, conns := d.running, d.conns
 	d.mu.Unlock()
-	var conns []string
 	if !running {
 		if conns, err = d.read(ctx); err != nil {
 			return nil, fmt.Errorf("observing IPsec tunnels: %w", err)

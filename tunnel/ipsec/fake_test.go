@@ -809,3 +809,35 @@ func TestFakeKernelLosesSAs(t *testing.T) {
 		t.Errorf("%d SAs ended, %d initiated", n, i)
 	}
 }
+
+// TestFakeObservesConnectionWithoutInterface: what a former run left in charon alone is seen while Run runs, and can be removed.
+func TestFakeObservesConnectionWithoutInterface(t *testing.T) {
+	f := newFake(t)
+	f.mu.Lock()
+	f.conns["isthmus:left"], f.keys["isthmus:left"], f.conns["another's"] = msg(), "key", msg()
+	f.mu.Unlock()
+	b := runFake(t, f, "", &fakeLinks{links: map[string]nl.Wanted{}})
+	if err := b.d.Apply(t.Context(), numbered(1)); err != nil {
+		t.Fatal(err)
+	}
+	b.await(t, numbered(1), tunnel.Up)
+	seen := func() (names []string) {
+		all, err := b.d.Observe(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range all {
+			names = append(names, s.Name)
+		}
+		return names
+	}
+	if got := seen(); !slices.Equal(got, []string{"left", "t1"}) {
+		t.Errorf("observed %q", got)
+	}
+	if err := b.d.Remove(t.Context(), "left"); err != nil {
+		t.Fatal(err)
+	}
+	if got := seen(); !slices.Equal(got, []string{"t1"}) || len(f.conns) != 2 {
+		t.Errorf("after its removal observed %q, in charon %d", got, len(f.conns))
+	}
+}
