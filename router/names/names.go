@@ -123,8 +123,8 @@ func (r *Resolver) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		now := time.Now()
 		r.mu.Lock()
+		asks := r.table.due(now) // first: what is asked for anew is not gone before the answer, however late it is asked for
 		gone := r.table.expire(now)
-		asks := r.table.due(now)
 		next := r.table.next()
 		r.dirty = r.dirty || gone
 		r.mu.Unlock()

@@ -336,6 +336,28 @@ func TestResolver(t *testing.T) {
 	}
 }
 
+// TestLateQueries has a resolver come to ask when the time of an address is long over: it is not gone before somebody has said so.
+func TestLateQueries(t *testing.T) {
+	s := newServer(t)
+	s.host("a.example", 60, addrs("198.51.100.1")...)
+	told := make(chan bool, 10)
+	r := New(Options{Log: slog.New(slog.DiscardHandler), Changed: func(addresses bool) { told <- addresses }})
+	r.Set(Config{Resolvers: []netip.AddrPort{s.at}, Floor: time.Minute, Grace: time.Hour}, []string{"a.example"})
+	then := time.Now().Add(-10 * time.Minute)
+	for _, ipv6 := range []bool{false, true} {
+		r.table.answered("a.example", ipv6, addrs("198.51.100.1"), 0, then)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { r.Run(ctx); close(done) }()
+	eventually(t, "asked", func() bool { return r.State("a.example").Next.After(time.Now().Add(20 * time.Second)) })
+	cancel()
+	<-done
+	if len(told) > 0 {
+		t.Errorf("addresses that are good were told to be others: %v", <-told)
+	}
+}
+
 // TestProxy asks the proxy on the loopback. Ring: namespace; needs root for port 53.
 func TestProxy(t *testing.T) {
 	s := newServer(t)
