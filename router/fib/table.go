@@ -26,8 +26,9 @@ const (
 // Until Synced, routes that a former run left in the kernel stay although nobody has asked for them yet.
 type Table struct {
 	links   map[string]Link
-	dead    map[NextHop]bool // reported dead; without a gateway: all of the interface
-	outside []netip.Addr     // ascending
+	names   map[uint32]string // of links, by index
+	dead    map[NextHop]bool  // reported dead; without a gateway: all of the interface
+	outside []netip.Addr      // ascending
 
 	routes   map[netip.Prefix]*entry
 	groups   map[string]*group // wanted sets of next hops, by key
@@ -64,6 +65,7 @@ type group struct {
 	ipv6   bool   // family of the routes in it
 	hops   []NextHop
 	kernel []uint32 // members that the kernel has; nil: the kernel has no such group
+	former []Object // that it was found with, while key is empty
 	refs   int      // sources that name it
 	wanted int      // prefixes that it has won
 	used   int      // routes of the kernel in it
@@ -120,10 +122,10 @@ func (t *Table) Update(routes []Route) {
 // SetLinks says which interfaces there are.
 func (t *Table) SetLinks(links []Link) {
 	before := t.links
-	t.links = make(map[string]Link, len(links))
+	t.links, t.names = make(map[string]Link, len(links)), make(map[uint32]string, len(links))
 	changed := map[string]bool{}
 	for _, l := range links {
-		t.links[l.Name] = l
+		t.links[l.Name], t.names[l.Index] = l, l.Name
 		if before[l.Name] != l {
 			changed[l.Name] = true
 		}
@@ -157,6 +159,11 @@ func (t *Table) touch(names map[string]bool) {
 	}
 	for _, g := range t.groups {
 		if slices.ContainsFunc(g.hops, func(h NextHop) bool { return names[h.Interface] }) {
+			t.markGroup(g)
+		}
+	}
+	for _, g := range t.byID { // those of a former run that nobody has asked for yet
+		if slices.ContainsFunc(g.former, func(o Object) bool { return names[t.names[o.Link]] }) {
 			t.markGroup(g)
 		}
 	}
@@ -371,6 +378,17 @@ func (t *Table) alive(g *group) []NextHop {
 // content returns the nexthop objects that a group should have now.
 func (t *Table) content(g *group) []Object {
 	var objects []Object
+	for _, o := range g.former {
+		name := t.names[o.Link]
+		if o.Blackhole || t.links[name].Up && !t.dead[NextHop{Interface: name}] && !t.dead[NextHop{Interface: name, Gateway: o.Gateway}] {
+			objects = append(objects, o)
+		}
+	}
+	if objects == nil && g.former != nil {
+		return []Object{{Blackhole: true, IPv6: g.former[0].IPv6}}
+	} else if g.former != nil {
+		return objects
+	}
 	for _, h := range t.alive(g) {
 		ipv6 := g.ipv6
 		if h.Gateway.IsValid() {
@@ -391,7 +409,7 @@ func (t *Table) Ops(limit int) []Op {
 	var ops, groups []Op
 	for _, g := range t.dirtyGroups {
 		g.dirty = false
-		if g.wanted == 0 || t.groups[g.key] != g {
+		if found := g.key == "" && g.used > 0 && g.former != nil && t.byID[g.id] == g; !found && (g.wanted == 0 || t.groups[g.key] != g) {
 			continue
 		}
 		var members []uint32
@@ -632,15 +650,31 @@ func (t *Table) Adopt(s State) {
 		}
 	}
 
+	before := map[uint32][]Object{}
 	for id, g := range t.byID {
 		g.kernel, g.used = nil, 0
 		if g.key == "" {
+			before[id] = g.former
 			delete(t.byID, id)
 		}
 	}
+	objects := map[uint32]Object{}
+	for _, o := range s.NextHops {
+		objects[o.ID] = o
+	}
 	for _, k := range s.Groups {
 		if t.byID[k.ID] == nil {
-			t.byID[k.ID] = &group{id: k.ID}
+			g := &group{id: k.ID, former: before[k.ID]}
+			for _, id := range k.Members {
+				if o, ok := objects[id]; ok && before[k.ID] == nil {
+					o.ID = 0
+					g.former = append(g.former, o)
+				}
+			}
+			if before[k.ID] == nil && len(g.former) != len(k.Members) {
+				g.former = nil // it has what is not ours
+			}
+			t.byID[k.ID] = g
 		}
 		t.byID[k.ID].kernel = slices.Sorted(slices.Values(k.Members))
 	}
@@ -675,6 +709,7 @@ func (t *Table) Adopt(s State) {
 		t.markGroup(g)
 	}
 	for _, g := range t.byID {
+		t.markGroup(g)
 		t.retire(g)
 	}
 	for _, g := range t.groups {

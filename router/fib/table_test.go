@@ -168,6 +168,41 @@ func TestRestartBeforeAdopt(t *testing.T) {
 	b.expect(b.run(), map[OpKind]int{})
 }
 
+// TestDeadBeforeSynced: a daemon that starts finds routes of a former run; before BGP has reported them again, a tunnel dies.
+func TestDeadBeforeSynced(t *testing.T) {
+	b := newBench(t, "a", "b")
+	p := pfx("10.0.0.0/24")
+	b.table.Update([]Route{{Prefix: p, NextHops: []NextHop{hop("a", "169.254.0.1"), hop("b", "169.254.1.1")}}})
+	b.run()
+	b.table = NewTable()
+	b.table.Adopt(b.kernel.state())
+	b.run()
+	b.table.SetAlive(NextHop{Interface: "a"}, false)
+	b.run()
+	ways := func() (n int, dead bool) {
+		g := b.kernel.groups[b.kernel.routes[p].NextHop]
+		for _, id := range g {
+			dead = dead || b.kernel.objects[id].Link == b.kernel.links["a"].Index
+		}
+		return len(g), dead
+	}
+	if n, dead := ways(); n != 1 || dead {
+		t.Errorf("%d ways, the dead tunnel is among them: %v", n, dead)
+	}
+	b.table.Adopt(b.kernel.state())
+	b.table.SetAlive(NextHop{Interface: "b", Gateway: netip.MustParseAddr("169.254.1.1")}, false)
+	b.run()
+	if g := b.kernel.groups[b.kernel.routes[p].NextHop]; !b.kernel.objects[g[0]].Blackhole {
+		t.Error("no black hole without a way")
+	}
+	b.table.SetAlive(NextHop{Interface: "b", Gateway: netip.MustParseAddr("169.254.1.1")}, true)
+	b.table.SetAlive(NextHop{Interface: "a"}, true)
+	b.run()
+	if n, _ := ways(); n != 2 {
+		t.Errorf("%d ways when both are back", n)
+	}
+}
+
 // TestRandomWalk applies random changes of everything that can change, with restarts and failures in between, to a
 // kernel that refuses whatever the real one would refuse, and compares the end with what was wanted.
 func TestRandomWalk(t *testing.T) {
