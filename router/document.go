@@ -27,7 +27,7 @@ type source struct {
 func read(src *isthmusv1.Source) (source, error) {
 	if m := src.GetSpec(); m != nil {
 		text, err := spec.Encode(m)
-		return source{doc: spec.FromMessage(m), text: text}, err
+		return source{doc: spec.FromMessage(m), problems: spec.Fits(text), text: text}, err
 	}
 	d, problems := spec.Decode([]byte(src.GetText()))
 	return source{d, problems, src.GetText()}, nil

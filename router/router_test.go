@@ -525,6 +525,20 @@ func TestGoesBackWhileCharonHangs(t *testing.T) {
 	})
 }
 
+// TestMessageTooLarge: what would not be read again is not stored.
+func TestMessageTooLarge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		large := &isthmusv1.Spec{Announce: slices.Repeat([]string{"10.0.0.0/8"}, 1<<19)}
+		_, _, err := r.apply(&isthmusv1.Source{Source: &isthmusv1.Source_Spec{Spec: large}}, nil, 0, "tester")
+		if err == nil || !strings.Contains(err.Error(), "lines and commas") {
+			t.Errorf("%.200v", err)
+		}
+	})
+}
+
 func TestBadDocumentChangesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)

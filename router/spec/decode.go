@@ -17,8 +17,30 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// MaxText is the size in bytes of the largest text that is read.
-const MaxText = 16 << 20
+// MaxText is the size in bytes of the largest text that is read, and maxSeparators how many lines and commas it may have: each value of
+// YAML costs half a KiB while it is read.
+const (
+	MaxText       = 16 << 20
+	maxSeparators = 1 << 19
+)
+
+// Fits returns why a text is too large to be read.
+func Fits(text string) Problems {
+	if len(text) > MaxText {
+		return Problems{{Rule: fmt.Sprintf("is larger than %d bytes", MaxText), Remedy: "write a smaller document"}}
+	}
+	n := 0
+	for _, r := range text {
+		switch r {
+		case '\n', '\r', ',', '\u0085', '\u2028', '\u2029': // what YAML may take for the end of a value
+			n++
+		}
+	}
+	if n > maxSeparators {
+		return Problems{{Rule: fmt.Sprintf("has more than %d lines and commas", maxSeparators), Remedy: "write a smaller document"}}
+	}
+	return nil
+}
 
 // maxNodes bounds the work that aliases in the text can cause.
 const maxNodes = 4 << 20
@@ -60,8 +82,7 @@ func DecodeMessage(text []byte, m proto.Message) (Lines, Problems) {
 
 func decode(text []byte, m proto.Message) *decoder {
 	d := &decoder{lines: Lines{}}
-	if len(text) > MaxText {
-		d.problems = Problems{{Rule: fmt.Sprintf("is larger than %d bytes", MaxText), Remedy: "write a smaller document"}}
+	if d.problems = Fits(string(text)); len(d.problems) > 0 {
 		return d
 	}
 	dec := yaml.NewDecoder(strings.NewReader(string(text)))

@@ -303,8 +303,8 @@ func (s *Spec) rewrite(text string, set []*isthmusv1.EgressPolicy, gone []string
 		text = l.remove(text, i)
 		order = slices.Delete(order, i, i+1)
 	}
-	if len(text) > MaxText {
-		return "", nil, fmt.Errorf("editing the document: it would be larger than %d bytes", MaxText)
+	if problems := Fits(text); len(problems) > 0 {
+		return "", nil, fmt.Errorf("editing the document: the outcome %s", problems[0].Rule)
 	}
 	return text, &l, nil
 }

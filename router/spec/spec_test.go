@@ -251,6 +251,9 @@ func TestSyntaxErrors(t *testing.T) {
 		"node: {}\n---\n{peers":         "is no YAML",
 		"a: &a [*a, *a]":                "is no field here",
 		strings.Repeat("x", MaxText+1):  "is larger than",
+		"announce: [" + strings.Repeat("a,", maxSeparators+1) + "]": "lines and commas",
+		"announce:" + strings.Repeat("\r- a", maxSeparators+1):      "lines and commas",
+		"announce:" + strings.Repeat("\u2028- a", maxSeparators+1):  "lines and commas",
 	} {
 		if _, problems := Decode([]byte(text)); !strings.Contains(problems.Error(), want) {
 			t.Errorf("%.20q: got %v, want %q", text, problems, want)
