@@ -175,6 +175,17 @@ func TestFlowsEndWithTheirAddress(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		r, stop = m.boot(dir)
 		left("gone back at start", 1)
+		g = probation(other)
+		stop()
+		r, stop = m.boot(dir)
+		left("another address on trial, and a new start", 1)
+		if err := r.confirm(g); err != nil {
+			t.Fatal(err)
+		}
+		left("confirmed after a new start", 0)
+		table.mu.Lock()
+		table.flows = append(table.flows, flow("10.9.0.6"))
+		table.mu.Unlock()
 		apply(t, r, strings.Replace(base, "10.9.0.5", "10.9.0.8", 1))
 		left("another address for good", 0)
 	})

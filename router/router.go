@@ -187,6 +187,9 @@ func New(o Options) (*Router, error) {
 		o.Log.Error("the stored document cannot be used; nothing is changed", "err", r.invalid)
 		return r, nil
 	}
+	if !present.ConfirmBy.IsZero() {
+		r.had = r.formerPools()
+	}
 	// What was not confirmed while nobody was here to go back is not carried out once more. Its rules may still use its addresses.
 	r.target.Underlay, r.target.NAT = target.Underlay, target.NAT
 	r.revertIfDue(time.Now(), target)
@@ -194,6 +197,17 @@ func New(o Options) (*Router, error) {
 		r.use(s, target, ledger)
 	}
 	return r, nil
+}
+
+// formerPools returns the pools of the document that the present one is to be confirmed against.
+func (r *Router) formerPools() []nat.Pool {
+	former, err := r.Store.Revision(r.present.RevertTo)
+	if err != nil {
+		return nil // going back will say so
+	}
+	d, problems := spec.Decode([]byte(former.Text))
+	_, target, _, _ := r.plan(d, problems, former.Ledger)
+	return target.NAT.Pools
 }
 
 // plan checks a document and decides about it, without changing anything.
