@@ -89,7 +89,7 @@ func dialRole(t *testing.T, s *apitest.Server, role auth.Role) *grpc.ClientConn 
 
 // soon is a context for what could wait for ever.
 func soon(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
