@@ -292,7 +292,7 @@ func TestSlowSecrets(t *testing.T) {
 		n.recorder.get(func() { idle = n.recorder.peers["a"].State == bgp.Idle })
 		return idle
 	}
-	for end := time.Now().Add(2 * time.Second); !reported() && time.Now().Before(end); {
+	for end := time.Now().Add(10 * time.Second); !reported() && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 	if !reported() {

@@ -148,8 +148,7 @@ func (n *node) state(name string) bgp.PeerState {
 	return bgp.PeerState{}
 }
 
-// eventually waits until ok returns true; what says what for.
-// eventually waits for what a machine that has time does within so long; another one gets three times as much.
+// eventually waits until ok returns true; what says what for. A machine that has no time gets three times as much of it.
 func eventually(t testing.TB, within time.Duration, what string, ok func() bool) time.Duration {
 	t.Helper()
 	within *= 3

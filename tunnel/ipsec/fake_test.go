@@ -758,7 +758,7 @@ func TestFakeCharonHangs(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if took := time.Since(began); took > 9*time.Second {
+	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("four tunnels took %v", took)
 	}
 	f.mu.Unlock()
@@ -767,7 +767,7 @@ func TestFakeCharonHangs(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- b.d.Run(ctx, func(tunnel.State) {}) }()
 	b.await(t, numbered(0), tunnel.Up)
-	if took := time.Since(began); took > 14*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("up after %v", took)
 	}
 	cancel()
@@ -802,8 +802,8 @@ func TestFakeKernelLosesSAs(t *testing.T) {
 		defer f.mu.Unlock()
 		return f.next > 1
 	})
-	b.await(t, c, tunnel.Up)
 	set(nl.SA{IfID: c.ID, SPI: 2}, nl.SA{IfID: c.ID, SPI: 1002})
+	b.await(t, c, tunnel.Up)
 	time.Sleep(7 * time.Second)
 	if n, i := f.count("terminate"), f.count("initiate"); n != 1 || i != 2 {
 		t.Errorf("%d SAs ended, %d initiated", n, i)
