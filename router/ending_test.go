@@ -176,6 +176,7 @@ func TestFlowsEndWithTheirAddress(t *testing.T) {
 		r, stop = m.boot(dir)
 		left("gone back at start", 1)
 		g = probation(other)
+		left("another address on trial again", 1)
 		stop()
 		r, stop = m.boot(dir)
 		left("another address on trial, and a new start", 1)
