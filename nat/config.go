@@ -1,5 +1,5 @@
-// Package nat holds the words and the contract for source NAT, the guard behind it, TCP MSS clamping, and where BGP may
-// come from.
+// Package nat holds the words and the contract for what a node forwards: between which interfaces, with which sources, source NAT, the
+// guard behind it, TCP MSS clamping, and from where BGP and the API may be reached.
 //
 // The package knows no backend: nat/nftables implements Driver.
 package nat
@@ -19,8 +19,10 @@ type Config struct {
 	// Underlay is the egress interface. What leaves by it carries the source of a pool or one of Own, or the guard
 	// drops it.
 	Underlay string
-	// Own are the node's own addresses on the underlay.
+	// Own are the node's own addresses: those on the underlay, and those on interfaces that are not attachments.
 	Own []netip.Addr
+	// Attachments are the ways to the networks inside. An interface may be in several.
+	Attachments []Attachment
 	// Pools are all pools, by name, used or not.
 	Pools []Pool
 	// Zones tell where sources are. Their prefixes do not overlap.
@@ -31,9 +33,10 @@ type Config struct {
 	Maps []Map
 	// Clamps are the TCP MSS limits, by interface.
 	Clamps []Clamp
-	// Tunnels are the interfaces by which BGP (TCP port 179) may come in, beside the loopback; from any other it is
-	// dropped unanswered.
-	Tunnels []string
+	// Sessions say from where BGP (TCP port 179) may come in, beside the loopback; from elsewhere it is dropped unanswered.
+	Sessions []Session
+	// API says who may reach the node's own API.
+	API API
 }
 
 // Zone is a part of a cloud region with the sources in it.

@@ -37,8 +37,12 @@ type Driver interface {
 	// Predict says the same of the rules that a Config would lead to.
 	Predict(c Config, sources, destinations []netip.Prefix) ([]Departure, error)
 
-	// Sample calls dropped for some of the packets that the guard drops, at most a few in a second, until ctx is done.
-	Sample(ctx context.Context, dropped func(Flow)) error
+	// Sample calls dropped for some of the packets that are dropped, at most a few in a second for each reason, until ctx is done.
+	Sample(ctx context.Context, dropped func(Reason, Flow)) error
+
+	// Watch calls changed when another process may have changed the rules, and once at the beginning, until ctx is done. present says
+	// whether our table is there.
+	Watch(ctx context.Context, changed func(present bool)) error
 
 	// Writes returns how many transactions were made.
 	Writes() uint64

@@ -34,7 +34,8 @@ type Decision struct {
 	Action Action // of that policy; Reject while its proxy is down
 	// Address is the source that the flow goes on with. When it is zero the flow ends here: because the policy
 	// denies or rejects it, because its pool has no address of the family, because it is late and the policy does not pick it
-	// up, because it is for the node and not for a server, or because there is no policy. Of these, the guard drops what is from
+	// up, because it is for the node and not for a server, because it goes to the cloud's platform and the policy does not
+	// name that, or because there is no policy. Of these, the guard drops what is from
 	// inside and late or without a policy.
 	Address netip.Addr
 	// Ports are those that it may leave with, or ICMP identifiers; zero: every one.
@@ -224,6 +225,8 @@ func (c *Config) Match(f Flow) Decision {
 	p := rules[i].Policy
 	d := Decision{Policy: p.Name, Action: p.Does()}
 	switch {
+	case d.Action != DNAT && d.Action != Redirect && PlatformOf(f.Destination).IsValid() && !rules[i].NamesPlatform():
+		return Decision{}
 	case f.Late && !p.Pickup:
 	case d.Action != DNAT && (f.Outside || slices.Contains(c.addresses(), f.Destination)):
 	case d.Action == SNAT:

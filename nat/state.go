@@ -9,6 +9,8 @@ type State struct {
 	Policies []PolicyState
 	// Guard counts what was kept from leaving with a source that is no pool's and not the node's.
 	Guard Counter
+	// Drops counts what was dropped, by reason; Guard is among them.
+	Drops map[Reason]Counter
 	// Placements are the placements that the kernel has.
 	Placements []Placement
 }

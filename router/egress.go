@@ -89,6 +89,7 @@ func wantedNames(t plan.Target) []string {
 // liveNAT returns what is wanted of NAT now, and the addresses that two policies want.
 func (r *Router) liveNAT(c nat.Config) (nat.Config, []names.Conflict) {
 	c, conflicts := names.Extend(c, r.names.Addresses)
+	c.Own, c.API.Port = r.own(c), r.APIPort
 	down := map[netip.Addr]bool{}
 	for _, p := range r.health.Pools() {
 		for _, m := range p.Members {

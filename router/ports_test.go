@@ -47,7 +47,7 @@ func newCrowd(t testing.TB, addresses int) *crowd {
 		ip route add 198.51.100.0/24 via 192.0.2.254`)
 	c.server.Run(`ip addr add 192.0.2.254/24 dev r0
 		ip addr add 198.51.100.1/24 dev lo`)
-	config := nat.Config{Underlay: "up0", Own: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Pools: []nat.Pool{{Name: "p"}},
+	config := nat.Config{Underlay: "up0", Attachments: []nat.Attachment{{Interface: "tun0", Sources: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("172.31.0.0/30")}}}, Own: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Pools: []nat.Pool{{Name: "p"}},
 		Policies: []nat.Policy{{Name: "all", Action: nat.SNAT, Sources: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")}, Pool: "p"}}}
 	for i := range addresses {
 		a := netip.AddrFrom4([4]byte{192, 0, 2, byte(11 + i)})

@@ -23,6 +23,7 @@ import (
 const (
 	stageHost = iota
 	stageGuard
+	stageForward
 	stageTunnel
 	stageRoutes
 	stageBGP
@@ -36,6 +37,15 @@ func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Po
 	if first || former.Underlay != target.Underlay {
 		r.work.set(object{key: "host", stage: stageHost, apply: func(context.Context) error {
 			return r.Host.Prepare(target.Underlay.Interface)
+		}})
+	}
+	if first {
+		// Not before the guard: what is routed meanwhile would leave under its inside address.
+		r.work.set(object{key: "forwarding", stage: stageForward, apply: func(ctx context.Context) error {
+			if err := r.guarded(ctx); err != nil {
+				return err
+			}
+			return r.Host.Forward(true)
 		}})
 	}
 	if r.Translations != nil && (first || former.Log != target.Log) {
@@ -85,13 +95,12 @@ func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Po
 			}})
 		}
 	}
-	if first || !reflect.DeepEqual(former.Routes, target.Routes) || !reflect.DeepEqual(outside(former), outside(target)) {
-		r.work.set(object{key: "routes", stage: stageRoutes, apply: func(context.Context) error {
-			r.FIB.SetOutside(outside(target))
-			r.FIB.SetStatic(target.Routes)
-			return nil
-		}})
-	}
+	// What is reserved depends on much of the target. The table finds out by itself what changes.
+	r.work.set(object{key: "routes", stage: stageRoutes, apply: func(context.Context) error {
+		r.FIB.SetReserved(reserved(target, r.around.get(), r.resolvers()))
+		r.FIB.SetStatic(target.Routes)
+		return nil
+	}})
 	if first || !reflect.DeepEqual(former.BGP, target.BGP) || !reflect.DeepEqual(former.Health, target.Health) || !reflect.DeepEqual(former.Takeover, target.Takeover) {
 		r.work.set(object{key: "bgp", stage: stageBGP, apply: func(ctx context.Context) error {
 			r.awaitVerdict(ctx, target)
@@ -250,20 +259,6 @@ func (r *Router) applyBGP(ctx context.Context, target bgp.Config) error {
 	return nil
 }
 
-// outside returns the addresses that must stay reachable by the underlay.
-func outside(t plan.Target) []netip.Addr {
-	var out []netip.Addr
-	for _, c := range t.Tunnels {
-		switch {
-		case c.IPsec != nil:
-			out = append(out, c.IPsec.RemoteAddress)
-		case c.WireGuard.Endpoint.IsValid():
-			out = append(out, c.WireGuard.Endpoint.Addr())
-		}
-	}
-	return out
-}
-
 func (r *Router) driver(c tunnel.Config) tunnel.Driver {
 	if c.WireGuard != nil {
 		return r.WireGuard
@@ -305,6 +300,8 @@ func (r *Router) readBack(ctx context.Context) {
 	}
 	r.work.again("nat")
 	r.work.again("host")
+	r.work.again("forwarding")
+	r.surroundings()
 }
 
 // tunnelChanged takes a tunnel's state from its driver.

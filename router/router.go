@@ -33,6 +33,10 @@ type Addresses interface {
 	// SetPool makes the addresses that an earlier call added to an interface be exactly the wanted ones, and leaves the
 	// others alone.
 	SetPool(iface string, wanted []netip.Addr) error
+	// Surroundings reads what the machine has of addresses, routes and rules that is not isthmus's.
+	Surroundings() (fib.Surroundings, error)
+	// Around calls changed when addresses, interfaces, or routes that are not isthmus's may have changed, until ctx is done.
+	Around(ctx context.Context, changed func()) error
 }
 
 // Host is the machine.
@@ -41,8 +45,10 @@ type Host interface {
 	Has(capability string) bool
 	// Capabilities lists what the kernel has.
 	Capabilities() []string
-	// Prepare sets the kernel parameters that a router needs.
+	// Prepare sets the kernel parameters that a router needs, all but forwarding.
 	Prepare(underlay string) error
+	// Forward has the kernel forward packets, or not.
+	Forward(on bool) error
 }
 
 // FIB is the forwarding table; router/fib has the words.
@@ -51,8 +57,8 @@ type FIB interface {
 	SetStatic([]fib.Route)
 	// Update replaces the routes of prefixes learnt by BGP; one without next hops is gone.
 	Update([]fib.Route)
-	// SetOutside sets the addresses that no route may draw into a tunnel.
-	SetOutside([]netip.Addr)
+	// SetReserved sets what no route may take away from the node.
+	SetReserved([]fib.Reserved)
 	// SetAlive tells whether a next hop carries traffic; one without a gateway stands for its interface.
 	SetAlive(h fib.NextHop, alive bool)
 	// Restarted says that learnt routes come anew, Synced that they are complete.
@@ -104,6 +110,10 @@ type Options struct {
 	Probe func(ctx context.Context, iface string, from netip.Addr, t health.Target) error
 	// Mover takes public addresses; nil: nobody can.
 	Mover takeover.Mover
+	// APIPort is the TCP port of the API; 0: it has only its unix socket.
+	APIPort uint16
+	// Resolvers are the DNS servers that the machine itself uses.
+	Resolvers func() []netip.Addr
 	// Counters fills in what the drivers have written.
 	Counters func() Counters
 }
@@ -139,6 +149,8 @@ type Router struct {
 
 	charon charonHealth
 	guard  atomic.Bool // something keeps inside addresses in: this daemon or a former one put it there
+	lost   guardLoss
+	around around
 
 	mu      sync.Mutex // held through a whole change of the document
 	present store.Revision
@@ -282,6 +294,8 @@ func (r *Router) Run(ctx context.Context) error {
 	start("watching", r.tick)
 	start("asking charon", r.watchCharon)
 	start("sampling the guard", r.sampleGuard)
+	start("watching the guard", r.watchGuard)
+	start("looking around", r.lookAround)
 	<-ctx.Done()
 	wg.Wait()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {

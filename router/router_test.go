@@ -197,7 +197,7 @@ func (d filter) Observe(context.Context) (nat.State, error) {
 	defer d.mu.Unlock()
 	return nat.State{Present: d.rules}, nil
 }
-func (d filter) Sample(ctx context.Context, _ func(nat.Flow)) error {
+func (d filter) Sample(ctx context.Context, _ func(nat.Reason, nat.Flow)) error {
 	<-ctx.Done()
 	return nil
 }
@@ -212,7 +212,8 @@ func (d filter) Departures(context.Context, string, []netip.Prefix, []netip.Pref
 func (d filter) Predict(nat.Config, []netip.Prefix, []netip.Prefix) ([]nat.Departure, error) {
 	return nil, nil
 }
-func (d filter) Writes() uint64 { return 0 }
+func (d filter) Writes() uint64                                { return 0 }
+func (d filter) Watch(ctx context.Context, _ func(bool)) error { <-ctx.Done(); return nil }
 
 func (m *machine) SetPool(_ string, wanted []netip.Addr) error {
 	m.mu.Lock()
@@ -231,12 +232,15 @@ func (m *machine) SetPool(_ string, wanted []netip.Addr) error {
 	return nil
 }
 
-func (m *machine) Has(string) bool         { return true }
-func (m *machine) Capabilities() []string  { return []string{"everything"} }
-func (m *machine) Prepare(string) error    { return nil }
-func (m *machine) Update([]fib.Route)      {}
-func (m *machine) SetOutside([]netip.Addr) {}
-func (m *machine) Restarted()              {}
+func (m *machine) Has(string) bool                            { return true }
+func (m *machine) Capabilities() []string                     { return []string{"everything"} }
+func (m *machine) Prepare(string) error                       { return nil }
+func (m *machine) Update([]fib.Route)                         {}
+func (m *machine) SetReserved([]fib.Reserved)                 {}
+func (m *machine) Forward(bool) error                         { return nil }
+func (m *machine) Surroundings() (fib.Surroundings, error)    { return fib.Surroundings{}, nil }
+func (m *machine) Around(ctx context.Context, _ func()) error { <-ctx.Done(); return nil }
+func (m *machine) Restarted()                                 {}
 func (m *machine) Synced() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -685,7 +689,7 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 		time.Sleep(50 * time.Second)
 		expect(t, m)
 		time.Sleep(20 * time.Second)
-		expect(t, m, "routes")
+		expect(t, m, "nat", "routes")
 		_, _, doc, err := r.document(0)
 		if err != nil || doc != base {
 			t.Errorf("%v, %s", err, doc)
@@ -734,7 +738,7 @@ func TestGoesBackWithoutDisk(t *testing.T) {
 		time.Sleep(50 * time.Second)
 		m.taken()
 		time.Sleep(20 * time.Second)
-		expect(t, m, "routes")
+		expect(t, m, "nat", "routes")
 		s := r.status()
 		if c := s.GetConditions(); len(c) != 1 || c[0].GetSeverity() != "error" || !strings.Contains(c[0].GetMessage(), "1 is carried out again, but cannot be stored: ") {
 			t.Errorf("conditions %v", c)
@@ -790,7 +794,7 @@ func TestGoesBackAtStart(t *testing.T) {
 		r, stop = m.boot(dir)
 		defer stop()
 		synctest.Wait()
-		expect(t, m, "routes")
+		expect(t, m, "nat", "routes")
 		if s := r.status(); len(s.GetConditions()) != 0 || s.GetGeneration() != g+1 || s.GetAppliedGeneration() != g+1 {
 			t.Errorf("status %v", s)
 		}

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/plan"
@@ -148,10 +149,14 @@ func (r *Router) Names() ([]*isthmusv1.NameStatus, <-chan struct{}) {
 	return r.policyNames(), changed
 }
 
-// Guard implements api.Router.
-func (r *Router) Guard() (packets, bytes uint64) {
-	_, guard := r.policies()
-	return guard.Packets, guard.Bytes
+// Drops implements api.Router.
+func (r *Router) Drops() (out []*isthmusv1.Drop) {
+	_, drops := r.policies()
+	for _, reason := range nat.Reasons {
+		c := drops[reason]
+		out = append(out, &isthmusv1.Drop{Reason: string(reason), Description: reason.String(), Packets: c.Packets, Bytes: c.Bytes})
+	}
+	return out
 }
 
 // Ports implements api.Router.

@@ -179,15 +179,22 @@ func (r *Router) routes() []*isthmusv1.Route {
 			}
 			route.NextHops = append(route.NextHops, hop)
 		}
-		if s.Covers.IsValid() {
+		if s.Takes != nil {
 			route.Conditions = append(route.Conditions, &isthmusv1.Condition{
-				Type: "Withheld", Severity: "warning",
-				Message: fmt.Sprintf("the prefix covers %s, the outside address of a tunnel, and would draw encrypted packets into a tunnel; announce more exact prefixes", s.Covers),
+				Type: "Withheld", Severity: "warning", Message: fmt.Sprintf("the prefix takes %s, %s", shown(s.Takes.Prefix), s.Takes.Why),
 			})
 		}
 		out = append(out, route)
 	}
 	return out
+}
+
+// shown returns a prefix, a single address without its length.
+func shown(p netip.Prefix) string {
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
 }
 
 func sourceName(s fib.Source) string {
@@ -227,8 +234,8 @@ func (r *Router) readCounters() nat.State {
 	return state
 }
 
-// policies returns the egress policies with their counters, by name, and what the guard has dropped.
-func (r *Router) policies() ([]*isthmusv1.PolicyStatus, nat.Counter) {
+// policies returns the egress policies with their counters, by name, and what was dropped.
+func (r *Router) policies() ([]*isthmusv1.PolicyStatus, map[nat.Reason]nat.Counter) {
 	state := r.readCounters()
 	r.state.mu.Lock()
 	config := r.state.target.NAT
@@ -258,7 +265,7 @@ func (r *Router) policies() ([]*isthmusv1.PolicyStatus, nat.Counter) {
 		}
 		out = append(out, status)
 	}
-	return out, state.Guard
+	return out, state.Drops
 }
 
 func publicAddresses(p nat.Pool) []netip.Addr {
@@ -341,6 +348,8 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 		s.Conditions = append(s.Conditions, c)
 	}
 	s.Conditions = append(s.Conditions, r.charon.conditions()...)
+	s.Conditions = append(s.Conditions, r.guardConditions()...)
+	s.Conditions = append(s.Conditions, r.wayConditions()...)
 	s.Conditions = append(s.Conditions, r.takeoverConditions()...)
 	s.Conditions = append(s.Conditions, r.poolConditions()...)
 	s.Conditions = append(s.Conditions, r.proxyConditions()...)

@@ -54,7 +54,7 @@ func (a *app) addNAT(_, get, _, watch *cobra.Command) {
 				return client.ListPolicies(ctx, &isthmusv1.ListPoliciesRequest{PageToken: token, PageSize: 10000})
 			}, func(r *isthmusv1.ListPoliciesResponse) string {
 				all.Policies = append(all.Policies, r.Policies...)
-				all.GuardPackets, all.GuardBytes = r.GuardPackets, r.GuardBytes
+				all.GuardPackets, all.GuardBytes, all.Drops = r.GuardPackets, r.GuardBytes, r.Drops
 				return r.NextPageToken
 			})
 			return all.Policies, all, err
@@ -65,6 +65,11 @@ func (a *app) addNAT(_, get, _, watch *cobra.Command) {
 			return err
 		}
 		_, err := fmt.Fprintf(a.stdout, "\nThe guard kept %d packets (%s) from leaving with an inside source.\n", all.GuardPackets, size(all.GuardBytes))
+		for _, d := range all.Drops {
+			if err == nil && d.Packets > 0 && d.Reason != "guard" {
+				_, err = fmt.Fprintf(a.stdout, "Dropped %d packets (%s): %s.\n", d.Packets, size(d.Bytes), d.Description)
+			}
+		}
 		return err
 	}
 	get.AddCommand(nat)

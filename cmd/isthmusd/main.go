@@ -32,6 +32,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/fib/kernel"
 	"github.com/isthmus-net/isthmus/router/flow"
 	"github.com/isthmus-net/isthmus/router/host"
+	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/nl"
 	"github.com/isthmus-net/isthmus/router/store"
 	"github.com/isthmus-net/isthmus/router/takeover"
@@ -172,6 +173,7 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	r, err := router.New(router.Options{
 		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Flows: flows, Translations: translations, Addresses: links, Host: machine,
 		Version: version, Log: log, Charon: vpn.Conditions, Callers: vpn.Callers, Mover: mover, NamesFile: filepath.Join(o.state, "names.json"),
+		APIPort: port(o.listen), Resolvers: names.System,
 		Counters: func() router.Counters {
 			return router.Counters{
 				Vici: vpn.Writes(), WireGuard: wg.Writes(), NFTables: filter.Writes(), BGP: speaker.Writes(), BGPStarts: speaker.Starts(),
@@ -236,6 +238,16 @@ func address(listen string) string {
 		h = "127.0.0.1"
 	}
 	return net.JoinHostPort(h, port)
+}
+
+// port returns the TCP port of an address to listen on, 0 when there is none.
+func port(listen string) uint16 {
+	_, text, err := net.SplitHostPort(listen)
+	if err != nil {
+		return 0
+	}
+	n, _ := net.LookupPort("tcp", text)
+	return uint16(n)
 }
 
 // everywhere says whether a host to listen on stands for all addresses.

@@ -120,7 +120,7 @@ func TestLateConnections(t *testing.T) {
 
 	ctx, stop := context.WithCancel(t.Context())
 	samples, done := make(chan nat.Flow, 100), make(chan error, 1)
-	go func() { done <- d.Sample(ctx, func(f nat.Flow) { samples <- f }) }()
+	go func() { done <- d.Sample(ctx, func(_ nat.Reason, f nat.Flow) { samples <- f }) }()
 	send := func(flags byte, want bool) {
 		t.Helper()
 		s.forgetFlows()

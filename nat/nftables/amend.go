@@ -89,7 +89,7 @@ func (r *ruleset) amend(c nat.Config, gone, came []nat.Policy) *amendment {
 	before, after := c, c
 	before.Policies, after.Policies = gone, came
 	drop, fresh := before.Rules(), after.Rules()
-	if len(drop)+len(fresh) > maxAmended || check(after, fresh) != nil {
+	if len(drop)+len(fresh) > maxAmended || check(after, fresh) != nil || slices.ContainsFunc(slices.Concat(drop, fresh), func(r nat.Rule) bool { return r.NamesPlatform() }) {
 		return nil
 	}
 	a := &amender{was: r, views: views(c), looks: maxLooks,

@@ -73,7 +73,7 @@ func TestAmendIsCompile(t *testing.T) {
 	kinds := map[nat.Action]int{}
 	for seed := range uint64(24) {
 		r := traffic.Random{Rand: rand.New(rand.NewPCG(seed, 11))}
-		c := nat.Config{Underlay: "up0", Pools: []nat.Pool{pool("one", "192.0.2.11", "2001:db8:ff::11"), pool("many", "192.0.2.21"), pool("four-only", "192.0.2.31")}}
+		c := nat.Config{Underlay: "up0", Attachments: inside("tun0"), Pools: []nat.Pool{pool("one", "192.0.2.11", "2001:db8:ff::11"), pool("many", "192.0.2.21"), pool("four-only", "192.0.2.31")}}
 		for i := range []int{5, 40, 120}[seed%3] {
 			c.Policies = append(c.Policies, r.Policy(fmt.Sprintf("a%03d", i)))
 		}
@@ -310,7 +310,7 @@ func TestAmendRefuses(t *testing.T) {
 
 // many is n policies for as many sources and destinations, and one for everything else.
 func many(n int) nat.Config {
-	c := nat.Config{Underlay: "up0", Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{pool("p", "192.0.2.11"), pool("q", "192.0.2.12")}}
+	c := nat.Config{Underlay: "up0", Attachments: inside("tun0"), Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{pool("p", "192.0.2.11"), pool("q", "192.0.2.12")}}
 	for i := range n {
 		src := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
 		dst := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 4), byte(i << 4)}), 28)
@@ -325,7 +325,7 @@ func TestAmendKernel(t *testing.T) {
 	r := traffic.Random{Rand: rand.New(rand.NewPCG(5, 5))}
 	ns := netns.New(t)
 	d := newDriver(t, ns)
-	c := nat.Config{Underlay: "up0", Pools: []nat.Pool{pool("one", "192.0.2.11", "2001:db8:ff::11"), pool("many", "192.0.2.21"), pool("four-only", "192.0.2.31")}}
+	c := nat.Config{Underlay: "up0", Attachments: inside("tun0"), Pools: []nat.Pool{pool("one", "192.0.2.11", "2001:db8:ff::11"), pool("many", "192.0.2.21"), pool("four-only", "192.0.2.31")}}
 	for i := range 60 {
 		c.Policies = append(c.Policies, r.Policy(fmt.Sprintf("a%03d", i)))
 	}

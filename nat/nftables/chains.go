@@ -36,27 +36,43 @@ func (r *ruleset) addTarget(c nat.Config, p *nat.Policy) string {
 		f := of(p.To.Addr().Is6())
 		rules = slices.Insert(rules, 0,
 			rule(late(), do(verdict(expr.VerdictDrop, ""))), // the server would answer by a reset
-			rule(comes(expr.CmpOpNeq, c.Underlay), do(network(f.dst, f.size, reg1), to(frontMap(f.ipv6)),
-				&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg1})))
+			rule(comes(expr.CmpOpNeq, c.Underlay), markFront(f)))
+		if len(c.Arms()) > 0 {
+			rules = slices.Insert(rules, 2, rule(comes(expr.CmpOpEq, c.Underlay), isFamily(f), inPrefixes(f, f.source, armsSet(f.ipv6)), markFront(f)))
+		}
 	}
 	r.chains[name] = &chain{rules: rules}
 	return name
 }
 
-// addInput keeps strangers away from the BGP process, which listens on all addresses of the node. It speaks with
-// itself over the loopback interface.
+// markFront notes in the mark of a packet for which address it asked.
+func markFront(f family) []expr.Any {
+	return do(network(f.dst, f.size, reg1), to(frontMap(f.ipv6)), &expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg1})
+}
+
+// addInput keeps strangers away from the BGP process and from the API.
 //
 // It also keeps the node from answering for flows that it does not know: what comes for a pool's address and is not turned
 // back belongs to nobody here. A reset would end a connection that another node may be about to take over.
 func (r *ruleset) addInput(c nat.Config) {
 	const bgp = 179 // RFC 4271 section 8.2.1
-	input := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookInput, priority: *nftables.ChainPriorityFilter, rules: [][]expr.Any{do(
-		meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP),
-		transport(2, 2, reg1), compare(expr.CmpOpEq, 0, bgp),
-		meta(expr.MetaKeyIIFNAME, reg1),
-		&expr.Lookup{SourceRegister: reg1, SetName: bgpSet, Invert: true},
-		verdict(expr.VerdictDrop, ""),
-	)}}
+	input := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookInput, priority: *nftables.ChainPriorityFilter}
+	refuse := do(verdict(expr.VerdictDrop, ""))
+	input.rules = append(input.rules, rule(toPort(bgp), goTo("bgp")))
+	session := &chain{rules: [][]expr.Any{rule(comes(expr.CmpOpEq, "lo"), do(verdict(expr.VerdictAccept, "")))}}
+	for _, f := range families {
+		r.sets[sessionSet(f.ipv6)] = &set{shape: shape{isConcat: true}, elements: map[string]element{}}
+		session.rules = append(session.rules, rule(isFamily(f), do(
+			meta(expr.MetaKeyIIFNAME, register(0)), network(f.source, f.size, register(unix.IFNAMSIZ)),
+			&expr.Lookup{SourceRegister: register(0), SetName: sessionSet(f.ipv6)}), do(verdict(expr.VerdictAccept, ""))))
+	}
+	session.rules = append(session.rules, refuse)
+	r.chains["bgp"] = session
+	for _, s := range c.Sessions {
+		key := string(interfaceName(s.Interface)) + string(s.Address.AsSlice())
+		r.sets[sessionSet(s.Address.Is6())].elements[key] = element{}
+	}
+	r.addAPI(c, input)
 	for _, f := range families {
 		icmp := byte(unix.IPPROTO_ICMP)
 		if f.ipv6 {
@@ -64,7 +80,7 @@ func (r *ruleset) addInput(c nat.Config) {
 		}
 		input.rules = append(input.rules, rule(isFamily(f), do(network(f.dst, f.size, reg1), in(poolSet(f.ipv6)),
 			meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, icmp)),
-			state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, expr.CmpOpEq), do(verdict(expr.VerdictDrop, ""))))
+			state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, expr.CmpOpEq), refuse))
 		r.sets[poolSet(f.ipv6)] = &set{elements: map[string]element{}}
 	}
 	for _, p := range c.Pools {
@@ -75,6 +91,36 @@ func (r *ruleset) addInput(c nat.Config) {
 		}
 	}
 	r.chains["input"] = input
+}
+
+func sessionSet(ipv6 bool) string { return "bgp" + of(ipv6).suffix }
+
+func apiSet(ipv6 bool) string { return "api" + of(ipv6).suffix }
+
+// toPort matches TCP packets to a port.
+func toPort(port uint16) []expr.Any {
+	return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP),
+		transport(2, 2, reg1), compare(expr.CmpOpEq, binary.BigEndian.AppendUint16(nil, port)...))
+}
+
+// addAPI adds who may reach the API.
+func (r *ruleset) addAPI(c nat.Config, input *chain) {
+	if c.API.Port == 0 {
+		return
+	}
+	pass, refuse := do(verdict(expr.VerdictAccept, "")), do(verdict(expr.VerdictDrop, ""))
+	input.rules = append(input.rules, rule(toPort(c.API.Port), goTo("api")))
+	door := &chain{rules: [][]expr.Any{rule(comes(expr.CmpOpEq, "lo"), pass)}}
+	if len(c.API.From) == 0 {
+		door.rules = append(door.rules, rule(isAttached(expr.MetaKeyIIFNAME), refuse))
+	} else {
+		for _, f := range families {
+			r.sets[apiSet(f.ipv6)] = prefixSet(c.API.From, f.ipv6)
+			door.rules = append(door.rules, rule(isFamily(f), inPrefixes(f, f.source, apiSet(f.ipv6)), pass))
+		}
+		door.rules = append(door.rules, refuse)
+	}
+	r.chains["api"] = door
 }
 
 // fronts returns the maps of the addresses at which something is open, and of their marks.
@@ -108,9 +154,14 @@ func (r *ruleset) addArrival(c nat.Config) {
 			arrival.rules = append(arrival.rules, rule(isFamily(f), do(network(f.dst, f.size, reg1), to(frontMap(f.ipv6))), r.ask(frontView, f)))
 		}
 		if len(r.layers[proxyView][b2i(f.ipv6)]) > 0 {
-			arrival.rules = append(arrival.rules, rule(isFamily(f), late(), do(verdict(expr.VerdictAccept, ""))), rule(isFamily(f), comes(expr.CmpOpNeq, c.Underlay),
-				do(&expr.Fib{Register: reg1, ResultOIFNAME: true, FlagDADDR: true}, compare(expr.CmpOpEq, interfaceName(c.Underlay)...)),
-				r.ask(proxyView, f)))
+			proxied := rule(do(&expr.Fib{Register: reg1, ResultOIFNAME: true, FlagDADDR: true}, compare(expr.CmpOpEq, interfaceName(c.Underlay)...)), r.ask(proxyView, f))
+			arrival.rules = append(arrival.rules, rule(isFamily(f), late(), do(verdict(expr.VerdictAccept, ""))), rule(isFamily(f), comes(expr.CmpOpNeq, c.Underlay), proxied))
+			if len(c.Arms()) > 0 {
+				// What goes from one network behind the underlay to another one stays inside.
+				arrival.rules = append(arrival.rules,
+					rule(isFamily(f), inPrefixes(f, f.dst, armsSet(f.ipv6)), do(verdict(expr.VerdictAccept, ""))),
+					rule(isFamily(f), comes(expr.CmpOpEq, c.Underlay), inPrefixes(f, f.source, armsSet(f.ipv6)), proxied))
+			}
 		}
 	}
 	r.chains["arrival"] = arrival
@@ -119,43 +170,14 @@ func (r *ruleset) addArrival(c nat.Config) {
 // hairpin gives flows from inside to inside that asked for an address of a pool that address as source: client and
 // server may have a way to each other that does not come by here. Conntrack knows the address, but the library cannot read a rule back
 // that asks it; so the address has come along as a mark of the flow's first packet.
-func hairpin(f family, underlay string) []expr.Any {
-	return rule(isFamily(f), leaves(expr.CmpOpNeq, underlay), comes(expr.CmpOpNeq, underlay),
-		do(meta(expr.MetaKeyMARK, reg1), to(hairpinMap(f.ipv6)),
-			&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), RegAddrMin: reg1, RegAddrMax: reg1}))
-}
-
-// addForward adds what happens to forwarded packets before their source is translated.
-func (r *ruleset) addForward(c nat.Config) {
-	const maxSegmentSize = 2 // RFC 9293 section 3.2, TCP option kind
-	forward := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookForward, priority: *nftables.ChainPriorityMangle}
-	for _, f := range families {
-		for _, key := range []expr.MetaKey{expr.MetaKeyOIFNAME, expr.MetaKeyIIFNAME} {
-			// The kernel never raises the option, so the smaller of two clamps wins.
-			forward.rules = append(forward.rules, rule(isFamily(f), do(
-				meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP),
-				transport(13, 1, reg1),
-				&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 1, Mask: []byte{0x06}, Xor: []byte{0}},
-				compare(expr.CmpOpEq, 0x02), // SYN without RST
-				meta(key, reg1),
-				&expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: clampMap(f.ipv6)},
-				&expr.Exthdr{SourceRegister: reg1, Type: maxSegmentSize, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt},
-			)))
-		}
-		// Someone inside uses an address of ours as source. It would pass the guard.
-		forward.rules = append(forward.rules, rule(leaves(expr.CmpOpEq, c.Underlay), hasOwnSource(f), do(verdict(expr.VerdictGoto, dropped))))
+func hairpin(c nat.Config, f family) (rules [][]expr.Any) {
+	translate := do(meta(expr.MetaKeyMARK, reg1), to(hairpinMap(f.ipv6)),
+		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), RegAddrMin: reg1, RegAddrMax: reg1})
+	rules = [][]expr.Any{rule(isFamily(f), leaves(expr.CmpOpNeq, c.Underlay), translate)}
+	if len(c.Arms()) > 0 {
+		rules = append(rules, rule(isFamily(f), leaves(expr.CmpOpEq, c.Underlay), inPrefixes(f, f.dst, armsSet(f.ipv6)), translate))
 	}
-	for _, f := range families {
-		if len(r.layers[rejectView][b2i(f.ipv6)]) > 0 {
-			forward.rules = append(forward.rules, rule(leaves(expr.CmpOpEq, c.Underlay), isFamily(f), begins(), r.ask(rejectView, f)))
-		}
-	}
-	forward.rules = append(forward.rules, refusals(c.Underlay))
-	r.chains["forward"] = forward
-	r.chains[rejected] = &chain{rules: [][]expr.Any{
-		do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}),
-		do(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}),
-	}}
+	return rules
 }
 
 // addEgress adds the choice of the source address of new flows.
@@ -163,12 +185,12 @@ func (r *ruleset) addEgress(c nat.Config) {
 	egress := &chain{kind: nftables.ChainTypeNAT, hook: *nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityNATSource}
 	for _, f := range families {
 		if len(r.layers[frontView][b2i(f.ipv6)]) > 0 {
-			egress.rules = append(egress.rules, hairpin(f, c.Underlay))
+			egress.rules = append(egress.rules, hairpin(c, f)...)
 		}
 	}
-	egress.rules = append(egress.rules,
-		rule(leaves(expr.CmpOpNeq, c.Underlay), do(verdict(expr.VerdictAccept, ""))),
-		rule(encrypts(), do(verdict(expr.VerdictAccept, ""))))
+	egress.rules = append(egress.rules, rule(leaves(expr.CmpOpNeq, c.Underlay), do(verdict(expr.VerdictAccept, ""))))
+	egress.rules = append(egress.rules, arms(c, nil, destinationOf, do(verdict(expr.VerdictAccept, "")))...)
+	egress.rules = append(egress.rules, rule(encrypts(), do(verdict(expr.VerdictAccept, ""))))
 	for _, f := range families {
 		egress.rules = append(egress.rules, rule(hasOwnSource(f), do(verdict(expr.VerdictAccept, ""))))
 		ask := r.ask(policyView, f)
@@ -195,15 +217,15 @@ func linkLocal() [][]expr.Any {
 	}
 }
 
-// addGuard adds the last look at what leaves by the underlay, after translation.
+// addGuard adds the last look at what leaves by the underlay, after translation. Most packets have a source of ours by then.
 func (r *ruleset) addGuard(c nat.Config) {
 	guard := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityConntrackHelper}
-	guard.rules = append(guard.rules,
-		rule(leaves(expr.CmpOpNeq, c.Underlay), do(verdict(expr.VerdictAccept, ""))),
-		rule(encrypts(), do(verdict(expr.VerdictAccept, ""))))
+	guard.rules = append(guard.rules, rule(leaves(expr.CmpOpNeq, c.Underlay), do(verdict(expr.VerdictAccept, ""))))
 	for _, f := range families {
 		guard.rules = append(guard.rules, rule(hasOwnSource(f), do(verdict(expr.VerdictAccept, ""))))
 	}
+	guard.rules = append(guard.rules, rule(encrypts(), do(verdict(expr.VerdictAccept, ""))))
+	guard.rules = append(guard.rules, arms(c, nil, destinationOf, do(verdict(expr.VerdictAccept, "")))...)
 	for _, f := range families {
 		if len(r.layers[plainView][b2i(f.ipv6)]) > 0 {
 			name := plainView + "-" + f.suffix
@@ -214,10 +236,4 @@ func (r *ruleset) addGuard(c nat.Config) {
 	}
 	guard.rules = append(append(guard.rules, linkLocal()...), do(verdict(expr.VerdictGoto, dropped)))
 	r.chains["guard"] = guard
-	r.chains[dropped] = &chain{rules: [][]expr.Any{
-		do(&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: guardCounter}),
-		do(&expr.Limit{Type: expr.LimitTypePkts, Rate: 1, Unit: expr.LimitTimeSecond, Burst: 5},
-			&expr.Log{Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN, Group: SampleGroup, Snaplen: sampleSize}),
-		do(verdict(expr.VerdictDrop, "")),
-	}}
 }

@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/nftables"
@@ -19,14 +20,8 @@ import (
 // tableName is the name of our table, of family inet.
 const tableName = "isthmus"
 
-// bgpSet is the name of the set of interfaces by which BGP may come in.
-const bgpSet = "bgp"
-
 // firstMark is the mark of packets from inside for the first address at which something is open; the next ones follow.
 const firstMark = 0x49530000
-
-// guardCounter is the name of the counter of what the guard dropped.
-const guardCounter = "guard"
 
 // ruleset is the content of our table, wanted or read back, in a form that can be compared. It must not be changed once it is made.
 type ruleset struct {
@@ -105,8 +100,14 @@ func define(name string, s *set) definition {
 		addr, policyKey = nftables.TypeIP6Addr, policyKey6
 	}
 	switch {
-	case name == bgpSet:
+	case name == attachedSet:
 		d.key = nftables.TypeIFName
+	case name == fromMap:
+		d.key, d.data = nftables.TypeIFName, nftables.TypeVerdict
+	case name == sessionSet(ipv6):
+		d.key = nftables.MustConcatSetType(nftables.TypeIFName, addr)
+	case name == armsSet(ipv6), name == apiSet(ipv6), strings.HasPrefix(name, "from-"):
+		d.key = nftables.MustConcatSetType(addr, nftables.TypeInetProto)
 	case s.shape.isVerdict:
 		d.key, d.data, d.counter = policyKey, nftables.TypeVerdict, true
 	case name == clampMap(ipv6):
@@ -192,12 +193,9 @@ func compile(c nat.Config) (*ruleset, error) {
 		}
 	}
 
-	r.sets[bgpSet] = &set{elements: map[string]element{}}
-	for _, name := range append([]string{"lo"}, c.Tunnels...) {
-		r.sets[bgpSet].elements[string(interfaceName(name))] = element{}
-	}
-
 	r.addMaps(c)
+	r.addDrops()
+	r.addSides(c)
 	r.addArrival(c)
 	r.addInput(c)
 	r.addForward(c)

@@ -221,7 +221,8 @@ func (r *ruleset) departures(underlay string, sources, destinations []netip.Pref
 	for _, f := range families {
 		w := &walk{rules: r, family: f, underlay: interfaceName(underlay), been: map[stop]bool{}}
 		for _, name := range slices.Sorted(maps.Keys(r.chains)) {
-			if c := r.chains[name]; c.kind != "" && c.hook != *nftables.ChainHookInput && c.hook != *nftables.ChainHookOutput {
+			// By which interface a packet came is not asked for: whether its source may come there decides nothing here.
+			if c := r.chains[name]; name != "sources" && c.kind != "" && c.hook != *nftables.ChainHookInput && c.hook != *nftables.ChainHookOutput {
 				w.bases = append(w.bases, c)
 			}
 		}

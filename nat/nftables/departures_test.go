@@ -28,7 +28,7 @@ func TestDeparturesAgreeWithMatch(t *testing.T) {
 	left, dropped := 0, 0
 	for seed := range uint64(200) {
 		r := traffic.Random{Rand: rand.New(rand.NewPCG(seed, 7))}
-		c := nat.Config{Underlay: "wan", Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{
+		c := nat.Config{Underlay: "wan", Attachments: inside("in0"), Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{
 			pool("one", "203.0.113.1", "2001:db8:f::1"), pool("many", "203.0.113.2", "203.0.113.3", "203.0.113.4", "2001:db8:f::2", "2001:db8:f::3"), pool("four-only", "203.0.113.9"),
 		}}
 		for i := range r.IntN(15) {
@@ -158,7 +158,7 @@ func TestDifferencesSeeEveryMutation(t *testing.T) {
 
 // TestMapsAreFollowed asks for spokes of which many have one prefix, each by two tunnels: what leaves is known by the mapped prefix.
 func TestMapsAreFollowed(t *testing.T) {
-	c := nat.Config{Underlay: "wan", Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{pool("one", "203.0.113.1")}}
+	c := nat.Config{Underlay: "wan", Attachments: inside("in0"), Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{pool("one", "203.0.113.1")}}
 	for i := range 20 {
 		c.Maps = append(c.Maps, nat.Map{Interfaces: []string{fmt.Sprintf("tun%d", i), fmt.Sprintf("tan%d", i)},
 			Inside: netip.MustParsePrefix("10.0.0.0/20"), Mapped: netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, byte(i) << 4, 0}), 20)})

@@ -78,7 +78,7 @@ func TestDivert(t *testing.T) {
 func TestDivertLeavesFlows(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
-	apply(t, d, nat.Config{Underlay: "up0", Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{pool("one", "192.0.2.11")},
+	apply(t, d, nat.Config{Underlay: "up0", Attachments: inside("tun0"), Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{pool("one", "192.0.2.11")},
 		Policies: []nat.Policy{{Name: "all", Action: nat.SNAT, Sources: pfx("10.0.0.0/8"), Pool: "one"}}})
 	s.router.Run("ip addr add 192.0.2.11/32 dev up0")
 	s.inside.Run("ip addr add 10.0.0.1/32 dev lo")

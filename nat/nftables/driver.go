@@ -291,7 +291,11 @@ func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, whole bool) e
 		deleteTimeouts(conn, slices.DeleteFunc(slices.Sorted(maps.Keys(have.timeouts)), func(name string) bool { return want.timeouts[name] != nil }))
 	}
 	addTimeouts(conn, want.timeouts)
-	for _, name := range []string{guardCounter, begunCounter} {
+	names := []string{begunCounter}
+	for _, reason := range nat.Reasons {
+		names = append(names, dropCounter(reason))
+	}
+	for _, name := range names {
 		conn.AddObj(&nftables.NamedObj{Table: t, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}) // unless it is there
 	}
 	chains := map[string]*nftables.Chain{}
@@ -371,21 +375,21 @@ func elements(s shape, es map[string]element) []nftables.SetElement {
 	return list
 }
 
-// read returns what is in our table and what the guard has counted, nil when there is no table.
-func read(conn *nftables.Conn) (*ruleset, nat.Counter, error) {
-	var guard nat.Counter
+// read returns what is in our table and what was dropped, nil when there is no table.
+func read(conn *nftables.Conn) (*ruleset, map[nat.Reason]nat.Counter, error) {
+	drops := map[nat.Reason]nat.Counter{}
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
-		return nil, guard, err
+		return nil, drops, err
 	}
 	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName && t.Flags == 0 }) {
-		return nil, guard, nil
+		return nil, drops, nil
 	}
 	t := table()
 	r := &ruleset{chains: map[string]*chain{}, sets: map[string]*set{}, timeouts: map[string]*expr.CtTimeout{}}
 	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
-		return nil, guard, err
+		return nil, drops, err
 	}
 	for _, k := range chains {
 		if k.Table.Name != tableName {
@@ -400,7 +404,7 @@ func read(conn *nftables.Conn) (*ruleset, nat.Counter, error) {
 		}
 		rules, err := conn.GetRules(t, k)
 		if err != nil {
-			return nil, guard, err
+			return nil, drops, err
 		}
 		for _, rule := range rules {
 			c.rules = append(c.rules, normal(rule.Exprs))
@@ -412,7 +416,7 @@ func read(conn *nftables.Conn) (*ruleset, nat.Counter, error) {
 	}
 	sets, err := conn.GetSets(t)
 	if err != nil {
-		return nil, guard, err
+		return nil, drops, err
 	}
 	for _, k := range sets {
 		if k.Anonymous {
@@ -426,12 +430,12 @@ func read(conn *nftables.Conn) (*ruleset, nat.Counter, error) {
 		}
 		list, err := conn.GetSetElements(k)
 		if err != nil {
-			return nil, guard, err
+			return nil, drops, err
 		}
 		for _, e := range list {
 			key, el, err := decodeElement(s.shape, e)
 			if err != nil {
-				return nil, guard, fmt.Errorf("set %s: %w", k.Name, err)
+				return nil, drops, fmt.Errorf("set %s: %w", k.Name, err)
 			}
 			s.elements[key] = el
 		}
@@ -440,42 +444,44 @@ func read(conn *nftables.Conn) (*ruleset, nat.Counter, error) {
 	named, err := conn.GetNamedObjects(t)
 	objects.Unlock()
 	if err != nil {
-		return nil, guard, err
+		return nil, drops, err
 	}
 	for _, o := range named {
-		if o, ok := o.(*nftables.NamedObj); ok && o.Name == guardCounter && o.Type == unix.NFT_OBJECT_COUNTER {
-			if c, ok := o.Obj.(*expr.Counter); ok {
-				guard = nat.Counter{Packets: c.Packets, Bytes: c.Bytes}
-			}
+		o, ok := o.(*nftables.NamedObj)
+		if !ok || o.Type != unix.NFT_OBJECT_COUNTER || !slices.Contains(nat.Reasons, nat.Reason(o.Name)) {
+			continue
+		}
+		if c, ok := o.Obj.(*expr.Counter); ok {
+			drops[nat.Reason(o.Name)] = nat.Counter{Packets: c.Packets, Bytes: c.Bytes}
 		}
 	}
-	return r, guard, nil
+	return r, drops, nil
 }
 
 // read returns what is in our table now.
-func (d *Driver) read(ctx context.Context) (*ruleset, nat.Counter, error) {
+func (d *Driver) read(ctx context.Context) (*ruleset, map[nat.Reason]nat.Counter, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, nat.Counter{}, err
+		return nil, nil, err
 	}
 	conn, err := d.open()
 	if err != nil {
-		return nil, nat.Counter{}, err
+		return nil, nil, err
 	}
 	defer conn.CloseLasting()
-	have, guard, err := read(conn)
+	have, drops, err := read(conn)
 	if err != nil {
-		return nil, guard, fmt.Errorf("reading rules: %w", err)
+		return nil, drops, fmt.Errorf("reading rules: %w", err)
 	}
-	return have, guard, nil
+	return have, drops, nil
 }
 
 // Observe reads back what is there.
 func (d *Driver) Observe(ctx context.Context) (nat.State, error) {
-	have, guard, err := d.read(ctx)
+	have, drops, err := d.read(ctx)
 	if err != nil || have == nil {
 		return nat.State{}, err
 	}
-	s := nat.State{Present: true, Guard: guard, Placements: have.placements()}
+	s := nat.State{Present: true, Guard: drops[nat.DropGuard], Drops: drops, Placements: have.placements()}
 	counters := have.counters()
 	for _, name := range slices.Sorted(maps.Keys(counters)) {
 		s.Policies = append(s.Policies, nat.PolicyState{Name: name, Flows: counters[name]})

@@ -24,6 +24,14 @@ func pfx(list ...string) (p []netip.Prefix) {
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
+// inside returns attachments from which everything may come.
+func inside(interfaces ...string) (all []nat.Attachment) {
+	for _, name := range interfaces {
+		all = append(all, nat.Attachment{Interface: name, Sources: pfx("0.0.0.0/0", "::/0")})
+	}
+	return all
+}
+
 func newDriver(t testing.TB, ns *netns.NS) *Driver {
 	t.Helper()
 	f, err := os.Open(ns.Path)
@@ -52,10 +60,10 @@ func pool(name string, addrs ...string) nat.Pool {
 // example has something of everything.
 func example() nat.Config {
 	return nat.Config{
-		Underlay: "up0",
-		Own:      []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")},
-		Zones:    []nat.Zone{{Name: "a", Prefixes: pfx("10.1.0.0/16")}, {Name: "b", Prefixes: pfx("10.2.0.0/16", "10.3.0.0/16")}},
-		Pools:    []nat.Pool{pool("partner", "192.0.2.11"), pool("web", "192.0.2.21", "192.0.2.22", "192.0.2.23", "2001:db8:ff::21", "2001:db8:ff::22")},
+		Underlay: "up0", Attachments: inside("tun0", "tun1"),
+		Own:   []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")},
+		Zones: []nat.Zone{{Name: "a", Prefixes: pfx("10.1.0.0/16")}, {Name: "b", Prefixes: pfx("10.2.0.0/16", "10.3.0.0/16")}},
+		Pools: []nat.Pool{pool("partner", "192.0.2.11"), pool("web", "192.0.2.21", "192.0.2.22", "192.0.2.23", "2001:db8:ff::21", "2001:db8:ff::22")},
 		Policies: []nat.Policy{
 			{Name: "default", Action: nat.SNAT, Sources: pfx("10.0.0.0/8", "2001:db8:a::/48"), Pool: "web"},
 			{Name: "partner", Action: nat.SNAT, Sources: pfx("10.1.0.0/16", "10.2.0.0/16"), Destinations: pfx("198.51.100.0/24"), Protocol: "tcp", Ports: []nat.PortRange{{First: 443, Last: 443}, {First: 8000, Last: 8099}}, Pool: "partner"},
@@ -68,9 +76,9 @@ func example() nat.Config {
 			{Name: "open6", Action: nat.DNAT, Sources: pfx("::/0"), Protocol: "udp", Ports: []nat.PortRange{{First: 53, Last: 53}}, Pool: "web", To: netip.AddrPortFrom(addr("2001:db8:a::5"), 0)},
 			{Name: "proxied", Action: nat.Redirect, Sources: pfx("10.8.0.0/16"), Protocol: "tcp", To: netip.MustParseAddrPort("10.1.0.6:3128")},
 		},
-		Clamps:  []nat.Clamp{{Interface: "tun0", IPv4: 1360, IPv6: 1340}, {Interface: "tun1", IPv4: 1300}},
-		Tunnels: []string{"tun0", "tun1"},
-		Maps:    []nat.Map{{Interfaces: []string{"tun1", "tun0"}, Inside: netip.MustParsePrefix("10.1.0.0/20"), Mapped: netip.MustParsePrefix("100.64.16.0/20")}},
+		Clamps:   []nat.Clamp{{Interface: "tun0", IPv4: 1360, IPv6: 1340}, {Interface: "tun1", IPv4: 1300}},
+		Sessions: []nat.Session{{Interface: "tun0", Address: addr("169.254.0.1")}, {Interface: "tun1", Address: addr("169.254.0.3")}},
+		Maps:     []nat.Map{{Interfaces: []string{"tun1", "tun0"}, Inside: netip.MustParsePrefix("10.1.0.0/20"), Mapped: netip.MustParsePrefix("100.64.16.0/20")}},
 	}
 }
 
@@ -84,7 +92,8 @@ func TestApplyAgainWritesNothing(t *testing.T) {
 	slices.Reverse(shuffled.Policies)
 	slices.Reverse(shuffled.Pools)
 	slices.Reverse(shuffled.Clamps)
-	slices.Reverse(shuffled.Tunnels)
+	slices.Reverse(shuffled.Sessions)
+	slices.Reverse(shuffled.Attachments)
 	apply(t, d, shuffled)
 	other := newDriver(t, ns) // as after a new start
 	apply(t, other, example())
@@ -105,7 +114,7 @@ func TestFrameIsKept(t *testing.T) {
 	before := ns.Run("nft -a list chain inet isthmus egress")
 	c.Policies = append(c.Policies, nat.Policy{Name: "more", Action: nat.SNAT, Sources: pfx("10.4.0.0/16"), Destinations: pfx("203.0.113.0/24"), Pool: "partner"})
 	c.Own = append(c.Own, addr("192.0.2.99"))
-	c.Clamps, c.Tunnels = c.Clamps[:1], c.Tunnels[:1]
+	c.Clamps, c.Sessions = c.Clamps[:1], c.Sessions[:1]
 	apply(t, d, c)
 	if after := ns.Run("nft -a list chain inet isthmus egress"); after != before {
 		t.Errorf("changed:\n%s\nbefore:\n%s", after, before)
@@ -140,7 +149,12 @@ func TestHealing(t *testing.T) {
 		"add element inet isthmus policy-1-4 { 10.9.0.0/16 . 198.51.100.0/24 . tcp . 443 : accept }",
 		"flush map inet isthmus mss4",
 		"flush chain inet isthmus input",
-		"add element inet isthmus bgp { eth7 }",
+		"add element inet isthmus bgp4 { eth7 . 10.0.0.1 }",
+		"add element inet isthmus attached { eth7 }",
+		"delete element inet isthmus from { tun0 }",
+		"flush chain inet isthmus from-tun0",
+		"flush chain inet isthmus drop-platform",
+		"flush chain inet isthmus leave",
 		"flush map inet isthmus pool-web-4",
 		"add element inet isthmus full-web-4 { 198.51.100.1 . tcp . 443 }",
 		"add element inet isthmus table-full { ipv4 }",

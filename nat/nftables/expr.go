@@ -91,6 +91,8 @@ func state(bits uint32, op expr.CmpOp) []expr.Any {
 		compare(op, 0, 0, 0, 0))
 }
 
+func nativeUint32(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
+
 // begins matches packets of flows that are not under way.
 func begins() []expr.Any { return state(expr.CtStateBitNEW, expr.CmpOpNeq) }
 

@@ -23,7 +23,7 @@ const (
 )
 
 func guardConfig() nat.Config {
-	c := nat.Config{Underlay: "up0", Own: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")}, Pools: []nat.Pool{pool("p", "192.0.2.11", "2001:db8:ff::11")}}
+	c := nat.Config{Underlay: "up0", Attachments: inside("tun0"), Own: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")}, Pools: []nat.Pool{pool("p", "192.0.2.11", "2001:db8:ff::11")}}
 	c.Policies = []nat.Policy{{Name: "tcp", Action: nat.SNAT, Sources: pfx("10.0.0.0/8", "2001:db8:a::/48"), Protocol: "tcp", Pool: "p", Pickup: true}}
 	return c
 }
@@ -233,6 +233,8 @@ func TestConnections(t *testing.T) {
 	t.Log("from tunnel to tunnel nothing is translated or dropped")
 	s.router.Run("ip link add tun1 type veth peer name far1 netns " + s.outside.Path + "\nip link set tun1 address 02:00:00:00:00:01 arp off\nip link set tun1 up\nip route add 172.16.0.0/16 dev tun1")
 	s.outside.Run("ip link set far1 address 02:00:00:00:00:01 arp off\nip link set far1 up\nip addr add 172.16.0.1/32 dev far1\nip route add 10.0.0.0/8 dev far1")
+	c.Attachments = inside("tun0", "tun1")
+	apply(t, d, c)
 	_, server = connect(t, s, listen(t, s, "172.16.0.1:443"))
 	if got := server.RemoteAddr().String(); !strings.HasPrefix(got, "10.0.0.1:") {
 		t.Errorf("the other spoke sees %s", got)
@@ -321,20 +323,21 @@ func TestICMPErrors(t *testing.T) {
 	}
 }
 
-// TestBGPComesByTunnels connects to port 179 of the node from a tunnel and from the Internet side. A tunnel that is there no more
-// is the Internet.
-func TestBGPComesByTunnels(t *testing.T) {
+// TestDoors connects to ports of the node from an attachment and from the underlay. BGP comes from the address of a peer by its own
+// interface, and from nowhere else. The API does not answer attachments, unless the document names who may.
+func TestDoors(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
 	c := guardConfig()
-	c.Tunnels = []string{"tun0"}
+	c.Sessions = []nat.Session{{Interface: "tun0", Address: addr("10.0.0.1")}, {Interface: "tun0", Address: addr("2001:db8:a::1")}}
+	c.API.Port = 7443
 	apply(t, d, c)
 	s.inside.Run("ip addr add 10.0.0.1/32 dev in0\nip -6 addr add 2001:db8:a::1/128 dev in0 nodad")
 	s.outside.Run(`ip addr add 198.51.100.1/32 dev out0
 		ip -6 addr add 2001:db8:b::1/128 dev out0 nodad
 		ip route add 192.0.2.0/24 dev out0
 		ip -6 route add 2001:db8:ff::/64 dev out0`)
-	for _, port := range []string{"179", "180"} {
+	for _, port := range []string{"179", "180", "7443"} {
 		s.router.Do(func() {
 			l, err := net.Listen("tcp", ":"+port)
 			if err != nil {
@@ -360,8 +363,18 @@ func TestBGPComesByTunnels(t *testing.T) {
 		dial(s.inside, a+":179", true)
 		dial(s.outside, a+":179", false)
 		dial(s.outside, a+":180", true)
+		dial(s.outside, a+":7443", true)
+		dial(s.inside, a+":7443", false)
 	}
-	c.Tunnels = nil
+	c.API.From = pfx("10.0.0.0/30", "2001:db8:b::/64")
+	apply(t, d, c)
+	dial(s.inside, "192.0.2.1:7443", true)
+	dial(s.outside, "192.0.2.1:7443", false)
+	dial(s.inside, "[2001:db8:ff::1]:7443", false)
+	dial(s.outside, "[2001:db8:ff::1]:7443", true)
+	dial(s.router, "127.0.0.1:7443", true)
+
+	c.Sessions = []nat.Session{{Interface: "tun0", Address: addr("10.0.0.2")}, {Interface: "tun1", Address: addr("10.0.0.1")}}
 	apply(t, d, c)
 	dial(s.inside, "192.0.2.1:179", false)
 	dial(s.router, "127.0.0.1:179", true)

@@ -28,6 +28,8 @@ const (
 	proxyView = "proxy"
 	// plainView holds the pairs of prefixes between which packets may keep their source. The guard asks it.
 	plainView = "plain"
+	// exactView holds what names addresses of the cloud's platform. Only flows to these ask it.
+	exactView = "exact"
 )
 
 // layerIndex finds the last layer in which something may overlap a rule. It only looks at prefixes: rules of one precedence
@@ -159,6 +161,13 @@ func (r *ruleset) addPolicies(c nat.Config, rules []nat.Rule) {
 		})
 	}
 	r.addPlain(c)
+	var exact []nat.Rule
+	for i := range rules {
+		if rules[i].NamesPlatform() {
+			exact = append(exact, rules[i])
+		}
+	}
+	r.lay(exactView, exact, func(int, int) element { return element{kind: gotoTo, chain: "leaving"} })
 }
 
 // addPlain lays what the guard lets pass without translation.

@@ -31,7 +31,7 @@ func TestTwoSpokesWithOnePrefix(t *testing.T) {
 	}
 	s.outside.Run("ip addr add 198.51.100.1/32 dev out0")
 	d := newDriver(t, s.router)
-	c := nat.Config{Underlay: "up0", Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{pool("p", "192.0.2.11"), pool("q", "192.0.2.12")},
+	c := nat.Config{Underlay: "up0", Attachments: inside("tun0", "tun1"), Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{pool("p", "192.0.2.11"), pool("q", "192.0.2.12")},
 		Maps: []nat.Map{
 			{Interfaces: []string{"tun0"}, Inside: netip.MustParsePrefix("10.0.0.0/16"), Mapped: netip.MustParsePrefix("100.64.0.0/16")},
 			{Interfaces: []string{"tun1"}, Inside: netip.MustParsePrefix("10.0.0.0/16"), Mapped: netip.MustParsePrefix("100.65.0.0/16")},

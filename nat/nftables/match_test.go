@@ -51,7 +51,7 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 	blocks := pool("blocks", "192.0.2.42", "192.0.2.41", "2001:db8:ff::41")
 	blocks.Blocks = &nat.Blocks{Size: 20000, FirstPort: 2000, Sources: []netip.Prefix{
 		netip.MustParsePrefix("10.0.0.0/30"), netip.MustParsePrefix("10.1.1.2/31"), netip.MustParsePrefix("2001:db8:a:1::2/127"), netip.MustParsePrefix("2001:db8:a::1/128")}}
-	c := nat.Config{Underlay: "up0", Own: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")},
+	c := nat.Config{Underlay: "up0", Attachments: inside("tun0"), Own: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")},
 		Pools: []nat.Pool{
 			pool("one", "192.0.2.11", "2001:db8:ff::11"),
 			pool("many", "192.0.2.21", "192.0.2.22", "192.0.2.23", "2001:db8:ff::21", "2001:db8:ff::22", "2001:db8:ff::23", "2001:db8:ff::24"),
@@ -163,7 +163,7 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 func TestMutationIsSeen(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
-	c := nat.Config{Underlay: "up0", Own: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")}, Pools: []nat.Pool{pool("one", "192.0.2.11"), pool("two", "192.0.2.21")}}
+	c := nat.Config{Underlay: "up0", Attachments: inside("tun0"), Own: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")}, Pools: []nat.Pool{pool("one", "192.0.2.11"), pool("two", "192.0.2.21")}}
 	c.Policies = []nat.Policy{
 		{Name: "all", Action: nat.SNAT, Sources: pfx("10.0.0.0/8"), Pool: "one"},
 		{Name: "some", Action: nat.SNAT, Sources: pfx("10.0.0.0/8"), Destinations: pfx("198.50.0.0/16"), Pool: "two", Pickup: true},
@@ -231,7 +231,7 @@ func policyRules(c nat.Config, name string) []nat.Rule {
 func TestLayersDoNotOverlap(t *testing.T) {
 	for seed := range uint64(60) {
 		r := traffic.Random{Rand: rand.New(rand.NewPCG(seed, 3))}
-		c := nat.Config{Underlay: "up0"}
+		c := nat.Config{Underlay: "up0", Attachments: inside("tun0")}
 		for i := range 60 {
 			c.Policies = append(c.Policies, r.Policy(fmt.Sprint("p", i)))
 		}
@@ -268,7 +268,7 @@ func TestProxyBeforeFront(t *testing.T) {
 	p := pool("p", "192.0.2.11", "2001:db8:ff::11")
 	p.Addresses[0].Public, p.Addresses[1].Public = addr("203.0.113.11"), addr("2001:db8:c::11")
 	https := []nat.PortRange{{First: 443, Last: 443}}
-	c := nat.Config{Underlay: "up0", Own: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")}, Pools: []nat.Pool{p}}
+	c := nat.Config{Underlay: "up0", Attachments: inside("tun0"), Own: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")}, Pools: []nat.Pool{p}}
 	for suffix, k := range map[string]struct{ inside, client, public, server, proxy string }{
 		"4": {"10.0.0.0/8", "10.0.0.0/24", "203.0.113.11/32", "172.17.0.1:8443", "172.17.0.2:3128"},
 		"6": {"2001:db8:a::/48", "2001:db8:a::/64", "2001:db8:c::11/128", "[2001:db8:a:ffff::1]:8443", "[2001:db8:a:ffff::2]:3128"},

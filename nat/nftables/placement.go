@@ -192,12 +192,12 @@ func (r *ruleset) addRefusals() {
 }
 
 // refusals has the first packets of flows looked at that are about to leave. Nothing else is asked of the others.
-func refusals(underlay string) []expr.Any {
+func refusals() []expr.Any {
 	const confirmed = 1 << 3 // IPS_CONFIRMED: the flow's first packet has left
 	return rule(do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, confirmed), Xor: make([]byte, 4)},
 		compare(expr.CmpOpEq, 0, 0, 0, 0)),
-		leaves(expr.CmpOpEq, underlay), do(verdict(expr.VerdictJump, "begins")))
+		do(verdict(expr.VerdictJump, "begins")))
 }
 
 // place fills the maps of placements with those of the pools of a configuration that new flows may have.

@@ -14,7 +14,7 @@ import (
 // spread is a pool of four addresses for everything from 10.0.0.0/8, and 2001:db8:a::/48.
 func spread() nat.Config {
 	return nat.Config{
-		Underlay: "up0", Own: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")},
+		Underlay: "up0", Attachments: inside("tun0"), Own: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")},
 		Pools:    []nat.Pool{pool("p", "192.0.2.11", "192.0.2.12", "192.0.2.13", "192.0.2.14", "2001:db8:ff::11", "2001:db8:ff::12")},
 		Policies: []nat.Policy{{Name: "all", Action: nat.SNAT, Sources: pfx("10.0.0.0/8", "2001:db8:a::/48"), Pool: "p"}},
 	}

@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -24,7 +25,8 @@ const (
 const (
 	nflogPacket  = unix.NFNL_SUBSYS_ULOG << 8
 	nflogConfig  = unix.NFNL_SUBSYS_ULOG<<8 | 1
-	nflogPayload = 9 // NFULA_PAYLOAD
+	nflogPayload = 9  // NFULA_PAYLOAD
+	nflogPrefix  = 10 // NFULA_PREFIX
 
 	configCommand   = 1 // NFULA_CFG_CMD
 	configThreshold = 5 // NFULA_CFG_QTHRESH
@@ -33,7 +35,7 @@ const (
 
 // Sample implements nat.Driver. The kernel has one listener for the group in a network namespace: while another process is, it
 // returns an error.
-func (d *Driver) Sample(ctx context.Context, dropped func(nat.Flow)) error {
+func (d *Driver) Sample(ctx context.Context, dropped func(nat.Reason, nat.Flow)) error {
 	fd, err := openSocket(d.options.NetNS, unix.SOCK_NONBLOCK)
 	if err != nil {
 		return err
@@ -59,12 +61,12 @@ func (d *Driver) Sample(ctx context.Context, dropped func(nat.Flow)) error {
 		case err != nil:
 			return fmt.Errorf("reading samples: %w", err)
 		}
-		flows, err := decodeSamples(buffer[:n])
+		samples, err := decodeSamples(buffer[:n])
 		if err != nil {
 			return fmt.Errorf("asking for samples: %w", err)
 		}
-		for _, f := range flows {
-			dropped(f)
+		for _, s := range samples {
+			dropped(s.reason, s.flow)
 		}
 	}
 }
@@ -87,8 +89,14 @@ func bindRequest() []byte {
 	return slices.Concat(request, make([]byte, 8), body)
 }
 
+// sample is a packet that was dropped.
+type sample struct {
+	reason nat.Reason
+	flow   nat.Flow
+}
+
 // decodeSamples reads the messages of a datagram. What is no packet of a known kind is left out; a refusal is an error.
-func decodeSamples(b []byte) (flows []nat.Flow, err error) {
+func decodeSamples(b []byte) (samples []sample, err error) {
 	for len(b) >= unix.SizeofNlMsghdr {
 		n := int(binary.NativeEndian.Uint32(b))
 		if n < unix.SizeofNlMsghdr || n > len(b) {
@@ -101,22 +109,23 @@ func decodeSamples(b []byte) (flows []nat.Flow, err error) {
 				return nil, unix.Errno(-code)
 			}
 		case kind == nflogPacket && len(body) >= 4:
-			for attrs := body[4:]; len(attrs) >= unix.SizeofNlAttr; {
-				size := int(binary.NativeEndian.Uint16(attrs))
-				if size < unix.SizeofNlAttr || size > len(attrs) {
-					break
+			var s sample
+			known := false
+			attributes(body[4:], func(kind uint16, value []byte) {
+				switch kind {
+				case nflogPrefix:
+					s.reason = nat.Reason(bytes.TrimRight(value, "\x00"))
+				case nflogPayload:
+					s.flow, known = decodePacket(value)
 				}
-				if binary.NativeEndian.Uint16(attrs[2:])&^unix.NLA_F_NESTED == nflogPayload {
-					if f, ok := decodePacket(attrs[unix.SizeofNlAttr:size]); ok {
-						flows = append(flows, f)
-					}
-				}
-				attrs = attrs[min((size+3)&^3, len(attrs)):]
+			})
+			if known {
+				samples = append(samples, s)
 			}
 		}
 		b = b[min((n+3)&^3, len(b)):]
 	}
-	return flows, nil
+	return samples, nil
 }
 
 // decodePacket reads what policies look at from an IP packet. It does not follow extension headers of IPv6.

@@ -43,7 +43,7 @@ type Router interface {
 	Pools() ([]*isthmusv1.PoolStatus, <-chan struct{})
 	Names() ([]*isthmusv1.NameStatus, <-chan struct{})
 	// Guard returns what the guard kept from leaving.
-	Guard() (packets, bytes uint64)
+	Drops() []*isthmusv1.Drop
 	// ProveEgress says under which addresses flows may be seen, and what is wrong with that.
 	ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequest) (*isthmusv1.EgressProof, error)
 	// Ports returns what was last counted of the ports of pool addresses, in the order of ComparePorts. Recount has

@@ -282,8 +282,13 @@ func (s *services) WatchRoutes(_ *isthmusv1.WatchRoutesRequest, stream grpc.Serv
 func (s *services) ListPolicies(_ context.Context, r *isthmusv1.ListPoliciesRequest) (*isthmusv1.ListPoliciesResponse, error) {
 	all, _ := s.router.Policies()
 	items, next, err := policies.page(all, r.PageSize, r.PageToken, "", nil)
-	packets, bytes := s.router.Guard()
-	return &isthmusv1.ListPoliciesResponse{Policies: items, NextPageToken: next, GuardPackets: packets, GuardBytes: bytes}, err
+	out := &isthmusv1.ListPoliciesResponse{Policies: items, NextPageToken: next, Drops: s.router.Drops()}
+	for _, d := range out.Drops {
+		if d.Reason == "guard" {
+			out.GuardPackets, out.GuardBytes = d.Packets, d.Bytes
+		}
+	}
+	return out, err
 }
 
 func (s *services) ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequest) (*isthmusv1.ProveEgressResponse, error) {

@@ -25,7 +25,7 @@ func BenchmarkUpdate(b *testing.B) {
 			for b.Loop() {
 				t := NewTable()
 				t.SetLinks([]Link{{"a", 10, true}})
-				t.SetOutside(outside)
+				t.SetReserved(covered(outside))
 				t.Update(routes)
 				for ops := t.Ops(2048); len(ops) > 0; ops = t.Ops(2048) {
 					t.Done(ops, nil)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -47,8 +46,8 @@ func (f *FIB) Update(routes []Route) {
 // SetAlive says whether a next hop carries traffic. See Table.SetAlive.
 func (f *FIB) SetAlive(h NextHop, alive bool) { f.change(func(t *Table) { t.SetAlive(h, alive) }) }
 
-// SetOutside names the addresses that must stay reachable through the underlay. See Table.SetOutside.
-func (f *FIB) SetOutside(addrs []netip.Addr) { f.change(func(t *Table) { t.SetOutside(addrs) }) }
+// SetReserved names what routes must not take away from the node. See Table.SetReserved.
+func (f *FIB) SetReserved(all []Reserved) { f.change(func(t *Table) { t.SetReserved(all) }) }
 
 // Restarted says that the BGP routes will be reported again from the start. See Table.Restarted.
 func (f *FIB) Restarted() { f.change((*Table).Restarted) }

@@ -48,9 +48,8 @@ type RouteState struct {
 	NextHops  []NextHop // wanted, sorted
 	Alive     []NextHop // those of NextHops that carry traffic now; none: the route is a black hole
 	Blackhole bool      // wanted as one
-	// Covers is an outside address that the prefix covers: the route is withheld from the kernel, since it would
-	// draw the encrypted packets into a tunnel.
-	Covers netip.Addr
+	// Takes is what the route would take away from the node: it is withheld from the kernel. Nil: nothing.
+	Takes *Reserved
 	// Installed is true when the kernel has the route as wanted.
 	Installed bool
 }

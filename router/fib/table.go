@@ -1,6 +1,7 @@
 package fib
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -25,10 +26,10 @@ const (
 //
 // Until Synced, routes that a former run left in the kernel stay although nobody has asked for them yet.
 type Table struct {
-	links   map[string]Link
-	names   map[uint32]string // of links, by index
-	dead    map[NextHop]bool  // reported dead; without a gateway: all of the interface
-	outside []netip.Addr      // ascending
+	links    map[string]Link
+	names    map[uint32]string // of links, by index
+	dead     map[NextHop]bool  // reported dead; without a gateway: all of the interface
+	reserved *reserve
 
 	routes   map[netip.Prefix]*entry
 	groups   map[string]*group // wanted sets of next hops, by key
@@ -81,17 +82,18 @@ type object struct {
 // NewTable returns an empty table.
 func NewTable() *Table {
 	return &Table{
-		links:   map[string]Link{},
-		dead:    map[NextHop]bool{},
-		routes:  map[netip.Prefix]*entry{},
-		groups:  map[string]*group{},
-		byID:    map[uint32]*group{},
-		objects: map[Object]*object{},
-		taken:   map[uint32]bool{},
-		static:  map[netip.Prefix]bool{},
-		lastID:  firstID,
-		hole:    &group{id: blackhole},
-		random:  rand.New(rand.NewPCG(0, 0)),
+		reserved: &reserve{},
+		links:    map[string]Link{},
+		dead:     map[NextHop]bool{},
+		routes:   map[netip.Prefix]*entry{},
+		groups:   map[string]*group{},
+		byID:     map[uint32]*group{},
+		objects:  map[Object]*object{},
+		taken:    map[uint32]bool{},
+		static:   map[netip.Prefix]bool{},
+		lastID:   firstID,
+		hole:     &group{id: blackhole},
+		random:   rand.New(rand.NewPCG(0, 0)),
 	}
 }
 
@@ -169,23 +171,81 @@ func (t *Table) touch(names map[string]bool) {
 	}
 }
 
-// SetOutside names the addresses that must be reached through the underlay: the outside addresses of the tunnels'
-// peers. A route that covers one of them is withheld from the kernel, because it would beat the underlay's default route
-// and draw encrypted packets into a tunnel. Default routes (of length 0) are not withheld: by Metric they lose
-// against the underlay's.
-func (t *Table) SetOutside(addrs []netip.Addr) {
-	addrs = slices.Compact(slices.SortedFunc(slices.Values(addrs), netip.Addr.Compare))
-	if slices.Equal(t.outside, addrs) {
+// SetReserved names what routes must not take away from the node: the outside addresses of the tunnels' peers, because a route that
+// covers one would draw encrypted packets into a tunnel; what the platform serves; the node's own networks. Such a route is withheld from
+// the kernel. Default routes (of length 0) are not: by Metric they lose against the underlay's.
+func (t *Table) SetReserved(all []Reserved) {
+	all = slices.Clone(all)
+	slices.SortFunc(all, func(a, b Reserved) int {
+		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()), cmp.Compare(a.Own, b.Own), cmp.Compare(a.Why, b.Why))
+	})
+	if slices.Equal(t.reserved.all, all) {
 		return
 	}
 	before := make(map[netip.Prefix]*group, len(t.routes))
 	for p, e := range t.routes {
 		before[p] = t.winner(p, e)
 	}
-	t.outside = addrs
+	t.reserved = newReserve(all)
 	for p, e := range t.routes {
 		t.settle(p, e, before[p])
 	}
+}
+
+// reserve finds what a route would take away.
+type reserve struct {
+	all     []Reserved
+	within  map[netip.Prefix]*Reserved
+	lengths [2][129]bool // of within
+	covered []*Reserved  // ascending
+}
+
+func newReserve(all []Reserved) *reserve {
+	r := &reserve{all: all, within: map[netip.Prefix]*Reserved{}}
+	for i := range all {
+		k := &all[i]
+		p := k.Prefix.Masked()
+		if r.within[p] == nil {
+			r.within[p] = k
+		}
+		six := 0
+		if p.Addr().Is6() {
+			six = 1
+		}
+		r.lengths[six][p.Bits()] = true
+		if k.Covered {
+			r.covered = append(r.covered, k)
+		}
+	}
+	return r
+}
+
+// taken returns what a route for a prefix would take away, nil for nothing.
+func (r *reserve) taken(p netip.Prefix) *Reserved {
+	if p.Bits() == 0 {
+		return nil
+	}
+	six := 0
+	if p.Addr().Is6() {
+		six = 1
+	}
+	for bits := 0; bits <= p.Bits(); bits++ {
+		if !r.lengths[six][bits] {
+			continue
+		}
+		q, _ := p.Addr().Prefix(bits)
+		if k := r.within[q]; k != nil {
+			return k
+		}
+	}
+	// The addresses in a prefix follow its own one.
+	i, _ := slices.BinarySearchFunc(r.covered, p.Addr(), func(k *Reserved, a netip.Addr) int { return k.Prefix.Addr().Compare(a) })
+	for ; i < len(r.covered) && p.Contains(r.covered[i].Prefix.Addr()); i++ {
+		if p.Bits() > r.covered[i].Own {
+			return r.covered[i]
+		}
+	}
+	return nil
 }
 
 // Restarted says that the BGP routes will be reported again from the start. Until Synced the known ones stay.
@@ -302,26 +362,13 @@ func (t *Table) settle(p netip.Prefix, e *entry, before *group) {
 
 // winner returns the group that the kernel should use for a prefix, nil for none.
 func (t *Table) winner(p netip.Prefix, e *entry) *group {
-	if e.static == nil && e.bgp == nil || t.covers(p).IsValid() {
+	if e.static == nil && e.bgp == nil || t.reserved.taken(p) != nil {
 		return nil
 	}
 	if e.static != nil {
 		return e.static
 	}
 	return e.bgp
-}
-
-// covers returns an outside address that a prefix would take away from the underlay.
-func (t *Table) covers(p netip.Prefix) netip.Addr {
-	if p.Bits() == 0 {
-		return netip.Addr{}
-	}
-	// The addresses in a prefix follow its own one.
-	i, _ := slices.BinarySearchFunc(t.outside, p.Addr(), netip.Addr.Compare)
-	if i < len(t.outside) && p.Contains(t.outside[i]) {
-		return t.outside[i]
-	}
-	return netip.Addr{}
 }
 
 // mark puts a prefix on the list of changes when the kernel has something else than is wanted.
@@ -720,7 +767,7 @@ func (t *Table) Adopt(s State) {
 // Routes returns every route, in no order, until yield returns false.
 func (t *Table) Routes(yield func(RouteState) bool) {
 	for p, e := range t.routes {
-		s := RouteState{Prefix: p, Covers: t.covers(p)}
+		s := RouteState{Prefix: p, Takes: t.reserved.taken(p)}
 		g := e.bgp
 		if g != nil {
 			s.Source = BGP

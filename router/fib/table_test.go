@@ -108,7 +108,7 @@ func TestStaticWins(t *testing.T) {
 
 func TestOutsideAddressesStayOutside(t *testing.T) {
 	b := newBench(t, "a")
-	b.table.SetOutside([]netip.Addr{netip.MustParseAddr("203.0.113.7")})
+	b.table.SetReserved(covered([]netip.Addr{netip.MustParseAddr("203.0.113.7")}))
 	for _, p := range []string{"203.0.113.0/24", "0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1"} {
 		b.table.Update([]Route{{Prefix: pfx(p), NextHops: []NextHop{hop("a")}}})
 	}
@@ -117,11 +117,11 @@ func TestOutsideAddressesStayOutside(t *testing.T) {
 		t.Errorf("installed %v, want 0.0.0.0/0 and 0.0.0.0/1", got)
 	}
 	for r := range b.table.Routes {
-		if withheld := r.Prefix.Bits() > 0 && r.Prefix.Contains(netip.MustParseAddr("203.0.113.7")); withheld != r.Covers.IsValid() || withheld == r.Installed {
+		if withheld := r.Prefix.Bits() > 0 && r.Prefix.Contains(netip.MustParseAddr("203.0.113.7")); withheld != (r.Takes != nil) || withheld == r.Installed {
 			t.Errorf("state %+v", r)
 		}
 	}
-	b.table.SetOutside(nil)
+	b.table.SetReserved(nil)
 	b.expect(b.run(), map[OpKind]int{AddRoute: 2})
 }
 
@@ -289,12 +289,12 @@ func walk(t *testing.T, r *rand.Rand) {
 			for range r.IntN(3) {
 				outside = append(outside, netip.AddrFrom4([4]byte{10, 0, byte(r.IntN(12)), 9}))
 			}
-			b.table.SetOutside(outside)
+			b.table.SetReserved(covered(outside))
 		case 9:
 			switch r.IntN(3) {
 			case 0:
 				b.table = NewTable()
-				b.table.SetOutside(outside)
+				b.table.SetReserved(covered(outside))
 				for n, a := range alive {
 					b.table.SetAlive(NextHop{Interface: n}, a)
 				}
@@ -416,4 +416,35 @@ func FuzzUpdateKeepsPrefixesApart(f *testing.F) {
 			t.Errorf("%v/%d is missing", addr, bits)
 		}
 	})
+}
+
+// covered returns addresses that no route may cover.
+func covered(addrs []netip.Addr) (all []Reserved) {
+	for _, a := range addrs {
+		all = append(all, Reserved{Prefix: netip.PrefixFrom(a, a.BitLen()), Covered: true})
+	}
+	return all
+}
+
+// TestReserved: a route into a reserved network, or to a reserved address, is withheld; one that covers an address only when it is longer than
+// the machine's own route there.
+func TestReserved(t *testing.T) {
+	table := NewTable()
+	p := netip.MustParsePrefix
+	table.SetReserved([]Reserved{
+		{Prefix: p("169.254.0.0/16"), Why: "a"}, {Prefix: p("192.0.2.0/24"), Why: "b"}, {Prefix: p("10.9.0.2/32"), Covered: true, Own: 0, Why: "c"},
+		{Prefix: p("10.8.0.2/32"), Covered: true, Own: 24, Why: "d"}, {Prefix: p("10.7.0.2/32"), Why: "e"}, {Prefix: p("fe80::/10"), Why: "f"},
+	})
+	for text, want := range map[string]string{
+		"0.0.0.0/0": "", "169.254.3.0/24": "a", "169.254.0.0/16": "a", "169.0.0.0/8": "", "192.0.2.7/32": "b", "192.0.0.0/16": "", "10.9.0.0/16": "c", "10.0.0.0/8": "c",
+		"10.8.0.0/16": "", "10.8.0.0/24": "", "10.8.0.0/25": "d", "10.7.0.0/16": "", "10.7.0.2/32": "e", "fe80::1/128": "f", "2001:db8::/32": "",
+	} {
+		got := ""
+		if k := table.reserved.taken(p(text)); k != nil {
+			got = k.Why
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", text, got, want)
+		}
+	}
 }

@@ -74,7 +74,7 @@ func TestOwnThread(t *testing.T) {
 func TestTune(t *testing.T) {
 	ns := netns.New(t)
 	netns.Veth(ns, "up0", ns, "far0")
-	want := Sysctls("up0")
+	want := slices.Concat(Sysctls("up0"), Forwarding(true))
 	tune := func(want []Sysctl) (n int, err error) {
 		ns.Do(func() { n, err = Tune(want) })
 		return n, err
@@ -100,5 +100,8 @@ func TestTune(t *testing.T) {
 	broken := []Sysctl{{Path: "net/ipv4/no_such", Value: "1"}, {Path: "net/ipv4/ip_forward", Value: "0"}}
 	if n, err := tune(broken); n != 1 || err == nil || !strings.Contains(err.Error(), "net/ipv4/no_such") {
 		t.Errorf("a missing parameter: %d written, %v", n, err)
+	}
+	if n, err := tune(Forwarding(false)); n < 1 || err != nil || strings.Join(strings.Fields(ns.Run("sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.all.accept_redirects")), "") != "000" {
+		t.Errorf("forwarding is not off: %d written, %v", n, err)
 	}
 }

@@ -27,7 +27,14 @@ func (m *Machine) Has(capability string) bool { return slices.Contains(m.names, 
 // Capabilities returns what the kernel has, by name.
 func (m *Machine) Capabilities() []string { return m.names }
 
-// Prepare sets the kernel parameters that a router with this underlay interface needs.
+// Forward has the kernel forward packets, or not.
+func (m *Machine) Forward(on bool) error {
+	n, err := Tune(Forwarding(on))
+	m.writes.Add(uint64(n))
+	return err
+}
+
+// Prepare sets the kernel parameters that a router with this underlay interface needs, all but forwarding.
 func (m *Machine) Prepare(underlay string) error {
 	n, err := Tune(Sysctls(underlay))
 	m.writes.Add(uint64(n))

@@ -16,14 +16,27 @@ type Sysctl struct {
 	Optional bool
 }
 
-// Sysctls returns the parameters that a router needs, for a node with the given underlay interface.
+// Forwarding returns the parameters that have the kernel forward packets, or not.
+func Forwarding(on bool) []Sysctl {
+	value := "0"
+	if on {
+		value = "1"
+	}
+	return []Sysctl{
+		{Path: "net/ipv4/ip_forward", Value: value},
+		{Path: "net/ipv6/conf/all/forwarding", Value: value, Optional: true},
+		// The kernel gives this its default when forwarding changes.
+		{Path: "net/ipv4/conf/all/accept_redirects", Value: "0"},
+		{Path: "net/ipv4/conf/default/accept_redirects", Value: "0"},
+	}
+}
+
+// Sysctls returns the parameters that a router needs beside Forwarding, for a node with the given underlay interface.
 func Sysctls(underlay string) []Sysctl {
 	return []Sysctl{
 		// Router advertisements are still heard on the underlay when the node forwards; it may have its route from them.
 		// This comes first, since forwarding would drop that route.
 		{Path: "net/ipv6/conf/" + underlay + "/accept_ra", Value: "2", Optional: true},
-		{Path: "net/ipv4/ip_forward", Value: "1"},
-		{Path: "net/ipv6/conf/all/forwarding", Value: "1", Optional: true},
 		// Loose reverse path filter (RFC 3704 section 2.4): the way back may be another tunnel. The larger of "all" and the
 		// interface's own counts.
 		{Path: "net/ipv4/conf/all/rp_filter", Value: "2"},

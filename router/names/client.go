@@ -28,6 +28,21 @@ type client struct {
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
+// System returns the addresses of the DNS servers that the machine itself uses.
+func System() (out []netip.Addr) {
+	servers, err := system(resolvConf)
+	if err != nil {
+		return nil // it asks none
+	}
+	for _, s := range servers {
+		out = append(out, s.Addr())
+	}
+	return out
+}
+
+// resolvConf is the file with the machine's own servers (resolv.conf(5)).
+const resolvConf = "/etc/resolv.conf"
+
 // system returns the servers of a file like /etc/resolv.conf (resolv.conf(5)).
 func system(file string) ([]netip.AddrPort, error) {
 	f, err := os.Open(file)

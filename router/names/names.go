@@ -52,7 +52,7 @@ type Resolver struct {
 // New returns a Resolver of no names.
 func New(o Options) *Resolver {
 	if o.ResolvConf == "" {
-		o.ResolvConf = "/etc/resolv.conf"
+		o.ResolvConf = resolvConf
 	}
 	return &Resolver{options: o, client: client{(&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[Listener]context.CancelFunc{}}
 }

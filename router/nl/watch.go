@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -17,6 +18,45 @@ type Change struct {
 	Name    string // empty: anything may have changed, since notifications were lost
 	Alias   string
 	Deleted bool
+}
+
+// Around calls changed when addresses, interfaces, or routes that are not isthmus's may have changed, until ctx is done.
+func (l *Links) Around(ctx context.Context, changed func()) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("watching the machine: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "rtnetlink")
+	defer f.Close()
+	for _, group := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE} {
+		err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group))
+	}
+	if err != nil {
+		return fmt.Errorf("watching the machine: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := f.Read(buf)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return fmt.Errorf("watching the machine: %w", err)
+		}
+		msgs, parseErr := syscall.ParseNetlinkMessage(buf[:max(0, n)])
+		if err != nil || parseErr != nil || slices.ContainsFunc(msgs, isForeign) {
+			changed()
+		}
+	}
+}
+
+// isForeign says whether a message is about anything but a route of isthmus's.
+func isForeign(m syscall.NetlinkMessage) bool {
+	const protocol = 5 // of struct rtmsg
+	route := m.Header.Type == unix.RTM_NEWROUTE || m.Header.Type == unix.RTM_DELROUTE
+	return !route || len(m.Data) <= protocol || m.Data[protocol] != Protocol
 }
 
 // Watch calls notify for each change of a link in the calling thread's network namespace until ctx is done. It begins

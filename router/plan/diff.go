@@ -30,7 +30,7 @@ const (
 // Change is one difference between two targets.
 type Change struct {
 	Action     Action
-	Kind       string // "node", "underlay", "tunnel", "peer", "announcement", "route", "pool", "zone", "health", "names", "takeover", "proxy", "policy", "map", "log"
+	Kind       string // "node", "underlay", "tunnel", "attachment", "access", "peer", "announcement", "route", "pool", "zone", "health", "names", "takeover", "proxy", "policy", "map", "log"
 	Name       string
 	Fields     []string // "field: old -> new"
 	Interrupts string   // what stops for a moment or for good, beside the flows of Ends; empty: nothing does
@@ -83,6 +83,10 @@ func Diff(a, b Target) []Change {
 	record(diff("policy", a.NAT.Policies, b.NAT.Policies, func(p nat.Policy) string { return p.Name }, policyFields, "new flows that it would decide are left to the other policies, and without one the guard drops them"))
 	record(diff("map", a.NAT.Maps, b.NAT.Maps, func(m nat.Map) string { return m.Mapped.String() }, anyFields[nat.Map](""), ""))
 	record(diff("tunnel", a.Tunnels, b.Tunnels, func(c tunnel.Config) string { return c.Name }, tunnelFields(a.NAT.Clamps, b.NAT.Clamps), "the tunnel goes down for good"))
+	record(diff("attachment", a.Attachments, b.Attachments, func(x Attachment) string { return x.Name }, anyFields[Attachment]("packets that come by it with other sources are dropped"), "what comes by it is dropped, but for what peers and routes of a tunnel allow"))
+	if f := fields(reflect.ValueOf(a.NAT.API), reflect.ValueOf(b.NAT.API)); len(f) > 0 {
+		changes = append(changes, Change{Action: Modify, Kind: "access", Name: "api", Fields: f, Interrupts: "clients with another source lose the API; its unix socket stays"})
+	}
 	record(diff("route", a.Routes, b.Routes, func(r fib.Route) string { return r.Prefix.String() }, anyFields[fib.Route](""), "what it carries takes another route or none"))
 	record(diff("announcement", a.BGP.Announce, b.BGP.Announce, netip.Prefix.String, anyFields[netip.Prefix](""), "it is withdrawn from every peer"))
 	record(diff("peer", a.BGP.Peers, b.BGP.Peers, func(p bgp.Peer) string { return p.Name }, peerFields, "the session is closed, and its routes go"))

@@ -39,6 +39,14 @@ type Target struct {
 	// Takeover without ways takes nothing.
 	Takeover takeover.Config
 	Log      flow.Config
+	// Attachments are the plain interfaces of the document, and the tunnels for which it gives sources, by name.
+	Attachments []Attachment
+}
+
+// Attachment is an interface that leads to a network, with what the document says of its sources.
+type Attachment struct {
+	Name, Interface string
+	Sources         []netip.Prefix
 }
 
 // Make decides what is to be done for a document. The ledger returned belongs to the target: both are accepted
@@ -101,13 +109,13 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 		t.Tunnels = append(t.Tunnels, c)
 		interfaces[c.Name] = c
 		t.NAT.Clamps = append(t.NAT.Clamps, clamp(c, tu.MSS))
-		t.NAT.Tunnels = append(t.NAT.Tunnels, c.Interface)
 	}
 
 	t.routes(s, interfaces)
 	t.BGP.Announce = slices.Clone(s.Announce)
 	t.maps(s, interfaces)
 	problems = append(problems, t.peers(s, interfaces)...)
+	problems = append(problems, t.sides(s, interfaces)...)
 	t.BGP.ASN, t.BGP.RouterID = s.Node.ASN, s.Node.RouterID
 	slices.SortFunc(t.BGP.Announce, comparePrefix)
 

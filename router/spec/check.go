@@ -54,6 +54,10 @@ func Check(d Document, secrets Secrets) (*Spec, Problems) {
 	for i, r := range m.GetStaticRoutes() {
 		c.route(fmt.Sprintf("staticRoutes[%d]", i), r)
 	}
+	for i, a := range m.GetAttachments() {
+		c.attachment(fmt.Sprintf("attachments[%d]", i), a)
+	}
+	c.s.API = c.sourceList("access.api", m.GetAccess().GetApi())
 	c.zones(m.GetEgress().GetZones())
 	c.resolution(m.GetEgress())
 	for i, p := range m.GetEgress().GetPools() {
@@ -85,7 +89,8 @@ type checker struct {
 	sources  map[netip.Addr]string // addresses of pools
 	publics  map[netip.Addr]string // and what the world sees for them
 	dests    map[netip.Prefix]string
-	paths    []string // of the policies
+	attached map[string]string // interfaces of attachments -> path
+	paths    []string          // of the policies
 
 	announcing  map[netip.Prefix]string // prefixes that pools announce
 	domainNames map[string]bool
@@ -233,6 +238,7 @@ func (c *checker) tunnel(path string, t *isthmusv1.Tunnel) {
 	if int(out.MSS) > out.MTU-40 {
 		c.Problem(path+".mss", strconv.Itoa(int(out.MSS)), fmt.Sprintf("does not fit the MTU of %d", out.MTU), fmt.Sprintf("give at most %d, or leave it out", out.MTU-40))
 	}
+	out.Sources = c.sourceList(path+".sources", t.GetSources())
 	c.s.Tunnels = append(c.s.Tunnels, out)
 	if ok {
 		c.tunnels[out.Name] = out
@@ -636,6 +642,7 @@ func (c *checker) route(path string, r *isthmusv1.StaticRoute) {
 		c.Problem(path+".prefix", p.String(), "is the destination of "+at+" too", "write one route with both tunnels")
 	}
 	c.dests[p] = path
+	c.routable(path+".prefix", p)
 	switch {
 	case r.GetBlackhole() && len(r.GetTunnels()) > 0:
 		c.Problem(path+".blackhole", "true", "excludes `tunnels`", "keep one of them")

@@ -25,6 +25,10 @@ type Spec struct {
 	Policies []nat.Policy
 	Maps     []PrefixMap
 	Zones    []nat.Zone
+	// Attachments are the plain interfaces that lead to networks.
+	Attachments []Attachment
+	// API are the sources that may reach the API; empty: the default of nat.API.
+	API []netip.Prefix
 	// Health has the pools that are probed, or that announce something.
 	Health []health.Pool
 	// Proxies are the proxies of policies that are probed, by the policies' names.
@@ -60,6 +64,25 @@ type Tunnel struct {
 	tunnel.Config
 	MSS   uint16 // 0: from the MTU
 	Cloud string // name of a preset of tunnel/cloud; empty: none
+	// Sources are those that the document gives; empty: none, and the planner finds them.
+	Sources []netip.Prefix
+}
+
+// Attachment is a checked plain interface that leads to a network.
+type Attachment struct {
+	Name, Interface string
+	Sources         []netip.Prefix
+	Routes          []AttachmentRoute
+	path            string
+}
+
+// Path returns the field path of the attachment, for problems that only the planner can see.
+func (a Attachment) Path() string { return a.path }
+
+// AttachmentRoute is a checked route to a network behind an attachment. Via is zero when the network is on the link.
+type AttachmentRoute struct {
+	Prefix netip.Prefix
+	Via    netip.Addr
 }
 
 // Peer is a checked BGP peer. The embedded Peer lacks Interface, and its addresses and TTL when they follow from

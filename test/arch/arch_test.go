@@ -95,7 +95,7 @@ var below = map[string][]string{
 	"router/flow":       {"nat", "nat/conntrack"},
 	"router/fib":        {},
 	"router/fib/kernel": {"router/fib"},
-	"router/nl":         {},
+	"router/nl":         {"router/fib"},
 	"router/host":       {},
 	"router/health":     {},
 	"router/names":      {"nat"},

@@ -42,7 +42,12 @@ type Spec struct {
 	// Routes that are set by hand.
 	StaticRoutes []*StaticRoute `protobuf:"bytes,6,rep,name=static_routes,json=staticRoutes,proto3" json:"static_routes,omitempty"`
 	// Source NAT toward the underlay.
-	Egress        *Egress `protobuf:"bytes,7,opt,name=egress,proto3" json:"egress,omitempty"`
+	Egress *Egress `protobuf:"bytes,7,opt,name=egress,proto3" json:"egress,omitempty"`
+	// Networks behind plain interfaces. Packets are forwarded only between tunnels and attachments, and from them to the
+	// underlay through `egress`; what comes by another interface, or would leave by one, is dropped.
+	Attachments []*Attachment `protobuf:"bytes,8,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	// Who may reach the node itself.
+	Access        *Access `protobuf:"bytes,9,opt,name=access,proto3" json:"access,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -126,6 +131,198 @@ func (x *Spec) GetEgress() *Egress {
 	return nil
 }
 
+func (x *Spec) GetAttachments() []*Attachment {
+	if x != nil {
+		return x.Attachments
+	}
+	return nil
+}
+
+func (x *Spec) GetAccess() *Access {
+	if x != nil {
+		return x.Access
+	}
+	return nil
+}
+
+// Attachment makes the network behind a plain interface a spoke like one behind a tunnel: a LAN at a second network
+// card, or a VPC whose route table points at this node.
+type Attachment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unique name, also among the tunnels: lower case letters, digits and hyphens, 1 to 63 characters. Required.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Name of the kernel interface, at most 15 characters. The underlay's own is for networks that reach this node by it;
+	// only their `sources` are then inside. Required.
+	Interface string `protobuf:"bytes,2,opt,name=interface,proto3" json:"interface,omitempty"`
+	// Prefixes that packets may have as source when they come by the interface; what has another source is dropped and counted. With
+	// the underlay's interface, /8 or longer (IPv4), /16 or longer (IPv6). At most 1000. Default: the prefixes of `routes`.
+	Sources []string `protobuf:"bytes,3,rep,name=sources,proto3" json:"sources,omitempty"`
+	// What is behind the interface and not connected to it. At most 1000.
+	Routes        []*AttachmentRoute `protobuf:"bytes,4,rep,name=routes,proto3" json:"routes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Attachment) Reset() {
+	*x = Attachment{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Attachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Attachment) ProtoMessage() {}
+
+func (x *Attachment) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
+func (*Attachment) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Attachment) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Attachment) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *Attachment) GetSources() []string {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *Attachment) GetRoutes() []*AttachmentRoute {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+// AttachmentRoute is a route to a network behind an attachment.
+type AttachmentRoute struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The destination. Unique among all static routes. Required.
+	Prefix string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// Address of the router that leads there, on the network of the interface. Default: the destination is on that network.
+	Via           string `protobuf:"bytes,2,opt,name=via,proto3" json:"via,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachmentRoute) Reset() {
+	*x = AttachmentRoute{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachmentRoute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachmentRoute) ProtoMessage() {}
+
+func (x *AttachmentRoute) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachmentRoute.ProtoReflect.Descriptor instead.
+func (*AttachmentRoute) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AttachmentRoute) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *AttachmentRoute) GetVia() string {
+	if x != nil {
+		return x.Via
+	}
+	return ""
+}
+
+// Access says who may reach the node itself.
+type Access struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sources that may reach the API, by any interface; others get no answer. At most 1000. The unix socket and the loopback
+	// always work. Default: every source that comes by the underlay or by an interface that is not an attachment.
+	Api           []string `protobuf:"bytes,1,rep,name=api,proto3" json:"api,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Access) Reset() {
+	*x = Access{}
+	mi := &file_isthmus_v1_spec_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Access) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Access) ProtoMessage() {}
+
+func (x *Access) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_spec_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Access.ProtoReflect.Descriptor instead.
+func (*Access) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Access) GetApi() []string {
+	if x != nil {
+		return x.Api
+	}
+	return nil
+}
+
 // Node names the router and gives it its place in BGP.
 type Node struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -142,7 +339,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[1]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -154,7 +351,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[1]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -167,7 +364,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{1}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Node) GetName() string {
@@ -209,7 +406,7 @@ type Underlay struct {
 
 func (x *Underlay) Reset() {
 	*x = Underlay{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[2]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -221,7 +418,7 @@ func (x *Underlay) String() string {
 func (*Underlay) ProtoMessage() {}
 
 func (x *Underlay) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[2]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -234,7 +431,7 @@ func (x *Underlay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Underlay.ProtoReflect.Descriptor instead.
 func (*Underlay) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{2}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Underlay) GetInterface() string {
@@ -290,14 +487,18 @@ type Tunnel struct {
 	// The cloud whose own VPN gateway is the peer: "aws", "azure", "azure-vwan", "gcp" or "oci". Whatever the tunnel and the
 	// peers in it leave out is then what that gateway needs, as `isthmus cloud show` lists it with reasons, and what the gateway
 	// would refuse is refused here. Only with `ipsec`. Default: none.
-	Cloud         string `protobuf:"bytes,7,opt,name=cloud,proto3" json:"cloud,omitempty"`
+	Cloud string `protobuf:"bytes,7,opt,name=cloud,proto3" json:"cloud,omitempty"`
+	// Prefixes that packets may have as source when they come by the tunnel; what has another source is dropped and counted. The
+	// peer's inside and BGP addresses, and mapped prefixes, are always among them. At most 1000. Default: what the import
+	// policies of the peers in the tunnel may accept, and the destinations of static routes by it (RFC 8704).
+	Sources       []string `protobuf:"bytes,8,rep,name=sources,proto3" json:"sources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Tunnel) Reset() {
 	*x = Tunnel{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[3]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -309,7 +510,7 @@ func (x *Tunnel) String() string {
 func (*Tunnel) ProtoMessage() {}
 
 func (x *Tunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[3]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -322,7 +523,7 @@ func (x *Tunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tunnel.ProtoReflect.Descriptor instead.
 func (*Tunnel) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{3}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Tunnel) GetName() string {
@@ -385,6 +586,13 @@ func (x *Tunnel) GetCloud() string {
 	return ""
 }
 
+func (x *Tunnel) GetSources() []string {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
 type isTunnel_Encryption interface {
 	isTunnel_Encryption()
 }
@@ -418,7 +626,7 @@ type Inside struct {
 
 func (x *Inside) Reset() {
 	*x = Inside{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[4]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -430,7 +638,7 @@ func (x *Inside) String() string {
 func (*Inside) ProtoMessage() {}
 
 func (x *Inside) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[4]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -443,7 +651,7 @@ func (x *Inside) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inside.ProtoReflect.Descriptor instead.
 func (*Inside) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{4}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Inside) GetLocal() string {
@@ -496,7 +704,7 @@ type IPsec struct {
 
 func (x *IPsec) Reset() {
 	*x = IPsec{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[5]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -508,7 +716,7 @@ func (x *IPsec) String() string {
 func (*IPsec) ProtoMessage() {}
 
 func (x *IPsec) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[5]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -521,7 +729,7 @@ func (x *IPsec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IPsec.ProtoReflect.Descriptor instead.
 func (*IPsec) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{5}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *IPsec) GetRemoteAddress() string {
@@ -629,7 +837,7 @@ type WireGuard struct {
 
 func (x *WireGuard) Reset() {
 	*x = WireGuard{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[6]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +849,7 @@ func (x *WireGuard) String() string {
 func (*WireGuard) ProtoMessage() {}
 
 func (x *WireGuard) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[6]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +862,7 @@ func (x *WireGuard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WireGuard.ProtoReflect.Descriptor instead.
 func (*WireGuard) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{6}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WireGuard) GetPrivateKey() string {
@@ -743,7 +951,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[7]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +963,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[7]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +976,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{7}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Peer) GetName() string {
@@ -898,7 +1106,7 @@ type PrefixRule struct {
 
 func (x *PrefixRule) Reset() {
 	*x = PrefixRule{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[8]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +1118,7 @@ func (x *PrefixRule) String() string {
 func (*PrefixRule) ProtoMessage() {}
 
 func (x *PrefixRule) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[8]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +1131,7 @@ func (x *PrefixRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixRule.ProtoReflect.Descriptor instead.
 func (*PrefixRule) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{8}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PrefixRule) GetPrefix() string {
@@ -960,7 +1168,7 @@ type ImportPolicy struct {
 
 func (x *ImportPolicy) Reset() {
 	*x = ImportPolicy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[9]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1180,7 @@ func (x *ImportPolicy) String() string {
 func (*ImportPolicy) ProtoMessage() {}
 
 func (x *ImportPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[9]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1193,7 @@ func (x *ImportPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicy.ProtoReflect.Descriptor instead.
 func (*ImportPolicy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{9}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ImportPolicy) GetAllow() []*PrefixRule {
@@ -1021,7 +1229,7 @@ type ExportPolicy struct {
 
 func (x *ExportPolicy) Reset() {
 	*x = ExportPolicy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1033,7 +1241,7 @@ func (x *ExportPolicy) String() string {
 func (*ExportPolicy) ProtoMessage() {}
 
 func (x *ExportPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[10]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1046,7 +1254,7 @@ func (x *ExportPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportPolicy.ProtoReflect.Descriptor instead.
 func (*ExportPolicy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{10}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExportPolicy) GetAllow() []*PrefixRule {
@@ -1092,7 +1300,7 @@ type StaticRoute struct {
 
 func (x *StaticRoute) Reset() {
 	*x = StaticRoute{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1312,7 @@ func (x *StaticRoute) String() string {
 func (*StaticRoute) ProtoMessage() {}
 
 func (x *StaticRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[11]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1325,7 @@ func (x *StaticRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StaticRoute.ProtoReflect.Descriptor instead.
 func (*StaticRoute) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{11}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StaticRoute) GetPrefix() string {
@@ -1175,7 +1383,7 @@ type Egress struct {
 
 func (x *Egress) Reset() {
 	*x = Egress{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1395,7 @@ func (x *Egress) String() string {
 func (*Egress) ProtoMessage() {}
 
 func (x *Egress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[12]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1408,7 @@ func (x *Egress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Egress.ProtoReflect.Descriptor instead.
 func (*Egress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{12}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Egress) GetPools() []*Pool {
@@ -1292,7 +1500,7 @@ type Takeover struct {
 
 func (x *Takeover) Reset() {
 	*x = Takeover{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1304,7 +1512,7 @@ func (x *Takeover) String() string {
 func (*Takeover) ProtoMessage() {}
 
 func (x *Takeover) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[13]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1317,7 +1525,7 @@ func (x *Takeover) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Takeover.ProtoReflect.Descriptor instead.
 func (*Takeover) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{13}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Takeover) GetWatch() []string {
@@ -1354,7 +1562,7 @@ type Zone struct {
 
 func (x *Zone) Reset() {
 	*x = Zone{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1574,7 @@ func (x *Zone) String() string {
 func (*Zone) ProtoMessage() {}
 
 func (x *Zone) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[14]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1587,7 @@ func (x *Zone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Zone.ProtoReflect.Descriptor instead.
 func (*Zone) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{14}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Zone) GetName() string {
@@ -1410,7 +1618,7 @@ type DNSProxy struct {
 
 func (x *DNSProxy) Reset() {
 	*x = DNSProxy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1630,7 @@ func (x *DNSProxy) String() string {
 func (*DNSProxy) ProtoMessage() {}
 
 func (x *DNSProxy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[15]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1643,7 @@ func (x *DNSProxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNSProxy.ProtoReflect.Descriptor instead.
 func (*DNSProxy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{15}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DNSProxy) GetListen() []string {
@@ -1462,7 +1670,7 @@ type TranslationLog struct {
 
 func (x *TranslationLog) Reset() {
 	*x = TranslationLog{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1474,7 +1682,7 @@ func (x *TranslationLog) String() string {
 func (*TranslationLog) ProtoMessage() {}
 
 func (x *TranslationLog) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[16]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1487,7 +1695,7 @@ func (x *TranslationLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslationLog.ProtoReflect.Descriptor instead.
 func (*TranslationLog) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{16}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TranslationLog) GetMaxAge() *durationpb.Duration {
@@ -1528,7 +1736,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1748,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[17]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1761,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{17}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Pool) GetName() string {
@@ -1625,7 +1833,7 @@ type Probes struct {
 
 func (x *Probes) Reset() {
 	*x = Probes{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1845,7 @@ func (x *Probes) String() string {
 func (*Probes) ProtoMessage() {}
 
 func (x *Probes) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[18]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1858,7 @@ func (x *Probes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probes.ProtoReflect.Descriptor instead.
 func (*Probes) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{18}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Probes) GetTargets() []string {
@@ -1720,7 +1928,7 @@ type Blocks struct {
 
 func (x *Blocks) Reset() {
 	*x = Blocks{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +1940,7 @@ func (x *Blocks) String() string {
 func (*Blocks) ProtoMessage() {}
 
 func (x *Blocks) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[19]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +1953,7 @@ func (x *Blocks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Blocks.ProtoReflect.Descriptor instead.
 func (*Blocks) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{19}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Blocks) GetSize() uint32 {
@@ -1786,7 +1994,7 @@ type PoolAddress struct {
 
 func (x *PoolAddress) Reset() {
 	*x = PoolAddress{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +2006,7 @@ func (x *PoolAddress) String() string {
 func (*PoolAddress) ProtoMessage() {}
 
 func (x *PoolAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[20]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +2019,7 @@ func (x *PoolAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolAddress.ProtoReflect.Descriptor instead.
 func (*PoolAddress) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{20}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PoolAddress) GetAddress() string {
@@ -1896,7 +2104,7 @@ type EgressPolicy struct {
 
 func (x *EgressPolicy) Reset() {
 	*x = EgressPolicy{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1908,7 +2116,7 @@ func (x *EgressPolicy) String() string {
 func (*EgressPolicy) ProtoMessage() {}
 
 func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[21]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1921,7 +2129,7 @@ func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressPolicy.ProtoReflect.Descriptor instead.
 func (*EgressPolicy) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{21}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *EgressPolicy) GetName() string {
@@ -2026,7 +2234,7 @@ type PolicyList struct {
 
 func (x *PolicyList) Reset() {
 	*x = PolicyList{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2246,7 @@ func (x *PolicyList) String() string {
 func (*PolicyList) ProtoMessage() {}
 
 func (x *PolicyList) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[22]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2259,7 @@ func (x *PolicyList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyList.ProtoReflect.Descriptor instead.
 func (*PolicyList) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{22}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PolicyList) GetPolicies() []*EgressPolicy {
@@ -2079,7 +2287,7 @@ type FlowTimeouts struct {
 
 func (x *FlowTimeouts) Reset() {
 	*x = FlowTimeouts{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2299,7 @@ func (x *FlowTimeouts) String() string {
 func (*FlowTimeouts) ProtoMessage() {}
 
 func (x *FlowTimeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[23]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2312,7 @@ func (x *FlowTimeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowTimeouts.ProtoReflect.Descriptor instead.
 func (*FlowTimeouts) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{23}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FlowTimeouts) GetTcpEstablished() *durationpb.Duration {
@@ -2152,7 +2360,7 @@ type PrefixMap struct {
 
 func (x *PrefixMap) Reset() {
 	*x = PrefixMap{}
-	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2164,7 +2372,7 @@ func (x *PrefixMap) String() string {
 func (*PrefixMap) ProtoMessage() {}
 
 func (x *PrefixMap) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_spec_proto_msgTypes[24]
+	mi := &file_isthmus_v1_spec_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2177,7 +2385,7 @@ func (x *PrefixMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixMap.ProtoReflect.Descriptor instead.
 func (*PrefixMap) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{24}
+	return file_isthmus_v1_spec_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PrefixMap) GetTunnels() []string {
@@ -2206,7 +2414,7 @@ var File_isthmus_v1_spec_proto protoreflect.FileDescriptor
 const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\n" +
 	"\x15isthmus/v1/spec.proto\x12\n" +
-	"isthmus.v1\x1a\x1egoogle/protobuf/duration.proto\"\xba\x02\n" +
+	"isthmus.v1\x1a\x1egoogle/protobuf/duration.proto\"\xa0\x03\n" +
 	"\x04Spec\x12$\n" +
 	"\x04node\x18\x01 \x01(\v2\x10.isthmus.v1.NodeR\x04node\x120\n" +
 	"\bunderlay\x18\x02 \x01(\v2\x14.isthmus.v1.UnderlayR\bunderlay\x12,\n" +
@@ -2214,7 +2422,20 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x05peers\x18\x04 \x03(\v2\x10.isthmus.v1.PeerR\x05peers\x12\x1a\n" +
 	"\bannounce\x18\x05 \x03(\tR\bannounce\x12<\n" +
 	"\rstatic_routes\x18\x06 \x03(\v2\x17.isthmus.v1.StaticRouteR\fstaticRoutes\x12*\n" +
-	"\x06egress\x18\a \x01(\v2\x12.isthmus.v1.EgressR\x06egress\"I\n" +
+	"\x06egress\x18\a \x01(\v2\x12.isthmus.v1.EgressR\x06egress\x128\n" +
+	"\vattachments\x18\b \x03(\v2\x16.isthmus.v1.AttachmentR\vattachments\x12*\n" +
+	"\x06access\x18\t \x01(\v2\x12.isthmus.v1.AccessR\x06access\"\x8d\x01\n" +
+	"\n" +
+	"Attachment\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\tinterface\x18\x02 \x01(\tR\tinterface\x12\x18\n" +
+	"\asources\x18\x03 \x03(\tR\asources\x123\n" +
+	"\x06routes\x18\x04 \x03(\v2\x1b.isthmus.v1.AttachmentRouteR\x06routes\";\n" +
+	"\x0fAttachmentRoute\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x10\n" +
+	"\x03via\x18\x02 \x01(\tR\x03via\"\x1a\n" +
+	"\x06Access\x12\x10\n" +
+	"\x03api\x18\x01 \x03(\tR\x03api\"I\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03asn\x18\x02 \x01(\rR\x03asn\x12\x1b\n" +
@@ -2223,7 +2444,7 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12%\n" +
 	"\x0epublic_address\x18\x03 \x01(\tR\rpublicAddress\x12\x10\n" +
-	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"\xf2\x01\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"\x8c\x02\n" +
 	"\x06Tunnel\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
 	"\x05ipsec\x18\x02 \x01(\v2\x11.isthmus.v1.IPsecH\x00R\x05ipsec\x125\n" +
@@ -2231,7 +2452,8 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x06inside\x18\x04 \x03(\v2\x12.isthmus.v1.InsideR\x06inside\x12\x10\n" +
 	"\x03mtu\x18\x05 \x01(\rR\x03mtu\x12\x10\n" +
 	"\x03mss\x18\x06 \x01(\rR\x03mss\x12\x14\n" +
-	"\x05cloud\x18\a \x01(\tR\x05cloudB\f\n" +
+	"\x05cloud\x18\a \x01(\tR\x05cloud\x12\x18\n" +
+	"\asources\x18\b \x03(\tR\asourcesB\f\n" +
 	"\n" +
 	"encryption\"6\n" +
 	"\x06Inside\x12\x14\n" +
@@ -2394,84 +2616,90 @@ func file_isthmus_v1_spec_proto_rawDescGZIP() []byte {
 	return file_isthmus_v1_spec_proto_rawDescData
 }
 
-var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_isthmus_v1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_isthmus_v1_spec_proto_goTypes = []any{
 	(*Spec)(nil),                // 0: isthmus.v1.Spec
-	(*Node)(nil),                // 1: isthmus.v1.Node
-	(*Underlay)(nil),            // 2: isthmus.v1.Underlay
-	(*Tunnel)(nil),              // 3: isthmus.v1.Tunnel
-	(*Inside)(nil),              // 4: isthmus.v1.Inside
-	(*IPsec)(nil),               // 5: isthmus.v1.IPsec
-	(*WireGuard)(nil),           // 6: isthmus.v1.WireGuard
-	(*Peer)(nil),                // 7: isthmus.v1.Peer
-	(*PrefixRule)(nil),          // 8: isthmus.v1.PrefixRule
-	(*ImportPolicy)(nil),        // 9: isthmus.v1.ImportPolicy
-	(*ExportPolicy)(nil),        // 10: isthmus.v1.ExportPolicy
-	(*StaticRoute)(nil),         // 11: isthmus.v1.StaticRoute
-	(*Egress)(nil),              // 12: isthmus.v1.Egress
-	(*Takeover)(nil),            // 13: isthmus.v1.Takeover
-	(*Zone)(nil),                // 14: isthmus.v1.Zone
-	(*DNSProxy)(nil),            // 15: isthmus.v1.DNSProxy
-	(*TranslationLog)(nil),      // 16: isthmus.v1.TranslationLog
-	(*Pool)(nil),                // 17: isthmus.v1.Pool
-	(*Probes)(nil),              // 18: isthmus.v1.Probes
-	(*Blocks)(nil),              // 19: isthmus.v1.Blocks
-	(*PoolAddress)(nil),         // 20: isthmus.v1.PoolAddress
-	(*EgressPolicy)(nil),        // 21: isthmus.v1.EgressPolicy
-	(*PolicyList)(nil),          // 22: isthmus.v1.PolicyList
-	(*FlowTimeouts)(nil),        // 23: isthmus.v1.FlowTimeouts
-	(*PrefixMap)(nil),           // 24: isthmus.v1.PrefixMap
-	(*durationpb.Duration)(nil), // 25: google.protobuf.Duration
+	(*Attachment)(nil),          // 1: isthmus.v1.Attachment
+	(*AttachmentRoute)(nil),     // 2: isthmus.v1.AttachmentRoute
+	(*Access)(nil),              // 3: isthmus.v1.Access
+	(*Node)(nil),                // 4: isthmus.v1.Node
+	(*Underlay)(nil),            // 5: isthmus.v1.Underlay
+	(*Tunnel)(nil),              // 6: isthmus.v1.Tunnel
+	(*Inside)(nil),              // 7: isthmus.v1.Inside
+	(*IPsec)(nil),               // 8: isthmus.v1.IPsec
+	(*WireGuard)(nil),           // 9: isthmus.v1.WireGuard
+	(*Peer)(nil),                // 10: isthmus.v1.Peer
+	(*PrefixRule)(nil),          // 11: isthmus.v1.PrefixRule
+	(*ImportPolicy)(nil),        // 12: isthmus.v1.ImportPolicy
+	(*ExportPolicy)(nil),        // 13: isthmus.v1.ExportPolicy
+	(*StaticRoute)(nil),         // 14: isthmus.v1.StaticRoute
+	(*Egress)(nil),              // 15: isthmus.v1.Egress
+	(*Takeover)(nil),            // 16: isthmus.v1.Takeover
+	(*Zone)(nil),                // 17: isthmus.v1.Zone
+	(*DNSProxy)(nil),            // 18: isthmus.v1.DNSProxy
+	(*TranslationLog)(nil),      // 19: isthmus.v1.TranslationLog
+	(*Pool)(nil),                // 20: isthmus.v1.Pool
+	(*Probes)(nil),              // 21: isthmus.v1.Probes
+	(*Blocks)(nil),              // 22: isthmus.v1.Blocks
+	(*PoolAddress)(nil),         // 23: isthmus.v1.PoolAddress
+	(*EgressPolicy)(nil),        // 24: isthmus.v1.EgressPolicy
+	(*PolicyList)(nil),          // 25: isthmus.v1.PolicyList
+	(*FlowTimeouts)(nil),        // 26: isthmus.v1.FlowTimeouts
+	(*PrefixMap)(nil),           // 27: isthmus.v1.PrefixMap
+	(*durationpb.Duration)(nil), // 28: google.protobuf.Duration
 }
 var file_isthmus_v1_spec_proto_depIdxs = []int32{
-	1,  // 0: isthmus.v1.Spec.node:type_name -> isthmus.v1.Node
-	2,  // 1: isthmus.v1.Spec.underlay:type_name -> isthmus.v1.Underlay
-	3,  // 2: isthmus.v1.Spec.tunnels:type_name -> isthmus.v1.Tunnel
-	7,  // 3: isthmus.v1.Spec.peers:type_name -> isthmus.v1.Peer
-	11, // 4: isthmus.v1.Spec.static_routes:type_name -> isthmus.v1.StaticRoute
-	12, // 5: isthmus.v1.Spec.egress:type_name -> isthmus.v1.Egress
-	5,  // 6: isthmus.v1.Tunnel.ipsec:type_name -> isthmus.v1.IPsec
-	6,  // 7: isthmus.v1.Tunnel.wireguard:type_name -> isthmus.v1.WireGuard
-	4,  // 8: isthmus.v1.Tunnel.inside:type_name -> isthmus.v1.Inside
-	25, // 9: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
-	25, // 10: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
-	25, // 11: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
-	25, // 12: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
-	25, // 13: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
-	25, // 14: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
-	9,  // 15: isthmus.v1.Peer.import:type_name -> isthmus.v1.ImportPolicy
-	10, // 16: isthmus.v1.Peer.export:type_name -> isthmus.v1.ExportPolicy
-	8,  // 17: isthmus.v1.ImportPolicy.allow:type_name -> isthmus.v1.PrefixRule
-	8,  // 18: isthmus.v1.ExportPolicy.allow:type_name -> isthmus.v1.PrefixRule
-	17, // 19: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
-	21, // 20: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
-	24, // 21: isthmus.v1.Egress.maps:type_name -> isthmus.v1.PrefixMap
-	16, // 22: isthmus.v1.Egress.log:type_name -> isthmus.v1.TranslationLog
-	14, // 23: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
-	25, // 24: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
-	25, // 25: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
-	15, // 26: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
-	13, // 27: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
-	25, // 28: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
-	25, // 29: isthmus.v1.TranslationLog.max_age:type_name -> google.protobuf.Duration
-	20, // 30: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
-	19, // 31: isthmus.v1.Pool.blocks:type_name -> isthmus.v1.Blocks
-	18, // 32: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
-	25, // 33: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
-	25, // 34: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
-	25, // 35: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
-	23, // 36: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
-	18, // 37: isthmus.v1.EgressPolicy.probes:type_name -> isthmus.v1.Probes
-	21, // 38: isthmus.v1.PolicyList.policies:type_name -> isthmus.v1.EgressPolicy
-	25, // 39: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
-	25, // 40: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
-	25, // 41: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
-	25, // 42: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	4,  // 0: isthmus.v1.Spec.node:type_name -> isthmus.v1.Node
+	5,  // 1: isthmus.v1.Spec.underlay:type_name -> isthmus.v1.Underlay
+	6,  // 2: isthmus.v1.Spec.tunnels:type_name -> isthmus.v1.Tunnel
+	10, // 3: isthmus.v1.Spec.peers:type_name -> isthmus.v1.Peer
+	14, // 4: isthmus.v1.Spec.static_routes:type_name -> isthmus.v1.StaticRoute
+	15, // 5: isthmus.v1.Spec.egress:type_name -> isthmus.v1.Egress
+	1,  // 6: isthmus.v1.Spec.attachments:type_name -> isthmus.v1.Attachment
+	3,  // 7: isthmus.v1.Spec.access:type_name -> isthmus.v1.Access
+	2,  // 8: isthmus.v1.Attachment.routes:type_name -> isthmus.v1.AttachmentRoute
+	8,  // 9: isthmus.v1.Tunnel.ipsec:type_name -> isthmus.v1.IPsec
+	9,  // 10: isthmus.v1.Tunnel.wireguard:type_name -> isthmus.v1.WireGuard
+	7,  // 11: isthmus.v1.Tunnel.inside:type_name -> isthmus.v1.Inside
+	28, // 12: isthmus.v1.IPsec.ike_rekey:type_name -> google.protobuf.Duration
+	28, // 13: isthmus.v1.IPsec.child_rekey:type_name -> google.protobuf.Duration
+	28, // 14: isthmus.v1.IPsec.dpd_delay:type_name -> google.protobuf.Duration
+	28, // 15: isthmus.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
+	28, // 16: isthmus.v1.Peer.hold_time:type_name -> google.protobuf.Duration
+	28, // 17: isthmus.v1.Peer.keepalive:type_name -> google.protobuf.Duration
+	12, // 18: isthmus.v1.Peer.import:type_name -> isthmus.v1.ImportPolicy
+	13, // 19: isthmus.v1.Peer.export:type_name -> isthmus.v1.ExportPolicy
+	11, // 20: isthmus.v1.ImportPolicy.allow:type_name -> isthmus.v1.PrefixRule
+	11, // 21: isthmus.v1.ExportPolicy.allow:type_name -> isthmus.v1.PrefixRule
+	20, // 22: isthmus.v1.Egress.pools:type_name -> isthmus.v1.Pool
+	24, // 23: isthmus.v1.Egress.policies:type_name -> isthmus.v1.EgressPolicy
+	27, // 24: isthmus.v1.Egress.maps:type_name -> isthmus.v1.PrefixMap
+	19, // 25: isthmus.v1.Egress.log:type_name -> isthmus.v1.TranslationLog
+	17, // 26: isthmus.v1.Egress.zones:type_name -> isthmus.v1.Zone
+	28, // 27: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
+	28, // 28: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
+	18, // 29: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
+	16, // 30: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
+	28, // 31: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
+	28, // 32: isthmus.v1.TranslationLog.max_age:type_name -> google.protobuf.Duration
+	23, // 33: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
+	22, // 34: isthmus.v1.Pool.blocks:type_name -> isthmus.v1.Blocks
+	21, // 35: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
+	28, // 36: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
+	28, // 37: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
+	28, // 38: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
+	26, // 39: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
+	21, // 40: isthmus.v1.EgressPolicy.probes:type_name -> isthmus.v1.Probes
+	24, // 41: isthmus.v1.PolicyList.policies:type_name -> isthmus.v1.EgressPolicy
+	28, // 42: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
+	28, // 43: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
+	28, // 44: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
+	28, // 45: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
+	46, // [46:46] is the sub-list for method output_type
+	46, // [46:46] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_spec_proto_init() }
@@ -2479,19 +2707,19 @@ func file_isthmus_v1_spec_proto_init() {
 	if File_isthmus_v1_spec_proto != nil {
 		return
 	}
-	file_isthmus_v1_spec_proto_msgTypes[3].OneofWrappers = []any{
+	file_isthmus_v1_spec_proto_msgTypes[6].OneofWrappers = []any{
 		(*Tunnel_Ipsec)(nil),
 		(*Tunnel_Wireguard)(nil),
 	}
-	file_isthmus_v1_spec_proto_msgTypes[7].OneofWrappers = []any{}
 	file_isthmus_v1_spec_proto_msgTypes[10].OneofWrappers = []any{}
+	file_isthmus_v1_spec_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_spec_proto_rawDesc), len(file_isthmus_v1_spec_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -161,7 +161,9 @@ func (r *Router) PortTotals() *isthmusv1.ListPortsResponse {
 	}
 	return totals
 }
-func (r *Router) Guard() (packets, bytes uint64) { return 3, 180 }
+func (r *Router) Drops() []*isthmusv1.Drop {
+	return []*isthmusv1.Drop{{Reason: "guard", Description: "an inside source toward the Internet", Packets: 3, Bytes: 180}, {Reason: "foreign-source", Description: "a source that does not belong to the attachment", Packets: 7, Bytes: 588}}
+}
 
 func (r *Router) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {
 	changed := r.bells["status"].Wait()

@@ -1,0 +1,305 @@
+package nftables
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/nat"
+)
+
+// Every packet that is forwarded pays for what stands here. So what decides most packets comes first, names of interfaces are looked up in
+// hash tables, and a flow that connection tracking knows is asked for its interfaces alone.
+
+const (
+	// attachedSet holds the interfaces of attachments, without the underlay's.
+	attachedSet = "attached"
+	// fromMap leads to the chain of the sources of an interface.
+	fromMap = "from"
+
+	// sourcesPriority is behind defragmentation and mapped prefixes, and before connection tracking.
+	sourcesPriority nftables.ChainPriority = -290
+
+	// fewPrefixes is how many prefixes a chain compares one by one; more are looked up in a set.
+	fewPrefixes = 3
+)
+
+func armsSet(ipv6 bool) string { return "arms" + of(ipv6).suffix }
+
+func fromChain(iface string) string { return "from-" + iface }
+
+func fromSet(iface string, ipv6 bool) string { return "from-" + iface + "-" + of(ipv6).suffix }
+
+func dropChain(r nat.Reason) string {
+	if r == nat.DropGuard {
+		return dropped
+	}
+	return "drop-" + string(r)
+}
+
+// dropCounter returns the name of the counter of a reason.
+func dropCounter(r nat.Reason) string { return string(r) }
+
+// addDrops adds the chains that count, sample and drop.
+func (r *ruleset) addDrops() {
+	for _, reason := range nat.Reasons {
+		r.chains[dropChain(reason)] = &chain{rules: [][]expr.Any{
+			do(&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: dropCounter(reason)}),
+			do(&expr.Limit{Type: expr.LimitTypePkts, Rate: 1, Unit: expr.LimitTimeSecond, Burst: 5},
+				&expr.Log{Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN | 1<<unix.NFTA_LOG_PREFIX, Group: SampleGroup, Snaplen: sampleSize, Data: []byte(reason)}),
+			do(verdict(expr.VerdictDrop, "")),
+		}}
+	}
+}
+
+// prefixSet returns a set of prefixes that do not overlap. The protocol in its key is any: the kernel keeps intervals in keys of several
+// fields as they were written.
+func prefixSet(prefixes []netip.Prefix, ipv6 bool) *set {
+	s := &set{shape: shape{isInterval: true, isConcat: true}, elements: map[string]element{}}
+	for _, p := range outermost(prefixes) {
+		if p.Addr().Is6() == ipv6 {
+			key := slices.Concat(bound(p, 0), []byte{0, 0, 0, 0}, bound(p, 1), []byte{255, 0, 0, 0})
+			s.elements[string(key)] = element{}
+		}
+	}
+	return s
+}
+
+// outermost returns the prefixes that are in no other one.
+func outermost(prefixes []netip.Prefix) (out []netip.Prefix) {
+	sorted := make([]netip.Prefix, len(prefixes))
+	for i, p := range prefixes {
+		sorted[i] = p.Masked()
+	}
+	slices.SortFunc(sorted, netip.Prefix.Compare)
+	for _, p := range sorted {
+		if n := len(out); n == 0 || !(out[n-1].Bits() <= p.Bits() && out[n-1].Contains(p.Addr())) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// inPrefixes matches packets with an address, at an offset of the network header, in a set of prefixSet.
+func inPrefixes(f family, offset uint32, name string) []expr.Any {
+	return do(network(offset, f.size, register(0)), meta(expr.MetaKeyL4PROTO, register(f.size)),
+		&expr.Lookup{SourceRegister: register(0), SetName: name})
+}
+
+// isIn matches packets with an address, at an offset of the network header, in a prefix.
+func isIn(f family, offset uint32, p netip.Prefix) []expr.Any {
+	if p.Bits() == 0 {
+		return nil
+	}
+	size := uint32(p.Bits()+7) / 8
+	data := p.Masked().Addr().AsSlice()[:size]
+	if p.Bits()%8 == 0 {
+		return do(network(offset, size, reg1), compare(expr.CmpOpEq, data...))
+	}
+	mask := make([]byte, size)
+	for bit := range p.Bits() {
+		mask[bit/8] |= 0x80 >> (bit % 8)
+	}
+	return do(network(offset, size, reg1),
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: size, Mask: mask, Xor: make([]byte, size)},
+		compare(expr.CmpOpEq, data...))
+}
+
+// addSides adds what tells the interfaces apart, and drops packets whose source does not belong to the attachment by which they come. That
+// is done before connection tracking: a forged packet shall neither make an entry nor keep one alive.
+func (r *ruleset) addSides(c nat.Config) {
+	r.sets[attachedSet] = &set{elements: map[string]element{}}
+	r.sets[fromMap] = &set{shape: shape{isMap: true, isVerdict: true}, elements: map[string]element{}}
+	accept := do(verdict(expr.VerdictAccept, ""))
+	for _, name := range c.Attached() {
+		key := string(interfaceName(name))
+		r.sets[attachedSet].elements[key] = element{}
+		r.sets[fromMap].elements[key] = element{kind: gotoTo, chain: fromChain(name)}
+		from := &chain{}
+		var sources []netip.Prefix
+		for _, a := range c.Attachments {
+			if a.Interface == name {
+				sources = append(sources, a.Sources...)
+			}
+		}
+		sources = outermost(sources)
+		for _, f := range families {
+			var own []netip.Prefix
+			for _, p := range sources {
+				if p.Addr().Is6() == f.ipv6 {
+					own = append(own, p)
+				}
+			}
+			if len(own) > fewPrefixes {
+				r.sets[fromSet(name, f.ipv6)] = prefixSet(own, f.ipv6)
+				from.rules = append(from.rules, rule(isFamily(f), inPrefixes(f, f.source, fromSet(name, f.ipv6)), accept))
+				continue
+			}
+			for _, p := range own {
+				from.rules = append(from.rules, rule(isFamily(f), isIn(f, f.source, p), accept))
+			}
+		}
+		// A host that asks for an address has none yet (RFC 2131); the kernel forwards neither this source nor link-local ones.
+		from.rules = append(from.rules, rule(isFamily(of(false)), isIn(of(false), of(false).source, netip.MustParsePrefix("0.0.0.0/32")), accept))
+		from.rules = append(append(from.rules, linkLocal()...), do(verdict(expr.VerdictGoto, dropChain(nat.DropSource))))
+		r.chains[fromChain(name)] = from
+	}
+	r.chains["sources"] = &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting, priority: sourcesPriority, rules: [][]expr.Any{
+		do(meta(expr.MetaKeyIIFNAME, reg1), &expr.Lookup{SourceRegister: reg1, IsDestRegSet: true, SetName: fromMap}),
+	}}
+	if arms := c.Arms(); len(arms) > 0 {
+		for _, f := range families {
+			r.sets[armsSet(f.ipv6)] = prefixSet(arms, f.ipv6)
+		}
+	}
+}
+
+// arms returns the rules that match packets by the underlay, in a direction, from or to a network of an attachment behind the underlay's own
+// interface. There are none when no attachment is there.
+func arms(c nat.Config, direction []expr.Any, offset func(family) uint32, then []expr.Any) (rules [][]expr.Any) {
+	if len(c.Arms()) == 0 {
+		return nil
+	}
+	for _, f := range families {
+		rules = append(rules, rule(direction, isFamily(f), inPrefixes(f, offset(f), armsSet(f.ipv6)), then))
+	}
+	return rules
+}
+
+func sourceOf(f family) uint32      { return f.source }
+func destinationOf(f family) uint32 { return f.dst }
+
+// isAttached matches packets that came, or leave, by the interface of an attachment.
+func isAttached(key expr.MetaKey) []expr.Any { return do(meta(key, reg1), in(attachedSet)) }
+
+func goTo(name string) []expr.Any { return do(verdict(expr.VerdictGoto, name)) }
+
+// addForward adds what happens to forwarded packets before their source is translated.
+func (r *ruleset) addForward(c nat.Config) {
+	forward := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookForward, priority: *nftables.ChainPriorityMangle}
+	out, comesIn := leaves(expr.CmpOpEq, c.Underlay), comes(expr.CmpOpEq, c.Underlay)
+
+	// By which side does it leave?
+	forward.rules = append(forward.rules, arms(c, out, destinationOf, goTo("inward"))...)
+	forward.rules = append(forward.rules,
+		rule(out, goTo("outward")),
+		rule(isAttached(expr.MetaKeyOIFNAME), goTo("inward")),
+		goTo(dropChain(nat.DropInterface)))
+	r.chains["forward"] = forward
+
+	// And by which did it come?
+	inward := &chain{rules: [][]expr.Any{rule(isAttached(expr.MetaKeyIIFNAME), goTo("clamp"))}}
+	inward.rules = append(inward.rules, arms(c, comesIn, sourceOf, goTo("clamp"))...)
+	inward.rules = append(inward.rules, rule(comesIn, goTo("arrive")), goTo(dropChain(nat.DropInterface)))
+	r.chains["inward"] = inward
+
+	outward := &chain{rules: [][]expr.Any{rule(isAttached(expr.MetaKeyIIFNAME), goTo("leave"))}}
+	outward.rules = append(outward.rules, arms(c, comesIn, sourceOf, goTo("leave"))...)
+	outward.rules = append(outward.rules, rule(comesIn, goTo(dropChain(nat.DropUnderlay))), goTo(dropChain(nat.DropInterface)))
+	r.chains["outward"] = outward
+
+	r.addArrive(c)
+	r.addLeave(c)
+	r.addClamp()
+	r.chains[rejected] = &chain{rules: [][]expr.Any{
+		do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}),
+		do(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}),
+	}}
+}
+
+// underWay matches packets of flows that have been answered, and errors about them.
+func underWay() []expr.Any {
+	return state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, expr.CmpOpNeq)
+}
+
+// addArrive adds what the underlay may send to the inside.
+func (r *ruleset) addArrive(c nat.Config) {
+	const destinationTranslated = 1 << 5 // IPS_DST_NAT
+	arrive := &chain{rules: [][]expr.Any{rule(underWay(), goTo("clamp"))}}
+	opened := do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: nativeUint32(destinationTranslated), Xor: make([]byte, 4)},
+		compare(expr.CmpOpNeq, 0, 0, 0, 0))
+	// What claims to be from inside, or from the node, does not come by the underlay.
+	arrive.rules = append(arrive.rules,
+		rule(opened, do(&expr.Fib{Register: reg1, ResultOIFNAME: true, FlagSADDR: true}, compare(expr.CmpOpEq, interfaceName(c.Underlay)...)), goTo("clamp")))
+	for _, f := range families {
+		if len(r.layers[plainView][b2i(f.ipv6)]) == 0 {
+			continue
+		}
+		name := plainView + "-in-" + f.suffix
+		r.chains[name] = &chain{}
+		for layer, parts := range r.layers[plainView][b2i(f.ipv6)] {
+			for part := range parts {
+				// Its source is among the destinations of the policy.
+				r.chains[name].rules = append(r.chains[name].rules, do(
+					network(f.dst, f.size, register(0)),
+					network(f.source, f.size, register(f.size)),
+					meta(expr.MetaKeyL4PROTO, register(2*f.size)),
+					&expr.Immediate{Register: register(2*f.size + 4), Data: []byte{0, 0}},
+					&expr.Lookup{SourceRegister: register(0), IsDestRegSet: true, SetName: layerMap(plainView, layer, part, parts, f.ipv6)},
+				))
+			}
+		}
+		arrive.rules = append(arrive.rules, rule(isFamily(f), do(verdict(expr.VerdictJump, name))))
+	}
+	arrive.rules = append(arrive.rules, goTo(dropChain(nat.DropUnderlay)))
+	r.chains["arrive"] = arrive
+}
+
+// addLeave adds what happens to what goes from the inside to the underlay.
+func (r *ruleset) addLeave(c nat.Config) {
+	leave := &chain{rules: [][]expr.Any{rule(underWay(), goTo("clamp"))}}
+	for _, f := range families {
+		// Someone inside uses an address of ours as source. It would pass the guard.
+		leave.rules = append(leave.rules, rule(hasOwnSource(f), goTo(dropped)))
+	}
+	for _, f := range families {
+		refuse := goTo(dropChain(nat.DropPlatform))
+		if len(r.layers[exactView][b2i(f.ipv6)]) > 0 {
+			r.chains["platform-"+f.suffix] = &chain{rules: [][]expr.Any{r.ask(exactView, f), refuse}}
+			refuse = goTo("platform-" + f.suffix)
+		}
+		for _, p := range nat.Platform {
+			if p.Addr().Is6() == f.ipv6 {
+				leave.rules = append(leave.rules, rule(isFamily(f), isIn(f, f.dst, p), refuse))
+			}
+		}
+	}
+	leaving := &chain{}
+	for _, f := range families {
+		if len(r.layers[rejectView][b2i(f.ipv6)]) > 0 {
+			leaving.rules = append(leaving.rules, rule(isFamily(f), begins(), r.ask(rejectView, f)))
+		}
+	}
+	leaving.rules = append(leaving.rules, refusals(), goTo("clamp"))
+	leave.rules = append(leave.rules, goTo("leaving"))
+	r.chains["leave"], r.chains["leaving"] = leave, leaving
+}
+
+// addClamp adds the end of every way through the forward hook: TCP segments are limited (RFC 9293 section 3.7.1), everything passes.
+func (r *ruleset) addClamp() {
+	const maxSegmentSize = 2 // RFC 9293 section 3.2, TCP option kind
+	const syn, rst = 0x02, 0x04
+	pass := do(verdict(expr.VerdictAccept, ""))
+	clamp := &chain{rules: [][]expr.Any{
+		rule(do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, unix.IPPROTO_TCP)), pass),
+		rule(do(transport(13, 1, reg1),
+			&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 1, Mask: []byte{syn | rst}, Xor: []byte{0}},
+			compare(expr.CmpOpNeq, syn)), pass),
+	}}
+	for _, f := range families {
+		for _, key := range []expr.MetaKey{expr.MetaKeyOIFNAME, expr.MetaKeyIIFNAME} {
+			// The kernel never raises the option, so the smaller of two clamps wins.
+			clamp.rules = append(clamp.rules, rule(isFamily(f), do(
+				meta(key, reg1),
+				&expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: clampMap(f.ipv6)},
+				&expr.Exthdr{SourceRegister: reg1, Type: maxSegmentSize, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt},
+			)))
+		}
+	}
+	clamp.rules = append(clamp.rules, pass)
+	r.chains["clamp"] = clamp
+}

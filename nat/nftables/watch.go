@@ -1,0 +1,106 @@
+package nftables
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Watch implements nat.Driver. The kernel sends each transaction as its messages and, last, the new number of the ruleset with the process that
+// made it (NFT_MSG_NEWGEN); what this process made is passed over.
+func (d *Driver) Watch(ctx context.Context, changed func(present bool)) error {
+	fd, err := openSocket(d.options.NetNS, unix.SOCK_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20) // without the right to, the default is kept
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)}); err != nil {
+		unix.Close(fd)
+		return fmt.Errorf("watching rules: %w", err)
+	}
+	socket := os.NewFile(uintptr(fd), "nftables events")
+	stop := context.AfterFunc(ctx, func() { socket.Close() })
+	defer func() {
+		if stop() {
+			socket.Close()
+		}
+	}()
+	tell := func() error {
+		g, err := openGeneration(d.options.NetNS)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(g.fd)
+		present, err := g.hasTable(tableName)
+		if err != nil {
+			return fmt.Errorf("looking for the rules: %w", err)
+		}
+		changed(present)
+		return nil
+	}
+	if err := tell(); err != nil {
+		return err
+	}
+	buffer := make([]byte, 1<<16)
+	for {
+		n, err := socket.Read(buffer)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ENOBUFS): // messages were lost
+		case err != nil:
+			return fmt.Errorf("watching rules: %w", err)
+		case !foreign(buffer[:n], uint32(os.Getpid())):
+			continue
+		}
+		if err := tell(); err != nil {
+			return err
+		}
+	}
+}
+
+// foreign says whether a datagram of events ends a transaction that another process made.
+func foreign(b []byte, pid uint32) bool {
+	for len(b) >= unix.SizeofNlMsghdr {
+		n := int(binary.NativeEndian.Uint32(b))
+		if n < unix.SizeofNlMsghdr || n > len(b) {
+			return true // what cannot be read may be anything
+		}
+		if binary.NativeEndian.Uint16(b[4:]) == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
+			maker := uint32(0)
+			attributes(b[min(unix.SizeofNlMsghdr+4, n):n], func(kind uint16, value []byte) {
+				if kind == unix.NFTA_GEN_PROC_PID && len(value) == 4 {
+					maker = binary.BigEndian.Uint32(value)
+				}
+			})
+			if maker != pid {
+				return true
+			}
+		}
+		b = b[min((n+3)&^3, len(b)):]
+	}
+	return false
+}
+
+// hasTable says whether a table of family inet is there and works.
+func (g *generation) hasTable(name string) (bool, error) {
+	answer, err := g.ask(unix.NFT_MSG_GETTABLE, unix.NFPROTO_INET, attribute(unix.NFTA_TABLE_NAME, append([]byte(name), 0)...))
+	if err != nil {
+		return false, err
+	}
+	b, err := body(answer, unix.NFT_MSG_NEWTABLE)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	working := err == nil
+	attributes(b, func(kind uint16, value []byte) {
+		if kind == unix.NFTA_TABLE_FLAGS && len(value) == 4 && binary.BigEndian.Uint32(value) != 0 {
+			working = false // dormant
+		}
+	})
+	return working, err
+}

@@ -1,0 +1,211 @@
+package router
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/isthmus-net/isthmus/nat"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/router/spec"
+)
+
+const (
+	// lookPause is how long changes around are gathered before they are read, lookRetry how long after a failure.
+	lookPause = 50 * time.Millisecond
+	lookRetry = 5 * time.Second
+)
+
+// around is what was last read of the machine. A failed reading leaves it as it was.
+type around struct {
+	mu   sync.Mutex
+	seen fib.Surroundings
+	read bool
+}
+
+func (a *around) get() fib.Surroundings {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.seen
+}
+
+// lookAround follows the machine's own addresses, interfaces and routes.
+func (r *Router) lookAround(ctx context.Context) error {
+	nudge := make(chan struct{}, 1)
+	go func() {
+		for ctx.Err() == nil {
+			err := r.Addresses.Around(ctx, func() {
+				select {
+				case nudge <- struct{}{}:
+				default:
+				}
+			})
+			if ctx.Err() != nil {
+				return
+			}
+			r.Log.Warn("changes of the machine's addresses are not heard; trying again", "err", err)
+			pause(ctx, lookRetry)
+		}
+	}()
+	r.surroundings()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-nudge:
+		}
+		pause(ctx, lookPause)
+		r.surroundings()
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// surroundings reads the machine, and has what depends on it worked on when it changed.
+func (r *Router) surroundings() {
+	now, err := r.Addresses.Surroundings()
+	if err != nil {
+		r.Log.Warn("the machine's addresses and routes could not be read; what was read before stays", "err", err)
+		return
+	}
+	r.around.mu.Lock()
+	same := r.around.read && reflect.DeepEqual(now, r.around.seen)
+	r.around.seen, r.around.read = now, true
+	r.around.mu.Unlock()
+	if !same {
+		r.work.again("nat")
+		r.work.again("routes")
+		r.state.bell.Ring()
+	}
+}
+
+// own returns the node's own addresses: those of the machine on interfaces that lead to no network inside, but for those of pools, and the one that the
+// document names.
+func (r *Router) own(c nat.Config) []netip.Addr {
+	seen := r.around.get()
+	own := slices.Clone(c.Own)
+	for _, a := range seen.Own(c.Attached()) {
+		pooled := slices.ContainsFunc(c.Pools, func(p nat.Pool) bool {
+			return slices.ContainsFunc(p.Addresses, func(q nat.PoolAddress) bool { return q.Address == a })
+		})
+		if !pooled && !slices.Contains(own, a) {
+			own = append(own, a)
+		}
+	}
+	return own
+}
+
+func (r *Router) resolvers() []netip.Addr {
+	if r.Resolvers == nil {
+		return nil
+	}
+	return r.Resolvers()
+}
+
+// reserved returns what no route may take away from the node.
+func reserved(t plan.Target, seen fib.Surroundings, resolvers []netip.Addr) (all []fib.Reserved) {
+	one := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+	for _, p := range spec.Unroutable {
+		all = append(all, fib.Reserved{Prefix: p, Why: "which no router forwards; have the peer not announce it"})
+	}
+	need := func(a netip.Addr, why string) {
+		all = append(all, fib.Reserved{Prefix: one(a), Covered: true, Own: max(0, seen.Best(a)), Why: why})
+	}
+	for _, p := range nat.Platform {
+		if !p.IsSingleIP() || p.Addr() == alibaba && !slices.Contains(resolvers, alibaba) {
+			continue // that is a prefix above, or a shared address (RFC 6598) that other networks use
+		}
+		need(p.Addr(), "at which the cloud's platform serves this node; announce more exact prefixes")
+	}
+	all = append(all, fib.Reserved{Prefix: one(alibaba), Why: "at which Alibaba Cloud serves its machines; announce more exact prefixes"})
+	for _, a := range seen.Gateways(t.Underlay.Interface) {
+		need(a, "a router of the underlay; announce more exact prefixes")
+	}
+	for _, a := range resolvers {
+		if !a.IsLoopback() {
+			need(a, "a DNS server of this node; announce more exact prefixes")
+		}
+	}
+	for _, a := range seen.Addresses {
+		if a.Prefix.Addr().IsLoopback() || a.Prefix.Addr().IsLinkLocalUnicast() {
+			continue
+		}
+		all = append(all, fib.Reserved{Prefix: one(a.Prefix.Addr()), Why: "an address of this node; have the peer not announce it"})
+		if !a.Prefix.IsSingleIP() {
+			all = append(all, fib.Reserved{Prefix: a.Prefix.Masked(), Why: fmt.Sprintf("the network that interface %s is connected to; have the peer not announce it", a.Interface)})
+		}
+	}
+	for _, p := range t.NAT.Pools {
+		for _, a := range p.Addresses {
+			all = append(all, fib.Reserved{Prefix: one(a.Address), Why: "an address of pool " + p.Name + "; have the peer not announce it"})
+		}
+	}
+	for _, c := range t.Tunnels {
+		for _, in := range c.Inside {
+			for _, a := range []netip.Addr{in.Local.Addr(), in.Remote} {
+				all = append(all, fib.Reserved{Prefix: one(a), Why: "an inside address of tunnel " + c.Name + "; have the peer not announce it"})
+			}
+		}
+		const why = "the outside address of a tunnel, and would draw encrypted packets into a tunnel; announce more exact prefixes"
+		switch {
+		case c.IPsec != nil:
+			all = append(all, fib.Reserved{Prefix: one(c.IPsec.RemoteAddress), Covered: true, Why: why})
+		case c.WireGuard.Endpoint.IsValid():
+			all = append(all, fib.Reserved{Prefix: one(c.WireGuard.Endpoint.Addr()), Covered: true, Why: why})
+		}
+	}
+	return all
+}
+
+// alibaba is where Alibaba Cloud's machines find their metadata.
+var alibaba = netip.MustParseAddr("100.100.100.200")
+
+// strange returns the interfaces that have a network and that the document does not name, with their networks in words.
+func strange(t plan.Target, seen fib.Surroundings) (out []string) {
+	networks := map[string][]string{}
+	for _, a := range seen.Addresses {
+		named := a.Interface == t.Underlay.Interface || slices.Contains(t.NAT.Attached(), a.Interface)
+		if !named && !a.Prefix.IsSingleIP() && !a.Prefix.Addr().IsLoopback() && !a.Prefix.Addr().IsLinkLocalUnicast() {
+			networks[a.Interface] = append(networks[a.Interface], a.Prefix.Masked().String())
+		}
+	}
+	for name, all := range networks {
+		out = append(out, fmt.Sprintf("%s (%s)", name, strings.Join(all, ", ")))
+	}
+	slices.Sort(out)
+	return out
+}
+
+// wayConditions tells of peers' outside addresses to which the kernel does not send by the underlay.
+func (r *Router) wayConditions() (out []*isthmusv1.Condition) {
+	r.state.mu.Lock()
+	t := r.state.target
+	r.state.mu.Unlock()
+	seen := r.around.get()
+	for _, c := range t.Tunnels {
+		var to netip.Addr
+		switch {
+		case c.IPsec != nil:
+			to = c.IPsec.RemoteAddress
+		case c.WireGuard.Endpoint.IsValid():
+			to = c.WireGuard.Endpoint.Addr()
+		}
+		if by := seen.Way(to); to.IsValid() && by != "" && by != t.Underlay.Interface {
+			out = append(out, &isthmusv1.Condition{Type: "NotByUnderlay", Severity: "error",
+				Message: fmt.Sprintf("tunnel %s: the kernel sends to %v by interface %s, and the document says %s; add a route to it by %s, or change underlay.interface", c.Name, to, by, t.Underlay.Interface, t.Underlay.Interface)})
+		}
+	}
+	return out
+}

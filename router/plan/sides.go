@@ -1,0 +1,82 @@
+package plan
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+// sides says which interfaces lead inside and which sources belong to each, and from where BGP and the API may be reached.
+func (t *Target) sides(s *spec.Spec, tunnels map[string]tunnel.Config) (problems spec.Problems) {
+	t.NAT.API.From = slices.SortedFunc(slices.Values(s.API), comparePrefix)
+	for _, p := range t.BGP.Peers {
+		t.NAT.Sessions = append(t.NAT.Sessions, nat.Session{Interface: p.Interface, Address: p.Address})
+	}
+	names := map[string]string{} // interface -> tunnel
+	for _, tu := range s.Tunnels {
+		c, ok := tunnels[tu.Name]
+		if !ok {
+			continue // it has no number
+		}
+		names[c.Interface] = tu.Name
+		a := nat.Attachment{Interface: c.Interface, Sources: t.tunnelSources(s, tu, c)}
+		t.NAT.Attachments = append(t.NAT.Attachments, a)
+		if len(tu.Sources) > 0 {
+			t.Attachments = append(t.Attachments, Attachment{tu.Name, c.Interface, slices.SortedFunc(slices.Values(tu.Sources), comparePrefix)})
+		}
+	}
+	for _, a := range s.Attachments {
+		if other, ok := names[a.Interface]; ok {
+			problems = append(problems, spec.Problem{Path: a.Path() + ".interface", Value: a.Interface, Rule: "is the interface of tunnel " + other, Remedy: "give the tunnel's `sources` in the tunnel", Line: s.Line(a.Path() + ".interface")})
+		}
+		sources := slices.SortedFunc(slices.Values(a.Sources), comparePrefix)
+		t.Attachments = append(t.Attachments, Attachment{a.Name, a.Interface, sources})
+		t.NAT.Attachments = append(t.NAT.Attachments, nat.Attachment{Interface: a.Interface, Sources: sources})
+		for _, r := range a.Routes {
+			t.Routes = append(t.Routes, fib.Route{Prefix: r.Prefix, NextHops: []fib.NextHop{{Interface: a.Interface, Gateway: r.Via}}})
+		}
+	}
+	slices.SortFunc(t.Routes, func(a, b fib.Route) int { return comparePrefix(a.Prefix, b.Prefix) })
+	slices.SortFunc(t.Attachments, func(a, b Attachment) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortStableFunc(t.NAT.Attachments, func(a, b nat.Attachment) int { return cmp.Compare(a.Interface, b.Interface) })
+	return problems
+}
+
+// tunnelSources returns the sources that packets may have that come by a tunnel: those that the document gives, or what its peers may
+// announce and static routes lead to, as that is where answers go (RFC 8704). The other end's own addresses and mapped prefixes are always
+// among them.
+func (t *Target) tunnelSources(s *spec.Spec, tu spec.Tunnel, c tunnel.Config) (sources []netip.Prefix) {
+	one := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+	for _, in := range c.Inside {
+		sources = append(sources, one(in.Remote))
+	}
+	for _, p := range t.BGP.Peers {
+		if p.Tunnel != tu.Name {
+			continue
+		}
+		sources = append(sources, one(p.Address))
+		if len(tu.Sources) == 0 {
+			for _, r := range p.Import.Allow {
+				sources = append(sources, r.Prefix.Masked())
+			}
+		}
+	}
+	for _, m := range s.Maps {
+		if slices.Contains(m.Tunnels, tu.Name) {
+			sources = append(sources, m.Mapped)
+		}
+	}
+	for _, r := range s.Routes {
+		if len(tu.Sources) == 0 && slices.Contains(r.Tunnels, tu.Name) {
+			sources = append(sources, r.Prefix)
+		}
+	}
+	sources = append(sources, tu.Sources...)
+	slices.SortFunc(sources, comparePrefix)
+	return slices.Compact(sources)
+}
