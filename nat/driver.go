@@ -37,6 +37,9 @@ type Driver interface {
 	// Predict says the same of the rules that a Config would lead to.
 	Predict(c Config, sources, destinations []netip.Prefix) ([]Departure, error)
 
+	// Foreign says what outside our own table may change the packets that leave, in words. Empty: nothing does.
+	Foreign(ctx context.Context) ([]string, error)
+
 	// Sample calls dropped for some of the packets that are dropped, at most a few in a second for each reason, until ctx is done.
 	Sample(ctx context.Context, dropped func(Reason, Flow)) error
 

@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -18,6 +20,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/fib"
 )
 
 const (
@@ -83,6 +86,26 @@ func (r *Router) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressReques
 	for _, d := range differences {
 		p.Violations = append(p.Violations, fmt.Sprintf("the rules in the kernel are not those of generation %d: %s", generation, d))
 	}
+	foreign, err := r.NAT.Foreign(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p.Violations = append(p.Violations, foreign...)
+	seen, err := r.Addresses.Surroundings()
+	if err != nil {
+		return nil, err
+	}
+	p.Violations = append(p.Violations, seen.Filters...)
+	for _, d := range destinations {
+		p.Violations = append(p.Violations, seen.Doubts(config.Underlay, d)...)
+		for _, route := range r.FIB.Routes() {
+			if best := seen.Best(d.Addr()); route.Installed && !route.Blackhole && route.Prefix.Bits() <= d.Bits() && route.Prefix.Contains(d.Addr()) && route.Prefix.Bits() > best && byOther(route, config.Underlay) {
+				p.Violations = append(p.Violations, fmt.Sprintf("the route to %v leads inside, not to %s", route.Prefix, config.Underlay))
+			}
+		}
+	}
+	slices.Sort(p.Violations)
+	p.Violations = slices.Compact(p.Violations)
 	now, err := r.NAT.Departures(ctx, config.Underlay, sources, destinations)
 	if err != nil {
 		p.Violations = append(p.Violations, fmt.Sprintf("the rules in the kernel cannot be followed: %v", err))
@@ -108,7 +131,7 @@ func (r *Router) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressReques
 	}
 	p.GuardPackets, p.GuardBytes = state.Guard.Packets, state.Guard.Bytes
 	if canary != nil {
-		p.Canaries = callCanaries(ctx, canary, config, used)
+		p.Canaries = r.callCanaries(ctx, canary, config, used)
 		for _, c := range p.Canaries {
 			if c.SeenAs != c.PublicAddress {
 				p.Violations = append(p.Violations, fmt.Sprintf("the canary called from %s was seen as %q instead of %s: %s", c.Address, c.SeenAs, c.PublicAddress, c.Error))
@@ -117,6 +140,11 @@ func (r *Router) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressReques
 	}
 	p.Holds = len(p.Violations) == 0
 	return p, nil
+}
+
+// byOther says whether a route leads to another interface.
+func byOther(r fib.RouteState, iface string) bool {
+	return slices.ContainsFunc(r.NextHops, func(h fib.NextHop) bool { return h.Interface != iface })
 }
 
 func prefixes(field string, list []string) ([]netip.Prefix, error) {
@@ -191,6 +219,24 @@ func stays(sources nat.Range) bool {
 	return linkLocal || sources.First == netip.IPv6Unspecified() && sources.Last == sources.First
 }
 
+// public says whether an address is somewhere on the Internet side: not the node's, its platform's, a pool's, or in a network inside.
+func (r *Router) public(a netip.Addr) bool {
+	r.state.mu.Lock()
+	t := r.state.target
+	r.state.mu.Unlock()
+	seen := r.around.get()
+	if !a.IsGlobalUnicast() || nat.PlatformOf(a).IsValid() ||
+		slices.ContainsFunc(seen.Addresses, func(o fib.Assigned) bool { return o.Prefix.Addr() == a }) || publicOf(t.NAT, a).IsValid() {
+		return false
+	}
+	for _, c := range t.NAT.Attachments {
+		if slices.ContainsFunc(c.Sources, func(p netip.Prefix) bool { return p.Bits() > 0 && p.Contains(a) }) {
+			return false
+		}
+	}
+	return true
+}
+
 // publicOf returns the address that the world sees for one on the interface.
 func publicOf(c nat.Config, a netip.Addr) netip.Addr {
 	for _, pool := range c.Pools {
@@ -204,13 +250,13 @@ func publicOf(c nat.Config, a netip.Addr) netip.Addr {
 }
 
 // callCanaries calls the canary from each address, all at once.
-func callCanaries(ctx context.Context, target *url.URL, c nat.Config, from []netip.Addr) []*isthmusv1.CanaryResult {
+func (r *Router) callCanaries(ctx context.Context, target *url.URL, c nat.Config, from []netip.Addr) []*isthmusv1.CanaryResult {
 	results := make([]*isthmusv1.CanaryResult, len(from))
 	var wg sync.WaitGroup
 	for i, a := range from {
 		results[i] = &isthmusv1.CanaryResult{Address: a.String(), PublicAddress: publicOf(c, a).String()}
 		wg.Go(func() {
-			seen, err := callCanary(ctx, target, a)
+			seen, err := callCanary(ctx, target, a, r.public)
 			if err != nil {
 				results[i].Error = err.Error()
 				return
@@ -222,14 +268,20 @@ func callCanaries(ctx context.Context, target *url.URL, c nat.Config, from []net
 	return results
 }
 
-func callCanary(ctx context.Context, target *url.URL, from netip.Addr) (netip.Addr, error) {
+func callCanary(ctx context.Context, target *url.URL, from netip.Addr, allowed func(netip.Addr) bool) (netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(ctx, canaryTimeout)
 	defer cancel()
 	network := "tcp6"
 	if from.Is4() {
 		network = "tcp4"
 	}
-	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
+	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Control: func(_, address string, _ syscall.RawConn) error {
+		// Only here is it known what a name stands for.
+		if to, err := netip.ParseAddrPort(address); err != nil || !allowed(to.Addr().Unmap()) {
+			return errors.New("the canary is at an address of the node, its platform or a network inside")
+		}
+		return nil
+	}}
 	client := http.Client{
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
@@ -254,7 +306,7 @@ func callCanary(ctx context.Context, target *url.URL, from netip.Addr) (netip.Ad
 	}
 	seen, err := netip.ParseAddr(strings.TrimSpace(string(body)))
 	if err != nil || response.StatusCode != http.StatusOK {
-		return netip.Addr{}, fmt.Errorf("the answer is no address: %s, %.60q", response.Status, body)
+		return netip.Addr{}, errors.New("the answer is no address")
 	}
 	return seen, nil
 }

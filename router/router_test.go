@@ -212,6 +212,7 @@ func (d filter) Departures(context.Context, string, []netip.Prefix, []netip.Pref
 func (d filter) Predict(nat.Config, []netip.Prefix, []netip.Prefix) ([]nat.Departure, error) {
 	return nil, nil
 }
+func (d filter) Foreign(context.Context) ([]string, error)     { return nil, nil }
 func (d filter) Writes() uint64                                { return 0 }
 func (d filter) Watch(ctx context.Context, _ func(bool)) error { <-ctx.Done(); return nil }
 

@@ -1,6 +1,8 @@
 package fib
 
 import (
+	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 )
@@ -12,6 +14,8 @@ type Surroundings struct {
 	Routes []Foreign
 	// Rules are the routing rules of both families, in order of priority.
 	Rules []Rule
+	// Filters are the interfaces at which traffic control or XDP may change packets, in words.
+	Filters []string
 }
 
 // Assigned is an address of an interface, with the length of its network.
@@ -26,6 +30,7 @@ type Foreign struct {
 	Prefix    netip.Prefix
 	Interface string
 	Gateway   netip.Addr // zero: none
+	Metric    uint32
 }
 
 // Rule is a routing rule (RFC 1812 section 5.2.4.3 calls it policy routing).
@@ -68,16 +73,71 @@ func (s *Surroundings) Best(a netip.Addr) (bits int) {
 	return bits
 }
 
-// Way returns the interface by which the main table sends to an address; empty when it has no route. Of equal routes it is the first that the kernel
-// lists, which is the one with the smallest metric.
+// Way returns the interface by which the main table sends to an address; empty when it has no route. Of routes of one length the one with the
+// smallest metric counts.
 func (s *Surroundings) Way(a netip.Addr) (iface string) {
-	bits := -1
+	best := Foreign{Prefix: netip.PrefixFrom(a, -1)}
 	for _, r := range s.Routes {
-		if r.Table == TableMain && r.Prefix.Contains(a) && r.Prefix.Bits() > bits {
-			iface, bits = r.Interface, r.Prefix.Bits()
+		if r.Table == TableMain && r.Prefix.Contains(a) && better(r, best) {
+			best = r
 		}
 	}
-	return iface
+	return best.Interface
+}
+
+func better(a, b Foreign) bool {
+	if a.Prefix.Bits() != b.Prefix.Bits() {
+		return a.Prefix.Bits() > b.Prefix.Bits()
+	}
+	return a.Metric < b.Metric
+}
+
+// Doubts says why packets to a prefix may leave by another interface than the underlay, in words. It knows nothing of isthmus's own routes.
+func (s *Surroundings) Doubts(underlay string, to netip.Prefix) (why []string) {
+	for _, r := range s.Rules {
+		if r.IPv6 != to.Addr().Is6() {
+			continue
+		}
+		known := r.Plain && (r.Priority == 0 && r.Table == TableLocal || r.Priority == 32766 && r.Table == TableMain || r.Priority == 32767 && r.Table == TableDefault && !s.inTable(TableDefault))
+		if !known {
+			why = append(why, fmt.Sprintf("routing rule %d sends some packets to table %d, and which is not looked at", r.Priority, r.Table))
+		}
+	}
+	best := -1
+	for _, r := range s.Routes {
+		if r.Table == TableMain && r.Prefix.Bits() <= to.Bits() && r.Prefix.Contains(to.Addr()) {
+			best = max(best, r.Prefix.Bits())
+		}
+	}
+	if best < 0 {
+		why = append(why, "there is no route to "+to.String())
+	}
+	metric := uint32(math.MaxUint32)
+	for _, r := range s.Routes {
+		if r.Table == TableMain && r.Prefix.Bits() == best && r.Prefix.Contains(to.Addr()) {
+			metric = min(metric, r.Metric)
+		}
+	}
+	for _, r := range s.Routes {
+		covers := r.Prefix.Bits() == best && r.Prefix.Contains(to.Addr()) && r.Metric == metric
+		within := r.Prefix.Bits() > to.Bits() && to.Contains(r.Prefix.Addr()) && !s.connected(r)
+		if r.Table == TableMain && r.Interface != underlay && (covers || within) {
+			why = append(why, fmt.Sprintf("the route to %v leads to interface %s, not to %s", r.Prefix, r.Interface, underlay))
+		}
+	}
+	slices.Sort(why)
+	return slices.Compact(why)
+}
+
+func (s *Surroundings) inTable(table uint32) bool {
+	return slices.ContainsFunc(s.Routes, func(r Foreign) bool { return r.Table == table })
+}
+
+// connected says whether a route is that of a network that its interface has an address in.
+func (s *Surroundings) connected(r Foreign) bool {
+	return !r.Gateway.IsValid() && slices.ContainsFunc(s.Addresses, func(a Assigned) bool {
+		return a.Interface == r.Interface && r.Prefix.Contains(a.Prefix.Addr())
+	})
 }
 
 // Gateways returns the next hops of the routes by an interface, in order.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -23,6 +24,9 @@ func (l *Links) Surroundings() (fib.Surroundings, error) {
 	names := make(map[int]string, len(links))
 	for _, link := range links {
 		names[link.Attrs().Index] = link.Attrs().Name
+		if x := link.Attrs().Xdp; x != nil && x.Attached {
+			s.Filters = append(s.Filters, fmt.Sprintf("interface %s has an XDP program", link.Attrs().Name))
+		}
 	}
 	for _, read := range []struct {
 		what    string
@@ -37,6 +41,11 @@ func (l *Links) Surroundings() (fib.Surroundings, error) {
 			}
 		}},
 		{"routes", unix.RTM_GETROUTE, unix.RTM_NEWROUTE, &nl.RtMsg{}, func(m []byte) { s.Routes = append(s.Routes, foreign(m, names)...) }},
+		{"queueing disciplines", unix.RTM_GETQDISC, unix.RTM_NEWQDISC, &nl.TcMsg{}, func(m []byte) {
+			if index, kind := parseQdisc(m); kind == "clsact" || kind == "ingress" {
+				s.Filters = append(s.Filters, fmt.Sprintf("interface %s has filters of traffic control (%s)", names[index], kind))
+			}
+		}},
 		{"rules", unix.RTM_GETRULE, unix.RTM_NEWRULE, &nl.RtMsg{}, func(m []byte) {
 			if r, ok := parseRule(m); ok {
 				s.Rules = append(s.Rules, r)
@@ -91,6 +100,8 @@ func foreign(m []byte, names map[int]string) (out []fib.Foreign) {
 			r.Table = binary.NativeEndian.Uint32(a.Value)
 		case unix.RTA_OIF:
 			r.Interface = names[int(binary.NativeEndian.Uint32(a.Value))]
+		case unix.RTA_PRIORITY:
+			r.Metric = binary.NativeEndian.Uint32(a.Value)
 		case unix.RTA_GATEWAY:
 			r.Gateway, _ = netip.AddrFromSlice(a.Value)
 		case unix.RTA_MULTIPATH:
@@ -119,6 +130,23 @@ func foreign(m []byte, names map[int]string) (out []fib.Foreign) {
 		hops = hops[min((n+3)&^3, len(hops)):]
 	}
 	return out
+}
+
+// parseQdisc decodes the body of an RTM_NEWQDISC message.
+func parseQdisc(m []byte) (index int, kind string) {
+	if len(m) < nl.SizeofTcMsg {
+		return 0, ""
+	}
+	attrs, err := nl.ParseRouteAttr(m[nl.SizeofTcMsg:])
+	if err != nil {
+		return 0, ""
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == nl.TCA_KIND {
+			kind = strings.TrimRight(string(a.Value), "\x00")
+		}
+	}
+	return int(nl.DeserializeTcMsg(m).Ifindex), kind
 }
 
 // parseRule decodes the body of an RTM_NEWRULE message.

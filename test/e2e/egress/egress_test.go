@@ -117,7 +117,8 @@ func begin(t *testing.T) *world {
 	w.canary()
 
 	hubPrivate, hubPublic := daemon.Key(t)
-	w.document = "node: {name: hub}\nunderlay: {interface: wan, address: 192.0.2.100}\ntunnels:\n"
+	w.document = "node: {name: hub}\nunderlay: {interface: wan, address: 192.0.2.100}\nattachments:\n" +
+		"- {name: inside, interface: in0, sources: [172.16.0.0/16, 10.77.0.0/24, 172.31.0.0/30]}\n- {name: proxy, interface: px0, sources: [172.31.1.0/30]}\ntunnels:\n"
 	for i, site := range []*daemon.Node{w.east, w.west} {
 		private, public := daemon.Key(t)
 		// The sockets of embedded devices are side by side, whichever node they are on: so no two tunnels have one name.
@@ -454,25 +455,63 @@ func (w *world) proof() {
 			w.Errorf("%s: %v\n%s", how, err, out)
 		}
 	}
-	nft := func(command string) {
+	run := func(words ...string) {
 		w.Helper()
-		_, err := w.hub.Exec(w.Context(), "nft", command)
+		_, err := w.hub.Exec(w.Context(), words...)
 		w.ok(err)
 	}
-	nft("add element inet isthmus own4 { 172.16.1.10 }")
-	broken("the guard lets an inside address pass")
-	nft("delete element inet isthmus own4 { 172.16.1.10 }")
+	nft := func(command string) { w.Helper(); run("nft", command) }
+	table := func() string {
+		w.Helper()
+		out, err := w.hub.Exec(w.Context(), "nft", "list", "table", "inet", "isthmus")
+		if err != nil {
+			return err.Error()
+		}
+		return out
+	}
+	w.Log("what changes in the rules is undone at once")
+	for command, trace := range map[string]string{
+		"add element inet isthmus own4 { 172.16.1.10 }":                              "own4 {",
+		"insert rule inet isthmus egress ip saddr 172.16.1.11 snat ip to 192.0.2.99": "192.0.2.99",
+		"insert rule inet isthmus guard accept":                                      "chain guard",
+	} {
+		before := section(table(), trace)
+		nft(command)
+		w.ok(lab.Until(w.Context(), 30*time.Second, func() error {
+			if now := section(table(), trace); now != before {
+				return fmt.Errorf("after %s:\n%s", command, now)
+			}
+			return nil
+		}))
+	}
 	holds()
-	nft("delete element inet isthmus own4 { 192.0.2.11 }")
-	broken("the guard has lost an address")
-	nft("add element inet isthmus own4 { 192.0.2.11 }")
-	holds()
-	nft("insert rule inet isthmus egress ip saddr 172.16.1.11 snat ip to 192.0.2.99")
-	broken("somebody leaves as somebody else")
+	w.Log("what changes elsewhere is told")
+	for _, k := range []struct{ what, change, undo string }{
+		{"another table translates", "nft table ip evil { chain p { type nat hook postrouting priority 50; oifname wan masquerade; }; }", "nft delete table ip evil"},
+		{"another table writes a source behind the guard", "nft table ip evil { chain p { type filter hook postrouting priority 310; ip saddr set 10.66.66.66; }; }", "nft delete table ip evil"},
+		{"a route leads elsewhere", "ip route add 198.51.100.0/25 via 172.31.0.2", "ip route del 198.51.100.0/25"},
+		{"the default route leads elsewhere", "ip route replace default via 172.31.0.2", "ip route replace default via 192.0.2.1"},
+		{"a routing rule", "ip rule add from 172.16.0.0/16 lookup 100", "ip rule del from 172.16.0.0/16 lookup 100"},
+	} {
+		run(strings.Fields(k.change)...)
+		broken(k.what)
+		run(strings.Fields(k.undo)...)
+		holds()
+	}
 	w.hub.Kill()
 	w.hub.Start(w.T)
 	w.hub.Settled(w.T)
 	holds()
+}
+
+// section returns what follows some words, up to the end of the paragraph; empty when they are not there.
+func section(text, words string) string {
+	i := strings.Index(text, words)
+	if i < 0 {
+		return ""
+	}
+	part, _, _ := strings.Cut(text[i:], "\n\n")
+	return part
 }
 
 // authority returns a file with the certificate of a node's authority.

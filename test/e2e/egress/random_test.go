@@ -29,6 +29,12 @@ const seedVariable = "ISTHMUS_SEED"
 // node is the hub's own address in TestRandomPolicies.
 var node = netip.MustParseAddr("192.0.2.100")
 
+// The networks behind the hub's two inside interfaces.
+const (
+	insidePrefixes = "10.0.0.0/8 44.0.0.0/8 2001:db8:a::/48 2001:db8:2c::/48"
+	serverPrefixes = "172.17.0.0/16 2001:db8:a:ffff::/64"
+)
+
 // site is a hub between taps that see every packet.
 type site struct {
 	*world
@@ -63,7 +69,7 @@ func beginSite(t *testing.T) *site {
 	s.hub.IP("addr add %v/32 dev wan", node)
 	s.hub.IP("addr add 172.31.1.1/32 dev px0")
 	s.hub.IP("addr add 2001:db8:fe::1/128 dev px0")
-	for dev, prefixes := range map[string]string{"in0": "10.0.0.0/8 44.0.0.0/8 2001:db8:a::/48 2001:db8:2c::/48", "px0": "172.17.0.0/16 2001:db8:a:ffff::/64", "wan": "0.0.0.0/0 ::/0"} {
+	for dev, prefixes := range map[string]string{"in0": insidePrefixes, "px0": serverPrefixes, "wan": "0.0.0.0/0 ::/0"} {
 		for _, p := range daemon.Prefixes(strings.Fields(prefixes)...) {
 			s.hub.IP("route add %v dev %s", p, dev)
 		}
@@ -200,7 +206,10 @@ func randomDocument(policies []nat.Policy) (string, error) {
 		}
 		egress.Policies = append(egress.Policies, out)
 	}
-	return spec.Encode(&isthmusv1.Spec{Node: &isthmusv1.Node{Name: "hub"}, Underlay: &isthmusv1.Underlay{Interface: "wan", Address: node.String()}, Egress: egress})
+	attachments := []*isthmusv1.Attachment{
+		{Name: "inside", Interface: "in0", Sources: strings.Fields(insidePrefixes)}, {Name: "servers", Interface: "px0", Sources: strings.Fields("172.31.1.1/32 2001:db8:fe::/64 " + serverPrefixes)},
+	}
+	return spec.Encode(&isthmusv1.Spec{Attachments: attachments, Node: &isthmusv1.Node{Name: "hub"}, Underlay: &isthmusv1.Underlay{Interface: "wan", Address: node.String()}, Egress: egress})
 }
 
 // model says what the documentation of EgressPolicy says, and shares nothing with what carries policies out.

@@ -91,7 +91,8 @@ func begin(t *testing.T) *world {
 
 // document returns one with some pools and policies.
 func document(egress string) string {
-	return "node: {name: hub}\nunderlay: {interface: wan, address: 192.0.2.100}\negress:\n" + egress
+	return "node: {name: hub}\nunderlay: {interface: wan, address: 192.0.2.100}\n" +
+		"attachments: [{name: inside, interface: in0, sources: [10.0.0.0/15, 172.31.0.0/30]}]\negress:\n" + egress
 }
 
 // echo answers UDP at a port of the partner.

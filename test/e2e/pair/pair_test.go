@@ -59,6 +59,7 @@ func TestPair(t *testing.T) {
 		document := strings.NewReplacer("ME", fmt.Sprint(i), "YOU", fmt.Sprint(other), "KEY", nodes[other].public).Replace(`
 node: {name: nodeME, asn: 6460ME}
 underlay: {interface: wan, address: 192.0.2.10ME}
+attachments: [{name: spoke, interface: lan, sources: [172.16.ME.0/24, "2001:db8:ME::/64"]}]
 tunnels:
 - name: laneME
   wireguard: {privateKey: lane, peerPublicKey: KEY, endpoint: "192.0.2.10YOU:51820", listenPort: 51820}

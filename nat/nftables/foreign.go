@@ -1,0 +1,156 @@
+package nftables
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// harmless are expressions that only look at a packet, count it or end its way. What is not here may change its addresses, its mark, its
+// place in connection tracking, or where it goes.
+var harmless = strings.Fields("bitwise byteorder cmp connlimit counter exthdr fib hash immediate last limit log lookup match meta numgen objref osf payload quota range reject rt socket xfrm ct dynset")
+
+// writing are attributes with which an expression writes instead of reading (linux/netfilter/nf_tables.h).
+var writing = map[string]uint16{
+	"payload": 5, // NFTA_PAYLOAD_SREG
+	"meta":    3, // NFTA_META_SREG
+	"ct":      4, // NFTA_CT_SREG
+	"exthdr":  7, // NFTA_EXTHDR_SREG
+}
+
+// legacyTables are files that list the tables of the older iptables, whose rules nftables does not show.
+var legacyTables = []string{"ip_tables_names", "ip6_tables_names", "arp_tables_names"}
+
+// Foreign says what outside our tables may change what leaves: rules of all families and hooks that do more than look, count and drop, and
+// tables that cannot be judged. See nat.Driver.
+func (d *Driver) Foreign(ctx context.Context) (found []string, err error) {
+	fd, err := openSocket(d.options.NetNS, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20) // without the right to, the default is kept
+	patience := unix.NsecToTimeval(10e9)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+		return nil, err
+	}
+	err = dump(ctx, fd, unix.NFT_MSG_GETRULE, func(family byte, attrs []byte) {
+		if what := judge(family, attrs); what != "" && !slices.Contains(found, what) {
+			found = append(found, what)
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the rules of others: %w", err)
+	}
+	if d.options.NetNS == 0 { // the files are of the process's own network namespace
+		for _, name := range legacyTables {
+			// A kernel without iptables has no such file.
+			if tables, err := os.ReadFile("/proc/thread-self/net/" + name); err == nil && len(bytes.TrimSpace(tables)) > 0 {
+				found = append(found, fmt.Sprintf("tables of iptables-legacy (%s: %s), whose rules cannot be read", name, strings.Join(strings.Fields(string(tables)), ", ")))
+			}
+		}
+	}
+	slices.Sort(found)
+	return found, nil
+}
+
+// dump asks for all objects of a kind, and calls each with the family and the attributes of one.
+func dump(ctx context.Context, fd int, kind uint16, each func(family byte, attrs []byte)) error {
+	request := binary.NativeEndian.AppendUint32(nil, unix.SizeofNlMsghdr+4)
+	request = binary.NativeEndian.AppendUint16(request, unix.NFNL_SUBSYS_NFTABLES<<8|kind)
+	request = binary.NativeEndian.AppendUint16(request, unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	request = append(request, make([]byte, 8)...)           // sequence number, port id
+	request = append(request, unix.NFPROTO_UNSPEC, 0, 0, 0) // nfgenmsg
+	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	buffer := make([]byte, 1<<17)
+	for {
+		n, _, err := unix.Recvfrom(fd, buffer, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err = errors.Join(err, ctx.Err()); err != nil {
+			return err
+		}
+		for b := buffer[:n]; len(b) >= unix.SizeofNlMsghdr; {
+			size := int(binary.NativeEndian.Uint32(b))
+			if size < unix.SizeofNlMsghdr || size > len(b) {
+				return errors.New("an answer that is cut off")
+			}
+			switch m := b[unix.SizeofNlMsghdr:size]; binary.NativeEndian.Uint16(b[4:]) {
+			case unix.NLMSG_DONE:
+				return nil
+			case unix.NLMSG_ERROR:
+				if len(m) >= 4 && int32(binary.NativeEndian.Uint32(m)) != 0 {
+					return unix.Errno(-int32(binary.NativeEndian.Uint32(m)))
+				}
+			default:
+				if len(m) >= 4 {
+					each(m[0], m[4:])
+				}
+			}
+			b = b[min((size+3)&^3, len(b)):]
+		}
+	}
+}
+
+// judge says which table and chain a rule is in and what it may do, nothing when it is ours or harmless.
+func judge(family byte, attrs []byte) string {
+	var table, chain string
+	var expressions []byte
+	attributes(attrs, func(kind uint16, value []byte) {
+		switch kind {
+		case unix.NFTA_RULE_TABLE:
+			table = string(bytes.TrimRight(value, "\x00"))
+		case unix.NFTA_RULE_CHAIN:
+			chain = string(bytes.TrimRight(value, "\x00"))
+		case unix.NFTA_RULE_EXPRESSIONS:
+			expressions = value
+		}
+	})
+	if family == unix.NFPROTO_INET && (table == tableName || table == tableName+"-esp") {
+		return ""
+	}
+	var does []string
+	attributes(expressions, func(_ uint16, element []byte) {
+		var name string
+		var data []byte
+		attributes(element, func(kind uint16, value []byte) {
+			switch kind {
+			case unix.NFTA_EXPR_NAME:
+				name = string(bytes.TrimRight(value, "\x00"))
+			case unix.NFTA_EXPR_DATA:
+				data = value
+			}
+		})
+		bad := !slices.Contains(harmless, name)
+		if attribute, ok := writing[name]; ok {
+			attributes(data, func(kind uint16, _ []byte) { bad = bad || kind == attribute })
+		}
+		if name == "target" { // of iptables-nft
+			const nameAttribute = 1 // NFTA_TARGET_NAME
+			attributes(data, func(kind uint16, value []byte) {
+				if kind == nameAttribute {
+					name = string(bytes.TrimRight(value, "\x00"))
+					bad = !slices.Contains([]string{"ACCEPT", "DROP", "RETURN", "REJECT", "LOG", "NFLOG"}, name)
+				}
+			})
+		}
+		if bad && !slices.Contains(does, name) {
+			does = append(does, name)
+		}
+	})
+	if len(does) == 0 {
+		return ""
+	}
+	families := map[byte]string{unix.NFPROTO_INET: "inet", unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_ARP: "arp", unix.NFPROTO_BRIDGE: "bridge", unix.NFPROTO_NETDEV: "netdev"}
+	return fmt.Sprintf("a rule in chain %s of table %s %s, which may change packets (%s)", chain, families[family], table, strings.Join(does, ", "))
+}
