@@ -86,7 +86,7 @@ func begin(t *testing.T, egress string) *world {
 	w.serve()
 	hubPrivate, hubPublic := daemon.Key(t)
 	sitePrivate, sitePublic := daemon.Key(t)
-	tunnel := "tunnels: [{name: health%d, inside: [{local: 169.254.80.%[1]d/31}], wireguard: {privateKey: lane, peerPublicKey: %s, endpoint: \"192.0.2.10%d:51820\", listenPort: 51820}}]\n"
+	tunnel := "tunnels: [{name: health%d, sources: [0.0.0.0/0], inside: [{local: 169.254.80.%[1]d/31}], wireguard: {privateKey: lane, peerPublicKey: %s, endpoint: \"192.0.2.10%d:51820\", listenPort: 51820}}]\n"
 	w.site.Start(t)
 	w.apply(w.site, sitePrivate, "node: {name: site}\nunderlay: {interface: wan, address: 192.0.2.101}\n"+fmt.Sprintf(tunnel, 1, hubPublic, 0))
 	w.hub.Start(t)
