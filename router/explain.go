@@ -28,6 +28,10 @@ func explanation(s *spec.Spec) explain.Document {
 
 // notes returns what is not wrong with a document and yet worth knowing.
 func notes(s *spec.Spec) (out spec.Problems) {
+	if s == nil {
+		return nil
+	}
+	out = s.Notes()
 	d := explanation(s)
 	for _, p := range d.Notes() {
 		i := slices.IndexFunc(d.Tunnels, func(t explain.Tunnel) bool { return t.Name == p.Beside })

@@ -108,6 +108,18 @@ func isIn(f family, offset uint32, p netip.Prefix) []expr.Any {
 		compare(expr.CmpOpEq, data...))
 }
 
+// isNeighbour matches neighbour discovery for the node itself (RFC 4861): its packets have the address of a host on the link, which need not be
+// among the sources of what is behind, and a hop limit that no router has touched.
+func isNeighbour() []expr.Any {
+	const hopLimit, untouched = 7, 255
+	const first, last = 133, 137 // router solicitation to redirect
+	return rule(isFamily(of(true)), do(
+		meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_ICMPV6),
+		network(hopLimit, 1, reg1), compare(expr.CmpOpEq, untouched),
+		transport(0, 1, reg1), compare(expr.CmpOpGte, first), compare(expr.CmpOpLte, last),
+		&expr.Fib{Register: reg1, ResultADDRTYPE: true, FlagDADDR: true}, compare(expr.CmpOpNeq, nativeUint32(unix.RTN_UNICAST)...)))
+}
+
 // addSides adds what tells the interfaces apart, and drops packets whose source does not belong to the attachment by which they come. That
 // is done before connection tracking: a forged packet shall neither make an entry nor keep one alive.
 func (r *ruleset) addSides(c nat.Config) {
@@ -144,6 +156,7 @@ func (r *ruleset) addSides(c nat.Config) {
 		}
 		// A host that asks for an address has none yet (RFC 2131); the kernel forwards neither this source nor link-local ones.
 		from.rules = append(from.rules, rule(isFamily(of(false)), isIn(of(false), of(false).source, netip.MustParsePrefix("0.0.0.0/32")), accept))
+		from.rules = append(from.rules, rule(isNeighbour(), accept))
 		from.rules = append(append(from.rules, linkLocal()...), do(verdict(expr.VerdictGoto, dropChain(nat.DropSource))))
 		r.chains[fromChain(name)] = from
 	}

@@ -174,6 +174,7 @@ func (c *checker) targeted(path string, p *isthmusv1.EgressPolicy, out *nat.Poli
 		c.Missing(path+".to", `give the server or proxy, as "10.0.1.5:8443"`)
 	}
 	if to := out.To.Addr(); to.IsValid() {
+		c.notPlatform(path+".to", p.GetTo(), to)
 		if c.sources[to] != "" {
 			c.Problem(path+".to", p.GetTo(), "is an address of a pool", "give the address of the server or proxy")
 		}

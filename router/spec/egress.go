@@ -107,6 +107,7 @@ func (c *checker) probes(path string, p *isthmusv1.Probes, addresses []netip.Add
 			if _, ok := c.Address(at, a.String()); !ok {
 				continue
 			}
+			c.notPlatform(at, text, a)
 		} else if name, err := names.Parse(t.Host); err != nil || names.IsWildcard(name) {
 			c.Problem(at, text, "has a host that is neither an address nor a domain name", "give one of them")
 			continue

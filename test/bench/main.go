@@ -46,6 +46,7 @@ var parts = []part{
 	{"failover", (*bench).failover},
 	{"ipsec", (*bench).ipsec},
 	{"nat", (*bench).nat},
+	{"packets", (*bench).packets},
 	{"idle", (*bench).idle},
 }
 

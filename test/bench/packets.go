@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/nat/nftables"
+	"github.com/isthmus-net/isthmus/test/lab"
+)
+
+// packetFlows is over how many flows the packets are spread.
+const packetFlows = 64
+
+// flowPair are the ends of the flows of a family.
+type flowPair struct {
+	name, from, to, pool string
+	domain               int
+}
+
+var flowPairs = []flowPair{
+	{"IPv4", "10.0.0.1", "198.51.0.1", "192.0.2.11", unix.AF_INET},
+	{"IPv6", "2001:db8:a::1", "2001:db8:b::1", "2001:db8:9::11", unix.AF_INET6},
+}
+
+// packetConfig returns a configuration with so many policies and attachments.
+func packetConfig(rules, attachments int) nat.Config {
+	c := policies(rules)
+	c.Own = append(c.Own, netip.MustParseAddr("2001:db8:9::1"))
+	pool6 := netip.MustParseAddr("2001:db8:9::11")
+	c.Pools[0].Addresses = append(c.Pools[0].Addresses, nat.PoolAddress{Address: pool6, Public: pool6})
+	all := &c.Policies[len(c.Policies)-1]
+	all.Sources = append(all.Sources, netip.MustParsePrefix("2001:db8:a::/48"))
+	c.Attachments[0].Sources = append(c.Attachments[0].Sources, netip.MustParsePrefix("2001:db8:a::/48"))
+	for i := 1; i < attachments; i++ {
+		c.Attachments = append(c.Attachments, nat.Attachment{Interface: fmt.Sprintf("other%d", i), Sources: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 20, byte(i), 0}), 24)}})
+	}
+	for _, a := range c.Attachments {
+		c.Clamps = append(c.Clamps, nat.Clamp{Interface: a.Interface, IPv4: 1360, IPv6: 1340})
+	}
+	return c
+}
+
+// packets measures what a packet of an established flow costs the thread that sends it, and that carries it through the router.
+func (b *bench) packets(ctx context.Context) (err error) {
+	l, err := b.lab()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	client, router, server := l.Node("client"), l.Node("router"), l.Node("server")
+	addrs := func(list ...string) (out []netip.Prefix) {
+		for _, a := range list {
+			out = append(out, netip.MustParsePrefix(a))
+		}
+		return out
+	}
+	l.Link(lab.End{Node: client, Name: "r0", Addrs: addrs("172.31.0.2/30", "2001:db8:1f::2/64")}, lab.End{Node: router, Name: "tun0", Addrs: addrs("172.31.0.1/30", "2001:db8:1f::1/64")})
+	l.Link(lab.End{Node: router, Name: "up0", Addrs: addrs("192.0.2.1/24", "192.0.2.11/24", "2001:db8:9::1/64", "2001:db8:9::11/64")}, lab.End{Node: server, Name: "r0", Addrs: addrs("192.0.2.254/24", "2001:db8:9::fe/64")})
+	client.IP("route add default via 172.31.0.1")
+	client.IP("route add ::/0 via 2001:db8:1f::1")
+	router.IP("route add 10.0.0.0/8 via 172.31.0.2")
+	router.IP("route add 2001:db8:a::/48 via 2001:db8:1f::2")
+	router.IP("route add default via 192.0.2.254")
+	router.IP("route add ::/0 via 2001:db8:9::fe")
+	server.IP("route add 10.0.0.0/8 via 192.0.2.1") // without NAT
+	server.IP("route add 2001:db8:a::/48 via 2001:db8:9::1")
+	for _, p := range flowPairs {
+		length := 32
+		if p.domain == unix.AF_INET6 {
+			length = 128
+		}
+		client.IP("addr add %s/%d dev lo", p.from, length)
+		server.IP("addr add %s/%d dev lo", p.to, length)
+	}
+	if err := l.Up(ctx); err != nil {
+		return err
+	}
+	ns, err := unix.Open("/run/netns/"+router.Namespace, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(ns)
+	dir, err := router.Dir()
+	if err != nil {
+		return err
+	}
+	const plain = "table inet linear {\nchain post {\ntype nat hook postrouting priority srcnat;\noifname up0 meta nfproto ipv4 snat ip to 192.0.2.11\noifname up0 snat ip6 to 2001:db8:9::11\n}\n}\n"
+	if err := os.WriteFile(dir+"/plain.nft", []byte(plain), 0o600); err != nil {
+		return err
+	}
+	script := func(command string) func() error {
+		return func() error {
+			_, err := router.Exec(ctx, "sh", "-c", "nft flush ruleset; "+command)
+			return err
+		}
+	}
+	rules := func(policies, attachments int) func() error {
+		c := packetConfig(policies, attachments)
+		return func() error {
+			if err := script("true")(); err != nil {
+				return err
+			}
+			return nftables.New(nftables.Options{NetNS: ns}).Apply(ctx, c)
+		}
+	}
+	n := b.size(10_000)
+	t := newTable("Egress: nanoseconds of CPU time for a packet of an established flow, 22 bytes of UDP, %d flows", packetFlows)
+	for range 2*b.rounds - 1 {
+		for _, c := range []struct {
+			row   string
+			apply func() error
+		}{
+			{"one policy, one attachment", rules(1, 1)},
+			{"no rules", script("true")},
+			{"one plain rule", script("nft -f " + dir + "/plain.nft")},
+			{"one policy, 200 attachments", rules(1, 200)},
+			{fmt.Sprint(n, " policies, 200 attachments"), rules(n, 200)},
+		} {
+			if err := c.apply(); err != nil {
+				return fmt.Errorf("%s: %w", c.row, err)
+			}
+			for _, p := range flowPairs {
+				cost, err := packetCost(client, router, server, p, b.size(100_000))
+				if err != nil {
+					return fmt.Errorf("%s, %s: %w", c.row, p.name, err)
+				}
+				t.add(c.row, p.name+" ns", cost)
+			}
+		}
+	}
+	t.print(os.Stdout, "no rules", "one plain rule")
+	return nil
+}
+
+func socketAddress(p flowPair, address string, port int) unix.Sockaddr {
+	a := netip.MustParseAddr(address)
+	if p.domain == unix.AF_INET {
+		return &unix.SockaddrInet4{Port: port, Addr: a.As4()}
+	}
+	return &unix.SockaddrInet6{Port: port, Addr: a.As16()}
+}
+
+// packetCost opens flows, has each answered, and sends n packets over them.
+func packetCost(client, router, server *lab.Node, p flowPair, n int) (ns float64, err error) {
+	const port = 9000
+	if err := router.Do(forgetFlows); err != nil {
+		return 0, fmt.Errorf("emptying the connection table: %w", err)
+	}
+	sink := -1
+	open := func(at *lab.Node, address string, port int) (fd int, err error) {
+		err = at.Do(func() error {
+			if fd, err = unix.Socket(p.domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+				return err
+			}
+			wait := unix.NsecToTimeval(int64(5 * time.Second))
+			return errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait), unix.Bind(fd, socketAddress(p, address, port)))
+		})
+		return fd, err
+	}
+	if sink, err = open(server, p.to, port); err != nil {
+		return 0, err
+	}
+	defer unix.Close(sink)
+	var flows []int
+	defer func() {
+		for _, fd := range flows {
+			unix.Close(fd)
+		}
+	}()
+	payload := make([]byte, 22)
+	for i := range packetFlows {
+		fd, err := open(client, p.from, 20000+i)
+		if err != nil {
+			return 0, err
+		}
+		flows = append(flows, fd)
+		if err := unix.Connect(fd, socketAddress(p, p.to, port)); err != nil {
+			return 0, err
+		}
+		for range 3 { // there and back, so that the flow is established
+			if _, err := unix.Write(fd, payload); err != nil {
+				return 0, err
+			}
+			_, from, err := unix.Recvfrom(sink, payload, 0)
+			if err != nil {
+				return 0, fmt.Errorf("a request did not come: %w", err)
+			}
+			if err := unix.Sendto(sink, payload, 0, from); err != nil {
+				return 0, err
+			}
+			if _, err := unix.Read(fd, payload); err != nil {
+				return 0, fmt.Errorf("an answer did not come: %w", err)
+			}
+		}
+	}
+	err = client.Do(func() error {
+		start := threadTime()
+		for i := range n {
+			if _, err := unix.Write(flows[i%packetFlows], payload); err != nil && !errors.Is(err, unix.ENOBUFS) {
+				return err
+			}
+		}
+		ns = float64((threadTime() - start).Nanoseconds()) / float64(n)
+		return nil
+	})
+	return ns, err
+}
