@@ -140,15 +140,17 @@ type Router struct {
 	charon charonHealth
 	guard  atomic.Bool // something keeps inside addresses in: this daemon or a former one put it there
 
-	mu      sync.Mutex // held through a whole change of the document
-	present store.Revision
-	spec    *spec.Spec // nil: there is no document, or it cannot be used
-	target  plan.Target
-	ledger  plan.Ledger
-	had     []nat.Pool // of all targets since a document was last kept
-	invalid error      // why the stored document cannot be used
-	stuck   error      // why the former document, which was to come back, did not
-	applied uint64     // newest generation with everything done
+	mu       sync.Mutex // held while a document becomes the present one, not while it is planned
+	version  uint64     // of what plans are made from: present, spec, target, ledger and the secrets
+	present  store.Revision
+	spec     *spec.Spec // nil: there is no document, or it cannot be used
+	target   plan.Target
+	ledger   plan.Ledger
+	textUses map[uint64][]use // see usesIn
+	had      []nat.Pool       // of all targets since a document was last kept
+	invalid  error            // why the stored document cannot be used
+	stuck    error            // why the former document, which was to come back, did not
+	applied  uint64           // newest generation with everything done
 
 	// What is carried out instead of the present document, which was not confirmed, while storing this fails.
 	unstored *store.Revision
@@ -180,7 +182,10 @@ func New(o Options) (*Router, error) {
 	}
 	r.present = present
 	d, problems := spec.Decode([]byte(present.Text))
-	s, target, ledger, problems := r.plan(d, problems, present.Ledger)
+	s, target, ledger, problems, err := r.plan(context.Background(), d, problems, present.Ledger)
+	if err != nil {
+		return nil, err
+	}
 	if len(problems) > 0 {
 		// What runs is left as it is: the document was good once, and nobody asked for its removal.
 		r.invalid = fmt.Errorf("reading generation %d: %w", present.Generation, problems)
@@ -206,34 +211,37 @@ func (r *Router) formerPools() []nat.Pool {
 		return nil // going back will say so
 	}
 	d, problems := spec.Decode([]byte(former.Text))
-	_, target, _, _ := r.plan(d, problems, former.Ledger)
+	_, target, _, _, _ := r.plan(context.Background(), d, problems, former.Ledger)
 	return target.NAT.Pools
 }
 
-// plan checks a document and decides about it, without changing anything.
-func (r *Router) plan(d spec.Document, decodeProblems spec.Problems, ledger json.RawMessage) (*spec.Spec, plan.Target, plan.Ledger, spec.Problems) {
+// plan checks a document and decides about it, without changing anything, and needs no lock. It ends soon after ctx is done, with an error.
+func (r *Router) plan(ctx context.Context, d spec.Document, decodeProblems spec.Problems, ledger json.RawMessage) (*spec.Spec, plan.Target, plan.Ledger, spec.Problems, error) {
 	var former plan.Ledger
 	if len(ledger) > 0 {
 		if err := json.Unmarshal(ledger, &former); err != nil {
-			return nil, plan.Target{}, former, append(decodeProblems, spec.Problem{Rule: "has an unreadable ledger: " + err.Error(), Remedy: "roll back to an earlier generation"})
+			return nil, plan.Target{}, former, spec.Join(decodeProblems, spec.Problems{{Rule: "has an unreadable ledger: " + err.Error(), Remedy: "roll back to an earlier generation"}}), nil
 		}
 	}
-	s, problems := spec.Check(d, func(name string) (secret.Ref, bool) {
+	s, problems, err := spec.CheckWithin(ctx, d, func(name string) (secret.Ref, bool) {
 		ref, err := r.Store.Ref(name)
 		return ref, err == nil
 	})
-	problems = append(decodeProblems, problems...)
-	if len(problems) > 0 {
-		return nil, plan.Target{}, former, problems
+	if err != nil {
+		return nil, plan.Target{}, former, nil, err
+	}
+	if problems = spec.Join(decodeProblems, problems); len(problems) > 0 {
+		return nil, plan.Target{}, former, problems, nil
 	}
 	target, next, problems := plan.Make(s, former, r.Host.Has)
-	return s, target, next, problems
+	return s, target, next, spec.Join(problems), ctx.Err()
 }
 
 // use makes a target the wanted one and has the drivers work on what differs from the former one.
 func (r *Router) use(s *spec.Spec, target plan.Target, ledger plan.Ledger) {
 	former, first := r.target, r.spec == nil
 	r.spec, r.target, r.ledger, r.invalid = s, target, ledger, nil
+	r.version++
 	r.state.explain(s)
 	r.schedule(former, target, first, r.outlived(target))
 	// One that changes nothing is carried out by a pass as well.

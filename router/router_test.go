@@ -271,7 +271,7 @@ func (m *machine) boot(dir string) (*Router, func()) {
 		m.t.Fatal(err)
 	}
 	if len(st.Secrets()) == 0 {
-		if _, err := st.SetSecret("k", []byte("a secret of some length"), time.Now()); err != nil {
+		if _, err := st.SetSecret("k", []byte("a2V5IG9mIHRoaXJ0eS10d28gYnl0ZXMgZm9yIHRlc3Q="), time.Now()); err != nil {
 			m.t.Fatal(err)
 		}
 	}
@@ -323,7 +323,7 @@ func text(s string) *isthmusv1.Source {
 
 func apply(t *testing.T, r *Router, doc string) uint64 {
 	t.Helper()
-	g, _, err := r.apply(text(doc), nil, 0, "tester")
+	g, _, err := r.apply(context.Background(), text(doc), nil, 0, "tester")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -515,7 +515,7 @@ func TestGoesBackWhileCharonHangs(t *testing.T) {
 		m.mu.Lock()
 		m.hangs = 10 * time.Minute
 		m.mu.Unlock()
-		if _, _, err := r.apply(text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)), nil, time.Minute, "tester"); err != nil {
+		if _, _, err := r.apply(context.Background(), text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)), nil, time.Minute, "tester"); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(70 * time.Second)
@@ -532,7 +532,7 @@ func TestMessageTooLarge(t *testing.T) {
 		r, stop := m.boot(t.TempDir())
 		defer stop()
 		large := &isthmusv1.Spec{Announce: slices.Repeat([]string{"10.0.0.0/8"}, 1<<19)}
-		_, _, err := r.apply(&isthmusv1.Source{Source: &isthmusv1.Source_Spec{Spec: large}}, nil, 0, "tester")
+		_, _, err := r.apply(context.Background(), &isthmusv1.Source{Source: &isthmusv1.Source_Spec{Spec: large}}, nil, 0, "tester")
 		if err == nil || !strings.Contains(err.Error(), "lines and commas") {
 			t.Errorf("%.200v", err)
 		}
@@ -547,11 +547,11 @@ func TestBadDocumentChangesNothing(t *testing.T) {
 		g := apply(t, r, base)
 		m.taken()
 		var problems spec.Problems
-		if _, _, err := r.apply(text(strings.ReplaceAll(base, "psk: k", "psk: gone")), nil, 0, "tester"); !errors.As(err, &problems) || len(problems) != 2 {
+		if _, _, err := r.apply(context.Background(), text(strings.ReplaceAll(base, "psk: k", "psk: gone")), nil, 0, "tester"); !errors.As(err, &problems) || len(problems) != 2 {
 			t.Errorf("got %v", err)
 		}
 		stale := g - 1
-		if _, _, err := r.apply(text(base+"announce: [10.0.0.0/24]"), &stale, 0, "tester"); !errors.Is(err, store.ErrStale) {
+		if _, _, err := r.apply(context.Background(), text(base+"announce: [10.0.0.0/24]"), &stale, 0, "tester"); !errors.Is(err, store.ErrStale) {
 			t.Errorf("got %v", err)
 		}
 		time.Sleep(time.Hour)
@@ -675,7 +675,7 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 		r, stop := m.boot(dir)
 		first := apply(t, r, base)
 		changed := strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)
-		if _, _, err := r.apply(text(changed), nil, time.Minute, "tester"); err != nil {
+		if _, _, err := r.apply(context.Background(), text(changed), nil, time.Minute, "tester"); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -693,7 +693,7 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 		if h := r.Store.History()[0]; h.Author != Daemon || h.Reason != fmt.Sprintf("not confirmed, back to %d", first) {
 			t.Errorf("history %+v", h)
 		}
-		g, _, err := r.apply(text(changed), nil, time.Minute, "tester")
+		g, _, err := r.apply(context.Background(), text(changed), nil, time.Minute, "tester")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -704,7 +704,7 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 		if _, _, doc, _ := r.document(0); doc != changed {
 			t.Errorf("a confirmed document went back: %s", doc)
 		}
-		if back, _, err := r.goBack(0, nil, "tester"); err != nil || back != g+1 {
+		if back, _, err := r.goBack(context.Background(), 0, nil, "tester"); err != nil || back != g+1 {
 			t.Errorf("rollback: %d, %v", back, err)
 		}
 		if _, _, doc, _ := r.document(0); doc != base {
@@ -722,7 +722,7 @@ func TestGoesBackWithoutDisk(t *testing.T) {
 		defer func() { stop() }()
 		first := apply(t, r, base)
 		changed := strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)
-		g, changes, err := r.apply(text(changed), nil, time.Minute, "tester")
+		g, changes, err := r.apply(context.Background(), text(changed), nil, time.Minute, "tester")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -751,7 +751,7 @@ func TestGoesBackWithoutDisk(t *testing.T) {
 		if _, err := r.Store.SetSecret("k", []byte("another secret"), time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.secretsChanged(); err != nil {
+		if err := r.secretsChanged(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -779,7 +779,7 @@ func TestGoesBackAtStart(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
 		r, stop := m.boot(dir)
 		first := apply(t, r, base)
-		g, changes, err := r.apply(text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)), nil, time.Minute, "tester")
+		g, changes, err := r.apply(context.Background(), text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)), nil, time.Minute, "tester")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -812,7 +812,7 @@ func TestGoingBackKeepsItsSecrets(t *testing.T) {
 			t.Fatal(err)
 		}
 		changed := text(strings.ReplaceAll(base, "psk: k", "psk: other"))
-		if _, _, err := r.apply(changed, nil, time.Minute, "tester"); err != nil {
+		if _, _, err := r.apply(context.Background(), changed, nil, time.Minute, "tester"); err != nil {
 			t.Fatal(err)
 		}
 		if err := r.DeleteSecret(t.Context(), "tester", "k"); !errors.Is(err, api.ErrPrecondition) || !strings.HasSuffix(err.Error(), "tunnels[0].ipsec.psk of generation 1") {
@@ -857,7 +857,7 @@ func TestSecretChangeReachesItsTunnels(t *testing.T) {
 		if _, err := r.Store.SetSecret("k", []byte("another secret"), time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.secretsChanged(); err != nil {
+		if err := r.secretsChanged(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()

@@ -32,6 +32,8 @@ type services struct {
 	authority *auth.Authority
 	stopping  chan struct{} // closed when the server stops
 
+	reading, writing *gate
+
 	isthmusv1.UnimplementedSpecServiceServer
 	isthmusv1.UnimplementedTunnelServiceServer
 	isthmusv1.UnimplementedBGPServiceServer
@@ -132,6 +134,11 @@ func (s *services) Validate(ctx context.Context, r *isthmusv1.ValidateRequest) (
 	if err := checkSource(r.Source); err != nil {
 		return nil, err
 	}
+	leave, err := s.reading.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	v, err := s.router.Validate(ctx, r.Source)
 	return v, statusOf(err)
 }
@@ -140,6 +147,11 @@ func (s *services) Plan(ctx context.Context, r *isthmusv1.PlanRequest) (*isthmus
 	if err := checkSource(r.Source); err != nil {
 		return nil, err
 	}
+	leave, err := s.reading.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	p, err := s.router.Plan(ctx, r.Source)
 	return p, statusOf(err)
 }
@@ -151,6 +163,11 @@ func (s *services) Apply(ctx context.Context, r *isthmusv1.ApplyRequest) (*isthm
 	if err := checkConfirm(r.ConfirmWithin); err != nil {
 		return nil, err
 	}
+	leave, err := s.writing.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	a, err := s.router.Apply(ctx, author(ctx), r)
 	return a, statusOf(err)
 }
@@ -174,6 +191,11 @@ func (s *services) EditPolicies(ctx context.Context, r *isthmusv1.EditPoliciesRe
 	if err := checkConfirm(r.ConfirmWithin); err != nil {
 		return nil, err
 	}
+	leave, err := s.writing.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	a, err := s.router.EditPolicies(ctx, author(ctx), r)
 	return a, statusOf(err)
 }
@@ -186,11 +208,21 @@ func (s *services) Confirm(ctx context.Context, r *isthmusv1.ConfirmRequest) (*i
 }
 
 func (s *services) Rollback(ctx context.Context, r *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error) {
+	leave, err := s.writing.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	a, err := s.router.Rollback(ctx, author(ctx), r)
 	return a, statusOf(err)
 }
 
 func (s *services) GetSpec(ctx context.Context, r *isthmusv1.GetSpecRequest) (*isthmusv1.GetSpecResponse, error) {
+	leave, err := s.reading.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	g, err := s.router.Spec(ctx, r.Generation)
 	return g, statusOf(err)
 }
@@ -303,6 +335,11 @@ func (s *services) ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequ
 }
 
 func (s *services) Who(ctx context.Context, r *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error) {
+	leave, err := s.reading.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	w, err := s.router.Who(ctx, r)
 	return w, statusOf(err)
 }
