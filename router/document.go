@@ -40,6 +40,7 @@ type basis struct {
 	version uint64 // of the router's
 	present store.Revision
 	carried store.Revision
+	dying   bool
 	spec    *spec.Spec
 	target  plan.Target
 	ledger  plan.Ledger
@@ -48,7 +49,7 @@ type basis struct {
 func (r *Router) basis() basis {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return basis{r.version, r.present, r.carried(), r.spec, r.target, r.ledger}
+	return basis{r.version, r.present, r.carried(), r.dying, r.spec, r.target, r.ledger}
 }
 
 // attempts is how often a plan is made for a change while others come between.
@@ -154,7 +155,7 @@ func (r *Router) accept(ctx context.Context, s source, expected *uint64, confirm
 			return nil, problems
 		}
 		changes = r.counted(plan.Diff(b.target, target))
-		if s.text == b.present.Text && len(changes) == 0 && b.spec != nil {
+		if s.text == b.present.Text && len(changes) == 0 && b.spec != nil && !b.dying {
 			return nil, nil
 		}
 		encoded, err := json.Marshal(ledger)
@@ -249,7 +250,7 @@ func (r *Router) commit(next store.Revision, confirm time.Duration) error {
 		return fmt.Errorf("storing document: %w", err)
 	}
 	next.Generation = generation
-	r.present, r.stuck, r.unstored = next, nil, nil
+	r.present, r.stuck, r.unstored, r.held, r.dying = next, nil, nil, nil, false
 	r.version++
 	r.Log.Info("accepted", "generation", generation, "author", next.Author, "reason", next.Reason, "changes", next.Changes)
 	return nil
@@ -339,6 +340,7 @@ func (r *Router) revert(from plan.Target) error {
 			Changes: uint32(len(plan.Diff(from, target))), Text: old.Text, Ledger: encoded,
 		}
 		r.had = append(slices.Clip(r.had), from.NAT.Pools...)
+		r.held = nil
 		r.use(checked, target, ledger)
 	}
 	if err := r.commit(*r.unstored, 0); err != nil {
@@ -352,6 +354,9 @@ func (r *Router) revert(from plan.Target) error {
 func (r *Router) carried() store.Revision {
 	if r.unstored != nil {
 		return *r.unstored
+	}
+	if r.held != nil {
+		return *r.held
 	}
 	return r.present
 }
@@ -375,6 +380,8 @@ func (r *Router) document(generation uint64) (uint64, *isthmusv1.Spec, string, e
 	r.mu.Lock()
 	if generation == 0 && r.unstored != nil {
 		generation = r.present.RevertTo
+	} else if generation == 0 && r.held != nil {
+		generation = r.held.Generation
 	}
 	r.mu.Unlock()
 	var rev store.Revision

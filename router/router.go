@@ -104,6 +104,8 @@ type Options struct {
 	Probe func(ctx context.Context, iface string, from netip.Addr, t health.Target) error
 	// Mover takes public addresses; nil: nobody can.
 	Mover takeover.Mover
+	// Safe carries nothing out: documents are taken and stored, and what runs stays as it is.
+	Safe bool
 	// Counters fills in what the drivers have written.
 	Counters func() Counters
 }
@@ -152,13 +154,18 @@ type Router struct {
 	stuck    error            // why the former document, which was to come back, did not
 	applied  uint64           // newest generation with everything done
 
+	// The daemon died under the present document again and again, and held, if there is one, is carried out instead.
+	dying  bool
+	held   *store.Revision
+	passes chan struct{} // a pass has ended
+
 	// What is carried out instead of the present document, which was not confirmed, while storing this fails.
 	unstored *store.Revision
 }
 
 // New returns a router with the stored document, if there is one, ready to Run.
 func New(o Options) (*Router, error) {
-	r := &Router{Options: o, started: time.Now(), work: newScheduler(), state: newObserved(), taker: taker{wanted: make(chan takeover.Config, 1)}}
+	r := &Router{Options: o, started: time.Now(), work: newScheduler(), state: newObserved(), taker: taker{wanted: make(chan takeover.Config, 1)}, passes: make(chan struct{}, 1)}
 	r.names = names.New(names.Options{File: o.NamesFile, Changed: r.namesChanged, Apply: r.applyNames, Log: o.Log})
 	if o.Probe == nil {
 		o.Probe = (&health.Prober{Resolve: r.names.Resolve}).Probe
@@ -181,6 +188,13 @@ func New(o Options) (*Router, error) {
 		return r, nil
 	}
 	r.present = present
+	if o.Safe {
+		o.Log.Warn("started with -safe: nothing is carried out", "generation", present.Generation)
+		return r, nil
+	}
+	if c := r.begin(); c.Carried != present.Generation && c.Starts >= startsOf {
+		return r, r.startBack(c)
+	}
 	d, problems := spec.Decode([]byte(present.Text))
 	s, target, ledger, problems, err := r.plan(context.Background(), d, problems, present.Ledger)
 	if err != nil {
@@ -242,6 +256,9 @@ func (r *Router) use(s *spec.Spec, target plan.Target, ledger plan.Ledger) {
 	former, first := r.target, r.spec == nil
 	r.spec, r.target, r.ledger, r.invalid = s, target, ledger, nil
 	r.version++
+	if r.Safe {
+		return
+	}
 	r.state.explain(s)
 	r.schedule(former, target, first, r.outlived(target))
 	// One that changes nothing is carried out by a pass as well.
@@ -272,6 +289,13 @@ func (r *Router) Run(ctx context.Context) error {
 			}
 		}()
 	}
+	if r.Safe {
+		start("watching", r.tick)
+		<-ctx.Done()
+		wg.Wait()
+		return nil
+	}
+	start("noting what was carried out", r.noteCarried)
 	start("running IPsec", func(ctx context.Context) error { return r.IPsec.Run(ctx, r.tunnelChanged) })
 	start("running WireGuard", func(ctx context.Context) error { return r.WireGuard.Run(ctx, r.tunnelChanged) })
 	start("running BGP", func(ctx context.Context) error { return r.BGP.Run(ctx, reporter{r}) })
@@ -326,7 +350,7 @@ func (r *Router) tick(ctx context.Context) error {
 					settle = now.Add(settleRetry)
 				}
 			}
-			if now.Sub(last) >= resync {
+			if now.Sub(last) >= resync && !r.Safe {
 				last = now
 				r.readBack(ctx)
 			}
@@ -337,6 +361,10 @@ func (r *Router) tick(ctx context.Context) error {
 // passed notes that a generation has been applied as a whole.
 func (r *Router) passed() {
 	r.state.bell.Ring()
+	select {
+	case r.passes <- struct{}{}:
+	default:
+	}
 	if !r.work.settled() {
 		return
 	}
@@ -345,6 +373,8 @@ func (r *Router) passed() {
 	carried := r.present.Generation
 	if r.unstored != nil {
 		carried = r.present.RevertTo
+	} else if r.held != nil {
+		carried = r.held.Generation
 	}
 	if r.spec != nil && r.work.settled() && r.applied != carried {
 		r.applied = carried

@@ -266,6 +266,22 @@ func (m *machine) Run(ctx context.Context) error {
 // boot starts a daemon on the machine and returns it with what stops it.
 func (m *machine) boot(dir string) (*Router, func()) {
 	m.t.Helper()
+	r := m.begin(dir, false)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- r.Run(ctx) }()
+	return r, func() {
+		cancel()
+		if err := <-done; err != nil {
+			m.t.Error(err)
+		}
+		r.Store.Close()
+	}
+}
+
+// begin returns a daemon that does not run yet: one that is left so has died at its start.
+func (m *machine) begin(dir string, safe bool) *Router {
+	m.t.Helper()
 	st, err := store.Open(dir)
 	if err != nil {
 		m.t.Fatal(err)
@@ -277,7 +293,7 @@ func (m *machine) boot(dir string) (*Router, func()) {
 	}
 	r, err := New(Options{
 		Store: st, IPsec: tunnels{m, "ipsec"}, WireGuard: tunnels{m, "wireguard"}, BGP: speaker{m}, FIB: m, NAT: filter{m},
-		Addresses: m, Host: m, Version: "test", Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} }, Probe: m.probe, NamesFile: filepath.Join(dir, "names.json"),
+		Addresses: m, Host: m, Safe: safe, Version: "test", Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} }, Probe: m.probe, NamesFile: filepath.Join(dir, "names.json"),
 		Charon: func(context.Context) ([]string, error) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
@@ -292,16 +308,7 @@ func (m *machine) boot(dir string) (*Router, func()) {
 		m.t.Fatal(err)
 	}
 	r.Flows = m.flows
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- r.Run(ctx) }()
-	return r, func() {
-		cancel()
-		if err := <-done; err != nil {
-			m.t.Error(err)
-		}
-		st.Close()
-	}
+	return r
 }
 
 const base = `

@@ -264,7 +264,7 @@ func (r *Router) uses() (map[string][]string, error) {
 			paths[one.name] = append(paths[one.name], one.path+of)
 		}
 	}
-	if r.spec != nil && r.unstored == nil {
+	if r.spec != nil && r.unstored == nil && r.held == nil {
 		add(usesOf(r.spec), "")
 	} else {
 		add(r.usesIn(r.present.Generation, r.present.Text), "")

@@ -315,6 +315,7 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 			Message: r.invalid.Error() + "; what runs is left as it is: mend the cause and apply a document",
 		})
 	}
+	s.Conditions = append(s.Conditions, r.startConditions()...)
 	if newest := r.Store.Newest(); newest > r.present.Generation {
 		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
 			Type: "DocumentDamaged", Severity: "error", Since: stamp(r.started),
