@@ -252,8 +252,18 @@ func (r *Router) commit(next store.Revision, confirm time.Duration) error {
 	next.Generation = generation
 	r.present, r.stuck, r.unstored, r.held, r.dying = next, nil, nil, nil, false
 	r.version++
+	if next.ConfirmBy.IsZero() {
+		r.dropFormer()
+	}
 	r.Log.Info("accepted", "generation", generation, "author", next.Author, "reason", next.Reason, "changes", next.Changes)
 	return nil
+}
+
+// dropFormer forgets the former values of secrets, since a document was accepted with the present ones.
+func (r *Router) dropFormer() {
+	if err := r.Store.DropFormer(); err != nil {
+		r.Log.Warn("forgetting former values of secrets failed", "err", err)
+	}
 }
 
 // confirm keeps a generation that was applied with a confirm timeout.
@@ -267,6 +277,7 @@ func (r *Router) confirm(generation uint64) error {
 		return err
 	}
 	r.present.ConfirmBy, r.present.RevertTo = time.Time{}, 0
+	r.dropFormer()
 	r.endOutlived()
 	return nil
 }

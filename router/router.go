@@ -16,6 +16,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/flow"
 	"github.com/isthmus-net/isthmus/router/health"
@@ -106,6 +107,8 @@ type Options struct {
 	Mover takeover.Mover
 	// Safe carries nothing out: documents are taken and stored, and what runs stays as it is.
 	Safe bool
+	// Notices returns conditions of what is around the router, such as access to it; nil: there are none.
+	Notices func() []*isthmusv1.Condition
 	// Counters fills in what the drivers have written.
 	Counters func() Counters
 }

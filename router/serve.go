@@ -188,7 +188,28 @@ func (r *Router) SetSecret(ctx context.Context, author, name string, value []byt
 	if err != nil {
 		return nil, err
 	}
-	r.Log.Info("secret set", "name", name, "author", author)
+	return r.secretSet(ctx, author, "secret set", info)
+}
+
+// RollbackSecret implements api.Router.
+func (r *Router) RollbackSecret(ctx context.Context, author, name string) (*isthmusv1.SecretInfo, error) {
+	value, err := r.Store.FormerSecret(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.fits(name, value); err != nil {
+		return nil, err
+	}
+	info, err := r.Store.RollbackSecret(name, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return r.secretSet(ctx, author, "secret rolled back", info)
+}
+
+// secretSet has what uses a secret that was stored use its new value.
+func (r *Router) secretSet(ctx context.Context, author, what string, info store.SecretInfo) (*isthmusv1.SecretInfo, error) {
+	r.Log.Info(what, "name", info.Ref.Name, "author", author)
 	// The secret is there, also for a caller who has gone meanwhile.
 	if err := r.secretsChanged(context.WithoutCancel(ctx)); err != nil {
 		return nil, fmt.Errorf("the secret is stored, but the present document cannot be planned with it: %w", err)

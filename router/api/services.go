@@ -74,9 +74,11 @@ func describe(request any) auth.Subject {
 		for _, name := range r.Delete {
 			parts = append(parts, "delete "+name)
 		}
-		subject := auth.Subject{Object: strings.Join(parts, ", ")}
-		if r.Text != "" {
-			subject.Digest = hash([]byte(r.Text))
+		// The object may be cut; the digest is of all of it.
+		subject := auth.Subject{Object: strings.Join(parts, ", "), Digest: hash([]byte(r.Text))}
+		if r.Text == "" {
+			data, _ := proto.MarshalOptions{Deterministic: true}.Marshal(&isthmusv1.EditPoliciesRequest{Set: r.Set, Delete: r.Delete})
+			subject.Digest = hash(data)
 		}
 		return subject
 	case *isthmusv1.ConfirmRequest:
@@ -95,6 +97,12 @@ func describe(request any) auth.Subject {
 		return auth.Subject{Object: fmt.Sprintf("%s:%d at %s", r.Address, r.Port, at)}
 	case *isthmusv1.SetSecretRequest:
 		return auth.Subject{Object: r.Name}
+	case *isthmusv1.RollbackSecretRequest:
+		return auth.Subject{Object: r.Name}
+	case *isthmusv1.RenewAuthorityRequest:
+		if r.AtOnce {
+			return auth.Subject{Object: "at once"}
+		}
 	case *isthmusv1.DeleteSecretRequest:
 		return auth.Subject{Object: r.Name}
 	case *isthmusv1.IssueClientRequest:
@@ -417,6 +425,23 @@ func (s *services) ListSecrets(_ context.Context, r *isthmusv1.ListSecretsReques
 
 func (s *services) DeleteSecret(ctx context.Context, r *isthmusv1.DeleteSecretRequest) (*isthmusv1.DeleteSecretResponse, error) {
 	return &isthmusv1.DeleteSecretResponse{}, statusOf(s.router.DeleteSecret(ctx, author(ctx), r.Name))
+}
+
+func (s *services) RollbackSecret(ctx context.Context, r *isthmusv1.RollbackSecretRequest) (*isthmusv1.SecretInfo, error) {
+	i, err := s.router.RollbackSecret(ctx, author(ctx), r.Name)
+	return i, statusOf(err)
+}
+
+func (s *services) RenewAuthority(_ context.Context, r *isthmusv1.RenewAuthorityRequest) (*isthmusv1.RenewAuthorityResponse, error) {
+	until, err := s.authority.Renew(r.AtOnce)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	response := &isthmusv1.RenewAuthorityResponse{Authority: s.authority.Certificate()}
+	if !until.IsZero() {
+		response.FormerUntil = timestamppb.New(until)
+	}
+	return response, nil
 }
 
 func (s *services) IssueClient(_ context.Context, r *isthmusv1.IssueClientRequest) (*isthmusv1.IssueClientResponse, error) {

@@ -54,6 +54,10 @@ type Store struct {
 	private   map[string]sealed
 	clients   map[string]Client
 	carry     Carry
+
+	clientChange uint64 // newest change of a client
+	markFile     string // empty: none
+	marked       mark   // what it says
 }
 
 // keys are derived from the node key. Without the node key both are nil.
