@@ -45,7 +45,7 @@ func Endings(a, b Config) (out []Ending) {
 	}
 
 	plain := slices.DeleteFunc(slices.Clone(b.Policies), func(p Policy) bool { return p.Action != NoNAT })
-	same := make(map[string]bool, len(plain)) // prefixes of those policies, of which there may be thousands
+	same := make(map[string]bool, len(plain)) // prefixes of those policies; there may be thousands
 	for i := range plain {
 		same[plain[i].prefixes()] = true
 	}

@@ -99,7 +99,7 @@ const MaxRules = 1 << 17
 // ErrTooManyRules means that the policies have more than MaxRules rules together.
 var ErrTooManyRules = fmt.Errorf("the policies make more than %d rules", MaxRules)
 
-// parts are the prefixes and ports of a policy, of which it has a rule for each combination within a family.
+// parts are the prefixes and ports of a policy. It has a rule for each combination of them within a family.
 type parts struct {
 	sources, destinations [2][]netip.Prefix // IPv4 and IPv6
 	ports                 []PortRange

@@ -44,7 +44,7 @@ func (r *Router) begin() store.Carry {
 func (r *Router) startBack(c store.Carry) error {
 	r.dying = true
 	r.Log.Error("the present generation is not carried out: the daemon has died under it again and again", "generation", r.present.Generation, "starts", c.Starts, "carried out before", c.Carried)
-	// Whoever is locked out waits for this.
+	// An operator who is locked out waits for this.
 	r.revertIfDue(time.Now(), plan.Target{})
 	if r.spec != nil || c.Carried == 0 || c.Starts >= startsOf+startsWithBack && !c.Back {
 		return nil

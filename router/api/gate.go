@@ -13,7 +13,7 @@ import (
 // Bounds of calls that read a whole document. Each of them may cost a second and some 300 MB.
 const (
 	// maxWaiting is how many calls wait at a gate, and maxWaitingPerClient how many of them are of one client: one that asks for more
-	// keeps nobody else out.
+	// keeps no other client out.
 	maxWaiting          = 32
 	maxWaitingPerClient = 4
 )

@@ -111,7 +111,7 @@ func auditLog(t *testing.T, s *apitest.Server) []auth.Entry {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// What strangers caused comes last, or is not there.
+	// The lines that strangers caused come last, or there are none.
 	if refused, err := os.ReadFile(auth.RefusedLog(s.Audit)); err == nil {
 		data = append(data, refused...)
 	}

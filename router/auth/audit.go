@@ -95,7 +95,7 @@ type refusals struct {
 
 // OpenAudit opens the log, and makes it when it is missing. With an error comes a log that is opened by the first entry that it
 // can take, and refuses those before: a disk that is full or read-only must not keep a router from routing.
-// What strangers cause is in a log of its own, RefusedLog of name, which is made with its first line.
+// Lines that strangers cause are in a log of their own, RefusedLog of name, which is made with its first line.
 func OpenAudit(name string, now func() time.Time) (*Audit, error) {
 	l := &Audit{now: now, name: name, limit: auditBytes, files: auditFiles, refusals: make(map[string]*refusals)}
 	l.other = &Audit{now: now, name: RefusedLog(name), limit: refusedBytes, files: refusedFiles, refusals: make(map[string]*refusals)}

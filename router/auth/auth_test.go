@@ -206,7 +206,7 @@ func TestServerCertificate(t *testing.T) {
 	}
 }
 
-// TestNothingIsForgottenByTheClock: a clock that is wrong for a while shuts nobody out, and the list of clients has a bound all the same.
+// TestNothingIsForgottenByTheClock: a clock that is wrong for a while shuts no client out, and the list of clients has a bound all the same.
 func TestNothingIsForgottenByTheClock(t *testing.T) {
 	c := newClock()
 	a, st, _ := setUp(t, t.TempDir(), c)

@@ -324,8 +324,8 @@ func (a *Authority) use(r authorityRecord) error {
 	return nil
 }
 
-// Certificate returns the certificates, in PEM, of which a client must trust the server to be signed by one: the authority's, and while it
-// is trusted that of the one before. Empty: there is none yet.
+// Certificate returns the certificates that a client must trust, in PEM: the authority's, and that of the one before while it is
+// trusted. Empty: there is none yet.
 func (a *Authority) Certificate() string {
 	c, err := a.authority()
 	if err != nil {

@@ -150,7 +150,7 @@ func (r *registry) openStream(serial string) (func(), bool) {
 	}, true
 }
 
-// hostPrefix returns what counts as one host: an IPv4 address, or the /64 of an IPv6 address, of which each host has as many as it likes.
+// hostPrefix returns what counts as one host: an IPv4 address, or the /64 of an IPv6 address: a host may use any address of its /64.
 func hostPrefix(addr net.Addr) netip.Prefix {
 	ap, err := netip.ParseAddrPort(addr.String())
 	if err != nil {

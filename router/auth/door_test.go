@@ -75,8 +75,8 @@ func enter(l net.Listener, a *Authority, cert tls.Certificate) error {
 	return err
 }
 
-// TestIdleConnectionsKeepNobodyOut: connections from many addresses that never speak, opened again when they end, take no place from somebody
-// who does.
+// TestIdleConnectionsKeepNobodyOut: connections from many addresses that never speak, opened again when they end, take no place from a client
+// that does.
 func TestIdleConnectionsKeepNobodyOut(t *testing.T) {
 	for _, idle := range []int{72, 700, 2000} {
 		t.Run(fmt.Sprint(idle), func(t *testing.T) {

@@ -64,7 +64,7 @@ func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config,
 		}
 	}
 	var conflicts []Conflict
-	// Whoever answers for a name must not make more rules than a document may have.
+	// The servers of a name must not make more rules than a document may have.
 	_, rules := out.CountRules()
 	each := make([]int, len(out.Policies)) // rules that one more address of IPv4 makes, and then of IPv6
 	each = append(each, each...)

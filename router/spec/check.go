@@ -118,7 +118,7 @@ type checker struct {
 	dests    map[netip.Prefix]string
 	paths    []string // of the policies
 
-	ctx   context.Context // nil: nobody gives up
+	ctx   context.Context // nil: the caller does not give up
 	steps int
 	tired bool
 

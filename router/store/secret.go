@@ -158,7 +158,7 @@ func deriveKeys(node []byte) (keys, error) {
 	return keys{seal: gcm, fingerprint: fingerprint}, err
 }
 
-// fingerprintLocked is of name and value: that two names have one value is nobody's business.
+// fingerprintLocked is of name and value: a reader must not see that two names have one value.
 func (s *Store) fingerprintLocked(name string, value []byte) string {
 	h := hmac.New(sha256.New, s.keys.fingerprint)
 	h.Write([]byte(name + "\x00")) // which no name has

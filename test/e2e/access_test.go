@@ -81,7 +81,7 @@ func (b *bench) audit() (entries []entry) {
 	b.Helper()
 	data, err := os.ReadFile(filepath.Join(b.r.Dir, "state", "audit.log"))
 	b.ok(err)
-	// What strangers caused is in a file of its own, once there is some.
+	// The lines that strangers caused are in a file of its own, once there is some.
 	refused, err := os.ReadFile(filepath.Join(b.r.Dir, "state", "audit-refused.log"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		b.ok(err)
