@@ -93,7 +93,7 @@ func (r *Rule) Matches(f Flow) bool {
 }
 
 // MaxRules is how many rules the policies of a configuration may have together. Checking, compiling and carrying out that many
-// takes some 200 MB and a few seconds; without a bound, 12 KB of text make 36 million.
+// takes 200 to 400 MB and some seconds; without a bound, 12 KB of text make 36 million.
 const MaxRules = 1 << 17
 
 // ErrTooManyRules means that the policies have more than MaxRules rules together.
