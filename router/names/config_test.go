@@ -164,3 +164,24 @@ func tied(t *testing.T, c nat.Config) []nat.Tie {
 	}
 	return nat.Ties(rules)
 }
+
+// TestExtendIsBounded: however many addresses a name has, the rules stay as many as a document may have, and what is left out is told.
+func TestExtendIsBounded(t *testing.T) {
+	p := nat.Policy{Name: "p", Action: nat.Deny, Protocol: "tcp", Names: []string{"a.example"}}
+	for i := range 100 {
+		p.Sources = append(p.Sources, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i), 0}), 24))
+		p.Ports = append(p.Ports, nat.PortRange{First: uint16(1 + 2*i), Last: uint16(1 + 2*i)})
+	}
+	lookup := func(string) (out []netip.Addr) {
+		for i := range 20 {
+			out = append(out, netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}))
+		}
+		return append(out, netip.MustParseAddr("2001:db8::1")) // no source is of its family
+	}
+	got, lost := Extend(nat.Config{Policies: []nat.Policy{p}}, lookup)
+	const fit = nat.MaxRules / (100 * 100)
+	if n := len(got.Policies[0].Destinations); n != fit+1 || len(lost) != 20-fit || lost[0].Winner != "" {
+		t.Errorf("%d addresses are destinations, %d are left out: %+v", n, len(lost), lost)
+	}
+	tied(t, got)
+}
