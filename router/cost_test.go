@@ -132,8 +132,9 @@ func TestPlanIsBounded(t *testing.T) {
 	if f := changeMessages(changes[:1])[0].Fields[0]; len(f) > maxFieldBytes+10 || !strings.HasSuffix(f, "-> end") || !strings.HasPrefix(f, "sources: ") {
 		t.Errorf("a field has %d bytes", len(f))
 	}
+	long := []string{strings.Repeat("x", maxFieldBytes), strings.Repeat("y", maxFieldBytes)}
 	for i := range changes {
-		changes[i].Fields = []string{strings.Repeat("x", maxFieldBytes), strings.Repeat("y", maxFieldBytes)}
+		changes[i].Fields = long
 	}
 	if n := len(changeMessages(changes)); n > maxChangeBytes/maxFieldBytes {
 		t.Errorf("%d changes of 2 KiB each", n)

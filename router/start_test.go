@@ -256,3 +256,20 @@ func TestStartWithoutDisk(t *testing.T) {
 		}
 	})
 }
+
+// TestHeldBackIsAppliedOnceMore: a document that is held back is taken when it is applied again, though nothing in the target would change.
+func TestHeldBackIsAppliedOnceMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, dir := newMachine(t), t.TempDir()
+		commented := base + "# as before\n"
+		deadly(t, m, dir, commented, 0)
+		die(m, dir)
+		die(m, dir)
+		r, stop := m.boot(dir)
+		defer stop()
+		synctest.Wait()
+		if g := apply(t, r, commented); g != 3 || conditions(r) != "" {
+			t.Errorf("generation %d, %s", g, conditions(r))
+		}
+	})
+}
