@@ -220,6 +220,9 @@ func TestSafeStart(t *testing.T) {
 		if g := apply(t, r, base); g != 3 {
 			t.Errorf("generation %d", g)
 		}
+		if r.work.has("nat") || r.work.has("document") {
+			t.Error("work is waiting for a driver")
+		}
 		time.Sleep(3 * resync)
 		expect(t, m)
 		if got := conditions(r); !strings.HasPrefix(got, "SafeStart: ") {
