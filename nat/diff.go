@@ -1,6 +1,7 @@
 package nat
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"slices"
 )
@@ -44,10 +45,12 @@ func Endings(a, b Config) (out []Ending) {
 	}
 
 	plain := slices.DeleteFunc(slices.Clone(b.Policies), func(p Policy) bool { return p.Action != NoNAT })
+	same := make(map[string]bool, len(plain)) // prefixes of those policies; there may be thousands
+	for i := range plain {
+		same[plain[i].prefixes()] = true
+	}
 	for _, p := range a.Policies {
-		if p.Action != NoNAT || slices.ContainsFunc(plain, func(q Policy) bool {
-			return slices.Equal(p.Sources, q.Sources) && slices.Equal(p.Destinations, q.Destinations)
-		}) {
+		if p.Action != NoNAT || same[p.prefixes()] {
 			continue
 		}
 		// The guard sees the packets of flows from inside, and the answers of those from outside.
@@ -72,6 +75,19 @@ func Endings(a, b Config) (out []Ending) {
 		}
 	}
 	return out
+}
+
+// prefixes returns the sources and destinations, in their order, as a key.
+func (p *Policy) prefixes() string {
+	var key []byte
+	for _, list := range [][]netip.Prefix{p.Sources, p.Destinations} {
+		key = binary.BigEndian.AppendUint32(key, uint32(len(list)))
+		for _, o := range list {
+			key = append(key, byte(o.Addr().BitLen()), byte(o.Bits()))
+			key = append(key, o.Addr().AsSlice()...)
+		}
+	}
+	return string(key)
 }
 
 // between says whether a source and a destination are among the policy's.

@@ -11,22 +11,25 @@ func (c *Config) Explain(f Flow) string {
 	if slices.Contains(c.addresses(), f.Source) {
 		return "someone inside uses an address of this node as source"
 	}
-	rules := c.Rules()
+	if r, found := c.best(f); found {
+		p := r.Policy
+		switch {
+		case f.Late && !p.Pickup && (p.Action == SNAT || p.Action == NoNAT):
+			return fmt.Sprintf("policy %s decides such flows, but this one did not begin here, and the policy has no pickup", p.Name)
+		case p.Action == NoNAT || p.Action == SNAT && c.Pool(p.Pool).For(f.Source, c.Zone(f.Source)).IsValid():
+			return fmt.Sprintf("policy %s decides such flows, but the packet is of none that is known or can begin with it", p.Name)
+		}
+		return fmt.Sprintf("policy %s (%s) lets no such flow leave", p.Name, p.Does())
+	}
+	rules, err := c.Rules()
+	if err != nil {
+		return err.Error()
+	}
 	var best *Rule
 	var why string
 	score := -1
 	for i := range rules {
 		r := &rules[i]
-		if r.Matches(f) {
-			p := r.Policy
-			switch {
-			case f.Late && !p.Pickup && (p.Action == SNAT || p.Action == NoNAT):
-				return fmt.Sprintf("policy %s decides such flows, but this one did not begin here, and the policy has no pickup", p.Name)
-			case p.Action == NoNAT || p.Action == SNAT && c.Pool(p.Pool).For(f.Source, c.Zone(f.Source)).IsValid():
-				return fmt.Sprintf("policy %s decides such flows, but the packet is of none that is known or can begin with it", p.Name)
-			}
-			return fmt.Sprintf("policy %s (%s) lets no such flow leave", p.Name, p.Does())
-		}
 		if n, miss := r.misses(f); n > score {
 			best, score, why = r, n, miss
 		}

@@ -15,15 +15,20 @@ type group struct {
 	rules               map[[2]netip.Prefix][]Rule // by source and destination
 }
 
-// Index makes an index of the configuration's rules. The configuration must not be changed while it is in use.
+// Index makes an index of the configuration's rules, an empty one when there are more than MaxRules. The configuration must not be
+// changed while it is in use.
 func (c *Config) Index() *Index {
 	x := &Index{}
+	rules, err := c.Rules()
+	if err != nil {
+		return x // which no driver carries out either
+	}
 	type key struct {
 		source, destination, specificity int
 		ipv6                             bool
 	}
 	at := map[key]int{}
-	for _, r := range c.Rules() { // in the order of precedence, in which the groups stay
+	for _, r := range rules { // in the order of precedence, in which the groups stay
 		k := key{r.Source.Bits(), r.Destination.Bits(), r.specificity(), r.Source.Addr().Is6()}
 		i, ok := at[k]
 		if !ok {

@@ -27,7 +27,7 @@ func TestIndexAgreesWithMatch(t *testing.T) {
 			}
 			c.Policies = append(c.Policies, p)
 		}
-		for ties := Ties(c.Rules()); len(ties) > 0; ties = Ties(c.Rules()) {
+		for ties := Ties(rulesOf(t, &c)); len(ties) > 0; ties = Ties(rulesOf(t, &c)) {
 			for i, p := range c.Policies {
 				if p.Name == ties[0].B {
 					c.Policies = append(c.Policies[:i:i], c.Policies[i+1:]...)

@@ -3,6 +3,8 @@ package nat
 import (
 	"cmp"
 	"encoding/binary"
+	"fmt"
+	"math"
 	"math/bits"
 	"net/netip"
 	"slices"
@@ -91,35 +93,152 @@ func (r *Rule) Matches(f Flow) bool {
 		(r.Protocol == 0 || r.Protocol == f.Protocol) && (r.Ports == everyPort || r.Ports.First <= f.Port && f.Port <= r.Ports.Last)
 }
 
-// Rules takes the policies apart. The order is by Precedence, and complete: it depends on nothing but the policies' content.
-func (c *Config) Rules() []Rule {
-	var rules []Rule
+// MaxRules is how many rules the policies of a configuration may have together. Checking, compiling and carrying out that many
+// takes 200 to 400 MB and some seconds; without a bound, 12 KB of text make 36 million.
+const MaxRules = 1 << 17
+
+// ErrTooManyRules means that the policies have more than MaxRules rules together.
+var ErrTooManyRules = fmt.Errorf("the policies make more than %d rules", MaxRules)
+
+// parts are the prefixes and ports of a policy. It has a rule for each combination of them within a family.
+type parts struct {
+	sources, destinations [2][]netip.Prefix // IPv4 and IPv6
+	ports                 []PortRange
+}
+
+// parts takes a policy apart; pool is its pool.
+func (p *Policy) parts(pool *Pool) (out parts) {
+	if p.Action == Redirect && p.Down && p.Bypass {
+		return out
+	}
+	destinations := p.Destinations
+	if p.Action == DNAT {
+		destinations = p.Opens(*pool)
+	} else if len(destinations) == 0 && len(p.Names) == 0 {
+		destinations = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+	}
+	byFamily := func(prefixes []netip.Prefix) (out [2][]netip.Prefix) {
+		all := distinct(prefixes)
+		six := slices.IndexFunc(all, func(p netip.Prefix) bool { return !p.Addr().Is4() })
+		if six < 0 {
+			six = len(all)
+		}
+		return [2][]netip.Prefix{all[:six], all[six:]}
+	}
+	out.sources, out.destinations, out.ports = byFamily(p.Sources), byFamily(destinations), mergePorts(p.Ports)
+	if p.To.IsValid() {
+		out.sources[b2i(p.To.Addr().Is4())] = nil // of the other family
+	}
+	return out
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// count returns how many rules the parts make. It does not overflow: a list has less than 2^31 entries, and ports at most 2^15 ranges.
+func (p *parts) count() int {
+	n := 0
+	for family := range p.sources {
+		product := math.MaxInt
+		if d := len(p.destinations[family]) * len(p.ports); d == 0 || len(p.sources[family]) <= math.MaxInt/2/d {
+			product = len(p.sources[family]) * d
+		}
+		n = min(n, math.MaxInt-product) + product
+	}
+	return n
+}
+
+// pools returns the pools by name.
+func (c *Config) pools() map[string]*Pool {
+	pools := make(map[string]*Pool, len(c.Pools))
+	for i := range c.Pools {
+		if p := &c.Pools[i]; pools[p.Name] == nil {
+			pools[p.Name] = p
+		}
+	}
+	return pools
+}
+
+// CountRules returns how many rules each policy makes, in their order, and all together, without making one. Sums stop at the largest int.
+func (c *Config) CountRules() (each []int, all int) {
+	pools := c.pools()
+	each = make([]int, len(c.Policies))
 	for i := range c.Policies {
 		p := &c.Policies[i]
-		if p.Action == Redirect && p.Down && p.Bypass {
+		pool := pools[p.Pool]
+		if pool == nil {
+			pool = &Pool{}
+		}
+		apart := p.parts(pool)
+		each[i] = apart.count()
+		all = min(all, math.MaxInt-each[i]) + each[i]
+	}
+	return each, all
+}
+
+// Rules takes the policies apart. The order is by Precedence, and complete: it depends on nothing but the policies' content. When there
+// are more than MaxRules, the error is ErrTooManyRules, and none is made.
+func (c *Config) Rules() ([]Rule, error) {
+	each, all := c.CountRules()
+	if all > MaxRules {
+		return nil, ErrTooManyRules
+	}
+	pools := c.pools()
+	rules := make([]Rule, 0, all)
+	for i := range c.Policies {
+		if each[i] == 0 {
 			continue
 		}
-		destinations := p.Destinations
-		if p.Action == DNAT {
-			destinations = p.Opens(c.Pool(p.Pool))
-		} else if len(destinations) == 0 && len(p.Names) == 0 {
-			destinations = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+		p := &c.Policies[i]
+		pool := pools[p.Pool]
+		if pool == nil {
+			pool = &Pool{}
 		}
-		ports := mergePorts(p.Ports)
-		destinations = distinct(destinations)
-		for _, src := range distinct(p.Sources) {
-			for _, dst := range destinations {
-				if src.Addr().Is4() != dst.Addr().Is4() || p.To.IsValid() && src.Addr().Is4() != p.To.Addr().Is4() {
-					continue
-				}
-				for _, r := range ports {
-					rules = append(rules, Rule{p, src, dst, protocol(p.Protocol, src.Addr().Is6()), r})
+		apart := p.parts(pool)
+		for family := range apart.sources {
+			for _, src := range apart.sources[family] {
+				for _, dst := range apart.destinations[family] {
+					for _, r := range apart.ports {
+						rules = append(rules, Rule{p, src, dst, protocol(p.Protocol, src.Addr().Is6()), r})
+					}
 				}
 			}
 		}
 	}
 	slices.SortFunc(rules, Order)
-	return rules
+	return rules, nil
+}
+
+// best returns the first of the rules that match a flow, and false when none does. It makes only those that match.
+func (c *Config) best(f Flow) (best Rule, found bool) {
+	pools := c.pools()
+	for i := range c.Policies {
+		p := &c.Policies[i]
+		pool := pools[p.Pool]
+		if pool == nil {
+			pool = &Pool{}
+		}
+		apart, family := p.parts(pool), b2i(f.Source.Is6())
+		without := func(a netip.Addr) func(netip.Prefix) bool {
+			return func(p netip.Prefix) bool { return !p.Contains(a) }
+		}
+		destinations := slices.DeleteFunc(apart.destinations[family], without(f.Destination))
+		for _, src := range slices.DeleteFunc(apart.sources[family], without(f.Source)) {
+			for _, dst := range destinations {
+				for _, ports := range apart.ports {
+					r := Rule{p, src, dst, protocol(p.Protocol, src.Addr().Is6()), ports}
+					if r.Matches(f) && (!found || Order(r, best) < 0) {
+						best, found = r, true
+					}
+				}
+			}
+		}
+	}
+	return best, found
 }
 
 // Order is the order of Config.Rules.
@@ -139,12 +258,16 @@ func Order(a, b Rule) int {
 // Opens returns the addresses of its pool at which a policy with DNAT listens, as they are on the interface and as
 // the world sees them: the pool's, or those of them that are among the destinations under either address.
 func (p *Policy) Opens(pool Pool) (addrs []netip.Prefix) {
+	among := make(map[netip.Prefix]bool, len(p.Destinations))
+	for _, d := range p.Destinations {
+		among[d] = true
+	}
 	for _, a := range pool.Addresses {
 		both := []netip.Prefix{netip.PrefixFrom(a.Address, a.Address.BitLen())}
 		if a.Public.IsValid() && a.Public != a.Address {
 			both = append(both, netip.PrefixFrom(a.Public, a.Public.BitLen()))
 		}
-		if len(p.Destinations) == 0 || slices.ContainsFunc(both, func(o netip.Prefix) bool { return slices.Contains(p.Destinations, o) }) {
+		if len(p.Destinations) == 0 || slices.ContainsFunc(both, func(o netip.Prefix) bool { return among[o] }) {
 			addrs = append(addrs, both...)
 		}
 	}
@@ -195,18 +318,32 @@ func mergePorts(ports []PortRange) []PortRange {
 // Tie is two policies that claim a common flow with equal right.
 type Tie struct{ A, B string }
 
-// Ties returns the pairs of policies that tie, in order of their rules, which come from Config.Rules. A policy does not tie with itself.
+// MaxTies is how many pairs of policies Ties looks for.
+const MaxTies = 1000
+
+// Ties returns the pairs of policies that tie, in order of their rules, which come from Config.Rules. A policy does not tie with itself,
+// nor with another one of its name. Of more than MaxTies pairs it returns the first.
 func Ties(rules []Rule) []Tie {
 	var ties []Tie
+	// Each step of the inner loop finds a pair. Two policies have at most as many steps as rules, since the ranges of one do not overlap:
+	// so the bound on pairs bounds the steps.
+	seen := map[[2]*Policy]bool{}
+	told := map[Tie]bool{}
 	for i := range rules {
 		a := &rules[i]
-		for j := i + 1; j < len(rules); j++ {
+		for j := i + 1; j < len(rules) && len(seen) <= MaxTies; j++ {
 			b := &rules[j]
 			// What can tie lies side by side, ordered by protocol and first port.
 			if Precedence(*a, *b) != 0 || a.Destination != b.Destination || a.Source != b.Source || a.Protocol != b.Protocol || b.Ports.First > a.Ports.Last {
 				break
 			}
-			if t := (Tie{a.Policy.Name, b.Policy.Name}); t.A != t.B && !slices.Contains(ties, t) {
+			pair := [2]*Policy{a.Policy, b.Policy}
+			if seen[pair] || seen[[2]*Policy{b.Policy, a.Policy}] {
+				continue
+			}
+			seen[pair] = true
+			if t := (Tie{a.Policy.Name, b.Policy.Name}); t.A != t.B && !told[t] {
+				told[t] = true
 				ties = append(ties, t)
 			}
 		}
@@ -215,17 +352,16 @@ func Ties(rules []Rule) []Tie {
 }
 
 // Match is the definition of what the policies mean: what happens to a new flow. It looks at
-// every rule and is meant for explanations, plans and tests.
+// every policy and is meant for explanations, plans and tests.
 func (c *Config) Match(f Flow) Decision {
-	rules := c.Rules()
-	i := slices.IndexFunc(rules, func(r Rule) bool { return r.Matches(f) })
-	if i < 0 {
+	rule, found := c.best(f)
+	if !found {
 		return Decision{}
 	}
-	p := rules[i].Policy
+	p := rule.Policy
 	d := Decision{Policy: p.Name, Action: p.Does()}
 	switch {
-	case d.Action != DNAT && d.Action != Redirect && PlatformOf(f.Destination).IsValid() && !rules[i].NamesPlatform():
+	case d.Action != DNAT && d.Action != Redirect && PlatformOf(f.Destination).IsValid() && !rule.NamesPlatform():
 		return Decision{}
 	case f.Late && !p.Pickup:
 	case d.Action != DNAT && (f.Outside || slices.Contains(c.addresses(), f.Destination)):

@@ -1,6 +1,8 @@
 package nat
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -77,7 +79,7 @@ func TestTies(t *testing.T) {
 		{snat("a", pfx("10.0.0.0/8"), nil, ""), snat("a", pfx("10.0.0.0/8"), nil, ""), false}, // that is another mistake
 	} {
 		c := Config{Policies: []Policy{k.a, k.b}}
-		if got := Ties(c.Rules()); (len(got) == 1 && got[0] == Tie{"a", "b"}) != k.tie || len(got) > 1 {
+		if got := Ties(rulesOf(t, &c)); (len(got) == 1 && got[0] == Tie{"a", "b"}) != k.tie || len(got) > 1 {
 			t.Errorf("%+v and %+v: %v, want %v", k.a, k.b, got, k.tie)
 		}
 	}
@@ -87,7 +89,7 @@ func TestRulesSayEachThingOnce(t *testing.T) {
 	c := Config{Policies: []Policy{snat("a", pfx("10.0.0.1/8", "10.0.0.0/8", "2001:db8::/32"), pfx("198.51.100.0/24"), "tcp",
 		PortRange{443, 443}, PortRange{80, 90}, PortRange{91, 91}, PortRange{85, 86})}}
 	var ports []PortRange
-	for _, r := range c.Rules() {
+	for _, r := range rulesOf(t, &c) {
 		ports = append(ports, r.Ports)
 	}
 	if want := []PortRange{{80, 91}, {443, 443}}; !slices.Equal(ports, want) {
@@ -99,11 +101,11 @@ func TestUnresolvedNamesMatchNothing(t *testing.T) {
 	p := snat("a", pfx("10.0.0.0/8"), nil, "")
 	p.Names = []string{"api.example"}
 	c := Config{Policies: []Policy{p}}
-	if rules := c.Rules(); len(rules) != 0 {
+	if rules := rulesOf(t, &c); len(rules) != 0 {
 		t.Errorf("rules %v", rules)
 	}
 	c.Policies[0].Destinations = pfx("198.51.100.7/32")
-	if rules := c.Rules(); len(rules) != 1 {
+	if rules := rulesOf(t, &c); len(rules) != 1 {
 		t.Errorf("rules %v", rules)
 	}
 }
@@ -163,6 +165,107 @@ func TestExposes(t *testing.T) {
 	} {
 		if got := Exposes(netip.MustParsePrefix(k.source), netip.MustParsePrefix(k.destination)); got != k.want {
 			t.Errorf("%s to %s: %v", k.source, k.destination, got)
+		}
+	}
+}
+
+func rulesOf(t *testing.T, c *Config) []Rule {
+	t.Helper()
+	rules, err := c.Rules()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rules
+}
+
+// TestRulesAreCountedFirst: what a short text multiplies to is known before it is made, and more than MaxRules are not made.
+func TestRulesAreCountedFirst(t *testing.T) {
+	many := func(n int, base byte) (out []netip.Prefix) {
+		for i := range n {
+			out = append(out, netip.PrefixFrom(netip.AddrFrom4([4]byte{base, byte(i >> 8), byte(i), 0}), 24))
+		}
+		return out
+	}
+	ports := func(n int) (out []PortRange) {
+		for i := range n {
+			out = append(out, PortRange{uint16(1 + 2*i), uint16(1 + 2*i)})
+		}
+		return out
+	}
+	pool := Pool{Name: "p"}
+	for i := range 300 {
+		pool.Addresses = append(pool.Addresses, PoolAddress{Address: netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)})})
+	}
+	dnat := Policy{Name: "d", Action: DNAT, Pool: "p", Protocol: "tcp", Sources: many(2, 10), Ports: ports(300), To: netip.MustParseAddrPort("10.0.0.1:80")}
+	for _, k := range []struct {
+		policies []Policy
+		want     int
+	}{
+		{[]Policy{snat("a", many(300, 10), many(300, 20), "tcp", ports(399)...)}, 300 * 300 * 399},
+		{[]Policy{snat("a", many(256, 10), many(256, 20), ""), snat("b", many(256, 11), many(256, 20), "")}, MaxRules},
+		{[]Policy{snat("a", many(256, 10), many(256, 20), ""), snat("b", many(256, 11), many(256, 20), ""), snat("c", pfx("12.0.0.0/8"), pfx("20.0.0.0/8"), "")}, MaxRules + 1},
+		{[]Policy{dnat}, 2 * 300 * 300},
+		{[]Policy{snat("a", many(60000, 10), many(60000, 20), "tcp", ports(32000)...), snat("b", many(60000, 10), many(60000, 20), "tcp", ports(32000)...)}, 2 * 60000 * 60000 * 32000},
+		{[]Policy{snat("a", slices.Concat(many(10, 10), pfx("2001:db8::/32")), nil, "")}, 11},
+	} {
+		c := Config{Pools: []Pool{pool}, Policies: k.policies}
+		_, all := c.CountRules()
+		if all != k.want {
+			t.Errorf("%d rules are counted, want %d", all, k.want)
+		}
+		rules, err := c.Rules()
+		if (err != nil) != (k.want > MaxRules) || err == nil && len(rules) != k.want || err != nil && rules != nil {
+			t.Errorf("of %d rules %d are made: %v", k.want, len(rules), err)
+		}
+	}
+}
+
+// TestMatchIsTheFirstRule: the rule that is found without making all is the first that matches.
+func TestMatchIsTheFirstRule(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	some := func(first byte) (out []netip.Prefix) {
+		for range 1 + r.IntN(3) {
+			out = append(out, netip.PrefixFrom(netip.AddrFrom4([4]byte{first, byte(r.IntN(2)), byte(r.IntN(2)), 0}), 8+8*r.IntN(3)).Masked())
+		}
+		return out
+	}
+	for range 200 {
+		c := Config{}
+		for i := range 8 {
+			p := snat(fmt.Sprint("p", i), some(10), some(20), []string{"", "tcp", "udp"}[r.IntN(3)])
+			if p.Protocol != "" && r.IntN(2) == 0 {
+				p.Ports = []PortRange{{uint16(1 + r.IntN(3)), uint16(3 + r.IntN(3))}, {10, 10}}
+			}
+			c.Policies = append(c.Policies, p)
+		}
+		rules := rulesOf(t, &c)
+		for range 20 {
+			f := Flow{Source: netip.AddrFrom4([4]byte{10, byte(r.IntN(2)), byte(r.IntN(2)), 1}), Destination: netip.AddrFrom4([4]byte{20, byte(r.IntN(2)), byte(r.IntN(2)), 1}), Protocol: []uint8{tcp, udp, icmp}[r.IntN(3)], Port: uint16(r.IntN(12))}
+			want := ""
+			if i := slices.IndexFunc(rules, func(r Rule) bool { return r.Matches(f) }); i >= 0 {
+				want = rules[i].Policy.Name
+			}
+			if got := c.Match(f).Policy; got != want {
+				t.Fatalf("%v: policy %q decides, want %q", f, got, want)
+			}
+		}
+	}
+}
+
+// TestTiesAreBounded: policies that all tie cost no more than the pairs that are told.
+func TestTiesAreBounded(t *testing.T) {
+	for _, name := range []func(int) string{func(i int) string { return fmt.Sprint("p", i) }, func(int) string { return "same" }} {
+		var c Config
+		for i := range 20000 {
+			c.Policies = append(c.Policies, snat(name(i), pfx("10.0.0.0/8"), nil, "tcp", PortRange{1, uint16(2 + i)}))
+		}
+		rules := rulesOf(t, &c)
+		if n := testing.AllocsPerRun(1, func() {
+			if got := len(Ties(rules)); got > MaxTies+1 {
+				t.Errorf("%d ties", got)
+			}
+		}); n > 10*MaxTies {
+			t.Errorf("%v allocations", n)
 		}
 	}
 }

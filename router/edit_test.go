@@ -1,6 +1,7 @@
 package router
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"reflect"
@@ -112,7 +113,7 @@ func TestEditRefused(t *testing.T) {
 		defer stop()
 		y := spec.Edit{}
 		y.Read([]byte("policies: [{name: y, sources: [10.1.0.0/16], pool: p}]"))
-		if _, _, err := r.edit(y, nil, 0, false, "tester"); !errors.Is(err, api.ErrPrecondition) {
+		if _, _, err := r.edit(context.Background(), y, nil, 0, false, "tester"); !errors.Is(err, api.ErrPrecondition) {
 			t.Errorf("without a document: %v", err)
 		}
 		g := apply(t, r, editable)
@@ -127,14 +128,14 @@ func TestEditRefused(t *testing.T) {
 			"stale":   {y, &stale, store.ErrStale, nil},
 			"unknown": {spec.Edit{Delete: []string{"y"}}, nil, nil, new(spec.Problems)},
 		} {
-			if _, _, err := r.edit(c.edit, c.expected, 0, false, "tester"); c.is != nil && !errors.Is(err, c.is) || c.as != nil && !errors.As(err, c.as) {
+			if _, _, err := r.edit(context.Background(), c.edit, c.expected, 0, false, "tester"); c.is != nil && !errors.Is(err, c.is) || c.as != nil && !errors.As(err, c.as) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
 		// A dry run says what the edit then does.
 		var said []plan.Change
 		for _, dry := range []bool{true, false} {
-			got, changes, err := r.edit(y, &g, time.Minute, dry, "tester")
+			got, changes, err := r.edit(context.Background(), y, &g, time.Minute, dry, "tester")
 			if err != nil || len(changes) != 1 || (got == g) != dry || !dry && fmt.Sprint(changes) != fmt.Sprint(said) {
 				t.Errorf("dry %v: generation %d, %v, %v", dry, got, changes, err)
 			}

@@ -244,6 +244,9 @@ func (r *Router) policyNames() []*isthmusv1.NameStatus {
 	return out
 }
 
+// maxToldConflicts is how many addresses of names that are no destinations have a condition each: a zone decides how many there are.
+const maxToldConflicts = 20
+
 // nameConditions tells of names that cannot be resolved, and of addresses that two policies want.
 func (r *Router) nameConditions() (out []*isthmusv1.Condition) {
 	for _, n := range r.policyNames() {
@@ -254,7 +257,17 @@ func (r *Router) nameConditions() (out []*isthmusv1.Condition) {
 	}
 	r.nat.mu.Lock()
 	defer r.nat.mu.Unlock()
-	for _, c := range r.nat.conflicts {
+	for i, c := range r.nat.conflicts {
+		if i == maxToldConflicts {
+			out = append(out, &isthmusv1.Condition{Type: "NameShared", Severity: "warning",
+				Message: fmt.Sprintf("%d more addresses of names are no destinations of their policies", len(r.nat.conflicts)-i)})
+			break
+		}
+		if c.Winner == "" {
+			out = append(out, &isthmusv1.Condition{Type: "NameTooLarge", Severity: "warning",
+				Message: fmt.Sprintf("%v of name %s is no destination of policy %s, since %v: give the policy fewer sources or ports, or names with fewer addresses", c.Address, c.Name, c.Policy, nat.ErrTooManyRules)})
+			continue
+		}
 		out = append(out, &isthmusv1.Condition{Type: "NameShared", Severity: "warning",
 			Message: fmt.Sprintf("%v of name %s is no destination of policy %s, since policy %s decides the same flows to it", c.Address, c.Name, c.Policy, c.Winner)})
 	}

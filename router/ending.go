@@ -29,7 +29,10 @@ func (r *Router) counted(changes []plan.Change) []plan.Change {
 	if len(ends) == 0 {
 		return changes
 	}
-	counts, err := r.countFlows(ends)
+	counts, err := []int(nil), errTooManyEndings
+	if len(ends) <= maxCounted {
+		counts, err = r.countFlows(ends)
+	}
 	for i := range changes {
 		c := &changes[i]
 		var said []string
@@ -48,6 +51,11 @@ func (r *Router) counted(changes []plan.Change) []plan.Change {
 	}
 	return changes
 }
+
+// maxCounted is how many sets of flows are counted: each flow is compared with each set.
+const maxCounted = 1000
+
+var errTooManyEndings = fmt.Errorf("more than %d objects end some", maxCounted)
 
 // errUncounted is why flows are not counted where nothing reads the connection table.
 var errUncounted = errors.New("the connection table is not read")

@@ -142,7 +142,7 @@ func TestFlowsEndWithTheirAddress(t *testing.T) {
 			}
 		}
 		probation := func(doc string) uint64 {
-			g, _, err := r.apply(text(doc), nil, time.Minute, "tester")
+			g, _, err := r.apply(context.Background(), text(doc), nil, time.Minute, "tester")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -197,7 +197,7 @@ func TestFlowsEndThoughDocumentsCome(t *testing.T) {
 	changed := strings.Replace(base, "10.9.0.5", "10.9.0.6", 1)
 	for name, change := range map[string]func(m *machine, r *Router){
 		"the same pools for good": func(_ *machine, r *Router) {
-			if _, _, err := r.apply(text(changed), nil, time.Minute, "tester"); err != nil {
+			if _, _, err := r.apply(context.Background(), text(changed), nil, time.Minute, "tester"); err != nil {
 				t.Fatal(err)
 			}
 			synctest.Wait()

@@ -41,7 +41,7 @@ func notes(s *spec.Spec) (out spec.Problems) {
 		}
 		out = append(out, spec.Problem{Path: path, Value: p.Beside, Rule: p.Why, Remedy: p.Remedy, Line: s.Line(path)})
 	}
-	return out
+	return spec.Join(out)
 }
 
 // notes returns those of the present document.

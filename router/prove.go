@@ -168,12 +168,24 @@ func deciding(c nat.Config, sources, destinations []netip.Prefix) (out []netip.A
 	overlap := func(list []netip.Prefix, p netip.Prefix) bool {
 		return slices.ContainsFunc(list, func(q netip.Prefix) bool { return q.Overlaps(p) })
 	}
-	for _, rule := range c.Rules() {
-		if rule.Policy.Action == nat.SNAT && overlap(sources, rule.Source) && overlap(destinations, rule.Destination) {
-			for _, a := range c.Pool(rule.Policy.Pool).Addresses {
-				if a.Address.Is4() == rule.Source.Addr().Is4() {
-					out = append(out, a.Public)
-				}
+	rules, err := c.Rules()
+	if err != nil {
+		return nil // no driver carries them out
+	}
+	type use struct {
+		pool string
+		v4   bool
+	}
+	seen := map[use]bool{} // a pool may have thousands of addresses and rules
+	for _, rule := range rules {
+		u := use{rule.Policy.Pool, rule.Source.Addr().Is4()}
+		if rule.Policy.Action != nat.SNAT || seen[u] || !overlap(sources, rule.Source) || !overlap(destinations, rule.Destination) {
+			continue
+		}
+		seen[u] = true
+		for _, a := range c.Pool(u.pool).Addresses {
+			if a.Address.Is4() == u.v4 {
+				out = append(out, a.Public)
 			}
 		}
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/flow"
 	"github.com/isthmus-net/isthmus/router/health"
@@ -114,6 +115,10 @@ type Options struct {
 	APIPort uint16
 	// Resolvers are the DNS servers that the machine itself uses.
 	Resolvers func() []netip.Addr
+	// Safe carries nothing out: documents are taken and stored, and what runs stays as it is.
+	Safe bool
+	// Notices returns conditions of what is around the router, such as access to it; nil: there are none.
+	Notices func() []*isthmusv1.Condition
 	// Counters fills in what the drivers have written.
 	Counters func() Counters
 }
@@ -152,15 +157,22 @@ type Router struct {
 	lost   guardLoss
 	around around
 
-	mu      sync.Mutex // held through a whole change of the document
-	present store.Revision
-	spec    *spec.Spec // nil: there is no document, or it cannot be used
-	target  plan.Target
-	ledger  plan.Ledger
-	had     []nat.Pool // of all targets since a document was last kept
-	invalid error      // why the stored document cannot be used
-	stuck   error      // why the former document, which was to come back, did not
-	applied uint64     // newest generation with everything done
+	mu       sync.Mutex // held while a document becomes the present one, not while it is planned
+	version  uint64     // of what plans are made from: present, spec, target, ledger and the secrets
+	present  store.Revision
+	spec     *spec.Spec // nil: there is no document, or it cannot be used
+	target   plan.Target
+	ledger   plan.Ledger
+	textUses map[uint64][]use // see usesIn
+	had      []nat.Pool       // of all targets since a document was last kept
+	invalid  error            // why the stored document cannot be used
+	stuck    error            // why the former document, which was to come back, did not
+	applied  uint64           // newest generation with everything done
+
+	// The daemon died under the present document again and again, and held, if there is one, is carried out instead.
+	dying  bool
+	held   *store.Revision
+	passes chan struct{} // a pass has ended
 
 	// What is carried out instead of the present document, which was not confirmed, while storing this fails.
 	unstored *store.Revision
@@ -168,7 +180,7 @@ type Router struct {
 
 // New returns a router with the stored document, if there is one, ready to Run.
 func New(o Options) (*Router, error) {
-	r := &Router{Options: o, started: time.Now(), work: newScheduler(), state: newObserved(), taker: taker{wanted: make(chan takeover.Config, 1)}}
+	r := &Router{Options: o, started: time.Now(), work: newScheduler(), state: newObserved(), taker: taker{wanted: make(chan takeover.Config, 1)}, passes: make(chan struct{}, 1)}
 	r.names = names.New(names.Options{File: o.NamesFile, Changed: r.namesChanged, Apply: r.applyNames, Log: o.Log})
 	if o.Probe == nil {
 		o.Probe = (&health.Prober{Resolve: r.names.Resolve}).Probe
@@ -191,8 +203,18 @@ func New(o Options) (*Router, error) {
 		return r, nil
 	}
 	r.present = present
+	if o.Safe {
+		o.Log.Warn("started with -safe: nothing is carried out", "generation", present.Generation)
+		return r, nil
+	}
+	if c := r.begin(); c.Carried != present.Generation && c.Starts >= startsOf {
+		return r, r.startBack(c)
+	}
 	d, problems := spec.Decode([]byte(present.Text))
-	s, target, ledger, problems := r.plan(d, problems, present.Ledger)
+	s, target, ledger, problems, err := r.plan(context.Background(), d, problems, present.Ledger)
+	if err != nil {
+		return nil, err
+	}
 	if len(problems) > 0 {
 		// What runs is left as it is: the document was good once, and nobody asked for its removal.
 		r.invalid = fmt.Errorf("reading generation %d: %w", present.Generation, problems)
@@ -218,34 +240,40 @@ func (r *Router) formerPools() []nat.Pool {
 		return nil // going back will say so
 	}
 	d, problems := spec.Decode([]byte(former.Text))
-	_, target, _, _ := r.plan(d, problems, former.Ledger)
+	_, target, _, _, _ := r.plan(context.Background(), d, problems, former.Ledger)
 	return target.NAT.Pools
 }
 
-// plan checks a document and decides about it, without changing anything.
-func (r *Router) plan(d spec.Document, decodeProblems spec.Problems, ledger json.RawMessage) (*spec.Spec, plan.Target, plan.Ledger, spec.Problems) {
+// plan checks a document and decides about it, without changing anything, and needs no lock. It ends soon after ctx is done, with an error.
+func (r *Router) plan(ctx context.Context, d spec.Document, decodeProblems spec.Problems, ledger json.RawMessage) (*spec.Spec, plan.Target, plan.Ledger, spec.Problems, error) {
 	var former plan.Ledger
 	if len(ledger) > 0 {
 		if err := json.Unmarshal(ledger, &former); err != nil {
-			return nil, plan.Target{}, former, append(decodeProblems, spec.Problem{Rule: "has an unreadable ledger: " + err.Error(), Remedy: "roll back to an earlier generation"})
+			return nil, plan.Target{}, former, spec.Join(decodeProblems, spec.Problems{{Rule: "has an unreadable ledger: " + err.Error(), Remedy: "roll back to an earlier generation"}}), nil
 		}
 	}
-	s, problems := spec.Check(d, func(name string) (secret.Ref, bool) {
+	s, problems, err := spec.CheckWithin(ctx, d, func(name string) (secret.Ref, bool) {
 		ref, err := r.Store.Ref(name)
 		return ref, err == nil
 	})
-	problems = append(decodeProblems, problems...)
-	if len(problems) > 0 {
-		return nil, plan.Target{}, former, problems
+	if err != nil {
+		return nil, plan.Target{}, former, nil, err
+	}
+	if problems = spec.Join(decodeProblems, problems); len(problems) > 0 {
+		return nil, plan.Target{}, former, problems, nil
 	}
 	target, next, problems := plan.Make(s, former, r.Host.Has)
-	return s, target, next, problems
+	return s, target, next, spec.Join(problems), ctx.Err()
 }
 
 // use makes a target the wanted one and has the drivers work on what differs from the former one.
 func (r *Router) use(s *spec.Spec, target plan.Target, ledger plan.Ledger) {
 	former, first := r.target, r.spec == nil
 	r.spec, r.target, r.ledger, r.invalid = s, target, ledger, nil
+	r.version++
+	if r.Safe {
+		return
+	}
 	r.state.explain(s)
 	r.schedule(former, target, first, r.outlived(target))
 	// One that changes nothing is carried out by a pass as well.
@@ -276,6 +304,13 @@ func (r *Router) Run(ctx context.Context) error {
 			}
 		}()
 	}
+	if r.Safe {
+		start("watching", r.tick)
+		<-ctx.Done()
+		wg.Wait()
+		return nil
+	}
+	start("noting what was carried out", r.noteCarried)
 	start("running IPsec", func(ctx context.Context) error { return r.IPsec.Run(ctx, r.tunnelChanged) })
 	start("running WireGuard", func(ctx context.Context) error { return r.WireGuard.Run(ctx, r.tunnelChanged) })
 	start("running BGP", func(ctx context.Context) error { return r.BGP.Run(ctx, reporter{r}) })
@@ -332,7 +367,7 @@ func (r *Router) tick(ctx context.Context) error {
 					settle = now.Add(settleRetry)
 				}
 			}
-			if now.Sub(last) >= resync {
+			if now.Sub(last) >= resync && !r.Safe {
 				last = now
 				r.readBack(ctx)
 			}
@@ -343,6 +378,10 @@ func (r *Router) tick(ctx context.Context) error {
 // passed notes that a generation has been applied as a whole.
 func (r *Router) passed() {
 	r.state.bell.Ring()
+	select {
+	case r.passes <- struct{}{}:
+	default:
+	}
 	if !r.work.settled() {
 		return
 	}
@@ -351,6 +390,8 @@ func (r *Router) passed() {
 	carried := r.present.Generation
 	if r.unstored != nil {
 		carried = r.present.RevertTo
+	} else if r.held != nil {
+		carried = r.held.Generation
 	}
 	if r.spec != nil && r.work.settled() && r.applied != carried {
 		r.applied = carried

@@ -271,18 +271,34 @@ func (m *machine) Run(ctx context.Context) error {
 // boot starts a daemon on the machine and returns it with what stops it.
 func (m *machine) boot(dir string) (*Router, func()) {
 	m.t.Helper()
+	r := m.begin(dir, false)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- r.Run(ctx) }()
+	return r, func() {
+		cancel()
+		if err := <-done; err != nil {
+			m.t.Error(err)
+		}
+		r.Store.Close()
+	}
+}
+
+// begin returns a daemon that does not run yet: one that is left so has died at its start.
+func (m *machine) begin(dir string, safe bool) *Router {
+	m.t.Helper()
 	st, err := store.Open(dir)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	if len(st.Secrets()) == 0 {
-		if _, err := st.SetSecret("k", []byte("a secret of some length"), time.Now()); err != nil {
+		if _, err := st.SetSecret("k", []byte("a2V5IG9mIHRoaXJ0eS10d28gYnl0ZXMgZm9yIHRlc3Q="), time.Now()); err != nil {
 			m.t.Fatal(err)
 		}
 	}
 	r, err := New(Options{
 		Store: st, IPsec: tunnels{m, "ipsec"}, WireGuard: tunnels{m, "wireguard"}, BGP: speaker{m}, FIB: m, NAT: filter{m},
-		Addresses: m, Host: m, Version: "test", Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} }, Probe: m.probe, NamesFile: filepath.Join(dir, "names.json"),
+		Addresses: m, Host: m, Safe: safe, Version: "test", Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} }, Probe: m.probe, NamesFile: filepath.Join(dir, "names.json"),
 		Charon: func(context.Context) ([]string, error) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
@@ -297,16 +313,7 @@ func (m *machine) boot(dir string) (*Router, func()) {
 		m.t.Fatal(err)
 	}
 	r.Flows = m.flows
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- r.Run(ctx) }()
-	return r, func() {
-		cancel()
-		if err := <-done; err != nil {
-			m.t.Error(err)
-		}
-		st.Close()
-	}
+	return r
 }
 
 const base = `
@@ -328,7 +335,7 @@ func text(s string) *isthmusv1.Source {
 
 func apply(t *testing.T, r *Router, doc string) uint64 {
 	t.Helper()
-	g, _, err := r.apply(text(doc), nil, 0, "tester")
+	g, _, err := r.apply(context.Background(), text(doc), nil, 0, "tester")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -520,7 +527,7 @@ func TestGoesBackWhileCharonHangs(t *testing.T) {
 		m.mu.Lock()
 		m.hangs = 10 * time.Minute
 		m.mu.Unlock()
-		if _, _, err := r.apply(text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)), nil, time.Minute, "tester"); err != nil {
+		if _, _, err := r.apply(context.Background(), text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)), nil, time.Minute, "tester"); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(70 * time.Second)
@@ -537,7 +544,7 @@ func TestMessageTooLarge(t *testing.T) {
 		r, stop := m.boot(t.TempDir())
 		defer stop()
 		large := &isthmusv1.Spec{Announce: slices.Repeat([]string{"10.0.0.0/8"}, 1<<19)}
-		_, _, err := r.apply(&isthmusv1.Source{Source: &isthmusv1.Source_Spec{Spec: large}}, nil, 0, "tester")
+		_, _, err := r.apply(context.Background(), &isthmusv1.Source{Source: &isthmusv1.Source_Spec{Spec: large}}, nil, 0, "tester")
 		if err == nil || !strings.Contains(err.Error(), "lines and commas") {
 			t.Errorf("%.200v", err)
 		}
@@ -552,11 +559,11 @@ func TestBadDocumentChangesNothing(t *testing.T) {
 		g := apply(t, r, base)
 		m.taken()
 		var problems spec.Problems
-		if _, _, err := r.apply(text(strings.ReplaceAll(base, "psk: k", "psk: gone")), nil, 0, "tester"); !errors.As(err, &problems) || len(problems) != 2 {
+		if _, _, err := r.apply(context.Background(), text(strings.ReplaceAll(base, "psk: k", "psk: gone")), nil, 0, "tester"); !errors.As(err, &problems) || len(problems) != 2 {
 			t.Errorf("got %v", err)
 		}
 		stale := g - 1
-		if _, _, err := r.apply(text(base+"announce: [10.0.0.0/24]"), &stale, 0, "tester"); !errors.Is(err, store.ErrStale) {
+		if _, _, err := r.apply(context.Background(), text(base+"announce: [10.0.0.0/24]"), &stale, 0, "tester"); !errors.Is(err, store.ErrStale) {
 			t.Errorf("got %v", err)
 		}
 		time.Sleep(time.Hour)
@@ -680,7 +687,7 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 		r, stop := m.boot(dir)
 		first := apply(t, r, base)
 		changed := strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)
-		if _, _, err := r.apply(text(changed), nil, time.Minute, "tester"); err != nil {
+		if _, _, err := r.apply(context.Background(), text(changed), nil, time.Minute, "tester"); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -698,7 +705,7 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 		if h := r.Store.History()[0]; h.Author != Daemon || h.Reason != fmt.Sprintf("not confirmed, back to %d", first) {
 			t.Errorf("history %+v", h)
 		}
-		g, _, err := r.apply(text(changed), nil, time.Minute, "tester")
+		g, _, err := r.apply(context.Background(), text(changed), nil, time.Minute, "tester")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -709,7 +716,7 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 		if _, _, doc, _ := r.document(0); doc != changed {
 			t.Errorf("a confirmed document went back: %s", doc)
 		}
-		if back, _, err := r.goBack(0, nil, "tester"); err != nil || back != g+1 {
+		if back, _, err := r.goBack(context.Background(), 0, nil, "tester"); err != nil || back != g+1 {
 			t.Errorf("rollback: %d, %v", back, err)
 		}
 		if _, _, doc, _ := r.document(0); doc != base {
@@ -727,7 +734,7 @@ func TestGoesBackWithoutDisk(t *testing.T) {
 		defer func() { stop() }()
 		first := apply(t, r, base)
 		changed := strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)
-		g, changes, err := r.apply(text(changed), nil, time.Minute, "tester")
+		g, changes, err := r.apply(context.Background(), text(changed), nil, time.Minute, "tester")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -756,7 +763,7 @@ func TestGoesBackWithoutDisk(t *testing.T) {
 		if _, err := r.Store.SetSecret("k", []byte("another secret"), time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.secretsChanged(); err != nil {
+		if err := r.secretsChanged(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -784,7 +791,7 @@ func TestGoesBackAtStart(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
 		r, stop := m.boot(dir)
 		first := apply(t, r, base)
-		g, changes, err := r.apply(text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)), nil, time.Minute, "tester")
+		g, changes, err := r.apply(context.Background(), text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)), nil, time.Minute, "tester")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -817,7 +824,7 @@ func TestGoingBackKeepsItsSecrets(t *testing.T) {
 			t.Fatal(err)
 		}
 		changed := text(strings.ReplaceAll(base, "psk: k", "psk: other"))
-		if _, _, err := r.apply(changed, nil, time.Minute, "tester"); err != nil {
+		if _, _, err := r.apply(context.Background(), changed, nil, time.Minute, "tester"); err != nil {
 			t.Fatal(err)
 		}
 		if err := r.DeleteSecret(t.Context(), "tester", "k"); !errors.Is(err, api.ErrPrecondition) || !strings.HasSuffix(err.Error(), "tunnels[0].ipsec.psk of generation 1") {
@@ -862,7 +869,7 @@ func TestSecretChangeReachesItsTunnels(t *testing.T) {
 		if _, err := r.Store.SetSecret("k", []byte("another secret"), time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.secretsChanged(); err != nil {
+		if err := r.secretsChanged(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()

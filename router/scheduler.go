@@ -65,6 +65,13 @@ func (s *scheduler) again(key string) {
 	s.wake()
 }
 
+// has says whether an object is known, done or not.
+func (s *scheduler) has(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.objects[key] != nil
+}
+
 func (s *scheduler) wake() {
 	select {
 	case s.kick <- struct{}{}:

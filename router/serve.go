@@ -4,14 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
 )
@@ -19,14 +22,14 @@ import (
 var _ api.Router = (*Router)(nil)
 
 // Validate implements api.Router.
-func (r *Router) Validate(_ context.Context, src *isthmusv1.Source) (*isthmusv1.ValidateResponse, error) {
-	problems, notes, err := r.validate(src)
+func (r *Router) Validate(ctx context.Context, src *isthmusv1.Source) (*isthmusv1.ValidateResponse, error) {
+	problems, notes, err := r.validate(ctx, src)
 	return &isthmusv1.ValidateResponse{Problems: problemMessages(problems), Notes: problemMessages(notes)}, err
 }
 
 // Plan implements api.Router.
-func (r *Router) Plan(_ context.Context, src *isthmusv1.Source) (*isthmusv1.PlanResponse, error) {
-	generation, changes, noted, err := r.preview(src)
+func (r *Router) Plan(ctx context.Context, src *isthmusv1.Source) (*isthmusv1.PlanResponse, error) {
+	generation, changes, noted, err := r.preview(ctx, src)
 	if err != nil {
 		return nil, refusal(err)
 	}
@@ -34,8 +37,8 @@ func (r *Router) Plan(_ context.Context, src *isthmusv1.Source) (*isthmusv1.Plan
 }
 
 // Apply implements api.Router.
-func (r *Router) Apply(_ context.Context, author string, q *isthmusv1.ApplyRequest) (*isthmusv1.ApplyResponse, error) {
-	generation, changes, err := r.apply(q.GetSource(), q.ExpectedGeneration, q.GetConfirmWithin().AsDuration(), author)
+func (r *Router) Apply(ctx context.Context, author string, q *isthmusv1.ApplyRequest) (*isthmusv1.ApplyResponse, error) {
+	generation, changes, err := r.apply(ctx, q.GetSource(), q.ExpectedGeneration, q.GetConfirmWithin().AsDuration(), author)
 	if err != nil {
 		return nil, refusal(err)
 	}
@@ -43,12 +46,12 @@ func (r *Router) Apply(_ context.Context, author string, q *isthmusv1.ApplyReque
 }
 
 // EditPolicies implements api.Router.
-func (r *Router) EditPolicies(_ context.Context, author string, q *isthmusv1.EditPoliciesRequest) (*isthmusv1.ApplyResponse, error) {
+func (r *Router) EditPolicies(ctx context.Context, author string, q *isthmusv1.EditPoliciesRequest) (*isthmusv1.ApplyResponse, error) {
 	e := spec.Edit{Set: q.GetSet(), Delete: q.GetDelete()}
 	if q.GetText() != "" {
 		e.Read([]byte(q.GetText()))
 	}
-	generation, changes, err := r.edit(e, q.ExpectedGeneration, q.GetConfirmWithin().AsDuration(), q.GetDryRun(), author)
+	generation, changes, err := r.edit(ctx, e, q.ExpectedGeneration, q.GetConfirmWithin().AsDuration(), q.GetDryRun(), author)
 	if err != nil {
 		return nil, refusal(err)
 	}
@@ -75,8 +78,8 @@ func (r *Router) Confirm(_ context.Context, author string, generation uint64) er
 }
 
 // Rollback implements api.Router.
-func (r *Router) Rollback(_ context.Context, author string, q *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error) {
-	generation, changes, err := r.goBack(q.GetToGeneration(), q.ExpectedGeneration, author)
+func (r *Router) Rollback(ctx context.Context, author string, q *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error) {
+	generation, changes, err := r.goBack(ctx, q.GetToGeneration(), q.ExpectedGeneration, author)
 	if err != nil {
 		return nil, refusal(err)
 	}
@@ -182,19 +185,65 @@ func (r *Router) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {
 }
 
 // SetSecret implements api.Router.
-func (r *Router) SetSecret(_ context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error) {
+func (r *Router) SetSecret(ctx context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error) {
+	if err := r.fits(name, value); err != nil {
+		return nil, err
+	}
 	info, err := r.Store.SetSecret(name, value, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	r.Log.Info("secret set", "name", name, "author", author)
-	if err := r.secretsChanged(); err != nil {
+	return r.secretSet(ctx, author, "secret set", info)
+}
+
+// RollbackSecret implements api.Router.
+func (r *Router) RollbackSecret(ctx context.Context, author, name string) (*isthmusv1.SecretInfo, error) {
+	value, err := r.Store.FormerSecret(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.fits(name, value); err != nil {
+		return nil, err
+	}
+	info, err := r.Store.RollbackSecret(name, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return r.secretSet(ctx, author, "secret rolled back", info)
+}
+
+// secretSet has what uses a secret that was stored use its new value.
+func (r *Router) secretSet(ctx context.Context, author, what string, info store.SecretInfo) (*isthmusv1.SecretInfo, error) {
+	r.Log.Info(what, "name", info.Ref.Name, "author", author)
+	// The secret is there, also for a caller who has gone meanwhile.
+	if err := r.secretsChanged(context.WithoutCancel(ctx)); err != nil {
 		return nil, fmt.Errorf("the secret is stored, but the present document cannot be planned with it: %w", err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	uses, _ := r.uses()
 	return secretMessage(info, uses), nil
+}
+
+// fits says why a value does not fit a field of the present document that names the secret.
+func (r *Router) fits(name string, value []byte) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var list []use
+	if r.spec != nil {
+		list = usesOf(r.spec)
+	} else {
+		list = r.usesIn(r.present.Generation, r.present.Text)
+	}
+	for _, u := range list {
+		if u.name != name {
+			continue
+		}
+		if err := u.kind.Check(value); err != nil {
+			return fmt.Errorf("%w: secret %s is used by %s: %w; the stored one stays", api.ErrInvalid, name, u.path, err)
+		}
+	}
+	return nil
 }
 
 // Secrets implements api.Router.
@@ -220,6 +269,7 @@ func (r *Router) DeleteSecret(_ context.Context, author, name string) error {
 	if u := uses[name]; len(u) > 0 {
 		return fmt.Errorf("%w: secret %s is used by %s", api.ErrPrecondition, name, u[0])
 	}
+	r.version++ // what is being planned may name it
 	if err := r.Store.DeleteSecret(name); err != nil {
 		return err
 	}
@@ -235,31 +285,77 @@ func secretMessage(info store.SecretInfo, uses map[string][]string) *isthmusv1.S
 // unless the present one is confirmed.
 func (r *Router) uses() (map[string][]string, error) {
 	paths := map[string][]string{}
-	read := func(text, of string) {
-		d, _ := spec.Decode([]byte(text))
-		use := func(ref, format string, i int) {
-			if ref != "" {
-				paths[ref] = append(paths[ref], fmt.Sprintf(format, i)+of)
-			}
-		}
-		for i, t := range d.Message.GetTunnels() {
-			use(t.GetIpsec().GetPsk(), "tunnels[%d].ipsec.psk", i)
-			use(t.GetWireguard().GetPrivateKey(), "tunnels[%d].wireguard.privateKey", i)
-			use(t.GetWireguard().GetPresharedKey(), "tunnels[%d].wireguard.presharedKey", i)
-		}
-		for i, p := range d.Message.GetPeers() {
-			use(p.GetPassword(), "peers[%d].password", i)
+	add := func(u []use, of string) {
+		for _, one := range u {
+			paths[one.name] = append(paths[one.name], one.path+of)
 		}
 	}
-	read(r.present.Text, "")
+	if r.spec != nil && r.unstored == nil && r.held == nil {
+		add(usesOf(r.spec), "")
+	} else {
+		add(r.usesIn(r.present.Generation, r.present.Text), "")
+	}
 	if r.present.ConfirmBy.IsZero() {
 		return paths, nil
 	}
 	former, err := r.Store.Revision(r.present.RevertTo)
 	if err == nil {
-		read(former.Text, fmt.Sprintf(" of generation %d", former.Generation))
+		add(r.usesIn(former.Generation, former.Text), fmt.Sprintf(" of generation %d", former.Generation))
 	}
 	return paths, err
+}
+
+// use is a field that names a secret.
+type use struct {
+	name, path string
+	kind       secret.Kind
+}
+
+// uses of a checked document, which is asked whenever secrets are listed.
+func usesOf(s *spec.Spec) (out []use) {
+	for i, t := range s.Tunnels {
+		if t.IPsec != nil {
+			out = append(out, use{t.IPsec.PSK.Name, fmt.Sprintf("tunnels[%d].ipsec.psk", i), secret.PSK})
+		}
+		if t.WireGuard != nil {
+			out = append(out, use{t.WireGuard.PrivateKey.Name, fmt.Sprintf("tunnels[%d].wireguard.privateKey", i), secret.WireGuardKey})
+			if name := t.WireGuard.PresharedKey.Name; name != "" {
+				out = append(out, use{name, fmt.Sprintf("tunnels[%d].wireguard.presharedKey", i), secret.WireGuardKey})
+			}
+		}
+	}
+	for i, p := range s.Peers {
+		if name := p.Password.Name; name != "" {
+			out = append(out, use{name, fmt.Sprintf("peers[%d].password", i), secret.Password})
+		}
+	}
+	return out
+}
+
+// usesIn returns what usesOf does for the text of a generation that is not carried out. It is read once: a reader may ask again and again.
+func (r *Router) usesIn(generation uint64, text string) (out []use) {
+	if known, ok := r.textUses[generation]; ok {
+		return known
+	}
+	d, _ := spec.Decode([]byte(text))
+	add := func(ref, format string, i int, kind secret.Kind) {
+		if ref != "" {
+			out = append(out, use{ref, fmt.Sprintf(format, i), kind})
+		}
+	}
+	for i, t := range d.Message.GetTunnels() {
+		add(t.GetIpsec().GetPsk(), "tunnels[%d].ipsec.psk", i, secret.PSK)
+		add(t.GetWireguard().GetPrivateKey(), "tunnels[%d].wireguard.privateKey", i, secret.WireGuardKey)
+		add(t.GetWireguard().GetPresharedKey(), "tunnels[%d].wireguard.presharedKey", i, secret.WireGuardKey)
+	}
+	for i, p := range d.Message.GetPeers() {
+		add(p.GetPassword(), "peers[%d].password", i, secret.Password)
+	}
+	if len(r.textUses) > 1 || r.textUses == nil {
+		r.textUses = map[uint64][]use{}
+	}
+	r.textUses[generation] = out
+	return out
 }
 
 // refusal turns what is wrong with a document, or what is not there, into the errors of the API.
@@ -289,10 +385,33 @@ var actions = map[plan.Action]isthmusv1.Change_Action{
 	plan.Replace: isthmusv1.Change_ACTION_REPLACE,
 }
 
+// Bounds of what a plan says of changes: an answer must not become larger than clients take. They are counted in any case.
+const (
+	maxChanges     = 20_000
+	maxChangeBytes = 8 << 20
+	maxFieldBytes  = 1 << 10 // of each field with its old and its new value
+)
+
 func changeMessages(changes []plan.Change) []*isthmusv1.Change {
 	var out []*isthmusv1.Change
-	for _, c := range changes {
-		out = append(out, &isthmusv1.Change{Action: actions[c.Action], Kind: c.Kind, Name: c.Name, Fields: c.Fields, Interrupts: c.Interrupts})
+	size := 0
+	for i, c := range changes {
+		m := &isthmusv1.Change{Action: actions[c.Action], Kind: c.Kind, Name: c.Name, Interrupts: c.Interrupts}
+		for _, f := range c.Fields {
+			m.Fields = append(m.Fields, shortened(f))
+		}
+		if size += proto.Size(m); i == maxChanges || size > maxChangeBytes {
+			return append(out, &isthmusv1.Change{Action: isthmusv1.Change_ACTION_CHANGE, Kind: "object", Name: fmt.Sprintf("and %d more, which are not listed", len(changes)-i)})
+		}
+		out = append(out, m)
 	}
 	return out
+}
+
+// shortened cuts out the middle of a long text.
+func shortened(s string) string {
+	if len(s) <= maxFieldBytes {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxFieldBytes/2], "") + " ... " + strings.ToValidUTF8(s[len(s)-maxFieldBytes/2:], "")
 }

@@ -322,6 +322,10 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 			Message: r.invalid.Error() + "; what runs is left as it is: mend the cause and apply a document",
 		})
 	}
+	s.Conditions = append(s.Conditions, r.startConditions()...)
+	if r.Notices != nil {
+		s.Conditions = append(s.Conditions, r.Notices()...)
+	}
 	if newest := r.Store.Newest(); newest > r.present.Generation {
 		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
 			Type: "DocumentDamaged", Severity: "error", Since: stamp(r.started),

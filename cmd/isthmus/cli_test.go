@@ -415,3 +415,30 @@ func TestClientLife(t *testing.T) {
 		t.Errorf("no warning about a context that others can read: %s", stderr)
 	}
 }
+
+// TestAuthorityRenew: contexts of before and of now work side by side, and the command says until when.
+func TestAuthorityRenew(t *testing.T) {
+	w := newWorld(t)
+	_, stderr, code := w.run(t.Context(), "", "authority", "renew")
+	if ends := time.Now().Add(30 * 24 * time.Hour).UTC().Format("2006-01-02"); code != 0 || !strings.Contains(stderr, "the former authority ends at "+ends) {
+		t.Errorf("renewing: exit %d, %s", code, stderr)
+	}
+	if _, stderr, code := w.run(t.Context(), "", "authority", "renew"); code != 1 || !strings.Contains(stderr, "is trusted until") {
+		t.Errorf("renewing twice: exit %d, %s", code, stderr)
+	}
+	file := filepath.Join(w.home, "new.yaml")
+	if _, stderr, code := w.run(t.Context(), "", "client", "issue", "new", "--role", "admin", "-o", file); code != 0 {
+		t.Fatalf("issuing: exit %d, %s", code, stderr)
+	}
+	for _, context := range []string{w.context, file} {
+		if _, stderr, code := w.run(t.Context(), "", "get", "tunnels", "--context", context); code != 0 {
+			t.Errorf("with %s: exit %d, %s", filepath.Base(context), code, stderr)
+		}
+	}
+	if _, stderr, code := w.run(t.Context(), "", "authority", "renew", "--at-once", "--context", file); code == 0 && !strings.Contains(stderr, "has ended") {
+		t.Errorf("renewing at once: %s", stderr)
+	}
+	if _, _, code := w.run(t.Context(), "", "get", "tunnels"); code == 0 {
+		t.Error("a context of before works after the former authority has ended")
+	}
+}

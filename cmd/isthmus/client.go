@@ -56,6 +56,35 @@ func (a *app) addClients(root, get, _, _ *cobra.Command) {
 			return err
 		})})
 	root.AddCommand(group)
+	authority := a.group("authority", "Renew the node's certificate authority")
+	authority.AddCommand(a.authorityRenew())
+	root.AddCommand(authority)
+}
+
+func (a *app) authorityRenew() *cobra.Command {
+	var atOnce bool
+	cmd := &cobra.Command{Use: "renew", Short: "Make a new certificate authority", Args: cobra.NoArgs,
+		Long: `Make a new certificate authority, when the present one comes to its end, was made under a wrong clock, or may be known to others.
+
+For 30 days clients of the former authority still get in, and the server shows them a certificate that they trust. Issue new contexts to all
+of them in that time (isthmus client issue): those trust both authorities. Afterwards only new contexts work.
+
+With --at-once the former authority ends now. Every client is shut out, the caller too; root on the node gets in over the unix socket and
+issues new contexts.`}
+	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+		r, err := isthmusv1.NewAccessServiceClient(conn).RenewAuthority(ctx, &isthmusv1.RenewAuthorityRequest{AtOnce: atOnce})
+		if err != nil {
+			return err
+		}
+		if r.FormerUntil == nil {
+			fmt.Fprintln(a.stderr, "isthmus: renewed; the former authority has ended: issue new contexts to all clients, as root on the node")
+			return nil
+		}
+		fmt.Fprintf(a.stderr, "isthmus: renewed; the former authority ends at %s: issue new contexts to all clients until then\n", r.FormerUntil.AsTime().Format(time.RFC3339))
+		return nil
+	})
+	cmd.Flags().BoolVar(&atOnce, "at-once", false, "trust the former authority no more from now on")
+	return cmd
 }
 
 func (a *app) clientIssue() *cobra.Command {

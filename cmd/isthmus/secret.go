@@ -46,7 +46,17 @@ func (a *app) addSecrets(root, get, _, _ *cobra.Command) {
 	}
 	get.AddCommand(list("secrets"))
 	group := a.group("secret", "Write secrets; they can never be read back")
-	group.AddCommand(a.secretSet(), list("list"), &cobra.Command{Use: "delete NAME", Short: "Remove a secret that nothing uses", Args: cobra.ExactArgs(1),
+	group.AddCommand(a.secretSet(), list("list"), &cobra.Command{Use: "rollback NAME", Short: "Give a secret the value that it had before it was set last", Args: cobra.ExactArgs(1),
+		Long: `Give a secret the value that it had before it was set last. What uses it is changed at once. The former value is kept
+until the next document is applied for good; rolling back twice brings the later value back.`,
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
+			i, err := isthmusv1.NewSecretServiceClient(conn).RollbackSecret(ctx, &isthmusv1.RollbackSecretRequest{Name: args[0]})
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stderr, "isthmus: rolled back %s, fingerprint %s\n", i.Name, i.Fingerprint)
+			return nil
+		})}, &cobra.Command{Use: "delete NAME", Short: "Remove a secret that nothing uses", Args: cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 			_, err := isthmusv1.NewSecretServiceClient(conn).DeleteSecret(ctx, &isthmusv1.DeleteSecretRequest{Name: args[0]})
 			return err

@@ -25,6 +25,7 @@ import (
 	"github.com/isthmus-net/isthmus/bgp/gobgp"
 	"github.com/isthmus-net/isthmus/nat/conntrack"
 	"github.com/isthmus-net/isthmus/nat/nftables"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router"
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/auth"
@@ -50,7 +51,7 @@ type options struct {
 	vici           string
 	bgpPort        int
 	mover          string
-	debug          bool
+	debug, safe    bool
 }
 
 func main() {
@@ -66,6 +67,7 @@ func main() {
 	flag.IntVar(&o.bgpPort, "bgp-port", 179, "TCP `port` for BGP sessions that peers open")
 	flag.StringVar(&o.mover, "mover", "", "`program` that has the platform lead public addresses to this node; called as PROGRAM take ADDRESS=PUBLIC...")
 	flag.BoolVar(&o.debug, "debug", false, "log more")
+	flag.BoolVar(&o.safe, "safe", false, "carry nothing out and leave what runs as it is; only serve the API, to apply another document or to roll back before the next start")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	if *showVersion {
@@ -89,6 +91,10 @@ func main() {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	if err := protect(); err != nil {
+		log.Error("isthmusd ends", "err", err)
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, o, log); err != nil {
@@ -117,10 +123,17 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 		o.bundle = filepath.Join(o.state, "admin.yaml")
 	}
 	authority, err := auth.New(auth.Options{
-		Store: st, Hosts: hosts(o), Address: address(o.listen), Bundle: o.bundle, Notice: os.Stderr, Audit: audit, Now: time.Now,
+		Store: st, Hosts: hosts(o), Address: address(o.listen), Bundle: o.bundle, Notice: os.Stderr, Audit: audit, Now: time.Now, Sane: built(),
 	})
 	if err != nil {
 		return err
+	}
+	older, err := st.Remember(filepath.Join(o.runtime, "state.json"))
+	if err != nil {
+		log.Warn("how new the state is cannot be kept outside of it", "err", err)
+	}
+	if older != "" {
+		log.Error("the state directory is older than it was: was a copy put back?", "why", older)
 	}
 
 	machine, err := host.Open()
@@ -172,8 +185,9 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	}
 	r, err := router.New(router.Options{
 		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Flows: flows, Translations: translations, Addresses: links, Host: machine,
-		Version: version, Log: log, Charon: vpn.Conditions, Callers: vpn.Callers, Mover: mover, NamesFile: filepath.Join(o.state, "names.json"),
 		APIPort: port(o.listen), Resolvers: names.System,
+		Version: version, Log: log, Safe: o.safe,
+		Notices: func() []*isthmusv1.Condition { return append(authority.Conditions(), notices(audit, older)...) }, Charon: vpn.Conditions, Callers: vpn.Callers, Mover: mover, NamesFile: filepath.Join(o.state, "names.json"),
 		Counters: func() router.Counters {
 			return router.Counters{
 				Vici: vpn.Writes(), WireGuard: wg.Writes(), NFTables: filter.Writes(), BGP: speaker.Writes(), BGPStarts: speaker.Starts(),
@@ -192,6 +206,7 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	go authority.Await(ctx)
 	served := make(chan error, 1)
 	go func() {
 		served <- server.Serve(ctx)
@@ -200,6 +215,16 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	err = r.Run(ctx)
 	cancel()
 	return errors.Join(err, <-served)
+}
+
+// notices are conditions of the audit log and of the state directory.
+func notices(audit *auth.Audit, older string) []*isthmusv1.Condition {
+	out := audit.Conditions()
+	if older != "" {
+		out = append(out, &isthmusv1.Condition{Type: "StateOlder", Severity: "error",
+			Message: "the state directory is older than it was, as when a copy is put back: " + older + "; certificates and secrets that were revoked or replaced since may be valid again: look through `isthmus client list`, revoke again, and apply the document again"})
+	}
+	return out
 }
 
 // hosts returns the names and addresses under which clients may reach the API: those that were given, the host's name,

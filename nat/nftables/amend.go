@@ -88,7 +88,14 @@ func alike(a, b *nat.Rule) bool {
 func (r *ruleset) amend(c nat.Config, gone, came []nat.Policy) *amendment {
 	before, after := c, c
 	before.Policies, after.Policies = gone, came
-	drop, fresh := before.Rules(), after.Rules()
+	drop, err := before.Rules()
+	if err != nil {
+		return nil
+	}
+	fresh, err := after.Rules()
+	if err != nil {
+		return nil
+	}
 	if len(drop)+len(fresh) > maxAmended || check(after, fresh) != nil || slices.ContainsFunc(slices.Concat(drop, fresh), func(r nat.Rule) bool { return r.NamesPlatform() }) {
 		return nil
 	}

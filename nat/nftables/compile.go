@@ -163,7 +163,10 @@ func poolName(pool string, ipv6 bool) string { return "pool-" + pool + "-" + of(
 // Rules in one layer do not overlap, and what is in an earlier layer wins over what it overlaps in a later one. So a new
 // flow costs one look-up per layer, and the number of layers is how deep policies nest, not how many there are.
 func compile(c nat.Config) (*ruleset, error) {
-	rules := c.Rules()
+	rules, err := c.Rules()
+	if err != nil {
+		return nil, err
+	}
 	if err := check(c, rules); err != nil {
 		return nil, err
 	}

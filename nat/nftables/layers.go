@@ -184,7 +184,11 @@ func plain(c nat.Config) []nat.Rule {
 			pairs.Policies = append(pairs.Policies, nat.Policy{Sources: p.Sources, Destinations: p.Destinations})
 		}
 	}
-	return slices.CompactFunc(pairs.Rules(), func(a, b nat.Rule) bool { return a.Source == b.Source && a.Destination == b.Destination })
+	rules, err := pairs.Rules()
+	if err != nil {
+		return nil // compile refuses such policies, and so the guard lets nothing more pass
+	}
+	return slices.CompactFunc(rules, func(a, b nat.Rule) bool { return a.Source == b.Source && a.Destination == b.Destination })
 }
 
 // deciding returns the places of the rules of wanted policies and of those that beat one of them for some flow.

@@ -224,7 +224,11 @@ func picksUp(c nat.Config, name string) bool {
 }
 
 func policyRules(c nat.Config, name string) []nat.Rule {
-	return slices.DeleteFunc(c.Rules(), func(r nat.Rule) bool { return r.Policy.Name != name })
+	rules, err := c.Rules()
+	if err != nil {
+		panic(err)
+	}
+	return slices.DeleteFunc(rules, func(r nat.Rule) bool { return r.Policy.Name != name })
 }
 
 // TestLayersDoNotOverlap checks what the kernel requires of a map's elements, and that precedence decides between layers.
@@ -240,7 +244,10 @@ func TestLayersDoNotOverlap(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rules := c.Rules()
+		rules, err := c.Rules()
+		if err != nil {
+			t.Fatal(err)
+		}
 		layer := make([]int, len(rules))
 		for i := range rules {
 			for name, s := range set.sets {

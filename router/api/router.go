@@ -57,6 +57,8 @@ type Router interface {
 	Status() (*isthmusv1.SystemStatus, <-chan struct{})
 
 	SetSecret(ctx context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error)
+	// RollbackSecret brings the former value of a secret back.
+	RollbackSecret(ctx context.Context, author, name string) (*isthmusv1.SecretInfo, error)
 	Secrets() []*isthmusv1.SecretInfo
 	DeleteSecret(ctx context.Context, author, name string) error
 }

@@ -55,7 +55,7 @@ const stopTimeout = 3 * time.Second
 func Listen(o Options) (*Server, error) {
 	s := &Server{
 		health:   health.NewServer(),
-		services: &services{router: o.Router, authority: o.Authority, stopping: make(chan struct{})},
+		services: &services{router: o.Router, authority: o.Authority, stopping: make(chan struct{}), reading: newGate(), writing: newGate()},
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()

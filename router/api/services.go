@@ -32,6 +32,8 @@ type services struct {
 	authority *auth.Authority
 	stopping  chan struct{} // closed when the server stops
 
+	reading, writing *gate
+
 	isthmusv1.UnimplementedSpecServiceServer
 	isthmusv1.UnimplementedTunnelServiceServer
 	isthmusv1.UnimplementedBGPServiceServer
@@ -72,9 +74,11 @@ func describe(request any) auth.Subject {
 		for _, name := range r.Delete {
 			parts = append(parts, "delete "+name)
 		}
-		subject := auth.Subject{Object: strings.Join(parts, ", ")}
-		if r.Text != "" {
-			subject.Digest = hash([]byte(r.Text))
+		// The object may be cut; the digest is of all of it.
+		subject := auth.Subject{Object: strings.Join(parts, ", "), Digest: hash([]byte(r.Text))}
+		if r.Text == "" {
+			data, _ := proto.MarshalOptions{Deterministic: true}.Marshal(&isthmusv1.EditPoliciesRequest{Set: r.Set, Delete: r.Delete})
+			subject.Digest = hash(data)
 		}
 		return subject
 	case *isthmusv1.ConfirmRequest:
@@ -93,6 +97,12 @@ func describe(request any) auth.Subject {
 		return auth.Subject{Object: fmt.Sprintf("%s:%d at %s", r.Address, r.Port, at)}
 	case *isthmusv1.SetSecretRequest:
 		return auth.Subject{Object: r.Name}
+	case *isthmusv1.RollbackSecretRequest:
+		return auth.Subject{Object: r.Name}
+	case *isthmusv1.RenewAuthorityRequest:
+		if r.AtOnce {
+			return auth.Subject{Object: "at once"}
+		}
 	case *isthmusv1.DeleteSecretRequest:
 		return auth.Subject{Object: r.Name}
 	case *isthmusv1.IssueClientRequest:
@@ -132,6 +142,11 @@ func (s *services) Validate(ctx context.Context, r *isthmusv1.ValidateRequest) (
 	if err := checkSource(r.Source); err != nil {
 		return nil, err
 	}
+	leave, err := s.reading.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	v, err := s.router.Validate(ctx, r.Source)
 	return v, statusOf(err)
 }
@@ -140,6 +155,11 @@ func (s *services) Plan(ctx context.Context, r *isthmusv1.PlanRequest) (*isthmus
 	if err := checkSource(r.Source); err != nil {
 		return nil, err
 	}
+	leave, err := s.reading.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	p, err := s.router.Plan(ctx, r.Source)
 	return p, statusOf(err)
 }
@@ -151,6 +171,11 @@ func (s *services) Apply(ctx context.Context, r *isthmusv1.ApplyRequest) (*isthm
 	if err := checkConfirm(r.ConfirmWithin); err != nil {
 		return nil, err
 	}
+	leave, err := s.writing.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	a, err := s.router.Apply(ctx, author(ctx), r)
 	return a, statusOf(err)
 }
@@ -174,6 +199,11 @@ func (s *services) EditPolicies(ctx context.Context, r *isthmusv1.EditPoliciesRe
 	if err := checkConfirm(r.ConfirmWithin); err != nil {
 		return nil, err
 	}
+	leave, err := s.writing.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	a, err := s.router.EditPolicies(ctx, author(ctx), r)
 	return a, statusOf(err)
 }
@@ -186,11 +216,21 @@ func (s *services) Confirm(ctx context.Context, r *isthmusv1.ConfirmRequest) (*i
 }
 
 func (s *services) Rollback(ctx context.Context, r *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error) {
+	leave, err := s.writing.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	a, err := s.router.Rollback(ctx, author(ctx), r)
 	return a, statusOf(err)
 }
 
 func (s *services) GetSpec(ctx context.Context, r *isthmusv1.GetSpecRequest) (*isthmusv1.GetSpecResponse, error) {
+	leave, err := s.reading.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	g, err := s.router.Spec(ctx, r.Generation)
 	return g, statusOf(err)
 }
@@ -308,6 +348,11 @@ func (s *services) ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequ
 }
 
 func (s *services) Who(ctx context.Context, r *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error) {
+	leave, err := s.reading.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	w, err := s.router.Who(ctx, r)
 	return w, statusOf(err)
 }
@@ -385,6 +430,23 @@ func (s *services) ListSecrets(_ context.Context, r *isthmusv1.ListSecretsReques
 
 func (s *services) DeleteSecret(ctx context.Context, r *isthmusv1.DeleteSecretRequest) (*isthmusv1.DeleteSecretResponse, error) {
 	return &isthmusv1.DeleteSecretResponse{}, statusOf(s.router.DeleteSecret(ctx, author(ctx), r.Name))
+}
+
+func (s *services) RollbackSecret(ctx context.Context, r *isthmusv1.RollbackSecretRequest) (*isthmusv1.SecretInfo, error) {
+	i, err := s.router.RollbackSecret(ctx, author(ctx), r.Name)
+	return i, statusOf(err)
+}
+
+func (s *services) RenewAuthority(_ context.Context, r *isthmusv1.RenewAuthorityRequest) (*isthmusv1.RenewAuthorityResponse, error) {
+	until, err := s.authority.Renew(r.AtOnce)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	response := &isthmusv1.RenewAuthorityResponse{Authority: s.authority.Certificate()}
+	if !until.IsZero() {
+		response.FormerUntil = timestamppb.New(until)
+	}
+	return response, nil
 }
 
 func (s *services) IssueClient(_ context.Context, r *isthmusv1.IssueClientRequest) (*isthmusv1.IssueClientResponse, error) {

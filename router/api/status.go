@@ -27,6 +27,7 @@ var codesByError = []struct {
 	{bgp.ErrNotFound, codes.NotFound},
 	{ErrInvalid, codes.InvalidArgument},
 	{auth.ErrInvalid, codes.InvalidArgument},
+	{auth.ErrClock, codes.FailedPrecondition},
 	{ErrPrecondition, codes.FailedPrecondition},
 	{store.ErrDamaged, codes.DataLoss},
 	{context.Canceled, codes.Canceled},

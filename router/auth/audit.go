@@ -7,10 +7,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
 // Event says at which moment an audit line was written.
@@ -24,6 +28,8 @@ const (
 	End Event = "end"
 	// Refused is a call or a connection that was not let in.
 	Refused Event = "refused"
+	// Replaced is the first line of a log that was made again, since its file was removed, renamed or replaced under the daemon.
+	Replaced Event = "replaced"
 )
 
 // Entry is one line of the audit log. It never holds a secret.
@@ -51,12 +57,17 @@ type Entry struct {
 const (
 	auditBytes = 8 << 20 // of one file
 	auditFiles = 8       // beside the present one
+
+	// Lines that strangers cause have files of their own, so that they never push the log out of its files.
+	refusedBytes = 4 << 20
+	refusedFiles = 1
 )
 
-// Refusals are written at most this often for one client, so that nobody can push the log out of its files.
+// Refusals are written at most this often for one client, and for all strangers together: 720 lines a day beside the burst. The others are
+// counted, and the next line says how many there were.
 const (
-	refusalsPerSecond = 1
-	refusalsBurst     = 20
+	refusalsEvery = 2 * time.Minute
+	refusalsBurst = 20
 )
 
 // Audit is an append-only log of JSON lines. It is rotated by size: name, name.1 (newest) to name.8.
@@ -64,12 +75,17 @@ type Audit struct {
 	now   func() time.Time
 	name  string
 	limit int64
+	files int    // beside the present one
+	other *Audit // takes what strangers cause; nil: this one does
 
 	mu       sync.Mutex
 	file     *os.File
+	info     os.FileInfo // of file
 	size     int64
 	calls    uint64
 	refusals map[string]*refusals
+	moved    bool      // by a rotation that has not made the new file
+	replaced time.Time // when the file was last found to be gone; zero: never
 }
 
 type refusals struct {
@@ -79,12 +95,20 @@ type refusals struct {
 
 // OpenAudit opens the log, and makes it when it is missing. With an error comes a log that is opened by the first entry that it
 // can take, and refuses those before: a disk that is full or read-only must not keep a router from routing.
+// Lines that strangers cause are in a log of their own, RefusedLog of name, which is made with its first line.
 func OpenAudit(name string, now func() time.Time) (*Audit, error) {
-	l := &Audit{now: now, name: name, limit: auditBytes, refusals: make(map[string]*refusals)}
+	l := &Audit{now: now, name: name, limit: auditBytes, files: auditFiles, refusals: make(map[string]*refusals)}
+	l.other = &Audit{now: now, name: RefusedLog(name), limit: refusedBytes, files: refusedFiles, refusals: make(map[string]*refusals)}
 	if err := l.openLocked(); err != nil {
 		return l, fmt.Errorf("opening audit log: %w", err)
 	}
 	return l, nil
+}
+
+// RefusedLog returns the name of the log of what strangers cause, which is beside an audit log: audit-refused.log for audit.log.
+func RefusedLog(name string) string {
+	extension := filepath.Ext(name)
+	return strings.TrimSuffix(name, extension) + "-refused" + extension
 }
 
 func (l *Audit) openLocked() (err error) {
@@ -115,7 +139,7 @@ func (l *Audit) openLocked() (err error) {
 			size++
 		}
 	}
-	l.file, l.size = f, size
+	l.file, l.info, l.size, l.moved = f, info, size, false
 	return nil
 }
 
@@ -123,10 +147,53 @@ func (l *Audit) openLocked() (err error) {
 func (l *Audit) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	var err error
+	if l.other != nil {
+		err = l.other.Close()
+	}
 	if l.file == nil {
+		return err
+	}
+	return errors.Join(err, l.file.Close())
+}
+
+// gone says whether the file that is written to is not the one under its name.
+func (l *Audit) goneLocked() bool {
+	if l.file == nil || l.moved {
+		return false
+	}
+	info, err := os.Lstat(l.name)
+	return errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, l.info)
+}
+
+// followLocked makes the log again when its file was removed, renamed or replaced, and says so on its first line.
+func (l *Audit) followLocked() error {
+	if !l.goneLocked() {
 		return nil
 	}
-	return l.file.Close()
+	l.replaced = l.now()
+	old := l.file
+	if err := l.openLocked(); err != nil {
+		return err
+	}
+	_ = old.Close() // its lines are on disk
+	return l.writeLocked(Entry{Event: Replaced, Who: ServerName, Address: "unix",
+		Error: "the file of the audit log was removed, renamed or replaced; this one goes on, and former lines may be missing"})
+}
+
+// replacedFor is how long a condition tells of a log that was replaced.
+const replacedFor = 24 * time.Hour
+
+// Conditions tells when the log was removed, renamed or replaced under the daemon.
+func (l *Audit) Conditions() []*isthmusv1.Condition {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_ = l.followLocked() // the next call that changes something is refused for it
+	if l.replaced.IsZero() || l.now().Sub(l.replaced) > replacedFor {
+		return nil
+	}
+	return []*isthmusv1.Condition{{Type: "AuditLogReplaced", Severity: "warning", Since: timestamppb.New(l.replaced),
+		Message: l.name + " was removed, renamed or replaced under the daemon, and was made again: look for who did that; the daemon rotates the log itself"}}
 }
 
 // write appends an entry and returns once it is on disk.
@@ -146,6 +213,9 @@ func (l *Audit) writeLocked(e Entry) error {
 		if err := l.openLocked(); err != nil {
 			return fmt.Errorf("opening audit log: %w", err)
 		}
+	}
+	if err := l.followLocked(); err != nil {
+		return fmt.Errorf("opening audit log: %w", err)
 	}
 	if l.size > 0 && l.size+int64(len(line)) > l.limit {
 		if err := l.rotateLocked(); err != nil {
@@ -170,10 +240,11 @@ func (l *Audit) rotateLocked() error {
 		return err
 	}
 	// A former attempt may have moved the files and not opened a new one: moving them again would push the oldest out.
-	first := auditFiles - 1
+	first := l.files - 1
 	if info, err := os.Lstat(l.name); err != nil || !os.SameFile(info, present) {
 		first = -1
 	}
+	l.moved = true
 	for i := first; i >= 0; i-- {
 		from := l.name
 		if i > 0 {
@@ -202,11 +273,14 @@ func (l *Audit) begin(e Entry) (Entry, error) {
 
 // refuse writes a refusal, unless the client under key has had too many of them lately.
 func (l *Audit) refuse(key string, e Entry) error {
+	if key == "" && l.other != nil { // a stranger
+		return l.other.refuse(key, e)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r := l.refusals[key]
 	if r == nil {
-		r = &refusals{limiter: rate.NewLimiter(refusalsPerSecond, refusalsBurst)}
+		r = &refusals{limiter: rate.NewLimiter(rate.Every(refusalsEvery), refusalsBurst)}
 		l.refusals[key] = r
 	}
 	if !r.limiter.AllowN(l.now(), 1) {

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -168,13 +169,13 @@ func TestServerCertificate(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, host := range append([]string{ServerName, "localhost", "127.0.0.1"}, a.hosts...) {
-			opts := x509.VerifyOptions{DNSName: host, Roots: a.pool, CurrentTime: c.Time}
+			opts := x509.VerifyOptions{DNSName: host, Roots: a.roots(), CurrentTime: c.Time}
 			if _, err := cert.Leaf.Verify(opts); err != nil {
 				t.Errorf("as %s: %v", host, err)
 			}
 		}
 		// A client certificate must not pass for the server's, nor the other way round.
-		opts := x509.VerifyOptions{Roots: a.pool, CurrentTime: c.Time, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+		opts := x509.VerifyOptions{Roots: a.roots(), CurrentTime: c.Time, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
 		if _, err := cert.Leaf.Verify(opts); err == nil {
 			t.Error("the server certificate is good for a client")
 		}
@@ -205,28 +206,175 @@ func TestServerCertificate(t *testing.T) {
 	}
 }
 
-// TestForgetExpired: the list of clients does not grow for ever, and shows what has expired lately.
-func TestForgetExpired(t *testing.T) {
+// TestNothingIsForgottenByTheClock: a clock that is wrong for a while shuts no client out, and the list of clients has a bound all the same.
+func TestNothingIsForgottenByTheClock(t *testing.T) {
 	c := newClock()
-	a, _, _ := setUp(t, t.TempDir(), c)
-	issue := func(name string, want int) {
+	a, st, _ := setUp(t, t.TempDir(), c)
+	issue := func(name string) store.Client {
 		t.Helper()
 		key, _, err := newKey()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := a.issue(name, Reader, key.Public(), MinLifetime); err != nil {
+		_, client, err := a.issue(name, Reader, key.Public(), MinLifetime)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if n := len(a.Clients()); n != want {
-			t.Errorf("after %s: %d clients, want %d", name, n, want)
+		return client
+	}
+	if a.room != maxClients {
+		t.Errorf("the list takes %d", a.room)
+	}
+	a.room = 20
+	one := issue("one")
+	c.Time = c.AddDate(3, 0, 0)
+	issue("two")
+	if err := a.valid(one.Serial); err != nil {
+		t.Errorf("after the clock was ahead: %v", err)
+	}
+	for i := len(a.Clients()); i < a.room; i++ {
+		if err := st.SetClient(store.Client{Serial: fmt.Sprintf("%x", i), Name: "x", Issued: c.Time.Add(time.Duration(i))}); err != nil {
+			t.Fatal(err)
 		}
 	}
-	issue("one", 2) // beside the first admin
-	c.Time = c.Add(keepExpired)
-	issue("two", 3)
-	c.Time = c.Add(MinLifetime)
-	issue("three", 3)
+	key, _, err := newKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := a.issue("more", Reader, key.Public(), MinLifetime); !errors.Is(err, ErrInvalid) {
+		t.Errorf("one more than the list takes: %v", err)
+	}
+	if err := a.Revoke(one.Serial); err != nil {
+		t.Fatal(err)
+	}
+	issue("more")
+	if a.valid(one.Serial) == nil || len(a.Clients()) != a.room {
+		t.Errorf("%d clients", len(a.Clients()))
+	}
+}
+
+// TestAuthorityWaitsForTheClock: none is made before a time that is over for certain; then it is.
+func TestAuthorityWaitsForTheClock(t *testing.T) {
+	dir := t.TempDir()
+	c := &clock{time.Unix(0, 0)}
+	sane := newClock().Time
+	st, err := store.Open(filepath.Join(dir, "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	audit, err := OpenAudit(filepath.Join(dir, "audit.log"), c.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer audit.Close()
+	a, err := New(Options{Store: st, Bundle: filepath.Join(dir, "admin.yaml"), Notice: io.Discard, Audit: audit, Now: c.now, Sane: sane})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, _, err := newKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := a.issue("early", Reader, key.Public(), 0); !errors.Is(err, ErrClock) {
+		t.Errorf("issuing: %v", err)
+	}
+	if _, err := a.serverCertificate(nil); !errors.Is(err, ErrClock) || a.Certificate() != "" {
+		t.Errorf("the server: %v", err)
+	}
+	if _, _, err := a.acceptTLS(nil); !errors.Is(err, ErrClock) {
+		t.Errorf("a connection: %v", err)
+	}
+	if got := a.Conditions(); len(got) != 1 || got[0].Type != "ClockWrong" || !strings.Contains(got[0].Message, "2026-03-01") {
+		t.Errorf("conditions %v", got)
+	}
+	if _, err := st.Private("authority"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("an authority was made: %v", err)
+	}
+	c.Time = sane
+	a.Await(t.Context())
+	if got := a.Conditions(); len(got) != 0 || a.Certificate() == "" {
+		t.Errorf("conditions %v", got)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "admin.yaml")); err != nil {
+		t.Error(err)
+	}
+	c.Time = sane.Add(authorityLifetime)
+	if got := a.Conditions(); len(got) != 1 || got[0].Type != "AuthorityEnds" {
+		t.Errorf("at the end: conditions %v", got)
+	}
+}
+
+// TestRenew: clients of the former authority get in, and trust the server, until the overlap ends, also over a restart.
+func TestRenew(t *testing.T) {
+	dir, c := t.TempDir(), newClock()
+	a, st, _ := setUp(t, dir, c)
+	old := x509.NewCertPool()
+	old.AppendCertsFromPEM([]byte(a.Certificate()))
+	client := func() *x509.Certificate {
+		t.Helper()
+		key, _, err := newKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _, err := a.issue("ann", Reader, key.Public(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		block, _ := pem.Decode([]byte(text))
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert
+	}
+	good := func(what string, cert *x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage, want bool) {
+		t.Helper()
+		_, err := cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: c.Time, KeyUsages: []x509.ExtKeyUsage{usage}})
+		if (err == nil) != want {
+			t.Errorf("%s: %v, want %v", what, err, want)
+		}
+	}
+	server := func() *x509.Certificate {
+		t.Helper()
+		s, err := a.serverCertificate(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Leaf
+	}
+	first := client()
+	server()
+	until, err := a.Renew(false)
+	if err != nil || until != c.Time.Add(Overlap) {
+		t.Fatal(until, err)
+	}
+	if _, err := a.Renew(false); !errors.Is(err, ErrInvalid) {
+		t.Errorf("renewed twice: %v", err)
+	}
+	st.Close()
+	a, _, _ = setUp(t, dir, c)
+	fresh := x509.NewCertPool()
+	fresh.AppendCertsFromPEM([]byte(a.Certificate()))
+	second := client()
+	for _, k := range []struct {
+		after     time.Duration
+		overlap   bool
+		condition int
+	}{{0, true, 1}, {Overlap, false, 0}} {
+		c.Time = c.Add(k.after)
+		good("a client of before", first, a.roots(), x509.ExtKeyUsageClientAuth, k.overlap)
+		good("a client of now", second, a.roots(), x509.ExtKeyUsageClientAuth, true)
+		good("the server, to a client of before", server(), old, x509.ExtKeyUsageServerAuth, k.overlap)
+		good("the server, to a client of now", server(), fresh, x509.ExtKeyUsageServerAuth, true)
+		if got := a.Conditions(); len(got) != k.condition {
+			t.Errorf("after %v: conditions %v", k.after, got)
+		}
+	}
+	if until, err := a.Renew(true); err != nil || !until.IsZero() {
+		t.Error(until, err)
+	}
+	good("a client of before, at once", second, a.roots(), x509.ExtKeyUsageClientAuth, false)
 }
 
 func lines(t *testing.T, name string) []Entry {
@@ -362,7 +510,7 @@ func TestAuditFlood(t *testing.T) {
 		refuse("eve")
 	}
 	refuse("bob")
-	c.Time = c.Add(time.Second)
+	c.Time = c.Add(refusalsEvery)
 	refuse("eve")
 	all := lines(t, name)
 	if len(all) != refusalsBurst+2 || all[refusalsBurst].Who != "bob" || all[refusalsBurst+1].Suppressed != 1000-refusalsBurst {
@@ -420,7 +568,7 @@ func TestRefusalIsHeard(t *testing.T) {
 		}
 	}()
 	for range 20 {
-		conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: a.pool, ServerName: ServerName, NextProtos: []string{"h2"}, Time: a.now})
+		conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: a.roots(), ServerName: ServerName, NextProtos: []string{"h2"}, Time: a.now})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -25,6 +26,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -48,8 +50,13 @@ const (
 	MaxLifetime     = 10 * 365 * 24 * time.Hour
 	DefaultLifetime = 365 * 24 * time.Hour
 
-	// An expired certificate stays in the list for so long.
-	keepExpired = 30 * 24 * time.Hour
+	// Overlap is how long a former authority is trusted after it was renewed.
+	Overlap = 30 * 24 * time.Hour
+	// authorityWarning is how long before its end an authority is told to be renewed.
+	authorityWarning = 90 * 24 * time.Hour
+
+	// maxClients bounds the list of certificates. The oldest revoked ones make room; nothing is forgotten because of a clock.
+	maxClients = 4096
 
 	// The clock of a machine that has just been started may be behind.
 	backdate = 24 * time.Hour
@@ -68,6 +75,9 @@ type Options struct {
 	Notice io.Writer
 	Audit  *Audit
 	Now    func() time.Time
+	// Sane is a time that is over for certain, such as that of the build. Before it, no authority is made: its certificates would not be
+	// valid when the clock is set. Zero: any time is sane.
+	Sane time.Time
 }
 
 // Authority is the node's certificate authority and what hangs on it. Methods may be called from several goroutines.
@@ -76,14 +86,15 @@ type Authority struct {
 	audit *Audit
 	now   func() time.Time
 
-	key  crypto.Signer
-	cert *x509.Certificate
-	pem  string
-	pool *x509.CertPool
+	options Options
+	room    int                       // for certificates of clients
+	present atomic.Pointer[authority] // nil: it waits for the clock
 
-	mu     sync.Mutex
+	mu     sync.Mutex // held while an authority is made
 	hosts  []string
 	server *tls.Certificate // nil: to be issued
+	signer *signer          // of server
+	failed error            // why no authority is made although the clock is sane
 
 	clients registry
 }
@@ -91,10 +102,13 @@ type Authority struct {
 // New opens the authority, and makes it on the first start together with the first admin. An authority that is there
 // and damaged is an error: making a new one would shut out every client.
 func New(o Options) (*Authority, error) {
-	a := &Authority{store: o.Store, audit: o.Audit, now: o.Now, hosts: slices.Clone(o.Hosts)}
+	a := &Authority{store: o.Store, audit: o.Audit, now: o.Now, options: o, room: maxClients, hosts: slices.Clone(o.Hosts)}
 	a.clients.init()
 	if err := a.load(); err != nil {
 		return nil, fmt.Errorf("opening certificate authority: %w", err)
+	}
+	if a.present.Load() == nil {
+		return a, nil
 	}
 	if err := a.exportAdmin(o); err != nil {
 		return nil, fmt.Errorf("exporting the first admin: %w", err)
@@ -102,14 +116,55 @@ func New(o Options) (*Authority, error) {
 	return a, nil
 }
 
+// signer is a certificate that signs others.
+type signer struct {
+	key  crypto.Signer
+	cert *x509.Certificate
+}
+
+// authority is what certificates are signed with, and which are trusted.
+type authority struct {
+	signer
+	former *signer   // the one before; nil: none
+	until  time.Time // when former is trusted no more
+}
+
+// overlapping says whether the former authority is still trusted.
+func (a *authority) overlapping(now time.Time) bool {
+	return a.former != nil && now.Before(a.until) && now.Before(a.former.cert.NotAfter) && now.After(a.former.cert.NotBefore)
+}
+
+// server returns what signs the certificate of the server. While there are clients that trust nothing but the former authority, that is it.
+func (a *authority) server(now time.Time) *signer {
+	if a.overlapping(now) {
+		return a.former
+	}
+	return &a.signer
+}
+
+// trusted returns the certificates that those of clients may be signed with.
+func (a *authority) trusted(now time.Time) []*x509.Certificate {
+	out := []*x509.Certificate{a.cert}
+	if a.overlapping(now) {
+		out = append(out, a.former.cert)
+	}
+	return out
+}
+
 type authorityRecord struct {
 	Certificate, Key string // PEM
+	// The authority before, until it is trusted no more.
+	FormerCertificate, FormerKey string    `json:",omitempty"`
+	FormerUntil                  time.Time `json:",omitzero"`
 }
 
 func (a *Authority) load() error {
 	data, err := a.store.Private("authority")
 	if errors.Is(err, store.ErrNotFound) {
-		return a.create()
+		if a.now().Before(a.options.Sane) {
+			return nil // see Await
+		}
+		return a.create(authorityRecord{})
 	}
 	if err != nil {
 		return err
@@ -118,15 +173,110 @@ func (a *Authority) load() error {
 	if err := json.Unmarshal(data, &r); err != nil {
 		return err
 	}
-	pair, err := tls.X509KeyPair([]byte(r.Certificate), []byte(r.Key))
-	if err != nil {
-		return err
+	return a.use(r)
+}
+
+// ErrClock means that there is no authority yet, since the clock is wrong.
+var ErrClock = errors.New("the node has no certificate authority yet, since its clock is wrong")
+
+// authority returns the present authority.
+func (a *Authority) authority() (*authority, error) {
+	if c := a.present.Load(); c != nil {
+		return c, nil
 	}
-	a.use(pair.Leaf, pair.PrivateKey.(crypto.Signer))
+	return nil, fmt.Errorf("%w: set it to a time after %s", ErrClock, a.options.Sane.UTC().Format(time.DateOnly))
+}
+
+// awaitEvery is how often the clock is looked at.
+const awaitEvery = time.Second
+
+// Await makes the authority and the first admin as soon as the clock is sane. It returns when that is done, or ctx is.
+func (a *Authority) Await(ctx context.Context) {
+	ticker := time.NewTicker(awaitEvery)
+	defer ticker.Stop()
+	for a.present.Load() == nil && ctx.Err() == nil {
+		if !a.now().Before(a.options.Sane) {
+			a.catchUp()
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (a *Authority) catchUp() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	err := a.create(authorityRecord{})
+	if err == nil {
+		err = a.exportAdmin(a.options)
+	}
+	a.failed = err
+}
+
+// Renew makes a new authority. Certificates that the former one has signed are good for Overlap, or no more at all with atOnce; so long the
+// server shows a certificate of the former one, which clients trust that have not heard of the new one. It returns when the
+// former one ends, which is zero when that is over. During an overlap only renewing at once is possible; else the error wraps ErrInvalid.
+func (a *Authority) Renew(atOnce bool) (time.Time, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c, err := a.authority()
+	if err != nil {
+		return time.Time{}, err
+	}
+	now := a.now()
+	if now.Before(a.options.Sane) {
+		return time.Time{}, fmt.Errorf("%w: the clock is wrong: set it to a time after %s", ErrInvalid, a.options.Sane.UTC().Format(time.DateOnly))
+	}
+	if c.overlapping(now) && !atOnce {
+		return time.Time{}, fmt.Errorf("%w: the authority before the present one is trusted until %s: wait, or renew at once, which shuts out every client", ErrInvalid, c.until.UTC().Format(time.RFC3339))
+	}
+	var r authorityRecord
+	if !atOnce && now.Before(c.cert.NotAfter) {
+		der, err := x509.MarshalPKCS8PrivateKey(c.key)
+		if err != nil {
+			return time.Time{}, fmt.Errorf("renewing authority: %w", err)
+		}
+		r.FormerCertificate, r.FormerUntil = certificatePEM(c.cert.Raw), now.Add(Overlap)
+		r.FormerKey = string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	}
+	if err := a.create(r); err != nil {
+		return time.Time{}, fmt.Errorf("renewing authority: %w", err)
+	}
+	if r.FormerCertificate == "" {
+		a.clients.cutAll() // root on the node has no certificate, and stays
+	}
+	return r.FormerUntil, nil
+}
+
+// Conditions tells what is wrong with the authority, or will be.
+func (a *Authority) Conditions() []*isthmusv1.Condition {
+	a.mu.Lock()
+	failed := a.failed
+	a.mu.Unlock()
+	one := func(kind, severity, message string) []*isthmusv1.Condition {
+		return []*isthmusv1.Condition{{Type: kind, Severity: severity, Message: message}}
+	}
+	c, err := a.authority()
+	now := a.now()
+	switch {
+	case failed != nil:
+		return one("NoAuthority", "error", "making the certificate authority and the first admin failed: "+failed.Error()+"; the next start tries again")
+	case err != nil:
+		return one("ClockWrong", "error", err.Error()+"; until then the API works over the unix socket alone")
+	case now.Before(c.cert.NotBefore):
+		return one("ClockWrong", "error", fmt.Sprintf("the certificate authority is valid from %s, which is in the future: set the clock", c.cert.NotBefore.UTC().Format(time.RFC3339)))
+	case now.After(c.cert.NotAfter.Add(-authorityWarning)):
+		return one("AuthorityEnds", "error", fmt.Sprintf("the certificate authority ends at %s, and with it every certificate: see whether the clock is right, then `isthmus authority renew`", c.cert.NotAfter.UTC().Format(time.RFC3339)))
+	case c.overlapping(now):
+		return one("AuthorityRenewed", "warning", fmt.Sprintf("the authority before the present one is trusted until %s: issue new contexts to clients until then", c.until.UTC().Format(time.RFC3339)))
+	}
 	return nil
 }
 
-func (a *Authority) create() error {
+// create makes an authority; former has the fields of the one before, if that stays.
+func (a *Authority) create(former authorityRecord) error {
 	key, keyPEM, err := newKey()
 	if err != nil {
 		return err
@@ -138,29 +288,66 @@ func (a *Authority) create() error {
 	if err != nil {
 		return err
 	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return err
-	}
-	data, err := json.Marshal(authorityRecord{Certificate: certificatePEM(der), Key: keyPEM})
+	r := former
+	r.Certificate, r.Key = certificatePEM(der), keyPEM
+	data, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
 	if err := a.store.SetPrivate("authority", data, a.now()); err != nil {
 		return err
 	}
-	a.use(cert, key)
+	return a.use(r)
+}
+
+func (a *Authority) use(r authorityRecord) error {
+	read := func(certificate, key string) (signer, error) {
+		pair, err := tls.X509KeyPair([]byte(certificate), []byte(key))
+		if err != nil {
+			return signer{}, err
+		}
+		return signer{pair.PrivateKey.(crypto.Signer), pair.Leaf}, nil
+	}
+	present, err := read(r.Certificate, r.Key)
+	if err != nil {
+		return err
+	}
+	c := &authority{signer: present, until: r.FormerUntil}
+	if r.FormerCertificate != "" {
+		former, err := read(r.FormerCertificate, r.FormerKey)
+		if err != nil {
+			return fmt.Errorf("the authority before: %w", err)
+		}
+		c.former = &former
+	}
+	a.present.Store(c)
 	return nil
 }
 
-func (a *Authority) use(cert *x509.Certificate, key crypto.Signer) {
-	a.cert, a.key, a.pem = cert, key, certificatePEM(cert.Raw)
-	a.pool = x509.NewCertPool()
-	a.pool.AddCert(cert)
+// Certificate returns the certificates that a client must trust, in PEM: the authority's, and that of the one before while it is
+// trusted. Empty: there is none yet.
+func (a *Authority) Certificate() string {
+	c, err := a.authority()
+	if err != nil {
+		return ""
+	}
+	var out strings.Builder
+	for _, cert := range c.trusted(a.now()) {
+		out.WriteString(certificatePEM(cert.Raw))
+	}
+	return out.String()
 }
 
-// Certificate returns the authority's certificate in PEM.
-func (a *Authority) Certificate() string { return a.pem }
+// roots are what certificates of clients may be signed with.
+func (a *Authority) roots() *x509.CertPool {
+	pool := x509.NewCertPool()
+	if c, err := a.authority(); err == nil {
+		for _, cert := range c.trusted(a.now()) {
+			pool.AddCert(cert)
+		}
+	}
+	return pool
+}
 
 func (a *Authority) template(name string, lifetime time.Duration) *x509.Certificate {
 	serial := make([]byte, 16)
@@ -205,7 +392,12 @@ func (a *Authority) SetHosts(hosts []string) {
 func (a *Authority) serverCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.server != nil && a.server.Leaf.NotAfter.Sub(a.now()) > serverLifetime/3 {
+	c, err := a.authority()
+	if err != nil {
+		return nil, err
+	}
+	by := c.server(a.now())
+	if a.server != nil && a.signer == by && a.server.Leaf.NotAfter.Sub(a.now()) > serverLifetime/3 {
 		return a.server, nil
 	}
 	key, _, err := newKey()
@@ -222,7 +414,7 @@ func (a *Authority) serverCertificate(*tls.ClientHelloInfo) (*tls.Certificate, e
 			template.DNSNames = append(template.DNSNames, h)
 		}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, by.cert, key.Public(), by.key)
 	if err != nil {
 		return nil, fmt.Errorf("issuing server certificate: %w", err)
 	}
@@ -230,6 +422,7 @@ func (a *Authority) serverCertificate(*tls.ClientHelloInfo) (*tls.Certificate, e
 	if err != nil {
 		return nil, fmt.Errorf("issuing server certificate: %w", err)
 	}
+	a.signer = by
 	a.server = &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 	return a.server, nil
 }
@@ -300,10 +493,17 @@ func (a *Authority) issue(name string, role Role, public any, lifetime time.Dura
 	if lifetime < MinLifetime || lifetime > MaxLifetime {
 		return "", store.Client{}, fmt.Errorf("%w: lifetime %v must be %v to %v", ErrInvalid, lifetime, MinLifetime, MaxLifetime)
 	}
+	by, err := a.authority()
+	if err != nil {
+		return "", store.Client{}, err
+	}
+	if err := a.makeRoom(); err != nil {
+		return "", store.Client{}, err
+	}
 	template := a.template(name, lifetime)
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	template.URIs = []*url.URL{roleURI(role)}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, public, a.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, by.cert, public, by.key)
 	if err != nil {
 		return "", store.Client{}, fmt.Errorf("issuing client certificate: %w", err)
 	}
@@ -317,20 +517,21 @@ func (a *Authority) issue(name string, role Role, public any, lifetime time.Dura
 	if err := a.store.SetClient(c); err != nil {
 		return "", store.Client{}, err
 	}
-	return certificatePEM(der), c, a.forgetExpired()
+	return certificatePEM(der), c, nil
 }
 
-// forgetExpired drops what expired long enough ago that a wrong clock is not the reason.
-func (a *Authority) forgetExpired() error {
-	for _, c := range a.store.Clients() {
-		if a.now().Sub(c.Expires) < keepExpired {
-			continue
-		}
-		if err := a.store.DeleteClient(c.Serial); err != nil {
-			return err
-		}
+// makeRoom forgets the oldest revoked certificate when there are too many. What expired stays: the clock may be wrong, and what is not in
+// the list is shut out for good.
+func (a *Authority) makeRoom() error {
+	all := a.store.Clients()
+	if len(all) < a.room {
+		return nil
 	}
-	return nil
+	i := slices.IndexFunc(all, func(c store.Client) bool { return c.Revoked })
+	if i < 0 {
+		return fmt.Errorf("%w: the list has %d client certificates and none of them is revoked: revoke those that are not used any more", ErrInvalid, len(all))
+	}
+	return a.store.DeleteClient(all[i].Serial)
 }
 
 func serialText(n *big.Int) string { return fmt.Sprintf("%x", n) }
@@ -407,7 +608,7 @@ func (a *Authority) exportAdmin(o Options) error {
 		return err
 	}
 	text, err := protojson.MarshalOptions{Multiline: true}.Marshal(&isthmusv1.ClientContext{
-		Address: o.Address, ServerName: ServerName, Authority: a.pem, Certificate: certificate, Key: keyPEM,
+		Address: o.Address, ServerName: ServerName, Authority: a.Certificate(), Certificate: certificate, Key: keyPEM,
 	})
 	if err != nil {
 		return err

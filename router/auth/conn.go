@@ -7,7 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,10 +19,15 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// Limits of one server. A handshake that was not finished costs memory and, for each signature, about 0.1 ms.
+// Limits of one server. A handshake that was not finished costs memory and, for each signature, about 0.1 ms. One whose client has not said
+// what it wants costs some KiB alone, and there are many places for these: a client that speaks at once is not cut by those behind it.
 const (
-	maxHandshakes        = 64 // at once
+	maxSilent            = 1024 // at once, of strangers, and as many of hosts that are known
+	maxHandshakes        = 256  // whose clients have spoken, likewise
 	maxHandshakesPerHost = 8
+	maxKnownHosts        = 256
+	firstByte            = 2 * time.Second  // a client speaks first, and at once
+	handshakeTime        = 10 * time.Second // from the first byte on; gRPC's ConnectionTimeout bounds all of it
 	maxConnsPerClient    = 64
 	maxStreamsPerClient  = 256 // watches and other streams that are open at once
 	lingerTime           = 500 * time.Millisecond
@@ -36,8 +44,16 @@ type registry struct {
 	mu         sync.Mutex
 	conns      map[string]map[*conn]struct{} // by serial
 	usage      map[string]*usage             // by serial
-	handshakes map[string]int                // under way, by host
-	total      int
+	handshakes []*handshake                  // under way, the oldest first
+	known      []netip.Prefix                // hosts that had a good handshake lately, the latest last
+}
+
+// handshake is one that is under way.
+type handshake struct {
+	host  netip.Prefix
+	known bool // its host had a good one lately
+	spoke bool // the client has sent its first message (ClientHello)
+	cut   func()
 }
 
 type usage struct {
@@ -48,7 +64,6 @@ type usage struct {
 func (r *registry) init() {
 	r.conns = make(map[string]map[*conn]struct{})
 	r.usage = make(map[string]*usage)
-	r.handshakes = make(map[string]int)
 }
 
 // cut closes the connections of a client.
@@ -61,6 +76,18 @@ func (r *registry) cut(serial string) {
 	r.mu.Unlock()
 	for _, c := range open {
 		c.Close()
+	}
+}
+
+// cutAll closes the connections of all clients with a certificate.
+func (r *registry) cutAll() {
+	r.mu.Lock()
+	serials := slices.Collect(maps.Keys(r.conns))
+	r.mu.Unlock()
+	for _, serial := range serials {
+		if serial != "" {
+			r.cut(serial)
+		}
 	}
 }
 
@@ -123,23 +150,96 @@ func (r *registry) openStream(serial string) (func(), bool) {
 	}, true
 }
 
-// beginHandshake returns a function that ends it, or false when there are too many under way.
-func (r *registry) beginHandshake(host string) (func(), bool) {
+// hostPrefix returns what counts as one host: an IPv4 address, or the /64 of an IPv6 address: a host may use any address of its /64.
+func hostPrefix(addr net.Addr) netip.Prefix {
+	ap, err := netip.ParseAddrPort(addr.String())
+	if err != nil {
+		return netip.Prefix{}
+	}
+	a, bits := ap.Addr().Unmap().WithZone(""), 64
+	if a.Is4() {
+		bits = 32
+	}
+	p, _ := a.Prefix(bits)
+	return p
+}
+
+// beginHandshake gives a handshake a place. When there is none, the oldest one makes room: strangers can keep out neither each other nor,
+// since they have places of their own, a host that had a good handshake lately.
+func (r *registry) beginHandshake(host netip.Prefix, cut func()) *handshake {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.total >= maxHandshakes || r.handshakes[host] >= maxHandshakesPerHost {
-		return nil, false
+	h := &handshake{host: host, known: slices.Contains(r.known, host), cut: cut}
+	if !r.makeRoomLocked(maxHandshakesPerHost, func(o *handshake) bool { return o.host == host }) {
+		r.makeRoomLocked(maxSilent, func(o *handshake) bool { return o.known == h.known && !o.spoke })
 	}
-	r.total++
-	r.handshakes[host]++
-	return func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.total--
-		if r.handshakes[host]--; r.handshakes[host] == 0 {
-			delete(r.handshakes, host)
+	r.handshakes = append(r.handshakes, h)
+	return h
+}
+
+// makeRoomLocked cuts the oldest handshake of some when there are as many as may be, and says whether it did.
+func (r *registry) makeRoomLocked(most int, of func(*handshake) bool) bool {
+	n, oldest := 0, -1
+	for i, h := range r.handshakes {
+		if of(h) {
+			if n++; oldest < 0 {
+				oldest = i
+			}
 		}
-	}, true
+	}
+	if n < most {
+		return false
+	}
+	r.handshakes[oldest].cut()
+	r.handshakes = slices.Delete(r.handshakes, oldest, oldest+1)
+	return true
+}
+
+// spoke notes that the client has said what it wants.
+func (r *registry) spoke(h *handshake) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.makeRoomLocked(maxHandshakes, func(o *handshake) bool { return o.known == h.known && o.spoke })
+	h.spoke = true
+}
+
+// endHandshake gives the place back.
+func (r *registry) endHandshake(h *handshake, good bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if i := slices.Index(r.handshakes, h); i >= 0 {
+		r.handshakes = slices.Delete(r.handshakes, i, i+1)
+	}
+	if !good || !h.host.IsValid() {
+		return
+	}
+	if i := slices.Index(r.known, h.host); i >= 0 {
+		r.known = slices.Delete(r.known, i, i+1)
+	} else if len(r.known) >= maxKnownHosts {
+		r.known = slices.Delete(r.known, 0, 1)
+	}
+	r.known = append(r.known, h.host)
+}
+
+// speaking is the connection of a handshake. Its client must speak soon.
+type speaking struct {
+	net.Conn
+	spoke bool // the first byte came
+}
+
+func (c *speaking) Read(p []byte) (int, error) {
+	if c.spoke {
+		return c.Conn.Read(p)
+	}
+	if err := c.Conn.SetReadDeadline(time.Now().Add(firstByte)); err != nil {
+		return 0, err
+	}
+	n, err := c.Conn.Read(p)
+	if err == nil {
+		c.spoke = true
+		err = c.Conn.SetReadDeadline(time.Now().Add(handshakeTime))
+	}
+	return n, err
 }
 
 // conn is an authenticated connection. It closes when its certificate is revoked or expires.
@@ -176,7 +276,7 @@ func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 	if u, ok := raw.(*net.UnixConn); ok {
 		c, id, err = t.a.acceptUnix(u)
 	} else {
-		c, id, err = t.a.acceptTLS(raw, host)
+		c, id, err = t.a.acceptTLS(raw)
 	}
 	if err != nil {
 		raw.Close()
@@ -216,13 +316,19 @@ func (a *Authority) acceptUnix(u *net.UnixConn) (net.Conn, Identity, error) {
 	return c, id, a.clients.add(c, 0)
 }
 
-func (a *Authority) acceptTLS(raw net.Conn, host string) (net.Conn, Identity, error) {
-	done, ok := a.clients.beginHandshake(host)
-	if !ok {
-		return nil, Identity{}, errors.New("too many handshakes at once")
+func (a *Authority) acceptTLS(raw net.Conn) (net.Conn, Identity, error) {
+	if _, err := a.authority(); err != nil {
+		return nil, Identity{}, err
 	}
-	defer done()
-	t := tls.Server(raw, a.tlsConfig())
+	good := false
+	h := a.clients.beginHandshake(hostPrefix(raw.RemoteAddr()), func() { raw.Close() })
+	defer func() { a.clients.endHandshake(h, good) }()
+	config := a.tlsConfig()
+	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		a.clients.spoke(h)
+		return nil, nil
+	}
+	t := tls.Server(&speaking{Conn: raw}, config)
 	err := t.Handshake()
 	var id Identity
 	state := t.ConnectionState()
@@ -249,6 +355,7 @@ func (a *Authority) acceptTLS(raw net.Conn, host string) (net.Conn, Identity, er
 	if err := a.valid(id.Serial); err != nil {
 		return nil, id, errors.Join(err, c.Close())
 	}
+	good = true
 	return c, id, nil
 }
 
@@ -268,7 +375,7 @@ func (a *Authority) tlsConfig() *tls.Config {
 		NextProtos:             []string{"h2"},
 		GetCertificate:         a.serverCertificate,
 		ClientAuth:             tls.RequireAndVerifyClientCert,
-		ClientCAs:              a.pool,
+		ClientCAs:              a.roots(),
 		Time:                   a.now,
 		SessionTicketsDisabled: true, // every connection shows its certificate
 		VerifyConnection: func(s tls.ConnectionState) error {

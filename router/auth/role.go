@@ -92,13 +92,15 @@ var rules = map[string]rule{
 
 	"/isthmus.v1.SystemService/GetStatus": {role: Reader},
 
-	"/isthmus.v1.SecretService/SetSecret":    {role: Operator, write: true},
-	"/isthmus.v1.SecretService/ListSecrets":  {role: Reader},
-	"/isthmus.v1.SecretService/DeleteSecret": {role: Operator, write: true},
+	"/isthmus.v1.SecretService/SetSecret":      {role: Operator, write: true},
+	"/isthmus.v1.SecretService/RollbackSecret": {role: Operator, write: true},
+	"/isthmus.v1.SecretService/ListSecrets":    {role: Reader},
+	"/isthmus.v1.SecretService/DeleteSecret":   {role: Operator, write: true},
 
-	"/isthmus.v1.AccessService/IssueClient":  {role: Admin, write: true},
-	"/isthmus.v1.AccessService/ListClients":  {role: Admin},
-	"/isthmus.v1.AccessService/RevokeClient": {role: Admin, write: true},
+	"/isthmus.v1.AccessService/IssueClient":    {role: Admin, write: true},
+	"/isthmus.v1.AccessService/ListClients":    {role: Admin},
+	"/isthmus.v1.AccessService/RevokeClient":   {role: Admin, write: true},
+	"/isthmus.v1.AccessService/RenewAuthority": {role: Admin, write: true},
 
 	"/grpc.health.v1.Health/Check": {role: Reader},
 	"/grpc.health.v1.Health/List":  {role: Reader},

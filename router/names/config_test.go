@@ -80,14 +80,14 @@ func TestExtendNeverTies(t *testing.T) {
 				p.Names = []string{"a.example"}
 			}
 			c.Policies = append(c.Policies, p)
-			if len(nat.Ties(c.Rules())) > 0 {
+			if len(tied(t, c)) > 0 {
 				c.Policies = c.Policies[:i] // that is refused beforehand
 				break
 			}
 		}
 		before := fmt.Sprint(c)
 		got, lost := Extend(c, lookup)
-		if ties := nat.Ties(got.Rules()); len(ties) > 0 {
+		if ties := tied(t, got); len(ties) > 0 {
 			t.Fatalf("seed %d: %v tie in %+v", seed, ties, got.Policies)
 		}
 		if fmt.Sprint(c) != before {
@@ -149,9 +149,39 @@ func TestExtendKnowsWhatIsOpen(t *testing.T) {
 					{Name: "open", Action: nat.DNAT, Pool: "p", Sources: all, Destinations: destinations, Protocol: "tcp", To: netip.MustParseAddrPort("10.0.1.5:8443")},
 				},
 			}, func(string) []netip.Addr { return []netip.Addr{a} })
-			if ties := nat.Ties(c.Rules()); len(ties) > 0 || len(lost) != 1 || lost[0].Winner != "open" {
+			if ties := tied(t, c); len(ties) > 0 || len(lost) != 1 || lost[0].Winner != "open" {
 				t.Errorf("%v, open at %v: %v tie, lost %+v", a, destinations, ties, lost)
 			}
 		}
 	}
+}
+
+func tied(t *testing.T, c nat.Config) []nat.Tie {
+	t.Helper()
+	rules, err := c.Rules()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return nat.Ties(rules)
+}
+
+// TestExtendIsBounded: however many addresses a name has, the rules stay as many as a document may have, and what is left out is told.
+func TestExtendIsBounded(t *testing.T) {
+	p := nat.Policy{Name: "p", Action: nat.Deny, Protocol: "tcp", Names: []string{"a.example"}}
+	for i := range 100 {
+		p.Sources = append(p.Sources, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i), 0}), 24))
+		p.Ports = append(p.Ports, nat.PortRange{First: uint16(1 + 2*i), Last: uint16(1 + 2*i)})
+	}
+	lookup := func(string) (out []netip.Addr) {
+		for i := range 20 {
+			out = append(out, netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}))
+		}
+		return append(out, netip.MustParseAddr("2001:db8::1")) // no source is of its family
+	}
+	got, lost := Extend(nat.Config{Policies: []nat.Policy{p}}, lookup)
+	const fit = nat.MaxRules / (100 * 100)
+	if n := len(got.Policies[0].Destinations); n != fit+1 || len(lost) != 20-fit || lost[0].Winner != "" {
+		t.Errorf("%d addresses are destinations, %d are left out: %+v", n, len(lost), lost)
+	}
+	tied(t, got)
 }

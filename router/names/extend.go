@@ -13,7 +13,7 @@ type Conflict struct {
 	Address netip.Addr
 	Policy  string // that has the name
 	Name    string
-	Winner  string // the policy that has the address
+	Winner  string // the policy that has the address; empty: the rules for it would be more than nat.MaxRules with the others
 }
 
 // Extend returns a configuration in which the addresses of names are destinations of their policies. No two policies tie by it: an
@@ -64,6 +64,21 @@ func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config,
 		}
 	}
 	var conflicts []Conflict
+	// The servers of a name must not make more rules than a document may have.
+	_, rules := out.CountRules()
+	each := make([]int, len(out.Policies)) // rules that one more address of IPv4 makes, and then of IPv6
+	each = append(each, each...)
+	for i := range out.Policies {
+		p := out.Policies[i]
+		if len(p.Names) == 0 {
+			continue
+		}
+		for family, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+			p.Destinations = []netip.Prefix{netip.PrefixFrom(a, a.BitLen())}
+			one, _ := (&nat.Config{Policies: []nat.Policy{p}}).CountRules()
+			each[family*len(out.Policies)+i] = one[0]
+		}
+	}
 	for _, k := range claims {
 		mine := &out.Policies[k.policy]
 		for _, a := range addresses(k.name) {
@@ -76,6 +91,15 @@ func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config,
 				conflicts = append(conflicts, Conflict{a, mine.Name, k.name, c.Policies[holders[dst][winner]].Name})
 				continue
 			}
+			more := each[k.policy]
+			if a.Is6() {
+				more = each[len(out.Policies)+k.policy]
+			}
+			if more > nat.MaxRules-rules {
+				conflicts = append(conflicts, Conflict{Address: a, Policy: mine.Name, Name: k.name})
+				continue
+			}
+			rules += more
 			mine.Destinations = append(mine.Destinations, dst)
 			holders[dst] = append(holders[dst], k.policy)
 		}
@@ -104,5 +128,6 @@ func tie(a, b nat.Policy, dst netip.Prefix) bool {
 		b.Action = nat.Deny
 	}
 	c := nat.Config{Policies: []nat.Policy{a, b}}
-	return len(nat.Ties(c.Rules())) > 0
+	rules, err := c.Rules()
+	return err != nil || len(nat.Ties(rules)) > 0
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -91,8 +90,17 @@ func Diff(a, b Target) []Change {
 	record(diff("announcement", a.BGP.Announce, b.BGP.Announce, netip.Prefix.String, anyFields[netip.Prefix](""), "it is withdrawn from every peer"))
 	record(diff("peer", a.BGP.Peers, b.BGP.Peers, func(p bgp.Peer) string { return p.Name }, peerFields, "the session is closed, and its routes go"))
 	changes = append(changes, removals...)
-	for _, e := range nat.Endings(a.NAT, b.NAT) {
-		if i := slices.IndexFunc(changes, func(c Change) bool { return c.Kind == e.Kind && c.Name == e.Name }); i >= 0 {
+	ends := nat.Endings(a.NAT, b.NAT)
+	if len(ends) == 0 {
+		return changes
+	}
+	type object struct{ kind, name string }
+	at := make(map[object]int, len(changes))
+	for i := len(changes) - 1; i >= 0; i-- {
+		at[object{changes[i].Kind, changes[i].Name}] = i
+	}
+	for _, e := range ends {
+		if i, ok := at[object{e.Kind, e.Name}]; ok {
 			changes[i].Ends = append(changes[i].Ends, e)
 		}
 	}

@@ -214,6 +214,10 @@ func (t *Target) routes(s *spec.Spec, tunnels map[string]tunnel.Config) {
 
 // maps has mapped prefixes routed into the tunnels of their spokes, and announced.
 func (t *Target) maps(s *spec.Spec, tunnels map[string]tunnel.Config) {
+	announced := make(map[netip.Prefix]bool, len(t.BGP.Announce))
+	for _, p := range t.BGP.Announce {
+		announced[p] = true
+	}
 	for _, m := range s.Maps {
 		out := nat.Map{Inside: m.Inside, Mapped: m.Mapped}
 		route := fib.Route{Prefix: m.Mapped}
@@ -224,7 +228,8 @@ func (t *Target) maps(s *spec.Spec, tunnels map[string]tunnel.Config) {
 		slices.Sort(out.Interfaces)
 		t.NAT.Maps = append(t.NAT.Maps, out)
 		t.Routes = append(t.Routes, route)
-		if s.Node.ASN != 0 && !slices.Contains(t.BGP.Announce, m.Mapped) {
+		if s.Node.ASN != 0 && !announced[m.Mapped] {
+			announced[m.Mapped] = true
 			t.BGP.Announce = append(t.BGP.Announce, m.Mapped)
 		}
 	}
@@ -235,6 +240,10 @@ func (t *Target) maps(s *spec.Spec, tunnels map[string]tunnel.Config) {
 // end of its tunnel: a learnt prefix that covers the peer's address must not carry the session itself.
 func (t *Target) peers(s *spec.Spec, tunnels map[string]tunnel.Config) (problems spec.Problems) {
 	at := map[netip.Addr]string{}
+	routed := make(map[netip.Prefix]bool, len(t.Routes))
+	for _, r := range t.Routes {
+		routed[r.Prefix] = true
+	}
 	for _, p := range s.Peers {
 		c := tunnels[p.Tunnel]
 		p.Interface = c.Interface
@@ -253,7 +262,7 @@ func (t *Target) peers(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 					if p.TTL == 0 {
 						p.TTL = 2
 					}
-					t.hostRoute(p.Address, c.Interface)
+					t.hostRoute(routed, p.Address, c.Interface)
 				}
 			}
 		}
@@ -273,11 +282,12 @@ func (t *Target) peers(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 	return problems
 }
 
-func (t *Target) hostRoute(a netip.Addr, iface string) {
+func (t *Target) hostRoute(routed map[netip.Prefix]bool, a netip.Addr, iface string) {
 	p := netip.PrefixFrom(a, a.BitLen())
-	if slices.ContainsFunc(t.Routes, func(r fib.Route) bool { return r.Prefix == p }) {
+	if routed[p] {
 		return
 	}
+	routed[p] = true
 	t.Routes = append(t.Routes, fib.Route{Prefix: p, NextHops: []fib.NextHop{{Interface: iface}}})
 }
 

@@ -2,7 +2,13 @@
 // looked up at the last moment by the driver that hands it to the kernel, to charon or to the BGP process.
 package secret
 
-import "errors"
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+)
 
 // ErrNotFound means that no secret is stored under the name.
 var ErrNotFound = errors.New("no such secret")
@@ -25,3 +31,34 @@ func (r Ref) String() string {
 // Lookup returns the value of a secret, or an error that wraps ErrNotFound. It refuses a reference whose fingerprint
 // is no longer the stored one, since the plan that carries it is out of date.
 type Lookup func(Ref) ([]byte, error)
+
+// Kind is what a secret is used for.
+type Kind string
+
+// The kinds of secrets.
+const (
+	PSK          Kind = "pre-shared key"
+	WireGuardKey Kind = "WireGuard key"
+	Password     Kind = "BGP password"
+)
+
+// placeholder is what templates and examples have in the place of a secret.
+var placeholder = regexp.MustCompile(`(?i)^(<.*>|\$\{.*\}|\{\{.*\}\}|change[-_ ]?me|replace[-_ ]?me|placeholder|your[-_ ].*|x{3,}|\*+|\.{3,})$`)
+
+// Check says why a value cannot serve as a secret of the kind. The error does not repeat the value.
+func (k Kind) Check(value []byte) error {
+	text := strings.TrimSpace(string(value))
+	switch {
+	case text == "":
+		return fmt.Errorf("a %s must not be empty", k)
+	case placeholder.MatchString(text):
+		return fmt.Errorf("a %s must not be a placeholder: give the secret itself", k)
+	case k == WireGuardKey:
+		if key, err := base64.StdEncoding.DecodeString(text); err != nil || len(key) != 32 {
+			return fmt.Errorf("a %s must be 32 bytes in base64, as `wg genkey` prints", k)
+		}
+	case k == Password && len(value) > 80:
+		return fmt.Errorf("a %s has at most 80 bytes (RFC 2385), this one %d", k, len(value))
+	}
+	return nil
+}

@@ -31,7 +31,7 @@ func (c *checker) action(path string, p *isthmusv1.EgressPolicy, out *nat.Policy
 		return value != "" && slices.Contains(with, out.Action)
 	}
 	only("pool", p.GetPool(), nat.SNAT, nat.DNAT)
-	only("names", strings.Join(p.GetNames(), ","), nat.SNAT, nat.Deny, nat.Reject, nat.Redirect)
+	only("names", strings.Join(p.GetNames()[:min(len(p.GetNames()), maxShown)], ","), nat.SNAT, nat.Deny, nat.Reject, nat.Redirect)
 	out.Pickup = only("pickup", yes(p.GetPickup()), nat.SNAT, nat.NoNAT)
 	if p.GetTimeouts() != nil && only("timeouts", "timeouts", nat.SNAT, nat.NoNAT, nat.DNAT) {
 		out.Timeouts = c.timeouts(path+".timeouts", p.GetTimeouts())
@@ -95,17 +95,16 @@ func (c *checker) target(path, text string) netip.AddrPort {
 }
 
 // poolOf returns the pool of a policy.
-func (c *checker) poolOf(path string, out *nat.Policy) (nat.Pool, bool) {
+func (c *checker) poolOf(path string, out *nat.Policy) (*poolFacts, bool) {
 	if out.Pool == "" {
 		c.Missing(path+".pool", "give the name of a pool")
-		return nat.Pool{}, false
+		return nil, false
 	}
-	i := slices.IndexFunc(c.s.Pools, func(o nat.Pool) bool { return o.Name == out.Pool })
-	if i < 0 {
+	f, ok := c.poolNamed(out.Pool)
+	if !ok {
 		c.Problem(path+".pool", out.Pool, "is no pool of this document", "give the name of one of `egress.pools`")
-		return nat.Pool{}, false
 	}
-	return c.s.Pools[i], true
+	return f, ok
 }
 
 func (c *checker) pooled(path string, out *nat.Policy) {
@@ -113,9 +112,9 @@ func (c *checker) pooled(path string, out *nat.Policy) {
 	if !ok {
 		return
 	}
-	c.inBlocks(path, pool, out.Sources)
+	c.inBlocks(path, pool.pool, out.Sources)
 	for i, src := range out.Sources {
-		if !slices.ContainsFunc(pool.Addresses, func(a nat.PoolAddress) bool { return a.Address.Is4() == src.Addr().Is4() }) {
+		if !pool.hasFamily(src.Addr()) {
 			c.Problem(fmt.Sprintf("%s.sources[%d]", path, i), src.String(), "is of a family that pool "+out.Pool+" has no address of", "add one to the pool")
 		}
 	}
@@ -133,6 +132,9 @@ func (c *checker) plain(path string, out *nat.Policy) {
 			continue
 		}
 		for j, src := range out.Sources {
+			if !c.spend(1) {
+				return
+			}
 			if src.Addr().Is4() == dst.Addr().Is4() && nat.Exposes(src, dst) {
 				c.Problem(fmt.Sprintf("%s.sources[%d]", path, j), src.String(), fmt.Sprintf("has private addresses, which must not leave toward %v, which is public", dst),
 					"use action snat, or name public sources or private destinations")
@@ -151,16 +153,17 @@ func (c *checker) forward(path string, p *isthmusv1.EgressPolicy, out *nat.Polic
 		return
 	}
 	for i, dst := range out.Destinations {
-		if !slices.ContainsFunc(pool.Addresses, func(a nat.PoolAddress) bool {
-			return dst.IsSingleIP() && (a.Address == dst.Addr() || a.Public == dst.Addr())
-		}) {
+		if !dst.IsSingleIP() || !pool.known[dst.Addr()] {
 			c.Problem(fmt.Sprintf("%s.destinations[%d]", path, i), dst.String(), "is no address of pool "+out.Pool, "give addresses of the pool, such as 192.0.2.11/32, or leave it out for all")
 		}
 	}
-	if a := c.s.Underlay.Address; slices.ContainsFunc(out.Opens(pool), func(p netip.Prefix) bool { return p.Addr() == a }) {
+	if !c.spend(len(pool.pool.Addresses) + len(out.Destinations)) {
+		return
+	}
+	if a := c.s.Underlay.Address; slices.ContainsFunc(out.Opens(*pool.pool), func(p netip.Prefix) bool { return p.Addr() == a }) {
 		c.Problem(path+".pool", out.Pool, "has the node's own address "+a.String()+", at which its tunnels end", "take another pool, or name other addresses of it in `destinations`")
 	}
-	if to := out.To.Addr(); to.IsValid() && !slices.ContainsFunc(pool.Addresses, func(a nat.PoolAddress) bool { return a.Address.Is4() == to.Is4() }) {
+	if to := out.To.Addr(); to.IsValid() && !pool.hasFamily(to) {
 		c.Problem(path+".to", p.GetTo(), "is of a family that pool "+out.Pool+" has no address of", "give a server of the pool's family")
 	}
 }
@@ -205,7 +208,10 @@ func (c *checker) loops() {
 		return
 	}
 	config := nat.Config{Pools: c.s.Pools, Policies: c.s.Policies}
-	rules := config.Rules()
+	rules, err := config.Rules()
+	if err != nil {
+		return // see rulesBounded
+	}
 	for i := range c.s.Policies {
 		c.loop(rules, i)
 	}
@@ -213,7 +219,7 @@ func (c *checker) loops() {
 
 func (c *checker) loop(rules []nat.Rule, i int) {
 	p := &c.s.Policies[i]
-	if p.Action == nat.Redirect && p.To.IsValid() && catches(rules, p, p.To.Addr()) {
+	if p.Action == nat.Redirect && p.To.IsValid() && from(p, p.To.Addr()) && c.spend(2*len(rules)) && catches(rules, p, p.To.Addr()) {
 		c.Problem(c.paths[i]+".to", strings.TrimSuffix(p.To.String(), ":0"), "is among the sources, so that what the proxy sends comes back to it",
 			fmt.Sprintf("write a policy with action snat for source %s and the same destinations, protocol and ports", netip.PrefixFrom(p.To.Addr(), p.To.Addr().BitLen())))
 	}

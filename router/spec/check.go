@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"context"
 	"encoding/base64"
 	"fmt"
 	"net/netip"
@@ -25,7 +26,19 @@ type Secrets func(name string) (secret.Ref, bool)
 
 // Check resolves a document. The Spec may be used only when neither Decode nor Check has found a problem.
 func Check(d Document, secrets Secrets) (*Spec, Problems) {
-	c := checker{Fields: Fields{lines: d.lines, unread: d.unread}, s: Spec{lines: d.lines.outside(policiesField), layout: d.layout}, secrets: secrets, tunnels: map[string]Tunnel{}}
+	c := newChecker(d, secrets)
+	c.document(d)
+	return &c.s, c.Problems()
+}
+
+func newChecker(d Document, secrets Secrets) *checker {
+	return &checker{Fields: Fields{lines: d.lines, unread: d.unread}, s: Spec{lines: d.lines.outside(policiesField), layout: d.layout}, secrets: secrets, tunnels: map[string]Tunnel{}}
+}
+
+func (c *checker) document(d Document) {
+	if d.unread[""] {
+		return // nothing would be told
+	}
 	m := d.Message
 	if m == nil {
 		m = &isthmusv1.Spec{}
@@ -35,19 +48,25 @@ func Check(d Document, secrets Secrets) (*Spec, Problems) {
 	if len(m.GetPeers()) > 0 && !c.s.Node.RouterID.IsValid() && c.s.Underlay.Address.Is6() {
 		c.Missing("node.routerId", "give an IPv4 address, which an IPv6 underlay does not tell; it need not exist (RFC 6286)")
 	}
-	for i, t := range m.GetTunnels() {
+	for i, t := range m.GetTunnels()[:c.limited("tunnels", len(m.GetTunnels()), maxTunnels)] {
 		c.tunnel(fmt.Sprintf("tunnels[%d]", i), t)
 	}
+	c.insideOverlaps()
 	c.outside()
-	for i, p := range m.GetPeers() {
+	for i, p := range m.GetPeers()[:c.limited("peers", len(m.GetPeers()), maxPeers)] {
+		if !c.spend(1) {
+			return
+		}
 		c.peer(fmt.Sprintf("peers[%d]", i), p)
 	}
+	c.announce = make(map[netip.Prefix]bool, len(m.GetAnnounce()))
 	for i, text := range m.GetAnnounce() {
 		at := fmt.Sprintf("announce[%d]", i)
 		if p, ok := c.Prefix(at, text); ok {
-			if slices.Contains(c.s.Announce, p) {
+			if c.announce[p] {
 				c.Problem(at, text, "is announced twice", "keep one of them")
 			}
+			c.announce[p] = true
 			c.s.Announce = append(c.s.Announce, p)
 		}
 	}
@@ -58,23 +77,35 @@ func Check(d Document, secrets Secrets) (*Spec, Problems) {
 		c.attachment(fmt.Sprintf("attachments[%d]", i), a)
 	}
 	c.s.API = c.sourceList("access.api", m.GetAccess().GetApi())
+	if !c.spend(1) {
+		return
+	}
 	c.zones(m.GetEgress().GetZones())
 	c.resolution(m.GetEgress())
+	addresses := 0
 	for i, p := range m.GetEgress().GetPools() {
+		if addresses += len(p.GetAddresses()); addresses > maxPoolAddresses {
+			c.Problem(fmt.Sprintf("egress.pools[%d].addresses", i), p.GetName(), fmt.Sprintf("has with the pools before more than %d addresses", maxPoolAddresses), "use fewer, or another node")
+			break
+		}
 		c.pool(fmt.Sprintf("egress.pools[%d]", i), p)
 	}
 	c.takeover(m.GetEgress())
-	for i, p := range m.GetEgress().GetMaps() {
+	for i, p := range m.GetEgress().GetMaps()[:c.limited("egress.maps", len(m.GetEgress().GetMaps()), maxMaps)] {
 		c.prefixMap(fmt.Sprintf("egress.maps[%d]", i), p)
 	}
 	for i, p := range m.GetEgress().GetPolicies() {
+		if !c.spend(1) {
+			return
+		}
 		c.policy(fmt.Sprintf("egress.policies[%d]", i), p)
 	}
-	c.ties()
-	c.loops()
+	if c.bounded(c.s.Policies, c.paths, 0) {
+		c.ties()
+		c.loops()
+	}
 	c.announced()
 	c.translationLog("egress.log", m.GetEgress().GetLog())
-	return &c.s, c.Problems()
 }
 
 type checker struct {
@@ -91,6 +122,16 @@ type checker struct {
 	dests    map[netip.Prefix]string
 	attached map[string]string // interfaces of attachments -> path
 	paths    []string          // of the policies
+
+	ctx   context.Context // nil: the caller does not give up
+	steps int
+	tired bool
+
+	insideAt map[netip.Prefix]string
+	pools    map[string]*poolFacts
+	zoneList map[string]bool
+	announce map[netip.Prefix]bool // prefixes of the document's own
+	peersOf  map[string][]int      // by tunnel
 
 	announcing  map[netip.Prefix]string // prefixes that pools announce
 	domainNames map[string]bool
@@ -312,15 +353,16 @@ func (c *checker) place(path string, p netip.Prefix) {
 	if a := c.s.Underlay.Address; a.IsValid() && p.Contains(a) {
 		c.Problem(path, p.String(), "holds the underlay address", "choose another block")
 	}
-	shared := func(q string) bool {
-		return p.IsSingleIP() && strings.HasSuffix(path, ".local") && strings.HasSuffix(q, ".local")
-	}
-	for _, q := range c.inside {
-		if q.prefix.Overlaps(p) && !(q.prefix == p && shared(q.path)) {
-			c.Problem(path, p.String(), "overlaps "+q.prefix.String()+" of "+q.path, "give each tunnel addresses of its own")
-		}
-	}
 	c.inside = append(c.inside, placed{p, path})
+}
+
+// insideOverlaps finds inside addresses of one tunnel within those of another.
+func (c *checker) insideOverlaps() {
+	shared := func(p placed) bool { return p.prefix.IsSingleIP() && strings.HasSuffix(p.path, ".local") }
+	overlaps(c.inside, shared, func(i, j int) {
+		p, q := c.inside[i], c.inside[j]
+		c.Problem(p.path, p.prefix.String(), "overlaps "+q.prefix.String()+" of "+q.path, "give each tunnel addresses of its own")
+	})
 }
 
 // outside finds inside addresses that take the way to the peer of a tunnel: what is encrypted for it would enter a tunnel again.
@@ -341,8 +383,11 @@ func (c *checker) outside() {
 	}
 	slices.SortStableFunc(peers, byAddr)
 	for _, q := range c.inside {
+		if !c.spend(1) {
+			return
+		}
 		i, _ := slices.BinarySearchFunc(peers, peer{addr: q.prefix.Masked().Addr()}, byAddr)
-		for ; i < len(peers) && q.prefix.Contains(peers[i].addr); i++ {
+		for ; i < len(peers) && q.prefix.Contains(peers[i].addr) && c.spend(1); i++ {
 			c.Problem(q.path, q.prefix.String(), fmt.Sprintf("holds %s, where the peer of tunnel %s is reached", peers[i].addr, peers[i].tunnel), "choose another block")
 		}
 	}
@@ -392,6 +437,9 @@ func (c *checker) proposals(path string, list, def []string, esp bool, cloud str
 			c.Problem(at, text, fmt.Sprintf("has the word %q, which %s", word, why), "write it in strongSwan's notation, as "+strconv.Quote(def[0]))
 		} else if rule, remedy := takes.Refuse(text, esp); cloud != "" && rule != "" {
 			c.Problem(at, text, "is refused: "+cloud+"'s gateway "+rule, remedy)
+		}
+		if !c.spend(i) {
+			return list
 		}
 		if slices.Contains(list[:i], text) {
 			c.Problem(at, text, "is listed twice", "keep one of them")
@@ -651,6 +699,9 @@ func (c *checker) route(path string, r *isthmusv1.StaticRoute) {
 	}
 	for i, name := range r.GetTunnels() {
 		at := fmt.Sprintf("%s.tunnels[%d]", path, i)
+		if !c.spend(i) {
+			return
+		}
 		c.tunnelRef(at, name)
 		if slices.Contains(r.GetTunnels()[:i], name) {
 			c.Problem(at, name, "is named twice", "keep one of them")
@@ -688,10 +739,8 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 		if other, ok := c.sources[addr]; ok {
 			c.Problem(at+".address", addr.String(), "is the address of "+other+" too", "an address belongs to one pool")
 		}
-		for _, in := range c.inside {
-			if in.prefix.Contains(addr) {
-				c.Problem(at+".address", addr.String(), "is an inside address, of "+in.path, "give an address that partners can answer to")
-			}
+		if in, ok := c.insideOf(addr); ok {
+			c.Problem(at+".address", addr.String(), "is an inside address, of "+in.path, "give an address that partners can answer to")
 		}
 		if addr.IsLinkLocalUnicast() {
 			c.Problem(at+".address", addr.String(), "is link-local, which no router forwards", "give an address that partners can answer to")
@@ -711,7 +760,7 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 			c.Problem(at+".publicAddress", public.String(), "is the public address of "+other+" too", "the platform translates one to one, and who had a port of it could not be told: give each its own")
 		}
 		c.sources[addr], c.publics[public] = at, at
-		if z := a.GetZone(); z != "" && !slices.ContainsFunc(c.s.Zones, func(o nat.Zone) bool { return o.Name == z }) {
+		if z := a.GetZone(); z != "" && !c.zoneList[z] {
 			c.Problem(at+".zone", z, "is no zone of this document", "give the name of one of `egress.zones`")
 		}
 		weight := c.Number(at+".weight", a.GetWeight(), 1, 1, 100)
@@ -732,13 +781,15 @@ func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
 		out.Action = nat.SNAT
 	}
 	list := func(field string, texts []string) (prefixes []netip.Prefix) {
+		listed := make(map[netip.Prefix]bool, len(texts))
 		for i, text := range texts {
 			at := fmt.Sprintf("%s.%s[%d]", path, field, i)
 			if pfx, ok := c.Prefix(at, text); ok {
-				if slices.Contains(prefixes, pfx) {
+				if listed[pfx] {
 					c.Problem(at, text, "is listed twice", "keep one of them")
 					continue
 				}
+				listed[pfx] = true
 				prefixes = append(prefixes, pfx)
 			}
 		}
@@ -755,6 +806,7 @@ func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
 	default:
 		c.Problem(path+".protocol", out.Protocol, "is no protocol that policies know", `give "tcp", "udp" or "icmp", or leave it out`)
 	}
+	var places []int // of the ranges, in the list
 	for i, text := range p.GetPorts() {
 		at := fmt.Sprintf("%s.ports[%d]", path, i)
 		first, last, ranged := strings.Cut(text, "-")
@@ -768,15 +820,13 @@ func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
 			continue
 		}
 		r := nat.PortRange{First: uint16(a), Last: uint16(b)}
-		for _, o := range out.Ports {
-			if r.First <= o.Last && o.First <= r.Last {
-				c.Problem(at, text, "overlaps another range of the list", "write each port once")
-			}
-		}
-		out.Ports = append(out.Ports, r)
+		out.Ports, places = append(out.Ports, r), append(places, i)
+	}
+	for _, i := range portOverlaps(out.Ports) {
+		c.Problem(fmt.Sprintf("%s.ports[%d]", path, places[i]), p.GetPorts()[places[i]], "overlaps another range of the list", "write each port once")
 	}
 	if len(out.Ports) > 0 && out.Protocol != "tcp" && out.Protocol != "udp" {
-		c.Problem(path+".ports", strings.Join(p.GetPorts(), ","), "needs a protocol with ports", `set protocol to "tcp" or "udp"`)
+		c.Problem(path+".ports", strings.Join(p.GetPorts()[:min(len(p.GetPorts()), maxShown)], ","), "needs a protocol with ports", `set protocol to "tcp" or "udp"`)
 	}
 	c.action(path, p, &out)
 	c.s.Policies = append(c.s.Policies, out)

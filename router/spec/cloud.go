@@ -85,7 +85,7 @@ func (c *checker) cloudPeer(path string, p *isthmusv1.Peer, out Peer, preset clo
 	}
 	if v := preset.RouterASN; v.Is.Has(c.s.Node.ASN) {
 		rule := fmt.Sprintf("is refused by %s's gateway: %s", preset.Name, v.Why)
-		if !slices.ContainsFunc(c.problems, func(p Problem) bool { return p.Path == "node.asn" && p.Rule == rule }) {
+		if !slices.ContainsFunc(c.problems.found, func(p Problem) bool { return p.Path == "node.asn" && p.Rule == rule }) {
 			c.Problem("node.asn", strconv.FormatUint(uint64(c.s.Node.ASN), 10), rule, "choose another, such as 64620")
 		}
 	}
@@ -104,6 +104,9 @@ func (c *checker) announced() {
 		}
 		n := 0
 		for _, prefix := range announced {
+			if !c.spend(1 + len(p.Export.Allow)) {
+				return
+			}
 			if slices.ContainsFunc(p.Export.Allow, func(r bgp.Rule) bool { return r.Match(prefix) }) {
 				n++
 			}

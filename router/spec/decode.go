@@ -42,8 +42,9 @@ func Fits(text string) Problems {
 	return nil
 }
 
-// maxNodes bounds the work that aliases in the text can cause.
-const maxNodes = 4 << 20
+// maxNodes is how many values a text may have when each alias is counted as what it stands for. Without aliases a text that Fits has
+// fewer.
+const maxNodes = 1 << 20
 
 // Document is a decoded document, not yet checked.
 type Document struct {
@@ -67,28 +68,33 @@ func FromMessage(m *isthmusv1.Spec) Document {
 func Decode(text []byte) (Document, Problems) {
 	doc := Document{Message: &isthmusv1.Spec{}}
 	d := decode(text, doc.Message)
-	doc.lines, doc.unread = d.lines, d.problems.paths()
-	if len(d.problems) == 0 && !d.aliases {
+	problems := d.problems.problems()
+	doc.lines, doc.unread = d.lines, problems.paths()
+	if d.problems.more > 0 {
+		doc.unread[""] = true // which fields could not be read is not known of all
+	}
+	if len(problems) == 0 && !d.aliases {
 		doc.layout = layoutOf(string(text), d.root)
 	}
-	return doc, d.problems
+	return doc, problems
 }
 
 // DecodeMessage is Decode for another message: it fills m.
 func DecodeMessage(text []byte, m proto.Message) (Lines, Problems) {
 	d := decode(text, m)
-	return d.lines, d.problems
+	return d.lines, d.problems.problems()
 }
 
 func decode(text []byte, m proto.Message) *decoder {
 	d := &decoder{lines: Lines{}}
-	if d.problems = Fits(string(text)); len(d.problems) > 0 {
+	for _, p := range Fits(string(text)) {
+		d.problems.add(p)
 		return d
 	}
 	dec := yaml.NewDecoder(strings.NewReader(string(text)))
 	var root yaml.Node
 	if err := dec.Decode(&root); err != nil {
-		d.problems = Problems{syntax(err, m)}
+		d.problems.add(syntax(err, m))
 		return d
 	}
 	var second yaml.Node
@@ -96,7 +102,8 @@ func decode(text []byte, m proto.Message) *decoder {
 	case err == nil:
 		d.problem(&second, "", "", "is a second document in one text", "apply one document at a time")
 	case !errors.Is(err, io.EOF): // the parser stops behind a document, and has not seen what follows a bracket that closes it
-		d.problems = Problems{syntax(err, m)}
+		d.problems = collector{}
+		d.problems.add(syntax(err, m))
 	}
 	if len(root.Content) == 1 {
 		d.root = root.Content[0]
@@ -132,14 +139,14 @@ func syntax(err error, m proto.Message) Problem {
 
 type decoder struct {
 	root     *yaml.Node // nil: there is none
-	problems Problems
+	problems collector
 	lines    Lines
 	nodes    int
 	aliases  bool
 }
 
 func (d *decoder) problem(n *yaml.Node, path, value, rule, remedy string) {
-	d.problems = append(d.problems, Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: n.Line})
+	d.problems.add(Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: n.Line})
 }
 
 // follow returns what an alias stands for, and false when the text asks for too much work.
@@ -149,7 +156,8 @@ func (d *decoder) follow(n *yaml.Node, path string) (*yaml.Node, bool) {
 	}
 	d.nodes++
 	if d.nodes == maxNodes {
-		d.problem(n, path, "", "makes the document too large by aliases", "write it out")
+		// Without a path: of what follows nothing is known.
+		d.problem(n, "", "", fmt.Sprintf("has more than %d values, aliases counted as what they stand for: %s is one too many", maxNodes, shorten(path)), "write a smaller document, with fewer aliases")
 	}
 	return n, d.nodes < maxNodes
 }
@@ -167,7 +175,7 @@ func (d *decoder) message(n *yaml.Node, path string, m protoreflect.Message) {
 	}
 	fields := m.Descriptor().Fields()
 	seen := map[string]bool{}
-	for i := 0; i+1 < len(n.Content); i += 2 {
+	for i := 0; i+1 < len(n.Content) && d.nodes < maxNodes; i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
 		field := fields.ByJSONName(key.Value)
 		at := join(path, key.Value)
@@ -202,6 +210,9 @@ func (d *decoder) field(n *yaml.Node, path string, m protoreflect.Message, field
 		}
 		list := m.Mutable(field).List()
 		for i, item := range n.Content {
+			if d.nodes >= maxNodes {
+				return
+			}
 			at := fmt.Sprintf("%s[%d]", path, i)
 			d.lines[at] = item.Line
 			if field.Message() != nil {
@@ -294,6 +305,7 @@ func join(path, name string) string {
 // suggest names the field that was probably meant, or all that there are.
 func suggest(name string, fields protoreflect.FieldDescriptors) string {
 	best, distance := "", 4
+	name = name[:min(len(name), 64)] // longer than every field
 	var all []string
 	for i := range fields.Len() {
 		f := fields.Get(i).JSONName()

@@ -32,6 +32,7 @@ type Edit struct {
 
 	lines    Lines // of Set
 	problems Problems
+	rules    int // that all policies make afterwards
 }
 
 // Read adds the policies of a text, which is a PolicyList in YAML or JSON. What is wrong with it is told by Apply.
@@ -64,6 +65,7 @@ func (e *Edit) Apply(s *Spec, text string) (Edited, Problems, error) {
 		return Edited{}, problems, nil
 	}
 	next := *s
+	next.rules = e.rules
 	next.Policies, next.Proxies = make([]nat.Policy, len(s.Policies), len(s.Policies)+len(fresh)), slices.Clone(s.Proxies)
 	copy(next.Policies, s.Policies)
 	out := Edited{Spec: &next, Text: text}
@@ -147,7 +149,8 @@ func (s *Spec) Policy(name string) *nat.Policy {
 // check returns the policies that are set, and their proxies.
 func (e *Edit) check(s *Spec) ([]nat.Policy, []health.Pool, Problems) {
 	c := s.checker(e.lines)
-	c.problems, c.unread = e.problems, e.problems.paths()
+	c.take(e.problems)
+	c.unread = e.problems.paths()
 	if n := len(e.Set) + len(e.Delete); n > maxEdited {
 		c.Problem("policies", strconv.Itoa(n), fmt.Sprintf("are more than are edited at a time, which is %d", maxEdited), "apply the whole document")
 		return nil, nil, c.Problems()
@@ -184,6 +187,17 @@ func (e *Edit) check(s *Spec) ([]nat.Policy, []health.Pool, Problems) {
 		c.policy(fmt.Sprintf("policies[%d]", i), p)
 	}
 	fresh, paths, proxies := c.s.Policies, c.paths, c.s.Proxies
+	var former []nat.Policy
+	for i := range s.Policies {
+		if edited[s.Policies[i].Name] {
+			former = append(former, s.Policies[i])
+		}
+	}
+	_, gone := c.countRules(former)
+	if !c.bounded(fresh, paths, s.rules-gone) {
+		return nil, nil, c.Problems()
+	}
+	e.rules = c.s.rules
 	// with makes the policies that this document will have and that are asked for those that are looked at.
 	with := func(asked func(*nat.Policy) bool) {
 		c.s.Policies, c.paths = nil, nil
@@ -209,12 +223,12 @@ func (e *Edit) check(s *Spec) ([]nat.Policy, []health.Pool, Problems) {
 		return slices.ContainsFunc(p.Sources, func(o netip.Prefix) bool { return sources[o] })
 	})
 	c.ties()
+	looked := map[netip.Addr]bool{}
 	// A redirect that is set may catch its proxy, and so may another one when the policy goes that has kept it from that.
 	concerned := func(to netip.Addr) bool {
 		return slices.ContainsFunc(fresh, func(p nat.Policy) bool { return p.To.Addr() == to }) ||
 			slices.ContainsFunc(s.Policies, func(p nat.Policy) bool { return edited[p.Name] && from(&p, to) })
 	}
-	looked := map[netip.Addr]bool{}
 	for _, list := range [][]nat.Policy{s.Policies, fresh} {
 		for i := range list {
 			to := list[i].To.Addr()
@@ -224,7 +238,10 @@ func (e *Edit) check(s *Spec) ([]nat.Policy, []health.Pool, Problems) {
 			looked[to] = true
 			with(func(p *nat.Policy) bool { return from(p, to) })
 			config := nat.Config{Pools: c.s.Pools, Policies: c.s.Policies}
-			rules := config.Rules()
+			rules, err := config.Rules()
+			if err != nil {
+				continue
+			}
 			for j := range c.s.Policies {
 				if c.s.Policies[j].To.Addr() == to {
 					c.loop(rules, j)
@@ -268,13 +285,13 @@ func (s *Spec) rewrite(text string, set []*isthmusv1.EgressPolicy, gone []string
 		from, to := l.item(text, i)
 		list := &isthmusv1.PolicyList{}
 		d := decode([]byte("policies:\n"+text[from:to]), list)
-		if len(d.problems) > 0 || len(list.Policies) != 1 {
+		if len(d.problems.found) > 0 || len(list.Policies) != 1 {
 			return false
 		}
 		c := s.checker(nil)
 		c.s.Policies, c.s.Proxies = nil, nil
 		c.policy("", list.Policies[0])
-		return len(c.problems) == 0 && c.s.Policies[0].Equal(&s.Policies[s.policy(order[i])]) && sameProxy(c.s.Proxies, s.Proxies, order[i])
+		return len(c.problems.found) == 0 && c.s.Policies[0].Equal(&s.Policies[s.policy(order[i])]) && sameProxy(c.s.Proxies, s.Proxies, order[i])
 	}
 	if n := len(order); n > 0 && !is(n-1) { // it is the one whose end is not told by the next one
 		return "", nil, errEdit

@@ -25,6 +25,7 @@ const (
 
 func (c *checker) zones(list []*isthmusv1.Zone) {
 	var taken []placed
+	c.zoneList = make(map[string]bool, len(list))
 	for i, z := range list {
 		path := fmt.Sprintf("egress.zones[%d]", i)
 		c.Name("zone", path+".name", z.GetName())
@@ -38,16 +39,15 @@ func (c *checker) zones(list []*isthmusv1.Zone) {
 			if !ok {
 				continue
 			}
-			for _, o := range taken {
-				if o.prefix.Overlaps(p) {
-					c.Problem(at, text, "overlaps "+o.prefix.String()+" of "+o.path, "a source is in one zone")
-				}
-			}
 			taken = append(taken, placed{p, at})
 			out.Prefixes = append(out.Prefixes, p)
 		}
 		c.s.Zones = append(c.s.Zones, out)
+		c.zoneList[out.Name] = true
 	}
+	overlaps(taken, nil, func(i, j int) {
+		c.Problem(taken[i].path, taken[i].prefix.String(), "overlaps "+taken[j].prefix.String()+" of "+taken[j].path, "a source is in one zone")
+	})
 }
 
 // health checks how a pool is probed, and what it announces.
@@ -66,7 +66,7 @@ func (c *checker) health(path string, p *isthmusv1.Pool, pool nat.Pool) {
 			c.announcing = map[netip.Prefix]string{}
 		}
 		switch other, twice := c.announcing[prefix]; {
-		case slices.Contains(c.s.Announce, prefix):
+		case c.announce[prefix]:
 			c.Problem(at, text, "is in `announce` too, which does not ask for health", "keep one of them")
 		case twice:
 			c.Problem(at, text, "is "+other+" too", "let it depend on one pool")
@@ -96,7 +96,7 @@ func (c *checker) probes(path string, p *isthmusv1.Probes, addresses []netip.Add
 	case n > maxTargets:
 		c.Problem(path+".targets", strconv.Itoa(n), "are more than 16", "keep those that matter")
 	}
-	for i, text := range p.GetTargets() {
+	for i, text := range p.GetTargets()[:min(len(p.GetTargets()), maxTargets)] {
 		at := fmt.Sprintf("%s.targets[%d]", path, i)
 		t, err := health.ParseTarget(text)
 		if err != nil {
@@ -152,7 +152,7 @@ func (c *checker) takeover(e *isthmusv1.Egress) {
 	case n > maxWatched:
 		c.Problem("egress.takeover.watch", strconv.Itoa(n), "are more than 8", "keep those that fail apart")
 	}
-	for i, text := range t.GetWatch() {
+	for i, text := range t.GetWatch()[:min(len(t.GetWatch()), maxWatched)] {
 		at := fmt.Sprintf("egress.takeover.watch[%d]", i)
 		a, ok := c.Address(at, text)
 		if !ok {
@@ -204,6 +204,9 @@ func (c *checker) resolution(e *isthmusv1.Egress) {
 			c.Problem(at, text, "is no unicast address of a host", "give the address of a DNS server")
 			continue
 		}
+		if !c.spend(i) {
+			return
+		}
 		if slices.Contains(out.Resolvers, ap) {
 			c.Problem(at, text, "is listed twice", "keep one of them")
 		}
@@ -219,6 +222,9 @@ func (c *checker) resolution(e *isthmusv1.Egress) {
 			a, ok := c.Address(at, text)
 			if !ok {
 				continue
+			}
+			if !c.spend(i + len(c.s.Tunnels)) {
+				return
 			}
 			local := func(t Tunnel) bool {
 				return slices.ContainsFunc(t.Inside, func(in tunnel.Inside) bool { return in.Local.Addr() == a })
@@ -237,6 +243,7 @@ func (c *checker) resolution(e *isthmusv1.Egress) {
 
 // domains checks the names of a policy.
 func (c *checker) domains(path string, list []string) (out []string) {
+	listed := map[string]bool{}
 	for i, text := range list {
 		at := fmt.Sprintf("%s[%d]", path, i)
 		name, err := names.Parse(text)
@@ -249,10 +256,11 @@ func (c *checker) domains(path string, list []string) (out []string) {
 			continue
 		case names.IsWildcard(name) && !c.proxy:
 			c.Problem(at, text, "is a wildcard, which only the DNS proxy can resolve", "set `egress.dnsProxy`, or name each name")
-		case slices.Contains(out, name):
+		case listed[name]:
 			c.Problem(at, text, "is listed twice", "keep one of them")
 			continue
 		}
+		listed[name] = true
 		out = append(out, name)
 		if c.domainNames == nil {
 			c.domainNames = map[string]bool{}

@@ -39,17 +39,24 @@ func (c *checker) blocks(path string, b *isthmusv1.Blocks, pool nat.Pool) *nat.B
 	if len(b.GetSources()) == 0 {
 		c.Missing(path+".sources", "give the prefixes of the sources")
 	}
+	var list []placed
 	for i, text := range b.GetSources() {
 		at := fmt.Sprintf("%s.sources[%d]", path, i)
 		p, ok := c.Prefix(at, text)
 		if !ok {
 			continue
 		}
-		if j := slices.IndexFunc(out.Sources, p.Overlaps); j >= 0 {
-			c.Problem(at, text, "overlaps "+out.Sources[j].String(), "name each source once")
-			continue
+		list = append(list, placed{p, at})
+	}
+	late := map[int]bool{}
+	overlaps(list, nil, func(i, j int) {
+		c.Problem(list[i].path, list[i].prefix.String(), "overlaps "+list[j].prefix.String(), "name each source once")
+		late[i] = true
+	})
+	for i, p := range list {
+		if !late[i] {
+			out.Sources = append(out.Sources, p.prefix)
 		}
-		out.Sources = append(out.Sources, p)
 	}
 	for _, ipv6 := range []bool{false, true} {
 		var addresses uint64
@@ -71,9 +78,12 @@ func (c *checker) blocks(path string, b *isthmusv1.Blocks, pool nat.Pool) *nat.B
 }
 
 // inBlocks checks that a policy lets only sources with a block use a pool with blocks.
-func (c *checker) inBlocks(path string, pool nat.Pool, sources []netip.Prefix) {
+func (c *checker) inBlocks(path string, pool *nat.Pool, sources []netip.Prefix) {
 	for i, src := range sources {
-		if pool.Blocks != nil && !slices.ContainsFunc(pool.Blocks.Sources, func(p netip.Prefix) bool { return p.Bits() <= src.Bits() && p.Contains(src.Addr()) }) {
+		if pool.Blocks == nil || !c.spend(len(pool.Blocks.Sources)) {
+			return
+		}
+		if !slices.ContainsFunc(pool.Blocks.Sources, func(p netip.Prefix) bool { return p.Bits() <= src.Bits() && p.Contains(src.Addr()) }) {
 			c.Problem(fmt.Sprintf("%s.sources[%d]", path, i), src.String(), "is not within the sources that have a block of pool "+pool.Name, "add it to the pool's `blocks.sources`, or take another pool")
 		}
 	}

@@ -11,7 +11,7 @@ import (
 // Fields collects what is wrong with the fields of a document. Its methods take the path of a field and what stands there,
 // and give back the value that it means.
 type Fields struct {
-	problems Problems
+	problems collector
 	lines    Lines
 	unread   map[string]bool              // paths of values that could not be read; "" is the whole text
 	names    map[string]map[string]string // kind -> name -> path
@@ -19,11 +19,23 @@ type Fields struct {
 
 // NewFields returns one for what DecodeMessage returned.
 func NewFields(lines Lines, problems Problems) *Fields {
-	return &Fields{lines: lines, problems: problems, unread: problems.paths()}
+	f := &Fields{lines: lines, unread: problems.paths()}
+	f.take(problems)
+	return f
 }
 
-// Problems returns what was found, in the order of lines.
-func (f *Fields) Problems() Problems { return f.problems.byLine() }
+// take adds problems that were found elsewhere.
+func (f *Fields) take(problems Problems) {
+	for _, p := range problems {
+		f.problems.more += p.More
+		if p.More == 0 {
+			f.problems.add(p)
+		}
+	}
+}
+
+// Problems returns what was found, in the order of lines: at most MaxProblems, and one that counts the others.
+func (f *Fields) Problems() Problems { return f.problems.problems() }
 
 // Problem records one, on the line of the field. Of what could not be read nothing more is said: it only looks as if
 // it were missing.
@@ -31,7 +43,7 @@ func (f *Fields) Problem(path, value, rule, remedy string) {
 	if f.unread[""] || f.unread[path] {
 		return
 	}
-	f.problems = append(f.problems, Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: f.lines.line(path)})
+	f.problems.add(Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: f.lines.line(path)})
 }
 
 // line returns the line of a field, or of the nearest enclosing one that the text has; 0 when there is none.

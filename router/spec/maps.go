@@ -18,6 +18,9 @@ func (c *checker) prefixMap(path string, m *isthmusv1.PrefixMap) {
 	}
 	for i, name := range m.GetTunnels() {
 		at := fmt.Sprintf("%s.tunnels[%d]", path, i)
+		if !c.spend(i) {
+			return
+		}
 		c.tunnelRef(at, name)
 		if slices.Contains(m.GetTunnels()[:i], name) {
 			c.Problem(at, name, "is named twice", "keep one of them")
@@ -33,8 +36,15 @@ func (c *checker) prefixMap(path string, m *isthmusv1.PrefixMap) {
 		return
 	}
 	out.Inside, out.Mapped = inside, mapped
+	mine := make(map[string]bool, len(out.Tunnels))
+	for _, name := range out.Tunnels {
+		mine[name] = true
+	}
 	for i, other := range c.s.Maps {
-		shared := slices.ContainsFunc(other.Tunnels, func(t string) bool { return slices.Contains(out.Tunnels, t) })
+		if !c.spend(1 + len(other.Tunnels)) {
+			return
+		}
+		shared := slices.ContainsFunc(other.Tunnels, func(t string) bool { return mine[t] })
 		switch {
 		case mapped.Overlaps(other.Mapped):
 			c.Problem(path+".mapped", mapped.String(), fmt.Sprintf("overlaps %v of egress.maps[%d]", other.Mapped, i), "choose another")
@@ -45,6 +55,9 @@ func (c *checker) prefixMap(path string, m *isthmusv1.PrefixMap) {
 	for _, p := range []netip.Prefix{inside, mapped} {
 		if p.Overlaps(apipa.LinkLocal) {
 			c.Problem(path, p.String(), "has link-local addresses (RFC 3927), which tunnels have inside", "choose a prefix without")
+			return
+		}
+		if !c.spend(len(c.inside) + len(c.sources)) {
 			return
 		}
 		for _, in := range c.inside {
@@ -61,7 +74,7 @@ func (c *checker) prefixMap(path string, m *isthmusv1.PrefixMap) {
 	if a := c.s.Underlay.Address; mapped.Contains(a) {
 		c.Problem(path+".mapped", mapped.String(), "has the node's own address "+a.String(), "choose a prefix without")
 	}
-	c.keepOut(out)
+	c.keepOut(out, mine)
 	c.s.Maps = append(c.s.Maps, out)
 }
 
@@ -79,18 +92,36 @@ func (c *checker) mapPrefix(path, text, remedy string) (netip.Prefix, bool) {
 }
 
 // keepOut refuses whatever would give the prefix as it is in the spoke a route: it may be in several spokes.
-func (c *checker) keepOut(m PrefixMap) {
+func (c *checker) keepOut(m PrefixMap, tunnels map[string]bool) {
 	remedy := fmt.Sprintf("narrow it or leave it out: %v is routed and announced in its place", m.Mapped)
-	for i, p := range c.s.Peers {
+	if c.peersOf == nil {
+		c.peersOf = map[string][]int{}
+		for i, p := range c.s.Peers {
+			c.peersOf[p.Tunnel] = append(c.peersOf[p.Tunnel], i)
+		}
+	}
+	var peers []int
+	for name := range tunnels {
+		peers = append(peers, c.peersOf[name]...)
+	}
+	slices.Sort(peers)
+	for _, i := range peers {
+		p := &c.s.Peers[i]
+		if !c.spend(1 + len(p.Import.Allow)) {
+			return
+		}
 		for j, r := range p.Import.Allow {
-			if slices.Contains(m.Tunnels, p.Tunnel) && allowsWithin(r, m.Inside) {
+			if allowsWithin(r, m.Inside) {
 				c.Problem(fmt.Sprintf("peers[%d].import.allow[%d]", i, j), r.String(), fmt.Sprintf("accepts routes to %v, which is mapped to %v", m.Inside, m.Mapped), remedy)
 			}
 		}
 	}
 	for i, r := range c.s.Routes {
+		if !c.spend(1 + len(r.Tunnels)) {
+			return
+		}
 		at := fmt.Sprintf("staticRoutes[%d].prefix", i)
-		if m.Inside.Overlaps(r.Prefix) && m.Inside.Bits() <= r.Prefix.Bits() && slices.ContainsFunc(r.Tunnels, func(t string) bool { return slices.Contains(m.Tunnels, t) }) {
+		if m.Inside.Overlaps(r.Prefix) && m.Inside.Bits() <= r.Prefix.Bits() && slices.ContainsFunc(r.Tunnels, func(t string) bool { return tunnels[t] }) {
 			c.Problem(at, r.Prefix.String(), fmt.Sprintf("is behind a map from %v to %v", m.Inside, m.Mapped), remedy)
 		}
 		if r.Prefix == m.Mapped {

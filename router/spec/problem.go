@@ -6,7 +6,9 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // Problem is one thing that is wrong with a document.
@@ -16,6 +18,80 @@ type Problem struct {
 	Rule   string // what rule is broken
 	Remedy string // what to do about it
 	Line   int    // in the text, from 1; 0 when the document was not text
+	// More is how many problems this one stands for that are not listed, in the last of Problems; 0 in all others.
+	More int
+}
+
+// MaxProblems is how many problems are listed. Further ones are counted.
+const MaxProblems = 100
+
+// maxShown bounds in bytes what is repeated of a document in each part of a problem.
+const maxShown = 256
+
+// shorten cuts a text to maxShown bytes at the end of a character.
+func shorten(s string) string {
+	if len(s) <= maxShown {
+		return s
+	}
+	n := maxShown
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + "..."
+}
+
+// Join puts lists of problems together, in the order of the document's lines, and lists at most MaxProblems of them.
+func Join(lists ...Problems) Problems {
+	var all Problems
+	more := 0
+	for _, list := range lists {
+		for _, p := range list {
+			if p.More > 0 {
+				more += p.More
+				continue
+			}
+			all = append(all, p)
+		}
+	}
+	all = all.byLine()
+	if n := len(all) - MaxProblems; n > 0 {
+		all, more = all[:MaxProblems], more+n
+	}
+	if more > 0 {
+		digits := strconv.Itoa(more)
+		for i := len(digits) - 3; i > 0; i -= 3 {
+			digits = digits[:i] + "," + digits[i:]
+		}
+		noun := " more problems"
+		if more == 1 {
+			noun = " more problem"
+		}
+		all = append(all, Problem{Rule: "and " + digits + noun, Remedy: "mend the listed ones first", More: more})
+	}
+	return all
+}
+
+// collector keeps the first problems that are found and counts the others. The document decides how many there are.
+type collector struct {
+	found Problems
+	more  int
+}
+
+func (c *collector) add(p Problem) {
+	if len(c.found) >= MaxProblems {
+		c.more++
+		return
+	}
+	p.Path, p.Value, p.Rule, p.Remedy = shorten(p.Path), shorten(p.Value), shorten(p.Rule), shorten(p.Remedy)
+	c.found = append(c.found, p)
+}
+
+// problems returns what was found, in the order of lines.
+func (c *collector) problems() Problems {
+	if c.more > 0 {
+		return Join(c.found, Problems{{More: c.more}})
+	}
+	return c.found.byLine()
 }
 
 // String returns the problem on one line.

@@ -40,6 +40,7 @@ type Spec struct {
 
 	Log flow.Config
 
+	rules  int     // that the policies make, each name with one address of each family
 	lines  Lines   // of the text in which the document came, before its policies were edited
 	layout *layout // nil: its text cannot be edited in place
 }

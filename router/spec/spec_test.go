@@ -272,7 +272,7 @@ func TestAliasBombEnds(t *testing.T) {
 	}
 	before := spent()
 	_, problems := Decode([]byte(text))
-	if !strings.Contains(problems.Error(), "by aliases") {
+	if !strings.Contains(problems.Error(), "aliases counted") {
 		t.Errorf("got %.200v", problems)
 	}
 	if d := spent() - before; d > 20*time.Second {

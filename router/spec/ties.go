@@ -10,12 +10,21 @@ import (
 
 // ties finds policies that would decide the same flow with equal right.
 func (c *checker) ties() {
-	index := func(name string) int {
-		return slices.IndexFunc(c.s.Policies, func(p nat.Policy) bool { return p.Name == name })
+	config := nat.Config{Pools: c.s.Pools, Policies: placeNames(c.s.Policies)}
+	rules, err := config.Rules()
+	if err != nil {
+		return // see rulesBounded
 	}
-	config := nat.Config{Pools: c.s.Pools, Policies: c.placeNames()}
-	for _, t := range nat.Ties(config.Rules()) {
-		first, second := index(t.A), index(t.B)
+	ties := nat.Ties(rules)
+	if len(ties) == 0 {
+		return
+	}
+	index := make(map[string]int, len(c.s.Policies))
+	for i := len(c.s.Policies) - 1; i >= 0; i-- {
+		index[c.s.Policies[i].Name] = i
+	}
+	for _, t := range ties {
+		first, second := index[t.A], index[t.B]
 		if first > second {
 			first, second = second, first
 		}
@@ -25,9 +34,9 @@ func (c *checker) ties() {
 
 // placeNames returns the policies with an address in place of each name, the same for the same name, so that policies that would
 // tie for every address of a name are found. The addresses are of networks that nothing can be sent to (RFC 1122 section 3.2.1.3, RFC 6666).
-func (c *checker) placeNames() []nat.Policy {
+func placeNames(policies []nat.Policy) []nat.Policy {
 	number := map[string]uint32{}
-	out := slices.Clone(c.s.Policies)
+	out := slices.Clone(policies)
 	for i := range out {
 		p := &out[i]
 		p.Destinations = slices.Clone(p.Destinations)

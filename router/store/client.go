@@ -17,6 +17,8 @@ type Client struct {
 	Issued  time.Time `json:"issued"`
 	Expires time.Time `json:"expires"`
 	Revoked bool      `json:"revoked"`
+	// Change is the place of the last change of this certificate among those of all; SetClient gives it.
+	Change uint64 `json:"change,omitzero"`
 }
 
 const (
@@ -35,6 +37,7 @@ func (s *Store) loadClients() error {
 			return fmt.Errorf("client %s: %w: %w", serial, ErrDamaged, err)
 		}
 		s.clients[serial] = c
+		s.clientChange = max(s.clientChange, c.Change)
 		return nil
 	})
 }
@@ -72,17 +75,20 @@ func (s *Store) SetClient(c Client) error {
 	if !clientSerial.MatchString(c.Serial) {
 		return fmt.Errorf("storing client certificate: bad serial %q", c.Serial)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.Change = s.clientChange + 1
 	payload, err := json.Marshal(c)
 	if err != nil {
 		return fmt.Errorf("storing client certificate: %w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if err := s.writeLocked(clientName(c.Serial), payload); err != nil {
 		return err
 	}
 	delete(s.lost, clientName(c.Serial))
 	s.clients[c.Serial] = c
+	s.clientChange = c.Change
+	s.markLocked()
 	return nil
 }
 

@@ -187,6 +187,7 @@ func (s *Store) Accept(base uint64, r Revision) (uint64, error) {
 	s.current = next
 	s.revisions = append(s.revisions, newEntry(next, size))
 	s.pruneLocked()
+	s.markLocked()
 	return r.Generation, nil
 }
 

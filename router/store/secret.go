@@ -39,8 +39,16 @@ type sealed struct {
 	Generation uint64    `json:"generation"` // how often the name was written
 	Changed    time.Time `json:"changed"`
 	Box        []byte    `json:"box"` // nonce, AES-256-GCM ciphertext and tag
+	// Former is the value before, with its own generation and time, until the next document is accepted; nil: there is none.
+	Former *former `json:"former,omitempty"`
 
 	fingerprint string
+}
+
+type former struct {
+	Generation uint64    `json:"generation"`
+	Changed    time.Time `json:"changed"`
+	Box        []byte    `json:"box"`
 }
 
 func (v sealed) associated(dir string) []byte {
@@ -92,7 +100,7 @@ func (s *Store) loadKey() error {
 				delete(values, name)
 				continue
 			}
-			v.fingerprint = s.fingerprintLocked(value)
+			v.fingerprint = s.fingerprintLocked(name, value)
 			values[name] = v
 		}
 	}
@@ -150,8 +158,10 @@ func deriveKeys(node []byte) (keys, error) {
 	return keys{seal: gcm, fingerprint: fingerprint}, err
 }
 
-func (s *Store) fingerprintLocked(value []byte) string {
+// fingerprintLocked is of name and value: a reader must not see that two names have one value.
+func (s *Store) fingerprintLocked(name string, value []byte) string {
 	h := hmac.New(sha256.New, s.keys.fingerprint)
+	h.Write([]byte(name + "\x00")) // which no name has
 	h.Write(value)
 	return hex.EncodeToString(h.Sum(nil))[:16]
 }
@@ -171,8 +181,11 @@ func (s *Store) sealLocked(dir string, into map[string]sealed, name string, valu
 	if s.keys.seal == nil {
 		return sealed{}, fmt.Errorf("storing %s: %w: no node key", name, ErrDamaged)
 	}
-	v := sealed{Name: name, Generation: into[name].Generation + 1, Changed: now.UTC().Round(0), fingerprint: s.fingerprintLocked(value)}
+	v := sealed{Name: name, Generation: into[name].Generation + 1, Changed: now.UTC().Round(0), fingerprint: s.fingerprintLocked(name, value)}
 	v.Box = s.keys.seal.Seal(nil, nil, value, v.associated(dir))
+	if old, ok := into[name]; ok && dir == secretDir {
+		v.Former = &former{old.Generation, old.Changed, old.Box}
+	}
 	payload, err := json.Marshal(v)
 	if err != nil {
 		return sealed{}, fmt.Errorf("storing %s: %w", name, err)
@@ -196,7 +209,64 @@ func (s *Store) SetSecret(name string, value []byte, now time.Time) (SecretInfo,
 	if err != nil {
 		return SecretInfo{}, err
 	}
+	s.markLocked()
 	return v.info(), nil
+}
+
+// RollbackSecret gives a secret the value that it had before it was set last, which then is its former one. Without such a value the error
+// wraps ErrNotFound.
+func (s *Store) RollbackSecret(name string, now time.Time) (SecretInfo, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	value, err := s.formerLocked(name)
+	if err != nil {
+		return SecretInfo{}, err
+	}
+	v, err := s.sealLocked(secretDir, s.secrets, name, value, now)
+	if err != nil {
+		return SecretInfo{}, err
+	}
+	s.markLocked()
+	return v.info(), nil
+}
+
+// FormerSecret returns the value that RollbackSecret would bring back.
+func (s *Store) FormerSecret(name string) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.formerLocked(name)
+}
+
+func (s *Store) formerLocked(name string) ([]byte, error) {
+	v, err := s.secretLocked(name)
+	if err != nil {
+		return nil, err
+	}
+	if v.Former == nil {
+		return nil, fmt.Errorf("former value of secret %q: %w: it is kept from when the secret is set until the next document is accepted", name, ErrNotFound)
+	}
+	return s.unsealLocked(secretDir, sealed{Name: name, Generation: v.Former.Generation, Changed: v.Former.Changed, Box: v.Former.Box})
+}
+
+// DropFormer forgets the former values of secrets.
+func (s *Store) DropFormer() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, v := range s.secrets {
+		if v.Former == nil {
+			continue
+		}
+		v.Former = nil
+		payload, err := json.Marshal(v)
+		if err != nil {
+			return fmt.Errorf("storing %s: %w", name, err)
+		}
+		if err := s.writeLocked(sealedName(secretDir, name), payload); err != nil {
+			return err
+		}
+		s.secrets[name] = v
+	}
+	return nil
 }
 
 func (v sealed) info() SecretInfo {

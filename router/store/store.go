@@ -53,6 +53,11 @@ type Store struct {
 	secrets   map[string]sealed
 	private   map[string]sealed
 	clients   map[string]Client
+	carry     Carry
+
+	clientChange uint64 // newest change of a client
+	markFile     string // empty: none
+	marked       mark   // what it says
 }
 
 // keys are derived from the node key. Without the node key both are nil.
@@ -114,7 +119,7 @@ func open(fs filesystem) (*Store, error) {
 	if err := fs.syncDir("."); err != nil {
 		return nil, err
 	}
-	for _, load := range []func() error{s.loadRevisions, s.loadClients, s.loadSealed, s.loadKey} {
+	for _, load := range []func() error{s.loadRevisions, s.loadCarry, s.loadClients, s.loadSealed, s.loadKey} {
 		if err := load(); err != nil {
 			return nil, err
 		}

@@ -371,8 +371,8 @@ func TestSecrets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, _ := s.SetSecret("b", value, noon); b.Ref.Fingerprint != a.Ref.Fingerprint || len(a.Ref.Fingerprint) != 16 {
-		t.Errorf("fingerprints %q and %q of equal values", a.Ref.Fingerprint, b.Ref.Fingerprint)
+	if b, _ := s.SetSecret("b", value, noon); b.Ref.Fingerprint == a.Ref.Fingerprint || len(a.Ref.Fingerprint) != 16 {
+		t.Errorf("fingerprints %q and %q tell that two secrets are equal", a.Ref.Fingerprint, b.Ref.Fingerprint)
 	}
 	if _, err := s.Lookup(secret.Ref{Name: "none"}); !errors.Is(err, secret.ErrNotFound) {
 		t.Errorf("looking up a secret that is not there: %v", err)

@@ -162,8 +162,15 @@ func (r Random) Flows(n int) map[uint16]nat.Flow {
 
 // Settle removes policies until none tie.
 func Settle(c *nat.Config) {
-	for ties := nat.Ties(c.Rules()); len(ties) > 0; ties = nat.Ties(c.Rules()) {
-		c.Policies = slices.DeleteFunc(c.Policies, func(p nat.Policy) bool { return p.Name == ties[0].B })
+	ties := func() []nat.Tie {
+		rules, err := c.Rules()
+		if err != nil {
+			panic(err)
+		}
+		return nat.Ties(rules)
+	}
+	for all := ties(); len(all) > 0; all = ties() {
+		c.Policies = slices.DeleteFunc(c.Policies, func(p nat.Policy) bool { return p.Name == all[0].B })
 	}
 }
 

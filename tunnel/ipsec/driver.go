@@ -6,6 +6,7 @@
 package ipsec
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -166,6 +167,19 @@ func (d *Driver) loadOne(ctx context.Context, c tunnel.Config, conn *vici.Messag
 	return d.loadLocked(ctx, c, conn, want)
 }
 
+// samePSK says whether two secrets have one value.
+func (d *Driver) samePSK(a, b secret.Ref) bool {
+	if a == b || a.Name == b.Name {
+		return a == b
+	}
+	x, err := d.o.Secrets(a)
+	if err != nil {
+		return false
+	}
+	y, err := d.o.Secrets(b)
+	return err == nil && bytes.Equal(x, y)
+}
+
 // want takes the configuration into the records. charon finds a PSK by the identities of both ends alone, so two
 // tunnels between the same identities cannot have two.
 func (d *Driver) want(c tunnel.Config, want loaded) error {
@@ -173,7 +187,7 @@ func (d *Driver) want(c tunnel.Config, want loaded) error {
 	defer d.mu.Unlock()
 	r := d.records[c.Name]
 	for _, other := range d.pairs[identities(c)] {
-		if other != r && other.cfg.IPsec.PSK.Fingerprint != c.IPsec.PSK.Fingerprint {
+		if other != r && !d.samePSK(other.cfg.IPsec.PSK, c.IPsec.PSK) {
 			if r != nil {
 				d.unpairLocked(r) // tunnels that exchange their peers would wait for each other for ever
 			}

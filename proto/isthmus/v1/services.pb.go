@@ -4784,6 +4784,50 @@ func (x *SetSecretRequest) GetValue() []byte {
 	return nil
 }
 
+type RollbackSecretRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackSecretRequest) Reset() {
+	*x = RollbackSecretRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackSecretRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackSecretRequest) ProtoMessage() {}
+
+func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
+func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *RollbackSecretRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 type ListSecretsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most so many, 1 to 5000. Default: 1000.
@@ -4795,7 +4839,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4807,7 +4851,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4820,7 +4864,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -4847,7 +4891,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4859,7 +4903,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4872,7 +4916,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -4893,8 +4937,8 @@ func (x *ListSecretsResponse) GetNextPageToken() string {
 type SecretInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// First 16 hexadecimal digits of an HMAC-SHA-256 of the value under a key of the node: equal values on one node have
-	// equal fingerprints, and nobody without the node's key can test a guess.
+	// First 16 hexadecimal digits of an HMAC-SHA-256 of name and value under a key of the node: the same value of one name has
+	// the same fingerprint, that of another name does not, and without the node's key a guess cannot be tested.
 	Fingerprint string                 `protobuf:"bytes,2,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	Changed     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=changed,proto3" json:"changed,omitempty"`
 	// Where the present document uses it, as field paths.
@@ -4905,7 +4949,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4917,7 +4961,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4930,7 +4974,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -4970,7 +5014,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4982,7 +5026,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4995,7 +5039,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -5013,7 +5057,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5025,7 +5069,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5038,7 +5082,106 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+}
+
+type RenewAuthorityRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Trust the former authority no more from now on. Every client is shut out at once; only root on the node gets in, over the unix socket.
+	AtOnce        bool `protobuf:"varint,1,opt,name=at_once,json=atOnce,proto3" json:"at_once,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewAuthorityRequest) Reset() {
+	*x = RenewAuthorityRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewAuthorityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewAuthorityRequest) ProtoMessage() {}
+
+func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
+func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *RenewAuthorityRequest) GetAtOnce() bool {
+	if x != nil {
+		return x.AtOnce
+	}
+	return false
+}
+
+type RenewAuthorityResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Certificates of the authorities that clients must trust, in PEM.
+	Authority string `protobuf:"bytes,1,opt,name=authority,proto3" json:"authority,omitempty"`
+	// When the former authority is trusted no more. Not set when that is now.
+	FormerUntil   *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=former_until,json=formerUntil,proto3" json:"former_until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewAuthorityResponse) Reset() {
+	*x = RenewAuthorityResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewAuthorityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewAuthorityResponse) ProtoMessage() {}
+
+func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
+func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *RenewAuthorityResponse) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+func (x *RenewAuthorityResponse) GetFormerUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FormerUntil
+	}
+	return nil
 }
 
 type IssueClientRequest struct {
@@ -5057,7 +5200,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5069,7 +5212,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5082,7 +5225,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -5126,7 +5269,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5138,7 +5281,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5151,7 +5294,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -5183,7 +5326,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5195,7 +5338,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5208,7 +5351,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 type ListClientsResponse struct {
@@ -5220,7 +5363,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5232,7 +5375,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5245,7 +5388,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -5263,7 +5406,7 @@ type Client struct {
 	// Serial number in hexadecimal.
 	Serial  string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
 	Expires *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
-	// A certificate stays in the list until 30 days after it expires, revoked or not.
+	// The list has up to 4096 certificates, expired ones too. The oldest revoked ones make room.
 	Revoked       bool                   `protobuf:"varint,5,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	Issued        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=issued,proto3" json:"issued,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -5272,7 +5415,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5284,7 +5427,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5297,7 +5440,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Client) GetName() string {
@@ -5352,7 +5495,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5364,7 +5507,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5377,7 +5520,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -5395,7 +5538,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5407,7 +5550,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5420,7 +5563,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 type ListPortsRequest struct {
@@ -5434,7 +5577,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5446,7 +5589,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5459,7 +5602,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -5495,7 +5638,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5507,7 +5650,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5520,7 +5663,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -5573,7 +5716,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5585,7 +5728,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5598,7 +5741,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 type PortEvent struct {
@@ -5611,7 +5754,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5623,7 +5766,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5636,7 +5779,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -5684,7 +5827,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5696,7 +5839,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5709,7 +5852,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *PortUse) GetPool() string {
@@ -5818,7 +5961,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5830,7 +5973,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5843,7 +5986,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -5902,7 +6045,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5914,7 +6057,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5927,7 +6070,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -5999,7 +6142,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6011,7 +6154,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6024,7 +6167,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -6085,7 +6228,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6097,7 +6240,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6110,7 +6253,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -6172,7 +6315,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6184,7 +6327,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6197,7 +6340,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -6681,7 +6824,9 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"bgp_starts\x18\x06 \x01(\x04R\tbgpStarts\"<\n" +
 	"\x10SetSecretRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"P\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"+\n" +
+	"\x15RollbackSecretRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"P\n" +
 	"\x12ListSecretsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -6697,7 +6842,12 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\aused_by\x18\x04 \x03(\tR\x06usedBy\")\n" +
 	"\x13DeleteSecretRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x16\n" +
-	"\x14DeleteSecretResponse\"\x85\x01\n" +
+	"\x14DeleteSecretResponse\"0\n" +
+	"\x15RenewAuthorityRequest\x12\x17\n" +
+	"\aat_once\x18\x01 \x01(\bR\x06atOnce\"u\n" +
+	"\x16RenewAuthorityResponse\x12\x1c\n" +
+	"\tauthority\x18\x01 \x01(\tR\tauthority\x12=\n" +
+	"\fformer_until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vformerUntil\"\x85\x01\n" +
 	"\x12IssueClientRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x10\n" +
@@ -6835,15 +6985,17 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"WatchNames\x12\x1d.isthmus.v1.WatchNamesRequest\x1a\x15.isthmus.v1.NameEvent0\x012T\n" +
 	"\rSystemService\x12C\n" +
-	"\tGetStatus\x12\x1c.isthmus.v1.GetStatusRequest\x1a\x18.isthmus.v1.SystemStatus2\xf5\x01\n" +
+	"\tGetStatus\x12\x1c.isthmus.v1.GetStatusRequest\x1a\x18.isthmus.v1.SystemStatus2\xc2\x02\n" +
 	"\rSecretService\x12A\n" +
-	"\tSetSecret\x12\x1c.isthmus.v1.SetSecretRequest\x1a\x16.isthmus.v1.SecretInfo\x12N\n" +
+	"\tSetSecret\x12\x1c.isthmus.v1.SetSecretRequest\x1a\x16.isthmus.v1.SecretInfo\x12K\n" +
+	"\x0eRollbackSecret\x12!.isthmus.v1.RollbackSecretRequest\x1a\x16.isthmus.v1.SecretInfo\x12N\n" +
 	"\vListSecrets\x12\x1e.isthmus.v1.ListSecretsRequest\x1a\x1f.isthmus.v1.ListSecretsResponse\x12Q\n" +
-	"\fDeleteSecret\x12\x1f.isthmus.v1.DeleteSecretRequest\x1a .isthmus.v1.DeleteSecretResponse2\x82\x02\n" +
+	"\fDeleteSecret\x12\x1f.isthmus.v1.DeleteSecretRequest\x1a .isthmus.v1.DeleteSecretResponse2\xdb\x02\n" +
 	"\rAccessService\x12N\n" +
 	"\vIssueClient\x12\x1e.isthmus.v1.IssueClientRequest\x1a\x1f.isthmus.v1.IssueClientResponse\x12N\n" +
 	"\vListClients\x12\x1e.isthmus.v1.ListClientsRequest\x1a\x1f.isthmus.v1.ListClientsResponse\x12Q\n" +
-	"\fRevokeClient\x12\x1f.isthmus.v1.RevokeClientRequest\x1a .isthmus.v1.RevokeClientResponse2\x9f\x01\n" +
+	"\fRevokeClient\x12\x1f.isthmus.v1.RevokeClientRequest\x1a .isthmus.v1.RevokeClientResponse\x12W\n" +
+	"\x0eRenewAuthority\x12!.isthmus.v1.RenewAuthorityRequest\x1a\".isthmus.v1.RenewAuthorityResponse2\x9f\x01\n" +
 	"\rEgressService\x12H\n" +
 	"\tListPorts\x12\x1c.isthmus.v1.ListPortsRequest\x1a\x1d.isthmus.v1.ListPortsResponse\x12D\n" +
 	"\n" +
@@ -6862,276 +7014,284 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 90)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 93)
 var file_isthmus_v1_services_proto_goTypes = []any{
-	(Change_Action)(0),            // 0: isthmus.v1.Change.Action
-	(*Source)(nil),                // 1: isthmus.v1.Source
-	(*Problems)(nil),              // 2: isthmus.v1.Problems
-	(*ValidateRequest)(nil),       // 3: isthmus.v1.ValidateRequest
-	(*ValidateResponse)(nil),      // 4: isthmus.v1.ValidateResponse
-	(*PlanRequest)(nil),           // 5: isthmus.v1.PlanRequest
-	(*Change)(nil),                // 6: isthmus.v1.Change
-	(*PlanResponse)(nil),          // 7: isthmus.v1.PlanResponse
-	(*ApplyRequest)(nil),          // 8: isthmus.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 9: isthmus.v1.ApplyResponse
-	(*EditPoliciesRequest)(nil),   // 10: isthmus.v1.EditPoliciesRequest
-	(*ConfirmRequest)(nil),        // 11: isthmus.v1.ConfirmRequest
-	(*ConfirmResponse)(nil),       // 12: isthmus.v1.ConfirmResponse
-	(*GetSpecRequest)(nil),        // 13: isthmus.v1.GetSpecRequest
-	(*GetSpecResponse)(nil),       // 14: isthmus.v1.GetSpecResponse
-	(*ListHistoryRequest)(nil),    // 15: isthmus.v1.ListHistoryRequest
-	(*ListHistoryResponse)(nil),   // 16: isthmus.v1.ListHistoryResponse
-	(*Revision)(nil),              // 17: isthmus.v1.Revision
-	(*RollbackRequest)(nil),       // 18: isthmus.v1.RollbackRequest
-	(*ListTunnelsRequest)(nil),    // 19: isthmus.v1.ListTunnelsRequest
-	(*ListTunnelsResponse)(nil),   // 20: isthmus.v1.ListTunnelsResponse
-	(*GetTunnelRequest)(nil),      // 21: isthmus.v1.GetTunnelRequest
-	(*WatchTunnelsRequest)(nil),   // 22: isthmus.v1.WatchTunnelsRequest
-	(*TunnelEvent)(nil),           // 23: isthmus.v1.TunnelEvent
-	(*TunnelStatus)(nil),          // 24: isthmus.v1.TunnelStatus
-	(*Explanation)(nil),           // 25: isthmus.v1.Explanation
-	(*StrayTunnel)(nil),           // 26: isthmus.v1.StrayTunnel
-	(*ListPeersRequest)(nil),      // 27: isthmus.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),     // 28: isthmus.v1.ListPeersResponse
-	(*GetPeerRequest)(nil),        // 29: isthmus.v1.GetPeerRequest
-	(*WatchPeersRequest)(nil),     // 30: isthmus.v1.WatchPeersRequest
-	(*PeerEvent)(nil),             // 31: isthmus.v1.PeerEvent
-	(*ResetPeerRequest)(nil),      // 32: isthmus.v1.ResetPeerRequest
-	(*ResetPeerResponse)(nil),     // 33: isthmus.v1.ResetPeerResponse
-	(*PeerStatus)(nil),            // 34: isthmus.v1.PeerStatus
-	(*ListRoutesRequest)(nil),     // 35: isthmus.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),    // 36: isthmus.v1.ListRoutesResponse
-	(*WatchRoutesRequest)(nil),    // 37: isthmus.v1.WatchRoutesRequest
-	(*RouteEvent)(nil),            // 38: isthmus.v1.RouteEvent
-	(*Route)(nil),                 // 39: isthmus.v1.Route
-	(*NextHop)(nil),               // 40: isthmus.v1.NextHop
-	(*ListPoliciesRequest)(nil),   // 41: isthmus.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),  // 42: isthmus.v1.ListPoliciesResponse
-	(*Drop)(nil),                  // 43: isthmus.v1.Drop
-	(*WatchPoliciesRequest)(nil),  // 44: isthmus.v1.WatchPoliciesRequest
-	(*PolicyEvent)(nil),           // 45: isthmus.v1.PolicyEvent
-	(*ProveEgressRequest)(nil),    // 46: isthmus.v1.ProveEgressRequest
-	(*ProveEgressResponse)(nil),   // 47: isthmus.v1.ProveEgressResponse
-	(*EgressProof)(nil),           // 48: isthmus.v1.EgressProof
-	(*EgressProofState)(nil),      // 49: isthmus.v1.EgressProofState
-	(*CanaryResult)(nil),          // 50: isthmus.v1.CanaryResult
-	(*PolicyStatus)(nil),          // 51: isthmus.v1.PolicyStatus
-	(*ListPoolsRequest)(nil),      // 52: isthmus.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),     // 53: isthmus.v1.ListPoolsResponse
-	(*GetPoolRequest)(nil),        // 54: isthmus.v1.GetPoolRequest
-	(*WatchPoolsRequest)(nil),     // 55: isthmus.v1.WatchPoolsRequest
-	(*PoolEvent)(nil),             // 56: isthmus.v1.PoolEvent
-	(*PoolStatus)(nil),            // 57: isthmus.v1.PoolStatus
-	(*PoolMember)(nil),            // 58: isthmus.v1.PoolMember
-	(*ProbeTarget)(nil),           // 59: isthmus.v1.ProbeTarget
-	(*ListNamesRequest)(nil),      // 60: isthmus.v1.ListNamesRequest
-	(*ListNamesResponse)(nil),     // 61: isthmus.v1.ListNamesResponse
-	(*WatchNamesRequest)(nil),     // 62: isthmus.v1.WatchNamesRequest
-	(*NameEvent)(nil),             // 63: isthmus.v1.NameEvent
-	(*NameStatus)(nil),            // 64: isthmus.v1.NameStatus
-	(*GetStatusRequest)(nil),      // 65: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),          // 66: isthmus.v1.SystemStatus
-	(*Counters)(nil),              // 67: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),      // 68: isthmus.v1.SetSecretRequest
-	(*ListSecretsRequest)(nil),    // 69: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),   // 70: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),            // 71: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),   // 72: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),  // 73: isthmus.v1.DeleteSecretResponse
-	(*IssueClientRequest)(nil),    // 74: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),   // 75: isthmus.v1.IssueClientResponse
-	(*ListClientsRequest)(nil),    // 76: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),   // 77: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                // 78: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),   // 79: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),  // 80: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),      // 81: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),     // 82: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),     // 83: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),             // 84: isthmus.v1.PortEvent
-	(*PortUse)(nil),               // 85: isthmus.v1.PortUse
-	(*AddressUse)(nil),            // 86: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),       // 87: isthmus.v1.ConnectionTable
-	(*WhoRequest)(nil),            // 88: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),           // 89: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),        // 90: isthmus.v1.TranslatedFlow
-	(*Spec)(nil),                  // 91: isthmus.v1.Spec
-	(*Problem)(nil),               // 92: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),   // 93: google.protobuf.Duration
-	(*EgressPolicy)(nil),          // 94: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil), // 95: google.protobuf.Timestamp
-	(EventType)(0),                // 96: isthmus.v1.EventType
-	(*Inside)(nil),                // 97: isthmus.v1.Inside
-	(*Condition)(nil),             // 98: isthmus.v1.Condition
+	(Change_Action)(0),             // 0: isthmus.v1.Change.Action
+	(*Source)(nil),                 // 1: isthmus.v1.Source
+	(*Problems)(nil),               // 2: isthmus.v1.Problems
+	(*ValidateRequest)(nil),        // 3: isthmus.v1.ValidateRequest
+	(*ValidateResponse)(nil),       // 4: isthmus.v1.ValidateResponse
+	(*PlanRequest)(nil),            // 5: isthmus.v1.PlanRequest
+	(*Change)(nil),                 // 6: isthmus.v1.Change
+	(*PlanResponse)(nil),           // 7: isthmus.v1.PlanResponse
+	(*ApplyRequest)(nil),           // 8: isthmus.v1.ApplyRequest
+	(*ApplyResponse)(nil),          // 9: isthmus.v1.ApplyResponse
+	(*EditPoliciesRequest)(nil),    // 10: isthmus.v1.EditPoliciesRequest
+	(*ConfirmRequest)(nil),         // 11: isthmus.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),        // 12: isthmus.v1.ConfirmResponse
+	(*GetSpecRequest)(nil),         // 13: isthmus.v1.GetSpecRequest
+	(*GetSpecResponse)(nil),        // 14: isthmus.v1.GetSpecResponse
+	(*ListHistoryRequest)(nil),     // 15: isthmus.v1.ListHistoryRequest
+	(*ListHistoryResponse)(nil),    // 16: isthmus.v1.ListHistoryResponse
+	(*Revision)(nil),               // 17: isthmus.v1.Revision
+	(*RollbackRequest)(nil),        // 18: isthmus.v1.RollbackRequest
+	(*ListTunnelsRequest)(nil),     // 19: isthmus.v1.ListTunnelsRequest
+	(*ListTunnelsResponse)(nil),    // 20: isthmus.v1.ListTunnelsResponse
+	(*GetTunnelRequest)(nil),       // 21: isthmus.v1.GetTunnelRequest
+	(*WatchTunnelsRequest)(nil),    // 22: isthmus.v1.WatchTunnelsRequest
+	(*TunnelEvent)(nil),            // 23: isthmus.v1.TunnelEvent
+	(*TunnelStatus)(nil),           // 24: isthmus.v1.TunnelStatus
+	(*Explanation)(nil),            // 25: isthmus.v1.Explanation
+	(*StrayTunnel)(nil),            // 26: isthmus.v1.StrayTunnel
+	(*ListPeersRequest)(nil),       // 27: isthmus.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),      // 28: isthmus.v1.ListPeersResponse
+	(*GetPeerRequest)(nil),         // 29: isthmus.v1.GetPeerRequest
+	(*WatchPeersRequest)(nil),      // 30: isthmus.v1.WatchPeersRequest
+	(*PeerEvent)(nil),              // 31: isthmus.v1.PeerEvent
+	(*ResetPeerRequest)(nil),       // 32: isthmus.v1.ResetPeerRequest
+	(*ResetPeerResponse)(nil),      // 33: isthmus.v1.ResetPeerResponse
+	(*PeerStatus)(nil),             // 34: isthmus.v1.PeerStatus
+	(*ListRoutesRequest)(nil),      // 35: isthmus.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),     // 36: isthmus.v1.ListRoutesResponse
+	(*WatchRoutesRequest)(nil),     // 37: isthmus.v1.WatchRoutesRequest
+	(*RouteEvent)(nil),             // 38: isthmus.v1.RouteEvent
+	(*Route)(nil),                  // 39: isthmus.v1.Route
+	(*NextHop)(nil),                // 40: isthmus.v1.NextHop
+	(*ListPoliciesRequest)(nil),    // 41: isthmus.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),   // 42: isthmus.v1.ListPoliciesResponse
+	(*Drop)(nil),                   // 43: isthmus.v1.Drop
+	(*WatchPoliciesRequest)(nil),   // 44: isthmus.v1.WatchPoliciesRequest
+	(*PolicyEvent)(nil),            // 45: isthmus.v1.PolicyEvent
+	(*ProveEgressRequest)(nil),     // 46: isthmus.v1.ProveEgressRequest
+	(*ProveEgressResponse)(nil),    // 47: isthmus.v1.ProveEgressResponse
+	(*EgressProof)(nil),            // 48: isthmus.v1.EgressProof
+	(*EgressProofState)(nil),       // 49: isthmus.v1.EgressProofState
+	(*CanaryResult)(nil),           // 50: isthmus.v1.CanaryResult
+	(*PolicyStatus)(nil),           // 51: isthmus.v1.PolicyStatus
+	(*ListPoolsRequest)(nil),       // 52: isthmus.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),      // 53: isthmus.v1.ListPoolsResponse
+	(*GetPoolRequest)(nil),         // 54: isthmus.v1.GetPoolRequest
+	(*WatchPoolsRequest)(nil),      // 55: isthmus.v1.WatchPoolsRequest
+	(*PoolEvent)(nil),              // 56: isthmus.v1.PoolEvent
+	(*PoolStatus)(nil),             // 57: isthmus.v1.PoolStatus
+	(*PoolMember)(nil),             // 58: isthmus.v1.PoolMember
+	(*ProbeTarget)(nil),            // 59: isthmus.v1.ProbeTarget
+	(*ListNamesRequest)(nil),       // 60: isthmus.v1.ListNamesRequest
+	(*ListNamesResponse)(nil),      // 61: isthmus.v1.ListNamesResponse
+	(*WatchNamesRequest)(nil),      // 62: isthmus.v1.WatchNamesRequest
+	(*NameEvent)(nil),              // 63: isthmus.v1.NameEvent
+	(*NameStatus)(nil),             // 64: isthmus.v1.NameStatus
+	(*GetStatusRequest)(nil),       // 65: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),           // 66: isthmus.v1.SystemStatus
+	(*Counters)(nil),               // 67: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),       // 68: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),  // 69: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),     // 70: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),    // 71: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),             // 72: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),    // 73: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),   // 74: isthmus.v1.DeleteSecretResponse
+	(*RenewAuthorityRequest)(nil),  // 75: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil), // 76: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),     // 77: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),    // 78: isthmus.v1.IssueClientResponse
+	(*ListClientsRequest)(nil),     // 79: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 80: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                 // 81: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),    // 82: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 83: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),       // 84: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),      // 85: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),      // 86: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),              // 87: isthmus.v1.PortEvent
+	(*PortUse)(nil),                // 88: isthmus.v1.PortUse
+	(*AddressUse)(nil),             // 89: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),        // 90: isthmus.v1.ConnectionTable
+	(*WhoRequest)(nil),             // 91: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),            // 92: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),         // 93: isthmus.v1.TranslatedFlow
+	(*Spec)(nil),                   // 94: isthmus.v1.Spec
+	(*Problem)(nil),                // 95: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),    // 96: google.protobuf.Duration
+	(*EgressPolicy)(nil),           // 97: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),  // 98: google.protobuf.Timestamp
+	(EventType)(0),                 // 99: isthmus.v1.EventType
+	(*Inside)(nil),                 // 100: isthmus.v1.Inside
+	(*Condition)(nil),              // 101: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	91,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	92,  // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	94,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	95,  // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	92,  // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	92,  // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	95,  // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	95,  // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	92,  // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	95,  // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	93,  // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	96,  // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	92,  // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	93,  // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	94,  // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	93,  // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	91,  // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	95,  // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	96,  // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	97,  // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	96,  // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	94,  // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	95,  // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	98,  // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
 	24,  // 19: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	26,  // 20: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	96,  // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	99,  // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	24,  // 22: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	95,  // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	97,  // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	95,  // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	95,  // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	95,  // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	98,  // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	98,  // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	100, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	98,  // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	98,  // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	98,  // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	101, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	25,  // 29: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	95,  // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	95,  // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	95,  // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	95,  // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	95,  // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	98,  // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	98,  // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	98,  // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	98,  // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	98,  // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	34,  // 35: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	96,  // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	99,  // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	34,  // 37: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	95,  // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	93,  // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	98,  // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	95,  // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	98,  // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	96,  // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	101, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	98,  // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	39,  // 42: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	96,  // 43: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	99,  // 43: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	39,  // 44: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	40,  // 45: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	95,  // 46: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	98,  // 47: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	98,  // 46: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	101, // 47: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	51,  // 48: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
 	43,  // 49: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	96,  // 50: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	99,  // 50: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	51,  // 51: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	48,  // 52: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	95,  // 53: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	98,  // 53: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	49,  // 54: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	50,  // 55: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	57,  // 56: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	96,  // 57: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	99,  // 57: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	57,  // 58: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	58,  // 59: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	95,  // 60: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	98,  // 60: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	59,  // 61: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	95,  // 62: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	95,  // 63: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	98,  // 62: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	98,  // 63: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	64,  // 64: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	96,  // 65: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	99,  // 65: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	64,  // 66: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	95,  // 67: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	95,  // 68: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	95,  // 69: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	95,  // 70: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	98,  // 71: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	98,  // 67: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	98,  // 68: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	98,  // 69: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	98,  // 70: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	101, // 71: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
 	67,  // 72: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	71,  // 73: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	95,  // 74: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	93,  // 75: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	78,  // 76: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	78,  // 77: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	95,  // 78: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	95,  // 79: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	85,  // 80: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	86,  // 81: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	87,  // 82: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	95,  // 83: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	96,  // 84: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	85,  // 85: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	93,  // 86: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	95,  // 87: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	93,  // 88: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	90,  // 89: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	95,  // 90: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	95,  // 91: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	3,   // 92: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 93: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 94: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 95: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 96: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 97: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 98: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	18,  // 99: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	19,  // 100: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	21,  // 101: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	22,  // 102: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	27,  // 103: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	29,  // 104: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	30,  // 105: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	32,  // 106: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	35,  // 107: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	37,  // 108: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	41,  // 109: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	44,  // 110: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	46,  // 111: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	88,  // 112: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	52,  // 113: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	54,  // 114: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	55,  // 115: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	60,  // 116: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	62,  // 117: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	65,  // 118: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	68,  // 119: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	69,  // 120: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	72,  // 121: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	74,  // 122: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	76,  // 123: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	79,  // 124: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	81,  // 125: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	83,  // 126: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 127: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 128: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 129: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 130: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 131: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 132: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 133: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 134: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 135: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 136: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 137: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	28,  // 138: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	34,  // 139: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	31,  // 140: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	33,  // 141: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	36,  // 142: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	38,  // 143: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	42,  // 144: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	45,  // 145: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	47,  // 146: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	89,  // 147: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	53,  // 148: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	57,  // 149: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	56,  // 150: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	61,  // 151: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	63,  // 152: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	66,  // 153: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	71,  // 154: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	70,  // 155: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	73,  // 156: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	75,  // 157: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	77,  // 158: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	80,  // 159: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	82,  // 160: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	84,  // 161: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	127, // [127:162] is the sub-list for method output_type
-	92,  // [92:127] is the sub-list for method input_type
-	92,  // [92:92] is the sub-list for extension type_name
-	92,  // [92:92] is the sub-list for extension extendee
-	0,   // [0:92] is the sub-list for field type_name
+	72,  // 73: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	98,  // 74: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	98,  // 75: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	96,  // 76: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	81,  // 77: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	81,  // 78: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	98,  // 79: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	98,  // 80: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	88,  // 81: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	89,  // 82: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	90,  // 83: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	98,  // 84: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	99,  // 85: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	88,  // 86: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	96,  // 87: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	98,  // 88: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	96,  // 89: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	93,  // 90: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	98,  // 91: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	98,  // 92: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	3,   // 93: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 94: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 95: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 96: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	11,  // 97: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	13,  // 98: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	15,  // 99: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	18,  // 100: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	19,  // 101: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	21,  // 102: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	22,  // 103: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	27,  // 104: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	29,  // 105: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	30,  // 106: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	32,  // 107: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	35,  // 108: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	37,  // 109: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	41,  // 110: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	44,  // 111: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	46,  // 112: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	91,  // 113: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	52,  // 114: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	54,  // 115: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	55,  // 116: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	60,  // 117: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	62,  // 118: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	65,  // 119: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	68,  // 120: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	69,  // 121: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	70,  // 122: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	73,  // 123: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	77,  // 124: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	79,  // 125: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	82,  // 126: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	75,  // 127: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	84,  // 128: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	86,  // 129: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 130: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 131: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 132: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 133: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 134: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 135: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 136: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 137: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 138: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 139: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 140: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	28,  // 141: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	34,  // 142: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	31,  // 143: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	33,  // 144: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	36,  // 145: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	38,  // 146: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	42,  // 147: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	45,  // 148: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	47,  // 149: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	92,  // 150: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	53,  // 151: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	57,  // 152: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	56,  // 153: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	61,  // 154: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	63,  // 155: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	66,  // 156: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	72,  // 157: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	72,  // 158: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	71,  // 159: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	74,  // 160: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	78,  // 161: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	80,  // 162: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	83,  // 163: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	76,  // 164: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	85,  // 165: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	87,  // 166: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	130, // [130:167] is the sub-list for method output_type
+	93,  // [93:130] is the sub-list for method input_type
+	93,  // [93:93] is the sub-list for extension type_name
+	93,  // [93:93] is the sub-list for extension extendee
+	0,   // [0:93] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -7154,7 +7314,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   90,
+			NumMessages:   93,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

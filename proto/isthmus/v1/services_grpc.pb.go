@@ -1679,9 +1679,10 @@ var SystemService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	SecretService_SetSecret_FullMethodName    = "/isthmus.v1.SecretService/SetSecret"
-	SecretService_ListSecrets_FullMethodName  = "/isthmus.v1.SecretService/ListSecrets"
-	SecretService_DeleteSecret_FullMethodName = "/isthmus.v1.SecretService/DeleteSecret"
+	SecretService_SetSecret_FullMethodName      = "/isthmus.v1.SecretService/SetSecret"
+	SecretService_RollbackSecret_FullMethodName = "/isthmus.v1.SecretService/RollbackSecret"
+	SecretService_ListSecrets_FullMethodName    = "/isthmus.v1.SecretService/ListSecrets"
+	SecretService_DeleteSecret_FullMethodName   = "/isthmus.v1.SecretService/DeleteSecret"
 )
 
 // SecretServiceClient is the client API for SecretService service.
@@ -1690,8 +1691,11 @@ const (
 //
 // SecretService keeps secrets. They can be written and removed, never read.
 type SecretServiceClient interface {
-	// SetSecret stores or replaces a secret. What uses it is changed at once. Role: operator.
+	// SetSecret stores or replaces a secret. What uses it is changed at once. INVALID_ARGUMENT when the value does not fit a field of the
+	// present document that names it. The former value is kept until the next document is accepted for good. Role: operator.
 	SetSecret(ctx context.Context, in *SetSecretRequest, opts ...grpc.CallOption) (*SecretInfo, error)
+	// RollbackSecret gives a secret the value that it had before it was set last; NOT_FOUND when that is not kept. Role: operator.
+	RollbackSecret(ctx context.Context, in *RollbackSecretRequest, opts ...grpc.CallOption) (*SecretInfo, error)
 	// ListSecrets returns names and fingerprints. Role: reader.
 	ListSecrets(ctx context.Context, in *ListSecretsRequest, opts ...grpc.CallOption) (*ListSecretsResponse, error)
 	// DeleteSecret removes a secret; FAILED_PRECONDITION while the present document uses it. Role: operator.
@@ -1710,6 +1714,16 @@ func (c *secretServiceClient) SetSecret(ctx context.Context, in *SetSecretReques
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SecretInfo)
 	err := c.cc.Invoke(ctx, SecretService_SetSecret_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *secretServiceClient) RollbackSecret(ctx context.Context, in *RollbackSecretRequest, opts ...grpc.CallOption) (*SecretInfo, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SecretInfo)
+	err := c.cc.Invoke(ctx, SecretService_RollbackSecret_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1742,8 +1756,11 @@ func (c *secretServiceClient) DeleteSecret(ctx context.Context, in *DeleteSecret
 //
 // SecretService keeps secrets. They can be written and removed, never read.
 type SecretServiceServer interface {
-	// SetSecret stores or replaces a secret. What uses it is changed at once. Role: operator.
+	// SetSecret stores or replaces a secret. What uses it is changed at once. INVALID_ARGUMENT when the value does not fit a field of the
+	// present document that names it. The former value is kept until the next document is accepted for good. Role: operator.
 	SetSecret(context.Context, *SetSecretRequest) (*SecretInfo, error)
+	// RollbackSecret gives a secret the value that it had before it was set last; NOT_FOUND when that is not kept. Role: operator.
+	RollbackSecret(context.Context, *RollbackSecretRequest) (*SecretInfo, error)
 	// ListSecrets returns names and fingerprints. Role: reader.
 	ListSecrets(context.Context, *ListSecretsRequest) (*ListSecretsResponse, error)
 	// DeleteSecret removes a secret; FAILED_PRECONDITION while the present document uses it. Role: operator.
@@ -1760,6 +1777,9 @@ type UnimplementedSecretServiceServer struct{}
 
 func (UnimplementedSecretServiceServer) SetSecret(context.Context, *SetSecretRequest) (*SecretInfo, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetSecret not implemented")
+}
+func (UnimplementedSecretServiceServer) RollbackSecret(context.Context, *RollbackSecretRequest) (*SecretInfo, error) {
+	return nil, status.Error(codes.Unimplemented, "method RollbackSecret not implemented")
 }
 func (UnimplementedSecretServiceServer) ListSecrets(context.Context, *ListSecretsRequest) (*ListSecretsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListSecrets not implemented")
@@ -1802,6 +1822,24 @@ func _SecretService_SetSecret_Handler(srv interface{}, ctx context.Context, dec 
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(SecretServiceServer).SetSecret(ctx, req.(*SetSecretRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SecretService_RollbackSecret_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RollbackSecretRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SecretServiceServer).RollbackSecret(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SecretService_RollbackSecret_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SecretServiceServer).RollbackSecret(ctx, req.(*RollbackSecretRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1854,6 +1892,10 @@ var SecretService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _SecretService_SetSecret_Handler,
 		},
 		{
+			MethodName: "RollbackSecret",
+			Handler:    _SecretService_RollbackSecret_Handler,
+		},
+		{
 			MethodName: "ListSecrets",
 			Handler:    _SecretService_ListSecrets_Handler,
 		},
@@ -1867,9 +1909,10 @@ var SecretService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	AccessService_IssueClient_FullMethodName  = "/isthmus.v1.AccessService/IssueClient"
-	AccessService_ListClients_FullMethodName  = "/isthmus.v1.AccessService/ListClients"
-	AccessService_RevokeClient_FullMethodName = "/isthmus.v1.AccessService/RevokeClient"
+	AccessService_IssueClient_FullMethodName    = "/isthmus.v1.AccessService/IssueClient"
+	AccessService_ListClients_FullMethodName    = "/isthmus.v1.AccessService/ListClients"
+	AccessService_RevokeClient_FullMethodName   = "/isthmus.v1.AccessService/RevokeClient"
+	AccessService_RenewAuthority_FullMethodName = "/isthmus.v1.AccessService/RenewAuthority"
 )
 
 // AccessServiceClient is the client API for AccessService service.
@@ -1884,6 +1927,9 @@ type AccessServiceClient interface {
 	ListClients(ctx context.Context, in *ListClientsRequest, opts ...grpc.CallOption) (*ListClientsResponse, error)
 	// RevokeClient refuses a certificate from now on, also on open connections. Role: admin.
 	RevokeClient(ctx context.Context, in *RevokeClientRequest, opts ...grpc.CallOption) (*RevokeClientResponse, error)
+	// RenewAuthority makes a new certificate authority. For 30 days the server still shows a certificate of the former one, and clients of
+	// the former one get in; those that are issued from now on trust both. Role: admin.
+	RenewAuthority(ctx context.Context, in *RenewAuthorityRequest, opts ...grpc.CallOption) (*RenewAuthorityResponse, error)
 }
 
 type accessServiceClient struct {
@@ -1924,6 +1970,16 @@ func (c *accessServiceClient) RevokeClient(ctx context.Context, in *RevokeClient
 	return out, nil
 }
 
+func (c *accessServiceClient) RenewAuthority(ctx context.Context, in *RenewAuthorityRequest, opts ...grpc.CallOption) (*RenewAuthorityResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewAuthorityResponse)
+	err := c.cc.Invoke(ctx, AccessService_RenewAuthority_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AccessServiceServer is the server API for AccessService service.
 // All implementations must embed UnimplementedAccessServiceServer
 // for forward compatibility.
@@ -1936,6 +1992,9 @@ type AccessServiceServer interface {
 	ListClients(context.Context, *ListClientsRequest) (*ListClientsResponse, error)
 	// RevokeClient refuses a certificate from now on, also on open connections. Role: admin.
 	RevokeClient(context.Context, *RevokeClientRequest) (*RevokeClientResponse, error)
+	// RenewAuthority makes a new certificate authority. For 30 days the server still shows a certificate of the former one, and clients of
+	// the former one get in; those that are issued from now on trust both. Role: admin.
+	RenewAuthority(context.Context, *RenewAuthorityRequest) (*RenewAuthorityResponse, error)
 	mustEmbedUnimplementedAccessServiceServer()
 }
 
@@ -1954,6 +2013,9 @@ func (UnimplementedAccessServiceServer) ListClients(context.Context, *ListClient
 }
 func (UnimplementedAccessServiceServer) RevokeClient(context.Context, *RevokeClientRequest) (*RevokeClientResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeClient not implemented")
+}
+func (UnimplementedAccessServiceServer) RenewAuthority(context.Context, *RenewAuthorityRequest) (*RenewAuthorityResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RenewAuthority not implemented")
 }
 func (UnimplementedAccessServiceServer) mustEmbedUnimplementedAccessServiceServer() {}
 func (UnimplementedAccessServiceServer) testEmbeddedByValue()                       {}
@@ -2030,6 +2092,24 @@ func _AccessService_RevokeClient_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AccessService_RenewAuthority_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewAuthorityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServiceServer).RenewAuthority(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccessService_RenewAuthority_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServiceServer).RenewAuthority(ctx, req.(*RenewAuthorityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AccessService_ServiceDesc is the grpc.ServiceDesc for AccessService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -2048,6 +2128,10 @@ var AccessService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RevokeClient",
 			Handler:    _AccessService_RevokeClient_Handler,
+		},
+		{
+			MethodName: "RenewAuthority",
+			Handler:    _AccessService_RenewAuthority_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

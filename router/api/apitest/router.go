@@ -43,13 +43,14 @@ type Router struct {
 	ports     []*isthmusv1.PortUse
 	status    *isthmusv1.SystemStatus
 	secrets   map[string]string
+	former    map[string]string // values of secrets
 	resets    []string
 }
 
 // New returns an empty Router.
 func New(now func() time.Time) *Router {
 	return &Router{
-		now: now, secrets: map[string]string{}, status: &isthmusv1.SystemStatus{Node: "node-1", Version: "v0.0.0-test"},
+		now: now, secrets: map[string]string{}, former: map[string]string{}, status: &isthmusv1.SystemStatus{Node: "node-1", Version: "v0.0.0-test"},
 		bells: map[string]*api.Bell{"tunnels": {}, "peers": {}, "routes": {}, "policies": {}, "pools": {}, "names": {}, "ports": {}, "status": {}},
 	}
 }
@@ -411,10 +412,24 @@ func (r *Router) Resets() []string {
 
 func (r *Router) SetSecret(_ context.Context, _, name string, value []byte) (*isthmusv1.SecretInfo, error) {
 	r.mu.Lock()
+	if was, ok := r.secrets[name]; ok {
+		r.former[name] = was
+	}
 	r.secrets[name] = string(value)
 	r.mu.Unlock()
 	all := r.Secrets()
 	return all[slices.IndexFunc(all, func(i *isthmusv1.SecretInfo) bool { return i.Name == name })], nil
+}
+
+// RollbackSecret implements api.Router.
+func (r *Router) RollbackSecret(ctx context.Context, author, name string) (*isthmusv1.SecretInfo, error) {
+	r.mu.Lock()
+	was, ok := r.former[name]
+	r.mu.Unlock()
+	if !ok {
+		return nil, fmt.Errorf("former value of secret %q: %w", name, api.ErrNotFound)
+	}
+	return r.SetSecret(ctx, author, name, []byte(was))
 }
 
 // Secret returns the value of a secret.

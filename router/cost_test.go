@@ -1,0 +1,142 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+// slow is a machine that is asked for its capabilities only when it is let.
+type slow struct {
+	*machine
+	asked, answer chan struct{}
+}
+
+func (s slow) Has(string) bool {
+	select {
+	case s.asked <- struct{}{}:
+		<-s.answer
+	default:
+	}
+	return true
+}
+
+// TestPlanningHoldsNothingUp: while the document of one caller is planned, the node tells its status and takes another document, and the first
+// one is planned again from that.
+func TestPlanningHoldsNothingUp(t *testing.T) {
+	m := newMachine(t)
+	r, stop := m.boot(t.TempDir())
+	defer stop()
+	s := slow{m, make(chan struct{}, 1), make(chan struct{})}
+	r.Host = s
+	type outcome struct {
+		generation uint64
+		changes    []plan.Change
+		err        error
+	}
+	first := make(chan outcome)
+	go func() {
+		g, changes, err := r.apply(context.Background(), text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)), nil, 0, "slow")
+		first <- outcome{g, changes, err}
+	}()
+	for len(s.asked) == 0 {
+		r.status()
+	}
+	// Others are answered at once, since the place for a question is taken.
+	if problems, _, err := r.validate(context.Background(), text(base)); err != nil || len(problems) > 0 {
+		t.Error(problems, err)
+	}
+	if g, _, err := r.apply(context.Background(), text(base), nil, 0, "quick"); err != nil || g != 1 {
+		t.Errorf("the quick one became generation %d: %v", g, err)
+	}
+	close(s.answer)
+	got := <-first
+	if got.err != nil || got.generation != 2 || len(got.changes) != 2 {
+		t.Errorf("the slow one became generation %d with changes %v: %v", got.generation, got.changes, got.err)
+	}
+	zero := uint64(0)
+	if _, _, err := r.apply(context.Background(), text(base), &zero, 0, "late"); !errors.Is(err, store.ErrStale) {
+		t.Errorf("a writer that has seen an old generation: %v", err)
+	}
+}
+
+// TestCallerGone: a document whose caller has gone is neither checked to the end nor accepted.
+func TestCallerGone(t *testing.T) {
+	m := newMachine(t)
+	r, stop := m.boot(t.TempDir())
+	defer stop()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, _, err := r.validate(ctx, text(base)); !errors.Is(err, context.Canceled) {
+		t.Errorf("validate: %v", err)
+	}
+	if g, _, err := r.apply(ctx, text(base), nil, 0, "tester"); !errors.Is(err, context.Canceled) || g != 0 {
+		t.Errorf("apply: generation %d, %v", g, err)
+	}
+}
+
+// TestProductIsRefusedEverywhere: a short text that multiplies is a problem for every call that takes one, and nothing is made of it.
+func TestProductIsRefusedEverywhere(t *testing.T) {
+	var sources, destinations []string
+	for i := range 400 {
+		sources, destinations = append(sources, fmt.Sprintf("10.%d.%d.0/24", i>>8, i&255)), append(destinations, fmt.Sprintf("20.%d.%d.0/24", i>>8, i&255))
+	}
+	bomb := fmt.Sprintf("{name: y, sources: [%s], destinations: [%s], pool: p}", strings.Join(sources, ", "), strings.Join(destinations, ", "))
+	doc := strings.Replace(base, "policies: [", "policies: ["+bomb+", ", 1)
+	m := newMachine(t)
+	r, stop := m.boot(t.TempDir())
+	defer stop()
+	if _, _, err := r.apply(context.Background(), text(base), nil, 0, "tester"); err != nil {
+		t.Fatal(err)
+	}
+	told := func(what string, problems spec.Problems) {
+		if len(problems) != 1 || !strings.Contains(problems[0].Rule, "makes 160000 rules") {
+			t.Errorf("%s: %v", what, problems)
+		}
+	}
+	problems, _, err := r.validate(context.Background(), text(doc))
+	if err != nil {
+		t.Error(err)
+	}
+	told("validate", problems)
+	_, _, _, err = r.preview(context.Background(), text(doc))
+	problems, _ = errors.AsType[spec.Problems](err)
+	told("plan", problems)
+	_, _, err = r.apply(context.Background(), text(doc), nil, 0, "tester")
+	problems, _ = errors.AsType[spec.Problems](err)
+	told("apply", problems)
+	e := spec.Edit{}
+	e.Read([]byte("policies: [" + bomb + "]"))
+	_, _, err = r.edit(context.Background(), e, nil, 0, false, "tester")
+	problems, _ = errors.AsType[spec.Problems](err)
+	told("edit", problems)
+}
+
+// TestPlanIsBounded: an answer neither lists any number of changes nor repeats long lists.
+func TestPlanIsBounded(t *testing.T) {
+	changes := make([]plan.Change, 100_000)
+	for i := range changes {
+		changes[i] = plan.Change{Action: plan.Modify, Kind: "policy", Name: fmt.Sprint("p", i), Fields: []string{"sources: " + strings.Repeat("10.0.0.0/8 ", 10)}}
+	}
+	out := changeMessages(changes)
+	if n := len(out); n != maxChanges+1 || out[n-1].Name != "and 80000 more, which are not listed" {
+		t.Errorf("%d changes, the last is %v", n, out[n-1])
+	}
+	changes[0].Fields[0] = "sources: " + strings.Repeat("10.0.0.0/8 ", 1<<20) + "-> end"
+	if f := changeMessages(changes[:1])[0].Fields[0]; len(f) > maxFieldBytes+10 || !strings.HasSuffix(f, "-> end") || !strings.HasPrefix(f, "sources: ") {
+		t.Errorf("a field has %d bytes", len(f))
+	}
+	long := []string{strings.Repeat("x", maxFieldBytes), strings.Repeat("y", maxFieldBytes)}
+	for i := range changes {
+		changes[i].Fields = long
+	}
+	if n := len(changeMessages(changes)); n > maxChangeBytes/maxFieldBytes {
+		t.Errorf("%d changes of 2 KiB each", n)
+	}
+}

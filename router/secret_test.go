@@ -1,0 +1,114 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+const withWireGuard = `
+node: {name: n, asn: 64620}
+underlay: {interface: eth0, address: 10.9.0.4}
+tunnels:
+- {name: w, wireguard: {privateKey: w, peerPublicKey: a2V5IG9mIHRoaXJ0eS10d28gYnl0ZXMgZm9yIHRlc3Q=, listenPort: 51820}}
+peers: [{name: w, tunnel: w, asn: 65001, password: p}]
+`
+
+// TestSecretsFitTheirFields: one that does not is refused when it is set and when a document comes that names it, and the document that is there
+// stays.
+func TestSecretsFitTheirFields(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, dir := newMachine(t), t.TempDir()
+		r, stop := m.boot(dir)
+		ctx := context.Background()
+		set := func(name, value string) error {
+			_, err := r.SetSecret(ctx, "tester", name, []byte(value))
+			return err
+		}
+		const key = "a2V5IG9mIHRoaXJ0eS10d28gYnl0ZXMgZm9yIHRlc3Q="
+		for name, value := range map[string]string{"w": "no key", "p": strings.Repeat("x", 81)} {
+			if err := set(name, value); err != nil {
+				t.Fatalf("what no document names: %v", err)
+			}
+		}
+		_, _, err := r.apply(ctx, text(withWireGuard), nil, 0, "tester")
+		problems, _ := errors.AsType[spec.Problems](err)
+		if len(problems) != 2 || !strings.Contains(problems[0].String(), `line 5: tunnels[0].wireguard.privateKey: "w" is a secret that does not fit`) || !strings.HasPrefix(problems[1].Path, "peers[0].password") {
+			t.Errorf("got %v", err)
+		}
+		if err := errors.Join(set("w", key), set("p", "good")); err != nil {
+			t.Fatal(err)
+		}
+		apply(t, r, withWireGuard)
+		if err := set("w", "no key"); !errors.Is(err, api.ErrInvalid) || !strings.Contains(err.Error(), "tunnels[0].wireguard.privateKey") {
+			t.Errorf("set: %v", err)
+		}
+		if err := set("p", strings.Repeat("x", 81)); !errors.Is(err, api.ErrInvalid) {
+			t.Errorf("set: %v", err)
+		}
+		stop()
+		// A document that was accepted by a version that did not look stays what it is.
+		st, err := store.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := st.SetSecret("w", []byte("no key"), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		st.Close()
+		r, stop = m.boot(dir)
+		defer stop()
+		synctest.Wait()
+		if s := r.status(); len(s.Conditions) > 0 || s.AppliedGeneration != 1 {
+			t.Errorf("status %v", s)
+		}
+	})
+}
+
+// TestSecretRollback: the value before the last one comes back, and what uses it has it, until a document is accepted for good.
+func TestSecretRollback(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		r, stop := m.boot(t.TempDir())
+		defer stop()
+		ctx := context.Background()
+		apply(t, r, base)
+		first := r.target.Tunnels[0].IPsec.PSK
+		if _, err := r.SetSecret(ctx, "tester", "k", []byte("another")); err != nil {
+			t.Fatal(err)
+		}
+		if r.target.Tunnels[0].IPsec.PSK == first {
+			t.Error("the tunnel has the former secret")
+		}
+		synctest.Wait()
+		m.taken()
+		if i, err := r.RollbackSecret(ctx, "tester", "k"); err != nil || i.Fingerprint != first.Fingerprint || len(i.UsedBy) != 2 {
+			t.Errorf("got %v, %v", i, err)
+		}
+		synctest.Wait()
+		expect(t, m, "tunnel a", "tunnel b")
+		if r.target.Tunnels[0].IPsec.PSK != first {
+			t.Error("the tunnel has the later secret")
+		}
+		g, _, err := r.apply(ctx, text(changedBase), nil, time.Minute, "tester")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Store.FormerSecret("k"); err != nil {
+			t.Errorf("while a document is to be confirmed: %v", err)
+		}
+		if err := r.confirm(g); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.RollbackSecret(ctx, "tester", "k"); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("after it: %v", err)
+		}
+	})
+}

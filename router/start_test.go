@@ -1,0 +1,278 @@
+package router
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+// deadly has generation 2, the document changed, accepted within confirm, and not carried out to its end when the daemon died.
+func deadly(t *testing.T, m *machine, dir, changed string, confirm time.Duration) {
+	t.Helper()
+	r, stop := m.boot(dir)
+	apply(t, r, base)
+	if got := r.Store.Carry(); got != (store.Carry{Carried: 1}) {
+		t.Fatalf("after a document that was carried out: %+v", got)
+	}
+	if _, _, err := r.apply(context.Background(), text(changed), nil, confirm, "tester"); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Wait()
+	// As it was before the pass came to its end.
+	if err := r.Store.SetCarry(store.Carry{Carried: 1}); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+}
+
+// die starts a daemon that comes no further.
+func die(m *machine, dir string) {
+	r := m.begin(dir, false)
+	r.Store.Close()
+}
+
+func conditions(r *Router) string {
+	var out []string
+	for _, c := range r.status().GetConditions() {
+		out = append(out, c.Type+": "+c.Message)
+	}
+	return strings.Join(out, "\n")
+}
+
+var changedBase = strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)
+
+// TestDeadlyGenerationIsHeldBack: after two starts that died under a generation, the one before is carried out, until something else is
+// applied.
+func TestDeadlyGenerationIsHeldBack(t *testing.T) {
+	for name, mend := range map[string]func(*testing.T, *Router) uint64{
+		"apply": func(t *testing.T, r *Router) uint64 {
+			return apply(t, r, strings.Replace(base, "10.7.0.0", "10.9.0.0", 1))
+		},
+		"the same once more": func(t *testing.T, r *Router) uint64 { return apply(t, r, changedBase) },
+		"rollback": func(t *testing.T, r *Router) uint64 {
+			g, _, err := r.goBack(context.Background(), 0, nil, "tester")
+			if err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			return g
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m, dir := newMachine(t), t.TempDir()
+				deadly(t, m, dir, changedBase, 0)
+				die(m, dir)
+				die(m, dir)
+				for range 3 { // and at each start from now on, stopped or killed
+					m.static = nil
+					r, stop := m.boot(dir)
+					synctest.Wait()
+					if len(m.static) != 1 || m.static[0].Prefix.String() != "10.7.0.0/16" {
+						t.Errorf("routes are %v", m.static)
+					}
+					if got := conditions(r); !strings.Contains(got, "GenerationHeldBack: the daemon died again and again while it carried out generation 2, and generation 1 is carried out in its place: apply another document, or `isthmus rollback`") {
+						t.Errorf("conditions: %s", got)
+					}
+					if s := r.status(); s.Generation != 2 || s.AppliedGeneration != 1 {
+						t.Errorf("generation %d, applied %d", s.Generation, s.AppliedGeneration)
+					}
+					if g, _, doc, err := r.document(0); err != nil || g != 1 || doc != base {
+						t.Errorf("generation %d is told as carried out: %v", g, err)
+					}
+					stop()
+					die(m, dir)
+				}
+				r, stop := m.boot(dir)
+				synctest.Wait()
+				if g := mend(t, r); g != 3 {
+					t.Errorf("generation %d", g)
+				}
+				if got := conditions(r); got != "" || r.status().AppliedGeneration != 3 {
+					t.Errorf("afterwards: %s", got)
+				}
+				stop()
+				r, stop = m.boot(dir)
+				defer stop()
+				if got := conditions(r); got != "" {
+					t.Errorf("after a restart: %s", got)
+				}
+			})
+		})
+	}
+}
+
+// TestOneDeathIsNone: a generation is tried again after a start that died, and then counts as carried out, whatever dies later.
+func TestOneDeathIsNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, dir := newMachine(t), t.TempDir()
+		deadly(t, m, dir, changedBase, 0)
+		die(m, dir)
+		r, stop := m.boot(dir)
+		synctest.Wait()
+		if got := r.Store.Carry(); got != (store.Carry{Carried: 2}) || conditions(r) != "" {
+			t.Errorf("%+v, %s", got, conditions(r))
+		}
+		stop()
+		for range 5 {
+			die(m, dir)
+		}
+		r, stop = m.boot(dir)
+		defer stop()
+		if got := conditions(r); got != "" {
+			t.Error(got)
+		}
+	})
+}
+
+// TestStoppedIsNotDead: a daemon that is stopped before it has come to the end of a generation has not died under it.
+func TestStoppedIsNotDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, dir := newMachine(t), t.TempDir()
+		deadly(t, m, dir, changedBase, 0)
+		for range 5 {
+			r := m.begin(dir, false)
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			if err := r.noteCarried(ctx); err != nil {
+				t.Fatal(err)
+			}
+			r.Store.Close()
+		}
+		r, stop := m.boot(dir)
+		defer stop()
+		if got := conditions(r); got != "" {
+			t.Error(got)
+		}
+	})
+}
+
+// TestDeadlyToTheEnd: when what came before ends the daemon as well, nothing is carried out.
+func TestDeadlyToTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, dir := newMachine(t), t.TempDir()
+		deadly(t, m, dir, changedBase, 0)
+		for range 4 {
+			die(m, dir)
+		}
+		m.taken()
+		r, stop := m.boot(dir)
+		synctest.Wait()
+		expect(t, m)
+		if got := conditions(r); !strings.Contains(got, "nothing is carried out, and what runs stays as it is") {
+			t.Errorf("conditions: %s", got)
+		}
+		if g := apply(t, r, base); g != 3 || conditions(r) != "" {
+			t.Errorf("generation %d, %s", g, conditions(r))
+		}
+		stop()
+	})
+}
+
+// TestDeadlyGenerationGoesBack: what was to be confirmed goes back in time, whether the daemon dies on the way or not.
+func TestDeadlyGenerationGoesBack(t *testing.T) {
+	for name, deaths := range map[string]int{"once": 1, "held back": 2, "to the end": 6} {
+		for when, late := range map[string]bool{"in time": false, "late": true} {
+			t.Run(name+" "+when, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					m, dir := newMachine(t), t.TempDir()
+					deadly(t, m, dir, changedBase, time.Minute)
+					for range deaths {
+						die(m, dir)
+					}
+					if late {
+						time.Sleep(2 * time.Minute)
+					}
+					r, stop := m.boot(dir)
+					defer stop()
+					time.Sleep(2 * time.Minute)
+					synctest.Wait()
+					s := r.status()
+					if g, _, doc, err := r.document(0); err != nil || g != 3 || doc != base || s.AppliedGeneration != 3 || len(s.Conditions) > 0 {
+						t.Errorf("generation %d is carried out: %v, %v", g, err, s)
+					}
+					if m.static[0].Prefix.String() != "10.7.0.0/16" {
+						t.Errorf("routes are %v", m.static)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestSafeStart: with -safe nothing is carried out, but documents are taken.
+func TestSafeStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, dir := newMachine(t), t.TempDir()
+		deadly(t, m, dir, changedBase, 0)
+		m.taken()
+		r := m.begin(dir, true)
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error)
+		go func() { done <- r.Run(ctx) }()
+		time.Sleep(3 * resync)
+		if g := apply(t, r, base); g != 3 {
+			t.Errorf("generation %d", g)
+		}
+		if r.work.has("nat") || r.work.has("document") {
+			t.Error("work is waiting for a driver")
+		}
+		time.Sleep(3 * resync)
+		expect(t, m)
+		if got := conditions(r); !strings.HasPrefix(got, "SafeStart: ") {
+			t.Errorf("conditions: %s", got)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		r.Store.Close()
+		r, stop := m.boot(dir)
+		defer stop()
+		synctest.Wait()
+		if r.status().AppliedGeneration != 3 || conditions(r) != "" {
+			t.Errorf("without it: %v", r.status())
+		}
+	})
+}
+
+// TestStartWithoutDisk: a disk that takes no note keeps the daemon neither from starting nor from carrying out.
+func TestStartWithoutDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, dir := newMachine(t), t.TempDir()
+		deadly(t, m, dir, changedBase, 0)
+		// A directory in its place lets no temporary file be made, for root too.
+		if err := os.Mkdir(filepath.Join(dir, "carry.tmp"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		r, stop := m.boot(dir)
+		defer stop()
+		synctest.Wait()
+		if s := r.status(); s.AppliedGeneration != 2 {
+			t.Errorf("status %v", s)
+		}
+	})
+}
+
+// TestHeldBackIsAppliedOnceMore: a document that is held back is taken when it is applied again, though nothing in the target would change.
+func TestHeldBackIsAppliedOnceMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, dir := newMachine(t), t.TempDir()
+		commented := base + "# as before\n"
+		deadly(t, m, dir, commented, 0)
+		die(m, dir)
+		die(m, dir)
+		r, stop := m.boot(dir)
+		defer stop()
+		synctest.Wait()
+		if g := apply(t, r, commented); g != 3 || conditions(r) != "" {
+			t.Errorf("generation %d, %s", g, conditions(r))
+		}
+	})
+}
