@@ -11,6 +11,9 @@ type Driver interface {
 	// that stay. When the rules are already there it writes nothing.
 	Apply(ctx context.Context, c Config) error
 
+	// Remove removes the rules.
+	Remove(ctx context.Context) error
+
 	// Place makes the placements be exactly these, also over later calls of Apply; but one to an address that its pool
 	// does not have, or that is down while another is not, goes. Flows that are under way keep their address.
 	Place(ctx context.Context, p []Placement) error

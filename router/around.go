@@ -194,6 +194,11 @@ func (r *Router) wayConditions() (out []*isthmusv1.Condition) {
 	t := r.state.target
 	r.state.mu.Unlock()
 	seen := r.around.get()
+	u := t.Underlay
+	if len(seen.Addresses) > 0 && u.Interface != "" && !slices.ContainsFunc(seen.Addresses, func(a fib.Assigned) bool { return a.Interface == u.Interface && a.Prefix.Addr() == u.Address }) {
+		out = append(out, &isthmusv1.Condition{Type: "NoUnderlayAddress", Severity: "error",
+			Message: fmt.Sprintf("interface %s does not have underlay.address %v; `ip address` shows those that it has", u.Interface, u.Address)})
+	}
 	for _, c := range t.Tunnels {
 		var to netip.Addr
 		switch {
@@ -208,4 +213,55 @@ func (r *Router) wayConditions() (out []*isthmusv1.Condition) {
 		}
 	}
 	return out
+}
+
+// surprises returns what the machine has that the writer of a document may not have thought of.
+func surprises(s *spec.Spec, t plan.Target, seen fib.Surroundings) (out spec.Problems) {
+	if len(seen.Addresses) == 0 {
+		return nil // it has not been read yet
+	}
+	note := func(path, value, rule, remedy string) {
+		out = append(out, spec.Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: s.Line(path)})
+	}
+	for _, name := range strange(t, seen) {
+		iface, _, _ := strings.Cut(name, " ")
+		note("attachments", name, "is an interface that the document does not name: it reaches the node, and nothing is forwarded from or to it",
+			fmt.Sprintf("if a network behind it is a spoke, add `- {name: lan, interface: %s, sources: [...]}`", iface))
+	}
+	if !slices.ContainsFunc(seen.Addresses, func(a fib.Assigned) bool {
+		return a.Interface == t.Underlay.Interface && a.Prefix.Addr() == t.Underlay.Address
+	}) {
+		note("underlay.address", t.Underlay.Address.String(), "is not an address of interface "+t.Underlay.Interface+" at present", "`ip address` shows those that it has")
+	}
+	return out
+}
+
+// cut adds to changes which addresses of the node, with what listens there, are the node's no more.
+func (r *Router) cut(changes []plan.Change, from, to plan.Target) []plan.Change {
+	seen := r.around.get()
+	has := func(t plan.Target, a netip.Addr) bool {
+		return slices.ContainsFunc(t.NAT.Pools, func(p nat.Pool) bool {
+			return slices.ContainsFunc(p.Addresses, func(q nat.PoolAddress) bool { return q.Address == a })
+		})
+	}
+	for i := range changes {
+		c := &changes[i]
+		if c.Kind != "pool" || c.Action == plan.Remove {
+			continue
+		}
+		for _, a := range to.NAT.Pool(c.Name).Addresses {
+			if a.Address == to.Underlay.Address || has(from, a.Address) || !slices.ContainsFunc(seen.Addresses, func(o fib.Assigned) bool { return o.Prefix.Addr() == a.Address }) {
+				continue
+			}
+			said := fmt.Sprintf("%v is an address of the node, which does not answer there any more", a.Address)
+			if ports := r.Host.Listening(a.Address); len(ports) > 0 {
+				said += ": " + strings.Join(ports, ", ")
+			}
+			if c.Interrupts != "" {
+				said = c.Interrupts + "; " + said
+			}
+			c.Interrupts = said
+		}
+	}
+	return changes
 }

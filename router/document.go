@@ -106,11 +106,11 @@ func (r *Router) validate(ctx context.Context, src *isthmusv1.Source) (problems,
 	if err != nil {
 		return nil, nil, err
 	}
-	checked, _, _, problems, err := r.planNew(ctx, s, r.basis())
+	checked, target, _, problems, err := r.planNew(ctx, s, r.basis())
 	if err != nil {
 		return nil, nil, err
 	}
-	return problems, notes(checked), nil
+	return problems, r.noted(checked, target), nil
 }
 
 // preview returns what applying a document would change, and the generation that this is based on, and what to know about
@@ -128,7 +128,7 @@ func (r *Router) preview(ctx context.Context, src *isthmusv1.Source) (uint64, []
 	if len(problems) > 0 {
 		return b.present.Generation, nil, nil, problems
 	}
-	return b.present.Generation, r.counted(plan.Diff(b.target, target)), notes(checked), nil
+	return b.present.Generation, r.cut(r.counted(plan.Diff(b.target, target)), b.target, target), r.noted(checked, target), nil
 }
 
 // apply makes a document the wanted one. expected is the generation that the writer has seen; nil: not checked. With
@@ -236,9 +236,7 @@ func (b basis) expects(generation *uint64) error {
 func (r *Router) commit(next store.Revision, confirm time.Duration) error {
 	next.Time = time.Now()
 	if confirm > 0 {
-		if r.present.Generation == 0 {
-			return fmt.Errorf("%w: there is no former document to go back to", api.ErrPrecondition)
-		}
+		// Before the first document there is none to go back to: then everything is removed.
 		next.ConfirmBy, next.RevertTo = next.Time.Add(confirm), r.present.Generation
 		// A chain of unconfirmed documents goes back to the last one that somebody stood by.
 		if !r.present.ConfirmBy.IsZero() {
@@ -329,6 +327,11 @@ func (r *Router) revertIfDue(now time.Time, from plan.Target) {
 // revert carries out the document that the present one was to be confirmed against, and then stores that: whoever is locked
 // out does not wait for a disk that is full.
 func (r *Router) revert(from plan.Target) error {
+	if r.unstored == nil && r.present.RevertTo == 0 {
+		r.unstored = &store.Revision{Author: Daemon, Reason: "not confirmed, back to no document", Changes: uint32(len(plan.Diff(from, plan.Target{}))), Ledger: r.present.Ledger}
+		r.held = nil
+		r.clear(from)
+	}
 	if r.unstored == nil {
 		old, err := r.Store.Revision(r.present.RevertTo)
 		if err != nil {
@@ -357,7 +360,9 @@ func (r *Router) revert(from plan.Target) error {
 	if err := r.commit(*r.unstored, 0); err != nil {
 		return err
 	}
-	r.endOutlived()
+	if r.spec != nil {
+		r.endOutlived()
+	}
 	return nil
 }
 

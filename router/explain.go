@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/tunnel"
 	"github.com/isthmus-net/isthmus/tunnel/explain"
@@ -44,11 +45,19 @@ func notes(s *spec.Spec) (out spec.Problems) {
 	return spec.Join(out)
 }
 
+// noted returns what is worth knowing of a document on this machine.
+func (r *Router) noted(s *spec.Spec, t plan.Target) spec.Problems {
+	if s == nil {
+		return nil
+	}
+	return append(notes(s), surprises(s, t, r.around.get())...)
+}
+
 // notes returns those of the present document.
 func (r *Router) notes() spec.Problems {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return notes(r.spec)
+	return r.noted(r.spec, r.target)
 }
 
 // explained adds to the status of tunnel i of a document why it is as it is.

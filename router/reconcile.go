@@ -14,6 +14,7 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
@@ -120,6 +121,47 @@ func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Po
 	if first {
 		r.work.set(object{key: "prune", stage: stageRemoval, apply: r.prune})
 	}
+}
+
+// scheduleNothing has the drivers remove everything that was made for a target. Forwarding ends first, since the rules that keep inside addresses in
+// go as well.
+func (r *Router) scheduleNothing(from plan.Target) {
+	r.state.use(plan.Target{})
+	r.taker.use(plan.Target{}.Takeover)
+	r.work.forget("host")
+	r.work.set(object{key: "forwarding", stage: stageHost, last: true, apply: func(context.Context) error { return r.Host.Forward(false) }})
+	r.work.set(object{key: "nat", stage: stageGuard, last: true, apply: func(ctx context.Context) error {
+		r.names.Set(names.Config{}, nil)
+		r.health.Set("", nil)
+		r.proxies.Set("", nil)
+		if err := r.nat.remove(ctx, r); err != nil {
+			return err
+		}
+		r.guard.Store(false)
+		if r.pooled == nil {
+			r.pooled = map[string][]netip.Addr{}
+		}
+		if from.Underlay.Interface != "" {
+			r.pooled[from.Underlay.Interface] = nil
+		}
+		for iface := range r.pooled {
+			if err := r.Addresses.SetPool(iface, nil); err != nil {
+				return err
+			}
+			r.pooled[iface] = nil
+		}
+		return nil
+	}})
+	r.work.set(object{key: "routes", stage: stageRoutes, last: true, apply: func(context.Context) error {
+		r.FIB.SetStatic(nil)
+		return nil
+	}})
+	r.work.set(object{key: "bgp", stage: stageBGP, last: true, apply: func(ctx context.Context) error { return r.applyBGP(ctx, bgp.Config{}) }})
+	for _, c := range from.Tunnels {
+		r.leaving.add(c)
+		r.removeTunnel(c)
+	}
+	r.work.set(object{key: "prune", stage: stageRemoval, last: true, apply: r.prune})
 }
 
 func (r *Router) removeTunnel(c tunnel.Config) {

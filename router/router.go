@@ -48,6 +48,8 @@ type Host interface {
 	Capabilities() []string
 	// Prepare sets the kernel parameters that a router needs, all but forwarding.
 	Prepare(underlay string) error
+	// Listening returns what listens at an address of the machine, as "tcp/22".
+	Listening(netip.Addr) []string
 	// Forward has the kernel forward packets, or not.
 	Forward(on bool) error
 }
@@ -203,6 +205,10 @@ func New(o Options) (*Router, error) {
 		return r, nil
 	}
 	r.present = present
+	if present.Text == "" {
+		r.clear(plan.Target{}) // the first document was not confirmed, and a former daemon may not have come to the end of that
+		return r, nil
+	}
 	if o.Safe {
 		o.Log.Warn("started with -safe: nothing is carried out", "generation", present.Generation)
 		return r, nil
@@ -277,6 +283,18 @@ func (r *Router) use(s *spec.Spec, target plan.Target, ledger plan.Ledger) {
 	r.state.explain(s)
 	r.schedule(former, target, first, r.outlived(target))
 	// One that changes nothing is carried out by a pass as well.
+	r.work.set(object{key: "document", stage: stageRemoval, last: true, apply: func(context.Context) error { return nil }})
+}
+
+// clear removes everything that was made for a target, and leaves the node without a document.
+func (r *Router) clear(from plan.Target) {
+	r.spec, r.target, r.invalid, r.had = nil, plan.Target{}, nil, nil
+	r.version++
+	if r.Safe {
+		return
+	}
+	r.state.explain(nil)
+	r.scheduleNothing(from)
 	r.work.set(object{key: "document", stage: stageRemoval, last: true, apply: func(context.Context) error { return nil }})
 }
 
@@ -393,7 +411,7 @@ func (r *Router) passed() {
 	} else if r.held != nil {
 		carried = r.held.Generation
 	}
-	if r.spec != nil && r.work.settled() && r.applied != carried {
+	if (r.spec != nil || r.present.Text == "") && r.work.settled() && r.applied != carried {
 		r.applied = carried
 		r.Log.Info("applied", "generation", r.applied)
 	}

@@ -192,6 +192,15 @@ func (d filter) Apply(_ context.Context, c nat.Config) error {
 	d.nat, d.rules = c, true
 	return nil
 }
+func (d filter) Remove(context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.rules {
+		d.note("rules removed")
+	}
+	d.nat, d.rules = nat.Config{}, false
+	return nil
+}
 func (d filter) Observe(context.Context) (nat.State, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -238,6 +247,7 @@ func (m *machine) Capabilities() []string                     { return []string{
 func (m *machine) Prepare(string) error                       { return nil }
 func (m *machine) Update([]fib.Route)                         {}
 func (m *machine) SetReserved([]fib.Reserved)                 {}
+func (m *machine) Listening(netip.Addr) []string              { return []string{"tcp/22"} }
 func (m *machine) Forward(bool) error                         { return nil }
 func (m *machine) Surroundings() (fib.Surroundings, error)    { return fib.Surroundings{}, nil }
 func (m *machine) Around(ctx context.Context, _ func()) error { <-ctx.Done(); return nil }
@@ -915,4 +925,42 @@ func TestReadBackIsNotLate(t *testing.T) {
 			t.Error("a is alive, although it has died since it was read")
 		}
 	})
+}
+
+// TestFirstDocumentGoesBack: the first document, too, goes back when it is not confirmed: nothing of it stays, also when the daemon starts meanwhile,
+// and another one can be applied.
+func TestFirstDocumentGoesBack(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			m, dir := newMachine(t), t.TempDir()
+			r, stop := m.boot(dir)
+			if _, _, err := r.apply(t.Context(), text(base), nil, time.Minute, "tester"); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			m.taken()
+			if restart {
+				stop()
+				r, stop = m.boot(dir)
+			}
+			time.Sleep(70 * time.Second)
+			synctest.Wait()
+			if got := strings.Join(m.taken(), "; "); !strings.Contains(got, "rules removed") || !strings.Contains(got, "remove tunnel") || !strings.Contains(got, "bgp") {
+				t.Errorf("restart %v: done: %s", restart, got)
+			}
+			if s := r.status(); s.GetGeneration() != 2 || s.GetAppliedGeneration() != 2 || len(s.GetConditions()) != 0 {
+				t.Errorf("restart %v: status %v", restart, s)
+			}
+			stop()
+			r, stop = m.boot(dir) // which has nothing to carry out
+			defer stop()
+			synctest.Wait()
+			m.taken()
+			apply(t, r, base)
+			synctest.Wait()
+			if got := strings.Join(m.taken(), "; "); !strings.Contains(got, "nat") || !strings.Contains(got, "tunnel") {
+				t.Errorf("restart %v: the next document: %s", restart, got)
+			}
+		})
+	}
 }

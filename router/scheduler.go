@@ -72,6 +72,13 @@ func (s *scheduler) has(key string) bool {
 	return s.objects[key] != nil
 }
 
+// forget drops an object, whatever is left to do for it.
+func (s *scheduler) forget(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.objects, key)
+}
+
 func (s *scheduler) wake() {
 	select {
 	case s.kick <- struct{}{}:

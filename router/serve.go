@@ -295,7 +295,7 @@ func (r *Router) uses() (map[string][]string, error) {
 	} else {
 		add(r.usesIn(r.present.Generation, r.present.Text), "")
 	}
-	if r.present.ConfirmBy.IsZero() {
+	if r.present.ConfirmBy.IsZero() || r.present.RevertTo == 0 {
 		return paths, nil
 	}
 	former, err := r.Store.Revision(r.present.RevertTo)

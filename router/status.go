@@ -197,6 +197,14 @@ func shown(p netip.Prefix) string {
 	return p.String()
 }
 
+// formerly names the generation that a document goes back to.
+func formerly(generation uint64) string {
+	if generation == 0 {
+		return "no document"
+	}
+	return fmt.Sprint(generation)
+}
+
 func sourceName(s fib.Source) string {
 	switch s {
 	case fib.Static:
@@ -341,13 +349,13 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 	if !r.present.ConfirmBy.IsZero() {
 		c := &isthmusv1.Condition{
 			Type: "NotConfirmed", Severity: "warning", Since: stamp(r.present.Time),
-			Message: fmt.Sprintf("generation %d goes back to %d at %s unless `isthmus confirm %[1]d` is called", r.present.Generation, r.present.RevertTo, r.present.ConfirmBy.UTC().Format(time.RFC3339)),
+			Message: fmt.Sprintf("generation %d goes back to %s at %s unless `isthmus confirm %[1]d` is called", r.present.Generation, formerly(r.present.RevertTo), r.present.ConfirmBy.UTC().Format(time.RFC3339)),
 		}
 		if r.stuck != nil {
-			c.Severity, c.Message = "error", fmt.Sprintf("generation %d was not confirmed, and going back to %d fails: %v", r.present.Generation, r.present.RevertTo, r.stuck)
+			c.Severity, c.Message = "error", fmt.Sprintf("generation %d was not confirmed, and going back to %s fails: %v", r.present.Generation, formerly(r.present.RevertTo), r.stuck)
 		}
 		if r.unstored != nil {
-			c.Message = fmt.Sprintf("generation %d was not confirmed, and %d is carried out again, but cannot be stored: %v", r.present.Generation, r.present.RevertTo, r.stuck)
+			c.Message = fmt.Sprintf("generation %d was not confirmed, and %s is carried out again, but cannot be stored: %v", r.present.Generation, formerly(r.present.RevertTo), r.stuck)
 		}
 		s.Conditions = append(s.Conditions, c)
 	}

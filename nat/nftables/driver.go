@@ -125,6 +125,24 @@ func (d *Driver) Apply(ctx context.Context, c nat.Config) error {
 	return d.become(number, c, want, func() error { return d.write(known, c, want) })
 }
 
+// Remove removes the table. See nat.Driver.
+func (d *Driver) Remove(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	conn, err := d.open()
+	if err != nil {
+		return err
+	}
+	defer conn.CloseLasting()
+	conn.AddTable(table()) // so that there is one to delete
+	conn.DelTable(table())
+	d.last, d.config, d.placed, d.overload = nil, nil, nil, nat.Overload{}
+	return d.flush(conn, "remove", 0)
+}
+
 // become has write make the rules be as wanted, and notes it.
 func (d *Driver) become(number uint32, c nat.Config, want *ruleset, write func() error) error {
 	d.last = nil

@@ -24,7 +24,7 @@ func policies(n int) nat.Config {
 	pool := netip.MustParseAddr("192.0.2.11")
 	c := nat.Config{Underlay: "up0", Own: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
 		Attachments: []nat.Attachment{{Interface: "tun0", Sources: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.31.0.0/30")}}},
-		Pools: []nat.Pool{{Name: "p", Addresses: []nat.PoolAddress{{Address: pool, Public: pool}}}}}
+		Pools:       []nat.Pool{{Name: "p", Addresses: []nat.PoolAddress{{Address: pool, Public: pool}}}}}
 	for i := range n {
 		src := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
 		dst := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 4), byte(i << 4)}), 28)

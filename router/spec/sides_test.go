@@ -1,0 +1,80 @@
+package spec
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/isthmus-net/isthmus/router/secret"
+)
+
+const sidesHead = `node: {name: hub, asn: 64620}
+underlay: {interface: wan, address: 10.9.0.4}
+`
+
+// sided checks a document and returns its problems and notes, a line each.
+func sided(t *testing.T, text string) (problems, notes []string) {
+	t.Helper()
+	d, found := Decode([]byte(sidesHead + text))
+	s, more := Check(d, func(name string) (secret.Ref, bool) { return secret.Ref{Name: name}, true })
+	for _, p := range slices.Concat(found, more) {
+		problems = append(problems, p.String())
+	}
+	if len(problems) == 0 {
+		for _, p := range s.Notes() {
+			notes = append(notes, p.String())
+		}
+	}
+	return problems, notes
+}
+
+// TestSides: what attachments, sources and access may be, and what is told of them.
+func TestSides(t *testing.T) {
+	for text, want := range map[string]string{
+		`attachments: [{name: lan, interface: lan0, sources: [10.50.0.0/24], routes: [{prefix: 10.60.0.0/16, via: 10.50.0.254}]}]`:  "",
+		`attachments: [{name: vpc, interface: wan, sources: [10.0.0.0/8]}, {name: vpc2, interface: wan, sources: [172.16.0.0/16]}]`: "",
+		`attachments: [{name: lan, interface: lan0}]`:                                                                             "attachments[0].sources: is required",
+		`attachments: [{name: lan, sources: [10.50.0.0/24]}]`:                                                                     "attachments[0].interface: is required",
+		`attachments: [{name: lan, interface: lo, sources: [10.50.0.0/24]}]`:                                                      "no name of an interface",
+		`attachments: [{name: a, interface: lan0, sources: [10.50.0.0/24]}, {name: b, interface: lan0, sources: [10.51.0.0/24]}]`: `"lan0" is the interface of attachments[0] too`,
+		`attachments: [{name: a, interface: lan0, sources: [10.50.0.0/24]}, {name: a, interface: lan1, sources: [10.51.0.0/24]}]`: "attachments[1].name",
+		`attachments: [{name: vpc, interface: wan, sources: [0.0.0.0/1]}]`:                                                        "would make the Internet behind the underlay an inside network",
+		`attachments: [{name: a, interface: lan0, sources: [10.50.0.0/24, 10.50.0.0/24]}]`:                                        "is given twice",
+		`attachments: [{name: a, interface: lan0, routes: [{prefix: 10.60.0.0/16, via: 10.60.0.1}]}]`:                             "is in the prefix that it is to lead to",
+		`attachments: [{name: a, interface: lan0, routes: [{prefix: 10.60.0.0/16, via: "2001:db8::1"}]}]`:                         "is of another address family",
+		`attachments: [{name: a, interface: lan0, routes: [{prefix: 169.254.0.0/16}]}]`:                                           "which no router forwards",
+		`staticRoutes: [{prefix: 169.254.0.0/16, blackhole: true}]`:                                                               "which no router forwards",
+		`staticRoutes: [{prefix: 168.63.129.16/32, blackhole: true}]`:                                                             "at which the cloud's platform serves this node",
+		`staticRoutes: [{prefix: 0.0.0.0/0, blackhole: true}]`:                                                                    "",
+		`access: {api: [10.9.0.0/24, 10.9.0.1/24]}`:                                                                               "access.api[1]",
+		`attachments: [{name: a, interface: lan0, sources: [` + strings.Repeat("10.0.0.0/8, ", 1000) + `10.1.0.0/16]}]`:           "are more than 1000 prefixes",
+		`egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}]}], policies: [{name: x, action: dnat, sources: [0.0.0.0/0], protocol: tcp, ports: ["80"], pool: p, to: "169.254.169.254:80"}]}`: "at which the cloud's platform serves this node",
+		`egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}], probes: {targets: ["http://169.254.169.254/latest"]}}]}`:                                                                       "at which the cloud's platform serves this node",
+	} {
+		problems, _ := sided(t, text)
+		got := strings.Join(problems, "\n")
+		if (want == "") != (got == "") || !strings.Contains(got, want) {
+			t.Errorf("%.90s: %s, want %q", text, got, want)
+		}
+	}
+}
+
+// TestNotes: what is not wrong and yet drops or lets in what its writer may not expect.
+func TestNotes(t *testing.T) {
+	const tunnel = `tunnels: [{name: t, wireguard: {privateKey: k, peerPublicKey: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", listenPort: 51820}, inside: [{local: 169.254.64.2/30}]SOURCES}]
+`
+	for _, k := range []struct{ text, want string }{
+		{"access: {api: [10.9.0.0/24]}\n", ""},
+		{"", "access.api: is not given"},
+		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", "", 1), `tunnels[0].sources: "t" lets in nothing but what its peer sends itself`},
+		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", ", sources: [10.1.0.0/16]", 1), ""},
+		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", "", 1) + "staticRoutes: [{prefix: 10.1.0.0/16, tunnels: [t]}]\n", ""},
+		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", "", 1) + "peers: [{name: p, tunnel: t, asn: 65001, import: {allow: [{prefix: 10.0.0.0/8, le: 24}, {prefix: 0.0.0.0/0}]}}]\n", ""},
+		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", "", 1) + "peers: [{name: p, tunnel: t, asn: 65001, import: {allow: [{prefix: 0.0.0.0/0, le: 32}]}}]\n", "peers[0].import.allow[0]: \"0.0.0.0/0 from /0 to /32\" also allows what is never installed"},
+	} {
+		problems, notes := sided(t, k.text)
+		if got := strings.Join(notes, "\n"); len(problems) > 0 || (k.want == "") != (got == "") || !strings.Contains(got, k.want) {
+			t.Errorf("%s\n%s, problems %v, want %q", k.text, got, problems, k.want)
+		}
+	}
+}
