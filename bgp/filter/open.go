@@ -189,3 +189,34 @@ func (c *capabilities) appendOpen(b message, fixed []byte) message {
 	b[params-1] = byte(len(b) - params)
 	return end(b, at)
 }
+
+// ReplaceNextHop writes another next hop, to, over from in the MP_REACH_NLRI attributes of whole messages of our own
+// speaker.
+func ReplaceNextHop(b []byte, from, to [16]byte) {
+	for len(b) >= HeaderLength {
+		m := b[:min(len(b), max(HeaderLength, int(binary.BigEndian.Uint16(b[16:]))))]
+		b = b[len(m):]
+		if m[18] != Update || len(m) < HeaderLength+4 {
+			continue
+		}
+		rest := m[HeaderLength:]
+		rest = rest[min(len(rest), 2+int(binary.BigEndian.Uint16(rest))):]
+		if len(rest) < 2 {
+			continue
+		}
+		attrs := rest[2:min(len(rest), 2+int(binary.BigEndian.Uint16(rest)))]
+		for len(attrs) >= 4 {
+			head, size := 3, int(attrs[2])
+			if attrs[0]&flagExtended != 0 {
+				head, size = 4, int(binary.BigEndian.Uint16(attrs[2:]))
+			}
+			if len(attrs) < head+size {
+				break
+			}
+			if v := attrs[head : head+size]; attrs[1] == attrMPReach && len(v) >= 20 && v[3] == 16 && [16]byte(v[4:20]) == from {
+				copy(v[4:20], to[:])
+			}
+			attrs = attrs[head+size:]
+		}
+	}
+}
