@@ -215,6 +215,8 @@ func TestUpdate(t *testing.T) {
 		"most communities":     {in: upd(nil, concat(base, many(8, MaxCommunities, 4)), p10), want: upd(nil, concat(base, many(8, MaxCommunities, 4)), p10)},
 		"too many communities": {in: upd(nil, concat(base, many(8, MaxCommunities+1, 4)), p10), want: withdraw, bad: "at most 512"},
 		"extended of seven":    {in: upd(nil, concat(base, attr(0xc0, 16, 1, 2, 3, 4, 5, 6, 7)), p10), want: withdraw, bad: "length"},
+		"extended":             {in: upd(nil, concat(base, attr(0xc0, 16, 0, 2, 0xfd, 0xe9, 0, 0, 0, 1, 6, 8, 1, 2, 3, 4, 5, 6, 0x43, 0, 0, 0, 0, 0, 0, 1)), p10), want: upd(nil, concat(base, attr(0xc0, 16, 0, 2, 0xfd, 0xe9, 0, 0, 0, 1, 0x43, 0, 0, 0, 0, 0, 0, 1)), p10), discarded: []byte{16}},
+		"extended, EVPN alone": {in: upd(nil, concat(base, attr(0xc0, 16, 6, 8, 1, 2, 3, 4, 5, 6)), p10), want: plain, discarded: []byte{16}},
 		"large of eight":       {in: upd(nil, concat(base, attr(0xc0, 32, 1, 2, 3, 4, 5, 6, 7, 8)), p10), want: withdraw, bad: "length"},
 		"AS4_PATH of a new":    {in: upd(nil, concat(base, attr(0xc0, 17, 2, 1, 0, 0, 0, 1), attr(0xc0, 18, 0, 0, 0, 1, 9, 9, 9, 9)), p10), want: plain, discarded: []byte{17, 18}},
 

@@ -73,7 +73,7 @@ type update struct {
 	partial                            [256]bool
 	bad                                string // why the message is treated as a withdrawal; empty: it is not
 	segments, segments4                []segment
-	front, back, all                   []byte // attributes before and behind NEXT_HOP; what is to be withdrawn
+	ext, front, back, all              []byte // attributes before and behind NEXT_HOP; what is to be withdrawn
 }
 
 // Note says why the last UPDATE message was treated as a withdrawal; it is empty if it was not.
@@ -82,7 +82,7 @@ func (f *Filter) Note() string { return f.u.bad }
 func (u *update) reset() {
 	*u = update{
 		withdrawn: u.withdrawn[:0], nlri: u.nlri[:0], reach: u.reach[:0],
-		segments: u.segments[:0], segments4: u.segments4[:0], front: u.front[:0], back: u.back[:0], all: u.all[:0],
+		segments: u.segments[:0], segments4: u.segments4[:0], ext: u.ext[:0], front: u.front[:0], back: u.back[:0], all: u.all[:0],
 	}
 }
 
@@ -245,7 +245,7 @@ func (f *Filter) attribute(kind byte, v []byte) *Notification {
 	case attrCommunities:
 		u.communities = f.communities(kind, v, 4)
 	case attrExtCommunities:
-		u.extCommunities = f.communities(kind, v, 8)
+		u.extCommunities = f.extended(f.communities(kind, v, 8))
 	case attrLargeCommunity:
 		u.large = f.communities(kind, v, 12)
 	case attrAS4Path:
@@ -282,6 +282,25 @@ func (f *Filter) communities(kind byte, v []byte, size int) []byte {
 		f.u.worse("%d communities in attribute %d, at most %d are taken", n, kind, MaxCommunities)
 	}
 	return v
+}
+
+// extended returns the extended communities that a transit router of IP unicast passes on: those of AS numbers and IPv4
+// addresses, such as route targets, and opaque ones. Those of other services are taken out.
+func (f *Filter) extended(v []byte) []byte {
+	u := &f.u
+	n := len(v)
+	for ; len(v) >= 8; v = v[8:] {
+		if v[0]&^0x40 <= 3 { // but for the transitive bit
+			u.ext = append(u.ext, v[:8]...)
+		}
+	}
+	if len(u.ext) < n && u.bad == "" {
+		f.discard(attrExtCommunities)
+	}
+	if len(u.ext) == 0 {
+		return nil
+	}
+	return u.ext
 }
 
 // mpReach reads MP_REACH_NLRI (RFC 4760 section 3). That of another family is taken out.

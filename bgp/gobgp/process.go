@@ -97,16 +97,13 @@ func spawn(o Options) (*process, error) {
 		end:  func() crash { return decodeCrash(stderr.String(), cmd.ProcessState.String()) },
 	}
 	ns, err := receiveNetwork(conn.(*net.UnixConn))
-	if err == nil {
-		p.dial, err = enter(ns, done)
-		unix.Close(ns)
-	}
 	if err != nil {
 		p.kill()
 		<-done
 		conn.Close()
 		return nil, fmt.Errorf("starting the BGP process: %w (%s)", err, p.end().reason)
 	}
+	p.dial = enter(ns, done)
 	return p, nil
 }
 
@@ -133,65 +130,56 @@ func receiveNetwork(conn *net.UnixConn) (int, error) {
 	return fds[0], conn.SetReadDeadline(time.Time{})
 }
 
-// enter keeps a thread in a network namespace until done, and returns what opens connections there.
-func enter(ns int, done <-chan struct{}) (func(context.Context, netip.Addr, netip.Addr) (net.Conn, error), error) {
-	type call struct {
-		ctx      context.Context
-		from, to netip.Addr
-		answer   chan<- any // net.Conn or error
-	}
-	calls, entered := make(chan call), make(chan error, 1)
+// inside takes what the thread does that goes into network namespaces of children.
+var inside = sync.OnceValue(func() chan<- func() {
+	c := make(chan func())
 	var serve func()
 	serve = func() {
-		// The thread is not fit for anything else afterwards: it ends with this goroutine.
+		// The thread is not fit for anything else afterwards, and it never ends either: see forks.
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			// The first thread cannot end, and the namespaces of the process are taken to be its.
+			// The namespaces of the first thread are taken to be those of the process.
 			next := make(chan struct{})
 			go func() { close(next); serve() }()
 			<-next
 			runtime.UnlockOSThread()
 			return
 		}
-		err := unix.Setns(ns, unix.CLONE_NEWNET)
-		entered <- err
-		if err != nil {
-			return
-		}
-		for {
-			select {
-			case c := <-calls:
-				conn, err := dialInner(c.ctx, c.from, c.to)
-				if err != nil {
-					c.answer <- err
-				} else {
-					c.answer <- conn
-				}
-			case <-done:
-				return
-			}
+		for f := range c {
+			f()
 		}
 	}
 	go serve()
-	if err := <-entered; err != nil {
-		return nil, fmt.Errorf("entering its network namespace: %w", err)
-	}
-	return func(ctx context.Context, from, to netip.Addr) (net.Conn, error) {
-		answer := make(chan any, 1)
+	return c
+})
+
+// enter takes the descriptor of a network namespace over until done, and returns what opens connections there.
+func enter(ns int, done <-chan struct{}) func(context.Context, netip.Addr, netip.Addr) (net.Conn, error) {
+	closed := false // of the thread
+	go func() {
+		<-done
+		inside() <- func() { closed = true; unix.Close(ns) }
+	}()
+	return func(ctx context.Context, from, to netip.Addr) (conn net.Conn, err error) {
+		worked := make(chan struct{})
+		work := func() {
+			defer close(worked)
+			if closed {
+				err = errEnded
+			} else if err = unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+				err = fmt.Errorf("entering the network namespace of the BGP process: %w", err)
+			} else {
+				conn, err = dialInner(ctx, from, to)
+			}
+		}
 		select {
-		case calls <- call{ctx, from, to, answer}:
-		case <-done:
-			return nil, errEnded
+		case inside() <- work:
+			<-worked
+			return conn, err
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
-		switch x := (<-answer).(type) {
-		case net.Conn:
-			return x, nil
-		default:
-			return nil, x.(error)
-		}
-	}, nil
+	}
 }
 
 // dialInner opens a connection to the child, in the network namespace of the calling thread.
