@@ -236,25 +236,16 @@ func (l *leg) finish(inner net.Conn, out []byte, err error) {
 	}
 	l.s.r.o.Ended(l.s.p.Name, n.Error())
 	l.s.release(l)
+	l.say(n) // before the speaker closes its side, after which nothing is written
 	now := time.Now()
 	l.s.passed.Store(&now)
 	// A connection that merely ends is the beginning of a graceful restart to the speaker.
 	inner.SetWriteDeadline(now.Add(lastWords))
 	_, _ = inner.Write(append(out, filter.Cease(n.Error())...))
-	l.refuseAfter(n)
-}
-
-// refuseAfter is refuse, but lets the speaker read and close by itself.
-func (l *leg) refuseAfter(n *filter.Notification) {
-	l.mu.Lock()
-	inner := l.inner
-	l.inner = nil
-	l.mu.Unlock()
-	l.refuse(n)
-	if inner != nil {
-		inner.SetReadDeadline(time.Now().Add(lastWords))
-		io.Copy(io.Discard, inner)
-		inner.Close()
+	l.drain()
+	select { // the speaker reads that, and closes by itself
+	case <-l.flushed:
+	case <-time.After(readyWait):
 	}
 }
 
@@ -270,7 +261,11 @@ func (l *leg) fromSpeaker(inner net.Conn) {
 		if from != to {
 			filter.ReplaceNextHop(b, from.As16(), to.As16())
 		}
-		if l.write(b) != nil {
+		if err := l.write(b); err != nil {
+			if errors.Is(err, errGone) {
+				// The speaker has still to read why: a close with bytes that were not read here could overtake it.
+				_, _ = io.Copy(io.Discard, inner)
+			}
 			return
 		}
 	}

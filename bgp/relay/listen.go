@@ -24,7 +24,8 @@ type listener struct {
 	index int // of the interface
 	l     *net.TCPListener
 	keys  map[netip.Addr][]byte // by peer, as set on the socket
-	said  string                // the last error, which is not said twice
+	peers map[netip.Addr]*session
+	said  string // the last error, which is not said twice
 
 	strangers int
 	quiet     time.Time // until when strangers are only counted
@@ -60,13 +61,13 @@ func (r *Relay) listenLocked() {
 	if r.o.Port <= 0 {
 		return
 	}
-	want := make(map[endpoint]map[netip.Addr][]byte)
+	want := make(map[endpoint]map[netip.Addr]*session)
 	for _, s := range r.sessions {
 		at := endpoint{s.p.Local, s.p.Interface}
 		if want[at] == nil {
-			want[at] = make(map[netip.Addr][]byte)
+			want[at] = make(map[netip.Addr]*session)
 		}
-		want[at][s.p.Address] = s.p.Key
+		want[at][s.p.Address] = s
 	}
 	for at, l := range r.listeners {
 		if want[at] == nil {
@@ -74,19 +75,20 @@ func (r *Relay) listenLocked() {
 			delete(r.listeners, at)
 		}
 	}
-	for at, keys := range want {
+	for at, peers := range want {
 		l := r.listeners[at]
 		if l == nil {
 			l = &listener{at: at}
 			r.listeners[at] = l
 		}
+		l.peers = peers
 		index, err := interfaceIndex(at.iface)
 		if err == nil && l.l != nil && l.index == index {
-			err = l.setKeys(keys)
+			err = l.setKeys()
 		} else {
 			l.close()
 			if err == nil {
-				err = r.openLocked(l, index, keys)
+				err = r.openLocked(l, index)
 			}
 		}
 		if err != nil {
@@ -101,13 +103,13 @@ func (r *Relay) listenLocked() {
 	}
 }
 
-func (r *Relay) openLocked(l *listener, index int, keys map[netip.Addr][]byte) error {
+func (r *Relay) openLocked(l *listener, index int) error {
 	tcp, err := listen(r.ctx, l.at, r.o.Port)
 	if err != nil {
 		return err
 	}
 	l.l, l.index, l.keys = tcp, index, make(map[netip.Addr][]byte)
-	if err := l.setKeys(keys); err != nil {
+	if err := l.setKeys(); err != nil {
 		return err
 	}
 	r.wg.Go(func() { r.accept(l, tcp) })
@@ -116,21 +118,21 @@ func (r *Relay) openLocked(l *listener, index int, keys map[netip.Addr][]byte) e
 
 // setKeys sets the keys that differ, and takes away those that are not wanted any more: a listener that keeps one
 // refuses the peer for good.
-func (l *listener) setKeys(want map[netip.Addr][]byte) error {
-	for a, old := range l.keys {
-		if key := want[a]; len(old) > 0 && len(key) == 0 {
+func (l *listener) setKeys() error {
+	for a := range l.keys {
+		if s := l.peers[a]; s == nil || len(s.p.Key) == 0 {
 			if err := setKey(l.l, a, nil); err != nil {
 				return err
 			}
 			delete(l.keys, a)
 		}
 	}
-	for a, key := range want {
-		if len(key) > 0 && !slices.Equal(l.keys[a], key) {
-			if err := setKey(l.l, a, key); err != nil {
+	for a, s := range l.peers {
+		if len(s.p.Key) > 0 && !slices.Equal(l.keys[a], s.p.Key) {
+			if err := setKey(l.l, a, s.p.Key); err != nil {
 				return err
 			}
-			l.keys[a] = key
+			l.keys[a] = s.p.Key
 		}
 	}
 	return nil
@@ -153,12 +155,7 @@ func (r *Relay) accept(l *listener, tcp *net.TCPListener) {
 		}
 		from := conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
 		r.mu.Lock()
-		var s *session
-		for _, x := range r.sessions {
-			if x.p.Address == from && x.p.Local == l.at.local && x.p.Interface == l.at.iface {
-				s = x
-			}
-		}
+		s := l.peers[from]
 		if s == nil {
 			l.strangers++
 			if now := time.Now(); now.After(l.quiet) {

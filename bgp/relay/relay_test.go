@@ -222,6 +222,7 @@ func TestMalformed(t *testing.T) {
 	expect(t, s, keepalive)
 	reason := "type 9 of a message is unknown (NOTIFICATION 1/3)"
 	expect(t, s, filter.Cease(reason))
+	s.Close() // at once, as GoBGP does
 	expect(t, p, message(filter.NotificationType, 1, 3, 9))
 	over(t, p)
 	b.mu.Lock()

@@ -265,19 +265,23 @@ func (l *leg) close() {
 
 // refuse ends the connection with a NOTIFICATION, if the peer takes it.
 func (l *leg) refuse(n *filter.Notification) {
-	l.conn.SetWriteDeadline(time.Now().Add(lastWords))
-	l.mu.Lock()
-	if !l.ended {
-		l.ended = true
-		_, _ = l.conn.Write(n.Message()) // the connection ends anyway
-	}
-	inner := l.inner
-	l.mu.Unlock()
-	if inner != nil {
+	if inner := l.say(n); inner != nil {
 		inner.Close()
 	}
 	l.drain()
 	l.close()
+}
+
+// say writes a NOTIFICATION to the peer, and nothing after it. It returns the connection to the speaker, if there is one.
+func (l *leg) say(n *filter.Notification) net.Conn {
+	l.conn.SetWriteDeadline(time.Now().Add(lastWords))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.ended {
+		l.ended = true
+		_, _ = l.conn.Write(n.Message()) // the connection ends anyway
+	}
+	return l.inner
 }
 
 // drain lets the peer read what was written last: a close with bytes that were not read is a reset, which may overtake
