@@ -333,7 +333,7 @@ func TestSplit(t *testing.T) {
 	if !bytes.Equal(all, prefixes) || messages != 2 {
 		t.Errorf("%d bytes of prefixes in %d messages, want %d in 2", len(all), messages, len(prefixes))
 	}
-	// What leaves no room at all is withdrawn.
+	// Prefixes for which no room is left are withdrawn.
 	big := concat(origin, asPath, hop, ext(0xc0, 8, make([]byte, 4*MaxCommunities)...), ext(0xc0, 32, make([]byte, 12*60)...))
 	if got, err := pass(f, upd(nil, big, p10)); err != nil || !bytes.Equal(got, upd(p10, nil, nil)) {
 		t.Errorf("%x, %v", got, err)

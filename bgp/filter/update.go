@@ -331,7 +331,7 @@ func (f *Filter) mpReach(v []byte) *Notification {
 			return malformed(fmt.Sprintf("has a next hop of %d bytes", len(hop)))
 		}
 		if !host6(hop) {
-			u.worse("MP_REACH_NLRI with a next hop that is no address of a host")
+			u.worse("MP_REACH_NLRI with a next hop that cannot be a host")
 		}
 	} else if len(hop) != 4 {
 		return malformed(fmt.Sprintf("has a next hop of %d bytes", len(hop)))
@@ -446,7 +446,7 @@ func (f *Filter) passOn(kind byte) byte {
 	return flagOptional | flagTransitive
 }
 
-// write writes the messages: first what is withdrawn, then what is announced. A message of which nothing is left
+// write writes the messages: first what is withdrawn, then what is announced. A message that is empty then
 // becomes a KEEPALIVE, since one without prefixes would be an End-of-RIB (RFC 4724 section 2).
 func (f *Filter) write(empty bool) {
 	u := &f.u
@@ -633,7 +633,7 @@ func count(segs []segment) (n int) {
 	return n
 }
 
-// appendPath writes an AS_PATH of numbers of four octets: the segments of two octets, of which the last ones are
+// appendPath writes an AS_PATH of numbers of four octets: the segments of two octets, the last ones
 // replaced by the path of four (RFC 6793 section 4.2.3).
 func appendPath(b []byte, segs, segs4 []segment) ([]byte, string) {
 	keep, total := count(segs)-count(segs4), 0

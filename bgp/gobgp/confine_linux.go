@@ -13,7 +13,7 @@ import (
 )
 
 // confine takes away from the child what the parent could not before it started it: it comes as root, in network,
-// mount, IPC and host name namespaces of its own, and has read nothing of anybody's. It hands its network namespace to
+// mount, IPC and host name namespaces of its own, and has read nothing of a peer's. It hands its network namespace to
 // the daemon by the socket, so that the daemon can reach it, and keeps nothing else of the system.
 func confine(socket int, uid, gid int) error {
 	// When memory runs out, this process goes first: it is back in a second, and routes stay.
@@ -189,7 +189,7 @@ var syscalls = []uint32{
 	unix.SYS_EXIT, unix.SYS_EXIT_GROUP,
 }
 
-// Where struct seccomp_data of the kernel has its fields, and its first two arguments, of which only the lower halves
+// Where struct seccomp_data of the kernel has its fields, and its first two arguments. Only the lower halves
 // count here.
 const (
 	seccompNumber = 0
@@ -233,7 +233,7 @@ func seccompProgram(arch, pid uint32) []unix.SockFilter {
 	for _, n := range syscalls {
 		prog = append(prog, jump(unix.BPF_JEQ, n, 0, 1), allow)
 	}
-	// The runtime makes its threads with clone; a program that gets to know that there is no clone3 uses it too.
+	// The runtime makes its threads with clone; without clone3 all programs use it.
 	prog = append(prog, jump(unix.BPF_JEQ, unix.SYS_CLONE3, 0, 1), result(unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS)))
 	prog = append(prog, jump(unix.BPF_JEQ, unix.SYS_CLONE, 0, 4),
 		load(seccompArg0), jump(unix.BPF_JSET, unix.CLONE_THREAD, 0, 1), allow, deny)

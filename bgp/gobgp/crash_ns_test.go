@@ -144,7 +144,7 @@ func TestKillersFiltered(t *testing.T) {
 	if len(good.sessions) != 1 || len(good.notes) != 0 {
 		t.Errorf("the other has had %d sessions, notifications %v", len(good.sessions), good.notes)
 	}
-	// What ended the session is told, and not that GoBGP was told to end it.
+	// The peer gets to see why the session ended, not that GoBGP was told to end it.
 	if s := n.state("bad"); !strings.Contains(s.LastError, "NOTIFICATION 5/3") {
 		t.Errorf("last error %q", s.LastError)
 	}

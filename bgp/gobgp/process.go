@@ -225,7 +225,7 @@ func fork(cmd *exec.Cmd) error {
 	forks() <- func() {
 		err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 		if err == nil {
-			// What this process itself was started with, and what a library forgets to mark, does not get across.
+			// Descriptors that this process was started with, or that a library forgets to mark, do not get across.
 			err = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 		}
 		if err == nil {

@@ -85,7 +85,7 @@ const blameWindow = time.Second
 // evidence is what the relay knows of an end of the BGP process.
 type evidence struct {
 	// sent are the peers that have sent anything but KEEPALIVE to this process, recent those that have just before it
-	// ended. Both are nil when there is no relay.
+	// ended. Both are nil without a relay.
 	sent, recent map[string]bool
 }
 

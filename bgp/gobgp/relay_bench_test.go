@@ -2,7 +2,6 @@ package gobgp
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -104,5 +103,5 @@ func BenchmarkRelay(b *testing.B) {
 	b.ReportMetric(median(relayed), "relayed-s")
 	b.ReportMetric(median(direct), "direct-s")
 	b.ReportMetric(median(ratio), "ratio")
-	b.Log(fmt.Sprintf("ratios from %.2f to %.2f", ratio[0], ratio[len(ratio)-1]))
+	b.Logf("ratios from %.2f to %.2f", ratio[0], ratio[len(ratio)-1])
 }

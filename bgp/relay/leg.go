@@ -189,7 +189,7 @@ func (l *leg) write(b []byte) error {
 func (l *leg) toSpeaker(in *reader, inner net.Conn, out []byte) {
 	busy := len(out) > 0
 	for {
-		// What came together is written together.
+		// Messages that came together are written together.
 		for in.whole() || len(out) == 0 {
 			m, err := l.next(in)
 			if err == nil {

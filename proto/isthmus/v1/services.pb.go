@@ -2266,7 +2266,7 @@ type PeerStatus struct {
 	NextTry *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=next_try,json=nextTry,proto3" json:"next_try,omitempty"`
 	// Prefixes that the export policy allows and its limit holds back.
 	PrefixesHeldBack uint32 `protobuf:"varint,20,opt,name=prefixes_held_back,json=prefixesHeldBack,proto3" json:"prefixes_held_back,omitempty"`
-	// What became of the messages of the peer, which are checked before BGP gets them.
+	// Counters of the checks that the messages of the peer pass before BGP gets them.
 	Filter        *PeerFilter `protobuf:"bytes,21,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
