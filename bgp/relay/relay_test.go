@@ -302,8 +302,13 @@ func TestFlood(t *testing.T) {
 	b.Ready("a", true)
 	p, s := b.up(11)
 	before := runtime.NumGoroutine()
+	var last net.Conn
 	for range 300 {
-		b.mustCall() // says nothing
+		next := b.mustCall() // says nothing
+		if last != nil {
+			over(t, last) // at once, without a word
+		}
+		last = next
 	}
 	eventually(t, "two are left", func() bool { return runtime.NumGoroutine() <= before+20 })
 	p.Write(keepalive)
@@ -521,6 +526,16 @@ func TestRebind(t *testing.T) {
 		ip(t, "link del ist-a")
 		eventually(t, "none", func() bool { return listening() == 0 })
 	}
+	// Gone and back between two looks.
+	ip(t, "link add ist-a type veth peer name ist-b")
+	eventually(t, "a new listener", func() bool { i := listening(); return i != 0 && i != last })
+	last = listening()
+	b.Relay.mu.Lock()
+	ip(t, "link del ist-a")
+	ip(t, "link add ist-a type veth peer name ist-b")
+	b.Relay.mu.Unlock()
+	t.Cleanup(func() { exec.Command("ip", "link", "del", "ist-a").Run() })
+	eventually(t, "a listener on the new interface", func() bool { i := listening(); return i != 0 && i != last })
 }
 
 // TestHop: of a peer with other addresses inside, the next hop is put right.
