@@ -45,6 +45,25 @@ type PeerState struct {
 	GracefulRestart  bool      // negotiated
 	NextTry          time.Time // of a quarantined or held-down session
 	QuarantineReason string
+	Filtered         Filtered
+}
+
+// Filtered says what became of the messages of a peer, since the daemon was started or the peer was added.
+type Filtered struct {
+	Messages  uint64 // that the peer sent
+	Withdrawn uint64 // UPDATE messages that were treated as withdrawals because they were malformed (RFC 7606)
+	Resets    uint64 // sessions and connections that were ended because of a malformed message
+	// Discarded are the path attributes that were taken out of UPDATE messages, by type: those that this node does not
+	// use, and malformed ones. There are at most 256.
+	Discarded []Discarded
+	// Note says why the last malformed UPDATE of the session was treated as a withdrawal; empty: there was none.
+	Note string
+}
+
+// Discarded counts the path attributes of one type.
+type Discarded struct {
+	Type  uint8
+	Count uint64
 }
 
 // Path is one accepted way to a prefix. Traffic goes through the tunnel of Peer; NextHop is what the peer claims and

@@ -122,6 +122,12 @@ func peerStatus(c bgp.Peer, s bgp.PeerState) *isthmusv1.PeerStatus {
 		MessagesReceived: s.MessagesIn, MessagesSent: s.MessagesOut,
 		LastError: s.LastError, TimesUp: s.TimesUp, GracefulRestart: s.GracefulRestart, NextTry: stamp(s.NextTry),
 	}
+	p.Filter = &isthmusv1.PeerFilter{
+		Messages: s.Filtered.Messages, Withdrawn: s.Filtered.Withdrawn, Resets: s.Filtered.Resets, Note: s.Filtered.Note,
+	}
+	for _, a := range s.Filtered.Discarded {
+		p.Filter.Discarded = append(p.Filter.Discarded, &isthmusv1.DiscardedAttribute{Type: uint32(a.Type), Count: a.Count})
+	}
 	if s.HoldTime > 0 {
 		p.HoldTime = durationpb.New(s.HoldTime)
 	}

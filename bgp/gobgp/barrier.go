@@ -29,7 +29,7 @@ type barrier struct {
 	conn net.Conn
 }
 
-func raiseBarrier(ctx context.Context, s *server.BgpServer, asn uint32, port int) (*barrier, error) {
+func raiseBarrier(ctx context.Context, s *server.BgpServer, asn uint32) (*barrier, error) {
 	const hold = 65535 // longer than any restart
 	err := s.AddPeer(ctx, &api.AddPeerRequest{Peer: &api.Peer{
 		Conf:      &api.PeerConf{NeighborAddress: barrierAddress, PeerAsn: barrierASN, LocalAsn: asn},
@@ -47,7 +47,7 @@ func raiseBarrier(ctx context.Context, s *server.BgpServer, asn uint32, port int
 		return nil, err
 	}
 	b := &barrier{}
-	if err := b.open(ctx, port, hold); err != nil {
+	if err := b.open(ctx, hold); err != nil {
 		return nil, errors.Join(err, s.DeletePeer(ctx, &api.DeletePeerRequest{Address: barrierAddress}))
 	}
 	// Our KEEPALIVE is read, but the state may not have changed yet.
@@ -69,12 +69,12 @@ func raiseBarrier(ctx context.Context, s *server.BgpServer, asn uint32, port int
 }
 
 // open opens the session: an active speaker up to the KEEPALIVE that makes the other side Established.
-func (b *barrier) open(ctx context.Context, port, hold int) error {
+func (b *barrier) open(ctx context.Context, hold int) error {
 	d := net.Dialer{Timeout: barrierWait, LocalAddr: &net.TCPAddr{IP: net.ParseIP(barrierAddress)}}
 	// A passive GoBGP peer leaves Idle only some milliseconds after it was added, and closes connections before.
 	end := time.Now().Add(barrierWait)
 	for {
-		conn, err := d.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		conn, err := d.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(childPort)))
 		if err == nil {
 			if err = handshake(conn, hold, end); err == nil {
 				b.conn = conn

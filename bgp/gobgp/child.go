@@ -9,12 +9,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"reflect"
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -34,6 +32,9 @@ const (
 	exitError = 3 // BGP could not be started
 	exitStuck = 4 // the daemon does not read
 )
+
+// childPort is where GoBGP listens, in a network namespace of its own.
+const childPort = 1179
 
 // counterInterval is how often the child reads the counters. GoBGP serves this, like all else, in one goroutine.
 const counterInterval = 5 * time.Second
@@ -56,7 +57,18 @@ func RunIfChild() {
 }
 
 func runChild() error {
-	if err := confine(); err != nil {
+	if len(os.Args) != 3 {
+		return errors.New("the BGP process is started by isthmusd alone")
+	}
+	uid, err := strconv.Atoi(os.Args[1])
+	if err != nil {
+		return fmt.Errorf("reading the user ID: %w", err)
+	}
+	gid, err := strconv.Atoi(os.Args[2])
+	if err != nil {
+		return fmt.Errorf("reading the group ID: %w", err)
+	}
+	if err := confine(3, uid, gid); err != nil {
 		return fmt.Errorf("confining the BGP process: %w", err)
 	}
 	f := os.NewFile(3, "daemon")
@@ -79,32 +91,6 @@ func runChild() error {
 		return nil
 	}
 	return err
-}
-
-// confine gives up what the parent could not take away before it started us.
-func confine() error {
-	// No descriptor that the daemon inherited without close-on-exec comes in. The runtime's own are anonymous inodes.
-	fds, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return err
-	}
-	for _, e := range fds {
-		n, err := strconv.Atoi(e.Name())
-		if err != nil || n <= 3 {
-			continue
-		}
-		if to, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name())); err == nil && !strings.HasPrefix(to, "anon_inode:") {
-			unix.Close(n)
-		}
-	}
-	// When memory runs out, this process goes first: it is back in a second, and routes stay.
-	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("500"), 0); err != nil {
-		return err
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return err
-	}
-	return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 }
 
 // child runs one GoBGP server. All calls into GoBGP but the first come from serve's goroutine or from counters'.
@@ -227,7 +213,7 @@ func (c *child) start(m configMessage) error {
 	g := &api.Global{
 		Asn:              m.ASN,
 		RouterId:         m.RouterID.String(),
-		ListenPort:       int32(m.Port),
+		ListenPort:       childPort,
 		ListenAddresses:  []string{"0.0.0.0"},
 		UseMultiplePaths: true,
 	}
@@ -236,7 +222,7 @@ func (c *child) start(m configMessage) error {
 		g.ListenAddresses = append(g.ListenAddresses, "::")
 	}
 	if err := s.StartBgp(ctx, &api.StartBgpRequest{Global: g}); err != nil {
-		return fmt.Errorf("starting BGP on port %d: %w", m.Port, err)
+		return fmt.Errorf("starting BGP: %w", err)
 	}
 	if err := s.SetPolicies(ctx, compilePolicies(m.ASN, nil, nil)); err != nil {
 		return fmt.Errorf("setting policies: %w", err)
@@ -258,9 +244,9 @@ func (c *child) start(m configMessage) error {
 		return fmt.Errorf("watching paths: %w", err)
 	}
 	c.server = s
-	c.config = configMessage{ASN: m.ASN, RouterID: m.RouterID, Port: m.Port, Restarting: m.Restarting}
-	if m.Restarting && m.Port > 0 && slices.ContainsFunc(m.Peers, func(p peerConfig) bool { return p.Peer.GracefulRestart > 0 }) {
-		b, err := raiseBarrier(ctx, s, m.ASN, m.Port)
+	c.config = configMessage{ASN: m.ASN, RouterID: m.RouterID, Restarting: m.Restarting}
+	if m.Restarting && slices.ContainsFunc(m.Peers, func(p peerConfig) bool { return p.Peer.GracefulRestart > 0 }) {
+		b, err := raiseBarrier(ctx, s, m.ASN)
 		if err != nil {
 			c.out.put(frameLog, logMessage{Level: "WARN", Text: fmt.Sprintf("raising the restart barrier: %v", err)})
 		}
@@ -400,7 +386,7 @@ func (c *child) heldBack(p bgp.Peer) (held bool) {
 // interrupts reports whether a session must end for a change.
 func interrupts(a, b peerConfig) bool {
 	return slices.ContainsFunc(bgp.DiffPeer(a.Peer, b.Peer), func(d bgp.Difference) bool { return d.Interrupts != "" }) ||
-		string(a.MD5) != string(b.MD5)
+		a.Key != b.Key || a.Outside != b.Outside
 }
 
 func (c *child) announce(ctx context.Context, prefix netip.Prefix, on bool) error {

@@ -20,9 +20,6 @@ const (
 	// (Selection_Deferral_Timer, RFC 4724 section 4.1). GoBGP's own default is six minutes.
 	deferral = 10 * time.Second
 
-	// connectRetry is the shortest time between two attempts to connect; the first comes after one to two seconds.
-	connectRetry = 5 * time.Second
-
 	// exactLimit is the largest prefix limit that GoBGP itself enforces. It counts the whole Adj-RIB-In for each
 	// UPDATE, which a large table makes quadratic; larger limits are compared with the counters instead.
 	exactLimit = 20_000
@@ -103,21 +100,18 @@ func compilePeer(asn uint32, c peerConfig, restarting bool) *api.Peer {
 			NeighborAddress: p.Address.String(),
 			PeerAsn:         p.ASN,
 			LocalAsn:        asn,
-			AuthPassword:    string(c.MD5),
 			ReplacePeerAsn:  p.ASOverride,
 			// GoBGP leaves the path that a looped one replaces in its table; the import policy does not, and so
 			// refuses them for peers that may not send our ASN at all.
 			AllowOwnAsn: 255,
 		},
 		Transport: &api.Transport{
-			LocalAddress:  p.LocalAddress.String(),
-			BindInterface: p.Interface,
-			PassiveMode:   p.Passive,
+			LocalAddress: p.LocalAddress.String(),
+			PassiveMode:  true, // the relay dials
 		},
 		Timers: &api.Timers{Config: &api.TimersConfig{
 			HoldTime:          seconds(p.HoldTime),
 			KeepaliveInterval: seconds(p.Keepalive),
-			ConnectRetry:      seconds(connectRetry),
 			// An administrative reset is wanted to be short.
 			IdleHoldTimeAfterReset: 1,
 		}},
@@ -131,9 +125,6 @@ func compilePeer(asn uint32, c peerConfig, restarting bool) *api.Peer {
 	}
 	if p.AllowOwnAS > 0 {
 		n.Conf.AllowOwnAsn = uint32(p.AllowOwnAS)
-	}
-	if p.TTL > 1 && p.ASN != asn {
-		n.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: uint32(p.TTL)}
 	}
 	return n
 }

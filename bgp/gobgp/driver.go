@@ -6,11 +6,11 @@
 // restart (RFC 4724). The peer whose message ended it is named by the label of the goroutine that panicked, and is
 // quarantined: for a minute, and twice as long each time.
 //
+// The child has no network. Package relay holds the connections of the peers, and what they send reaches GoBGP as
+// package filter writes it.
+//
 // A session carries one address family, that of its addresses, because GoBGP would announce IPv6 prefixes on an IPv4
 // session with an IPv4 next hop.
-//
-// Connections come in on all addresses; GoBGP closes those that are not from a peer's address to its local address,
-// and does not look at the interface. A packet filter should.
 package gobgp
 
 import (
@@ -28,14 +28,17 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/bgp/filter"
+	"github.com/isthmus-net/isthmus/bgp/relay"
 	"github.com/isthmus-net/isthmus/router/secret"
 )
 
 // Options are what New needs to know. Zero values are replaced where a default is given.
 type Options struct {
-	// UID and GID are whose process BGP is, if the daemon is root; default 65534 (nobody).
+	// UID and GID are whose process BGP is; default User, which no other process should have.
 	UID, GID int
-	// ListenPort is the TCP port for sessions that peers open; default 179, negative: none.
+	// ListenPort is the TCP port for sessions that peers open, on the local address and the interface of each; default
+	// 179, negative: none.
 	ListenPort int
 	// Secrets returns the TCP-MD5 keys.
 	Secrets secret.Lookup
@@ -77,6 +80,7 @@ type Driver struct {
 	once   sync.Once  // closes ready
 	want   bgp.Config // peers by name, all of them checked
 	keys   map[string]password
+	keyNo  map[string]uint64 // counts the keys that a peer has had
 	ids    map[string]uint32
 	names  map[uint32]string
 	lastID uint32
@@ -96,6 +100,10 @@ type Driver struct {
 	replies map[uint64]chan replyMessage
 	message uint64
 
+	relay    *relay.Relay                // of proc; nil: none
+	counters map[string]*filter.Counters // by peer
+	ends     map[string]string           // why the relay ended a session that GoBGP has yet to end
+
 	writes, starts uint64
 }
 
@@ -104,10 +112,10 @@ var _ bgp.Driver = (*Driver)(nil)
 // New returns a Driver. BGP starts with Run.
 func New(o Options) *Driver {
 	if o.UID == 0 {
-		o.UID = 65534
+		o.UID = User
 	}
 	if o.GID == 0 {
-		o.GID = 65534
+		o.GID = User
 	}
 	if o.ListenPort == 0 {
 		o.ListenPort = 179
@@ -130,6 +138,7 @@ func New(o Options) *Driver {
 		ready:   make(chan struct{}),
 		wake:    make(chan struct{}, 1),
 		keys:    make(map[string]password),
+		keyNo:   make(map[string]uint64),
 		ids:     make(map[string]uint32),
 		names:   make(map[uint32]string),
 		peers:   make(map[string]*bgp.PeerState),
@@ -137,6 +146,9 @@ func New(o Options) *Driver {
 		rib:     newRIB(),
 		expect:  make(map[string]time.Time),
 		replies: make(map[uint64]chan replyMessage),
+
+		counters: make(map[string]*filter.Counters),
+		ends:     make(map[string]string),
 	}
 }
 
@@ -180,6 +192,9 @@ func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 				continue
 			}
 		} else {
+			if string(d.keys[p.Name]) != string(keys[i]) {
+				d.keyNo[p.Name]++
+			}
 			d.keys[p.Name] = keys[i]
 		}
 		peers[p.Name], addresses[p.Address.String()] = p, p.Name
@@ -201,6 +216,8 @@ func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 			delete(d.peers, name)
 			delete(d.keys, name)
 			delete(d.expect, name)
+			delete(d.counters, name)
+			delete(d.ends, name)
 		}
 	}
 	for _, name := range names {
@@ -286,15 +303,20 @@ func (d *Driver) pushOnce(ctx context.Context) error {
 		return nil // the next one is started with what is wanted then
 	}
 	m := configMessage{
-		ASN: d.want.ASN, RouterID: d.want.RouterID, Port: d.o.ListenPort,
+		ASN: d.want.ASN, RouterID: d.want.RouterID,
 		Announce: d.want.Announce, Restarting: d.restart,
 	}
+	var connected []relay.Peer
 	for _, w := range d.want.Peers {
 		if limited(w.Export) {
 			w.Export.Allow = exactly(d.admitted[w.Name])
 		}
 		if d.sup.admit(w.Name) {
-			m.Peers = append(m.Peers, peerConfig{ID: d.ids[w.Name], Peer: w, MD5: d.keys[w.Name]})
+			connected = append(connected, d.relayPeerLocked(w))
+			c := peerConfig{ID: d.ids[w.Name], Outside: [2]netip.Addr{w.Address, w.LocalAddress}, Key: d.keyNo[w.Name]}
+			w.Address, w.LocalAddress = inner(c.ID, w)
+			c.Peer = w
+			m.Peers = append(m.Peers, c)
 		}
 	}
 	same, err := json.Marshal(m)
@@ -304,7 +326,12 @@ func (d *Driver) pushOnce(ctx context.Context) error {
 	}
 	d.sent = nil // until the answer
 	m.ID = d.expectReplyLocked()
+	r := d.relay
 	d.mu.Unlock()
+	// Before GoBGP says that it waits for a connection.
+	if r != nil {
+		r.Apply(connected)
+	}
 
 	reply, err := d.call(ctx, p, frameConfig, m.ID, m)
 	if err != nil {
@@ -379,7 +406,11 @@ func (d *Driver) Peers() []bgp.PeerState {
 	defer d.mu.Unlock()
 	ps := make([]bgp.PeerState, 0, len(d.want.Peers))
 	for _, p := range d.want.Peers {
-		ps = append(ps, d.stateLocked(p.Name))
+		s := d.stateLocked(p.Name)
+		if d.relay != nil {
+			s.Filtered.Note = clip(d.relay.Note(p.Name))
+		}
+		ps = append(ps, s)
 	}
 	return ps
 }
@@ -391,6 +422,7 @@ func (d *Driver) stateLocked(name string) bgp.PeerState {
 		s.State, s.NextTry, s.QuarantineReason = h.state, h.until, h.reason
 	}
 	s.Accepted = d.rib.used[name]
+	s.Filtered = d.filteredLocked(name)
 	if s.State == bgp.Established {
 		s.Announced = d.rib.told[name]
 		if i := slices.IndexFunc(d.want.Peers, func(p bgp.Peer) bool { return p.Name == name }); i >= 0 {

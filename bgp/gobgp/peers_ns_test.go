@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -253,6 +254,85 @@ func TestBIRD(t *testing.T) {
 	eventually(t, 5*time.Second, "no routes", func() bool { return len(n.prefixes()) == 0 })
 	if s := n.state("b4"); !strings.Contains(s.LastError, "hold timer") && !strings.Contains(s.LastError, "connecting") {
 		t.Errorf("last error %q", s.LastError)
+	}
+}
+
+// TestLinkLocal has sessions with BIRD over link-local addresses, one that each side opens.
+func TestLinkLocal(t *testing.T) {
+	const conf = `
+log stderr all;
+router id 169.254.3.%d;
+protocol device { scan time 1; }
+protocol static s6 { ipv6; route 2001:db8:%d::/48 blackhole; }
+protocol bgp b6 {
+	graceful restart on; hold time 9; keepalive time 3; connect delay time 1; connect retry time 2; %s
+	local fe80::%d as 6500%d; neighbor fe80::1%%eth0 as 64620;
+	ipv6 { import all; export where source = RTS_STATIC; };
+}
+`
+	var birds [2]*far
+	c := config()
+	c.Announce = []netip.Prefix{prefix("2001:db8:64::/48")}
+	for i, passive := range []string{"", "passive;"} {
+		name := fmt.Sprintf("ist-ll%d", i)
+		birds[i] = startBIRD(t, name, []string{"fe80::1/64"}, []string{fmt.Sprintf("fe80::%d/64", i+2)}, fmt.Sprintf(conf, i+2, i+1, passive, i+2, i+1))
+		p := linkPeer(name, name, "fe80::1", fmt.Sprintf("fe80::%d", i+2), 65001+uint32(i))
+		p.Passive = passive == ""
+		c.Peers = append(c.Peers, p)
+	}
+	n := startNode(t, Options{}, c)
+	eventually(t, 20*time.Second, "both sessions", func() bool {
+		return n.state("ist-ll0").State == bgp.Established && n.state("ist-ll1").State == bgp.Established
+	})
+	eventually(t, 20*time.Second, "routes", func() bool {
+		return slices.Equal(n.prefixes(), []string{"2001:db8:1::/48", "2001:db8:2::/48"})
+	})
+	n.get(func() {
+		if p := n.routes[prefix("2001:db8:1::/48")]; len(p) != 1 || p[0].Peer != "ist-ll0" || p[0].NextHop != addr("fe80::2") {
+			t.Errorf("path %+v", p)
+		}
+	})
+	for i, bird := range birds {
+		want := []string{"2001:db8:64::/48", fmt.Sprintf("2001:db8:%d::/48", 2-i)}
+		slices.Sort(want)
+		eventually(t, 20*time.Second, "announcements", func() bool { return slices.Equal(bird.routes("b6"), want) })
+		if s := bird.birdc("show", "route", "all", "protocol", "b6"); !strings.Contains(s, "via fe80::1 on eth0") || strings.Contains(s, "100::") {
+			t.Errorf("next hop: %s", s)
+		}
+	}
+	n.process().kill()
+	eventually(t, 20*time.Second, "back", func() bool {
+		return n.Starts() == 2 && n.state("ist-ll0").State == bgp.Established && n.state("ist-ll1").State == bgp.Established
+	})
+}
+
+// TestPasswordGoes: a password that is taken away, also by a rollback, is taken off the sockets.
+func TestPasswordGoes(t *testing.T) {
+	a := newSpeaker(t, "169.254.0.11", 65001, nil)
+	p := loPeer("a", "169.254.0.11", 65001)
+	n := startNode(t, Options{Secrets: secrets(map[string]string{"md5": "key"})}, config(p))
+	up := func() {
+		t.Helper()
+		sessions := a.count()
+		eventually(t, 20*time.Second, "a session without a password", func() bool {
+			return n.state("a").State == bgp.Established && a.count() >= max(sessions, 1)
+		})
+	}
+	up()
+	for range 2 {
+		with := p
+		with.Password = secret.Ref{Name: "md5", Fingerprint: "1"}
+		if err := n.Apply(t.Context(), config(with)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 20*time.Second, "no session", func() bool { return n.state("a").State != bgp.Established })
+		if err := n.Apply(t.Context(), config(p)); err != nil {
+			t.Fatal(err)
+		}
+		up()
+	}
+	if n.Starts() != 1 {
+		t.Errorf("%d starts", n.Starts())
 	}
 }
 

@@ -1,19 +1,28 @@
 package gobgp
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// User is the user and group ID of the BGP process. It is in no range that distributions or service managers give out, so
+// that no other process has it.
+const User = 490179
 
 // process is a running child.
 type process struct {
@@ -22,11 +31,20 @@ type process struct {
 	kill func()          // SIGKILL: no session is closed with a NOTIFICATION
 	done <-chan struct{} // closed when it has ended
 	end  func() crash    // after done
+	// dial opens a connection from one address to another in the network namespace of the child; nil: it has none.
+	dial func(ctx context.Context, from, to netip.Addr) (net.Conn, error)
 }
 
-// spawn starts this very program again as the child: another user, no capability but the one to bind a port below
-// 1024, no way to gain any, no environment, no descriptors but the connection. It dies with the daemon.
+// startWait is how long a child may take to confine itself.
+const startWait = 20 * time.Second
+
+// spawn starts this very program again as the child, in namespaces of its own, with no environment and no descriptors
+// but the connection, and no way to gain privileges. It comes as root, gives that up before it reads anything (confine),
+// and dies with the daemon.
 func spawn(o Options) (*process, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("starting the BGP process: making its namespaces needs root")
+	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("making a socket pair: %w", err)
@@ -39,13 +57,14 @@ func spawn(o Options) (*process, error) {
 	}
 	stderr := &head{limit: 64 << 10}
 	cmd := &exec.Cmd{
-		// Not by name: the child may not be allowed to walk there, and an upgrade may have replaced it.
+		// Not by name: an upgrade may have replaced it.
 		Path: "/proc/self/exe",
-		Args: []string{childName},
+		Args: []string{childName, strconv.Itoa(o.UID), strconv.Itoa(o.GID)},
 		Env: []string{
-			// TCP-MD5 does not work on the MPTCP sockets that Go listens on otherwise. Labels name the peer in a
-			// stack (logger).
-			"GODEBUG=multipathtcp=0,tracebacklabels=1",
+			// Labels name the peer in a stack (logger). The runtime would keep files of the control group open to follow
+			// its limits, which it cannot read later.
+			"GODEBUG=multipathtcp=0,tracebacklabels=1,containermaxprocs=0,updatemaxprocs=0",
+			fmt.Sprintf("GOMAXPROCS=%d", runtime.GOMAXPROCS(0)),
 			"GOTRACEBACK=single",
 			fmt.Sprintf("GOGC=%d", o.GOGC),
 			fmt.Sprintf("GOMEMLIMIT=%d", o.MemoryLimit+ballast),
@@ -54,13 +73,10 @@ func spawn(o Options) (*process, error) {
 		ExtraFiles: []*os.File{theirs},
 		Stderr:     stderr,
 		SysProcAttr: &syscall.SysProcAttr{
-			Pdeathsig: syscall.SIGKILL,
-			Setsid:    true,
+			Pdeathsig:  syscall.SIGKILL,
+			Setsid:     true,
+			Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		},
-	}
-	if os.Geteuid() == 0 {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(o.UID), Gid: uint32(o.GID)}
-		cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_NET_BIND_SERVICE}
 	}
 	if err := fork(cmd); err != nil {
 		theirs.Close()
@@ -73,13 +89,119 @@ func spawn(o Options) (*process, error) {
 		cmd.Wait() // what it says is in ProcessState
 		close(done)
 	}()
-	return &process{
+	p := &process{
 		pid:  cmd.Process.Pid,
 		conn: conn,
 		kill: func() { cmd.Process.Kill() },
 		done: done,
 		end:  func() crash { return decodeCrash(stderr.String(), cmd.ProcessState.String()) },
-	}, nil
+	}
+	ns, err := receiveNetwork(conn.(*net.UnixConn))
+	if err != nil {
+		p.kill()
+		<-done
+		conn.Close()
+		return nil, fmt.Errorf("starting the BGP process: %w (%s)", err, p.end().reason)
+	}
+	p.dial = enter(ns, done)
+	return p, nil
+}
+
+// receiveNetwork takes the descriptor of the child's network namespace.
+func receiveNetwork(conn *net.UnixConn) (int, error) {
+	if err := conn.SetReadDeadline(time.Now().Add(startWait)); err != nil {
+		return -1, err
+	}
+	var b [1]byte
+	oob := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := conn.ReadMsgUnix(b[:], oob)
+	if err != nil {
+		return -1, fmt.Errorf("waiting for its network namespace: %w", err)
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(messages) != 1 {
+		return -1, errors.Join(errors.New("it sent no network namespace"), err)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return -1, errors.Join(errors.New("it sent no network namespace"), err)
+	}
+	unix.CloseOnExec(fds[0])
+	return fds[0], conn.SetReadDeadline(time.Time{})
+}
+
+// inside takes what the thread does that goes into network namespaces of children.
+var inside = sync.OnceValue(func() chan<- func() {
+	c := make(chan func())
+	var serve func()
+	serve = func() {
+		// The thread is not fit for anything else afterwards, and it never ends either: see forks.
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The namespaces of the first thread are taken to be those of the process.
+			next := make(chan struct{})
+			go func() { close(next); serve() }()
+			<-next
+			runtime.UnlockOSThread()
+			return
+		}
+		for f := range c {
+			f()
+		}
+	}
+	go serve()
+	return c
+})
+
+// enter takes the descriptor of a network namespace over until done, and returns what opens connections there.
+func enter(ns int, done <-chan struct{}) func(context.Context, netip.Addr, netip.Addr) (net.Conn, error) {
+	closed := false // of the thread
+	go func() {
+		<-done
+		inside() <- func() { closed = true; unix.Close(ns) }
+	}()
+	return func(ctx context.Context, from, to netip.Addr) (conn net.Conn, err error) {
+		worked := make(chan struct{})
+		work := func() {
+			defer close(worked)
+			if closed {
+				err = errEnded
+			} else if err = unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+				err = fmt.Errorf("entering the network namespace of the BGP process: %w", err)
+			} else {
+				conn, err = dialInner(ctx, from, to)
+			}
+		}
+		select {
+		case inside() <- work:
+			<-worked
+			return conn, err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// dialInner opens a connection to the child, in the network namespace of the calling thread.
+func dialInner(ctx context.Context, from, to netip.Addr) (net.Conn, error) {
+	d := net.Dialer{
+		Timeout:   time.Second, // the others wait meanwhile
+		KeepAlive: -1,
+		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)),
+		Control: func(_, _ string, c syscall.RawConn) error {
+			var err error
+			return errors.Join(c.Control(func(fd uintptr) {
+				// No address is an interface's own there.
+				level, option := unix.IPPROTO_IP, unix.IP_FREEBIND
+				if !from.Is4() {
+					level, option = unix.IPPROTO_IPV6, unix.IPV6_FREEBIND
+				}
+				err = unix.SetsockoptInt(int(fd), level, option, 1)
+			}), err)
+		},
+	}
+	d.SetMultipathTCP(false)
+	return d.DialContext(ctx, "tcp", netip.AddrPortFrom(to, childPort).String())
 }
 
 // forks takes the commands for the thread that starts them.
@@ -102,6 +224,10 @@ func fork(cmd *exec.Cmd) error {
 	result := make(chan error)
 	forks() <- func() {
 		err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+		if err == nil {
+			// Descriptors that this process was started with, or that a library forgets to mark, do not get across.
+			err = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+		}
 		if err == nil {
 			err = cmd.Start()
 		}

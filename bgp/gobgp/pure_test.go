@@ -243,7 +243,7 @@ func TestCheck(t *testing.T) {
 }
 
 func TestPasswordDoesNotPrint(t *testing.T) {
-	c := peerConfig{MD5: password("hunter2")}
+	c := struct{ MD5 password }{password("hunter2")}
 	for _, f := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
 		if s := fmt.Sprintf(f, c); strings.Contains(s, "hunter2") || strings.Contains(s, "68756e74657232") {
 			t.Errorf("%s prints %s", f, s)
@@ -297,7 +297,7 @@ func TestSupervisor(t *testing.T) {
 	t.Run("named", func(t *testing.T) {
 		s, at := newSupervisor(), at
 		for i, want := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60} {
-			if name, delay := s.crashed(at, "b", "x"); name != "b" || delay != 0 {
+			if name, delay := s.crashed(at, "b", "x", nil); name != "b" || delay != 0 {
 				t.Errorf("%s, %v", name, delay)
 			}
 			expect(t, s, "ac")
@@ -312,7 +312,7 @@ func TestSupervisor(t *testing.T) {
 			expect(t, s, "abc")
 		}
 		at = at.Add(2 * holdMax)
-		s.crashed(at, "b", "x")
+		s.crashed(at, "b", "x", nil)
 		if next, _ := s.tick(at, all); next.Sub(at) != time.Minute {
 			t.Errorf("long after: out for %v", next.Sub(at))
 		}
@@ -322,45 +322,118 @@ func TestSupervisor(t *testing.T) {
 		expect(t, s, "abc")
 	})
 
-	t.Run("unnamed", func(t *testing.T) {
+	just := func(names ...string) map[string]bool {
+		m := map[string]bool{}
+		for _, n := range names {
+			m[n] = true
+		}
+		return m
+	}
+	// unnamed is a crash that names no peer, and convicts none.
+	unnamed := func(t *testing.T, s *supervisor, recent ...string) {
+		t.Helper()
+		if name, _ := s.crashed(at, "", "x", just(recent...)); name != "" {
+			t.Errorf("%s is convicted", name)
+		}
+	}
+
+	// c sends what ends the process when a comes up: c is a suspect, a is one too, and neither is convicted for it.
+	t.Run("framed", func(t *testing.T) {
+		s := newSupervisor()
+		at := at
+		for range 5 {
+			at = at.Add(10 * time.Second)
+			s.established(at, "a")
+			if name, _ := s.crashed(at, "", "x", just("a")); name != "" {
+				t.Fatalf("%s, which merely came up, is convicted", name)
+			}
+		}
+	})
+
+	t.Run("no evidence", func(t *testing.T) {
+		s := newSupervisor()
+		for range 5 {
+			unnamed(t, s)
+			s.tick(at, all)
+			expect(t, s, "abc")
+		}
+	})
+
+	t.Run("record", func(t *testing.T) {
 		s, at := newSupervisor(), at
-		if name, delay := s.crashed(at, "", "x"); name != "" || delay != 0 {
-			t.Errorf("%q %v", name, delay)
+		for i := range recordAfter {
+			s.established(at, "b")
+			at = at.Add(settleAfter)
+			name, _ := s.crashed(at, "", "x", just("b"))
+			if want := []string{"", "", "b"}[i]; name != want {
+				t.Errorf("crash %d convicts %q", i, name)
+			}
 		}
-		expect(t, s, "abc")
-		at = at.Add(time.Second)
-		if name, delay := s.crashed(at, "", "x"); name != "" || delay != time.Second {
-			t.Errorf("%q %v", name, delay)
+		if h := s.held("b"); h == nil || !strings.Contains(h.reason, "no other") {
+			t.Errorf("%+v", h)
 		}
-		expect(t, s, "")
+	})
+
+	// Others that send at the same time spoil the record, and b is tried last, then alone.
+	t.Run("tried", func(t *testing.T) {
+		s, at := newSupervisor(), at
+		for range 2 {
+			if name, _ := s.crashed(at, "", "x", just("a", "b")); name != "" {
+				t.Errorf("%s is convicted", name)
+			}
+		}
+		s.crashed(at, "", "x", just("b"))
+		expect(t, s, "c")
 		s.tick(at, all)
-		expect(t, s, "a")
-		at = at.Add(time.Second)
+		expect(t, s, "ac") // the less suspect one first
 		s.established(at, "a")
-		if next, changed := s.tick(at, all); changed || next != at.Add(trialUp) {
-			t.Errorf("%v %v", next, changed)
+		at = at.Add(trialUp - time.Second)
+		s.tick(at, all)
+		expect(t, s, "ac")
+		at = at.Add(time.Second)
+		s.tick(at, all)
+		expect(t, s, "abc")
+		s.established(at, "b")
+		at = at.Add(4 * time.Second)
+		if name, _ := s.crashed(at, "", "x", just("b")); name != "" {
+			t.Errorf("%s is convicted though others were there", name)
 		}
-		at = at.Add(trialUp)
+		expect(t, s, "b") // alone
+		s.tick(at, all)
+		s.established(at, "b")
+		at = at.Add(4 * time.Second)
+		if name, _ := s.crashed(at, "", "x", just("b")); name != "b" {
+			t.Errorf("%q is convicted", name)
+		}
+		s.tick(at, all)
+		expect(t, s, "ac")
+	})
+
+	// One that behaves while it is alone is let in with the others, and does not keep them out again.
+	t.Run("cleared", func(t *testing.T) {
+		s, at := newSupervisor(), at
+		for range 2 {
+			s.crashed(at, "", "x", just("b", "c"))
+		}
 		s.tick(at, all)
 		expect(t, s, "ab")
-		s.established(at, "b")
-		at = at.Add(time.Second)
-		if name, delay := s.crashed(at, "", "x"); name != "b" || delay != 0 {
-			t.Errorf("%q %v", name, delay)
+		s.crashed(at, "", "x", just("b"))
+		expect(t, s, "b")
+		at = at.Add(trialWait)
+		next, changed := s.tick(at, all)
+		if !changed || next.IsZero() {
+			t.Errorf("%v %v", next, changed)
 		}
+		expect(t, s, "abc")
+		s.crashed(at, "", "x", just("b"))
 		expect(t, s, "a")
 		s.tick(at, all)
 		expect(t, s, "ac")
-		at = at.Add(trialWait) // c does not come up
-		next, _ := s.tick(at, all)
-		expect(t, s, "ac")
-		if next.IsZero() {
-			t.Fatal("no end of being careful")
-		}
-		for range 5 {
-			at = next
-			if next, _ = s.tick(at, all); next.IsZero() {
+		for range 20 {
+			if next, _ := s.tick(at, all); next.IsZero() {
 				break
+			} else {
+				at = next
 			}
 		}
 		if s.careful {
@@ -373,20 +446,20 @@ func TestSupervisor(t *testing.T) {
 		s, at := newSupervisor(), at
 		var got []time.Duration
 		for range 9 {
-			_, d := s.crashed(at, "", "x")
+			_, d := s.crashed(at, "", "x", nil)
 			got = append(got, d/time.Second)
 		}
 		if want := []time.Duration{0, 1, 2, 4, 8, 16, 30, 30, 30}; !slices.Equal(got, want) {
 			t.Errorf("%v", got)
 		}
-		if _, d := s.crashed(at.Add(2*carefulWindow), "", "x"); d != 0 {
+		if _, d := s.crashed(at.Add(2*carefulWindow), "", "x", nil); d != 0 {
 			t.Errorf("after a quiet time: %v", d)
 		}
 	})
 
 	t.Run("removed", func(t *testing.T) {
 		s := newSupervisor()
-		s.crashed(at, "b", "x")
+		s.crashed(at, "b", "x", nil)
 		s.keep([]string{"a"})
 		expect(t, s, "abc")
 	})

@@ -1,6 +1,7 @@
 package gobgp
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -73,8 +74,14 @@ type event struct {
 // session serves one process until it ends. It returns how long to wait before the next, and whether the process got
 // so far as to take its configuration.
 func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restarting bool) (time.Duration, bool) {
+	connections := d.openRelay(p)
+	if connections != nil {
+		defer connections.Close()
+	}
 	d.mu.Lock()
 	d.starts++
+	d.relay = connections
+	clear(d.ends)
 	d.proc, d.replace, d.sent, d.restart = p, false, nil, restarting
 	d.synced, d.freed = false, false
 	d.rib = newRIB()
@@ -139,6 +146,15 @@ func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restar
 	}
 	<-p.done
 	p.conn.Close()
+	var known *evidence
+	if connections != nil {
+		e := evidenceOf(time.Now(), connections.Passed())
+		known = &e
+		connections.Close()
+	}
+	d.mu.Lock()
+	d.relay = nil
+	d.mu.Unlock()
 	end := p.end()
 	if malformed != nil {
 		end = crash{reason: malformed.Error()}
@@ -149,7 +165,7 @@ func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restar
 		d.mu.Unlock()
 		return 0, true
 	}
-	return d.ended(r, end, worked)
+	return d.ended(r, end, known, worked)
 }
 
 // read passes what the child says on, and answers to those who wait for them.
@@ -256,8 +272,12 @@ func (d *Driver) handleState(r bgp.Reporter, m stateMessage) {
 		return
 	}
 	if m.Error != "" {
-		s.LastError = clip(m.Error)
+		s.LastError = cmp.Or(d.ends[name], clip(m.Error))
 	}
+	if m.State == bgp.OpenSent {
+		delete(d.ends, name)
+	}
+	connections := d.relay
 	switch m.State {
 	case "":
 	case bgp.PrefixLimit:
@@ -292,6 +312,9 @@ func (d *Driver) handleState(r bgp.Reporter, m stateMessage) {
 	}
 	state := d.stateLocked(name)
 	d.mu.Unlock()
+	if connections != nil && m.State != "" {
+		connections.Ready(name, m.State == bgp.Active)
+	}
 	r.Peer(state)
 }
 
@@ -393,21 +416,26 @@ func (d *Driver) tick(ctx context.Context, r bgp.Reporter, p *process, now time.
 }
 
 // ended takes note that the process has ended by itself. It returns how long to wait before the next, and whether this
-// one had come so far that its end was not a failure to start.
-func (d *Driver) ended(r bgp.Reporter, end crash, worked bool) (time.Duration, bool) {
+// one had come so far that its end was not a failure to start. known is what the relay knows of it; nil: there is none.
+func (d *Driver) ended(r bgp.Reporter, end crash, known *evidence, worked bool) (time.Duration, bool) {
 	now := time.Now()
 	d.mu.Lock()
 	d.proc = nil
 	var delay time.Duration
 	culprit := ""
 	for _, p := range d.want.Peers {
-		if p.Address == end.peer {
+		// A label alone convicts no peer that has sent nothing.
+		if a, _ := inner(d.ids[p.Name], p); a == end.peer && (known == nil || known.sent[p.Name]) {
 			culprit = p.Name
-			worked = true // a session was up before the whole configuration was
 		}
 	}
+	worked = worked || end.peer.IsValid() // a session was up before the whole configuration was
 	if !d.replace && worked {
-		culprit, delay = d.sup.crashed(now, culprit, clip(end.reason))
+		var recent map[string]bool
+		if known != nil {
+			recent = known.recent
+		}
+		culprit, delay = d.sup.crashed(now, culprit, clip(end.reason), recent)
 	}
 	planned := d.replace
 	if !planned {

@@ -25,6 +25,9 @@ type speaker struct {
 
 	late time.Duration // sessions after the first wait so long before their OPEN
 
+	// around opens the connections after the first session instead, past the relay; nil: they are opened as usual.
+	around func(context.Context) (net.Conn, error)
+
 	mu       sync.Mutex
 	sessions []*talk
 	routes   map[netip.Prefix][]byte // what the last session was told, with the raw AS_PATH
@@ -128,7 +131,13 @@ func newSpeaker(t testing.TB, address string, asn uint32, up func(*talk)) *speak
 		defer close(done)
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}, Timeout: time.Second}
 		for ctx.Err() == nil {
-			if conn, err := d.DialContext(ctx, "tcp4", "169.254.0.1:179"); err == nil {
+			dial := func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "tcp4", "169.254.0.1:179") }
+			s.mu.Lock()
+			if s.around != nil && len(s.sessions) > 0 {
+				dial = s.around
+			}
+			s.mu.Unlock()
+			if conn, err := dial(ctx); err == nil {
 				stop := context.AfterFunc(ctx, func() { conn.Close() })
 				s.serve(conn)
 				stop()

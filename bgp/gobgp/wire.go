@@ -42,7 +42,6 @@ type configMessage struct {
 	ID       uint64
 	ASN      uint32
 	RouterID netip.Addr
-	Port     int // to listen on; negative: none
 	Peers    []peerConfig
 	Announce []netip.Prefix
 	// Restarting means that the FIB already holds routes of these peers (RFC 4724 section 4.1). It counts when BGP
@@ -50,11 +49,14 @@ type configMessage struct {
 	Restarting bool
 }
 
-// peerConfig is a peer with what only the child needs to know. ID stands for the name on the way back.
+// peerConfig is a peer with what only the child needs to know. ID stands for the name on the way back. The addresses
+// are those that the peer has in the child's network namespace; Outside are the real ones. Key is another number for
+// another TCP MD5 key; the key itself stays with the daemon.
 type peerConfig struct {
-	ID   uint32
-	Peer bgp.Peer
-	MD5  password `json:",omitempty"`
+	ID      uint32
+	Peer    bgp.Peer
+	Outside [2]netip.Addr
+	Key     uint64
 }
 
 // password cannot print itself.

@@ -2266,8 +2266,10 @@ type PeerStatus struct {
 	NextTry *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=next_try,json=nextTry,proto3" json:"next_try,omitempty"`
 	// Prefixes that the export policy allows and its limit holds back.
 	PrefixesHeldBack uint32 `protobuf:"varint,20,opt,name=prefixes_held_back,json=prefixesHeldBack,proto3" json:"prefixes_held_back,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Counters of the checks that the messages of the peer pass before BGP gets them.
+	Filter        *PeerFilter `protobuf:"bytes,21,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PeerStatus) Reset() {
@@ -2440,6 +2442,150 @@ func (x *PeerStatus) GetPrefixesHeldBack() uint32 {
 	return 0
 }
 
+func (x *PeerStatus) GetFilter() *PeerFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+// PeerFilter counts what became of the messages of a peer, since the daemon was started or the peer was added.
+type PeerFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Messages that the peer sent.
+	Messages uint64 `protobuf:"varint,1,opt,name=messages,proto3" json:"messages,omitempty"`
+	// UPDATE messages that were treated as withdrawals because they were malformed (RFC 7606).
+	Withdrawn uint64 `protobuf:"varint,2,opt,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	// Sessions and connections that were ended because of a malformed message.
+	Resets uint64 `protobuf:"varint,3,opt,name=resets,proto3" json:"resets,omitempty"`
+	// Path attributes that were taken out of UPDATE messages, by type, at most 256: those that are not used here, and
+	// malformed ones.
+	Discarded []*DiscardedAttribute `protobuf:"bytes,4,rep,name=discarded,proto3" json:"discarded,omitempty"`
+	// Why the last malformed UPDATE of the session was treated as a withdrawal.
+	Note          string `protobuf:"bytes,5,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerFilter) Reset() {
+	*x = PeerFilter{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerFilter) ProtoMessage() {}
+
+func (x *PeerFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerFilter.ProtoReflect.Descriptor instead.
+func (*PeerFilter) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *PeerFilter) GetMessages() uint64 {
+	if x != nil {
+		return x.Messages
+	}
+	return 0
+}
+
+func (x *PeerFilter) GetWithdrawn() uint64 {
+	if x != nil {
+		return x.Withdrawn
+	}
+	return 0
+}
+
+func (x *PeerFilter) GetResets() uint64 {
+	if x != nil {
+		return x.Resets
+	}
+	return 0
+}
+
+func (x *PeerFilter) GetDiscarded() []*DiscardedAttribute {
+	if x != nil {
+		return x.Discarded
+	}
+	return nil
+}
+
+func (x *PeerFilter) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+// DiscardedAttribute counts the path attributes of one type.
+type DiscardedAttribute struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Type of the attribute, as assigned by IANA.
+	Type          uint32 `protobuf:"varint,1,opt,name=type,proto3" json:"type,omitempty"`
+	Count         uint64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiscardedAttribute) Reset() {
+	*x = DiscardedAttribute{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiscardedAttribute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiscardedAttribute) ProtoMessage() {}
+
+func (x *DiscardedAttribute) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiscardedAttribute.ProtoReflect.Descriptor instead.
+func (*DiscardedAttribute) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *DiscardedAttribute) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *DiscardedAttribute) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 type ListRoutesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most so many, 1 to 10000. Default: 1000.
@@ -2455,7 +2601,7 @@ type ListRoutesRequest struct {
 
 func (x *ListRoutesRequest) Reset() {
 	*x = ListRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2467,7 +2613,7 @@ func (x *ListRoutesRequest) String() string {
 func (*ListRoutesRequest) ProtoMessage() {}
 
 func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[34]
+	mi := &file_isthmus_v1_services_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2480,7 +2626,7 @@ func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ListRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{34}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListRoutesRequest) GetPageSize() uint32 {
@@ -2521,7 +2667,7 @@ type ListRoutesResponse struct {
 
 func (x *ListRoutesResponse) Reset() {
 	*x = ListRoutesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2533,7 +2679,7 @@ func (x *ListRoutesResponse) String() string {
 func (*ListRoutesResponse) ProtoMessage() {}
 
 func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[35]
+	mi := &file_isthmus_v1_services_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2546,7 +2692,7 @@ func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ListRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{35}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListRoutesResponse) GetRoutes() []*Route {
@@ -2571,7 +2717,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2729,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[36]
+	mi := &file_isthmus_v1_services_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2742,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{36}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
 }
 
 type RouteEvent struct {
@@ -2609,7 +2755,7 @@ type RouteEvent struct {
 
 func (x *RouteEvent) Reset() {
 	*x = RouteEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2621,7 +2767,7 @@ func (x *RouteEvent) String() string {
 func (*RouteEvent) ProtoMessage() {}
 
 func (x *RouteEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[37]
+	mi := &file_isthmus_v1_services_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2634,7 +2780,7 @@ func (x *RouteEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteEvent.ProtoReflect.Descriptor instead.
 func (*RouteEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{37}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RouteEvent) GetType() EventType {
@@ -2674,7 +2820,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2832,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[38]
+	mi := &file_isthmus_v1_services_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2845,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{38}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Route) GetPrefix() string {
@@ -2774,7 +2920,7 @@ type NextHop struct {
 
 func (x *NextHop) Reset() {
 	*x = NextHop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2786,7 +2932,7 @@ func (x *NextHop) String() string {
 func (*NextHop) ProtoMessage() {}
 
 func (x *NextHop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[39]
+	mi := &file_isthmus_v1_services_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2799,7 +2945,7 @@ func (x *NextHop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextHop.ProtoReflect.Descriptor instead.
 func (*NextHop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{39}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *NextHop) GetTunnel() string {
@@ -2848,7 +2994,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2860,7 +3006,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[40]
+	mi := &file_isthmus_v1_services_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2873,7 +3019,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{40}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListPoliciesRequest) GetPageSize() uint32 {
@@ -2905,7 +3051,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2917,7 +3063,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[41]
+	mi := &file_isthmus_v1_services_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2930,7 +3076,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{41}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyStatus {
@@ -2983,7 +3129,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2995,7 +3141,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[42]
+	mi := &file_isthmus_v1_services_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3008,7 +3154,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{42}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Drop) GetReason() string {
@@ -3047,7 +3193,7 @@ type WatchPoliciesRequest struct {
 
 func (x *WatchPoliciesRequest) Reset() {
 	*x = WatchPoliciesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3059,7 +3205,7 @@ func (x *WatchPoliciesRequest) String() string {
 func (*WatchPoliciesRequest) ProtoMessage() {}
 
 func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[43]
+	mi := &file_isthmus_v1_services_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3072,7 +3218,7 @@ func (x *WatchPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{43}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
 }
 
 type PolicyEvent struct {
@@ -3085,7 +3231,7 @@ type PolicyEvent struct {
 
 func (x *PolicyEvent) Reset() {
 	*x = PolicyEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3243,7 @@ func (x *PolicyEvent) String() string {
 func (*PolicyEvent) ProtoMessage() {}
 
 func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[44]
+	mi := &file_isthmus_v1_services_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +3256,7 @@ func (x *PolicyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyEvent.ProtoReflect.Descriptor instead.
 func (*PolicyEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PolicyEvent) GetType() EventType {
@@ -3146,7 +3292,7 @@ type ProveEgressRequest struct {
 
 func (x *ProveEgressRequest) Reset() {
 	*x = ProveEgressRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3158,7 +3304,7 @@ func (x *ProveEgressRequest) String() string {
 func (*ProveEgressRequest) ProtoMessage() {}
 
 func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[45]
+	mi := &file_isthmus_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3171,7 +3317,7 @@ func (x *ProveEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressRequest.ProtoReflect.Descriptor instead.
 func (*ProveEgressRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ProveEgressRequest) GetDestinations() []string {
@@ -3217,7 +3363,7 @@ type ProveEgressResponse struct {
 
 func (x *ProveEgressResponse) Reset() {
 	*x = ProveEgressResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3229,7 +3375,7 @@ func (x *ProveEgressResponse) String() string {
 func (*ProveEgressResponse) ProtoMessage() {}
 
 func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[46]
+	mi := &file_isthmus_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3242,7 +3388,7 @@ func (x *ProveEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEgressResponse.ProtoReflect.Descriptor instead.
 func (*ProveEgressResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ProveEgressResponse) GetProof() *EgressProof {
@@ -3301,7 +3447,7 @@ type EgressProof struct {
 
 func (x *EgressProof) Reset() {
 	*x = EgressProof{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3313,7 +3459,7 @@ func (x *EgressProof) String() string {
 func (*EgressProof) ProtoMessage() {}
 
 func (x *EgressProof) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[47]
+	mi := &file_isthmus_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3326,7 +3472,7 @@ func (x *EgressProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProof.ProtoReflect.Descriptor instead.
 func (*EgressProof) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *EgressProof) GetNode() string {
@@ -3428,7 +3574,7 @@ type EgressProofState struct {
 
 func (x *EgressProofState) Reset() {
 	*x = EgressProofState{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3440,7 +3586,7 @@ func (x *EgressProofState) String() string {
 func (*EgressProofState) ProtoMessage() {}
 
 func (x *EgressProofState) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[48]
+	mi := &file_isthmus_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3453,7 +3599,7 @@ func (x *EgressProofState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressProofState.ProtoReflect.Descriptor instead.
 func (*EgressProofState) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *EgressProofState) GetName() string {
@@ -3494,7 +3640,7 @@ type CanaryResult struct {
 
 func (x *CanaryResult) Reset() {
 	*x = CanaryResult{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3506,7 +3652,7 @@ func (x *CanaryResult) String() string {
 func (*CanaryResult) ProtoMessage() {}
 
 func (x *CanaryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[49]
+	mi := &file_isthmus_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3519,7 +3665,7 @@ func (x *CanaryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanaryResult.ProtoReflect.Descriptor instead.
 func (*CanaryResult) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CanaryResult) GetAddress() string {
@@ -3579,7 +3725,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3591,7 +3737,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[50]
+	mi := &file_isthmus_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3604,7 +3750,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PolicyStatus) GetName() string {
@@ -3716,7 +3862,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3728,7 +3874,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[51]
+	mi := &file_isthmus_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3741,7 +3887,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListPoolsRequest) GetPageSize() uint32 {
@@ -3768,7 +3914,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3780,7 +3926,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[52]
+	mi := &file_isthmus_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3793,7 +3939,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListPoolsResponse) GetPools() []*PoolStatus {
@@ -3819,7 +3965,7 @@ type GetPoolRequest struct {
 
 func (x *GetPoolRequest) Reset() {
 	*x = GetPoolRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3831,7 +3977,7 @@ func (x *GetPoolRequest) String() string {
 func (*GetPoolRequest) ProtoMessage() {}
 
 func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[53]
+	mi := &file_isthmus_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3844,7 +3990,7 @@ func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoolRequest.ProtoReflect.Descriptor instead.
 func (*GetPoolRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetPoolRequest) GetName() string {
@@ -3862,7 +4008,7 @@ type WatchPoolsRequest struct {
 
 func (x *WatchPoolsRequest) Reset() {
 	*x = WatchPoolsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3874,7 +4020,7 @@ func (x *WatchPoolsRequest) String() string {
 func (*WatchPoolsRequest) ProtoMessage() {}
 
 func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[54]
+	mi := &file_isthmus_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3887,7 +4033,7 @@ func (x *WatchPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPoolsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 type PoolEvent struct {
@@ -3900,7 +4046,7 @@ type PoolEvent struct {
 
 func (x *PoolEvent) Reset() {
 	*x = PoolEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3912,7 +4058,7 @@ func (x *PoolEvent) String() string {
 func (*PoolEvent) ProtoMessage() {}
 
 func (x *PoolEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[55]
+	mi := &file_isthmus_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3925,7 +4071,7 @@ func (x *PoolEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolEvent.ProtoReflect.Descriptor instead.
 func (*PoolEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *PoolEvent) GetType() EventType {
@@ -3959,7 +4105,7 @@ type PoolStatus struct {
 
 func (x *PoolStatus) Reset() {
 	*x = PoolStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3971,7 +4117,7 @@ func (x *PoolStatus) String() string {
 func (*PoolStatus) ProtoMessage() {}
 
 func (x *PoolStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[56]
+	mi := &file_isthmus_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3984,7 +4130,7 @@ func (x *PoolStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
 func (*PoolStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *PoolStatus) GetName() string {
@@ -4043,7 +4189,7 @@ type PoolMember struct {
 
 func (x *PoolMember) Reset() {
 	*x = PoolMember{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4055,7 +4201,7 @@ func (x *PoolMember) String() string {
 func (*PoolMember) ProtoMessage() {}
 
 func (x *PoolMember) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[57]
+	mi := &file_isthmus_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4068,7 +4214,7 @@ func (x *PoolMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolMember.ProtoReflect.Descriptor instead.
 func (*PoolMember) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PoolMember) GetAddress() string {
@@ -4145,7 +4291,7 @@ type ProbeTarget struct {
 
 func (x *ProbeTarget) Reset() {
 	*x = ProbeTarget{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4157,7 +4303,7 @@ func (x *ProbeTarget) String() string {
 func (*ProbeTarget) ProtoMessage() {}
 
 func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[58]
+	mi := &file_isthmus_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4170,7 +4316,7 @@ func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeTarget.ProtoReflect.Descriptor instead.
 func (*ProbeTarget) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ProbeTarget) GetTarget() string {
@@ -4219,7 +4365,7 @@ type ListNamesRequest struct {
 
 func (x *ListNamesRequest) Reset() {
 	*x = ListNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4231,7 +4377,7 @@ func (x *ListNamesRequest) String() string {
 func (*ListNamesRequest) ProtoMessage() {}
 
 func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[59]
+	mi := &file_isthmus_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4244,7 +4390,7 @@ func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListNamesRequest) GetPageSize() uint32 {
@@ -4271,7 +4417,7 @@ type ListNamesResponse struct {
 
 func (x *ListNamesResponse) Reset() {
 	*x = ListNamesResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4283,7 +4429,7 @@ func (x *ListNamesResponse) String() string {
 func (*ListNamesResponse) ProtoMessage() {}
 
 func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[60]
+	mi := &file_isthmus_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4296,7 +4442,7 @@ func (x *ListNamesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamesResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListNamesResponse) GetNames() []*NameStatus {
@@ -4321,7 +4467,7 @@ type WatchNamesRequest struct {
 
 func (x *WatchNamesRequest) Reset() {
 	*x = WatchNamesRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4333,7 +4479,7 @@ func (x *WatchNamesRequest) String() string {
 func (*WatchNamesRequest) ProtoMessage() {}
 
 func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[61]
+	mi := &file_isthmus_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4346,7 +4492,7 @@ func (x *WatchNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNamesRequest.ProtoReflect.Descriptor instead.
 func (*WatchNamesRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 type NameEvent struct {
@@ -4359,7 +4505,7 @@ type NameEvent struct {
 
 func (x *NameEvent) Reset() {
 	*x = NameEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4371,7 +4517,7 @@ func (x *NameEvent) String() string {
 func (*NameEvent) ProtoMessage() {}
 
 func (x *NameEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[62]
+	mi := &file_isthmus_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4384,7 +4530,7 @@ func (x *NameEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameEvent.ProtoReflect.Descriptor instead.
 func (*NameEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *NameEvent) GetType() EventType {
@@ -4422,7 +4568,7 @@ type NameStatus struct {
 
 func (x *NameStatus) Reset() {
 	*x = NameStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4434,7 +4580,7 @@ func (x *NameStatus) String() string {
 func (*NameStatus) ProtoMessage() {}
 
 func (x *NameStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[63]
+	mi := &file_isthmus_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4447,7 +4593,7 @@ func (x *NameStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameStatus.ProtoReflect.Descriptor instead.
 func (*NameStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *NameStatus) GetName() string {
@@ -4500,7 +4646,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4512,7 +4658,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[64]
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4525,7 +4671,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 type SystemStatus struct {
@@ -4548,7 +4694,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4560,7 +4706,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[65]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4573,7 +4719,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -4660,7 +4806,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4672,7 +4818,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4685,7 +4831,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -4742,7 +4888,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4754,7 +4900,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4767,7 +4913,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -4793,7 +4939,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4805,7 +4951,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4818,7 +4964,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -4839,7 +4985,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4851,7 +4997,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4864,7 +5010,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -4891,7 +5037,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4903,7 +5049,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4916,7 +5062,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -4949,7 +5095,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4961,7 +5107,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4974,7 +5120,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -5014,7 +5160,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5026,7 +5172,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5039,7 +5185,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -5057,7 +5203,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5069,7 +5215,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5082,7 +5228,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 type RenewAuthorityRequest struct {
@@ -5095,7 +5241,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5107,7 +5253,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5120,7 +5266,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -5142,7 +5288,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5154,7 +5300,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5167,7 +5313,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -5200,7 +5346,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5212,7 +5358,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5225,7 +5371,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -5269,7 +5415,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5281,7 +5427,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5294,7 +5440,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -5326,7 +5472,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5338,7 +5484,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5351,7 +5497,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 type ListClientsResponse struct {
@@ -5363,7 +5509,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5375,7 +5521,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5388,7 +5534,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -5415,7 +5561,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5427,7 +5573,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5440,7 +5586,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *Client) GetName() string {
@@ -5495,7 +5641,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5507,7 +5653,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5520,7 +5666,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -5538,7 +5684,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5550,7 +5696,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5563,7 +5709,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 type ListPortsRequest struct {
@@ -5577,7 +5723,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5589,7 +5735,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5602,7 +5748,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -5638,7 +5784,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5650,7 +5796,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5663,7 +5809,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -5716,7 +5862,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5728,7 +5874,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5741,7 +5887,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 type PortEvent struct {
@@ -5754,7 +5900,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5766,7 +5912,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5779,7 +5925,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -5827,7 +5973,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5839,7 +5985,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5852,7 +5998,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *PortUse) GetPool() string {
@@ -5961,7 +6107,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5973,7 +6119,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5986,7 +6132,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -6045,7 +6191,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6057,7 +6203,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6070,7 +6216,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -6142,7 +6288,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6154,7 +6300,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6167,7 +6313,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -6228,7 +6374,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6240,7 +6386,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6253,7 +6399,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -6315,7 +6461,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6327,7 +6473,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6340,7 +6486,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -6608,7 +6754,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x10ResetPeerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04soft\x18\x02 \x01(\bR\x04soft\"\x13\n" +
-	"\x11ResetPeerResponse\"\x82\x06\n" +
+	"\x11ResetPeerResponse\"\xb2\x06\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
@@ -6634,7 +6780,18 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"conditions\x18\x12 \x03(\v2\x15.isthmus.v1.ConditionR\n" +
 	"conditions\x125\n" +
 	"\bnext_try\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\anextTry\x12,\n" +
-	"\x12prefixes_held_back\x18\x14 \x01(\rR\x10prefixesHeldBack\"{\n" +
+	"\x12prefixes_held_back\x18\x14 \x01(\rR\x10prefixesHeldBack\x12.\n" +
+	"\x06filter\x18\x15 \x01(\v2\x16.isthmus.v1.PeerFilterR\x06filter\"\xb0\x01\n" +
+	"\n" +
+	"PeerFilter\x12\x1a\n" +
+	"\bmessages\x18\x01 \x01(\x04R\bmessages\x12\x1c\n" +
+	"\twithdrawn\x18\x02 \x01(\x04R\twithdrawn\x12\x16\n" +
+	"\x06resets\x18\x03 \x01(\x04R\x06resets\x12<\n" +
+	"\tdiscarded\x18\x04 \x03(\v2\x1e.isthmus.v1.DiscardedAttributeR\tdiscarded\x12\x12\n" +
+	"\x04note\x18\x05 \x01(\tR\x04note\">\n" +
+	"\x12DiscardedAttribute\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\rR\x04type\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"{\n" +
 	"\x11ListRoutesRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -7014,7 +7171,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 93)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 95)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),             // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                 // 1: isthmus.v1.Source
@@ -7051,247 +7208,251 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*ResetPeerRequest)(nil),       // 32: isthmus.v1.ResetPeerRequest
 	(*ResetPeerResponse)(nil),      // 33: isthmus.v1.ResetPeerResponse
 	(*PeerStatus)(nil),             // 34: isthmus.v1.PeerStatus
-	(*ListRoutesRequest)(nil),      // 35: isthmus.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),     // 36: isthmus.v1.ListRoutesResponse
-	(*WatchRoutesRequest)(nil),     // 37: isthmus.v1.WatchRoutesRequest
-	(*RouteEvent)(nil),             // 38: isthmus.v1.RouteEvent
-	(*Route)(nil),                  // 39: isthmus.v1.Route
-	(*NextHop)(nil),                // 40: isthmus.v1.NextHop
-	(*ListPoliciesRequest)(nil),    // 41: isthmus.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 42: isthmus.v1.ListPoliciesResponse
-	(*Drop)(nil),                   // 43: isthmus.v1.Drop
-	(*WatchPoliciesRequest)(nil),   // 44: isthmus.v1.WatchPoliciesRequest
-	(*PolicyEvent)(nil),            // 45: isthmus.v1.PolicyEvent
-	(*ProveEgressRequest)(nil),     // 46: isthmus.v1.ProveEgressRequest
-	(*ProveEgressResponse)(nil),    // 47: isthmus.v1.ProveEgressResponse
-	(*EgressProof)(nil),            // 48: isthmus.v1.EgressProof
-	(*EgressProofState)(nil),       // 49: isthmus.v1.EgressProofState
-	(*CanaryResult)(nil),           // 50: isthmus.v1.CanaryResult
-	(*PolicyStatus)(nil),           // 51: isthmus.v1.PolicyStatus
-	(*ListPoolsRequest)(nil),       // 52: isthmus.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),      // 53: isthmus.v1.ListPoolsResponse
-	(*GetPoolRequest)(nil),         // 54: isthmus.v1.GetPoolRequest
-	(*WatchPoolsRequest)(nil),      // 55: isthmus.v1.WatchPoolsRequest
-	(*PoolEvent)(nil),              // 56: isthmus.v1.PoolEvent
-	(*PoolStatus)(nil),             // 57: isthmus.v1.PoolStatus
-	(*PoolMember)(nil),             // 58: isthmus.v1.PoolMember
-	(*ProbeTarget)(nil),            // 59: isthmus.v1.ProbeTarget
-	(*ListNamesRequest)(nil),       // 60: isthmus.v1.ListNamesRequest
-	(*ListNamesResponse)(nil),      // 61: isthmus.v1.ListNamesResponse
-	(*WatchNamesRequest)(nil),      // 62: isthmus.v1.WatchNamesRequest
-	(*NameEvent)(nil),              // 63: isthmus.v1.NameEvent
-	(*NameStatus)(nil),             // 64: isthmus.v1.NameStatus
-	(*GetStatusRequest)(nil),       // 65: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),           // 66: isthmus.v1.SystemStatus
-	(*Counters)(nil),               // 67: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),       // 68: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),  // 69: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),     // 70: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),    // 71: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),             // 72: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),    // 73: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),   // 74: isthmus.v1.DeleteSecretResponse
-	(*RenewAuthorityRequest)(nil),  // 75: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil), // 76: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),     // 77: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),    // 78: isthmus.v1.IssueClientResponse
-	(*ListClientsRequest)(nil),     // 79: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 80: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                 // 81: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),    // 82: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 83: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),       // 84: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),      // 85: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),      // 86: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),              // 87: isthmus.v1.PortEvent
-	(*PortUse)(nil),                // 88: isthmus.v1.PortUse
-	(*AddressUse)(nil),             // 89: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),        // 90: isthmus.v1.ConnectionTable
-	(*WhoRequest)(nil),             // 91: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),            // 92: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),         // 93: isthmus.v1.TranslatedFlow
-	(*Spec)(nil),                   // 94: isthmus.v1.Spec
-	(*Problem)(nil),                // 95: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),    // 96: google.protobuf.Duration
-	(*EgressPolicy)(nil),           // 97: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),  // 98: google.protobuf.Timestamp
-	(EventType)(0),                 // 99: isthmus.v1.EventType
-	(*Inside)(nil),                 // 100: isthmus.v1.Inside
-	(*Condition)(nil),              // 101: isthmus.v1.Condition
+	(*PeerFilter)(nil),             // 35: isthmus.v1.PeerFilter
+	(*DiscardedAttribute)(nil),     // 36: isthmus.v1.DiscardedAttribute
+	(*ListRoutesRequest)(nil),      // 37: isthmus.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),     // 38: isthmus.v1.ListRoutesResponse
+	(*WatchRoutesRequest)(nil),     // 39: isthmus.v1.WatchRoutesRequest
+	(*RouteEvent)(nil),             // 40: isthmus.v1.RouteEvent
+	(*Route)(nil),                  // 41: isthmus.v1.Route
+	(*NextHop)(nil),                // 42: isthmus.v1.NextHop
+	(*ListPoliciesRequest)(nil),    // 43: isthmus.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),   // 44: isthmus.v1.ListPoliciesResponse
+	(*Drop)(nil),                   // 45: isthmus.v1.Drop
+	(*WatchPoliciesRequest)(nil),   // 46: isthmus.v1.WatchPoliciesRequest
+	(*PolicyEvent)(nil),            // 47: isthmus.v1.PolicyEvent
+	(*ProveEgressRequest)(nil),     // 48: isthmus.v1.ProveEgressRequest
+	(*ProveEgressResponse)(nil),    // 49: isthmus.v1.ProveEgressResponse
+	(*EgressProof)(nil),            // 50: isthmus.v1.EgressProof
+	(*EgressProofState)(nil),       // 51: isthmus.v1.EgressProofState
+	(*CanaryResult)(nil),           // 52: isthmus.v1.CanaryResult
+	(*PolicyStatus)(nil),           // 53: isthmus.v1.PolicyStatus
+	(*ListPoolsRequest)(nil),       // 54: isthmus.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),      // 55: isthmus.v1.ListPoolsResponse
+	(*GetPoolRequest)(nil),         // 56: isthmus.v1.GetPoolRequest
+	(*WatchPoolsRequest)(nil),      // 57: isthmus.v1.WatchPoolsRequest
+	(*PoolEvent)(nil),              // 58: isthmus.v1.PoolEvent
+	(*PoolStatus)(nil),             // 59: isthmus.v1.PoolStatus
+	(*PoolMember)(nil),             // 60: isthmus.v1.PoolMember
+	(*ProbeTarget)(nil),            // 61: isthmus.v1.ProbeTarget
+	(*ListNamesRequest)(nil),       // 62: isthmus.v1.ListNamesRequest
+	(*ListNamesResponse)(nil),      // 63: isthmus.v1.ListNamesResponse
+	(*WatchNamesRequest)(nil),      // 64: isthmus.v1.WatchNamesRequest
+	(*NameEvent)(nil),              // 65: isthmus.v1.NameEvent
+	(*NameStatus)(nil),             // 66: isthmus.v1.NameStatus
+	(*GetStatusRequest)(nil),       // 67: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),           // 68: isthmus.v1.SystemStatus
+	(*Counters)(nil),               // 69: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),       // 70: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),  // 71: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),     // 72: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),    // 73: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),             // 74: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),    // 75: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),   // 76: isthmus.v1.DeleteSecretResponse
+	(*RenewAuthorityRequest)(nil),  // 77: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil), // 78: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),     // 79: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),    // 80: isthmus.v1.IssueClientResponse
+	(*ListClientsRequest)(nil),     // 81: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 82: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                 // 83: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),    // 84: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 85: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),       // 86: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),      // 87: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),      // 88: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),              // 89: isthmus.v1.PortEvent
+	(*PortUse)(nil),                // 90: isthmus.v1.PortUse
+	(*AddressUse)(nil),             // 91: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),        // 92: isthmus.v1.ConnectionTable
+	(*WhoRequest)(nil),             // 93: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),            // 94: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),         // 95: isthmus.v1.TranslatedFlow
+	(*Spec)(nil),                   // 96: isthmus.v1.Spec
+	(*Problem)(nil),                // 97: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),    // 98: google.protobuf.Duration
+	(*EgressPolicy)(nil),           // 99: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),  // 100: google.protobuf.Timestamp
+	(EventType)(0),                 // 101: isthmus.v1.EventType
+	(*Inside)(nil),                 // 102: isthmus.v1.Inside
+	(*Condition)(nil),              // 103: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	94,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	95,  // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	96,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	97,  // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	95,  // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	95,  // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	97,  // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	97,  // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	95,  // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	97,  // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	96,  // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	98,  // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	95,  // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	96,  // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	97,  // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	96,  // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	94,  // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	97,  // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	98,  // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	99,  // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	98,  // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	96,  // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	98,  // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	100, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
 	24,  // 19: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	26,  // 20: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	99,  // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	101, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	24,  // 22: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	98,  // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	100, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	98,  // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	98,  // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	98,  // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	101, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	100, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	102, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	100, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	100, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	100, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	103, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	25,  // 29: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	98,  // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	98,  // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	98,  // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	98,  // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	98,  // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	100, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	100, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	100, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	100, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	100, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	34,  // 35: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	99,  // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	101, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	34,  // 37: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	98,  // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	96,  // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	101, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	98,  // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
-	39,  // 42: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	99,  // 43: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
-	39,  // 44: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
-	40,  // 45: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	98,  // 46: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	101, // 47: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
-	51,  // 48: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
-	43,  // 49: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	99,  // 50: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
-	51,  // 51: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
-	48,  // 52: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	98,  // 53: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
-	49,  // 54: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
-	50,  // 55: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
-	57,  // 56: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	99,  // 57: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
-	57,  // 58: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
-	58,  // 59: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	98,  // 60: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
-	59,  // 61: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	98,  // 62: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	98,  // 63: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
-	64,  // 64: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	99,  // 65: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
-	64,  // 66: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	98,  // 67: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	98,  // 68: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	98,  // 69: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	98,  // 70: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	101, // 71: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	67,  // 72: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	72,  // 73: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	98,  // 74: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	98,  // 75: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	96,  // 76: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	81,  // 77: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	81,  // 78: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	98,  // 79: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	98,  // 80: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	88,  // 81: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	89,  // 82: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	90,  // 83: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	98,  // 84: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	99,  // 85: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	88,  // 86: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	96,  // 87: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	98,  // 88: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	96,  // 89: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	93,  // 90: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	98,  // 91: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	98,  // 92: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	3,   // 93: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 94: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 95: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 96: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 97: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 98: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 99: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	18,  // 100: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	19,  // 101: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	21,  // 102: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	22,  // 103: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	27,  // 104: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	29,  // 105: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	30,  // 106: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	32,  // 107: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	35,  // 108: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	37,  // 109: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	41,  // 110: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	44,  // 111: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	46,  // 112: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	91,  // 113: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	52,  // 114: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	54,  // 115: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	55,  // 116: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	60,  // 117: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	62,  // 118: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	65,  // 119: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	68,  // 120: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	69,  // 121: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	70,  // 122: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	73,  // 123: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	77,  // 124: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	79,  // 125: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	82,  // 126: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	75,  // 127: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	84,  // 128: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	86,  // 129: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 130: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 131: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 132: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 133: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 134: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 135: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 136: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 137: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 138: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 139: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 140: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	28,  // 141: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	34,  // 142: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	31,  // 143: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	33,  // 144: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	36,  // 145: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	38,  // 146: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	42,  // 147: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	45,  // 148: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	47,  // 149: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	92,  // 150: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	53,  // 151: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	57,  // 152: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	56,  // 153: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	61,  // 154: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	63,  // 155: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	66,  // 156: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	72,  // 157: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	72,  // 158: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	71,  // 159: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	74,  // 160: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	78,  // 161: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	80,  // 162: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	83,  // 163: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	76,  // 164: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	85,  // 165: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	87,  // 166: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	130, // [130:167] is the sub-list for method output_type
-	93,  // [93:130] is the sub-list for method input_type
-	93,  // [93:93] is the sub-list for extension type_name
-	93,  // [93:93] is the sub-list for extension extendee
-	0,   // [0:93] is the sub-list for field type_name
+	100, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	98,  // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	103, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	100, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	35,  // 42: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
+	36,  // 43: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
+	41,  // 44: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
+	101, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	41,  // 46: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
+	42,  // 47: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
+	100, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	103, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	53,  // 50: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
+	45,  // 51: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
+	101, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	53,  // 53: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
+	50,  // 54: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
+	100, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	51,  // 56: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
+	52,  // 57: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
+	59,  // 58: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
+	101, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	59,  // 60: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
+	60,  // 61: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
+	100, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	61,  // 63: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
+	100, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	100, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	66,  // 66: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
+	101, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	66,  // 68: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
+	100, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	100, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	100, // 71: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	100, // 72: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	103, // 73: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	69,  // 74: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	74,  // 75: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	100, // 76: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	100, // 77: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	98,  // 78: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	83,  // 79: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	83,  // 80: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	100, // 81: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	100, // 82: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	90,  // 83: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	91,  // 84: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	92,  // 85: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	100, // 86: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	101, // 87: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	90,  // 88: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	98,  // 89: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	100, // 90: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	98,  // 91: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	95,  // 92: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	100, // 93: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	100, // 94: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	3,   // 95: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 96: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 97: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 98: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	11,  // 99: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	13,  // 100: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	15,  // 101: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	18,  // 102: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	19,  // 103: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	21,  // 104: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	22,  // 105: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	27,  // 106: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	29,  // 107: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	30,  // 108: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	32,  // 109: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	37,  // 110: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	39,  // 111: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	43,  // 112: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	46,  // 113: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	48,  // 114: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	93,  // 115: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	54,  // 116: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	56,  // 117: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	57,  // 118: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	62,  // 119: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	64,  // 120: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	67,  // 121: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	70,  // 122: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	71,  // 123: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	72,  // 124: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	75,  // 125: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	79,  // 126: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	81,  // 127: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	84,  // 128: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	77,  // 129: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	86,  // 130: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	88,  // 131: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 132: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 133: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 134: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 135: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 136: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 137: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 138: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 139: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 140: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 141: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 142: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	28,  // 143: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	34,  // 144: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	31,  // 145: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	33,  // 146: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	38,  // 147: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	40,  // 148: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	44,  // 149: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	47,  // 150: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	49,  // 151: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	94,  // 152: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	55,  // 153: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	59,  // 154: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	58,  // 155: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	63,  // 156: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	65,  // 157: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	68,  // 158: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	74,  // 159: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	74,  // 160: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	73,  // 161: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	76,  // 162: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	80,  // 163: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	82,  // 164: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	85,  // 165: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	78,  // 166: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	87,  // 167: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	89,  // 168: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	132, // [132:169] is the sub-list for method output_type
+	95,  // [95:132] is the sub-list for method input_type
+	95,  // [95:95] is the sub-list for extension type_name
+	95,  // [95:95] is the sub-list for extension extendee
+	0,   // [0:95] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -7314,7 +7475,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   93,
+			NumMessages:   95,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

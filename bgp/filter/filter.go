@@ -1,0 +1,282 @@
+// Package filter is a strict reader of BGP (RFC 4271) that stands between a peer's TCP connection and a BGP speaker
+// which must not be trusted with what strangers send.
+//
+// Nothing that came from the peer is passed on as it came: a message is taken apart, every field is checked, and what
+// the speaker gets is written from the parsed values. What is not parsed here cannot get through. Errors are handled
+// as RFC 7606 says. The package does no I/O and imports nothing of the project.
+package filter
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+)
+
+// Sizes of messages (RFC 4271 section 4.1). Extended messages (RFC 8654) are not negotiated.
+const (
+	HeaderLength = 19
+	MaxLength    = 4096
+)
+
+// Bounds of what one UPDATE may carry. A message above them is treated as a withdrawal of its prefixes.
+const (
+	// MaxASPath is how many numbers an AS_PATH may have.
+	MaxASPath = 512
+	// MaxCommunities is how many values each of the three attributes of communities may have.
+	MaxCommunities = 512
+)
+
+// maxData is how many bytes of data of a peer's NOTIFICATION are passed on.
+const maxData = 128
+
+// Types of messages (RFC 4271 section 4.1, RFC 2918).
+const (
+	Open byte = iota + 1
+	Update
+	NotificationType
+	Keepalive
+	RouteRefresh
+)
+
+// Notification is an error that ends a session with a NOTIFICATION message.
+type Notification struct {
+	Code, Subcode byte
+	Data          []byte
+	Reason        string
+}
+
+// Error returns the reason with the code and subcode of the message.
+func (n *Notification) Error() string {
+	return fmt.Sprintf("%s (NOTIFICATION %d/%d)", n.Reason, n.Code, n.Subcode)
+}
+
+// Message returns the NOTIFICATION message. Data that does not fit into it is cut off.
+func (n *Notification) Message() []byte {
+	data := n.Data[:min(len(n.Data), MaxLength-HeaderLength-2)]
+	return end(append(append(header(nil, NotificationType), n.Code, n.Subcode), data...), 0)
+}
+
+// Counters count what came from one peer. They may be read at any time; a Filter adds to them.
+type Counters struct {
+	// Messages counts those that were read, also the last one, which ended the session.
+	Messages atomic.Uint64
+	// Withdrawn counts the UPDATE messages that were treated as withdrawals (RFC 7606).
+	Withdrawn atomic.Uint64
+	// Resets counts the sessions that a malformed message ended.
+	Resets atomic.Uint64
+	// Discarded counts path attributes that were taken out, by type.
+	Discarded [256]atomic.Uint64
+}
+
+// Options say which session a Filter is for.
+type Options struct {
+	// IPv6 says that the session carries IPv6 unicast alone; otherwise it carries IPv4 unicast alone.
+	IPv6 bool
+	// Internal says that the peer is in our own autonomous system.
+	Internal bool
+	// Counters must not be nil.
+	Counters *Counters
+}
+
+// state is how far the handshake is, as far as the peer's messages tell.
+type state uint8
+
+const (
+	wantOpen state = iota
+	wantKeepalive
+	established
+	ended // by a NOTIFICATION, of the peer or for it
+)
+
+// Filter reads the messages of one connection, in their order. It is not for several goroutines.
+type Filter struct {
+	o     Options
+	state state
+	as4   bool // AS numbers have four octets: both sides said so, since ours always does
+	id    netip.Addr
+	out   message // where Message appends; kept for its room
+	u     update
+}
+
+// New returns a Filter for a connection on which nothing was read yet.
+func New(o Options) *Filter { return &Filter{o: o} }
+
+// Identifier returns the BGP identifier of the peer's OPEN; before that it is invalid.
+func (f *Filter) Identifier() netip.Addr { return f.id }
+
+// Established reports whether the peer has sent its OPEN and a KEEPALIVE, and no NOTIFICATION.
+func (f *Filter) Established() bool { return f.state == established }
+
+// Length checks the first HeaderLength bytes of a message and returns its length with them. The error is a
+// *Notification.
+func (f *Filter) Length(h []byte) (int, error) {
+	for _, b := range h[:16] {
+		if b != 0xff {
+			return 0, f.reset(&Notification{1, 1, nil, "the marker of a message is not all ones"})
+		}
+	}
+	n := int(binary.BigEndian.Uint16(h[16:]))
+	least, most := HeaderLength, MaxLength
+	switch h[18] {
+	case Open:
+		least = HeaderLength + 10
+	case Update:
+		least = HeaderLength + 4
+	case NotificationType:
+		least = HeaderLength + 2
+	case Keepalive:
+		most = HeaderLength
+	case RouteRefresh:
+		least, most = HeaderLength+4, HeaderLength+4
+	default:
+		return 0, f.reset(&Notification{1, 3, []byte{h[18]}, fmt.Sprintf("type %d of a message is unknown", h[18])})
+	}
+	if n < least || n > most {
+		return 0, f.reset(&Notification{1, 2, h[16:18:18], fmt.Sprintf("length %d of a message of type %d is not from %d to %d", n, h[18], least, most)})
+	}
+	return n, nil
+}
+
+// Message takes one whole message, whose header Length has accepted, and appends to dst what the speaker gets for it:
+// no message, one or several. An error is a *Notification, after which the session is over; dst is then unchanged.
+func (f *Filter) Message(dst, m []byte) ([]byte, error) {
+	f.o.Counters.Messages.Add(1)
+	kind, body := m[18], m[HeaderLength:]
+	if err := f.order(kind); err != nil {
+		return dst, f.reset(err)
+	}
+	var err *Notification
+	f.out = f.out[:0]
+	switch kind {
+	case Open:
+		err = f.open(body)
+	case Update:
+		err = f.update(body)
+	case NotificationType:
+		f.notification(body)
+	case Keepalive:
+		if f.state == wantKeepalive {
+			f.state = established
+		}
+		f.out.keepalive()
+	case RouteRefresh:
+		f.refresh(body)
+	}
+	if err != nil {
+		return dst, f.reset(err)
+	}
+	return append(dst, f.out...), nil
+}
+
+// reset takes note of the end of the session.
+func (f *Filter) reset(n *Notification) error {
+	f.state = ended
+	f.o.Counters.Resets.Add(1)
+	return n
+}
+
+// order refuses what must not come in this state (RFC 4271 section 8.2.2, RFC 6608).
+func (f *Filter) order(kind byte) *Notification {
+	ok := kind == NotificationType
+	switch f.state {
+	case wantOpen:
+		ok = ok || kind == Open
+	case wantKeepalive:
+		ok = ok || kind == Keepalive
+	case established:
+		ok = ok || kind != Open
+	case ended:
+		return &Notification{6, 0, nil, "a message came after the end of the session"}
+	}
+	if ok {
+		return nil
+	}
+	return &Notification{5, byte(f.state) + 1, []byte{kind}, fmt.Sprintf("a message of type %d came too early or twice", kind)}
+}
+
+// notification passes code and subcode on, and a little of the data: that of a shutdown is a text for operators
+// (RFC 9003).
+func (f *Filter) notification(body []byte) {
+	f.state = ended
+	code, sub, data := body[0], body[1], body[2:]
+	if code == 6 && (sub == 2 || sub == 4) {
+		if len(data) == 0 || int(data[0]) != len(data)-1 || len(data) > 1+maxData {
+			data = nil
+		}
+	} else {
+		data = data[:min(len(data), maxData)]
+	}
+	at := f.out.begin(NotificationType)
+	f.out = end(append(append(f.out, code, sub), data...), at)
+}
+
+// refresh passes on a request for the family of the session (RFC 2918). Other families, and the subtypes of RFC 7313,
+// were not negotiated, and what was not is ignored; the speaker gets a KEEPALIVE, for its hold timer.
+func (f *Filter) refresh(body []byte) {
+	if afi, safi := binary.BigEndian.Uint16(body), body[3]; afi != f.afi() || safi != unicast || body[2] != 0 {
+		f.out.keepalive()
+		return
+	}
+	at := f.out.begin(RouteRefresh)
+	f.out = end(append(f.out, body...), at)
+}
+
+const (
+	afiIPv4 uint16 = 1
+	afiIPv6 uint16 = 2
+	unicast byte   = 1
+)
+
+// afi returns the address family of the session.
+func (f *Filter) afi() uint16 {
+	if f.o.IPv6 {
+		return afiIPv6
+	}
+	return afiIPv4
+}
+
+// Cease returns the NOTIFICATION that tells the speaker that its session was ended here, with the reason as text
+// (RFC 9003). It never leaves the node.
+func Cease(reason string) []byte {
+	text := reason[:min(len(reason), maxData)]
+	m := append(header(nil, NotificationType), 6, 4, byte(len(text)))
+	return end(append(m, text...), 0)
+}
+
+// Collision is the NOTIFICATION for a connection that another one is kept instead of (RFC 4271 section 6.8, RFC 4486).
+var Collision = &Notification{Code: 6, Subcode: 7, Reason: "another connection of the same peer is kept"}
+
+// AsNotification returns the Notification in err, or one for an internal error of ours.
+func AsNotification(err error) *Notification {
+	if n, ok := errors.AsType[*Notification](err); ok {
+		return n
+	}
+	return &Notification{Code: 6, Reason: err.Error()}
+}
+
+// message is one or several messages that are being written.
+type message []byte
+
+var marker = [16]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+
+func header(b message, kind byte) message {
+	b = append(b, marker[:]...)
+	return append(b, 0, 0, kind)
+}
+
+// begin writes a header without its length and returns where it is.
+func (b *message) begin(kind byte) int {
+	at := len(*b)
+	*b = header(*b, kind)
+	return at
+}
+
+// end fills in the length of the message that began at.
+func end(b []byte, at int) message {
+	binary.BigEndian.PutUint16(b[at+16:], uint16(len(b)-at))
+	return b
+}
+
+func (b *message) keepalive() { *b = end(header(*b, Keepalive), len(*b)) }

@@ -1,0 +1,247 @@
+package gobgp
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// confine takes away from the child what the parent could not before it started it: it comes as root, in network,
+// mount, IPC and host name namespaces of its own, and has read nothing of a peer's. It hands its network namespace to
+// the daemon by the socket, so that the daemon can reach it, and keeps nothing else of the system.
+func confine(socket int, uid, gid int) error {
+	// When memory runs out, this process goes first: it is back in a second, and routes stay.
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("500"), 0); err != nil {
+		return err
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbidding core files: %w", err)
+	}
+	if err := ownNetwork(); err != nil {
+		return fmt.Errorf("making the network of the BGP process: %w", err)
+	}
+	if err := sendNetwork(socket); err != nil {
+		return fmt.Errorf("handing the network of the BGP process over: %w", err)
+	}
+	if err := emptyRoot(); err != nil {
+		return fmt.Errorf("making an empty root: %w", err)
+	}
+	if err := dropPrivileges(uid, gid); err != nil {
+		return fmt.Errorf("giving privileges up: %w", err)
+	}
+	if err := filterSyscalls(); err != nil {
+		return fmt.Errorf("filtering system calls: %w", err)
+	}
+	return nil
+}
+
+// ownNetwork brings the loopback interface up, the only one there is, and makes every address of both families local
+// to it. So both addresses of any session are there, and nothing leads out.
+func ownNetwork() error {
+	// The host may have IPv6 off by default, and its tunnels on.
+	for _, name := range []string{"all", "lo"} {
+		_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("0"), 0)
+	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	const loopback = 1 // in every network namespace
+	link := make([]byte, unix.SizeofIfInfomsg)
+	*(*unix.IfInfomsg)(unsafe.Pointer(&link[0])) = unix.IfInfomsg{Index: loopback, Flags: unix.IFF_UP, Change: unix.IFF_UP}
+	if err := netlinkCall(fd, unix.RTM_NEWLINK, 0, link); err != nil {
+		return fmt.Errorf("bringing the loopback interface up: %w", err)
+	}
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		route := make([]byte, unix.SizeofRtMsg, unix.SizeofRtMsg+8)
+		*(*unix.RtMsg)(unsafe.Pointer(&route[0])) = unix.RtMsg{
+			Family: family, Table: unix.RT_TABLE_LOCAL, Protocol: unix.RTPROT_STATIC, Type: unix.RTN_LOCAL, Scope: unix.RT_SCOPE_HOST,
+		}
+		route = binary.NativeEndian.AppendUint16(route, 8)
+		route = binary.NativeEndian.AppendUint16(route, unix.RTA_OIF)
+		route = binary.NativeEndian.AppendUint32(route, loopback)
+		err := netlinkCall(fd, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, route)
+		if err != nil && family == unix.AF_INET {
+			return fmt.Errorf("making all addresses local: %w", err)
+		} // a kernel without IPv6 has no sessions of it
+	}
+	return nil
+}
+
+func netlinkCall(fd int, kind, flags uint16, body []byte) error {
+	m := make([]byte, unix.SizeofNlMsghdr, unix.SizeofNlMsghdr+len(body))
+	*(*unix.NlMsghdr)(unsafe.Pointer(&m[0])) = unix.NlMsghdr{
+		Len: uint32(cap(m)), Type: kind, Flags: flags | unix.NLM_F_REQUEST | unix.NLM_F_ACK,
+	}
+	if err := unix.Sendto(fd, append(m, body...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	answer := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(fd, answer, 0)
+	if err != nil {
+		return err
+	}
+	if n < unix.SizeofNlMsghdr+4 {
+		return errors.New("a short answer of the kernel")
+	}
+	if code := int32(binary.NativeEndian.Uint32(answer[unix.SizeofNlMsghdr:])); code != 0 {
+		return unix.Errno(-code)
+	}
+	return nil
+}
+
+// sendNetwork sends a descriptor of the network namespace with one byte.
+func sendNetwork(socket int) error {
+	fd, err := unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Sendmsg(socket, []byte{0}, unix.UnixRights(fd), nil, 0)
+}
+
+// emptyRoot makes an empty file system, which cannot be written, the root of the mount namespace.
+func emptyRoot() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("separating mounts: %w", err)
+	}
+	const at = "/proc" // a directory that is surely there
+	if err := unix.Mount("none", at, "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=4k,nr_inodes=1,mode=555"); err != nil {
+		return fmt.Errorf("mounting: %w", err)
+	}
+	if err := unix.Chdir(at); err != nil {
+		return err
+	}
+	err := unix.PivotRoot(".", ".")
+	switch {
+	case err == nil:
+		if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmounting the former root: %w", err)
+		}
+	case errors.Is(err, unix.EINVAL): // the root is the kernel's own initial one
+		if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("moving the mount: %w", err)
+		}
+		if err := unix.Chroot("."); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("changing the root: %w", err)
+	}
+	return unix.Chdir("/")
+}
+
+// dropPrivileges makes all threads another user without any capability and without a way to one.
+func dropPrivileges(uid, gid int) error {
+	for c := uintptr(0); ; c++ {
+		e := prctl(unix.PR_CAPBSET_DROP, c)
+		if e == unix.EINVAL && c > unix.CAP_CHECKPOINT_RESTORE {
+			break // the kernel knows no more
+		}
+		if e != 0 {
+			return fmt.Errorf("dropping capability %d: %w", c, e)
+		}
+	}
+	if err := syscall.Setgroups(nil); err != nil {
+		return fmt.Errorf("leaving all groups: %w", err)
+	}
+	if err := syscall.Setgid(gid); err != nil {
+		return fmt.Errorf("becoming group %d: %w", gid, err)
+	}
+	if err := syscall.Setuid(uid); err != nil {
+		return fmt.Errorf("becoming user %d: %w", uid, err)
+	}
+	// Another user does not inherit the parent's wish that we die with it.
+	if e := prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL)); e != 0 {
+		return fmt.Errorf("asking to end with the daemon: %w", e)
+	}
+	return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+}
+
+// prctl acts on all threads. In a program with cgo the runtime cannot do that, and it acts on this one: that is enough
+// for a death signal, and no_new_privs keeps the bounding set of the others from mattering.
+func prctl(option int, arg uintptr) syscall.Errno {
+	_, _, e := syscall.AllThreadsSyscall(unix.SYS_PRCTL, uintptr(option), arg, 0)
+	if e == syscall.ENOTSUP {
+		_, _, e = syscall.Syscall(unix.SYS_PRCTL, uintptr(option), arg, 0)
+	}
+	return e
+}
+
+// syscalls are those that a Go program with TCP needs once it runs. All others fail with EPERM.
+var syscalls = []uint32{
+	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_CLOSE, unix.SYS_FCNTL,
+	unix.SYS_FUTEX, unix.SYS_EPOLL_PWAIT, unix.SYS_EPOLL_CTL, unix.SYS_EPOLL_CREATE1, unix.SYS_EVENTFD2, unix.SYS_PIPE2,
+	unix.SYS_SENDTO, unix.SYS_RECVFROM, unix.SYS_SENDMSG, unix.SYS_RECVMSG, unix.SYS_ACCEPT4, unix.SYS_CONNECT,
+	unix.SYS_BIND, unix.SYS_LISTEN, unix.SYS_SHUTDOWN, unix.SYS_GETSOCKNAME, unix.SYS_GETPEERNAME, unix.SYS_SETSOCKOPT,
+	unix.SYS_GETSOCKOPT,
+	unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MPROTECT, unix.SYS_MADVISE, unix.SYS_MINCORE, unix.SYS_BRK,
+	unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGPROCMASK, unix.SYS_RT_SIGRETURN, unix.SYS_SIGALTSTACK, unix.SYS_RESTART_SYSCALL,
+	unix.SYS_SCHED_YIELD, unix.SYS_SCHED_GETAFFINITY, unix.SYS_NANOSLEEP, unix.SYS_CLOCK_NANOSLEEP, unix.SYS_CLOCK_GETTIME,
+	unix.SYS_GETTIMEOFDAY, unix.SYS_GETPID, unix.SYS_GETTID, unix.SYS_GETRANDOM, unix.SYS_UNAME,
+	unix.SYS_EXIT, unix.SYS_EXIT_GROUP,
+}
+
+// Where struct seccomp_data of the kernel has its fields, and its first two arguments. Only the lower halves
+// count here.
+const (
+	seccompNumber = 0
+	seccompArch   = 4
+	seccompArg0   = 16
+	seccompArg1   = 24
+)
+
+// filterSyscalls has the kernel refuse to all threads what is not in syscalls. Besides these, threads may be made but
+// no processes, sockets of TCP but no others, and signals be sent to this process alone (the runtime does).
+func filterSyscalls() error {
+	arch, ok := map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}[runtime.GOARCH]
+	if !ok {
+		return fmt.Errorf("there is none for %s", runtime.GOARCH)
+	}
+	prog := seccompProgram(arch, uint32(os.Getpid()))
+	p := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
+	_, _, e := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&p)))
+	if e != 0 {
+		return e
+	}
+	return nil
+}
+
+func seccompProgram(arch, pid uint32) []unix.SockFilter {
+	load := func(at uint32) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: at}
+	}
+	jump := func(op uint16, k uint32, yes, no uint8) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | op | unix.BPF_K, Jt: yes, Jf: no, K: k}
+	}
+	result := func(k uint32) unix.SockFilter { return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: k} }
+	allow, deny := result(unix.SECCOMP_RET_ALLOW), result(unix.SECCOMP_RET_ERRNO|uint32(unix.EPERM))
+
+	prog := []unix.SockFilter{
+		load(seccompArch),
+		jump(unix.BPF_JEQ, arch, 1, 0),
+		result(unix.SECCOMP_RET_KILL_PROCESS),
+		load(seccompNumber),
+	}
+	for _, n := range syscalls {
+		prog = append(prog, jump(unix.BPF_JEQ, n, 0, 1), allow)
+	}
+	// The runtime makes its threads with clone; without clone3 all programs use it.
+	prog = append(prog, jump(unix.BPF_JEQ, unix.SYS_CLONE3, 0, 1), result(unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS)))
+	prog = append(prog, jump(unix.BPF_JEQ, unix.SYS_CLONE, 0, 4),
+		load(seccompArg0), jump(unix.BPF_JSET, unix.CLONE_THREAD, 0, 1), allow, deny)
+	prog = append(prog, jump(unix.BPF_JEQ, unix.SYS_TGKILL, 0, 4),
+		load(seccompArg0), jump(unix.BPF_JEQ, pid, 0, 1), allow, deny)
+	prog = append(prog, jump(unix.BPF_JEQ, unix.SYS_SOCKET, 0, 8),
+		load(seccompArg0), jump(unix.BPF_JEQ, unix.AF_INET, 1, 0), jump(unix.BPF_JEQ, unix.AF_INET6, 0, 4),
+		load(seccompArg1), unix.SockFilter{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: 0xf},
+		jump(unix.BPF_JEQ, unix.SOCK_STREAM, 0, 1), allow, deny)
+	return append(prog, deny)
+}

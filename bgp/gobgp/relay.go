@@ -1,0 +1,116 @@
+package gobgp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/bgp/filter"
+	"github.com/isthmus-net/isthmus/bgp/relay"
+)
+
+// inner returns the addresses that a peer and we have in the child's network namespace: the same as outside, but for
+// link-local ones, which GoBGP cannot match with a peer and which several tunnels may share. Those are from the block
+// that is for nothing (RFC 6666).
+func inner(id uint32, p bgp.Peer) (peer, local netip.Addr) {
+	if !p.Address.IsLinkLocalUnicast() || p.Address.Is4() {
+		return p.Address, p.LocalAddress
+	}
+	a := netip.MustParseAddr("100::").As16()
+	binary.BigEndian.PutUint32(a[8:], id)
+	a[15] = 1
+	local = netip.AddrFrom16(a)
+	a[15] = 2
+	return netip.AddrFrom16(a), local
+}
+
+// relayPeerLocked returns how a peer is connected to the child.
+func (d *Driver) relayPeerLocked(p bgp.Peer) relay.Peer {
+	name := p.Name
+	if d.counters[name] == nil {
+		d.counters[name] = new(filter.Counters)
+	}
+	r := relay.Peer{
+		Name: name, Address: p.Address, Local: p.LocalAddress, Interface: p.Interface, Passive: p.Passive,
+		Key: d.keys[name], Internal: p.ASN == d.want.ASN, Counters: d.counters[name],
+	}
+	r.Inner, r.InnerLocal = inner(d.ids[name], p)
+	if r.Inner != r.Address && p.Interface != "" {
+		r.Address, r.Local = p.Address.WithZone(p.Interface), p.LocalAddress.WithZone(p.Interface)
+	}
+	if p.ASN != d.want.ASN {
+		r.TTL = max(p.TTL, 1)
+	}
+	return r
+}
+
+// openRelay returns the relay of a child; nil for a child without a network.
+func (d *Driver) openRelay(p *process) *relay.Relay {
+	if p.dial == nil {
+		return nil
+	}
+	d.mu.Lock()
+	id := d.want.RouterID
+	d.mu.Unlock()
+	return relay.New(relay.Options{
+		Port: d.o.ListenPort, Identifier: id, Inner: p.dial, Log: d.o.Log,
+		Failed: func(name string, err error) { d.note(name, fmt.Sprintf("connecting: %v", err), false) },
+		Ended:  func(name, reason string) { d.note(name, reason, true) },
+	})
+}
+
+// note takes over what the relay says of a peer. What GoBGP says of the end of a session that the relay has ended is
+// not worth as much.
+func (d *Driver) note(name, text string, ended bool) {
+	text = clip(text)
+	d.mu.Lock()
+	s := d.peers[name]
+	if s != nil {
+		s.LastError = text
+		if ended {
+			d.ends[name] = text
+		}
+	}
+	d.mu.Unlock()
+	if s != nil && ended {
+		d.o.Log.Warn("BGP session ended: what the peer sent is malformed", "peer", name, "reason", text)
+	}
+}
+
+// blameWindow is how long before its end the BGP process may have got the message that ended it.
+const blameWindow = time.Second
+
+// evidence is what the relay knows of an end of the BGP process.
+type evidence struct {
+	// sent are the peers that have sent anything but KEEPALIVE to this process, recent those that have just before it
+	// ended. Both are nil without a relay.
+	sent, recent map[string]bool
+}
+
+func evidenceOf(now time.Time, passed map[string]time.Time) evidence {
+	e := evidence{sent: make(map[string]bool), recent: make(map[string]bool)}
+	for name, t := range passed {
+		e.sent[name] = true
+		if now.Sub(t) <= blameWindow {
+			e.recent[name] = true
+		}
+	}
+	return e
+}
+
+// filteredLocked returns what the filter did to what a peer sent.
+func (d *Driver) filteredLocked(name string) bgp.Filtered {
+	c := d.counters[name]
+	if c == nil {
+		return bgp.Filtered{}
+	}
+	f := bgp.Filtered{Messages: c.Messages.Load(), Withdrawn: c.Withdrawn.Load(), Resets: c.Resets.Load()}
+	for kind := range c.Discarded {
+		if n := c.Discarded[kind].Load(); n > 0 {
+			f.Discarded = append(f.Discarded, bgp.Discarded{Type: uint8(kind), Count: n})
+		}
+	}
+	return f
+}

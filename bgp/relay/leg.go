@@ -1,0 +1,342 @@
+package relay
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/isthmus-net/isthmus/bgp/filter"
+)
+
+// bufferSize is how much is read from a peer, or from the speaker, at a time.
+const bufferSize = 64 << 10
+
+// run serves the connection until it ends.
+func (l *leg) run() {
+	defer close(l.done)
+	defer l.s.release(l)
+	defer l.close()
+	defer context.AfterFunc(l.s.r.ctx, l.close)()
+	defer context.AfterFunc(l.s.ctx, func() {
+		if !l.paired.Load() {
+			l.close()
+		}
+	})()
+	if !l.out {
+		c, err := l.conn.SyscallConn()
+		if err == nil {
+			err = onSocket(c, func(fd int) error { return setTTL(fd, &l.s.p) })
+		}
+		if err != nil {
+			l.s.r.o.Failed(l.s.p.Name, err)
+			return
+		}
+	}
+	in := &reader{conn: l.conn, b: make([]byte, bufferSize)}
+	// The peer's OPEN comes first, so that one of two connections can be chosen before the speaker sees any.
+	l.conn.SetReadDeadline(time.Now().Add(openWait))
+	first, err := l.first(in)
+	l.conn.SetReadDeadline(time.Time{})
+	if err != nil {
+		l.fail(err)
+		return
+	}
+	err = l.s.claim(l)
+	var inner net.Conn
+	for err == nil {
+		if inner, err = l.pair(); err == nil {
+			break
+		}
+		if l.closed.Load() || l.s.ctx.Err() != nil {
+			return
+		}
+		// The speaker was not ready after all.
+		l.s.unclaim(l)
+		err = l.s.claim(l)
+	}
+	if err != nil {
+		l.fail(err)
+		return
+	}
+	l.s.r.wg.Go(func() {
+		defer close(l.flushed)
+		l.fromSpeaker(inner)
+		l.s.release(l) // the next one need not wait for the last words of this one
+		l.mu.Lock()
+		l.ended = true
+		l.mu.Unlock()
+		l.conn.CloseWrite()
+		l.conn.SetReadDeadline(time.Now().Add(lastWords))
+	})
+	l.toSpeaker(in, inner, first)
+}
+
+// unclaim gives the place of a leg back, and has it tried again after a while.
+func (s *session) unclaim(l *leg) {
+	s.mu.Lock()
+	if s.active == l {
+		s.active = nil
+	}
+	s.mu.Unlock()
+	select {
+	case <-time.After(firstRetry):
+	case <-s.ctx.Done():
+	}
+	s.mu.Lock()
+	if s.active == nil {
+		s.ready = true
+	}
+	s.changedLocked()
+	s.mu.Unlock()
+}
+
+// fail ends a connection that has not reached the speaker.
+func (l *leg) fail(err error) {
+	if n, ok := errors.AsType[*filter.Notification](err); ok {
+		if n != filter.Collision {
+			l.s.r.o.Ended(l.s.p.Name, n.Error())
+		}
+		l.refuse(n)
+	}
+}
+
+// first reads the peer's first message; nil: it waits for ours.
+func (l *leg) first(in *reader) ([]byte, error) {
+	m, err := l.next(in)
+	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+		return nil, nil // what was read of it stays in the reader
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l.filter.Message(nil, m)
+}
+
+// next reads one message of the peer.
+func (l *leg) next(in *reader) ([]byte, error) {
+	head, err := in.peek(filter.HeaderLength)
+	if err != nil {
+		return nil, err
+	}
+	n, err := l.filter.Length(head)
+	if err != nil {
+		return nil, err
+	}
+	return in.take(n)
+}
+
+// pair opens a connection to the speaker and passes its OPEN on.
+func (l *leg) pair() (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(l.s.ctx, innerWait)
+	defer cancel()
+	inner, err := l.s.r.o.Inner(ctx, l.s.p.Inner, l.s.p.InnerLocal)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	l.inner = inner
+	l.mu.Unlock()
+	if l.closed.Load() { // it was closed before it had this one to close
+		inner.Close()
+		return nil, errGone
+	}
+	inner.SetReadDeadline(time.Now().Add(innerWait))
+	m, err := readMessage(inner)
+	if err == nil {
+		var open []byte
+		if open, _, err = filter.OwnOpen(m); err == nil {
+			l.paired.Store(true)
+			err = l.write(open)
+		}
+	}
+	if err != nil {
+		inner.Close()
+		return nil, err
+	}
+	return inner, inner.SetReadDeadline(time.Time{})
+}
+
+func readMessage(r io.Reader) ([]byte, error) {
+	m := make([]byte, filter.HeaderLength, 512)
+	if _, err := io.ReadFull(r, m); err != nil {
+		return nil, err
+	}
+	n := int(binary.BigEndian.Uint16(m[16:]))
+	if n < filter.HeaderLength || n > filter.MaxLength {
+		return nil, fmt.Errorf("reading a message of length %d", n)
+	}
+	m = append(m, make([]byte, n-len(m))...)
+	_, err := io.ReadFull(r, m[filter.HeaderLength:])
+	return m, err
+}
+
+// write writes whole messages to the peer.
+func (l *leg) write(b []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended {
+		return errGone
+	}
+	_, err := l.conn.Write(b)
+	return err
+}
+
+// toSpeaker filters what the peer sends until the connection ends.
+func (l *leg) toSpeaker(in *reader, inner net.Conn, out []byte) {
+	busy := len(out) > 0
+	for {
+		// Messages that came together are written together.
+		for in.whole() || len(out) == 0 {
+			m, err := l.next(in)
+			if err == nil {
+				busy = busy || m[18] != filter.Keepalive
+				out, err = l.filter.Message(out, m)
+			}
+			if err != nil {
+				l.finish(inner, out, err)
+				return
+			}
+			l.up.Store(l.filter.Established())
+			if note := l.filter.Note(); note != "" && m[18] == filter.Update {
+				l.s.note.Store(&note)
+			}
+			if len(out) >= bufferSize {
+				break
+			}
+		}
+		if busy {
+			now := time.Now()
+			l.s.passed.Store(&now)
+			busy = false
+		}
+		if _, err := inner.Write(out); err != nil {
+			// The speaker has ended the session. Its last message may still be on the way to the peer.
+			select {
+			case <-l.flushed:
+				l.drain()
+			case <-time.After(lastWords):
+			}
+			return
+		}
+		out = out[:0]
+	}
+}
+
+// finish ends a session after a message that cannot be passed on, or after the end of what the peer sends.
+func (l *leg) finish(inner net.Conn, out []byte, err error) {
+	n, ok := errors.AsType[*filter.Notification](err)
+	if !ok {
+		_, _ = inner.Write(out) // it ends anyway
+		inner.Close()
+		return
+	}
+	l.s.r.o.Ended(l.s.p.Name, n.Error())
+	l.s.release(l)
+	l.say(n) // before the speaker closes its side, after which nothing is written
+	now := time.Now()
+	l.s.passed.Store(&now)
+	// A connection that merely ends is the beginning of a graceful restart to the speaker.
+	inner.SetWriteDeadline(now.Add(lastWords))
+	_, _ = inner.Write(append(out, filter.Cease(n.Error())...))
+	l.drain()
+	select { // the speaker reads that, and closes by itself
+	case <-l.flushed:
+	case <-time.After(readyWait):
+	}
+}
+
+// fromSpeaker passes on what the speaker sends, in whole messages, until it ends.
+func (l *leg) fromSpeaker(inner net.Conn) {
+	in := &reader{conn: inner, b: make([]byte, bufferSize)}
+	from, to := l.s.p.InnerLocal, l.s.p.Local.WithZone("")
+	for {
+		b, err := in.messages()
+		if err != nil {
+			return
+		}
+		if from != to {
+			filter.ReplaceNextHop(b, from.As16(), to.As16())
+		}
+		if err := l.write(b); err != nil {
+			if errors.Is(err, errGone) {
+				// The speaker has still to read why: a close with bytes that were not read here could overtake it.
+				_, _ = io.Copy(io.Discard, inner)
+			}
+			return
+		}
+	}
+}
+
+// reader reads messages from a connection.
+type reader struct {
+	conn       net.Conn
+	b          []byte
+	start, end int
+}
+
+// fill reads more. The buffer is larger than any message.
+func (r *reader) fill() error {
+	if r.start > 0 {
+		r.end = copy(r.b, r.b[r.start:r.end])
+		r.start = 0
+	}
+	n, err := r.conn.Read(r.b[r.end:])
+	r.end += n
+	if n > 0 {
+		return nil
+	}
+	return err
+}
+
+func (r *reader) peek(n int) ([]byte, error) {
+	for r.end-r.start < n {
+		if err := r.fill(); err != nil {
+			return nil, err
+		}
+	}
+	return r.b[r.start : r.start+n], nil
+}
+
+func (r *reader) take(n int) ([]byte, error) {
+	b, err := r.peek(n)
+	if err == nil {
+		r.start += n
+	}
+	return b, err
+}
+
+// whole reports whether a whole message was read already.
+func (r *reader) whole() bool {
+	have := r.b[r.start:r.end]
+	return len(have) >= filter.HeaderLength && len(have) >= int(binary.BigEndian.Uint16(have[16:]))
+}
+
+// messages returns the whole messages that were read, at least one.
+func (r *reader) messages() ([]byte, error) {
+	if _, err := r.peek(filter.HeaderLength); err != nil {
+		return nil, err
+	}
+	for {
+		n := 0
+		for have := r.b[r.start:r.end]; len(have) >= filter.HeaderLength; {
+			size := int(binary.BigEndian.Uint16(have[16:]))
+			if size < filter.HeaderLength || size > filter.MaxLength {
+				return nil, fmt.Errorf("reading a message of length %d", size)
+			}
+			if size > len(have) {
+				break
+			}
+			n, have = n+size, have[size:]
+		}
+		if n > 0 {
+			return r.take(n)
+		}
+		if err := r.fill(); err != nil {
+			return nil, err
+		}
+	}
+}

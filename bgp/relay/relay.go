@@ -1,0 +1,169 @@
+// Package relay holds the TCP connections of BGP sessions for a speaker that has no network.
+//
+// The speaker listens in an empty network namespace, where both addresses of each session are local. For each peer the
+// relay dials and accepts on the tunnel's interface, keeps one connection, gives what comes from the peer to a
+// filter.Filter, and writes what that makes of it to a connection of the same two addresses inside the namespace. What
+// the speaker sends goes to the peer message by message, unchanged but for its OPEN.
+package relay
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/isthmus-net/isthmus/bgp/filter"
+)
+
+// Peer is one session. Two of one name must not exist at a time, nor two of one address.
+type Peer struct {
+	Name string
+	// Address is the peer's, Local ours. Of link-local ones the zone is the interface.
+	Address, Local netip.Addr
+	// Interface is what the sockets are bound to (SO_BINDTODEVICE); empty: nothing.
+	Interface string
+	// Inner and InnerLocal are the two addresses inside the namespace. If they are not Address and Local, the next hop
+	// InnerLocal is replaced by Local in what the speaker sends.
+	Inner, InnerLocal netip.Addr
+	// TTL is the time to live or hop limit of the packets; 0: the kernel's default.
+	TTL uint8
+	// Passive waits for the peer to open the connection.
+	Passive bool
+	// Key is the TCP MD5 key (RFC 2385); empty: none.
+	Key []byte
+	// Internal says that the peer is in our own autonomous system.
+	Internal bool
+	// Counters must not be nil. They outlive the relay.
+	Counters *filter.Counters
+}
+
+func (p *Peer) equal(q *Peer) bool {
+	a, b := *p, *q
+	a.Key, b.Key, a.Counters, b.Counters = nil, nil, nil, nil
+	return bytes.Equal(p.Key, q.Key) && p.Counters == q.Counters &&
+		a.Name == b.Name && a.Address == b.Address && a.Local == b.Local && a.Interface == b.Interface && a.Inner == b.Inner &&
+		a.InnerLocal == b.InnerLocal && a.TTL == b.TTL && a.Passive == b.Passive && a.Internal == b.Internal
+}
+
+// Options are what New needs to know.
+type Options struct {
+	// Port is the TCP port for connections that peers open; 0 or less: none.
+	Port int
+	// RemotePort is the TCP port that is dialled; default 179.
+	RemotePort int
+	// Identifier is our BGP identifier, by which collisions are decided.
+	Identifier netip.Addr
+	// Inner opens a connection to the speaker.
+	Inner func(ctx context.Context, from, to netip.Addr) (net.Conn, error)
+	// Failed is told why a connection to a peer could not be opened, Ended why a session was ended here, before the
+	// speaker is told. They are called from several goroutines.
+	Failed func(name string, err error)
+	Ended  func(name, reason string)
+	Log    *slog.Logger
+}
+
+// Relay holds the connections of all peers.
+type Relay struct {
+	o      Options
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu        sync.Mutex
+	sessions  map[string]*session
+	listeners map[endpoint]*listener
+}
+
+// New returns a Relay without peers. Close ends it.
+func New(o Options) *Relay {
+	if o.RemotePort == 0 {
+		o.RemotePort = 179
+	}
+	r := &Relay{o: o, sessions: make(map[string]*session), listeners: make(map[endpoint]*listener)}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.wg.Go(r.watch)
+	return r
+}
+
+// Apply makes the sessions be those of peers. A session that is new or changed waits until Ready; the connection of one
+// that is gone or changed stays for drainTime, since the speaker has still to send its NOTIFICATION.
+func (r *Relay) Apply(peers []Peer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ctx.Err() != nil {
+		return
+	}
+	want := make(map[string]*Peer, len(peers))
+	for i := range peers {
+		want[peers[i].Name] = &peers[i]
+	}
+	for name, s := range r.sessions {
+		if p := want[name]; p == nil || !p.equal(&s.p) {
+			s.stop()
+			delete(r.sessions, name)
+		}
+	}
+	for name, p := range want {
+		if r.sessions[name] == nil {
+			s := newSession(r, *p)
+			r.sessions[name] = s
+			if !p.Passive {
+				r.wg.Go(s.dial)
+			}
+		}
+	}
+	r.listenLocked()
+}
+
+// Ready says whether the speaker waits for the connection of a peer. If it does, it has none, and one that is still
+// here is closed.
+func (r *Relay) Ready(name string, ready bool) {
+	r.mu.Lock()
+	s := r.sessions[name]
+	r.mu.Unlock()
+	if s != nil {
+		s.setReady(ready)
+	}
+}
+
+// Passed returns when a message other than KEEPALIVE of each peer was last passed on, of the peers that have sent one.
+func (r *Relay) Passed() map[string]time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make(map[string]time.Time)
+	for name, s := range r.sessions {
+		if t := s.passed.Load(); t != nil {
+			out[name] = *t
+		}
+	}
+	return out
+}
+
+// Note returns why the last malformed UPDATE of a peer was treated as a withdrawal; empty: there was none.
+func (r *Relay) Note(name string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.sessions[name]; s != nil {
+		if note := s.note.Load(); note != nil {
+			return *note
+		}
+	}
+	return ""
+}
+
+// Close closes all connections, without a NOTIFICATION, and returns when all is closed.
+func (r *Relay) Close() {
+	r.cancel()
+	r.mu.Lock()
+	for _, s := range r.sessions {
+		s.stop()
+	}
+	for _, l := range r.listeners {
+		l.close()
+	}
+	r.mu.Unlock()
+	r.wg.Wait()
+}
