@@ -221,9 +221,14 @@ func linkLocal() [][]expr.Any {
 func (r *ruleset) addGuard(c nat.Config) {
 	guard := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityConntrackHelper}
 	guard.rules = append(guard.rules, rule(leaves(expr.CmpOpNeq, c.Underlay), do(verdict(expr.VerdictAccept, ""))))
-	for _, f := range families {
-		guard.rules = append(guard.rules, rule(hasOwnSource(f), do(verdict(expr.VerdictAccept, ""))))
+	// The rule of IPv6 is not walked by IPv4, and the other way round.
+	own := func(f family) []expr.Any {
+		return do(network(f.source, f.size, reg1), in(ownSet(f.ipv6)), verdict(expr.VerdictAccept, ""))
 	}
+	r.chains["guard-6"] = &chain{rules: [][]expr.Any{own(of(true)), goTo("guard-rest")}}
+	guard.rules = append(guard.rules, rule(isFamily(of(true)), goTo("guard-6")), own(of(false)), goTo("guard-rest"))
+	r.chains["guard"] = guard
+	guard = &chain{}
 	guard.rules = append(guard.rules, rule(encrypts(), do(verdict(expr.VerdictAccept, ""))))
 	guard.rules = append(guard.rules, arms(c, nil, destinationOf, do(verdict(expr.VerdictAccept, "")))...)
 	for _, f := range families {
@@ -235,5 +240,5 @@ func (r *ruleset) addGuard(c nat.Config) {
 		}
 	}
 	guard.rules = append(append(guard.rules, linkLocal()...), do(verdict(expr.VerdictGoto, dropped)))
-	r.chains["guard"] = guard
+	r.chains["guard-rest"] = guard
 }

@@ -130,7 +130,8 @@ func (r *ruleset) addSides(c nat.Config) {
 		key := string(interfaceName(name))
 		r.sets[attachedSet].elements[key] = element{}
 		r.sets[fromMap].elements[key] = element{kind: gotoTo, chain: fromChain(name)}
-		from := &chain{}
+		from := &chain{rules: [][]expr.Any{rule(isFamily(of(true)), goTo(fromChain(name)+"-ipv6"))}}
+		from6 := &chain{}
 		var sources []netip.Prefix
 		for _, a := range c.Attachments {
 			if a.Interface == name {
@@ -138,7 +139,8 @@ func (r *ruleset) addSides(c nat.Config) {
 			}
 		}
 		sources = outermost(sources)
-		for _, f := range families {
+		for i, f := range families {
+			into := []*chain{from, from6}[i]
 			var own []netip.Prefix
 			for _, p := range sources {
 				if p.Addr().Is6() == f.ipv6 {
@@ -147,18 +149,18 @@ func (r *ruleset) addSides(c nat.Config) {
 			}
 			if len(own) > fewPrefixes {
 				r.sets[fromSet(name, f.ipv6)] = prefixSet(own, f.ipv6)
-				from.rules = append(from.rules, rule(isFamily(f), inPrefixes(f, f.source, fromSet(name, f.ipv6)), accept))
+				into.rules = append(into.rules, rule(inPrefixes(f, f.source, fromSet(name, f.ipv6)), accept))
 				continue
 			}
 			for _, p := range own {
-				from.rules = append(from.rules, rule(isFamily(f), isIn(f, f.source, p), accept))
+				into.rules = append(into.rules, rule(isIn(f, f.source, p), accept))
 			}
 		}
 		// A host that asks for an address has none yet (RFC 2131); the kernel forwards neither this source nor link-local ones.
-		from.rules = append(from.rules, rule(isFamily(of(false)), isIn(of(false), of(false).source, netip.MustParsePrefix("0.0.0.0/32")), accept))
-		from.rules = append(from.rules, rule(isNeighbour(), accept))
-		from.rules = append(append(from.rules, linkLocal()...), do(verdict(expr.VerdictGoto, dropChain(nat.DropSource))))
-		r.chains[fromChain(name)] = from
+		from.rules = append(from.rules, rule(isIn(of(false), of(false).source, netip.MustParsePrefix("0.0.0.0/32")), accept), goTo(dropChain(nat.DropSource)))
+		from6.rules = append(from6.rules, rule(isNeighbour(), accept))
+		from6.rules = append(append(from6.rules, linkLocal()...), goTo(dropChain(nat.DropSource)))
+		r.chains[fromChain(name)], r.chains[fromChain(name)+"-ipv6"] = from, from6
 	}
 	r.chains["sources"] = &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting, priority: sourcesPriority, rules: [][]expr.Any{
 		do(meta(expr.MetaKeyIIFNAME, reg1), &expr.Lookup{SourceRegister: reg1, IsDestRegSet: true, SetName: fromMap}),
@@ -198,6 +200,7 @@ func (r *ruleset) addForward(c nat.Config) {
 	// By which side does it leave?
 	forward.rules = append(forward.rules, arms(c, out, destinationOf, goTo("inward"))...)
 	forward.rules = append(forward.rules,
+		rule(out, isAttached(expr.MetaKeyIIFNAME), goTo("leave")), // most packets
 		rule(out, goTo("outward")),
 		rule(isAttached(expr.MetaKeyOIFNAME), goTo("inward")),
 		goTo(dropChain(nat.DropInterface)))
@@ -209,7 +212,7 @@ func (r *ruleset) addForward(c nat.Config) {
 	inward.rules = append(inward.rules, rule(comesIn, goTo("arrive")), goTo(dropChain(nat.DropInterface)))
 	r.chains["inward"] = inward
 
-	outward := &chain{rules: [][]expr.Any{rule(isAttached(expr.MetaKeyIIFNAME), goTo("leave"))}}
+	outward := &chain{}
 	outward.rules = append(outward.rules, arms(c, comesIn, sourceOf, goTo("leave"))...)
 	outward.rules = append(outward.rules, rule(comesIn, goTo(dropChain(nat.DropUnderlay))), goTo(dropChain(nat.DropInterface)))
 	r.chains["outward"] = outward
@@ -228,10 +231,19 @@ func underWay() []expr.Any {
 	return state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, expr.CmpOpNeq)
 }
 
+// flowing lets flows that are under way pass: at once, unless it is TCP, whose first segments are limited.
+func flowing() [][]expr.Any {
+	return [][]expr.Any{
+		do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATE}, compare(expr.CmpOpEq, nativeUint32(expr.CtStateBitESTABLISHED)...),
+			meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, unix.IPPROTO_TCP), verdict(expr.VerdictAccept, "")),
+		rule(underWay(), goTo("clamp")),
+	}
+}
+
 // addArrive adds what the underlay may send to the inside.
 func (r *ruleset) addArrive(c nat.Config) {
 	const destinationTranslated = 1 << 5 // IPS_DST_NAT
-	arrive := &chain{rules: [][]expr.Any{rule(underWay(), goTo("clamp"))}}
+	arrive := &chain{rules: flowing()}
 	opened := do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: nativeUint32(destinationTranslated), Xor: make([]byte, 4)},
 		compare(expr.CmpOpNeq, 0, 0, 0, 0))
@@ -264,7 +276,7 @@ func (r *ruleset) addArrive(c nat.Config) {
 
 // addLeave adds what happens to what goes from the inside to the underlay.
 func (r *ruleset) addLeave(c nat.Config) {
-	leave := &chain{rules: [][]expr.Any{rule(underWay(), goTo("clamp"))}}
+	leave := &chain{rules: flowing()}
 	for _, f := range families {
 		// Someone inside uses an address of ours as source. It would pass the guard.
 		leave.rules = append(leave.rules, rule(hasOwnSource(f), goTo(dropped)))

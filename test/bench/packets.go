@@ -147,6 +147,9 @@ func socketAddress(p flowPair, address string, port int) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: port, Addr: a.As16()}
 }
 
+// packetBatches is in how many parts the packets are sent. The one that was least disturbed by what else the machine does counts.
+const packetBatches = 400
+
 // packetCost opens flows, has each answered, and sends n packets over them.
 func packetCost(client, router, server *lab.Node, p flowPair, n int) (ns float64, err error) {
 	const port = 9000
@@ -201,13 +204,17 @@ func packetCost(client, router, server *lab.Node, p flowPair, n int) (ns float64
 		}
 	}
 	err = client.Do(func() error {
-		start := threadTime()
-		for i := range n {
-			if _, err := unix.Write(flows[i%packetFlows], payload); err != nil && !errors.Is(err, unix.ENOBUFS) {
-				return err
+		for range packetBatches {
+			start := threadTime()
+			for i := range n / packetBatches {
+				if _, err := unix.Write(flows[i%packetFlows], payload); err != nil && !errors.Is(err, unix.ENOBUFS) {
+					return err
+				}
+			}
+			if cost := float64((threadTime() - start).Nanoseconds()) / float64(n/packetBatches); ns == 0 || cost < ns {
+				ns = cost
 			}
 		}
-		ns = float64((threadTime() - start).Nanoseconds()) / float64(n)
 		return nil
 	})
 	return ns, err
