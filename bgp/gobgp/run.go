@@ -312,8 +312,9 @@ func (d *Driver) handleState(r bgp.Reporter, m stateMessage) {
 	}
 	state := d.stateLocked(name)
 	d.mu.Unlock()
-	if connections != nil && m.State != "" {
-		connections.Ready(name, m.State == bgp.Active)
+	// Not that it is not: what GoBGP says of the end of a peer that was replaced may come behind the new one's Active.
+	if connections != nil && m.State == bgp.Active {
+		connections.Ready(name)
 	}
 	r.Peer(state)
 }

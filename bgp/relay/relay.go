@@ -118,14 +118,15 @@ func (r *Relay) Apply(peers []Peer) {
 	r.listenLocked()
 }
 
-// Ready says whether the speaker waits for the connection of a peer. If it does, it has none, and one that is still
-// here is closed.
-func (r *Relay) Ready(name string, ready bool) {
+// Ready says that the speaker waits for the connection of a peer. So it has none, and one that is still here ends: it
+// is closed after drainTime, since what the speaker has sent last may still be on its way. That the speaker waits no
+// more is not said: a connection that it does not take is tried again later.
+func (r *Relay) Ready(name string) {
 	r.mu.Lock()
 	s := r.sessions[name]
 	r.mu.Unlock()
 	if s != nil {
-		s.setReady(ready)
+		s.setReady()
 	}
 }
 

@@ -186,7 +186,7 @@ func (b *bench) up(id byte) (peer, speaker net.Conn) {
 func TestSession(t *testing.T) {
 	b := start(t, Options{})
 	b.Apply([]Peer{peer()})
-	b.Ready("a", true)
+	b.Ready("a")
 	p, s := b.up(11)
 	if len(b.Passed()) != 1 {
 		t.Errorf("passed %v", b.Passed())
@@ -208,7 +208,7 @@ func TestSession(t *testing.T) {
 		t.Error("a session though the speaker is not ready")
 	case <-time.After(300 * time.Millisecond):
 	}
-	b.Ready("a", true)
+	b.Ready("a")
 	expect(t, b.next(), open(11))
 }
 
@@ -216,7 +216,7 @@ func TestSession(t *testing.T) {
 func TestMalformed(t *testing.T) {
 	b := start(t, Options{})
 	b.Apply([]Peer{peer()})
-	b.Ready("a", true)
+	b.Ready("a")
 	p, s := b.up(11)
 	p.Write(append(keepalive, message(9)...))
 	expect(t, s, keepalive)
@@ -236,7 +236,7 @@ func TestMalformed(t *testing.T) {
 func TestMalformedOpen(t *testing.T) {
 	b := start(t, Options{})
 	b.Apply([]Peer{peer()})
-	b.Ready("a", true)
+	b.Ready("a")
 	p := b.mustCall()
 	m := open(11)
 	m[19] = 3
@@ -252,7 +252,7 @@ func TestMalformedOpen(t *testing.T) {
 func TestWaits(t *testing.T) {
 	b := start(t, Options{})
 	b.Apply([]Peer{peer()})
-	b.Ready("a", true)
+	b.Ready("a")
 	p := b.mustCall()
 	expect(t, p, open(1))
 	p.Write(open(11))
@@ -266,7 +266,7 @@ func TestStrangers(t *testing.T) {
 	ip(t, "link set ist-other up")
 	b := start(t, Options{})
 	b.Apply([]Peer{peer()})
-	b.Ready("a", true)
+	b.Ready("a")
 	b.mustCall().Close()
 	before := runtime.NumGoroutine()
 	for range 500 {
@@ -299,7 +299,7 @@ func TestStrangers(t *testing.T) {
 func TestFlood(t *testing.T) {
 	b := start(t, Options{})
 	b.Apply([]Peer{peer()})
-	b.Ready("a", true)
+	b.Ready("a")
 	p, s := b.up(11)
 	before := runtime.NumGoroutine()
 	var last net.Conn
@@ -360,7 +360,7 @@ func TestDial(t *testing.T) {
 	p := peer()
 	p.Passive = false
 	b.Apply([]Peer{p})
-	b.Ready("a", true)
+	b.Ready("a")
 	eventually(t, "the reason", func() bool {
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -408,7 +408,7 @@ func TestCollision(t *testing.T) {
 				p.Passive = true
 			}
 			b.Apply([]Peer{p})
-			b.Ready("a", true)
+			b.Ready("a")
 			var first net.Conn
 			var s *session
 			if c.in {
@@ -461,7 +461,7 @@ func TestCollision(t *testing.T) {
 				return
 			}
 			over(t, speaker)
-			b.Ready("a", true)
+			b.Ready("a")
 			expect(t, b.next(), open(id))
 			expect(t, second, open(1))
 		})
@@ -472,7 +472,7 @@ func TestCollision(t *testing.T) {
 func TestDrain(t *testing.T) {
 	b := start(t, Options{})
 	b.Apply([]Peer{peer()})
-	b.Ready("a", true)
+	b.Ready("a")
 	p, s := b.up(11)
 	b.Apply(nil)
 	bye := message(filter.NotificationType, 6, 3)
@@ -488,7 +488,7 @@ func TestDrain(t *testing.T) {
 func TestClose(t *testing.T) {
 	b := start(t, Options{})
 	b.Apply([]Peer{peer()})
-	b.Ready("a", true)
+	b.Ready("a")
 	p, s := b.up(11)
 	waiting := b.mustCall()
 	b.Close()

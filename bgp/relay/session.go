@@ -61,45 +61,48 @@ func (s *session) changedLocked() {
 	s.change = make(chan struct{})
 }
 
-func (s *session) setReady(ready bool) {
+func (s *session) setReady() {
 	s.mu.Lock()
-	old := s.active
-	if !ready || old != nil && !old.paired.Load() {
-		old = nil // it is being paired just now
+	defer s.mu.Unlock()
+	if s.active != nil && !s.active.paired.Load() {
+		return // it is being paired just now
 	}
-	s.ready = ready && (s.active == nil || old != nil)
+	if s.active != nil {
+		s.drainLocked(s.active)
+		s.active = nil
+	}
+	s.ready = true
 	s.changedLocked()
-	s.mu.Unlock()
-	if old != nil {
-		old.close()
+}
+
+// drainLocked lets a leg last for a while, for what the speaker still sends.
+func (s *session) drainLocked(l *leg) {
+	if s.r.ctx.Err() != nil {
+		l.close()
+		return
 	}
+	s.r.wg.Go(func() {
+		select {
+		case <-l.done:
+		case <-s.r.ctx.Done():
+		case <-time.After(drainTime):
+		}
+		l.close()
+	})
 }
 
 // stop ends the session. What the speaker still sends gets through for a while.
 func (s *session) stop() {
 	s.cancel()
 	s.mu.Lock()
-	active, in := s.active, s.in
+	defer s.mu.Unlock()
 	s.changedLocked()
-	s.mu.Unlock()
-	if in != nil && in != active {
-		in.close()
+	if s.in != nil && s.in != s.active {
+		s.in.close()
 	}
-	if active == nil {
-		return
+	if s.active != nil {
+		s.drainLocked(s.active)
 	}
-	if s.r.ctx.Err() != nil {
-		active.close()
-		return
-	}
-	s.r.wg.Go(func() {
-		select {
-		case <-active.done:
-		case <-s.r.ctx.Done():
-		case <-time.After(drainTime):
-		}
-		active.close()
-	})
 }
 
 // dial opens connections to the peer whenever the speaker is ready and has none.
