@@ -48,6 +48,7 @@ func (a *appliedNAT) againLocked(ctx context.Context, r *Router) error {
 	if r.placer != nil {
 		r.placer.use(live)
 	}
+	r.unsticker.use(live)
 	if r.Translations != nil {
 		r.Translations.Use(live)
 	}

@@ -196,6 +196,10 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 	if err := r.Addresses.SetPool(underlay, r.pooled[underlay]); err != nil {
 		return err
 	}
+	if len(r.triedNAT) == 0 {
+		r.tried(former.NAT)
+	}
+	r.tried(target.NAT)
 	// Now that the addresses are there.
 	r.names.Set(target.Names, wantedNames(target))
 	r.health.Set(target.Underlay.Interface, target.Health)
@@ -216,6 +220,7 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 		}
 		r.pooled[iface] = stay
 	}
+	r.unstick(target.NAT)
 	return r.endFlows(ctx, target.NAT)
 }
 

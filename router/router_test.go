@@ -312,7 +312,9 @@ func (m *machine) begin(dir string, safe bool) *Router {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	r.Flows = m.flows
+	if r.Flows = m.flows; m.flows != nil {
+		r.unsticker = newUnsticker(m.flows, r.Log)
+	}
 	return r
 }
 
