@@ -89,14 +89,16 @@ func (r *ruleset) addPools(c nat.Config) {
 			slots := &set{shape: shape{isMap: true, isConcat: true}, elements: map[string]element{}}
 			addSlots(slots, 0, p.Slots(f.ipv6, ""))
 			r.sets[name] = slots
-			translate := &expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), RegAddrMin: reg1, RegAddrMax: reg1}
+			translate := do(&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), RegAddrMin: reg1, RegAddrMax: reg1})
 			look := func(name string) expr.Any {
 				return &expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: name}
 			}
 			// The slot comes behind the zone, which is in the first register.
-			bySlot := do(network(f.source, f.size, register(16)),
-				&expr.Hash{SourceRegister: register(16), DestRegister: register(4), Length: f.size, Modulus: nat.Slots, Seed: nat.HashSeed, Type: expr.HashTypeJenkins},
-				look(name), translate)
+			bySlot := func(translate []expr.Any) []expr.Any {
+				return rule(do(network(f.source, f.size, register(16)),
+					&expr.Hash{SourceRegister: register(16), DestRegister: register(4), Length: f.size, Modulus: nat.Slots, Seed: nat.HashSeed, Type: expr.HashTypeJenkins},
+					look(name)), translate)
+			}
 
 			exhausted := do(verdict(expr.VerdictGoto, refuseChain(f)))
 			if p.Silent {
@@ -107,7 +109,6 @@ func (r *ruleset) addPools(c nat.Config) {
 				rule(service(f, 0), do(in(exhaustedSet(p.Name, f))), exhausted),
 				meter(p.Name, f, unix.IPPROTO_TCP),
 				meter(p.Name, f, unix.IPPROTO_UDP),
-				do(network(f.source, f.size, register(0)), network(f.dst, f.size, register(f.size)), look(placed), translate),
 			}}
 			near := false
 			for i, z := range c.Zones {
@@ -116,14 +117,44 @@ func (r *ruleset) addPools(c nat.Config) {
 					addSlots(slots, i+1, p.Slots(f.ipv6, z.Name))
 				}
 			}
-			if near {
-				pool.rules = append(pool.rules, rule(do(network(f.source, f.size, register(0)), meta(expr.MetaKeyL4PROTO, register(f.size)), look(zoneMap(f))), bySlot))
+			choice := func(translate []expr.Any) (rules [][]expr.Any) {
+				rules = append(rules, rule(do(network(f.source, f.size, register(0)), network(f.dst, f.size, register(f.size)), look(placed)), translate))
+				if near {
+					rules = append(rules, rule(do(network(f.source, f.size, register(0)), meta(expr.MetaKeyL4PROTO, register(f.size)), look(zoneMap(f))), bySlot(translate)))
+				}
+				// Every slot has an address; would one not, nothing may get by.
+				return append(rules, rule(do(&expr.Immediate{Register: reg1, Data: make([]byte, 4)}), bySlot(translate)), do(verdict(expr.VerdictGoto, dropped)))
 			}
-			// Every slot has an address; would one not, nothing may get by.
-			pool.rules = append(pool.rules, rule(do(&expr.Immediate{Register: reg1, Data: make([]byte, 4)}), bySlot), do(verdict(expr.VerdictGoto, dropped)))
+			low := lowChain(p.Name, f)
+			r.chains[low] = &chain{rules: choice(translateHigh(f))}
+			for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
+				pool.rules = append(pool.rules, rule(hasLowPort(protocol), do(verdict(expr.VerdictGoto, low))))
+			}
+			pool.rules = append(pool.rules, choice(translate)...)
 			r.chains[name] = pool
 		}
 	}
+}
+
+func lowChain(pool string, f family) string { return poolName(pool, f.ipv6) + "-low" }
+
+// firstPort is the first port that flows are translated to.
+const firstPort = 1024
+
+// hasLowPort matches packets of a protocol from ports below firstPort. The kernel would translate such a flow to another low port, of which it has
+// some hundreds, and lose the next one while tens of thousands of ports are free.
+func hasLowPort(protocol byte) []expr.Any {
+	return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, protocol),
+		transport(0, 2, reg1), compare(expr.CmpOpLt, binary.BigEndian.AppendUint16(nil, firstPort)...))
+}
+
+// translateHigh translates to the address in the first register, with any port from firstPort on.
+func translateHigh(f family) []expr.Any {
+	least, most := register(32), register(36)
+	return do(
+		&expr.Immediate{Register: least, Data: binary.BigEndian.AppendUint16(nil, firstPort)},
+		&expr.Immediate{Register: most, Data: []byte{0xff, 0xff}},
+		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), Specified: true, RegAddrMin: reg1, RegAddrMax: reg1, RegProtoMin: least, RegProtoMax: most})
 }
 
 func addSlots(s *set, zone int, slots [nat.Slots]netip.Addr) {
