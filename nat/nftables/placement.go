@@ -18,6 +18,9 @@ import (
 // begunCounter is the name of the counter of flows that began with a pool's address.
 const begunCounter = "begun"
 
+// portlessCounter is the name of the counter of packets that tried to begin a flow without ports.
+const portlessCounter = "begun-portless"
+
 // fullSet is the name of the set of families of which nothing new may leave.
 const fullSet = "table-full"
 
@@ -106,6 +109,7 @@ func (r *ruleset) addPools(c nat.Config) {
 			}
 			r.sets[meterSet(p.Name, f)] = &set{shape: shape{isConcat: true, isDynamic: true}}
 			pool := &chain{rules: [][]expr.Any{
+				rule(isPortless(), do(verdict(expr.VerdictGoto, portlessChain(p.Name, f)))),
 				rule(service(f, 0), do(in(exhaustedSet(p.Name, f))), exhausted),
 				meter(p.Name, f, unix.IPPROTO_TCP),
 				meter(p.Name, f, unix.IPPROTO_UDP),
@@ -131,6 +135,14 @@ func (r *ruleset) addPools(c nat.Config) {
 				pool.rules = append(pool.rules, rule(hasLowPort(protocol), do(verdict(expr.VerdictGoto, low))))
 			}
 			pool.rules = append(pool.rules, choice(translate)...)
+			refusal := do(verdict(expr.VerdictDrop, ""))
+			if !p.Silent {
+				refusal = do(verdict(expr.VerdictGoto, refusePortless(f)))
+			}
+			r.chains[portlessChain(p.Name, f)] = &chain{rules: append([][]expr.Any{
+				rule(portlessService(f, 0), do(in(exhaustedSet(p.Name, f))), refusal),
+				rule(do(&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: portlessCounter}), portlessClient(f), do(update(meterSet(p.Name, f)))),
+			}, choice(translate)...)}
 			r.chains[name] = pool
 		}
 	}
@@ -192,6 +204,31 @@ func clientService(f family) []expr.Any {
 	return rule(do(network(f.source, f.size, register(0))), service(f, f.size))
 }
 
+func portlessChain(pool string, f family) string { return poolName(pool, f.ipv6) + "-portless" }
+func refusePortless(f family) string             { return refuseChain(f) + "-portless" }
+
+// isPortless matches the protocols that nat.Portless says are so. Most packets end at the first comparison.
+func isPortless() []expr.Any {
+	match := do(meta(expr.MetaKeyL4PROTO, reg1))
+	for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6, unix.IPPROTO_SCTP, unix.IPPROTO_DCCP, unix.IPPROTO_UDPLITE} {
+		match = append(match, compare(expr.CmpOpNeq, protocol))
+	}
+	return match
+}
+
+// portlessService is service where there is no port: it loads 0.
+func portlessService(f family, offset uint32) []expr.Any {
+	return do(
+		network(f.dst, f.size, register(offset)),
+		meta(expr.MetaKeyL4PROTO, register(offset+f.size)),
+		&expr.Immediate{Register: register(offset + f.size + 4), Data: []byte{0, 0}})
+}
+
+// portlessClient is clientService where there is no port.
+func portlessClient(f family) []expr.Any {
+	return rule(do(network(f.source, f.size, register(0))), portlessService(f, f.size))
+}
+
 // meter counts flows that begin. When the set has no room the rule ends at it.
 func meter(pool string, f family, protocol byte) []expr.Any {
 	key := register(2 * f.size)
@@ -210,6 +247,11 @@ func (r *ruleset) addRefusals() {
 	r.chains["begins"] = begins
 	for _, f := range families {
 		begins.rules = append(begins.rules, rule(isFamily(f), clientService(f), do(in(refusedSet(f)), verdict(expr.VerdictGoto, "reject"))))
+		begins.rules = append(begins.rules, rule(isFamily(f), isPortless(), portlessClient(f), do(in(refusedSet(f)), verdict(expr.VerdictGoto, "reject"))))
+		r.chains[refusePortless(f)] = &chain{rules: [][]expr.Any{
+			rule(portlessClient(f), do(update(refusedSet(f)))),
+			do(verdict(expr.VerdictDrop, "")),
+		}}
 		r.sets[refusedSet(f)] = &set{shape: shape{isConcat: true, isDynamic: true}}
 		r.chains[refuseChain(f)] = &chain{rules: [][]expr.Any{
 			rule(clientService(f), do(update(refusedSet(f)))),
