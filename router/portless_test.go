@@ -46,7 +46,9 @@ func TestPortless(t *testing.T) {
 					continue
 				}
 				var host net.Conn
-				c.client.Do(func() { host, err = (&net.Dialer{LocalAddr: &net.IPAddr{IP: a.AsSlice()}}).Dial(network, peer.String()) })
+				c.client.Do(func() {
+					host, err = (&net.Dialer{LocalAddr: &net.IPAddr{IP: a.AsSlice()}}).Dial(network, peer.String())
+				})
 				if err != nil {
 					t.Fatal(err)
 				}
