@@ -100,20 +100,43 @@ type Placement struct {
 // Service is what a client connects to.
 type Service struct {
 	Destination netip.Addr
-	Protocol    uint8  // IP protocol number: TCP or UDP
-	Port        uint16 // of the destination
+	Protocol    uint8  // IP protocol number: TCP, UDP, or one that is Portless
+	Port        uint16 // of the destination; 0 of a Portless protocol
 }
 
-// String returns it as "198.51.100.7 tcp/443".
+// String returns it as "198.51.100.7 tcp/443", or "198.51.100.7 esp" of a protocol without ports.
 func (s Service) String() string {
-	protocol := fmt.Sprint(s.Protocol)
-	switch s.Protocol {
-	case tcp:
-		protocol = "tcp"
-	case udp:
-		protocol = "udp"
+	if Portless(s.Protocol) {
+		return fmt.Sprintf("%s %s", s.Destination, ProtocolName(s.Protocol))
 	}
-	return fmt.Sprintf("%s %s/%d", s.Destination, protocol, s.Port)
+	return fmt.Sprintf("%s %s/%d", s.Destination, ProtocolName(s.Protocol), s.Port)
+}
+
+// ProtocolName returns the name of an IP protocol, as "esp", or its number where it has no well-known one.
+func ProtocolName(protocol uint8) string {
+	switch protocol {
+	case icmp:
+		return "icmp"
+	case icmpv6:
+		return "icmpv6"
+	case tcp:
+		return "tcp"
+	case udp:
+		return "udp"
+	case 4:
+		return "ipip"
+	case 41:
+		return "ipv6"
+	case 47:
+		return "gre"
+	case 50:
+		return "esp"
+	case 51:
+		return "ah"
+	case 132:
+		return "sctp"
+	}
+	return strconv.Itoa(int(protocol))
 }
 
 // Exhausted is a service to which no address of a pool has a port left. New flows to it are refused.

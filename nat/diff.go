@@ -10,6 +10,22 @@ import (
 type Track struct {
 	Source, Destination netip.Addr // of its first packet, as it came
 	LeavesAs, GoesTo    netip.Addr // source and destination with which that packet went on
+	Protocol            uint8      // IP protocol number
+	Port, ServerPort    uint16     // destination ports of that packet as it came and as it went on; 0 without ports
+}
+
+// Connectionless says whether flows of an IP protocol begin with any packet. They ask the rules again when they are taken out of the
+// table of connection tracking, and lose nothing by it. TCP, DCCP and SCTP have connections.
+func Connectionless(protocol uint8) bool {
+	const dccp, sctp = 33, 132
+	return protocol != tcp && protocol != dccp && protocol != sctp
+}
+
+// Portless says whether flows of an IP protocol have no ports, nor an identifier as ICMP has, by which two could be told apart behind one address:
+// such a flow has an address for itself toward its destination.
+func Portless(protocol uint8) bool {
+	const dccp, sctp, udpLite = 33, 132, 136
+	return !slices.Contains([]uint8{tcp, udp, icmp, icmpv6, dccp, sctp, udpLite}, protocol)
 }
 
 // Ending is a set of flows that end when one configuration takes the place of another.
@@ -18,16 +34,19 @@ type Ending struct {
 	Flows      string // which flows, as words behind that one: "from 203.0.113.9"
 	// Has says whether a flow is one of them. It cannot see by which interface a flow goes, and then says yes.
 	Has func(Track) bool
+	// Stuck says that a flow of a protocol without connections must be taken out of the table to begin again: each of its packets keeps it
+	// there otherwise, and none of them gets through or to the right server.
+	Stuck bool
 }
 
 // Endings returns which flows under way end when b takes the place of a. Policies decide when a flow begins, so few changes end
-// one: its source address goes, it is untranslated and the guard no longer knows its prefixes, or a map no longer shows
-// its spoke as it did.
+// one: its source address goes, it is untranslated and the guard no longer knows its prefixes, a map no longer shows
+// its spoke as it did, or it has no connection and goes to a server whose place another one has taken.
 func Endings(a, b Config) (out []Ending) {
 	kept := b.addresses()
 	address := func(kind, name string, at, public netip.Addr) {
 		if !slices.Contains(kept, at) {
-			out = append(out, Ending{kind, name, "from " + public.String(), func(t Track) bool {
+			out = append(out, Ending{Kind: kind, Name: name, Flows: "from " + public.String(), Has: func(t Track) bool {
 				// What asked for it from inside is sent back inside, and never leaves with it.
 				turned := t.LeavesAs == t.Destination && t.Source != at
 				return (t.LeavesAs == at || t.Destination == at) && !turned
@@ -57,24 +76,71 @@ func Endings(a, b Config) (out []Ending) {
 		lost := func(from, to netip.Addr) bool {
 			return p.between(from, to) && !slices.ContainsFunc(plain, func(q Policy) bool { return q.between(from, to) })
 		}
-		out = append(out, Ending{"policy", p.Name, "without translation", func(t Track) bool {
+		out = append(out, Ending{Kind: "policy", Name: p.Name, Flows: "without translation", Stuck: true, Has: func(t Track) bool {
 			return t.LeavesAs == t.Source && (lost(t.Source, t.GoesTo) || lost(t.Destination, t.Source))
 		}})
 	}
+	out = append(out, moved(a, b)...)
 
 	for _, m := range a.Maps {
 		i := slices.IndexFunc(b.Maps, func(n Map) bool { return n.Mapped == m.Mapped })
 		if i < 0 || b.Maps[i].Inside != m.Inside || !subset(m.Interfaces, b.Maps[i].Interfaces) {
-			out = append(out, Ending{"map", m.Mapped.String(), "of " + m.Mapped.String(), touches(m.Mapped)})
+			out = append(out, Ending{Kind: "map", Name: m.Mapped.String(), Flows: "of " + m.Mapped.String(), Has: touches(m.Mapped)})
 		}
 	}
 	for _, n := range b.Maps {
 		i := slices.IndexFunc(a.Maps, func(m Map) bool { return n.Mapped == m.Mapped })
 		if i < 0 || a.Maps[i].Inside != n.Inside || !subset(n.Interfaces, a.Maps[i].Interfaces) {
-			out = append(out, Ending{"map", n.Mapped.String(), "of " + n.Inside.String(), touches(n.Inside)})
+			out = append(out, Ending{Kind: "map", Name: n.Mapped.String(), Flows: "of " + n.Inside.String(), Has: touches(n.Inside)})
 		}
 	}
 	return out
+}
+
+// moved returns the endings of flows that a policy of a sent to a server or proxy, and that one of b would send to another one. A policy
+// that goes ends none.
+func moved(a, b Config) (out []Ending) {
+	sends := func(p Policy) bool { return p.To.IsValid() }
+	next := Config{Pools: b.Pools}
+	same := map[string]*Policy{}
+	for i := range b.Policies {
+		if p := &b.Policies[i]; sends(*p) {
+			next.Policies = append(next.Policies, *p)
+			same[p.Name] = p
+		}
+	}
+	if len(next.Policies) == 0 {
+		return nil
+	}
+	pools := a.pools()
+	for i := range a.Policies {
+		p := &a.Policies[i]
+		if q := same[p.Name]; !sends(*p) || q != nil && q.To == p.To {
+			continue
+		}
+		pool := pools[p.Pool]
+		if pool == nil {
+			pool = &Pool{}
+		}
+		former := Config{Pools: []Pool{*pool}, Policies: []Policy{*p}}
+		out = append(out, Ending{Kind: "policy", Name: p.Name, Flows: "to " + server(p.To), Stuck: true, Has: func(t Track) bool {
+			if !Connectionless(t.Protocol) || t.GoesTo != p.To.Addr() || t.GoesTo == t.Destination {
+				return false
+			}
+			flow, goes := Flow{Source: t.Source, Destination: t.Destination, Protocol: t.Protocol, Port: t.Port}, netip.AddrPortFrom(t.GoesTo, t.ServerPort)
+			to := next.Match(flow).To
+			return former.Match(flow).To == goes && to.IsValid() && to != goes
+		}})
+	}
+	return out
+}
+
+// server returns where a policy sends flows, as the document has it.
+func server(to netip.AddrPort) string {
+	if to.Port() == 0 {
+		return to.Addr().String()
+	}
+	return to.String()
 }
 
 // prefixes returns the sources and destinations, in their order, as a key.

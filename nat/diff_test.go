@@ -23,17 +23,20 @@ func TestEndings(t *testing.T) {
 			Maps: []Map{{Interfaces: []string{"t-a", "t-b"}, Inside: p("10.3.0.0/24")[0], Mapped: p("100.64.3.0/24")[0]}},
 		}
 	}
+	track := func(source, destination, as, to netip.Addr) Track {
+		return Track{Source: source, Destination: destination, LeavesAs: as, GoesTo: to}
+	}
 	flows := map[string]Track{
-		"as 5":           {a("10.1.0.1"), a("198.51.100.1"), a("10.9.0.5"), a("198.51.100.1")},
-		"as own":         {a("10.9.0.4"), a("198.51.100.1"), a("10.9.0.4"), a("198.51.100.1")},
-		"forwarded at 6": {a("198.51.100.1"), a("10.9.0.6"), a("198.51.100.1"), a("10.1.0.9")},
-		"turned at 5":    {a("10.1.0.1"), a("10.9.0.5"), a("10.9.0.5"), a("10.1.0.9")},
-		"plain":          {a("10.1.0.1"), a("10.200.0.1"), a("10.1.0.1"), a("10.200.0.1")},
-		"plain inward":   {a("10.200.0.1"), a("10.1.0.1"), a("10.200.0.1"), a("10.1.0.1")},
-		"plain once":     {a("10.1.0.1"), a("10.200.0.1"), a("10.9.0.5"), a("10.200.0.1")},
-		"mapped":         {a("100.64.3.1"), a("198.51.100.1"), a("10.9.0.5"), a("198.51.100.1")},
-		"to mapped":      {a("10.1.0.1"), a("100.64.3.1"), a("10.1.0.1"), a("100.64.3.1")},
-		"not mapped yet": {a("10.3.0.1"), a("198.51.100.1"), a("10.9.0.5"), a("198.51.100.1")},
+		"as 5":           track(a("10.1.0.1"), a("198.51.100.1"), a("10.9.0.5"), a("198.51.100.1")),
+		"as own":         track(a("10.9.0.4"), a("198.51.100.1"), a("10.9.0.4"), a("198.51.100.1")),
+		"forwarded at 6": track(a("198.51.100.1"), a("10.9.0.6"), a("198.51.100.1"), a("10.1.0.9")),
+		"turned at 5":    track(a("10.1.0.1"), a("10.9.0.5"), a("10.9.0.5"), a("10.1.0.9")),
+		"plain":          track(a("10.1.0.1"), a("10.200.0.1"), a("10.1.0.1"), a("10.200.0.1")),
+		"plain inward":   track(a("10.200.0.1"), a("10.1.0.1"), a("10.200.0.1"), a("10.1.0.1")),
+		"plain once":     track(a("10.1.0.1"), a("10.200.0.1"), a("10.9.0.5"), a("10.200.0.1")),
+		"mapped":         track(a("100.64.3.1"), a("198.51.100.1"), a("10.9.0.5"), a("198.51.100.1")),
+		"to mapped":      track(a("10.1.0.1"), a("100.64.3.1"), a("10.1.0.1"), a("100.64.3.1")),
+		"not mapped yet": track(a("10.3.0.1"), a("198.51.100.1"), a("10.9.0.5"), a("198.51.100.1")),
 	}
 	for name, k := range map[string]struct {
 		change func(*Config)
@@ -77,5 +80,50 @@ func TestEndings(t *testing.T) {
 	}
 	if e := Endings(Config{}, base()); len(e) != 1 || e[0].Kind != "map" {
 		t.Errorf("the first configuration: %v", e)
+	}
+}
+
+// TestEndingsOfServers: of a policy with another server, flows without a connection end that go to the former one, whoever opens the port now.
+func TestEndingsOfServers(t *testing.T) {
+	client, at, inside := netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("10.9.0.5"), []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}
+	open := func(name, to string, ports ...PortRange) Policy {
+		return Policy{Name: name, Action: DNAT, Sources: inside, Pool: "p", Protocol: "udp", Ports: ports, To: netip.MustParseAddrPort(to)}
+	}
+	config := func(p ...Policy) Config {
+		return Config{Pools: []Pool{{Name: "p", Addresses: []PoolAddress{{Address: at, Public: at}}}}, Policies: p}
+	}
+	had := config(open("dns", "10.1.0.8:53", PortRange{53, 53}), open("sip", "10.1.0.9:0", PortRange{5060, 5069}))
+	flows := []Track{
+		{Source: client, Destination: at, LeavesAs: client, GoesTo: netip.MustParseAddr("10.1.0.8"), Protocol: udp, Port: 53, ServerPort: 53},
+		{Source: client, Destination: at, LeavesAs: client, GoesTo: netip.MustParseAddr("10.1.0.8"), Protocol: tcp, Port: 53, ServerPort: 53},
+		{Source: client, Destination: at, LeavesAs: client, GoesTo: netip.MustParseAddr("10.1.0.9"), Protocol: udp, Port: 5061, ServerPort: 5061},
+		{Source: client, Destination: netip.MustParseAddr("10.1.0.8"), LeavesAs: client, GoesTo: netip.MustParseAddr("10.1.0.8"), Protocol: udp, Port: 53, ServerPort: 53},
+	}
+	for name, k := range map[string]struct {
+		now  Config
+		want string
+	}{
+		"the same":           {had, ""},
+		"they go":            {config(), ""},
+		"another server":     {config(open("dns", "10.1.0.7:53", PortRange{53, 53}), had.Policies[1]), "dns to 10.1.0.8:53 [0]"},
+		"another port there": {config(open("dns", "10.1.0.8:54", PortRange{53, 53}), had.Policies[1]), "dns to 10.1.0.8:53 [0]"},
+		"another name":       {config(open("other", "10.1.0.7:0", PortRange{5060, 5062}), had.Policies[0]), "sip to 10.1.0.9 [2]"},
+		"other ports":        {config(open("dns", "10.1.0.7:53", PortRange{54, 54}), had.Policies[1]), "dns to 10.1.0.8:53 []"},
+	} {
+		got := ""
+		for _, e := range Endings(had, k.now) {
+			var of []int
+			for i, f := range flows {
+				if e.Has(f) {
+					of = append(of, i)
+				}
+			}
+			if got += fmt.Sprint(e.Name, " ", e.Flows, " ", of); !e.Stuck || e.Kind != "policy" {
+				t.Errorf("%s: %+v", name, e)
+			}
+		}
+		if got != k.want {
+			t.Errorf("%s: %q, want %q", name, got, k.want)
+		}
 	}
 }

@@ -21,8 +21,9 @@ type Driver interface {
 	// Refuse makes the overload be exactly this, also over later calls of Apply.
 	Refuse(ctx context.Context, o Overload) error
 
-	// Begun returns how many flows with a pool's address began since the kernel has counted, in a few microseconds.
-	Begun(ctx context.Context) (uint64, error)
+	// Begun returns how many flows of TCP and UDP with a pool's address began since the kernel has counted, and how many packets
+	// tried to begin one of a Portless protocol, in a few microseconds.
+	Begun(ctx context.Context) (flows, portless uint64, err error)
 
 	// Meter returns of which flows Begun consists, and what was refused.
 	Meter(ctx context.Context) (Meter, error)

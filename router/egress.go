@@ -48,6 +48,7 @@ func (a *appliedNAT) againLocked(ctx context.Context, r *Router) error {
 	if r.placer != nil {
 		r.placer.use(live)
 	}
+	r.unsticker.use(live)
 	if r.Translations != nil {
 		r.Translations.Use(live)
 	}
@@ -92,6 +93,36 @@ func wantedNames(t plan.Target) []string {
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
+}
+
+// unusedFamilies says of which family no policy and no probe can use addresses of a name.
+func unusedFamilies(t plan.Target) func(name string, ipv6 bool) bool {
+	type use struct {
+		name string
+		ipv6 bool
+	}
+	used := map[use]bool{}
+	for i := range t.NAT.Policies {
+		p := &t.NAT.Policies[i]
+		for _, name := range p.Names {
+			for _, s := range p.Sources {
+				if !p.To.IsValid() || p.To.Addr().Is6() == s.Addr().Is6() {
+					used[use{name, s.Addr().Is6()}] = true
+				}
+			}
+		}
+	}
+	for _, p := range slices.Concat(t.Health, t.Proxies) {
+		for _, target := range p.Probes.Targets {
+			name, err := names.Parse(target.Host)
+			for _, a := range p.Addresses {
+				if err == nil {
+					used[use{name, a.Is6()}] = true
+				}
+			}
+		}
+	}
+	return func(name string, ipv6 bool) bool { return !used[use{name, ipv6}] }
 }
 
 // liveNAT returns what is wanted of NAT now, and the addresses that two policies want.
@@ -260,7 +291,7 @@ func (r *Router) nameConditions() (out []*isthmusv1.Condition) {
 	for _, n := range r.policyNames() {
 		if n.LastError != "" {
 			out = append(out, &isthmusv1.Condition{Type: "NameUnresolved", Severity: "warning", Since: n.Failing,
-				Message: fmt.Sprintf("name %s of policies %s: %s; its %d addresses stay for `nameGrace`", n.Name, strings.Join(n.Policies, ", "), n.LastError, len(n.Addresses))})
+				Message: fmt.Sprintf("name %s of policies %s: %s; its %d addresses of that family stay for `nameGrace`", n.Name, strings.Join(n.Policies, ", "), n.LastError, r.names.State(n.Name).Stale)})
 		}
 	}
 	r.nat.mu.Lock()

@@ -86,10 +86,15 @@ func (r *Router) countFlows(sets []nat.Ending) ([]int, error) {
 }
 
 func track(f *conntrack.Flow) nat.Track {
-	return nat.Track{
+	t := nat.Track{
 		Source: f.Original.Source.Addr(), Destination: f.Original.Destination.Addr(),
 		LeavesAs: f.Reply.Destination.Addr(), GoesTo: f.Reply.Source.Addr(),
+		Protocol: f.Protocol,
 	}
+	if f.Protocol != unix.IPPROTO_ICMP && f.Protocol != unix.IPPROTO_ICMPV6 {
+		t.Port, t.ServerPort = f.Original.Destination.Port(), f.Reply.Source.Port()
+	}
+	return t
 }
 
 // outliving are the addresses that pools have had and that a document took away, until the flows with them have ended: the

@@ -152,11 +152,11 @@ func (e *placer) step(ctx context.Context, asked bool) (time.Duration, error) {
 		e.book.Configure(config)
 		e.used = version
 	}
-	begun, err := e.nat.Begun(ctx)
+	begun, portless, err := e.nat.Begun(ctx)
 	if err != nil {
 		return later, err
 	}
-	e.book.Begun(begun)
+	e.book.Begun(begun, portless)
 	news := false
 	if e.book.WantsMeter() {
 		if err := e.meter(ctx, e.book.Meter); err != nil {
@@ -236,6 +236,10 @@ func (e *placer) census(ctx context.Context) error {
 			c.Assured++
 		}
 		to := f.Reply.Source
+		if leaves := f.Reply.Destination.Addr(); nat.Portless(f.Protocol) && f.Status&conntrack.SourceNAT != 0 && e.book.Has(leaves) {
+			c.Portless = append(c.Portless, placement.Holding{Address: leaves, Source: f.Original.Source.Addr(), Service: nat.Service{Destination: to.Addr(), Protocol: f.Protocol}})
+			return true
+		}
 		if leaves := f.Reply.Destination.Addr(); f.Status&conntrack.SourceNAT != 0 && (f.Protocol == unix.IPPROTO_TCP || f.Protocol == unix.IPPROTO_UDP) && e.book.Has(leaves) {
 			c.Flows[placement.Holding{Address: leaves, Source: f.Original.Source.Addr(), Service: nat.Service{Destination: to.Addr(), Protocol: f.Protocol, Port: to.Port()}}]++
 		}
@@ -342,8 +346,6 @@ func public(c nat.Config, pool string, a netip.Addr) string {
 	return ""
 }
 
-var protocolNames = map[uint8]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp"}
-
 // ports returns what is used of the ports, in order.
 func (r *Router) ports() []*isthmusv1.PortUse {
 	s, _ := r.portStatus()
@@ -351,8 +353,8 @@ func (r *Router) ports() []*isthmusv1.PortUse {
 	for _, u := range s.Uses {
 		p := &isthmusv1.PortUse{
 			Pool: u.Pool, Address: u.Address.String(), PublicAddress: public(s.config, u.Pool, u.Address),
-			Destination: u.Destination.String(), Protocol: protocolNames[u.Protocol], Port: uint32(u.Port),
-			Used: u.Used, Free: u.Free(), Percent: 100 * float64(u.Used) / placement.Ports, Growth: u.Growth, State: "ok", Refused: u.Refused,
+			Destination: u.Destination.String(), Protocol: nat.ProtocolName(u.Protocol), Port: uint32(u.Port),
+			Used: u.Used, Free: u.Free(), Percent: 100 * float64(u.Used) / float64(u.Room()), Growth: u.Growth, State: "ok", Refused: u.Refused,
 		}
 		if u.ExhaustedIn > 0 {
 			p.ExhaustedIn = durationpb.New(u.ExhaustedIn)
@@ -402,6 +404,8 @@ func (r *Router) portConditions() (out []*isthmusv1.Condition) {
 	for _, u := range s.Uses {
 		since := s.alarms[alarmKey{u.Pool, u.Address, u.Service}]
 		switch {
+		case u.Exhausted && nat.Portless(u.Protocol):
+			add("PortsExhausted", "error", since, "address %s of pool %s is taken toward %s by one flow without ports, as all others are; flows of other sources are refused: add an address to the pool", u.Address, u.Pool, u.Service)
 		case u.Exhausted:
 			add("PortsExhausted", "error", since, "address %s of pool %s uses %d of %d ports to %s, and no other one has more; new flows are refused: %s", u.Address, u.Pool, u.Used, placement.Ports, u.Service, remedy)
 		case u.Alarm:

@@ -155,6 +155,35 @@ func spill(t *testing.T, n, sources int) (silent int) {
 	return n - o.Answered
 }
 
+// TestLowPorts has 700 hosts ask one server from one port below 1024, all through one address: each gets a port from 1024 on, as is counted.
+func TestLowPorts(t *testing.T) {
+	for _, port := range []uint16{123, 1023} {
+		t.Run(fmt.Sprint("port ", port), func(t *testing.T) {
+			c := newCrowd(t, 1)
+			const n = 700
+			var o traffic.Outcome
+			var err error
+			c.client.Do(func() {
+				o, err = traffic.Ask(n, func(i int) (from, to netip.AddrPort) {
+					return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), port), netip.MustParseAddrPort("198.51.100.1:53")
+				})
+			})
+			if err != nil || o.Answered != n {
+				t.Errorf("%v, %v", o, err)
+			}
+			low := 0
+			if err := c.flows.Dump(t.Context(), unix.AF_INET, func(f *conntrack.Flow) bool {
+				if f.Protocol == unix.IPPROTO_UDP && f.Reply.Destination.Port() < 1024 {
+					low++
+				}
+				return true
+			}); err != nil || low > 0 {
+				t.Errorf("%d flows leave from a port below 1024, %v", low, err)
+			}
+		})
+	}
+}
+
 // TestLiveFlows changes everything that is decided about new flows under 5,000 that are under way, of which none may notice.
 func TestLiveFlows(t *testing.T) {
 	c := newCrowd(t, 4)
@@ -299,7 +328,7 @@ type fullNode struct {
 }
 
 func (*fullNode) Observe(context.Context) (nat.State, error)       { return nat.State{Present: true}, nil }
-func (*fullNode) Begun(context.Context) (uint64, error)            { return 0, nil }
+func (*fullNode) Begun(context.Context) (uint64, uint64, error)    { return 0, 0, nil }
 func (*fullNode) Meter(context.Context) (nat.Meter, error)         { return nat.Meter{}, nil }
 func (*fullNode) Place(context.Context, []nat.Placement) error     { return nil }
 func (n *fullNode) Refuse(_ context.Context, o nat.Overload) error { n.refused = o; return nil }

@@ -131,7 +131,7 @@ func (r *Router) scheduleNothing(from plan.Target) {
 	r.work.forget("host")
 	r.work.set(object{key: "forwarding", stage: stageHost, last: true, apply: func(context.Context) error { return r.Host.Forward(false) }})
 	r.work.set(object{key: "nat", stage: stageGuard, last: true, apply: func(ctx context.Context) error {
-		r.names.Set(names.Config{}, nil)
+		r.names.Set(names.Config{}, nil, nil)
 		r.health.Set("", nil)
 		r.proxies.Set("", nil)
 		if err := r.nat.remove(ctx, r); err != nil {
@@ -238,8 +238,12 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 	if err := r.Addresses.SetPool(underlay, r.pooled[underlay]); err != nil {
 		return err
 	}
+	if len(r.triedNAT) == 0 {
+		r.tried(former.NAT)
+	}
+	r.tried(target.NAT)
 	// Now that the addresses are there.
-	r.names.Set(target.Names, wantedNames(target))
+	r.names.Set(target.Names, wantedNames(target), unusedFamilies(target))
 	r.health.Set(target.Underlay.Interface, target.Health)
 	r.proxies.Set("", target.Proxies)
 	if err := r.nat.apply(ctx, r, target.NAT); err != nil {
@@ -258,6 +262,7 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 		}
 		r.pooled[iface] = stay
 	}
+	r.unstick(target.NAT)
 	return r.endFlows(ctx, target.NAT)
 }
 

@@ -141,12 +141,14 @@ type Router struct {
 	proxies   *health.Checker // of redirecting policies; each is the one address of a pool with the policy's name
 	names     *names.Resolver
 	nat       appliedNAT
-	placer    *placer // nil: nobody places flows
+	placer    *placer    // nil: nobody places flows
+	unsticker *unsticker // nil: flows are not ended
 	leaving   leaving
 	outliving outliving
 	telling   sync.Mutex              // what is concluded from the states of tunnels is in their order
 	speaks    bgp.Config              // number of the BGP that its driver may have, without anything in it; of the work on BGP alone
 	pooled    map[string][]netip.Addr // pool addresses that an underlay interface may have; of the work on NAT alone
+	triedNAT  []nat.Config            // under which flows may have begun, the one that was carried out first; of the work on NAT alone
 
 	counters struct {
 		sync.Mutex
@@ -199,6 +201,7 @@ func New(o Options) (*Router, error) {
 		}})
 	if o.Flows != nil {
 		r.placer = newPlacer(o.NAT, o.Flows, o.Log.With("room", "placement"), r.state.bell.Ring)
+		r.unsticker = newUnsticker(o.Flows, o.Log)
 	}
 	present, ok := o.Store.Current()
 	if !ok {
@@ -343,6 +346,9 @@ func (r *Router) Run(ctx context.Context) error {
 	start("reconciling", func(ctx context.Context) error { r.work.run(ctx, r.passed); return nil })
 	if r.placer != nil {
 		start("placing flows", r.placer.run)
+	}
+	if r.unsticker != nil {
+		start("ending flows", r.unsticker.run)
 	}
 	start("watching", r.tick)
 	start("asking charon", r.watchCharon)

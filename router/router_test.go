@@ -212,7 +212,7 @@ func (d filter) Sample(ctx context.Context, _ func(nat.Reason, nat.Flow)) error 
 }
 func (d filter) Place(context.Context, []nat.Placement) error              { return nil }
 func (d filter) Refuse(context.Context, nat.Overload) error                { return nil }
-func (d filter) Begun(context.Context) (uint64, error)                     { return 0, nil }
+func (d filter) Begun(context.Context) (uint64, uint64, error)             { return 0, 0, nil }
 func (d filter) Meter(context.Context) (nat.Meter, error)                  { return nat.Meter{}, nil }
 func (d filter) Differences(context.Context, nat.Config) ([]string, error) { return nil, nil }
 func (d filter) Departures(context.Context, string, []netip.Prefix, []netip.Prefix) ([]nat.Departure, error) {
@@ -322,7 +322,9 @@ func (m *machine) begin(dir string, safe bool) *Router {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	r.Flows = m.flows
+	if r.Flows = m.flows; m.flows != nil {
+		r.unsticker = newUnsticker(m.flows, r.Log)
+	}
 	return r
 }
 

@@ -15,7 +15,7 @@ var portColumns = []column[*isthmusv1.PortUse]{
 	{header: "POOL", value: func(_ *app, p *isthmusv1.PortUse) string { return p.Pool }},
 	{header: "SEEN-AS", value: func(_ *app, p *isthmusv1.PortUse) string { return p.PublicAddress }},
 	{header: "DESTINATION", value: func(_ *app, p *isthmusv1.PortUse) string { return p.Destination }},
-	{header: "SERVICE", value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprintf("%s/%d", p.Protocol, p.Port) }},
+	{header: "SERVICE", value: func(_ *app, p *isthmusv1.PortUse) string { return service(p.Protocol, p.Port) }},
 	{header: "USED", value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprint(p.Used) }},
 	{header: "FREE", value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprint(p.Free) }},
 	{header: "PERCENT", value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprintf("%.1f", p.Percent) }},
@@ -29,6 +29,14 @@ var portColumns = []column[*isthmusv1.PortUse]{
 	{header: "STATE", value: func(_ *app, p *isthmusv1.PortUse) string { return p.State }},
 	{header: "ADDRESS", wide: true, value: func(_ *app, p *isthmusv1.PortUse) string { return p.Address }},
 	{header: "GROWTH", wide: true, value: func(_ *app, p *isthmusv1.PortUse) string { return fmt.Sprintf("%.1f/s", p.Growth) }},
+}
+
+// service returns a protocol with its port, or alone when it has none.
+func service(protocol string, port uint32) string {
+	if port == 0 {
+		return protocol
+	}
+	return fmt.Sprintf("%s/%d", protocol, port)
 }
 
 var addressColumns = []column[*isthmusv1.AddressUse]{

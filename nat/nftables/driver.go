@@ -309,7 +309,7 @@ func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, whole bool) e
 		deleteTimeouts(conn, slices.DeleteFunc(slices.Sorted(maps.Keys(have.timeouts)), func(name string) bool { return want.timeouts[name] != nil }))
 	}
 	addTimeouts(conn, want.timeouts)
-	names := []string{begunCounter}
+	names := []string{begunCounter, portlessCounter}
 	for _, reason := range nat.Reasons {
 		names = append(names, dropCounter(reason))
 	}

@@ -55,22 +55,27 @@ func (d *Driver) run(ctx context.Context, set func()) error {
 }
 
 // Begun returns how many flows began with a pool's address. See nat.Driver.
-func (d *Driver) Begun(ctx context.Context) (uint64, error) {
+func (d *Driver) Begun(ctx context.Context) (flows, portless uint64, err error) {
 	conn, err := d.open()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer conn.CloseLasting()
-	o, err := conn.GetObject(&nftables.NamedObj{Table: table(), Name: begunCounter, Type: unix.NFT_OBJECT_COUNTER})
-	if err != nil {
-		return 0, fmt.Errorf("reading the counter of new flows: %w", err)
-	}
-	if named, ok := o.(*nftables.NamedObj); ok {
-		if c, ok := named.Obj.(*expr.Counter); ok {
-			return c.Packets, nil
+	read := func(name string) (uint64, error) {
+		o, err := conn.GetObject(&nftables.NamedObj{Table: table(), Name: name, Type: unix.NFT_OBJECT_COUNTER})
+		if err != nil {
+			return 0, fmt.Errorf("reading the counter of new flows: %w", err)
 		}
+		if named, ok := o.(*nftables.NamedObj); ok {
+			if c, ok := named.Obj.(*expr.Counter); ok {
+				return c.Packets, nil
+			}
+		}
+		return 0, errors.New("reading the counter of new flows: it is none")
 	}
-	return 0, errors.New("reading the counter of new flows: it is none")
+	flows, err = read(begunCounter)
+	portless, err2 := read(portlessCounter)
+	return flows, portless, errors.Join(err, err2)
 }
 
 // Meter returns of which flows Begun consists. See nat.Driver.

@@ -18,6 +18,9 @@ import (
 // begunCounter is the name of the counter of flows that began with a pool's address.
 const begunCounter = "begun"
 
+// portlessCounter is the name of the counter of packets that tried to begin a flow without ports.
+const portlessCounter = "begun-portless"
+
 // fullSet is the name of the set of families of which nothing new may leave.
 const fullSet = "table-full"
 
@@ -89,14 +92,16 @@ func (r *ruleset) addPools(c nat.Config) {
 			slots := &set{shape: shape{isMap: true, isConcat: true}, elements: map[string]element{}}
 			addSlots(slots, 0, p.Slots(f.ipv6, ""))
 			r.sets[name] = slots
-			translate := &expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), RegAddrMin: reg1, RegAddrMax: reg1}
+			translate := do(&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), RegAddrMin: reg1, RegAddrMax: reg1})
 			look := func(name string) expr.Any {
 				return &expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: name}
 			}
 			// The slot comes behind the zone, which is in the first register.
-			bySlot := do(network(f.source, f.size, register(16)),
-				&expr.Hash{SourceRegister: register(16), DestRegister: register(4), Length: f.size, Modulus: nat.Slots, Seed: nat.HashSeed, Type: expr.HashTypeJenkins},
-				look(name), translate)
+			bySlot := func(translate []expr.Any) []expr.Any {
+				return rule(do(network(f.source, f.size, register(16)),
+					&expr.Hash{SourceRegister: register(16), DestRegister: register(4), Length: f.size, Modulus: nat.Slots, Seed: nat.HashSeed, Type: expr.HashTypeJenkins},
+					look(name)), translate)
+			}
 
 			exhausted := do(verdict(expr.VerdictGoto, refuseChain(f)))
 			if p.Silent {
@@ -104,10 +109,10 @@ func (r *ruleset) addPools(c nat.Config) {
 			}
 			r.sets[meterSet(p.Name, f)] = &set{shape: shape{isConcat: true, isDynamic: true}}
 			pool := &chain{rules: [][]expr.Any{
+				rule(isPortless(), do(verdict(expr.VerdictGoto, portlessChain(p.Name, f)))),
 				rule(service(f, 0), do(in(exhaustedSet(p.Name, f))), exhausted),
 				meter(p.Name, f, unix.IPPROTO_TCP),
 				meter(p.Name, f, unix.IPPROTO_UDP),
-				do(network(f.source, f.size, register(0)), network(f.dst, f.size, register(f.size)), look(placed), translate),
 			}}
 			near := false
 			for i, z := range c.Zones {
@@ -116,14 +121,52 @@ func (r *ruleset) addPools(c nat.Config) {
 					addSlots(slots, i+1, p.Slots(f.ipv6, z.Name))
 				}
 			}
-			if near {
-				pool.rules = append(pool.rules, rule(do(network(f.source, f.size, register(0)), meta(expr.MetaKeyL4PROTO, register(f.size)), look(zoneMap(f))), bySlot))
+			choice := func(translate []expr.Any) (rules [][]expr.Any) {
+				rules = append(rules, rule(do(network(f.source, f.size, register(0)), network(f.dst, f.size, register(f.size)), look(placed)), translate))
+				if near {
+					rules = append(rules, rule(do(network(f.source, f.size, register(0)), meta(expr.MetaKeyL4PROTO, register(f.size)), look(zoneMap(f))), bySlot(translate)))
+				}
+				// Every slot has an address; would one not, nothing may get by.
+				return append(rules, rule(do(&expr.Immediate{Register: reg1, Data: make([]byte, 4)}), bySlot(translate)), do(verdict(expr.VerdictGoto, dropped)))
 			}
-			// Every slot has an address; would one not, nothing may get by.
-			pool.rules = append(pool.rules, rule(do(&expr.Immediate{Register: reg1, Data: make([]byte, 4)}), bySlot), do(verdict(expr.VerdictGoto, dropped)))
+			low := lowChain(p.Name, f)
+			r.chains[low] = &chain{rules: choice(translateHigh(f))}
+			for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
+				pool.rules = append(pool.rules, rule(hasLowPort(protocol), do(verdict(expr.VerdictGoto, low))))
+			}
+			pool.rules = append(pool.rules, choice(translate)...)
+			refusal := do(verdict(expr.VerdictDrop, ""))
+			if !p.Silent {
+				refusal = do(verdict(expr.VerdictGoto, refusePortless(f)))
+			}
+			r.chains[portlessChain(p.Name, f)] = &chain{rules: append([][]expr.Any{
+				rule(portlessService(f, 0), do(in(exhaustedSet(p.Name, f))), refusal),
+				rule(do(&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: portlessCounter}), portlessClient(f), do(update(meterSet(p.Name, f)))),
+			}, choice(translate)...)}
 			r.chains[name] = pool
 		}
 	}
+}
+
+func lowChain(pool string, f family) string { return poolName(pool, f.ipv6) + "-low" }
+
+// firstPort is the first port that flows are translated to.
+const firstPort = 1024
+
+// hasLowPort matches packets of a protocol from ports below firstPort. The kernel would translate such a flow to another low port, of which it has
+// some hundreds, and lose the next one while tens of thousands of ports are free.
+func hasLowPort(protocol byte) []expr.Any {
+	return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, protocol),
+		transport(0, 2, reg1), compare(expr.CmpOpLt, binary.BigEndian.AppendUint16(nil, firstPort)...))
+}
+
+// translateHigh translates to the address in the first register, with any port from firstPort on.
+func translateHigh(f family) []expr.Any {
+	least, most := register(32), register(36)
+	return do(
+		&expr.Immediate{Register: least, Data: binary.BigEndian.AppendUint16(nil, firstPort)},
+		&expr.Immediate{Register: most, Data: []byte{0xff, 0xff}},
+		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), Specified: true, RegAddrMin: reg1, RegAddrMax: reg1, RegProtoMin: least, RegProtoMax: most})
 }
 
 func addSlots(s *set, zone int, slots [nat.Slots]netip.Addr) {
@@ -161,6 +204,31 @@ func clientService(f family) []expr.Any {
 	return rule(do(network(f.source, f.size, register(0))), service(f, f.size))
 }
 
+func portlessChain(pool string, f family) string { return poolName(pool, f.ipv6) + "-portless" }
+func refusePortless(f family) string             { return refuseChain(f) + "-portless" }
+
+// isPortless matches the protocols that nat.Portless says are so. Most packets end at the first comparison.
+func isPortless() []expr.Any {
+	match := do(meta(expr.MetaKeyL4PROTO, reg1))
+	for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6, unix.IPPROTO_SCTP, unix.IPPROTO_DCCP, unix.IPPROTO_UDPLITE} {
+		match = append(match, compare(expr.CmpOpNeq, protocol))
+	}
+	return match
+}
+
+// portlessService is service where there is no port: it loads 0.
+func portlessService(f family, offset uint32) []expr.Any {
+	return do(
+		network(f.dst, f.size, register(offset)),
+		meta(expr.MetaKeyL4PROTO, register(offset+f.size)),
+		&expr.Immediate{Register: register(offset + f.size + 4), Data: []byte{0, 0}})
+}
+
+// portlessClient is clientService where there is no port.
+func portlessClient(f family) []expr.Any {
+	return rule(do(network(f.source, f.size, register(0))), portlessService(f, f.size))
+}
+
 // meter counts flows that begin. When the set has no room the rule ends at it.
 func meter(pool string, f family, protocol byte) []expr.Any {
 	key := register(2 * f.size)
@@ -179,6 +247,11 @@ func (r *ruleset) addRefusals() {
 	r.chains["begins"] = begins
 	for _, f := range families {
 		begins.rules = append(begins.rules, rule(isFamily(f), clientService(f), do(in(refusedSet(f)), verdict(expr.VerdictGoto, "reject"))))
+		begins.rules = append(begins.rules, rule(isFamily(f), isPortless(), portlessClient(f), do(in(refusedSet(f)), verdict(expr.VerdictGoto, "reject"))))
+		r.chains[refusePortless(f)] = &chain{rules: [][]expr.Any{
+			rule(portlessClient(f), do(update(refusedSet(f)))),
+			do(verdict(expr.VerdictDrop, "")),
+		}}
 		r.sets[refusedSet(f)] = &set{shape: shape{isConcat: true, isDynamic: true}}
 		r.chains[refuseChain(f)] = &chain{rules: [][]expr.Any{
 			rule(clientService(f), do(update(refusedSet(f)))),

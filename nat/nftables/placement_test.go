@@ -253,7 +253,7 @@ func TestMeter(t *testing.T) {
 	if len(m.Begun) != 2 || m.Begun[a] != 6 || m.Begun[b] != 1 {
 		t.Errorf("the meter has %v", m.Begun)
 	}
-	if n, err := d.Begun(context.Background()); n != 7 || err != nil {
+	if n, _, err := d.Begun(context.Background()); n != 7 || err != nil {
 		t.Errorf("%d flows began, want 7, %v", n, err)
 	}
 }

@@ -27,7 +27,7 @@ func TestBlocksStay(t *testing.T) {
 		}
 	}
 	now = now.Add(time.Second)
-	b.Begun(uint64(len(full.Flows)) * 1000)
+	b.Begun(uint64(len(full.Flows))*1000, 0)
 	b.Meter(begun, now)
 	if c := b.spots[spot{"p", p.Addresses[1].Address, web}]; c != nil && c.bound > 0 {
 		t.Errorf("%d flows are thought to have begun at the other address", c.bound)

@@ -58,6 +58,8 @@ type Holding struct {
 // Census is what the table of connection tracking held.
 type Census struct {
 	Flows map[Holding]uint32 // TCP and UDP only
+	// Portless are flows of protocols without ports. Each has its address for itself toward its destination.
+	Portless []Holding
 	// Entries is the number of all entries, Assured of those that the kernel does not give up early when the table is full.
 	Entries, Assured uint32
 }
@@ -108,6 +110,10 @@ type Book struct {
 	former  nat.Meter // that was read last
 	meterAt time.Time
 
+	whole         map[spot]netip.Addr // who has an address for itself toward a service without ports, at the census
+	wants         map[wish]time.Time  // who tried to begin a flow without ports, and when it was seen last
+	tried, looked uint64              // packets that tried to, in all: now, and at the census
+
 	begun, metered uint64 // in all: now, and when the meter was read
 	unknown        uint64 // began since the census, and the meter does not know where
 	fullest        uint64 // bound of the fullest spot
@@ -120,7 +126,7 @@ type Book struct {
 
 // New returns a Book with the placements that the kernel has.
 func New(have []nat.Placement, now time.Time) *Book {
-	b := &Book{spots: map[spot]*count{}, placed: map[pair]*placed{}, recent: map[pair]float64{}, full: map[nat.Exhausted]bool{}, refused: map[nat.Service]uint64{}}
+	b := &Book{spots: map[spot]*count{}, placed: map[pair]*placed{}, recent: map[pair]float64{}, full: map[nat.Exhausted]bool{}, refused: map[nat.Service]uint64{}, whole: map[spot]netip.Addr{}, wants: map[wish]time.Time{}}
 	for _, p := range have {
 		b.placed[pair{p.Pool, p.Source, p.Destination}] = &placed{address: p.Address, needed: now}
 	}
@@ -136,6 +142,7 @@ func (b *Book) Configure(c nat.Config) {
 		}
 	}
 	maps.DeleteFunc(b.spots, func(s spot, _ *count) bool { return b.pools[s.address] != s.pool })
+	maps.DeleteFunc(b.whole, func(s spot, _ netip.Addr) bool { return b.pools[s.address] != s.pool })
 	maps.DeleteFunc(b.placed, func(p pair, at *placed) bool {
 		return b.pools[at.address] != p.pool || c.Pool(p.pool).Blocks != nil
 	})
@@ -180,12 +187,12 @@ func (b *Book) bound() {
 	b.fullest += b.unknown
 }
 
-// Begun notes how many flows began.
-func (b *Book) Begun(n uint64) {
+// Begun notes how many flows began, and how many packets tried to begin one without ports.
+func (b *Book) Begun(n, portless uint64) {
 	if n < b.begun {
 		b.metered = 0 // the kernel counts anew
 	}
-	b.begun = n
+	b.begun, b.tried = n, portless
 }
 
 // unread is how many flows began since the meter was read.
@@ -218,6 +225,10 @@ func (b *Book) read(m nat.Meter, now time.Time, likely bool) {
 	var known uint64
 	for u := range m.Begun {
 		n := since(b.former.Begun, m.Begun, u)
+		if nat.Portless(u.Protocol) {
+			b.want(u, n, now)
+			continue
+		}
 		known += n
 		if n == 0 || b.meterAt.IsZero() {
 			continue // it began before the first census
@@ -256,7 +267,7 @@ func (b *Book) WantsCensus(now time.Time, entries, limit uint32, cost time.Durat
 	age := now.Sub(b.censusAt)
 	// after says whether a census is due that may take its part of a processor.
 	after := func(least time.Duration, costs int) bool { return age >= max(least, time.Duration(costs)*cost) }
-	if b.censusAt.IsZero() {
+	if b.censusAt.IsZero() || b.tried != b.looked && after(100*time.Millisecond, 5) {
 		return true
 	}
 	for _, c := range b.spots {
@@ -314,6 +325,7 @@ func (b *Book) Census(c Census, now time.Time) {
 			many[place{pool: s.pool, destination: s.Destination}] = true
 		}
 	}
+	b.hold(c.Portless, now)
 	b.known = map[pair]bool{}
 	for h := range c.Flows {
 		if pool := b.pools[h.Address]; many[place{pool: pool, destination: h.Destination}] {
@@ -335,6 +347,9 @@ func (b *Book) Census(c Census, now time.Time) {
 // relieve ends the exhaustion of services that have ports again, or no address at all.
 func (b *Book) relieve() {
 	maps.DeleteFunc(b.full, func(e nat.Exhausted, _ bool) bool {
+		if nat.Portless(e.Protocol) {
+			return !b.taken(e)
+		}
 		return len(b.usable(e.Pool, e.Destination)) == 0 || !b.everywhere(e, func(c *count) bool { return c.exact >= freed })
 	})
 }
@@ -361,6 +376,7 @@ func (b *Book) Place(now time.Time) []nat.Placement {
 	if b.fullest >= spill {
 		b.move(loads, crowded, now)
 	}
+	b.movePortless(now)
 	out := make([]nat.Placement, 0, len(b.placed))
 	for p, at := range b.placed {
 		out = append(out, nat.Placement{Pool: p.pool, Source: p.source, Destination: p.destination, Address: at.address})

@@ -72,7 +72,7 @@ func (w *world) open(source netip.Addr, s nat.Service, n int) {
 // tick is what the caller does, after some time.
 func (w *world) tick(d time.Duration) {
 	w.now = w.now.Add(d)
-	w.book.Begun(w.begun)
+	w.book.Begun(w.begun, 0)
 	if w.book.WantsMeter() {
 		w.read()
 	}

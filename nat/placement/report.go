@@ -38,6 +38,16 @@ func (b *Book) Overload(entries, limit uint32) nat.Overload {
 	return o
 }
 
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
+}
+
 func compareService(a, b nat.Service) int {
 	return cmp.Or(a.Destination.Compare(b.Destination), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 }
@@ -71,8 +81,16 @@ type Use struct {
 	Refused uint64
 }
 
+// Room is how many flows there is room for: one to a service without ports.
+func (u Use) Room() uint32 {
+	if nat.Portless(u.Protocol) {
+		return 1
+	}
+	return Ports
+}
+
 // Free is how many more flows there is room for.
-func (u Use) Free() uint32 { return Ports - min(u.Used, Ports) }
+func (u Use) Free() uint32 { return u.Room() - min(u.Used, u.Room()) }
 
 // Total is what is used of an address of a pool toward all services.
 type Total struct {
@@ -124,11 +142,21 @@ func (b *Book) Report(most int) Report {
 		}
 		r.Uses = append(r.Uses, u)
 	}
+	for s := range b.whole {
+		if t := totals[s.address]; t != nil {
+			t.Flows++
+			t.Services++
+		}
+		r.Uses = append(r.Uses, Use{Pool: s.pool, Address: s.address, Service: s.Service, Used: 1,
+			Exhausted: b.full[nat.Exhausted{Pool: s.pool, Service: s.Service}], Refused: b.refused[s.Service]})
+	}
 	order := func(a, b Use) int {
 		return cmp.Or(cmp.Compare(a.Pool, b.Pool), a.Address.Compare(b.Address), compareService(a.Service, b.Service))
 	}
 	if len(r.Uses) > most {
-		slices.SortFunc(r.Uses, func(a, b Use) int { return cmp.Or(cmp.Compare(b.Used, a.Used), order(a, b)) })
+		slices.SortFunc(r.Uses, func(a, b Use) int {
+			return cmp.Or(-compareBool(a.Exhausted, b.Exhausted), cmp.Compare(b.Used, a.Used), order(a, b))
+		})
 		r.Uses = r.Uses[:most]
 	}
 	slices.SortFunc(r.Uses, order)

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -26,6 +27,40 @@ const (
 // client asks DNS servers.
 type client struct {
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	mu    sync.Mutex
+	edns  map[netip.AddrPort]bool // servers that have answered, and whether they know EDNS
+	plain time.Time               // when those without were noted first; they are tried again after plainTime
+}
+
+const (
+	// maxServers bounds what is known of servers.
+	maxServers = 256
+	// plainTime is how long a server is thought not to know EDNS.
+	plainTime = 10 * time.Minute
+)
+
+// knows returns whether a server knows EDNS, and whether that has been found out.
+func (c *client) knows(server netip.AddrPort) (edns, known bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.plain.IsZero() && time.Since(c.plain) > plainTime {
+		c.edns, c.plain = nil, time.Time{}
+	}
+	edns, known = c.edns[server]
+	return edns, known
+}
+
+func (c *client) note(server netip.AddrPort, edns bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.edns == nil || len(c.edns) >= maxServers {
+		c.edns = map[netip.AddrPort]bool{}
+	}
+	c.edns[server] = edns
+	if !edns && c.plain.IsZero() {
+		c.plain = time.Now()
+	}
 }
 
 // System returns the addresses of the DNS servers that the machine itself uses.
@@ -92,36 +127,76 @@ func (c *client) resolve(ctx context.Context, servers []netip.AddrPort, name str
 }
 
 // ask sends a query to one server after the other until one answers it, and returns the answer: one that says what is true, or
-// that there is no such name. A truncated one is asked for again over TCP when the query came by UDP only to fit.
-func (c *client) ask(ctx context.Context, servers []netip.AddrPort, network string, query []byte) ([]byte, error) {
+// that there is no such name. When there is none, it returns an error, with the last answer that says something else, if a server has given one.
+func (c *client) ask(ctx context.Context, servers []netip.AddrPort, network string, query []byte) (last []byte, err error) {
 	var errs []error
 	for _, server := range servers {
-		response, err := c.exchange(ctx, network, server, query)
-		var h dnsmessage.Header
+		response, err := c.fallBack(ctx, network, server, query)
 		if err == nil {
-			h, _, err = question(response)
-		}
-		if err == nil && h.Truncated && network == "udp" {
-			if response, err = c.exchange(ctx, "tcp", server, query); err == nil {
-				h, _, err = question(response)
+			code := response[3] & 0xf
+			if code == byte(dnsmessage.RCodeSuccess) || code == byte(dnsmessage.RCodeNameError) {
+				return response, nil
 			}
-		}
-		if err == nil && h.RCode != dnsmessage.RCodeSuccess && h.RCode != dnsmessage.RCodeNameError {
-			err = fmt.Errorf("it answers %s", strings.TrimPrefix(h.RCode.String(), "RCode"))
-		}
-		if err == nil {
-			return response, nil
+			last, err = response, fmt.Errorf("it answers %s", strings.TrimPrefix(dnsmessage.RCode(code).String(), "RCode"))
 		}
 		errs = append(errs, fmt.Errorf("asking %v: %w", server, brief(err)))
 	}
-	return nil, errors.Join(errs...)
+	return last, errors.Join(errs...)
 }
+
+// fallBack asks one server, and asks it once more without EDNS when it seems not to know that: when it answers FORMERR or NOTIMP without
+// an OPT record, or nothing (RFC 6891 section 6.2.2, RFC 8906). It need not do so again for a while.
+func (c *client) fallBack(ctx context.Context, network string, server netip.AddrPort, query []byte) ([]byte, error) {
+	bare, err := withoutOPT(query)
+	if err != nil {
+		return nil, err
+	}
+	edns, known := c.knows(server)
+	if bare == nil || known && !edns {
+		if bare != nil {
+			query = bare
+		}
+		return c.whole(ctx, network, server, query)
+	}
+	response, err := c.whole(ctx, network, server, query)
+	silent := err != nil && brief(err) == errSilent
+	if err == nil {
+		code := dnsmessage.RCode(response[3] & 0xf)
+		if hasOPT(response) || code != dnsmessage.RCodeFormatError && code != dnsmessage.RCodeNotImplemented {
+			c.note(server, true)
+			return response, nil
+		}
+	} else if !silent || known || ctx.Err() != nil {
+		return nil, err // one that knows EDNS is silent for another reason
+	}
+	second, err2 := c.whole(ctx, network, server, bare)
+	if err2 != nil {
+		return response, err
+	}
+	if code := dnsmessage.RCode(second[3] & 0xf); code == dnsmessage.RCodeSuccess || code == dnsmessage.RCodeNameError {
+		c.note(server, false)
+	}
+	return second, nil
+}
+
+// whole asks one server. A truncated answer is asked for again over TCP when the query came by UDP only to fit.
+func (c *client) whole(ctx context.Context, network string, server netip.AddrPort, query []byte) ([]byte, error) {
+	response, err := c.exchange(ctx, network, server, query)
+	if err == nil && network == "udp" && response[2]&2 != 0 {
+		response, err = c.exchange(ctx, "tcp", server, query)
+	}
+	return response, err
+}
+
+// errSilent is how it is told that nothing came.
+var errSilent = errors.New("no answer in time")
 
 // brief leaves out what is said already.
 func brief(err error) error {
 	var timeout net.Error
-	if errors.As(err, &timeout) && timeout.Timeout() {
-		return errors.New("no answer in time")
+	// A connection is closed when the time is over.
+	if errors.As(err, &timeout) && timeout.Timeout() || errors.Is(err, net.ErrClosed) || errors.Is(err, context.DeadlineExceeded) {
+		return errSilent
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		return op.Err
@@ -169,6 +244,14 @@ func (c *client) exchange(ctx context.Context, network string, server netip.Addr
 		}
 		if err != nil {
 			return nil, err
+		}
+		if code := fault(response, sent); code != dnsmessage.RCodeSuccess {
+			// A server that understands nothing of a query gives the header alone back (RFC 1035 section 4.1.1).
+			h, q, err := question(query)
+			if err != nil {
+				return nil, err
+			}
+			return refuse(h, q, code, false), nil
 		}
 		h, q, err := question(response)
 		if err != nil || !h.Response || h.ID != binary.BigEndian.Uint16(sent) || q.Type != wanted.Type || q.Class != wanted.Class || canonical(q.Name) != canonical(wanted.Name) {

@@ -153,3 +153,48 @@ func read(message []byte) (answer, error) {
 	}
 	return a, nil // no such name, or none of the kind; without a time to live the floor counts
 }
+
+// fault returns the code of a response to a query that is a header without a question, RCodeSuccess of all others.
+func fault(response, query []byte) dnsmessage.RCode {
+	const header = 12
+	if len(response) != header || [2]byte(response) != [2]byte(query) || response[2]&0x80 == 0 || [8]byte(response[4:]) != [8]byte{} {
+		return dnsmessage.RCodeSuccess
+	}
+	return dnsmessage.RCode(response[3] & 0xf)
+}
+
+// hasOPT says whether a message has an OPT record, which is how EDNS is spoken (RFC 6891 section 6.1.1).
+func hasOPT(message []byte) bool {
+	var p dnsmessage.Parser
+	if _, err := p.Start(message); err != nil || p.SkipAllQuestions() != nil || p.SkipAllAnswers() != nil || p.SkipAllAuthorities() != nil {
+		return false
+	}
+	for {
+		h, err := p.AdditionalHeader()
+		if err != nil {
+			return false
+		}
+		if h.Type == dnsmessage.TypeOPT {
+			return true
+		}
+		if p.SkipAdditional() != nil {
+			return false
+		}
+	}
+}
+
+// withoutOPT returns a query with its header and its question alone, nil when it has no OPT record.
+func withoutOPT(query []byte) ([]byte, error) {
+	if !hasOPT(query) {
+		return nil, nil
+	}
+	h, q, err := question(query)
+	if err != nil {
+		return nil, err
+	}
+	b := dnsmessage.NewBuilder(nil, dnsmessage.Header{ID: h.ID, OpCode: h.OpCode, RecursionDesired: h.RecursionDesired, CheckingDisabled: h.CheckingDisabled})
+	if err := errors.Join(b.StartQuestions(), b.Question(q)); err != nil {
+		return nil, err
+	}
+	return b.Finish()
+}

@@ -54,7 +54,7 @@ func New(o Options) *Resolver {
 	if o.ResolvConf == "" {
 		o.ResolvConf = resolvConf
 	}
-	return &Resolver{options: o, client: client{(&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[Listener]context.CancelFunc{}}
+	return &Resolver{options: o, client: client{dial: (&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[Listener]context.CancelFunc{}}
 }
 
 // loadLocked returns what a former run has left in the file.
@@ -74,14 +74,16 @@ func (r *Resolver) loadLocked() *table {
 	return t
 }
 
-// Set replaces the names and how they are resolved. The first call also takes up what a former run knew of them.
-func (r *Resolver) Set(c Config, names []string) {
+// Set replaces the names and how they are resolved. The first call also takes up what a former run knew of them. A family of which unused says so is
+// not asked for; nil: all are used.
+func (r *Resolver) Set(c Config, names []string, unused func(name string, ipv6 bool) bool) {
 	r.mu.Lock()
 	if !r.loaded {
 		r.table, r.loaded = r.loadLocked(), true
 	}
 	r.config = c
 	r.dirty = r.table.set(names, c, time.Now()) || r.dirty
+	r.table.use(unused, time.Now())
 	for l, cancel := range r.listeners {
 		if !slices.Contains(c.Proxy, l) {
 			cancel()
@@ -308,9 +310,11 @@ func (r *Resolver) Resolve(_ context.Context, name string) ([]netip.Addr, error)
 type State struct {
 	Addresses []netip.Addr
 	Next      time.Time // of the next query; zero for a wildcard
-	// LastError is why queries fail, and Failing since when; zero when they do not.
+	// LastError is why queries fail, with the family of addresses that is asked for, and Failing since when; zero when they do not.
 	LastError string
 	Failing   time.Time
+	// Stale is how many of the addresses are of a family of which queries fail.
+	Stale int
 }
 
 // State returns what is known of a name or wildcard.
@@ -322,12 +326,24 @@ func (r *Resolver) State(name string) State {
 	if record == nil || IsWildcard(name) {
 		return s
 	}
-	for _, q := range record.queries {
+	for i, q := range record.queries {
+		if q.unused {
+			continue
+		}
 		if s.Next.IsZero() || q.next.Before(s.Next) {
 			s.Next = q.next
 		}
 		if q.err != "" {
-			s.LastError, s.Failing = q.err, q.failing
+			if s.LastError != "" {
+				s.LastError += "; "
+			}
+			s.LastError += [2]string{"IPv4: ", "IPv6: "}[i] + q.err
+			if s.Failing.IsZero() || q.failing.Before(s.Failing) {
+				s.Failing = q.failing
+			}
+			for _, a := range s.Addresses {
+				s.Stale += b2i(b2i(a.Is6()) == i)
+			}
 		}
 	}
 	return s

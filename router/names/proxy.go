@@ -156,7 +156,10 @@ func (r *Resolver) respond(ctx context.Context, network string, query []byte) []
 	}
 	if err != nil {
 		r.options.Log.Debug("the DNS proxy has no answer", "name", q.Name, "err", err)
-		return refuse(h, q, dnsmessage.RCodeServerFailure, false)
+		if response == nil {
+			return refuse(h, q, dnsmessage.RCodeServerFailure, false)
+		}
+		return refuse(h, q, dnsmessage.RCode(response[3]&0xf), false) // so that the client may do what it does then
 	}
 	if q.Type == dnsmessage.TypeA || q.Type == dnsmessage.TypeAAAA {
 		if a, err := read(response); err == nil && len(a.addrs) > 0 && r.learn(canonical(q.Name), a) {

@@ -28,6 +28,8 @@ type server struct {
 	code    dnsmessage.RCode
 	mangle  func([]byte) [][]byte // what is sent by UDP in place of the response
 	queries int
+	kinds   []dnsmessage.Type         // of the queries
+	old     func(query []byte) []byte // what is sent when a query has an OPT record
 }
 
 func newServer(t *testing.T) *server {
@@ -82,6 +84,13 @@ func (s *server) respond(query []byte, network string) [][]byte {
 	s.queries++
 	h, q, err := question(query)
 	if err != nil {
+		return nil
+	}
+	s.kinds = append(s.kinds, q.Type)
+	if s.old != nil && hasOPT(query) {
+		if out := s.old(query); out != nil {
+			return [][]byte{out}
+		}
 		return nil
 	}
 	records := s.zone[canonical(q.Name)+" "+q.Type.String()]
@@ -180,7 +189,7 @@ func TestResolve(t *testing.T) {
 	s.alias("ring.example", "loop.example", 10, false)
 	s.alias("whole.example", "whole.example", 10, false)
 	s.alias("gone.example", "none.example", 5, false)
-	c := client{(&net.Dialer{}).DialContext}
+	c := client{dial: (&net.Dialer{}).DialContext}
 	for _, k := range []struct {
 		name string
 		ipv6 bool
@@ -252,7 +261,7 @@ func start(t *testing.T, c Config, o Options, names ...string) *Resolver {
 		o.Changed = func(bool) {}
 	}
 	r := New(o)
-	r.Set(c, names)
+	r.Set(c, names, nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { r.Run(ctx); close(done) }()
@@ -305,7 +314,7 @@ func TestResolver(t *testing.T) {
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	r.Set(c, []string{"a.example", "none.example"})
+	r.Set(c, []string{"a.example", "none.example"}, nil)
 	time.Sleep(100 * time.Millisecond)
 	if _, err := os.Stat(file); err == nil {
 		t.Error("the file is written although nothing has changed")
@@ -342,7 +351,7 @@ func TestLateQueries(t *testing.T) {
 	s.host("a.example", 60, addrs("198.51.100.1")...)
 	told := make(chan bool, 10)
 	r := New(Options{Log: slog.New(slog.DiscardHandler), Changed: func(addresses bool) { told <- addresses }})
-	r.Set(Config{Resolvers: []netip.AddrPort{s.at}, Floor: time.Minute, Grace: time.Hour}, []string{"a.example"})
+	r.Set(Config{Resolvers: []netip.AddrPort{s.at}, Floor: time.Minute, Grace: time.Hour}, []string{"a.example"}, nil)
 	then := time.Now().Add(-10 * time.Minute)
 	for _, ipv6 := range []bool{false, true} {
 		r.table.answered("a.example", ipv6, addrs("198.51.100.1"), 0, then)
@@ -380,7 +389,7 @@ func TestProxy(t *testing.T) {
 	var fail error
 	r = start(t, Config{Resolvers: []netip.AddrPort{s.at}, Floor: time.Minute, Grace: time.Hour, Proxy: []Listener{{elsewhere, ifaces[i].Name}, {at, "lo"}, {netip.MustParseAddr("127.53.53.2"), "ist-none"}}},
 		Options{Apply: func(context.Context) error { applied <- r.Addresses("*.example.com"); return fail }}, "*.example.com")
-	c := client{(&net.Dialer{}).DialContext}
+	c := client{dial: (&net.Dialer{}).DialContext}
 	servers := []netip.AddrPort{netip.AddrPortFrom(at, 53)}
 	eventually(t, "listening", func() bool { _, _, err := c.resolve(t.Context(), servers, "none.example", false); return err == nil })
 
@@ -452,7 +461,7 @@ func TestProxy(t *testing.T) {
 		conn.Close()
 		t.Error("it listens at an address of another interface")
 	}
-	r.Set(Config{Resolvers: []netip.AddrPort{s.at}, Floor: time.Minute}, nil)
+	r.Set(Config{Resolvers: []netip.AddrPort{s.at}, Floor: time.Minute}, nil, nil)
 	eventually(t, "silence", func() bool {
 		conn, err := net.Dial("tcp", servers[0].String())
 		if err == nil {

@@ -25,6 +25,7 @@ type query struct {
 	failures int       // in a row
 	failing  time.Time // since when; zero: it does not fail
 	err      string    // of the last failure
+	unused   bool      // no policy can use the family, so that it is not asked for
 }
 
 // record is what is known of a name or wildcard.
@@ -61,6 +62,19 @@ func (t *table) set(names []string, c Config, now time.Time) (gone bool) {
 		gone = gone || len(r.until) > 0
 	}
 	return gone
+}
+
+// use sets which families are asked for. One that begins to be used is due at once, and nothing of one that is not used fails.
+func (t *table) use(unused func(name string, ipv6 bool) bool, now time.Time) {
+	for name, r := range t.records {
+		for i := range r.queries {
+			if q := &r.queries[i]; unused != nil && unused(name, i == 1) {
+				*q = query{next: now, unused: true}
+			} else {
+				q.unused = false
+			}
+		}
+	}
 }
 
 func b2i(b bool) int {
@@ -128,7 +142,7 @@ func (t *table) answered(name string, ipv6 bool, addrs []netip.Addr, ttl time.Du
 	if r == nil {
 		return false // nobody wants it any more
 	}
-	r.queries[b2i(ipv6)] = query{next: now.Add(t.life(ttl))}
+	r.queries[b2i(ipv6)] = query{next: now.Add(t.life(ttl)), unused: r.queries[b2i(ipv6)].unused}
 	return t.learn(name, addrs, ttl, now)
 }
 
@@ -188,7 +202,7 @@ func (t *table) due(now time.Time) (asks []ask) {
 			continue
 		}
 		for i := range r.queries {
-			if q := &r.queries[i]; !q.next.After(now) {
+			if q := &r.queries[i]; !q.unused && !q.next.After(now) {
 				q.next, q.asked = now.Add(askTimeout+time.Second), now
 				asks = append(asks, ask{name, i == 1})
 			}
@@ -207,8 +221,11 @@ func (t *table) next() (next time.Time) {
 	}
 	for name, r := range t.records {
 		if !IsWildcard(name) {
-			sooner(r.queries[0].next)
-			sooner(r.queries[1].next)
+			for i := range r.queries {
+				if q := &r.queries[i]; !q.unused {
+					sooner(q.next)
+				}
+			}
 		}
 		for a, until := range r.until {
 			if r.queries[b2i(a.Is6())].asked.IsZero() {

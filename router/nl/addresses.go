@@ -1,6 +1,7 @@
 package nl
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -16,11 +17,19 @@ const Protocol = 0x49
 
 const ifaProto = 11 // IFA_PROTO, linux/if_addr.h
 
+// forever is a lifetime without an end (struct ifa_cacheinfo).
+const forever = 0xffffffff
+
 type assigned struct {
 	Address
 	protocol uint8
 	scope    uint8
+	// preferred and valid are lifetimes in seconds.
+	preferred, valid uint32
 }
+
+// deprecated says whether the node does not choose the address as a source by itself (RFC 6724 section 5, rule 3), and has it for good.
+func (a assigned) deprecated() bool { return a.preferred == 0 && a.valid == forever }
 
 // ensureAddressesLocked makes the addresses of an interface of ours be the wanted ones.
 func (l *Links) ensureAddressesLocked(index int, wanted []Address) error {
@@ -60,7 +69,8 @@ func (l *Links) ensureAddressesLocked(index int, wanted []Address) error {
 }
 
 // SetPool makes the addresses that an earlier SetPool added to an interface be exactly the wanted ones. The interface
-// need not be ours. An address that it has from elsewhere is left to its owner.
+// need not be ours. An address that it has from elsewhere is left to its owner. Those of IPv6 are deprecated: the node's own traffic
+// does not leave with them unless it asks to.
 func (l *Links) SetPool(iface string, wanted []netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -84,10 +94,15 @@ func (l *Links) setPoolLocked(iface string, wanted []netip.Addr) error {
 		return err
 	}
 	for _, w := range wanted {
-		if !slices.ContainsFunc(have, func(a assigned) bool { return a.Local.Addr() == w }) {
+		i := slices.IndexFunc(have, func(a assigned) bool { return a.Local.Addr() == w })
+		if i < 0 {
 			one := Address{Local: netip.PrefixFrom(w, w.BitLen())}
-			if err := l.changeAddress(unix.RTM_NEWADDR, link.Index, one); err != nil {
+			if err := l.changeAddress(unix.RTM_NEWADDR, link.Index, one, lifetime(w, 0)); err != nil {
 				return fmt.Errorf("adding address %s: %w", w, err)
+			}
+		} else if a := have[i]; w.Is6() && a.protocol == Protocol && !a.deprecated() {
+			if err := l.changeAddress(unix.RTM_NEWADDR, link.Index, a.Address, lifetime(w, unix.NLM_F_REPLACE)); err != nil {
+				return fmt.Errorf("deprecating address %s: %w", w, err)
 			}
 		}
 	}
@@ -101,7 +116,23 @@ func (l *Links) setPoolLocked(iface string, wanted []netip.Addr) error {
 	return nil
 }
 
-func (l *Links) changeAddress(command, index int, a Address) error {
+// option changes a request about an address: by flags in place of NLM_F_EXCL, and by an attribute.
+type option struct {
+	flags     int
+	attribute *nl.RtAttr
+}
+
+// lifetime has an IPv6 address valid for good and not preferred. Those of IPv4 have no such thing.
+func lifetime(a netip.Addr, flags int) option {
+	if !a.Is6() {
+		return option{flags: flags}
+	}
+	info := make([]byte, 16) // struct ifa_cacheinfo: preferred, valid, and when it was made and changed
+	binary.NativeEndian.PutUint32(info[4:], forever)
+	return option{flags, nl.NewRtAttr(unix.IFA_CACHEINFO, info)}
+}
+
+func (l *Links) changeAddress(command, index int, a Address, options ...option) error {
 	local := a.Local.Addr()
 	family := unix.AF_INET
 	if local.Is6() {
@@ -121,11 +152,21 @@ func (l *Links) changeAddress(command, index int, a Address) error {
 	if command == unix.RTM_NEWADDR {
 		flags |= unix.NLM_F_CREATE | unix.NLM_F_EXCL
 	}
+	for _, o := range options {
+		if o.flags != 0 {
+			flags = flags&^unix.NLM_F_EXCL | o.flags
+		}
+	}
 	req := l.request(command, flags)
 	req.AddData(msg)
 	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, local.AsSlice()))
 	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, peer.AsSlice()))
 	req.AddData(nl.NewRtAttr(ifaProto, []byte{Protocol}))
+	for _, o := range options {
+		if o.attribute != nil {
+			req.AddData(o.attribute)
+		}
+	}
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	gone := command == unix.RTM_DELADDR && errors.Is(err, unix.EADDRNOTAVAIL)
 	if gone || command == unix.RTM_NEWADDR && errors.Is(err, unix.EEXIST) {
@@ -191,6 +232,10 @@ func parseAddress(m []byte) (assigned, int, error) {
 			local, _ = netip.AddrFromSlice(attr.Value)
 		case unix.IFA_ADDRESS:
 			address, _ = netip.AddrFromSlice(attr.Value)
+		case unix.IFA_CACHEINFO:
+			if len(attr.Value) >= 8 {
+				a.preferred, a.valid = binary.NativeEndian.Uint32(attr.Value), binary.NativeEndian.Uint32(attr.Value[4:])
+			}
 		case ifaProto:
 			if len(attr.Value) == 1 {
 				a.protocol = attr.Value[0]

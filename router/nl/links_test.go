@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/isthmus-net/isthmus/router/nl/nltest"
 )
 
@@ -203,6 +205,46 @@ func TestPool(t *testing.T) {
 				t.Errorf("%v: %s present is not %v:\n%s", step.want, x, want, out)
 			}
 		}
+	}
+}
+
+// TestPoolIsNotTheNodes: the node's own IPv6 traffic keeps its source when a pool gets addresses, also when an earlier daemon has added them
+// as preferred ones.
+func TestPoolIsNotTheNodes(t *testing.T) {
+	l := open(t)
+	nltest.Run(t, "ip", "link", "add", "ist-6", "type", "veth", "peer", "name", "ist-7")
+	nltest.Run(t, "ip", "link", "set", "ist-7", "up")
+	nltest.Run(t, "ip", "link", "set", "ist-6", "up")
+	// The longest common prefix (RFC 6724 section 5, rule 8) would choose the pool's, and so would the latest.
+	nltest.Run(t, "ip", "-6", "addr", "add", "2001:db8:9::100/64", "dev", "ist-6", "nodad")
+	nltest.Run(t, "ip", "-6", "route", "add", "2001:db8:51::/48", "via", "2001:db8:9::1")
+	route := func() string { return nltest.Run(t, "ip", "-6", "route", "get", "2001:db8:51::7") }
+	before := route()
+	if !strings.Contains(before, "src 2001:db8:9::100 ") {
+		t.Fatalf("before: %s", before)
+	}
+	pool := []netip.Addr{netip.MustParseAddr("2001:db8:9::10"), netip.MustParseAddr("2001:db8:9::11")}
+	link, err := l.Get("ist-6")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.changeAddress(unix.RTM_NEWADDR, link.Index, Address{Local: pfx("2001:db8:9::11/128")}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := l.SetPool("ist-6", pool); err != nil {
+			t.Fatal(err)
+		}
+		if after := route(); after != before {
+			t.Errorf("%s was %s", after, before)
+		}
+	}
+	if n := l.Writes(); n != 3 {
+		t.Errorf("%d writes, want the first, one to add and one to deprecate", n)
+	}
+	out := nltest.Run(t, "ip", "-6", "addr", "show", "ist-6")
+	if strings.Count(out, "valid_lft forever preferred_lft 0sec") != 2 || strings.Contains(out, "scope global tentative") {
+		t.Errorf("%s", out)
 	}
 }
 

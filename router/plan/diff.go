@@ -113,11 +113,12 @@ func DiffPolicies(a, b Target, names []string) []Change {
 	for _, name := range names {
 		edited[name] = true
 	}
-	// Which flows end depends on all policies without translation.
+	// Which flows end depends on all policies without translation, and on all that have a server.
 	some := func(t Target) Target {
 		out := Target{Proxies: t.Proxies}
+		out.NAT.Pools = t.NAT.Pools
 		for i := range t.NAT.Policies {
-			if p := &t.NAT.Policies[i]; edited[p.Name] || p.Action == nat.NoNAT {
+			if p := &t.NAT.Policies[i]; edited[p.Name] || p.Action == nat.NoNAT || p.To.IsValid() {
 				out.NAT.Policies = append(out.NAT.Policies, *p)
 			}
 		}

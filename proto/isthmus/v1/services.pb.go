@@ -5950,10 +5950,11 @@ type PortUse struct {
 	// As partners see it.
 	PublicAddress string `protobuf:"bytes,3,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
 	Destination   string `protobuf:"bytes,4,opt,name=destination,proto3" json:"destination,omitempty"`
-	// "tcp" or "udp".
+	// "tcp" or "udp"; of a protocol without ports its name, as "esp", or its number.
 	Protocol string `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	Port     uint32 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`
-	// Flows, which have one port each, and how many more there is room for; together 64512.
+	// 0 of a protocol without ports.
+	Port uint32 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`
+	// Flows, which have one port each, and how many more there is room for; together 64512, and 1 of a protocol without ports.
 	Used uint32 `protobuf:"varint,7,opt,name=used,proto3" json:"used,omitempty"`
 	Free uint32 `protobuf:"varint,8,opt,name=free,proto3" json:"free,omitempty"`
 	// Part that is used, in per cent.
