@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
@@ -123,6 +124,40 @@ func unusedFamilies(t plan.Target) func(name string, ipv6 bool) bool {
 		}
 	}
 	return func(name string, ipv6 bool) bool { return !used[use{name, ipv6}] }
+}
+
+// inside says which addresses no name may stand for: those of the node, of pools, of the underlay's networks, and inside. A prefix of everything, as the
+// sources of a tunnel may be, is not inside.
+func (r *Router) inside(t plan.Target) func(netip.Addr) bool {
+	addrs := map[netip.Addr]bool{}
+	for _, a := range r.own(t.NAT) {
+		addrs[a] = true
+	}
+	for _, p := range t.NAT.Pools {
+		for _, a := range p.Addresses {
+			addrs[a.Address], addrs[a.Public] = true, true
+		}
+	}
+	var prefixes []netip.Prefix
+	seen := r.around.get()
+	for _, a := range seen.Addresses {
+		if a.Interface == t.Underlay.Interface && !a.Prefix.IsSingleIP() {
+			prefixes = append(prefixes, a.Prefix.Masked())
+		}
+	}
+	for _, a := range t.NAT.Attachments {
+		for _, p := range a.Sources {
+			if p.Bits() > 0 {
+				prefixes = append(prefixes, p)
+			}
+		}
+	}
+	for _, m := range t.NAT.Maps {
+		prefixes = append(prefixes, m.Mapped)
+	}
+	return func(a netip.Addr) bool {
+		return addrs[a] || slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
 }
 
 // liveNAT returns what is wanted of NAT now, and the addresses that two policies want.
@@ -293,6 +328,14 @@ func (r *Router) nameConditions() (out []*isthmusv1.Condition) {
 			out = append(out, &isthmusv1.Condition{Type: "NameUnresolved", Severity: "warning", Since: n.Failing,
 				Message: fmt.Sprintf("name %s of policies %s: %s; its %d addresses of that family stay for `nameGrace`", n.Name, strings.Join(n.Policies, ", "), n.LastError, r.names.State(n.Name).Stale)})
 		}
+	}
+	if n, last, host := r.names.Dropped(); n > 0 && time.Since(last) < time.Minute {
+		out = append(out, &isthmusv1.Condition{Type: "QueriesDropped", Severity: "warning", Since: stamp(last),
+			Message: fmt.Sprintf("the DNS proxy has dropped %d queries since the start, the last one of %v: a client, or all of a tunnel, asks for more than resolvers answer", n, host)})
+	}
+	if n, last, name := r.names.Refused(); n > 0 && time.Since(last) < time.Minute {
+		out = append(out, &isthmusv1.Condition{Type: "AnswersRefused", Severity: "warning", Since: stamp(last),
+			Message: fmt.Sprintf("the DNS proxy has refused %d answers since the start, the last one for %s: they have addresses of the node, of pools, of the underlay's network, of the platform or inside", n, name)})
 	}
 	r.nat.mu.Lock()
 	defer r.nat.mu.Unlock()

@@ -350,7 +350,12 @@ func public(c nat.Config, pool string, a netip.Addr) string {
 func (r *Router) ports() []*isthmusv1.PortUse {
 	s, _ := r.portStatus()
 	out := make([]*isthmusv1.PortUse, 0, len(s.Uses))
+	told := map[nat.Service]bool{} // what was refused is of a service, not of an address
 	for _, u := range s.Uses {
+		if told[u.Service] {
+			u.Refused = 0
+		}
+		told[u.Service] = true
 		p := &isthmusv1.PortUse{
 			Pool: u.Pool, Address: u.Address.String(), PublicAddress: public(s.config, u.Pool, u.Address),
 			Destination: u.Destination.String(), Protocol: nat.ProtocolName(u.Protocol), Port: uint32(u.Port),

@@ -17,6 +17,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/nat/conntrack"
 	"github.com/isthmus-net/isthmus/nat/nftables"
+	"github.com/isthmus-net/isthmus/nat/placement"
 	"github.com/isthmus-net/isthmus/test/netns"
 	"github.com/isthmus-net/isthmus/test/traffic"
 )
@@ -354,5 +355,25 @@ func TestRefusalEndsWithPools(t *testing.T) {
 		if _, err := e.step(t.Context(), false); err != nil || n.refused.TableFull != k.full || e.status().TableFull != k.full {
 			t.Errorf("%d pools: %+v, told %v, %v", len(k.pools), n.refused, e.status().TableFull, err)
 		}
+	}
+}
+
+// TestRefusedIsToldOnce: what was refused belongs to a service, and is not repeated for each address of the pool.
+func TestRefusedIsToldOnce(t *testing.T) {
+	service := nat.Service{Destination: netip.MustParseAddr("198.51.100.7"), Protocol: unix.IPPROTO_TCP, Port: 443}
+	other := service
+	other.Port = 80
+	r := &Router{placer: newPlacer(nil, nil, slog.New(slog.DiscardHandler), nil)}
+	for _, a := range []string{"192.0.2.11", "192.0.2.12"} {
+		for _, s := range []nat.Service{service, other} {
+			r.placer.shown.Uses = append(r.placer.shown.Uses, placement.Use{Pool: "p", Address: netip.MustParseAddr(a), Service: s, Used: 1, Refused: uint64(s.Port)})
+		}
+	}
+	refused := uint64(0)
+	for _, p := range r.ports() {
+		refused += p.Refused
+	}
+	if refused != 443+80 {
+		t.Errorf("%d are refused, want %d", refused, 443+80)
 	}
 }

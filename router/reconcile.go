@@ -243,6 +243,7 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 	}
 	r.tried(target.NAT)
 	// Now that the addresses are there.
+	r.names.SetInside(r.inside(target))
 	r.names.Set(target.Names, wantedNames(target), unusedFamilies(target))
 	r.health.Set(target.Underlay.Interface, target.Health)
 	r.proxies.Set("", target.Proxies)

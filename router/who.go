@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -63,13 +62,13 @@ func (r *Router) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.W
 	if err != nil {
 		answer.Gaps = append(answer.Gaps, "which pools there were at that time is not known, those of now are used: "+err.Error())
 	}
-	outside := netip.AddrPortFrom(public, uint16(q.Port))
+	outside, pooled := netip.AddrPortFrom(public, uint16(q.Port)), err != nil
 	for _, p := range pools {
 		for _, a := range p.Addresses {
 			if a.Public != public && a.Address != public {
 				continue
 			}
-			outside = netip.AddrPortFrom(a.Address, outside.Port())
+			outside, pooled = netip.AddrPortFrom(a.Address, outside.Port()), true
 			if p.Blocks != nil {
 				if source, ok := p.Owner(a.Address, outside.Port()); ok {
 					answer.BlockSource = source.String()
@@ -78,6 +77,9 @@ func (r *Router) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.W
 		}
 	}
 	if r.Translations == nil {
+		if err := unpooled(pooled, public, at); err != nil {
+			return nil, err
+		}
 		return answer, nil
 	}
 	found, err := r.Translations.Who(ctx, flow.Query{Outside: outside, From: at.Add(-within), To: at.Add(within), Protocol: protocol, Destination: destination})
@@ -86,6 +88,10 @@ func (r *Router) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.W
 	}
 	if err != nil {
 		answer.Gaps = append(answer.Gaps, err.Error())
+	} else if len(found) == 0 {
+		if err := unpooled(pooled, public, at); err != nil {
+			return nil, err
+		}
 	}
 	r.mu.Lock()
 	log := r.target.Log
@@ -104,19 +110,26 @@ func (r *Router) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.W
 	return answer, nil
 }
 
-func translatedFlow(f flow.Record) *isthmusv1.TranslatedFlow {
-	name := strconv.Itoa(int(f.Protocol))
-	for n, number := range protocolNumbers {
-		if number == f.Protocol && n != "" {
-			name = n
-		}
+// unpooled is the error for an address that no pool had.
+func unpooled(pooled bool, a netip.Addr, at time.Time) error {
+	if pooled {
+		return nil
 	}
+	return fmt.Errorf("%w: no pool had the address %v at %s", api.ErrNotFound, a, at.UTC().Format(time.RFC3339))
+}
+
+func translatedFlow(f flow.Record) *isthmusv1.TranslatedFlow {
+	name := nat.ProtocolName(f.Protocol)
 	if f.Protocol == 58 {
 		name = "icmp"
 	}
+	end := netip.AddrPort.String
+	if nat.Portless(f.Protocol) {
+		end = func(a netip.AddrPort) string { return a.Addr().String() }
+	}
 	return &isthmusv1.TranslatedFlow{
 		Start: stamp(f.Start), End: stamp(f.End), Vanished: f.Vanished, Protocol: name, Policy: f.Policy,
-		Inside: f.Inside.String(), Outside: f.Outside.String(), Destination: f.Destination.String(),
+		Inside: end(f.Inside), Outside: end(f.Outside), Destination: end(f.Destination),
 		PacketsSent: f.Sent.Packets, BytesSent: f.Sent.Bytes, PacketsReceived: f.Received.Packets, BytesReceived: f.Received.Bytes,
 	}
 }

@@ -314,3 +314,14 @@ func BenchmarkDump(b *testing.B) {
 		b.ReportMetric((threadTime()-other).Seconds()/cpu.Seconds(), "library/ours")
 	}
 }
+
+// TestLostFlowsAreCountedOnce: the kernel counts a failed insertion among the dropped packets as well.
+func TestLostFlowsAreCountedOnce(t *testing.T) {
+	for _, k := range []struct{ failed, dropped, want uint64 }{{24, 24, 0}, {24, 30, 6}, {24, 0, 0}, {0, 7, 7}} {
+		s := Stats{InsertFailed: k.failed, Dropped: k.dropped}
+		s.settle()
+		if s.Dropped != k.want || s.InsertFailed != k.failed {
+			t.Errorf("%+v: %+v", k, s)
+		}
+	}
+}

@@ -266,6 +266,9 @@ type Stats struct {
 	InsertFailed, Dropped, EvictedEarly uint64
 }
 
+// settle takes from the dropped packets those that are counted as failed insertions as well: the kernel adds each of these to both.
+func (s *Stats) settle() { s.Dropped -= min(s.Dropped, s.InsertFailed) }
+
 // decodeStats adds what a message says to s.
 func decodeStats(m message, s *Stats) error {
 	b, err := m.body()

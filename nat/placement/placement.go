@@ -93,6 +93,7 @@ type count struct {
 	bound  uint64  // now, at most
 	likely uint64  // now, if none has ended
 	growth float64 // a second, lately
+	rising bool    // between the last two censuses
 	alarm  bool    // an episode of it
 }
 
@@ -313,6 +314,7 @@ func (b *Book) Census(c Census, now time.Time) {
 		k.alarm = was.alarm && k.exact >= calm
 		if elapsed > 0 && !b.censusAt.IsZero() {
 			// Half of it from this interval, so that one burst does not make a forecast.
+			k.rising = k.exact > was.exact
 			k.growth = was.growth/2 + (float64(k.exact)-float64(was.exact))/elapsed/2
 		}
 	}

@@ -71,7 +71,7 @@ type Use struct {
 	Used uint32 // flows at the census
 	// Growth is how many more flows there are each second, lately.
 	Growth float64
-	// ExhaustedIn is when there will be no port left if it goes on like that; zero: never.
+	// ExhaustedIn is when there will be no port left if it goes on like that; zero: never, or it does not grow any more.
 	ExhaustedIn time.Duration
 	// Alarm is set from 85 % on until there are less than 75 %.
 	Alarm bool
@@ -137,7 +137,7 @@ func (b *Book) Report(most int) Report {
 			Pool: s.pool, Address: s.address, Service: s.Service, Used: c.exact, Growth: c.growth, Alarm: c.alarm,
 			Exhausted: b.full[nat.Exhausted{Pool: s.pool, Service: s.Service}], Refused: b.refused[s.Service],
 		}
-		if c.growth >= 0.01 {
+		if c.rising && c.growth >= 0.01 { // of a burst that is over, the mean says something for a while
 			u.ExhaustedIn = time.Duration(min(float64(u.Free())/c.growth, 1e9) * float64(time.Second))
 		}
 		r.Uses = append(r.Uses, u)

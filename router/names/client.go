@@ -2,6 +2,7 @@ package names
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -182,11 +183,21 @@ func (c *client) fallBack(ctx context.Context, network string, server netip.Addr
 // whole asks one server. A truncated answer is asked for again over TCP when the query came by UDP only to fit.
 func (c *client) whole(ctx context.Context, network string, server netip.AddrPort, query []byte) ([]byte, error) {
 	response, err := c.exchange(ctx, network, server, query)
+	if err == errOtherCase {
+		// It may be forged, or the server changes names. Over TCP nobody forges one without seeing the packets.
+		if sure, err := c.exchange(ctx, "tcp", server, query); err == nil {
+			return sure, nil
+		}
+		err = nil
+	}
 	if err == nil && network == "udp" && response[2]&2 != 0 {
 		response, err = c.exchange(ctx, "tcp", server, query)
 	}
 	return response, err
 }
+
+// errOtherCase comes with a response whose question is the one that was asked, but in other letters.
+var errOtherCase = errors.New("the answer spells the name otherwise")
 
 // errSilent is how it is told that nothing came.
 var errSilent = errors.New("no answer in time")
@@ -225,6 +236,8 @@ func (c *client) exchange(ctx context.Context, network string, server netip.Addr
 	}
 	sent := append([]byte{}, query...)
 	rand.Read(sent[:2])
+	name := nameIn(sent)
+	mixCase(name)
 	if network == "tcp" {
 		err = writeTCP(conn, sent)
 	} else {
@@ -258,6 +271,14 @@ func (c *client) exchange(ctx context.Context, network string, server netip.Addr
 			continue
 		}
 		binary.BigEndian.PutUint16(response, asked.ID)
+		told := nameIn(response)
+		same := bytes.Equal(told, name)
+		if len(told) == len(name) {
+			copy(told, nameIn(query)) // as the client has spelled it
+		}
+		if !same && network == "udp" {
+			return response, errOtherCase
+		}
 		return response, nil
 	}
 }

@@ -18,7 +18,9 @@ type Conflict struct {
 
 // Extend returns a configuration in which the addresses of names are destinations of their policies. No two policies tie by it: an
 // address that would make them stays with the policy whose own destination it is, then with one that has a name without a
-// wildcard, then with the longest wildcard, then with the policy that is first by name. c itself is not changed.
+// wildcard, then with the longest wildcard, then with the policy that is first by name. An address that a name has is not denied or rejected
+// toward sources of another policy with a static destination, other than everything, that it is in: whoever runs a zone could close
+// any address otherwise. c itself is not changed.
 func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config, []Conflict) {
 	type claim struct {
 		policy int
@@ -56,6 +58,31 @@ func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config,
 			}
 		}
 	}
+	static := map[netip.Prefix][]int{} // policies that let pass, by their destinations
+	for i := range c.Policies {
+		if p := &c.Policies[i]; p.Action != nat.Deny && p.Action != nat.Reject && p.Action != nat.DNAT {
+			for _, d := range p.Destinations {
+				if d.Bits() > 0 {
+					static[d.Masked()] = append(static[d.Masked()], i)
+				}
+			}
+		}
+	}
+	// shields returns the policy whose static destination an address is in, -1 when there is none.
+	shields := func(p *nat.Policy, a netip.Addr) int {
+		if p.Action != nat.Deny && p.Action != nat.Reject {
+			return -1
+		}
+		for bits := a.BitLen(); bits > 0 && len(static) > 0; bits-- {
+			in, _ := a.Prefix(bits)
+			for _, i := range static[in] {
+				if slices.ContainsFunc(p.Sources, func(s netip.Prefix) bool { return slices.ContainsFunc(c.Policies[i].Sources, s.Overlaps) }) {
+					return i
+				}
+			}
+		}
+		return -1
+	}
 	out := c
 	out.Policies = slices.Clone(c.Policies)
 	for i := range out.Policies {
@@ -84,6 +111,10 @@ func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config,
 		for _, a := range addresses(k.name) {
 			dst := netip.PrefixFrom(a, a.BitLen())
 			if slices.Contains(holders[dst], k.policy) {
+				continue
+			}
+			if i := shields(mine, a); i >= 0 {
+				conflicts = append(conflicts, Conflict{a, mine.Name, k.name, c.Policies[i].Name})
 				continue
 			}
 			winner := slices.IndexFunc(holders[dst], func(other int) bool { return tie(*mine, c.Policies[other], dst) })

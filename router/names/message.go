@@ -1,6 +1,7 @@
 package names
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -197,4 +198,32 @@ func withoutOPT(query []byte) ([]byte, error) {
 		return nil, err
 	}
 	return b.Finish()
+}
+
+// nameIn returns the bytes of the name in the question of a message, nil when it is not whole.
+func nameIn(message []byte) []byte {
+	const header = 12
+	for i := header; i < len(message); i += 1 + int(message[i]) {
+		switch {
+		case message[i] == 0:
+			return message[header:i]
+		case message[i] > 63:
+			return nil // a pointer, which a question has no use for
+		}
+	}
+	return nil
+}
+
+// mixCase has each letter of a name be upper or lower case at random: who answers must have seen it (draft-vixie-dnsext-dns0x20).
+func mixCase(name []byte) {
+	bits := make([]byte, len(name))
+	rand.Read(bits)
+	for i := 0; i < len(name); {
+		end := min(len(name), i+1+int(name[i]))
+		for i++; i < end; i++ {
+			if lower := name[i] | 0x20; lower >= 'a' && lower <= 'z' && bits[i]&1 == 1 {
+				name[i] ^= 0x20
+			}
+		}
+	}
 }

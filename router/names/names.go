@@ -38,6 +38,9 @@ type Resolver struct {
 	kick    chan struct{}
 
 	mu        sync.Mutex
+	inside    func(netip.Addr) bool // see SetInside
+	flights   map[string]*flight    // queries of clients that are under way, and answers that are kept, by question
+	dropped   drops
 	ctx       context.Context // of Run; nil: it does not run
 	wg        sync.WaitGroup
 	config    Config
@@ -54,7 +57,7 @@ func New(o Options) *Resolver {
 	if o.ResolvConf == "" {
 		o.ResolvConf = resolvConf
 	}
-	return &Resolver{options: o, client: client{dial: (&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[Listener]context.CancelFunc{}}
+	return &Resolver{options: o, client: client{dial: (&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[Listener]context.CancelFunc{}, flights: map[string]*flight{}}
 }
 
 // loadLocked returns what a former run has left in the file.
@@ -80,6 +83,7 @@ func (r *Resolver) Set(c Config, names []string, unused func(name string, ipv6 b
 	r.mu.Lock()
 	if !r.loaded {
 		r.table, r.loaded = r.loadLocked(), true
+		r.table.inside = r.inside
 	}
 	r.config = c
 	r.dirty = r.table.set(names, c, time.Now()) || r.dirty
@@ -93,6 +97,25 @@ func (r *Resolver) Set(c Config, names []string, unused func(name string, ipv6 b
 	r.listenLocked()
 	r.mu.Unlock()
 	r.wake()
+}
+
+// SetInside sets which addresses no name may stand for, beside those of the loopback, of links and of the cloud's platform: those of the node, of pools, of the
+// underlay's network, and inside. Whoever runs a zone reaches into these otherwise: it could have the rules let packets there, or a client's browser go
+// there (DNS rebinding).
+func (r *Resolver) SetInside(inside func(netip.Addr) bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.inside, r.table.inside = inside, inside
+	gone := false
+	for _, record := range r.table.records {
+		for a := range record.until {
+			if !r.table.allowed(a) {
+				delete(record.until, a)
+				gone = true
+			}
+		}
+	}
+	r.dirty = r.dirty || gone
 }
 
 func (r *Resolver) listenLocked() {

@@ -14,6 +14,8 @@ import (
 
 const (
 	maxQueries = 256              // of all clients of a listener at a time; more are dropped, and clients ask again
+	maxPerHost = 32               // of these, of one client: an IPv4 address, or an IPv6 network of 64 bits
+	maxBeside  = 16               // of these, of one TCP connection
 	maxClients = 64               // TCP connections to a listener
 	idle       = 10 * time.Second // for which a TCP connection may be silent (RFC 7766 section 6.2.3)
 	applyTime  = time.Second      // for new destinations to be in force
@@ -67,7 +69,7 @@ func (r *Resolver) listen(ctx context.Context, l Listener) error {
 	defer packets.Close()
 	defer stream.Close()
 	defer cancel()
-	slots := make(chan struct{}, maxQueries)
+	slots := &places{hosts: map[netip.Prefix]int{}}
 	wg.Go(func() { defer cancel(); r.packets(ctx, packets, slots, &wg) })
 	wg.Go(func() { defer cancel(); r.streams(ctx, stream, slots, &wg) })
 	for {
@@ -82,20 +84,20 @@ func (r *Resolver) listen(ctx context.Context, l Listener) error {
 	}
 }
 
-func (r *Resolver) packets(ctx context.Context, conn net.PacketConn, slots chan struct{}, wg *sync.WaitGroup) {
+func (r *Resolver) packets(ctx context.Context, conn net.PacketConn, slots *places, wg *sync.WaitGroup) {
 	for {
 		buffer := make([]byte, 4096)
 		n, from, err := conn.ReadFrom(buffer)
 		if err != nil {
 			return
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
+		host := hostOf(from)
+		if !slots.take(host) {
+			r.drop(host)
 			continue
 		}
 		wg.Go(func() {
-			defer func() { <-slots }()
+			defer slots.leave(host)
 			if response := r.respond(ctx, "udp", buffer[:n]); response != nil {
 				_, _ = conn.WriteTo(response, from) // a client that has gone asks no more
 			}
@@ -103,7 +105,7 @@ func (r *Resolver) packets(ctx context.Context, conn net.PacketConn, slots chan 
 	}
 }
 
-func (r *Resolver) streams(ctx context.Context, l net.Listener, slots chan struct{}, wg *sync.WaitGroup) {
+func (r *Resolver) streams(ctx context.Context, l net.Listener, slots *places, wg *sync.WaitGroup) {
 	clients := make(chan struct{}, maxClients)
 	for {
 		conn, err := l.Accept()
@@ -120,19 +122,34 @@ func (r *Resolver) streams(ctx context.Context, l net.Listener, slots chan struc
 			defer func() { <-clients }()
 			defer conn.Close()
 			defer context.AfterFunc(ctx, func() { conn.Close() })()
+			// Answers go back as they come (RFC 7766 section 6.2.1.1).
+			var writing sync.Mutex
+			var answers sync.WaitGroup
+			defer answers.Wait()
+			beside, host := make(chan struct{}, maxBeside), hostOf(conn.RemoteAddr())
 			for buffer := make([]byte, 65535); ; {
 				_ = conn.SetDeadline(time.Now().Add(idle))
 				query, err := readTCP(conn, buffer)
 				if err != nil {
 					return
 				}
-				slots <- struct{}{}
-				response := r.respond(ctx, "tcp", query)
-				<-slots
-				_ = conn.SetDeadline(time.Now().Add(idle))
-				if response == nil || writeTCP(conn, response) != nil {
-					return
+				beside <- struct{}{}
+				if !slots.take(host) {
+					r.drop(host)
+					return // the client asks again
 				}
+				query = append([]byte{}, query...)
+				answers.Go(func() {
+					defer func() { <-beside }()
+					defer slots.leave(host)
+					response := r.respond(ctx, "tcp", query)
+					writing.Lock()
+					defer writing.Unlock()
+					_ = conn.SetDeadline(time.Now().Add(idle))
+					if response == nil || writeTCP(conn, response) != nil {
+						conn.Close()
+					}
+				})
 			}
 		})
 	}
@@ -152,7 +169,7 @@ func (r *Resolver) respond(ctx context.Context, network string, query []byte) []
 	servers, err := r.servers()
 	var response []byte
 	if err == nil {
-		response, err = r.client.ask(ctx, servers, network, query)
+		response, err = r.once(ctx, servers, network, query)
 	}
 	if err != nil {
 		r.options.Log.Debug("the DNS proxy has no answer", "name", q.Name, "err", err)
@@ -162,7 +179,12 @@ func (r *Resolver) respond(ctx context.Context, network string, query []byte) []
 		return refuse(h, q, dnsmessage.RCode(response[3]&0xf), false) // so that the client may do what it does then
 	}
 	if q.Type == dnsmessage.TypeA || q.Type == dnsmessage.TypeAAAA {
-		if a, err := read(response); err == nil && len(a.addrs) > 0 && r.learn(canonical(q.Name), a) {
+		a, err := read(response)
+		if err == nil && r.rebinds(canonical(q.Name), a.addrs) {
+			r.options.Log.Debug("the DNS proxy refuses an answer with addresses of the inside, of the node or of the platform", "name", q.Name, "addresses", a.addrs)
+			return refuse(h, q, dnsmessage.RCodeRefused, false)
+		}
+		if err == nil && len(a.addrs) > 0 && r.learn(canonical(q.Name), a) {
 			if err := r.apply(ctx); err != nil {
 				r.options.Log.Warn("a client is told addresses that are no destinations yet", "name", q.Name, "err", err)
 			}

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/isthmus-net/isthmus/nat"
 )
 
 const (
@@ -38,6 +40,7 @@ type record struct {
 type table struct {
 	floor, grace time.Duration
 	records      map[string]*record
+	inside       func(netip.Addr) bool // which no name may stand for; nil: all may
 }
 
 func newTable() *table { return &table{records: map[string]*record{}} }
@@ -88,8 +91,9 @@ func b2i(b bool) int {
 func (t *table) life(ttl time.Duration) time.Duration { return min(max(ttl, t.floor), longest) }
 
 // allowed says whether an address may be a destination: whoever runs a name's zone must not reach into the node or its links by it.
-func allowed(a netip.Addr) bool {
-	return a.IsGlobalUnicast() && !a.Is4In6() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+func (t *table) allowed(a netip.Addr) bool {
+	return a.IsGlobalUnicast() && !a.Is4In6() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255}) &&
+		!nat.PlatformOf(a).IsValid() && (t.inside == nil || !t.inside(a))
 }
 
 // learn makes addresses destinations of every name that stands for the one that was asked, for twice the time to live. It reports
@@ -115,7 +119,7 @@ func (t *table) wants(name string) bool {
 
 func (t *table) add(r *record, addrs []netip.Addr, until time.Time) (news bool) {
 	for _, a := range addrs {
-		if !allowed(a) {
+		if !t.allowed(a) {
 			continue
 		}
 		had, ok := r.until[a]

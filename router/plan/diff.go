@@ -39,7 +39,9 @@ type Change struct {
 
 // Diff returns what changes from one target to another, in the order in which it is done: additions and changes from
 // the underlay upward, then removals from the top down.
-func Diff(a, b Target) []Change {
+func Diff(a, b Target) []Change { return withBeaten(differences(a, b), b.NAT) }
+
+func differences(a, b Target) []Change {
 	var changes, removals []Change
 	record := func(c []Change, r []Change) {
 		changes = append(changes, c...)
@@ -124,7 +126,7 @@ func DiffPolicies(a, b Target, names []string) []Change {
 		}
 		return out
 	}
-	return Diff(some(a), some(b))
+	return withBeaten(differences(some(a), some(b)), b.NAT)
 }
 
 func interrupted(yes bool, why string) string {

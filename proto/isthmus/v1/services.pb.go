@@ -5966,7 +5966,7 @@ type PortUse struct {
 	// "ok"; "low" from 85 % on until it is below 75 %; "exhausted" when no address of the pool has a port left, and new flows are refused.
 	State string `protobuf:"bytes,12,opt,name=state,proto3" json:"state,omitempty"`
 	// Packets of new flows to this destination, protocol and port that were refused, whatever their pool, since the daemon
-	// started.
+	// started. It is told once, with the first of the addresses that have flows to it.
 	Refused       uint64 `protobuf:"varint,13,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6273,7 +6273,7 @@ type WhoRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Address that the partner saw: the public address of a pool, or the one on the underlay interface. Required.
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	// Port that the partner saw, 0 to 65535; with ICMP the identifier.
+	// Port that the partner saw, 0 to 65535; with ICMP the identifier, and 0 with protocols without ports, as ESP and GRE.
 	Port uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
 	// When. Default: now.
 	At *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`

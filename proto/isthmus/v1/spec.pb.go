@@ -2052,7 +2052,8 @@ func (x *PoolAddress) GetWeight() uint32 {
 
 // EgressPolicy says who leaves as whom. Of the policies that match a new flow, the one with the longest destination prefix wins,
 // then the one with a protocol and port over one without, then the longest source prefix; policies that tie are
-// refused. Flows that are under way are not asked again.
+// refused. Flows that are under way are not asked again. Addresses inside packets are not translated: active FTP, TFTP, SIP and other protocols
+// that need an application layer gateway (ALG) do not work through an action that translates.
 type EgressPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unique name: lower case letters, digits and hyphens, 1 to 63 characters. Required.
