@@ -2,7 +2,7 @@
 // or where the kernel has none, an embedded one on a TUN interface of the same name.
 //
 // A kernel device outlives this process and is adopted by the next one. An embedded device ends with the process, and
-// its sessions begin anew.
+// its sessions begin again.
 package wireguard
 
 import (
@@ -143,25 +143,47 @@ func (d *Driver) ensureLinkLocked(c tunnel.Config) error {
 	return d.o.Links.Ensure(compileLink(c, nl.TUN))
 }
 
-// configure reads the device and writes what differs.
-func (d *Driver) configure(c tunnel.Config, k keys, former netip.AddrPort) error {
+// control opens access to the kernel's devices. Only for those: it would also find an embedded device of another process
+// that has the same name in another network namespace.
+func control() (*wgctrl.Client, error) {
 	ctl, err := wgctrl.New()
 	if err != nil {
-		return fmt.Errorf("opening WireGuard control: %w", err)
+		return nil, fmt.Errorf("opening WireGuard control: %w", err)
 	}
-	defer ctl.Close()
-	dev, err := ctl.Device(c.Interface)
+	return ctl, nil
+}
+
+// configure reads the device and writes what differs.
+func (d *Driver) configure(c tunnel.Config, k keys, former netip.AddrPort) error {
+	var dev *wgtypes.Device
+	var write func(wgtypes.Config) error
+	var err error
+	if u := d.embedded[c.Interface]; u != nil {
+		dev, err = u.read()
+		write = u.configure
+	} else {
+		ctl, failed := control()
+		if failed != nil {
+			return failed
+		}
+		defer ctl.Close()
+		dev, err = ctl.Device(c.Interface)
+		write = func(change wgtypes.Config) error { return ctl.ConfigureDevice(c.Interface, change) }
+	}
 	if err != nil {
 		return fmt.Errorf("reading device %s: %w", c.Interface, err)
 	}
-	change, differs := compile(dev, *c.WireGuard, k, former, time.Now())
-	if !differs {
-		return nil
+	if change, differs := compile(dev, *c.WireGuard, k, former, time.Now()); differs {
+		if err := write(change); err != nil {
+			return fmt.Errorf("configuring device %s: %w", c.Interface, err)
+		}
+		d.writes.Add(1)
 	}
-	if err := ctl.ConfigureDevice(c.Interface, change); err != nil {
-		return fmt.Errorf("configuring device %s: %w", c.Interface, err)
+	if u := d.embedded[c.Interface]; u != nil {
+		if err := u.up(int(c.WireGuard.ListenPort)); err != nil {
+			return fmt.Errorf("listening on port %d for device %s: %w", c.WireGuard.ListenPort, c.Interface, err)
+		}
 	}
-	d.writes.Add(1)
 	return nil
 }
 
@@ -224,9 +246,9 @@ func (d *Driver) observeLocked(now time.Time) ([]tunnel.State, error) {
 	if err != nil {
 		return nil, fmt.Errorf("observing WireGuard tunnels: %w", err)
 	}
-	ctl, err := wgctrl.New()
+	ctl, err := control()
 	if err != nil {
-		return nil, fmt.Errorf("opening WireGuard control: %w", err)
+		return nil, err
 	}
 	defer ctl.Close()
 	var all []tunnel.State
@@ -240,7 +262,14 @@ func (d *Driver) observeLocked(now time.Time) ([]tunnel.State, error) {
 		if link.Kind != nl.WireGuard && link.Kind != nl.TUN {
 			continue
 		}
-		dev, err := ctl.Device(link.Name)
+		var dev *wgtypes.Device
+		if u := d.embedded[link.Name]; link.Kind == nl.WireGuard {
+			dev, err = ctl.Device(link.Name)
+		} else if u != nil && u.alive() {
+			dev, err = u.read()
+		} else {
+			err = errors.New("it has no device of this process")
+		}
 		if err != nil {
 			d.o.Log.Warn("reading a WireGuard device failed", "interface", link.Name, "error", err)
 			dev = nil

@@ -114,8 +114,9 @@ func conformance(t *testing.T, userspace bool) {
 	near.Config = config("near", "169.254.64.1", "169.254.64.2", "fd64::1", "fd64::2", 51820)
 	near.Config.WireGuard.PeerPublicKey = b.PublicKey()
 	near.Config.WireGuard.Endpoint = netip.MustParseAddrPort("192.0.2.2:51821")
+	// Of the same name, as two nodes on one machine may have: neither sees the other's.
 	far := end{Userspace: userspace, Secrets: map[string][]byte{"key": b[:], "psk": psk[:]}}
-	far.Config = config("far", "169.254.64.2", "169.254.64.1", "fd64::2", "fd64::1", 51821)
+	far.Config = config("near", "169.254.64.2", "169.254.64.1", "fd64::2", "fd64::1", 51821)
 	far.Config.WireGuard.PeerPublicKey = a.PublicKey()
 
 	d, err := near.driver()
@@ -286,7 +287,7 @@ func start(t *testing.T, e end) (stop func()) {
 			stopped = true
 			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 			_ = cmd.Wait()
-			_ = exec.Command("ip", "-n", "ist-far", "link", "del", "ist-far").Run() // a kernel device outlives it
+			_ = exec.Command("ip", "-n", "ist-far", "link", "del", "ist-near").Run() // a kernel device outlives it
 		}
 	}
 	t.Cleanup(stop)
@@ -326,7 +327,7 @@ func ping(t *testing.T, to string) {
 	nltest.Run(t, "ping", "-c3", "-i0.2", "-w60", to) // until three were answered
 }
 
-// TestEmbeddedThatNeverWorked removes a tunnel whose port somebody else has.
+// TestEmbeddedThatNeverWorked removes a tunnel whose port another socket had.
 func TestEmbeddedThatNeverWorked(t *testing.T) {
 	taken, err := net.ListenPacket("udp", ":51829")
 	if err != nil {
@@ -343,13 +344,19 @@ func TestEmbeddedThatNeverWorked(t *testing.T) {
 	defer d.Close()
 	c := config("unlucky", "169.254.64.1", "169.254.64.2", "fd64::1", "fd64::2", 51829)
 	c.WireGuard.PeerPublicKey = other.PublicKey()
-	if err := d.Apply(t.Context(), c); err == nil {
-		t.Fatal("no error")
+	for range 2 { // it is told each time
+		if err := d.Apply(t.Context(), c); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatalf("got %v, want %v", err, syscall.EADDRINUSE)
+		}
+	}
+	taken.Close()
+	if err := d.Apply(t.Context(), c); err != nil {
+		t.Errorf("when the port is free: %v", err)
 	}
 	if err := d.Remove(t.Context(), "unlucky"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat("/var/run/wireguard/" + c.Interface + ".sock"); len(d.embedded) > 0 || err == nil {
-		t.Errorf("%d embedded devices are left, control socket: %v", len(d.embedded), err)
+	if len(d.embedded) > 0 {
+		t.Errorf("%d embedded devices are left", len(d.embedded))
 	}
 }

@@ -3,27 +3,26 @@ package wireguard
 import (
 	"fmt"
 	"log/slog"
-	"net"
 
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
-	"golang.zx2c4.com/wireguard/ipc"
 	"golang.zx2c4.com/wireguard/tun"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // maxUserspace bounds the number of embedded devices: one under load was measured at 210 to 310 MB, since its buffer
 // pools are unbounded on Linux.
 const maxUserspace = 16
 
-// userspace is an embedded WireGuard device on a TUN interface. It lives in this process and ends with it.
+// userspace is an embedded WireGuard device on a TUN interface. It lives in this process and ends with it. It has no
+// control socket: those lie in one directory for all network namespaces of a machine, and two devices of the same name
+// would be one to wgctrl and wg(8).
 type userspace struct {
 	tunnel string
 	dev    *device.Device
-	uapi   net.Listener
 }
 
-// newUserspace makes the TUN interface and serves the cross-platform interface of WireGuard for it below
-// /var/run/wireguard, so that wgctrl and wg(8) find it as they find a kernel device.
+// newUserspace makes the TUN interface, with a device that has neither key nor peer.
 func newUserspace(name string, mtu int, log *slog.Logger) (*userspace, error) {
 	t, err := tun.CreateTUN(name, mtu)
 	if err != nil {
@@ -35,28 +34,38 @@ func newUserspace(name string, mtu int, log *slog.Logger) (*userspace, error) {
 			log.Warn("wireguard: "+fmt.Sprintf(format, args...), "interface", name)
 		},
 	}
-	d := device.NewDevice(t, conn.NewDefaultBind(), logger)
-	file, err := ipc.UAPIOpen(name)
+	return &userspace{dev: device.NewDevice(t, conn.NewDefaultBind(), logger)}, nil
+}
+
+// read returns what the device has.
+func (u *userspace) read() (*wgtypes.Device, error) {
+	text, err := u.dev.IpcGet()
 	if err != nil {
-		d.Close()
-		return nil, fmt.Errorf("opening the control socket: %w", err)
+		return nil, err
 	}
-	l, err := ipc.UAPIListen(name, file)
+	return parseDevice(text)
+}
+
+// configure changes what is set in c.
+func (u *userspace) configure(c wgtypes.Config) error {
+	err := u.dev.IpcSet(formatConfig(c))
 	if err != nil {
-		d.Close()
-		return nil, fmt.Errorf("listening on the control socket: %w", err)
+		_ = u.dev.Down() // it may be up without a socket, and would not be given one again
 	}
-	u := &userspace{dev: d, uapi: l}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go d.IpcHandle(c)
-		}
-	}()
-	return u, nil
+	return err
+}
+
+// up begins to listen at a port, unless the device does already; 0 leaves it the choice. A device also begins by itself, a
+// little after its interface is up. When it cannot then, it does not tell, and forgets its port.
+func (u *userspace) up(port int) error {
+	if err := u.dev.Up(); err != nil {
+		return err
+	}
+	have, err := u.read()
+	if err != nil || port == 0 || have.ListenPort == port {
+		return err
+	}
+	return u.configure(wgtypes.Config{ListenPort: &port})
 }
 
 func (u *userspace) alive() bool {
@@ -70,6 +79,5 @@ func (u *userspace) alive() bool {
 
 // close ends the device and its interface.
 func (u *userspace) close() {
-	u.uapi.Close()
 	u.dev.Close()
 }

@@ -55,19 +55,19 @@ func TestPair(t *testing.T) {
 			t.Fatal(err)
 		}
 		other := 1 - i
-		// The names differ because the control sockets of embedded devices share a directory.
+		// Both have a tunnel of one name, and neither sees the other's device.
 		document := strings.NewReplacer("ME", fmt.Sprint(i), "YOU", fmt.Sprint(other), "KEY", nodes[other].public).Replace(`
 node: {name: nodeME, asn: 6460ME}
 underlay: {interface: wan, address: 192.0.2.10ME}
 attachments: [{name: spoke, interface: lan, sources: [172.16.ME.0/24, "2001:db8:ME::/64"]}]
 tunnels:
-- name: laneME
+- name: lane
   wireguard: {privateKey: lane, peerPublicKey: KEY, endpoint: "192.0.2.10YOU:51820", listenPort: 51820}
   inside: [{local: 169.254.80.ME/31}, {local: "fd00:80::ME/127"}]
 peers:
-- {name: four, tunnel: laneME, asn: 6460YOU, holdTime: 9s, import: {allow: [{prefix: 172.16.YOU.0/24}]}, export: {allow: [{prefix: 172.16.ME.0/24}]}}
+- {name: four, tunnel: lane, asn: 6460YOU, holdTime: 9s, import: {allow: [{prefix: 172.16.YOU.0/24}]}, export: {allow: [{prefix: 172.16.ME.0/24}]}}
 - name: six
-  tunnel: laneME
+  tunnel: lane
   asn: 6460YOU
   address: "fd00:80::YOU"
   holdTime: 9s
