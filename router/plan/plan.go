@@ -74,6 +74,7 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 			})
 		}
 	}
+	problems = append(problems, embedded(s, former, can)...)
 	choose := newChooser(former, given, shared)
 	choose.retire(present)
 
@@ -178,6 +179,35 @@ func insideRule(t spec.Tunnel) apipa.Rule {
 		return p.Inside.Is
 	}
 	return apipa.Default
+}
+
+// embedded returns a problem when a document adds a WireGuard tunnel beyond those that a kernel without WireGuard can have. One that
+// adds none stays valid: the driver tells which tunnels it did not make.
+func embedded(s *spec.Spec, former Ledger, can func(string) bool) spec.Problems {
+	if can("wireguard") || !can("tun") {
+		return nil
+	}
+	n, added := 0, -1
+	for i, tu := range s.Tunnels {
+		if tu.WireGuard == nil {
+			continue
+		}
+		n++
+		if _, known := former.Tunnels[tu.Name]; !known || slices.Contains(former.Retired, tu.Name) {
+			added = i
+		}
+	}
+	if n <= tunnel.MaxEmbedded || added < 0 {
+		return nil
+	}
+	path := fmt.Sprintf("tunnels[%d].wireguard", added)
+	return spec.Problems{{
+		Path:   path,
+		Line:   s.Line(path),
+		Value:  s.Tunnels[added].Name,
+		Rule:   fmt.Sprintf("is more than this kernel, which has no WireGuard, can have: the document has %d WireGuard tunnels, and %d embedded devices are the most", n, tunnel.MaxEmbedded),
+		Remedy: fmt.Sprintf("remove %d of them, or run the node on the isthmus image, or on a kernel with WireGuard", n-tunnel.MaxEmbedded),
+	}}
 }
 
 // needs returns the sets of capabilities of which a tunnel needs one.

@@ -335,6 +335,41 @@ func TestMissingCapability(t *testing.T) {
 	}
 }
 
+// TestEmbeddedDevices: on a kernel without WireGuard a document does not add a tunnel beyond those that can be there, and one that
+// was accepted before stays valid.
+func TestEmbeddedDevices(t *testing.T) {
+	lanes := func(n int) *spec.Spec {
+		var b strings.Builder
+		b.WriteString("node: {name: n, asn: 64620}\nunderlay: {interface: eth0, address: 10.9.0.4}\ntunnels:\n")
+		b.WriteString("- {name: other, ipsec: {remoteAddress: 198.51.100.1, psk: k}}\n")
+		for i := range n {
+			fmt.Fprintf(&b, "- {name: lane-%d, wireguard: {privateKey: k, peerPublicKey: \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA%cE=\", endpoint: \"192.0.2.7:51820\", listenPort: %d}}\n", i, 'A'+i, 51820+i)
+		}
+		return parse(t, b.String())
+	}
+	without := func(c string) bool { return c != "wireguard" }
+	_, most, problems := Make(lanes(tunnel.MaxEmbedded), Ledger{}, without)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	_, _, problems = Make(lanes(tunnel.MaxEmbedded+2), most, without)
+	if len(problems) != 1 || problems[0].Path != "tunnels[18].wireguard" || problems[0].Value != "lane-17" ||
+		!strings.Contains(problems[0].Rule, "18 WireGuard tunnels, and 16 ") || !strings.HasPrefix(problems[0].Remedy, "remove 2 ") {
+		t.Errorf("two too many: %v", problems)
+	}
+	_, ledger, problems := Make(lanes(tunnel.MaxEmbedded+2), Ledger{}, everything)
+	if len(problems) > 0 {
+		t.Errorf("the kernel has WireGuard: %v", problems)
+	}
+	if _, _, problems := Make(lanes(tunnel.MaxEmbedded+2), ledger, without); len(problems) > 0 {
+		t.Errorf("accepted before: %v", problems)
+	}
+	_, ledger, _ = Make(lanes(tunnel.MaxEmbedded+1), ledger, everything) // lane-17 is removed, and comes back
+	if _, _, problems := Make(lanes(tunnel.MaxEmbedded+2), ledger, without); len(problems) != 1 {
+		t.Errorf("removed before: %v", problems)
+	}
+}
+
 func TestFieldName(t *testing.T) {
 	for name, want := range map[string]string{"ASN": "asn", "RouterID": "routerId", "ASOverride": "asOverride", "AllowOwnAS": "allowOwnAs", "MTU": "mtu", "PublicAddress": "publicAddress", "TTL": "ttl"} {
 		if got := fieldName(name); got != want {

@@ -129,8 +129,8 @@ func (d *Driver) ensureLinkLocked(c tunnel.Config) error {
 		}
 	}
 	if u == nil {
-		if len(d.embedded) >= maxUserspace {
-			return fmt.Errorf("making interface %s: this kernel has no WireGuard, and %d embedded devices are the most", c.Interface, maxUserspace)
+		if len(d.embedded) >= tunnel.MaxEmbedded {
+			return fmt.Errorf("making interface %s: this kernel has no WireGuard, and %d embedded devices are the most", c.Interface, tunnel.MaxEmbedded)
 		}
 		u, err := newUserspace(c.Interface, c.MTU, d.o.Log)
 		if err != nil {

@@ -10,10 +10,6 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// maxUserspace bounds the number of embedded devices: one under load was measured at 210 to 310 MB, since its buffer
-// pools are unbounded on Linux.
-const maxUserspace = 16
-
 // userspace is an embedded WireGuard device on a TUN interface. It lives in this process and ends with it. It has no
 // control socket: those lie in one directory for all network namespaces of a machine, and two devices of the same name
 // would be one to wgctrl and wg(8).

@@ -603,7 +603,7 @@ type Tunnel_Ipsec struct {
 }
 
 type Tunnel_Wireguard struct {
-	// WireGuard, by the kernel or in user space.
+	// WireGuard, by the kernel, or where it has none in user space: at most 16 tunnels then.
 	Wireguard *WireGuard `protobuf:"bytes,3,opt,name=wireguard,proto3,oneof"`
 }
 
