@@ -115,7 +115,7 @@ func moved(a, b Config) (out []Ending) {
 	pools := a.pools()
 	for i := range a.Policies {
 		p := &a.Policies[i]
-		if q := same[p.Name]; !sends(*p) || q != nil && q.To == p.To {
+		if q := same[p.Name]; !sends(*p) || p.Protocol == "tcp" || q != nil && q.To == p.To {
 			continue
 		}
 		pool := pools[p.Pool]

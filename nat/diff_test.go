@@ -83,7 +83,7 @@ func TestEndings(t *testing.T) {
 	}
 }
 
-// TestEndingsOfServers: of a policy with another server, flows without a connection end that go to the former one, whoever opens the port now.
+// TestEndingsOfServers: of a policy with another server, flows without a connection end that go to the former one, whichever policy opens the port now.
 func TestEndingsOfServers(t *testing.T) {
 	client, at, inside := netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("10.9.0.5"), []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}
 	open := func(name, to string, ports ...PortRange) Policy {
@@ -98,6 +98,14 @@ func TestEndingsOfServers(t *testing.T) {
 		{Source: client, Destination: at, LeavesAs: client, GoesTo: netip.MustParseAddr("10.1.0.8"), Protocol: tcp, Port: 53, ServerPort: 53},
 		{Source: client, Destination: at, LeavesAs: client, GoesTo: netip.MustParseAddr("10.1.0.9"), Protocol: udp, Port: 5061, ServerPort: 5061},
 		{Source: client, Destination: netip.MustParseAddr("10.1.0.8"), LeavesAs: client, GoesTo: netip.MustParseAddr("10.1.0.8"), Protocol: udp, Port: 53, ServerPort: 53},
+	}
+	only := open("web", "10.1.0.8:80")
+	only.Protocol = "tcp"
+	web := had
+	web.Policies = append([]Policy{only}, had.Policies...)
+	only.To = netip.MustParseAddrPort("10.1.0.8:81")
+	if e := Endings(web, config(only, had.Policies[0], had.Policies[1])); len(e) > 0 {
+		t.Errorf("of TCP flows it is said that they end: %+v", e)
 	}
 	for name, k := range map[string]struct {
 		now  Config

@@ -96,7 +96,7 @@ func wantedNames(t plan.Target) []string {
 	return slices.Compact(out)
 }
 
-// unusedFamilies says of which family no policy and no probe can use addresses of a name.
+// unusedFamilies says whether no policy and no probe can use the addresses of a name of one family.
 func unusedFamilies(t plan.Target) func(name string, ipv6 bool) bool {
 	type use struct {
 		name string

@@ -153,8 +153,8 @@ func lowChain(pool string, f family) string { return poolName(pool, f.ipv6) + "-
 // firstPort is the first port that flows are translated to.
 const firstPort = 1024
 
-// hasLowPort matches packets of a protocol from ports below firstPort. The kernel would translate such a flow to another low port, of which it has
-// some hundreds, and lose the next one while tens of thousands of ports are free.
+// hasLowPort matches packets of a protocol from ports below firstPort. The kernel would translate such a flow to another low port. It has
+// some hundreds of them, and lose the next one while tens of thousands of ports are free.
 func hasLowPort(protocol byte) []expr.Any {
 	return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, protocol),
 		transport(0, 2, reg1), compare(expr.CmpOpLt, binary.BigEndian.AppendUint16(nil, firstPort)...))

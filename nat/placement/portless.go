@@ -81,7 +81,7 @@ func (b *Book) movePortless(now time.Time) {
 			delete(b.wants, w)
 			continue
 		}
-		// What else the source holds toward the destination leaves with the address that it has, whatever new flows get.
+		// Whatever else the source holds toward the destination leaves with the address that it has, whatever new flows get.
 		if !free(w, here) {
 			to := netip.Addr{}
 			for _, zone := range []string{b.config.Zone(w.source), ""} {

@@ -184,7 +184,7 @@ func (c *client) fallBack(ctx context.Context, network string, server netip.Addr
 func (c *client) whole(ctx context.Context, network string, server netip.AddrPort, query []byte) ([]byte, error) {
 	response, err := c.exchange(ctx, network, server, query)
 	if err == errOtherCase {
-		// It may be forged, or the server changes names. Over TCP nobody forges one without seeing the packets.
+		// It may be forged, or the server changes names. Over TCP, a forger would have to see the packets.
 		if sure, err := c.exchange(ctx, "tcp", server, query); err == nil {
 			return sure, nil
 		}

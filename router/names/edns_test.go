@@ -102,7 +102,7 @@ func TestServersAreBounded(t *testing.T) {
 	}
 }
 
-// TestUnusedFamily: a family that nobody can use is not asked for, and does not fail; of one that fails it is told which.
+// TestUnusedFamily: a family that no policy can use is not asked for, and does not fail; of one that fails it is told which.
 func TestUnusedFamily(t *testing.T) {
 	s := newServer(t)
 	s.host("a.example", 60, addrs("198.51.100.1", "2001:db8::1")...)

@@ -19,7 +19,7 @@ type Conflict struct {
 // Extend returns a configuration in which the addresses of names are destinations of their policies. No two policies tie by it: an
 // address that would make them stays with the policy whose own destination it is, then with one that has a name without a
 // wildcard, then with the longest wildcard, then with the policy that is first by name. An address that a name has is not denied or rejected
-// toward sources of another policy with a static destination, other than everything, that it is in: whoever runs a zone could close
+// toward sources of another policy with a static destination, other than everything, that it is in: the owner of a zone could close
 // any address otherwise. c itself is not changed.
 func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config, []Conflict) {
 	type claim struct {

@@ -77,8 +77,8 @@ func (r *Resolver) loadLocked() *table {
 	return t
 }
 
-// Set replaces the names and how they are resolved. The first call also takes up what a former run knew of them. A family of which unused says so is
-// not asked for; nil: all are used.
+// Set replaces the names and how they are resolved. The first call also takes up what a former run knew of them. Queries for a family are not sent
+// when unused says so; nil: all are used.
 func (r *Resolver) Set(c Config, names []string, unused func(name string, ipv6 bool) bool) {
 	r.mu.Lock()
 	if !r.loaded {
@@ -100,7 +100,7 @@ func (r *Resolver) Set(c Config, names []string, unused func(name string, ipv6 b
 }
 
 // SetInside sets which addresses no name may stand for, beside those of the loopback, of links and of the cloud's platform: those of the node, of pools, of the
-// underlay's network, and inside. Whoever runs a zone reaches into these otherwise: it could have the rules let packets there, or a client's browser go
+// underlay's network, and inside. The owner of a zone reaches into these otherwise: it could have the rules let packets there, or a client's browser go
 // there (DNS rebinding).
 func (r *Resolver) SetInside(inside func(netip.Addr) bool) {
 	r.mu.Lock()
@@ -336,7 +336,7 @@ type State struct {
 	// LastError is why queries fail, with the family of addresses that is asked for, and Failing since when; zero when they do not.
 	LastError string
 	Failing   time.Time
-	// Stale is how many of the addresses are of a family of which queries fail.
+	// Stale is how many of the addresses are of a family whose queries fail.
 	Stale int
 }
 

@@ -173,7 +173,7 @@ func (r *Resolver) rebinds(name string, addrs []netip.Addr) bool {
 }
 
 // Refused returns how many answers clients were not told since the start because they had addresses that no name may stand for, when that was last, and
-// of which name.
+// the name asked for.
 func (r *Resolver) Refused() (answers uint64, last time.Time, name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

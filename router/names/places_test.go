@@ -211,7 +211,7 @@ func TestNamesDoNotReachInside(t *testing.T) {
 	}
 }
 
-// TestDenyByNameSparesStaticDestinations: whoever has a name in a denied zone cannot close an address that another policy names.
+// TestDenyByNameSparesStaticDestinations: the owner of a denied zone cannot close an address that another policy names.
 func TestDenyByNameSparesStaticDestinations(t *testing.T) {
 	a := netip.MustParseAddr("198.51.100.8")
 	pfx := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }

@@ -58,7 +58,7 @@ func withBeaten(changes []Change, c nat.Config) []Change {
 	return changes
 }
 
-// beats returns the names of the policies of which a rule wins over one of others for some flow, in order, and whether the steps were
+// beats returns the names of the policies that have a rule which wins over one of others for some flow, in order, and whether the steps were
 // enough to find all.
 func beats(others, rules []nat.Rule, steps *int) (names []string, whole bool) {
 	found := map[string]bool{}

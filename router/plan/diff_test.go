@@ -63,7 +63,7 @@ func TestBeatenDeny(t *testing.T) {
 	if changes := Diff(Target{}, target(large...)); len(changes) != 13 || !strings.HasSuffix(changes[0].Fields[0], "api-04 and 7 more") {
 		t.Errorf("%+v", changes[0])
 	}
-	large[0].Sources = nil // of which none overlaps, so that each must be looked at
+	large[0].Sources = nil // none overlaps, so that each must be looked at
 	for i := range 6000 {
 		large[0].Sources = append(large[0].Sources, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32))
 		large[1].Destinations = append(large[1].Destinations, netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 32))
