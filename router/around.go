@@ -30,6 +30,13 @@ type around struct {
 	read bool
 }
 
+// known says whether the machine has been read.
+func (a *around) known() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.read
+}
+
 func (a *around) get() fib.Surroundings {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -54,16 +61,24 @@ func (r *Router) lookAround(ctx context.Context) error {
 			pause(ctx, lookRetry)
 		}
 	}()
-	r.surroundings()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-nudge:
+		case <-retry(r.around.known()):
 		}
 		pause(ctx, lookPause)
 		r.surroundings()
 	}
+}
+
+// retry fires after a while as long as the machine has not been read.
+func retry(known bool) <-chan time.Time {
+	if known {
+		return nil
+	}
+	return time.After(lookRetry)
 }
 
 func pause(ctx context.Context, d time.Duration) {

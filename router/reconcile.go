@@ -229,6 +229,9 @@ func (r *Router) removeLeaving(ctx context.Context, name, stays string) error {
 // use them, and go after. The rules may be those of a document before the former one, which was replaced before it was
 // carried out.
 func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error {
+	if !r.around.known() {
+		return errors.New("waiting for the addresses of the machine: rules without them would cut the node off")
+	}
 	if r.pooled == nil {
 		r.pooled = map[string][]netip.Addr{}
 	}

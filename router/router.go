@@ -331,6 +331,7 @@ func (r *Router) Run(ctx context.Context) error {
 		wg.Wait()
 		return nil
 	}
+	r.surroundings() // before the first rules, which name the node's own addresses
 	start("noting what was carried out", r.noteCarried)
 	start("running IPsec", func(ctx context.Context) error { return r.IPsec.Run(ctx, r.tunnelChanged) })
 	start("running WireGuard", func(ctx context.Context) error { return r.WireGuard.Run(ctx, r.tunnelChanged) })

@@ -157,7 +157,7 @@ func (r *ruleset) addArrival(c nat.Config) {
 			proxied := rule(do(&expr.Fib{Register: reg1, ResultOIFNAME: true, FlagDADDR: true}, compare(expr.CmpOpEq, interfaceName(c.Underlay)...)), r.ask(proxyView, f))
 			arrival.rules = append(arrival.rules, rule(isFamily(f), late(), do(verdict(expr.VerdictAccept, ""))), rule(isFamily(f), comes(expr.CmpOpNeq, c.Underlay), proxied))
 			if len(c.Arms()) > 0 {
-				// What goes from one network behind the underlay to another one stays inside.
+				// A packet between two networks behind the underlay stays inside.
 				arrival.rules = append(arrival.rules,
 					rule(isFamily(f), inPrefixes(f, f.dst, armsSet(f.ipv6)), do(verdict(expr.VerdictAccept, ""))),
 					rule(isFamily(f), comes(expr.CmpOpEq, c.Underlay), inPrefixes(f, f.source, armsSet(f.ipv6)), proxied))

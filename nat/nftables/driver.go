@@ -393,7 +393,7 @@ func elements(s shape, es map[string]element) []nftables.SetElement {
 	return list
 }
 
-// read returns what is in our table and what was dropped, nil when there is no table.
+// read returns the content of our table and the counters of drops; nil without a table.
 func read(conn *nftables.Conn) (*ruleset, map[nat.Reason]nat.Counter, error) {
 	drops := map[nat.Reason]nat.Counter{}
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)

@@ -247,7 +247,7 @@ func (r *ruleset) addArrive(c nat.Config) {
 	opened := do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: nativeUint32(destinationTranslated), Xor: make([]byte, 4)},
 		compare(expr.CmpOpNeq, 0, 0, 0, 0))
-	// What claims to be from inside, or from the node, does not come by the underlay.
+	// A source of the inside, or of the node, does not come by the underlay.
 	arrive.rules = append(arrive.rules,
 		rule(opened, do(&expr.Fib{Register: reg1, ResultOIFNAME: true, FlagSADDR: true}, compare(expr.CmpOpEq, interfaceName(c.Underlay)...)), goTo("clamp")))
 	for _, f := range families {
