@@ -24,6 +24,10 @@ func newSite(t testing.TB) *site {
 	s := &site{t: t, inside: netns.New(t), router: netns.New(t), outside: netns.New(t)}
 	netns.Veth(s.router, "tun0", s.inside, "in0")
 	netns.Veth(s.router, "up0", s.outside, "out0")
+	// Packets are told apart by the flow label; those that a node itself sends shall have none.
+	for _, ns := range []*netns.NS{s.inside, s.router, s.outside} {
+		ns.Run("sysctl -qw net.ipv6.auto_flowlabels=0")
+	}
 	s.router.Run(`sysctl -qw net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.default.send_redirects=0 net.ipv4.conf.tun0.send_redirects=0 net.ipv4.conf.up0.send_redirects=0 net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 net.ipv4.conf.tun0.rp_filter=0 net.ipv4.conf.up0.rp_filter=0
 		ip addr add 192.0.2.1/32 dev up0
 		ip -6 addr add 2001:db8:ff::1/128 dev up0 nodad`)

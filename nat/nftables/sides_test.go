@@ -39,7 +39,7 @@ func newSides(t *testing.T) *sides {
 		netns.Veth(s.router, name, other, "far0")
 		s.router.Run("ip link set " + name + " down\nip link set " + name + " address 02:00:00:00:00:01 arp off\nip link set " + name + " up")
 		s.router.Run("sysctl -qw net.ipv4.conf." + name + ".rp_filter=0 net.ipv4.conf." + name + ".send_redirects=0")
-		other.Run("ip link set far0 down\nip link set far0 address 02:00:00:00:00:01 arp off\nip link set far0 up\nip route add default dev far0\nip -6 route add default dev far0\nsysctl -qw net.ipv4.ip_forward=0")
+		other.Run("sysctl -qw net.ipv6.auto_flowlabels=0\nip link set far0 down\nip link set far0 address 02:00:00:00:00:01 arp off\nip link set far0 up\nip route add default dev far0\nip -6 route add default dev far0\nsysctl -qw net.ipv4.ip_forward=0")
 		var err error
 		other.Do(func() { s.taps[name], err = traffic.OpenTap() })
 		if err != nil {
@@ -206,6 +206,9 @@ func TestEverySide(t *testing.T) {
 			}
 			for name := range s.taps {
 				got, here := heard[name][id]
+				if here && (slices.Contains(c.Own, got.Source) || isPool(c, got.Source)) && got.Source != source && (got.Source != f.Source || got.Destination != f.Destination) {
+					here = false // the node's own word, which looks like it by chance
+				}
 				switch {
 				case here != (name == out):
 					t.Errorf("round %d: by %s %v > %v protocol %d port %d: at %s: %v, want at %q (%s): %v", round, f.in, f.Source, f.Destination, f.Protocol, f.Port, name, here, out, why, got)

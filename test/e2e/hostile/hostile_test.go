@@ -95,7 +95,10 @@ func begin(t *testing.T) *world {
 		}
 	}
 	w.ok(l.Up(t.Context()))
+	// Packets are told apart by the flow label; those that the node itself sends shall have none.
+	w.ok(w.hub.Sysctl("ipv6/auto_flowlabels", "0"))
 	for _, n := range w.others {
+		w.ok(n.Sysctl("ipv6/auto_flowlabels", "0"))
 		w.ok(n.Sysctl("ipv4/ip_forward", "0"))
 		w.ok(n.Sysctl("ipv6/conf/all/forwarding", "0"))
 	}
@@ -251,6 +254,9 @@ func TestEveryDirection(t *testing.T) {
 			table[f.by+" > "+card]++
 			for _, at := range cards {
 				p, here := heard[at].Packets[id]
+				if here && in(own, p.Source) && p.Source != source && (p.Source != f.Source || p.Destination != f.Destination) {
+					here = false // the node's own word, which looks like it by chance
+				}
 				if here != (at == card) || here && p.Source != source {
 					t.Errorf("round %d: %+v by %s: at %s: %v %v, want at %q as %v", round, f.Flow, f.by, at, here, p, card, source)
 				}
