@@ -37,6 +37,28 @@ type Config struct {
 	Sessions []Session
 	// API says who may reach the node's own API.
 	API API
+	// Links are the underlay and interfaces of attachments, as far as they are there. Their indexes make rules quicker, and decide nothing: an
+	// interface with another index is looked up by its name.
+	Links Links
+}
+
+// Link is an interface with the kernel's index of it.
+type Link struct {
+	Interface string
+	Index     uint32
+}
+
+// Links are in order of names.
+type Links []Link
+
+// Of returns the index of an interface; 0: it is not known.
+func (l Links) Of(name string) uint32 {
+	for _, link := range l {
+		if link.Interface == name {
+			return link.Index
+		}
+	}
+	return 0
 }
 
 // Zone is a part of a cloud region with the sources in it.

@@ -122,6 +122,17 @@ func (r *Router) own(c nat.Config) []netip.Addr {
 	return own
 }
 
+// links returns the interfaces between which packets are forwarded, as far as they are there.
+func (r *Router) links(c nat.Config) (all nat.Links) {
+	seen := r.around.get()
+	for _, name := range slices.Sorted(slices.Values(append(c.Attached(), c.Underlay))) {
+		if index := seen.Indexes[name]; index != 0 {
+			all = append(all, nat.Link{Interface: name, Index: index})
+		}
+	}
+	return all
+}
+
 func (r *Router) resolvers() []netip.Addr {
 	if r.Resolvers == nil {
 		return nil

@@ -164,6 +164,7 @@ func (r *Router) inside(t plan.Target) func(netip.Addr) bool {
 func (r *Router) liveNAT(c nat.Config) (nat.Config, []names.Conflict) {
 	c, conflicts := names.Extend(c, r.names.Addresses)
 	c.Own, c.API.Port = r.own(c), r.APIPort
+	c.Links = r.links(c)
 	down := map[netip.Addr]bool{}
 	for _, p := range r.health.Pools() {
 		for _, m := range p.Members {

@@ -217,17 +217,37 @@ func linkLocal() [][]expr.Any {
 	}
 }
 
+// fewAddresses is how many of the pools' addresses of a family the guard compares one by one. To look one up takes as long as some eight
+// comparisons.
+const fewAddresses = 4
+
 // addGuard adds the last look at what leaves by the underlay, after translation. Most packets have a source of ours by then.
 func (r *ruleset) addGuard(c nat.Config) {
 	guard := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityConntrackHelper}
-	guard.rules = append(guard.rules, rule(leaves(expr.CmpOpNeq, c.Underlay), do(verdict(expr.VerdictAccept, ""))))
-	// The rule of IPv6 is not walked by IPv4, and the other way round.
-	own := func(f family) []expr.Any {
-		return do(network(f.source, f.size, reg1), in(ownSet(f.ipv6)), verdict(expr.VerdictAccept, ""))
+	if index := c.Links.Of(c.Underlay); index != 0 {
+		guard.rules = append(guard.rules, rule(leavesByIndex(index), goTo("guard-own")))
 	}
-	r.chains["guard-6"] = &chain{rules: [][]expr.Any{own(of(true)), goTo("guard-rest")}}
-	guard.rules = append(guard.rules, rule(isFamily(of(true)), goTo("guard-6")), own(of(false)), goTo("guard-rest"))
+	guard.rules = append(guard.rules, rule(leaves(expr.CmpOpEq, c.Underlay), goTo("guard-own")))
 	r.chains["guard"] = guard
+	// The rules of IPv6 are not walked by IPv4, and the other way round.
+	own := func(f family) (rules [][]expr.Any) {
+		var few []netip.Addr
+		for _, p := range c.Pools {
+			for _, a := range p.Addresses {
+				if a.Address.Is6() == f.ipv6 {
+					few = append(few, a.Address)
+				}
+			}
+		}
+		slices.SortFunc(few, netip.Addr.Compare)
+		few = slices.Compact(few)
+		for _, a := range few[:min(len(few), fewAddresses)] {
+			rules = append(rules, rule(isIn(f, f.source, netip.PrefixFrom(a, a.BitLen())), do(verdict(expr.VerdictAccept, ""))))
+		}
+		return append(rules, do(network(f.source, f.size, reg1), in(ownSet(f.ipv6)), verdict(expr.VerdictAccept, "")), goTo("guard-rest"))
+	}
+	r.chains["guard-6"] = &chain{rules: own(of(true))}
+	r.chains["guard-own"] = &chain{rules: append([][]expr.Any{rule(isFamily(of(true)), goTo("guard-6"))}, own(of(false))...)}
 	guard = &chain{}
 	guard.rules = append(guard.rules, rule(encrypts(), do(verdict(expr.VerdictAccept, ""))))
 	guard.rules = append(guard.rules, arms(c, nil, destinationOf, do(verdict(expr.VerdictAccept, "")))...)

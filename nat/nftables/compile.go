@@ -100,10 +100,12 @@ func define(name string, s *set) definition {
 		addr, policyKey = nftables.TypeIP6Addr, policyKey6
 	}
 	switch {
-	case name == attachedSet:
+	case name == attachedSet, name == knownSet:
 		d.key = nftables.TypeIFName
 	case name == fromMap:
 		d.key, d.data = nftables.TypeIFName, nftables.TypeVerdict
+	case name == indexMap:
+		d.key, d.data = nftables.TypeIFIndex, nftables.TypeVerdict
 	case name == sessionSet(ipv6):
 		d.key = nftables.MustConcatSetType(nftables.TypeIFName, addr)
 	case name == armsSet(ipv6), name == apiSet(ipv6), strings.HasPrefix(name, "from-"):

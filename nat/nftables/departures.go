@@ -193,6 +193,7 @@ type cell struct {
 type way struct {
 	box
 	translated string // the source, once it is
+	redirected bool   // its destination was translated
 	registers  [64]cell
 }
 
@@ -211,6 +212,7 @@ type walk struct {
 type stop struct {
 	box
 	translated string
+	redirected bool
 	base       int
 	rules      *chain
 	rule       int
@@ -262,7 +264,7 @@ func bounds(p netip.Prefix) (first, last string) {
 
 // base follows a way from the base chain of a number on.
 func (w *walk) base(p way, n int) error {
-	at := stop{box: p.box, translated: p.translated, base: n}
+	at := stop{box: p.box, translated: p.translated, redirected: p.redirected, base: n}
 	if w.been[at] {
 		return nil
 	}
@@ -302,7 +304,7 @@ func (w *walk) chain(p way, c *chain, n int, end end) error {
 		return end(p, false)
 	}
 	if c.kind != "" {
-		at := stop{box: p.box, translated: p.translated, rules: c, rule: n}
+		at := stop{box: p.box, translated: p.translated, redirected: p.redirected, rules: c, rule: n}
 		if w.been[at] {
 			return nil
 		}
@@ -342,7 +344,7 @@ func (w *walk) expr(p way, c *chain, n, i int, end end) error {
 		case expr.MetaKeyOIFNAME:
 			p.constant(e.Register, w.underlay)
 		case expr.MetaKeyL4PROTO:
-			p.load(e.Register, l4proto, 1)
+			p.load(e.Register, l4proto, 0, 1)
 		default:
 			p.unknown(e.Register, unix.IFNAMSIZ)
 		}
@@ -360,8 +362,17 @@ func (w *walk) expr(p way, c *chain, n, i int, end end) error {
 		if e.SourceRegister {
 			return next(p) // sets a mark
 		}
-		if p.unknown(e.Register, 16); e.Key == expr.CtKeySTATE {
-			p.constant(e.Register, binary.NativeEndian.AppendUint32(nil, expr.CtStateBitNEW))
+		switch e.Key {
+		case expr.CtKeySTATE:
+			p.constant(e.Register, nativeUint32(expr.CtStateBitNEW))
+		case expr.CtKeySTATUS: // no answer was seen
+			status := uint32(0)
+			if p.redirected {
+				status = destinationTranslated
+			}
+			p.constant(e.Register, nativeUint32(status))
+		default:
+			p.unknown(e.Register, 16)
 		}
 		return next(p)
 	case *expr.Rt: // is it encrypted next? What is leaves as ESP, with the node's own source.
@@ -398,6 +409,7 @@ func (w *walk) expr(p way, c *chain, n, i int, end end) error {
 			p.translated = string(to)
 			return end(p, true)
 		}
+		p.redirected = true
 		p.first[destination], p.last[destination] = string(to), string(to)
 		if e.RegProtoMin != 0 { // which one, is not followed
 			p.first[port], p.last[port] = "\x00\x00", "\xff\xff"
@@ -453,11 +465,17 @@ func (w *walk) compare(p way, e *expr.Cmp, next, skip func(way) error) error {
 		}
 		return next(p)
 	}
-	// The first bits of a field.
-	first, last := make([]byte, 0, 16), make([]byte, 0, 16)
-	whole := f >= 0
+	if f < 0 {
+		return either(p, next, skip)
+	}
+	// The first bits of a field, or those that follow bits that are the same all over the box.
+	from := int(cells[0].index)
+	first, last := make([]byte, from, 16), make([]byte, from, 16)
+	copy(first, p.first[f])
+	copy(last, p.last[f])
+	whole := bytes.Equal(first, last)
 	for i, c := range cells {
-		whole = whole && c.field == f && int(c.index) == i && (i == 0 || cells[i-1].mask == 0xff) && (^c.mask+1)&^c.mask == 0
+		whole = whole && c.field == f && int(c.index) == from+i && (i == 0 || cells[i-1].mask == 0xff || c.mask == 0) && (^c.mask+1)&^c.mask == 0
 		if e.Data[i]&^c.mask != 0 {
 			whole = false
 		}
@@ -637,15 +655,15 @@ func (p *way) unknown(reg uint32, size uint32) {
 	p.fill(reg, slices.Repeat([]cell{{field: opaque}}, int(size)))
 }
 
-// load sets a register to the first bytes of a field.
-func (p *way) load(reg uint32, f field, size uint32) {
+// load sets a register to bytes of a field.
+func (p *way) load(reg uint32, f field, from, size uint32) {
 	if f == source && p.translated != "" {
-		p.constant(reg, []byte(p.translated[:size]))
+		p.constant(reg, []byte(p.translated[from:from+size]))
 		return
 	}
 	cells := make([]cell, size)
 	for i := range cells {
-		cells[i] = cell{field: f, index: uint8(i), mask: 0xff}
+		cells[i] = cell{field: f, index: uint8(from) + uint8(i), mask: 0xff}
 	}
 	p.fill(reg, cells)
 }
@@ -684,12 +702,12 @@ func (w *walk) write(p way, e *expr.Payload, before expr.Any, next func(way) err
 
 func (w *walk) payload(p *way, e *expr.Payload) {
 	switch {
-	case e.Base == expr.PayloadBaseNetworkHeader && e.Offset == w.family.source && e.Len <= w.family.size:
-		p.load(e.DestRegister, source, e.Len)
-	case e.Base == expr.PayloadBaseNetworkHeader && e.Offset == w.family.dst && e.Len <= w.family.size:
-		p.load(e.DestRegister, destination, e.Len)
+	case e.Base == expr.PayloadBaseNetworkHeader && e.Offset >= w.family.source && e.Offset+e.Len <= w.family.source+w.family.size:
+		p.load(e.DestRegister, source, e.Offset-w.family.source, e.Len)
+	case e.Base == expr.PayloadBaseNetworkHeader && e.Offset >= w.family.dst && e.Offset+e.Len <= w.family.dst+w.family.size:
+		p.load(e.DestRegister, destination, e.Offset-w.family.dst, e.Len)
 	case e.Base == expr.PayloadBaseTransportHeader && e.Offset == 2 && e.Len == 2:
-		p.load(e.DestRegister, port, 2)
+		p.load(e.DestRegister, port, 0, 2)
 	default:
 		p.unknown(e.DestRegister, e.Len)
 	}

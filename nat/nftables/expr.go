@@ -67,6 +67,11 @@ func leaves(op expr.CmpOp, name string) []expr.Any {
 	return do(meta(expr.MetaKeyOIFNAME, reg1), compare(op, interfaceName(name)...))
 }
 
+// leavesByIndex matches packets that leave by the interface of an index.
+func leavesByIndex(index uint32) []expr.Any {
+	return do(meta(expr.MetaKeyOIF, reg1), compare(expr.CmpOpEq, nativeUint32(index)...))
+}
+
 // comes matches packets that came by an interface, or by any other.
 func comes(op expr.CmpOp, name string) []expr.Any {
 	return do(meta(expr.MetaKeyIIFNAME, reg1), compare(op, interfaceName(name)...))

@@ -198,7 +198,7 @@ func TestMutationIsSeen(t *testing.T) {
 		"insert rule inet isthmus policy-4 accept",
 		"insert rule inet isthmus pickup-4 goto dropped",
 		"insert rule inet isthmus plain-4 goto dropped",
-		"delete element inet isthmus own4 { 192.0.2.21 }",
+		"insert rule inet isthmus guard-own ip saddr 192.0.2.21 drop",
 		"flush map inet isthmus plain-1-4",
 		"flush map inet isthmus policy-1-4",
 		"flush map inet isthmus policy-2-4",

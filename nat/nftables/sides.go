@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"slices"
 
@@ -17,8 +18,12 @@ import (
 const (
 	// attachedSet holds the interfaces of attachments, without the underlay's.
 	attachedSet = "attached"
-	// fromMap leads to the chain of the sources of an interface.
+	// knownSet holds these, the underlay and the loopback.
+	knownSet = "known"
+	// fromMap leads to the chain of the sources of an interface that is known.
 	fromMap = "from"
+	// indexMap is fromMap by the indexes of interfaces. The kernel compares and looks up a name in about twice the time that an index takes.
+	indexMap = "from-index"
 
 	// sourcesPriority is behind defragmentation and mapped prefixes, and before connection tracking.
 	sourcesPriority nftables.ChainPriority = -290
@@ -89,23 +94,22 @@ func inPrefixes(f family, offset uint32, name string) []expr.Any {
 		&expr.Lookup{SourceRegister: register(0), SetName: name})
 }
 
-// isIn matches packets with an address, at an offset of the network header, in a prefix.
-func isIn(f family, offset uint32, p netip.Prefix) []expr.Any {
-	if p.Bits() == 0 {
-		return nil
+// isIn matches packets with an address, at an offset of the network header, in a prefix. It compares four bytes at a time: the kernel has
+// quicker ways to load and compare one, two or four bytes than for more.
+func isIn(f family, offset uint32, p netip.Prefix) (match []expr.Any) {
+	data := p.Masked().Addr().AsSlice()
+	for bits, at := p.Bits(), 0; bits > 0; bits, at = bits-32, at+4 {
+		whole := uint32(min(bits, 32)) / 8
+		if whole == 3 || bits%8 != 0 && bits < 32 {
+			mask := binary.BigEndian.AppendUint32(nil, ^uint32(0)<<(32-min(bits, 32)))
+			match = append(match, do(network(offset+uint32(at), 4, reg1),
+				&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+				compare(expr.CmpOpEq, data[at:at+4]...))...)
+			continue
+		}
+		match = append(match, do(network(offset+uint32(at), whole, reg1), compare(expr.CmpOpEq, data[at:at+int(whole)]...))...)
 	}
-	size := uint32(p.Bits()+7) / 8
-	data := p.Masked().Addr().AsSlice()[:size]
-	if p.Bits()%8 == 0 {
-		return do(network(offset, size, reg1), compare(expr.CmpOpEq, data...))
-	}
-	mask := make([]byte, size)
-	for bit := range p.Bits() {
-		mask[bit/8] |= 0x80 >> (bit % 8)
-	}
-	return do(network(offset, size, reg1),
-		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: size, Mask: mask, Xor: make([]byte, size)},
-		compare(expr.CmpOpEq, data...))
+	return match
 }
 
 // isNeighbour matches neighbour discovery for the node itself (RFC 4861): its packets have the address of a host on the link, which need not be
@@ -125,7 +129,8 @@ func isNeighbour() []expr.Any {
 func (r *ruleset) addSides(c nat.Config) {
 	r.sets[attachedSet] = &set{elements: map[string]element{}}
 	r.sets[fromMap] = &set{shape: shape{isMap: true, isVerdict: true}, elements: map[string]element{}}
-	accept := do(verdict(expr.VerdictAccept, ""))
+	r.sets[indexMap] = &set{shape: shape{isMap: true, isVerdict: true}, elements: map[string]element{}}
+	pass := do(verdict(expr.VerdictAccept, ""))
 	for _, name := range c.Attached() {
 		key := string(interfaceName(name))
 		r.sets[attachedSet].elements[key] = element{}
@@ -149,21 +154,40 @@ func (r *ruleset) addSides(c nat.Config) {
 			}
 			if len(own) > fewPrefixes {
 				r.sets[fromSet(name, f.ipv6)] = prefixSet(own, f.ipv6)
-				into.rules = append(into.rules, rule(inPrefixes(f, f.source, fromSet(name, f.ipv6)), accept))
+				into.rules = append(into.rules, rule(inPrefixes(f, f.source, fromSet(name, f.ipv6)), pass))
 				continue
 			}
 			for _, p := range own {
-				into.rules = append(into.rules, rule(isIn(f, f.source, p), accept))
+				into.rules = append(into.rules, rule(isIn(f, f.source, p), pass))
 			}
 		}
 		// A host that asks for an address has none yet (RFC 2131); the kernel forwards neither this source nor link-local ones.
-		from.rules = append(from.rules, rule(isIn(of(false), of(false).source, netip.MustParsePrefix("0.0.0.0/32")), accept), goTo(dropChain(nat.DropSource)))
-		from6.rules = append(from6.rules, rule(isNeighbour(), accept))
+		from.rules = append(from.rules, rule(isIn(of(false), of(false).source, netip.MustParsePrefix("0.0.0.0/32")), pass), goTo(dropChain(nat.DropSource)))
+		from6.rules = append(from6.rules, rule(isNeighbour(), pass))
 		from6.rules = append(append(from6.rules, linkLocal()...), goTo(dropChain(nat.DropSource)))
 		r.chains[fromChain(name)], r.chains[fromChain(name)+"-ipv6"] = from, from6
 	}
+	for _, name := range []string{c.Underlay, "lo"} {
+		r.sets[fromMap].elements[string(interfaceName(name))] = element{kind: accept}
+	}
+	r.sets[knownSet] = &set{elements: map[string]element{}}
+	for key := range r.sets[fromMap].elements {
+		r.sets[knownSet].elements[key] = element{}
+	}
+	for _, link := range c.Links {
+		if e, ok := r.sets[fromMap].elements[string(interfaceName(link.Interface))]; ok {
+			r.sets[indexMap].elements[string(nativeUint32(link.Index))] = e
+		}
+	}
+	// What comes by another interface is for the node or for a group, or goes nowhere. Told here, it need not be asked of every packet that
+	// is forwarded. A packet that is here while the table is replaced may find the map empty: the kernel takes the elements of a map away,
+	// and those of a set not, before the last packet has left the rules that ask it. Such a packet is not lost.
 	r.chains["sources"] = &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting, priority: sourcesPriority, rules: [][]expr.Any{
+		do(meta(expr.MetaKeyIIF, reg1), &expr.Lookup{SourceRegister: reg1, IsDestRegSet: true, SetName: indexMap}),
 		do(meta(expr.MetaKeyIIFNAME, reg1), &expr.Lookup{SourceRegister: reg1, IsDestRegSet: true, SetName: fromMap}),
+		rule(do(meta(expr.MetaKeyIIFNAME, reg1), in(knownSet)), pass),
+		do(&expr.Fib{Register: reg1, ResultADDRTYPE: true, FlagDADDR: true}, compare(expr.CmpOpEq, nativeUint32(unix.RTN_UNICAST)...),
+			verdict(expr.VerdictGoto, dropChain(nat.DropInterface))),
 	}}
 	if arms := c.Arms(); len(arms) > 0 {
 		for _, f := range families {
@@ -197,10 +221,23 @@ func (r *ruleset) addForward(c nat.Config) {
 	forward := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookForward, priority: *nftables.ChainPriorityMangle}
 	out, comesIn := leaves(expr.CmpOpEq, c.Underlay), comes(expr.CmpOpEq, c.Underlay)
 
+	// Most packets are of flows that are under way from an attachment to the underlay. By which interface such a flow comes is known: the
+	// chain of sources lets nothing pass from one that is neither an attachment nor the underlay.
+	// What asks for an address of the node at which a port is open is told apart below: it may come by any interface.
+	under := do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: nativeUint32(answered | destinationTranslated), Xor: make([]byte, 4)},
+		compare(expr.CmpOpEq, nativeUint32(answered)...))
+	if index := c.Links.Of(c.Underlay); index != 0 {
+		under = rule(leavesByIndex(index), do(meta(expr.MetaKeyIIF, reg1), compare(expr.CmpOpNeq, nativeUint32(index)...)), under)
+	} else {
+		under = rule(out, comes(expr.CmpOpNeq, c.Underlay), under)
+	}
+	forward.rules = append(forward.rules, rule(under, isNotTCP(), do(verdict(expr.VerdictAccept, ""))))
+
 	// By which side does it leave?
 	forward.rules = append(forward.rules, arms(c, out, destinationOf, goTo("inward"))...)
 	forward.rules = append(forward.rules,
-		rule(out, isAttached(expr.MetaKeyIIFNAME), goTo("leave")), // most packets
+		rule(out, isAttached(expr.MetaKeyIIFNAME), goTo("leave")),
 		rule(out, goTo("outward")),
 		rule(isAttached(expr.MetaKeyOIFNAME), goTo("inward")),
 		goTo(dropChain(nat.DropInterface)))
@@ -231,18 +268,31 @@ func underWay() []expr.Any {
 	return state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, expr.CmpOpNeq)
 }
 
+// isEstablished matches packets of flows that have been answered. Errors about them are related, and not matched.
+func isEstablished() []expr.Any {
+	return do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATE}, compare(expr.CmpOpEq, nativeUint32(expr.CtStateBitESTABLISHED)...))
+}
+
+func isNotTCP() []expr.Any {
+	return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, unix.IPPROTO_TCP))
+}
+
 // flowing lets flows that are under way pass: at once, unless it is TCP, whose first segments are limited.
 func flowing() [][]expr.Any {
 	return [][]expr.Any{
-		do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATE}, compare(expr.CmpOpEq, nativeUint32(expr.CtStateBitESTABLISHED)...),
-			meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, unix.IPPROTO_TCP), verdict(expr.VerdictAccept, "")),
+		rule(isEstablished(), isNotTCP(), do(verdict(expr.VerdictAccept, ""))),
 		rule(underWay(), goTo("clamp")),
 	}
 }
 
+// Of the kernel's status of a flow.
+const (
+	answered              = 1 << 1 // IPS_SEEN_REPLY
+	destinationTranslated = 1 << 5 // IPS_DST_NAT
+)
+
 // addArrive adds what the underlay may send to the inside.
 func (r *ruleset) addArrive(c nat.Config) {
-	const destinationTranslated = 1 << 5 // IPS_DST_NAT
 	arrive := &chain{rules: flowing()}
 	opened := do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: nativeUint32(destinationTranslated), Xor: make([]byte, 4)},

@@ -9,6 +9,8 @@ import (
 
 // Surroundings is what the machine has of addresses, routes and rules that is not isthmus's.
 type Surroundings struct {
+	// Indexes are the kernel's indexes of all interfaces, isthmus's own too, by name.
+	Indexes   map[string]uint32
 	Addresses []Assigned
 	// Routes are those of every table but the kernel's own "local".
 	Routes []Foreign

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"time"
@@ -87,6 +88,19 @@ func (b *bench) packets(ctx context.Context) (err error) {
 		return err
 	}
 	defer unix.Close(ns)
+	var links nat.Links
+	if err := router.Do(func() error {
+		for _, name := range []string{"tun0", "up0"} {
+			i, err := net.InterfaceByName(name)
+			if err != nil {
+				return err
+			}
+			links = append(links, nat.Link{Interface: name, Index: uint32(i.Index)})
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
 	dir, err := router.Dir()
 	if err != nil {
 		return err
@@ -103,6 +117,7 @@ func (b *bench) packets(ctx context.Context) (err error) {
 	}
 	rules := func(policies, attachments int) func() error {
 		c := packetConfig(policies, attachments)
+		c.Links = links
 		return func() error {
 			if err := script("true")(); err != nil {
 				return err
