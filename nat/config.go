@@ -217,13 +217,15 @@ type Policy struct {
 	// Down says that the proxy does not work: new flows are rejected, or with Bypass decided as if the policy were not
 	// there. With Redirect.
 	Down, Bypass bool
+	// Ends has flows that are under way end as soon as the policy decides on them. With Deny and Reject.
+	Ends bool
 }
 
 // Equal says whether two policies are the same, with their prefixes, names and ports in the same order.
 func (p *Policy) Equal(o *Policy) bool {
 	return p.Name == o.Name && p.Action == o.Action && slices.Equal(p.Sources, o.Sources) && slices.Equal(p.Destinations, o.Destinations) &&
 		slices.Equal(p.Names, o.Names) && p.Protocol == o.Protocol && slices.Equal(p.Ports, o.Ports) && p.Pool == o.Pool && p.Pickup == o.Pickup &&
-		p.Timeouts == o.Timeouts && p.To == o.To && p.Down == o.Down && p.Bypass == o.Bypass
+		p.Timeouts == o.Timeouts && p.To == o.To && p.Down == o.Down && p.Bypass == o.Bypass && p.Ends == o.Ends
 }
 
 // EqualFrame says whether two configurations differ in nothing but their policies.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"sync"
 )
 
 // Track is a flow that is under way, in addresses.
@@ -81,6 +82,7 @@ func Endings(a, b Config) (out []Ending) {
 		}})
 	}
 	out = append(out, moved(a, b)...)
+	out = append(out, stopped(a, b)...)
 
 	for _, m := range a.Maps {
 		i := slices.IndexFunc(b.Maps, func(n Map) bool { return n.Mapped == m.Mapped })
@@ -93,6 +95,59 @@ func Endings(a, b Config) (out []Ending) {
 		if i < 0 || a.Maps[i].Inside != n.Inside || !subset(n.Interfaces, a.Maps[i].Interfaces) {
 			out = append(out, Ending{Kind: "map", Name: n.Mapped.String(), Flows: "of " + n.Inside.String(), Has: touches(n.Inside)})
 		}
+	}
+	return out
+}
+
+// Stopper returns what tells the policy that ends a flow under way, nil when none does. It is nil when no policy of the configuration ends
+// flows.
+func (c *Config) Stopper() func(Track) *Policy {
+	if !slices.ContainsFunc(c.Policies, func(p Policy) bool { return p.Ends }) {
+		return nil
+	}
+	index := c.Index()
+	inside := func(a netip.Addr) bool {
+		return slices.ContainsFunc(c.Attachments, func(t Attachment) bool {
+			return slices.ContainsFunc(t.Sources, func(p netip.Prefix) bool { return p.Contains(a) })
+		})
+	}
+	ends := func(t Track, to netip.Addr, port uint16) *Policy {
+		if p := index.Find(Flow{Source: t.Source, Destination: to, Protocol: t.Protocol, Port: port}); p != nil && p.Ends {
+			return p
+		}
+		return nil
+	}
+	return func(t Track) *Policy {
+		if t.LeavesAs == t.Source && t.GoesTo == t.Destination && inside(t.GoesTo) {
+			return nil // policies do not decide on what stays inside
+		}
+		if p := ends(t, t.Destination, t.Port); p != nil || t.GoesTo == t.Destination {
+			return p
+		}
+		return ends(t, t.GoesTo, t.ServerPort)
+	}
+}
+
+// stopped returns the endings of flows that policies of b end, and those of a did not.
+func stopped(a, b Config) (out []Ending) {
+	samePolicies := slices.EqualFunc(a.Policies, b.Policies, func(p, q Policy) bool { return p.Equal(&q) })
+	if samePolicies || !slices.ContainsFunc(b.Policies, func(p Policy) bool { return p.Ends }) {
+		return nil
+	}
+	before, after := sync.OnceValue(a.Stopper), sync.OnceValue(b.Stopper)
+	for i := range b.Policies {
+		p := &b.Policies[i]
+		if !p.Ends {
+			continue
+		}
+		name := p.Name
+		out = append(out, Ending{Kind: "policy", Name: name, Flows: "that it stops", Has: func(t Track) bool {
+			if q := after()(t); q == nil || q.Name != name {
+				return false
+			}
+			had := before()
+			return had == nil || had(t) == nil
+		}})
 	}
 	return out
 }

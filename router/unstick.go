@@ -37,14 +37,18 @@ type unsticker struct {
 
 	mu   sync.Mutex
 	jobs []endJob
-	down map[netip.Addr]time.Time // addresses of which flows are to end, and when they are due; zero: that is done
-	last map[netip.Addr]time.Time // when flows of an address ended last
+	// stopped are the policies of which those that end flows have been asked.
+	stopped []nat.Policy
+	down    map[netip.Addr]time.Time // addresses of which flows are to end, and when they are due; zero: that is done
+	last    map[netip.Addr]time.Time // when flows of an address ended last
 }
 
 // endJob is a set of flows to end.
 type endJob struct {
 	why string
 	has func(nat.Track) bool
+	// all ends flows with connections too.
+	all bool
 }
 
 func newUnsticker(flows Flows, log *slog.Logger) *unsticker {
@@ -71,6 +75,7 @@ func (u *unsticker) use(c nat.Config) {
 			}
 		}
 	}
+	u.stop(c)
 	u.mu.Lock()
 	for a := range u.down {
 		if !down[a] {
@@ -91,6 +96,19 @@ func (u *unsticker) use(c nat.Config) {
 	u.wake()
 }
 
+// stop ends flows that policies end, once for each set of policies: what such a policy decides on does not begin again. After a start of the
+// daemon they are asked again.
+func (u *unsticker) stop(c nat.Config) {
+	same := slices.EqualFunc(u.stopped, c.Policies, func(p, q nat.Policy) bool { return p.Equal(&q) })
+	u.stopped = c.Policies
+	if same {
+		return
+	}
+	if stopper := c.Stopper(); stopper != nil {
+		u.end(endJob{why: "a policy ends them", all: true, has: func(t nat.Track) bool { return stopper(t) != nil }})
+	}
+}
+
 func latest(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a
@@ -101,11 +119,17 @@ func latest(a, b time.Time) time.Time {
 // end has flows end of which a set says so, if their protocol has no connections.
 func (u *unsticker) end(j endJob) {
 	u.mu.Lock()
-	if n := len(u.jobs); n < maxEndJobs {
+	same := -1
+	for i := range u.jobs {
+		if u.jobs[i].all == j.all {
+			same = i
+		}
+	}
+	if len(u.jobs) < maxEndJobs || same < 0 {
 		u.jobs = append(u.jobs, j)
 	} else {
-		had := u.jobs[n-1].has
-		u.jobs[n-1].has = func(t nat.Track) bool { return had(t) || j.has(t) }
+		had := u.jobs[same].has
+		u.jobs[same].has = func(t nat.Track) bool { return had(t) || j.has(t) }
 	}
 	u.mu.Unlock()
 	u.wake()
@@ -127,7 +151,7 @@ func (u *unsticker) due(now time.Time) (sets []endJob, jobs int, next time.Time)
 		switch {
 		case at.IsZero():
 		case !at.After(now):
-			sets = append(sets, endJob{"address " + a.String() + " is down", leavesAs(a)})
+			sets = append(sets, endJob{why: "address " + a.String() + " is down", has: leavesAs(a)})
 		case next.IsZero() || at.Before(next):
 			next = at
 		}
@@ -189,11 +213,11 @@ func (u *unsticker) sweep(ctx context.Context, sets []endJob) (all bool, err err
 	ended := make([]int, len(sets))
 	left := endsAtOnce
 	_, err = u.flows.End(ctx, unix.AF_UNSPEC, func(f *conntrack.Flow) bool {
-		if left == 0 || !nat.Connectionless(f.Protocol) || f.Status&conntrack.Dying != 0 {
+		if left == 0 || f.Status&conntrack.Dying != 0 {
 			return false
 		}
-		t := track(f)
-		i := slices.IndexFunc(sets, func(s endJob) bool { return s.has(t) })
+		t, bare := track(f), nat.Connectionless(f.Protocol)
+		i := slices.IndexFunc(sets, func(s endJob) bool { return (bare || s.all) && s.has(t) })
 		if i < 0 {
 			return false
 		}
@@ -203,7 +227,7 @@ func (u *unsticker) sweep(ctx context.Context, sets []endJob) (all bool, err err
 	})
 	for i, n := range ended {
 		if n > 0 {
-			u.log.Info("flows without a connection ended, so that they begin again", "flows", n, "why", sets[i].why)
+			u.log.Info("flows ended", "flows", n, "why", sets[i].why)
 		}
 	}
 	return left > 0, err
@@ -247,7 +271,7 @@ func (r *Router) unstick(now nat.Config) {
 	}
 	r.triedNAT = []nat.Config{now}
 	if len(ends) > 0 && r.unsticker != nil {
-		r.unsticker.end(endJob{"their policy has changed", func(t nat.Track) bool {
+		r.unsticker.end(endJob{why: "their policy has changed", has: func(t nat.Track) bool {
 			return slices.ContainsFunc(ends, func(e nat.Ending) bool { return e.Has(t) })
 		}})
 	}

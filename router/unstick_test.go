@@ -213,7 +213,7 @@ func TestUnstick(t *testing.T) {
 		u := newUnsticker(&flowTable{}, slog.New(slog.DiscardHandler))
 		hits := 0
 		for range 100 {
-			u.end(endJob{"", func(nat.Track) bool { hits++; return false }})
+			u.end(endJob{has: func(nat.Track) bool { hits++; return false }})
 		}
 		for _, j := range u.jobs {
 			j.has(nat.Track{})

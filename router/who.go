@@ -57,6 +57,10 @@ func (r *Router) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.W
 		}
 	}
 
+	if q.AnyPort && (q.Port != 0 || !destination.IsValid()) {
+		return nil, fmt.Errorf("%w: any_port: give the destination, and no port", api.ErrInvalid)
+	}
+
 	answer := &isthmusv1.WhoResponse{}
 	pools, err := r.poolsAt(at)
 	if err != nil {
@@ -69,7 +73,7 @@ func (r *Router) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.W
 				continue
 			}
 			outside, pooled = netip.AddrPortFrom(a.Address, outside.Port()), true
-			if p.Blocks != nil {
+			if p.Blocks != nil && !q.AnyPort {
 				if source, ok := p.Owner(a.Address, outside.Port()); ok {
 					answer.BlockSource = source.String()
 				}
@@ -82,7 +86,7 @@ func (r *Router) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.W
 		}
 		return answer, nil
 	}
-	found, err := r.Translations.Who(ctx, flow.Query{Outside: outside, From: at.Add(-within), To: at.Add(within), Protocol: protocol, Destination: destination})
+	found, err := r.Translations.Who(ctx, flow.Query{Outside: outside, From: at.Add(-within), To: at.Add(within), Protocol: protocol, Destination: destination, AnyPort: q.AnyPort, Limit: mostFlows + 1})
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}

@@ -154,7 +154,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	watch := a.group("watch", "Follow objects as they change; ends with an interrupt")
 	root.AddCommand(get, describe, watch)
 	for _, add := range []func(root, get, describe, watch *cobra.Command){
-		a.addSpec, a.addTunnels, a.addPeers, a.addRoutes, a.addNAT, a.addPolicy, a.addEgress, a.addWho, a.addPorts, a.addPools, a.addNames, a.addNode, a.addSecrets, a.addClients,
+		a.addSpec, a.addTunnels, a.addPeers, a.addRoutes, a.addNAT, a.addPolicy, a.addEgress, a.addWho, a.addFlows, a.addPorts, a.addPools, a.addNames, a.addNode, a.addSecrets, a.addClients,
 		a.addContext, a.addCloud, a.addTopology,
 	} {
 		add(root, get, describe, watch)

@@ -51,23 +51,31 @@ func (a *app) natWho() *cobra.Command {
 	var at string
 	var within time.Duration
 	q := &isthmusv1.WhoRequest{}
-	cmd := &cobra.Command{Use: "who ADDRESS:PORT", Short: "Tell who had a public address and port at a time", Args: cobra.ExactArgs(1),
+	cmd := &cobra.Command{Use: "who ADDRESS[:PORT]", Short: "Tell who had a public address and port at a time", Args: cobra.ExactArgs(1),
 		Long: `Tell which flows had a public address and port at a time: those that live, and those of the log of translations (egress.log in
 the document). Where the pool has blocks, the source is told by formula too, without any log. One port may serve flows
-to several destinations at once; --to tells them apart. The question is in the audit log.`,
+to several destinations at once; --to tells them apart. Without a port, --to is required, and all who talked to that
+destination from the address are told. The question is in the audit log.`,
 		Example: `  isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05Z
-  isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05+01:00 --within 30s --protocol tcp --to 198.51.100.7`}
+  isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05+01:00 --within 30s --protocol tcp --to 198.51.100.7
+  isthmus nat who 203.0.113.9 --to 198.51.100.7 --within 1m`}
 	f := cmd.Flags()
 	f.StringVar(&at, "at", "", "when, as in RFC 3339 (default: now)")
 	f.DurationVar(&within, "within", time.Second, "how far the clock of whoever asks may be off")
 	f.StringVar(&q.Protocol, "protocol", "", "tcp, udp or icmp (default: every protocol)")
 	f.StringVar(&q.Destination, "to", "", "address that the flow went to (default: everybody)")
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
-		outside, err := netip.ParseAddrPort(args[0])
-		if err != nil {
+		if address, err := netip.ParseAddr(args[0]); err == nil {
+			if q.Destination == "" {
+				return usageError{fmt.Errorf("%q: give a port, as %s, or the destination by --to", args[0], netip.AddrPortFrom(address, 21877))}
+			}
+			q.Address, q.AnyPort = address.String(), true
+		} else if outside, err := netip.ParseAddrPort(args[0]); err == nil {
+			q.Address, q.Port = outside.Addr().String(), uint32(outside.Port())
+		} else {
 			return usageError{fmt.Errorf("%q: must be an address and a port, as 203.0.113.9:21877 or [2001:db8::9]:21877", args[0])}
 		}
-		q.Address, q.Port, q.Within = outside.Addr().String(), uint32(outside.Port()), durationpb.New(within)
+		q.Within = durationpb.New(within)
 		if at != "" {
 			t, err := time.Parse(time.RFC3339, at)
 			if err != nil {
@@ -82,10 +90,10 @@ to several destinations at once; --to tells them apart. The question is in the a
 		if a.output == "json" || a.output == "yaml" {
 			err = a.showMessage(r)
 		} else {
-			err = a.showWho(outside, r)
+			err = a.showWho(args[0], r)
 		}
 		if err == nil && len(r.Flows) == 0 && r.BlockSource == "" {
-			err = errors.New("nobody is known to have had " + outside.String())
+			err = errors.New("nobody is known to have had " + args[0])
 		}
 		return err
 	})
@@ -93,7 +101,7 @@ to several destinations at once; --to tells them apart. The question is in the a
 	return cmd
 }
 
-func (a *app) showWho(outside netip.AddrPort, r *isthmusv1.WhoResponse) error {
+func (a *app) showWho(outside string, r *isthmusv1.WhoResponse) error {
 	var b strings.Builder
 	if r.BlockSource != "" {
 		fmt.Fprintf(&b, "%s is in the block of %s.\n", outside, r.BlockSource)

@@ -44,6 +44,8 @@ type Router interface {
 	Names() ([]*isthmusv1.NameStatus, <-chan struct{})
 	// Guard returns what the guard kept from leaving.
 	Drops() []*isthmusv1.Drop
+	// EndFlows ends flows under way through the node.
+	EndFlows(ctx context.Context, r *isthmusv1.EndFlowsRequest) (*isthmusv1.EndFlowsResponse, error)
 	// ProveEgress says under which addresses flows may be seen, and what is wrong with that.
 	ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequest) (*isthmusv1.EgressProof, error)
 	// Ports returns what was last counted of the ports of pool addresses, in the order of ComparePorts. Recount has

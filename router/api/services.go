@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -89,6 +90,8 @@ func describe(request any) auth.Subject {
 		return auth.Subject{Object: r.Name}
 	case *isthmusv1.ProveEgressRequest:
 		return auth.Subject{Object: strings.Join(append(slices.Clone(r.Destinations), r.Canary), " ")}
+	case *isthmusv1.EndFlowsRequest:
+		return auth.Subject{Object: strings.TrimSpace(fmt.Sprintf("from %s to %s %s", r.Source, cmp.Or(r.Destination, "everywhere"), r.Protocol))}
 	case *isthmusv1.WhoRequest:
 		at := "now"
 		if r.At != nil {
@@ -345,6 +348,16 @@ func (s *services) ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequ
 		return nil, statusOf(err)
 	}
 	return &isthmusv1.ProveEgressResponse{Proof: proof, Statement: statement, Signature: signature, Certificate: certificate}, nil
+}
+
+func (s *services) EndFlows(ctx context.Context, r *isthmusv1.EndFlowsRequest) (*isthmusv1.EndFlowsResponse, error) {
+	leave, err := s.reading.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	ended, err := s.router.EndFlows(ctx, r)
+	return ended, statusOf(err)
 }
 
 func (s *services) Who(ctx context.Context, r *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error) {

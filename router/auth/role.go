@@ -88,6 +88,7 @@ var rules = map[string]rule{
 
 	"/isthmus.v1.EgressService/ListPorts":  {role: Reader},
 	"/isthmus.v1.EgressService/WatchPorts": {role: Reader},
+	"/isthmus.v1.NATService/EndFlows":      {role: Operator, write: true},
 	"/isthmus.v1.NATService/Who":           {role: Operator, write: true}, // who asked about whom is for the audit log
 
 	"/isthmus.v1.SystemService/GetStatus": {role: Reader},

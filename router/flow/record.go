@@ -32,7 +32,14 @@ type Query struct {
 	From, To    time.Time  // both included
 	Protocol    uint8      // 0: every one
 	Destination netip.Addr // not valid: every one
+	// AnyPort has the port of Outside not count.
+	AnyPort bool
+	// Limit is how many flows are looked for at most, whichever they are; 0: every one.
+	Limit int
 }
+
+// full says whether so many flows are enough.
+func (q Query) full(n int) bool { return q.Limit > 0 && n >= q.Limit }
 
 // row is a Record in memory: without pointers, and with indices into the lists of its batch.
 type row struct {
@@ -113,7 +120,7 @@ func (w *row) bounds() (from, to int64) { return min(w.start, w.end), max(w.star
 // matches says whether a row answers a query, but for its addresses.
 func (w *row) matches(q Query) bool {
 	from, to := w.bounds()
-	return w.outsidePort == q.Outside.Port() && (q.Protocol == 0 || w.protocol == q.Protocol) &&
+	return (q.AnyPort || w.outsidePort == q.Outside.Port()) && (q.Protocol == 0 || w.protocol == q.Protocol) &&
 		to >= q.From.UnixMilli() && (from <= q.To.UnixMilli() || w.flags&startUnknown != 0)
 }
 
@@ -132,6 +139,9 @@ func (n *names) record(w row) Record {
 // find appends the rows that answer a query.
 func (n *names) find(rows []row, q Query, found []Record) []Record {
 	for i := range rows {
+		if q.full(len(found)) {
+			break
+		}
 		if w := &rows[i]; w.matches(q) && n.outside[w.outside] == q.Outside.Addr() &&
 			(!q.Destination.IsValid() || n.destinations[w.destination].Addr() == q.Destination) {
 			found = append(found, n.record(*w))

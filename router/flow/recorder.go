@@ -344,7 +344,7 @@ func (r *Recorder) Who(ctx context.Context, q Query) ([]Record, error) {
 	}
 	live := map[key]Record{}
 	dump := r.conn.Dump(ctx, family, func(f *conntrack.Flow) bool {
-		if outside, _ := ends(f); f.Status&conntrack.SourceNAT != 0 && outside == q.Outside && (q.Protocol == 0 || f.Protocol == q.Protocol) &&
+		if outside, _ := ends(f); f.Status&conntrack.SourceNAT != 0 && (outside == q.Outside || q.AnyPort && outside.Addr() == q.Outside.Addr()) && !q.full(len(live)) && (q.Protocol == 0 || f.Protocol == q.Protocol) &&
 			(!q.Destination.IsValid() || f.Reply.Source.Addr() == q.Destination) && !f.Start.After(q.To) {
 			r.mu.Lock()
 			rec := r.recordLocked(f)

@@ -399,15 +399,19 @@ func (x *index) decodeNames(b []byte) error {
 	return nil
 }
 
-// pagesOf returns the pages in which rows with an outside address and port may be.
-func (x *index) pagesOf(outside netip.AddrPort) []pageAt {
-	number, ok := slices.BinarySearchFunc(x.outside, outside.Addr(), netip.Addr.Compare)
+// pagesOf returns the pages in which rows with the outside address and port of a query may be.
+func (x *index) pagesOf(q Query) []pageAt {
+	number, ok := slices.BinarySearchFunc(x.outside, q.Outside.Addr(), netip.Addr.Compare)
 	if !ok {
 		return nil
 	}
-	key := uint64(number)<<16 | uint64(outside.Port())
-	after := sort.Search(len(x.pages), func(i int) bool { return x.pages[i].key > key })
-	from := sort.Search(len(x.pages), func(i int) bool { return x.pages[i].key >= key })
+	first := uint64(number)<<16 | uint64(q.Outside.Port())
+	last := first
+	if q.AnyPort {
+		first, last = uint64(number)<<16, uint64(number)<<16|0xffff
+	}
+	after := sort.Search(len(x.pages), func(i int) bool { return x.pages[i].key > last })
+	from := sort.Search(len(x.pages), func(i int) bool { return x.pages[i].key >= first })
 	return x.pages[max(from-1, 0):after]
 }
 

@@ -216,7 +216,14 @@ func (s *Store) Find(ctx context.Context, q Query) ([]Record, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		rows, err := p.f.find(p.runAt, q)
+		if q.full(len(found)) {
+			break
+		}
+		rest := q
+		if q.Limit > 0 {
+			rest.Limit -= len(found)
+		}
+		rows, err := p.f.find(p.runAt, rest)
 		if err != nil && !errors.Is(err, os.ErrClosed) { // one that was closed meanwhile was too old
 			errs = append(errs, fmt.Errorf("reading %s at byte %d: %w", p.f.Name(), p.offset, err))
 		}
@@ -285,8 +292,10 @@ func (f *file) find(r runAt, q Query) ([]Record, error) {
 	if err != nil {
 		return nil, err
 	}
+	var found []Record
 	var matching []row
-	for _, p := range x.pagesOf(q.Outside) {
+	named := false
+	for _, p := range x.pagesOf(q) {
 		b, err := read(p.offset, p.size)
 		if err != nil {
 			return nil, err
@@ -300,15 +309,21 @@ func (f *file) find(r runAt, q Query) ([]Record, error) {
 				matching = append(matching, w)
 			}
 		}
+		if len(matching) == 0 {
+			continue
+		}
+		if !named {
+			if b, err = read(headerSize+int64(r.index), int64(r.names)); err != nil {
+				return nil, err
+			}
+			if err := x.decodeNames(b); err != nil {
+				return nil, err
+			}
+			named = true
+		}
+		if found, matching = x.find(matching, q, found), matching[:0]; q.full(len(found)) {
+			break
+		}
 	}
-	if len(matching) == 0 {
-		return nil, nil
-	}
-	if b, err = read(headerSize+int64(r.index), int64(r.names)); err != nil {
-		return nil, err
-	}
-	if err := x.decodeNames(b); err != nil {
-		return nil, err
-	}
-	return x.find(matching, q, nil), nil
+	return found, nil
 }

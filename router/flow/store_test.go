@@ -76,7 +76,7 @@ func (r traffic) record(end time.Time) Record {
 }
 
 func (r Record) answers(q Query) bool {
-	return r.Outside == q.Outside && !r.End.Before(q.From) && !r.Start.After(q.To) && (q.Protocol == 0 || q.Protocol == r.Protocol) &&
+	return (r.Outside == q.Outside || q.AnyPort && r.Outside.Addr() == q.Outside.Addr()) && !r.End.Before(q.From) && !r.Start.After(q.To) && (q.Protocol == 0 || q.Protocol == r.Protocol) &&
 		(!q.Destination.IsValid() || r.Destination.Addr() == q.Destination)
 }
 
@@ -124,7 +124,9 @@ func TestFindAgreesWithModel(t *testing.T) {
 			}
 			at = at.Truncate(time.Millisecond)
 			q := Query{Outside: p.Outside, From: at, To: at.Add(time.Second)}
-			switch r.IntN(5) {
+			switch r.IntN(6) {
+			case 5:
+				q.AnyPort, q.Destination, q.Outside = true, p.Destination.Addr(), netip.AddrPortFrom(q.Outside.Addr(), 0)
 			case 0:
 				q.Protocol = 17
 			case 1:
@@ -143,6 +145,10 @@ func TestFindAgreesWithModel(t *testing.T) {
 				t.Fatalf("%s: %+v: %d answers, want %d; %v", what, q, len(got), len(want), err)
 			}
 			answers += len(want)
+			q.Limit = max(1, len(want)/2)
+			if got, err := s.Find(t.Context(), q); err != nil || len(got) != min(q.Limit, len(want)) {
+				t.Fatalf("%s: %+v: %d answers, want %d; %v", what, q, len(got), min(q.Limit, len(want)), err)
+			}
 		}
 		if answers < 50 {
 			t.Errorf("%s: only %d answers", what, answers)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -116,11 +117,13 @@ func DiffPolicies(a, b Target, names []string) []Change {
 		edited[name] = true
 	}
 	// Which flows end depends on all policies without translation, and on all that have a server.
+	// Which ones a policy stops depends on all.
+	stops := slices.ContainsFunc(b.NAT.Policies, func(p nat.Policy) bool { return p.Ends && edited[p.Name] })
 	some := func(t Target) Target {
 		out := Target{Proxies: t.Proxies}
-		out.NAT.Pools = t.NAT.Pools
+		out.NAT.Pools, out.NAT.Attachments = t.NAT.Pools, t.NAT.Attachments
 		for i := range t.NAT.Policies {
-			if p := &t.NAT.Policies[i]; edited[p.Name] || p.Action == nat.NoNAT || p.To.IsValid() {
+			if p := &t.NAT.Policies[i]; stops || edited[p.Name] || p.Action == nat.NoNAT || p.To.IsValid() {
 				out.NAT.Policies = append(out.NAT.Policies, *p)
 			}
 		}

@@ -36,6 +36,11 @@ func (c *checker) action(path string, p *isthmusv1.EgressPolicy, out *nat.Policy
 	if p.GetTimeouts() != nil && only("timeouts", "timeouts", nat.SNAT, nat.NoNAT, nat.DNAT) {
 		out.Timeouts = c.timeouts(path+".timeouts", p.GetTimeouts())
 	}
+	if only("flows", p.GetFlows(), nat.Deny, nat.Reject) {
+		if out.Ends = p.GetFlows() == "end"; !out.Ends && p.GetFlows() != "keep" {
+			c.Problem(path+".flows", p.GetFlows(), "is no way to treat flows", `give "keep" or "end"`)
+		}
+	}
 	if only("to", p.GetTo(), nat.DNAT, nat.Redirect) {
 		out.To = c.target(path+".to", p.GetTo())
 	}

@@ -6269,6 +6269,123 @@ func (x *ConnectionTable) GetDropped() uint64 {
 	return 0
 }
 
+type EndFlowsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Source of their first packet: an address or a prefix. Required.
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// Where that packet went, before and after translation: an address or a prefix. Default: everywhere.
+	Destination string `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"`
+	// "tcp", "udp" or "icmp". Default: every protocol.
+	Protocol string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// Destination port, 1 to 65535; with "tcp" and "udp". Default: every port.
+	Port          uint32 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndFlowsRequest) Reset() {
+	*x = EndFlowsRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndFlowsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndFlowsRequest) ProtoMessage() {}
+
+func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
+func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+}
+
+func (x *EndFlowsRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *EndFlowsRequest) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *EndFlowsRequest) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *EndFlowsRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+type EndFlowsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many ended.
+	Flows         uint64 `protobuf:"varint,1,opt,name=flows,proto3" json:"flows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndFlowsResponse) Reset() {
+	*x = EndFlowsResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndFlowsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndFlowsResponse) ProtoMessage() {}
+
+func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
+func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+}
+
+func (x *EndFlowsResponse) GetFlows() uint64 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
 type WhoRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Address that the partner saw: the public address of a pool, or the one on the underlay interface. Required.
@@ -6282,14 +6399,16 @@ type WhoRequest struct {
 	// "tcp", "udp" or "icmp". Default: every protocol.
 	Protocol string `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	// Address that the flow went to. One port may serve flows to several destinations at once. Default: everybody.
-	Destination   string `protobuf:"bytes,6,opt,name=destination,proto3" json:"destination,omitempty"`
+	Destination string `protobuf:"bytes,6,opt,name=destination,proto3" json:"destination,omitempty"`
+	// Every port; `port` must be 0. Required with it: destination.
+	AnyPort       bool `protobuf:"varint,7,opt,name=any_port,json=anyPort,proto3" json:"any_port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6301,7 +6420,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6314,7 +6433,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -6359,6 +6478,13 @@ func (x *WhoRequest) GetDestination() string {
 	return ""
 }
 
+func (x *WhoRequest) GetAnyPort() bool {
+	if x != nil {
+		return x.AnyPort
+	}
+	return false
+}
+
 type WhoResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Flows in order of time, at most 1000.
@@ -6375,7 +6501,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6387,7 +6513,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6400,7 +6526,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -6462,7 +6588,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6474,7 +6600,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6487,7 +6613,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -7074,7 +7200,14 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x04full\x18\x04 \x01(\bR\x04full\x12\x18\n" +
 	"\arefused\x18\x05 \x01(\x04R\arefused\x12#\n" +
 	"\rinsert_failed\x18\x06 \x01(\x04R\finsertFailed\x12\x18\n" +
-	"\adropped\x18\a \x01(\x04R\adropped\"\xd7\x01\n" +
+	"\adropped\x18\a \x01(\x04R\adropped\"{\n" +
+	"\x0fEndFlowsRequest\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12 \n" +
+	"\vdestination\x18\x02 \x01(\tR\vdestination\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x04 \x01(\rR\x04port\"(\n" +
+	"\x10EndFlowsResponse\x12\x14\n" +
+	"\x05flows\x18\x01 \x01(\x04R\x05flows\"\xf2\x01\n" +
 	"\n" +
 	"WhoRequest\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
@@ -7082,7 +7215,8 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x121\n" +
 	"\x06within\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06within\x12\x1a\n" +
 	"\bprotocol\x18\x05 \x01(\tR\bprotocol\x12 \n" +
-	"\vdestination\x18\x06 \x01(\tR\vdestination\"\x94\x01\n" +
+	"\vdestination\x18\x06 \x01(\tR\vdestination\x12\x19\n" +
+	"\bany_port\x18\a \x01(\bR\aanyPort\"\x94\x01\n" +
 	"\vWhoResponse\x120\n" +
 	"\x05flows\x18\x01 \x03(\v2\x1a.isthmus.v1.TranslatedFlowR\x05flows\x12\x1c\n" +
 	"\ttruncated\x18\x02 \x01(\bR\ttruncated\x12!\n" +
@@ -7126,13 +7260,14 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\fRouteService\x12K\n" +
 	"\n" +
 	"ListRoutes\x12\x1d.isthmus.v1.ListRoutesRequest\x1a\x1e.isthmus.v1.ListRoutesResponse\x12G\n" +
-	"\vWatchRoutes\x12\x1e.isthmus.v1.WatchRoutesRequest\x1a\x16.isthmus.v1.RouteEvent0\x012\xb5\x02\n" +
+	"\vWatchRoutes\x12\x1e.isthmus.v1.WatchRoutesRequest\x1a\x16.isthmus.v1.RouteEvent0\x012\xfc\x02\n" +
 	"\n" +
 	"NATService\x12Q\n" +
 	"\fListPolicies\x12\x1f.isthmus.v1.ListPoliciesRequest\x1a .isthmus.v1.ListPoliciesResponse\x12L\n" +
 	"\rWatchPolicies\x12 .isthmus.v1.WatchPoliciesRequest\x1a\x17.isthmus.v1.PolicyEvent0\x01\x12N\n" +
 	"\vProveEgress\x12\x1e.isthmus.v1.ProveEgressRequest\x1a\x1f.isthmus.v1.ProveEgressResponse\x126\n" +
-	"\x03Who\x12\x16.isthmus.v1.WhoRequest\x1a\x17.isthmus.v1.WhoResponse2\xdc\x01\n" +
+	"\x03Who\x12\x16.isthmus.v1.WhoRequest\x1a\x17.isthmus.v1.WhoResponse\x12E\n" +
+	"\bEndFlows\x12\x1b.isthmus.v1.EndFlowsRequest\x1a\x1c.isthmus.v1.EndFlowsResponse2\xdc\x01\n" +
 	"\vPoolService\x12H\n" +
 	"\tListPools\x12\x1c.isthmus.v1.ListPoolsRequest\x1a\x1d.isthmus.v1.ListPoolsResponse\x12=\n" +
 	"\aGetPool\x12\x1a.isthmus.v1.GetPoolRequest\x1a\x16.isthmus.v1.PoolStatus\x12D\n" +
@@ -7172,7 +7307,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 95)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 97)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),             // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                 // 1: isthmus.v1.Source
@@ -7267,114 +7402,116 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*PortUse)(nil),                // 90: isthmus.v1.PortUse
 	(*AddressUse)(nil),             // 91: isthmus.v1.AddressUse
 	(*ConnectionTable)(nil),        // 92: isthmus.v1.ConnectionTable
-	(*WhoRequest)(nil),             // 93: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),            // 94: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),         // 95: isthmus.v1.TranslatedFlow
-	(*Spec)(nil),                   // 96: isthmus.v1.Spec
-	(*Problem)(nil),                // 97: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),    // 98: google.protobuf.Duration
-	(*EgressPolicy)(nil),           // 99: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),  // 100: google.protobuf.Timestamp
-	(EventType)(0),                 // 101: isthmus.v1.EventType
-	(*Inside)(nil),                 // 102: isthmus.v1.Inside
-	(*Condition)(nil),              // 103: isthmus.v1.Condition
+	(*EndFlowsRequest)(nil),        // 93: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),       // 94: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),             // 95: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),            // 96: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),         // 97: isthmus.v1.TranslatedFlow
+	(*Spec)(nil),                   // 98: isthmus.v1.Spec
+	(*Problem)(nil),                // 99: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),    // 100: google.protobuf.Duration
+	(*EgressPolicy)(nil),           // 101: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),  // 102: google.protobuf.Timestamp
+	(EventType)(0),                 // 103: isthmus.v1.EventType
+	(*Inside)(nil),                 // 104: isthmus.v1.Inside
+	(*Condition)(nil),              // 105: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	96,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	97,  // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	98,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	99,  // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	97,  // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	97,  // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	99,  // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	99,  // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	97,  // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	99,  // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	98,  // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	100, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	97,  // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	98,  // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	99,  // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	98,  // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	96,  // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	99,  // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	100, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	101, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	100, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	98,  // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	100, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	102, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
 	24,  // 19: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	26,  // 20: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	101, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	103, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	24,  // 22: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	100, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	102, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	100, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	100, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	100, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	103, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	102, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	104, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	102, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	102, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	102, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	105, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	25,  // 29: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	100, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	100, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	100, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	100, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	100, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	102, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	102, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	102, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	102, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	102, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	34,  // 35: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	101, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	103, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	34,  // 37: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	100, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	98,  // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	103, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	100, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	102, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	100, // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	105, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	102, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	35,  // 42: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
 	36,  // 43: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
 	41,  // 44: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	101, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	103, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	41,  // 46: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	42,  // 47: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	100, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	103, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	102, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	105, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	53,  // 50: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
 	45,  // 51: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	101, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	103, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	53,  // 53: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	50,  // 54: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	100, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	102, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	51,  // 56: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	52,  // 57: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	59,  // 58: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	101, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	103, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	59,  // 60: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	60,  // 61: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	100, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	102, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	61,  // 63: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	100, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	100, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	102, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	102, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	66,  // 66: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	101, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	103, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	66,  // 68: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	100, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	100, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	100, // 71: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	100, // 72: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	103, // 73: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	102, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	102, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	102, // 71: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	102, // 72: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	105, // 73: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
 	69,  // 74: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
 	74,  // 75: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	100, // 76: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	100, // 77: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	98,  // 78: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	102, // 76: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	102, // 77: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	100, // 78: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
 	83,  // 79: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
 	83,  // 80: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	100, // 81: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	100, // 82: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	102, // 81: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	102, // 82: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
 	90,  // 83: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
 	91,  // 84: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
 	92,  // 85: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	100, // 86: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	101, // 87: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	102, // 86: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	103, // 87: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
 	90,  // 88: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	98,  // 89: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	100, // 90: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	98,  // 91: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	95,  // 92: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	100, // 93: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	100, // 94: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	100, // 89: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	102, // 90: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	100, // 91: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	97,  // 92: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	102, // 93: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	102, // 94: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
 	3,   // 95: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
 	5,   // 96: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
 	8,   // 97: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
@@ -7395,62 +7532,64 @@ var file_isthmus_v1_services_proto_depIdxs = []int32{
 	43,  // 112: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
 	46,  // 113: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
 	48,  // 114: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	93,  // 115: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	54,  // 116: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	56,  // 117: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	57,  // 118: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	62,  // 119: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	64,  // 120: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	67,  // 121: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	70,  // 122: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	71,  // 123: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	72,  // 124: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	75,  // 125: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	79,  // 126: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	81,  // 127: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	84,  // 128: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	77,  // 129: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	86,  // 130: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	88,  // 131: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 132: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 133: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 134: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 135: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 136: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 137: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 138: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 139: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 140: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 141: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 142: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	28,  // 143: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	34,  // 144: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	31,  // 145: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	33,  // 146: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	38,  // 147: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	40,  // 148: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	44,  // 149: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	47,  // 150: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	49,  // 151: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	94,  // 152: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	55,  // 153: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	59,  // 154: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	58,  // 155: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	63,  // 156: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	65,  // 157: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	68,  // 158: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	74,  // 159: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	74,  // 160: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	73,  // 161: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	76,  // 162: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	80,  // 163: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	82,  // 164: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	85,  // 165: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	78,  // 166: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	87,  // 167: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	89,  // 168: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	132, // [132:169] is the sub-list for method output_type
-	95,  // [95:132] is the sub-list for method input_type
+	95,  // 115: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	93,  // 116: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	54,  // 117: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	56,  // 118: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	57,  // 119: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	62,  // 120: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	64,  // 121: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	67,  // 122: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	70,  // 123: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	71,  // 124: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	72,  // 125: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	75,  // 126: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	79,  // 127: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	81,  // 128: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	84,  // 129: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	77,  // 130: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	86,  // 131: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	88,  // 132: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 133: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 134: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 135: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 136: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 137: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 138: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 139: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 140: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 141: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 142: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 143: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	28,  // 144: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	34,  // 145: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	31,  // 146: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	33,  // 147: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	38,  // 148: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	40,  // 149: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	44,  // 150: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	47,  // 151: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	49,  // 152: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	96,  // 153: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	94,  // 154: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	55,  // 155: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	59,  // 156: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	58,  // 157: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	63,  // 158: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	65,  // 159: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	68,  // 160: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	74,  // 161: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	74,  // 162: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	73,  // 163: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	76,  // 164: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	80,  // 165: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	82,  // 166: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	85,  // 167: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	78,  // 168: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	87,  // 169: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	89,  // 170: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	133, // [133:171] is the sub-list for method output_type
+	95,  // [95:133] is the sub-list for method input_type
 	95,  // [95:95] is the sub-list for extension type_name
 	95,  // [95:95] is the sub-list for extension extendee
 	0,   // [0:95] is the sub-list for field type_name
@@ -7476,7 +7615,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   95,
+			NumMessages:   97,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

@@ -995,6 +995,7 @@ const (
 	NATService_WatchPolicies_FullMethodName = "/isthmus.v1.NATService/WatchPolicies"
 	NATService_ProveEgress_FullMethodName   = "/isthmus.v1.NATService/ProveEgress"
 	NATService_Who_FullMethodName           = "/isthmus.v1.NATService/Who"
+	NATService_EndFlows_FullMethodName      = "/isthmus.v1.NATService/EndFlows"
 )
 
 // NATServiceClient is the client API for NATService service.
@@ -1013,6 +1014,9 @@ type NATServiceClient interface {
 	// Who tells who had a public address and port at a time: the flows that live, those of the log of translations, and by formula
 	// where the port belongs to a block. Whoever asks is in the audit log. Role: operator.
 	Who(ctx context.Context, in *WhoRequest, opts ...grpc.CallOption) (*WhoResponse, error)
+	// EndFlows ends flows under way through this node, by what they began with. They begin again unless a policy denies them: put that in
+	// place first. Flows of the node itself stay. Role: operator.
+	EndFlows(ctx context.Context, in *EndFlowsRequest, opts ...grpc.CallOption) (*EndFlowsResponse, error)
 }
 
 type nATServiceClient struct {
@@ -1072,6 +1076,16 @@ func (c *nATServiceClient) Who(ctx context.Context, in *WhoRequest, opts ...grpc
 	return out, nil
 }
 
+func (c *nATServiceClient) EndFlows(ctx context.Context, in *EndFlowsRequest, opts ...grpc.CallOption) (*EndFlowsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EndFlowsResponse)
+	err := c.cc.Invoke(ctx, NATService_EndFlows_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NATServiceServer is the server API for NATService service.
 // All implementations must embed UnimplementedNATServiceServer
 // for forward compatibility.
@@ -1088,6 +1102,9 @@ type NATServiceServer interface {
 	// Who tells who had a public address and port at a time: the flows that live, those of the log of translations, and by formula
 	// where the port belongs to a block. Whoever asks is in the audit log. Role: operator.
 	Who(context.Context, *WhoRequest) (*WhoResponse, error)
+	// EndFlows ends flows under way through this node, by what they began with. They begin again unless a policy denies them: put that in
+	// place first. Flows of the node itself stay. Role: operator.
+	EndFlows(context.Context, *EndFlowsRequest) (*EndFlowsResponse, error)
 	mustEmbedUnimplementedNATServiceServer()
 }
 
@@ -1109,6 +1126,9 @@ func (UnimplementedNATServiceServer) ProveEgress(context.Context, *ProveEgressRe
 }
 func (UnimplementedNATServiceServer) Who(context.Context, *WhoRequest) (*WhoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Who not implemented")
+}
+func (UnimplementedNATServiceServer) EndFlows(context.Context, *EndFlowsRequest) (*EndFlowsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EndFlows not implemented")
 }
 func (UnimplementedNATServiceServer) mustEmbedUnimplementedNATServiceServer() {}
 func (UnimplementedNATServiceServer) testEmbeddedByValue()                    {}
@@ -1196,6 +1216,24 @@ func _NATService_Who_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NATService_EndFlows_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EndFlowsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NATServiceServer).EndFlows(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NATService_EndFlows_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NATServiceServer).EndFlows(ctx, req.(*EndFlowsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // NATService_ServiceDesc is the grpc.ServiceDesc for NATService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1214,6 +1252,10 @@ var NATService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Who",
 			Handler:    _NATService_Who_Handler,
+		},
+		{
+			MethodName: "EndFlows",
+			Handler:    _NATService_EndFlows_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

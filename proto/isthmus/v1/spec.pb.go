@@ -2079,6 +2079,10 @@ type EgressPolicy struct {
 	// "redirect": what would leave by the underlay goes to the proxy at `to` with its source unchanged. A proxy on this node
 	// learns the original destination from the socket (SO_ORIGINAL_DST).
 	Action string `protobuf:"bytes,7,opt,name=action,proto3" json:"action,omitempty"`
+	// With "deny" and "reject", what happens to flows that are under way when the policy begins to decide on them. "keep": they go on
+	// until they end by themselves. "end": they end within a few seconds; `plan` says how many. Policies that beat this one keep theirs.
+	// Default: "keep".
+	Flows string `protobuf:"bytes,16,opt,name=flows,proto3" json:"flows,omitempty"`
 	// To whom, beside `destinations`: domain names whose addresses (A and AAAA) the node resolves again and again, such as
 	// "api.partner.example". "*.example.com" stands for every name below example.com that a spoke resolves through the `dnsProxy`. Until
 	// there is an address, names match nothing. An address of two policies that would tie goes to the one that has it as
@@ -2178,6 +2182,13 @@ func (x *EgressPolicy) GetPool() string {
 func (x *EgressPolicy) GetAction() string {
 	if x != nil {
 		return x.Action
+	}
+	return ""
+}
+
+func (x *EgressPolicy) GetFlows() string {
+	if x != nil {
+		return x.Flows
 	}
 	return ""
 }
@@ -2574,7 +2585,7 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12%\n" +
 	"\x0epublic_address\x18\x02 \x01(\tR\rpublicAddress\x12\x12\n" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x16\n" +
-	"\x06weight\x18\x04 \x01(\rR\x06weight\"\xfb\x02\n" +
+	"\x06weight\x18\x04 \x01(\rR\x06weight\"\x91\x03\n" +
 	"\fEgressPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\asources\x18\x02 \x03(\tR\asources\x12\"\n" +
@@ -2583,6 +2594,7 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x05ports\x18\x05 \x03(\tR\x05ports\x12\x12\n" +
 	"\x04pool\x18\x06 \x01(\tR\x04pool\x12\x16\n" +
 	"\x06action\x18\a \x01(\tR\x06action\x12\x14\n" +
+	"\x05flows\x18\x10 \x01(\tR\x05flows\x12\x14\n" +
 	"\x05names\x18\x1e \x03(\tR\x05names\x12\x16\n" +
 	"\x06pickup\x18\n" +
 	" \x01(\bR\x06pickup\x124\n" +

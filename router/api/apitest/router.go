@@ -130,6 +130,14 @@ func (r *Router) Who(_ context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.Who
 	}}, nil
 }
 
+// EndFlows says that three flows ended.
+func (r *Router) EndFlows(_ context.Context, q *isthmusv1.EndFlowsRequest) (*isthmusv1.EndFlowsResponse, error) {
+	if q.Source == "" {
+		return nil, fmt.Errorf("%w: source: an address or a prefix is needed", api.ErrInvalid)
+	}
+	return &isthmusv1.EndFlowsResponse{Flows: 3}, nil
+}
+
 // ProveEgress says that flows toward 198.51.100.0/24 may be seen as 203.0.113.9, which is expected of no other address.
 func (r *Router) ProveEgress(_ context.Context, q *isthmusv1.ProveEgressRequest) (*isthmusv1.EgressProof, error) {
 	if len(q.Destinations) == 0 {
