@@ -60,6 +60,10 @@ egress:
 		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: tcp, to: 10.2.0.9, probes: {}}`, `.probes.targets: is required`},
 		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: tcp, to: "10.2.0.9:3128", probes: {targets: ["icmp://2001:db8::9"]}}`, `.probes.targets: has none of the family of 10.2.0.9`},
 		{`{name: a, action: deny, sources: [10.1.0.0/16], probes: {}}`, `.probes: "probes" has no meaning with action deny`},
+		{`{name: a, action: deny, sources: [10.1.0.0/16], flows: end}`, ""},
+		{`{name: a, action: reject, sources: [10.1.0.0/16], flows: keep}`, ""},
+		{`{name: a, action: deny, sources: [10.1.0.0/16], flows: all}`, `.flows: "all" is no way to treat flows`},
+		{`{name: a, sources: [10.1.0.0/16], pool: p, flows: end}`, `.flows: "end" has no meaning with action snat`},
 		{`{name: a, action: deny, sources: [10.1.0.0/16], whenDown: bypass}`, `.whenDown: "bypass" has no meaning with action deny`},
 	} {
 		_, problems := parse(document("    - " + k.policy))
