@@ -126,8 +126,8 @@ func (r *Router) own(c nat.Config) []netip.Addr {
 func (r *Router) links(c nat.Config) (all nat.Links) {
 	seen := r.around.get()
 	for _, name := range slices.Sorted(slices.Values(append(c.Attached(), c.Underlay))) {
-		if index := seen.Indexes[name]; index != 0 {
-			all = append(all, nat.Link{Interface: name, Index: index})
+		if link, ok := seen.Devices[name]; ok {
+			all = append(all, nat.Link{Interface: name, Index: link.Index})
 		}
 	}
 	return all
@@ -224,6 +224,10 @@ func (r *Router) wayConditions() (out []*isthmusv1.Condition) {
 	if len(seen.Addresses) > 0 && u.Interface != "" && !slices.ContainsFunc(seen.Addresses, func(a fib.Assigned) bool { return a.Interface == u.Interface && a.Prefix.Addr() == u.Address }) {
 		out = append(out, &isthmusv1.Condition{Type: "NoUnderlayAddress", Severity: "error",
 			Message: fmt.Sprintf("interface %s does not have underlay.address %v; `ip address` shows those that it has", u.Interface, u.Address)})
+	}
+	if link, ok := seen.Devices[u.Interface]; ok && len(t.Tunnels) > 0 && link.MTU < u.MTU {
+		out = append(out, &isthmusv1.Condition{Type: "UnderlayMTU", Severity: "error",
+			Message: fmt.Sprintf("interface %s has an MTU of %d and the document counts on %d: packets of tunnels that have no mtu of their own are fragmented or lost; set underlay.mtu to %d", u.Interface, link.MTU, u.MTU, link.MTU)})
 	}
 	for _, c := range t.Tunnels {
 		var to netip.Addr

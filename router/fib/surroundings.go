@@ -9,8 +9,8 @@ import (
 
 // Surroundings is what the machine has of addresses, routes and rules that is not isthmus's.
 type Surroundings struct {
-	// Indexes are the kernel's indexes of all interfaces, isthmus's own too, by name.
-	Indexes   map[string]uint32
+	// Devices are all interfaces, isthmus's own too, by name.
+	Devices   map[string]Device
 	Addresses []Assigned
 	// Routes are those of every table but the kernel's own "local".
 	Routes []Foreign
@@ -18,6 +18,12 @@ type Surroundings struct {
 	Rules []Rule
 	// Filters are the interfaces at which traffic control or XDP may change packets, in words.
 	Filters []string
+}
+
+// Device is an interface.
+type Device struct {
+	Index uint32
+	MTU   int // bytes
 }
 
 // Assigned is an address of an interface, with the length of its network.

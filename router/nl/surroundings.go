@@ -22,10 +22,10 @@ func (l *Links) Surroundings() (fib.Surroundings, error) {
 		return s, fmt.Errorf("reading interfaces: %w", err)
 	}
 	names := make(map[int]string, len(links))
-	s.Indexes = make(map[string]uint32, len(links))
+	s.Devices = make(map[string]fib.Device, len(links))
 	for _, link := range links {
 		names[link.Attrs().Index] = link.Attrs().Name
-		s.Indexes[link.Attrs().Name] = uint32(link.Attrs().Index)
+		s.Devices[link.Attrs().Name] = fib.Device{Index: uint32(link.Attrs().Index), MTU: link.Attrs().MTU}
 		if x := link.Attrs().Xdp; x != nil && x.Attached {
 			s.Filters = append(s.Filters, fmt.Sprintf("interface %s has an XDP program", link.Attrs().Name))
 		}
