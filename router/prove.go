@@ -163,12 +163,10 @@ func prefixes(field string, list []string) ([]netip.Prefix, error) {
 }
 
 // deciding returns the public addresses of the pools of the policies that may decide about flows. It looks at the policies
-// alone, not at what becomes of them.
+// alone, not at what becomes of them. A rule that another one beats for all of the flows decides about none; one that several beat only
+// together counts.
 func deciding(c nat.Config, sources, destinations []netip.Prefix) (out []netip.Addr) {
-	overlap := func(list []netip.Prefix, p netip.Prefix) bool {
-		return slices.ContainsFunc(list, func(q netip.Prefix) bool { return q.Overlaps(p) })
-	}
-	rules, err := c.Rules()
+	rules, err := c.Rules() // best first
 	if err != nil {
 		return nil // no driver carries them out
 	}
@@ -177,12 +175,22 @@ func deciding(c nat.Config, sources, destinations []netip.Prefix) (out []netip.A
 		v4   bool
 	}
 	seen := map[use]bool{} // a pool may have thousands of addresses and rules
-	for _, rule := range rules {
+	better := newCovers(rules)
+	for i, rule := range rules {
 		u := use{rule.Policy.Pool, rule.Source.Addr().Is4()}
-		if rule.Policy.Action != nat.SNAT || seen[u] || !overlap(sources, rule.Source) || !overlap(destinations, rule.Destination) {
+		if rule.Policy.Action != nat.SNAT || seen[u] {
 			continue
 		}
-		seen[u] = true
+		for _, src := range common(sources, rule.Source) {
+			for _, dst := range common(destinations, rule.Destination) {
+				if !seen[u] && !better.beat(i, src, dst) {
+					seen[u] = true
+				}
+			}
+		}
+		if !seen[u] {
+			continue
+		}
 		for _, a := range c.Pool(u.pool).Addresses {
 			if a.Address.Is4() == u.v4 {
 				out = append(out, a.Public)
@@ -190,6 +198,63 @@ func deciding(c nat.Config, sources, destinations []netip.Prefix) (out []netip.A
 		}
 	}
 	return out
+}
+
+// common returns what a prefix shares with each of some others.
+func common(list []netip.Prefix, p netip.Prefix) (out []netip.Prefix) {
+	for _, q := range list {
+		switch {
+		case !q.Overlaps(p):
+		case q.Bits() > p.Bits():
+			out = append(out, q)
+		default:
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// covers finds rules that decide about all flows between two prefixes.
+type covers struct {
+	rules []nat.Rule
+	at    map[[2]netip.Prefix][]int // by source and destination, in order of precedence
+	bits  [2][2][129]bool           // lengths that occur, of sources and destinations, of IPv4 and IPv6
+}
+
+func newCovers(rules []nat.Rule) *covers {
+	c := &covers{rules: rules, at: map[[2]netip.Prefix][]int{}}
+	for i, r := range rules {
+		c.at[[2]netip.Prefix{r.Source, r.Destination}] = append(c.at[[2]netip.Prefix{r.Source, r.Destination}], i)
+		family := r.Source.Addr().BitLen() / 128
+		c.bits[0][family][r.Source.Bits()], c.bits[1][family][r.Destination.Bits()] = true, true
+	}
+	return c
+}
+
+// beat says whether a rule before the one of a place decides about all its flows between two prefixes.
+func (c *covers) beat(place int, src, dst netip.Prefix) bool {
+	family, r := src.Addr().BitLen()/128, &c.rules[place]
+	for s := src.Bits(); s >= 0; s-- {
+		if !c.bits[0][family][s] {
+			continue
+		}
+		from, _ := src.Addr().Prefix(s)
+		for d := dst.Bits(); d >= 0; d-- {
+			if !c.bits[1][family][d] {
+				continue
+			}
+			to, _ := dst.Addr().Prefix(d)
+			for _, i := range c.at[[2]netip.Prefix{from, to}] {
+				if i >= place {
+					break
+				}
+				if b := &c.rules[i]; (b.Protocol == 0 || b.Protocol == r.Protocol) && b.Ports.First <= r.Ports.First && r.Ports.Last <= b.Ports.Last {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // judge adds a state to a proof, with what is wrong in it, and returns the addresses on the interface that flows may have.
