@@ -34,11 +34,10 @@ type Flow struct {
 type Decision struct {
 	Policy string // the one that decided; empty: none did
 	Action Action // of that policy; Reject while its proxy is down
-	// Address is the source that the flow goes on with. When it is zero the flow ends here: because the policy
-	// denies or rejects it, because its pool has no address of the family, because it is late and the policy does not pick it
-	// up, because it is for the node and not for a server, because it goes to the cloud's platform and the policy does not
-	// name that, or because there is no policy. Of these, the guard drops what is from
-	// inside and late or without a policy.
+	// Address is the source that the flow goes on with. It is zero for a flow that ends here. Such a flow is denied or rejected; or its pool has
+	// no address of its family; or it is late and its policy does not pick it up; or it asks for an address of the node at which no server is; or
+	// it goes to the cloud's platform, which its policy does not name; or no policy decides. Of these, the guard drops what comes from inside
+	// and is late or without a policy.
 	Address netip.Addr
 	// Ports are those that it may leave with, or ICMP identifiers; zero: every one.
 	Ports PortRange

@@ -104,6 +104,8 @@ func define(name string, s *set) definition {
 		d.key = nftables.TypeIFName
 	case name == fromMap:
 		d.key, d.data = nftables.TypeIFName, nftables.TypeVerdict
+	case name == attachedIndexSet:
+		d.key = nftables.TypeIFIndex
 	case name == indexMap:
 		d.key, d.data = nftables.TypeIFIndex, nftables.TypeVerdict
 	case name == sessionSet(ipv6):

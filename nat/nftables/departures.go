@@ -34,7 +34,13 @@ func (d *Driver) Departures(ctx context.Context, underlay string, sources, desti
 	if have == nil {
 		return nil, errors.New("there are no rules")
 	}
-	return have.departures(underlay, sources, destinations)
+	var index uint32
+	d.mu.Lock()
+	if d.config != nil {
+		index = d.config.Links.Of(underlay)
+	}
+	d.mu.Unlock()
+	return have.departures(underlay, index, sources, destinations)
 }
 
 // Predict is Departures for the rules that a configuration leads to.
@@ -43,7 +49,7 @@ func (d *Driver) Predict(c nat.Config, sources, destinations []netip.Prefix) ([]
 	if err != nil {
 		return nil, fmt.Errorf("compiling rules: %w", err)
 	}
-	return r.departures(c.Underlay, sources, destinations)
+	return r.departures(c.Underlay, c.Links.Of(c.Underlay), sources, destinations)
 }
 
 // Differences says how the kernel's rules differ from a configuration's. See nat.Driver.
@@ -202,6 +208,7 @@ type walk struct {
 	rules    *ruleset
 	family   family
 	underlay []byte
+	index    uint32   // of the underlay
 	bases    []*chain // that a forwarded packet passes, in order
 	paths    int
 	been     map[stop]bool
@@ -218,10 +225,10 @@ type stop struct {
 	rule       int
 }
 
-func (r *ruleset) departures(underlay string, sources, destinations []netip.Prefix) ([]nat.Departure, error) {
+func (r *ruleset) departures(underlay string, index uint32, sources, destinations []netip.Prefix) ([]nat.Departure, error) {
 	var out []nat.Departure
 	for _, f := range families {
-		w := &walk{rules: r, family: f, underlay: interfaceName(underlay), been: map[stop]bool{}}
+		w := &walk{rules: r, family: f, underlay: interfaceName(underlay), index: index, been: map[stop]bool{}}
 		for _, name := range slices.Sorted(maps.Keys(r.chains)) {
 			// By which interface a packet came is not asked for: whether its source may come there decides nothing here.
 			if c := r.chains[name]; name != "sources" && c.kind != "" && c.hook != *nftables.ChainHookInput && c.hook != *nftables.ChainHookOutput {
@@ -341,6 +348,8 @@ func (w *walk) expr(p way, c *chain, n, i int, end end) error {
 		switch e.Key {
 		case expr.MetaKeyNFPROTO:
 			p.constant(e.Register, []byte{w.family.nfproto})
+		case expr.MetaKeyOIF:
+			p.constant(e.Register, nativeUint32(w.index))
 		case expr.MetaKeyOIFNAME:
 			p.constant(e.Register, w.underlay)
 		case expr.MetaKeyL4PROTO:

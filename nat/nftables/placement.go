@@ -216,7 +216,7 @@ func isPortless() []expr.Any {
 	return match
 }
 
-// portlessService is service where there is no port: it loads 0.
+// portlessService loads what service loads, with 0 as the port of a protocol without ports.
 func portlessService(f family, offset uint32) []expr.Any {
 	return do(
 		network(f.dst, f.size, register(offset)),
@@ -224,7 +224,7 @@ func portlessService(f family, offset uint32) []expr.Any {
 		&expr.Immediate{Register: register(offset + f.size + 4), Data: []byte{0, 0}})
 }
 
-// portlessClient is clientService where there is no port.
+// portlessClient loads what clientService loads, with 0 as that port.
 func portlessClient(f family) []expr.Any {
 	return rule(do(network(f.source, f.size, register(0))), portlessService(f, f.size))
 }

@@ -18,7 +18,9 @@ import (
 const (
 	// attachedSet holds the interfaces of attachments, without the underlay's.
 	attachedSet = "attached"
-	// knownSet holds these, the underlay and the loopback.
+	// attachedIndexSet is attachedSet by the indexes of interfaces.
+	attachedIndexSet = "attached-index"
+	// knownSet holds the interfaces of attachments, the underlay and the loopback.
 	knownSet = "known"
 	// fromMap leads to the chain of the sources of an interface that is known.
 	fromMap = "from"
@@ -221,18 +223,31 @@ func (r *ruleset) addForward(c nat.Config) {
 	forward := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookForward, priority: *nftables.ChainPriorityMangle}
 	out, comesIn := leaves(expr.CmpOpEq, c.Underlay), comes(expr.CmpOpEq, c.Underlay)
 
-	// Most packets are of flows that are under way from an attachment to the underlay. By which interface such a flow comes is known: the
+	// Most packets are of flows that are under way between an attachment and the underlay. By which interface such a flow comes is known: the
 	// chain of sources lets nothing pass from one that is neither an attachment nor the underlay.
 	// What asks for an address of the node at which a port is open is told apart below: it may come by any interface.
 	under := do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: nativeUint32(answered | destinationTranslated), Xor: make([]byte, 4)},
 		compare(expr.CmpOpEq, nativeUint32(answered)...))
-	if index := c.Links.Of(c.Underlay); index != 0 {
-		under = rule(leavesByIndex(index), do(meta(expr.MetaKeyIIF, reg1), compare(expr.CmpOpNeq, nativeUint32(index)...)), under)
-	} else {
-		under = rule(out, comes(expr.CmpOpNeq, c.Underlay), under)
+	r.sets[attachedIndexSet] = &set{elements: map[string]element{}}
+	for _, link := range c.Links {
+		if _, ok := r.sets[attachedSet].elements[string(interfaceName(link.Interface))]; ok {
+			r.sets[attachedIndexSet].elements[string(nativeUint32(link.Index))] = element{}
+		}
 	}
-	forward.rules = append(forward.rules, rule(under, isNotTCP(), do(verdict(expr.VerdictAccept, ""))))
+	if index := c.Links.Of(c.Underlay); index != 0 {
+		underlay := func(key expr.MetaKey, op expr.CmpOp) []expr.Any {
+			return do(meta(key, reg1), compare(op, nativeUint32(index)...))
+		}
+		forward.rules = append(forward.rules,
+			rule(underlay(expr.MetaKeyOIF, expr.CmpOpEq), underlay(expr.MetaKeyIIF, expr.CmpOpNeq), under, goTo("clamp")),
+			rule(do(meta(expr.MetaKeyOIF, reg1), in(attachedIndexSet)), goTo("inward-index")))
+		r.chains["inward-index"] = &chain{rules: [][]expr.Any{
+			rule(underlay(expr.MetaKeyIIF, expr.CmpOpEq), isEstablished(), isTranslated(), goTo("clamp")),
+			rule(do(meta(expr.MetaKeyIIF, reg1), in(attachedIndexSet)), goTo("clamp")),
+			goTo("inward"),
+		}}
+	}
 
 	// By which side does it leave?
 	forward.rules = append(forward.rules, arms(c, out, destinationOf, goTo("inward"))...)
@@ -277,6 +292,13 @@ func isNotTCP() []expr.Any {
 	return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, unix.IPPROTO_TCP))
 }
 
+// isTranslated matches packets of flows that have another source or destination on the other side.
+func isTranslated() []expr.Any {
+	return do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: nativeUint32(sourceTranslated | destinationTranslated), Xor: make([]byte, 4)},
+		compare(expr.CmpOpNeq, 0, 0, 0, 0))
+}
+
 // flowing lets flows that are under way pass: at once, unless it is TCP, whose first segments are limited.
 func flowing() [][]expr.Any {
 	return [][]expr.Any{
@@ -288,12 +310,17 @@ func flowing() [][]expr.Any {
 // Of the kernel's status of a flow.
 const (
 	answered              = 1 << 1 // IPS_SEEN_REPLY
+	sourceTranslated      = 1 << 4 // IPS_SRC_NAT
 	destinationTranslated = 1 << 5 // IPS_DST_NAT
 )
 
 // addArrive adds what the underlay may send to the inside.
 func (r *ruleset) addArrive(c nat.Config) {
-	arrive := &chain{rules: flowing()}
+	// A flow that keeps its addresses and goes on is asked for its prefixes: it may be one between two attachments, and the packet a forged one.
+	arrive := &chain{rules: [][]expr.Any{
+		rule(isEstablished(), isTranslated(), goTo("clamp")),
+		rule(state(expr.CtStateBitRELATED, expr.CmpOpNeq), goTo("clamp")),
+	}}
 	opened := do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: nativeUint32(destinationTranslated), Xor: make([]byte, 4)},
 		compare(expr.CmpOpNeq, 0, 0, 0, 0))
