@@ -93,7 +93,7 @@ func TestDeparturesAgreeWithMatch(t *testing.T) {
 func TestDifferencesSeeEveryMutation(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
-	c := example()
+	c := withLinks(t, d, example())
 	apply(t, d, c)
 	same := func() {
 		t.Helper()
@@ -183,7 +183,7 @@ func TestMapsAreFollowed(t *testing.T) {
 func TestDifferencesKnowPlacements(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
-	c := spread()
+	c := withLinks(t, d, spread())
 	apply(t, d, c)
 	place(t, d, nat.Placement{Pool: "p", Source: addr("10.0.0.1"), Destination: addr("198.51.100.1"), Address: addr("192.0.2.11")})
 	full := nat.Exhausted{Pool: "p", Service: nat.Service{Destination: addr("198.51.100.1"), Protocol: unix.IPPROTO_TCP, Port: 443}}

@@ -2,10 +2,12 @@ package nftables
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,11 +41,38 @@ func newDriver(t testing.TB, ns *netns.NS) *Driver {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
-	return New(Options{NetNS: int(f.Fd())})
+	d := New(Options{NetNS: int(f.Fd())})
+	spaces.Store(d, ns)
+	t.Cleanup(func() { spaces.Delete(d) })
+	return d
 }
 
+// spaces has the namespaces of drivers.
+var spaces sync.Map
+
+// withLinks returns a configuration with the indexes of its interfaces, as a router hands it over.
+func withLinks(t testing.TB, d *Driver, c nat.Config) nat.Config {
+	t.Helper()
+	ns, ok := spaces.Load(d)
+	if !ok {
+		t.Fatal("the namespace of a driver is not known")
+	}
+	ns.(*netns.NS).Do(func() {
+		for _, name := range slices.Sorted(slices.Values(append(c.Attached(), c.Underlay))) {
+			if i, err := net.InterfaceByName(name); err == nil {
+				c.Links = append(c.Links, nat.Link{Interface: name, Index: uint32(i.Index)})
+			}
+		}
+	})
+	return c
+}
+
+// apply carries out a configuration, with the indexes of interfaces unless it has some.
 func apply(t testing.TB, d *Driver, c nat.Config) {
 	t.Helper()
+	if c.Links == nil {
+		c = withLinks(t, d, c)
+	}
 	if err := d.Apply(context.Background(), c); err != nil {
 		t.Fatal(err)
 	}

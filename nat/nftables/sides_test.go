@@ -137,9 +137,16 @@ func (s *sides) fate(c nat.Config, in string, f nat.Flow) (out string, source, d
 // platform's and foreign ones, in both families. What comes out, where and as whom must be what a model of the document says, and every drop
 // must be counted.
 func TestEverySide(t *testing.T) {
+	t.Run("by index", func(t *testing.T) { everySide(t, nil) })
+	t.Run("by name", func(t *testing.T) { everySide(t, nat.Links{{Interface: "tun0", Index: 7001}, {Interface: "up0", Index: 7002}}) })
+}
+
+// everySide does so with indexes of interfaces, those in use when there are none.
+func everySide(t *testing.T, links nat.Links) {
 	s := newSides(t)
 	d := newDriver(t, s.router)
 	c := sidesConfig()
+	c.Links = links
 	apply(t, d, c)
 	random := rand.New(rand.NewPCG(3, 9))
 	addresses := map[bool][]netip.Addr{}
@@ -236,4 +243,61 @@ func TestEverySide(t *testing.T) {
 			t.Errorf("no packet passed as %q: the test shows nothing", why)
 		}
 	}
+}
+
+// TestFlowsUnderWay sends packets of flows that have been answered, from where they belong and from where they do not.
+func TestFlowsUnderWay(t *testing.T) {
+	t.Run("by index", func(t *testing.T) { flowsUnderWay(t, nil) })
+	t.Run("by name", func(t *testing.T) { flowsUnderWay(t, nat.Links{{Interface: "tun0", Index: 7001}, {Interface: "up0", Index: 7002}}) })
+}
+
+func flowsUnderWay(t *testing.T, links nat.Links) {
+	const protocol = 103 // without ports: what has the addresses is of the flow
+	s := newSides(t)
+	d := newDriver(t, s.router)
+	c := sidesConfig()
+	c.Links = links
+	apply(t, d, c)
+	id := uint16(0)
+	send := func(what, in, source, destination, out, as, to string) {
+		t.Helper()
+		id++
+		if err := s.taps[in].Send(nat.Flow{Source: addr(source), Destination: addr(destination), Protocol: protocol}, id, 0); err != nil {
+			t.Fatal(err)
+		}
+		for name, tap := range s.taps {
+			got, here := s.hear(tap, 50*time.Millisecond)[id]
+			if here != (name == out) || here && (got.Source != addr(as) || got.Destination != addr(to)) {
+				t.Errorf("%s: by %s %s > %s: at %s: %v %v, want at %q as %s > %s", what, in, source, destination, name, here, got, out, as, to)
+			}
+		}
+	}
+	const a, b, server, partner, public = "10.0.0.7", "172.16.0.7", "172.16.1.7", "10.50.0.9", "192.0.2.11"
+	const a6, b6 = "2001:db8:a::7", "2001:db8:c::7"
+	for _, k := range [][2]string{{a, b}, {a6, b6}} {
+		send("begins", "tun0", k[0], k[1], "tun1", k[0], k[1])
+		send("is answered", "tun1", k[1], k[0], "tun0", k[1], k[0])
+		send("goes on", "tun0", k[0], k[1], "tun1", k[0], k[1])
+		for _, in := range []string{"up0", "mgmt0"} {
+			send("joined", in, k[0], k[1], "", k[0], k[1])
+			send("answered by another", in, k[1], k[0], "", k[0], k[1])
+		}
+	}
+	send("translated", "tun0", a, "198.51.100.7", "up0", public, "198.51.100.7")
+	send("answered", "up0", "198.51.100.7", public, "tun0", "198.51.100.7", a)
+	send("goes on", "tun0", a, "198.51.100.7", "up0", public, "198.51.100.7")
+	send("joined", "up0", a, "198.51.100.7", "", a, a)
+	send("joined", "mgmt0", a, "198.51.100.7", "", a, a)
+	send("answered by an unknown interface", "mgmt0", "198.51.100.7", public, "", a, a)
+	send("plain", "tun1", server, partner, "up0", server, partner)
+	send("plain, answered", "up0", partner, server, "tun1", partner, server)
+	send("plain goes on", "tun1", server, partner, "up0", server, partner)
+	send("plain, joined", "mgmt0", partner, server, "", a, a)
+
+	// The way of flows under way leads elsewhere.
+	s.router.Run("ip route replace 172.16.0.0/16 dev mgmt0\nip route add 198.51.100.0/24 dev mgmt0\nip route replace 10.50.0.0/16 dev tun0")
+	send("to an unknown interface", "tun0", a, b, "", a, a)
+	send("to an unknown interface", "tun0", a, "198.51.100.7", "", a, a)
+	s.router.Run("ip route replace 172.16.0.0/16 dev up0")
+	send("untranslated to the underlay", "tun0", a, b, "", a, a)
 }
