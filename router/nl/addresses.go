@@ -210,7 +210,7 @@ func (l *Links) addresses(index int) ([]assigned, error) {
 
 func (l *Links) request(command, flags int) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(command, flags)
-	req.Sockets = l.route
+	req.Sockets = l.sockets
 	return req
 }
 

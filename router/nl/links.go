@@ -76,10 +76,10 @@ type Link struct {
 // Links reads and writes the network namespace that the calling thread was in at Open. Methods may be called from
 // several goroutines.
 type Links struct {
-	h      *netlink.Handle
-	route  map[int]*nl.SocketHandle
-	writes atomic.Uint64
-	mu     sync.Mutex // one Ensure, Remove or pool change at a time
+	h       *netlink.Handle
+	sockets map[int]*nl.SocketHandle // for requests that the library has no words for, by protocol
+	writes  atomic.Uint64
+	mu      sync.Mutex // one Ensure, Remove or pool change at a time
 }
 
 // Open opens the sockets.
@@ -99,13 +99,20 @@ func Open() (*Links, error) {
 	// Strict checking makes the kernel filter an address dump by interface. Kernels before 4.20 do not know it, and
 	// the answer is filtered here in any case.
 	_ = unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
-	return &Links{h: h, route: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}, nil
+	l := &Links{h: h, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}
+	if s, err = nl.Subscribe(unix.NETLINK_XFRM); err == nil {
+		l.sockets[unix.NETLINK_XFRM] = &nl.SocketHandle{Socket: s}
+	} else if !errors.Is(err, unix.EPROTONOSUPPORT) {
+		l.Close()
+		return nil, fmt.Errorf("opening netlink: %w", err)
+	}
+	return l, nil
 }
 
 // Close closes the sockets.
 func (l *Links) Close() {
 	l.h.Close()
-	for _, s := range l.route {
+	for _, s := range l.sockets {
 		s.Close()
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -207,6 +208,8 @@ func (l *noLinks) Watch(ctx context.Context, notify func(nl.Change)) error {
 
 func (l *noLinks) SAs() ([]nl.SA, error)  { return nil, nil }
 func (l *noLinks) DeleteSA(_ nl.SA) error { return nil }
+
+func (l *noLinks) Inbound(netip.Addr, uint32) (nl.Inbound, error) { return nl.Inbound{}, nl.ErrNoSA }
 
 // runNetlink is what no router can be faster than: on SIGUSR1 it writes N routes into one nexthop group, on SIGUSR2 it takes
 // them away. It has the batches of router/fib/kernel, and nothing else.

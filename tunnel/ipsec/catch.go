@@ -4,163 +4,387 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
 	"os"
-	"sync"
+	"slices"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/router/nl"
 )
 
 const (
+	earlyNumbers  = 4096            // the sequence numbers of an SA that are looked at; steady traffic is past them
 	caughtPackets = 4096            // the most that are kept
+	caughtBytes   = 8 << 20         // the most that are kept
 	caughtFor     = 3 * time.Second // after which a packet is of no use any more
+	readsAtOnce   = 1024            // packets that are looked at in each readsPer
+	readsPer      = 50 * time.Millisecond
+	askEvery      = 2 * time.Millisecond  // between questions to the kernel about packets that are kept, at least
+	askWithin     = 20 * time.Millisecond // the same at most, when an answer takes long, as on a busy machine
+	underWay      = 5 * time.Millisecond  // for which the kernel may still work on a packet that it takes
+	mostSources   = 512                   // a filter may be as long as net.core.optmem_max lets it be
+	mostSeen      = 4096
 )
 
 // catcher keeps ESP packets that arrive before their SA does.
 //
-// A responder sends on a new SA as soon as it has made it, before its answer has told us the keys. When nothing was up
-// before, nobody notices. When traffic is flowing on SAs that a former charon left in the kernel, the packets of that
-// moment are lost: the kernel drops what it has no state for. So they are copied from the wire (packet(7)), and once the
-// SA is there, given to the kernel again through the loopback interface. A packet that the kernel had taken already is
-// dropped by its replay window. IPv4 outside addresses only.
+// A responder sends on a new SA as soon as it has made it, before its answer has told us the keys. The kernel drops what
+// comes in that time. So such packets are copied from the wire (packet(7)), and once the SA is there, given to the kernel
+// again through the loopback interface. That goes on at all times: an SA begins with number 1, and a filter in the
+// kernel passes nothing but the first numbers, from the peers. IPv4 outside addresses only.
+//
+// Only the kernel is asked what to do with a packet: it has a state that holds the SPI before a peer can know it, then one with keys,
+// and its replay window says what it took. Packets that say another SPI are dropped at once.
 type catcher struct {
-	in  *os.File // packet socket
-	out int      // raw socket
+	log   *slog.Logger
+	state func(dst netip.Addr, spi uint32) (nl.Inbound, error)
 
-	mu     sync.Mutex
-	known  map[uint32]bool // SPIs that the kernel takes already
-	caught []caught
-	closed bool
+	in      *os.File // packet socket
+	raw     syscall.RawConn
+	sources []netip.Addr // of the filter
+	closing atomic.Bool
+	ended   chan struct{}
+
+	// The rest is run's.
+	out   int            // raw socket
+	seen  map[said]bool  // SAs with keys; true: no packet is left to be read that came before them
+	fresh []said         // those of seen that are false
+	held  map[said]*held // never empty ones
+	count int            // packets in held
+	size  int            // bytes in held
+	full  bool           // said so since held was empty
+}
+
+// said is which SA a packet says to be of.
+type said struct {
+	dst netip.Addr
+	spi uint32
+}
+
+// held are the packets of one SA.
+type held struct {
+	early   bool              // they came before the SA had keys
+	packets map[uint32]caught // by sequence number: where the interface is in a bridge, a packet comes twice
 }
 
 type caught struct {
-	spi    uint32
 	at     time.Time
 	packet []byte
 }
 
-// newCatcher begins to catch packets with other SPIs than the known ones.
-func newCatcher(known map[uint32]bool) (*catcher, error) {
+// newCatcher begins to catch packets, of no source yet. The states of SAs come from state.
+func newCatcher(log *slog.Logger, state func(netip.Addr, uint32) (nl.Inbound, error)) (*catcher, error) {
+	c := &catcher{log: log, state: state, ended: make(chan struct{}), seen: map[said]bool{}, held: map[said]*held{}}
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("catching early packets: %w", err)
 	}
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20) // without the right to, the default is kept
-	err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(espFilter)), Filter: &espFilter[0]})
+	c.in = os.NewFile(uintptr(fd), "packet")
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, caughtBytes) // without the right to, the default is kept
+	c.raw, err = c.in.SyscallConn()
+	if err == nil {
+		err = c.attach(earlyFilter(nil))
+	}
 	if err == nil { // bound last, so that nothing arrives unfiltered
 		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_IP))})
 	}
+	if err == nil {
+		c.out, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	}
 	if err != nil {
-		unix.Close(fd)
+		c.in.Close()
 		return nil, fmt.Errorf("catching early packets: %w", err)
 	}
-	out, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
-	if err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("catching early packets: %w", err)
-	}
-	c := &catcher{in: os.NewFile(uintptr(fd), "packet"), out: out, known: known}
 	go c.run()
 	return c, nil
 }
 
-// espFilter passes unfragmented IPv4 packets to this host that are ESP, or UDP to port 4500 (RFC 3948).
-var espFilter = []unix.SockFilter{
-	{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0xfffff004}, // SKF_AD_OFF + SKF_AD_PKTTYPE
-	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.PACKET_HOST, Jf: 9},
-	{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 6},
-	{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: 0x3fff, Jt: 7}, // more fragments, or an offset
-	{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 9},
-	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.IPPROTO_ESP, Jt: 4},
-	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.IPPROTO_UDP, Jf: 4},
-	{Code: unix.BPF_LDX | unix.BPF_B | unix.BPF_MSH, K: 0},
-	{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_IND, K: 2},
-	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: 4500, Jf: 1},
-	{Code: unix.BPF_RET | unix.BPF_K, K: 0xffff},
-	{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+// from sets the addresses that packets are caught from. Of more than mostSources, packets from anywhere are looked at.
+func (c *catcher) from(sources []netip.Addr) error {
+	sources = slices.Clone(sources)
+	slices.SortFunc(sources, netip.Addr.Compare)
+	sources = slices.Compact(sources)
+	if slices.Equal(sources, c.sources) {
+		return nil
+	}
+	if err := c.attach(earlyFilter(sources)); err != nil {
+		return fmt.Errorf("catching early packets: %w", err)
+	}
+	c.sources = sources
+	return nil
+}
+
+func (c *catcher) attach(filter []unix.SockFilter) error {
+	var err error
+	failed := c.raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+	})
+	return errors.Join(failed, err)
+}
+
+// earlyFilter passes unfragmented IPv4 packets to this host that are ESP with one of the first sequence numbers, bare or in UDP to port
+// 4500 (RFC 3948), from one of the sources.
+func earlyFilter(sources []netip.Addr) (f []unix.SockFilter) {
+	const (
+		jump    = unix.BPF_JMP | unix.BPF_K
+		ret     = unix.BPF_RET | unix.BPF_K
+		own     = 0xfffff000 // SKF_AD_OFF: about the packet
+		kind    = own + 4    // SKF_AD_PKTTYPE
+		ifindex = own + 8    // SKF_AD_IFINDEX
+		loop    = 1          // the loopback interface, by which packets are handed in
+	)
+	add := func(code int, k uint32) { f = append(f, unix.SockFilter{Code: uint16(code), K: k}) }
+	load := func(code int, k uint32) { add(unix.BPF_LD|code, k) }
+	drop := func() { add(ret, 0) }
+	only := func(test int, k uint32) {
+		f = append(f, unix.SockFilter{Code: uint16(jump | test), Jt: 1, K: k})
+		drop()
+	}
+	not := func(test int, k uint32) {
+		f = append(f, unix.SockFilter{Code: uint16(jump | test), Jf: 1, K: k})
+		drop()
+	}
+	load(unix.BPF_W|unix.BPF_ABS, kind)
+	only(unix.BPF_JEQ, unix.PACKET_HOST)
+	load(unix.BPF_W|unix.BPF_ABS, ifindex)
+	not(unix.BPF_JEQ, loop)
+	load(unix.BPF_H|unix.BPF_ABS, 6)
+	not(unix.BPF_JSET, 0x3fff) // more fragments, or an offset
+	add(unix.BPF_LDX|unix.BPF_B|unix.BPF_MSH, 0)
+	load(unix.BPF_B|unix.BPF_ABS, 9)
+	f = append(f, unix.SockFilter{Code: jump | unix.BPF_JEQ, Jf: 2, K: unix.IPPROTO_ESP})
+	load(unix.BPF_W|unix.BPF_IND, 4)
+	add(jump|unix.BPF_JA, 6) // over what is for UDP
+	only(unix.BPF_JEQ, unix.IPPROTO_UDP)
+	load(unix.BPF_H|unix.BPF_IND, 2)
+	only(unix.BPF_JEQ, 4500)
+	load(unix.BPF_W|unix.BPF_IND, 12)
+	not(unix.BPF_JGT, earlyNumbers)
+	if len(sources) <= mostSources {
+		load(unix.BPF_W|unix.BPF_ABS, 12)
+		for part := range slices.Chunk(sources, 128) { // a jump reaches 255 instructions
+			for i, s := range part {
+				a := s.As4()
+				f = append(f, unix.SockFilter{Code: jump | unix.BPF_JEQ, Jt: uint8(len(part) - i), K: binary.BigEndian.Uint32(a[:])})
+			}
+			add(jump|unix.BPF_JA, 1)
+			add(ret, 0xffff)
+		}
+		drop()
+	}
+	add(ret, 0xffff)
+	return f
+}
+
+// close ends catching, and waits for that.
+func (c *catcher) close() {
+	c.closing.Store(true)
+	c.in.Close()
+	<-c.ended
 }
 
 func (c *catcher) run() {
+	defer close(c.ended)
+	defer unix.Close(c.out)
 	buf := make([]byte, 1<<16)
+	var reads budget
+	var next time.Time // when to ask the kernel
 	for {
-		n, err := c.in.Read(buf)
-		if errors.Is(err, unix.ENETDOWN) {
-			continue // some interface went down
+		now := time.Now()
+		if len(c.held) > 0 && !now.Before(next) {
+			c.ask(now)
+			took := time.Since(now)
+			// A processor has other work too, but a packet that is late is of no use.
+			next = now.Add(took + min(max(askEvery, 20*took), askWithin))
 		}
-		if err != nil {
+		if !reads.left(now) {
+			time.Sleep(askEvery)
+			continue
+		}
+		var wake time.Time // zero: only a packet does
+		if len(c.held) > 0 {
+			wake = time.Now().Add(max(time.Until(next), askEvery/2)) // one that is over would keep packets from being read
+		}
+		_ = c.in.SetReadDeadline(wake)
+		n, err := c.read(buf)
+		switch {
+		case c.closing.Load():
 			return
-		}
-		if spi, ok := parseSPI(buf[:n]); ok {
-			c.keep(spi, buf[:n], time.Now())
+		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, unix.ENETDOWN): // some interface went down
+		case err != nil:
+			c.log.Warn("some packets may be lost while SAs are replaced", "error", err)
+			return
+		default:
+			reads.n++
+			c.take(buf[:n], time.Now())
 		}
 	}
 }
 
-func (c *catcher) keep(spi uint32, packet []byte, now time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.known[spi] {
+// budget counts reads, so that a flood does not take the processor. What is not read waits in the socket, as far as that has room.
+type budget struct {
+	n     int
+	since time.Time
+}
+
+// left reports whether there may be another read now.
+func (b *budget) left(now time.Time) bool {
+	if now.Sub(b.since) >= readsPer {
+		b.n, b.since = 0, now
+	}
+	return b.n < readsAtOnce
+}
+
+// read waits for a packet.
+func (c *catcher) read(buf []byte) (n int, err error) {
+	waited := c.raw.Read(func(fd uintptr) bool {
+		for {
+			n, err = unix.Read(int(fd), buf)
+			if !errors.Is(err, unix.EINTR) {
+				break
+			}
+		}
+		if !errors.Is(err, unix.EAGAIN) {
+			return true
+		}
+		// What comes from now on comes after these SAs, so the kernel takes it.
+		for _, id := range c.fresh {
+			c.seen[id] = true
+		}
+		c.fresh = nil
+		return false
+	})
+	if waited != nil {
+		return 0, waited
+	}
+	return n, err
+}
+
+// take keeps a packet unless it is known that the kernel takes it, or that it has no use for it.
+func (c *catcher) take(packet []byte, now time.Time) {
+	id, sequence, ok := parseESP(packet)
+	if !ok || c.seen[id] {
 		return
 	}
-	old := 0
-	for old < len(c.caught) && (now.Sub(c.caught[old].at) > caughtFor || len(c.caught)-old >= caughtPackets) {
-		old++
+	h := c.held[id]
+	if h == nil {
+		state, err := c.state(id.dst, id.spi)
+		if errors.Is(err, nl.ErrNoSA) {
+			return
+		}
+		if err == nil && state.Keyed {
+			c.keyed(id)
+		}
+		h = &held{early: err == nil && !state.Keyed, packets: map[uint32]caught{}}
 	}
-	packet = append([]byte(nil), packet...)
-	if at := int(packet[0]&0xf) * 4; len(packet) >= at+8 && packet[9] == unix.IPPROTO_UDP {
+	if _, twice := h.packets[sequence]; twice {
+		return
+	}
+	for c.count >= caughtPackets || c.size+len(packet) > caughtBytes {
+		if !c.full {
+			c.full = true
+			c.log.Warn("packets that came before their SA are lost, since there are too many", "packets", c.count, "bytes", c.size)
+		}
+		// The SA with the most packets gives one, so that no peer costs another its packets.
+		most, n := id, len(h.packets)+1
+		for other, o := range c.held {
+			if len(o.packets) > n {
+				most, n = other, len(o.packets)
+			}
+		}
+		if most == id {
+			return
+		}
+		for sequence := range c.held[most].packets {
+			c.drop(most, sequence)
+			break
+		}
+	}
+	c.held[id] = h
+	packet = slices.Clone(packet)
+	if at := int(packet[0]&0xf) * 4; packet[9] == unix.IPPROTO_UDP {
 		// None (RFC 3948, section 2.1). One that was left to the sender's network card is not there yet on a veth.
 		packet[at+6], packet[at+7] = 0, 0
 	}
-	c.caught = append(c.caught[old:], caught{spi, now, packet})
+	h.packets[sequence] = caught{now, packet}
+	c.count, c.size = c.count+1, c.size+len(packet)
 }
 
-// release gives the kernel the packets of an SA that it has now, and returns how many.
-func (c *catcher) release(spi uint32) (n int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed || c.known[spi] {
-		return 0
+// keyed remembers that the kernel has the keys of an SA. Packets that wait in the socket may have come before.
+func (c *catcher) keyed(id said) {
+	if _, is := c.seen[id]; is {
+		return
 	}
-	c.known[spi] = true
-	rest := c.caught[:0]
-	for _, p := range c.caught {
-		if p.spi != spi {
-			rest = append(rest, p)
-		} else if unix.Sendto(c.out, p.packet, 0, &unix.SockaddrInet4{Addr: [4]byte(p.packet[16:20])}) == nil {
-			n++
+	if len(c.seen) >= mostSeen { // those in use are seen again
+		clear(c.seen)
+		c.fresh = nil
+	}
+	c.seen[id] = false
+	c.fresh = append(c.fresh, id)
+}
+
+// ask hands the kernel the packets of the SAs that it has keys of now, and forgets those that are of no use any more.
+func (c *catcher) ask(now time.Time) {
+	for id, h := range c.held {
+		state, err := c.state(id.dst, id.spi)
+		h.early = h.early || err == nil && !state.Keyed
+		if err == nil && state.Keyed {
+			c.keyed(id)
+		}
+		n := 0
+		for _, sequence := range slices.Sorted(maps.Keys(h.packets)) {
+			p := h.packets[sequence]
+			switch {
+			case errors.Is(err, nl.ErrNoSA), now.Sub(p.at) > caughtFor:
+			case !state.Keyed, !h.early && now.Sub(p.at) < underWay:
+				continue
+			case !state.Took(sequence) && unix.Sendto(c.out, p.packet, 0, &unix.SockaddrInet4{Addr: id.dst.As4()}) == nil:
+				n++
+			}
+			c.drop(id, sequence)
+		}
+		if n > 0 {
+			c.log.Info("let packets through that came before their SA", "packets", n, "spi", fmt.Sprintf("%08x", id.spi))
 		}
 	}
-	c.caught = rest
-	return n
 }
 
-func (c *catcher) close() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.closed = true
-	c.in.Close()
-	unix.Close(c.out)
+// drop forgets a packet.
+func (c *catcher) drop(id said, sequence uint32) {
+	h := c.held[id]
+	c.count, c.size = c.count-1, c.size-len(h.packets[sequence].packet)
+	if delete(h.packets, sequence); len(h.packets) == 0 {
+		delete(c.held, id)
+	}
+	c.full = c.full && c.count > 0
 }
 
-// parseSPI returns the SPI of an IPv4 packet with ESP in it, bare or in UDP. SPI 0 marks IKE (RFC 3948, section 2.2).
-func parseSPI(p []byte) (uint32, bool) {
+// parseESP returns the SA and the sequence number of an IPv4 packet with ESP in it, bare or in UDP. SPI 0 marks IKE (RFC 3948,
+// section 2.2).
+func parseESP(p []byte) (id said, sequence uint32, ok bool) {
 	if len(p) < 20 || p[0]>>4 != 4 {
-		return 0, false
+		return id, 0, false
 	}
 	at := int(p[0]&0xf) * 4
 	if at < 20 {
-		return 0, false
+		return id, 0, false
 	}
 	switch p[9] {
 	case unix.IPPROTO_ESP:
 	case unix.IPPROTO_UDP:
 		at += 8
 	default:
-		return 0, false
+		return id, 0, false
 	}
 	if len(p) < at+8 {
-		return 0, false
+		return id, 0, false
 	}
-	spi := binary.BigEndian.Uint32(p[at:])
-	return spi, spi != 0
+	id = said{netip.AddrFrom4([4]byte(p[16:20])), binary.BigEndian.Uint32(p[at:])}
+	return id, binary.BigEndian.Uint32(p[at+4:]), id.spi != 0
 }

@@ -1,17 +1,91 @@
 package ipsec
 
 import (
-	"bytes"
-	"encoding/hex"
+	"encoding/binary"
+	"log/slog"
 	"net"
-	"os/exec"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/router/nl"
 	"github.com/isthmus-net/isthmus/router/nl/nltest"
 )
 
-// Ring: namespace. ESP in UDP comes from another namespace; a socket on port 4500 stands for the kernel's ESP.
+// Ring: namespace. ESP comes from another namespace, bare and in UDP; the states of the kernel are made up.
+
+// states are made-up states of the kernel, by SPI.
+type states struct {
+	mu    sync.Mutex
+	of    map[uint32]nl.Inbound
+	asked map[uint32]int
+}
+
+func (s *states) state(_ netip.Addr, spi uint32) (nl.Inbound, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked[spi]++
+	in, ok := s.of[spi]
+	if !ok {
+		return in, nl.ErrNoSA
+	}
+	return in, nil
+}
+
+func (s *states) set(spi uint32, in nl.Inbound) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.of[spi] = in
+}
+
+func (s *states) times(spi uint32) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked[spi]
+}
+
+// elsewhere runs f in a named network namespace. Sockets stay where they were made.
+func elsewhere(t *testing.T, ns string, f func() error) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		file, err := os.Open("/run/netns/" + ns)
+		if err == nil {
+			err = unix.Setns(int(file.Fd()), unix.CLONE_NEWNET)
+			file.Close()
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// espPacket is what is in an IPv4 or UDP packet.
+func espPacket(spi, sequence uint32) []byte {
+	b := binary.BigEndian.AppendUint32(nil, spi)
+	return append(binary.BigEndian.AppendUint32(b, sequence), "encrypted"...)
+}
+
+// took is a state with keys that has taken sequence numbers below 33.
+func took(sequences ...uint32) nl.Inbound {
+	in := nl.Inbound{Keyed: true, Window: 32, Taken: []uint32{0}}
+	for _, s := range sequences {
+		in.Top = max(in.Top, s)
+		in.Taken[0] |= 1 << (s - 1)
+	}
+	return in
+}
 
 func TestCatcher(t *testing.T) {
 	nltest.Namespace(t, "ist-catch")
@@ -21,72 +95,263 @@ func TestCatcher(t *testing.T) {
 	nltest.Run(t, "ip", "link", "set", "ist-c", "up")
 	nltest.Run(t, "ip", "-n", "ist-catch", "addr", "add", "192.0.2.2/24", "dev", "ist-c")
 	nltest.Run(t, "ip", "-n", "ist-catch", "link", "set", "ist-c", "up")
-	esp, err := net.ListenUDP("udp4", &net.UDPAddr{Port: 4500})
+
+	type arrival struct {
+		sort     string
+		from     string
+		spi, seq uint32
+	}
+	arrivals := make(chan arrival, 100)
+	listen := func(sort string, conn net.PacketConn) {
+		t.Cleanup(func() { conn.Close() })
+		go func() {
+			buf := make([]byte, 1<<16)
+			for {
+				n, from, err := conn.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				if n >= 8 {
+					host := strings.Split(from.String(), ":")[0]
+					arrivals <- arrival{sort, host, binary.BigEndian.Uint32(buf), binary.BigEndian.Uint32(buf[4:])}
+				}
+			}
+		}()
+	}
+	in, err := net.ListenPacket("udp4", "192.0.2.1:4500")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer esp.Close()
-	c, err := newCatcher(map[uint32]bool{0xc0000001: true})
+	listen("udp", in)
+	if in, err = net.ListenPacket("ip4:50", "192.0.2.1"); err != nil {
+		t.Fatal(err)
+	}
+	listen("esp", in)
+	out := map[string]net.Conn{}
+	elsewhere(t, "ist-catch", func() (err error) {
+		if out["udp"], err = net.Dial("udp4", "192.0.2.1:4500"); err == nil {
+			out["esp"], err = net.Dial("ip4:50", "192.0.2.1")
+		}
+		return err
+	})
+	defer out["udp"].Close()
+	defer out["esp"].Close()
+
+	s := &states{of: map[uint32]nl.Inbound{}, asked: map[uint32]int{}}
+	c, err := newCatcher(slog.New(slog.NewTextHandler(testLog{t}, nil)), s.state)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.close()
-	send := func(payload string) {
+	from := func(sources ...string) {
 		t.Helper()
-		raw, _ := hex.DecodeString(payload)
-		// bash, since neither netcat nor socat is on every machine
-		script := "printf '" + `\x` + hexEscape(raw) + "' > /dev/udp/192.0.2.1/4500"
-		if out, err := exec.Command("ip", "netns", "exec", "ist-catch", "bash", "-c", script).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
+		var a []netip.Addr
+		for _, x := range sources {
+			a = append(a, netip.MustParseAddr(x))
+		}
+		if err := c.from(a); err != nil {
+			t.Fatal(err)
 		}
 	}
-	arrives := func(want string) {
+	arrives := func(sort string, spi, seq uint32) {
 		t.Helper()
-		buf := make([]byte, 100)
-		_ = esp.SetReadDeadline(time.Now().Add(5 * time.Second))
-		n, from, err := esp.ReadFromUDP(buf)
-		raw, _ := hex.DecodeString(want)
-		if err != nil || !bytes.Equal(buf[:n], raw) || !from.IP.Equal(net.IPv4(192, 0, 2, 2)) {
-			t.Errorf("got % x from %v, %v; want %s", buf[:n], from, err, want)
+		select {
+		case got := <-arrivals:
+			if want := (arrival{sort, "192.0.2.2", spi, seq}); got != want {
+				t.Errorf("%+v arrived, want %+v", got, want)
+			}
+		case <-time.After(30 * time.Second):
+			t.Errorf("%s %08x number %d did not arrive", sort, spi, seq)
 		}
 	}
-	const early, known, ike, other = "c000000200000001aa", "c000000100000001bb", "0000000000000001cc", "c000000300000001dd"
-	for _, p := range []string{early, known, ike, other} {
-		send(p)
-		arrives(p)
+	send := func(sort string, spi, seq uint32) {
+		t.Helper()
+		if _, err := out[sort].Write(espPacket(spi, seq)); err != nil {
+			t.Fatal(err)
+		}
+		arrives(sort, spi, seq)
 	}
-	until(t, 5*time.Second, "two packets caught", func() bool {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return len(c.caught) == 2
-	})
-	if n := c.release(0xc0000002); n != 1 {
-		t.Errorf("%d packets released, want 1", n)
+	asked := func(spi uint32, n int) {
+		t.Helper()
+		until(t, 10*time.Second, "the kernel is asked", func() bool { return s.times(spi) >= n })
 	}
-	arrives(early)
-	if n := c.release(0xc0000002) + c.release(0xc0000001); n != 0 {
-		t.Errorf("%d packets released twice", n)
+	last := uint32(0xc0000000)
+	another := func() uint32 { last++; return last }
+	// flushed returns when everything sent before was looked at, and checks that nothing else arrived.
+	flushed := func(sort string) {
+		t.Helper()
+		spi := another()
+		send(sort, spi, 1)
+		asked(spi, 1)
+		if n := s.times(spi); n != 1 {
+			t.Errorf("the kernel was asked %d times for an SPI that it does not have", n)
+		}
 	}
-	c.keep(0xc0000004, []byte{0x45}, time.Now().Add(2*caughtFor))
-	if len(c.caught) != 1 {
-		t.Errorf("%d packets kept, old ones among them", len(c.caught))
+
+	send("udp", 0xa0000001, 1)
+	from("192.0.2.2")
+	for _, sort := range []string{"udp", "esp"} {
+		flushed(sort)
+		spi := another()
+		send(sort, spi, earlyNumbers+1)
+		flushed(sort)
+		if s.times(spi) != 0 {
+			t.Errorf("%s: past the first numbers a packet was looked at", sort)
+		}
+
+		// They come before the SA has keys.
+		spi = another()
+		s.set(spi, nl.Inbound{})
+		send(sort, spi, 2)
+		send(sort, spi, 1)
+		send(sort, spi, 3)
+		send(sort, spi, 2)
+		asked(spi, 3)
+		flushed(sort)
+		s.set(spi, took(3))
+		arrives(sort, spi, 1)
+		arrives(sort, spi, 2)
+		// From then on the kernel takes them.
+		flushed(sort)
+		former := s.times(spi)
+		send(sort, spi, 4)
+		flushed(sort)
+		if n := s.times(spi); n != former {
+			t.Errorf("%s: the kernel was asked for an SA that it is known to have", sort)
+		}
+
+		// They are read when the SA has keys already; of one the kernel says that it took it.
+		spi = another()
+		s.set(spi, took(2))
+		send(sort, spi, 2)
+		asked(spi, 2)
+		spi = another()
+		s.set(spi, took(2))
+		send(sort, spi, 1)
+		arrives(sort, spi, 1)
+		flushed(sort)
+
+		// The negotiation fails.
+		spi = another()
+		s.set(spi, nl.Inbound{})
+		send(sort, spi, 1)
+		asked(spi, 3)
+		s.mu.Lock()
+		delete(s.of, spi)
+		n := s.asked[spi]
+		s.mu.Unlock()
+		asked(spi, n+1)
+		flushed(sort)
+		if got := s.times(spi); got != n+1 {
+			t.Errorf("%s: the kernel was asked %d times more for an SPI that it has not", sort, got-n)
+		}
 	}
-	for range caughtPackets + 10 {
-		c.keep(0xc0000005, []byte{0x45}, time.Now().Add(2*caughtFor))
+	if s.times(0xa0000001) != 0 {
+		t.Error("packets are caught before it is known from whom")
 	}
-	if len(c.caught) != caughtPackets {
-		t.Errorf("%d packets kept, want at most %d", len(c.caught), caughtPackets)
+	send("udp", 0, 1) // IKE, known by the Non-ESP Marker
+	flushed("udp")
+	if s.times(0) != 0 {
+		t.Error("IKE was looked at")
 	}
+
+	// A long list of peers is several parts of the filter.
+	var many []string
+	for i := range 300 {
+		many = append(many, netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}).String())
+	}
+	from(many...)
+	unlisted := another()
+	send("esp", unlisted, 1)
+	for i := range 299 {
+		many = append(many, netip.AddrFrom4([4]byte{192, 1, byte(i >> 8), byte(i)}).String())
+	}
+	from(append(many[100:500:500], "192.0.2.2")...)
+	flushed("esp")
+	if s.times(unlisted) != 0 {
+		t.Error("a packet from an address that is not on the list was looked at")
+	}
+	if from(many...); len(many) <= mostSources {
+		t.Fatal("the list is too short")
+	}
+	flushed("esp")
 }
 
-func hexEscape(b []byte) string {
-	s := hex.EncodeToString(b)
-	var out []byte
-	for i := 0; i < len(s); i += 2 {
-		if i > 0 {
-			out = append(out, '\\', 'x')
+// ipPacket is an ESP packet with its IPv4 header.
+func ipPacket(spi, sequence uint32, size int) []byte {
+	p := make([]byte, 20, size)
+	p[0], p[9] = 0x45, unix.IPPROTO_ESP
+	copy(p[16:], []byte{192, 0, 2, 1})
+	p = append(p, espPacket(spi, sequence)...)
+	return append(p, make([]byte, max(0, size-len(p)))...)
+}
+
+func TestCatcherBounds(t *testing.T) {
+	var log strings.Builder
+	s := &states{of: map[uint32]nl.Inbound{1: {}, 2: {}, 3: {}}, asked: map[uint32]int{}}
+	c := &catcher{log: slog.New(slog.NewTextHandler(&log, nil)), state: s.state, seen: map[said]bool{}, held: map[said]*held{}}
+	now := time.Now()
+	has := func(spi uint32) int {
+		h := c.held[said{netip.MustParseAddr("192.0.2.1"), spi}]
+		if h == nil {
+			return 0
 		}
-		out = append(out, s[i], s[i+1])
+		return len(h.packets)
 	}
-	return string(out)
+	for i := range uint32(caughtPackets + 10) {
+		c.take(ipPacket(1, i+1, 100), now)
+	}
+	if c.count != caughtPackets || has(1) != caughtPackets {
+		t.Errorf("%d packets kept, want at most %d", c.count, caughtPackets)
+	}
+	for range 2 { // the second time none is another
+		for i := range uint32(10) {
+			c.take(ipPacket(2, i+1, 100), now)
+		}
+	}
+	if c.count != caughtPackets || has(2) != 10 || has(1) != caughtPackets-10 {
+		t.Errorf("beside %d packets of one SA %d of another were kept, want 10", has(1), has(2))
+	}
+	if n := strings.Count(log.String(), "too many"); n != 1 {
+		t.Errorf("said %d times:\n%s", n, log.String())
+	}
+	for i := range uint32(1000) {
+		c.take(ipPacket(3, i+1, 60_000), now)
+	}
+	if c.size > caughtBytes || has(3) < 10 || has(3) == 1000 {
+		t.Errorf("%d bytes kept, want at most %d; %d large packets", c.size, caughtBytes, has(3))
+	}
+	size, count := 0, 0
+	for _, h := range c.held {
+		for _, p := range h.packets {
+			size, count = size+len(p.packet), count+1
+		}
+	}
+	if size != c.size || count != c.count {
+		t.Errorf("counted %d packets with %d bytes, have %d with %d", c.count, c.size, count, size)
+	}
+	c.ask(now.Add(caughtFor))
+	if c.count != count {
+		t.Errorf("%d of %d packets kept for their time", c.count, count)
+	}
+	c.ask(now.Add(caughtFor + 1))
+	if c.count != 0 || c.size != 0 || len(c.held) != 0 || c.full {
+		t.Errorf("%d packets kept too long", c.count)
+	}
+	for i := range uint32(3 * mostSeen) {
+		s.set(i+10, took(1))
+		c.take(ipPacket(i+10, 1, 100), now)
+	}
+	if len(c.seen) > mostSeen || len(c.fresh) > mostSeen {
+		t.Errorf("%d and %d SAs remembered, want at most %d", len(c.seen), len(c.fresh), mostSeen)
+	}
+
+	var b budget
+	n := 0
+	for ; b.left(now) && n <= readsAtOnce; n++ {
+		b.n++
+	}
+	if n != readsAtOnce || b.left(now.Add(readsPer-1)) || !b.left(now.Add(readsPer)) {
+		t.Errorf("%d reads at once, want %d", n, readsAtOnce)
+	}
 }

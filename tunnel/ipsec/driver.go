@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -37,6 +38,7 @@ type Links interface {
 	Watch(ctx context.Context, notify func(nl.Change)) error
 	SAs() ([]nl.SA, error)
 	DeleteSA(nl.SA) error
+	Inbound(dst netip.Addr, spi uint32) (nl.Inbound, error)
 }
 
 // Options are what a Driver works with.

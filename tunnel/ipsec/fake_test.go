@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -460,6 +461,10 @@ func (f *fakeLinks) SAs() ([]nl.SA, error) {
 }
 
 func (f *fakeLinks) DeleteSA(sa nl.SA) error { return fmt.Errorf("deleting %+v", sa) }
+
+func (f *fakeLinks) Inbound(netip.Addr, uint32) (nl.Inbound, error) {
+	return nl.Inbound{}, nl.ErrNoSA
+}
 
 // fakeBench is a driver that runs against a fake charon.
 type fakeBench struct {

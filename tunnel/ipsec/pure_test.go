@@ -482,7 +482,7 @@ func TestLedger(t *testing.T) {
 	}
 }
 
-func TestParseSPI(t *testing.T) {
+func TestParseESP(t *testing.T) {
 	ip := func(proto byte, payload ...byte) []byte {
 		h := make([]byte, 20)
 		h[0], h[9] = 0x45, proto
@@ -491,17 +491,17 @@ func TestParseSPI(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		packet []byte
-		spi    uint32
+		spi    uint32 // number 7
 	}{
-		{ip(50, 0xc0, 0, 0, 1, 0, 0, 0, 1), 0xc0000001},
-		{ip(17, 0x11, 0x94, 0x11, 0x94, 0, 16, 0, 0, 0xc0, 0, 0, 2, 0, 0, 0, 1), 0xc0000002},
+		{ip(50, 0xc0, 0, 0, 1, 0, 0, 0, 7), 0xc0000001},
+		{ip(17, 0x11, 0x94, 0x11, 0x94, 0, 16, 0, 0, 0xc0, 0, 0, 2, 0, 0, 0, 7), 0xc0000002},
 		{ip(17, 0x11, 0x94, 0x11, 0x94, 0, 16, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4), 0},
 		{ip(17, 0x11, 0x94, 0x11, 0x94, 0, 9, 0, 0, 0xff), 0},
 		{ip(6, 1, 2, 3, 4, 5, 6, 7, 8), 0},
 		{nil, 0},
 	} {
-		if spi, ok := parseSPI(tt.packet); spi != tt.spi || ok != (tt.spi != 0) {
-			t.Errorf("% x: %x, %v", tt.packet, spi, ok)
+		if id, sequence, ok := parseESP(tt.packet); id.spi != tt.spi || ok != (tt.spi != 0) || ok && sequence != 7 {
+			t.Errorf("% x: %x, %d, %v", tt.packet, id.spi, sequence, ok)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -51,6 +52,12 @@ func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
 	}()
 	r := &runner{d: d, report: report, reported: map[string]tunnel.State{}, again: map[string]time.Time{}, changed: changed, watched: watched, standIn: encap{divert: d.o.Divert}}
 	defer r.standIn.end()
+	var err error
+	if r.catcher, err = newCatcher(d.o.Log, d.o.Links.Inbound); err != nil {
+		d.o.Log.Warn("some packets may be lost while SAs are replaced", "error", err)
+	} else {
+		defer r.catcher.close()
+	}
 	pause := 50 * time.Millisecond
 	for {
 		began := time.Now()
@@ -91,7 +98,7 @@ type runner struct {
 	reported map[string]tunnel.State
 	again    map[string]time.Time // when to look at a tunnel again, by connection
 	sas      map[string][]ikeSA   // all, just read; nil: to be read
-	catcher  *catcher             // nil: nothing is to be caught
+	catcher  *catcher             // nil: it could not be begun
 	changed  chan nl.Change
 	watched  chan error
 	standIn  encap // for charon's sockets
@@ -115,7 +122,6 @@ func (r *runner) session(ctx context.Context) error {
 		d.loaders[i].answers()
 	}
 	r.standIn.end()
-	defer r.stopCatching()
 	r.hold()
 	r.reload(ctx)
 	d.mu.Lock()
@@ -153,11 +159,6 @@ func (r *runner) session(ctx context.Context) error {
 				d.mu.Lock()
 				d.all = true
 				d.mu.Unlock()
-			}
-			if e.Name == "child-updown" {
-				for _, sas := range decodeSAs(e.Message, e.Timestamp) {
-					r.release(sas)
-				}
 			}
 			if d.heed(e) {
 				wake(time.Now().Add(gather))
@@ -354,56 +355,28 @@ func (r *runner) hold() {
 	}
 }
 
-// catch begins to catch the packets on SAs to come when SAs that carry traffic are about to be replaced by others than
-// a rekeying's, and ends it when that is over, since every ESP packet is looked at meanwhile.
+// catch has early packets caught from the peers there are.
 func (r *runner) catch() {
-	d := r.d
-	d.mu.Lock()
-	now, replacing := time.Now(), false
-	for _, rec := range d.records {
-		replacing = replacing || now.Before(rec.held) || len(rec.stale) > 0
-	}
-	d.mu.Unlock()
-	if !replacing {
-		r.stopCatching()
-	}
-	if !replacing || r.catcher != nil {
-		return
-	}
-	sas, err := d.o.Links.SAs()
-	if err == nil {
-		known := map[uint32]bool{}
-		for _, sa := range sas {
-			known[sa.SPI] = true
-		}
-		r.catcher, err = newCatcher(known)
-	}
-	if err != nil {
-		d.o.Log.Warn("some packets may be lost while SAs are replaced", "error", err)
-	}
-}
-
-// stopCatching ends what catch began.
-func (r *runner) stopCatching() {
-	if r.catcher != nil {
-		r.catcher.close()
-		r.catcher = nil
-	}
-}
-
-// release lets the packets through that were caught for an SA that is now in the kernel.
-func (r *runner) release(sas []ikeSA) {
 	if r.catcher == nil {
 		return
 	}
-	for _, ike := range sas {
-		for _, c := range ike.Children {
-			if c.live() && c.In != 0 {
-				if n := r.catcher.release(c.In); n > 0 {
-					r.d.o.Log.Info("let packets through that came before their SA", "packets", n, "spi", fmt.Sprintf("%08x", c.In))
-				}
-			}
+	d := r.d
+	var peers []netip.Addr
+	add := func(a netip.Addr) {
+		if a = a.Unmap(); a.Is4() {
+			peers = append(peers, a)
 		}
+	}
+	d.mu.Lock()
+	for _, rec := range d.records {
+		add(rec.cfg.IPsec.RemoteAddress)
+		for _, ike := range rec.sas {
+			add(ike.Remote.Addr())
+		}
+	}
+	d.mu.Unlock()
+	if err := r.catcher.from(peers); err != nil {
+		d.o.Log.Warn("some packets may be lost while SAs are replaced", "error", err)
 	}
 }
 
@@ -601,7 +574,6 @@ func (r *runner) act(ctx context.Context, conn string, sas []ikeSA) error {
 			delete(rec.stale, id)
 		}
 	}
-	r.release(sas)
 	var actions []action
 	var again time.Time
 	if d.ledger != nil && d.ledger.entries[name].Conn != "" {
