@@ -198,13 +198,19 @@ func (s *Store) sealLocked(dir string, into map[string]sealed, name string, valu
 	return v, nil
 }
 
-// SetSecret stores a secret, or replaces it. A name that cannot be is an error.
+// MaxSecrets is how many secrets there may be: a document of the largest size refers to some 40,000.
+const MaxSecrets = 1 << 16
+
+// SetSecret stores a secret, or replaces it. A name that cannot be is an error. A new one beyond MaxSecrets is refused with ErrFull.
 func (s *Store) SetSecret(name string, value []byte, now time.Time) (SecretInfo, error) {
 	if !ValidSecretName(name) {
 		return SecretInfo{}, fmt.Errorf("storing secret: name %q must be lower case letters, digits and hyphens, 1 to 63", name)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if _, had := s.secrets[name]; !had && len(s.secrets) >= MaxSecrets {
+		return SecretInfo{}, fmt.Errorf("storing secret %q: %w: there are %d secrets; delete those that no document needs", name, ErrFull, len(s.secrets))
+	}
 	v, err := s.sealLocked(secretDir, s.secrets, name, value, now)
 	if err != nil {
 		return SecretInfo{}, err

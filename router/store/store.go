@@ -28,6 +28,8 @@ var (
 	ErrDamaged = errors.New("damaged file")
 	// ErrStale means that the write was based on a generation that is not the present one.
 	ErrStale = errors.New("generation is not the present one")
+	// ErrFull means that no more of a kind may be stored.
+	ErrFull = errors.New("there are too many")
 	// ErrLocked means that another process has the directory.
 	ErrLocked = errors.New("store is in use by another process")
 	// ErrFailed means that the outcome of a write is unknown, as after a failed fsync, and that the store takes no

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -377,6 +378,16 @@ func TestSecrets(t *testing.T) {
 	if _, err := s.Lookup(secret.Ref{Name: "none"}); !errors.Is(err, secret.ErrNotFound) {
 		t.Errorf("looking up a secret that is not there: %v", err)
 	}
+	for i := len(s.secrets); i < MaxSecrets; i++ {
+		s.secrets[fmt.Sprint("many-", i)] = sealed{}
+	}
+	if _, err := s.SetSecret("one-more", value, noon); !errors.Is(err, ErrFull) {
+		t.Errorf("one more than there may be: %v", err)
+	}
+	if _, err := s.SetSecret("b", value, noon); err != nil {
+		t.Errorf("a new value while there are as many as there may be: %v", err)
+	}
+	maps.DeleteFunc(s.secrets, func(name string, _ sealed) bool { return strings.HasPrefix(name, "many-") })
 	if _, err := s.SetSecret("../key", value, noon); err == nil {
 		t.Error("a name with a path was accepted")
 	}

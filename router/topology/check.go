@@ -32,7 +32,28 @@ type spokeAt struct {
 	gateway, path string
 }
 
+// The bounds of a topology. A node has a document of its own, in which each gateway is two tunnels or four, and each pair of nodes is compared.
+const (
+	maxNodes    = 256
+	maxGateways = 1000
+	maxSpokes   = 4096
+	maxLinks    = 1000
+	maxGroups   = 1000
+)
+
 func (c *checker) check(m *isthmusv1.Topology, set map[string]netip.Addr) {
+	for _, list := range []struct {
+		path    string
+		n, most int
+	}{
+		{"nodes", len(m.GetNodes()), maxNodes}, {"gateways", len(m.GetGateways()), maxGateways}, {"spokes", len(m.GetSpokes()), maxSpokes},
+		{"links", len(m.GetLinks()), maxLinks}, {"groups", len(m.GetGroups()), maxGroups},
+	} {
+		if list.n > list.most {
+			c.Problem(list.path, strconv.Itoa(list.n), fmt.Sprintf("is more than %d", list.most), "write several topologies")
+			return
+		}
+	}
 	for i, n := range m.GetNodes() {
 		c.node(fmt.Sprintf("nodes[%d]", i), n)
 	}

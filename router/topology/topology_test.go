@@ -236,3 +236,13 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+// TestBounds: one more of anything is refused before it is worked on.
+func TestBounds(t *testing.T) {
+	for path, most := range map[string]int{"nodes": maxNodes, "gateways": maxGateways, "spokes": maxSpokes, "links": maxLinks, "groups": maxGroups} {
+		text := path + ":\n" + strings.Repeat("- {}\n", most+1)
+		if _, problems := Read([]byte(text), nil); len(problems) != 1 || problems[0].Path != path {
+			t.Errorf("%s: %d problems, want one: %.200v", path, len(problems), problems)
+		}
+	}
+}

@@ -3043,7 +3043,7 @@ type ListPoliciesResponse struct {
 	// Packets and bytes that the guard kept from leaving with a source that is no pool address and not the node's.
 	GuardPackets uint64 `protobuf:"varint,3,opt,name=guard_packets,json=guardPackets,proto3" json:"guard_packets,omitempty"`
 	GuardBytes   uint64 `protobuf:"varint,4,opt,name=guard_bytes,json=guardBytes,proto3" json:"guard_bytes,omitempty"`
-	// What was dropped, by reason; the guard is among them.
+	// Dropped packets by reason; those of the guard are among them.
 	Drops         []*Drop `protobuf:"bytes,5,rep,name=drops,proto3" json:"drops,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

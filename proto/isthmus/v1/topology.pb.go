@@ -26,15 +26,15 @@ const (
 // with the field names of this message in lowerCamelCase. Secrets are never part of it.
 type Topology struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The nodes. There may be none: gateways can be linked with each other.
+	// The nodes, at most 256. There may be none: gateways can be linked with each other.
 	Nodes []*TopologyNode `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	// The clouds' own VPN gateways.
+	// The clouds' own VPN gateways. At most 1000.
 	Gateways []*Gateway `protobuf:"bytes,2,rep,name=gateways,proto3" json:"gateways,omitempty"`
-	// The networks that are to be reached.
+	// The networks that are to be reached. At most 4096.
 	Spokes []*Spoke `protobuf:"bytes,3,rep,name=spokes,proto3" json:"spokes,omitempty"`
-	// Who may reach whom. Whoever shares no group is kept apart. Default: nobody reaches anybody.
+	// Who may reach whom. Whoever shares no group is kept apart. At most 1000. Default: nobody reaches anybody.
 	Groups []*Group `protobuf:"bytes,4,rep,name=groups,proto3" json:"groups,omitempty"`
-	// What is connected with what. Two nodes against one gateway are two links.
+	// What is connected with what. Two nodes against one gateway are two links. At most 1000.
 	Links []*Link `protobuf:"bytes,5,rep,name=links,proto3" json:"links,omitempty"`
 	// Outside addresses that the clouds chose, as soon as they are known.
 	Addresses []*OutsideAddress `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`
