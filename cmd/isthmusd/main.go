@@ -90,7 +90,7 @@ func main() {
 	if o.debug {
 		level = slog.LevelDebug
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	log := slog.New(newSparing(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}), time.Now))
 	if err := protect(); err != nil {
 		log.Error("isthmusd ends", "err", err)
 		os.Exit(1)

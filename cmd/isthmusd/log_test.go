@@ -1,0 +1,42 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestLogIsSparing: what comes too often is counted, and costs no other message its lines.
+func TestLogIsSparing(t *testing.T) {
+	var out strings.Builder
+	now := time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC)
+	h := newSparing(slog.NewTextHandler(&out, nil), func() time.Time { return now })
+	log := slog.New(h)
+	count := func(part string) int { return strings.Count(out.String(), part) }
+	for range 10_000 {
+		log.With("peer", "a").WithGroup("g").Warn("often", "n", 1)
+	}
+	log.Warn("seldom")
+	if count("msg=often") != logBurst || count("msg=seldom") != 1 {
+		t.Errorf("%d and %d lines, want %d and 1", count("msg=often"), count("msg=seldom"), logBurst)
+	}
+	now = now.Add(logEvery)
+	log.Warn("often")
+	log.Warn("often")
+	if count("msg=often") != logBurst+1 || count("left_out=9950") != 1 {
+		t.Errorf("%d lines after a while; the last: %s", count("msg=often"), out.String()[out.Len()-100:])
+	}
+	now = now.Add(-time.Hour) // a clock that was set back gives nothing
+	log.Warn("often")
+	if count("msg=often") != logBurst+1 {
+		t.Error("a clock that was set back gives lines")
+	}
+	for i := range 10 * logMessages {
+		log.Warn(fmt.Sprint("message ", i))
+	}
+	if n := len(h.lines.said); n > logMessages {
+		t.Errorf("%d messages are counted", n)
+	}
+}
