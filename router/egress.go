@@ -302,11 +302,16 @@ func (r *Router) policyNames() []*isthmusv1.NameStatus {
 	policies := r.state.target.NAT.Policies
 	r.state.mu.Unlock()
 	byName := map[string]*isthmusv1.NameStatus{}
+	gone := map[string][]*isthmusv1.GoneAddress{}
+	for _, g := range r.names.Lately() {
+		gone[g.Name] = append(gone[g.Name], &isthmusv1.GoneAddress{Address: g.Address.String(), Since: stamp(g.At)})
+	}
 	for _, p := range policies {
 		for _, name := range p.Names {
 			if byName[name] == nil {
 				s := r.names.State(name)
-				byName[name] = &isthmusv1.NameStatus{Name: name, Addresses: texts(s.Addresses), Next: stamp(s.Next), LastError: s.LastError, Failing: stamp(s.Failing)}
+				byName[name] = &isthmusv1.NameStatus{Name: name, Addresses: texts(s.Addresses), Next: stamp(s.Next), LastError: s.LastError, Failing: stamp(s.Failing),
+					Gone: gone[name], Differs: stamp(s.Differs), Refused: texts(s.Refused)}
 			}
 			byName[name].Policies = append(byName[name].Policies, p.Name)
 		}
@@ -323,10 +328,21 @@ const maxToldConflicts = 20
 
 // nameConditions tells of names that cannot be resolved, and of addresses that two policies want.
 func (r *Router) nameConditions() (out []*isthmusv1.Condition) {
-	for _, n := range r.policyNames() {
+	names := r.policyNames()
+	for _, n := range names {
 		if n.LastError != "" {
 			out = append(out, &isthmusv1.Condition{Type: "NameUnresolved", Severity: "warning", Since: n.Failing,
 				Message: fmt.Sprintf("name %s of policies %s: %s; its %d addresses of that family stay for `nameGrace`", n.Name, strings.Join(n.Policies, ", "), n.LastError, r.names.State(n.Name).Stale)})
+		}
+	}
+	for _, n := range names {
+		if n.Differs != nil {
+			out = append(out, &isthmusv1.Condition{Type: "NameDiffers", Severity: "warning", Since: n.Differs,
+				Message: fmt.Sprintf("name %s of policies %s: each answer has addresses that were not in those before, so that clients which ask another resolver are told addresses that are no destinations: have them ask `egress.dnsProxy` of this node", n.Name, strings.Join(n.Policies, ", "))})
+		}
+		if len(n.Refused) > 0 {
+			out = append(out, &isthmusv1.Condition{Type: "AddressesRefused", Severity: "warning",
+				Message: fmt.Sprintf("name %s of policies %s: %s and the like are refused, since they are addresses of the node, of pools, of the underlay's network, of the platform or inside: write those that are wanted in `destinations`", n.Name, strings.Join(n.Policies, ", "), n.Refused[0])})
 		}
 	}
 	if n, last, host := r.names.Dropped(); n > 0 && time.Since(last) < time.Minute {

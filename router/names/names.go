@@ -17,6 +17,9 @@ import (
 // parallel is how many queries of the node's own are under way at a time.
 const parallel = 16
 
+// maxUnsaved is how long the file may not know that addresses were used.
+const maxUnsaved = time.Minute
+
 // Options are what a Resolver works with.
 type Options struct {
 	// File keeps the addresses for the next run. Empty: nothing is kept.
@@ -45,8 +48,9 @@ type Resolver struct {
 	wg        sync.WaitGroup
 	config    Config
 	table     *table
-	loaded    bool   // the file has been read
-	dirty     bool   // the file is older than the table
+	loaded    bool // the file has been read
+	dirty     bool // the file is older than the table
+	saved     time.Time
 	news      uint64 // how often there were new addresses
 	applied   uint64 // of these, how many Apply was called after
 	listeners map[Listener]context.CancelFunc
@@ -108,9 +112,9 @@ func (r *Resolver) SetInside(inside func(netip.Addr) bool) {
 	r.inside, r.table.inside = inside, inside
 	gone := false
 	for _, record := range r.table.records {
-		for a := range record.until {
+		for a := range record.entries {
 			if !r.table.allowed(a) {
-				delete(record.until, a)
+				r.table.drop(record, a)
 				gone = true
 			}
 		}
@@ -216,7 +220,7 @@ func (r *Resolver) query(ctx context.Context, a ask) {
 		r.mu.Unlock()
 		return
 	}
-	was := record.queries[b2i(a.ipv6)]
+	was, differed := record.queries[b2i(a.ipv6)], r.table.differs(record, now)
 	news := false
 	if err != nil {
 		r.table.failed(a.name, a.ipv6, err, now)
@@ -224,6 +228,8 @@ func (r *Resolver) query(ctx context.Context, a ask) {
 		news = r.table.answered(a.name, a.ipv6, addrs, ttl, now)
 	}
 	r.notedLocked(news)
+	differs := r.table.differs(record, now)
+	refused := len(record.queries[b2i(a.ipv6)].refused) > 0
 	r.mu.Unlock()
 	switch {
 	case err != nil && was.err == "":
@@ -231,7 +237,7 @@ func (r *Resolver) query(ctx context.Context, a ask) {
 	case err == nil && was.err != "":
 		r.options.Log.Info("a name can be resolved again", "name", a.name, "ipv6", a.ipv6)
 	}
-	if news || (err != nil) != (was.err != "") {
+	if news || (err != nil) != (was.err != "") || differs != differed || err == nil && refused != (len(was.refused) > 0) {
 		r.options.Changed(news)
 	}
 	r.wake()
@@ -245,9 +251,9 @@ func (r *Resolver) notedLocked(news bool) {
 }
 
 // learn takes what a spoke is about to be told, and reports whether rules may lack it: because it is news, or was news a moment ago.
-func (r *Resolver) learn(name string, a answer) bool {
+func (r *Resolver) learn(by, name string, a answer) bool {
 	r.mu.Lock()
-	news := r.table.learn(name, a.addrs, a.ttl, time.Now())
+	news := r.table.learn(by, name, a.addrs, a.ttl, time.Now())
 	r.notedLocked(news)
 	lacking := r.news != r.applied && r.table.wants(name)
 	r.mu.Unlock()
@@ -276,7 +282,7 @@ func (r *Resolver) apply(ctx context.Context) error {
 func (r *Resolver) save() {
 	r.mu.Lock()
 	dirty := r.dirty && r.options.File != ""
-	r.dirty = false
+	r.dirty, r.saved = false, time.Now()
 	var data []byte
 	var err error
 	if dirty {
@@ -325,8 +331,44 @@ func (r *Resolver) Resolve(_ context.Context, name string) ([]netip.Addr, error)
 		return s.Addresses, nil
 	case s.LastError != "":
 		return nil, errors.New(s.LastError)
+	case len(s.Refused) > 0:
+		return nil, fmt.Errorf("%s has %v, which no name may stand for: an address of the node, of pools, of the platform or inside", name, s.Refused[0])
 	}
 	return nil, fmt.Errorf("%s has no address", name)
+}
+
+// Lately returns the addresses that names had within the last hour and have not now, in the order in which they went; the last 4096 that went are remembered.
+func (r *Resolver) Lately() []Gone {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.table.lately(time.Now())
+}
+
+// Held returns the names of each address that stays while flows use it. It is empty unless Config.Hold is set.
+func (r *Resolver) Held() map[netip.Addr][]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := map[netip.Addr][]string{}
+	if r.table.hold == 0 {
+		return out
+	}
+	for name, record := range r.table.records {
+		for a := range record.entries {
+			out[a] = append(out[a], name)
+		}
+	}
+	return out
+}
+
+// Used tells that flows to an address of a name live, or began a moment ago.
+func (r *Resolver) Used(name string, a netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	if r.table.touch(name, a, now) && now.Sub(r.saved) >= min(maxUnsaved, r.table.hold/2) {
+		r.dirty = true
+		defer r.wake()
+	}
 }
 
 // State is what is known of a name.
@@ -338,6 +380,10 @@ type State struct {
 	Failing   time.Time
 	// Stale is how many of the addresses are of a family whose queries fail.
 	Stale int
+	// Differs is since when each answer to the node has had new addresses, while no client has asked the proxy for the name lately; zero: it is not so.
+	Differs time.Time
+	// Refused are addresses of the last answers that no name may stand for, at most four of a family.
+	Refused []netip.Addr
 }
 
 // State returns what is known of a name or wildcard.
@@ -349,10 +395,12 @@ func (r *Resolver) State(name string) State {
 	if record == nil || IsWildcard(name) {
 		return s
 	}
+	s.Differs = r.table.differs(record, time.Now())
 	for i, q := range record.queries {
 		if q.unused {
 			continue
 		}
+		s.Refused = append(s.Refused, q.refused...)
 		if s.Next.IsZero() || q.next.Before(s.Next) {
 			s.Next = q.next
 		}

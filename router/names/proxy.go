@@ -184,7 +184,7 @@ func (r *Resolver) respond(ctx context.Context, network string, query []byte) []
 			r.options.Log.Debug("the DNS proxy refuses an answer with addresses of the inside, of the node or of the platform", "name", q.Name, "addresses", a.addrs)
 			return refuse(h, q, dnsmessage.RCodeRefused, false)
 		}
-		if err == nil && len(a.addrs) > 0 && r.learn(canonical(q.Name), a) {
+		if err == nil && len(a.addrs) > 0 && r.learn("", canonical(q.Name), a) {
 			if err := r.apply(ctx); err != nil {
 				r.options.Log.Warn("a client is told addresses that are no destinations yet", "name", q.Name, "err", err)
 			}

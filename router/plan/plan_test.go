@@ -439,6 +439,7 @@ func TestDiffOfFields(t *testing.T) {
 		{"address: 10.9.0.5}", "address: 10.9.0.5, publicAddress: 203.0.113.5, weight: 3}", "pool: addresses: [10.9.0.5] -> [10.9.0.5 (203.0.113.5, weight 3)]"},
 		{"pool: p}", "pool: p, timeouts: {udp: 90s}}", "policy: timeouts.udp: - -> 1m30s"},
 		{"pools:", "nameFloor: 90s, pools:", "names: nameFloor: 30s -> 1m30s"},
+		{"pools:", "nameHold: 2h, pools:", "names: nameHold: - -> 2h"},
 	} {
 		a := first
 		if test.from == "" {

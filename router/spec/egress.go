@@ -187,6 +187,7 @@ func (c *checker) resolution(e *isthmusv1.Egress) {
 	out := names.Config{
 		Floor: c.duration("egress.nameFloor", e.GetNameFloor(), 30*time.Second, time.Second, time.Hour),
 		Grace: c.duration("egress.nameGrace", e.GetNameGrace(), 24*time.Hour, 0, 720*time.Hour),
+		Hold:  c.duration("egress.nameHold", e.GetNameHold(), 0, time.Minute, 720*time.Hour),
 	}
 	for i, text := range e.GetResolvers() {
 		at := fmt.Sprintf("egress.resolvers[%d]", i)

@@ -90,6 +90,8 @@ func TestEgressMistakes(t *testing.T) {
 		{"[10.9.0.2, ", "[dns.example, ", `egress.resolvers[0]: "dns.example" is no address of a DNS server`},
 		{"[10.9.0.2, ", "[0.0.0.0, ", `egress.resolvers[0]: "0.0.0.0" is no unicast address`},
 		{"nameFloor: 1m", "nameFloor: 2h", `egress.nameFloor: "2h0m0s" is not`},
+		{"nameFloor: 1m", "nameHold: 59s", `egress.nameHold: "59s" is not`},
+		{"nameFloor: 1m", "nameHold: 721h", `egress.nameHold: "721h0m0s" is not`},
 		{"nameFloor: 1m", "nameGrace: 721h", `egress.nameGrace: "721h0m0s" is not`},
 		{"listen: [169.254.64.2]", "listen: [10.9.0.4]", `egress.dnsProxy.listen[0]: "10.9.0.4" is no local inside address of a tunnel`},
 		{"listen: [169.254.64.2]", "listen: [169.254.64.1]", `egress.dnsProxy.listen[0]: "169.254.64.1" is no local inside address of a tunnel`},

@@ -1,0 +1,159 @@
+package router
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/nat/conntrack"
+	"github.com/isthmus-net/isthmus/router/health"
+	"github.com/isthmus-net/isthmus/router/names"
+	"github.com/isthmus-net/isthmus/router/plan"
+)
+
+// TestUseOfNames: an address of a name stays while a flow of a source of the policy goes to it, and then goes with a note in `get names` and in the
+// log of what the guard drops.
+func TestUseOfNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		at := func(d time.Duration) string { return begin.Add(d).UTC().Format(time.RFC3339Nano) }
+		file := filepath.Join(t.TempDir(), "names.json")
+		known := fmt.Sprintf(`{"*.a.example": {"198.51.100.1": %q, "198.51.100.2": %[1]q, "198.51.100.3": %[1]q}, "*.b.example": {"198.51.100.1": %[1]q}}`, at(time.Minute))
+		if err := os.WriteFile(file, []byte(known), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		to := func(source, destination string) conntrack.Flow {
+			return conntrack.Flow{Protocol: 6, Original: conntrack.Tuple{Source: netip.MustParseAddrPort(source), Destination: netip.MustParseAddrPort(destination)}}
+		}
+		table := &flowTable{flows: []conntrack.Flow{to("10.1.0.1:1000", "198.51.100.1:443"), to("10.2.0.1:1000", "198.51.100.2:443"), to("198.51.100.3:443", "10.1.0.1:1000")}}
+		var log bytes.Buffer
+		r := &Router{Options: Options{Flows: table, Log: slog.New(slog.NewTextHandler(&log, nil))}, state: newObserved(), health: health.New(health.Options{}), proxies: health.New(health.Options{})}
+		prefixes := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
+		hold := 5 * time.Minute
+		target := plan.Target{Names: names.Config{Floor: time.Second, Hold: hold}, NAT: nat.Config{Policies: []nat.Policy{
+			{Name: "a", Action: nat.SNAT, Sources: prefixes("10.1.0.0/16"), Names: []string{"*.a.example"}},
+			{Name: "b", Action: nat.SNAT, Sources: prefixes("10.2.0.0/16"), Names: []string{"*.b.example"}},
+		}}}
+		r.state.target = target
+		r.names = names.New(names.Options{File: file, Changed: func(bool) {}, Log: slog.New(slog.DiscardHandler)})
+		r.names.Set(target.Names, wantedNames(target), nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer func() { cancel(); synctest.Wait() }()
+		go r.names.Run(ctx)
+		go r.watchUse(ctx)
+		want := func(a, b string) {
+			t.Helper()
+			synctest.Wait()
+			if got := fmt.Sprint(r.names.Addresses("*.a.example"), r.names.Addresses("*.b.example")); got != a+" "+b {
+				t.Errorf("after %v: %s, want %s %s", time.Since(begin), got, a, b)
+			}
+		}
+		want("[198.51.100.1 198.51.100.2 198.51.100.3]", "[198.51.100.1]")
+		time.Sleep(time.Hour)
+		want("[198.51.100.1]", "[]") // what is used by others, for another name, or by answers, does not count
+
+		// The file knows it, too: a new daemon has it.
+		data, err := os.ReadFile(file)
+		if err != nil || !strings.Contains(string(data), "198.51.100.1") || strings.Contains(string(data), at(time.Minute)) {
+			t.Errorf("the file has %s, %v", data, err)
+		}
+
+		table.mu.Lock()
+		table.flows = nil
+		table.mu.Unlock()
+		time.Sleep(hold - useEvery - time.Second)
+		want("[198.51.100.1]", "[]")
+		time.Sleep(useEvery + time.Second)
+		want("[]", "[]")
+
+		f := nat.Flow{Source: netip.MustParseAddr("10.1.0.1"), Destination: netip.MustParseAddr("198.51.100.1"), Protocol: 6, Port: 443}
+		r.guardDropped(nat.DropGuard, f)
+		if text := log.String(); !strings.Contains(text, "198.51.100.1 was an address of *.a.example until") || !strings.Contains(text, "nameHold") || strings.Contains(text, "b.example") {
+			t.Errorf("the log says %s", text)
+		}
+		log.Reset()
+		f.Destination = netip.MustParseAddr("198.51.100.9")
+		r.guardDropped(nat.DropGuard, f)
+		if strings.Contains(log.String(), "was an address") {
+			t.Errorf("of another address the log says %s", log.String())
+		}
+		got := map[string]string{}
+		for _, n := range r.policyNames() {
+			for _, g := range n.Gone {
+				got[n.Name] += g.Address + " "
+			}
+		}
+		if got["*.a.example"] != "198.51.100.1 " { // the others went an hour ago and more
+			t.Errorf("just gone: %v", got)
+		}
+	})
+}
+
+// TestNameConditions: a name with new addresses in each answer, and one with addresses that no name may stand for, have a condition with a remedy each.
+func TestNameConditions(t *testing.T) {
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	go func() {
+		for n, buffer := byte(0), make([]byte, 1024); ; n++ {
+			size, from, err := conn.ReadFrom(buffer)
+			if err != nil {
+				return
+			}
+			var m dnsmessage.Message
+			if m.Unpack(buffer[:size]) != nil || len(m.Questions) != 1 {
+				continue
+			}
+			q := m.Questions[0]
+			address := [4]byte{198, 51, 100, n}
+			if strings.HasPrefix(strings.ToLower(q.Name.String()), "meta") {
+				address = [4]byte{169, 254, 169, 254}
+			}
+			m.Header, m.Additionals = dnsmessage.Header{ID: m.ID, Response: true}, nil
+			if q.Type == dnsmessage.TypeA {
+				m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class}, Body: &dnsmessage.AResource{A: address}}}
+			}
+			if out, err := m.Pack(); err == nil {
+				_, _ = conn.WriteTo(out, from)
+			}
+		}
+	}()
+	r := &Router{Options: Options{Log: slog.New(slog.DiscardHandler)}, state: newObserved()}
+	r.state.target = plan.Target{NAT: nat.Config{Policies: []nat.Policy{{Name: "a", Names: []string{"meta.example", "turns.example"}}}}}
+	r.names = names.New(names.Options{Changed: func(bool) {}, Log: slog.New(slog.DiscardHandler)})
+	r.names.Set(names.Config{Floor: 20 * time.Millisecond, Resolvers: []netip.AddrPort{netip.MustParseAddrPort(conn.LocalAddr().String())}}, wantedNames(r.state.target), nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { r.names.Run(ctx); close(done) }()
+	defer func() { cancel(); <-done }()
+	for end := time.Now().Add(15 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		got := ""
+		for _, c := range r.nameConditions() {
+			got += c.Type + ": " + c.Message + "\n"
+		}
+		if strings.Contains(got, "NameDiffers: name turns.example of policies a") && strings.Contains(got, "egress.dnsProxy") &&
+			strings.Contains(got, "AddressesRefused: name meta.example of policies a: 169.254.169.254 and the like are refused") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("conditions: %s", got)
+		}
+	}
+	if _, err := r.names.Resolve(t.Context(), "meta.example"); err == nil || !strings.Contains(err.Error(), "which no name may stand for") {
+		t.Errorf("a probe is told %v", err)
+	}
+}
