@@ -14,8 +14,14 @@ import (
 	"time"
 )
 
-// parallel is how many queries of the node's own are under way at a time.
-const parallel = 16
+const (
+	// parallel is how many queries of the node's own are under way at a time, and parallelLate how many beside them that are not answered in a while,
+	// or of which the last one has failed: what is silent keeps nothing else waiting.
+	parallel     = 256
+	parallelLate = 1024
+	// maxRest is the longest time between two writings of the rules while clients wait for them.
+	maxRest = 250 * time.Millisecond
+)
 
 // maxUnsaved is how long the file may not know that addresses were used.
 const maxUnsaved = time.Minute
@@ -40,20 +46,23 @@ type Resolver struct {
 	client  client
 	kick    chan struct{}
 
-	mu        sync.Mutex
-	inside    func(netip.Addr) bool // see SetInside
-	flights   map[string]*flight    // queries of clients that are under way, and answers that are kept, by question
-	dropped   drops
-	ctx       context.Context // of Run; nil: it does not run
-	wg        sync.WaitGroup
-	config    Config
-	table     *table
-	loaded    bool // the file has been read
-	dirty     bool // the file is older than the table
-	saved     time.Time
-	news      uint64 // how often there were new addresses
-	applied   uint64 // of these, how many Apply was called after
-	listeners map[Listener]context.CancelFunc
+	mu          sync.Mutex
+	inside      func(netip.Addr) bool  // see SetInside
+	flights     map[string]*flight     // queries of clients that are under way, and answers that are kept, by question
+	attachments map[string]*attachment // those with a listener, by interface
+	dropped     drops
+	ctx         context.Context // of Run; nil: it does not run
+	wg          sync.WaitGroup
+	config      Config
+	table       *table
+	loaded      bool // the file has been read
+	dirty       bool // the file is older than the table
+	saved       time.Time
+	news        uint64 // how often there were new addresses
+	applied     uint64 // of these, how many Apply was called after
+	listeners   map[Listener]context.CancelFunc
+	upcoming    *round // writing of the rules that has not begun; nil: no one waits for one
+	applying    bool   // rules are being written
 }
 
 // New returns a Resolver of no names.
@@ -61,7 +70,7 @@ func New(o Options) *Resolver {
 	if o.ResolvConf == "" {
 		o.ResolvConf = resolvConf
 	}
-	return &Resolver{options: o, client: client{dial: (&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[Listener]context.CancelFunc{}, flights: map[string]*flight{}}
+	return &Resolver{options: o, client: client{dial: (&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[Listener]context.CancelFunc{}, attachments: map[string]*attachment{}, flights: map[string]*flight{}}
 }
 
 // loadLocked returns what a former run has left in the file.
@@ -148,7 +157,7 @@ func (r *Resolver) Run(ctx context.Context) error {
 	r.ctx = ctx
 	r.listenLocked()
 	r.mu.Unlock()
-	slots := make(chan struct{}, parallel)
+	slots, late := make(chan struct{}, parallel), make(chan struct{}, parallelLate)
 	for ctx.Err() == nil {
 		now := time.Now()
 		r.mu.Lock()
@@ -162,14 +171,43 @@ func (r *Resolver) Run(ctx context.Context) error {
 			r.options.Changed(true)
 		}
 		for _, a := range asks {
+			r.mu.Lock()
+			slot, fails := slots, r.table.fails(a)
+			if fails {
+				slot = late
+			}
 			select {
-			case slots <- struct{}{}:
-			case <-ctx.Done():
-				continue
+			case slot <- struct{}{}:
+				r.mu.Unlock()
+			default:
+				if fails {
+					r.table.putOff(a, now)
+				}
+				r.mu.Unlock()
+				if fails {
+					continue
+				}
+				select {
+				case slot <- struct{}{}:
+				case <-ctx.Done():
+					continue
+				}
 			}
 			r.wg.Go(func() {
-				defer func() { <-slots }()
-				r.query(ctx, a)
+				done := make(chan struct{})
+				r.wg.Go(func() { defer close(done); r.query(ctx, a) })
+				select {
+				case <-done:
+				case <-time.After(serverTimeout):
+					select {
+					case late <- struct{}{}:
+						<-slot
+						slot = late
+					default:
+					}
+				}
+				<-done
+				<-slot
 			})
 		}
 		wait := time.Hour
@@ -263,19 +301,59 @@ func (r *Resolver) learn(by, name string, a answer) bool {
 	return lacking
 }
 
-// apply has everything that was learned until now be destinations. What fails is tried again because of Changed, and nobody waits for it.
+// round is one writing of the rules, for all who wait for it.
+type round struct {
+	done chan struct{}
+	err  error
+}
+
+// apply has everything that was learned until now be destinations. What fails is tried again because of Changed, and nobody waits for it. Those who call it while
+// rules are being written share the next writing.
 func (r *Resolver) apply(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, applyTime)
 	defer cancel()
 	r.mu.Lock()
-	news := r.news
+	mine := r.upcoming
+	if mine == nil {
+		mine = &round{done: make(chan struct{})}
+		r.upcoming = mine
+	}
+	if !r.applying {
+		r.applying = true
+		go r.rounds(context.WithoutCancel(ctx))
+	}
 	r.mu.Unlock()
-	err := r.options.Apply(ctx)
-	r.mu.Lock()
-	r.applied = max(r.applied, news)
-	r.mu.Unlock()
-	r.options.Changed(err != nil)
-	return err
+	select {
+	case <-mine.done:
+		return mine.err
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the rules: %w", ctx.Err())
+	}
+}
+
+// rounds writes the rules as long as someone waits for it. Between two writings it rests for as long as the former one has taken: names that spokes ask for
+// get half of a processor at most.
+func (r *Resolver) rounds(ctx context.Context) {
+	for {
+		r.mu.Lock()
+		now, news := r.upcoming, r.news
+		if r.upcoming = nil; now == nil {
+			r.applying = false
+			r.mu.Unlock()
+			return
+		}
+		r.mu.Unlock()
+		began := time.Now()
+		limited, cancel := context.WithTimeout(ctx, applyTime)
+		now.err = r.options.Apply(limited)
+		cancel()
+		r.mu.Lock()
+		r.applied = max(r.applied, news)
+		r.mu.Unlock()
+		close(now.done)
+		r.options.Changed(now.err != nil)
+		time.Sleep(min(time.Since(began), maxRest))
+	}
 }
 
 // save writes the file when it is old. A failure is told once a change.

@@ -34,6 +34,7 @@ type query struct {
 	next     time.Time    // when it is due
 	asked    time.Time    // since when an answer is awaited; zero: none is
 	failures int          // in a row
+	tried    time.Time    // when the last of these came
 	failing  time.Time    // since when; zero: it does not fail
 	err      string       // of the last failure
 	unused   bool         // no policy can use the family, so that it is not asked for
@@ -174,6 +175,18 @@ func (t *table) learn(by, name string, addrs []netip.Addr, ttl time.Duration, no
 		}
 	}
 	return news
+}
+
+// unknown returns how many addresses names that stand for one would have new.
+func (t *table) unknown(name string, addrs []netip.Addr) (n int) {
+	for pattern, r := range t.records {
+		if Matches(pattern, name) {
+			for _, a := range addrs {
+				n += b2i(r.entries[a] == nil && t.allowed(a))
+			}
+		}
+	}
+	return n
 }
 
 // wants says whether a name or wildcard that was set stands for a name.
@@ -380,6 +393,7 @@ func (t *table) failed(name string, ipv6 bool, err error, now time.Time) {
 	q.asked = time.Time{}
 	q.next = now.Add(min(soonest<<min(q.failures, 20), t.floor))
 	q.failures++
+	q.tried = now
 	q.err = err.Error()
 }
 
@@ -440,8 +454,25 @@ func (t *table) due(now time.Time) (asks []ask) {
 			}
 		}
 	}
-	slices.SortFunc(asks, func(a, b ask) int { return strings.Compare(a.name, b.name)*2 + b2i(a.ipv6) - b2i(b.ipv6) })
+	// Of those that fail, the one that was tried longest ago comes first: there may be more than can be asked for.
+	slices.SortFunc(asks, func(a, b ask) int {
+		return cmp.Or(t.query(a).tried.Compare(t.query(b).tried), strings.Compare(a.name, b.name), b2i(a.ipv6)-b2i(b.ipv6))
+	})
 	return asks
+}
+
+// query returns what is known of a query of the table.
+func (t *table) query(a ask) *query { return &t.records[a.name].queries[b2i(a.ipv6)] }
+
+// fails says whether the last answer to a query was a failure.
+func (t *table) fails(a ask) bool { return t.records[a.name] != nil && t.query(a).failures > 0 }
+
+// putOff has a query that is due be due a little later.
+func (t *table) putOff(a ask, now time.Time) {
+	if t.records[a.name] != nil {
+		q := t.query(a)
+		q.next, q.asked = now.Add(soonest), time.Time{}
+	}
 }
 
 // next returns when something is due or goes; zero: never.
