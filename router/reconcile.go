@@ -100,6 +100,9 @@ func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Po
 	r.work.set(object{key: "routes", stage: stageRoutes, apply: func(context.Context) error {
 		r.FIB.SetReserved(reserved(target, r.around.get(), r.resolvers()))
 		r.FIB.SetStatic(target.Routes)
+		if r.names.SetInside(r.inside(target)) {
+			r.work.again("nat")
+		}
 		return nil
 	}})
 	if first || !reflect.DeepEqual(former.BGP, target.BGP) || !reflect.DeepEqual(former.Health, target.Health) || !reflect.DeepEqual(former.Takeover, target.Takeover) {

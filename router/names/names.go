@@ -112,14 +112,13 @@ func (r *Resolver) Set(c Config, names []string, unused func(name string, ipv6 b
 	r.wake()
 }
 
-// SetInside sets which addresses no name may stand for, beside those of the loopback, of links and of the cloud's platform: those of the node, of pools, of the
-// underlay's network, and inside. The owner of a zone reaches into these otherwise: it could have the rules let packets there, or a client's browser go
-// there (DNS rebinding).
-func (r *Resolver) SetInside(inside func(netip.Addr) bool) {
+// SetInside sets which addresses no name may stand for, beside those of the loopback, of links and of the cloud's platform. It reports whether a name had such a
+// one, which is no destination any more. The owner of a zone reaches into the node and the inside otherwise: the rules would let packets there, probes or a
+// client's browser would go there (DNS rebinding).
+func (r *Resolver) SetInside(inside func(netip.Addr) bool) (gone bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.inside, r.table.inside = inside, inside
-	gone := false
 	for _, record := range r.table.records {
 		for a := range record.entries {
 			if !r.table.allowed(a) {
@@ -129,6 +128,7 @@ func (r *Resolver) SetInside(inside func(netip.Addr) bool) {
 		}
 	}
 	r.dirty = r.dirty || gone
+	return gone
 }
 
 func (r *Resolver) listenLocked() {
