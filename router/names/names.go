@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// parallel is how many queries of the node's own are under way at a time, and parallelLate how many beside them that are not answered in a while,
-	// or of which the last one has failed: what is silent keeps nothing else waiting.
+	// parallel is how many queries of the node's own are under way at a time, and parallelLate how many beside them that are not answered in a while:
+	// what is silent keeps nothing else waiting. One of which the last one has failed waits for a place, and keeps none waiting.
 	parallel     = 256
 	parallelLate = 1024
 	// maxRest is the longest time between two writings of the rules while clients wait for them.
@@ -173,9 +173,6 @@ func (r *Resolver) Run(ctx context.Context) error {
 		for _, a := range asks {
 			r.mu.Lock()
 			slot, fails := slots, r.table.fails(a)
-			if fails {
-				slot = late
-			}
 			select {
 			case slot <- struct{}{}:
 				r.mu.Unlock()

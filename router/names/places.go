@@ -160,7 +160,7 @@ func newAttachment(name string) *attachment {
 	return &attachment{
 		name:    name,
 		queries: places{most: maxQueries, perHost: maxPerHost, patience: serverTimeout},
-		streams: places{most: maxClients, perHost: maxClientsPerHost, patience: serverTimeout},
+		streams: places{most: maxClients, perHost: maxClients, patience: serverTimeout},
 		fresh:   rate.NewLimiter(newRate, newBurst),
 	}
 }

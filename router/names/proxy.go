@@ -13,14 +13,13 @@ import (
 )
 
 const (
-	maxQueries        = 256              // of all clients of an attachment at a time; more are dropped, and clients ask again
-	maxPerHost        = 32               // of these, of one client: an IPv4 address, or an IPv6 network of 64 bits
-	maxBeside         = 16               // of these, of one TCP connection
-	maxClients        = 64               // TCP connections of an attachment
-	maxClientsPerHost = 16               // of these, of one client
-	idle              = 10 * time.Second // for which a TCP connection may be silent (RFC 7766 section 6.2.3)
-	applyTime         = time.Second      // for new destinations to be in force
-	rebind            = 5 * time.Second  // between two looks at whether the interface is still the same
+	maxQueries = 256              // of all clients of an attachment at a time; more are dropped, and clients ask again
+	maxPerHost = 32               // of these, of one client: an IPv4 address, or an IPv6 network of 64 bits
+	maxBeside  = 16               // of these, of one TCP connection
+	maxClients = 64               // TCP connections of an attachment
+	idle       = 10 * time.Second // for which a TCP connection may be silent (RFC 7766 section 6.2.3)
+	applyTime  = time.Second      // for new destinations to be in force
+	rebind     = 5 * time.Second  // between two looks at whether the interface is still the same
 )
 
 // serve answers queries that come in by an interface to an address. A tunnel's interface may come later, and be made anew.

@@ -199,6 +199,11 @@ func TestFloodOfNewNames(t *testing.T) {
 		mine = append(mine, got...)
 	}
 	took := time.Since(began)
+	r.mu.Lock()
+	if n := r.table.owned["modest"]; n != len(mine) || r.table.owned["greedy"] == 0 {
+		t.Errorf("claims %v", r.table.owned)
+	}
+	r.mu.Unlock()
 	stop()
 	flood.Wait()
 	if err := f.apply(t.Context()); err != nil {
@@ -381,5 +386,22 @@ func TestLongPackets(t *testing.T) {
 	got, _, err := c.resolve(t.Context(), []netip.AddrPort{s.at}, "a.example", false)
 	if err != nil || !slices.Equal(got, addrs("198.51.100.1")) || s.queries != 2 {
 		t.Errorf("%v, %v, with %d queries", got, err, s.queries)
+	}
+}
+
+// TestFirstAnswerOfTwo: when a query without EDNS cannot be sent, the answer to the one with it still counts.
+func TestFirstAnswerOfTwo(t *testing.T) {
+	s := newServer(t)
+	s.host("a.example", 60, addrs("198.51.100.1")...)
+	s.set(func() { s.slow = serverTimeout + time.Second })
+	var dials atomic.Int64
+	c := client{dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		if dials.Add(1) > 1 {
+			return nil, net.ErrClosed
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, address)
+	}}
+	if got, _, err := c.resolve(t.Context(), []netip.AddrPort{s.at}, "a.example", false); err != nil || !slices.Equal(got, addrs("198.51.100.1")) || dials.Load() != 2 {
+		t.Errorf("%v, %v, after %d queries", got, err, dials.Load())
 	}
 }

@@ -1620,9 +1620,13 @@ func (x *Zone) GetSources() []string {
 // wildcard need.
 type DNSProxy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Addresses to listen on: local inside addresses of tunnels, written in their `inside`. Each is served on its
-	// tunnels alone. At least one.
-	Listen        []string `protobuf:"bytes,1,rep,name=listen,proto3" json:"listen,omitempty"`
+	// Addresses to listen on. A local inside address of tunnels, written in their `inside`, is served on its tunnels alone. Any other one
+	// is an address of the node that spokes have a route to, such as the underlay's or one that is announced: it is served on the
+	// tunnels and attachments in `from`, for sources that belong to them, and port 53 of it is closed to all else but the node. At least
+	// one; at most 4 of the second kind.
+	Listen []string `protobuf:"bytes,1,rep,name=listen,proto3" json:"listen,omitempty"`
+	// Names of the tunnels and attachments whose hosts may ask at addresses of the second kind. Default: all.
+	From          []string `protobuf:"bytes,2,rep,name=from,proto3" json:"from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1660,6 +1664,13 @@ func (*DNSProxy) Descriptor() ([]byte, []int) {
 func (x *DNSProxy) GetListen() []string {
 	if x != nil {
 		return x.Listen
+	}
+	return nil
+}
+
+func (x *DNSProxy) GetFrom() []string {
+	if x != nil {
+		return x.From
 	}
 	return nil
 }
@@ -2555,9 +2566,10 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x04fall\x18\x03 \x01(\rR\x04fall\"4\n" +
 	"\x04Zone\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\asources\x18\x02 \x03(\tR\asources\"\"\n" +
+	"\asources\x18\x02 \x03(\tR\asources\"6\n" +
 	"\bDNSProxy\x12\x16\n" +
-	"\x06listen\x18\x01 \x03(\tR\x06listen\"a\n" +
+	"\x06listen\x18\x01 \x03(\tR\x06listen\x12\x12\n" +
+	"\x04from\x18\x02 \x03(\tR\x04from\"a\n" +
 	"\x0eTranslationLog\x122\n" +
 	"\amax_age\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x06maxAge\x12\x1b\n" +
 	"\tmax_bytes\x18\x02 \x01(\x04R\bmaxBytes\"\xe3\x01\n" +
