@@ -341,6 +341,9 @@ func (r *Router) policyNames() []*isthmusv1.NameStatus {
 	return out
 }
 
+// deafTold is after what time it is told that the DNS proxy does not listen: an interface may be made in that time.
+const deafTold = 5 * time.Second
+
 // maxToldConflicts is how many addresses of names that are no destinations have a condition each: a zone decides how many there are.
 const maxToldConflicts = 20
 
@@ -362,6 +365,10 @@ func (r *Router) nameConditions() (out []*isthmusv1.Condition) {
 			out = append(out, &isthmusv1.Condition{Type: "AddressesRefused", Severity: "warning",
 				Message: fmt.Sprintf("name %s of policies %s: %s and the like are refused, since they are addresses that the node, a pool, the platform or the inside needs: write those that are wanted in `destinations`", n.Name, strings.Join(n.Policies, ", "), n.Refused[0])})
 		}
+	}
+	if l, err, since, n := r.names.Deaf(); n > 0 && time.Since(since) > deafTold {
+		out = append(out, &isthmusv1.Condition{Type: "DNSProxyDown", Severity: "warning", Since: stamp(since),
+			Message: fmt.Sprintf("the DNS proxy does not listen at %d of its places, the first one %v by interface %s: %s: the address must be one of this node, and no other program may listen at port 53 of it", n, l.Address, l.Interface, err)})
 	}
 	if n, last, host := r.names.Dropped(); n > 0 && time.Since(last) < time.Minute {
 		out = append(out, &isthmusv1.Condition{Type: "QueriesDropped", Severity: "warning", Since: stamp(last),

@@ -250,13 +250,19 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 	r.tried(target.NAT)
 	// Now that the addresses are there.
 	r.names.SetInside(r.inside(target))
-	r.names.Set(target.Names, wantedNames(target), unusedFamilies(target))
+	// The proxy begins to listen behind the rules, since those say who may ask.
+	behind, listening := target.Names, r.names.Listeners()
+	behind.Proxy = slices.DeleteFunc(slices.Clone(behind.Proxy), func(l names.Listener) bool { return !slices.Contains(listening, l) })
+	r.names.Set(behind, wantedNames(target), unusedFamilies(target))
 	r.health.Set(target.Underlay.Interface, target.Health)
 	r.proxies.Set("", target.Proxies)
 	if err := r.nat.apply(ctx, r, target.NAT); err != nil {
 		return err
 	}
 	r.guardInPlace()
+	if len(behind.Proxy) < len(target.Names.Proxy) {
+		r.names.Set(target.Names, wantedNames(target), unusedFamilies(target))
+	}
 	for iface := range r.pooled {
 		var stay []netip.Addr
 		if iface == underlay {

@@ -466,6 +466,10 @@ func TestDNSDoors(t *testing.T) {
 	if diff, err := d.Differences(context.Background(), c); err != nil || len(diff) > 0 {
 		t.Errorf("differences %v, %v", diff, err)
 	}
+	c.DNS = c.DNS[:3]
+	apply(t, d, c)
+	ask(s.inside, "", "198.18.0.10:53", true) // which has no door any more
+	ask(s.outside, "", "192.0.2.1:53", false)
 	c.DNS = nil
 	apply(t, d, c)
 	ask(s.outside, "", "192.0.2.1:53", true)

@@ -61,8 +61,9 @@ type Resolver struct {
 	news        uint64 // how often there were new addresses
 	applied     uint64 // of these, how many Apply was called after
 	listeners   map[Listener]context.CancelFunc
-	upcoming    *round // writing of the rules that has not begun; nil: no one waits for one
-	applying    bool   // rules are being written
+	deaf        map[Listener]deafness // listeners that do not listen
+	upcoming    *round                // writing of the rules that has not begun; nil: no one waits for one
+	applying    bool                  // rules are being written
 }
 
 // New returns a Resolver of no names.
@@ -70,7 +71,7 @@ func New(o Options) *Resolver {
 	if o.ResolvConf == "" {
 		o.ResolvConf = resolvConf
 	}
-	return &Resolver{options: o, client: client{dial: (&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[Listener]context.CancelFunc{}, attachments: map[string]*attachment{}, flights: map[string]*flight{}}
+	return &Resolver{options: o, client: client{dial: (&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[Listener]context.CancelFunc{}, attachments: map[string]*attachment{}, deaf: map[Listener]deafness{}, flights: map[string]*flight{}}
 }
 
 // loadLocked returns what a former run has left in the file.
@@ -110,6 +111,13 @@ func (r *Resolver) Set(c Config, names []string, unused func(name string, ipv6 b
 	r.listenLocked()
 	r.mu.Unlock()
 	r.wake()
+}
+
+// Listeners returns where the proxy listens, or tries to.
+func (r *Resolver) Listeners() []Listener {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.config.Proxy)
 }
 
 // SetInside sets which addresses no name may stand for, beside those of the loopback, of links and of the cloud's platform. It reports whether a name had such a

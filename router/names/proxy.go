@@ -1,9 +1,11 @@
 package names
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -26,10 +28,10 @@ const (
 func (r *Resolver) serve(ctx context.Context, l Listener) {
 	from := r.attach(l.Interface)
 	defer r.detach(from)
-	told := ""
+	defer r.hears(l, nil)
 	for ctx.Err() == nil {
-		if err := r.listen(ctx, l, from); err != nil && ctx.Err() == nil && err.Error() != told {
-			told = err.Error()
+		err := r.listen(ctx, l, from)
+		if err != nil && ctx.Err() == nil && r.hears(l, err) {
 			r.options.Log.Warn("the DNS proxy does not listen; trying again every second", "address", l.Address, "interface", l.Interface, "err", err)
 		}
 		select {
@@ -37,6 +39,46 @@ func (r *Resolver) serve(ctx context.Context, l Listener) {
 		case <-time.After(time.Second):
 		}
 	}
+}
+
+// deafness is why a listener does not listen.
+type deafness struct {
+	since time.Time
+	err   string
+}
+
+// hears notes that a listener listens, or why it does not, and reports whether that is news.
+func (r *Resolver) hears(l Listener, err error) (news bool) {
+	r.mu.Lock()
+	was, deaf := r.deaf[l]
+	switch {
+	case err == nil:
+		delete(r.deaf, l)
+		news = deaf
+	case !deaf:
+		r.deaf[l] = deafness{time.Now(), err.Error()}
+		news = true
+	case was.err != err.Error():
+		r.deaf[l] = deafness{was.since, err.Error()}
+		news = true
+	}
+	r.mu.Unlock()
+	if news {
+		r.options.Changed(false)
+	}
+	return news
+}
+
+// Deaf returns a listener that does not listen, the first by address and interface, why, and since when; and how many there are.
+func (r *Resolver) Deaf() (first Listener, err string, since time.Time, n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for l, d := range r.deaf {
+		if n++; n == 1 || cmp.Or(l.Address.Compare(first.Address), strings.Compare(l.Interface, first.Interface)) < 0 {
+			first, err, since = l, d.err, d.since
+		}
+	}
+	return first, err, since, n
 }
 
 // listen serves until ctx is done or the interface is another one. What comes in by another interface does not reach the sockets, even
@@ -63,6 +105,7 @@ func (r *Resolver) listen(ctx context.Context, l Listener, at *attachment) error
 		return err
 	}
 	defer stream.Close()
+	r.hears(l, nil)
 	r.options.Log.Info("the DNS proxy listens", "address", l.Address, "interface", l.Interface)
 
 	ctx, cancel := context.WithCancel(ctx)
@@ -229,7 +272,9 @@ func (r *Resolver) respond(ctx context.Context, from *attachment, network string
 			return refuse(h, q, dnsmessage.RCodeServerFailure, false)
 		}
 		if err == nil && len(a.addrs) > 0 && r.learn(from.name, canonical(q.Name), a) {
-			if err := r.apply(ctx); err != nil {
+			if err := r.apply(ctx); ctx.Err() != nil {
+				return refuse(h, q, dnsmessage.RCodeServerFailure, false)
+			} else if err != nil {
 				r.options.Log.Warn("a client is told addresses that are no destinations yet", "name", q.Name, "err", err)
 			}
 		}

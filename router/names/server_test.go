@@ -416,6 +416,11 @@ func TestProxy(t *testing.T) {
 	servers := []netip.AddrPort{netip.AddrPortFrom(at, 53)}
 	eventually(t, "listening", func() bool { _, _, err := c.resolve(t.Context(), servers, "none.example", false); return err == nil })
 
+	eventually(t, "it is told that one does not listen", func() bool {
+		l, err, since, n := r.Deaf()
+		return n == 1 && l.Interface == "ist-none" && strings.Contains(err, "no such network interface") && !since.IsZero()
+	})
+
 	ask := func(name string, ipv6 bool, want string, news bool) {
 		t.Helper()
 		got, ttl, err := c.resolve(t.Context(), servers, name, ipv6)

@@ -1617,7 +1617,7 @@ func (x *Zone) GetSources() []string {
 
 // DNSProxy answers DNS queries of spokes (RFC 1035, UDP and TCP port 53) through the resolvers of the node. The addresses that a spoke is
 // told for a name of a policy are destinations of the policy before the spoke has the answer. It is what names with a
-// wildcard need.
+// wildcard need, and names whose answers differ each time.
 type DNSProxy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Addresses to listen on. A local inside address of tunnels, written in their `inside`, is served on its tunnels alone. Any other one
