@@ -59,7 +59,7 @@ func TestUnusedFamilies(t *testing.T) {
 	}
 }
 
-// TestNamesLoseWhatBecomesInside: an address that has become the inside address of a tunnel is no destination any more, though nothing else of the rules has changed.
+// TestNamesLoseWhatBecomesInside: an address that has become the inside address of a tunnel is not a destination any more, though nothing else of the rules has changed.
 func TestNamesLoseWhatBecomesInside(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)

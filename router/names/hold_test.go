@@ -78,7 +78,7 @@ func TestLately(t *testing.T) {
 	}
 }
 
-// TestDiffers: each answer has new addresses. A zone that moves once does not count, nor one of which the table knows all in time.
+// TestDiffers: each answer has new addresses. A zone that moves once does not count, nor one whose addresses the table knows all in time.
 func TestDiffers(t *testing.T) {
 	at := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}) }
 	c := newClock(t, "a.example")
@@ -88,7 +88,7 @@ func TestDiffers(t *testing.T) {
 		c.wait(30 * time.Second)
 	}
 	differs := func() bool { return !c.differs(r, c.now).IsZero() }
-	for i := range changing { // the first one is no change
+	for i := range changing { // the first one does not count
 		answer(at(2*i), at(2*i+1))
 		if differs() {
 			t.Fatalf("after %d answers", i+1)

@@ -16,7 +16,7 @@ import (
 
 const (
 	// parallel is how many queries of the node's own are under way at a time, and parallelLate how many beside them that are not answered in a while:
-	// what is silent keeps nothing else waiting. One of which the last one has failed waits for a place, and keeps none waiting.
+	// what is silent keeps nothing else waiting. One whose last answer was a failure waits for a free place, and keeps none waiting.
 	parallel     = 256
 	parallelLate = 1024
 	// maxRest is the longest time between two writings of the rules while clients wait for them.
@@ -121,7 +121,7 @@ func (r *Resolver) Listeners() []Listener {
 }
 
 // SetInside sets which addresses no name may stand for, beside those of the loopback, of links and of the cloud's platform. It reports whether a name had such a
-// one, which is no destination any more. The owner of a zone reaches into the node and the inside otherwise: the rules would let packets there, probes or a
+// one, which is not a destination any more. The owner of a zone reaches into the node and the inside otherwise: the rules would let packets there, probes or a
 // client's browser would go there (DNS rebinding).
 func (r *Resolver) SetInside(inside func(netip.Addr) bool) (gone bool) {
 	r.mu.Lock()
@@ -312,8 +312,8 @@ type round struct {
 	err  error
 }
 
-// apply has everything that was learned until now be destinations. What fails is tried again because of Changed, and nobody waits for it. Those who call it while
-// rules are being written share the next writing.
+// apply has everything that was learned until now be destinations. What fails is tried again because of Changed, without a client waiting for it. Callers that
+// come while rules are being written share the next writing.
 func (r *Resolver) apply(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, applyTime)
 	defer cancel()
@@ -336,7 +336,7 @@ func (r *Resolver) apply(ctx context.Context) error {
 	}
 }
 
-// rounds writes the rules as long as someone waits for it. Between two writings it rests for as long as the former one has taken: names that spokes ask for
+// rounds writes the rules as long as a client waits for it. Between two writings it rests for as long as the former one has taken: names that spokes ask for
 // get half of a processor at most.
 func (r *Resolver) rounds(ctx context.Context) {
 	for {

@@ -27,7 +27,7 @@ type places struct {
 type place struct {
 	host   netip.Prefix
 	since  time.Time
-	vacate func() // what had the place ends
+	vacate func() // ends what has the place
 }
 
 // take takes a place for a client; nil: there is none. When there is none left, what has waited longest makes room: of this client, when it has as many as one
@@ -235,7 +235,7 @@ func (r *Resolver) forgetLocked(f *flight) {
 	}
 }
 
-// keepLocked keeps an answer within the share of an attachment. The oldest ones make room, and those of which the time is over.
+// keepLocked keeps an answer within the share of an attachment. The oldest ones make room, and those whose time is over.
 func (r *Resolver) keepLocked(from *attachment, f *flight) {
 	now := time.Now()
 	if len(f.response) > maxKeptBytes || r.attachments[from.name] != from {

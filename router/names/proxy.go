@@ -153,7 +153,7 @@ func (r *Resolver) detach(a *attachment) {
 	}
 }
 
-// place takes a place for a client's query, and returns what is to be called with the query; nil: there is no place.
+// place takes a place for a client's query, and returns what is to be called with the query; nil: none is free.
 func (r *Resolver) place(ctx context.Context, from *attachment, host netip.Prefix) (respond func(network string, query []byte) []byte) {
 	ctx, cancel := context.WithCancel(ctx)
 	had, left := from.queries.take(host, cancel)

@@ -405,3 +405,28 @@ func TestFirstAnswerOfTwo(t *testing.T) {
 		t.Errorf("%v, %v, after %d queries", got, err, dials.Load())
 	}
 }
+
+// TestLeftWhileRulesAreWritten: a client whose place is taken while it waits for the rules is not told an address.
+func TestLeftWhileRulesAreWritten(t *testing.T) {
+	s := newServer(t)
+	s.set(func() { s.any = true })
+	entered, leave := make(chan struct{}), make(chan struct{})
+	r := start(t, Config{Resolvers: []netip.AddrPort{s.at}, Floor: time.Minute}, Options{Apply: func(context.Context) error {
+		close(entered)
+		<-leave
+		return nil
+	}}, "*.any.example")
+	ctx, vacate := context.WithCancel(t.Context())
+	query, _ := pack(1, "a.any.example", false)
+	told := make(chan []byte, 1)
+	go func() { told <- r.respond(ctx, r.attach("one"), "udp", query) }()
+	<-entered
+	vacate()
+	response := <-told
+	close(leave)
+	h, _, err := question(response)
+	a, err2 := read(response)
+	if err != nil || err2 != nil || h.RCode != dnsmessage.RCodeServerFailure || len(a.addrs) > 0 {
+		t.Errorf("told %v, %v, %v, %v", h.RCode, a.addrs, err, err2)
+	}
+}
