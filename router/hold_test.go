@@ -152,7 +152,8 @@ func TestProxyListensBehindTheRules(t *testing.T) {
 	})
 }
 
-// TestNameConditions: a name with new addresses in each answer, and one with addresses that no name may stand for, have a condition with a remedy each.
+// TestNameConditions: a name with new addresses in each answer, one with addresses that no name may stand for, and an attachment that is told more new addresses
+// than it may have a condition with a remedy each. Ring: namespace; needs root for port 53.
 func TestNameConditions(t *testing.T) {
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -175,7 +176,11 @@ func TestNameConditions(t *testing.T) {
 				address = [4]byte{169, 254, 169, 254}
 			}
 			m.Header, m.Additionals = dnsmessage.Header{ID: m.ID, Response: true}, nil
-			if q.Type == dnsmessage.TypeA {
+			if q.Type == dnsmessage.TypeA && strings.HasPrefix(strings.ToLower(q.Name.String()), "many") {
+				for i := range byte(200) {
+					m.Answers = append(m.Answers, dnsmessage.Resource{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 60}, Body: &dnsmessage.AResource{A: [4]byte{11, 0, n, i}}})
+				}
+			} else if q.Type == dnsmessage.TypeA {
 				m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class}, Body: &dnsmessage.AResource{A: address}}}
 			}
 			if out, err := m.Pack(); err == nil {
@@ -184,19 +189,32 @@ func TestNameConditions(t *testing.T) {
 		}
 	}()
 	r := &Router{Options: Options{Log: slog.New(slog.DiscardHandler)}, state: newObserved()}
-	r.state.target = plan.Target{NAT: nat.Config{Policies: []nat.Policy{{Name: "a", Names: []string{"meta.example", "turns.example"}}}}}
-	r.names = names.New(names.Options{Changed: func(bool) {}, Log: slog.New(slog.DiscardHandler)})
-	r.names.Set(names.Config{Floor: 20 * time.Millisecond, Resolvers: []netip.AddrPort{netip.MustParseAddrPort(conn.LocalAddr().String())}}, wantedNames(r.state.target), nil)
+	r.state.target = plan.Target{NAT: nat.Config{Policies: []nat.Policy{{Name: "a", Names: []string{"meta.example", "turns.example", "*.any.example"}}}}}
+	r.names = names.New(names.Options{Changed: func(bool) {}, Apply: func(context.Context) error { return nil }, Log: slog.New(slog.DiscardHandler)})
+	r.names.Set(names.Config{Floor: 20 * time.Millisecond, Resolvers: []netip.AddrPort{netip.MustParseAddrPort(conn.LocalAddr().String())},
+		Proxy: []names.Listener{{Address: netip.MustParseAddr("127.53.53.20"), Interface: "lo"}}}, wantedNames(r.state.target), nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { r.names.Run(ctx); close(done) }()
 	defer func() { cancel(); <-done }()
+	spoke, err := net.Dial("udp", "127.53.53.20:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer spoke.Close()
+	asked := 0
 	for end := time.Now().Add(15 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		asked++
+		query := dnsmessage.Message{Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(fmt.Sprintf("many%d.any.example.", asked)), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
+		if packed, err := query.Pack(); err == nil {
+			_, _ = spoke.Write(packed) // it may not listen yet
+		}
 		got := ""
 		for _, c := range r.nameConditions() {
 			got += c.Type + ": " + c.Message + "\n"
 		}
 		if strings.Contains(got, "NameDiffers: name turns.example of policies a") && strings.Contains(got, "egress.dnsProxy") &&
+			strings.Contains(got, "NewNamesLimited: the DNS proxy has refused ") && strings.Contains(got, "behind lo: ") &&
 			strings.Contains(got, "AddressesRefused: name meta.example of policies a: 169.254.169.254 and the like are refused") {
 			break
 		}
