@@ -430,3 +430,58 @@ func TestLeftWhileRulesAreWritten(t *testing.T) {
 		t.Errorf("told %v, %v, %v, %v", h.RCode, a.addrs, err, err2)
 	}
 }
+
+// TestAdmission: an attachment may be told some new addresses at once and then so many a second; what is refused costs it nothing, and what names have is free.
+func TestAdmission(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := New(Options{})
+		r.Set(Config{Floor: time.Minute}, []string{"*.any.example"}, nil)
+		from, n := r.attach("one"), 0
+		admit := func(name string) bool {
+			n++
+			return r.admit(t.Context(), from, name, []netip.Addr{netip.AddrFrom4([4]byte{11, byte(n >> 16), byte(n >> 8), byte(n)})})
+		}
+		began := time.Now()
+		for i := range newBurst + 10*newRate {
+			if !admit("a.any.example") {
+				t.Fatalf("address %d is refused", i)
+			}
+		}
+		if took := time.Since(began).Round(time.Second); took != 10*time.Second {
+			t.Errorf("they took %v", took)
+		}
+		// All at once: those that would wait for too long are refused.
+		var wg sync.WaitGroup
+		var admitted atomic.Int64
+		for range 100 * newRate {
+			n++
+			a := netip.AddrFrom4([4]byte{11, byte(n >> 16), byte(n >> 8), byte(n)})
+			wg.Go(func() {
+				if r.admit(t.Context(), from, "a.any.example", []netip.Addr{a}) {
+					admitted.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		if got, want := int(admitted.Load()), int(newRate*newWait.Seconds()); got < want-1 || got > want+1 {
+			t.Errorf("%d were admitted at once, want %d", got, want)
+		}
+		if refused, _, who := r.Limited(); int64(refused) != 100*newRate-admitted.Load() || who != "one" {
+			t.Errorf("%d refused, of %q", refused, who)
+		}
+		time.Sleep(100 * time.Millisecond)
+		began = time.Now()
+		if !admit("a.any.example") || time.Since(began) > newWait/2 {
+			t.Errorf("what was refused counts: waited for %v", time.Since(began))
+		}
+		began = time.Now()
+		for range 10 * newBurst { // of names that no policy has
+			if !admit("a.other.example") {
+				t.Fatal("an address that changes nothing is refused")
+			}
+		}
+		if time.Since(began) > 0 {
+			t.Error("an address that changes nothing waits")
+		}
+	})
+}
