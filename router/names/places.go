@@ -300,24 +300,24 @@ func (r *Resolver) Limited() (answers uint64, last time.Time, attachment string)
 func (r *Resolver) admit(ctx context.Context, from *attachment, name string, addrs []netip.Addr) bool {
 	now := time.Now()
 	r.mu.Lock()
-	n := r.table.unknown(name, addrs)
-	r.mu.Unlock()
+	n := min(r.table.unknown(name, addrs), newBurst)
 	if n == 0 {
+		r.mu.Unlock()
 		return true
 	}
-	wanted := from.fresh.ReserveN(now, min(n, newBurst))
-	if wait := wanted.DelayFrom(now); wait <= newWait {
-		select {
-		case <-time.After(wait):
-			return true
-		case <-ctx.Done():
-			return false
-		}
+	// A reservation that is cancelled does not give everything back, so that none is made in vain.
+	if short := float64(n) - from.fresh.TokensAt(now); short > newRate*newWait.Seconds() {
+		r.dropped.limited++
+		r.dropped.limitedAt, r.dropped.limitedBy = now, from.name
+		r.mu.Unlock()
+		return false
 	}
-	wanted.CancelAt(now)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.dropped.limited++
-	r.dropped.limitedAt, r.dropped.limitedBy = now, from.name
-	return false
+	wait := from.fresh.ReserveN(now, n).DelayFrom(now)
+	r.mu.Unlock()
+	select {
+	case <-time.After(wait):
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
