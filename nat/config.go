@@ -37,6 +37,9 @@ type Config struct {
 	Sessions []Session
 	// API says who may reach the node's own API.
 	API API
+	// DNS says who may reach port 53 of addresses, over UDP and TCP, beside the loopback. To everything else port 53 of these addresses is closed; other
+	// addresses it does not concern.
+	DNS []Door
 	// Links are the underlay and interfaces of attachments, as far as they are there. Their indexes make rules quicker, and decide nothing: an
 	// interface with another index is looked up by its name.
 	Links Links

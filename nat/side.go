@@ -20,6 +20,14 @@ type Session struct {
 	Address   netip.Addr
 }
 
+// Door lets an attachment reach an address of the node.
+type Door struct {
+	Interface string
+	Address   netip.Addr
+	// From are the sources that may; with an attachment that has an interface of its own, all that belong to it may, and From is empty.
+	From []netip.Prefix
+}
+
 // API says from where the node's own API may be reached.
 type API struct {
 	// Port is the TCP port of the API; 0: the rules know no API.

@@ -126,8 +126,10 @@ func unusedFamilies(t plan.Target) func(name string, ipv6 bool) bool {
 	return func(name string, ipv6 bool) bool { return !used[use{name, ipv6}] }
 }
 
-// inside says which addresses no name may stand for: those of the node, of pools, of the underlay's networks, and inside. A prefix of everything, as the
-// sources of a tunnel may be, is not inside.
+// inside says which addresses no name may stand for, of a policy or of a probe: those that no route may take from the node (its own, those of pools and of the
+// platform, networks that it is connected to, inside addresses of tunnels, routers of the underlay), DNS servers with a private address, and what is inside. A
+// prefix of everything, as the sources of a tunnel may be, is not inside. A public DNS server, or the outside address of a tunnel, may well be whom a
+// policy names.
 func (r *Router) inside(t plan.Target) func(netip.Addr) bool {
 	addrs := map[netip.Addr]bool{}
 	for _, a := range r.own(t.NAT) {
@@ -138,11 +140,27 @@ func (r *Router) inside(t plan.Target) func(netip.Addr) bool {
 			addrs[a.Address], addrs[a.Public] = true, true
 		}
 	}
-	var prefixes []netip.Prefix
+	resolvers := r.resolvers()
+	for _, server := range t.Names.Resolvers {
+		resolvers = append(resolvers, server.Addr())
+	}
+	for _, a := range resolvers {
+		if a.IsPrivate() {
+			addrs[a] = true
+		}
+	}
 	seen := r.around.get()
-	for _, a := range seen.Addresses {
-		if a.Interface == t.Underlay.Interface && !a.Prefix.IsSingleIP() {
-			prefixes = append(prefixes, a.Prefix.Masked())
+	for _, a := range seen.Gateways(t.Underlay.Interface) {
+		addrs[a] = true
+	}
+	var prefixes []netip.Prefix
+	for _, p := range reserved(t, seen, nil) {
+		switch {
+		case p.Covered: // what is more exact may lead there
+		case p.Prefix.IsSingleIP():
+			addrs[p.Prefix.Addr()] = true
+		case p.Prefix.Bits() > 0:
+			prefixes = append(prefixes, p.Prefix)
 		}
 	}
 	for _, a := range t.NAT.Attachments {
@@ -303,11 +321,16 @@ func (r *Router) policyNames() []*isthmusv1.NameStatus {
 	policies := r.state.target.NAT.Policies
 	r.state.mu.Unlock()
 	byName := map[string]*isthmusv1.NameStatus{}
+	gone := map[string][]*isthmusv1.GoneAddress{}
+	for _, g := range r.names.Lately() {
+		gone[g.Name] = append(gone[g.Name], &isthmusv1.GoneAddress{Address: g.Address.String(), Since: stamp(g.At)})
+	}
 	for _, p := range policies {
 		for _, name := range p.Names {
 			if byName[name] == nil {
 				s := r.names.State(name)
-				byName[name] = &isthmusv1.NameStatus{Name: name, Addresses: texts(s.Addresses), Next: stamp(s.Next), LastError: s.LastError, Failing: stamp(s.Failing)}
+				byName[name] = &isthmusv1.NameStatus{Name: name, Addresses: texts(s.Addresses), Next: stamp(s.Next), LastError: s.LastError, Failing: stamp(s.Failing),
+					Gone: gone[name], Differs: stamp(s.Differs), Refused: texts(s.Refused)}
 			}
 			byName[name].Policies = append(byName[name].Policies, p.Name)
 		}
@@ -319,24 +342,46 @@ func (r *Router) policyNames() []*isthmusv1.NameStatus {
 	return out
 }
 
+// deafTold is after what time it is told that the DNS proxy does not listen: an interface may be made in that time.
+const deafTold = 5 * time.Second
+
 // maxToldConflicts is how many addresses of names that are no destinations have a condition each: a zone decides how many there are.
 const maxToldConflicts = 20
 
 // nameConditions tells of names that cannot be resolved, and of addresses that two policies want.
 func (r *Router) nameConditions() (out []*isthmusv1.Condition) {
-	for _, n := range r.policyNames() {
+	names := r.policyNames()
+	for _, n := range names {
 		if n.LastError != "" {
 			out = append(out, &isthmusv1.Condition{Type: "NameUnresolved", Severity: "warning", Since: n.Failing,
 				Message: fmt.Sprintf("name %s of policies %s: %s; its %d addresses of that family stay for `nameGrace`", n.Name, strings.Join(n.Policies, ", "), n.LastError, r.names.State(n.Name).Stale)})
 		}
 	}
+	for _, n := range names {
+		if n.Differs != nil {
+			out = append(out, &isthmusv1.Condition{Type: "NameDiffers", Severity: "warning", Since: n.Differs,
+				Message: fmt.Sprintf("name %s of policies %s: each answer has addresses that were not in those before, so that clients which ask another resolver are told addresses that are no destinations: have them ask `egress.dnsProxy` of this node", n.Name, strings.Join(n.Policies, ", "))})
+		}
+		if len(n.Refused) > 0 {
+			out = append(out, &isthmusv1.Condition{Type: "AddressesRefused", Severity: "warning",
+				Message: fmt.Sprintf("name %s of policies %s: %s and the like are refused, since they are addresses that the node, a pool, the platform or the inside needs: write those that are wanted in `destinations`", n.Name, strings.Join(n.Policies, ", "), n.Refused[0])})
+		}
+	}
+	if l, err, since, n := r.names.Deaf(); n > 0 && time.Since(since) > deafTold {
+		out = append(out, &isthmusv1.Condition{Type: "DNSProxyDown", Severity: "warning", Since: stamp(since),
+			Message: fmt.Sprintf("the DNS proxy does not listen at %d of its places, the first one %v by interface %s: %s: the address must be one of this node, and no other program may listen at port 53 of it", n, l.Address, l.Interface, err)})
+	}
 	if n, last, host := r.names.Dropped(); n > 0 && time.Since(last) < time.Minute {
 		out = append(out, &isthmusv1.Condition{Type: "QueriesDropped", Severity: "warning", Since: stamp(last),
 			Message: fmt.Sprintf("the DNS proxy has dropped %d queries since the start, the last one of %v: a client, or all of a tunnel, asks for more than resolvers answer", n, host)})
 	}
+	if n, last, iface := r.names.Limited(); n > 0 && time.Since(last) < time.Minute {
+		out = append(out, &isthmusv1.Condition{Type: "NewNamesLimited", Severity: "warning", Since: stamp(last),
+			Message: fmt.Sprintf("the DNS proxy has refused %d answers since the start, the last one to a client behind %s: they would have given names more new addresses than one attachment may (1000 at once, 100 a second): look which host asks, or write prefixes in `destinations`", n, iface)})
+	}
 	if n, last, name := r.names.Refused(); n > 0 && time.Since(last) < time.Minute {
 		out = append(out, &isthmusv1.Condition{Type: "AnswersRefused", Severity: "warning", Since: stamp(last),
-			Message: fmt.Sprintf("the DNS proxy has refused %d answers since the start, the last one for %s: they have addresses of the node, of pools, of the underlay's network, of the platform or inside", n, name)})
+			Message: fmt.Sprintf("the DNS proxy has refused %d answers since the start, the last one for %s: they have addresses that the node, a pool, the platform or the inside needs", n, name)})
 	}
 	r.nat.mu.Lock()
 	defer r.nat.mu.Unlock()

@@ -65,7 +65,7 @@ func (r *Router) guardDropped(reason nat.Reason, f nat.Flow) {
 		config := r.state.target.NAT
 		r.state.mu.Unlock()
 		config, _ = r.liveNAT(config)
-		why = config.Explain(f)
+		why = config.Explain(f) + r.leftNames(config, f)
 	}
 	r.Log.Warn("dropped a packet", "reason", string(reason), "source", f.Source, "destination", f.Destination, "protocol", f.Protocol, "port", f.Port, "why", why)
 }

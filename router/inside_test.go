@@ -1,12 +1,18 @@
 package router
 
 import (
+	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/tunnel"
 )
 
 // TestInside: which addresses no name may stand for.
@@ -21,12 +27,16 @@ func TestInside(t *testing.T) {
 		Maps: []nat.Map{{Inside: p("10.3.0.0/24"), Mapped: p("100.64.3.0/24")}},
 	}}
 	target.Underlay.Interface = "eth0"
-	r := &Router{}
-	r.around.seen = fib.Surroundings{Addresses: []fib.Assigned{{Interface: "eth0", Prefix: p("10.9.0.4/24")}, {Interface: "eth1", Prefix: p("10.8.0.4/24")}}}
+	target.Tunnels = []tunnel.Config{{Name: "t", Inside: []tunnel.Inside{{Local: p("192.168.1.1/30"), Remote: a("192.168.1.2")}}, IPsec: &tunnel.IPsec{RemoteAddress: a("203.0.113.77")}}}
+	target.Names.Resolvers = []netip.AddrPort{netip.MustParseAddrPort("192.168.9.53:53"), netip.MustParseAddrPort("9.9.9.9:53")}
+	r := &Router{Options: Options{Resolvers: func() []netip.Addr { return []netip.Addr{a("192.168.8.53"), a("8.8.8.8")} }}}
+	r.around.seen = fib.Surroundings{Addresses: []fib.Assigned{{Interface: "eth0", Prefix: p("10.9.0.4/24")}, {Interface: "eth1", Prefix: p("10.8.0.4/24")}}, Routes: []fib.Foreign{{Table: fib.TableMain, Interface: "eth0", Prefix: p("0.0.0.0/0"), Gateway: a("198.51.100.1")}}}
 	inside := r.inside(target)
 	for text, want := range map[string]bool{
-		"10.9.0.4": true, "10.9.0.77": true, "10.8.0.4": true, "10.8.0.5": false, "192.0.2.5": true, "192.0.2.6": false, "203.0.113.5": true,
-		"172.16.9.9": true, "2001:db8:16::9": true, "100.64.3.9": true, "198.51.100.7": false, "2001:db8:51::7": false,
+		"10.9.0.4": true, "10.9.0.77": true, "10.8.0.4": true, "10.8.0.5": true, "192.0.2.5": true, "192.0.2.6": false, "203.0.113.5": true,
+		"172.16.9.9": true, "2001:db8:16::9": true, "100.64.3.9": true, "192.168.1.1": true, "192.168.1.2": true, "192.168.1.3": false, "203.0.113.77": false, "192.168.9.53": true, "9.9.9.9": false, "192.168.8.53": true, "8.8.8.8": false,
+		"198.51.100.1": true, "169.254.169.254": true, "100.100.100.200": true, "127.0.0.1": true,
+		"198.51.100.7": false, "2001:db8:51::7": false,
 	} {
 		if got := inside(a(text)); got != want {
 			t.Errorf("%s: %v, want %v", text, got, want)
@@ -47,4 +57,33 @@ func TestUnusedFamilies(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, got, want)
 		}
 	}
+}
+
+// TestNamesLoseWhatBecomesInside: an address that has become the inside address of a tunnel is not a destination any more, though nothing else of the rules has changed.
+func TestNamesLoseWhatBecomesInside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		dir := t.TempDir()
+		known := `{"a.example": {"198.51.100.9": "2100-01-01T00:00:00Z", "192.168.6.3": "2100-01-01T00:00:00Z"}}`
+		if err := os.WriteFile(filepath.Join(dir, "names.json"), []byte(known), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, stop := m.boot(dir)
+		defer stop()
+		doc := strings.Replace(base, "policies: [", `resolvers: ["127.0.0.1:1"], policies: [{name: w, sources: [10.0.0.0/8], names: [a.example], pool: p}, `, 1)
+		doc = strings.Replace(doc, "name: a, ipsec", `name: a, inside: [{local: 192.168.6.9/32, remote: 192.168.6.2}], ipsec`, 1)
+		has := func(want string) {
+			t.Helper()
+			synctest.Wait()
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			if got := fmt.Sprint(m.nat.Policies[0].Destinations); got != want {
+				t.Errorf("%s, want %s", got, want)
+			}
+		}
+		apply(t, r, doc)
+		has("[192.168.6.3/32 198.51.100.9/32]")
+		apply(t, r, strings.Replace(doc, "192.168.6.9/32", "192.168.6.3/32", 1))
+		has("[198.51.100.9/32]")
+	})
 }

@@ -100,6 +100,9 @@ func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Po
 	r.work.set(object{key: "routes", stage: stageRoutes, apply: func(context.Context) error {
 		r.FIB.SetReserved(reserved(target, r.around.get(), r.resolvers()))
 		r.FIB.SetStatic(target.Routes)
+		if r.names.SetInside(r.inside(target)) {
+			r.work.again("nat")
+		}
 		return nil
 	}})
 	if first || !reflect.DeepEqual(former.BGP, target.BGP) || !reflect.DeepEqual(former.Health, target.Health) || !reflect.DeepEqual(former.Takeover, target.Takeover) {
@@ -247,13 +250,19 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 	r.tried(target.NAT)
 	// Now that the addresses are there.
 	r.names.SetInside(r.inside(target))
-	r.names.Set(target.Names, wantedNames(target), unusedFamilies(target))
+	// The proxy begins to listen behind the rules, since those say who may ask.
+	behind, listening := target.Names, r.names.Listeners()
+	behind.Proxy = slices.DeleteFunc(slices.Clone(behind.Proxy), func(l names.Listener) bool { return !slices.Contains(listening, l) })
+	r.names.Set(behind, wantedNames(target), unusedFamilies(target))
 	r.health.Set(target.Underlay.Interface, target.Health)
 	r.proxies.Set("", target.Proxies)
 	if err := r.nat.apply(ctx, r, target.NAT); err != nil {
 		return err
 	}
 	r.guardInPlace()
+	if len(behind.Proxy) < len(target.Names.Proxy) {
+		r.names.Set(target.Names, wantedNames(target), unusedFamilies(target))
+	}
 	for iface := range r.pooled {
 		var stay []netip.Addr
 		if iface == underlay {

@@ -341,6 +341,7 @@ func (r *Router) Run(ctx context.Context) error {
 	start("taking over", r.takeOver)
 	start("probing proxies", r.proxies.Run)
 	start("resolving names", r.names.Run)
+	start("watching the use of names", r.watchUse)
 	if r.Translations != nil {
 		start("recording translations", r.Translations.Run)
 	}

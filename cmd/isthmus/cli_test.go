@@ -91,7 +91,7 @@ func fill(r *apitest.Router) {
 	})
 	r.SetNames(
 		&isthmusv1.NameStatus{Name: "*.example.com", Policies: []string{"partner"}, Addresses: []string{"203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4", "203.0.113.5", "2001:db8::1"}},
-		&isthmusv1.NameStatus{Name: "api.partner.example", Policies: []string{"partner", "web"}, Addresses: []string{"203.0.113.7"}, Next: timestamppb.New(noon.Add(30 * time.Second)), LastError: "asking 10.9.0.2:53: no answer in time", Failing: ago(5 * time.Minute)},
+		&isthmusv1.NameStatus{Name: "api.partner.example", Policies: []string{"partner", "web"}, Addresses: []string{"203.0.113.7"}, Gone: []*isthmusv1.GoneAddress{{Address: "203.0.113.6", Since: ago(time.Hour)}, {Address: "203.0.113.8", Since: ago(2 * time.Minute)}, {Address: "203.0.113.9", Since: ago(time.Minute)}}, Next: timestamppb.New(noon.Add(30 * time.Second)), LastError: "asking 10.9.0.2:53: no answer in time", Failing: ago(5 * time.Minute)},
 	)
 	r.SetPorts(
 		&isthmusv1.PortUse{Pool: "main", Address: "10.200.0.7", PublicAddress: "198.51.100.7", Destination: "203.0.113.9", Protocol: "tcp", Port: 443,

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -91,6 +92,16 @@ var nameColumns = []column[*isthmusv1.NameStatus]{
 			return fmt.Sprintf("%s and %d more", strings.Join(n.Addresses[:some], ","), len(n.Addresses)-some)
 		}
 		return strings.Join(n.Addresses, ",")
+	}},
+	{header: "JUST-GONE", value: func(a *app, n *isthmusv1.NameStatus) string {
+		var out []string
+		for i, g := range slices.Backward(n.Gone) {
+			if len(out) == 2 && a.output != "wide" {
+				return fmt.Sprintf("%s and %d more", strings.Join(out, ","), i+1)
+			}
+			out = append(out, fmt.Sprintf("%s (%s)", g.Address, a.since(g.Since)))
+		}
+		return strings.Join(out, ",")
 	}},
 	{header: "NEXT", value: func(a *app, n *isthmusv1.NameStatus) string { return a.until(n.Next) }},
 	{header: "ERROR", value: func(_ *app, n *isthmusv1.NameStatus) string { return n.LastError }},

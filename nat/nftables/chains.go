@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"encoding/binary"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -73,6 +74,7 @@ func (r *ruleset) addInput(c nat.Config) {
 		r.sets[sessionSet(s.Address.Is6())].elements[key] = element{}
 	}
 	r.addAPI(c, input)
+	r.addDNS(c, input)
 	for _, f := range families {
 		icmp := byte(unix.IPPROTO_ICMP)
 		if f.ipv6 {
@@ -121,6 +123,46 @@ func (r *ruleset) addAPI(c nat.Config, input *chain) {
 		door.rules = append(door.rules, refuse)
 	}
 	r.chains["api"] = door
+}
+
+func dnsSet(ipv6 bool) string { return "dns" + of(ipv6).suffix }
+
+func dnsDoors(ipv6 bool) string { return "dns-doors" + of(ipv6).suffix }
+
+func dnsSources(i int, ipv6 bool) string { return fmt.Sprintf("dns-%d-%s", i, of(ipv6).suffix) }
+
+// addDNS adds who may reach port 53 of which addresses. Whether a source belongs to an attachment was asked when the packet came in.
+func (r *ruleset) addDNS(c nat.Config, input *chain) {
+	if len(c.DNS) == 0 {
+		return
+	}
+	const dns = 53
+	pass, refuse := do(verdict(expr.VerdictAccept, "")), do(verdict(expr.VerdictDrop, ""))
+	door := &chain{rules: [][]expr.Any{rule(comes(expr.CmpOpEq, "lo"), pass)}}
+	for _, f := range families {
+		r.sets[dnsSet(f.ipv6)] = &set{elements: map[string]element{}}
+		r.sets[dnsDoors(f.ipv6)] = &set{shape: shape{isConcat: true}, elements: map[string]element{}}
+		to := rule(isFamily(f), do(network(f.dst, f.size, reg1), in(dnsSet(f.ipv6)), transport(2, 2, reg1), compare(expr.CmpOpEq, binary.BigEndian.AppendUint16(nil, dns)...)))
+		for _, protocol := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
+			input.rules = append(input.rules, rule(do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, protocol)), to, goTo("dns")))
+		}
+		door.rules = append(door.rules, rule(isFamily(f), do(
+			meta(expr.MetaKeyIIFNAME, register(0)), network(f.dst, f.size, register(unix.IFNAMSIZ)),
+			&expr.Lookup{SourceRegister: register(0), SetName: dnsDoors(f.ipv6)}), pass))
+	}
+	for i, d := range c.DNS {
+		f := of(d.Address.Is6())
+		r.sets[dnsSet(f.ipv6)].elements[string(d.Address.AsSlice())] = element{}
+		if len(d.From) == 0 {
+			r.sets[dnsDoors(f.ipv6)].elements[string(interfaceName(d.Interface))+string(d.Address.AsSlice())] = element{}
+			continue
+		}
+		r.sets[dnsSources(i, f.ipv6)] = prefixSet(d.From, f.ipv6)
+		door.rules = append(door.rules, rule(comes(expr.CmpOpEq, d.Interface), isFamily(f),
+			do(network(f.dst, f.size, reg1), compare(expr.CmpOpEq, d.Address.AsSlice()...)), inPrefixes(f, f.source, dnsSources(i, f.ipv6)), pass))
+	}
+	door.rules = append(door.rules, refuse)
+	r.chains["dns"] = door
 }
 
 // fronts returns the maps of the addresses at which something is open, and of their marks.

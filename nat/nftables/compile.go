@@ -108,9 +108,9 @@ func define(name string, s *set) definition {
 		d.key = nftables.TypeIFIndex
 	case name == indexMap:
 		d.key, d.data = nftables.TypeIFIndex, nftables.TypeVerdict
-	case name == sessionSet(ipv6):
+	case name == sessionSet(ipv6), name == dnsDoors(ipv6):
 		d.key = nftables.MustConcatSetType(nftables.TypeIFName, addr)
-	case name == armsSet(ipv6), name == apiSet(ipv6), strings.HasPrefix(name, "from-"):
+	case name == armsSet(ipv6), name == apiSet(ipv6), strings.HasPrefix(name, "from-"), strings.HasPrefix(name, "dns-"):
 		d.key = nftables.MustConcatSetType(addr, nftables.TypeInetProto)
 	case s.shape.isVerdict:
 		d.key, d.data, d.counter = policyKey, nftables.TypeVerdict, true

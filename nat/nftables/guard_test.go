@@ -379,3 +379,98 @@ func TestDoors(t *testing.T) {
 	dial(s.inside, "192.0.2.1:179", false)
 	dial(s.router, "127.0.0.1:179", true)
 }
+
+// TestDNSDoors asks the port of DNS of addresses of the node: it is open at the addresses that have doors, to the interfaces and sources that these
+// name, and closed to all else but the node. Other addresses and ports are as they were.
+func TestDNSDoors(t *testing.T) {
+	s := newSite(t)
+	d := newDriver(t, s.router)
+	c := guardConfig()
+	s.inside.Run("ip addr add 10.0.0.1/32 dev in0\nip -6 addr add 2001:db8:a::1/128 dev in0 nodad")
+	s.outside.Run(`ip addr add 198.51.100.1/32 dev out0
+		ip addr add 198.51.100.9/32 dev out0
+		ip -6 addr add 2001:db8:b::1/128 dev out0 nodad
+		ip route add 192.0.2.0/24 dev out0 src 198.51.100.1
+		ip -6 route add 2001:db8:ff::/64 dev out0`)
+	s.router.Run("ip addr add 198.18.0.10/32 dev lo\nip route add 198.51.100.0/24 dev up0")
+	s.outside.Run("ip route add 198.18.0.10/32 dev out0 src 198.51.100.1")
+	s.inside.Run("ip route add 198.18.0.10/32 dev in0 src 10.0.0.1")
+	s.router.Do(func() {
+		for _, port := range []string{"53", "54"} {
+			l, err := net.Listen("tcp", ":"+port)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			t.Cleanup(func() { l.Close() })
+			for _, a := range []string{"192.0.2.1", "2001:db8:ff::1", "198.18.0.10", "127.0.0.1"} { // so that an answer has it as source
+				p, err := net.ListenPacket("udp", net.JoinHostPort(a, port))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				t.Cleanup(func() { p.Close() })
+				go func() {
+					for buffer := make([]byte, 100); ; {
+						_, from, err := p.ReadFrom(buffer)
+						if err != nil {
+							return
+						}
+						_, _ = p.WriteTo([]byte("pong"), from)
+					}
+				}()
+			}
+		}
+	})
+	ask := func(from *netns.NS, source, to string, answered bool) {
+		t.Helper()
+		from.Do(func() {
+			for _, network := range []string{"tcp", "udp"} {
+				dialer := net.Dialer{Timeout: 400 * time.Millisecond}
+				if source != "" && network == "tcp" {
+					dialer.LocalAddr = &net.TCPAddr{IP: net.ParseIP(source)}
+				} else if source != "" {
+					dialer.LocalAddr = &net.UDPAddr{IP: net.ParseIP(source)}
+				}
+				conn, err := dialer.Dial(network, to)
+				if err == nil {
+					if network == "udp" {
+						_ = conn.SetDeadline(time.Now().Add(400 * time.Millisecond))
+						_, _ = conn.Write([]byte("ping"))
+						_, err = conn.Read(make([]byte, 10))
+					}
+					conn.Close()
+				}
+				if e, _ := errors.AsType[net.Error](err); (err == nil) != answered || err != nil && !e.Timeout() {
+					t.Errorf("over %s from %q to %s: %v, want an answer: %v", network, source, to, err, answered)
+				}
+			}
+		})
+	}
+	apply(t, d, c)
+	ask(s.outside, "", "192.0.2.1:53", true) // without doors the rules say nothing of it
+
+	c.DNS = []nat.Door{{Interface: "tun0", Address: addr("192.0.2.1")}, {Interface: "tun0", Address: addr("2001:db8:ff::1")}, {Interface: "up0", Address: addr("192.0.2.1"), From: pfx("198.51.100.9/32")}, {Interface: "tun9", Address: addr("198.18.0.10")}}
+	apply(t, d, c)
+	for _, a := range []string{"192.0.2.1", "[2001:db8:ff::1]"} {
+		ask(s.inside, "", a+":53", true)
+		ask(s.outside, "", a+":53", false)
+		ask(s.outside, "", a+":54", true)
+	}
+	ask(s.outside, "198.51.100.9", "192.0.2.1:53", true)
+	ask(s.outside, "198.51.100.9", "198.18.0.10:53", false)
+	ask(s.inside, "", "198.18.0.10:53", false)
+	ask(s.inside, "", "198.18.0.10:54", true)
+	ask(s.router, "", "192.0.2.1:53", true)
+	ask(s.router, "", "127.0.0.1:53", true)
+	if diff, err := d.Differences(context.Background(), c); err != nil || len(diff) > 0 {
+		t.Errorf("differences %v, %v", diff, err)
+	}
+	c.DNS = c.DNS[:3]
+	apply(t, d, c)
+	ask(s.inside, "", "198.18.0.10:53", true) // which has no door any more
+	ask(s.outside, "", "192.0.2.1:53", false)
+	c.DNS = nil
+	apply(t, d, c)
+	ask(s.outside, "", "192.0.2.1:53", true)
+}

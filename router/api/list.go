@@ -68,7 +68,7 @@ var pools = kind[*isthmusv1.PoolStatus]{
 var names = kind[*isthmusv1.NameStatus]{
 	name: "name", key: (*isthmusv1.NameStatus).GetName, compare: strings.Compare, size: 1000, maxSize: 5000,
 	onlyName: func(name string) *isthmusv1.NameStatus { return &isthmusv1.NameStatus{Name: name} },
-	quiet:    func(n *isthmusv1.NameStatus) { n.Next, n.LastError = nil, "" },
+	quiet:    func(n *isthmusv1.NameStatus) { n.Next, n.LastError, n.Gone = nil, "", nil },
 }
 
 var ports = kind[*isthmusv1.PortUse]{

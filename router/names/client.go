@@ -20,9 +20,13 @@ import (
 )
 
 const (
-	askTimeout    = 10 * time.Second // for an answer from any server
-	serverTimeout = 2 * time.Second  // for one from one server
-	maxAliases    = 8                // queries for what an alias leads to
+	// askTimeout is how long an answer from any server is awaited: as long as clients wait (resolv.conf(5): 5 seconds, twice).
+	askTimeout = 10 * time.Second
+	// serverTimeout is how long one server is waited for alone. Its answer still counts while others are asked.
+	serverTimeout = 2 * time.Second
+	maxAliases    = 8    // queries for what an alias leads to
+	maxPacket     = 4096 // bytes of an answer by UDP; a longer one is asked for over TCP
+	truncated     = 2    // the bit of that name in the third byte of a header
 )
 
 // client asks DNS servers.
@@ -128,25 +132,59 @@ func (c *client) resolve(ctx context.Context, servers []netip.AddrPort, name str
 }
 
 // ask sends a query to one server after the other until one answers it, and returns the answer: one that says what is true, or
-// that there is no such name. When there is none, it returns an error, with the last answer that says something else, if a server has given one.
+// that there is no such name. The next server is asked when one fails, or when all before it have been silent for a while; they are listened to all the
+// same until ctx is done. When there is no answer, ask returns an error, with the last answer that says something else, if a server has given one.
 func (c *client) ask(ctx context.Context, servers []netip.AddrPort, network string, query []byte) (last []byte, err error) {
-	var errs []error
-	for _, server := range servers {
-		response, err := c.fallBack(ctx, network, server, query)
-		if err == nil {
-			code := response[3] & 0xf
-			if code == byte(dnsmessage.RCodeSuccess) || code == byte(dnsmessage.RCodeNameError) {
-				return response, nil
-			}
-			last, err = response, fmt.Errorf("it answers %s", strings.TrimPrefix(dnsmessage.RCode(code).String(), "RCode"))
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	type reply struct {
+		server   int
+		response []byte
+		err      error
+	}
+	replies := make(chan reply, len(servers))
+	errs := make([]error, len(servers))
+	failed := func(server int, err error) {
+		errs[server] = fmt.Errorf("asking %v: %w", servers[server], brief(err))
+	}
+	begun, ended := 0, 0
+	for ended < len(servers) {
+		var later <-chan time.Time
+		if begun < len(servers) {
+			server := begun
+			begun++
+			failed(server, errSilent) // until it answers
+			go func() {
+				response, err := c.fallBack(ctx, network, servers[server], query)
+				replies <- reply{server, response, err}
+			}()
+			later = time.After(serverTimeout)
 		}
-		errs = append(errs, fmt.Errorf("asking %v: %w", server, brief(err)))
+		for wait := true; wait && ended < len(servers); {
+			select {
+			case r := <-replies:
+				ended++
+				if r.err == nil {
+					code := r.response[3] & 0xf
+					if code == byte(dnsmessage.RCodeSuccess) || code == byte(dnsmessage.RCodeNameError) {
+						return r.response, nil
+					}
+					last, r.err = r.response, fmt.Errorf("it answers %s", strings.TrimPrefix(dnsmessage.RCode(code).String(), "RCode"))
+				}
+				failed(r.server, r.err)
+				wait = begun == len(servers) || r.server < begun-1 // the next one is asked when the latest fails
+			case <-later:
+				wait = false
+			case <-ctx.Done():
+				return last, errors.Join(errs...)
+			}
+		}
 	}
 	return last, errors.Join(errs...)
 }
 
 // fallBack asks one server, and asks it once more without EDNS when it seems not to know that: when it answers FORMERR or NOTIMP without
-// an OPT record, or nothing (RFC 6891 section 6.2.2, RFC 8906). It need not do so again for a while.
+// an OPT record, or nothing for a while (RFC 6891 section 6.2.2, RFC 8906). It need not do so again for a while.
 func (c *client) fallBack(ctx context.Context, network string, server netip.AddrPort, query []byte) ([]byte, error) {
 	bare, err := withoutOPT(query)
 	if err != nil {
@@ -159,25 +197,58 @@ func (c *client) fallBack(ctx context.Context, network string, server netip.Addr
 		}
 		return c.whole(ctx, network, server, query)
 	}
-	response, err := c.whole(ctx, network, server, query)
-	silent := err != nil && brief(err) == errSilent
-	if err == nil {
-		code := dnsmessage.RCode(response[3] & 0xf)
-		if hasOPT(response) || code != dnsmessage.RCodeFormatError && code != dnsmessage.RCodeNotImplemented {
-			c.note(server, true)
-			return response, nil
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type reply struct {
+		response []byte
+		err      error
+	}
+	begin := func(query []byte) <-chan reply {
+		out := make(chan reply, 1)
+		go func() {
+			response, err := c.whole(ctx, network, server, query)
+			out <- reply{response, err}
+		}()
+		return out
+	}
+	full := begin(query)
+	var silence <-chan time.Time
+	if !known { // one that knows EDNS is silent for another reason
+		silence = time.After(serverTimeout)
+	}
+	var first reply
+	var second <-chan reply
+	for {
+		select {
+		case first = <-full:
+			full = nil
+			if first.err == nil {
+				code := dnsmessage.RCode(first.response[3] & 0xf)
+				if hasOPT(first.response) || code != dnsmessage.RCodeFormatError && code != dnsmessage.RCodeNotImplemented {
+					c.note(server, true)
+					return first.response, nil
+				}
+			} else if second == nil {
+				return nil, first.err
+			}
+			if silence = nil; second == nil {
+				second = begin(bare)
+			}
+		case <-silence:
+			second = begin(bare)
+		case r := <-second:
+			if r.err == nil {
+				if code := dnsmessage.RCode(r.response[3] & 0xf); code == dnsmessage.RCodeSuccess || code == dnsmessage.RCodeNameError {
+					c.note(server, false)
+				}
+				return r.response, nil
+			}
+			if full != nil {
+				first = <-full
+			}
+			return first.response, first.err
 		}
-	} else if !silent || known || ctx.Err() != nil {
-		return nil, err // one that knows EDNS is silent for another reason
 	}
-	second, err2 := c.whole(ctx, network, server, bare)
-	if err2 != nil {
-		return response, err
-	}
-	if code := dnsmessage.RCode(second[3] & 0xf); code == dnsmessage.RCodeSuccess || code == dnsmessage.RCodeNameError {
-		c.note(server, false)
-	}
-	return second, nil
 }
 
 // whole asks one server. A truncated answer is asked for again over TCP when the query came by UDP only to fit.
@@ -185,12 +256,14 @@ func (c *client) whole(ctx context.Context, network string, server netip.AddrPor
 	response, err := c.exchange(ctx, network, server, query)
 	if err == errOtherCase {
 		// It may be forged, or the server changes names. Over TCP, a forger would have to see the packets.
-		if sure, err := c.exchange(ctx, "tcp", server, query); err == nil {
+		short, cancel := context.WithTimeout(ctx, serverTimeout)
+		defer cancel()
+		if sure, err := c.exchange(short, "tcp", server, query); err == nil {
 			return sure, nil
 		}
 		err = nil
 	}
-	if err == nil && network == "udp" && response[2]&2 != 0 {
+	if err == nil && network == "udp" && response[2]&truncated != 0 {
 		response, err = c.exchange(ctx, "tcp", server, query)
 	}
 	return response, err
@@ -218,7 +291,7 @@ func brief(err error) error {
 // exchange sends a query under a random number and returns the response under the number of the query. The port is random
 // too, as each query has a socket of its own; what does not answer the question is passed over (RFC 5452).
 func (c *client) exchange(ctx context.Context, network string, server netip.AddrPort, query []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	conn, err := c.dial(ctx, network, server.String())
 	if err != nil {
@@ -246,13 +319,16 @@ func (c *client) exchange(ctx context.Context, network string, server netip.Addr
 	if err != nil {
 		return nil, err
 	}
-	for buffer := make([]byte, 65535); ; {
+	for buffer := make([]byte, maxPacket+1); ; {
 		var response []byte
 		if network == "tcp" {
 			response, err = readTCP(conn, buffer)
 		} else {
 			var n int
-			n, err = conn.Read(buffer)
+			if n, err = conn.Read(buffer); n > maxPacket {
+				n = maxPacket
+				buffer[2] |= truncated
+			}
 			response = buffer[:n]
 		}
 		if err != nil {
@@ -283,7 +359,7 @@ func (c *client) exchange(ctx context.Context, network string, server netip.Addr
 	}
 }
 
-// writeTCP and readTCP put the length before a message (RFC 1035 section 4.2.2).
+// writeTCP and readTCP put the length before a message (RFC 1035 section 4.2.2). What readTCP returns may be in the buffer, which has two bytes at least.
 func writeTCP(w io.Writer, message []byte) error {
 	_, err := w.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(message))), message...))
 	return err
@@ -293,9 +369,9 @@ func readTCP(r io.Reader, buffer []byte) ([]byte, error) {
 	if _, err := io.ReadFull(r, buffer[:2]); err != nil {
 		return nil, err
 	}
-	n := binary.BigEndian.Uint16(buffer)
-	if int(n) > len(buffer) {
-		return nil, fmt.Errorf("a message of %d bytes", n)
+	n := int(binary.BigEndian.Uint16(buffer))
+	if n > len(buffer) {
+		buffer = make([]byte, n)
 	}
 	_, err := io.ReadFull(r, buffer[:n])
 	return buffer[:n], err

@@ -15,6 +15,7 @@ type Config struct {
 	Resolvers []netip.AddrPort
 	Floor     time.Duration // the shortest time to live that counts
 	Grace     time.Duration // for which addresses stay while no server answers
+	Hold      time.Duration // for which an address stays after it was last answered or used by a flow; 0: twice its time to live, whether it is used or not
 	Proxy     []Listener
 }
 

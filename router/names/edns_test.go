@@ -68,7 +68,7 @@ func TestAnswersAreHandedOn(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, network := range []string{"udp", "tcp"} {
-			h, q, err := question(r.respond(t.Context(), network, query))
+			h, q, err := question(r.respond(t.Context(), r.attach("lo"), network, query))
 			if err != nil || h.ID != 7 || h.RCode != code || canonical(q.Name) != fmt.Sprintf("a%d.example", code) {
 				t.Errorf("%v over %s: %+v, %v", code, network, h, err)
 			}

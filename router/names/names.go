@@ -14,8 +14,17 @@ import (
 	"time"
 )
 
-// parallel is how many queries of the node's own are under way at a time.
-const parallel = 16
+const (
+	// parallel is how many queries of the node's own are under way at a time, and parallelLate how many beside them that are not answered in a while:
+	// what is silent keeps nothing else waiting. One whose last answer was a failure waits for a free place, and keeps none waiting.
+	parallel     = 256
+	parallelLate = 1024
+	// maxRest is the longest time between two writings of the rules while clients wait for them.
+	maxRest = 250 * time.Millisecond
+)
+
+// maxUnsaved is how long the file may not know that addresses were used.
+const maxUnsaved = time.Minute
 
 // Options are what a Resolver works with.
 type Options struct {
@@ -37,19 +46,24 @@ type Resolver struct {
 	client  client
 	kick    chan struct{}
 
-	mu        sync.Mutex
-	inside    func(netip.Addr) bool // see SetInside
-	flights   map[string]*flight    // queries of clients that are under way, and answers that are kept, by question
-	dropped   drops
-	ctx       context.Context // of Run; nil: it does not run
-	wg        sync.WaitGroup
-	config    Config
-	table     *table
-	loaded    bool   // the file has been read
-	dirty     bool   // the file is older than the table
-	news      uint64 // how often there were new addresses
-	applied   uint64 // of these, how many Apply was called after
-	listeners map[Listener]context.CancelFunc
+	mu          sync.Mutex
+	inside      func(netip.Addr) bool  // see SetInside
+	flights     map[string]*flight     // queries of clients that are under way, and answers that are kept, by question
+	attachments map[string]*attachment // those with a listener, by interface
+	dropped     drops
+	ctx         context.Context // of Run; nil: it does not run
+	wg          sync.WaitGroup
+	config      Config
+	table       *table
+	loaded      bool // the file has been read
+	dirty       bool // the file is older than the table
+	saved       time.Time
+	news        uint64 // how often there were new addresses
+	applied     uint64 // of these, how many Apply was called after
+	listeners   map[Listener]context.CancelFunc
+	deaf        map[Listener]deafness // listeners that do not listen
+	upcoming    *round                // writing of the rules that has not begun; nil: no one waits for one
+	applying    bool                  // rules are being written
 }
 
 // New returns a Resolver of no names.
@@ -57,7 +71,7 @@ func New(o Options) *Resolver {
 	if o.ResolvConf == "" {
 		o.ResolvConf = resolvConf
 	}
-	return &Resolver{options: o, client: client{dial: (&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[Listener]context.CancelFunc{}, flights: map[string]*flight{}}
+	return &Resolver{options: o, client: client{dial: (&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[Listener]context.CancelFunc{}, attachments: map[string]*attachment{}, deaf: map[Listener]deafness{}, flights: map[string]*flight{}}
 }
 
 // loadLocked returns what a former run has left in the file.
@@ -99,23 +113,30 @@ func (r *Resolver) Set(c Config, names []string, unused func(name string, ipv6 b
 	r.wake()
 }
 
-// SetInside sets which addresses no name may stand for, beside those of the loopback, of links and of the cloud's platform: those of the node, of pools, of the
-// underlay's network, and inside. The owner of a zone reaches into these otherwise: it could have the rules let packets there, or a client's browser go
-// there (DNS rebinding).
-func (r *Resolver) SetInside(inside func(netip.Addr) bool) {
+// Listeners returns where the proxy listens, or tries to.
+func (r *Resolver) Listeners() []Listener {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.config.Proxy)
+}
+
+// SetInside sets which addresses no name may stand for, beside those of the loopback, of links and of the cloud's platform. It reports whether a name had such a
+// one, which is not a destination any more. The owner of a zone reaches into the node and the inside otherwise: the rules would let packets there, probes or a
+// client's browser would go there (DNS rebinding).
+func (r *Resolver) SetInside(inside func(netip.Addr) bool) (gone bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.inside, r.table.inside = inside, inside
-	gone := false
 	for _, record := range r.table.records {
-		for a := range record.until {
+		for a := range record.entries {
 			if !r.table.allowed(a) {
-				delete(record.until, a)
+				r.table.drop(record, a)
 				gone = true
 			}
 		}
 	}
 	r.dirty = r.dirty || gone
+	return gone
 }
 
 func (r *Resolver) listenLocked() {
@@ -144,7 +165,7 @@ func (r *Resolver) Run(ctx context.Context) error {
 	r.ctx = ctx
 	r.listenLocked()
 	r.mu.Unlock()
-	slots := make(chan struct{}, parallel)
+	slots, late := make(chan struct{}, parallel), make(chan struct{}, parallelLate)
 	for ctx.Err() == nil {
 		now := time.Now()
 		r.mu.Lock()
@@ -158,14 +179,40 @@ func (r *Resolver) Run(ctx context.Context) error {
 			r.options.Changed(true)
 		}
 		for _, a := range asks {
+			r.mu.Lock()
+			slot, fails := slots, r.table.fails(a)
 			select {
-			case slots <- struct{}{}:
-			case <-ctx.Done():
-				continue
+			case slot <- struct{}{}:
+				r.mu.Unlock()
+			default:
+				if fails {
+					r.table.putOff(a, now)
+				}
+				r.mu.Unlock()
+				if fails {
+					continue
+				}
+				select {
+				case slot <- struct{}{}:
+				case <-ctx.Done():
+					continue
+				}
 			}
 			r.wg.Go(func() {
-				defer func() { <-slots }()
-				r.query(ctx, a)
+				done := make(chan struct{})
+				r.wg.Go(func() { defer close(done); r.query(ctx, a) })
+				select {
+				case <-done:
+				case <-time.After(serverTimeout):
+					select {
+					case late <- struct{}{}:
+						<-slot
+						slot = late
+					default:
+					}
+				}
+				<-done
+				<-slot
 			})
 		}
 		wait := time.Hour
@@ -216,7 +263,7 @@ func (r *Resolver) query(ctx context.Context, a ask) {
 		r.mu.Unlock()
 		return
 	}
-	was := record.queries[b2i(a.ipv6)]
+	was, differed := record.queries[b2i(a.ipv6)], r.table.differs(record, now)
 	news := false
 	if err != nil {
 		r.table.failed(a.name, a.ipv6, err, now)
@@ -224,6 +271,8 @@ func (r *Resolver) query(ctx context.Context, a ask) {
 		news = r.table.answered(a.name, a.ipv6, addrs, ttl, now)
 	}
 	r.notedLocked(news)
+	differs := r.table.differs(record, now)
+	refused := len(record.queries[b2i(a.ipv6)].refused) > 0
 	r.mu.Unlock()
 	switch {
 	case err != nil && was.err == "":
@@ -231,7 +280,7 @@ func (r *Resolver) query(ctx context.Context, a ask) {
 	case err == nil && was.err != "":
 		r.options.Log.Info("a name can be resolved again", "name", a.name, "ipv6", a.ipv6)
 	}
-	if news || (err != nil) != (was.err != "") {
+	if news || (err != nil) != (was.err != "") || differs != differed || err == nil && refused != (len(was.refused) > 0) {
 		r.options.Changed(news)
 	}
 	r.wake()
@@ -245,9 +294,9 @@ func (r *Resolver) notedLocked(news bool) {
 }
 
 // learn takes what a spoke is about to be told, and reports whether rules may lack it: because it is news, or was news a moment ago.
-func (r *Resolver) learn(name string, a answer) bool {
+func (r *Resolver) learn(by, name string, a answer) bool {
 	r.mu.Lock()
-	news := r.table.learn(name, a.addrs, a.ttl, time.Now())
+	news := r.table.learn(by, name, a.addrs, a.ttl, time.Now())
 	r.notedLocked(news)
 	lacking := r.news != r.applied && r.table.wants(name)
 	r.mu.Unlock()
@@ -257,26 +306,66 @@ func (r *Resolver) learn(name string, a answer) bool {
 	return lacking
 }
 
-// apply has everything that was learned until now be destinations. What fails is tried again because of Changed, and nobody waits for it.
+// round is one writing of the rules, for all who wait for it.
+type round struct {
+	done chan struct{}
+	err  error
+}
+
+// apply has everything that was learned until now be destinations. What fails is tried again because of Changed, without a client waiting for it. Callers that
+// come while rules are being written share the next writing.
 func (r *Resolver) apply(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, applyTime)
 	defer cancel()
 	r.mu.Lock()
-	news := r.news
+	mine := r.upcoming
+	if mine == nil {
+		mine = &round{done: make(chan struct{})}
+		r.upcoming = mine
+	}
+	if !r.applying {
+		r.applying = true
+		go r.rounds(context.WithoutCancel(ctx))
+	}
 	r.mu.Unlock()
-	err := r.options.Apply(ctx)
-	r.mu.Lock()
-	r.applied = max(r.applied, news)
-	r.mu.Unlock()
-	r.options.Changed(err != nil)
-	return err
+	select {
+	case <-mine.done:
+		return mine.err
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the rules: %w", ctx.Err())
+	}
+}
+
+// rounds writes the rules as long as a client waits for it. Between two writings it rests for as long as the former one has taken: names that spokes ask for
+// get half of a processor at most.
+func (r *Resolver) rounds(ctx context.Context) {
+	for {
+		r.mu.Lock()
+		now, news := r.upcoming, r.news
+		if r.upcoming = nil; now == nil {
+			r.applying = false
+			r.mu.Unlock()
+			return
+		}
+		r.mu.Unlock()
+		began := time.Now()
+		limited, cancel := context.WithTimeout(ctx, applyTime)
+		now.err = r.options.Apply(limited)
+		cancel()
+		r.mu.Lock()
+		r.applied = max(r.applied, news)
+		r.mu.Unlock()
+		close(now.done)
+		r.options.Changed(now.err != nil)
+		time.Sleep(min(time.Since(began), maxRest))
+	}
 }
 
 // save writes the file when it is old. A failure is told once a change.
 func (r *Resolver) save() {
 	r.mu.Lock()
 	dirty := r.dirty && r.options.File != ""
-	r.dirty = false
+	r.dirty, r.saved = false, time.Now()
 	var data []byte
 	var err error
 	if dirty {
@@ -325,8 +414,44 @@ func (r *Resolver) Resolve(_ context.Context, name string) ([]netip.Addr, error)
 		return s.Addresses, nil
 	case s.LastError != "":
 		return nil, errors.New(s.LastError)
+	case len(s.Refused) > 0:
+		return nil, fmt.Errorf("%s has %v, which no name may stand for: an address of the node, of pools, of the platform or inside", name, s.Refused[0])
 	}
 	return nil, fmt.Errorf("%s has no address", name)
+}
+
+// Lately returns the addresses that names had within the last hour and have not now, in the order in which they went; the last 4096 that went are remembered.
+func (r *Resolver) Lately() []Gone {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.table.lately(time.Now())
+}
+
+// Held returns the names of each address that stays while flows use it. It is empty unless Config.Hold is set.
+func (r *Resolver) Held() map[netip.Addr][]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := map[netip.Addr][]string{}
+	if r.table.hold == 0 {
+		return out
+	}
+	for name, record := range r.table.records {
+		for a := range record.entries {
+			out[a] = append(out[a], name)
+		}
+	}
+	return out
+}
+
+// Used tells that flows to an address of a name live, or began a moment ago.
+func (r *Resolver) Used(name string, a netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	if r.table.touch(name, a, now) && now.Sub(r.saved) >= min(maxUnsaved, r.table.hold/2) {
+		r.dirty = true
+		defer r.wake()
+	}
 }
 
 // State is what is known of a name.
@@ -338,6 +463,10 @@ type State struct {
 	Failing   time.Time
 	// Stale is how many of the addresses are of a family whose queries fail.
 	Stale int
+	// Differs is since when each answer to the node has had new addresses, while no client has asked the proxy for the name lately; zero: it is not so.
+	Differs time.Time
+	// Refused are addresses of the last answers that no name may stand for, at most four of a family.
+	Refused []netip.Addr
 }
 
 // State returns what is known of a name or wildcard.
@@ -349,10 +478,12 @@ func (r *Resolver) State(name string) State {
 	if record == nil || IsWildcard(name) {
 		return s
 	}
+	s.Differs = r.table.differs(record, time.Now())
 	for i, q := range record.queries {
 		if q.unused {
 			continue
 		}
+		s.Refused = append(s.Refused, q.refused...)
 		if s.Next.IsZero() || q.next.Before(s.Next) {
 			s.Next = q.next
 		}

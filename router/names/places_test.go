@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -32,7 +33,7 @@ func TestMixedCase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	response := r.respond(t.Context(), "udp", query)
+	response := r.respond(t.Context(), r.attach("lo"), "udp", query)
 	a, err := read(response)
 	if err != nil || !slices.Equal(a.addrs, addrs("198.51.100.1")) {
 		t.Errorf("%v, %v", a.addrs, err)
@@ -52,7 +53,7 @@ func TestOneQueryForOneQuestion(t *testing.T) {
 	for i := range uint16(100) {
 		wg.Go(func() {
 			query, _ := pack(i, "a.example", false)
-			h, _, err := question(r.respond(t.Context(), "udp", query))
+			h, _, err := question(r.respond(t.Context(), r.attach("lo"), "udp", query))
 			if err != nil || h.ID != i || h.RCode != 0 {
 				t.Errorf("%d: %+v, %v", i, h, err)
 			}
@@ -68,14 +69,14 @@ func TestOneQueryForOneQuestion(t *testing.T) {
 	})
 	eventually(t, "it is asked again", func() bool {
 		query, _ := pack(1, "a.example", false)
-		r.respond(t.Context(), "udp", query)
+		r.respond(t.Context(), r.attach("lo"), "udp", query)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return s.queries == 2
 	})
 	for i := range maxFlights + 100 {
 		query, _ := pack(1, fmt.Sprintf("b%d.example", i), false)
-		r.respond(t.Context(), "udp", query)
+		r.respond(t.Context(), r.attach("lo"), "udp", query)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -85,32 +86,67 @@ func TestOneQueryForOneQuestion(t *testing.T) {
 }
 
 func TestPlaces(t *testing.T) {
-	p := &places{hosts: map[netip.Prefix]int{}}
-	one := hostOf(&net.UDPAddr{IP: net.ParseIP("2001:db8::1"), Port: 1})
-	if other := hostOf(&net.UDPAddr{IP: net.ParseIP("2001:db8::ffff:1"), Port: 2}); other != one {
-		t.Errorf("%v and %v are two clients", one, other)
-	}
-	for i := range maxPerHost + 1 {
-		if got := p.take(one); got != (i < maxPerHost) {
-			t.Errorf("place %d of a client: %v", i, got)
+	synctest.Test(t, func(t *testing.T) {
+		p := places{most: maxQueries, perHost: maxPerHost, patience: serverTimeout}
+		vacated := map[netip.Prefix]int{}
+		take := func(host netip.Prefix) (*place, netip.Prefix) { return p.take(host, func() { vacated[host]++ }) }
+		one := hostOf(&net.UDPAddr{IP: net.ParseIP("2001:db8::1"), Port: 1})
+		if other := hostOf(&net.UDPAddr{IP: net.ParseIP("2001:db8::ffff:1"), Port: 2}); other != one {
+			t.Errorf("%v and %v are two clients", one, other)
 		}
-	}
-	for i := maxPerHost; i <= maxQueries; i++ {
-		host := hostOf(&net.UDPAddr{IP: net.IPv4(10, 0, byte(i>>8), byte(i)), Port: 1})
-		if got := p.take(host); got != (i < maxQueries) {
-			t.Errorf("place %d of all: %v", i, got)
+		host := func(i int) netip.Prefix {
+			return hostOf(&net.UDPAddr{IP: net.IPv4(10, 0, byte(i>>8), byte(i)), Port: 1})
 		}
-	}
-	p.leave(one)
-	if !p.take(one) {
-		t.Error("a place that was left is not free")
-	}
-	for range maxPerHost {
-		p.leave(one)
-	}
-	if _, there := p.hosts[one]; there {
-		t.Error("a client that has left is remembered")
-	}
+		var had []*place
+		for i := range maxPerHost + 1 {
+			got, left := take(one)
+			if (got != nil) != (i < maxPerHost) || left.IsValid() {
+				t.Errorf("place %d of a client: %v, taken from %v", i, got, left)
+			}
+			had = append(had, got)
+		}
+		for i := maxPerHost; i < maxQueries; i++ {
+			if got, left := take(host(i)); got == nil || left.IsValid() {
+				t.Errorf("place %d of all: %v, taken from %v", i, got, left)
+			}
+		}
+		// All are taken: a client with fewer takes one of the client with the most, until they are near each other.
+		for i := range maxPerHost/2 + 1 {
+			got, left := take(host(1))
+			if i < maxPerHost/2 && (got == nil || left != one || vacated[one] != i+1) || i >= maxPerHost/2 && got != nil {
+				t.Errorf("place %d of a client that comes late: %v, taken from %v; %v", i, got, left, vacated)
+			}
+		}
+		p.leave(had[0]) // which it has not any more
+		if len(p.hosts[one]) != maxPerHost/2 || p.taken != maxQueries {
+			t.Errorf("a place was left twice: %d of %d", len(p.hosts[one]), p.taken)
+		}
+		p.leave(had[maxPerHost-1])
+		if got, left := take(host(2)); got == nil || left.IsValid() {
+			t.Error("a place that was left is not free")
+		}
+		// After a while, what waits makes room for what comes, within the share of a client.
+		time.Sleep(serverTimeout)
+		n := 0
+		for ; n < 2*maxQueries; n++ {
+			got, left := take(one)
+			if got == nil {
+				break
+			}
+			if !left.IsValid() {
+				t.Fatal("a place beyond the last one")
+			}
+		}
+		if have := len(p.hosts[one]); n < maxPerHost/2 || n == 2*maxQueries || have < maxPerHost/2 || have > maxPerHost || p.taken != maxQueries {
+			t.Errorf("a client got %d places of those that had waited, and has %d; %d are taken", n, have, p.taken)
+		}
+		for len(p.hosts[one]) > 0 {
+			p.leave(p.hosts[one][0])
+		}
+		if _, there := p.hosts[one]; there {
+			t.Error("a client that has left is remembered")
+		}
+	})
 }
 
 // TestOneClientDoesNotStarveOthers has one client ask for many names that have no answer, over UDP and TCP. Ring: namespace; needs root for port 53.
@@ -183,7 +219,7 @@ func TestNamesDoNotReachInside(t *testing.T) {
 	r := start(t, Config{Resolvers: []netip.AddrPort{s.at}, Floor: time.Minute}, Options{Apply: func(context.Context) error { return nil }}, "*.example.com")
 	code := func(name string) dnsmessage.RCode {
 		query, _ := pack(1, name, false)
-		h, _, err := question(r.respond(t.Context(), "udp", query))
+		h, _, err := question(r.respond(t.Context(), r.attach("lo"), "udp", query))
 		if err != nil {
 			t.Fatal(err)
 		}

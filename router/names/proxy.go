@@ -1,9 +1,11 @@
 package names
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -13,10 +15,10 @@ import (
 )
 
 const (
-	maxQueries = 256              // of all clients of a listener at a time; more are dropped, and clients ask again
+	maxQueries = 256              // of all clients of an attachment at a time; more are dropped, and clients ask again
 	maxPerHost = 32               // of these, of one client: an IPv4 address, or an IPv6 network of 64 bits
 	maxBeside  = 16               // of these, of one TCP connection
-	maxClients = 64               // TCP connections to a listener
+	maxClients = 64               // TCP connections of an attachment
 	idle       = 10 * time.Second // for which a TCP connection may be silent (RFC 7766 section 6.2.3)
 	applyTime  = time.Second      // for new destinations to be in force
 	rebind     = 5 * time.Second  // between two looks at whether the interface is still the same
@@ -24,10 +26,12 @@ const (
 
 // serve answers queries that come in by an interface to an address. A tunnel's interface may come later, and be made anew.
 func (r *Resolver) serve(ctx context.Context, l Listener) {
-	told := ""
+	from := r.attach(l.Interface)
+	defer r.detach(from)
+	defer r.hears(l, nil)
 	for ctx.Err() == nil {
-		if err := r.listen(ctx, l); err != nil && ctx.Err() == nil && err.Error() != told {
-			told = err.Error()
+		err := r.listen(ctx, l, from)
+		if err != nil && ctx.Err() == nil && r.hears(l, err) {
 			r.options.Log.Warn("the DNS proxy does not listen; trying again every second", "address", l.Address, "interface", l.Interface, "err", err)
 		}
 		select {
@@ -37,9 +41,49 @@ func (r *Resolver) serve(ctx context.Context, l Listener) {
 	}
 }
 
+// deafness is why a listener does not listen.
+type deafness struct {
+	since time.Time
+	err   string
+}
+
+// hears notes that a listener listens, or why it does not, and reports whether that is news.
+func (r *Resolver) hears(l Listener, err error) (news bool) {
+	r.mu.Lock()
+	was, deaf := r.deaf[l]
+	switch {
+	case err == nil:
+		delete(r.deaf, l)
+		news = deaf
+	case !deaf:
+		r.deaf[l] = deafness{time.Now(), err.Error()}
+		news = true
+	case was.err != err.Error():
+		r.deaf[l] = deafness{was.since, err.Error()}
+		news = true
+	}
+	r.mu.Unlock()
+	if news {
+		r.options.Changed(false)
+	}
+	return news
+}
+
+// Deaf returns a listener that does not listen, the first by address and interface, why, and since when; and how many there are.
+func (r *Resolver) Deaf() (first Listener, err string, since time.Time, n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for l, d := range r.deaf {
+		if n++; n == 1 || cmp.Or(l.Address.Compare(first.Address), strings.Compare(l.Interface, first.Interface)) < 0 {
+			first, err, since = l, d.err, d.since
+		}
+	}
+	return first, err, since, n
+}
+
 // listen serves until ctx is done or the interface is another one. What comes in by another interface does not reach the sockets, even
 // when it is sent to the address.
-func (r *Resolver) listen(ctx context.Context, l Listener) error {
+func (r *Resolver) listen(ctx context.Context, l Listener, at *attachment) error {
 	bound, err := net.InterfaceByName(l.Interface)
 	if err != nil {
 		return err
@@ -50,17 +94,18 @@ func (r *Resolver) listen(ctx context.Context, l Listener) error {
 		}
 		return err
 	}}
-	at := netip.AddrPortFrom(l.Address, 53).String()
-	packets, err := config.ListenPacket(ctx, "udp", at)
+	address := netip.AddrPortFrom(l.Address, 53).String()
+	packets, err := config.ListenPacket(ctx, "udp", address)
 	if err != nil {
 		return err
 	}
 	defer packets.Close()
-	stream, err := config.Listen(ctx, "tcp", at)
+	stream, err := config.Listen(ctx, "tcp", address)
 	if err != nil {
 		return err
 	}
 	defer stream.Close()
+	r.hears(l, nil)
 	r.options.Log.Info("the DNS proxy listens", "address", l.Address, "interface", l.Interface)
 
 	ctx, cancel := context.WithCancel(ctx)
@@ -69,9 +114,8 @@ func (r *Resolver) listen(ctx context.Context, l Listener) error {
 	defer packets.Close()
 	defer stream.Close()
 	defer cancel()
-	slots := &places{hosts: map[netip.Prefix]int{}}
-	wg.Go(func() { defer cancel(); r.packets(ctx, packets, slots, &wg) })
-	wg.Go(func() { defer cancel(); r.streams(ctx, stream, slots, &wg) })
+	wg.Go(func() { defer cancel(); r.packets(ctx, packets, at, &wg) })
+	wg.Go(func() { defer cancel(); r.streams(ctx, stream, at, &wg) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -84,65 +128,105 @@ func (r *Resolver) listen(ctx context.Context, l Listener) error {
 	}
 }
 
-func (r *Resolver) packets(ctx context.Context, conn net.PacketConn, slots *places, wg *sync.WaitGroup) {
-	for {
-		buffer := make([]byte, 4096)
+// attach returns what there is for the clients behind an interface, until detach.
+func (r *Resolver) attach(iface string) *attachment {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a := r.attachments[iface]
+	if a == nil {
+		a = newAttachment(iface)
+		r.attachments[iface] = a
+	}
+	a.listeners++
+	return a
+}
+
+func (r *Resolver) detach(a *attachment) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if a.listeners--; a.listeners == 0 {
+		delete(r.attachments, a.name)
+		for _, f := range a.kept {
+			r.forgetLocked(f)
+		}
+		a.kept = nil
+	}
+}
+
+// place takes a place for a client's query, and returns what is to be called with the query; nil: none is free.
+func (r *Resolver) place(ctx context.Context, from *attachment, host netip.Prefix) (respond func(network string, query []byte) []byte) {
+	ctx, cancel := context.WithCancel(ctx)
+	had, left := from.queries.take(host, cancel)
+	switch {
+	case had == nil:
+		cancel()
+		r.drop(host)
+		return nil
+	case left.IsValid():
+		r.drop(left)
+	}
+	return func(network string, query []byte) []byte {
+		defer cancel()
+		defer from.queries.leave(had)
+		return r.respond(ctx, from, network, query)
+	}
+}
+
+func (r *Resolver) packets(ctx context.Context, conn net.PacketConn, at *attachment, wg *sync.WaitGroup) {
+	for buffer := make([]byte, 4096); ; {
 		n, from, err := conn.ReadFrom(buffer)
 		if err != nil {
 			return
 		}
-		host := hostOf(from)
-		if !slots.take(host) {
-			r.drop(host)
+		respond := r.place(ctx, at, hostOf(from))
+		if respond == nil {
 			continue
 		}
+		query := append([]byte{}, buffer[:n]...)
 		wg.Go(func() {
-			defer slots.leave(host)
-			if response := r.respond(ctx, "udp", buffer[:n]); response != nil {
+			if response := respond("udp", query); response != nil {
 				_, _ = conn.WriteTo(response, from) // a client that has gone asks no more
 			}
 		})
 	}
 }
 
-func (r *Resolver) streams(ctx context.Context, l net.Listener, slots *places, wg *sync.WaitGroup) {
-	clients := make(chan struct{}, maxClients)
+func (r *Resolver) streams(ctx context.Context, l net.Listener, at *attachment, wg *sync.WaitGroup) {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
 			return
 		}
-		select {
-		case clients <- struct{}{}:
-		default:
+		host := hostOf(conn.RemoteAddr())
+		had, _ := at.streams.take(host, func() { conn.Close() })
+		if had == nil {
 			conn.Close()
 			continue
 		}
 		wg.Go(func() {
-			defer func() { <-clients }()
+			defer at.streams.leave(had)
 			defer conn.Close()
 			defer context.AfterFunc(ctx, func() { conn.Close() })()
 			// Answers go back as they come (RFC 7766 section 6.2.1.1).
 			var writing sync.Mutex
 			var answers sync.WaitGroup
 			defer answers.Wait()
-			beside, host := make(chan struct{}, maxBeside), hostOf(conn.RemoteAddr())
-			for buffer := make([]byte, 65535); ; {
-				_ = conn.SetDeadline(time.Now().Add(idle))
+			beside := make(chan struct{}, maxBeside)
+			for buffer := make([]byte, 512); ; {
+				_ = conn.SetReadDeadline(time.Now().Add(idle))
 				query, err := readTCP(conn, buffer)
 				if err != nil {
 					return
 				}
 				beside <- struct{}{}
-				if !slots.take(host) {
-					r.drop(host)
+				respond := r.place(ctx, at, host)
+				if respond == nil {
 					return // the client asks again
 				}
 				query = append([]byte{}, query...)
 				answers.Go(func() {
 					defer func() { <-beside }()
-					defer slots.leave(host)
-					response := r.respond(ctx, "tcp", query)
+					response := respond("tcp", query)
 					writing.Lock()
 					defer writing.Unlock()
 					_ = conn.SetDeadline(time.Now().Add(idle))
@@ -156,7 +240,7 @@ func (r *Resolver) streams(ctx context.Context, l net.Listener, slots *places, w
 }
 
 // respond returns what a client gets for a query; nil: nothing. What the client is told of a policy's name is a destination by then.
-func (r *Resolver) respond(ctx context.Context, network string, query []byte) []byte {
+func (r *Resolver) respond(ctx context.Context, from *attachment, network string, query []byte) []byte {
 	h, q, err := question(query)
 	if err != nil || h.Response {
 		return nil
@@ -169,7 +253,7 @@ func (r *Resolver) respond(ctx context.Context, network string, query []byte) []
 	servers, err := r.servers()
 	var response []byte
 	if err == nil {
-		response, err = r.once(ctx, servers, network, query)
+		response, err = r.once(ctx, from, servers, network, query)
 	}
 	if err != nil {
 		r.options.Log.Debug("the DNS proxy has no answer", "name", q.Name, "err", err)
@@ -184,8 +268,13 @@ func (r *Resolver) respond(ctx context.Context, network string, query []byte) []
 			r.options.Log.Debug("the DNS proxy refuses an answer with addresses of the inside, of the node or of the platform", "name", q.Name, "addresses", a.addrs)
 			return refuse(h, q, dnsmessage.RCodeRefused, false)
 		}
-		if err == nil && len(a.addrs) > 0 && r.learn(canonical(q.Name), a) {
-			if err := r.apply(ctx); err != nil {
+		if err == nil && !r.admit(ctx, from, canonical(q.Name), a.addrs) {
+			return refuse(h, q, dnsmessage.RCodeServerFailure, false)
+		}
+		if err == nil && len(a.addrs) > 0 && r.learn(from.name, canonical(q.Name), a) {
+			if err := r.apply(ctx); ctx.Err() != nil {
+				return refuse(h, q, dnsmessage.RCodeServerFailure, false)
+			} else if err != nil {
 				r.options.Log.Warn("a client is told addresses that are no destinations yet", "name", q.Name, "err", err)
 			}
 		}

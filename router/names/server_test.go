@@ -3,6 +3,7 @@ package names
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -29,6 +31,8 @@ type server struct {
 	mangle  func([]byte) [][]byte // what is sent by UDP in place of the response
 	queries int
 	mute    string                    // names with this in them have no answer
+	slow    time.Duration             // until a query by UDP is answered
+	any     bool                      // every name under any.example has an address of its own, for a minute
 	kinds   []dnsmessage.Type         // of the queries
 	old     func(query []byte) []byte // what is sent when a query has an OPT record
 }
@@ -51,9 +55,15 @@ func newServer(t *testing.T) *server {
 			if err != nil {
 				return
 			}
-			for _, m := range s.respond(buffer[:n], "udp") {
-				packets.WriteTo(m, from)
-			}
+			s.mu.Lock()
+			slow := s.slow
+			s.mu.Unlock()
+			out := s.respond(buffer[:n], "udp")
+			time.AfterFunc(slow, func() {
+				for _, m := range out {
+					packets.WriteTo(m, from)
+				}
+			})
 		}
 	}()
 	go func() {
@@ -100,6 +110,12 @@ func (s *server) respond(query []byte, network string) [][]byte {
 	records := s.zone[canonical(q.Name)+" "+q.Type.String()]
 	if records == nil {
 		records = s.zone[canonical(q.Name)+" "+dnsmessage.TypeCNAME.String()]
+	}
+	if name := canonical(q.Name); s.any && strings.HasSuffix(name, ".any.example") {
+		records = func(b *dnsmessage.Builder, _ dnsmessage.Question) {
+			sum := sha256.Sum256([]byte(name))
+			b.AResource(header(name, 60), dnsmessage.AResource{A: [4]byte{11, sum[0], sum[1], sum[2]}})
+		}
 	}
 	code := s.code
 	if records == nil && code == 0 && s.zone[canonical(q.Name)] == nil {
@@ -400,6 +416,11 @@ func TestProxy(t *testing.T) {
 	servers := []netip.AddrPort{netip.AddrPortFrom(at, 53)}
 	eventually(t, "listening", func() bool { _, _, err := c.resolve(t.Context(), servers, "none.example", false); return err == nil })
 
+	eventually(t, "it is told that one does not listen", func() bool {
+		l, err, since, n := r.Deaf()
+		return n == 1 && l.Interface == "ist-none" && strings.Contains(err, "no such network interface") && !since.IsZero()
+	})
+
 	ask := func(name string, ipv6 bool, want string, news bool) {
 		t.Helper()
 		got, ttl, err := c.resolve(t.Context(), servers, name, ipv6)
@@ -483,6 +504,7 @@ func TestProxyWaitsForOthers(t *testing.T) {
 	s := newServer(t)
 	s.host("a.example.com", 60, addrs("198.51.100.1")...)
 	s.host("b.example", 60, addrs("198.51.100.2")...)
+	s.host("c.example.com", 60, addrs("198.51.100.3")...)
 	entered, leave := make(chan struct{}, 10), make(chan error)
 	changed := make(chan bool, 10)
 	r := start(t, Config{Resolvers: []netip.AddrPort{s.at}, Floor: time.Minute, Grace: time.Hour}, Options{
@@ -492,7 +514,7 @@ func TestProxyWaitsForOthers(t *testing.T) {
 	ask := func(name string) chan struct{} {
 		query, _ := pack(1, name, false)
 		told := make(chan struct{})
-		go func() { r.respond(context.Background(), "udp", query); close(told) }()
+		go func() { r.respond(context.Background(), r.attach("lo"), "udp", query); close(told) }()
 		return told
 	}
 	waits := func(what string, told chan struct{}) {
@@ -512,23 +534,75 @@ func TestProxyWaitsForOthers(t *testing.T) {
 	own := ask("b.example")
 	waits("who asks for a name that the node has just resolved", own)
 	first := ask("a.example.com")
-	waits("the first client", first)
+	eventually(t, "the first client waits for the next rules", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return r.upcoming != nil })
 	second := ask("a.example.com")
-	waits("the second client", second)
+	leave <- nil
+	<-own
+	waits("the first client", first)
+	select {
+	case <-second:
+		t.Error("the second client is told an address that is no destination yet")
+	default:
+	}
 	if t.Failed() {
 		return
 	}
-	failed := errors.New("no rules")
-	for _, err := range []error{nil, nil, failed} {
-		leave <- err
+	leave <- nil
+	<-first
+	select {
+	case <-second:
+	case <-entered: // it came when these rules were being written
+		leave <- nil
+		<-second
 	}
-	for _, told := range []chan struct{}{own, first, second} {
-		<-told
-	}
+	third := ask("c.example.com")
+	waits("the third client", third)
+	leave <- errors.New("no rules")
+	<-third
 	<-ask("a.example.com") // which waits for nothing any more
-	if again := slices.Contains([]bool{<-changed, <-changed, <-changed}, true); !again {
-		t.Error("rules that could not be written are not tried again")
+	for {
+		select {
+		case again := <-changed:
+			if again {
+				return
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatal("rules that could not be written are not tried again")
+		}
 	}
+}
+
+// TestRulesAreWrittenForAll: clients that come while the rules are written share the next writing, and between two of them is a rest.
+func TestRulesAreWrittenForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const cost = 40 * time.Millisecond
+		writings, busy := 0, time.Duration(0)
+		r := New(Options{Changed: func(bool) {}, Apply: func(context.Context) error {
+			writings++
+			busy += cost
+			time.Sleep(cost)
+			return nil
+		}})
+		began := time.Now()
+		var wg sync.WaitGroup
+		for i := range 500 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * 4 * time.Millisecond)
+				asked := time.Now()
+				if err := r.apply(t.Context()); err != nil {
+					t.Error(err)
+				}
+				if took := time.Since(asked); took > 3*cost {
+					t.Errorf("a client waited for %v", took)
+				}
+			})
+		}
+		wg.Wait()
+		if all := time.Since(began); writings < 10 || busy > all/2+cost {
+			t.Errorf("%d writings, %v of %v", writings, busy, all)
+		}
+		time.Sleep(time.Second) // the last rest
+	})
 }
 
 func FuzzRead(f *testing.F) {

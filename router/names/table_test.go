@@ -133,10 +133,10 @@ func TestNobodyAnswers(t *testing.T) {
 
 func TestLearn(t *testing.T) {
 	c := newClock(t, "*.example.com", "a.example.com")
-	if !c.learn("a.example.com", addrs("198.51.100.1"), 60*time.Second, c.now) || !c.learn("b.c.example.com", addrs("198.51.100.2"), 60*time.Second, c.now) {
+	if !c.learn("spoke", "a.example.com", addrs("198.51.100.1"), 60*time.Second, c.now) || !c.learn("spoke", "b.c.example.com", addrs("198.51.100.2"), 60*time.Second, c.now) {
 		t.Error("what is news is not told")
 	}
-	if c.learn("a.example.com", addrs("198.51.100.1"), 90*time.Second, c.now) || c.learn("example.com", addrs("198.51.100.3"), 60*time.Second, c.now) {
+	if c.learn("spoke", "a.example.com", addrs("198.51.100.1"), 90*time.Second, c.now) || c.learn("spoke", "example.com", addrs("198.51.100.3"), 60*time.Second, c.now) {
 		t.Error("what is no news is told")
 	}
 	c.want("*.example.com", "198.51.100.1", "198.51.100.2")
@@ -145,14 +145,14 @@ func TestLearn(t *testing.T) {
 	c.want("*.example.com", "198.51.100.1")
 
 	// Whoever has the zone does not reach into the node.
-	c.learn("x.example.com", addrs("127.0.0.1", "169.254.169.254", "fe80::1", "::1", "0.0.0.0", "224.0.0.1", "::ffff:198.51.100.9", "255.255.255.255", "ff02::1"), time.Minute, c.now)
+	c.learn("spoke", "x.example.com", addrs("127.0.0.1", "169.254.169.254", "fe80::1", "::1", "0.0.0.0", "224.0.0.1", "::ffff:198.51.100.9", "255.255.255.255", "ff02::1"), time.Minute, c.now)
 	c.want("*.example.com", "198.51.100.1")
 
 	// Nor does it fill the memory, or push out what is used.
 	c.wait(time.Hour)
-	c.learn("used.example.com", addrs("192.0.2.1"), time.Hour, c.now)
+	c.learn("spoke", "used.example.com", addrs("192.0.2.1"), time.Hour, c.now)
 	for i := range maxAddresses + 500 {
-		c.learn("x.example.com", []netip.Addr{netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})}, time.Minute, c.now)
+		c.learn("spoke", "x.example.com", []netip.Addr{netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})}, time.Minute, c.now)
 		c.now = c.now.Add(time.Millisecond)
 	}
 	if got := c.addresses("*.example.com"); len(got) != maxAddresses || got[0] != netip.MustParseAddr("192.0.2.1") {
@@ -181,7 +181,7 @@ func TestAnswersNobodyWants(t *testing.T) {
 func TestRestart(t *testing.T) {
 	c := newClock(t, "a.example", "*.b.example")
 	c.answered("a.example", false, addrs("198.51.100.1"), time.Minute, c.now)
-	c.learn("x.b.example", addrs("198.51.100.2"), time.Minute, c.now)
+	c.learn("spoke", "x.b.example", addrs("198.51.100.2"), time.Minute, c.now)
 	data, err := c.encode()
 	if err != nil {
 		t.Fatal(err)

@@ -233,7 +233,7 @@ func anyFields[T any](why string) func(a, b T) ([]string, string) {
 // documentNames are what the document calls fields that have another name in Go.
 var documentNames = map[string]string{
 	"nat.Pool.Silent": "exhausted", "nat.Policy.Bypass": "whenDown", "nat.Zone.Prefixes": "sources",
-	"names.Config.Floor": "nameFloor", "names.Config.Grace": "nameGrace", "names.Config.Proxy": "dnsProxy",
+	"names.Config.Floor": "nameFloor", "names.Config.Grace": "nameGrace", "names.Config.Hold": "nameHold", "names.Config.Proxy": "dnsProxy",
 }
 
 // words are what the document has for false and true.

@@ -127,15 +127,7 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 	t.NAT.Policies = slices.SortedFunc(slices.Values(s.Policies), func(a, b nat.Policy) int { return cmp.Compare(a.Name, b.Name) })
 	t.NAT.Zones = slices.SortedFunc(slices.Values(s.Zones), func(a, b nat.Zone) int { return cmp.Compare(a.Name, b.Name) })
 	t.Health, t.Proxies = byName(s.Health), byName(s.Proxies)
-	t.Names = s.Names
-	t.Names.Proxy = nil
-	for _, l := range s.Names.Proxy {
-		for _, c := range t.Tunnels {
-			if slices.ContainsFunc(c.Inside, func(in tunnel.Inside) bool { return in.Local.Addr() == l.Address }) {
-				t.Names.Proxy = append(t.Names.Proxy, names.Listener{Address: l.Address, Interface: c.Interface})
-			}
-		}
-	}
+	t.proxy(s)
 	t.Takeover = s.Takeover
 	t.Takeover.Ways = nil
 	for _, w := range s.Takeover.Ways {

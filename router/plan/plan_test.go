@@ -424,6 +424,30 @@ func TestDiff(t *testing.T) {
 	}
 }
 
+// TestProxyAtAnAddressOfTheNode: it is asked by tunnels and attachments, or by those that the document names; by the underlay only from the sources of attachments there.
+func TestProxyAtAnAddressOfTheNode(t *testing.T) {
+	doc := `node: {name: n, asn: 64620}
+underlay: {interface: eth0, address: 10.9.0.4}
+tunnels:
+- {name: b, inside: [{local: 169.254.21.1/32, remote: 169.254.21.2}], ipsec: {remoteAddress: 198.51.100.1, psk: k}}
+- {name: a, ipsec: {remoteAddress: 198.51.100.2, psk: k}}
+attachments:
+- {name: lan, interface: eth1, sources: [10.8.0.0/24]}
+- {name: vpc, interface: eth0, sources: [10.7.0.0/16]}
+- {name: vpc2, interface: eth0, sources: [10.6.0.0/16]}
+egress: {dnsProxy: {listen: [169.254.21.1, 10.9.0.4]}}
+`
+	for from, want := range map[string]string{
+		"":                  "[{169.254.21.1 t-b} {10.9.0.4 eth0} {10.9.0.4 eth1} {10.9.0.4 t-a} {10.9.0.4 t-b}] [{eth0 10.9.0.4 [10.6.0.0/16 10.7.0.0/16]} {eth1 10.9.0.4 []} {t-a 10.9.0.4 []} {t-b 10.9.0.4 []}]",
+		", from: [a, vpc2]": "[{169.254.21.1 t-b} {10.9.0.4 eth0} {10.9.0.4 t-a}] [{eth0 10.9.0.4 [10.6.0.0/16]} {t-a 10.9.0.4 []}]",
+	} {
+		target, _ := mustMake(t, parse(t, strings.Replace(doc, "10.9.0.4]}", "10.9.0.4]"+from+"}", 1)), Ledger{})
+		if got := fmt.Sprint(target.Names.Proxy, target.NAT.DNS); got != want {
+			t.Errorf("%q: %s, want %s", from, got, want)
+		}
+	}
+}
+
 // TestDiffOfFields: a field is told as in the document, and what is not there is a hyphen.
 func TestDiffOfFields(t *testing.T) {
 	base := document("a-1") + "egress: {log: {maxAge: 48h}, pools: [{name: p, addresses: [{address: 10.9.0.5}]}], policies: [{name: x, sources: [10.0.0.0/28], pool: p}]}\n"
@@ -439,6 +463,7 @@ func TestDiffOfFields(t *testing.T) {
 		{"address: 10.9.0.5}", "address: 10.9.0.5, publicAddress: 203.0.113.5, weight: 3}", "pool: addresses: [10.9.0.5] -> [10.9.0.5 (203.0.113.5, weight 3)]"},
 		{"pool: p}", "pool: p, timeouts: {udp: 90s}}", "policy: timeouts.udp: - -> 1m30s"},
 		{"pools:", "nameFloor: 90s, pools:", "names: nameFloor: 30s -> 1m30s"},
+		{"pools:", "nameHold: 2h, pools:", "names: nameHold: - -> 2h"},
 	} {
 		a := first
 		if test.from == "" {

@@ -2,11 +2,13 @@ package plan
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
@@ -17,13 +19,13 @@ func (t *Target) sides(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 	for _, p := range t.BGP.Peers {
 		t.NAT.Sessions = append(t.NAT.Sessions, nat.Session{Interface: p.Interface, Address: p.Address})
 	}
-	names := map[string]string{} // interface -> tunnel
+	owners := map[string]string{} // interface -> tunnel
 	for _, tu := range s.Tunnels {
 		c, ok := tunnels[tu.Name]
 		if !ok {
 			continue // it has no number
 		}
-		names[c.Interface] = tu.Name
+		owners[c.Interface] = tu.Name
 		a := nat.Attachment{Interface: c.Interface, Sources: t.tunnelSources(s, tu, c)}
 		t.NAT.Attachments = append(t.NAT.Attachments, a)
 		if len(tu.Sources) > 0 {
@@ -31,7 +33,7 @@ func (t *Target) sides(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 		}
 	}
 	for _, a := range s.Attachments {
-		if other, ok := names[a.Interface]; ok {
+		if other, ok := owners[a.Interface]; ok {
 			problems = append(problems, spec.Problem{Path: a.Path() + ".interface", Value: a.Interface, Rule: "is the interface of tunnel " + other, Remedy: "give the tunnel's `sources` in the tunnel", Line: s.Line(a.Path() + ".interface")})
 		}
 		sources := slices.SortedFunc(slices.Values(a.Sources), comparePrefix)
@@ -45,6 +47,49 @@ func (t *Target) sides(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 	slices.SortFunc(t.Attachments, func(a, b Attachment) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortStableFunc(t.NAT.Attachments, func(a, b nat.Attachment) int { return cmp.Compare(a.Interface, b.Interface) })
 	return problems
+}
+
+// proxy says by which interfaces the DNS proxy is asked at which address, and from where. An inside address is asked by its tunnels; any other one by the tunnels and
+// attachments that the document names, or by all.
+func (t *Target) proxy(s *spec.Spec) {
+	t.Names = s.Names
+	t.Names.Proxy = nil
+	may := func(name string) bool { return len(s.ProxyFrom) == 0 || slices.Contains(s.ProxyFrom, name) }
+	for _, l := range s.Names.Proxy {
+		begin := len(t.Names.Proxy)
+		for _, c := range t.Tunnels {
+			if slices.ContainsFunc(c.Inside, func(in tunnel.Inside) bool { return in.Local.Addr() == l.Address }) {
+				t.Names.Proxy = append(t.Names.Proxy, names.Listener{Address: l.Address, Interface: c.Interface})
+			}
+		}
+		if len(t.Names.Proxy) > begin {
+			continue
+		}
+		doors := map[string]nat.Door{}
+		for _, c := range t.Tunnels {
+			if may(c.Name) {
+				doors[c.Interface] = nat.Door{Interface: c.Interface, Address: l.Address}
+			}
+		}
+		for _, a := range s.Attachments {
+			if !may(a.Name) {
+				continue
+			}
+			d := doors[a.Interface]
+			d.Interface, d.Address = a.Interface, l.Address
+			if a.Interface == t.Underlay.Interface {
+				d.From = append(d.From, a.Sources...)
+				slices.SortFunc(d.From, comparePrefix)
+			}
+			doors[a.Interface] = d
+		}
+		for _, iface := range slices.Sorted(maps.Keys(doors)) {
+			if d := doors[iface]; iface != t.Underlay.Interface || len(d.From) > 0 {
+				t.NAT.DNS = append(t.NAT.DNS, d)
+				t.Names.Proxy = append(t.Names.Proxy, names.Listener{Address: l.Address, Interface: iface})
+			}
+		}
+	}
 }
 
 // tunnelSources returns the sources that packets may have that come by a tunnel: those that the document gives, or what its peers may

@@ -35,6 +35,8 @@ type Spec struct {
 	Proxies []health.Pool
 	// Names lacks the proxy's interfaces.
 	Names names.Config
+	// ProxyFrom are the tunnels and attachments whose hosts may ask the proxy at addresses that are no inside address; empty: all.
+	ProxyFrom []string
 	// Takeover lacks the interfaces and local addresses of its ways.
 	Takeover takeover.Config
 

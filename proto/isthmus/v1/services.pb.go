@@ -4561,7 +4561,15 @@ type NameStatus struct {
 	// Why the last query failed; empty when it did not.
 	LastError string `protobuf:"bytes,5,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	// Since when queries fail.
-	Failing       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=failing,proto3" json:"failing,omitempty"`
+	Failing *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=failing,proto3" json:"failing,omitempty"`
+	// Addresses that it had within the last hour and has not now, in the order in which they went. Of all names, the last 4096 are
+	// remembered while the daemon runs.
+	Gone []*GoneAddress `protobuf:"bytes,7,rep,name=gone,proto3" json:"gone,omitempty"`
+	// Since when each answer to the node has had new addresses, while no client has asked the DNS proxy for the name within an hour; not
+	// set when it is not so.
+	Differs *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=differs,proto3" json:"differs,omitempty"`
+	// Addresses of the last answers that no name may stand for, as one of the node or of the inside; at most 4 of a family.
+	Refused       []string `protobuf:"bytes,9,rep,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4638,6 +4646,81 @@ func (x *NameStatus) GetFailing() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *NameStatus) GetGone() []*GoneAddress {
+	if x != nil {
+		return x.Gone
+	}
+	return nil
+}
+
+func (x *NameStatus) GetDiffers() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Differs
+	}
+	return nil
+}
+
+func (x *NameStatus) GetRefused() []string {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+// GoneAddress is an address that a name had.
+type GoneAddress struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Address string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// When it went.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GoneAddress) Reset() {
+	*x = GoneAddress{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GoneAddress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GoneAddress) ProtoMessage() {}
+
+func (x *GoneAddress) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GoneAddress.ProtoReflect.Descriptor instead.
+func (*GoneAddress) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *GoneAddress) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *GoneAddress) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4646,7 +4729,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4658,7 +4741,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[66]
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4671,7 +4754,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 type SystemStatus struct {
@@ -4694,7 +4777,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4706,7 +4789,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4719,7 +4802,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -4806,7 +4889,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4818,7 +4901,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4831,7 +4914,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -4888,7 +4971,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4900,7 +4983,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4913,7 +4996,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -4939,7 +5022,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4951,7 +5034,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4964,7 +5047,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -4985,7 +5068,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4997,7 +5080,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5010,7 +5093,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -5037,7 +5120,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5049,7 +5132,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5062,7 +5145,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -5095,7 +5178,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5107,7 +5190,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5120,7 +5203,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -5160,7 +5243,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5172,7 +5255,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5185,7 +5268,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -5203,7 +5286,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5215,7 +5298,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5228,7 +5311,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 type RenewAuthorityRequest struct {
@@ -5241,7 +5324,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5253,7 +5336,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5266,7 +5349,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -5288,7 +5371,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5300,7 +5383,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5313,7 +5396,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -5346,7 +5429,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5358,7 +5441,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5371,7 +5454,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -5415,7 +5498,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5427,7 +5510,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5440,7 +5523,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -5472,7 +5555,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5484,7 +5567,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5497,7 +5580,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 type ListClientsResponse struct {
@@ -5509,7 +5592,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5521,7 +5604,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5534,7 +5617,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -5561,7 +5644,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5573,7 +5656,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5586,7 +5669,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *Client) GetName() string {
@@ -5641,7 +5724,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5653,7 +5736,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5666,7 +5749,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -5684,7 +5767,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5696,7 +5779,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5709,7 +5792,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 type ListPortsRequest struct {
@@ -5723,7 +5806,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5735,7 +5818,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5748,7 +5831,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -5784,7 +5867,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5796,7 +5879,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5809,7 +5892,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -5862,7 +5945,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5874,7 +5957,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5887,7 +5970,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 type PortEvent struct {
@@ -5900,7 +5983,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5912,7 +5995,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5925,7 +6008,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -5974,7 +6057,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5986,7 +6069,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5999,7 +6082,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *PortUse) GetPool() string {
@@ -6108,7 +6191,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6120,7 +6203,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6133,7 +6216,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -6192,7 +6275,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6204,7 +6287,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6217,7 +6300,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -6285,7 +6368,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6297,7 +6380,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6310,7 +6393,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -6351,7 +6434,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6363,7 +6446,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6376,7 +6459,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -6408,7 +6491,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6420,7 +6503,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6433,7 +6516,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -6501,7 +6584,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6513,7 +6596,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6526,7 +6609,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -6588,7 +6671,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6600,7 +6683,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6613,7 +6696,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -7071,7 +7154,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x11WatchNamesRequest\"b\n" +
 	"\tNameEvent\x12)\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x15.isthmus.v1.EventTypeR\x04type\x12*\n" +
-	"\x04name\x18\x02 \x01(\v2\x16.isthmus.v1.NameStatusR\x04name\"\xdf\x01\n" +
+	"\x04name\x18\x02 \x01(\v2\x16.isthmus.v1.NameStatusR\x04name\"\xdc\x02\n" +
 	"\n" +
 	"NameStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
@@ -7080,7 +7163,13 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x04next\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04next\x12\x1d\n" +
 	"\n" +
 	"last_error\x18\x05 \x01(\tR\tlastError\x124\n" +
-	"\afailing\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\afailing\"\x12\n" +
+	"\afailing\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\afailing\x12+\n" +
+	"\x04gone\x18\a \x03(\v2\x17.isthmus.v1.GoneAddressR\x04gone\x124\n" +
+	"\adiffers\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\adiffers\x12\x18\n" +
+	"\arefused\x18\t \x03(\tR\arefused\"Y\n" +
+	"\vGoneAddress\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x12\n" +
 	"\x10GetStatusRequest\"\x8f\x03\n" +
 	"\fSystemStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -7307,7 +7396,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 97)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 98)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),             // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                 // 1: isthmus.v1.Source
@@ -7376,223 +7465,227 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*WatchNamesRequest)(nil),      // 64: isthmus.v1.WatchNamesRequest
 	(*NameEvent)(nil),              // 65: isthmus.v1.NameEvent
 	(*NameStatus)(nil),             // 66: isthmus.v1.NameStatus
-	(*GetStatusRequest)(nil),       // 67: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),           // 68: isthmus.v1.SystemStatus
-	(*Counters)(nil),               // 69: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),       // 70: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),  // 71: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),     // 72: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),    // 73: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),             // 74: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),    // 75: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),   // 76: isthmus.v1.DeleteSecretResponse
-	(*RenewAuthorityRequest)(nil),  // 77: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil), // 78: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),     // 79: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),    // 80: isthmus.v1.IssueClientResponse
-	(*ListClientsRequest)(nil),     // 81: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 82: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                 // 83: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),    // 84: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 85: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),       // 86: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),      // 87: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),      // 88: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),              // 89: isthmus.v1.PortEvent
-	(*PortUse)(nil),                // 90: isthmus.v1.PortUse
-	(*AddressUse)(nil),             // 91: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),        // 92: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),        // 93: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),       // 94: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),             // 95: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),            // 96: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),         // 97: isthmus.v1.TranslatedFlow
-	(*Spec)(nil),                   // 98: isthmus.v1.Spec
-	(*Problem)(nil),                // 99: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),    // 100: google.protobuf.Duration
-	(*EgressPolicy)(nil),           // 101: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),  // 102: google.protobuf.Timestamp
-	(EventType)(0),                 // 103: isthmus.v1.EventType
-	(*Inside)(nil),                 // 104: isthmus.v1.Inside
-	(*Condition)(nil),              // 105: isthmus.v1.Condition
+	(*GoneAddress)(nil),            // 67: isthmus.v1.GoneAddress
+	(*GetStatusRequest)(nil),       // 68: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),           // 69: isthmus.v1.SystemStatus
+	(*Counters)(nil),               // 70: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),       // 71: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),  // 72: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),     // 73: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),    // 74: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),             // 75: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),    // 76: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),   // 77: isthmus.v1.DeleteSecretResponse
+	(*RenewAuthorityRequest)(nil),  // 78: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil), // 79: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),     // 80: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),    // 81: isthmus.v1.IssueClientResponse
+	(*ListClientsRequest)(nil),     // 82: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 83: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                 // 84: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),    // 85: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 86: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),       // 87: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),      // 88: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),      // 89: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),              // 90: isthmus.v1.PortEvent
+	(*PortUse)(nil),                // 91: isthmus.v1.PortUse
+	(*AddressUse)(nil),             // 92: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),        // 93: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),        // 94: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),       // 95: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),             // 96: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),            // 97: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),         // 98: isthmus.v1.TranslatedFlow
+	(*Spec)(nil),                   // 99: isthmus.v1.Spec
+	(*Problem)(nil),                // 100: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),    // 101: google.protobuf.Duration
+	(*EgressPolicy)(nil),           // 102: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),  // 103: google.protobuf.Timestamp
+	(EventType)(0),                 // 104: isthmus.v1.EventType
+	(*Inside)(nil),                 // 105: isthmus.v1.Inside
+	(*Condition)(nil),              // 106: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	98,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	99,  // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	99,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	100, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	99,  // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	99,  // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	100, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	100, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	99,  // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	100, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	100, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	101, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	99,  // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	100, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	101, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	100, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	98,  // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	100, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	101, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	102, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	101, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	99,  // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	102, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	103, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
 	24,  // 19: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	26,  // 20: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	103, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	104, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	24,  // 22: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	102, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	104, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	102, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	102, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	102, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	105, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	103, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	105, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	103, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	103, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	103, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	106, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	25,  // 29: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	102, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	102, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	102, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	102, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	102, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	103, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	103, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	103, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	103, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	103, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	34,  // 35: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	103, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	104, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	34,  // 37: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	102, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	100, // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	105, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	102, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	103, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	101, // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	106, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	103, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	35,  // 42: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
 	36,  // 43: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
 	41,  // 44: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	103, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	104, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	41,  // 46: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	42,  // 47: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	102, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	105, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	103, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	106, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	53,  // 50: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
 	45,  // 51: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	103, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	104, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	53,  // 53: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	50,  // 54: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	102, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	103, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	51,  // 56: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	52,  // 57: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	59,  // 58: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	103, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	104, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	59,  // 60: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	60,  // 61: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	102, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	103, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	61,  // 63: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	102, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	102, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	103, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	103, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	66,  // 66: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	103, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	104, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	66,  // 68: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	102, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	102, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
-	102, // 71: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	102, // 72: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	105, // 73: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	69,  // 74: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	74,  // 75: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	102, // 76: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	102, // 77: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	100, // 78: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	83,  // 79: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	83,  // 80: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	102, // 81: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	102, // 82: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	90,  // 83: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	91,  // 84: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	92,  // 85: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	102, // 86: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	103, // 87: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	90,  // 88: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	100, // 89: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	102, // 90: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	100, // 91: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	97,  // 92: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	102, // 93: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	102, // 94: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	3,   // 95: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 96: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 97: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 98: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 99: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 100: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 101: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	18,  // 102: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	19,  // 103: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	21,  // 104: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	22,  // 105: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	27,  // 106: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	29,  // 107: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	30,  // 108: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	32,  // 109: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	37,  // 110: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	39,  // 111: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	43,  // 112: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	46,  // 113: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	48,  // 114: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	95,  // 115: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	93,  // 116: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	54,  // 117: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	56,  // 118: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	57,  // 119: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	62,  // 120: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	64,  // 121: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	67,  // 122: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	70,  // 123: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	71,  // 124: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	72,  // 125: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	75,  // 126: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	79,  // 127: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	81,  // 128: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	84,  // 129: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	77,  // 130: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	86,  // 131: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	88,  // 132: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 133: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 134: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 135: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 136: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 137: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 138: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 139: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 140: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 141: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 142: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 143: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	28,  // 144: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	34,  // 145: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	31,  // 146: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	33,  // 147: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	38,  // 148: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	40,  // 149: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	44,  // 150: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	47,  // 151: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	49,  // 152: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	96,  // 153: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	94,  // 154: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	55,  // 155: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	59,  // 156: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	58,  // 157: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	63,  // 158: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	65,  // 159: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	68,  // 160: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	74,  // 161: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	74,  // 162: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	73,  // 163: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	76,  // 164: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	80,  // 165: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	82,  // 166: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	85,  // 167: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	78,  // 168: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	87,  // 169: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	89,  // 170: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	133, // [133:171] is the sub-list for method output_type
-	95,  // [95:133] is the sub-list for method input_type
-	95,  // [95:95] is the sub-list for extension type_name
-	95,  // [95:95] is the sub-list for extension extendee
-	0,   // [0:95] is the sub-list for field type_name
+	103, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	103, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	67,  // 71: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
+	103, // 72: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	103, // 73: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	103, // 74: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	103, // 75: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	106, // 76: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	70,  // 77: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	75,  // 78: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	103, // 79: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	103, // 80: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	101, // 81: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	84,  // 82: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	84,  // 83: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	103, // 84: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	103, // 85: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	91,  // 86: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	92,  // 87: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	93,  // 88: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	103, // 89: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	104, // 90: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	91,  // 91: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	101, // 92: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	103, // 93: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	101, // 94: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	98,  // 95: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	103, // 96: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	103, // 97: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	3,   // 98: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 99: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 100: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 101: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	11,  // 102: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	13,  // 103: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	15,  // 104: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	18,  // 105: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	19,  // 106: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	21,  // 107: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	22,  // 108: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	27,  // 109: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	29,  // 110: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	30,  // 111: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	32,  // 112: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	37,  // 113: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	39,  // 114: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	43,  // 115: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	46,  // 116: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	48,  // 117: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	96,  // 118: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	94,  // 119: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	54,  // 120: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	56,  // 121: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	57,  // 122: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	62,  // 123: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	64,  // 124: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	68,  // 125: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	71,  // 126: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	72,  // 127: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	73,  // 128: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	76,  // 129: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	80,  // 130: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	82,  // 131: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	85,  // 132: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	78,  // 133: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	87,  // 134: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	89,  // 135: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 136: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 137: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 138: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 139: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 140: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 141: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 142: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 143: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 144: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 145: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 146: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	28,  // 147: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	34,  // 148: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	31,  // 149: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	33,  // 150: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	38,  // 151: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	40,  // 152: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	44,  // 153: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	47,  // 154: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	49,  // 155: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	97,  // 156: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	95,  // 157: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	55,  // 158: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	59,  // 159: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	58,  // 160: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	63,  // 161: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	65,  // 162: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	69,  // 163: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	75,  // 164: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	75,  // 165: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	74,  // 166: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	77,  // 167: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	81,  // 168: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	83,  // 169: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	86,  // 170: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	79,  // 171: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	88,  // 172: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	90,  // 173: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	136, // [136:174] is the sub-list for method output_type
+	98,  // [98:136] is the sub-list for method input_type
+	98,  // [98:98] is the sub-list for extension type_name
+	98,  // [98:98] is the sub-list for extension extendee
+	0,   // [0:98] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -7615,7 +7708,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   97,
+			NumMessages:   98,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

@@ -1375,6 +1375,10 @@ type Egress struct {
 	NameGrace *durationpb.Duration `protobuf:"bytes,42,opt,name=name_grace,json=nameGrace,proto3" json:"name_grace,omitempty"`
 	// DNS proxy for spokes. Default: none.
 	DnsProxy *DNSProxy `protobuf:"bytes,43,opt,name=dns_proxy,json=dnsProxy,proto3" json:"dns_proxy,omitempty"`
+	// How long an address of a name stays a destination after it was last answered, or a flow to it was last seen, 1m to 720h: for clients
+	// that keep an address longer than its time to live says. The connection table is read every 10 seconds for it, or less often
+	// when it is large. Default: twice the time to live, or twice `nameFloor` when that is longer, whether flows use the address or not.
+	NameHold *durationpb.Duration `protobuf:"bytes,44,opt,name=name_hold,json=nameHold,proto3" json:"name_hold,omitempty"`
 	// How this node takes over from the one that shares its pools. Default: it does not.
 	Takeover      *Takeover `protobuf:"bytes,50,opt,name=takeover,proto3" json:"takeover,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1470,6 +1474,13 @@ func (x *Egress) GetNameGrace() *durationpb.Duration {
 func (x *Egress) GetDnsProxy() *DNSProxy {
 	if x != nil {
 		return x.DnsProxy
+	}
+	return nil
+}
+
+func (x *Egress) GetNameHold() *durationpb.Duration {
+	if x != nil {
+		return x.NameHold
 	}
 	return nil
 }
@@ -1606,12 +1617,16 @@ func (x *Zone) GetSources() []string {
 
 // DNSProxy answers DNS queries of spokes (RFC 1035, UDP and TCP port 53) through the resolvers of the node. The addresses that a spoke is
 // told for a name of a policy are destinations of the policy before the spoke has the answer. It is what names with a
-// wildcard need.
+// wildcard need, and names whose answers differ each time.
 type DNSProxy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Addresses to listen on: local inside addresses of tunnels, written in their `inside`. Each is served on its
-	// tunnels alone. At least one.
-	Listen        []string `protobuf:"bytes,1,rep,name=listen,proto3" json:"listen,omitempty"`
+	// Addresses to listen on. A local inside address of tunnels, written in their `inside`, is served on its tunnels alone. Any other one
+	// is an address of the node that spokes have a route to, such as the underlay's or one that is announced: it is served on the
+	// tunnels and attachments in `from`, for sources that belong to them, and port 53 of it is closed to all else but the node. At least
+	// one; at most 4 of the second kind.
+	Listen []string `protobuf:"bytes,1,rep,name=listen,proto3" json:"listen,omitempty"`
+	// Names of the tunnels and attachments whose hosts may ask at addresses of the second kind. Default: all.
+	From          []string `protobuf:"bytes,2,rep,name=from,proto3" json:"from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1649,6 +1664,13 @@ func (*DNSProxy) Descriptor() ([]byte, []int) {
 func (x *DNSProxy) GetListen() []string {
 	if x != nil {
 		return x.Listen
+	}
+	return nil
+}
+
+func (x *DNSProxy) GetFrom() []string {
+	if x != nil {
+		return x.From
 	}
 	return nil
 }
@@ -2534,7 +2556,7 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\vStaticRoute\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x18\n" +
 	"\atunnels\x18\x02 \x03(\tR\atunnels\x12\x1c\n" +
-	"\tblackhole\x18\x03 \x01(\bR\tblackhole\"\xde\x03\n" +
+	"\tblackhole\x18\x03 \x01(\bR\tblackhole\"\x96\x04\n" +
 	"\x06Egress\x12&\n" +
 	"\x05pools\x18\x01 \x03(\v2\x10.isthmus.v1.PoolR\x05pools\x124\n" +
 	"\bpolicies\x18\x02 \x03(\v2\x18.isthmus.v1.EgressPolicyR\bpolicies\x12)\n" +
@@ -2546,7 +2568,8 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"name_floor\x18) \x01(\v2\x19.google.protobuf.DurationR\tnameFloor\x128\n" +
 	"\n" +
 	"name_grace\x18* \x01(\v2\x19.google.protobuf.DurationR\tnameGrace\x121\n" +
-	"\tdns_proxy\x18+ \x01(\v2\x14.isthmus.v1.DNSProxyR\bdnsProxy\x120\n" +
+	"\tdns_proxy\x18+ \x01(\v2\x14.isthmus.v1.DNSProxyR\bdnsProxy\x126\n" +
+	"\tname_hold\x18, \x01(\v2\x19.google.protobuf.DurationR\bnameHold\x120\n" +
 	"\btakeover\x182 \x01(\v2\x14.isthmus.v1.TakeoverR\btakeover\"k\n" +
 	"\bTakeover\x12\x14\n" +
 	"\x05watch\x18\x01 \x03(\tR\x05watch\x125\n" +
@@ -2554,9 +2577,10 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x04fall\x18\x03 \x01(\rR\x04fall\"4\n" +
 	"\x04Zone\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\asources\x18\x02 \x03(\tR\asources\"\"\n" +
+	"\asources\x18\x02 \x03(\tR\asources\"6\n" +
 	"\bDNSProxy\x12\x16\n" +
-	"\x06listen\x18\x01 \x03(\tR\x06listen\"a\n" +
+	"\x06listen\x18\x01 \x03(\tR\x06listen\x12\x12\n" +
+	"\x04from\x18\x02 \x03(\tR\x04from\"a\n" +
 	"\x0eTranslationLog\x122\n" +
 	"\amax_age\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x06maxAge\x12\x1b\n" +
 	"\tmax_bytes\x18\x02 \x01(\x04R\bmaxBytes\"\xe3\x01\n" +
@@ -2692,27 +2716,28 @@ var file_isthmus_v1_spec_proto_depIdxs = []int32{
 	28, // 27: isthmus.v1.Egress.name_floor:type_name -> google.protobuf.Duration
 	28, // 28: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
 	18, // 29: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
-	16, // 30: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
-	28, // 31: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
-	28, // 32: isthmus.v1.TranslationLog.max_age:type_name -> google.protobuf.Duration
-	23, // 33: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
-	22, // 34: isthmus.v1.Pool.blocks:type_name -> isthmus.v1.Blocks
-	21, // 35: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
-	28, // 36: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
-	28, // 37: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
-	28, // 38: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
-	26, // 39: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
-	21, // 40: isthmus.v1.EgressPolicy.probes:type_name -> isthmus.v1.Probes
-	24, // 41: isthmus.v1.PolicyList.policies:type_name -> isthmus.v1.EgressPolicy
-	28, // 42: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
-	28, // 43: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
-	28, // 44: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
-	28, // 45: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
-	46, // [46:46] is the sub-list for method output_type
-	46, // [46:46] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	28, // 30: isthmus.v1.Egress.name_hold:type_name -> google.protobuf.Duration
+	16, // 31: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
+	28, // 32: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
+	28, // 33: isthmus.v1.TranslationLog.max_age:type_name -> google.protobuf.Duration
+	23, // 34: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
+	22, // 35: isthmus.v1.Pool.blocks:type_name -> isthmus.v1.Blocks
+	21, // 36: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
+	28, // 37: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
+	28, // 38: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
+	28, // 39: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
+	26, // 40: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
+	21, // 41: isthmus.v1.EgressPolicy.probes:type_name -> isthmus.v1.Probes
+	24, // 42: isthmus.v1.PolicyList.policies:type_name -> isthmus.v1.EgressPolicy
+	28, // 43: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
+	28, // 44: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
+	28, // 45: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
+	28, // 46: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
+	47, // [47:47] is the sub-list for method output_type
+	47, // [47:47] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_spec_proto_init() }

@@ -366,11 +366,15 @@ egress:
   resolvers: [198.51.100.53]
   nameFloor: 1s
   nameGrace: 1h
-  dnsProxy: {listen: [169.254.80.0]}
+  dnsProxy: {listen: [169.254.80.0, 10.99.0.53]}
   pools: [{name: partner, addresses: [{address: 192.0.2.10}]}]
   policies: [{name: partner, sources: [172.16.0.0/12], names: [www.partner.example, "*.example.com"], pool: partner}]
 `)
 	w.untilDefault(true)
+	w.until(15*time.Second, []string{"DNSProxyDown", "10.99.0.53"}, "describe", "node")
+	_, err := w.hub.Exec(t.Context(), "ip", "addr", "add", "10.99.0.53/32", "dev", "lo")
+	w.ok(err)
+	w.until(15*time.Second, []string{"not DNSProxyDown"}, "describe", "node")
 	w.until(10*time.Second, []string{"www.partner.example partner -", "connection refused"}, "get", "names")
 	w.reaches(service, false)
 
@@ -403,10 +407,16 @@ egress:
 	w.ok(err)
 	w.until(5*time.Second, []string{"*.example.com partner 198.51.100.10 "}, "get", "names")
 
-	// The proxy is there for spokes alone: neither the node's address nor the inside address answers on the underlay.
-	_, err = w.partner.Exec(t.Context(), "ip", "route", "add", "169.254.80.0/32", "via", "192.0.2.100")
-	w.ok(err)
-	for _, address := range []string{"192.0.2.100", "192.0.2.10", "169.254.80.0"} {
+	if n, err := w.ask(w.site.Node, "10.99.0.53", "new.example.com"); n != 1 || err != nil {
+		t.Errorf("at the node's address: %d answers, %v", n, err)
+	}
+
+	// The proxy is there for spokes alone: neither the node's addresses nor the inside address answers on the underlay.
+	for _, address := range []string{"169.254.80.0", "10.99.0.53"} {
+		_, err = w.partner.Exec(t.Context(), "ip", "route", "add", address+"/32", "via", "192.0.2.100")
+		w.ok(err)
+	}
+	for _, address := range []string{"192.0.2.100", "192.0.2.10", "169.254.80.0", "10.99.0.53"} {
 		if n, err := w.ask(w.partner, address, "new.example.com"); err == nil {
 			t.Errorf("%s gives strangers %d answers", address, n)
 		}
@@ -426,7 +436,7 @@ egress:
 
 	// A server that says there is no such name is believed.
 	w.serveNames("198.51.100.7 other.example\n")
-	w.until(15*time.Second, []string{"not 198.51.100.9"}, "get", "names")
+	w.until(15*time.Second, []string{"www.partner.example partner - ", "198.51.100.9 ("}, "get", "names", "-o", "wide") // it has none, and had it a moment ago
 	w.reaches("198.51.100.9", false)
 	w.wantAlive([]*flow{old, told})
 	if n, who, err := w.leaks.Stop(); n > 0 || err != nil {
