@@ -463,7 +463,7 @@ func TestDNSDoors(t *testing.T) {
 	ask(s.inside, "", "198.18.0.10:54", true)
 	ask(s.router, "", "192.0.2.1:53", true)
 	ask(s.router, "", "127.0.0.1:53", true)
-	if diff, err := d.Differences(context.Background(), c); err != nil || len(diff) > 0 {
+	if diff, err := d.Differences(context.Background(), withLinks(t, d, c)); err != nil || len(diff) > 0 {
 		t.Errorf("differences %v, %v", diff, err)
 	}
 	c.DNS = c.DNS[:3]

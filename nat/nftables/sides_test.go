@@ -138,7 +138,9 @@ func (s *sides) fate(c nat.Config, in string, f nat.Flow) (out string, source, d
 // must be counted.
 func TestEverySide(t *testing.T) {
 	t.Run("by index", func(t *testing.T) { everySide(t, nil) })
-	t.Run("by name", func(t *testing.T) { everySide(t, nat.Links{{Interface: "tun0", Index: 7001}, {Interface: "up0", Index: 7002}}) })
+	t.Run("by name", func(t *testing.T) {
+		everySide(t, nat.Links{{Interface: "tun0", Index: 7001}, {Interface: "up0", Index: 7002}})
+	})
 }
 
 // everySide does so with indexes of interfaces, those in use when there are none.
@@ -248,7 +250,9 @@ func everySide(t *testing.T, links nat.Links) {
 // TestFlowsUnderWay sends packets of flows that have been answered, from where they belong and from where they do not.
 func TestFlowsUnderWay(t *testing.T) {
 	t.Run("by index", func(t *testing.T) { flowsUnderWay(t, nil) })
-	t.Run("by name", func(t *testing.T) { flowsUnderWay(t, nat.Links{{Interface: "tun0", Index: 7001}, {Interface: "up0", Index: 7002}}) })
+	t.Run("by name", func(t *testing.T) {
+		flowsUnderWay(t, nat.Links{{Interface: "tun0", Index: 7001}, {Interface: "up0", Index: 7002}})
+	})
 }
 
 func flowsUnderWay(t *testing.T, links nat.Links) {
