@@ -35,9 +35,13 @@ const (
 // they compare with what is there, and write nothing where it is the same.
 func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Pool) {
 	ending := r.outliving.add(lived, target.NAT)
-	if first || former.Underlay != target.Underlay {
+	if first || former.Underlay != target.Underlay || former.PortlessTimeout != target.PortlessTimeout {
+		portless := target.PortlessTimeout
+		if portless == 0 && former.PortlessTimeout != 0 {
+			portless = -1 // it was given, and is not any more
+		}
 		r.work.set(object{key: "host", stage: stageHost, apply: func(context.Context) error {
-			return r.Host.Prepare(target.Underlay.Interface)
+			return r.Host.Prepare(target.Underlay.Interface, portless)
 		}})
 	}
 	if first {

@@ -244,7 +244,7 @@ func (m *machine) SetPool(_ string, wanted []netip.Addr) error {
 
 func (m *machine) Has(string) bool                            { return true }
 func (m *machine) Capabilities() []string                     { return []string{"everything"} }
-func (m *machine) Prepare(string) error                       { return nil }
+func (m *machine) Prepare(string, time.Duration) error        { return nil }
 func (m *machine) Update([]fib.Route)                         {}
 func (m *machine) SetReserved([]fib.Reserved)                 {}
 func (m *machine) Listening(netip.Addr) []string              { return []string{"tcp/22"} }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/isthmus-net/isthmus/test/netns"
 	"golang.org/x/sys/unix"
@@ -100,6 +101,16 @@ func TestTune(t *testing.T) {
 	broken := []Sysctl{{Path: "net/ipv4/no_such", Value: "1"}, {Path: "net/ipv4/ip_forward", Value: "0"}}
 	if n, err := tune(broken); n != 1 || err == nil || !strings.Contains(err.Error(), "net/ipv4/no_such") {
 		t.Errorf("a missing parameter: %d written, %v", n, err)
+	}
+	for _, k := range []struct {
+		portless time.Duration
+		want     string
+	}{{time.Hour, "3600 3600 3600"}, {-1, "600 30 180"}, {0, "600 30 180"}} {
+		_, err := tune(Portless(k.portless))
+		have := strings.Fields(ns.Run("sysctl -en net.netfilter.nf_conntrack_generic_timeout net.netfilter.nf_conntrack_gre_timeout net.netfilter.nf_conntrack_gre_timeout_stream"))
+		if err != nil || !strings.HasPrefix(k.want, strings.Join(have, " ")) || len(have) == 0 {
+			t.Errorf("flows without ports for %v: %v, %v; want %s", k.portless, have, err, k.want)
+		}
 	}
 	if n, err := tune(Forwarding(false)); n < 1 || err != nil || strings.Join(strings.Fields(ns.Run("sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.all.accept_redirects")), "") != "000" {
 		t.Errorf("forwarding is not off: %d written, %v", n, err)

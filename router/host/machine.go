@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"sync/atomic"
+	"time"
 )
 
 // Machine is what this kernel can do, as it was when Open tried it.
@@ -34,9 +35,9 @@ func (m *Machine) Forward(on bool) error {
 	return err
 }
 
-// Prepare sets the kernel parameters that a router with this underlay interface needs, all but forwarding.
-func (m *Machine) Prepare(underlay string) error {
-	n, err := Tune(Sysctls(underlay))
+// Prepare sets the kernel parameters that a router with this underlay interface needs, all but forwarding. See router.Host.
+func (m *Machine) Prepare(underlay string, portless time.Duration) error {
+	n, err := Tune(append(Sysctls(underlay), Portless(portless)...))
 	m.writes.Add(uint64(n))
 	return err
 }

@@ -6,7 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // Sysctl is a kernel parameter: its path below /proc/sys, and the value it should have.
@@ -28,6 +30,24 @@ func Forwarding(on bool) []Sysctl {
 		// The kernel gives this its default when forwarding changes.
 		{Path: "net/ipv4/conf/all/accept_redirects", Value: "0"},
 		{Path: "net/ipv4/conf/default/accept_redirects", Value: "0"},
+	}
+}
+
+// Portless returns the parameters for how long flows without ports are remembered: none for 0, and for less than 0 those that the kernel
+// begins with.
+func Portless(d time.Duration) []Sysctl {
+	if d == 0 {
+		return nil
+	}
+	other, gre, answered := d, d, d
+	if d < 0 { // nf_conntrack_proto_generic.c, nf_conntrack_proto_gre.c
+		other, gre, answered = 10*time.Minute, 30*time.Second, 3*time.Minute
+	}
+	seconds := func(d time.Duration) string { return strconv.FormatInt(int64(d/time.Second), 10) }
+	return []Sysctl{
+		{Path: "net/netfilter/nf_conntrack_generic_timeout", Value: seconds(other), Optional: true},
+		{Path: "net/netfilter/nf_conntrack_gre_timeout", Value: seconds(gre), Optional: true},
+		{Path: "net/netfilter/nf_conntrack_gre_timeout_stream", Value: seconds(answered), Optional: true},
 	}
 }
 

@@ -71,6 +71,9 @@ func differences(a, b Target) []Change {
 	if f := fields(reflect.ValueOf(a.Names), reflect.ValueOf(b.Names)); len(f) > 0 && (modify != Add || len(b.Names.Resolvers)+len(b.Names.Proxy) > 0) {
 		changes = append(changes, Change{Action: modify, Kind: "names", Name: "names", Fields: f})
 	}
+	if a.PortlessTimeout != b.PortlessTimeout {
+		changes = append(changes, Change{Action: Modify, Kind: "egress", Name: "egress", Fields: []string{"portlessTimeout"}})
+	}
 	if f := fields(reflect.ValueOf(a.Log), reflect.ValueOf(b.Log)); len(f) > 0 {
 		c := Change{Action: Modify, Kind: "log", Name: "log", Fields: f}
 		switch {

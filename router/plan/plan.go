@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
@@ -39,6 +40,8 @@ type Target struct {
 	// Takeover without ways takes nothing.
 	Takeover takeover.Config
 	Log      flow.Config
+	// PortlessTimeout is how long flows without ports are remembered; 0: as the machine has it.
+	PortlessTimeout time.Duration
 	// Attachments are the plain interfaces of the document, and the tunnels for which it gives sources, by name.
 	Attachments []Attachment
 }
@@ -120,7 +123,7 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 	t.BGP.ASN, t.BGP.RouterID = s.Node.ASN, s.Node.RouterID
 	slices.SortFunc(t.BGP.Announce, comparePrefix)
 
-	t.Log = s.Log
+	t.Log, t.PortlessTimeout = s.Log, s.PortlessTimeout
 	t.NAT.Underlay = s.Underlay.Interface
 	t.NAT.Own = []netip.Addr{s.Underlay.Address}
 	t.NAT.Pools = slices.SortedFunc(slices.Values(s.Pools), func(a, b nat.Pool) int { return cmp.Compare(a.Name, b.Name) })

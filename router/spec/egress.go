@@ -184,8 +184,9 @@ func (c *checker) takeover(e *isthmusv1.Egress) {
 	c.s.Takeover = out
 }
 
-// resolution checks how names are resolved.
+// resolution checks how names are resolved, and how long flows without ports are remembered.
 func (c *checker) resolution(e *isthmusv1.Egress) {
+	c.s.PortlessTimeout = c.duration("egress.portlessTimeout", e.GetPortlessTimeout(), 0, 10*time.Second, 120*time.Hour)
 	out := names.Config{
 		Floor: c.duration("egress.nameFloor", e.GetNameFloor(), 30*time.Second, time.Second, time.Hour),
 		Grace: c.duration("egress.nameGrace", e.GetNameGrace(), 24*time.Hour, 0, 720*time.Hour),

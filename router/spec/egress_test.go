@@ -91,6 +91,8 @@ func TestEgressMistakes(t *testing.T) {
 		{"[10.9.0.2, ", "[0.0.0.0, ", `egress.resolvers[0]: "0.0.0.0" is no unicast address`},
 		{"nameFloor: 1m", "nameFloor: 2h", `egress.nameFloor: "2h0m0s" is not`},
 		{"nameFloor: 1m", "nameHold: 59s", `egress.nameHold: "59s" is not`},
+		{"nameFloor: 1m", "portlessTimeout: 9s", `egress.portlessTimeout: "9s" is not`},
+		{"nameFloor: 1m", "portlessTimeout: 10.5s", `egress.portlessTimeout: "10.5s" is not a whole number of seconds`},
 		{"nameFloor: 1m", "nameHold: 721h", `egress.nameHold: "721h0m0s" is not`},
 		{"nameFloor: 1m", "nameGrace: 721h", `egress.nameGrace: "721h0m0s" is not`},
 		{"listen: [169.254.64.2]", "listen: [10.9.0.4], from: [none]", `egress.dnsProxy.from[0]: "none" is no tunnel or attachment`},

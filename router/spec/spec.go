@@ -2,6 +2,7 @@ package spec
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
@@ -41,6 +42,8 @@ type Spec struct {
 	Takeover takeover.Config
 
 	Log flow.Config
+	// PortlessTimeout is how long flows without ports are remembered; 0: as the machine has it.
+	PortlessTimeout time.Duration
 
 	rules  int     // that the policies make, each name with one address of each family
 	lines  Lines   // of the text in which the document came, before its policies were edited

@@ -1379,6 +1379,11 @@ type Egress struct {
 	// that keep an address longer than its time to live says. The connection table is read every 10 seconds for it, or less often
 	// when it is large. Default: twice the time to live, or twice `nameFloor` when that is longer, whether flows use the address or not.
 	NameHold *durationpb.Duration `protobuf:"bytes,44,opt,name=name_hold,json=nameHold,proto3" json:"name_hold,omitempty"`
+	// How long a flow of a protocol without ports, as ESP, GRE, IPIP or 6in4, is remembered without packets, 10s to 120h, in whole seconds.
+	// Until then it has its pool address toward its destination for itself. The kernel has one such time for all policies, and for what
+	// else goes through the machine (net.netfilter.nf_conntrack_generic_timeout, nf_conntrack_gre_timeout and nf_conntrack_gre_timeout_stream).
+	// Default: what is set on the machine; the kernel begins with 10m, and GRE with 30s and 3m.
+	PortlessTimeout *durationpb.Duration `protobuf:"bytes,45,opt,name=portless_timeout,json=portlessTimeout,proto3" json:"portless_timeout,omitempty"`
 	// How this node takes over from the one that shares its pools. Default: it does not.
 	Takeover      *Takeover `protobuf:"bytes,50,opt,name=takeover,proto3" json:"takeover,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1481,6 +1486,13 @@ func (x *Egress) GetDnsProxy() *DNSProxy {
 func (x *Egress) GetNameHold() *durationpb.Duration {
 	if x != nil {
 		return x.NameHold
+	}
+	return nil
+}
+
+func (x *Egress) GetPortlessTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.PortlessTimeout
 	}
 	return nil
 }
@@ -2556,7 +2568,7 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\vStaticRoute\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x18\n" +
 	"\atunnels\x18\x02 \x03(\tR\atunnels\x12\x1c\n" +
-	"\tblackhole\x18\x03 \x01(\bR\tblackhole\"\x96\x04\n" +
+	"\tblackhole\x18\x03 \x01(\bR\tblackhole\"\xdc\x04\n" +
 	"\x06Egress\x12&\n" +
 	"\x05pools\x18\x01 \x03(\v2\x10.isthmus.v1.PoolR\x05pools\x124\n" +
 	"\bpolicies\x18\x02 \x03(\v2\x18.isthmus.v1.EgressPolicyR\bpolicies\x12)\n" +
@@ -2569,7 +2581,8 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\n" +
 	"name_grace\x18* \x01(\v2\x19.google.protobuf.DurationR\tnameGrace\x121\n" +
 	"\tdns_proxy\x18+ \x01(\v2\x14.isthmus.v1.DNSProxyR\bdnsProxy\x126\n" +
-	"\tname_hold\x18, \x01(\v2\x19.google.protobuf.DurationR\bnameHold\x120\n" +
+	"\tname_hold\x18, \x01(\v2\x19.google.protobuf.DurationR\bnameHold\x12D\n" +
+	"\x10portless_timeout\x18- \x01(\v2\x19.google.protobuf.DurationR\x0fportlessTimeout\x120\n" +
 	"\btakeover\x182 \x01(\v2\x14.isthmus.v1.TakeoverR\btakeover\"k\n" +
 	"\bTakeover\x12\x14\n" +
 	"\x05watch\x18\x01 \x03(\tR\x05watch\x125\n" +
@@ -2717,27 +2730,28 @@ var file_isthmus_v1_spec_proto_depIdxs = []int32{
 	28, // 28: isthmus.v1.Egress.name_grace:type_name -> google.protobuf.Duration
 	18, // 29: isthmus.v1.Egress.dns_proxy:type_name -> isthmus.v1.DNSProxy
 	28, // 30: isthmus.v1.Egress.name_hold:type_name -> google.protobuf.Duration
-	16, // 31: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
-	28, // 32: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
-	28, // 33: isthmus.v1.TranslationLog.max_age:type_name -> google.protobuf.Duration
-	23, // 34: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
-	22, // 35: isthmus.v1.Pool.blocks:type_name -> isthmus.v1.Blocks
-	21, // 36: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
-	28, // 37: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
-	28, // 38: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
-	28, // 39: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
-	26, // 40: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
-	21, // 41: isthmus.v1.EgressPolicy.probes:type_name -> isthmus.v1.Probes
-	24, // 42: isthmus.v1.PolicyList.policies:type_name -> isthmus.v1.EgressPolicy
-	28, // 43: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
-	28, // 44: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
-	28, // 45: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
-	28, // 46: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
-	47, // [47:47] is the sub-list for method output_type
-	47, // [47:47] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	28, // 31: isthmus.v1.Egress.portless_timeout:type_name -> google.protobuf.Duration
+	16, // 32: isthmus.v1.Egress.takeover:type_name -> isthmus.v1.Takeover
+	28, // 33: isthmus.v1.Takeover.interval:type_name -> google.protobuf.Duration
+	28, // 34: isthmus.v1.TranslationLog.max_age:type_name -> google.protobuf.Duration
+	23, // 35: isthmus.v1.Pool.addresses:type_name -> isthmus.v1.PoolAddress
+	22, // 36: isthmus.v1.Pool.blocks:type_name -> isthmus.v1.Blocks
+	21, // 37: isthmus.v1.Pool.probes:type_name -> isthmus.v1.Probes
+	28, // 38: isthmus.v1.Probes.interval:type_name -> google.protobuf.Duration
+	28, // 39: isthmus.v1.Probes.timeout:type_name -> google.protobuf.Duration
+	28, // 40: isthmus.v1.Probes.hold_down:type_name -> google.protobuf.Duration
+	26, // 41: isthmus.v1.EgressPolicy.timeouts:type_name -> isthmus.v1.FlowTimeouts
+	21, // 42: isthmus.v1.EgressPolicy.probes:type_name -> isthmus.v1.Probes
+	24, // 43: isthmus.v1.PolicyList.policies:type_name -> isthmus.v1.EgressPolicy
+	28, // 44: isthmus.v1.FlowTimeouts.tcp_established:type_name -> google.protobuf.Duration
+	28, // 45: isthmus.v1.FlowTimeouts.tcp_closing:type_name -> google.protobuf.Duration
+	28, // 46: isthmus.v1.FlowTimeouts.udp:type_name -> google.protobuf.Duration
+	28, // 47: isthmus.v1.FlowTimeouts.udp_stream:type_name -> google.protobuf.Duration
+	48, // [48:48] is the sub-list for method output_type
+	48, // [48:48] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_spec_proto_init() }
