@@ -88,17 +88,8 @@ func (b *bench) packets(ctx context.Context) (err error) {
 		return err
 	}
 	defer unix.Close(ns)
-	var links nat.Links
-	if err := router.Do(func() error {
-		for _, name := range []string{"tun0", "up0"} {
-			i, err := net.InterfaceByName(name)
-			if err != nil {
-				return err
-			}
-			links = append(links, nat.Link{Interface: name, Index: uint32(i.Index)})
-		}
-		return nil
-	}); err != nil {
+	links, err := links(router)
+	if err != nil {
 		return err
 	}
 	dir, err := router.Dir()
@@ -152,6 +143,21 @@ func (b *bench) packets(ctx context.Context) (err error) {
 	}
 	t.print(os.Stdout, "no rules", "one plain rule")
 	return nil
+}
+
+// links returns the interfaces of a router of this bench, as isthmusd finds them.
+func links(router *lab.Node) (all nat.Links, err error) {
+	err = router.Do(func() error {
+		for _, name := range []string{"tun0", "up0"} {
+			i, err := net.InterfaceByName(name)
+			if err != nil {
+				return err
+			}
+			all = append(all, nat.Link{Interface: name, Index: uint32(i.Index)})
+		}
+		return nil
+	})
+	return all, err
 }
 
 func socketAddress(p flowPair, address string, port int) unix.Sockaddr {
