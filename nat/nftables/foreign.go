@@ -49,6 +49,10 @@ func (d *Driver) Foreign(ctx context.Context) (found []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the rules of others: %w", err)
 	}
+	err = dump(ctx, fd, unix.NFT_MSG_GETFLOWTABLE, func(family byte, attrs []byte) { found = append(found, offloads(family, attrs)) })
+	if err != nil {
+		return nil, fmt.Errorf("reading the flowtables of others: %w", err)
+	}
 	if d.options.NetNS == 0 { // the files are of the process's own network namespace
 		for _, name := range legacyTables {
 			// A kernel without iptables has no such file.
@@ -151,6 +155,22 @@ func judge(family byte, attrs []byte) string {
 	if len(does) == 0 {
 		return ""
 	}
-	families := map[byte]string{unix.NFPROTO_INET: "inet", unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_ARP: "arp", unix.NFPROTO_BRIDGE: "bridge", unix.NFPROTO_NETDEV: "netdev"}
-	return fmt.Sprintf("a rule in chain %s of table %s %s, which may change packets (%s)", chain, families[family], table, strings.Join(does, ", "))
+	return fmt.Sprintf("a rule in chain %s of table %s %s, which may change packets (%s)", chain, familyNames[family], table, strings.Join(does, ", "))
 }
+
+// offloads says what a flowtable does. isthmus has none, and a flow stays in one whose rules have gone.
+func offloads(family byte, attrs []byte) string {
+	const tableAttribute, nameAttribute = 1, 2 // NFTA_FLOWTABLE_TABLE, NFTA_FLOWTABLE_NAME
+	var table, name string
+	attributes(attrs, func(kind uint16, value []byte) {
+		switch kind {
+		case tableAttribute:
+			table = string(bytes.TrimRight(value, "\x00"))
+		case nameAttribute:
+			name = string(bytes.TrimRight(value, "\x00"))
+		}
+	})
+	return fmt.Sprintf("flowtable %s of table %s %s, whose flows pass no rule", name, familyNames[family], table)
+}
+
+var familyNames = map[byte]string{unix.NFPROTO_INET: "inet", unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_ARP: "arp", unix.NFPROTO_BRIDGE: "bridge", unix.NFPROTO_NETDEV: "netdev"}

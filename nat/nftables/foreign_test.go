@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/isthmus-net/isthmus/test/netns"
 )
 
@@ -14,7 +16,7 @@ func TestForeign(t *testing.T) {
 	netns.Veth(ns, "up0", ns, "far0")
 	d := newDriver(t, ns)
 	apply(t, d, example())
-	for command, want := range map[string]string{
+	cases := map[string]string{
 		"table inet fw { set trusted { type ipv4_addr; }; chain i { type filter hook input priority 0; policy drop; ct state established accept; tcp dport 22 counter accept; ip saddr @trusted log drop; limit rate 1/second reject; }; }": "",
 		"table ip evil { chain p { type nat hook postrouting priority 50; oifname up0 masquerade; }; }":                                                                                                                                     "chain p of table ip evil, which may change packets (masq)",
 		"table ip evil { chain p { type filter hook postrouting priority 310; oifname up0 ip saddr set 10.66.66.66; }; }":                                                                                                                   "(payload)",
@@ -26,7 +28,15 @@ func TestForeign(t *testing.T) {
 		"table ip isthmus { chain p { type nat hook postrouting priority 50; masquerade; }; }":                                                                                                                                              "table ip isthmus",
 		"table ip evil { chain p { type route hook output priority 0; ct mark set 1; }; }":                                                                                                                                                  "(ct)",
 		"table inet evil { chain p { type filter hook forward priority 0; tcp option maxseg size set 500; }; }":                                                                                                                             "(exthdr)",
-	} {
+	}
+	// Not every kernel has flowtables.
+	const flowtable = "table inet evil { flowtable f { hook ingress priority 0; devices = { up0 }; }; }"
+	if _, err := ns.Try("nft " + flowtable); err == nil {
+		ns.Run("nft delete table inet evil")
+		cases[flowtable] = "flowtable f of table inet evil"
+	}
+	t.Logf("%d cases", len(cases))
+	for command, want := range cases {
 		ns.Run("nft " + command)
 		found, err := d.Foreign(t.Context())
 		if err != nil {
@@ -38,5 +48,13 @@ func TestForeign(t *testing.T) {
 		}
 		words := strings.Fields(command)
 		ns.Run("nft delete table " + words[1] + " " + words[2])
+	}
+}
+
+// TestForeignFlowtable decodes a flowtable as the kernel tells of it. Ring: pure.
+func TestForeignFlowtable(t *testing.T) {
+	attrs := []byte{9, 0, 1, 0, 'f', 'a', 's', 't', 0, 0, 0, 0, 6, 0, 2, 0, 'f', 0, 0, 0}
+	if got, want := offloads(unix.NFPROTO_INET, attrs), "flowtable f of table inet fast, whose flows pass no rule"; got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }

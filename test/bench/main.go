@@ -1,6 +1,6 @@
 // Command bench measures isthmus beside other implementations of the same thing, in network namespaces of this kernel.
 //
-//	bench [-rounds N] [-quick] [fib | failover | ipsec | nat | idle ...]
+//	bench [-rounds N] [-quick] [fib | failover | ipsec | nat | packets | flowtable | idle ...]
 //
 // Without names it measures everything. The contenders of a figure take turns within a round, so that what disturbs the
 // machine disturbs all of them; figures are medians over the rounds with the smallest and the largest, and ratios are
@@ -32,7 +32,7 @@ import (
 type bench struct {
 	rounds int
 	quick  bool
-	root   string // tree that the other implementations are run from
+	root   string // tree that the other implementations are run from; "" in the guest, which has them
 	self   string // this program, which is some of the contenders too
 }
 
@@ -47,6 +47,7 @@ var parts = []part{
 	{"ipsec", (*bench).ipsec},
 	{"nat", (*bench).nat},
 	{"packets", (*bench).packets},
+	{"flowtable", (*bench).flowtable},
 	{"idle", (*bench).idle},
 }
 
@@ -82,11 +83,13 @@ func (b *bench) run(ctx context.Context, names []string) (err error) {
 	if b.self, err = os.Executable(); err != nil {
 		return err
 	}
-	img, err := vm.Build(ctx, os.Stderr)
-	if err != nil {
-		return err
+	if !vm.Inside() { // there the programs are installed
+		img, err := vm.Build(ctx, os.Stderr)
+		if err != nil {
+			return err
+		}
+		b.root = img.Tree()
 	}
-	b.root = img.Tree()
 	fmt.Printf("%s, %s, rounds: %d\n", machine(), runtime.Version(), b.rounds)
 	var errs []error
 	for _, p := range parts {

@@ -48,21 +48,42 @@ func packetConfig(rules, attachments int) nat.Config {
 	return c
 }
 
-// packets measures what a packet of an established flow costs the thread that sends it, and that carries it through the router.
-func (b *bench) packets(ctx context.Context) (err error) {
+// packetRouter is a router between a client and a server.
+type packetRouter struct {
+	lab                    *lab.Lab
+	client, router, server *lab.Node
+	ns                     int // the router's namespace
+	links                  nat.Links
+}
+
+// packetRouter makes a client, a router and a server. The client is behind the router's interface tun0: one end of a veth pair, or an
+// xfrm interface. The server is behind up0.
+func (b *bench) packetRouter(ctx context.Context, ipsec bool) (made *packetRouter, err error) {
 	l, err := b.lab()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	client, router, server := l.Node("client"), l.Node("router"), l.Node("server")
+	r := &packetRouter{lab: l, client: l.Node("client"), router: l.Node("router"), server: l.Node("server"), ns: -1}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.close())
+		}
+	}()
+	client, router, server := r.client, r.router, r.server
 	addrs := func(list ...string) (out []netip.Prefix) {
 		for _, a := range list {
 			out = append(out, netip.MustParsePrefix(a))
 		}
 		return out
 	}
-	l.Link(lab.End{Node: client, Name: "r0", Addrs: addrs("172.31.0.2/30", "2001:db8:1f::2/64")}, lab.End{Node: router, Name: "tun0", Addrs: addrs("172.31.0.1/30", "2001:db8:1f::1/64")})
+	inner, outer := addrs("172.31.0.2/30", "2001:db8:1f::2/64"), addrs("172.31.0.1/30", "2001:db8:1f::1/64")
+	if ipsec {
+		l.Link(lab.End{Node: client, Name: "wire", Addrs: addrs("203.0.113.2/30")}, lab.End{Node: router, Name: "wire", Addrs: addrs("203.0.113.1/30")})
+		tunnelEnd(client, "r0", "203.0.113.2", "203.0.113.1", inner)
+		tunnelEnd(router, "tun0", "203.0.113.1", "203.0.113.2", outer)
+	} else {
+		l.Link(lab.End{Node: client, Name: "r0", Addrs: inner}, lab.End{Node: router, Name: "tun0", Addrs: outer})
+	}
 	l.Link(lab.End{Node: router, Name: "up0", Addrs: addrs("192.0.2.1/24", "192.0.2.11/24", "2001:db8:9::1/64", "2001:db8:9::11/64")}, lab.End{Node: server, Name: "r0", Addrs: addrs("192.0.2.254/24", "2001:db8:9::fe/64")})
 	client.IP("route add default via 172.31.0.1")
 	client.IP("route add ::/0 via 2001:db8:1f::1")
@@ -81,67 +102,100 @@ func (b *bench) packets(ctx context.Context) (err error) {
 		server.IP("addr add %s/%d dev lo", p.to, length)
 	}
 	if err := l.Up(ctx); err != nil {
-		return err
+		return nil, err
 	}
-	ns, err := unix.Open("/run/netns/"+router.Namespace, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if r.ns, err = unix.Open("/run/netns/"+router.Namespace, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		return nil, err
+	}
+	r.links, err = links(router)
+	return r, err
+}
+
+func (r *packetRouter) close() error {
+	if r.ns >= 0 {
+		unix.Close(r.ns)
+	}
+	return r.lab.Close()
+}
+
+// rules replaces all rules of the router by a text.
+func (r *packetRouter) rules(ctx context.Context, text string) error {
+	_, err := r.router.ExecInput(ctx, "flush ruleset\n"+text, "nft", "-f", "-")
+	return err
+}
+
+// plainRules is one SNAT rule for each family, and nothing else.
+const plainRules = "table inet linear {\nchain post {\ntype nat hook postrouting priority srcnat;\noifname up0 meta nfproto ipv4 snat ip to 192.0.2.11\noifname up0 snat ip6 to 2001:db8:9::11\n}\n}\n"
+
+// packets measures what a packet of an established flow costs the thread that sends it, and that carries it through the router.
+func (b *bench) packets(ctx context.Context) (err error) {
+	r, err := b.packetRouter(ctx, false)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(ns)
-	links, err := links(router)
-	if err != nil {
-		return err
+	defer func() { err = errors.Join(err, r.close()) }()
+	text := func(rules string) func() error {
+		return func() error { return r.rules(ctx, rules) }
 	}
-	dir, err := router.Dir()
-	if err != nil {
-		return err
-	}
-	const plain = "table inet linear {\nchain post {\ntype nat hook postrouting priority srcnat;\noifname up0 meta nfproto ipv4 snat ip to 192.0.2.11\noifname up0 snat ip6 to 2001:db8:9::11\n}\n}\n"
-	if err := os.WriteFile(dir+"/plain.nft", []byte(plain), 0o600); err != nil {
-		return err
-	}
-	script := func(command string) func() error {
-		return func() error {
-			_, err := router.Exec(ctx, "sh", "-c", "nft flush ruleset; "+command)
-			return err
-		}
-	}
-	rules := func(policies, attachments int) func() error {
+	policies := func(policies, attachments int) func() error {
 		c := packetConfig(policies, attachments)
-		c.Links = links
+		c.Links = r.links
 		return func() error {
-			if err := script("true")(); err != nil {
+			if err := r.rules(ctx, ""); err != nil {
 				return err
 			}
-			return nftables.New(nftables.Options{NetNS: ns}).Apply(ctx, c)
+			return nftables.New(nftables.Options{NetNS: r.ns}).Apply(ctx, c)
 		}
 	}
+	type contender struct {
+		row   string
+		apply func() error
+		fast  bool // a flowtable is to carry the packets
+	}
 	n := b.size(10_000)
+	contenders := []contender{
+		{"one policy, one attachment", policies(1, 1), false},
+		{"no rules", text(""), false},
+		{"one plain rule", text(plainRules), false},
+		{"one policy, 200 attachments", policies(1, 200), false},
+		{fmt.Sprint(n, " policies, 200 attachments"), policies(n, 200), false},
+	}
+	over := []string{"no rules", "one plain rule"}
+	if r.takesFlowtables(ctx) {
+		more := []contender{
+			{"one plain rule, flowtable", text(plainRules + flowtable("")), true},
+			{"the same, counting and checking", text(plainRules + flowtable("counter;") + deviceChecks), true},
+		}
+		for _, c := range more {
+			contenders, over = append(contenders, c), append(over, c.row)
+		}
+	}
 	t := newTable("Egress: nanoseconds of CPU time for a packet of an established flow, 22 bytes of UDP, %d flows", packetFlows)
 	for range 2*b.rounds - 1 {
-		for _, c := range []struct {
-			row   string
-			apply func() error
-		}{
-			{"one policy, one attachment", rules(1, 1)},
-			{"no rules", script("true")},
-			{"one plain rule", script("nft -f " + dir + "/plain.nft")},
-			{"one policy, 200 attachments", rules(1, 200)},
-			{fmt.Sprint(n, " policies, 200 attachments"), rules(n, 200)},
-		} {
+		for _, c := range contenders {
 			if err := c.apply(); err != nil {
 				return fmt.Errorf("%s: %w", c.row, err)
 			}
 			for _, p := range flowPairs {
-				cost, err := packetCost(client, router, server, p, b.size(100_000))
+				before, err := r.slow(ctx, c.fast)
+				if err != nil {
+					return err
+				}
+				packets := b.size(100_000)
+				cost, err := packetCost(r.client, r.router, r.server, p, packets)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", c.row, p.name, err)
+				}
+				if after, err := r.slow(ctx, c.fast); err != nil {
+					return err
+				} else if n := after - before; n > packets/10 {
+					return fmt.Errorf("%s, %s: the flowtable left %d of %d packets to the forward hook", c.row, p.name, n, packets)
 				}
 				t.add(c.row, p.name+" ns", cost)
 			}
 		}
 	}
-	t.print(os.Stdout, "no rules", "one plain rule")
+	t.print(os.Stdout, over...)
 	return nil
 }
 
@@ -168,6 +222,38 @@ func socketAddress(p flowPair, address string, port int) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: port, Addr: a.As16()}
 }
 
+// datagram opens a UDP socket at an address and port in a node. It waits 5 seconds for a packet.
+func datagram(at *lab.Node, p flowPair, address string, port int) (fd int, err error) {
+	err = at.Do(func() error {
+		if fd, err = unix.Socket(p.domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		wait := unix.NsecToTimeval(int64(5 * time.Second))
+		return errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait), unix.Bind(fd, socketAddress(p, address, port)))
+	})
+	return fd, err
+}
+
+// exchange sends packets there and back, so that the flow is established, and returns from where the server heard them.
+func exchange(fd, sink, rounds int) (from unix.Sockaddr, err error) {
+	payload := make([]byte, 22)
+	for range rounds {
+		if _, err := unix.Write(fd, payload); err != nil {
+			return nil, err
+		}
+		if _, from, err = unix.Recvfrom(sink, payload, 0); err != nil {
+			return nil, fmt.Errorf("a request did not come: %w", err)
+		}
+		if err := unix.Sendto(sink, payload, 0, from); err != nil {
+			return nil, err
+		}
+		if _, err := unix.Read(fd, payload); err != nil {
+			return nil, fmt.Errorf("an answer did not come: %w", err)
+		}
+	}
+	return from, nil
+}
+
 // packetBatches is in how many parts the packets are sent. The one that was least disturbed by what else the machine does counts.
 const packetBatches = 400
 
@@ -177,18 +263,8 @@ func packetCost(client, router, server *lab.Node, p flowPair, n int) (ns float64
 	if err := router.Do(forgetFlows); err != nil {
 		return 0, fmt.Errorf("emptying the connection table: %w", err)
 	}
-	sink := -1
-	open := func(at *lab.Node, address string, port int) (fd int, err error) {
-		err = at.Do(func() error {
-			if fd, err = unix.Socket(p.domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
-				return err
-			}
-			wait := unix.NsecToTimeval(int64(5 * time.Second))
-			return errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait), unix.Bind(fd, socketAddress(p, address, port)))
-		})
-		return fd, err
-	}
-	if sink, err = open(server, p.to, port); err != nil {
+	sink, err := datagram(server, p, p.to, port)
+	if err != nil {
 		return 0, err
 	}
 	defer unix.Close(sink)
@@ -200,7 +276,7 @@ func packetCost(client, router, server *lab.Node, p flowPair, n int) (ns float64
 	}()
 	payload := make([]byte, 22)
 	for i := range packetFlows {
-		fd, err := open(client, p.from, 20000+i)
+		fd, err := datagram(client, p, p.from, 20000+i)
 		if err != nil {
 			return 0, err
 		}
@@ -208,20 +284,8 @@ func packetCost(client, router, server *lab.Node, p flowPair, n int) (ns float64
 		if err := unix.Connect(fd, socketAddress(p, p.to, port)); err != nil {
 			return 0, err
 		}
-		for range 3 { // there and back, so that the flow is established
-			if _, err := unix.Write(fd, payload); err != nil {
-				return 0, err
-			}
-			_, from, err := unix.Recvfrom(sink, payload, 0)
-			if err != nil {
-				return 0, fmt.Errorf("a request did not come: %w", err)
-			}
-			if err := unix.Sendto(sink, payload, 0, from); err != nil {
-				return 0, err
-			}
-			if _, err := unix.Read(fd, payload); err != nil {
-				return 0, fmt.Errorf("an answer did not come: %w", err)
-			}
+		if _, err := exchange(fd, sink, 3); err != nil {
+			return 0, err
 		}
 	}
 	err = client.Do(func() error {
