@@ -157,7 +157,7 @@ type Attachment struct {
 	// Prefixes that packets may have as source when they come by the interface; what has another source is dropped and counted. With
 	// the underlay's interface, /8 or longer (IPv4), /16 or longer (IPv6). At most 1000. Default: the prefixes of `routes`.
 	Sources []string `protobuf:"bytes,3,rep,name=sources,proto3" json:"sources,omitempty"`
-	// What is behind the interface and not connected to it. At most 1000.
+	// Prefixes behind the interface that are not those of its own networks. At most 1000.
 	Routes        []*AttachmentRoute `protobuf:"bytes,4,rep,name=routes,proto3" json:"routes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
