@@ -27,6 +27,7 @@ type appliedNAT struct {
 	mu        sync.Mutex // held from looking at what was observed to the end of the driver's work: what is older is not written last
 	config    *nat.Config
 	conflicts []names.Conflict
+	canary    *nat.Attachment // of a proof's canary while it calls
 }
 
 // apply has a configuration carried out as it is to be now.
@@ -43,7 +44,11 @@ func (a *appliedNAT) againLocked(ctx context.Context, r *Router) error {
 	}
 	var live nat.Config
 	live, a.conflicts = r.liveNAT(*a.config)
-	if err := r.NAT.Apply(ctx, live); err != nil {
+	rules := live
+	if a.canary != nil {
+		rules.Attachments = append(slices.Clone(live.Attachments), *a.canary)
+	}
+	if err := r.NAT.Apply(ctx, rules); err != nil {
 		return err
 	}
 	if r.placer != nil {
@@ -52,6 +57,9 @@ func (a *appliedNAT) againLocked(ctx context.Context, r *Router) error {
 	r.unsticker.use(live)
 	if r.Translations != nil {
 		r.Translations.Use(live)
+	}
+	if a.canary == nil {
+		return r.Addresses.RemoveCanary() // of a call that could not take it away, or of a daemon that died
 	}
 	return nil
 }

@@ -2,18 +2,10 @@ package router
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
-	"sync"
-	"syscall"
-	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -23,10 +15,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/fib"
 )
 
-const (
-	maxProved     = 64 // prefixes of each kind in one question
-	canaryTimeout = 5 * time.Second
-)
+const maxProved = 64 // prefixes of each kind in one question
 
 // everybody is every source or destination.
 var everybody = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
@@ -55,22 +44,30 @@ func (r *Router) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressReques
 		}
 		expected = append(expected, a)
 	}
-	var canary *url.URL
-	if q.Canary != "" {
-		if canary, err = url.Parse(q.Canary); err != nil || canary.Host == "" || canary.Scheme != "http" && canary.Scheme != "https" {
-			return nil, fmt.Errorf("%w: canary: %q is not an http or https URL", api.ErrInvalid, q.Canary)
-		}
+	canary, err := readCanary(q)
+	if err != nil {
+		return nil, err
 	}
+	done, err := r.takeTurn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 
 	r.mu.Lock()
-	node, generation := r.target.Node.Name, r.present.Generation
-	config, _ := r.liveNAT(r.target.NAT)
+	target, generation := r.target, r.present.Generation
+	config, _ := r.liveNAT(target.NAT)
 	r.mu.Unlock()
 	if config.Underlay == "" {
 		return nil, fmt.Errorf("%w: there is no document", api.ErrPrecondition)
 	}
+	if canary != nil && canary.from.IsValid() {
+		if err := r.refuseSource(canary.from, target); err != nil {
+			return nil, err
+		}
+	}
 	p := &isthmusv1.EgressProof{
-		Node: node, Generation: generation, Time: timestamppb.Now(), Sources: texts(sources), Destinations: texts(destinations),
+		Node: target.Node.Name, Generation: generation, Time: timestamppb.Now(), Sources: texts(sources), Destinations: texts(destinations),
 	}
 	if len(q.Expect) == 0 {
 		expected = deciding(config, sources, destinations)
@@ -130,8 +127,19 @@ func (r *Router) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressReques
 		return nil, err
 	}
 	p.GuardPackets, p.GuardBytes = state.Guard.Packets, state.Guard.Bytes
-	if canary != nil {
-		p.Canaries = r.callCanaries(ctx, canary, config, used)
+	switch {
+	case canary == nil:
+	case canary.from.IsValid():
+		c := r.callFromInside(ctx, canary, config.Underlay)
+		p.Canaries = append(p.Canaries, c)
+		if c.Error != "" {
+			p.Violations = append(p.Violations, fmt.Sprintf("the canary called from %s, by the way of forwarded packets, got no answer: %s", c.Address, c.Error))
+		} else if !slices.Contains(p.Expected, c.SeenAs) {
+			p.Violations = append(p.Violations, fmt.Sprintf("the canary called from %s, by the way of forwarded packets, was seen as %s, which is not expected", c.Address, c.SeenAs))
+		}
+	default:
+		done()
+		p.Canaries = r.callCanaries(ctx, canary.url, config, used)
 		for _, c := range p.Canaries {
 			if c.SeenAs != c.PublicAddress {
 				p.Violations = append(p.Violations, fmt.Sprintf("the canary called from %s was seen as %q instead of %s: %s", c.Address, c.SeenAs, c.PublicAddress, c.Error))
@@ -324,66 +332,4 @@ func publicOf(c nat.Config, a netip.Addr) netip.Addr {
 		}
 	}
 	return netip.Addr{}
-}
-
-// callCanaries calls the canary from each address, all at once.
-func (r *Router) callCanaries(ctx context.Context, target *url.URL, c nat.Config, from []netip.Addr) []*isthmusv1.CanaryResult {
-	results := make([]*isthmusv1.CanaryResult, len(from))
-	var wg sync.WaitGroup
-	for i, a := range from {
-		results[i] = &isthmusv1.CanaryResult{Address: a.String(), PublicAddress: publicOf(c, a).String()}
-		wg.Go(func() {
-			seen, err := callCanary(ctx, target, a, r.public)
-			if err != nil {
-				results[i].Error = err.Error()
-				return
-			}
-			results[i].SeenAs = seen.String()
-		})
-	}
-	wg.Wait()
-	return results
-}
-
-func callCanary(ctx context.Context, target *url.URL, from netip.Addr, allowed func(netip.Addr) bool) (netip.Addr, error) {
-	ctx, cancel := context.WithTimeout(ctx, canaryTimeout)
-	defer cancel()
-	network := "tcp6"
-	if from.Is4() {
-		network = "tcp4"
-	}
-	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Control: func(_, address string, _ syscall.RawConn) error {
-		// Only here is it known what a name stands for.
-		if to, err := netip.ParseAddrPort(address); err != nil || !allowed(to.Addr().Unmap()) {
-			return errors.New("the canary is at an address of the node, its platform or a network inside")
-		}
-		return nil
-	}}
-	client := http.Client{
-		Transport: &http.Transport{
-			DisableKeepAlives: true,
-			DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-				return dialer.DialContext(ctx, network, address)
-			},
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, target.String(), nil)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	response, err := client.Do(request)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, 256))
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	seen, err := netip.ParseAddr(strings.TrimSpace(string(body)))
-	if err != nil || response.StatusCode != http.StatusOK {
-		return netip.Addr{}, errors.New("the answer is no address")
-	}
-	return seen, nil
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -38,6 +39,12 @@ type Addresses interface {
 	Surroundings() (fib.Surroundings, error)
 	// Around calls changed when addresses, interfaces, or routes that are not isthmus's may have changed, until ctx is done.
 	Around(ctx context.Context, changed func()) error
+	// Canary makes a host with the address from behind the interface fib.Canary, and a route to it. mtu is in bytes; 0: the kernel's
+	// default. dial connects from the host to a TCP port of to. remove takes everything away and may be called again. There is one such
+	// host at a time.
+	Canary(from, to netip.Addr, mtu int) (dial func(ctx context.Context, port uint16) (net.Conn, error), remove func() error, err error)
+	// RemoveCanary removes what is left of such a host. Nothing is not an error.
+	RemoveCanary() error
 }
 
 // Host is the machine.
@@ -139,6 +146,7 @@ type Router struct {
 	state     *observed
 	health    *health.Checker
 	taker     taker
+	proving   chan struct{}   // full while the rules are compared with the document, or are more than that for a canary
 	proxies   *health.Checker // of redirecting policies; each is the one address of a pool with the policy's name
 	names     *names.Resolver
 	nat       appliedNAT
@@ -185,7 +193,7 @@ type Router struct {
 
 // New returns a router with the stored document, if there is one, ready to Run.
 func New(o Options) (*Router, error) {
-	r := &Router{Options: o, started: time.Now(), work: newScheduler(), state: newObserved(), taker: taker{wanted: make(chan takeover.Config, 1)}, passes: make(chan struct{}, 1)}
+	r := &Router{Options: o, started: time.Now(), work: newScheduler(), state: newObserved(), proving: make(chan struct{}, 1), taker: taker{wanted: make(chan takeover.Config, 1)}, passes: make(chan struct{}, 1)}
 	r.names = names.New(names.Options{File: o.NamesFile, Changed: r.namesChanged, Apply: r.applyNames, Log: o.Log})
 	if o.Probe == nil {
 		o.Probe = (&health.Prober{Resolve: r.names.Resolve}).Probe

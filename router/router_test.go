@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -252,6 +253,10 @@ func (m *machine) Forward(bool) error                         { return nil }
 func (m *machine) Surroundings() (fib.Surroundings, error)    { return fib.Surroundings{}, nil }
 func (m *machine) Around(ctx context.Context, _ func()) error { <-ctx.Done(); return nil }
 func (m *machine) Restarted()                                 {}
+func (m *machine) RemoveCanary() error                        { return nil }
+func (m *machine) Canary(_, _ netip.Addr, _ int) (func(context.Context, uint16) (net.Conn, error), func() error, error) {
+	return nil, nil, errors.New("this machine has no room for a canary")
+}
 func (m *machine) Synced() {
 	m.mu.Lock()
 	defer m.mu.Unlock()

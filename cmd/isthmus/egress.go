@@ -32,14 +32,21 @@ any one address of a pool gone. The rules are followed with sets of packets, so 
 those that were tried. It fails when an address is not expected, when something may leave untranslated, and when the
 rules in the kernel are not exactly those of the document.
 
+With --canary the node calls a URL from each address that flows may have. That shows what becomes of an address on the way, and
+that the partner answers; such packets are the node's own and are not forwarded. With --canary-from as well, the call comes from
+an address inside that no host uses, and its packets are forwarded as those of a host there: rules for forwarded packets, of any
+table, decide on them.
+
 With -o json the answer holds the proof as it was signed by the node; "isthmus egress verify" checks it anywhere.`,
 		Example: `  isthmus egress prove --to 198.51.100.0/24
-  isthmus egress prove --to 198.51.100.0/24 --expect 203.0.113.9 --canary https://echo.partner.example/ip -o json > proof.json`}
+  isthmus egress prove --to 198.51.100.0/24 --expect 203.0.113.9 --canary https://echo.partner.example/ip -o json > proof.json
+  isthmus egress prove --to 198.51.100.0/24 --canary https://echo.partner.example/ip --canary-from 10.1.255.254`}
 	f := cmd.Flags()
 	f.StringSliceVar(&q.Destinations, "to", nil, "destination prefixes; at least one")
 	f.StringSliceVar(&q.Sources, "from", nil, "source prefixes (default: everybody)")
 	f.StringSliceVar(&q.Expect, "expect", nil, "public addresses that may be seen (default: those of the pools of the policies that may decide)")
 	f.StringVar(&q.Canary, "canary", "", "URL that answers with the address it is called from; it is called from each address that flows may have")
+	f.StringVar(&q.CanarySource, "canary-from", "", "address inside, of the sources of an attachment and of a policy, that no host uses; the canary is called from it, by forwarded packets")
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 		if len(q.Destinations) == 0 {
 			return usageError{errors.New("--to is needed: to whom?")}

@@ -89,7 +89,7 @@ func describe(request any) auth.Subject {
 	case *isthmusv1.ResetPeerRequest:
 		return auth.Subject{Object: r.Name}
 	case *isthmusv1.ProveEgressRequest:
-		return auth.Subject{Object: strings.Join(append(slices.Clone(r.Destinations), r.Canary), " ")}
+		return auth.Subject{Object: strings.TrimSpace(strings.Join(append(slices.Clone(r.Destinations), r.Canary, r.CanarySource), " "))}
 	case *isthmusv1.EndFlowsRequest:
 		return auth.Subject{Object: strings.TrimSpace(fmt.Sprintf("from %s to %s %s", r.Source, cmp.Or(r.Destination, "everywhere"), r.Protocol))}
 	case *isthmusv1.WhoRequest:

@@ -9,7 +9,7 @@ import (
 
 // Surroundings is what the machine has of addresses, routes and rules that is not isthmus's.
 type Surroundings struct {
-	// Devices are all interfaces, isthmus's own too, by name.
+	// Devices are all interfaces, isthmus's own too, but for Canary, by name.
 	Devices   map[string]Device
 	Addresses []Assigned
 	// Routes are those of every table but the kernel's own "local".
@@ -19,6 +19,9 @@ type Surroundings struct {
 	// Filters are the interfaces at which traffic control or XDP may change packets, in words.
 	Filters []string
 }
+
+// Canary is the interface behind which a proof's canary calls. It is there for the time of a call, and not among Surroundings.
+const Canary = "canary0"
 
 // Device is an interface.
 type Device struct {

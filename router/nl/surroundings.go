@@ -14,7 +14,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/fib"
 )
 
-// Surroundings reads what the machine has of addresses, routes and rules that is not isthmus's.
+// Surroundings reads what the machine has of addresses, routes and rules that is not isthmus's. The canary's interface comes and goes, and
+// nothing is to be made of it.
 func (l *Links) Surroundings() (fib.Surroundings, error) {
 	var s fib.Surroundings
 	var links []netlink.Link
@@ -23,7 +24,12 @@ func (l *Links) Surroundings() (fib.Surroundings, error) {
 	}
 	names := make(map[int]string, len(links))
 	s.Devices = make(map[string]fib.Device, len(links))
+	var canary int // index; there is no interface 0
 	for _, link := range links {
+		if isCanary(link) {
+			canary = link.Attrs().Index
+			continue
+		}
 		names[link.Attrs().Index] = link.Attrs().Name
 		s.Devices[link.Attrs().Name] = fib.Device{Index: uint32(link.Attrs().Index), MTU: link.Attrs().MTU}
 		if x := link.Attrs().Xdp; x != nil && x.Attached {
@@ -38,11 +44,11 @@ func (l *Links) Surroundings() (fib.Surroundings, error) {
 		decode  func([]byte)
 	}{
 		{"addresses", unix.RTM_GETADDR, unix.RTM_NEWADDR, nl.NewIfAddrmsg(unix.AF_UNSPEC), func(m []byte) {
-			if a, index, err := parseAddress(m); err == nil && a.protocol != Protocol {
+			if a, index, err := parseAddress(m); err == nil && a.protocol != Protocol && index != canary {
 				s.Addresses = append(s.Addresses, fib.Assigned{Interface: names[index], Prefix: a.Local})
 			}
 		}},
-		{"routes", unix.RTM_GETROUTE, unix.RTM_NEWROUTE, &nl.RtMsg{}, func(m []byte) { s.Routes = append(s.Routes, foreign(m, names)...) }},
+		{"routes", unix.RTM_GETROUTE, unix.RTM_NEWROUTE, &nl.RtMsg{}, func(m []byte) { s.Routes = append(s.Routes, foreign(m, names, canary)...) }},
 		{"queueing disciplines", unix.RTM_GETQDISC, unix.RTM_NEWQDISC, &nl.TcMsg{}, func(m []byte) {
 			if index, kind := parseQdisc(m); kind == "clsact" || kind == "ingress" {
 				s.Filters = append(s.Filters, fmt.Sprintf("interface %s has filters of traffic control (%s)", names[index], kind))
@@ -72,8 +78,8 @@ func (l *Links) Surroundings() (fib.Surroundings, error) {
 	return s, nil
 }
 
-// foreign decodes the body of an RTM_NEWROUTE message that is not isthmus's. There may be a hundred thousand that are.
-func foreign(m []byte, names map[int]string) (out []fib.Foreign) {
+// foreign decodes the body of an RTM_NEWROUTE message that is neither isthmus's nor by the canary's interface. There may be a hundred thousand that are.
+func foreign(m []byte, names map[int]string, canary int) (out []fib.Foreign) {
 	if len(m) < unix.SizeofRtMsg {
 		return nil
 	}
@@ -101,7 +107,11 @@ func foreign(m []byte, names map[int]string) (out []fib.Foreign) {
 		case unix.RTA_TABLE:
 			r.Table = binary.NativeEndian.Uint32(a.Value)
 		case unix.RTA_OIF:
-			r.Interface = names[int(binary.NativeEndian.Uint32(a.Value))]
+			index := int(binary.NativeEndian.Uint32(a.Value))
+			if index == canary {
+				return nil
+			}
+			r.Interface = names[index]
 		case unix.RTA_PRIORITY:
 			r.Metric = binary.NativeEndian.Uint32(a.Value)
 		case unix.RTA_GATEWAY:

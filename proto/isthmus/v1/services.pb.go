@@ -3284,8 +3284,12 @@ type ProveEgressRequest struct {
 	// about such flows.
 	Expect []string `protobuf:"bytes,3,rep,name=expect,proto3" json:"expect,omitempty"`
 	// URL (http or https) that answers with the address it is called from and nothing else. It is called from each pool
-	// address that the flows may have. Default: nothing is called.
-	Canary        string `protobuf:"bytes,4,opt,name=canary,proto3" json:"canary,omitempty"`
+	// address that the flows may have, by the node itself. Default: nothing is called.
+	Canary string `protobuf:"bytes,4,opt,name=canary,proto3" json:"canary,omitempty"`
+	// Address inside that no host uses, of the sources of an attachment and of a policy. The canary is then called once, from a host with
+	// this address that the node makes for the time of the call: its packets are forwarded as those of a spoke. Needs canary. Default: the
+	// node calls.
+	CanarySource  string `protobuf:"bytes,5,opt,name=canary_source,json=canarySource,proto3" json:"canary_source,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3344,6 +3348,13 @@ func (x *ProveEgressRequest) GetExpect() []string {
 func (x *ProveEgressRequest) GetCanary() string {
 	if x != nil {
 		return x.Canary
+	}
+	return ""
+}
+
+func (x *ProveEgressRequest) GetCanarySource() string {
+	if x != nil {
+		return x.CanarySource
 	}
 	return ""
 }
@@ -3626,9 +3637,9 @@ func (x *EgressProofState) GetUntranslated() []string {
 // CanaryResult is how one call of the canary went.
 type CanaryResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Address on the interface that was called from.
+	// Address that was called from: one on the interface, or the source that was asked for.
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	// Public address under which it should be seen.
+	// Public address under which it should be seen. Empty with a source that was asked for: one of those that are expected.
 	PublicAddress string `protobuf:"bytes,2,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
 	// Address under which it was seen. Empty: it was not.
 	SeenAs string `protobuf:"bytes,3,opt,name=seen_as,json=seenAs,proto3" json:"seen_as,omitempty"`
@@ -7052,12 +7063,13 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x14WatchPoliciesRequest\"j\n" +
 	"\vPolicyEvent\x12)\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x15.isthmus.v1.EventTypeR\x04type\x120\n" +
-	"\x06policy\x18\x02 \x01(\v2\x18.isthmus.v1.PolicyStatusR\x06policy\"\x82\x01\n" +
+	"\x06policy\x18\x02 \x01(\v2\x18.isthmus.v1.PolicyStatusR\x06policy\"\xa7\x01\n" +
 	"\x12ProveEgressRequest\x12\"\n" +
 	"\fdestinations\x18\x01 \x03(\tR\fdestinations\x12\x18\n" +
 	"\asources\x18\x02 \x03(\tR\asources\x12\x16\n" +
 	"\x06expect\x18\x03 \x03(\tR\x06expect\x12\x16\n" +
-	"\x06canary\x18\x04 \x01(\tR\x06canary\"\xa2\x01\n" +
+	"\x06canary\x18\x04 \x01(\tR\x06canary\x12#\n" +
+	"\rcanary_source\x18\x05 \x01(\tR\fcanarySource\"\xa2\x01\n" +
 	"\x13ProveEgressResponse\x12-\n" +
 	"\x05proof\x18\x01 \x01(\v2\x17.isthmus.v1.EgressProofR\x05proof\x12\x1c\n" +
 	"\tstatement\x18\x02 \x01(\fR\tstatement\x12\x1c\n" +

@@ -2,6 +2,7 @@
 package apitest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -149,6 +150,9 @@ func (r *Router) ProveEgress(_ context.Context, q *isthmusv1.ProveEgressRequest)
 	}
 	if len(q.Expect) > 0 && !slices.Contains(q.Expect, "203.0.113.9") {
 		p.Violations = []string{"now: flows may be seen as 203.0.113.9, which is not expected"}
+	}
+	if q.Canary != "" {
+		p.Canaries = []*isthmusv1.CanaryResult{{Address: cmp.Or(q.CanarySource, "203.0.113.9"), SeenAs: "203.0.113.9"}}
 	}
 	p.Holds = len(p.Violations) == 0
 	return p, nil

@@ -498,10 +498,80 @@ func (w *world) proof() {
 		run(strings.Fields(k.undo)...)
 		holds()
 	}
+	w.forwardedCanary(prove, run)
 	w.hub.Kill()
 	w.hub.Start(w.T)
 	w.hub.Settled(w.T)
 	holds()
+}
+
+// forwardedCanary calls from inside. A rule of another table for forwarded packets shows to such a call, and not to one of the node.
+func (w *world) forwardedCanary(prove []string, run func(...string)) {
+	const from = "172.16.255.254"
+	w.Log("a canary from inside")
+	forwarded := append(slices.Clone(prove), "--canary-from", from)
+	trace := func() string {
+		w.Helper()
+		out, err := w.hub.Exec(w.Context(), "ip", "route", "show", "table", "all")
+		w.ok(err)
+		links, err := w.hub.Exec(w.Context(), "ip", "link")
+		w.ok(err)
+		return section(out+links, "canary0") + section(out, from)
+	}
+	out, err := w.hub.CLI(w.Context(), "", forwarded...)
+	if err != nil || !strings.Contains(out, ": HOLDS") || !strings.Contains(out, "canary from "+from+": seen as "+first+"\n") && !strings.Contains(out, "canary from "+from+": seen as "+second+"\n") || strings.Contains(out, "canary from 192.0.2") {
+		w.Errorf("from %s: %v\n%s", from, err, out)
+	}
+	if left := trace(); left != "" {
+		w.Errorf("left over: %s", left)
+	}
+	run("nft", "table ip evil { chain f { type filter hook forward priority 0; oifname wan meta mark set 7; }; chain p { type nat hook postrouting priority 50; meta mark 7 masquerade; }; }")
+	out, err = w.hub.CLI(w.Context(), "", forwarded...)
+	if err == nil || !strings.Contains(out, "canary from "+from+": seen as 192.0.2.100\n") || !strings.Contains(out, "violation: the canary called from "+from) {
+		w.Errorf("others masquerade what is forwarded: %v\n%s", err, out)
+	}
+	out, err = w.hub.CLI(w.Context(), "", prove...)
+	if err == nil || !strings.Contains(out, "canary from 192.0.2.10: seen as 192.0.2.10") || !strings.Contains(out, "canary from 192.0.2.11: seen as 192.0.2.11") || strings.Contains(out, "violation: the canary") {
+		w.Errorf("others masquerade what is forwarded, and the node calls: %v\n%s", err, out)
+	}
+	run("nft", "delete table ip evil")
+
+	w.Log("the daemon dies while a canary calls")
+	silent, err := w.partner.Listen("tcp", "198.51.100.8:8081")
+	w.ok(err)
+	defer silent.Close()
+	went := make(chan error, 1)
+	go func() {
+		_, err := w.hub.CLI(w.Context(), "", "egress", "prove", "--to", "198.51.100.0/24", "--canary", "http://198.51.100.8:8081/ip", "--canary-from", from)
+		went <- err
+	}()
+	called := make(chan net.Conn, 1)
+	go func() {
+		if conn, err := silent.Accept(); err == nil {
+			called <- conn
+		}
+	}()
+	select {
+	case conn := <-called:
+		defer conn.Close()
+	case err := <-went:
+		w.Fatalf("the canary was not called: %v", err)
+	}
+	if trace() == "" {
+		w.Error("canary0 is missing while a canary calls")
+	}
+	w.hub.Kill()
+	if err := <-went; err == nil {
+		w.Error("a proof came from a daemon that died")
+	}
+	w.ok(lab.Until(w.Context(), 20*time.Second, func() error {
+		if left := trace(); left != "" {
+			return fmt.Errorf("left over: %s", left)
+		}
+		return nil
+	}))
+	w.hub.Start(w.T)
+	w.hub.Settled(w.T)
 }
 
 // section returns what follows some words, up to the end of the paragraph; empty when they are not there.
