@@ -206,8 +206,10 @@ func (b *bench) nat(ctx context.Context) error {
 	many := fmt.Sprint(n, " policies")
 	few, full := newTable(""), newTable("")
 	const plain = "table inet linear {\nchain post {\ntype nat hook postrouting priority srcnat;\noifname up0 snat ip to 192.0.2.11\n}\n}\n"
-	if err := os.WriteFile(dir+"/plain.nft", []byte(plain), 0o600); err != nil {
-		return err
+	for name, rules := range map[string]string{"plain": plain, "sides": plain + sidesAlone, "policy": policyAlone + sidesAlone} {
+		if err := os.WriteFile(dir+"/"+name+".nft", []byte(rules), 0o600); err != nil {
+			return err
+		}
 	}
 	for range 2 * b.rounds { // they are short
 		// Before and after, so that a drift of the machine shows in neither.
@@ -228,8 +230,8 @@ func (b *bench) nat(ctx context.Context) error {
 		for _, c := range []struct {
 			row, script string
 			connections int
-		}{{"plain", dir + "/plain.nft", 5000}, {"linear", script, 500}} {
-			if _, err := e.router.Exec(ctx, "sh", "-c", "nft delete table inet isthmus 2>/dev/null; nft -f "+c.script); err != nil {
+		}{{"plain", dir + "/plain.nft", 5000}, {"sides", dir + "/sides.nft", 5000}, {"policy", dir + "/policy.nft", 5000}, {"linear", script, 500}} {
+			if _, err := e.router.Exec(ctx, "sh", "-c", "nft flush ruleset; nft -f "+c.script); err != nil {
 				return err
 			}
 			rate, err := e.open(c.connections, n)
@@ -237,7 +239,7 @@ func (b *bench) nat(ctx context.Context) error {
 				return err
 			}
 			full.add(c.row, "rate", rate)
-			if _, err := e.router.Exec(ctx, "nft", "delete", "table", "inet", "linear"); err != nil {
+			if _, err := e.router.Exec(ctx, "nft", "flush", "ruleset"); err != nil {
 				return err
 			}
 		}
@@ -247,9 +249,11 @@ func (b *bench) nat(ctx context.Context) error {
 		flows.add(many, "connections/s", rate)
 		flows.add("one policy", "connections/s", (before[2*i]+before[2*i+1])/2)
 		flows.add("one plain rule", "connections/s", full.cells[[2]string{"plain", "rate"}][i])
+		flows.add("plain, sides by hand", "connections/s", full.cells[[2]string{"sides", "rate"}][i])
+		flows.add("one policy and sides by hand", "connections/s", full.cells[[2]string{"policy", "rate"}][i])
 		flows.add("linear rules", "connections/s", full.cells[[2]string{"linear", "rate"}][i])
 	}
-	flows.print(os.Stdout, "one policy", "one plain rule", "linear rules")
+	flows.print(os.Stdout, "one policy", "one plain rule", "plain, sides by hand", "one policy and sides by hand", "linear rules")
 	return b.edits(ctx, e, n)
 }
 

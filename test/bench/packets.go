@@ -157,6 +157,8 @@ func (b *bench) packets(ctx context.Context) (err error) {
 		{"one policy, one attachment", policies(1, 1), false},
 		{"no rules", text(""), false},
 		{"one plain rule", text(plainRules), false},
+		{"the same, three empty chains", text(plainRules + hooks), false},
+		{"the same, sides by hand", text(plainRules + sidesAlone), false},
 		{"one policy, 200 attachments", policies(1, 200), false},
 		{fmt.Sprint(n, " policies, 200 attachments"), policies(n, 200), false},
 	}
