@@ -93,7 +93,7 @@ destination from the address are told. The question is in the audit log.`,
 			err = a.showWho(args[0], r)
 		}
 		if err == nil && len(r.Flows) == 0 && r.BlockSource == "" {
-			err = errors.New("nobody is known to have had " + args[0])
+			err = errors.New("no known flow had " + args[0])
 		}
 		return err
 	})

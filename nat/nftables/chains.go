@@ -131,7 +131,8 @@ func dnsDoors(ipv6 bool) string { return "dns-doors" + of(ipv6).suffix }
 
 func dnsSources(i int, ipv6 bool) string { return fmt.Sprintf("dns-%d-%s", i, of(ipv6).suffix) }
 
-// addDNS adds who may reach port 53 of which addresses. Whether a source belongs to an attachment was asked when the packet came in.
+// addDNS adds the rules that open port 53 of addresses of the node to attachments. The chain of sources has already checked that the source of a
+// packet belongs to its attachment.
 func (r *ruleset) addDNS(c nat.Config, input *chain) {
 	if len(c.DNS) == 0 {
 		return

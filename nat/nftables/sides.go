@@ -181,9 +181,10 @@ func (r *ruleset) addSides(c nat.Config) {
 			r.sets[indexMap].elements[string(nativeUint32(link.Index))] = e
 		}
 	}
-	// What comes by another interface is for the node or for a group, or goes nowhere. Told here, it need not be asked of every packet that
-	// is forwarded. A packet that is here while the table is replaced may find the map empty: the kernel takes the elements of a map away,
-	// and those of a set not, before the last packet has left the rules that ask it. Such a packet is not lost.
+	// A packet from any other interface may reach the node itself or a multicast group, and is not forwarded. This chain drops it, so that the
+	// forward chain need not check the interface of every packet. While the table is replaced, a packet may find the map empty: the kernel removes
+	// the elements of a map, but not those of a set, before the last packet has left the rules that use it. The look-up in the set lets such a
+	// packet pass.
 	r.chains["sources"] = &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting, priority: sourcesPriority, rules: [][]expr.Any{
 		do(meta(expr.MetaKeyIIF, reg1), &expr.Lookup{SourceRegister: reg1, IsDestRegSet: true, SetName: indexMap}),
 		do(meta(expr.MetaKeyIIFNAME, reg1), &expr.Lookup{SourceRegister: reg1, IsDestRegSet: true, SetName: fromMap}),
@@ -225,7 +226,8 @@ func (r *ruleset) addForward(c nat.Config) {
 
 	// Most packets are of flows that are under way between an attachment and the underlay. By which interface such a flow comes is known: the
 	// chain of sources lets nothing pass from one that is neither an attachment nor the underlay.
-	// What asks for an address of the node at which a port is open is told apart below: it may come by any interface.
+	// A flow with a translated destination takes the longer way below: its first address is the node's own, so its packets may come by any
+	// interface.
 	under := do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: nativeUint32(answered | destinationTranslated), Xor: make([]byte, 4)},
 		compare(expr.CmpOpEq, nativeUint32(answered)...))

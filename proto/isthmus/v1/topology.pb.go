@@ -32,7 +32,7 @@ type Topology struct {
 	Gateways []*Gateway `protobuf:"bytes,2,rep,name=gateways,proto3" json:"gateways,omitempty"`
 	// The networks that are to be reached. At most 4096.
 	Spokes []*Spoke `protobuf:"bytes,3,rep,name=spokes,proto3" json:"spokes,omitempty"`
-	// Who may reach whom. Whoever shares no group is kept apart. At most 1000. Default: nobody reaches anybody.
+	// Spokes that may reach each other. Spokes without a common group are kept apart. At most 1000. Default: no spoke reaches another one.
 	Groups []*Group `protobuf:"bytes,4,rep,name=groups,proto3" json:"groups,omitempty"`
 	// What is connected with what. Two nodes against one gateway are two links. At most 1000.
 	Links []*Link `protobuf:"bytes,5,rep,name=links,proto3" json:"links,omitempty"`
