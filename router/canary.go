@@ -150,10 +150,7 @@ func (r *Router) forwarded(ctx context.Context, c *canary, underlay string) (net
 			r.Log.Warn("the canary was not taken away; trying again with the next rules", "err", err)
 		}
 	}()
-	// The context that http.Transport dials with outlives the call, and would keep the namespace.
-	ctx, cancel := context.WithTimeout(ctx, canaryTimeout)
-	defer cancel()
-	return fetch(ctx, c.url, func(_ context.Context, address string) (net.Conn, error) {
+	return fetch(ctx, c.url, func(ctx context.Context, address string) (net.Conn, error) {
 		_, text, err := net.SplitHostPort(address)
 		if err != nil {
 			return nil, err
@@ -256,9 +253,8 @@ func fetch(ctx context.Context, target *url.URL, dial func(ctx context.Context, 
 	client := http.Client{
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
-			DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-				return dial(ctx, address)
-			},
+			// The context that http.Transport dials with outlives the call: a call without an answer would go on, and keep its flow.
+			DialContext: func(_ context.Context, _, address string) (net.Conn, error) { return dial(ctx, address) },
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}

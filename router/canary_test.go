@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -322,4 +323,30 @@ type onRoute struct {
 
 func (l onRoute) Routes() []fib.RouteState {
 	return []fib.RouteState{{Prefix: l.prefix, Installed: true}}
+}
+
+// TestCanaryEnds: a call that ends without an answer ends its dial as well, which would go on sending.
+func TestCanaryEnds(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	began, ended := make(chan struct{}), make(chan struct{})
+	result := make(chan error, 1)
+	go func() {
+		_, err := fetch(ctx, &url.URL{Scheme: "http", Host: "192.0.2.1"}, func(ctx context.Context, _ string) (net.Conn, error) {
+			close(began)
+			<-ctx.Done()
+			close(ended)
+			return nil, ctx.Err()
+		})
+		result <- err
+	}()
+	<-began
+	cancel()
+	if err := <-result; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("the dial goes on")
+	}
 }

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // Peers, spokes and callers choose how often some things happen that are worth a line. Each message has logBurst lines at once and then one in
@@ -28,10 +30,9 @@ type lines struct {
 	said map[string]*said
 }
 
-// said is what a message has left.
+// said is a message that was written.
 type said struct {
-	left    float64
-	at      time.Time
+	rate    *rate.Limiter
 	omitted int
 }
 
@@ -74,18 +75,13 @@ func (l *lines) take(message string, now time.Time) (omitted int, pass bool) {
 		if len(l.said) >= logMessages {
 			clear(l.said)
 		}
-		m = &said{left: logBurst, at: now}
+		m = &said{rate: rate.NewLimiter(rate.Every(logEvery), logBurst)}
 		l.said[message] = m
 	}
-	if gone := now.Sub(m.at); gone > 0 {
-		m.left = min(logBurst, m.left+gone.Seconds()/logEvery.Seconds())
-	}
-	m.at = now
-	if m.left < 1 {
+	if !m.rate.AllowN(now, 1) {
 		m.omitted++
 		return 0, false
 	}
-	m.left--
 	omitted, m.omitted = m.omitted, 0
 	return omitted, true
 }
