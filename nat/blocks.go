@@ -11,7 +11,7 @@ import (
 // source without a log.
 //
 // The sources of a family are counted through the prefixes in their order, from 0. Source n has block n modulo b, of the b blocks of
-// an address, of address n divided by b, in the order of the pool. So prefixes and addresses that are added at the end move nobody.
+// an address, of address n divided by b, in the order of the pool. So prefixes and addresses that are added at the end move no source.
 type Blocks struct {
 	Size      uint16 // ports in a block, 1 or more
 	FirstPort uint16 // of the first block

@@ -211,7 +211,7 @@ type Policy struct {
 	Protocol string      // "tcp", "udp", "icmp"; empty: every one
 	Ports    []PortRange // of the destination; empty: every one
 	Pool     string      // with SNAT and DNAT
-	// Pickup lets TCP connections pass of which the beginning was not seen. With SNAT and NoNAT.
+	// Pickup lets TCP connections pass whose beginning was not seen. With SNAT and NoNAT.
 	Pickup bool
 	// Timeouts of its flows. With SNAT, NoNAT and DNAT.
 	Timeouts Timeouts

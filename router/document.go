@@ -238,7 +238,7 @@ func (r *Router) commit(next store.Revision, confirm time.Duration) error {
 	if confirm > 0 {
 		// Before the first document there is none to go back to: then everything is removed.
 		next.ConfirmBy, next.RevertTo = next.Time.Add(confirm), r.present.Generation
-		// A chain of unconfirmed documents goes back to the last one that somebody stood by.
+		// A chain of unconfirmed documents goes back to the last one that an operator stood by.
 		if !r.present.ConfirmBy.IsZero() {
 			next.RevertTo = r.present.RevertTo
 		}
@@ -324,7 +324,7 @@ func (r *Router) revertIfDue(now time.Time, from plan.Target) {
 	}
 }
 
-// revert carries out the document that the present one was to be confirmed against, and then stores that: whoever is locked
+// revert carries out the document that the present one was to be confirmed against, and then stores that: an operator who is locked
 // out does not wait for a disk that is full.
 func (r *Router) revert(from plan.Target) error {
 	if r.unstored == nil && r.present.RevertTo == 0 {

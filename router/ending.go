@@ -41,7 +41,7 @@ func (r *Router) counted(changes []plan.Change) []plan.Change {
 		}
 		for _, e := range c.Ends {
 			if err != nil {
-				said = append(said, fmt.Sprintf("flows %s end, nobody knows how many: %v", e.Flows, err))
+				said = append(said, fmt.Sprintf("flows %s end, it is not known how many: %v", e.Flows, err))
 				continue
 			}
 			said = append(said, ended(counts[0], e.Flows))

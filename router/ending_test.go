@@ -75,8 +75,8 @@ func TestUncountedEndings(t *testing.T) {
 	a := netip.MustParseAddr("192.0.2.11")
 	former := plan.Target{NAT: nat.Config{Pools: []nat.Pool{{Name: "p", Addresses: []nat.PoolAddress{{Address: a, Public: a}}}}}}
 	for want, flows := range map[string]Flows{
-		"flows from 192.0.2.11 end, nobody knows how many: no such luck":                     deafTable{},
-		"flows from 192.0.2.11 end, nobody knows how many: the connection table is not read": nil,
+		"flows from 192.0.2.11 end, it is not known how many: no such luck":                     deafTable{},
+		"flows from 192.0.2.11 end, it is not known how many: the connection table is not read": nil,
 	} {
 		r := &Router{Options: Options{Flows: flows}, target: former}
 		if c := r.counted(plan.Diff(r.target, plan.Target{})); len(c) != 1 || c[0].Interrupts != want {

@@ -72,7 +72,7 @@ type FIB interface {
 	SetReserved([]fib.Reserved)
 	// SetAlive tells whether a next hop carries traffic; one without a gateway stands for its interface.
 	SetAlive(h fib.NextHop, alive bool)
-	// Restarted says that learnt routes come anew, Synced that they are complete.
+	// Restarted says that learnt routes come again, Synced that they are complete.
 	Restarted()
 	Synced()
 	// Routes returns what is wanted and whether the kernel has it.

@@ -23,9 +23,9 @@ func Diff(a, b Config) []Difference {
 		}
 	}
 	if a.Kind() != b.Kind() {
-		return []Difference{{Field: "kind", Old: a.Kind(), New: b.Kind(), Interrupts: "the tunnel is made anew"}}
+		return []Difference{{Field: "kind", Old: a.Kind(), New: b.Kind(), Interrupts: "the tunnel is made again"}}
 	}
-	const rehomed = "the interface is made anew"
+	const rehomed = "the interface is made again"
 	add("id", a.ID, b.ID, rehomed)
 	add("interface", a.Interface, b.Interface, rehomed)
 	add("underlay", a.Underlay, b.Underlay, rehomed)
@@ -35,7 +35,7 @@ func Diff(a, b Config) []Difference {
 	}
 	if a.IPsec != nil && b.IPsec != nil {
 		x, y := a.IPsec, b.IPsec
-		const renegotiated = "the IKE SA is negotiated anew"
+		const renegotiated = "the IKE SA is negotiated again"
 		add("ipsec.localAddress", x.LocalAddress, y.LocalAddress, renegotiated)
 		add("ipsec.remoteAddress", x.RemoteAddress, y.RemoteAddress, renegotiated)
 		add("ipsec.localIdentity", x.LocalIdentity, y.LocalIdentity, renegotiated)

@@ -17,7 +17,7 @@ import (
 const (
 	// barrierAddress is from where the barrier speaks; the whole of 127.0.0.0/8 is the host itself.
 	barrierAddress = "127.47.24.1"
-	barrierASN     = 65535 // reserved (RFC 7300), so it is nobody's
+	barrierASN     = 65535 // reserved (RFC 7300), so no network has it
 	barrierWait    = 2 * time.Second
 )
 
@@ -144,7 +144,7 @@ func receive(conn net.Conn, want uint8) error {
 }
 
 // release sends the End-of-RIB and takes the barrier away. ended says when GoBGP works on an End-of-RIB of the barrier's;
-// whoever asks GoBGP for something after that is served when the work is done.
+// a caller that asks GoBGP for something after that is served when the work is done.
 func (b *barrier) release(ctx context.Context, s *server.BgpServer, ended <-chan struct{}) error {
 	defer b.conn.Close()
 	err := send(b.conn, packet.NewEndOfRib(packet.RF_IPv4_UC))

@@ -1,6 +1,6 @@
 // Package gobgp implements bgp.Driver with GoBGP v3, in a child process of the daemon.
 //
-// GoBGP v3 ends with a panic on some UPDATEs (CVE-2026-7734), so it runs where that hurts nobody: in this very program
+// GoBGP v3 ends with a panic on some UPDATEs (CVE-2026-7734), so it runs where that hurts nothing else: in this very program
 // started again, as an unprivileged user, told by its argument 0. A main that uses New calls RunIfChild first. When the
 // child ends, the kernel goes on forwarding, the child is started again at once and its sessions come back by graceful
 // restart (RFC 4724). The peer whose message ended it is named by the label of the goroutine that panicked, and is
@@ -153,7 +153,7 @@ func New(o Options) *Driver {
 }
 
 // Apply implements bgp.Driver. Before Run it only takes note. A peer whose configuration cannot be used, or whose
-// secret cannot be read, stays as it was. A change of ASN or router ID starts the BGP process anew.
+// secret cannot be read, stays as it was. A change of ASN or router ID starts the BGP process again.
 func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 	if c.ASN == 0 || !c.RouterID.Is4() || c.RouterID.IsUnspecified() {
 		return fmt.Errorf("applying BGP: ASN %d and router ID %v cannot be used", c.ASN, c.RouterID)

@@ -277,7 +277,7 @@ func TestApplyPartly(t *testing.T) {
 	}
 }
 
-// TestDeafChild: a child that does not read what it is sent is replaced, and nobody waits for it for ever.
+// TestDeafChild: a child that does not read what it is sent is replaced, and nobody waits for it forever.
 func TestDeafChild(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n, started := drive(t)

@@ -14,7 +14,7 @@ import (
 )
 
 // speaker is a small BGP speaker of our own, which shares no code with the driver's and can misbehave. It speaks from a
-// loopback address, opens sessions, and opens them again for ever.
+// loopback address, opens sessions, and opens them again forever.
 type speaker struct {
 	t       testing.TB
 	address netip.Addr

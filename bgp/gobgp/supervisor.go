@@ -74,7 +74,7 @@ func newSupervisor() *supervisor {
 }
 
 // strike holds a peer out for a minute, and for twice as long each time, up to an hour. A peer that behaved for an
-// hour after its last time starts anew.
+// hour after its last time starts again.
 func (s *supervisor) strike(now time.Time, name string, state bgp.SessionState, reason string) *hold {
 	h := s.holds[name]
 	if h == nil || now.Sub(h.until) > holdMax {

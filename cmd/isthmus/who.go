@@ -61,7 +61,7 @@ destination from the address are told. The question is in the audit log.`,
   isthmus nat who 203.0.113.9 --to 198.51.100.7 --within 1m`}
 	f := cmd.Flags()
 	f.StringVar(&at, "at", "", "when, as in RFC 3339 (default: now)")
-	f.DurationVar(&within, "within", time.Second, "how far the clock of whoever asks may be off")
+	f.DurationVar(&within, "within", time.Second, "how far the clock of the party that asks may be off")
 	f.StringVar(&q.Protocol, "protocol", "", "tcp, udp or icmp (default: every protocol)")
 	f.StringVar(&q.Destination, "to", "", "address that the flow went to (default: everybody)")
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {

@@ -242,7 +242,7 @@ func hosts(o options) []string {
 	if h, _, err := net.SplitHostPort(o.listen); err == nil && !everywhere(h) {
 		return append(out, h)
 	}
-	// The addresses of tunnels are not among them: they come and go, and nobody manages a node through them.
+	// The addresses of tunnels are not among them: they come and go, and a node is not managed through them.
 	if addrs, err := net.InterfaceAddrs(); err == nil {
 		for _, a := range addrs {
 			if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {

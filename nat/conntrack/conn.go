@@ -74,7 +74,7 @@ func (c *Conn) walk(ctx context.Context, family uint8, f func(*Flow, message) bo
 	wanted := true
 	err := c.ask(messageGet, family, unix.NLM_F_DUMP, func(m message) error {
 		if !wanted || m.kind != subsystem|messageNew {
-			return nil // what was asked for must be read even when nobody wants it any more
+			return nil // what was asked for must be read even when it is not wanted any more
 		}
 		b, err := m.body()
 		if err == nil {

@@ -82,7 +82,7 @@ func (d *Driver) Differences(ctx context.Context, c nat.Config) ([]string, error
 		}
 		for _, name := range slices.Sorted(maps.Keys(have)) {
 			if !want[name] {
-				out = append(out, fmt.Sprintf("%s %s is nobody's", what, name))
+				out = append(out, fmt.Sprintf("%s %s is not in the compiled rules", what, name))
 			}
 		}
 	}

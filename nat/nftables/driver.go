@@ -29,7 +29,7 @@ const (
 
 // Options are what a Driver needs.
 type Options struct {
-	// Log hears of transactions. Default: nobody.
+	// Log hears of transactions. Default: they are not logged.
 	Log *slog.Logger
 	// NetNS is a file descriptor of the network namespace. Default: that of the calling thread.
 	NetNS int

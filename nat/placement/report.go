@@ -14,7 +14,7 @@ import (
 func (b *Book) Overload(entries, limit uint32) nat.Overload {
 	exhausted := func(c *count) bool { return c.exact >= spent && c.likely+last >= Ports }
 	for s, c := range b.spots {
-		// Of blocks each source has its own, and nobody is refused for another one's.
+		// Of blocks each source has its own, and no source is refused for another one's.
 		if e := (nat.Exhausted{Pool: s.pool, Service: s.Service}); exhausted(c) && b.config.Pool(s.pool).Blocks == nil && b.everywhere(e, exhausted) {
 			b.full[e] = true
 		}

@@ -11,7 +11,7 @@ import (
 )
 
 // A mistake of ours that one request brings out ends that request, not the daemon: BGP sessions and embedded WireGuard devices would end
-// with it, as often as somebody asks.
+// with it, as often as it is asked for.
 
 func recoverUnary(log *slog.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {

@@ -87,7 +87,7 @@ func dialRole(t *testing.T, s *apitest.Server, role auth.Role) *grpc.ClientConn 
 	return dial(t, s, cert)
 }
 
-// soon is a context for what could wait for ever.
+// soon is a context for what could wait forever.
 func soon(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)

@@ -16,7 +16,7 @@ import "net/netip"
 // kernel. Nothing with another number is ever changed or removed.
 const Protocol = 0x49
 
-// Metric is the priority (RTA_PRIORITY) of every route of ours, in both families. It is larger, thus weaker, than what
+// Metric is the priority (RTA_PRIORITY) of every route of ours, in both families. It is larger, and so weaker, than what
 // the kernel (0; 256 and 1024 in IPv6), DHCP clients (100 to 1024) and router advertisements (1024) use: a prefix
 // learnt in a tunnel never beats a connected network or the default route of the underlay that carries the tunnels.
 const Metric = 2048

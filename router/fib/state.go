@@ -44,7 +44,7 @@ type Installed struct {
 // RouteState is one route as wanted and as it stands.
 type RouteState struct {
 	Prefix    netip.Prefix
-	Source    Source    // 0: a route of a former run that nobody has asked for yet
+	Source    Source    // 0: a route of a former run that was not asked for yet
 	NextHops  []NextHop // wanted, sorted
 	Alive     []NextHop // those of NextHops that carry traffic now; none: the route is a black hole
 	Blackhole bool      // wanted as one

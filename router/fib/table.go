@@ -24,7 +24,7 @@ const (
 // Table decides what the kernel's forwarding state should be and which changes lead there. It does no I/O and knows no
 // clock. It is not safe for concurrent use.
 //
-// Until Synced, routes that a former run left in the kernel stay although nobody has asked for them yet.
+// Until Synced, routes that a former run left in the kernel stay although they were not asked for yet.
 type Table struct {
 	links    map[string]Link
 	names    map[uint32]string // of links, by index
@@ -35,7 +35,7 @@ type Table struct {
 	groups   map[string]*group // wanted sets of next hops, by key
 	byID     map[uint32]*group
 	objects  map[Object]*object // by what they are; ID is zero in the key
-	spare    []uint32           // nexthop objects of ours that nobody needs
+	spare    []uint32           // nexthop objects of ours that are not needed
 	taken    map[uint32]bool
 	lastID   uint32
 	hole     *group // what a wanted black hole points at
@@ -141,7 +141,7 @@ func (t *Table) SetLinks(links []Link) {
 }
 
 // SetAlive says whether what is sent to a next hop arrives. A next hop without a gateway stands for its interface, and
-// with it for every next hop on it. Next hops of which nothing was said are alive while their interface is up.
+// with it for every next hop on it. Next hops about which nothing was said are alive while their interface is up.
 func (t *Table) SetAlive(h NextHop, alive bool) {
 	if t.dead[h] != alive {
 		return
@@ -164,7 +164,7 @@ func (t *Table) touch(names map[string]bool) {
 			t.markGroup(g)
 		}
 	}
-	for _, g := range t.byID { // those of a former run that nobody has asked for yet
+	for _, g := range t.byID { // those of a former run that were not asked for yet
 		if slices.ContainsFunc(g.former, func(o Object) bool { return names[t.names[o.Link]] }) {
 			t.markGroup(g)
 		}

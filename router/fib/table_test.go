@@ -145,7 +145,7 @@ func TestRestart(t *testing.T) {
 	b.table.Synced()
 	b.expect(b.run(), map[OpKind]int{DeleteRoute: 1, DeleteGroup: 1})
 
-	t.Log("the BGP process starts anew")
+	t.Log("the BGP process starts again")
 	b.table.Restarted()
 	b.table.Update(routes[1:4])
 	b.expect(b.run(), map[OpKind]int{})

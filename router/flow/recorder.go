@@ -37,7 +37,7 @@ const (
 )
 
 // Recorder writes the log of translations: from the ends of flows, as the kernel tells them, and from a checkpoint of the flows that live,
-// of which those that ended unheard (while nobody listened) are put into the log too.
+// and those that ended unheard (while it did not listen) are put into the log too.
 type Recorder struct {
 	dir string
 	log *slog.Logger
@@ -48,7 +48,7 @@ type Recorder struct {
 	// switched is told when recording is turned on or off.
 	switched chan struct{}
 
-	unheard atomic.Uint64 // flows of a checkpoint whose ends nobody told
+	unheard atomic.Uint64 // flows of a checkpoint whose ends were not told
 	lossy   atomic.Bool   // ends may have been missed since the last checkpoint
 
 	mu     sync.Mutex
@@ -93,7 +93,7 @@ type Status struct {
 	Overruns uint64   // how often the kernel had more events than room for them
 	Lost     uint64   // records that the disk was too slow for
 	Damaged  uint64   // events that could not be read
-	Unheard  uint64   // flows that ended while nobody listened, of which begin and tuples are known
+	Unheard  uint64   // flows that ended while the recorder did not listen; begin and tuples are known
 	Problems []string // what was found damaged, and why writing failed last
 }
 
@@ -175,7 +175,7 @@ func (r *Recorder) Run(ctx context.Context) error {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	listens, overruns, damaged := true, r.events.Overruns(), r.events.Damaged()
-	// Nothing that goes wrong ends it: flows whose ends nobody reads would fill the kernel's table.
+	// Nothing that goes wrong ends it: flows whose ends are not read would fill the kernel's table.
 	failing := false
 	note := func(err error) {
 		if err != nil {
@@ -452,7 +452,7 @@ func (r *Recorder) save(c *checkpoint) error {
 	return errors.Join(os.Rename(temporary, r.liveName()), syncDir(r.dir))
 }
 
-// load takes the last checkpoint of a former process: what of it is gone ended while nobody listened.
+// load takes the last checkpoint of a former process: what of it is gone ended while the recorder did not listen.
 func (r *Recorder) load() error {
 	b, err := os.ReadFile(r.liveName())
 	if errors.Is(err, fs.ErrNotExist) {

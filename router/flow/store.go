@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// longFlow is the duration from which a record is kept apart. Records are in order of their ends: whoever looks for a moment must look
+// longFlow is the duration from which a record is kept apart. Records are in order of their ends: a search for a moment must look
 // at all that ended later, as long after it as flows last. Among the short ones that is soon over, and the long ones are few.
 const longFlow = 10 * time.Minute
 

@@ -13,7 +13,7 @@ type Status string
 
 // The states. A target is never Returning.
 const (
-	// Unknown: not probed to an end. It counts as usable: a daemon that starts anew must not move flows.
+	// Unknown: not probed to an end. It counts as usable: a daemon that starts again must not move flows.
 	Unknown Status = "unknown"
 	Healthy Status = "healthy"
 	Down    Status = "down"

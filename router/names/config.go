@@ -1,5 +1,5 @@
 // Package names makes addresses of the domain names in egress policies: it asks for them as often as their time to live says, keeps the
-// last good ones while nobody answers, and has a DNS proxy for spokes that allows what it has told them.
+// last good ones while no resolver answers, and has a DNS proxy for spokes that allows what it has told them.
 package names
 
 import (

@@ -85,7 +85,7 @@ func (r *Resolver) loadLocked() *table {
 		err = t.decode(data, time.Now())
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		r.options.Log.Warn("addresses of names are lost; they are asked for anew", "err", err)
+		r.options.Log.Warn("addresses of names are lost; they are asked for again", "err", err)
 		return newTable()
 	}
 	return t
@@ -169,7 +169,7 @@ func (r *Resolver) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		now := time.Now()
 		r.mu.Lock()
-		asks := r.table.due(now) // first: what is asked for anew is not gone before the answer, however late it is asked for
+		asks := r.table.due(now) // first: what is asked for again is not gone before the answer, however late it is asked for
 		gone := r.table.expire(now)
 		next := r.table.next()
 		r.dirty = r.dirty || gone

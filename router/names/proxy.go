@@ -24,7 +24,7 @@ const (
 	rebind     = 5 * time.Second  // between two looks at whether the interface is still the same
 )
 
-// serve answers queries that come in by an interface to an address. A tunnel's interface may come later, and be made anew.
+// serve answers queries that come in by an interface to an address. A tunnel's interface may come later, and be made again.
 func (r *Resolver) serve(ctx context.Context, l Listener) {
 	from := r.attach(l.Interface)
 	defer r.detach(from)

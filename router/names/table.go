@@ -23,7 +23,7 @@ const (
 	maxRefused = 4
 	// changing is how many answers in a row must have new addresses for a name to count as one whose answers differ.
 	changing = 4
-	// longest is the longest time to live that counts: nobody may pin an address for years.
+	// longest is the longest time to live that counts: no zone may pin an address for years.
 	longest = 24 * time.Hour
 	// soonest is the time to the first query after a failed one; it doubles up to the floor.
 	soonest = time.Second
@@ -157,7 +157,7 @@ func b2i(b bool) int {
 // life is how long an address may be told on, after which time it is asked for again.
 func (t *table) life(ttl time.Duration) time.Duration { return min(max(ttl, t.floor), longest) }
 
-// allowed says whether an address may be a destination: whoever runs a name's zone must not reach into the node or its links by it.
+// allowed says whether an address may be a destination: the owner of a name's zone must not reach into the node or its links by it.
 func (t *table) allowed(a netip.Addr) bool {
 	return a.IsGlobalUnicast() && !a.Is4In6() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255}) &&
 		!nat.PlatformOf(a).IsValid() && (t.inside == nil || !t.inside(a))
@@ -338,7 +338,7 @@ func (t *table) touch(name string, a netip.Addr, now time.Time) bool {
 func (t *table) answered(name string, ipv6 bool, addrs []netip.Addr, ttl time.Duration, now time.Time) (news bool) {
 	r := t.records[name]
 	if r == nil {
-		return false // nobody wants it any more
+		return false // it is not wanted any more
 	}
 	was := &r.queries[b2i(ipv6)]
 	q := query{next: now.Add(t.life(ttl)), unused: was.unused}
@@ -398,7 +398,7 @@ func (t *table) failed(name string, ipv6 bool, err error, now time.Time) {
 }
 
 // expire drops the addresses whose time is over, and reports whether there was one. While an answer is awaited nothing is concluded, and
-// while nobody answers, those that were good when that began stay for the grace time.
+// while no resolver answers, those that were good when that began stay for the grace time.
 func (t *table) expire(now time.Time) (gone bool) {
 	for name, r := range t.records {
 		for a, e := range r.entries {

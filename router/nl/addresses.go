@@ -142,7 +142,7 @@ func (l *Links) changeAddress(command, index int, a Address, options ...option) 
 	msg.Index = uint32(index)
 	msg.Prefixlen = uint8(a.Local.Bits())
 	if local.Is6() {
-		msg.Flags = unix.IFA_F_NODAD // nobody else is on a tunnel, and a pool address is in use at once
+		msg.Flags = unix.IFA_F_NODAD // a tunnel has no other host, and a pool address is in use at once
 	}
 	peer := a.Peer
 	if !peer.IsValid() {

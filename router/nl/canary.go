@@ -64,7 +64,7 @@ func (l *Links) Canary(from, to netip.Addr, mtu int) (dial func(ctx context.Cont
 	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
 	dial = func(ctx context.Context, port uint16) (conn net.Conn, err error) {
 		ended := n.do(func() {
-			// A single address is dialled by the goroutine that asks, thus by this thread.
+			// A single address is dialled by the goroutine that asks, so by this thread.
 			conn, err = dialer.DialContext(ctx, network, netip.AddrPortFrom(to, port).String())
 		})
 		if err = errors.Join(err, ended); err != nil {

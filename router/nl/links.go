@@ -150,7 +150,7 @@ func (l *Links) List(mark string) ([]Link, error) {
 }
 
 // Ensure makes the interface be as wanted. An interface of our alias that has another name, kind, if_id or underlay
-// cannot be changed into the wanted one and is made anew; everything else is changed in place.
+// cannot be changed into the wanted one and is made again; everything else is changed in place.
 func (l *Links) Ensure(w Wanted) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -78,7 +78,7 @@ func (c *checker) cloudPeer(path string, p *isthmusv1.Peer, out Peer, preset clo
 		c.Problem(path+".holdTime", out.HoldTime.String(), fmt.Sprintf("is refused: %s's gateway has %v and cannot be changed", preset.Name, v.Is), "leave it out")
 	}
 	if preset.NeverOpensBGP.Is && out.Passive && (!out.Address.IsValid() || apipa.LinkLocal.Contains(out.Address)) {
-		c.Problem(path+".passive", "true", fmt.Sprintf("is refused: %s's gateway never opens a session from a link-local address, so that nobody would", preset.Name), "leave it out")
+		c.Problem(path+".passive", "true", fmt.Sprintf("is refused: %s's gateway never opens a session from a link-local address, so that neither end would", preset.Name), "leave it out")
 	}
 	if v := preset.GatewayASN; v.Why != "" && out.ASN != 0 && !v.Is.Has(out.ASN) {
 		c.Problem(path+".asn", strconv.FormatUint(uint64(out.ASN), 10), fmt.Sprintf("cannot be the number of %s's gateway: %s", preset.Name, v.Why), "give the gateway's number, one of "+v.Is.String())

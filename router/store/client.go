@@ -9,7 +9,7 @@ import (
 )
 
 // Client is one client certificate that was issued. A certificate that is not in the store is not valid, so a lost
-// file shuts one client out and lets nobody in.
+// file shuts one client out and lets no stranger in.
 type Client struct {
 	Serial  string    `json:"serial"` // hexadecimal, lower case
 	Name    string    `json:"name"`

@@ -25,7 +25,7 @@ const (
 	second    = 50
 )
 
-// Document writes the document of a node. The problems are outside addresses that nobody knows yet.
+// Document writes the document of a node. The problems are outside addresses that are not known yet.
 func (t *Topology) Document(name string) (string, spec.Problems) {
 	n := t.node(name)
 	if n == nil {

@@ -208,7 +208,7 @@ func (b *bench) sessions() map[string]peer.Session {
 	return out
 }
 
-// untouched expects that tunnels and sessions other than the named ones are the same as before: not established anew,
+// untouched expects that tunnels and sessions other than the named ones are the same as before: not established again,
 // and counters that did not go back.
 func (b *bench) untouched(before map[string]*isthmusv1.TunnelStatus, beforePeers map[string]*isthmusv1.PeerStatus, but ...string) {
 	b.Helper()
@@ -506,7 +506,7 @@ func (b *bench) killDaemon() {
 	for name, t := range b.tunnels() {
 		// charon tells ages in whole seconds.
 		if d := t.GetEstablished().AsTime().Sub(before[name].GetEstablished().AsTime()); d > 2*time.Second {
-			b.Errorf("tunnel %s was established anew: %v, %v later than before", name, t.GetEstablished(), d)
+			b.Errorf("tunnel %s was established again: %v, %v later than before", name, t.GetEstablished(), d)
 		}
 	}
 	for name, s := range b.sessions() {

@@ -18,7 +18,7 @@ import (
 )
 
 // Do runs f on a thread that is in the node's namespace: sockets that f opens belong
-// to the node for ever, processes that it starts are born there. f must
+// to the node forever, processes that it starts are born there. f must
 // not start goroutines that open sockets.
 func (n *Node) Do(f func() error) error {
 	there, err := unix.Open(n.path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)

@@ -56,7 +56,7 @@ func gcp() Preset {
 		}, "a /30 of 169.254.0.0/16, unique among the Cloud Routers of the VPC; the gateway may have either address, and gets the first of an allocated one", gcpVPN + "how-to/creating-ha-vpn"},
 		GatewayASN: Value[ASNs]{privateASNs, "Cloud Router has a private number", gcpRouter},
 		AddressAt:  Value[string]{"IP address of the interface of the peer (external) VPN gateway", "each tunnel is bound to one, and it cannot be changed", gcpVPN + "how-to/creating-ha-vpn"},
-		KeyAt:      Value[string]{"shared secret of the VPN tunnel", "it is never shown again: make the tunnel anew when it is lost", gcpVPN + "how-to/creating-ha-vpn"},
+		KeyAt:      Value[string]{"shared secret of the VPN tunnel", "it is never shown again: make a new tunnel when it is lost", gcpVPN + "how-to/creating-ha-vpn"},
 		PolicyAt:   Value[string]{"cipher suite of the VPN tunnel", "without one, the gateway takes all that it knows", gcpCiphers},
 		Calls:      Value[string]{"when there is traffic", "both roles are played", gcpCiphers},
 		Advice: []Value[string]{

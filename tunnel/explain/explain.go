@@ -115,7 +115,7 @@ func (e *explainer) explain() {
 		e.selectors(peer)
 	case tunnel.ClosedByPeer:
 		e.out.What = e.s.LastError
-		e.out.Cause = "somebody or something ended it there: a restart, maintenance, a changed setting, or a second tunnel that replaced this one"
+		e.out.Cause = "an operator or a program ended it there: a restart, maintenance, a changed setting, or a second tunnel that replaced this one"
 		e.out.Remedy = "wait: this node opens it again"
 		if c.RespondOnly {
 			e.out.Remedy = "let this node open it again"

@@ -43,7 +43,7 @@ func connection(name string) string { return tunnel.Mark + name }
 //
 // charon is told to start, restart and close nothing by itself (start_action, dpd_action, close_action none,
 // keyingtries 1): the driver is the only one that initiates, so that two cannot meet and make two SAs. unique is
-// never, so that no INITIAL_CONTACT makes the peer drop the SAs that still carry traffic when charon begins anew.
+// never, so that no INITIAL_CONTACT makes the peer drop the SAs that still carry traffic when charon begins again.
 // reqid is the if_id, so that the policies of a new charon accept packets of SAs that a former one installed.
 func compile(c tunnel.Config) (*vici.Message, error) {
 	i := c.IPsec

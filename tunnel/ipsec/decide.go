@@ -33,7 +33,7 @@ const (
 	stuck = 3 * time.Minute
 	// replace is how long SAs with former addresses or identities carry traffic while the new ones are not up.
 	replace = 30 * time.Second
-	// hold is how long SAs that only the kernel knows are left to carry traffic after charon began anew.
+	// hold is how long SAs that only the kernel knows are left to carry traffic after charon began again.
 	hold = time.Minute
 )
 

@@ -191,7 +191,7 @@ func (d *Driver) want(c tunnel.Config, want loaded) error {
 	for _, other := range d.pairs[identities(c)] {
 		if other != r && !d.samePSK(other.cfg.IPsec.PSK, c.IPsec.PSK) {
 			if r != nil {
-				d.unpairLocked(r) // tunnels that exchange their peers would wait for each other for ever
+				d.unpairLocked(r) // tunnels that exchange their peers would wait for each other forever
 			}
 			return fmt.Errorf("tunnel %s has the same identities and another PSK, and a PSK is chosen by identities alone", other.cfg.Name)
 		}
@@ -334,7 +334,7 @@ func (d *Driver) connectLocked(ctx context.Context) error {
 	defer d.mu.Unlock()
 	if d.ledger != nil {
 		d.ledger.close()
-		d.o.Log.Warn("charon was started anew; its connections are loaded again", "instance", instance)
+		d.o.Log.Warn("charon was restarted; its connections are loaded again", "instance", instance)
 	}
 	d.ledger, d.instance = l, instance
 	for _, r := range d.records {

@@ -121,7 +121,7 @@ func TestHearWhileUp(t *testing.T) {
 	c.r.note("no acceptable proposal found", c.now)
 	c.step(0, "", tunnel.Up, ike(1, "ESTABLISHED", child(1, "INSTALLED")))
 	if c.r.state.Failure.Since != since {
-		t.Error("it began anew")
+		t.Error("it began again")
 	}
 	c.step(time.Minute, "", tunnel.Up, ike(1, "ESTABLISHED", child(2, "INSTALLED")))
 	if s := c.r.state; s.Failure.Reason != "" || s.LastError != "" {

@@ -344,7 +344,7 @@ func TestDecide(t *testing.T) {
 			t.Errorf("%+v", c.r.state)
 		}
 	})
-	t.Run("the old ends do not stay for ever", func(t *testing.T) {
+	t.Run("the old ends do not stay forever", func(t *testing.T) {
 		c := newClock(t)
 		c.step(0, "", tunnel.Up, up)
 		c.r.stale[1] = c.now
@@ -362,7 +362,7 @@ func TestDecide(t *testing.T) {
 			t.Errorf("losing sight of charon counts as a loss: %+v", c.r.state)
 		}
 	})
-	t.Run("charon began anew", func(t *testing.T) {
+	t.Run("charon began again", func(t *testing.T) {
 		c := newClock(t)
 		c.step(0, "", tunnel.Up, up)
 		c.r.held = c.now.Add(2 * time.Minute)

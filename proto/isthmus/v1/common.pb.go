@@ -84,7 +84,7 @@ func (EventType) EnumDescriptor() ([]byte, []int) {
 	return file_isthmus_v1_common_proto_rawDescGZIP(), []int{0}
 }
 
-// Condition is a named fact about an object that somebody should know.
+// Condition is a named fact about an object that a user should know.
 type Condition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Short name in CamelCase, stable for programs, such as "PeerUnreachable".

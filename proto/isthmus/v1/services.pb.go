@@ -35,7 +35,7 @@ const (
 	Change_ACTION_CHANGE Change_Action = 2
 	// The object is removed.
 	Change_ACTION_REMOVE Change_Action = 3
-	// The object is removed and made anew.
+	// The object is removed and made again.
 	Change_ACTION_REPLACE Change_Action = 4
 )
 
@@ -3275,7 +3275,7 @@ func (x *PolicyEvent) GetPolicy() *PolicyStatus {
 
 type ProveEgressRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// To whom: destination prefixes. 1 to 64.
+	// Destination prefixes. 1 to 64.
 	Destinations []string `protobuf:"bytes,1,rep,name=destinations,proto3" json:"destinations,omitempty"`
 	// From whom: source prefixes, at most 64. Default: everybody. Sources that no router forwards, which are :: and fe80::/10 (RFC 4291
 	// sections 2.5.2 and 2.5.6), do not count.
@@ -4105,7 +4105,7 @@ type PoolStatus struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The addresses in the order of the document.
 	Members []*PoolMember `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
-	// How many of them are healthy; those that nobody has probed yet, or probes at all, count.
+	// How many of them are healthy; those that were not probed yet, or are not probed at all, count.
 	Healthy uint32 `protobuf:"varint,3,opt,name=healthy,proto3" json:"healthy,omitempty"`
 	// Prefixes that are originated in BGP because of the pool, and whether they are now.
 	Announce      []string `protobuf:"bytes,4,rep,name=announce,proto3" json:"announce,omitempty"`

@@ -1012,7 +1012,7 @@ type NATServiceClient interface {
 	// address of a pool gone, and signs what it found. Role: operator.
 	ProveEgress(ctx context.Context, in *ProveEgressRequest, opts ...grpc.CallOption) (*ProveEgressResponse, error)
 	// Who tells who had a public address and port at a time: the flows that live, those of the log of translations, and by formula
-	// where the port belongs to a block. Whoever asks is in the audit log. Role: operator.
+	// where the port belongs to a block. Each question is in the audit log. Role: operator.
 	Who(ctx context.Context, in *WhoRequest, opts ...grpc.CallOption) (*WhoResponse, error)
 	// EndFlows ends flows under way through this node, by what they began with. They begin again unless a policy denies them: put that in
 	// place first. Flows of the node itself stay. Role: operator.
@@ -1100,7 +1100,7 @@ type NATServiceServer interface {
 	// address of a pool gone, and signs what it found. Role: operator.
 	ProveEgress(context.Context, *ProveEgressRequest) (*ProveEgressResponse, error)
 	// Who tells who had a public address and port at a time: the flows that live, those of the log of translations, and by formula
-	// where the port belongs to a block. Whoever asks is in the audit log. Role: operator.
+	// where the port belongs to a block. Each question is in the audit log. Role: operator.
 	Who(context.Context, *WhoRequest) (*WhoResponse, error)
 	// EndFlows ends flows under way through this node, by what they began with. They begin again unless a policy denies them: put that in
 	// place first. Flows of the node itself stay. Role: operator.

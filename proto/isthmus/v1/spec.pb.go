@@ -1947,7 +1947,7 @@ func (x *Probes) GetHoldDown() *durationpb.Duration {
 // Blocks deals the ports of a pool's addresses out to sources (RFC 7422), so that an address and a port tell the source without
 // a log. The sources are counted through the prefixes in their order, from 0: source n has block n modulo b, of the b blocks of an
 // address, of address n divided by b, counted in the order of the document and by family. So prefixes and addresses that are added at the
-// end move nobody. Policies may let nobody but these sources use the pool. ICMP identifiers are dealt out as ports are.
+// end move no source. Policies may let only these sources use the pool. ICMP identifiers are dealt out as ports are.
 type Blocks struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Number of ports in a block, 1 to 64512. Required.
@@ -2094,7 +2094,7 @@ type EgressPolicy struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Who: source prefixes. At least one.
 	Sources []string `protobuf:"bytes,2,rep,name=sources,proto3" json:"sources,omitempty"`
-	// To whom: destination prefixes. Default: everything. Required with action "no-nat", without 0.0.0.0/0 and ::/0. With
+	// Destination prefixes. Default: everything. Required with action "no-nat", without 0.0.0.0/0 and ::/0. With
 	// "dnat" they are addresses of the pool; default: all of them.
 	Destinations []string `protobuf:"bytes,3,rep,name=destinations,proto3" json:"destinations,omitempty"`
 	// IP protocol: "tcp", "udp" or "icmp". Default: every protocol. With "dnat" and "redirect" "tcp" or "udp" is required.
@@ -2117,13 +2117,13 @@ type EgressPolicy struct {
 	// until they end by themselves. "end": they end within a few seconds; `plan` says how many. Policies that beat this one keep theirs.
 	// Default: "keep".
 	Flows string `protobuf:"bytes,16,opt,name=flows,proto3" json:"flows,omitempty"`
-	// To whom, beside `destinations`: domain names whose addresses (A and AAAA) the node resolves again and again, such as
+	// Destinations beside `destinations`: domain names whose addresses (A and AAAA) the node resolves again and again, such as
 	// "api.partner.example". "*.example.com" stands for every name below example.com that a spoke resolves through the `dnsProxy`. Until
 	// there is an address, names match nothing. An address of two policies that would tie goes to the one that has it as
 	// destination, then to one that names it without a wildcard, then to the longest wildcard, then to the one that is first by name.
 	// Default: none; with names, `destinations` has no default.
 	Names []string `protobuf:"bytes,30,rep,name=names,proto3" json:"names,omitempty"`
-	// Take over TCP connections of which this node has not seen the beginning, as after the failure of another node; their
+	// Take over TCP connections whose beginning this node has not seen, as after the failure of another node; their
 	// packets are dropped otherwise. Only with "snat" and "no-nat". Default: false.
 	Pickup bool `protobuf:"varint,10,opt,name=pickup,proto3" json:"pickup,omitempty"`
 	// How long flows without packets are remembered. Only with "snat", "no-nat" and "dnat". Default: the kernel's.

@@ -90,7 +90,7 @@ func socket(flags int) (int, error) {
 }
 
 // openWatch opens a socket that hears of links, and of what others, the kernel among them, do to our routes and nexthop
-// objects. The kernel filters, so that our own writes wake nobody and cannot overrun the buffer.
+// objects. The kernel filters, so that our own writes wake no listener and cannot overrun the buffer.
 func (d *Driver) openWatch() error {
 	fd, err := socket(unix.SOCK_NONBLOCK)
 	if err != nil {

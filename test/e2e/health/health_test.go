@@ -268,7 +268,7 @@ func TestHealth(t *testing.T) {
 	w.wantSeen(second, second)
 	w.wantAlive(old)
 
-	// A daemon that starts anew finds that out again, and breaks nothing. The embedded device of the lane is new, too.
+	// A daemon that starts again finds that out again, and breaks nothing. The embedded device of the lane is new, too.
 	w.hub.Kill()
 	w.hub.Start(t)
 	w.until(15*time.Second, []string{first + " " + first + " a 1 down"}, "get", "pools")
@@ -422,7 +422,7 @@ egress:
 		}
 	}
 
-	// Nobody answers, and the daemon starts anew: what was good stays.
+	// Nobody answers, and the daemon starts again: what was good stays.
 	server.Signal(unix.SIGTERM)
 	<-server.Done()
 	w.until(15*time.Second, []string{"NameUnresolved"}, "describe", "node")
