@@ -30,6 +30,7 @@ lab: setup build ## the same topology, with a prompt
 
 test: setup build ## every test; what needs a fuller kernel than this one runs itself in a VM
 	go vet ./...
+	$(VM) build >/dev/null # the tests of bgp/gobgp take BIRD and FRR from there
 	go test -timeout 20m $$(go list ./... | grep -v /test/e2e)
 	$(VM) test -t 15m -p image/rootfs/etc/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run 'TestTunnel|TestReasons|TestExplained'
 	$(VM) test -t 5m ./tunnel/wireguard
