@@ -16,8 +16,10 @@ import (
 
 const (
 	// parallel is how many queries of the node's own are under way at a time, and parallelLate how many beside them that are not answered in a while:
-	// what is silent keeps nothing else waiting. One whose last answer was a failure waits for a free place, and keeps none waiting.
+	// what is silent keeps nothing else waiting. One whose last answer was a failure waits for a free place beside those that are spared for the
+	// others, and keeps none waiting.
 	parallel     = 256
+	spared       = 32
 	parallelLate = 1024
 	// maxRest is the longest time between two writings of the rules while clients wait for them.
 	maxRest = 250 * time.Millisecond
@@ -180,23 +182,19 @@ func (r *Resolver) Run(ctx context.Context) error {
 		}
 		for _, a := range asks {
 			r.mu.Lock()
-			slot, fails := slots, r.table.fails(a)
+			later := r.table.fails(a) && len(slots) >= parallel-spared
+			if later {
+				r.table.putOff(a, now)
+			}
+			r.mu.Unlock()
+			if later {
+				continue
+			}
+			slot := slots
 			select {
 			case slot <- struct{}{}:
-				r.mu.Unlock()
-			default:
-				if fails {
-					r.table.putOff(a, now)
-				}
-				r.mu.Unlock()
-				if fails {
-					continue
-				}
-				select {
-				case slot <- struct{}{}:
-				case <-ctx.Done():
-					continue
-				}
+			case <-ctx.Done():
+				continue
 			}
 			r.wg.Go(func() {
 				done := make(chan struct{})
