@@ -28,7 +28,8 @@ const (
 	askEvery      = 2 * time.Millisecond  // between questions to the kernel about packets that are kept, at least
 	askWithin     = 20 * time.Millisecond // the same at most, when an answer takes long, as on a busy machine
 	underWay      = 5 * time.Millisecond  // for which the kernel may still work on a packet that it takes
-	mostSources   = 512                   // a filter may be as long as net.core.optmem_max lets it be
+	mostSources   = 512                   // a filter may be as long as net.core.optmem_max lets it be, 20 KiB at least
+	mostSources6  = 128                   // likewise; an address is four words of a filter
 	mostSeen      = 4096
 )
 
@@ -37,12 +38,13 @@ const (
 // A responder sends on a new SA as soon as it has made it, before its answer has told us the keys. The kernel drops what
 // comes in that time. So such packets are copied from the wire (packet(7)), and once the SA is there, given to the kernel
 // again through the loopback interface. That goes on at all times: an SA begins with number 1, and a filter in the
-// kernel passes nothing but the first numbers, from the peers. IPv4 outside addresses only.
+// kernel passes nothing but the first numbers, from the peers. A catcher is for one family of outside addresses.
 //
 // Only the kernel is asked what to do with a packet: it has a state that holds the SPI before a peer can know it, then one with keys,
 // and its replay window says what it took. Packets that say another SPI are dropped at once.
 type catcher struct {
 	log   *slog.Logger
+	six   bool // IPv6
 	state func(dst netip.Addr, spi uint32) (nl.Inbound, error)
 
 	in      *os.File // packet socket
@@ -78,9 +80,13 @@ type caught struct {
 	packet []byte
 }
 
-// newCatcher begins to catch packets, of no source yet. The states of SAs come from state.
-func newCatcher(log *slog.Logger, state func(netip.Addr, uint32) (nl.Inbound, error)) (*catcher, error) {
-	c := &catcher{log: log, state: state, ended: make(chan struct{}), seen: map[said]bool{}, held: map[said]*held{}}
+// newCatcher begins to catch packets of IPv4, or of IPv6, of no source yet. The states of SAs come from state.
+func newCatcher(log *slog.Logger, six bool, state func(netip.Addr, uint32) (nl.Inbound, error)) (*catcher, error) {
+	protocol, family := uint16(unix.ETH_P_IP), unix.AF_INET
+	if six {
+		protocol, family = unix.ETH_P_IPV6, unix.AF_INET6
+	}
+	c := &catcher{log: log, six: six, state: state, ended: make(chan struct{}), seen: map[said]bool{}, held: map[said]*held{}}
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("catching early packets: %w", err)
@@ -89,13 +95,13 @@ func newCatcher(log *slog.Logger, state func(netip.Addr, uint32) (nl.Inbound, er
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, caughtBytes) // without the right to, the default is kept
 	c.raw, err = c.in.SyscallConn()
 	if err == nil {
-		err = c.attach(earlyFilter(nil))
+		err = c.attach(earlyFilter(six, nil))
 	}
 	if err == nil { // bound last, so that nothing arrives unfiltered
-		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_IP))})
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, protocol))})
 	}
 	if err == nil {
-		c.out, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		c.out, err = unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	}
 	if err != nil {
 		c.in.Close()
@@ -105,15 +111,16 @@ func newCatcher(log *slog.Logger, state func(netip.Addr, uint32) (nl.Inbound, er
 	return c, nil
 }
 
-// from sets the addresses that packets are caught from. Of more than mostSources, packets from anywhere are looked at.
+// from sets the addresses that packets are caught from; those of the other family are left out. Of more than mostSources or
+// mostSources6, packets from anywhere are looked at.
 func (c *catcher) from(sources []netip.Addr) error {
-	sources = slices.Clone(sources)
+	sources = slices.DeleteFunc(slices.Clone(sources), func(a netip.Addr) bool { return a.Is4() == c.six || !a.IsValid() })
 	slices.SortFunc(sources, netip.Addr.Compare)
 	sources = slices.Compact(sources)
 	if slices.Equal(sources, c.sources) {
 		return nil
 	}
-	if err := c.attach(earlyFilter(sources)); err != nil {
+	if err := c.attach(earlyFilter(c.six, sources)); err != nil {
 		return fmt.Errorf("catching early packets: %w", err)
 	}
 	c.sources = sources
@@ -128,9 +135,9 @@ func (c *catcher) attach(filter []unix.SockFilter) error {
 	return errors.Join(failed, err)
 }
 
-// earlyFilter passes unfragmented IPv4 packets to this host that are ESP with one of the first sequence numbers, bare or in UDP to port
-// 4500 (RFC 3948), from one of the sources.
-func earlyFilter(sources []netip.Addr) (f []unix.SockFilter) {
+// earlyFilter passes unfragmented packets of a family to this host that are ESP with one of the first sequence numbers, bare or in UDP to
+// port 4500 (RFC 3948), from one of the sources.
+func earlyFilter(six bool, sources []netip.Addr) (f []unix.SockFilter) {
 	const (
 		jump    = unix.BPF_JMP | unix.BPF_K
 		ret     = unix.BPF_RET | unix.BPF_K
@@ -154,10 +161,16 @@ func earlyFilter(sources []netip.Addr) (f []unix.SockFilter) {
 	only(unix.BPF_JEQ, unix.PACKET_HOST)
 	load(unix.BPF_W|unix.BPF_ABS, ifindex)
 	not(unix.BPF_JEQ, loop)
-	load(unix.BPF_H|unix.BPF_ABS, 6)
-	not(unix.BPF_JSET, 0x3fff) // more fragments, or an offset
-	add(unix.BPF_LDX|unix.BPF_B|unix.BPF_MSH, 0)
-	load(unix.BPF_B|unix.BPF_ABS, 9)
+	protocol, source, words, most := uint32(9), uint32(12), uint32(1), mostSources
+	if six {
+		protocol, source, words, most = 6, 8, 4, mostSources6
+		add(unix.BPF_LDX|unix.BPF_IMM, 40) // a fragment has another header first
+	} else {
+		load(unix.BPF_H|unix.BPF_ABS, 6)
+		not(unix.BPF_JSET, 0x3fff) // more fragments, or an offset
+		add(unix.BPF_LDX|unix.BPF_B|unix.BPF_MSH, 0)
+	}
+	load(unix.BPF_B|unix.BPF_ABS, protocol)
 	f = append(f, unix.SockFilter{Code: jump | unix.BPF_JEQ, Jf: 2, K: unix.IPPROTO_ESP})
 	load(unix.BPF_W|unix.BPF_IND, 4)
 	add(jump|unix.BPF_JA, 6) // over what is for UDP
@@ -166,14 +179,19 @@ func earlyFilter(sources []netip.Addr) (f []unix.SockFilter) {
 	only(unix.BPF_JEQ, 4500)
 	load(unix.BPF_W|unix.BPF_IND, 12)
 	not(unix.BPF_JGT, earlyNumbers)
-	if len(sources) <= mostSources {
-		load(unix.BPF_W|unix.BPF_ABS, 12)
-		for part := range slices.Chunk(sources, 128) { // a jump reaches 255 instructions
-			for i, s := range part {
-				a := s.As4()
-				f = append(f, unix.SockFilter{Code: jump | unix.BPF_JEQ, Jt: uint8(len(part) - i), K: binary.BigEndian.Uint32(a[:])})
+	if len(sources) <= most {
+		for i := range words {
+			load(unix.BPF_W|unix.BPF_ABS, source+4*i)
+			add(unix.BPF_ST, i)
+		}
+		for _, a := range sources {
+			for i := range words {
+				if words > 1 {
+					load(unix.BPF_MEM, i)
+				}
+				rest := 2 * (words - 1 - i) // instructions between this word's and the end
+				f = append(f, unix.SockFilter{Code: jump | unix.BPF_JEQ, Jf: uint8(rest + 1), K: binary.BigEndian.Uint32(a.AsSlice()[4*i:])})
 			}
-			add(jump|unix.BPF_JA, 1)
 			add(ret, 0xffff)
 		}
 		drop()
@@ -308,10 +326,7 @@ func (c *catcher) take(packet []byte, now time.Time) {
 	}
 	c.held[id] = h
 	packet = slices.Clone(packet)
-	if at := int(packet[0]&0xf) * 4; packet[9] == unix.IPPROTO_UDP {
-		// None (RFC 3948, section 2.1). One that was left to the sender's network card is not there yet on a veth.
-		packet[at+6], packet[at+7] = 0, 0
-	}
+	sum(packet)
 	h.packets[sequence] = caught{now, packet}
 	c.count, c.size = c.count+1, c.size+len(packet)
 }
@@ -344,7 +359,7 @@ func (c *catcher) ask(now time.Time) {
 			case errors.Is(err, nl.ErrNoSA), now.Sub(p.at) > caughtFor:
 			case !state.Keyed, !h.early && now.Sub(p.at) < underWay:
 				continue
-			case !state.Took(sequence) && unix.Sendto(c.out, p.packet, 0, &unix.SockaddrInet4{Addr: id.dst.As4()}) == nil:
+			case !state.Took(sequence) && unix.Sendto(c.out, p.packet, 0, to(id.dst)) == nil:
 				n++
 			}
 			c.drop(id, sequence)
@@ -365,26 +380,71 @@ func (c *catcher) drop(id said, sequence uint32) {
 	c.full = c.full && c.count > 0
 }
 
-// parseESP returns the SA and the sequence number of an IPv4 packet with ESP in it, bare or in UDP. SPI 0 marks IKE (RFC 3948,
-// section 2.2).
+func to(a netip.Addr) unix.Sockaddr {
+	if a.Is4() {
+		return &unix.SockaddrInet4{Addr: a.As4()}
+	}
+	return &unix.SockaddrInet6{Addr: a.As16()}
+}
+
+// parseESP returns the SA and the sequence number of a packet with ESP in it, bare or in UDP. SPI 0 marks IKE (RFC 3948, section 2.2).
 func parseESP(p []byte) (id said, sequence uint32, ok bool) {
-	if len(p) < 20 || p[0]>>4 != 4 {
-		return id, 0, false
-	}
-	at := int(p[0]&0xf) * 4
-	if at < 20 {
-		return id, 0, false
-	}
-	switch p[9] {
-	case unix.IPPROTO_ESP:
-	case unix.IPPROTO_UDP:
+	at, protocol, ok := header(p)
+	if ok && protocol == unix.IPPROTO_UDP {
 		at += 8
-	default:
+	}
+	if !ok || protocol != unix.IPPROTO_UDP && protocol != unix.IPPROTO_ESP || len(p) < at+8 {
 		return id, 0, false
 	}
-	if len(p) < at+8 {
-		return id, 0, false
+	dst := p[16:20]
+	if p[0]>>4 == 6 {
+		dst = p[24:40]
 	}
-	id = said{netip.AddrFrom4([4]byte(p[16:20])), binary.BigEndian.Uint32(p[at:])}
+	id.dst, _ = netip.AddrFromSlice(dst)
+	id.spi = binary.BigEndian.Uint32(p[at:])
 	return id, binary.BigEndian.Uint32(p[at+4:]), id.spi != 0
+}
+
+// header returns how long the IP header of a packet is, and of which protocol the rest.
+func header(p []byte) (size int, protocol byte, ok bool) {
+	switch {
+	case len(p) >= 20 && p[0]>>4 == 4:
+		size = int(p[0]&0xf) * 4
+		return size, p[9], size >= 20
+	case len(p) >= 40 && p[0]>>4 == 6:
+		return 40, p[6], true
+	}
+	return 0, 0, false
+}
+
+// sum writes the checksum of a UDP packet. One that was left to the sender's network card is not there yet on a veth. IPv4 needs none (RFC
+// 3948, section 2.1), IPv6 does (RFC 8200, section 8.1).
+func sum(p []byte) {
+	at, protocol, ok := header(p)
+	if !ok || protocol != unix.IPPROTO_UDP {
+		return
+	}
+	udp := p[at:]
+	udp[6], udp[7] = 0, 0
+	if p[0]>>4 == 4 {
+		return
+	}
+	n := unix.IPPROTO_UDP + uint64(len(udp)) // of the pseudo header, with the addresses
+	add := func(b []byte) {
+		for ; len(b) > 1; b = b[2:] {
+			n += uint64(binary.BigEndian.Uint16(b))
+		}
+		if len(b) > 0 {
+			n += uint64(b[0]) << 8
+		}
+	}
+	add(p[8:40])
+	add(udp)
+	for n > 0xffff {
+		n = n>>16 + n&0xffff
+	}
+	if n = ^n & 0xffff; n == 0 {
+		n = 0xffff
+	}
+	binary.BigEndian.PutUint16(udp[6:], uint16(n))
 }

@@ -88,12 +88,22 @@ func took(sequences ...uint32) nl.Inbound {
 }
 
 func TestCatcher(t *testing.T) {
+	t.Run("IPv4", func(t *testing.T) { catches(t, false, "192.0.2.1", "192.0.2.2") })
+	t.Run("IPv6", func(t *testing.T) { catches(t, true, "2001:db8::1", "2001:db8::2") })
+}
+
+// catches checks a catcher between two addresses.
+func catches(t *testing.T, six bool, here, there string) {
+	version, length, most := "4", "/24", mostSources
+	if six {
+		version, length, most = "6", "/64", mostSources6
+	}
 	nltest.Namespace(t, "ist-catch")
 	nltest.Run(t, "ip", "link", "add", "ist-c", "type", "veth", "peer", "ist-c", "netns", "ist-catch")
 	t.Cleanup(func() { nltest.Run(t, "ip", "link", "del", "ist-c") })
-	nltest.Run(t, "ip", "addr", "add", "192.0.2.1/24", "dev", "ist-c")
+	nltest.Run(t, "ip", "-"+version, "addr", "add", here+length, "dev", "ist-c", "nodad")
 	nltest.Run(t, "ip", "link", "set", "ist-c", "up")
-	nltest.Run(t, "ip", "-n", "ist-catch", "addr", "add", "192.0.2.2/24", "dev", "ist-c")
+	nltest.Run(t, "ip", "-n", "ist-catch", "-"+version, "addr", "add", there+length, "dev", "ist-c", "nodad")
 	nltest.Run(t, "ip", "-n", "ist-catch", "link", "set", "ist-c", "up")
 
 	type arrival struct {
@@ -112,25 +122,28 @@ func TestCatcher(t *testing.T) {
 					return
 				}
 				if n >= 8 {
-					host := strings.Split(from.String(), ":")[0]
+					host := from.String()
+					if h, _, err := net.SplitHostPort(host); err == nil {
+						host = h
+					}
 					arrivals <- arrival{sort, host, binary.BigEndian.Uint32(buf), binary.BigEndian.Uint32(buf[4:])}
 				}
 			}
 		}()
 	}
-	in, err := net.ListenPacket("udp4", "192.0.2.1:4500")
+	in, err := net.ListenPacket("udp"+version, net.JoinHostPort(here, "4500"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	listen("udp", in)
-	if in, err = net.ListenPacket("ip4:50", "192.0.2.1"); err != nil {
+	if in, err = net.ListenPacket("ip"+version+":50", here); err != nil {
 		t.Fatal(err)
 	}
 	listen("esp", in)
 	out := map[string]net.Conn{}
 	elsewhere(t, "ist-catch", func() (err error) {
-		if out["udp"], err = net.Dial("udp4", "192.0.2.1:4500"); err == nil {
-			out["esp"], err = net.Dial("ip4:50", "192.0.2.1")
+		if out["udp"], err = net.Dial("udp"+version, net.JoinHostPort(here, "4500")); err == nil {
+			out["esp"], err = net.Dial("ip"+version+":50", here)
 		}
 		return err
 	})
@@ -138,7 +151,7 @@ func TestCatcher(t *testing.T) {
 	defer out["esp"].Close()
 
 	s := &states{of: map[uint32]nl.Inbound{}, asked: map[uint32]int{}}
-	c, err := newCatcher(slog.New(slog.NewTextHandler(testLog{t}, nil)), s.state)
+	c, err := newCatcher(slog.New(slog.NewTextHandler(testLog{t}, nil)), six, s.state)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +170,7 @@ func TestCatcher(t *testing.T) {
 		t.Helper()
 		select {
 		case got := <-arrivals:
-			if want := (arrival{sort, "192.0.2.2", spi, seq}); got != want {
+			if want := (arrival{sort, there, spi, seq}); got != want {
 				t.Errorf("%+v arrived, want %+v", got, want)
 			}
 		case <-time.After(30 * time.Second):
@@ -189,7 +202,7 @@ func TestCatcher(t *testing.T) {
 	}
 
 	send("udp", 0xa0000001, 1)
-	from("192.0.2.2")
+	from("192.0.2.2", "2001:db8::2")
 	for _, sort := range []string{"udp", "esp"} {
 		flushed(sort)
 		spi := another()
@@ -255,25 +268,33 @@ func TestCatcher(t *testing.T) {
 		t.Error("IKE was looked at")
 	}
 
-	// A long list of peers is several parts of the filter.
+	// As many peers as a filter may name.
+	other := func(i int) string {
+		if six {
+			return netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 14: byte(1 + i>>8), 15: byte(i)}).String()
+		}
+		return netip.AddrFrom4([4]byte{192, 0, byte(3 + i>>8), byte(i)}).String()
+	}
 	var many []string
-	for i := range 300 {
-		many = append(many, netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}).String())
+	for i := range most {
+		many = append(many, other(i))
+	}
+	if six { // each word counts
+		copy(many[most-3:], []string{"2001:db9::2", "2001:db8:1::2", "2001:db8::1:0:2"})
 	}
 	from(many...)
 	unlisted := another()
 	send("esp", unlisted, 1)
-	for i := range 299 {
-		many = append(many, netip.AddrFrom4([4]byte{192, 1, byte(i >> 8), byte(i)}).String())
-	}
-	from(append(many[100:500:500], "192.0.2.2")...)
+	many[most/2] = there
+	from(many...)
 	flushed("esp")
 	if s.times(unlisted) != 0 {
 		t.Error("a packet from an address that is not on the list was looked at")
 	}
-	if from(many...); len(many) <= mostSources {
-		t.Fatal("the list is too short")
-	}
+	from(append(many, other(most))...)
+	flushed("esp")
+	many[most/2] = other(most / 2)
+	from(append(many, other(most))...) // too many
 	flushed("esp")
 }
 

@@ -31,6 +31,8 @@ func TestMain(m *testing.M) { nltest.Main(m) }
 const (
 	ourAddress   = "192.0.2.1"
 	peerAddress  = "192.0.2.2"
+	ourAddress6  = "2001:db8::1"
+	peerAddress6 = "2001:db8::2"
 	ourPublic    = "198.51.100.1" // the identity is not the address, as behind 1:1 NAT
 	preshared    = "0123456789abcdefghijklmnopqrstuv"
 	ourConnected = "169.254.64.2"
@@ -155,6 +157,7 @@ type peerConn struct {
 	ours, theirs        string // identities
 	ts                  string
 	unique              string
+	local, remote       string // outside addresses
 }
 
 func (c *charon) load(conns ...peerConn) {
@@ -187,7 +190,7 @@ secrets { ike-%[1]s {
 	id1 = %[6]s
 	id2 = %[7]s
 	secret = "%[4]s" } }
-`, p.name, p.ike, p.esp, p.psk, p.id, p.ours, p.theirs, p.ts, peerAddress, ourAddress, p.unique)
+`, p.name, p.ike, p.esp, p.psk, p.id, p.ours, p.theirs, p.ts, p.local, p.remote, p.unique)
 	}
 	file := filepath.Join(c.dir, "swanctl.conf")
 	if err := os.WriteFile(file, []byte(b.String()), 0o600); err != nil {
@@ -196,7 +199,7 @@ secrets { ike-%[1]s {
 	c.swanctl("--load-all", "--clear", "--noprompt", "--file", file)
 }
 
-// bench is the topology: ist-u here, and ist-u with address 192.0.2.2 in ist-far.
+// bench is the topology: ist-u here, and ist-u with the peer's addresses in ist-far.
 type bench struct {
 	t         *testing.T
 	near, far *charon
@@ -217,8 +220,10 @@ func newBench(t *testing.T) *bench {
 	nltest.Run(t, "ip", "link", "add", "ist-u", "type", "veth", "peer", "ist-u", "netns", "ist-far")
 	t.Cleanup(func() { nltest.Run(t, "ip", "link", "del", "ist-u") })
 	nltest.Run(t, "ip", "addr", "add", ourAddress+"/24", "dev", "ist-u")
+	nltest.Run(t, "ip", "addr", "add", ourAddress6+"/64", "dev", "ist-u", "nodad")
 	nltest.Run(t, "ip", "link", "set", "ist-u", "up")
 	nltest.Run(t, "ip", "-n", "ist-far", "addr", "add", peerAddress+"/24", "dev", "ist-u")
+	nltest.Run(t, "ip", "-n", "ist-far", "addr", "add", peerAddress6+"/64", "dev", "ist-u", "nodad")
 	nltest.Run(t, "ip", "-n", "ist-far", "link", "set", "ist-u", "up")
 	b := &bench{t: t, dir: t.TempDir(), secrets: map[string]string{"psk": preshared}}
 	b.far = newCharon(t, "ist-far")
@@ -296,7 +301,7 @@ func one(n int) (tunnel.Config, peerConn) {
 	}
 	p := peerConn{
 		name: c.Name, id: c.ID, ike: c.IPsec.IKEProposals[0], esp: c.IPsec.ESPProposals[0], psk: preshared,
-		ours: ourPublic, theirs: c.IPsec.RemoteIdentity, ts: "0.0.0.0/0", unique: "never",
+		ours: ourPublic, theirs: c.IPsec.RemoteIdentity, ts: "0.0.0.0/0", unique: "never", local: peerAddress, remote: ourAddress,
 	}
 	return c, p
 }
@@ -590,6 +595,33 @@ func TestTunnel(t *testing.T) {
 			t.Errorf("interface: %v", err)
 		}
 	})
+}
+
+// TestTunnel6: between IPv6 outside addresses no packet is lost either when SAs are renewed or charon is killed. After that the peer sends
+// on SAs that this node has no keys of yet.
+func TestTunnel6(t *testing.T) {
+	b := newBench(t)
+	c, p := one(1)
+	c.IPsec.LocalAddress, c.IPsec.RemoteAddress = netip.MustParseAddr(ourAddress6), netip.MustParseAddr(peerAddress6)
+	p.local, p.remote = peerAddress6, ourAddress6
+	b.far.load(p)
+	b.farInterface(c)
+	b.apply(c)
+	if s := b.await("t1", tunnel.Up); s.Remote.Addr() != c.IPsec.RemoteAddress {
+		t.Errorf("state %+v", s)
+	}
+	b.without("our CHILD rekey", peerInside, func() { b.near.swanctl("--rekey", "--child", connection("t1")) })
+	b.without("our IKE rekey", peerInside, func() { b.near.swanctl("--rekey", "--ike", connection("t1")) })
+	b.without("peer's CHILD rekey", peerInside, func() { b.far.swanctl("--rekey", "--child", "t1") })
+	for i := range 5 {
+		before := b.state("t1").TimesUp
+		b.without(fmt.Sprintf("kill -9 of charon, %d", i), peerInside, func() {
+			b.near.kill()
+			until(t, 5*time.Second, "unknown", func() bool { return b.state("t1").Status == tunnel.Unknown })
+			b.near.start()
+			until(t, 60*time.Second, "up again", func() bool { s := b.state("t1"); return s.Status == tunnel.Up && s.TimesUp > before })
+		})
+	}
 }
 
 func TestReasons(t *testing.T) {

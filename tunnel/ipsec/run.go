@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/strongswan/govici/vici"
+	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/router/nl"
 	"github.com/isthmus-net/isthmus/tunnel"
@@ -52,11 +53,17 @@ func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
 	}()
 	r := &runner{d: d, report: report, reported: map[string]tunnel.State{}, again: map[string]time.Time{}, changed: changed, watched: watched, standIn: encap{divert: d.o.Divert}}
 	defer r.standIn.end()
-	var err error
-	if r.catcher, err = newCatcher(d.o.Log, d.o.Links.Inbound); err != nil {
-		d.o.Log.Warn("some packets may be lost while SAs are replaced", "error", err)
-	} else {
-		defer r.catcher.close()
+	for _, six := range []bool{false, true} {
+		c, err := newCatcher(d.o.Log, six, d.o.Links.Inbound)
+		if errors.Is(err, unix.EAFNOSUPPORT) { // a kernel without IPv6 has no such tunnel
+			continue
+		}
+		if err != nil {
+			d.o.Log.Warn("some packets may be lost while SAs are replaced", "ipv6", six, "error", err)
+			continue
+		}
+		defer c.close()
+		r.catchers = append(r.catchers, c)
 	}
 	pause := 50 * time.Millisecond
 	for {
@@ -98,7 +105,7 @@ type runner struct {
 	reported map[string]tunnel.State
 	again    map[string]time.Time // when to look at a tunnel again, by connection
 	sas      map[string][]ikeSA   // all, just read; nil: to be read
-	catcher  *catcher             // nil: it could not be begun
+	catchers []*catcher           // of the families that it could be begun for
 	changed  chan nl.Change
 	watched  chan error
 	standIn  encap // for charon's sockets
@@ -357,16 +364,9 @@ func (r *runner) hold() {
 
 // catch has early packets caught from the peers there are.
 func (r *runner) catch() {
-	if r.catcher == nil {
-		return
-	}
 	d := r.d
 	var peers []netip.Addr
-	add := func(a netip.Addr) {
-		if a = a.Unmap(); a.Is4() {
-			peers = append(peers, a)
-		}
-	}
+	add := func(a netip.Addr) { peers = append(peers, a.Unmap().WithZone("")) }
 	d.mu.Lock()
 	for _, rec := range d.records {
 		add(rec.cfg.IPsec.RemoteAddress)
@@ -375,8 +375,10 @@ func (r *runner) catch() {
 		}
 	}
 	d.mu.Unlock()
-	if err := r.catcher.from(peers); err != nil {
-		d.o.Log.Warn("some packets may be lost while SAs are replaced", "error", err)
+	for _, c := range r.catchers {
+		if err := c.from(peers); err != nil {
+			d.o.Log.Warn("some packets may be lost while SAs are replaced", "ipv6", c.six, "error", err)
+		}
 	}
 }
 
