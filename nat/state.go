@@ -25,7 +25,7 @@ type PolicyState struct {
 // Counter counts packets and bytes.
 type Counter struct{ Packets, Bytes uint64 }
 
-// Meter counts beginnings of flows. Counts only grow, but those of a use that has been idle for a minute begin again, and
+// Meter counts beginnings of flows. Counts only grow, but those of a use that has been idle for a minute start from 0, and
 // all do when someone removed our table. There is room for 65,536 uses; flows of further ones are only in Begun.
 type Meter struct {
 	Begun map[Use]uint64

@@ -36,7 +36,7 @@ func planned(r *Router) plan.Target {
 	return t
 }
 
-// TestEditIsApply: an edit does what applying the edited document does, in every respect, also for who starts again.
+// TestEditIsApply: an edit does what applying the edited document does, in every respect, also for what starts again.
 func TestEditIsApply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		one, other, dir := newMachine(t), newMachine(t), t.TempDir()

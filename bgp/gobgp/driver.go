@@ -153,7 +153,7 @@ func New(o Options) *Driver {
 }
 
 // Apply implements bgp.Driver. Before Run it only takes note. A peer whose configuration cannot be used, or whose
-// secret cannot be read, stays as it was. A change of ASN or router ID starts the BGP process again.
+// secret cannot be read, stays as it was. A change of ASN or router ID restarts the BGP process.
 func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 	if c.ASN == 0 || !c.RouterID.Is4() || c.RouterID.IsUnspecified() {
 		return fmt.Errorf("applying BGP: ASN %d and router ID %v cannot be used", c.ASN, c.RouterID)

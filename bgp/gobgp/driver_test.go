@@ -277,7 +277,7 @@ func TestApplyPartly(t *testing.T) {
 	}
 }
 
-// TestDeafChild: a child that does not read what it is sent is replaced, and nobody waits for it forever.
+// TestDeafChild: a child that does not read what it is sent is replaced, and callers do not wait for it.
 func TestDeafChild(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n, started := drive(t)

@@ -97,7 +97,7 @@ func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restar
 		if errors.Is(err, errMalformed) {
 			malformed = err
 		}
-		p.kill() // it is not listened to any more
+		p.kill() // its messages are not read any more
 	}()
 	configured := make(chan error, 1)
 	go func() { configured <- d.push(ctx) }()

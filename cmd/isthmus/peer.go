@@ -58,7 +58,7 @@ func (a *app) addPeers(root, get, describe, watch *cobra.Command) {
 		}))
 
 	var soft bool
-	reset := a.group("reset", "Start something again")
+	reset := a.group("reset", "Restart something")
 	peer := &cobra.Command{Use: "peer NAME", Short: "Close and reopen a BGP session; also ends a quarantine", Args: cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 			_, err := isthmusv1.NewBGPServiceClient(conn).ResetPeer(ctx, &isthmusv1.ResetPeerRequest{Name: args[0], Soft: soft})

@@ -30,7 +30,7 @@ type lines struct {
 	said map[string]*said
 }
 
-// said is a message that was written.
+// said counts the lines of a message.
 type said struct {
 	rate    *rate.Limiter
 	omitted int

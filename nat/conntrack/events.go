@@ -10,7 +10,7 @@ import (
 )
 
 // Events hears of flows with source NAT that end. Only ends are subscribed to: they carry the flow's whole story, and the kernel
-// spends nothing on the beginnings that are not listened to.
+// spends nothing on the beginnings of flows, to which it does not subscribe.
 type Events struct {
 	fd       int
 	buffers  [eventBatch][eventSize]byte
@@ -80,7 +80,7 @@ func Hear(buffer int) (*Events, error) {
 	return e, nil
 }
 
-// Listen begins or ends the subscription. While there is no listener, the kernel makes no events.
+// Listen begins or ends the subscription. Without a subscription the kernel makes no events.
 func (e *Events) Listen(listen bool) error {
 	option := unix.NETLINK_DROP_MEMBERSHIP
 	if listen {

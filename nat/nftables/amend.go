@@ -133,7 +133,7 @@ func (r *ruleset) amend(c nat.Config, gone, came []nat.Policy) *amendment {
 	return &a.amendment
 }
 
-// plain lays again what the guard lets pass without translation. It returns false when that needs other sets.
+// plain rewrites what the guard lets pass without translation. It returns false when that needs other sets.
 func (a *amender) plain(c nat.Config) bool {
 	next := &ruleset{sets: map[string]*set{}, layers: map[string][2][]int{}}
 	next.addPlain(c)

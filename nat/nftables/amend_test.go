@@ -134,7 +134,7 @@ func mustCompile(t testing.TB, c nat.Config) *ruleset {
 	return r
 }
 
-// TestAmendDivided edits layers of several maps, also where one more element divides them again.
+// TestAmendDivided edits layers of several maps, also where one more element changes how they are divided.
 func TestAmendDivided(t *testing.T) {
 	c := many(2*mapSize - 1)
 	have := mustCompile(t, c)

@@ -170,7 +170,7 @@ func changes(have, want *ruleset) (all map[string]*change, moved bool) {
 			of(name).add[key] = w
 		}
 	}
-	// What is left has no new element to go to: an old one of the same policy is made again with it.
+	// Counters that are left have no new element to go to: an element of the same policy is replaced by one that carries them.
 	for name, s := range want.sets {
 		if len(lost) == 0 {
 			break

@@ -191,7 +191,7 @@ func (b *Book) bound() {
 // Begun notes how many flows began, and how many packets tried to begin one without ports.
 func (b *Book) Begun(n, portless uint64) {
 	if n < b.begun {
-		b.metered = 0 // the kernel counts again
+		b.metered = 0 // the kernel counts from 0
 	}
 	b.begun, b.tried = n, portless
 }

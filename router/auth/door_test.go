@@ -77,8 +77,8 @@ func enter(l net.Listener, a *Authority, cert tls.Certificate) error {
 }
 
 // TestIdleConnectionsKeepNobodyOut: connections from many addresses that never speak, opened again when they end, take no place from a client
-// that does. A stranger has the time of maxSilent connections to say its first word: some 200 ms at the rate of this test. Without that
-// rate the dialers would keep the client's own goroutine from running for as long.
+// that does. A stranger is cut when maxSilent others connect before its first message, which takes some 200 ms at the rate of this test.
+// Without a rate, the dialers keep the client's goroutine from running for that long.
 func TestIdleConnectionsKeepNobodyOut(t *testing.T) {
 	for _, idle := range []int{72, 700, 2000} {
 		t.Run(fmt.Sprint(idle), func(t *testing.T) {

@@ -58,7 +58,7 @@ var errEdit = errors.New("this text cannot be edited; apply the whole document")
 
 // Apply edits a document: s, which was made of text. When there are problems nothing is edited. What is set as it is already does not
 // differ. The text keeps its comments but those within policies that go; where the policies are not a list in block style, or the text has
-// aliases, it is written again.
+// aliases, all of it is rewritten.
 func (e *Edit) Apply(s *Spec, text string) (Edited, Problems, error) {
 	fresh, proxies, problems := e.check(s)
 	if len(problems) > 0 {
@@ -326,13 +326,13 @@ func (s *Spec) rewrite(text string, set []*isthmusv1.EgressPolicy, gone []string
 	return text, &l, nil
 }
 
-// rewritten is a document that was written again.
+// rewritten is a document whose whole text was rewritten.
 type rewritten struct {
 	Document
 	text string
 }
 
-// rewriteAll edits the policies of any text, and writes it again.
+// rewriteAll edits the policies of any text, and rewrites all of it.
 func rewriteAll(text string, set []*isthmusv1.EgressPolicy, gone []string) (rewritten, error) {
 	was, problems := Decode([]byte(text))
 	var root yaml.Node

@@ -440,7 +440,7 @@ func (g *Gateway) Stray(instance int, limit time.Duration) error {
 	})
 }
 
-// Restart lets the instance's IKE daemon crash and begin again with nothing.
+// Restart lets the instance's IKE daemon crash and start with nothing.
 func (i *Instance) Restart(ctx context.Context) error {
 	if err := i.IKE.Kill(ctx); err != nil {
 		return fmt.Errorf("restarting %s: %w", i.Node.Name, err)

@@ -80,7 +80,7 @@ type caught struct {
 	packet []byte
 }
 
-// newCatcher begins to catch packets of IPv4, or of IPv6, of no source yet. The states of SAs come from state.
+// newCatcher starts to catch packets of IPv4, or of IPv6, from no source yet. The states of SAs come from state.
 func newCatcher(log *slog.Logger, six bool, state func(netip.Addr, uint32) (nl.Inbound, error)) (*catcher, error) {
 	protocol, family := uint16(unix.ETH_P_IP), unix.AF_INET
 	if six {
@@ -164,7 +164,7 @@ func earlyFilter(six bool, sources []netip.Addr) (f []unix.SockFilter) {
 	protocol, source, words, most := uint32(9), uint32(12), uint32(1), mostSources
 	if six {
 		protocol, source, words, most = 6, 8, 4, mostSources6
-		add(unix.BPF_LDX|unix.BPF_IMM, 40) // a fragment has another header first
+		add(unix.BPF_LDX|unix.BPF_IMM, 40) // a fragment has another header behind the first one
 	} else {
 		load(unix.BPF_H|unix.BPF_ABS, 6)
 		not(unix.BPF_JSET, 0x3fff) // more fragments, or an offset
@@ -405,7 +405,7 @@ func parseESP(p []byte) (id said, sequence uint32, ok bool) {
 	return id, binary.BigEndian.Uint32(p[at+4:]), id.spi != 0
 }
 
-// header returns how long the IP header of a packet is, and of which protocol the rest.
+// header returns the length of the IP header of a packet and the protocol of its payload.
 func header(p []byte) (size int, protocol byte, ok bool) {
 	switch {
 	case len(p) >= 20 && p[0]>>4 == 4:

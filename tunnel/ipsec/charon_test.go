@@ -597,8 +597,8 @@ func TestTunnel(t *testing.T) {
 	})
 }
 
-// TestTunnel6: between IPv6 outside addresses no packet is lost either when SAs are renewed or charon is killed. After that the peer sends
-// on SAs that this node has no keys of yet.
+// TestTunnel6: between IPv6 outside addresses no packet is lost either when SAs are renewed or charon is killed. After a kill the peer
+// sends on SAs whose keys this node does not have yet.
 func TestTunnel6(t *testing.T) {
 	b := newBench(t)
 	c, p := one(1)

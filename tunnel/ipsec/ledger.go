@@ -54,7 +54,7 @@ func openLedger(dir, instance string) (*ledger, error) {
 			delete(l.entries, name)
 		}
 	}
-	// Written again, so that it does not grow with each edit forever.
+	// Rewritten as a whole, so that it does not grow with each edit.
 	temporary := l.path + ".new"
 	f, err := os.OpenFile(temporary, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {

@@ -105,7 +105,7 @@ type runner struct {
 	reported map[string]tunnel.State
 	again    map[string]time.Time // when to look at a tunnel again, by connection
 	sas      map[string][]ikeSA   // all, just read; nil: to be read
-	catchers []*catcher           // of the families that it could be begun for
+	catchers []*catcher           // one for each family that the kernel has
 	changed  chan nl.Change
 	watched  chan error
 	standIn  encap // for charon's sockets
