@@ -1,0 +1,310 @@
+package build
+
+import (
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// installed are the Debian packages of the image, beside those that they and our own packages depend on.
+var installed = []string{
+	"systemd-sysv", "systemd-repart", "systemd-resolved", "systemd-timesyncd", "udev", "kmod", "procps",
+	"linux-image-cloud-amd64", "initramfs-tools", "zstd", "e2fsprogs",
+	"iproute2", "nftables", "charon-systemd", "strongswan-swanctl", "ca-certificates",
+	// For whoever looks into a node: on its console, or by SSH when the document opens it.
+	"openssh-server", "iputils-ping", "tcpdump", "conntrack", "less", "login", "passwd",
+}
+
+// install makes the tree: Debian's packages, then ours with the dpkg that is in it.
+func (b *builder) install() error {
+	archives := filepath.Join(b.Cache, "archives-"+Suite)
+	if err := os.MkdirAll(archives, 0o755); err != nil {
+		return err
+	}
+	args := []string{
+		"--quiet", "--mode=root", "--variant=essential", "--include=" + strings.Join(installed, ","),
+		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/info/*",
+		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+		"--dpkgopt=force-confold", "--dpkgopt=force-unsafe-io",
+		`--aptopt=Apt::Install-Recommends "false"`,
+		"--skip=download/empty", "--skip=essential/unlink",
+		`--setup-hook=mkdir -p "$1"/var/cache/apt/archives`,
+		"--setup-hook=sync-in " + archives + " /var/cache/apt/archives",
+		// The initial RAM disk is made when the kernel is installed: what it is made of comes first.
+		`--essential-hook=mkdir -p "$1"/etc/initramfs-tools`,
+		"--essential-hook=sync-in " + filepath.Join(b.Files, "rootfs/etc/initramfs-tools") + " /etc/initramfs-tools",
+		"--customize-hook=sync-out /var/cache/apt/archives " + archives,
+		`--customize-hook=rm -rf "$1"/var/cache/apt "$1"/var/lib/apt`,
+	}
+	for _, d := range b.Debs {
+		args = append(args, "--customize-hook=copy-in "+d+" /tmp")
+	}
+	if len(b.Debs) > 0 {
+		args = append(args, `--customize-hook=chroot "$1" sh -c 'dpkg -i /tmp/*.deb && rm -f /tmp/*.deb'`)
+	}
+	args = append(args, Suite, b.tree)
+	if b.Mirror != "" {
+		args = append(args, b.Mirror)
+	}
+	return b.run("mmdebstrap", args...)
+}
+
+// finish lays the files of the image over the tree and fixes what a tree of Debian leaves to the first boot.
+func (b *builder) finish() error {
+	if err := copyTree(filepath.Join(b.Files, "rootfs"), b.tree); err != nil {
+		return err
+	}
+	for _, unit := range []string{"systemd-networkd.service", "systemd-resolved.service", "systemd-timesyncd.service", "serial-getty@ttyS0.service", "modules-locked.service"} {
+		if err := b.run("chroot", b.tree, "systemctl", "-q", "enable", unit); err != nil {
+			return err
+		}
+	}
+	for _, unit := range []string{"ssh.service", "ssh.socket", "nftables.service", "apt-daily.timer", "dpkg-db-backup.timer", "systemd-pstore.service"} {
+		if err := b.run("chroot", b.tree, "systemctl", "-q", "mask", unit); err != nil {
+			return err
+		}
+	}
+	kernels, _ := filepath.Glob(b.in("boot/vmlinuz-*"))
+	if len(kernels) != 1 {
+		return fmt.Errorf("there are %d kernels, want one", len(kernels))
+	}
+	version := strings.TrimPrefix(filepath.Base(kernels[0]), "vmlinuz-")
+	for from, to := range map[string]string{"vmlinuz-": "vmlinuz", "initrd.img-": "initrd.img"} {
+		if err := os.Rename(b.in("boot", from+version), b.in("boot", to)); err != nil {
+			return err
+		}
+	}
+	if err := prune(b.in("boot"), func(path string) bool { return path == "vmlinuz" || path == "initrd.img" }); err != nil {
+		return err
+	}
+	if err := b.modules(version); err != nil {
+		return fmt.Errorf("choosing kernel modules: %w", err)
+	}
+	for path, text := range map[string]string{
+		// Mounted over by the initial RAM disk.
+		"etc/machine-id":      "",
+		"etc/hostname":        "isthmus\n",
+		"etc/hosts":           "127.0.0.1 localhost\n::1 localhost ip6-localhost\n",
+		"usr/lib/clock-epoch": "",
+	} {
+		if err := os.WriteFile(b.in(path), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	release, err := os.OpenFile(b.in("usr/lib/os-release"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(release, "IMAGE_ID=isthmus\nIMAGE_VERSION=%s\n", b.Version); err != nil {
+		release.Close()
+		return err
+	}
+	if err := release.Close(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(b.in("data"), 0o755); err != nil {
+		return err
+	}
+	os.Remove(b.in("etc/resolv.conf"))
+	return os.Symlink("../run/systemd/resolve/resolv.conf", b.in("etc/resolv.conf"))
+}
+
+// drivers that no cloud's machine and no router has a use for, below the directory kernel of the modules.
+var drivers = []string{
+	"drivers/comedi", "drivers/hid", "drivers/media", "drivers/soundwire", "drivers/leds", "drivers/thermal", "drivers/platform", "drivers/vhost", "drivers/target",
+	"drivers/md/bcache", "drivers/cdrom/pktcdvd.ko.xz", "drivers/infiniband/ulp", "drivers/infiniband/sw",
+	"fs/bcachefs", "fs/btrfs", "fs/xfs", "fs/smb", "fs/nfs", "fs/nfsd", "fs/nfs_common", "fs/lockd", "fs/ceph", "fs/ntfs3", "fs/orangefs", "fs/erofs", "fs/exfat",
+	"fs/cachefiles", "fs/netfs", "fs/zonefs", "fs/sysv", "fs/romfs", "fs/dlm", "fs/ocfs2", "fs/gfs2", "fs/9p", "fs/afs", "fs/f2fs", "fs/jfs", "fs/nilfs2", "fs/ubifs",
+	"net/sctp", "net/dccp", "net/rds", "net/tipc", "net/can", "net/ax25", "net/netrom", "net/rose", "net/bluetooth", "net/wireless", "net/mac80211", "net/9p", "net/ceph",
+	"net/sunrpc", "net/batman-adv", "net/atm", "net/nfc", "net/openvswitch", "arch/x86/kvm", "virt",
+}
+
+// modules removes those that are never loaded.
+func (b *builder) modules(version string) error {
+	for _, d := range drivers {
+		if err := os.RemoveAll(b.in("usr/lib/modules", version, "kernel", d)); err != nil {
+			return err
+		}
+	}
+	return b.run("chroot", b.tree, "depmod", version)
+}
+
+// building are packages that the build needs and the node does not: their files are removed, and they are not in the list of what the slot has.
+var building = []string{
+	"adduser", "apt", "cpio", "debconf", "debianutils-none", "diffutils", "dmsetup", "dpkg", "initramfs-tools", "initramfs-tools-bin", "initramfs-tools-core", "klibc-utils", "libklibc",
+	"libdebconfclient0", "openssh-client", "openssl", "perl-base", "sensible-utils", "ucf", "zstd", "linux-base", "dracut-install", "tar", "logsave", "wtmpdb", "runit-helper",
+	"openssh-sftp-server", "hostname", "ncurses-bin",
+}
+
+// kept are files of such packages that the node needs.
+var kept = []string{"/usr/bin/ssh-keygen", "/usr/bin/openssl", "/usr/bin/hostname"}
+
+// trim removes what only the build needs, and what a tree has of the machine and of the moment at which it was made.
+func (b *builder) trim() error {
+	others := map[string]bool{} // directories and files of packages that stay
+	lists, err := filepath.Glob(b.in("var/lib/dpkg/info/*.list"))
+	if err != nil {
+		return err
+	}
+	read := func(list string) ([]string, error) {
+		text, err := os.ReadFile(list)
+		return strings.Split(strings.TrimSpace(string(text)), "\n"), err
+	}
+	for _, list := range lists {
+		name, _, _ := strings.Cut(strings.TrimSuffix(filepath.Base(list), ".list"), ":")
+		if slices.Contains(building, name) {
+			continue
+		}
+		files, err := read(list)
+		if err != nil {
+			return err
+		}
+		for _, f := range files {
+			others[f] = true
+		}
+	}
+	for _, list := range lists {
+		name, _, _ := strings.Cut(strings.TrimSuffix(filepath.Base(list), ".list"), ":")
+		if !slices.Contains(building, name) {
+			continue
+		}
+		files, err := read(list)
+		if err != nil {
+			return err
+		}
+		for _, f := range files {
+			// Debian's lists name files where they were before /usr was merged.
+			if others[f] || slices.Contains(kept, f) || slices.Contains(kept, "/usr"+f) {
+				continue
+			}
+			if fi, err := os.Lstat(b.in(f)); err != nil || fi.IsDir() {
+				continue
+			}
+			if err := os.Remove(b.in(f)); err != nil {
+				return err
+			}
+		}
+	}
+	for _, dir := range []string{"dev", "proc", "sys", "run", "tmp", "var", "root", "home", "media", "mnt", "srv", "opt", "usr/share/doc-base", "usr/share/lintian", "usr/share/bug",
+		"usr/share/bash-completion", "usr/share/zsh", "usr/share/perl5", "usr/share/debconf", "usr/share/initramfs-tools", "usr/share/pixmaps", "usr/share/icons", "usr/share/polkit-1",
+		"usr/lib/x86_64-linux-gnu/perl-base", "usr/share/perl", "usr/lib/udev/hwdb.d", "etc/udev/hwdb.d"} {
+		if err := prune(b.in(dir), func(string) bool { return false }); err != nil {
+			return err
+		}
+	}
+	for _, path := range []string{"usr/lib/udev/hwdb.bin", "etc/udev/hwdb.bin", "etc/initramfs-tools", "etc/apt", "etc/dpkg", "etc/kernel", "etc/logrotate.d", "etc/cron.daily", "etc/shadow-", "etc/passwd-", "etc/group-",
+		"etc/gshadow-", "etc/subuid-", "etc/subgid-", "etc/.pwd.lock", "etc/ssh/moduli", "usr/lib/systemd/system/systemd-hwdb-update.service"} {
+		if err := os.RemoveAll(b.in(path)); err != nil {
+			return err
+		}
+	}
+	keys, _ := filepath.Glob(b.in("etc/ssh/ssh_host_*"))
+	for _, k := range keys {
+		if err := os.Remove(k); err != nil {
+			return err
+		}
+	}
+	// The node has no users: a bit that lends rights has no use.
+	return walk(b.tree, func(f file) error {
+		if m := f.info.Mode(); m.IsRegular() && m&(fs.ModeSetuid|fs.ModeSetgid) != 0 {
+			return os.Chmod(f.path, m.Perm())
+		}
+		return nil
+	})
+}
+
+// prune removes everything below a directory that keep does not want, and the directory stays.
+func prune(dir string, keep func(name string) bool) error {
+	entries, err := os.ReadDir(dir)
+	if os.IsNotExist(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if keep(e.Name()) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyTree lays the files below from over those below to. Directories get mode 0755; a file is executable there when it is here.
+func copyTree(from, to string) error {
+	return walk(from, func(f file) error {
+		rel, err := filepath.Rel(from, f.path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, rel)
+		switch mode := f.info.Mode(); {
+		case mode.IsDir():
+			return os.MkdirAll(target, 0o755)
+		case mode&fs.ModeSymlink != 0:
+			link, err := os.Readlink(f.path)
+			if err != nil {
+				return err
+			}
+			os.Remove(target)
+			return os.Symlink(link, target)
+		default:
+			perm := fs.FileMode(0o644)
+			if mode&0o100 != 0 {
+				perm = 0o755
+			}
+			os.Remove(target)
+			return copyFile(f.path, target, perm)
+		}
+	})
+}
+
+func copyFile(from, to string, perm fs.FileMode) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, perm)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		out.Close()
+		return err
+	}
+	if err := out.Close(); err != nil {
+		return err
+	}
+	return os.Chmod(to, perm)
+}
+
+type file struct {
+	path  string
+	info  fs.FileInfo
+	inode uint64
+}
+
+// walk calls f for everything below dir, and for dir itself, in the order of names.
+func walk(dir string, f func(file) error) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		fi, err := d.Info()
+		if err != nil {
+			return err
+		}
+		st, _ := fi.Sys().(*syscall.Stat_t)
+		return f(file{path, fi, st.Ino})
+	})
+}
+

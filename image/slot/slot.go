@@ -1,0 +1,111 @@
+// Package slot has the words of the image's two slots: where they are on the disk, and what the loader is told.
+//
+// A slot is a partition that holds one read-only file system with kernel, initial RAM disk and root. The loader starts the slot that was marked good. A slot
+// that was written last is on trial: it gets three boots in which to be marked good, and then the loader returns to the good one.
+package slot
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Name is that of a slot: "a" or "b". The zero value is none.
+type Name string
+
+// The two slots.
+const (
+	A    Name = "a"
+	B    Name = "b"
+	None Name = ""
+)
+
+// Other returns the slot beside n.
+func (n Name) Other() Name {
+	if n == A {
+		return B
+	}
+	return A
+}
+
+// Label returns the name of the slot's partition.
+func (n Name) Label() string { return "slot-" + string(n) }
+
+// Names of the other partitions.
+const (
+	EnvLabel  = "env"
+	DataLabel = "data"
+)
+
+// Tries is how many boots a trial gets.
+const Tries = 3
+
+// EnvSize is the size of the loader's environment block in bytes. All that varies is in its first 512, one sector: a write takes place or does not.
+const (
+	EnvSize   = 1024
+	envSector = 512
+	envHeader = "# GRUB Environment Block\n"
+)
+
+// Env is what the loader is told, and what it has noted. The loader reads and writes it as well; see image/grub.cfg.
+type Env struct {
+	// Good is the slot that was marked good last. The loader starts it when there is no trial.
+	Good Name
+	// Trial is the slot that was written and has not been marked good; None: there is none.
+	Trial Name
+	// Tries is how many boots the trial has left, 0 to 3.
+	Tries int
+	// Failed is the trial that was given up last; None: none was since the last one that was marked good.
+	Failed Name
+}
+
+// ErrEnv means that a block is not one that FormatEnv or the loader wrote.
+var ErrEnv = errors.New("environment block of the loader is damaged")
+
+// ParseEnv reads a block.
+func ParseEnv(b []byte) (Env, error) {
+	if len(b) != EnvSize || !bytes.HasPrefix(b, []byte(envHeader)) {
+		return Env{}, ErrEnv
+	}
+	var e Env
+	for line := range strings.Lines(string(b[len(envHeader):])) {
+		name, value, found := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
+		if !found || strings.HasPrefix(line, "#") {
+			continue
+		}
+		switch name {
+		case "good":
+			e.Good = Name(value)
+		case "trial":
+			e.Trial = Name(value)
+		case "failed":
+			e.Failed = Name(value)
+		case "tries":
+			if value == "" {
+				continue
+			}
+			if len(value) != 1 || value[0] < '0' || value[0] > '0'+Tries {
+				return Env{}, fmt.Errorf("%w: tries=%q", ErrEnv, value)
+			}
+			e.Tries = int(value[0] - '0')
+		}
+	}
+	if e.Good != A && e.Good != B {
+		return Env{}, fmt.Errorf("%w: good=%q", ErrEnv, e.Good)
+	}
+	for _, n := range []Name{e.Trial, e.Failed} {
+		if n != A && n != B && n != None {
+			return Env{}, fmt.Errorf("%w: %q is not a slot", ErrEnv, n)
+		}
+	}
+	return e, nil
+}
+
+// FormatEnv writes a block.
+func FormatEnv(e Env) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%sgood=%s\ntrial=%s\ntries=%d\nfailed=%s\n", envHeader, e.Good, e.Trial, e.Tries, e.Failed)
+	b.Write(bytes.Repeat([]byte("#"), EnvSize-b.Len()))
+	return b.Bytes()
+}
