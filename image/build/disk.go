@@ -61,12 +61,13 @@ func (b *builder) disk(tmp, img, disk string) error {
 	}
 	const guid = "69737468-6d75-7300-0000-0000000000"
 	const root = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709" // x86-64, UAPI.2 Discoverable Partitions Specification
+	const env = "69737468-6D75-7300-656E-760000000000"  // ours: a type that no other program takes for its own
 	noAuto := `attrs="GUID:63"`                         // the same: systemd-gpt-auto-generator leaves it alone
 	table := strings.Join([]string{
 		"label: gpt", "label-id: " + guid + "00", "first-lba: 2048",
 		fmt.Sprintf("start=%dMiB, size=%dMiB, type=21686148-6449-6E6F-744E-656564454649, uuid=%s01, name=bios", biosAt, biosMiB, guid),
 		fmt.Sprintf("start=%dMiB, size=%dMiB, type=uefi, uuid=%s02, name=esp, %s", espAt, espMiB, guid, noAuto),
-		fmt.Sprintf("start=%dMiB, size=%dMiB, type=linux, uuid=%s03, name=%s, %s", envAt, envMiB, guid, slot.EnvLabel, noAuto),
+		fmt.Sprintf("start=%dMiB, size=%dMiB, type=%s, uuid=%s03, name=%s, %s", envAt, envMiB, env, guid, slot.EnvLabel, noAuto),
 		fmt.Sprintf("start=%dMiB, size=%dMiB, type=%s, uuid=%s0a, name=%s, %s", slotAAt, SlotMiB, root, guid, slot.A.Label(), noAuto),
 		fmt.Sprintf("start=%dMiB, size=%dMiB, type=%s, uuid=%s0b, name=%s, %s", slotAAt+SlotMiB, SlotMiB, root, guid, slot.B.Label(), noAuto),
 	}, "\n") + "\n"

@@ -1,0 +1,281 @@
+// Package appliance starts the image under QEMU as a cloud would, and looks at it from outside: its serial console, its disk and its network.
+package appliance
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/test/vm"
+)
+
+// Firmware starts a machine.
+type Firmware int
+
+// The firmwares.
+const (
+	BIOS Firmware = iota
+	UEFI
+	SecureBoot // UEFI with Microsoft's keys
+)
+
+// Config says what machine to start.
+type Config struct {
+	// Disk is the disk's file. It is written.
+	Disk string
+	// Firmware starts the disk.
+	Firmware Firmware
+	// Seed is a NoCloud disk; empty: none.
+	Seed string
+	// UUID is the machine's in DMI; empty: none.
+	UUID string
+	// Net are arguments of QEMU for network cards; nil: one card with QEMU's own DHCP and no forwarding.
+	Net []string
+	// Extra are further arguments of QEMU.
+	Extra []string
+	// MemoryMiB is the memory's size; 0: 1024.
+	MemoryMiB int
+}
+
+// Machine is a machine that runs. Its methods may be called from one goroutine.
+type Machine struct {
+	dir     string
+	cmd     *exec.Cmd
+	console net.Conn
+	started time.Time
+	done    chan struct{} // closed when QEMU has ended
+
+	mu   sync.Mutex
+	text bytes.Buffer
+	more chan struct{} // closed and replaced when text grows
+	at   int           // what Expect has read
+}
+
+// ErrEnded means that the machine ended while something was awaited of it.
+var ErrEnded = errors.New("machine ended")
+
+// consoleLimit is how much of a console is kept.
+const consoleLimit = 8 << 20
+
+// Start starts a machine. It runs until Close, or until ctx is done.
+func Start(ctx context.Context, c Config) (_ *Machine, err error) {
+	dir, err := os.MkdirTemp("", "ist-image-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			os.RemoveAll(dir)
+		}
+	}()
+	l, err := net.Listen("unix", filepath.Join(dir, "console"))
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	args, err := arguments(c, dir)
+	if err != nil {
+		return nil, fmt.Errorf("starting a machine: %w", err)
+	}
+	m := &Machine{dir: dir, cmd: exec.CommandContext(ctx, "qemu-system-x86_64", args...), started: time.Now(), done: make(chan struct{}), more: make(chan struct{})}
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true}
+	var stderr bytes.Buffer
+	m.cmd.Stderr = &stderr
+	if err := m.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("starting a machine: %w", err)
+	}
+	go func() {
+		m.cmd.Wait()
+		l.Close()
+		close(m.done)
+	}()
+	m.console, err = l.Accept()
+	if err != nil {
+		<-m.done
+		return nil, fmt.Errorf("starting a machine: %w: %s", err, stderr.String())
+	}
+	go m.read()
+	return m, nil
+}
+
+func (m *Machine) read() {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := m.console.Read(buf)
+		m.mu.Lock()
+		if m.text.Len() < consoleLimit {
+			m.text.Write(buf[:n])
+		}
+		close(m.more)
+		m.more = make(chan struct{})
+		m.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// Expect waits until the console shows what the expression describes, after what an earlier call found, and returns the match and its groups.
+func (m *Machine) Expect(expression string, limit time.Duration) ([]string, error) {
+	re := regexp.MustCompile(expression)
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for {
+		m.mu.Lock()
+		text, more := m.text.Bytes()[m.at:], m.more
+		if at := re.FindSubmatchIndex(text); at != nil {
+			var groups []string
+			for i := 0; i < len(at); i += 2 {
+				groups = append(groups, string(text[max(at[i], 0):max(at[i+1], 0)]))
+			}
+			m.at += at[1]
+			m.mu.Unlock()
+			return groups, nil
+		}
+		m.mu.Unlock()
+		select {
+		case <-more:
+		case <-m.done:
+			return nil, fmt.Errorf("waiting for %q on the console: %w\n%s", expression, ErrEnded, m.Tail(4000))
+		case <-timer.C:
+			return nil, fmt.Errorf("waiting for %q on the console: nothing after %v\n%s", expression, limit, m.Tail(4000))
+		}
+	}
+}
+
+// Tail returns the end of the console's text.
+func (m *Machine) Tail(n int) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	b := m.text.Bytes()
+	return string(b[max(0, len(b)-n):])
+}
+
+// Text returns all that the console has shown.
+func (m *Machine) Text() string { return m.Tail(consoleLimit) }
+
+// Send types on the console.
+func (m *Machine) Send(text string) error {
+	_, err := io.WriteString(m.console, text)
+	return err
+}
+
+// Shell waits for the loader, asks it for a root shell on the console, and waits for that.
+func (m *Machine) Rescue(limit time.Duration) error {
+	if _, err := m.Expect(`Esc within`, limit); err != nil {
+		return err
+	}
+	if err := m.Send("\x1b"); err != nil {
+		return err
+	}
+	return m.Prompt(limit)
+}
+
+// Prompt waits for the shell on the console.
+func (m *Machine) Prompt(limit time.Duration) error {
+	if _, err := m.Expect(`root@[^\n]*[#]`, limit); err != nil {
+		return err
+	}
+	_, err := m.Run("stty -echo; PS1=; dmesg -n 1", limit)
+	return err
+}
+
+// Run runs a command in the shell on the console, and returns what it prints. A status other than 0 is an error.
+func (m *Machine) Run(command string, limit time.Duration) (string, error) {
+	const mark = "=-=-="
+	if err := m.Send(fmt.Sprintf("echo %s'begin'; { %s\n}; echo %s'end' $?\n", mark, command, mark)); err != nil {
+		return "", err
+	}
+	found, err := m.Expect(`(?s)`+mark+`begin\r?\n(.*?)`+mark+`end (\d+)`, limit)
+	if err != nil {
+		return "", err
+	}
+	out := strings.ReplaceAll(found[1], "\r", "")
+	if found[2] != "0" {
+		return out, fmt.Errorf("running %q on the machine: status %s: %s", command, found[2], out)
+	}
+	return out, nil
+}
+
+// Since returns how long ago the machine was started.
+func (m *Machine) Since() time.Duration { return time.Since(m.started) }
+
+// Ended waits until the machine has ended by itself, as after poweroff.
+func (m *Machine) Ended(limit time.Duration) error {
+	select {
+	case <-m.done:
+		return nil
+	case <-time.After(limit):
+		return fmt.Errorf("waiting for the machine to end: it runs after %v\n%s", limit, m.Tail(2000))
+	}
+}
+
+// Close cuts the power.
+func (m *Machine) Close() error {
+	m.cmd.Process.Kill()
+	<-m.done
+	m.console.Close()
+	return os.RemoveAll(m.dir)
+}
+
+func arguments(c Config, dir string) ([]string, error) {
+	accel, cpu := "tcg,thread=multi,tb-size=512", "max,la57=off,cx16=off" // see test/vm
+	if vm.KVM() {
+		accel, cpu = "kvm", "host"
+	}
+	memory := c.MemoryMiB
+	if memory == 0 {
+		memory = 1024
+	}
+	smm := "off"
+	if c.Firmware == SecureBoot {
+		smm = "on"
+	}
+	args := []string{
+		"-accel", accel, "-cpu", cpu, "-smp", "2", "-m", fmt.Sprint(memory), "-M", "q35,usb=off,vmport=off,smm=" + smm,
+		"-nodefaults", "-no-user-config", "-display", "none",
+		"-chardev", "socket,id=console,path=" + filepath.Join(dir, "console"), "-serial", "chardev:console",
+		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
+		"-drive", "if=none,id=disk,format=raw,cache=writeback,file=" + c.Disk, "-device", "virtio-blk-pci,drive=disk,bootindex=1",
+	}
+	if c.UUID != "" {
+		args = append(args, "-uuid", c.UUID)
+	}
+	if c.Seed != "" {
+		args = append(args, "-drive", "if=none,id=seed,format=raw,readonly=on,file="+c.Seed, "-device", "virtio-blk-pci,drive=seed")
+	}
+	if c.Firmware != BIOS {
+		const ovmf = "/usr/share/OVMF/"
+		code, vars := ovmf+"OVMF_CODE_4M.fd", ovmf+"OVMF_VARS_4M.fd"
+		if c.Firmware == SecureBoot {
+			code, vars = ovmf+"OVMF_CODE_4M.secboot.fd", ovmf+"OVMF_VARS_4M.ms.fd"
+			args = append(args, "-global", "driver=cfi.pflash01,property=secure,value=on")
+		}
+		own, err := os.ReadFile(vars)
+		if err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "vars.fd"), own, 0o600); err != nil {
+			return nil, err
+		}
+		args = append(args, "-drive", "if=pflash,format=raw,unit=0,readonly=on,file="+code, "-drive", "if=pflash,format=raw,unit=1,file="+filepath.Join(dir, "vars.fd"))
+	}
+	network := c.Net
+	if network == nil {
+		network = []string{"-netdev", "user,id=net0,restrict=on", "-device", "virtio-net-pci,netdev=net0,romfile="}
+	}
+	return append(append(args, network...), c.Extra...), nil
+}
