@@ -37,6 +37,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/nl"
 	"github.com/isthmus-net/isthmus/router/store"
 	"github.com/isthmus-net/isthmus/router/takeover"
+	"github.com/isthmus-net/isthmus/tunnel"
 	"github.com/isthmus-net/isthmus/tunnel/ipsec"
 	"github.com/isthmus-net/isthmus/tunnel/wireguard"
 )
@@ -123,7 +124,7 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 		o.bundle = filepath.Join(o.state, "admin.yaml")
 	}
 	authority, err := auth.New(auth.Options{
-		Store: st, Hosts: hosts(o), Address: address(o.listen), Bundle: o.bundle, Notice: os.Stderr, Audit: audit, Now: time.Now, Sane: built(),
+		Store: st, Address: address(o.listen), Bundle: o.bundle, Notice: os.Stderr, Audit: audit, Now: time.Now, Sane: built(),
 	})
 	if err != nil {
 		return err
@@ -145,6 +146,12 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 		return err
 	}
 	defer links.Close()
+	nameServer := func() {
+		if now, err := hosts(o, links); err == nil {
+			authority.SetHosts(now)
+		}
+	}
+	nameServer()
 	routes, err := kernel.New()
 	if err != nil {
 		return err
@@ -207,6 +214,9 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go authority.Await(ctx)
+	go follow(ctx, links, nameServer)
+	go tell(ctx, r, log)
+	go watch(ctx, r, filepath.Join(o.runtime, "api.sock"), log)
 	served := make(chan error, 1)
 	go func() {
 		served <- server.Serve(ctx)
@@ -228,8 +238,8 @@ func notices(audit *auth.Audit, older string) []*isthmusv1.Condition {
 }
 
 // hosts returns the names and addresses under which clients may reach the API: those that were given, the host's name,
-// and the addresses of its interfaces.
-func hosts(o options) []string {
+// and the addresses of its interfaces, in order.
+func hosts(o options, links *nl.Links) ([]string, error) {
 	var out []string
 	for _, h := range strings.Split(o.hosts, ",") {
 		if h = strings.TrimSpace(h); h != "" {
@@ -240,18 +250,43 @@ func hosts(o options) []string {
 		out = append(out, name)
 	}
 	if h, _, err := net.SplitHostPort(o.listen); err == nil && !everywhere(h) {
-		return append(out, h)
+		return append(out, h), nil
 	}
-	// The addresses of tunnels are not among them: they come and go, and a node is not managed through them.
-	if addrs, err := net.InterfaceAddrs(); err == nil {
-		for _, a := range addrs {
-			if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
-				out = append(out, n.IP.String())
-			}
+	// The addresses of tunnels are not among them: they come and go, and a node is not managed through them. Nor are those of pools.
+	around, err := links.Surroundings()
+	if err != nil {
+		return nil, err
+	}
+	tunnels, err := links.List(tunnel.Mark)
+	if err != nil {
+		return nil, err
+	}
+	var inside []string
+	for _, t := range tunnels {
+		inside = append(inside, t.Name)
+	}
+	for _, a := range around.Own(inside) {
+		if a.IsGlobalUnicast() {
+			out = append(out, a.String())
 		}
 	}
-	return out
+	return out, nil
 }
+
+// follow calls changed when the addresses of the machine may have changed, until ctx is done. At boot they come after the daemon.
+func follow(ctx context.Context, links *nl.Links, changed func()) {
+	for ctx.Err() == nil {
+		_ = links.Around(ctx, changed)
+		select {
+		case <-ctx.Done():
+		case <-time.After(followRetry):
+			changed() // what was not heard
+		}
+	}
+}
+
+// followRetry is how long after a failure changes of addresses are listened to again.
+const followRetry = 5 * time.Second
 
 // address returns what the first admin's context names: the listening address, on the loopback when it is any.
 func address(listen string) string {
