@@ -53,6 +53,7 @@ type options struct {
 	bgpPort        int
 	mover          string
 	debug, safe    bool
+	clean          bool
 }
 
 func main() {
@@ -69,6 +70,7 @@ func main() {
 	flag.StringVar(&o.mover, "mover", "", "`program` that has the platform lead public addresses to this node; called as PROGRAM take ADDRESS=PUBLIC...")
 	flag.BoolVar(&o.debug, "debug", false, "log more")
 	flag.BoolVar(&o.safe, "safe", false, "carry nothing out and leave what runs as it is; only serve the API, to apply another document or to roll back before the next start")
+	flag.BoolVar(&o.clean, "clean", false, "take away from the kernel and from charon all that isthmusd has made there, and exit; state stays. Refuses while isthmusd runs")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	if *showVersion {
@@ -98,7 +100,11 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, o, log); err != nil {
+	work := run
+	if o.clean {
+		work = func(ctx context.Context, o options, log *slog.Logger) error { return clean(ctx, o, os.Stdout, log) }
+	}
+	if err := work(ctx, o, log); err != nil {
 		log.Error("isthmusd ends", "err", err)
 		os.Exit(1)
 	}
@@ -137,7 +143,7 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 		log.Error("the state directory is older than it was: was a copy put back?", "why", older)
 	}
 
-	machine, err := host.Open()
+	machine, err := host.Open(keptFile(o))
 	if err != nil {
 		return err
 	}
