@@ -10,7 +10,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 STATICCHECK        := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 
-.PHONY: help build setup demo lab test fuzz bench lint generate check-generated clean
+.PHONY: help build deb setup demo lab test fuzz bench lint generate check-generated clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,10 @@ help: ## list the targets
 build: ## bin/isthmusd and bin/isthmus
 	@mkdir -p bin
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X main.buildVersion=$(VERSION)' -o bin/ ./cmd/isthmusd ./cmd/isthmus
+
+deb: build ## Debian packages of isthmus and isthmusd, in bin/deb
+	@test/setup deb
+	image/debian/build
 
 setup: ## install what tests, demo and lab need (Debian packages; starts no service)
 	@test/setup
@@ -32,7 +36,7 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 	go vet ./...
 	$(VM) build >/dev/null # the tests of bgp/gobgp take BIRD and FRR from there
 	go test -timeout 20m $$(go list ./... | grep -v /test/e2e)
-	$(VM) test -t 15m -p image/rootfs/etc/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run 'TestTunnel|TestReasons|TestExplained'
+	$(VM) test -t 15m -p image/debian/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run 'TestTunnel|TestReasons|TestExplained'
 	$(VM) test -t 5m ./tunnel/wireguard
 	@# Never from go's cache: it does not know that the tests build the programs.
 	go test -count=1 -p 1 -timeout 30m ./test/e2e/...

@@ -37,6 +37,14 @@ func (a *around) known() bool {
 	return a.read
 }
 
+// has says whether the machine has an interface.
+func (a *around) has(iface string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, ok := a.seen.Devices[iface]
+	return ok
+}
+
 func (a *around) get() fib.Surroundings {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -97,8 +105,20 @@ func (r *Router) surroundings() {
 	}
 	r.around.mu.Lock()
 	same := r.around.read && reflect.DeepEqual(now, r.around.seen)
+	appeared := false
+	for name := range now.Devices {
+		_, known := r.around.seen.Devices[name]
+		appeared = appeared || r.around.read && !known
+	}
 	r.around.seen, r.around.read = now, true
 	r.around.mu.Unlock()
+	if appeared {
+		// It may be what others waited for: an underlay has its kernel parameters, and a tunnel may be made on it.
+		r.work.again("host")
+		for _, o := range r.work.failed() {
+			r.work.again(o.key)
+		}
+	}
 	if !same {
 		r.work.again("nat")
 		r.work.again("routes")

@@ -34,6 +34,7 @@ func (r *Router) guarded(ctx context.Context) error {
 // guardInPlace has those tunnels worked on at once that waited for the guard.
 func (r *Router) guardInPlace() {
 	r.guardBack()
+	r.ruled.Store(true)
 	if r.guard.Swap(true) {
 		return
 	}

@@ -245,8 +245,10 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 	underlay := target.Underlay.Interface
 	r.pooled[former.Underlay.Interface] = union(r.pooled[former.Underlay.Interface], poolAddresses(former))
 	r.pooled[underlay] = union(poolAddresses(target), r.pooled[underlay])
-	if err := r.Addresses.SetPool(underlay, r.pooled[underlay]); err != nil {
-		return err
+	unpooled := r.Addresses.SetPool(underlay, r.pooled[underlay])
+	// Before the underlay's interface is there, as at boot, nothing can leave by it, and the guard is not to wait for it.
+	if unpooled != nil && r.around.has(underlay) {
+		return unpooled
 	}
 	if len(r.triedNAT) == 0 {
 		r.tried(former.NAT)
@@ -264,6 +266,9 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 		return err
 	}
 	r.guardInPlace()
+	if unpooled != nil {
+		return unpooled
+	}
 	if len(behind.Proxy) < len(target.Names.Proxy) {
 		r.names.Set(target.Names, wantedNames(target), unusedFamilies(target))
 	}

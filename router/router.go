@@ -166,6 +166,7 @@ type Router struct {
 	}
 
 	charon charonHealth
+	ruled  atomic.Bool // rules of a document have been applied since the start
 	guard  atomic.Bool // something keeps inside addresses in: this daemon or a former one put it there
 	lost   guardLoss
 	around around

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,6 +16,9 @@ const (
 	firstRetry = time.Second
 	lastRetry  = time.Minute
 )
+
+// stepPace is how often alive looks.
+const stepPace = 10 * time.Millisecond
 
 // parallel is how many objects of one stage are worked on at a time: enough to hide the latency of charon and netlink, few
 // enough that a pass over thousands of tunnels leaves room for everything else.
@@ -38,6 +42,8 @@ type object struct {
 type scheduler struct {
 	now  func() time.Time
 	kick chan struct{}
+	// steps counts passes and objects that were worked on.
+	steps atomic.Uint64
 
 	mu      sync.Mutex
 	objects map[string]*object
@@ -112,11 +118,26 @@ func (s *scheduler) settled() bool {
 	return true
 }
 
+// alive returns nil as soon as there is a pass, or an object was worked on, and the cause of ctx when there is neither until it is done.
+func (s *scheduler) alive(ctx context.Context) error {
+	before := s.steps.Load()
+	s.wake()
+	for s.steps.Load() == before {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(stepPace):
+		}
+	}
+	return nil
+}
+
 // run works until ctx is done. pass is called after each pass that worked on something.
 func (s *scheduler) run(ctx context.Context, pass func()) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		s.steps.Add(1)
 		next, worked := s.pass(ctx)
 		if worked {
 			pass()
@@ -192,6 +213,7 @@ func (s *scheduler) work(ctx context.Context, due []*object) {
 				return
 			}
 			s.result(o, o.apply(ctx))
+			s.steps.Add(1)
 		}()
 	}
 	wg.Wait()

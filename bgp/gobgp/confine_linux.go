@@ -6,14 +6,42 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
+	"strings"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// confine takes away from the child what the parent could not before it started it: it comes as root, in network,
-// mount, IPC and host name namespaces of its own, and has read nothing of a peer's. It hands its network namespace to
+// needed are the capabilities without which the child cannot be confined, or be ended (CAP_KILL: it is another user's).
+var needed = map[string]uint{
+	"CAP_SYS_ADMIN": unix.CAP_SYS_ADMIN, "CAP_NET_ADMIN": unix.CAP_NET_ADMIN, "CAP_SETUID": unix.CAP_SETUID, "CAP_SETGID": unix.CAP_SETGID,
+	"CAP_SETPCAP": unix.CAP_SETPCAP, "CAP_KILL": unix.CAP_KILL,
+}
+
+// mayConfine returns an error that names what this process lacks of needed.
+func mayConfine() error {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var have [2]unix.CapUserData
+	if err := unix.Capget(&head, &have[0]); err != nil {
+		return fmt.Errorf("reading the capabilities: %w", err)
+	}
+	var lacks []string
+	for name, c := range needed {
+		if have[c/32].Effective>>(c%32)&1 == 0 {
+			lacks = append(lacks, name)
+		}
+	}
+	if len(lacks) > 0 {
+		slices.Sort(lacks)
+		return fmt.Errorf("confining it needs %s", strings.Join(lacks, ", "))
+	}
+	return nil
+}
+
+// confine takes away from the child what the parent could not before it started it: it comes with the capabilities of the daemon, in
+// network, mount and host name namespaces of its own, and has read nothing of a peer's. It hands its network namespace to
 // the daemon by the socket, so that the daemon can reach it, and keeps nothing else of the system.
 func confine(socket int, uid, gid int) error {
 	// When memory runs out, this process goes first: it is back in a second, and routes stay.
@@ -158,6 +186,15 @@ func dropPrivileges(uid, gid int) error {
 	if err := syscall.Setuid(uid); err != nil {
 		return fmt.Errorf("becoming user %d: %w", uid, err)
 	}
+	// Only root loses its capabilities by becoming another user.
+	for _, drop := range []func() syscall.Errno{
+		func() syscall.Errno { return prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL) },
+		noCapabilities,
+	} {
+		if e := drop(); e != 0 {
+			return fmt.Errorf("giving up the capabilities: %w", e)
+		}
+	}
 	// Another user does not inherit the parent's wish that we die with it.
 	if e := prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL)); e != 0 {
 		return fmt.Errorf("asking to end with the daemon: %w", e)
@@ -171,6 +208,17 @@ func prctl(option int, arg uintptr) syscall.Errno {
 	_, _, e := syscall.AllThreadsSyscall(unix.SYS_PRCTL, uintptr(option), arg, 0)
 	if e == syscall.ENOTSUP {
 		_, _, e = syscall.Syscall(unix.SYS_PRCTL, uintptr(option), arg, 0)
+	}
+	return e
+}
+
+// noCapabilities takes all capabilities away from all threads, or in a program with cgo from this one (see prctl).
+func noCapabilities() syscall.Errno {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	_, _, e := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&none[0])), 0)
+	if e == syscall.ENOTSUP {
+		_, _, e = syscall.Syscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&none[0])), 0)
 	}
 	return e
 }

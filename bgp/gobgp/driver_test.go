@@ -7,10 +7,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -344,6 +346,42 @@ func cgo() bool {
 	return slices.Contains(info.Settings, debug.BuildSetting{Key: "CGO_ENABLED", Value: "1"})
 }
 
+// TestConfinedByUser is TestConfined with a daemon that is not root and has the capabilities of its unit. Becoming another user takes them
+// away from root alone.
+func TestConfinedByUser(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := func(test string, caps ...uintptr) (string, error) {
+		cmd := exec.Command("/proc/self/exe", "-test.run=^"+test+"$", "-test.v")
+		cmd.Args[0] = self
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Credential: &syscall.Credential{Uid: 65533, Gid: 65533}, AmbientCaps: caps, Pdeathsig: syscall.SIGKILL,
+		}
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	// The first three are for the test alone, which looks at what belongs to another user.
+	all := []uintptr{unix.CAP_SYS_PTRACE, unix.CAP_DAC_READ_SEARCH, unix.CAP_DAC_OVERRIDE, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE}
+	for _, c := range needed {
+		all = append(all, uintptr(c))
+	}
+	if out, err := run("TestConfined", all...); err != nil || !strings.Contains(out, "--- PASS: TestConfined") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	lacking := []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE, unix.CAP_NET_RAW, unix.CAP_KILL, unix.CAP_SETGID, unix.CAP_SETPCAP}
+	if out, err := run("TestMayConfine", lacking...); err == nil || !strings.Contains(out, "confining it needs CAP_SETUID, CAP_SYS_ADMIN\n") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func TestMayConfine(t *testing.T) {
+	if err := mayConfine(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestConfined looks at the process from outside.
 func TestConfined(t *testing.T) {
 	// Descriptors without close-on-exec, as a shell, or a library that forgets it, leaves them.
@@ -410,7 +448,7 @@ func TestConfined(t *testing.T) {
 		}
 		return to
 	}
-	for _, ns := range []string{"net", "mnt", "ipc", "uts"} {
+	for _, ns := range []string{"net", "mnt", "uts"} {
 		if a, b := link("/proc/self/ns/"+ns), link(fmt.Sprintf("/proc/%d/ns/%s", p.pid, ns)); a == b {
 			t.Errorf("namespace %s is ours", ns)
 		}

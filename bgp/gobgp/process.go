@@ -39,11 +39,11 @@ type process struct {
 const startWait = 20 * time.Second
 
 // spawn starts this very program again as the child, in namespaces of its own, with no environment and no descriptors
-// but the connection, and no way to gain privileges. It comes as root, gives that up before it reads anything (confine),
-// and dies with the daemon.
+// but the connection, and no way to gain privileges. It comes with the daemon's, gives them up before it reads anything
+// (confine), and dies with the daemon. A daemon that is not root needs the capabilities as ambient ones (capabilities(7)).
 func spawn(o Options) (*process, error) {
-	if os.Geteuid() != 0 {
-		return nil, errors.New("starting the BGP process: making its namespaces needs root")
+	if err := mayConfine(); err != nil {
+		return nil, fmt.Errorf("starting the BGP process: %w", err)
 	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -75,7 +75,7 @@ func spawn(o Options) (*process, error) {
 		SysProcAttr: &syscall.SysProcAttr{
 			Pdeathsig:  syscall.SIGKILL,
 			Setsid:     true,
-			Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+			Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWUTS,
 		},
 	}
 	if err := fork(cmd); err != nil {

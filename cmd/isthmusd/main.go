@@ -37,6 +37,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/nl"
 	"github.com/isthmus-net/isthmus/router/store"
 	"github.com/isthmus-net/isthmus/router/takeover"
+	"github.com/isthmus-net/isthmus/tunnel"
 	"github.com/isthmus-net/isthmus/tunnel/ipsec"
 	"github.com/isthmus-net/isthmus/tunnel/wireguard"
 )
@@ -52,6 +53,7 @@ type options struct {
 	bgpPort        int
 	mover          string
 	debug, safe    bool
+	clean          bool
 }
 
 func main() {
@@ -68,6 +70,7 @@ func main() {
 	flag.StringVar(&o.mover, "mover", "", "`program` that has the platform lead public addresses to this node; called as PROGRAM take ADDRESS=PUBLIC...")
 	flag.BoolVar(&o.debug, "debug", false, "log more")
 	flag.BoolVar(&o.safe, "safe", false, "carry nothing out and leave what runs as it is; only serve the API, to apply another document or to roll back before the next start")
+	flag.BoolVar(&o.clean, "clean", false, "take away from the kernel and from charon all that isthmusd has made there, and exit; state stays. Refuses while isthmusd runs")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	if *showVersion {
@@ -97,7 +100,11 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, o, log); err != nil {
+	work := run
+	if o.clean {
+		work = func(ctx context.Context, o options, log *slog.Logger) error { return clean(ctx, o, os.Stdout, log) }
+	}
+	if err := work(ctx, o, log); err != nil {
 		log.Error("isthmusd ends", "err", err)
 		os.Exit(1)
 	}
@@ -123,7 +130,7 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 		o.bundle = filepath.Join(o.state, "admin.yaml")
 	}
 	authority, err := auth.New(auth.Options{
-		Store: st, Hosts: hosts(o), Address: address(o.listen), Bundle: o.bundle, Notice: os.Stderr, Audit: audit, Now: time.Now, Sane: built(),
+		Store: st, Address: address(o.listen), Bundle: o.bundle, Notice: os.Stderr, Audit: audit, Now: time.Now, Sane: built(),
 	})
 	if err != nil {
 		return err
@@ -136,7 +143,7 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 		log.Error("the state directory is older than it was: was a copy put back?", "why", older)
 	}
 
-	machine, err := host.Open()
+	machine, err := host.Open(keptFile(o))
 	if err != nil {
 		return err
 	}
@@ -145,6 +152,12 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 		return err
 	}
 	defer links.Close()
+	nameServer := func() {
+		if now, err := hosts(o, links); err == nil {
+			authority.SetHosts(now)
+		}
+	}
+	nameServer()
 	routes, err := kernel.New()
 	if err != nil {
 		return err
@@ -207,6 +220,9 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go authority.Await(ctx)
+	go follow(ctx, links, nameServer)
+	go tell(ctx, r, log)
+	go watch(ctx, r, filepath.Join(o.runtime, "api.sock"), log)
 	served := make(chan error, 1)
 	go func() {
 		served <- server.Serve(ctx)
@@ -228,8 +244,8 @@ func notices(audit *auth.Audit, older string) []*isthmusv1.Condition {
 }
 
 // hosts returns the names and addresses under which clients may reach the API: those that were given, the host's name,
-// and the addresses of its interfaces.
-func hosts(o options) []string {
+// and the addresses of its interfaces, in order.
+func hosts(o options, links *nl.Links) ([]string, error) {
 	var out []string
 	for _, h := range strings.Split(o.hosts, ",") {
 		if h = strings.TrimSpace(h); h != "" {
@@ -240,18 +256,43 @@ func hosts(o options) []string {
 		out = append(out, name)
 	}
 	if h, _, err := net.SplitHostPort(o.listen); err == nil && !everywhere(h) {
-		return append(out, h)
+		return append(out, h), nil
 	}
-	// The addresses of tunnels are not among them: they come and go, and a node is not managed through them.
-	if addrs, err := net.InterfaceAddrs(); err == nil {
-		for _, a := range addrs {
-			if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
-				out = append(out, n.IP.String())
-			}
+	// The addresses of tunnels are not among them: they come and go, and a node is not managed through them. Nor are those of pools.
+	around, err := links.Surroundings()
+	if err != nil {
+		return nil, err
+	}
+	tunnels, err := links.List(tunnel.Mark)
+	if err != nil {
+		return nil, err
+	}
+	var inside []string
+	for _, t := range tunnels {
+		inside = append(inside, t.Name)
+	}
+	for _, a := range around.Own(inside) {
+		if a.IsGlobalUnicast() {
+			out = append(out, a.String())
 		}
 	}
-	return out
+	return out, nil
 }
+
+// follow calls changed when the addresses of the machine may have changed, until ctx is done. At boot they come after the daemon.
+func follow(ctx context.Context, links *nl.Links, changed func()) {
+	for ctx.Err() == nil {
+		_ = links.Around(ctx, changed)
+		select {
+		case <-ctx.Done():
+		case <-time.After(followRetry):
+			changed() // what was not heard
+		}
+	}
+}
+
+// followRetry is how long after a failure changes of addresses are listened to again.
+const followRetry = 5 * time.Second
 
 // address returns what the first admin's context names: the listening address, on the loopback when it is any.
 func address(listen string) string {

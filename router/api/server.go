@@ -9,8 +9,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -99,7 +101,9 @@ func (s *Server) listen(o Options) error {
 		s.listeners = append(s.listeners, l)
 	}
 	if o.Address != "" {
-		l, err := net.Listen("tcp", o.Address)
+		// The address may come later, as at boot.
+		listen := net.ListenConfig{Control: freebind}
+		l, err := listen.Listen(context.Background(), "tcp", o.Address)
 		if err != nil {
 			return fmt.Errorf("listening on %s: %w", o.Address, err)
 		}
@@ -107,6 +111,19 @@ func (s *Server) listen(o Options) error {
 		s.address = l.Addr()
 	}
 	return nil
+}
+
+// freebind lets a socket have an address that the machine does not have yet (ip(7)).
+func freebind(network, _ string, c syscall.RawConn) error {
+	var err error
+	failed := c.Control(func(fd uintptr) {
+		if network == "tcp6" {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1)
+		} else {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1)
+		}
+	})
+	return errors.Join(failed, err)
 }
 
 func listenUnix(path string) (net.Listener, error) {

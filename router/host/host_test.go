@@ -1,7 +1,9 @@
 package host
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -69,6 +71,68 @@ func TestOwnThread(t *testing.T) {
 				t.Error("on the first thread")
 			}
 		})
+	}
+}
+
+// TestRestore: parameters become again what they were before the first change, whatever was changed since.
+func TestRestore(t *testing.T) {
+	ns := netns.New(t)
+	netns.Veth(ns, "up0", ns, "far0")
+	const all = "net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.all.accept_redirects net.ipv4.conf.all.rp_filter net.ipv4.conf.up0.send_redirects net.ipv6.conf.up0.accept_ra net.ipv6.conf.far0.forwarding"
+	read := func() string { return strings.Join(strings.Fields(ns.Run("sysctl -n "+all)), " ") }
+	ns.Run("sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.all.accept_redirects=1")
+	was := read()
+	file := filepath.Join(t.TempDir(), "kept")
+	m := NewMachine(file)
+	do := func(f func() error) {
+		t.Helper()
+		var err error
+		if ns.Do(func() { err = f() }); err != nil {
+			t.Error(err)
+		}
+	}
+	run := func() {
+		do(func() error { return m.Prepare("up0", time.Hour) })
+		do(func() error { return m.Forward(true) })
+	}
+	run()
+	ns.Run("sysctl -qw net.ipv4.conf.all.rp_filter=0")
+	run() // of a later daemon
+	if read() == was {
+		t.Fatalf("nothing was changed: %s", was)
+	}
+	do(func() error {
+		if n, err := Restore(file); n == 0 || err != nil {
+			return fmt.Errorf("%d written: %w", n, err)
+		}
+		return nil
+	})
+	if now := read(); now != was {
+		t.Errorf("%s\n%s, want %s", all, now, was)
+	}
+	do(func() error {
+		if n, err := Restore(file); n != 0 || err != nil {
+			return fmt.Errorf("the second time: %d written, %w", n, err)
+		}
+		return nil
+	})
+
+	// What a file of the daemon says is not more than it may do itself.
+	if err := os.WriteFile(file, []byte(`{"kernel/panic": "1", "net/../kernel/panic": "1"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := Restore(file); n != 0 || err == nil {
+		t.Errorf("%d written, %v", n, err)
+	}
+	// A place that takes no file keeps no parameter from its value.
+	m.kept = filepath.Join(t.TempDir(), "gone", "kept")
+	ns.Do(func() {
+		if err := m.Forward(true); err == nil {
+			t.Error("that values cannot be kept is not told")
+		}
+	})
+	if out := strings.TrimSpace(ns.Run("sysctl -n net.ipv4.ip_forward")); out != "1" {
+		t.Errorf("forwarding is %s", out)
 	}
 }
 

@@ -49,6 +49,7 @@ var importers = map[string][]string{
 	"golang.zx2c4.com/wireguard":     {"tunnel/wireguard"},
 	"github.com/vishvananda/netlink": {"router/nl"},
 	"github.com/google/nftables":     {"nat/nftables"},
+	"github.com/coreos/go-systemd/":  {"cmd/isthmusd"},
 	"github.com/spf13/cobra":         {"cmd/isthmus"},
 	"github.com/hashicorp/hcl/":      {}, // tests alone read Terraform
 	"go.yaml.in/yaml/":               {"router/spec", "cmd/isthmus", "tunnel/cloud/importer"},

@@ -63,7 +63,7 @@ func runRouter(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	machine, err := host.Open()
+	machine, err := host.Open("")
 	if err != nil {
 		return err
 	}

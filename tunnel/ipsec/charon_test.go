@@ -72,7 +72,7 @@ func newCharon(t *testing.T, ns string) *charon {
 	c := &charon{t: t, ns: ns, dir: dir, socket: filepath.Join("/run", fmt.Sprintf("ist-%s.vici", ns))}
 	dropIn := "isthmus.conf" // beside the test binary in the VM
 	if _, err := os.Stat(dropIn); err != nil {
-		dropIn = "../../image/rootfs/etc/strongswan.d/isthmus.conf"
+		dropIn = "../../image/debian/strongswan.d/isthmus.conf"
 	}
 	shipped, err := os.ReadFile(dropIn)
 	if err != nil {

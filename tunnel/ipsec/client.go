@@ -148,13 +148,13 @@ func (c *client) dialLocked() error {
 	}
 	s.NotifyEvents(listed)
 	c.listed = listed
-	if instance == "" {
+	if instance == "" || strings.HasSuffix(instance, "-") {
 		stats, err := c.callLocked(context.Background(), "stats", nil)
 		if err != nil {
 			return err
 		}
 		if uptime := section(stats, "uptime"); uptime != nil {
-			c.instance = "since " + text(uptime, "since")
+			c.instance += "since " + text(uptime, "since")
 		}
 	}
 	return nil
@@ -173,7 +173,7 @@ func (c *client) closeLocked() {
 	}
 }
 
-// dial opens a session and names the instance of charon that listens: its process id with the time of its start.
+// dial opens a session and names the instance of charon that listens (see peer).
 func dial(socket string) (*vici.Session, string, error) {
 	instance := ""
 	s, err := vici.NewSession(
@@ -192,7 +192,8 @@ func dial(socket string) (*vici.Session, string, error) {
 	return s, instance, nil
 }
 
-// peer names the process that listens on the other end of a unix socket, empty when it cannot be seen from here.
+// peer names the process that listens on the other end of a unix socket by its id and the time of its start. It ends with a hyphen when
+// that time cannot be read from here, and is empty when the process cannot be seen either.
 func peer(conn net.Conn) string {
 	sc, ok := conn.(syscall.Conn)
 	if !ok {
@@ -208,8 +209,8 @@ func peer(conn net.Conn) string {
 		return ""
 	}
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(int(cred.Pid)) + "/stat")
-	if err != nil {
-		return ""
+	if err != nil { // the service manager may hide processes of others (ProtectProc)
+		return fmt.Sprintf("%d-", cred.Pid)
 	}
 	// proc_pid_stat(5): the name in parentheses may hold anything; starttime is field 22, the 20th after it.
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))

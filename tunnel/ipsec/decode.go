@@ -195,12 +195,24 @@ func steady(former, t time.Time) time.Time {
 	return t
 }
 
+// oldest is the oldest version of charon that the tests run with: that of Debian 12. The newest one is that of Debian 13, 6.0.1.
+const oldest = "5.9.8"
+
+// fits says whether a version, as "6.0.1" or "5.9.8dr1", is not older than oldest.
+func fits(version string) bool {
+	var have, least [3]int
+	if n, _ := fmt.Sscanf(version, "%d.%d.%d", &have[0], &have[1], &have[2]); n < 2 {
+		return false
+	}
+	fmt.Sscanf(oldest, "%d.%d.%d", &least[0], &least[1], &least[2])
+	return slices.Compare(have[:], least[:]) >= 0
+}
+
 // conditions judges a charon by its version, as "6.0.1", and the plugins that it has loaded.
 func conditions(version string, plugins []string) []string {
 	var c []string
-	var major, minor int
-	if n, _ := fmt.Sscanf(version, "%d.%d", &major, &minor); n != 2 || major < 5 || major == 5 && minor < 9 {
-		c = append(c, fmt.Sprintf("charon is version %q: at least 5.9 is needed", version))
+	if !fits(version) {
+		c = append(c, fmt.Sprintf("charon is version %q: at least %s is needed: install charon-systemd of Debian 12 or newer", version, oldest))
 	}
 	if !slices.Contains(plugins, "kernel-netlink") {
 		c = append(c, "charon has not loaded the plugin kernel-netlink: it cannot give SAs to the kernel")

@@ -514,7 +514,7 @@ func (d *Driver) Observe(ctx context.Context) ([]tunnel.State, error) {
 }
 
 // Conditions names, in words, what about the running charon does not fit: a version or a set of plugins that cannot do
-// the work. Settings cannot be read through vici; image/rootfs/etc/strongswan.d/isthmus.conf has those that are needed.
+// the work. Settings cannot be read through vici; image/debian/strongswan.d/isthmus.conf has those that are needed.
 func (d *Driver) Conditions(ctx context.Context) ([]string, error) {
 	version, err := d.client.call(ctx, "version", nil)
 	if err != nil {

@@ -471,6 +471,7 @@ type fakeBench struct {
 	*fakeCharon
 	d     *Driver
 	links *fakeLinks
+	stop  func() error // ends Run
 }
 
 func runFake(t *testing.T, f *fakeCharon, dir string, links *fakeLinks) *fakeBench {
@@ -483,12 +484,15 @@ func runFake(t *testing.T, f *fakeCharon, dir string, links *fakeLinks) *fakeBen
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- b.d.Run(ctx, func(tunnel.State) {}) }()
-	t.Cleanup(func() {
+	b.stop = sync.OnceValue(func() error {
 		cancel()
-		if err := <-done; err != nil {
+		defer b.d.Close()
+		return <-done
+	})
+	t.Cleanup(func() {
+		if err := b.stop(); err != nil {
 			t.Error(err)
 		}
-		b.d.Close()
 	})
 	return b
 }

@@ -121,6 +121,11 @@ func TestConditions(t *testing.T) {
 		{"6.0.1", []string{"vici", "kernel-netlink"}, 0},
 		{"5.9.8", []string{"kernel-netlink", "kernel-libipsec"}, 1},
 		{"5.8.4", nil, 2},
+		{"5.9.7", []string{"kernel-netlink"}, 1},
+		{"5.9", []string{"kernel-netlink"}, 1},
+		{"5.9.14", []string{"kernel-netlink"}, 0},
+		{"5.9.8dr1", []string{"kernel-netlink"}, 0},
+		{"6.0", []string{"kernel-netlink"}, 0},
 		{"", []string{"kernel-netlink"}, 1},
 	} {
 		if got := conditions(tt.version, tt.plugins); len(got) != tt.want {

@@ -128,6 +128,9 @@ func (r *runner) session(ctx context.Context) error {
 	for i := range d.loaders {
 		d.loaders[i].answers()
 	}
+	if version, err := d.client.call(ctx, "version", nil); err == nil {
+		d.o.Log.Info("connected to charon", "socket", d.o.Socket, "version", text(version, "version"), "system", text(version, "sysname"), "release", text(version, "release"))
+	}
 	r.standIn.end()
 	r.hold()
 	r.reload(ctx)

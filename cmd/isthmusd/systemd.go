@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/isthmus-net/isthmus/router"
+	"github.com/isthmus-net/isthmus/router/api"
+)
+
+const (
+	// readyPace is how often it is looked whether the daemon is ready, statusPace how often the line for `systemctl status` is made.
+	readyPace  = 50 * time.Millisecond
+	statusPace = 2 * time.Second
+	// readyLimit is when the service manager is told that the daemon is ready although it is not: the boot waits for it (sd_notify(3)).
+	readyLimit = 20 * time.Second
+	// watchShare is which part of the watchdog's interval one look may take, and how long after it the next one comes.
+	watchShare = 4
+)
+
+// tell tells the service manager when the daemon is ready, and what it does, until ctx is done. Without a service manager it does nothing.
+func tell(ctx context.Context, r *router.Router, log *slog.Logger) {
+	if sent, err := daemon.SdNotify(false, "STATUS=Starting"); !sent {
+		if err != nil {
+			log.Warn("the service manager cannot be told how the daemon is", "err", err)
+		}
+		return
+	}
+	limit := time.Now().Add(readyLimit)
+	pace := time.NewTicker(readyPace)
+	defer pace.Stop()
+	for !r.Ready() {
+		if time.Now().After(limit) {
+			log.Warn("the rules of the document are not in the kernel yet; the boot goes on", "after", readyLimit)
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-pace.C:
+		}
+	}
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+	pace.Reset(statusPace)
+	for last := ""; ; {
+		if s := r.Summary(); s != last {
+			last = s
+			_, _ = daemon.SdNotify(false, "STATUS="+s)
+		}
+		select {
+		case <-ctx.Done():
+			_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+			return
+		case <-pace.C:
+		}
+	}
+}
+
+// watch tells the service manager's watchdog that the daemon works, as often as it wants to hear it, until ctx is done. It tells so only when the
+// API answers at its socket, and the router's lock and its scheduler make progress.
+func watch(ctx context.Context, r *router.Router, socket string, log *slog.Logger) {
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		log.Warn("the watchdog's interval cannot be read", "err", err)
+	}
+	if interval <= 0 {
+		return
+	}
+	for ctx.Err() == nil {
+		limited, cancel := context.WithTimeout(ctx, interval/watchShare)
+		err := api.Ping(limited, socket)
+		if err == nil {
+			err = r.Alive(limited)
+		}
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			log.Error("the watchdog is not told that the daemon works", "err", err)
+		default:
+			_, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(interval / watchShare):
+		}
+	}
+}

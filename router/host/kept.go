@@ -1,0 +1,110 @@
+package host
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// A kernel parameter carries no mark, and how it was cannot be read from the kernel once it is changed. So the value that each had before
+// the first change is kept in a file that lives as long as the parameters do: until the next boot.
+
+// maxKept bounds the file in bytes.
+const maxKept = 1 << 20
+
+// keep notes the present values of parameters that are about to be changed, unless they are noted already.
+func keep(file string, changing map[string]string) error {
+	if file == "" || len(changing) == 0 {
+		return nil
+	}
+	kept, err := readKept(file)
+	if err != nil {
+		return err
+	}
+	if kept == nil {
+		kept = map[string]string{}
+	}
+	more := false
+	for path, value := range changing {
+		if _, known := kept[path]; !known {
+			kept[path], more = value, true
+		}
+	}
+	if !more {
+		return nil
+	}
+	text, err := json.MarshalIndent(kept, "", " ")
+	if err != nil {
+		return err
+	}
+	// Root writes here as well, in a directory of the daemon's: no link is followed.
+	if err := os.Remove(file + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(file+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
+}
+
+// readKept returns what a file has; nil: there is none. One that was cut off is an error, and stays.
+func readKept(file string) (map[string]string, error) {
+	info, err := os.Stat(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > maxKept {
+		return nil, fmt.Errorf("%s is larger than %d bytes", file, maxKept)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var kept map[string]string
+	if err := json.Unmarshal(text, &kept); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", file, err)
+	}
+	return kept, nil
+}
+
+// Restore gives kernel parameters the values that a Machine with this file found, removes the file, and returns how many it wrote. Those of
+// interfaces that are gone are passed over. Without the file it does nothing.
+func Restore(file string) (written int, err error) {
+	kept, err := readKept(file)
+	if err != nil || kept == nil {
+		return 0, err
+	}
+	var first, rest []Sysctl
+	for _, path := range slices.Sorted(maps.Keys(kept)) {
+		// The file is the daemon's, who is not root; what it changes are parameters of the network alone.
+		if !strings.HasPrefix(path, "net/") || !filepath.IsLocal(path) {
+			err = errors.Join(err, fmt.Errorf("restoring kernel parameter %q: not one of the network", path))
+			continue
+		}
+		s := Sysctl{Path: path, Value: kept[path], Optional: true}
+		if slices.ContainsFunc(Forwarding(true)[:2], func(f Sysctl) bool { return f.Path == path }) {
+			first = append(first, s) // the kernel gives others their defaults when these change
+		} else {
+			rest = append(rest, s)
+		}
+	}
+	written, failed := Tune(append(first, rest...))
+	if err = errors.Join(err, failed); err != nil {
+		return written, err
+	}
+	return written, os.Remove(file)
+}
