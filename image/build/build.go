@@ -33,6 +33,12 @@ const Suite = "trixie"
 type Options struct {
 	// Debs are the package files of isthmusd and isthmus.
 	Debs []string
+	// Programs are further files of the root that can be executed: from their path in it to that of the file here.
+	Programs map[string]string
+	// Keys are the files NAME.pub of the keys with which slots are signed that the node will take. SigningKey is the file of the one that signs this slot, and
+	// Password opens it.
+	Keys                 []string
+	SigningKey, Password string
 	// Files is the directory image of the source tree.
 	Files string
 	// Out is the directory that takes the result. It is made when it is missing.
@@ -41,7 +47,7 @@ type Options struct {
 	Cache string
 	// Mirror is the Debian mirror; empty: the default of mmdebstrap.
 	Mirror string
-	// Version is that of the slot; see slot.Version.
+	// Version is that of the slot. Its serial is the epoch.
 	Version string
 	// Epoch is the time of every file. Two builds with equal options, of the same packages, are bit-identical.
 	Epoch time.Time
@@ -51,8 +57,8 @@ type Options struct {
 
 // Result is what was built.
 type Result struct {
-	Disk, Slot string
-	SBOM       string
+	Disk, Slot      string
+	Signature, SBOM string
 	// Root and SlotSize are in bytes.
 	Root, SlotSize int64
 	Packages       int
@@ -136,15 +142,25 @@ func (b *builder) build(tmp string) (r Result, err error) {
 	if r.SlotSum, err = sum(img); err != nil {
 		return r, err
 	}
-	b.step("writing the disk")
-	disk := filepath.Join(tmp, "disk.raw")
-	if err := b.disk(tmp, img, disk); err != nil {
-		return r, fmt.Errorf("writing the disk: %w", err)
-	}
-	if err := os.WriteFile(filepath.Join(tmp, "sbom.json"), bom, 0o644); err != nil {
+	release := slot.Release{Version: b.Version, Serial: b.Epoch.Unix()}
+	signature, err := slot.Sign(b.SigningKey, b.Password, img, release)
+	if err != nil {
 		return r, err
 	}
-	for name, p := range map[string]*string{"slot.img": &r.Slot, "disk.raw": &r.Disk, "sbom.json": &r.SBOM} {
+	if s, err := slot.ParseSignature(signature); err != nil || s.Release != release {
+		return r, fmt.Errorf("version %q: a version has 1 to 64 letters, digits, and . ~ + _ - (%w)", b.Version, err)
+	}
+	b.step("writing the disk")
+	disk := filepath.Join(tmp, "disk.raw")
+	if err := b.disk(tmp, img, disk, signature); err != nil {
+		return r, fmt.Errorf("writing the disk: %w", err)
+	}
+	for name, text := range map[string][]byte{"sbom.json": bom, "slot.img.minisig": signature} {
+		if err := os.WriteFile(filepath.Join(tmp, name), text, 0o644); err != nil {
+			return r, err
+		}
+	}
+	for name, p := range map[string]*string{"slot.img": &r.Slot, "slot.img.minisig": &r.Signature, "disk.raw": &r.Disk, "sbom.json": &r.SBOM} {
 		*p = filepath.Join(b.Out, name)
 		if err := os.Rename(filepath.Join(tmp, name), *p); err != nil {
 			return r, err
@@ -215,5 +231,10 @@ func sum(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// block is the environment block of a new disk.
-func block() []byte { return slot.FormatEnv(slot.Env{Good: slot.A}) }
+// block is the beginning of the partition "env" of a new disk.
+func block(signature []byte) []byte {
+	out := make([]byte, 2*slot.SignatureAt(slot.A))
+	copy(out, slot.FormatEnv(slot.Env{Good: slot.A}))
+	copy(out[slot.SignatureAt(slot.A):], slot.SignatureBlock(signature))
+	return out
+}

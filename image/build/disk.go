@@ -32,7 +32,7 @@ const (
 // disk writes a GPT disk with the loaders of both firmwares, an empty environment block and the slot in slot a.
 //
 // GRUB for BIOS is made of Debian's modules. By UEFI start Debian's shim and GRUB as they are signed: their prefix is /EFI/debian.
-func (b *builder) disk(tmp, img, disk string) error {
+func (b *builder) disk(tmp, img, disk string, signature []byte) error {
 	loader := filepath.Join(tmp, "loader")
 	args := []string{"--quiet", "--mode=root", "--variant=extract", "--include=grub-pc-bin,grub-efi-amd64-signed,shim-signed",
 		"--skip=download/empty", `--setup-hook=mkdir -p "$1"/var/cache/apt/archives`,
@@ -100,7 +100,7 @@ func (b *builder) disk(tmp, img, disk string) error {
 	if err := install(boot, image, biosAt*mib/sector); err != nil {
 		return err
 	}
-	for at, data := range map[int64][]byte{0: boot[:440], biosAt * mib: image, envAt * mib: block()} {
+	for at, data := range map[int64][]byte{0: boot[:440], biosAt * mib: image, envAt * mib: block(signature)} {
 		if _, err := d.WriteAt(data, at); err != nil {
 			return err
 		}

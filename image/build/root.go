@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/isthmus-net/isthmus/image/slot"
 )
 
 // installed are the Debian packages of the image, beside those that they and our own packages depend on.
@@ -59,7 +61,8 @@ func (b *builder) finish() error {
 	if err := copyTree(filepath.Join(b.Files, "rootfs"), b.tree); err != nil {
 		return err
 	}
-	for _, unit := range []string{"systemd-networkd.service", "systemd-resolved.service", "systemd-timesyncd.service", "serial-getty@ttyS0.service", "modules-locked.service"} {
+	for _, unit := range []string{"systemd-networkd.service", "systemd-resolved.service", "systemd-timesyncd.service", "serial-getty@ttyS0.service", "modules-locked.service",
+		"isthmus-system.service", "isthmus-trial.timer"} {
 		if err := b.run("chroot", b.tree, "systemctl", "-q", "enable", unit); err != nil {
 			return err
 		}
@@ -68,6 +71,19 @@ func (b *builder) finish() error {
 		// A login needs a password, and there are none.
 		"getty@tty1.service", "systemd-logind.service", "e2scrub_reap.service", "e2scrub_all.timer"} {
 		if err := b.run("chroot", b.tree, "systemctl", "-q", "mask", unit); err != nil {
+			return err
+		}
+	}
+	for path, from := range b.Programs {
+		if err := copyFile(from, b.in(path), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(b.in(slot.KeyDir), 0o755); err != nil {
+		return err
+	}
+	for _, key := range b.Keys {
+		if err := copyFile(key, b.in(slot.KeyDir, filepath.Base(key)), 0o644); err != nil {
 			return err
 		}
 	}
@@ -290,9 +306,10 @@ func copyFile(from, to string, perm fs.FileMode) error {
 }
 
 type file struct {
-	path  string
-	info  fs.FileInfo
-	inode uint64
+	path   string
+	info   fs.FileInfo
+	inode  uint64
+	blocks int64
 }
 
 // walk calls f for everything below dir, and for dir itself, in the order of names.
@@ -306,6 +323,6 @@ func walk(dir string, f func(file) error) error {
 			return err
 		}
 		st, _ := fi.Sys().(*syscall.Stat_t)
-		return f(file{path, fi, st.Ino})
+		return f(file{path, fi, st.Ino, st.Blocks})
 	})
 }

@@ -1,0 +1,79 @@
+// Command isthmus-system is the helper of the image: see package image/helper. It runs as root, is started by its unit, and takes no arguments.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/isthmus-net/isthmus/image/helper"
+	"github.com/isthmus-net/isthmus/image/slot"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := run(ctx, log); err != nil {
+		log.Error("isthmus-system ends", "err", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, log *slog.Logger) error {
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	running := slot.Running(string(cmdline))
+	if running == slot.None {
+		return slot.ErrNoSlots
+	}
+	keys, err := slot.ReadKeys(slot.KeyDir)
+	if err != nil {
+		return err
+	}
+	limit := helper.TrialLimit
+	// Tests of the image cannot wait as long. A value here can only be part of the image, which is signed.
+	if text, err := os.ReadFile("/usr/share/isthmus/trial-limit"); err == nil {
+		if limit, err = time.ParseDuration(strings.TrimSpace(string(text))); err != nil {
+			return fmt.Errorf("reading the limit of a trial: %w", err)
+		}
+	}
+	dir := filepath.Dir(helper.Socket)
+	if err := os.Remove(helper.Socket); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	l, err := net.Listen("unix", helper.Socket)
+	if err != nil {
+		return err
+	}
+	// The directory lets in root and the group isthmus.
+	if err := os.Chmod(helper.Socket, 0o660); err != nil {
+		return err
+	}
+	return helper.New(helper.Options{
+		Disk: slot.Disk{Dir: slot.PartitionDir}, Keys: keys, Running: running, Machine: machine, Limit: limit, Log: log,
+		Settled: func() {
+			if err := os.WriteFile(filepath.Join(dir, "settled"), nil, 0o644); err != nil {
+				log.Error("noting that the slot is not on trial failed", "err", err)
+			}
+		},
+	}).Serve(ctx, l)
+}
+
+// machine has systemd start the machine again, or switch it off.
+func machine(verb string) error {
+	if out, err := exec.Command("systemctl", "--no-block", verb).CombinedOutput(); err != nil {
+		return fmt.Errorf("running systemctl %s: %w: %s", verb, err, out)
+	}
+	return nil
+}

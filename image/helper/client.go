@@ -1,0 +1,84 @@
+package helper
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/isthmus-net/isthmus/image/slot"
+)
+
+// Client asks the helper.
+type Client struct {
+	// Socket is where it listens; empty: Socket.
+	Socket string
+}
+
+// Status returns how the slots are. On a machine without them the error is slot.ErrNoSlots.
+func (c Client) Status(ctx context.Context) (*Status, error) {
+	return c.call(ctx, Request{Do: DoStatus}, nil)
+}
+
+// Do asks for one of the verbs that have no body.
+func (c Client) Do(ctx context.Context, verb string) error {
+	_, err := c.call(ctx, Request{Do: verb}, nil)
+	return err
+}
+
+// Write writes the slot that does not run. See slot.Disk.Write.
+func (c Client) Write(ctx context.Context, size int64, signature string, older bool, body io.Reader) error {
+	_, err := c.call(ctx, Request{Do: DoWrite, Size: size, Signature: signature, Older: older}, body)
+	return err
+}
+
+// answerLimit is how long the helper may take after it has everything: it reads a slot back and checks it.
+const answerLimit = 5 * time.Minute
+
+func (c Client) call(ctx context.Context, q Request, body io.Reader) (*Status, error) {
+	path := c.Socket
+	if path == "" {
+		path = Socket
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, slot.ErrNoSlots
+	}
+	if err != nil {
+		return nil, fmt.Errorf("asking the system helper: %w", err)
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
+	line, err := json.Marshal(q)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Write(append(line, '\n')); err != nil {
+		return nil, fmt.Errorf("asking the system helper: %w", err)
+	}
+	if body != nil {
+		// A helper that refuses early closes its side: its answer says why, and tells more than the broken pipe.
+		if _, err := io.Copy(conn, io.LimitReader(body, q.Size)); err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+			return nil, fmt.Errorf("sending the slot to the system helper: %w", err)
+		}
+		if err := conn.(*net.UnixConn).CloseWrite(); err != nil && !errors.Is(err, syscall.ENOTCONN) {
+			return nil, fmt.Errorf("sending the slot to the system helper: %w", err)
+		}
+	}
+	conn.SetReadDeadline(time.Now().Add(answerLimit))
+	var a Answer
+	if err := json.NewDecoder(bufio.NewReader(io.LimitReader(conn, 64<<10))).Decode(&a); err != nil {
+		return nil, fmt.Errorf("reading the answer of the system helper: %w", err)
+	}
+	if a.Error != "" {
+		return nil, errors.New(a.Error)
+	}
+	return a.Status, nil
+}

@@ -1,0 +1,326 @@
+// Package helper is what does with the machine what the daemon may not: it writes slots, tells the loader, and starts the machine again. The daemon has no right
+// to a disk; it asks over a socket. The helper takes nothing on trust: it checks the signature of a slot itself.
+package helper
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/isthmus-net/isthmus/image/slot"
+)
+
+// Socket is where the helper listens. Its directory can be entered by root and the group isthmus alone.
+const Socket = "/run/isthmus-system/socket"
+
+// Verbs of a request.
+const (
+	DoStatus   = "status"
+	DoWrite    = "write"    // Size bytes follow; into the slot that does not run
+	DoTry      = "try"      // the slot that does not run is on trial from the next boot
+	DoGood     = "good"     // the slot that runs is marked good
+	DoReject   = "reject"   // the trial that runs is given up; the next boot is of the good slot
+	DoReboot   = "reboot"   // start the machine again
+	DoPoweroff = "poweroff" // switch the machine off
+)
+
+// Request is one line of JSON. The connection ends after the answer.
+type Request struct {
+	Do string `json:"do"`
+	// Size, Signature and Older are of DoWrite: the slot's bytes, the text of its signature, and whether it may be older than the one that runs.
+	Size      int64  `json:"size,omitempty"`
+	Signature string `json:"signature,omitempty"`
+	Older     bool   `json:"older,omitempty"`
+}
+
+// Answer is one line of JSON.
+type Answer struct {
+	// Error is why it was not done; empty: it was.
+	Error  string  `json:"error,omitempty"`
+	Status *Status `json:"status,omitempty"`
+}
+
+// Status is how the slots are.
+type Status struct {
+	Running slot.Name            `json:"running"`
+	Env     slot.Env             `json:"env"`
+	Slots   map[slot.Name]Inside `json:"slots"`
+	// Keys are the numbers of the keys that are trusted.
+	Keys []string `json:"keys"`
+	// Deadline is when a trial that runs is given up; zero: none runs.
+	Deadline time.Time `json:"deadline,omitzero"`
+}
+
+// Inside is what a slot has by its signature.
+type Inside struct {
+	slot.Release
+	KeyID string `json:"key,omitempty"`
+	// Error is why that is not known, or why the slot cannot be started.
+	Error string `json:"error,omitempty"`
+}
+
+// TrialLimit is how long after the helper's start a trial is given up that was not marked good.
+const TrialLimit = 15 * time.Minute
+
+const (
+	requestLimit = 8 << 10
+	// idleLimit is how long a caller may send nothing.
+	idleLimit = 30 * time.Second
+	callers   = 8
+)
+
+// Options is what a Server needs.
+type Options struct {
+	Disk slot.Disk
+	Keys slot.Keys
+	// Running is the slot that the machine was started from.
+	Running slot.Name
+	// Machine starts the machine again, or switches it off: DoReboot or DoPoweroff.
+	Machine func(verb string) error
+	// Limit is in the place of TrialLimit; 0: TrialLimit.
+	Limit time.Duration
+	// Settled, if not nil, is called when the slot that runs is not, or no longer, on trial.
+	Settled func()
+	Log     *slog.Logger
+}
+
+// Server answers requests.
+type Server struct {
+	Options
+	deadline time.Time
+
+	mu sync.Mutex // held while slots or the loader's block are changed
+}
+
+// New returns a server.
+func New(o Options) *Server {
+	if o.Limit == 0 {
+		o.Limit = TrialLimit
+	}
+	return &Server{Options: o}
+}
+
+// Serve answers on a listener until ctx is done. A slot on trial that was not marked good in time is given up, and the machine is started again.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	e, err := s.Disk.Env()
+	if err != nil {
+		return err
+	}
+	if e.Trial != slot.None && e.Trial == s.Running {
+		s.deadline = time.Now().Add(s.Limit)
+		go s.await(ctx)
+	} else {
+		s.settled()
+	}
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	places := make(chan struct{}, callers)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("serving: %w", err)
+		}
+		select {
+		case places <- struct{}{}:
+		default:
+			conn.Close()
+			continue
+		}
+		wg.Go(func() {
+			defer func() { <-places }()
+			defer conn.Close()
+			s.answer(ctx, conn)
+		})
+	}
+}
+
+func (s *Server) settled() {
+	if s.Settled != nil {
+		s.Settled()
+	}
+}
+
+// await gives a trial up.
+func (s *Server) await(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(s.Limit):
+	}
+	err := s.reject()
+	if errors.Is(err, errNoTrial) {
+		return
+	}
+	s.Log.Error("the slot on trial was not marked good in time: the machine returns to the other slot", "slot", s.Running, "limit", s.Limit, "err", err)
+	if err := s.Machine(DoReboot); err != nil {
+		s.Log.Error("starting the machine again failed", "err", err)
+	}
+}
+
+// idle is a connection whose peer must not be silent for long.
+type idle struct{ net.Conn }
+
+func (c idle) Read(p []byte) (int, error) {
+	c.SetReadDeadline(time.Now().Add(idleLimit))
+	return c.Conn.Read(p)
+}
+
+func (s *Server) answer(ctx context.Context, conn net.Conn) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
+	r := bufio.NewReaderSize(idle{conn}, requestLimit)
+	line, err := r.ReadSlice('\n')
+	if err != nil {
+		return
+	}
+	var q Request
+	var a Answer
+	if err = json.Unmarshal(line, &q); err == nil {
+		a.Status, err = s.do(ctx, q, r)
+	}
+	if err != nil {
+		a.Error = err.Error()
+		s.Log.Warn("request failed", "do", q.Do, "err", err)
+	} else if q.Do != DoStatus {
+		s.Log.Info("done", "do", q.Do)
+	}
+	conn.SetWriteDeadline(time.Now().Add(idleLimit))
+	if err := json.NewEncoder(conn).Encode(a); err != nil {
+		s.Log.Warn("answering failed", "do", q.Do, "err", err)
+	}
+}
+
+func (s *Server) do(ctx context.Context, q Request, body io.Reader) (*Status, error) {
+	switch q.Do {
+	case DoStatus:
+		return s.status()
+	case DoWrite:
+		return nil, s.write(ctx, q, body)
+	case DoTry:
+		return nil, s.try()
+	case DoGood:
+		return nil, s.good()
+	case DoReject:
+		return nil, s.reject()
+	case DoReboot, DoPoweroff:
+		return nil, s.Machine(q.Do)
+	}
+	return nil, fmt.Errorf("%q is not a request", q.Do)
+}
+
+func (s *Server) status() (*Status, error) {
+	e, err := s.Disk.Env()
+	if err != nil {
+		return nil, err
+	}
+	st := &Status{Running: s.Running, Env: e, Slots: map[slot.Name]Inside{}, Keys: s.Keys.IDs()}
+	if e.Trial != slot.None && e.Trial == s.Running {
+		st.Deadline = s.deadline
+	}
+	for _, n := range []slot.Name{slot.A, slot.B} {
+		sig, err := s.Disk.Signature(n)
+		if err != nil {
+			st.Slots[n] = Inside{Error: err.Error()}
+			continue
+		}
+		st.Slots[n] = Inside{Release: sig.Release, KeyID: sig.KeyID()}
+	}
+	return st, nil
+}
+
+var (
+	errBusy    = errors.New("another upgrade is under way: wait for its end")
+	errNoTrial = errors.New("the slot that runs is not on trial")
+)
+
+func (s *Server) write(ctx context.Context, q Request, body io.Reader) error {
+	if !s.mu.TryLock() {
+		return errBusy
+	}
+	defer s.mu.Unlock()
+	e, err := s.Disk.Env()
+	if err != nil {
+		return err
+	}
+	// The other slot is then the only one that is known to be good.
+	if e.Good != s.Running {
+		return errors.New("the slot that runs was not marked good yet: wait until it is, or roll back")
+	}
+	sig, err := slot.ParseSignature([]byte(q.Signature))
+	if err != nil {
+		return err
+	}
+	if running, err := s.Disk.Signature(s.Running); err == nil && sig.Release.Serial < running.Release.Serial && !q.Older {
+		return fmt.Errorf("%w: it is version %s (serial %d), and version %s (serial %d) runs; to install it all the same, allow an older one",
+			slot.ErrOlder, sig.Release.Version, sig.Release.Serial, running.Release.Version, running.Release.Serial)
+	}
+	// From here the former content is gone, and with it what a trial of it would have been.
+	if e.Trial != slot.None || e.Failed != slot.None {
+		if err := s.Disk.SetEnv(slot.Env{Good: e.Good}); err != nil {
+			return err
+		}
+	}
+	return s.Disk.Write(ctx, s.Running.Other(), body, q.Size, sig, s.Keys)
+}
+
+func (s *Server) try() error {
+	if !s.mu.TryLock() {
+		return errBusy
+	}
+	defer s.mu.Unlock()
+	e, err := s.Disk.Env()
+	if err != nil {
+		return err
+	}
+	if e.Good != s.Running {
+		return errors.New("the slot that runs is on trial itself: reject it to return to the other one")
+	}
+	other := s.Running.Other()
+	if _, err := s.Disk.Signature(other); err != nil {
+		return err
+	}
+	return s.Disk.SetEnv(slot.Env{Good: e.Good, Trial: other, Tries: slot.Tries})
+}
+
+func (s *Server) good() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, err := s.Disk.Env()
+	if err != nil {
+		return err
+	}
+	if e.Trial == slot.None || e.Trial != s.Running {
+		return errNoTrial
+	}
+	if err := s.Disk.SetEnv(slot.Env{Good: s.Running}); err != nil {
+		return err
+	}
+	s.settled()
+	return nil
+}
+
+func (s *Server) reject() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, err := s.Disk.Env()
+	if err != nil {
+		return err
+	}
+	if e.Trial == slot.None || e.Trial != s.Running {
+		return errNoTrial
+	}
+	return s.Disk.SetEnv(slot.Env{Good: e.Good, Failed: e.Trial})
+}

@@ -1,0 +1,248 @@
+package slot
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Disk is the disk that the node was started from, by its partitions.
+type Disk struct {
+	// Dir has a file for each partition, by its label: /dev/disk/by-partlabel.
+	Dir string
+}
+
+// PartitionDir is where udev names partitions by their labels.
+const PartitionDir = "/dev/disk/by-partlabel"
+
+// ErrNoSlots means that this machine was not started from a disk with slots, as one that has isthmus from a Debian package.
+var ErrNoSlots = errors.New("this machine has no slots")
+
+func (d Disk) path(label string) string { return filepath.Join(d.Dir, label) }
+
+// SignatureAt is where the partition "env" has the signature of a slot, behind the loader's block.
+func SignatureAt(n Name) int64 {
+	if n == A {
+		return 4096
+	}
+	return 8192
+}
+
+// Env reads what the loader is told.
+func (d Disk) Env() (Env, error) {
+	f, err := os.Open(d.path(EnvLabel))
+	if errors.Is(err, os.ErrNotExist) {
+		return Env{}, ErrNoSlots
+	}
+	if err != nil {
+		return Env{}, fmt.Errorf("reading what the loader is told: %w", err)
+	}
+	defer f.Close()
+	b := make([]byte, EnvSize)
+	if _, err := io.ReadFull(f, b); err != nil {
+		return Env{}, fmt.Errorf("reading what the loader is told: %w", err)
+	}
+	return ParseEnv(b)
+}
+
+// SetEnv tells the loader, and returns when that is on the disk.
+func (d Disk) SetEnv(e Env) error {
+	f, err := os.OpenFile(d.path(EnvLabel), os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("telling the loader: %w", err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(FormatEnv(e), 0); err != nil {
+		return fmt.Errorf("telling the loader: %w", err)
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("telling the loader: %w", err)
+	}
+	return f.Close()
+}
+
+// Signature returns the signature of what is in a slot. It is not checked. An empty slot has none: the error is ErrEmpty.
+func (d Disk) Signature(n Name) (*Signature, error) {
+	f, err := os.Open(d.path(EnvLabel))
+	if err != nil {
+		return nil, fmt.Errorf("reading the signature of slot %s: %w", n, err)
+	}
+	defer f.Close()
+	b := make([]byte, SignatureLimit)
+	if _, err := f.ReadAt(b, SignatureAt(n)); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("reading the signature of slot %s: %w", n, err)
+	}
+	if b = bytes.TrimRight(b, "\x00"); len(b) == 0 {
+		return nil, fmt.Errorf("slot %s: %w", n, ErrEmpty)
+	}
+	return ParseSignature(b)
+}
+
+// ErrEmpty means that a slot has nothing that could be started.
+var ErrEmpty = errors.New("slot is empty")
+
+// SignatureBlock is how the partition "env" has a signature.
+func SignatureBlock(text []byte) []byte {
+	b := make([]byte, SignatureLimit)
+	copy(b, text)
+	return b
+}
+
+func (d Disk) setSignature(n Name, text []byte) error {
+	f, err := os.OpenFile(d.path(EnvLabel), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(SignatureBlock(text), SignatureAt(n)); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// beginning is the part of a slot that is written last. Without it a slot is no file system, and the loader cannot start it.
+const beginning = 64 << 10
+
+// Write writes a slot of size bytes that does not run, and reads it back. From its first step until its last the slot is empty, so that a loss of power or
+// a slot that is refused leaves one that cannot be started, and never half of one.
+func (d Disk) Write(ctx context.Context, n Name, from io.Reader, size int64, s *Signature, keys Keys) (err error) {
+	if _, err := keys.Find(s); err != nil {
+		return err
+	}
+	// On a block device O_EXCL says that it is not in use.
+	f, err := os.OpenFile(d.path(n.Label()), os.O_RDWR|unix.O_EXCL, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("writing slot %s: it is in use", n)
+	}
+	if err != nil {
+		return fmt.Errorf("writing slot %s: %w", n, err)
+	}
+	defer f.Close()
+	room, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return fmt.Errorf("writing slot %s: %w", n, err)
+	}
+	if size <= beginning || size > room {
+		return fmt.Errorf("writing slot %s: a slot has more than %d and at most %d bytes, and this has %d", n, beginning, room, size)
+	}
+	defer func() {
+		if err != nil {
+			_, zeroed := f.WriteAt(make([]byte, beginning), 0)
+			err = errors.Join(fmt.Errorf("writing slot %s: %w", n, err), zeroed, f.Sync())
+		}
+	}()
+	if err := d.setSignature(n, nil); err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(make([]byte, beginning), 0); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	hash := NewHash(io.LimitReader(from, size))
+	first := make([]byte, beginning)
+	if _, err := io.ReadFull(hash, first); err != nil {
+		return fmt.Errorf("receiving it: %w", short(err))
+	}
+	written, err := copyAt(ctx, f, beginning, hash)
+	if err != nil {
+		return fmt.Errorf("receiving it: %w", short(err))
+	}
+	if written+beginning != size {
+		return fmt.Errorf("receiving it: it ended after %d of %d bytes", written+beginning, size)
+	}
+	if err := hash.Check(keys, s); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := readBack(f, first, size, keys, s); err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(first, 0); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	again := make([]byte, beginning)
+	forget(f)
+	if _, err := f.ReadAt(again, 0); err != nil {
+		return err
+	}
+	if !bytes.Equal(first, again) {
+		return errReadBack
+	}
+	return d.setSignature(n, s.Text())
+}
+
+var errReadBack = errors.New("what the disk returns is not what was written: replace the disk")
+
+// readBack checks what the disk has behind the beginning, which is not on it yet.
+func readBack(f *os.File, first []byte, size int64, keys Keys, s *Signature) error {
+	forget(f)
+	hash := NewHash(io.MultiReader(bytes.NewReader(first), io.NewSectionReader(f, beginning, size-beginning)))
+	if _, err := io.Copy(io.Discard, hash); err != nil {
+		return fmt.Errorf("reading it back: %w", err)
+	}
+	if err := hash.Check(keys, s); err != nil {
+		return fmt.Errorf("%w (%w)", errReadBack, err)
+	}
+	return nil
+}
+
+// forget has the kernel read the file from the disk the next time, not from its memory.
+func forget(f *os.File) {
+	unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+}
+
+func copyAt(ctx context.Context, to io.WriterAt, at int64, from io.Reader) (n int64, err error) {
+	buf := make([]byte, 1<<20)
+	for {
+		if err := ctx.Err(); err != nil {
+			return n, err
+		}
+		m, err := io.ReadFull(from, buf)
+		if m > 0 {
+			if _, werr := to.WriteAt(buf[:m], at+n); werr != nil {
+				return n, werr
+			}
+			n += int64(m)
+		}
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+}
+
+func short(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.New("it ended too early")
+	}
+	return err
+}
+
+// Running returns the slot that the kernel was started from, by its command line; None on a machine without slots.
+func Running(cmdline string) Name {
+	for word := range strings.FieldsSeq(cmdline) {
+		switch v, ok := strings.CutPrefix(word, "isthmus.slot="); {
+		case ok && Name(v) == A:
+			return A
+		case ok && Name(v) == B:
+			return B
+		}
+	}
+	return None
+}
