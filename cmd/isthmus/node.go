@@ -57,6 +57,8 @@ func (a *app) addNode(root, get, describe, _ *cobra.Command) {
 	node.RunE = func(cmd *cobra.Command, args []string) error { return run(cmd, append(args, "")) }
 	describe.AddCommand(node)
 
+	a.addSystem(root)
+
 	var clientOnly bool
 	v := &cobra.Command{Use: "version", Short: "Show the versions of this program and of the node's daemon", Args: cobra.NoArgs,
 		RunE: runs(func(cmd *cobra.Command, args []string) error {

@@ -95,6 +95,13 @@ func clean(ctx context.Context, o options, out io.Writer, log *slog.Logger) erro
 		}
 		errs = append(errs, err)
 	}
+	var divert nftables.Divert
+	diverted, err := divert.Clear()
+	if diverted {
+		done(1, "diversion of ESP", "", err)
+	} else {
+		errs = append(errs, err)
+	}
 	n, err = links.ClearPools()
 	done(n, "pool address", "pool addresses", err)
 	n, err = host.Restore(keptFile(o))

@@ -222,7 +222,7 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	go authority.Await(ctx)
 	go follow(ctx, links, nameServer)
 	go tell(ctx, r, log)
-	go watch(ctx, r, filepath.Join(o.runtime, "api.sock"), log)
+	go watch(ctx, r, func(ctx context.Context) error { return api.Ping(ctx, filepath.Join(o.runtime, "api.sock")) }, log)
 	served := make(chan error, 1)
 	go func() {
 		served <- server.Serve(ctx)

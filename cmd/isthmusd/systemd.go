@@ -6,23 +6,29 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-
-	"github.com/isthmus-net/isthmus/router"
-	"github.com/isthmus-net/isthmus/router/api"
 )
+
+// node is what is told about.
+type node interface {
+	Ready() bool
+	Summary() string
+	Alive(context.Context) error
+}
 
 const (
 	// readyPace is how often it is looked whether the daemon is ready, statusPace how often the line for `systemctl status` is made.
 	readyPace  = 50 * time.Millisecond
 	statusPace = 2 * time.Second
-	// readyLimit is when the service manager is told that the daemon is ready although it is not: the boot waits for it (sd_notify(3)).
-	readyLimit = 20 * time.Second
 	// watchShare is which part of the watchdog's interval one look may take, and how long after it the next one comes.
 	watchShare = 4
 )
 
+// readyLimit is when the service manager is told that the daemon is ready although it is not: the boot waits for it (sd_notify(3)). Shorter in
+// tests.
+var readyLimit = 20 * time.Second
+
 // tell tells the service manager when the daemon is ready, and what it does, until ctx is done. Without a service manager it does nothing.
-func tell(ctx context.Context, r *router.Router, log *slog.Logger) {
+func tell(ctx context.Context, r node, log *slog.Logger) {
 	if sent, err := daemon.SdNotify(false, "STATUS=Starting"); !sent {
 		if err != nil {
 			log.Warn("the service manager cannot be told how the daemon is", "err", err)
@@ -61,7 +67,7 @@ func tell(ctx context.Context, r *router.Router, log *slog.Logger) {
 
 // watch tells the service manager's watchdog that the daemon works, as often as it wants to hear it, until ctx is done. It tells so only when the
 // API answers at its socket, and the router's lock and its scheduler make progress.
-func watch(ctx context.Context, r *router.Router, socket string, log *slog.Logger) {
+func watch(ctx context.Context, r node, ping func(context.Context) error, log *slog.Logger) {
 	interval, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
 		log.Warn("the watchdog's interval cannot be read", "err", err)
@@ -71,7 +77,7 @@ func watch(ctx context.Context, r *router.Router, socket string, log *slog.Logge
 	}
 	for ctx.Err() == nil {
 		limited, cancel := context.WithTimeout(ctx, interval/watchShare)
-		err := api.Ping(limited, socket)
+		err := ping(limited)
 		if err == nil {
 			err = r.Alive(limited)
 		}

@@ -3,6 +3,7 @@ package nftables
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ type Divert struct {
 }
 
 const (
+	divertTable   = tableName + "-esp"
 	divertLife    = 4 * time.Second
 	divertRefresh = divertLife / 4
 )
@@ -39,7 +41,7 @@ func (d *Divert) To(port uint16) error {
 	if err != nil {
 		return fmt.Errorf("opening a netlink socket: %w", err)
 	}
-	t := &nftables.Table{Name: tableName + "-esp", Family: nftables.TableFamilyINet}
+	t := &nftables.Table{Name: divertTable, Family: nftables.TableFamilyINet}
 	c.AddTable(t) // so that there is one to delete
 	c.DelTable(t)
 	var alive *nftables.Set
@@ -55,6 +57,22 @@ func (d *Divert) To(port uint16) error {
 		d.stop = d.refresh(alive)
 	}
 	return nil
+}
+
+// Clear ends what a process that died has left, and says whether there was something.
+func (d *Divert) Clear() (bool, error) {
+	c, err := d.open()
+	if err != nil {
+		return false, fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, fmt.Errorf("reading tables: %w", err)
+	}
+	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == divertTable }) {
+		return false, nil
+	}
+	return true, d.To(0)
 }
 
 func (d *Divert) open() (*nftables.Conn, error) {

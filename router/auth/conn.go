@@ -312,7 +312,7 @@ func (a *Authority) acceptUnix(u *net.UnixConn) (net.Conn, Identity, error) {
 		return nil, Identity{}, fmt.Errorf("reading the user of the other end: %w", err)
 	}
 	id := Identity{Name: fmt.Sprintf("uid %d", cred.Uid)}
-	if int(cred.Pid) == os.Getpid() { // the watchdog asks whether the API answers; it takes no place of root's
+	if cred.Uid != 0 && int(cred.Pid) == os.Getpid() { // the watchdog of a daemon that is not root asks whether the API answers; it takes no place of root's
 		id.Name, id.Role, id.SecurityLevel = selfName, Reader, credentials.PrivacyAndIntegrity
 		c := &conn{Conn: u, serial: selfName, clients: &a.clients}
 		return c, id, a.clients.add(c, 0)

@@ -253,7 +253,7 @@ func Build(root string) error {
 			return fmt.Errorf("building %s: %w\n%s", name, err, out)
 		}
 	}
-	conf, err := os.ReadFile(filepath.Join(root, "image/rootfs/etc/strongswan.d", CharonConf))
+	conf, err := os.ReadFile(filepath.Join(root, "image/debian/strongswan.d", CharonConf))
 	if err != nil {
 		return fmt.Errorf("building: %w", err)
 	}
