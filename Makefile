@@ -10,7 +10,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 STATICCHECK        := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 
-.PHONY: help build deb setup demo lab test fuzz bench lint generate check-generated clean
+.PHONY: help build image test-image deb setup demo lab test fuzz bench lint generate check-generated clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,14 @@ build: ## bin/isthmusd and bin/isthmus
 deb: build ## Debian packages of isthmus and isthmusd, in bin/deb
 	@test/setup deb
 	image/debian/build
+
+image: deb ## the image of the appliance for AWS, Azure, Google Cloud and KVM, in bin/image (root; KEY=FILE signs the slot for others)
+	@test/setup image
+	go build -trimpath -ldflags '-s -w' -o bin/ ./cmd/isthmus-system
+	go run ./image/cmd/image build -version "$$(image/debian/version)" -epoch "$$(git log -1 --format=%ct)" $(if $(KEY),-key $(KEY)) bin/deb/*.deb
+
+test-image: image ## start the image under QEMU, by BIOS, UEFI and Secure Boot, and use it
+	go test -count=1 -timeout 60m -v ./test/appliance
 
 setup: ## install what tests, demo and lab need (Debian packages; starts no service)
 	@test/setup

@@ -153,7 +153,7 @@ func build(ctx context.Context, img *Image, step func(string)) error {
 		"--customize-hook=" + libreswan,
 		"--customize-hook=rm -rf \"$1\"/var/cache/apt/* \"$1\"/var/lib/apt/lists/*",
 		suite, tree}
-	if m := mirror(ctx); m != "" {
+	if m := Mirror(ctx); m != "" {
 		args = append(args, m)
 	}
 	if err := run(ctx, "mmdebstrap", args...); err != nil {
@@ -205,9 +205,9 @@ func build(ctx context.Context, img *Image, step func(string)) error {
 		"-E", "root_owner=0:0", "-d", tree, img.disk(), fmt.Sprintf("%dM", size*12/10>>20+64))
 }
 
-// mirror is the Debian mirror that this machine's apt is configured with, or
+// Mirror is the Debian mirror that this machine's apt is configured with, or
 // "" where there is none (mmdebstrap then uses its own default).
-func mirror(ctx context.Context) string {
+func Mirror(ctx context.Context) string {
 	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages").Output()
 	if err != nil {
 		return ""

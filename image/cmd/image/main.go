@@ -1,6 +1,7 @@
 // Command image builds the image of the appliance.
 //
-//	image build -deb FILE... -out DIR     the disk, the slot and the list of what is in it
+//	image build [flags] DEB...     the disk with its slot, the forms that clouds take, and the list of what is in it
+//	image sign [flags] SLOT        SLOT.minisig, for isthmus system upgrade
 package main
 
 import (
@@ -8,38 +9,50 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
+	"text/tabwriter"
 	"time"
 
 	"github.com/isthmus-net/isthmus/image/build"
+	"github.com/isthmus-net/isthmus/image/slot"
+	"github.com/isthmus-net/isthmus/test/vm"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil {
+	err := errors.New("usage: image build [flags] DEB... | image sign [flags] SLOT")
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "build":
+			err = runBuild(ctx, os.Args[2:], os.Stdout)
+		case "sign":
+			err = runSign(os.Args[2:])
+		}
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "image:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("image build", flag.ContinueOnError)
-	o := build.Options{Files: "image", Progress: os.Stderr}
+// passwordVariable opens a signing key that has a password.
+const passwordVariable = "ISTHMUS_SIGNING_PASSWORD"
+
+func runBuild(ctx context.Context, args []string, out io.Writer) error {
+	flags := flag.NewFlagSet("image build", flag.ExitOnError)
+	o := build.Options{Files: "image", Progress: os.Stderr, Mirror: vm.Mirror(ctx), Programs: map[string]string{"usr/lib/isthmus/isthmus-system": "bin/isthmus-system"}}
 	flags.StringVar(&o.Out, "out", "bin/image", "`directory` of the result")
 	flags.StringVar(&o.Version, "version", "", "`version` of the slot")
-	flags.StringVar(&o.Mirror, "mirror", "", "Debian `mirror`")
-	flags.StringVar(&o.Cache, "cache", "", "`directory` for downloaded packages")
-	epoch := flags.Int64("epoch", 0, "`time` of every file, in seconds since 1970")
-	if len(args) == 0 || args[0] != "build" {
-		return errors.New("usage: image build [flags] DEB...")
-	}
-	if err := flags.Parse(args[1:]); err != nil {
+	flags.StringVar(&o.SigningKey, "key", "", "`file` of the key that signs the slot (default: a key of this machine, made when it is missing)")
+	next := flags.String("next-key", "", "`file` NAME.pub of a further key that nodes will take, for the time after the present one")
+	epoch := flags.Int64("epoch", 0, "`time` of every file in the image, in seconds since 1970, and serial of the slot")
+	forms := flags.Bool("forms", true, "make the forms that clouds take as well")
+	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	for _, d := range flags.Args() {
@@ -49,27 +62,93 @@ func run(ctx context.Context, args []string) error {
 		}
 		o.Debs = append(o.Debs, abs)
 	}
-	o.Epoch = time.Unix(*epoch, 0)
-	if o.Mirror == "" {
-		o.Mirror = mirror(ctx)
+	cache, err := vm.CacheDir()
+	if err != nil {
+		return err
+	}
+	o.Cache, o.Epoch, o.Password = cache, time.Unix(*epoch, 0), os.Getenv(passwordVariable)
+	own := o.SigningKey == ""
+	if own {
+		if o.SigningKey, err = ownKey(cache); err != nil {
+			return err
+		}
+	}
+	o.Keys = []string{public(o.SigningKey)}
+	if *next != "" {
+		o.Keys = append(o.Keys, *next)
 	}
 	r, err := build.Build(ctx, o)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%s\nroot %d MiB, slot %d MiB, %d packages, %.0f s\nsha256 of the slot: %s\n", r.Disk, r.Root>>20, r.SlotSize>>20, r.Packages, r.Took.Seconds(), r.SlotSum)
+	var made []build.Form
+	if *forms {
+		if made, err = build.Forms(ctx, r.Disk, o.Epoch); err != nil {
+			return err
+		}
+	}
+	report(out, o, r, made)
+	if own {
+		fmt.Fprintf(out, "\nSigned with a key of this machine, %s. For slots that others install, give -key: minisign -G -p NAME.pub -s NAME.key\n", o.SigningKey)
+	}
 	return nil
 }
 
-func mirror(ctx context.Context) string {
-	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages").Output()
+func report(out io.Writer, o build.Options, r build.Result, forms []build.Form) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "version\t%s, serial %d\n", o.Version, o.Epoch.Unix())
+	fmt.Fprintf(w, "root\t%d MiB, at most %d; %d Debian packages\n", r.Root>>20, build.MaxRoot, r.Packages)
+	fmt.Fprintf(w, "slot\t%d MiB, at most %d: %s\n", r.SlotSize>>20, build.MaxSlot, r.Slot)
+	fmt.Fprintf(w, "\tSHA-256 %s\n", r.SlotSum)
+	fmt.Fprintf(w, "signature\t%s\n", r.Signature)
+	fmt.Fprintf(w, "contents\t%s (CycloneDX)\n", r.SBOM)
+	for _, f := range forms {
+		fmt.Fprintf(w, "%s\t%s, %d MiB, %d MiB on this disk\n", f.For, f.Path, f.Size>>20, f.Allocated>>20)
+	}
+	fmt.Fprintf(w, "took\t%.0f s\n", r.Took.Seconds())
+	w.Flush()
+}
+
+// ownKey returns the signing key of this machine, and makes it when it is missing.
+func ownKey(cache string) (string, error) {
+	key := filepath.Join(cache, "signing", "own.key")
+	if _, err := os.Stat(key); err == nil {
+		return key, nil
+	}
+	pub, private, err := slot.NewKey()
 	if err != nil {
-		return ""
+		return "", err
 	}
-	for line := range strings.Lines(string(out)) {
-		if label, uri, _ := strings.Cut(strings.TrimSpace(line), " "); label == "Debian" {
-			return uri
-		}
+	if err := os.MkdirAll(filepath.Dir(key), 0o700); err != nil {
+		return "", fmt.Errorf("making a signing key: %w", err)
 	}
-	return ""
+	// The key comes last: a key without its public half would never be completed.
+	if err := os.WriteFile(public(key), pub, 0o644); err != nil {
+		return "", fmt.Errorf("making a signing key: %w", err)
+	}
+	return key, os.WriteFile(key, private, 0o600)
+}
+
+// public returns the file of a key's public half: NAME.pub for NAME.key.
+func public(key string) string {
+	return key[:len(key)-len(filepath.Ext(key))] + ".pub"
+}
+
+func runSign(args []string) error {
+	flags := flag.NewFlagSet("image sign", flag.ExitOnError)
+	key := flags.String("key", "", "`file` of the signing key")
+	var r slot.Release
+	flags.StringVar(&r.Version, "version", "", "`version` of the slot")
+	flags.Int64Var(&r.Serial, "serial", 0, "`serial` of the slot")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() != 1 || *key == "" || r.Version == "" || r.Serial < 1 {
+		return errors.New("usage: image sign -key FILE -version VERSION -serial N SLOT")
+	}
+	text, err := slot.Sign(*key, os.Getenv(passwordVariable), flags.Arg(0), r)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(flags.Arg(0)+".minisig", text, 0o644)
 }
