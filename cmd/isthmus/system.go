@@ -14,10 +14,11 @@ import (
 // sbin is where the daemon is looked for beside $PATH, which may lack it.
 const sbin = "/usr/sbin"
 
-// addSystem adds what is done on the node itself, without its daemon.
+// addSystem adds what is done with the machine that the node runs on.
 func (a *app) addSystem(root *cobra.Command) {
-	system := a.group("system", "Work on this machine, without the daemon")
+	system := a.group("system", "Upgrade, restart and clean the node's machine")
 	root.AddCommand(system)
+	a.addMachine(system)
 	var yes bool
 	c := &cobra.Command{
 		Use: "clean", Short: "Take away what a stopped daemon has left", Args: cobra.NoArgs,

@@ -17,12 +17,14 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 	"unicode"
 
 	"github.com/isthmus-net/isthmus/bgp/gobgp"
+	"github.com/isthmus-net/isthmus/image/helper"
 	"github.com/isthmus-net/isthmus/nat/conntrack"
 	"github.com/isthmus-net/isthmus/nat/nftables"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -33,6 +35,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/fib/kernel"
 	"github.com/isthmus-net/isthmus/router/flow"
 	"github.com/isthmus-net/isthmus/router/host"
+	"github.com/isthmus-net/isthmus/router/machine"
 	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/nl"
 	"github.com/isthmus-net/isthmus/router/store"
@@ -143,7 +146,7 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 		log.Error("the state directory is older than it was: was a copy put back?", "why", older)
 	}
 
-	machine, err := host.Open(keptFile(o))
+	kernelOf, err := host.Open(keptFile(o))
 	if err != nil {
 		return err
 	}
@@ -196,22 +199,30 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	if o.mover != "" {
 		mover = takeover.Command(o.mover)
 	}
+	var beneath *machine.Machine // made below, since it looks at the router
 	r, err := router.New(router.Options{
-		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Flows: flows, Translations: translations, Addresses: links, Host: machine,
+		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Flows: flows, Translations: translations, Addresses: links, Host: kernelOf,
 		APIPort: port(o.listen), Resolvers: names.System,
 		Version: version, Log: log, Safe: o.safe,
-		Notices: func() []*isthmusv1.Condition { return append(authority.Conditions(), notices(audit, older)...) }, Charon: vpn.Conditions, Callers: vpn.Callers, Mover: mover, NamesFile: filepath.Join(o.state, "names.json"),
+		Notices: func() []*isthmusv1.Condition {
+			return slices.Concat(authority.Conditions(), notices(audit, older), beneath.Conditions())
+		}, Charon: vpn.Conditions, Callers: vpn.Callers, Mover: mover, NamesFile: filepath.Join(o.state, "names.json"),
 		Counters: func() router.Counters {
 			return router.Counters{
 				Vici: vpn.Writes(), WireGuard: wg.Writes(), NFTables: filter.Writes(), BGP: speaker.Writes(), BGPStarts: speaker.Starts(),
-				Netlink: links.Writes() + routes.Writes() + machine.Writes(),
+				Netlink: links.Writes() + routes.Writes() + kernelOf.Writes(),
 			}
 		},
 	})
 	if err != nil {
 		return err
 	}
-	server, err := api.Listen(api.Options{Router: r, Authority: authority, Address: o.listen, Socket: filepath.Join(o.runtime, "api.sock"), Log: log})
+	socket := filepath.Join(o.runtime, "api.sock")
+	beneath = machine.New(machine.Options{
+		Helper: helper.Client{}, Node: r, Records: st, Sys: "/sys", Log: log.With("room", "machine"),
+		Serves: func(ctx context.Context) error { return api.Ping(ctx, socket) },
+	})
+	server, err := api.Listen(api.Options{Router: r, Machine: beneath, Authority: authority, Address: o.listen, Socket: socket, Log: log})
 	if err != nil {
 		return err
 	}
@@ -222,7 +233,8 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	go authority.Await(ctx)
 	go follow(ctx, links, nameServer)
 	go tell(ctx, r, log)
-	go watch(ctx, r, func(ctx context.Context) error { return api.Ping(ctx, filepath.Join(o.runtime, "api.sock")) }, log)
+	go beneath.Judge(ctx)
+	go watch(ctx, r, func(ctx context.Context) error { return api.Ping(ctx, socket) }, log)
 	served := make(chan error, 1)
 	go func() {
 		served <- server.Serve(ctx)

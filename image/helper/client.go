@@ -38,6 +38,17 @@ func (c Client) Write(ctx context.Context, size int64, signature string, older b
 	return err
 }
 
+// Refusal is why the helper did not do something.
+type Refusal struct {
+	Text    string
+	Invalid bool
+}
+
+func (r *Refusal) Error() string { return r.Text }
+
+// Is makes a refusal of a wrong slot an ErrInvalid.
+func (r *Refusal) Is(target error) bool { return r.Invalid && target == ErrInvalid }
+
 // answerLimit is how long the helper may take after it has everything: it reads a slot back and checks it.
 const answerLimit = 5 * time.Minute
 
@@ -78,7 +89,7 @@ func (c Client) call(ctx context.Context, q Request, body io.Reader) (*Status, e
 		return nil, fmt.Errorf("reading the answer of the system helper: %w", err)
 	}
 	if a.Error != "" {
-		return nil, errors.New(a.Error)
+		return nil, &Refusal{Text: a.Error, Invalid: a.Invalid}
 	}
 	return a.Status, nil
 }

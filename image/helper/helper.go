@@ -43,8 +43,10 @@ type Request struct {
 // Answer is one line of JSON.
 type Answer struct {
 	// Error is why it was not done; empty: it was.
-	Error  string  `json:"error,omitempty"`
-	Status *Status `json:"status,omitempty"`
+	Error string `json:"error,omitempty"`
+	// Invalid says that the request can never be fulfilled as it is: the slot or its signature is wrong.
+	Invalid bool    `json:"invalid,omitempty"`
+	Status  *Status `json:"status,omitempty"`
 }
 
 // Status is how the slots are.
@@ -65,6 +67,9 @@ type Inside struct {
 	// Error is why that is not known, or why the slot cannot be started.
 	Error string `json:"error,omitempty"`
 }
+
+// ErrInvalid means that a slot or its signature is wrong.
+var ErrInvalid = errors.New("slot refused")
 
 // TrialLimit is how long after the helper's start a trial is given up that was not marked good.
 const TrialLimit = 15 * time.Minute
@@ -192,7 +197,7 @@ func (s *Server) answer(ctx context.Context, conn net.Conn) {
 		a.Status, err = s.do(ctx, q, r)
 	}
 	if err != nil {
-		a.Error = err.Error()
+		a.Error, a.Invalid = err.Error(), errors.Is(err, ErrInvalid)
 		s.Log.Warn("request failed", "do", q.Do, "err", err)
 	} else if q.Do != DoStatus {
 		s.Log.Info("done", "do", q.Do)
@@ -261,7 +266,7 @@ func (s *Server) write(ctx context.Context, q Request, body io.Reader) error {
 	}
 	sig, err := slot.ParseSignature([]byte(q.Signature))
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if running, err := s.Disk.Signature(s.Running); err == nil && sig.Release.Serial < running.Release.Serial && !q.Older {
 		return fmt.Errorf("%w: it is version %s (serial %d), and version %s (serial %d) runs; to install it all the same, allow an older one",
@@ -273,7 +278,11 @@ func (s *Server) write(ctx context.Context, q Request, body io.Reader) error {
 			return err
 		}
 	}
-	return s.Disk.Write(ctx, s.Running.Other(), body, q.Size, sig, s.Keys)
+	err = s.Disk.Write(ctx, s.Running.Other(), body, q.Size, sig, s.Keys)
+	if errors.Is(err, slot.ErrKey) || errors.Is(err, slot.ErrSignature) || errors.Is(err, slot.ErrSize) {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return err
 }
 
 func (s *Server) try() error {

@@ -25,6 +25,9 @@ const PartitionDir = "/dev/disk/by-partlabel"
 // ErrNoSlots means that this machine was not started from a disk with slots, as one that has isthmus from a Debian package.
 var ErrNoSlots = errors.New("this machine has no slots")
 
+// ErrSize means that a slot is too large or too small.
+var ErrSize = errors.New("a slot cannot have so many bytes")
+
 func (d Disk) path(label string) string { return filepath.Join(d.Dir, label) }
 
 // SignatureAt is where the partition "env" has the signature of a slot, behind the loader's block.
@@ -130,7 +133,7 @@ func (d Disk) Write(ctx context.Context, n Name, from io.Reader, size int64, s *
 		return fmt.Errorf("writing slot %s: %w", n, err)
 	}
 	if size <= beginning || size > room {
-		return fmt.Errorf("writing slot %s: a slot has more than %d and at most %d bytes, and this has %d", n, beginning, room, size)
+		return fmt.Errorf("writing slot %s: %w: it has more than %d and at most %d, and this has %d", n, ErrSize, beginning, room, size)
 	}
 	defer func() {
 		if err != nil {

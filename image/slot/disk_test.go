@@ -149,7 +149,7 @@ func TestWriteRefuses(t *testing.T) {
 		{name: "broken off", from: &fails{bytes.NewReader(data), 2 << 20}, size: int64(len(data)), sig: s, text: "connection broke"},
 		{name: "shorter than signed", from: bytes.NewReader(data), size: 1 << 20, sig: s, kind: ErrSignature},
 		{name: "a foreign key", from: bytes.NewReader(data), size: int64(len(data)), sig: foreign, kind: ErrKey, before: true},
-		{name: "too large", from: bytes.NewReader(data), size: 5 << 20, sig: s, text: "at most 4194304 bytes, and this has 5242880", before: true},
+		{name: "too large", from: bytes.NewReader(data), size: 5 << 20, sig: s, text: "at most 4194304, and this has 5242880", before: true},
 		{name: "too small", from: bytes.NewReader(data), size: 10, sig: s, text: "more than 65536", before: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {

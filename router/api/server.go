@@ -26,6 +26,8 @@ import (
 type Options struct {
 	Router    Router
 	Authority *auth.Authority
+	// Machine is what the router runs on. Nil: its methods are UNIMPLEMENTED.
+	Machine Machine
 	// Address is the host and port for mutual TLS. Empty: none.
 	Address string
 	// Socket is the path of the unix socket for root on this node. Empty: none.
@@ -57,7 +59,7 @@ const stopTimeout = 3 * time.Second
 func Listen(o Options) (*Server, error) {
 	s := &Server{
 		health:   health.NewServer(),
-		services: &services{router: o.Router, authority: o.Authority, stopping: make(chan struct{}), reading: newGate(), writing: newGate()},
+		services: &services{router: o.Router, machine: o.Machine, authority: o.Authority, stopping: make(chan struct{}), reading: newGate(), writing: newGate()},
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()
@@ -69,7 +71,7 @@ func Listen(o Options) (*Server, error) {
 	s.grpc = grpc.NewServer(
 		grpc.Creds(o.Authority.Credentials()),
 		grpc.ChainUnaryInterceptor(o.Authority.Unary(describe, generation), recoverUnary(o.Log)),
-		grpc.ChainStreamInterceptor(o.Authority.Stream(), recoverStream(o.Log)),
+		grpc.ChainStreamInterceptor(o.Authority.Stream(describe, generation), recoverStream(o.Log)),
 		grpc.MaxRecvMsgSize(maxDocument+64<<10),
 		grpc.MaxHeaderListSize(16<<10),
 		grpc.MaxConcurrentStreams(100),

@@ -30,6 +30,7 @@ const maxDocument = 16 << 20
 // services implements every service over one Router.
 type services struct {
 	router    Router
+	machine   Machine // nil: none
 	authority *auth.Authority
 	stopping  chan struct{} // closed when the server stops
 
@@ -102,6 +103,9 @@ func describe(request any) auth.Subject {
 		return auth.Subject{Object: r.Name}
 	case *isthmusv1.RollbackSecretRequest:
 		return auth.Subject{Object: r.Name}
+	case *isthmusv1.UpgradeRequest:
+		h := r.GetHeader()
+		return auth.Subject{Object: fmt.Sprintf("slot of %d bytes", h.GetSize()), Digest: hash([]byte(h.GetSignature()))}
 	case *isthmusv1.RenewAuthorityRequest:
 		if r.AtOnce {
 			return auth.Subject{Object: "at once"}

@@ -45,23 +45,57 @@ func (a *Authority) Unary(describe func(request any) Subject, generation func() 
 	}
 }
 
-// Stream returns the interceptor for streams, none of which writes.
-func (a *Authority) Stream() grpc.StreamServerInterceptor {
+// Stream returns the interceptor for streams. One that writes is in the audit log from its first message on, which describe tells about; it is refused before the log has
+// taken that.
+func (a *Authority) Stream(describe func(request any) Subject, generation func() uint64) grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 		r, err := a.admit(stream.Context(), info.FullMethod)
 		if err != nil {
 			return err
-		}
-		if r.write {
-			return status.Errorf(codes.PermissionDenied, "%s writes and streams", info.FullMethod)
 		}
 		done, ok := a.clients.openStream(FromContext(stream.Context()).Serial)
 		if !ok {
 			return status.Errorf(codes.ResourceExhausted, "%d streams of this client are open already", maxStreamsPerClient)
 		}
 		defer done()
-		return next(srv, stream)
+		if !r.write {
+			return next(srv, stream)
+		}
+		audited := &auditedStream{ServerStream: stream, begin: func(request any) (Entry, error) {
+			subject := describe(request)
+			e := a.entry(stream.Context(), info.FullMethod)
+			e.Object, e.Digest, e.From = shorten(subject.Object), subject.Digest, generation()
+			return a.audit.begin(e)
+		}}
+		err = next(srv, audited)
+		if e := audited.entry; e.Event != "" {
+			e.Event, e.Result = End, status.Code(err).String()
+			if err != nil {
+				e.Error = shorten(status.Convert(err).Message())
+			}
+			_ = a.audit.write(e) // as in Unary
+		}
+		return err
 	}
+}
+
+// auditedStream writes the beginning of a call to the audit log when its first message has come.
+type auditedStream struct {
+	grpc.ServerStream
+	begin func(request any) (Entry, error)
+	entry Entry // zero: nothing has come yet
+}
+
+func (s *auditedStream) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil || s.entry.Event != "" {
+		return err
+	}
+	e, err := s.begin(m)
+	if err != nil {
+		return status.Errorf(codes.Unavailable, "%v", err)
+	}
+	s.entry = e
+	return nil
 }
 
 // admit returns the rule of a method, or the status of the refusal.

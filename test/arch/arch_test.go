@@ -51,6 +51,8 @@ var importers = map[string][]string{
 	"github.com/google/nftables":     {"nat/nftables"},
 	"github.com/coreos/go-systemd/":  {"cmd/isthmusd"},
 	"github.com/spf13/cobra":         {"cmd/isthmus"},
+	"aead.dev/minisign":              {"image/slot"},
+	"github.com/CycloneDX/":          {"image/build"},
 	"github.com/hashicorp/hcl/":      {}, // tests alone read Terraform
 	"go.yaml.in/yaml/":               {"router/spec", "cmd/isthmus", "tunnel/cloud/importer"},
 	"golang.org/x/net/dns/":          {"router/names"},
@@ -84,40 +86,45 @@ var below = map[string][]string{
 
 	"tunnel/cloud/importer": {"tunnel/cloud"},
 
-	"tunnel/ipsec":      {"tunnel", "router/secret", "router/nl"},
-	"tunnel/wireguard":  {"tunnel", "router/secret", "router/nl"},
-	"bgp":               {"router/secret"},
-	"bgp/filter":        {},
-	"bgp/relay":         {"bgp/filter"},
-	"bgp/gobgp":         {"bgp", "bgp/filter", "bgp/relay", "router/secret"},
-	"nat":               {},
-	"nat/conntrack":     {},
-	"router/takeover":   {},
-	"nat/nftables":      {"nat"},
-	"nat/placement":     {"nat"},
-	"router/flow":       {"nat", "nat/conntrack"},
-	"router/fib":        {},
-	"router/fib/kernel": {"router/fib"},
-	"router/nl":         {"router/fib"},
-	"router/host":       {},
-	"router/health":     {},
-	"router/names":      {"nat"},
-	"router/store":      {"router/secret"},
-	"router/auth":       {"proto/isthmus/v1", "router/store"},
-	"router/spec":       {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/secret", "router/health", "router/names", "router/takeover", "router/flow"},
-	"router/topology":   {"proto/isthmus/v1", "router/spec", "router/secret", "tunnel/apipa", "tunnel/cloud"},
-	"router/plan":       {"bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/fib", "router/spec", "router/secret", "router/health", "router/names", "router/takeover", "router/flow"},
-	"router":            {"proto/isthmus/v1", "router/api", "bgp", "nat", "nat/conntrack", "nat/placement", "tunnel", "tunnel/explain", "router/fib", "router/plan", "router/spec", "router/secret", "router/store", "router/health", "router/names", "router/takeover", "router/flow"},
-	"router/api":        {"proto/isthmus/v1", "router/auth", "router/store", "router/secret", "bgp"},
-	"proto/isthmus/v1":  {},
+	"tunnel/ipsec":       {"tunnel", "router/secret", "router/nl"},
+	"tunnel/wireguard":   {"tunnel", "router/secret", "router/nl"},
+	"bgp":                {"router/secret"},
+	"bgp/filter":         {},
+	"bgp/relay":          {"bgp/filter"},
+	"bgp/gobgp":          {"bgp", "bgp/filter", "bgp/relay", "router/secret"},
+	"nat":                {},
+	"nat/conntrack":      {},
+	"router/takeover":    {},
+	"nat/nftables":       {"nat"},
+	"nat/placement":      {"nat"},
+	"router/flow":        {"nat", "nat/conntrack"},
+	"router/fib":         {},
+	"router/fib/kernel":  {"router/fib"},
+	"router/nl":          {"router/fib"},
+	"router/host":        {},
+	"router/health":      {},
+	"router/names":       {"nat"},
+	"router/store":       {"router/secret"},
+	"router/auth":        {"proto/isthmus/v1", "router/store"},
+	"router/spec":        {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/secret", "router/health", "router/names", "router/takeover", "router/flow"},
+	"router/topology":    {"proto/isthmus/v1", "router/spec", "router/secret", "tunnel/apipa", "tunnel/cloud"},
+	"router/plan":        {"bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/fib", "router/spec", "router/secret", "router/health", "router/names", "router/takeover", "router/flow"},
+	"router":             {"proto/isthmus/v1", "router/api", "bgp", "nat", "nat/conntrack", "nat/placement", "tunnel", "tunnel/explain", "router/fib", "router/plan", "router/spec", "router/secret", "router/store", "router/health", "router/names", "router/takeover", "router/flow"},
+	"image/slot":         {},
+	"image/helper":       {"image/slot"},
+	"image/build":        {"image/slot"},
+	"router/machine":     {"proto/isthmus/v1", "router/api", "image/helper", "image/slot"},
+	"cmd/isthmus-system": {"image/helper", "image/slot"},
+	"router/api":         {"proto/isthmus/v1", "router/auth", "router/store", "router/secret", "bgp"},
+	"proto/isthmus/v1":   {},
 	// Presets, importers and topologies are data and pure functions, which work without a node.
 	"cmd/isthmus": {"proto/isthmus/v1", "tunnel/cloud", "tunnel/cloud/importer", "router/topology", "router/spec"},
 }
 
 func TestArrowsPointDown(t *testing.T) {
 	for name, p := range packages(t) {
-		if strings.HasPrefix(name, "test/") || strings.HasSuffix(name, "test") || name == "cmd/isthmusd" {
-			continue // they know all: tests, what packages offer to them, and what wires the daemon
+		if strings.HasPrefix(name, "test/") || strings.HasSuffix(name, "test") || name == "cmd/isthmusd" || name == "image/cmd/image" {
+			continue // they know all: tests, what packages offer to them, what wires the daemon, and what builds the image
 		}
 		allowed, known := below[name]
 		if !known {

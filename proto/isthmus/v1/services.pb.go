@@ -4732,6 +4732,686 @@ func (x *GoneAddress) GetSince() *timestamppb.Timestamp {
 	return nil
 }
 
+type GetMachineRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetMachineRequest) Reset() {
+	*x = GetMachineRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetMachineRequest) ProtoMessage() {}
+
+func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
+func (*GetMachineRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+}
+
+// Machine is what is below the router.
+type Machine struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The slots, "a" and "b". Empty: the machine has none.
+	Slots []*Slot `protobuf:"bytes,1,rep,name=slots,proto3" json:"slots,omitempty"`
+	// Numbers of the keys with which slots must be signed, as minisign prints them.
+	Keys []string `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
+	// "uefi" or "bios".
+	Firmware string `protobuf:"bytes,3,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	// Whether the firmware checks what it starts (UEFI Secure Boot).
+	SecureBoot bool `protobuf:"varint,4,opt,name=secure_boot,json=secureBoot,proto3" json:"secure_boot,omitempty"`
+	// Whether there is a TPM, and the SHA-256 of its PCR 7 in hex, which tells of keys and state of Secure Boot. Empty: it cannot be read.
+	Tpm  bool   `protobuf:"varint,5,opt,name=tpm,proto3" json:"tpm,omitempty"`
+	Pcr7 string `protobuf:"bytes,6,opt,name=pcr7,proto3" json:"pcr7,omitempty"`
+	// Level of the kernel's lockdown: "none", "integrity" or "confidentiality".
+	Lockdown string `protobuf:"bytes,7,opt,name=lockdown,proto3" json:"lockdown,omitempty"`
+	// The other slot was on trial last and was given up. Why, as far as the daemon that ran in it could tell.
+	Failed        string `protobuf:"bytes,8,opt,name=failed,proto3" json:"failed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Machine) Reset() {
+	*x = Machine{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Machine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Machine) ProtoMessage() {}
+
+func (x *Machine) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Machine.ProtoReflect.Descriptor instead.
+func (*Machine) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *Machine) GetSlots() []*Slot {
+	if x != nil {
+		return x.Slots
+	}
+	return nil
+}
+
+func (x *Machine) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *Machine) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
+func (x *Machine) GetSecureBoot() bool {
+	if x != nil {
+		return x.SecureBoot
+	}
+	return false
+}
+
+func (x *Machine) GetTpm() bool {
+	if x != nil {
+		return x.Tpm
+	}
+	return false
+}
+
+func (x *Machine) GetPcr7() string {
+	if x != nil {
+		return x.Pcr7
+	}
+	return ""
+}
+
+func (x *Machine) GetLockdown() string {
+	if x != nil {
+		return x.Lockdown
+	}
+	return ""
+}
+
+func (x *Machine) GetFailed() string {
+	if x != nil {
+		return x.Failed
+	}
+	return ""
+}
+
+// Slot is one of the two places from which the machine starts.
+type Slot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "a" or "b".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Version and serial by the signature; empty and 0: the slot is empty.
+	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Serial  int64  `protobuf:"varint,3,opt,name=serial,proto3" json:"serial,omitempty"`
+	// Number of the key that signed it.
+	Key string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	// Whether the machine was started from it.
+	Running bool `protobuf:"varint,5,opt,name=running,proto3" json:"running,omitempty"`
+	// Whether it was marked good, and is started when none is on trial.
+	Good bool `protobuf:"varint,6,opt,name=good,proto3" json:"good,omitempty"`
+	// Whether it is on trial, and how many boots it has left.
+	Trial bool  `protobuf:"varint,7,opt,name=trial,proto3" json:"trial,omitempty"`
+	Tries int32 `protobuf:"varint,8,opt,name=tries,proto3" json:"tries,omitempty"`
+	// When the trial that runs is given up.
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// What is not as it was before the upgrade, while it is on trial.
+	Missing       []string `protobuf:"bytes,10,rep,name=missing,proto3" json:"missing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Slot) Reset() {
+	*x = Slot{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Slot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Slot) ProtoMessage() {}
+
+func (x *Slot) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Slot.ProtoReflect.Descriptor instead.
+func (*Slot) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *Slot) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Slot) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Slot) GetSerial() int64 {
+	if x != nil {
+		return x.Serial
+	}
+	return 0
+}
+
+func (x *Slot) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Slot) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
+}
+
+func (x *Slot) GetGood() bool {
+	if x != nil {
+		return x.Good
+	}
+	return false
+}
+
+func (x *Slot) GetTrial() bool {
+	if x != nil {
+		return x.Trial
+	}
+	return false
+}
+
+func (x *Slot) GetTries() int32 {
+	if x != nil {
+		return x.Tries
+	}
+	return 0
+}
+
+func (x *Slot) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *Slot) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+type UpgradeRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Header *UpgradeHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// At most 1 MiB.
+	Chunk         []byte `protobuf:"bytes,2,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeRequest) Reset() {
+	*x = UpgradeRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeRequest) ProtoMessage() {}
+
+func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
+func (*UpgradeRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *UpgradeRequest) GetHeader() *UpgradeHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *UpgradeRequest) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+type UpgradeHeader struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many bytes the slot has.
+	Size int64 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
+	// The text of the signature's file, in the format of minisign.
+	Signature string `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	// Take a slot that is older than the one that runs.
+	Older bool `protobuf:"varint,3,opt,name=older,proto3" json:"older,omitempty"`
+	// Start the machine again when the slot is written.
+	Reboot        bool `protobuf:"varint,4,opt,name=reboot,proto3" json:"reboot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeHeader) Reset() {
+	*x = UpgradeHeader{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeHeader) ProtoMessage() {}
+
+func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeHeader.ProtoReflect.Descriptor instead.
+func (*UpgradeHeader) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *UpgradeHeader) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *UpgradeHeader) GetSignature() string {
+	if x != nil {
+		return x.Signature
+	}
+	return ""
+}
+
+func (x *UpgradeHeader) GetOlder() bool {
+	if x != nil {
+		return x.Older
+	}
+	return false
+}
+
+func (x *UpgradeHeader) GetReboot() bool {
+	if x != nil {
+		return x.Reboot
+	}
+	return false
+}
+
+type UpgradeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The slot that was written, and what its signature says.
+	Slot          string `protobuf:"bytes,1,opt,name=slot,proto3" json:"slot,omitempty"`
+	Version       string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Serial        int64  `protobuf:"varint,3,opt,name=serial,proto3" json:"serial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeResponse) Reset() {
+	*x = UpgradeResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeResponse) ProtoMessage() {}
+
+func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
+func (*UpgradeResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *UpgradeResponse) GetSlot() string {
+	if x != nil {
+		return x.Slot
+	}
+	return ""
+}
+
+func (x *UpgradeResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *UpgradeResponse) GetSerial() int64 {
+	if x != nil {
+		return x.Serial
+	}
+	return 0
+}
+
+type RollbackSlotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackSlotRequest) Reset() {
+	*x = RollbackSlotRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackSlotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackSlotRequest) ProtoMessage() {}
+
+func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackSlotRequest.ProtoReflect.Descriptor instead.
+func (*RollbackSlotRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+}
+
+type RollbackSlotResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The slot that is started next.
+	Slot          string `protobuf:"bytes,1,opt,name=slot,proto3" json:"slot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackSlotResponse) Reset() {
+	*x = RollbackSlotResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackSlotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackSlotResponse) ProtoMessage() {}
+
+func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackSlotResponse.ProtoReflect.Descriptor instead.
+func (*RollbackSlotResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *RollbackSlotResponse) GetSlot() string {
+	if x != nil {
+		return x.Slot
+	}
+	return ""
+}
+
+type RebootRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebootRequest) Reset() {
+	*x = RebootRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebootRequest) ProtoMessage() {}
+
+func (x *RebootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebootRequest.ProtoReflect.Descriptor instead.
+func (*RebootRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+}
+
+type RebootResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebootResponse) Reset() {
+	*x = RebootResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebootResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebootResponse) ProtoMessage() {}
+
+func (x *RebootResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebootResponse.ProtoReflect.Descriptor instead.
+func (*RebootResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+}
+
+type PowerOffRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PowerOffRequest) Reset() {
+	*x = PowerOffRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PowerOffRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PowerOffRequest) ProtoMessage() {}
+
+func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
+func (*PowerOffRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+}
+
+type PowerOffResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PowerOffResponse) Reset() {
+	*x = PowerOffResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PowerOffResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PowerOffResponse) ProtoMessage() {}
+
+func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PowerOffResponse.ProtoReflect.Descriptor instead.
+func (*PowerOffResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4740,7 +5420,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4752,7 +5432,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4765,7 +5445,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 type SystemStatus struct {
@@ -4788,7 +5468,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4800,7 +5480,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4813,7 +5493,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -4900,7 +5580,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4912,7 +5592,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4925,7 +5605,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -4982,7 +5662,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4994,7 +5674,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5007,7 +5687,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -5033,7 +5713,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5045,7 +5725,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5058,7 +5738,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -5079,7 +5759,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5091,7 +5771,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5104,7 +5784,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -5131,7 +5811,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5143,7 +5823,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5156,7 +5836,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -5189,7 +5869,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5201,7 +5881,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5214,7 +5894,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -5254,7 +5934,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5266,7 +5946,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5279,7 +5959,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -5297,7 +5977,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5309,7 +5989,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5322,7 +6002,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 type RenewAuthorityRequest struct {
@@ -5335,7 +6015,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5347,7 +6027,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5360,7 +6040,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -5382,7 +6062,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5394,7 +6074,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5407,7 +6087,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -5440,7 +6120,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5452,7 +6132,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5465,7 +6145,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -5509,7 +6189,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5521,7 +6201,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5534,7 +6214,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -5566,7 +6246,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5578,7 +6258,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5591,7 +6271,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 type ListClientsResponse struct {
@@ -5603,7 +6283,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5615,7 +6295,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5628,7 +6308,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -5655,7 +6335,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5667,7 +6347,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5680,7 +6360,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *Client) GetName() string {
@@ -5735,7 +6415,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5747,7 +6427,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5760,7 +6440,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -5778,7 +6458,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5790,7 +6470,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5803,7 +6483,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 type ListPortsRequest struct {
@@ -5817,7 +6497,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5829,7 +6509,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5842,7 +6522,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -5878,7 +6558,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5890,7 +6570,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5903,7 +6583,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -5956,7 +6636,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5968,7 +6648,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5981,7 +6661,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 type PortEvent struct {
@@ -5994,7 +6674,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6006,7 +6686,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6019,7 +6699,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -6068,7 +6748,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6080,7 +6760,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6093,7 +6773,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *PortUse) GetPool() string {
@@ -6202,7 +6882,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6214,7 +6894,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6227,7 +6907,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -6286,7 +6966,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6298,7 +6978,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6311,7 +6991,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -6379,7 +7059,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6391,7 +7071,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6404,7 +7084,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -6445,7 +7125,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6457,7 +7137,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6470,7 +7150,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -6502,7 +7182,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6514,7 +7194,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6527,7 +7207,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -6595,7 +7275,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6607,7 +7287,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6620,7 +7300,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -6682,7 +7362,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6694,7 +7374,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6707,7 +7387,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -7181,7 +7861,49 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\arefused\x18\t \x03(\tR\arefused\"Y\n" +
 	"\vGoneAddress\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x120\n" +
-	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x12\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x13\n" +
+	"\x11GetMachineRequest\"\xdc\x01\n" +
+	"\aMachine\x12&\n" +
+	"\x05slots\x18\x01 \x03(\v2\x10.isthmus.v1.SlotR\x05slots\x12\x12\n" +
+	"\x04keys\x18\x02 \x03(\tR\x04keys\x12\x1a\n" +
+	"\bfirmware\x18\x03 \x01(\tR\bfirmware\x12\x1f\n" +
+	"\vsecure_boot\x18\x04 \x01(\bR\n" +
+	"secureBoot\x12\x10\n" +
+	"\x03tpm\x18\x05 \x01(\bR\x03tpm\x12\x12\n" +
+	"\x04pcr7\x18\x06 \x01(\tR\x04pcr7\x12\x1a\n" +
+	"\blockdown\x18\a \x01(\tR\blockdown\x12\x16\n" +
+	"\x06failed\x18\b \x01(\tR\x06failed\"\x8a\x02\n" +
+	"\x04Slot\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
+	"\x06serial\x18\x03 \x01(\x03R\x06serial\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\x12\x18\n" +
+	"\arunning\x18\x05 \x01(\bR\arunning\x12\x12\n" +
+	"\x04good\x18\x06 \x01(\bR\x04good\x12\x14\n" +
+	"\x05trial\x18\a \x01(\bR\x05trial\x12\x14\n" +
+	"\x05tries\x18\b \x01(\x05R\x05tries\x126\n" +
+	"\bdeadline\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x18\n" +
+	"\amissing\x18\n" +
+	" \x03(\tR\amissing\"Y\n" +
+	"\x0eUpgradeRequest\x121\n" +
+	"\x06header\x18\x01 \x01(\v2\x19.isthmus.v1.UpgradeHeaderR\x06header\x12\x14\n" +
+	"\x05chunk\x18\x02 \x01(\fR\x05chunk\"o\n" +
+	"\rUpgradeHeader\x12\x12\n" +
+	"\x04size\x18\x01 \x01(\x03R\x04size\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\tR\tsignature\x12\x14\n" +
+	"\x05older\x18\x03 \x01(\bR\x05older\x12\x16\n" +
+	"\x06reboot\x18\x04 \x01(\bR\x06reboot\"W\n" +
+	"\x0fUpgradeResponse\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\tR\x04slot\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
+	"\x06serial\x18\x03 \x01(\x03R\x06serial\"\x15\n" +
+	"\x13RollbackSlotRequest\"*\n" +
+	"\x14RollbackSlotResponse\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\tR\x04slot\"\x0f\n" +
+	"\rRebootRequest\"\x10\n" +
+	"\x0eRebootResponse\"\x11\n" +
+	"\x0fPowerOffRequest\"\x12\n" +
+	"\x10PowerOffResponse\"\x12\n" +
 	"\x10GetStatusRequest\"\x8f\x03\n" +
 	"\fSystemStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -7377,9 +8099,15 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\vNameService\x12H\n" +
 	"\tListNames\x12\x1c.isthmus.v1.ListNamesRequest\x1a\x1d.isthmus.v1.ListNamesResponse\x12D\n" +
 	"\n" +
-	"WatchNames\x12\x1d.isthmus.v1.WatchNamesRequest\x1a\x15.isthmus.v1.NameEvent0\x012T\n" +
+	"WatchNames\x12\x1d.isthmus.v1.WatchNamesRequest\x1a\x15.isthmus.v1.NameEvent0\x012\xb7\x03\n" +
 	"\rSystemService\x12C\n" +
-	"\tGetStatus\x12\x1c.isthmus.v1.GetStatusRequest\x1a\x18.isthmus.v1.SystemStatus2\xc2\x02\n" +
+	"\tGetStatus\x12\x1c.isthmus.v1.GetStatusRequest\x1a\x18.isthmus.v1.SystemStatus\x12@\n" +
+	"\n" +
+	"GetMachine\x12\x1d.isthmus.v1.GetMachineRequest\x1a\x13.isthmus.v1.Machine\x12D\n" +
+	"\aUpgrade\x12\x1a.isthmus.v1.UpgradeRequest\x1a\x1b.isthmus.v1.UpgradeResponse(\x01\x12Q\n" +
+	"\fRollbackSlot\x12\x1f.isthmus.v1.RollbackSlotRequest\x1a .isthmus.v1.RollbackSlotResponse\x12?\n" +
+	"\x06Reboot\x12\x19.isthmus.v1.RebootRequest\x1a\x1a.isthmus.v1.RebootResponse\x12E\n" +
+	"\bPowerOff\x12\x1b.isthmus.v1.PowerOffRequest\x1a\x1c.isthmus.v1.PowerOffResponse2\xc2\x02\n" +
 	"\rSecretService\x12A\n" +
 	"\tSetSecret\x12\x1c.isthmus.v1.SetSecretRequest\x1a\x16.isthmus.v1.SecretInfo\x12K\n" +
 	"\x0eRollbackSecret\x12!.isthmus.v1.RollbackSecretRequest\x1a\x16.isthmus.v1.SecretInfo\x12N\n" +
@@ -7408,7 +8136,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 98)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 110)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),             // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                 // 1: isthmus.v1.Source
@@ -7478,226 +8206,251 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*NameEvent)(nil),              // 65: isthmus.v1.NameEvent
 	(*NameStatus)(nil),             // 66: isthmus.v1.NameStatus
 	(*GoneAddress)(nil),            // 67: isthmus.v1.GoneAddress
-	(*GetStatusRequest)(nil),       // 68: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),           // 69: isthmus.v1.SystemStatus
-	(*Counters)(nil),               // 70: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),       // 71: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),  // 72: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),     // 73: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),    // 74: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),             // 75: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),    // 76: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),   // 77: isthmus.v1.DeleteSecretResponse
-	(*RenewAuthorityRequest)(nil),  // 78: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil), // 79: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),     // 80: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),    // 81: isthmus.v1.IssueClientResponse
-	(*ListClientsRequest)(nil),     // 82: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 83: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                 // 84: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),    // 85: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 86: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),       // 87: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),      // 88: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),      // 89: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),              // 90: isthmus.v1.PortEvent
-	(*PortUse)(nil),                // 91: isthmus.v1.PortUse
-	(*AddressUse)(nil),             // 92: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),        // 93: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),        // 94: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),       // 95: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),             // 96: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),            // 97: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),         // 98: isthmus.v1.TranslatedFlow
-	(*Spec)(nil),                   // 99: isthmus.v1.Spec
-	(*Problem)(nil),                // 100: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),    // 101: google.protobuf.Duration
-	(*EgressPolicy)(nil),           // 102: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),  // 103: google.protobuf.Timestamp
-	(EventType)(0),                 // 104: isthmus.v1.EventType
-	(*Inside)(nil),                 // 105: isthmus.v1.Inside
-	(*Condition)(nil),              // 106: isthmus.v1.Condition
+	(*GetMachineRequest)(nil),      // 68: isthmus.v1.GetMachineRequest
+	(*Machine)(nil),                // 69: isthmus.v1.Machine
+	(*Slot)(nil),                   // 70: isthmus.v1.Slot
+	(*UpgradeRequest)(nil),         // 71: isthmus.v1.UpgradeRequest
+	(*UpgradeHeader)(nil),          // 72: isthmus.v1.UpgradeHeader
+	(*UpgradeResponse)(nil),        // 73: isthmus.v1.UpgradeResponse
+	(*RollbackSlotRequest)(nil),    // 74: isthmus.v1.RollbackSlotRequest
+	(*RollbackSlotResponse)(nil),   // 75: isthmus.v1.RollbackSlotResponse
+	(*RebootRequest)(nil),          // 76: isthmus.v1.RebootRequest
+	(*RebootResponse)(nil),         // 77: isthmus.v1.RebootResponse
+	(*PowerOffRequest)(nil),        // 78: isthmus.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),       // 79: isthmus.v1.PowerOffResponse
+	(*GetStatusRequest)(nil),       // 80: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),           // 81: isthmus.v1.SystemStatus
+	(*Counters)(nil),               // 82: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),       // 83: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),  // 84: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),     // 85: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),    // 86: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),             // 87: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),    // 88: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),   // 89: isthmus.v1.DeleteSecretResponse
+	(*RenewAuthorityRequest)(nil),  // 90: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil), // 91: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),     // 92: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),    // 93: isthmus.v1.IssueClientResponse
+	(*ListClientsRequest)(nil),     // 94: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 95: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                 // 96: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),    // 97: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 98: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),       // 99: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),      // 100: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),      // 101: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),              // 102: isthmus.v1.PortEvent
+	(*PortUse)(nil),                // 103: isthmus.v1.PortUse
+	(*AddressUse)(nil),             // 104: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),        // 105: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),        // 106: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),       // 107: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),             // 108: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),            // 109: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),         // 110: isthmus.v1.TranslatedFlow
+	(*Spec)(nil),                   // 111: isthmus.v1.Spec
+	(*Problem)(nil),                // 112: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),    // 113: google.protobuf.Duration
+	(*EgressPolicy)(nil),           // 114: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),  // 115: google.protobuf.Timestamp
+	(EventType)(0),                 // 116: isthmus.v1.EventType
+	(*Inside)(nil),                 // 117: isthmus.v1.Inside
+	(*Condition)(nil),              // 118: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	99,  // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	100, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	111, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	112, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	100, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	100, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	112, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	112, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	100, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	112, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	101, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	113, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	100, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	101, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	102, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	101, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	99,  // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	112, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	113, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	114, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	113, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	111, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	103, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	115, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
 	24,  // 19: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	26,  // 20: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	104, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	116, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	24,  // 22: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	103, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	105, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	103, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	103, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	103, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	106, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	115, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	117, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	115, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	115, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	115, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	118, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	25,  // 29: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	103, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	103, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	103, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	103, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	103, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	115, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	115, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	115, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	115, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	115, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	34,  // 35: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	104, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	116, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	34,  // 37: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	103, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	101, // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	106, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	103, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	115, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	113, // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	118, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	115, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	35,  // 42: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
 	36,  // 43: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
 	41,  // 44: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	104, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	116, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	41,  // 46: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	42,  // 47: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	103, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	106, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	115, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	118, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	53,  // 50: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
 	45,  // 51: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	104, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	116, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	53,  // 53: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	50,  // 54: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	103, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	115, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	51,  // 56: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	52,  // 57: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	59,  // 58: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	104, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	116, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	59,  // 60: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	60,  // 61: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	103, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	115, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	61,  // 63: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	103, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	103, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	115, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	115, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	66,  // 66: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	104, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	116, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	66,  // 68: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	103, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	103, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	115, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	115, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
 	67,  // 71: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	103, // 72: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	103, // 73: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
-	103, // 74: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	103, // 75: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	106, // 76: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	70,  // 77: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	75,  // 78: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	103, // 79: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	103, // 80: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	101, // 81: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	84,  // 82: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	84,  // 83: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	103, // 84: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	103, // 85: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	91,  // 86: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	92,  // 87: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	93,  // 88: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	103, // 89: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	104, // 90: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	91,  // 91: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	101, // 92: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	103, // 93: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	101, // 94: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	98,  // 95: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	103, // 96: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	103, // 97: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	3,   // 98: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 99: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 100: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 101: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 102: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 103: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 104: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	18,  // 105: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	19,  // 106: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	21,  // 107: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	22,  // 108: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	27,  // 109: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	29,  // 110: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	30,  // 111: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	32,  // 112: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	37,  // 113: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	39,  // 114: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	43,  // 115: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	46,  // 116: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	48,  // 117: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	96,  // 118: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	94,  // 119: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	54,  // 120: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	56,  // 121: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	57,  // 122: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	62,  // 123: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	64,  // 124: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	68,  // 125: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	71,  // 126: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	72,  // 127: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	73,  // 128: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	76,  // 129: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	80,  // 130: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	82,  // 131: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	85,  // 132: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	78,  // 133: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	87,  // 134: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	89,  // 135: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 136: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 137: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 138: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 139: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 140: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 141: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 142: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 143: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 144: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 145: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 146: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	28,  // 147: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	34,  // 148: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	31,  // 149: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	33,  // 150: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	38,  // 151: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	40,  // 152: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	44,  // 153: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	47,  // 154: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	49,  // 155: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	97,  // 156: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	95,  // 157: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	55,  // 158: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	59,  // 159: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	58,  // 160: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	63,  // 161: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	65,  // 162: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	69,  // 163: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	75,  // 164: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	75,  // 165: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	74,  // 166: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	77,  // 167: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	81,  // 168: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	83,  // 169: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	86,  // 170: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	79,  // 171: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	88,  // 172: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	90,  // 173: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	136, // [136:174] is the sub-list for method output_type
-	98,  // [98:136] is the sub-list for method input_type
-	98,  // [98:98] is the sub-list for extension type_name
-	98,  // [98:98] is the sub-list for extension extendee
-	0,   // [0:98] is the sub-list for field type_name
+	115, // 72: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	115, // 73: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	70,  // 74: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
+	115, // 75: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	72,  // 76: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
+	115, // 77: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	115, // 78: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	118, // 79: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	82,  // 80: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	87,  // 81: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	115, // 82: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	115, // 83: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	113, // 84: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	96,  // 85: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	96,  // 86: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	115, // 87: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	115, // 88: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	103, // 89: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	104, // 90: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	105, // 91: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	115, // 92: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	116, // 93: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	103, // 94: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	113, // 95: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	115, // 96: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	113, // 97: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	110, // 98: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	115, // 99: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	115, // 100: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	3,   // 101: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 102: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 103: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 104: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	11,  // 105: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	13,  // 106: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	15,  // 107: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	18,  // 108: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	19,  // 109: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	21,  // 110: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	22,  // 111: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	27,  // 112: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	29,  // 113: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	30,  // 114: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	32,  // 115: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	37,  // 116: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	39,  // 117: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	43,  // 118: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	46,  // 119: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	48,  // 120: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	108, // 121: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	106, // 122: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	54,  // 123: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	56,  // 124: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	57,  // 125: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	62,  // 126: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	64,  // 127: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	80,  // 128: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	68,  // 129: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	71,  // 130: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	74,  // 131: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	76,  // 132: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	78,  // 133: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	83,  // 134: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	84,  // 135: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	85,  // 136: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	88,  // 137: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	92,  // 138: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	94,  // 139: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	97,  // 140: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	90,  // 141: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	99,  // 142: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	101, // 143: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 144: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 145: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 146: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 147: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 148: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 149: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 150: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 151: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 152: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 153: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 154: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	28,  // 155: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	34,  // 156: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	31,  // 157: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	33,  // 158: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	38,  // 159: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	40,  // 160: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	44,  // 161: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	47,  // 162: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	49,  // 163: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	109, // 164: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	107, // 165: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	55,  // 166: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	59,  // 167: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	58,  // 168: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	63,  // 169: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	65,  // 170: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	81,  // 171: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	69,  // 172: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	73,  // 173: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	75,  // 174: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	77,  // 175: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	79,  // 176: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	87,  // 177: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	87,  // 178: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	86,  // 179: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	89,  // 180: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	93,  // 181: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	95,  // 182: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	98,  // 183: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	91,  // 184: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	100, // 185: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	102, // 186: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	144, // [144:187] is the sub-list for method output_type
+	101, // [101:144] is the sub-list for method input_type
+	101, // [101:101] is the sub-list for extension type_name
+	101, // [101:101] is the sub-list for extension extendee
+	0,   // [0:101] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -7720,7 +8473,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   98,
+			NumMessages:   110,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

@@ -1613,7 +1613,12 @@ var NameService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	SystemService_GetStatus_FullMethodName = "/isthmus.v1.SystemService/GetStatus"
+	SystemService_GetStatus_FullMethodName    = "/isthmus.v1.SystemService/GetStatus"
+	SystemService_GetMachine_FullMethodName   = "/isthmus.v1.SystemService/GetMachine"
+	SystemService_Upgrade_FullMethodName      = "/isthmus.v1.SystemService/Upgrade"
+	SystemService_RollbackSlot_FullMethodName = "/isthmus.v1.SystemService/RollbackSlot"
+	SystemService_Reboot_FullMethodName       = "/isthmus.v1.SystemService/Reboot"
+	SystemService_PowerOff_FullMethodName     = "/isthmus.v1.SystemService/PowerOff"
 )
 
 // SystemServiceClient is the client API for SystemService service.
@@ -1624,6 +1629,20 @@ const (
 type SystemServiceClient interface {
 	// GetStatus returns version, health and counters. Role: reader.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*SystemStatus, error)
+	// GetMachine returns what is below the router: slots, firmware and trusted keys. On a machine without slots, as one that has isthmus from a
+	// Debian package, there are none in the answer. Role: reader.
+	GetMachine(ctx context.Context, in *GetMachineRequest, opts ...grpc.CallOption) (*Machine, error)
+	// Upgrade writes a signed slot into the slot that does not run, reads it back, and has the machine try it at the next boot. The first
+	// message has the header, each further one bytes of the slot. INVALID_ARGUMENT when the signature is not one that the node trusts, or not
+	// that of the bytes; FAILED_PRECONDITION when the slot is older than the one that runs, when that is on trial itself, when another upgrade
+	// is under way, or when the machine has no slots. Role: admin.
+	Upgrade(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UpgradeRequest, UpgradeResponse], error)
+	// RollbackSlot has the machine try the other slot at the next boot, and starts it again. Role: admin.
+	RollbackSlot(ctx context.Context, in *RollbackSlotRequest, opts ...grpc.CallOption) (*RollbackSlotResponse, error)
+	// Reboot starts the machine again. Role: admin.
+	Reboot(ctx context.Context, in *RebootRequest, opts ...grpc.CallOption) (*RebootResponse, error)
+	// PowerOff switches the machine off. Role: admin.
+	PowerOff(ctx context.Context, in *PowerOffRequest, opts ...grpc.CallOption) (*PowerOffResponse, error)
 }
 
 type systemServiceClient struct {
@@ -1644,6 +1663,59 @@ func (c *systemServiceClient) GetStatus(ctx context.Context, in *GetStatusReques
 	return out, nil
 }
 
+func (c *systemServiceClient) GetMachine(ctx context.Context, in *GetMachineRequest, opts ...grpc.CallOption) (*Machine, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Machine)
+	err := c.cc.Invoke(ctx, SystemService_GetMachine_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *systemServiceClient) Upgrade(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UpgradeRequest, UpgradeResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &SystemService_ServiceDesc.Streams[0], SystemService_Upgrade_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[UpgradeRequest, UpgradeResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SystemService_UpgradeClient = grpc.ClientStreamingClient[UpgradeRequest, UpgradeResponse]
+
+func (c *systemServiceClient) RollbackSlot(ctx context.Context, in *RollbackSlotRequest, opts ...grpc.CallOption) (*RollbackSlotResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RollbackSlotResponse)
+	err := c.cc.Invoke(ctx, SystemService_RollbackSlot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *systemServiceClient) Reboot(ctx context.Context, in *RebootRequest, opts ...grpc.CallOption) (*RebootResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RebootResponse)
+	err := c.cc.Invoke(ctx, SystemService_Reboot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *systemServiceClient) PowerOff(ctx context.Context, in *PowerOffRequest, opts ...grpc.CallOption) (*PowerOffResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PowerOffResponse)
+	err := c.cc.Invoke(ctx, SystemService_PowerOff_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SystemServiceServer is the server API for SystemService service.
 // All implementations must embed UnimplementedSystemServiceServer
 // for forward compatibility.
@@ -1652,6 +1724,20 @@ func (c *systemServiceClient) GetStatus(ctx context.Context, in *GetStatusReques
 type SystemServiceServer interface {
 	// GetStatus returns version, health and counters. Role: reader.
 	GetStatus(context.Context, *GetStatusRequest) (*SystemStatus, error)
+	// GetMachine returns what is below the router: slots, firmware and trusted keys. On a machine without slots, as one that has isthmus from a
+	// Debian package, there are none in the answer. Role: reader.
+	GetMachine(context.Context, *GetMachineRequest) (*Machine, error)
+	// Upgrade writes a signed slot into the slot that does not run, reads it back, and has the machine try it at the next boot. The first
+	// message has the header, each further one bytes of the slot. INVALID_ARGUMENT when the signature is not one that the node trusts, or not
+	// that of the bytes; FAILED_PRECONDITION when the slot is older than the one that runs, when that is on trial itself, when another upgrade
+	// is under way, or when the machine has no slots. Role: admin.
+	Upgrade(grpc.ClientStreamingServer[UpgradeRequest, UpgradeResponse]) error
+	// RollbackSlot has the machine try the other slot at the next boot, and starts it again. Role: admin.
+	RollbackSlot(context.Context, *RollbackSlotRequest) (*RollbackSlotResponse, error)
+	// Reboot starts the machine again. Role: admin.
+	Reboot(context.Context, *RebootRequest) (*RebootResponse, error)
+	// PowerOff switches the machine off. Role: admin.
+	PowerOff(context.Context, *PowerOffRequest) (*PowerOffResponse, error)
 	mustEmbedUnimplementedSystemServiceServer()
 }
 
@@ -1664,6 +1750,21 @@ type UnimplementedSystemServiceServer struct{}
 
 func (UnimplementedSystemServiceServer) GetStatus(context.Context, *GetStatusRequest) (*SystemStatus, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetStatus not implemented")
+}
+func (UnimplementedSystemServiceServer) GetMachine(context.Context, *GetMachineRequest) (*Machine, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetMachine not implemented")
+}
+func (UnimplementedSystemServiceServer) Upgrade(grpc.ClientStreamingServer[UpgradeRequest, UpgradeResponse]) error {
+	return status.Error(codes.Unimplemented, "method Upgrade not implemented")
+}
+func (UnimplementedSystemServiceServer) RollbackSlot(context.Context, *RollbackSlotRequest) (*RollbackSlotResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RollbackSlot not implemented")
+}
+func (UnimplementedSystemServiceServer) Reboot(context.Context, *RebootRequest) (*RebootResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Reboot not implemented")
+}
+func (UnimplementedSystemServiceServer) PowerOff(context.Context, *PowerOffRequest) (*PowerOffResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PowerOff not implemented")
 }
 func (UnimplementedSystemServiceServer) mustEmbedUnimplementedSystemServiceServer() {}
 func (UnimplementedSystemServiceServer) testEmbeddedByValue()                       {}
@@ -1704,6 +1805,85 @@ func _SystemService_GetStatus_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SystemService_GetMachine_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetMachineRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SystemServiceServer).GetMachine(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SystemService_GetMachine_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SystemServiceServer).GetMachine(ctx, req.(*GetMachineRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SystemService_Upgrade_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(SystemServiceServer).Upgrade(&grpc.GenericServerStream[UpgradeRequest, UpgradeResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SystemService_UpgradeServer = grpc.ClientStreamingServer[UpgradeRequest, UpgradeResponse]
+
+func _SystemService_RollbackSlot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RollbackSlotRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SystemServiceServer).RollbackSlot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SystemService_RollbackSlot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SystemServiceServer).RollbackSlot(ctx, req.(*RollbackSlotRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SystemService_Reboot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RebootRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SystemServiceServer).Reboot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SystemService_Reboot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SystemServiceServer).Reboot(ctx, req.(*RebootRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SystemService_PowerOff_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PowerOffRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SystemServiceServer).PowerOff(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SystemService_PowerOff_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SystemServiceServer).PowerOff(ctx, req.(*PowerOffRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // SystemService_ServiceDesc is the grpc.ServiceDesc for SystemService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1715,8 +1895,30 @@ var SystemService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "GetStatus",
 			Handler:    _SystemService_GetStatus_Handler,
 		},
+		{
+			MethodName: "GetMachine",
+			Handler:    _SystemService_GetMachine_Handler,
+		},
+		{
+			MethodName: "RollbackSlot",
+			Handler:    _SystemService_RollbackSlot_Handler,
+		},
+		{
+			MethodName: "Reboot",
+			Handler:    _SystemService_Reboot_Handler,
+		},
+		{
+			MethodName: "PowerOff",
+			Handler:    _SystemService_PowerOff_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Upgrade",
+			Handler:       _SystemService_Upgrade_Handler,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "isthmus/v1/services.proto",
 }
 

@@ -487,6 +487,7 @@ func (r *Router) DeleteSecret(_ context.Context, _, name string) error {
 
 // Server is an API server on the loopback and on a unix socket, with everything real but the Router.
 type Server struct {
+	Machine   *Machine
 	Router    *Router
 	Authority *auth.Authority
 	Address   string
@@ -500,7 +501,7 @@ func Serve(t testing.TB, now func() time.Time, router *Router) *Server {
 	t.Helper()
 	dir := t.TempDir()
 	s := &Server{
-		Router: router, Socket: filepath.Join(dir, "api.sock"),
+		Router: router, Machine: NewMachine(), Socket: filepath.Join(dir, "api.sock"),
 		Context: filepath.Join(dir, "admin.yaml"), Audit: filepath.Join(dir, "audit.log"),
 	}
 	st, err := store.Open(filepath.Join(dir, "store"))
@@ -516,7 +517,7 @@ func Serve(t testing.TB, now func() time.Time, router *Router) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := api.Listen(api.Options{Router: s.Router, Authority: s.Authority, Address: "127.0.0.1:0", Socket: s.Socket})
+	server, err := api.Listen(api.Options{Router: s.Router, Machine: s.Machine, Authority: s.Authority, Address: "127.0.0.1:0", Socket: s.Socket})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,287 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+const (
+	// slotChunk is how many bytes of a slot are in one message, and slotLimit the most that a slot is taken to have.
+	slotChunk = 256 << 10
+	slotLimit = 1 << 30
+	// signatureLimit bounds the file of a signature.
+	signatureLimit = 2048
+	// upgradeWait is how long `system upgrade` waits for the verdict: three boots, and the time in which a slot has to become good.
+	upgradeWait = 30 * time.Minute
+)
+
+// machinePace is how often a node that starts again is asked.
+var machinePace = 3 * time.Second
+
+var slotColumns = []column[*isthmusv1.Slot]{
+	{header: "SLOT", value: func(_ *app, s *isthmusv1.Slot) string { return s.Name }},
+	{header: "VERSION", value: func(_ *app, s *isthmusv1.Slot) string { return s.Version }},
+	{header: "STATE", value: func(a *app, s *isthmusv1.Slot) string { return slotState(a, s) }},
+	{header: "KEY", value: func(_ *app, s *isthmusv1.Slot) string { return s.Key }},
+	{header: "SERIAL", wide: true, value: func(_ *app, s *isthmusv1.Slot) string { return fmt.Sprint(s.Serial) }},
+}
+
+func slotState(a *app, s *isthmusv1.Slot) string {
+	var words []string
+	if s.Version == "" {
+		words = append(words, "empty")
+	}
+	if s.Running {
+		words = append(words, "running")
+	}
+	if s.Good {
+		words = append(words, "good")
+	}
+	switch {
+	case s.Trial && s.Running:
+		words = append(words, "on trial, given up in "+a.until(s.Deadline))
+	case s.Trial:
+		words = append(words, fmt.Sprintf("on trial, %d boots left", s.Tries))
+	}
+	return strings.Join(words, ", ")
+}
+
+func (a *app) addMachine(system *cobra.Command) {
+	show := &cobra.Command{Use: "status", Short: "Show slots, firmware and trusted keys", Args: cobra.NoArgs,
+		Long: `Show the two slots from which the machine starts, which keys must have signed a slot, and what the firmware is.
+
+A slot that was marked good is started until another one is. A slot that was upgraded is on trial: it gets three boots in
+which to be marked good, and then the machine returns to the good one. It is marked good when charon answers, the rules
+are in the kernel, the API serves, the document is carried out, and the tunnels and sessions that were up before the
+upgrade are up again.`,
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+			m, err := isthmusv1.NewSystemServiceClient(conn).GetMachine(ctx, &isthmusv1.GetMachineRequest{})
+			if err != nil {
+				return err
+			}
+			return a.showMachine(m)
+		})}
+	a.outputFlag(show)
+
+	var file, signature string
+	var older, later bool
+	upgrade := &cobra.Command{Use: "upgrade -f SLOT", Short: "Write a signed slot, start from it, and wait for its verdict", Args: cobra.NoArgs,
+		Long: `Send a slot to the node, which checks its signature, writes it to the slot that does not run, reads it back, and starts the
+machine from it. Wait until the node has marked the slot good, or has returned to the former one. The exit code is 1 when it has.
+
+Tunnels, routes and source NAT are away while the machine starts. The document, secrets and certificates stay.
+A slot that is older than the one that runs is refused without --older.`,
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+			if signature == "" {
+				signature = file + ".minisig"
+			}
+			return a.upgrade(ctx, conn, file, signature, older, later)
+		})}
+	upgrade.Flags().StringVarP(&file, "filename", "f", "", "`file` of the slot")
+	upgrade.Flags().StringVar(&signature, "signature", "", "`file` of its signature (default: the slot's file with .minisig)")
+	upgrade.Flags().BoolVar(&older, "older", false, "take a slot that is older than the one that runs")
+	upgrade.Flags().BoolVar(&later, "later", false, "do not start the machine again; the next start tries the slot")
+	_ = upgrade.MarkFlagRequired("filename")
+
+	rollback := &cobra.Command{Use: "rollback", Short: "Start the machine from the other slot", Args: cobra.NoArgs,
+		Long: `Start the machine from the other slot, and wait until it has. A slot on trial is given up. Otherwise the other slot is tried as
+after an upgrade, and kept when all is as it was before.`,
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+			r, err := isthmusv1.NewSystemServiceClient(conn).RollbackSlot(ctx, &isthmusv1.RollbackSlotRequest{})
+			if err != nil {
+				return fmt.Errorf("rolling back: %w", err)
+			}
+			fmt.Fprintf(a.stderr, "isthmus: the machine starts from slot %s\n", clean(r.Slot))
+			return a.awaitSlot(ctx, conn, r.Slot)
+		})}
+
+	reboot := &cobra.Command{Use: "reboot", Short: "Start the machine again", Args: cobra.NoArgs,
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+			_, err := isthmusv1.NewSystemServiceClient(conn).Reboot(ctx, &isthmusv1.RebootRequest{})
+			return err
+		})}
+	poweroff := &cobra.Command{Use: "poweroff", Short: "Switch the machine off", Args: cobra.NoArgs,
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+			_, err := isthmusv1.NewSystemServiceClient(conn).PowerOff(ctx, &isthmusv1.PowerOffRequest{})
+			return err
+		})}
+	system.AddCommand(show, upgrade, rollback, reboot, poweroff)
+}
+
+func (a *app) showMachine(m *isthmusv1.Machine) error {
+	if err := show(a, slotColumns, m.Slots, m); err != nil || a.output == "json" || a.output == "yaml" {
+		return err
+	}
+	if len(m.Slots) == 0 {
+		fmt.Fprintln(a.stdout, "this machine has no slots: isthmus comes from a package, and is upgraded with apt")
+	} else {
+		fmt.Fprintf(a.stdout, "trusted keys  %s\n", clean(strings.Join(m.Keys, ", ")))
+	}
+	firmware := m.Firmware
+	if m.SecureBoot {
+		firmware += ", Secure Boot"
+	}
+	tpm := "none"
+	if m.Tpm {
+		tpm = "yes"
+		if m.Pcr7 != "" {
+			tpm += ", PCR 7 " + m.Pcr7
+		}
+	}
+	fmt.Fprintf(a.stdout, "firmware      %s\nTPM           %s\nlockdown      %s\n", clean(firmware), clean(tpm), clean(m.Lockdown))
+	for _, s := range m.Slots {
+		for _, missing := range s.Missing {
+			fmt.Fprintf(a.stdout, "slot %s lacks   %s\n", clean(s.Name), clean(missing))
+		}
+	}
+	if m.Failed != "" {
+		fmt.Fprintf(a.stdout, "last trial    given up: %s\n", clean(m.Failed))
+	}
+	return nil
+}
+
+func (a *app) upgrade(ctx context.Context, conn *grpc.ClientConn, file, signature string, older, later bool) error {
+	text, err := readBounded(signature, signatureLimit)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("there is no signature %s: fetch the file that was published beside the slot, or name it with --signature", signature)
+	}
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !fi.Mode().IsRegular() || fi.Size() > slotLimit {
+		return fmt.Errorf("%s is not a slot: it must be a file of at most %d MiB", file, slotLimit>>20)
+	}
+	r, err := a.sendSlot(ctx, conn, f, &isthmusv1.UpgradeHeader{Size: fi.Size(), Signature: string(text), Older: older, Reboot: !later})
+	if err != nil {
+		return fmt.Errorf("upgrading with %s: %w", file, err)
+	}
+	fmt.Fprintf(a.stderr, "isthmus: version %s is in slot %s\n", clean(r.Version), clean(r.Slot))
+	if later {
+		fmt.Fprintln(a.stderr, "isthmus: the next start tries it: isthmus system reboot")
+		return nil
+	}
+	return a.awaitSlot(ctx, conn, r.Slot)
+}
+
+func (a *app) sendSlot(ctx context.Context, conn *grpc.ClientConn, from io.Reader, h *isthmusv1.UpgradeHeader) (*isthmusv1.UpgradeResponse, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := isthmusv1.NewSystemServiceClient(conn).Upgrade(ctx)
+	if err != nil {
+		return nil, err
+	}
+	send := func(r *isthmusv1.UpgradeRequest) bool { return stream.Send(r) == nil } // why not comes with the answer
+	buf := make([]byte, slotChunk)
+	sent, told := int64(0), int64(0)
+	for ok := send(&isthmusv1.UpgradeRequest{Header: h}); ok; {
+		n, err := io.ReadFull(from, buf)
+		if n > 0 {
+			ok = send(&isthmusv1.UpgradeRequest{Chunk: buf[:n]})
+			sent += int64(n)
+		}
+		if percent := sent * 100 / max(h.Size, 1); percent >= told+20 {
+			told = percent
+			fmt.Fprintf(a.stderr, "isthmus: sent %d %%\n", percent)
+		}
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return stream.CloseAndRecv()
+}
+
+// awaitSlot waits until the node runs a slot that is good, and returns an error when that is not the wanted one.
+func (a *app) awaitSlot(ctx context.Context, conn *grpc.ClientConn, want string) error {
+	ctx, cancel := context.WithTimeout(ctx, upgradeWait)
+	defer cancel()
+	client := isthmusv1.NewSystemServiceClient(conn)
+	var last string
+	tell := func(text string) {
+		if text != last {
+			last = text
+			fmt.Fprintln(a.stderr, "isthmus: "+clean(text))
+		}
+	}
+	for gone := false; ; {
+		m, err := client.GetMachine(ctx, &isthmusv1.GetMachineRequest{})
+		switch code := status.Code(err); {
+		case err == nil:
+			done, text, err := verdict(m, want, gone)
+			if text != "" {
+				tell(text)
+			}
+			if done {
+				return err
+			}
+		case ctx.Err() != nil:
+		case code == codes.Unavailable || code == codes.DeadlineExceeded:
+			gone = true
+			tell("the node starts")
+		default:
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for slot %s: %w; look at the machine's console", want, ctx.Err())
+		case <-time.After(machinePace):
+		}
+	}
+}
+
+// verdict says whether the wanted slot was marked good, or given up, and what there is to tell until then.
+func verdict(m *isthmusv1.Machine, want string, gone bool) (done bool, text string, err error) {
+	for _, s := range m.Slots {
+		switch {
+		case s.Name == want && s.Running && s.Good && !s.Trial:
+			return true, fmt.Sprintf("slot %s, version %s, is good", s.Name, s.Version), nil
+		case s.Name == want && s.Running && s.Trial && len(s.Missing) > 0:
+			return false, fmt.Sprintf("slot %s runs; not as before: %s", s.Name, strings.Join(s.Missing, "; ")), nil
+		case s.Name == want && s.Running && s.Trial:
+			return false, fmt.Sprintf("slot %s runs, and all is as before", s.Name), nil
+		case s.Name != want && s.Running && m.Failed != "":
+			return true, "", fmt.Errorf("slot %s was given up, and slot %s runs: %s", want, s.Name, m.Failed)
+		case s.Name != want && s.Running && gone:
+			return false, fmt.Sprintf("slot %s runs", s.Name), nil
+		}
+	}
+	return false, "", nil
+}
+
+// readBounded reads a file that has at most so many bytes.
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(text)) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", path, limit)
+	}
+	return text, err
+}

@@ -1,0 +1,123 @@
+package apitest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
+)
+
+// Machine is an api.Machine with two slots. A slot's signature is its version; one that begins with "bad" is refused, and one whose version begins with "old" is
+// older. A machine that was to start again has done so at once, and a slot whose version begins with "sick" was given up then.
+type Machine struct {
+	mu      sync.Mutex
+	none    bool
+	running int
+	version [2]string
+	failed  string
+	Powered []string
+}
+
+// NewMachine returns a machine that runs version 1.0 from slot a.
+func NewMachine() *Machine { return &Machine{version: [2]string{"1.0", ""}} }
+
+// SetNone makes it a machine without slots.
+func (m *Machine) SetNone() { m.mu.Lock(); defer m.mu.Unlock(); m.none = true }
+
+// errNone is what a machine without slots says.
+var errNone = fmt.Errorf("%w: this machine has no slots", api.ErrPrecondition)
+
+func slotName(i int) string { return string(rune('a' + i)) }
+
+// Get implements api.Machine.
+func (m *Machine) Get(context.Context) (*isthmusv1.Machine, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := &isthmusv1.Machine{Firmware: "uefi", SecureBoot: true, Lockdown: "integrity"}
+	if m.none {
+		return out, nil
+	}
+	out.Keys, out.Failed = []string{"E7620F1842B4E81F"}, m.failed
+	for i, v := range m.version {
+		s := &isthmusv1.Slot{Name: slotName(i), Version: v, Running: i == m.running, Good: i == m.running}
+		if v != "" {
+			s.Serial, s.Key = 1764000000, "E7620F1842B4E81F"
+		}
+		out.Slots = append(out.Slots, s)
+	}
+	return out, nil
+}
+
+// Upgrade implements api.Machine.
+func (m *Machine) Upgrade(ctx context.Context, h *isthmusv1.UpgradeHeader, body io.Reader) (*isthmusv1.UpgradeResponse, error) {
+	version := strings.TrimSpace(h.Signature)
+	if strings.HasPrefix(version, "bad") {
+		return nil, fmt.Errorf("%w: signature does not belong to this slot", api.ErrInvalid)
+	}
+	if strings.HasPrefix(version, "old") && !h.Older {
+		return nil, fmt.Errorf("%w: slot is older than the one that runs", api.ErrPrecondition)
+	}
+	n, err := io.Copy(io.Discard, io.LimitReader(body, h.Size))
+	if err != nil {
+		return nil, err
+	}
+	if n != h.Size {
+		return nil, fmt.Errorf("%w: it ended after %d of %d bytes", api.ErrInvalid, n, h.Size)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.none {
+		return nil, errNone
+	}
+	other := 1 - m.running
+	m.version[other] = version
+	m.failed = ""
+	if h.Reboot {
+		m.start(other)
+	}
+	return &isthmusv1.UpgradeResponse{Slot: slotName(other), Version: version}, nil
+}
+
+// start starts a slot, which is given up when it is sick.
+func (m *Machine) start(slot int) {
+	if strings.HasPrefix(m.version[slot], "sick") {
+		m.failed = "tunnels that were up before and are not: aws-0"
+		return
+	}
+	m.running = slot
+}
+
+// Rollback implements api.Machine.
+func (m *Machine) Rollback(context.Context) (*isthmusv1.RollbackSlotResponse, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch other := 1 - m.running; {
+	case m.none:
+		return nil, errNone
+	case m.version[other] == "":
+		return nil, fmt.Errorf("%w: slot %s: slot is empty", api.ErrPrecondition, slotName(other))
+	default:
+		m.start(other)
+		return &isthmusv1.RollbackSlotResponse{Slot: slotName(other)}, nil
+	}
+}
+
+// Reboot implements api.Machine.
+func (m *Machine) Reboot(context.Context) error { return m.power("reboot") }
+
+// PowerOff implements api.Machine.
+func (m *Machine) PowerOff(context.Context) error { return m.power("poweroff") }
+
+func (m *Machine) power(verb string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.none {
+		return errNone
+	}
+	m.Powered = append(m.Powered, verb)
+	return nil
+}

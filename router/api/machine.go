@@ -1,0 +1,123 @@
+package api
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+// Machine is what the router runs on. Methods may be called from several goroutines. Their errors wrap ErrInvalid where the request is wrong; all others are about the
+// machine's state.
+type Machine interface {
+	Get(ctx context.Context) (*isthmusv1.Machine, error)
+	Upgrade(ctx context.Context, h *isthmusv1.UpgradeHeader, body io.Reader) (*isthmusv1.UpgradeResponse, error)
+	Rollback(ctx context.Context) (*isthmusv1.RollbackSlotResponse, error)
+	Reboot(ctx context.Context) error
+	PowerOff(ctx context.Context) error
+}
+
+const (
+	// maxChunk bounds one message of a slot's bytes.
+	maxChunk = 1 << 20
+	// chunkLimit is how long a client may take to send one.
+	chunkLimit = time.Minute
+)
+
+// needsMachine returns the status of a call about a machine that is not there.
+func (s *services) needsMachine() error {
+	if s.machine == nil {
+		return status.Error(codes.Unimplemented, "this daemon does not know the machine that it runs on")
+	}
+	return nil
+}
+
+// ofMachine is the status of an error of the machine.
+func ofMachine(err error) error {
+	if err == nil {
+		return nil
+	}
+	if s := status.Convert(statusOf(err)); s.Code() != codes.Internal {
+		return s.Err()
+	}
+	return status.Error(codes.FailedPrecondition, err.Error())
+}
+
+func (s *services) GetMachine(ctx context.Context, _ *isthmusv1.GetMachineRequest) (*isthmusv1.Machine, error) {
+	if err := s.needsMachine(); err != nil {
+		return nil, err
+	}
+	m, err := s.machine.Get(ctx)
+	return m, ofMachine(err)
+}
+
+func (s *services) Upgrade(stream grpc.ClientStreamingServer[isthmusv1.UpgradeRequest, isthmusv1.UpgradeResponse]) error {
+	if err := s.needsMachine(); err != nil {
+		return err
+	}
+	first, err := stream.Recv()
+	if err != nil && err != io.EOF {
+		return err
+	}
+	if first.GetHeader() == nil || len(first.Chunk) > 0 {
+		return status.Error(codes.InvalidArgument, "the first message must have the header and nothing else")
+	}
+	body, bytes := io.Pipe()
+	defer body.Close()
+	go receive(stream, bytes)
+	r, err := s.machine.Upgrade(stream.Context(), first.Header, body)
+	if err != nil {
+		return ofMachine(err)
+	}
+	return stream.SendAndClose(r)
+}
+
+// receive writes a slot's bytes to a pipe until the stream or the reader ends, or the client sends nothing for too long.
+func receive(stream grpc.ClientStreamingServer[isthmusv1.UpgradeRequest, isthmusv1.UpgradeResponse], to *io.PipeWriter) {
+	late := time.AfterFunc(chunkLimit, func() {
+		to.CloseWithError(status.Errorf(codes.DeadlineExceeded, "the client sent nothing for %v", chunkLimit))
+	})
+	defer late.Stop()
+	for {
+		late.Reset(chunkLimit)
+		m, err := stream.Recv()
+		late.Stop() // the helper may take its time
+		if err == nil && (m.Header != nil || len(m.Chunk) > maxChunk) {
+			err = status.Errorf(codes.InvalidArgument, "a message after the first one must have at most %d bytes of the slot, and no header", maxChunk)
+		}
+		if err == nil {
+			_, err = to.Write(m.Chunk)
+		}
+		if err != nil {
+			to.CloseWithError(err)
+			return
+		}
+	}
+}
+
+func (s *services) RollbackSlot(ctx context.Context, _ *isthmusv1.RollbackSlotRequest) (*isthmusv1.RollbackSlotResponse, error) {
+	if err := s.needsMachine(); err != nil {
+		return nil, err
+	}
+	r, err := s.machine.Rollback(ctx)
+	return r, ofMachine(err)
+}
+
+func (s *services) Reboot(ctx context.Context, _ *isthmusv1.RebootRequest) (*isthmusv1.RebootResponse, error) {
+	if err := s.needsMachine(); err != nil {
+		return nil, err
+	}
+	return &isthmusv1.RebootResponse{}, ofMachine(s.machine.Reboot(ctx))
+}
+
+func (s *services) PowerOff(ctx context.Context, _ *isthmusv1.PowerOffRequest) (*isthmusv1.PowerOffResponse, error) {
+	if err := s.needsMachine(); err != nil {
+		return nil, err
+	}
+	return &isthmusv1.PowerOffResponse{}, ofMachine(s.machine.PowerOff(ctx))
+}

@@ -1,0 +1,384 @@
+// Package machine is what is below the router: the slots from which the machine starts, its power, and its firmware. The work on disks is done by the helper
+// (image/helper), which is root; this room decides when a slot is good.
+package machine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/isthmus-net/isthmus/image/helper"
+	"github.com/isthmus-net/isthmus/image/slot"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
+)
+
+// Helper does with the disk and the machine what is asked of it; helper.Client is one.
+type Helper interface {
+	Status(ctx context.Context) (*helper.Status, error)
+	Do(ctx context.Context, verb string) error
+	Write(ctx context.Context, size int64, signature string, older bool, body io.Reader) error
+}
+
+// Node is the router as its users see it.
+type Node interface {
+	// Ready says whether the rules of the document are in the kernel.
+	Ready() bool
+	Status() (*isthmusv1.SystemStatus, <-chan struct{})
+	Tunnels() ([]*isthmusv1.TunnelStatus, <-chan struct{})
+	Peers() ([]*isthmusv1.PeerStatus, <-chan struct{})
+}
+
+// Records keeps what must outlive the boot between two slots.
+type Records interface {
+	Private(name string) ([]byte, error)
+	SetPrivate(name string, value []byte, now time.Time) error
+}
+
+// Options is what a Machine needs.
+type Options struct {
+	Helper  Helper
+	Node    Node
+	Records Records
+	// Serves says whether the API answers.
+	Serves func(ctx context.Context) error
+	// Sys is /sys.
+	Sys string
+	Log *slog.Logger
+}
+
+// Machine is the machine that the router runs on. Methods may be called from several goroutines.
+type Machine struct {
+	Options
+
+	mu     sync.Mutex
+	trial  *isthmusv1.Condition // nil: the slot that runs is not on trial
+	missed []string
+	failed *isthmusv1.Condition // nil: no trial was given up
+}
+
+// New returns the machine.
+func New(o Options) *Machine { return &Machine{Options: o} }
+
+// before is what was so before an upgrade. A machine that was started again cannot know it from anywhere else.
+type before struct {
+	Trial   slot.Name `json:"trial"`
+	Applied bool      `json:"applied"`
+	Tunnels []string  `json:"tunnels,omitempty"` // that were up
+	Peers   []string  `json:"peers,omitempty"`   // whose sessions were established
+	// Missing is why the trial was not good when it was looked at last.
+	Missing []string `json:"missing,omitempty"`
+}
+
+const record = "upgrade"
+
+// now returns what is so.
+func (m *Machine) now() (b before) {
+	s, _ := m.Node.Status()
+	b.Applied = s.GetGeneration() == s.GetAppliedGeneration()
+	tunnels, _ := m.Node.Tunnels()
+	for _, t := range tunnels {
+		if t.GetState() == "up" {
+			b.Tunnels = append(b.Tunnels, t.GetName())
+		}
+	}
+	peers, _ := m.Node.Peers()
+	for _, p := range peers {
+		if p.GetState() == "established" {
+			b.Peers = append(b.Peers, p.GetName())
+		}
+	}
+	return b
+}
+
+// listed is how many names of one kind are told.
+const listed = 5
+
+// missing returns what keeps a slot from being good: what does not work, and what is not as it was before.
+func missing(was, is before, ready bool, serves error, conditions []*isthmusv1.Condition) (out []string) {
+	if serves != nil {
+		out = append(out, "the API does not answer: "+serves.Error())
+	}
+	if !ready {
+		out = append(out, "the rules of the document are not in the kernel")
+	}
+	for _, c := range conditions {
+		if c.GetType() == "CharonUnreachable" || c.GetType() == "GuardMissing" || c.GetType() == "GenerationHeldBack" || c.GetType() == "DocumentUnusable" {
+			out = append(out, c.GetType()+": "+c.GetMessage())
+		}
+	}
+	if was.Applied && !is.Applied {
+		out = append(out, "the document is not carried out without an error, as it was before")
+	}
+	gone := func(kind string, was, is []string) {
+		var names []string
+		for _, n := range was {
+			if !slices.Contains(is, n) {
+				names = append(names, n)
+			}
+		}
+		if n := len(names); n > listed {
+			names = append(names[:listed], fmt.Sprintf("and %d more", n-listed))
+		}
+		if len(names) > 0 {
+			out = append(out, kind+strings.Join(names, ", "))
+		}
+	}
+	gone("tunnels that were up before and are not: ", was.Tunnels, is.Tunnels)
+	gone("peers that were established before and are not: ", was.Peers, is.Peers)
+	return out
+}
+
+const (
+	judgePace = 2 * time.Second
+	// steady is how long everything has to be as before until a slot is good.
+	steady = 10 * time.Second
+)
+
+// Judge marks the slot that runs good once all is as it was before the upgrade, and says what is missing until then. It returns when there is nothing to judge, or ctx
+// is done. A trial that is not marked good in time is given up by the helper.
+func (m *Machine) Judge(ctx context.Context) {
+	pace := time.NewTicker(judgePace)
+	defer pace.Stop()
+	var good time.Time // since when
+	var told string
+	for {
+		st, err := m.Helper.Status(ctx)
+		switch {
+		case errors.Is(err, slot.ErrNoSlots):
+			return
+		case err != nil:
+			m.Log.Warn("asking the system helper failed", "err", err)
+		case st.Env.Trial == slot.None || st.Env.Trial != st.Running:
+			m.settle(st)
+			return
+		default:
+			was := m.read()
+			lacks := missing(was, m.now(), m.Node.Ready(), m.Serves(ctx), m.conditions())
+			m.onTrial(st, lacks)
+			if text := strings.Join(lacks, "; "); text != told {
+				told = text
+				m.Log.Info("a slot is on trial", "slot", st.Running, "until", st.Deadline, "missing", text)
+				was.Missing = lacks
+				m.write(was)
+			}
+			switch now := time.Now(); {
+			case len(lacks) > 0:
+				good = time.Time{}
+			case good.IsZero():
+				good = now
+			case now.Sub(good) >= steady:
+				if err := m.Helper.Do(ctx, helper.DoGood); err != nil {
+					m.Log.Warn("marking the slot good failed", "slot", st.Running, "err", err)
+				} else {
+					m.Log.Info("the slot is good", "slot", st.Running, "version", st.Slots[st.Running].Version)
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-pace.C:
+		}
+	}
+}
+
+func (m *Machine) conditions() []*isthmusv1.Condition {
+	s, _ := m.Node.Status()
+	return s.GetConditions()
+}
+
+func (m *Machine) read() (b before) {
+	text, err := m.Records.Private(record)
+	if err == nil {
+		err = json.Unmarshal(text, &b)
+	}
+	if err != nil {
+		// Then what works at all has to be enough.
+		return before{}
+	}
+	return b
+}
+
+func (m *Machine) write(b before) {
+	text, err := json.Marshal(b)
+	if err == nil {
+		err = m.Records.SetPrivate(record, text, time.Now())
+	}
+	if err != nil {
+		m.Log.Warn("noting how the node is before or after an upgrade failed", "err", err)
+	}
+}
+
+func (m *Machine) onTrial(st *helper.Status, lacks []string) {
+	text := fmt.Sprintf("slot %s (version %s) is on trial until %s: ", st.Running, st.Slots[st.Running].Version, st.Deadline.UTC().Format(time.RFC3339))
+	if len(lacks) == 0 {
+		text += "all is as it was before the upgrade; it is marked good in a moment"
+	} else {
+		text += strings.Join(lacks, "; ") + "; when this stays so, the machine returns to the other slot (`isthmus system rollback` does it now)"
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.trial, m.missed = &isthmusv1.Condition{Type: "SlotOnTrial", Severity: "warning", Message: text}, lacks
+}
+
+// settle keeps the conditions of a machine whose slot is not on trial.
+func (m *Machine) settle(st *helper.Status) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.trial, m.missed, m.failed = nil, nil, nil
+	if st.Env.Failed != slot.None {
+		m.failed = &isthmusv1.Condition{Type: "SlotFailed", Severity: "warning", Message: fmt.Sprintf("slot %s (version %s) was given up, and the machine has returned to slot %s: %s; `isthmus system upgrade` with a slot that works ends this",
+			st.Env.Failed, st.Slots[st.Env.Failed].Version, st.Running, m.why(st))}
+	}
+}
+
+// why tells why a trial was given up.
+func (m *Machine) why(st *helper.Status) string {
+	b := m.read()
+	if b.Trial != st.Env.Failed || len(b.Missing) == 0 {
+		return "its daemon did not tell why: it did not start, ended again and again, or the kernel did not come so far"
+	}
+	return strings.Join(b.Missing, "; ")
+}
+
+// Conditions returns what an operator should know of the slots.
+func (m *Machine) Conditions() (out []*isthmusv1.Condition) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range []*isthmusv1.Condition{m.trial, m.failed} {
+		if c != nil {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// Get returns what there is to know.
+func (m *Machine) Get(ctx context.Context) (*isthmusv1.Machine, error) {
+	f := ReadFirmware(m.Sys)
+	out := &isthmusv1.Machine{Firmware: "bios", SecureBoot: f.SecureBoot, Tpm: f.TPM, Pcr7: f.PCR7, Lockdown: f.Lockdown}
+	if f.UEFI {
+		out.Firmware = "uefi"
+	}
+	st, err := m.Helper.Status(ctx)
+	if errors.Is(err, slot.ErrNoSlots) {
+		return out, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out.Keys = st.Keys
+	for _, n := range []slot.Name{slot.A, slot.B} {
+		in := st.Slots[n]
+		s := &isthmusv1.Slot{Name: string(n), Version: in.Version, Serial: in.Serial, Key: in.KeyID, Running: n == st.Running, Good: n == st.Env.Good, Trial: n == st.Env.Trial}
+		if s.Trial {
+			s.Tries = int32(st.Env.Tries)
+			if s.Running {
+				s.Deadline, s.Missing = timestamppb.New(st.Deadline), m.missed
+			}
+		}
+		out.Slots = append(out.Slots, s)
+	}
+	if st.Env.Failed != slot.None {
+		out.Failed = m.why(st)
+	}
+	return out, nil
+}
+
+// Upgrade writes a slot and has it tried at the next boot. With reboot in the header the machine starts again a moment after this has returned.
+func (m *Machine) Upgrade(ctx context.Context, h *isthmusv1.UpgradeHeader, body io.Reader) (*isthmusv1.UpgradeResponse, error) {
+	sig, err := slot.ParseSignature([]byte(h.GetSignature()))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", api.ErrInvalid, err)
+	}
+	if err := m.Helper.Write(ctx, h.GetSize(), h.GetSignature(), h.GetOlder(), body); errors.Is(err, helper.ErrInvalid) {
+		return nil, fmt.Errorf("%w: %w", api.ErrInvalid, err)
+	} else if err != nil {
+		return nil, err
+	}
+	to, err := m.try(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if h.GetReboot() {
+		m.soon(helper.DoReboot)
+	}
+	return &isthmusv1.UpgradeResponse{Slot: string(to), Version: sig.Release.Version, Serial: sig.Release.Serial}, nil
+}
+
+// try has the other slot tried, after noting how the node is now.
+func (m *Machine) try(ctx context.Context) (slot.Name, error) {
+	st, err := m.Helper.Status(ctx)
+	if err != nil {
+		return slot.None, err
+	}
+	b := m.now()
+	b.Trial = st.Running.Other()
+	m.write(b)
+	if err := m.Helper.Do(ctx, helper.DoTry); err != nil {
+		return slot.None, err
+	}
+	// The trial that was given up before is of the past now.
+	if st, err := m.Helper.Status(ctx); err == nil {
+		m.settle(st)
+	}
+	return b.Trial, nil
+}
+
+// Rollback has the machine start from the other slot: a trial that runs is given up; else the other slot is tried, and kept when it is good.
+func (m *Machine) Rollback(ctx context.Context) (*isthmusv1.RollbackSlotResponse, error) {
+	st, err := m.Helper.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	to := st.Running.Other()
+	if st.Env.Trial != slot.None && st.Env.Trial == st.Running {
+		err = m.Helper.Do(ctx, helper.DoReject)
+	} else {
+		_, err = m.try(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	m.soon(helper.DoReboot)
+	return &isthmusv1.RollbackSlotResponse{Slot: string(to)}, nil
+}
+
+// Reboot starts the machine again, a moment after it has returned.
+func (m *Machine) Reboot(ctx context.Context) error { return m.power(ctx, helper.DoReboot) }
+
+// PowerOff switches the machine off, a moment after it has returned.
+func (m *Machine) PowerOff(ctx context.Context) error { return m.power(ctx, helper.DoPoweroff) }
+
+func (m *Machine) power(ctx context.Context, verb string) error {
+	if _, err := m.Helper.Status(ctx); err != nil {
+		return err
+	}
+	m.soon(verb)
+	return nil
+}
+
+// answerTime is how long the caller has to get its answer before the machine goes.
+const answerTime = time.Second
+
+func (m *Machine) soon(verb string) {
+	time.AfterFunc(answerTime, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := m.Helper.Do(ctx, verb); err != nil {
+			m.Log.Error("the machine does not do what was asked", "verb", verb, "err", err)
+		}
+	})
+}

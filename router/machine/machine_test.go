@@ -1,0 +1,288 @@
+package machine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/isthmus-net/isthmus/image/helper"
+	"github.com/isthmus-net/isthmus/image/slot"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
+)
+
+// fake is a helper with the rules of the real one, a node, and records.
+type fake struct {
+	mu       sync.Mutex
+	st       helper.Status
+	none     bool
+	did      []string
+	refusal  error
+	ready    bool
+	serves   error
+	status   isthmusv1.SystemStatus
+	tunnels  map[string]string
+	peers    map[string]string
+	recorded []byte
+}
+
+func (f *fake) Status(context.Context) (*helper.Status, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.none {
+		return nil, slot.ErrNoSlots
+	}
+	st := f.st
+	return &st, nil
+}
+
+func (f *fake) Do(_ context.Context, verb string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.did = append(f.did, verb)
+	switch verb {
+	case helper.DoGood:
+		f.st.Env = slot.Env{Good: f.st.Running}
+	case helper.DoTry:
+		f.st.Env = slot.Env{Good: f.st.Running, Trial: f.st.Running.Other(), Tries: 3}
+	}
+	return nil
+}
+
+func (f *fake) Write(_ context.Context, _ int64, _ string, _ bool, body io.Reader) error {
+	if _, err := io.Copy(io.Discard, body); err != nil {
+		return err
+	}
+	return f.refusal
+}
+
+func (f *fake) Ready() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.ready }
+func (f *fake) Tunnels() (out []*isthmusv1.TunnelStatus, _ <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for n, s := range f.tunnels {
+		out = append(out, &isthmusv1.TunnelStatus{Name: n, State: s})
+	}
+	slices.SortFunc(out, func(a, b *isthmusv1.TunnelStatus) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+func (f *fake) Peers() (out []*isthmusv1.PeerStatus, _ <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for n, s := range f.peers {
+		out = append(out, &isthmusv1.PeerStatus{Name: n, State: s})
+	}
+	return out, nil
+}
+
+type node struct{ *fake }
+
+func (n node) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return &isthmusv1.SystemStatus{Generation: n.status.Generation, AppliedGeneration: n.status.AppliedGeneration, Conditions: n.status.Conditions}, nil
+}
+
+func (f *fake) Private(string) ([]byte, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.recorded == nil {
+		return nil, errors.New("not found")
+	}
+	return f.recorded, nil
+}
+
+func (f *fake) SetPrivate(_ string, value []byte, _ time.Time) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.recorded = value
+	return nil
+}
+
+func newFake() *fake {
+	f := &fake{ready: true, tunnels: map[string]string{"aws-0": "up", "aws-1": "down"}, peers: map[string]string{"aws-0": "established"},
+		st: helper.Status{Running: slot.A, Env: slot.Env{Good: slot.A}, Keys: []string{"K"}, Slots: map[slot.Name]helper.Inside{
+			slot.A: {Release: slot.Release{Version: "1", Serial: 1}}, slot.B: {Release: slot.Release{Version: "2", Serial: 2}}}}}
+	f.status.Generation, f.status.AppliedGeneration = 5, 5
+	return f
+}
+
+func (f *fake) machine() *Machine {
+	return New(Options{Helper: f, Node: node{f}, Records: f, Sys: "/nowhere", Log: slog.New(slog.DiscardHandler),
+		Serves: func(context.Context) error { f.mu.Lock(); defer f.mu.Unlock(); return f.serves }})
+}
+
+// set changes the fake.
+func (f *fake) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+// upgraded is a fake whose machine has been upgraded and has started from slot b, with nothing up yet.
+func upgraded(t *testing.T) (*fake, *Machine) {
+	t.Helper()
+	f := newFake()
+	if _, err := f.machine().try(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.set(func() {
+		f.st.Running, f.st.Env.Tries = slot.B, 2
+		f.tunnels, f.peers = map[string]string{"aws-0": "connecting", "aws-1": "down"}, map[string]string{"aws-0": "idle"}
+		f.status.AppliedGeneration, f.ready = 0, false
+	})
+	return f, f.machine()
+}
+
+func TestJudge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, m := upgraded(t)
+		ended := make(chan struct{})
+		go func() { m.Judge(t.Context()); close(ended) }()
+		lacks := func(want ...string) {
+			t.Helper()
+			time.Sleep(steady + 2*judgePace)
+			synctest.Wait()
+			c := m.Conditions()
+			if len(c) != 1 || c[0].Type != "SlotOnTrial" {
+				t.Fatalf("conditions %v", c)
+			}
+			for _, w := range want {
+				if !strings.Contains(c[0].Message, w) {
+					t.Errorf("%q is not in %s", w, c[0].Message)
+				}
+			}
+			got, err := m.Get(t.Context())
+			if err != nil || len(got.Slots[1].Missing) != len(want) || !got.Slots[1].Trial {
+				t.Errorf("%v, %v; want %d that are missing", got, err, len(want))
+			}
+		}
+		lacks("rules of the document are not in the kernel", "not carried out without an error", "tunnels that were up before and are not: aws-0", "established before and are not: aws-0")
+		f.set(func() {
+			f.ready, f.status.AppliedGeneration = true, 5
+			f.tunnels["aws-0"], f.peers["aws-0"] = "up", "established"
+		})
+		f.set(func() { f.serves = errors.New("late") })
+		lacks("the API does not answer: late")
+		f.set(func() {
+			f.serves = nil
+			f.status.Conditions = []*isthmusv1.Condition{{Type: "CharonUnreachable", Message: "no charon"}, {Type: "PoolDegraded"}}
+		})
+		lacks("CharonUnreachable: no charon")
+		// What comes and goes is not good.
+		f.set(func() { f.status.Conditions = nil })
+		time.Sleep(steady / 2)
+		f.set(func() { f.tunnels["aws-0"] = "connecting" })
+		lacks("aws-0")
+		select {
+		case <-ended:
+			t.Fatal("marked good")
+		default:
+		}
+		f.set(func() { f.tunnels["aws-0"] = "up" })
+		<-ended
+		if c := m.Conditions(); len(c) != 0 {
+			t.Error(c)
+		}
+		if e := f.st.Env; e != (slot.Env{Good: slot.B}) {
+			t.Error(e)
+		}
+	})
+}
+
+// After a trial that was given up the former slot tells why.
+func TestFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, m := upgraded(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		go m.Judge(ctx)
+		time.Sleep(judgePace)
+		synctest.Wait()
+		cancel()
+		f.set(func() { f.st.Running, f.st.Env = slot.A, slot.Env{Good: slot.A, Failed: slot.B} })
+		m = f.machine()
+		m.Judge(t.Context())
+		c := m.Conditions()
+		if len(c) != 1 || c[0].Type != "SlotFailed" || !strings.Contains(c[0].Message, "slot b (version 2)") || !strings.Contains(c[0].Message, "tunnels that were up before and are not: aws-0") {
+			t.Errorf("conditions %v", c)
+		}
+		f.set(func() { f.recorded = nil })
+		m.Judge(t.Context())
+		if c := m.Conditions(); !strings.Contains(c[0].Message, "did not tell why") {
+			t.Errorf("conditions %v", c)
+		}
+		if _, err := m.try(t.Context()); err != nil || len(m.Conditions()) != 0 {
+			t.Errorf("%v, conditions %v", err, m.Conditions())
+		}
+	})
+}
+
+func TestMissingIsBounded(t *testing.T) {
+	var was before
+	for range 1000 {
+		was.Tunnels = append(was.Tunnels, "tunnel")
+	}
+	if got := missing(was, before{}, true, nil, nil); len(got) != 1 || len(got[0]) > 200 || !strings.Contains(got[0], "and 995 more") {
+		t.Error(got)
+	}
+}
+
+func TestWithoutSlots(t *testing.T) {
+	f := newFake()
+	f.none = true
+	m := f.machine()
+	m.Judge(t.Context())
+	if got, err := m.Get(t.Context()); err != nil || len(got.Slots) != 0 {
+		t.Error(got, err)
+	}
+	if err := m.Reboot(t.Context()); !errors.Is(err, slot.ErrNoSlots) {
+		t.Error(err)
+	}
+	if _, err := m.Rollback(t.Context()); !errors.Is(err, slot.ErrNoSlots) {
+		t.Error(err)
+	}
+}
+
+func TestUpgradeRefused(t *testing.T) {
+	f := newFake()
+	if _, err := f.machine().Upgrade(t.Context(), &isthmusv1.UpgradeHeader{Signature: "nonsense"}, bytes.NewReader(nil)); !errors.Is(err, api.ErrInvalid) {
+		t.Error(err)
+	}
+	if len(f.did) > 0 {
+		t.Error(f.did)
+	}
+}
+
+func TestFirmware(t *testing.T) {
+	sys := t.TempDir()
+	write := func(path, text string) {
+		t.Helper()
+		path = filepath.Join(sys, path)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := ReadFirmware(sys); got != (Firmware{}) {
+		t.Error(got)
+	}
+	write(secureBoot, "\x06\x00\x00\x00\x01")
+	write("class/tpm/tpm0/pcr-sha256/7", "65CAF8\n")
+	write("kernel/security/lockdown", "none [integrity] confidentiality\n")
+	if got, want := ReadFirmware(sys), (Firmware{UEFI: true, SecureBoot: true, TPM: true, PCR7: "65caf8", Lockdown: "integrity"}); got != want {
+		t.Error(got)
+	}
+	write(secureBoot, "\x06\x00\x00\x00\x00")
+	if ReadFirmware(sys).SecureBoot {
+		t.Error("Secure Boot is said to be on")
+	}
+}
