@@ -107,7 +107,7 @@ func Build(ctx context.Context, progress io.Writer) (*Image, error) {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return nil, fmt.Errorf("making the cache directory: %w", err)
 	}
-	unlock, err := lock(ctx, filepath.Join(cache, "build.lock"))
+	unlock, err := Lock(ctx, filepath.Join(cache, "build.lock"))
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +153,7 @@ func build(ctx context.Context, img *Image, step func(string)) error {
 		"--customize-hook=" + libreswan,
 		"--customize-hook=rm -rf \"$1\"/var/cache/apt/* \"$1\"/var/lib/apt/lists/*",
 		suite, tree}
-	if m := mirror(ctx); m != "" {
+	if m := Mirror(ctx); m != "" {
 		args = append(args, m)
 	}
 	if err := run(ctx, "mmdebstrap", args...); err != nil {
@@ -205,9 +205,9 @@ func build(ctx context.Context, img *Image, step func(string)) error {
 		"-E", "root_owner=0:0", "-d", tree, img.disk(), fmt.Sprintf("%dM", size*12/10>>20+64))
 }
 
-// mirror is the Debian mirror that this machine's apt is configured with, or
+// Mirror is the Debian mirror that this machine's apt is configured with, or
 // "" where there is none (mmdebstrap then uses its own default).
-func mirror(ctx context.Context) string {
+func Mirror(ctx context.Context) string {
 	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages").Output()
 	if err != nil {
 		return ""
@@ -411,9 +411,9 @@ func tail(out []byte) string {
 	return strings.Join(lines[max(0, len(lines)-15):], "\n")
 }
 
-// lock takes an exclusive lock on path and waits for it until ctx ends. The
+// Lock takes an exclusive lock on path and waits for it until ctx ends. The
 // kernel drops the lock of a process that dies.
-func lock(ctx context.Context, path string) (unlock func(), err error) {
+func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("locking: %w", err)
