@@ -41,6 +41,7 @@ lab: setup build ## the same topology, with a prompt
 	go build -o bin/clouds ./test/e2e/clouds && bin/clouds lab
 
 test: setup build ## every test; what needs a fuller kernel than this one runs itself in a VM
+	@test/setup deb
 	go vet ./...
 	$(VM) build >/dev/null # the tests of bgp/gobgp take BIRD and FRR from there
 	go test -timeout 20m $$(go list ./... | grep -v /test/e2e)

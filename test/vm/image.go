@@ -107,7 +107,7 @@ func Build(ctx context.Context, progress io.Writer) (*Image, error) {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return nil, fmt.Errorf("making the cache directory: %w", err)
 	}
-	unlock, err := lock(ctx, filepath.Join(cache, "build.lock"))
+	unlock, err := Lock(ctx, filepath.Join(cache, "build.lock"))
 	if err != nil {
 		return nil, err
 	}
@@ -411,9 +411,9 @@ func tail(out []byte) string {
 	return strings.Join(lines[max(0, len(lines)-15):], "\n")
 }
 
-// lock takes an exclusive lock on path and waits for it until ctx ends. The
+// Lock takes an exclusive lock on path and waits for it until ctx ends. The
 // kernel drops the lock of a process that dies.
-func lock(ctx context.Context, path string) (unlock func(), err error) {
+func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("locking: %w", err)

@@ -79,7 +79,7 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	unlock, err := lock(ctx, filepath.Join(filepath.Dir(img.Dir), "run.lock"))
+	unlock, err := Lock(ctx, filepath.Join(filepath.Dir(img.Dir), "run.lock"))
 	if err != nil {
 		return 0, err
 	}

@@ -86,7 +86,6 @@ func newCharon(t *testing.T, ns string) *charon {
 	}
 	conf := string(shipped) + fmt.Sprintf(`
 charon {
-	load = random nonce openssl hmac kdf pem x509 pubkey pkcs1 kernel-netlink socket-default vici
 	%s
 	plugins { vici { socket = unix://%s } }
 	journal { default = -1 }
@@ -621,6 +620,58 @@ func TestTunnel6(t *testing.T) {
 			b.near.start()
 			until(t, 60*time.Second, "up again", func() bool { s := b.state("t1"); return s.Status == tunnel.Up && s.TimesUp > before })
 		})
+	}
+}
+
+// TestTunnelClear: nothing of a tunnel is left in charon and in the kernel, whether charon runs or was killed, and what belongs to another stays.
+func TestTunnelClear(t *testing.T) {
+	b := newBench(t)
+	c, p := one(1)
+	b.far.load(p)
+	b.farInterface(c)
+	ip := func(words string) string { return nltest.Run(t, "ip", strings.Fields(words)...) }
+	ip("xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x77 mode tunnel if_id 0x7 aead rfc4106(gcm(aes)) 0x0102030405060708090a0b0c0d0e0f1011121314 128")
+	ip("xfrm policy add src 10.77.0.0/16 dst 10.78.0.0/16 dir out if_id 0x7 tmpl src 192.0.2.1 dst 192.0.2.2 proto esp mode tunnel")
+	ours := fmt.Sprintf("if_id 0x%x", c.ID)
+	for _, killed := range []bool{false, true} {
+		b.apply(c)
+		b.await("t1", tunnel.Up)
+		b.stop()
+		if out := ip("xfrm state") + ip("xfrm policy"); !strings.Contains(out, ours) {
+			t.Fatalf("no state of ours:\n%s", out)
+		}
+		if killed {
+			b.near.kill()
+		}
+		links, err := nl.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := New(Options{Socket: b.near.socket, Links: links})
+		n, err := d.Clear(t.Context())
+		if d.Close(); killed != errors.Is(err, ErrNoCharon) || !killed && (n != 2 || err != nil) {
+			t.Errorf("killed %v: %d removed from charon, %v", killed, n, err)
+		}
+		if n, err := links.ClearLinks(tunnel.Mark); err != nil || killed && n != 1 {
+			t.Errorf("killed %v: %d interfaces removed, %v", killed, n, err)
+		}
+		if n, err := links.ClearIPsec(c.ID, c.ID); err != nil || killed && n < 5 {
+			t.Errorf("killed %v: %d states and policies removed, %v", killed, n, err)
+		}
+		if n, err := links.ClearIPsec(c.ID, c.ID); n != 0 || err != nil {
+			t.Errorf("killed %v, the second time: %d removed, %v", killed, n, err)
+		}
+		links.Close()
+		out := ip("xfrm state") + ip("xfrm policy") + ip("-d link")
+		if strings.Contains(out, ours) || strings.Contains(out, tunnel.Mark) || strings.Count(out, "if_id 0x7") != 2 {
+			t.Errorf("killed %v: there is\n%s", killed, out)
+		}
+		if killed {
+			b.near.start()
+		} else if out := b.near.swanctl("--list-conns") + b.near.swanctl("--list-sas"); strings.Contains(out, tunnel.Mark) {
+			t.Errorf("charon has\n%s", out)
+		}
+		b.start()
 	}
 }
 
