@@ -1,0 +1,357 @@
+package appliance
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/isthmus-net/isthmus/image/slot"
+	"github.com/isthmus-net/isthmus/test/vm"
+)
+
+const (
+	// bootLimit is for one boot of an emulated machine that shares two processors.
+	bootLimit = 10 * time.Minute
+	// commandLimit is for one command on its console.
+	commandLimit = 2 * time.Minute
+)
+
+// built returns a file that make image has made.
+func built(t *testing.T, name string) string {
+	t.Helper()
+	path, err := filepath.Abs(filepath.Join("../../bin", name))
+	if err == nil {
+		_, err = os.Stat(path)
+	}
+	if err != nil {
+		t.Fatalf("run make image first: %v", err)
+	}
+	return path
+}
+
+// bench is a disk with what is needed to use the machine from outside.
+type bench struct {
+	t       *testing.T
+	dir     string
+	disk    string
+	api     string // host and port
+	context string // file
+	m       *Machine
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	b := &bench{t: t, dir: t.TempDir()}
+	b.disk, b.context = filepath.Join(b.dir, "disk.raw"), filepath.Join(b.dir, "admin.yaml")
+	if out, err := exec.Command("cp", "--sparse=always", built(t, "image/disk.raw"), b.disk).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	// As a cloud grows it.
+	if err := os.Truncate(b.disk, 3<<30); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.api = l.Addr().String()
+	l.Close()
+	return b
+}
+
+// start starts the machine, and ends it with the test.
+func (b *bench) start(f Firmware) {
+	b.t.Helper()
+	m, err := Start(b.t.Context(), Config{Disk: b.disk, Firmware: f, UUID: "6c3cf9a5-1f5b-4f0e-9d3f-1d1c5f0a7b11", Net: []string{
+		"-netdev", "user,id=net0,restrict=on,hostfwd=tcp:" + b.api + "-:7443", "-device", "virtio-net-pci,netdev=net0,romfile="}})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.m = m
+	b.t.Cleanup(b.stop)
+}
+
+// stop cuts the power.
+func (b *bench) stop() {
+	if b.m == nil {
+		return
+	}
+	if b.t.Failed() {
+		b.t.Logf("the end of the console:\n%s", b.m.Tail(6000))
+	}
+	if err := b.m.Close(); err != nil {
+		b.t.Error(err)
+	}
+	b.m = nil
+}
+
+// rescue gets a shell on the console.
+func (b *bench) rescue() {
+	b.t.Helper()
+	if err := b.m.Rescue(bootLimit); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) run(command string) string {
+	b.t.Helper()
+	out, err := b.m.Run(command, commandLimit)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return strings.TrimSpace(out)
+}
+
+// until runs a command again and again until its output is as wanted.
+func (b *bench) until(command, expression string) string {
+	b.t.Helper()
+	re := regexp.MustCompile(expression)
+	for end := time.Now().Add(bootLimit); ; time.Sleep(time.Second) {
+		out, err := b.m.Run(command, commandLimit)
+		if err == nil && re.MatchString(out) {
+			return out
+		}
+		if errors.Is(err, ErrEnded) || time.Now().After(end) {
+			b.t.Fatalf("%s: %v: %s; want %s", command, err, out, expression)
+		}
+	}
+}
+
+// cli runs the command line on this machine, against the node.
+func (b *bench) cli(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, built(b.t, "isthmus"), append([]string{"--context", b.context, "--address", b.api}, args...)...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	b.t.Logf("isthmus %s\n%s", strings.Join(args, " "), out.String())
+	return out.String(), err
+}
+
+// login fetches the first admin's context by the console.
+func (b *bench) login() {
+	b.t.Helper()
+	text := b.run("cat /var/lib/isthmus/admin.yaml")
+	if err := os.WriteFile(b.context, []byte(text+"\n"), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// release makes another slot out of the one that was built, and signs it with the key of this machine, which make image has used.
+func (b *bench) release(version string, serial int64, change func(tree string) error) string {
+	b.t.Helper()
+	tree, img := filepath.Join(b.dir, "tree"), filepath.Join(b.dir, version+".slot")
+	defer os.RemoveAll(tree)
+	run := func(name string, args ...string) {
+		b.t.Helper()
+		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+			b.t.Fatalf("%s: %v: %s", name, err, out)
+		}
+	}
+	run("unsquashfs", "-n", "-q", "-d", tree, built(b.t, "image/slot.img"))
+	if err := change(tree); err != nil {
+		b.t.Fatal(err)
+	}
+	run("mksquashfs", tree, img, "-comp", "gzip", "-Xcompression-level", "1", "-b", "256K", "-noappend", "-no-progress", "-quiet", "-no-xattrs")
+	b.sign(img, img+".minisig", slot.Release{Version: version, Serial: serial})
+	return img
+}
+
+func (b *bench) sign(img, signature string, r slot.Release) {
+	b.t.Helper()
+	cache, err := vm.CacheDir()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	sig, err := slot.Sign(filepath.Join(cache, "signing/own.key"), "", img, r)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := os.WriteFile(signature, sig, 0o644); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func write(tree, path, text string) error {
+	path = filepath.Join(tree, path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, []byte(text), 0o755)
+}
+
+// loader returns what the disk tells the loader.
+func (b *bench) loader() slot.Env {
+	b.t.Helper()
+	out, err := exec.Command("sfdisk", "--json", b.disk).Output()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	m := regexp.MustCompile(`"start": (\d+),[^{]*?"name": "env"`).FindSubmatch(out)
+	if m == nil {
+		b.t.Fatalf("no partition env in %s", out)
+	}
+	var start int64
+	fmt.Sscan(string(m[1]), &start)
+	f, err := os.Open(b.disk)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer f.Close()
+	block := make([]byte, slot.EnvSize)
+	if _, err := f.ReadAt(block, start*512); err != nil && err != io.EOF {
+		b.t.Fatal(err)
+	}
+	e, err := slot.ParseEnv(block)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return e
+}
+
+// listening are the sockets that a node without a document has. DHCP's is there while it asks.
+const listening = `^(udp (0\.0\.0\.0|\*|\[::\]):(500|4500)|tcp \*:7443|udp \S+:68|udp \S+:546)$`
+
+// TestImage starts the image by each firmware, looks at what is there, and upgrades it: to a slot that works, and to one that does not.
+func TestImage(t *testing.T) {
+	b := newBench(t)
+	b.start(BIOS)
+	b.rescue()
+	t.Logf("root shell %.0f s after power on (BIOS)", b.m.Since().Seconds())
+	b.run("export SYSTEMD_COLORS=0 SYSTEMD_PAGER=cat PAGER=cat TERM=dumb; stty cols 300")
+	b.until("systemctl is-active isthmusd strongswan isthmus-system | sort -u", `^active\s*$`)
+	b.until("systemctl is-system-running || true", `running`)
+	if failed := b.run("systemctl list-units --failed --no-legend --plain"); failed != "" {
+		t.Errorf("units have failed:\n%s", failed)
+	}
+	t.Log(b.run("systemd-analyze"))
+	for command, want := range map[string]string{
+		"findmnt -n -o OPTIONS / | cut -d, -f1":                                           "ro",
+		"findmnt -n -o FSTYPE /data":                                                      "ext4",
+		"findmnt -n -o OPTIONS /data | grep -c nosuid.*nodev.*noexec":                     "1",
+		"cat /etc/machine-id":                                                             "6c3cf9a51f5b4f0e9d3f1d1c5f0a7b11",
+		"sysctl -n kernel.modules_disabled":                                               "1",
+		"stat -c %U:%a /var/lib/isthmus":                                                  "isthmus:700",
+		"ps -o user= -C isthmusd | sort -u":                                               "isthmus",
+		"touch /usr/x 2>/dev/null; echo $?":                                               "1",
+		"find / -xdev -perm /6000 -type f | wc -l":                                        "0",
+		"sed -n 's/.*\\[\\(.*\\)\\].*/\\1/p' /sys/kernel/security/lockdown":               "integrity",
+		"[ $(lsblk -bno SIZE /dev/disk/by-partlabel/data) -gt 2000000000 ] && echo grown": "grown",
+	} {
+		if got := b.run(command); got != want {
+			t.Errorf("%s: %q, want %q", command, got, want)
+		}
+	}
+	for line := range strings.Lines(b.run("ss -Hlntu | awk '{print $1, $5}' | sed 's/%[a-z0-9]*//' | sort -u")) {
+		if line = strings.TrimSpace(line); !regexp.MustCompile(listening).MatchString(line) {
+			t.Errorf("%s listens", line)
+		}
+	}
+	b.login()
+	if out, err := b.cli(t.Context(), "system", "status"); err != nil || !strings.Contains(out, "running, good") || !strings.Contains(out, "bios") {
+		t.Error(out, err)
+	}
+
+	// An upgrade that goes well.
+	serial := time.Now().Unix()
+	good := b.release("9.1", serial, func(tree string) error { return write(tree, "usr/share/isthmus/trial-limit", "10m\n") })
+	begun := time.Now()
+	if out, err := b.cli(t.Context(), "system", "upgrade", "-f", good); err != nil || !strings.Contains(out, "slot b, version 9.1, is good") {
+		t.Fatal(out, err)
+	}
+	t.Logf("upgraded in %.0f s", time.Since(begun).Seconds())
+	if e := b.loader(); e != (slot.Env{Good: slot.B}) {
+		t.Errorf("the loader is told %+v", e)
+	}
+
+	// Slots that are refused.
+	changed := filepath.Join(b.dir, "changed.slot")
+	data, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[len(data)/2] ^= 1
+	if err := os.WriteFile(changed, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := b.cli(t.Context(), "system", "upgrade", "-f", changed, "--signature", good+".minisig"); err == nil || !strings.Contains(out, "does not belong to this slot") {
+		t.Error(out, err)
+	}
+	older := filepath.Join(b.dir, "older.minisig")
+	b.sign(good, older, slot.Release{Version: "1.0", Serial: 5})
+	if out, err := b.cli(t.Context(), "system", "upgrade", "-f", good, "--signature", older); err == nil || !strings.Contains(out, "older than the one that runs") {
+		t.Error(out, err)
+	}
+
+	// The power goes while a slot is written.
+	half := exec.CommandContext(t.Context(), built(t, "isthmus"), "--context", b.context, "--address", b.api, "system", "upgrade", "-f", good, "--later")
+	told, err := half.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := half.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(told)
+	for lines.Scan() && !strings.Contains(lines.Text(), "sent 40") {
+	}
+	b.stop()
+	half.Process.Kill()
+	half.Wait()
+	if e := b.loader(); e != (slot.Env{Good: slot.B}) {
+		t.Errorf("after a loss of power during an upgrade the loader is told %+v", e)
+	}
+
+	// By UEFI, a slot whose daemon fails falls back by itself, and the node says why.
+	b.start(UEFI)
+	bad := b.release("9.2", serial+1, func(tree string) error {
+		return errors.Join(write(tree, "usr/share/isthmus/trial-limit", "20s\n"), write(tree, "usr/sbin/isthmusd", "#!/bin/sh\nexit 1\n"))
+	})
+	b.serves("9.1")
+	t.Logf("the API served %.0f s after power on (UEFI)", b.m.Since().Seconds())
+	if out, err := b.cli(t.Context(), "system", "upgrade", "-f", bad); err == nil || !strings.Contains(out, "slot a was given up, and slot b runs") {
+		t.Error(out, err)
+	}
+	if out, err := b.cli(t.Context(), "get", "status"); err != nil || !strings.Contains(out, "SlotFailed") {
+		t.Error(out, err)
+	}
+	if out, err := b.cli(t.Context(), "system", "poweroff"); err != nil {
+		t.Error(out, err)
+	}
+	if err := b.m.Ended(commandLimit); err != nil {
+		t.Error(err)
+	}
+	b.stop()
+
+	b.start(SecureBoot)
+	b.serves("9.1")
+	t.Logf("the API served %.0f s after power on (Secure Boot)", b.m.Since().Seconds())
+	if out, err := b.cli(t.Context(), "system", "status"); err != nil || !strings.Contains(out, "uefi, Secure Boot") {
+		t.Error(out, err)
+	}
+}
+
+// serves waits until the node answers, and runs the slot of a version.
+func (b *bench) serves(version string) {
+	b.t.Helper()
+	for end := time.Now().Add(bootLimit); ; time.Sleep(time.Second) {
+		cmd := exec.CommandContext(b.t.Context(), built(b.t, "isthmus"), "--context", b.context, "--address", b.api, "system", "status")
+		out, err := cmd.CombinedOutput()
+		if err == nil && regexp.MustCompile(regexp.QuoteMeta(version)+`\s+running, good`).Match(out) {
+			return
+		}
+		if time.Now().After(end) {
+			b.t.Fatalf("the node does not run %s: %v: %s", version, err, out)
+		}
+	}
+}
