@@ -297,7 +297,7 @@ func (m *Machine) Get(ctx context.Context) (*isthmusv1.Machine, error) {
 	return out, nil
 }
 
-// Upgrade writes a slot and has it tried at the next boot. With reboot in the header the machine starts again a moment after this has returned.
+// Upgrade writes a slot and has it tried at the next boot. With reboot in the header that begins before this returns, and the caller still gets its answer.
 func (m *Machine) Upgrade(ctx context.Context, h *isthmusv1.UpgradeHeader, body io.Reader) (*isthmusv1.UpgradeResponse, error) {
 	sig, err := slot.ParseSignature([]byte(h.GetSignature()))
 	if err != nil {
@@ -313,7 +313,9 @@ func (m *Machine) Upgrade(ctx context.Context, h *isthmusv1.UpgradeHeader, body 
 		return nil, err
 	}
 	if h.GetReboot() {
-		m.soon(helper.DoReboot)
+		if err := m.Helper.Do(ctx, helper.DoReboot); err != nil {
+			return nil, fmt.Errorf("the slot is written and is tried at the next boot, but the machine cannot be started again: %w", err)
+		}
 	}
 	return &isthmusv1.UpgradeResponse{Slot: string(to), Version: sig.Release.Version, Serial: sig.Release.Serial}, nil
 }
@@ -352,33 +354,14 @@ func (m *Machine) Rollback(ctx context.Context) (*isthmusv1.RollbackSlotResponse
 	if err != nil {
 		return nil, err
 	}
-	m.soon(helper.DoReboot)
+	if err := m.Helper.Do(ctx, helper.DoReboot); err != nil {
+		return nil, fmt.Errorf("slot %s is next, but the machine cannot be started again: %w", to, err)
+	}
 	return &isthmusv1.RollbackSlotResponse{Slot: string(to)}, nil
 }
 
-// Reboot starts the machine again, a moment after it has returned.
-func (m *Machine) Reboot(ctx context.Context) error { return m.power(ctx, helper.DoReboot) }
+// Reboot has the machine start again. It returns when that has begun, and the caller still gets its answer.
+func (m *Machine) Reboot(ctx context.Context) error { return m.Helper.Do(ctx, helper.DoReboot) }
 
-// PowerOff switches the machine off, a moment after it has returned.
-func (m *Machine) PowerOff(ctx context.Context) error { return m.power(ctx, helper.DoPoweroff) }
-
-func (m *Machine) power(ctx context.Context, verb string) error {
-	if _, err := m.Helper.Status(ctx); err != nil {
-		return err
-	}
-	m.soon(verb)
-	return nil
-}
-
-// answerTime is how long the caller has to get its answer before the machine goes.
-const answerTime = time.Second
-
-func (m *Machine) soon(verb string) {
-	time.AfterFunc(answerTime, func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := m.Helper.Do(ctx, verb); err != nil {
-			m.Log.Error("the machine does not do what was asked", "verb", verb, "err", err)
-		}
-	})
-}
+// PowerOff has the machine switch itself off. It returns when that has begun, and the caller still gets its answer.
+func (m *Machine) PowerOff(ctx context.Context) error { return m.Helper.Do(ctx, helper.DoPoweroff) }

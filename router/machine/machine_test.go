@@ -49,6 +49,9 @@ func (f *fake) Status(context.Context) (*helper.Status, error) {
 func (f *fake) Do(_ context.Context, verb string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.none {
+		return slot.ErrNoSlots
+	}
 	f.did = append(f.did, verb)
 	switch verb {
 	case helper.DoGood:
