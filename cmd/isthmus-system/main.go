@@ -70,10 +70,13 @@ func run(ctx context.Context, log *slog.Logger) error {
 	}).Serve(ctx, l)
 }
 
-// machine has systemd start the machine again, or switch it off.
+// targets are systemd's, by verb. They are started as they are, without asking logind, which the image does not have.
+var targets = map[string]string{helper.DoReboot: "reboot.target", helper.DoPoweroff: "poweroff.target"}
+
+// machine has systemd start the machine again, or switch it off. It returns when systemd has begun.
 func machine(verb string) error {
-	if out, err := exec.Command("systemctl", "--no-block", verb).CombinedOutput(); err != nil {
-		return fmt.Errorf("running systemctl %s: %w: %s", verb, err, out)
+	if out, err := exec.Command("systemctl", "--no-block", "--job-mode=replace-irreversibly", "start", targets[verb]).CombinedOutput(); err != nil {
+		return fmt.Errorf("starting %s: %w: %s", targets[verb], err, out)
 	}
 	return nil
 }
