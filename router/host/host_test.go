@@ -117,7 +117,7 @@ func TestRestore(t *testing.T) {
 		return nil
 	})
 
-	// What a file of the daemon says is not more than it may do itself.
+	// A file of the daemon has root do no more than the daemon may do itself.
 	if err := os.WriteFile(file, []byte(`{"kernel/panic": "1", "net/../kernel/panic": "1"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}

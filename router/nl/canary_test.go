@@ -26,7 +26,11 @@ func TestCanary(t *testing.T) {
 			l := open(t)
 			from, to := netip.MustParseAddr(k.from), netip.MustParseAddr(k.to)
 			one := netip.PrefixFrom(to, to.BitLen()).String()
-			nltest.Run(t, "ip", "addr", "replace", one, "dev", "lo")
+			add := []string{"addr", "replace", one, "dev", "lo"}
+			if to.Is6() {
+				add = append(add, "nodad") // else it is tentative for a moment
+			}
+			nltest.Run(t, "ip", add...)
 			defer nltest.Run(t, "ip", "addr", "del", one, "dev", "lo")
 			listener, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(to, 0)))
 			if err != nil {

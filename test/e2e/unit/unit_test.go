@@ -4,6 +4,8 @@ package unit
 
 import (
 	"bufio"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -202,10 +204,12 @@ func (m *manager) await(t *testing.T, begins string) string {
 func TestBoot(t *testing.T) {
 	w := begin(t)
 	m := w.manage(2 * time.Second)
+	w.hub.Args = []string{"-listen", ":7443"}
 	w.hub.Start(t)
 	m.await(t, "READY=1")
 	m.await(t, "STATUS=no document yet")
 	w.network()
+	w.certificate("192.0.2.100")
 	w.hub.Apply(t, w.secret())
 	m.await(t, "STATUS=generation 1, 0 of 1 tunnels up")
 	status := &isthmusv1.SystemStatus{}
@@ -257,8 +261,28 @@ func TestBoot(t *testing.T) {
 	}))
 }
 
-// confined returns the processes of the user that BGP processes have which were started by this test: those in its process' tree are not
-// told apart from others' by anything but what is in their way, so it is looked at those that belong to no daemon.
+// certificate waits until the server's certificate is for an address.
+func (w *world) certificate(address string) {
+	w.Helper()
+	w.ok(lab.Until(w.Context(), patience, func() error {
+		conn, err := w.hub.DialContext(w.Context(), "tcp", address+":7443")
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		var shown *x509.Certificate
+		config := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}, VerifyConnection: func(s tls.ConnectionState) error {
+			shown = s.PeerCertificates[0]
+			return nil
+		}}
+		if err := tls.Client(conn, config).HandshakeContext(w.Context()); shown == nil {
+			return err
+		}
+		return shown.VerifyHostname(address)
+	}))
+}
+
+// confined returns the BGP processes whose daemon is gone.
 func confined() (out []string, err error) {
 	processes, err := filepath.Glob("/proc/[0-9]*/status")
 	if err != nil {
