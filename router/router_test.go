@@ -249,17 +249,17 @@ func (m *machine) SetPool(_ string, wanted []netip.Addr) error {
 	return nil
 }
 
-func (m *machine) Has(string) bool                            { return true }
-func (m *machine) Capabilities() []string                     { return []string{"everything"} }
-func (m *machine) Prepare(string, time.Duration) error        { return nil }
-func (m *machine) Update([]fib.Route)                         {}
-func (m *machine) SetReserved([]fib.Reserved)                 {}
-func (m *machine) Listening(netip.Addr) []string              { return []string{"tcp/22"} }
-func (m *machine) Forward(bool) error                         { return nil }
-func (m *machine) Surroundings() (fib.Surroundings, error)    { return fib.Surroundings{}, nil }
-func (m *machine) Around(ctx context.Context, _ func()) error { <-ctx.Done(); return nil }
-func (m *machine) Restarted()                                 {}
-func (m *machine) RemoveCanary() error                        { return nil }
+func (m *machine) Has(string) bool                               { return true }
+func (m *machine) Capabilities() []string                        { return []string{"everything"} }
+func (m *machine) Prepare(string, []string, time.Duration) error { return nil }
+func (m *machine) Update([]fib.Route)                            {}
+func (m *machine) SetReserved([]fib.Reserved)                    {}
+func (m *machine) Listening(netip.Addr) []string                 { return []string{"tcp/22"} }
+func (m *machine) Forward(bool) error                            { return nil }
+func (m *machine) Surroundings() (fib.Surroundings, error)       { return fib.Surroundings{}, nil }
+func (m *machine) Around(ctx context.Context, _ func()) error    { <-ctx.Done(); return nil }
+func (m *machine) Restarted()                                    {}
+func (m *machine) RemoveCanary() error                           { return nil }
 func (m *machine) Canary(_, _ netip.Addr, _ int) (func(context.Context, uint16) (net.Conn, error), func() error, error) {
 	return nil, nil, errors.New("this machine has no room for a canary")
 }
@@ -379,7 +379,7 @@ func TestApply(t *testing.T) {
 		r, stop := m.boot(t.TempDir())
 		defer stop()
 		g := apply(t, r, base)
-		expect(t, m, "addresses [10.9.0.5]", "nat", "tunnel a", "tunnel b", "routes", "bgp")
+		expect(t, m, "closed", "addresses [10.9.0.5]", "nat", "tunnel a", "tunnel b", "routes", "bgp")
 		if s := r.status(); s.GetAppliedGeneration() != g || len(s.GetConditions()) > 0 {
 			t.Errorf("status %v", s)
 		}
@@ -604,7 +604,7 @@ func TestOneFailureStopsNoOther(t *testing.T) {
 		r, stop := m.boot(t.TempDir())
 		defer stop()
 		g := apply(t, r, base)
-		expect(t, m, "addresses [10.9.0.5]", "nat", "tunnel b", "routes", "bgp")
+		expect(t, m, "closed", "addresses [10.9.0.5]", "nat", "tunnel b", "routes", "bgp")
 		s := r.status()
 		if s.GetAppliedGeneration() == g || len(s.GetConditions()) != 1 || !strings.Contains(s.GetConditions()[0].GetMessage(), "tunnel/a: no such luck") {
 			t.Errorf("status %v", s)

@@ -430,6 +430,7 @@ func TestOwnAddresses(t *testing.T) {
 	}
 	open := dial("2001:db8:9::100")
 	echo(open)
+	w.hub.Args = []string{"-input", "keep"}
 	w.hub.Start(t)
 	w.hub.Apply(t, "node: {name: hub}\nunderlay: {interface: wan, address: 192.0.2.100}\n")
 	echo(open)
