@@ -169,6 +169,7 @@ type Sounds struct {
 	Packets map[uint16]Packet // by id, but for answers
 	Answers []Packet          // errors and replies of ICMP
 	Resets  int               // packets of TCP with this flag
+	All     []Packet
 }
 
 // Hear returns what came in once nothing more comes for the pause.
@@ -179,6 +180,7 @@ func (t *Tap) Hear(pause time.Duration) (heard Sounds, err error) {
 	}
 	heard.Packets = map[uint16]Packet{}
 	keep := func(id uint16, p Packet) {
+		heard.All = append(heard.All, p)
 		if p.answers() {
 			heard.Answers = append(heard.Answers, p)
 		} else {
