@@ -35,13 +35,14 @@ const (
 // they compare with what is there, and write nothing where it is the same.
 func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Pool) {
 	ending := r.outliving.add(lived, target.NAT)
-	if first || former.Underlay != target.Underlay || former.PortlessTimeout != target.PortlessTimeout {
+	plain := target.NAT.Plain()
+	if first || former.Underlay != target.Underlay || !slices.Equal(former.NAT.Plain(), plain) || former.PortlessTimeout != target.PortlessTimeout {
 		portless := target.PortlessTimeout
 		if portless == 0 && former.PortlessTimeout != 0 {
 			portless = -1 // it was given, and is not any more
 		}
 		r.work.set(object{key: "host", stage: stageHost, apply: func(context.Context) error {
-			return r.Host.Prepare(target.Underlay.Interface, portless)
+			return r.Host.Prepare(target.Underlay.Interface, plain, portless)
 		}})
 	}
 	if first {
@@ -137,11 +138,12 @@ func (r *Router) scheduleNothing(from plan.Target) {
 	r.taker.use(plan.Target{}.Takeover)
 	r.work.forget("host")
 	r.work.set(object{key: "forwarding", stage: stageHost, last: true, apply: func(context.Context) error { return r.Host.Forward(false) }})
-	r.work.set(object{key: "nat", stage: stageGuard, last: true, apply: func(ctx context.Context) error {
+	closed := r.closed
+	r.work.set(object{key: "nat", stage: stageGuard, apply: func(ctx context.Context) error {
 		r.names.Set(names.Config{}, nil, nil)
 		r.health.Set("", nil)
 		r.proxies.Set("", nil)
-		if err := r.nat.remove(ctx, r); err != nil {
+		if err := r.nat.apply(ctx, r, closed); err != nil {
 			return err
 		}
 		r.guard.Store(false)

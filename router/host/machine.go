@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Machine is what this kernel can do, as it was when Open tried it.
@@ -44,9 +46,13 @@ func (m *Machine) Forward(on bool) error {
 	return m.tune(Forwarding(on))
 }
 
-// Prepare sets the kernel parameters that a router with this underlay interface needs, all but forwarding. See router.Host.
-func (m *Machine) Prepare(underlay string, portless time.Duration) error {
-	return m.tune(append(Sysctls(underlay), Portless(portless)...))
+// Prepare sets the kernel parameters that a router with these interfaces needs, all but forwarding. See router.Host.
+func (m *Machine) Prepare(underlay string, attached []string, portless time.Duration) error {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return fmt.Errorf("reading the size of the memory: %w", err)
+	}
+	return m.tune(slices.Concat(Sysctls(underlay, attached), Portless(portless), Conntrack(info.Totalram*uint64(info.Unit))))
 }
 
 // tune is Tune with the former values kept. That they cannot be kept, as on a full disk, is told once and keeps no router from routing.
@@ -55,7 +61,7 @@ func (m *Machine) tune(want []Sysctl) error {
 	defer m.mu.Unlock()
 	changing := map[string]string{}
 	for _, s := range want {
-		if have, err := os.ReadFile(filepath.Join("/proc/sys", s.Path)); err == nil && strings.TrimSpace(string(have)) != s.Value {
+		if have, err := os.ReadFile(filepath.Join("/proc/sys", s.Path)); err == nil && !s.meets(strings.TrimSpace(string(have))) {
 			changing[s.Path] = strings.TrimSpace(string(have))
 		}
 	}
