@@ -222,6 +222,12 @@ func (b *bench) loader() slot.Env {
 // listening are the sockets that a node without a document has. DHCP's is there while it asks.
 const listening = `^(udp (0\.0\.0\.0|\*|\[::\]):(500|4500)|tcp \*:7443|udp \S+:68|udp \S+:546)$`
 
+// first is a document that lets this machine in: QEMU's network shows it as 10.0.2.2.
+const first = `node: {name: hub-1, asn: 64620}
+underlay: {interface: eth0, address: 10.0.2.15, publicAddress: 203.0.113.9}
+access: {api: [10.0.2.2/32]}
+`
+
 // TestImage starts the image by each firmware, looks at what is there, and upgrades it: to a slot that works, and to one that does not.
 func TestImage(t *testing.T) {
 	b := newBench(t)
@@ -258,6 +264,10 @@ func TestImage(t *testing.T) {
 		}
 	}
 	b.login()
+	if out, err := b.cli(t.Context(), "--timeout", "5s", "get", "status"); err == nil {
+		t.Errorf("the API answers before a document opens it: %s", out)
+	}
+	b.run("cat > /tmp/first.yaml <<'END'\n" + first + "END\nisthmus apply -f /tmp/first.yaml")
 	if out, err := b.cli(t.Context(), "system", "status"); err != nil || !strings.Contains(out, "running, good") || !strings.Contains(out, "bios") {
 		t.Error(out, err)
 	}
