@@ -27,6 +27,10 @@ func mayConfine() error {
 	if err := unix.Capget(&head, &have[0]); err != nil {
 		return fmt.Errorf("reading the capabilities: %w", err)
 	}
+	// In a program with cgo, capabilities can be given up by one thread alone, and it takes becoming another user from root to lose those of all.
+	if _, _, e := syscall.AllThreadsSyscall(unix.SYS_GETPID, 0, 0, 0); e == syscall.ENOTSUP && os.Geteuid() != 0 {
+		return errors.New("a program that is built with cgo must be root to confine it: build with CGO_ENABLED=0")
+	}
 	var lacks []string
 	for name, c := range needed {
 		if have[c/32].Effective>>(c%32)&1 == 0 {
