@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// Config is everything that is wanted of NAT and filtering on a node.
+// Config is everything that is wanted of NAT and filtering on a node. Without an Underlay it has nothing but API and Input: the node has no document, its
+// own forwarding is left as the machine has it, but for addresses of the platform, and with Input.Drop nothing is forwarded.
 type Config struct {
 	// Underlay is the egress interface. What leaves by it carries the source of a pool or one of Own, or the guard
 	// drops it.
@@ -40,6 +41,10 @@ type Config struct {
 	// DNS says who may reach port 53 of addresses, over UDP and TCP, beside the loopback. To everything else port 53 of these addresses is closed; other
 	// addresses it does not concern.
 	DNS []Door
+	// Input says what else may reach the node.
+	Input Input
+	// Tunnels are the interfaces of attachments that are tunnels.
+	Tunnels []Tunnel
 	// Links are the underlay and interfaces of attachments, as far as they are there. Their indexes make rules quicker, and decide nothing: an
 	// interface with another index is looked up by its name.
 	Links Links

@@ -41,3 +41,16 @@ func TestPolicyEqual(t *testing.T) {
 		}
 	}
 }
+
+// TestSSHByTunnel: a tunnel lets SSH in from prefixes of its own. One from which everything may come has none.
+func TestSSHByTunnel(t *testing.T) {
+	p := netip.MustParsePrefix
+	c := Config{
+		Attachments: []Attachment{{Interface: "t-a", Sources: []netip.Prefix{p("10.1.0.0/16"), p("2001:db8:a::/48")}}, {Interface: "t-b", Sources: []netip.Prefix{p("0.0.0.0/0"), p("::/0")}}, {Interface: "eth1", Sources: []netip.Prefix{p("10.5.0.0/16")}}},
+		Tunnels:     []Tunnel{{Interface: "t-a"}, {Interface: "t-b", Port: 51820}},
+		Input:       Input{SSH: []netip.Prefix{p("0.0.0.0/0"), p("10.0.0.0/15"), p("10.1.0.0/16"), p("10.1.2.0/24"), p("10.5.0.0/24"), p("::/0"), p("2001:db8:a:1::/64")}},
+	}
+	if got, want := c.SSHByTunnel(), []netip.Prefix{p("10.1.0.0/16"), p("10.1.2.0/24"), p("2001:db8:a:1::/64")}; !reflect.DeepEqual(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}

@@ -32,9 +32,24 @@ type Door struct {
 type API struct {
 	// Port is the TCP port of the API; 0: the rules know no API.
 	Port uint16
-	// From are the sources that may reach it, by any interface. Default: every source that does not come by an attachment other than
-	// the underlay.
+	// From are the sources that may reach it, by any interface. The loopback always may.
 	From []netip.Prefix
+}
+
+// Input says what may reach the node itself, beside what Sessions, API and DNS say.
+type Input struct {
+	// Drop drops what is not let in: what answers the node, ICMP as far as a node needs it (RFC 4890 section 4.4), answers of DHCP, what
+	// carries tunnels, and SSH. Default: what isthmus does not serve itself is reached as the machine has it.
+	Drop bool
+	// SSH are the sources that may reach TCP port 22, by a tunnel only those that a prefix of the tunnel's own has in it. With Drop.
+	SSH []netip.Prefix
+}
+
+// Tunnel is the interface of a tunnel.
+type Tunnel struct {
+	Interface string
+	// Port is the UDP port to which packets of the tunnel come. 0: it is IPsec, which comes by the underlay as IKE and ESP.
+	Port uint16
 }
 
 // Reason says why a packet was dropped.
@@ -52,10 +67,12 @@ const (
 	DropUnderlay Reason = "from-underlay"
 	// DropPlatform: the packet went to an address of the cloud's platform that no policy names.
 	DropPlatform Reason = "platform"
+	// DropInput: the packet was for the node itself, and nothing lets it in.
+	DropInput Reason = "input"
 )
 
 // Reasons lists every reason.
-var Reasons = []Reason{DropGuard, DropSource, DropInterface, DropUnderlay, DropPlatform}
+var Reasons = []Reason{DropGuard, DropSource, DropInterface, DropUnderlay, DropPlatform, DropInput}
 
 // String says it in words.
 func (r Reason) String() string {
@@ -70,6 +87,8 @@ func (r Reason) String() string {
 		return "from the underlay to the inside without a flow that began inside"
 	case DropPlatform:
 		return "to an address of the cloud's platform"
+	case DropInput:
+		return "to the node itself, which does not let it in"
 	}
 	return string(r)
 }
@@ -107,6 +126,19 @@ func namesPlatform(destination netip.Prefix) bool {
 
 // NamesPlatform says whether a rule names addresses of the platform, so that it may lead there.
 func (r *Rule) NamesPlatform() bool { return namesPlatform(r.Destination) }
+
+// SSHByTunnel returns the sources that may reach SSH by a tunnel: those that Input names and a tunnel's sources have in them. A tunnel from which everything may
+// come names none.
+func (c *Config) SSHByTunnel() (may []netip.Prefix) {
+	for _, p := range c.Input.SSH {
+		if slices.ContainsFunc(c.Tunnels, func(t Tunnel) bool {
+			return slices.ContainsFunc(c.sources(t.Interface), func(s netip.Prefix) bool { return s.Bits() > 0 && s.Bits() <= p.Bits() && s.Contains(p.Addr()) })
+		}) {
+			may = append(may, p)
+		}
+	}
+	return may
+}
 
 // Arms are the prefixes of attachments that are reached by the underlay's own interface.
 func (c *Config) Arms() (arms []netip.Prefix) {

@@ -5,7 +5,9 @@ import "net/netip"
 // State is what was read back.
 type State struct {
 	// Present is false when our table is not there at all.
-	Present  bool
+	Present bool
+	// Guarded is true when the rules of a document are there, which keep inside addresses in.
+	Guarded  bool
 	Policies []PolicyState
 	// Guard counts what was kept from leaving with a source that is no pool's and not the node's.
 	Guard Counter

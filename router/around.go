@@ -266,8 +266,9 @@ func surprises(s *spec.Spec, t plan.Target, seen fib.Surroundings) (out spec.Pro
 	return out
 }
 
-// cut adds to changes which addresses of the node, with what listens there, are the node's no more.
-func (r *Router) cut(changes []plan.Change, from, to plan.Target) []plan.Change {
+// cut adds to changes which addresses of the node, with what listens there, are the node's no more, which services are closed, and that the caller
+// loses the API. The zero caller loses nothing.
+func (r *Router) cut(changes []plan.Change, from, to plan.Target, caller netip.Addr) []plan.Change {
 	seen := r.around.get()
 	has := func(t plan.Target, a netip.Addr) bool {
 		return slices.ContainsFunc(t.NAT.Pools, func(p nat.Pool) bool {
@@ -276,6 +277,20 @@ func (r *Router) cut(changes []plan.Change, from, to plan.Target) []plan.Change 
 	}
 	for i := range changes {
 		c := &changes[i]
+		add := func(said string) {
+			if c.Interrupts != "" {
+				said = c.Interrupts + "; " + said
+			}
+			c.Interrupts = said
+		}
+		switch {
+		case c.Kind == "access" && c.Name == "api" && caller.IsValid() && !slices.ContainsFunc(to.NAT.API.From, func(p netip.Prefix) bool { return p.Contains(caller) }):
+			add(fmt.Sprintf("this document closes the API to you (%v); use --confirm-within", caller))
+		case c.Kind == "access" && c.Name == "input" && to.NAT.Input.Drop && !from.NAT.Input.Drop:
+			if ports := r.Host.Listening(to.Underlay.Address); len(ports) > 0 {
+				add("what listens now: " + strings.Join(ports, ", "))
+			}
+		}
 		if c.Kind != "pool" || c.Action == plan.Remove {
 			continue
 		}
@@ -287,10 +302,7 @@ func (r *Router) cut(changes []plan.Change, from, to plan.Target) []plan.Change 
 			if ports := r.Host.Listening(a.Address); len(ports) > 0 {
 				said += ": " + strings.Join(ports, ", ")
 			}
-			if c.Interrupts != "" {
-				said = c.Interrupts + "; " + said
-			}
-			c.Interrupts = said
+			add(said)
 		}
 	}
 	return changes

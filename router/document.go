@@ -128,7 +128,7 @@ func (r *Router) preview(ctx context.Context, src *isthmusv1.Source) (uint64, []
 	if len(problems) > 0 {
 		return b.present.Generation, nil, nil, problems
 	}
-	return b.present.Generation, r.cut(r.counted(plan.Diff(b.target, target)), b.target, target), r.noted(checked, target), nil
+	return b.present.Generation, r.cut(r.counted(plan.Diff(b.target, target)), b.target, target, api.Caller(ctx)), r.noted(checked, target), nil
 }
 
 // apply makes a document the wanted one. expected is the generation that the writer has seen; nil: not checked. With
@@ -154,7 +154,7 @@ func (r *Router) accept(ctx context.Context, s source, expected *uint64, confirm
 		if len(problems) > 0 {
 			return nil, problems
 		}
-		changes = r.counted(plan.Diff(b.target, target))
+		changes = r.cut(r.counted(plan.Diff(b.target, target)), b.target, target, api.Caller(ctx))
 		if s.text == b.present.Text && len(changes) == 0 && b.spec != nil && !b.dying {
 			return nil, nil
 		}
@@ -328,7 +328,7 @@ func (r *Router) revertIfDue(now time.Time, from plan.Target) {
 // out does not wait for a disk that is full.
 func (r *Router) revert(from plan.Target) error {
 	if r.unstored == nil && r.present.RevertTo == 0 {
-		r.unstored = &store.Revision{Author: Daemon, Reason: "not confirmed, back to no document", Changes: uint32(len(plan.Diff(from, plan.Target{}))), Ledger: r.present.Ledger}
+		r.unstored = &store.Revision{Author: Daemon, Reason: "not confirmed, back to no document", Changes: uint32(len(plan.Diff(from, plan.Nothing(r.machine(), spec.Access{})))), Ledger: r.present.Ledger}
 		r.held = nil
 		r.clear(from)
 	}

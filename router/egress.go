@@ -64,14 +64,6 @@ func (a *appliedNAT) againLocked(ctx context.Context, r *Router) error {
 	return nil
 }
 
-// remove has all rules removed.
-func (a *appliedNAT) remove(ctx context.Context, r *Router) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.config, a.conflicts = nil, nil
-	return r.NAT.Remove(ctx)
-}
-
 // applyNames has the present addresses of names be destinations.
 func (r *Router) applyNames(ctx context.Context) error {
 	r.nat.mu.Lock()

@@ -50,7 +50,13 @@ func (r *Router) noted(s *spec.Spec, t plan.Target) spec.Problems {
 	if s == nil {
 		return nil
 	}
-	return append(notes(s), surprises(s, t, r.around.get())...)
+	out := append(notes(s), surprises(s, t, r.around.get())...)
+	if len(t.NAT.Input.SSH) > 0 && !t.NAT.Input.Drop {
+		const path = "access.ssh"
+		out = append(out, spec.Problem{Path: path, Value: t.NAT.Input.SSH[0].String(), Line: s.Line(path), Rule: "changes nothing while access.input is keep: SSH is reached as the machine has it",
+			Remedy: "give `input: drop` in access"})
+	}
+	return out
 }
 
 // notes returns those of the present document.

@@ -154,7 +154,7 @@ func TestSurprises(t *testing.T) {
 	r.around.seen = seen
 	r.around.seen.Addresses = append(r.around.seen.Addresses, fib.Assigned{Interface: "eth0", Prefix: p("10.9.0.6/24")})
 	target.NAT.Pools = []nat.Pool{{Name: "p", Addresses: []nat.PoolAddress{{Address: netip.MustParseAddr("10.9.0.5")}, {Address: netip.MustParseAddr("10.9.0.6")}, {Address: netip.MustParseAddr("10.9.0.7")}}}}
-	changes := r.cut([]plan.Change{{Action: plan.Add, Kind: "pool", Name: "p"}}, plan.Target{}, target)
+	changes := r.cut([]plan.Change{{Action: plan.Add, Kind: "pool", Name: "p"}}, plan.Target{}, target, netip.Addr{})
 	if want := "10.9.0.6 is an address of the node, which does not answer there any more: tcp/22"; changes[0].Interrupts != want {
 		t.Errorf("interrupts %q, want %q", changes[0].Interrupts, want)
 	}

@@ -24,11 +24,23 @@ func (r *Router) guarded(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("looking for the guard: %w", err)
 	}
-	if !state.Present {
+	if !state.Guarded {
 		return errors.New("waiting for the guard: without it, inside addresses could leave")
 	}
 	r.guard.Store(true)
 	return nil
+}
+
+// close closes the node while no document is carried out. The rules of a document that are still there stay, since they keep inside addresses in.
+func (r *Router) close(ctx context.Context) error {
+	state, err := r.NAT.Observe(ctx)
+	if err != nil {
+		return fmt.Errorf("looking for the guard: %w", err)
+	}
+	if state.Guarded {
+		return nil
+	}
+	return r.nat.apply(ctx, r, r.closed)
 }
 
 // guardInPlace has those tunnels worked on at once that waited for the guard.
@@ -96,10 +108,7 @@ func (r *Router) rulesChanged(present bool) {
 	r.state.mu.Lock()
 	wanted := r.state.target.Underlay.Interface != ""
 	r.state.mu.Unlock()
-	if !wanted {
-		return
-	}
-	if !present {
+	if !present && wanted {
 		// First of all, since every packet counts. The job "forwarding" turns it on again, behind the guard.
 		err := r.Host.Forward(false)
 		if r.guard.Swap(false) {

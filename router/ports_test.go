@@ -328,7 +328,9 @@ type fullNode struct {
 	refused nat.Overload
 }
 
-func (*fullNode) Observe(context.Context) (nat.State, error)       { return nat.State{Present: true}, nil }
+func (*fullNode) Observe(context.Context) (nat.State, error) {
+	return nat.State{Present: true, Guarded: true}, nil
+}
 func (*fullNode) Begun(context.Context) (uint64, uint64, error)    { return 0, 0, nil }
 func (*fullNode) Meter(context.Context) (nat.Meter, error)         { return nat.Meter{}, nil }
 func (*fullNode) Place(context.Context, []nat.Placement) error     { return nil }

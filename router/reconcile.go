@@ -137,11 +137,12 @@ func (r *Router) scheduleNothing(from plan.Target) {
 	r.taker.use(plan.Target{}.Takeover)
 	r.work.forget("host")
 	r.work.set(object{key: "forwarding", stage: stageHost, last: true, apply: func(context.Context) error { return r.Host.Forward(false) }})
-	r.work.set(object{key: "nat", stage: stageGuard, last: true, apply: func(ctx context.Context) error {
+	closed := r.closed
+	r.work.set(object{key: "nat", stage: stageGuard, apply: func(ctx context.Context) error {
 		r.names.Set(names.Config{}, nil, nil)
 		r.health.Set("", nil)
 		r.proxies.Set("", nil)
-		if err := r.nat.remove(ctx, r); err != nil {
+		if err := r.nat.apply(ctx, r, closed); err != nil {
 			return err
 		}
 		r.guard.Store(false)

@@ -125,7 +125,12 @@ type Options struct {
 	APIPort uint16
 	// Resolvers are the DNS servers that the machine itself uses.
 	Resolvers func() []netip.Addr
-	// Safe carries nothing out: documents are taken and stored, and what runs stays as it is.
+	// Drop says that what nothing lets in to the node is dropped where a document does not say (access.input). Default: other services than those of
+	// isthmus are reached as the machine has it.
+	Drop bool
+	// APIFrom are sources that may reach the API beside those that the document names.
+	APIFrom []netip.Prefix
+	// Safe carries nothing out: documents are taken and stored, and what runs stays as it is. Where no rules are, those are put in that close the node.
 	Safe bool
 	// Notices returns conditions of what is around the router, such as access to it; nil: there are none.
 	Notices func() []*isthmusv1.Condition
@@ -175,6 +180,7 @@ type Router struct {
 	present  store.Revision
 	spec     *spec.Spec // nil: there is no document, or it cannot be used
 	target   plan.Target
+	closed   nat.Config // what closes the node while no document is carried out
 	ledger   plan.Ledger
 	textUses map[uint64][]use // see usesIn
 	had      []nat.Pool       // of all targets since a document was last kept
@@ -213,31 +219,47 @@ func New(o Options) (*Router, error) {
 		r.unsticker = newUnsticker(o.Flows, o.Log)
 	}
 	present, ok := o.Store.Current()
-	if !ok {
-		return r, nil
+	d, problems := spec.Decode([]byte(present.Text))
+	r.target = plan.Nothing(r.machine(), spec.AccessOf(d.Message))
+	r.closed = r.target.NAT
+	if err := r.close(context.Background()); err != nil {
+		o.Log.Error("the node is not closed to strangers until rules can be put in", "err", err)
 	}
 	r.present = present
+	if ok {
+		if err := r.load(d, problems); err != nil {
+			return nil, err
+		}
+	}
+	if r.spec == nil && !r.work.has("nat") && !r.Safe {
+		r.work.set(object{key: "nat", stage: stageGuard, apply: r.close})
+	}
+	return r, nil
+}
+
+// load has the stored document carried out.
+func (r *Router) load(d spec.Document, problems spec.Problems) error {
+	present := r.present
 	if present.Text == "" {
 		r.clear(plan.Target{}) // the first document was not confirmed, and a former daemon may not have come to the end of that
-		return r, nil
+		return nil
 	}
-	if o.Safe {
-		o.Log.Warn("started with -safe: nothing is carried out", "generation", present.Generation)
-		return r, nil
+	if r.Safe {
+		r.Log.Warn("started with -safe: nothing is carried out", "generation", present.Generation)
+		return nil
 	}
 	if c := r.begin(); c.Carried != present.Generation && c.Starts >= startsOf {
-		return r, r.startBack(c)
+		return r.startBack(c)
 	}
-	d, problems := spec.Decode([]byte(present.Text))
 	s, target, ledger, problems, err := r.plan(context.Background(), d, problems, present.Ledger)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if len(problems) > 0 {
 		// What runs is left as it is: the document was good once, and nobody asked for its removal.
 		r.invalid = fmt.Errorf("reading generation %d: %w", present.Generation, problems)
-		o.Log.Error("the stored document cannot be used; nothing is changed", "err", r.invalid)
-		return r, nil
+		r.Log.Error("the stored document cannot be used; nothing is changed", "err", r.invalid)
+		return nil
 	}
 	if !present.ConfirmBy.IsZero() {
 		r.had = r.formerPools()
@@ -248,7 +270,12 @@ func New(o Options) (*Router, error) {
 	if r.spec == nil {
 		r.use(s, target, ledger)
 	}
-	return r, nil
+	return nil
+}
+
+// machine is what documents are planned for.
+func (r *Router) machine() plan.Machine {
+	return plan.Machine{Can: r.Host.Has, Drop: r.Drop, API: r.APIFrom}
 }
 
 // formerPools returns the pools of the document that the present one is to be confirmed against.
@@ -280,7 +307,7 @@ func (r *Router) plan(ctx context.Context, d spec.Document, decodeProblems spec.
 	if problems = spec.Join(decodeProblems, problems); len(problems) > 0 {
 		return nil, plan.Target{}, former, problems, nil
 	}
-	target, next, problems := plan.Make(s, former, r.Host.Has)
+	target, next, problems := plan.Make(s, former, r.machine())
 	return s, target, next, spec.Join(problems), ctx.Err()
 }
 
@@ -300,7 +327,8 @@ func (r *Router) use(s *spec.Spec, target plan.Target, ledger plan.Ledger) {
 
 // clear removes everything that was made for a target, and leaves the node without a document.
 func (r *Router) clear(from plan.Target) {
-	r.spec, r.target, r.invalid, r.had = nil, plan.Target{}, nil, nil
+	r.spec, r.target, r.invalid, r.had = nil, plan.Nothing(r.machine(), spec.Access{}), nil, nil
+	r.closed = r.target.NAT
 	r.version++
 	if r.Safe {
 		return

@@ -53,6 +53,8 @@ type machine struct {
 	report    map[string]func(tunnel.State)
 	sick      map[string]bool // targets of probes, behind the address that they come from
 	flows     Flows           // nobody places them
+	drop      bool            // what the daemon is started with
+	apiFrom   []netip.Prefix
 }
 
 func newMachine(t *testing.T) *machine {
@@ -187,7 +189,11 @@ func (d filter) Apply(_ context.Context, c nat.Config) error {
 	if d.unruly != nil {
 		return d.unruly
 	}
-	if !c.Equal(d.nat) {
+	switch {
+	case c.Equal(d.nat) && d.rules:
+	case c.Underlay == "":
+		d.note("closed")
+	default:
 		d.note("nat")
 	}
 	d.nat, d.rules = c, true
@@ -205,7 +211,7 @@ func (d filter) Remove(context.Context) error {
 func (d filter) Observe(context.Context) (nat.State, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return nat.State{Present: d.rules}, nil
+	return nat.State{Present: d.rules, Guarded: d.rules && d.nat.Underlay != ""}, nil
 }
 func (d filter) Sample(ctx context.Context, _ func(nat.Reason, nat.Flow)) error {
 	<-ctx.Done()
@@ -313,7 +319,7 @@ func (m *machine) begin(dir string, safe bool) *Router {
 	}
 	r, err := New(Options{
 		Store: st, IPsec: tunnels{m, "ipsec"}, WireGuard: tunnels{m, "wireguard"}, BGP: speaker{m}, FIB: m, NAT: filter{m},
-		Addresses: m, Host: m, Safe: safe, Version: "test", Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} }, Probe: m.probe, NamesFile: filepath.Join(dir, "names.json"),
+		Addresses: m, Host: m, Safe: safe, Drop: m.drop, APIFrom: m.apiFrom, APIPort: 7443, Version: "test", Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} }, Probe: m.probe, NamesFile: filepath.Join(dir, "names.json"),
 		Charon: func(context.Context) ([]string, error) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
@@ -373,7 +379,7 @@ func TestApply(t *testing.T) {
 		r, stop := m.boot(t.TempDir())
 		defer stop()
 		g := apply(t, r, base)
-		expect(t, m, "addresses [10.9.0.5]", "nat", "tunnel a", "tunnel b", "routes", "bgp")
+		expect(t, m, "closed", "addresses [10.9.0.5]", "nat", "tunnel a", "tunnel b", "routes", "bgp")
 		if s := r.status(); s.GetAppliedGeneration() != g || len(s.GetConditions()) > 0 {
 			t.Errorf("status %v", s)
 		}
@@ -598,7 +604,7 @@ func TestOneFailureStopsNoOther(t *testing.T) {
 		r, stop := m.boot(t.TempDir())
 		defer stop()
 		g := apply(t, r, base)
-		expect(t, m, "addresses [10.9.0.5]", "nat", "tunnel b", "routes", "bgp")
+		expect(t, m, "closed", "addresses [10.9.0.5]", "nat", "tunnel b", "routes", "bgp")
 		s := r.status()
 		if s.GetAppliedGeneration() == g || len(s.GetConditions()) != 1 || !strings.Contains(s.GetConditions()[0].GetMessage(), "tunnel/a: no such luck") {
 			t.Errorf("status %v", s)
@@ -952,7 +958,7 @@ func TestFirstDocumentGoesBack(t *testing.T) {
 			}
 			time.Sleep(70 * time.Second)
 			synctest.Wait()
-			if got := strings.Join(m.taken(), "; "); !strings.Contains(got, "rules removed") || !strings.Contains(got, "remove tunnel") || !strings.Contains(got, "bgp") {
+			if got := strings.Join(m.taken(), "; "); !strings.Contains(got, "closed") || !strings.Contains(got, "remove tunnel") || !strings.Contains(got, "bgp") {
 				t.Errorf("restart %v: done: %s", restart, got)
 			}
 			if s := r.status(); s.GetGeneration() != 2 || s.GetAppliedGeneration() != 2 || len(s.GetConditions()) != 0 {

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -35,6 +36,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/host"
 	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
 	"github.com/isthmus-net/isthmus/router/takeover"
 	"github.com/isthmus-net/isthmus/tunnel/ipsec"
@@ -51,6 +53,7 @@ type options struct {
 	vici           string
 	bgpPort        int
 	mover          string
+	apiFrom, input string
 	debug, safe    bool
 }
 
@@ -61,6 +64,8 @@ func main() {
 	flag.StringVar(&o.state, "state", "/var/lib/isthmus", "`directory` of documents, secrets, certificates and the audit log")
 	flag.StringVar(&o.runtime, "runtime", "/run/isthmus", "`directory` of the API's unix socket and of what need not outlive a boot")
 	flag.StringVar(&o.listen, "listen", ":7443", "`address` of the API with mutual TLS; empty: only the unix socket")
+	flag.StringVar(&o.apiFrom, "api-from", "", "`prefixes` of sources that may reach the API beside those of the document, comma-separated, before there is one too")
+	flag.StringVar(&o.input, "input", "keep", "what becomes of packets to the node that nothing lets in, where the document does not say: `drop or keep`")
 	flag.StringVar(&o.hosts, "hosts", "", "further names and addresses for the server's certificate, `comma-separated`")
 	flag.StringVar(&o.bundle, "bundle", "", "`file` for the first admin's context, written once (default: admin.yaml in the state directory)")
 	flag.StringVar(&o.vici, "vici", ipsec.DefaultSocket, "`path` of charon's vici socket")
@@ -76,6 +81,15 @@ func main() {
 	}
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "isthmusd: takes no arguments, got %q\n", flag.Args())
+		os.Exit(2)
+	}
+	if o.input != "drop" && o.input != "keep" {
+		fmt.Fprintf(os.Stderr, "isthmusd: -input %s: give drop or keep\n", o.input)
+		os.Exit(2)
+	}
+	apiFrom, err := sources(o.apiFrom)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "isthmusd: %v\n", err)
 		os.Exit(2)
 	}
 	if o.bgpPort < 1 || o.bgpPort > math.MaxUint16 {
@@ -97,14 +111,14 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, o, log); err != nil {
+	if err := run(ctx, o, apiFrom, log); err != nil {
 		log.Error("isthmusd ends", "err", err)
 		os.Exit(1)
 	}
 }
 
 // run wires everything from the bottom up, and runs it until ctx is done.
-func run(ctx context.Context, o options, log *slog.Logger) (err error) {
+func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logger) (err error) {
 	started := time.Now()
 	if err := os.MkdirAll(o.runtime, 0o755); err != nil {
 		return fmt.Errorf("making the runtime directory: %w", err)
@@ -185,7 +199,7 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	}
 	r, err := router.New(router.Options{
 		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Flows: flows, Translations: translations, Addresses: links, Host: machine,
-		APIPort: port(o.listen), Resolvers: names.System,
+		APIPort: port(o.listen), APIFrom: apiFrom, Drop: o.input == "drop", Resolvers: names.System,
 		Version: version, Log: log, Safe: o.safe,
 		Notices: func() []*isthmusv1.Condition { return append(authority.Conditions(), notices(audit, older)...) }, Charon: vpn.Conditions, Callers: vpn.Callers, Mover: mover, NamesFile: filepath.Join(o.state, "names.json"),
 		Counters: func() router.Counters {
@@ -225,6 +239,18 @@ func notices(audit *auth.Audit, older string) []*isthmusv1.Condition {
 			Message: "the state directory is older than it was, as when a copy is put back: " + older + "; certificates and secrets that were revoked or replaced since may be valid again: look through `isthmus client list`, revoke again, and apply the document again"})
 	}
 	return out
+}
+
+// sources reads a list of prefixes; an error names each one that is none.
+func sources(text string) ([]netip.Prefix, error) {
+	if text == "" {
+		return nil, nil
+	}
+	all, problems := spec.Sources("-api-from", strings.Split(text, ","))
+	if len(problems) > 0 {
+		return nil, problems
+	}
+	return all, nil
 }
 
 // hosts returns the names and addresses under which clients may reach the API: those that were given, the host's name,

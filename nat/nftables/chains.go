@@ -2,7 +2,6 @@ package nftables
 
 import (
 	"encoding/binary"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -49,121 +48,6 @@ func (r *ruleset) addTarget(c nat.Config, p *nat.Policy) string {
 // markFront notes in the mark of a packet for which address it asked.
 func markFront(f family) []expr.Any {
 	return do(network(f.dst, f.size, reg1), to(frontMap(f.ipv6)), &expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg1})
-}
-
-// addInput keeps strangers away from the BGP process and from the API.
-//
-// It also keeps the node from answering for flows that it does not know: what comes for a pool's address and is not turned
-// back belongs to nobody here. A reset would end a connection that another node may be about to take over.
-func (r *ruleset) addInput(c nat.Config) {
-	const bgp = 179 // RFC 4271 section 8.2.1
-	input := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookInput, priority: *nftables.ChainPriorityFilter}
-	refuse := do(verdict(expr.VerdictDrop, ""))
-	input.rules = append(input.rules, rule(toPort(bgp), goTo("bgp")))
-	session := &chain{rules: [][]expr.Any{rule(comes(expr.CmpOpEq, "lo"), do(verdict(expr.VerdictAccept, "")))}}
-	for _, f := range families {
-		r.sets[sessionSet(f.ipv6)] = &set{shape: shape{isConcat: true}, elements: map[string]element{}}
-		session.rules = append(session.rules, rule(isFamily(f), do(
-			meta(expr.MetaKeyIIFNAME, register(0)), network(f.source, f.size, register(unix.IFNAMSIZ)),
-			&expr.Lookup{SourceRegister: register(0), SetName: sessionSet(f.ipv6)}), do(verdict(expr.VerdictAccept, ""))))
-	}
-	session.rules = append(session.rules, refuse)
-	r.chains["bgp"] = session
-	for _, s := range c.Sessions {
-		key := string(interfaceName(s.Interface)) + string(s.Address.AsSlice())
-		r.sets[sessionSet(s.Address.Is6())].elements[key] = element{}
-	}
-	r.addAPI(c, input)
-	r.addDNS(c, input)
-	for _, f := range families {
-		icmp := byte(unix.IPPROTO_ICMP)
-		if f.ipv6 {
-			icmp = unix.IPPROTO_ICMPV6 // neighbour discovery too
-		}
-		input.rules = append(input.rules, rule(isFamily(f), do(network(f.dst, f.size, reg1), in(poolSet(f.ipv6)),
-			meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, icmp)),
-			state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, expr.CmpOpEq), refuse))
-		r.sets[poolSet(f.ipv6)] = &set{elements: map[string]element{}}
-	}
-	for _, p := range c.Pools {
-		for _, a := range p.Addresses {
-			if !slices.Contains(c.Own, a.Address) {
-				r.sets[poolSet(a.Address.Is6())].elements[string(a.Address.AsSlice())] = element{}
-			}
-		}
-	}
-	r.chains["input"] = input
-}
-
-func sessionSet(ipv6 bool) string { return "bgp" + of(ipv6).suffix }
-
-func apiSet(ipv6 bool) string { return "api" + of(ipv6).suffix }
-
-// toPort matches TCP packets to a port.
-func toPort(port uint16) []expr.Any {
-	return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP),
-		transport(2, 2, reg1), compare(expr.CmpOpEq, binary.BigEndian.AppendUint16(nil, port)...))
-}
-
-// addAPI adds who may reach the API.
-func (r *ruleset) addAPI(c nat.Config, input *chain) {
-	if c.API.Port == 0 {
-		return
-	}
-	pass, refuse := do(verdict(expr.VerdictAccept, "")), do(verdict(expr.VerdictDrop, ""))
-	input.rules = append(input.rules, rule(toPort(c.API.Port), goTo("api")))
-	door := &chain{rules: [][]expr.Any{rule(comes(expr.CmpOpEq, "lo"), pass)}}
-	if len(c.API.From) == 0 {
-		door.rules = append(door.rules, rule(isAttached(expr.MetaKeyIIFNAME), refuse))
-	} else {
-		for _, f := range families {
-			r.sets[apiSet(f.ipv6)] = prefixSet(c.API.From, f.ipv6)
-			door.rules = append(door.rules, rule(isFamily(f), inPrefixes(f, f.source, apiSet(f.ipv6)), pass))
-		}
-		door.rules = append(door.rules, refuse)
-	}
-	r.chains["api"] = door
-}
-
-func dnsSet(ipv6 bool) string { return "dns" + of(ipv6).suffix }
-
-func dnsDoors(ipv6 bool) string { return "dns-doors" + of(ipv6).suffix }
-
-func dnsSources(i int, ipv6 bool) string { return fmt.Sprintf("dns-%d-%s", i, of(ipv6).suffix) }
-
-// addDNS adds the rules that open port 53 of addresses of the node to attachments. The chain of sources has already checked that the source of a
-// packet belongs to its attachment.
-func (r *ruleset) addDNS(c nat.Config, input *chain) {
-	if len(c.DNS) == 0 {
-		return
-	}
-	const dns = 53
-	pass, refuse := do(verdict(expr.VerdictAccept, "")), do(verdict(expr.VerdictDrop, ""))
-	door := &chain{rules: [][]expr.Any{rule(comes(expr.CmpOpEq, "lo"), pass)}}
-	for _, f := range families {
-		r.sets[dnsSet(f.ipv6)] = &set{elements: map[string]element{}}
-		r.sets[dnsDoors(f.ipv6)] = &set{shape: shape{isConcat: true}, elements: map[string]element{}}
-		to := rule(isFamily(f), do(network(f.dst, f.size, reg1), in(dnsSet(f.ipv6)), transport(2, 2, reg1), compare(expr.CmpOpEq, binary.BigEndian.AppendUint16(nil, dns)...)))
-		for _, protocol := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-			input.rules = append(input.rules, rule(do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, protocol)), to, goTo("dns")))
-		}
-		door.rules = append(door.rules, rule(isFamily(f), do(
-			meta(expr.MetaKeyIIFNAME, register(0)), network(f.dst, f.size, register(unix.IFNAMSIZ)),
-			&expr.Lookup{SourceRegister: register(0), SetName: dnsDoors(f.ipv6)}), pass))
-	}
-	for i, d := range c.DNS {
-		f := of(d.Address.Is6())
-		r.sets[dnsSet(f.ipv6)].elements[string(d.Address.AsSlice())] = element{}
-		if len(d.From) == 0 {
-			r.sets[dnsDoors(f.ipv6)].elements[string(interfaceName(d.Interface))+string(d.Address.AsSlice())] = element{}
-			continue
-		}
-		r.sets[dnsSources(i, f.ipv6)] = prefixSet(d.From, f.ipv6)
-		door.rules = append(door.rules, rule(comes(expr.CmpOpEq, d.Interface), isFamily(f),
-			do(network(f.dst, f.size, reg1), compare(expr.CmpOpEq, d.Address.AsSlice()...)), inPrefixes(f, f.source, dnsSources(i, f.ipv6)), pass))
-	}
-	door.rules = append(door.rules, refuse)
-	r.chains["dns"] = door
 }
 
 // fronts returns the maps of the addresses at which something is open, and of their marks.

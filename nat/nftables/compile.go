@@ -100,7 +100,7 @@ func define(name string, s *set) definition {
 		addr, policyKey = nftables.TypeIP6Addr, policyKey6
 	}
 	switch {
-	case name == attachedSet, name == knownSet:
+	case name == attachedSet, name == knownSet, name == tunnelSet:
 		d.key = nftables.TypeIFName
 	case name == fromMap:
 		d.key, d.data = nftables.TypeIFName, nftables.TypeVerdict
@@ -110,8 +110,10 @@ func define(name string, s *set) definition {
 		d.key, d.data = nftables.TypeIFIndex, nftables.TypeVerdict
 	case name == sessionSet(ipv6), name == dnsDoors(ipv6):
 		d.key = nftables.MustConcatSetType(nftables.TypeIFName, addr)
-	case name == armsSet(ipv6), name == apiSet(ipv6), strings.HasPrefix(name, "from-"), strings.HasPrefix(name, "dns-"):
+	case name == armsSet(ipv6), name == apiSet(ipv6), name == sshSet(ipv6), name == sshTunnelSet(ipv6), strings.HasPrefix(name, "from-"), strings.HasPrefix(name, "dns-"):
 		d.key = nftables.MustConcatSetType(addr, nftables.TypeInetProto)
+	case name == portSet:
+		d.key = nftables.TypeInetService
 	case s.shape.isVerdict:
 		d.key, d.data, d.counter = policyKey, nftables.TypeVerdict, true
 	case name == clampMap(ipv6):
@@ -175,6 +177,13 @@ func compile(c nat.Config) (*ruleset, error) {
 		return nil, err
 	}
 	r := &ruleset{chains: map[string]*chain{}, sets: map[string]*set{}, layers: map[string][2][]int{}, timeouts: map[string]*expr.CtTimeout{}}
+	if c.Underlay == "" {
+		r.addRefusals()
+		r.addDrops()
+		r.addInput(c)
+		r.addNoForward(c)
+		return r.finished(c), nil
+	}
 	r.addPolicies(c, rules)
 	r.addPools(c)
 	r.addRefusals()
@@ -208,12 +217,17 @@ func compile(c nat.Config) (*ruleset, error) {
 	r.addForward(c)
 	r.addEgress(c)
 	r.addGuard(c)
+	return r.finished(c), nil
+}
+
+// finished gives sets their room, and adds those that are filled later.
+func (r *ruleset) finished(c nat.Config) *ruleset {
 	for _, s := range r.sets {
 		s.shape.size = room(s)
 	}
 	r.place(c, nil)
 	r.refuse(c, nat.Overload{})
-	return r, nil
+	return r
 }
 
 // room returns how many elements a set of which only configurations change the elements shall have room for; 0: any number. The
@@ -227,7 +241,7 @@ func room(s *set) uint32 {
 }
 
 func check(c nat.Config, rules []nat.Rule) error {
-	if c.Underlay == "" || len(c.Underlay) >= unix.IFNAMSIZ {
+	if c.Underlay == "" && len(c.Attachments)+len(c.Pools)+len(c.Policies) > 0 || len(c.Underlay) >= unix.IFNAMSIZ {
 		return fmt.Errorf("underlay interface %q: not a name", c.Underlay)
 	}
 	var errs []error

@@ -499,7 +499,7 @@ func (d *Driver) Observe(ctx context.Context) (nat.State, error) {
 	if err != nil || have == nil {
 		return nat.State{}, err
 	}
-	s := nat.State{Present: true, Guard: drops[nat.DropGuard], Drops: drops, Placements: have.placements()}
+	s := nat.State{Present: true, Guarded: have.chains["guard"] != nil, Guard: drops[nat.DropGuard], Drops: drops, Placements: have.placements()}
 	counters := have.counters()
 	for _, name := range slices.Sorted(maps.Keys(counters)) {
 		s.Policies = append(s.Policies, nat.PolicyState{Name: name, Flows: counters[name]})

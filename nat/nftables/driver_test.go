@@ -107,6 +107,9 @@ func example() nat.Config {
 		},
 		Clamps:   []nat.Clamp{{Interface: "tun0", IPv4: 1360, IPv6: 1340}, {Interface: "tun1", IPv4: 1300}},
 		Sessions: []nat.Session{{Interface: "tun0", Address: addr("169.254.0.1")}, {Interface: "tun1", Address: addr("169.254.0.3")}},
+		API:      nat.API{Port: 7443, From: pfx("203.0.113.0/28", "2001:db8:f::/64")},
+		Input:    nat.Input{Drop: true, SSH: pfx("203.0.113.0/28", "10.1.0.0/24")},
+		Tunnels:  []nat.Tunnel{{Interface: "tun0"}, {Interface: "tun1", Port: 51820}},
 		Maps:     []nat.Map{{Interfaces: []string{"tun1", "tun0"}, Inside: netip.MustParsePrefix("10.1.0.0/20"), Mapped: netip.MustParsePrefix("100.64.16.0/20")}},
 	}
 }
@@ -180,6 +183,12 @@ func TestHealing(t *testing.T) {
 		"flush chain inet isthmus input",
 		"add element inet isthmus bgp4 { eth7 . 10.0.0.1 }",
 		"add element inet isthmus attached { eth7 }",
+		"insert rule inet isthmus ssh accept",
+		"flush chain inet isthmus icmp-6",
+		"add rule inet isthmus icmp-4 accept",
+		"delete element inet isthmus tunnels { tun0 }",
+		"add element inet isthmus tunnel-ports { 22 }",
+		"flush set inet isthmus api4",
 		"delete element inet isthmus from { tun0 }",
 		"flush chain inet isthmus from-tun0",
 		"flush chain inet isthmus drop-platform",

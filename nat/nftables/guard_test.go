@@ -324,7 +324,7 @@ func TestICMPErrors(t *testing.T) {
 }
 
 // TestDoors connects to ports of the node from an attachment and from the underlay. BGP comes from the address of a peer by its own
-// interface, and from nowhere else. The API does not answer attachments, unless the document names who may.
+// interface, and from nowhere else. The API answers the sources that are named, and the node itself.
 func TestDoors(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -363,7 +363,7 @@ func TestDoors(t *testing.T) {
 		dial(s.inside, a+":179", true)
 		dial(s.outside, a+":179", false)
 		dial(s.outside, a+":180", true)
-		dial(s.outside, a+":7443", true)
+		dial(s.outside, a+":7443", false)
 		dial(s.inside, a+":7443", false)
 	}
 	c.API.From = pfx("10.0.0.0/30", "2001:db8:b::/64")

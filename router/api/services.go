@@ -129,6 +129,9 @@ func hash(data []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// Caller returns the address of the machine from which a call comes. It is the zero Addr for a call from the node itself.
+func Caller(ctx context.Context) netip.Addr { return auth.AddressOf(ctx) }
+
 func author(ctx context.Context) string { return auth.FromContext(ctx).Name }
 
 func checkSource(s *isthmusv1.Source) error {

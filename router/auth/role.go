@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -146,6 +148,19 @@ type Identity struct {
 
 // AuthType implements credentials.AuthInfo.
 func (Identity) AuthType() string { return "isthmus" }
+
+// AddressOf returns the address that a call of another machine comes from. It is the zero Addr over the unix socket and by the loopback.
+func AddressOf(ctx context.Context) netip.Addr {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return netip.Addr{}
+	}
+	from, ok := p.Addr.(*net.TCPAddr)
+	if !ok || from.IP.IsLoopback() {
+		return netip.Addr{}
+	}
+	return from.AddrPort().Addr().Unmap().WithZone("")
+}
 
 // FromContext returns who made a call. It is the zero Identity, which may do nothing, when ctx is not of a call that
 // came through this package.

@@ -49,7 +49,7 @@ func differences(a, b Target) []Change {
 		removals = append(r, removals...)
 	}
 	modify := Modify
-	if reflect.ValueOf(a).IsZero() {
+	if a.Node.Name == "" {
 		modify = Add // the first document
 	}
 	if f := fields(reflect.ValueOf(a.Node), reflect.ValueOf(b.Node)); len(f) > 0 {
@@ -89,9 +89,7 @@ func differences(a, b Target) []Change {
 	record(diff("map", a.NAT.Maps, b.NAT.Maps, func(m nat.Map) string { return m.Mapped.String() }, anyFields[nat.Map](""), ""))
 	record(diff("tunnel", a.Tunnels, b.Tunnels, func(c tunnel.Config) string { return c.Name }, tunnelFields(a.NAT.Clamps, b.NAT.Clamps), "the tunnel goes down for good"))
 	record(diff("attachment", a.Attachments, b.Attachments, func(x Attachment) string { return x.Name }, anyFields[Attachment]("packets that come by it with other sources are dropped"), "what comes by it is dropped, but for what peers and routes of a tunnel allow"))
-	if f := fields(reflect.ValueOf(a.NAT.API), reflect.ValueOf(b.NAT.API)); len(f) > 0 {
-		changes = append(changes, Change{Action: Modify, Kind: "access", Name: "api", Fields: f, Interrupts: "clients with another source lose the API; its unix socket stays"})
-	}
+	changes = append(changes, accessChanges(a.NAT, b.NAT)...)
 	record(diff("route", a.Routes, b.Routes, func(r fib.Route) string { return r.Prefix.String() }, anyFields[fib.Route](""), "what it carries takes another route or none"))
 	record(diff("announcement", a.BGP.Announce, b.BGP.Announce, netip.Prefix.String, anyFields[netip.Prefix](""), "it is withdrawn from every peer"))
 	record(diff("peer", a.BGP.Peers, b.BGP.Peers, func(p bgp.Peer) string { return p.Name }, peerFields, "the session is closed, and its routes go"))
@@ -133,6 +131,69 @@ func DiffPolicies(a, b Target, names []string) []Change {
 		return out
 	}
 	return withBeaten(differences(some(a), some(b)), b.NAT)
+}
+
+// accessChanges says what changes for those who reach the node itself.
+func accessChanges(a, b nat.Config) (changes []Change) {
+	if f := fields(reflect.ValueOf(a.API), reflect.ValueOf(b.API)); len(f) > 0 {
+		c := Change{Action: Modify, Kind: "access", Name: "api", Fields: f}
+		if lost := uncovered(a.API.From, b.API.From); len(lost) > 0 {
+			c.Interrupts = "clients in " + list(lost) + " that are in no source of the API any more lose it; its unix socket stays"
+		}
+		changes = append(changes, c)
+	}
+	if f := fields(reflect.ValueOf(a.Input), reflect.ValueOf(b.Input)); len(f) > 0 {
+		c := Change{Action: Modify, Kind: "access", Name: "input", Fields: f}
+		lost := uncovered(a.Input.SSH, b.Input.SSH)
+		switch {
+		case b.Input.Drop && !a.Input.Drop:
+			c.Interrupts = "services of the machine that the document does not open get no new flows, and SSH from every source ends"
+			if len(b.Input.SSH) > 0 {
+				c.Interrupts = "services of the machine that the document does not open get no new flows, and SSH from other sources than " + list(b.Input.SSH) + " ends"
+			}
+		case b.Input.Drop && len(lost) > 0:
+			c.Interrupts = "SSH from " + list(lost) + " ends where it is in no source of access.ssh any more"
+		}
+		changes = append(changes, c)
+	}
+	return changes
+}
+
+// list names a few prefixes, and counts the others.
+func list(prefixes []netip.Prefix) string {
+	const few = 4
+	var names []string
+	for _, p := range prefixes[:min(few, len(prefixes))] {
+		names = append(names, p.String())
+	}
+	if more := len(prefixes) - few; more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(names, ", ")
+}
+
+// uncovered returns those prefixes of which others do not have every address.
+func uncovered(prefixes, others []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return covered(p, others) })
+}
+
+func covered(p netip.Prefix, others []netip.Prefix) bool {
+	var within []netip.Prefix
+	for _, o := range others {
+		if o.Overlaps(p) {
+			if o.Bits() <= p.Bits() {
+				return true
+			}
+			within = append(within, o)
+		}
+	}
+	if len(within) == 0 {
+		return false
+	}
+	upper := p.Addr().AsSlice()
+	upper[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
+	half, _ := netip.AddrFromSlice(upper)
+	return covered(netip.PrefixFrom(p.Addr(), p.Bits()+1), within) && covered(netip.PrefixFrom(half, p.Bits()+1), within)
 }
 
 func interrupted(yes bool, why string) string {
@@ -235,12 +296,12 @@ func anyFields[T any](why string) func(a, b T) ([]string, string) {
 
 // documentNames are what the document calls fields that have another name in Go.
 var documentNames = map[string]string{
-	"nat.Pool.Silent": "exhausted", "nat.Policy.Bypass": "whenDown", "nat.Zone.Prefixes": "sources",
+	"nat.Pool.Silent": "exhausted", "nat.Policy.Bypass": "whenDown", "nat.Zone.Prefixes": "sources", "nat.Input.Drop": "input",
 	"names.Config.Floor": "nameFloor", "names.Config.Grace": "nameGrace", "names.Config.Hold": "nameHold", "names.Config.Proxy": "dnsProxy",
 }
 
 // words are what the document has for false and true.
-var words = map[string][2]string{"exhausted": {"reject", "drop"}, "whenDown": {"block", "bypass"}}
+var words = map[string][2]string{"exhausted": {"reject", "drop"}, "whenDown": {"block", "bypass"}, "input": {"keep", "drop"}}
 
 // fields returns the exported fields in which two structs of one type differ, those of structs within with their path.
 func fields(a, b reflect.Value) (f []string) {

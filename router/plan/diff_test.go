@@ -2,11 +2,14 @@ package plan
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/spec"
 )
 
 // TestEditedForward: when a forward goes, flows end for which one that is not edited has another server.
@@ -70,5 +73,93 @@ func TestBeatenDeny(t *testing.T) {
 	}
 	if changes := Diff(Target{}, target(large...)); len(changes) != 13 || !strings.Contains(changes[0].Fields[0], "not looked for among so many rules") {
 		t.Errorf("%+v", changes[0].Fields)
+	}
+}
+
+// TestAccessChanges: a plan tells who loses the API and SSH, and nothing of those who keep them.
+func TestAccessChanges(t *testing.T) {
+	const all = "services of the machine that the document does not open get no new flows, and SSH from "
+	for _, k := range []struct {
+		machine  Machine
+		from, to string // of access; a hyphen: there is no document
+		want     string
+	}{
+		{Machine{}, "-", "", ""},
+		{Machine{}, "-", "api: [10.9.0.0/24]", "add access api (from: - -> [10.9.0.0/24])"},
+		{Machine{}, "-", "input: drop", "access input (input: keep -> drop): " + all + "every source ends"},
+		{Machine{}, "", "input: drop, ssh: [10.9.0.0/24]", "access input (input: keep -> drop, ssh: - -> [10.9.0.0/24]): " + all + "other sources than 10.9.0.0/24 ends"},
+		{Machine{}, "ssh: [10.9.0.0/24]", "", "access input (ssh: [10.9.0.0/24] -> -)"},
+		{Machine{Drop: true}, "-", "", ""},
+		{Machine{Drop: true}, "-", "ssh: [10.9.0.0/24]", "access input (ssh: - -> [10.9.0.0/24])"},
+		{Machine{Drop: true}, "input: keep", "", "access input (input: keep -> drop): " + all + "every source ends"},
+		{Machine{Drop: true}, "ssh: [10.9.0.0/24, 10.8.0.0/24]", "ssh: [10.9.0.0/25, 10.9.0.128/25]", "access input (ssh: [10.8.0.0/24 10.9.0.0/24] -> [10.9.0.0/25 10.9.0.128/25]): SSH from 10.8.0.0/24 ends where it is in no source of access.ssh any more"},
+		{Machine{}, "api: [10.9.0.0/24]", "api: [10.9.0.0/25, 10.9.0.128/26]", "access api (from: [10.9.0.0/24] -> [10.9.0.0/25 10.9.0.128/26]): clients in 10.9.0.0/24 that are in no source of the API any more lose it; its unix socket stays"},
+		{Machine{}, "api: [\"2001:db8::/64\", 10.9.0.0/24]", "api: [\"2001:db8::/63\", 10.0.0.0/8]", "access api (from: [10.9.0.0/24 2001:db8::/64] -> [10.0.0.0/8 2001:db8::/63])"},
+		{Machine{API: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}}, "api: [10.9.0.0/25]", "", "access api (from: [10.9.0.0/24 10.9.0.0/25] -> [10.9.0.0/24])"},
+		{Machine{}, "api: [10.1.0.0/24, 10.2.0.0/24, 10.3.0.0/24, 10.4.0.0/24, 10.5.0.0/24]", "api: [10.6.0.0/24]", "clients in 10.1.0.0/24, 10.2.0.0/24, 10.3.0.0/24, 10.4.0.0/24, 1 more that"},
+	} {
+		k.machine.Can = everything
+		target := func(access string) Target {
+			if access == "-" {
+				return Nothing(k.machine, spec.Access{})
+			}
+			out, _, problems := Make(parse(t, "node: {name: n}\nunderlay: {interface: eth0, address: 10.9.0.4}\naccess: {"+access+"}\n"), Ledger{}, k.machine)
+			if len(problems) > 0 {
+				t.Fatal(problems)
+			}
+			return out
+		}
+		var got []string
+		for _, c := range Diff(target(k.from), target(k.to)) {
+			if c.Kind == "access" {
+				line := fmt.Sprintf("%s access %s (%s)", c.Action, c.Name, strings.Join(c.Fields, ", "))
+				if c.Interrupts != "" {
+					line += ": " + c.Interrupts
+				}
+				got = append(got, line)
+			}
+		}
+		if s := strings.Join(got, "; "); (k.want == "") != (s == "") || !strings.Contains(s, strings.TrimPrefix(k.want, "add ")) || strings.HasSuffix(k.want, ")") != strings.HasSuffix(s, ")") {
+			t.Errorf("%q -> %q: %s, want %s", k.from, k.to, s, k.want)
+		}
+	}
+}
+
+// TestCovered: what two lists of prefixes have in common is found without looking at each address, in time that their length bounds.
+func TestCovered(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	some := func(n, least int) (out []netip.Prefix) {
+		for range n {
+			p, err := netip.AddrFrom4([4]byte{10, 0, 0, byte(random.IntN(256))}).Prefix(least + random.IntN(33-least))
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, p)
+		}
+		return out
+	}
+	yes := 0
+	for range 3000 {
+		p, others := some(1, 24)[0], some(random.IntN(8), 24)
+		want := true
+		for a := p.Addr(); p.Contains(a); a = a.Next() {
+			want = want && slices.ContainsFunc(others, func(o netip.Prefix) bool { return o.Contains(a) })
+		}
+		if want {
+			yes++
+		}
+		if covered(p, others) != want {
+			t.Fatalf("%v in %v: %v", p, others, !want)
+		}
+	}
+	if yes < 100 || yes > 2900 {
+		t.Errorf("%d of 3000 are covered: the test shows little", yes)
+	}
+	var hosts []netip.Prefix
+	for i := range 1000 {
+		hosts = append(hosts, netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 14: byte(i >> 8), 15: byte(i)}), 128))
+	}
+	if covered(netip.MustParsePrefix("::/0"), hosts) {
+		t.Error("a thousand hosts cover everything")
 	}
 }

@@ -69,7 +69,7 @@ func leaves(v reflect.Value, path string, yield func(path string, v reflect.Valu
 }
 
 // derived are fields that follow from others, which are told. TestDiff has the clamps, which are those of a tunnel.
-var derived = []string{"BGP.ASN", "BGP.RouterID", "NAT.Underlay", "NAT.Own", "NAT.Attachments", "NAT.Sessions", "NAT.API.Port", "NAT.DNS", "NAT.Links", "NAT.Clamps."}
+var derived = []string{"BGP.ASN", "BGP.RouterID", "NAT.Underlay", "NAT.Own", "NAT.Attachments", "NAT.Sessions", "NAT.API.Port", "NAT.DNS", "NAT.Links", "NAT.Tunnels", "NAT.Clamps."}
 
 // TestEveryFieldIsAChange: whatever differs between two targets is told.
 func TestEveryFieldIsAChange(t *testing.T) {

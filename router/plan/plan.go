@@ -52,11 +52,29 @@ type Attachment struct {
 	Sources         []netip.Prefix
 }
 
+// Machine is what a document is planned for.
+type Machine struct {
+	// Can tells whether the kernel has a capability of router/host.
+	Can func(capability string) bool
+	// Drop says that access.input is "drop" where a document does not say; else it is "keep".
+	Drop bool
+	// API are the sources that may reach the API beside those that a document names.
+	API []netip.Prefix
+}
+
+// Nothing returns the target of a machine without a document, or of one whose document says no more than who may reach the node.
+func Nothing(m Machine, a spec.Access) (t Target) {
+	t.NAT.API.From = slices.Compact(slices.SortedFunc(slices.Values(slices.Concat(a.API, m.API)), comparePrefix))
+	t.NAT.Input = nat.Input{Drop: a.Input == "drop" || a.Input == "" && m.Drop, SSH: slices.SortedFunc(slices.Values(a.SSH), comparePrefix)}
+	return t
+}
+
 // Make decides what is to be done for a document. The ledger returned belongs to the target: both are accepted
-// together or not at all. can tells whether the kernel has a capability of router/host.
-func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target, Ledger, spec.Problems) {
+// together or not at all.
+func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems) {
 	var problems spec.Problems
-	t := Target{Node: s.Node, Underlay: s.Underlay}
+	t := Nothing(m, s.Access)
+	t.Node, t.Underlay = s.Node, s.Underlay
 
 	present := map[string]bool{}
 	// The document's inside addresses, and among them this node's single ones, which several tunnels may have.
@@ -69,7 +87,7 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 				shared = append(shared, in.Local)
 			}
 		}
-		if need := needs(tu.Config); !slices.ContainsFunc(need, func(set []string) bool { return all(set, can) }) {
+		if need := needs(tu.Config); !slices.ContainsFunc(need, func(set []string) bool { return all(set, m.Can) }) {
 			problems = append(problems, spec.Problem{
 				Path:   fmt.Sprintf("tunnels[%d].%s", i, tu.Kind()),
 				Rule:   "needs what this kernel does not have: " + strings.Join(need[0], ", "),
@@ -77,7 +95,7 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 			})
 		}
 	}
-	problems = append(problems, embedded(s, former, can)...)
+	problems = append(problems, embedded(s, former, m.Can)...)
 	choose := newChooser(former, given, shared)
 	choose.retire(present)
 
@@ -113,6 +131,11 @@ func Make(s *spec.Spec, former Ledger, can func(capability string) bool) (Target
 		t.Tunnels = append(t.Tunnels, c)
 		interfaces[c.Name] = c
 		t.NAT.Clamps = append(t.NAT.Clamps, clamp(c, tu.MSS))
+		carried := nat.Tunnel{Interface: c.Interface}
+		if c.WireGuard != nil {
+			carried.Port = c.WireGuard.ListenPort
+		}
+		t.NAT.Tunnels = append(t.NAT.Tunnels, carried)
 	}
 
 	t.routes(s, interfaces)

@@ -47,7 +47,7 @@ func document(names ...string) string {
 
 func mustMake(t testing.TB, s *spec.Spec, l Ledger) (Target, Ledger) {
 	t.Helper()
-	target, ledger, problems := Make(s, l, everything)
+	target, ledger, problems := Make(s, l, Machine{Can: everything})
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
@@ -329,7 +329,7 @@ peers: [{name: p, tunnel: lane, asn: 65000%s}]
 }
 
 func TestMissingCapability(t *testing.T) {
-	_, _, problems := Make(parse(t, document("a-1")), Ledger{}, func(c string) bool { return c != "esp" })
+	_, _, problems := Make(parse(t, document("a-1")), Ledger{}, Machine{Can: func(c string) bool { return c != "esp" }})
 	if len(problems) != 1 || problems[0].Path != "tunnels[0].ipsec" || !strings.Contains(problems[0].Rule, "esp") {
 		t.Errorf("got %v", problems)
 	}
@@ -348,24 +348,24 @@ func TestEmbeddedDevices(t *testing.T) {
 		return parse(t, b.String())
 	}
 	without := func(c string) bool { return c != "wireguard" }
-	_, most, problems := Make(lanes(tunnel.MaxEmbedded), Ledger{}, without)
+	_, most, problems := Make(lanes(tunnel.MaxEmbedded), Ledger{}, Machine{Can: without})
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
-	_, _, problems = Make(lanes(tunnel.MaxEmbedded+2), most, without)
+	_, _, problems = Make(lanes(tunnel.MaxEmbedded+2), most, Machine{Can: without})
 	if len(problems) != 1 || problems[0].Path != "tunnels[18].wireguard" || problems[0].Value != "lane-17" ||
 		!strings.Contains(problems[0].Rule, "18 WireGuard tunnels, and 16 ") || !strings.HasPrefix(problems[0].Remedy, "remove 2 ") {
 		t.Errorf("two too many: %v", problems)
 	}
-	_, ledger, problems := Make(lanes(tunnel.MaxEmbedded+2), Ledger{}, everything)
+	_, ledger, problems := Make(lanes(tunnel.MaxEmbedded+2), Ledger{}, Machine{Can: everything})
 	if len(problems) > 0 {
 		t.Errorf("the kernel has WireGuard: %v", problems)
 	}
-	if _, _, problems := Make(lanes(tunnel.MaxEmbedded+2), ledger, without); len(problems) > 0 {
+	if _, _, problems := Make(lanes(tunnel.MaxEmbedded+2), ledger, Machine{Can: without}); len(problems) > 0 {
 		t.Errorf("accepted before: %v", problems)
 	}
-	_, ledger, _ = Make(lanes(tunnel.MaxEmbedded+1), ledger, everything) // lane-17 is removed, and comes back
-	if _, _, problems := Make(lanes(tunnel.MaxEmbedded+2), ledger, without); len(problems) != 1 {
+	_, ledger, _ = Make(lanes(tunnel.MaxEmbedded+1), ledger, Machine{Can: everything}) // lane-17 is removed, and comes back
+	if _, _, problems := Make(lanes(tunnel.MaxEmbedded+2), ledger, Machine{Can: without}); len(problems) != 1 {
 		t.Errorf("removed before: %v", problems)
 	}
 }
@@ -438,8 +438,8 @@ attachments:
 egress: {dnsProxy: {listen: [169.254.21.1, 10.9.0.4]}}
 `
 	for from, want := range map[string]string{
-		"":                  "[{169.254.21.1 t-b} {10.9.0.4 eth0} {10.9.0.4 eth1} {10.9.0.4 t-a} {10.9.0.4 t-b}] [{eth0 10.9.0.4 [10.6.0.0/16 10.7.0.0/16]} {eth1 10.9.0.4 []} {t-a 10.9.0.4 []} {t-b 10.9.0.4 []}]",
-		", from: [a, vpc2]": "[{169.254.21.1 t-b} {10.9.0.4 eth0} {10.9.0.4 t-a}] [{eth0 10.9.0.4 [10.6.0.0/16]} {t-a 10.9.0.4 []}]",
+		"":                  "[{169.254.21.1 t-b} {10.9.0.4 eth0} {10.9.0.4 eth1} {10.9.0.4 t-a} {10.9.0.4 t-b}] [{t-b 169.254.21.1 []} {eth0 10.9.0.4 [10.6.0.0/16 10.7.0.0/16]} {eth1 10.9.0.4 []} {t-a 10.9.0.4 []} {t-b 10.9.0.4 []}]",
+		", from: [a, vpc2]": "[{169.254.21.1 t-b} {10.9.0.4 eth0} {10.9.0.4 t-a}] [{t-b 169.254.21.1 []} {eth0 10.9.0.4 [10.6.0.0/16]} {t-a 10.9.0.4 []}]",
 	} {
 		target, _ := mustMake(t, parse(t, strings.Replace(doc, "10.9.0.4]}", "10.9.0.4]"+from+"}", 1)), Ledger{})
 		if got := fmt.Sprint(target.Names.Proxy, target.NAT.DNS); got != want {

@@ -13,9 +13,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// sides says which interfaces lead inside and which sources belong to each, and from where BGP and the API may be reached.
+// sides says which interfaces lead inside and which sources belong to each, and from where BGP may be reached.
 func (t *Target) sides(s *spec.Spec, tunnels map[string]tunnel.Config) (problems spec.Problems) {
-	t.NAT.API.From = slices.SortedFunc(slices.Values(s.API), comparePrefix)
 	for _, p := range t.BGP.Peers {
 		t.NAT.Sessions = append(t.NAT.Sessions, nat.Session{Interface: p.Interface, Address: p.Address})
 	}
@@ -60,6 +59,7 @@ func (t *Target) proxy(s *spec.Spec) {
 		for _, c := range t.Tunnels {
 			if slices.ContainsFunc(c.Inside, func(in tunnel.Inside) bool { return in.Local.Addr() == l.Address }) {
 				t.Names.Proxy = append(t.Names.Proxy, names.Listener{Address: l.Address, Interface: c.Interface})
+				t.NAT.DNS = append(t.NAT.DNS, nat.Door{Interface: c.Interface, Address: l.Address})
 			}
 		}
 		if len(t.Names.Proxy) > begin {

@@ -76,7 +76,7 @@ func (c *checker) document(d Document) {
 	for i, a := range m.GetAttachments() {
 		c.attachment(fmt.Sprintf("attachments[%d]", i), a)
 	}
-	c.s.API = c.sourceList("access.api", m.GetAccess().GetApi())
+	c.access(m.GetAccess())
 	if !c.spend(1) {
 		return
 	}

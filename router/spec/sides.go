@@ -36,6 +36,29 @@ func (c *checker) sourceList(path string, texts []string) (out []netip.Prefix) {
 	return out
 }
 
+// Sources checks a list of prefixes that may be sources, as one of a document. path names the list in problems.
+func Sources(path string, texts []string) ([]netip.Prefix, Problems) {
+	var c checker
+	return c.sourceList(path, texts), c.Problems()
+}
+
+// AccessOf returns who may reach a node by a document that may be wrong, as far as it can be read.
+func AccessOf(m *isthmusv1.Spec) Access {
+	var c checker
+	c.access(m.GetAccess())
+	return c.s.Access
+}
+
+func (c *checker) access(a *isthmusv1.Access) {
+	c.s.Access.API, c.s.Access.SSH = c.sourceList("access.api", a.GetApi()), c.sourceList("access.ssh", a.GetSsh())
+	switch a.GetInput() {
+	case "", "drop", "keep":
+		c.s.Access.Input = a.GetInput()
+	default:
+		c.Problem("access.input", a.GetInput(), "is nothing that can become of packets", `give "drop" or "keep", or leave it out`)
+	}
+}
+
 // attachment checks a plain interface that leads to a network.
 func (c *checker) attachment(path string, a *isthmusv1.Attachment) {
 	out := Attachment{Name: a.GetName(), Interface: a.GetInterface(), path: path}
@@ -150,8 +173,8 @@ func (s *Spec) Notes() (out Problems) {
 	note := func(path, value, rule, remedy string) {
 		out = append(out, Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: s.Line(path)})
 	}
-	if len(s.API) == 0 {
-		note("access.api", "", "is not given: every source that reaches the underlay may try to log in at the API, and none behind a tunnel or attachment",
+	if len(s.Access.API) == 0 {
+		note("access.api", "", "is not given: no other machine reaches the API, but for sources that the daemon was started with",
 			"name the prefixes of your operators, such as `access: {api: [198.51.100.0/28]}`")
 	}
 	for i, t := range s.Tunnels {

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -47,7 +48,11 @@ func TestSides(t *testing.T) {
 		`staticRoutes: [{prefix: 168.63.129.16/32, blackhole: true}]`:                                                             "at which the cloud's platform serves this node",
 		`staticRoutes: [{prefix: 0.0.0.0/0, blackhole: true}]`:                                                                    "",
 		`access: {api: [10.9.0.0/24, 10.9.0.1/24]}`:                                                                               "access.api[1]",
-		`attachments: [{name: a, interface: lan0, sources: [` + strings.Repeat("10.0.0.0/8, ", 1000) + `10.1.0.0/16]}]`:           "are more than 1000 prefixes",
+		`access: {ssh: [10.9.0.0/24, 10.9.0.9]}`:                                                                                  "access.ssh[1]",
+		`access: {ssh: [` + strings.Repeat("10.0.0.0/8, ", 1000) + `10.1.0.0/16]}`:                                                "are more than 1000 prefixes",
+		`access: {input: open}`: `give "drop" or "keep"`,
+		`access: {input: keep, ssh: [10.9.0.0/24, "2001:db8::/64"]}`:                                                                                                                                 "",
+		`attachments: [{name: a, interface: lan0, sources: [` + strings.Repeat("10.0.0.0/8, ", 1000) + `10.1.0.0/16]}]`:                                                                              "are more than 1000 prefixes",
 		`egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}]}], policies: [{name: x, action: dnat, sources: [0.0.0.0/0], protocol: tcp, ports: ["80"], pool: p, to: "169.254.169.254:80"}]}`: "at which the cloud's platform serves this node",
 		`egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}], probes: {targets: ["http://169.254.169.254/latest"]}}]}`:                                                                       "at which the cloud's platform serves this node",
 	} {
@@ -75,6 +80,26 @@ func TestNotes(t *testing.T) {
 		problems, notes := sided(t, k.text)
 		if got := strings.Join(notes, "\n"); len(problems) > 0 || (k.want == "") != (got == "") || !strings.Contains(got, k.want) {
 			t.Errorf("%s\n%s, problems %v, want %q", k.text, got, problems, k.want)
+		}
+	}
+}
+
+// TestAccessOf: what can be read of access is kept, whatever else is wrong with a document; a list from elsewhere is checked alike.
+func TestAccessOf(t *testing.T) {
+	d, _ := Decode([]byte("node: {name: \"\"}\naccess: {api: [10.9.0.0/24, nonsense], ssh: [\"2001:db8::/64\"], input: drop}\n"))
+	if got, want := fmt.Sprint(AccessOf(d.Message)), "{[10.9.0.0/24] [2001:db8::/64] drop}"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if got := AccessOf(nil); len(got.API)+len(got.SSH) > 0 || got.Input != "" {
+		t.Errorf("of no document: %v", got)
+	}
+	list, problems := Sources("-api-from", []string{"10.9.0.0/24", "10.9.0.1/24", "10.0.0.7", "::ffff:10.0.0.0/120", "2001:db8::/32"})
+	if got := fmt.Sprint(list); got != "[10.9.0.0/24 2001:db8::/32]" || len(problems) != 3 {
+		t.Errorf("%s, %v", got, problems)
+	}
+	for i, value := range []string{"10.9.0.1/24", "10.0.0.7", "::ffff:10.0.0.0/120"} {
+		if i < len(problems) && (problems[i].Value != value || problems[i].Path != fmt.Sprintf("-api-from[%d]", i+1)) {
+			t.Errorf("%v, want that %s is refused", problems[i], value)
 		}
 	}
 }

@@ -28,8 +28,7 @@ type Spec struct {
 	Zones    []nat.Zone
 	// Attachments are the plain interfaces that lead to networks.
 	Attachments []Attachment
-	// API are the sources that may reach the API; empty: the default of nat.API.
-	API []netip.Prefix
+	Access      Access
 	// Health has the pools that are probed, or that announce something.
 	Health []health.Pool
 	// Proxies are the proxies of policies that are probed, by the policies' names.
@@ -63,6 +62,14 @@ type Underlay struct {
 	Address       netip.Addr
 	PublicAddress netip.Addr
 	MTU           int
+}
+
+// Access is who may reach the node itself.
+type Access struct {
+	// API and SSH are the sources that may reach these.
+	API, SSH []netip.Prefix
+	// Input is "drop" or "keep"; empty: as the daemon was started.
+	Input string
 }
 
 // Tunnel is a checked tunnel. Config lacks ID, Interface and Underlay, and Inside when it is to be allocated.

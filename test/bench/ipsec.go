@@ -115,7 +115,7 @@ func decide(document string) ([]tunnel.Config, error) {
 	if problems = append(problems, more...); len(problems) > 0 {
 		return nil, problems
 	}
-	t, _, problems := plan.Make(s, plan.Ledger{}, func(string) bool { return true })
+	t, _, problems := plan.Make(s, plan.Ledger{}, plan.Machine{Can: func(string) bool { return true }})
 	if len(problems) > 0 {
 		return nil, problems
 	}

@@ -102,7 +102,7 @@ func (b *bench) routesAre(before []string, and ...netip.Prefix) {
 	})
 }
 
-// strangers try BGP without a tunnel.
+// strangers try BGP without a tunnel, and what else a node may have open, from an address that may not.
 func (b *bench) strangers() {
 	for _, a := range []netip.Addr{NodePublic, EgressPublic} {
 		ctx, cancel := context.WithTimeout(b.Context(), 1500*time.Millisecond)
@@ -110,6 +110,19 @@ func (b *bench) strangers() {
 		cancel()
 		if e, ok := errors.AsType[net.Error](err); !ok || !e.Timeout() {
 			b.Errorf("port 179 of %v answers the Internet: %v", a, err)
+		}
+	}
+	stranger := net.Dialer{Timeout: 1500 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.IPv4(203, 0, 113, 1)}}
+	for _, port := range []uint16{7443, 22, 80} {
+		err := b.c.Internet.Node.Do(func() error {
+			conn, err := stranger.DialContext(b.Context(), "tcp", netip.AddrPortFrom(NodePublic, port).String())
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		})
+		if e, ok := errors.AsType[net.Error](err); !ok || !e.Timeout() {
+			b.Errorf("port %d answers a stranger: %v", port, err)
 		}
 	}
 	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Second)

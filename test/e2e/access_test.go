@@ -122,7 +122,7 @@ func (b *bench) audited(want entry) {
 // TestAccess manages the node from another machine, as those who may and those who may not.
 func TestAccess(t *testing.T) {
 	b := begin(t)
-	f := &far{bench: b, node: b.c.Internet.Node, addr: "198.51.100.1"}
+	f := &far{bench: b, node: b.c.Internet.Node, addr: Operator.String()}
 	bundle := filepath.Join(b.r.Dir, "state", "admin.yaml")
 	admin := b.readContext(bundle)
 	info, err := os.Stat(bundle)

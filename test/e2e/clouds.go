@@ -24,6 +24,7 @@ import (
 var (
 	NodePrivate   = netip.MustParsePrefix("10.99.0.10/24") // of the uplink, IPsec and WireGuard
 	EgressPrivate = netip.MustParsePrefix("10.99.0.11/24") // of the uplink, for SNAT
+	Operator      = netip.MustParseAddr("198.51.100.1")    // from where the node is managed over the Internet
 	NodePublic    = netip.MustParseAddr("198.51.100.20")
 	EgressPublic  = netip.MustParseAddr("198.51.100.21") // the one address that the partner sees
 	PartnerAddr   = netip.MustParseAddr("192.0.2.80")

@@ -62,7 +62,7 @@ func TestExplained(t *testing.T) {
 	b.ok(b.r.Apply(t.Context(), without(full, "aws-0"))) // an IKE SA that is up is not touched by another key
 	b.present("aws-0", iface, false)
 	b.ok(b.r.Apply(t.Context(), full))
-	shows("describe tunnel aws-0", "reason: auth-refused", "AUTHENTICATION_FAILED", "field: tunnels[0].ipsec.psk", "isthmus secret set aws-0", "line: 5")
+	shows("describe tunnel aws-0", "reason: auth-refused", "AUTHENTICATION_FAILED", "field: tunnels[0].ipsec.psk", "isthmus secret set aws-0", "line: 6")
 	_, err = b.r.CLIInput(t.Context(), right, "secret", "set", "aws-0")
 	b.ok(err)
 	b.up()

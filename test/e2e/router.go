@@ -77,7 +77,7 @@ func (r *Router) Socket() string { return filepath.Join(r.Dir, "run", "api.sock"
 func (r *Router) StartDaemon(ctx context.Context) (err error) {
 	os.Remove(r.Socket())
 	r.Daemon, err = r.Node.Start("isthmusd", filepath.Join(r.bin, "isthmusd"),
-		"-state", filepath.Join(r.Dir, "state"), "-runtime", filepath.Join(r.Dir, "run"), "-vici", r.Charon.Socket, "-listen", r.api.String())
+		"-state", filepath.Join(r.Dir, "state"), "-runtime", filepath.Join(r.Dir, "run"), "-vici", r.Charon.Socket, "-listen", r.api.String(), "-input", "drop")
 	if err != nil {
 		return err
 	}
@@ -139,6 +139,7 @@ func (c *Clouds) Document() string {
 	var b, peers strings.Builder
 	fmt.Fprintf(&b, "node: {name: hub-1, asn: %d}\n", NodeASN)
 	fmt.Fprintf(&b, "underlay: {interface: %s, address: %s, publicAddress: %s}\n", Uplink, NodePrivate.Addr(), NodePublic)
+	fmt.Fprintf(&b, "access: {api: [%s/32]}\n", Operator)
 	b.WriteString("tunnels:\n")
 	export := fmt.Sprintf("{allow: [{prefix: %s, le: 24}, {prefix: %s, le: 24}, {prefix: %s, le: 24}, {prefix: %s, le: 24}, {prefix: 0.0.0.0/0}]}", VPC, VNet, Subnet, Office)
 	for _, g := range c.Gateways() {

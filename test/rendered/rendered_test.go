@@ -219,7 +219,7 @@ func document(t *testing.T, top *topology.Topology, name string) *spec.Spec {
 	if problems = append(problems, more...); len(problems) > 0 {
 		t.Fatalf("node %s: %v\n%s", name, problems, text)
 	}
-	if _, _, problems := plan.Make(s, plan.Ledger{}, func(string) bool { return true }); len(problems) > 0 {
+	if _, _, problems := plan.Make(s, plan.Ledger{}, plan.Machine{Can: func(string) bool { return true }}); len(problems) > 0 {
 		t.Fatalf("node %s: %v\n%s", name, problems, text)
 	}
 	return s

@@ -88,17 +88,23 @@ func (t *Tap) Send(f nat.Flow, id uint16, flags byte) error {
 		pseudo := slices.Concat(src, dst, []byte{0, f.Protocol, 0, byte(len(l4))}, l4)
 		binary.BigEndian.PutUint16(l4[at:], Checksum(pseudo))
 	}
+	return t.SendPacket(f.Source, f.Destination, f.Protocol, id, 64, l4)
+}
+
+// SendPacket sends a packet, marked with id: the identification of IPv4, the flow label of IPv6.
+func (t *Tap) SendPacket(source, destination netip.Addr, protocol uint8, id uint16, hops byte, l4 []byte) error {
+	src, dst := source.AsSlice(), destination.AsSlice()
 	var err error
-	if f.Source.Is4() {
-		h := []byte{0x45, 0, 0, byte(20 + len(l4)), byte(id >> 8), byte(id), 0, 0, 64, f.Protocol, 0, 0}
-		to := &unix.SockaddrInet4{Addr: f.Destination.As4()}
+	if source.Is4() {
+		h := []byte{0x45, 0, 0, byte(20 + len(l4)), byte(id >> 8), byte(id), 0, 0, hops, protocol, 0, 0}
+		to := &unix.SockaddrInet4{Addr: destination.As4()}
 		err = unix.Sendto(t.Send4, slices.Concat(h, src, dst, l4), 0, to)
 	} else {
-		h := []byte{0x60, 0, byte(id >> 8), byte(id), 0, byte(len(l4)), f.Protocol, 64}
-		err = unix.Sendto(t.send6, slices.Concat(h, src, dst, l4), 0, &unix.SockaddrInet6{Addr: f.Destination.As16()})
+		h := []byte{0x60, 0, byte(id >> 8), byte(id), 0, byte(len(l4)), protocol, hops}
+		err = unix.Sendto(t.send6, slices.Concat(h, src, dst, l4), 0, &unix.SockaddrInet6{Addr: destination.As16()})
 	}
 	if err != nil {
-		return fmt.Errorf("sending %+v: %w", f, err)
+		return fmt.Errorf("sending protocol %d from %v to %v: %w", protocol, source, destination, err)
 	}
 	return nil
 }
@@ -163,6 +169,7 @@ type Sounds struct {
 	Packets map[uint16]Packet // by id, but for answers
 	Answers []Packet          // errors and replies of ICMP
 	Resets  int               // packets of TCP with this flag
+	All     []Packet
 }
 
 // Hear returns what came in once nothing more comes for the pause.
@@ -173,6 +180,7 @@ func (t *Tap) Hear(pause time.Duration) (heard Sounds, err error) {
 	}
 	heard.Packets = map[uint16]Packet{}
 	keep := func(id uint16, p Packet) {
+		heard.All = append(heard.All, p)
 		if p.answers() {
 			heard.Answers = append(heard.Answers, p)
 		} else {

@@ -279,9 +279,17 @@ func (x *AttachmentRoute) GetVia() string {
 // Access says who may reach the node itself.
 type Access struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Sources that may reach the API, by any interface; others get no answer. At most 1000. The unix socket and the loopback
-	// always work. Default: every source that comes by the underlay or by an interface that is not an attachment.
-	Api           []string `protobuf:"bytes,1,rep,name=api,proto3" json:"api,omitempty"`
+	// Sources that may reach the API, by any interface, beside those that the daemon was started with (`isthmusd -api-from`); others get no
+	// answer. At most 1000. The unix socket and the loopback always work. Default: none.
+	Api []string `protobuf:"bytes,1,rep,name=api,proto3" json:"api,omitempty"`
+	// What becomes of packets to the node itself that nothing lets in. "drop" lets in answers, ICMP as far as a node needs it (RFC 4890
+	// section 4.4), answers of DHCP, IKE and ESP by the underlay when there is an IPsec tunnel, the port of each WireGuard tunnel, BGP and DNS
+	// inside tunnels, and what `api` and `ssh` name. "keep" leaves what isthmus does not serve itself as the machine has it. Default: what the
+	// daemon was started with (`isthmusd -input`).
+	Input string `protobuf:"bytes,2,opt,name=input,proto3" json:"input,omitempty"`
+	// Sources that may reach TCP port 22 when input is "drop": by any interface but tunnels, and by a tunnel when the tunnel's own sources,
+	// not all addresses, have the prefix in them. At most 1000. Default: none.
+	Ssh           []string `protobuf:"bytes,3,rep,name=ssh,proto3" json:"ssh,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -319,6 +327,20 @@ func (*Access) Descriptor() ([]byte, []int) {
 func (x *Access) GetApi() []string {
 	if x != nil {
 		return x.Api
+	}
+	return nil
+}
+
+func (x *Access) GetInput() string {
+	if x != nil {
+		return x.Input
+	}
+	return ""
+}
+
+func (x *Access) GetSsh() []string {
+	if x != nil {
+		return x.Ssh
 	}
 	return nil
 }
@@ -2479,9 +2501,11 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x06routes\x18\x04 \x03(\v2\x1b.isthmus.v1.AttachmentRouteR\x06routes\";\n" +
 	"\x0fAttachmentRoute\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x10\n" +
-	"\x03via\x18\x02 \x01(\tR\x03via\"\x1a\n" +
+	"\x03via\x18\x02 \x01(\tR\x03via\"B\n" +
 	"\x06Access\x12\x10\n" +
-	"\x03api\x18\x01 \x03(\tR\x03api\"I\n" +
+	"\x03api\x18\x01 \x03(\tR\x03api\x12\x14\n" +
+	"\x05input\x18\x02 \x01(\tR\x05input\x12\x10\n" +
+	"\x03ssh\x18\x03 \x03(\tR\x03ssh\"I\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03asn\x18\x02 \x01(\rR\x03asn\x12\x1b\n" +

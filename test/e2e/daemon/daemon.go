@@ -38,7 +38,7 @@ func Build(t testing.TB, module string) string {
 // Node is a node with isthmusd.
 type Node struct {
 	*lab.Node
-	// Args are further arguments of isthmusd, and Under what comes before its name: a program that becomes isthmusd.
+	// Args are further arguments of isthmusd, which drops what nothing lets in unless they say otherwise, and Under what comes before its name: a program that becomes isthmusd.
 	Args, Under []string
 
 	Process *lab.Process
@@ -57,7 +57,7 @@ func (n *Node) Start(t testing.TB) {
 	}
 	os.Remove(n.socket(dir))
 	n.Process, err = n.Node.Start("isthmusd", slices.Concat(n.Under, []string{filepath.Join(n.bin, "isthmusd"), "-state", filepath.Join(dir, "state"),
-		"-runtime", filepath.Join(dir, "run"), "-vici", filepath.Join(dir, "no-charon"), "-listen", ""}, n.Args)...)
+		"-runtime", filepath.Join(dir, "run"), "-vici", filepath.Join(dir, "no-charon"), "-listen", "", "-input", "drop"}, n.Args)...)
 	if err == nil {
 		err = lab.Until(t.Context(), 20*time.Second, func() error { _, err := n.CLI(t.Context(), "", "get", "status"); return err })
 	}

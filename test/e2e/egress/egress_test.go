@@ -123,6 +123,7 @@ func begin(t *testing.T) *world {
 		private, public := daemon.Key(t)
 		// The sockets of embedded devices are side by side, whichever node they are on: so no two tunnels have one name.
 		w.document += fmt.Sprintf("- {name: egress%d, inside: [{local: 169.254.80.%d/31}], wireguard: {privateKey: lane, peerPublicKey: %s, endpoint: \"192.0.2.10%d:51820\", listenPort: 5182%d}}\n", i, 2*i, public, 1+i, i)
+		site.Args = []string{"-input", "keep"} // it is its own spoke's server
 		site.Start(t)
 		w.secret(site, private)
 		site.Apply(w.T, fmt.Sprintf("node: {name: %s}\nunderlay: {interface: wan, address: 192.0.2.10%d}\ntunnels: [{name: egress%d, inside: [{local: 169.254.80.%d/31}], wireguard: {privateKey: lane, peerPublicKey: %s, endpoint: \"192.0.2.100:5182%d\", listenPort: 51820}}]\nstaticRoutes: [{prefix: 198.51.100.0/24, tunnels: [egress%[3]d]}, {prefix: 100.64.0.0/16, tunnels: [egress%[3]d]}]\n",

@@ -385,29 +385,7 @@ func TestOwnAddresses(t *testing.T) {
 		_, err := w.others["wan"].Exec(t.Context(), "ip", "addr", "add", a, "dev", "r0", "nodad")
 		w.ok(err)
 	}
-	l, err := w.hub.Listen("tcp", "[::]:22")
-	w.ok(err)
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				b := make([]byte, 1)
-				for {
-					if _, err := c.Read(b); err != nil {
-						return
-					}
-					if _, err := c.Write(b); err != nil {
-						return
-					}
-				}
-			}()
-		}
-	}()
+	w.echo("[::]:22")
 	dial := func(to string) (c net.Conn) {
 		t.Helper()
 		w.ok(lab.Until(t.Context(), 60*time.Second, func() (err error) {
@@ -430,13 +408,14 @@ func TestOwnAddresses(t *testing.T) {
 	}
 	open := dial("2001:db8:9::100")
 	echo(open)
+	w.hub.Args = []string{"-input", "keep"}
 	w.hub.Start(t)
 	w.hub.Apply(t, "node: {name: hub}\nunderlay: {interface: wan, address: 192.0.2.100}\n")
 	echo(open)
 	for _, to := range []string{"192.0.2.100", "192.0.2.101", "2001:db8:9::100"} {
 		echo(dial(to))
 	}
-	_, err = w.hub.Exec(t.Context(), "ip", "addr", "add", "192.0.2.102/32", "dev", "wan")
+	_, err := w.hub.Exec(t.Context(), "ip", "addr", "add", "192.0.2.102/32", "dev", "wan")
 	w.ok(err)
 	echo(dial("192.0.2.102"))
 }
