@@ -161,6 +161,13 @@ func (c *Config) Attached() (names []string) {
 	return slices.Compact(names)
 }
 
+// Plain returns the names of the interfaces that are attachments, without the underlay's and tunnels, in order.
+func (c *Config) Plain() []string {
+	return slices.DeleteFunc(c.Attached(), func(name string) bool {
+		return slices.ContainsFunc(c.Tunnels, func(t Tunnel) bool { return t.Interface == name })
+	})
+}
+
 // sources returns the prefixes that belong to an interface.
 func (c *Config) sources(iface string) (all []netip.Prefix) {
 	for _, a := range c.Attachments {

@@ -35,13 +35,14 @@ const (
 // they compare with what is there, and write nothing where it is the same.
 func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Pool) {
 	ending := r.outliving.add(lived, target.NAT)
-	if first || former.Underlay != target.Underlay || former.PortlessTimeout != target.PortlessTimeout {
+	plain := target.NAT.Plain()
+	if first || former.Underlay != target.Underlay || !slices.Equal(former.NAT.Plain(), plain) || former.PortlessTimeout != target.PortlessTimeout {
 		portless := target.PortlessTimeout
 		if portless == 0 && former.PortlessTimeout != 0 {
 			portless = -1 // it was given, and is not any more
 		}
 		r.work.set(object{key: "host", stage: stageHost, apply: func(context.Context) error {
-			return r.Host.Prepare(target.Underlay.Interface, portless)
+			return r.Host.Prepare(target.Underlay.Interface, plain, portless)
 		}})
 	}
 	if first {

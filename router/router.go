@@ -53,9 +53,10 @@ type Host interface {
 	Has(capability string) bool
 	// Capabilities lists what the kernel has.
 	Capabilities() []string
-	// Prepare sets the kernel parameters that a router needs, all but forwarding. portless is how long flows without ports are remembered; 0: that
+	// Prepare sets the kernel parameters that a router needs, all but forwarding. attached are interfaces other than the underlay and tunnels that lead to
+	// networks. portless is how long flows without ports are remembered; 0: that
 	// is left as it is; less: it becomes what the kernel begins with.
-	Prepare(underlay string, portless time.Duration) error
+	Prepare(underlay string, attached []string, portless time.Duration) error
 	// Listening returns what listens at an address of the machine, as "tcp/22".
 	Listening(netip.Addr) []string
 	// Forward has the kernel forward packets, or not.

@@ -249,17 +249,17 @@ func (m *machine) SetPool(_ string, wanted []netip.Addr) error {
 	return nil
 }
 
-func (m *machine) Has(string) bool                            { return true }
-func (m *machine) Capabilities() []string                     { return []string{"everything"} }
-func (m *machine) Prepare(string, time.Duration) error        { return nil }
-func (m *machine) Update([]fib.Route)                         {}
-func (m *machine) SetReserved([]fib.Reserved)                 {}
-func (m *machine) Listening(netip.Addr) []string              { return []string{"tcp/22"} }
-func (m *machine) Forward(bool) error                         { return nil }
-func (m *machine) Surroundings() (fib.Surroundings, error)    { return fib.Surroundings{}, nil }
-func (m *machine) Around(ctx context.Context, _ func()) error { <-ctx.Done(); return nil }
-func (m *machine) Restarted()                                 {}
-func (m *machine) RemoveCanary() error                        { return nil }
+func (m *machine) Has(string) bool                               { return true }
+func (m *machine) Capabilities() []string                        { return []string{"everything"} }
+func (m *machine) Prepare(string, []string, time.Duration) error { return nil }
+func (m *machine) Update([]fib.Route)                            {}
+func (m *machine) SetReserved([]fib.Reserved)                    {}
+func (m *machine) Listening(netip.Addr) []string                 { return []string{"tcp/22"} }
+func (m *machine) Forward(bool) error                            { return nil }
+func (m *machine) Surroundings() (fib.Surroundings, error)       { return fib.Surroundings{}, nil }
+func (m *machine) Around(ctx context.Context, _ func()) error    { <-ctx.Done(); return nil }
+func (m *machine) Restarted()                                    {}
+func (m *machine) RemoveCanary() error                           { return nil }
 func (m *machine) Canary(_, _ netip.Addr, _ int) (func(context.Context, uint16) (net.Conn, error), func() error, error) {
 	return nil, nil, errors.New("this machine has no room for a canary")
 }

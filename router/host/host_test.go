@@ -75,7 +75,8 @@ func TestOwnThread(t *testing.T) {
 func TestTune(t *testing.T) {
 	ns := netns.New(t)
 	netns.Veth(ns, "up0", ns, "far0")
-	want := slices.Concat(Sysctls("up0"), Forwarding(true))
+	netns.Veth(ns, "lan0", ns, "far1")
+	want := slices.Concat(Sysctls("up0", []string{"lan0"}), Forwarding(true), Conntrack(4<<30))
 	tune := func(want []Sysctl) (n int, err error) {
 		ns.Do(func() { n, err = Tune(want) })
 		return n, err
@@ -86,7 +87,9 @@ func TestTune(t *testing.T) {
 	}
 	for _, s := range want {
 		ns.Do(func() {
-			if have, err := os.ReadFile("/proc/sys/" + s.Path); err == nil && strings.TrimSpace(string(have)) != s.Value || err != nil && !s.Optional {
+			have, err := os.ReadFile("/proc/sys/" + s.Path)
+			elsewhere := strings.HasSuffix(s.Path, "conntrack_max") || strings.HasSuffix(s.Path, "conntrack_buckets") // which the first namespace sets
+			if err == nil && !s.meets(strings.TrimSpace(string(have))) && !elsewhere || err != nil && !s.Optional {
 				t.Errorf("%s: %s, %v", s.Path, have, err)
 			}
 		})
@@ -114,5 +117,82 @@ func TestTune(t *testing.T) {
 	}
 	if n, err := tune(Forwarding(false)); n < 1 || err != nil || strings.Join(strings.Fields(ns.Run("sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.all.accept_redirects")), "") != "000" {
 		t.Errorf("forwarding is not off: %d written, %v", n, err)
+	}
+}
+
+// TestTuneLeaves: what others have set stays where it serves as well, and hosts behind an attachment are not heard as routers.
+func TestTuneLeaves(t *testing.T) {
+	ns := netns.New(t)
+	netns.Veth(ns, "up0", ns, "far0")
+	netns.Veth(ns, "lan0", ns, "far1")
+	tune := func() {
+		t.Helper()
+		var err error
+		if ns.Do(func() { _, err = Tune(Sysctls("up0", []string{"lan0"})) }); err != nil {
+			t.Error(err)
+		}
+	}
+	read := func() string {
+		return strings.Join(strings.Fields(ns.Run("sysctl -n net.ipv6.conf.up0.accept_ra net.ipv6.conf.lan0.accept_ra net.ipv6.conf.far0.accept_ra net.ipv4.conf.lan0.send_redirects")), " ")
+	}
+	ns.Run("sysctl -qw net.ipv6.conf.up0.accept_ra=0")
+	tune()
+	if got := read(); got != "0 0 1 0" {
+		t.Errorf("without advertisements: %s", got)
+	}
+	ns.Run("sysctl -qw net.ipv6.conf.up0.accept_ra=1")
+	tune()
+	tune()
+	if got := read(); got != "2 0 1 0" {
+		t.Errorf("with advertisements: %s", got)
+	}
+
+	for _, k := range []struct {
+		s    Sysctl
+		have string
+		want bool
+	}{
+		{Sysctl{Value: "8192", AtLeast: true}, "8192", true},
+		{Sysctl{Value: "8192", AtLeast: true}, "100000", true},
+		{Sysctl{Value: "8192", AtLeast: true}, "1024", false},
+		{Sysctl{Value: "8192", AtLeast: true}, "nonsense", false},
+		{Sysctl{Value: "2"}, "3", false},
+	} {
+		if k.s.meets(k.have) != k.want {
+			t.Errorf("%+v and %s: %v", k.s, k.have, !k.want)
+		}
+	}
+	for memory, want := range map[uint64]string{0: "65536", 512 << 20: "65536", 2 << 30: "131072", 8 << 30: "524288", 1 << 40: "2097152"} {
+		for _, s := range Conntrack(memory) {
+			if s.Value != want {
+				t.Errorf("%d bytes: %s is %s, want %s", memory, s.Path, s.Value, want)
+			}
+		}
+	}
+}
+
+// TestAllHaveDefaults: what is listed to be given back is all that is written, with the values that a new network namespace has.
+func TestAllHaveDefaults(t *testing.T) {
+	ns := netns.New(t)
+	netns.Veth(ns, "up0", ns, "far0")
+	netns.Veth(ns, "lan0", ns, "far1")
+	// A namespace takes some values from the first one when it is made (devconf_inherit_init_net), others from the system's configuration.
+	ns.Run("sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0")
+	all := map[string]string{}
+	for _, s := range All("up0", []string{"lan0"}) {
+		all[s.Path] = s.Default
+		var have []byte
+		var err error
+		if ns.Do(func() { have, err = os.ReadFile("/proc/sys/" + s.Path) }); err != nil || s.Default == "" {
+			continue
+		}
+		if got := strings.TrimSpace(string(have)); got != s.Default {
+			t.Errorf("%s begins with %s, not %s", s.Path, got, s.Default)
+		}
+	}
+	for _, s := range slices.Concat(Sysctls("up0", []string{"lan0"}), Forwarding(false), Portless(time.Hour), Conntrack(1<<30)) {
+		if _, ok := all[s.Path]; !ok {
+			t.Errorf("%s is written and not listed", s.Path)
+		}
 	}
 }

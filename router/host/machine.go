@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Machine is what this kernel can do, as it was when Open tried it.
@@ -35,9 +37,13 @@ func (m *Machine) Forward(on bool) error {
 	return err
 }
 
-// Prepare sets the kernel parameters that a router with this underlay interface needs, all but forwarding. See router.Host.
-func (m *Machine) Prepare(underlay string, portless time.Duration) error {
-	n, err := Tune(append(Sysctls(underlay), Portless(portless)...))
+// Prepare sets the kernel parameters that a router with these interfaces needs, all but forwarding. See router.Host.
+func (m *Machine) Prepare(underlay string, attached []string, portless time.Duration) error {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return fmt.Errorf("reading the size of the memory: %w", err)
+	}
+	n, err := Tune(slices.Concat(Sysctls(underlay, attached), Portless(portless), Conntrack(info.Totalram*uint64(info.Unit))))
 	m.writes.Add(uint64(n))
 	return err
 }

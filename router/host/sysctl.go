@@ -6,16 +6,25 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 )
 
-// Sysctl is a kernel parameter: its path below /proc/sys, and the value it should have.
+// Sysctl is a kernel parameter: its path below /proc/sys, the value it should have, and the one that the kernel begins with.
+//
+// Source of what they mean and of the defaults: the kernel's Documentation/networking/ip-sysctl.rst and nf_conntrack-sysctl.rst.
 type Sysctl struct {
 	Path, Value string
-	// Optional ones may be missing from the kernel.
+	// Default is empty where the kernel computes it from the machine's memory.
+	Default string
+	// Optional ones may be missing from the kernel, or be another network namespace's to change.
 	Optional bool
+	// IfDefault ones are left alone when something else has set them.
+	IfDefault bool
+	// AtLeast ones are numbers that may be larger.
+	AtLeast bool
 }
 
 // Forwarding returns the parameters that have the kernel forward packets, or not.
@@ -25,11 +34,11 @@ func Forwarding(on bool) []Sysctl {
 		value = "1"
 	}
 	return []Sysctl{
-		{Path: "net/ipv4/ip_forward", Value: value},
-		{Path: "net/ipv6/conf/all/forwarding", Value: value, Optional: true},
+		{Path: "net/ipv4/ip_forward", Value: value, Default: "0"},
+		{Path: "net/ipv6/conf/all/forwarding", Value: value, Default: "0", Optional: true},
 		// The kernel gives this its default when forwarding changes.
-		{Path: "net/ipv4/conf/all/accept_redirects", Value: "0"},
-		{Path: "net/ipv4/conf/default/accept_redirects", Value: "0"},
+		{Path: "net/ipv4/conf/all/accept_redirects", Value: "0", Default: "1"},
+		{Path: "net/ipv4/conf/default/accept_redirects", Value: "0", Default: "1"},
 	}
 }
 
@@ -39,48 +48,113 @@ func Portless(d time.Duration) []Sysctl {
 	if d == 0 {
 		return nil
 	}
-	other, gre, answered := d, d, d
-	if d < 0 { // nf_conntrack_proto_generic.c, nf_conntrack_proto_gre.c
-		other, gre, answered = 10*time.Minute, 30*time.Second, 3*time.Minute
+	var all []Sysctl
+	for _, s := range []Sysctl{ // nf_conntrack_proto_generic.c, nf_conntrack_proto_gre.c
+		{Path: "net/netfilter/nf_conntrack_generic_timeout", Default: "600"},
+		{Path: "net/netfilter/nf_conntrack_gre_timeout", Default: "30"},
+		{Path: "net/netfilter/nf_conntrack_gre_timeout_stream", Default: "180"},
+	} {
+		if s.Value, s.Optional = s.Default, true; d > 0 {
+			s.Value = strconv.FormatInt(int64(d/time.Second), 10)
+		}
+		all = append(all, s)
 	}
-	seconds := func(d time.Duration) string { return strconv.FormatInt(int64(d/time.Second), 10) }
+	return all
+}
+
+// Sysctls returns the parameters that a router needs beside Forwarding, for a node with the given underlay interface and other interfaces that lead to
+// networks. Tunnels are not among these: they begin with the values of "default".
+func Sysctls(underlay string, attached []string) []Sysctl {
+	all := []Sysctl{
+		// Router advertisements are still heard on the underlay when the node forwards, if the kernel heard them before: it may have its route from
+		// them. This comes first, since forwarding would drop that route. With another value, as networkd sets it, the kernel does not listen.
+		{Path: "net/ipv6/conf/" + underlay + "/accept_ra", Value: "2", Default: "1", Optional: true, IfDefault: true},
+		// Loose reverse path filter (RFC 3704 section 2.4): the way back may be another tunnel. The larger of "all" and the
+		// interface's own counts.
+		{Path: "net/ipv4/conf/all/rp_filter", Value: "2", Default: "0"},
+		{Path: "net/ipv4/conf/default/rp_filter", Value: "2", Default: "0"},
+		// Strangers send what a log of it would fill a disk with. One of "all" and the interface's own is enough.
+		{Path: "net/ipv4/conf/all/log_martians", Value: "0", Default: "0"},
+		{Path: "net/ipv4/conf/default/log_martians", Value: "0", Default: "0"},
+		// Who sends a packet does not choose its way (RFC 5095; RFC 7126 section 4.3). Both "all" and the interface must allow it.
+		{Path: "net/ipv4/conf/all/accept_source_route", Value: "0", Default: "0"},
+		{Path: "net/ipv4/conf/default/accept_source_route", Value: "0", Default: "1"},
+		{Path: "net/ipv6/conf/all/accept_source_route", Value: "-1", Default: "0", Optional: true},
+		// A packet may leave by the interface it came from; that is no reason to tell its sender another way. One of "all" and the interface's own is
+		// enough to send.
+		{Path: "net/ipv4/conf/all/send_redirects", Value: "0", Default: "1"},
+		{Path: "net/ipv4/conf/default/send_redirects", Value: "0", Default: "1"},
+		// Nor does the node let others tell it a way, also while it does not forward.
+		{Path: "net/ipv4/conf/all/accept_redirects", Value: "0", Default: "1"},
+		{Path: "net/ipv4/conf/default/accept_redirects", Value: "0", Default: "1"},
+		{Path: "net/ipv6/conf/all/accept_redirects", Value: "0", Default: "1", Optional: true},
+		{Path: "net/ipv6/conf/default/accept_redirects", Value: "0", Default: "1", Optional: true},
+		// Spread flows over equal paths by addresses and ports.
+		{Path: "net/ipv4/fib_multipath_hash_policy", Value: "1", Default: "0"},
+		{Path: "net/ipv6/fib_multipath_hash_policy", Value: "1", Default: "0", Optional: true},
+		// With 1, the kernel reports every route of a nexthop group that is replaced, which makes a failover as slow as the
+		// table is long.
+		{Path: "net/ipv4/nexthop_compat_mode", Value: "0", Default: "1"},
+		// A flow may change its path, so that only part of its segments was seen here.
+		{Path: "net/netfilter/nf_conntrack_tcp_be_liberal", Value: "1", Default: "0", Optional: true},
+		{Path: "net/netfilter/nf_conntrack_tcp_loose", Value: "1", Default: "1", Optional: true},
+		// What the log of translations tells about a flow: its bytes, and when it began and ended. Flows that began before are
+		// told without.
+		{Path: "net/netfilter/nf_conntrack_acct", Value: "1", Default: "0", Optional: true},
+		{Path: "net/netfilter/nf_conntrack_timestamp", Value: "1", Default: "0", Optional: true},
+	}
+	// A spoke that asks for every address of a network behind the node must not fill the table in which the routers of the underlay are.
+	for _, family := range []string{"ipv4", "ipv6"} {
+		for i, value := range []string{"1024", "4096", "8192"} {
+			all = append(all, Sysctl{Path: fmt.Sprintf("net/%s/neigh/default/gc_thresh%d", family, i+1), Value: value, Default: []string{"128", "512", "1024"}[i], Optional: true, AtLeast: true})
+		}
+	}
+	for _, name := range append([]string{underlay}, attached...) {
+		// Interfaces that were there before have their own values.
+		all = append(all,
+			Sysctl{Path: "net/ipv4/conf/" + name + "/log_martians", Value: "0", Default: "0", Optional: true},
+			Sysctl{Path: "net/ipv4/conf/" + name + "/accept_source_route", Value: "0", Default: "1", Optional: true},
+			Sysctl{Path: "net/ipv4/conf/" + name + "/send_redirects", Value: "0", Default: "1", Optional: true},
+			Sysctl{Path: "net/ipv4/conf/" + name + "/accept_redirects", Value: "0", Default: "1", Optional: true},
+			Sysctl{Path: "net/ipv6/conf/" + name + "/accept_redirects", Value: "0", Default: "1", Optional: true})
+		if name != underlay {
+			// A host of a spoke does not become the node's router, not even in a moment in which the node does not forward.
+			all = append(all, Sysctl{Path: "net/ipv6/conf/" + name + "/accept_ra", Value: "0", Default: "1", Optional: true})
+		}
+	}
+	return all
+}
+
+// Flows that connection tracking has room for: one for each flowMemory bytes of memory, within bounds. A flow takes some 400 bytes.
+const (
+	flowMemory = 16 << 10
+	fewFlows   = 1 << 16
+	mostFlows  = 1 << 21
+)
+
+// Conntrack returns the parameters for how many flows a machine with so many bytes of memory remembers. The kernel's own size is 65536 for 1 to 4 GiB and 262144
+// for more, whatever the machine routes.
+func Conntrack(memory uint64) []Sysctl {
+	flows := strconv.FormatUint(min(max(memory/flowMemory, fewFlows), mostFlows), 10)
 	return []Sysctl{
-		{Path: "net/netfilter/nf_conntrack_generic_timeout", Value: seconds(other), Optional: true},
-		{Path: "net/netfilter/nf_conntrack_gre_timeout", Value: seconds(gre), Optional: true},
-		{Path: "net/netfilter/nf_conntrack_gre_timeout_stream", Value: seconds(answered), Optional: true},
+		{Path: "net/netfilter/nf_conntrack_buckets", Value: flows, Optional: true, AtLeast: true},
+		{Path: "net/netfilter/nf_conntrack_max", Value: flows, Optional: true, AtLeast: true},
 	}
 }
 
-// Sysctls returns the parameters that a router needs beside Forwarding, for a node with the given underlay interface.
-func Sysctls(underlay string) []Sysctl {
-	return []Sysctl{
-		// Router advertisements are still heard on the underlay when the node forwards; it may have its route from them.
-		// This comes first, since forwarding would drop that route.
-		{Path: "net/ipv6/conf/" + underlay + "/accept_ra", Value: "2", Optional: true},
-		// Loose reverse path filter (RFC 3704 section 2.4): the way back may be another tunnel. The larger of "all" and the
-		// interface's own counts.
-		{Path: "net/ipv4/conf/all/rp_filter", Value: "2"},
-		{Path: "net/ipv4/conf/default/rp_filter", Value: "2"},
-		// A packet may leave by the interface it came from; that is no reason to tell its sender another way.
-		{Path: "net/ipv4/conf/all/send_redirects", Value: "0"},
-		{Path: "net/ipv4/conf/default/send_redirects", Value: "0"},
-		{Path: "net/ipv4/conf/" + underlay + "/send_redirects", Value: "0"},
-		{Path: "net/ipv4/conf/all/accept_redirects", Value: "0"},
-		{Path: "net/ipv4/conf/default/accept_redirects", Value: "0"},
-		// Spread flows over equal paths by addresses and ports.
-		{Path: "net/ipv4/fib_multipath_hash_policy", Value: "1"},
-		{Path: "net/ipv6/fib_multipath_hash_policy", Value: "1", Optional: true},
-		// With 1, the kernel reports every route of a nexthop group that is replaced, which makes a failover as slow as the
-		// table is long.
-		{Path: "net/ipv4/nexthop_compat_mode", Value: "0"},
-		// A flow may change its path, so that only part of its segments was seen here.
-		{Path: "net/netfilter/nf_conntrack_tcp_be_liberal", Value: "1", Optional: true},
-		{Path: "net/netfilter/nf_conntrack_tcp_loose", Value: "1", Optional: true},
-		// What the log of translations tells about a flow: its bytes, and when it began and ended. Flows that began before are
-		// told without.
-		{Path: "net/netfilter/nf_conntrack_acct", Value: "1", Optional: true},
-		{Path: "net/netfilter/nf_conntrack_timestamp", Value: "1", Optional: true},
+// All returns every parameter that isthmusd may have written on a node with these interfaces, each with what the kernel begins with, so that it can be given back.
+func All(underlay string, attached []string) []Sysctl {
+	return slices.Concat(Forwarding(true), Sysctls(underlay, attached), Portless(-1), Conntrack(0))
+}
+
+// meets says whether a parameter may stay as it is.
+func (s Sysctl) meets(have string) bool {
+	if s.AtLeast {
+		a, err := strconv.ParseUint(have, 10, 64)
+		b, err2 := strconv.ParseUint(s.Value, 10, 64)
+		return err == nil && err2 == nil && a >= b
 	}
+	return have == s.Value || s.IfDefault && have != s.Default
 }
 
 // Tune gives parameters of the calling thread's network namespace their values. It writes only those that differ, goes
@@ -93,12 +167,15 @@ func Tune(want []Sysctl) (written int, err error) {
 		if errors.Is(err, fs.ErrNotExist) && s.Optional {
 			continue
 		}
-		if err == nil && strings.TrimSpace(string(have)) == s.Value {
+		if err == nil && s.meets(strings.TrimSpace(string(have))) {
 			continue
 		}
 		if err == nil {
-			written++
-			err = os.WriteFile(path, []byte(s.Value), 0)
+			if err = os.WriteFile(path, []byte(s.Value), 0); err == nil {
+				written++
+			} else if errors.Is(err, fs.ErrPermission) && s.Optional {
+				continue
+			}
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("setting kernel parameter %s to %s: %w", s.Path, s.Value, err))
