@@ -133,6 +133,30 @@ func (r *ruleset) addEgress(c nat.Config) {
 	r.chains["egress"] = egress
 }
 
+// addMetadata keeps what is forwarded inside from the addresses at which the platform serves its machines: a card of an attachment may lead there as well as
+// the underlay's. The chain sees the first packets of flows alone, after their destination was translated. What the node itself sends came by no interface. A
+// tunnel leads to another network, in which such an address is another host.
+func (r *ruleset) addMetadata(c nat.Config) {
+	plain := c.Plain()
+	if len(plain)+len(c.Arms()) == 0 {
+		return
+	}
+	r.sets[plainSet] = &set{elements: map[string]element{}}
+	for _, name := range plain {
+		r.sets[plainSet].elements[string(interfaceName(name))] = element{}
+	}
+	first := &chain{kind: nftables.ChainTypeNAT, hook: *nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityNATSource - 1}
+	first.rules = append(first.rules, rule(do(meta(expr.MetaKeyOIFNAME, reg1), in(plainSet)), goTo("metadata-inside")))
+	first.rules = append(first.rules, arms(c, leaves(expr.CmpOpEq, c.Underlay), destinationOf, goTo("metadata-inside"))...)
+	inside := &chain{rules: [][]expr.Any{do(meta(expr.MetaKeyIIF, reg1), compare(expr.CmpOpEq, 0, 0, 0, 0), verdict(expr.VerdictAccept, ""))}}
+	for _, p := range nat.Platform {
+		if f := of(p.Addr().Is6()); p.IsSingleIP() {
+			inside.rules = append(inside.rules, rule(isFamily(f), isIn(f, f.dst, p), goTo(dropChain(nat.DropPlatform))))
+		}
+	}
+	r.chains["metadata"], r.chains["metadata-inside"] = first, inside
+}
+
 // linkLocal lets neighbour discovery and its like pass (RFC 4861), which use the link-local address or none; the kernel forwards
 // neither.
 func linkLocal() [][]expr.Any {

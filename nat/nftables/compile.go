@@ -100,7 +100,7 @@ func define(name string, s *set) definition {
 		addr, policyKey = nftables.TypeIP6Addr, policyKey6
 	}
 	switch {
-	case name == attachedSet, name == knownSet, name == tunnelSet:
+	case name == attachedSet, name == knownSet, name == tunnelSet, name == plainSet:
 		d.key = nftables.TypeIFName
 	case name == fromMap:
 		d.key, d.data = nftables.TypeIFName, nftables.TypeVerdict
@@ -215,6 +215,7 @@ func compile(c nat.Config) (*ruleset, error) {
 	r.addArrival(c)
 	r.addInput(c)
 	r.addForward(c)
+	r.addMetadata(c)
 	r.addEgress(c)
 	r.addGuard(c)
 	return r.finished(c), nil

@@ -22,6 +22,8 @@ const (
 	attachedIndexSet = "attached-index"
 	// knownSet holds the interfaces of attachments, the underlay and the loopback.
 	knownSet = "known"
+	// plainSet holds the interfaces of attachments that are neither tunnels nor the underlay's.
+	plainSet = "cards"
 	// fromMap leads to the chain of the sources of an interface that is known.
 	fromMap = "from"
 	// indexMap is fromMap by the indexes of interfaces. The kernel compares and looks up a name in about twice the time that an index takes.

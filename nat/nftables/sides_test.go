@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -304,4 +305,87 @@ func flowsUnderWay(t *testing.T, links nat.Links) {
 	send("to an unknown interface", "tun0", a, "198.51.100.7", "", a, a)
 	s.router.Run("ip route replace 172.16.0.0/16 dev up0")
 	send("untranslated to the underlay", "tun0", a, b, "", a, a)
+}
+
+// TestMetadata: no packet from a spoke or from the Internet comes to an address at which the platform serves its machines, by whichever interface the way leads
+// there, as its destination or as one that a policy translates it to. A tunnel leads to another network, and the node itself gets there.
+func TestMetadata(t *testing.T) {
+	s := newSides(t)
+	d := newDriver(t, s.router)
+	c := sidesConfig()
+	c.Tunnels = []nat.Tunnel{{Interface: "tun0"}}
+	c.Attachments = append(c.Attachments, nat.Attachment{Interface: "up0", Sources: pfx("100.64.0.0/10", "fd00::/8")})
+	c.Policies = []nat.Policy{
+		{Name: "all", Action: nat.SNAT, Sources: pfx("10.0.0.0/8", "172.16.0.0/12", "2001:db8::/40"), Pool: "p"},
+		{Name: "plain", Action: nat.NoNAT, Sources: pfx("172.16.1.0/24"), Destinations: pfx("169.254.0.0/17")},
+		{Name: "open", Action: nat.DNAT, Sources: pfx("0.0.0.0/0"), Protocol: "udp", Ports: []nat.PortRange{{First: 80, Last: 80}}, Pool: "p", To: netip.MustParseAddrPort("169.254.169.254:80")},
+		{Name: "open-azure", Action: nat.DNAT, Sources: pfx("0.0.0.0/0"), Protocol: "udp", Ports: []nat.PortRange{{First: 81, Last: 81}}, Pool: "p", To: netip.MustParseAddrPort("168.63.129.16:80")},
+		{Name: "open6", Action: nat.DNAT, Sources: pfx("::/0"), Protocol: "udp", Ports: []nat.PortRange{{First: 80, Last: 80}}, Pool: "p", To: netip.MustParseAddrPort("[fd00:ec2::254]:80")},
+		{Name: "proxied", Action: nat.Redirect, Sources: pfx("10.0.0.0/16"), Protocol: "udp", Ports: []nat.PortRange{{First: 82, Last: 82}}, To: netip.MustParseAddrPort("169.254.169.254:80")},
+	}
+	apply(t, d, c)
+	all := pfx("169.254.169.254/32", "168.63.129.16/32", "100.100.100.200/32", "fd00:ec2::254/128")
+	dropped := func() uint64 {
+		state, err := d.Observe(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return state.Drops[nat.DropPlatform].Packets
+	}
+	id := uint16(0)
+	for _, leads := range []string{"up0", "tun1", "tun0"} {
+		for _, p := range all {
+			s.router.Run(fmt.Sprintf("ip route replace %v dev %s", p, leads))
+		}
+		for _, k := range []struct {
+			by, source, destination string
+			port                    uint16
+		}{
+			{"tun0", "10.0.0.7", "169.254.169.254", 80}, {"tun0", "10.0.0.7", "168.63.129.16", 80}, {"tun0", "10.0.0.7", "100.100.100.200", 80},
+			{"tun0", "2001:db8:a::7", "fd00:ec2::254", 80}, {"tun1", "172.16.1.7", "169.254.169.254", 80}, {"tun1", "2001:db8:c::7", "fd00:ec2::254", 80},
+			{"up0", "10.200.0.7", "169.254.169.254", 80}, {"up0", "10.200.0.7", "100.100.100.200", 80}, {"up0", "2001:db8:e::7", "fd00:ec2::254", 80},
+			{"up0", "198.51.100.7", "169.254.169.254", 80}, {"mgmt0", "192.168.0.7", "169.254.169.254", 80},
+			{"tun0", "10.0.0.7", "192.0.2.11", 80}, {"tun1", "172.16.1.7", "192.0.2.11", 80}, {"up0", "198.51.100.7", "192.0.2.11", 80}, {"up0", "10.200.0.7", "192.0.2.11", 80},
+			{"tun0", "10.0.0.7", "192.0.2.11", 81}, {"up0", "198.51.100.7", "192.0.2.11", 81},
+			{"tun0", "2001:db8:a::7", "2001:db8:ff::11", 80}, {"up0", "2001:db8:b::7", "2001:db8:ff::11", 80},
+			{"tun0", "10.0.0.7", "198.51.100.7", 82},
+		} {
+			id++
+			s.forgetFlows()
+			if err := s.taps[k.by].Send(nat.Flow{Source: addr(k.source), Destination: addr(k.destination), Protocol: unix.IPPROTO_UDP, Port: k.port}, id, 0); err != nil {
+				t.Fatal(err)
+			}
+			came := false
+			for _, tap := range s.taps {
+				got, here := s.hear(tap, 20*time.Millisecond)[id]
+				came = came || here && nat.PlatformOf(got.Destination).IsValid()
+			}
+			if came && leads != "tun0" {
+				t.Errorf("by %s %s > %s port %d came to the platform by %s", k.by, k.source, k.destination, k.port, leads)
+			}
+			if !came && leads == "tun0" && k.by == "tun1" && k.port == 80 && k.destination[:3] != "192" {
+				t.Errorf("by %s %s > %s does not come into the tunnel", k.by, k.source, k.destination)
+			}
+		}
+		if leads != "tun0" && dropped() == 0 {
+			t.Error("nothing was counted")
+		}
+		s.forgetFlows()
+		before := dropped()
+		for _, p := range all {
+			s.router.Do(func() {
+				c, err := net.Dial("udp", netip.AddrPortFrom(p.Addr(), 80).String())
+				if err == nil {
+					_, err = c.Write([]byte("x"))
+					c.Close()
+				}
+				if err != nil && p.Addr().Is4() { // a namespace without a fitting IPv6 address has no source
+					t.Errorf("the node itself to %v by %s: %v", p, leads, err)
+				}
+			})
+		}
+		if n := dropped() - before; n > 0 {
+			t.Errorf("%d packets of the node itself were dropped toward the platform by %s", n, leads)
+		}
+	}
 }
