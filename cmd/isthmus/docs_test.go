@@ -28,7 +28,7 @@ func TestDocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	topology, err := specPage("topology.proto", read("../../proto/isthmus/v1/topology.proto"), map[string]string{"Egress": "spec.md#egress"})
+	topology, err := specPage("topology.proto", read("../../proto/isthmus/v1/topology.proto"), map[string]string{"Egress": "spec.md#egress", "Access": "spec.md#access"})
 	if err != nil {
 		t.Fatal(err)
 	}

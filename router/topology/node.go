@@ -98,6 +98,7 @@ func (t *Topology) document(n Node, outside func(Address) string) *isthmusv1.Spe
 		Node:     &isthmusv1.Node{Name: n.Name, Asn: n.ASN, RouterId: n.message.GetRouterId()},
 		Underlay: &isthmusv1.Underlay{Interface: n.message.GetInterface(), Address: n.message.GetAddress()},
 		Egress:   n.message.GetEgress(),
+		Access:   n.message.GetAccess(),
 	}
 	if public := n.Public.String(); m.Underlay.Address == "" {
 		m.Underlay.Address = public

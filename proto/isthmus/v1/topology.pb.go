@@ -142,7 +142,9 @@ type TopologyNode struct {
 	// is the secret `wireguard` on the node.
 	WireguardPublicKey string `protobuf:"bytes,7,opt,name=wireguard_public_key,json=wireguardPublicKey,proto3" json:"wireguard_public_key,omitempty"`
 	// Source NAT toward the Internet. A gateway whose spokes may use a pool is given the default route.
-	Egress        *Egress `protobuf:"bytes,8,opt,name=egress,proto3" json:"egress,omitempty"`
+	Egress *Egress `protobuf:"bytes,8,opt,name=egress,proto3" json:"egress,omitempty"`
+	// Who may reach the node itself. Default: no other machine reaches its API.
+	Access        *Access `protobuf:"bytes,9,opt,name=access,proto3" json:"access,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -229,6 +231,13 @@ func (x *TopologyNode) GetWireguardPublicKey() string {
 func (x *TopologyNode) GetEgress() *Egress {
 	if x != nil {
 		return x.Egress
+	}
+	return nil
+}
+
+func (x *TopologyNode) GetAccess() *Access {
+	if x != nil {
+		return x.Access
 	}
 	return nil
 }
@@ -635,7 +644,7 @@ const file_isthmus_v1_topology_proto_rawDesc = "" +
 	"\x06groups\x18\x04 \x03(\v2\x11.isthmus.v1.GroupR\x06groups\x12&\n" +
 	"\x05links\x18\x05 \x03(\v2\x10.isthmus.v1.LinkR\x05links\x128\n" +
 	"\taddresses\x18\x06 \x03(\v2\x1a.isthmus.v1.OutsideAddressR\taddresses\x12)\n" +
-	"\x04keys\x18\a \x03(\v2\x15.isthmus.v1.KeySourceR\x04keys\"\x8e\x02\n" +
+	"\x04keys\x18\a \x03(\v2\x15.isthmus.v1.KeySourceR\x04keys\"\xba\x02\n" +
 	"\fTopologyNode\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03asn\x18\x02 \x01(\rR\x03asn\x12%\n" +
@@ -644,7 +653,8 @@ const file_isthmus_v1_topology_proto_rawDesc = "" +
 	"\tinterface\x18\x05 \x01(\tR\tinterface\x12\x1b\n" +
 	"\trouter_id\x18\x06 \x01(\tR\brouterId\x120\n" +
 	"\x14wireguard_public_key\x18\a \x01(\tR\x12wireguardPublicKey\x12*\n" +
-	"\x06egress\x18\b \x01(\v2\x12.isthmus.v1.EgressR\x06egress\"\x9e\x01\n" +
+	"\x06egress\x18\b \x01(\v2\x12.isthmus.v1.EgressR\x06egress\x12*\n" +
+	"\x06access\x18\t \x01(\v2\x12.isthmus.v1.AccessR\x06access\"\x9e\x01\n" +
 	"\aGateway\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05cloud\x18\x02 \x01(\tR\x05cloud\x12\x10\n" +
@@ -693,6 +703,7 @@ var file_isthmus_v1_topology_proto_goTypes = []any{
 	(*OutsideAddress)(nil), // 6: isthmus.v1.OutsideAddress
 	(*KeySource)(nil),      // 7: isthmus.v1.KeySource
 	(*Egress)(nil),         // 8: isthmus.v1.Egress
+	(*Access)(nil),         // 9: isthmus.v1.Access
 }
 var file_isthmus_v1_topology_proto_depIdxs = []int32{
 	1, // 0: isthmus.v1.Topology.nodes:type_name -> isthmus.v1.TopologyNode
@@ -703,11 +714,12 @@ var file_isthmus_v1_topology_proto_depIdxs = []int32{
 	6, // 5: isthmus.v1.Topology.addresses:type_name -> isthmus.v1.OutsideAddress
 	7, // 6: isthmus.v1.Topology.keys:type_name -> isthmus.v1.KeySource
 	8, // 7: isthmus.v1.TopologyNode.egress:type_name -> isthmus.v1.Egress
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	9, // 8: isthmus.v1.TopologyNode.access:type_name -> isthmus.v1.Access
+	9, // [9:9] is the sub-list for method output_type
+	9, // [9:9] is the sub-list for method input_type
+	9, // [9:9] is the sub-list for extension type_name
+	9, // [9:9] is the sub-list for extension extendee
+	0, // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_topology_proto_init() }
