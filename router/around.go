@@ -255,7 +255,7 @@ func surprises(s *spec.Spec, t plan.Target, seen fib.Surroundings) (out spec.Pro
 	}
 	for _, name := range strange(t, seen) {
 		iface, _, _ := strings.Cut(name, " ")
-		note("attachments", name, "is an interface that the document does not name: it reaches the node, and nothing is forwarded from or to it",
+		note("attachments", name, "is an interface that the document does not name: nothing is forwarded from or to it",
 			fmt.Sprintf("if a network behind it is a spoke, add `- {name: lan, interface: %s, sources: [...]}`", iface))
 	}
 	if !slices.ContainsFunc(seen.Addresses, func(a fib.Assigned) bool {
