@@ -184,7 +184,7 @@ func (k knock) lets(c nat.Config) bool {
 		return true
 	case udp && k.source.Is4() && k.from == 67 && k.to == 68:
 		return true
-	case k.by == "up0" && document:
+	case k.by == "up0" && slices.ContainsFunc(c.Tunnels, func(t nat.Tunnel) bool { return t.Port == 0 }):
 		return udp && (k.to == 500 || k.to == 4500) || k.protocol == unix.IPPROTO_ESP
 	}
 	return false
@@ -212,12 +212,16 @@ func TestInput(t *testing.T) {
 		2001:db8:a::7 2001:db8:a:1::7 2001:db8:c::7 2001:db8:d::7 2001:db8:b::7 2001:db8:8000::7 fe80::7`) {
 		addresses[addr(text).Is6()] = append(addresses[addr(text).Is6()], addr(text))
 	}
+	near := map[string]string{"tun0": "10.0.0.7 2001:db8:a::7 10.3.0.7 2001:db8:a:1::7", "tun1": "172.16.0.7 2001:db8:c::7 172.16.1.7 fe80::7", "mgmt0": "192.168.0.7 2001:db8:d::7 192.168.1.7 fe80::7", "up0": "198.51.100.7 2001:db8:b::7 198.51.100.200 fe80::7"}
 	own := map[bool][]netip.Addr{false: {addr("192.0.2.1"), addr("192.0.2.11"), addr("198.18.0.10")}, true: {addr("2001:db8:ff::1"), addr("2001:db8:ff::11"), addr("2001:db8:d::10")}}
 	pick := func(from ...uint8) uint8 { return from[random.IntN(len(from))] }
 	make := func(id uint16) knock {
 		six := random.IntN(2) == 0
 		k := knock{by: []string{"tun0", "tun1", "mgmt0", "up0"}[random.IntN(4)], hops: []byte{1, 64, 255}[random.IntN(3)], from: 1024 + id}
 		k.source, k.destination = addresses[six][random.IntN(len(addresses[six]))], own[six][random.IntN(3)]
+		if random.IntN(2) == 0 { // one that may come by the interface
+			k.source = addr(strings.Fields(near[k.by])[2*random.IntN(2)+b2i(six)])
+		}
 		k.protocol = pick(unix.IPPROTO_TCP, unix.IPPROTO_TCP, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMP, unix.IPPROTO_ESP, unix.IPPROTO_AH, unix.IPPROTO_GRE, unix.IPPROTO_IGMP, 112, 89, 132, 4, 41)
 		switch k.protocol {
 		case unix.IPPROTO_TCP:
@@ -234,11 +238,14 @@ func TestInput(t *testing.T) {
 		}
 		return k
 	}
+	withoutIPsec := inputConfig(true)
+	withoutIPsec.Tunnels = []nat.Tunnel{{Interface: "tun0", Port: 51821}, {Interface: "wg7", Port: 51820}}
 	for _, k := range []struct {
 		name   string
 		config nat.Config
 	}{
 		{"drop", inputConfig(true)},
+		{"drop without IPsec", withoutIPsec},
 		{"keep", inputConfig(false)},
 		{"drop without a document", nat.Config{API: inputConfig(true).API, Input: inputConfig(true).Input}},
 		{"keep without a document", nat.Config{API: inputConfig(true).API}},

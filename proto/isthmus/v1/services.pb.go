@@ -3117,7 +3117,7 @@ func (x *ListPoliciesResponse) GetDrops() []*Drop {
 // Drop counts what was dropped for one reason.
 type Drop struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "guard", "foreign-source", "unknown-interface", "from-underlay" or "platform".
+	// "guard", "foreign-source", "unknown-interface", "from-underlay", "platform" or "input".
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The reason in words.
 	Description   string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
