@@ -75,7 +75,12 @@ var targets = map[string]string{helper.DoReboot: "reboot.target", helper.DoPower
 
 // machine has systemd start the machine again, or switch it off. It returns when systemd has begun.
 func machine(verb string) error {
-	if out, err := exec.Command("systemctl", "--no-block", "--job-mode=replace-irreversibly", "start", targets[verb]).CombinedOutput(); err != nil {
+	cmd := exec.Command("systemctl", "--no-block", "--job-mode=replace-irreversibly", "start", targets[verb])
+	out, err := cmd.CombinedOutput()
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); cmd.ProcessState != nil && ok && status.Signaled() && status.Signal() == syscall.SIGTERM {
+		return nil // systemd has begun, with what belongs to this unit
+	}
+	if err != nil {
 		return fmt.Errorf("starting %s: %w: %s", targets[verb], err, out)
 	}
 	return nil
