@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -77,8 +78,10 @@ var targets = map[string]string{helper.DoReboot: "reboot.target", helper.DoPower
 func machine(verb string) error {
 	cmd := exec.Command("systemctl", "--no-block", "--job-mode=replace-irreversibly", "start", targets[verb])
 	out, err := cmd.CombinedOutput()
-	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); cmd.ProcessState != nil && ok && status.Signaled() && status.Signal() == syscall.SIGTERM {
-		return nil // systemd has begun, with what belongs to this unit
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() && status.Signal() == syscall.SIGTERM {
+			return nil // systemd has begun, with what belongs to this unit
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("starting %s: %w: %s", targets[verb], err, out)
