@@ -59,20 +59,8 @@ func (b *builder) disk(tmp, img, disk string, signature []byte) error {
 	if err := os.Truncate(disk, DiskMiB*mib); err != nil {
 		return err
 	}
-	const guid = "69737468-6d75-7300-0000-0000000000"
-	const root = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709" // x86-64, UAPI.2 Discoverable Partitions Specification
-	const env = "69737468-6D75-7300-656E-760000000000"  // ours: a type that no other program takes for its own
-	noAuto := `attrs="GUID:63"`                         // the same: systemd-gpt-auto-generator leaves it alone
-	table := strings.Join([]string{
-		"label: gpt", "label-id: " + guid + "00", "first-lba: 2048",
-		fmt.Sprintf("start=%dMiB, size=%dMiB, type=21686148-6449-6E6F-744E-656564454649, uuid=%s01, name=bios", biosAt, biosMiB, guid),
-		fmt.Sprintf("start=%dMiB, size=%dMiB, type=uefi, uuid=%s02, name=esp, %s", espAt, espMiB, guid, noAuto),
-		fmt.Sprintf("start=%dMiB, size=%dMiB, type=%s, uuid=%s03, name=%s, %s", envAt, envMiB, env, guid, slot.EnvLabel, noAuto),
-		fmt.Sprintf("start=%dMiB, size=%dMiB, type=%s, uuid=%s0a, name=%s, %s", slotAAt, SlotMiB, root, guid, slot.A.Label(), noAuto),
-		fmt.Sprintf("start=%dMiB, size=%dMiB, type=%s, uuid=%s0b, name=%s, %s", slotAAt+SlotMiB, SlotMiB, root, guid, slot.B.Label(), noAuto),
-	}, "\n") + "\n"
 	script := filepath.Join(tmp, "table")
-	if err := os.WriteFile(script, []byte(table), 0o644); err != nil {
+	if err := os.WriteFile(script, []byte(partitions()), 0o644); err != nil {
 		return err
 	}
 	if err := b.run("sh", "-c", `exec sfdisk --quiet --no-reread --no-tell-kernel "$1" < "$2"`, "sh", disk, script); err != nil {
@@ -111,6 +99,22 @@ func (b *builder) disk(tmp, img, disk string, signature []byte) error {
 		}
 	}
 	return d.Close()
+}
+
+// partitions returns the table for sfdisk. The loader knows the partitions by their numbers, and all else by their names.
+func partitions() string {
+	const guid = "69737468-6d75-7300-0000-0000000000"
+	const root = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709" // x86-64, UAPI.2 Discoverable Partitions Specification
+	const env = "69737468-6D75-7300-656E-760000000000"  // ours: a type that no other program takes for its own
+	noAuto := `attrs="GUID:63"`                         // the same: systemd-gpt-auto-generator leaves it alone
+	return strings.Join([]string{
+		"label: gpt", "label-id: " + guid + "00", "first-lba: 2048",
+		fmt.Sprintf("start=%dMiB, size=%dMiB, type=21686148-6449-6E6F-744E-656564454649, uuid=%s01, name=bios", biosAt, biosMiB, guid),
+		fmt.Sprintf("start=%dMiB, size=%dMiB, type=uefi, uuid=%s02, name=esp, %s", espAt, espMiB, guid, noAuto),
+		fmt.Sprintf("start=%dMiB, size=%dMiB, type=%s, uuid=%s03, name=%s, %s", envAt, envMiB, env, guid, slot.EnvLabel, noAuto),
+		fmt.Sprintf("start=%dMiB, size=%dMiB, type=%s, uuid=%s0a, name=%s, %s", slotAAt, SlotMiB, root, guid, slot.A.Label(), noAuto),
+		fmt.Sprintf("start=%dMiB, size=%dMiB, type=%s, uuid=%s0b, name=%s, %s", slotAAt+SlotMiB, SlotMiB, root, guid, slot.B.Label(), noAuto),
+	}, "\n") + "\n"
 }
 
 // install does what grub-bios-setup does, in memory: the boot sector learns where the core begins, and the core's first sector where its second is
