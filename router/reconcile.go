@@ -45,6 +45,9 @@ func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Po
 			return r.Host.Prepare(target.Underlay.Interface, plain, portless)
 		}})
 	}
+	if first || !slices.Equal(former.SSHKeys, target.SSHKeys) {
+		r.allowSSH(target.SSHKeys)
+	}
 	if first {
 		// Not before the guard: what is routed meanwhile would leave under its inside address.
 		r.work.set(object{key: "forwarding", stage: stageForward, apply: func(ctx context.Context) error {
@@ -131,12 +134,20 @@ func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Po
 	}
 }
 
+// allowSSH has the machine's SSH server take these keys and no others.
+func (r *Router) allowSSH(keys []string) {
+	if r.SSH != nil {
+		r.work.set(object{key: "ssh", stage: stageForward, apply: func(context.Context) error { return r.SSH(keys) }})
+	}
+}
+
 // scheduleNothing has the drivers remove everything that was made for a target. Forwarding ends first, since the rules that keep inside addresses in
 // go as well.
 func (r *Router) scheduleNothing(from plan.Target) {
 	r.state.use(plan.Target{})
 	r.taker.use(plan.Target{}.Takeover)
 	r.work.forget("host")
+	r.allowSSH(nil)
 	r.work.set(object{key: "forwarding", stage: stageHost, last: true, apply: func(context.Context) error { return r.Host.Forward(false) }})
 	closed := r.closed
 	r.work.set(object{key: "nat", stage: stageGuard, apply: func(ctx context.Context) error {

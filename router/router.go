@@ -122,6 +122,8 @@ type Options struct {
 	Probe func(ctx context.Context, iface string, from netip.Addr, t health.Target) error
 	// Mover takes public addresses; nil: nobody can.
 	Mover takeover.Mover
+	// SSH has the machine's SSH server take these keys and no others. Nil: it is not ours.
+	SSH func(keys []string) error
 	// APIPort is the TCP port of the API; 0: it has only its unix socket.
 	APIPort uint16
 	// Resolvers are the DNS servers that the machine itself uses.
@@ -233,6 +235,9 @@ func New(o Options) (*Router, error) {
 			return nil, err
 		}
 	}
+	if r.spec == nil && !r.Safe {
+		r.allowSSH(nil)
+	}
 	if r.spec == nil && !r.work.has("nat") && !r.Safe {
 		r.work.set(object{key: "nat", stage: stageGuard, apply: r.close})
 	}
@@ -277,7 +282,7 @@ func (r *Router) load(d spec.Document, problems spec.Problems) error {
 
 // machine is what documents are planned for.
 func (r *Router) machine() plan.Machine {
-	return plan.Machine{Can: r.Host.Has, Drop: r.Drop, API: r.APIFrom}
+	return plan.Machine{Can: r.Host.Has, Drop: r.Drop, API: r.APIFrom, SSH: r.SSH != nil}
 }
 
 // formerPools returns the pools of the document that the present one is to be confirmed against.

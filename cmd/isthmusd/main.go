@@ -58,6 +58,7 @@ type options struct {
 	bgpPort        int
 	mover          string
 	apiFrom, input string
+	sshKeys        string
 	debug, safe    bool
 	clean          bool
 }
@@ -76,6 +77,7 @@ func main() {
 	flag.StringVar(&o.vici, "vici", ipsec.DefaultSocket, "`path` of charon's vici socket")
 	flag.IntVar(&o.bgpPort, "bgp-port", 179, "TCP `port` for BGP sessions that peers open")
 	flag.StringVar(&o.mover, "mover", "", "`program` that has the platform lead public addresses to this node; called as PROGRAM take ADDRESS=PUBLIC...")
+	flag.StringVar(&o.sshKeys, "ssh-keys", "", "`file` from which the machine's SSH server takes its keys, which are then those of the document; empty: the server is not the document's")
 	flag.BoolVar(&o.debug, "debug", false, "log more")
 	flag.BoolVar(&o.safe, "safe", false, "carry nothing out and leave what runs as it is; only serve the API, to apply another document or to roll back before the next start")
 	flag.BoolVar(&o.clean, "clean", false, "take away from the kernel and from charon all that isthmusd has made there, and exit; state stays. Refuses while isthmusd runs")
@@ -213,10 +215,14 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 	if o.mover != "" {
 		mover = takeover.Command(o.mover)
 	}
+	var ssh func([]string) error
+	if o.sshKeys != "" {
+		ssh = func(keys []string) error { return host.AllowSSH(o.sshKeys, keys) }
+	}
 	var beneath *machine.Machine // made below, since it looks at the router
 	r, err := router.New(router.Options{
 		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Flows: flows, Translations: translations, Addresses: links, Host: kernelOf,
-		APIPort: port(o.listen), APIFrom: apiFrom, Drop: o.input == "drop", Resolvers: names.System,
+		APIPort: port(o.listen), APIFrom: apiFrom, SSH: ssh, Drop: o.input == "drop", Resolvers: names.System,
 		Version: version, Log: log, Safe: o.safe,
 		Notices: func() []*isthmusv1.Condition {
 			return slices.Concat(authority.Conditions(), notices(audit, older), beneath.Conditions())

@@ -62,7 +62,7 @@ func (b *builder) finish() error {
 		return err
 	}
 	for _, unit := range []string{"systemd-networkd.service", "systemd-resolved.service", "systemd-timesyncd.service", "serial-getty@ttyS0.service", "modules-locked.service",
-		"isthmus-system.service", "isthmus-trial.timer"} {
+		"isthmus-system.service", "isthmus-trial.timer", "isthmus-ssh.path", "isthmus-ssh-gone.path"} {
 		if err := b.run("chroot", b.tree, "systemctl", "-q", "enable", unit); err != nil {
 			return err
 		}

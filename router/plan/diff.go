@@ -90,6 +90,13 @@ func differences(a, b Target) []Change {
 	record(diff("tunnel", a.Tunnels, b.Tunnels, func(c tunnel.Config) string { return c.Name }, tunnelFields(a.NAT.Clamps, b.NAT.Clamps), "the tunnel goes down for good"))
 	record(diff("attachment", a.Attachments, b.Attachments, func(x Attachment) string { return x.Name }, anyFields[Attachment]("packets that come by it with other sources are dropped"), "what comes by it is dropped, but for what peers and routes of a tunnel allow"))
 	changes = append(changes, accessChanges(a.NAT, b.NAT)...)
+	if !slices.Equal(a.SSHKeys, b.SSHKeys) {
+		c := Change{Action: Modify, Kind: "access", Name: "ssh", Fields: []string{fmt.Sprintf("keys: %d -> %d", len(a.SSHKeys), len(b.SSHKeys))}}
+		if len(b.SSHKeys) == 0 {
+			c.Interrupts = "the SSH server stops, and sessions end"
+		}
+		changes = append(changes, c)
+	}
 	record(diff("route", a.Routes, b.Routes, func(r fib.Route) string { return r.Prefix.String() }, anyFields[fib.Route](""), "what it carries takes another route or none"))
 	record(diff("announcement", a.BGP.Announce, b.BGP.Announce, netip.Prefix.String, anyFields[netip.Prefix](""), "it is withdrawn from every peer"))
 	record(diff("peer", a.BGP.Peers, b.BGP.Peers, func(p bgp.Peer) string { return p.Name }, peerFields, "the session is closed, and its routes go"))

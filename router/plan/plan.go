@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,6 +41,8 @@ type Target struct {
 	// Takeover without ways takes nothing.
 	Takeover takeover.Config
 	Log      flow.Config
+	// SSHKeys may log in by SSH.
+	SSHKeys []string
 	// PortlessTimeout is how long flows without ports are remembered; 0: as the machine has it.
 	PortlessTimeout time.Duration
 	// Attachments are the plain interfaces of the document, and the tunnels for which it gives sources, by name.
@@ -60,6 +63,8 @@ type Machine struct {
 	Drop bool
 	// API are the sources that may reach the API beside those that a document names.
 	API []netip.Prefix
+	// SSH says that the machine's SSH server takes its keys from the document.
+	SSH bool
 }
 
 // Nothing returns the target of a machine without a document, or of one whose document says no more than who may reach the node.
@@ -75,6 +80,10 @@ func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems
 	var problems spec.Problems
 	t := Nothing(m, s.Access)
 	t.Node, t.Underlay = s.Node, s.Underlay
+	if t.SSHKeys = s.Access.SSHKeys; len(t.SSHKeys) > 0 && !m.SSH {
+		problems = append(problems, spec.Problem{Path: "access.sshKeys", Value: strconv.Itoa(len(t.SSHKeys)), Line: s.Line("access.sshKeys"),
+			Rule: "is for a node that was started from the image: the SSH server of this machine has keys of its own", Remedy: "remove it, and put the keys into that server's authorized_keys"})
+	}
 
 	present := map[string]bool{}
 	// The document's inside addresses, and among them this node's single ones, which several tunnels may have.

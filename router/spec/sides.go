@@ -51,6 +51,10 @@ func AccessOf(m *isthmusv1.Spec) Access {
 
 func (c *checker) access(a *isthmusv1.Access) {
 	c.s.Access.API, c.s.Access.SSH = c.sourceList("access.api", a.GetApi()), c.sourceList("access.ssh", a.GetSsh())
+	c.s.Access.SSHKeys = c.sshKeys("access.sshKeys", a.GetSshKeys())
+	if len(a.GetSshKeys()) > 0 && len(a.GetSsh()) == 0 {
+		c.Missing("access.ssh", "name the prefixes from which these keys log in, such as 198.51.100.0/28")
+	}
 	switch a.GetInput() {
 	case "", "drop", "keep":
 		c.s.Access.Input = a.GetInput()

@@ -87,7 +87,7 @@ func TestNotes(t *testing.T) {
 // TestAccessOf: what can be read of access is kept, whatever else is wrong with a document; a list from elsewhere is checked alike.
 func TestAccessOf(t *testing.T) {
 	d, _ := Decode([]byte("node: {name: \"\"}\naccess: {api: [10.9.0.0/24, nonsense], ssh: [\"2001:db8::/64\"], input: drop}\n"))
-	if got, want := fmt.Sprint(AccessOf(d.Message)), "{[10.9.0.0/24] [2001:db8::/64] drop}"; got != want {
+	if got, want := fmt.Sprint(AccessOf(d.Message)), "{[10.9.0.0/24] [2001:db8::/64] drop []}"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 	if got := AccessOf(nil); len(got.API)+len(got.SSH) > 0 || got.Input != "" {

@@ -70,6 +70,8 @@ type Access struct {
 	API, SSH []netip.Prefix
 	// Input is "drop" or "keep"; empty: as the daemon was started.
 	Input string
+	// SSHKeys may log in by SSH: lines of authorized_keys.
+	SSHKeys []string
 }
 
 // Tunnel is a checked tunnel. Config lacks ID, Interface and Underlay, and Inside when it is to be allocated.

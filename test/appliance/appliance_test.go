@@ -46,6 +46,7 @@ type bench struct {
 	dir     string
 	disk    string
 	api     string // host and port
+	ssh     string // port
 	context string // file
 	m       *Machine
 }
@@ -61,20 +62,27 @@ func newBench(t *testing.T) *bench {
 	if err := os.Truncate(b.disk, 3<<30); err != nil {
 		t.Fatal(err)
 	}
+	b.api = free(t)
+	_, b.ssh, _ = net.SplitHostPort(free(t))
+	return b
+}
+
+// free returns an address that nothing listens at.
+func free(t *testing.T) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.api = l.Addr().String()
-	l.Close()
-	return b
+	defer l.Close()
+	return l.Addr().String()
 }
 
 // start starts the machine, and ends it with the test.
 func (b *bench) start(f Firmware) {
 	b.t.Helper()
 	m, err := Start(b.t.Context(), Config{Disk: b.disk, Firmware: f, UUID: "6c3cf9a5-1f5b-4f0e-9d3f-1d1c5f0a7b11", Net: []string{
-		"-netdev", "user,id=net0,restrict=on,hostfwd=tcp:" + b.api + "-:7443", "-device", "virtio-net-pci,netdev=net0,romfile="}})
+		"-netdev", "user,id=net0,restrict=on,hostfwd=tcp:" + b.api + "-:7443,hostfwd=tcp:127.0.0.1:" + b.ssh + "-:22", "-device", "virtio-net-pci,netdev=net0,romfile="}})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -272,6 +280,8 @@ func TestImage(t *testing.T) {
 		t.Error(out, err)
 	}
 
+	b.sshServer()
+
 	// An upgrade that goes well.
 	serial := time.Now().Unix()
 	good := b.release("9.1", serial, func(tree string) error { return write(tree, "usr/share/isthmus/trial-limit", "10m\n") })
@@ -348,6 +358,51 @@ func TestImage(t *testing.T) {
 	t.Logf("the API served %.0f s after power on (Secure Boot)", b.m.Since().Seconds())
 	if out, err := b.cli(t.Context(), "system", "status"); err != nil || !strings.Contains(out, "uefi, Secure Boot") {
 		t.Error(out, err)
+	}
+}
+
+// sshServer gives the document a key, logs in with it, and takes the key away again.
+func (b *bench) sshServer() {
+	b.t.Helper()
+	key := filepath.Join(b.dir, "id")
+	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
+		b.t.Fatalf("%v: %s", err, out)
+	}
+	public, err := os.ReadFile(key + ".pub")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	apply := func(document string) {
+		b.t.Helper()
+		file := filepath.Join(b.dir, "node.yaml")
+		if err := os.WriteFile(file, []byte(document), 0o600); err != nil {
+			b.t.Fatal(err)
+		}
+		if out, err := b.cli(b.t.Context(), "apply", "-f", file); err != nil {
+			b.t.Fatal(out, err)
+		}
+	}
+	login := func() ([]byte, error) {
+		return exec.CommandContext(b.t.Context(), "ssh", "-i", key, "-p", b.ssh, "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile="+filepath.Join(b.dir, "known"),
+			"-o", "ConnectTimeout=20", "root@127.0.0.1", "id -un").CombinedOutput()
+	}
+	if out, err := login(); err == nil {
+		b.t.Errorf("SSH answers although the document has no key: %s", out)
+	}
+	apply(strings.Replace(first, "access: {", "access: {ssh: [10.0.2.2/32], sshKeys: ["+strings.TrimSpace(string(public))+"], ", 1))
+	for end := time.Now().Add(bootLimit); ; time.Sleep(time.Second) {
+		out, err := login()
+		if err == nil && strings.HasSuffix(strings.TrimSpace(string(out)), "root") {
+			break
+		}
+		if time.Now().After(end) {
+			b.t.Fatalf("no login by SSH: %v: %s", err, out)
+		}
+	}
+	apply(first)
+	b.until("systemctl is-active isthmus-ssh || true", `^inactive\s*$`)
+	if out, err := login(); err == nil {
+		b.t.Errorf("SSH answers after the key was taken away: %s", out)
 	}
 }
 

@@ -51,6 +51,7 @@ var importers = map[string][]string{
 	"github.com/google/nftables":     {"nat/nftables"},
 	"github.com/coreos/go-systemd/":  {"cmd/isthmusd"},
 	"github.com/spf13/cobra":         {"cmd/isthmus"},
+	"golang.org/x/crypto/ssh":        {"router/spec"},
 	"aead.dev/minisign":              {"image/slot"},
 	"github.com/CycloneDX/":          {"image/build"},
 	"github.com/hashicorp/hcl/":      {}, // tests alone read Terraform

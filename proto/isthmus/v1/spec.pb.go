@@ -289,7 +289,11 @@ type Access struct {
 	Input string `protobuf:"bytes,2,opt,name=input,proto3" json:"input,omitempty"`
 	// Sources that may reach TCP port 22 when input is "drop": by any interface but tunnels, and by a tunnel when the tunnel's own sources,
 	// not all addresses, have the prefix in them. At most 1000. Default: none.
-	Ssh           []string `protobuf:"bytes,3,rep,name=ssh,proto3" json:"ssh,omitempty"`
+	Ssh []string `protobuf:"bytes,3,rep,name=ssh,proto3" json:"ssh,omitempty"`
+	// Public keys that may log in as root by SSH, each a line of authorized_keys (sshd(8)) without options, of type ssh-ed25519, sk-ssh-ed25519@openssh.com,
+	// ecdsa-sha2-nistp256, -384, -521 or sk-ecdsa-sha2-nistp256@openssh.com, or ssh-rsa with 3072 bits or more. For the image alone, whose SSH server runs only while
+	// there are keys. Needs `ssh`. At most 64. Default: none.
+	SshKeys       []string `protobuf:"bytes,4,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -341,6 +345,13 @@ func (x *Access) GetInput() string {
 func (x *Access) GetSsh() []string {
 	if x != nil {
 		return x.Ssh
+	}
+	return nil
+}
+
+func (x *Access) GetSshKeys() []string {
+	if x != nil {
+		return x.SshKeys
 	}
 	return nil
 }
@@ -2501,11 +2512,12 @@ const file_isthmus_v1_spec_proto_rawDesc = "" +
 	"\x06routes\x18\x04 \x03(\v2\x1b.isthmus.v1.AttachmentRouteR\x06routes\";\n" +
 	"\x0fAttachmentRoute\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x10\n" +
-	"\x03via\x18\x02 \x01(\tR\x03via\"B\n" +
+	"\x03via\x18\x02 \x01(\tR\x03via\"]\n" +
 	"\x06Access\x12\x10\n" +
 	"\x03api\x18\x01 \x03(\tR\x03api\x12\x14\n" +
 	"\x05input\x18\x02 \x01(\tR\x05input\x12\x10\n" +
-	"\x03ssh\x18\x03 \x03(\tR\x03ssh\"I\n" +
+	"\x03ssh\x18\x03 \x03(\tR\x03ssh\x12\x19\n" +
+	"\bssh_keys\x18\x04 \x03(\tR\asshKeys\"I\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03asn\x18\x02 \x01(\rR\x03asn\x12\x1b\n" +

@@ -1,0 +1,40 @@
+package host
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// AllowSSH writes the keys that may log in to a file in the format of authorized_keys, from which the machine's SSH server takes them. Without keys there is no
+// file, and the server does not run. A file that has them already is not written.
+func AllowSSH(file string, keys []string) error {
+	if len(keys) == 0 {
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("taking away the keys for SSH: %w", err)
+		}
+		return nil
+	}
+	text := []byte(strings.Join(keys, "\n") + "\n")
+	if have, err := os.ReadFile(file); err == nil && bytes.Equal(have, text) {
+		return nil
+	}
+	err := os.MkdirAll(filepath.Dir(file), 0o755)
+	if err == nil {
+		err = os.WriteFile(file+".new", text, 0o644)
+	}
+	if err == nil {
+		err = os.Chmod(file+".new", 0o644) // whatever the umask: public keys, which the server reads as another user
+	}
+	if err == nil {
+		err = os.Rename(file+".new", file)
+	}
+	if err != nil {
+		return fmt.Errorf("writing the keys for SSH: %w", err)
+	}
+	return nil
+}
