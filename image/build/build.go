@@ -231,10 +231,27 @@ func sum(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// block is the beginning of the partition "env" of a new disk.
-func block(signature []byte) []byte {
-	out := make([]byte, 2*slot.SignatureAt(slot.A))
-	copy(out, slot.FormatEnv(slot.Env{Good: slot.A}))
+// environment makes the partition "env" of a new disk.
+func (b *builder) environment(tmp string, signature []byte) ([]byte, error) {
+	fat, env := filepath.Join(tmp, "env.img"), filepath.Join(tmp, "grubenv")
+	if err := errors.Join(os.WriteFile(fat, make([]byte, slot.EnvArea), 0o644), os.WriteFile(env, slot.FormatEnv(slot.Env{Good: slot.A}), 0o644), os.Chtimes(env, b.Epoch, b.Epoch)); err != nil {
+		return nil, err
+	}
+	if err := b.run("mkfs.vfat", "--invariant", "-F", "12", "-n", "ENV", "-i", "69737469", fat); err != nil {
+		return nil, err
+	}
+	if err := b.run("mcopy", "-m", "-i", fat, env, "::grubenv"); err != nil {
+		return nil, err
+	}
+	area, err := os.ReadFile(fat)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := slot.FindEnv(area); err != nil {
+		return nil, err
+	}
+	out := make([]byte, slot.SignatureAt(slot.B)+slot.SignatureLimit)
+	copy(out, area)
 	copy(out[slot.SignatureAt(slot.A):], slot.SignatureBlock(signature))
-	return out
+	return out, nil
 }

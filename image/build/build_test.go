@@ -118,7 +118,7 @@ func TestPartitions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`set env="($disk,gpt3)0+2"`, "part=gpt4; else part=gpt5", "root=PARTLABEL=slot-$s", "isthmus.slot=$s"} {
+	for _, want := range []string{`set env="($disk,gpt3)/grubenv"`, "part=gpt4; else part=gpt5", "root=PARTLABEL=slot-$s", "isthmus.slot=$s"} {
 		if !strings.Contains(string(cfg), want) {
 			t.Errorf("grub.cfg has no %s", want)
 		}
@@ -135,8 +135,8 @@ func TestPartitions(t *testing.T) {
 	if DiskMiB%1024 != 0 {
 		t.Error("the disk has no whole number of GiB")
 	}
-	if len(block(nil)) > envMiB*mib {
-		t.Error("the block is larger than its partition")
+	if slot.SignatureAt(slot.B)+slot.SignatureLimit > envMiB*mib {
+		t.Error("the signatures are beyond their partition")
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 const (
 	biosMiB = 1
 	espMiB  = 64
-	envMiB  = 1
+	envMiB  = 2
 	SlotMiB = 256
 	DiskMiB = 2048
 
@@ -88,7 +88,11 @@ func (b *builder) disk(tmp, img, disk string, signature []byte) error {
 	if err := install(boot, image, biosAt*mib/sector); err != nil {
 		return err
 	}
-	for at, data := range map[int64][]byte{0: boot[:440], biosAt * mib: image, envAt * mib: block(signature)} {
+	env, err := b.environment(tmp, signature)
+	if err != nil {
+		return fmt.Errorf("making the partition of the loader's block: %w", err)
+	}
+	for at, data := range map[int64][]byte{0: boot[:440], biosAt * mib: image, envAt * mib: env} {
 		if _, err := d.WriteAt(data, at); err != nil {
 			return err
 		}

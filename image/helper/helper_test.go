@@ -38,7 +38,7 @@ func newComputer(t *testing.T) *computer {
 	if err := os.Mkdir(c.disk.Dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for label, size := range map[string]int64{"slot-a": 2 << 20, "slot-b": 2 << 20, "env": 1 << 20} {
+	for label, size := range map[string]int64{"slot-a": 2 << 20, "slot-b": 2 << 20, "env": 2 << 20} {
 		path := filepath.Join(c.disk.Dir, label)
 		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, size)); err != nil {
 			t.Fatal(err)
@@ -54,7 +54,9 @@ func newComputer(t *testing.T) *computer {
 	if c.keys, err = slot.ReadKeys(c.dir); err != nil {
 		t.Fatal(err)
 	}
-	c.env(slot.Env{Good: slot.A})
+	if err := c.disk.Format(); err != nil {
+		t.Fatal(err)
+	}
 	data, text := c.release("1.0", 10)
 	sig, err := slot.ParseSignature([]byte(text))
 	if err != nil {

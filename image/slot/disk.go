@@ -30,12 +30,12 @@ var ErrSize = errors.New("a slot cannot have so many bytes")
 
 func (d Disk) path(label string) string { return filepath.Join(d.Dir, label) }
 
-// SignatureAt is where the partition "env" has the signature of a slot, behind the loader's block.
+// SignatureAt is where the partition "env" has the signature of a slot, behind the loader's area.
 func SignatureAt(n Name) int64 {
 	if n == A {
-		return 4096
+		return EnvArea
 	}
-	return 8192
+	return EnvArea + 4096
 }
 
 // Env reads what the loader is told.
@@ -48,11 +48,35 @@ func (d Disk) Env() (Env, error) {
 		return Env{}, fmt.Errorf("reading what the loader is told: %w", err)
 	}
 	defer f.Close()
-	b := make([]byte, EnvSize)
-	if _, err := io.ReadFull(f, b); err != nil {
+	b, _, err := block(f)
+	if err != nil {
 		return Env{}, fmt.Errorf("reading what the loader is told: %w", err)
 	}
 	return ParseEnv(b)
+}
+
+// block returns the loader's block, and where it is.
+func block(f *os.File) ([]byte, int64, error) {
+	area := make([]byte, EnvArea)
+	if _, err := io.ReadFull(f, area); err != nil {
+		return nil, 0, err
+	}
+	at, err := FindEnv(area)
+	if err != nil {
+		return nil, 0, err
+	}
+	return area[at : at+EnvSize], at, nil
+}
+
+// Format writes a block that says slot a is good at the beginning of the partition, without a file system around it. For tests.
+func (d Disk) Format() error {
+	f, err := os.OpenFile(d.path(EnvLabel), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteAt(FormatEnv(Env{Good: A}), 0)
+	return err
 }
 
 // SetEnv tells the loader, and returns when that is on the disk.
@@ -62,7 +86,11 @@ func (d Disk) SetEnv(e Env) error {
 		return fmt.Errorf("telling the loader: %w", err)
 	}
 	defer f.Close()
-	if _, err := f.WriteAt(FormatEnv(e), 0); err != nil {
+	_, at, err := block(f)
+	if err != nil {
+		return fmt.Errorf("telling the loader: %w", err)
+	}
+	if _, err := f.WriteAt(FormatEnv(e), at); err != nil {
 		return fmt.Errorf("telling the loader: %w", err)
 	}
 	if err := f.Sync(); err != nil {

@@ -24,7 +24,7 @@ func newBench(t *testing.T) bench {
 	t.Helper()
 	dir := t.TempDir()
 	b := bench{Disk: Disk{Dir: filepath.Join(dir, "disk")}, dir: dir, private: filepath.Join(dir, "key")}
-	for label, size := range map[string]int64{"slot-a": 4 << 20, "slot-b": 4 << 20, "env": 1 << 20} {
+	for label, size := range map[string]int64{"slot-a": 4 << 20, "slot-b": 4 << 20, "env": 2 << 20} {
 		if err := os.MkdirAll(b.Dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -48,7 +48,7 @@ func newBench(t *testing.T) bench {
 	if b.keys, err = ReadKeys(dir); err != nil || len(b.keys) != 1 {
 		t.Fatal(b.keys, err)
 	}
-	if err := b.SetEnv(Env{Good: A}); err != nil {
+	if err := b.Format(); err != nil {
 		t.Fatal(err)
 	}
 	return b

@@ -41,8 +41,10 @@ const (
 // Tries is how many boots a trial gets.
 const Tries = 3
 
-// EnvSize is the size of the loader's environment block in bytes. All that varies is in its first 512, one sector: a write takes place or does not.
+// The partition "env" begins with a FAT file system of EnvArea bytes that has one file, the loader's environment block of EnvSize bytes. The file is made with the disk and
+// never moves: the loader and we write it where it is. All that varies is in its first 512 bytes, one sector: a write takes place or does not.
 const (
+	EnvArea   = 1 << 20
 	EnvSize   = 1024
 	envSector = 512
 	envHeader = "# GRUB Environment Block\n"
@@ -62,6 +64,23 @@ type Env struct {
 
 // ErrEnv means that a block is not one that FormatEnv or the loader wrote.
 var ErrEnv = errors.New("environment block of the loader is damaged")
+
+// FindEnv returns where the block is in an area.
+func FindEnv(area []byte) (int64, error) {
+	found := int64(-1)
+	for at := 0; at+EnvSize <= len(area); at += envSector {
+		if bytes.HasPrefix(area[at:], []byte(envHeader)) {
+			if found >= 0 {
+				return 0, fmt.Errorf("%w: there are two", ErrEnv)
+			}
+			found = int64(at)
+		}
+	}
+	if found < 0 {
+		return 0, fmt.Errorf("%w: there is none", ErrEnv)
+	}
+	return found, nil
+}
 
 // ParseEnv reads a block.
 func ParseEnv(b []byte) (Env, error) {

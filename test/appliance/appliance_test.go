@@ -216,11 +216,15 @@ func (b *bench) loader() slot.Env {
 		b.t.Fatal(err)
 	}
 	defer f.Close()
-	block := make([]byte, slot.EnvSize)
-	if _, err := f.ReadAt(block, start*512); err != nil && err != io.EOF {
+	area := make([]byte, slot.EnvArea)
+	if _, err := f.ReadAt(area, start*512); err != nil && err != io.EOF {
 		b.t.Fatal(err)
 	}
-	e, err := slot.ParseEnv(block)
+	at, err := slot.FindEnv(area)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	e, err := slot.ParseEnv(area[at : at+slot.EnvSize])
 	if err != nil {
 		b.t.Fatal(err)
 	}
