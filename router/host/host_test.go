@@ -234,29 +234,3 @@ func TestTuneLeaves(t *testing.T) {
 		}
 	}
 }
-
-// TestAllHaveDefaults: what is listed to be given back is all that is written, with the values that a new network namespace has.
-func TestAllHaveDefaults(t *testing.T) {
-	ns := netns.New(t)
-	netns.Veth(ns, "up0", ns, "far0")
-	netns.Veth(ns, "lan0", ns, "far1")
-	// A namespace takes some values from the first one when it is made (devconf_inherit_init_net), others from the system's configuration.
-	ns.Run("sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0")
-	all := map[string]string{}
-	for _, s := range All("up0", []string{"lan0"}) {
-		all[s.Path] = s.Default
-		var have []byte
-		var err error
-		if ns.Do(func() { have, err = os.ReadFile("/proc/sys/" + s.Path) }); err != nil || s.Default == "" {
-			continue
-		}
-		if got := strings.TrimSpace(string(have)); got != s.Default {
-			t.Errorf("%s begins with %s, not %s", s.Path, got, s.Default)
-		}
-	}
-	for _, s := range slices.Concat(Sysctls("up0", []string{"lan0"}), Forwarding(false), Portless(time.Hour), Conntrack(1<<30)) {
-		if _, ok := all[s.Path]; !ok {
-			t.Errorf("%s is written and not listed", s.Path)
-		}
-	}
-}

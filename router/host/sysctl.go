@@ -6,18 +6,17 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 )
 
-// Sysctl is a kernel parameter: its path below /proc/sys, the value it should have, and the one that the kernel begins with.
+// Sysctl is a kernel parameter: its path below /proc/sys, and the value it should have.
 //
 // Source of what they mean and of the defaults: the kernel's Documentation/networking/ip-sysctl.rst and nf_conntrack-sysctl.rst.
 type Sysctl struct {
 	Path, Value string
-	// Default is empty where the kernel computes it from the machine's memory.
+	// Default is what the kernel begins with, where that matters.
 	Default string
 	// Optional ones may be missing from the kernel, or be another network namespace's to change.
 	Optional bool
@@ -34,11 +33,11 @@ func Forwarding(on bool) []Sysctl {
 		value = "1"
 	}
 	return []Sysctl{
-		{Path: "net/ipv4/ip_forward", Value: value, Default: "0"},
-		{Path: "net/ipv6/conf/all/forwarding", Value: value, Default: "0", Optional: true},
+		{Path: "net/ipv4/ip_forward", Value: value},
+		{Path: "net/ipv6/conf/all/forwarding", Value: value, Optional: true},
 		// The kernel gives this its default when forwarding changes.
-		{Path: "net/ipv4/conf/all/accept_redirects", Value: "0", Default: "1"},
-		{Path: "net/ipv4/conf/default/accept_redirects", Value: "0", Default: "1"},
+		{Path: "net/ipv4/conf/all/accept_redirects", Value: "0"},
+		{Path: "net/ipv4/conf/default/accept_redirects", Value: "0"},
 	}
 }
 
@@ -71,55 +70,55 @@ func Sysctls(underlay string, attached []string) []Sysctl {
 		{Path: "net/ipv6/conf/" + underlay + "/accept_ra", Value: "2", Default: "1", Optional: true, IfDefault: true},
 		// Loose reverse path filter (RFC 3704 section 2.4): the way back may be another tunnel. The larger of "all" and the
 		// interface's own counts.
-		{Path: "net/ipv4/conf/all/rp_filter", Value: "2", Default: "0"},
-		{Path: "net/ipv4/conf/default/rp_filter", Value: "2", Default: "0"},
+		{Path: "net/ipv4/conf/all/rp_filter", Value: "2"},
+		{Path: "net/ipv4/conf/default/rp_filter", Value: "2"},
 		// Strangers send what a log of it would fill a disk with. One of "all" and the interface's own is enough.
-		{Path: "net/ipv4/conf/all/log_martians", Value: "0", Default: "0"},
-		{Path: "net/ipv4/conf/default/log_martians", Value: "0", Default: "0"},
+		{Path: "net/ipv4/conf/all/log_martians", Value: "0"},
+		{Path: "net/ipv4/conf/default/log_martians", Value: "0"},
 		// Who sends a packet does not choose its way (RFC 5095; RFC 7126 section 4.3). Both "all" and the interface must allow it.
-		{Path: "net/ipv4/conf/all/accept_source_route", Value: "0", Default: "0"},
-		{Path: "net/ipv4/conf/default/accept_source_route", Value: "0", Default: "1"},
-		{Path: "net/ipv6/conf/all/accept_source_route", Value: "-1", Default: "0", Optional: true},
+		{Path: "net/ipv4/conf/all/accept_source_route", Value: "0"},
+		{Path: "net/ipv4/conf/default/accept_source_route", Value: "0"},
+		{Path: "net/ipv6/conf/all/accept_source_route", Value: "-1", Optional: true},
 		// A packet may leave by the interface it came from; that is no reason to tell its sender another way. One of "all" and the interface's own is
 		// enough to send.
-		{Path: "net/ipv4/conf/all/send_redirects", Value: "0", Default: "1"},
-		{Path: "net/ipv4/conf/default/send_redirects", Value: "0", Default: "1"},
+		{Path: "net/ipv4/conf/all/send_redirects", Value: "0"},
+		{Path: "net/ipv4/conf/default/send_redirects", Value: "0"},
 		// Nor does the node let others tell it a way, also while it does not forward.
-		{Path: "net/ipv4/conf/all/accept_redirects", Value: "0", Default: "1"},
-		{Path: "net/ipv4/conf/default/accept_redirects", Value: "0", Default: "1"},
-		{Path: "net/ipv6/conf/all/accept_redirects", Value: "0", Default: "1", Optional: true},
-		{Path: "net/ipv6/conf/default/accept_redirects", Value: "0", Default: "1", Optional: true},
+		{Path: "net/ipv4/conf/all/accept_redirects", Value: "0"},
+		{Path: "net/ipv4/conf/default/accept_redirects", Value: "0"},
+		{Path: "net/ipv6/conf/all/accept_redirects", Value: "0", Optional: true},
+		{Path: "net/ipv6/conf/default/accept_redirects", Value: "0", Optional: true},
 		// Spread flows over equal paths by addresses and ports.
-		{Path: "net/ipv4/fib_multipath_hash_policy", Value: "1", Default: "0"},
-		{Path: "net/ipv6/fib_multipath_hash_policy", Value: "1", Default: "0", Optional: true},
+		{Path: "net/ipv4/fib_multipath_hash_policy", Value: "1"},
+		{Path: "net/ipv6/fib_multipath_hash_policy", Value: "1", Optional: true},
 		// With 1, the kernel reports every route of a nexthop group that is replaced, which makes a failover as slow as the
 		// table is long.
-		{Path: "net/ipv4/nexthop_compat_mode", Value: "0", Default: "1"},
+		{Path: "net/ipv4/nexthop_compat_mode", Value: "0"},
 		// A flow may change its path, so that only part of its segments was seen here.
-		{Path: "net/netfilter/nf_conntrack_tcp_be_liberal", Value: "1", Default: "0", Optional: true},
-		{Path: "net/netfilter/nf_conntrack_tcp_loose", Value: "1", Default: "1", Optional: true},
+		{Path: "net/netfilter/nf_conntrack_tcp_be_liberal", Value: "1", Optional: true},
+		{Path: "net/netfilter/nf_conntrack_tcp_loose", Value: "1", Optional: true},
 		// What the log of translations tells about a flow: its bytes, and when it began and ended. Flows that began before are
 		// told without.
-		{Path: "net/netfilter/nf_conntrack_acct", Value: "1", Default: "0", Optional: true},
-		{Path: "net/netfilter/nf_conntrack_timestamp", Value: "1", Default: "0", Optional: true},
+		{Path: "net/netfilter/nf_conntrack_acct", Value: "1", Optional: true},
+		{Path: "net/netfilter/nf_conntrack_timestamp", Value: "1", Optional: true},
 	}
 	// A spoke that asks for every address of a network behind the node must not fill the table in which the routers of the underlay are.
 	for _, family := range []string{"ipv4", "ipv6"} {
 		for i, value := range []string{"1024", "4096", "8192"} {
-			all = append(all, Sysctl{Path: fmt.Sprintf("net/%s/neigh/default/gc_thresh%d", family, i+1), Value: value, Default: []string{"128", "512", "1024"}[i], Optional: true, AtLeast: true})
+			all = append(all, Sysctl{Path: fmt.Sprintf("net/%s/neigh/default/gc_thresh%d", family, i+1), Value: value, Optional: true, AtLeast: true})
 		}
 	}
 	for _, name := range append([]string{underlay}, attached...) {
 		// Interfaces that were there before have their own values.
 		all = append(all,
-			Sysctl{Path: "net/ipv4/conf/" + name + "/log_martians", Value: "0", Default: "0", Optional: true},
-			Sysctl{Path: "net/ipv4/conf/" + name + "/accept_source_route", Value: "0", Default: "1", Optional: true},
-			Sysctl{Path: "net/ipv4/conf/" + name + "/send_redirects", Value: "0", Default: "1", Optional: true},
-			Sysctl{Path: "net/ipv4/conf/" + name + "/accept_redirects", Value: "0", Default: "1", Optional: true},
-			Sysctl{Path: "net/ipv6/conf/" + name + "/accept_redirects", Value: "0", Default: "1", Optional: true})
+			Sysctl{Path: "net/ipv4/conf/" + name + "/log_martians", Value: "0", Optional: true},
+			Sysctl{Path: "net/ipv4/conf/" + name + "/accept_source_route", Value: "0", Optional: true},
+			Sysctl{Path: "net/ipv4/conf/" + name + "/send_redirects", Value: "0", Optional: true},
+			Sysctl{Path: "net/ipv4/conf/" + name + "/accept_redirects", Value: "0", Optional: true},
+			Sysctl{Path: "net/ipv6/conf/" + name + "/accept_redirects", Value: "0", Optional: true})
 		if name != underlay {
 			// A host of a spoke does not become the node's router, not even in a moment in which the node does not forward.
-			all = append(all, Sysctl{Path: "net/ipv6/conf/" + name + "/accept_ra", Value: "0", Default: "1", Optional: true})
+			all = append(all, Sysctl{Path: "net/ipv6/conf/" + name + "/accept_ra", Value: "0", Optional: true})
 		}
 	}
 	return all
@@ -140,11 +139,6 @@ func Conntrack(memory uint64) []Sysctl {
 		{Path: "net/netfilter/nf_conntrack_buckets", Value: flows, Optional: true, AtLeast: true},
 		{Path: "net/netfilter/nf_conntrack_max", Value: flows, Optional: true, AtLeast: true},
 	}
-}
-
-// All returns every parameter that isthmusd may have written on a node with these interfaces, each with what the kernel begins with, so that it can be given back.
-func All(underlay string, attached []string) []Sysctl {
-	return slices.Concat(Forwarding(true), Sysctls(underlay, attached), Portless(-1), Conntrack(0))
 }
 
 // meets says whether a parameter may stay as it is.
