@@ -26,10 +26,14 @@ deb: build ## Debian packages of isthmus and isthmusd, in bin/deb
 image: deb ## the image of the appliance for AWS, Azure, Google Cloud and KVM, in bin/image (root; KEY=FILE signs the slot for others)
 	@test/setup image
 	go build -trimpath -ldflags '-s -w' -o bin/ ./cmd/isthmus-system
-	go run ./image/cmd/image build -version "$$(image/debian/version)" -epoch "$$(git log -1 --format=%ct)" $(if $(KEY),-key $(KEY)) bin/deb/*.deb
+	$(BUILD_IMAGE) bin/deb/*.deb
 
-test-image: image ## start the image under QEMU, by BIOS, UEFI and Secure Boot, and use it
-	go test -count=1 -timeout 60m -v ./test/appliance
+BUILD_IMAGE = go run ./image/cmd/image build -version "$$(image/debian/version)" -epoch "$$(git log -1 --format=%ct)" $(if $(KEY),-key $(KEY))
+
+test-image: image ## build the image twice, start it under QEMU by BIOS, UEFI and Secure Boot, and use it
+	$(BUILD_IMAGE) -forms=false -out .cache/image bin/deb/*.deb
+	cmp bin/image/slot.img .cache/image/slot.img && cmp bin/image/disk.raw .cache/image/disk.raw && rm -r .cache/image
+	go test -count=1 -timeout 40m -v ./test/appliance
 
 setup: ## install what tests, demo and lab need (Debian packages; starts no service)
 	@test/setup
@@ -49,6 +53,7 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 	$(VM) test -t 5m ./tunnel/wireguard
 	@# Never from go's cache: it does not know that the tests build the programs.
 	go test -count=1 -p 1 -timeout 30m ./test/e2e/...
+	$(MAKE) test-image
 
 FUZZTIME ?= 100000x
 
