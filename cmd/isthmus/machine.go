@@ -156,7 +156,7 @@ func (a *app) showMachine(m *isthmusv1.Machine) error {
 func (a *app) upgrade(ctx context.Context, conn *grpc.ClientConn, file, signature string, older, later bool) error {
 	text, err := readBounded(signature, signatureLimit)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("there is no signature %s: fetch the file that was published beside the slot, or name it with --signature", signature)
+		return fmt.Errorf("the signature %s is missing: fetch the file that was published beside the slot, or name it with --signature", signature)
 	}
 	if err != nil {
 		return err

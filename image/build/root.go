@@ -18,7 +18,7 @@ var installed = []string{
 	"systemd-sysv", "systemd-repart", "systemd-resolved", "systemd-timesyncd", "udev", "kmod", "procps",
 	"linux-image-cloud-amd64", "initramfs-tools", "zstd", "e2fsprogs",
 	"iproute2", "nftables", "charon-systemd", "libstrongswan-standard-plugins", "strongswan-swanctl", "ca-certificates",
-	// For whoever looks into a node: on its console, or by SSH when the document opens it.
+	// To look into a node: on its console, or by SSH when the document opens it.
 	"openssh-server", "iputils-ping", "tcpdump", "conntrack", "less", "login", "passwd",
 }
 

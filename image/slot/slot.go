@@ -52,7 +52,7 @@ const (
 
 // Env is what the loader is told, and what it has noted. The loader reads and writes it as well; see image/grub.cfg.
 type Env struct {
-	// Good is the slot that was marked good last. The loader starts it when there is no trial.
+	// Good is the slot that was marked good last. The loader starts it unless a trial is to be made.
 	Good Name
 	// Trial is the slot that was written and has not been marked good; None: there is none.
 	Trial Name

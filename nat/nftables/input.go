@@ -33,7 +33,7 @@ func sshTunnelSet(ipv6 bool) string { return "ssh-tunnel" + of(ipv6).suffix }
 // addInput keeps strangers away from the BGP process and from the API, and with Input.Drop from everything that is not theirs.
 //
 // It also keeps the node from answering for flows that it does not know: what comes for a pool's address and is not turned
-// back belongs to nobody here. A reset would end a connection that another node may be about to take over.
+// back belongs to no flow that the node knows. A reset would end a connection that another node may be about to take over.
 func (r *ruleset) addInput(c nat.Config) {
 	const bgp = 179 // RFC 4271 section 8.2.1
 	input := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookInput, priority: *nftables.ChainPriorityFilter}

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// AllowSSH writes the keys that may log in to a file in the format of authorized_keys, from which the machine's SSH server takes them. Without keys there is no
-// file, and the server does not run. A file that has them already is not written.
+// AllowSSH writes the keys that may log in to a file in the format of authorized_keys, from which the machine's SSH server takes them. Without keys the file goes,
+// and the server does not run. A file that has them already is not written.
 func AllowSSH(file string, keys []string) error {
 	if len(keys) == 0 {
 		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -173,7 +173,7 @@ func (m *Machine) Send(text string) error {
 	return err
 }
 
-// Shell waits for the loader, asks it for a root shell on the console, and waits for that.
+// Rescue waits for the loader, asks it for a root shell on the console, and waits for that.
 func (m *Machine) Rescue(limit time.Duration) error {
 	if _, err := m.Expect(`Esc within`, limit); err != nil {
 		return err
