@@ -269,7 +269,7 @@ func (s *Server) write(ctx context.Context, q Request, body io.Reader) error {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if running, err := s.Disk.Signature(s.Running); err == nil && sig.Release.Serial < running.Release.Serial && !q.Older {
-		return fmt.Errorf("%w: it is version %s (serial %d), and version %s (serial %d) runs; to install it all the same, allow an older one",
+		return fmt.Errorf("%w: it is version %s (serial %d), and version %s (serial %d) runs; `--older` installs it all the same",
 			slot.ErrOlder, sig.Release.Version, sig.Release.Serial, running.Release.Version, running.Release.Serial)
 	}
 	// From here the former content is gone, and with it what a trial of it would have been.
