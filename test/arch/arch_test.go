@@ -102,6 +102,7 @@ var below = map[string][]string{
 	"router/fib/kernel":  {"router/fib"},
 	"router/nl":          {"router/fib"},
 	"router/host":        {},
+	"router/platform":    {},
 	"router/health":      {},
 	"router/names":       {"nat"},
 	"router/store":       {"router/secret"},
