@@ -675,13 +675,13 @@ func (a *Authority) WithdrawFirst() error {
 	return nil
 }
 
-// Made returns when the present authority was made; zero: there is none.
-func (a *Authority) Made() time.Time {
+// Fingerprint returns the SHA-256 of the present authority's certificate, in hexadecimal; empty: there is none.
+func (a *Authority) Fingerprint() string {
 	c, err := a.authority()
 	if err != nil {
-		return time.Time{}
+		return ""
 	}
-	return c.cert.NotBefore.Add(backdate)
+	return fmt.Sprintf("%x", sha256.Sum256(c.cert.Raw))
 }
 
 func (a *Authority) setAdmin(r adminRecord) error {

@@ -78,13 +78,13 @@ func (b *Boot) noteInstance(rec record, instance string) {
 	case rec.Instance == "":
 		err = b.save(func(r *record) { r.Instance = instance })
 	case rec.Instance == instance && rec.Other != "":
-		err = b.save(func(r *record) { r.Other, r.Since = "", time.Time{} })
+		err = b.save(func(r *record) { r.Other, r.Since, r.Authority = "", time.Time{}, "" })
 	case rec.Instance == instance:
 	case rec.Other != instance:
 		b.o.Log.Error("the state directory is on another machine than it was", "instance", instance, "it was", rec.Instance)
-		err = b.save(func(r *record) { r.Other, r.Since = instance, time.Now().Truncate(time.Second) }) // as in certificates
-	case !b.o.Made().Before(rec.Since):
-		err = b.save(func(r *record) { r.Instance, r.Other, r.Since = instance, "", time.Time{} })
+		err = b.save(func(r *record) { r.Other, r.Since, r.Authority = instance, time.Now(), b.o.Authority() })
+	case b.o.Authority() != rec.Authority:
+		err = b.save(func(r *record) { r.Instance, r.Other, r.Since, r.Authority = instance, "", time.Time{}, "" })
 	}
 	if err != nil {
 		b.o.Log.Warn("noting the machine", "err", err)

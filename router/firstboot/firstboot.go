@@ -47,8 +47,8 @@ type Options struct {
 	Issue func(name string, request []byte, lifetime time.Duration) (certificate, authority, serverName string, err error)
 	// Act writes to the audit log that something is done for the first boot.
 	Act func(method, object, digest string, do func() (uint64, error)) error
-	// Made returns when the node's authority was made; zero: there is none.
-	Made func() time.Time
+	// Authority returns a name of the node's authority, which another one does not have; empty: there is none.
+	Authority func() string
 	// Changed is called when Hosts may have changed.
 	Changed func()
 	// Deadline is how long user-data is asked for, and SeedWait how long a NoCloud seed is waited for. Defaults: 15m, 30s.
@@ -69,6 +69,8 @@ const (
 type Boot struct {
 	o    Options
 	node Node
+
+	saving sync.Mutex // held while rec is written
 
 	mu        sync.Mutex
 	rec       record

@@ -33,10 +33,11 @@ type record struct {
 	Context string         `json:",omitempty"` // for the first admin, public
 	Admin   string         `json:",omitempty"` // whose it is
 
-	// Instance is the machine that this state belongs to. Other is one that it was found on, and Since when.
-	Instance string    `json:",omitempty"`
-	Other    string    `json:",omitempty"`
-	Since    time.Time `json:",omitzero"`
+	// Instance is the machine that this state belongs to. Other is one that it was found on, Since when, and Authority the authority that it had then.
+	Instance  string    `json:",omitempty"`
+	Other     string    `json:",omitempty"`
+	Since     time.Time `json:",omitzero"`
+	Authority string    `json:",omitempty"`
 }
 
 func (b *Boot) load() error {
@@ -55,6 +56,8 @@ func (b *Boot) load() error {
 
 // save notes a change; nothing is changed when that fails.
 func (b *Boot) save(change func(*record)) error {
+	b.saving.Lock()
+	defer b.saving.Unlock()
 	b.mu.Lock()
 	next := b.rec
 	b.mu.Unlock()
