@@ -51,7 +51,7 @@ type Options struct {
 	Authority func() string
 	// Changed is called when Hosts may have changed.
 	Changed func()
-	// Deadline is how long user-data is asked for, and SeedWait how long a NoCloud seed is waited for. Defaults: 15m, 30s.
+	// Deadline is how long user-data is asked for, and SeedWait how long a NoCloud seed is waited for. Defaults: 15m, 2m.
 	Deadline, SeedWait time.Duration
 	// Refresh is how often facts are read. Default: 5m.
 	Refresh time.Duration
@@ -94,7 +94,7 @@ func New(o Options) *Boot {
 		o.Deadline = 15 * time.Minute
 	}
 	if o.SeedWait == 0 {
-		o.SeedWait = 30 * time.Second
+		o.SeedWait = 2 * time.Minute
 	}
 	if o.Refresh == 0 {
 		o.Refresh = 5 * time.Minute
