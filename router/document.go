@@ -24,6 +24,7 @@ type source struct {
 	doc      spec.Document
 	problems spec.Problems
 	text     string
+	awaits   bool // secrets that are not stored yet are no problem
 }
 
 func read(src *isthmusv1.Source) (source, error) {
@@ -32,7 +33,7 @@ func read(src *isthmusv1.Source) (source, error) {
 		return source{doc: spec.FromMessage(m), problems: spec.Fits(text), text: text}, err
 	}
 	d, problems := spec.Decode([]byte(src.GetText()))
-	return source{d, problems, src.GetText()}, nil
+	return source{doc: d, problems: problems, text: src.GetText()}, nil
 }
 
 // basis is what a plan is made from. Nothing in it is changed later, so that it can be used without the lock.
@@ -80,7 +81,7 @@ func (r *Router) change(make func(basis) (commit func() error, err error)) (uint
 // planNew is plan for a document that a caller brings. Its secrets must fit the fields that name them; a document that was accepted stays
 // what it is.
 func (r *Router) planNew(ctx context.Context, s source, b basis) (*spec.Spec, plan.Target, plan.Ledger, spec.Problems, error) {
-	checked, target, ledger, problems, err := r.plan(ctx, s.doc, s.problems, b.present.Ledger)
+	checked, target, ledger, problems, err := r.plan(ctx, s.doc, s.problems, b.present.Ledger, s.awaits)
 	if err != nil || len(problems) > 0 {
 		return checked, target, ledger, problems, err
 	}
@@ -305,7 +306,7 @@ func (r *Router) goBack(ctx context.Context, generation uint64, expected *uint64
 		return present, nil, err
 	}
 	d, problems := spec.Decode([]byte(old.Text))
-	return r.accept(ctx, source{d, problems, old.Text}, expected, 0, author, fmt.Sprintf("rollback to %d", generation))
+	return r.accept(ctx, source{doc: d, problems: problems, text: old.Text}, expected, 0, author, fmt.Sprintf("rollback to %d", generation))
 }
 
 // revertIfDue goes back when the present document, which makes this target, was not confirmed in time.
@@ -338,7 +339,7 @@ func (r *Router) revert(from plan.Target) error {
 			return err
 		}
 		d, problems := spec.Decode([]byte(old.Text))
-		checked, target, ledger, problems, err := r.plan(context.Background(), d, problems, r.present.Ledger)
+		checked, target, ledger, problems, err := r.plan(context.Background(), d, problems, r.present.Ledger, awaits(old))
 		if err != nil {
 			return err
 		}
@@ -419,12 +420,17 @@ func (r *Router) secretsChanged(ctx context.Context) error {
 	r.mu.Lock()
 	r.version++ // what was planned before has the former secrets
 	r.mu.Unlock()
+	return r.planAgain(ctx)
+}
+
+// planAgain carries the present document out for what it is planned for now.
+func (r *Router) planAgain(ctx context.Context) error {
 	_, err := r.change(func(b basis) (func() error, error) {
 		if b.present.Generation == 0 {
 			return nil, nil
 		}
 		d, problems := spec.Decode([]byte(b.carried.Text))
-		checked, target, ledger, problems, err := r.plan(ctx, d, problems, b.carried.Ledger)
+		checked, target, ledger, problems, err := r.plan(ctx, d, problems, b.carried.Ledger, awaits(b.carried))
 		if err != nil {
 			return nil, err
 		}

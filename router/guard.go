@@ -40,7 +40,10 @@ func (r *Router) close(ctx context.Context) error {
 	if state.Guarded {
 		return nil
 	}
-	return r.nat.apply(ctx, r, r.closed)
+	r.mu.Lock()
+	closed := r.closed
+	r.mu.Unlock()
+	return r.nat.apply(ctx, r, closed)
 }
 
 // guardInPlace has those tunnels worked on at once that waited for the guard.

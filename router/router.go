@@ -133,10 +133,14 @@ type Options struct {
 	Drop bool
 	// APIFrom are sources that may reach the API beside those that the document names.
 	APIFrom []netip.Prefix
+	// FirstAPI are sources that may reach the API as long as the document names none; see SetFirstAccess.
+	FirstAPI []netip.Prefix
 	// Safe carries nothing out: documents are taken and stored, and what runs stays as it is. Where no rules are, those are put in that close the node.
 	Safe bool
 	// Notices returns conditions of what is around the router, such as access to it; nil: there are none.
 	Notices func() []*isthmusv1.Condition
+	// Platform returns what the platform says of the machine; nil: nobody asks it.
+	Platform func() *isthmusv1.PlatformStatus
 	// Counters fills in what the drivers have written.
 	Counters func() Counters
 }
@@ -178,6 +182,7 @@ type Router struct {
 	guard  atomic.Bool // something keeps inside addresses in: this daemon or a former one put it there
 	lost   guardLoss
 	around around
+	first  atomic.Pointer[[]netip.Prefix] // see SetFirstAccess
 
 	mu       sync.Mutex // held while a document becomes the present one, not while it is planned
 	version  uint64     // of what plans are made from: present, spec, target, ledger and the secrets
@@ -222,6 +227,7 @@ func New(o Options) (*Router, error) {
 		r.placer = newPlacer(o.NAT, o.Flows, o.Log.With("room", "placement"), r.state.bell.Ring)
 		r.unsticker = newUnsticker(o.Flows, o.Log)
 	}
+	r.first.Store(&o.FirstAPI)
 	present, ok := o.Store.Current()
 	d, problems := spec.Decode([]byte(present.Text))
 	r.target = plan.Nothing(r.machine(), spec.AccessOf(d.Message))
@@ -258,7 +264,7 @@ func (r *Router) load(d spec.Document, problems spec.Problems) error {
 	if c := r.begin(); c.Carried != present.Generation && c.Starts >= startsOf {
 		return r.startBack(c)
 	}
-	s, target, ledger, problems, err := r.plan(context.Background(), d, problems, present.Ledger)
+	s, target, ledger, problems, err := r.plan(context.Background(), d, problems, present.Ledger, awaits(present))
 	if err != nil {
 		return err
 	}
@@ -282,7 +288,7 @@ func (r *Router) load(d spec.Document, problems spec.Problems) error {
 
 // machine is what documents are planned for.
 func (r *Router) machine() plan.Machine {
-	return plan.Machine{Can: r.Host.Has, Drop: r.Drop, API: r.APIFrom, SSH: r.SSH != nil}
+	return plan.Machine{Can: r.Host.Has, Drop: r.Drop, API: r.APIFrom, First: *r.first.Load(), SSH: r.SSH != nil}
 }
 
 // formerPools returns the pools of the document that the present one is to be confirmed against.
@@ -292,12 +298,13 @@ func (r *Router) formerPools() []nat.Pool {
 		return nil // going back will say so
 	}
 	d, problems := spec.Decode([]byte(former.Text))
-	_, target, _, _, _ := r.plan(context.Background(), d, problems, former.Ledger)
+	_, target, _, _, _ := r.plan(context.Background(), d, problems, former.Ledger, awaits(former))
 	return target.NAT.Pools
 }
 
-// plan checks a document and decides about it, without changing anything, and needs no lock. It ends soon after ctx is done, with an error.
-func (r *Router) plan(ctx context.Context, d spec.Document, decodeProblems spec.Problems, ledger json.RawMessage) (*spec.Spec, plan.Target, plan.Ledger, spec.Problems, error) {
+// plan checks a document and decides about it, without changing anything, and needs no lock. It ends soon after ctx is done, with an error. With awaits, secrets that are
+// not stored yet are no problem.
+func (r *Router) plan(ctx context.Context, d spec.Document, decodeProblems spec.Problems, ledger json.RawMessage, awaits bool) (*spec.Spec, plan.Target, plan.Ledger, spec.Problems, error) {
 	var former plan.Ledger
 	if len(ledger) > 0 {
 		if err := json.Unmarshal(ledger, &former); err != nil {
@@ -306,6 +313,9 @@ func (r *Router) plan(ctx context.Context, d spec.Document, decodeProblems spec.
 	}
 	s, problems, err := spec.CheckWithin(ctx, d, func(name string) (secret.Ref, bool) {
 		ref, err := r.Store.Ref(name)
+		if awaits && errors.Is(err, secret.ErrNotFound) && store.ValidSecretName(name) {
+			return secret.Ref{Name: name}, true // which no stored secret is; drivers refuse it until there is one
+		}
 		return ref, err == nil
 	})
 	if err != nil {

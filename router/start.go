@@ -55,7 +55,7 @@ func (r *Router) startBack(c store.Carry) error {
 		return nil
 	}
 	d, problems := spec.Decode([]byte(old.Text))
-	s, target, ledger, problems, err := r.plan(context.Background(), d, problems, r.present.Ledger)
+	s, target, ledger, problems, err := r.plan(context.Background(), d, problems, r.present.Ledger, awaits(old))
 	if err != nil {
 		return err
 	}

@@ -337,6 +337,10 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 		})
 	}
 	s.Conditions = append(s.Conditions, r.startConditions()...)
+	s.Conditions = append(s.Conditions, r.secretConditions()...)
+	if r.Platform != nil {
+		s.Platform = r.Platform()
+	}
 	if r.Notices != nil {
 		s.Conditions = append(s.Conditions, r.Notices()...)
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// TestDocs keeps docs/cli.md, docs/spec.md and the reference in docs/topology.md what the commands and the contract say. With
+// TestDocs keeps docs/cli.md, docs/spec.md and the references in docs/topology.md and docs/install/first-boot.md what the commands and the contract say. With
 // -update it writes them.
 func TestDocs(t *testing.T) {
 	read := func(file string) string {
@@ -32,10 +32,16 @@ func TestDocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	userData, err := specPage("firstboot.proto", read("../../proto/isthmus/v1/firstboot.proto"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	// What stands before the reference is written by hand.
 	guide, _, _ := strings.Cut(read("../../docs/topology.md"), "# The schema\n")
+	boot, _, _ := strings.Cut(read("../../docs/install/first-boot.md"), "# The fields\n")
 	for file, want := range map[string]string{
 		"../../docs/cli.md": cliPage(), "../../docs/spec.md": "# The document\n" + spec, "../../docs/topology.md": guide + "# The schema\n" + topology,
+		"../../docs/install/first-boot.md": boot + "# The fields\n" + userData,
 	} {
 		if *update {
 			if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
@@ -118,7 +124,7 @@ func flagTable(b *strings.Builder, flags *pflag.FlagSet) {
 
 var (
 	messageLine = regexp.MustCompile(`^message (\w+) \{$`)
-	fieldLine   = regexp.MustCompile(`^(?:(repeated|optional) )?([\w.]+) (\w+) = \d+;$`)
+	fieldLine   = regexp.MustCompile(`^(?:(repeated|optional) )?([\w.]+) (\w+) = \d+(?: \[json_name = "(\w+)"\])?;$`)
 	oneofLine   = regexp.MustCompile(`^oneof \w+ \{$`)
 )
 
@@ -183,7 +189,11 @@ func specPage(name, proto string, elsewhere map[string]string) (string, error) {
 			if len(choice) > 0 {
 				text += " *" + strings.Join(choice, " ") + "*"
 			}
-			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", lowerCamel(field[3]), kind, strings.ReplaceAll(text, "|", "\\|"))
+			name := field[4]
+			if name == "" {
+				name = lowerCamel(field[3])
+			}
+			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", name, kind, strings.ReplaceAll(text, "|", "\\|"))
 		default:
 			return fail("not understood")
 		}

@@ -32,6 +32,9 @@ var statusColumns = []column[*isthmusv1.SystemStatus]{
 	{header: "GENERATION", value: func(_ *app, s *isthmusv1.SystemStatus) string { return count(s.Generation) }},
 	{header: "APPLIED", value: func(_ *app, s *isthmusv1.SystemStatus) string { return count(s.AppliedGeneration) }},
 	{header: "CONFIRM-WITHIN", value: func(a *app, s *isthmusv1.SystemStatus) string { return a.until(s.ConfirmUntil) }},
+	{header: "PLATFORM", wide: true, value: func(_ *app, s *isthmusv1.SystemStatus) string { return s.GetPlatform().GetPlatform() }},
+	{header: "ZONE", wide: true, value: func(_ *app, s *isthmusv1.SystemStatus) string { return s.GetPlatform().GetZone() }},
+	{header: "INSTANCE", wide: true, value: func(_ *app, s *isthmusv1.SystemStatus) string { return s.GetPlatform().GetInstance() }},
 	{header: "CONDITIONS", value: func(_ *app, s *isthmusv1.SystemStatus) string { return conditions(s.Conditions) }},
 }
 

@@ -34,11 +34,13 @@ import (
 	"github.com/isthmus-net/isthmus/router/auth"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/fib/kernel"
+	"github.com/isthmus-net/isthmus/router/firstboot"
 	"github.com/isthmus-net/isthmus/router/flow"
 	"github.com/isthmus-net/isthmus/router/host"
 	"github.com/isthmus-net/isthmus/router/machine"
 	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/platform"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
 	"github.com/isthmus-net/isthmus/router/takeover"
@@ -59,6 +61,9 @@ type options struct {
 	mover          string
 	apiFrom, input string
 	sshKeys        string
+	platform       string
+	metadata, seed string
+	console        string
 	debug, safe    bool
 	clean          bool
 }
@@ -78,6 +83,10 @@ func main() {
 	flag.IntVar(&o.bgpPort, "bgp-port", 179, "TCP `port` for BGP sessions that peers open")
 	flag.StringVar(&o.mover, "mover", "", "`program` that has the platform lead public addresses to this node; called as PROGRAM take ADDRESS=PUBLIC...")
 	flag.StringVar(&o.sshKeys, "ssh-keys", "", "`file` from which the machine's SSH server takes its keys, which are then those of the document; empty: the server is not the document's")
+	flag.StringVar(&o.platform, "platform", "none", "where the machine runs, for user-data and what the platform says of addresses: `auto, none, aws, azure, google or nocloud`")
+	flag.StringVar(&o.metadata, "metadata", "", "`URL` of the metadata service in place of the platform's own, for tests")
+	flag.StringVar(&o.seed, "seed", "/run/isthmus-seed", "`directory` of a NoCloud seed")
+	flag.StringVar(&o.console, "console", "", "`file` for what the machine's console is to show after the first boot (default: console in the runtime directory)")
 	flag.BoolVar(&o.debug, "debug", false, "log more")
 	flag.BoolVar(&o.safe, "safe", false, "carry nothing out and leave what runs as it is; only serve the API, to apply another document or to roll back before the next start")
 	flag.BoolVar(&o.clean, "clean", false, "take away from the kernel and from charon all that isthmusd has made there, and exit; state stays. Refuses while isthmusd runs")
@@ -98,6 +107,10 @@ func main() {
 	apiFrom, err := sources(o.apiFrom)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "isthmusd: %v\n", err)
+		os.Exit(2)
+	}
+	if _, ok := platform.ParseKind(o.platform); !ok && o.platform != "auto" {
+		fmt.Fprintf(os.Stderr, "isthmusd: -platform %s: give auto, none, aws, azure, google or nocloud\n", o.platform)
 		os.Exit(2)
 	}
 	if o.bgpPort < 1 || o.bgpPort > math.MaxUint16 {
@@ -171,10 +184,17 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 		return err
 	}
 	defer links.Close()
+	var boot *firstboot.Boot // nil: the platform is not asked
 	nameServer := func() {
 		if now, err := hosts(o, links); err == nil {
+			if boot != nil {
+				now = append(now, boot.Hosts()...)
+			}
 			authority.SetHosts(now)
 		}
+	}
+	if o.platform != "none" {
+		boot = newBoot(o, st, authority, audit, nameServer, log)
 	}
 	nameServer()
 	routes, err := kernel.New()
@@ -220,12 +240,22 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 		ssh = func(keys []string) error { return host.AllowSSH(o.sshKeys, keys) }
 	}
 	var beneath *machine.Machine // made below, since it looks at the router
+	var firstAPI []netip.Prefix
+	var place func() *isthmusv1.PlatformStatus
+	var bootConditions func() []*isthmusv1.Condition
+	if boot != nil {
+		firstAPI, place, bootConditions = boot.API(), boot.Status, boot.Conditions
+	}
 	r, err := router.New(router.Options{
 		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Flows: flows, Translations: translations, Addresses: links, Host: kernelOf,
-		APIPort: port(o.listen), APIFrom: apiFrom, SSH: ssh, Drop: o.input == "drop", Resolvers: names.System,
+		APIPort: port(o.listen), APIFrom: apiFrom, FirstAPI: firstAPI, Platform: place, SSH: ssh, Drop: o.input == "drop", Resolvers: names.System,
 		Version: version, Log: log, Safe: o.safe,
 		Notices: func() []*isthmusv1.Condition {
-			return slices.Concat(authority.Conditions(), notices(audit, older), beneath.Conditions())
+			all := slices.Concat(authority.Conditions(), notices(audit, older), beneath.Conditions())
+			if bootConditions != nil {
+				all = append(all, bootConditions()...)
+			}
+			return all
 		}, Charon: vpn.Conditions, Callers: vpn.Callers, Mover: mover, NamesFile: filepath.Join(o.state, "names.json"),
 		Counters: func() router.Counters {
 			return router.Counters{
@@ -255,6 +285,9 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 	go tell(ctx, r, log)
 	go beneath.Judge(ctx)
 	go watch(ctx, r, func(ctx context.Context) error { return api.Ping(ctx, socket) }, log)
+	if boot != nil && !o.safe {
+		go boot.Run(ctx, r)
+	}
 	served := make(chan error, 1)
 	go func() {
 		served <- server.Serve(ctx)

@@ -271,6 +271,23 @@ func (l *Audit) begin(e Entry) (Entry, error) {
 	return e, l.writeLocked(e)
 }
 
+// Act does a change that the daemon makes on its own, with its Begin and End in the log as those of a call; e has who, what and from which generation. When Begin cannot be
+// written, nothing is done. do returns the generation that it made; 0: none.
+func (l *Audit) Act(e Entry, do func() (uint64, error)) error {
+	e.Address = "unix"
+	e, err := l.begin(e)
+	if err != nil {
+		return err
+	}
+	generation, err := do()
+	e.Event, e.Result, e.To = End, "OK", generation
+	if err != nil {
+		e.Result, e.Error = "FailedPrecondition", shorten(err.Error())
+	}
+	_ = l.write(e) // the change is made, and its Begin is on disk
+	return err
+}
+
 // refuse writes a refusal, unless the client under key has had too many of them lately.
 func (l *Audit) refuse(key string, e Entry) error {
 	if key == "" && l.other != nil { // a stranger

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/big"
 	"net"
 	"net/url"
@@ -450,17 +451,34 @@ var clientName = regexp.MustCompile(`^[A-Za-z0-9.@-]{1,63}$`)
 // The lifetime is MinLifetime to MaxLifetime, or 0 for DefaultLifetime. What is wrong with the request wraps
 // ErrInvalid.
 func (a *Authority) Issue(name string, role Role, csr []byte, lifetime time.Duration) (string, store.Client, error) {
-	r, err := x509.ParseCertificateRequest(csr)
+	r, err := readRequest(csr)
 	if err != nil {
-		return "", store.Client{}, fmt.Errorf("%w: parsing certificate request: %w", ErrInvalid, err)
-	}
-	if err := r.CheckSignature(); err != nil {
-		return "", store.Client{}, fmt.Errorf("%w: certificate request: %w", ErrInvalid, err)
-	}
-	if err := checkKey(r.PublicKey); err != nil {
 		return "", store.Client{}, err
 	}
 	return a.issue(name, role, r.PublicKey, lifetime)
+}
+
+// CheckRequest says why Issue would not sign a request, and returns the common name that it has.
+func CheckRequest(name string, csr []byte, lifetime time.Duration) (commonName string, err error) {
+	r, err := readRequest(csr)
+	if err != nil {
+		return "", err
+	}
+	if name == "" {
+		name = r.Subject.CommonName
+	}
+	return r.Subject.CommonName, checkClient(name, lifetime)
+}
+
+func readRequest(csr []byte) (*x509.CertificateRequest, error) {
+	r, err := x509.ParseCertificateRequest(csr)
+	if err != nil {
+		return nil, fmt.Errorf("%w: parsing certificate request: %w", ErrInvalid, err)
+	}
+	if err := r.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("%w: certificate request: %w", ErrInvalid, err)
+	}
+	return r, checkKey(r.PublicKey)
 }
 
 func checkKey(public any) error {
@@ -479,19 +497,27 @@ func checkKey(public any) error {
 	return fmt.Errorf("%w: key must be Ed25519, ECDSA of 256 bits or more, or RSA of 2048 to 8192 bits", ErrInvalid)
 }
 
-func (a *Authority) issue(name string, role Role, public any, lifetime time.Duration) (string, store.Client, error) {
+// checkClient says why a certificate cannot have a name or a lifetime; 0 is DefaultLifetime.
+func checkClient(name string, lifetime time.Duration) error {
 	if !clientName.MatchString(name) {
-		return "", store.Client{}, fmt.Errorf("%w: name %q must be letters, digits, hyphens, dots, at signs, 1 to 63", ErrInvalid, name)
+		return fmt.Errorf("%w: name %.80q must be letters, digits, hyphens, dots, at signs, 1 to 63", ErrInvalid, name)
 	}
 	// The unix socket calls itself root, and the daemon isthmusd, in the history and in the audit log.
 	if name == rootName || name == ServerName {
-		return "", store.Client{}, fmt.Errorf("%w: name %q is reserved", ErrInvalid, name)
+		return fmt.Errorf("%w: name %q is reserved", ErrInvalid, name)
+	}
+	if lifetime != 0 && (lifetime < MinLifetime || lifetime > MaxLifetime) {
+		return fmt.Errorf("%w: lifetime %v must be %v to %v", ErrInvalid, lifetime, MinLifetime, MaxLifetime)
+	}
+	return nil
+}
+
+func (a *Authority) issue(name string, role Role, public any, lifetime time.Duration) (string, store.Client, error) {
+	if err := checkClient(name, lifetime); err != nil {
+		return "", store.Client{}, err
 	}
 	if lifetime == 0 {
 		lifetime = DefaultLifetime
-	}
-	if lifetime < MinLifetime || lifetime > MaxLifetime {
-		return "", store.Client{}, fmt.Errorf("%w: lifetime %v must be %v to %v", ErrInvalid, lifetime, MinLifetime, MaxLifetime)
 	}
 	by, err := a.authority()
 	if err != nil {
@@ -621,6 +647,41 @@ func (a *Authority) exportAdmin(o Options) error {
 	}
 	_, err = fmt.Fprintf(o.Notice, "isthmusd: the first admin's certificate and key are in %s; move the file to the admin's machine, it is not written again\n", o.Bundle)
 	return err
+}
+
+// WithdrawFirst takes the first admin's context away: the certificate is not valid any more, and its file goes. It is not needed where an admin's own request was
+// signed, and its key is on the disk.
+func (a *Authority) WithdrawFirst() error {
+	data, err := a.store.Private("admin")
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	var r adminRecord
+	if err == nil {
+		err = json.Unmarshal(data, &r)
+	}
+	if err == nil {
+		err = a.Revoke(r.Serial)
+	}
+	if errors.Is(err, store.ErrNotFound) {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("withdrawing the first admin's context: %w", err)
+	}
+	if err := os.Remove(a.options.Bundle); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("withdrawing the first admin's context: %w", err)
+	}
+	return nil
+}
+
+// Fingerprint returns the SHA-256 of the present authority's certificate, in hexadecimal; empty: there is none.
+func (a *Authority) Fingerprint() string {
+	c, err := a.authority()
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(c.cert.Raw))
 }
 
 func (a *Authority) setAdmin(r adminRecord) error {

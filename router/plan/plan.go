@@ -61,15 +61,19 @@ type Machine struct {
 	Can func(capability string) bool
 	// Drop says that access.input is "drop" where a document does not say; else it is "keep".
 	Drop bool
-	// API are the sources that may reach the API beside those that a document names.
-	API []netip.Prefix
+	// API are the sources that may reach the API beside those that a document names, and First those that may as long as the document names none.
+	API, First []netip.Prefix
 	// SSH says that the machine's SSH server takes its keys from the document.
 	SSH bool
 }
 
 // Nothing returns the target of a machine without a document, or of one whose document says no more than who may reach the node.
 func Nothing(m Machine, a spec.Access) (t Target) {
-	t.NAT.API.From = slices.Compact(slices.SortedFunc(slices.Values(slices.Concat(a.API, m.API)), comparePrefix))
+	from := a.API
+	if len(from) == 0 {
+		from = m.First
+	}
+	t.NAT.API.From = slices.Compact(slices.SortedFunc(slices.Values(slices.Concat(from, m.API)), comparePrefix))
 	t.NAT.Input = nat.Input{Drop: a.Input == "drop" || a.Input == "" && m.Drop, SSH: slices.SortedFunc(slices.Values(a.SSH), comparePrefix)}
 	return t
 }

@@ -103,6 +103,8 @@ var below = map[string][]string{
 	"router/fib/kernel":  {"router/fib"},
 	"router/nl":          {"router/fib"},
 	"router/host":        {},
+	"router/platform":    {},
+	"router/firstboot":   {"proto/isthmus/v1", "router/auth", "router/platform", "router/spec", "router/store"},
 	"router/health":      {},
 	"router/names":       {"nat"},
 	"router/store":       {"router/secret"},

@@ -5459,9 +5459,11 @@ type SystemStatus struct {
 	// When an unconfirmed generation will be taken back.
 	ConfirmUntil *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=confirm_until,json=confirmUntil,proto3" json:"confirm_until,omitempty"`
 	// What this kernel can do, such as "xfrm-interface", "wireguard".
-	Capabilities  []string     `protobuf:"bytes,7,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
-	Conditions    []*Condition `protobuf:"bytes,8,rep,name=conditions,proto3" json:"conditions,omitempty"`
-	Counters      *Counters    `protobuf:"bytes,9,opt,name=counters,proto3" json:"counters,omitempty"`
+	Capabilities []string     `protobuf:"bytes,7,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Conditions   []*Condition `protobuf:"bytes,8,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	Counters     *Counters    `protobuf:"bytes,9,opt,name=counters,proto3" json:"counters,omitempty"`
+	// What the platform says of the machine; missing: none was looked for, or none is there.
+	Platform      *PlatformStatus `protobuf:"bytes,10,opt,name=platform,proto3" json:"platform,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5559,6 +5561,197 @@ func (x *SystemStatus) GetCounters() *Counters {
 	return nil
 }
 
+func (x *SystemStatus) GetPlatform() *PlatformStatus {
+	if x != nil {
+		return x.Platform
+	}
+	return nil
+}
+
+// PlatformStatus is what the platform's metadata service said of the machine when it answered last.
+type PlatformStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// aws, azure, google or nocloud.
+	Platform string `protobuf:"bytes,1,opt,name=platform,proto3" json:"platform,omitempty"`
+	// Id of the machine; a copy of its disk has another.
+	Instance   string               `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	Region     string               `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
+	Zone       string               `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
+	Type       string               `protobuf:"bytes,5,opt,name=type,proto3" json:"type,omitempty"`
+	Interfaces []*PlatformInterface `protobuf:"bytes,6,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	// When this was read last.
+	Read          *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=read,proto3" json:"read,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlatformStatus) Reset() {
+	*x = PlatformStatus{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlatformStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlatformStatus) ProtoMessage() {}
+
+func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlatformStatus.ProtoReflect.Descriptor instead.
+func (*PlatformStatus) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *PlatformStatus) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *PlatformStatus) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *PlatformStatus) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *PlatformStatus) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *PlatformStatus) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *PlatformStatus) GetInterfaces() []*PlatformInterface {
+	if x != nil {
+		return x.Interfaces
+	}
+	return nil
+}
+
+func (x *PlatformStatus) GetRead() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Read
+	}
+	return nil
+}
+
+// PlatformInterface is a network interface as the platform knows it.
+type PlatformInterface struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the kernel interface with the same hardware address; empty: there is none.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Mac  string `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	// Addresses, each with the public address behind it where there is one: "10.0.0.4", "10.0.0.5=203.0.113.9".
+	Addresses []string `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Subnets   []string `protobuf:"bytes,4,rep,name=subnets,proto3" json:"subnets,omitempty"`
+	Router    string   `protobuf:"bytes,5,opt,name=router,proto3" json:"router,omitempty"`
+	// In bytes; 0: the platform tells it by DHCP.
+	Mtu           uint32 `protobuf:"varint,6,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlatformInterface) Reset() {
+	*x = PlatformInterface{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlatformInterface) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlatformInterface) ProtoMessage() {}
+
+func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlatformInterface.ProtoReflect.Descriptor instead.
+func (*PlatformInterface) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *PlatformInterface) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PlatformInterface) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *PlatformInterface) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *PlatformInterface) GetSubnets() []string {
+	if x != nil {
+		return x.Subnets
+	}
+	return nil
+}
+
+func (x *PlatformInterface) GetRouter() string {
+	if x != nil {
+		return x.Router
+	}
+	return ""
+}
+
+func (x *PlatformInterface) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
 // Counters counts what the daemon has written since it started.
 type Counters struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -5580,7 +5773,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5592,7 +5785,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5605,7 +5798,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -5662,7 +5855,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5674,7 +5867,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5687,7 +5880,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -5713,7 +5906,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5725,7 +5918,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5738,7 +5931,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -5759,7 +5952,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5771,7 +5964,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5784,7 +5977,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -5811,7 +6004,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5823,7 +6016,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5836,7 +6029,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -5869,7 +6062,7 @@ type SecretInfo struct {
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5881,7 +6074,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5894,7 +6087,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -5934,7 +6127,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5946,7 +6139,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5959,7 +6152,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -5977,7 +6170,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5989,7 +6182,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6002,7 +6195,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 type RenewAuthorityRequest struct {
@@ -6015,7 +6208,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6027,7 +6220,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6040,7 +6233,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -6062,7 +6255,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6074,7 +6267,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6087,7 +6280,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -6120,7 +6313,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6132,7 +6325,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6145,7 +6338,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -6189,7 +6382,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6201,7 +6394,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6214,7 +6407,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -6246,7 +6439,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6258,7 +6451,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6271,7 +6464,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 type ListClientsResponse struct {
@@ -6283,7 +6476,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6295,7 +6488,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6308,7 +6501,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -6335,7 +6528,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6347,7 +6540,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6360,7 +6553,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *Client) GetName() string {
@@ -6415,7 +6608,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6427,7 +6620,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6440,7 +6633,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -6458,7 +6651,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6470,7 +6663,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6483,7 +6676,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 type ListPortsRequest struct {
@@ -6497,7 +6690,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6509,7 +6702,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6522,7 +6715,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -6558,7 +6751,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6570,7 +6763,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6583,7 +6776,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -6636,7 +6829,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6648,7 +6841,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6661,7 +6854,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 type PortEvent struct {
@@ -6674,7 +6867,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6686,7 +6879,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6699,7 +6892,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -6748,7 +6941,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6760,7 +6953,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6773,7 +6966,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *PortUse) GetPool() string {
@@ -6882,7 +7075,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6894,7 +7087,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6907,7 +7100,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -6966,7 +7159,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6978,7 +7171,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6991,7 +7184,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -7059,7 +7252,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7071,7 +7264,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7084,7 +7277,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -7125,7 +7318,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7137,7 +7330,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7150,7 +7343,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -7182,7 +7375,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7194,7 +7387,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7207,7 +7400,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -7275,7 +7468,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7287,7 +7480,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7300,7 +7493,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -7362,7 +7555,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7374,7 +7567,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7387,7 +7580,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -7904,7 +8097,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x0eRebootResponse\"\x11\n" +
 	"\x0fPowerOffRequest\"\x12\n" +
 	"\x10PowerOffResponse\"\x12\n" +
-	"\x10GetStatusRequest\"\x8f\x03\n" +
+	"\x10GetStatusRequest\"\xc7\x03\n" +
 	"\fSystemStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x124\n" +
@@ -7918,7 +8111,26 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"conditions\x18\b \x03(\v2\x15.isthmus.v1.ConditionR\n" +
 	"conditions\x120\n" +
-	"\bcounters\x18\t \x01(\v2\x14.isthmus.v1.CountersR\bcounters\"\xf0\x01\n" +
+	"\bcounters\x18\t \x01(\v2\x14.isthmus.v1.CountersR\bcounters\x126\n" +
+	"\bplatform\x18\n" +
+	" \x01(\v2\x1a.isthmus.v1.PlatformStatusR\bplatform\"\xf7\x01\n" +
+	"\x0ePlatformStatus\x12\x1a\n" +
+	"\bplatform\x18\x01 \x01(\tR\bplatform\x12\x1a\n" +
+	"\binstance\x18\x02 \x01(\tR\binstance\x12\x16\n" +
+	"\x06region\x18\x03 \x01(\tR\x06region\x12\x12\n" +
+	"\x04zone\x18\x04 \x01(\tR\x04zone\x12\x12\n" +
+	"\x04type\x18\x05 \x01(\tR\x04type\x12=\n" +
+	"\n" +
+	"interfaces\x18\x06 \x03(\v2\x1d.isthmus.v1.PlatformInterfaceR\n" +
+	"interfaces\x12.\n" +
+	"\x04read\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x04read\"\x9b\x01\n" +
+	"\x11PlatformInterface\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x18\n" +
+	"\asubnets\x18\x04 \x03(\tR\asubnets\x12\x16\n" +
+	"\x06router\x18\x05 \x01(\tR\x06router\x12\x10\n" +
+	"\x03mtu\x18\x06 \x01(\rR\x03mtu\"\xf0\x01\n" +
 	"\bCounters\x12\x1f\n" +
 	"\vvici_writes\x18\x01 \x01(\x04R\n" +
 	"viciWrites\x12%\n" +
@@ -8136,7 +8348,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 110)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 112)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),             // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                 // 1: isthmus.v1.Source
@@ -8220,237 +8432,242 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*PowerOffResponse)(nil),       // 79: isthmus.v1.PowerOffResponse
 	(*GetStatusRequest)(nil),       // 80: isthmus.v1.GetStatusRequest
 	(*SystemStatus)(nil),           // 81: isthmus.v1.SystemStatus
-	(*Counters)(nil),               // 82: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),       // 83: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),  // 84: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),     // 85: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),    // 86: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),             // 87: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),    // 88: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),   // 89: isthmus.v1.DeleteSecretResponse
-	(*RenewAuthorityRequest)(nil),  // 90: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil), // 91: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),     // 92: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),    // 93: isthmus.v1.IssueClientResponse
-	(*ListClientsRequest)(nil),     // 94: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 95: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                 // 96: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),    // 97: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 98: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),       // 99: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),      // 100: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),      // 101: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),              // 102: isthmus.v1.PortEvent
-	(*PortUse)(nil),                // 103: isthmus.v1.PortUse
-	(*AddressUse)(nil),             // 104: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),        // 105: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),        // 106: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),       // 107: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),             // 108: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),            // 109: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),         // 110: isthmus.v1.TranslatedFlow
-	(*Spec)(nil),                   // 111: isthmus.v1.Spec
-	(*Problem)(nil),                // 112: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),    // 113: google.protobuf.Duration
-	(*EgressPolicy)(nil),           // 114: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),  // 115: google.protobuf.Timestamp
-	(EventType)(0),                 // 116: isthmus.v1.EventType
-	(*Inside)(nil),                 // 117: isthmus.v1.Inside
-	(*Condition)(nil),              // 118: isthmus.v1.Condition
+	(*PlatformStatus)(nil),         // 82: isthmus.v1.PlatformStatus
+	(*PlatformInterface)(nil),      // 83: isthmus.v1.PlatformInterface
+	(*Counters)(nil),               // 84: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),       // 85: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),  // 86: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),     // 87: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),    // 88: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),             // 89: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),    // 90: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),   // 91: isthmus.v1.DeleteSecretResponse
+	(*RenewAuthorityRequest)(nil),  // 92: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil), // 93: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),     // 94: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),    // 95: isthmus.v1.IssueClientResponse
+	(*ListClientsRequest)(nil),     // 96: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 97: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                 // 98: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),    // 99: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 100: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),       // 101: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),      // 102: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),      // 103: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),              // 104: isthmus.v1.PortEvent
+	(*PortUse)(nil),                // 105: isthmus.v1.PortUse
+	(*AddressUse)(nil),             // 106: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),        // 107: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),        // 108: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),       // 109: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),             // 110: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),            // 111: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),         // 112: isthmus.v1.TranslatedFlow
+	(*Spec)(nil),                   // 113: isthmus.v1.Spec
+	(*Problem)(nil),                // 114: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),    // 115: google.protobuf.Duration
+	(*EgressPolicy)(nil),           // 116: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),  // 117: google.protobuf.Timestamp
+	(EventType)(0),                 // 118: isthmus.v1.EventType
+	(*Inside)(nil),                 // 119: isthmus.v1.Inside
+	(*Condition)(nil),              // 120: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	111, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	112, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	113, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	114, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	112, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	112, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	114, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	114, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	112, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	114, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	113, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	115, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	112, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	113, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	114, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	113, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	111, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	114, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	115, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	116, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	115, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	113, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	115, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	117, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
 	24,  // 19: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	26,  // 20: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	116, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	118, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	24,  // 22: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	115, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	117, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	115, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	115, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	115, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	118, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	117, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	119, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	117, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	117, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	117, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	120, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	25,  // 29: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	115, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	115, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	115, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	115, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	115, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	117, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	117, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	117, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	117, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	117, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	34,  // 35: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	116, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	118, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	34,  // 37: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	115, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	113, // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	118, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	115, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	117, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	115, // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	120, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	117, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	35,  // 42: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
 	36,  // 43: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
 	41,  // 44: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	116, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	118, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	41,  // 46: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	42,  // 47: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	115, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	118, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	117, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	120, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	53,  // 50: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
 	45,  // 51: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	116, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	118, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	53,  // 53: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	50,  // 54: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	115, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	117, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	51,  // 56: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	52,  // 57: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	59,  // 58: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	116, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	118, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	59,  // 60: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	60,  // 61: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	115, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	117, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	61,  // 63: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	115, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	115, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	117, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	117, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	66,  // 66: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	116, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	118, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	66,  // 68: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	115, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	115, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	117, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	117, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
 	67,  // 71: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	115, // 72: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	115, // 73: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	117, // 72: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	117, // 73: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
 	70,  // 74: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	115, // 75: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	117, // 75: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
 	72,  // 76: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	115, // 77: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	115, // 78: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	118, // 79: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	82,  // 80: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	87,  // 81: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	115, // 82: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	115, // 83: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	113, // 84: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	96,  // 85: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	96,  // 86: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	115, // 87: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	115, // 88: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	103, // 89: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	104, // 90: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	105, // 91: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	115, // 92: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	116, // 93: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	103, // 94: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	113, // 95: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	115, // 96: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	113, // 97: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	110, // 98: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	115, // 99: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	115, // 100: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	3,   // 101: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 102: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 103: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 104: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 105: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 106: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 107: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	18,  // 108: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	19,  // 109: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	21,  // 110: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	22,  // 111: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	27,  // 112: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	29,  // 113: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	30,  // 114: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	32,  // 115: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	37,  // 116: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	39,  // 117: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	43,  // 118: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	46,  // 119: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	48,  // 120: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	108, // 121: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	106, // 122: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	54,  // 123: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	56,  // 124: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	57,  // 125: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	62,  // 126: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	64,  // 127: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	80,  // 128: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	68,  // 129: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	71,  // 130: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	74,  // 131: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	76,  // 132: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	78,  // 133: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	83,  // 134: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	84,  // 135: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	85,  // 136: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	88,  // 137: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	92,  // 138: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	94,  // 139: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	97,  // 140: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	90,  // 141: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	99,  // 142: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	101, // 143: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 144: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 145: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 146: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 147: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 148: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 149: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 150: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 151: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 152: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 153: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 154: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	28,  // 155: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	34,  // 156: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	31,  // 157: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	33,  // 158: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	38,  // 159: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	40,  // 160: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	44,  // 161: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	47,  // 162: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	49,  // 163: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	109, // 164: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	107, // 165: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	55,  // 166: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	59,  // 167: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	58,  // 168: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	63,  // 169: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	65,  // 170: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	81,  // 171: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	69,  // 172: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	73,  // 173: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	75,  // 174: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	77,  // 175: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	79,  // 176: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	87,  // 177: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	87,  // 178: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	86,  // 179: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	89,  // 180: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	93,  // 181: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	95,  // 182: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	98,  // 183: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	91,  // 184: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	100, // 185: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	102, // 186: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	144, // [144:187] is the sub-list for method output_type
-	101, // [101:144] is the sub-list for method input_type
-	101, // [101:101] is the sub-list for extension type_name
-	101, // [101:101] is the sub-list for extension extendee
-	0,   // [0:101] is the sub-list for field type_name
+	117, // 77: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	117, // 78: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	120, // 79: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	84,  // 80: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	82,  // 81: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
+	83,  // 82: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
+	117, // 83: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	89,  // 84: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	117, // 85: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	117, // 86: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	115, // 87: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	98,  // 88: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	98,  // 89: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	117, // 90: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	117, // 91: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	105, // 92: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	106, // 93: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	107, // 94: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	117, // 95: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	118, // 96: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	105, // 97: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	115, // 98: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	117, // 99: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	115, // 100: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	112, // 101: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	117, // 102: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	117, // 103: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	3,   // 104: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 105: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 106: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 107: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	11,  // 108: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	13,  // 109: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	15,  // 110: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	18,  // 111: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	19,  // 112: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	21,  // 113: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	22,  // 114: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	27,  // 115: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	29,  // 116: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	30,  // 117: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	32,  // 118: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	37,  // 119: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	39,  // 120: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	43,  // 121: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	46,  // 122: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	48,  // 123: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	110, // 124: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	108, // 125: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	54,  // 126: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	56,  // 127: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	57,  // 128: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	62,  // 129: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	64,  // 130: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	80,  // 131: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	68,  // 132: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	71,  // 133: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	74,  // 134: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	76,  // 135: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	78,  // 136: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	85,  // 137: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	86,  // 138: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	87,  // 139: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	90,  // 140: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	94,  // 141: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	96,  // 142: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	99,  // 143: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	92,  // 144: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	101, // 145: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	103, // 146: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 147: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 148: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 149: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 150: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 151: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 152: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 153: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 154: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 155: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 156: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 157: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	28,  // 158: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	34,  // 159: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	31,  // 160: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	33,  // 161: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	38,  // 162: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	40,  // 163: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	44,  // 164: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	47,  // 165: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	49,  // 166: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	111, // 167: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	109, // 168: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	55,  // 169: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	59,  // 170: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	58,  // 171: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	63,  // 172: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	65,  // 173: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	81,  // 174: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	69,  // 175: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	73,  // 176: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	75,  // 177: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	77,  // 178: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	79,  // 179: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	89,  // 180: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	89,  // 181: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	88,  // 182: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	91,  // 183: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	95,  // 184: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	97,  // 185: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	100, // 186: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	93,  // 187: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	102, // 188: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	104, // 189: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	147, // [147:190] is the sub-list for method output_type
+	104, // [104:147] is the sub-list for method input_type
+	104, // [104:104] is the sub-list for extension type_name
+	104, // [104:104] is the sub-list for extension extendee
+	0,   // [0:104] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -8473,7 +8690,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   110,
+			NumMessages:   112,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

@@ -1,0 +1,420 @@
+package firstboot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/platform"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+// Node is the node that is to be made.
+type Node interface {
+	// Generation returns the number of the newest accepted document; 0: there has never been one.
+	Generation() uint64
+	// CheckFirst says what is wrong with a text as the first document, as spec.Problems.
+	CheckFirst(ctx context.Context, text string) error
+	// ApplyFirst makes a text the first document. With another one accepted meanwhile, the error wraps store.ErrStale.
+	ApplyFirst(ctx context.Context, text string) (uint64, error)
+	// SetFirstAccess says who may reach the API as long as the document does not.
+	SetFirstAccess(ctx context.Context, api []netip.Prefix) error
+}
+
+// Options are what a Boot works with.
+type Options struct {
+	// Platform is the platform; empty: it is found out by DMI and by whether there is a seed.
+	Platform platform.Kind
+	Reader   platform.Options
+	Sys      string // /sys
+	Runtime  string // directory of what need not outlive a boot
+	Console  string // file for what the console is to show
+	Records  Records
+	Port     uint16 // of the API
+	// Issue signs an admin's request, and returns the certificate and those of the authority, in PEM, and the name that the server's certificate carries.
+	Issue func(name string, request []byte, lifetime time.Duration) (certificate, authority, serverName string, err error)
+	// Act writes to the audit log that something is done for the first boot.
+	Act func(method, object, digest string, do func() (uint64, error)) error
+	// Authority returns a name of the node's authority, which another one does not have; empty: there is none.
+	Authority func() string
+	// Changed is called when Hosts may have changed.
+	Changed func()
+	// Deadline is how long user-data is asked for, and SeedWait how long a NoCloud seed is waited for. Defaults: 15m, 2m.
+	Deadline, SeedWait time.Duration
+	// Refresh is how often facts are read. Default: 5m.
+	Refresh time.Duration
+	Log     *slog.Logger
+}
+
+// factsWait is how long user-data waits for facts, which the admin's context is to have, and factsWithin how long one reading of them takes at most.
+const (
+	factsWait   = 30 * time.Second
+	factsWithin = time.Minute
+	factsRetry  = time.Minute
+)
+
+// Boot is the first boot of a node, and what it knows of its platform. Methods may be called from several goroutines.
+type Boot struct {
+	o    Options
+	node Node
+
+	saving sync.Mutex // held while rec is written
+
+	mu        sync.Mutex
+	rec       record
+	damaged   error // why the record cannot be read
+	kind      platform.Kind
+	began     time.Time
+	trouble   *isthmusv1.Condition // of user-data
+	report    *isthmusv1.Condition // of Azure's report
+	facts     platform.Facts
+	read      time.Time // when facts were read; zero: never
+	factsErr  error
+	factsBad  time.Time // since when
+	ready     chan struct{}
+	readyOnce sync.Once
+	notes     []string // for the console
+}
+
+// New reads what was noted earlier.
+func New(o Options) *Boot {
+	if o.Deadline == 0 {
+		o.Deadline = 15 * time.Minute
+	}
+	if o.SeedWait == 0 {
+		o.SeedWait = 2 * time.Minute
+	}
+	if o.Refresh == 0 {
+		o.Refresh = 5 * time.Minute
+	}
+	b := &Boot{o: o, ready: make(chan struct{}), began: time.Now()}
+	if b.damaged = b.load(); b.damaged != nil {
+		o.Log.Error("user-data is not used", "err", b.damaged)
+	}
+	return b
+}
+
+// API returns the sources that may reach the API as long as the document names none.
+func (b *Boot) API() []netip.Prefix { return b.record().API }
+
+// Hosts returns further names and addresses for the server's certificate: those of the user-data, and the public addresses of the machine.
+func (b *Boot) Hosts() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := slices.Clone(b.rec.Hosts)
+	for _, n := range b.facts.NICs {
+		for _, a := range n.Addresses {
+			if a.Public.IsValid() {
+				out = append(out, a.Public.String())
+			}
+		}
+	}
+	return out
+}
+
+// Run does the first boot, unless that was done, and then reads facts again and again, until ctx is done.
+func (b *Boot) Run(ctx context.Context, node Node) {
+	b.node = node
+	b.show()
+	kind := b.find(ctx)
+	b.mu.Lock()
+	b.kind = kind
+	b.mu.Unlock()
+	if kind == platform.None || ctx.Err() != nil {
+		b.o.Log.Info("this machine is on no platform that isthmus knows; user-data is not looked for")
+		return
+	}
+	b.o.Log.Info("platform found", "platform", string(kind))
+	reader, err := platform.Open(kind, b.o.Reader)
+	if err != nil {
+		b.say("FirstBootFailed", "error", err.Error())
+		return
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { b.keepFacts(ctx, reader) })
+	b.take(ctx, reader)
+	b.tellReady(ctx, reader)
+}
+
+// find returns the platform. A seed's disk may come after the daemon.
+func (b *Boot) find(ctx context.Context) platform.Kind {
+	if b.o.Platform != "" {
+		return b.o.Platform
+	}
+	dmi := platform.ReadDMI(b.o.Sys)
+	until := time.Now().Add(b.o.SeedWait)
+	for {
+		if k := platform.Detect(dmi, platform.HasSeed(b.o.Reader.Seed)); k != platform.None || time.Now().After(until) {
+			return k
+		}
+		select {
+		case <-ctx.Done():
+			return platform.None
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+// say has a condition tell how user-data is; without a message none does.
+func (b *Boot) say(kind, severity, message string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if message == "" {
+		b.trouble = nil
+		return
+	}
+	if b.trouble != nil && b.trouble.Type == kind && b.trouble.Message == message {
+		return
+	}
+	b.trouble = &isthmusv1.Condition{Type: kind, Severity: severity, Message: message, Since: timestamppb.Now()}
+}
+
+// take reads user-data and uses it, once in the life of a node.
+func (b *Boot) take(ctx context.Context, reader platform.Reader) {
+	rec := b.record()
+	tried := filepath.Join(b.o.Runtime, "first-boot")
+	if b.damaged != nil || rec.Done {
+		return
+	}
+	if b.node.Generation() > 0 {
+		b.finish(func(r *record) { r.Done = true })
+		return
+	}
+	if _, err := os.Lstat(tried); err == nil {
+		b.say("UserDataRefused", "error", "user-data was refused in this boot; the console says why, and "+b.o.Console+": change the user-data and boot again, or apply a document")
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, b.o.Deadline)
+	defer cancel()
+	until := time.Now().Add(b.o.Deadline).UTC().Format(time.TimeOnly)
+	last := ""
+	waiting := func(err error) {
+		if err.Error() != last {
+			b.o.Log.Warn("user-data is not there yet; trying again", "err", err)
+			last = err.Error()
+		}
+		b.say("FirstBootWaiting", "warning", fmt.Sprintf("%v; the first boot is tried again until %s", err, until))
+	}
+	gaveUp := func(err error) {
+		b.o.Log.Error("first boot failed; the next start tries again", "err", err)
+		b.say("FirstBootFailed", "error", err.Error()+"; the next start tries again; or apply a document")
+		b.note("first boot failed: " + err.Error())
+	}
+	var data []byte
+	if err := platform.Keep(ctx, func(ctx context.Context) (err error) { data, err = reader.UserData(ctx); return err }, waiting); err != nil {
+		if !errors.Is(context.Cause(ctx), context.Canceled) {
+			gaveUp(err)
+		}
+		return
+	}
+	if what := Foreign(data); what != "" {
+		b.o.Log.Info("user-data is not for isthmus and is ignored; its first line is to be "+Header, "it is", what)
+		if what == "nothing" {
+			b.say("", "", "")
+			b.note("there is no user-data; waiting for a document")
+			return
+		}
+		b.say("UserDataIgnored", "warning", "user-data is "+what+" and is ignored: its first line is to be `"+Header+"`; or apply a document")
+		b.note("user-data is " + what + " and is ignored: its first line is to be " + Header + "; waiting for a document")
+		return
+	}
+	refuse := func(digest string, problems spec.Problems) {
+		if err := b.save(func(r *record) { r.Refused = digest }); err != nil {
+			b.o.Log.Warn("refused user-data is looked at again at the next start", "err", err)
+		}
+		if err := os.WriteFile(tried, nil, 0o600); err != nil {
+			b.o.Log.Warn("refused user-data is looked at again at the next start", "err", err)
+		}
+		b.o.Log.Error("user-data was refused; nothing of it was used", "problems", len(problems), "they are in", b.o.Console)
+		b.say("UserDataRefused", "error", fmt.Sprintf("user-data was refused, and nothing of it was used: %s; change it and boot again, or apply a document", oneLine(problems)))
+		lines := []string{"user-data was refused, and nothing of it was used:"}
+		for _, p := range problems {
+			lines = append(lines, "  "+p.String())
+		}
+		b.note(append(lines, "change it and boot again, or apply a document")...)
+	}
+	u, problems := Parse(data)
+	data = nil
+	if len(problems) > 0 {
+		refuse(u.Digest, problems)
+		return
+	}
+	if u.Digest == rec.Refused {
+		const again = "this user-data was refused at an earlier boot and is not tried again: change it and boot again, or apply a document"
+		b.say("UserDataRefused", "error", again)
+		b.note(again)
+		return
+	}
+	select {
+	case <-b.ready:
+	case <-ctx.Done():
+	case <-time.After(factsWait):
+	}
+	var refused spec.Problems
+	err := platform.Keep(ctx, func(ctx context.Context) error {
+		err := b.use(ctx, u)
+		if p, ok := errors.AsType[spec.Problems](err); ok {
+			refused = p
+			return fmt.Errorf("%w: the document is wrong", platform.ErrPermanent)
+		}
+		return err
+	}, func(err error) {
+		if refused == nil {
+			waiting(err)
+		}
+	})
+	switch {
+	case refused != nil:
+		refuse(u.Digest, within("document", refused))
+	case err != nil && !errors.Is(context.Cause(ctx), context.Canceled):
+		gaveUp(err)
+	case err == nil:
+		b.say("", "", "")
+		b.show()
+	}
+}
+
+// within says of which field the problems of a text are.
+func within(field string, problems spec.Problems) (out spec.Problems) {
+	for _, p := range problems {
+		at := field
+		if p.Line > 0 {
+			at = fmt.Sprintf("%s line %d", field, p.Line)
+		}
+		if p.Path != "" {
+			at += ": " + p.Path
+		}
+		p.Path, p.Line = at, 0
+		out = append(out, p)
+	}
+	return out
+}
+
+// maxMessage bounds in bytes what a condition repeats of problems; the console has all of them.
+const maxMessage = 4096
+
+func oneLine(problems spec.Problems) string {
+	var all []string
+	for _, p := range problems {
+		all = append(all, p.String())
+	}
+	s := strings.Join(all, "; ")
+	if len(s) > maxMessage {
+		s = strings.ToValidUTF8(s[:maxMessage], "") + "... (the console has all)"
+	}
+	return s
+}
+
+// use carries checked user-data out. Everything is checked before anything is done. When the daemon ends in between, the next start goes on: a request is signed
+// again only when the certificate was not noted.
+func (b *Boot) use(ctx context.Context, u *UserData) error {
+	text := u.Document
+	if u.URL != "" {
+		var err error
+		if text, err = fetch(ctx, u.URL, u.SHA256); err != nil {
+			return err
+		}
+	}
+	if text != "" {
+		if err := b.node.CheckFirst(ctx, text); err != nil {
+			return err
+		}
+	}
+	rec := b.record()
+	shown := rec.Context
+	if rec.Digest != u.Digest {
+		shown = ""
+	}
+	if u.Admin != nil && shown == "" {
+		err := b.o.Act("IssueClient", u.Admin.Name, "", func() (uint64, error) {
+			certificate, authority, server, err := b.o.Issue(u.Admin.Name, u.Admin.Request, u.Admin.Lifetime)
+			shown = contextText(b.address(), server, authority, certificate)
+			return 0, err
+		})
+		if err != nil {
+			return fmt.Errorf("admin: signing the request: %w", err)
+		}
+	}
+	err := b.save(func(r *record) {
+		r.Digest, r.API, r.Hosts, r.Shell, r.Quiet, r.Context = u.Digest, u.API, u.Hosts, u.Shell, u.Quiet, shown
+		if u.Admin != nil {
+			r.Admin = u.Admin.Name
+		}
+		r.Time, r.Done = time.Now().UTC().Truncate(time.Second), text == ""
+	})
+	if err != nil {
+		return err
+	}
+	b.o.Changed()
+	if err := b.node.SetFirstAccess(ctx, u.API); err != nil {
+		return fmt.Errorf("access.api: %w", err)
+	}
+	if text == "" {
+		return nil
+	}
+	var generation uint64
+	err = b.o.Act("Apply", "", Digest([]byte(text)), func() (_ uint64, err error) {
+		generation, err = b.node.ApplyFirst(ctx, text)
+		return generation, err
+	})
+	if errors.Is(err, store.ErrStale) {
+		b.o.Log.Warn("the document of the user-data is not used, since another one was applied meanwhile")
+		err, generation = nil, 0
+	}
+	if err != nil {
+		return err
+	}
+	b.finish(func(r *record) { r.Done, r.Generation = true, generation })
+	return nil
+}
+
+// finish notes that user-data is not read again. When that fails, the accepted document says the same at the next start.
+func (b *Boot) finish(change func(*record)) {
+	if err := b.save(change); err != nil {
+		b.o.Log.Warn("noting that the first boot is done", "err", err)
+		b.mu.Lock()
+		change(&b.rec)
+		b.mu.Unlock()
+	}
+}
+
+// tellReady reports to a platform that waits for it, once in a boot.
+func (b *Boot) tellReady(ctx context.Context, reader platform.Reader) {
+	p, ok := reader.(platform.Provisioner)
+	told := filepath.Join(b.o.Runtime, "reported-ready")
+	if _, err := os.Lstat(told); !ok || err == nil || b.record().Quiet {
+		return
+	}
+	err := platform.Keep(ctx, p.ReportReady, func(err error) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.report == nil || !strings.Contains(b.report.Message, err.Error()) {
+			b.o.Log.Warn("reporting to the platform that the node is ready; trying again", "err", err)
+			b.report = &isthmusv1.Condition{Type: "NotReported", Severity: "warning", Since: timestamppb.Now(),
+				Message: fmt.Sprintf("the platform does not hear that the node is ready, and may call its creation failed: %v", err)}
+		}
+	})
+	if err != nil {
+		return
+	}
+	b.mu.Lock()
+	b.report = nil
+	b.mu.Unlock()
+	b.o.Log.Info("the platform knows that the node is ready")
+	if err := os.WriteFile(told, nil, 0o600); err != nil {
+		b.o.Log.Warn("the next start of the daemon reports again", "err", err)
+	}
+}

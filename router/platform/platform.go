@@ -1,0 +1,167 @@
+// Package platform asks the cloud that a machine runs on: for its user-data, and for what the machine cannot see itself, such as its public addresses. It
+// has a small reader for each cloud's metadata service, which trusts no answer: each has a limit in bytes and in time, and none leads elsewhere.
+package platform
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Kind is a platform.
+type Kind string
+
+// The platforms.
+const (
+	None    Kind = "none"
+	AWS     Kind = "aws"
+	Azure   Kind = "azure"
+	Google  Kind = "google"
+	NoCloud Kind = "nocloud" // a disk or a directory with user-data and meta-data
+)
+
+// ParseKind reads a platform's name.
+func ParseKind(s string) (Kind, bool) {
+	for _, k := range []Kind{None, AWS, Azure, Google, NoCloud} {
+		if s == string(k) {
+			return k, true
+		}
+	}
+	return "", false
+}
+
+// String returns the platform's name as people write it.
+func (k Kind) String() string {
+	switch k {
+	case AWS:
+		return "AWS"
+	case Azure:
+		return "Azure"
+	case Google:
+		return "Google Cloud"
+	case NoCloud:
+		return "NoCloud"
+	}
+	return string(k)
+}
+
+// Limits in bytes. MaxUserData is of what is read after base64 is undone; AWS itself takes 16 KiB of user-data, Azure 64, Google 256.
+const (
+	MaxUserData = 64 << 10
+	maxFact     = 64 << 10
+	maxNICs     = 32
+	maxPublic   = 64 // public addresses of one NIC
+)
+
+// Facts are what a platform says of the machine. What it does not say is zero.
+type Facts struct {
+	Platform Kind
+	Instance string // its id, which a copy of the machine's disk does not have
+	Region   string
+	Zone     string
+	Type     string
+	NICs     []NIC // in the order of the platform: the first one is the primary one
+}
+
+// NIC is a network interface as the platform knows it.
+type NIC struct {
+	MAC       string // six pairs of hexadecimal digits in lower case, with colons
+	Addresses []Address
+	Subnets   []netip.Prefix
+	Router    netip.Addr // invalid: not told
+	MTU       int        // in bytes; 0: not told, DHCP tells it
+}
+
+// Address is an address of a NIC, with the public address that the platform translates to it one to one; invalid: none.
+type Address struct {
+	Address netip.Addr
+	Public  netip.Addr
+}
+
+// Reader reads from one platform. Its methods ask once; Keep asks again and again.
+type Reader interface {
+	// UserData returns what the machine was given at its creation, and nothing when that is nothing.
+	UserData(ctx context.Context) ([]byte, error)
+	// Facts returns what the platform says of the machine; an error that it did not say all of it.
+	Facts(ctx context.Context) (Facts, error)
+}
+
+// Options are what a reader works with.
+type Options struct {
+	// Metadata is the base of the metadata service's URLs, for tests. Default: http://169.254.169.254.
+	Metadata string
+	// Wire is the base of the URLs of Azure's wire server, for tests. Default: http://168.63.129.16.
+	Wire string
+	// Seed is the directory of a NoCloud seed.
+	Seed string
+	// Request is the time that one question may take. Default: 5s.
+	Request time.Duration
+}
+
+// Open returns the reader of a platform; None has none.
+func Open(k Kind, o Options) (Reader, error) {
+	if o.Metadata == "" {
+		o.Metadata = "http://169.254.169.254"
+	}
+	if o.Wire == "" {
+		o.Wire = "http://168.63.129.16"
+	}
+	if o.Request == 0 {
+		o.Request = 5 * time.Second
+	}
+	switch k {
+	case AWS:
+		c, err := newClient(k, o.Metadata, o.Request)
+		return &aws{client: c}, err
+	case Azure:
+		c, err := newClient(k, o.Metadata, o.Request)
+		if err != nil {
+			return nil, err
+		}
+		w, err := newClient(k, o.Wire, o.Request)
+		return &azure{client: c, wire: w}, err
+	case Google:
+		c, err := newClient(k, o.Metadata, o.Request)
+		return &google{client: c}, err
+	case NoCloud:
+		return &noCloud{dir: o.Seed}, nil
+	}
+	return nil, fmt.Errorf("platform %q has no reader", k)
+}
+
+// ErrPermanent means that asking again gives the same answer.
+var ErrPermanent = errors.New("asking again does not help")
+
+// Between two attempts, a pause that doubles up to the longest one.
+const (
+	firstPause   = 500 * time.Millisecond
+	longestPause = 15 * time.Second
+)
+
+// Keep calls ask until it succeeds, the error wraps ErrPermanent, or ctx is done; failed hears each error. The network may come long after the daemon.
+func Keep(ctx context.Context, ask func(context.Context) error, failed func(error)) error {
+	pause := firstPause
+	for {
+		err := ask(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			return ctx.Err()
+		}
+		failed(err)
+		if errors.Is(err, ErrPermanent) {
+			return err
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		case <-timer.C:
+		}
+		pause = min(2*pause, longestPause)
+	}
+}
