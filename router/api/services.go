@@ -114,6 +114,8 @@ func describe(request any) auth.Subject {
 		return auth.Subject{Object: r.Name}
 	case *isthmusv1.IssueClientRequest:
 		return auth.Subject{Object: r.Name + " as " + r.Role}
+	case *isthmusv1.RenewClientRequest:
+		return auth.Subject{Object: "the caller's certificate", Digest: hash(r.Csr)}
 	case *isthmusv1.RevokeClientRequest:
 		return auth.Subject{Object: r.Serial}
 	}
@@ -493,9 +495,17 @@ func (s *services) RevokeClient(_ context.Context, r *isthmusv1.RevokeClientRequ
 	return &isthmusv1.RevokeClientResponse{}, statusOf(s.authority.Revoke(r.Serial))
 }
 
+func (s *services) RenewClient(ctx context.Context, r *isthmusv1.RenewClientRequest) (*isthmusv1.RenewClientResponse, error) {
+	certificate, c, err := s.authority.RenewClient(auth.FromContext(ctx), r.Csr)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &isthmusv1.RenewClientResponse{Certificate: certificate, Authority: s.authority.Certificate(), Client: client(c)}, nil
+}
+
 func client(c store.Client) *isthmusv1.Client {
 	return &isthmusv1.Client{
 		Name: c.Name, Role: c.Role, Serial: c.Serial, Revoked: c.Revoked,
-		Issued: timestamppb.New(c.Issued), Expires: timestamppb.New(c.Expires),
+		Issued: timestamppb.New(c.Issued), Expires: timestamppb.New(c.Expires), RenewedFrom: c.RenewedFrom,
 	}
 }

@@ -90,6 +90,8 @@ type Authority struct {
 	room    int                       // for certificates of clients
 	present atomic.Pointer[authority] // nil: it waits for the clock
 
+	renewing sync.Mutex // held while a certificate of a client is renewed or revoked
+
 	mu     sync.Mutex // held while an authority is made
 	hosts  []string
 	server *tls.Certificate // nil: to be issued
@@ -270,7 +272,7 @@ func (a *Authority) Conditions() []*isthmusv1.Condition {
 	case now.After(c.cert.NotAfter.Add(-authorityWarning)):
 		return one("AuthorityEnds", "error", fmt.Sprintf("the certificate authority ends at %s, and with it every certificate: see whether the clock is right, then `isthmus authority renew`", c.cert.NotAfter.UTC().Format(time.RFC3339)))
 	case c.overlapping(now):
-		return one("AuthorityRenewed", "warning", fmt.Sprintf("the authority before the present one is trusted until %s: issue new contexts to clients until then", c.until.UTC().Format(time.RFC3339)))
+		return one("AuthorityRenewed", "warning", fmt.Sprintf("the authority before the present one is trusted until %s: let each client run isthmus client renew until then, or issue new contexts", c.until.UTC().Format(time.RFC3339)))
 	}
 	return nil
 }
@@ -350,16 +352,20 @@ func (a *Authority) roots() *x509.CertPool {
 }
 
 func (a *Authority) template(name string, lifetime time.Duration) *x509.Certificate {
-	serial := make([]byte, 16)
-	rand.Read(serial)
-	serial[0] = serial[0]&0x7f | 0x40 // positive, and always of the same length
 	return &x509.Certificate{
-		SerialNumber: new(big.Int).SetBytes(serial),
+		SerialNumber: newSerial(),
 		Subject:      pkix.Name{CommonName: name},
 		NotBefore:    a.now().Add(-backdate),
 		NotAfter:     a.now().Add(lifetime),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 	}
+}
+
+func newSerial() *big.Int {
+	serial := make([]byte, 16)
+	rand.Read(serial)
+	serial[0] = serial[0]&0x7f | 0x40 // positive, and always of the same length
+	return new(big.Int).SetBytes(serial)
 }
 
 func newKey() (crypto.Signer, string, error) {
@@ -450,17 +456,23 @@ var clientName = regexp.MustCompile(`^[A-Za-z0-9.@-]{1,63}$`)
 // The lifetime is MinLifetime to MaxLifetime, or 0 for DefaultLifetime. What is wrong with the request wraps
 // ErrInvalid.
 func (a *Authority) Issue(name string, role Role, csr []byte, lifetime time.Duration) (string, store.Client, error) {
-	r, err := x509.ParseCertificateRequest(csr)
+	r, err := parseRequest(csr)
 	if err != nil {
-		return "", store.Client{}, fmt.Errorf("%w: parsing certificate request: %w", ErrInvalid, err)
-	}
-	if err := r.CheckSignature(); err != nil {
-		return "", store.Client{}, fmt.Errorf("%w: certificate request: %w", ErrInvalid, err)
-	}
-	if err := checkKey(r.PublicKey); err != nil {
 		return "", store.Client{}, err
 	}
 	return a.issue(name, role, r.PublicKey, lifetime)
+}
+
+// parseRequest returns a certificate request whose key can be signed.
+func parseRequest(csr []byte) (*x509.CertificateRequest, error) {
+	r, err := x509.ParseCertificateRequest(csr)
+	if err != nil {
+		return nil, fmt.Errorf("%w: parsing certificate request: %w", ErrInvalid, err)
+	}
+	if err := r.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("%w: certificate request: %w", ErrInvalid, err)
+	}
+	return r, checkKey(r.PublicKey)
 }
 
 func checkKey(public any) error {
@@ -480,6 +492,11 @@ func checkKey(public any) error {
 }
 
 func (a *Authority) issue(name string, role Role, public any, lifetime time.Duration) (string, store.Client, error) {
+	return a.issueAfter(store.Client{}, name, role, public, lifetime)
+}
+
+// issueAfter signs a certificate and puts it into the list, with what renewed says of the one before it.
+func (a *Authority) issueAfter(renewed store.Client, name string, role Role, public any, lifetime time.Duration) (string, store.Client, error) {
 	if !clientName.MatchString(name) {
 		return "", store.Client{}, fmt.Errorf("%w: name %q must be letters, digits, hyphens, dots, at signs, 1 to 63", ErrInvalid, name)
 	}
@@ -493,45 +510,64 @@ func (a *Authority) issue(name string, role Role, public any, lifetime time.Dura
 	if lifetime < MinLifetime || lifetime > MaxLifetime {
 		return "", store.Client{}, fmt.Errorf("%w: lifetime %v must be %v to %v", ErrInvalid, lifetime, MinLifetime, MaxLifetime)
 	}
-	by, err := a.authority()
-	if err != nil {
+	if _, err := a.authority(); err != nil {
 		return "", store.Client{}, err
 	}
 	if err := a.makeRoom(); err != nil {
 		return "", store.Client{}, err
 	}
-	template := a.template(name, lifetime)
-	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	template.URIs = []*url.URL{roleURI(role)}
-	der, err := x509.CreateCertificate(rand.Reader, template, by.cert, public, by.key)
+	c := renewed
+	c.Serial, c.Name, c.Role = serialText(newSerial()), name, role.String()
+	c.Issued = a.now().UTC().Truncate(time.Second)
+	c.Expires = c.Issued.Add(lifetime).Truncate(time.Second)
+	certificate, err := a.sign(c, role, public)
 	if err != nil {
-		return "", store.Client{}, fmt.Errorf("issuing client certificate: %w", err)
-	}
-	c := store.Client{
-		Serial:  serialText(template.SerialNumber),
-		Name:    name,
-		Role:    role.String(),
-		Issued:  a.now().UTC().Truncate(time.Second),
-		Expires: template.NotAfter.UTC().Truncate(time.Second),
+		return "", store.Client{}, err
 	}
 	if err := a.store.SetClient(c); err != nil {
 		return "", store.Client{}, err
 	}
-	return certificatePEM(der), c, nil
+	return certificate, c, nil
 }
 
-// makeRoom forgets the oldest revoked certificate when there are too many. What expired stays: the clock may be wrong, and what is not in
+// sign makes the certificate of a client. Everything in it but the signature follows from c and the key.
+func (a *Authority) sign(c store.Client, role Role, public any) (string, error) {
+	by, err := a.authority()
+	if err != nil {
+		return "", err
+	}
+	serial, ok := new(big.Int).SetString(c.Serial, 16)
+	if !ok {
+		return "", fmt.Errorf("issuing client certificate: serial %q is not a hexadecimal number", c.Serial)
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: c.Name},
+		NotBefore:    c.Issued.Add(-backdate),
+		NotAfter:     c.Expires,
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		URIs:         []*url.URL{roleURI(role)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, by.cert, public, by.key)
+	if err != nil {
+		return "", fmt.Errorf("issuing client certificate: %w", err)
+	}
+	return certificatePEM(der), nil
+}
+
+// makeRoom forgets a certificate when there are too many; see forgettable. What expired stays: the clock may be wrong, and what is not in
 // the list is shut out for good.
 func (a *Authority) makeRoom() error {
 	all := a.store.Clients()
 	if len(all) < a.room {
 		return nil
 	}
-	i := slices.IndexFunc(all, func(c store.Client) bool { return c.Revoked })
-	if i < 0 {
+	serial, ok := forgettable(all)
+	if !ok {
 		return fmt.Errorf("%w: the list has %d client certificates and none of them is revoked: revoke those that are not used any more", ErrInvalid, len(all))
 	}
-	return a.store.DeleteClient(all[i].Serial)
+	return a.store.DeleteClient(serial)
 }
 
 func serialText(n *big.Int) string { return fmt.Sprintf("%x", n) }
@@ -549,26 +585,6 @@ func roleOf(cert *x509.Certificate) (Role, error) {
 		return 0, errors.New("certificate names no role")
 	}
 	return ParseRole(cert.URIs[0].Opaque[len(rolePrefix):])
-}
-
-// Clients returns the issued certificates, oldest first.
-func (a *Authority) Clients() []store.Client { return a.store.Clients() }
-
-// Revoke refuses a certificate from now on and closes the connections that were opened with it. An unknown serial is an
-// error that wraps store.ErrNotFound.
-func (a *Authority) Revoke(serial string) error {
-	c, err := a.store.Client(serial)
-	if err != nil {
-		return err
-	}
-	if !c.Revoked {
-		c.Revoked = true
-		if err := a.store.SetClient(c); err != nil {
-			return fmt.Errorf("revoking client certificate %s: %w", serial, err)
-		}
-	}
-	a.clients.cut(serial)
-	return nil
 }
 
 type adminRecord struct {

@@ -343,7 +343,7 @@ func (a *Authority) acceptTLS(raw net.Conn) (net.Conn, Identity, error) {
 	state := t.ConnectionState()
 	if len(state.PeerCertificates) > 0 {
 		leaf := state.PeerCertificates[0]
-		id = Identity{Name: shorten(leaf.Subject.CommonName), Serial: serialText(leaf.SerialNumber), Expires: leaf.NotAfter}
+		id = Identity{Name: shorten(leaf.Subject.CommonName), Serial: serialText(leaf.SerialNumber), Expires: leaf.NotAfter, cert: leaf}
 	}
 	if err != nil {
 		linger(raw)
@@ -400,13 +400,13 @@ func (a *Authority) verify(cert *x509.Certificate) error {
 	return a.valid(serialText(cert.SerialNumber))
 }
 
-// valid tells whether a certificate was issued here and not revoked. What is not in the store is not valid.
+// valid tells whether a certificate was issued here and not revoked, nor any that it was renewed from. What is not in the store is not valid.
 func (a *Authority) valid(serial string) error {
 	c, err := a.store.Client(serial)
 	if err != nil {
 		return err
 	}
-	if c.Revoked {
+	if a.revokedChain(c) {
 		return fmt.Errorf("client certificate %s is revoked", serial)
 	}
 	return nil

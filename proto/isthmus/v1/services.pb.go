@@ -6238,6 +6238,113 @@ func (x *IssueClientResponse) GetClient() *Client {
 	return nil
 }
 
+type RenewClientRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// PKCS #10 certificate request in DER; only its public key is used. The key may be the one of the present certificate.
+	Csr           []byte `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewClientRequest) Reset() {
+	*x = RenewClientRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewClientRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewClientRequest) ProtoMessage() {}
+
+func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewClientRequest.ProtoReflect.Descriptor instead.
+func (*RenewClientRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+}
+
+func (x *RenewClientRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+type RenewClientResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The certificate and the authority's certificate in PEM.
+	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Authority   string `protobuf:"bytes,2,opt,name=authority,proto3" json:"authority,omitempty"`
+	// The same certificate as ListClients will show it.
+	Client        *Client `protobuf:"bytes,3,opt,name=client,proto3" json:"client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewClientResponse) Reset() {
+	*x = RenewClientResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewClientResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewClientResponse) ProtoMessage() {}
+
+func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewClientResponse.ProtoReflect.Descriptor instead.
+func (*RenewClientResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *RenewClientResponse) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *RenewClientResponse) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+func (x *RenewClientResponse) GetClient() *Client {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
 type ListClientsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -6246,7 +6353,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6258,7 +6365,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6271,7 +6378,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 type ListClientsResponse struct {
@@ -6283,7 +6390,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6295,7 +6402,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6308,7 +6415,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -6327,15 +6434,17 @@ type Client struct {
 	Serial  string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
 	Expires *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
 	// The list has up to 4096 certificates, expired ones too. The oldest revoked ones make room.
-	Revoked       bool                   `protobuf:"varint,5,opt,name=revoked,proto3" json:"revoked,omitempty"`
-	Issued        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=issued,proto3" json:"issued,omitempty"`
+	Revoked bool                   `protobuf:"varint,5,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	Issued  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=issued,proto3" json:"issued,omitempty"`
+	// Serial number of the certificate that this one was renewed from. Empty: an admin or the node issued it.
+	RenewedFrom   string `protobuf:"bytes,7,opt,name=renewed_from,json=renewedFrom,proto3" json:"renewed_from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6347,7 +6456,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6360,7 +6469,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *Client) GetName() string {
@@ -6405,6 +6514,13 @@ func (x *Client) GetIssued() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Client) GetRenewedFrom() string {
+	if x != nil {
+		return x.RenewedFrom
+	}
+	return ""
+}
+
 type RevokeClientRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As in Client.
@@ -6415,7 +6531,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6427,7 +6543,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6440,7 +6556,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -6458,7 +6574,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6470,7 +6586,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6483,7 +6599,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 type ListPortsRequest struct {
@@ -6497,7 +6613,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6509,7 +6625,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6522,7 +6638,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -6558,7 +6674,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6570,7 +6686,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6583,7 +6699,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -6636,7 +6752,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6648,7 +6764,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6661,7 +6777,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 type PortEvent struct {
@@ -6674,7 +6790,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6686,7 +6802,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6699,7 +6815,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -6748,7 +6864,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6760,7 +6876,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6773,7 +6889,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *PortUse) GetPool() string {
@@ -6882,7 +6998,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6894,7 +7010,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6907,7 +7023,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -6966,7 +7082,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6978,7 +7094,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6991,7 +7107,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -7059,7 +7175,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7071,7 +7187,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7084,7 +7200,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -7125,7 +7241,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7137,7 +7253,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7150,7 +7266,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -7182,7 +7298,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7194,7 +7310,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7207,7 +7323,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -7275,7 +7391,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7287,7 +7403,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7300,7 +7416,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -7362,7 +7478,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7374,7 +7490,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7387,7 +7503,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -7963,17 +8079,24 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x13IssueClientResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12\x1c\n" +
 	"\tauthority\x18\x02 \x01(\tR\tauthority\x12*\n" +
+	"\x06client\x18\x03 \x01(\v2\x12.isthmus.v1.ClientR\x06client\"&\n" +
+	"\x12RenewClientRequest\x12\x10\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"\x81\x01\n" +
+	"\x13RenewClientResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12\x1c\n" +
+	"\tauthority\x18\x02 \x01(\tR\tauthority\x12*\n" +
 	"\x06client\x18\x03 \x01(\v2\x12.isthmus.v1.ClientR\x06client\"\x14\n" +
 	"\x12ListClientsRequest\"C\n" +
 	"\x13ListClientsResponse\x12,\n" +
-	"\aclients\x18\x01 \x03(\v2\x12.isthmus.v1.ClientR\aclients\"\xcc\x01\n" +
+	"\aclients\x18\x01 \x03(\v2\x12.isthmus.v1.ClientR\aclients\"\xef\x01\n" +
 	"\x06Client\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x16\n" +
 	"\x06serial\x18\x03 \x01(\tR\x06serial\x124\n" +
 	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x18\n" +
 	"\arevoked\x18\x05 \x01(\bR\arevoked\x122\n" +
-	"\x06issued\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\"-\n" +
+	"\x06issued\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\x12!\n" +
+	"\frenewed_from\x18\a \x01(\tR\vrenewedFrom\"-\n" +
 	"\x13RevokeClientRequest\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\"\x16\n" +
 	"\x14RevokeClientResponse\"N\n" +
@@ -8112,11 +8235,12 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\tSetSecret\x12\x1c.isthmus.v1.SetSecretRequest\x1a\x16.isthmus.v1.SecretInfo\x12K\n" +
 	"\x0eRollbackSecret\x12!.isthmus.v1.RollbackSecretRequest\x1a\x16.isthmus.v1.SecretInfo\x12N\n" +
 	"\vListSecrets\x12\x1e.isthmus.v1.ListSecretsRequest\x1a\x1f.isthmus.v1.ListSecretsResponse\x12Q\n" +
-	"\fDeleteSecret\x12\x1f.isthmus.v1.DeleteSecretRequest\x1a .isthmus.v1.DeleteSecretResponse2\xdb\x02\n" +
+	"\fDeleteSecret\x12\x1f.isthmus.v1.DeleteSecretRequest\x1a .isthmus.v1.DeleteSecretResponse2\xab\x03\n" +
 	"\rAccessService\x12N\n" +
 	"\vIssueClient\x12\x1e.isthmus.v1.IssueClientRequest\x1a\x1f.isthmus.v1.IssueClientResponse\x12N\n" +
 	"\vListClients\x12\x1e.isthmus.v1.ListClientsRequest\x1a\x1f.isthmus.v1.ListClientsResponse\x12Q\n" +
-	"\fRevokeClient\x12\x1f.isthmus.v1.RevokeClientRequest\x1a .isthmus.v1.RevokeClientResponse\x12W\n" +
+	"\fRevokeClient\x12\x1f.isthmus.v1.RevokeClientRequest\x1a .isthmus.v1.RevokeClientResponse\x12N\n" +
+	"\vRenewClient\x12\x1e.isthmus.v1.RenewClientRequest\x1a\x1f.isthmus.v1.RenewClientResponse\x12W\n" +
 	"\x0eRenewAuthority\x12!.isthmus.v1.RenewAuthorityRequest\x1a\".isthmus.v1.RenewAuthorityResponse2\x9f\x01\n" +
 	"\rEgressService\x12H\n" +
 	"\tListPorts\x12\x1c.isthmus.v1.ListPortsRequest\x1a\x1d.isthmus.v1.ListPortsResponse\x12D\n" +
@@ -8136,7 +8260,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 110)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 112)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),             // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                 // 1: isthmus.v1.Source
@@ -8232,225 +8356,230 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*RenewAuthorityResponse)(nil), // 91: isthmus.v1.RenewAuthorityResponse
 	(*IssueClientRequest)(nil),     // 92: isthmus.v1.IssueClientRequest
 	(*IssueClientResponse)(nil),    // 93: isthmus.v1.IssueClientResponse
-	(*ListClientsRequest)(nil),     // 94: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 95: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                 // 96: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),    // 97: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 98: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),       // 99: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),      // 100: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),      // 101: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),              // 102: isthmus.v1.PortEvent
-	(*PortUse)(nil),                // 103: isthmus.v1.PortUse
-	(*AddressUse)(nil),             // 104: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),        // 105: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),        // 106: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),       // 107: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),             // 108: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),            // 109: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),         // 110: isthmus.v1.TranslatedFlow
-	(*Spec)(nil),                   // 111: isthmus.v1.Spec
-	(*Problem)(nil),                // 112: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),    // 113: google.protobuf.Duration
-	(*EgressPolicy)(nil),           // 114: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),  // 115: google.protobuf.Timestamp
-	(EventType)(0),                 // 116: isthmus.v1.EventType
-	(*Inside)(nil),                 // 117: isthmus.v1.Inside
-	(*Condition)(nil),              // 118: isthmus.v1.Condition
+	(*RenewClientRequest)(nil),     // 94: isthmus.v1.RenewClientRequest
+	(*RenewClientResponse)(nil),    // 95: isthmus.v1.RenewClientResponse
+	(*ListClientsRequest)(nil),     // 96: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 97: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                 // 98: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),    // 99: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 100: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),       // 101: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),      // 102: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),      // 103: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),              // 104: isthmus.v1.PortEvent
+	(*PortUse)(nil),                // 105: isthmus.v1.PortUse
+	(*AddressUse)(nil),             // 106: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),        // 107: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),        // 108: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),       // 109: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),             // 110: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),            // 111: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),         // 112: isthmus.v1.TranslatedFlow
+	(*Spec)(nil),                   // 113: isthmus.v1.Spec
+	(*Problem)(nil),                // 114: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),    // 115: google.protobuf.Duration
+	(*EgressPolicy)(nil),           // 116: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),  // 117: google.protobuf.Timestamp
+	(EventType)(0),                 // 118: isthmus.v1.EventType
+	(*Inside)(nil),                 // 119: isthmus.v1.Inside
+	(*Condition)(nil),              // 120: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	111, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	112, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	113, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	114, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	112, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	112, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	114, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	114, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	112, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	114, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	113, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	115, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	112, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	113, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	114, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	113, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	111, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	114, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	115, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	116, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	115, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	113, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	115, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	117, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
 	24,  // 19: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	26,  // 20: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	116, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	118, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	24,  // 22: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	115, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	117, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	115, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	115, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	115, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	118, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	117, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	119, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	117, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	117, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	117, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	120, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	25,  // 29: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	115, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	115, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	115, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	115, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	115, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	117, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	117, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	117, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	117, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	117, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	34,  // 35: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	116, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	118, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	34,  // 37: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	115, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	113, // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	118, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	115, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	117, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	115, // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	120, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	117, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	35,  // 42: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
 	36,  // 43: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
 	41,  // 44: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	116, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	118, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	41,  // 46: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	42,  // 47: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	115, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	118, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	117, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	120, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	53,  // 50: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
 	45,  // 51: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	116, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	118, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	53,  // 53: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	50,  // 54: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	115, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	117, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	51,  // 56: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	52,  // 57: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	59,  // 58: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	116, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	118, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	59,  // 60: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	60,  // 61: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	115, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	117, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	61,  // 63: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	115, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	115, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	117, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	117, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	66,  // 66: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	116, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	118, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	66,  // 68: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	115, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	115, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	117, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	117, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
 	67,  // 71: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	115, // 72: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	115, // 73: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	117, // 72: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	117, // 73: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
 	70,  // 74: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	115, // 75: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	117, // 75: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
 	72,  // 76: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	115, // 77: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	115, // 78: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	118, // 79: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	117, // 77: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	117, // 78: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	120, // 79: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
 	82,  // 80: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
 	87,  // 81: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	115, // 82: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	115, // 83: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	113, // 84: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	96,  // 85: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	96,  // 86: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	115, // 87: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	115, // 88: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	103, // 89: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	104, // 90: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	105, // 91: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	115, // 92: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	116, // 93: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	103, // 94: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	113, // 95: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	115, // 96: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	113, // 97: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	110, // 98: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	115, // 99: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	115, // 100: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	3,   // 101: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 102: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 103: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 104: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 105: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 106: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 107: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	18,  // 108: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	19,  // 109: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	21,  // 110: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	22,  // 111: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	27,  // 112: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	29,  // 113: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	30,  // 114: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	32,  // 115: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	37,  // 116: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	39,  // 117: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	43,  // 118: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	46,  // 119: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	48,  // 120: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	108, // 121: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	106, // 122: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	54,  // 123: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	56,  // 124: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	57,  // 125: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	62,  // 126: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	64,  // 127: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	80,  // 128: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	68,  // 129: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	71,  // 130: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	74,  // 131: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	76,  // 132: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	78,  // 133: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	83,  // 134: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	84,  // 135: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	85,  // 136: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	88,  // 137: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	92,  // 138: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	94,  // 139: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	97,  // 140: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	90,  // 141: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	99,  // 142: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	101, // 143: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 144: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 145: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 146: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 147: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 148: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 149: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 150: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 151: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 152: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 153: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 154: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	28,  // 155: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	34,  // 156: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	31,  // 157: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	33,  // 158: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	38,  // 159: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	40,  // 160: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	44,  // 161: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	47,  // 162: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	49,  // 163: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	109, // 164: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	107, // 165: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	55,  // 166: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	59,  // 167: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	58,  // 168: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	63,  // 169: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	65,  // 170: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	81,  // 171: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	69,  // 172: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	73,  // 173: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	75,  // 174: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	77,  // 175: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	79,  // 176: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	87,  // 177: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	87,  // 178: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	86,  // 179: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	89,  // 180: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	93,  // 181: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	95,  // 182: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	98,  // 183: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	91,  // 184: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	100, // 185: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	102, // 186: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	144, // [144:187] is the sub-list for method output_type
-	101, // [101:144] is the sub-list for method input_type
-	101, // [101:101] is the sub-list for extension type_name
-	101, // [101:101] is the sub-list for extension extendee
-	0,   // [0:101] is the sub-list for field type_name
+	117, // 82: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	117, // 83: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	115, // 84: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	98,  // 85: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	98,  // 86: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	98,  // 87: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	117, // 88: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	117, // 89: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	105, // 90: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	106, // 91: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	107, // 92: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	117, // 93: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	118, // 94: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	105, // 95: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	115, // 96: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	117, // 97: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	115, // 98: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	112, // 99: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	117, // 100: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	117, // 101: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	3,   // 102: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 103: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 104: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 105: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	11,  // 106: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	13,  // 107: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	15,  // 108: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	18,  // 109: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	19,  // 110: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	21,  // 111: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	22,  // 112: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	27,  // 113: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	29,  // 114: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	30,  // 115: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	32,  // 116: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	37,  // 117: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	39,  // 118: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	43,  // 119: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	46,  // 120: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	48,  // 121: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	110, // 122: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	108, // 123: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	54,  // 124: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	56,  // 125: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	57,  // 126: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	62,  // 127: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	64,  // 128: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	80,  // 129: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	68,  // 130: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	71,  // 131: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	74,  // 132: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	76,  // 133: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	78,  // 134: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	83,  // 135: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	84,  // 136: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	85,  // 137: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	88,  // 138: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	92,  // 139: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	96,  // 140: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	99,  // 141: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	94,  // 142: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	90,  // 143: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	101, // 144: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	103, // 145: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 146: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 147: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 148: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 149: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 150: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 151: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 152: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 153: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 154: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 155: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 156: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	28,  // 157: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	34,  // 158: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	31,  // 159: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	33,  // 160: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	38,  // 161: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	40,  // 162: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	44,  // 163: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	47,  // 164: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	49,  // 165: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	111, // 166: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	109, // 167: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	55,  // 168: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	59,  // 169: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	58,  // 170: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	63,  // 171: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	65,  // 172: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	81,  // 173: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	69,  // 174: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	73,  // 175: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	75,  // 176: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	77,  // 177: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	79,  // 178: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	87,  // 179: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	87,  // 180: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	86,  // 181: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	89,  // 182: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	93,  // 183: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	97,  // 184: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	100, // 185: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	95,  // 186: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	91,  // 187: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	102, // 188: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	104, // 189: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	146, // [146:190] is the sub-list for method output_type
+	102, // [102:146] is the sub-list for method input_type
+	102, // [102:102] is the sub-list for extension type_name
+	102, // [102:102] is the sub-list for extension extendee
+	0,   // [0:102] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -8473,7 +8602,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   110,
+			NumMessages:   112,
 			NumExtensions: 0,
 			NumServices:   11,
 		},
