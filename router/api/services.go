@@ -459,7 +459,10 @@ func (s *services) RollbackSecret(ctx context.Context, r *isthmusv1.RollbackSecr
 	return i, statusOf(err)
 }
 
-func (s *services) RenewAuthority(_ context.Context, r *isthmusv1.RenewAuthorityRequest) (*isthmusv1.RenewAuthorityResponse, error) {
+func (s *services) RenewAuthority(ctx context.Context, r *isthmusv1.RenewAuthorityRequest) (*isthmusv1.RenewAuthorityResponse, error) {
+	if err := s.authority.MayRenew(ctx); err != nil {
+		return nil, statusOf(err)
+	}
 	until, err := s.authority.Renew(r.AtOnce)
 	if err != nil {
 		return nil, statusOf(err)
@@ -471,10 +474,13 @@ func (s *services) RenewAuthority(_ context.Context, r *isthmusv1.RenewAuthority
 	return response, nil
 }
 
-func (s *services) IssueClient(_ context.Context, r *isthmusv1.IssueClientRequest) (*isthmusv1.IssueClientResponse, error) {
+func (s *services) IssueClient(ctx context.Context, r *isthmusv1.IssueClientRequest) (*isthmusv1.IssueClientResponse, error) {
 	role, err := auth.ParseRole(r.Role)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if err := s.authority.MayIssue(ctx); err != nil {
+		return nil, statusOf(err)
 	}
 	certificate, c, err := s.authority.Issue(r.Name, role, r.Csr, r.Lifetime.AsDuration())
 	if err != nil {

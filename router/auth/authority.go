@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"io"
 	"math/big"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -28,7 +27,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode"
 
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -89,13 +87,16 @@ type Authority struct {
 	options Options
 	room    int                       // for certificates of clients
 	present atomic.Pointer[authority] // nil: it waits for the clock
+	seeing  sync.Mutex                // held while newest is found
+	newest  atomic.Pointer[seen]      // nil: there is no authority
 
 	renewing sync.Mutex // held while a certificate of a client is renewed or revoked
 
 	mu     sync.Mutex // held while an authority is made
 	hosts  []string
-	server *tls.Certificate // nil: to be issued
-	signer *signer          // of server
+	server *tls.Certificate // nil: none was issued yet
+	issued serverFor        // for what server was issued
+	unable error            // why no other one is issued although it is time
 	failed error            // why no authority is made although the clock is sane
 
 	clients registry
@@ -252,8 +253,12 @@ func (a *Authority) Renew(atOnce bool) (time.Time, error) {
 	return r.FormerUntil, nil
 }
 
-// Conditions tells what is wrong with the authority, or will be.
+// Conditions tells what is wrong with the authority, the certificates and the clock, or will be.
 func (a *Authority) Conditions() []*isthmusv1.Condition {
+	return slices.Concat(a.authorityConditions(), a.clockConditions(), a.serverConditions(), a.endingConditions())
+}
+
+func (a *Authority) authorityConditions() []*isthmusv1.Condition {
 	a.mu.Lock()
 	failed := a.failed
 	a.mu.Unlock()
@@ -267,8 +272,6 @@ func (a *Authority) Conditions() []*isthmusv1.Condition {
 		return one("NoAuthority", "error", "making the certificate authority and the first admin failed: "+failed.Error()+"; the next start tries again")
 	case err != nil:
 		return one("ClockWrong", "error", err.Error()+"; until then the API works over the unix socket alone")
-	case now.Before(c.cert.NotBefore):
-		return one("ClockWrong", "error", fmt.Sprintf("the certificate authority is valid from %s, which is in the future: set the clock", c.cert.NotBefore.UTC().Format(time.RFC3339)))
 	case now.After(c.cert.NotAfter.Add(-authorityWarning)):
 		return one("AuthorityEnds", "error", fmt.Sprintf("the certificate authority ends at %s, and with it every certificate: see whether the clock is right, then `isthmus authority renew`", c.cert.NotAfter.UTC().Format(time.RFC3339)))
 	case c.overlapping(now):
@@ -310,6 +313,7 @@ func (a *Authority) use(r authorityRecord) error {
 		}
 		return signer{pair.PrivateKey.(crypto.Signer), pair.Leaf}, nil
 	}
+	defer a.see()
 	present, err := read(r.Certificate, r.Key)
 	if err != nil {
 		return err
@@ -334,7 +338,7 @@ func (a *Authority) Certificate() string {
 		return ""
 	}
 	var out strings.Builder
-	for _, cert := range c.trusted(a.now()) {
+	for _, cert := range c.trusted(a.clock().trust) {
 		out.WriteString(certificatePEM(cert.Raw))
 	}
 	return out.String()
@@ -344,7 +348,7 @@ func (a *Authority) Certificate() string {
 func (a *Authority) roots() *x509.CertPool {
 	pool := x509.NewCertPool()
 	if c, err := a.authority(); err == nil {
-		for _, cert := range c.trusted(a.now()) {
+		for _, cert := range c.trusted(a.clock().trust) {
 			pool.AddCert(cert)
 		}
 	}
@@ -384,55 +388,6 @@ func certificatePEM(der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
-// SetHosts changes the addresses and names of the server certificate. Connections from now on see a new one.
-func (a *Authority) SetHosts(hosts []string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !slices.Equal(hosts, a.hosts) {
-		a.hosts, a.server = slices.Clone(hosts), nil
-	}
-}
-
-// serverCertificate returns the present server certificate. Its key lives only in memory, and it is replaced when a
-// third of its lifetime is left.
-func (a *Authority) serverCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	c, err := a.authority()
-	if err != nil {
-		return nil, err
-	}
-	by := c.server(a.now())
-	if a.server != nil && a.signer == by && a.server.Leaf.NotAfter.Sub(a.now()) > serverLifetime/3 {
-		return a.server, nil
-	}
-	key, _, err := newKey()
-	if err != nil {
-		return nil, err
-	}
-	template := a.template(ServerName, serverLifetime)
-	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	for _, h := range append([]string{ServerName, "localhost", "127.0.0.1", "::1"}, a.hosts...) {
-		if ip := net.ParseIP(h); ip != nil {
-			template.IPAddresses = append(template.IPAddresses, ip)
-		} else if h != "" && !strings.ContainsFunc(h, func(r rune) bool { return r > unicode.MaxASCII }) {
-			// A certificate has ASCII names alone (RFC 5280 section 4.2.1.6). No certificate at all would shut everybody out.
-			template.DNSNames = append(template.DNSNames, h)
-		}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, by.cert, key.Public(), by.key)
-	if err != nil {
-		return nil, fmt.Errorf("issuing server certificate: %w", err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("issuing server certificate: %w", err)
-	}
-	a.signer = by
-	a.server = &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-	return a.server, nil
-}
-
 // Sign signs data with the key of the present server certificate: ECDSA with SHA-256, in ASN.1. It returns the certificate,
 // in PEM, with the signature.
 func (a *Authority) Sign(data []byte) (signature []byte, certificate string, err error) {
@@ -458,6 +413,9 @@ var clientName = regexp.MustCompile(`^[A-Za-z0-9.@-]{1,63}$`)
 func (a *Authority) Issue(name string, role Role, csr []byte, lifetime time.Duration) (string, store.Client, error) {
 	r, err := parseRequest(csr)
 	if err != nil {
+		return "", store.Client{}, err
+	}
+	if err := a.wrongClock(true); err != nil {
 		return "", store.Client{}, err
 	}
 	return a.issue(name, role, r.PublicKey, lifetime)
@@ -527,6 +485,7 @@ func (a *Authority) issueAfter(renewed store.Client, name string, role Role, pub
 	if err := a.store.SetClient(c); err != nil {
 		return "", store.Client{}, err
 	}
+	a.see()
 	return certificate, c, nil
 }
 

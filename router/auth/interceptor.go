@@ -112,7 +112,7 @@ func (a *Authority) admit(ctx context.Context, method string) (rule, error) {
 		err = status.Error(codes.Unauthenticated, "who is calling is not known")
 	case id.Serial != "" && a.valid(id.Serial) != nil:
 		err = status.Error(codes.Unauthenticated, "certificate is revoked")
-	case !id.Expires.IsZero() && a.now().After(id.Expires):
+	case !id.Expires.IsZero() && a.clock().at.After(id.Expires):
 		// The timer of the connection stands still while a machine sleeps, and does not see the clock being set.
 		err = status.Error(codes.Unauthenticated, "certificate has expired")
 	case !known:

@@ -66,6 +66,9 @@ func (a *Authority) RenewClient(id Identity, csr []byte) (string, store.Client, 
 		certificate, err := a.sign(to, role, request.PublicKey)
 		return certificate, to, err
 	}
+	if err := a.wrongClock(false); err != nil {
+		return "", store.Client{}, err
+	}
 	now, lifetime := a.now(), from.Expires.Sub(from.Issued)
 	present, err := a.authority()
 	if err != nil {
@@ -175,6 +178,7 @@ func (a *Authority) Revoke(serial string) error {
 			}
 		}
 	}
+	a.see()
 	for _, c := range chain {
 		if a.valid(c.Serial) != nil {
 			a.clients.cut(c.Serial)
