@@ -152,8 +152,9 @@ func (a *app) connect() (*grpc.ClientConn, error) {
 			return nil, fmt.Errorf("using context %s: %w", path, err)
 		}
 		a.warnOfEnd(path, config.Certificates[0])
+		config.Time = a.wall
 		a.node = c.Address
-		target, creds = "dns:///"+c.Address, credentials.NewTLS(config)
+		target, creds = "dns:///"+c.Address, clockCredentials{credentials.NewTLS(config), a.wall, config.Certificates[0].Leaf}
 	}
 	within := func(ctx context.Context, method string, request, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		ctx, cancel := context.WithTimeout(ctx, a.timeout)

@@ -89,7 +89,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 
 // What grpc says about the connection, with its own words around the cause.
 var (
-	unreachable = regexp.MustCompile(`connection error: desc = "(?:transport: )?(?:Error while dialing: )?(.*)"`)
+	unreachable = regexp.MustCompile(`connection error: desc = "(?:transport: )?(?:Error while dialing: |authentication handshake failed: |error reading server preface: )?(.*)"`)
 	late        = regexp.MustCompile(`context deadline exceeded.*`)
 )
 
