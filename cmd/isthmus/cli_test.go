@@ -140,7 +140,7 @@ func (w *world) run(ctx context.Context, stdin string, args ...string) (stdout, 
 
 func (w *world) app(stdin io.Reader, stdout, stderr io.Writer) *app {
 	env := map[string]string{"ISTHMUS_CONTEXT": w.context, "HOME": w.home}
-	return &app{stdin: stdin, stdout: stdout, stderr: stderr, now: func() time.Time { return noon }, uid: 0, getenv: func(k string) string { return env[k] }}
+	return &app{stdin: stdin, stdout: stdout, stderr: stderr, now: func() time.Time { return noon }, wall: time.Now, uid: 0, getenv: func(k string) string { return env[k] }}
 }
 
 var volatile = []struct {

@@ -36,6 +36,7 @@ var clientColumns = []column[*isthmusv1.Client]{
 	}},
 	{header: "EXPIRES", value: func(a *app, c *isthmusv1.Client) string { return a.until(c.Expires) }},
 	{header: "SERIAL", value: func(_ *app, c *isthmusv1.Client) string { return c.Serial }},
+	{header: "RENEWED FROM", value: func(_ *app, c *isthmusv1.Client) string { return c.RenewedFrom }},
 	{header: "ISSUED", wide: true, value: func(a *app, c *isthmusv1.Client) string { return a.since(c.Issued) }},
 }
 
@@ -49,8 +50,9 @@ func (a *app) addClients(root, get, _, _ *cobra.Command) {
 	}
 	get.AddCommand(list("clients"))
 	group := a.group("client", "Give and take access to the node")
+	group.AddCommand(a.clientRenew())
 	group.AddCommand(a.clientIssue(), a.clientRequest(), a.clientAccept(), list("list"), &cobra.Command{
-		Use: "revoke SERIAL", Short: "Refuse a certificate from now on, also on open connections", Args: cobra.ExactArgs(1),
+		Use: "revoke SERIAL", Short: "Refuse a certificate from now on, also on open connections, and those that it was renewed from or as", Args: cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 			_, err := isthmusv1.NewAccessServiceClient(conn).RevokeClient(ctx, &isthmusv1.RevokeClientRequest{Serial: args[0]})
 			return err
@@ -66,8 +68,8 @@ func (a *app) authorityRenew() *cobra.Command {
 	cmd := &cobra.Command{Use: "renew", Short: "Make a new certificate authority", Args: cobra.NoArgs,
 		Long: `Make a new certificate authority, when the present one comes to its end, was made under a wrong clock, or may be known to others.
 
-For 30 days clients of the former authority still get in, and the server shows them a certificate that they trust. Issue new contexts to all
-of them in that time (isthmus client issue): those trust both authorities. Afterwards only new contexts work.
+For 30 days clients of the former authority still get in, and the server shows them a certificate that they trust. Let each of them run
+isthmus client renew in that time, or issue new contexts (isthmus client issue): those trust both authorities. Afterwards only they work.
 
 With --at-once the former authority ends now. Every client is shut out, the caller too; root on the node gets in over the unix socket and
 issues new contexts.`}
@@ -80,7 +82,7 @@ issues new contexts.`}
 			fmt.Fprintln(a.stderr, "isthmus: renewed; the former authority has ended: issue new contexts to all clients, as root on the node")
 			return nil
 		}
-		fmt.Fprintf(a.stderr, "isthmus: renewed; the former authority ends at %s: issue new contexts to all clients until then\n", r.FormerUntil.AsTime().Format(time.RFC3339))
+		fmt.Fprintf(a.stderr, "isthmus: renewed; the former authority ends at %s: let each client run isthmus client renew until then, or issue new contexts\n", r.FormerUntil.AsTime().Format(time.RFC3339))
 		return nil
 	})
 	cmd.Flags().BoolVar(&atOnce, "at-once", false, "trust the former authority no more from now on")

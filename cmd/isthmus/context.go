@@ -61,28 +61,40 @@ func (a *app) socketPath() string {
 	return ""
 }
 
-// loadContext reads a context file.
-func (a *app) loadContext(path string) (*isthmusv1.ClientContext, error) {
+// readContext reads a context file as it is.
+func readContext(path string) (*isthmusv1.ClientContext, error) {
 	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var tree any
+	if err := yaml.Unmarshal(data, &tree); err != nil {
+		return nil, err
+	}
+	if data, err = json.Marshal(tree); err != nil {
+		return nil, err
+	}
+	c := &isthmusv1.ClientContext{}
+	if err := protojson.Unmarshal(data, c); err != nil {
+		return nil, fmt.Errorf("it is none: %w", err)
+	}
+	return c, nil
+}
+
+// loadContext reads a context file, with its defaults and what the command line says instead.
+func (a *app) loadContext(path string) (*isthmusv1.ClientContext, error) {
+	c, err := readContext(path)
 	named := a.contextFile != "" || a.getenv("ISTHMUS_CONTEXT") != ""
+	var file *fs.PathError // has the path
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !named && a.uid == 0 && a.address == "":
 		return nil, fmt.Errorf("isthmusd does not run here, as there is no %s, and there is no context %s of another node; see isthmus context import", defaultSocket, path)
 	case errors.Is(err, fs.ErrNotExist) && !named:
 		return nil, fmt.Errorf("there is no context %s; see isthmus context import", path)
-	case err != nil:
+	case errors.As(err, &file):
 		return nil, fmt.Errorf("reading context: %w", err)
-	}
-	var tree any
-	if err := yaml.Unmarshal(data, &tree); err != nil {
+	case err != nil:
 		return nil, fmt.Errorf("reading context %s: %w", path, err)
-	}
-	if data, err = json.Marshal(tree); err != nil {
-		return nil, fmt.Errorf("reading context %s: %w", path, err)
-	}
-	c := &isthmusv1.ClientContext{}
-	if err := protojson.Unmarshal(data, c); err != nil {
-		return nil, fmt.Errorf("reading context %s: it is none: %w", path, err)
 	}
 	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
 		fmt.Fprintf(a.stderr, "isthmus: warning: %s holds a private key and can be read by others; run: chmod 600 %s\n", path, path)
@@ -139,8 +151,10 @@ func (a *app) connect() (*grpc.ClientConn, error) {
 		if err != nil {
 			return nil, fmt.Errorf("using context %s: %w", path, err)
 		}
+		a.warnOfEnd(path, config.Certificates[0])
+		config.Time = a.wall
 		a.node = c.Address
-		target, creds = "dns:///"+c.Address, credentials.NewTLS(config)
+		target, creds = "dns:///"+c.Address, clockCredentials{credentials.NewTLS(config), a.wall, config.Certificates[0].Leaf}
 	}
 	within := func(ctx context.Context, method string, request, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		ctx, cancel := context.WithTimeout(ctx, a.timeout)

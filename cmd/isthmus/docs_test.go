@@ -70,7 +70,7 @@ func TestSpecPageIsStrict(t *testing.T) {
 }
 
 func cliPage() string {
-	a := &app{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard, now: time.Now, getenv: func(string) string { return "" }}
+	a := &app{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard, now: time.Now, wall: time.Now, getenv: func(string) string { return "" }}
 	root := a.command()
 	var b strings.Builder
 	fmt.Fprintf(&b, "# isthmus, the command line\n\nThis page is made from the commands by `go test ./cmd/isthmus -run TestDocs -update`.\n\n%s\n", root.Long)

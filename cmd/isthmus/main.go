@@ -36,6 +36,7 @@ type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	now            func() time.Time
+	wall           func() time.Time // for certificates
 	getenv         func(string) string
 	uid            int
 
@@ -43,13 +44,14 @@ type app struct {
 	timeout                      time.Duration
 	output                       outputFormat
 
+	renewing bool   // the certificate is renewed now: its end needs no warning
 	document string // file of the document that was sent, for problems
 	node     string // socket or address of the daemon, for errors
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, now: time.Now, getenv: os.Getenv, uid: os.Geteuid()}
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, now: time.Now, wall: time.Now, getenv: os.Getenv, uid: os.Geteuid()}
 	code := a.run(ctx, os.Args[1:])
 	stop()
 	os.Exit(code)
@@ -87,7 +89,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 
 // What grpc says about the connection, with its own words around the cause.
 var (
-	unreachable = regexp.MustCompile(`connection error: desc = "(?:transport: )?(?:Error while dialing: )?(.*)"`)
+	unreachable = regexp.MustCompile(`connection error: desc = "(?:transport: )?(?:Error while dialing: |authentication handshake failed: |error reading server preface: )?(.*)"`)
 	late        = regexp.MustCompile(`context deadline exceeded.*`)
 )
 

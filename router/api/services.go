@@ -114,6 +114,8 @@ func describe(request any) auth.Subject {
 		return auth.Subject{Object: r.Name}
 	case *isthmusv1.IssueClientRequest:
 		return auth.Subject{Object: r.Name + " as " + r.Role}
+	case *isthmusv1.RenewClientRequest:
+		return auth.Subject{Object: "the caller's certificate", Digest: hash(r.Csr)}
 	case *isthmusv1.RevokeClientRequest:
 		return auth.Subject{Object: r.Serial}
 	}
@@ -457,7 +459,10 @@ func (s *services) RollbackSecret(ctx context.Context, r *isthmusv1.RollbackSecr
 	return i, statusOf(err)
 }
 
-func (s *services) RenewAuthority(_ context.Context, r *isthmusv1.RenewAuthorityRequest) (*isthmusv1.RenewAuthorityResponse, error) {
+func (s *services) RenewAuthority(ctx context.Context, r *isthmusv1.RenewAuthorityRequest) (*isthmusv1.RenewAuthorityResponse, error) {
+	if err := s.authority.MayRenew(ctx); err != nil {
+		return nil, statusOf(err)
+	}
 	until, err := s.authority.Renew(r.AtOnce)
 	if err != nil {
 		return nil, statusOf(err)
@@ -469,10 +474,13 @@ func (s *services) RenewAuthority(_ context.Context, r *isthmusv1.RenewAuthority
 	return response, nil
 }
 
-func (s *services) IssueClient(_ context.Context, r *isthmusv1.IssueClientRequest) (*isthmusv1.IssueClientResponse, error) {
+func (s *services) IssueClient(ctx context.Context, r *isthmusv1.IssueClientRequest) (*isthmusv1.IssueClientResponse, error) {
 	role, err := auth.ParseRole(r.Role)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if err := s.authority.MayIssue(ctx); err != nil {
+		return nil, statusOf(err)
 	}
 	certificate, c, err := s.authority.Issue(r.Name, role, r.Csr, r.Lifetime.AsDuration())
 	if err != nil {
@@ -493,9 +501,17 @@ func (s *services) RevokeClient(_ context.Context, r *isthmusv1.RevokeClientRequ
 	return &isthmusv1.RevokeClientResponse{}, statusOf(s.authority.Revoke(r.Serial))
 }
 
+func (s *services) RenewClient(ctx context.Context, r *isthmusv1.RenewClientRequest) (*isthmusv1.RenewClientResponse, error) {
+	certificate, c, err := s.authority.RenewClient(auth.FromContext(ctx), r.Csr)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &isthmusv1.RenewClientResponse{Certificate: certificate, Authority: s.authority.Certificate(), Client: client(c)}, nil
+}
+
 func client(c store.Client) *isthmusv1.Client {
 	return &isthmusv1.Client{
 		Name: c.Name, Role: c.Role, Serial: c.Serial, Revoked: c.Revoked,
-		Issued: timestamppb.New(c.Issued), Expires: timestamppb.New(c.Expires),
+		Issued: timestamppb.New(c.Issued), Expires: timestamppb.New(c.Expires), RenewedFrom: c.RenewedFrom,
 	}
 }

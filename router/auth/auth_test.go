@@ -300,7 +300,7 @@ func TestAuthorityWaitsForTheClock(t *testing.T) {
 		t.Error(err)
 	}
 	c.Time = sane.Add(authorityLifetime)
-	if got := a.Conditions(); len(got) != 1 || got[0].Type != "AuthorityEnds" {
+	if got := a.Conditions(); len(got) != 2 || got[0].Type != "AuthorityEnds" || got[1].Type != "ClockWrong" {
 		t.Errorf("at the end: conditions %v", got)
 	}
 }

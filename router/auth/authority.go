@@ -19,7 +19,6 @@ import (
 	"io"
 	"io/fs"
 	"math/big"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -29,7 +28,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode"
 
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -90,11 +88,16 @@ type Authority struct {
 	options Options
 	room    int                       // for certificates of clients
 	present atomic.Pointer[authority] // nil: it waits for the clock
+	seeing  sync.Mutex                // held while newest is found
+	newest  atomic.Pointer[seen]      // nil: there is no authority
+
+	renewing sync.Mutex // held while a certificate of a client is renewed or revoked
 
 	mu     sync.Mutex // held while an authority is made
 	hosts  []string
-	server *tls.Certificate // nil: to be issued
-	signer *signer          // of server
+	server *tls.Certificate // nil: none was issued yet
+	issued serverFor        // for what server was issued
+	unable error            // why no other one is issued although it is time
 	failed error            // why no authority is made although the clock is sane
 
 	clients registry
@@ -251,8 +254,12 @@ func (a *Authority) Renew(atOnce bool) (time.Time, error) {
 	return r.FormerUntil, nil
 }
 
-// Conditions tells what is wrong with the authority, or will be.
+// Conditions tells what is wrong with the authority, the certificates and the clock, or will be.
 func (a *Authority) Conditions() []*isthmusv1.Condition {
+	return slices.Concat(a.authorityConditions(), a.clockConditions(), a.serverConditions(), a.endingConditions())
+}
+
+func (a *Authority) authorityConditions() []*isthmusv1.Condition {
 	a.mu.Lock()
 	failed := a.failed
 	a.mu.Unlock()
@@ -266,12 +273,10 @@ func (a *Authority) Conditions() []*isthmusv1.Condition {
 		return one("NoAuthority", "error", "making the certificate authority and the first admin failed: "+failed.Error()+"; the next start tries again")
 	case err != nil:
 		return one("ClockWrong", "error", err.Error()+"; until then the API works over the unix socket alone")
-	case now.Before(c.cert.NotBefore):
-		return one("ClockWrong", "error", fmt.Sprintf("the certificate authority is valid from %s, which is in the future: set the clock", c.cert.NotBefore.UTC().Format(time.RFC3339)))
 	case now.After(c.cert.NotAfter.Add(-authorityWarning)):
 		return one("AuthorityEnds", "error", fmt.Sprintf("the certificate authority ends at %s, and with it every certificate: see whether the clock is right, then `isthmus authority renew`", c.cert.NotAfter.UTC().Format(time.RFC3339)))
 	case c.overlapping(now):
-		return one("AuthorityRenewed", "warning", fmt.Sprintf("the authority before the present one is trusted until %s: issue new contexts to clients until then", c.until.UTC().Format(time.RFC3339)))
+		return one("AuthorityRenewed", "warning", fmt.Sprintf("the authority before the present one is trusted until %s: let each client run isthmus client renew until then, or issue new contexts", c.until.UTC().Format(time.RFC3339)))
 	}
 	return nil
 }
@@ -309,6 +314,7 @@ func (a *Authority) use(r authorityRecord) error {
 		}
 		return signer{pair.PrivateKey.(crypto.Signer), pair.Leaf}, nil
 	}
+	defer a.see()
 	present, err := read(r.Certificate, r.Key)
 	if err != nil {
 		return err
@@ -333,7 +339,7 @@ func (a *Authority) Certificate() string {
 		return ""
 	}
 	var out strings.Builder
-	for _, cert := range c.trusted(a.now()) {
+	for _, cert := range c.trusted(a.clock().trust) {
 		out.WriteString(certificatePEM(cert.Raw))
 	}
 	return out.String()
@@ -343,7 +349,7 @@ func (a *Authority) Certificate() string {
 func (a *Authority) roots() *x509.CertPool {
 	pool := x509.NewCertPool()
 	if c, err := a.authority(); err == nil {
-		for _, cert := range c.trusted(a.now()) {
+		for _, cert := range c.trusted(a.clock().trust) {
 			pool.AddCert(cert)
 		}
 	}
@@ -351,16 +357,20 @@ func (a *Authority) roots() *x509.CertPool {
 }
 
 func (a *Authority) template(name string, lifetime time.Duration) *x509.Certificate {
-	serial := make([]byte, 16)
-	rand.Read(serial)
-	serial[0] = serial[0]&0x7f | 0x40 // positive, and always of the same length
 	return &x509.Certificate{
-		SerialNumber: new(big.Int).SetBytes(serial),
+		SerialNumber: newSerial(),
 		Subject:      pkix.Name{CommonName: name},
 		NotBefore:    a.now().Add(-backdate),
 		NotAfter:     a.now().Add(lifetime),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 	}
+}
+
+func newSerial() *big.Int {
+	serial := make([]byte, 16)
+	rand.Read(serial)
+	serial[0] = serial[0]&0x7f | 0x40 // positive, and always of the same length
+	return new(big.Int).SetBytes(serial)
 }
 
 func newKey() (crypto.Signer, string, error) {
@@ -377,55 +387,6 @@ func newKey() (crypto.Signer, string, error) {
 
 func certificatePEM(der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-}
-
-// SetHosts changes the addresses and names of the server certificate. Connections from now on see a new one.
-func (a *Authority) SetHosts(hosts []string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !slices.Equal(hosts, a.hosts) {
-		a.hosts, a.server = slices.Clone(hosts), nil
-	}
-}
-
-// serverCertificate returns the present server certificate. Its key lives only in memory, and it is replaced when a
-// third of its lifetime is left.
-func (a *Authority) serverCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	c, err := a.authority()
-	if err != nil {
-		return nil, err
-	}
-	by := c.server(a.now())
-	if a.server != nil && a.signer == by && a.server.Leaf.NotAfter.Sub(a.now()) > serverLifetime/3 {
-		return a.server, nil
-	}
-	key, _, err := newKey()
-	if err != nil {
-		return nil, err
-	}
-	template := a.template(ServerName, serverLifetime)
-	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	for _, h := range append([]string{ServerName, "localhost", "127.0.0.1", "::1"}, a.hosts...) {
-		if ip := net.ParseIP(h); ip != nil {
-			template.IPAddresses = append(template.IPAddresses, ip)
-		} else if h != "" && !strings.ContainsFunc(h, func(r rune) bool { return r > unicode.MaxASCII }) {
-			// A certificate has ASCII names alone (RFC 5280 section 4.2.1.6). No certificate at all would shut everybody out.
-			template.DNSNames = append(template.DNSNames, h)
-		}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, by.cert, key.Public(), by.key)
-	if err != nil {
-		return nil, fmt.Errorf("issuing server certificate: %w", err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("issuing server certificate: %w", err)
-	}
-	a.signer = by
-	a.server = &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-	return a.server, nil
 }
 
 // Sign signs data with the key of the present server certificate: ECDSA with SHA-256, in ASN.1. It returns the certificate,
@@ -451,8 +412,11 @@ var clientName = regexp.MustCompile(`^[A-Za-z0-9.@-]{1,63}$`)
 // The lifetime is MinLifetime to MaxLifetime, or 0 for DefaultLifetime. What is wrong with the request wraps
 // ErrInvalid.
 func (a *Authority) Issue(name string, role Role, csr []byte, lifetime time.Duration) (string, store.Client, error) {
-	r, err := readRequest(csr)
+	r, err := parseRequest(csr)
 	if err != nil {
+		return "", store.Client{}, err
+	}
+	if err := a.wrongClock(true); err != nil {
 		return "", store.Client{}, err
 	}
 	return a.issue(name, role, r.PublicKey, lifetime)
@@ -460,7 +424,7 @@ func (a *Authority) Issue(name string, role Role, csr []byte, lifetime time.Dura
 
 // CheckRequest says why Issue would not sign a request, and returns the common name that it has.
 func CheckRequest(name string, csr []byte, lifetime time.Duration) (commonName string, err error) {
-	r, err := readRequest(csr)
+	r, err := parseRequest(csr)
 	if err != nil {
 		return "", err
 	}
@@ -470,7 +434,8 @@ func CheckRequest(name string, csr []byte, lifetime time.Duration) (commonName s
 	return r.Subject.CommonName, checkClient(name, lifetime)
 }
 
-func readRequest(csr []byte) (*x509.CertificateRequest, error) {
+// parseRequest returns a certificate request whose key can be signed.
+func parseRequest(csr []byte) (*x509.CertificateRequest, error) {
 	r, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
 		return nil, fmt.Errorf("%w: parsing certificate request: %w", ErrInvalid, err)
@@ -513,51 +478,76 @@ func checkClient(name string, lifetime time.Duration) error {
 }
 
 func (a *Authority) issue(name string, role Role, public any, lifetime time.Duration) (string, store.Client, error) {
+	return a.issueAfter(store.Client{}, name, role, public, lifetime)
+}
+
+// issueAfter signs a certificate and puts it into the list, with what renewed says of the one before it.
+func (a *Authority) issueAfter(renewed store.Client, name string, role Role, public any, lifetime time.Duration) (string, store.Client, error) {
 	if err := checkClient(name, lifetime); err != nil {
 		return "", store.Client{}, err
 	}
 	if lifetime == 0 {
 		lifetime = DefaultLifetime
 	}
-	by, err := a.authority()
-	if err != nil {
+	if _, err := a.authority(); err != nil {
 		return "", store.Client{}, err
 	}
 	if err := a.makeRoom(); err != nil {
 		return "", store.Client{}, err
 	}
-	template := a.template(name, lifetime)
-	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	template.URIs = []*url.URL{roleURI(role)}
-	der, err := x509.CreateCertificate(rand.Reader, template, by.cert, public, by.key)
+	c := renewed
+	c.Serial, c.Name, c.Role = serialText(newSerial()), name, role.String()
+	c.Issued = a.now().UTC().Truncate(time.Second)
+	c.Expires = c.Issued.Add(lifetime).Truncate(time.Second)
+	certificate, err := a.sign(c, role, public)
 	if err != nil {
-		return "", store.Client{}, fmt.Errorf("issuing client certificate: %w", err)
-	}
-	c := store.Client{
-		Serial:  serialText(template.SerialNumber),
-		Name:    name,
-		Role:    role.String(),
-		Issued:  a.now().UTC().Truncate(time.Second),
-		Expires: template.NotAfter.UTC().Truncate(time.Second),
+		return "", store.Client{}, err
 	}
 	if err := a.store.SetClient(c); err != nil {
 		return "", store.Client{}, err
 	}
-	return certificatePEM(der), c, nil
+	a.see()
+	return certificate, c, nil
 }
 
-// makeRoom forgets the oldest revoked certificate when there are too many. What expired stays: the clock may be wrong, and what is not in
+// sign makes the certificate of a client. Everything in it but the signature follows from c and the key.
+func (a *Authority) sign(c store.Client, role Role, public any) (string, error) {
+	by, err := a.authority()
+	if err != nil {
+		return "", err
+	}
+	serial, ok := new(big.Int).SetString(c.Serial, 16)
+	if !ok {
+		return "", fmt.Errorf("issuing client certificate: serial %q is not a hexadecimal number", c.Serial)
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: c.Name},
+		NotBefore:    c.Issued.Add(-backdate),
+		NotAfter:     c.Expires,
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		URIs:         []*url.URL{roleURI(role)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, by.cert, public, by.key)
+	if err != nil {
+		return "", fmt.Errorf("issuing client certificate: %w", err)
+	}
+	return certificatePEM(der), nil
+}
+
+// makeRoom forgets a certificate when there are too many; see forgettable. What expired stays: the clock may be wrong, and what is not in
 // the list is shut out for good.
 func (a *Authority) makeRoom() error {
 	all := a.store.Clients()
 	if len(all) < a.room {
 		return nil
 	}
-	i := slices.IndexFunc(all, func(c store.Client) bool { return c.Revoked })
-	if i < 0 {
+	serial, ok := forgettable(all)
+	if !ok {
 		return fmt.Errorf("%w: the list has %d client certificates and none of them is revoked: revoke those that are not used any more", ErrInvalid, len(all))
 	}
-	return a.store.DeleteClient(all[i].Serial)
+	return a.store.DeleteClient(serial)
 }
 
 func serialText(n *big.Int) string { return fmt.Sprintf("%x", n) }
@@ -575,26 +565,6 @@ func roleOf(cert *x509.Certificate) (Role, error) {
 		return 0, errors.New("certificate names no role")
 	}
 	return ParseRole(cert.URIs[0].Opaque[len(rolePrefix):])
-}
-
-// Clients returns the issued certificates, oldest first.
-func (a *Authority) Clients() []store.Client { return a.store.Clients() }
-
-// Revoke refuses a certificate from now on and closes the connections that were opened with it. An unknown serial is an
-// error that wraps store.ErrNotFound.
-func (a *Authority) Revoke(serial string) error {
-	c, err := a.store.Client(serial)
-	if err != nil {
-		return err
-	}
-	if !c.Revoked {
-		c.Revoked = true
-		if err := a.store.SetClient(c); err != nil {
-			return fmt.Errorf("revoking client certificate %s: %w", serial, err)
-		}
-	}
-	a.clients.cut(serial)
-	return nil
 }
 
 type adminRecord struct {

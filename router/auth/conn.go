@@ -343,7 +343,7 @@ func (a *Authority) acceptTLS(raw net.Conn) (net.Conn, Identity, error) {
 	state := t.ConnectionState()
 	if len(state.PeerCertificates) > 0 {
 		leaf := state.PeerCertificates[0]
-		id = Identity{Name: shorten(leaf.Subject.CommonName), Serial: serialText(leaf.SerialNumber), Expires: leaf.NotAfter}
+		id = Identity{Name: shorten(leaf.Subject.CommonName), Serial: serialText(leaf.SerialNumber), Expires: leaf.NotAfter, cert: leaf}
 	}
 	if err != nil {
 		linger(raw)
@@ -357,7 +357,7 @@ func (a *Authority) acceptTLS(raw net.Conn) (net.Conn, Identity, error) {
 	}
 	id.SecurityLevel = credentials.PrivacyAndIntegrity
 	c := &conn{Conn: t, serial: id.Serial, clients: &a.clients}
-	if err := a.clients.add(c, id.Expires.Sub(a.now())); err != nil {
+	if err := a.clients.add(c, id.Expires.Sub(a.clock().at)); err != nil {
 		return nil, id, errors.Join(err, c.Close())
 	}
 	// Revoke may have come between the handshake and the line above.
@@ -379,7 +379,7 @@ func linger(c net.Conn) {
 }
 
 func (a *Authority) tlsConfig() *tls.Config {
-	return &tls.Config{
+	config := &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		NextProtos:             []string{"h2"},
 		GetCertificate:         a.serverCertificate,
@@ -391,6 +391,16 @@ func (a *Authority) tlsConfig() *tls.Config {
 			return a.verify(s.PeerCertificates[0])
 		},
 	}
+	if r := a.clock(); r.wrong != notWrong {
+		config.ClientAuth = tls.RequireAnyClientCert // the library's check knows only the clock
+		config.VerifyConnection = func(s tls.ConnectionState) error {
+			if err := a.verifyAnyway(s.PeerCertificates[0], r); err != nil {
+				return err
+			}
+			return a.verify(s.PeerCertificates[0])
+		}
+	}
+	return config
 }
 
 func (a *Authority) verify(cert *x509.Certificate) error {
@@ -400,13 +410,13 @@ func (a *Authority) verify(cert *x509.Certificate) error {
 	return a.valid(serialText(cert.SerialNumber))
 }
 
-// valid tells whether a certificate was issued here and not revoked. What is not in the store is not valid.
+// valid tells whether a certificate was issued here and not revoked, nor any that it was renewed from. What is not in the store is not valid.
 func (a *Authority) valid(serial string) error {
 	c, err := a.store.Client(serial)
 	if err != nil {
 		return err
 	}
-	if c.Revoked {
+	if a.revokedChain(c) {
 		return fmt.Errorf("client certificate %s is revoked", serial)
 	}
 	return nil

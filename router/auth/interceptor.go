@@ -7,6 +7,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
 // Subject is what the audit log says about a request.
@@ -38,6 +40,8 @@ func (a *Authority) Unary(describe func(request any) Subject, generation func() 
 			e.Error = shorten(status.Convert(err).Message())
 		} else if g, ok := response.(interface{ GetGeneration() uint64 }); ok {
 			e.To = g.GetGeneration()
+		} else if c, ok := response.(interface{ GetClient() *isthmusv1.Client }); ok && c.GetClient() != nil {
+			e.Object = shorten(e.Object + ", serial " + c.GetClient().GetSerial()) // of the certificate that was issued
 		}
 		// The change is made and its Begin is on disk: failing now would only claim the opposite.
 		_ = a.audit.write(e)
@@ -108,7 +112,7 @@ func (a *Authority) admit(ctx context.Context, method string) (rule, error) {
 		err = status.Error(codes.Unauthenticated, "who is calling is not known")
 	case id.Serial != "" && a.valid(id.Serial) != nil:
 		err = status.Error(codes.Unauthenticated, "certificate is revoked")
-	case !id.Expires.IsZero() && a.now().After(id.Expires):
+	case !id.Expires.IsZero() && a.clock().at.After(id.Expires):
 		// The timer of the connection stands still while a machine sleeps, and does not see the clock being set.
 		err = status.Error(codes.Unauthenticated, "certificate has expired")
 	case !known:

@@ -5,6 +5,7 @@ package auth
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -109,6 +110,7 @@ var rules = map[string]rule{
 	"/isthmus.v1.AccessService/ListClients":    {role: Admin},
 	"/isthmus.v1.AccessService/RevokeClient":   {role: Admin, write: true},
 	"/isthmus.v1.AccessService/RenewAuthority": {role: Admin, write: true},
+	"/isthmus.v1.AccessService/RenewClient":    {role: Reader, write: true}, // the own one alone
 
 	"/grpc.health.v1.Health/Check": {role: Reader},
 	"/grpc.health.v1.Health/List":  {role: Reader},
@@ -149,6 +151,8 @@ type Identity struct {
 	Role    Role
 	Serial  string    // of the certificate in hexadecimal; empty over the unix socket
 	Expires time.Time // of the certificate; zero over the unix socket
+
+	cert *x509.Certificate // nil over the unix socket
 }
 
 // AuthType implements credentials.AuthInfo.

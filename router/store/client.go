@@ -17,6 +17,11 @@ type Client struct {
 	Issued  time.Time `json:"issued"`
 	Expires time.Time `json:"expires"`
 	Revoked bool      `json:"revoked"`
+	// RenewedFrom is the serial of the certificate that this one follows, First when the first one of them was issued, and Key the SHA-256
+	// of the public key (SubjectPublicKeyInfo) in hexadecimal. Empty, zero and empty: it was not renewed from another.
+	RenewedFrom string    `json:"renewedFrom,omitzero"`
+	First       time.Time `json:"first,omitzero"`
+	Key         string    `json:"key,omitzero"`
 	// Change is the place of the last change of this certificate among those of all; SetClient gives it.
 	Change uint64 `json:"change,omitzero"`
 }

@@ -6431,6 +6431,113 @@ func (x *IssueClientResponse) GetClient() *Client {
 	return nil
 }
 
+type RenewClientRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// PKCS #10 certificate request in DER; only its public key is used. The key may be the one of the present certificate.
+	Csr           []byte `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewClientRequest) Reset() {
+	*x = RenewClientRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewClientRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewClientRequest) ProtoMessage() {}
+
+func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewClientRequest.ProtoReflect.Descriptor instead.
+func (*RenewClientRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+}
+
+func (x *RenewClientRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+type RenewClientResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The certificate and the authority's certificate in PEM.
+	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Authority   string `protobuf:"bytes,2,opt,name=authority,proto3" json:"authority,omitempty"`
+	// The same certificate as ListClients will show it.
+	Client        *Client `protobuf:"bytes,3,opt,name=client,proto3" json:"client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewClientResponse) Reset() {
+	*x = RenewClientResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewClientResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewClientResponse) ProtoMessage() {}
+
+func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewClientResponse.ProtoReflect.Descriptor instead.
+func (*RenewClientResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+}
+
+func (x *RenewClientResponse) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *RenewClientResponse) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+func (x *RenewClientResponse) GetClient() *Client {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
 type ListClientsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -6439,7 +6546,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6451,7 +6558,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6464,7 +6571,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 type ListClientsResponse struct {
@@ -6476,7 +6583,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6488,7 +6595,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6501,7 +6608,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -6520,15 +6627,17 @@ type Client struct {
 	Serial  string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
 	Expires *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
 	// The list has up to 4096 certificates, expired ones too. The oldest revoked ones make room.
-	Revoked       bool                   `protobuf:"varint,5,opt,name=revoked,proto3" json:"revoked,omitempty"`
-	Issued        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=issued,proto3" json:"issued,omitempty"`
+	Revoked bool                   `protobuf:"varint,5,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	Issued  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=issued,proto3" json:"issued,omitempty"`
+	// Serial number of the certificate that this one was renewed from. Empty: an admin or the node issued it.
+	RenewedFrom   string `protobuf:"bytes,7,opt,name=renewed_from,json=renewedFrom,proto3" json:"renewed_from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6540,7 +6649,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6553,7 +6662,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *Client) GetName() string {
@@ -6598,6 +6707,13 @@ func (x *Client) GetIssued() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Client) GetRenewedFrom() string {
+	if x != nil {
+		return x.RenewedFrom
+	}
+	return ""
+}
+
 type RevokeClientRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As in Client.
@@ -6608,7 +6724,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6620,7 +6736,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6633,7 +6749,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -6651,7 +6767,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6663,7 +6779,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6676,7 +6792,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 type ListPortsRequest struct {
@@ -6690,7 +6806,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6702,7 +6818,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6715,7 +6831,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -6751,7 +6867,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6763,7 +6879,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6776,7 +6892,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -6829,7 +6945,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6841,7 +6957,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6854,7 +6970,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 type PortEvent struct {
@@ -6867,7 +6983,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6879,7 +6995,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6892,7 +7008,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -6941,7 +7057,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6953,7 +7069,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6966,7 +7082,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *PortUse) GetPool() string {
@@ -7075,7 +7191,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7087,7 +7203,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7100,7 +7216,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -7159,7 +7275,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7171,7 +7287,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7184,7 +7300,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -7252,7 +7368,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7264,7 +7380,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7277,7 +7393,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -7318,7 +7434,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7330,7 +7446,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7343,7 +7459,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -7375,7 +7491,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7387,7 +7503,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7400,7 +7516,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -7468,7 +7584,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7480,7 +7596,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7493,7 +7609,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -7555,7 +7671,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7567,7 +7683,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7580,7 +7696,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -8175,17 +8291,24 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x13IssueClientResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12\x1c\n" +
 	"\tauthority\x18\x02 \x01(\tR\tauthority\x12*\n" +
+	"\x06client\x18\x03 \x01(\v2\x12.isthmus.v1.ClientR\x06client\"&\n" +
+	"\x12RenewClientRequest\x12\x10\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"\x81\x01\n" +
+	"\x13RenewClientResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12\x1c\n" +
+	"\tauthority\x18\x02 \x01(\tR\tauthority\x12*\n" +
 	"\x06client\x18\x03 \x01(\v2\x12.isthmus.v1.ClientR\x06client\"\x14\n" +
 	"\x12ListClientsRequest\"C\n" +
 	"\x13ListClientsResponse\x12,\n" +
-	"\aclients\x18\x01 \x03(\v2\x12.isthmus.v1.ClientR\aclients\"\xcc\x01\n" +
+	"\aclients\x18\x01 \x03(\v2\x12.isthmus.v1.ClientR\aclients\"\xef\x01\n" +
 	"\x06Client\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x16\n" +
 	"\x06serial\x18\x03 \x01(\tR\x06serial\x124\n" +
 	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x18\n" +
 	"\arevoked\x18\x05 \x01(\bR\arevoked\x122\n" +
-	"\x06issued\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\"-\n" +
+	"\x06issued\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\x12!\n" +
+	"\frenewed_from\x18\a \x01(\tR\vrenewedFrom\"-\n" +
 	"\x13RevokeClientRequest\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\"\x16\n" +
 	"\x14RevokeClientResponse\"N\n" +
@@ -8324,11 +8447,12 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\tSetSecret\x12\x1c.isthmus.v1.SetSecretRequest\x1a\x16.isthmus.v1.SecretInfo\x12K\n" +
 	"\x0eRollbackSecret\x12!.isthmus.v1.RollbackSecretRequest\x1a\x16.isthmus.v1.SecretInfo\x12N\n" +
 	"\vListSecrets\x12\x1e.isthmus.v1.ListSecretsRequest\x1a\x1f.isthmus.v1.ListSecretsResponse\x12Q\n" +
-	"\fDeleteSecret\x12\x1f.isthmus.v1.DeleteSecretRequest\x1a .isthmus.v1.DeleteSecretResponse2\xdb\x02\n" +
+	"\fDeleteSecret\x12\x1f.isthmus.v1.DeleteSecretRequest\x1a .isthmus.v1.DeleteSecretResponse2\xab\x03\n" +
 	"\rAccessService\x12N\n" +
 	"\vIssueClient\x12\x1e.isthmus.v1.IssueClientRequest\x1a\x1f.isthmus.v1.IssueClientResponse\x12N\n" +
 	"\vListClients\x12\x1e.isthmus.v1.ListClientsRequest\x1a\x1f.isthmus.v1.ListClientsResponse\x12Q\n" +
-	"\fRevokeClient\x12\x1f.isthmus.v1.RevokeClientRequest\x1a .isthmus.v1.RevokeClientResponse\x12W\n" +
+	"\fRevokeClient\x12\x1f.isthmus.v1.RevokeClientRequest\x1a .isthmus.v1.RevokeClientResponse\x12N\n" +
+	"\vRenewClient\x12\x1e.isthmus.v1.RenewClientRequest\x1a\x1f.isthmus.v1.RenewClientResponse\x12W\n" +
 	"\x0eRenewAuthority\x12!.isthmus.v1.RenewAuthorityRequest\x1a\".isthmus.v1.RenewAuthorityResponse2\x9f\x01\n" +
 	"\rEgressService\x12H\n" +
 	"\tListPorts\x12\x1c.isthmus.v1.ListPortsRequest\x1a\x1d.isthmus.v1.ListPortsResponse\x12D\n" +
@@ -8348,7 +8472,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 112)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 114)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),             // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                 // 1: isthmus.v1.Source
@@ -8446,228 +8570,233 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*RenewAuthorityResponse)(nil), // 93: isthmus.v1.RenewAuthorityResponse
 	(*IssueClientRequest)(nil),     // 94: isthmus.v1.IssueClientRequest
 	(*IssueClientResponse)(nil),    // 95: isthmus.v1.IssueClientResponse
-	(*ListClientsRequest)(nil),     // 96: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 97: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                 // 98: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),    // 99: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 100: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),       // 101: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),      // 102: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),      // 103: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),              // 104: isthmus.v1.PortEvent
-	(*PortUse)(nil),                // 105: isthmus.v1.PortUse
-	(*AddressUse)(nil),             // 106: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),        // 107: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),        // 108: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),       // 109: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),             // 110: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),            // 111: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),         // 112: isthmus.v1.TranslatedFlow
-	(*Spec)(nil),                   // 113: isthmus.v1.Spec
-	(*Problem)(nil),                // 114: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),    // 115: google.protobuf.Duration
-	(*EgressPolicy)(nil),           // 116: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),  // 117: google.protobuf.Timestamp
-	(EventType)(0),                 // 118: isthmus.v1.EventType
-	(*Inside)(nil),                 // 119: isthmus.v1.Inside
-	(*Condition)(nil),              // 120: isthmus.v1.Condition
+	(*RenewClientRequest)(nil),     // 96: isthmus.v1.RenewClientRequest
+	(*RenewClientResponse)(nil),    // 97: isthmus.v1.RenewClientResponse
+	(*ListClientsRequest)(nil),     // 98: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 99: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                 // 100: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),    // 101: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 102: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),       // 103: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),      // 104: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),      // 105: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),              // 106: isthmus.v1.PortEvent
+	(*PortUse)(nil),                // 107: isthmus.v1.PortUse
+	(*AddressUse)(nil),             // 108: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),        // 109: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),        // 110: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),       // 111: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),             // 112: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),            // 113: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),         // 114: isthmus.v1.TranslatedFlow
+	(*Spec)(nil),                   // 115: isthmus.v1.Spec
+	(*Problem)(nil),                // 116: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),    // 117: google.protobuf.Duration
+	(*EgressPolicy)(nil),           // 118: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),  // 119: google.protobuf.Timestamp
+	(EventType)(0),                 // 120: isthmus.v1.EventType
+	(*Inside)(nil),                 // 121: isthmus.v1.Inside
+	(*Condition)(nil),              // 122: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	113, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	114, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	115, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	116, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	114, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	114, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	116, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	116, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	114, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	116, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	115, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	117, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	114, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	115, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	116, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	115, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	113, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	116, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	117, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	118, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	117, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	115, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	117, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	119, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
 	24,  // 19: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	26,  // 20: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	118, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	120, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	24,  // 22: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	117, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	119, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	117, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	117, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	117, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	120, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	119, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	121, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	119, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	119, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	119, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	122, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	25,  // 29: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	117, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	117, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	117, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	117, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	117, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	119, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	119, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	119, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	119, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	119, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	34,  // 35: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	118, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	120, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	34,  // 37: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	117, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	115, // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	120, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	117, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	119, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	117, // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	122, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	119, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	35,  // 42: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
 	36,  // 43: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
 	41,  // 44: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	118, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	120, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	41,  // 46: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	42,  // 47: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	117, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	120, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	119, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	122, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	53,  // 50: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
 	45,  // 51: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	118, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	120, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	53,  // 53: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	50,  // 54: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	117, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	119, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	51,  // 56: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	52,  // 57: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	59,  // 58: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	118, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	120, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	59,  // 60: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	60,  // 61: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	117, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	119, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	61,  // 63: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	117, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	117, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	119, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	119, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	66,  // 66: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	118, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	120, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	66,  // 68: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	117, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	117, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	119, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	119, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
 	67,  // 71: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	117, // 72: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	117, // 73: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	119, // 72: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	119, // 73: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
 	70,  // 74: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	117, // 75: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	119, // 75: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
 	72,  // 76: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	117, // 77: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	117, // 78: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	120, // 79: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	119, // 77: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	119, // 78: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	122, // 79: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
 	84,  // 80: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
 	82,  // 81: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
 	83,  // 82: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	117, // 83: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	119, // 83: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
 	89,  // 84: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	117, // 85: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	117, // 86: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	115, // 87: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	98,  // 88: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	98,  // 89: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	117, // 90: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	117, // 91: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	105, // 92: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	106, // 93: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	107, // 94: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	117, // 95: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	118, // 96: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	105, // 97: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	115, // 98: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	117, // 99: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	115, // 100: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	112, // 101: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	117, // 102: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	117, // 103: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
-	3,   // 104: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
-	5,   // 105: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
-	8,   // 106: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
-	10,  // 107: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
-	11,  // 108: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
-	13,  // 109: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
-	15,  // 110: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
-	18,  // 111: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
-	19,  // 112: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
-	21,  // 113: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
-	22,  // 114: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
-	27,  // 115: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
-	29,  // 116: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
-	30,  // 117: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
-	32,  // 118: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
-	37,  // 119: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
-	39,  // 120: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
-	43,  // 121: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
-	46,  // 122: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
-	48,  // 123: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	110, // 124: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	108, // 125: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
-	54,  // 126: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
-	56,  // 127: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
-	57,  // 128: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
-	62,  // 129: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
-	64,  // 130: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	80,  // 131: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	68,  // 132: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	71,  // 133: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	74,  // 134: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	76,  // 135: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	78,  // 136: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	85,  // 137: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	86,  // 138: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	87,  // 139: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	90,  // 140: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	94,  // 141: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	96,  // 142: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	99,  // 143: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	92,  // 144: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	101, // 145: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	103, // 146: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 147: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 148: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 149: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 150: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 151: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 152: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 153: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 154: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 155: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 156: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 157: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	28,  // 158: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	34,  // 159: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	31,  // 160: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	33,  // 161: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	38,  // 162: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	40,  // 163: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	44,  // 164: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	47,  // 165: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	49,  // 166: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	111, // 167: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	109, // 168: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	55,  // 169: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	59,  // 170: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	58,  // 171: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	63,  // 172: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	65,  // 173: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	81,  // 174: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	69,  // 175: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	73,  // 176: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	75,  // 177: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	77,  // 178: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	79,  // 179: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	89,  // 180: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	89,  // 181: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	88,  // 182: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	91,  // 183: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	95,  // 184: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	97,  // 185: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	100, // 186: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	93,  // 187: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	102, // 188: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	104, // 189: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	147, // [147:190] is the sub-list for method output_type
-	104, // [104:147] is the sub-list for method input_type
-	104, // [104:104] is the sub-list for extension type_name
-	104, // [104:104] is the sub-list for extension extendee
-	0,   // [0:104] is the sub-list for field type_name
+	119, // 85: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	119, // 86: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	117, // 87: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	100, // 88: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	100, // 89: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	100, // 90: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	119, // 91: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	119, // 92: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	107, // 93: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	108, // 94: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	109, // 95: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	119, // 96: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	120, // 97: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	107, // 98: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	117, // 99: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	119, // 100: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	117, // 101: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	114, // 102: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	119, // 103: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	119, // 104: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	3,   // 105: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
+	5,   // 106: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
+	8,   // 107: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
+	10,  // 108: isthmus.v1.SpecService.EditPolicies:input_type -> isthmus.v1.EditPoliciesRequest
+	11,  // 109: isthmus.v1.SpecService.Confirm:input_type -> isthmus.v1.ConfirmRequest
+	13,  // 110: isthmus.v1.SpecService.GetSpec:input_type -> isthmus.v1.GetSpecRequest
+	15,  // 111: isthmus.v1.SpecService.ListHistory:input_type -> isthmus.v1.ListHistoryRequest
+	18,  // 112: isthmus.v1.SpecService.Rollback:input_type -> isthmus.v1.RollbackRequest
+	19,  // 113: isthmus.v1.TunnelService.ListTunnels:input_type -> isthmus.v1.ListTunnelsRequest
+	21,  // 114: isthmus.v1.TunnelService.GetTunnel:input_type -> isthmus.v1.GetTunnelRequest
+	22,  // 115: isthmus.v1.TunnelService.WatchTunnels:input_type -> isthmus.v1.WatchTunnelsRequest
+	27,  // 116: isthmus.v1.BGPService.ListPeers:input_type -> isthmus.v1.ListPeersRequest
+	29,  // 117: isthmus.v1.BGPService.GetPeer:input_type -> isthmus.v1.GetPeerRequest
+	30,  // 118: isthmus.v1.BGPService.WatchPeers:input_type -> isthmus.v1.WatchPeersRequest
+	32,  // 119: isthmus.v1.BGPService.ResetPeer:input_type -> isthmus.v1.ResetPeerRequest
+	37,  // 120: isthmus.v1.RouteService.ListRoutes:input_type -> isthmus.v1.ListRoutesRequest
+	39,  // 121: isthmus.v1.RouteService.WatchRoutes:input_type -> isthmus.v1.WatchRoutesRequest
+	43,  // 122: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
+	46,  // 123: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
+	48,  // 124: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
+	112, // 125: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	110, // 126: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	54,  // 127: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
+	56,  // 128: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
+	57,  // 129: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
+	62,  // 130: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
+	64,  // 131: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
+	80,  // 132: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	68,  // 133: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	71,  // 134: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	74,  // 135: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	76,  // 136: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	78,  // 137: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	85,  // 138: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	86,  // 139: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	87,  // 140: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	90,  // 141: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	94,  // 142: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	98,  // 143: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	101, // 144: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	96,  // 145: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	92,  // 146: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	103, // 147: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	105, // 148: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 149: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 150: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 151: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 152: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 153: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 154: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 155: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 156: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 157: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 158: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 159: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	28,  // 160: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	34,  // 161: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	31,  // 162: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	33,  // 163: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	38,  // 164: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	40,  // 165: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	44,  // 166: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	47,  // 167: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	49,  // 168: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	113, // 169: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	111, // 170: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	55,  // 171: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	59,  // 172: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	58,  // 173: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	63,  // 174: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	65,  // 175: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	81,  // 176: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	69,  // 177: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	73,  // 178: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	75,  // 179: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	77,  // 180: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	79,  // 181: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	89,  // 182: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	89,  // 183: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	88,  // 184: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	91,  // 185: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	95,  // 186: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	99,  // 187: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	102, // 188: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	97,  // 189: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	93,  // 190: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	104, // 191: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	106, // 192: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	149, // [149:193] is the sub-list for method output_type
+	105, // [105:149] is the sub-list for method input_type
+	105, // [105:105] is the sub-list for extension type_name
+	105, // [105:105] is the sub-list for extension extendee
+	0,   // [0:105] is the sub-list for field type_name
 }
 
 func init() { file_isthmus_v1_services_proto_init() }
@@ -8690,7 +8819,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   112,
+			NumMessages:   114,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

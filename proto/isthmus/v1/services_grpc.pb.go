@@ -2156,6 +2156,7 @@ const (
 	AccessService_IssueClient_FullMethodName    = "/isthmus.v1.AccessService/IssueClient"
 	AccessService_ListClients_FullMethodName    = "/isthmus.v1.AccessService/ListClients"
 	AccessService_RevokeClient_FullMethodName   = "/isthmus.v1.AccessService/RevokeClient"
+	AccessService_RenewClient_FullMethodName    = "/isthmus.v1.AccessService/RenewClient"
 	AccessService_RenewAuthority_FullMethodName = "/isthmus.v1.AccessService/RenewAuthority"
 )
 
@@ -2170,7 +2171,13 @@ type AccessServiceClient interface {
 	// ListClients returns the certificates that were issued. Role: admin.
 	ListClients(ctx context.Context, in *ListClientsRequest, opts ...grpc.CallOption) (*ListClientsResponse, error)
 	// RevokeClient refuses a certificate from now on, also on open connections. Role: admin.
+	// It refuses the certificates that were renewed from it too, and those that it was renewed from.
 	RevokeClient(ctx context.Context, in *RevokeClientRequest, opts ...grpc.CallOption) (*RevokeClientResponse, error)
+	// RenewClient signs a certificate that follows the one of the caller: the same name and role, and its lifetime again. Each certificate is
+	// renewed once, in the last third of its lifetime or while the authority that signed it is the former one; a certificate of less than 30
+	// days is not. The same key again gets the same certificate. A client and what it was renewed from are good for 10 years in all.
+	// Over the unix socket the error is INVALID_ARGUMENT. Role: reader.
+	RenewClient(ctx context.Context, in *RenewClientRequest, opts ...grpc.CallOption) (*RenewClientResponse, error)
 	// RenewAuthority makes a new certificate authority. For 30 days the server still shows a certificate of the former one, and clients of
 	// the former one get in; those that are issued from now on trust both. Role: admin.
 	RenewAuthority(ctx context.Context, in *RenewAuthorityRequest, opts ...grpc.CallOption) (*RenewAuthorityResponse, error)
@@ -2214,6 +2221,16 @@ func (c *accessServiceClient) RevokeClient(ctx context.Context, in *RevokeClient
 	return out, nil
 }
 
+func (c *accessServiceClient) RenewClient(ctx context.Context, in *RenewClientRequest, opts ...grpc.CallOption) (*RenewClientResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewClientResponse)
+	err := c.cc.Invoke(ctx, AccessService_RenewClient_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *accessServiceClient) RenewAuthority(ctx context.Context, in *RenewAuthorityRequest, opts ...grpc.CallOption) (*RenewAuthorityResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RenewAuthorityResponse)
@@ -2235,7 +2252,13 @@ type AccessServiceServer interface {
 	// ListClients returns the certificates that were issued. Role: admin.
 	ListClients(context.Context, *ListClientsRequest) (*ListClientsResponse, error)
 	// RevokeClient refuses a certificate from now on, also on open connections. Role: admin.
+	// It refuses the certificates that were renewed from it too, and those that it was renewed from.
 	RevokeClient(context.Context, *RevokeClientRequest) (*RevokeClientResponse, error)
+	// RenewClient signs a certificate that follows the one of the caller: the same name and role, and its lifetime again. Each certificate is
+	// renewed once, in the last third of its lifetime or while the authority that signed it is the former one; a certificate of less than 30
+	// days is not. The same key again gets the same certificate. A client and what it was renewed from are good for 10 years in all.
+	// Over the unix socket the error is INVALID_ARGUMENT. Role: reader.
+	RenewClient(context.Context, *RenewClientRequest) (*RenewClientResponse, error)
 	// RenewAuthority makes a new certificate authority. For 30 days the server still shows a certificate of the former one, and clients of
 	// the former one get in; those that are issued from now on trust both. Role: admin.
 	RenewAuthority(context.Context, *RenewAuthorityRequest) (*RenewAuthorityResponse, error)
@@ -2257,6 +2280,9 @@ func (UnimplementedAccessServiceServer) ListClients(context.Context, *ListClient
 }
 func (UnimplementedAccessServiceServer) RevokeClient(context.Context, *RevokeClientRequest) (*RevokeClientResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeClient not implemented")
+}
+func (UnimplementedAccessServiceServer) RenewClient(context.Context, *RenewClientRequest) (*RenewClientResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RenewClient not implemented")
 }
 func (UnimplementedAccessServiceServer) RenewAuthority(context.Context, *RenewAuthorityRequest) (*RenewAuthorityResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RenewAuthority not implemented")
@@ -2336,6 +2362,24 @@ func _AccessService_RevokeClient_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AccessService_RenewClient_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewClientRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServiceServer).RenewClient(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccessService_RenewClient_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServiceServer).RenewClient(ctx, req.(*RenewClientRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AccessService_RenewAuthority_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RenewAuthorityRequest)
 	if err := dec(in); err != nil {
@@ -2372,6 +2416,10 @@ var AccessService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RevokeClient",
 			Handler:    _AccessService_RevokeClient_Handler,
+		},
+		{
+			MethodName: "RenewClient",
+			Handler:    _AccessService_RenewClient_Handler,
 		},
 		{
 			MethodName: "RenewAuthority",
