@@ -79,9 +79,9 @@ func free(t *testing.T) string {
 }
 
 // start starts the machine, and ends it with the test.
-func (b *bench) start(f Firmware) {
+func (b *bench) start(f Firmware, seed string) {
 	b.t.Helper()
-	m, err := Start(b.t.Context(), Config{Disk: b.disk, Firmware: f, UUID: "6c3cf9a5-1f5b-4f0e-9d3f-1d1c5f0a7b11", Net: []string{
+	m, err := Start(b.t.Context(), Config{Disk: b.disk, Firmware: f, Seed: seed, UUID: "6c3cf9a5-1f5b-4f0e-9d3f-1d1c5f0a7b11", Net: []string{
 		"-netdev", "user,id=net0,restrict=on,hostfwd=tcp:" + b.api + "-:7443,hostfwd=tcp:127.0.0.1:" + b.ssh + "-:22", "-device", "virtio-net-pci,netdev=net0,romfile="}})
 	if err != nil {
 		b.t.Fatal(err)
@@ -104,11 +104,50 @@ func (b *bench) stop() {
 	b.m = nil
 }
 
-// rescue gets a shell on the console.
-func (b *bench) rescue() {
+// seed makes a NoCloud disk with the user-data of a first boot: the document, and a request for the certificate of an admin, whose key stays here.
+func (b *bench) seed() string {
 	b.t.Helper()
-	if err := b.m.Rescue(bootLimit); err != nil {
+	request, err := b.cli(b.t.Context(), "client", "request", "--name", "test")
+	if err != nil {
 		b.t.Fatal(err)
+	}
+	indented := func(text string) string {
+		return "  " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n  ") + "\n"
+	}
+	request = request[strings.Index(request, "-----BEGIN"):]
+	img := filepath.Join(b.dir, "seed.img")
+	files := map[string]string{
+		"user-data": "#isthmus\ndocument: |\n" + indented(first) + "admin:\n  request: |\n  " + strings.TrimRight(strings.ReplaceAll(indented(request), "\n", "\n  "), " "),
+		"meta-data": "instance-id: test-1\n",
+	}
+	err = errors.Join(os.WriteFile(img, nil, 0o600), os.Truncate(img, 2<<20))
+	if out, merr := exec.Command("mkfs.vfat", "-n", "CIDATA", img).CombinedOutput(); err != nil || merr != nil {
+		b.t.Fatalf("%v, %v: %s", err, merr, out)
+	}
+	for name, text := range files {
+		path := filepath.Join(b.dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			b.t.Fatal(err)
+		}
+		if out, err := exec.Command("mcopy", "-i", img, path, "::"+name).CombinedOutput(); err != nil {
+			b.t.Fatalf("%v: %s", err, out)
+		}
+	}
+	return img
+}
+
+// enrol waits for the node's answer on its console, and makes a context of it.
+func (b *bench) enrol() {
+	b.t.Helper()
+	if err := b.m.Shown("-----END ISTHMUS CONTEXT-----", bootLimit); err != nil {
+		b.t.Fatal(err)
+	}
+	console := filepath.Join(b.dir, "console.txt")
+	if err := os.WriteFile(console, []byte(b.m.Text()), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	if out, err := b.cli(b.t.Context(), "client", "accept", console); err != nil {
+		b.t.Fatal(out, err)
 	}
 }
 
@@ -139,20 +178,12 @@ func (b *bench) until(command, expression string) string {
 // cli runs the command line on this machine, against the node.
 func (b *bench) cli(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, built(b.t, "isthmus"), append([]string{"--context", b.context, "--address", b.api}, args...)...)
+	cmd.Env = append(os.Environ(), "HOME="+b.dir, "XDG_CONFIG_HOME=")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
 	b.t.Logf("isthmus %s\n%s", strings.Join(args, " "), out.String())
 	return out.String(), err
-}
-
-// login fetches the first admin's context by the console.
-func (b *bench) login() {
-	b.t.Helper()
-	text := b.run("cat /var/lib/isthmus/admin.yaml")
-	if err := os.WriteFile(b.context, []byte(text+"\n"), 0o600); err != nil {
-		b.t.Fatal(err)
-	}
 }
 
 // release makes another slot out of the one that was built, and signs it with the key of this machine, which make image has used.
@@ -243,8 +274,16 @@ access: {api: [10.0.2.2/32]}
 // TestImage starts the image by each firmware, looks at what is there, and upgrades it: to a slot that works, and to one that does not.
 func TestImage(t *testing.T) {
 	b := newBench(t)
-	b.start(BIOS)
-	b.rescue()
+	b.start(BIOS, b.seed())
+	if err := b.m.Rescue(bootLimit); err != nil {
+		t.Fatal(err)
+	}
+	b.enrol()
+	b.serves("")
+	t.Logf("the API served %.0f s after power on, enrolled by user-data alone (BIOS)", b.m.Since().Seconds())
+	if err := b.m.Prompt(bootLimit); err != nil {
+		t.Fatal(err)
+	}
 	t.Logf("root shell %.0f s after power on (BIOS)", b.m.Since().Seconds())
 	b.run("export SYSTEMD_COLORS=0 SYSTEMD_PAGER=cat PAGER=cat TERM=dumb; stty cols 300")
 	b.until("systemctl is-active isthmusd strongswan isthmus-system | sort -u", `^active\s*$`)
@@ -275,11 +314,6 @@ func TestImage(t *testing.T) {
 			t.Errorf("%s listens", line)
 		}
 	}
-	b.login()
-	if out, err := b.cli(t.Context(), "--timeout", "5s", "get", "status"); err == nil {
-		t.Errorf("the API answers before a document opens it: %s", out)
-	}
-	b.run("cat > /tmp/first.yaml <<'END'\n" + first + "END\nisthmus apply -f /tmp/first.yaml")
 	if out, err := b.cli(t.Context(), "system", "status"); err != nil || !strings.Contains(out, "running, good") || !strings.Contains(out, "bios") {
 		t.Error(out, err)
 	}
@@ -337,7 +371,7 @@ func TestImage(t *testing.T) {
 	}
 
 	// By UEFI, a slot whose daemon fails falls back by itself, and the node says why.
-	b.start(UEFI)
+	b.start(UEFI, "")
 	bad := b.release("9.2", serial+1, func(tree string) error {
 		return errors.Join(write(tree, "usr/share/isthmus/trial-limit", "20s\n"), write(tree, "usr/sbin/isthmusd", "#!/bin/sh\nexit 1\n"))
 	})
@@ -357,7 +391,7 @@ func TestImage(t *testing.T) {
 	}
 	b.stop()
 
-	b.start(SecureBoot)
+	b.start(SecureBoot, "")
 	b.serves("9.1")
 	t.Logf("the API served %.0f s after power on (Secure Boot)", b.m.Since().Seconds())
 	if out, err := b.cli(t.Context(), "system", "status"); err != nil || !strings.Contains(out, "uefi, Secure Boot") {
@@ -410,7 +444,7 @@ func (b *bench) sshServer() {
 	}
 }
 
-// serves waits until the node answers, and runs the slot of a version.
+// serves waits until the node answers, and runs the slot of a version; empty: of any.
 func (b *bench) serves(version string) {
 	b.t.Helper()
 	for end := time.Now().Add(bootLimit); ; time.Sleep(time.Second) {

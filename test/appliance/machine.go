@@ -173,19 +173,37 @@ func (m *Machine) Send(text string) error {
 	return err
 }
 
-// Rescue waits for the loader, asks it for a root shell on the console, and waits for that.
+// Rescue waits for the loader, and asks it for a root shell on the console.
 func (m *Machine) Rescue(limit time.Duration) error {
 	if _, err := m.Expect(`Esc within`, limit); err != nil {
 		return err
 	}
-	if err := m.Send("\x1b"); err != nil {
-		return err
-	}
-	return m.Prompt(limit)
+	return m.Send("\x1b")
 }
 
-// Prompt waits for the shell on the console.
+// Shown waits until the console's text, all of it, has a word.
+func (m *Machine) Shown(word string, limit time.Duration) error {
+	for end := time.Now().Add(limit); !strings.Contains(m.Text(), word); time.Sleep(200 * time.Millisecond) {
+		select {
+		case <-m.done:
+			return fmt.Errorf("waiting for %q on the console: %w\n%s", word, ErrEnded, m.Tail(4000))
+		default:
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("waiting for %q on the console: nothing after %v\n%s", word, limit, m.Tail(4000))
+		}
+	}
+	return nil
+}
+
+// Prompt waits for the shell on the console. Enter brings a prompt again that other text has followed.
 func (m *Machine) Prompt(limit time.Duration) error {
+	if err := m.Shown("root@", limit); err != nil {
+		return err
+	}
+	if err := m.Send("\n"); err != nil {
+		return err
+	}
 	if _, err := m.Expect(`root@[^\n]*[#]`, limit); err != nil {
 		return err
 	}
