@@ -170,7 +170,7 @@ var (
 // acceptConsole finds the last answer in a console's text that fits one of the keys.
 func acceptConsole(text string, keys []string, now time.Time) (*isthmusv1.ClientContext, *x509.Certificate, error) {
 	// aws prints the text as JSON when it is not told otherwise.
-	text = strings.NewReplacer(`\r\n`, "\n", `\n`, "\n", "\r", "").Replace(text)
+	text = strings.NewReplacer(`\r\n`, "\n", `\n`, "\n", `\"`, `"`, "\r", "").Replace(text)
 	text = escapes.ReplaceAllString(text, "")
 	var blocks []string
 	for {
