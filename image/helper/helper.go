@@ -305,16 +305,7 @@ func (s *Server) try() error {
 }
 
 func (s *Server) good() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e, err := s.Disk.Env()
-	if err != nil {
-		return err
-	}
-	if e.Trial == slot.None || e.Trial != s.Running {
-		return errNoTrial
-	}
-	if err := s.Disk.SetEnv(slot.Env{Good: s.Running}); err != nil {
+	if err := s.endTrial(slot.Env{Good: s.Running}); err != nil {
 		return err
 	}
 	s.settled()
@@ -322,6 +313,11 @@ func (s *Server) good() error {
 }
 
 func (s *Server) reject() error {
+	return s.endTrial(slot.Env{Good: s.Running.Other(), Failed: s.Running})
+}
+
+// endTrial tells the loader how it is without a trial, when the slot that runs is on one.
+func (s *Server) endTrial(then slot.Env) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e, err := s.Disk.Env()
@@ -331,5 +327,5 @@ func (s *Server) reject() error {
 	if e.Trial == slot.None || e.Trial != s.Running {
 		return errNoTrial
 	}
-	return s.Disk.SetEnv(slot.Env{Good: e.Good, Failed: e.Trial})
+	return s.Disk.SetEnv(then)
 }
