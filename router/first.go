@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/plan"
@@ -60,6 +61,21 @@ func (r *Router) SetFirstAccess(ctx context.Context, api []netip.Prefix) error {
 		return nil
 	}
 	return r.planAgain(ctx)
+}
+
+// SetFacts says what the platform says of addresses now, and carries the present document out with it. When the document cannot be used with it, what runs stays as it is,
+// and the error says why.
+func (r *Router) SetFacts(ctx context.Context, p spec.Platform) error {
+	former := r.facts.Swap(&p)
+	if reflect.DeepEqual(*former, p) && !r.unplanned.Load() {
+		return nil
+	}
+	r.mu.Lock()
+	r.version++ // what was planned before has the former facts
+	r.mu.Unlock()
+	err := r.planAgain(ctx)
+	r.unplanned.Store(err != nil)
+	return err
 }
 
 // maxMissing is how many secrets that are not stored have a condition of their own.

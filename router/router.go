@@ -139,6 +139,8 @@ type Options struct {
 	Safe bool
 	// Notices returns conditions of what is around the router, such as access to it; nil: there are none.
 	Notices func() []*isthmusv1.Condition
+	// Facts is what the platform said of addresses when it was last asked; see SetFacts.
+	Facts spec.Platform
 	// Platform returns what the platform says of the machine; nil: nobody asks it.
 	Platform func() *isthmusv1.PlatformStatus
 	// Counters fills in what the drivers have written.
@@ -183,6 +185,9 @@ type Router struct {
 	lost   guardLoss
 	around around
 	first  atomic.Pointer[[]netip.Prefix] // see SetFirstAccess
+	facts  atomic.Pointer[spec.Platform]  // see SetFacts
+
+	unplanned atomic.Bool // the present document could not be planned with facts
 
 	mu       sync.Mutex // held while a document becomes the present one, not while it is planned
 	version  uint64     // of what plans are made from: present, spec, target, ledger and the secrets
@@ -228,6 +233,7 @@ func New(o Options) (*Router, error) {
 		r.unsticker = newUnsticker(o.Flows, o.Log)
 	}
 	r.first.Store(&o.FirstAPI)
+	r.facts.Store(&o.Facts)
 	present, ok := o.Store.Current()
 	d, problems := spec.Decode([]byte(present.Text))
 	r.target = plan.Nothing(r.machine(), spec.AccessOf(d.Message))
@@ -311,7 +317,7 @@ func (r *Router) plan(ctx context.Context, d spec.Document, decodeProblems spec.
 			return nil, plan.Target{}, former, spec.Join(decodeProblems, spec.Problems{{Rule: "has an unreadable ledger: " + err.Error(), Remedy: "roll back to an earlier generation"}}), nil
 		}
 	}
-	s, problems, err := spec.CheckWithin(ctx, d, func(name string) (secret.Ref, bool) {
+	s, problems, err := spec.CheckWithin(ctx, d.On(*r.facts.Load()), func(name string) (secret.Ref, bool) {
 		ref, err := r.Store.Ref(name)
 		if awaits && errors.Is(err, secret.ErrNotFound) && store.ValidSecretName(name) {
 			return secret.Ref{Name: name}, true // which no stored secret is; drivers refuse it until there is one

@@ -20,7 +20,7 @@ func newBoot(o options, st *store.Store, authority *auth.Authority, audit *auth.
 	kind, _ := platform.ParseKind(o.platform) // empty for auto
 	return firstboot.New(firstboot.Options{
 		Platform: kind, Reader: platform.Options{Metadata: o.metadata, Seed: o.seed}, Sys: "/sys", Runtime: o.runtime, Console: o.console,
-		Records: st, Port: port(o.listen), Changed: changed, Authority: authority.Fingerprint, Log: log.With("room", "first boot"),
+		Records: st, Port: port(o.listen), Changed: changed, Refresh: o.refresh, Authority: authority.Fingerprint, Log: log.With("room", "first boot"),
 		Issue: func(name string, request []byte, lifetime time.Duration) (string, string, string, error) {
 			certificate, _, err := authority.Issue(name, auth.Admin, request, lifetime)
 			if err == nil {

@@ -64,6 +64,7 @@ type options struct {
 	platform       string
 	metadata, seed string
 	console        string
+	refresh        time.Duration
 	debug, safe    bool
 	clean          bool
 }
@@ -84,6 +85,7 @@ func main() {
 	flag.StringVar(&o.mover, "mover", "", "`program` that has the platform lead public addresses to this node; called as PROGRAM take ADDRESS=PUBLIC...")
 	flag.StringVar(&o.sshKeys, "ssh-keys", "", "`file` from which the machine's SSH server takes its keys, which are then those of the document; empty: the server is not the document's")
 	flag.StringVar(&o.platform, "platform", "none", "where the machine runs, for user-data and what the platform says of addresses: `auto, none, aws, azure, google or nocloud`")
+	flag.DurationVar(&o.refresh, "platform-refresh", 5*time.Minute, "how often the platform is asked for addresses, `1s to 1h`")
 	flag.StringVar(&o.metadata, "metadata", "", "`URL` of the metadata service in place of the platform's own, for tests")
 	flag.StringVar(&o.seed, "seed", "/run/isthmus-seed", "`directory` of a NoCloud seed")
 	flag.StringVar(&o.console, "console", "", "`file` for what the machine's console is to show after the first boot (default: console in the runtime directory)")
@@ -111,6 +113,10 @@ func main() {
 	}
 	if _, ok := platform.ParseKind(o.platform); !ok && o.platform != "auto" {
 		fmt.Fprintf(os.Stderr, "isthmusd: -platform %s: give auto, none, aws, azure, google or nocloud\n", o.platform)
+		os.Exit(2)
+	}
+	if o.refresh < time.Second || o.refresh > time.Hour {
+		fmt.Fprintf(os.Stderr, "isthmusd: -platform-refresh %v: give 1s to 1h\n", o.refresh)
 		os.Exit(2)
 	}
 	if o.bgpPort < 1 || o.bgpPort > math.MaxUint16 {
@@ -241,14 +247,15 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 	}
 	var beneath *machine.Machine // made below, since it looks at the router
 	var firstAPI []netip.Prefix
+	var facts spec.Platform
 	var place func() *isthmusv1.PlatformStatus
 	var bootConditions func() []*isthmusv1.Condition
 	if boot != nil {
-		firstAPI, place, bootConditions = boot.API(), boot.Status, boot.Conditions
+		firstAPI, facts, place, bootConditions = boot.API(), boot.Addresses(), boot.Status, boot.Conditions
 	}
 	r, err := router.New(router.Options{
 		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Flows: flows, Translations: translations, Addresses: links, Host: kernelOf,
-		APIPort: port(o.listen), APIFrom: apiFrom, FirstAPI: firstAPI, Platform: place, SSH: ssh, Drop: o.input == "drop", Resolvers: names.System,
+		APIPort: port(o.listen), APIFrom: apiFrom, FirstAPI: firstAPI, Facts: facts, Platform: place, SSH: ssh, Drop: o.input == "drop", Resolvers: names.System,
 		Version: version, Log: log, Safe: o.safe,
 		Notices: func() []*isthmusv1.Condition {
 			all := slices.Concat(authority.Conditions(), notices(audit, older), beneath.Conditions())

@@ -13,6 +13,7 @@ import (
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/platform"
+	"github.com/isthmus-net/isthmus/router/spec"
 )
 
 // keepFacts reads facts again and again: a public address can move. A failed reading leaves the former facts.
@@ -56,6 +57,7 @@ func (b *Boot) readFacts(ctx context.Context, reader platform.Reader) bool {
 	b.facts, b.read, b.factsErr = now, time.Now(), nil
 	rec := b.rec
 	b.mu.Unlock()
+	b.plan(ctx, rec.Addresses, addresses(now, cards()))
 	b.readyOnce.Do(func() { close(b.ready) })
 	if first {
 		b.o.Log.Info("the platform's facts", "instance", now.Instance, "zone", now.Zone, "type", now.Type, "public addresses", publicAddresses(now))
@@ -68,6 +70,67 @@ func (b *Boot) readFacts(ctx context.Context, reader platform.Reader) bool {
 	}
 	b.noteInstance(rec, now.Instance)
 	return true
+}
+
+// plan has the node use what the platform says of addresses.
+func (b *Boot) plan(ctx context.Context, former, now spec.Platform) {
+	err := b.node.SetFacts(ctx, now)
+	b.mu.Lock()
+	if err != nil && (b.unusable == nil || b.unusable.Error() != err.Error()) {
+		b.o.Log.Error("the document cannot be used with what the platform says; what runs stays as it is", "err", err)
+	}
+	b.unusable = err
+	same := reflect.DeepEqual(former, now)
+	if former.Known && !reflect.DeepEqual(former.Public, now.Public) {
+		b.moved, b.movedAt = fmt.Sprintf("public addresses have changed: they are %v, and were %v", pairs(now), pairs(former)), time.Now()
+		b.o.Log.Warn("public addresses have changed", "now", pairs(now), "before", pairs(former))
+	}
+	b.mu.Unlock()
+	if same || b.damaged != nil {
+		return
+	}
+	if err := b.save(func(r *record) { r.Addresses = now }); err != nil {
+		b.o.Log.Warn("keeping the platform's facts for the next start", "err", err)
+	}
+}
+
+func pairs(p spec.Platform) (out []string) {
+	for a, public := range p.Public {
+		out = append(out, a.String()+"="+public.String())
+	}
+	slices.Sort(out)
+	return out
+}
+
+// card is a kernel interface.
+type card struct {
+	name, mac string
+	addresses int
+}
+
+func cards() (out []card) {
+	all, _ := net.Interfaces()
+	for _, i := range all {
+		list, _ := i.Addrs()
+		out = append(out, card{i.Name, i.HardwareAddr.String(), len(list)})
+	}
+	return out
+}
+
+// addresses returns what documents may ask for.
+func addresses(f platform.Facts, all []card) spec.Platform {
+	p := spec.Platform{Known: true, Interfaces: map[string]netip.Addr{}, Public: map[netip.Addr]netip.Addr{}}
+	for _, n := range f.NICs {
+		if name := interfaceOf(n.MAC, all); name != "" && len(n.Addresses) > 0 {
+			p.Interfaces[name] = n.Addresses[0].Address
+		}
+		for _, a := range n.Addresses {
+			if a.Public.IsValid() {
+				p.Public[a.Address] = a.Public
+			}
+		}
+	}
+	return p
 }
 
 // noteInstance notes on which machine the state is. On another one than at first, it is a copy, or its disk was moved.
@@ -103,15 +166,15 @@ func publicAddresses(f platform.Facts) (out []string) {
 	return out
 }
 
+// movedFor is how long a condition tells of public addresses that have changed.
+const movedFor = 24 * time.Hour
+
 // interfaceOf returns the kernel interface with a hardware address. Of two, as a virtual function and the interface above it have one, it is that with addresses.
-func interfaceOf(mac string, all []net.Interface, addresses func(net.Interface) int) string {
+func interfaceOf(mac string, all []card) string {
 	best, most := "", -1
-	for _, i := range all {
-		if i.HardwareAddr.String() != mac {
-			continue
-		}
-		if n := addresses(i); n > most {
-			best, most = i.Name, n
+	for _, c := range all {
+		if c.mac == mac && c.addresses > most {
+			best, most = c.name, c.addresses
 		}
 	}
 	return best
@@ -126,9 +189,9 @@ func (b *Boot) Status() *isthmusv1.PlatformStatus {
 		return nil
 	}
 	s := &isthmusv1.PlatformStatus{Platform: string(f.Platform), Instance: f.Instance, Region: f.Region, Zone: f.Zone, Type: f.Type, Read: timestamppb.New(read)}
-	cards, _ := net.Interfaces()
+	all := cards()
 	for _, n := range f.NICs {
-		i := &isthmusv1.PlatformInterface{Mac: n.MAC, Mtu: uint32(n.MTU), Name: interfaceOf(n.MAC, cards, func(i net.Interface) int { list, _ := i.Addrs(); return len(list) })}
+		i := &isthmusv1.PlatformInterface{Mac: n.MAC, Mtu: uint32(n.MTU), Name: interfaceOf(n.MAC, all)}
 		for _, a := range n.Addresses {
 			text := a.Address.String()
 			if a.Public.IsValid() {
@@ -166,6 +229,14 @@ func (b *Boot) Conditions() (out []*isthmusv1.Condition) {
 			age = fmt.Sprintf("the platform's facts are %v old", time.Since(b.read).Round(time.Second))
 		}
 		out = append(out, &isthmusv1.Condition{Type: "FactsOld", Severity: "warning", Since: timestamppb.New(b.factsBad), Message: age + ": " + b.factsErr.Error()})
+	}
+	if b.unusable != nil {
+		out = append(out, &isthmusv1.Condition{Type: "FactsUnusable", Severity: "error", Since: timestamppb.New(b.read),
+			Message: "the document cannot be used with what the platform says, and what runs stays as it is: " + b.unusable.Error()})
+	}
+	if b.moved != "" && time.Since(b.movedAt) < movedFor {
+		out = append(out, &isthmusv1.Condition{Type: "PublicAddressChanged", Severity: "warning", Since: timestamppb.New(b.movedAt),
+			Message: b.moved + "; peers and partners that know a former one do not reach the node by it"})
 	}
 	if b.rec.Other != "" {
 		out = append(out, &isthmusv1.Condition{Type: "InstanceChanged", Severity: "error", Since: timestamppb.New(b.rec.Since),

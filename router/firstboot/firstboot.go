@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -31,6 +32,8 @@ type Node interface {
 	ApplyFirst(ctx context.Context, text string) (uint64, error)
 	// SetFirstAccess says who may reach the API as long as the document does not.
 	SetFirstAccess(ctx context.Context, api []netip.Prefix) error
+	// SetFacts says what the platform says of addresses now; an error is why the present document cannot be used with it.
+	SetFacts(ctx context.Context, p spec.Platform) error
 }
 
 // Options are what a Boot works with.
@@ -86,6 +89,9 @@ type Boot struct {
 	ready     chan struct{}
 	readyOnce sync.Once
 	notes     []string // for the console
+	unusable  error    // why the document cannot be used with the facts
+	moved     string   // how public addresses have changed, and when
+	movedAt   time.Time
 }
 
 // New reads what was noted earlier.
@@ -108,6 +114,9 @@ func New(o Options) *Boot {
 
 // API returns the sources that may reach the API as long as the document names none.
 func (b *Boot) API() []netip.Prefix { return b.record().API }
+
+// Addresses returns what the platform said of addresses last.
+func (b *Boot) Addresses() spec.Platform { return b.record().Addresses }
 
 // Hosts returns further names and addresses for the server's certificate: those of the user-data, and the public addresses of the machine.
 func (b *Boot) Hosts() []string {
@@ -318,6 +327,9 @@ func oneLine(problems spec.Problems) string {
 	return s
 }
 
+// auto finds a text that may ask for the platform's facts.
+var auto = regexp.MustCompile(`(?i)address["']?\s*:\s*["']?auto\b`)
+
 // use carries checked user-data out. Everything is checked before anything is done. When the daemon ends in between, the next start goes on: a request is signed
 // again only when the certificate was not noted.
 func (b *Boot) use(ctx context.Context, u *UserData) error {
@@ -327,6 +339,12 @@ func (b *Boot) use(ctx context.Context, u *UserData) error {
 		if text, err = fetch(ctx, u.URL, u.SHA256); err != nil {
 			return err
 		}
+	}
+	b.mu.Lock()
+	known := !b.read.IsZero() || b.rec.Addresses.Known
+	b.mu.Unlock()
+	if !known && auto.MatchString(text) {
+		return errors.New("the document has `auto` for an address, and the platform has not told the machine's addresses yet")
 	}
 	if text != "" {
 		if err := b.node.CheckFirst(ctx, text); err != nil {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
@@ -32,6 +33,9 @@ type record struct {
 	Quiet   bool           `json:",omitempty"`
 	Context string         `json:",omitempty"` // for the first admin, public
 	Admin   string         `json:",omitempty"` // whose it is
+
+	// Addresses is what the platform said of addresses last: the daemon starts before the network, and a document may need it then.
+	Addresses spec.Platform `json:",omitzero"`
 
 	// Instance is the machine that this state belongs to. Other is one that it was found on, Since when, and Authority the authority that it had then.
 	Instance  string    `json:",omitempty"`

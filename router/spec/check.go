@@ -32,7 +32,7 @@ func Check(d Document, secrets Secrets) (*Spec, Problems) {
 }
 
 func newChecker(d Document, secrets Secrets) *checker {
-	return &checker{Fields: Fields{lines: d.lines, unread: d.unread}, s: Spec{lines: d.lines.outside(policiesField), layout: d.layout}, secrets: secrets, tunnels: map[string]Tunnel{}}
+	return &checker{Fields: Fields{lines: d.lines, unread: d.unread}, s: Spec{lines: d.lines.outside(policiesField), layout: d.layout}, secrets: secrets, tunnels: map[string]Tunnel{}, platform: d.platform}
 }
 
 func (c *checker) document(d Document) {
@@ -113,6 +113,7 @@ type checker struct {
 	Fields
 	s        Spec
 	secrets  Secrets
+	platform Platform
 	tunnels  map[string]Tunnel
 	inside   []placed
 	ports    map[uint16]string
@@ -228,13 +229,15 @@ func (c *checker) underlay(u *isthmusv1.Underlay) {
 	}
 	if u.GetAddress() == "" {
 		c.Missing("underlay.address", "give the address that the interface has; `ip address` shows it")
-	} else if a, ok := c.Address("underlay.address", u.GetAddress()); ok {
+	} else if a, ok := c.underlayAddress(u); ok {
 		s.Address, s.PublicAddress = a, a
 		if !c.s.Node.RouterID.IsValid() && a.Is4() {
 			c.s.Node.RouterID = a
 		}
 	}
-	if u.GetPublicAddress() != "" {
+	if u.GetPublicAddress() == Auto {
+		s.PublicAddress, _ = c.autoPublic("underlay.publicAddress", s.Address)
+	} else if u.GetPublicAddress() != "" {
 		if a, ok := c.Address("underlay.publicAddress", u.GetPublicAddress()); ok {
 			s.PublicAddress = a
 			if s.Address.IsValid() && s.Address.Is4() != a.Is4() {
@@ -243,6 +246,13 @@ func (c *checker) underlay(u *isthmusv1.Underlay) {
 		}
 	}
 	s.MTU = int(c.Number("underlay.mtu", u.GetMtu(), 1500, 1280, 9216))
+}
+
+func (c *checker) underlayAddress(u *isthmusv1.Underlay) (netip.Addr, bool) {
+	if u.GetAddress() == Auto {
+		return c.autoAddress("underlay.address", u.GetInterface())
+	}
+	return c.Address("underlay.address", u.GetAddress())
 }
 
 func (c *checker) tunnel(path string, t *isthmusv1.Tunnel) {
@@ -747,7 +757,9 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 			c.Problem(at+".address", addr.String(), "is link-local, which no router forwards", "give an address that partners can answer to")
 		}
 		public := addr
-		if a.GetPublicAddress() != "" {
+		if a.GetPublicAddress() == Auto {
+			public, _ = c.autoPublic(at+".publicAddress", addr)
+		} else if a.GetPublicAddress() != "" {
 			public, _ = c.Address(at+".publicAddress", a.GetPublicAddress())
 			if public.IsValid() && public.Is4() != addr.Is4() {
 				c.Problem(at+".publicAddress", public.String(), "is of another address family than address", "give both in the same family")

@@ -52,6 +52,8 @@ type Document struct {
 	lines   Lines
 	unread  map[string]bool // paths of what Decode could not read
 	layout  *layout
+
+	platform Platform
 }
 
 // Lines are the lines of a text on which its fields are, by field path.

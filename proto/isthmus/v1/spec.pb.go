@@ -427,9 +427,10 @@ type Underlay struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the kernel interface, at most 15 characters. Required.
 	Interface string `protobuf:"bytes,1,opt,name=interface,proto3" json:"interface,omitempty"`
-	// Address on the interface. Required.
+	// Address on the interface, or "auto" for the primary one by what the platform says (`isthmusd -platform`). Required.
 	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	// Address under which peers see this node. It is also the IKE identity. Default: `address`.
+	// Address under which peers see this node, or "auto" for the one that the platform translates to `address`. It is also the IKE identity: when the
+	// platform gives another one, tunnels that have it are made again. Default: `address`.
 	PublicAddress string `protobuf:"bytes,3,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
 	// MTU of the path to the peers in bytes, 1280 to 9216. Default: 1500.
 	Mtu           uint32 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
@@ -2049,7 +2050,7 @@ type PoolAddress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Address on the underlay interface; it is added there when it is missing. Required.
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	// Address that partners see when the platform translates `address` one to one; unique among all of the document. Default: `address`.
+	// Address that partners see when the platform translates `address` one to one, or "auto" for what the platform says; unique among all of the document. Default: `address`.
 	PublicAddress string `protobuf:"bytes,2,opt,name=public_address,json=publicAddress,proto3" json:"public_address,omitempty"`
 	// Zone of the address: name of one of the `zones`. Default: none.
 	Zone string `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`

@@ -111,6 +111,9 @@ func (c *cloud) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 			"/metadata/instance/network": `{"interface": [{"ipv4": {"ipAddress": [{"privateIpAddress": "10.9.0.4", "publicIpAddress": ""}], "subnet": [{"address": "10.9.0.0", "prefix": "24"}]}, "ipv6": {"ipAddress": []}, "macAddress": "0E49610FC311"}]}`,
 			"/metadata/loadbalancer":     `{"loadbalancer": {"publicIpAddresses": [{"frontendIpAddress": "` + public + `", "privateIpAddress": "10.9.0.4"}]}}`,
 		}
+		if public == "" {
+			delete(answers, "/metadata/loadbalancer")
+		}
 	case "google":
 		if q.Header.Get("Metadata-Flavor") != "Google" {
 			w.WriteHeader(http.StatusForbidden)

@@ -507,3 +507,58 @@ func TestSeed(t *testing.T) {
 	w.hub.Status(t, patience, func(s *isthmusv1.SystemStatus) bool { return s.GetPlatform().GetInstance() == "two" })
 	w.condition("InstanceChanged", "")
 }
+
+// TestAuto: a document that leaves its addresses to the platform has them, follows them when they move, and stays as it is when the platform has none or does not answer.
+func TestAuto(t *testing.T) {
+	w := begin(t, daemon.Build(t, "../../.."), "azure")
+	w.hub.Args = append(w.hub.Args, "-platform-refresh", "1s")
+	const text = "node: {name: hub}\nunderlay: {interface: eth0, address: auto, publicAddress: auto}\n" +
+		"egress: {pools: [{name: own, addresses: [{address: 10.9.0.4, publicAddress: auto}]}], policies: [{name: all, sources: [10.50.0.0/24], pool: own}]}\n"
+	w.hub.Start(t)
+	_, err := w.hub.CLI(t.Context(), text, "apply", "-f", "-")
+	for _, path := range []string{"underlay.address", "underlay.publicAddress", "egress.pools[0].addresses[0].publicAddress"} {
+		if err == nil || !strings.Contains(err.Error(), path+`: "auto": cannot be found out, since no platform has told this machine's addresses`) {
+			t.Errorf("without facts: %v; want %s", err, path)
+		}
+	}
+	w.cloud.userData = userData(text, "", "")
+	w.cloud.serve(t, w.wall)
+	w.hub.Settled(t)
+	seen := func(want string) {
+		t.Helper()
+		w.ok(lab.Until(t.Context(), patience, func() error {
+			m := &isthmusv1.ListPoolsResponse{}
+			if err := w.hub.Get(t.Context(), "pools", m); err != nil {
+				return err
+			}
+			if got := m.Pools[0].Members[0].PublicAddress; got != want {
+				return fmt.Errorf("the pool is seen as %s, want %s", got, want)
+			}
+			return nil
+		}))
+	}
+	seen(public)
+	w.condition("PublicAddressChanged", "")
+	w.cloud.set(func() { w.cloud.public = "203.0.113.77" })
+	seen("203.0.113.77")
+	w.condition("PublicAddressChanged", "they are [10.9.0.4=203.0.113.77], and were [10.9.0.4=203.0.113.9]")
+
+	// The platform does not answer: what it said stays, also after a boot.
+	w.cloud.set(func() { w.cloud.hurdle = hurdles["a web page"].answer })
+	w.condition("FactsOld", "web page")
+	seen("203.0.113.77")
+	w.reboot()
+	w.hub.Settled(t)
+	seen("203.0.113.77")
+	w.condition("FactsOld", "have never been read")
+
+	// It has no public address any more: what runs stays.
+	w.cloud.set(func() { w.cloud.hurdle, w.cloud.public = nil, "" })
+	w.condition("FactsUnusable", "underlay.publicAddress")
+	w.condition("FactsOld", "")
+	w.condition("FactsUnusable", "underlay.publicAddress")
+	seen("203.0.113.77")
+	w.cloud.set(func() { w.cloud.public = public })
+	seen(public)
+	w.condition("FactsUnusable", "")
+}
