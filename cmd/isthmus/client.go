@@ -50,7 +50,6 @@ func (a *app) addClients(root, get, _, _ *cobra.Command) {
 	}
 	get.AddCommand(list("clients"))
 	group := a.group("client", "Give and take access to the node")
-	group.AddCommand(a.clientRenew())
 	group.AddCommand(a.clientIssue(), list("list"), &cobra.Command{
 		Use: "revoke SERIAL", Short: "Refuse a certificate from now on, also on open connections, and those that it was renewed from or as", Args: cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
@@ -58,6 +57,7 @@ func (a *app) addClients(root, get, _, _ *cobra.Command) {
 			return err
 		})})
 	root.AddCommand(group)
+	group.AddCommand(a.clientRenew())
 	authority := a.group("authority", "Renew the node's certificate authority")
 	authority.AddCommand(a.authorityRenew())
 	root.AddCommand(authority)

@@ -411,18 +411,17 @@ var clientName = regexp.MustCompile(`^[A-Za-z0-9.@-]{1,63}$`)
 // The lifetime is MinLifetime to MaxLifetime, or 0 for DefaultLifetime. What is wrong with the request wraps
 // ErrInvalid.
 func (a *Authority) Issue(name string, role Role, csr []byte, lifetime time.Duration) (string, store.Client, error) {
-	r, err := parseRequest(csr)
-	if err != nil {
-		return "", store.Client{}, err
+	r, err := readRequest(csr)
+	if err == nil {
+		err = a.wrongClock(true)
 	}
-	if err := a.wrongClock(true); err != nil {
+	if err != nil {
 		return "", store.Client{}, err
 	}
 	return a.issue(name, role, r.PublicKey, lifetime)
 }
 
-// parseRequest returns a certificate request whose key can be signed.
-func parseRequest(csr []byte) (*x509.CertificateRequest, error) {
+func readRequest(csr []byte) (*x509.CertificateRequest, error) {
 	r, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
 		return nil, fmt.Errorf("%w: parsing certificate request: %w", ErrInvalid, err)
