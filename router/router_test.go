@@ -704,6 +704,35 @@ func TestDamagedDocumentIsTold(t *testing.T) {
 	})
 }
 
+// TestNewerDocument: a document that a newer version has stored in a format of its own is not taken for a damaged one.
+func TestNewerDocument(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, dir := newMachine(t), t.TempDir()
+		r, stop := m.boot(dir)
+		apply(t, r, base)
+		g := apply(t, r, strings.Replace(base, "10.7.0.0", "10.8.0.0", 1))
+		stop()
+		files, err := filepath.Glob(filepath.Join(dir, "revisions", "*.json"))
+		if err != nil || len(files) != int(g) {
+			t.Fatal(files, err)
+		}
+		data, err := os.ReadFile(files[g-1])
+		if err == nil {
+			err = os.WriteFile(files[g-1], append([]byte("isthmus-store 2 x"), data[len("isthmus-store 1"):]...), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, stop = m.boot(dir)
+		defer stop()
+		c := r.status().GetConditions()
+		if len(c) != 2 || c[0].GetType() != "DocumentNewer" || c[1].GetType() != "StoreNewer" ||
+			c[0].GetMessage() != "generation 2 was written by a newer version of isthmusd: start that version, or put back the state directory of before; the node has generation 1 instead" {
+			t.Errorf("conditions %v", c)
+		}
+	})
+}
+
 func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()

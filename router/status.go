@@ -3,6 +3,7 @@ package router
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/flow"
+	"github.com/isthmus-net/isthmus/router/store"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -345,15 +347,24 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 		s.Conditions = append(s.Conditions, r.Notices()...)
 	}
 	if newest := r.Store.Newest(); newest > r.present.Generation {
-		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
+		c := &isthmusv1.Condition{
 			Type: "DocumentDamaged", Severity: "error", Since: stamp(r.started),
 			Message: fmt.Sprintf("generation %d cannot be read, and the node has generation %d instead: apply the document again", newest, r.present.Generation),
-		})
+		}
+		if _, err := r.Store.Revision(newest); errors.Is(err, store.ErrNewer) {
+			c.Type = "DocumentNewer"
+			c.Message = fmt.Sprintf("generation %d was %v; the node has generation %d instead", newest, store.ErrNewer, r.present.Generation)
+		}
+		s.Conditions = append(s.Conditions, c)
 	}
 	s.Conditions = append(s.Conditions, r.roomConditions()...)
 	for _, err := range r.Store.Damage() {
+		kind := "StoreDamaged"
+		if errors.Is(err, store.ErrNewer) {
+			kind = "StoreNewer"
+		}
 		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
-			Type: "StoreDamaged", Severity: "warning", Since: stamp(r.started), Message: err.Error(),
+			Type: kind, Severity: "warning", Since: stamp(r.started), Message: err.Error(),
 		})
 	}
 	if !r.present.ConfirmBy.IsZero() {

@@ -50,14 +50,14 @@ func (a *app) addClients(root, get, _, _ *cobra.Command) {
 	}
 	get.AddCommand(list("clients"))
 	group := a.group("client", "Give and take access to the node")
-	group.AddCommand(a.clientRenew())
 	group.AddCommand(a.clientIssue(), a.clientRequest(), a.clientAccept(), list("list"), &cobra.Command{
-		Use: "revoke SERIAL", Short: "Refuse a certificate from now on, also on open connections, and those that it was renewed from or as", Args: cobra.ExactArgs(1),
+		Use: "revoke SERIAL", Short: "Refuse a certificate from now on, also on open connections", Args: cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 			_, err := isthmusv1.NewAccessServiceClient(conn).RevokeClient(ctx, &isthmusv1.RevokeClientRequest{Serial: args[0]})
 			return err
 		})})
 	root.AddCommand(group)
+	group.AddCommand(a.clientRenew())
 	authority := a.group("authority", "Renew the node's certificate authority")
 	authority.AddCommand(a.authorityRenew())
 	root.AddCommand(authority)

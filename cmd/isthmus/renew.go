@@ -40,7 +40,8 @@ func (a *app) clientRenew() *cobra.Command {
 renews a certificate once, when a third of its lifetime is left, or after its authority was renewed.
 
 The context file is replaced as a whole; until then the new key is beside it, as FILE.renewing. When the command was interrupted, run it
-again: it goes on with that key, and the node answers with the same certificate. The former certificate stays valid until its end.
+again: it goes on with that key, and the node answers with the same certificate. The former certificate stays valid until its end. isthmus client
+revoke with the serial of one of them revokes all of them.
 
 A certificate of less than 30 days is not renewed, nor is one beyond 10 years after the first one was issued, nor one that was renewed for another key.
 An admin issues another one then (isthmus client issue).`}

@@ -30,6 +30,7 @@ var codesByError = []struct {
 	{auth.ErrInvalid, codes.InvalidArgument},
 	{auth.ErrClock, codes.FailedPrecondition},
 	{ErrPrecondition, codes.FailedPrecondition},
+	{store.ErrNewer, codes.FailedPrecondition},
 	{store.ErrDamaged, codes.DataLoss},
 	{context.Canceled, codes.Canceled},
 	{context.DeadlineExceeded, codes.DeadlineExceeded},

@@ -412,11 +412,8 @@ var clientName = regexp.MustCompile(`^[A-Za-z0-9.@-]{1,63}$`)
 // The lifetime is MinLifetime to MaxLifetime, or 0 for DefaultLifetime. What is wrong with the request wraps
 // ErrInvalid.
 func (a *Authority) Issue(name string, role Role, csr []byte, lifetime time.Duration) (string, store.Client, error) {
-	r, err := parseRequest(csr)
+	r, err := readRequest(csr)
 	if err != nil {
-		return "", store.Client{}, err
-	}
-	if err := a.wrongClock(true); err != nil {
 		return "", store.Client{}, err
 	}
 	return a.issue(name, role, r.PublicKey, lifetime)
@@ -424,7 +421,7 @@ func (a *Authority) Issue(name string, role Role, csr []byte, lifetime time.Dura
 
 // CheckRequest says why Issue would not sign a request, and returns the common name that it has.
 func CheckRequest(name string, csr []byte, lifetime time.Duration) (commonName string, err error) {
-	r, err := parseRequest(csr)
+	r, err := readRequest(csr)
 	if err != nil {
 		return "", err
 	}
@@ -434,8 +431,8 @@ func CheckRequest(name string, csr []byte, lifetime time.Duration) (commonName s
 	return r.Subject.CommonName, checkClient(name, lifetime)
 }
 
-// parseRequest returns a certificate request whose key can be signed.
-func parseRequest(csr []byte) (*x509.CertificateRequest, error) {
+// readRequest returns a certificate request whose key can be signed.
+func readRequest(csr []byte) (*x509.CertificateRequest, error) {
 	r, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
 		return nil, fmt.Errorf("%w: parsing certificate request: %w", ErrInvalid, err)

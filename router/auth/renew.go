@@ -34,7 +34,7 @@ func (a *Authority) RenewClient(id Identity, csr []byte) (string, store.Client, 
 	if id.Serial == "" || id.cert == nil {
 		return none("the unix socket needs no certificate, so it has none to renew: issue one with isthmus client issue")
 	}
-	request, err := parseRequest(csr)
+	request, err := readRequest(csr)
 	if err != nil {
 		return "", store.Client{}, err
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -17,8 +18,14 @@ import (
 //
 //	isthmus-store 1 <SHA-256 of "name\n" and payload, hexadecimal> <length of payload>\n
 //	<payload>
+//
+// A later format has another number, which its checksum covers too; see docs/decisions/state-format.md.
 
-const magic = "isthmus-store 1"
+const (
+	magic   = "isthmus-store 1"
+	kind    = "isthmus-store "
+	version = 1
+)
 
 func encodeRecord(name string, payload []byte) []byte {
 	return append(recordHeader(name, payload), payload...)
@@ -31,11 +38,19 @@ func recordHeader(name string, payload []byte) []byte {
 	return fmt.Appendf(nil, "%s %x %d\n", magic, h.Sum(nil), len(payload))
 }
 
-// decodeRecord returns the payload, or an error that wraps ErrDamaged.
+// decodeRecord returns the payload, or an error that wraps ErrNewer or ErrDamaged.
 func decodeRecord(name string, data []byte) ([]byte, error) {
 	i := bytes.IndexByte(data, '\n')
 	if i < 0 {
 		return nil, fmt.Errorf("%s: %w: no header", name, ErrDamaged)
+	}
+	if text, ok := bytes.CutPrefix(data[:i], []byte(kind)); ok {
+		number, rest, _ := bytes.Cut(text, []byte(" "))
+		// A flipped bit makes no newer file: the checksum of one covers the number too.
+		flipped := bytes.Equal(fmt.Appendf(nil, "%s %s\n", magic, rest), recordHeader(name, data[i+1:]))
+		if v, err := strconv.ParseUint(string(number), 10, 32); err == nil && v > version && !flipped {
+			return nil, fmt.Errorf("%s: %w: its format is %d, and this version reads %d", name, ErrNewer, v, version)
+		}
 	}
 	payload := data[i+1:]
 	if !bytes.Equal(data[:i+1], recordHeader(name, payload)) {
@@ -102,6 +117,14 @@ func (s *Store) settleLocked(verb, name string, err error) error {
 	return s.failed
 }
 
+// lossOf returns what a file is lost by: ErrNewer or ErrDamaged.
+func lossOf(err error) error {
+	if errors.Is(err, ErrNewer) {
+		return ErrNewer
+	}
+	return ErrDamaged
+}
+
 // scanLocked hands the payload of each record of a directory to load, in the order of the names, and notes what cannot
 // be read.
 func (s *Store) scanLocked(dir, suffix string, load func(name string, payload []byte) error) error {
@@ -130,7 +153,7 @@ func (s *Store) scanLocked(dir, suffix string, load func(name string, payload []
 		}
 		if err != nil {
 			s.damage = append(s.damage, err)
-			s.lost[name] = true
+			s.lost[name] = lossOf(err)
 		}
 	}
 	return nil

@@ -141,8 +141,8 @@ func (s *Store) Revision(generation uint64) (Revision, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	name := revisionName(generation)
-	if s.lost[name] {
-		return Revision{}, fmt.Errorf("generation %d: %w", generation, ErrDamaged)
+	if err := s.lost[name]; err != nil {
+		return Revision{}, fmt.Errorf("generation %d: %w", generation, err)
 	}
 	if !slices.ContainsFunc(s.revisions, func(e entry) bool { return e.Generation == generation }) {
 		return Revision{}, fmt.Errorf("generation %d: %w", generation, ErrNotFound)

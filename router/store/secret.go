@@ -85,7 +85,7 @@ func (s *Store) loadKey() error {
 	key, err := s.readKey()
 	if err != nil {
 		s.damage = append(s.damage, fmt.Errorf("node key: %w", err))
-		s.lost[keyFile] = true
+		s.lost[keyFile] = lossOf(err)
 		return nil
 	}
 	if s.keys, err = deriveKeys(key); err != nil {
@@ -96,7 +96,7 @@ func (s *Store) loadKey() error {
 			value, err := s.unsealLocked(dir, v)
 			if err != nil {
 				s.damage = append(s.damage, err)
-				s.lost[sealedName(dir, name)] = true
+				s.lost[sealedName(dir, name)] = lossOf(err)
 				delete(values, name)
 				continue
 			}
@@ -168,7 +168,7 @@ func (s *Store) fingerprintLocked(name string, value []byte) string {
 
 func (s *Store) unsealLocked(dir string, v sealed) ([]byte, error) {
 	if s.keys.seal == nil {
-		return nil, fmt.Errorf("%s: %w: no node key", sealedName(dir, v.Name), ErrDamaged)
+		return nil, fmt.Errorf("%s: no node key: %w", sealedName(dir, v.Name), s.noKey())
 	}
 	value, err := s.keys.seal.Open(nil, nil, v.Box, v.associated(dir))
 	if err != nil {
@@ -177,9 +177,17 @@ func (s *Store) unsealLocked(dir string, v sealed) ([]byte, error) {
 	return value, nil
 }
 
+// noKey returns why there is no node key.
+func (s *Store) noKey() error {
+	if err := s.lost[keyFile]; err != nil {
+		return err
+	}
+	return ErrDamaged
+}
+
 func (s *Store) sealLocked(dir string, into map[string]sealed, name string, value []byte, now time.Time) (sealed, error) {
 	if s.keys.seal == nil {
-		return sealed{}, fmt.Errorf("storing %s: %w: no node key", name, ErrDamaged)
+		return sealed{}, fmt.Errorf("storing %s: no node key: %w", name, s.noKey())
 	}
 	v := sealed{Name: name, Generation: into[name].Generation + 1, Changed: now.UTC().Round(0), fingerprint: s.fingerprintLocked(name, value)}
 	v.Box = s.keys.seal.Seal(nil, nil, value, v.associated(dir))
@@ -284,7 +292,7 @@ func (s *Store) DeleteSecret(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	file := sealedName(secretDir, name)
-	if _, ok := s.secrets[name]; !ok && !s.lost[file] {
+	if _, ok := s.secrets[name]; !ok && s.lost[file] == nil {
 		return fmt.Errorf("secret %q: %w", name, secret.ErrNotFound)
 	}
 	if err := s.removeLocked(file); err != nil {
@@ -319,8 +327,10 @@ func (s *Store) Ref(name string) (secret.Ref, error) {
 func (s *Store) secretLocked(name string) (sealed, error) {
 	v, ok := s.secrets[name]
 	switch {
-	case s.lost[sealedName(secretDir, name)], ok && s.keys.seal == nil:
-		return sealed{}, fmt.Errorf("secret %q: %w", name, ErrDamaged)
+	case s.lost[sealedName(secretDir, name)] != nil:
+		return sealed{}, fmt.Errorf("secret %q: %w", name, s.lost[sealedName(secretDir, name)])
+	case ok && s.keys.seal == nil:
+		return sealed{}, fmt.Errorf("secret %q: %w", name, s.noKey())
 	case !ok:
 		return sealed{}, fmt.Errorf("secret %q: %w", name, secret.ErrNotFound)
 	}
@@ -347,8 +357,8 @@ func (s *Store) Private(name string) ([]byte, error) {
 	defer s.mu.Unlock()
 	v, ok := s.private[name]
 	switch {
-	case s.lost[sealedName(privateDir, name)]:
-		return nil, fmt.Errorf("private %q: %w", name, ErrDamaged)
+	case s.lost[sealedName(privateDir, name)] != nil:
+		return nil, fmt.Errorf("private %q: %w", name, s.lost[sealedName(privateDir, name)])
 	case !ok:
 		return nil, fmt.Errorf("private %q: %w", name, ErrNotFound)
 	}

@@ -26,6 +26,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrDamaged means that a file is there and does not hold what was written.
 	ErrDamaged = errors.New("damaged file")
+	// ErrNewer means that a newer version has written a file in a format that this one does not know.
+	ErrNewer = errors.New("written by a newer version of isthmusd: start that version, or put back the state directory of before")
 	// ErrStale means that the write was based on a generation that is not the present one.
 	ErrStale = errors.New("generation is not the present one")
 	// ErrFull means that no more of a kind may be stored.
@@ -46,11 +48,11 @@ type Store struct {
 	mu        sync.Mutex
 	failed    error
 	damage    []error
-	lost      map[string]bool // names of damaged files
-	revisions []entry         // oldest first
-	newest    uint64          // highest generation seen, damaged ones included
-	current   revision        // with text and ledger; zero: none
-	base      whole           // what was last needed to read a revision
+	lost      map[string]error // why files cannot be used, ErrDamaged or ErrNewer, by name
+	revisions []entry          // oldest first
+	newest    uint64           // highest generation seen, damaged ones included
+	current   revision         // with text and ledger; zero: none
+	base      whole            // what was last needed to read a revision
 	keys      keys
 	secrets   map[string]sealed
 	private   map[string]sealed
@@ -108,7 +110,7 @@ func (s *Store) Room() (bytes uint64, readOnly bool, err error) {
 func open(fs filesystem) (*Store, error) {
 	s := &Store{
 		fs:      fs,
-		lost:    make(map[string]bool),
+		lost:    make(map[string]error),
 		secrets: make(map[string]sealed),
 		private: make(map[string]sealed),
 		clients: make(map[string]Client),
@@ -142,7 +144,7 @@ func (s *Store) Close() error {
 	return s.lock.Close()
 }
 
-// Damage returns what could not be read when the store was opened, one error per file, each wrapping ErrDamaged.
+// Damage returns what could not be read when the store was opened, one error per file, each wrapping ErrDamaged or ErrNewer.
 func (s *Store) Damage() []error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
