@@ -47,7 +47,7 @@ A certificate of less than 30 days is not renewed, nor is one beyond 10 years af
 An admin issues another one then (isthmus client issue).`}
 	cmd.RunE = runs(func(cmd *cobra.Command, _ []string) error {
 		if a.socketPath() != "" {
-			return usageError{errors.New("over the unix socket there is no certificate to renew; name the context with --context")}
+			return usageError{errors.New("the unix socket has no certificate to renew; name the context with --context")}
 		}
 		a.renewing = true
 		conn, err := a.connect()

@@ -134,7 +134,7 @@ func TestRenewInterrupted(t *testing.T) {
 		}
 	}
 	old := readFile(t, file)
-	// Cut short while the new key was written: the rest is no context.
+	// Cut short while the new key was written: the rest cannot be read.
 	if err := os.WriteFile(file+renewingSuffix, []byte("key: |\n  -----BEGIN PRIV"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -62,7 +62,7 @@ func (a *Authority) clock() reading {
 	r := reading{now: now, at: now, trust: now}
 	newest := a.newest.Load()
 	if newest == nil {
-		return r // there is no authority yet
+		return r // the authority waits for the clock
 	}
 	r.newest = *newest
 	last := later(newest.at, a.options.Sane)
