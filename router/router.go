@@ -141,7 +141,7 @@ type Options struct {
 	Notices func() []*isthmusv1.Condition
 	// Facts is what the platform said of addresses when it was last asked; see SetFacts.
 	Facts spec.Platform
-	// Platform returns what the platform says of the machine; nil: nobody asks it.
+	// Platform returns what the platform says of the machine; nil: it is not asked.
 	Platform func() *isthmusv1.PlatformStatus
 	// Counters fills in what the drivers have written.
 	Counters func() Counters

@@ -35,8 +35,8 @@ func TestErrorsOfTheConnection(t *testing.T) {
 		}
 	}
 	for uid, want := range map[int]string{
-		0:    "isthmus: isthmusd does not run here, as there is no /run/isthmus/api.sock, and there is no context " + w.home + "/.config/isthmus/context.yaml of another node; see isthmus context import\n",
-		1000: "isthmus: there is no context " + w.home + "/.config/isthmus/context.yaml; see isthmus context import\n",
+		0:    "isthmus: isthmusd does not run here, as /run/isthmus/api.sock is missing, and so is a context " + w.home + "/.config/isthmus/context.yaml of another node; see isthmus context import\n",
+		1000: "isthmus: the context " + w.home + "/.config/isthmus/context.yaml is missing; see isthmus context import\n",
 	} {
 		var stderr bytes.Buffer
 		a := w.app(nil, io.Discard, &stderr)

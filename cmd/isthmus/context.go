@@ -88,9 +88,9 @@ func (a *app) loadContext(path string) (*isthmusv1.ClientContext, error) {
 	var file *fs.PathError // has the path
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !named && a.uid == 0 && a.address == "":
-		return nil, fmt.Errorf("isthmusd does not run here, as there is no %s, and there is no context %s of another node; see isthmus context import", defaultSocket, path)
+		return nil, fmt.Errorf("isthmusd does not run here, as %s is missing, and so is a context %s of another node; see isthmus context import", defaultSocket, path)
 	case errors.Is(err, fs.ErrNotExist) && !named:
-		return nil, fmt.Errorf("there is no context %s; see isthmus context import", path)
+		return nil, fmt.Errorf("the context %s is missing; see isthmus context import", path)
 	case errors.As(err, &file):
 		return nil, fmt.Errorf("reading context: %w", err)
 	case err != nil:

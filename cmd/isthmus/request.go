@@ -139,7 +139,7 @@ address translation.`}
 func (a *app) waitingKeys() (out []string, err error) {
 	entries, err := os.ReadDir(a.keyDir())
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
-		return nil, fmt.Errorf("there is no key in %s: accept on the machine on which isthmus client request made one", a.keyDir())
+		return nil, fmt.Errorf("%s has no key: accept on the machine on which isthmus client request made one", a.keyDir())
 	}
 	for _, e := range entries {
 		if filepath.Ext(e.Name()) != ".pem" {
@@ -187,7 +187,7 @@ func acceptConsole(text string, keys []string, now time.Time) (*isthmusv1.Client
 		}
 	}
 	if len(blocks) == 0 {
-		return nil, nil, fmt.Errorf("there is no answer in this text, between %s and %s: the node may not have come so far; get the console's text again", beginContext, endContext)
+		return nil, nil, fmt.Errorf("this text has no answer between %s and %s: the node may not have come so far; get the console's text again", beginContext, endContext)
 	}
 	slices.Reverse(blocks)
 	var why error

@@ -89,7 +89,7 @@ type Authority struct {
 	room    int                       // for certificates of clients
 	present atomic.Pointer[authority] // nil: it waits for the clock
 	seeing  sync.Mutex                // held while newest is found
-	newest  atomic.Pointer[seen]      // nil: there is no authority
+	newest  atomic.Pointer[seen]      // nil: no authority was made yet
 
 	renewing sync.Mutex // held while a certificate of a client is renewed or revoked
 

@@ -233,7 +233,7 @@ func (b *Boot) take(ctx context.Context, reader platform.Reader) {
 		b.o.Log.Info("user-data is not for isthmus and is ignored; its first line is to be "+Header, "it is", what)
 		if what == "nothing" {
 			b.say("", "", "")
-			b.note("there is no user-data; waiting for a document")
+			b.note("no user-data was given; waiting for a document")
 			return
 		}
 		b.say("UserDataIgnored", "warning", "user-data is "+what+" and is ignored: its first line is to be `"+Header+"`; or apply a document")
@@ -296,7 +296,7 @@ func (b *Boot) take(ctx context.Context, reader platform.Reader) {
 	}
 }
 
-// within says of which field the problems of a text are.
+// within puts the path of a field before those of the problems of its text.
 func within(field string, problems spec.Problems) (out spec.Problems) {
 	for _, p := range problems {
 		at := field

@@ -179,7 +179,7 @@ func list(prefixes []netip.Prefix) string {
 	return strings.Join(names, ", ")
 }
 
-// uncovered returns those prefixes of which others do not have every address.
+// uncovered returns the prefixes that have an address which no other prefix has.
 func uncovered(prefixes, others []netip.Prefix) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return covered(p, others) })
 }

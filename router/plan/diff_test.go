@@ -81,7 +81,7 @@ func TestAccessChanges(t *testing.T) {
 	const all = "services of the machine that the document does not open get no new flows, and SSH from "
 	for _, k := range []struct {
 		machine  Machine
-		from, to string // of access; a hyphen: there is no document
+		from, to string // of access; a hyphen: no document
 		want     string
 	}{
 		{Machine{}, "-", "", ""},

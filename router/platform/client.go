@@ -120,7 +120,7 @@ var refused = map[Kind]string{
 	Google: "see whether a proxy is between the node and 169.254.169.254",
 }
 
-// unreachable says why there is no answer, without the words of net/http around it.
+// unreachable says why no answer came, without the words of net/http around it.
 func (c *client) unreachable(path string, err error) error {
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err

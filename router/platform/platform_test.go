@@ -108,7 +108,7 @@ func TestFacts(t *testing.T) {
 	}
 }
 
-// TestAzureCustomData: customData is what counts when there is no userData.
+// TestAzureCustomData: customData counts when userData is missing.
 func TestAzureCustomData(t *testing.T) {
 	f, r := newFake(t, Azure)
 	f.answer("/metadata/instance/compute/userData", text(200, "text/plain", ""))

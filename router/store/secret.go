@@ -177,7 +177,7 @@ func (s *Store) unsealLocked(dir string, v sealed) ([]byte, error) {
 	return value, nil
 }
 
-// noKey returns why there is no node key.
+// noKey returns why the node key is missing.
 func (s *Store) noKey() error {
 	if err := s.lost[keyFile]; err != nil {
 		return err

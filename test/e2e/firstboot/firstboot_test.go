@@ -431,7 +431,7 @@ func TestRefused(t *testing.T) {
 	w.condition("UserDataIgnored", "a script")
 	w.cloud.set(func() { w.cloud.userData = "" })
 	w.reboot()
-	w.console("there is no user-data")
+	w.console("no user-data was given")
 	w.condition("UserDataIgnored", "")
 
 	// Without a document: the sources of the user-data reach the API, after a boot too, and until a document says otherwise.

@@ -200,7 +200,7 @@ func (m *manager) await(t *testing.T, begins string) string {
 }
 
 // TestBoot: the daemon starts before the network is there, with a document. The guard is in the kernel before it says that it is ready, and when
-// cards and addresses come, all that waited for them is made without a word from anybody. All of it as the unit's user.
+// cards and addresses come, all that waited for them is made by itself. All of it as the unit's user.
 func TestBoot(t *testing.T) {
 	w := begin(t)
 	m := w.manage(2 * time.Second)
