@@ -139,6 +139,7 @@ type fakeCharon struct {
 	slow    time.Duration // before each answer
 	crashAt string        // end with this command unanswered
 	dead    map[string]string
+	moving  int // lists in which no IKE SA has its CHILD SA
 }
 
 func newFake(t *testing.T) *fakeCharon {
@@ -319,9 +320,15 @@ func (f *fakeCharon) command(c net.Conn, name string, in *sect) *sect {
 		}
 		for _, s := range f.sas {
 			if want := in.str("ike"); want == "" || want == s.conn {
-				f.send(c, 7, "list-sa", msg(s.conn, f.show(s)))
+				shown := *s
+				shown.childless = s.childless || f.moving > 0
+				f.send(c, 7, "list-sa", msg(s.conn, f.show(&shown)))
+				if f.moving > 0 { // the SA that is to take it
+					f.send(c, 7, "list-sa", msg(s.conn, f.show(&fakeSA{id: s.id + 500, conn: s.conn, state: "CONNECTING"})))
+				}
 			}
 		}
+		f.moving = max(f.moving-1, 0)
 		return msg()
 	case "initiate":
 		conn := in.str("ike")
@@ -588,6 +595,17 @@ func TestFakeHeals(t *testing.T) {
 		until(t, 10*time.Second, "a new SA", func() bool { return f.live(conn) == 1 })
 		if l := f.count("load-conn"); l != 1 || f.live(conn) != 1 {
 			t.Errorf("%d load-conn, %d SAs", l, f.live(conn))
+		}
+	})
+	t.Run("a CHILD SA moves while SAs are listed", func(t *testing.T) {
+		before := b.await(t, c, tunnel.Up)
+		f.mu.Lock()
+		f.moving = rereads
+		f.mu.Unlock()
+		b.d.nudge(conn)
+		until(t, 10*time.Second, "the list is read", func() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.moving == 0 })
+		if s := b.await(t, c, tunnel.Up); s.TimesUp != before.TimesUp || f.live(conn) != 1 {
+			t.Errorf("up %d times, before %d; %d SAs", s.TimesUp, before.TimesUp, f.live(conn))
 		}
 	})
 	t.Run("crash in the middle of a load", func(t *testing.T) {

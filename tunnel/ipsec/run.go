@@ -554,11 +554,39 @@ func (r *runner) look(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := r.act(ctx, conn, of[conn]); err != nil {
+		mine, err := r.sure(ctx, conn, of[conn])
+		if err != nil {
+			return err
+		}
+		if err := r.act(ctx, conn, mine); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// rereads is how often a list is read again that shows a tunnel without a CHILD SA.
+const rereads = 2
+
+// sure returns the SAs of a connection as they were read, or as they are read again. charon lists IKE SAs one after the other: when the peer renews one,
+// the CHILD SA moves from it to the new one, and a list that is made meanwhile has it in neither. A tunnel must not go down for that.
+func (r *runner) sure(ctx context.Context, conn string, sas []ikeSA) ([]ikeSA, error) {
+	d := r.d
+	d.mu.Lock()
+	rec := d.records[strings.TrimPrefix(conn, tunnel.Mark)]
+	up := rec != nil && rec.state.Status == tunnel.Up
+	d.mu.Unlock()
+	for range rereads {
+		if !up || len(sas) == 0 || slices.ContainsFunc(sas, func(s ikeSA) bool { return slices.ContainsFunc(s.Children, childSA.live) }) {
+			break
+		}
+		of, err := d.client.listSAs(ctx, conn)
+		if err != nil {
+			return nil, err
+		}
+		sas = of[conn]
+	}
+	return sas, nil
 }
 
 func (r *runner) act(ctx context.Context, conn string, sas []ikeSA) error {
