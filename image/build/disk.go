@@ -152,11 +152,13 @@ func (b *builder) esp(loader, esp string) error {
 	if err := b.run("mmd", "-i", esp, "::EFI", "::EFI/BOOT", "::EFI/debian"); err != nil {
 		return err
 	}
-	for from, to := range map[string]string{
-		filepath.Join(loader, "usr/lib/shim/shimx64.efi.signed"):                   "EFI/BOOT/BOOTX64.EFI",
-		filepath.Join(loader, "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed"): "EFI/BOOT/grubx64.efi",
-		filepath.Join(b.Files, "grub.cfg"):                                         "EFI/debian/grub.cfg",
+	// In this order always: a directory has its files in the order in which they came.
+	for _, f := range [][2]string{
+		{filepath.Join(loader, "usr/lib/shim/shimx64.efi.signed"), "EFI/BOOT/BOOTX64.EFI"},
+		{filepath.Join(loader, "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed"), "EFI/BOOT/grubx64.efi"},
+		{filepath.Join(b.Files, "grub.cfg"), "EFI/debian/grub.cfg"},
 	} {
+		from, to := f[0], f[1]
 		copied := filepath.Join(filepath.Dir(esp), "esp-"+filepath.Base(to))
 		if err := copyFile(from, copied, 0o644); err != nil {
 			return err
