@@ -35,7 +35,7 @@ func (a *app) clientRequest() *cobra.Command {
 	cmd := &cobra.Command{Use: "request --name NAME", Short: "Make a key here, and print a certificate request for the user-data of a new node", Args: cobra.NoArgs,
 		Long: `Make a key, which stays in ~/.config/isthmus/keys, and print a certificate request.
 
-The request goes into the user-data of a new node, as admin.request. It is no secret. The node signs it at its first boot and shows the answer on its
+The request goes into the user-data of a new node, as admin.request. It contains no secret. The node signs it at its first boot and shows the answer on its
 console; isthmus client accept makes a context from that. One request may go to several nodes: each answers with a certificate of its own.`}
 	cmd.RunE = runs(func(*cobra.Command, []string) error {
 		if !requestName.MatchString(name) || strings.Trim(name, ".") == "" {

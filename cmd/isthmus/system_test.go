@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// TestSystemClean: nothing is run without --yes, without root, or where there is no daemon's program.
+// TestSystemClean: clean runs nothing without --yes, without root, or where the daemon is not installed.
 func TestSystemClean(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	for _, c := range []struct {

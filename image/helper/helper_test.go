@@ -195,7 +195,7 @@ func TestRefuses(t *testing.T) {
 	}
 	c.refuses(h.Write(ctx, int64(len(data)), "untrusted comment: x\n", true, bytes.NewReader(data)), "reading the signature")
 	c.refuses(h.Write(ctx, 64<<20, sig, true, io.LimitReader(zeros{}, 64<<20)), "at most 2097152")
-	// What was written before is still there, for it was refused before anything was written.
+	// The slot keeps its former content: the helper refuses before it writes.
 	if err := h.Do(ctx, DoTry); err != nil {
 		t.Error(err)
 	}

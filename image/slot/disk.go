@@ -138,7 +138,7 @@ func (d Disk) setSignature(n Name, text []byte) error {
 	return f.Sync()
 }
 
-// beginning is the part of a slot that is written last. Without it a slot is no file system, and the loader cannot start it.
+// beginning is the part of a slot that is written last. Without it the loader finds no file system in the slot.
 const beginning = 64 << 10
 
 // Write writes a slot of size bytes that does not run, and reads it back. From its first step until its last the slot is empty, so that a loss of power or

@@ -123,7 +123,7 @@ func (f *fails) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// What is refused leaves an empty slot: never half of one, and never the former one under a new name.
+// TestWriteRefuses: a slot that is refused leaves the partition empty, with no part of it and no part of the former one that the loader could start.
 func TestWriteRefuses(t *testing.T) {
 	b := newBench(t)
 	data, s := b.slot(t, 3<<20, Release{Version: "1", Serial: 1})
