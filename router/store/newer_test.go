@@ -69,7 +69,7 @@ func TestUnknownFields(t *testing.T) {
 			payload = append([]byte(`{"future":{"a":[1,{"b":null}]},`), body...)
 			added++
 		}
-		if err := os.WriteFile(filepath.Join(dir, name), encodeRecord(name, payload), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name), encodeRecord(plain, name, payload), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -99,7 +99,7 @@ func TestNewerFormat(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		data = append([]byte("isthmus-store 2 and what a later version knows"), data[len(magic):]...)
+		data = append([]byte("isthmus-store 3 and what a later version knows"), data[len("isthmus-store 1"):]...)
 		if err := os.WriteFile(file, data, 0o600); err != nil {
 			t.Fatal(err)
 		}

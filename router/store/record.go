@@ -19,23 +19,28 @@ import (
 //	isthmus-store 1 <SHA-256 of "name\n" and payload, hexadecimal> <length of payload>\n
 //	<payload>
 //
-// A later format has another number, which its checksum covers too; see docs/decisions/state-format.md.
+// A later format has another number, which its checksum covers too; see docs/decisions/state-format.md. Format 2 is that of a secret whose key is sealed, which
+// a version without seals cannot read.
 
 const (
-	magic   = "isthmus-store 1"
-	kind    = "isthmus-store "
-	version = 1
+	kind      = "isthmus-store "
+	plain     = 1
+	withSeals = 2
+	version   = 2 // the highest that is read
 )
 
-func encodeRecord(name string, payload []byte) []byte {
-	return append(recordHeader(name, payload), payload...)
+func encodeRecord(format uint64, name string, payload []byte) []byte {
+	return append(recordHeader(format, name, payload), payload...)
 }
 
-func recordHeader(name string, payload []byte) []byte {
+func recordHeader(format uint64, name string, payload []byte) []byte {
 	h := sha256.New()
+	if format > plain {
+		fmt.Fprintf(h, "%s%d\n", kind, format)
+	}
 	h.Write([]byte(name + "\n"))
 	h.Write(payload)
-	return fmt.Appendf(nil, "%s %x %d\n", magic, h.Sum(nil), len(payload))
+	return fmt.Appendf(nil, "%s%d %x %d\n", kind, format, h.Sum(nil), len(payload))
 }
 
 // decodeRecord returns the payload, or an error that wraps ErrNewer or ErrDamaged.
@@ -44,19 +49,21 @@ func decodeRecord(name string, data []byte) ([]byte, error) {
 	if i < 0 {
 		return nil, fmt.Errorf("%s: %w: no header", name, ErrDamaged)
 	}
-	if text, ok := bytes.CutPrefix(data[:i], []byte(kind)); ok {
-		number, rest, _ := bytes.Cut(text, []byte(" "))
-		// A flipped bit makes no newer file: the checksum of one covers the number too.
-		flipped := bytes.Equal(fmt.Appendf(nil, "%s %s\n", magic, rest), recordHeader(name, data[i+1:]))
-		if v, err := strconv.ParseUint(string(number), 10, 32); err == nil && v > version && !flipped {
-			return nil, fmt.Errorf("%s: %w: its format is %d, and this version reads %d", name, ErrNewer, v, version)
-		}
-	}
 	payload := data[i+1:]
-	if !bytes.Equal(data[:i+1], recordHeader(name, payload)) {
-		return nil, fmt.Errorf("%s: %w: checksum differs", name, ErrDamaged)
+	number, rest, _ := bytes.Cut(bytes.TrimPrefix(data[:i], []byte(kind)), []byte(" "))
+	flipped := false // a flipped bit makes no newer file: the checksum of one covers the number too
+	for format := uint64(plain); format <= version; format++ {
+		header := recordHeader(format, name, payload)
+		if bytes.Equal(data[:i+1], header) {
+			return payload, nil
+		}
+		_, sum, _ := bytes.Cut(bytes.TrimPrefix(header, []byte(kind)), []byte(" "))
+		flipped = flipped || bytes.Equal(bytes.TrimSuffix(sum, []byte("\n")), rest)
 	}
-	return payload, nil
+	if v, err := strconv.ParseUint(string(number), 10, 32); err == nil && v > version && !flipped && bytes.HasPrefix(data, []byte(kind)) {
+		return nil, fmt.Errorf("%s: %w: its format is %d, and this version reads up to %d", name, ErrNewer, v, version)
+	}
+	return nil, fmt.Errorf("%s: %w: checksum differs", name, ErrDamaged)
 }
 
 const temporary = ".tmp"
@@ -64,11 +71,15 @@ const temporary = ".tmp"
 // writeLocked makes name hold payload: all of it, or what it held before. When it returns nil, the payload outlives a
 // loss of power.
 func (s *Store) writeLocked(name string, payload []byte) error {
+	return s.writeAsLocked(plain, name, payload)
+}
+
+func (s *Store) writeAsLocked(format uint64, name string, payload []byte) error {
 	if s.failed != nil {
 		return s.failed
 	}
 	tmp := name + temporary
-	if err := s.writeTemporary(tmp, encodeRecord(name, payload)); err != nil {
+	if err := s.writeTemporary(tmp, encodeRecord(format, name, payload)); err != nil {
 		s.fs.remove(tmp) // The next start removes it otherwise.
 		return fmt.Errorf("writing %s: %w", name, err)
 	}

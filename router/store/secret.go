@@ -28,8 +28,9 @@ const (
 
 // SecretInfo is what may be known of a secret.
 type SecretInfo struct {
-	Ref     secret.Ref
+	Ref     secret.Ref // without a fingerprint while it is sealed
 	Changed time.Time
+	Sealed  bool // its key is not open
 }
 
 // sealed is an encrypted value as it lies on disk. Name, generation and time are bound to the value: none of them can
@@ -39,6 +40,8 @@ type sealed struct {
 	Generation uint64    `json:"generation"` // how often the name was written
 	Changed    time.Time `json:"changed"`
 	Box        []byte    `json:"box"` // nonce, AES-256-GCM ciphertext and tag
+	// Key is the ID of the sealed key that the boxes are encrypted with; empty: the node key.
+	Key string `json:"key,omitempty"`
 	// Former is the value before, with its own generation and time, until the next document is accepted; nil: there is none.
 	Former *former `json:"former,omitempty"`
 
@@ -93,6 +96,9 @@ func (s *Store) loadKey() error {
 	}
 	for dir, values := range map[string]map[string]sealed{secretDir: s.secrets, privateDir: s.private} {
 		for name, v := range values {
+			if v.Key != "" {
+				continue // see OpenSeal
+			}
 			value, err := s.unsealLocked(dir, v)
 			if err != nil {
 				s.damage = append(s.damage, err)
@@ -141,21 +147,26 @@ func (s *Store) readKey() ([]byte, error) {
 }
 
 func deriveKeys(node []byte) (keys, error) {
-	seal, err := hkdf.Expand(sha256.New, node, "isthmus store sealing", 32)
-	if err != nil {
-		return keys{}, err
-	}
 	fingerprint, err := hkdf.Expand(sha256.New, node, "isthmus store fingerprint", 32)
 	if err != nil {
 		return keys{}, err
 	}
-	block, err := aes.NewCipher(seal)
+	gcm, err := boxes(node)
+	return keys{seal: gcm, fingerprint: fingerprint}, err
+}
+
+// boxes returns what encrypts values with a key.
+func boxes(key []byte) (cipher.AEAD, error) {
+	derived, err := hkdf.Expand(sha256.New, key, "isthmus store sealing", 32)
 	if err != nil {
-		return keys{}, err
+		return nil, err
+	}
+	block, err := aes.NewCipher(derived)
+	if err != nil {
+		return nil, err
 	}
 	// A random 96-bit nonce is safe for 2^32 values under one key (NIST SP 800-38D section 8.3).
-	gcm, err := cipher.NewGCMWithRandomNonce(block)
-	return keys{seal: gcm, fingerprint: fingerprint}, err
+	return cipher.NewGCMWithRandomNonce(block)
 }
 
 // fingerprintLocked is of name and value: a reader must not see that two names have one value.
@@ -170,9 +181,15 @@ func (s *Store) unsealLocked(dir string, v sealed) ([]byte, error) {
 	if s.keys.seal == nil {
 		return nil, fmt.Errorf("%s: no node key: %w", sealedName(dir, v.Name), s.noKey())
 	}
-	value, err := s.keys.seal.Open(nil, nil, v.Box, v.associated(dir))
+	box, key := s.keys.seal, "the node key"
+	if v.Key != "" {
+		if box, key = s.opened[v.Key], "the sealed key"; box == nil {
+			return nil, fmt.Errorf("%s: %w", sealedName(dir, v.Name), ErrSealed)
+		}
+	}
+	value, err := box.Open(nil, nil, v.Box, v.associated(dir))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: cannot be decrypted with the node key", sealedName(dir, v.Name), ErrDamaged)
+		return nil, fmt.Errorf("%s: %w: cannot be decrypted with %s", sealedName(dir, v.Name), ErrDamaged, key)
 	}
 	return value, nil
 }
@@ -190,20 +207,34 @@ func (s *Store) sealLocked(dir string, into map[string]sealed, name string, valu
 		return sealed{}, fmt.Errorf("storing %s: no node key: %w", name, s.noKey())
 	}
 	v := sealed{Name: name, Generation: into[name].Generation + 1, Changed: now.UTC().Round(0), fingerprint: s.fingerprintLocked(name, value)}
-	v.Box = s.keys.seal.Seal(nil, nil, value, v.associated(dir))
-	if old, ok := into[name]; ok && dir == secretDir {
+	box := s.keys.seal
+	if dir == secretDir {
+		v.Key, box = s.presentKeyLocked()
+	}
+	v.Box = box.Seal(nil, nil, value, v.associated(dir))
+	// One with another key cannot be read, or is about to be encrypted again.
+	if old, ok := into[name]; ok && dir == secretDir && old.Key == v.Key {
 		v.Former = &former{old.Generation, old.Changed, old.Box}
 	}
+	return v, s.putLocked(dir, into, v)
+}
+
+// putLocked writes an encrypted value.
+func (s *Store) putLocked(dir string, into map[string]sealed, v sealed) error {
 	payload, err := json.Marshal(v)
 	if err != nil {
-		return sealed{}, fmt.Errorf("storing %s: %w", name, err)
+		return fmt.Errorf("storing %s: %w", v.Name, err)
 	}
-	if err := s.writeLocked(sealedName(dir, name), payload); err != nil {
-		return sealed{}, err
+	format := uint64(plain)
+	if v.Key != "" {
+		format = withSeals
 	}
-	delete(s.lost, sealedName(dir, name))
-	into[name] = v
-	return v, nil
+	if err := s.writeAsLocked(format, sealedName(dir, v.Name), payload); err != nil {
+		return err
+	}
+	delete(s.lost, sealedName(dir, v.Name))
+	into[v.Name] = v
+	return nil
 }
 
 // MaxSecrets is how many secrets there may be: a document of the largest size refers to some 40,000.
@@ -259,28 +290,28 @@ func (s *Store) formerLocked(name string) ([]byte, error) {
 	if v.Former == nil {
 		return nil, fmt.Errorf("former value of secret %q: %w: it is kept from when the secret is set until the next document is accepted", name, ErrNotFound)
 	}
-	return s.unsealLocked(secretDir, sealed{Name: name, Generation: v.Former.Generation, Changed: v.Former.Changed, Box: v.Former.Box})
+	return s.unsealLocked(secretDir, v.before())
 }
 
 // DropFormer forgets the former values of secrets.
 func (s *Store) DropFormer() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for name, v := range s.secrets {
+	for _, v := range s.secrets {
 		if v.Former == nil {
 			continue
 		}
 		v.Former = nil
-		payload, err := json.Marshal(v)
-		if err != nil {
-			return fmt.Errorf("storing %s: %w", name, err)
-		}
-		if err := s.writeLocked(sealedName(secretDir, name), payload); err != nil {
+		if err := s.putLocked(secretDir, s.secrets, v); err != nil {
 			return err
 		}
-		s.secrets[name] = v
 	}
 	return nil
+}
+
+// before returns the former value of one that has it.
+func (v sealed) before() sealed {
+	return sealed{Name: v.Name, Generation: v.Former.Generation, Changed: v.Former.Changed, Box: v.Former.Box, Key: v.Key}
 }
 
 func (v sealed) info() SecretInfo {
@@ -309,14 +340,16 @@ func (s *Store) Secrets() []SecretInfo {
 	defer s.mu.Unlock()
 	out := make([]SecretInfo, 0, len(s.secrets))
 	for _, v := range s.secrets {
-		out = append(out, v.info())
+		info := v.info()
+		info.Sealed = v.Key != "" && s.opened[v.Key] == nil
+		out = append(out, info)
 	}
 	slices.SortFunc(out, func(a, b SecretInfo) int { return strings.Compare(a.Ref.Name, b.Ref.Name) })
 	return out
 }
 
 // Ref returns the reference to the present value of a secret. The error wraps secret.ErrNotFound when there is none,
-// and ErrDamaged when it cannot be read.
+// ErrSealed while its key is not open, and ErrDamaged when it cannot be read.
 func (s *Store) Ref(name string) (secret.Ref, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -333,6 +366,8 @@ func (s *Store) secretLocked(name string) (sealed, error) {
 		return sealed{}, fmt.Errorf("secret %q: %w", name, s.noKey())
 	case !ok:
 		return sealed{}, fmt.Errorf("secret %q: %w", name, secret.ErrNotFound)
+	case v.Key != "" && s.opened[v.Key] == nil:
+		return sealed{}, fmt.Errorf("secret %q: %w", name, ErrSealed)
 	}
 	return v, nil
 }

@@ -28,6 +28,8 @@ var (
 	ErrDamaged = errors.New("damaged file")
 	// ErrNewer means that a newer version has written a file in a format that this one does not know.
 	ErrNewer = errors.New("written by a newer version of isthmusd: start that version, or put back the state directory of before")
+	// ErrSealed means that a secret is there and its key cannot be opened on this machine, or not yet.
+	ErrSealed = errors.New("it is sealed, and its key is not open")
 	// ErrStale means that the write was based on a generation that is not the present one.
 	ErrStale = errors.New("generation is not the present one")
 	// ErrFull means that no more of a kind may be stored.
@@ -54,6 +56,8 @@ type Store struct {
 	current   revision         // with text and ledger; zero: none
 	base      whole            // what was last needed to read a revision
 	keys      keys
+	seal      seal                   // zero: none
+	opened    map[string]cipher.AEAD // what encrypts with the sealed keys that are open, by ID
 	secrets   map[string]sealed
 	private   map[string]sealed
 	clients   map[string]Client
@@ -111,6 +115,7 @@ func open(fs filesystem) (*Store, error) {
 	s := &Store{
 		fs:      fs,
 		lost:    make(map[string]error),
+		opened:  make(map[string]cipher.AEAD),
 		secrets: make(map[string]sealed),
 		private: make(map[string]sealed),
 		clients: make(map[string]Client),
@@ -123,7 +128,7 @@ func open(fs filesystem) (*Store, error) {
 	if err := fs.syncDir("."); err != nil {
 		return nil, err
 	}
-	for _, load := range []func() error{s.loadRevisions, s.loadCarry, s.loadClients, s.loadSealed, s.loadKey} {
+	for _, load := range []func() error{s.loadRevisions, s.loadCarry, s.loadClients, s.loadSealed, s.loadKey, s.loadSeal} {
 		if err := load(); err != nil {
 			return nil, err
 		}

@@ -136,6 +136,7 @@ func runScript(t *testing.T, fs *faultFS, script []func(*Store, model) (model, e
 func TestPowerLoss(t *testing.T) {
 	t.Run("whole", func(t *testing.T) { powerLoss(t, script) })
 	t.Run("changes", func(t *testing.T) { powerLoss(t, long) })
+	t.Run("sealed", func(t *testing.T) { powerLoss(t, sealing) })
 }
 
 func powerLoss(t *testing.T, script []func(*Store, model) (model, error)) {
@@ -153,6 +154,7 @@ func powerLoss(t *testing.T, script []func(*Store, model) (model, error)) {
 			if err != nil {
 				t.Fatalf("cut %d outcome %d: opening: %v", cut, outcome, err)
 			}
+			openAll(t, s)
 			check := func(what, got, was, maybe string) {
 				if got != was && got != maybe {
 					t.Errorf("cut %d outcome %d: %s are %q, want %q or %q", cut, outcome, what, got, was, maybe)
@@ -190,7 +192,7 @@ func TestDamage(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for _, name := range fs.files() {
 		size := len(fs.dirs[filepath.Dir(name)].now[name].now)
-		places := []int{0, len(magic), len(magic) + 2, size - 1}
+		places := []int{0, len(kind) + 1, len(kind) + 3, size - 1}
 		for range 20 {
 			places = append(places, r.IntN(size))
 		}
@@ -259,7 +261,7 @@ func TestSwappedSecrets(t *testing.T) {
 	forged.Generation++
 	payload, _ := json.Marshal(forged)
 	dir["secrets/a.sealed"].now = dir["secrets/b.sealed"].now
-	dir["secrets/b.sealed"].now = encodeRecord("secrets/b.sealed", payload)
+	dir["secrets/b.sealed"].now = encodeRecord(plain, "secrets/b.sealed", payload)
 	s, err = open(fs)
 	if err != nil {
 		t.Fatal(err)
