@@ -423,6 +423,9 @@ func (r *Router) secretsChanged(ctx context.Context) error {
 	return r.planAgain(ctx)
 }
 
+// SecretsOpened carries the present document out with secrets that could not be read before.
+func (r *Router) SecretsOpened(ctx context.Context) error { return r.secretsChanged(ctx) }
+
 // planAgain carries the present document out for what it is planned for now.
 func (r *Router) planAgain(ctx context.Context) error {
 	_, err := r.change(func(b basis) (func() error, error) {

@@ -309,7 +309,7 @@ func (r *Router) formerPools() []nat.Pool {
 }
 
 // plan checks a document and decides about it, without changing anything, and needs no lock. It ends soon after ctx is done, with an error. With awaits, secrets that are
-// not stored yet are no problem.
+// not stored yet are no problem, and those that are sealed never are.
 func (r *Router) plan(ctx context.Context, d spec.Document, decodeProblems spec.Problems, ledger json.RawMessage, awaits bool) (*spec.Spec, plan.Target, plan.Ledger, spec.Problems, error) {
 	var former plan.Ledger
 	if len(ledger) > 0 {
@@ -319,8 +319,8 @@ func (r *Router) plan(ctx context.Context, d spec.Document, decodeProblems spec.
 	}
 	s, problems, err := spec.CheckWithin(ctx, d.On(*r.facts.Load()), func(name string) (secret.Ref, bool) {
 		ref, err := r.Store.Ref(name)
-		if awaits && errors.Is(err, secret.ErrNotFound) && store.ValidSecretName(name) {
-			return secret.Ref{Name: name}, true // which no stored secret is; drivers refuse it until there is one
+		if (awaits && errors.Is(err, secret.ErrNotFound) || errors.Is(err, store.ErrSealed)) && store.ValidSecretName(name) {
+			return secret.Ref{Name: name}, true // which no secret that can be read is; drivers refuse it until there is one
 		}
 		return ref, err == nil
 	})

@@ -278,7 +278,7 @@ func (r *Router) DeleteSecret(_ context.Context, author, name string) error {
 }
 
 func secretMessage(info store.SecretInfo, uses map[string][]string) *isthmusv1.SecretInfo {
-	return &isthmusv1.SecretInfo{Name: info.Ref.Name, Fingerprint: info.Ref.Fingerprint, Changed: stamp(info.Changed), UsedBy: uses[info.Ref.Name]}
+	return &isthmusv1.SecretInfo{Name: info.Ref.Name, Fingerprint: info.Ref.Fingerprint, Changed: stamp(info.Changed), UsedBy: uses[info.Ref.Name], Sealed: info.Sealed}
 }
 
 // uses returns where secrets are used, as field paths by name: in the present document, and in the one that comes back

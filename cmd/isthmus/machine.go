@@ -118,7 +118,63 @@ after an upgrade, and kept when all is as it was before.`,
 			_, err := isthmusv1.NewSystemServiceClient(conn).PowerOff(ctx, &isthmusv1.PowerOffRequest{})
 			return err
 		})}
-	system.AddCommand(show, upgrade, rollback, reboot, poweroff)
+	system.AddCommand(show, upgrade, rollback, reboot, poweroff, a.sealCommand(), a.unsealCommand())
+}
+
+func (a *app) sealCommand() *cobra.Command {
+	var abandon bool
+	cmd := &cobra.Command{Use: "seal tpm2|none", Short: "Keep the key of the secrets in the machine's TPM, or on the disk again", Args: cobra.ExactArgs(1), ValidArgs: []string{"tpm2", "none"},
+		Long: `Encrypt the secrets with a new key that only the machine's TPM 2.0 opens, and print the recovery string, which opens it
+without the TPM. The string is shown once: keep it where the node is not. With none, the key lies on the disk again.
+
+A copy of the disk does not open on another machine then, nor does this one after a change of Secure Boot or of its keys
+(PCR 7). The node starts all the same and serves its API, with the condition Sealed: see isthmus system unseal.
+Pre-shared keys, WireGuard keys and BGP passwords are sealed. The keys of the API are not, since it has to serve then.
+What the disk had before may still be in blocks that are not used: seal a node before it gets its secrets, or replace them
+afterwards. A slot of a version without seals cannot read the secrets: give none before going back to one.
+
+While secrets cannot be read, --abandon makes a new key all the same: set them again, with isthmus secret set.`,
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
+			with := args[0]
+			if with == "none" {
+				with = ""
+			}
+			r, err := isthmusv1.NewSystemServiceClient(conn).Seal(ctx, &isthmusv1.SealRequest{With: with, Abandon: abandon})
+			if err != nil {
+				return fmt.Errorf("sealing with %s: %w", args[0], err)
+			}
+			if r.Recovery == "" {
+				fmt.Fprintln(a.stderr, "isthmus: the secrets are encrypted with the node key, which is on the same disk")
+				return nil
+			}
+			fmt.Fprintln(a.stderr, "isthmus: the secrets are sealed. This is the recovery string, which is not shown again:")
+			_, err = fmt.Fprintln(a.stdout, clean(r.Recovery))
+			return err
+		})}
+	cmd.Flags().BoolVar(&abandon, "abandon", false, "make a new key although secrets cannot be read")
+	return cmd
+}
+
+func (a *app) unsealCommand() *cobra.Command {
+	return &cobra.Command{Use: "unseal", Short: "Open sealed secrets with their recovery string", Args: cobra.NoArgs,
+		Long: `Open the seal of the secrets with the recovery string that isthmus system seal has printed, which comes from standard
+input (unseen when that is a terminal), and seal the key for the machine as it is now. What uses the secrets is made at once.`,
+		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
+			text, err := a.readSecret(ctx, "the recovery string")
+			if err != nil {
+				return fmt.Errorf("reading the recovery string: %w", err)
+			}
+			r, err := isthmusv1.NewSystemServiceClient(conn).Unseal(ctx, &isthmusv1.UnsealRequest{Recovery: strings.TrimSpace(string(text))})
+			if err != nil {
+				return fmt.Errorf("unsealing: %w", err)
+			}
+			if r.NotSealed != "" {
+				fmt.Fprintln(a.stderr, "isthmus: the secrets can be read, but the next start needs the recovery string again: "+clean(r.NotSealed))
+				return nil
+			}
+			fmt.Fprintln(a.stderr, "isthmus: the secrets can be read, and are sealed for the machine as it is now")
+			return nil
+		})}
 }
 
 func (a *app) showMachine(m *isthmusv1.Machine) error {
@@ -142,6 +198,14 @@ func (a *app) showMachine(m *isthmusv1.Machine) error {
 		}
 	}
 	fmt.Fprintf(a.stdout, "firmware      %s\nTPM           %s\nlockdown      %s\n", clean(firmware), clean(tpm), clean(m.Lockdown))
+	secrets := "encrypted with a key on the same disk"
+	if m.Seal != "" {
+		secrets = "sealed with " + m.Seal
+	}
+	if m.Sealed != "" {
+		secrets += "; closed: " + m.Sealed
+	}
+	fmt.Fprintf(a.stdout, "secrets       %s\n", clean(secrets))
 	for _, s := range m.Slots {
 		for _, missing := range s.Missing {
 			fmt.Fprintf(a.stdout, "slot %s lacks   %s\n", clean(s.Name), clean(missing))

@@ -24,7 +24,12 @@ import (
 
 var secretColumns = []column[*isthmusv1.SecretInfo]{
 	{header: "SECRET", value: func(_ *app, s *isthmusv1.SecretInfo) string { return s.Name }},
-	{header: "FINGERPRINT", value: func(_ *app, s *isthmusv1.SecretInfo) string { return s.Fingerprint }},
+	{header: "FINGERPRINT", value: func(_ *app, s *isthmusv1.SecretInfo) string {
+		if s.Sealed {
+			return "sealed"
+		}
+		return s.Fingerprint
+	}},
 	{header: "CHANGED", value: func(a *app, s *isthmusv1.SecretInfo) string { return a.since(s.Changed) }},
 	{header: "USED-BY", value: func(_ *app, s *isthmusv1.SecretInfo) string { return strings.Join(s.UsedBy, ",") }},
 }

@@ -181,6 +181,12 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 		log.Error("the state directory is older than it was: was a copy put back?", "why", older)
 	}
 
+	seal := machine.NewSeal(machine.SealOptions{Store: st, Sealer: helper.Client{}, Sys: "/sys", Log: log.With("room", "machine")})
+	func() {
+		ctx, cancel := context.WithTimeout(ctx, sealLimit)
+		defer cancel()
+		seal.Await(ctx)
+	}()
 	kernelOf, err := host.Open(keptFile(o))
 	if err != nil {
 		return err
@@ -276,7 +282,7 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 	}
 	socket := filepath.Join(o.runtime, "api.sock")
 	beneath = machine.New(machine.Options{
-		Helper: helper.Client{}, Node: r, Records: st, Sys: "/sys", Log: log.With("room", "machine"),
+		Helper: helper.Client{}, Node: r, Records: st, Seal: seal, Sys: "/sys", Log: log.With("room", "machine"),
 		Serves: func(ctx context.Context) error { return api.Ping(ctx, socket) },
 	})
 	server, err := api.Listen(api.Options{Router: r, Machine: beneath, Authority: authority, Address: o.listen, Socket: socket, Log: log})
@@ -291,6 +297,7 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 	go follow(ctx, links, nameServer)
 	go tell(ctx, r, log)
 	go beneath.Judge(ctx)
+	go seal.Keep(ctx, r.SecretsOpened)
 	go watch(ctx, r, func(ctx context.Context) error { return api.Ping(ctx, socket) }, log)
 	if boot != nil && !o.safe {
 		go boot.Run(ctx, r)
@@ -304,6 +311,9 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 	cancel()
 	return errors.Join(err, <-served)
 }
+
+// sealLimit is how long the start waits for secrets that are sealed. Without them it goes on, and they are asked for again.
+const sealLimit = 10 * time.Second
 
 // notices are conditions of the audit log and of the state directory.
 func notices(audit *auth.Audit, older string) []*isthmusv1.Condition {

@@ -23,7 +23,8 @@ type Client struct {
 
 // Status returns how the slots are. On a machine without them the error is slot.ErrNoSlots.
 func (c Client) Status(ctx context.Context) (*Status, error) {
-	return c.call(ctx, Request{Do: DoStatus}, nil)
+	a, err := c.call(ctx, Request{Do: DoStatus}, nil)
+	return a.Status, err
 }
 
 // Do asks for one of the verbs that have no body.
@@ -36,6 +37,18 @@ func (c Client) Do(ctx context.Context, verb string) error {
 func (c Client) Write(ctx context.Context, size int64, signature string, older bool, body io.Reader) error {
 	_, err := c.call(ctx, Request{Do: DoWrite, Size: size, Signature: signature, Older: older}, body)
 	return err
+}
+
+// Seal returns data in a form that only this machine's TPM opens. See TPM.
+func (c Client) Seal(ctx context.Context, data []byte) ([]byte, error) {
+	a, err := c.call(ctx, Request{Do: DoSeal, Data: data}, nil)
+	return a.Data, err
+}
+
+// Open returns what Seal has sealed.
+func (c Client) Open(ctx context.Context, sealed []byte) ([]byte, error) {
+	a, err := c.call(ctx, Request{Do: DoOpen, Data: sealed}, nil)
+	return a.Data, err
 }
 
 // Refusal is why the helper did not do something.
@@ -52,7 +65,7 @@ func (r *Refusal) Is(target error) bool { return r.Invalid && target == ErrInval
 // answerLimit is how long the helper may take after it has everything: it reads a slot back and checks it.
 const answerLimit = 5 * time.Minute
 
-func (c Client) call(ctx context.Context, q Request, body io.Reader) (*Status, error) {
+func (c Client) call(ctx context.Context, q Request, body io.Reader) (a Answer, err error) {
 	path := c.Socket
 	if path == "" {
 		path = Socket
@@ -60,36 +73,35 @@ func (c Client) call(ctx context.Context, q Request, body io.Reader) (*Status, e
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, slot.ErrNoSlots
+		return a, slot.ErrNoSlots
 	}
 	if err != nil {
-		return nil, fmt.Errorf("asking the system helper: %w", err)
+		return a, fmt.Errorf("asking the system helper: %w", err)
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
 	line, err := json.Marshal(q)
 	if err != nil {
-		return nil, err
+		return a, err
 	}
 	if _, err := conn.Write(append(line, '\n')); err != nil {
-		return nil, fmt.Errorf("asking the system helper: %w", err)
+		return a, fmt.Errorf("asking the system helper: %w", err)
 	}
 	if body != nil {
 		// A helper that refuses early closes its side: its answer says why, and tells more than the broken pipe.
 		if _, err := io.Copy(conn, io.LimitReader(body, q.Size)); err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
-			return nil, fmt.Errorf("sending the slot to the system helper: %w", err)
+			return a, fmt.Errorf("sending the slot to the system helper: %w", err)
 		}
 		if err := conn.(*net.UnixConn).CloseWrite(); err != nil && !errors.Is(err, syscall.ENOTCONN) {
-			return nil, fmt.Errorf("sending the slot to the system helper: %w", err)
+			return a, fmt.Errorf("sending the slot to the system helper: %w", err)
 		}
 	}
 	conn.SetReadDeadline(time.Now().Add(answerLimit))
-	var a Answer
 	if err := json.NewDecoder(bufio.NewReader(io.LimitReader(conn, 64<<10))).Decode(&a); err != nil {
-		return nil, fmt.Errorf("reading the answer of the system helper: %w", err)
+		return a, fmt.Errorf("reading the answer of the system helper: %w", err)
 	}
 	if a.Error != "" {
-		return nil, &Refusal{Text: a.Error, Invalid: a.Invalid}
+		return Answer{}, &Refusal{Text: a.Error, Invalid: a.Invalid}
 	}
-	return a.Status, nil
+	return a, nil
 }

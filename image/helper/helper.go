@@ -29,6 +29,8 @@ const (
 	DoReject   = "reject"   // the trial that runs is given up; the next boot is of the good slot
 	DoReboot   = "reboot"   // start the machine again
 	DoPoweroff = "poweroff" // switch the machine off
+	DoSeal     = "seal"     // Data, in a form that this machine's TPM opens
+	DoOpen     = "open"     // what was sealed as Data
 )
 
 // Request is one line of JSON. The connection ends after the answer.
@@ -38,6 +40,8 @@ type Request struct {
 	Size      int64  `json:"size,omitempty"`
 	Signature string `json:"signature,omitempty"`
 	Older     bool   `json:"older,omitempty"`
+	// Data is of DoSeal and DoOpen.
+	Data []byte `json:"data,omitempty"`
 }
 
 // Answer is one line of JSON.
@@ -47,6 +51,7 @@ type Answer struct {
 	// Invalid says that the request can never be fulfilled as it is: the slot or its signature is wrong.
 	Invalid bool    `json:"invalid,omitempty"`
 	Status  *Status `json:"status,omitempty"`
+	Data    []byte  `json:"data,omitempty"`
 }
 
 // Status is how the slots are.
@@ -75,7 +80,7 @@ var ErrInvalid = errors.New("slot refused")
 const TrialLimit = 15 * time.Minute
 
 const (
-	requestLimit = 8 << 10
+	requestLimit = 8 << 10 // with maxBlob bytes in base64
 	// idleLimit is how long a caller may send nothing.
 	idleLimit = 30 * time.Second
 	callers   = 8
@@ -89,6 +94,8 @@ type Options struct {
 	Running slot.Name
 	// Machine starts the machine again, or switches it off: DoReboot or DoPoweroff.
 	Machine func(verb string) error
+	// TPM seals.
+	TPM *TPM
 	// Limit is in the place of TrialLimit; 0: TrialLimit.
 	Limit time.Duration
 	// Settled, if not nil, is called when the slot that runs is not, or no longer, on trial.
@@ -194,12 +201,12 @@ func (s *Server) answer(ctx context.Context, conn net.Conn) {
 	var q Request
 	var a Answer
 	if err = json.Unmarshal(line, &q); err == nil {
-		a.Status, err = s.do(ctx, q, r)
+		a, err = s.do(ctx, q, r)
 	}
 	if err != nil {
 		a.Error, a.Invalid = err.Error(), errors.Is(err, ErrInvalid)
 		s.Log.Warn("request failed", "do", q.Do, "err", err)
-	} else if q.Do != DoStatus {
+	} else if q.Do != DoStatus && q.Do != DoOpen {
 		s.Log.Info("done", "do", q.Do)
 	}
 	conn.SetWriteDeadline(time.Now().Add(idleLimit))
@@ -208,22 +215,28 @@ func (s *Server) answer(ctx context.Context, conn net.Conn) {
 	}
 }
 
-func (s *Server) do(ctx context.Context, q Request, body io.Reader) (*Status, error) {
+func (s *Server) do(ctx context.Context, q Request, body io.Reader) (a Answer, err error) {
 	switch q.Do {
 	case DoStatus:
-		return s.status()
+		a.Status, err = s.status()
 	case DoWrite:
-		return nil, s.write(ctx, q, body)
+		err = s.write(ctx, q, body)
 	case DoTry:
-		return nil, s.try()
+		err = s.try()
 	case DoGood:
-		return nil, s.good()
+		err = s.good()
 	case DoReject:
-		return nil, s.reject()
+		err = s.reject()
 	case DoReboot, DoPoweroff:
-		return nil, s.Machine(q.Do)
+		err = s.Machine(q.Do)
+	case DoSeal:
+		a.Data, err = s.TPM.Seal(q.Data)
+	case DoOpen:
+		a.Data, err = s.TPM.Open(q.Data)
+	default:
+		err = fmt.Errorf("%q is not a request", q.Do)
 	}
-	return nil, fmt.Errorf("%q is not a request", q.Do)
+	return a, err
 }
 
 func (s *Server) status() (*Status, error) {

@@ -23,6 +23,7 @@ type computer struct {
 	dir  string
 	disk slot.Disk
 	keys slot.Keys
+	tpm  *TPM
 
 	mu      sync.Mutex
 	done    []string
@@ -100,7 +101,7 @@ func (c *computer) boot(running slot.Name, limit time.Duration) (Client, func())
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := New(Options{
-		Disk: c.disk, Keys: c.keys, Running: running, Limit: limit, Log: slog.New(slog.DiscardHandler),
+		Disk: c.disk, Keys: c.keys, Running: running, TPM: c.tpm, Limit: limit, Log: slog.New(slog.DiscardHandler),
 		Machine: func(verb string) error { c.mu.Lock(); defer c.mu.Unlock(); c.done = append(c.done, verb); return nil },
 		Settled: func() { c.mu.Lock(); defer c.mu.Unlock(); c.settled++ },
 	})

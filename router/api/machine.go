@@ -20,6 +20,8 @@ type Machine interface {
 	Rollback(ctx context.Context) (*isthmusv1.RollbackSlotResponse, error)
 	Reboot(ctx context.Context) error
 	PowerOff(ctx context.Context) error
+	Seal(ctx context.Context, r *isthmusv1.SealRequest) (*isthmusv1.SealResponse, error)
+	Unseal(ctx context.Context, r *isthmusv1.UnsealRequest) (*isthmusv1.UnsealResponse, error)
 }
 
 const (
@@ -120,4 +122,20 @@ func (s *services) PowerOff(ctx context.Context, _ *isthmusv1.PowerOffRequest) (
 		return nil, err
 	}
 	return &isthmusv1.PowerOffResponse{}, ofMachine(s.machine.PowerOff(ctx))
+}
+
+func (s *services) Seal(ctx context.Context, r *isthmusv1.SealRequest) (*isthmusv1.SealResponse, error) {
+	if err := s.needsMachine(); err != nil {
+		return nil, err
+	}
+	a, err := s.machine.Seal(ctx, r)
+	return a, ofMachine(err)
+}
+
+func (s *services) Unseal(ctx context.Context, r *isthmusv1.UnsealRequest) (*isthmusv1.UnsealResponse, error) {
+	if err := s.needsMachine(); err != nil {
+		return nil, err
+	}
+	a, err := s.machine.Unseal(ctx, r)
+	return a, ofMachine(err)
 }

@@ -101,3 +101,38 @@ func TestPower(t *testing.T) {
 	_, err := isthmusv1.NewSystemServiceClient(dialRole(t, s, auth.Admin)).RollbackSlot(t.Context(), &isthmusv1.RollbackSlotRequest{})
 	wantCode(t, "rollback to an empty slot", err, codes.FailedPrecondition)
 }
+
+// TestSeal: an admin alone seals and unseals; the recovery string is in no line of the audit log.
+func TestSeal(t *testing.T) {
+	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
+	operator, admin := isthmusv1.NewSystemServiceClient(dialRole(t, s, auth.Operator)), isthmusv1.NewSystemServiceClient(dialRole(t, s, auth.Admin))
+	_, err := operator.Seal(t.Context(), &isthmusv1.SealRequest{With: "tpm2"})
+	wantCode(t, "an operator seals", err, codes.PermissionDenied)
+	_, err = operator.Unseal(t.Context(), &isthmusv1.UnsealRequest{Recovery: apitest.Recovery})
+	wantCode(t, "an operator unseals", err, codes.PermissionDenied)
+	_, err = admin.Seal(t.Context(), &isthmusv1.SealRequest{With: "rot13"})
+	wantCode(t, "another seal", err, codes.InvalidArgument)
+	if r, err := admin.Seal(t.Context(), &isthmusv1.SealRequest{With: "tpm2"}); err != nil || r.Recovery != apitest.Recovery {
+		t.Fatal(r, err)
+	}
+	_, err = admin.Unseal(t.Context(), &isthmusv1.UnsealRequest{Recovery: "wrong"})
+	wantCode(t, "a wrong string", err, codes.InvalidArgument)
+	if _, err := admin.Unseal(t.Context(), &isthmusv1.UnsealRequest{Recovery: apitest.Recovery}); err != nil {
+		t.Error(err)
+	}
+	if _, err := admin.Seal(t.Context(), &isthmusv1.SealRequest{Abandon: true}); err != nil {
+		t.Error(err)
+	}
+	var begun []string
+	for _, e := range auditLog(t, s) {
+		if text := fmt.Sprintf("%+v", e); strings.Contains(text, apitest.Recovery) {
+			t.Errorf("the audit log has the recovery string: %s", text)
+		}
+		if e.Event == auth.Begin {
+			begun = append(begun, e.Method[strings.LastIndex(e.Method, "/")+1:]+" "+e.Object)
+		}
+	}
+	if want := []string{"Seal rot13", "Seal tpm2", "Unseal ", "Unseal ", "Seal none, abandoning what cannot be read"}; !slices.Equal(begun, want) {
+		t.Errorf("%q, want %q", begun, want)
+	}
+}

@@ -106,6 +106,12 @@ func describe(request any) auth.Subject {
 	case *isthmusv1.UpgradeRequest:
 		h := r.GetHeader()
 		return auth.Subject{Object: fmt.Sprintf("slot of %d bytes", h.GetSize()), Digest: hash([]byte(h.GetSignature()))}
+	case *isthmusv1.SealRequest:
+		subject := auth.Subject{Object: cmp.Or(r.With, "none")}
+		if r.Abandon {
+			subject.Object += ", abandoning what cannot be read"
+		}
+		return subject
 	case *isthmusv1.RenewAuthorityRequest:
 		if r.AtOnce {
 			return auth.Subject{Object: "at once"}

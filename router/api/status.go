@@ -31,6 +31,7 @@ var codesByError = []struct {
 	{auth.ErrClock, codes.FailedPrecondition},
 	{ErrPrecondition, codes.FailedPrecondition},
 	{store.ErrNewer, codes.FailedPrecondition},
+	{store.ErrSealed, codes.FailedPrecondition},
 	{store.ErrDamaged, codes.DataLoss},
 	{context.Canceled, codes.Canceled},
 	{context.DeadlineExceeded, codes.DeadlineExceeded},

@@ -100,6 +100,8 @@ var rules = map[string]rule{
 	"/isthmus.v1.SystemService/RollbackSlot": {role: Admin, write: true},
 	"/isthmus.v1.SystemService/Reboot":       {role: Admin, write: true},
 	"/isthmus.v1.SystemService/PowerOff":     {role: Admin, write: true},
+	"/isthmus.v1.SystemService/Seal":         {role: Admin, write: true},
+	"/isthmus.v1.SystemService/Unseal":       {role: Admin, write: true},
 
 	"/isthmus.v1.SecretService/SetSecret":      {role: Operator, write: true},
 	"/isthmus.v1.SecretService/RollbackSecret": {role: Operator, write: true},

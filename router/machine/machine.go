@@ -36,6 +36,8 @@ type Node interface {
 	Status() (*isthmusv1.SystemStatus, <-chan struct{})
 	Tunnels() ([]*isthmusv1.TunnelStatus, <-chan struct{})
 	Peers() ([]*isthmusv1.PeerStatus, <-chan struct{})
+	// SecretsOpened has the document carried out with secrets that could not be read before.
+	SecretsOpened(ctx context.Context) error
 }
 
 // Records keeps what must outlive the boot between two slots.
@@ -49,6 +51,8 @@ type Options struct {
 	Helper  Helper
 	Node    Node
 	Records Records
+	// Seal is that of the secrets.
+	Seal *Seal
 	// Serves says whether the API answers.
 	Serves func(ctx context.Context) error
 	// Sys is /sys.
@@ -260,7 +264,7 @@ func (m *Machine) Conditions() (out []*isthmusv1.Condition) {
 			out = append(out, c)
 		}
 	}
-	return out
+	return append(out, m.Options.Seal.Conditions()...)
 }
 
 // Get returns what there is to know.
@@ -270,6 +274,7 @@ func (m *Machine) Get(ctx context.Context) (*isthmusv1.Machine, error) {
 	if f.UEFI {
 		out.Firmware = "uefi"
 	}
+	out.Seal, out.Sealed = m.Options.Seal.Status()
 	st, err := m.Helper.Status(ctx)
 	if errors.Is(err, slot.ErrNoSlots) {
 		return out, nil
@@ -365,3 +370,29 @@ func (m *Machine) Reboot(ctx context.Context) error { return m.Helper.Do(ctx, he
 
 // PowerOff has the machine switch itself off. It returns when that has begun, and the caller still gets its answer.
 func (m *Machine) PowerOff(ctx context.Context) error { return m.Helper.Do(ctx, helper.DoPoweroff) }
+
+// Seal seals the secrets. See Seal.Set.
+func (m *Machine) Seal(ctx context.Context, r *isthmusv1.SealRequest) (*isthmusv1.SealResponse, error) {
+	// An earlier version cannot read what is sealed.
+	if st, err := m.Helper.Status(ctx); err == nil && r.GetWith() != "" && st.Env.Trial != slot.None {
+		return nil, fmt.Errorf("%w: slot %s is on trial, and the other version may not know seals: wait until it is good", api.ErrPrecondition, st.Env.Trial)
+	}
+	recovery, err := m.Options.Seal.Set(ctx, r.GetWith(), r.GetAbandon())
+	if err != nil {
+		return nil, err
+	}
+	return &isthmusv1.SealResponse{Recovery: recovery}, nil
+}
+
+// Unseal opens the seal of the secrets with its recovery string. See Seal.Unseal.
+func (m *Machine) Unseal(ctx context.Context, r *isthmusv1.UnsealRequest) (*isthmusv1.UnsealResponse, error) {
+	why, err := m.Options.Seal.Unseal(ctx, r.GetRecovery())
+	if err != nil {
+		return nil, err
+	}
+	// The secrets are readable, also for a caller who has gone meanwhile.
+	if err := m.Node.SecretsOpened(context.WithoutCancel(ctx)); err != nil {
+		return nil, fmt.Errorf("the seal is open, but the present document cannot be carried out with its secrets: %w", err)
+	}
+	return &isthmusv1.UnsealResponse{NotSealed: why}, nil
+}

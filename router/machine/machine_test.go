@@ -19,6 +19,7 @@ import (
 	"github.com/isthmus-net/isthmus/image/slot"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/store"
 )
 
 // fake is a helper with the rules of the real one, a node, and records.
@@ -34,6 +35,20 @@ type fake struct {
 	tunnels  map[string]string
 	peers    map[string]string
 	recorded []byte
+	seal     *Seal // nil: of a store without one
+	opened   int   // calls of SecretsOpened
+}
+
+// noSeal is a store whose secrets are not sealed.
+type noSeal struct{ Sealed }
+
+func (noSeal) Seal() store.Seal { return store.Seal{} }
+
+func (n node) SecretsOpened(context.Context) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.opened++
+	return nil
 }
 
 func (f *fake) Status(context.Context) (*helper.Status, error) {
@@ -121,7 +136,10 @@ func newFake() *fake {
 }
 
 func (f *fake) machine() *Machine {
-	return New(Options{Helper: f, Node: node{f}, Records: f, Sys: "/nowhere", Log: slog.New(slog.DiscardHandler),
+	if f.seal == nil {
+		f.seal = NewSeal(SealOptions{Store: noSeal{}})
+	}
+	return New(Options{Helper: f, Node: node{f}, Records: f, Seal: f.seal, Sys: "/nowhere", Log: slog.New(slog.DiscardHandler),
 		Serves: func(context.Context) error { f.mu.Lock(); defer f.mu.Unlock(); return f.serves }})
 }
 

@@ -198,6 +198,13 @@ func (s *Store) OpenSeal(key []byte) (present bool, err error) {
 	return present, nil
 }
 
+// EncryptAgain does what SetSeal and OpenSeal could not do since writing failed.
+func (s *Store) EncryptAgain() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.encryptAgainLocked()
+}
+
 func keyOf(key []byte) (id string, box cipher.AEAD, err error) {
 	if len(key) != SealKeySize {
 		return "", nil, fmt.Errorf("a key of %d bytes, want %d", len(key), SealKeySize)

@@ -219,6 +219,29 @@ func TestSealedFull(t *testing.T) {
 	}
 }
 
+// TestEncryptAgain: a secret that could not be encrypted with the sealed key is, later.
+func TestEncryptAgain(t *testing.T) {
+	s := reopen(t, newFaultFS())
+	if err := s.SetSeal("tpm2", testKey(1), testKey(1)); err != nil {
+		t.Fatal(err)
+	}
+	present := s.seal
+	s.seal = seal{}
+	if _, err := s.SetSecret("a", []byte("bare"), noon); err != nil {
+		t.Fatal(err)
+	}
+	s.seal = present
+	if is := s.Seal(); is.Bare != 1 {
+		t.Errorf("%+v", is)
+	}
+	if err := s.EncryptAgain(); err != nil {
+		t.Fatal(err)
+	}
+	if is := s.Seal(); is.Bare != 0 || s.secretsText(t) != "a=bare " {
+		t.Errorf("%+v, %s", is, s.secretsText(t))
+	}
+}
+
 // TestFlippedRecord: a flipped bit makes no record of either format another one, nor a newer one.
 func TestFlippedRecord(t *testing.T) {
 	for _, format := range []uint64{plain, withSeals} {

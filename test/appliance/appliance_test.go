@@ -45,9 +45,10 @@ type bench struct {
 	t       *testing.T
 	dir     string
 	disk    string
-	api     string // host and port
-	ssh     string // port
-	context string // file
+	api     string   // host and port
+	ssh     string   // port
+	context string   // file
+	extra   []string // arguments of QEMU
 	m       *Machine
 }
 
@@ -82,7 +83,7 @@ func free(t *testing.T) string {
 func (b *bench) start(f Firmware, seed string) {
 	b.t.Helper()
 	m, err := Start(b.t.Context(), Config{Disk: b.disk, Firmware: f, Seed: seed, UUID: "6c3cf9a5-1f5b-4f0e-9d3f-1d1c5f0a7b11", Net: []string{
-		"-netdev", "user,id=net0,restrict=on,hostfwd=tcp:" + b.api + "-:7443,hostfwd=tcp:127.0.0.1:" + b.ssh + "-:22", "-device", "virtio-net-pci,netdev=net0,romfile="}})
+		"-netdev", "user,id=net0,restrict=on,hostfwd=tcp:" + b.api + "-:7443,hostfwd=tcp:127.0.0.1:" + b.ssh + "-:22", "-device", "virtio-net-pci,netdev=net0,romfile="}, Extra: b.extra})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -410,16 +411,6 @@ func (b *bench) sshServer() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	apply := func(document string) {
-		b.t.Helper()
-		file := filepath.Join(b.dir, "node.yaml")
-		if err := os.WriteFile(file, []byte(document), 0o600); err != nil {
-			b.t.Fatal(err)
-		}
-		if out, err := b.cli(b.t.Context(), "apply", "-f", file); err != nil {
-			b.t.Fatal(out, err)
-		}
-	}
 	login := func() ([]byte, error) {
 		return exec.CommandContext(b.t.Context(), "ssh", "-i", key, "-p", b.ssh, "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile="+filepath.Join(b.dir, "known"),
 			"-o", "ConnectTimeout=20", "root@127.0.0.1", "id -un").CombinedOutput()
@@ -427,7 +418,7 @@ func (b *bench) sshServer() {
 	if out, err := login(); err == nil {
 		b.t.Errorf("SSH answers although the document has no key: %s", out)
 	}
-	apply(strings.Replace(first, "access: {", "access: {ssh: [10.0.2.2/32], sshKeys: ["+strings.TrimSpace(string(public))+"], ", 1))
+	b.apply(strings.Replace(first, "access: {", "access: {ssh: [10.0.2.2/32], sshKeys: ["+strings.TrimSpace(string(public))+"], ", 1))
 	for end := time.Now().Add(bootLimit); ; time.Sleep(time.Second) {
 		out, err := login()
 		if err == nil && strings.HasSuffix(strings.TrimSpace(string(out)), "root") {
@@ -437,10 +428,22 @@ func (b *bench) sshServer() {
 			b.t.Fatalf("no login by SSH: %v: %s", err, out)
 		}
 	}
-	apply(first)
+	b.apply(first)
 	b.until("systemctl is-active isthmus-ssh || true", `^inactive\s*$`)
 	if out, err := login(); err == nil {
 		b.t.Errorf("SSH answers after the key was taken away: %s", out)
+	}
+}
+
+// apply applies a document.
+func (b *bench) apply(document string) {
+	b.t.Helper()
+	file := filepath.Join(b.dir, "node.yaml")
+	if err := os.WriteFile(file, []byte(document), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	if out, err := b.cli(b.t.Context(), "apply", "-f", file); err != nil {
+		b.t.Fatal(out, err)
 	}
 }
 

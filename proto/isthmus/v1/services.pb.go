@@ -4732,6 +4732,195 @@ func (x *GoneAddress) GetSince() *timestamppb.Timestamp {
 	return nil
 }
 
+type SealRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "tpm2": the machine's TPM 2.0, while its PCR 7 is as it is now. Empty: the node key, which lies on the same disk.
+	With string `protobuf:"bytes,1,opt,name=with,proto3" json:"with,omitempty"`
+	// Secrets that cannot be read now may stay so; with their recovery string they can still be read later.
+	Abandon       bool `protobuf:"varint,2,opt,name=abandon,proto3" json:"abandon,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealRequest) Reset() {
+	*x = SealRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealRequest) ProtoMessage() {}
+
+func (x *SealRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealRequest.ProtoReflect.Descriptor instead.
+func (*SealRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *SealRequest) GetWith() string {
+	if x != nil {
+		return x.With
+	}
+	return ""
+}
+
+func (x *SealRequest) GetAbandon() bool {
+	if x != nil {
+		return x.Abandon
+	}
+	return false
+}
+
+type SealResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What opens the seal when the TPM does not. Empty: there is no seal.
+	Recovery      string `protobuf:"bytes,1,opt,name=recovery,proto3" json:"recovery,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealResponse) Reset() {
+	*x = SealResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealResponse) ProtoMessage() {}
+
+func (x *SealResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealResponse.ProtoReflect.Descriptor instead.
+func (*SealResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *SealResponse) GetRecovery() string {
+	if x != nil {
+		return x.Recovery
+	}
+	return ""
+}
+
+type UnsealRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Case, spaces and hyphens do not matter.
+	Recovery      string `protobuf:"bytes,1,opt,name=recovery,proto3" json:"recovery,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnsealRequest) Reset() {
+	*x = UnsealRequest{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnsealRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnsealRequest) ProtoMessage() {}
+
+func (x *UnsealRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnsealRequest.ProtoReflect.Descriptor instead.
+func (*UnsealRequest) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *UnsealRequest) GetRecovery() string {
+	if x != nil {
+		return x.Recovery
+	}
+	return ""
+}
+
+type UnsealResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why the key is not sealed for the machine as it is now, so that the next start needs the recovery string again. Empty: it is sealed.
+	NotSealed     string `protobuf:"bytes,1,opt,name=not_sealed,json=notSealed,proto3" json:"not_sealed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnsealResponse) Reset() {
+	*x = UnsealResponse{}
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnsealResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnsealResponse) ProtoMessage() {}
+
+func (x *UnsealResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnsealResponse.ProtoReflect.Descriptor instead.
+func (*UnsealResponse) Descriptor() ([]byte, []int) {
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *UnsealResponse) GetNotSealed() string {
+	if x != nil {
+		return x.NotSealed
+	}
+	return ""
+}
+
 type GetMachineRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4740,7 +4929,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4752,7 +4941,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[67]
+	mi := &file_isthmus_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4765,7 +4954,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 // Machine is what is below the router.
@@ -4785,14 +4974,18 @@ type Machine struct {
 	// Level of the kernel's lockdown: "none", "integrity" or "confidentiality".
 	Lockdown string `protobuf:"bytes,7,opt,name=lockdown,proto3" json:"lockdown,omitempty"`
 	// The other slot was on trial last and was given up. Why, as far as the daemon that ran in it could tell.
-	Failed        string `protobuf:"bytes,8,opt,name=failed,proto3" json:"failed,omitempty"`
+	Failed string `protobuf:"bytes,8,opt,name=failed,proto3" json:"failed,omitempty"`
+	// What the key of the secrets is sealed with: "tpm2". Empty: it is not sealed, and lies on the disk.
+	Seal string `protobuf:"bytes,9,opt,name=seal,proto3" json:"seal,omitempty"`
+	// Why secrets that are sealed cannot be read. Empty: all can.
+	Sealed        string `protobuf:"bytes,10,opt,name=sealed,proto3" json:"sealed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4804,7 +4997,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[68]
+	mi := &file_isthmus_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4817,7 +5010,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Machine) GetSlots() []*Slot {
@@ -4876,6 +5069,20 @@ func (x *Machine) GetFailed() string {
 	return ""
 }
 
+func (x *Machine) GetSeal() string {
+	if x != nil {
+		return x.Seal
+	}
+	return ""
+}
+
+func (x *Machine) GetSealed() string {
+	if x != nil {
+		return x.Sealed
+	}
+	return ""
+}
+
 // Slot is one of the two places from which the machine starts.
 type Slot struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4903,7 +5110,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4915,7 +5122,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[69]
+	mi := &file_isthmus_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4928,7 +5135,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Slot) GetName() string {
@@ -5012,7 +5219,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5024,7 +5231,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[70]
+	mi := &file_isthmus_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5037,7 +5244,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *UpgradeRequest) GetHeader() *UpgradeHeader {
@@ -5070,7 +5277,7 @@ type UpgradeHeader struct {
 
 func (x *UpgradeHeader) Reset() {
 	*x = UpgradeHeader{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5082,7 +5289,7 @@ func (x *UpgradeHeader) String() string {
 func (*UpgradeHeader) ProtoMessage() {}
 
 func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[71]
+	mi := &file_isthmus_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5095,7 +5302,7 @@ func (x *UpgradeHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeHeader.ProtoReflect.Descriptor instead.
 func (*UpgradeHeader) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *UpgradeHeader) GetSize() int64 {
@@ -5138,7 +5345,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5150,7 +5357,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[72]
+	mi := &file_isthmus_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5163,7 +5370,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *UpgradeResponse) GetSlot() string {
@@ -5195,7 +5402,7 @@ type RollbackSlotRequest struct {
 
 func (x *RollbackSlotRequest) Reset() {
 	*x = RollbackSlotRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5207,7 +5414,7 @@ func (x *RollbackSlotRequest) String() string {
 func (*RollbackSlotRequest) ProtoMessage() {}
 
 func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[73]
+	mi := &file_isthmus_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5220,7 +5427,7 @@ func (x *RollbackSlotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSlotRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 type RollbackSlotResponse struct {
@@ -5233,7 +5440,7 @@ type RollbackSlotResponse struct {
 
 func (x *RollbackSlotResponse) Reset() {
 	*x = RollbackSlotResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5245,7 +5452,7 @@ func (x *RollbackSlotResponse) String() string {
 func (*RollbackSlotResponse) ProtoMessage() {}
 
 func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[74]
+	mi := &file_isthmus_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5258,7 +5465,7 @@ func (x *RollbackSlotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSlotResponse.ProtoReflect.Descriptor instead.
 func (*RollbackSlotResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *RollbackSlotResponse) GetSlot() string {
@@ -5276,7 +5483,7 @@ type RebootRequest struct {
 
 func (x *RebootRequest) Reset() {
 	*x = RebootRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5288,7 +5495,7 @@ func (x *RebootRequest) String() string {
 func (*RebootRequest) ProtoMessage() {}
 
 func (x *RebootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[75]
+	mi := &file_isthmus_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5301,7 +5508,7 @@ func (x *RebootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootRequest.ProtoReflect.Descriptor instead.
 func (*RebootRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 type RebootResponse struct {
@@ -5312,7 +5519,7 @@ type RebootResponse struct {
 
 func (x *RebootResponse) Reset() {
 	*x = RebootResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5324,7 +5531,7 @@ func (x *RebootResponse) String() string {
 func (*RebootResponse) ProtoMessage() {}
 
 func (x *RebootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[76]
+	mi := &file_isthmus_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5337,7 +5544,7 @@ func (x *RebootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootResponse.ProtoReflect.Descriptor instead.
 func (*RebootResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 type PowerOffRequest struct {
@@ -5348,7 +5555,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5360,7 +5567,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[77]
+	mi := &file_isthmus_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5373,7 +5580,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 type PowerOffResponse struct {
@@ -5384,7 +5591,7 @@ type PowerOffResponse struct {
 
 func (x *PowerOffResponse) Reset() {
 	*x = PowerOffResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5396,7 +5603,7 @@ func (x *PowerOffResponse) String() string {
 func (*PowerOffResponse) ProtoMessage() {}
 
 func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[78]
+	mi := &file_isthmus_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5409,7 +5616,7 @@ func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffResponse.ProtoReflect.Descriptor instead.
 func (*PowerOffResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 type GetStatusRequest struct {
@@ -5420,7 +5627,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5432,7 +5639,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[79]
+	mi := &file_isthmus_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5445,7 +5652,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 type SystemStatus struct {
@@ -5470,7 +5677,7 @@ type SystemStatus struct {
 
 func (x *SystemStatus) Reset() {
 	*x = SystemStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5482,7 +5689,7 @@ func (x *SystemStatus) String() string {
 func (*SystemStatus) ProtoMessage() {}
 
 func (x *SystemStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[80]
+	mi := &file_isthmus_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5495,7 +5702,7 @@ func (x *SystemStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemStatus.ProtoReflect.Descriptor instead.
 func (*SystemStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *SystemStatus) GetNode() string {
@@ -5587,7 +5794,7 @@ type PlatformStatus struct {
 
 func (x *PlatformStatus) Reset() {
 	*x = PlatformStatus{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5599,7 +5806,7 @@ func (x *PlatformStatus) String() string {
 func (*PlatformStatus) ProtoMessage() {}
 
 func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[81]
+	mi := &file_isthmus_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5612,7 +5819,7 @@ func (x *PlatformStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformStatus.ProtoReflect.Descriptor instead.
 func (*PlatformStatus) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *PlatformStatus) GetPlatform() string {
@@ -5682,7 +5889,7 @@ type PlatformInterface struct {
 
 func (x *PlatformInterface) Reset() {
 	*x = PlatformInterface{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5694,7 +5901,7 @@ func (x *PlatformInterface) String() string {
 func (*PlatformInterface) ProtoMessage() {}
 
 func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[82]
+	mi := &file_isthmus_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5707,7 +5914,7 @@ func (x *PlatformInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlatformInterface.ProtoReflect.Descriptor instead.
 func (*PlatformInterface) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *PlatformInterface) GetName() string {
@@ -5773,7 +5980,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5785,7 +5992,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[83]
+	mi := &file_isthmus_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5798,7 +6005,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *Counters) GetViciWrites() uint64 {
@@ -5855,7 +6062,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5867,7 +6074,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[84]
+	mi := &file_isthmus_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5880,7 +6087,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -5906,7 +6113,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5918,7 +6125,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[85]
+	mi := &file_isthmus_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5931,7 +6138,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *RollbackSecretRequest) GetName() string {
@@ -5952,7 +6159,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5964,7 +6171,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[86]
+	mi := &file_isthmus_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5977,7 +6184,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ListSecretsRequest) GetPageSize() uint32 {
@@ -6004,7 +6211,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6016,7 +6223,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[87]
+	mi := &file_isthmus_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6029,7 +6236,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*SecretInfo {
@@ -6055,14 +6262,16 @@ type SecretInfo struct {
 	Fingerprint string                 `protobuf:"bytes,2,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	Changed     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=changed,proto3" json:"changed,omitempty"`
 	// Where the present document uses it, as field paths.
-	UsedBy        []string `protobuf:"bytes,4,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
+	UsedBy []string `protobuf:"bytes,4,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
+	// Whether it cannot be read, since its seal is closed. It then has no fingerprint.
+	Sealed        bool `protobuf:"varint,5,opt,name=sealed,proto3" json:"sealed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SecretInfo) Reset() {
 	*x = SecretInfo{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6074,7 +6283,7 @@ func (x *SecretInfo) String() string {
 func (*SecretInfo) ProtoMessage() {}
 
 func (x *SecretInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[88]
+	mi := &file_isthmus_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6087,7 +6296,7 @@ func (x *SecretInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretInfo.ProtoReflect.Descriptor instead.
 func (*SecretInfo) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *SecretInfo) GetName() string {
@@ -6118,6 +6327,13 @@ func (x *SecretInfo) GetUsedBy() []string {
 	return nil
 }
 
+func (x *SecretInfo) GetSealed() bool {
+	if x != nil {
+		return x.Sealed
+	}
+	return false
+}
+
 type DeleteSecretRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -6127,7 +6343,7 @@ type DeleteSecretRequest struct {
 
 func (x *DeleteSecretRequest) Reset() {
 	*x = DeleteSecretRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6139,7 +6355,7 @@ func (x *DeleteSecretRequest) String() string {
 func (*DeleteSecretRequest) ProtoMessage() {}
 
 func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[89]
+	mi := &file_isthmus_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6152,7 +6368,7 @@ func (x *DeleteSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSecretRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *DeleteSecretRequest) GetName() string {
@@ -6170,7 +6386,7 @@ type DeleteSecretResponse struct {
 
 func (x *DeleteSecretResponse) Reset() {
 	*x = DeleteSecretResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6182,7 +6398,7 @@ func (x *DeleteSecretResponse) String() string {
 func (*DeleteSecretResponse) ProtoMessage() {}
 
 func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[90]
+	mi := &file_isthmus_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6195,7 +6411,7 @@ func (x *DeleteSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSecretResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 type RenewAuthorityRequest struct {
@@ -6208,7 +6424,7 @@ type RenewAuthorityRequest struct {
 
 func (x *RenewAuthorityRequest) Reset() {
 	*x = RenewAuthorityRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6220,7 +6436,7 @@ func (x *RenewAuthorityRequest) String() string {
 func (*RenewAuthorityRequest) ProtoMessage() {}
 
 func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[91]
+	mi := &file_isthmus_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6233,7 +6449,7 @@ func (x *RenewAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RenewAuthorityRequest) GetAtOnce() bool {
@@ -6255,7 +6471,7 @@ type RenewAuthorityResponse struct {
 
 func (x *RenewAuthorityResponse) Reset() {
 	*x = RenewAuthorityResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6267,7 +6483,7 @@ func (x *RenewAuthorityResponse) String() string {
 func (*RenewAuthorityResponse) ProtoMessage() {}
 
 func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[92]
+	mi := &file_isthmus_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6280,7 +6496,7 @@ func (x *RenewAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RenewAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *RenewAuthorityResponse) GetAuthority() string {
@@ -6313,7 +6529,7 @@ type IssueClientRequest struct {
 
 func (x *IssueClientRequest) Reset() {
 	*x = IssueClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6325,7 +6541,7 @@ func (x *IssueClientRequest) String() string {
 func (*IssueClientRequest) ProtoMessage() {}
 
 func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[93]
+	mi := &file_isthmus_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6338,7 +6554,7 @@ func (x *IssueClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *IssueClientRequest) GetName() string {
@@ -6382,7 +6598,7 @@ type IssueClientResponse struct {
 
 func (x *IssueClientResponse) Reset() {
 	*x = IssueClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6394,7 +6610,7 @@ func (x *IssueClientResponse) String() string {
 func (*IssueClientResponse) ProtoMessage() {}
 
 func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[94]
+	mi := &file_isthmus_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6407,7 +6623,7 @@ func (x *IssueClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *IssueClientResponse) GetCertificate() string {
@@ -6441,7 +6657,7 @@ type RenewClientRequest struct {
 
 func (x *RenewClientRequest) Reset() {
 	*x = RenewClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6453,7 +6669,7 @@ func (x *RenewClientRequest) String() string {
 func (*RenewClientRequest) ProtoMessage() {}
 
 func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[95]
+	mi := &file_isthmus_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6466,7 +6682,7 @@ func (x *RenewClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientRequest.ProtoReflect.Descriptor instead.
 func (*RenewClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *RenewClientRequest) GetCsr() []byte {
@@ -6489,7 +6705,7 @@ type RenewClientResponse struct {
 
 func (x *RenewClientResponse) Reset() {
 	*x = RenewClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6501,7 +6717,7 @@ func (x *RenewClientResponse) String() string {
 func (*RenewClientResponse) ProtoMessage() {}
 
 func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[96]
+	mi := &file_isthmus_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6514,7 +6730,7 @@ func (x *RenewClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewClientResponse.ProtoReflect.Descriptor instead.
 func (*RenewClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *RenewClientResponse) GetCertificate() string {
@@ -6546,7 +6762,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6558,7 +6774,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[97]
+	mi := &file_isthmus_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6571,7 +6787,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 type ListClientsResponse struct {
@@ -6583,7 +6799,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6595,7 +6811,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[98]
+	mi := &file_isthmus_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6608,7 +6824,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -6637,7 +6853,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6649,7 +6865,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[99]
+	mi := &file_isthmus_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6662,7 +6878,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *Client) GetName() string {
@@ -6724,7 +6940,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6736,7 +6952,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[100]
+	mi := &file_isthmus_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6749,7 +6965,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RevokeClientRequest) GetSerial() string {
@@ -6767,7 +6983,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6779,7 +6995,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[101]
+	mi := &file_isthmus_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6792,7 +7008,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 type ListPortsRequest struct {
@@ -6806,7 +7022,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6818,7 +7034,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[102]
+	mi := &file_isthmus_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6831,7 +7047,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ListPortsRequest) GetPageSize() uint32 {
@@ -6867,7 +7083,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6879,7 +7095,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[103]
+	mi := &file_isthmus_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6892,7 +7108,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ListPortsResponse) GetPorts() []*PortUse {
@@ -6945,7 +7161,7 @@ type WatchPortsRequest struct {
 
 func (x *WatchPortsRequest) Reset() {
 	*x = WatchPortsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6957,7 +7173,7 @@ func (x *WatchPortsRequest) String() string {
 func (*WatchPortsRequest) ProtoMessage() {}
 
 func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[104]
+	mi := &file_isthmus_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6970,7 +7186,7 @@ func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 type PortEvent struct {
@@ -6983,7 +7199,7 @@ type PortEvent struct {
 
 func (x *PortEvent) Reset() {
 	*x = PortEvent{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6995,7 +7211,7 @@ func (x *PortEvent) String() string {
 func (*PortEvent) ProtoMessage() {}
 
 func (x *PortEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[105]
+	mi := &file_isthmus_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7008,7 +7224,7 @@ func (x *PortEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortEvent.ProtoReflect.Descriptor instead.
 func (*PortEvent) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *PortEvent) GetType() EventType {
@@ -7057,7 +7273,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7069,7 +7285,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[106]
+	mi := &file_isthmus_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7082,7 +7298,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *PortUse) GetPool() string {
@@ -7191,7 +7407,7 @@ type AddressUse struct {
 
 func (x *AddressUse) Reset() {
 	*x = AddressUse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7203,7 +7419,7 @@ func (x *AddressUse) String() string {
 func (*AddressUse) ProtoMessage() {}
 
 func (x *AddressUse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[107]
+	mi := &file_isthmus_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7216,7 +7432,7 @@ func (x *AddressUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressUse.ProtoReflect.Descriptor instead.
 func (*AddressUse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *AddressUse) GetPool() string {
@@ -7275,7 +7491,7 @@ type ConnectionTable struct {
 
 func (x *ConnectionTable) Reset() {
 	*x = ConnectionTable{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7287,7 +7503,7 @@ func (x *ConnectionTable) String() string {
 func (*ConnectionTable) ProtoMessage() {}
 
 func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[108]
+	mi := &file_isthmus_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7300,7 +7516,7 @@ func (x *ConnectionTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionTable.ProtoReflect.Descriptor instead.
 func (*ConnectionTable) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *ConnectionTable) GetEntries() uint32 {
@@ -7368,7 +7584,7 @@ type EndFlowsRequest struct {
 
 func (x *EndFlowsRequest) Reset() {
 	*x = EndFlowsRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7380,7 +7596,7 @@ func (x *EndFlowsRequest) String() string {
 func (*EndFlowsRequest) ProtoMessage() {}
 
 func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[109]
+	mi := &file_isthmus_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7393,7 +7609,7 @@ func (x *EndFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsRequest.ProtoReflect.Descriptor instead.
 func (*EndFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *EndFlowsRequest) GetSource() string {
@@ -7434,7 +7650,7 @@ type EndFlowsResponse struct {
 
 func (x *EndFlowsResponse) Reset() {
 	*x = EndFlowsResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7446,7 +7662,7 @@ func (x *EndFlowsResponse) String() string {
 func (*EndFlowsResponse) ProtoMessage() {}
 
 func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[110]
+	mi := &file_isthmus_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7459,7 +7675,7 @@ func (x *EndFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndFlowsResponse.ProtoReflect.Descriptor instead.
 func (*EndFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *EndFlowsResponse) GetFlows() uint64 {
@@ -7491,7 +7707,7 @@ type WhoRequest struct {
 
 func (x *WhoRequest) Reset() {
 	*x = WhoRequest{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7503,7 +7719,7 @@ func (x *WhoRequest) String() string {
 func (*WhoRequest) ProtoMessage() {}
 
 func (x *WhoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[111]
+	mi := &file_isthmus_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7516,7 +7732,7 @@ func (x *WhoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
 func (*WhoRequest) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *WhoRequest) GetAddress() string {
@@ -7584,7 +7800,7 @@ type WhoResponse struct {
 
 func (x *WhoResponse) Reset() {
 	*x = WhoResponse{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7596,7 +7812,7 @@ func (x *WhoResponse) String() string {
 func (*WhoResponse) ProtoMessage() {}
 
 func (x *WhoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[112]
+	mi := &file_isthmus_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7609,7 +7825,7 @@ func (x *WhoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
 func (*WhoResponse) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *WhoResponse) GetFlows() []*TranslatedFlow {
@@ -7671,7 +7887,7 @@ type TranslatedFlow struct {
 
 func (x *TranslatedFlow) Reset() {
 	*x = TranslatedFlow{}
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7683,7 +7899,7 @@ func (x *TranslatedFlow) String() string {
 func (*TranslatedFlow) ProtoMessage() {}
 
 func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_isthmus_v1_services_proto_msgTypes[113]
+	mi := &file_isthmus_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7696,7 +7912,7 @@ func (x *TranslatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TranslatedFlow.ProtoReflect.Descriptor instead.
 func (*TranslatedFlow) Descriptor() ([]byte, []int) {
-	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_isthmus_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *TranslatedFlow) GetStart() *timestamppb.Timestamp {
@@ -8170,8 +8386,18 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\arefused\x18\t \x03(\tR\arefused\"Y\n" +
 	"\vGoneAddress\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x120\n" +
-	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x13\n" +
-	"\x11GetMachineRequest\"\xdc\x01\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\";\n" +
+	"\vSealRequest\x12\x12\n" +
+	"\x04with\x18\x01 \x01(\tR\x04with\x12\x18\n" +
+	"\aabandon\x18\x02 \x01(\bR\aabandon\"*\n" +
+	"\fSealResponse\x12\x1a\n" +
+	"\brecovery\x18\x01 \x01(\tR\brecovery\"+\n" +
+	"\rUnsealRequest\x12\x1a\n" +
+	"\brecovery\x18\x01 \x01(\tR\brecovery\"/\n" +
+	"\x0eUnsealResponse\x12\x1d\n" +
+	"\n" +
+	"not_sealed\x18\x01 \x01(\tR\tnotSealed\"\x13\n" +
+	"\x11GetMachineRequest\"\x88\x02\n" +
 	"\aMachine\x12&\n" +
 	"\x05slots\x18\x01 \x03(\v2\x10.isthmus.v1.SlotR\x05slots\x12\x12\n" +
 	"\x04keys\x18\x02 \x03(\tR\x04keys\x12\x1a\n" +
@@ -8181,7 +8407,10 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\x03tpm\x18\x05 \x01(\bR\x03tpm\x12\x12\n" +
 	"\x04pcr7\x18\x06 \x01(\tR\x04pcr7\x12\x1a\n" +
 	"\blockdown\x18\a \x01(\tR\blockdown\x12\x16\n" +
-	"\x06failed\x18\b \x01(\tR\x06failed\"\x8a\x02\n" +
+	"\x06failed\x18\b \x01(\tR\x06failed\x12\x12\n" +
+	"\x04seal\x18\t \x01(\tR\x04seal\x12\x16\n" +
+	"\x06sealed\x18\n" +
+	" \x01(\tR\x06sealed\"\x8a\x02\n" +
 	"\x04Slot\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
@@ -8268,13 +8497,14 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"page_token\x18\x02 \x01(\tR\tpageToken\"o\n" +
 	"\x13ListSecretsResponse\x120\n" +
 	"\asecrets\x18\x01 \x03(\v2\x16.isthmus.v1.SecretInfoR\asecrets\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x91\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa9\x01\n" +
 	"\n" +
 	"SecretInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12 \n" +
 	"\vfingerprint\x18\x02 \x01(\tR\vfingerprint\x124\n" +
 	"\achanged\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\achanged\x12\x17\n" +
-	"\aused_by\x18\x04 \x03(\tR\x06usedBy\")\n" +
+	"\aused_by\x18\x04 \x03(\tR\x06usedBy\x12\x16\n" +
+	"\x06sealed\x18\x05 \x01(\bR\x06sealed\")\n" +
 	"\x13DeleteSecretRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x16\n" +
 	"\x14DeleteSecretResponse\"0\n" +
@@ -8434,7 +8664,7 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\vNameService\x12H\n" +
 	"\tListNames\x12\x1c.isthmus.v1.ListNamesRequest\x1a\x1d.isthmus.v1.ListNamesResponse\x12D\n" +
 	"\n" +
-	"WatchNames\x12\x1d.isthmus.v1.WatchNamesRequest\x1a\x15.isthmus.v1.NameEvent0\x012\xb7\x03\n" +
+	"WatchNames\x12\x1d.isthmus.v1.WatchNamesRequest\x1a\x15.isthmus.v1.NameEvent0\x012\xb3\x04\n" +
 	"\rSystemService\x12C\n" +
 	"\tGetStatus\x12\x1c.isthmus.v1.GetStatusRequest\x1a\x18.isthmus.v1.SystemStatus\x12@\n" +
 	"\n" +
@@ -8442,7 +8672,9 @@ const file_isthmus_v1_services_proto_rawDesc = "" +
 	"\aUpgrade\x12\x1a.isthmus.v1.UpgradeRequest\x1a\x1b.isthmus.v1.UpgradeResponse(\x01\x12Q\n" +
 	"\fRollbackSlot\x12\x1f.isthmus.v1.RollbackSlotRequest\x1a .isthmus.v1.RollbackSlotResponse\x12?\n" +
 	"\x06Reboot\x12\x19.isthmus.v1.RebootRequest\x1a\x1a.isthmus.v1.RebootResponse\x12E\n" +
-	"\bPowerOff\x12\x1b.isthmus.v1.PowerOffRequest\x1a\x1c.isthmus.v1.PowerOffResponse2\xc2\x02\n" +
+	"\bPowerOff\x12\x1b.isthmus.v1.PowerOffRequest\x1a\x1c.isthmus.v1.PowerOffResponse\x129\n" +
+	"\x04Seal\x12\x17.isthmus.v1.SealRequest\x1a\x18.isthmus.v1.SealResponse\x12?\n" +
+	"\x06Unseal\x12\x19.isthmus.v1.UnsealRequest\x1a\x1a.isthmus.v1.UnsealResponse2\xc2\x02\n" +
 	"\rSecretService\x12A\n" +
 	"\tSetSecret\x12\x1c.isthmus.v1.SetSecretRequest\x1a\x16.isthmus.v1.SecretInfo\x12K\n" +
 	"\x0eRollbackSecret\x12!.isthmus.v1.RollbackSecretRequest\x1a\x16.isthmus.v1.SecretInfo\x12N\n" +
@@ -8472,7 +8704,7 @@ func file_isthmus_v1_services_proto_rawDescGZIP() []byte {
 }
 
 var file_isthmus_v1_services_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 114)
+var file_isthmus_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 118)
 var file_isthmus_v1_services_proto_goTypes = []any{
 	(Change_Action)(0),             // 0: isthmus.v1.Change.Action
 	(*Source)(nil),                 // 1: isthmus.v1.Source
@@ -8542,168 +8774,172 @@ var file_isthmus_v1_services_proto_goTypes = []any{
 	(*NameEvent)(nil),              // 65: isthmus.v1.NameEvent
 	(*NameStatus)(nil),             // 66: isthmus.v1.NameStatus
 	(*GoneAddress)(nil),            // 67: isthmus.v1.GoneAddress
-	(*GetMachineRequest)(nil),      // 68: isthmus.v1.GetMachineRequest
-	(*Machine)(nil),                // 69: isthmus.v1.Machine
-	(*Slot)(nil),                   // 70: isthmus.v1.Slot
-	(*UpgradeRequest)(nil),         // 71: isthmus.v1.UpgradeRequest
-	(*UpgradeHeader)(nil),          // 72: isthmus.v1.UpgradeHeader
-	(*UpgradeResponse)(nil),        // 73: isthmus.v1.UpgradeResponse
-	(*RollbackSlotRequest)(nil),    // 74: isthmus.v1.RollbackSlotRequest
-	(*RollbackSlotResponse)(nil),   // 75: isthmus.v1.RollbackSlotResponse
-	(*RebootRequest)(nil),          // 76: isthmus.v1.RebootRequest
-	(*RebootResponse)(nil),         // 77: isthmus.v1.RebootResponse
-	(*PowerOffRequest)(nil),        // 78: isthmus.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),       // 79: isthmus.v1.PowerOffResponse
-	(*GetStatusRequest)(nil),       // 80: isthmus.v1.GetStatusRequest
-	(*SystemStatus)(nil),           // 81: isthmus.v1.SystemStatus
-	(*PlatformStatus)(nil),         // 82: isthmus.v1.PlatformStatus
-	(*PlatformInterface)(nil),      // 83: isthmus.v1.PlatformInterface
-	(*Counters)(nil),               // 84: isthmus.v1.Counters
-	(*SetSecretRequest)(nil),       // 85: isthmus.v1.SetSecretRequest
-	(*RollbackSecretRequest)(nil),  // 86: isthmus.v1.RollbackSecretRequest
-	(*ListSecretsRequest)(nil),     // 87: isthmus.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),    // 88: isthmus.v1.ListSecretsResponse
-	(*SecretInfo)(nil),             // 89: isthmus.v1.SecretInfo
-	(*DeleteSecretRequest)(nil),    // 90: isthmus.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),   // 91: isthmus.v1.DeleteSecretResponse
-	(*RenewAuthorityRequest)(nil),  // 92: isthmus.v1.RenewAuthorityRequest
-	(*RenewAuthorityResponse)(nil), // 93: isthmus.v1.RenewAuthorityResponse
-	(*IssueClientRequest)(nil),     // 94: isthmus.v1.IssueClientRequest
-	(*IssueClientResponse)(nil),    // 95: isthmus.v1.IssueClientResponse
-	(*RenewClientRequest)(nil),     // 96: isthmus.v1.RenewClientRequest
-	(*RenewClientResponse)(nil),    // 97: isthmus.v1.RenewClientResponse
-	(*ListClientsRequest)(nil),     // 98: isthmus.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 99: isthmus.v1.ListClientsResponse
-	(*Client)(nil),                 // 100: isthmus.v1.Client
-	(*RevokeClientRequest)(nil),    // 101: isthmus.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 102: isthmus.v1.RevokeClientResponse
-	(*ListPortsRequest)(nil),       // 103: isthmus.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),      // 104: isthmus.v1.ListPortsResponse
-	(*WatchPortsRequest)(nil),      // 105: isthmus.v1.WatchPortsRequest
-	(*PortEvent)(nil),              // 106: isthmus.v1.PortEvent
-	(*PortUse)(nil),                // 107: isthmus.v1.PortUse
-	(*AddressUse)(nil),             // 108: isthmus.v1.AddressUse
-	(*ConnectionTable)(nil),        // 109: isthmus.v1.ConnectionTable
-	(*EndFlowsRequest)(nil),        // 110: isthmus.v1.EndFlowsRequest
-	(*EndFlowsResponse)(nil),       // 111: isthmus.v1.EndFlowsResponse
-	(*WhoRequest)(nil),             // 112: isthmus.v1.WhoRequest
-	(*WhoResponse)(nil),            // 113: isthmus.v1.WhoResponse
-	(*TranslatedFlow)(nil),         // 114: isthmus.v1.TranslatedFlow
-	(*Spec)(nil),                   // 115: isthmus.v1.Spec
-	(*Problem)(nil),                // 116: isthmus.v1.Problem
-	(*durationpb.Duration)(nil),    // 117: google.protobuf.Duration
-	(*EgressPolicy)(nil),           // 118: isthmus.v1.EgressPolicy
-	(*timestamppb.Timestamp)(nil),  // 119: google.protobuf.Timestamp
-	(EventType)(0),                 // 120: isthmus.v1.EventType
-	(*Inside)(nil),                 // 121: isthmus.v1.Inside
-	(*Condition)(nil),              // 122: isthmus.v1.Condition
+	(*SealRequest)(nil),            // 68: isthmus.v1.SealRequest
+	(*SealResponse)(nil),           // 69: isthmus.v1.SealResponse
+	(*UnsealRequest)(nil),          // 70: isthmus.v1.UnsealRequest
+	(*UnsealResponse)(nil),         // 71: isthmus.v1.UnsealResponse
+	(*GetMachineRequest)(nil),      // 72: isthmus.v1.GetMachineRequest
+	(*Machine)(nil),                // 73: isthmus.v1.Machine
+	(*Slot)(nil),                   // 74: isthmus.v1.Slot
+	(*UpgradeRequest)(nil),         // 75: isthmus.v1.UpgradeRequest
+	(*UpgradeHeader)(nil),          // 76: isthmus.v1.UpgradeHeader
+	(*UpgradeResponse)(nil),        // 77: isthmus.v1.UpgradeResponse
+	(*RollbackSlotRequest)(nil),    // 78: isthmus.v1.RollbackSlotRequest
+	(*RollbackSlotResponse)(nil),   // 79: isthmus.v1.RollbackSlotResponse
+	(*RebootRequest)(nil),          // 80: isthmus.v1.RebootRequest
+	(*RebootResponse)(nil),         // 81: isthmus.v1.RebootResponse
+	(*PowerOffRequest)(nil),        // 82: isthmus.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),       // 83: isthmus.v1.PowerOffResponse
+	(*GetStatusRequest)(nil),       // 84: isthmus.v1.GetStatusRequest
+	(*SystemStatus)(nil),           // 85: isthmus.v1.SystemStatus
+	(*PlatformStatus)(nil),         // 86: isthmus.v1.PlatformStatus
+	(*PlatformInterface)(nil),      // 87: isthmus.v1.PlatformInterface
+	(*Counters)(nil),               // 88: isthmus.v1.Counters
+	(*SetSecretRequest)(nil),       // 89: isthmus.v1.SetSecretRequest
+	(*RollbackSecretRequest)(nil),  // 90: isthmus.v1.RollbackSecretRequest
+	(*ListSecretsRequest)(nil),     // 91: isthmus.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),    // 92: isthmus.v1.ListSecretsResponse
+	(*SecretInfo)(nil),             // 93: isthmus.v1.SecretInfo
+	(*DeleteSecretRequest)(nil),    // 94: isthmus.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),   // 95: isthmus.v1.DeleteSecretResponse
+	(*RenewAuthorityRequest)(nil),  // 96: isthmus.v1.RenewAuthorityRequest
+	(*RenewAuthorityResponse)(nil), // 97: isthmus.v1.RenewAuthorityResponse
+	(*IssueClientRequest)(nil),     // 98: isthmus.v1.IssueClientRequest
+	(*IssueClientResponse)(nil),    // 99: isthmus.v1.IssueClientResponse
+	(*RenewClientRequest)(nil),     // 100: isthmus.v1.RenewClientRequest
+	(*RenewClientResponse)(nil),    // 101: isthmus.v1.RenewClientResponse
+	(*ListClientsRequest)(nil),     // 102: isthmus.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 103: isthmus.v1.ListClientsResponse
+	(*Client)(nil),                 // 104: isthmus.v1.Client
+	(*RevokeClientRequest)(nil),    // 105: isthmus.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 106: isthmus.v1.RevokeClientResponse
+	(*ListPortsRequest)(nil),       // 107: isthmus.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),      // 108: isthmus.v1.ListPortsResponse
+	(*WatchPortsRequest)(nil),      // 109: isthmus.v1.WatchPortsRequest
+	(*PortEvent)(nil),              // 110: isthmus.v1.PortEvent
+	(*PortUse)(nil),                // 111: isthmus.v1.PortUse
+	(*AddressUse)(nil),             // 112: isthmus.v1.AddressUse
+	(*ConnectionTable)(nil),        // 113: isthmus.v1.ConnectionTable
+	(*EndFlowsRequest)(nil),        // 114: isthmus.v1.EndFlowsRequest
+	(*EndFlowsResponse)(nil),       // 115: isthmus.v1.EndFlowsResponse
+	(*WhoRequest)(nil),             // 116: isthmus.v1.WhoRequest
+	(*WhoResponse)(nil),            // 117: isthmus.v1.WhoResponse
+	(*TranslatedFlow)(nil),         // 118: isthmus.v1.TranslatedFlow
+	(*Spec)(nil),                   // 119: isthmus.v1.Spec
+	(*Problem)(nil),                // 120: isthmus.v1.Problem
+	(*durationpb.Duration)(nil),    // 121: google.protobuf.Duration
+	(*EgressPolicy)(nil),           // 122: isthmus.v1.EgressPolicy
+	(*timestamppb.Timestamp)(nil),  // 123: google.protobuf.Timestamp
+	(EventType)(0),                 // 124: isthmus.v1.EventType
+	(*Inside)(nil),                 // 125: isthmus.v1.Inside
+	(*Condition)(nil),              // 126: isthmus.v1.Condition
 }
 var file_isthmus_v1_services_proto_depIdxs = []int32{
-	115, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
-	116, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
+	119, // 0: isthmus.v1.Source.spec:type_name -> isthmus.v1.Spec
+	120, // 1: isthmus.v1.Problems.problems:type_name -> isthmus.v1.Problem
 	1,   // 2: isthmus.v1.ValidateRequest.source:type_name -> isthmus.v1.Source
-	116, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
-	116, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
+	120, // 3: isthmus.v1.ValidateResponse.problems:type_name -> isthmus.v1.Problem
+	120, // 4: isthmus.v1.ValidateResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 5: isthmus.v1.PlanRequest.source:type_name -> isthmus.v1.Source
 	0,   // 6: isthmus.v1.Change.action:type_name -> isthmus.v1.Change.Action
 	6,   // 7: isthmus.v1.PlanResponse.changes:type_name -> isthmus.v1.Change
-	116, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
+	120, // 8: isthmus.v1.PlanResponse.notes:type_name -> isthmus.v1.Problem
 	1,   // 9: isthmus.v1.ApplyRequest.source:type_name -> isthmus.v1.Source
-	117, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
+	121, // 10: isthmus.v1.ApplyRequest.confirm_within:type_name -> google.protobuf.Duration
 	6,   // 11: isthmus.v1.ApplyResponse.changes:type_name -> isthmus.v1.Change
-	116, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
-	117, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
-	118, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
-	117, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
-	115, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
+	120, // 12: isthmus.v1.ApplyResponse.notes:type_name -> isthmus.v1.Problem
+	121, // 13: isthmus.v1.ApplyResponse.goes_back_in:type_name -> google.protobuf.Duration
+	122, // 14: isthmus.v1.EditPoliciesRequest.set:type_name -> isthmus.v1.EgressPolicy
+	121, // 15: isthmus.v1.EditPoliciesRequest.confirm_within:type_name -> google.protobuf.Duration
+	119, // 16: isthmus.v1.GetSpecResponse.spec:type_name -> isthmus.v1.Spec
 	17,  // 17: isthmus.v1.ListHistoryResponse.revisions:type_name -> isthmus.v1.Revision
-	119, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	123, // 18: isthmus.v1.Revision.time:type_name -> google.protobuf.Timestamp
 	24,  // 19: isthmus.v1.ListTunnelsResponse.tunnels:type_name -> isthmus.v1.TunnelStatus
 	26,  // 20: isthmus.v1.ListTunnelsResponse.strays:type_name -> isthmus.v1.StrayTunnel
-	120, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
+	124, // 21: isthmus.v1.TunnelEvent.type:type_name -> isthmus.v1.EventType
 	24,  // 22: isthmus.v1.TunnelEvent.tunnel:type_name -> isthmus.v1.TunnelStatus
-	119, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
-	121, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
-	119, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
-	119, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
-	119, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
-	122, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
+	123, // 23: isthmus.v1.TunnelStatus.since:type_name -> google.protobuf.Timestamp
+	125, // 24: isthmus.v1.TunnelStatus.inside:type_name -> isthmus.v1.Inside
+	123, // 25: isthmus.v1.TunnelStatus.next_try:type_name -> google.protobuf.Timestamp
+	123, // 26: isthmus.v1.TunnelStatus.established:type_name -> google.protobuf.Timestamp
+	123, // 27: isthmus.v1.TunnelStatus.keyed:type_name -> google.protobuf.Timestamp
+	126, // 28: isthmus.v1.TunnelStatus.conditions:type_name -> isthmus.v1.Condition
 	25,  // 29: isthmus.v1.TunnelStatus.explanation:type_name -> isthmus.v1.Explanation
-	119, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
-	119, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
-	119, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	119, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
-	119, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
+	123, // 30: isthmus.v1.TunnelStatus.heard:type_name -> google.protobuf.Timestamp
+	123, // 31: isthmus.v1.TunnelStatus.listening:type_name -> google.protobuf.Timestamp
+	123, // 32: isthmus.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	123, // 33: isthmus.v1.StrayTunnel.since:type_name -> google.protobuf.Timestamp
+	123, // 34: isthmus.v1.StrayTunnel.last:type_name -> google.protobuf.Timestamp
 	34,  // 35: isthmus.v1.ListPeersResponse.peers:type_name -> isthmus.v1.PeerStatus
-	120, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
+	124, // 36: isthmus.v1.PeerEvent.type:type_name -> isthmus.v1.EventType
 	34,  // 37: isthmus.v1.PeerEvent.peer:type_name -> isthmus.v1.PeerStatus
-	119, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
-	117, // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
-	122, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
-	119, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
+	123, // 38: isthmus.v1.PeerStatus.since:type_name -> google.protobuf.Timestamp
+	121, // 39: isthmus.v1.PeerStatus.hold_time:type_name -> google.protobuf.Duration
+	126, // 40: isthmus.v1.PeerStatus.conditions:type_name -> isthmus.v1.Condition
+	123, // 41: isthmus.v1.PeerStatus.next_try:type_name -> google.protobuf.Timestamp
 	35,  // 42: isthmus.v1.PeerStatus.filter:type_name -> isthmus.v1.PeerFilter
 	36,  // 43: isthmus.v1.PeerFilter.discarded:type_name -> isthmus.v1.DiscardedAttribute
 	41,  // 44: isthmus.v1.ListRoutesResponse.routes:type_name -> isthmus.v1.Route
-	120, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
+	124, // 45: isthmus.v1.RouteEvent.type:type_name -> isthmus.v1.EventType
 	41,  // 46: isthmus.v1.RouteEvent.route:type_name -> isthmus.v1.Route
 	42,  // 47: isthmus.v1.Route.next_hops:type_name -> isthmus.v1.NextHop
-	119, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
-	122, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
+	123, // 48: isthmus.v1.Route.since:type_name -> google.protobuf.Timestamp
+	126, // 49: isthmus.v1.Route.conditions:type_name -> isthmus.v1.Condition
 	53,  // 50: isthmus.v1.ListPoliciesResponse.policies:type_name -> isthmus.v1.PolicyStatus
 	45,  // 51: isthmus.v1.ListPoliciesResponse.drops:type_name -> isthmus.v1.Drop
-	120, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
+	124, // 52: isthmus.v1.PolicyEvent.type:type_name -> isthmus.v1.EventType
 	53,  // 53: isthmus.v1.PolicyEvent.policy:type_name -> isthmus.v1.PolicyStatus
 	50,  // 54: isthmus.v1.ProveEgressResponse.proof:type_name -> isthmus.v1.EgressProof
-	119, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
+	123, // 55: isthmus.v1.EgressProof.time:type_name -> google.protobuf.Timestamp
 	51,  // 56: isthmus.v1.EgressProof.states:type_name -> isthmus.v1.EgressProofState
 	52,  // 57: isthmus.v1.EgressProof.canaries:type_name -> isthmus.v1.CanaryResult
 	59,  // 58: isthmus.v1.ListPoolsResponse.pools:type_name -> isthmus.v1.PoolStatus
-	120, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
+	124, // 59: isthmus.v1.PoolEvent.type:type_name -> isthmus.v1.EventType
 	59,  // 60: isthmus.v1.PoolEvent.pool:type_name -> isthmus.v1.PoolStatus
 	60,  // 61: isthmus.v1.PoolStatus.members:type_name -> isthmus.v1.PoolMember
-	119, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
+	123, // 62: isthmus.v1.PoolMember.since:type_name -> google.protobuf.Timestamp
 	61,  // 63: isthmus.v1.PoolMember.targets:type_name -> isthmus.v1.ProbeTarget
-	119, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
-	119, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
+	123, // 64: isthmus.v1.ProbeTarget.since:type_name -> google.protobuf.Timestamp
+	123, // 65: isthmus.v1.ProbeTarget.failed:type_name -> google.protobuf.Timestamp
 	66,  // 66: isthmus.v1.ListNamesResponse.names:type_name -> isthmus.v1.NameStatus
-	120, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
+	124, // 67: isthmus.v1.NameEvent.type:type_name -> isthmus.v1.EventType
 	66,  // 68: isthmus.v1.NameEvent.name:type_name -> isthmus.v1.NameStatus
-	119, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
-	119, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
+	123, // 69: isthmus.v1.NameStatus.next:type_name -> google.protobuf.Timestamp
+	123, // 70: isthmus.v1.NameStatus.failing:type_name -> google.protobuf.Timestamp
 	67,  // 71: isthmus.v1.NameStatus.gone:type_name -> isthmus.v1.GoneAddress
-	119, // 72: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
-	119, // 73: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
-	70,  // 74: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
-	119, // 75: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
-	72,  // 76: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
-	119, // 77: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
-	119, // 78: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
-	122, // 79: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
-	84,  // 80: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
-	82,  // 81: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
-	83,  // 82: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
-	119, // 83: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
-	89,  // 84: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
-	119, // 85: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
-	119, // 86: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
-	117, // 87: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
-	100, // 88: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
-	100, // 89: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
-	100, // 90: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
-	119, // 91: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
-	119, // 92: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
-	107, // 93: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
-	108, // 94: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
-	109, // 95: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
-	119, // 96: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
-	120, // 97: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
-	107, // 98: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
-	117, // 99: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
-	119, // 100: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
-	117, // 101: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
-	114, // 102: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
-	119, // 103: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
-	119, // 104: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
+	123, // 72: isthmus.v1.NameStatus.differs:type_name -> google.protobuf.Timestamp
+	123, // 73: isthmus.v1.GoneAddress.since:type_name -> google.protobuf.Timestamp
+	74,  // 74: isthmus.v1.Machine.slots:type_name -> isthmus.v1.Slot
+	123, // 75: isthmus.v1.Slot.deadline:type_name -> google.protobuf.Timestamp
+	76,  // 76: isthmus.v1.UpgradeRequest.header:type_name -> isthmus.v1.UpgradeHeader
+	123, // 77: isthmus.v1.SystemStatus.started:type_name -> google.protobuf.Timestamp
+	123, // 78: isthmus.v1.SystemStatus.confirm_until:type_name -> google.protobuf.Timestamp
+	126, // 79: isthmus.v1.SystemStatus.conditions:type_name -> isthmus.v1.Condition
+	88,  // 80: isthmus.v1.SystemStatus.counters:type_name -> isthmus.v1.Counters
+	86,  // 81: isthmus.v1.SystemStatus.platform:type_name -> isthmus.v1.PlatformStatus
+	87,  // 82: isthmus.v1.PlatformStatus.interfaces:type_name -> isthmus.v1.PlatformInterface
+	123, // 83: isthmus.v1.PlatformStatus.read:type_name -> google.protobuf.Timestamp
+	93,  // 84: isthmus.v1.ListSecretsResponse.secrets:type_name -> isthmus.v1.SecretInfo
+	123, // 85: isthmus.v1.SecretInfo.changed:type_name -> google.protobuf.Timestamp
+	123, // 86: isthmus.v1.RenewAuthorityResponse.former_until:type_name -> google.protobuf.Timestamp
+	121, // 87: isthmus.v1.IssueClientRequest.lifetime:type_name -> google.protobuf.Duration
+	104, // 88: isthmus.v1.IssueClientResponse.client:type_name -> isthmus.v1.Client
+	104, // 89: isthmus.v1.RenewClientResponse.client:type_name -> isthmus.v1.Client
+	104, // 90: isthmus.v1.ListClientsResponse.clients:type_name -> isthmus.v1.Client
+	123, // 91: isthmus.v1.Client.expires:type_name -> google.protobuf.Timestamp
+	123, // 92: isthmus.v1.Client.issued:type_name -> google.protobuf.Timestamp
+	111, // 93: isthmus.v1.ListPortsResponse.ports:type_name -> isthmus.v1.PortUse
+	112, // 94: isthmus.v1.ListPortsResponse.addresses:type_name -> isthmus.v1.AddressUse
+	113, // 95: isthmus.v1.ListPortsResponse.table:type_name -> isthmus.v1.ConnectionTable
+	123, // 96: isthmus.v1.ListPortsResponse.counted:type_name -> google.protobuf.Timestamp
+	124, // 97: isthmus.v1.PortEvent.type:type_name -> isthmus.v1.EventType
+	111, // 98: isthmus.v1.PortEvent.port:type_name -> isthmus.v1.PortUse
+	121, // 99: isthmus.v1.PortUse.exhausted_in:type_name -> google.protobuf.Duration
+	123, // 100: isthmus.v1.WhoRequest.at:type_name -> google.protobuf.Timestamp
+	121, // 101: isthmus.v1.WhoRequest.within:type_name -> google.protobuf.Duration
+	118, // 102: isthmus.v1.WhoResponse.flows:type_name -> isthmus.v1.TranslatedFlow
+	123, // 103: isthmus.v1.TranslatedFlow.start:type_name -> google.protobuf.Timestamp
+	123, // 104: isthmus.v1.TranslatedFlow.end:type_name -> google.protobuf.Timestamp
 	3,   // 105: isthmus.v1.SpecService.Validate:input_type -> isthmus.v1.ValidateRequest
 	5,   // 106: isthmus.v1.SpecService.Plan:input_type -> isthmus.v1.PlanRequest
 	8,   // 107: isthmus.v1.SpecService.Apply:input_type -> isthmus.v1.ApplyRequest
@@ -8724,76 +8960,80 @@ var file_isthmus_v1_services_proto_depIdxs = []int32{
 	43,  // 122: isthmus.v1.NATService.ListPolicies:input_type -> isthmus.v1.ListPoliciesRequest
 	46,  // 123: isthmus.v1.NATService.WatchPolicies:input_type -> isthmus.v1.WatchPoliciesRequest
 	48,  // 124: isthmus.v1.NATService.ProveEgress:input_type -> isthmus.v1.ProveEgressRequest
-	112, // 125: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
-	110, // 126: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
+	116, // 125: isthmus.v1.NATService.Who:input_type -> isthmus.v1.WhoRequest
+	114, // 126: isthmus.v1.NATService.EndFlows:input_type -> isthmus.v1.EndFlowsRequest
 	54,  // 127: isthmus.v1.PoolService.ListPools:input_type -> isthmus.v1.ListPoolsRequest
 	56,  // 128: isthmus.v1.PoolService.GetPool:input_type -> isthmus.v1.GetPoolRequest
 	57,  // 129: isthmus.v1.PoolService.WatchPools:input_type -> isthmus.v1.WatchPoolsRequest
 	62,  // 130: isthmus.v1.NameService.ListNames:input_type -> isthmus.v1.ListNamesRequest
 	64,  // 131: isthmus.v1.NameService.WatchNames:input_type -> isthmus.v1.WatchNamesRequest
-	80,  // 132: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
-	68,  // 133: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
-	71,  // 134: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
-	74,  // 135: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
-	76,  // 136: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
-	78,  // 137: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
-	85,  // 138: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
-	86,  // 139: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
-	87,  // 140: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
-	90,  // 141: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
-	94,  // 142: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
-	98,  // 143: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
-	101, // 144: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
-	96,  // 145: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
-	92,  // 146: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
-	103, // 147: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
-	105, // 148: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
-	4,   // 149: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
-	7,   // 150: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
-	9,   // 151: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
-	9,   // 152: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
-	12,  // 153: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
-	14,  // 154: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
-	16,  // 155: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
-	9,   // 156: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
-	20,  // 157: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
-	24,  // 158: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
-	23,  // 159: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
-	28,  // 160: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
-	34,  // 161: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
-	31,  // 162: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
-	33,  // 163: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
-	38,  // 164: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
-	40,  // 165: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
-	44,  // 166: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
-	47,  // 167: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
-	49,  // 168: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
-	113, // 169: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
-	111, // 170: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
-	55,  // 171: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
-	59,  // 172: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
-	58,  // 173: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
-	63,  // 174: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
-	65,  // 175: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
-	81,  // 176: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
-	69,  // 177: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
-	73,  // 178: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
-	75,  // 179: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
-	77,  // 180: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
-	79,  // 181: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
-	89,  // 182: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
-	89,  // 183: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
-	88,  // 184: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
-	91,  // 185: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
-	95,  // 186: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
-	99,  // 187: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
-	102, // 188: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
-	97,  // 189: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
-	93,  // 190: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
-	104, // 191: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
-	106, // 192: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
-	149, // [149:193] is the sub-list for method output_type
-	105, // [105:149] is the sub-list for method input_type
+	84,  // 132: isthmus.v1.SystemService.GetStatus:input_type -> isthmus.v1.GetStatusRequest
+	72,  // 133: isthmus.v1.SystemService.GetMachine:input_type -> isthmus.v1.GetMachineRequest
+	75,  // 134: isthmus.v1.SystemService.Upgrade:input_type -> isthmus.v1.UpgradeRequest
+	78,  // 135: isthmus.v1.SystemService.RollbackSlot:input_type -> isthmus.v1.RollbackSlotRequest
+	80,  // 136: isthmus.v1.SystemService.Reboot:input_type -> isthmus.v1.RebootRequest
+	82,  // 137: isthmus.v1.SystemService.PowerOff:input_type -> isthmus.v1.PowerOffRequest
+	68,  // 138: isthmus.v1.SystemService.Seal:input_type -> isthmus.v1.SealRequest
+	70,  // 139: isthmus.v1.SystemService.Unseal:input_type -> isthmus.v1.UnsealRequest
+	89,  // 140: isthmus.v1.SecretService.SetSecret:input_type -> isthmus.v1.SetSecretRequest
+	90,  // 141: isthmus.v1.SecretService.RollbackSecret:input_type -> isthmus.v1.RollbackSecretRequest
+	91,  // 142: isthmus.v1.SecretService.ListSecrets:input_type -> isthmus.v1.ListSecretsRequest
+	94,  // 143: isthmus.v1.SecretService.DeleteSecret:input_type -> isthmus.v1.DeleteSecretRequest
+	98,  // 144: isthmus.v1.AccessService.IssueClient:input_type -> isthmus.v1.IssueClientRequest
+	102, // 145: isthmus.v1.AccessService.ListClients:input_type -> isthmus.v1.ListClientsRequest
+	105, // 146: isthmus.v1.AccessService.RevokeClient:input_type -> isthmus.v1.RevokeClientRequest
+	100, // 147: isthmus.v1.AccessService.RenewClient:input_type -> isthmus.v1.RenewClientRequest
+	96,  // 148: isthmus.v1.AccessService.RenewAuthority:input_type -> isthmus.v1.RenewAuthorityRequest
+	107, // 149: isthmus.v1.EgressService.ListPorts:input_type -> isthmus.v1.ListPortsRequest
+	109, // 150: isthmus.v1.EgressService.WatchPorts:input_type -> isthmus.v1.WatchPortsRequest
+	4,   // 151: isthmus.v1.SpecService.Validate:output_type -> isthmus.v1.ValidateResponse
+	7,   // 152: isthmus.v1.SpecService.Plan:output_type -> isthmus.v1.PlanResponse
+	9,   // 153: isthmus.v1.SpecService.Apply:output_type -> isthmus.v1.ApplyResponse
+	9,   // 154: isthmus.v1.SpecService.EditPolicies:output_type -> isthmus.v1.ApplyResponse
+	12,  // 155: isthmus.v1.SpecService.Confirm:output_type -> isthmus.v1.ConfirmResponse
+	14,  // 156: isthmus.v1.SpecService.GetSpec:output_type -> isthmus.v1.GetSpecResponse
+	16,  // 157: isthmus.v1.SpecService.ListHistory:output_type -> isthmus.v1.ListHistoryResponse
+	9,   // 158: isthmus.v1.SpecService.Rollback:output_type -> isthmus.v1.ApplyResponse
+	20,  // 159: isthmus.v1.TunnelService.ListTunnels:output_type -> isthmus.v1.ListTunnelsResponse
+	24,  // 160: isthmus.v1.TunnelService.GetTunnel:output_type -> isthmus.v1.TunnelStatus
+	23,  // 161: isthmus.v1.TunnelService.WatchTunnels:output_type -> isthmus.v1.TunnelEvent
+	28,  // 162: isthmus.v1.BGPService.ListPeers:output_type -> isthmus.v1.ListPeersResponse
+	34,  // 163: isthmus.v1.BGPService.GetPeer:output_type -> isthmus.v1.PeerStatus
+	31,  // 164: isthmus.v1.BGPService.WatchPeers:output_type -> isthmus.v1.PeerEvent
+	33,  // 165: isthmus.v1.BGPService.ResetPeer:output_type -> isthmus.v1.ResetPeerResponse
+	38,  // 166: isthmus.v1.RouteService.ListRoutes:output_type -> isthmus.v1.ListRoutesResponse
+	40,  // 167: isthmus.v1.RouteService.WatchRoutes:output_type -> isthmus.v1.RouteEvent
+	44,  // 168: isthmus.v1.NATService.ListPolicies:output_type -> isthmus.v1.ListPoliciesResponse
+	47,  // 169: isthmus.v1.NATService.WatchPolicies:output_type -> isthmus.v1.PolicyEvent
+	49,  // 170: isthmus.v1.NATService.ProveEgress:output_type -> isthmus.v1.ProveEgressResponse
+	117, // 171: isthmus.v1.NATService.Who:output_type -> isthmus.v1.WhoResponse
+	115, // 172: isthmus.v1.NATService.EndFlows:output_type -> isthmus.v1.EndFlowsResponse
+	55,  // 173: isthmus.v1.PoolService.ListPools:output_type -> isthmus.v1.ListPoolsResponse
+	59,  // 174: isthmus.v1.PoolService.GetPool:output_type -> isthmus.v1.PoolStatus
+	58,  // 175: isthmus.v1.PoolService.WatchPools:output_type -> isthmus.v1.PoolEvent
+	63,  // 176: isthmus.v1.NameService.ListNames:output_type -> isthmus.v1.ListNamesResponse
+	65,  // 177: isthmus.v1.NameService.WatchNames:output_type -> isthmus.v1.NameEvent
+	85,  // 178: isthmus.v1.SystemService.GetStatus:output_type -> isthmus.v1.SystemStatus
+	73,  // 179: isthmus.v1.SystemService.GetMachine:output_type -> isthmus.v1.Machine
+	77,  // 180: isthmus.v1.SystemService.Upgrade:output_type -> isthmus.v1.UpgradeResponse
+	79,  // 181: isthmus.v1.SystemService.RollbackSlot:output_type -> isthmus.v1.RollbackSlotResponse
+	81,  // 182: isthmus.v1.SystemService.Reboot:output_type -> isthmus.v1.RebootResponse
+	83,  // 183: isthmus.v1.SystemService.PowerOff:output_type -> isthmus.v1.PowerOffResponse
+	69,  // 184: isthmus.v1.SystemService.Seal:output_type -> isthmus.v1.SealResponse
+	71,  // 185: isthmus.v1.SystemService.Unseal:output_type -> isthmus.v1.UnsealResponse
+	93,  // 186: isthmus.v1.SecretService.SetSecret:output_type -> isthmus.v1.SecretInfo
+	93,  // 187: isthmus.v1.SecretService.RollbackSecret:output_type -> isthmus.v1.SecretInfo
+	92,  // 188: isthmus.v1.SecretService.ListSecrets:output_type -> isthmus.v1.ListSecretsResponse
+	95,  // 189: isthmus.v1.SecretService.DeleteSecret:output_type -> isthmus.v1.DeleteSecretResponse
+	99,  // 190: isthmus.v1.AccessService.IssueClient:output_type -> isthmus.v1.IssueClientResponse
+	103, // 191: isthmus.v1.AccessService.ListClients:output_type -> isthmus.v1.ListClientsResponse
+	106, // 192: isthmus.v1.AccessService.RevokeClient:output_type -> isthmus.v1.RevokeClientResponse
+	101, // 193: isthmus.v1.AccessService.RenewClient:output_type -> isthmus.v1.RenewClientResponse
+	97,  // 194: isthmus.v1.AccessService.RenewAuthority:output_type -> isthmus.v1.RenewAuthorityResponse
+	108, // 195: isthmus.v1.EgressService.ListPorts:output_type -> isthmus.v1.ListPortsResponse
+	110, // 196: isthmus.v1.EgressService.WatchPorts:output_type -> isthmus.v1.PortEvent
+	151, // [151:197] is the sub-list for method output_type
+	105, // [105:151] is the sub-list for method input_type
 	105, // [105:105] is the sub-list for extension type_name
 	105, // [105:105] is the sub-list for extension extendee
 	0,   // [0:105] is the sub-list for field type_name
@@ -8819,7 +9059,7 @@ func file_isthmus_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isthmus_v1_services_proto_rawDesc), len(file_isthmus_v1_services_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   114,
+			NumMessages:   118,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

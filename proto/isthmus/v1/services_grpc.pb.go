@@ -1619,6 +1619,8 @@ const (
 	SystemService_RollbackSlot_FullMethodName = "/isthmus.v1.SystemService/RollbackSlot"
 	SystemService_Reboot_FullMethodName       = "/isthmus.v1.SystemService/Reboot"
 	SystemService_PowerOff_FullMethodName     = "/isthmus.v1.SystemService/PowerOff"
+	SystemService_Seal_FullMethodName         = "/isthmus.v1.SystemService/Seal"
+	SystemService_Unseal_FullMethodName       = "/isthmus.v1.SystemService/Unseal"
 )
 
 // SystemServiceClient is the client API for SystemService service.
@@ -1643,6 +1645,13 @@ type SystemServiceClient interface {
 	Reboot(ctx context.Context, in *RebootRequest, opts ...grpc.CallOption) (*RebootResponse, error)
 	// PowerOff switches the machine off. Role: admin.
 	PowerOff(ctx context.Context, in *PowerOffRequest, opts ...grpc.CallOption) (*PowerOffResponse, error)
+	// Seal encrypts the secrets with a new key that is on the disk only in a form that the machine's TPM opens, or with the node key again. Certificates and keys of the
+	// API stay with the node key. The answer has the recovery string, which is not kept. FAILED_PRECONDITION when the machine has no TPM 2.0, when its firmware has not
+	// measured PCR 7, when secrets cannot be read and abandon is not set, or while a slot is on trial. Role: admin.
+	Seal(ctx context.Context, in *SealRequest, opts ...grpc.CallOption) (*SealResponse, error)
+	// Unseal opens the seal with its recovery string, and seals its key for the machine as it is now. INVALID_ARGUMENT when it is not the string of a seal of this node.
+	// Role: admin.
+	Unseal(ctx context.Context, in *UnsealRequest, opts ...grpc.CallOption) (*UnsealResponse, error)
 }
 
 type systemServiceClient struct {
@@ -1716,6 +1725,26 @@ func (c *systemServiceClient) PowerOff(ctx context.Context, in *PowerOffRequest,
 	return out, nil
 }
 
+func (c *systemServiceClient) Seal(ctx context.Context, in *SealRequest, opts ...grpc.CallOption) (*SealResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SealResponse)
+	err := c.cc.Invoke(ctx, SystemService_Seal_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *systemServiceClient) Unseal(ctx context.Context, in *UnsealRequest, opts ...grpc.CallOption) (*UnsealResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnsealResponse)
+	err := c.cc.Invoke(ctx, SystemService_Unseal_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SystemServiceServer is the server API for SystemService service.
 // All implementations must embed UnimplementedSystemServiceServer
 // for forward compatibility.
@@ -1738,6 +1767,13 @@ type SystemServiceServer interface {
 	Reboot(context.Context, *RebootRequest) (*RebootResponse, error)
 	// PowerOff switches the machine off. Role: admin.
 	PowerOff(context.Context, *PowerOffRequest) (*PowerOffResponse, error)
+	// Seal encrypts the secrets with a new key that is on the disk only in a form that the machine's TPM opens, or with the node key again. Certificates and keys of the
+	// API stay with the node key. The answer has the recovery string, which is not kept. FAILED_PRECONDITION when the machine has no TPM 2.0, when its firmware has not
+	// measured PCR 7, when secrets cannot be read and abandon is not set, or while a slot is on trial. Role: admin.
+	Seal(context.Context, *SealRequest) (*SealResponse, error)
+	// Unseal opens the seal with its recovery string, and seals its key for the machine as it is now. INVALID_ARGUMENT when it is not the string of a seal of this node.
+	// Role: admin.
+	Unseal(context.Context, *UnsealRequest) (*UnsealResponse, error)
 	mustEmbedUnimplementedSystemServiceServer()
 }
 
@@ -1765,6 +1801,12 @@ func (UnimplementedSystemServiceServer) Reboot(context.Context, *RebootRequest) 
 }
 func (UnimplementedSystemServiceServer) PowerOff(context.Context, *PowerOffRequest) (*PowerOffResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PowerOff not implemented")
+}
+func (UnimplementedSystemServiceServer) Seal(context.Context, *SealRequest) (*SealResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Seal not implemented")
+}
+func (UnimplementedSystemServiceServer) Unseal(context.Context, *UnsealRequest) (*UnsealResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Unseal not implemented")
 }
 func (UnimplementedSystemServiceServer) mustEmbedUnimplementedSystemServiceServer() {}
 func (UnimplementedSystemServiceServer) testEmbeddedByValue()                       {}
@@ -1884,6 +1926,42 @@ func _SystemService_PowerOff_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SystemService_Seal_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SealRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SystemServiceServer).Seal(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SystemService_Seal_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SystemServiceServer).Seal(ctx, req.(*SealRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SystemService_Unseal_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnsealRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SystemServiceServer).Unseal(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SystemService_Unseal_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SystemServiceServer).Unseal(ctx, req.(*UnsealRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // SystemService_ServiceDesc is the grpc.ServiceDesc for SystemService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1910,6 +1988,14 @@ var SystemService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "PowerOff",
 			Handler:    _SystemService_PowerOff_Handler,
+		},
+		{
+			MethodName: "Seal",
+			Handler:    _SystemService_Seal_Handler,
+		},
+		{
+			MethodName: "Unseal",
+			Handler:    _SystemService_Unseal_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

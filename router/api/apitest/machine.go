@@ -19,6 +19,8 @@ type Machine struct {
 	running int
 	version [2]string
 	failed  string
+	seal    string
+	closed  bool
 	Powered []string
 }
 
@@ -37,7 +39,10 @@ func slotName(i int) string { return string(rune('a' + i)) }
 func (m *Machine) Get(context.Context) (*isthmusv1.Machine, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	out := &isthmusv1.Machine{Firmware: "uefi", SecureBoot: true, Lockdown: "integrity"}
+	out := &isthmusv1.Machine{Firmware: "uefi", SecureBoot: true, Lockdown: "integrity", Seal: m.seal}
+	if m.closed {
+		out.Sealed = "PCR 7 is not as it was"
+	}
 	if m.none {
 		return out, nil
 	}
@@ -119,5 +124,37 @@ func (m *Machine) power(verb string) error {
 		return errNone
 	}
 	m.Powered = append(m.Powered, verb)
+	m.closed = m.seal != "" && verb == "reboot" // as with another TPM
 	return nil
+}
+
+// Recovery is the recovery string of each seal.
+const Recovery = "AAAA-BBBB"
+
+// Seal implements api.Machine.
+func (m *Machine) Seal(_ context.Context, r *isthmusv1.SealRequest) (*isthmusv1.SealResponse, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r.With != "" && r.With != "tpm2" {
+		return nil, fmt.Errorf("%w: seal %q", api.ErrInvalid, r.With)
+	}
+	if m.closed && !r.Abandon {
+		return nil, fmt.Errorf("%w: the seal is closed", api.ErrPrecondition)
+	}
+	m.seal, m.closed = r.With, false
+	if r.With == "" {
+		return &isthmusv1.SealResponse{}, nil
+	}
+	return &isthmusv1.SealResponse{Recovery: Recovery}, nil
+}
+
+// Unseal implements api.Machine.
+func (m *Machine) Unseal(_ context.Context, r *isthmusv1.UnsealRequest) (*isthmusv1.UnsealResponse, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r.Recovery != Recovery || m.seal == "" {
+		return nil, fmt.Errorf("%w: the recovery string belongs to another seal", api.ErrInvalid)
+	}
+	m.closed = false
+	return &isthmusv1.UnsealResponse{}, nil
 }

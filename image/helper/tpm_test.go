@@ -1,0 +1,97 @@
+package helper
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/isthmus-net/isthmus/image/slot"
+	"github.com/isthmus-net/isthmus/test/swtpm"
+)
+
+// measured is what a firmware would have measured.
+const measured = "7:sha256=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+
+// TestTPM: what a TPM has sealed opens with that TPM alone, and only while PCR 7 is as it was; another's failed guesses at something else do not keep it from opening.
+func TestTPM(t *testing.T) {
+	ctx := context.Background()
+	state := t.TempDir()
+	tool := func(p *swtpm.TPM, name string, args ...string) string {
+		t.Helper()
+		out, err := p.Tool(state, name, args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	tpm := swtpm.Start(t, state)
+	tool(tpm, "tpm2_pcrextend", measured)
+	c := newComputer(t)
+	c.tpm = &TPM{Device: tpm.Socket()}
+	client, stop := c.boot(slot.A, 0)
+	key := strings.Repeat("k", 32)
+	sealed, err := client.Seal(ctx, []byte(key))
+	if err != nil || strings.Contains(string(sealed), key) {
+		t.Fatalf("%q, %v", sealed, err)
+	}
+	opens := func(what string, want bool) {
+		t.Helper()
+		got, err := client.Open(ctx, sealed)
+		if (string(got) == key) != want || (err == nil) != want {
+			t.Errorf("%s: %q, %v", what, got, err)
+		}
+		t.Logf("%s: %v", what, err)
+	}
+	opens("the same machine", true)
+
+	// Guesses until the TPM is locked.
+	tool(tpm, "tpm2_dictionarylockout", "--setup-parameters", "--max-tries=2", "--recovery-time=3600", "--lockout-recovery-time=3600")
+	tool(tpm, "tpm2_createprimary", "-Q", "-C", "o", "-c", "primary")
+	if err := os.WriteFile(filepath.Join(state, "text"), []byte("text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tool(tpm, "tpm2_create", "-Q", "-C", "primary", "-p", "right", "-i", "text", "-u", "public", "-r", "private")
+	tool(tpm, "tpm2_load", "-Q", "-C", "primary", "-u", "public", "-r", "private", "-c", "object")
+	for range 3 {
+		if out, err := tpm.Tool(state, "tpm2_unseal", "-c", "object", "-p", "wrong"); err == nil {
+			t.Errorf("a wrong guess opens: %s", out)
+		}
+	}
+	if out := tool(tpm, "tpm2_getcap", "properties-variable"); !strings.Contains(strings.Join(strings.Fields(out), " "), "inLockout: 1") {
+		t.Errorf("the TPM is not locked: %s", out)
+	}
+	opens("a TPM that is locked for what has a PIN", true)
+
+	again := func(p *swtpm.TPM) {
+		t.Helper()
+		stop()
+		c.tpm = &TPM{Device: p.Socket()}
+		client, stop = c.boot(slot.A, 0)
+	}
+	tpm.Stop()
+	tpm = swtpm.Start(t, state)
+	again(tpm)
+	tool(tpm, "tpm2_pcrextend", measured)
+	opens("the same machine after a start", true)
+	tool(tpm, "tpm2_pcrextend", measured)
+	opens("another PCR 7", false)
+
+	other := swtpm.Start(t, t.TempDir())
+	tool(other, "tpm2_pcrextend", measured)
+	again(other)
+	opens("another machine, with a copy of the disk", false)
+	other.Stop()
+	opens("a machine whose TPM is lost", false)
+
+	if _, err := client.Seal(ctx, []byte(key)); err == nil {
+		t.Error("a machine without a TPM seals")
+	}
+	if _, err := client.Seal(ctx, make([]byte, maxSealed+1)); err == nil || !strings.Contains(err.Error(), "want 1 to 128") {
+		t.Errorf("a large piece: %v", err)
+	}
+	if _, err := client.Open(ctx, nil); err == nil {
+		t.Error("nothing opens")
+	}
+}
