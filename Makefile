@@ -23,12 +23,12 @@ deb: build ## Debian packages of isthmus and isthmusd, in bin/deb
 	@test/setup deb
 	image/debian/build
 
-image: deb ## the image of the appliance for AWS, Azure, Google Cloud and KVM, in bin/image (root; KEY=FILE signs the slot for others)
+image: deb ## the image of the appliance for AWS, Azure, Google Cloud and KVM, in bin/image (root; KEY=FILE signs the slot for others, KERNEL=backports takes a newer kernel)
 	@test/setup image
 	go build -trimpath -ldflags '-s -w' -o bin/ ./cmd/isthmus-system
 	$(BUILD_IMAGE) bin/deb/*.deb
 
-BUILD_IMAGE = go run ./image/cmd/image build -version "$$(image/debian/version)" -epoch "$$(git log -1 --format=%ct)" $(if $(KEY),-key $(KEY))
+BUILD_IMAGE = go run ./image/cmd/image build -version "$$(image/debian/version)" -epoch "$$(git log -1 --format=%ct)" $(if $(KEY),-key $(KEY)) $(if $(KERNEL),-kernel $(KERNEL))
 
 test-image: image ## build the image twice, start it under QEMU by BIOS, UEFI and Secure Boot, and use it
 	$(BUILD_IMAGE) -forms=false -out .cache/image bin/deb/*.deb

@@ -17,6 +17,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/image/helper"
 	"github.com/isthmus-net/isthmus/image/slot"
+	"github.com/isthmus-net/isthmus/image/tpm"
 )
 
 func main() {
@@ -62,7 +63,7 @@ func run(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	return helper.New(helper.Options{
-		Disk: slot.Disk{Dir: slot.PartitionDir}, Keys: keys, Running: running, Machine: machine, TPM: &helper.TPM{}, Limit: limit, Log: log,
+		Disk: slot.Disk{Dir: slot.PartitionDir}, Keys: keys, Running: running, Machine: machine, TPM: &tpm.TPM{}, Limit: limit, Log: log,
 		Settled: func() {
 			if err := os.WriteFile(filepath.Join(dir, "settled"), nil, 0o644); err != nil {
 				log.Error("noting that the slot is not on trial failed", "err", err)

@@ -4,6 +4,7 @@ package build
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -29,6 +30,9 @@ const (
 // Suite is the Debian release of the image.
 const Suite = "trixie"
 
+// defaultMirror is that of mmdebstrap.
+const defaultMirror = "http://deb.debian.org/debian"
+
 // Options says what to build.
 type Options struct {
 	// Debs are the package files of isthmusd and isthmus.
@@ -47,6 +51,8 @@ type Options struct {
 	Cache string
 	// Mirror is the Debian mirror; empty: the default of mmdebstrap.
 	Mirror string
+	// Kernel is one of Kernels; empty: "stable".
+	Kernel string
 	// Version is that of the slot. Its serial is the epoch.
 	Version string
 	// Epoch is the time of every file. Two builds with equal options, of the same packages, are bit-identical.
@@ -83,6 +89,10 @@ func (b *builder) step(format string, args ...any) {
 func Build(ctx context.Context, o Options) (_ Result, err error) {
 	if os.Geteuid() != 0 {
 		return Result{}, errors.New("building the image: run this as root, which mmdebstrap needs to make a tree with its owners")
+	}
+	o.Kernel = cmp.Or(o.Kernel, "stable")
+	if Kernels[o.Kernel] == "" {
+		return Result{}, fmt.Errorf("building the image: kernel %q: give stable or backports", o.Kernel)
 	}
 	if err := os.MkdirAll(o.Out, 0o755); err != nil {
 		return Result{}, fmt.Errorf("building the image: %w", err)

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"io/fs"
@@ -16,11 +17,17 @@ import (
 // installed are the Debian packages of the image, beside those that they and our own packages depend on.
 var installed = []string{
 	"systemd-sysv", "systemd-repart", "systemd-resolved", "systemd-timesyncd", "udev", "kmod", "procps",
-	"linux-image-cloud-amd64", "initramfs-tools", "zstd", "e2fsprogs",
+	"initramfs-tools", "zstd", "e2fsprogs",
 	"iproute2", "nftables", "charon-systemd", "libstrongswan-standard-plugins", "strongswan-swanctl", "ca-certificates",
 	// To look into a node: on its console, or by SSH when the document opens it.
 	"openssh-server", "iputils-ping", "tcpdump", "conntrack", "less", "login", "passwd",
 }
+
+// Kernels are the Debian packages of the kernel, by name of the variant: the release's own, and a newer one from its backports, which has what the first does not have yet, such as
+// a CHILD SA for each processor (RFC 9611: Linux 6.13, and strongSwan 6.0.2, which Debian 13 has not), and gets security updates later.
+var Kernels = map[string]string{"stable": kernelPackage, "backports": kernelPackage + "/" + Suite + "-backports"}
+
+const kernelPackage = "linux-image-cloud-amd64"
 
 // install makes the tree: Debian's packages, then ours with the dpkg that is in it.
 func (b *builder) install() error {
@@ -29,7 +36,7 @@ func (b *builder) install() error {
 		return err
 	}
 	args := []string{
-		"--quiet", "--mode=root", "--variant=essential", "--include=" + strings.Join(installed, ","),
+		"--quiet", "--mode=root", "--variant=essential", "--include=" + strings.Join(append(slices.Clone(installed), Kernels[b.Kernel]), ","),
 		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/info/*",
 		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
 		"--dpkgopt=force-confold", "--dpkgopt=force-unsafe-io",
@@ -42,6 +49,9 @@ func (b *builder) install() error {
 		"--essential-hook=sync-in " + filepath.Join(b.Files, "rootfs/etc/initramfs-tools") + " /etc/initramfs-tools",
 		"--customize-hook=sync-out /var/cache/apt/archives " + archives,
 		`--customize-hook=rm -rf "$1"/var/cache/apt "$1"/var/lib/apt`,
+	}
+	if b.Kernel == "backports" {
+		args = append(args, fmt.Sprintf(`--setup-hook=echo deb %s %s-backports main > "$1"/etc/apt/sources.list.d/backports.list`, cmp.Or(b.Mirror, defaultMirror), Suite))
 	}
 	for _, d := range b.Debs {
 		args = append(args, "--customize-hook=copy-in "+d+" /tmp")

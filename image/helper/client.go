@@ -39,7 +39,7 @@ func (c Client) Write(ctx context.Context, size int64, signature string, older b
 	return err
 }
 
-// Seal returns data in a form that only this machine's TPM opens. See TPM.
+// Seal returns data in a form that only this machine's TPM opens. See tpm.TPM.
 func (c Client) Seal(ctx context.Context, data []byte) ([]byte, error) {
 	a, err := c.call(ctx, Request{Do: DoSeal, Data: data}, nil)
 	return a.Data, err

@@ -80,11 +80,17 @@ var ErrInvalid = errors.New("slot refused")
 const TrialLimit = 15 * time.Minute
 
 const (
-	requestLimit = 8 << 10 // with maxBlob bytes in base64
+	requestLimit = 8 << 10 // with tpm.MaxBlob bytes in base64
 	// idleLimit is how long a caller may send nothing.
 	idleLimit = 30 * time.Second
 	callers   = 8
 )
+
+// TPM seals small pieces of data; tpm.TPM is one.
+type TPM interface {
+	Seal(data []byte) ([]byte, error)
+	Open(sealed []byte) ([]byte, error)
+}
 
 // Options is what a Server needs.
 type Options struct {
@@ -94,8 +100,8 @@ type Options struct {
 	Running slot.Name
 	// Machine starts the machine again, or switches it off: DoReboot or DoPoweroff.
 	Machine func(verb string) error
-	// TPM seals.
-	TPM *TPM
+	// TPM seals for DoSeal and DoOpen.
+	TPM TPM
 	// Limit is in the place of TrialLimit; 0: TrialLimit.
 	Limit time.Duration
 	// Settled, if not nil, is called when the slot that runs is not, or no longer, on trial.

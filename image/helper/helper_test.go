@@ -23,7 +23,7 @@ type computer struct {
 	dir  string
 	disk slot.Disk
 	keys slot.Keys
-	tpm  *TPM
+	tpm  TPM
 
 	mu      sync.Mutex
 	done    []string

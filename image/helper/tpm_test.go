@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/isthmus-net/isthmus/image/slot"
+	"github.com/isthmus-net/isthmus/image/tpm"
 	"github.com/isthmus-net/isthmus/test/swtpm"
 )
 
@@ -26,10 +27,10 @@ func TestTPM(t *testing.T) {
 		}
 		return out
 	}
-	tpm := swtpm.Start(t, state)
-	tool(tpm, "tpm2_pcrextend", measured)
+	chip := swtpm.Start(t, state)
+	tool(chip, "tpm2_pcrextend", measured)
 	c := newComputer(t)
-	c.tpm = &TPM{Device: tpm.Socket()}
+	c.tpm = &tpm.TPM{Path: chip.Socket()}
 	client, stop := c.boot(slot.A, 0)
 	key := strings.Repeat("k", 32)
 	sealed, err := client.Seal(ctx, []byte(key))
@@ -47,19 +48,19 @@ func TestTPM(t *testing.T) {
 	opens("the same machine", true)
 
 	// Guesses until the TPM is locked.
-	tool(tpm, "tpm2_dictionarylockout", "--setup-parameters", "--max-tries=2", "--recovery-time=3600", "--lockout-recovery-time=3600")
-	tool(tpm, "tpm2_createprimary", "-Q", "-C", "o", "-c", "primary")
+	tool(chip, "tpm2_dictionarylockout", "--setup-parameters", "--max-tries=2", "--recovery-time=3600", "--lockout-recovery-time=3600")
+	tool(chip, "tpm2_createprimary", "-Q", "-C", "o", "-c", "primary")
 	if err := os.WriteFile(filepath.Join(state, "text"), []byte("text"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	tool(tpm, "tpm2_create", "-Q", "-C", "primary", "-p", "right", "-i", "text", "-u", "public", "-r", "private")
-	tool(tpm, "tpm2_load", "-Q", "-C", "primary", "-u", "public", "-r", "private", "-c", "object")
+	tool(chip, "tpm2_create", "-Q", "-C", "primary", "-p", "right", "-i", "text", "-u", "public", "-r", "private")
+	tool(chip, "tpm2_load", "-Q", "-C", "primary", "-u", "public", "-r", "private", "-c", "object")
 	for range 3 {
-		if out, err := tpm.Tool(state, "tpm2_unseal", "-c", "object", "-p", "wrong"); err == nil {
+		if out, err := chip.Tool(state, "tpm2_unseal", "-c", "object", "-p", "wrong"); err == nil {
 			t.Errorf("a wrong guess opens: %s", out)
 		}
 	}
-	if out := tool(tpm, "tpm2_getcap", "properties-variable"); !strings.Contains(strings.Join(strings.Fields(out), " "), "inLockout: 1") {
+	if out := tool(chip, "tpm2_getcap", "properties-variable"); !strings.Contains(strings.Join(strings.Fields(out), " "), "inLockout: 1") {
 		t.Errorf("the TPM is not locked: %s", out)
 	}
 	opens("a TPM that is locked for what has a PIN", true)
@@ -67,15 +68,15 @@ func TestTPM(t *testing.T) {
 	again := func(p *swtpm.TPM) {
 		t.Helper()
 		stop()
-		c.tpm = &TPM{Device: p.Socket()}
+		c.tpm = &tpm.TPM{Path: p.Socket()}
 		client, stop = c.boot(slot.A, 0)
 	}
-	tpm.Stop()
-	tpm = swtpm.Start(t, state)
-	again(tpm)
-	tool(tpm, "tpm2_pcrextend", measured)
+	chip.Stop()
+	chip = swtpm.Start(t, state)
+	again(chip)
+	tool(chip, "tpm2_pcrextend", measured)
 	opens("the same machine after a start", true)
-	tool(tpm, "tpm2_pcrextend", measured)
+	tool(chip, "tpm2_pcrextend", measured)
 	opens("another PCR 7", false)
 
 	other := swtpm.Start(t, t.TempDir())
@@ -88,7 +89,7 @@ func TestTPM(t *testing.T) {
 	if _, err := client.Seal(ctx, []byte(key)); err == nil {
 		t.Error("a machine without a TPM seals")
 	}
-	if _, err := client.Seal(ctx, make([]byte, maxSealed+1)); err == nil || !strings.Contains(err.Error(), "want 1 to 128") {
+	if _, err := client.Seal(ctx, make([]byte, tpm.MaxSealed+1)); err == nil || !strings.Contains(err.Error(), "want 1 to 128") {
 		t.Errorf("a large piece: %v", err)
 	}
 	if _, err := client.Open(ctx, nil); err == nil {

@@ -43,10 +43,7 @@ func (b *bench) shows(text string, args ...string) {
 
 // lane is a document whose tunnel has a secret.
 const lane = first + `tunnels:
-- name: lane-0
-  remote: 203.0.113.77
-  inside: {address: 169.254.30.1/30, peer: 169.254.30.2}
-  wireguard: {privateKey: lane-key, peerPublicKey: "bmXOC+F1FxEMF9dyiK2H5/1SUtzH0JuVo51h2wPfgyo=", listenPort: 51820}
+- {name: lane-0, inside: [{local: 169.254.30.1/30}], wireguard: {privateKey: lane-key, peerPublicKey: "bmXOC+F1FxEMF9dyiK2H5/1SUtzH0JuVo51h2wPfgyo=", endpoint: "203.0.113.77:51820", listenPort: 51820}}
 `
 
 // TestSeal: a node with sealed secrets comes back from a loss of power with its tunnel; with another PCR 7, and without its TPM, it serves the API and says that it is sealed, and the

@@ -53,6 +53,7 @@ var importers = map[string][]string{
 	"github.com/spf13/cobra":         {"cmd/isthmus"},
 	"golang.org/x/crypto/ssh":        {"router/spec"},
 	"aead.dev/minisign":              {"image/slot"},
+	"github.com/google/go-tpm/":      {"image/tpm"},
 	"github.com/CycloneDX/":          {"image/build"},
 	"github.com/hashicorp/hcl/":      {}, // tests alone read Terraform
 	"go.yaml.in/yaml/":               {"router/spec", "cmd/isthmus", "tunnel/cloud/importer"},
@@ -114,10 +115,11 @@ var below = map[string][]string{
 	"router/plan":        {"bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/fib", "router/spec", "router/secret", "router/health", "router/names", "router/takeover", "router/flow"},
 	"router":             {"proto/isthmus/v1", "router/api", "bgp", "nat", "nat/conntrack", "nat/placement", "tunnel", "tunnel/explain", "router/fib", "router/plan", "router/spec", "router/secret", "router/store", "router/health", "router/names", "router/takeover", "router/flow"},
 	"image/slot":         {},
+	"image/tpm":          {},
 	"image/helper":       {"image/slot"},
 	"image/build":        {"image/slot"},
-	"router/machine":     {"proto/isthmus/v1", "router/api", "image/helper", "image/slot"},
-	"cmd/isthmus-system": {"image/helper", "image/slot"},
+	"router/machine":     {"proto/isthmus/v1", "router/api", "router/store", "image/helper", "image/slot"},
+	"cmd/isthmus-system": {"image/helper", "image/slot", "image/tpm"},
 	"router/api":         {"proto/isthmus/v1", "router/auth", "router/store", "router/secret", "bgp"},
 	"proto/isthmus/v1":   {},
 	// Presets, importers and topologies are data and pure functions, which work without a node.

@@ -51,6 +51,7 @@ func runBuild(ctx context.Context, args []string, out io.Writer) error {
 	flags.StringVar(&o.SigningKey, "key", "", "`file` of the key that signs the slot (default: a key of this machine, made when it is missing)")
 	next := flags.String("next-key", "", "`file` NAME.pub of a further key that nodes will take, for the time after the present one")
 	epoch := flags.Int64("epoch", 0, "`time` of every file in the image, in seconds since 1970, and serial of the slot")
+	flags.StringVar(&o.Kernel, "kernel", "stable", "`kernel` of Debian: stable, or backports for a newer one")
 	forms := flags.Bool("forms", true, "make the forms that clouds take as well")
 	if err := flags.Parse(args); err != nil {
 		return err

@@ -1,4 +1,5 @@
-package helper
+// Package tpm seals with the machine's TPM 2.0.
+package tpm
 
 import (
 	"encoding/json"
@@ -19,19 +20,19 @@ import (
 // The sealed object and the key above it have the attribute noDA: neither wrong guesses at what others keep in the TPM, nor the losses of power that a TPM counts as such, keep them
 // from opening. systemd-creds(1) of systemd 252 and 257 makes that key without it, and a TPM in lockout then refuses it.
 type TPM struct {
-	// Device is the kernel's resource manager, or the socket of a software TPM; empty: TPMDevice.
-	Device string
+	// Path is that of the kernel's resource manager, or the socket of a software TPM; empty: Device.
+	Path string
 
 	mu sync.Mutex // a TPM does one thing at a time
 }
 
-// TPMDevice is the kernel's resource manager of the first TPM.
-const TPMDevice = "/dev/tpmrm0"
+// Device is the kernel's resource manager of the first TPM.
+const Device = "/dev/tpmrm0"
 
-// maxSealed bounds what is sealed, in bytes: a TPM takes no more (MAX_SYM_DATA). maxBlob bounds what comes of it.
+// MaxSealed bounds what is sealed, in bytes: a TPM takes no more (MAX_SYM_DATA). MaxBlob bounds what comes of it.
 const (
-	maxSealed = 128
-	maxBlob   = 4 << 10
+	MaxSealed = 128
+	MaxBlob   = 4 << 10
 )
 
 // blob is what is sealed, as the TPM gives it away: only that TPM can read it.
@@ -45,8 +46,8 @@ var pcr7 = tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: t
 
 // Seal returns data, of 1 to 128 bytes, in a form that only this machine opens.
 func (p *TPM) Seal(data []byte) (sealed []byte, err error) {
-	if len(data) == 0 || len(data) > maxSealed {
-		return nil, fmt.Errorf("sealing with the TPM: %d bytes, want 1 to %d", len(data), maxSealed)
+	if len(data) == 0 || len(data) > MaxSealed {
+		return nil, fmt.Errorf("sealing with the TPM: %d bytes, want 1 to %d", len(data), MaxSealed)
 	}
 	err = p.with("sealing", func(t transport.TPM, parent *tpm2.CreatePrimaryResponse, salted tpm2.AuthOption) error {
 		policy, err := policyNow(t)
@@ -72,8 +73,8 @@ func (p *TPM) Seal(data []byte) (sealed []byte, err error) {
 
 // Open returns what Seal has sealed.
 func (p *TPM) Open(sealed []byte) (data []byte, err error) {
-	if len(sealed) > maxBlob {
-		return nil, fmt.Errorf("opening with the TPM: %d bytes, want at most %d", len(sealed), maxBlob)
+	if len(sealed) > MaxBlob {
+		return nil, fmt.Errorf("opening with the TPM: %d bytes, want at most %d", len(sealed), MaxBlob)
 	}
 	var b blob
 	if err := json.Unmarshal(sealed, &b); err != nil {
@@ -141,12 +142,12 @@ func (p *TPM) with(what string, f func(t transport.TPM, parent *tpm2.CreatePrima
 
 func (p *TPM) dial() (transport.TPMCloser, error) {
 	switch {
-	case p.Device == "":
-		return linuxtpm.Open(TPMDevice)
-	case strings.HasPrefix(p.Device, "/dev/"):
-		return linuxtpm.Open(p.Device)
+	case p.Path == "":
+		return linuxtpm.Open(Device)
+	case strings.HasPrefix(p.Path, "/dev/"):
+		return linuxtpm.Open(p.Path)
 	}
-	return linuxudstpm.Open(p.Device)
+	return linuxudstpm.Open(p.Path)
 }
 
 // policyNow returns the digest of the policy that PCR 7 is as it is now.
