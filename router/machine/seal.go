@@ -157,7 +157,7 @@ func (s *Seal) Set(ctx context.Context, with string, abandon bool) (recovery str
 	return recovery, nil
 }
 
-// noPCR is PCR 7 of a firmware that measures nothing: it keeps nobody out.
+// noPCR is PCR 7 of a firmware that measures nothing: it is the same whatever was started.
 var noPCR = strings.Repeat("0", 64)
 
 func (s *Seal) seal(ctx context.Context, key []byte) ([]byte, error) {
@@ -174,7 +174,7 @@ func (s *Seal) seal(ctx context.Context, key []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sealing with the TPM: %w", err)
 	}
-	// What cannot be opened now cannot be at the next start either.
+	// A blob that does not open now does not at the next start either.
 	again, err := s.Sealer.Open(ctx, blob)
 	if err == nil && string(again) != string(key) {
 		err = errors.New("it returned something else")

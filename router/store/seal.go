@@ -13,7 +13,7 @@ import (
 	"slices"
 )
 
-// Secrets are encrypted with the node key, which lies beside them: whoever has a copy of the disk has both. A seal replaces it, for them, by a key that is on
+// Secrets are encrypted with the node key, which lies beside them: a copy of the disk has both. A seal replaces it, for them, by a key that is on
 // the disk only in a form that one machine can open. The daemon's own values stay with the node key: the API must serve while the seal is closed.
 
 const sealFile = "seal"

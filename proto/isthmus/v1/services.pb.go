@@ -4788,7 +4788,7 @@ func (x *SealRequest) GetAbandon() bool {
 
 type SealResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What opens the seal when the TPM does not. Empty: there is no seal.
+	// The text that opens the seal when the TPM does not. Empty: the secrets are not sealed.
 	Recovery      string `protobuf:"bytes,1,opt,name=recovery,proto3" json:"recovery,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4975,7 +4975,7 @@ type Machine struct {
 	Lockdown string `protobuf:"bytes,7,opt,name=lockdown,proto3" json:"lockdown,omitempty"`
 	// The other slot was on trial last and was given up. Why, as far as the daemon that ran in it could tell.
 	Failed string `protobuf:"bytes,8,opt,name=failed,proto3" json:"failed,omitempty"`
-	// What the key of the secrets is sealed with: "tpm2". Empty: it is not sealed, and lies on the disk.
+	// The seal of the secrets' key: "tpm2". Empty: it is not sealed, and lies on the disk.
 	Seal string `protobuf:"bytes,9,opt,name=seal,proto3" json:"seal,omitempty"`
 	// Why secrets that are sealed cannot be read. Empty: all can.
 	Sealed        string `protobuf:"bytes,10,opt,name=sealed,proto3" json:"sealed,omitempty"`
