@@ -195,7 +195,7 @@ func TestRoles(t *testing.T) {
 	for _, m := range []string{"Apply", "EditPolicies", "Confirm", "Rollback", "ResetPeer", "SetSecret", "RollbackSecret", "DeleteSecret", "ProveEgress", "Who", "EndFlows"} {
 		minimum[m] = auth.Operator
 	}
-	for _, m := range []string{"IssueClient", "ListClients", "RevokeClient", "RenewAuthority", "RollbackSlot", "Reboot", "PowerOff"} {
+	for _, m := range []string{"IssueClient", "ListClients", "RevokeClient", "RenewAuthority", "RollbackSlot", "Reboot", "PowerOff", "Seal", "Unseal"} {
 		minimum[m] = auth.Admin
 	}
 	methods := 0

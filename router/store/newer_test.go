@@ -99,7 +99,7 @@ func TestNewerFormat(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		data = append([]byte("isthmus-store 3 and what a later version knows"), data[len("isthmus-store 1"):]...)
+		data = append(fmt.Appendf(nil, "isthmus-store %d and what a later version knows", highest(name)+1), data[len("isthmus-store 1"):]...)
 		if err := os.WriteFile(file, data, 0o600); err != nil {
 			t.Fatal(err)
 		}

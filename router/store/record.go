@@ -26,8 +26,15 @@ const (
 	kind      = "isthmus-store "
 	plain     = 1
 	withSeals = 2
-	version   = 2 // the highest that is read
 )
+
+// highest returns the highest format that is read under a name.
+func highest(name string) uint64 {
+	if path.Dir(name) == secretDir {
+		return withSeals
+	}
+	return plain
+}
 
 func encodeRecord(format uint64, name string, payload []byte) []byte {
 	return append(recordHeader(format, name, payload), payload...)
@@ -52,7 +59,7 @@ func decodeRecord(name string, data []byte) ([]byte, error) {
 	payload := data[i+1:]
 	number, rest, _ := bytes.Cut(bytes.TrimPrefix(data[:i], []byte(kind)), []byte(" "))
 	flipped := false // a flipped bit makes no newer file: the checksum of one covers the number too
-	for format := uint64(plain); format <= version; format++ {
+	for format := uint64(plain); format <= highest(name); format++ {
 		header := recordHeader(format, name, payload)
 		if bytes.Equal(data[:i+1], header) {
 			return payload, nil
@@ -60,8 +67,8 @@ func decodeRecord(name string, data []byte) ([]byte, error) {
 		_, sum, _ := bytes.Cut(bytes.TrimPrefix(header, []byte(kind)), []byte(" "))
 		flipped = flipped || bytes.Equal(bytes.TrimSuffix(sum, []byte("\n")), rest)
 	}
-	if v, err := strconv.ParseUint(string(number), 10, 32); err == nil && v > version && !flipped && bytes.HasPrefix(data, []byte(kind)) {
-		return nil, fmt.Errorf("%s: %w: its format is %d, and this version reads up to %d", name, ErrNewer, v, version)
+	if v, err := strconv.ParseUint(string(number), 10, 32); err == nil && v > highest(name) && !flipped && bytes.HasPrefix(data, []byte(kind)) {
+		return nil, fmt.Errorf("%s: %w: its format is %d, and this version reads up to %d", name, ErrNewer, v, highest(name))
 	}
 	return nil, fmt.Errorf("%s: %w: checksum differs", name, ErrDamaged)
 }

@@ -244,6 +244,9 @@ func TestEncryptAgain(t *testing.T) {
 
 // TestFlippedRecord: a flipped bit makes no record of either format another one, nor a newer one.
 func TestFlippedRecord(t *testing.T) {
+	if _, err := decodeRecord("private/a.sealed", encodeRecord(withSeals, "private/a.sealed", nil)); !errors.Is(err, ErrNewer) {
+		t.Errorf("format 2 of what is not a secret: %v", err)
+	}
 	for _, format := range []uint64{plain, withSeals} {
 		record := encodeRecord(format, "secrets/a.sealed", []byte(`{"name":"a"}`))
 		if got, err := decodeRecord("secrets/a.sealed", record); err != nil || string(got) != `{"name":"a"}` {
