@@ -24,6 +24,7 @@ func (b *bench) given(stdin string, args ...string) string {
 	if err := cmd.Run(); err != nil {
 		b.t.Fatalf("isthmus %s: %v: %s", strings.Join(args, " "), err, why.String())
 	}
+	b.t.Logf("isthmus %s\n%s%s", strings.Join(args, " "), why.String(), out.String())
 	return out.String()
 }
 
@@ -33,6 +34,7 @@ func (b *bench) shows(text string, args ...string) {
 	for end := time.Now().Add(bootLimit); ; time.Sleep(time.Second) {
 		out, _ := exec.CommandContext(b.t.Context(), built(b.t, "isthmus"), append([]string{"--context", b.context, "--address", b.api}, args...)...).CombinedOutput()
 		if strings.Contains(string(out), text) {
+			b.t.Logf("isthmus %s\n%s", strings.Join(args, " "), out)
 			return
 		}
 		if time.Now().After(end) {
