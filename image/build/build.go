@@ -62,6 +62,7 @@ type Result struct {
 	// Root and SlotSize are in bytes.
 	Root, SlotSize int64
 	Packages       int
+	Programs       int // names in bin and sbin
 	Took           time.Duration
 	SlotSum        string // SHA-256, hex
 }
@@ -126,6 +127,9 @@ func (b *builder) build(tmp string) (r Result, err error) {
 	}
 	if r.Root > MaxRoot<<20 {
 		return r, fmt.Errorf("the root has %d MiB, more than %d", r.Root>>20, MaxRoot)
+	}
+	if r.Programs, err = countPrograms(b.tree); err != nil {
+		return r, err
 	}
 	b.step("packing the slot")
 	img := filepath.Join(tmp, "slot.img")
@@ -216,6 +220,18 @@ func size(dir string) (total int64, err error) {
 		return nil
 	})
 	return total, err
+}
+
+// countPrograms counts the names in the directories of programs.
+func countPrograms(dir string) (n int, err error) {
+	for _, d := range []string{"usr/bin", "usr/sbin"} {
+		entries, err := os.ReadDir(filepath.Join(dir, d))
+		if err != nil {
+			return 0, fmt.Errorf("counting programs: %w", err)
+		}
+		n += len(entries)
+	}
+	return n, nil
 }
 
 func sum(path string) (string, error) {

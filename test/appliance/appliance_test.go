@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/isthmus-net/isthmus/image/figures"
 	"github.com/isthmus-net/isthmus/image/slot"
 	"github.com/isthmus-net/isthmus/test/vm"
 )
@@ -262,9 +263,6 @@ func (b *bench) loader() slot.Env {
 	return e
 }
 
-// listening are the sockets that a node without a document has. DHCP's is there while it asks.
-const listening = `^(udp (0\.0\.0\.0|\*|\[::\]):(500|4500)|tcp \*:7443|udp \S+:68|udp \S+:546)$`
-
 // first is a document that lets this machine in: QEMU's network shows it as 10.0.2.2.
 const first = `node: {name: hub-1, asn: 64620}
 underlay: {interface: eth0, address: 10.0.2.15, publicAddress: 203.0.113.9}
@@ -273,6 +271,7 @@ access: {api: [10.0.2.2/32]}
 
 // TestImage starts the image by each firmware, looks at what is there, and upgrades it: to a slot that works, and to one that does not.
 func TestImage(t *testing.T) {
+	measured := figures.Measured{Slot: digest(t, built(t, "image/slot.img")), Machine: host(), Time: time.Now().UTC()}
 	b := newBench(t)
 	b.start(BIOS, b.seed())
 	if err := b.m.Rescue(bootLimit); err != nil {
@@ -309,11 +308,13 @@ func TestImage(t *testing.T) {
 			t.Errorf("%s: %q, want %q", command, got, want)
 		}
 	}
-	for line := range strings.Lines(b.run("ss -Hlntu | awk '{print $1, $5}' | sed 's/%[a-z0-9]*//' | sort -u")) {
-		if line = strings.TrimSpace(line); !regexp.MustCompile(listening).MatchString(line) {
-			t.Errorf("%s listens", line)
+	measured.Sockets = strings.Split(b.run("ss -Hlntu | awk '{print $1, $5}' | sed 's/%[a-z0-9]*//' | sort -u"), "\n")
+	for _, socket := range measured.Sockets {
+		if !figures.Known(strings.TrimSpace(socket)) {
+			t.Errorf("%s listens", socket)
 		}
 	}
+	measured.Boots = append(measured.Boots, b.parts("BIOS, first start"))
 	if out, err := b.cli(t.Context(), "system", "status"); err != nil || !strings.Contains(out, "running, good") || !strings.Contains(out, "bios") {
 		t.Error(out, err)
 	}
@@ -376,7 +377,7 @@ func TestImage(t *testing.T) {
 		return errors.Join(write(tree, "usr/share/isthmus/trial-limit", "20s\n"), write(tree, "usr/sbin/isthmusd", "#!/bin/sh\nexit 1\n"))
 	})
 	b.serves("9.1")
-	t.Logf("the API served %.0f s after power on (UEFI)", b.m.Since().Seconds())
+	measured.Boots = append(measured.Boots, figures.Boot{Firmware: "UEFI", API: b.m.Since().Seconds()})
 	if out, err := b.cli(t.Context(), "system", "upgrade", "-f", bad); err == nil || !strings.Contains(out, "slot a was given up, and slot b runs") {
 		t.Error(out, err)
 	}
@@ -393,9 +394,13 @@ func TestImage(t *testing.T) {
 
 	b.start(SecureBoot, "")
 	b.serves("9.1")
-	t.Logf("the API served %.0f s after power on (Secure Boot)", b.m.Since().Seconds())
+	measured.Boots = append(measured.Boots, figures.Boot{Firmware: "Secure Boot", API: b.m.Since().Seconds()})
 	if out, err := b.cli(t.Context(), "system", "status"); err != nil || !strings.Contains(out, "uefi, Secure Boot") {
 		t.Error(out, err)
+	}
+	t.Logf("%+v", measured)
+	if err := figures.Write("../../bin/image", measured); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -116,6 +116,7 @@ var below = map[string][]string{
 	"image/slot":         {},
 	"image/helper":       {"image/slot"},
 	"image/build":        {"image/slot"},
+	"image/figures":      {},
 	"router/machine":     {"proto/isthmus/v1", "router/api", "image/helper", "image/slot"},
 	"cmd/isthmus-system": {"image/helper", "image/slot"},
 	"router/api":         {"proto/isthmus/v1", "router/auth", "router/store", "router/secret", "bgp"},
