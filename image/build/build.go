@@ -263,8 +263,10 @@ func (b *builder) environment(tmp string, signature []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := slot.FindEnv(area); err != nil {
+	if at, err := slot.FindEnv(area); err != nil {
 		return nil, err
+	} else if at != slot.EnvAt {
+		return nil, fmt.Errorf("the loader's block is at byte %d, and the initial RAM disk reads it at %d", at, slot.EnvAt)
 	}
 	out := make([]byte, slot.SignatureAt(slot.B)+slot.SignatureLimit)
 	copy(out, area)

@@ -46,9 +46,11 @@ type bench struct {
 	t       *testing.T
 	dir     string
 	disk    string
-	api     string // host and port
-	ssh     string // port
-	context string // file
+	api     string   // host and port
+	ssh     string   // port
+	context string   // file
+	first   []string // arguments of QEMU for devices before the disk
+	extra   []string // and after it
 	m       *Machine
 }
 
@@ -82,7 +84,7 @@ func free(t *testing.T) string {
 // start starts the machine, and ends it with the test.
 func (b *bench) start(f Firmware, seed string) {
 	b.t.Helper()
-	m, err := Start(b.t.Context(), Config{Disk: b.disk, Firmware: f, Seed: seed, UUID: "6c3cf9a5-1f5b-4f0e-9d3f-1d1c5f0a7b11", Net: []string{
+	m, err := Start(b.t.Context(), Config{Disk: b.disk, First: b.first, Extra: b.extra, Firmware: f, Seed: seed, UUID: "6c3cf9a5-1f5b-4f0e-9d3f-1d1c5f0a7b11", Net: []string{
 		"-netdev", "user,id=net0,restrict=on,hostfwd=tcp:" + b.api + "-:7443,hostfwd=tcp:127.0.0.1:" + b.ssh + "-:22", "-device", "virtio-net-pci,netdev=net0,romfile="}})
 	if err != nil {
 		b.t.Fatal(err)
@@ -233,7 +235,18 @@ func write(tree, path, text string) error {
 // loader returns what the disk tells the loader.
 func (b *bench) loader() slot.Env {
 	b.t.Helper()
-	out, err := exec.Command("sfdisk", "--json", b.disk).Output()
+	block, _ := b.block(b.disk)
+	e, err := slot.ParseEnv(block)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return e
+}
+
+// block returns the loader's block of a disk, and where it is.
+func (b *bench) block(disk string) ([]byte, int64) {
+	b.t.Helper()
+	out, err := exec.Command("sfdisk", "--json", disk).Output()
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -243,7 +256,7 @@ func (b *bench) loader() slot.Env {
 	}
 	var start int64
 	fmt.Sscan(string(m[1]), &start)
-	f, err := os.Open(b.disk)
+	f, err := os.Open(disk)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -256,11 +269,7 @@ func (b *bench) loader() slot.Env {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	e, err := slot.ParseEnv(area[at : at+slot.EnvSize])
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	return e
+	return area[at : at+slot.EnvSize], start*512 + at
 }
 
 // first is a document that lets this machine in: QEMU's network shows it as 10.0.2.2.
@@ -292,17 +301,17 @@ func TestImage(t *testing.T) {
 	}
 	t.Log(b.run("systemd-analyze"))
 	for command, want := range map[string]string{
-		"findmnt -n -o OPTIONS / | cut -d, -f1":                                           "ro",
-		"findmnt -n -o FSTYPE /data":                                                      "ext4",
-		"findmnt -n -o OPTIONS /data | grep -c nosuid.*nodev.*noexec":                     "1",
-		"cat /etc/machine-id":                                                             "6c3cf9a51f5b4f0e9d3f1d1c5f0a7b11",
-		"sysctl -n kernel.modules_disabled":                                               "1",
-		"stat -c %U:%a /var/lib/isthmus":                                                  "isthmus:700",
-		"ps -o user= -C isthmusd | sort -u":                                               "isthmus",
-		"touch /usr/x 2>/dev/null; echo $?":                                               "1",
-		"find / -xdev -perm /6000 -type f | wc -l":                                        "0",
-		"sed -n 's/.*\\[\\(.*\\)\\].*/\\1/p' /sys/kernel/security/lockdown":               "integrity",
-		"[ $(lsblk -bno SIZE /dev/disk/by-partlabel/data) -gt 2000000000 ] && echo grown": "grown",
+		"findmnt -n -o OPTIONS / | cut -d, -f1":                                 "ro",
+		"findmnt -n -o FSTYPE /data":                                            "ext4",
+		"findmnt -n -o OPTIONS /data | grep -c nosuid.*nodev.*noexec":           "1",
+		"cat /etc/machine-id":                                                   "6c3cf9a51f5b4f0e9d3f1d1c5f0a7b11",
+		"sysctl -n kernel.modules_disabled":                                     "1",
+		"stat -c %U:%a /var/lib/isthmus":                                        "isthmus:700",
+		"ps -o user= -C isthmusd | sort -u":                                     "isthmus",
+		"touch /usr/x 2>/dev/null; echo $?":                                     "1",
+		"find / -xdev -perm /6000 -type f | wc -l":                              "0",
+		"sed -n 's/.*\\[\\(.*\\)\\].*/\\1/p' /sys/kernel/security/lockdown":     "integrity",
+		"[ $(lsblk -bno SIZE /dev/isthmus/data) -gt 2000000000 ] && echo grown": "grown",
 	} {
 		if got := b.run(command); got != want {
 			t.Errorf("%s: %q, want %q", command, got, want)
