@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -62,8 +63,13 @@ func run(ctx context.Context, log *slog.Logger) error {
 	if err := os.Chmod(helper.Socket, 0o660); err != nil {
 		return err
 	}
+	disk := slot.Disk{Dir: slot.PartitionDir}
+	// A copy that is made of the disk from now on does not have the number of the next start.
+	if err := disk.SetNext(rand.Text()); err != nil {
+		log.Error("giving the loader a number for the next start failed", "err", err)
+	}
 	return helper.New(helper.Options{
-		Disk: slot.Disk{Dir: slot.PartitionDir}, Keys: keys, Running: running, Machine: machine, TPM: &tpm.TPM{}, Limit: limit, Log: log,
+		Disk: disk, Keys: keys, Running: running, Machine: machine, TPM: &tpm.TPM{}, Limit: limit, Log: log,
 		Settled: func() {
 			if err := os.WriteFile(filepath.Join(dir, "settled"), nil, 0o644); err != nil {
 				log.Error("noting that the slot is not on trial failed", "err", err)

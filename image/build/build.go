@@ -68,6 +68,7 @@ type Result struct {
 	// Root and SlotSize are in bytes.
 	Root, SlotSize int64
 	Packages       int
+	Programs       int // names in bin and sbin
 	Took           time.Duration
 	SlotSum        string // SHA-256, hex
 }
@@ -136,6 +137,9 @@ func (b *builder) build(tmp string) (r Result, err error) {
 	}
 	if r.Root > MaxRoot<<20 {
 		return r, fmt.Errorf("the root has %d MiB, more than %d", r.Root>>20, MaxRoot)
+	}
+	if r.Programs, err = countPrograms(b.tree); err != nil {
+		return r, err
 	}
 	b.step("packing the slot")
 	img := filepath.Join(tmp, "slot.img")
@@ -228,6 +232,18 @@ func size(dir string) (total int64, err error) {
 	return total, err
 }
 
+// countPrograms counts the names in the directories of programs.
+func countPrograms(dir string) (n int, err error) {
+	for _, d := range []string{"usr/bin", "usr/sbin"} {
+		entries, err := os.ReadDir(filepath.Join(dir, d))
+		if err != nil {
+			return 0, fmt.Errorf("counting programs: %w", err)
+		}
+		n += len(entries)
+	}
+	return n, nil
+}
+
 func sum(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -257,8 +273,10 @@ func (b *builder) environment(tmp string, signature []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := slot.FindEnv(area); err != nil {
+	if at, err := slot.FindEnv(area); err != nil {
 		return nil, err
+	} else if at != slot.EnvAt {
+		return nil, fmt.Errorf("the loader's block is at byte %d, and the initial RAM disk reads it at %d", at, slot.EnvAt)
 	}
 	out := make([]byte, slot.SignatureAt(slot.B)+slot.SignatureLimit)
 	copy(out, area)

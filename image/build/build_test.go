@@ -3,6 +3,7 @@ package build
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -118,10 +119,14 @@ func TestPartitions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`set env="($disk,gpt3)/grubenv"`, "part=gpt4; else part=gpt5", "root=PARTLABEL=slot-$s", "isthmus.slot=$s"} {
+	for _, want := range []string{`set env="($disk,gpt3)/grubenv"`, "part=gpt4; else part=gpt5", "root=/dev/isthmus/slot-$s", "isthmus.slot=$s", `mark="isthmus.start=$start"`} {
 		if !strings.Contains(string(cfg), want) {
 			t.Errorf("grub.cfg has no %s", want)
 		}
+	}
+	script, err := os.ReadFile("../rootfs/etc/initramfs-tools/scripts/local-top/isthmus-root")
+	if want := fmt.Sprintf("bs=512 skip=%d count=1", slot.EnvAt/512); err != nil || !strings.Contains(string(script), want) {
+		t.Errorf("the initial RAM disk does not read the loader's block with %s (%v)", want, err)
 	}
 	table := partitions()
 	for i, label := range []string{"bios", "esp", slot.EnvLabel, slot.A.Label(), slot.B.Label()} {

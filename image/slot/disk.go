@@ -15,12 +15,13 @@ import (
 
 // Disk is the disk that the node was started from, by its partitions.
 type Disk struct {
-	// Dir has a file for each partition, by its label: /dev/disk/by-partlabel.
+	// Dir has a file for each partition, by its label: PartitionDir.
 	Dir string
 }
 
-// PartitionDir is where udev names partitions by their labels.
-const PartitionDir = "/dev/disk/by-partlabel"
+// PartitionDir is where the image's udev names the partitions of the disk that the node was started from, by their labels. Those of a copy of that disk,
+// which have the same labels, are not there.
+const PartitionDir = "/dev/isthmus"
 
 // ErrNoSlots means that this machine was not started from a disk with slots, as one that has isthmus from a Debian package.
 var ErrNoSlots = errors.New("this machine has no slots")
@@ -80,17 +81,27 @@ func (d Disk) Format() error {
 }
 
 // SetEnv tells the loader, and returns when that is on the disk.
-func (d Disk) SetEnv(e Env) error {
+func (d Disk) SetEnv(e Env) error { return d.tell(e.pairs()...) }
+
+// SetNext gives the loader the number of the next start, which no other disk has. The loader writes it to the disk that it was started from, and so the initial RAM
+// disk knows that disk among its copies.
+func (d Disk) SetNext(number string) error { return d.tell("next", number) }
+
+// tell sets values in the loader's block.
+func (d Disk) tell(pairs ...string) error {
 	f, err := os.OpenFile(d.path(EnvLabel), os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("telling the loader: %w", err)
 	}
 	defer f.Close()
-	_, at, err := block(f)
+	b, at, err := block(f)
 	if err != nil {
 		return fmt.Errorf("telling the loader: %w", err)
 	}
-	if _, err := f.WriteAt(FormatEnv(e), at); err != nil {
+	if b, err = change(b, pairs...); err != nil {
+		return fmt.Errorf("telling the loader: %w", err)
+	}
+	if _, err := f.WriteAt(b, at); err != nil {
 		return fmt.Errorf("telling the loader: %w", err)
 	}
 	if err := f.Sync(); err != nil {

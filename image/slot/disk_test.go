@@ -80,7 +80,12 @@ func (b bench) slot(t *testing.T, size int, r Release) ([]byte, *Signature) {
 
 func (b bench) content(t *testing.T, n Name) []byte {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(b.Dir, n.Label()))
+	return b.raw(t, n.Label())
+}
+
+func (b bench) raw(t *testing.T, label string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(b.Dir, label))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -45,6 +47,7 @@ const Tries = 3
 // never moves: the loader and we write it where it is. All that varies is in its first 512 bytes, one sector: a write takes place or does not.
 const (
 	EnvArea   = 1 << 20
+	EnvAt     = 37 * envSector // where mkfs.vfat and mcopy put the first file; the build checks it, and the initial RAM disk reads there
 	EnvSize   = 1024
 	envSector = 512
 	envHeader = "# GRUB Environment Block\n"
@@ -123,8 +126,36 @@ func ParseEnv(b []byte) (Env, error) {
 
 // FormatEnv writes a block.
 func FormatEnv(e Env) []byte {
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "%sgood=%s\ntrial=%s\ntries=%d\nfailed=%s\n", envHeader, e.Good, e.Trial, e.Tries, e.Failed)
-	b.Write(bytes.Repeat([]byte("#"), EnvSize-b.Len()))
-	return b.Bytes()
+	b, err := change([]byte(envHeader), e.pairs()...)
+	if err != nil {
+		panic(err) // names of slots are short
+	}
+	return b
+}
+
+func (e Env) pairs() []string {
+	return []string{"good", string(e.Good), "trial", string(e.Trial), "tries", strconv.Itoa(e.Tries), "failed", string(e.Failed)}
+}
+
+// change returns a block with other values, given as name and value by turns. What else is in the block stays, as the numbers of starts.
+func change(b []byte, pairs ...string) ([]byte, error) {
+	lines := []string{envHeader}
+	for line := range strings.Lines(string(b[len(envHeader):])) {
+		if strings.Contains(line, "=") && !strings.HasPrefix(line, "#") {
+			lines = append(lines, line)
+		}
+	}
+	for i := 0; i < len(pairs); i += 2 {
+		line := pairs[i] + "=" + pairs[i+1] + "\n"
+		if at := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, pairs[i]+"=") }); at >= 0 {
+			lines[at] = line
+		} else {
+			lines = append(lines, line)
+		}
+	}
+	out := []byte(strings.Join(lines, ""))
+	if len(out) > envSector {
+		return nil, fmt.Errorf("%w: it has %d bytes, more than one sector", ErrEnv, len(out))
+	}
+	return append(out, bytes.Repeat([]byte("#"), EnvSize-len(out))...), nil
 }

@@ -3,6 +3,7 @@ package slot
 import (
 	"bytes"
 	"errors"
+	"strings"
 	"testing"
 )
 
@@ -36,5 +37,32 @@ func TestEnvOfTheLoader(t *testing.T) {
 		if _, err := ParseEnv(bad); !errors.Is(err, ErrEnv) {
 			t.Errorf("%.40q: %v", bad, err)
 		}
+	}
+}
+
+// The numbers of starts are the loader's and the helper's: what one writes, the other keeps.
+func TestSetNext(t *testing.T) {
+	b := newBench(t)
+	number := strings.Repeat("N", 26)
+	if err := b.SetEnv(Env{Good: B, Trial: A, Tries: 3}); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []string{"first", number} {
+		if err := b.SetNext(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.SetEnv(Env{Good: A}); err != nil {
+		t.Fatal(err)
+	}
+	text, _, _ := strings.Cut(string(b.raw(t, EnvLabel)), "##")
+	if want := envHeader + "good=a\ntrial=\ntries=0\nfailed=\nnext=" + number + "\n"; text != want {
+		t.Errorf("the block is\n%swant\n%s", text, want)
+	}
+	if err := b.SetNext(strings.Repeat("N", envSector)); !errors.Is(err, ErrEnv) {
+		t.Errorf("more than a sector: %v", err)
+	}
+	if e, err := b.Env(); err != nil || e != (Env{Good: A}) {
+		t.Errorf("%+v, %v", e, err)
 	}
 }

@@ -255,11 +255,12 @@ func (m *Machine) why(st *helper.Status) string {
 	return strings.Join(b.Missing, "; ")
 }
 
-// Conditions returns what an operator should know of the slots.
+// Conditions returns what an operator should know of the slots and of the disk.
 func (m *Machine) Conditions() (out []*isthmusv1.Condition) {
+	copied := copies(Disks(m.Sys), rootDisk(m.Sys))
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, c := range []*isthmusv1.Condition{m.trial, m.failed} {
+	for _, c := range []*isthmusv1.Condition{m.trial, m.failed, copied} {
 		if c != nil {
 			out = append(out, c)
 		}

@@ -307,3 +307,34 @@ func TestFirmware(t *testing.T) {
 		t.Error("Secure Boot is said to be on")
 	}
 }
+
+func TestDisks(t *testing.T) {
+	sys := t.TempDir()
+	partition := func(disk, name, label string) {
+		t.Helper()
+		dir := filepath.Join(sys, "devices/pci0", disk, name)
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.MkdirAll(filepath.Join(sys, "class/block"), 0o755),
+			os.WriteFile(filepath.Join(dir, "uevent"), []byte("DEVNAME="+name+"\nDEVTYPE=partition\nPARTNAME="+label+"\n"), 0o644),
+			os.Symlink("../../devices/pci0/"+disk+"/"+name, filepath.Join(sys, "class/block", name))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := Disks(sys); len(got) != 0 || copies(got, "") != nil {
+		t.Errorf("a machine without slots: %q", got)
+	}
+	partition("vdb", "vdb3", "env")
+	partition("vdb", "vdb4", "slot-a")
+	partition("vda", "vda1", "environment")
+	if got := Disks(sys); len(got) != 1 || got[0] != "vdb" || copies(got, "vdb") != nil {
+		t.Errorf("one disk: %q", got)
+	}
+	partition("nvme0n1", "nvme0n1p3", "env")
+	got := Disks(sys)
+	if c := copies(got, "vdb"); c.GetType() != "DiskCopied" || !strings.Contains(c.GetMessage(), "runs from disk vdb and uses nothing of nvme0n1,") {
+		t.Errorf("two disks, %q: %v", got, c)
+	}
+	// Root on another disk: Debian's packages on a machine that has a node's disk attached.
+	if c := copies(got, "sda"); c != nil {
+		t.Error(c)
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/isthmus-net/isthmus/image/figures"
 	"github.com/isthmus-net/isthmus/image/slot"
 	"github.com/isthmus-net/isthmus/test/vm"
 )
@@ -48,7 +49,8 @@ type bench struct {
 	api     string   // host and port
 	ssh     string   // port
 	context string   // file
-	extra   []string // arguments of QEMU
+	first   []string // arguments of QEMU for devices before the disk
+	extra   []string // and after it
 	m       *Machine
 }
 
@@ -82,8 +84,8 @@ func free(t *testing.T) string {
 // start starts the machine, and ends it with the test.
 func (b *bench) start(f Firmware, seed string) {
 	b.t.Helper()
-	m, err := Start(b.t.Context(), Config{Disk: b.disk, Firmware: f, Seed: seed, UUID: "6c3cf9a5-1f5b-4f0e-9d3f-1d1c5f0a7b11", Net: []string{
-		"-netdev", "user,id=net0,restrict=on,hostfwd=tcp:" + b.api + "-:7443,hostfwd=tcp:127.0.0.1:" + b.ssh + "-:22", "-device", "virtio-net-pci,netdev=net0,romfile="}, Extra: b.extra})
+	m, err := Start(b.t.Context(), Config{Disk: b.disk, First: b.first, Extra: b.extra, Firmware: f, Seed: seed, UUID: "6c3cf9a5-1f5b-4f0e-9d3f-1d1c5f0a7b11", Net: []string{
+		"-netdev", "user,id=net0,restrict=on,hostfwd=tcp:" + b.api + "-:7443,hostfwd=tcp:127.0.0.1:" + b.ssh + "-:22", "-device", "virtio-net-pci,netdev=net0,romfile="}})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -233,7 +235,18 @@ func write(tree, path, text string) error {
 // loader returns what the disk tells the loader.
 func (b *bench) loader() slot.Env {
 	b.t.Helper()
-	out, err := exec.Command("sfdisk", "--json", b.disk).Output()
+	block, _ := b.block(b.disk)
+	e, err := slot.ParseEnv(block)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return e
+}
+
+// block returns the loader's block of a disk, and where it is.
+func (b *bench) block(disk string) ([]byte, int64) {
+	b.t.Helper()
+	out, err := exec.Command("sfdisk", "--json", disk).Output()
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -243,7 +256,7 @@ func (b *bench) loader() slot.Env {
 	}
 	var start int64
 	fmt.Sscan(string(m[1]), &start)
-	f, err := os.Open(b.disk)
+	f, err := os.Open(disk)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -256,15 +269,8 @@ func (b *bench) loader() slot.Env {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	e, err := slot.ParseEnv(area[at : at+slot.EnvSize])
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	return e
+	return area[at : at+slot.EnvSize], start*512 + at
 }
-
-// listening are the sockets that a node without a document has. DHCP's is there while it asks.
-const listening = `^(udp (0\.0\.0\.0|\*|\[::\]):(500|4500)|tcp \*:7443|udp \S+:68|udp \S+:546)$`
 
 // first is a document that lets this machine in: QEMU's network shows it as 10.0.2.2.
 const first = `node: {name: hub-1, asn: 64620}
@@ -274,6 +280,7 @@ access: {api: [10.0.2.2/32]}
 
 // TestImage starts the image by each firmware, looks at what is there, and upgrades it: to a slot that works, and to one that does not.
 func TestImage(t *testing.T) {
+	measured := figures.Measured{Slot: digest(t, built(t, "image/slot.img")), Machine: host(), Time: time.Now().UTC()}
 	b := newBench(t)
 	b.start(BIOS, b.seed())
 	if err := b.m.Rescue(bootLimit); err != nil {
@@ -294,27 +301,29 @@ func TestImage(t *testing.T) {
 	}
 	t.Log(b.run("systemd-analyze"))
 	for command, want := range map[string]string{
-		"findmnt -n -o OPTIONS / | cut -d, -f1":                                           "ro",
-		"findmnt -n -o FSTYPE /data":                                                      "ext4",
-		"findmnt -n -o OPTIONS /data | grep -c nosuid.*nodev.*noexec":                     "1",
-		"cat /etc/machine-id":                                                             "6c3cf9a51f5b4f0e9d3f1d1c5f0a7b11",
-		"sysctl -n kernel.modules_disabled":                                               "1",
-		"stat -c %U:%a /var/lib/isthmus":                                                  "isthmus:700",
-		"ps -o user= -C isthmusd | sort -u":                                               "isthmus",
-		"touch /usr/x 2>/dev/null; echo $?":                                               "1",
-		"find / -xdev -perm /6000 -type f | wc -l":                                        "0",
-		"sed -n 's/.*\\[\\(.*\\)\\].*/\\1/p' /sys/kernel/security/lockdown":               "integrity",
-		"[ $(lsblk -bno SIZE /dev/disk/by-partlabel/data) -gt 2000000000 ] && echo grown": "grown",
+		"findmnt -n -o OPTIONS / | cut -d, -f1":                                 "ro",
+		"findmnt -n -o FSTYPE /data":                                            "ext4",
+		"findmnt -n -o OPTIONS /data | grep -c nosuid.*nodev.*noexec":           "1",
+		"cat /etc/machine-id":                                                   "6c3cf9a51f5b4f0e9d3f1d1c5f0a7b11",
+		"sysctl -n kernel.modules_disabled":                                     "1",
+		"stat -c %U:%a /var/lib/isthmus":                                        "isthmus:700",
+		"ps -o user= -C isthmusd | sort -u":                                     "isthmus",
+		"touch /usr/x 2>/dev/null; echo $?":                                     "1",
+		"find / -xdev -perm /6000 -type f | wc -l":                              "0",
+		"sed -n 's/.*\\[\\(.*\\)\\].*/\\1/p' /sys/kernel/security/lockdown":     "integrity",
+		"[ $(lsblk -bno SIZE /dev/isthmus/data) -gt 2000000000 ] && echo grown": "grown",
 	} {
 		if got := b.run(command); got != want {
 			t.Errorf("%s: %q, want %q", command, got, want)
 		}
 	}
-	for line := range strings.Lines(b.run("ss -Hlntu | awk '{print $1, $5}' | sed 's/%[a-z0-9]*//' | sort -u")) {
-		if line = strings.TrimSpace(line); !regexp.MustCompile(listening).MatchString(line) {
-			t.Errorf("%s listens", line)
+	measured.Sockets = strings.Split(b.run("ss -Hlntu | awk '{print $1, $5}' | sed 's/%[a-z0-9]*//' | sort -u"), "\n")
+	for _, socket := range measured.Sockets {
+		if !figures.Known(strings.TrimSpace(socket)) {
+			t.Errorf("%s listens", socket)
 		}
 	}
+	measured.Boots = append(measured.Boots, b.parts("BIOS, first start"))
 	if out, err := b.cli(t.Context(), "system", "status"); err != nil || !strings.Contains(out, "running, good") || !strings.Contains(out, "bios") {
 		t.Error(out, err)
 	}
@@ -377,7 +386,7 @@ func TestImage(t *testing.T) {
 		return errors.Join(write(tree, "usr/share/isthmus/trial-limit", "20s\n"), write(tree, "usr/sbin/isthmusd", "#!/bin/sh\nexit 1\n"))
 	})
 	b.serves("9.1")
-	t.Logf("the API served %.0f s after power on (UEFI)", b.m.Since().Seconds())
+	measured.Boots = append(measured.Boots, figures.Boot{Firmware: "UEFI", API: b.m.Since().Seconds()})
 	if out, err := b.cli(t.Context(), "system", "upgrade", "-f", bad); err == nil || !strings.Contains(out, "slot a was given up, and slot b runs") {
 		t.Error(out, err)
 	}
@@ -394,9 +403,13 @@ func TestImage(t *testing.T) {
 
 	b.start(SecureBoot, "")
 	b.serves("9.1")
-	t.Logf("the API served %.0f s after power on (Secure Boot)", b.m.Since().Seconds())
+	measured.Boots = append(measured.Boots, figures.Boot{Firmware: "Secure Boot", API: b.m.Since().Seconds()})
 	if out, err := b.cli(t.Context(), "system", "status"); err != nil || !strings.Contains(out, "uefi, Secure Boot") {
 		t.Error(out, err)
+	}
+	t.Logf("%+v", measured)
+	if err := figures.Write("../../bin/image", measured); err != nil {
+		t.Error(err)
 	}
 }
 

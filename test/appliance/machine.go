@@ -44,8 +44,8 @@ type Config struct {
 	UUID string
 	// Net are arguments of QEMU for network cards; nil: one card with QEMU's own DHCP and no forwarding.
 	Net []string
-	// Extra are further arguments of QEMU.
-	Extra []string
+	// First are arguments of QEMU for devices that come before the disk, Extra further ones.
+	First, Extra []string
 	// MemoryMiB is the memory's size; 0: 1024.
 	MemoryMiB int
 }
@@ -267,8 +267,8 @@ func arguments(c Config, dir string) ([]string, error) {
 		"-nodefaults", "-no-user-config", "-display", "none",
 		"-chardev", "socket,id=console,path=" + filepath.Join(dir, "console"), "-serial", "chardev:console",
 		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
-		"-drive", "if=none,id=disk,format=raw,cache=writeback,file=" + c.Disk, "-device", "virtio-blk-pci,drive=disk,bootindex=1",
 	}
+	args = append(append(args, c.First...), "-drive", "if=none,id=disk,format=raw,cache=writeback,file="+c.Disk, "-device", "virtio-blk-pci,drive=disk,bootindex=1")
 	if c.UUID != "" {
 		args = append(args, "-uuid", c.UUID)
 	}

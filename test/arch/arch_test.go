@@ -118,6 +118,7 @@ var below = map[string][]string{
 	"image/tpm":          {},
 	"image/helper":       {"image/slot"},
 	"image/build":        {"image/slot"},
+	"image/figures":      {},
 	"router/machine":     {"proto/isthmus/v1", "router/api", "router/store", "image/helper", "image/slot"},
 	"cmd/isthmus-system": {"image/helper", "image/slot", "image/tpm"},
 	"router/api":         {"proto/isthmus/v1", "router/auth", "router/store", "router/secret", "bgp"},

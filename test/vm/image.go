@@ -28,10 +28,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Debian releases of which a root can be made. That of the image is the one that tests use unless they say otherwise.
 const (
-	suite   = "trixie"
-	version = 1 // of the build steps below: raise it when they change the result
+	Trixie   = "trixie"
+	Bookworm = "bookworm"
 )
+
+const version = 1 // of the build steps below: raise it when they change the result
 
 var (
 	//go:embed packages.txt
@@ -50,7 +53,7 @@ var bootModules = []string{"virtio_pci", "virtio_blk", "virtio_console", "overla
 // rest of the kernel's modules are drivers for hardware that no guest has.
 var keptModules = []string{"net", "crypto", "arch", "lib", "drivers/net", "drivers/virtio", "drivers/char/virtio_console.ko", "drivers/block/virtio_blk.ko", "fs"}
 
-// Image is a built root: a Debian 13 tree, the same tree as an ext4 file
+// Image is a built root: a Debian tree, the same tree as an ext4 file
 // system, its kernel and an initramfs. It is never written after the build.
 type Image struct {
 	// Dir holds all of it.
@@ -77,28 +80,37 @@ func CacheDir() (string, error) {
 	return filepath.Join(d, "isthmus"), nil
 }
 
-func packages() []string {
+// packages returns those of a suite: a line may name the one that it is for.
+func packages(suite string) []string {
 	var p []string
 	for line := range strings.Lines(packageList) {
-		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
-			p = append(p, line)
+		f := strings.Fields(line)
+		if len(f) > 0 && !strings.HasPrefix(f[0], "#") && (len(f) == 1 || f[1] == suite) {
+			p = append(p, f[0])
 		}
 	}
 	return p
 }
 
-// Build returns the cached image and makes it first when it is not there,
+// Build returns the cached image of Debian 13 and makes it first when it is not there,
 // which takes a minute or two and the network. Its name is a digest of
 // everything that decides its content. One process builds, others wait for it;
 // an interrupted build leaves nothing that the next one would take for whole.
 // Progress is written as short lines.
 func Build(ctx context.Context, progress io.Writer) (*Image, error) {
+	return buildSuite(ctx, Trixie, progress)
+}
+
+func buildSuite(ctx context.Context, suite string, progress io.Writer) (*Image, error) {
+	if suite != Trixie && suite != Bookworm {
+		return nil, fmt.Errorf("building the guest root: suite %q: it is %s or %s", suite, Trixie, Bookworm)
+	}
 	cache, err := CacheDir()
 	if err != nil {
 		return nil, err
 	}
 	h := sha256.New()
-	fmt.Fprintln(h, version, suite, packages(), bootModules, keptModules)
+	fmt.Fprintln(h, version, suite, packages(suite), bootModules, keptModules)
 	h.Write(guestInit)
 	img := &Image{Dir: filepath.Join(cache, "root-"+hex.EncodeToString(h.Sum(nil))[:12])}
 	if _, err := os.Stat(img.Dir); err == nil {
@@ -128,7 +140,7 @@ func Build(ctx context.Context, progress io.Writer) (*Image, error) {
 	defer os.RemoveAll(tmp)
 	start := time.Now()
 	step := func(s string) { fmt.Fprintf(progress, "vm: %4.0f s  %s\n", time.Since(start).Seconds(), s) }
-	if err := build(ctx, &Image{Dir: tmp}, step); err != nil {
+	if err := build(ctx, suite, &Image{Dir: tmp}, step); err != nil {
 		return nil, fmt.Errorf("building the guest root: %w", err)
 	}
 	if err := os.Chmod(tmp, 0o755); err != nil {
@@ -141,13 +153,13 @@ func Build(ctx context.Context, progress io.Writer) (*Image, error) {
 	return img, nil
 }
 
-func build(ctx context.Context, img *Image, step func(string)) error {
+func build(ctx context.Context, suite string, img *Image, step func(string)) error {
 	tree := img.Tree()
-	step("installing Debian 13 with strongSwan, BIRD and FRR into a directory (once, 1-2 minutes)")
+	step("installing Debian " + suite + " with strongSwan, BIRD and FRR into a directory (once, 1-2 minutes)")
 	// dpkg-deb -x would replace the symbolic link /lib by a directory, hence tar.
 	libreswan := `cd "$1/tmp" && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq download libreswan &&` +
 		` dpkg-deb --fsys-tarfile libreswan_*.deb | tar -x --keep-directory-symlink -C "$1" && rm -f libreswan_*.deb`
-	args := []string{"--quiet", "--variant=minbase", "--include=" + strings.Join(packages(), ","),
+	args := []string{"--quiet", "--variant=minbase", "--include=" + strings.Join(packages(suite), ","),
 		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*",
 		"--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=force-unsafe-io",
 		"--customize-hook=" + libreswan,
@@ -220,13 +232,13 @@ func Mirror(ctx context.Context) string {
 	return ""
 }
 
-// prepareModules keeps what a router can use, unpacked (Debian compresses
+// prepareModules keeps what a router can use, unpacked (Debian 13 compresses
 // modules) and without the two parts that cost emulated time at each load: the
 // signature and the type information.
 func prepareModules(ctx context.Context, tree, kver string) error {
 	dir := filepath.Join(tree, "usr/lib/modules", kver)
 	kernel := filepath.Join(dir, "kernel")
-	var packed []string
+	var packed, kept []string
 	err := filepath.WalkDir(kernel, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
@@ -241,6 +253,7 @@ func prepareModules(ctx context.Context, tree, kver string) error {
 		if strings.HasSuffix(p, ".xz") {
 			packed = append(packed, p)
 		}
+		kept = append(kept, strings.TrimSuffix(p, ".xz"))
 		return nil
 	})
 	if err != nil {
@@ -251,8 +264,8 @@ func prepareModules(ctx context.Context, tree, kver string) error {
 			return err
 		}
 	}
-	for _, p := range packed {
-		if err := stripModule(strings.TrimSuffix(p, ".xz")); err != nil {
+	for _, p := range kept {
+		if err := stripModule(p); err != nil {
 			return err
 		}
 	}

@@ -39,6 +39,8 @@ type Config struct {
 	// TTY connects the command to this process's terminal instead; Stdout and
 	// Stderr are not used.
 	TTY bool
+	// Suite is the Debian release of the guest; Trixie if "".
+	Suite string
 	// Limit ends command and guest; 10 minutes if 0, none with TTY.
 	Limit time.Duration
 	// CPUs (2) and MemoryMiB (2048) of the guest.
@@ -75,7 +77,10 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 	if c.Progress == nil {
 		c.Progress = io.Discard
 	}
-	img, err := Build(ctx, c.Progress)
+	if c.Suite == "" {
+		c.Suite = Trixie
+	}
+	img, err := buildSuite(ctx, c.Suite, c.Progress)
 	if err != nil {
 		return 0, err
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +21,26 @@ func TestQuote(t *testing.T) {
 		if err != nil || string(out) != s {
 			t.Errorf("quote(%q): a shell reads %q, %v", s, out, err)
 		}
+	}
+}
+
+func TestPackages(t *testing.T) {
+	for suite, want := range map[string]string{Trixie: "libldns3t64", Bookworm: "libldns3"} {
+		var of []string
+		for _, p := range packages(suite) {
+			if strings.HasPrefix(p, "libldns3") || p == "charon-systemd" {
+				of = append(of, p)
+			}
+			if strings.ContainsAny(p, " #\t") {
+				t.Errorf("%s: package %q", suite, p)
+			}
+		}
+		if got := strings.Join(of, " "); got != "charon-systemd "+want {
+			t.Errorf("%s: %s", suite, got)
+		}
+	}
+	if _, err := buildSuite(t.Context(), "sid", io.Discard); err == nil || !strings.Contains(err.Error(), "bookworm") {
+		t.Errorf("an unknown suite: %v", err)
 	}
 }
 

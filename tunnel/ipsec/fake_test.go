@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -140,10 +141,11 @@ type fakeCharon struct {
 	crashAt string        // end with this command unanswered
 	dead    map[string]string
 	moving  int // lists in which no IKE SA has its CHILD SA
+	version string
 }
 
 func newFake(t *testing.T) *fakeCharon {
-	f := &fakeCharon{t: t, socket: filepath.Join(t.TempDir(), "vici"), dead: map[string]string{}}
+	f := &fakeCharon{t: t, socket: filepath.Join(t.TempDir(), "vici"), dead: map[string]string{}, version: oldest}
 	f.start()
 	t.Cleanup(f.crash)
 	return f
@@ -370,8 +372,10 @@ func (f *fakeCharon) command(c net.Conn, name string, in *sect) *sect {
 			}
 		}
 		return refuse("no matching SAs to terminate found")
+	case "version":
+		return msg("daemon", "charon-systemd", "version", f.version, "sysname", "Linux")
 	case "stats":
-		return msg("uptime", msg("since", "now"))
+		return msg("uptime", msg("since", "now"), "plugins", []string{"kernel-netlink", "vici"})
 	}
 	return nil
 }
@@ -703,6 +707,43 @@ func TestFakeCharonAway(t *testing.T) {
 	f.start()
 	b.await(t, c, tunnel.Up) // without another Apply
 }
+
+// TestFakeTellsWhatDoesNotFit: a charon that is too old is named in the log when the driver connects, whether or not there is a tunnel.
+func TestFakeTellsWhatDoesNotFit(t *testing.T) {
+	for version, told := range map[string]bool{"5.9.7": true, oldest: false} {
+		f := newFake(t)
+		f.version = version
+		var mu sync.Mutex
+		var log bytes.Buffer
+		text := func() string {
+			mu.Lock()
+			defer mu.Unlock()
+			return log.String()
+		}
+		d := New(Options{Socket: f.socket, Links: &fakeLinks{links: map[string]nl.Wanted{}}, RuntimeDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(writer(func(p []byte) {
+			mu.Lock()
+			defer mu.Unlock()
+			log.Write(p)
+		}), nil))})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- d.Run(ctx, func(tunnel.State) {}) }()
+		until(t, 20*time.Second, "all was read", func() bool { return f.count("get-conns") > 0 })
+		if got := strings.Contains(text(), `charon is version \"`+version+`\": at least 5.9.8 is needed`); got != told {
+			t.Errorf("charon %s: %s", version, text())
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		d.Close()
+	}
+}
+
+// writer is an io.Writer.
+type writer func(p []byte)
+
+func (w writer) Write(p []byte) (int, error) { w(p); return len(p), nil }
 
 func TestBackoffTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -131,6 +131,11 @@ func (r *runner) session(ctx context.Context) error {
 	if version, err := d.client.call(ctx, "version", nil); err == nil {
 		d.o.Log.Info("connected to charon", "socket", d.o.Socket, "version", text(version, "version"), "system", text(version, "sysname"), "release", text(version, "release"))
 	}
+	if words, err := d.Conditions(ctx); err == nil {
+		for _, w := range words {
+			d.o.Log.Warn("charon does not fit", "why", w)
+		}
+	}
 	r.standIn.end()
 	r.hold()
 	r.reload(ctx)

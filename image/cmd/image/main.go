@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/image/build"
+	"github.com/isthmus-net/isthmus/image/figures"
 	"github.com/isthmus-net/isthmus/image/slot"
 	"github.com/isthmus-net/isthmus/test/vm"
 )
@@ -88,26 +89,34 @@ func runBuild(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 	}
-	report(out, o, r, made)
+	m, err := figures.Read(o.Out, r.SlotSum)
+	if err != nil {
+		return err
+	}
+	report(out, o, r, made, m)
 	if own {
 		fmt.Fprintf(out, "\nSigned with a key of this machine, %s. For slots that others install, give -key: minisign -G -p NAME.pub -s NAME.key\n", o.SigningKey)
 	}
 	return nil
 }
 
-func report(out io.Writer, o build.Options, r build.Result, forms []build.Form) {
+func report(out io.Writer, o build.Options, r build.Result, forms []build.Form, m *figures.Measured) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "version\t%s, serial %d\n", o.Version, o.Epoch.Unix())
-	fmt.Fprintf(w, "root\t%d MiB, at most %d; %d Debian packages\n", r.Root>>20, build.MaxRoot, r.Packages)
-	fmt.Fprintf(w, "slot\t%d MiB, at most %d: %s\n", r.SlotSize>>20, build.MaxSlot, r.Slot)
+	fmt.Fprintf(w, "slot\t%s\n", r.Slot)
 	fmt.Fprintf(w, "\tSHA-256 %s\n", r.SlotSum)
 	fmt.Fprintf(w, "signature\t%s\n", r.Signature)
 	fmt.Fprintf(w, "contents\t%s (CycloneDX)\n", r.SBOM)
+	b := figures.Built{Slot: r.SlotSize, Disk: build.DiskMiB << 20, Root: r.Root, Packages: r.Packages, Programs: r.Programs, Took: r.Took}
 	for _, f := range forms {
 		fmt.Fprintf(w, "%s\t%s, %d MiB, %d MiB on this disk\n", f.For, f.Path, f.Size>>20, f.Allocated>>20)
+		if f.For == "KVM" {
+			b.Download = f.Size
+		}
 	}
-	fmt.Fprintf(w, "took\t%.0f s\n", r.Took.Seconds())
 	w.Flush()
+	fmt.Fprintln(out)
+	figures.Print(out, b, m)
 }
 
 // ownKey returns the signing key of this machine, and makes it when it is missing.

@@ -55,6 +55,7 @@ func run(ctx context.Context) (int, error) {
 	f.Func("p", "file or directory to copy to /payload (repeatable)", list(&c.Payload))
 	f.Func("e", "VAR=value for the command (repeatable)", list(&c.Env))
 	f.StringVar(&c.Out, "o", "", "directory for what the command leaves in /out")
+	f.StringVar(&c.Suite, "suite", vm.Trixie, "Debian release of the guest: "+vm.Trixie+" or "+vm.Bookworm)
 	f.DurationVar(&c.Limit, "t", 0, "time limit (10m)")
 	f.IntVar(&c.CPUs, "cpus", 2, "virtual CPUs")
 	f.IntVar(&c.MemoryMiB, "mem", 2048, "memory in MiB")

@@ -1,0 +1,62 @@
+package machine
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/image/slot"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+)
+
+// Disks returns the names of the disks that have the loader's partition of a node, below sys, which is /sys but in tests.
+func Disks(sys string) (names []string) {
+	files, _ := filepath.Glob(filepath.Join(sys, "class/block/*/uevent"))
+	for _, file := range files {
+		f, err := os.Open(file)
+		if err != nil {
+			continue // the disk was taken away
+		}
+		for s := bufio.NewScanner(f); s.Scan(); {
+			if s.Text() == "PARTNAME="+slot.EnvLabel {
+				names = append(names, diskOf(filepath.Dir(file)))
+			}
+		}
+		f.Close()
+	}
+	slices.Sort(names)
+	return names
+}
+
+// diskOf returns the disk that a partition is of: in sysfs, the directory above.
+func diskOf(partition string) string {
+	real, err := filepath.EvalSymlinks(partition)
+	if err != nil {
+		return ""
+	}
+	return filepath.Base(filepath.Dir(real))
+}
+
+// rootDisk returns the disk of the root.
+func rootDisk(sys string) string {
+	var st unix.Stat_t
+	if err := unix.Stat("/", &st); err != nil {
+		return ""
+	}
+	return diskOf(filepath.Join(sys, "dev/block", fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))))
+}
+
+// copies tells of disks that look like the one that the node runs from. They are not used; the next start may be from another one all the same, since the
+// firmware chooses.
+func copies(disks []string, root string) *isthmusv1.Condition {
+	others := slices.DeleteFunc(slices.Clone(disks), func(d string) bool { return d == root })
+	if !slices.Contains(disks, root) || len(others) == 0 {
+		return nil
+	}
+	return &isthmusv1.Condition{Type: "DiskCopied", Severity: "warning", Message: fmt.Sprintf("the node runs from disk %s and uses nothing of %s, which has the same partitions: detach it before the next start, since the firmware chooses the disk that is started", root, strings.Join(others, ", "))}
+}
