@@ -10,7 +10,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 STATICCHECK        := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 
-.PHONY: help build image test-image deb setup demo lab test fuzz bench lint generate check-generated clean
+.PHONY: help build image test-image test-image-all deb setup demo lab test fuzz bench lint generate check-generated clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,7 +33,10 @@ BUILD_IMAGE = go run ./image/cmd/image build -version "$$(image/debian/version)"
 test-image: image ## build the image twice, start it under QEMU by BIOS, UEFI and Secure Boot, and use it
 	$(BUILD_IMAGE) -forms=false -out .cache/image bin/deb/*.deb
 	cmp bin/image/slot.img .cache/image/slot.img && cmp bin/image/disk.raw .cache/image/disk.raw && rm -r .cache/image
-	go test -count=1 -timeout 40m -v ./test/appliance
+	go test -count=1 -timeout 40m -v -run '^TestImage$$' ./test/appliance
+
+test-image-all: image ## test-image's boots and those that take longer: slots that fail, the power cut, disks and clocks that are wrong
+	go test -count=1 -timeout 120m -v ./test/appliance
 
 setup: ## install what tests, demo and lab need (Debian packages; starts no service)
 	@test/setup

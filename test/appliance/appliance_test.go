@@ -1,23 +1,22 @@
 package appliance
 
 import (
-	"bufio"
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/isthmus-net/isthmus/image/figures"
 	"github.com/isthmus-net/isthmus/image/slot"
+	"github.com/isthmus-net/isthmus/test/e2e"
+	"github.com/isthmus-net/isthmus/test/lab"
 	"github.com/isthmus-net/isthmus/test/vm"
 )
 
@@ -41,13 +40,12 @@ func built(t *testing.T, name string) string {
 	return path
 }
 
-// bench is a disk with what is needed to use the machine from outside.
+// bench is a disk, the world around its machine, and what is needed to use the machine from there.
 type bench struct {
 	t       *testing.T
+	w       *world
 	dir     string
 	disk    string
-	api     string   // host and port
-	ssh     string   // port
 	context string   // file
 	first   []string // arguments of QEMU for devices before the disk
 	extra   []string // and after it
@@ -56,7 +54,7 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	b := &bench{t: t, dir: t.TempDir()}
+	b := &bench{t: t, w: newWorld(t), dir: t.TempDir()}
 	b.disk, b.context = filepath.Join(b.dir, "disk.raw"), filepath.Join(b.dir, "admin.yaml")
 	if out, err := exec.Command("cp", "--sparse=always", built(t, "image/disk.raw"), b.disk).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -65,27 +63,23 @@ func newBench(t *testing.T) *bench {
 	if err := os.Truncate(b.disk, 3<<30); err != nil {
 		t.Fatal(err)
 	}
-	b.api = free(t)
-	_, b.ssh, _ = net.SplitHostPort(free(t))
 	return b
 }
 
-// free returns an address that nothing listens at.
-func free(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func (b *bench) ok(err error) {
+	b.t.Helper()
 	if err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // start starts the machine, and ends it with the test.
 func (b *bench) start(f Firmware, seed string) {
 	b.t.Helper()
-	m, err := Start(b.t.Context(), Config{Disk: b.disk, First: b.first, Extra: b.extra, Firmware: f, Seed: seed, UUID: "6c3cf9a5-1f5b-4f0e-9d3f-1d1c5f0a7b11", Net: []string{
-		"-netdev", "user,id=net0,restrict=on,hostfwd=tcp:" + b.api + "-:7443,hostfwd=tcp:127.0.0.1:" + b.ssh + "-:22", "-device", "virtio-net-pci,netdev=net0,romfile="}})
+	wire, err := b.w.cloud.NAT.Tap(b.t.Context(), "machine", vpc)
+	b.ok(err)
+	m, err := Start(b.t.Context(), Config{Disk: b.disk, First: b.first, Firmware: f, Seed: seed, UUID: "6c3cf9a5-1f5b-4f0e-9d3f-1d1c5f0a7b11", Extra: b.extra, Files: []*os.File{wire},
+		Net: []string{"-netdev", "tap,id=net0,fd=3", "-device", "virtio-net-pci,netdev=net0,romfile=,mac=" + mac}})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -110,7 +104,7 @@ func (b *bench) stop() {
 // seed makes a NoCloud disk with the user-data of a first boot: the document, and a request for the certificate of an admin, whose key stays here.
 func (b *bench) seed() string {
 	b.t.Helper()
-	request, err := b.cli(b.t.Context(), "client", "request", "--name", "test")
+	request, err := b.cli("client", "request", "--name", "test")
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -149,9 +143,16 @@ func (b *bench) enrol() {
 	if err := os.WriteFile(console, []byte(b.m.Text()), 0o600); err != nil {
 		b.t.Fatal(err)
 	}
-	if out, err := b.cli(b.t.Context(), "client", "accept", console); err != nil {
+	if out, err := b.cli("client", "accept", console); err != nil {
 		b.t.Fatal(out, err)
 	}
+}
+
+// shell waits for the root shell on the console.
+func (b *bench) shell() {
+	b.t.Helper()
+	b.ok(b.m.Prompt(bootLimit))
+	b.run("export SYSTEMD_COLORS=0 SYSTEMD_PAGER=cat PAGER=cat TERM=dumb; stty cols 300")
 }
 
 func (b *bench) run(command string) string {
@@ -178,15 +179,34 @@ func (b *bench) until(command, expression string) string {
 	}
 }
 
-// cli runs the command line on this machine, against the node.
-func (b *bench) cli(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, built(b.t, "isthmus"), append([]string{"--context", b.context, "--address", b.api}, args...)...)
-	cmd.Env = append(os.Environ(), "HOME="+b.dir, "XDG_CONFIG_HOME=")
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Run()
-	b.t.Logf("isthmus %s\n%s", strings.Join(args, " "), out.String())
-	return out.String(), err
+// command is the command line, as the operator uses it over the Internet.
+func (b *bench) command(args ...string) []string {
+	return append([]string{"env", "HOME=" + b.dir, "XDG_CONFIG_HOME=", built(b.t, "isthmus"), "--context", b.context, "--address", public + ":7443"}, args...)
+}
+
+// quiet runs the command line, and returns all that it printed.
+func (b *bench) quiet(args ...string) (string, error) { return b.cliInput(os.DevNull, args...) }
+
+// cliInput is quiet with a file as standard input.
+func (b *bench) cliInput(file string, args ...string) (string, error) {
+	return b.w.internet.Node.Exec(b.t.Context(), append([]string{"sh", "-c", `exec "$@" < "$0" 2>&1`, file}, b.command(args...)...)...)
+}
+
+// cli is quiet, and logs what was printed.
+func (b *bench) cli(args ...string) (string, error) {
+	out, err := b.quiet(args...)
+	b.t.Logf("isthmus %s\n%s", strings.Join(args, " "), out)
+	return out, err
+}
+
+// apply applies a document.
+func (b *bench) apply(document string) {
+	b.t.Helper()
+	file := filepath.Join(b.dir, "node.yaml")
+	b.ok(os.WriteFile(file, []byte(document), 0o600))
+	if out, err := b.cli("apply", "-f", file); err != nil {
+		b.t.Fatal(out, err)
+	}
 }
 
 // release makes another slot out of the one that was built, and signs it with the key of this machine, which make image has used.
@@ -232,51 +252,61 @@ func write(tree, path, text string) error {
 	return os.WriteFile(path, []byte(text), 0o755)
 }
 
+// unit adds a unit to a slot, which runs a command in the shell as early as /data is there.
+func unit(tree, name, command string) error {
+	const dir = "etc/systemd/system/"
+	err := write(tree, dir+name+".service", "[Unit]\nDefaultDependencies=no\nRequiresMountsFor=/data\n[Service]\nType=oneshot\nExecStart=/bin/sh -c '"+command+"'\n")
+	return errors.Join(err, os.Symlink("../"+name+".service", filepath.Join(tree, dir, "multi-user.target.wants", name+".service")))
+}
+
+// partition returns where on a disk a partition begins.
+func (b *bench) partition(disk, name string) (start int64) {
+	b.t.Helper()
+	out, err := exec.Command("sfdisk", "--json", disk).Output()
+	b.ok(err)
+	m := regexp.MustCompile(`"start": (\d+),[^{]*?"name": "` + name + `"`).FindSubmatch(out)
+	if m == nil {
+		b.t.Fatalf("no partition %s in %s", name, out)
+	}
+	_, err = fmt.Sscan(string(m[1]), &start)
+	b.ok(err)
+	return start * 512
+}
+
 // loader returns what the disk tells the loader.
 func (b *bench) loader() slot.Env {
 	b.t.Helper()
 	block, _ := b.block(b.disk)
 	e, err := slot.ParseEnv(block)
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	b.ok(err)
 	return e
 }
 
 // block returns the loader's block of a disk, and where it is.
 func (b *bench) block(disk string) ([]byte, int64) {
 	b.t.Helper()
-	out, err := exec.Command("sfdisk", "--json", disk).Output()
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	m := regexp.MustCompile(`"start": (\d+),[^{]*?"name": "env"`).FindSubmatch(out)
-	if m == nil {
-		b.t.Fatalf("no partition env in %s", out)
-	}
-	var start int64
-	fmt.Sscan(string(m[1]), &start)
+	start := b.partition(disk, "env")
 	f, err := os.Open(disk)
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	defer f.Close()
 	area := make([]byte, slot.EnvArea)
-	if _, err := f.ReadAt(area, start*512); err != nil && err != io.EOF {
+	if _, err := f.ReadAt(area, start); err != nil && err != io.EOF {
 		b.t.Fatal(err)
 	}
 	at, err := slot.FindEnv(area)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	return area[at : at+slot.EnvSize], start*512 + at
+	return area[at : at+slot.EnvSize], start + at
 }
 
-// first is a document that lets this machine in: QEMU's network shows it as 10.0.2.2.
-const first = `node: {name: hub-1, asn: 64620}
-underlay: {interface: eth0, address: 10.0.2.15, publicAddress: 203.0.113.9}
-access: {api: [10.0.2.2/32]}
-`
+// first is a document that lets the operator in.
+var first = fmt.Sprintf(`node: {name: hub-1, asn: %d}
+underlay: {interface: eth0, address: %s, publicAddress: %s}
+access: {api: [%s/32]}
+`, e2e.NodeASN, e2e.NodePrivate.Addr(), public, operator)
 
 // TestImage starts the image by each firmware, looks at what is there, and upgrades it: to a slot that works, and to one that does not.
 func TestImage(t *testing.T) {
@@ -289,13 +319,10 @@ func TestImage(t *testing.T) {
 	b.enrol()
 	b.serves("")
 	t.Logf("the API served %.0f s after power on, enrolled by user-data alone (BIOS)", b.m.Since().Seconds())
-	if err := b.m.Prompt(bootLimit); err != nil {
-		t.Fatal(err)
-	}
+	b.shell()
 	t.Logf("root shell %.0f s after power on (BIOS)", b.m.Since().Seconds())
-	b.run("export SYSTEMD_COLORS=0 SYSTEMD_PAGER=cat PAGER=cat TERM=dumb; stty cols 300")
 	b.until("systemctl is-active isthmusd strongswan isthmus-system | sort -u", `^active\s*$`)
-	b.until("systemctl is-system-running || true", `running`)
+	b.until("systemctl is-system-running || true", `running|degraded`)
 	if failed := b.run("systemctl list-units --failed --no-legend --plain"); failed != "" {
 		t.Errorf("units have failed:\n%s", failed)
 	}
@@ -317,24 +344,25 @@ func TestImage(t *testing.T) {
 			t.Errorf("%s: %q, want %q", command, got, want)
 		}
 	}
-	measured.Sockets = strings.Split(b.run("ss -Hlntu | awk '{print $1, $5}' | sed 's/%[a-z0-9]*//' | sort -u"), "\n")
+	measured.Sockets = strings.Split(b.run("ss -Hlntup | grep -v '\"systemd-timesyn\"' | awk '{print $1, $5}' | sed 's/%[a-z0-9]*//' | sort -u"), "\n")
 	for _, socket := range measured.Sockets {
 		if !figures.Known(strings.TrimSpace(socket)) {
 			t.Errorf("%s listens", socket)
 		}
 	}
 	measured.Boots = append(measured.Boots, b.parts("BIOS, first start"))
-	if out, err := b.cli(t.Context(), "system", "status"); err != nil || !strings.Contains(out, "running, good") || !strings.Contains(out, "bios") {
+	if out, err := b.cli("system", "status"); err != nil || !strings.Contains(out, "running, good") || !strings.Contains(out, "bios") {
 		t.Error(out, err)
 	}
 
 	b.sshServer()
+	b.job()
 
 	// An upgrade that goes well.
 	serial := time.Now().Unix()
 	good := b.release("9.1", serial, func(tree string) error { return write(tree, "usr/share/isthmus/trial-limit", "10m\n") })
 	begun := time.Now()
-	if out, err := b.cli(t.Context(), "system", "upgrade", "-f", good); err != nil || !strings.Contains(out, "slot b, version 9.1, is good") {
+	if out, err := b.cli("system", "upgrade", "-f", good); err != nil || !strings.Contains(out, "slot b, version 9.1, is good") {
 		t.Fatal(out, err)
 	}
 	t.Logf("upgraded in %.0f s", time.Since(begun).Seconds())
@@ -352,48 +380,41 @@ func TestImage(t *testing.T) {
 	if err := os.WriteFile(changed, data, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := b.cli(t.Context(), "system", "upgrade", "-f", changed, "--signature", good+".minisig"); err == nil || !strings.Contains(out, "does not belong to this slot") {
+	if out, err := b.cli("system", "upgrade", "-f", changed, "--signature", good+".minisig"); err == nil || !strings.Contains(out, "does not belong to this slot") {
 		t.Error(out, err)
 	}
 	older := filepath.Join(b.dir, "older.minisig")
 	b.sign(good, older, slot.Release{Version: "1.0", Serial: 5})
-	if out, err := b.cli(t.Context(), "system", "upgrade", "-f", good, "--signature", older); err == nil || !strings.Contains(out, "older than the one that runs") {
+	if out, err := b.cli("system", "upgrade", "-f", good, "--signature", older); err == nil || !strings.Contains(out, "older than the one that runs") {
 		t.Error(out, err)
 	}
 
 	// The power goes while a slot is written.
-	half := exec.CommandContext(t.Context(), built(t, "isthmus"), "--context", b.context, "--address", b.api, "system", "upgrade", "-f", good, "--later")
-	told, err := half.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := half.Start(); err != nil {
-		t.Fatal(err)
-	}
-	lines := bufio.NewScanner(told)
-	for lines.Scan() && !strings.Contains(lines.Text(), "sent 40") {
-	}
-	b.stop()
-	half.Process.Kill()
-	half.Wait()
+	b.sending(good, 40)
 	if e := b.loader(); e != (slot.Env{Good: slot.B}) {
 		t.Errorf("after a loss of power during an upgrade the loader is told %+v", e)
 	}
 
-	// By UEFI, a slot whose daemon fails falls back by itself, and the node says why.
+	// By UEFI, a slot whose kernel panics at the first boot, and whose daemon hangs at the second, falls back by itself, and the node says why.
 	b.start(UEFI, "")
 	bad := b.release("9.2", serial+1, func(tree string) error {
-		return errors.Join(write(tree, "usr/share/isthmus/trial-limit", "20s\n"), write(tree, "usr/sbin/isthmusd", "#!/bin/sh\nexit 1\n"))
+		return errors.Join(write(tree, "usr/share/isthmus/trial-limit", "20s\n"), unit(tree, "panic", "[ -e /data/panicked ] || { touch /data/panicked; sync; echo c > /proc/sysrq-trigger; }"),
+			write(tree, "usr/sbin/isthmusd", "#!/bin/sh\nexec sleep infinity\n"))
 	})
 	b.serves("9.1")
-	measured.Boots = append(measured.Boots, figures.Boot{Firmware: "UEFI", API: b.m.Since().Seconds()})
-	if out, err := b.cli(t.Context(), "system", "upgrade", "-f", bad); err == nil || !strings.Contains(out, "slot a was given up, and slot b runs") {
+	served := b.m.Since().Seconds()
+	measured.Boots = append(measured.Boots, figures.Boot{Firmware: "UEFI", API: served, Tunnels: b.carries()})
+	if out, err := b.cli("system", "upgrade", "-f", bad); err == nil || !strings.Contains(out, "slot a was given up, and slot b runs") {
 		t.Error(out, err)
 	}
-	if out, err := b.cli(t.Context(), "get", "status"); err != nil || !strings.Contains(out, "SlotFailed") {
+	if out, err := b.cli("get", "status"); err != nil || !strings.Contains(out, "SlotFailed") {
 		t.Error(out, err)
 	}
-	if out, err := b.cli(t.Context(), "system", "poweroff"); err != nil {
+	if n := strings.Count(b.m.Text(), "Kernel panic"); n != 1 {
+		t.Errorf("the kernel has panicked %d times, want once", n)
+	}
+	b.carries()
+	if out, err := b.cli("system", "poweroff"); err != nil {
 		t.Error(out, err)
 	}
 	if err := b.m.Ended(commandLimit); err != nil {
@@ -404,13 +425,31 @@ func TestImage(t *testing.T) {
 	b.start(SecureBoot, "")
 	b.serves("9.1")
 	measured.Boots = append(measured.Boots, figures.Boot{Firmware: "Secure Boot", API: b.m.Since().Seconds()})
-	if out, err := b.cli(t.Context(), "system", "status"); err != nil || !strings.Contains(out, "uefi, Secure Boot") {
+	if out, err := b.cli("system", "status"); err != nil || !strings.Contains(out, "uefi, Secure Boot") {
 		t.Error(out, err)
 	}
 	t.Logf("%+v", measured)
 	if err := figures.Write("../../bin/image", measured); err != nil {
 		t.Error(err)
 	}
+}
+
+// sending sends a slot, and cuts the power when so much of it, in per cent, was sent.
+func (b *bench) sending(img string, percent int) {
+	b.t.Helper()
+	p, err := b.w.internet.Node.Start("upgrade", b.command("system", "upgrade", "-f", img, "--later")...)
+	b.ok(err)
+	b.ok(lab.Until(b.t.Context(), bootLimit/3, func() error {
+		text, err := os.ReadFile(p.Log)
+		for _, m := range regexp.MustCompile(`sent (\d+)`).FindAllStringSubmatch(string(text), -1) {
+			if n, _ := strconv.Atoi(m[1]); n >= percent {
+				return nil
+			}
+		}
+		return fmt.Errorf("waiting for %d %% of a slot to be sent: %v: %s", percent, err, text)
+	}))
+	b.stop()
+	p.Stop()
 }
 
 // sshServer gives the document a key, logs in with it, and takes the key away again.
@@ -420,21 +459,21 @@ func (b *bench) sshServer() {
 	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
 		b.t.Fatalf("%v: %s", err, out)
 	}
-	public, err := os.ReadFile(key + ".pub")
+	own, err := os.ReadFile(key + ".pub")
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	login := func() ([]byte, error) {
-		return exec.CommandContext(b.t.Context(), "ssh", "-i", key, "-p", b.ssh, "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile="+filepath.Join(b.dir, "known"),
-			"-o", "ConnectTimeout=20", "root@127.0.0.1", "id -un").CombinedOutput()
+	login := func() (string, error) {
+		return b.w.internet.Node.Exec(b.t.Context(), "ssh", "-i", key, "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile="+filepath.Join(b.dir, "known"),
+			"-o", "ConnectTimeout=20", "root@"+public, "id -un")
 	}
 	if out, err := login(); err == nil {
 		b.t.Errorf("SSH answers although the document has no key: %s", out)
 	}
-	b.apply(strings.Replace(first, "access: {", "access: {ssh: [10.0.2.2/32], sshKeys: ["+strings.TrimSpace(string(public))+"], ", 1))
+	b.apply(strings.Replace(first, "access: {", "access: {ssh: ["+operator+"/32], sshKeys: ["+strings.TrimSpace(string(own))+"], ", 1))
 	for end := time.Now().Add(bootLimit); ; time.Sleep(time.Second) {
 		out, err := login()
-		if err == nil && strings.HasSuffix(strings.TrimSpace(string(out)), "root") {
+		if err == nil && strings.TrimSpace(out) == "root" {
 			break
 		}
 		if time.Now().After(end) {
@@ -448,25 +487,12 @@ func (b *bench) sshServer() {
 	}
 }
 
-// apply applies a document.
-func (b *bench) apply(document string) {
-	b.t.Helper()
-	file := filepath.Join(b.dir, "node.yaml")
-	if err := os.WriteFile(file, []byte(document), 0o600); err != nil {
-		b.t.Fatal(err)
-	}
-	if out, err := b.cli(b.t.Context(), "apply", "-f", file); err != nil {
-		b.t.Fatal(out, err)
-	}
-}
-
 // serves waits until the node answers, and runs the slot of a version; empty: of any.
 func (b *bench) serves(version string) {
 	b.t.Helper()
 	for end := time.Now().Add(bootLimit); ; time.Sleep(time.Second) {
-		cmd := exec.CommandContext(b.t.Context(), built(b.t, "isthmus"), "--context", b.context, "--address", b.api, "system", "status")
-		out, err := cmd.CombinedOutput()
-		if err == nil && regexp.MustCompile(regexp.QuoteMeta(version)+`\s+running, good`).Match(out) {
+		out, err := b.quiet("system", "status")
+		if err == nil && regexp.MustCompile(regexp.QuoteMeta(version)+`\s+running, good`).MatchString(out) {
 			return
 		}
 		if time.Now().After(end) {

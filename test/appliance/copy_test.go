@@ -21,7 +21,7 @@ func attached(disk string) []string {
 // off switches the machine off.
 func (b *bench) off() {
 	b.t.Helper()
-	if out, err := b.cli(b.t.Context(), "system", "poweroff"); err != nil {
+	if out, err := b.cli("system", "poweroff"); err != nil {
 		b.t.Fatal(out, err)
 	}
 	if err := b.m.Ended(commandLimit); err != nil {
@@ -48,7 +48,7 @@ func TestCopy(t *testing.T) {
 	was := digest(t, other)
 	alone := func(disk string) {
 		t.Helper()
-		if out, err := b.cli(t.Context(), "get", "status"); err != nil || !regexp.MustCompile(`DiskCopied.* runs from disk `+disk+` `).MatchString(out) {
+		if out, err := b.cli("get", "status"); err != nil || !regexp.MustCompile(`DiskCopied.* runs from disk `+disk+` `).MatchString(out) {
 			t.Errorf("%v: %s", err, out)
 		}
 		if is := digest(t, other); is != was {
@@ -82,7 +82,7 @@ func TestCopy(t *testing.T) {
 	}
 	alone("vdb")
 	good := b.release("9.1", time.Now().Unix(), func(tree string) error { return write(tree, "usr/share/isthmus/trial-limit", "10m\n") })
-	if out, err := b.cli(t.Context(), "system", "upgrade", "-f", good); err != nil || !strings.Contains(out, "slot b, version 9.1, is good") {
+	if out, err := b.cli("system", "upgrade", "-f", good); err != nil || !strings.Contains(out, "slot b, version 9.1, is good") {
 		t.Fatal(out, err)
 	}
 	if e := b.loader(); e != (slot.Env{Good: slot.B}) {
@@ -122,7 +122,7 @@ func TestCopy(t *testing.T) {
 	b.start(BIOS, "")
 	b.serves("")
 	alone("vdb")
-	if out, err := b.cli(t.Context(), "system", "status"); err != nil || strings.Contains(out, "9.1") {
+	if out, err := b.cli("system", "status"); err != nil || strings.Contains(out, "9.1") {
 		t.Error(out, err)
 	}
 }

@@ -44,6 +44,8 @@ type Config struct {
 	UUID string
 	// Net are arguments of QEMU for network cards; nil: one card with QEMU's own DHCP and no forwarding.
 	Net []string
+	// Files are open in QEMU, from number 3 on, and here no longer.
+	Files []*os.File
 	// First are arguments of QEMU for devices that come before the disk, Extra further ones.
 	First, Extra []string
 	// MemoryMiB is the memory's size; 0: 1024.
@@ -72,6 +74,11 @@ const consoleLimit = 8 << 20
 
 // Start starts a machine. It runs until Close, or until ctx is done.
 func Start(ctx context.Context, c Config) (_ *Machine, err error) {
+	defer func() {
+		for _, f := range c.Files {
+			f.Close()
+		}
+	}()
 	dir, err := os.MkdirTemp("", "ist-image-")
 	if err != nil {
 		return nil, err
@@ -92,6 +99,7 @@ func Start(ctx context.Context, c Config) (_ *Machine, err error) {
 	}
 	m := &Machine{dir: dir, cmd: exec.CommandContext(ctx, "qemu-system-x86_64", args...), started: time.Now(), done: make(chan struct{}), more: make(chan struct{})}
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true}
+	m.cmd.ExtraFiles = c.Files
 	var stderr bytes.Buffer
 	m.cmd.Stderr = &stderr
 	if err := m.cmd.Start(); err != nil {

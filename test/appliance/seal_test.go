@@ -1,12 +1,14 @@
 package appliance
 
 import (
-	"bytes"
-	"os/exec"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/isthmus-net/isthmus/test/lab"
 	"github.com/isthmus-net/isthmus/test/swtpm"
 )
 
@@ -18,33 +20,29 @@ func (b *bench) withTPM(state string) {
 // given runs the command line with something on its standard input.
 func (b *bench) given(stdin string, args ...string) string {
 	b.t.Helper()
-	cmd := exec.CommandContext(b.t.Context(), built(b.t, "isthmus"), append([]string{"--context", b.context, "--address", b.api}, args...)...)
-	var out, why bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &why
-	if err := cmd.Run(); err != nil {
-		b.t.Fatalf("isthmus %s: %v: %s", strings.Join(args, " "), err, why.String())
-	}
-	b.t.Logf("isthmus %s\n%s%s", strings.Join(args, " "), why.String(), out.String())
-	return out.String()
+	file := filepath.Join(b.dir, "stdin")
+	b.ok(os.WriteFile(file, []byte(stdin), 0o600))
+	out, err := b.cliInput(file, args...)
+	b.t.Logf("isthmus %s\n%s", strings.Join(args, " "), out)
+	b.ok(err)
+	return out
 }
 
-// shows waits until a command's output has a text.
-func (b *bench) shows(text string, args ...string) {
+// says waits until a command's output has a text.
+func (b *bench) says(text string, args ...string) {
 	b.t.Helper()
-	for end := time.Now().Add(bootLimit); ; time.Sleep(time.Second) {
-		out, _ := exec.CommandContext(b.t.Context(), built(b.t, "isthmus"), append([]string{"--context", b.context, "--address", b.api}, args...)...).CombinedOutput()
-		if strings.Contains(string(out), text) {
-			b.t.Logf("isthmus %s\n%s", strings.Join(args, " "), out)
-			return
+	b.ok(lab.Until(b.t.Context(), bootLimit, func() error {
+		out, err := b.quiet(args...)
+		if err != nil || !strings.Contains(out, text) {
+			return fmt.Errorf("isthmus %s: %v: want %q in\n%s", strings.Join(args, " "), err, text, out)
 		}
-		if time.Now().After(end) {
-			b.t.Fatalf("isthmus %s: want %q in\n%s", strings.Join(args, " "), text, out)
-		}
-	}
+		b.t.Logf("isthmus %s\n%s", strings.Join(args, " "), out)
+		return nil
+	}))
 }
 
 // lane is a document whose tunnel has a secret.
-const lane = first + `tunnels:
+var lane = first + `tunnels:
 - {name: lane-0, inside: [{local: 169.254.30.1/30}], wireguard: {privateKey: lane-key, peerPublicKey: "bmXOC+F1FxEMF9dyiK2H5/1SUtzH0JuVo51h2wPfgyo=", endpoint: "203.0.113.77:51820", listenPort: 51820}}
 `
 
@@ -59,17 +57,17 @@ func TestSeal(t *testing.T) {
 	b.serves("")
 	b.given("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEA=", "secret", "set", "lane-key")
 	b.apply(lane)
-	b.shows("lane-0", "get", "tunnels")
-	recovery := b.given("", "system", "seal", "tpm2")
-	b.shows("secrets       sealed with tpm2\n", "system", "status")
+	b.says("lane-0", "get", "tunnels")
+	recovery := regexp.MustCompile(`(?m)^([A-Z2-7]{4}-){13}[A-Z2-7]{4}$`).FindString(b.given("", "system", "seal", "tpm2"))
+	b.says("secrets       sealed with tpm2\n", "system", "status")
 	b.stop()
 
 	// A loss of power: a TPM counts it, and must not refuse because of it.
 	b.withTPM(tpm)
 	b.start(UEFI, "")
 	b.serves("")
-	b.shows("secrets       sealed with tpm2\n", "system", "status")
-	if out, err := b.cli(t.Context(), "get", "status"); err != nil || strings.Contains(out, "Seal") {
+	b.says("secrets       sealed with tpm2\n", "system", "status")
+	if out, err := b.cli("get", "status"); err != nil || strings.Contains(out, "Seal") {
 		t.Error(out, err)
 	}
 	b.stop()
@@ -77,12 +75,12 @@ func TestSeal(t *testing.T) {
 	// Secure Boot is another PCR 7.
 	b.withTPM(tpm)
 	b.start(SecureBoot, "")
-	b.shows("Sealed", "get", "status")
-	b.shows("sealed", "get", "secrets")
-	b.shows("PCR 7 is not as it was", "system", "status")
+	b.says("Sealed", "get", "status")
+	b.says("sealed", "get", "secrets")
+	b.says("PCR 7 is not as it was", "system", "status")
 	b.given(recovery, "system", "unseal")
-	b.shows("secrets       sealed with tpm2\n", "system", "status")
-	if out, err := b.cli(t.Context(), "get", "status"); err != nil || strings.Contains(out, "Seal") {
+	b.says("secrets       sealed with tpm2\n", "system", "status")
+	if out, err := b.cli("get", "status"); err != nil || strings.Contains(out, "Seal") {
 		t.Error(out, err)
 	}
 	b.stop()
@@ -90,11 +88,11 @@ func TestSeal(t *testing.T) {
 	// A machine without a TPM.
 	b.extra = nil
 	b.start(BIOS, "")
-	b.shows("Sealed", "get", "status")
+	b.says("Sealed", "get", "status")
 	b.given("BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBEA=", "secret", "set", "lane-key")
 	b.given("", "system", "seal", "none")
-	b.shows("secrets       encrypted with a key on the same disk\n", "system", "status")
-	if out, err := b.cli(t.Context(), "get", "status"); err != nil || strings.Contains(out, "Seal") {
+	b.says("secrets       encrypted with a key on the same disk\n", "system", "status")
+	if out, err := b.cli("get", "status"); err != nil || strings.Contains(out, "Seal") {
 		t.Error(out, err)
 	}
 }

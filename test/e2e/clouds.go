@@ -8,11 +8,7 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -79,7 +75,7 @@ type Clouds struct {
 	SiteKey, NodeKey       peer.WGKey
 	SiteInside, NodeInside netip.Prefix
 
-	partner *partner
+	partner *peer.Server
 }
 
 // CloudsOptions change what the gateways do. The zero value is the demo's topology.
@@ -167,7 +163,7 @@ func NewClouds(ctx context.Context, o CloudsOptions) (c *Clouds, err error) {
 	if err := hub.Translate(ctx); err != nil {
 		return nil, err
 	}
-	if c.partner, err = startPartner(partnerNode); err != nil {
+	if c.partner, err = peer.StartServer(partnerNode, PartnerAddr); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -192,21 +188,34 @@ type Hub struct {
 	pairs     []lab.Pair
 }
 
-// NewHub adds the two. wan is an address of the NAT itself; the first host address of the /24 of the private addresses
-// is its other one. Translate must be called when the lab is up.
-func NewHub(l *lab.Lab, internet *peer.Internet, nat, node string, wan netip.Addr, pairs ...lab.Pair) *Hub {
-	h := &Hub{l.Node(nat), l.Node(node), pairs}
-	first := func(a netip.Addr) netip.Prefix {
-		p, _ := a.Prefix(24)
-		return netip.PrefixFrom(p.Addr().Next(), 24)
-	}
+// first is the first host address of the /24 of an address.
+func first(a netip.Addr) netip.Prefix {
+	p, _ := a.Prefix(24)
+	return netip.PrefixFrom(p.Addr().Next(), 24)
+}
+
+// NewNAT adds a 1:1 NAT without a node behind it. wan is an address of the NAT itself; Gateway is its other one. Translate must be called when the lab is up.
+func NewNAT(l *lab.Lab, internet *peer.Internet, name string, wan netip.Addr, pairs ...lab.Pair) *Hub {
+	h := &Hub{NAT: l.Node(name), pairs: pairs}
 	internet.Attach(h.NAT, wan)
 	h.NAT.IP("route add default via %s dev wan onlink", first(wan).Addr()) // passes on what the node sends, also what it must not
-	gateway := first(pairs[0].Private)
+	for _, p := range pairs {
+		internet.Node.IP("route add %s/32 via %s dev br0", p.Public, wan)
+	}
+	return h
+}
+
+// Gateway is the address that the NAT has toward the node: the first host address of the /24 of the private addresses.
+func (h *Hub) Gateway() netip.Prefix { return first(h.pairs[0].Private) }
+
+// NewHub adds a node with the private addresses of the pairs, and the 1:1 NAT.
+func NewHub(l *lab.Lab, internet *peer.Internet, nat, node string, wan netip.Addr, pairs ...lab.Pair) *Hub {
+	h := NewNAT(l, internet, nat, wan, pairs...)
+	h.Node = l.Node(node)
+	gateway := h.Gateway()
 	var private []netip.Prefix
 	for _, p := range pairs {
 		private = append(private, netip.PrefixFrom(p.Private, 24))
-		internet.Node.IP("route add %s/32 via %s dev br0", p.Public, wan)
 	}
 	l.Link(lab.End{Node: h.NAT, Name: "node", Addrs: []netip.Prefix{gateway}}, lab.End{Node: h.Node, Name: Uplink, Addrs: private})
 	h.Node.IP("route add default via %s", gateway.Addr())
@@ -249,7 +258,7 @@ func (c *Clouds) Established(ctx context.Context) error {
 // Close removes everything.
 func (c *Clouds) Close() error {
 	if c.partner != nil {
-		c.partner.server.Close()
+		c.partner.Close()
 	}
 	return c.Lab.Close()
 }
@@ -313,65 +322,11 @@ func (c *Clouds) AllReachable(ctx context.Context, limit time.Duration) error {
 	})
 }
 
-// partner is an HTTP server on the Internet that remembers who asked.
-type partner struct {
-	server  http.Server
-	mu      sync.Mutex
-	sources []netip.Addr
-}
-
-func startPartner(n *lab.Node) (*partner, error) {
-	l, err := n.Listen("tcp", net.JoinHostPort(PartnerAddr.String(), "80"))
-	if err != nil {
-		return nil, fmt.Errorf("starting the partner: %w", err)
-	}
-	p := &partner{}
-	p.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		a, err := netip.ParseAddrPort(r.RemoteAddr)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		p.mu.Lock()
-		p.sources = append(p.sources, a.Addr())
-		p.mu.Unlock()
-		fmt.Fprintln(w, a.Addr())
-	})
-	go p.server.Serve(l)
-	return p, nil
-}
-
 // PartnerSources are the source addresses of all requests so far.
-func (c *Clouds) PartnerSources() []netip.Addr {
-	c.partner.mu.Lock()
-	defer c.partner.mu.Unlock()
-	return slices.Clone(c.partner.sources)
-}
+func (c *Clouds) PartnerSources() []netip.Addr { return c.partner.Sources() }
 
 // Ask sends one HTTP request from the spoke to the partner and returns the source address
 // that the partner saw.
 func (c *Clouds) Ask(ctx context.Context, s Spoke) (netip.Addr, error) {
-	fail := func(err error) (netip.Addr, error) {
-		return netip.Addr{}, fmt.Errorf("asking the partner from %s: %w", s.Node.Name, err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+PartnerAddr.String()+"/", nil)
-	if err != nil {
-		return fail(err)
-	}
-	r, err := (&http.Transport{DialContext: s.Node.DialContext, DisableKeepAlives: true}).RoundTrip(req)
-	if err != nil {
-		return fail(err)
-	}
-	defer r.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(r.Body, 100))
-	if err != nil {
-		return fail(err)
-	}
-	a, err := netip.ParseAddr(string(b[:max(0, len(b)-1)]))
-	if err != nil {
-		return fail(err)
-	}
-	return a, nil
+	return peer.Ask(ctx, s.Node, PartnerAddr)
 }

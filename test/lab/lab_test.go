@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -248,5 +249,45 @@ func TestInterrupted(t *testing.T) {
 		if _, err := os.Stat(dir); err == nil {
 			t.Errorf("after %v: %s is left", sig, dir)
 		}
+	}
+}
+
+// TestTap asks a bridge for its address, as a machine behind a tap device would.
+func TestTap(t *testing.T) {
+	_, _, nat, _ := build(t)
+	nat.Bridge("vpc", prefixes("10.8.0.1/24")...)
+	if err := nat.lab.Up(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f, err := nat.Tap(t.Context(), "tap0", "vpc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const header = 10 // struct virtio_net_hdr
+	own := []byte{2, 0, 0, 0, 0, 1}
+	ask := append(make([]byte, header), 255, 255, 255, 255, 255, 255)
+	ask = append(append(ask, own...), 8, 6, 0, 1, 8, 0, 6, 4, 0, 1) // RFC 826
+	ask = append(append(ask, own...), 10, 8, 0, 2, 0, 0, 0, 0, 0, 0, 10, 8, 0, 1)
+	if _, err := f.Write(ask); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for buf := make([]byte, 2048); ; {
+		n, err := f.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := buf[header:n]; len(p) >= 42 && bytes.Equal(p[12:14], []byte{8, 6}) && bytes.Equal(p[20:22], []byte{0, 2}) && bytes.Equal(p[28:32], []byte{10, 8, 0, 1}) {
+			break
+		}
+	}
+	if out, err := nat.Exec(t.Context(), "ip", "-o", "link", "show", "master", "vpc", "up"); err != nil || !strings.Contains(out, "tap0") {
+		t.Errorf("ports of the bridge: %q, %v", out, err)
+	}
+	f.Close()
+	if out, err := nat.Exec(t.Context(), "ip", "-o", "link", "show", "type", "tun"); err != nil || out != "" {
+		t.Errorf("after its end there is %q, %v", out, err)
 	}
 }

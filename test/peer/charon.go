@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -86,7 +87,12 @@ type CharonOptions struct {
 	Lines []string
 	// Include is a file with more settings, none if "". Those that StartCharon makes itself win.
 	Include string
+	// Userland has charon do ESP itself, in UDP, over the TUN device UserlandDevice: for a kernel that has no ESP.
+	Userland bool
 }
+
+// UserlandDevice is the TUN device of a charon that does ESP itself. What the node routes there goes into the tunnels, by their selectors.
+const UserlandDevice = "ipsec0"
 
 // StartCharon starts charon in the node and waits until it answers.
 func StartCharon(ctx context.Context, n *lab.Node, o CharonOptions) (*Charon, error) {
@@ -97,8 +103,14 @@ func StartCharon(ctx context.Context, n *lab.Node, o CharonOptions) (*Charon, er
 	c := &Charon{Node: n, Socket: filepath.Join(dir, "charon.vici"), Log: filepath.Join(dir, "ike.log"), dir: dir}
 	// Routes belong to the node's own configuration, and 16 half-open IKE_SAs from one
 	// address are normal here, hence no dos_protection.
+	kernel := "kernel-netlink"
+	if o.Userland {
+		kernel = "kernel-libipsec kernel-netlink" // the first one that can do ESP does it
+		// It has a route into the tunnel, whatever install_routes says: the node's own ones come first.
+		o.Lines = append(slices.Clip(o.Lines), "routing_table_prio = 40000")
+	}
 	conf := fmt.Sprintf(`charon-systemd {
-	load = random nonce openssl hmac kdf pem x509 pubkey pkcs1 kernel-netlink socket-default vici updown
+	load = random nonce openssl hmac kdf pem x509 pubkey pkcs1 %s socket-default vici updown
 	install_routes = no
 	install_virtual_ip = no
 	dos_protection = no
@@ -114,7 +126,7 @@ func StartCharon(ctx context.Context, n *lab.Node, o CharonOptions) (*Charon, er
 	%s
 }
 swanctl { load = random nonce }
-`, c.Log, c.Socket, strings.Join(o.Lines, "\n\t"))
+`, kernel, c.Log, c.Socket, strings.Join(o.Lines, "\n\t"))
 	if o.Include != "" {
 		conf = "include " + o.Include + "\n" + conf
 	}

@@ -106,6 +106,8 @@ type Config struct {
 	// Libreswan does IKE instead of strongSwan, where an instance has one tunnel, and FRR BGP instead of BIRD. Alternate has
 	// every second instance use the others.
 	Libreswan, FRR, Alternate bool
+	// Userland has strongSwan do ESP itself: for a kernel that has no ESP, a gateway of AWS or Oracle, and one tunnel.
+	Userland bool
 }
 
 // Gateway is a cloud's VPN gateway.
@@ -129,7 +131,8 @@ type Instance struct {
 	Speaker       Speaker
 
 	libreswan, frr bool
-	silent         bool // toward strangers
+	silent         bool         // toward strangers
+	inside         netip.Prefix // of the TUN device, with CharonOptions.Userland
 }
 
 // AWSIKE and AWSESP are all that an AWS tunnel accepts when nobody restricted it, without the
@@ -218,14 +221,22 @@ func NewOracle(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 
 // newRouterGateway adds a gateway that is one node with one outside address per tunnel and a /30 in each.
 func newRouterGateway(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
+	if c.Userland && len(c.Peerings) != 1 {
+		panic("a gateway that does ESP itself has one tunnel: it has one device for all of them")
+	}
 	n := l.Node(name)
 	// DPD gives up 30 s after the last answer: 2.5 s, then 1.8 times longer each.
 	i := &Instance{Node: n, Router: n, libreswan: c.Libreswan, frr: c.FRR, CharonOptions: CharonOptions{Lines: []string{"retransmit_timeout = 2.5", "retransmit_tries = 3"}}}
+	i.CharonOptions.Userland = c.Userland
 	var outside []netip.Addr
 	for k, p := range c.Peerings {
 		outside = append(outside, p.Outside)
 		t := c.tunnel(fmt.Sprintf("tunnel%d", k+1), uint32(k+1), p)
-		t.Interface(n, netip.PrefixFrom(p.Inside, 30))
+		if c.Userland {
+			t.IfID, i.inside = 0, netip.PrefixFrom(p.Inside, 30)
+		} else {
+			t.Interface(n, netip.PrefixFrom(p.Inside, 30))
+		}
 		i.Tunnels = append(i.Tunnels, t)
 		i.BGP.Neighbors = append(i.BGP.Neighbors, c.neighbor(t.Name, p))
 	}
@@ -388,6 +399,14 @@ func (i *Instance) startIKE(ctx context.Context) (err error) {
 	}
 	if err != nil {
 		return err
+	}
+	if i.CharonOptions.Userland {
+		// charon has made the device.
+		for _, line := range []string{"addr add " + i.inside.String() + " dev " + UserlandDevice, fmt.Sprintf("link set %s mtu %d up", UserlandDevice, i.Tunnels[0].MTU)} {
+			if _, err := i.Node.Exec(ctx, append([]string{"ip"}, strings.Fields(line)...)...); err != nil {
+				return err
+			}
+		}
 	}
 	return i.IKE.Load(ctx, i.Tunnels...)
 }

@@ -242,3 +242,49 @@ func TestRawBGP(t *testing.T) {
 	}
 	ended(r, "code 6 subcode 1") // cease, maximum number of prefixes
 }
+
+// TestUserland joins two gateways whose charon does ESP itself, as a kernel without ESP needs it.
+func TestUserland(t *testing.T) {
+	l := newLab(t)
+	internet := NewInternet(l, "internet", prefix("203.0.113.0/24"))
+	gateway := func(name, outside, other, inside, otherInside, start string, asn, otherASN uint32, behind string) *Gateway {
+		return NewAWS(l, internet, name, Config{ASN: asn, Router: addr(other), RouterASN: otherASN, Announce: []netip.Prefix{prefix(behind)}, Userland: true, Start: start,
+			Peerings: []Peering{{Outside: addr(outside), Inside: addr(inside), PeerInside: addr(otherInside), PSK: "k"}}})
+	}
+	a := gateway("a", "203.0.113.11", "203.0.113.12", "169.254.64.1", "169.254.64.2", "none", 65001, 65002, "172.16.0.0/16")
+	b := gateway("b", "203.0.113.12", "203.0.113.11", "169.254.64.2", "169.254.64.1", "start", 65002, 65001, "172.17.0.0/16")
+	host := func(g *Gateway, name, addr, via string) *lab.Node {
+		n := l.Node(name)
+		l.Link(lab.End{Node: n, Name: "eth0", Addrs: []netip.Prefix{prefix(addr)}}, lab.End{Node: g.Instances[0].Router, Name: "lan", Addrs: []netip.Prefix{prefix(via)}})
+		n.IP("route add default via %s", prefix(via).Addr())
+		return n
+	}
+	from, to := host(a, "a-host", "172.16.1.10/24", "172.16.1.1/24"), host(b, "b-host", "172.17.1.10/24", "172.17.1.1/24")
+	if err := l.Up(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range []*Gateway{a, b} {
+		if err := g.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := lab.Until(t.Context(), 60*time.Second, func() error { return a.Established(t.Context()) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := StartServer(to, addr("172.17.1.10"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	err = lab.Until(t.Context(), 20*time.Second, func() error {
+		seen, err := Ask(t.Context(), from, addr("172.17.1.10"))
+		if err == nil && seen != addr("172.16.1.10") {
+			err = fmt.Errorf("seen as %s", seen)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
