@@ -96,7 +96,8 @@ func Open(dir string) (*Store, error) {
 	return s, nil
 }
 
-// Room returns how many bytes the file system still takes, none when it is read-only, and very many when it does not tell.
+// Room returns how many bytes the file system still takes, none when it is read-only, and very many when it does not tell. A file system that has given up after an error of the
+// disk is an error, although it may say that it can be written: ext4 on Linux 6.12 does.
 func (s *Store) Room() (bytes uint64, readOnly bool, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.dir, &st); err != nil {
@@ -104,6 +105,13 @@ func (s *Store) Room() (bytes uint64, readOnly bool, err error) {
 	}
 	if st.Flags&unix.ST_RDONLY != 0 {
 		return 0, true, nil
+	}
+	if s.lock != nil {
+		f, err := os.OpenFile(s.lock.Name(), os.O_RDWR, 0)
+		if err != nil {
+			return 0, errors.Is(err, unix.EROFS), fmt.Errorf("writing in %s: %w: what runs goes on, changes are refused; start the machine again, which checks the file system", s.dir, err)
+		}
+		f.Close()
 	}
 	if st.Blocks == 0 {
 		return math.MaxUint64, false, nil

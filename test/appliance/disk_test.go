@@ -159,6 +159,7 @@ func TestDisk(t *testing.T) {
 	b.run("echo 1 > /sys/fs/ext4/$(basename $(readlink -f /dev/isthmus/data))/trigger_fs_error")
 	refused("input/output error")
 	b.serves("")
+	t.Log(b.status("StateNotWritable").Conditions[0].Message)
 	b.stop()
 	b.start(BIOS, "")
 	b.ok(b.m.Rescue(bootLimit))

@@ -1,0 +1,28 @@
+package store
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestRoom: room is what the file system has, and a state directory that takes nothing is told with the remedy.
+func TestRoom(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	s, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if n, readOnly, err := s.Room(); n == 0 || readOnly || err != nil {
+		t.Errorf("%d, %v, %v", n, readOnly, err)
+	}
+	// The file is gone as far as an opening is concerned, which is all that a disk in error shows.
+	if err := os.Remove(filepath.Join(dir, "lock")); err != nil {
+		t.Fatal(err)
+	}
+	if n, readOnly, err := s.Room(); n != 0 || readOnly || err == nil || !strings.Contains(err.Error(), "start the machine again") {
+		t.Errorf("%d, %v, %v", n, readOnly, err)
+	}
+}
