@@ -48,7 +48,7 @@ func TestCopy(t *testing.T) {
 	was := digest(t, other)
 	alone := func(disk string) {
 		t.Helper()
-		if out, err := b.cli("get", "status"); err != nil || !regexp.MustCompile(`DiskCopied.* runs from disk `+disk+` `).MatchString(out) {
+		if out, err := b.quiet("get", "status", "-o", "json"); err != nil || !strings.Contains(out, "DiskCopied") || !strings.Contains(out, "runs from disk "+disk+" ") {
 			t.Errorf("%v: %s", err, out)
 		}
 		if is := digest(t, other); is != was {
