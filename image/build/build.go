@@ -30,9 +30,6 @@ const (
 // Suite is the Debian release of the image.
 const Suite = "trixie"
 
-// defaultMirror is that of mmdebstrap.
-const defaultMirror = "http://deb.debian.org/debian"
-
 // Options says what to build.
 type Options struct {
 	// Debs are the package files of isthmusd and isthmus.
@@ -49,8 +46,8 @@ type Options struct {
 	Out string
 	// Cache is a directory for Debian packages that were downloaded.
 	Cache string
-	// Mirror is the Debian mirror; empty: the default of mmdebstrap.
-	Mirror string
+	// Mirror and Security are the mirrors of Debian and of its security updates. With one of them empty they are those of mmdebstrap.
+	Mirror, Security string
 	// Kernel is one of Kernels; empty: "stable".
 	Kernel string
 	// Version is that of the slot. Its serial is the epoch.

@@ -160,3 +160,15 @@ func TestInstallLoader(t *testing.T) {
 		t.Error("a core of one sector was taken")
 	}
 }
+
+// TestSources: the image has security updates, whichever mirror its packages come from.
+func TestSources(t *testing.T) {
+	for _, c := range []struct{ mirror, security, want string }{
+		{"http://a.test/debian", "http://b.test/debian-security", "deb http://a.test/debian trixie main|deb http://a.test/debian trixie-updates main|deb http://b.test/debian-security trixie-security main"},
+		{"http://a.test/debian", "", ""}, {"", "", ""},
+	} {
+		if got := strings.Join(sources(c.mirror, c.security), "|"); got != c.want {
+			t.Errorf("%s, %s: %s", c.mirror, c.security, got)
+		}
+	}
+}

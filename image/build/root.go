@@ -1,7 +1,6 @@
 package build
 
 import (
-	"cmp"
 	"fmt"
 	"io"
 	"io/fs"
@@ -51,7 +50,8 @@ func (b *builder) install() error {
 		`--customize-hook=rm -rf "$1"/var/cache/apt "$1"/var/lib/apt`,
 	}
 	if b.Kernel == "backports" {
-		args = append(args, fmt.Sprintf(`--setup-hook=echo deb %s %s-backports main > "$1"/etc/apt/sources.list.d/backports.list`, cmp.Or(b.Mirror, defaultMirror), Suite))
+		// From the mirror that the release itself comes from, which mmdebstrap has noted.
+		args = append(args, fmt.Sprintf(`--setup-hook=cat "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*.list 2>/dev/null | sed -n 's/^deb \(.*\) %[1]s main.*/deb \1 %[1]s-backports main/p' | head -1 > "$1"/etc/apt/sources.list.d/backports.list`, Suite))
 	}
 	for _, d := range b.Debs {
 		args = append(args, "--customize-hook=copy-in "+d+" /tmp")
@@ -59,11 +59,16 @@ func (b *builder) install() error {
 	if len(b.Debs) > 0 {
 		args = append(args, `--customize-hook=chroot "$1" sh -c 'dpkg -i /tmp/*.deb && rm -f /tmp/*.deb'`)
 	}
-	args = append(args, Suite, b.tree)
-	if b.Mirror != "" {
-		args = append(args, b.Mirror)
-	}
+	args = append(append(args, Suite, b.tree), sources(b.Mirror, b.Security)...)
 	return b.run("mmdebstrap", args...)
+}
+
+// sources returns what apt is to install from, as lines of sources.list(5): the release, what was changed in it since, and security updates. None: mmdebstrap's own, which are the same.
+func sources(mirror, security string) []string {
+	if mirror == "" || security == "" {
+		return nil
+	}
+	return []string{"deb " + mirror + " " + Suite + " main", "deb " + mirror + " " + Suite + "-updates main", "deb " + security + " " + Suite + "-security main"}
 }
 
 // finish lays the files of the image over the tree and fixes what a tree of Debian leaves to the first boot.

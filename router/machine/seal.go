@@ -185,7 +185,7 @@ func (s *Seal) seal(ctx context.Context, key []byte) ([]byte, error) {
 	return blob, nil
 }
 
-// Unseal opens the seal with its recovery string, and seals the key for this machine as it is now. An error wraps api.ErrInvalid when the text is no such string, or that of another seal.
+// Unseal opens the seal with its recovery string, and seals the key for this machine as it is now. An error wraps api.ErrInvalid when the text is not such a string, or is that of another seal.
 // The answer says why the key is not sealed for the next start; empty: it is.
 func (s *Seal) Unseal(ctx context.Context, recovery string) (notSealed string, err error) {
 	key, err := ParseRecovery(recovery)

@@ -34,7 +34,7 @@ func (b *bench) parts(firmware string) figures.Boot {
 		b.t.Helper()
 		v, err := strconv.ParseFloat(text, 64)
 		if err != nil || v <= 0 {
-			b.t.Errorf("%q is no time: %v", text, err)
+			b.t.Errorf("%q is not a time: %v", text, err)
 		}
 		return v / unit
 	}

@@ -25,7 +25,7 @@ func TestTrials(t *testing.T) {
 	daemon := func(script string) func(string) error {
 		return func(tree string) error { return write(tree, "usr/sbin/isthmusd", "#!/bin/sh\n"+script+"\n") }
 	}
-	// What the slot before has kept of the trial that was given up, as a unit of its own tells it: without a daemon nothing else does.
+	// A unit of the slot itself tells on the console how its trial goes: without a daemon nothing else does.
 	told := func(command string) func(string) error {
 		return func(tree string) error { return unit(tree, "tell", command) }
 	}

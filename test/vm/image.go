@@ -28,7 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Debian releases of which a root can be made. That of the image is the one that tests use unless they say otherwise.
+// Debian releases that a root can be made from. That of the image is the one that tests use unless they say otherwise.
 const (
 	Trixie   = "trixie"
 	Bookworm = "bookworm"
@@ -219,13 +219,18 @@ func build(ctx context.Context, suite string, img *Image, step func(string)) err
 
 // Mirror is the Debian mirror that this machine's apt is configured with, or
 // "" where there is none (mmdebstrap then uses its own default).
-func Mirror(ctx context.Context) string {
+func Mirror(ctx context.Context) string { return mirror(ctx, "Debian") }
+
+// SecurityMirror is that of Debian's security updates, or "".
+func SecurityMirror(ctx context.Context) string { return mirror(ctx, "Debian-Security") }
+
+func mirror(ctx context.Context, of string) string {
 	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages").Output()
 	if err != nil {
 		return ""
 	}
 	for line := range strings.Lines(string(out)) {
-		if label, uri, _ := strings.Cut(strings.TrimSpace(line), " "); label == "Debian" {
+		if label, uri, _ := strings.Cut(strings.TrimSpace(line), " "); label == of {
 			return uri
 		}
 	}

@@ -46,7 +46,7 @@ const passwordVariable = "ISTHMUS_SIGNING_PASSWORD"
 
 func runBuild(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("image build", flag.ExitOnError)
-	o := build.Options{Files: "image", Progress: os.Stderr, Mirror: vm.Mirror(ctx), Programs: map[string]string{"usr/lib/isthmus/isthmus-system": "bin/isthmus-system"}}
+	o := build.Options{Files: "image", Progress: os.Stderr, Mirror: vm.Mirror(ctx), Security: vm.SecurityMirror(ctx), Programs: map[string]string{"usr/lib/isthmus/isthmus-system": "bin/isthmus-system"}}
 	flags.StringVar(&o.Out, "out", "bin/image", "`directory` of the result")
 	flags.StringVar(&o.Version, "version", "", "`version` of the slot")
 	flags.StringVar(&o.SigningKey, "key", "", "`file` of the key that signs the slot (default: a key of this machine, made when it is missing)")
