@@ -182,10 +182,23 @@ func (s *Server) await(ctx context.Context) {
 		return
 	}
 	s.Log.Error("the slot on trial was not marked good in time: the machine returns to the other slot", "slot", s.Running, "limit", s.Limit, "err", err)
-	if err := s.Machine(DoReboot); err != nil {
+	// Until it goes: the slot that was given up must not run on.
+	for {
+		err := s.Machine(DoReboot)
+		if err == nil {
+			return
+		}
 		s.Log.Error("starting the machine again failed", "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(rebootPace):
+		}
 	}
 }
+
+// rebootPace is how long await waits until it asks for the reboot once more.
+const rebootPace = 2 * time.Second
 
 // idle is a connection whose peer must not be silent for long.
 type idle struct{ net.Conn }

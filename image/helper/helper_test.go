@@ -27,6 +27,7 @@ type computer struct {
 
 	mu      sync.Mutex
 	done    []string
+	busy    int // how many requests the machine refuses first
 	settled int
 }
 
@@ -102,7 +103,16 @@ func (c *computer) boot(running slot.Name, limit time.Duration) (Client, func())
 	ctx, cancel := context.WithCancel(context.Background())
 	s := New(Options{
 		Disk: c.disk, Keys: c.keys, Running: running, TPM: c.tpm, Limit: limit, Log: slog.New(slog.DiscardHandler),
-		Machine: func(verb string) error { c.mu.Lock(); defer c.mu.Unlock(); c.done = append(c.done, verb); return nil },
+		Machine: func(verb string) error {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.busy > 0 {
+				c.busy--
+				return errors.New("systemd is busy")
+			}
+			c.done = append(c.done, verb)
+			return nil
+		},
 		Settled: func() { c.mu.Lock(); defer c.mu.Unlock(); c.settled++ },
 	})
 	ended := make(chan error, 1)
@@ -213,9 +223,10 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-// A trial that is not marked good is given up.
+// A trial that is not marked good is given up, also when systemd refuses the reboot at first.
 func TestDeadline(t *testing.T) {
 	c := newComputer(t)
+	c.busy = 1
 	c.env(slot.Env{Good: slot.B, Trial: slot.A, Tries: 1})
 	c.boot(slot.A, 50*time.Millisecond)
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
