@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Firmware is what can be read of the firmware and of the kernel's trust in root. It is reported, and nothing depends on it.
+// Firmware is what can be read of the firmware and of the kernel's trust in root. It is reported; only Seal depends on it, which refuses to seal without a TPM and a measured PCR 7.
 type Firmware struct {
 	UEFI, SecureBoot bool
 	TPM              bool
