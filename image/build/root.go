@@ -170,7 +170,7 @@ func (b *builder) modules(version string) error {
 // building are packages that the build needs and the node does not: their files are removed, and they are not in the list of what the slot has.
 var building = []string{
 	"adduser", "apt", "cpio", "debconf", "debianutils-none", "diffutils", "dmsetup", "dpkg", "initramfs-tools", "initramfs-tools-bin", "initramfs-tools-core", "klibc-utils", "libklibc",
-	"libdebconfclient0", "openssh-client", "openssl", "perl-base", "sensible-utils", "ucf", "zstd", "linux-base", "dracut-install", "tar", "logsave", "wtmpdb", "runit-helper",
+	"libdebconfclient0", "openssh-client", "openssl", "perl-base", "sensible-utils", "ucf", "zstd", "linux-base", "dracut-install", "logsave", "wtmpdb", "runit-helper",
 	"openssh-sftp-server", "hostname", "ncurses-bin",
 }
 
