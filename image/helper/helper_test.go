@@ -143,6 +143,15 @@ func (c *computer) want(want slot.Env) {
 	}
 }
 
+// invalid is refuses for what is the caller's fault.
+func (c *computer) invalid(err error, text string) {
+	c.t.Helper()
+	c.refuses(err, text)
+	if !errors.Is(err, ErrInvalid) {
+		c.t.Errorf("%v is not the caller's fault", err)
+	}
+}
+
 func (c *computer) refuses(err error, text string) {
 	c.t.Helper()
 	if err == nil || !strings.Contains(err.Error(), text) {
@@ -204,14 +213,14 @@ func TestRefuses(t *testing.T) {
 	if err := h.Write(ctx, int64(len(data)), sig, true, bytes.NewReader(data)); err != nil {
 		t.Errorf("an older one that is asked for: %v", err)
 	}
-	c.refuses(h.Write(ctx, int64(len(data)), "untrusted comment: x\n", true, bytes.NewReader(data)), "reading the signature")
-	c.refuses(h.Write(ctx, 64<<20, sig, true, io.LimitReader(zeros{}, 64<<20)), "at most 2097152")
+	c.invalid(h.Write(ctx, int64(len(data)), "untrusted comment: x\n", true, bytes.NewReader(data)), "reading the signature")
+	c.invalid(h.Write(ctx, 64<<20, sig, true, io.LimitReader(zeros{}, 64<<20)), "at most 2097152")
 	// The slot keeps its former content: the helper refuses before it writes.
 	if err := h.Do(ctx, DoTry); err != nil {
 		t.Error(err)
 	}
 	data[len(data)-1] ^= 1
-	c.refuses(h.Write(ctx, int64(len(data)), sig, true, bytes.NewReader(data)), "does not belong to this slot")
+	c.invalid(h.Write(ctx, int64(len(data)), sig, true, bytes.NewReader(data)), "does not belong to this slot")
 	c.want(slot.Env{Good: slot.A})
 	c.refuses(h.Do(ctx, DoTry), "slot is empty")
 	if _, err := (Client{Socket: filepath.Join(c.dir, "none")}).Status(ctx); !errors.Is(err, slot.ErrNoSlots) {
@@ -243,6 +252,34 @@ func TestDeadline(t *testing.T) {
 	c.want(slot.Env{Good: slot.B, Failed: slot.A})
 }
 
+// A slot that was marked good in time stays when the time is over.
+func TestGoodInTime(t *testing.T) {
+	c := newComputer(t)
+	New(Options{Disk: c.disk, Running: slot.A, Limit: 1, Log: slog.New(slog.DiscardHandler), Machine: func(verb string) error { t.Errorf("the machine does %s", verb); return nil }}).await(context.Background())
+	c.want(slot.Env{Good: slot.A})
+}
+
+// A disk that cannot be read is told, and nothing is done without what it says.
+func TestUnreadable(t *testing.T) {
+	ctx := context.Background()
+	c := newComputer(t)
+	h, _ := c.boot(slot.A, 0)
+	if _, err := h.Status(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(c.disk.Dir, "env"), make([]byte, 2<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	data, sig := c.release("1.1", 11)
+	const why = "block"
+	_, err := h.Status(ctx)
+	c.refuses(err, why)
+	c.refuses(h.Write(ctx, int64(len(data)), sig, false, bytes.NewReader(data)), why)
+	c.refuses(h.Do(ctx, DoTry), why)
+	c.refuses(h.Do(ctx, DoReject), why)
+	c.refuses(New(Options{Disk: c.disk, Running: slot.A}).Serve(ctx, nil), why)
+}
+
 // A caller that sends a part of a slot and goes leaves an empty slot, and room for the next one.
 func TestCallerGoes(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -259,6 +296,7 @@ func TestCallerGoes(t *testing.T) {
 	go func() { ended <- h.Write(ctx, int64(len(data)), sig, false, body) }()
 	<-started
 	c.refuses(h.Write(context.Background(), int64(len(data)), sig, false, bytes.NewReader(data)), "another upgrade is under way")
+	c.refuses(h.Do(context.Background(), DoTry), "another upgrade is under way")
 	cancel()
 	if err := <-ended; err == nil {
 		t.Error("a write that ended early has succeeded")
