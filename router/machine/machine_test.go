@@ -29,6 +29,7 @@ type fake struct {
 	none     bool
 	did      []string
 	refusal  error
+	fails    map[string]error // by verb
 	ready    bool
 	serves   error
 	status   isthmusv1.SystemStatus
@@ -67,8 +68,16 @@ func (f *fake) Do(_ context.Context, verb string) error {
 	if f.none {
 		return slot.ErrNoSlots
 	}
+	if err := f.fails[verb]; err != nil {
+		return err
+	}
+	if onTrial := f.st.Env.Trial == f.st.Running; onTrial && verb == helper.DoTry || !onTrial && (verb == helper.DoGood || verb == helper.DoReject) {
+		return errors.New("not while the slots are so")
+	}
 	f.did = append(f.did, verb)
 	switch verb {
+	case helper.DoReject:
+		f.st.Env = slot.Env{Good: f.st.Running.Other(), Failed: f.st.Running}
 	case helper.DoGood:
 		f.st.Env = slot.Env{Good: f.st.Running}
 	case helper.DoTry:
@@ -242,6 +251,9 @@ func TestFailed(t *testing.T) {
 		if c := m.Conditions(); !strings.Contains(c[0].Message, "did not tell why") {
 			t.Errorf("conditions %v", c)
 		}
+		if got, err := m.Get(t.Context()); err != nil || !strings.Contains(got.Failed, "did not tell why") {
+			t.Errorf("%v, %v", got, err)
+		}
 		if _, err := m.try(t.Context()); err != nil || len(m.Conditions()) != 0 {
 			t.Errorf("%v, conditions %v", err, m.Conditions())
 		}
@@ -274,13 +286,80 @@ func TestWithoutSlots(t *testing.T) {
 	}
 }
 
-func TestUpgradeRefused(t *testing.T) {
-	f := newFake()
-	if _, err := f.machine().Upgrade(t.Context(), &isthmusv1.UpgradeHeader{Signature: "nonsense"}, bytes.NewReader(nil)); !errors.Is(err, api.ErrInvalid) {
-		t.Error(err)
+// signature is one of a slot of version 3.
+func signature(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	_, private, err := slot.NewKey()
+	key, img := filepath.Join(dir, "key"), filepath.Join(dir, "slot")
+	if err := errors.Join(err, os.WriteFile(key, private, 0o600), os.WriteFile(img, []byte("slot"), 0o600)); err != nil {
+		t.Fatal(err)
 	}
-	if len(f.did) > 0 {
-		t.Error(f.did)
+	text, err := slot.Sign(key, "", img, slot.Release{Version: "3", Serial: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// TestUpgrade: each step that fails is told, and ends the upgrade there.
+func TestUpgrade(t *testing.T) {
+	sig, broken := signature(t), errors.New("broken")
+	for _, c := range []struct {
+		name    string
+		sig     string
+		reboot  bool
+		refusal error
+		fails   map[string]error
+		err     error
+		text    string
+		did     string
+	}{
+		{name: "later", sig: sig, did: "try"},
+		{name: "at once", sig: sig, reboot: true, did: "try reboot"},
+		{name: "no signature", sig: "nonsense", err: api.ErrInvalid},
+		{name: "a wrong slot", sig: sig, refusal: &helper.Refusal{Text: "wrong", Invalid: true}, err: api.ErrInvalid},
+		{name: "a disk that fails", sig: sig, refusal: broken, err: broken},
+		{name: "a loader that cannot be told", sig: sig, reboot: true, fails: map[string]error{helper.DoTry: broken}, err: broken},
+		{name: "a machine that does not go", sig: sig, reboot: true, fails: map[string]error{helper.DoReboot: broken}, err: broken, text: "is tried at the next boot", did: "try"},
+	} {
+		f := newFake()
+		f.refusal, f.fails = c.refusal, c.fails
+		r, err := f.machine().Upgrade(t.Context(), &isthmusv1.UpgradeHeader{Signature: c.sig, Reboot: c.reboot}, bytes.NewReader(nil))
+		if !errors.Is(err, c.err) || err != nil && !strings.Contains(err.Error(), c.text) || strings.Join(f.did, " ") != c.did {
+			t.Errorf("%s: %v, did %q", c.name, err, f.did)
+		}
+		if errors.Is(err, api.ErrInvalid) != (c.err == api.ErrInvalid) {
+			t.Errorf("%s: whose fault: %v", c.name, err)
+		}
+		if err == nil && (r.Slot != "b" || r.Version != "3" || r.Serial != 3) {
+			t.Errorf("%s: %v", c.name, r)
+		}
+	}
+}
+
+// TestRollback: a trial is given up, else the other slot is tried; and the machine does not start again when that failed.
+func TestRollback(t *testing.T) {
+	broken := errors.New("broken")
+	trial := slot.Env{Good: slot.B, Trial: slot.A, Tries: 2}
+	for _, c := range []struct {
+		name  string
+		env   slot.Env
+		fails string
+		did   string
+	}{
+		{"a trial", trial, "", "reject reboot"},
+		{"a good slot", slot.Env{Good: slot.A}, "", "try reboot"},
+		{"a trial that cannot be given up", trial, helper.DoReject, ""},
+		{"a slot that cannot be tried", slot.Env{Good: slot.A}, helper.DoTry, ""},
+		{"a machine that does not go", trial, helper.DoReboot, "reject"},
+	} {
+		f := newFake()
+		f.st.Env, f.fails = c.env, map[string]error{c.fails: broken}
+		r, err := f.machine().Rollback(t.Context())
+		if (c.fails != "") != errors.Is(err, broken) || strings.Join(f.did, " ") != c.did || err == nil && r.Slot != "b" {
+			t.Errorf("%s: %v, %v, did %q", c.name, r, err, f.did)
+		}
 	}
 }
 
