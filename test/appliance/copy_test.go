@@ -15,7 +15,7 @@ import (
 
 // attached are arguments of QEMU for a disk with the serial number "copy".
 func attached(disk string) []string {
-	return []string{"-drive", "if=none,id=copy,format=raw,cache=writeback,file=" + disk, "-device", "virtio-blk-pci,drive=copy,serial=copy"}
+	return []string{"-drive", "if=none,id=copy,format=raw,cache=unsafe,file=" + disk, "-device", "virtio-blk-pci,drive=copy,serial=copy"}
 }
 
 // off switches the machine off.
