@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -196,10 +197,7 @@ func (s *Store) unsealLocked(dir string, v sealed) ([]byte, error) {
 
 // noKey returns why the node key is missing.
 func (s *Store) noKey() error {
-	if err := s.lost[keyFile]; err != nil {
-		return err
-	}
-	return ErrDamaged
+	return fmt.Errorf("%w: %s", cmp.Or(s.lost[keyFile], ErrDamaged), keyFile)
 }
 
 func (s *Store) sealLocked(dir string, into map[string]sealed, name string, value []byte, now time.Time) (sealed, error) {

@@ -47,8 +47,17 @@ func TestRestore(t *testing.T) {
 	}
 	b.apply(document)
 	b.login()
-	if out, err := b.ssh(saved, "systemctl stop isthmusd && rm -rf /var/lib/isthmus/* && tar -C /var/lib -xz && chown -R isthmus: /var/lib/isthmus && systemctl start isthmusd"); err != nil {
+	// As when the power goes before a file is on the disk.
+	if out, err := b.ssh("", "systemctl stop isthmusd && : > /var/lib/isthmus/key && systemctl start --no-block isthmusd"); err != nil {
 		t.Fatal(out, err)
+	}
+	b.ok(b.m.Shown("isthmus: isthmusd has ended (exit-code)", bootLimit))
+	b.ok(b.m.Shown("damaged file: key", commandLimit))
+	if out, err := b.ssh(saved, "systemctl stop isthmusd && rm -rf /var/lib/isthmus/* && tar -C /var/lib -xz && chown -R isthmus: /var/lib/isthmus && sync && systemctl start isthmusd"); err != nil {
+		t.Fatal(out, err)
+	}
+	if n := strings.Count(b.m.Text(), "isthmus: isthmusd has ended"); n != 1 {
+		t.Errorf("the console told %d times that the daemon has ended, want once", n)
 	}
 	if out, err := b.cli("get", "status"); err == nil || !strings.Contains(out, "certificate") {
 		t.Errorf("the restored node takes a client of the other one: %v: %s", err, out)
@@ -60,7 +69,7 @@ func TestRestore(t *testing.T) {
 		t.Errorf("the document of the restored node is %s, %v", out, err)
 	}
 	b.says("lane-0", "get", "tunnels")
-	// And after a start of the machine.
+	// And after a loss of power.
 	b.stop()
 	b.start(UEFI, seed)
 	b.serves("")
