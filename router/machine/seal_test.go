@@ -25,6 +25,8 @@ type chip struct {
 	is    byte // another one: another chip, or another PCR 7
 	gone  error
 	calls int
+	// forgets is in the place of Open, when it is not nil.
+	forgets func() ([]byte, error)
 }
 
 func (c *chip) Seal(_ context.Context, data []byte) ([]byte, error) {
@@ -32,6 +34,9 @@ func (c *chip) Seal(_ context.Context, data []byte) ([]byte, error) {
 }
 
 func (c *chip) Open(_ context.Context, sealed []byte) ([]byte, error) {
+	if c.forgets != nil {
+		return c.forgets()
+	}
 	out, err := c.turn(sealed)
 	if err == nil && out[0] != c.is {
 		return nil, errors.New("PCR 7 is not as it was")
@@ -255,8 +260,12 @@ func TestNoSeal(t *testing.T) {
 		"the firmware has measured nothing": func(s *sealed) {
 			os.WriteFile(filepath.Join(s.sys, "class/tpm/tpm0/pcr-sha256/7"), []byte(noPCR+"\n"), 0o644)
 		},
-		"which this machine does not have":                  func(s *sealed) { s.chip.fail(slot.ErrNoSlots) },
-		"sealing with the TPM: TPM_RC_LOCKOUT":              func(s *sealed) { s.chip.fail(errors.New("TPM_RC_LOCKOUT")) },
+		"which this machine does not have":                    func(s *sealed) { s.chip.fail(slot.ErrNoSlots) },
+		"sealing with the TPM: TPM_RC_LOCKOUT":                func(s *sealed) { s.chip.fail(errors.New("TPM_RC_LOCKOUT")) },
+		"opening what was sealed: it returned something else": func(s *sealed) { s.chip.forgets = func() ([]byte, error) { return make([]byte, 32), nil } },
+		"opening what was sealed: TPM_RC_INTEGRITY": func(s *sealed) {
+			s.chip.forgets = func() ([]byte, error) { return nil, errors.New("TPM_RC_INTEGRITY") }
+		},
 		"slot b is on trial, and the other version may not": func(s *sealed) { s.fake.st.Env.Trial = slot.B },
 	} {
 		s := newSealed(t)

@@ -261,3 +261,25 @@ func TestFlippedRecord(t *testing.T) {
 		}
 	}
 }
+
+// TestSealRefuses: a key that is closed is not sealed again, and one of a wrong size is none.
+func TestSealRefuses(t *testing.T) {
+	fs := newFaultFS()
+	s := reopen(t, fs)
+	if err := s.SetSeal("tpm2", testKey(1)[1:], nil); err == nil {
+		t.Error("a short key was taken")
+	}
+	if err := s.RenewSeal([]byte("x")); !errors.Is(err, ErrSealed) {
+		t.Errorf("without a seal: %v", err)
+	}
+	if err := s.SetSeal("tpm2", testKey(1), []byte("blob")); err != nil {
+		t.Fatal(err)
+	}
+	s = reopen(t, fs)
+	if err := s.RenewSeal([]byte("x")); !errors.Is(err, ErrSealed) {
+		t.Errorf("closed: %v", err)
+	}
+	if is := s.Seal(); len(is.Closed) != 1 || string(is.Closed[0].Blob) != "blob" {
+		t.Errorf("%+v", is)
+	}
+}
