@@ -56,7 +56,7 @@ func TestTrials(t *testing.T) {
 		if n := len(regexp.MustCompile(c.shown).FindAllString(b.m.Text()[before:], -1)); n < c.times {
 			t.Errorf("%s: %q was %d times on the console, want %d", c.name, c.shown, n, c.times)
 		}
-		if out, err := b.cli("get", "status"); err != nil || !strings.Contains(out, "SlotFailed") || !strings.Contains(out, fmt.Sprintf("version 9.%d", i)) {
+		if out, err := b.quiet("get", "status", "-o", "json"); err != nil || !strings.Contains(out, "SlotFailed") || !strings.Contains(out, fmt.Sprintf("version 9.%d", i)) {
 			t.Error(c.name, out, err)
 		}
 		b.ok(os.Remove(img))
