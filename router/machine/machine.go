@@ -185,6 +185,7 @@ func (m *Machine) Judge(ctx context.Context) {
 					m.Log.Warn("marking the slot good failed", "slot", st.Running, "err", err)
 				} else {
 					m.Log.Info("the slot is good", "slot", st.Running, "version", st.Slots[st.Running].Version)
+					continue // its condition ends at once
 				}
 			}
 		}

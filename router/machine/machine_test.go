@@ -38,6 +38,7 @@ type fake struct {
 	recorded []byte
 	seal     *Seal // nil: of a store without one
 	opened   int   // calls of SecretsOpened
+	marked   time.Time
 }
 
 // noSeal is a store whose secrets are not sealed.
@@ -79,7 +80,7 @@ func (f *fake) Do(_ context.Context, verb string) error {
 	case helper.DoReject:
 		f.st.Env = slot.Env{Good: f.st.Running.Other(), Failed: f.st.Running}
 	case helper.DoGood:
-		f.st.Env = slot.Env{Good: f.st.Running}
+		f.st.Env, f.marked = slot.Env{Good: f.st.Running}, time.Now()
 	case helper.DoTry:
 		f.st.Env = slot.Env{Good: f.st.Running, Trial: f.st.Running.Other(), Tries: 3}
 	}
@@ -221,6 +222,9 @@ func TestJudge(t *testing.T) {
 		}
 		f.set(func() { f.tunnels["aws-0"] = "up" })
 		<-ended
+		if late := time.Since(f.marked); late != 0 {
+			t.Errorf("the slot is good, and its condition ends %v later", late)
+		}
 		if c := m.Conditions(); len(c) != 0 {
 			t.Error(c)
 		}
