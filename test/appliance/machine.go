@@ -276,7 +276,7 @@ func arguments(c Config, dir string) ([]string, error) {
 		"-chardev", "socket,id=console,path=" + filepath.Join(dir, "console"), "-serial", "chardev:console",
 		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
 	}
-	// What the machine has written is in this machine's page cache when QEMU is killed, flushed or not: a flush would only cost the time of this machine's disk.
+	// QEMU's writes are in the page cache of this machine at once, and outlive QEMU. To flush them would only wait for this machine's disk.
 	args = append(append(args, c.First...), "-drive", "if=none,id=disk,format=raw,cache=unsafe,file="+c.Disk, "-device", "virtio-blk-pci,drive=disk,bootindex=1")
 	if c.UUID != "" {
 		args = append(args, "-uuid", c.UUID)
