@@ -227,7 +227,8 @@ func noCapabilities() syscall.Errno {
 	return e
 }
 
-// syscalls are those that a Go program with TCP needs once it runs. All others fail with EPERM.
+// syscalls are those that a Go program with TCP needs once it runs. All others fail with EPERM. rseq is for a build with cgo: glibc
+// aborts the process when a new thread cannot register its area (rseq(2)).
 var syscalls = []uint32{
 	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_CLOSE, unix.SYS_FCNTL,
 	unix.SYS_FUTEX, unix.SYS_EPOLL_PWAIT, unix.SYS_EPOLL_CTL, unix.SYS_EPOLL_CREATE1, unix.SYS_EVENTFD2, unix.SYS_PIPE2,
@@ -238,7 +239,7 @@ var syscalls = []uint32{
 	unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGPROCMASK, unix.SYS_RT_SIGRETURN, unix.SYS_SIGALTSTACK, unix.SYS_RESTART_SYSCALL,
 	unix.SYS_SCHED_YIELD, unix.SYS_SCHED_GETAFFINITY, unix.SYS_NANOSLEEP, unix.SYS_CLOCK_NANOSLEEP, unix.SYS_CLOCK_GETTIME,
 	unix.SYS_GETTIMEOFDAY, unix.SYS_GETPID, unix.SYS_GETTID, unix.SYS_GETRANDOM, unix.SYS_UNAME,
-	unix.SYS_EXIT, unix.SYS_EXIT_GROUP,
+	unix.SYS_EXIT, unix.SYS_EXIT_GROUP, unix.SYS_RSEQ,
 }
 
 // Where struct seccomp_data of the kernel has its fields, and its first two arguments. Only the lower halves
