@@ -178,6 +178,46 @@ func TestForwardedCanary(t *testing.T) {
 	n.clean("others masquerade")
 }
 
+// TestProofWaitsForTheRules: an address of the node that was just observed, and that the rules do not have yet, is no violation. It is one when the rules never
+// have it.
+func TestProofWaitsForTheRules(t *testing.T) {
+	n := newNest(t)
+	const broken = "the rules in the kernel are not those of generation"
+	violated := func(p *isthmusv1.EgressProof) bool {
+		return slices.ContainsFunc(p.GetViolations(), func(v string) bool { return strings.HasPrefix(v, broken) })
+	}
+	n.router.Run("ip addr add 192.0.2.77/32 dev up0")
+	n.r.surroundings()
+	p, err := n.prove(t.Context(), "198.51.100.0/24", "", "")
+	if err != nil || p.Holds || !violated(p) {
+		t.Fatalf("rules that stay as they were: %v, %q", err, p.GetViolations())
+	}
+
+	began := make(chan struct{})
+	proof := make(chan *isthmusv1.EgressProof, 1)
+	go func() {
+		close(began)
+		p, err := n.prove(t.Context(), "198.51.100.0/24", "", "")
+		if err != nil {
+			t.Error(err)
+		}
+		proof <- p
+	}()
+	<-began
+	select {
+	case p := <-proof:
+		t.Fatalf("a proof came before the rules: %q", p.GetViolations())
+	case <-time.After(writeTime / 20):
+	}
+	if err := n.r.applyNames(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if p := <-proof; violated(p) {
+		t.Errorf("rules that take in what was observed: %q", p.GetViolations())
+	}
+	n.clean("after the proofs")
+}
+
 // TestCanaryIsAlone: while one calls, another proof waits, and then finds the rules of the document. One whose caller goes leaves nothing
 // behind.
 func TestCanaryIsAlone(t *testing.T) {

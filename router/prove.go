@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -13,9 +14,14 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/plan"
 )
 
-const maxProved = 64 // prefixes of each kind in one question
+const (
+	maxProved = 64                     // prefixes of each kind in one question
+	writeTime = 5 * time.Second        // for the rules to take in what was observed
+	writePace = 100 * time.Millisecond // between two looks at them
+)
 
 // everybody is every source or destination.
 var everybody = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
@@ -54,12 +60,9 @@ func (r *Router) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressReques
 	}
 	defer done()
 
-	r.mu.Lock()
-	target, generation := r.target, r.present.Generation
-	config, _ := r.liveNAT(target.NAT)
-	r.mu.Unlock()
-	if config.Underlay == "" {
-		return nil, fmt.Errorf("%w: there is no document", api.ErrPrecondition)
+	target, generation, config, differences, err := r.differences(ctx)
+	if err != nil {
+		return nil, err
 	}
 	if canary != nil && canary.from.IsValid() {
 		if err := r.refuseSource(canary.from, target); err != nil {
@@ -76,10 +79,6 @@ func (r *Router) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressReques
 	expected = slices.Compact(expected)
 	p.Expected = texts(expected)
 
-	differences, err := r.NAT.Differences(ctx, config)
-	if err != nil {
-		return nil, err
-	}
 	for _, d := range differences {
 		p.Violations = append(p.Violations, fmt.Sprintf("the rules in the kernel are not those of generation %d: %s", generation, d))
 	}
@@ -148,6 +147,29 @@ func (r *Router) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressReques
 	}
 	p.Holds = len(p.Violations) == 0
 	return p, nil
+}
+
+// differences returns what is wanted now, and where the rules in the kernel differ from it. What was just observed, such as an
+// address of the node, reaches the rules a moment later: only a difference that stays for writeTime counts.
+func (r *Router) differences(ctx context.Context) (t plan.Target, generation uint64, c nat.Config, found []string, err error) {
+	for end := time.Now().Add(writeTime); ; {
+		r.mu.Lock()
+		t, generation = r.target, r.present.Generation
+		c, _ = r.liveNAT(t.NAT)
+		r.mu.Unlock()
+		if c.Underlay == "" {
+			return t, generation, c, nil, fmt.Errorf("%w: there is no document", api.ErrPrecondition)
+		}
+		found, err = r.NAT.Differences(ctx, c)
+		if err != nil || len(found) == 0 || time.Now().After(end) {
+			return t, generation, c, found, err
+		}
+		select {
+		case <-ctx.Done():
+			return t, generation, c, nil, context.Cause(ctx)
+		case <-time.After(writePace):
+		}
+	}
 }
 
 // byOther says whether a route leads to another interface.

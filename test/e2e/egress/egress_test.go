@@ -425,7 +425,9 @@ func (w *world) proof() {
 	holds := func() {
 		w.Helper()
 		out, err := w.hub.CLI(w.Context(), "", prove...)
-		w.ok(err)
+		if err != nil {
+			w.Fatalf("%v\n%s", err, out)
+		}
 		words := strings.Join(strings.Fields(out), " ")
 		for _, want := range []string{": HOLDS ", "expected 192.0.2.10, 192.0.2.11 ", " now may be seen as 192.0.2.10, 192.0.2.11 ",
 			"without 192.0.2.10 may be seen as 192.0.2.11 ", "without 192.0.2.11 may be seen as 192.0.2.10 ",
