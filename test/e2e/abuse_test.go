@@ -45,7 +45,8 @@ func TestBGPAbuse(t *testing.T) {
 // undisturbed runs f and expects that no other session or tunnel was touched and that no packet between the clouds was lost.
 func (b *bench) undisturbed(what string, f func()) {
 	b.Helper()
-	before, peers, status := b.tunnels(), b.peers(), b.status()
+	before, peers := b.baseline()
+	status := b.status()
 	b.lossless(what, f)
 	b.untouched(before, peers, "site")
 	if n := b.status().GetCounters().GetBgpStarts(); n != status.GetCounters().GetBgpStarts() {
@@ -341,7 +342,8 @@ func (b *bench) killers() {
 
 // processEnds kills the BGP process: nothing is forwarded differently, no peer is blamed, and all sessions come back by graceful restart.
 func (b *bench) processEnds() {
-	before, peers, sessions, starts, routes := b.tunnels(), b.peers(), b.sessions(), b.status().GetCounters().GetBgpStarts(), b.routes()
+	before, peers := b.baseline()
+	sessions, starts, routes := b.sessions(), b.status().GetCounters().GetBgpStarts(), b.routes()
 	b.lossless("the BGP process is killed", func() {
 		pid := b.child()
 		b.ok(syscall.Kill(pid, syscall.SIGKILL))

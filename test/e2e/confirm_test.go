@@ -90,7 +90,7 @@ func TestConfirm(t *testing.T) {
 			t.Errorf("the document is not the former one:\n%s", out)
 		}
 	}
-	before, peers := b.tunnels(), b.peers()
+	before, peers := b.baseline()
 
 	out, err := b.r.CLIInput(t.Context(), less, "plan", "-f", "-")
 	if exitCode(err) != 3 || !strings.Contains(out, "- remove  tunnel") || !strings.Contains(out, victim) {
@@ -126,7 +126,7 @@ func TestConfirm(t *testing.T) {
 	back()
 
 	b.step("a change that is confirmed")
-	before, peers = b.tunnels(), b.peers()
+	before, peers = b.baseline()
 	start := time.Now()
 	confirmed()
 	b.cli("confirm", fmt.Sprint(generation))

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -208,6 +209,42 @@ func (b *bench) sessions() map[string]peer.Session {
 	return out
 }
 
+// baseline returns what untouched compares with. It waits until no IKE daemon has anything under way: where both ends initiated, a tunnel has two IKE_SAs at
+// first, and the node shows the other one when one of them is ended.
+func (b *bench) baseline() (map[string]*isthmusv1.TunnelStatus, map[string]*isthmusv1.PeerStatus) {
+	b.Helper()
+	var seen map[string]*isthmusv1.TunnelStatus
+	var since time.Time
+	b.until(2*time.Minute, func() error {
+		now := b.tunnels()
+		for name, t := range now {
+			if was := seen[name]; !proto.Equal(t.GetEstablished(), was.GetEstablished()) || t.GetKind() != "wireguard" && !proto.Equal(t.GetKeyed(), was.GetKeyed()) {
+				seen, since = now, time.Now()
+				return fmt.Errorf("tunnel %s: from %v to %v", name, was, t)
+			}
+		}
+		daemons := []peer.IKE{b.r.Charon}
+		for _, g := range b.c.Gateways() {
+			for _, i := range g.Instances {
+				daemons = append(daemons, i.IKE)
+			}
+		}
+		for _, d := range daemons {
+			if c, ok := d.(*peer.Charon); ok {
+				if err := c.Resting(b.Context()); err != nil {
+					seen = nil
+					return err
+				}
+			}
+		}
+		if time.Since(since) < time.Second { // the daemon reads charon a moment after a change
+			return errors.New("at rest for less than a second")
+		}
+		return nil
+	})
+	return b.tunnels(), b.peers()
+}
+
 // untouched expects that tunnels and sessions other than the named ones are the same as before: not established again,
 // and counters that did not go back.
 func (b *bench) untouched(before map[string]*isthmusv1.TunnelStatus, beforePeers map[string]*isthmusv1.PeerStatus, but ...string) {
@@ -334,7 +371,7 @@ func (b *bench) mistakes() {
 }
 
 func (b *bench) editOne() {
-	before, peers := b.tunnels(), b.peers()
+	before, peers := b.baseline()
 	edited := strings.Replace(b.c.Document(), "- name: google-1\n", "- name: google-1\n  mtu: 1380\n", 1)
 	b.losing(0, "editing one tunnel, and back", func() {
 		apply := func(document string, want uint32) {
@@ -409,7 +446,7 @@ func (b *bench) rekey() {
 func (b *bench) deleteByHand() {
 	const victim = "aws-1"
 	heal := func(what, victim string, f func()) {
-		before, peers := b.tunnels(), b.peers()
+		before, peers := b.baseline()
 		f()
 		time.Sleep(time.Second)
 		b.up()
@@ -493,7 +530,8 @@ func (b *bench) connection(tunnel string) string {
 }
 
 func (b *bench) killDaemon() {
-	before, sessions := b.tunnels(), b.sessions()
+	before, _ := b.baseline()
+	sessions := b.sessions()
 	// The site's WireGuard is in the kernel here; an embedded device would go with the daemon.
 	b.losing(0, "kill -9 of isthmusd and start", func() {
 		b.r.Kill()

@@ -187,6 +187,35 @@ func (c *Charon) Children(ctx context.Context) (map[string]int, error) {
 	return n, nil
 }
 
+// Resting returns nil when no tunnel has more than one IKE_SA, and all are established. Otherwise it returns what is under way: a second IKE_SA after
+// both ends initiated, or a request without an answer yet.
+func (c *Charon) Resting(ctx context.Context) error {
+	out, err := c.Swanctl(ctx, "--list-sas")
+	if err != nil {
+		return err
+	}
+	return resting(out)
+}
+
+// resting reads lines such as "tunnel: #2, ESTABLISHED, IKEv2, ...". Those of CHILD_SAs begin with spaces.
+func resting(out string) error {
+	had := map[string]bool{}
+	for line := range strings.Lines(out) {
+		name, rest, ok := strings.Cut(line, ": #")
+		if !ok || strings.HasPrefix(line, " ") {
+			continue
+		}
+		if had[name] {
+			return fmt.Errorf("%s has more than one IKE_SA", name)
+		}
+		had[name] = true
+		if !strings.Contains(rest, ", ESTABLISHED, ") {
+			return fmt.Errorf("%s is not established: %s", name, strings.TrimSpace(rest))
+		}
+	}
+	return nil
+}
+
 // RekeyIKE implements IKE.
 func (c *Charon) RekeyIKE(ctx context.Context, tunnel string) error {
 	_, err := c.Swanctl(ctx, "--rekey", "--ike", tunnel)

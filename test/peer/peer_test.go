@@ -166,6 +166,22 @@ func TestCharon(t *testing.T) {
 	}
 }
 
+// TestResting: a tunnel with two IKE_SAs, or with one that is not established, does not rest.
+func TestResting(t *testing.T) {
+	const one = "tunnel: #2, ESTABLISHED, IKEv2, 9eb4cb26fd789148_i* 6579e1638c23d2bc_r\n  tunnel: #6, reqid 1, INSTALLED, TUNNEL, ESP:AES_GCM_16-256\n  tunnel: #7, reqid 1, INSTALLED, TUNNEL, ESP:AES_GCM_16-256\n"
+	const other = "tunnel1: #3, ESTABLISHED, IKEv2, c4098725b71e676e_i 5b0574e87f9b3dca_r*\n"
+	for out, want := range map[string]string{
+		"": "", one: "", one + other: "",
+		one + "tunnel: #3, ESTABLISHED, IKEv2, aa_i* bb_r\n":               "tunnel has more than one IKE_SA",
+		one + "tunnel1: #3, CONNECTING, IKEv2, aa_i* 0000000000000000_r\n": "tunnel1 is not established: 3, CONNECTING, IKEv2, aa_i* 0000000000000000_r",
+		"tunnel: #2, DELETING, IKEv2, aa_i* bb_r\n" + other:                "tunnel is not established: 2, DELETING, IKEv2, aa_i* bb_r",
+	} {
+		if err := resting(out); fmt.Sprint(err) != want && (err != nil || want != "") {
+			t.Errorf("%s: %v, want %q", out, err, want)
+		}
+	}
+}
+
 func TestNewWGKey(t *testing.T) {
 	l := newLab(t)
 	n := l.Node("wg")
