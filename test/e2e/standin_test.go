@@ -115,30 +115,37 @@ func TestStandIn(t *testing.T) {
 	if len(children) != 6 {
 		t.Errorf("CHILD_SAs %v, want six tunnels", children)
 	}
-	sessions, err := bird.Sessions(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range sessions {
-		if s.State != "Established" || s.Imported != 1 || time.Since(s.Since) > time.Hour || s.Withdrawals != 0 || !s.Remote.IsValid() {
-			t.Errorf("session %+v, want one prefix and no withdrawal", s)
+	// A session is established before its routes are told.
+	err = lab.Until(t.Context(), 30*time.Second, func() error {
+		sessions, err := bird.Sessions(t.Context())
+		if err != nil {
+			return err
 		}
-	}
-	if len(sessions) != 7 {
-		t.Errorf("%d sessions, want seven", len(sessions))
-	}
-	for _, g := range c.Gateways() {
-		for _, i := range g.Instances {
-			sessions, err := i.Speaker.Sessions(t.Context())
-			if err != nil {
-				t.Fatal(err)
+		if len(sessions) != 7 {
+			return fmt.Errorf("%d sessions, want seven", len(sessions))
+		}
+		for _, s := range sessions {
+			if s.State != "Established" || s.Imported != 1 || time.Since(s.Since) > time.Hour || s.Withdrawals != 0 || !s.Remote.IsValid() {
+				return fmt.Errorf("session %+v, want one prefix and no withdrawal", s)
 			}
-			for _, s := range sessions {
-				if s.Imported == 0 || s.Exported == 0 || s.Since.IsZero() {
-					t.Errorf("%s: session %+v", i.Router.Name, s)
+		}
+		for _, g := range c.Gateways() {
+			for _, i := range g.Instances {
+				sessions, err := i.Speaker.Sessions(t.Context())
+				if err != nil {
+					return err
+				}
+				for _, s := range sessions {
+					if s.Imported == 0 || s.Exported == 0 || s.Since.IsZero() {
+						return fmt.Errorf("%s: session %+v", i.Router.Name, s)
+					}
 				}
 			}
 		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 
 	// A guest whose host is busy loses packets as well: once in three times all must arrive.
