@@ -187,22 +187,37 @@ func (f *flow) alive() error {
 	return err
 }
 
-// wantSeen opens a flow from each source, and wants those in zone a to leave as one address and those in zone b as another.
-func (w *world) wantSeen(a, b string) (flows []*flow) {
-	w.Helper()
+// seen opens a flow from each source, and returns an error unless those in zone a leave as one address and those in zone b as another.
+func (w *world) seen(a, b string) (flows []*flow, err error) {
 	for i := range 16 {
 		f, err := w.open(i, service)
-		w.ok(err)
+		if err != nil {
+			return nil, err
+		}
 		want := a
 		if 10+i >= 16 {
 			want = b
 		}
 		if f.seen != want {
-			w.Fatalf("a flow from 172.16.1.%d leaves as %s, want %s", 10+i, f.seen, want)
+			return nil, fmt.Errorf("a flow from 172.16.1.%d leaves as %s, want %s", 10+i, f.seen, want)
 		}
 		flows = append(flows, f)
 	}
+	return flows, nil
+}
+
+// wantSeen wants what seen looks for to be so now.
+func (w *world) wantSeen(a, b string) []*flow {
+	w.Helper()
+	flows, err := w.seen(a, b)
+	w.ok(err)
 	return flows
+}
+
+// untilSeen waits for what seen looks for: the health of an address is in the rules a moment after it is shown.
+func (w *world) untilSeen(a, b string) {
+	w.Helper()
+	w.ok(lab.Until(w.Context(), 5*time.Second, func() error { _, err := w.seen(a, b); return err }))
 }
 
 func (w *world) wantAlive(flows []*flow) {
@@ -265,7 +280,7 @@ func TestHealth(t *testing.T) {
 	w.until(10*time.Second, []string{first + " " + first + " a 1 down", "503 Service Unavailable", second + " " + second + " b 1 healthy"}, "get", "pools")
 	w.until(5*time.Second, []string{"PoolDegraded", "503 Service Unavailable"}, "describe", "node")
 	w.until(5*time.Second, []string{"health: down", "target: http://198.51.100.8:80/health state: down"}, "describe", "pool", "partner")
-	w.wantSeen(second, second)
+	w.untilSeen(second, second)
 	w.wantAlive(old)
 
 	// A daemon that starts again finds that out again, and breaks nothing. The embedded device of the lane is new, too.
@@ -275,7 +290,7 @@ func TestHealth(t *testing.T) {
 	w.untilDefault(true)
 	w.until(60*time.Second, []string{"established"}, "get", "peers")
 	w.wantAlive(old)
-	w.wantSeen(second, second)
+	w.untilSeen(second, second)
 
 	// The other one too: the route is withdrawn, so that the spoke may use another node. Addresses stay in use.
 	w.setSick(second, true)
@@ -291,12 +306,12 @@ func TestHealth(t *testing.T) {
 	if held := time.Since(began); held < 6*time.Second {
 		t.Errorf("it was back after %v", held)
 	}
-	w.wantSeen(second, second)
+	w.untilSeen(second, second)
 	w.setSick(first, false)
 	w.until(10*time.Second, []string{first + " " + first + " a 1 returning"}, "get", "pools")
 	w.wantSeen(second, second)
 	w.until(15*time.Second, []string{first + " " + first + " a 1 healthy"}, "get", "pools")
-	w.wantSeen(first, second)
+	w.untilSeen(first, second)
 	w.wantAlive(old)
 
 	log, err := os.ReadFile(watch.Log)
