@@ -57,7 +57,7 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 	$(VM) test -suite bookworm -t 15m -p image/debian/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run '^(TestTunnel|TestReasons)$$'
 	$(VM) test -t 5m ./tunnel/wireguard
 	@# Never from go's cache: it does not know that the tests build the programs.
-	go test -count=1 -p 1 -timeout 30m ./test/e2e/...
+	test/again/run ./test/e2e/...
 	$(MAKE) test-image
 
 FUZZTIME ?= 100000x
