@@ -158,7 +158,7 @@ func (r *Router) differences(ctx context.Context) (t plan.Target, generation uin
 		c, _ = r.liveNAT(t.NAT)
 		r.mu.Unlock()
 		if c.Underlay == "" {
-			return t, generation, c, nil, fmt.Errorf("%w: there is no document", api.ErrPrecondition)
+			return t, generation, c, nil, fmt.Errorf("%w: no document is applied; apply one", api.ErrPrecondition)
 		}
 		found, err = r.NAT.Differences(ctx, c)
 		if err != nil || len(found) == 0 || time.Now().After(end) {
