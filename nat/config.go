@@ -210,7 +210,7 @@ type Policy struct {
 	Action       Action
 	Sources      []netip.Prefix
 	Destinations []netip.Prefix
-	// Names are domain names whose addresses belong to Destinations: router/names adds them. With names, a policy without
+	// Names are domain names whose addresses belong to Destinations: router/egress/dns adds them. With names, a policy without
 	// destinations matches nothing.
 	Names    []string
 	Protocol string      // "tcp", "udp", "icmp"; empty: every one

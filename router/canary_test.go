@@ -20,7 +20,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/fib"
-	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/spec"
 )
@@ -55,9 +55,9 @@ func newNest(t *testing.T) *nest {
 		nat.Policy{Name: "near", Action: nat.SNAT, Sources: []netip.Prefix{netip.MustParsePrefix("172.30.0.0/24")}, Pool: "p"},
 		nat.Policy{Name: "wide", Action: nat.Deny, Sources: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}, Destinations: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}})
 
-	var links *nl.Links
+	var links *link.Links
 	var err error
-	n.router.Do(func() { links, err = nl.Open() })
+	n.router.Do(func() { links, err = link.Open() })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,8 +14,9 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
-	"github.com/isthmus-net/isthmus/router/health"
-	"github.com/isthmus-net/isthmus/router/names"
+	"github.com/isthmus-net/isthmus/router/egress"
+	"github.com/isthmus-net/isthmus/router/egress/dns"
+	"github.com/isthmus-net/isthmus/router/egress/health"
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
@@ -26,7 +27,7 @@ import (
 type appliedNAT struct {
 	mu        sync.Mutex // held from looking at what was observed to the end of the driver's work: what is older is not written last
 	config    *nat.Config
-	conflicts []names.Conflict
+	conflicts []dns.Conflict
 	canary    *nat.Attachment // of a proof's canary while it calls
 }
 
@@ -87,7 +88,7 @@ func wantedNames(t plan.Target) []string {
 	}
 	for _, p := range slices.Concat(t.Health, t.Proxies) {
 		for _, target := range p.Probes.Targets {
-			if name, err := names.Parse(target.Host); err == nil { // else it is an address
+			if name, err := egress.ParseName(target.Host); err == nil { // else it is an address
 				out = append(out, name)
 			}
 		}
@@ -115,7 +116,7 @@ func unusedFamilies(t plan.Target) func(name string, ipv6 bool) bool {
 	}
 	for _, p := range slices.Concat(t.Health, t.Proxies) {
 		for _, target := range p.Probes.Targets {
-			name, err := names.Parse(target.Host)
+			name, err := egress.ParseName(target.Host)
 			for _, a := range p.Addresses {
 				if err == nil {
 					used[use{name, a.Is6()}] = true
@@ -179,8 +180,8 @@ func (r *Router) inside(t plan.Target) func(netip.Addr) bool {
 }
 
 // liveNAT returns what is wanted of NAT now, and the addresses that two policies want.
-func (r *Router) liveNAT(c nat.Config) (nat.Config, []names.Conflict) {
-	c, conflicts := names.Extend(c, r.names.Addresses)
+func (r *Router) liveNAT(c nat.Config) (nat.Config, []dns.Conflict) {
+	c, conflicts := dns.Extend(c, r.names.Addresses)
 	c.Own, c.API.Port = r.own(c), r.APIPort
 	c.Links = r.links(c)
 	down := map[netip.Addr]bool{}
@@ -217,7 +218,7 @@ func (r *Router) liveBGP(t plan.Target) bgp.Config {
 	}
 	for _, p := range t.Health {
 		// A pool of which nothing is known yet, because its addresses are not there, counts as usable like one not yet probed.
-		if known, ok := usable[p.Name]; known || !ok && len(t.Takeover.Ways) == 0 {
+		if known, ok := usable[p.Name]; known || !ok && len(t.Takeover.Paths) == 0 {
 			c.Announce = append(c.Announce, p.Announce...)
 		}
 	}
@@ -306,7 +307,7 @@ func (r *Router) pools() []*isthmusv1.PoolStatus {
 			}
 			s.Members = append(s.Members, m)
 		}
-		if i := slices.IndexFunc(target.Health, func(h health.Pool) bool { return h.Name == p.Name }); i >= 0 {
+		if i := slices.IndexFunc(target.Health, func(h egress.ProbedPool) bool { return h.Name == p.Name }); i >= 0 {
 			s.Announce = texts(target.Health[i].Announce)
 			s.Announced = len(s.Announce) > 0 && s.Healthy > 0
 		}

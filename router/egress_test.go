@@ -13,10 +13,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/isthmus-net/isthmus/router/health"
+	"github.com/isthmus-net/isthmus/router/egress"
 )
 
-func (m *machine) probe(_ context.Context, _ string, from netip.Addr, t health.Target) error {
+func (m *machine) probe(_ context.Context, _ string, from netip.Addr, t egress.Target) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.sick[from.String()+" "+t.Host] {

@@ -20,8 +20,9 @@ import (
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/nat/conntrack"
-	"github.com/isthmus-net/isthmus/router/health"
-	"github.com/isthmus-net/isthmus/router/names"
+	"github.com/isthmus-net/isthmus/router/egress"
+	"github.com/isthmus-net/isthmus/router/egress/dns"
+	"github.com/isthmus-net/isthmus/router/egress/health"
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
@@ -44,12 +45,12 @@ func TestUseOfNames(t *testing.T) {
 		r := &Router{Options: Options{Flows: table, Log: slog.New(slog.NewTextHandler(&log, nil))}, state: newObserved(), health: health.New(health.Options{}), proxies: health.New(health.Options{})}
 		prefixes := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
 		hold := 5 * time.Minute
-		target := plan.Target{Names: names.Config{Floor: time.Second, Hold: hold}, NAT: nat.Config{Policies: []nat.Policy{
+		target := plan.Target{Names: egress.DNS{Floor: time.Second, Hold: hold}, NAT: nat.Config{Policies: []nat.Policy{
 			{Name: "a", Action: nat.SNAT, Sources: prefixes("10.1.0.0/16"), Names: []string{"*.a.example"}},
 			{Name: "b", Action: nat.SNAT, Sources: prefixes("10.2.0.0/16"), Names: []string{"*.b.example"}},
 		}}}
 		r.state.target = target
-		r.names = names.New(names.Options{File: file, Changed: func(bool) {}, Log: slog.New(slog.DiscardHandler)})
+		r.names = dns.New(dns.Options{File: file, Changed: func(bool) {}, Log: slog.New(slog.DiscardHandler)})
 		r.names.Set(target.Names, wantedNames(target), nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer func() { cancel(); synctest.Wait() }()
@@ -190,9 +191,9 @@ func TestNameConditions(t *testing.T) {
 	}()
 	r := &Router{Options: Options{Log: slog.New(slog.DiscardHandler)}, state: newObserved()}
 	r.state.target = plan.Target{NAT: nat.Config{Policies: []nat.Policy{{Name: "a", Names: []string{"meta.example", "turns.example", "*.any.example"}}}}}
-	r.names = names.New(names.Options{Changed: func(bool) {}, Apply: func(context.Context) error { return nil }, Log: slog.New(slog.DiscardHandler)})
-	r.names.Set(names.Config{Floor: 20 * time.Millisecond, Resolvers: []netip.AddrPort{netip.MustParseAddrPort(conn.LocalAddr().String())},
-		Proxy: []names.Listener{{Address: netip.MustParseAddr("127.53.53.20"), Interface: "lo"}}}, wantedNames(r.state.target), nil)
+	r.names = dns.New(dns.Options{Changed: func(bool) {}, Apply: func(context.Context) error { return nil }, Log: slog.New(slog.DiscardHandler)})
+	r.names.Set(egress.DNS{Floor: 20 * time.Millisecond, Resolvers: []netip.AddrPort{netip.MustParseAddrPort(conn.LocalAddr().String())},
+		Proxy: []egress.Listener{{Address: netip.MustParseAddr("127.53.53.20"), Interface: "lo"}}}, wantedNames(r.state.target), nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { r.names.Run(ctx); close(done) }()

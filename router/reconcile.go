@@ -13,8 +13,8 @@ import (
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/router/fib"
-	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
@@ -151,7 +151,7 @@ func (r *Router) scheduleNothing(from plan.Target) {
 	r.work.set(object{key: "forwarding", stage: stageHost, last: true, apply: func(context.Context) error { return r.Host.Forward(false) }})
 	closed := r.closed
 	r.work.set(object{key: "nat", stage: stageGuard, apply: func(ctx context.Context) error {
-		r.names.Set(names.Config{}, nil, nil)
+		r.names.Set(egress.DNS{}, nil, nil)
 		r.health.Set("", nil)
 		r.proxies.Set("", nil)
 		if err := r.nat.apply(ctx, r, closed); err != nil {
@@ -271,7 +271,7 @@ func (r *Router) applyNAT(ctx context.Context, former, target plan.Target) error
 	r.names.SetInside(r.inside(target))
 	// The proxy begins to listen behind the rules, since those say who may ask.
 	behind, listening := target.Names, r.names.Listeners()
-	behind.Proxy = slices.DeleteFunc(slices.Clone(behind.Proxy), func(l names.Listener) bool { return !slices.Contains(listening, l) })
+	behind.Proxy = slices.DeleteFunc(slices.Clone(behind.Proxy), func(l egress.Listener) bool { return !slices.Contains(listening, l) })
 	r.names.Set(behind, wantedNames(target), unusedFamilies(target))
 	r.health.Set(target.Underlay.Interface, target.Health)
 	r.proxies.Set("", target.Proxies)

@@ -18,15 +18,16 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/egress"
+	"github.com/isthmus-net/isthmus/router/egress/dns"
+	"github.com/isthmus-net/isthmus/router/egress/health"
+	"github.com/isthmus-net/isthmus/router/egress/takeover"
+	"github.com/isthmus-net/isthmus/router/egress/translog"
 	"github.com/isthmus-net/isthmus/router/fib"
-	"github.com/isthmus-net/isthmus/router/flow"
-	"github.com/isthmus-net/isthmus/router/health"
-	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
-	"github.com/isthmus-net/isthmus/router/takeover"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -82,16 +83,16 @@ type FIB interface {
 	Run(context.Context) error
 }
 
-// Translations is the log of translations; router/flow has the words.
+// Translations is the log of translations; router/egress/translog has the words.
 type Translations interface {
 	// Limit says what is wanted of the log.
-	Limit(flow.Config)
+	Limit(egress.Log)
 	// Use says by which rules flows begin from now on.
 	Use(nat.Config)
 	// Who returns the flows that answer a query; an error is about what may be missing.
-	Who(context.Context, flow.Query) ([]flow.Record, error)
+	Who(context.Context, translog.Query) ([]translog.Record, error)
 	// Status tells how the log is doing.
-	Status() flow.Status
+	Status() translog.Status
 	// Run records until ctx is done.
 	Run(context.Context) error
 }
@@ -119,7 +120,7 @@ type Options struct {
 	// NamesFile keeps the addresses of names for the next start. Empty: they are not kept.
 	NamesFile string
 	// Probe asks a target of health checks once, from an address and out by an interface. Default: health.Prober.
-	Probe func(ctx context.Context, iface string, from netip.Addr, t health.Target) error
+	Probe func(ctx context.Context, iface string, from netip.Addr, t egress.Target) error
 	// Mover takes public addresses; nil: nobody can.
 	Mover takeover.Mover
 	// SSH has the machine's SSH server take these keys and no others. Nil: it is not ours.
@@ -162,7 +163,7 @@ type Router struct {
 	taker     taker
 	proving   chan struct{}   // full while the rules are compared with the document, or are more than that for a canary
 	proxies   *health.Checker // of redirecting policies; each is the one address of a pool with the policy's name
-	names     *names.Resolver
+	names     *dns.Resolver
 	nat       appliedNAT
 	placer    *placer    // nil: nobody places flows
 	unsticker *unsticker // nil: flows are not ended
@@ -213,15 +214,15 @@ type Router struct {
 
 // New returns a router with the stored document, if there is one, ready to Run.
 func New(o Options) (*Router, error) {
-	r := &Router{Options: o, started: time.Now(), work: newScheduler(), state: newObserved(), proving: make(chan struct{}, 1), taker: taker{wanted: make(chan takeover.Config, 1)}, passes: make(chan struct{}, 1)}
-	r.names = names.New(names.Options{File: o.NamesFile, Changed: r.namesChanged, Apply: r.applyNames, Log: o.Log})
+	r := &Router{Options: o, started: time.Now(), work: newScheduler(), state: newObserved(), proving: make(chan struct{}, 1), taker: taker{wanted: make(chan egress.Takeover, 1)}, passes: make(chan struct{}, 1)}
+	r.names = dns.New(dns.Options{File: o.NamesFile, Changed: r.namesChanged, Apply: r.applyNames, Log: o.Log})
 	if o.Probe == nil {
 		o.Probe = (&health.Prober{Resolve: r.names.Resolve}).Probe
 		r.Probe = o.Probe
 	}
 	r.health = health.New(health.Options{Probe: o.Probe, Changed: r.healthChanged, Log: o.Log, What: "source address"})
 	r.proxies = health.New(health.Options{Changed: r.proxyChanged, Log: o.Log, What: "proxy",
-		Probe: func(ctx context.Context, iface string, proxy netip.Addr, t health.Target) error {
+		Probe: func(ctx context.Context, iface string, proxy netip.Addr, t egress.Target) error {
 			from := netip.IPv4Unspecified()
 			if proxy.Is6() {
 				from = netip.IPv6Unspecified()

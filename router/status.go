@@ -16,8 +16,8 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/egress/translog"
 	"github.com/isthmus-net/isthmus/router/fib"
-	"github.com/isthmus-net/isthmus/router/flow"
 	"github.com/isthmus-net/isthmus/router/store"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
@@ -389,7 +389,7 @@ func (r *Router) status() *isthmusv1.SystemStatus {
 	s.Conditions = append(s.Conditions, r.nameConditions()...)
 	s.Conditions = append(s.Conditions, r.portConditions()...)
 	if r.target.Log.Enabled {
-		log := flow.Status{Problems: []string{"it could not be opened when the daemon started"}}
+		log := translog.Status{Problems: []string{"it could not be opened when the daemon started"}}
 		if r.Translations != nil {
 			log = r.Translations.Status()
 		}

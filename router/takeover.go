@@ -7,9 +7,10 @@ import (
 	"time"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
-	"github.com/isthmus-net/isthmus/router/health"
+	"github.com/isthmus-net/isthmus/router/egress"
+	"github.com/isthmus-net/isthmus/router/egress/health"
+	"github.com/isthmus-net/isthmus/router/egress/takeover"
 	"github.com/isthmus-net/isthmus/router/plan"
-	"github.com/isthmus-net/isthmus/router/takeover"
 )
 
 // verdictTime is for how long after the start BGP waits for the first word on the addresses of shared pools. A
@@ -18,7 +19,7 @@ const verdictTime = 5 * time.Second
 
 // taker watches the node that shares the pools.
 type taker struct {
-	wanted chan takeover.Config // capacity 1: the newest
+	wanted chan egress.Takeover // capacity 1: the newest
 
 	mu    sync.Mutex
 	ways  int
@@ -26,7 +27,7 @@ type taker struct {
 	err   error     // of it
 }
 
-func (t *taker) use(c takeover.Config) {
+func (t *taker) use(c egress.Takeover) {
 	select {
 	case <-t.wanted:
 	default:
@@ -45,17 +46,17 @@ func (r *Router) takeOver(ctx context.Context) error {
 		case c := <-r.taker.wanted:
 			stop()
 			r.taker.mu.Lock()
-			r.taker.ways = len(c.Ways)
+			r.taker.ways = len(c.Paths)
 			if r.taker.err != nil { // of a watcher that tries no more
 				r.taker.tried, r.taker.err = time.Time{}, nil
 			}
 			r.taker.mu.Unlock()
 			stop = func() {}
-			if len(c.Ways) == 0 || r.Mover == nil {
+			if len(c.Paths) == 0 || r.Mover == nil {
 				continue
 			}
-			w := takeover.Watcher{Mover: r.Mover, Log: r.Log.With("room", "takeover"), Took: r.took, Spared: r.spared, Echo: func(ctx context.Context, way takeover.Way) error {
-				return r.Probe(ctx, way.Interface, way.From, health.Target{Scheme: "icmp", Host: way.To.String()})
+			w := takeover.Watcher{Mover: r.Mover, Log: r.Log.With("room", "takeover"), Took: r.took, Spared: r.spared, Echo: func(ctx context.Context, way egress.Path) error {
+				return r.Probe(ctx, way.Interface, way.From, egress.Target{Scheme: "icmp", Host: way.To.String()})
 			}}
 			running, cancel := context.WithCancel(ctx)
 			done := make(chan struct{})
@@ -108,7 +109,7 @@ func (r *Router) takeoverConditions() (out []*isthmusv1.Condition) {
 // proven says whether a pool may announce what depends on it. Without takeover an address of which nothing is known yet may
 // work; with it, it may be the other node's.
 func proven(t plan.Target, p health.PoolState) bool {
-	if len(t.Takeover.Ways) == 0 {
+	if len(t.Takeover.Paths) == 0 {
 		return p.Usable() > 0
 	}
 	for _, m := range p.Members {
@@ -121,7 +122,7 @@ func proven(t plan.Target, p health.PoolState) bool {
 
 // awaitVerdict waits, soon after the start, until something is known of every address of shared pools.
 func (r *Router) awaitVerdict(ctx context.Context, t plan.Target) {
-	if len(t.Takeover.Ways) == 0 {
+	if len(t.Takeover.Paths) == 0 {
 		return
 	}
 	for time.Since(r.started) < verdictTime && ctx.Err() == nil {

@@ -9,13 +9,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/isthmus-net/isthmus/router/health"
-	"github.com/isthmus-net/isthmus/router/takeover"
+	"github.com/isthmus-net/isthmus/router/egress"
 )
 
 type hangingMover struct{}
 
-func (hangingMover) Take(ctx context.Context, _ []takeover.Address) error {
+func (hangingMover) Take(ctx context.Context, _ []egress.SharedAddress) error {
 	<-ctx.Done()
 	return ctx.Err()
 }
@@ -25,14 +24,14 @@ func TestTakeoverFailureEndsWithItsConfig(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answers := errors.New("no answer in time")
 		r := &Router{
-			Options: Options{Log: slog.New(slog.DiscardHandler), Mover: hangingMover{}, Probe: func(context.Context, string, netip.Addr, health.Target) error { return answers }},
-			state:   newObserved(), taker: taker{wanted: make(chan takeover.Config, 1)},
+			Options: Options{Log: slog.New(slog.DiscardHandler), Mover: hangingMover{}, Probe: func(context.Context, string, netip.Addr, egress.Target) error { return answers }},
+			state:   newObserved(), taker: taker{wanted: make(chan egress.Takeover, 1)},
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); r.takeOver(ctx) }()
 		defer func() { cancel(); <-done }()
-		c := takeover.Config{Ways: []takeover.Way{{To: netip.MustParseAddr("169.254.80.1")}}, Interval: 250 * time.Millisecond, Fall: 4}
+		c := egress.Takeover{Paths: []egress.Path{{To: netip.MustParseAddr("169.254.80.1")}}, Interval: 250 * time.Millisecond, Fall: 4}
 		r.taker.use(c)
 		time.Sleep(time.Minute)
 		c.Fall = 5

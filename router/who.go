@@ -11,7 +11,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
-	"github.com/isthmus-net/isthmus/router/flow"
+	"github.com/isthmus-net/isthmus/router/egress/translog"
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
@@ -86,7 +86,7 @@ func (r *Router) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.W
 		}
 		return answer, nil
 	}
-	found, err := r.Translations.Who(ctx, flow.Query{Outside: outside, From: at.Add(-within), To: at.Add(within), Protocol: protocol, Destination: destination, AnyPort: q.AnyPort, Limit: mostFlows + 1})
+	found, err := r.Translations.Who(ctx, translog.Query{Outside: outside, From: at.Add(-within), To: at.Add(within), Protocol: protocol, Destination: destination, AnyPort: q.AnyPort, Limit: mostFlows + 1})
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -122,7 +122,7 @@ func unpooled(pooled bool, a netip.Addr, at time.Time) error {
 	return fmt.Errorf("%w: no pool had the address %v at %s", api.ErrNotFound, a, at.UTC().Format(time.RFC3339))
 }
 
-func translatedFlow(f flow.Record) *isthmusv1.TranslatedFlow {
+func translatedFlow(f translog.Record) *isthmusv1.TranslatedFlow {
 	name := nat.ProtocolName(f.Protocol)
 	if f.Protocol == 58 {
 		name = "icmp"
@@ -168,7 +168,7 @@ func (r *Router) poolsAt(at time.Time) ([]nat.Pool, error) {
 }
 
 // logConditions says what the log of translations lacks, or will lack.
-func logConditions(s flow.Status) (out []*isthmusv1.Condition) {
+func logConditions(s translog.Status) (out []*isthmusv1.Condition) {
 	if len(s.Problems) > 0 {
 		out = append(out, &isthmusv1.Condition{
 			Type: "TranslationLogDamaged", Severity: "error", Message: "the log of translations is damaged or not written: " + strings.Join(s.Problems, "; "),

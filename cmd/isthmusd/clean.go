@@ -17,7 +17,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/fib/kernel"
 	"github.com/isthmus-net/isthmus/router/host"
-	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/store"
 	"github.com/isthmus-net/isthmus/tunnel"
@@ -41,7 +41,7 @@ func clean(ctx context.Context, o options, out io.Writer, log *slog.Logger) erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, cleanLimit)
 	defer cancel()
-	links, err := nl.Open()
+	links, err := link.Open()
 	if err != nil {
 		return err
 	}

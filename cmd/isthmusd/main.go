@@ -32,18 +32,18 @@ import (
 	"github.com/isthmus-net/isthmus/router"
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/auth"
+	"github.com/isthmus-net/isthmus/router/egress/dns"
+	"github.com/isthmus-net/isthmus/router/egress/takeover"
+	"github.com/isthmus-net/isthmus/router/egress/translog"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/fib/kernel"
 	"github.com/isthmus-net/isthmus/router/firstboot"
-	"github.com/isthmus-net/isthmus/router/flow"
 	"github.com/isthmus-net/isthmus/router/host"
+	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/router/machine"
-	"github.com/isthmus-net/isthmus/router/names"
-	"github.com/isthmus-net/isthmus/router/nl"
 	"github.com/isthmus-net/isthmus/router/platform"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
-	"github.com/isthmus-net/isthmus/router/takeover"
 	"github.com/isthmus-net/isthmus/tunnel"
 	"github.com/isthmus-net/isthmus/tunnel/ipsec"
 	"github.com/isthmus-net/isthmus/tunnel/wireguard"
@@ -191,7 +191,7 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 	if err != nil {
 		return err
 	}
-	links, err := nl.Open()
+	links, err := link.Open()
 	if err != nil {
 		return err
 	}
@@ -222,7 +222,7 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 	defer flows.Close()
 	// Traffic goes on without it.
 	var translations router.Translations
-	if r, err := flow.Open(filepath.Join(o.state, "flows"), log.With("room", "flow")); err != nil {
+	if r, err := translog.Open(filepath.Join(o.state, "flows"), log.With("room", "translog")); err != nil {
 		log.Error("there is no log of translations", "err", err)
 	} else {
 		defer r.Close()
@@ -261,7 +261,7 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 	}
 	r, err := router.New(router.Options{
 		Store: st, IPsec: vpn, WireGuard: wg, BGP: speaker, FIB: table, NAT: filter, Flows: flows, Translations: translations, Addresses: links, Host: kernelOf,
-		APIPort: port(o.listen), APIFrom: apiFrom, FirstAPI: firstAPI, Facts: facts, Platform: place, SSH: ssh, Drop: o.input == "drop", Resolvers: names.System,
+		APIPort: port(o.listen), APIFrom: apiFrom, FirstAPI: firstAPI, Facts: facts, Platform: place, SSH: ssh, Drop: o.input == "drop", Resolvers: dns.System,
 		Version: version, Log: log, Safe: o.safe,
 		Notices: func() []*isthmusv1.Condition {
 			all := slices.Concat(authority.Conditions(), notices(audit, older), beneath.Conditions())
@@ -339,7 +339,7 @@ func sources(text string) ([]netip.Prefix, error) {
 
 // hosts returns the names and addresses under which clients may reach the API: those that were given, the host's name,
 // and the addresses of its interfaces, in order.
-func hosts(o options, links *nl.Links) ([]string, error) {
+func hosts(o options, links *link.Links) ([]string, error) {
 	var out []string
 	for _, h := range strings.Split(o.hosts, ",") {
 		if h = strings.TrimSpace(h); h != "" {
@@ -374,7 +374,7 @@ func hosts(o options, links *nl.Links) ([]string, error) {
 }
 
 // follow calls changed when the addresses of the machine may have changed, until ctx is done. At boot they come after the daemon.
-func follow(ctx context.Context, links *nl.Links, changed func()) {
+func follow(ctx context.Context, links *link.Links, changed func()) {
 	for ctx.Err() == nil {
 		_ = links.Around(ctx, changed)
 		select {

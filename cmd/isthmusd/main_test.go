@@ -7,12 +7,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/link"
 )
 
 // TestHosts: whoever listens on all addresses is reached under each, however that is written.
 func TestHosts(t *testing.T) {
-	links, err := nl.Open()
+	links, err := link.Open()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,8 +11,8 @@ import (
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/router/fib"
-	"github.com/isthmus-net/isthmus/router/health"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -64,8 +64,8 @@ func differences(a, b Target) []Change {
 	}
 	record(diff("pool", a.NAT.Pools, b.NAT.Pools, func(p nat.Pool) string { return p.Name }, anyFields[nat.Pool](""), ""))
 	record(diff("zone", a.NAT.Zones, b.NAT.Zones, func(z nat.Zone) string { return z.Name }, anyFields[nat.Zone](""), ""))
-	record(diff("health", a.Health, b.Health, func(p health.Pool) string { return p.Name }, anyFields[health.Pool](""), "all addresses of the pool count as healthy, and what it announces is withdrawn"))
-	if f := fields(reflect.ValueOf(a.Takeover), reflect.ValueOf(b.Takeover)); len(f) > 0 && (modify != Add || len(b.Takeover.Ways) > 0) {
+	record(diff("health", a.Health, b.Health, func(p egress.ProbedPool) string { return p.Name }, anyFields[egress.ProbedPool](""), "all addresses of the pool count as healthy, and what it announces is withdrawn"))
+	if f := fields(reflect.ValueOf(a.Takeover), reflect.ValueOf(b.Takeover)); len(f) > 0 && (modify != Add || len(b.Takeover.Paths) > 0) {
 		changes = append(changes, Change{Action: modify, Kind: "takeover", Name: "takeover", Fields: f})
 	}
 	if f := fields(reflect.ValueOf(a.Names), reflect.ValueOf(b.Names)); len(f) > 0 && (modify != Add || len(b.Names.Resolvers)+len(b.Names.Proxy) > 0) {
@@ -84,7 +84,7 @@ func differences(a, b Target) []Change {
 		}
 		changes = append(changes, c)
 	}
-	record(diff("proxy", a.Proxies, b.Proxies, func(p health.Pool) string { return p.Name }, anyFields[health.Pool](""), ""))
+	record(diff("proxy", a.Proxies, b.Proxies, func(p egress.ProbedPool) string { return p.Name }, anyFields[egress.ProbedPool](""), ""))
 	record(diff("policy", a.NAT.Policies, b.NAT.Policies, func(p nat.Policy) string { return p.Name }, policyFields, "new flows that it would decide are left to the other policies, and without one the guard drops them"))
 	record(diff("map", a.NAT.Maps, b.NAT.Maps, func(m nat.Map) string { return m.Mapped.String() }, anyFields[nat.Map](""), ""))
 	record(diff("tunnel", a.Tunnels, b.Tunnels, func(c tunnel.Config) string { return c.Name }, tunnelFields(a.NAT.Clamps, b.NAT.Clamps), "the tunnel goes down for good"))
@@ -304,7 +304,7 @@ func anyFields[T any](why string) func(a, b T) ([]string, string) {
 // documentNames are what the document calls fields that have another name in Go.
 var documentNames = map[string]string{
 	"nat.Pool.Silent": "exhausted", "nat.Policy.Bypass": "whenDown", "nat.Zone.Prefixes": "sources", "nat.Input.Drop": "input",
-	"names.Config.Floor": "nameFloor", "names.Config.Grace": "nameGrace", "names.Config.Hold": "nameHold", "names.Config.Proxy": "dnsProxy",
+	"egress.DNS.Floor": "nameFloor", "egress.DNS.Grace": "nameGrace", "egress.DNS.Hold": "nameHold", "egress.DNS.Proxy": "dnsProxy",
 }
 
 // words are what the document has for false and true.

@@ -13,12 +13,9 @@ import (
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/router/fib"
-	"github.com/isthmus-net/isthmus/router/flow"
-	"github.com/isthmus-net/isthmus/router/health"
-	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/spec"
-	"github.com/isthmus-net/isthmus/router/takeover"
 	"github.com/isthmus-net/isthmus/tunnel"
 	"github.com/isthmus-net/isthmus/tunnel/apipa"
 	"github.com/isthmus-net/isthmus/tunnel/cloud"
@@ -34,13 +31,13 @@ type Target struct {
 	Routes []fib.Route
 	NAT    nat.Config
 	// Health has the pools that are probed, or that announce something.
-	Health []health.Pool
+	Health []egress.ProbedPool
 	// Proxies are the proxies that are probed, each as a pool of one address with the name of its policy.
-	Proxies []health.Pool
-	Names   names.Config
+	Proxies []egress.ProbedPool
+	Names   egress.DNS
 	// Takeover without ways takes nothing.
-	Takeover takeover.Config
-	Log      flow.Config
+	Takeover egress.Takeover
+	Log      egress.Log
 	// SSHKeys may log in by SSH.
 	SSHKeys []string
 	// PortlessTimeout is how long flows without ports are remembered; 0: as the machine has it.
@@ -168,12 +165,12 @@ func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems
 	t.Health, t.Proxies = byName(s.Health), byName(s.Proxies)
 	t.proxy(s)
 	t.Takeover = s.Takeover
-	t.Takeover.Ways = nil
-	for _, w := range s.Takeover.Ways {
+	t.Takeover.Paths = nil
+	for _, w := range s.Takeover.Paths {
 		for _, c := range t.Tunnels {
 			for _, in := range c.Inside {
 				if in.Remote == w.To {
-					t.Takeover.Ways = append(t.Takeover.Ways, takeover.Way{Interface: c.Interface, From: in.Local.Addr(), To: w.To})
+					t.Takeover.Paths = append(t.Takeover.Paths, egress.Path{Interface: c.Interface, From: in.Local.Addr(), To: w.To})
 				}
 			}
 		}
@@ -200,8 +197,8 @@ func Amend(t Target, s *spec.Spec, names []string) Target {
 	return t
 }
 
-func byName(pools []health.Pool) []health.Pool {
-	return slices.SortedFunc(slices.Values(pools), func(a, b health.Pool) int { return cmp.Compare(a.Name, b.Name) })
+func byName(pools []egress.ProbedPool) []egress.ProbedPool {
+	return slices.SortedFunc(slices.Values(pools), func(a, b egress.ProbedPool) int { return cmp.Compare(a.Name, b.Name) })
 }
 
 // insideRule says which inside addresses a tunnel may have.

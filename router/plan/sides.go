@@ -7,8 +7,8 @@ import (
 	"slices"
 
 	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/router/fib"
-	"github.com/isthmus-net/isthmus/router/names"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
@@ -58,7 +58,7 @@ func (t *Target) proxy(s *spec.Spec) {
 		begin := len(t.Names.Proxy)
 		for _, c := range t.Tunnels {
 			if slices.ContainsFunc(c.Inside, func(in tunnel.Inside) bool { return in.Local.Addr() == l.Address }) {
-				t.Names.Proxy = append(t.Names.Proxy, names.Listener{Address: l.Address, Interface: c.Interface})
+				t.Names.Proxy = append(t.Names.Proxy, egress.Listener{Address: l.Address, Interface: c.Interface})
 				t.NAT.DNS = append(t.NAT.DNS, nat.Door{Interface: c.Interface, Address: l.Address})
 			}
 		}
@@ -86,7 +86,7 @@ func (t *Target) proxy(s *spec.Spec) {
 		for _, iface := range slices.Sorted(maps.Keys(doors)) {
 			if d := doors[iface]; iface != t.Underlay.Interface || len(d.From) > 0 {
 				t.NAT.DNS = append(t.NAT.DNS, d)
-				t.Names.Proxy = append(t.Names.Proxy, names.Listener{Address: l.Address, Interface: iface})
+				t.Names.Proxy = append(t.Names.Proxy, egress.Listener{Address: l.Address, Interface: iface})
 			}
 		}
 	}

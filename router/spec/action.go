@@ -12,7 +12,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
-	"github.com/isthmus-net/isthmus/router/health"
+	"github.com/isthmus-net/isthmus/router/egress"
 )
 
 // actions are what a policy can do, in the order in which they are listed to the user.
@@ -204,7 +204,7 @@ func (c *checker) watched(path string, p *isthmusv1.Probes, out *nat.Policy) {
 	if out.To.IsValid() {
 		proxy = append(proxy, out.To.Addr())
 	}
-	c.s.Proxies = append(c.s.Proxies, health.Pool{Name: out.Name, Addresses: proxy, Probes: c.probes(path, p, proxy)})
+	c.s.Proxies = append(c.s.Proxies, egress.ProbedPool{Name: out.Name, Addresses: proxy, Probes: c.probes(path, p, proxy)})
 }
 
 // loops finds redirects that catch what their proxy sends itself.

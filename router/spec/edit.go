@@ -13,7 +13,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
-	"github.com/isthmus-net/isthmus/router/health"
+	"github.com/isthmus-net/isthmus/router/egress"
 )
 
 // A document may have ten thousand policies, and reading and checking all of them for an edit of one would take a
@@ -118,12 +118,12 @@ func (e *Edit) Apply(s *Spec, text string) (Edited, Problems, error) {
 	return out, nil, nil
 }
 
-func indexProxy(list []health.Pool, name string) int {
-	return slices.IndexFunc(list, func(p health.Pool) bool { return p.Name == name })
+func indexProxy(list []egress.ProbedPool, name string) int {
+	return slices.IndexFunc(list, func(p egress.ProbedPool) bool { return p.Name == name })
 }
 
 // sameProxy says whether the proxy of a policy is the same in two lists.
-func sameProxy(a, b []health.Pool, name string) bool {
+func sameProxy(a, b []egress.ProbedPool, name string) bool {
 	i, j := indexProxy(a, name), indexProxy(b, name)
 	return i < 0 && j < 0 || i >= 0 && j >= 0 && reflect.DeepEqual(a[i], b[j])
 }
@@ -147,7 +147,7 @@ func (s *Spec) Policy(name string) *nat.Policy {
 }
 
 // check returns the policies that are set, and their proxies.
-func (e *Edit) check(s *Spec) ([]nat.Policy, []health.Pool, Problems) {
+func (e *Edit) check(s *Spec) ([]nat.Policy, []egress.ProbedPool, Problems) {
 	c := s.checker(e.lines)
 	c.take(e.problems)
 	c.unread = e.problems.paths()

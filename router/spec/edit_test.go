@@ -13,7 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
-	"github.com/isthmus-net/isthmus/router/health"
+	"github.com/isthmus-net/isthmus/router/egress"
 )
 
 const editHead = `# a node
@@ -209,7 +209,7 @@ func TestEditIsWhole(t *testing.T) {
 			}
 			same := func(s *Spec) {
 				s.lines, s.layout = nil, nil
-				s.Proxies = slices.SortedFunc(slices.Values(s.Proxies), func(a, b health.Pool) int { return cmp.Compare(a.Name, b.Name) })
+				s.Proxies = slices.SortedFunc(slices.Values(s.Proxies), func(a, b egress.ProbedPool) int { return cmp.Compare(a.Name, b.Name) })
 				if len(s.Policies) == 0 {
 					s.Policies = nil
 				}

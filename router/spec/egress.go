@@ -10,9 +10,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
-	"github.com/isthmus-net/isthmus/router/health"
-	"github.com/isthmus-net/isthmus/router/names"
-	"github.com/isthmus-net/isthmus/router/takeover"
+	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -54,7 +52,7 @@ func (c *checker) zones(list []*isthmusv1.Zone) {
 
 // health checks how a pool is probed, and what it announces.
 func (c *checker) health(path string, p *isthmusv1.Pool, pool nat.Pool) {
-	out := health.Pool{Name: pool.Name}
+	out := egress.ProbedPool{Name: pool.Name}
 	for _, a := range pool.Addresses {
 		out.Addresses = append(out.Addresses, a.Address)
 	}
@@ -84,8 +82,8 @@ func (c *checker) health(path string, p *isthmusv1.Pool, pool nat.Pool) {
 	}
 }
 
-func (c *checker) probes(path string, p *isthmusv1.Probes, addresses []netip.Addr) health.Probes {
-	out := health.Probes{
+func (c *checker) probes(path string, p *isthmusv1.Probes, addresses []netip.Addr) egress.Probes {
+	out := egress.Probes{
 		Interval: c.duration(path+".interval", p.GetInterval(), 5*time.Second, time.Second, time.Hour),
 		HoldDown: c.duration(path+".holdDown", p.GetHoldDown(), time.Minute, 0, 24*time.Hour),
 		Rise:     int(c.Number(path+".rise", p.GetRise(), 2, 1, 100)),
@@ -100,7 +98,7 @@ func (c *checker) probes(path string, p *isthmusv1.Probes, addresses []netip.Add
 	}
 	for i, text := range p.GetTargets()[:min(len(p.GetTargets()), maxTargets)] {
 		at := fmt.Sprintf("%s.targets[%d]", path, i)
-		t, err := health.ParseTarget(text)
+		t, err := egress.ParseTarget(text)
 		if err != nil {
 			c.Problem(at, text, err.Error(), `write it as "tcp://198.51.100.7:443", "https://api.partner.example/health" or "icmp://198.51.100.7"`)
 			continue
@@ -110,7 +108,7 @@ func (c *checker) probes(path string, p *isthmusv1.Probes, addresses []netip.Add
 				continue
 			}
 			c.notPlatform(at, text, a)
-		} else if name, err := names.Parse(t.Host); err != nil || names.IsWildcard(name) {
+		} else if name, err := egress.ParseName(t.Host); err != nil || egress.IsWildcard(name) {
 			c.Problem(at, text, "has a host that is neither an address nor a domain name", "give one of them")
 			continue
 		}
@@ -144,7 +142,7 @@ func (c *checker) takeover(e *isthmusv1.Egress) {
 	if t == nil {
 		return
 	}
-	out := takeover.Config{
+	out := egress.Takeover{
 		Interval: c.duration("egress.takeover.interval", t.GetInterval(), 250*time.Millisecond, 100*time.Millisecond, 10*time.Second),
 		Fall:     int(c.Number("egress.takeover.fall", t.GetFall(), 4, 2, 100)),
 	}
@@ -166,10 +164,10 @@ func (c *checker) takeover(e *isthmusv1.Egress) {
 		if !slices.ContainsFunc(c.s.Tunnels, remote) {
 			c.Problem(at, text, "is no remote inside address of a tunnel", "write both addresses in the `inside` of the tunnel to the other node")
 		}
-		if slices.ContainsFunc(out.Ways, func(w takeover.Way) bool { return w.To == a }) {
+		if slices.ContainsFunc(out.Paths, func(w egress.Path) bool { return w.To == a }) {
 			c.Problem(at, text, "is listed twice", "keep one of them")
 		}
-		out.Ways = append(out.Ways, takeover.Way{To: a})
+		out.Paths = append(out.Paths, egress.Path{To: a})
 	}
 	for i, p := range e.GetPools() {
 		if p.GetProbes() == nil {
@@ -178,7 +176,7 @@ func (c *checker) takeover(e *isthmusv1.Egress) {
 	}
 	for _, p := range c.s.Pools {
 		for _, a := range p.Addresses {
-			out.Addresses = append(out.Addresses, takeover.Address{Address: a.Address, Public: a.Public})
+			out.Addresses = append(out.Addresses, egress.SharedAddress{Address: a.Address, Public: a.Public})
 		}
 	}
 	c.s.Takeover = out
@@ -187,7 +185,7 @@ func (c *checker) takeover(e *isthmusv1.Egress) {
 // resolution checks how names are resolved, and how long flows without ports are remembered.
 func (c *checker) resolution(e *isthmusv1.Egress) {
 	c.s.PortlessTimeout = c.duration("egress.portlessTimeout", e.GetPortlessTimeout(), 0, 10*time.Second, 120*time.Hour)
-	out := names.Config{
+	out := egress.DNS{
 		Floor: c.duration("egress.nameFloor", e.GetNameFloor(), 30*time.Second, time.Second, time.Hour),
 		Grace: c.duration("egress.nameGrace", e.GetNameGrace(), 24*time.Hour, 0, 720*time.Hour),
 		Hold:  c.duration("egress.nameHold", e.GetNameHold(), 0, time.Minute, 720*time.Hour),
@@ -224,7 +222,7 @@ func (c *checker) resolution(e *isthmusv1.Egress) {
 }
 
 // listeners checks where the proxy listens, and for whom.
-func (c *checker) listeners(proxy *isthmusv1.DNSProxy, out *names.Config) {
+func (c *checker) listeners(proxy *isthmusv1.DNSProxy, out *egress.DNS) {
 	if len(proxy.GetListen()) == 0 {
 		c.Missing("egress.dnsProxy.listen", "give local inside addresses of tunnels, or an address of the node that spokes have a route to")
 	}
@@ -259,10 +257,10 @@ func (c *checker) listeners(proxy *isthmusv1.DNSProxy, out *names.Config) {
 				c.Problem(at, text, "is served on tunnels and attachments, and there is none", "write the networks of the clients in `attachments`")
 			}
 		}
-		if slices.ContainsFunc(out.Proxy, func(l names.Listener) bool { return l.Address == a }) {
+		if slices.ContainsFunc(out.Proxy, func(l egress.Listener) bool { return l.Address == a }) {
 			c.Problem(at, text, "is listed twice", "keep one of them")
 		}
-		out.Proxy = append(out.Proxy, names.Listener{Address: a})
+		out.Proxy = append(out.Proxy, egress.Listener{Address: a})
 	}
 	if len(proxy.GetFrom()) > 0 && routable == 0 && len(proxy.GetListen()) > 0 {
 		c.Problem("egress.dnsProxy.from", "", "has no meaning while `listen` has only inside addresses, each of which is served on its tunnels", "remove it, or listen on an address of the node that spokes have a route to")
@@ -300,7 +298,7 @@ func (c *checker) domains(path string, list []string) (out []string) {
 	listed := map[string]bool{}
 	for i, text := range list {
 		at := fmt.Sprintf("%s[%d]", path, i)
-		name, err := names.Parse(text)
+		name, err := egress.ParseName(text)
 		switch {
 		case err != nil && strings.Contains(err.Error(), "address"):
 			c.Problem(at, text, err.Error(), "write it in `destinations`")
@@ -308,7 +306,7 @@ func (c *checker) domains(path string, list []string) (out []string) {
 		case err != nil:
 			c.Problem(at, text, err.Error(), `write it as "api.partner.example" or "*.partner.example"`)
 			continue
-		case names.IsWildcard(name) && !c.proxy:
+		case egress.IsWildcard(name) && !c.proxy:
 			c.Problem(at, text, "is a wildcard, which only the DNS proxy can resolve", "set `egress.dnsProxy`, or name each name")
 		case listed[name]:
 			c.Problem(at, text, "is listed twice", "keep one of them")

@@ -8,7 +8,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
-	"github.com/isthmus-net/isthmus/router/flow"
+	"github.com/isthmus-net/isthmus/router/egress"
 )
 
 func (c *checker) translationLog(path string, l *isthmusv1.TranslationLog) {
@@ -16,8 +16,8 @@ func (c *checker) translationLog(path string, l *isthmusv1.TranslationLog) {
 		return
 	}
 	const least = 64 << 20
-	c.s.Log = flow.Config{Enabled: true, MaxBytes: flow.DefaultMaxBytes,
-		MaxAge: c.duration(path+".maxAge", l.GetMaxAge(), flow.DefaultMaxAge, time.Hour, 10*365*24*time.Hour)}
+	c.s.Log = egress.Log{Enabled: true, MaxBytes: egress.DefaultLogBytes,
+		MaxAge: c.duration(path+".maxAge", l.GetMaxAge(), egress.DefaultLogAge, time.Hour, 10*365*24*time.Hour)}
 	switch v := l.GetMaxBytes(); {
 	case v == 0:
 	case v < least || v > 1<<62:

@@ -6,10 +6,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
-	"github.com/isthmus-net/isthmus/router/flow"
-	"github.com/isthmus-net/isthmus/router/health"
-	"github.com/isthmus-net/isthmus/router/names"
-	"github.com/isthmus-net/isthmus/router/takeover"
+	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -30,17 +27,17 @@ type Spec struct {
 	Attachments []Attachment
 	Access      Access
 	// Health has the pools that are probed, or that announce something.
-	Health []health.Pool
+	Health []egress.ProbedPool
 	// Proxies are the proxies of policies that are probed, by the policies' names.
-	Proxies []health.Pool
+	Proxies []egress.ProbedPool
 	// Names lacks the proxy's interfaces.
-	Names names.Config
+	Names egress.DNS
 	// ProxyFrom are the tunnels and attachments whose hosts may ask the proxy at addresses that are no inside address; empty: all.
 	ProxyFrom []string
 	// Takeover lacks the interfaces and local addresses of its ways.
-	Takeover takeover.Config
+	Takeover egress.Takeover
 
-	Log flow.Config
+	Log egress.Log
 	// PortlessTimeout is how long flows without ports are remembered; 0: as the machine has it.
 	PortlessTimeout time.Duration
 

@@ -47,7 +47,7 @@ var importers = map[string][]string{
 	"github.com/osrg/gobgp/":         {"bgp/gobgp"},
 	"github.com/strongswan/govici/":  {"tunnel/ipsec"},
 	"golang.zx2c4.com/wireguard":     {"tunnel/wireguard"},
-	"github.com/vishvananda/netlink": {"router/nl"},
+	"github.com/vishvananda/netlink": {"router/link"},
 	"github.com/google/nftables":     {"nat/nftables"},
 	"github.com/coreos/go-systemd/":  {"cmd/isthmusd"},
 	"github.com/spf13/cobra":         {"cmd/isthmus"},
@@ -57,7 +57,7 @@ var importers = map[string][]string{
 	"github.com/CycloneDX/":          {"image/build"},
 	"github.com/hashicorp/hcl/":      {}, // tests alone read Terraform
 	"go.yaml.in/yaml/":               {"router/spec", "cmd/isthmus", "tunnel/cloud/importer"},
-	"golang.org/x/net/dns/":          {"router/names"},
+	"golang.org/x/net/dns/":          {"router/egress/dns"},
 	"google.golang.org/grpc/":        {"router/api", "router/auth", "cmd/isthmus", "proto/isthmus/v1"},
 }
 
@@ -88,41 +88,42 @@ var below = map[string][]string{
 
 	"tunnel/cloud/importer": {"tunnel/cloud"},
 
-	"tunnel/ipsec":       {"tunnel", "router/secret", "router/nl"},
-	"tunnel/wireguard":   {"tunnel", "router/secret", "router/nl"},
-	"bgp":                {"router/secret"},
-	"bgp/filter":         {},
-	"bgp/relay":          {"bgp/filter"},
-	"bgp/gobgp":          {"bgp", "bgp/filter", "bgp/relay", "router/secret"},
-	"nat":                {},
-	"nat/conntrack":      {},
-	"router/takeover":    {},
-	"nat/nftables":       {"nat"},
-	"nat/placement":      {"nat"},
-	"router/flow":        {"nat", "nat/conntrack"},
-	"router/fib":         {},
-	"router/fib/kernel":  {"router/fib"},
-	"router/nl":          {"router/fib"},
-	"router/host":        {},
-	"router/platform":    {},
-	"router/firstboot":   {"proto/isthmus/v1", "router/auth", "router/platform", "router/spec", "router/store"},
-	"router/health":      {},
-	"router/names":       {"nat"},
-	"router/store":       {"router/secret"},
-	"router/auth":        {"proto/isthmus/v1", "router/store"},
-	"router/spec":        {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/secret", "router/health", "router/names", "router/takeover", "router/flow"},
-	"router/topology":    {"proto/isthmus/v1", "router/spec", "router/secret", "tunnel/apipa", "tunnel/cloud"},
-	"router/plan":        {"bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/fib", "router/spec", "router/secret", "router/health", "router/names", "router/takeover", "router/flow"},
-	"router":             {"proto/isthmus/v1", "router/api", "bgp", "nat", "nat/conntrack", "nat/placement", "tunnel", "tunnel/explain", "router/fib", "router/plan", "router/spec", "router/secret", "router/store", "router/health", "router/names", "router/takeover", "router/flow"},
-	"image/slot":         {},
-	"image/tpm":          {},
-	"image/helper":       {"image/slot"},
-	"image/build":        {"image/slot"},
-	"image/figures":      {},
-	"router/machine":     {"proto/isthmus/v1", "router/api", "router/store", "image/helper", "image/slot"},
-	"cmd/isthmus-system": {"image/helper", "image/slot", "image/tpm"},
-	"router/api":         {"proto/isthmus/v1", "router/auth", "router/store", "router/secret", "bgp"},
-	"proto/isthmus/v1":   {},
+	"tunnel/ipsec":           {"tunnel", "router/secret", "router/link"},
+	"tunnel/wireguard":       {"tunnel", "router/secret", "router/link"},
+	"bgp":                    {"router/secret"},
+	"bgp/filter":             {},
+	"bgp/relay":              {"bgp/filter"},
+	"bgp/gobgp":              {"bgp", "bgp/filter", "bgp/relay", "router/secret"},
+	"nat":                    {},
+	"nat/conntrack":          {},
+	"router/egress":          {},
+	"router/egress/takeover": {"router/egress"},
+	"nat/nftables":           {"nat"},
+	"nat/placement":          {"nat"},
+	"router/egress/translog": {"router/egress", "nat", "nat/conntrack"},
+	"router/fib":             {},
+	"router/fib/kernel":      {"router/fib"},
+	"router/link":            {"router/fib"},
+	"router/host":            {},
+	"router/platform":        {},
+	"router/firstboot":       {"proto/isthmus/v1", "router/auth", "router/platform", "router/spec", "router/store"},
+	"router/egress/health":   {"router/egress"},
+	"router/egress/dns":      {"router/egress", "nat"},
+	"router/store":           {"router/secret"},
+	"router/auth":            {"proto/isthmus/v1", "router/store"},
+	"router/spec":            {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/secret", "router/egress"},
+	"router/topology":        {"proto/isthmus/v1", "router/spec", "router/secret", "tunnel/apipa", "tunnel/cloud"},
+	"router/plan":            {"bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/fib", "router/spec", "router/secret", "router/egress"},
+	"router":                 {"proto/isthmus/v1", "router/api", "bgp", "nat", "nat/conntrack", "nat/placement", "tunnel", "tunnel/explain", "router/fib", "router/plan", "router/spec", "router/secret", "router/store", "router/egress", "router/egress/health", "router/egress/dns", "router/egress/takeover", "router/egress/translog"},
+	"image/slot":             {},
+	"image/tpm":              {},
+	"image/helper":           {"image/slot"},
+	"image/build":            {"image/slot"},
+	"image/figures":          {},
+	"router/machine":         {"proto/isthmus/v1", "router/api", "router/store", "image/helper", "image/slot"},
+	"cmd/isthmus-system":     {"image/helper", "image/slot", "image/tpm"},
+	"router/api":             {"proto/isthmus/v1", "router/auth", "router/store", "router/secret", "bgp"},
+	"proto/isthmus/v1":       {},
 	// Presets, importers and topologies are data and pure functions, which work without a node.
 	"cmd/isthmus": {"proto/isthmus/v1", "tunnel/cloud", "tunnel/cloud/importer", "router/topology", "router/spec"},
 }
@@ -163,6 +164,23 @@ func TestDriversKeepTheirShape(t *testing.T) {
 			if !slices.Contains(all[name].GoFiles, file) {
 				t.Errorf("%s has no %s", name, file)
 			}
+		}
+	}
+}
+
+// TestClientHasNoSockets: the command line checks documents, and links nothing that reads or writes the kernel.
+func TestClientHasNoSockets(t *testing.T) {
+	cmd := exec.Command("go", "list", "-deps", "./cmd/isthmus")
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	engines := []string{"nat/conntrack", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/egress/translog"}
+	for _, name := range strings.Fields(string(out)) {
+		room, ours := strings.CutPrefix(name, module)
+		if strings.Contains(name, "/netlink") || strings.Contains(name, "/nftables") || ours && slices.Contains(engines, room) {
+			t.Errorf("cmd/isthmus links %s", name)
 		}
 	}
 }

@@ -26,7 +26,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/fib/kernel"
 	"github.com/isthmus-net/isthmus/router/host"
-	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/router/store"
 	"github.com/isthmus-net/isthmus/test/lab"
 	"github.com/isthmus-net/isthmus/tunnel"
@@ -67,7 +67,7 @@ func runRouter(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	links, err := nl.Open()
+	links, err := link.Open()
 	if err != nil {
 		return err
 	}
@@ -159,21 +159,21 @@ func (g *given) Writes() uint64 { return 0 }
 // noLinks is ipsec.Links on a kernel without xfrm interfaces: it remembers what was wanted.
 type noLinks struct {
 	mu    sync.Mutex
-	links map[string]nl.Link
+	links map[string]link.Link
 }
 
-func newNoLinks() *noLinks { return &noLinks{links: map[string]nl.Link{}} }
+func newNoLinks() *noLinks { return &noLinks{links: map[string]link.Link{}} }
 
-func (l *noLinks) Get(name string) (nl.Link, error) {
+func (l *noLinks) Get(name string) (link.Link, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if k, ok := l.links[name]; ok {
 		return k, nil
 	}
-	return nl.Link{}, fmt.Errorf("%s: %w", name, nl.ErrNotFound)
+	return link.Link{}, fmt.Errorf("%s: %w", name, link.ErrNotFound)
 }
 
-func (l *noLinks) List(string) (out []nl.Link, err error) {
+func (l *noLinks) List(string) (out []link.Link, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, k := range l.links {
@@ -182,10 +182,10 @@ func (l *noLinks) List(string) (out []nl.Link, err error) {
 	return out, nil
 }
 
-func (l *noLinks) Ensure(w nl.Wanted) error {
+func (l *noLinks) Ensure(w link.Wanted) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.links[w.Name] = nl.Link{Name: w.Name, Kind: w.Kind, Alias: w.Alias, IfID: w.IfID, MTU: w.MTU, Up: true}
+	l.links[w.Name] = link.Link{Name: w.Name, Kind: w.Kind, Alias: w.Alias, IfID: w.IfID, MTU: w.MTU, Up: true}
 	return nil
 }
 
@@ -200,16 +200,18 @@ func (l *noLinks) Remove(alias string, _ ...string) error {
 	return nil
 }
 
-func (l *noLinks) Watch(ctx context.Context, notify func(nl.Change)) error {
-	notify(nl.Change{})
+func (l *noLinks) Watch(ctx context.Context, notify func(link.Change)) error {
+	notify(link.Change{})
 	<-ctx.Done()
 	return nil
 }
 
-func (l *noLinks) SAs() ([]nl.SA, error)  { return nil, nil }
-func (l *noLinks) DeleteSA(_ nl.SA) error { return nil }
+func (l *noLinks) SAs() ([]link.SA, error)  { return nil, nil }
+func (l *noLinks) DeleteSA(_ link.SA) error { return nil }
 
-func (l *noLinks) Inbound(netip.Addr, uint32) (nl.Inbound, error) { return nl.Inbound{}, nl.ErrNoSA }
+func (l *noLinks) Inbound(netip.Addr, uint32) (link.Inbound, error) {
+	return link.Inbound{}, link.ErrNoSA
+}
 
 // runNetlink is what no router can be faster than: on SIGUSR1 it writes N routes into one nexthop group, on SIGUSR2 it takes
 // them away. It has the batches of router/fib/kernel, and nothing else.

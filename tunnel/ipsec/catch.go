@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/link"
 )
 
 const (
@@ -45,7 +45,7 @@ const (
 type catcher struct {
 	log   *slog.Logger
 	six   bool // IPv6
-	state func(dst netip.Addr, spi uint32) (nl.Inbound, error)
+	state func(dst netip.Addr, spi uint32) (link.Inbound, error)
 
 	in      *os.File // packet socket
 	raw     syscall.RawConn
@@ -81,7 +81,7 @@ type caught struct {
 }
 
 // newCatcher starts to catch packets of IPv4, or of IPv6, from no source yet. The states of SAs come from state.
-func newCatcher(log *slog.Logger, six bool, state func(netip.Addr, uint32) (nl.Inbound, error)) (*catcher, error) {
+func newCatcher(log *slog.Logger, six bool, state func(netip.Addr, uint32) (link.Inbound, error)) (*catcher, error) {
 	protocol, family := uint16(unix.ETH_P_IP), unix.AF_INET
 	if six {
 		protocol, family = unix.ETH_P_IPV6, unix.AF_INET6
@@ -293,7 +293,7 @@ func (c *catcher) take(packet []byte, now time.Time) {
 	h := c.held[id]
 	if h == nil {
 		state, err := c.state(id.dst, id.spi)
-		if errors.Is(err, nl.ErrNoSA) {
+		if errors.Is(err, link.ErrNoSA) {
 			return
 		}
 		if err == nil && state.Keyed {
@@ -356,7 +356,7 @@ func (c *catcher) ask(now time.Time) {
 		for _, sequence := range slices.Sorted(maps.Keys(h.packets)) {
 			p := h.packets[sequence]
 			switch {
-			case errors.Is(err, nl.ErrNoSA), now.Sub(p.at) > caughtFor:
+			case errors.Is(err, link.ErrNoSA), now.Sub(p.at) > caughtFor:
 			case !state.Keyed, !h.early && now.Sub(p.at) < underWay:
 				continue
 			case !state.Took(sequence) && unix.Sendto(c.out, p.packet, 0, to(id.dst)) == nil:

@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/isthmus-net/isthmus/router/nl"
-	"github.com/isthmus-net/isthmus/router/nl/nltest"
+	"github.com/isthmus-net/isthmus/router/link"
+	"github.com/isthmus-net/isthmus/router/link/linktest"
 )
 
 // Ring: namespace. ESP comes from another namespace, bare and in UDP; the states of the kernel are made up.
@@ -23,22 +23,22 @@ import (
 // states are made-up states of the kernel, by SPI.
 type states struct {
 	mu    sync.Mutex
-	of    map[uint32]nl.Inbound
+	of    map[uint32]link.Inbound
 	asked map[uint32]int
 }
 
-func (s *states) state(_ netip.Addr, spi uint32) (nl.Inbound, error) {
+func (s *states) state(_ netip.Addr, spi uint32) (link.Inbound, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked[spi]++
 	in, ok := s.of[spi]
 	if !ok {
-		return in, nl.ErrNoSA
+		return in, link.ErrNoSA
 	}
 	return in, nil
 }
 
-func (s *states) set(spi uint32, in nl.Inbound) {
+func (s *states) set(spi uint32, in link.Inbound) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.of[spi] = in
@@ -78,8 +78,8 @@ func espPacket(spi, sequence uint32) []byte {
 }
 
 // took is a state with keys that has taken sequence numbers below 33.
-func took(sequences ...uint32) nl.Inbound {
-	in := nl.Inbound{Keyed: true, Window: 32, Taken: []uint32{0}}
+func took(sequences ...uint32) link.Inbound {
+	in := link.Inbound{Keyed: true, Window: 32, Taken: []uint32{0}}
 	for _, s := range sequences {
 		in.Top = max(in.Top, s)
 		in.Taken[0] |= 1 << (s - 1)
@@ -98,13 +98,13 @@ func catches(t *testing.T, six bool, here, there string) {
 	if six {
 		version, length, most = "6", "/64", mostSources6
 	}
-	nltest.Namespace(t, "ist-catch")
-	nltest.Run(t, "ip", "link", "add", "ist-c", "type", "veth", "peer", "ist-c", "netns", "ist-catch")
-	t.Cleanup(func() { nltest.Run(t, "ip", "link", "del", "ist-c") })
-	nltest.Run(t, "ip", "-"+version, "addr", "add", here+length, "dev", "ist-c", "nodad")
-	nltest.Run(t, "ip", "link", "set", "ist-c", "up")
-	nltest.Run(t, "ip", "-n", "ist-catch", "-"+version, "addr", "add", there+length, "dev", "ist-c", "nodad")
-	nltest.Run(t, "ip", "-n", "ist-catch", "link", "set", "ist-c", "up")
+	linktest.Namespace(t, "ist-catch")
+	linktest.Run(t, "ip", "link", "add", "ist-c", "type", "veth", "peer", "ist-c", "netns", "ist-catch")
+	t.Cleanup(func() { linktest.Run(t, "ip", "link", "del", "ist-c") })
+	linktest.Run(t, "ip", "-"+version, "addr", "add", here+length, "dev", "ist-c", "nodad")
+	linktest.Run(t, "ip", "link", "set", "ist-c", "up")
+	linktest.Run(t, "ip", "-n", "ist-catch", "-"+version, "addr", "add", there+length, "dev", "ist-c", "nodad")
+	linktest.Run(t, "ip", "-n", "ist-catch", "link", "set", "ist-c", "up")
 
 	type arrival struct {
 		sort     string
@@ -150,7 +150,7 @@ func catches(t *testing.T, six bool, here, there string) {
 	defer out["udp"].Close()
 	defer out["esp"].Close()
 
-	s := &states{of: map[uint32]nl.Inbound{}, asked: map[uint32]int{}}
+	s := &states{of: map[uint32]link.Inbound{}, asked: map[uint32]int{}}
 	c, err := newCatcher(slog.New(slog.NewTextHandler(testLog{t}, nil)), six, s.state)
 	if err != nil {
 		t.Fatal(err)
@@ -214,7 +214,7 @@ func catches(t *testing.T, six bool, here, there string) {
 
 		// They come before the SA has keys.
 		spi = another()
-		s.set(spi, nl.Inbound{})
+		s.set(spi, link.Inbound{})
 		send(sort, spi, 2)
 		send(sort, spi, 1)
 		send(sort, spi, 3)
@@ -246,7 +246,7 @@ func catches(t *testing.T, six bool, here, there string) {
 
 		// The negotiation fails.
 		spi = another()
-		s.set(spi, nl.Inbound{})
+		s.set(spi, link.Inbound{})
 		send(sort, spi, 1)
 		asked(spi, 3)
 		s.mu.Lock()
@@ -309,7 +309,7 @@ func ipPacket(spi, sequence uint32, size int) []byte {
 
 func TestCatcherBounds(t *testing.T) {
 	var log strings.Builder
-	s := &states{of: map[uint32]nl.Inbound{1: {}, 2: {}, 3: {}}, asked: map[uint32]int{}}
+	s := &states{of: map[uint32]link.Inbound{1: {}, 2: {}, 3: {}}, asked: map[uint32]int{}}
 	c := &catcher{log: slog.New(slog.NewTextHandler(&log, nil)), state: s.state, seen: map[said]bool{}, held: map[said]*held{}}
 	now := time.Now()
 	has := func(spi uint32) int {

@@ -18,15 +18,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/isthmus-net/isthmus/router/nl"
-	"github.com/isthmus-net/isthmus/router/nl/nltest"
+	"github.com/isthmus-net/isthmus/router/link"
+	"github.com/isthmus-net/isthmus/router/link/linktest"
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
 // Ring: VM. Two charons, ours here and the peer's in the namespace ist-far, with xfrm interfaces and traffic.
 
-func TestMain(m *testing.M) { nltest.Main(m) }
+func TestMain(m *testing.M) { linktest.Main(m) }
 
 const (
 	ourAddress   = "192.0.2.1"
@@ -52,7 +52,7 @@ func needCharon(t *testing.T) {
 	if out, err := exec.Command("ip", "link", "add", "ist-probe", "type", "xfrm", "if_id", "4242").CombinedOutput(); err != nil {
 		skipf("this kernel has no xfrm interfaces; the VM ring runs this test: %s", out)
 	}
-	nltest.Run(t, "ip", "link", "del", "ist-probe")
+	linktest.Run(t, "ip", "link", "del", "ist-probe")
 }
 
 // charon is a running charon in a namespace ("" for ours).
@@ -203,7 +203,7 @@ type bench struct {
 	t         *testing.T
 	near, far *charon
 	d         *Driver
-	links     *nl.Links
+	links     *link.Links
 	dir       string
 	cancel    context.CancelFunc
 	running   chan error
@@ -215,15 +215,15 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	needCharon(t)
-	nltest.Namespace(t, "ist-far")
-	nltest.Run(t, "ip", "link", "add", "ist-u", "type", "veth", "peer", "ist-u", "netns", "ist-far")
-	t.Cleanup(func() { nltest.Run(t, "ip", "link", "del", "ist-u") })
-	nltest.Run(t, "ip", "addr", "add", ourAddress+"/24", "dev", "ist-u")
-	nltest.Run(t, "ip", "addr", "add", ourAddress6+"/64", "dev", "ist-u", "nodad")
-	nltest.Run(t, "ip", "link", "set", "ist-u", "up")
-	nltest.Run(t, "ip", "-n", "ist-far", "addr", "add", peerAddress+"/24", "dev", "ist-u")
-	nltest.Run(t, "ip", "-n", "ist-far", "addr", "add", peerAddress6+"/64", "dev", "ist-u", "nodad")
-	nltest.Run(t, "ip", "-n", "ist-far", "link", "set", "ist-u", "up")
+	linktest.Namespace(t, "ist-far")
+	linktest.Run(t, "ip", "link", "add", "ist-u", "type", "veth", "peer", "ist-u", "netns", "ist-far")
+	t.Cleanup(func() { linktest.Run(t, "ip", "link", "del", "ist-u") })
+	linktest.Run(t, "ip", "addr", "add", ourAddress+"/24", "dev", "ist-u")
+	linktest.Run(t, "ip", "addr", "add", ourAddress6+"/64", "dev", "ist-u", "nodad")
+	linktest.Run(t, "ip", "link", "set", "ist-u", "up")
+	linktest.Run(t, "ip", "-n", "ist-far", "addr", "add", peerAddress+"/24", "dev", "ist-u")
+	linktest.Run(t, "ip", "-n", "ist-far", "addr", "add", peerAddress6+"/64", "dev", "ist-u", "nodad")
+	linktest.Run(t, "ip", "-n", "ist-far", "link", "set", "ist-u", "up")
 	b := &bench{t: t, dir: t.TempDir(), secrets: map[string]string{"psk": preshared}}
 	b.far = newCharon(t, "ist-far")
 	b.near = newCharon(t, "")
@@ -239,7 +239,7 @@ func newBench(t *testing.T) *bench {
 // start runs a new driver, as a new isthmusd would.
 func (b *bench) start() {
 	b.t.Helper()
-	links, err := nl.Open()
+	links, err := link.Open()
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -308,9 +308,9 @@ func one(n int) (tunnel.Config, peerConn) {
 // farInterface makes the peer's xfrm interface of a tunnel.
 func (b *bench) farInterface(c tunnel.Config) {
 	b.t.Helper()
-	nltest.Run(b.t, "ip", "-n", "ist-far", "link", "add", c.Interface, "type", "xfrm", "dev", "ist-u", "if_id", fmt.Sprint(c.ID))
-	nltest.Run(b.t, "ip", "-n", "ist-far", "addr", "add", fmt.Sprintf("%s/30", c.Inside[0].Remote), "dev", c.Interface)
-	nltest.Run(b.t, "ip", "-n", "ist-far", "link", "set", c.Interface, "up")
+	linktest.Run(b.t, "ip", "-n", "ist-far", "link", "add", c.Interface, "type", "xfrm", "dev", "ist-u", "if_id", fmt.Sprint(c.ID))
+	linktest.Run(b.t, "ip", "-n", "ist-far", "addr", "add", fmt.Sprintf("%s/30", c.Inside[0].Remote), "dev", c.Interface)
+	linktest.Run(b.t, "ip", "-n", "ist-far", "link", "set", c.Interface, "up")
 }
 
 func (b *bench) apply(c tunnel.Config) {
@@ -412,7 +412,7 @@ func TestTunnel(t *testing.T) {
 	if s.Remote.Addr().String() != peerAddress || s.Established.IsZero() || s.Keyed.IsZero() || s.TimesUp != 1 {
 		t.Errorf("state %+v", s)
 	}
-	nltest.Run(t, "ping", "-c2", "-i0.1", "-W5", peerInside)
+	linktest.Run(t, "ping", "-c2", "-i0.1", "-W5", peerInside)
 	if c, err := b.d.Conditions(t.Context()); err != nil || len(c) != 0 {
 		t.Errorf("conditions %q, %v", c, err)
 	}
@@ -498,7 +498,7 @@ func TestTunnel(t *testing.T) {
 		b.near.swanctl("--terminate", "--child", connection("t1"))
 		until(t, 20*time.Second, "up again", func() bool { s := b.state("t1"); return s.Status == tunnel.Up && s.TimesUp > before })
 		t.Logf("back after %v", time.Since(began))
-		nltest.Run(t, "ping", "-c1", "-W5", peerInside)
+		linktest.Run(t, "ping", "-c1", "-W5", peerInside)
 	})
 	t.Run("peer deletes the IKE SA", func(t *testing.T) {
 		before := b.state("t1").TimesUp
@@ -506,12 +506,12 @@ func TestTunnel(t *testing.T) {
 		b.far.swanctl("--terminate", "--ike", "t1")
 		until(t, 20*time.Second, "up again", func() bool { s := b.state("t1"); return s.Status == tunnel.Up && s.TimesUp > before })
 		t.Logf("back after %v: %s", time.Since(began), b.state("t1").LastError)
-		nltest.Run(t, "ping", "-c1", "-W5", peerInside)
+		linktest.Run(t, "ping", "-c1", "-W5", peerInside)
 	})
 	t.Run("interface deleted", func(t *testing.T) {
 		v := b.d.Writes()
 		began := time.Now()
-		nltest.Run(t, "ip", "link", "del", "ist-t1")
+		linktest.Run(t, "ip", "link", "del", "ist-t1")
 		until(t, 20*time.Second, "traffic", func() bool { return exec.Command("ping", "-c1", "-W1", peerInside).Run() == nil })
 		t.Logf("back after %v", time.Since(began))
 		if b.d.Writes() != v {
@@ -590,7 +590,7 @@ func TestTunnel(t *testing.T) {
 		if s := b.state("t2"); s != (tunnel.State{}) {
 			t.Errorf("still there: %+v", s)
 		}
-		if _, err := b.d.o.Links.Get("ist-t2"); !errors.Is(err, nl.ErrNotFound) {
+		if _, err := b.d.o.Links.Get("ist-t2"); !errors.Is(err, link.ErrNotFound) {
 			t.Errorf("interface: %v", err)
 		}
 	})
@@ -629,7 +629,7 @@ func TestTunnelClear(t *testing.T) {
 	c, p := one(1)
 	b.far.load(p)
 	b.farInterface(c)
-	ip := func(words string) string { return nltest.Run(t, "ip", strings.Fields(words)...) }
+	ip := func(words string) string { return linktest.Run(t, "ip", strings.Fields(words)...) }
 	ip("xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x77 mode tunnel if_id 0x7 aead rfc4106(gcm(aes)) 0x0102030405060708090a0b0c0d0e0f1011121314 128")
 	ip("xfrm policy add src 10.77.0.0/16 dst 10.78.0.0/16 dir out if_id 0x7 tmpl src 192.0.2.1 dst 192.0.2.2 proto esp mode tunnel")
 	ours := fmt.Sprintf("if_id 0x%x", c.ID)
@@ -643,7 +643,7 @@ func TestTunnelClear(t *testing.T) {
 		if killed {
 			b.near.kill()
 		}
-		links, err := nl.Open()
+		links, err := link.Open()
 		if err != nil {
 			t.Fatal(err)
 		}

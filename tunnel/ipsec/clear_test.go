@@ -7,13 +7,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
 // TestClear: what carries our mark goes, also a key and an SA without a connection, and what is another's stays.
 func TestClear(t *testing.T) {
-	f, links := newFake(t), &fakeLinks{links: map[string]nl.Wanted{}}
+	f, links := newFake(t), &fakeLinks{links: map[string]link.Wanted{}}
 	b := runFake(t, f, t.TempDir(), links)
 	for i := range 3 {
 		if err := b.d.Apply(t.Context(), numbered(i)); err != nil {

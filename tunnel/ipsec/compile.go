@@ -10,14 +10,14 @@ import (
 
 	"github.com/strongswan/govici/vici"
 
-	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
 // compileLink returns the xfrm interface of a tunnel.
-func compileLink(c tunnel.Config) nl.Wanted {
-	w := nl.Wanted{
-		Name: c.Interface, Kind: nl.Xfrm, Alias: tunnel.Mark + c.Name, IfID: c.ID, Underlay: c.Underlay, MTU: c.MTU,
+func compileLink(c tunnel.Config) link.Wanted {
+	w := link.Wanted{
+		Name: c.Interface, Kind: link.Xfrm, Alias: tunnel.Mark + c.Name, IfID: c.ID, Underlay: c.Underlay, MTU: c.MTU,
 		Sysctls: map[string]string{
 			"ipv4/conf/%s/rp_filter":        "2", // the way back may be another tunnel
 			"ipv4/conf/%s/accept_redirects": "0",
@@ -31,7 +31,7 @@ func compileLink(c tunnel.Config) nl.Wanted {
 		},
 	}
 	for _, in := range c.Inside {
-		w.Addresses = append(w.Addresses, nl.Address{Local: in.Local, Peer: in.Remote})
+		w.Addresses = append(w.Addresses, link.Address{Local: in.Local, Peer: in.Remote})
 	}
 	return w
 }

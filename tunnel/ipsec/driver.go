@@ -21,7 +21,7 @@ import (
 
 	"github.com/strongswan/govici/vici"
 
-	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
@@ -29,16 +29,16 @@ import (
 // DefaultSocket is where charon-systemd listens in Debian.
 const DefaultSocket = "/var/run/charon.vici"
 
-// Links is the part of nl.Links that a Driver uses.
+// Links is the part of link.Links that a Driver uses.
 type Links interface {
-	Get(name string) (nl.Link, error)
-	List(mark string) ([]nl.Link, error)
-	Ensure(nl.Wanted) error
+	Get(name string) (link.Link, error)
+	List(mark string) ([]link.Link, error)
+	Ensure(link.Wanted) error
 	Remove(alias string, kinds ...string) error
-	Watch(ctx context.Context, notify func(nl.Change)) error
-	SAs() ([]nl.SA, error)
-	DeleteSA(nl.SA) error
-	Inbound(dst netip.Addr, spi uint32) (nl.Inbound, error)
+	Watch(ctx context.Context, notify func(link.Change)) error
+	SAs() ([]link.SA, error)
+	DeleteSA(link.SA) error
+	Inbound(dst netip.Addr, spi uint32) (link.Inbound, error)
 }
 
 // Options are what a Driver works with.
@@ -123,7 +123,7 @@ func (d *Driver) Close() {
 }
 
 // Writes counts loads, unloads, initiations and terminations in charon, and the removal of SAs that charon lost. Changes
-// of interfaces count in nl.Links.
+// of interfaces count in link.Links.
 func (d *Driver) Writes() uint64 { return d.writes.Load() }
 
 // Apply implements tunnel.Driver. An IKE SA that is up is not touched by another PSK, proposal or lifetime: those count
@@ -392,7 +392,7 @@ func (d *Driver) Remove(ctx context.Context, name string) error {
 	if err := d.unloadLocked(ctx, name); err != nil {
 		return fmt.Errorf("removing tunnel %s: %w", name, err)
 	}
-	if err := d.o.Links.Remove(tunnel.Mark+name, nl.Xfrm); err != nil {
+	if err := d.o.Links.Remove(tunnel.Mark+name, link.Xfrm); err != nil {
 		return fmt.Errorf("removing tunnel %s: %w", name, err)
 	}
 	return nil
@@ -492,17 +492,17 @@ func (d *Driver) Observe(ctx context.Context) ([]tunnel.State, error) {
 	for name, r := range d.records {
 		states[name] = r.state
 	}
-	for _, link := range links {
-		if link.Kind != nl.Xfrm {
+	for _, l := range links {
+		if l.Kind != link.Xfrm {
 			continue
 		}
-		name := strings.TrimPrefix(link.Alias, tunnel.Mark)
+		name := strings.TrimPrefix(l.Alias, tunnel.Mark)
 		s, ok := states[name]
 		if !ok {
 			s = tunnel.State{Name: name, Kind: "ipsec", Status: tunnel.Unknown}
 		}
-		s.Interface = link.Name
-		s.RxBytes, s.TxBytes, s.RxPackets, s.TxPackets = link.RxBytes, link.TxBytes, link.RxPackets, link.TxPackets
+		s.Interface = l.Name
+		s.RxBytes, s.TxBytes, s.RxPackets, s.TxPackets = l.RxBytes, l.TxBytes, l.RxPackets, l.TxPackets
 		states[name] = s
 	}
 	out := make([]tunnel.State, 0, len(states))

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/isthmus-net/isthmus/router/nl/nltest"
+	"github.com/isthmus-net/isthmus/router/link/linktest"
 	"github.com/isthmus-net/isthmus/tunnel"
 	"github.com/isthmus-net/isthmus/tunnel/explain"
 )
@@ -103,7 +103,7 @@ func TestExplained(t *testing.T) {
 
 	// The peer is deaf: what it sends still arrives here, until it is silent as well.
 	b.far.load(good)
-	nltest.Run(t, "ip", "netns", "exec", "ist-far", "nft", "add table inet deaf; add chain inet deaf in { type filter hook input priority 0; }; add rule inet deaf in udp dport { 500, 4500 } drop")
+	linktest.Run(t, "ip", "netns", "exec", "ist-far", "nft", "add table inet deaf; add chain inet deaf in { type filter hook input priority 0; }; add rule inet deaf in udp dport { 500, 4500 } drop")
 	c.IPsec.RespondOnly = false
 	b.apply(c)
 	until(t, 30*time.Second, "no answer", func() bool { return b.state("t1").Failure.Reason == tunnel.NoAnswer })
@@ -116,7 +116,7 @@ func TestExplained(t *testing.T) {
 		return e.Reason == tunnel.NoAnswer && strings.Contains(e.What, "the last IKE packet from that address came") && e.Field == ""
 	})
 	t.Logf("deaf: %+v", explained(c))
-	nltest.Run(t, "ip", "netns", "exec", "ist-far", "nft", "delete table inet deaf")
+	linktest.Run(t, "ip", "netns", "exec", "ist-far", "nft", "delete table inet deaf")
 	if s := b.await("t1", tunnel.Up); s.Failure.Reason != "" || s.Evidence != (tunnel.Evidence{}) {
 		t.Errorf("up: %+v", s)
 	}

@@ -20,7 +20,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
@@ -412,32 +412,32 @@ func (f *fakeCharon) live(conn string) (n int) {
 // fakeLinks has interfaces in memory.
 type fakeLinks struct {
 	mu     sync.Mutex
-	links  map[string]nl.Wanted
-	sas    []nl.SA
+	links  map[string]link.Wanted
+	sas    []link.SA
 	writes int
 }
 
-func (f *fakeLinks) Get(name string) (nl.Link, error) {
+func (f *fakeLinks) Get(name string) (link.Link, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if w, ok := f.links[name]; ok {
-		return nl.Link{Name: name, Kind: w.Kind, Alias: w.Alias, IfID: w.IfID, Up: true}, nil
+		return link.Link{Name: name, Kind: w.Kind, Alias: w.Alias, IfID: w.IfID, Up: true}, nil
 	}
-	return nl.Link{}, nl.ErrNotFound
+	return link.Link{}, link.ErrNotFound
 }
 
-func (f *fakeLinks) List(mark string) (out []nl.Link, err error) {
+func (f *fakeLinks) List(mark string) (out []link.Link, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for name, w := range f.links {
 		if strings.HasPrefix(w.Alias, mark) {
-			out = append(out, nl.Link{Name: name, Kind: w.Kind, Alias: w.Alias})
+			out = append(out, link.Link{Name: name, Kind: w.Kind, Alias: w.Alias})
 		}
 	}
 	return out, nil
 }
 
-func (f *fakeLinks) Ensure(w nl.Wanted) error {
+func (f *fakeLinks) Ensure(w link.Wanted) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if _, ok := f.links[w.Name]; !ok {
@@ -459,22 +459,22 @@ func (f *fakeLinks) Remove(alias string, _ ...string) error {
 	return nil
 }
 
-func (f *fakeLinks) Watch(ctx context.Context, notify func(nl.Change)) error {
-	notify(nl.Change{})
+func (f *fakeLinks) Watch(ctx context.Context, notify func(link.Change)) error {
+	notify(link.Change{})
 	<-ctx.Done()
 	return nil
 }
 
-func (f *fakeLinks) SAs() ([]nl.SA, error) {
+func (f *fakeLinks) SAs() ([]link.SA, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.sas, nil
 }
 
-func (f *fakeLinks) DeleteSA(sa nl.SA) error { return fmt.Errorf("deleting %+v", sa) }
+func (f *fakeLinks) DeleteSA(sa link.SA) error { return fmt.Errorf("deleting %+v", sa) }
 
-func (f *fakeLinks) Inbound(netip.Addr, uint32) (nl.Inbound, error) {
-	return nl.Inbound{}, nl.ErrNoSA
+func (f *fakeLinks) Inbound(netip.Addr, uint32) (link.Inbound, error) {
+	return link.Inbound{}, link.ErrNoSA
 }
 
 // fakeBench is a driver that runs against a fake charon.
@@ -533,7 +533,7 @@ func (b *fakeBench) await(t *testing.T, c tunnel.Config, s tunnel.Status) tunnel
 }
 
 func TestFakeLoadsOnceAndOneAtATime(t *testing.T) {
-	f, dir, links := newFake(t), t.TempDir(), &fakeLinks{links: map[string]nl.Wanted{}}
+	f, dir, links := newFake(t), t.TempDir(), &fakeLinks{links: map[string]link.Wanted{}}
 	b := runFake(t, f, dir, links)
 	const n = 100
 	for i := range n {
@@ -584,7 +584,7 @@ func TestFakeLoadsOnceAndOneAtATime(t *testing.T) {
 
 func TestFakeHeals(t *testing.T) {
 	f := newFake(t)
-	b := runFake(t, f, t.TempDir(), &fakeLinks{links: map[string]nl.Wanted{}})
+	b := runFake(t, f, t.TempDir(), &fakeLinks{links: map[string]link.Wanted{}})
 	c := numbered(1)
 	if err := b.d.Apply(t.Context(), c); err != nil {
 		t.Fatal(err)
@@ -680,7 +680,7 @@ func TestFakeHeals(t *testing.T) {
 }
 
 func TestFakeRefusesTwoKeysForOnePair(t *testing.T) {
-	b := runFake(t, newFake(t), "", &fakeLinks{links: map[string]nl.Wanted{}})
+	b := runFake(t, newFake(t), "", &fakeLinks{links: map[string]link.Wanted{}})
 	a, c := numbered(1), numbered(2)
 	c.IPsec.RemoteIdentity = a.IPsec.RemoteIdentity
 	if err := b.d.Apply(t.Context(), a); err != nil {
@@ -698,7 +698,7 @@ func TestFakeRefusesTwoKeysForOnePair(t *testing.T) {
 func TestFakeCharonAway(t *testing.T) {
 	f := newFake(t)
 	f.crash()
-	b := runFake(t, f, t.TempDir(), &fakeLinks{links: map[string]nl.Wanted{}})
+	b := runFake(t, f, t.TempDir(), &fakeLinks{links: map[string]link.Wanted{}})
 	c := numbered(1)
 	if err := b.d.Apply(t.Context(), c); err == nil {
 		t.Error("applied without a charon")
@@ -720,7 +720,7 @@ func TestFakeTellsWhatDoesNotFit(t *testing.T) {
 			defer mu.Unlock()
 			return log.String()
 		}
-		d := New(Options{Socket: f.socket, Links: &fakeLinks{links: map[string]nl.Wanted{}}, RuntimeDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(writer(func(p []byte) {
+		d := New(Options{Socket: f.socket, Links: &fakeLinks{links: map[string]link.Wanted{}}, RuntimeDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(writer(func(p []byte) {
 			mu.Lock()
 			defer mu.Unlock()
 			log.Write(p)
@@ -773,7 +773,7 @@ func TestBackoffTime(t *testing.T) {
 // TestFakeSwappedPeers: two tunnels exchange their peers, and keep their keys.
 func TestFakeSwappedPeers(t *testing.T) {
 	f := newFake(t)
-	b := runFake(t, f, "", &fakeLinks{links: map[string]nl.Wanted{}})
+	b := runFake(t, f, "", &fakeLinks{links: map[string]link.Wanted{}})
 	all := []tunnel.Config{numbered(1), numbered(2), numbered(3)}
 	for i := range all {
 		all[i].IPsec.PSK = secret.Ref{Name: all[i].Name, Fingerprint: all[i].Name}
@@ -812,7 +812,7 @@ func TestFakeCharonHangs(t *testing.T) {
 	}()
 	b := &fakeBench{fakeCharon: f}
 	b.d = New(Options{
-		Socket: f.socket, Links: &fakeLinks{links: map[string]nl.Wanted{}},
+		Socket: f.socket, Links: &fakeLinks{links: map[string]link.Wanted{}},
 		Secrets: func(r secret.Ref) ([]byte, error) { return []byte("the secret of " + r.Name), nil },
 	})
 	defer b.d.Close()
@@ -846,14 +846,14 @@ func TestFakeCharonHangs(t *testing.T) {
 
 // TestFakeKernelLosesSAs: somebody flushes the kernel's IPsec states, of which charon is told nothing.
 func TestFakeKernelLosesSAs(t *testing.T) {
-	f, links := newFake(t), &fakeLinks{links: map[string]nl.Wanted{}}
+	f, links := newFake(t), &fakeLinks{links: map[string]link.Wanted{}}
 	b := runFake(t, f, "", links)
 	c := numbered(1)
 	if err := b.d.Apply(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
 	b.await(t, c, tunnel.Up)
-	set := func(sas ...nl.SA) {
+	set := func(sas ...link.SA) {
 		links.mu.Lock()
 		defer links.mu.Unlock()
 		links.sas = sas
@@ -862,15 +862,15 @@ func TestFakeKernelLosesSAs(t *testing.T) {
 	if n := f.count("terminate"); n != 0 {
 		t.Errorf("%d SAs are ended that the kernel never showed", n)
 	}
-	set(nl.SA{IfID: c.ID, SPI: 1}, nl.SA{IfID: c.ID, SPI: 1001})
+	set(link.SA{IfID: c.ID, SPI: 1}, link.SA{IfID: c.ID, SPI: 1001})
 	time.Sleep(2 * time.Second)
-	set(nl.SA{IfID: c.ID, SPI: 1001})
+	set(link.SA{IfID: c.ID, SPI: 1001})
 	until(t, 20*time.Second, "a new SA", func() bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return f.next > 1
 	})
-	set(nl.SA{IfID: c.ID, SPI: 2}, nl.SA{IfID: c.ID, SPI: 1002})
+	set(link.SA{IfID: c.ID, SPI: 2}, link.SA{IfID: c.ID, SPI: 1002})
 	b.await(t, c, tunnel.Up)
 	time.Sleep(7 * time.Second)
 	if n, i := f.count("terminate"), f.count("initiate"); n != 1 || i != 2 {
@@ -884,7 +884,7 @@ func TestFakeObservesConnectionWithoutInterface(t *testing.T) {
 	f.mu.Lock()
 	f.conns["isthmus:left"], f.keys["isthmus:left"], f.conns["another's"] = msg(), "key", msg()
 	f.mu.Unlock()
-	b := runFake(t, f, "", &fakeLinks{links: map[string]nl.Wanted{}})
+	b := runFake(t, f, "", &fakeLinks{links: map[string]link.Wanted{}})
 	if err := b.d.Apply(t.Context(), numbered(1)); err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/strongswan/govici/vici"
 	"golang.org/x/sys/unix"
 
-	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -38,10 +38,10 @@ func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
 		d.running = false
 		d.mu.Unlock()
 	}()
-	changed := make(chan nl.Change, 1024)
+	changed := make(chan link.Change, 1024)
 	watched := make(chan error, 1)
 	go func() {
-		watched <- d.o.Links.Watch(ctx, func(c nl.Change) {
+		watched <- d.o.Links.Watch(ctx, func(c link.Change) {
 			if c.Name != "" && !strings.HasPrefix(c.Alias, tunnel.Mark) {
 				return
 			}
@@ -106,7 +106,7 @@ type runner struct {
 	again    map[string]time.Time // when to look at a tunnel again, by connection
 	sas      map[string][]ikeSA   // all, just read; nil: to be read
 	catchers []*catcher           // one for each family that the kernel has
-	changed  chan nl.Change
+	changed  chan link.Change
 	watched  chan error
 	standIn  encap // for charon's sockets
 }
@@ -453,7 +453,7 @@ func (r *runner) everything(ctx context.Context) error {
 		ours[rec.cfg.ID] = now.After(rec.held) && (rec.upSince.IsZero() || now.Sub(rec.upSince) > settled)
 	}
 	present := map[uint32]bool{}
-	var gone []nl.SA
+	var gone []link.SA
 	for _, sa := range kernel {
 		if !ours[sa.IfID] || known[sa.SPI] {
 			continue
@@ -495,7 +495,7 @@ func (r *runner) everything(ctx context.Context) error {
 
 // lostLocked returns the live CHILD SAs that the kernel has no more, as after somebody flushed its states: charon is not told
 // and goes on holding them for good. A kernel that never had one is none that tells. d.mu is held.
-func (d *Driver) lostLocked(kernel []nl.SA, sas map[string][]ikeSA, now time.Time) (lost []childSA) {
+func (d *Driver) lostLocked(kernel []link.SA, sas map[string][]ikeSA, now time.Time) (lost []childSA) {
 	has := map[uint32]bool{}
 	for _, sa := range kernel {
 		has[sa.SPI] = true

@@ -10,7 +10,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
-	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -44,8 +44,8 @@ func parseKey(b []byte) (wgtypes.Key, error) {
 }
 
 // compileLink returns the interface of a tunnel.
-func compileLink(c tunnel.Config, kind string) nl.Wanted {
-	w := nl.Wanted{
+func compileLink(c tunnel.Config, kind string) link.Wanted {
+	w := link.Wanted{
 		Name: c.Interface, Kind: kind, Alias: tunnel.Mark + c.Name, MTU: c.MTU,
 		Sysctls: map[string]string{
 			"ipv4/conf/%s/rp_filter":        "2", // the way back may be another tunnel
@@ -56,7 +56,7 @@ func compileLink(c tunnel.Config, kind string) nl.Wanted {
 		},
 	}
 	for _, in := range c.Inside {
-		w.Addresses = append(w.Addresses, nl.Address{Local: in.Local, Peer: in.Remote})
+		w.Addresses = append(w.Addresses, link.Address{Local: in.Local, Peer: in.Remote})
 	}
 	return w
 }

@@ -9,7 +9,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
-	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -111,7 +111,7 @@ func touches(c wgtypes.Config) string {
 func TestDecode(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	at := &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 5}
-	link := nl.Link{Name: "wg0", Alias: tunnel.Mark + "lane", Up: true, RxBytes: 9}
+	link := link.Link{Name: "wg0", Alias: tunnel.Mark + "lane", Up: true, RxBytes: 9}
 	for _, tt := range []struct {
 		name   string
 		up     bool

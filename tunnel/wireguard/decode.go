@@ -7,7 +7,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
-	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -15,7 +15,7 @@ const algorithms = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
 
 // decode turns what the kernel or the embedded device says into a state. What only a history can tell, Since and
 // TimesUp, is left to history.
-func decode(link nl.Link, dev *wgtypes.Device, now time.Time) tunnel.State {
+func decode(link link.Link, dev *wgtypes.Device, now time.Time) tunnel.State {
 	s := tunnel.State{
 		Name:      strings.TrimPrefix(link.Alias, tunnel.Mark),
 		Kind:      "wireguard",

@@ -19,7 +19,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
-	"github.com/isthmus-net/isthmus/router/nl"
+	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
@@ -29,7 +29,7 @@ const poll = 2 * time.Second
 
 // Options are what a Driver works with.
 type Options struct {
-	Links     *nl.Links
+	Links     *link.Links
 	Secrets   secret.Lookup
 	Log       *slog.Logger // nil: none
 	Userspace bool         // use the embedded device even where the kernel has one
@@ -69,7 +69,7 @@ func (d *Driver) Close() {
 	clear(d.embedded)
 }
 
-// Writes counts the changes of device configurations. Those of interfaces count in nl.Links.
+// Writes counts the changes of device configurations. Those of interfaces count in link.Links.
 func (d *Driver) Writes() uint64 { return d.writes.Load() }
 
 // Apply implements tunnel.Driver.
@@ -110,8 +110,8 @@ func (d *Driver) applyLocked(c tunnel.Config) error {
 
 func (d *Driver) ensureLinkLocked(c tunnel.Config) error {
 	if d.embedded[c.Interface] == nil && !d.o.Userspace {
-		err := d.o.Links.Ensure(compileLink(c, nl.WireGuard))
-		if !errors.Is(err, nl.ErrNoKind) {
+		err := d.o.Links.Ensure(compileLink(c, link.WireGuard))
+		if !errors.Is(err, link.ErrNoKind) {
 			return err
 		}
 	}
@@ -119,7 +119,7 @@ func (d *Driver) ensureLinkLocked(c tunnel.Config) error {
 	if u != nil {
 		// A device whose interface was deleted ends a little later.
 		_, err := d.o.Links.Get(c.Interface)
-		if err != nil && !errors.Is(err, nl.ErrNotFound) {
+		if err != nil && !errors.Is(err, link.ErrNotFound) {
 			return err
 		}
 		if err != nil || !u.alive() {
@@ -140,7 +140,7 @@ func (d *Driver) ensureLinkLocked(c tunnel.Config) error {
 		d.embedded[c.Interface] = u
 		d.writes.Add(1)
 	}
-	return d.o.Links.Ensure(compileLink(c, nl.TUN))
+	return d.o.Links.Ensure(compileLink(c, link.TUN))
 }
 
 // control opens access to the kernel's devices. Only for those: it would also find an embedded device of another process
@@ -231,7 +231,7 @@ func (d *Driver) removeLocked(name string) error {
 	}
 	delete(d.wanted, name)
 	delete(d.states, name)
-	return d.o.Links.Remove(tunnel.Mark+name, nl.WireGuard, nl.TUN)
+	return d.o.Links.Remove(tunnel.Mark+name, link.WireGuard, link.TUN)
 }
 
 // Observe implements tunnel.Driver. An applied tunnel without an interface is down.
@@ -258,23 +258,23 @@ func (d *Driver) observeLocked(now time.Time) ([]tunnel.State, error) {
 		all = append(all, s)
 	}
 	seen := map[string]bool{}
-	for _, link := range links {
-		if link.Kind != nl.WireGuard && link.Kind != nl.TUN {
+	for _, l := range links {
+		if l.Kind != link.WireGuard && l.Kind != link.TUN {
 			continue
 		}
 		var dev *wgtypes.Device
-		if u := d.embedded[link.Name]; link.Kind == nl.WireGuard {
-			dev, err = ctl.Device(link.Name)
+		if u := d.embedded[l.Name]; l.Kind == link.WireGuard {
+			dev, err = ctl.Device(l.Name)
 		} else if u != nil && u.alive() {
 			dev, err = u.read()
 		} else {
 			err = errors.New("it has no device of this process")
 		}
 		if err != nil {
-			d.o.Log.Warn("reading a WireGuard device failed", "interface", link.Name, "error", err)
+			d.o.Log.Warn("reading a WireGuard device failed", "interface", l.Name, "error", err)
 			dev = nil
 		}
-		s := decode(link, dev, now)
+		s := decode(l, dev, now)
 		seen[s.Name] = true
 		add(s)
 	}
@@ -295,7 +295,7 @@ func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
 	nudge := make(chan struct{}, 1)
 	watched := make(chan error, 1)
 	go func() {
-		watched <- d.o.Links.Watch(ctx, func(c nl.Change) {
+		watched <- d.o.Links.Watch(ctx, func(c link.Change) {
 			if c.Name == "" || strings.HasPrefix(c.Alias, tunnel.Mark) {
 				select {
 				case nudge <- struct{}{}:

@@ -16,8 +16,8 @@ import (
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
-	"github.com/isthmus-net/isthmus/router/nl"
-	"github.com/isthmus-net/isthmus/router/nl/nltest"
+	"github.com/isthmus-net/isthmus/router/link"
+	"github.com/isthmus-net/isthmus/router/link/linktest"
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
@@ -36,7 +36,7 @@ type end struct {
 func TestMain(m *testing.M) {
 	text := os.Getenv(farEnd)
 	if text == "" {
-		nltest.Main(m)
+		linktest.Main(m)
 		return
 	}
 	var e end
@@ -55,7 +55,7 @@ func TestMain(m *testing.M) {
 }
 
 func (e end) driver() (*Driver, error) {
-	links, err := nl.Open()
+	links, err := link.Open()
 	if err != nil {
 		return nil, err
 	}
@@ -91,21 +91,21 @@ func TestKernel(t *testing.T) {
 		}
 		t.Skipf("this kernel has no WireGuard; the VM ring runs this test: %s", out)
 	}
-	nltest.Run(t, "ip", "link", "del", "ist-probe")
+	linktest.Run(t, "ip", "link", "del", "ist-probe")
 	conformance(t, false)
 }
 
 func conformance(t *testing.T, userspace bool) {
-	nltest.Namespace(t, "ist-far")
-	nltest.Run(t, "ip", "link", "add", "ist-u", "type", "veth", "peer", "ist-u", "netns", "ist-far")
-	t.Cleanup(func() { nltest.Run(t, "ip", "link", "del", "ist-u") })
+	linktest.Namespace(t, "ist-far")
+	linktest.Run(t, "ip", "link", "add", "ist-u", "type", "veth", "peer", "ist-u", "netns", "ist-far")
+	t.Cleanup(func() { linktest.Run(t, "ip", "link", "del", "ist-u") })
 	for _, ns := range []string{"", "ist-far"} {
 		addr, cmd := "192.0.2.1/24", []string{}
 		if ns != "" {
 			addr, cmd = "192.0.2.2/24", []string{"-n", ns}
 		}
-		nltest.Run(t, "ip", append(cmd, "addr", "add", addr, "dev", "ist-u")...)
-		nltest.Run(t, "ip", append(cmd, "link", "set", "ist-u", "up")...)
+		linktest.Run(t, "ip", append(cmd, "addr", "add", addr, "dev", "ist-u")...)
+		linktest.Run(t, "ip", append(cmd, "link", "set", "ist-u", "up")...)
 	}
 	a, _ := wgtypes.GeneratePrivateKey()
 	b, _ := wgtypes.GeneratePrivateKey()
@@ -127,7 +127,7 @@ func conformance(t *testing.T, userspace bool) {
 		if err := errors.Join(d.Remove(context.Background(), "near"), d.Remove(context.Background(), "near")); err != nil {
 			t.Error(err)
 		}
-		if _, err := d.o.Links.Get("ist-near"); !errors.Is(err, nl.ErrNotFound) {
+		if _, err := d.o.Links.Get("ist-near"); !errors.Is(err, link.ErrNotFound) {
 			t.Errorf("after Remove: %v", err)
 		}
 	})
@@ -191,12 +191,12 @@ func conformance(t *testing.T, userspace bool) {
 	})
 	t.Run("interface deleted", func(t *testing.T) {
 		for range 5 { // an embedded device notices a little later than this does
-			nltest.Run(t, "ip", "link", "del", "ist-near")
+			linktest.Run(t, "ip", "link", "del", "ist-near")
 			if err := d.Apply(ctx, near.Config); err != nil {
 				t.Fatal(err)
 			}
 		}
-		nltest.Run(t, "ip", "link", "del", "ist-near")
+		linktest.Run(t, "ip", "link", "del", "ist-near")
 		made := func() bool {
 			link, err := d.o.Links.Get("ist-near")
 			return err == nil && link.Up && link.MTU == 1300
@@ -215,14 +215,14 @@ func conformance(t *testing.T, userspace bool) {
 			t.Fatalf("putting another interface in its place: %v\n%s", err, out)
 		}
 		until(t, "the tunnel is down", func() bool { return observe(t, d).Status == tunnel.Down })
-		nltest.Run(t, "ip", "link", "del", "ist-near")
+		linktest.Run(t, "ip", "link", "del", "ist-near")
 		until(t, "the interface is made again", made)
 		until(t, "traffic", traffic)
 	})
 	t.Run("peer roams", func(t *testing.T) {
 		stop()
-		nltest.Run(t, "ip", "-n", "ist-far", "addr", "del", "192.0.2.2/24", "dev", "ist-u")
-		nltest.Run(t, "ip", "-n", "ist-far", "addr", "add", "192.0.2.3/24", "dev", "ist-u")
+		linktest.Run(t, "ip", "-n", "ist-far", "addr", "del", "192.0.2.2/24", "dev", "ist-u")
+		linktest.Run(t, "ip", "-n", "ist-far", "addr", "add", "192.0.2.3/24", "dev", "ist-u")
 		far.Config.WireGuard.Endpoint = netip.MustParseAddrPort("192.0.2.1:51820")
 		start(t, far)
 		until(t, "the peer is seen where it roamed to", func() bool {
@@ -324,7 +324,7 @@ func observe(t *testing.T, d *Driver) tunnel.State {
 
 func ping(t *testing.T, to string) {
 	t.Helper()
-	nltest.Run(t, "ping", "-c3", "-i0.2", "-w60", to) // until three were answered
+	linktest.Run(t, "ping", "-c3", "-i0.2", "-w60", to) // until three were answered
 }
 
 // TestEmbeddedThatNeverWorked removes a tunnel whose port another socket had.

@@ -1,0 +1,507 @@
+// Package dns resolves the domain names in egress policies. It asks as often as the time to live of the answers says,
+// keeps the last good addresses while no resolver answers, and serves a DNS proxy for spokes that opens what it
+// answers.
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/egress"
+)
+
+const (
+	// parallel is how many queries of the node's own are under way at a time, and parallelLate how many beside them that are not answered in a while:
+	// what is silent keeps nothing else waiting. One whose last answer was a failure waits for a free place beside those that are spared for the
+	// others, and keeps none waiting.
+	parallel     = 256
+	spared       = 32
+	parallelLate = 1024
+	// maxRest is the longest time between two writings of the rules while clients wait for them.
+	maxRest = 250 * time.Millisecond
+)
+
+// maxUnsaved is how long the file may not know that addresses were used.
+const maxUnsaved = time.Minute
+
+// Options are what a Resolver works with.
+type Options struct {
+	// File keeps the addresses for the next run. Empty: nothing is kept.
+	File string
+	// Changed is called after something has changed; with addresses, the addresses of names have. It is never called under a lock.
+	Changed func(addresses bool)
+	// Apply has new addresses of names be destinations when it returns. The proxy calls it before it answers.
+	Apply func(context.Context) error
+	// Log hears of names that cannot be resolved.
+	Log *slog.Logger
+	// ResolvConf is the file with the system's servers. Default: /etc/resolv.conf.
+	ResolvConf string
+}
+
+// Resolver knows the addresses of names. Methods may be called from several goroutines.
+type Resolver struct {
+	options Options
+	client  client
+	kick    chan struct{}
+
+	mu          sync.Mutex
+	inside      func(netip.Addr) bool  // see SetInside
+	flights     map[string]*flight     // queries of clients that are under way, and answers that are kept, by question
+	attachments map[string]*attachment // those with a listener, by interface
+	dropped     drops
+	ctx         context.Context // of Run; nil: it does not run
+	wg          sync.WaitGroup
+	config      egress.DNS
+	table       *table
+	loaded      bool // the file has been read
+	dirty       bool // the file is older than the table
+	saved       time.Time
+	news        uint64 // how often there were new addresses
+	applied     uint64 // of these, how many Apply was called after
+	listeners   map[egress.Listener]context.CancelFunc
+	deaf        map[egress.Listener]deafness // listeners that do not listen
+	upcoming    *round                       // writing of the rules that has not begun; nil: no one waits for one
+	applying    bool                         // rules are being written
+}
+
+// New returns a Resolver of no names.
+func New(o Options) *Resolver {
+	if o.ResolvConf == "" {
+		o.ResolvConf = resolvConf
+	}
+	return &Resolver{options: o, client: client{dial: (&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[egress.Listener]context.CancelFunc{}, attachments: map[string]*attachment{}, deaf: map[egress.Listener]deafness{}, flights: map[string]*flight{}}
+}
+
+// loadLocked returns what a former run has left in the file.
+func (r *Resolver) loadLocked() *table {
+	t := newTable()
+	if r.options.File == "" {
+		return t
+	}
+	data, err := os.ReadFile(r.options.File)
+	if err == nil {
+		err = t.decode(data, time.Now())
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		r.options.Log.Warn("addresses of names are lost; they are asked for again", "err", err)
+		return newTable()
+	}
+	return t
+}
+
+// Set replaces the names and how they are resolved. The first call also takes up what a former run knew of them. Queries for a family are not sent
+// when unused says so; nil: all are used.
+func (r *Resolver) Set(c egress.DNS, names []string, unused func(name string, ipv6 bool) bool) {
+	r.mu.Lock()
+	if !r.loaded {
+		r.table, r.loaded = r.loadLocked(), true
+		r.table.inside = r.inside
+	}
+	r.config = c
+	r.dirty = r.table.set(names, c, time.Now()) || r.dirty
+	r.table.use(unused, time.Now())
+	for l, cancel := range r.listeners {
+		if !slices.Contains(c.Proxy, l) {
+			cancel()
+			delete(r.listeners, l)
+		}
+	}
+	r.listenLocked()
+	r.mu.Unlock()
+	r.wake()
+}
+
+// Listeners returns where the proxy listens, or tries to.
+func (r *Resolver) Listeners() []egress.Listener {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.config.Proxy)
+}
+
+// SetInside sets which addresses no name may stand for, beside those of the loopback, of links and of the cloud's platform. It reports whether a name had such a
+// one, which is not a destination any more. The owner of a zone reaches into the node and the inside otherwise: the rules would let packets there, probes or a
+// client's browser would go there (DNS rebinding).
+func (r *Resolver) SetInside(inside func(netip.Addr) bool) (gone bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.inside, r.table.inside = inside, inside
+	for _, record := range r.table.records {
+		for a := range record.entries {
+			if !r.table.allowed(a) {
+				r.table.drop(record, a)
+				gone = true
+			}
+		}
+	}
+	r.dirty = r.dirty || gone
+	return gone
+}
+
+func (r *Resolver) listenLocked() {
+	if r.ctx == nil {
+		return
+	}
+	for _, l := range r.config.Proxy {
+		if r.listeners[l] == nil {
+			ctx, cancel := context.WithCancel(r.ctx)
+			r.listeners[l] = cancel
+			r.wg.Go(func() { r.serve(ctx, l) })
+		}
+	}
+}
+
+func (r *Resolver) wake() {
+	select {
+	case r.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Run asks and serves until ctx is done.
+func (r *Resolver) Run(ctx context.Context) error {
+	r.mu.Lock()
+	r.ctx = ctx
+	r.listenLocked()
+	r.mu.Unlock()
+	slots, late := make(chan struct{}, parallel), make(chan struct{}, parallelLate)
+	for ctx.Err() == nil {
+		now := time.Now()
+		r.mu.Lock()
+		asks := r.table.due(now) // first: what is asked for again is not gone before the answer, however late it is asked for
+		gone := r.table.expire(now)
+		next := r.table.next()
+		r.dirty = r.dirty || gone
+		r.mu.Unlock()
+		r.save()
+		if gone {
+			r.options.Changed(true)
+		}
+		for _, a := range asks {
+			r.mu.Lock()
+			later := r.table.fails(a) && len(slots) >= parallel-spared
+			if later {
+				r.table.putOff(a, now)
+			}
+			r.mu.Unlock()
+			if later {
+				continue
+			}
+			slot := slots
+			select {
+			case slot <- struct{}{}:
+			case <-ctx.Done():
+				continue
+			}
+			r.wg.Go(func() {
+				done := make(chan struct{})
+				r.wg.Go(func() { defer close(done); r.query(ctx, a) })
+				select {
+				case <-done:
+				case <-time.After(serverTimeout):
+					select {
+					case late <- struct{}{}:
+						<-slot
+						slot = late
+					default:
+					}
+				}
+				<-done
+				<-slot
+			})
+		}
+		wait := time.Hour
+		if !next.IsZero() {
+			wait = max(0, time.Until(next))
+		}
+		select {
+		case <-ctx.Done():
+		case <-r.kick:
+		case <-time.After(wait):
+		}
+	}
+	r.mu.Lock()
+	r.ctx = nil
+	clear(r.listeners) // they end with ctx
+	r.mu.Unlock()
+	r.wg.Wait()
+	r.save()
+	return nil
+}
+
+// servers returns whom to ask.
+func (r *Resolver) servers() ([]netip.AddrPort, error) {
+	r.mu.Lock()
+	servers := r.config.Resolvers
+	r.mu.Unlock()
+	if len(servers) > 0 {
+		return servers, nil
+	}
+	return system(r.options.ResolvConf)
+}
+
+// query asks for the addresses of a name and takes the answer.
+func (r *Resolver) query(ctx context.Context, a ask) {
+	servers, err := r.servers()
+	var addrs []netip.Addr
+	var ttl time.Duration
+	if err == nil {
+		addrs, ttl, err = r.client.resolve(ctx, servers, a.name, a.ipv6)
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	now := time.Now()
+	r.mu.Lock()
+	record := r.table.records[a.name]
+	if record == nil {
+		r.mu.Unlock()
+		return
+	}
+	was, differed := record.queries[b2i(a.ipv6)], r.table.differs(record, now)
+	news := false
+	if err != nil {
+		r.table.failed(a.name, a.ipv6, err, now)
+	} else {
+		news = r.table.answered(a.name, a.ipv6, addrs, ttl, now)
+	}
+	r.notedLocked(news)
+	differs := r.table.differs(record, now)
+	refused := len(record.queries[b2i(a.ipv6)].refused) > 0
+	r.mu.Unlock()
+	switch {
+	case err != nil && was.err == "":
+		r.options.Log.Warn("a name cannot be resolved; its addresses stay for a while", "name", a.name, "ipv6", a.ipv6, "err", err)
+	case err == nil && was.err != "":
+		r.options.Log.Info("a name can be resolved again", "name", a.name, "ipv6", a.ipv6)
+	}
+	if news || (err != nil) != (was.err != "") || differs != differed || err == nil && refused != (len(was.refused) > 0) {
+		r.options.Changed(news)
+	}
+	r.wake()
+}
+
+func (r *Resolver) notedLocked(news bool) {
+	if news {
+		r.dirty = true
+		r.news++
+	}
+}
+
+// learn takes what a spoke is about to be told, and reports whether rules may lack it: because it is news, or was news a moment ago.
+func (r *Resolver) learn(by, name string, a answer) bool {
+	r.mu.Lock()
+	news := r.table.learn(by, name, a.addrs, a.ttl, time.Now())
+	r.notedLocked(news)
+	lacking := r.news != r.applied && r.table.wants(name)
+	r.mu.Unlock()
+	if news {
+		r.wake()
+	}
+	return lacking
+}
+
+// round is one writing of the rules, for all who wait for it.
+type round struct {
+	done chan struct{}
+	err  error
+}
+
+// apply has everything that was learned until now be destinations. What fails is tried again because of Changed, without a client waiting for it. Callers that
+// come while rules are being written share the next writing.
+func (r *Resolver) apply(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, applyTime)
+	defer cancel()
+	r.mu.Lock()
+	mine := r.upcoming
+	if mine == nil {
+		mine = &round{done: make(chan struct{})}
+		r.upcoming = mine
+	}
+	if !r.applying {
+		r.applying = true
+		go r.rounds(context.WithoutCancel(ctx))
+	}
+	r.mu.Unlock()
+	select {
+	case <-mine.done:
+		return mine.err
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the rules: %w", ctx.Err())
+	}
+}
+
+// rounds writes the rules as long as a client waits for it. Between two writings it rests for as long as the former one has taken: names that spokes ask for
+// get half of a processor at most.
+func (r *Resolver) rounds(ctx context.Context) {
+	for {
+		r.mu.Lock()
+		now, news := r.upcoming, r.news
+		if r.upcoming = nil; now == nil {
+			r.applying = false
+			r.mu.Unlock()
+			return
+		}
+		r.mu.Unlock()
+		began := time.Now()
+		limited, cancel := context.WithTimeout(ctx, applyTime)
+		now.err = r.options.Apply(limited)
+		cancel()
+		r.mu.Lock()
+		r.applied = max(r.applied, news)
+		r.mu.Unlock()
+		close(now.done)
+		r.options.Changed(now.err != nil)
+		time.Sleep(min(time.Since(began), maxRest))
+	}
+}
+
+// save writes the file when it is old. A failure is told once a change.
+func (r *Resolver) save() {
+	r.mu.Lock()
+	dirty := r.dirty && r.options.File != ""
+	r.dirty, r.saved = false, time.Now()
+	var data []byte
+	var err error
+	if dirty {
+		data, err = r.table.encode()
+	}
+	r.mu.Unlock()
+	if !dirty {
+		return
+	}
+	if err == nil {
+		err = replace(r.options.File, data)
+	}
+	if err != nil {
+		r.options.Log.Warn("addresses of names are not kept for the next start", "err", err)
+	}
+}
+
+// replace writes a file that outlives a loss of power as it was or as it is to be.
+func replace(name string, data []byte) error {
+	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(name+".new", name)
+}
+
+// Addresses returns the present addresses of a name or wildcard that was set, in order.
+func (r *Resolver) Addresses(name string) []netip.Addr {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.table.addresses(name)
+}
+
+// Resolve returns the addresses of a name that was set, without asking anybody; at least one.
+func (r *Resolver) Resolve(_ context.Context, name string) ([]netip.Addr, error) {
+	s := r.State(name)
+	switch {
+	case len(s.Addresses) > 0:
+		return s.Addresses, nil
+	case s.LastError != "":
+		return nil, errors.New(s.LastError)
+	case len(s.Refused) > 0:
+		return nil, fmt.Errorf("%s has %v, which no name may stand for: an address of the node, of pools, of the platform or inside", name, s.Refused[0])
+	}
+	return nil, fmt.Errorf("%s has no address", name)
+}
+
+// Lately returns the addresses that names had within the last hour and have not now, in the order in which they went; the last 4096 that went are remembered.
+func (r *Resolver) Lately() []Gone {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.table.lately(time.Now())
+}
+
+// Held returns the names of each address that stays while flows use it. It is empty unless Config.Hold is set.
+func (r *Resolver) Held() map[netip.Addr][]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := map[netip.Addr][]string{}
+	if r.table.hold == 0 {
+		return out
+	}
+	for name, record := range r.table.records {
+		for a := range record.entries {
+			out[a] = append(out[a], name)
+		}
+	}
+	return out
+}
+
+// Used tells that flows to an address of a name live, or began a moment ago.
+func (r *Resolver) Used(name string, a netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	if r.table.touch(name, a, now) && now.Sub(r.saved) >= min(maxUnsaved, r.table.hold/2) {
+		r.dirty = true
+		defer r.wake()
+	}
+}
+
+// State is what is known of a name.
+type State struct {
+	Addresses []netip.Addr
+	Next      time.Time // of the next query; zero for a wildcard
+	// LastError is why queries fail, with the family of addresses that is asked for, and Failing since when; zero when they do not.
+	LastError string
+	Failing   time.Time
+	// Stale is how many of the addresses are of a family whose queries fail.
+	Stale int
+	// Differs is since when each answer to the node has had new addresses, while no client has asked the proxy for the name lately; zero: it is not so.
+	Differs time.Time
+	// Refused are addresses of the last answers that no name may stand for, at most four of a family.
+	Refused []netip.Addr
+}
+
+// State returns what is known of a name or wildcard.
+func (r *Resolver) State(name string) State {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := State{Addresses: r.table.addresses(name)}
+	record := r.table.records[name]
+	if record == nil || egress.IsWildcard(name) {
+		return s
+	}
+	s.Differs = r.table.differs(record, time.Now())
+	for i, q := range record.queries {
+		if q.unused {
+			continue
+		}
+		s.Refused = append(s.Refused, q.refused...)
+		if s.Next.IsZero() || q.next.Before(s.Next) {
+			s.Next = q.next
+		}
+		if q.err != "" {
+			if s.LastError != "" {
+				s.LastError += "; "
+			}
+			s.LastError += [2]string{"IPv4: ", "IPv6: "}[i] + q.err
+			if s.Failing.IsZero() || q.failing.Before(s.Failing) {
+				s.Failing = q.failing
+			}
+			for _, a := range s.Addresses {
+				s.Stale += b2i(b2i(a.Is6()) == i)
+			}
+		}
+	}
+	return s
+}

@@ -1,0 +1,552 @@
+package dns
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/egress"
+)
+
+const (
+	// maxAddresses is how many claims to addresses one name may have, and one attachment to those of all names. Who has most makes room, with those that would
+	// go first.
+	maxAddresses = 4096
+	// maxGone is how many addresses are remembered that names had, and goneTime for how long.
+	maxGone  = 4096
+	goneTime = time.Hour
+	// maxRefused is how many refused addresses of an answer are shown.
+	maxRefused = 4
+	// changing is how many answers in a row must have new addresses for a name to count as one whose answers differ.
+	changing = 4
+	// longest is the longest time to live that counts: no zone may pin an address for years.
+	longest = 24 * time.Hour
+	// soonest is the time to the first query after a failed one; it doubles up to the floor.
+	soonest = time.Second
+)
+
+// query is one of the two questions of a name: for its IPv4 or for its IPv6 addresses.
+type query struct {
+	next     time.Time    // when it is due
+	asked    time.Time    // since when an answer is awaited; zero: none is
+	failures int          // in a row
+	tried    time.Time    // when the last of these came
+	failing  time.Time    // since when; zero: it does not fail
+	err      string       // of the last failure
+	unused   bool         // no policy can use the family, so that it is not asked for
+	changes  int          // answers in a row that had addresses which were not known
+	changed  time.Time    // when these became as many as changing
+	refused  []netip.Addr // of the last answer, that no name may stand for
+}
+
+// claim is what an attachment, or the node itself, was told of an address.
+type claim struct {
+	by    string    // interface of the attachment; empty: the node itself
+	until time.Time // twice the time to live after the last answer
+	last  time.Time // of the last answer
+}
+
+// entry is an address of a name. It is a destination while one of its claims lasts.
+type entry struct {
+	claims []claim
+	used   time.Time // when a flow to it was last seen; zero: none was
+}
+
+// record is what is known of a name or wildcard.
+type record struct {
+	entries map[netip.Addr]*entry
+	held    map[string]int // claims in entries, by whose they are
+	queries [2]query       // for IPv4 and IPv6; unused for a wildcard
+	proxied time.Time      // when a client of the proxy was last told of it
+}
+
+func newRecord() *record { return &record{entries: map[netip.Addr]*entry{}, held: map[string]int{}} }
+
+// Gone is an address that a name had until lately.
+type Gone struct {
+	Name    string
+	Address netip.Addr
+	At      time.Time // when it went
+}
+
+// table is what is known of all names. It has no clock and does no I/O.
+type table struct {
+	floor, grace time.Duration
+	hold         time.Duration // for which an address stays after it was told or used; 0: for what the time to live says
+	records      map[string]*record
+	owned        map[string]int        // claims of all records, by whose they are
+	gone         []Gone                // in the order in which they went
+	inside       func(netip.Addr) bool // which no name may stand for; nil: all may
+}
+
+func newTable() *table { return &table{records: map[string]*record{}, owned: map[string]int{}} }
+
+// set replaces the names. What is known of those that stay is kept; new ones are due at once. It reports whether addresses are gone.
+func (t *table) set(names []string, c egress.DNS, now time.Time) (gone bool) {
+	t.floor, t.grace, t.hold = c.Floor, c.Grace, c.Hold
+	former := t.records
+	t.records = make(map[string]*record, len(names))
+	for _, n := range names {
+		r := former[n]
+		if r == nil {
+			r = newRecord()
+			for i := range r.queries {
+				r.queries[i].next = now
+			}
+		}
+		t.records[n] = r
+		delete(former, n)
+	}
+	for _, r := range former {
+		gone = gone || len(r.entries) > 0
+		for a := range r.entries {
+			t.drop(r, a)
+		}
+	}
+	return gone
+}
+
+// drop ends all claims to an address.
+func (t *table) drop(r *record, a netip.Addr) {
+	for _, c := range slices.Clone(r.entries[a].claims) {
+		t.unclaim(r, a, c.by)
+	}
+}
+
+// unclaim ends the claim of one to an address, and reports whether it was the last one.
+func (t *table) unclaim(r *record, a netip.Addr, by string) (last bool) {
+	e := r.entries[a]
+	e.claims = slices.DeleteFunc(e.claims, func(c claim) bool { return c.by == by })
+	less := func(held map[string]int) {
+		if held[by]--; held[by] == 0 {
+			delete(held, by)
+		}
+	}
+	less(r.held)
+	less(t.owned)
+	if len(e.claims) == 0 {
+		delete(r.entries, a)
+	}
+	return len(e.claims) == 0
+}
+
+// use sets which families are asked for. One that begins to be used is due at once, and nothing of one that is not used fails.
+func (t *table) use(unused func(name string, ipv6 bool) bool, now time.Time) {
+	for name, r := range t.records {
+		for i := range r.queries {
+			if q := &r.queries[i]; unused != nil && unused(name, i == 1) {
+				*q = query{next: now, unused: true}
+			} else {
+				q.unused = false
+			}
+		}
+	}
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// life is how long an address may be told on, after which time it is asked for again.
+func (t *table) life(ttl time.Duration) time.Duration { return min(max(ttl, t.floor), longest) }
+
+// allowed says whether an address may be a destination: the owner of a name's zone must not reach into the node or its links by it.
+func (t *table) allowed(a netip.Addr) bool {
+	return a.IsGlobalUnicast() && !a.Is4In6() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255}) &&
+		!nat.PlatformOf(a).IsValid() && (t.inside == nil || !t.inside(a))
+}
+
+// learn makes addresses destinations of every name that stands for the one that was asked, for twice the time to live, or longer by hold. by is who was told.
+// It reports whether there was a new one.
+func (t *table) learn(by, name string, addrs []netip.Addr, ttl time.Duration, now time.Time) (news bool) {
+	for pattern, r := range t.records {
+		if egress.NameMatches(pattern, name) {
+			news = t.add(pattern, by, addrs, now.Add(2*t.life(ttl)), now) || news
+			if by != "" {
+				r.proxied = now
+			}
+		}
+	}
+	return news
+}
+
+// unknown returns how many addresses names that stand for one would have new.
+func (t *table) unknown(name string, addrs []netip.Addr) (n int) {
+	for pattern, r := range t.records {
+		if egress.NameMatches(pattern, name) {
+			for _, a := range addrs {
+				n += b2i(r.entries[a] == nil && t.allowed(a))
+			}
+		}
+	}
+	return n
+}
+
+// wants says whether a name or wildcard that was set stands for a name.
+func (t *table) wants(name string) bool {
+	for pattern := range t.records {
+		if egress.NameMatches(pattern, name) {
+			return true
+		}
+	}
+	return false
+}
+
+func (t *table) add(name, by string, addrs []netip.Addr, until, now time.Time) (news bool) {
+	r := t.records[name]
+	for _, a := range addrs {
+		if !t.allowed(a) {
+			continue
+		}
+		e := r.entries[a]
+		if e == nil {
+			e = &entry{}
+			r.entries[a] = e
+			news = true
+		}
+		i := slices.IndexFunc(e.claims, func(c claim) bool { return c.by == by })
+		if i < 0 {
+			i = len(e.claims)
+			e.claims = append(e.claims, claim{by: by})
+			r.held[by]++
+			t.owned[by]++
+		}
+		c := &e.claims[i]
+		c.last = now
+		if until.After(c.until) {
+			c.until = until
+		}
+	}
+	total := 0
+	for _, n := range r.held {
+		total += n
+	}
+	for total > maxAddresses {
+		most, n := "", 0
+		second := 0
+		for by, held := range r.held {
+			switch {
+			case held > n || held == n && by < most:
+				most, n, second = by, held, n
+			case held > second:
+				second = held
+			}
+		}
+		over := total - maxAddresses
+		total -= t.makeRoom(most, map[string]*record{name: r}, max((over+1)/2, min(over, n-second)), now)
+	}
+	if over := t.owned[by] - maxAddresses; by != "" && over > 0 {
+		t.makeRoom(by, t.records, over, now)
+	}
+	return news
+}
+
+// makeRoom ends so many claims of one in some records, those that would end first, and returns how many.
+func (t *table) makeRoom(by string, records map[string]*record, n int, now time.Time) int {
+	type place struct {
+		name string
+		a    netip.Addr
+		end  time.Time
+	}
+	sooner := func(x, y place) int {
+		return cmp.Or(x.end.Compare(y.end), x.a.Compare(y.a), strings.Compare(x.name, y.name))
+	}
+	var all []place
+	for name, r := range records {
+		for a, e := range r.entries {
+			for _, c := range e.claims {
+				if c.by != by {
+					continue
+				}
+				p := place{name, a, t.end(e, c)}
+				if n == 1 && len(all) > 0 { // as a rule: to sort costs thirty times as much
+					if sooner(p, all[0]) < 0 {
+						all[0] = p
+					}
+					continue
+				}
+				all = append(all, p)
+			}
+		}
+	}
+	slices.SortFunc(all, sooner)
+	all = all[:min(n, len(all))]
+	for _, p := range all {
+		if t.unclaim(records[p.name], p.a, by) {
+			t.left(p.name, p.a, now)
+		}
+	}
+	return len(all)
+}
+
+// left remembers for a while that a name had an address.
+func (t *table) left(name string, a netip.Addr, now time.Time) {
+	t.gone = append(t.gone, Gone{name, a, now})
+	stale := max(0, len(t.gone)-maxGone)
+	for stale < len(t.gone) && now.Sub(t.gone[stale].At) >= goneTime {
+		stale++
+	}
+	t.gone = t.gone[:copy(t.gone, t.gone[stale:])]
+}
+
+// lately returns the addresses that names had not long ago and have not now, in the order in which they went.
+func (t *table) lately(now time.Time) (out []Gone) {
+	seen := map[Gone]bool{}
+	for _, g := range slices.Backward(t.gone) {
+		r := t.records[g.Name]
+		key := Gone{Name: g.Name, Address: g.Address}
+		if now.Sub(g.At) < goneTime && r != nil && r.entries[g.Address] == nil && !seen[key] {
+			seen[key] = true
+			out = append(out, g)
+		}
+	}
+	slices.Reverse(out)
+	return out
+}
+
+// end returns when a claim ends by itself.
+func (t *table) end(e *entry, c claim) time.Time {
+	end := c.until
+	if t.hold > 0 {
+		for _, at := range []time.Time{c.last.Add(t.hold), e.used.Add(t.hold)} {
+			if at.After(end) {
+				end = at
+			}
+		}
+	}
+	return end
+}
+
+// touch notes that a flow to an address of a name lives or has begun lately. It reports whether the address stays longer by it.
+func (t *table) touch(name string, a netip.Addr, now time.Time) bool {
+	r := t.records[name]
+	if t.hold == 0 || r == nil || r.entries[a] == nil {
+		return false
+	}
+	r.entries[a].used = now
+	return true
+}
+
+// answered takes the answer to a query; there may be no address in it.
+func (t *table) answered(name string, ipv6 bool, addrs []netip.Addr, ttl time.Duration, now time.Time) (news bool) {
+	r := t.records[name]
+	if r == nil {
+		return false // it is not wanted any more
+	}
+	was := &r.queries[b2i(ipv6)]
+	q := query{next: now.Add(t.life(ttl)), unused: was.unused}
+	had, fresh := false, false // of the family
+	for a := range r.entries {
+		had = had || a.Is6() == ipv6
+	}
+	for _, a := range addrs {
+		if !t.allowed(a) {
+			q.refused = append(q.refused, a)
+		} else if r.entries[a] == nil {
+			fresh = true
+		}
+	}
+	q.refused = q.refused[:min(len(q.refused), maxRefused)]
+	if had && fresh {
+		if q.changes, q.changed = min(was.changes+1, changing), was.changed; q.changes == changing && was.changes < changing {
+			q.changed = now
+		}
+	}
+	*was = q
+	return t.learn("", name, addrs, ttl, now)
+}
+
+// differs returns since when each answer to the node has had addresses that were not known, so that clients which ask another resolver are told addresses
+// that are no destinations; zero: it is not so, or clients have the name from the proxy.
+func (t *table) differs(r *record, now time.Time) (since time.Time) {
+	if !r.proxied.IsZero() && now.Sub(r.proxied) < goneTime {
+		return since
+	}
+	for i := range r.queries {
+		if q := &r.queries[i]; q.changes >= changing && (since.IsZero() || q.changed.Before(since)) {
+			since = q.changed
+		}
+	}
+	return since
+}
+
+// failed takes the failure of a query.
+func (t *table) failed(name string, ipv6 bool, err error, now time.Time) {
+	r := t.records[name]
+	if r == nil {
+		return
+	}
+	q := &r.queries[b2i(ipv6)]
+	if q.failing.IsZero() {
+		q.failing = now
+		if !q.asked.IsZero() {
+			q.failing = q.asked
+		}
+	}
+	q.asked = time.Time{}
+	q.next = now.Add(min(soonest<<min(q.failures, 20), t.floor))
+	q.failures++
+	q.tried = now
+	q.err = err.Error()
+}
+
+// expire drops the addresses whose time is over, and reports whether there was one. While an answer is awaited nothing is concluded, and
+// while no resolver answers, those that were good when that began stay for the grace time.
+func (t *table) expire(now time.Time) (gone bool) {
+	for name, r := range t.records {
+		for a, e := range r.entries {
+			if !r.queries[b2i(a.Is6())].asked.IsZero() {
+				continue
+			}
+			for _, c := range slices.Clone(e.claims) {
+				if !r.late(a, t.end(e, c), t.grace).After(now) && t.unclaim(r, a, c.by) {
+					t.left(name, a, now)
+					gone = true
+				}
+			}
+		}
+	}
+	return gone
+}
+
+// late returns when an address goes that would by itself at a time, as things are.
+func (r *record) late(a netip.Addr, until time.Time, grace time.Duration) time.Time {
+	failing := r.queries[b2i(a.Is6())].failing
+	if late := failing.Add(grace); !failing.IsZero() && !until.Before(failing) && late.After(until) {
+		return late
+	}
+	return until
+}
+
+// until returns when an address goes by itself, unless it is told or used again.
+func (t *table) until(e *entry) (until time.Time) {
+	for _, c := range e.claims {
+		if end := t.end(e, c); end.After(until) {
+			until = end
+		}
+	}
+	return until
+}
+
+// ask is a query that is due.
+type ask struct {
+	name string
+	ipv6 bool
+}
+
+// due returns the queries that are to be made now, and puts them off so that they are not returned again before they can be over.
+func (t *table) due(now time.Time) (asks []ask) {
+	for name, r := range t.records {
+		if egress.IsWildcard(name) {
+			continue
+		}
+		for i := range r.queries {
+			if q := &r.queries[i]; !q.unused && !q.next.After(now) {
+				q.next, q.asked = now.Add(askTimeout+time.Second), now
+				asks = append(asks, ask{name, i == 1})
+			}
+		}
+	}
+	// Of those that fail, the one that was tried longest ago comes first: there may be more than can be asked for.
+	slices.SortFunc(asks, func(a, b ask) int {
+		return cmp.Or(t.query(a).tried.Compare(t.query(b).tried), strings.Compare(a.name, b.name), b2i(a.ipv6)-b2i(b.ipv6))
+	})
+	return asks
+}
+
+// query returns what is known of a query of the table.
+func (t *table) query(a ask) *query { return &t.records[a.name].queries[b2i(a.ipv6)] }
+
+// fails says whether the last answer to a query was a failure.
+func (t *table) fails(a ask) bool { return t.records[a.name] != nil && t.query(a).failures > 0 }
+
+// putOff has a query that is due be due a little later.
+func (t *table) putOff(a ask, now time.Time) {
+	if t.records[a.name] != nil {
+		q := t.query(a)
+		q.next, q.asked = now.Add(soonest), time.Time{}
+	}
+}
+
+// next returns when something is due or goes; zero: never.
+func (t *table) next() (next time.Time) {
+	sooner := func(at time.Time) {
+		if next.IsZero() || at.Before(next) {
+			next = at
+		}
+	}
+	for name, r := range t.records {
+		if !egress.IsWildcard(name) {
+			for i := range r.queries {
+				if q := &r.queries[i]; !q.unused {
+					sooner(q.next)
+				}
+			}
+		}
+		for a, e := range r.entries {
+			if r.queries[b2i(a.Is6())].asked.IsZero() {
+				sooner(r.late(a, t.until(e), t.grace))
+			}
+		}
+	}
+	return next
+}
+
+// addresses returns the addresses of a name, in order.
+func (t *table) addresses(name string) []netip.Addr {
+	r := t.records[name]
+	if r == nil {
+		return nil
+	}
+	out := make([]netip.Addr, 0, len(r.entries))
+	for a := range r.entries {
+		out = append(out, a)
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+// encode returns what a later run must know.
+func (t *table) encode() ([]byte, error) {
+	out := map[string]map[netip.Addr]time.Time{}
+	for name, r := range t.records {
+		out[name] = make(map[netip.Addr]time.Time, len(r.entries))
+		for a, e := range r.entries {
+			out[name][a] = t.until(e)
+		}
+	}
+	return json.Marshal(out)
+}
+
+// decode takes what a former run knew. Until a server has answered, that stays for the grace time.
+func (t *table) decode(data []byte, now time.Time) error {
+	var known map[string]map[netip.Addr]time.Time
+	if err := json.Unmarshal(data, &known); err != nil {
+		return fmt.Errorf("decoding names: %w", err)
+	}
+	for name, until := range known {
+		if n, err := egress.ParseName(name); err != nil || n != name {
+			return fmt.Errorf("decoding names: %q is no name", name)
+		}
+		r := newRecord()
+		t.records[name] = r
+		for a, at := range until {
+			if !egress.IsWildcard(name) && at.Before(now) {
+				at = now // it was good when the former run ended
+			}
+			t.add(name, "", []netip.Addr{a}, at, time.Time{})
+		}
+		for i := range r.queries {
+			r.queries[i] = query{next: now, failing: now}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,35 @@
+package takeover
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/egress"
+)
+
+// commandTime bounds one run of a Command.
+const commandTime = 20 * time.Second
+
+// Command is a Mover that runs a program, as `PROGRAM take ADDRESS=PUBLIC...`. It exits with 0 when the platform leads all of the
+// addresses here; what it prints otherwise is the error.
+type Command string
+
+// Take implements Mover.
+func (c Command) Take(ctx context.Context, addresses []egress.SharedAddress) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
+	args := []string{"take"}
+	for _, a := range addresses {
+		args = append(args, a.Address.String()+"="+a.Public.String())
+	}
+	cmd := exec.CommandContext(ctx, string(c), args...)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("running %s: %w: %.200s", c, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}

@@ -1,0 +1,131 @@
+// Package takeover has a node take the public addresses of its pools when the node that shares them with it is gone.
+//
+// Nodes that share a pool have the same public addresses in their documents; the platform leads each address to one of them.
+// Who has an address is not kept anywhere but there: a node that has lost its addresses sees its probes fail and withdraws
+// what it announces because of them.
+package takeover
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/egress"
+)
+
+// Mover has the platform lead public addresses to this node. Taking what is here already changes nothing.
+type Mover interface {
+	Take(ctx context.Context, addresses []egress.SharedAddress) error
+}
+
+const (
+	// grace is how long after the start the other node may not have been seen yet: its lanes may still have to come up.
+	grace = 30 * time.Second
+	// Delays between attempts to take.
+	firstRetry = time.Second
+	lastRetry  = 30 * time.Second
+)
+
+// verdict is what the last requests say of the other node. It has no clock and does no I/O.
+type verdict struct {
+	fall   int
+	failed int
+	seen   bool // it has been alive since the start, or since its addresses were taken
+}
+
+// alive notes that an address answered.
+func (v *verdict) alive() { v.failed, v.seen = 0, true }
+
+// silent notes that none answered, and says whether the other node is gone. early: it need not have been seen by now.
+func (v *verdict) silent(early bool) bool {
+	v.failed++
+	return v.failed >= v.fall && (v.seen || !early)
+}
+
+// Watcher watches the other node.
+type Watcher struct {
+	// Echo asks by a way, and returns nil when there is an answer before ctx is done.
+	Echo  func(ctx context.Context, w egress.Path) error
+	Mover Mover
+	Log   *slog.Logger
+	// Took is called after each attempt to take.
+	Took func(err error)
+	// Spared is called when the other node answers again before an attempt has succeeded.
+	Spared func()
+}
+
+// Run watches until ctx is done. Once the addresses are taken, they are not taken again before the other node has been
+// seen alive.
+func (w *Watcher) Run(ctx context.Context, c egress.Takeover) {
+	v := verdict{fall: c.Fall}
+	started, taken := time.Now(), false
+	ticker := time.NewTicker(c.Interval)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		if w.answers(ctx, c) {
+			v.alive()
+			taken = false
+		} else if !taken && v.silent(time.Since(started) < grace) && ctx.Err() == nil {
+			w.Log.Warn("the other node does not answer; taking its addresses", "requests", v.failed)
+			taken = w.take(ctx, c)
+			v = verdict{fall: c.Fall, seen: !taken}
+		}
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+		}
+	}
+}
+
+// answers says whether the other node answers within an interval.
+func (w *Watcher) answers(ctx context.Context, c egress.Takeover) bool {
+	ctx, cancel := context.WithTimeout(ctx, c.Interval)
+	defer cancel()
+	results := make(chan error, len(c.Paths))
+	for _, way := range c.Paths {
+		go func() { results <- w.Echo(ctx, way) }()
+	}
+	for range c.Paths {
+		if <-results == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// take tries until it succeeds, and returns false when the other node answers or ctx is done before: what one that lives has, it keeps.
+func (w *Watcher) take(ctx context.Context, c egress.Takeover) bool {
+	for delay := firstRetry; ; delay = min(2*delay, lastRetry) {
+		err := w.Mover.Take(ctx, c.Addresses)
+		w.Took(err)
+		if err == nil {
+			w.Log.Info("took the addresses", "addresses", len(c.Addresses))
+			return true
+		}
+		w.Log.Error("taking the addresses failed", "err", err, "next", delay)
+		if w.returns(ctx, c, delay) {
+			w.Log.Info("the other node answers again; its addresses are not taken")
+			w.Spared()
+			return false
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+	}
+}
+
+// returns asks until there is an answer, and says whether there was one in time.
+func (w *Watcher) returns(ctx context.Context, c egress.Takeover, within time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	for ctx.Err() == nil {
+		if w.answers(ctx, c) {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(c.Interval):
+		}
+	}
+	return false
+}

@@ -1,0 +1,482 @@
+package translog
+
+import (
+	"compress/flate"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/nat/conntrack"
+	"github.com/isthmus-net/isthmus/router/egress"
+)
+
+const (
+	// eventBuffer is the memory in bytes for events between two looks, some 60,000 events.
+	eventBuffer = 64 << 20
+	// lookEvery is short enough that at 30,000 ends a second those that wait fit into the caches of a CPU, and long enough that looking costs
+	// nothing when there are none.
+	lookEvery = 20 * time.Millisecond
+	syncEvery = time.Second
+	// A checkpoint is made once a minute, or as rarely as its cost needs to stay below a hundredth of a CPU.
+	checkpointEvery = time.Minute
+	checkpointShare = 100
+	// rulesKept is how many former configurations are remembered, to tell by which policy a flow began.
+	rulesKept = 32
+)
+
+// Recorder writes the log of translations: from the ends of flows, as the kernel tells them, and from a checkpoint of the flows that live,
+// and those that ended unheard (while it did not listen) are put into the log too.
+type Recorder struct {
+	dir string
+	log *slog.Logger
+
+	store  *Store
+	conn   *conntrack.Conn
+	events *conntrack.Events
+	// switched is told when recording is turned on or off.
+	switched chan struct{}
+
+	unheard atomic.Uint64 // flows of a checkpoint whose ends were not told
+	lossy   atomic.Bool   // ends may have been missed since the last checkpoint
+
+	mu     sync.Mutex
+	config egress.Log
+	rules  []rules
+	live   *checkpoint
+	heard  map[key]bool // what ended while a checkpoint is made; nil otherwise
+	err    error        // of the last attempt to write
+}
+
+// rules is a configuration and since when it is in force.
+type rules struct {
+	since  time.Time
+	config nat.Config
+	index  *nat.Index // nil: not needed yet
+}
+
+// checkpoint is the translated flows of one moment whose ends were not heard of yet.
+type checkpoint struct {
+	batch
+	at map[key]int // places in batch.rows
+}
+
+// key tells flows apart: at any time a flow is the only one with its outside tuple.
+type key struct {
+	protocol             uint8
+	outside, destination netip.AddrPort
+	start                int64 // ms since 1970
+}
+
+func keyOf(r Record) key { return key{r.Protocol, r.Outside, r.Destination, r.Start.UnixMilli()} }
+
+func (c *checkpoint) take(r Record) {
+	c.at[keyOf(r)] = len(c.rows)
+	c.add(r)
+}
+
+// Status is how the log is doing.
+type Status struct {
+	Records  uint64
+	Bytes    int64
+	Overruns uint64   // how often the kernel had more events than room for them
+	Lost     uint64   // records that the disk was too slow for
+	Damaged  uint64   // events that could not be read
+	Unheard  uint64   // flows that ended while the recorder did not listen; begin and tuples are known
+	Problems []string // what was found damaged, and why writing failed last
+}
+
+// Open opens the log in a directory and connects to the kernel in the network namespace of the calling thread. It records
+// nothing before Run. It needs CAP_NET_ADMIN.
+func Open(dir string, log *slog.Logger) (*Recorder, error) {
+	store, err := OpenStore(dir, egress.Log{MaxAge: egress.DefaultLogAge, MaxBytes: egress.DefaultLogBytes})
+	if err != nil {
+		return nil, err
+	}
+	r := &Recorder{dir: dir, log: log, store: store, switched: make(chan struct{}, 1), live: &checkpoint{at: map[key]int{}}}
+	for _, note := range store.Notes() {
+		log.Warn("the log of translations is damaged", "err", note)
+	}
+	if r.conn, err = conntrack.Open(); err == nil {
+		r.events, err = conntrack.Hear(eventBuffer)
+	}
+	if err == nil {
+		err = r.load()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the log of translations: %w", err), r.Close())
+	}
+	return r, nil
+}
+
+// Close closes what Open opened, after Run has returned.
+func (r *Recorder) Close() error {
+	errs := []error{r.store.Close()}
+	if r.conn != nil {
+		errs = append(errs, r.conn.Close())
+	}
+	if r.events != nil {
+		errs = append(errs, r.events.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Limit says what is wanted of the log. What is in a log that is no longer wanted stays until it is too old.
+func (r *Recorder) Limit(c egress.Log) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c.Enabled {
+		r.store.Limit(c)
+	}
+	if c.Enabled && !r.config.Enabled {
+		r.lossy.Store(true)
+	}
+	if c.Enabled != r.config.Enabled {
+		select {
+		case r.switched <- struct{}{}:
+		default:
+		}
+	}
+	r.config = c
+}
+
+// Use says by which rules flows begin from now on. c must not be changed afterwards.
+func (r *Recorder) Use(c nat.Config) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := len(r.rules); n > 0 && r.rules[n-1].config.Equal(c) {
+		return
+	}
+	r.rules = append(r.rules, rules{since: time.Now(), config: c})
+	if n := len(r.rules); n > rulesKept {
+		r.rules = slices.Clone(r.rules[n-rulesKept:])
+	}
+}
+
+// Run records until ctx is done.
+func (r *Recorder) Run(ctx context.Context) error {
+	if err := r.events.Keep(true); err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { r.keep(ctx) })
+	defer wg.Wait()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	listens, overruns, damaged := true, r.events.Overruns(), r.events.Damaged()
+	// Nothing that goes wrong ends it: flows whose ends are not read would fill the kernel's table.
+	failing := false
+	note := func(err error) {
+		if err != nil {
+			r.lossy.Store(true)
+		}
+		if err != nil && !failing {
+			r.log.Error("ends of flows may be missing from the log of translations", "err", err)
+		}
+		failing = err != nil
+	}
+	for {
+		if on := r.enabled(); on != listens {
+			note(r.events.Listen(on))
+			if listens = on; on {
+				look.Reset(lookEvery)
+			} else {
+				look.Stop()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.switched:
+			continue
+		case <-look.C:
+		}
+		note(r.look(ctx))
+		if n := r.events.Overruns(); n != overruns {
+			overruns = n
+			r.relieve(ctx)
+		}
+		if n := r.events.Damaged(); n != damaged {
+			note(fmt.Errorf("%d events could not be read", n-damaged))
+			damaged = n
+		}
+	}
+}
+
+// relieve keeps the log from stopping traffic: flows whose ends wait to be heard are in the table too, and when it is nearly full
+// they must go, heard or not.
+func (r *Recorder) relieve(ctx context.Context) {
+	stats, err := r.conn.Stats(ctx)
+	full := err == nil && uint64(stats.Entries)*10 > uint64(stats.Limit)*9
+	if full {
+		r.lossy.Store(true)
+	}
+	r.log.Warn("ends of flows came faster than they were read", "times", r.events.Overruns(), "table", stats.Entries, "of", stats.Limit, "given up", full)
+	if err := errors.Join(err, r.events.Keep(!full)); err != nil {
+		r.log.Warn("relieving the connection table", "err", err)
+	}
+}
+
+// keep writes to disk.
+func (r *Recorder) keep(ctx context.Context) {
+	tick := time.NewTicker(syncEvery)
+	defer tick.Stop()
+	var next time.Time
+	for {
+		now := time.Now()
+		err := r.store.Sync(now)
+		if r.enabled() && !now.Before(next) {
+			err = errors.Join(err, r.checkpoint(ctx, now))
+			next = now.Add(max(checkpointEvery, checkpointShare*time.Since(now)))
+		}
+		r.mu.Lock()
+		if err != nil && ctx.Err() == nil && r.err == nil {
+			r.log.Error("the log of translations is not written", "err", err)
+		}
+		r.err = err
+		r.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			// The next start sees from it what ended in between.
+			var err error
+			if r.enabled() {
+				err = r.checkpoint(context.WithoutCancel(ctx), time.Now())
+			}
+			if err = errors.Join(err, r.store.Sync(time.Now())); err != nil {
+				r.log.Error("the log of translations is not written", "err", err)
+			}
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (r *Recorder) enabled() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.config.Enabled
+}
+
+// look takes the ends of flows that wait. It may be called from several goroutines.
+func (r *Recorder) look(ctx context.Context) error {
+	for more := true; more && ctx.Err() == nil; {
+		now := time.Now()
+		r.mu.Lock()
+		var err error
+		more, err = r.events.Read(func(f *conntrack.Flow) { r.endedLocked(f, now) })
+		r.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// endedLocked takes the end of a flow, which was heard of at a time.
+func (r *Recorder) endedLocked(f *conntrack.Flow, heard time.Time) {
+	if f.Status&conntrack.SourceNAT == 0 || !r.config.Enabled {
+		return
+	}
+	rec := r.recordLocked(f)
+	if rec.End.IsZero() {
+		rec.End = heard
+	}
+	k := keyOf(rec)
+	delete(r.live.at, k)
+	if r.heard != nil {
+		r.heard[k] = true
+	}
+	r.store.Append(rec, heard)
+}
+
+// ends returns what a translated flow leaves with, and whom it reaches. The identifier of an ICMP query is the source port of both directions.
+func ends(f *conntrack.Flow) (outside, destination netip.AddrPort) {
+	outside, destination = f.Reply.Destination, f.Reply.Source
+	if f.Protocol == unix.IPPROTO_ICMP || f.Protocol == unix.IPPROTO_ICMPV6 {
+		return netip.AddrPortFrom(outside.Addr(), destination.Port()), netip.AddrPortFrom(destination.Addr(), 0)
+	}
+	return outside, destination
+}
+
+// recordLocked makes a record of a translated flow. The destination is whom the flow reached, after translation of the
+// destination if there was one.
+func (r *Recorder) recordLocked(f *conntrack.Flow) Record {
+	outside, destination := ends(f)
+	rec := Record{
+		Start: f.Start, End: f.End, Inside: f.Original.Source, Outside: outside, Destination: destination, Protocol: f.Protocol,
+		Sent: nat.Counter(f.Sent), Received: nat.Counter(f.Received),
+	}
+	i := len(r.rules) - 1
+	for i > 0 && f.Start.Before(r.rules[i].since) {
+		i--
+	}
+	if i < 0 {
+		return rec
+	}
+	if r.rules[i].index == nil {
+		r.rules[i].index = r.rules[i].config.Index()
+	}
+	p := r.rules[i].index.Find(nat.Flow{Source: rec.Inside.Addr(), Destination: rec.Destination.Addr(), Protocol: rec.Protocol, Port: rec.Destination.Port()})
+	// The rules of the flow's first packet may have been others than those that are remembered.
+	if p != nil && slices.ContainsFunc(r.rules[i].config.Pool(p.Pool).Addresses, func(a nat.PoolAddress) bool { return a.Address == rec.Outside.Addr() }) {
+		rec.Policy = p.Name
+	}
+	return rec
+}
+
+// Who returns the flows that answer a query: those that live and those of the log, in order of time. What cannot be read
+// is told by the error, with what can.
+func (r *Recorder) Who(ctx context.Context, q Query) ([]Record, error) {
+	family := uint8(unix.AF_INET)
+	if q.Outside.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	live := map[key]Record{}
+	dump := r.conn.Dump(ctx, family, func(f *conntrack.Flow) bool {
+		if outside, _ := ends(f); f.Status&conntrack.SourceNAT != 0 && (outside == q.Outside || q.AnyPort && outside.Addr() == q.Outside.Addr()) && !q.full(len(live)) && (q.Protocol == 0 || f.Protocol == q.Protocol) &&
+			(!q.Destination.IsValid() || f.Reply.Source.Addr() == q.Destination) && !f.Start.After(q.To) {
+			r.mu.Lock()
+			rec := r.recordLocked(f)
+			r.mu.Unlock()
+			live[keyOf(rec)] = rec
+		}
+		return true
+	})
+	// The log is asked last, and the kernel before it: what ended meanwhile is in one of them at least.
+	look := r.look(ctx)
+	found, err := r.store.Find(ctx, q)
+	for _, rec := range found {
+		delete(live, keyOf(rec))
+	}
+	found = slices.AppendSeq(found, maps.Values(live))
+	slices.SortStableFunc(found, byTime)
+	return found, errors.Join(err, look, dump)
+}
+
+// Status tells how the log is doing.
+func (r *Recorder) Status() Status {
+	records, size := r.store.Size()
+	s := Status{Records: records, Bytes: size, Overruns: r.events.Overruns(), Lost: r.store.Lost(), Damaged: r.events.Damaged(), Unheard: r.unheard.Load()}
+	for _, note := range r.store.Notes() {
+		s.Problems = append(s.Problems, note.Error())
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil {
+		s.Problems = append(s.Problems, r.err.Error())
+	}
+	return s
+}
+
+// checkpoint reads all flows and puts those that are translated on disk, so that a loss of power or an end of the daemon loses
+// little. When ends may have been missed, the flows of the checkpoint before that are gone go into the log: they had
+// ended by now.
+func (r *Recorder) checkpoint(ctx context.Context, now time.Time) error {
+	lossy := r.lossy.Swap(false)
+	r.mu.Lock()
+	r.heard = map[key]bool{}
+	r.mu.Unlock()
+	fresh, whole := &checkpoint{at: map[key]int{}}, true
+	err := r.conn.Dump(ctx, unix.AF_UNSPEC, func(f *conntrack.Flow) bool {
+		if f.Status&conntrack.SourceNAT != 0 && f.Status&conntrack.Dying == 0 {
+			r.mu.Lock()
+			rec := r.recordLocked(f)
+			r.mu.Unlock()
+			rec.End = now
+			fresh.take(rec)
+		}
+		whole = len(fresh.rows) < maxRunRows
+		return whole
+	})
+	// The kernel tells of an end before it takes the flow out of the table: what ended and was not seen is told by now.
+	if err == nil {
+		err = r.look(ctx)
+	}
+	r.mu.Lock()
+	heard := r.heard
+	r.heard = nil
+	if err != nil {
+		r.mu.Unlock()
+		r.lossy.Store(lossy || r.lossy.Load())
+		return fmt.Errorf("making a checkpoint of flows: %w", err)
+	}
+	for k := range heard {
+		delete(fresh.at, k)
+	}
+	n := r.live.names()
+	if lossy && whole {
+		for k, i := range r.live.at {
+			if _, lives := fresh.at[k]; !lives {
+				rec := n.record(r.live.rows[i])
+				rec.End, rec.Vanished = now, true
+				r.store.Append(rec, now)
+				r.unheard.Add(1)
+			}
+		}
+	}
+	r.live = fresh
+	r.mu.Unlock()
+	return r.save(fresh)
+}
+
+func (r *Recorder) liveName() string { return filepath.Join(r.dir, "live") }
+
+// save writes a checkpoint in the place of the one before.
+func (r *Recorder) save(c *checkpoint) error {
+	if len(c.rows) == 0 {
+		if err := os.Remove(r.liveName()); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	temporary := r.liveName() + ".new"
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(newEncoder(flate.NoCompression).encode(c.names(), c.rows, 0))
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("writing the checkpoint of flows: %w", err)
+	}
+	return errors.Join(os.Rename(temporary, r.liveName()), syncDir(r.dir))
+}
+
+// load takes the last checkpoint of a former process: what of it is gone ended while the recorder did not listen.
+func (r *Recorder) load() error {
+	b, err := os.ReadFile(r.liveName())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	n, rows, err := decodeRun(b)
+	if err == nil && len(rows) == 0 {
+		err = errDamaged // none is written without rows
+	}
+	if err != nil {
+		r.log.Warn("the checkpoint of flows cannot be used", "err", err)
+		return nil
+	}
+	for _, w := range rows {
+		r.live.take(n.record(w))
+	}
+	// After it, the process went on for up to a minute, and recorded ends.
+	if err := r.store.since(time.UnixMilli(rows[0].end), func(rec Record) { delete(r.live.at, keyOf(rec)) }); err != nil {
+		r.log.Warn("flows that ended before the start may be recorded twice", "err", err)
+	}
+	r.lossy.Store(true)
+	return nil
+}

@@ -1,0 +1,190 @@
+package link
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/router/fib"
+)
+
+// Surroundings reads what the machine has of addresses, routes and rules that is not isthmus's. The canary's interface comes and goes, and
+// nothing is to be made of it.
+func (l *Links) Surroundings() (fib.Surroundings, error) {
+	var s fib.Surroundings
+	var links []netlink.Link
+	if err := again(func() (err error) { links, err = l.h.LinkList(); return err }); err != nil {
+		return s, fmt.Errorf("reading interfaces: %w", err)
+	}
+	names := make(map[int]string, len(links))
+	s.Devices = make(map[string]fib.Device, len(links))
+	var canary int // index; there is no interface 0
+	for _, link := range links {
+		if isCanary(link) {
+			canary = link.Attrs().Index
+			continue
+		}
+		names[link.Attrs().Index] = link.Attrs().Name
+		s.Devices[link.Attrs().Name] = fib.Device{Index: uint32(link.Attrs().Index), MTU: link.Attrs().MTU}
+		if x := link.Attrs().Xdp; x != nil && x.Attached {
+			s.Filters = append(s.Filters, fmt.Sprintf("interface %s has an XDP program", link.Attrs().Name))
+		}
+	}
+	for _, read := range []struct {
+		what    string
+		request int
+		answer  uint16
+		body    nl.NetlinkRequestData
+		decode  func([]byte)
+	}{
+		{"addresses", unix.RTM_GETADDR, unix.RTM_NEWADDR, nl.NewIfAddrmsg(unix.AF_UNSPEC), func(m []byte) {
+			if a, index, err := parseAddress(m); err == nil && a.protocol != Protocol && index != canary {
+				s.Addresses = append(s.Addresses, fib.Assigned{Interface: names[index], Prefix: a.Local})
+			}
+		}},
+		{"routes", unix.RTM_GETROUTE, unix.RTM_NEWROUTE, &nl.RtMsg{}, func(m []byte) { s.Routes = append(s.Routes, foreign(m, names, canary)...) }},
+		{"queueing disciplines", unix.RTM_GETQDISC, unix.RTM_NEWQDISC, &nl.TcMsg{}, func(m []byte) {
+			if index, kind := parseQdisc(m); kind == "clsact" || kind == "ingress" {
+				s.Filters = append(s.Filters, fmt.Sprintf("interface %s has filters of traffic control (%s)", names[index], kind))
+			}
+		}},
+		{"rules", unix.RTM_GETRULE, unix.RTM_NEWRULE, &nl.RtMsg{}, func(m []byte) {
+			if r, ok := parseRule(m); ok {
+				s.Rules = append(s.Rules, r)
+			}
+		}},
+	} {
+		var answers [][]byte
+		err := again(func() (err error) {
+			req := l.request(read.request, unix.NLM_F_DUMP)
+			req.AddData(read.body)
+			answers, err = req.Execute(unix.NETLINK_ROUTE, read.answer)
+			return err
+		})
+		if err != nil {
+			return s, fmt.Errorf("reading %s: %w", read.what, err)
+		}
+		for _, m := range answers {
+			read.decode(m)
+		}
+	}
+	slices.SortStableFunc(s.Rules, func(a, b fib.Rule) int { return int(int64(a.Priority) - int64(b.Priority)) })
+	return s, nil
+}
+
+// foreign decodes the body of an RTM_NEWROUTE message that is neither isthmus's nor by the canary's interface. There may be a hundred thousand that are.
+func foreign(m []byte, names map[int]string, canary int) (out []fib.Foreign) {
+	if len(m) < unix.SizeofRtMsg {
+		return nil
+	}
+	head := nl.DeserializeRtMsg(m)
+	if head.Protocol == fib.Protocol || head.Flags&unix.RTM_F_CLONED != 0 || head.Table == fib.TableLocal ||
+		head.Type != unix.RTN_UNICAST || head.Family != unix.AF_INET && head.Family != unix.AF_INET6 {
+		return nil
+	}
+	attrs, err := nl.ParseRouteAttr(m[unix.SizeofRtMsg:])
+	if err != nil {
+		return nil
+	}
+	r := fib.Foreign{Table: uint32(head.Table)}
+	to := netip.IPv4Unspecified()
+	if head.Family == unix.AF_INET6 {
+		to = netip.IPv6Unspecified()
+	}
+	var hops []byte
+	for _, a := range attrs {
+		switch a.Attr.Type &^ unix.NLA_F_NESTED {
+		case unix.RTA_DST:
+			if addr, ok := netip.AddrFromSlice(a.Value); ok {
+				to = addr
+			}
+		case unix.RTA_TABLE:
+			r.Table = binary.NativeEndian.Uint32(a.Value)
+		case unix.RTA_OIF:
+			index := int(binary.NativeEndian.Uint32(a.Value))
+			if index == canary {
+				return nil
+			}
+			r.Interface = names[index]
+		case unix.RTA_PRIORITY:
+			r.Metric = binary.NativeEndian.Uint32(a.Value)
+		case unix.RTA_GATEWAY:
+			r.Gateway, _ = netip.AddrFromSlice(a.Value)
+		case unix.RTA_MULTIPATH:
+			hops = a.Value
+		}
+	}
+	r.Prefix = netip.PrefixFrom(to, int(head.Dst_len))
+	if hops == nil {
+		return []fib.Foreign{r}
+	}
+	for len(hops) >= unix.SizeofRtNexthop {
+		n := int(binary.NativeEndian.Uint16(hops))
+		if n < unix.SizeofRtNexthop || n > len(hops) {
+			break
+		}
+		hop := r
+		hop.Interface = names[int(binary.NativeEndian.Uint32(hops[4:]))]
+		if inner, err := nl.ParseRouteAttr(hops[unix.SizeofRtNexthop:n]); err == nil {
+			for _, a := range inner {
+				if a.Attr.Type == unix.RTA_GATEWAY {
+					hop.Gateway, _ = netip.AddrFromSlice(a.Value)
+				}
+			}
+		}
+		out = append(out, hop)
+		hops = hops[min((n+3)&^3, len(hops)):]
+	}
+	return out
+}
+
+// parseQdisc decodes the body of an RTM_NEWQDISC message.
+func parseQdisc(m []byte) (index int, kind string) {
+	if len(m) < nl.SizeofTcMsg {
+		return 0, ""
+	}
+	attrs, err := nl.ParseRouteAttr(m[nl.SizeofTcMsg:])
+	if err != nil {
+		return 0, ""
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == nl.TCA_KIND {
+			kind = strings.TrimRight(string(a.Value), "\x00")
+		}
+	}
+	return int(nl.DeserializeTcMsg(m).Ifindex), kind
+}
+
+// parseRule decodes the body of an RTM_NEWRULE message.
+func parseRule(m []byte) (r fib.Rule, ok bool) {
+	if len(m) < unix.SizeofRtMsg {
+		return r, false
+	}
+	head := nl.DeserializeRtMsg(m) // struct fib_rule_hdr has the same size and begins with the same fields
+	if head.Family != unix.AF_INET && head.Family != unix.AF_INET6 {
+		return r, false
+	}
+	attrs, err := nl.ParseRouteAttr(m[unix.SizeofRtMsg:])
+	if err != nil {
+		return r, false
+	}
+	const toTable = 1 // FR_ACT_TO_TBL
+	r = fib.Rule{IPv6: head.Family == unix.AF_INET6, Table: uint32(head.Table), Plain: head.Dst_len == 0 && head.Src_len == 0 && head.Tos == 0 && head.Flags&2 == 0 && head.Type == toTable}
+	for _, a := range attrs {
+		switch a.Attr.Type {
+		case nl.FRA_PRIORITY:
+			r.Priority = binary.NativeEndian.Uint32(a.Value)
+		case nl.FRA_TABLE:
+			r.Table = binary.NativeEndian.Uint32(a.Value)
+		case nl.FRA_FWMARK, nl.FRA_FWMASK, nl.FRA_IIFNAME, nl.FRA_OIFNAME, nl.FRA_GOTO, nl.FRA_SRC, nl.FRA_DST, nl.FRA_IP_PROTO, nl.FRA_SPORT_RANGE, nl.FRA_DPORT_RANGE, nl.FRA_UID_RANGE, nl.FRA_L3MDEV, nl.FRA_TUN_ID:
+			r.Plain = false
+		}
+	}
+	return r, true
+}
