@@ -204,12 +204,8 @@ func reserved(t plan.Target, seen fib.Surroundings, resolvers []netip.Addr) (all
 				all = append(all, fib.Reserved{Prefix: one(a), Why: "an inside address of tunnel " + c.Name + "; have the peer not announce it"})
 			}
 		}
-		const why = "the outside address of a tunnel, and would draw encrypted packets into a tunnel; announce more exact prefixes"
-		switch {
-		case c.IPsec != nil:
-			all = append(all, fib.Reserved{Prefix: one(c.IPsec.RemoteAddress), Covered: true, Why: why})
-		case c.WireGuard.Endpoint.IsValid():
-			all = append(all, fib.Reserved{Prefix: one(c.WireGuard.Endpoint.Addr()), Covered: true, Why: why})
+		if a := c.Outside().Addr(); a.IsValid() {
+			all = append(all, fib.Reserved{Prefix: one(a), Covered: true, Why: "the outside address of a tunnel, and would draw encrypted packets into a tunnel; announce more exact prefixes"})
 		}
 	}
 	return all
@@ -250,13 +246,7 @@ func (r *Router) wayConditions() (out []*isthmusv1.Condition) {
 			Message: fmt.Sprintf("interface %s has an MTU of %d and the document counts on %d: packets of tunnels that have no mtu of their own are fragmented or lost; set underlay.mtu to %d", u.Interface, link.MTU, u.MTU, link.MTU)})
 	}
 	for _, c := range t.Tunnels {
-		var to netip.Addr
-		switch {
-		case c.IPsec != nil:
-			to = c.IPsec.RemoteAddress
-		case c.WireGuard.Endpoint.IsValid():
-			to = c.WireGuard.Endpoint.Addr()
-		}
+		to := c.Outside().Addr()
 		if by := seen.Way(to); to.IsValid() && by != "" && by != t.Underlay.Interface {
 			out = append(out, &isthmusv1.Condition{Type: "NotByUnderlay", Severity: "error",
 				Message: fmt.Sprintf("tunnel %s: the kernel sends to %v by interface %s, and the document says %s; add a route to it by %s, or change underlay.interface", c.Name, to, by, t.Underlay.Interface, t.Underlay.Interface)})

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/tunnel"
 )
 
 // charonHealth is what charon last said of itself.
@@ -75,7 +76,7 @@ func (o *observed) hasIPsec() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, c := range o.tunnels {
-		if c.IPsec != nil {
+		if c.Kind() == tunnel.KindIPsec {
 			return true
 		}
 	}

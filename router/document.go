@@ -85,8 +85,8 @@ func (r *Router) planNew(ctx context.Context, s source, b basis) (*spec.Spec, pl
 	if err != nil || len(problems) > 0 {
 		return checked, target, ledger, problems, err
 	}
-	for _, u := range usesOf(checked) {
-		ref, err := r.Store.Ref(u.name)
+	for _, u := range checked.Secrets {
+		ref, err := r.Store.Ref(u.Name)
 		if err != nil {
 			continue // it has gone meanwhile, which version says
 		}
@@ -94,8 +94,8 @@ func (r *Router) planNew(ctx context.Context, s source, b basis) (*spec.Spec, pl
 		if err != nil {
 			continue
 		}
-		if err := u.kind.Check(value); err != nil {
-			problems = append(problems, spec.Problem{Path: u.path, Value: u.name, Line: checked.Line(u.path), Rule: "is a secret that does not fit: " + err.Error(), Remedy: "set it with `isthmus secret set " + u.name + "`"})
+		if err := u.Kind.Check(value); err != nil {
+			problems = append(problems, spec.Problem{Path: u.Path, Value: u.Name, Line: checked.Line(u.Path), Rule: "is a secret that does not fit: " + err.Error(), Remedy: "set it with `isthmus secret set " + u.Name + "`"})
 		}
 	}
 	return checked, target, ledger, spec.Join(problems), nil

@@ -85,10 +85,10 @@ func TestExplanations(t *testing.T) {
 		synctest.Wait()
 
 		since := time.Now()
-		report := m.report["ipsec"]
-		report(tunnel.State{Name: "z-0", Kind: "ipsec", Status: tunnel.Down, Since: since, Failure: tunnel.Failure{Reason: tunnel.Identity, Since: since}, Evidence: tunnel.Evidence{Identity: "10.1.2.3"}, Heard: since})
-		report(tunnel.State{Name: "b", Kind: "ipsec", Status: tunnel.Up})
-		report(tunnel.State{Name: "a-1", Kind: "ipsec", Status: tunnel.Down, Failure: tunnel.Failure{Reason: tunnel.Waiting, Since: since}, Listening: since})
+		report := m.report[tunnel.KindIPsec]
+		report(tunnel.State{Name: "z-0", Kind: tunnel.KindIPsec, Status: tunnel.Down, Since: since, Failure: tunnel.Failure{Reason: tunnel.Identity, Since: since}, Evidence: tunnel.Evidence{Identity: "10.1.2.3"}, Heard: since})
+		report(tunnel.State{Name: "b", Kind: tunnel.KindIPsec, Status: tunnel.Up})
+		report(tunnel.State{Name: "a-1", Kind: tunnel.KindIPsec, Status: tunnel.Down, Failure: tunnel.Failure{Reason: tunnel.Waiting, Since: since}, Listening: since})
 		states := map[string]string{}
 		all, _ := r.Tunnels()
 		for _, s := range all {

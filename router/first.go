@@ -87,8 +87,8 @@ func (r *Router) secretConditions() (out []*isthmusv1.Condition) {
 		return nil
 	}
 	more := 0
-	for _, u := range usesOf(r.spec) {
-		if _, err := r.Store.Ref(u.name); !errors.Is(err, secret.ErrNotFound) {
+	for _, u := range r.spec.Secrets {
+		if _, err := r.Store.Ref(u.Name); !errors.Is(err, secret.ErrNotFound) {
 			continue
 		}
 		if len(out) >= maxMissing {
@@ -96,7 +96,7 @@ func (r *Router) secretConditions() (out []*isthmusv1.Condition) {
 			continue
 		}
 		out = append(out, &isthmusv1.Condition{Type: "SecretMissing", Severity: "error", Since: stamp(r.present.Time),
-			Message: fmt.Sprintf("%s: secret %s is not stored, and what uses it waits for it: `isthmus secret set %s`", u.path, u.name, u.name)})
+			Message: fmt.Sprintf("%s: secret %s is not stored, and what uses it waits for it: `isthmus secret set %s`", u.Path, u.Name, u.Name)})
 	}
 	if more > 0 {
 		out[maxMissing-1].Message += fmt.Sprintf("; and %d more secrets are missing", more)

@@ -63,7 +63,7 @@ func TestTunnelThatStaysIsNotDead(t *testing.T) {
 		r, stop := m.boot(t.TempDir())
 		defer stop()
 		apply(t, r, quiet)
-		m.report["ipsec"](tunnel.State{Name: "a", Kind: "ipsec", Status: tunnel.Up})
+		m.report[tunnel.KindIPsec](tunnel.State{Name: "a", Kind: tunnel.KindIPsec, Status: tunnel.Up})
 		m.mu.Lock()
 		m.staying = errors.New("charon is away")
 		m.failing["a"] = m.staying

@@ -124,7 +124,7 @@ func (o *observed) forgetTunnel(name string) {
 }
 
 // kind returns the kind of a wanted tunnel.
-func (o *observed) kind(name string) (string, bool) {
+func (o *observed) kind(name string) (tunnel.Kind, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	c, ok := o.tunnels[name]

@@ -100,7 +100,7 @@ func (r *Router) schedule(former, target plan.Target, first bool, lived []nat.Po
 				if err := r.removeLeaving(ctx, c.Name, c.Kind()); err != nil {
 					return err
 				}
-				return r.driver(c).Apply(ctx, c)
+				return r.Drivers[c.Kind()].Apply(ctx, c)
 			}})
 		}
 	}
@@ -201,17 +201,17 @@ func (r *Router) removeTunnel(c tunnel.Config) {
 // before they are removed knows nothing of them.
 type leaving struct {
 	mu  sync.Mutex
-	all map[string]map[string]tunnel.Config // by name and kind
+	all map[string]map[tunnel.Kind]tunnel.Config // by name
 }
 
 func (l *leaving) add(c tunnel.Config) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.all == nil {
-		l.all = map[string]map[string]tunnel.Config{}
+		l.all = map[string]map[tunnel.Kind]tunnel.Config{}
 	}
 	if l.all[c.Name] == nil {
-		l.all[c.Name] = map[string]tunnel.Config{}
+		l.all[c.Name] = map[tunnel.Kind]tunnel.Config{}
 	}
 	l.all[c.Name][c.Kind()] = c
 }
@@ -232,12 +232,12 @@ func (l *leaving) named(name string) []tunnel.Config {
 }
 
 // removeLeaving removes what leaves under a name, but for a tunnel of the kind that stays.
-func (r *Router) removeLeaving(ctx context.Context, name, stays string) error {
+func (r *Router) removeLeaving(ctx context.Context, name string, stays tunnel.Kind) error {
 	for _, c := range r.leaving.named(name) {
 		if c.Kind() == stays {
 			continue
 		}
-		if err := r.driver(c).Remove(ctx, name); err != nil {
+		if err := r.Drivers[c.Kind()].Remove(ctx, name); err != nil {
 			return err
 		}
 		r.leaving.drop(c)
@@ -341,18 +341,11 @@ func (r *Router) applyBGP(ctx context.Context, target bgp.Config) error {
 	return nil
 }
 
-func (r *Router) driver(c tunnel.Config) tunnel.Driver {
-	if c.WireGuard != nil {
-		return r.WireGuard
-	}
-	return r.IPsec
-}
-
 // prune removes the tunnels of a former run that nobody wants. It works only on what was read back: after a failed
 // read nothing is removed.
 func (r *Router) prune(ctx context.Context) error {
 	var errs []error
-	for kind, d := range map[string]tunnel.Driver{"ipsec": r.IPsec, "wireguard": r.WireGuard} {
+	for kind, d := range r.Drivers {
 		states, err := d.Observe(ctx)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("reading %s tunnels back: %w", kind, err))
@@ -369,7 +362,7 @@ func (r *Router) prune(ctx context.Context) error {
 
 // readBack compares what is there with what is wanted, whether or not an event said so.
 func (r *Router) readBack(ctx context.Context) {
-	for _, d := range []tunnel.Driver{r.IPsec, r.WireGuard} {
+	for _, d := range r.Drivers {
 		mark := r.state.mark()
 		states, err := d.Observe(ctx)
 		if err != nil {

@@ -99,12 +99,11 @@ type Translations interface {
 
 // Options are what a Router works with.
 type Options struct {
-	Store     *store.Store
-	IPsec     tunnel.Driver
-	WireGuard tunnel.Driver
-	BGP       bgp.Driver
-	FIB       FIB
-	NAT       nat.Driver
+	Store   *store.Store
+	Drivers map[tunnel.Kind]tunnel.Driver // of tunnels
+	BGP     bgp.Driver
+	FIB     FIB
+	NAT     nat.Driver
 	// Flows lets new flows be placed by what is in use of the pools' ports. Nil: nobody does.
 	Flows Flows
 	// Translations remembers who talked to whom as which address. Nil: nobody does.
@@ -197,11 +196,11 @@ type Router struct {
 	target   plan.Target
 	closed   nat.Config // what closes the node while no document is carried out
 	ledger   plan.Ledger
-	textUses map[uint64][]use // see usesIn
-	had      []nat.Pool       // of all targets since a document was last kept
-	invalid  error            // why the stored document cannot be used
-	stuck    error            // why the former document, which was to come back, did not
-	applied  uint64           // newest generation with everything done
+	textUses map[uint64][]spec.SecretUse // see usesIn
+	had      []nat.Pool                  // of all targets since a document was last kept
+	invalid  error                       // why the stored document cannot be used
+	stuck    error                       // why the former document, which was to come back, did not
+	applied  uint64                      // newest generation with everything done
 
 	// The daemon died under the present document again and again, and held, if there is one, is carried out instead.
 	dying  bool
@@ -394,8 +393,9 @@ func (r *Router) Run(ctx context.Context) error {
 	}
 	r.surroundings() // before the first rules, which name the node's own addresses
 	start("noting what was carried out", r.noteCarried)
-	start("running IPsec", func(ctx context.Context) error { return r.IPsec.Run(ctx, r.tunnelChanged) })
-	start("running WireGuard", func(ctx context.Context) error { return r.WireGuard.Run(ctx, r.tunnelChanged) })
+	for kind, d := range r.Drivers {
+		start("running tunnels of kind "+string(kind), func(ctx context.Context) error { return d.Run(ctx, r.tunnelChanged) })
+	}
 	start("running BGP", func(ctx context.Context) error { return r.BGP.Run(ctx, reporter{r}) })
 	start("running the FIB", r.FIB.Run)
 	start("probing", r.health.Run)

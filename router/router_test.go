@@ -50,7 +50,7 @@ type machine struct {
 	static    []fib.Route
 	synced    int
 	alive     map[string]bool
-	report    map[string]func(tunnel.State)
+	report    map[tunnel.Kind]func(tunnel.State)
 	sick      map[string]bool // targets of probes, behind the address that they come from
 	flows     Flows           // nobody places them
 	drop      bool            // what the daemon is started with
@@ -58,7 +58,7 @@ type machine struct {
 }
 
 func newMachine(t *testing.T) *machine {
-	return &machine{t: t, tunnels: map[string]tunnel.Config{}, failing: map[string]error{}, alive: map[string]bool{}, report: map[string]func(tunnel.State){}, sick: map[string]bool{}}
+	return &machine{t: t, tunnels: map[string]tunnel.Config{}, failing: map[string]error{}, alive: map[string]bool{}, report: map[tunnel.Kind]func(tunnel.State){}, sick: map[string]bool{}}
 }
 
 func (m *machine) note(format string, args ...any) {
@@ -83,7 +83,7 @@ func (m *machine) taken() []string {
 
 type tunnels struct {
 	*machine
-	kind string
+	kind tunnel.Kind
 }
 
 func (d tunnels) Observe(context.Context) ([]tunnel.State, error) {
@@ -91,7 +91,7 @@ func (d tunnels) Observe(context.Context) ([]tunnel.State, error) {
 	defer func() {
 		meanwhile := d.meanwhile
 		d.mu.Unlock()
-		if meanwhile != nil && d.kind == "ipsec" {
+		if meanwhile != nil && d.kind == tunnel.KindIPsec {
 			meanwhile()
 		}
 	}()
@@ -123,7 +123,7 @@ func (d tunnels) Apply(_ context.Context, c tunnel.Config) error {
 func (d tunnels) Remove(_ context.Context, name string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.kind == "ipsec" && d.staying != nil {
+	if d.kind == tunnel.KindIPsec && d.staying != nil {
 		return d.staying
 	}
 	for _, p := range d.bgp.Peers {
@@ -318,7 +318,7 @@ func (m *machine) begin(dir string, safe bool) *Router {
 		}
 	}
 	r, err := New(Options{
-		Store: st, IPsec: tunnels{m, "ipsec"}, WireGuard: tunnels{m, "wireguard"}, BGP: speaker{m}, FIB: m, NAT: filter{m},
+		Store: st, Drivers: map[tunnel.Kind]tunnel.Driver{tunnel.KindIPsec: tunnels{m, tunnel.KindIPsec}, tunnel.KindWireGuard: tunnels{m, tunnel.KindWireGuard}}, BGP: speaker{m}, FIB: m, NAT: filter{m},
 		Addresses: m, Host: m, Safe: safe, Drop: m.drop, APIFrom: m.apiFrom, APIPort: 7443, Version: "test", Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} }, Probe: m.probe, NamesFile: filepath.Join(dir, "names.json"),
 		Charon: func(context.Context) ([]string, error) {
 			m.mu.Lock()
@@ -452,7 +452,7 @@ func TestMappedPrefixIsAnnouncedWhileItsTunnelsLive(t *testing.T) {
 		apply(t, r, strings.Replace(base, "egress: {", "egress: {maps: [{tunnels: [a, b], inside: 10.1.0.0/16, mapped: 100.64.0.0/16}], ", 1))
 		say := func(name string, status tunnel.Status, want string) {
 			t.Helper()
-			m.report["ipsec"](tunnel.State{Name: name, Kind: "ipsec", Status: status})
+			m.report[tunnel.KindIPsec](tunnel.State{Name: name, Kind: tunnel.KindIPsec, Status: status})
 			synctest.Wait()
 			m.mu.Lock()
 			defer m.mu.Unlock()
@@ -939,7 +939,7 @@ func TestOnlyAKnownFailureTakesATunnelOut(t *testing.T) {
 			status tunnel.Status
 			alive  bool
 		}{{tunnel.Up, true}, {tunnel.Unknown, true}, {tunnel.Down, false}, {tunnel.Unknown, false}, {tunnel.Connecting, true}} {
-			m.report["ipsec"](tunnel.State{Name: "a", Kind: "ipsec", Status: step.status})
+			m.report[tunnel.KindIPsec](tunnel.State{Name: "a", Kind: tunnel.KindIPsec, Status: step.status})
 			if m.alive["t-a"] != step.alive {
 				t.Errorf("after %s alive is %v", step.status, m.alive["t-a"])
 			}
@@ -958,7 +958,7 @@ func TestReadBackIsNotLate(t *testing.T) {
 		defer stop()
 		apply(t, r, base)
 		m.mu.Lock()
-		m.meanwhile = func() { r.tunnelChanged(tunnel.State{Name: "a", Kind: "ipsec", Status: tunnel.Down}) }
+		m.meanwhile = func() { r.tunnelChanged(tunnel.State{Name: "a", Kind: tunnel.KindIPsec, Status: tunnel.Down}) }
 		m.mu.Unlock()
 		r.readBack(t.Context())
 		m.mu.Lock()

@@ -14,7 +14,6 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/plan"
-	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
 )
@@ -229,18 +228,18 @@ func (r *Router) secretSet(ctx context.Context, author, what string, info store.
 func (r *Router) fits(name string, value []byte) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var list []use
+	var list []spec.SecretUse
 	if r.spec != nil {
-		list = usesOf(r.spec)
+		list = r.spec.Secrets
 	} else {
 		list = r.usesIn(r.present.Generation, r.present.Text)
 	}
 	for _, u := range list {
-		if u.name != name {
+		if u.Name != name {
 			continue
 		}
-		if err := u.kind.Check(value); err != nil {
-			return fmt.Errorf("%w: secret %s is used by %s: %w; the stored one stays", api.ErrInvalid, name, u.path, err)
+		if err := u.Kind.Check(value); err != nil {
+			return fmt.Errorf("%w: secret %s is used by %s: %w; the stored one stays", api.ErrInvalid, name, u.Path, err)
 		}
 	}
 	return nil
@@ -285,13 +284,13 @@ func secretMessage(info store.SecretInfo, uses map[string][]string) *isthmusv1.S
 // unless the present one is confirmed.
 func (r *Router) uses() (map[string][]string, error) {
 	paths := map[string][]string{}
-	add := func(u []use, of string) {
+	add := func(u []spec.SecretUse, of string) {
 		for _, one := range u {
-			paths[one.name] = append(paths[one.name], one.path+of)
+			paths[one.Name] = append(paths[one.Name], one.Path+of)
 		}
 	}
 	if r.spec != nil && r.unstored == nil && r.held == nil {
-		add(usesOf(r.spec), "")
+		add(r.spec.Secrets, "")
 	} else {
 		add(r.usesIn(r.present.Generation, r.present.Text), "")
 	}
@@ -305,54 +304,15 @@ func (r *Router) uses() (map[string][]string, error) {
 	return paths, err
 }
 
-// use is a field that names a secret.
-type use struct {
-	name, path string
-	kind       secret.Kind
-}
-
-// uses of a checked document, which is asked whenever secrets are listed.
-func usesOf(s *spec.Spec) (out []use) {
-	for i, t := range s.Tunnels {
-		if t.IPsec != nil {
-			out = append(out, use{t.IPsec.PSK.Name, fmt.Sprintf("tunnels[%d].ipsec.psk", i), secret.PSK})
-		}
-		if t.WireGuard != nil {
-			out = append(out, use{t.WireGuard.PrivateKey.Name, fmt.Sprintf("tunnels[%d].wireguard.privateKey", i), secret.WireGuardKey})
-			if name := t.WireGuard.PresharedKey.Name; name != "" {
-				out = append(out, use{name, fmt.Sprintf("tunnels[%d].wireguard.presharedKey", i), secret.WireGuardKey})
-			}
-		}
-	}
-	for i, p := range s.Peers {
-		if name := p.Password.Name; name != "" {
-			out = append(out, use{name, fmt.Sprintf("peers[%d].password", i), secret.Password})
-		}
-	}
-	return out
-}
-
-// usesIn returns what usesOf does for the text of a generation that is not carried out. It is read once: a reader may ask again and again.
-func (r *Router) usesIn(generation uint64, text string) (out []use) {
+// usesIn returns the uses of secrets in the text of a generation that is not carried out. It is read once: a reader may ask again and again.
+func (r *Router) usesIn(generation uint64, text string) (out []spec.SecretUse) {
 	if known, ok := r.textUses[generation]; ok {
 		return known
 	}
 	d, _ := spec.Decode([]byte(text))
-	add := func(ref, format string, i int, kind secret.Kind) {
-		if ref != "" {
-			out = append(out, use{ref, fmt.Sprintf(format, i), kind})
-		}
-	}
-	for i, t := range d.Message.GetTunnels() {
-		add(t.GetIpsec().GetPsk(), "tunnels[%d].ipsec.psk", i, secret.PSK)
-		add(t.GetWireguard().GetPrivateKey(), "tunnels[%d].wireguard.privateKey", i, secret.WireGuardKey)
-		add(t.GetWireguard().GetPresharedKey(), "tunnels[%d].wireguard.presharedKey", i, secret.WireGuardKey)
-	}
-	for i, p := range d.Message.GetPeers() {
-		add(p.GetPassword(), "peers[%d].password", i, secret.Password)
-	}
+	out = spec.SecretUses(d.Message)
 	if len(r.textUses) > 1 || r.textUses == nil {
-		r.textUses = map[uint64][]use{}
+		r.textUses = map[uint64][]spec.SecretUse{}
 	}
 	r.textUses[generation] = out
 	return out

@@ -76,7 +76,7 @@ func (r *Router) tunnels() []*isthmusv1.TunnelStatus {
 
 func tunnelStatus(c tunnel.Config, s tunnel.State) *isthmusv1.TunnelStatus {
 	t := &isthmusv1.TunnelStatus{
-		Name: c.Name, Id: c.ID, Kind: c.Kind(), Interface: c.Interface, Mtu: uint32(c.MTU),
+		Name: c.Name, Id: c.ID, Kind: string(c.Kind()), Interface: c.Interface, Mtu: uint32(c.MTU),
 		State: string(s.Status), Since: stamp(s.Since),
 		RxBytes: s.RxBytes, TxBytes: s.TxBytes, RxPackets: s.RxPackets, TxPackets: s.TxPackets,
 		LastError: s.LastError, NextTry: stamp(s.NextTry), Algorithms: s.Algorithms,
@@ -86,10 +86,10 @@ func tunnelStatus(c tunnel.Config, s tunnel.State) *isthmusv1.TunnelStatus {
 	switch {
 	case s.Remote.IsValid() && s.Remote.Port() != 0:
 		t.RemoteAddress = s.Remote.String()
-	case c.IPsec != nil:
-		t.RemoteAddress = c.IPsec.RemoteAddress.String()
-	case c.WireGuard.Endpoint.IsValid():
-		t.RemoteAddress = c.WireGuard.Endpoint.String()
+	case c.Outside().Port() != 0:
+		t.RemoteAddress = c.Outside().String()
+	case c.Outside().Addr().IsValid():
+		t.RemoteAddress = c.Outside().Addr().String()
 	}
 	for _, in := range c.Inside {
 		t.Inside = append(t.Inside, &isthmusv1.Inside{Local: in.Local.String(), Remote: in.Remote.String()})

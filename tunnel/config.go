@@ -6,9 +6,6 @@ package tunnel
 
 import (
 	"net/netip"
-	"time"
-
-	"github.com/isthmus-net/isthmus/router/secret"
 )
 
 // Mark begins the alias of every interface that isthmus made (IFLA_IFALIAS) and the name of every connection that it
@@ -28,7 +25,7 @@ type Config struct {
 	MTU       int    // bytes
 	Inside    []Inside
 
-	// Exactly one of these is set.
+	// Exactly one of these is set; see Kind.
 	IPsec     *IPsec
 	WireGuard *WireGuard
 }
@@ -38,40 +35,4 @@ type Config struct {
 type Inside struct {
 	Local  netip.Prefix
 	Remote netip.Addr
-}
-
-// IPsec configures an IKEv2 tunnel whose selectors are everything of the address families inside it, 0.0.0.0/0, ::/0 or
-// both: a gateway that carries one family may refuse a proposal of both instead of narrowing it.
-type IPsec struct {
-	LocalAddress    netip.Addr // on the underlay interface
-	RemoteAddress   netip.Addr
-	LocalIdentity   string
-	RemoteIdentity  string
-	PSK             secret.Ref
-	IKEProposals    []string // strongSwan notation, best first
-	ESPProposals    []string
-	IKERekey        time.Duration
-	ChildRekey      time.Duration
-	ChildRekeyBytes uint64 // 0: no limit
-	DPDDelay        time.Duration
-	RespondOnly     bool
-	ReplayWindow    uint32 // packets
-}
-
-// WireGuard configures a WireGuard interface with one peer that may send and receive everything.
-type WireGuard struct {
-	PrivateKey    secret.Ref
-	PeerPublicKey [32]byte
-	PresharedKey  secret.Ref     // zero: none
-	Endpoint      netip.AddrPort // zero: learnt
-	ListenPort    uint16
-	Keepalive     time.Duration // whole seconds; 0: none
-}
-
-// Kind returns "ipsec" or "wireguard".
-func (c Config) Kind() string {
-	if c.WireGuard != nil {
-		return "wireguard"
-	}
-	return "ipsec"
 }

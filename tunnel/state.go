@@ -19,7 +19,7 @@ const (
 // State is what was read back of one tunnel.
 type State struct {
 	Name      string
-	Kind      string
+	Kind      Kind
 	Interface string
 	Status    Status
 	Since     time.Time      // of Status

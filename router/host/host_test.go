@@ -9,8 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/isthmus-net/isthmus/test/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/test/netns"
 )
 
 // Ring: namespace.

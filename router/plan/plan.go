@@ -97,7 +97,7 @@ func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems
 				shared = append(shared, in.Local)
 			}
 		}
-		if need := needs(tu.Config); !slices.ContainsFunc(need, func(set []string) bool { return all(set, m.Can) }) {
+		if need := tu.Needs(); !slices.ContainsFunc(need, func(set []string) bool { return all(set, m.Can) }) {
 			problems = append(problems, spec.Problem{
 				Path:   fmt.Sprintf("tunnels[%d].%s", i, tu.Kind()),
 				Rule:   "needs what this kernel does not have: " + strings.Join(need[0], ", "),
@@ -141,11 +141,7 @@ func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems
 		t.Tunnels = append(t.Tunnels, c)
 		interfaces[c.Name] = c
 		t.NAT.Clamps = append(t.NAT.Clamps, clamp(c, tu.MSS))
-		carried := nat.Tunnel{Interface: c.Interface}
-		if c.WireGuard != nil {
-			carried.Port = c.WireGuard.ListenPort
-		}
-		t.NAT.Tunnels = append(t.NAT.Tunnels, carried)
+		t.NAT.Tunnels = append(t.NAT.Tunnels, nat.Tunnel{Interface: c.Interface, Port: c.ListenPort()})
 	}
 
 	t.routes(s, interfaces)
@@ -212,12 +208,9 @@ func insideRule(t spec.Tunnel) apipa.Rule {
 // embedded returns a problem when a document adds a WireGuard tunnel beyond those that a kernel without WireGuard can have. One that
 // adds none stays valid: the driver tells which tunnels it did not make.
 func embedded(s *spec.Spec, former Ledger, can func(string) bool) spec.Problems {
-	if can("wireguard") || !can("tun") {
-		return nil
-	}
 	n, added := 0, -1
 	for i, tu := range s.Tunnels {
-		if tu.WireGuard == nil {
+		if !tu.Embedded(can) {
 			continue
 		}
 		n++
@@ -228,7 +221,7 @@ func embedded(s *spec.Spec, former Ledger, can func(string) bool) spec.Problems 
 	if n <= tunnel.MaxEmbedded || added < 0 {
 		return nil
 	}
-	path := fmt.Sprintf("tunnels[%d].wireguard", added)
+	path := fmt.Sprintf("tunnels[%d].%s", added, s.Tunnels[added].Kind())
 	return spec.Problems{{
 		Path:   path,
 		Line:   s.Line(path),
@@ -236,14 +229,6 @@ func embedded(s *spec.Spec, former Ledger, can func(string) bool) spec.Problems 
 		Rule:   fmt.Sprintf("is more than this kernel, which has no WireGuard, can have: the document has %d WireGuard tunnels, and %d embedded devices are the most", n, tunnel.MaxEmbedded),
 		Remedy: fmt.Sprintf("remove %d of them, or run the node on the isthmus image, or on a kernel with WireGuard", n-tunnel.MaxEmbedded),
 	}}
-}
-
-// needs returns the sets of capabilities of which a tunnel needs one.
-func needs(c tunnel.Config) [][]string {
-	if c.WireGuard != nil {
-		return [][]string{{"wireguard"}, {"tun"}}
-	}
-	return [][]string{{"esp", "xfrm-interface"}}
 }
 
 func all(set []string, can func(string) bool) bool {
@@ -326,7 +311,7 @@ func (t *Target) peers(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 		}
 		// A session that GoBGP has lost refuses connections for five seconds, and then opens one within two: two such
 		// speakers can go on refusing each other.
-		if p.EitherOpens && c.WireGuard != nil {
+		if p.EitherOpens && c.Lane() {
 			p.Passive = p.Address.Less(p.LocalAddress)
 		}
 		if other, ok := at[p.Address]; ok {

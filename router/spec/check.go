@@ -43,6 +43,7 @@ func (c *checker) document(d Document) {
 	if m == nil {
 		m = &isthmusv1.Spec{}
 	}
+	c.s.Secrets = SecretUses(m)
 	c.node(m)
 	c.underlay(m.GetUnderlay())
 	if len(m.GetPeers()) > 0 && !c.s.Node.RouterID.IsValid() && c.s.Underlay.Address.Is6() {
@@ -278,7 +279,7 @@ func (c *checker) tunnel(path string, t *isthmusv1.Tunnel) {
 		c.Missing(path+".ipsec", "say how it is encrypted, with `ipsec` or `wireguard`")
 	}
 	if out.MTU == 0 {
-		out.MTU = defaultMTU(c.s.Underlay.MTU, out.Config)
+		out.MTU = out.LargestMTU(c.s.Underlay.MTU)
 		if preset.MTU.Is != 0 {
 			out.MTU = min(out.MTU, preset.MTU.Is)
 		}
@@ -385,11 +386,8 @@ func (c *checker) outside() {
 	byAddr := func(a, b peer) int { return a.addr.Compare(b.addr) }
 	var peers []peer
 	for _, t := range c.s.Tunnels {
-		switch {
-		case t.IPsec != nil:
-			peers = append(peers, peer{t.IPsec.RemoteAddress, t.Name})
-		case t.WireGuard != nil:
-			peers = append(peers, peer{t.WireGuard.Endpoint.Addr(), t.Name})
+		if a := t.Outside().Addr(); a.IsValid() {
+			peers = append(peers, peer{a, t.Name})
 		}
 	}
 	slices.SortStableFunc(peers, byAddr)
@@ -444,7 +442,7 @@ func (c *checker) proposals(path string, list, def []string, esp bool, cloud str
 			c.Problem(at, text, "is no proposal", "write it in strongSwan's notation, as "+strconv.Quote(def[0]))
 			continue
 		}
-		if word, why := unknownWord(text, esp); why != "" {
+		if word, why := tunnel.UnknownWord(text, esp); why != "" {
 			c.Problem(at, text, fmt.Sprintf("has the word %q, which %s", word, why), "write it in strongSwan's notation, as "+strconv.Quote(def[0]))
 		} else if rule, remedy := takes.Refuse(text, esp); cloud != "" && rule != "" {
 			c.Problem(at, text, "is refused: "+cloud+"'s gateway "+rule, remedy)

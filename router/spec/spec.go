@@ -38,6 +38,8 @@ type Spec struct {
 	Takeover egress.Takeover
 
 	Log egress.Log
+	// Secrets are the fields that name secrets.
+	Secrets []SecretUse
 	// PortlessTimeout is how long flows without ports are remembered; 0: as the machine has it.
 	PortlessTimeout time.Duration
 

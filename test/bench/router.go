@@ -79,12 +79,11 @@ func runRouter(ctx context.Context, args []string) error {
 	vpn := ipsec.New(ipsec.Options{Socket: *vici, Secrets: st.Lookup, Links: newNoLinks(), Log: log, RuntimeDir: *dir})
 	r, err := router.New(router.Options{
 		Store: st, Host: able{machine}, Addresses: links, Version: "bench", Log: log,
-		IPsec: vpn, Charon: vpn.Conditions,
-		WireGuard: newGiven(),
-		BGP:       gobgp.New(gobgp.Options{Secrets: st.Lookup, Log: log}),
-		FIB:       fib.New(routes, log),
-		NAT:       nftables.New(nftables.Options{Log: log}),
-		Counters:  func() router.Counters { return router.Counters{} },
+		Drivers: map[tunnel.Kind]tunnel.Driver{tunnel.KindIPsec: vpn, tunnel.KindWireGuard: newGiven()}, Charon: vpn.Conditions,
+		BGP:      gobgp.New(gobgp.Options{Secrets: st.Lookup, Log: log}),
+		FIB:      fib.New(routes, log),
+		NAT:      nftables.New(nftables.Options{Log: log}),
+		Counters: func() router.Counters { return router.Counters{} },
 	})
 	if err != nil {
 		return err

@@ -198,7 +198,7 @@ func (d *Driver) want(c tunnel.Config, want loaded) error {
 	}
 	if r == nil {
 		r = &record{loading: &sync.Mutex{}, stale: map[uint32]time.Time{}}
-		r.state = tunnel.State{Name: c.Name, Kind: "ipsec", Status: tunnel.Unknown}
+		r.state = tunnel.State{Name: c.Name, Kind: tunnel.KindIPsec, Status: tunnel.Unknown}
 		if d.carried[c.ID] {
 			r.held = d.carriedUntil
 		}
@@ -486,7 +486,7 @@ func (d *Driver) Observe(ctx context.Context) ([]tunnel.State, error) {
 	states := map[string]tunnel.State{}
 	for _, name := range conns {
 		if name, ours := strings.CutPrefix(name, tunnel.Mark); ours {
-			states[name] = tunnel.State{Name: name, Kind: "ipsec", Status: tunnel.Unknown}
+			states[name] = tunnel.State{Name: name, Kind: tunnel.KindIPsec, Status: tunnel.Unknown}
 		}
 	}
 	for name, r := range d.records {
@@ -499,7 +499,7 @@ func (d *Driver) Observe(ctx context.Context) ([]tunnel.State, error) {
 		name := strings.TrimPrefix(l.Alias, tunnel.Mark)
 		s, ok := states[name]
 		if !ok {
-			s = tunnel.State{Name: name, Kind: "ipsec", Status: tunnel.Unknown}
+			s = tunnel.State{Name: name, Kind: tunnel.KindIPsec, Status: tunnel.Unknown}
 		}
 		s.Interface = l.Name
 		s.RxBytes, s.TxBytes, s.RxPackets, s.TxPackets = l.RxBytes, l.TxBytes, l.RxPackets, l.TxPackets

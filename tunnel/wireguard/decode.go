@@ -18,7 +18,7 @@ const algorithms = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
 func decode(link link.Link, dev *wgtypes.Device, now time.Time) tunnel.State {
 	s := tunnel.State{
 		Name:      strings.TrimPrefix(link.Alias, tunnel.Mark),
-		Kind:      "wireguard",
+		Kind:      tunnel.KindWireGuard,
 		Interface: link.Name,
 		Status:    tunnel.Unknown,
 		RxBytes:   link.RxBytes, TxBytes: link.TxBytes,

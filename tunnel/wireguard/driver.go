@@ -281,7 +281,7 @@ func (d *Driver) observeLocked(now time.Time) ([]tunnel.State, error) {
 	for name, c := range d.wanted {
 		if !seen[name] {
 			add(tunnel.State{
-				Name: name, Kind: "wireguard", Interface: c.Interface,
+				Name: name, Kind: tunnel.KindWireGuard, Interface: c.Interface,
 				Status: tunnel.Down, LastError: "the interface is missing",
 			})
 		}

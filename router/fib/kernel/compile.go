@@ -5,8 +5,9 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/isthmus-net/isthmus/router/fib"
 	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/router/fib"
 )
 
 // Attributes of nexthop objects, from linux/nexthop.h.

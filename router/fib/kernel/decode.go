@@ -8,8 +8,9 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/isthmus-net/isthmus/router/fib"
 	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/router/fib"
 )
 
 // message is a netlink message: its header and what follows.

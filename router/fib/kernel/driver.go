@@ -13,8 +13,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/isthmus-net/isthmus/router/fib"
 	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/router/fib"
 )
 
 const (

@@ -12,9 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/test/netns"
-	"golang.org/x/sys/unix"
 )
 
 // Ring: namespace. Pairs of virtual Ethernet interfaces stand for tunnels.

@@ -1,11 +1,9 @@
-package spec
+package tunnel
 
 import (
 	"regexp"
 	"strconv"
 	"strings"
-
-	"github.com/isthmus-net/isthmus/tunnel"
 )
 
 // The words of strongSwan's proposals that charon 6.0 knows and that IKEv2 can use (its documentation, "Cipher
@@ -19,8 +17,9 @@ var (
 	esnWord       = regexp.MustCompile(`^(?:esn|noesn)$`)
 )
 
-// unknownWord returns the first word of a proposal that does not belong there, and why; or what it lacks.
-func unknownWord(proposal string, esp bool) (word, why string) {
+// UnknownWord returns the first word of a proposal that charon does not know or that does not belong there, with the
+// reason, or the whole proposal with what it lacks. Both are empty when the proposal is good.
+func UnknownWord(proposal string, esp bool) (word, why string) {
 	var aead, cipher, integrity, prf, group bool
 	for _, w := range strings.Split(proposal, "-") {
 		switch {
@@ -93,31 +92,4 @@ func espOverhead(proposal string) (bytes, align int) {
 		}
 	}
 	return headers + iv + icv + trailer, align
-}
-
-// defaultMTU returns the largest inside packet that fits into one packet of the underlay, whichever of the proposals is
-// agreed upon.
-func defaultMTU(underlay int, c tunnel.Config) int {
-	outer := func(v4 bool) int {
-		if v4 {
-			return 20
-		}
-		return 40
-	}
-	if c.WireGuard != nil {
-		// 8 bytes of UDP, 16 of header, 16 of tag (WireGuard paper, section 5.4.6). The padding to 16 bytes stops at the
-		// MTU. A peer that is not known yet may come over IPv6.
-		return underlay - outer(c.WireGuard.Endpoint.Addr().Is4()) - 8 - 32
-	}
-	mtu := underlay
-	if c.IPsec == nil {
-		return mtu
-	}
-	for _, p := range c.IPsec.ESPProposals {
-		bytes, align := espOverhead(p)
-		const trailer = 2 // counted in bytes, but part of what is aligned
-		room := underlay - outer(c.IPsec.LocalAddress.Is4()) - bytes + trailer
-		mtu = min(mtu, room/align*align-trailer)
-	}
-	return mtu
 }
