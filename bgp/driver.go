@@ -5,7 +5,7 @@ import "context"
 // Driver speaks BGP. Methods may be called from several goroutines.
 type Driver interface {
 	// Apply makes BGP be as configured, disturbing no session whose own configuration did not change. It joins the
-	// errors of single peers and goes on after each.
+	// errors of single peers and goes on after each. With the zero Config every session ends.
 	Apply(ctx context.Context, c Config) error
 
 	// Peers returns the last known state of every session, without asking the BGP process.

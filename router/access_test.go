@@ -10,8 +10,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/isthmus-net/isthmus/nat"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/document"
 )
 
 // access says who may reach the node by the rules that the machine has.
@@ -46,32 +49,32 @@ func TestClosedWithoutDocument(t *testing.T) {
 
 		r := m.begin(dir, false)
 		wants("before it runs", empty)
-		r.Store.Close()
+		r.o.Store.Close()
 		r, stop := m.boot(dir)
 		reboot()
-		r.rulesChanged(false)
+		r.applier.RulesChanged(false)
 		wants("flushed", empty)
-		apply(t, r, operators+base)
+		accept(t, r, operators+base)
 		wants("a document", full)
 		stop()
 
 		for _, safe := range []bool{true, false} {
 			r = m.begin(dir, safe)
 			wants("started, with the rules of the document", full)
-			r.Store.Close()
+			r.o.Store.Close()
 			reboot()
 			r = m.begin(dir, safe)
 			wants("started without rules", closed)
-			r.Store.Close()
+			r.o.Store.Close()
 			m.nat.Underlay = "eth0"
 		}
 
 		// The document cannot be used any more.
 		r, stop = m.boot(dir)
-		if err := r.Store.DeleteSecret("k"); err != nil {
+		if err := r.o.Store.DeleteSecret("k"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.Store.SetSecret("other", []byte("x"), time.Now()); err != nil {
+		if _, err := r.o.Store.SetSecret("other", []byte("x"), time.Now()); err != nil {
 			t.Fatal(err)
 		}
 		stop()
@@ -79,9 +82,9 @@ func TestClosedWithoutDocument(t *testing.T) {
 		r, stop = m.boot(dir)
 		wants("unusable", closed)
 		reboot()
-		r.rulesChanged(false)
+		r.applier.RulesChanged(false)
 		wants("unusable, and flushed", closed)
-		apply(t, r, strings.ReplaceAll(operators+base, "psk: k", "psk: other"))
+		accept(t, r, strings.ReplaceAll(operators+base, "psk: k", "psk: other"))
 		wants("usable", full)
 		stop()
 	})
@@ -94,7 +97,7 @@ func TestClosesAgain(t *testing.T) {
 		m.apiFrom = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		if _, _, err := r.apply(t.Context(), text("access: {api: [0.0.0.0/0], input: drop}\n"+base), nil, time.Minute, "tester"); err != nil {
+		if _, _, err := r.documents.Apply(t.Context(), document.Change{Author: "tester", Confirm: time.Minute}, text("access: {api: [0.0.0.0/0], input: drop}\n"+base)); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(70 * time.Second)
@@ -104,7 +107,7 @@ func TestClosesAgain(t *testing.T) {
 			t.Errorf("%s, want %s", got, want)
 		}
 		m.nat, m.rules = nat.Config{}, false
-		r.rulesChanged(false)
+		r.applier.RulesChanged(false)
 		synctest.Wait()
 		if got := m.access(); got != want {
 			t.Errorf("flushed: %s, want %s", got, want)
@@ -118,25 +121,25 @@ func TestCallerIsWarned(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		apply(t, r, "access: {api: [203.0.113.0/24, \"2001:db8::/64\"]}\n"+base)
+		accept(t, r, "access: {api: [203.0.113.0/24, \"2001:db8::/64\"]}\n"+base)
 		next := "access: {api: [203.0.113.0/28], input: drop}\n" + base
 		for caller, warned := range map[string]bool{"203.0.113.7": false, "203.0.113.77": true, "2001:db8::7": true, "127.0.0.1": false, "": false} {
 			ctx := t.Context()
 			if caller != "" {
 				ctx = peer.NewContext(ctx, &peer.Peer{Addr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(caller), 1))})
 			}
-			_, changes, _, err := r.preview(ctx, text(next))
+			plan, err := r.Plan(ctx, text(next))
 			if err != nil {
 				t.Fatal(err)
 			}
 			said := fmt.Sprintf("this document closes the API to you (%s); use --confirm-within", caller)
-			if got := fmt.Sprint(changes); strings.Contains(got, said) != warned || strings.Contains(got, "to you") != warned || !strings.Contains(got, "what listens now: tcp/22") {
+			if got := fmt.Sprint(plan.GetChanges()); strings.Contains(got, said) != warned || strings.Contains(got, "to you") != warned || !strings.Contains(got, "what listens now: tcp/22") {
 				t.Errorf("%q: %s", caller, got)
 			}
 		}
 		ctx := peer.NewContext(t.Context(), &peer.Peer{Addr: net.TCPAddrFromAddrPort(netip.MustParseAddrPort("[::ffff:203.0.113.77]:1"))})
-		_, changes, err := r.apply(ctx, text(next), nil, time.Minute, "tester")
-		if got := fmt.Sprint(changes); err != nil || !strings.Contains(got, "closes the API to you (203.0.113.77)") {
+		answer, err := r.Apply(ctx, "tester", &isthmusv1.ApplyRequest{Source: text(next), ConfirmWithin: durationpb.New(time.Minute)})
+		if got := fmt.Sprint(answer.GetChanges()); err != nil || !strings.Contains(got, "closes the API to you (203.0.113.77)") {
 			t.Errorf("apply: %s, %v", got, err)
 		}
 	})

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
+	"github.com/isthmus-net/isthmus/router/document"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
@@ -34,7 +36,7 @@ func TestPlanningHoldsNothingUp(t *testing.T) {
 	r, stop := m.boot(t.TempDir())
 	defer stop()
 	s := slow{m, make(chan struct{}, 1), make(chan struct{})}
-	r.Host = s
+	r.documents.Plan.Can = s.Has
 	type outcome struct {
 		generation uint64
 		changes    []plan.Change
@@ -42,17 +44,17 @@ func TestPlanningHoldsNothingUp(t *testing.T) {
 	}
 	first := make(chan outcome)
 	go func() {
-		g, changes, err := r.apply(context.Background(), text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)), nil, 0, "slow")
+		g, changes, err := r.documents.Apply(context.Background(), document.Change{Author: "slow"}, text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)))
 		first <- outcome{g, changes, err}
 	}()
 	for len(s.asked) == 0 {
-		r.status()
+		status(r)
 	}
 	// Others are answered at once, since the place for a question is taken.
-	if problems, _, err := r.validate(context.Background(), text(base)); err != nil || len(problems) > 0 {
+	if problems, _, err := r.documents.Validate(context.Background(), text(base)); err != nil || len(problems) > 0 {
 		t.Error(problems, err)
 	}
-	if g, _, err := r.apply(context.Background(), text(base), nil, 0, "quick"); err != nil || g != 1 {
+	if g, _, err := r.documents.Apply(context.Background(), document.Change{Author: "quick"}, text(base)); err != nil || g != 1 {
 		t.Errorf("the quick one became generation %d: %v", g, err)
 	}
 	close(s.answer)
@@ -61,7 +63,7 @@ func TestPlanningHoldsNothingUp(t *testing.T) {
 		t.Errorf("the slow one became generation %d with changes %v: %v", got.generation, got.changes, got.err)
 	}
 	zero := uint64(0)
-	if _, _, err := r.apply(context.Background(), text(base), &zero, 0, "late"); !errors.Is(err, store.ErrStale) {
+	if _, _, err := r.documents.Apply(context.Background(), document.Change{Author: "late", Expected: &zero}, text(base)); !errors.Is(err, store.ErrStale) {
 		t.Errorf("a writer that has seen an old generation: %v", err)
 	}
 }
@@ -73,10 +75,10 @@ func TestCallerGone(t *testing.T) {
 	defer stop()
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, _, err := r.validate(ctx, text(base)); !errors.Is(err, context.Canceled) {
+	if _, _, err := r.documents.Validate(ctx, text(base)); !errors.Is(err, context.Canceled) {
 		t.Errorf("validate: %v", err)
 	}
-	if g, _, err := r.apply(ctx, text(base), nil, 0, "tester"); !errors.Is(err, context.Canceled) || g != 0 {
+	if g, _, err := r.documents.Apply(ctx, document.Change{Author: "tester"}, text(base)); !errors.Is(err, context.Canceled) || g != 0 {
 		t.Errorf("apply: generation %d, %v", g, err)
 	}
 }
@@ -92,7 +94,7 @@ func TestProductIsRefusedEverywhere(t *testing.T) {
 	m := newMachine(t)
 	r, stop := m.boot(t.TempDir())
 	defer stop()
-	if _, _, err := r.apply(context.Background(), text(base), nil, 0, "tester"); err != nil {
+	if _, _, err := r.documents.Apply(context.Background(), document.Change{Author: "tester"}, text(base)); err != nil {
 		t.Fatal(err)
 	}
 	told := func(what string, problems spec.Problems) {
@@ -100,43 +102,20 @@ func TestProductIsRefusedEverywhere(t *testing.T) {
 			t.Errorf("%s: %v", what, problems)
 		}
 	}
-	problems, _, err := r.validate(context.Background(), text(doc))
+	problems, _, err := r.documents.Validate(context.Background(), text(doc))
 	if err != nil {
 		t.Error(err)
 	}
 	told("validate", problems)
-	_, _, _, err = r.preview(context.Background(), text(doc))
+	_, _, _, err = r.documents.Preview(context.Background(), netip.Addr{}, text(doc))
 	problems, _ = errors.AsType[spec.Problems](err)
 	told("plan", problems)
-	_, _, err = r.apply(context.Background(), text(doc), nil, 0, "tester")
+	_, _, err = r.documents.Apply(context.Background(), document.Change{Author: "tester"}, text(doc))
 	problems, _ = errors.AsType[spec.Problems](err)
 	told("apply", problems)
 	e := spec.Edit{}
 	e.Read([]byte("policies: [" + bomb + "]"))
-	_, _, err = r.edit(context.Background(), e, nil, 0, false, "tester")
+	_, _, err = r.documents.Edit(context.Background(), document.Change{Author: "tester"}, e, false)
 	problems, _ = errors.AsType[spec.Problems](err)
 	told("edit", problems)
-}
-
-// TestPlanIsBounded: an answer neither lists any number of changes nor repeats long lists.
-func TestPlanIsBounded(t *testing.T) {
-	changes := make([]plan.Change, 100_000)
-	for i := range changes {
-		changes[i] = plan.Change{Action: plan.Modify, Kind: "policy", Name: fmt.Sprint("p", i), Fields: []string{"sources: " + strings.Repeat("10.0.0.0/8 ", 10)}}
-	}
-	out := changeMessages(changes)
-	if n := len(out); n != maxChanges+1 || out[n-1].Name != "and 80000 more, which are not listed" {
-		t.Errorf("%d changes, the last is %v", n, out[n-1])
-	}
-	changes[0].Fields[0] = "sources: " + strings.Repeat("10.0.0.0/8 ", 1<<20) + "-> end"
-	if f := changeMessages(changes[:1])[0].Fields[0]; len(f) > maxFieldBytes+10 || !strings.HasSuffix(f, "-> end") || !strings.HasPrefix(f, "sources: ") {
-		t.Errorf("a field has %d bytes", len(f))
-	}
-	long := []string{strings.Repeat("x", maxFieldBytes), strings.Repeat("y", maxFieldBytes)}
-	for i := range changes {
-		changes[i].Fields = long
-	}
-	if n := len(changeMessages(changes)); n > maxChangeBytes/maxFieldBytes {
-		t.Errorf("%d changes of 2 KiB each", n)
-	}
 }

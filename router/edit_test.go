@@ -1,6 +1,7 @@
 package router
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/document"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
@@ -26,9 +28,15 @@ var editable = strings.Replace(base, "egress: {pools: [{name: p, addresses: [{ad
   - {name: m, action: no-nat, sources: [10.7.0.0/16], destinations: [10.66.0.0/16]} # inside
 `, 1)
 
+// ledger returns the ledger of the stored document.
+func ledger(r *Router) []byte {
+	now, _ := r.o.Store.Current()
+	return now.Ledger
+}
+
 // planned returns the target but for the tunnels, of which the secrets are another store's.
 func planned(r *Router) plan.Target {
-	t := r.target
+	t := target(r)
 	t.Tunnels = nil
 	if len(t.NAT.Policies) == 0 {
 		t.NAT.Policies = nil
@@ -44,8 +52,8 @@ func TestEditIsApply(t *testing.T) {
 		defer func() { stop() }()
 		whole, stopWhole := other.boot(t.TempDir())
 		defer stopWhole()
-		apply(t, r, editable)
-		apply(t, whole, editable)
+		accept(t, r, editable)
+		accept(t, whole, editable)
 		one.taken()
 		for i, q := range []*isthmusv1.EditPoliciesRequest{
 			{Text: "policies: [{name: y, sources: [10.1.0.0/16], pool: p}]"},
@@ -64,7 +72,7 @@ func TestEditIsApply(t *testing.T) {
 				t.Fatalf("edit %d: %v", i, err)
 			}
 			synctest.Wait()
-			g, _, doc, err := r.document(0)
+			g, _, doc, err := r.documents.Document(0)
 			if err != nil || g != a.Generation {
 				t.Fatalf("edit %d: generation %d, %v", i, g, err)
 			}
@@ -76,7 +84,7 @@ func TestEditIsApply(t *testing.T) {
 			if fmt.Sprint(a.Changes) != fmt.Sprint(b.Changes) || a.Generation != b.Generation {
 				t.Errorf("edit %d: generation %d with %v, want %d with %v", i, a.Generation, a.Changes, b.Generation, b.Changes)
 			}
-			if got, want := planned(r), planned(whole); !reflect.DeepEqual(got, want) || !reflect.DeepEqual(r.ledger, whole.ledger) {
+			if got, want := planned(r), planned(whole); !reflect.DeepEqual(got, want) || !bytes.Equal(ledger(r), ledger(whole)) {
 				t.Errorf("edit %d: differs from applying in %+v", i, plan.Diff(got, want))
 			}
 			if !one.nat.Equal(other.nat) {
@@ -85,7 +93,7 @@ func TestEditIsApply(t *testing.T) {
 			if got := one.taken(); len(got) != len(a.Changes) && (len(got) > 1 || len(a.Changes) == 0) || one.nat.Equal(was) != (len(a.Changes) == 0) {
 				t.Errorf("edit %d wrote %v for %v", i, got, a.Changes)
 			}
-			if s := r.status(); s.GetAppliedGeneration() != a.Generation {
+			if s := status(r); s.GetAppliedGeneration() != a.Generation {
 				t.Errorf("edit %d: %v", i, s)
 			}
 			if i == 4 {
@@ -97,10 +105,10 @@ func TestEditIsApply(t *testing.T) {
 				}
 			}
 		}
-		if _, _, doc, _ := r.document(0); !strings.Contains(doc, "# everybody") {
+		if _, _, doc, _ := r.documents.Document(0); !strings.Contains(doc, "# everybody") {
 			t.Errorf("the comment is lost:\n%s", doc)
 		}
-		if h := r.Store.History(); h[0].Reason != "policies x" || h[3].Reason != "policies r" || h[4].Reason != "policies x, 0, y and 1 more" {
+		if h := r.o.Store.History(); h[0].Reason != "policies x" || h[3].Reason != "policies r" || h[4].Reason != "policies x, 0, y and 1 more" {
 			t.Errorf("history %+v", h)
 		}
 	})
@@ -113,10 +121,10 @@ func TestEditRefused(t *testing.T) {
 		defer stop()
 		y := spec.Edit{}
 		y.Read([]byte("policies: [{name: y, sources: [10.1.0.0/16], pool: p}]"))
-		if _, _, err := r.edit(context.Background(), y, nil, 0, false, "tester"); !errors.Is(err, api.ErrPrecondition) {
+		if _, _, err := r.documents.Edit(context.Background(), document.Change{Author: "tester"}, y, false); !errors.Is(err, api.ErrPrecondition) {
 			t.Errorf("without a document: %v", err)
 		}
-		g := apply(t, r, editable)
+		g := accept(t, r, editable)
 		m.taken()
 		stale := g + 1
 		for what, c := range map[string]struct {
@@ -128,14 +136,14 @@ func TestEditRefused(t *testing.T) {
 			"stale":   {y, &stale, store.ErrStale, nil},
 			"unknown": {spec.Edit{Delete: []string{"y"}}, nil, nil, new(spec.Problems)},
 		} {
-			if _, _, err := r.edit(context.Background(), c.edit, c.expected, 0, false, "tester"); c.is != nil && !errors.Is(err, c.is) || c.as != nil && !errors.As(err, c.as) {
+			if _, _, err := r.documents.Edit(context.Background(), document.Change{Author: "tester", Expected: c.expected}, c.edit, false); c.is != nil && !errors.Is(err, c.is) || c.as != nil && !errors.As(err, c.as) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
 		// A dry run says what the edit then does.
 		var said []plan.Change
 		for _, dry := range []bool{true, false} {
-			got, changes, err := r.edit(context.Background(), y, &g, time.Minute, dry, "tester")
+			got, changes, err := r.documents.Edit(context.Background(), document.Change{Author: "tester", Expected: &g, Confirm: time.Minute}, y, dry)
 			if err != nil || len(changes) != 1 || (got == g) != dry || !dry && fmt.Sprint(changes) != fmt.Sprint(said) {
 				t.Errorf("dry %v: generation %d, %v, %v", dry, got, changes, err)
 			}
@@ -148,7 +156,7 @@ func TestEditRefused(t *testing.T) {
 		expect(t, m, "nat")
 		time.Sleep(2 * time.Minute)
 		expect(t, m, "nat")
-		if _, _, doc, _ := r.document(0); doc != editable {
+		if _, _, doc, _ := r.documents.Document(0); doc != editable {
 			t.Errorf("an unconfirmed edit did not go back:\n%s", doc)
 		}
 	})

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -52,7 +51,7 @@ func TestSickAddresses(t *testing.T) {
 		r, stop := m.boot(dir)
 		doc := strings.Replace(base, "egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}]}]", `announce: [10.9.0.0/24]
 egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}, {address: 10.9.0.6}], announce: [0.0.0.0/0], probes: {targets: ["icmp://198.51.100.7"], holdDown: 1m}}]`, 1)
-		apply(t, r, doc)
+		accept(t, r, doc)
 		time.Sleep(time.Minute)
 		m.taken()
 		time.Sleep(5 * time.Minute)
@@ -63,7 +62,7 @@ egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}, {address: 10.9.0.6}]
 				t.Errorf("%s, want %s", got, egress)
 			}
 			var got []string
-			for _, c := range r.status().GetConditions() {
+			for _, c := range status(r).GetConditions() {
 				got = append(got, c.GetType())
 			}
 			if fmt.Sprint(got) != fmt.Sprint(conditions) {
@@ -81,7 +80,7 @@ egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}, {address: 10.9.0.6}]
 		}
 
 		// A document that says nothing new of them changes nothing of what is known.
-		apply(t, r, strings.Replace(doc, "name: x,", "name: y,", 1))
+		accept(t, r, strings.Replace(doc, "name: x,", "name: y,", 1))
 		want("[10.9.0.6] [0.0.0.0/0 10.9.0.0/24]", "PoolDegraded")
 		m.taken()
 
@@ -100,11 +99,11 @@ egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}, {address: 10.9.0.6}]
 		want("[10.9.0.5] [0.0.0.0/0 10.9.0.0/24]", "PoolDegraded")
 
 		// Without probes, nothing is sick.
-		apply(t, r, strings.Replace(doc, `, probes: {targets: ["icmp://198.51.100.7"], holdDown: 1m}`, "", 1))
+		accept(t, r, strings.Replace(doc, `, probes: {targets: ["icmp://198.51.100.7"], holdDown: 1m}`, "", 1))
 		want("[10.9.0.5 10.9.0.6] [0.0.0.0/0 10.9.0.0/24]")
 
 		// A new daemon knows nothing at first, and finds out.
-		apply(t, r, doc)
+		accept(t, r, doc)
 		stop()
 		r, stop = m.boot(dir)
 		defer stop()
@@ -140,7 +139,7 @@ func TestSickProxy(t *testing.T) {
 				t.Errorf("down: %v, want %v", got, down)
 			}
 			got = nil
-			policies, _ := r.policies()
+			policies, _ := r.Policies()
 			for _, p := range policies {
 				if p.Down {
 					got = append(got, p.Name)
@@ -149,7 +148,7 @@ func TestSickProxy(t *testing.T) {
 			if fmt.Sprint(got) != down {
 				t.Errorf("shown as down: %v, want %v", got, down)
 			}
-			for _, c := range r.status().GetConditions() {
+			for _, c := range status(r).GetConditions() {
 				is = append(is, c.GetSeverity()+" "+c.GetMessage())
 			}
 			if fmt.Sprint(is) != fmt.Sprint(conditions) {
@@ -163,7 +162,7 @@ func TestSickProxy(t *testing.T) {
 			time.Sleep(20 * time.Second)
 			synctest.Wait()
 		}
-		apply(t, r, doc)
+		accept(t, r, doc)
 		time.Sleep(time.Minute)
 		m.taken()
 		time.Sleep(5 * time.Minute)
@@ -180,13 +179,13 @@ func TestSickProxy(t *testing.T) {
 
 		// It returns, but not at once; and one that is probed no more counts as working.
 		sick(false, "10.7.0.9")
-		if got := fmt.Sprint(r.status().GetConditions()); !strings.Contains(got, "policy web is returning, held down until") {
+		if got := fmt.Sprint(status(r).GetConditions()); !strings.Contains(got, "policy web is returning, held down until") {
 			t.Error(got)
 		}
 		time.Sleep(30 * time.Second)
 		synctest.Wait()
 		want("[tls]", tls)
-		apply(t, r, strings.Replace(doc, `, probes: {targets: ["tcp://10.7.0.10:1", "icmp://10.7.0.10"]}`, "", 1))
+		accept(t, r, strings.Replace(doc, `, probes: {targets: ["tcp://10.7.0.10:1", "icmp://10.7.0.10"]}`, "", 1))
 		want("[]")
 	})
 }
@@ -204,7 +203,7 @@ func TestNamesOfAFormerRun(t *testing.T) {
 		defer stop()
 		doc := strings.Replace(base, "policies: [{name: x, sources: [10.0.0.0/8], pool: p}]", `resolvers: ["127.0.0.1:1"], policies: [
 {name: x, sources: [10.0.0.0/8], names: [b.example], pool: p}, {name: w, sources: [10.0.0.0/8], names: [a.example], pool: p}, {name: none, sources: [10.0.0.0/8], names: [c.example], pool: p}]`, 1)
-		apply(t, r, doc)
+		accept(t, r, doc)
 		m.mu.Lock()
 		for i, want := range []string{"none []", "w [198.51.100.1/32 2001:db8::1/128]", "x [198.51.100.2/32]"} {
 			if p := m.nat.Policies[i]; fmt.Sprint(p.Name, " ", p.Destinations) != want {
@@ -216,22 +215,10 @@ func TestNamesOfAFormerRun(t *testing.T) {
 		if len(names) != 3 || names[1].GetName() != "b.example" || fmt.Sprint(names[1].GetAddresses(), names[1].GetPolicies()) != "[198.51.100.1 198.51.100.2] [x]" {
 			t.Errorf("names %v", names)
 		}
-		if got := fmt.Sprint(r.status().GetConditions()); !strings.Contains(got, "NameShared") || !strings.Contains(got, "198.51.100.1 of name b.example is no destination of policy x, since policy w decides the same flows to it") {
+		if got := fmt.Sprint(status(r).GetConditions()); !strings.Contains(got, "NameShared") || !strings.Contains(got, "198.51.100.1 of name b.example is no destination of policy x, since policy w decides the same flows to it") {
 			t.Errorf("conditions %s", got)
 		}
 	})
-}
-
-type pools struct {
-	*machine
-	by map[string][]netip.Addr
-}
-
-func (p pools) SetPool(iface string, wanted []netip.Addr) error {
-	p.mu.Lock()
-	p.by[iface] = wanted
-	p.mu.Unlock()
-	return p.machine.SetPool(iface, slices.Concat(p.by["eth0"], p.by["eth1"]))
 }
 
 // TestFormerUnderlayLosesItsPools: pool addresses go with the pool, also from another interface.
@@ -240,12 +227,10 @@ func TestFormerUnderlayLosesItsPools(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		p := pools{m, map[string][]netip.Addr{}}
-		r.Addresses = p
-		apply(t, r, base)
-		apply(t, r, strings.Replace(base, "eth0", "eth1", 1))
-		if len(p.by["eth0"]) > 0 || fmt.Sprint(p.by["eth1"]) != "[10.9.0.5]" {
-			t.Errorf("addresses %v", p.by)
+		accept(t, r, base)
+		accept(t, r, strings.Replace(base, "eth0", "eth1", 1))
+		if len(m.by["eth0"]) > 0 || fmt.Sprint(m.by["eth1"]) != "[10.9.0.5]" {
+			t.Errorf("addresses %v", m.by)
 		}
 	})
 }
@@ -256,12 +241,12 @@ func TestAddressOfRulesStaysThoughDocumentsCome(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		apply(t, r, base)
+		accept(t, r, base)
 		m.mu.Lock()
 		m.unruly = errors.New("no")
 		m.mu.Unlock()
-		apply(t, r, strings.Replace(base, "10.9.0.5", "10.9.0.6", 1))
-		apply(t, r, strings.Replace(base, "10.9.0.5", "10.9.0.7", 1))
+		accept(t, r, strings.Replace(base, "10.9.0.5", "10.9.0.6", 1))
+		accept(t, r, strings.Replace(base, "10.9.0.5", "10.9.0.7", 1))
 		m.mu.Lock()
 		m.unruly = nil
 		m.mu.Unlock()

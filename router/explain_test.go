@@ -2,17 +2,12 @@ package router
 
 import (
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
-	"github.com/isthmus-net/isthmus/router/fib"
-	"github.com/isthmus-net/isthmus/router/plan"
-	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -108,7 +103,7 @@ func TestExplanations(t *testing.T) {
 				}
 			}
 		}
-		if states["a-1"] != "dead" || states["z-0"] != "down" || states["b"] != "up" || states["a-0"] != "unknown" {
+		if states["a-1"] != "dead" || states["z-0"] != "down" || states["b"] != "up" || states["a-0"] != "up" {
 			t.Errorf("states %v", states)
 		}
 		// What is dead by design is down for the routes, as the driver said.
@@ -126,75 +121,9 @@ func TestExplanations(t *testing.T) {
 		if len(s) != 2 || s[0].Address != "192.0.2.1" || s[0].State != "dead" || s[0].Reason != "unpaired" || s[0].Attempts != 3 || !s[0].Last.AsTime().Equal(since.Add(time.Second)) {
 			t.Errorf("strays %v", s)
 		}
-		apply(t, r, base)
+		accept(t, r, base)
 		if s := r.Strays(); len(s) != 1 || s[0].State != "refused" || s[0].Reason != "unknown-caller" {
 			t.Errorf("strays beside no cloud: %v", s)
 		}
 	})
-}
-
-// TestSurprises: interfaces that the document does not name, an underlay address that is not there, and an address of the node that becomes a pool's.
-func TestSurprises(t *testing.T) {
-	p := netip.MustParsePrefix
-	seen := fib.Surroundings{Addresses: []fib.Assigned{{Interface: "eth0", Prefix: p("10.9.0.5/24")}, {Interface: "eth1", Prefix: p("10.50.0.1/24")}, {Interface: "lo", Prefix: p("127.0.0.1/8")}}}
-	target := plan.Target{Underlay: spec.Underlay{Interface: "eth0", Address: netip.MustParseAddr("10.9.0.4")}}
-	var got []string
-	for _, n := range surprises(&spec.Spec{}, target, seen) {
-		got = append(got, n.Path+" "+n.Value)
-	}
-	if s := strings.Join(got, "; "); s != "attachments eth1 (10.50.0.0/24); underlay.address 10.9.0.4" {
-		t.Errorf("notes: %s", s)
-	}
-	target.NAT.Attachments, target.NAT.Underlay = []nat.Attachment{{Interface: "eth1"}}, "eth0"
-	target.Underlay.Address = netip.MustParseAddr("10.9.0.5")
-	if n := surprises(&spec.Spec{}, target, seen); len(n) != 0 {
-		t.Errorf("notes: %v", n)
-	}
-	r := &Router{Options: Options{Host: newMachine(t)}}
-	r.around.seen = seen
-	r.around.seen.Addresses = append(r.around.seen.Addresses, fib.Assigned{Interface: "eth0", Prefix: p("10.9.0.6/24")})
-	target.NAT.Pools = []nat.Pool{{Name: "p", Addresses: []nat.PoolAddress{{Address: netip.MustParseAddr("10.9.0.5")}, {Address: netip.MustParseAddr("10.9.0.6")}, {Address: netip.MustParseAddr("10.9.0.7")}}}}
-	changes := r.cut([]plan.Change{{Action: plan.Add, Kind: "pool", Name: "p"}}, plan.Target{}, target, netip.Addr{})
-	if want := "10.9.0.6 is an address of the node, which does not answer there any more: tcp/22"; changes[0].Interrupts != want {
-		t.Errorf("interrupts %q, want %q", changes[0].Interrupts, want)
-	}
-}
-
-// TestWayConditions: a tunnel that would not leave by the underlay, and an underlay that is not as the document says, are told.
-func TestWayConditions(t *testing.T) {
-	p := netip.MustParsePrefix
-	r := &Router{state: newObserved()}
-	r.around.seen = fib.Surroundings{
-		Devices:   map[string]fib.Device{"eth0": {Index: 2, MTU: 1500}, "eth1": {Index: 3, MTU: 1400}},
-		Addresses: []fib.Assigned{{Interface: "eth0", Prefix: p("10.9.0.4/24")}},
-		Routes: []fib.Foreign{
-			{Table: fib.TableMain, Prefix: p("0.0.0.0/0"), Interface: "eth0", Gateway: netip.MustParseAddr("10.9.0.1")},
-			{Table: fib.TableMain, Prefix: p("203.0.113.0/24"), Interface: "eth1", Metric: 100},
-			{Table: fib.TableMain, Prefix: p("203.0.113.128/25"), Interface: "eth0"},
-		},
-	}
-	target := plan.Target{Underlay: spec.Underlay{Interface: "eth0", Address: netip.MustParseAddr("10.9.0.4"), MTU: 1500}, Tunnels: []tunnel.Config{
-		{Name: "near", IPsec: &tunnel.IPsec{RemoteAddress: netip.MustParseAddr("203.0.113.129")}},
-		{Name: "far", WireGuard: &tunnel.WireGuard{Endpoint: netip.MustParseAddrPort("192.0.2.9:51820")}},
-		{Name: "waits", WireGuard: &tunnel.WireGuard{}},
-	}}
-	types := func() (out []string) {
-		r.state.use(target)
-		for _, c := range r.wayConditions() {
-			out = append(out, c.Type)
-		}
-		return out
-	}
-	if got := types(); len(got) > 0 {
-		t.Errorf("conditions %q, want none", got)
-	}
-	target.Tunnels[0].IPsec = &tunnel.IPsec{RemoteAddress: netip.MustParseAddr("203.0.113.9")}
-	target.Underlay.MTU = 9001
-	if got := types(); !slices.Equal(got, []string{"UnderlayMTU", "NotByUnderlay"}) {
-		t.Errorf("conditions %q, want UnderlayMTU and NotByUnderlay", got)
-	}
-	target.Underlay.Address = netip.MustParseAddr("10.9.0.5")
-	if got := types(); !slices.Equal(got, []string{"NoUnderlayAddress", "UnderlayMTU", "NotByUnderlay"}) {
-		t.Errorf("conditions %q", got)
-	}
 }

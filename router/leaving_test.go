@@ -33,12 +33,12 @@ func TestFormerKindGoesThoughDocumentsCome(t *testing.T) {
 				m := newMachine(t)
 				r, stop := m.boot(t.TempDir())
 				defer stop()
-				apply(t, r, quiet)
+				accept(t, r, quiet)
 				m.mu.Lock()
 				m.staying = errors.New("charon is away")
 				m.mu.Unlock()
 				for _, d := range documents {
-					apply(t, r, d)
+					accept(t, r, d)
 				}
 				m.taken()
 				m.mu.Lock()
@@ -48,7 +48,7 @@ func TestFormerKindGoesThoughDocumentsCome(t *testing.T) {
 				if got := m.taken(); !slices.Contains(got, "remove tunnel a") {
 					t.Errorf("ipsec still has tunnel a: %q", got)
 				}
-				if s := r.status(); s.GetAppliedGeneration() != s.GetGeneration() || len(s.GetConditions()) > 0 {
+				if s := status(r); s.GetAppliedGeneration() != s.GetGeneration() || len(s.GetConditions()) > 0 {
 					t.Errorf("status %v", s)
 				}
 			})
@@ -62,14 +62,14 @@ func TestTunnelThatStaysIsNotDead(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		apply(t, r, quiet)
+		accept(t, r, quiet)
 		m.report[tunnel.KindIPsec](tunnel.State{Name: "a", Kind: tunnel.KindIPsec, Status: tunnel.Up})
 		m.mu.Lock()
 		m.staying = errors.New("charon is away")
 		m.failing["a"] = m.staying
 		m.mu.Unlock()
-		apply(t, r, without)
-		apply(t, r, quiet)
+		accept(t, r, without)
+		accept(t, r, quiet)
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if !m.alive["t-a"] {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -22,7 +23,9 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/document"
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
 	"github.com/isthmus-net/isthmus/tunnel"
@@ -34,7 +37,7 @@ type machine struct {
 	t         *testing.T
 	mu        sync.Mutex
 	log       []string
-	tunnels   map[string]tunnel.Config
+	tunnels   map[place]tunnel.Config
 	failing   map[string]error // by name of a tunnel
 	staying   error            // no IPsec tunnel can be removed
 	muted     error            // BGP takes nothing
@@ -43,9 +46,10 @@ type machine struct {
 	charon    error            // why charon does not answer
 	hangs     time.Duration    // before it does
 	nat       nat.Config
-	rules     bool  // nat is in the kernel
-	unruly    error // nat cannot be applied
-	pool      []netip.Addr
+	rules     bool                    // nat is in the kernel
+	unruly    error                   // nat cannot be applied
+	pool      []netip.Addr            // of all interfaces
+	by        map[string][]netip.Addr // the same of each
 	bgp       bgp.Config
 	static    []fib.Route
 	synced    int
@@ -57,8 +61,14 @@ type machine struct {
 	apiFrom   []netip.Prefix
 }
 
+// place is where a driver keeps a tunnel.
+type place struct {
+	kind tunnel.Kind
+	name string
+}
+
 func newMachine(t *testing.T) *machine {
-	return &machine{t: t, tunnels: map[string]tunnel.Config{}, failing: map[string]error{}, alive: map[string]bool{}, report: map[tunnel.Kind]func(tunnel.State){}, sick: map[string]bool{}}
+	return &machine{t: t, tunnels: map[place]tunnel.Config{}, by: map[string][]netip.Addr{}, failing: map[string]error{}, alive: map[string]bool{}, report: map[tunnel.Kind]func(tunnel.State){}, sick: map[string]bool{}}
 }
 
 func (m *machine) note(format string, args ...any) {
@@ -96,9 +106,9 @@ func (d tunnels) Observe(context.Context) ([]tunnel.State, error) {
 		}
 	}()
 	var out []tunnel.State
-	for _, c := range d.tunnels {
-		if c.Kind() == d.kind {
-			out = append(out, tunnel.State{Name: c.Name, Kind: d.kind, Status: tunnel.Up})
+	for at, c := range d.tunnels {
+		if at.kind == d.kind {
+			out = append(out, tunnel.State{Name: c.Name, Kind: d.kind, Interface: c.Interface, Status: tunnel.Up})
 		}
 	}
 	return out, d.unread
@@ -113,10 +123,10 @@ func (d tunnels) Apply(_ context.Context, c tunnel.Config) error {
 	if err := d.failing[c.Name]; err != nil {
 		return err
 	}
-	if was, ok := d.tunnels[c.Name]; !ok || len(tunnel.Diff(was, c)) > 0 {
+	if was, ok := d.tunnels[place{d.kind, c.Name}]; !ok || len(tunnel.Diff(was, c)) > 0 {
 		d.note("tunnel %s", c.Name)
 	}
-	d.tunnels[c.Name] = c
+	d.tunnels[place{d.kind, c.Name}] = c
 	return nil
 }
 
@@ -131,9 +141,9 @@ func (d tunnels) Remove(_ context.Context, name string) error {
 			d.t.Errorf("tunnel %s is removed while peer %s is in it", name, p.Name)
 		}
 	}
-	if c, ok := d.tunnels[name]; ok && c.Kind() == d.kind {
+	if _, ok := d.tunnels[place{d.kind, name}]; ok {
 		d.note("remove tunnel %s", name)
-		delete(d.tunnels, name)
+		delete(d.tunnels, place{d.kind, name})
 	}
 	return nil
 }
@@ -153,9 +163,6 @@ type speaker struct{ *machine }
 func (d speaker) Apply(_ context.Context, c bgp.Config) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if c.ASN == 0 {
-		return errors.New("no BGP without a number")
-	}
 	if d.muted != nil {
 		return d.muted
 	}
@@ -232,21 +239,49 @@ func (d filter) Foreign(context.Context) ([]string, error)     { return nil, nil
 func (d filter) Writes() uint64                                { return 0 }
 func (d filter) Watch(ctx context.Context, _ func(bool)) error { <-ctx.Done(); return nil }
 
-func (m *machine) SetPool(_ string, wanted []netip.Addr) error {
+func (m *machine) AddPool(wanted map[string][]netip.Addr) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	all := slices.Concat(slices.Collect(maps.Values(wanted))...)
+	for iface, list := range wanted {
+		for _, a := range list {
+			if !slices.Contains(m.by[iface], a) {
+				m.by[iface] = append(m.by[iface], a)
+			}
+		}
+	}
+	for _, a := range m.pool {
+		if !slices.Contains(all, a) {
+			all = append(all, a)
+		}
+	}
+	m.setPool(all)
+	return nil
+}
+
+func (m *machine) PrunePool(wanted map[string][]netip.Addr) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := slices.Concat(slices.Collect(maps.Values(wanted))...)
 	for _, p := range m.nat.Pools {
 		for _, a := range p.Addresses {
-			if !slices.Contains(wanted, a.Address) {
+			if !slices.Contains(all, a.Address) {
 				m.t.Errorf("%v is taken away while a rule uses it", a.Address)
 			}
 		}
 	}
-	if fmt.Sprint(wanted) != fmt.Sprint(m.pool) {
-		m.note("addresses %v", wanted)
+	for iface, list := range m.by {
+		m.by[iface] = slices.DeleteFunc(list, func(a netip.Addr) bool { return !slices.Contains(wanted[iface], a) })
 	}
-	m.pool = wanted
+	m.setPool(slices.DeleteFunc(slices.Clone(m.pool), func(a netip.Addr) bool { return !slices.Contains(all, a) }))
 	return nil
+}
+
+func (m *machine) setPool(all []netip.Addr) {
+	if len(all) != len(m.pool) || slices.ContainsFunc(all, func(a netip.Addr) bool { return !slices.Contains(m.pool, a) }) {
+		m.note("addresses %v", all)
+	}
+	m.pool = all
 }
 
 func (m *machine) Has(string) bool                               { return true }
@@ -301,7 +336,7 @@ func (m *machine) boot(dir string) (*Router, func()) {
 		if err := <-done; err != nil {
 			m.t.Error(err)
 		}
-		r.Store.Close()
+		r.o.Store.Close()
 	}
 }
 
@@ -319,7 +354,7 @@ func (m *machine) begin(dir string, safe bool) *Router {
 	}
 	r, err := New(Options{
 		Store: st, Drivers: map[tunnel.Kind]tunnel.Driver{tunnel.KindIPsec: tunnels{m, tunnel.KindIPsec}, tunnel.KindWireGuard: tunnels{m, tunnel.KindWireGuard}}, BGP: speaker{m}, FIB: m, NAT: filter{m},
-		Addresses: m, Host: m, Safe: safe, Drop: m.drop, APIFrom: m.apiFrom, APIPort: 7443, Version: "test", Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} }, Probe: m.probe, NamesFile: filepath.Join(dir, "names.json"),
+		Addresses: m, Flows: m.flows, Host: m, Safe: safe, Drop: m.drop, APIFrom: m.apiFrom, APIPort: 7443, Version: "test", Log: slog.New(slog.DiscardHandler), Counters: func() Counters { return Counters{} }, Probe: m.probe, NamesFile: filepath.Join(dir, "names.json"),
 		Charon: func(context.Context) ([]string, error) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
@@ -332,9 +367,6 @@ func (m *machine) begin(dir string, safe bool) *Router {
 	})
 	if err != nil {
 		m.t.Fatal(err)
-	}
-	if r.Flows = m.flows; m.flows != nil {
-		r.unsticker = newUnsticker(m.flows, r.Log)
 	}
 	return r
 }
@@ -356,9 +388,27 @@ func text(s string) *isthmusv1.Source {
 	return &isthmusv1.Source{Source: &isthmusv1.Source_Text{Text: s}}
 }
 
-func apply(t *testing.T, r *Router, doc string) uint64 {
+// What other rooms wait for.
+const (
+	lastRetry   = time.Minute
+	charonCheck = 10 * time.Second
+)
+
+func tunnelsOf(r *Router) []*isthmusv1.TunnelStatus {
+	all, _ := r.Tunnels()
+	return all
+}
+
+func status(r *Router) *isthmusv1.SystemStatus {
+	s, _ := r.Status()
+	return s
+}
+
+func target(r *Router) plan.Target { return r.documents.Status().Target }
+
+func accept(t *testing.T, r *Router, doc string) uint64 {
 	t.Helper()
-	g, _, err := r.apply(context.Background(), text(doc), nil, 0, "tester")
+	g, _, err := r.documents.Apply(context.Background(), document.Change{Author: "tester"}, text(doc))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -378,20 +428,20 @@ func TestApply(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		g := apply(t, r, base)
+		g := accept(t, r, base)
 		expect(t, m, "closed", "addresses [10.9.0.5]", "nat", "tunnel a", "tunnel b", "routes", "bgp")
-		if s := r.status(); s.GetAppliedGeneration() != g || len(s.GetConditions()) > 0 {
+		if s := status(r); s.GetAppliedGeneration() != g || len(s.GetConditions()) > 0 {
 			t.Errorf("status %v", s)
 		}
-		if again := apply(t, r, base); again != g {
+		if again := accept(t, r, base); again != g {
 			t.Errorf("the same document is generation %d after %d", again, g)
 		}
 		expect(t, m)
-		apply(t, r, strings.Replace(base, "{name: b, ipsec", "{name: b, mtu: 1400, ipsec", 1))
+		accept(t, r, strings.Replace(base, "{name: b, ipsec", "{name: b, mtu: 1400, ipsec", 1))
 		expect(t, m, "nat", "tunnel b") // the MSS clamp follows the MTU
-		time.Sleep(2 * resync)
+		time.Sleep(2 * resyncPace)
 		expect(t, m)
-		apply(t, r, strings.NewReplacer("- {name: b, ipsec: {remoteAddress: 198.51.100.2, psk: k}}\n", "", "- {name: b, tunnel: b, asn: 65002}\n", "", "10.9.0.5", "10.9.0.6").Replace(base))
+		accept(t, r, strings.NewReplacer("- {name: b, ipsec: {remoteAddress: 198.51.100.2, psk: k}}\n", "", "- {name: b, tunnel: b, asn: 65002}\n", "", "10.9.0.5", "10.9.0.6").Replace(base))
 		expect(t, m, "addresses [10.9.0.6 10.9.0.5]", "nat", "addresses [10.9.0.6]", "bgp", "remove tunnel b")
 	})
 }
@@ -402,9 +452,9 @@ func TestCommentIsApplied(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		apply(t, r, base)
-		g := apply(t, r, base+"# a comment\n")
-		if s := r.status(); s.GetAppliedGeneration() != g {
+		accept(t, r, base)
+		g := accept(t, r, base+"# a comment\n")
+		if s := status(r); s.GetAppliedGeneration() != g {
 			t.Errorf("generation %d is applied, want %d", s.GetAppliedGeneration(), g)
 		}
 	})
@@ -417,16 +467,16 @@ func TestNoTunnelWithoutGuard(t *testing.T) {
 		m.unruly = errors.New("no")
 		dir := t.TempDir()
 		r, stop := m.boot(dir)
-		apply(t, r, base)
+		accept(t, r, base)
 		time.Sleep(10 * time.Minute)
 		expect(t, m, "addresses [10.9.0.5]", "routes", "bgp")
-		if c := r.trouble()["tunnel/a"]; c == nil || !strings.Contains(c.GetMessage(), "waiting for the guard") {
+		if c := r.applier.Failures()[2]; c.Key != "tunnel/a" || !strings.Contains(c.Err.Error(), "waiting for the guard") {
 			t.Errorf("tunnel a: %v", c)
 		}
 		m.mu.Lock()
 		m.unruly = nil
 		m.mu.Unlock()
-		r.work.again("nat")
+		r.applier.Again("nat")
 		synctest.Wait()
 		expect(t, m, "nat", "tunnel a", "tunnel b")
 		stop()
@@ -434,7 +484,7 @@ func TestNoTunnelWithoutGuard(t *testing.T) {
 		// The rules of a former run do as well.
 		m.mu.Lock()
 		m.unruly = errors.New("no")
-		m.tunnels = map[string]tunnel.Config{}
+		m.tunnels = map[place]tunnel.Config{}
 		m.mu.Unlock()
 		_, stop = m.boot(dir)
 		defer stop()
@@ -449,7 +499,7 @@ func TestMappedPrefixIsAnnouncedWhileItsTunnelsLive(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		apply(t, r, strings.Replace(base, "egress: {", "egress: {maps: [{tunnels: [a, b], inside: 10.1.0.0/16, mapped: 100.64.0.0/16}], ", 1))
+		accept(t, r, strings.Replace(base, "egress: {", "egress: {maps: [{tunnels: [a, b], inside: 10.1.0.0/16, mapped: 100.64.0.0/16}], ", 1))
 		say := func(name string, status tunnel.Status, want string) {
 			t.Helper()
 			m.report[tunnel.KindIPsec](tunnel.State{Name: name, Kind: tunnel.KindIPsec, Status: status})
@@ -474,13 +524,13 @@ func TestWithoutBGP(t *testing.T) {
 		r, stop := m.boot(t.TempDir())
 		defer stop()
 		none := "node: {name: n}\nunderlay: {interface: eth0, address: 10.9.0.4}\n"
-		g := apply(t, r, none)
-		if s := r.status(); s.GetAppliedGeneration() != g || m.synced != 1 {
+		g := accept(t, r, none)
+		if s := status(r); s.GetAppliedGeneration() != g || m.synced != 1 {
 			t.Errorf("status %v, synced %d times", s, m.synced)
 		}
-		apply(t, r, base)
-		g = apply(t, r, none)
-		if s := r.status(); s.GetAppliedGeneration() != g || len(m.bgp.Peers) > 0 || m.bgp.ASN != 64620 || m.synced != 2 {
+		accept(t, r, base)
+		g = accept(t, r, none)
+		if s := status(r); s.GetAppliedGeneration() != g || len(m.bgp.Peers) > 0 || m.bgp.ASN != 0 || m.synced != 2 {
 			t.Errorf("status %v, BGP %v, synced %d times", s, m.bgp, m.synced)
 		}
 	})
@@ -492,13 +542,13 @@ func TestBGPGoesThoughDocumentsCome(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		apply(t, r, base)
+		accept(t, r, base)
 		m.mu.Lock()
 		m.muted = errors.New("starting")
 		m.mu.Unlock()
 		none := strings.NewReplacer(", asn: 64620", "", "peers:\n- {name: a, tunnel: a, asn: 65001}\n- {name: b, tunnel: b, asn: 65002}\n", "").Replace(base)
-		apply(t, r, none)
-		apply(t, r, strings.Replace(none, "10.9.0.5}]", "10.9.0.5}], probes: {targets: ['tcp://198.51.100.9:443']}", 1))
+		accept(t, r, none)
+		accept(t, r, strings.Replace(none, "10.9.0.5}]", "10.9.0.5}], probes: {targets: ['tcp://198.51.100.9:443']}", 1))
 		m.mu.Lock()
 		m.muted = nil
 		m.mu.Unlock()
@@ -516,10 +566,10 @@ func TestCharonThatDoesNotAnswer(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		apply(t, r, base)
+		accept(t, r, base)
 		conditions := func() (types []string) {
 			time.Sleep(2 * charonCheck)
-			for _, c := range r.status().GetConditions() {
+			for _, c := range status(r).GetConditions() {
 				types = append(types, c.GetType())
 			}
 			return types
@@ -546,15 +596,15 @@ func TestGoesBackWhileCharonHangs(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		apply(t, r, base)
+		accept(t, r, base)
 		m.mu.Lock()
 		m.hangs = 10 * time.Minute
 		m.mu.Unlock()
-		if _, _, err := r.apply(context.Background(), text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)), nil, time.Minute, "tester"); err != nil {
+		if _, _, err := r.documents.Apply(context.Background(), document.Change{Author: "tester", Confirm: time.Minute}, text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1))); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(70 * time.Second)
-		if _, _, doc, err := r.document(0); err != nil || doc != base {
+		if _, _, doc, err := r.documents.Document(0); err != nil || doc != base {
 			t.Errorf("%v, %s", err, doc)
 		}
 	})
@@ -567,7 +617,7 @@ func TestMessageTooLarge(t *testing.T) {
 		r, stop := m.boot(t.TempDir())
 		defer stop()
 		large := &isthmusv1.Spec{Announce: slices.Repeat([]string{"10.0.0.0/8"}, 1<<19)}
-		_, _, err := r.apply(context.Background(), &isthmusv1.Source{Source: &isthmusv1.Source_Spec{Spec: large}}, nil, 0, "tester")
+		_, _, err := r.documents.Apply(context.Background(), document.Change{Author: "tester"}, &isthmusv1.Source{Source: &isthmusv1.Source_Spec{Spec: large}})
 		if err == nil || !strings.Contains(err.Error(), "lines and commas") {
 			t.Errorf("%.200v", err)
 		}
@@ -579,19 +629,19 @@ func TestBadDocumentChangesNothing(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		g := apply(t, r, base)
+		g := accept(t, r, base)
 		m.taken()
 		var problems spec.Problems
-		if _, _, err := r.apply(context.Background(), text(strings.ReplaceAll(base, "psk: k", "psk: gone")), nil, 0, "tester"); !errors.As(err, &problems) || len(problems) != 2 {
+		if _, _, err := r.documents.Apply(context.Background(), document.Change{Author: "tester"}, text(strings.ReplaceAll(base, "psk: k", "psk: gone"))); !errors.As(err, &problems) || len(problems) != 2 {
 			t.Errorf("got %v", err)
 		}
 		stale := g - 1
-		if _, _, err := r.apply(context.Background(), text(base+"announce: [10.0.0.0/24]"), &stale, 0, "tester"); !errors.Is(err, store.ErrStale) {
+		if _, _, err := r.documents.Apply(context.Background(), document.Change{Author: "tester", Expected: &stale}, text(base+"announce: [10.0.0.0/24]")); !errors.Is(err, store.ErrStale) {
 			t.Errorf("got %v", err)
 		}
 		time.Sleep(time.Hour)
 		expect(t, m)
-		if s := r.status(); s.GetGeneration() != g {
+		if s := status(r); s.GetGeneration() != g {
 			t.Errorf("generation %d", s.GetGeneration())
 		}
 	})
@@ -603,13 +653,13 @@ func TestOneFailureStopsNoOther(t *testing.T) {
 		m.failing["a"] = errors.New("no such luck")
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		g := apply(t, r, base)
+		g := accept(t, r, base)
 		expect(t, m, "closed", "addresses [10.9.0.5]", "nat", "tunnel b", "routes", "bgp")
-		s := r.status()
+		s := status(r)
 		if s.GetAppliedGeneration() == g || len(s.GetConditions()) != 1 || !strings.Contains(s.GetConditions()[0].GetMessage(), "tunnel/a: no such luck") {
 			t.Errorf("status %v", s)
 		}
-		if c := r.tunnels()[0].GetConditions(); len(c) != 1 {
+		if c := tunnelsOf(r)[0].GetConditions(); len(c) != 1 {
 			t.Errorf("conditions of a: %v", c)
 		}
 		m.mu.Lock()
@@ -618,7 +668,7 @@ func TestOneFailureStopsNoOther(t *testing.T) {
 		time.Sleep(2 * lastRetry)
 		synctest.Wait()
 		expect(t, m, "tunnel a")
-		if s := r.status(); s.GetAppliedGeneration() != g || len(s.GetConditions()) > 0 {
+		if s := status(r); s.GetAppliedGeneration() != g || len(s.GetConditions()) > 0 {
 			t.Errorf("status %v", s)
 		}
 	})
@@ -628,10 +678,10 @@ func TestRestartAdoptsAndPrunes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
 		r, stop := m.boot(dir)
-		apply(t, r, base)
+		accept(t, r, base)
 		stop()
 		m.taken()
-		m.tunnels["left"] = tunnel.Config{Name: "left", IPsec: &tunnel.IPsec{}}
+		m.tunnels[place{tunnel.KindIPsec, "left"}] = tunnel.Config{Name: "left", IPsec: &tunnel.IPsec{}}
 		m.unread = errors.New("charon is away")
 		r, stop = m.boot(dir)
 		synctest.Wait()
@@ -641,7 +691,7 @@ func TestRestartAdoptsAndPrunes(t *testing.T) {
 		m.mu.Unlock()
 		time.Sleep(2 * lastRetry)
 		expect(t, m, "remove tunnel left")
-		if s := r.status(); s.GetAppliedGeneration() != s.GetGeneration() {
+		if s := status(r); s.GetAppliedGeneration() != s.GetGeneration() {
 			t.Errorf("status %v", s)
 		}
 		stop()
@@ -652,11 +702,11 @@ func TestUnusableStoredDocumentTouchesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
 		r, stop := m.boot(dir)
-		apply(t, r, base)
-		if err := r.Store.DeleteSecret("k"); err != nil {
+		accept(t, r, base)
+		if err := r.o.Store.DeleteSecret("k"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.Store.SetSecret("other", []byte("x"), time.Now()); err != nil {
+		if _, err := r.o.Store.SetSecret("other", []byte("x"), time.Now()); err != nil {
 			t.Fatal(err)
 		}
 		stop()
@@ -665,13 +715,13 @@ func TestUnusableStoredDocumentTouchesNothing(t *testing.T) {
 		defer stop()
 		time.Sleep(time.Hour)
 		expect(t, m)
-		if c := r.status().GetConditions(); len(c) != 1 || c[0].GetType() != "DocumentUnusable" {
+		if c := status(r).GetConditions(); len(c) != 1 || c[0].GetType() != "DocumentUnusable" {
 			t.Errorf("conditions %v", c)
 		}
 		// Applying a good document is the way out.
-		apply(t, r, strings.ReplaceAll(base, "psk: k", "psk: other"))
-		if got := m.taken(); !slices.Contains(got, "tunnel a") || len(r.status().GetConditions()) > 0 {
-			t.Errorf("%q, %v", got, r.status().GetConditions())
+		accept(t, r, strings.ReplaceAll(base, "psk: k", "psk: other"))
+		if got := m.taken(); !slices.Contains(got, "tunnel a") || len(status(r).GetConditions()) > 0 {
+			t.Errorf("%q, %v", got, status(r).GetConditions())
 		}
 	})
 }
@@ -681,9 +731,9 @@ func TestDamagedDocumentIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
 		r, stop := m.boot(dir)
-		apply(t, r, base)
+		accept(t, r, base)
 		changed := strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)
-		g := apply(t, r, changed)
+		g := accept(t, r, changed)
 		stop()
 		files, err := filepath.Glob(filepath.Join(dir, "revisions", "*.json"))
 		if err != nil || len(files) != int(g) {
@@ -694,11 +744,11 @@ func TestDamagedDocumentIsTold(t *testing.T) {
 		}
 		r, stop = m.boot(dir)
 		defer stop()
-		if c := r.status().GetConditions(); len(c) != 2 || c[0].GetType() != "DocumentDamaged" || c[0].GetMessage() != "generation 2 cannot be read, and the node has generation 1 instead: apply the document again" {
+		if c := status(r).GetConditions(); len(c) != 2 || c[0].GetType() != "DocumentDamaged" || c[0].GetMessage() != "generation 2 cannot be read, and the node has generation 1 instead: apply the document again" {
 			t.Errorf("conditions %v", c)
 		}
-		apply(t, r, changed)
-		if c := r.status().GetConditions(); len(c) != 1 || c[0].GetType() != "StoreDamaged" {
+		accept(t, r, changed)
+		if c := status(r).GetConditions(); len(c) != 1 || c[0].GetType() != "StoreDamaged" {
 			t.Errorf("after applying it again: %v", c)
 		}
 	})
@@ -709,8 +759,8 @@ func TestNewerDocument(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
 		r, stop := m.boot(dir)
-		apply(t, r, base)
-		g := apply(t, r, strings.Replace(base, "10.7.0.0", "10.8.0.0", 1))
+		accept(t, r, base)
+		g := accept(t, r, strings.Replace(base, "10.7.0.0", "10.8.0.0", 1))
 		stop()
 		files, err := filepath.Glob(filepath.Join(dir, "revisions", "*.json"))
 		if err != nil || len(files) != int(g) {
@@ -725,7 +775,7 @@ func TestNewerDocument(t *testing.T) {
 		}
 		r, stop = m.boot(dir)
 		defer stop()
-		c := r.status().GetConditions()
+		c := status(r).GetConditions()
 		if len(c) != 2 || c[0].GetType() != "DocumentNewer" || c[1].GetType() != "StoreNewer" ||
 			c[0].GetMessage() != "generation 2 was written by a newer version of isthmusd: start that version, or put back the state directory of before; the node has generation 1 instead" {
 			t.Errorf("conditions %v", c)
@@ -737,9 +787,9 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
 		r, stop := m.boot(dir)
-		first := apply(t, r, base)
+		first := accept(t, r, base)
 		changed := strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)
-		if _, _, err := r.apply(context.Background(), text(changed), nil, time.Minute, "tester"); err != nil {
+		if _, _, err := r.documents.Apply(context.Background(), document.Change{Author: "tester", Confirm: time.Minute}, text(changed)); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -750,28 +800,28 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 		expect(t, m)
 		time.Sleep(20 * time.Second)
 		expect(t, m, "nat", "routes")
-		_, _, doc, err := r.document(0)
+		_, _, doc, err := r.documents.Document(0)
 		if err != nil || doc != base {
 			t.Errorf("%v, %s", err, doc)
 		}
-		if h := r.Store.History()[0]; h.Author != Daemon || h.Reason != fmt.Sprintf("not confirmed, back to %d", first) {
+		if h := r.o.Store.History()[0]; h.Author != document.Daemon || h.Reason != fmt.Sprintf("not confirmed, back to %d", first) {
 			t.Errorf("history %+v", h)
 		}
-		g, _, err := r.apply(context.Background(), text(changed), nil, time.Minute, "tester")
+		g, _, err := r.documents.Apply(context.Background(), document.Change{Author: "tester", Confirm: time.Minute}, text(changed))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := r.confirm(g); err != nil {
+		if err := r.documents.Confirm(g); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Hour)
-		if _, _, doc, _ := r.document(0); doc != changed {
+		if _, _, doc, _ := r.documents.Document(0); doc != changed {
 			t.Errorf("a confirmed document went back: %s", doc)
 		}
-		if back, _, err := r.goBack(context.Background(), 0, nil, "tester"); err != nil || back != g+1 {
+		if back, _, err := r.documents.Rollback(context.Background(), document.Change{Author: "tester"}, 0); err != nil || back != g+1 {
 			t.Errorf("rollback: %d, %v", back, err)
 		}
-		if _, _, doc, _ := r.document(0); doc != base {
+		if _, _, doc, _ := r.documents.Document(0); doc != base {
 			t.Errorf("rolled back to %s", doc)
 		}
 		stop()
@@ -784,9 +834,9 @@ func TestGoesBackWithoutDisk(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
 		r, stop := m.boot(dir)
 		defer func() { stop() }()
-		first := apply(t, r, base)
+		first := accept(t, r, base)
 		changed := strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)
-		g, changes, err := r.apply(context.Background(), text(changed), nil, time.Minute, "tester")
+		g, changes, err := r.documents.Apply(context.Background(), document.Change{Author: "tester", Confirm: time.Minute}, text(changed))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -799,23 +849,23 @@ func TestGoesBackWithoutDisk(t *testing.T) {
 		m.taken()
 		time.Sleep(20 * time.Second)
 		expect(t, m, "nat", "routes")
-		s := r.status()
+		s := status(r)
 		if c := s.GetConditions(); len(c) != 1 || c[0].GetSeverity() != "error" || !strings.Contains(c[0].GetMessage(), "1 is carried out again, but cannot be stored: ") {
 			t.Errorf("conditions %v", c)
 		}
 		if s.GetGeneration() != g || s.GetAppliedGeneration() != first {
 			t.Errorf("generation %d, %d is carried out; want %d and %d", s.GetGeneration(), s.GetAppliedGeneration(), g, first)
 		}
-		if now, _, doc, err := r.document(0); err != nil || now != first || doc != base {
+		if now, _, doc, err := r.documents.Document(0); err != nil || now != first || doc != base {
 			t.Errorf("generation %d, %v, %s", now, err, doc)
 		}
-		if err := r.confirm(g); !errors.Is(err, api.ErrPrecondition) {
+		if err := r.documents.Confirm(g); !errors.Is(err, api.ErrPrecondition) {
 			t.Errorf("confirmed too late: %v", err)
 		}
-		if _, err := r.Store.SetSecret("k", []byte("another secret"), time.Now()); err != nil {
+		if _, err := r.o.Store.SetSecret("k", []byte("another secret"), time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.secretsChanged(context.Background()); err != nil {
+		if err := r.documents.SecretsOpened(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -825,13 +875,13 @@ func TestGoesBackWithoutDisk(t *testing.T) {
 		}
 		time.Sleep(10 * time.Second)
 		expect(t, m)
-		if s := r.status(); len(s.GetConditions()) != 0 || s.GetGeneration() != g+1 || s.GetAppliedGeneration() != g+1 {
+		if s := status(r); len(s.GetConditions()) != 0 || s.GetGeneration() != g+1 || s.GetAppliedGeneration() != g+1 {
 			t.Errorf("with a disk again: %v", s)
 		}
-		if h := r.Store.History()[0]; h.Author != Daemon || h.Reason != fmt.Sprintf("not confirmed, back to %d", first) || int(h.Changes) != len(changes) {
+		if h := r.o.Store.History()[0]; h.Author != document.Daemon || h.Reason != fmt.Sprintf("not confirmed, back to %d", first) || int(h.Changes) != len(changes) {
 			t.Errorf("history %+v", h)
 		}
-		if _, _, doc, err := r.document(0); err != nil || doc != base {
+		if _, _, doc, err := r.documents.Document(0); err != nil || doc != base {
 			t.Errorf("%v, %s", err, doc)
 		}
 	})
@@ -842,8 +892,8 @@ func TestGoesBackAtStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
 		r, stop := m.boot(dir)
-		first := apply(t, r, base)
-		g, changes, err := r.apply(context.Background(), text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)), nil, time.Minute, "tester")
+		first := accept(t, r, base)
+		g, changes, err := r.documents.Apply(context.Background(), document.Change{Author: "tester", Confirm: time.Minute}, text(strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -855,10 +905,10 @@ func TestGoesBackAtStart(t *testing.T) {
 		defer stop()
 		synctest.Wait()
 		expect(t, m, "nat", "routes")
-		if s := r.status(); len(s.GetConditions()) != 0 || s.GetGeneration() != g+1 || s.GetAppliedGeneration() != g+1 {
+		if s := status(r); len(s.GetConditions()) != 0 || s.GetGeneration() != g+1 || s.GetAppliedGeneration() != g+1 {
 			t.Errorf("status %v", s)
 		}
-		if h := r.Store.History()[0]; h.Reason != fmt.Sprintf("not confirmed, back to %d", first) || int(h.Changes) != len(changes) {
+		if h := r.o.Store.History()[0]; h.Reason != fmt.Sprintf("not confirmed, back to %d", first) || int(h.Changes) != len(changes) {
 			t.Errorf("history %+v", h)
 		}
 	})
@@ -871,12 +921,12 @@ func TestGoingBackKeepsItsSecrets(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		apply(t, r, base)
-		if _, err := r.Store.SetSecret("other", []byte("another of some length"), time.Now()); err != nil {
+		accept(t, r, base)
+		if _, err := r.o.Store.SetSecret("other", []byte("another of some length"), time.Now()); err != nil {
 			t.Fatal(err)
 		}
 		changed := text(strings.ReplaceAll(base, "psk: k", "psk: other"))
-		if _, _, err := r.apply(context.Background(), changed, nil, time.Minute, "tester"); err != nil {
+		if _, _, err := r.documents.Apply(context.Background(), document.Change{Author: "tester", Confirm: time.Minute}, changed); err != nil {
 			t.Fatal(err)
 		}
 		if err := r.DeleteSecret(t.Context(), "tester", "k"); !errors.Is(err, api.ErrPrecondition) || !strings.HasSuffix(err.Error(), "tunnels[0].ipsec.psk of generation 1") {
@@ -888,18 +938,18 @@ func TestGoingBackKeepsItsSecrets(t *testing.T) {
 		if err != nil || again.GetGoesBackIn().AsDuration() != 40*time.Second {
 			t.Errorf("applying the same again: %v, %v", again, err)
 		}
-		if err := r.Store.DeleteSecret("k"); err != nil { // as when its file is lost
+		if err := r.o.Store.DeleteSecret("k"); err != nil { // as when its file is lost
 			t.Fatal(err)
 		}
 		time.Sleep(2 * time.Minute)
-		if c := r.status().GetConditions(); len(c) != 1 || c[0].GetSeverity() != "error" || !strings.Contains(c[0].GetMessage(), `going back to 1 fails`) {
+		if c := status(r).GetConditions(); len(c) != 1 || c[0].GetSeverity() != "error" || !strings.Contains(c[0].GetMessage(), `going back to 1 fails`) {
 			t.Errorf("conditions %v", c)
 		}
-		if _, err := r.Store.SetSecret("k", []byte("a secret of some length"), time.Now()); err != nil {
+		if _, err := r.o.Store.SetSecret("k", []byte("a secret of some length"), time.Now()); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
-		if c, uses := r.status().GetConditions(), r.Secrets()[0].GetUsedBy(); len(c) > 0 || !slices.Equal(uses, []string{"tunnels[0].ipsec.psk", "tunnels[1].ipsec.psk"}) {
+		if c, uses := status(r).GetConditions(), r.Secrets()[0].GetUsedBy(); len(c) > 0 || !slices.Equal(uses, []string{"tunnels[0].ipsec.psk", "tunnels[1].ipsec.psk"}) {
 			t.Errorf("after going back: conditions %v, k is used by %q", c, uses)
 		}
 		if again, err := r.Apply(t.Context(), "tester", &isthmusv1.ApplyRequest{Source: text(base), ConfirmWithin: durationpb.New(time.Hour)}); err != nil || again.GoesBackIn != nil {
@@ -916,12 +966,12 @@ func TestSecretChangeReachesItsTunnels(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		apply(t, r, base)
+		accept(t, r, base)
 		m.taken()
-		if _, err := r.Store.SetSecret("k", []byte("another secret"), time.Now()); err != nil {
+		if _, err := r.o.Store.SetSecret("k", []byte("another secret"), time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.secretsChanged(context.Background()); err != nil {
+		if err := r.documents.SecretsOpened(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -934,7 +984,7 @@ func TestOnlyAKnownFailureTakesATunnelOut(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		apply(t, r, base)
+		accept(t, r, base)
 		for _, step := range []struct {
 			status tunnel.Status
 			alive  bool
@@ -944,7 +994,7 @@ func TestOnlyAKnownFailureTakesATunnelOut(t *testing.T) {
 				t.Errorf("after %s alive is %v", step.status, m.alive["t-a"])
 			}
 		}
-		if got := r.tunnels()[0].GetState(); got != "connecting" {
+		if got := tunnelsOf(r)[0].GetState(); got != "connecting" {
 			t.Errorf("state %s", got)
 		}
 	})
@@ -956,11 +1006,12 @@ func TestReadBackIsNotLate(t *testing.T) {
 		m := newMachine(t)
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		apply(t, r, base)
+		accept(t, r, base)
 		m.mu.Lock()
-		m.meanwhile = func() { r.tunnelChanged(tunnel.State{Name: "a", Kind: tunnel.KindIPsec, Status: tunnel.Down}) }
+		m.meanwhile = func() { r.observer.Changed(tunnel.State{Name: "a", Kind: tunnel.KindIPsec, Status: tunnel.Down}) }
 		m.mu.Unlock()
-		r.readBack(t.Context())
+		r.applier.Resync()
+		synctest.Wait()
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if m.alive["t-a"] {
@@ -976,7 +1027,7 @@ func TestFirstDocumentGoesBack(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			m, dir := newMachine(t), t.TempDir()
 			r, stop := m.boot(dir)
-			if _, _, err := r.apply(t.Context(), text(base), nil, time.Minute, "tester"); err != nil {
+			if _, _, err := r.documents.Apply(t.Context(), document.Change{Author: "tester", Confirm: time.Minute}, text(base)); err != nil {
 				t.Fatal(err)
 			}
 			synctest.Wait()
@@ -990,7 +1041,7 @@ func TestFirstDocumentGoesBack(t *testing.T) {
 			if got := strings.Join(m.taken(), "; "); !strings.Contains(got, "closed") || !strings.Contains(got, "remove tunnel") || !strings.Contains(got, "bgp") {
 				t.Errorf("restart %v: done: %s", restart, got)
 			}
-			if s := r.status(); s.GetGeneration() != 2 || s.GetAppliedGeneration() != 2 || len(s.GetConditions()) != 0 {
+			if s := status(r); s.GetGeneration() != 2 || s.GetAppliedGeneration() != 2 || len(s.GetConditions()) != 0 {
 				t.Errorf("restart %v: status %v", restart, s)
 			}
 			stop()
@@ -998,7 +1049,7 @@ func TestFirstDocumentGoesBack(t *testing.T) {
 			defer stop()
 			synctest.Wait()
 			m.taken()
-			apply(t, r, base)
+			accept(t, r, base)
 			synctest.Wait()
 			if got := strings.Join(m.taken(), "; "); !strings.Contains(got, "nat") || !strings.Contains(got, "tunnel") {
 				t.Errorf("restart %v: the next document: %s", restart, got)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/document"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
 )
@@ -38,7 +39,7 @@ func TestSecretsFitTheirFields(t *testing.T) {
 				t.Fatalf("what no document names: %v", err)
 			}
 		}
-		_, _, err := r.apply(ctx, text(withWireGuard), nil, 0, "tester")
+		_, _, err := r.documents.Apply(ctx, document.Change{Author: "tester"}, text(withWireGuard))
 		problems, _ := errors.AsType[spec.Problems](err)
 		if len(problems) != 2 || !strings.Contains(problems[0].String(), `line 5: tunnels[0].wireguard.privateKey: "w" is a secret that does not fit`) || !strings.HasPrefix(problems[1].Path, "peers[0].password") {
 			t.Errorf("got %v", err)
@@ -46,7 +47,7 @@ func TestSecretsFitTheirFields(t *testing.T) {
 		if err := errors.Join(set("w", key), set("p", "good")); err != nil {
 			t.Fatal(err)
 		}
-		apply(t, r, withWireGuard)
+		accept(t, r, withWireGuard)
 		if err := set("w", "no key"); !errors.Is(err, api.ErrInvalid) || !strings.Contains(err.Error(), "tunnels[0].wireguard.privateKey") {
 			t.Errorf("set: %v", err)
 		}
@@ -66,7 +67,7 @@ func TestSecretsFitTheirFields(t *testing.T) {
 		r, stop = m.boot(dir)
 		defer stop()
 		synctest.Wait()
-		if s := r.status(); len(s.Conditions) > 0 || s.AppliedGeneration != 1 {
+		if s := status(r); len(s.Conditions) > 0 || s.AppliedGeneration != 1 {
 			t.Errorf("status %v", s)
 		}
 	})
@@ -79,12 +80,12 @@ func TestSecretRollback(t *testing.T) {
 		r, stop := m.boot(t.TempDir())
 		defer stop()
 		ctx := context.Background()
-		apply(t, r, base)
-		first := r.target.Tunnels[0].IPsec.PSK
+		accept(t, r, base)
+		first := target(r).Tunnels[0].IPsec.PSK
 		if _, err := r.SetSecret(ctx, "tester", "k", []byte("another")); err != nil {
 			t.Fatal(err)
 		}
-		if r.target.Tunnels[0].IPsec.PSK == first {
+		if target(r).Tunnels[0].IPsec.PSK == first {
 			t.Error("the tunnel has the former secret")
 		}
 		synctest.Wait()
@@ -94,17 +95,17 @@ func TestSecretRollback(t *testing.T) {
 		}
 		synctest.Wait()
 		expect(t, m, "tunnel a", "tunnel b")
-		if r.target.Tunnels[0].IPsec.PSK != first {
+		if target(r).Tunnels[0].IPsec.PSK != first {
 			t.Error("the tunnel has the later secret")
 		}
-		g, _, err := r.apply(ctx, text(changedBase), nil, time.Minute, "tester")
+		g, _, err := r.documents.Apply(ctx, document.Change{Author: "tester", Confirm: time.Minute}, text(changedBase))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.Store.FormerSecret("k"); err != nil {
+		if _, err := r.o.Store.FormerSecret("k"); err != nil {
 			t.Errorf("while a document is to be confirmed: %v", err)
 		}
-		if err := r.confirm(g); err != nil {
+		if err := r.documents.Confirm(g); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := r.RollbackSecret(ctx, "tester", "k"); !errors.Is(err, store.ErrNotFound) {

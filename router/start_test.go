@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/isthmus-net/isthmus/router/document"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
@@ -16,16 +17,16 @@ import (
 func deadly(t *testing.T, m *machine, dir, changed string, confirm time.Duration) {
 	t.Helper()
 	r, stop := m.boot(dir)
-	apply(t, r, base)
-	if got := r.Store.Carry(); got != (store.Carry{Carried: 1}) {
+	accept(t, r, base)
+	if got := r.o.Store.Carry(); got != (store.Carry{Carried: 1}) {
 		t.Fatalf("after a document that was carried out: %+v", got)
 	}
-	if _, _, err := r.apply(context.Background(), text(changed), nil, confirm, "tester"); err != nil {
+	if _, _, err := r.documents.Apply(context.Background(), document.Change{Author: "tester", Confirm: confirm}, text(changed)); err != nil {
 		t.Fatal(err)
 	}
 	synctest.Wait()
 	// As it was before the pass came to its end.
-	if err := r.Store.SetCarry(store.Carry{Carried: 1}); err != nil {
+	if err := r.o.Store.SetCarry(store.Carry{Carried: 1}); err != nil {
 		t.Fatal(err)
 	}
 	stop()
@@ -34,12 +35,12 @@ func deadly(t *testing.T, m *machine, dir, changed string, confirm time.Duration
 // die starts a daemon that comes no further.
 func die(m *machine, dir string) {
 	r := m.begin(dir, false)
-	r.Store.Close()
+	r.o.Store.Close()
 }
 
 func conditions(r *Router) string {
 	var out []string
-	for _, c := range r.status().GetConditions() {
+	for _, c := range status(r).GetConditions() {
 		out = append(out, c.Type+": "+c.Message)
 	}
 	return strings.Join(out, "\n")
@@ -52,11 +53,11 @@ var changedBase = strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)
 func TestDeadlyGenerationIsHeldBack(t *testing.T) {
 	for name, mend := range map[string]func(*testing.T, *Router) uint64{
 		"apply": func(t *testing.T, r *Router) uint64 {
-			return apply(t, r, strings.Replace(base, "10.7.0.0", "10.9.0.0", 1))
+			return accept(t, r, strings.Replace(base, "10.7.0.0", "10.9.0.0", 1))
 		},
-		"the same once more": func(t *testing.T, r *Router) uint64 { return apply(t, r, changedBase) },
+		"the same once more": func(t *testing.T, r *Router) uint64 { return accept(t, r, changedBase) },
 		"rollback": func(t *testing.T, r *Router) uint64 {
-			g, _, err := r.goBack(context.Background(), 0, nil, "tester")
+			g, _, err := r.documents.Rollback(context.Background(), document.Change{Author: "tester"}, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -80,10 +81,10 @@ func TestDeadlyGenerationIsHeldBack(t *testing.T) {
 					if got := conditions(r); !strings.Contains(got, "GenerationHeldBack: the daemon died again and again while it carried out generation 2, and generation 1 is carried out in its place: apply another document, or `isthmus rollback`") {
 						t.Errorf("conditions: %s", got)
 					}
-					if s := r.status(); s.Generation != 2 || s.AppliedGeneration != 1 {
+					if s := status(r); s.Generation != 2 || s.AppliedGeneration != 1 {
 						t.Errorf("generation %d, applied %d", s.Generation, s.AppliedGeneration)
 					}
-					if g, _, doc, err := r.document(0); err != nil || g != 1 || doc != base {
+					if g, _, doc, err := r.documents.Document(0); err != nil || g != 1 || doc != base {
 						t.Errorf("generation %d is told as carried out: %v", g, err)
 					}
 					stop()
@@ -94,7 +95,7 @@ func TestDeadlyGenerationIsHeldBack(t *testing.T) {
 				if g := mend(t, r); g != 3 {
 					t.Errorf("generation %d", g)
 				}
-				if got := conditions(r); got != "" || r.status().AppliedGeneration != 3 {
+				if got := conditions(r); got != "" || status(r).AppliedGeneration != 3 {
 					t.Errorf("afterwards: %s", got)
 				}
 				stop()
@@ -116,7 +117,7 @@ func TestOneDeathIsNone(t *testing.T) {
 		die(m, dir)
 		r, stop := m.boot(dir)
 		synctest.Wait()
-		if got := r.Store.Carry(); got != (store.Carry{Carried: 2}) || conditions(r) != "" {
+		if got := r.o.Store.Carry(); got != (store.Carry{Carried: 2}) || conditions(r) != "" {
 			t.Errorf("%+v, %s", got, conditions(r))
 		}
 		stop()
@@ -140,10 +141,10 @@ func TestStoppedIsNotDead(t *testing.T) {
 			r := m.begin(dir, false)
 			ctx, cancel := context.WithCancel(context.Background())
 			cancel()
-			if err := r.noteCarried(ctx); err != nil {
+			if err := r.documents.NoteCarried(ctx); err != nil {
 				t.Fatal(err)
 			}
-			r.Store.Close()
+			r.o.Store.Close()
 		}
 		r, stop := m.boot(dir)
 		defer stop()
@@ -168,7 +169,7 @@ func TestDeadlyToTheEnd(t *testing.T) {
 		if got := conditions(r); !strings.Contains(got, "nothing is carried out, and what runs stays as it is") {
 			t.Errorf("conditions: %s", got)
 		}
-		if g := apply(t, r, base); g != 3 || conditions(r) != "" {
+		if g := accept(t, r, base); g != 3 || conditions(r) != "" {
 			t.Errorf("generation %d, %s", g, conditions(r))
 		}
 		stop()
@@ -193,8 +194,8 @@ func TestDeadlyGenerationGoesBack(t *testing.T) {
 					defer stop()
 					time.Sleep(2 * time.Minute)
 					synctest.Wait()
-					s := r.status()
-					if g, _, doc, err := r.document(0); err != nil || g != 3 || doc != base || s.AppliedGeneration != 3 || len(s.Conditions) > 0 {
+					s := status(r)
+					if g, _, doc, err := r.documents.Document(0); err != nil || g != 3 || doc != base || s.AppliedGeneration != 3 || len(s.Conditions) > 0 {
 						t.Errorf("generation %d is carried out: %v, %v", g, err, s)
 					}
 					if m.static[0].Prefix.String() != "10.7.0.0/16" {
@@ -216,14 +217,14 @@ func TestSafeStart(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error)
 		go func() { done <- r.Run(ctx) }()
-		time.Sleep(3 * resync)
-		if g := apply(t, r, base); g != 3 {
+		time.Sleep(3 * resyncPace)
+		if g := accept(t, r, base); g != 3 {
 			t.Errorf("generation %d", g)
 		}
-		if r.work.has("nat") || r.work.has("document") {
+		if _, set := r.applier.Wanted(); set {
 			t.Error("work is waiting for a driver")
 		}
-		time.Sleep(3 * resync)
+		time.Sleep(3 * resyncPace)
 		expect(t, m)
 		if got := conditions(r); !strings.HasPrefix(got, "SafeStart: ") {
 			t.Errorf("conditions: %s", got)
@@ -232,12 +233,12 @@ func TestSafeStart(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		r.Store.Close()
+		r.o.Store.Close()
 		r, stop := m.boot(dir)
 		defer stop()
 		synctest.Wait()
-		if r.status().AppliedGeneration != 3 || conditions(r) != "" {
-			t.Errorf("without it: %v", r.status())
+		if status(r).AppliedGeneration != 3 || conditions(r) != "" {
+			t.Errorf("without it: %v", status(r))
 		}
 	})
 }
@@ -254,7 +255,7 @@ func TestStartWithoutDisk(t *testing.T) {
 		r, stop := m.boot(dir)
 		defer stop()
 		synctest.Wait()
-		if s := r.status(); s.AppliedGeneration != 2 {
+		if s := status(r); s.AppliedGeneration != 2 {
 			t.Errorf("status %v", s)
 		}
 	})
@@ -271,7 +272,7 @@ func TestHeldBackIsAppliedOnceMore(t *testing.T) {
 		r, stop := m.boot(dir)
 		defer stop()
 		synctest.Wait()
-		if g := apply(t, r, commented); g != 3 || conditions(r) != "" {
+		if g := accept(t, r, commented); g != 3 || conditions(r) != "" {
 			t.Errorf("generation %d, %s", g, conditions(r))
 		}
 	})

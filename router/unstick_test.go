@@ -1,10 +1,7 @@
 package router
 
 import (
-	"context"
 	"errors"
-	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,222 +11,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/nat/conntrack"
+	"github.com/isthmus-net/isthmus/router/document"
 	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/test/crowd"
 )
-
-// TestPortKeeperLeavesDeadAddress: a client that goes on sending UDP from one port gets another address when its own goes down, and a TCP
-// flow stays. Ring: namespace.
-func TestPortKeeperLeavesDeadAddress(t *testing.T) {
-	c := newCrowd(t, 2)
-	u := newUnsticker(c.flows, slog.New(slog.NewTextHandler(t.Output(), nil)))
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	go func() { defer close(ended); u.run(ctx) }()
-	t.Cleanup(func() { cancel(); <-ended })
-	u.use(c.config)
-
-	var udp net.Conn
-	var tcp, server net.Conn
-	var err error
-	c.server.Do(func() {
-		var l net.Listener
-		if l, err = net.Listen("tcp", "198.51.100.1:443"); err == nil {
-			go func() { server, _ = l.Accept(); l.Close() }()
-		}
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	from := net.IPv4(10, 0, 0, 5)
-	c.client.Do(func() {
-		udp, err = (&net.Dialer{LocalAddr: &net.UDPAddr{IP: from, Port: 5060}}).Dial("udp", "198.51.100.1:53")
-		if err == nil {
-			tcp, err = (&net.Dialer{LocalAddr: &net.TCPAddr{IP: from, Port: 5060}, Timeout: time.Minute}).Dial("tcp", "198.51.100.1:443")
-		}
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		udp.Close()
-		tcp.Close()
-		if server != nil {
-			server.Close()
-		}
-	})
-	answered := func() bool {
-		udp.SetDeadline(time.Now().Add(100 * time.Millisecond))
-		if _, err := udp.Write([]byte("request")); err != nil {
-			return false
-		}
-		_, err := udp.Read(make([]byte, 100))
-		return err == nil
-	}
-	for limit := time.Now().Add(time.Minute); !answered(); {
-		if time.Now().After(limit) {
-			t.Fatal("no answer at first")
-		}
-	}
-	as := func(protocol uint8) (out string) {
-		if err := c.flows.Dump(ctx, unix.AF_INET, func(f *conntrack.Flow) bool {
-			if f.Protocol == protocol && f.Original.Source.Port() == 5060 {
-				out = f.Reply.Destination.Addr().String()
-			}
-			return true
-		}); err != nil {
-			t.Fatal(err)
-		}
-		return out
-	}
-	former := as(unix.IPPROTO_UDP)
-	if former == "" || as(unix.IPPROTO_TCP) != former {
-		t.Fatalf("they leave as %q and %q", former, as(unix.IPPROTO_TCP))
-	}
-	c.server.Run("ip route add blackhole " + former + "/32")
-	cut := time.Now()
-	down := c.config
-	down.Pools = []nat.Pool{{Name: "p", Addresses: []nat.PoolAddress{c.config.Pools[0].Addresses[0], c.config.Pools[0].Addresses[1]}}}
-	for i := range down.Pools[0].Addresses {
-		down.Pools[0].Addresses[i].Down = down.Pools[0].Addresses[i].Address.String() == former
-	}
-	if err := c.driver.Apply(ctx, down); err != nil {
-		t.Fatal(err)
-	}
-	u.use(down)
-	for !answered() {
-		if time.Since(cut) > time.Minute {
-			t.Fatalf("no answer any more; the flow leaves as %s", as(unix.IPPROTO_UDP))
-		}
-	}
-	t.Logf("answered again %v after the cut", time.Since(cut).Round(100*time.Millisecond))
-	if now := as(unix.IPPROTO_UDP); now == former {
-		t.Errorf("it still leaves as %s", now)
-	}
-	if now := as(unix.IPPROTO_TCP); now != former {
-		t.Errorf("the TCP flow leaves as %q, it was %s", now, former)
-	}
-}
-
-// brokenTable fails so many times.
-type brokenTable struct {
-	flowTable
-	failures, asked int
-}
-
-func (b *brokenTable) End(ctx context.Context, family uint8, which func(*conntrack.Flow) bool) (int, error) {
-	if b.asked++; b.asked <= b.failures {
-		return 0, errors.New("no such luck")
-	}
-	return b.flowTable.End(ctx, family, which)
-}
-
-// TestUnstick takes addresses down and up.
-func TestUnstick(t *testing.T) {
-	first, second, six := netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("192.0.2.12"), netip.MustParseAddr("2001:db8::11")
-	flow := func(protocol uint8, source string, as netip.Addr) conntrack.Flow {
-		partner := netip.MustParseAddrPort("198.51.100.7:443")
-		return conntrack.Flow{Protocol: protocol, Original: conntrack.Tuple{Source: netip.MustParseAddrPort(source + ":1000"), Destination: partner},
-			Reply: conntrack.Tuple{Source: partner, Destination: netip.AddrPortFrom(as, 1000)}}
-	}
-	pool := func(down ...netip.Addr) nat.Config {
-		p := nat.Pool{Name: "p"}
-		for _, a := range []netip.Addr{first, second, six} {
-			one := nat.PoolAddress{Address: a}
-			for _, d := range down {
-				one.Down = one.Down || d == a
-			}
-			p.Addresses = append(p.Addresses, one)
-		}
-		return nat.Config{Pools: []nat.Pool{p}}
-	}
-	blocks := func(c nat.Config) nat.Config { c.Pools[0].Blocks = &nat.Blocks{}; return c }
-	const most = endsAtOnce
-	for name, k := range map[string]struct {
-		protocols []uint8
-		flows     int // of each protocol
-		failures  int
-		steps     []any // configurations, and pauses between them
-		left      int
-	}{
-		"down":                       {[]uint8{17, 1, 50, 6, 132}, 1, 0, []any{pool(first), downBeforeEnd + time.Second}, 2},
-		"a flap":                     {[]uint8{17}, 1, 0, []any{pool(first), downBeforeEnd - time.Second, pool(), time.Hour}, 1},
-		"not yet":                    {[]uint8{17}, 1, 0, []any{pool(first), downBeforeEnd - time.Second}, 1},
-		"another one":                {[]uint8{17}, 1, 0, []any{pool(second), time.Hour}, 1},
-		"all of the family":          {[]uint8{17}, 1, 0, []any{pool(first, second), time.Hour}, 1},
-		"blocks":                     {[]uint8{17}, 1, 0, []any{blocks(pool(first)), time.Hour}, 1},
-		"the table cannot be read":   {[]uint8{17}, 1, 3, []any{pool(first), downBeforeEnd + 4*endRetry}, 0},
-		"no more than the rate":      {[]uint8{17}, 2*most + 1, 0, []any{pool(first), downBeforeEnd + 100*time.Millisecond}, most + 1},
-		"no more than the rate, yet": {[]uint8{17}, 2*most + 1, 0, []any{pool(first), downBeforeEnd + time.Minute}, 0},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				table := &brokenTable{failures: k.failures}
-				for _, p := range k.protocols {
-					for range k.flows {
-						table.flows = append(table.flows, flow(p, "10.0.0.1", first))
-					}
-				}
-				// The node's own stays in any case.
-				table.flows = append(table.flows, flow(17, first.String(), first))
-				u := newUnsticker(table, slog.New(slog.DiscardHandler))
-				ctx, cancel := context.WithCancel(t.Context())
-				go u.run(ctx)
-				for _, s := range k.steps {
-					if pause, ok := s.(time.Duration); ok {
-						time.Sleep(pause)
-					} else {
-						u.use(s.(nat.Config))
-					}
-					synctest.Wait()
-				}
-				if left := len(table.flows) - 1; left != k.left {
-					t.Errorf("%d flows are left, want %d", left, k.left)
-				}
-				cancel()
-			})
-		})
-	}
-	t.Run("an address that goes and comes", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			table := &brokenTable{}
-			u := newUnsticker(table, slog.New(slog.DiscardHandler))
-			ctx, cancel := context.WithCancel(t.Context())
-			go u.run(ctx)
-			for range 60 { // for five minutes
-				u.use(pool(first))
-				time.Sleep(downBeforeEnd + time.Second)
-				u.use(pool())
-				time.Sleep(time.Second)
-			}
-			if most := int(5*time.Minute/betweenEnds) + 1; table.asked == 0 || table.asked > most {
-				t.Errorf("the table was walked %d times, at most %d are right", table.asked, most)
-			}
-			cancel()
-		})
-	})
-	t.Run("many changes", func(t *testing.T) {
-		u := newUnsticker(&flowTable{}, slog.New(slog.DiscardHandler))
-		hits := 0
-		for range 100 {
-			u.end(endJob{has: func(nat.Track) bool { hits++; return false }})
-		}
-		for _, j := range u.jobs {
-			j.has(nat.Track{})
-		}
-		if len(u.jobs) != maxEndJobs || hits != 100 {
-			t.Errorf("%d jobs of %d changes", len(u.jobs), hits)
-		}
-		r := &Router{}
-		for i := range 100 {
-			r.tried(nat.Config{Underlay: strings.Repeat("x", i)})
-		}
-		if len(r.triedNAT) != maxTried || r.triedNAT[0].Underlay != "" {
-			t.Errorf("%d configurations are remembered, the first %q", len(r.triedNAT), r.triedNAT[0].Underlay)
-		}
-	})
-}
 
 // TestFlowsBeginAgain: a document with another server has flows without a connection end that go to the former one, also when a document between
 // the two was never carried out, and also before it is confirmed.
@@ -238,45 +24,45 @@ func TestFlowsBeginAgain(t *testing.T) {
 		return strings.Replace(base, "policies: [", `policies: [{name: dns, action: dnat, pool: p, sources: [198.51.100.0/24], protocol: udp, ports: ["53"], to: "`+to+`"}, `, 1)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		m, table := newMachine(t), &flowTable{}
+		m, table := newMachine(t), &crowd.Table{}
 		m.flows = table
 		r, stop := m.boot(t.TempDir())
 		defer stop()
-		apply(t, r, forward("172.16.1.8:53"))
+		accept(t, r, forward("172.16.1.8:53"))
 		synctest.Wait()
 		for _, protocol := range []uint8{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
 			client, server := netip.MustParseAddrPort("198.51.100.7:1000"), netip.MustParseAddrPort("172.16.1.8:53")
-			table.flows = append(table.flows, conntrack.Flow{Protocol: protocol,
+			table.Flows = append(table.Flows, conntrack.Flow{Protocol: protocol,
 				Original: conntrack.Tuple{Source: client, Destination: netip.MustParseAddrPort("10.9.0.5:53")}, Reply: conntrack.Tuple{Source: server, Destination: client}})
 		}
 		m.mu.Lock()
 		m.unruly = errors.New("no")
 		m.mu.Unlock()
-		apply(t, r, strings.Replace(forward("172.16.1.8:53"), "10.7.0.0", "10.8.0.0", 1))
+		accept(t, r, strings.Replace(forward("172.16.1.8:53"), "10.7.0.0", "10.8.0.0", 1))
 		next := forward("172.16.1.9:53")
-		_, changes, _, err := r.preview(t.Context(), text(next))
+		_, changes, _, err := r.documents.Preview(t.Context(), netip.Addr{}, text(next))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if i := slices.IndexFunc(changes, func(c plan.Change) bool { return c.Kind == "policy" && c.Name == "dns" }); i < 0 || changes[i].Interrupts != "1 flow to 172.16.1.8:53 ends" {
 			t.Errorf("the plan says %+v", changes)
 		}
-		if _, _, err := r.apply(t.Context(), text(next), nil, time.Hour, "tester"); err != nil {
+		if _, _, err := r.documents.Apply(t.Context(), document.Change{Author: "tester", Confirm: time.Hour}, text(next)); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if len(table.flows) != 2 {
-			t.Fatalf("%d flows before the document is carried out, want 2", len(table.flows))
+		if len(table.Flows) != 2 {
+			t.Fatalf("%d flows before the document is carried out, want 2", len(table.Flows))
 		}
 		m.mu.Lock()
 		m.unruly = nil
 		m.mu.Unlock()
 		time.Sleep(2 * lastRetry)
 		synctest.Wait()
-		table.mu.Lock()
-		defer table.mu.Unlock()
-		if len(table.flows) != 1 || table.flows[0].Protocol != unix.IPPROTO_TCP {
-			t.Errorf("flows that are left: %+v, want the one of TCP", table.flows)
+		table.Lock()
+		defer table.Unlock()
+		if len(table.Flows) != 1 || table.Flows[0].Protocol != unix.IPPROTO_TCP {
+			t.Errorf("flows that are left: %+v, want the one of TCP", table.Flows)
 		}
 	})
 }

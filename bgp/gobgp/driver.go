@@ -155,6 +155,14 @@ func New(o Options) *Driver {
 // Apply implements bgp.Driver. Before Run it only takes note. A peer whose configuration cannot be used, or whose
 // secret cannot be read, stays as it was. A change of ASN or router ID restarts the BGP process.
 func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
+	if c.ASN == 0 && len(c.Peers) == 0 && len(c.Announce) == 0 {
+		d.mu.Lock()
+		c = bgp.Config{ASN: d.want.ASN, RouterID: d.want.RouterID} // the process stays, with nothing in it
+		d.mu.Unlock()
+		if c.ASN == 0 {
+			return nil
+		}
+	}
 	if c.ASN == 0 || !c.RouterID.Is4() || c.RouterID.IsUnspecified() {
 		return fmt.Errorf("applying BGP: ASN %d and router ID %v cannot be used", c.ASN, c.RouterID)
 	}

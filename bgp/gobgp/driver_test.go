@@ -509,6 +509,31 @@ func TestRenumber(t *testing.T) {
 	}
 }
 
+// TestNone: the zero Config ends every session, and needs no earlier one.
+func TestNone(t *testing.T) {
+	if err := New(Options{Log: slog.New(slog.DiscardHandler)}).Apply(t.Context(), bgp.Config{}); err != nil {
+		t.Errorf("before the first configuration: %v", err)
+	}
+	a := newSpeaker(t, "169.254.0.11", 65001, nil)
+	c := config(loPeer("a", "169.254.0.11", 65001))
+	n := startNode(t, Options{}, c)
+	up := func() bool { return a.has("172.16.0.0/16") && n.state("a").State == bgp.Established }
+	eventually(t, 5*time.Second, "session", up)
+	if err := n.Apply(t.Context(), bgp.Config{}); err != nil {
+		t.Fatal(err)
+	}
+	if peers := n.Peers(); len(peers) != 0 {
+		t.Errorf("%+v", peers)
+	}
+	if err := n.Apply(t.Context(), bgp.Config{Peers: c.Peers}); err == nil {
+		t.Error("peers without an ASN")
+	}
+	if err := n.Apply(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "another session", func() bool { return a.count() == 2 && up() })
+}
+
 func TestReset(t *testing.T) {
 	a := newSpeaker(t, "169.254.0.11", 65001, nil)
 	b := newSpeaker(t, "169.254.0.12", 65002, nil)

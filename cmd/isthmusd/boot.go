@@ -5,8 +5,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/isthmus-net/isthmus/router"
 	"github.com/isthmus-net/isthmus/router/auth"
+	"github.com/isthmus-net/isthmus/router/document"
 	"github.com/isthmus-net/isthmus/router/firstboot"
 	"github.com/isthmus-net/isthmus/router/platform"
 	"github.com/isthmus-net/isthmus/router/store"
@@ -30,7 +30,7 @@ func newBoot(o options, st *store.Store, authority *auth.Authority, audit *auth.
 		},
 		Act: func(method, object, digest string, do func() (uint64, error)) error {
 			service := map[string]string{"IssueClient": "AccessService", "Apply": "SpecService"}[method]
-			return audit.Act(auth.Entry{Who: router.FirstBoot, Role: auth.Admin.String(), Method: "/isthmus.v1." + service + "/" + method, Object: object, Digest: digest}, do)
+			return audit.Act(auth.Entry{Who: document.FirstBoot, Role: auth.Admin.String(), Method: "/isthmus.v1." + service + "/" + method, Object: object, Digest: digest}, do)
 		},
 	})
 }

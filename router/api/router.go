@@ -4,17 +4,16 @@ package api
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"sync"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/fault"
 )
 
 // Router is what the API stands in front of. Methods may be called from several goroutines.
 //
-// Methods that return a channel return what is true now, and a channel that is closed when it no longer is; Bell makes
-// such channels. Lists are in ascending order of name (routes: CompareRoutes), each name once. The slices and messages
+// Methods that return a channel return what is true now, and a channel that is closed when it no longer is;
+// router/bell makes such channels. Lists are in ascending order of name (routes: CompareRoutes), each name once. The slices and messages
 // they return are never modified afterwards; an unchanged object should be the same message again, which makes watches
 // cheap.
 //
@@ -65,13 +64,11 @@ type Router interface {
 	DeleteSecret(ctx context.Context, author, name string) error
 }
 
+// Errors that callers tell apart.
 var (
-	// ErrNotFound means that there is no object of that name.
-	ErrNotFound = errors.New("not found")
-	// ErrInvalid means that the request cannot be fulfilled as it is, whatever the state of the router.
-	ErrInvalid = errors.New("invalid request")
-	// ErrPrecondition means that the state of the router does not allow it now.
-	ErrPrecondition = errors.New("not possible now")
+	ErrNotFound     = fault.ErrNotFound
+	ErrInvalid      = fault.ErrInvalid
+	ErrPrecondition = fault.ErrPrecondition
 )
 
 // Refused is a document that was not accepted, and everything that is wrong with it.
@@ -85,31 +82,4 @@ func (e *Refused) Error() string {
 		return fmt.Sprintf("document refused: %s: %s", e.Problems[0].Path, e.Problems[0].Rule)
 	}
 	return fmt.Sprintf("document refused: %d problems", len(e.Problems))
-}
-
-// Bell tells any number of waiters that something has changed. The zero Bell is ready.
-type Bell struct {
-	mu sync.Mutex
-	ch chan struct{}
-}
-
-// Wait returns a channel that is closed by the next Ring. Call it before reading what the bell is about, so that no
-// change falls in between.
-func (b *Bell) Wait() <-chan struct{} {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.ch == nil {
-		b.ch = make(chan struct{})
-	}
-	return b.ch
-}
-
-// Ring wakes everybody who waits. It never blocks.
-func (b *Bell) Ring() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.ch != nil {
-		close(b.ch)
-		b.ch = nil
-	}
 }

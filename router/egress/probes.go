@@ -112,3 +112,12 @@ func (t Target) String() string {
 	}
 	return t.Scheme + "://" + host + t.Path
 }
+
+// PoolHealth is what the probes of a pool have found out.
+type PoolHealth struct {
+	Name     string
+	Usable   int          // addresses that may be used: the healthy ones, and those without a verdict yet
+	Healthy  int          // addresses whose probes are answered
+	Known    int          // addresses with a verdict
+	Unusable []netip.Addr // the others
+}

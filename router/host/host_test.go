@@ -170,11 +170,15 @@ func TestTune(t *testing.T) {
 	if n, err := tune(broken); n != 1 || err == nil || !strings.Contains(err.Error(), "net/ipv4/no_such") {
 		t.Errorf("a missing parameter: %d written, %v", n, err)
 	}
+	// The machine's own value comes back when a document no longer gives one, also under another daemon.
+	ns.Run("sysctl -eqw net.netfilter.nf_conntrack_generic_timeout=700")
+	m := NewMachine(filepath.Join(t.TempDir(), "kept"))
 	for _, k := range []struct {
 		portless time.Duration
 		want     string
-	}{{time.Hour, "3600 3600 3600"}, {-1, "600 30 180"}, {0, "600 30 180"}} {
-		_, err := tune(Portless(k.portless))
+	}{{time.Hour, "3600 3600 3600"}, {2 * time.Hour, "7200 7200 7200"}, {0, "700 30 180"}, {0, "700 30 180"}} {
+		var err error
+		ns.Do(func() { err = m.Prepare("up0", nil, k.portless) })
 		have := strings.Fields(ns.Run("sysctl -en net.netfilter.nf_conntrack_generic_timeout net.netfilter.nf_conntrack_gre_timeout net.netfilter.nf_conntrack_gre_timeout_stream"))
 		if err != nil || !strings.HasPrefix(k.want, strings.Join(have, " ")) || len(have) == 0 {
 			t.Errorf("flows without ports for %v: %v, %v; want %s", k.portless, have, err, k.want)

@@ -39,6 +39,46 @@ func keep(file string, changing map[string]string) error {
 	if !more {
 		return nil
 	}
+	return writeKept(file, kept)
+}
+
+// restorable returns those of some parameters that were changed, with the values that they had before.
+func (m *Machine) restorable(of []Sysctl) (out []Sysctl, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.kept == "" {
+		return nil, nil
+	}
+	kept, err := readKept(m.kept)
+	if err != nil {
+		return nil, fmt.Errorf("reading how kernel parameters were: %w", err)
+	}
+	for _, s := range of {
+		if value, changed := kept[s.Path]; changed {
+			out = append(out, Sysctl{Path: s.Path, Value: value, Optional: true})
+		}
+	}
+	return out, nil
+}
+
+// forget has parameters that have their former values again restored no more.
+func (m *Machine) forget(restored []Sysctl) error {
+	if len(restored) == 0 {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	kept, err := readKept(m.kept)
+	if err != nil {
+		return err
+	}
+	for _, s := range restored {
+		delete(kept, s.Path)
+	}
+	return writeKept(m.kept, kept)
+}
+
+func writeKept(file string, kept map[string]string) error {
 	text, err := json.MarshalIndent(kept, "", " ")
 	if err != nil {
 		return err

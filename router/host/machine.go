@@ -52,7 +52,15 @@ func (m *Machine) Prepare(underlay string, attached []string, portless time.Dura
 	if err := unix.Sysinfo(&info); err != nil {
 		return fmt.Errorf("reading the size of the memory: %w", err)
 	}
-	return m.tune(slices.Concat(Sysctls(underlay, attached), Portless(portless), Conntrack(info.Totalram*uint64(info.Unit))))
+	want := slices.Concat(Sysctls(underlay, attached), Portless(portless), Conntrack(info.Totalram*uint64(info.Unit)))
+	if portless > 0 {
+		return m.tune(want)
+	}
+	restored, unread := m.restorable(Portless(time.Second))
+	if err := errors.Join(m.tune(append(want, restored...)), unread); err != nil {
+		return err
+	}
+	return m.forget(restored) // from now on they are the machine's again
 }
 
 // tune is Tune with the former values kept. That they cannot be kept, as on a full disk, is told once and keeps no router from routing.

@@ -41,22 +41,14 @@ func Forwarding(on bool) []Sysctl {
 	}
 }
 
-// Portless returns the parameters for how long flows without ports are remembered: none for 0, and for less than 0 those that the kernel
-// begins with.
+// Portless returns the parameters for how long flows without ports are remembered, in whole seconds; none for 0.
 func Portless(d time.Duration) []Sysctl {
-	if d == 0 {
+	if d <= 0 {
 		return nil
 	}
 	var all []Sysctl
-	for _, s := range []Sysctl{ // nf_conntrack_proto_generic.c, nf_conntrack_proto_gre.c
-		{Path: "net/netfilter/nf_conntrack_generic_timeout", Default: "600"},
-		{Path: "net/netfilter/nf_conntrack_gre_timeout", Default: "30"},
-		{Path: "net/netfilter/nf_conntrack_gre_timeout_stream", Default: "180"},
-	} {
-		if s.Value, s.Optional = s.Default, true; d > 0 {
-			s.Value = strconv.FormatInt(int64(d/time.Second), 10)
-		}
-		all = append(all, s)
+	for _, name := range []string{"generic_timeout", "gre_timeout", "gre_timeout_stream"} { // nf_conntrack_proto_generic.c, nf_conntrack_proto_gre.c
+		all = append(all, Sysctl{Path: "net/netfilter/nf_conntrack_" + name, Value: strconv.FormatInt(int64(d/time.Second), 10), Optional: true})
 	}
 	return all
 }

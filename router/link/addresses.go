@@ -4,14 +4,19 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// Protocol is the origin (IFA_PROTO, Linux 5.18) of the addresses that SetPool adds, by which they are known again.
+// Protocol is the origin (IFA_PROTO, Linux 5.18) of the addresses that AddPool adds, by which they are known again.
 // It is the number that our routes carry as well.
 const Protocol = 0x49
 
@@ -68,24 +73,26 @@ func (l *Links) ensureAddressesLocked(index int, wanted []Address) error {
 	return nil
 }
 
-// SetPool makes the addresses that an earlier SetPool added to an interface be exactly the wanted ones. The interface
-// need not be ours. An address that it has from elsewhere is left to its owner. Those of IPv6 are deprecated: the node's own traffic
-// does not leave with them unless it asks to.
-func (l *Links) SetPool(iface string, wanted []netip.Addr) error {
+// AddPool gives interfaces the pool addresses that they lack. The interfaces need not be ours. An address that one has
+// from elsewhere is left to its owner. Those of IPv6 are deprecated: the node's own traffic does not leave with them
+// unless it asks to. It goes on after an interface that fails.
+func (l *Links) AddPool(wanted map[string][]netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	err := l.setPoolLocked(iface, wanted)
-	if err != nil {
-		return fmt.Errorf("setting pool addresses on %s: %w", iface, err)
+	var errs []error
+	for _, iface := range slices.Sorted(maps.Keys(wanted)) {
+		if err := l.addPoolLocked(iface, wanted[iface]); err != nil {
+			errs = append(errs, fmt.Errorf("adding pool addresses to %s: %w", iface, err))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
-func (l *Links) setPoolLocked(iface string, wanted []netip.Addr) error {
-	link, err := l.Get(iface)
-	if errors.Is(err, ErrNotFound) && len(wanted) == 0 {
-		return nil // they went with it
+func (l *Links) addPoolLocked(iface string, wanted []netip.Addr) error {
+	if len(wanted) == 0 {
+		return nil
 	}
+	link, err := l.Get(iface)
 	if err != nil {
 		return err
 	}
@@ -106,14 +113,55 @@ func (l *Links) setPoolLocked(iface string, wanted []netip.Addr) error {
 			}
 		}
 	}
-	for _, a := range have {
-		if a.protocol == Protocol && !slices.Contains(wanted, a.Local.Addr()) {
-			if err := l.changeAddress(unix.RTM_DELADDR, link.Index, a.Address); err != nil {
-				return fmt.Errorf("removing address %s: %w", a.Local, err)
-			}
+	return nil
+}
+
+// PrunePool takes away what AddPool has added to any interface, by this process or an earlier one, and what is not wanted
+// on that interface. Addresses of tunnels, which carry the same origin, stay. It goes on after an address that stays.
+func (l *Links) PrunePool(wanted map[string][]netip.Addr) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	added, err := l.poolLocked()
+	if err != nil {
+		return fmt.Errorf("reading pool addresses: %w", err)
+	}
+	var errs []error
+	for _, p := range added {
+		if slices.Contains(wanted[p.iface], p.Local.Addr()) {
+			continue
+		}
+		if err := l.changeAddress(unix.RTM_DELADDR, p.index, p.Address); err != nil {
+			errs = append(errs, fmt.Errorf("removing pool address %s of %s: %w", p.Local, p.iface, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// pooled is a pool address with its interface.
+type pooled struct {
+	assigned
+	iface string
+	index int
+}
+
+// poolLocked returns the addresses that AddPool has added to any interface.
+func (l *Links) poolLocked() (out []pooled, err error) {
+	var links []netlink.Link
+	if err := again(func() (err error) { links, err = l.h.LinkList(); return err }); err != nil {
+		return nil, fmt.Errorf("listing interfaces: %w", err)
+	}
+	names := map[int]string{}
+	for _, one := range links {
+		if a := one.Attrs(); !strings.HasPrefix(a.Alias, tunnel.Mark) {
+			names[a.Index] = a.Name
+		}
+	}
+	err = l.eachAddress(0, func(a assigned, index int) {
+		if name, ok := names[index]; ok && a.protocol == Protocol {
+			out = append(out, pooled{a, name, index})
+		}
+	})
+	return out, err
 }
 
 // option changes a request about an address: by flags in place of NLM_F_EXCL, and by an attribute.
@@ -176,8 +224,23 @@ func (l *Links) changeAddress(command, index int, a Address, options ...option) 
 }
 
 // addresses reads all addresses of one interface.
-func (l *Links) addresses(index int) ([]assigned, error) {
-	var all []assigned
+func (l *Links) addresses(index int) (all []assigned, err error) {
+	err = l.eachAddress(index, func(a assigned, on int) {
+		if on == index {
+			all = append(all, a)
+		}
+	})
+	return all, err
+}
+
+// eachAddress calls see with every address and the index of its interface. The kernel may leave out the addresses of other
+// interfaces than index; 0: none.
+func (l *Links) eachAddress(index int, see func(assigned, int)) error {
+	type one struct {
+		assigned
+		index int
+	}
+	var all []one
 	err := again(func() error {
 		all = nil
 		msg := nl.NewIfAddrmsg(unix.AF_UNSPEC)
@@ -193,19 +256,20 @@ func (l *Links) addresses(index int) ([]assigned, error) {
 			if err != nil {
 				return err
 			}
-			if on == index {
-				all = append(all, a)
-			}
+			all = append(all, one{a, on})
 		}
 		return nil
 	})
 	if errors.Is(err, unix.ENODEV) {
-		return nil, ErrNotFound
+		return ErrNotFound
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading addresses: %w", err)
+		return fmt.Errorf("reading addresses: %w", err)
 	}
-	return all, nil
+	for _, a := range all {
+		see(a.assigned, a.index)
+	}
+	return nil
 }
 
 func (l *Links) request(command, flags int) *nl.NetlinkRequest {

@@ -8,30 +8,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ClearPools removes every address that SetPool has added to any interface, and returns how many those were.
+// ClearPools removes every address that AddPool has added to any interface, and returns how many those were.
 func (l *Links) ClearPools() (removed int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var all []netlink.Link
-	if err := again(func() (err error) { all, err = l.h.LinkList(); return err }); err != nil {
-		return 0, fmt.Errorf("listing interfaces: %w", err)
+	added, err := l.poolLocked()
+	if err != nil {
+		return 0, err
 	}
 	var errs []error
-	for _, link := range all {
-		have, err := l.addresses(link.Attrs().Index)
-		if err != nil && !errors.Is(err, ErrNotFound) {
-			errs = append(errs, err)
+	for _, p := range added {
+		if err := l.changeAddress(unix.RTM_DELADDR, p.index, p.Address); err != nil {
+			errs = append(errs, fmt.Errorf("removing address %s of %s: %w", p.Local, p.iface, err))
+			continue
 		}
-		for _, a := range have {
-			if a.protocol != Protocol {
-				continue
-			}
-			if err := l.changeAddress(unix.RTM_DELADDR, link.Attrs().Index, a.Address); err != nil {
-				errs = append(errs, fmt.Errorf("removing address %s of %s: %w", a.Local, link.Attrs().Name, err))
-				continue
-			}
-			removed++
-		}
+		removed++
 	}
 	return removed, errors.Join(errs...)
 }

@@ -192,7 +192,7 @@ func TestPool(t *testing.T) {
 		{nil, 0},
 	} {
 		before := l.Writes()
-		if err := l.SetPool("ist-p", step.want); err != nil {
+		if err := setPool(l, "ist-p", step.want); err != nil {
 			t.Fatal(err)
 		}
 		if got := l.Writes() - before; got != step.writes {
@@ -232,7 +232,7 @@ func TestPoolIsNotTheNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := l.SetPool("ist-6", pool); err != nil {
+		if err := setPool(l, "ist-6", pool); err != nil {
 			t.Fatal(err)
 		}
 		if after := route(); after != before {
@@ -248,13 +248,55 @@ func TestPoolIsNotTheNodes(t *testing.T) {
 	}
 }
 
+func setPool(l *Links, iface string, wanted []netip.Addr) error {
+	all := map[string][]netip.Addr{iface: wanted}
+	if err := l.AddPool(all); err != nil {
+		return err
+	}
+	return l.PrunePool(all)
+}
+
 func TestPoolOfNoInterface(t *testing.T) {
 	l := open(t)
-	if err := l.SetPool("ist-none", nil); err != nil {
+	if err := setPool(l, "ist-none", nil); err != nil {
 		t.Errorf("nothing wanted: %v", err)
 	}
-	if err := l.SetPool("ist-none", []netip.Addr{netip.MustParseAddr("198.51.100.7")}); !errors.Is(err, ErrNotFound) {
+	if err := setPool(l, "ist-none", []netip.Addr{netip.MustParseAddr("198.51.100.7")}); !errors.Is(err, ErrNotFound) {
 		t.Errorf("an address wanted: %v", err)
+	}
+}
+
+// TestPoolOverAllLinks: a pool address goes from an interface that is not the underlay any more, whichever process added it, and inside
+// addresses of tunnels stay.
+func TestPoolOverAllLinks(t *testing.T) {
+	l := open(t)
+	for _, name := range []string{"ist-o", "ist-p", "ist-t"} {
+		linktest.Run(t, "ip", "link", "add", name, "type", "veth", "peer", name+"x")
+		defer linktest.Run(t, "ip", "link", "del", name)
+	}
+	linktest.Run(t, "ip", "link", "set", "ist-t", "alias", "isthmus:t")
+	a, b, inside := netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("198.51.100.8"), netip.MustParseAddr("169.254.9.1")
+	for iface, addr := range map[string]netip.Addr{"ist-o": a, "ist-t": inside} {
+		one, err := l.Get(iface)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.changeAddress(unix.RTM_NEWADDR, one.Index, Address{Local: netip.PrefixFrom(addr, 32)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := setPool(l, "ist-p", []netip.Addr{a, b}); err != nil {
+		t.Fatal(err)
+	}
+	for iface, want := range map[string][]string{"ist-o": nil, "ist-p": {"198.51.100.7/32", "198.51.100.8/32"}, "ist-t": {"169.254.9.1/32"}} {
+		out := linktest.Run(t, "ip", "-o", "-4", "addr", "show", iface)
+		if strings.Count(out, "inet ") != len(want) || slices.ContainsFunc(want, func(w string) bool { return !strings.Contains(out, w) }) {
+			t.Errorf("%s: %q, want %v", iface, out, want)
+		}
+	}
+	before := l.Writes()
+	if err := setPool(l, "ist-p", []netip.Addr{a, b}); err != nil || l.Writes() != before {
+		t.Errorf("%v, %d writes for what is there", err, l.Writes()-before)
 	}
 }
 

@@ -27,7 +27,7 @@ func TestSurroundings(t *testing.T) {
 	} {
 		run(command)
 	}
-	if err := l.SetPool("ist-w", []netip.Addr{netip.MustParseAddr("192.0.2.10")}); err != nil {
+	if err := setPool(l, "ist-w", []netip.Addr{netip.MustParseAddr("192.0.2.10")}); err != nil {
 		t.Fatal(err)
 	}
 	// Other tests leave interfaces behind.

@@ -46,6 +46,11 @@ type Target struct {
 	Attachments []Attachment
 }
 
+// Tunnel returns the place of a tunnel in Tunnels, and false when there is none of that name.
+func (t *Target) Tunnel(name string) (int, bool) {
+	return slices.BinarySearchFunc(t.Tunnels, name, func(c tunnel.Config, name string) int { return cmp.Compare(c.Name, name) })
+}
+
 // Attachment is an interface that leads to a network, with what the document says of its sources.
 type Attachment struct {
 	Name, Interface string

@@ -20,6 +20,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/auth"
+	"github.com/isthmus-net/isthmus/router/bell"
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/router/store"
 )
@@ -30,7 +31,7 @@ type Router struct {
 	now func() time.Time
 
 	mu        sync.Mutex
-	bells     map[string]*api.Bell
+	bells     map[string]*bell.Bell
 	revisions []*isthmusv1.GetSpecResponse
 	history   []*isthmusv1.Revision
 	confirm   time.Time
@@ -52,7 +53,7 @@ type Router struct {
 func New(now func() time.Time) *Router {
 	return &Router{
 		now: now, secrets: map[string]string{}, former: map[string]string{}, status: &isthmusv1.SystemStatus{Node: "node-1", Version: "v0.0.0-test"},
-		bells: map[string]*api.Bell{"tunnels": {}, "peers": {}, "routes": {}, "policies": {}, "pools": {}, "names": {}, "ports": {}, "status": {}},
+		bells: map[string]*bell.Bell{"tunnels": {}, "peers": {}, "routes": {}, "policies": {}, "pools": {}, "names": {}, "ports": {}, "status": {}},
 	}
 }
 

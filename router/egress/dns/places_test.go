@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/net/dns/dnsmessage"
 
-	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
@@ -245,34 +244,5 @@ func TestNamesDoNotReachInside(t *testing.T) {
 	}
 	if n, last, name := r.Refused(); n != 2 || last.IsZero() || !strings.HasSuffix(name, ".example.com") {
 		t.Errorf("%d answers refused, the last of %s at %v", n, name, last)
-	}
-}
-
-// TestDenyByNameSparesStaticDestinations: the owner of a denied zone cannot close an address that another policy names.
-func TestDenyByNameSparesStaticDestinations(t *testing.T) {
-	a := netip.MustParseAddr("198.51.100.8")
-	pfx := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
-	for name, k := range map[string]struct {
-		action nat.Action
-		other  nat.Policy
-		lost   string
-	}{
-		"a prefix":         {nat.Deny, nat.Policy{Name: "part", Action: nat.SNAT, Sources: pfx("10.0.0.0/8"), Destinations: pfx("198.51.100.8/31")}, "part"},
-		"rejected":         {nat.Reject, nat.Policy{Name: "part", Action: nat.NoNAT, Sources: pfx("10.0.0.0/8"), Destinations: pfx("198.51.0.0/16")}, "part"},
-		"everything":       {nat.Deny, nat.Policy{Name: "all", Action: nat.SNAT, Sources: pfx("10.0.0.0/8"), Destinations: pfx("0.0.0.0/0")}, ""},
-		"another prefix":   {nat.Deny, nat.Policy{Name: "part", Action: nat.SNAT, Sources: pfx("10.0.0.0/8"), Destinations: pfx("198.51.100.10/31")}, ""},
-		"of other sources": {nat.Deny, nat.Policy{Name: "part", Action: nat.SNAT, Sources: pfx("10.9.0.0/16"), Destinations: pfx("198.51.100.8/31")}, ""},
-		"another deny":     {nat.Deny, nat.Policy{Name: "part", Action: nat.Deny, Sources: pfx("10.0.0.0/8"), Destinations: pfx("198.51.100.8/31")}, ""},
-		"not denied":       {nat.SNAT, nat.Policy{Name: "part", Action: nat.SNAT, Sources: pfx("10.0.0.0/8"), Destinations: pfx("198.51.100.8/31")}, ""},
-	} {
-		c := nat.Config{Policies: []nat.Policy{{Name: "ads", Action: k.action, Sources: pfx("10.1.0.0/16"), Names: []string{"*.ads.example"}}, k.other}}
-		got, lost := Extend(c, func(string) []netip.Addr { return []netip.Addr{a} })
-		winner := ""
-		if len(lost) > 0 {
-			winner = lost[0].Winner
-		}
-		if winner != k.lost || len(got.Policies[0].Destinations) != 1-len(lost) {
-			t.Errorf("%s: lost to %q, want %q; destinations %v", name, winner, k.lost, got.Policies[0].Destinations)
-		}
 	}
 }

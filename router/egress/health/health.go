@@ -228,6 +228,26 @@ func (p *PoolState) Usable() int {
 	return n
 }
 
+// Health returns what is known in figures, in the order in which the pools were given.
+func (c *Checker) Health() (out []egress.PoolHealth) {
+	for _, p := range c.Pools() {
+		h := egress.PoolHealth{Name: p.Name, Usable: p.Usable()}
+		for _, m := range p.Members {
+			if m.Status == Healthy {
+				h.Healthy++
+			}
+			if m.Status != Unknown {
+				h.Known++
+			}
+			if !m.Usable() {
+				h.Unusable = append(h.Unusable, m.Address)
+			}
+		}
+		out = append(out, h)
+	}
+	return out
+}
+
 // Pools returns what is known, in the order in which the pools were given.
 func (c *Checker) Pools() []PoolState {
 	c.mu.Lock()

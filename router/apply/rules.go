@@ -1,0 +1,149 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/egress"
+	"github.com/isthmus-net/isthmus/router/live"
+	"github.com/isthmus-net/isthmus/router/plan"
+)
+
+// rules are what the driver of NAT was last given.
+type rules struct {
+	mu        sync.Mutex   // held from reading the facts to the end of the driver's work, so that an older state is never written last
+	target    *plan.Target // nil: nothing yet
+	conflicts []live.Conflict
+	canary    *nat.Attachment // of a proof's canary while it calls
+}
+
+// applyNAT keeps the order in which no translated flow loses its address: addresses come before the rules that use them,
+// and go after.
+func (a *Applier) applyNAT(ctx context.Context, w *Wanted) error {
+	t, facts := &w.Target, a.o.Facts()
+	if w.Mode == Carry && !facts.Read {
+		return errors.New("waiting for the addresses of the machine: rules without them would cut the node off")
+	}
+	e := live.Of(t, facts)
+	unpooled := a.o.Addresses.AddPool(e.PoolAddresses)
+	// Before the underlay's interface is there, as at boot, nothing can leave by it, and the guard must not wait for it.
+	if _, there := facts.Machine.Devices[t.Underlay.Interface]; unpooled != nil && there {
+		return unpooled
+	}
+	if len(a.triedNAT) == 0 {
+		a.tried(w.Before)
+	}
+	a.tried(t.NAT)
+	// Now that the addresses are there.
+	a.o.Names.SetInside(e.Inside)
+	// The proxy begins to listen behind the rules, since those say who may ask.
+	behind, listening := t.Names, a.o.Names.Listeners()
+	behind.Proxy = slices.DeleteFunc(slices.Clone(behind.Proxy), func(l egress.Listener) bool { return !slices.Contains(listening, l) })
+	a.o.Names.Set(behind, e.Names, e.Unused)
+	a.o.Health.Set(t.Underlay.Interface, t.Health)
+	a.o.Proxies.Set("", t.Proxies)
+	if err := a.setRules(ctx, t); err != nil {
+		return err
+	}
+	if w.Mode == Carry {
+		a.guardInPlace()
+	} else {
+		a.guard.Store(false)
+	}
+	if unpooled != nil {
+		return unpooled
+	}
+	if len(behind.Proxy) < len(t.Names.Proxy) {
+		a.o.Names.Set(t.Names, e.Names, e.Unused)
+	}
+	if err := a.o.Addresses.PrunePool(e.PoolAddresses); err != nil {
+		return err
+	}
+	a.unstick(t.NAT)
+	return a.endFlows(ctx, t.NAT)
+}
+
+// setRules has the rules of a target put in, as they are to be now.
+func (a *Applier) setRules(ctx context.Context, t *plan.Target) error {
+	a.rules.mu.Lock()
+	defer a.rules.mu.Unlock()
+	a.rules.target = t
+	return a.putRulesLocked(ctx)
+}
+
+// PutRules has the rules take in what was observed. It does nothing before the first ones were put in.
+func (a *Applier) PutRules(ctx context.Context) error {
+	a.rules.mu.Lock()
+	defer a.rules.mu.Unlock()
+	return a.putRulesLocked(ctx)
+}
+
+func (a *Applier) putRulesLocked(ctx context.Context) error {
+	if a.rules.target == nil {
+		return nil
+	}
+	e := live.Of(a.rules.target, a.o.Facts())
+	a.rules.conflicts = e.Conflicts
+	c := e.NAT
+	if a.rules.canary != nil {
+		c.Attachments = append(slices.Clone(c.Attachments), *a.rules.canary)
+	}
+	if err := a.o.NAT.Apply(ctx, c); err != nil {
+		return err
+	}
+	a.o.Applied(e.NAT)
+	a.unsticker.use(e.NAT)
+	if a.rules.canary == nil {
+		return a.o.Addresses.RemoveCanary() // of a call that could not take it away, or of a daemon that died
+	}
+	return nil
+}
+
+// Conflicts returns the addresses of names that are not destinations of the policies with the names.
+func (a *Applier) Conflicts() []live.Conflict {
+	a.rules.mu.Lock()
+	defer a.rules.mu.Unlock()
+	return a.rules.conflicts
+}
+
+// Admit has packets be forwarded that come by one more attachment, until withdraw is called.
+func (a *Applier) Admit(ctx context.Context, from nat.Attachment) (withdraw func(), err error) {
+	set := func(ctx context.Context, canary *nat.Attachment) error {
+		a.rules.mu.Lock()
+		defer a.rules.mu.Unlock()
+		if canary != nil && a.rules.target == nil {
+			return errors.New("the rules of the document are not in force")
+		}
+		a.rules.canary = canary
+		return a.putRulesLocked(ctx)
+	}
+	withdraw = func() {
+		// The caller may have gone.
+		if err := set(context.WithoutCancel(ctx), nil); err != nil {
+			a.o.Log.Warn("the rules of the canary were not taken back; trying again", "err", err)
+			a.work.again("nat")
+		}
+	}
+	if err := set(ctx, &from); err != nil {
+		withdraw()
+		return nil, err
+	}
+	return withdraw, nil
+}
+
+// Close puts in the rules of a target that carries nothing out. The rules of a document that are there stay, since they keep
+// inside addresses in.
+func (a *Applier) Close(ctx context.Context, t *plan.Target) error {
+	state, err := a.o.NAT.Observe(ctx)
+	if err != nil {
+		return fmt.Errorf("looking for the guard: %w", err)
+	}
+	if state.Guarded {
+		return nil
+	}
+	return a.setRules(ctx, t)
+}

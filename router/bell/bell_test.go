@@ -1,0 +1,22 @@
+package bell
+
+import "testing"
+
+func TestBell(t *testing.T) {
+	var b Bell
+	b.Ring() // nobody waits
+	first, second := b.Wait(), b.Wait()
+	b.Ring()
+	for _, c := range []<-chan struct{}{first, second} {
+		select {
+		case <-c:
+		default:
+			t.Error("somebody who waited was not woken")
+		}
+	}
+	select {
+	case <-b.Wait():
+		t.Error("a ring before waiting was heard")
+	default:
+	}
+}

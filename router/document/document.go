@@ -1,0 +1,463 @@
+package document
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/fault"
+	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+// Daemon is the author of what the daemon does by itself.
+const Daemon = "isthmusd"
+
+// source is a document as it came, with its text as it will be kept.
+type source struct {
+	doc      spec.Document
+	problems spec.Problems
+	text     string
+	awaits   bool // secrets that are not stored yet are no problem
+}
+
+// read returns a document as a caller gave it, as text or as a message.
+func read(src *isthmusv1.Source) (source, error) {
+	if m := src.GetSpec(); m != nil {
+		text, err := spec.Encode(m)
+		return source{doc: spec.FromMessage(m), problems: spec.Fits(text), text: text}, err
+	}
+	d, problems := spec.Decode([]byte(src.GetText()))
+	return source{doc: d, problems: problems, text: src.GetText()}, nil
+}
+
+// basis is what a plan is made from. Nothing in it is changed later, so that it can be used without the lock.
+type basis struct {
+	version uint64 // of the router's
+	present store.Revision
+	carried store.Revision
+	dying   bool
+	spec    *spec.Spec
+	target  plan.Target
+	ledger  plan.Ledger
+}
+
+func (m *Manager) basis() basis {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return basis{m.version, m.present, m.carried(), m.dying, m.spec, m.target, m.ledger}
+}
+
+// attempts is how often a plan is made for a change while others come between.
+const attempts = 5
+
+// change plans without the lock, so that a document which takes long holds up nothing else, and has commit carry it out with the
+// lock if what it was planned from is still so; else it plans again. make returns what is to be carried out; nil: nothing is.
+func (m *Manager) change(make func(basis) (commit func() error, err error)) (uint64, error) {
+	for range attempts {
+		b := m.basis()
+		commit, err := make(b)
+		if err != nil || commit == nil {
+			return b.present.Generation, err
+		}
+		m.mu.Lock()
+		if m.version != b.version {
+			m.mu.Unlock()
+			continue
+		}
+		err = commit()
+		generation := m.present.Generation
+		m.mu.Unlock()
+		return generation, err
+	}
+	return m.basis().present.Generation, fmt.Errorf("%w: other changes came before this one could be carried out; try again", store.ErrStale)
+}
+
+// planNew is plan for a document that a caller brings. Its secrets must fit the fields that name them; a document that was accepted stays
+// what it is.
+func (m *Manager) planNew(ctx context.Context, s source, b basis) (*spec.Spec, plan.Target, plan.Ledger, spec.Problems, error) {
+	checked, target, ledger, problems, err := m.plan(ctx, s.doc, s.problems, b.present.Ledger, s.awaits)
+	if err != nil || len(problems) > 0 {
+		return checked, target, ledger, problems, err
+	}
+	for _, u := range checked.Secrets {
+		ref, err := m.Store.Ref(u.Name)
+		if err != nil {
+			continue // it has gone meanwhile, which version says
+		}
+		value, err := m.Store.Lookup(ref)
+		if err != nil {
+			continue
+		}
+		if err := u.Kind.Check(value); err != nil {
+			problems = append(problems, spec.Problem{Path: u.Path, Value: u.Name, Line: checked.Line(u.Path), Rule: "is a secret that does not fit: " + err.Error(), Remedy: "set it with `isthmus secret set " + u.Name + "`"})
+		}
+	}
+	return checked, target, ledger, spec.Join(problems), nil
+}
+
+// Validate returns what is wrong with a document, and when nothing is, what to know about it.
+func (m *Manager) Validate(ctx context.Context, src *isthmusv1.Source) (problems, noted spec.Problems, err error) {
+	s, err := read(src)
+	if err != nil {
+		return nil, nil, err
+	}
+	checked, target, _, problems, err := m.planNew(ctx, s, m.basis())
+	if err != nil {
+		return nil, nil, err
+	}
+	return problems, m.noted(checked, target), nil
+}
+
+// Preview returns what applying a document would change for a caller at an address (the zero one loses nothing), the generation that this
+// is based on, and what to know about the document. For a bad one the error is spec.Problems.
+func (m *Manager) Preview(ctx context.Context, caller netip.Addr, src *isthmusv1.Source) (uint64, []plan.Change, spec.Problems, error) {
+	s, err := read(src)
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	b := m.basis()
+	checked, target, _, problems, err := m.planNew(ctx, s, b)
+	if err != nil {
+		return b.present.Generation, nil, nil, err
+	}
+	if len(problems) > 0 {
+		return b.present.Generation, nil, nil, problems
+	}
+	return b.present.Generation, m.cut(m.counted(plan.Diff(b.target, target)), b.target, target, caller), m.noted(checked, target), nil
+}
+
+// Change is who changes something, and how.
+type Change struct {
+	Author string
+	Caller netip.Addr // where the author is; zero: on the node
+	// Expected is the generation that the author has seen. Nil: not checked.
+	Expected *uint64
+	// Confirm has the former document come back unless Confirm is called within this time. 0: the new one stays.
+	Confirm time.Duration
+}
+
+// Apply makes a document the wanted one. The same document again changes nothing and makes no new generation.
+func (m *Manager) Apply(ctx context.Context, c Change, src *isthmusv1.Source) (uint64, []plan.Change, error) {
+	s, err := read(src)
+	if err != nil {
+		return 0, nil, err
+	}
+	return m.accept(ctx, c, s, "apply")
+}
+
+func (m *Manager) accept(ctx context.Context, c Change, s source, reason string) (generation uint64, changes []plan.Change, err error) {
+	generation, err = m.change(func(b basis) (func() error, error) {
+		if err := b.expects(c.Expected); err != nil {
+			return nil, err
+		}
+		checked, target, ledger, problems, err := m.planNew(ctx, s, b)
+		if err != nil {
+			return nil, err
+		}
+		if len(problems) > 0 {
+			return nil, problems
+		}
+		changes = m.cut(m.counted(plan.Diff(b.target, target)), b.target, target, c.Caller)
+		if s.text == b.present.Text && len(changes) == 0 && b.spec != nil && !b.dying {
+			return nil, nil
+		}
+		encoded, err := json.Marshal(ledger)
+		if err != nil {
+			return nil, fmt.Errorf("encoding ledger: %w", err)
+		}
+		return func() error {
+			if err := ctx.Err(); err != nil {
+				return err // who has gone would not hear of it
+			}
+			err := m.commit(store.Revision{Author: c.Author, Reason: reason, Changes: uint32(len(changes)), Text: s.text, Ledger: encoded}, c.Confirm)
+			if err == nil {
+				m.use(checked, target, ledger)
+			}
+			return err
+		}, nil
+	})
+	if _, bad := errors.AsType[spec.Problems](err); bad {
+		changes = nil
+	}
+	return generation, changes, err
+}
+
+// Edit changes single policies of the present document; dry only returns what would change.
+func (m *Manager) Edit(ctx context.Context, c Change, e spec.Edit, dry bool) (generation uint64, changes []plan.Change, err error) {
+	generation, err = m.change(func(b basis) (func() error, error) {
+		if err := b.expects(c.Expected); err != nil {
+			return nil, err
+		}
+		if b.spec == nil {
+			return nil, fmt.Errorf("%w: there is no document that can be edited; apply one", fault.ErrPrecondition)
+		}
+		edited, problems, err := e.Apply(b.spec, b.carried.Text)
+		if len(problems) > 0 {
+			return nil, problems
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", fault.ErrPrecondition, err)
+		}
+		target := plan.Amend(b.target, edited.Spec, edited.Names)
+		changes = m.counted(plan.DiffPolicies(b.target, target, edited.Names))
+		if dry || len(edited.Names) == 0 {
+			return nil, nil
+		}
+		reason := "policies " + strings.Join(edited.Names, ", ")
+		if n := len(edited.Names); n > maxNamed {
+			reason = fmt.Sprintf("policies %s and %d more", strings.Join(edited.Names[:maxNamed], ", "), n-maxNamed)
+		}
+		return func() error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			err := m.commit(store.Revision{Author: c.Author, Reason: reason, Changes: uint32(len(changes)), Text: edited.Text, Ledger: b.carried.Ledger}, c.Confirm)
+			if err == nil {
+				m.use(edited.Spec, target, b.ledger)
+			}
+			return err
+		}, nil
+	})
+	if _, bad := errors.AsType[spec.Problems](err); bad {
+		changes = nil
+	}
+	return generation, changes, err
+}
+
+// maxNamed is how many policies the reason of an edit names.
+const maxNamed = 3
+
+// expects refuses a writer who has seen another generation than the present one. Nil: not checked.
+func (b basis) expects(generation *uint64) error {
+	if generation != nil && *generation != b.present.Generation {
+		return fmt.Errorf("%w: expected %d, present is %d", store.ErrStale, *generation, b.present.Generation)
+	}
+	return nil
+}
+
+// commit makes a revision the present one. With confirm > 0 it is so until then.
+func (m *Manager) commit(next store.Revision, confirm time.Duration) error {
+	next.Time = time.Now()
+	if confirm > 0 {
+		// Before the first document there is none to go back to: then everything is removed.
+		next.ConfirmBy, next.RevertTo = next.Time.Add(confirm), m.present.Generation
+		// A chain of unconfirmed documents goes back to the last one that an operator stood by.
+		if !m.present.ConfirmBy.IsZero() {
+			next.RevertTo = m.present.RevertTo
+		}
+	}
+	generation, err := m.Store.Accept(m.present.Generation, next)
+	if err != nil {
+		return fmt.Errorf("storing document: %w", err)
+	}
+	next.Generation = generation
+	m.present, m.stuck, m.unstored, m.held, m.dying = next, nil, nil, nil, false
+	m.version++
+	if next.ConfirmBy.IsZero() {
+		m.dropFormer()
+	}
+	m.Log.Info("accepted", "generation", generation, "author", next.Author, "reason", next.Reason, "changes", next.Changes)
+	return nil
+}
+
+// dropFormer forgets the former values of secrets, since a document was accepted with the present ones.
+func (m *Manager) dropFormer() {
+	if err := m.Store.DropFormer(); err != nil {
+		m.Log.Warn("forgetting former values of secrets failed", "err", err)
+	}
+}
+
+// Confirm keeps a generation that was applied with a confirm timeout.
+func (m *Manager) Confirm(generation uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.unstored != nil && generation == m.present.Generation {
+		return fmt.Errorf("%w: generation %d was not confirmed in time, generation %d is carried out again", fault.ErrPrecondition, generation, m.present.RevertTo)
+	}
+	if err := m.Store.Confirm(generation); err != nil {
+		return err
+	}
+	m.present.ConfirmBy, m.present.RevertTo = time.Time{}, 0
+	m.dropFormer()
+	m.endOutlived()
+	return nil
+}
+
+// endOutlived ends the flows that waited for the present document to be kept.
+func (m *Manager) endOutlived() { m.Carrier.EndFlows(m.outlived(m.target)) }
+
+// Rollback applies an earlier document again; generation 0 is the one before the present one.
+func (m *Manager) Rollback(ctx context.Context, c Change, generation uint64) (uint64, []plan.Change, error) {
+	present := m.basis().present.Generation
+	if generation == 0 {
+		history := m.Store.History()
+		i := slices.IndexFunc(history, func(h store.Revision) bool { return h.Generation < present })
+		if i < 0 {
+			return present, nil, fmt.Errorf("%w: there is no earlier document", fault.ErrPrecondition)
+		}
+		generation = history[i].Generation
+		if c.Expected == nil {
+			c.Expected = &present // else another one could be the earlier one by now
+		}
+	}
+	old, err := m.Store.Revision(generation)
+	if err != nil {
+		return present, nil, err
+	}
+	d, problems := spec.Decode([]byte(old.Text))
+	return m.accept(ctx, c, source{doc: d, problems: problems, text: old.Text}, fmt.Sprintf("rollback to %d", generation))
+}
+
+// revertIfDue goes back when the present document, which makes this target, was not confirmed in time.
+func (m *Manager) revertIfDue(now time.Time, from plan.Target) {
+	if m.present.ConfirmBy.IsZero() || now.Before(m.present.ConfirmBy) {
+		return
+	}
+	if m.stuck == nil {
+		m.Log.Warn("not confirmed in time, going back", "generation", m.present.Generation, "to", m.present.RevertTo)
+	}
+	if err := m.revert(from); err != nil {
+		if m.stuck == nil || m.stuck.Error() != err.Error() {
+			m.Log.Error("going back failed; trying again", "err", err)
+		}
+		m.stuck = err
+	}
+}
+
+// revert carries out the document that the present one was to be confirmed against, and then stores that: an operator who is locked
+// out does not wait for a disk that is full.
+func (m *Manager) revert(from plan.Target) error {
+	if m.unstored == nil && m.present.RevertTo == 0 {
+		m.unstored = &store.Revision{Author: Daemon, Reason: "not confirmed, back to no document", Changes: uint32(len(plan.Diff(from, plan.Nothing(m.machine(), spec.Access{})))), Ledger: m.present.Ledger}
+		m.held = nil
+		m.clear()
+	}
+	if m.unstored == nil {
+		old, err := m.Store.Revision(m.present.RevertTo)
+		if err != nil {
+			return err
+		}
+		d, problems := spec.Decode([]byte(old.Text))
+		checked, target, ledger, problems, err := m.plan(context.Background(), d, problems, m.present.Ledger, awaits(old))
+		if err != nil {
+			return err
+		}
+		if len(problems) > 0 {
+			return problems
+		}
+		encoded, err := json.Marshal(ledger)
+		if err != nil {
+			return fmt.Errorf("encoding ledger: %w", err)
+		}
+		m.unstored = &store.Revision{
+			Author: Daemon, Reason: fmt.Sprintf("not confirmed, back to %d", m.present.RevertTo),
+			Changes: uint32(len(plan.Diff(from, target))), Text: old.Text, Ledger: encoded,
+		}
+		m.had = append(slices.Clip(m.had), from.NAT.Pools...)
+		m.held = nil
+		m.use(checked, target, ledger)
+	}
+	if err := m.commit(*m.unstored, 0); err != nil {
+		return err
+	}
+	if m.spec != nil {
+		m.endOutlived()
+	}
+	return nil
+}
+
+// carried is what the node is told to do: the present document, unless that was not confirmed and could not be replaced.
+func (m *Manager) carried() store.Revision {
+	if m.unstored != nil {
+		return *m.unstored
+	}
+	if m.held != nil {
+		return *m.held
+	}
+	return m.present
+}
+
+// maxDeltas bounds how many changes of another text a document may consist of before its file is compacted.
+const maxDeltas = 32
+
+// compact has the present document need no other file when no other one has come for a while, or after many changes.
+func (m *Manager) compact(now time.Time) error {
+	m.mu.Lock()
+	changes := maxDeltas
+	if now.Sub(m.present.Time) >= compactAfter {
+		changes = 1
+	}
+	m.mu.Unlock()
+	return m.Store.Settle(changes)
+}
+
+// Document returns an accepted document as message and text; generation 0 is the one that is carried out.
+func (m *Manager) Document(generation uint64) (uint64, *isthmusv1.Spec, string, error) {
+	m.mu.Lock()
+	if generation == 0 && m.unstored != nil {
+		generation = m.present.RevertTo
+	} else if generation == 0 && m.held != nil {
+		generation = m.held.Generation
+	}
+	m.mu.Unlock()
+	var rev store.Revision
+	var err error
+	if generation == 0 {
+		var ok bool
+		if rev, ok = m.Store.Current(); !ok {
+			return 0, nil, "", fmt.Errorf("%w: no document has been applied yet", store.ErrNotFound)
+		}
+	} else if rev, err = m.Store.Revision(generation); err != nil {
+		return 0, nil, "", err
+	}
+	d, _ := spec.Decode([]byte(rev.Text))
+	return rev.Generation, d.Message, rev.Text, nil
+}
+
+// secretsChanged plans the present document again: what uses a changed secret differs by its fingerprint.
+func (m *Manager) secretsChanged(ctx context.Context) error {
+	m.mu.Lock()
+	m.version++ // what was planned before has the former secrets
+	m.mu.Unlock()
+	return m.planAgain(ctx)
+}
+
+// SecretsOpened carries the present document out with secrets that could not be read before.
+func (m *Manager) SecretsOpened(ctx context.Context) error { return m.secretsChanged(ctx) }
+
+// planAgain carries the present document out for what it is planned for now.
+func (m *Manager) planAgain(ctx context.Context) error {
+	_, err := m.change(func(b basis) (func() error, error) {
+		if b.present.Generation == 0 {
+			return nil, nil
+		}
+		d, problems := spec.Decode([]byte(b.carried.Text))
+		checked, target, ledger, problems, err := m.plan(ctx, d, problems, b.carried.Ledger, awaits(b.carried))
+		if err != nil {
+			return nil, err
+		}
+		if len(problems) > 0 && b.spec == nil {
+			// The stored document could not be used before either; with the next secret it may.
+			return func() error {
+				m.invalid = fmt.Errorf("reading generation %d: %w", b.present.Generation, problems)
+				return nil
+			}, nil
+		}
+		if len(problems) > 0 {
+			return nil, problems
+		}
+		return func() error {
+			m.use(checked, target, ledger)
+			return nil
+		}, nil
+	})
+	return err
+}

@@ -1,0 +1,42 @@
+package takeover
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/egress"
+)
+
+type hangingMover struct{}
+
+func (hangingMover) Take(ctx context.Context, _ []egress.SharedAddress) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// TestTakeoverFailureEndsWithItsConfig replaces the configuration while a program runs for it: what that did not achieve is not tried again.
+func TestTakeoverFailureEndsWithItsConfig(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answers := errors.New("no answer in time")
+		r := &Runner{Mover: hangingMover{}, Echo: func(context.Context, egress.Path) error { return answers }, Changed: func() {}, Log: slog.New(slog.DiscardHandler)}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); r.Run(ctx) }()
+		defer func() { cancel(); <-done }()
+		c := egress.Takeover{Paths: []egress.Path{{To: netip.MustParseAddr("169.254.80.1")}}, Interval: 250 * time.Millisecond, Fall: 4}
+		r.Use(c)
+		time.Sleep(time.Minute)
+		c.Fall = 5
+		answers = nil
+		r.Use(c)
+		time.Sleep(time.Minute)
+		if s := r.State(); s.Paths != 1 || s.Err != nil || !s.Tried.IsZero() {
+			t.Errorf("%+v", s)
+		}
+	})
+}

@@ -1,0 +1,24 @@
+// Package fault has the errors that callers of a node tell apart, whichever room they come from. They become status codes in
+// router/api.
+package fault
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+)
+
+var (
+	// ErrNotFound means that an object of that name does not exist. It wraps fs.ErrNotExist.
+	ErrNotFound = fmt.Errorf("not found%w", silent{fs.ErrNotExist})
+	// ErrInvalid means that a request cannot be fulfilled as it is, whatever the state of the node.
+	ErrInvalid = errors.New("invalid request")
+	// ErrPrecondition means that the state of the node does not allow it now.
+	ErrPrecondition = errors.New("not possible now")
+)
+
+// silent is an error that is wrapped without its text.
+type silent struct{ error }
+
+func (silent) Error() string   { return "" }
+func (s silent) Unwrap() error { return s.error }

@@ -1,0 +1,165 @@
+package live
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/egress"
+)
+
+// Conflict is an address of a name that went to another policy.
+type Conflict struct {
+	Address netip.Addr
+	Policy  string // that has the name
+	Name    string
+	Winner  string // the policy that has the address; empty: the rules for it would be more than nat.MaxRules with the others
+}
+
+// Extend returns a configuration in which the addresses of names are destinations of their policies. No two policies tie by it: an
+// address that would make them stays with the policy whose own destination it is, then with one that has a name without a
+// wildcard, then with the longest wildcard, then with the policy that is first by name. An address that a name has is not denied or rejected
+// toward sources of another policy with a static destination, other than everything, that it is in: the owner of a zone could close
+// any address otherwise. c itself is not changed.
+func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config, []Conflict) {
+	type claim struct {
+		policy int
+		name   string
+	}
+	var claims []claim
+	for i, p := range c.Policies {
+		for _, name := range p.Names {
+			claims = append(claims, claim{i, name})
+		}
+	}
+	if len(claims) == 0 {
+		return c, nil
+	}
+	slices.SortStableFunc(claims, func(a, b claim) int {
+		return cmp.Or(cmp.Compare(vagueness(a.name), vagueness(b.name)), cmp.Compare(c.Policies[a.policy].Name, c.Policies[b.policy].Name), cmp.Compare(a.name, b.name))
+	})
+
+	// Only policies with the very same destination can tie.
+	holders := map[netip.Prefix][]int{}
+	for _, k := range claims {
+		for _, a := range addresses(k.name) {
+			holders[netip.PrefixFrom(a, a.BitLen())] = nil
+		}
+	}
+	for i := range c.Policies {
+		p := &c.Policies[i]
+		destinations := p.Destinations
+		if p.Action == nat.DNAT {
+			destinations = p.Opens(c.Pool(p.Pool))
+		}
+		for _, d := range destinations {
+			if _, ok := holders[d]; ok {
+				holders[d] = append(holders[d], i)
+			}
+		}
+	}
+	static := map[netip.Prefix][]int{} // policies that let pass, by their destinations
+	for i := range c.Policies {
+		if p := &c.Policies[i]; p.Action != nat.Deny && p.Action != nat.Reject && p.Action != nat.DNAT {
+			for _, d := range p.Destinations {
+				if d.Bits() > 0 {
+					static[d.Masked()] = append(static[d.Masked()], i)
+				}
+			}
+		}
+	}
+	// shields returns the policy whose static destination an address is in, -1 when there is none.
+	shields := func(p *nat.Policy, a netip.Addr) int {
+		if p.Action != nat.Deny && p.Action != nat.Reject {
+			return -1
+		}
+		for bits := a.BitLen(); bits > 0 && len(static) > 0; bits-- {
+			in, _ := a.Prefix(bits)
+			for _, i := range static[in] {
+				if slices.ContainsFunc(p.Sources, func(s netip.Prefix) bool { return slices.ContainsFunc(c.Policies[i].Sources, s.Overlaps) }) {
+					return i
+				}
+			}
+		}
+		return -1
+	}
+	out := c
+	out.Policies = slices.Clone(c.Policies)
+	for i := range out.Policies {
+		if len(out.Policies[i].Names) > 0 {
+			out.Policies[i].Destinations = slices.Clone(out.Policies[i].Destinations)
+		}
+	}
+	var conflicts []Conflict
+	// The servers of a name must not make more rules than a document may have.
+	_, rules := out.CountRules()
+	each := make([]int, len(out.Policies)) // rules that one more address of IPv4 makes, and then of IPv6
+	each = append(each, each...)
+	for i := range out.Policies {
+		p := out.Policies[i]
+		if len(p.Names) == 0 {
+			continue
+		}
+		for family, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+			p.Destinations = []netip.Prefix{netip.PrefixFrom(a, a.BitLen())}
+			one, _ := (&nat.Config{Policies: []nat.Policy{p}}).CountRules()
+			each[family*len(out.Policies)+i] = one[0]
+		}
+	}
+	for _, k := range claims {
+		mine := &out.Policies[k.policy]
+		for _, a := range addresses(k.name) {
+			dst := netip.PrefixFrom(a, a.BitLen())
+			if slices.Contains(holders[dst], k.policy) {
+				continue
+			}
+			if i := shields(mine, a); i >= 0 {
+				conflicts = append(conflicts, Conflict{a, mine.Name, k.name, c.Policies[i].Name})
+				continue
+			}
+			winner := slices.IndexFunc(holders[dst], func(other int) bool { return tie(*mine, c.Policies[other], dst) })
+			if winner >= 0 {
+				conflicts = append(conflicts, Conflict{a, mine.Name, k.name, c.Policies[holders[dst][winner]].Name})
+				continue
+			}
+			more := each[k.policy]
+			if a.Is6() {
+				more = each[len(out.Policies)+k.policy]
+			}
+			if more > nat.MaxRules-rules {
+				conflicts = append(conflicts, Conflict{Address: a, Policy: mine.Name, Name: k.name})
+				continue
+			}
+			rules += more
+			mine.Destinations = append(mine.Destinations, dst)
+			holders[dst] = append(holders[dst], k.policy)
+		}
+	}
+	for i := range out.Policies {
+		// The order must not depend on which name was asked first.
+		if len(out.Policies[i].Names) > 0 {
+			slices.SortFunc(out.Policies[i].Destinations, netip.Prefix.Compare)
+		}
+	}
+	return out, conflicts
+}
+
+// vagueness orders names, the most exact first: those without a wildcard, then the longest wildcards.
+func vagueness(name string) int {
+	if egress.IsWildcard(name) {
+		return 256 - len(name)
+	}
+	return 0
+}
+
+// tie says whether two policies would decide the same flows to a destination with equal right.
+func tie(a, b nat.Policy, dst netip.Prefix) bool {
+	a.Destinations, b.Destinations = []netip.Prefix{dst}, []netip.Prefix{dst}
+	if b.Action == nat.DNAT { // whose pool is not here
+		b.Action = nat.Deny
+	}
+	c := nat.Config{Policies: []nat.Policy{a, b}}
+	rules, err := c.Rules()
+	return err != nil || len(nat.Ties(rules)) > 0
+}

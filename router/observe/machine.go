@@ -1,0 +1,108 @@
+package observe
+
+import (
+	"context"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/fib"
+)
+
+const (
+	// lookPause is how long changes around are gathered before they are read, lookRetry how long after a failure.
+	lookPause = 50 * time.Millisecond
+	lookRetry = 5 * time.Second
+)
+
+// around is what was last read of the machine. A failed reading leaves it as it was.
+type around struct {
+	mu   sync.Mutex
+	seen fib.Surroundings
+	read bool
+}
+
+func (a *around) get() (fib.Surroundings, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.seen, a.read
+}
+
+// Machine returns what was last read of the machine.
+func (o *Observer) Machine() fib.Surroundings {
+	seen, _ := o.around.get()
+	return seen
+}
+
+// WatchMachine follows the machine's own addresses, interfaces and routes until ctx is done.
+func (o *Observer) WatchMachine(ctx context.Context) error {
+	nudge := make(chan struct{}, 1)
+	go func() {
+		for ctx.Err() == nil {
+			err := o.o.Machine.Around(ctx, func() {
+				select {
+				case nudge <- struct{}{}:
+				default:
+				}
+			})
+			if ctx.Err() != nil {
+				return
+			}
+			o.o.Log.Warn("changes of the machine's addresses are not heard; trying again", "err", err)
+			pause(ctx, lookRetry)
+		}
+	}()
+	for {
+		_, read := o.around.get()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-nudge:
+		case <-retry(read):
+		}
+		pause(ctx, lookPause)
+		o.ReadMachine()
+	}
+}
+
+// retry fires after a while as long as the machine has not been read.
+func retry(read bool) <-chan time.Time {
+	if read {
+		return nil
+	}
+	return time.After(lookRetry)
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// ReadMachine reads the machine, and has what depends on it applied again when it changed.
+func (o *Observer) ReadMachine() {
+	now, err := o.o.Machine.Surroundings()
+	if err != nil {
+		o.o.Log.Warn("the machine's addresses and routes could not be read; what was read before stays", "err", err)
+		return
+	}
+	o.around.mu.Lock()
+	same := o.around.read && reflect.DeepEqual(now, o.around.seen)
+	appeared := false
+	for name := range now.Devices {
+		_, known := o.around.seen.Devices[name]
+		appeared = appeared || o.around.read && !known
+	}
+	o.around.seen, o.around.read = now, true
+	o.around.mu.Unlock()
+	if appeared {
+		// It may be what others waited for: an underlay has its kernel parameters, and a tunnel may be made on it.
+		o.o.Nudge("host")
+		o.o.Retry()
+	}
+	if !same {
+		o.o.Nudge("nat", "routes")
+		o.o.Bell.Ring()
+	}
+}

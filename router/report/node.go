@@ -1,0 +1,168 @@
+package report
+
+import (
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/isthmus-net/isthmus/router/document"
+	"github.com/isthmus-net/isthmus/router/egress/translog"
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+// Room in bytes for documents, secrets and the audit log: so little that somebody should make some, and too little for a large document.
+const (
+	tight = 16 << 20
+	full  = 2 << 20
+)
+
+func (r *Report) roomConditions() []*isthmusv1.Condition {
+	c := &isthmusv1.Condition{Type: "StateNotWritable", Severity: "error", Since: stamp(r.started)}
+	bytes, readOnly, err := r.Store.Room()
+	switch {
+	case err != nil:
+		c.Message = err.Error()
+	case readOnly:
+		c.Message = "the file system of the state directory is read-only: what runs goes on, changes are refused"
+	case bytes < tight:
+		c.Type, c.Severity = "StateFull", "warning"
+		if bytes < full {
+			c.Severity = "error"
+		}
+		c.Message = fmt.Sprintf("%d KiB are left on the file system of the state directory: without room changes are refused", bytes>>10)
+	default:
+		return nil
+	}
+	return []*isthmusv1.Condition{c}
+}
+
+// status tells about the node as a whole.
+func (r *Report) status() *isthmusv1.SystemStatus {
+	d := r.Documents.Status()
+	s := &isthmusv1.SystemStatus{
+		Node: d.Target.Node.Name, Version: r.Version, Started: stamp(r.started),
+		Generation: d.Present.Generation, AppliedGeneration: d.Applied, ConfirmUntil: stamp(d.Present.ConfirmBy),
+		Capabilities: r.Capabilities(),
+	}
+	c := r.Counters()
+	s.Counters = &isthmusv1.Counters{
+		ViciWrites: c.Vici, NetlinkWrites: c.Netlink, NftablesTransactions: c.NFTables, WireguardWrites: c.WireGuard,
+		BgpWrites: c.BGP, BgpStarts: c.BGPStarts,
+	}
+	if d.Invalid != nil {
+		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
+			Type: "DocumentUnusable", Severity: "error", Since: stamp(r.started),
+			Message: d.Invalid.Error() + "; what runs is left as it is: mend the cause and apply a document",
+		})
+	}
+	s.Conditions = append(s.Conditions, r.startConditions(d)...)
+	s.Conditions = append(s.Conditions, secretConditions(d)...)
+	if r.Platform != nil {
+		s.Platform = r.Platform()
+	}
+	if r.Notices != nil {
+		s.Conditions = append(s.Conditions, r.Notices()...)
+	}
+	if newest := r.Store.Newest(); newest > d.Present.Generation {
+		c := &isthmusv1.Condition{
+			Type: "DocumentDamaged", Severity: "error", Since: stamp(r.started),
+			Message: fmt.Sprintf("generation %d cannot be read, and the node has generation %d instead: apply the document again", newest, d.Present.Generation),
+		}
+		if _, err := r.Store.Revision(newest); errors.Is(err, store.ErrNewer) {
+			c.Type = "DocumentNewer"
+			c.Message = fmt.Sprintf("generation %d was %v; the node has generation %d instead", newest, store.ErrNewer, d.Present.Generation)
+		}
+		s.Conditions = append(s.Conditions, c)
+	}
+	s.Conditions = append(s.Conditions, r.roomConditions()...)
+	for _, err := range r.Store.Damage() {
+		kind := "StoreDamaged"
+		if errors.Is(err, store.ErrNewer) {
+			kind = "StoreNewer"
+		}
+		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
+			Type: kind, Severity: "warning", Since: stamp(r.started), Message: err.Error(),
+		})
+	}
+	if !d.Present.ConfirmBy.IsZero() {
+		c := &isthmusv1.Condition{
+			Type: "NotConfirmed", Severity: "warning", Since: stamp(d.Present.Time),
+			Message: fmt.Sprintf("generation %d goes back to %s at %s unless `isthmus confirm %[1]d` is called", d.Present.Generation, formerly(d.Present.RevertTo), d.Present.ConfirmBy.UTC().Format(time.RFC3339)),
+		}
+		if d.Stuck != nil {
+			c.Severity, c.Message = "error", fmt.Sprintf("generation %d was not confirmed, and going back to %s fails: %v", d.Present.Generation, formerly(d.Present.RevertTo), d.Stuck)
+		}
+		if d.Reverted {
+			c.Message = fmt.Sprintf("generation %d was not confirmed, and %s is carried out again, but cannot be stored: %v", d.Present.Generation, formerly(d.Present.RevertTo), d.Stuck)
+		}
+		s.Conditions = append(s.Conditions, c)
+	}
+	s.Conditions = append(s.Conditions, r.charonConditions()...)
+	s.Conditions = append(s.Conditions, r.guardConditions()...)
+	s.Conditions = append(s.Conditions, wayConditions(r.Observed.Target(), r.Observed.Machine())...)
+	s.Conditions = append(s.Conditions, r.takeoverConditions()...)
+	s.Conditions = append(s.Conditions, r.poolConditions()...)
+	s.Conditions = append(s.Conditions, r.proxyConditions()...)
+	s.Conditions = append(s.Conditions, r.nameConditions()...)
+	s.Conditions = append(s.Conditions, r.portConditions()...)
+	if d.Target.Log.Enabled {
+		log := translog.Status{Problems: []string{"it could not be opened when the daemon started"}}
+		if r.Translations != nil {
+			log = r.Translations.Status()
+		}
+		s.Conditions = append(s.Conditions, logConditions(log)...)
+	}
+	for _, o := range r.Applied.Failures() {
+		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
+			Type: "NotApplied", Severity: "error", Since: stamp(o.Since), Message: fmt.Sprintf("%s: %v", o.Key, o.Err),
+		})
+	}
+	return s
+}
+
+// formerly names the generation that a document goes back to.
+func formerly(generation uint64) string {
+	if generation == 0 {
+		return "no document"
+	}
+	return fmt.Sprint(generation)
+}
+
+// startConditions tells why less is carried out than the present document says.
+func (r *Report) startConditions(d document.Status) []*isthmusv1.Condition {
+	switch {
+	case d.Safe:
+		return []*isthmusv1.Condition{{Type: "SafeStart", Severity: "error", Since: stamp(r.started),
+			Message: "the daemon was started with -safe and carries nothing out; what runs stays as it is: apply a document or `isthmus rollback`, then start it without -safe"}}
+	case d.Dying:
+		instead := "nothing is carried out, and what runs stays as it is"
+		if d.Held != nil {
+			instead = fmt.Sprintf("generation %d is carried out in its place", d.Held.Generation)
+		}
+		return []*isthmusv1.Condition{{Type: "GenerationHeldBack", Severity: "error", Since: stamp(r.started),
+			Message: fmt.Sprintf("the daemon died again and again while it carried out generation %d, and %s: apply another document, or `isthmus rollback`", d.Present.Generation, instead)}}
+	}
+	return nil
+}
+
+// maxMissing is how many secrets that are not stored have a condition of their own.
+const maxMissing = 20
+
+// secretConditions tells of secrets that the document names and that are not stored.
+func secretConditions(d document.Status) (out []*isthmusv1.Condition) {
+	more := 0
+	for _, u := range d.Missing {
+		if len(out) >= maxMissing {
+			more++
+			continue
+		}
+		out = append(out, &isthmusv1.Condition{Type: "SecretMissing", Severity: "error", Since: stamp(d.Present.Time),
+			Message: fmt.Sprintf("%s: secret %s is not stored, and what uses it waits for it: `isthmus secret set %s`", u.Path, u.Name, u.Name)})
+	}
+	if more > 0 {
+		out[maxMissing-1].Message += fmt.Sprintf("; and %d more secrets are missing", more)
+	}
+	return out
+}

@@ -1,0 +1,64 @@
+package report
+
+import (
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+
+	"fmt"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/isthmus-net/isthmus/bgp"
+)
+
+// peers returns the wanted BGP sessions as they were last seen, by name.
+func (r *Report) peers() []*isthmusv1.PeerStatus {
+	seen := map[string]bgp.PeerState{}
+	for _, p := range r.BGP.Peers() {
+		seen[p.Name] = p
+	}
+	wanted := r.Observed.Target().BGP.Peers
+	out := make([]*isthmusv1.PeerStatus, 0, len(wanted))
+	for _, c := range wanted {
+		s, ok := seen[c.Name]
+		if !ok {
+			s.State = bgp.Unknown
+		}
+		out = append(out, peerStatus(c, s))
+	}
+	return out
+}
+
+func peerStatus(c bgp.Peer, s bgp.PeerState) *isthmusv1.PeerStatus {
+	p := &isthmusv1.PeerStatus{
+		Name: c.Name, Tunnel: c.Tunnel, Address: c.Address.String(), LocalAddress: c.LocalAddress.String(), Asn: c.ASN,
+		State: string(s.State), Since: stamp(s.Since),
+		PrefixesReceived: s.Received, PrefixesAccepted: s.Accepted, PrefixesAnnounced: s.Announced, PrefixesHeldBack: s.HeldBack,
+		MessagesReceived: s.MessagesIn, MessagesSent: s.MessagesOut,
+		LastError: s.LastError, TimesUp: s.TimesUp, GracefulRestart: s.GracefulRestart, NextTry: stamp(s.NextTry),
+	}
+	p.Filter = &isthmusv1.PeerFilter{
+		Messages: s.Filtered.Messages, Withdrawn: s.Filtered.Withdrawn, Resets: s.Filtered.Resets, Note: s.Filtered.Note,
+	}
+	for _, a := range s.Filtered.Discarded {
+		p.Filter.Discarded = append(p.Filter.Discarded, &isthmusv1.DiscardedAttribute{Type: uint32(a.Type), Count: a.Count})
+	}
+	if s.HoldTime > 0 {
+		p.HoldTime = durationpb.New(s.HoldTime)
+	}
+	if s.RouterID.IsValid() {
+		p.RouterId = s.RouterID.String()
+	}
+	if s.HeldBack > 0 {
+		p.Conditions = append(p.Conditions, &isthmusv1.Condition{
+			Type: "PrefixesHeldBack", Severity: "warning", Since: stamp(s.Since),
+			Message: fmt.Sprintf("%d prefixes are not announced: export.maxPrefixes is %d; put aggregates into `announce`, or raise it to what the peer takes", s.HeldBack, c.Export.MaxPrefixes),
+		})
+	}
+	if s.State == bgp.Quarantined {
+		p.Conditions = append(p.Conditions, &isthmusv1.Condition{
+			Type: "Quarantined", Severity: "error", Since: stamp(s.Since),
+			Message: s.QuarantineReason + "; `isthmus reset peer " + c.Name + "` ends it",
+		})
+	}
+	return p
+}

@@ -1,0 +1,118 @@
+package report
+
+import (
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/ports"
+
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/nat/placement"
+)
+
+// figures returns what is known of the ports, and false when they are not counted.
+func (r *Report) figures() (ports.Figures, bool) {
+	if r.Keeper == nil {
+		return ports.Figures{}, false
+	}
+	return r.Keeper.Figures(), true
+}
+
+// public returns an address of a pool as partners see it.
+func public(c nat.Config, pool string, a netip.Addr) string {
+	p := c.Pool(pool)
+	if i := slices.IndexFunc(p.Addresses, func(o nat.PoolAddress) bool { return o.Address == a }); i >= 0 {
+		return p.Addresses[i].Public.String()
+	}
+	return ""
+}
+
+// ports returns what is used of the ports, in order.
+func portUses(s ports.Figures) []*isthmusv1.PortUse {
+	out := make([]*isthmusv1.PortUse, 0, len(s.Uses))
+	told := map[nat.Service]bool{} // what was refused is of a service, not of an address
+	for _, u := range s.Uses {
+		if told[u.Service] {
+			u.Refused = 0
+		}
+		told[u.Service] = true
+		p := &isthmusv1.PortUse{
+			Pool: u.Pool, Address: u.Address.String(), PublicAddress: public(s.Config, u.Pool, u.Address),
+			Destination: u.Destination.String(), Protocol: nat.ProtocolName(u.Protocol), Port: uint32(u.Port),
+			Used: u.Used, Free: u.Free(), Percent: 100 * float64(u.Used) / float64(u.Room()), Growth: u.Growth, State: "ok", Refused: u.Refused,
+		}
+		if u.ExhaustedIn > 0 {
+			p.ExhaustedIn = durationpb.New(u.ExhaustedIn)
+		}
+		switch {
+		case u.Exhausted:
+			p.State = "exhausted"
+		case u.Alarm:
+			p.State = "low"
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// portTotals returns what was counted beside the uses.
+func (r *Report) portTotals() *isthmusv1.ListPortsResponse {
+	s, ok := r.figures()
+	if !ok {
+		return &isthmusv1.ListPortsResponse{}
+	}
+	out := &isthmusv1.ListPortsResponse{
+		Counted: stamp(s.At), Placements: uint32(s.Placements),
+		Table: &isthmusv1.ConnectionTable{
+			Entries: s.Stats.Entries, Assured: s.Assured, Limit: s.Stats.Limit, Full: s.TableFull, Refused: s.TableRefused,
+			InsertFailed: s.Stats.InsertFailed, Dropped: s.Stats.Dropped,
+		},
+	}
+	for _, t := range s.Totals {
+		out.Addresses = append(out.Addresses, &isthmusv1.AddressUse{
+			Pool: t.Pool, Address: t.Address.String(), PublicAddress: public(s.Config, t.Pool, t.Address), Flows: t.Flows, Services: t.Services,
+		})
+	}
+	return out
+}
+
+// portConditions says what is running out.
+func (r *Report) portConditions() (out []*isthmusv1.Condition) {
+	s, ok := r.figures()
+	if !ok {
+		return nil
+	}
+	add := func(kind, severity string, since time.Time, format string, args ...any) {
+		out = append(out, &isthmusv1.Condition{Type: kind, Severity: severity, Since: stamp(since), Message: fmt.Sprintf(format, args...)})
+	}
+	const remedy = "add an address to the pool, or spread the clients over more destinations"
+	for _, u := range s.Uses {
+		since := s.Alarms[ports.Alarm{Pool: u.Pool, Address: u.Address, Service: u.Service}]
+		switch {
+		case u.Exhausted && nat.Portless(u.Protocol):
+			add("PortsExhausted", "error", since, "address %s of pool %s is taken toward %s by one flow without ports, as all others are; flows of other sources are refused: add an address to the pool", u.Address, u.Pool, u.Service)
+		case u.Exhausted:
+			add("PortsExhausted", "error", since, "address %s of pool %s uses %d of %d ports to %s, and no other one has more; new flows are refused: %s", u.Address, u.Pool, u.Used, placement.Ports, u.Service, remedy)
+		case u.Alarm:
+			add("PortsLow", "warning", since, "address %s of pool %s uses %d of %d ports to %s: %s", u.Address, u.Pool, u.Used, placement.Ports, u.Service, remedy)
+		}
+	}
+	switch used := uint64(s.Stats.Entries) * 100; {
+	case s.TableFull:
+		add("ConnectionTableFull", "error", s.TableFullSince, "connection tracking has %d of %d flows; new ones are refused: raise net.netfilter.nf_conntrack_max", s.Stats.Entries, s.Stats.Limit)
+	case s.Stats.Limit > 0 && used >= 85*uint64(s.Stats.Limit):
+		add("ConnectionTableLow", "warning", time.Time{}, "connection tracking has %d of %d flows: raise net.netfilter.nf_conntrack_max", s.Stats.Entries, s.Stats.Limit)
+	}
+	if s.Overflow {
+		add("PlacementsFull", "warning", time.Time{}, "%d sources are placed, which is all that there is room for; others may find no port", s.Placements)
+	}
+	if s.Err != nil {
+		add("PortsUnknown", "warning", s.Since, "counting ports: %v; placements stay as they are", s.Err)
+	}
+	return out
+}

@@ -1,0 +1,387 @@
+// Package report says what a node is like, and why: every message that the API and the command line show is made here, from
+// the documents, the jobs of router/apply and what router/observe has seen.
+package report
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/nat/conntrack"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/apply"
+	"github.com/isthmus-net/isthmus/router/bell"
+	"github.com/isthmus-net/isthmus/router/document"
+	"github.com/isthmus-net/isthmus/router/egress/dns"
+	"github.com/isthmus-net/isthmus/router/egress/health"
+	"github.com/isthmus-net/isthmus/router/egress/takeover"
+	"github.com/isthmus-net/isthmus/router/egress/translog"
+	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/observe"
+	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/router/ports"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/router/store"
+	"github.com/isthmus-net/isthmus/tunnel"
+)
+
+// Documents has the documents of a node; router/document has the words.
+type Documents interface {
+	Status() document.Status
+	Validate(ctx context.Context, src *isthmusv1.Source) (problems, noted spec.Problems, err error)
+	Preview(ctx context.Context, caller netip.Addr, src *isthmusv1.Source) (uint64, []plan.Change, spec.Problems, error)
+	Apply(ctx context.Context, c document.Change, src *isthmusv1.Source) (uint64, []plan.Change, error)
+	Edit(ctx context.Context, c document.Change, e spec.Edit, dry bool) (uint64, []plan.Change, error)
+	Confirm(generation uint64) error
+	Rollback(ctx context.Context, c document.Change, generation uint64) (uint64, []plan.Change, error)
+	Document(generation uint64) (uint64, *isthmusv1.Spec, string, error)
+	Notes() spec.Problems
+	SetSecret(ctx context.Context, author, name string, value []byte) (document.Secret, error)
+	RollbackSecret(ctx context.Context, author, name string) (document.Secret, error)
+	DeleteSecret(ctx context.Context, author, name string) error
+	Secrets() []document.Secret
+}
+
+// FIB is the forwarding table.
+type FIB interface {
+	// Routes returns what is wanted and whether the kernel has it.
+	Routes() []fib.RouteState
+}
+
+// Flows ends flows in the table of connection tracking.
+type Flows interface {
+	// End takes the flows out of the table that f selects, and returns how many.
+	End(ctx context.Context, family uint8, f func(*conntrack.Flow) bool) (int, error)
+}
+
+// Translations is the log of translations; router/egress/translog has the words.
+type Translations interface {
+	// Who returns the flows that answer a query; an error is about what may be missing.
+	Who(context.Context, translog.Query) ([]translog.Record, error)
+	// Status returns how the log is doing.
+	Status() translog.Status
+}
+
+// Addresses makes the host from which a proof's canary calls.
+type Addresses interface {
+	// Surroundings reads what the machine has of addresses, routes and rules that is not of isthmus.
+	Surroundings() (fib.Surroundings, error)
+	// Canary makes a host with the address from behind the interface fib.Canary, and a route to it. mtu is in bytes; 0: the
+	// kernel's default. dial connects from the host to a TCP port of to. remove takes everything away and may be called
+	// again. There is one such host at a time.
+	Canary(from, to netip.Addr, mtu int) (dial func(ctx context.Context, port uint16) (net.Conn, error), remove func() error, err error)
+}
+
+// Counters counts what was written since the start of the daemon.
+type Counters struct {
+	Vici, Netlink, NFTables, WireGuard, BGP, BGPStarts uint64
+}
+
+// Options are what a Report works with.
+type Options struct {
+	Documents    Documents
+	Applied      *apply.Applier
+	Observed     *observe.Observer
+	Keeper       *ports.Keeper // nil: ports are not counted
+	Takeover     *takeover.Runner
+	Health       *health.Checker
+	Resolver     *dns.Resolver
+	Store        *store.Store
+	BGP          bgp.Driver
+	FIB          FIB
+	NAT          nat.Driver
+	Addresses    Addresses
+	Flows        Flows        // nil: flows are not ended
+	Translations Translations // nil: there is no log
+	Callers      func() []tunnel.Caller
+	Resolvers    func() []netip.Addr
+	Capabilities func() []string
+	Counters     func() Counters
+	Notices      func() []*isthmusv1.Condition
+	Platform     func() *isthmusv1.PlatformStatus
+	Version      string
+	Bell         *bell.Bell
+	Log          *slog.Logger
+}
+
+// Report answers questions about a node, and takes requests to it. It implements api.Router.
+type Report struct {
+	Options
+	started time.Time
+	proving chan struct{} // full while the rules are compared with the document, or are more than that for a canary
+}
+
+// New returns a Report.
+func New(o Options) *Report {
+	return &Report{Options: o, started: time.Now(), proving: make(chan struct{}, 1)}
+}
+
+var _ api.Router = (*Report)(nil)
+
+// Validate implements api.Router.
+func (r *Report) Validate(ctx context.Context, src *isthmusv1.Source) (*isthmusv1.ValidateResponse, error) {
+	problems, notes, err := r.Documents.Validate(ctx, src)
+	return &isthmusv1.ValidateResponse{Problems: problemMessages(problems), Notes: problemMessages(notes)}, err
+}
+
+// Plan implements api.Router.
+func (r *Report) Plan(ctx context.Context, src *isthmusv1.Source) (*isthmusv1.PlanResponse, error) {
+	generation, changes, noted, err := r.Documents.Preview(ctx, api.Caller(ctx), src)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &isthmusv1.PlanResponse{Generation: generation, Changes: changeMessages(changes), Notes: problemMessages(noted)}, nil
+}
+
+// Apply implements api.Router.
+func (r *Report) Apply(ctx context.Context, author string, q *isthmusv1.ApplyRequest) (*isthmusv1.ApplyResponse, error) {
+	generation, changes, err := r.Documents.Apply(ctx, change(ctx, author, q.ExpectedGeneration, q.GetConfirmWithin().AsDuration()), q.GetSource())
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes), Notes: problemMessages(r.Documents.Notes()), GoesBackIn: r.goesBackIn()}, nil
+}
+
+// EditPolicies implements api.Router.
+func (r *Report) EditPolicies(ctx context.Context, author string, q *isthmusv1.EditPoliciesRequest) (*isthmusv1.ApplyResponse, error) {
+	e := spec.Edit{Set: q.GetSet(), Delete: q.GetDelete()}
+	if q.GetText() != "" {
+		e.Read([]byte(q.GetText()))
+	}
+	generation, changes, err := r.Documents.Edit(ctx, change(ctx, author, q.ExpectedGeneration, q.GetConfirmWithin().AsDuration()), e, q.GetDryRun())
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes), GoesBackIn: r.goesBackIn()}, nil
+}
+
+// goesBackIn returns the time that is left to confirm the present document, nil when it stays.
+func (r *Report) goesBackIn() *durationpb.Duration {
+	by := r.Documents.Status().Present.ConfirmBy
+	if by.IsZero() {
+		return nil
+	}
+	return durationpb.New(max(0, time.Until(by)))
+}
+
+func change(ctx context.Context, author string, expected *uint64, confirm time.Duration) document.Change {
+	return document.Change{Author: author, Caller: api.Caller(ctx), Expected: expected, Confirm: confirm}
+}
+
+// Confirm implements api.Router.
+func (r *Report) Confirm(_ context.Context, author string, generation uint64) error {
+	if err := r.Documents.Confirm(generation); err != nil {
+		return err
+	}
+	r.Log.Info("confirmed", "generation", generation, "author", author)
+	return nil
+}
+
+// Rollback implements api.Router.
+func (r *Report) Rollback(ctx context.Context, author string, q *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error) {
+	generation, changes, err := r.Documents.Rollback(ctx, change(ctx, author, q.ExpectedGeneration, 0), q.GetToGeneration())
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes), Notes: problemMessages(r.Documents.Notes()), GoesBackIn: r.goesBackIn()}, nil
+}
+
+// Spec implements api.Router.
+func (r *Report) Spec(_ context.Context, generation uint64) (*isthmusv1.GetSpecResponse, error) {
+	generation, message, text, err := r.Documents.Document(generation)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &isthmusv1.GetSpecResponse{Generation: generation, Spec: message, Text: text}, nil
+}
+
+// History implements api.Router.
+func (r *Report) History() []*isthmusv1.Revision {
+	var out []*isthmusv1.Revision
+	for _, h := range r.Store.History() {
+		out = append(out, &isthmusv1.Revision{Generation: h.Generation, Time: stamp(h.Time), Author: h.Author, Reason: h.Reason, Changes: h.Changes})
+	}
+	return out
+}
+
+// Tunnels implements api.Router.
+func (r *Report) Tunnels() ([]*isthmusv1.TunnelStatus, <-chan struct{}) {
+	changed := r.Bell.Wait()
+	return r.tunnels(), changed
+}
+
+// Strays implements api.Router.
+func (r *Report) Strays() []*isthmusv1.StrayTunnel { return r.strays() }
+
+// Peers implements api.Router.
+func (r *Report) Peers() ([]*isthmusv1.PeerStatus, <-chan struct{}) {
+	changed := r.Bell.Wait()
+	return r.peers(), changed
+}
+
+// ResetPeer implements api.Router.
+func (r *Report) ResetPeer(ctx context.Context, name string, soft bool) error {
+	return r.BGP.Reset(ctx, name, soft)
+}
+
+// Routes implements api.Router.
+func (r *Report) Routes() ([]*isthmusv1.Route, <-chan struct{}) {
+	changed := r.Bell.Wait()
+	return r.routes(), changed
+}
+
+// Policies implements api.Router. When the kernel cannot be read, what was last read is returned as not installed.
+func (r *Report) Policies() ([]*isthmusv1.PolicyStatus, <-chan struct{}) {
+	changed := r.Bell.Wait()
+	list, _ := r.policies()
+	return list, changed
+}
+
+// Pools implements api.Router.
+func (r *Report) Pools() ([]*isthmusv1.PoolStatus, <-chan struct{}) {
+	changed := r.Bell.Wait()
+	return r.pools(), changed
+}
+
+// Names implements api.Router.
+func (r *Report) Names() ([]*isthmusv1.NameStatus, <-chan struct{}) {
+	changed := r.Bell.Wait()
+	return r.policyNames(), changed
+}
+
+// Drops implements api.Router.
+func (r *Report) Drops() (out []*isthmusv1.Drop) {
+	_, drops := r.policies()
+	for _, reason := range nat.Reasons {
+		c := drops[reason]
+		out = append(out, &isthmusv1.Drop{Reason: string(reason), Description: reason.String(), Packets: c.Packets, Bytes: c.Bytes})
+	}
+	return out
+}
+
+// Ports implements api.Router.
+func (r *Report) Ports() ([]*isthmusv1.PortUse, <-chan struct{}) {
+	changed := r.Bell.Wait()
+	figures, _ := r.figures()
+	return portUses(figures), changed
+}
+
+// PortTotals implements api.Router.
+func (r *Report) PortTotals() *isthmusv1.ListPortsResponse { return r.portTotals() }
+
+// Recount implements api.Router.
+func (r *Report) Recount(ctx context.Context) {
+	if r.Keeper != nil {
+		r.Keeper.Recount(ctx)
+	}
+}
+
+// Status implements api.Router.
+func (r *Report) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {
+	changed := r.Bell.Wait()
+	return r.status(), changed
+}
+
+// SetSecret implements api.Router.
+func (r *Report) SetSecret(ctx context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error) {
+	s, err := r.Documents.SetSecret(ctx, author, name, value)
+	if err != nil {
+		return nil, err
+	}
+	return secretMessage(s), nil
+}
+
+// RollbackSecret implements api.Router.
+func (r *Report) RollbackSecret(ctx context.Context, author, name string) (*isthmusv1.SecretInfo, error) {
+	s, err := r.Documents.RollbackSecret(ctx, author, name)
+	if err != nil {
+		return nil, err
+	}
+	return secretMessage(s), nil
+}
+
+// Secrets implements api.Router.
+func (r *Report) Secrets() (out []*isthmusv1.SecretInfo) {
+	for _, s := range r.Documents.Secrets() {
+		out = append(out, secretMessage(s))
+	}
+	return out
+}
+
+// DeleteSecret implements api.Router.
+func (r *Report) DeleteSecret(ctx context.Context, author, name string) error {
+	return r.Documents.DeleteSecret(ctx, author, name)
+}
+
+func secretMessage(s document.Secret) *isthmusv1.SecretInfo {
+	return &isthmusv1.SecretInfo{Name: s.Ref.Name, Fingerprint: s.Ref.Fingerprint, Changed: stamp(s.Changed), UsedBy: s.UsedBy, Sealed: s.Sealed}
+}
+
+// refusal turns what is wrong with a document, or what is not there, into the errors of the API.
+func refusal(err error) error {
+	var problems spec.Problems
+	switch {
+	case errors.As(err, &problems):
+		return &api.Refused{Problems: problemMessages(problems)}
+	case errors.Is(err, store.ErrNotFound):
+		return fmt.Errorf("%w: %w", api.ErrNotFound, err)
+	}
+	return err
+}
+
+func problemMessages(problems spec.Problems) []*isthmusv1.Problem {
+	var out []*isthmusv1.Problem
+	for _, p := range problems {
+		out = append(out, &isthmusv1.Problem{Path: p.Path, Value: p.Value, Rule: p.Rule, Remedy: p.Remedy, Line: uint32(p.Line)})
+	}
+	return out
+}
+
+var actions = map[plan.Action]isthmusv1.Change_Action{
+	plan.Add:     isthmusv1.Change_ACTION_ADD,
+	plan.Modify:  isthmusv1.Change_ACTION_CHANGE,
+	plan.Remove:  isthmusv1.Change_ACTION_REMOVE,
+	plan.Replace: isthmusv1.Change_ACTION_REPLACE,
+}
+
+// Bounds of what a plan says of changes: an answer must not become larger than clients take. They are counted in any case.
+const (
+	maxChanges     = 20_000
+	maxChangeBytes = 8 << 20
+	maxFieldBytes  = 1 << 10 // of each field with its old and its new value
+)
+
+func changeMessages(changes []plan.Change) []*isthmusv1.Change {
+	var out []*isthmusv1.Change
+	size := 0
+	for i, c := range changes {
+		m := &isthmusv1.Change{Action: actions[c.Action], Kind: c.Kind, Name: c.Name, Interrupts: c.Interrupts}
+		for _, f := range c.Fields {
+			m.Fields = append(m.Fields, shortened(f))
+		}
+		if size += proto.Size(m); i == maxChanges || size > maxChangeBytes {
+			return append(out, &isthmusv1.Change{Action: isthmusv1.Change_ACTION_CHANGE, Kind: "object", Name: fmt.Sprintf("and %d more, which are not listed", len(changes)-i)})
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+// shortened cuts out the middle of a long text.
+func shortened(s string) string {
+	if len(s) <= maxFieldBytes {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxFieldBytes/2], "") + " ... " + strings.ToValidUTF8(s[len(s)-maxFieldBytes/2:], "")
+}

@@ -1,0 +1,93 @@
+package report
+
+import (
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/observe"
+)
+
+// routes returns the routes that isthmus owns, by prefix.
+func (r *Report) routes() []*isthmusv1.Route {
+	states := r.FIB.Routes()
+	slices.SortFunc(states, func(a, b fib.RouteState) int {
+		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
+	})
+	out := make([]*isthmusv1.Route, 0, len(states))
+	r.Observed.Read(func(seen *observe.State) {
+		names, peers := map[string]string{}, map[string]bgp.Peer{} // tunnels by interface, and peers by name
+		for _, c := range seen.Target.Tunnels {
+			names[c.Interface] = c.Name
+		}
+		for _, p := range seen.Target.BGP.Peers {
+			peers[p.Name] = p
+		}
+		for _, s := range states {
+			out = append(out, routeMessage(s, names, peers, seen.Paths[s.Prefix]))
+		}
+	})
+	return out
+}
+
+func routeMessage(s fib.RouteState, names map[string]string, peers map[string]bgp.Peer, l observe.Learned) *isthmusv1.Route {
+	route := &isthmusv1.Route{Prefix: s.Prefix.String(), Source: sourceName(s.Source), Installed: s.Installed, Blackhole: s.Blackhole}
+	from := map[fib.NextHop]bgp.Path{}
+	if s.Source == fib.BGP {
+		route.Since = stamp(l.At)
+		for i, p := range l.Paths {
+			if i == 0 {
+				route.AsPath = asPath(p.ASPath)
+			}
+			from[observe.NextHop(peers[p.Peer], s.Prefix)] = p
+		}
+	}
+	for _, h := range s.NextHops {
+		hop := &isthmusv1.NextHop{Tunnel: names[h.Interface], Interface: h.Interface, Dead: !slices.Contains(s.Alive, h)}
+		if p, ok := from[h]; ok {
+			hop.Peer = p.Peer
+			if p.NextHop.IsValid() {
+				hop.Gateway = p.NextHop.String()
+			}
+		}
+		route.NextHops = append(route.NextHops, hop)
+	}
+	if s.Takes != nil {
+		route.Conditions = append(route.Conditions, &isthmusv1.Condition{
+			Type: "Withheld", Severity: "warning", Message: fmt.Sprintf("the prefix takes %s, %s", shown(s.Takes.Prefix), s.Takes.Why),
+		})
+	}
+	return route
+}
+
+// shown returns a prefix, a single address without its length.
+func shown(p netip.Prefix) string {
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
+func sourceName(s fib.Source) string {
+	switch s {
+	case fib.Static:
+		return "static"
+	case fib.BGP:
+		return "bgp"
+	}
+	return "former run"
+}
+
+func asPath(path []uint32) string {
+	words := make([]string, len(path))
+	for i, n := range path {
+		words[i] = fmt.Sprint(n)
+	}
+	return strings.Join(words, " ")
+}

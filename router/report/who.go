@@ -1,0 +1,184 @@
+package report
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/isthmus-net/isthmus/nat"
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/egress/translog"
+	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/router/store"
+)
+
+// mostFlows bounds the flows of an answer.
+const mostFlows = 1000
+
+var protocolNumbers = map[string]uint8{"": 0, "icmp": 1, "tcp": 6, "udp": 17}
+
+// Who implements api.Router.
+func (r *Report) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error) {
+	now := time.Now()
+	public, err := netip.ParseAddr(q.Address)
+	if err != nil || public.Zone() != "" {
+		return nil, fmt.Errorf("%w: address: %q is not an address", api.ErrInvalid, q.Address)
+	}
+	if q.Port > 65535 {
+		return nil, fmt.Errorf("%w: port: %d is not from 0 to 65535", api.ErrInvalid, q.Port)
+	}
+	at, within := now, time.Second
+	if q.At != nil {
+		if at = q.At.AsTime(); !q.At.IsValid() || at.After(now.Add(time.Minute)) {
+			return nil, fmt.Errorf("%w: at: %v lies in the future", api.ErrInvalid, at)
+		}
+	}
+	if q.Within != nil {
+		if within = q.Within.AsDuration(); !q.Within.IsValid() || within < 0 || within > time.Hour {
+			return nil, fmt.Errorf("%w: within: must be 0s to 1h", api.ErrInvalid)
+		}
+	}
+	protocol, ok := protocolNumbers[q.Protocol]
+	if !ok {
+		return nil, fmt.Errorf(`%w: protocol: %q is none of "tcp", "udp" and "icmp"`, api.ErrInvalid, q.Protocol)
+	}
+	if public.Is6() && protocol == 1 {
+		protocol = 58
+	}
+	var destination netip.Addr
+	if q.Destination != "" {
+		if destination, err = netip.ParseAddr(q.Destination); err != nil {
+			return nil, fmt.Errorf("%w: destination: %q is not an address", api.ErrInvalid, q.Destination)
+		}
+	}
+
+	if q.AnyPort && (q.Port != 0 || !destination.IsValid()) {
+		return nil, fmt.Errorf("%w: any_port: give the destination, and no port", api.ErrInvalid)
+	}
+
+	answer := &isthmusv1.WhoResponse{}
+	pools, err := r.poolsAt(at)
+	if err != nil {
+		answer.Gaps = append(answer.Gaps, "which pools there were at that time is not known, those of now are used: "+err.Error())
+	}
+	outside, pooled := netip.AddrPortFrom(public, uint16(q.Port)), err != nil
+	for _, p := range pools {
+		for _, a := range p.Addresses {
+			if a.Public != public && a.Address != public {
+				continue
+			}
+			outside, pooled = netip.AddrPortFrom(a.Address, outside.Port()), true
+			if p.Blocks != nil && !q.AnyPort {
+				if source, ok := p.Owner(a.Address, outside.Port()); ok {
+					answer.BlockSource = source.String()
+				}
+			}
+		}
+	}
+	if r.Translations == nil {
+		if err := unpooled(pooled, public, at); err != nil {
+			return nil, err
+		}
+		return answer, nil
+	}
+	found, err := r.Translations.Who(ctx, translog.Query{Outside: outside, From: at.Add(-within), To: at.Add(within), Protocol: protocol, Destination: destination, AnyPort: q.AnyPort, Limit: mostFlows + 1})
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		answer.Gaps = append(answer.Gaps, err.Error())
+	} else if len(found) == 0 {
+		if err := unpooled(pooled, public, at); err != nil {
+			return nil, err
+		}
+	}
+	if !r.Documents.Status().Target.Log.Enabled {
+		answer.Gaps = append(answer.Gaps, "no log of translations is kept (egress.log): flows that ended may be missing")
+	}
+	answer.Gaps = append(answer.Gaps, r.Translations.Status().Problems...)
+	for _, f := range found {
+		if len(answer.Flows) == mostFlows {
+			answer.Truncated = true
+			break
+		}
+		answer.Flows = append(answer.Flows, translatedFlow(f))
+	}
+	return answer, nil
+}
+
+// unpooled is the error for an address that no pool had.
+func unpooled(pooled bool, a netip.Addr, at time.Time) error {
+	if pooled {
+		return nil
+	}
+	return fmt.Errorf("%w: no pool had the address %v at %s", api.ErrNotFound, a, at.UTC().Format(time.RFC3339))
+}
+
+func translatedFlow(f translog.Record) *isthmusv1.TranslatedFlow {
+	name := nat.ProtocolName(f.Protocol)
+	if f.Protocol == 58 {
+		name = "icmp"
+	}
+	end := netip.AddrPort.String
+	if nat.Portless(f.Protocol) {
+		end = func(a netip.AddrPort) string { return a.Addr().String() }
+	}
+	return &isthmusv1.TranslatedFlow{
+		Start: stamp(f.Start), End: stamp(f.End), Vanished: f.Vanished, Protocol: name, Policy: f.Policy,
+		Inside: end(f.Inside), Outside: end(f.Outside), Destination: end(f.Destination),
+		PacketsSent: f.Sent.Packets, BytesSent: f.Sent.Bytes, PacketsReceived: f.Received.Packets, BytesReceived: f.Received.Bytes,
+	}
+}
+
+// poolsAt returns the pools of the document that was in force at a time; with an error, those of now.
+func (r *Report) poolsAt(at time.Time) ([]nat.Pool, error) {
+	status := r.Documents.Status()
+	present, now := status.Present, status.Target.NAT.Pools
+	history := r.Store.History() // newest first
+	i := slices.IndexFunc(history, func(h store.Revision) bool { return !h.Time.After(at) })
+	if i >= 0 && history[i].Generation == present.Generation {
+		return now, nil
+	}
+	if i < 0 {
+		if len(history) > 0 && history[len(history)-1].Generation == 1 {
+			return nil, nil // before the first document
+		}
+		return now, fmt.Errorf("the document of %s is not kept", at.UTC().Format(time.RFC3339))
+	}
+	_, _, text, err := r.Documents.Document(history[i].Generation)
+	if err != nil {
+		return now, err
+	}
+	d, problems := spec.Decode([]byte(text))
+	// Secrets may have gone since, and decide nothing about pools.
+	s, more := spec.Check(d, func(string) (secret.Ref, bool) { return secret.Ref{}, true })
+	if problems = append(problems, more...); len(problems) > 0 {
+		return now, problems
+	}
+	return s.Pools, nil
+}
+
+// logConditions says what the log of translations lacks, or will lack.
+func logConditions(s translog.Status) (out []*isthmusv1.Condition) {
+	if len(s.Problems) > 0 {
+		out = append(out, &isthmusv1.Condition{
+			Type: "TranslationLogDamaged", Severity: "error", Message: "the log of translations is damaged or not written: " + strings.Join(s.Problems, "; "),
+		})
+	}
+	if s.Lost > 0 {
+		out = append(out, &isthmusv1.Condition{
+			Type: "TranslationLogIncomplete", Severity: "warning", Message: fmt.Sprintf("%d records were lost since the start, because the disk was too slow", s.Lost),
+		})
+	}
+	if s.Damaged > 0 {
+		out = append(out, &isthmusv1.Condition{
+			Type: "TranslationLogIncomplete", Severity: "warning", Message: fmt.Sprintf("%d ends of flows could not be read since the start", s.Damaged),
+		})
+	}
+	return out
+}
