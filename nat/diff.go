@@ -35,9 +35,6 @@ type Ending struct {
 	Flows      string // which flows, as words behind that one: "from 203.0.113.9"
 	// Has says whether a flow is one of them. It cannot see by which interface a flow goes, and then says yes.
 	Has func(Track) bool
-	// Stuck says that a flow of a protocol without connections must be taken out of the table to begin again: each of its packets keeps it
-	// there otherwise, and none of them gets through or to the right server.
-	Stuck bool
 }
 
 // Endings returns which flows under way end when b takes the place of a. Policies decide when a flow begins, so few changes end
@@ -77,7 +74,7 @@ func Endings(a, b Config) (out []Ending) {
 		lost := func(from, to netip.Addr) bool {
 			return p.between(from, to) && !slices.ContainsFunc(plain, func(q Policy) bool { return q.between(from, to) })
 		}
-		out = append(out, Ending{Kind: "policy", Name: p.Name, Flows: "without translation", Stuck: true, Has: func(t Track) bool {
+		out = append(out, Ending{Kind: "policy", Name: p.Name, Flows: "without translation", Has: func(t Track) bool {
 			return t.LeavesAs == t.Source && (lost(t.Source, t.GoesTo) || lost(t.Destination, t.Source))
 		}})
 	}
@@ -178,7 +175,7 @@ func moved(a, b Config) (out []Ending) {
 			pool = &Pool{}
 		}
 		former := Config{Pools: []Pool{*pool}, Policies: []Policy{*p}}
-		out = append(out, Ending{Kind: "policy", Name: p.Name, Flows: "to " + server(p.To), Stuck: true, Has: func(t Track) bool {
+		out = append(out, Ending{Kind: "policy", Name: p.Name, Flows: "to " + server(p.To), Has: func(t Track) bool {
 			if !Connectionless(t.Protocol) || t.GoesTo != p.To.Addr() || t.GoesTo == t.Destination {
 				return false
 			}

@@ -202,9 +202,9 @@ func New(o Options) (*Router, error) {
 // carrier has targets observed and carried out.
 type carrier struct{ *Router }
 
-func (c carrier) Carry(s *spec.Spec, t plan.Target, gone []nat.Pool, before nat.Config) {
+func (c carrier) Carry(s *spec.Spec, t plan.Target, gone []nat.Pool) {
 	c.observer.Use(s, t)
-	c.applier.Set(apply.Wanted{Mode: apply.Carry, Target: t, Gone: gone, Before: before})
+	c.applier.Set(apply.Wanted{Mode: apply.Carry, Target: t, Gone: gone})
 }
 func (c carrier) Clear(t plan.Target) {
 	c.observer.Use(nil, plan.Target{})

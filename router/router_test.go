@@ -310,6 +310,7 @@ func (m *machine) Synced() {
 	defer m.mu.Unlock()
 	m.synced++
 }
+func (m *machine) Best(netip.Addr) int { return -1 }
 func (m *machine) Routes() []fib.RouteState {
 	return nil
 }

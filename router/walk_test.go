@@ -99,7 +99,7 @@ func (m *machine) kernel() kernel {
 // TestRandomWalk: after random documents, confirmations, faults and restarts, a node that has come to rest is the same as one that starts on
 // an empty machine with the last document.
 func TestRandomWalk(t *testing.T) {
-	steps, seeds := 200, uint64(8)
+	steps, seeds := 200, uint64(4)
 	for seed := range seeds {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { walk(t, rand.New(rand.NewPCG(seed, 11)), steps) })

@@ -51,6 +51,8 @@ type FIB interface {
 	SetAlive(h fib.NextHop, alive bool)
 	// Synced says that learned routes are complete.
 	Synced()
+	// Best returns the length of the most specific prefix of ours that holds an address and that the kernel has, -1 when there is none.
+	Best(netip.Addr) int
 }
 
 // Flows ends flows in the table of connection tracking.
@@ -121,8 +123,6 @@ type Wanted struct {
 	Target plan.Target
 	// Gone are pools of former targets that do not come back: flows of their addresses end that are in no pool of Target.
 	Gone []nat.Pool
-	// Before are rules that may be in force when nothing has been carried out since the start.
-	Before nat.Config
 }
 
 // verdictTime is how long after the start BGP waits for the first probes of shared pools. A graceful restart takes longer,
@@ -137,7 +137,6 @@ type Applier struct {
 	unsticker *unsticker // nil: flows are not ended
 	rules     rules
 	outliving outliving
-	triedNAT  []nat.Config // under which flows may have begun, the one that was carried out first; of the job "nat" alone
 	lost      guardLoss
 	ruled     atomic.Bool // rules of a document have been applied since the start
 	guard     atomic.Bool // something keeps inside addresses in: this daemon or a former one put it there

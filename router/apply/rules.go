@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -34,10 +35,6 @@ func (a *Applier) applyNAT(ctx context.Context, w *Wanted) error {
 	if _, there := facts.Machine.Devices[t.Underlay.Interface]; unpooled != nil && there {
 		return unpooled
 	}
-	if len(a.triedNAT) == 0 {
-		a.tried(w.Before)
-	}
-	a.tried(t.NAT)
 	// Now that the addresses are there.
 	a.o.Names.SetInside(e.Inside)
 	// The proxy begins to listen behind the rules, since those say who may ask.
@@ -63,7 +60,6 @@ func (a *Applier) applyNAT(ctx context.Context, w *Wanted) error {
 	if err := a.o.Addresses.PrunePool(e.PoolAddresses); err != nil {
 		return err
 	}
-	a.unstick(t.NAT)
 	return a.endFlows(ctx, t.NAT)
 }
 
@@ -86,7 +82,8 @@ func (a *Applier) putRulesLocked(ctx context.Context) error {
 	if a.rules.target == nil {
 		return nil
 	}
-	e := live.Of(a.rules.target, a.o.Facts())
+	facts := a.o.Facts()
+	e := live.Of(a.rules.target, facts)
 	a.rules.conflicts = e.Conflicts
 	c := e.NAT
 	if a.rules.canary != nil {
@@ -96,11 +93,16 @@ func (a *Applier) putRulesLocked(ctx context.Context) error {
 		return err
 	}
 	a.o.Applied(e.NAT)
-	a.unsticker.use(e.NAT)
+	a.unsticker.use(e.NAT, func(to netip.Addr) bool { return a.leaves(facts, e.NAT.Underlay, to) })
 	if a.rules.canary == nil {
 		return a.o.Addresses.RemoveCanary() // of a call that could not take it away, or of a daemon that died
 	}
 	return nil
+}
+
+// leaves reports whether packets to an address leave by the underlay.
+func (a *Applier) leaves(f live.Facts, underlay string, to netip.Addr) bool {
+	return f.Machine.Way(to) == underlay && a.o.FIB.Best(to) < f.Machine.Best(to)
 }
 
 // Conflicts returns the addresses of names that are not destinations of the policies with the names.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -37,8 +38,9 @@ type unsticker struct {
 
 	mu   sync.Mutex
 	jobs []endJob
-	// stopped are the policies of which those that end flows have been asked.
+	// stopped are the policies of which those that end flows have been asked, and swept the rules against which flows have been held.
 	stopped []nat.Policy
+	swept   nat.Config
 	down    map[netip.Addr]time.Time // addresses of which flows are to end, and when they are due; zero: that is done
 	last    map[netip.Addr]time.Time // when flows of an address ended last
 }
@@ -57,7 +59,7 @@ func newUnsticker(flows Flows, log *slog.Logger) *unsticker {
 
 // use hears of the configuration that is in force, with the addresses that are down. Flows that leave with one of these end after a while when
 // another address of its pool and family is up. With blocks a source has no other address.
-func (u *unsticker) use(c nat.Config) {
+func (u *unsticker) use(c nat.Config, leaves func(netip.Addr) bool) {
 	if u == nil {
 		return
 	}
@@ -76,6 +78,7 @@ func (u *unsticker) use(c nat.Config) {
 		}
 	}
 	u.stop(c)
+	u.sweepUnder(c, leaves)
 	u.mu.Lock()
 	for a := range u.down {
 		if !down[a] {
@@ -107,6 +110,25 @@ func (u *unsticker) stop(c nat.Config) {
 	if stopper := c.Stopper(); stopper != nil {
 		u.end(endJob{why: "a policy ends them", all: true, has: func(t nat.Track) bool { return stopper(t) != nil }})
 	}
+}
+
+// sweepUnder ends flows without connections that began under other rules and cannot go on under these. After a start of the daemon all are
+// looked at.
+func (u *unsticker) sweepUnder(c nat.Config, leaves func(netip.Addr) bool) {
+	same := slices.EqualFunc(u.swept.Policies, c.Policies, samePolicy) &&
+		reflect.DeepEqual(u.swept.Maps, c.Maps) && reflect.DeepEqual(u.swept.Attachments, c.Attachments)
+	u.swept = c
+	if same {
+		return // which addresses and proxies work sends no flow astray
+	}
+	astray := c.Astray(leaves)
+	u.end(endJob{why: "the rules have changed", has: func(t nat.Track) bool { return astray(t) != "" }})
+}
+
+// samePolicy compares what two policies say, whether or not their proxy works.
+func samePolicy(p, q nat.Policy) bool {
+	p.Down, q.Down = false, false
+	return p.Equal(&q)
 }
 
 func latest(a, b time.Time) time.Time {
@@ -242,37 +264,5 @@ func (u *unsticker) done(jobs int, now time.Time) {
 		if !at.IsZero() && !at.After(now) {
 			u.down[a], u.last[a] = time.Time{}, now
 		}
-	}
-}
-
-// maxTried is how many configurations are remembered that were tried since one was carried out.
-const maxTried = 8
-
-// tried remembers a configuration under which flows may have begun.
-func (a *Applier) tried(c nat.Config) {
-	n := len(a.triedNAT)
-	if n > 0 && a.triedNAT[n-1].Equal(c) {
-		return
-	}
-	if n == maxTried {
-		a.triedNAT = slices.Delete(a.triedNAT, 1, 2) // the first was carried out
-	}
-	a.triedNAT = append(a.triedNAT, c)
-}
-
-// unstick has flows end that began under former configurations and cannot live on under the present one. Those of a protocol without
-// connections lose nothing by it, also when the document goes back.
-func (a *Applier) unstick(now nat.Config) {
-	var ends []nat.Ending
-	for _, c := range a.triedNAT {
-		if !c.Equal(now) {
-			ends = append(ends, slices.DeleteFunc(nat.Endings(c, now), func(e nat.Ending) bool { return !e.Stuck })...)
-		}
-	}
-	a.triedNAT = []nat.Config{now}
-	if len(ends) > 0 && a.unsticker != nil {
-		a.unsticker.end(endJob{why: "their policy has changed", has: func(t nat.Track) bool {
-			return slices.ContainsFunc(ends, func(e nat.Ending) bool { return e.Has(t) })
-		}})
 	}
 }

@@ -24,9 +24,8 @@ import (
 
 // Carrier carries targets out. Its methods return before that is done.
 type Carrier interface {
-	// Carry has a target carried out. gone are pools of former targets that do not come back, and before the rules that may be
-	// in force when nothing has been carried out since the start.
-	Carry(s *spec.Spec, t plan.Target, gone []nat.Pool, before nat.Config)
+	// Carry has a target carried out. gone are pools of former targets that do not come back.
+	Carry(s *spec.Spec, t plan.Target, gone []nat.Pool)
 	// Clear has everything removed but the rules of a target without a document.
 	Clear(t plan.Target)
 	// Hold leaves what runs as it is. Where no rules are, those of a target without a document are put in.
@@ -78,7 +77,6 @@ type Manager struct {
 	spec     *spec.Spec // nil: there is no document, or it cannot be used
 	target   plan.Target
 	ledger   plan.Ledger
-	before   nat.Config                  // rules that a former daemon may have left
 	textUses map[uint64][]spec.SecretUse // see usesIn
 	had      []nat.Pool                  // of all targets since a document was last kept
 	invalid  error                       // why the stored document cannot be used
@@ -100,7 +98,6 @@ func New(o Options) *Manager {
 	m.present, _ = o.Store.Current()
 	d, _ := spec.Decode([]byte(m.present.Text))
 	m.target = plan.Nothing(m.machine(), spec.AccessOf(d.Message))
-	m.before = m.target.NAT
 	return m
 }
 
@@ -147,8 +144,7 @@ func (m *Manager) loadLocked() error {
 	if !present.ConfirmBy.IsZero() {
 		m.had = m.formerPools()
 	}
-	// A document whose confirm timeout passed while the daemon was down is not applied again. Its rules may still use its addresses.
-	m.before = target.NAT
+	// A document whose confirm timeout passed while the daemon was down is not applied again.
 	m.revertIfDue(time.Now(), target)
 	if m.spec == nil {
 		m.use(s, target, ledger)
@@ -205,7 +201,7 @@ func (m *Manager) use(s *spec.Spec, target plan.Target, ledger plan.Ledger) {
 	m.spec, m.target, m.ledger, m.invalid = s, target, ledger, nil
 	m.version++
 	if !m.Safe {
-		m.Carrier.Carry(s, target, m.outlived(target), m.before)
+		m.Carrier.Carry(s, target, m.outlived(target))
 	}
 }
 

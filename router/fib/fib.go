@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -67,6 +68,13 @@ func (f *FIB) Routes() []RouteState {
 		routes = append(routes, r)
 	}
 	return routes
+}
+
+// Best returns the length of the most specific prefix of ours that holds an address and that the kernel has, -1 when there is none.
+func (f *FIB) Best(a netip.Addr) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.table.Best(a)
 }
 
 // Err returns why the kernel is not as it should be, nil when it is or when nothing was tried yet.

@@ -788,3 +788,14 @@ func (t *Table) Routes(yield func(RouteState) bool) {
 		}
 	}
 }
+
+// Best returns the length of the most specific prefix of ours that holds an address and that the kernel has, -1 when there is none.
+func (t *Table) Best(a netip.Addr) int {
+	for bits := a.BitLen(); bits >= 0; bits-- {
+		p, _ := a.Prefix(bits)
+		if e := t.routes[p]; e != nil && e.kernel != nothing && e.kernel != stranger {
+			return bits
+		}
+	}
+	return -1
+}

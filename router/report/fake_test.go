@@ -3,6 +3,7 @@ package report
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -61,6 +62,7 @@ func (idle) SetReserved([]fib.Reserved)                    {}
 func (idle) SetAlive(fib.NextHop, bool)                    {}
 func (idle) Update([]fib.Route)                            {}
 func (idle) Restarted()                                    {}
+func (idle) Best(netip.Addr) int                           { return -1 }
 func (idle) Synced()                                       {}
 func (idle) Routes() []fib.RouteState                      { return nil }
 func (idle) Apply(context.Context, bgp.Config) error       { return nil }

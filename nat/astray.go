@@ -1,0 +1,53 @@
+package nat
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Astray returns a function that says why a flow under way cannot go on as it is while the configuration is in force; empty
+// means that it can. It looks at flows of protocols without connections alone: each of their packets keeps the entry in the
+// table of connection tracking, so that the rules are not asked again, whatever they say by now. leaves reports whether
+// packets to an address leave by the underlay.
+func (c *Config) Astray(leaves func(netip.Addr) bool) func(Track) (why string) {
+	index := c.Index()
+	var plain []*Policy
+	for i := range c.Policies {
+		if c.Policies[i].Action == NoNAT {
+			plain = append(plain, &c.Policies[i])
+		}
+	}
+	inside := func(a netip.Addr) bool {
+		return slices.ContainsFunc(c.Attachments, func(t Attachment) bool {
+			return slices.ContainsFunc(t.Sources, func(p netip.Prefix) bool { return p.Contains(a) })
+		})
+	}
+	mapped := func(a netip.Addr) bool {
+		return slices.ContainsFunc(c.Maps, func(m Map) bool { return m.Mapped.Contains(a) })
+	}
+	own := map[netip.Addr]bool{}
+	for _, a := range c.addresses() {
+		own[a] = true
+	}
+	// guarded reports whether the guard drops untranslated packets between two addresses.
+	guarded := func(from, to netip.Addr) bool {
+		return inside(from) && !own[to] && leaves(to) && !slices.ContainsFunc(plain, func(p *Policy) bool { return p.between(from, to) })
+	}
+	return func(t Track) string {
+		switch {
+		case !Connectionless(t.Protocol) || mapped(t.Destination):
+			return ""
+		case t.GoesTo != t.Destination:
+			p := index.Find(Flow{Source: t.Source, Destination: t.Destination, Protocol: t.Protocol, Port: t.Port})
+			if p == nil || !p.To.IsValid() || p.Does() == Reject {
+				return "" // a policy that goes ends no flow
+			}
+			if p.To.Addr() != t.GoesTo || t.Port != 0 && p.To.Port() != 0 && p.To.Port() != t.ServerPort {
+				return "policy " + p.Name + " sends them to another server"
+			}
+		case t.LeavesAs == t.Source && (guarded(t.Source, t.GoesTo) || guarded(t.Destination, t.Source)):
+			return "they are not translated, and no policy lets them leave so"
+		}
+		return ""
+	}
+}
