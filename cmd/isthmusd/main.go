@@ -32,6 +32,7 @@ import (
 	"github.com/isthmus-net/isthmus/router"
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/auth"
+	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/egress/dns"
 	"github.com/isthmus-net/isthmus/router/egress/takeover"
 	"github.com/isthmus-net/isthmus/router/egress/translog"
@@ -319,8 +320,7 @@ const sealLimit = 10 * time.Second
 func notices(audit *auth.Audit, older string) []*isthmusv1.Condition {
 	out := audit.Conditions()
 	if older != "" {
-		out = append(out, &isthmusv1.Condition{Type: "StateOlder", Severity: "error",
-			Message: "the state directory is older than it was, as when a copy is put back: " + older + "; certificates and secrets that were revoked or replaced since may be valid again: look through `isthmus client list`, revoke again, and apply the document again"})
+		out = append(out, condition.StateOlder.Error(time.Time{}, "%s", "the state directory is older than it was, as when a copy is put back: "+older+"; certificates and secrets that were revoked or replaced since may be valid again: look through `isthmus client list`, revoke again, and apply the document again"))
 	}
 	return out
 }

@@ -12,9 +12,9 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 )
 
 // Event says at which moment an audit line was written.
@@ -192,8 +192,7 @@ func (l *Audit) Conditions() []*isthmusv1.Condition {
 	if l.replaced.IsZero() || l.now().Sub(l.replaced) > replacedFor {
 		return nil
 	}
-	return []*isthmusv1.Condition{{Type: "AuditLogReplaced", Severity: "warning", Since: timestamppb.New(l.replaced),
-		Message: l.name + " was removed, renamed or replaced under the daemon, and was made again: look for who did that; the daemon rotates the log itself"}}
+	return []*isthmusv1.Condition{condition.AuditLogReplaced.Warning(l.replaced, "%s", l.name+" was removed, renamed or replaced under the daemon, and was made again: look for who did that; the daemon rotates the log itself")}
 }
 
 // write appends an entry and returns once it is on disk.

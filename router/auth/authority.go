@@ -32,6 +32,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
@@ -263,20 +264,18 @@ func (a *Authority) authorityConditions() []*isthmusv1.Condition {
 	a.mu.Lock()
 	failed := a.failed
 	a.mu.Unlock()
-	one := func(kind, severity, message string) []*isthmusv1.Condition {
-		return []*isthmusv1.Condition{{Type: kind, Severity: severity, Message: message}}
-	}
+	one := func(c *isthmusv1.Condition) []*isthmusv1.Condition { return []*isthmusv1.Condition{c} }
 	c, err := a.authority()
 	now := a.now()
 	switch {
 	case failed != nil:
-		return one("NoAuthority", "error", "making the certificate authority and the first admin failed: "+failed.Error()+"; the next start tries again")
+		return one(condition.NoAuthority.Error(time.Time{}, "making the certificate authority and the first admin failed: %v; the next start tries again", failed))
 	case err != nil:
-		return one("ClockWrong", "error", err.Error()+"; until then the API works over the unix socket alone")
+		return one(condition.ClockWrong.Error(time.Time{}, "%v; until then the API works over the unix socket alone", err))
 	case now.After(c.cert.NotAfter.Add(-authorityWarning)):
-		return one("AuthorityEnds", "error", fmt.Sprintf("the certificate authority ends at %s, and with it every certificate: see whether the clock is right, then `isthmus authority renew`", c.cert.NotAfter.UTC().Format(time.RFC3339)))
+		return one(condition.AuthorityEnds.Error(time.Time{}, "the certificate authority ends at %s, and with it every certificate: see whether the clock is right, then `isthmus authority renew`", c.cert.NotAfter.UTC().Format(time.RFC3339)))
 	case c.overlapping(now):
-		return one("AuthorityRenewed", "warning", fmt.Sprintf("the authority before the present one is trusted until %s: let each client run isthmus client renew until then, or issue new contexts", c.until.UTC().Format(time.RFC3339)))
+		return one(condition.AuthorityRenewed.Warning(time.Time{}, "the authority before the present one is trusted until %s: let each client run isthmus client renew until then, or issue new contexts", c.until.UTC().Format(time.RFC3339)))
 	}
 	return nil
 }

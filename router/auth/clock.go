@@ -8,6 +8,7 @@ import (
 	"time"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 )
 
 // seen is the newest thing that the authority has signed: itself, or the certificate of a client that is not revoked.
@@ -164,5 +165,5 @@ func (a *Authority) clockConditions() []*isthmusv1.Condition {
 	if r.wrong == notWrong {
 		return nil
 	}
-	return []*isthmusv1.Condition{{Type: "ClockWrong", Severity: "error", Message: r.why(a.options.Sane)}}
+	return []*isthmusv1.Condition{condition.ClockWrong.Error(time.Time{}, "%s", r.why(a.options.Sane))}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
@@ -56,8 +57,7 @@ func (a *Authority) endingConditions() []*isthmusv1.Condition {
 		if n > maxEnding {
 			text += fmt.Sprintf(" and %d more (isthmus client list)", n-maxEnding)
 		}
-		out = append(out, &isthmusv1.Condition{Type: "ClientsExpire", Severity: "warning",
-			Message: "client certificates end soon: " + text + ": let each client run isthmus client renew, or issue others (isthmus client issue)"})
+		out = append(out, condition.ClientsExpire.Warning(time.Time{}, "%s", "client certificates end soon: "+text+": let each client run isthmus client renew, or issue others (isthmus client issue)"))
 	}
 	return out
 }
@@ -69,9 +69,9 @@ func lastAdmin(c store.Client, now time.Time) *isthmusv1.Condition {
 		severity = "error"
 	}
 	if left <= 0 {
-		return &isthmusv1.Condition{Type: "ClientExpires", Severity: severity, Message: fmt.Sprintf("the last certificate of an admin, %s of %s, ended at %s: as root on the node, "+
-			"issue another one (isthmus client issue), or revoke this one if root alone is to manage the node", c.Serial, c.Name, ends)}
+		return condition.ClientExpires.With(condition.Severity(severity), time.Time{}, "the last certificate of an admin, %s of %s, ended at %s: as root on the node, "+
+			"issue another one (isthmus client issue), or revoke this one if root alone is to manage the node", c.Serial, c.Name, ends)
 	}
-	return &isthmusv1.Condition{Type: "ClientExpires", Severity: severity, Message: fmt.Sprintf("the last certificate of an admin, %s of %s, ends at %s, and then root on the node alone manages it: "+
-		"let %s run isthmus client renew, or issue another one (isthmus client issue)", c.Serial, c.Name, ends, c.Name)}
+	return condition.ClientExpires.With(condition.Severity(severity), time.Time{}, "the last certificate of an admin, %s of %s, ends at %s, and then root on the node alone manages it: "+
+		"let %s run isthmus client renew, or issue another one (isthmus client issue)", c.Serial, c.Name, ends, c.Name)
 }

@@ -12,6 +12,7 @@ import (
 	"unicode"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 )
 
 // serverFor is what a server certificate was issued for. The zero one fits nothing.
@@ -100,6 +101,5 @@ func (a *Authority) serverConditions() []*isthmusv1.Condition {
 	if err == nil {
 		text = "the present one ends at " + a.server.Leaf.NotAfter.UTC().Format(time.RFC3339) + ", and then the API cannot be reached over the network"
 	}
-	return []*isthmusv1.Condition{{Type: "ServerCertificate", Severity: "error",
-		Message: "renewing the certificate of the API failed: " + a.unable.Error() + ": " + text + ": restart isthmusd, or make a new authority (isthmus authority renew)"}}
+	return []*isthmusv1.Condition{condition.ServerCertificate.Error(time.Time{}, "%s", "renewing the certificate of the API failed: "+a.unable.Error()+": "+text+": restart isthmusd, or make a new authority (isthmus authority renew)")}
 }

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/platform"
 	"github.com/isthmus-net/isthmus/router/spec"
 )
@@ -215,8 +216,7 @@ func (b *Boot) Conditions() (out []*isthmusv1.Condition) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.damaged != nil {
-		out = append(out, &isthmusv1.Condition{Type: "FirstBootUnknown", Severity: "warning", Since: timestamppb.New(b.began),
-			Message: b.damaged.Error() + "; user-data is not used: apply a document"})
+		out = append(out, condition.FirstBootUnknown.Warning(b.began, "%v; user-data is not used: apply a document", b.damaged))
 	}
 	for _, c := range []*isthmusv1.Condition{b.trouble, b.report} {
 		if c != nil {
@@ -228,19 +228,16 @@ func (b *Boot) Conditions() (out []*isthmusv1.Condition) {
 		if !b.read.IsZero() {
 			age = fmt.Sprintf("the platform's facts are %v old", time.Since(b.read).Round(time.Second))
 		}
-		out = append(out, &isthmusv1.Condition{Type: "FactsOld", Severity: "warning", Since: timestamppb.New(b.factsBad), Message: age + ": " + b.factsErr.Error()})
+		out = append(out, condition.FactsOld.Warning(b.factsBad, "%s", age+": "+b.factsErr.Error()))
 	}
 	if b.unusable != nil {
-		out = append(out, &isthmusv1.Condition{Type: "FactsUnusable", Severity: "error", Since: timestamppb.New(b.read),
-			Message: "the document cannot be used with what the platform says, and what runs stays as it is: " + b.unusable.Error()})
+		out = append(out, condition.FactsUnusable.Error(b.read, "%s", "the document cannot be used with what the platform says, and what runs stays as it is: "+b.unusable.Error()))
 	}
 	if b.moved != "" && time.Since(b.movedAt) < movedFor {
-		out = append(out, &isthmusv1.Condition{Type: "PublicAddressChanged", Severity: "warning", Since: timestamppb.New(b.movedAt),
-			Message: b.moved + "; peers and partners that know a former one do not reach the node by it"})
+		out = append(out, condition.PublicAddressChanged.Warning(b.movedAt, "%s", b.moved+"; peers and partners that know a former one do not reach the node by it"))
 	}
 	if b.rec.Other != "" {
-		out = append(out, &isthmusv1.Condition{Type: "InstanceChanged", Severity: "error", Since: timestamppb.New(b.rec.Since),
-			Message: fmt.Sprintf("this state was made on instance %s and is on %s: when it is a copy, both nodes have the same keys: set new secrets on one of them and `isthmus authority renew`, which ends this condition", b.rec.Instance, b.rec.Other)})
+		out = append(out, condition.InstanceChanged.Error(b.rec.Since, "this state was made on instance %s and is on %s: when it is a copy, both nodes have the same keys: set new secrets on one of them and `isthmus authority renew`, which ends this condition", b.rec.Instance, b.rec.Other))
 	}
 	return out
 }

@@ -14,9 +14,8 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
-
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/platform"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
@@ -148,7 +147,7 @@ func (b *Boot) Run(ctx context.Context, node Node) {
 	b.o.Log.Info("platform found", "platform", string(kind))
 	reader, err := platform.Open(kind, b.o.Reader)
 	if err != nil {
-		b.say("FirstBootFailed", "error", err.Error())
+		b.say(condition.FirstBootFailed.Error(time.Now(), "%v", err))
 		return
 	}
 	var wg sync.WaitGroup
@@ -177,18 +176,13 @@ func (b *Boot) find(ctx context.Context) platform.Kind {
 	}
 }
 
-// say has a condition tell how user-data is; without a message none does.
-func (b *Boot) say(kind, severity, message string) {
+// say has a condition tell how user-data is. Nil: all is well. The time of the same condition stays.
+func (b *Boot) say(c *isthmusv1.Condition) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if message == "" {
-		b.trouble = nil
-		return
+	if c == nil || b.trouble == nil || b.trouble.Type != c.Type || b.trouble.Message != c.Message {
+		b.trouble = c
 	}
-	if b.trouble != nil && b.trouble.Type == kind && b.trouble.Message == message {
-		return
-	}
-	b.trouble = &isthmusv1.Condition{Type: kind, Severity: severity, Message: message, Since: timestamppb.Now()}
 }
 
 // take reads user-data and uses it, once in the life of a node.
@@ -203,7 +197,7 @@ func (b *Boot) take(ctx context.Context, reader platform.Reader) {
 		return
 	}
 	if _, err := os.Lstat(tried); err == nil {
-		b.say("UserDataRefused", "error", "user-data was refused in this boot; the console says why, and "+b.o.Console+": change the user-data and boot again, or apply a document")
+		b.say(condition.UserDataRefused.Error(time.Now(), "%s", "user-data was refused in this boot; the console says why, and "+b.o.Console+": change the user-data and boot again, or apply a document"))
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, b.o.Deadline)
@@ -215,11 +209,11 @@ func (b *Boot) take(ctx context.Context, reader platform.Reader) {
 			b.o.Log.Warn("user-data is not there yet; trying again", "err", err)
 			last = err.Error()
 		}
-		b.say("FirstBootWaiting", "warning", fmt.Sprintf("%v; the first boot is tried again until %s", err, until))
+		b.say(condition.FirstBootWaiting.Warning(time.Now(), "%v; the first boot is tried again until %s", err, until))
 	}
 	gaveUp := func(err error) {
 		b.o.Log.Error("first boot failed; the next start tries again", "err", err)
-		b.say("FirstBootFailed", "error", err.Error()+"; the next start tries again; or apply a document")
+		b.say(condition.FirstBootFailed.Error(time.Now(), "%v; the next start tries again; or apply a document", err))
 		b.note("first boot failed: " + err.Error())
 	}
 	var data []byte
@@ -232,11 +226,11 @@ func (b *Boot) take(ctx context.Context, reader platform.Reader) {
 	if what := Foreign(data); what != "" {
 		b.o.Log.Info("user-data is not for isthmus and is ignored; its first line is to be "+Header, "it is", what)
 		if what == "nothing" {
-			b.say("", "", "")
+			b.say(nil)
 			b.note("no user-data was given; waiting for a document")
 			return
 		}
-		b.say("UserDataIgnored", "warning", "user-data is "+what+" and is ignored: its first line is to be `"+Header+"`; or apply a document")
+		b.say(condition.UserDataIgnored.Warning(time.Now(), "%s", "user-data is "+what+" and is ignored: its first line is to be `"+Header+"`; or apply a document"))
 		b.note("user-data is " + what + " and is ignored: its first line is to be " + Header + "; waiting for a document")
 		return
 	}
@@ -248,7 +242,7 @@ func (b *Boot) take(ctx context.Context, reader platform.Reader) {
 			b.o.Log.Warn("refused user-data is looked at again at the next start", "err", err)
 		}
 		b.o.Log.Error("user-data was refused; nothing of it was used", "problems", len(problems), "they are in", b.o.Console)
-		b.say("UserDataRefused", "error", fmt.Sprintf("user-data was refused, and nothing of it was used: %s; change it and boot again, or apply a document", oneLine(problems)))
+		b.say(condition.UserDataRefused.Error(time.Now(), "user-data was refused, and nothing of it was used: %s; change it and boot again, or apply a document", oneLine(problems)))
 		lines := []string{"user-data was refused, and nothing of it was used:"}
 		for _, p := range problems {
 			lines = append(lines, "  "+p.String())
@@ -263,7 +257,7 @@ func (b *Boot) take(ctx context.Context, reader platform.Reader) {
 	}
 	if u.Digest == rec.Refused {
 		const again = "this user-data was refused at an earlier boot and is not tried again: change it and boot again, or apply a document"
-		b.say("UserDataRefused", "error", again)
+		b.say(condition.UserDataRefused.Error(time.Now(), "%s", again))
 		b.note(again)
 		return
 	}
@@ -291,7 +285,7 @@ func (b *Boot) take(ctx context.Context, reader platform.Reader) {
 	case err != nil && !errors.Is(context.Cause(ctx), context.Canceled):
 		gaveUp(err)
 	case err == nil:
-		b.say("", "", "")
+		b.say(nil)
 		b.show()
 	}
 }
@@ -421,8 +415,7 @@ func (b *Boot) tellReady(ctx context.Context, reader platform.Reader) {
 		defer b.mu.Unlock()
 		if b.report == nil || !strings.Contains(b.report.Message, err.Error()) {
 			b.o.Log.Warn("reporting to the platform that the node is ready; trying again", "err", err)
-			b.report = &isthmusv1.Condition{Type: "NotReported", Severity: "warning", Since: timestamppb.Now(),
-				Message: fmt.Sprintf("the platform does not hear that the node is ready, and may call its creation failed: %v", err)}
+			b.report = condition.NotReported.Warning(time.Now(), "the platform does not hear that the node is ready, and may call its creation failed: %v", err)
 		}
 	})
 	if err != nil {

@@ -7,11 +7,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/image/slot"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 )
 
 // Disks returns the names of the disks that have the loader's partition of a node, below sys, which is /sys but in tests.
@@ -58,5 +60,5 @@ func copies(disks []string, root string) *isthmusv1.Condition {
 	if !slices.Contains(disks, root) || len(others) == 0 {
 		return nil
 	}
-	return &isthmusv1.Condition{Type: "DiskCopied", Severity: "warning", Message: fmt.Sprintf("the node runs from disk %s and uses nothing of %s, which has the same partitions: detach it before the next start, since the firmware chooses the disk that is started", root, strings.Join(others, ", "))}
+	return condition.DiskCopied.Warning(time.Time{}, "the node runs from disk %s and uses nothing of %s, which has the same partitions: detach it before the next start, since the firmware chooses the disk that is started", root, strings.Join(others, ", "))
 }

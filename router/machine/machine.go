@@ -20,6 +20,7 @@ import (
 	"github.com/isthmus-net/isthmus/image/slot"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/condition"
 )
 
 // Helper does with the disk and the machine what is asked of it; helper.Client is one.
@@ -233,7 +234,7 @@ func (m *Machine) onTrial(st *helper.Status, lacks []string) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.trial, m.missed = &isthmusv1.Condition{Type: "SlotOnTrial", Severity: "warning", Message: text}, lacks
+	m.trial, m.missed = condition.SlotOnTrial.Warning(time.Time{}, "%s", text), lacks
 }
 
 // settle keeps the conditions of a machine whose slot is not on trial.
@@ -242,8 +243,8 @@ func (m *Machine) settle(st *helper.Status) {
 	defer m.mu.Unlock()
 	m.trial, m.missed, m.failed = nil, nil, nil
 	if st.Env.Failed != slot.None {
-		m.failed = &isthmusv1.Condition{Type: "SlotFailed", Severity: "warning", Message: fmt.Sprintf("slot %s (version %s) was given up, and the machine has returned to slot %s: %s; `isthmus system upgrade` with a slot that works ends this",
-			st.Env.Failed, st.Slots[st.Env.Failed].Version, st.Running, m.why(st))}
+		m.failed = condition.SlotFailed.Warning(time.Time{}, "slot %s (version %s) was given up, and the machine has returned to slot %s: %s; `isthmus system upgrade` with a slot that works ends this",
+			st.Env.Failed, st.Slots[st.Env.Failed].Version, st.Running, m.why(st))
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/isthmus-net/isthmus/image/slot"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
@@ -248,17 +249,15 @@ func (s *Seal) Conditions() (out []*isthmusv1.Condition) {
 		if is.With != "" {
 			text += ", then `isthmus system seal " + is.With + " --abandon`"
 		}
-		out = append(out, &isthmusv1.Condition{Type: "Sealed", Severity: "error", Message: text})
+		out = append(out, condition.Sealed.Error(time.Time{}, "%s", text))
 	}
 	if is.Bare > 0 {
-		out = append(out, &isthmusv1.Condition{Type: "SecretsNotSealed", Severity: "warning",
-			Message: fmt.Sprintf("%d secrets are encrypted with the node key alone, which is on the same disk: they were set while the seal was closed, or writing them failed; they are sealed once it is open: `isthmus system unseal`, or `isthmus system seal tpm2 --abandon`", is.Bare)})
+		out = append(out, condition.SecretsNotSealed.Warning(time.Time{}, "%d secrets are encrypted with the node key alone, which is on the same disk: they were set while the seal was closed, or writing them failed; they are sealed once it is open: `isthmus system unseal`, or `isthmus system seal tpm2 --abandon`", is.Bare))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stale != nil {
-		out = append(out, &isthmusv1.Condition{Type: "SealNotRenewed", Severity: "warning",
-			Message: "the secrets can be read, but their key is not sealed for the next start, which will need the recovery string again: " + s.stale.Error() + "; then `isthmus system unseal` once more, or `isthmus system seal none`"})
+		out = append(out, condition.SealNotRenewed.Warning(time.Time{}, "the secrets can be read, but their key is not sealed for the next start, which will need the recovery string again: %v; then `isthmus system unseal` once more, or `isthmus system seal none`", s.stale))
 	}
 	return out
 }

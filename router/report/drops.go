@@ -2,11 +2,11 @@ package report
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 )
 
 // sampleRetry is how long to wait after the samples of the guard could not be heard, as while a former daemon still listens.
@@ -46,11 +46,10 @@ func (r *Report) guardConditions() []*isthmusv1.Condition {
 	switch {
 	case times == 0:
 	case until.IsZero():
-		return []*isthmusv1.Condition{{Type: "GuardMissing", Severity: "error", Since: stamp(at), Message: "another process removed the rules, and nothing is forwarded until they are back"}}
+		return []*isthmusv1.Condition{condition.GuardMissing.Error(at, "another process removed the rules, and nothing is forwarded until they are back")}
 	case time.Since(until) < lossShown:
-		return []*isthmusv1.Condition{{Type: "GuardWasMissing", Severity: "warning", Since: stamp(at),
-			Message: fmt.Sprintf("another process removed the rules, %d times since the daemon started; they were back after %v, and nothing was forwarded meanwhile; `systemctl disable nftables` when its ruleset begins with `flush ruleset`",
-				times, until.Sub(at).Round(time.Millisecond))}}
+		return []*isthmusv1.Condition{condition.GuardWasMissing.Warning(at, "another process removed the rules, %d times since the daemon started; they were back after %v, and nothing was forwarded meanwhile; `systemctl disable nftables` when its ruleset begins with `flush ruleset`",
+			times, until.Sub(at).Round(time.Millisecond))}
 	}
 	return nil
 }

@@ -1,10 +1,11 @@
 package report
 
 import (
-	"fmt"
 	"slices"
+	"time"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/plan"
 )
@@ -13,18 +14,15 @@ import (
 func wayConditions(t plan.Target, seen fib.Surroundings) (out []*isthmusv1.Condition) {
 	u := t.Underlay
 	if len(seen.Addresses) > 0 && u.Interface != "" && !slices.ContainsFunc(seen.Addresses, func(a fib.Assigned) bool { return a.Interface == u.Interface && a.Prefix.Addr() == u.Address }) {
-		out = append(out, &isthmusv1.Condition{Type: "NoUnderlayAddress", Severity: "error",
-			Message: fmt.Sprintf("interface %s does not have underlay.address %v; `ip address` shows those that it has", u.Interface, u.Address)})
+		out = append(out, condition.NoUnderlayAddress.Error(time.Time{}, "interface %s does not have underlay.address %v; `ip address` shows those that it has", u.Interface, u.Address))
 	}
 	if link, ok := seen.Devices[u.Interface]; ok && len(t.Tunnels) > 0 && link.MTU < u.MTU {
-		out = append(out, &isthmusv1.Condition{Type: "UnderlayMTU", Severity: "error",
-			Message: fmt.Sprintf("interface %s has an MTU of %d and the document counts on %d: packets of tunnels that have no mtu of their own are fragmented or lost; set underlay.mtu to %d", u.Interface, link.MTU, u.MTU, link.MTU)})
+		out = append(out, condition.UnderlayMTU.Error(time.Time{}, "interface %s has an MTU of %d and the document counts on %d: packets of tunnels that have no mtu of their own are fragmented or lost; set underlay.mtu to %d", u.Interface, link.MTU, u.MTU, link.MTU))
 	}
 	for _, c := range t.Tunnels {
 		to := c.Outside().Addr()
 		if by := seen.Way(to); to.IsValid() && by != "" && by != t.Underlay.Interface {
-			out = append(out, &isthmusv1.Condition{Type: "NotByUnderlay", Severity: "error",
-				Message: fmt.Sprintf("tunnel %s: the kernel sends to %v by interface %s, and the document says %s; add a route to it by %s, or change underlay.interface", c.Name, to, by, t.Underlay.Interface, t.Underlay.Interface)})
+			out = append(out, condition.NotByUnderlay.Error(time.Time{}, "tunnel %s: the kernel sends to %v by interface %s, and the document says %s; add a route to it by %s, or change underlay.interface", c.Name, to, by, t.Underlay.Interface, t.Underlay.Interface))
 		}
 	}
 	return out
@@ -33,13 +31,10 @@ func wayConditions(t plan.Target, seen fib.Surroundings) (out []*isthmusv1.Condi
 func (r *Report) charonConditions() (out []*isthmusv1.Condition) {
 	words, since, err := r.Observed.Charon()
 	if err != nil {
-		out = append(out, &isthmusv1.Condition{
-			Type: "CharonUnreachable", Severity: "error", Since: stamp(since),
-			Message: err.Error() + "; established tunnels go on until their keys expire: start charon (systemctl start strongswan)",
-		})
+		out = append(out, condition.CharonUnreachable.Error(since, "%v; established tunnels go on until their keys expire: start charon (systemctl start strongswan)", err))
 	}
 	for _, w := range words {
-		out = append(out, &isthmusv1.Condition{Type: "CharonUnfit", Severity: "warning", Since: stamp(since), Message: w})
+		out = append(out, condition.CharonUnfit.Warning(since, "%s", w))
 	}
 	return out
 }

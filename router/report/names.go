@@ -2,8 +2,8 @@ package report
 
 import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -48,50 +48,40 @@ func (r *Report) nameConditions() (out []*isthmusv1.Condition) {
 	names := r.policyNames()
 	for _, n := range names {
 		if n.LastError != "" {
-			out = append(out, &isthmusv1.Condition{Type: "NameUnresolved", Severity: "warning", Since: n.Failing,
-				Message: fmt.Sprintf("name %s of policies %s: %s; its %d addresses of that family stay for `nameGrace`", n.Name, strings.Join(n.Policies, ", "), n.LastError, r.Resolver.State(n.Name).Stale)})
+			out = append(out, condition.NameUnresolved.Warning(r.Resolver.State(n.Name).Failing, "name %s of policies %s: %s; its %d addresses of that family stay for `nameGrace`", n.Name, strings.Join(n.Policies, ", "), n.LastError, r.Resolver.State(n.Name).Stale))
 		}
 	}
 	for _, n := range names {
 		if n.Differs != nil {
-			out = append(out, &isthmusv1.Condition{Type: "NameDiffers", Severity: "warning", Since: n.Differs,
-				Message: fmt.Sprintf("name %s of policies %s: each answer has addresses that were not in those before, so that clients which ask another resolver are told addresses that are no destinations: have them ask `egress.dnsProxy` of this node", n.Name, strings.Join(n.Policies, ", "))})
+			out = append(out, condition.NameDiffers.Warning(r.Resolver.State(n.Name).Differs, "name %s of policies %s: each answer has addresses that were not in those before, so that clients which ask another resolver are told addresses that are no destinations: have them ask `egress.dnsProxy` of this node", n.Name, strings.Join(n.Policies, ", ")))
 		}
 		if len(n.Refused) > 0 {
-			out = append(out, &isthmusv1.Condition{Type: "AddressesRefused", Severity: "warning",
-				Message: fmt.Sprintf("name %s of policies %s: %s and the like are refused, since they are addresses that the node, a pool, the platform or the inside needs: write those that are wanted in `destinations`", n.Name, strings.Join(n.Policies, ", "), n.Refused[0])})
+			out = append(out, condition.AddressesRefused.Warning(time.Time{}, "name %s of policies %s: %s and the like are refused, since they are addresses that the node, a pool, the platform or the inside needs: write those that are wanted in `destinations`", n.Name, strings.Join(n.Policies, ", "), n.Refused[0]))
 		}
 	}
 	if l, err, since, n := r.Resolver.Deaf(); n > 0 && time.Since(since) > deafTold {
-		out = append(out, &isthmusv1.Condition{Type: "DNSProxyDown", Severity: "warning", Since: stamp(since),
-			Message: fmt.Sprintf("the DNS proxy does not listen at %d of its places, the first one %v by interface %s: %s: the address must be one of this node, and no other program may listen at port 53 of it", n, l.Address, l.Interface, err)})
+		out = append(out, condition.DNSProxyDown.Warning(since, "the DNS proxy does not listen at %d of its places, the first one %v by interface %s: %s: the address must be one of this node, and no other program may listen at port 53 of it", n, l.Address, l.Interface, err))
 	}
 	if n, last, host := r.Resolver.Dropped(); n > 0 && time.Since(last) < time.Minute {
-		out = append(out, &isthmusv1.Condition{Type: "QueriesDropped", Severity: "warning", Since: stamp(last),
-			Message: fmt.Sprintf("the DNS proxy has dropped %d queries since the start, the last one of %v: a client, or all of a tunnel, asks for more than resolvers answer", n, host)})
+		out = append(out, condition.QueriesDropped.Warning(last, "the DNS proxy has dropped %d queries since the start, the last one of %v: a client, or all of a tunnel, asks for more than resolvers answer", n, host))
 	}
 	if n, last, iface := r.Resolver.Limited(); n > 0 && time.Since(last) < time.Minute {
-		out = append(out, &isthmusv1.Condition{Type: "NewNamesLimited", Severity: "warning", Since: stamp(last),
-			Message: fmt.Sprintf("the DNS proxy has refused %d answers since the start, the last one to a client behind %s: they would have given names more new addresses than one attachment may (1000 at once, 100 a second): look which host asks, or write prefixes in `destinations`", n, iface)})
+		out = append(out, condition.NewNamesLimited.Warning(last, "the DNS proxy has refused %d answers since the start, the last one to a client behind %s: they would have given names more new addresses than one attachment may (1000 at once, 100 a second): look which host asks, or write prefixes in `destinations`", n, iface))
 	}
 	if n, last, name := r.Resolver.Refused(); n > 0 && time.Since(last) < time.Minute {
-		out = append(out, &isthmusv1.Condition{Type: "AnswersRefused", Severity: "warning", Since: stamp(last),
-			Message: fmt.Sprintf("the DNS proxy has refused %d answers since the start, the last one for %s: they have addresses that the node, a pool, the platform or the inside needs", n, name)})
+		out = append(out, condition.AnswersRefused.Warning(last, "the DNS proxy has refused %d answers since the start, the last one for %s: they have addresses that the node, a pool, the platform or the inside needs", n, name))
 	}
 	conflicts := r.Applied.Conflicts()
 	for i, c := range conflicts {
 		if i == maxToldConflicts {
-			out = append(out, &isthmusv1.Condition{Type: "NameShared", Severity: "warning",
-				Message: fmt.Sprintf("%d more addresses of names are no destinations of their policies", len(conflicts)-i)})
+			out = append(out, condition.NameShared.Warning(time.Time{}, "%d more addresses of names are no destinations of their policies", len(conflicts)-i))
 			break
 		}
 		if c.Winner == "" {
-			out = append(out, &isthmusv1.Condition{Type: "NameTooLarge", Severity: "warning",
-				Message: fmt.Sprintf("%v of name %s is no destination of policy %s, since %v: give the policy fewer sources or ports, or names with fewer addresses", c.Address, c.Name, c.Policy, nat.ErrTooManyRules)})
+			out = append(out, condition.NameTooLarge.Warning(time.Time{}, "%v of name %s is no destination of policy %s, since %v: give the policy fewer sources or ports, or names with fewer addresses", c.Address, c.Name, c.Policy, nat.ErrTooManyRules))
 			continue
 		}
-		out = append(out, &isthmusv1.Condition{Type: "NameShared", Severity: "warning",
-			Message: fmt.Sprintf("%v of name %s is no destination of policy %s, since policy %s decides the same flows to it", c.Address, c.Name, c.Policy, c.Winner)})
+		out = append(out, condition.NameShared.Warning(time.Time{}, "%v of name %s is no destination of policy %s, since policy %s decides the same flows to it", c.Address, c.Name, c.Policy, c.Winner))
 	}
 	return out
 }

@@ -7,35 +7,33 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/document"
 	"github.com/isthmus-net/isthmus/router/egress/translog"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// Room in bytes for documents, secrets and the audit log: so little that somebody should make some, and too little for a large document.
+// Room in bytes for documents, secrets and the audit log: too little for comfort, and too little for a large document.
 const (
-	tight = 16 << 20
-	full  = 2 << 20
+	lowSpace = 16 << 20
+	noSpace  = 2 << 20
 )
 
 func (r *Report) roomConditions() []*isthmusv1.Condition {
-	c := &isthmusv1.Condition{Type: "StateNotWritable", Severity: "error", Since: stamp(r.started)}
 	bytes, readOnly, err := r.Store.Room()
 	switch {
 	case err != nil:
-		c.Message = err.Error()
+		return []*isthmusv1.Condition{condition.StateNotWritable.Error(r.started, "%v", err)}
 	case readOnly:
-		c.Message = "the file system of the state directory is read-only: what runs goes on, changes are refused"
-	case bytes < tight:
-		c.Type, c.Severity = "StateFull", "warning"
-		if bytes < full {
-			c.Severity = "error"
+		return []*isthmusv1.Condition{condition.StateNotWritable.Error(r.started, "the file system of the state directory is read-only: what runs goes on, changes are refused")}
+	case bytes < lowSpace:
+		severity := condition.Warning
+		if bytes < noSpace {
+			severity = condition.Error
 		}
-		c.Message = fmt.Sprintf("%d KiB are left on the file system of the state directory: without room changes are refused", bytes>>10)
-	default:
-		return nil
+		return []*isthmusv1.Condition{condition.StateFull.With(severity, r.started, "%d KiB are left on the file system of the state directory: without room changes are refused", bytes>>10)}
 	}
-	return []*isthmusv1.Condition{c}
+	return nil
 }
 
 // status tells about the node as a whole.
@@ -52,10 +50,7 @@ func (r *Report) status() *isthmusv1.SystemStatus {
 		BgpWrites: c.BGP, BgpStarts: c.BGPStarts,
 	}
 	if d.Invalid != nil {
-		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
-			Type: "DocumentUnusable", Severity: "error", Since: stamp(r.started),
-			Message: d.Invalid.Error() + "; what runs is left as it is: mend the cause and apply a document",
-		})
+		s.Conditions = append(s.Conditions, condition.DocumentUnusable.Error(r.started, "%v; what runs is left as it is: mend the cause and apply a document", d.Invalid))
 	}
 	s.Conditions = append(s.Conditions, r.startConditions(d)...)
 	s.Conditions = append(s.Conditions, secretConditions(d)...)
@@ -66,36 +61,28 @@ func (r *Report) status() *isthmusv1.SystemStatus {
 		s.Conditions = append(s.Conditions, r.Notices()...)
 	}
 	if newest := r.Store.Newest(); newest > d.Present.Generation {
-		c := &isthmusv1.Condition{
-			Type: "DocumentDamaged", Severity: "error", Since: stamp(r.started),
-			Message: fmt.Sprintf("generation %d cannot be read, and the node has generation %d instead: apply the document again", newest, d.Present.Generation),
-		}
+		c := condition.DocumentDamaged.Error(r.started, "generation %d cannot be read, and the node has generation %d instead: apply the document again", newest, d.Present.Generation)
 		if _, err := r.Store.Revision(newest); errors.Is(err, store.ErrNewer) {
-			c.Type = "DocumentNewer"
-			c.Message = fmt.Sprintf("generation %d was %v; the node has generation %d instead", newest, store.ErrNewer, d.Present.Generation)
+			c = condition.DocumentNewer.Error(r.started, "generation %d was %v; the node has generation %d instead", newest, store.ErrNewer, d.Present.Generation)
 		}
 		s.Conditions = append(s.Conditions, c)
 	}
 	s.Conditions = append(s.Conditions, r.roomConditions()...)
 	for _, err := range r.Store.Damage() {
-		kind := "StoreDamaged"
+		kind := condition.StoreDamaged
 		if errors.Is(err, store.ErrNewer) {
-			kind = "StoreNewer"
+			kind = condition.StoreNewer
 		}
-		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
-			Type: kind, Severity: "warning", Since: stamp(r.started), Message: err.Error(),
-		})
+		s.Conditions = append(s.Conditions, kind.Warning(r.started, "%v", err))
 	}
 	if !d.Present.ConfirmBy.IsZero() {
-		c := &isthmusv1.Condition{
-			Type: "NotConfirmed", Severity: "warning", Since: stamp(d.Present.Time),
-			Message: fmt.Sprintf("generation %d goes back to %s at %s unless `isthmus confirm %[1]d` is called", d.Present.Generation, formerly(d.Present.RevertTo), d.Present.ConfirmBy.UTC().Format(time.RFC3339)),
-		}
-		if d.Stuck != nil {
-			c.Severity, c.Message = "error", fmt.Sprintf("generation %d was not confirmed, and going back to %s fails: %v", d.Present.Generation, formerly(d.Present.RevertTo), d.Stuck)
-		}
-		if d.Reverted {
-			c.Message = fmt.Sprintf("generation %d was not confirmed, and %s is carried out again, but cannot be stored: %v", d.Present.Generation, formerly(d.Present.RevertTo), d.Stuck)
+		generation, former := d.Present.Generation, formerly(d.Present.RevertTo)
+		c := condition.NotConfirmed.Warning(d.Present.Time, "generation %d goes back to %s at %s unless `isthmus confirm %[1]d` is called", generation, former, d.Present.ConfirmBy.UTC().Format(time.RFC3339))
+		switch {
+		case d.Reverted:
+			c = condition.NotConfirmed.Error(d.Present.Time, "generation %d was not confirmed, and %s is carried out again, but cannot be stored: %v", generation, former, d.Stuck)
+		case d.Stuck != nil:
+			c = condition.NotConfirmed.Error(d.Present.Time, "generation %d was not confirmed, and going back to %s fails: %v", generation, former, d.Stuck)
 		}
 		s.Conditions = append(s.Conditions, c)
 	}
@@ -115,9 +102,7 @@ func (r *Report) status() *isthmusv1.SystemStatus {
 		s.Conditions = append(s.Conditions, logConditions(log)...)
 	}
 	for _, o := range r.Applied.Failures() {
-		s.Conditions = append(s.Conditions, &isthmusv1.Condition{
-			Type: "NotApplied", Severity: "error", Since: stamp(o.Since), Message: fmt.Sprintf("%s: %v", o.Key, o.Err),
-		})
+		s.Conditions = append(s.Conditions, condition.NotApplied.Error(o.Since, "%s: %v", o.Key, o.Err))
 	}
 	return s
 }
@@ -134,15 +119,13 @@ func formerly(generation uint64) string {
 func (r *Report) startConditions(d document.Status) []*isthmusv1.Condition {
 	switch {
 	case d.Safe:
-		return []*isthmusv1.Condition{{Type: "SafeStart", Severity: "error", Since: stamp(r.started),
-			Message: "the daemon was started with -safe and carries nothing out; what runs stays as it is: apply a document or `isthmus rollback`, then start it without -safe"}}
+		return []*isthmusv1.Condition{condition.SafeStart.Error(r.started, "the daemon was started with -safe and carries nothing out; what runs stays as it is: apply a document or `isthmus rollback`, then start it without -safe")}
 	case d.Dying:
 		instead := "nothing is carried out, and what runs stays as it is"
 		if d.Held != nil {
 			instead = fmt.Sprintf("generation %d is carried out in its place", d.Held.Generation)
 		}
-		return []*isthmusv1.Condition{{Type: "GenerationHeldBack", Severity: "error", Since: stamp(r.started),
-			Message: fmt.Sprintf("the daemon died again and again while it carried out generation %d, and %s: apply another document, or `isthmus rollback`", d.Present.Generation, instead)}}
+		return []*isthmusv1.Condition{condition.GenerationHeldBack.Error(r.started, "the daemon died again and again while it carried out generation %d, and %s: apply another document, or `isthmus rollback`", d.Present.Generation, instead)}
 	}
 	return nil
 }
@@ -158,8 +141,7 @@ func secretConditions(d document.Status) (out []*isthmusv1.Condition) {
 			more++
 			continue
 		}
-		out = append(out, &isthmusv1.Condition{Type: "SecretMissing", Severity: "error", Since: stamp(d.Present.Time),
-			Message: fmt.Sprintf("%s: secret %s is not stored, and what uses it waits for it: `isthmus secret set %s`", u.Path, u.Name, u.Name)})
+		out = append(out, condition.SecretMissing.Error(d.Present.Time, "%s: secret %s is not stored, and what uses it waits for it: `isthmus secret set %s`", u.Path, u.Name, u.Name))
 	}
 	if more > 0 {
 		out[maxMissing-1].Message += fmt.Sprintf("; and %d more secrets are missing", more)

@@ -2,8 +2,7 @@ package report
 
 import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
-
-	"fmt"
+	"github.com/isthmus-net/isthmus/router/condition"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -49,16 +48,10 @@ func peerStatus(c bgp.Peer, s bgp.PeerState) *isthmusv1.PeerStatus {
 		p.RouterId = s.RouterID.String()
 	}
 	if s.HeldBack > 0 {
-		p.Conditions = append(p.Conditions, &isthmusv1.Condition{
-			Type: "PrefixesHeldBack", Severity: "warning", Since: stamp(s.Since),
-			Message: fmt.Sprintf("%d prefixes are not announced: export.maxPrefixes is %d; put aggregates into `announce`, or raise it to what the peer takes", s.HeldBack, c.Export.MaxPrefixes),
-		})
+		p.Conditions = append(p.Conditions, condition.PrefixesHeldBack.Warning(s.Since, "%d prefixes are not announced: export.maxPrefixes is %d; put aggregates into `announce`, or raise it to what the peer takes", s.HeldBack, c.Export.MaxPrefixes))
 	}
 	if s.State == bgp.Quarantined {
-		p.Conditions = append(p.Conditions, &isthmusv1.Condition{
-			Type: "Quarantined", Severity: "error", Since: stamp(s.Since),
-			Message: s.QuarantineReason + "; `isthmus reset peer " + c.Name + "` ends it",
-		})
+		p.Conditions = append(p.Conditions, condition.Quarantined.Error(s.Since, "%s", s.QuarantineReason+"; `isthmus reset peer "+c.Name+"` ends it"))
 	}
 	return p
 }

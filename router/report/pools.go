@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/router/egress/health"
 )
@@ -61,13 +62,13 @@ func (r *Report) poolConditions() (out []*isthmusv1.Condition) {
 				}
 			}
 		}
-		c := &isthmusv1.Condition{Type: "PoolDegraded", Severity: "warning", Since: stamp(last.Since), Message: fmt.Sprintf("pool %s: %s", p.Name, strings.Join(why, "; "))}
+		c := condition.PoolDegraded.Warning(last.Since, "pool %s: %s", p.Name, strings.Join(why, "; "))
 		if p.Usable() == 0 {
-			c.Type, c.Severity = "PoolDown", "error"
-			c.Message += "; all stay in use"
+			withdrawn := ""
 			if len(p.Announce) > 0 {
-				c.Message += fmt.Sprintf(", and %v is withdrawn from BGP", p.Announce)
+				withdrawn = fmt.Sprintf(", and %v is withdrawn from BGP", p.Announce)
 			}
+			c = condition.PoolDown.Error(last.Since, "pool %s: %s; all stay in use%s", p.Name, strings.Join(why, "; "), withdrawn)
 		}
 		if len(why) > 0 {
 			out = append(out, c)
@@ -86,13 +87,11 @@ func (r *Report) proxyConditions() (out []*isthmusv1.Condition) {
 		if !ok {
 			continue
 		}
-		c := &isthmusv1.Condition{Type: "ProxyDown", Severity: "error", Since: stamp(m.Since)}
-		what := "new flows are rejected"
+		severity, what := condition.Error, "new flows are rejected"
 		if p.Bypass {
-			c.Severity, what = "warning", "new flows are decided by the other policies"
+			severity, what = condition.Warning, "new flows are decided by the other policies"
 		}
-		c.Message = fmt.Sprintf("proxy %v of policy %s is %s, %s; %s", m.Address, p.Name, m.Status, m.Reason(), what)
-		out = append(out, c)
+		out = append(out, condition.ProxyDown.With(severity, m.Since, "proxy %v of policy %s is %s, %s; %s", m.Address, p.Name, m.Status, m.Reason(), what))
 	}
 	return out
 }

@@ -2,9 +2,9 @@ package report
 
 import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/ports"
 
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -87,32 +87,30 @@ func (r *Report) portConditions() (out []*isthmusv1.Condition) {
 	if !ok {
 		return nil
 	}
-	add := func(kind, severity string, since time.Time, format string, args ...any) {
-		out = append(out, &isthmusv1.Condition{Type: kind, Severity: severity, Since: stamp(since), Message: fmt.Sprintf(format, args...)})
-	}
+	add := func(c *isthmusv1.Condition) { out = append(out, c) }
 	const remedy = "add an address to the pool, or spread the clients over more destinations"
 	for _, u := range s.Uses {
 		since := s.Alarms[ports.Alarm{Pool: u.Pool, Address: u.Address, Service: u.Service}]
 		switch {
 		case u.Exhausted && nat.Portless(u.Protocol):
-			add("PortsExhausted", "error", since, "address %s of pool %s is taken toward %s by one flow without ports, as all others are; flows of other sources are refused: add an address to the pool", u.Address, u.Pool, u.Service)
+			add(condition.PortsExhausted.Error(since, "address %s of pool %s is taken toward %s by one flow without ports, as all others are; flows of other sources are refused: add an address to the pool", u.Address, u.Pool, u.Service))
 		case u.Exhausted:
-			add("PortsExhausted", "error", since, "address %s of pool %s uses %d of %d ports to %s, and no other one has more; new flows are refused: %s", u.Address, u.Pool, u.Used, placement.Ports, u.Service, remedy)
+			add(condition.PortsExhausted.Error(since, "address %s of pool %s uses %d of %d ports to %s, and no other one has more; new flows are refused: %s", u.Address, u.Pool, u.Used, placement.Ports, u.Service, remedy))
 		case u.Alarm:
-			add("PortsLow", "warning", since, "address %s of pool %s uses %d of %d ports to %s: %s", u.Address, u.Pool, u.Used, placement.Ports, u.Service, remedy)
+			add(condition.PortsLow.Warning(since, "address %s of pool %s uses %d of %d ports to %s: %s", u.Address, u.Pool, u.Used, placement.Ports, u.Service, remedy))
 		}
 	}
 	switch used := uint64(s.Stats.Entries) * 100; {
 	case s.TableFull:
-		add("ConnectionTableFull", "error", s.TableFullSince, "connection tracking has %d of %d flows; new ones are refused: raise net.netfilter.nf_conntrack_max", s.Stats.Entries, s.Stats.Limit)
+		add(condition.ConnectionTableFull.Error(s.TableFullSince, "connection tracking has %d of %d flows; new ones are refused: raise net.netfilter.nf_conntrack_max", s.Stats.Entries, s.Stats.Limit))
 	case s.Stats.Limit > 0 && used >= 85*uint64(s.Stats.Limit):
-		add("ConnectionTableLow", "warning", time.Time{}, "connection tracking has %d of %d flows: raise net.netfilter.nf_conntrack_max", s.Stats.Entries, s.Stats.Limit)
+		add(condition.ConnectionTableLow.Warning(time.Time{}, "connection tracking has %d of %d flows: raise net.netfilter.nf_conntrack_max", s.Stats.Entries, s.Stats.Limit))
 	}
 	if s.Overflow {
-		add("PlacementsFull", "warning", time.Time{}, "%d sources are placed, which is all that there is room for; others may find no port", s.Placements)
+		add(condition.PlacementsFull.Warning(time.Time{}, "%d sources are placed, which is all that there is room for; others may find no port", s.Placements))
 	}
 	if s.Err != nil {
-		add("PortsUnknown", "warning", s.Since, "counting ports: %v; placements stay as they are", s.Err)
+		add(condition.PortsUnknown.Warning(s.Since, "counting ports: %v; placements stay as they are", s.Err))
 	}
 	return out
 }

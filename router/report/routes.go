@@ -1,6 +1,8 @@
 package report
 
 import (
+	"time"
+
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 
 	"cmp"
@@ -10,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/observe"
 )
@@ -59,9 +62,7 @@ func routeMessage(s fib.RouteState, names map[string]string, peers map[string]bg
 		route.NextHops = append(route.NextHops, hop)
 	}
 	if s.Takes != nil {
-		route.Conditions = append(route.Conditions, &isthmusv1.Condition{
-			Type: "Withheld", Severity: "warning", Message: fmt.Sprintf("the prefix takes %s, %s", shown(s.Takes.Prefix), s.Takes.Why),
-		})
+		route.Conditions = append(route.Conditions, condition.Withheld.Warning(time.Time{}, "the prefix takes %s, %s", shown(s.Takes.Prefix), s.Takes.Why))
 	}
 	return route
 }

@@ -1,9 +1,8 @@
 package report
 
 import (
-	"fmt"
-
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 )
 
 func (r *Report) takeoverConditions() (out []*isthmusv1.Condition) {
@@ -11,18 +10,11 @@ func (r *Report) takeoverConditions() (out []*isthmusv1.Condition) {
 	switch {
 	case s.Paths == 0:
 	case r.Takeover.Mover == nil:
-		out = append(out, &isthmusv1.Condition{
-			Type: "TakeoverImpossible", Severity: "error", Since: stamp(r.started),
-			Message: "the document wants addresses to be taken over, and there is no program that does it: start isthmusd with -mover",
-		})
+		out = append(out, condition.TakeoverImpossible.Error(r.started, "the document wants addresses to be taken over, and there is no program that does it: start isthmusd with -mover"))
 	case s.Err != nil:
-		out = append(out, &isthmusv1.Condition{
-			Type: "TakeoverFailed", Severity: "error", Since: stamp(s.Tried), Message: fmt.Sprintf("taking the public addresses: %v; it is tried again", s.Err),
-		})
+		out = append(out, condition.TakeoverFailed.Error(s.Tried, "taking the public addresses: %v; it is tried again", s.Err))
 	case !s.Tried.IsZero():
-		out = append(out, &isthmusv1.Condition{
-			Type: "TookOver", Severity: "warning", Since: stamp(s.Tried), Message: "the other node did not answer, and this one took the public addresses of the pools",
-		})
+		out = append(out, condition.TookOver.Warning(s.Tried, "the other node did not answer, and this one took the public addresses of the pools"))
 	}
 	return out
 }

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/document"
 	"github.com/isthmus-net/isthmus/router/observe"
 	"github.com/isthmus-net/isthmus/tunnel"
@@ -33,10 +34,7 @@ func texts[T fmt.Stringer](list []T) []string {
 func (r *Report) trouble() map[string]*isthmusv1.Condition {
 	out := map[string]*isthmusv1.Condition{}
 	for _, f := range r.Applied.Failures() {
-		out[f.Key] = &isthmusv1.Condition{
-			Type: "NotApplied", Severity: "error", Since: stamp(f.Since),
-			Message: fmt.Sprintf("%s: %v; trying again at %s", f.Key, f.Err, f.Next.UTC().Format(time.TimeOnly)),
-		}
+		out[f.Key] = condition.NotApplied.Error(f.Since, "%s: %v; trying again at %s", f.Key, f.Err, f.Next.UTC().Format(time.TimeOnly))
 	}
 	return out
 }

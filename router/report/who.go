@@ -11,6 +11,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/egress/translog"
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/router/spec"
@@ -166,19 +167,13 @@ func (r *Report) poolsAt(at time.Time) ([]nat.Pool, error) {
 // logConditions says what the log of translations lacks, or will lack.
 func logConditions(s translog.Status) (out []*isthmusv1.Condition) {
 	if len(s.Problems) > 0 {
-		out = append(out, &isthmusv1.Condition{
-			Type: "TranslationLogDamaged", Severity: "error", Message: "the log of translations is damaged or not written: " + strings.Join(s.Problems, "; "),
-		})
+		out = append(out, condition.TranslationLogDamaged.Error(time.Time{}, "%s", "the log of translations is damaged or not written: "+strings.Join(s.Problems, "; ")))
 	}
 	if s.Lost > 0 {
-		out = append(out, &isthmusv1.Condition{
-			Type: "TranslationLogIncomplete", Severity: "warning", Message: fmt.Sprintf("%d records were lost since the start, because the disk was too slow", s.Lost),
-		})
+		out = append(out, condition.TranslationLogIncomplete.Warning(time.Time{}, "%d records were lost since the start, because the disk was too slow", s.Lost))
 	}
 	if s.Damaged > 0 {
-		out = append(out, &isthmusv1.Condition{
-			Type: "TranslationLogIncomplete", Severity: "warning", Message: fmt.Sprintf("%d ends of flows could not be read since the start", s.Damaged),
-		})
+		out = append(out, condition.TranslationLogIncomplete.Warning(time.Time{}, "%d ends of flows could not be read since the start", s.Damaged))
 	}
 	return out
 }
