@@ -12,9 +12,11 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/isthmus-net/isthmus/router/condition"
 )
 
-// TestDocs keeps docs/cli.md, docs/spec.md and the references in docs/topology.md and docs/install/first-boot.md what the commands and the contract say. With
+// TestDocs keeps docs/cli.md, docs/conditions.md, docs/spec.md and the references in docs/topology.md and docs/install/first-boot.md what the commands and the contract say. With
 // -update it writes them.
 func TestDocs(t *testing.T) {
 	read := func(file string) string {
@@ -40,7 +42,7 @@ func TestDocs(t *testing.T) {
 	guide, _, _ := strings.Cut(read("../../docs/topology.md"), "# The schema\n")
 	boot, _, _ := strings.Cut(read("../../docs/install/first-boot.md"), "# The fields\n")
 	for file, want := range map[string]string{
-		"../../docs/cli.md": cliPage(), "../../docs/spec.md": "# The document\n" + spec, "../../docs/topology.md": guide + "# The schema\n" + topology,
+		"../../docs/cli.md": cliPage(), "../../docs/conditions.md": conditionsPage(), "../../docs/spec.md": "# The document\n" + spec, "../../docs/topology.md": guide + "# The schema\n" + topology,
 		"../../docs/install/first-boot.md": boot + "# The fields\n" + userData,
 	} {
 		if *update {
@@ -67,6 +69,21 @@ func TestSpecPageIsStrict(t *testing.T) {
 			t.Errorf("%s: no error, page is\n%s", what, page)
 		}
 	}
+}
+
+func conditionsPage() string {
+	var b strings.Builder
+	b.WriteString("# Conditions\n\nWhat a node reports when something is not as it should be, in `isthmus get status`, in the lists of tunnels, peers and routes, " +
+		"and over the API.\nWith an **error** something does not work, or will stop working without help. With a **warning** everything works.\n" +
+		"`isthmus describe condition TYPE` prints one entry. This page is made from router/condition by `go test ./cmd/isthmus -run TestDocs -update`.\n")
+	for _, k := range condition.All {
+		var severities []string
+		for _, s := range k.Severities {
+			severities = append(severities, string(s))
+		}
+		fmt.Fprintf(&b, "\n## %s\n\n%s, of a %s. %s\n\n- Cause: %s\n- Remedy: %s\n", k.Name, strings.ToUpper(severities[0][:1])+strings.Join(severities, " or ")[1:], k.Of, k.Meaning, k.Cause, k.Remedy)
+	}
+	return b.String()
 }
 
 func cliPage() string {

@@ -156,7 +156,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	watch := a.group("watch", "Follow objects as they change; ends with an interrupt")
 	root.AddCommand(get, describe, watch)
 	for _, add := range []func(root, get, describe, watch *cobra.Command){
-		a.addSpec, a.addTunnels, a.addPeers, a.addRoutes, a.addNAT, a.addPolicy, a.addEgress, a.addWho, a.addFlows, a.addPorts, a.addPools, a.addNames, a.addNode, a.addSecrets, a.addClients,
+		a.addSpec, a.addTunnels, a.addPeers, a.addRoutes, a.addPolicies, a.addPolicy, a.addEgress, a.addWho, a.addFlows, a.addPorts, a.addPools, a.addNames, a.addConditions, a.addNode, a.addSecrets, a.addClients,
 		a.addContext, a.addCloud, a.addTopology,
 	} {
 		add(root, get, describe, watch)
@@ -179,7 +179,13 @@ func (a *app) group(use, short string) *cobra.Command {
 			if len(args) > 0 {
 				return fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
 			}
-			return fmt.Errorf("%s: say what", cmd.CommandPath())
+			var names []string
+			for _, c := range cmd.Commands() {
+				if !c.Hidden {
+					names = append(names, c.Name())
+				}
+			}
+			return fmt.Errorf("%s: give one of %s", cmd.CommandPath(), strings.Join(names, ", "))
 		},
 	}
 }

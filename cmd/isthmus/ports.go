@@ -49,7 +49,7 @@ var addressColumns = []column[*isthmusv1.AddressUse]{
 
 func (a *app) addPorts(_, get, _, watch *cobra.Command) {
 	all := &isthmusv1.ListPortsResponse{}
-	egress := getCommand(a, "egress", "Show how many ports of the pools' addresses are in use, and the connection table", portColumns,
+	ports := getCommand(a, "ports", "Show how many ports of the pools' addresses are in use, and the connection table", portColumns,
 		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.PortUse, proto.Message, error) {
 			client := isthmusv1.NewEgressServiceClient(conn)
 			err := pages(func(token string) (*isthmusv1.ListPortsResponse, error) {
@@ -62,8 +62,9 @@ func (a *app) addPorts(_, get, _, watch *cobra.Command) {
 			})
 			return all.Ports, all, err
 		})
-	table := egress.RunE
-	egress.RunE = func(cmd *cobra.Command, args []string) error {
+	ports.Aliases = []string{"egress"} // its former name
+	table := ports.RunE
+	ports.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := table(cmd, args); err != nil || a.output == "json" || a.output == "yaml" {
 			return err
 		}
@@ -79,11 +80,13 @@ func (a *app) addPorts(_, get, _, watch *cobra.Command) {
 			t.GetEntries(), t.GetLimit(), t.GetRefused(), t.GetInsertFailed(), t.GetDropped(), all.Placements)
 		return err
 	}
-	get.AddCommand(egress)
-	watch.AddCommand(watchCommand(a, "egress", "Follow the ports in use", portColumns, (*isthmusv1.PortEvent).GetPort,
+	get.AddCommand(ports)
+	follow := watchCommand(a, "ports", "Follow the ports in use", portColumns, (*isthmusv1.PortEvent).GetPort,
 		func(ctx context.Context, conn *grpc.ClientConn) (interface {
 			Recv() (*isthmusv1.PortEvent, error)
 		}, error) {
 			return isthmusv1.NewEgressServiceClient(conn).WatchPorts(ctx, &isthmusv1.WatchPortsRequest{})
-		}))
+		})
+	follow.Aliases = []string{"egress"}
+	watch.AddCommand(follow)
 }

@@ -19,7 +19,7 @@ func TestSystemClean(t *testing.T) {
 		{1000, "system clean --yes", exitFailed, "needs root"},
 		{0, "system clean", exitUsage, "give --yes"},
 		{0, "system clean now", exitUsage, "unknown command"},
-		{0, "system", exitUsage, "say what"},
+		{0, "system", exitUsage, "give one of"},
 	} {
 		var stdout, stderr bytes.Buffer
 		a := &app{stdin: strings.NewReader(""), stdout: &stdout, stderr: &stderr, now: time.Now, getenv: func(string) string { return "" }, uid: c.uid}

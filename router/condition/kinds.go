@@ -299,7 +299,7 @@ var (
 	SealNotRenewed = &Kind{
 		Name: "SealNotRenewed", Of: "node", Severities: []Severity{Warning},
 		Meaning: "The secrets can be read, but the next start will need the recovery string again.",
-		Cause:   "The TPM refused to seal the key anew.",
+		Cause:   "The TPM refused to seal the key.",
 		Remedy:  "`isthmus system unseal` once more, or `isthmus system seal none`.",
 	}
 	Sealed = &Kind{
@@ -384,7 +384,7 @@ var (
 		Name: "TookOver", Of: "node", Severities: []Severity{Warning},
 		Meaning: "The other node did not answer, and this one has its public addresses.",
 		Cause:   "The other node, or the way to it, is down.",
-		Remedy:  "Repair the other node. When it answers again, this one may take its addresses once more.",
+		Remedy:  "Repair the other node. The addresses stay here until the platform leads them to the other node again.",
 	}
 	TranslationLogDamaged = &Kind{
 		Name: "TranslationLogDamaged", Of: "node", Severities: []Severity{Error},

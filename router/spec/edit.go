@@ -163,7 +163,7 @@ func (e *Edit) check(s *Spec) ([]nat.Policy, []egress.ProbedPool, Problems) {
 		case edited[name]:
 			c.Problem(at, name, "is listed twice", "keep one of them")
 		case s.policy(name) < 0:
-			c.Problem(at, name, "is no policy of the present document", "see `isthmus get nat` for those that are")
+			c.Problem(at, name, "is no policy of the present document", "see `isthmus get policies` for those that are")
 		}
 		edited[name] = true
 	}

@@ -182,7 +182,7 @@ func repeated(c net.Conn) error {
 	return err
 }
 
-// ports reads what "get egress" says.
+// ports reads what "get ports" says.
 func (w *world) ports() *isthmusv1.ListPortsResponse {
 	w.Helper()
 	all := &isthmusv1.ListPortsResponse{}
@@ -217,12 +217,12 @@ func (w *world) conditions(limit time.Duration, want ...string) {
 	w.Logf("conditions %q after %v", want, time.Since(began).Round(100*time.Millisecond))
 }
 
-// says wants words in the table of "get egress".
+// says wants words in the table of "get ports".
 func (w *world) says(words string) {
 	w.Helper()
 	out, err := w.hub.CLI(w.Context(), "", "get", "egress")
 	if err != nil || !strings.Contains(strings.Join(strings.Fields(out), " "), words) {
-		w.Errorf("no %q in what get egress says: %v\n%s", words, err, out)
+		w.Errorf("no %q in what get ports says: %v\n%s", words, err, out)
 	}
 }
 

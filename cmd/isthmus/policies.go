@@ -13,7 +13,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-var natColumns = []column[*isthmusv1.PolicyStatus]{
+var policyColumns = []column[*isthmusv1.PolicyStatus]{
 	{header: "POLICY", value: func(_ *app, p *isthmusv1.PolicyStatus) string { return p.Name }},
 	{header: "ACTION", value: func(_ *app, p *isthmusv1.PolicyStatus) string { return p.Action }},
 	{header: "SOURCES", value: func(_ *app, p *isthmusv1.PolicyStatus) string { return strings.Join(p.Sources, ",") }},
@@ -45,9 +45,9 @@ var natColumns = []column[*isthmusv1.PolicyStatus]{
 	{header: "INSTALLED", wide: true, value: func(_ *app, p *isthmusv1.PolicyStatus) string { return fmt.Sprint(p.Installed) }},
 }
 
-func (a *app) addNAT(_, get, _, watch *cobra.Command) {
+func (a *app) addPolicies(_, get, _, watch *cobra.Command) {
 	all := &isthmusv1.ListPoliciesResponse{}
-	nat := getCommand(a, "nat", "Show the egress policies, what they have done, and what the guard has kept back", natColumns,
+	policies := getCommand(a, "policies", "Show the egress policies with their counters, and what was dropped", policyColumns,
 		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.PolicyStatus, proto.Message, error) {
 			client := isthmusv1.NewNATServiceClient(conn)
 			err := pages(func(token string) (*isthmusv1.ListPoliciesResponse, error) {
@@ -59,8 +59,9 @@ func (a *app) addNAT(_, get, _, watch *cobra.Command) {
 			})
 			return all.Policies, all, err
 		})
-	table := nat.RunE
-	nat.RunE = func(cmd *cobra.Command, args []string) error {
+	policies.Aliases = []string{"nat"} // its former name
+	table := policies.RunE
+	policies.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := table(cmd, args); err != nil || a.output == "json" || a.output == "yaml" {
 			return err
 		}
@@ -72,11 +73,13 @@ func (a *app) addNAT(_, get, _, watch *cobra.Command) {
 		}
 		return err
 	}
-	get.AddCommand(nat)
-	watch.AddCommand(watchCommand(a, "nat", "Follow the egress policies", natColumns, (*isthmusv1.PolicyEvent).GetPolicy,
+	get.AddCommand(policies)
+	follow := watchCommand(a, "policies", "Follow the egress policies", policyColumns, (*isthmusv1.PolicyEvent).GetPolicy,
 		func(ctx context.Context, conn *grpc.ClientConn) (interface {
 			Recv() (*isthmusv1.PolicyEvent, error)
 		}, error) {
 			return isthmusv1.NewNATServiceClient(conn).WatchPolicies(ctx, &isthmusv1.WatchPoliciesRequest{})
-		}))
+		})
+	follow.Aliases = []string{"nat"}
+	watch.AddCommand(follow)
 }
