@@ -6,127 +6,27 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"sync"
 	"time"
 
-	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/nat"
-	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/apply"
 	"github.com/isthmus-net/isthmus/router/bell"
+	"github.com/isthmus-net/isthmus/router/capability"
 	"github.com/isthmus-net/isthmus/router/document"
 	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/router/egress/dns"
 	"github.com/isthmus-net/isthmus/router/egress/health"
 	"github.com/isthmus-net/isthmus/router/egress/takeover"
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/live"
 	"github.com/isthmus-net/isthmus/router/observe"
 	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/ports"
 	"github.com/isthmus-net/isthmus/router/report"
 	"github.com/isthmus-net/isthmus/router/spec"
-	"github.com/isthmus-net/isthmus/router/store"
-	"github.com/isthmus-net/isthmus/tunnel"
 )
-
-// Addresses are the machine's addresses and links.
-type Addresses interface {
-	apply.Addresses
-	observe.Machine
-	report.Addresses
-}
-
-// Host is the machine.
-type Host interface {
-	apply.Host
-	// Has reports whether the kernel has a capability.
-	Has(capability string) bool
-	// Capabilities lists what the kernel has.
-	Capabilities() []string
-	// Listening returns what listens at an address of the machine, as "tcp/22".
-	Listening(netip.Addr) []string
-}
-
-// FIB is the forwarding table; router/fib has the words.
-type FIB interface {
-	apply.FIB
-	observe.FIB
-	report.FIB
-	// Run writes to the kernel until ctx is done.
-	Run(context.Context) error
-}
-
-// Flows is the table of connection tracking; nat/conntrack has the words.
-type Flows interface {
-	apply.Flows
-	ports.Flows
-}
-
-// Translations is the log of translations; router/egress/translog has the words.
-type Translations interface {
-	report.Translations
-	// Limit sets what is wanted of the log, and Use by which rules flows begin from now on.
-	Limit(egress.Log)
-	Use(nat.Config)
-	// Run records until ctx is done.
-	Run(context.Context) error
-}
-
-// Counters counts what was written since the start of the daemon.
-type Counters = report.Counters
-
-// Options are what a Router works with.
-type Options struct {
-	Store   *store.Store
-	Drivers map[tunnel.Kind]tunnel.Driver
-	BGP     bgp.Driver
-	FIB     FIB
-	NAT     nat.Driver
-	// Flows lets new flows be placed by what is in use of the pools' ports, and ends flows. Nil: neither is done.
-	Flows Flows
-	// Translations remembers who talked to whom as which address. Nil: there is no log.
-	Translations Translations
-	Addresses    Addresses
-	Host         Host
-	Version      string
-	Log          *slog.Logger
-	// Charon returns what about charon does not fit, in words; nil: it is not asked. An error means that it does not answer.
-	Charon func(context.Context) ([]string, error)
-	// Callers returns the addresses that ask for a tunnel that is not there; nil: none is noticed.
-	Callers func() []tunnel.Caller
-	// NamesFile keeps the addresses of names for the next start. Empty: they are not kept.
-	NamesFile string
-	// Probe asks a target of health checks once, from an address and out by an interface. Default: health.Prober.
-	Probe func(ctx context.Context, iface string, from netip.Addr, t egress.Target) error
-	// Mover takes public addresses; nil: none can be taken.
-	Mover takeover.Mover
-	// SSH has the machine's SSH server take these keys and no others. Nil: it is not ours.
-	SSH func(keys []string) error
-	// APIPort is the TCP port of the API; 0: it has only its unix socket.
-	APIPort uint16
-	// Resolvers are the DNS servers that the machine itself uses.
-	Resolvers func() []netip.Addr
-	// Drop says that packets to the node that nothing lets in are dropped where a document does not say (access.input). Default: services
-	// other than those of isthmus are reached as the machine has it.
-	Drop bool
-	// APIFrom are sources that may reach the API besides those that the document names.
-	APIFrom []netip.Prefix
-	// FirstAPI are sources that may reach the API as long as the document names none; see SetFirstAccess.
-	FirstAPI []netip.Prefix
-	// Safe carries nothing out: documents are taken and stored, and what runs stays as it is. Where no rules are, those are put in that close
-	// the node.
-	Safe bool
-	// Notices returns conditions of what is around the router, such as access to it; nil: there are none.
-	Notices func() []*isthmusv1.Condition
-	// Facts is what the platform said of addresses when it was last asked; see SetFacts.
-	Facts spec.Platform
-	// Platform returns what the platform says of the machine; nil: it is not asked.
-	Platform func() *isthmusv1.PlatformStatus
-	// Counters fills in what the drivers have written.
-	Counters func() Counters
-}
 
 // Router is one node. It is what the API stands in front of.
 type Router struct {
@@ -135,12 +35,12 @@ type Router struct {
 	documents *document.Manager
 	applier   *apply.Applier
 	observer  *observe.Observer
-	keeper    *ports.Keeper // nil: ports are not kept
-	takeover  *takeover.Runner
 	health    *health.Checker
 	proxies   *health.Checker
 	names     *dns.Resolver
 	bell      bell.Bell
+	// capabilities are what the node can do besides tunnels, routes and rules. A new one is a line in New.
+	capabilities []capability.Capability
 }
 
 // New returns a router with the stored document, if there is one, ready to Run.
@@ -160,33 +60,47 @@ func New(o Options) (*Router, error) {
 			}
 			return probe(ctx, iface, from, t)
 		}})
-	r.takeover = &takeover.Runner{Mover: o.Mover, Changed: r.bell.Ring, Log: o.Log.With("room", "takeover"), Echo: func(ctx context.Context, p egress.Path) error {
-		return probe(ctx, p.Interface, p.From, egress.Target{Scheme: "icmp", Host: p.To.String()})
-	}}
-	if o.Flows != nil {
-		r.keeper = ports.New(o.NAT, o.Flows, o.Log.With("room", "placement"), r.bell.Ring)
-	}
 	r.observer = observe.New(observe.Options{
 		Machine: o.Addresses, FIB: o.FIB, NAT: o.NAT, Flows: o.Flows, Charon: o.Charon, Health: r.health, Proxies: r.proxies, Names: r.names,
 		Resolvers: o.Resolvers, APIPort: o.APIPort, Nudge: func(jobs ...string) { r.applier.Again(jobs...) }, Retry: func() { r.applier.Retry() }, Bell: &r.bell, Log: o.Log,
 	})
-	ao := apply.Options{
-		Drivers: o.Drivers, BGP: o.BGP, FIB: o.FIB, NAT: o.NAT, Addresses: o.Addresses, Host: o.Host, Names: r.names, Health: r.health, Proxies: r.proxies,
-		Flows: o.Flows, SSH: o.SSH, Takeover: r.takeover.Use, Facts: r.observer.Facts, Mark: r.observer.Mark, Seen: r.observer.Seen,
-		Applied: r.applied, Changed: r.bell.Ring, Log: o.Log,
-	}
-	if o.Translations != nil {
-		ao.Limit = o.Translations.Limit
-	}
-	r.applier = apply.New(ao)
 	r.documents = document.New(document.Options{
 		Store: o.Store, Carrier: carrier{r}, Machine: previewed{r}, FirstAPI: o.FirstAPI, Facts: o.Facts, Safe: o.Safe, Log: o.Log,
 		Plan: plan.Machine{Can: o.Host.Has, Drop: o.Drop, API: o.APIFrom, SSH: o.SSH != nil},
 	})
+	used := capability.Ports{}
+	if o.Flows != nil {
+		used.Keeper = ports.New(o.NAT, o.Flows, o.Log.With("room", "placement"), r.bell.Ring)
+	}
+	domains := capability.Names{Resolver: r.names, Observed: r.observer, Conflicts: func() []live.Conflict { return r.applier.Conflicts() }}
+	probes := capability.Probes{Health: r.health, Proxies: r.proxies, Observed: r.observer}
+	translog := capability.Translog{Log: o.Translations, Documents: r.documents, History: o.Store.History}
+	r.capabilities = []capability.Capability{
+		capability.Takeover{Started: time.Now(), Runner: &takeover.Runner{
+			Mover: o.Mover, Changed: r.bell.Ring, Log: o.Log.With("room", "takeover"), Echo: func(ctx context.Context, p egress.Path) error {
+				return probe(ctx, p.Interface, p.From, egress.Target{Scheme: "icmp", Host: p.To.String()})
+			}}}.Capability(),
+		probes.Capability(), domains.Capability(),
+	}
+	if used.Keeper != nil {
+		r.capabilities = append(r.capabilities, used.Capability())
+	}
+	r.capabilities = append(r.capabilities, translog.Capability())
+	if o.SSH != nil {
+		r.capabilities = append(r.capabilities, capability.SSH(o.SSH))
+	}
+	ao := apply.Options{
+		Drivers: o.Drivers, BGP: o.BGP, FIB: o.FIB, NAT: o.NAT, Addresses: o.Addresses, Host: o.Host, Names: r.names, Health: r.health, Proxies: r.proxies,
+		Flows: o.Flows, Facts: r.observer.Facts, Mark: r.observer.Mark, Seen: r.observer.Seen, Applied: r.applied, Changed: r.bell.Ring, Log: o.Log,
+	}
+	for _, c := range r.capabilities {
+		ao.Jobs = append(ao.Jobs, c.Jobs...)
+	}
+	r.applier = apply.New(ao)
 	r.Report = report.New(report.Options{
-		Documents: r.documents, Applied: r.applier, Observed: r.observer, Keeper: r.keeper, Takeover: r.takeover, Health: r.health, Resolver: r.names,
-		Store: o.Store, BGP: o.BGP, FIB: o.FIB, NAT: o.NAT, Addresses: o.Addresses, Flows: o.Flows, Translations: o.Translations, Callers: o.Callers,
-		Resolvers: o.Resolvers, Capabilities: o.Host.Capabilities, Counters: o.Counters, Notices: o.Notices, Platform: o.Platform, Version: o.Version,
+		Documents: r.documents, Applied: r.applier, Observed: r.observer, PortUse: used, Probes: probes, Domains: domains, Translog: translog, Capabilities: r.capabilities,
+		Store: o.Store, BGP: o.BGP, FIB: o.FIB, NAT: o.NAT, Addresses: o.Addresses, Flows: o.Flows, Callers: o.Callers,
+		Resolvers: o.Resolvers, Kernel: o.Host.Capabilities, Counters: o.Counters, Notices: o.Notices, Platform: o.Platform, Version: o.Version,
 		Bell: &r.bell, Log: o.Log,
 	})
 	closed := r.documents.Status().Target
@@ -239,13 +153,12 @@ func (r *Router) namesChanged(addresses bool) {
 	r.bell.Ring()
 }
 
-// applied hands the rules that are in force to those who follow them.
+// applied hands the rules that are in force to the capabilities that follow them.
 func (r *Router) applied(c nat.Config) {
-	if r.keeper != nil {
-		r.keeper.Use(c)
-	}
-	if r.o.Translations != nil {
-		r.o.Translations.Use(c)
+	for _, one := range r.capabilities {
+		if one.Rules != nil {
+			one.Rules(c)
+		}
 	}
 }
 
@@ -274,15 +187,10 @@ func (r *Router) Run(ctx context.Context) error {
 	}
 	start("running BGP", func(ctx context.Context) error { return r.o.BGP.Run(ctx, r.observer) })
 	start("running the FIB", r.o.FIB.Run)
-	start("probing", r.health.Run)
-	start("probing proxies", r.proxies.Run)
-	start("taking over", r.takeover.Run)
-	start("resolving names", r.names.Run)
-	if r.o.Translations != nil {
-		start("recording translations", r.o.Translations.Run)
-	}
-	if r.keeper != nil {
-		start("keeping ports", r.keeper.Run)
+	for _, c := range r.capabilities {
+		if c.Run != nil {
+			start(c.Name, c.Run)
+		}
 	}
 	start("applying", func(ctx context.Context) error { r.applier.Run(ctx, r.passed); return nil })
 	start("comparing", r.resync)

@@ -86,12 +86,8 @@ type Options struct {
 	Proxies   Prober // of the proxies of redirecting policies
 	// Flows ends flows that cannot go on. Nil: none ends.
 	Flows Flows
-	// SSH has the machine's SSH server accept these keys and no others. Nil: it is not ours.
-	SSH func(keys []string) error
-	// Limit sets what is wanted of the log of translations. Nil: there is no log.
-	Limit func(egress.Log)
-	// Takeover sets when addresses of the other node are taken.
-	Takeover func(egress.Takeover)
+	// Jobs are those of capabilities.
+	Jobs []Job
 	// Facts returns what was observed.
 	Facts func() live.Facts
 	// Mark returns a number for Seen, which takes the state of a tunnel that was read after it.

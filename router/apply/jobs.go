@@ -14,15 +14,37 @@ import (
 // The stages of a pass. What keeps inside addresses in comes before the first tunnel; what uses a tunnel goes before
 // the tunnel.
 const (
-	stageHost = iota
-	stageGuard
-	stageForward
-	stageReplace // of tunnels by some of another kind
-	stageTunnel
-	stageRoutes
-	stageBGP
-	stageRemoval
+	StageHost Stage = iota
+	StageGuard
+	StageForward
+	StageReplace // of tunnels by some of another kind
+	StageTunnel
+	StageRoutes
+	StageBGP
+	StageRemoval
 )
+
+// Stage is when in a pass a job is worked on.
+type Stage int
+
+// Job carries out a part of the target.
+type Job struct {
+	Key   string
+	Stage Stage
+	// Part returns the part, by value: the job is worked on when it has changed. Do is worked on again after failures, and makes
+	// what is there be the part, whatever was wanted before.
+	Part func(*plan.Target) any
+	Do   func(context.Context, *plan.Target) error
+	// Always has the job worked on although nothing is carried out, as long as no document can be.
+	Always bool
+}
+
+func (j *Job) object(t *plan.Target) *object {
+	return &object{
+		key: j.Key, stage: j.Stage, apply: func(ctx context.Context) error { return j.Do(ctx, t) },
+		same: func(former *plan.Target) bool { return reflect.DeepEqual(j.Part(former), j.Part(t)) },
+	}
+}
 
 // triedKey is the object that goes when everything was tried once.
 const triedKey = "document"
@@ -30,51 +52,42 @@ const triedKey = "document"
 // jobs returns everything that is to be done for what is wanted.
 func (a *Applier) jobs(w *Wanted) []*object {
 	t := &w.Target
-	all := []*object{{key: triedKey, stage: stageRemoval, last: true, apply: func(context.Context) error { return nil }}}
-	add := func(key string, stage int, same func(*plan.Target) bool, apply func(context.Context) error) {
+	all := []*object{{key: triedKey, stage: StageRemoval, last: true, apply: func(context.Context) error { return nil }}}
+	add := func(key string, stage Stage, same func(*plan.Target) bool, apply func(context.Context) error) {
 		all = append(all, &object{key: key, stage: stage, same: same, apply: apply})
 	}
-	if a.o.SSH != nil {
-		add("ssh", stageForward, func(f *plan.Target) bool { return slices.Equal(f.SSHKeys, t.SSHKeys) },
-			func(context.Context) error { return a.o.SSH(t.SSHKeys) })
+	for i := range a.o.Jobs {
+		if j := &a.o.Jobs[i]; w.Mode != Hold || j.Always {
+			all = append(all, j.object(t))
+		}
 	}
 	switch w.Mode {
 	case Hold:
-		add("nat", stageGuard, nil, func(ctx context.Context) error { return a.Close(ctx, t) })
+		add("nat", StageGuard, nil, func(ctx context.Context) error { return a.Close(ctx, t) })
 		return all
 	case Clear:
 		// The rules that keep inside addresses in go: forwarding ends first.
-		add("forwarding", stageHost, nil, func(context.Context) error { return a.o.Host.Forward(false) })
+		add("forwarding", StageHost, nil, func(context.Context) error { return a.o.Host.Forward(false) })
 	case Carry:
-		add("host", stageHost, func(f *plan.Target) bool {
+		add("host", StageHost, func(f *plan.Target) bool {
 			return f.Underlay == t.Underlay && slices.Equal(f.NAT.Plain(), t.NAT.Plain()) && f.PortlessTimeout == t.PortlessTimeout
 		}, func(context.Context) error {
 			return a.o.Host.Prepare(t.Underlay.Interface, t.NAT.Plain(), t.PortlessTimeout)
 		})
 		// Not before the guard: what is routed meanwhile would leave under its inside address.
-		add("forwarding", stageForward, func(*plan.Target) bool { return true }, func(ctx context.Context) error {
+		add("forwarding", StageForward, func(*plan.Target) bool { return true }, func(ctx context.Context) error {
 			if err := a.guarded(ctx); err != nil {
 				return err
 			}
 			return a.o.Host.Forward(true)
 		})
 	}
-	if a.o.Limit != nil {
-		add("translation log", stageGuard, func(f *plan.Target) bool { return f.Log == t.Log }, func(context.Context) error {
-			a.o.Limit(t.Log)
-			return nil
-		})
-	}
-	add("takeover", stageGuard, func(f *plan.Target) bool { return reflect.DeepEqual(f.Takeover, t.Takeover) }, func(context.Context) error {
-		a.o.Takeover(t.Takeover)
-		return nil
-	})
-	add("nat", stageGuard, func(f *plan.Target) bool {
+	add("nat", StageGuard, func(f *plan.Target) bool {
 		return f.NAT.Equal(t.NAT) && reflect.DeepEqual(f.Health, t.Health) && reflect.DeepEqual(f.Proxies, t.Proxies) && reflect.DeepEqual(f.Names, t.Names)
 	}, func(ctx context.Context) error { return a.applyNAT(ctx, w) })
 	// What is reserved depends on much of the target. The table finds out by itself what changes.
-	add("routes", stageRoutes, nil, func(context.Context) error { return a.applyRoutes(t) })
-	add("bgp", stageBGP, func(f *plan.Target) bool {
+	add("routes", StageRoutes, nil, func(context.Context) error { return a.applyRoutes(t) })
+	add("bgp", StageBGP, func(f *plan.Target) bool {
 		return reflect.DeepEqual(f.BGP, t.BGP) && reflect.DeepEqual(f.Health, t.Health) && reflect.DeepEqual(f.Takeover, t.Takeover)
 	}, func(ctx context.Context) error { return a.applyBGP(ctx, t) })
 	return append(all, a.tunnelJobs(t)...)

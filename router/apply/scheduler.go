@@ -29,7 +29,7 @@ const parallel = 8
 // object is one thing that is reconciled on its own, with its own result: one that fails stops no other.
 type object struct {
 	key   string // such as "tunnel/aws-0"
-	stage int    // stages run in order; within one, objects run beside each other
+	stage Stage  // stages run in order; within one, objects run beside each other
 	apply func(context.Context) error
 	// same reports whether the object has nothing new to do, since its part of a former target was the same. Nil: it has.
 	same func(former *plan.Target) bool

@@ -67,12 +67,12 @@ func TestEarlierStageFirst(t *testing.T) {
 		s := newScheduler()
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		s.set(object{key: "bgp", stage: stageBGP, apply: func(context.Context) error { time.Sleep(time.Second); return nil }})
-		s.set(object{key: "prune", stage: stageRemoval, apply: func(context.Context) error { return nil }})
+		s.set(object{key: "bgp", stage: StageBGP, apply: func(context.Context) error { time.Sleep(time.Second); return nil }})
+		s.set(object{key: "prune", stage: StageRemoval, apply: func(context.Context) error { return nil }})
 		go s.run(ctx, func() {})
 		synctest.Wait()
 		var order []string
-		for stage, key := range []string{stageRoutes: "routes", stageBGP: "bgp", stageRemoval: "removal"} {
+		for stage, key := range map[Stage]string{StageRoutes: "routes", StageBGP: "bgp", StageRemoval: "removal"} {
 			if key != "" {
 				s.set(object{key: key, stage: stage, apply: func(context.Context) error { order = append(order, key); return nil }})
 			}

@@ -15,17 +15,17 @@ import (
 func (a *Applier) tunnelJobs(t *plan.Target) (all []*object) {
 	for i := range t.Tunnels {
 		c := t.Tunnels[i]
-		all = append(all, &object{key: "tunnel/" + c.Name, stage: stageTunnel, apply: func(ctx context.Context) error { return a.applyTunnel(ctx, c) },
+		all = append(all, &object{key: "tunnel/" + c.Name, stage: StageTunnel, apply: func(ctx context.Context) error { return a.applyTunnel(ctx, c) },
 			same: func(f *plan.Target) bool { return sameTunnel(f, c) }})
 	}
 	kinds := kindsOf(t)
 	same := func(f *plan.Target) bool { return maps.Equal(kindsOf(f), kinds) }
 	// A tunnel of another kind has the same interface name, and goes before; one that is not wanted goes when routes and
 	// sessions have left it.
-	all = append(all, &object{key: "tunnels", stage: stageReplace, same: same, apply: func(ctx context.Context) error {
+	all = append(all, &object{key: "tunnels", stage: StageReplace, same: same, apply: func(ctx context.Context) error {
 		return a.prune(ctx, func(name string, kind tunnel.Kind) bool { wanted, ok := kinds[name]; return !ok || wanted == kind })
 	}})
-	return append(all, &object{key: "removal", stage: stageRemoval, same: same, apply: func(ctx context.Context) error {
+	return append(all, &object{key: "removal", stage: StageRemoval, same: same, apply: func(ctx context.Context) error {
 		return a.prune(ctx, func(name string, kind tunnel.Kind) bool { return kinds[name] == kind })
 	}})
 }

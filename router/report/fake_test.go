@@ -48,7 +48,7 @@ func observer(t *testing.T, m observe.Machine, c nat.Config) *observe.Observer {
 func (n *nest) newApplier(addresses apply.Addresses, log *slog.Logger) *apply.Applier {
 	return apply.New(apply.Options{
 		BGP: idle{}, FIB: idle{}, NAT: n.Driver, Addresses: addresses, Host: idle{}, Names: dns.New(dns.Options{Changed: func(bool) {}, Log: log}), Health: idle{}, Proxies: idle{},
-		Takeover: func(egress.Takeover) {}, Facts: n.observer.Facts, Mark: n.observer.Mark, Seen: n.observer.Seen, Applied: func(nat.Config) {}, Changed: func() {}, Log: log,
+		Facts: n.observer.Facts, Mark: n.observer.Mark, Seen: n.observer.Seen, Applied: func(nat.Config) {}, Changed: func() {}, Log: log,
 	})
 }
 

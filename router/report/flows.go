@@ -11,6 +11,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat/conntrack"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
+	"github.com/isthmus-net/isthmus/router/capability"
 	"github.com/isthmus-net/isthmus/router/live"
 	"github.com/isthmus-net/isthmus/router/observe"
 )
@@ -34,7 +35,7 @@ func (r *Report) EndFlows(ctx context.Context, q *isthmusv1.EndFlowsRequest) (*i
 			return nil, fmt.Errorf("%w: destination: %q is of another family than the source", api.ErrInvalid, q.Destination)
 		}
 	}
-	protocol, ok := protocolNumbers[q.Protocol]
+	protocol, ok := capability.ProtocolNumbers[q.Protocol]
 	if !ok {
 		return nil, fmt.Errorf(`%w: protocol: %q is none of "tcp", "udp" and "icmp"`, api.ErrInvalid, q.Protocol)
 	}

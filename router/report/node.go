@@ -9,7 +9,6 @@ import (
 
 	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/document"
-	"github.com/isthmus-net/isthmus/router/egress/translog"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
@@ -42,7 +41,7 @@ func (r *Report) status() *isthmusv1.SystemStatus {
 	s := &isthmusv1.SystemStatus{
 		Node: d.Target.Node.Name, Version: r.Version, Started: stamp(r.started),
 		Generation: d.Present.Generation, AppliedGeneration: d.Applied, ConfirmUntil: stamp(d.Present.ConfirmBy),
-		Capabilities: r.Capabilities(),
+		Capabilities: r.Kernel(),
 	}
 	c := r.Counters()
 	s.Counters = &isthmusv1.Counters{
@@ -89,17 +88,10 @@ func (r *Report) status() *isthmusv1.SystemStatus {
 	s.Conditions = append(s.Conditions, r.charonConditions()...)
 	s.Conditions = append(s.Conditions, r.guardConditions()...)
 	s.Conditions = append(s.Conditions, wayConditions(r.Observed.Target(), r.Observed.Machine())...)
-	s.Conditions = append(s.Conditions, r.takeoverConditions()...)
-	s.Conditions = append(s.Conditions, r.poolConditions()...)
-	s.Conditions = append(s.Conditions, r.proxyConditions()...)
-	s.Conditions = append(s.Conditions, r.nameConditions()...)
-	s.Conditions = append(s.Conditions, r.portConditions()...)
-	if d.Target.Log.Enabled {
-		log := translog.Status{Problems: []string{"it could not be opened when the daemon started"}}
-		if r.Translations != nil {
-			log = r.Translations.Status()
+	for _, c := range r.Capabilities {
+		if c.Conditions != nil {
+			s.Conditions = append(s.Conditions, c.Conditions()...)
 		}
-		s.Conditions = append(s.Conditions, logConditions(log)...)
 	}
 	for _, o := range r.Applied.Failures() {
 		s.Conditions = append(s.Conditions, condition.NotApplied.Error(o.Since, "%s: %v", o.Key, o.Err))

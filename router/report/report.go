@@ -22,15 +22,11 @@ import (
 	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/apply"
 	"github.com/isthmus-net/isthmus/router/bell"
+	"github.com/isthmus-net/isthmus/router/capability"
 	"github.com/isthmus-net/isthmus/router/document"
-	"github.com/isthmus-net/isthmus/router/egress/dns"
-	"github.com/isthmus-net/isthmus/router/egress/health"
-	"github.com/isthmus-net/isthmus/router/egress/takeover"
-	"github.com/isthmus-net/isthmus/router/egress/translog"
 	"github.com/isthmus-net/isthmus/router/fib"
 	"github.com/isthmus-net/isthmus/router/observe"
 	"github.com/isthmus-net/isthmus/router/plan"
-	"github.com/isthmus-net/isthmus/router/ports"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
 	"github.com/isthmus-net/isthmus/tunnel"
@@ -65,14 +61,6 @@ type Flows interface {
 	End(ctx context.Context, family uint8, f func(*conntrack.Flow) bool) (int, error)
 }
 
-// Translations is the log of translations; router/egress/translog has the words.
-type Translations interface {
-	// Who returns the flows that answer a query; an error is about what may be missing.
-	Who(context.Context, translog.Query) ([]translog.Record, error)
-	// Status returns how the log is doing.
-	Status() translog.Status
-}
-
 // Addresses makes the host from which a proof's canary calls.
 type Addresses interface {
 	// Surroundings reads what the machine has of addresses, routes and rules that is not of isthmus.
@@ -90,23 +78,24 @@ type Counters struct {
 
 // Options are what a Report works with.
 type Options struct {
-	Documents    Documents
-	Applied      *apply.Applier
-	Observed     *observe.Observer
-	Keeper       *ports.Keeper // nil: ports are not counted
-	Takeover     *takeover.Runner
-	Health       *health.Checker
-	Resolver     *dns.Resolver
-	Store        *store.Store
-	BGP          bgp.Driver
-	FIB          FIB
-	NAT          nat.Driver
-	Addresses    Addresses
-	Flows        Flows        // nil: flows are not ended
-	Translations Translations // nil: there is no log
+	Documents Documents
+	Applied   *apply.Applier
+	Observed  *observe.Observer
+	PortUse   capability.Ports
+	Probes    capability.Probes
+	Domains   capability.Names
+	Store     *store.Store
+	BGP       bgp.Driver
+	FIB       FIB
+	NAT       nat.Driver
+	Addresses Addresses
+	Flows     Flows // nil: flows are not ended
+	Translog  capability.Translog
+	// Capabilities are the others of the node, for their conditions.
+	Capabilities []capability.Capability
 	Callers      func() []tunnel.Caller
 	Resolvers    func() []netip.Addr
-	Capabilities func() []string
+	Kernel       func() []string // what it can do
 	Counters     func() Counters
 	Notices      func() []*isthmusv1.Condition
 	Platform     func() *isthmusv1.PlatformStatus
@@ -251,13 +240,13 @@ func (r *Report) Policies() ([]*isthmusv1.PolicyStatus, <-chan struct{}) {
 // Pools implements api.Router.
 func (r *Report) Pools() ([]*isthmusv1.PoolStatus, <-chan struct{}) {
 	changed := r.Bell.Wait()
-	return r.pools(), changed
+	return r.Probes.List(), changed
 }
 
 // Names implements api.Router.
 func (r *Report) Names() ([]*isthmusv1.NameStatus, <-chan struct{}) {
 	changed := r.Bell.Wait()
-	return r.policyNames(), changed
+	return r.Domains.List(), changed
 }
 
 // Drops implements api.Router.
@@ -273,18 +262,15 @@ func (r *Report) Drops() (out []*isthmusv1.Drop) {
 // Ports implements api.Router.
 func (r *Report) Ports() ([]*isthmusv1.PortUse, <-chan struct{}) {
 	changed := r.Bell.Wait()
-	figures, _ := r.figures()
-	return portUses(figures), changed
+	return r.PortUse.List(), changed
 }
 
 // PortTotals implements api.Router.
-func (r *Report) PortTotals() *isthmusv1.ListPortsResponse { return r.portTotals() }
+func (r *Report) PortTotals() *isthmusv1.ListPortsResponse { return r.PortUse.Totals() }
 
 // Recount implements api.Router.
 func (r *Report) Recount(ctx context.Context) {
-	if r.Keeper != nil {
-		r.Keeper.Recount(ctx)
-	}
+	r.PortUse.Recount(ctx)
 }
 
 // Status implements api.Router.
@@ -384,4 +370,9 @@ func shortened(s string) string {
 		return s
 	}
 	return strings.ToValidUTF8(s[:maxFieldBytes/2], "") + " ... " + strings.ToValidUTF8(s[len(s)-maxFieldBytes/2:], "")
+}
+
+// Who implements api.Router.
+func (r *Report) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error) {
+	return r.Translog.Who(ctx, q)
 }

@@ -1,4 +1,4 @@
-package report
+package capability
 
 import (
 	"net/netip"

@@ -1,26 +1,49 @@
-package report
+package capability
 
 import (
-	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
-	"github.com/isthmus-net/isthmus/router/condition"
-	"github.com/isthmus-net/isthmus/router/ports"
-
+	"context"
 	"net/netip"
 	"slices"
 	"time"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/nat/placement"
+	"github.com/isthmus-net/isthmus/router/condition"
+	"github.com/isthmus-net/isthmus/router/ports"
 )
 
-// figures returns what is known of the ports, and false when they are not counted.
-func (r *Report) figures() (ports.Figures, bool) {
-	if r.Keeper == nil {
-		return ports.Figures{}, false
+// Ports keeps a port free for every new flow.
+type Ports struct {
+	Keeper *ports.Keeper // nil: ports are not kept
+}
+
+// Capability returns how the rest of the node sees it.
+func (p Ports) Capability() Capability {
+	return Capability{
+		Name: "ports of pools", Section: "egress.pools", Noun: "ports", Conditions: p.conditions, Run: p.Keeper.Run, Rules: p.Keeper.Use,
+		Kinds: []*condition.Kind{
+			condition.ConnectionTableFull, condition.ConnectionTableLow, condition.PlacementsFull, condition.PortsExhausted, condition.PortsLow, condition.PortsUnknown,
+		},
 	}
-	return r.Keeper.Figures(), true
+}
+
+// List returns what is used of the ports, in order.
+func (p Ports) List() []*isthmusv1.PortUse {
+	if p.Keeper == nil {
+		return nil
+	}
+	return portUses(p.Keeper.Figures())
+}
+
+// Recount has the flows counted unless that was done a moment ago, and waits for it for a moment.
+func (p Ports) Recount(ctx context.Context) {
+	if p.Keeper != nil {
+		p.Keeper.Recount(ctx)
+	}
 }
 
 // public returns an address of a pool as partners see it.
@@ -60,12 +83,12 @@ func portUses(s ports.Figures) []*isthmusv1.PortUse {
 	return out
 }
 
-// portTotals returns what was counted beside the uses.
-func (r *Report) portTotals() *isthmusv1.ListPortsResponse {
-	s, ok := r.figures()
-	if !ok {
+// Totals returns what was counted beside the uses.
+func (p Ports) Totals() *isthmusv1.ListPortsResponse {
+	if p.Keeper == nil {
 		return &isthmusv1.ListPortsResponse{}
 	}
+	s := p.Keeper.Figures()
 	out := &isthmusv1.ListPortsResponse{
 		Counted: stamp(s.At), Placements: uint32(s.Placements),
 		Table: &isthmusv1.ConnectionTable{
@@ -82,11 +105,8 @@ func (r *Report) portTotals() *isthmusv1.ListPortsResponse {
 }
 
 // portConditions says what is running out.
-func (r *Report) portConditions() (out []*isthmusv1.Condition) {
-	s, ok := r.figures()
-	if !ok {
-		return nil
-	}
+func (p Ports) conditions() (out []*isthmusv1.Condition) {
+	s := p.Keeper.Figures()
 	add := func(c *isthmusv1.Condition) { out = append(out, c) }
 	const remedy = "add an address to the pool, or spread the clients over more destinations"
 	for _, u := range s.Uses {

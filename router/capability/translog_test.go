@@ -1,4 +1,4 @@
-package report
+package capability
 
 import (
 	"errors"
@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/egress/translog"
+	"github.com/isthmus-net/isthmus/router/fault"
 )
 
 func TestLogConditions(t *testing.T) {
@@ -41,7 +41,7 @@ func TestTranslatedFlowWithoutPorts(t *testing.T) {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}
-	if err := unpooled(false, netip.MustParseAddr("203.0.113.77"), time.Now()); !errors.Is(err, api.ErrNotFound) {
+	if err := unpooled(false, netip.MustParseAddr("203.0.113.77"), time.Now()); !errors.Is(err, fault.ErrNotFound) {
 		t.Errorf("%v", err)
 	}
 }

@@ -1,4 +1,4 @@
-package report
+package capability
 
 import (
 	"context"
@@ -8,45 +8,101 @@ import (
 	"strings"
 	"time"
 
-	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
-	"github.com/isthmus-net/isthmus/router/api"
+
+	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/apply"
 	"github.com/isthmus-net/isthmus/router/condition"
+	"github.com/isthmus-net/isthmus/router/document"
+	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/router/egress/translog"
+	"github.com/isthmus-net/isthmus/router/fault"
+	"github.com/isthmus-net/isthmus/router/plan"
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/router/spec"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
+// Translations is the log of translations; router/egress/translog has the words.
+type Translations interface {
+	// Who returns the flows that answer a query; an error is about what may be missing.
+	Who(context.Context, translog.Query) ([]translog.Record, error)
+	// Status returns how the log is doing.
+	Status() translog.Status
+	// Limit sets what is wanted of the log, and Use by which rules flows begin from now on.
+	Limit(egress.Log)
+	Use(nat.Config)
+	// Run records until ctx is done.
+	Run(context.Context) error
+}
+
+// Translog remembers who talked to whom as which address.
+type Translog struct {
+	Log       Translations // nil: it could not be opened
+	Documents interface {
+		Status() document.Status
+		Document(generation uint64) (uint64, *isthmusv1.Spec, string, error)
+	}
+	History func() []store.Revision // newest first
+}
+
+// Capability returns how the rest of the node sees it.
+func (l Translog) Capability() Capability {
+	c := Capability{
+		Name: "log of translations", Section: "egress.log", Conditions: l.conditions,
+		Kinds: []*condition.Kind{condition.TranslationLogDamaged, condition.TranslationLogIncomplete},
+	}
+	if l.Log == nil {
+		return c
+	}
+	c.Run, c.Rules = l.Log.Run, l.Log.Use
+	c.Jobs = []apply.Job{{
+		Key: "translation log", Stage: apply.StageGuard, Part: func(t *plan.Target) any { return t.Log },
+		Do: func(_ context.Context, t *plan.Target) error { l.Log.Limit(t.Log); return nil },
+	}}
+	return c
+}
+
+func (l Translog) conditions() []*isthmusv1.Condition {
+	switch {
+	case !l.Documents.Status().Target.Log.Enabled:
+		return nil
+	case l.Log == nil:
+		return logConditions(translog.Status{Problems: []string{"it could not be opened when the daemon started"}})
+	}
+	return logConditions(l.Log.Status())
+}
+
 // mostFlows bounds the flows of an answer.
 const mostFlows = 1000
 
-var protocolNumbers = map[string]uint8{"": 0, "icmp": 1, "tcp": 6, "udp": 17}
+// ProtocolNumbers are the protocols that requests can name.
+var ProtocolNumbers = map[string]uint8{"": 0, "icmp": 1, "tcp": 6, "udp": 17}
 
-// Who implements api.Router.
-func (r *Report) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error) {
+// Who says who had a public address and port at a time.
+func (l Translog) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error) {
 	now := time.Now()
 	public, err := netip.ParseAddr(q.Address)
 	if err != nil || public.Zone() != "" {
-		return nil, fmt.Errorf("%w: address: %q is not an address", api.ErrInvalid, q.Address)
+		return nil, fmt.Errorf("%w: address: %q is not an address", fault.ErrInvalid, q.Address)
 	}
 	if q.Port > 65535 {
-		return nil, fmt.Errorf("%w: port: %d is not from 0 to 65535", api.ErrInvalid, q.Port)
+		return nil, fmt.Errorf("%w: port: %d is not from 0 to 65535", fault.ErrInvalid, q.Port)
 	}
 	at, within := now, time.Second
 	if q.At != nil {
 		if at = q.At.AsTime(); !q.At.IsValid() || at.After(now.Add(time.Minute)) {
-			return nil, fmt.Errorf("%w: at: %v lies in the future", api.ErrInvalid, at)
+			return nil, fmt.Errorf("%w: at: %v lies in the future", fault.ErrInvalid, at)
 		}
 	}
 	if q.Within != nil {
 		if within = q.Within.AsDuration(); !q.Within.IsValid() || within < 0 || within > time.Hour {
-			return nil, fmt.Errorf("%w: within: must be 0s to 1h", api.ErrInvalid)
+			return nil, fmt.Errorf("%w: within: must be 0s to 1h", fault.ErrInvalid)
 		}
 	}
-	protocol, ok := protocolNumbers[q.Protocol]
+	protocol, ok := ProtocolNumbers[q.Protocol]
 	if !ok {
-		return nil, fmt.Errorf(`%w: protocol: %q is none of "tcp", "udp" and "icmp"`, api.ErrInvalid, q.Protocol)
+		return nil, fmt.Errorf(`%w: protocol: %q is none of "tcp", "udp" and "icmp"`, fault.ErrInvalid, q.Protocol)
 	}
 	if public.Is6() && protocol == 1 {
 		protocol = 58
@@ -54,16 +110,16 @@ func (r *Report) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.W
 	var destination netip.Addr
 	if q.Destination != "" {
 		if destination, err = netip.ParseAddr(q.Destination); err != nil {
-			return nil, fmt.Errorf("%w: destination: %q is not an address", api.ErrInvalid, q.Destination)
+			return nil, fmt.Errorf("%w: destination: %q is not an address", fault.ErrInvalid, q.Destination)
 		}
 	}
 
 	if q.AnyPort && (q.Port != 0 || !destination.IsValid()) {
-		return nil, fmt.Errorf("%w: any_port: give the destination, and no port", api.ErrInvalid)
+		return nil, fmt.Errorf("%w: any_port: give the destination, and no port", fault.ErrInvalid)
 	}
 
 	answer := &isthmusv1.WhoResponse{}
-	pools, err := r.poolsAt(at)
+	pools, err := l.poolsAt(at)
 	if err != nil {
 		answer.Gaps = append(answer.Gaps, "which pools there were at that time is not known, those of now are used: "+err.Error())
 	}
@@ -81,13 +137,13 @@ func (r *Report) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.W
 			}
 		}
 	}
-	if r.Translations == nil {
+	if l.Log == nil {
 		if err := unpooled(pooled, public, at); err != nil {
 			return nil, err
 		}
 		return answer, nil
 	}
-	found, err := r.Translations.Who(ctx, translog.Query{Outside: outside, From: at.Add(-within), To: at.Add(within), Protocol: protocol, Destination: destination, AnyPort: q.AnyPort, Limit: mostFlows + 1})
+	found, err := l.Log.Who(ctx, translog.Query{Outside: outside, From: at.Add(-within), To: at.Add(within), Protocol: protocol, Destination: destination, AnyPort: q.AnyPort, Limit: mostFlows + 1})
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -98,10 +154,10 @@ func (r *Report) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.W
 			return nil, err
 		}
 	}
-	if !r.Documents.Status().Target.Log.Enabled {
+	if !l.Documents.Status().Target.Log.Enabled {
 		answer.Gaps = append(answer.Gaps, "no log of translations is kept (egress.log): flows that ended may be missing")
 	}
-	answer.Gaps = append(answer.Gaps, r.Translations.Status().Problems...)
+	answer.Gaps = append(answer.Gaps, l.Log.Status().Problems...)
 	for _, f := range found {
 		if len(answer.Flows) == mostFlows {
 			answer.Truncated = true
@@ -117,7 +173,7 @@ func unpooled(pooled bool, a netip.Addr, at time.Time) error {
 	if pooled {
 		return nil
 	}
-	return fmt.Errorf("%w: no pool had the address %v at %s", api.ErrNotFound, a, at.UTC().Format(time.RFC3339))
+	return fmt.Errorf("%w: no pool had the address %v at %s", fault.ErrNotFound, a, at.UTC().Format(time.RFC3339))
 }
 
 func translatedFlow(f translog.Record) *isthmusv1.TranslatedFlow {
@@ -137,10 +193,10 @@ func translatedFlow(f translog.Record) *isthmusv1.TranslatedFlow {
 }
 
 // poolsAt returns the pools of the document that was in force at a time; with an error, those of now.
-func (r *Report) poolsAt(at time.Time) ([]nat.Pool, error) {
-	status := r.Documents.Status()
+func (l Translog) poolsAt(at time.Time) ([]nat.Pool, error) {
+	status := l.Documents.Status()
 	present, now := status.Present, status.Target.NAT.Pools
-	history := r.Store.History() // newest first
+	history := l.History() // newest first
 	i := slices.IndexFunc(history, func(h store.Revision) bool { return !h.Time.After(at) })
 	if i >= 0 && history[i].Generation == present.Generation {
 		return now, nil
@@ -151,7 +207,7 @@ func (r *Report) poolsAt(at time.Time) ([]nat.Pool, error) {
 		}
 		return now, fmt.Errorf("the document of %s is not kept", at.UTC().Format(time.RFC3339))
 	}
-	_, _, text, err := r.Documents.Document(history[i].Generation)
+	_, _, text, err := l.Documents.Document(history[i].Generation)
 	if err != nil {
 		return now, err
 	}

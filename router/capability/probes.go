@@ -1,25 +1,50 @@
-package report
+package capability
 
 import (
-	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
-
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 
 	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/router/egress/health"
+	"github.com/isthmus-net/isthmus/router/observe"
 )
 
-// pools returns the pools as they were last seen, by name.
-func (r *Report) pools() []*isthmusv1.PoolStatus {
+// Probes finds out which addresses of pools work, and which proxies of redirecting policies.
+type Probes struct {
+	Health   *health.Checker // of addresses
+	Proxies  *health.Checker
+	Observed *observe.Observer
+}
+
+// Capability returns how the rest of the node sees it. The job "nat" sets what is probed: an address is there before.
+func (c Probes) Capability() Capability {
+	return Capability{
+		Name: "probes of pools and proxies", Section: "egress.pools.probes", Noun: "pools",
+		Kinds:      []*condition.Kind{condition.PoolDegraded, condition.PoolDown, condition.ProxyDown},
+		Conditions: func() []*isthmusv1.Condition { return append(c.poolConditions(), c.proxyConditions()...) },
+		Run: func(ctx context.Context) error {
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			wg.Go(func() { c.Proxies.Run(ctx) })
+			return c.Health.Run(ctx)
+		},
+	}
+}
+
+// List returns the pools as they were last seen, by name.
+func (c Probes) List() []*isthmusv1.PoolStatus {
 	seen := map[string]health.PoolState{}
-	for _, p := range r.Health.Pools() {
+	for _, p := range c.Health.Pools() {
 		seen[p.Name] = p
 	}
-	target := r.Observed.Target()
+	target := c.Observed.Target()
 	out := make([]*isthmusv1.PoolStatus, 0, len(target.NAT.Pools))
 	for _, p := range target.NAT.Pools {
 		s := &isthmusv1.PoolStatus{Name: p.Name}
@@ -50,8 +75,8 @@ func (r *Report) pools() []*isthmusv1.PoolStatus {
 }
 
 // poolConditions tells of pools that lack addresses.
-func (r *Report) poolConditions() (out []*isthmusv1.Condition) {
-	for _, p := range r.Health.Pools() {
+func (c Probes) poolConditions() (out []*isthmusv1.Condition) {
+	for _, p := range c.Health.Pools() {
 		var why []string
 		var last health.Member
 		for _, m := range p.Members {
@@ -62,16 +87,16 @@ func (r *Report) poolConditions() (out []*isthmusv1.Condition) {
 				}
 			}
 		}
-		c := condition.PoolDegraded.Warning(last.Since, "pool %s: %s", p.Name, strings.Join(why, "; "))
+		one := condition.PoolDegraded.Warning(last.Since, "pool %s: %s", p.Name, strings.Join(why, "; "))
 		if p.Usable() == 0 {
 			withdrawn := ""
 			if len(p.Announce) > 0 {
 				withdrawn = fmt.Sprintf(", and %v is withdrawn from BGP", p.Announce)
 			}
-			c = condition.PoolDown.Error(last.Since, "pool %s: %s; all stay in use%s", p.Name, strings.Join(why, "; "), withdrawn)
+			one = condition.PoolDown.Error(last.Since, "pool %s: %s; all stay in use%s", p.Name, strings.Join(why, "; "), withdrawn)
 		}
 		if len(why) > 0 {
-			out = append(out, c)
+			out = append(out, one)
 		}
 	}
 	slices.SortStableFunc(out, func(a, b *isthmusv1.Condition) int { return cmp.Compare(a.Severity, b.Severity) })
@@ -79,9 +104,9 @@ func (r *Report) poolConditions() (out []*isthmusv1.Condition) {
 }
 
 // proxyConditions tells of proxies that do not work.
-func (r *Report) proxyConditions() (out []*isthmusv1.Condition) {
-	sick := r.Observed.SickProxies()
-	policies := r.Observed.Target().NAT.Policies
+func (c Probes) proxyConditions() (out []*isthmusv1.Condition) {
+	sick := c.Observed.SickProxies()
+	policies := c.Observed.Target().NAT.Policies
 	for _, p := range policies {
 		m, ok := sick[p.Name]
 		if !ok {

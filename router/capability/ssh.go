@@ -1,0 +1,19 @@
+package capability
+
+import (
+	"context"
+
+	"github.com/isthmus-net/isthmus/router/apply"
+	"github.com/isthmus-net/isthmus/router/plan"
+)
+
+// SSH has the machine's SSH server accept the keys of the document. set replaces those that it accepts.
+func SSH(set func(keys []string) error) Capability {
+	return Capability{
+		Name: "keys of the SSH server", Section: "access.ssh_keys",
+		Jobs: []apply.Job{{
+			Key: "ssh", Stage: apply.StageForward, Always: true, Part: func(t *plan.Target) any { return t.SSHKeys },
+			Do: func(_ context.Context, t *plan.Target) error { return set(t.SSHKeys) },
+		}},
+	}
+}

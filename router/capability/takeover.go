@@ -1,0 +1,44 @@
+package capability
+
+import (
+	"context"
+	"time"
+
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/apply"
+	"github.com/isthmus-net/isthmus/router/condition"
+	"github.com/isthmus-net/isthmus/router/egress/takeover"
+	"github.com/isthmus-net/isthmus/router/plan"
+)
+
+// Takeover takes the public addresses of the node that shares them when that is gone.
+type Takeover struct {
+	Runner  *takeover.Runner
+	Started time.Time
+}
+
+// Capability returns how the rest of the node sees it.
+func (t Takeover) Capability() Capability {
+	return Capability{
+		Name: "takeover of public addresses", Section: "egress.takeover", Conditions: t.conditions, Run: t.Runner.Run,
+		Kinds: []*condition.Kind{condition.TakeoverFailed, condition.TakeoverImpossible, condition.TookOver},
+		Jobs: []apply.Job{{
+			Key: "takeover", Stage: apply.StageGuard, Part: func(t *plan.Target) any { return t.Takeover },
+			Do: func(_ context.Context, target *plan.Target) error { t.Runner.Use(target.Takeover); return nil },
+		}},
+	}
+}
+
+func (t Takeover) conditions() (out []*isthmusv1.Condition) {
+	s := t.Runner.State()
+	switch {
+	case s.Paths == 0:
+	case t.Runner.Mover == nil:
+		out = append(out, condition.TakeoverImpossible.Error(t.Started, "the document wants addresses to be taken over, and there is no program that does it: start isthmusd with -mover"))
+	case s.Err != nil:
+		out = append(out, condition.TakeoverFailed.Error(s.Tried, "taking the public addresses: %v; it is tried again", s.Err))
+	case !s.Tried.IsZero():
+		out = append(out, condition.TookOver.Warning(s.Tried, "the other node did not answer, and this one took the public addresses of the pools"))
+	}
+	return out
+}
