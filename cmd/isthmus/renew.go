@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/disk"
 )
 
 // warnBefore is how long before its end a certificate is warned of; a third of its lifetime when that is less.
@@ -107,7 +108,7 @@ func (a *app) renewContext(ctx context.Context, conn *grpc.ClientConn, path stri
 	if err != nil {
 		return fmt.Errorf("writing context: %w", err)
 	}
-	if err := replaceFile(path, data); err != nil {
+	if err := disk.Replace(path, data, 0o600); err != nil {
 		return fmt.Errorf("writing context; run isthmus client renew again: %w", err)
 	}
 	if err := os.Remove(path + renewingSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -141,7 +142,7 @@ func pendingKey(file, certificate string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := replaceFile(file, data); err != nil {
+	if err := disk.Replace(file, data, 0o600); err != nil {
 		return "", err
 	}
 	return text, nil
@@ -161,27 +162,6 @@ func parseKey(text string) (crypto.Signer, error) {
 		return nil, fmt.Errorf("key of type %T cannot sign", key)
 	}
 	return signer, nil
-}
-
-// replaceFile makes a file hold data, which its owner alone can read: all of it, or what it held before.
-func replaceFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // warnOfEnd says on standard error that the certificate of a context ends soon, or has ended.

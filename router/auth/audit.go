@@ -15,6 +15,7 @@ import (
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/condition"
+	"github.com/isthmus-net/isthmus/router/disk"
 )
 
 // Event says at which moment an audit line was written.
@@ -125,7 +126,7 @@ func (l *Audit) openLocked() (err error) {
 	if err != nil {
 		return err
 	}
-	if err := syncDir(filepath.Dir(l.name)); err != nil {
+	if err := disk.SyncDir(filepath.Dir(l.name)); err != nil {
 		return err
 	}
 	size := info.Size()

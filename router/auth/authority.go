@@ -21,7 +21,6 @@ import (
 	"math/big"
 	"net/url"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -33,6 +32,7 @@ import (
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/condition"
+	"github.com/isthmus-net/isthmus/router/disk"
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
@@ -605,7 +605,7 @@ func (a *Authority) exportAdmin(o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(o.Bundle, append(text, '\n')); err != nil {
+	if err := disk.Replace(o.Bundle, append(text, '\n'), 0o600); err != nil {
 		return err
 	}
 	if err := a.setAdmin(adminRecord{Serial: c.Serial, Exported: true}); err != nil {
@@ -656,29 +656,4 @@ func (a *Authority) setAdmin(r adminRecord) error {
 		return err
 	}
 	return a.store.SetPrivate("admin", data, a.now())
-}
-
-// writeFile makes a file that its owner alone can read, whole or not at all.
-func writeFile(name string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".admin-") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), name); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(name))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/isthmus-net/isthmus/router/disk"
 )
 
 // Lines around the first admin's context on a console.
@@ -44,6 +46,8 @@ func (b *Boot) note(lines ...string) {
 
 // show writes what the console is to show. A unit of the image prints the file when it changes: the daemon itself never waits for a console.
 func (b *Boot) show() {
+	b.showing.Lock() // the readers of facts and of user-data both show
+	defer b.showing.Unlock()
 	b.mu.Lock()
 	rec, notes, f := b.rec, b.notes, b.facts
 	b.mu.Unlock()
@@ -102,14 +106,5 @@ func replace(name string, data []byte) error {
 	if old, err := os.ReadFile(name); err == nil && bytes.Equal(old, data) {
 		return nil
 	}
-	f, err := os.CreateTemp(filepath.Dir(name), ".console-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), name)
+	return disk.Replace(name, data, 0o644)
 }

@@ -72,7 +72,8 @@ type Boot struct {
 	o    Options
 	node Node
 
-	saving sync.Mutex // held while rec is written
+	saving  sync.Mutex // held while rec is written
+	showing sync.Mutex // held while the console's files are written
 
 	mu        sync.Mutex
 	rec       record

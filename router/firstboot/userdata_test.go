@@ -10,10 +10,13 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -127,6 +130,26 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// TestShowAtOnce: facts and user-data are read by two goroutines, and both write the console's text.
+func TestShowAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	var log strings.Builder
+	b := &Boot{o: Options{Console: filepath.Join(dir, "console"), Runtime: dir, Log: slog.New(slog.NewTextHandler(&log, nil))}}
+	var writers sync.WaitGroup
+	for i := range 4 {
+		writers.Go(func() {
+			for range 50 {
+				b.note(strings.Repeat(strconv.Itoa(i), 1000+i))
+			}
+		})
+	}
+	writers.Wait()
+	b.note("the last")
+	if data, err := os.ReadFile(b.o.Console); err != nil || string(data) != "isthmus: the last\n" || log.Len() > 0 {
+		t.Errorf("%q, %v; the log says %.300s", data, err, log.String())
+	}
+}
+
 func TestReplace(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "console")
 	for _, text := range []string{"one\n", "two\n"} {
@@ -146,8 +169,8 @@ func TestReplace(t *testing.T) {
 	if after, _ := os.Stat(name); !os.SameFile(before, after) {
 		t.Error("the same text was written again")
 	}
-	left, _ := filepath.Glob(filepath.Join(filepath.Dir(name), ".*"))
-	if !slices.Equal(left, nil) {
+	left, _ := filepath.Glob(filepath.Join(filepath.Dir(name), "*"))
+	if !slices.Equal(left, []string{name}) {
 		t.Errorf("left over: %v", left)
 	}
 	if got := plain("a\x1b[2J\tä\n"); got != "a?[2J??\n" {

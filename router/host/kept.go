@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/isthmus-net/isthmus/router/disk"
 )
 
 // A kernel parameter carries no mark, and how it was cannot be read from the kernel once it is changed. So the value that each had before
@@ -83,19 +85,7 @@ func writeKept(file string, kept map[string]string) error {
 	if err != nil {
 		return err
 	}
-	// Root writes here as well, in a directory of the daemon's: no link is followed.
-	if err := os.Remove(file + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(file+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(file+".new", file)
+	return disk.Replace(file, text, 0o600)
 }
 
 // readKept returns what a file has; nil: there is none. One that was cut off is an error, and stays.

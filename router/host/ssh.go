@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/isthmus-net/isthmus/router/disk"
 )
 
 // AllowSSH writes the keys that may log in to a file in the format of authorized_keys, from which the machine's SSH server takes them. Without keys the file goes,
@@ -25,13 +27,7 @@ func AllowSSH(file string, keys []string) error {
 	}
 	err := os.MkdirAll(filepath.Dir(file), 0o755)
 	if err == nil {
-		err = os.WriteFile(file+".new", text, 0o644)
-	}
-	if err == nil {
-		err = os.Chmod(file+".new", 0o644) // whatever the umask: public keys, which the server reads as another user
-	}
-	if err == nil {
-		err = os.Rename(file+".new", file)
+		err = disk.Replace(file, text, 0o644) // public keys, which the server reads as another user
 	}
 	if err != nil {
 		return fmt.Errorf("writing the keys for SSH: %w", err)

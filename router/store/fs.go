@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/isthmus-net/isthmus/router/disk"
 	"golang.org/x/sys/unix"
 )
 
@@ -58,14 +59,7 @@ func (d dirFS) create(name string) (file, error) {
 
 func (d dirFS) rename(from, to string) error { return os.Rename(d.path(from), d.path(to)) }
 func (d dirFS) remove(name string) error     { return os.Remove(d.path(name)) }
-
-func (d dirFS) syncDir(dir string) error {
-	f, err := os.Open(d.path(dir))
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
+func (d dirFS) syncDir(dir string) error     { return disk.SyncDir(d.path(dir)) }
 
 // lock takes the directory for this process. The kernel gives it back when the process ends, however it ends.
 func (d dirFS) lock() (*os.File, error) {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"github.com/isthmus-net/isthmus/router/disk"
 )
 
 // mark is how new a state directory is, in numbers that only grow.
@@ -77,11 +79,7 @@ func (s *Store) writeMarkLocked() error {
 	if err != nil {
 		return err
 	}
-	tmp := s.markFile + temporary
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, s.markFile); err != nil {
+	if err := disk.Replace(s.markFile, data, 0o600); err != nil {
 		return err
 	}
 	s.marked = now

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/isthmus-net/isthmus/router/disk"
 	"golang.org/x/sys/unix"
 )
 
@@ -80,7 +81,7 @@ func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("opening store: %w", err)
 	}
-	if err := dirFS(filepath.Dir(dir)).syncDir("."); err != nil {
+	if err := disk.SyncDir(filepath.Dir(dir)); err != nil {
 		return nil, fmt.Errorf("opening store: %w", err)
 	}
 	lock, err := dirFS(dir).lock()

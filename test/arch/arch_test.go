@@ -80,6 +80,7 @@ func TestOneImporter(t *testing.T) {
 // below lists what a room of the project may import of the project. A room that is not listed may import nothing.
 var below = map[string][]string{
 	"router/secret": {},
+	"router/disk":   {},
 	"tunnel":        {"router/secret"},
 	"tunnel/apipa":  {},
 	"tunnel/cloud":  {"tunnel/apipa"},
@@ -88,7 +89,7 @@ var below = map[string][]string{
 
 	"tunnel/cloud/importer": {"tunnel/cloud"},
 
-	"tunnel/ipsec":           {"tunnel", "router/secret", "router/link"},
+	"tunnel/ipsec":           {"tunnel", "router/disk", "router/secret", "router/link"},
 	"tunnel/wireguard":       {"tunnel", "router/secret", "router/link"},
 	"bgp":                    {"router/secret"},
 	"bgp/filter":             {},
@@ -100,17 +101,17 @@ var below = map[string][]string{
 	"router/egress/takeover": {"router/egress"},
 	"nat/nftables":           {"nat"},
 	"nat/placement":          {"nat"},
-	"router/egress/translog": {"router/egress", "nat", "nat/conntrack"},
+	"router/egress/translog": {"router/disk", "router/egress", "nat", "nat/conntrack"},
 	"router/fib":             {},
 	"router/fib/kernel":      {"router/fib"},
 	"router/link":            {"router/fib", "tunnel"},
-	"router/host":            {},
+	"router/host":            {"router/disk"},
 	"router/platform":        {},
-	"router/firstboot":       {"proto/isthmus/v1", "router/condition", "router/auth", "router/platform", "router/spec", "router/store"},
+	"router/firstboot":       {"proto/isthmus/v1", "router/condition", "router/auth", "router/platform", "router/spec", "router/store", "router/disk"},
 	"router/egress/health":   {"router/egress"},
-	"router/egress/dns":      {"router/egress", "nat"},
-	"router/store":           {"router/secret"},
-	"router/auth":            {"proto/isthmus/v1", "router/condition", "router/store"},
+	"router/egress/dns":      {"router/egress", "nat", "router/disk"},
+	"router/store":           {"router/secret", "router/disk"},
+	"router/auth":            {"proto/isthmus/v1", "router/condition", "router/store", "router/disk"},
 	"router/spec":            {"proto/isthmus/v1", "bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/secret", "router/egress"},
 	"router/topology":        {"proto/isthmus/v1", "router/spec", "router/secret", "tunnel/apipa", "tunnel/cloud"},
 	"router/plan":            {"bgp", "nat", "tunnel", "tunnel/apipa", "tunnel/cloud", "router/fib", "router/spec", "router/secret", "router/egress"},
@@ -135,7 +136,7 @@ var below = map[string][]string{
 	"router/api":         {"proto/isthmus/v1", "router/auth", "router/fault", "router/store", "router/secret", "bgp"},
 	"proto/isthmus/v1":   {},
 	// Presets, importers and topologies are data and pure functions, which work without a node.
-	"cmd/isthmus": {"proto/isthmus/v1", "router/condition", "tunnel/cloud", "tunnel/cloud/importer", "router/topology", "router/spec"},
+	"cmd/isthmus": {"proto/isthmus/v1", "router/condition", "tunnel/cloud", "tunnel/cloud/importer", "router/topology", "router/spec", "router/disk"},
 }
 
 func TestArrowsPointDown(t *testing.T) {

@@ -2,18 +2,20 @@ package ipsec
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/isthmus-net/isthmus/router/disk"
 )
 
 // ledger remembers across restarts of this process what was loaded into one instance of charon. It is a file of one
 // line for each load, of which the last one of a name counts; a line that was cut off is passed over, and the tunnel is
 // loaded once more, which charon takes without touching its SAs.
 type ledger struct {
-	path    string
 	file    *os.File
 	entries map[string]loaded
 }
@@ -28,10 +30,10 @@ func openLedger(dir, instance string) (*ledger, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("opening the ledger of loaded connections: %w", err)
 	}
-	l.path = filepath.Join(dir, "charon.loaded")
+	path := filepath.Join(dir, "charon.loaded")
 	first := loaded{Name: "", Conn: instance}
 	lines := 0
-	if f, err := os.Open(l.path); err == nil {
+	if f, err := os.Open(path); err == nil {
 		in := bufio.NewScanner(f)
 		for ; in.Scan(); lines++ {
 			var e loaded
@@ -55,18 +57,19 @@ func openLedger(dir, instance string) (*ledger, error) {
 		}
 	}
 	// Rewritten as a whole, so that it does not grow with each edit.
-	temporary := l.path + ".new"
-	f, err := os.OpenFile(temporary, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("opening the ledger of loaded connections: %w", err)
-	}
-	l.file = f
-	err = l.append(first)
+	var all bytes.Buffer
+	out := json.NewEncoder(&all)
+	err := out.Encode(first)
 	for _, e := range l.entries {
-		err = errors.Join(err, l.append(e))
+		err = errors.Join(err, out.Encode(e))
 	}
-	if err = errors.Join(err, os.Rename(temporary, l.path)); err != nil {
-		f.Close()
+	if err == nil {
+		err = disk.Replace(path, all.Bytes(), 0o600)
+	}
+	if err == nil {
+		l.file, err = os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("opening the ledger of loaded connections: %w", err)
 	}
 	return l, nil

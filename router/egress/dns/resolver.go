@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/isthmus-net/isthmus/router/disk"
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
@@ -379,27 +380,11 @@ func (r *Resolver) save() {
 		return
 	}
 	if err == nil {
-		err = replace(r.options.File, data)
+		err = disk.Replace(r.options.File, data, 0o600)
 	}
 	if err != nil {
 		r.options.Log.Warn("addresses of names are not kept for the next start", "err", err)
 	}
-}
-
-// replace writes a file that outlives a loss of power as it was or as it is to be.
-func replace(name string, data []byte) error {
-	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(name+".new", name)
 }
 
 // Addresses returns the present addresses of a name or wildcard that was set, in order.

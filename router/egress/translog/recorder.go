@@ -20,6 +20,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/nat/conntrack"
+	"github.com/isthmus-net/isthmus/router/disk"
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
@@ -441,16 +442,10 @@ func (r *Recorder) save(c *checkpoint) error {
 		}
 		return nil
 	}
-	temporary := r.liveName() + ".new"
-	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(newEncoder(flate.NoCompression).encode(c.names(), c.rows, 0))
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+	if err := disk.Replace(r.liveName(), newEncoder(flate.NoCompression).encode(c.names(), c.rows, 0), 0o600); err != nil {
 		return fmt.Errorf("writing the checkpoint of flows: %w", err)
 	}
-	return errors.Join(os.Rename(temporary, r.liveName()), syncDir(r.dir))
+	return nil
 }
 
 // load takes the last checkpoint of a former process: what of it is gone ended while the recorder did not listen.

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/isthmus-net/isthmus/router/disk"
 )
 
 const (
@@ -198,7 +200,7 @@ func (s *shelf) note(n names, rows []row) error {
 		if err != nil {
 			return err
 		}
-		if err := syncDir(s.dir); err != nil {
+		if err := disk.SyncDir(s.dir); err != nil {
 			f.Close()
 			return err
 		}
@@ -243,7 +245,7 @@ func (s *shelf) write(b *batch, now time.Time) (*file, runAt, error) {
 	}
 	h, _ := decodeHeader(run)
 	_, err := f.WriteAt(run, f.size)
-	err = cmp.Or(err, f.Sync(), syncDir(s.dir))
+	err = cmp.Or(err, f.Sync(), disk.SyncDir(s.dir))
 	if err != nil && f.size == 0 {
 		err = errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
@@ -278,12 +280,4 @@ func (s *shelf) removeJournals(upTo uint32) error {
 		}
 	}
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
