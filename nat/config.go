@@ -142,33 +142,6 @@ func (s Service) String() string {
 	return fmt.Sprintf("%s %s/%d", s.Destination, ProtocolName(s.Protocol), s.Port)
 }
 
-// ProtocolName returns the name of an IP protocol, as "esp", or its number where it has no well-known one.
-func ProtocolName(protocol uint8) string {
-	switch protocol {
-	case icmp:
-		return "icmp"
-	case icmpv6:
-		return "icmpv6"
-	case tcp:
-		return "tcp"
-	case udp:
-		return "udp"
-	case 4:
-		return "ipip"
-	case 41:
-		return "ipv6"
-	case 47:
-		return "gre"
-	case 50:
-		return "esp"
-	case 51:
-		return "ah"
-	case 132:
-		return "sctp"
-	}
-	return strconv.Itoa(int(protocol))
-}
-
 // Exhausted is a service to which no address of a pool has a port left. New flows to it are refused.
 type Exhausted struct {
 	Pool string

@@ -15,20 +15,6 @@ type Track struct {
 	Port, ServerPort    uint16     // destination ports of that packet as it came and as it went on; 0 without ports
 }
 
-// Connectionless says whether flows of an IP protocol begin with any packet. They ask the rules again when they are taken out of the
-// table of connection tracking, and lose nothing by it. TCP, DCCP and SCTP have connections.
-func Connectionless(protocol uint8) bool {
-	const dccp, sctp = 33, 132
-	return protocol != tcp && protocol != dccp && protocol != sctp
-}
-
-// Portless says whether flows of an IP protocol have no ports, nor an identifier as ICMP has, by which two could be told apart behind one address:
-// such a flow has an address for itself toward its destination.
-func Portless(protocol uint8) bool {
-	const dccp, sctp, udpLite = 33, 132, 136
-	return !slices.Contains([]uint8{tcp, udp, icmp, icmpv6, dccp, sctp, udpLite}, protocol)
-}
-
 // Ending is a set of flows that end when one configuration takes the place of another.
 type Ending struct {
 	Kind, Name string // of the object whose change ends them: "underlay" (its interface), "pool", "policy", or "map" (its mapped prefix)

@@ -94,10 +94,10 @@ func TestEndingsOfServers(t *testing.T) {
 	}
 	had := config(open("dns", "10.1.0.8:53", PortRange{53, 53}), open("sip", "10.1.0.9:0", PortRange{5060, 5069}))
 	flows := []Track{
-		{Source: client, Destination: at, LeavesAs: client, GoesTo: netip.MustParseAddr("10.1.0.8"), Protocol: udp, Port: 53, ServerPort: 53},
-		{Source: client, Destination: at, LeavesAs: client, GoesTo: netip.MustParseAddr("10.1.0.8"), Protocol: tcp, Port: 53, ServerPort: 53},
-		{Source: client, Destination: at, LeavesAs: client, GoesTo: netip.MustParseAddr("10.1.0.9"), Protocol: udp, Port: 5061, ServerPort: 5061},
-		{Source: client, Destination: netip.MustParseAddr("10.1.0.8"), LeavesAs: client, GoesTo: netip.MustParseAddr("10.1.0.8"), Protocol: udp, Port: 53, ServerPort: 53},
+		{Source: client, Destination: at, LeavesAs: client, GoesTo: netip.MustParseAddr("10.1.0.8"), Protocol: UDP, Port: 53, ServerPort: 53},
+		{Source: client, Destination: at, LeavesAs: client, GoesTo: netip.MustParseAddr("10.1.0.8"), Protocol: TCP, Port: 53, ServerPort: 53},
+		{Source: client, Destination: at, LeavesAs: client, GoesTo: netip.MustParseAddr("10.1.0.9"), Protocol: UDP, Port: 5061, ServerPort: 5061},
+		{Source: client, Destination: netip.MustParseAddr("10.1.0.8"), LeavesAs: client, GoesTo: netip.MustParseAddr("10.1.0.8"), Protocol: UDP, Port: 53, ServerPort: 53},
 	}
 	only := open("web", "10.1.0.8:80")
 	only.Protocol = "tcp"

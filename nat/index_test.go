@@ -37,7 +37,7 @@ func TestIndexAgreesWithMatch(t *testing.T) {
 		}
 		x := c.Index()
 		for range 300 {
-			f := Flow{Source: prefix(10).Addr(), Destination: prefix(198).Addr(), Protocol: []uint8{tcp, udp, icmp, 47}[r.IntN(4)], Port: uint16(r.IntN(12))}
+			f := Flow{Source: prefix(10).Addr(), Destination: prefix(198).Addr(), Protocol: []uint8{TCP, UDP, ICMP, 47}[r.IntN(4)], Port: uint16(r.IntN(12))}
 			if r.IntN(6) == 0 {
 				f.Source, f.Destination = addr("2001:db8::7"), addr("2001:db9::1")
 			}

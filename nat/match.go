@@ -10,14 +10,6 @@ import (
 	"slices"
 )
 
-// IP protocol numbers of the protocols that a policy can name.
-const (
-	icmp   = 1
-	tcp    = 6
-	udp    = 17
-	icmpv6 = 58
-)
-
 // Flow is what of a new flow the policies look at.
 type Flow struct {
 	Source, Destination netip.Addr
@@ -202,7 +194,8 @@ func (c *Config) Rules() ([]Rule, error) {
 			for _, src := range apart.sources[family] {
 				for _, dst := range apart.destinations[family] {
 					for _, r := range apart.ports {
-						rules = append(rules, Rule{p, src, dst, protocol(p.Protocol, src.Addr().Is6()), r})
+						protocol, _ := PolicyProtocol(p.Protocol, src.Addr().Is6())
+						rules = append(rules, Rule{p, src, dst, protocol, r})
 					}
 				}
 			}
@@ -229,7 +222,8 @@ func (c *Config) best(f Flow) (best Rule, found bool) {
 		for _, src := range slices.DeleteFunc(apart.sources[family], without(f.Source)) {
 			for _, dst := range destinations {
 				for _, ports := range apart.ports {
-					r := Rule{p, src, dst, protocol(p.Protocol, src.Addr().Is6()), ports}
+					protocol, _ := PolicyProtocol(p.Protocol, src.Addr().Is6())
+					r := Rule{p, src, dst, protocol, ports}
 					if r.Matches(f) && (!found || Order(r, best) < 0) {
 						best, found = r, true
 					}
@@ -271,21 +265,6 @@ func (p *Policy) Opens(pool Pool) (addrs []netip.Prefix) {
 		}
 	}
 	return addrs
-}
-
-func protocol(name string, ipv6 bool) uint8 {
-	switch name {
-	case "tcp":
-		return tcp
-	case "udp":
-		return udp
-	case "icmp":
-		if ipv6 {
-			return icmpv6
-		}
-		return icmp
-	}
-	return 0
 }
 
 func distinct(prefixes []netip.Prefix) []netip.Prefix {

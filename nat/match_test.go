@@ -37,19 +37,19 @@ func TestMatchPrecedence(t *testing.T) {
 		port                uint16
 		want                string
 	}{
-		{"10.0.0.1", "203.0.113.1", udp, 53, "all"},
-		{"10.1.0.1", "203.0.113.1", udp, 53, "source"},
-		{"10.1.0.1", "203.0.113.1", tcp, 80, "tcp"}, // a protocol counts for more than a source
-		{"10.1.0.1", "203.0.113.1", tcp, 443, "port"},
-		{"10.1.0.1", "203.0.113.1", udp, 443, "source"},
-		{"10.1.0.1", "198.51.100.1", tcp, 443, "destination"}, // a destination counts for more than a port
-		{"10.1.0.1", "198.51.100.7", tcp, 443, "deny"},
-		{"172.16.0.1", "198.51.100.7", icmp, 0, "deny"},
-		{"172.16.0.1", "198.51.100.8", icmp, 0, ""},
-		{"10.0.0.1", "203.0.113.1", icmp, 0, "icmp"},
-		{"2001:db8::5", "2001:db9::1", icmpv6, 0, "icmp"},
-		{"2001:db8::5", "2001:db9::1", icmp, 0, "all"},
-		{"2001:db8::5", "2001:db9::1", tcp, 443, "all"},
+		{"10.0.0.1", "203.0.113.1", UDP, 53, "all"},
+		{"10.1.0.1", "203.0.113.1", UDP, 53, "source"},
+		{"10.1.0.1", "203.0.113.1", TCP, 80, "tcp"}, // a protocol counts for more than a source
+		{"10.1.0.1", "203.0.113.1", TCP, 443, "port"},
+		{"10.1.0.1", "203.0.113.1", UDP, 443, "source"},
+		{"10.1.0.1", "198.51.100.1", TCP, 443, "destination"}, // a destination counts for more than a port
+		{"10.1.0.1", "198.51.100.7", TCP, 443, "deny"},
+		{"172.16.0.1", "198.51.100.7", ICMP, 0, "deny"},
+		{"172.16.0.1", "198.51.100.8", ICMP, 0, ""},
+		{"10.0.0.1", "203.0.113.1", ICMP, 0, "icmp"},
+		{"2001:db8::5", "2001:db9::1", ICMPv6, 0, "icmp"},
+		{"2001:db8::5", "2001:db9::1", ICMP, 0, "all"},
+		{"2001:db8::5", "2001:db9::1", TCP, 443, "all"},
 	} {
 		d := c.Match(Flow{Source: addr(k.source), Destination: addr(k.destination), Protocol: k.protocol, Port: k.port})
 		if d.Policy != k.want {
@@ -124,15 +124,15 @@ func TestExplain(t *testing.T) {
 		late                bool
 		want                string
 	}{
-		{"10.0.0.1", "198.51.100.1", tcp, 80, false, "no policy has it; web comes nearest, for ports 443"},
-		{"10.0.0.1", "203.0.113.1", tcp, 443, false, "no policy has it; web comes nearest, for destinations in 198.51.100.0/24"},
-		{"172.16.0.1", "198.51.100.1", tcp, 443, false, "no policy has it; web comes nearest, for sources in 10.0.0.0/8"},
-		{"172.16.0.1", "203.0.113.1", udp, 53, false, "no policy has it; dns comes nearest, for sources in 10.0.0.0/8"},
-		{"10.0.0.1", "198.51.100.1", udp, 53, true, "policy dns decides such flows, but this one did not begin here, and the policy has no pickup"},
-		{"10.9.0.1", "203.0.113.1", tcp, 22, true, "policy late decides such flows, but the packet is of none that is known or can begin with it"},
-		{"10.0.0.1", "203.0.113.1", icmp, 0, false, "policy no (deny) lets no such flow leave"},
-		{"192.0.2.1", "203.0.113.1", tcp, 443, false, "someone inside uses an address of this node as source"},
-		{"192.0.2.9", "203.0.113.1", tcp, 443, false, "someone inside uses an address of this node as source"},
+		{"10.0.0.1", "198.51.100.1", TCP, 80, false, "no policy has it; web comes nearest, for ports 443"},
+		{"10.0.0.1", "203.0.113.1", TCP, 443, false, "no policy has it; web comes nearest, for destinations in 198.51.100.0/24"},
+		{"172.16.0.1", "198.51.100.1", TCP, 443, false, "no policy has it; web comes nearest, for sources in 10.0.0.0/8"},
+		{"172.16.0.1", "203.0.113.1", UDP, 53, false, "no policy has it; dns comes nearest, for sources in 10.0.0.0/8"},
+		{"10.0.0.1", "198.51.100.1", UDP, 53, true, "policy dns decides such flows, but this one did not begin here, and the policy has no pickup"},
+		{"10.9.0.1", "203.0.113.1", TCP, 22, true, "policy late decides such flows, but the packet is of none that is known or can begin with it"},
+		{"10.0.0.1", "203.0.113.1", ICMP, 0, false, "policy no (deny) lets no such flow leave"},
+		{"192.0.2.1", "203.0.113.1", TCP, 443, false, "someone inside uses an address of this node as source"},
+		{"192.0.2.9", "203.0.113.1", TCP, 443, false, "someone inside uses an address of this node as source"},
 	} {
 		f := Flow{Source: addr(k.source), Destination: addr(k.destination), Protocol: k.protocol, Port: k.port, Late: k.late}
 		if got := c.Explain(f); got != k.want {
@@ -240,7 +240,7 @@ func TestMatchIsTheFirstRule(t *testing.T) {
 		}
 		rules := rulesOf(t, &c)
 		for range 20 {
-			f := Flow{Source: netip.AddrFrom4([4]byte{10, byte(r.IntN(2)), byte(r.IntN(2)), 1}), Destination: netip.AddrFrom4([4]byte{20, byte(r.IntN(2)), byte(r.IntN(2)), 1}), Protocol: []uint8{tcp, udp, icmp}[r.IntN(3)], Port: uint16(r.IntN(12))}
+			f := Flow{Source: netip.AddrFrom4([4]byte{10, byte(r.IntN(2)), byte(r.IntN(2)), 1}), Destination: netip.AddrFrom4([4]byte{20, byte(r.IntN(2)), byte(r.IntN(2)), 1}), Protocol: []uint8{TCP, UDP, ICMP}[r.IntN(3)], Port: uint16(r.IntN(12))}
 			want := ""
 			if i := slices.IndexFunc(rules, func(r Rule) bool { return r.Matches(f) }); i >= 0 {
 				want = rules[i].Policy.Name

@@ -258,16 +258,17 @@ func check(c nat.Config, rules []nat.Rule) error {
 	}
 	names := map[string]bool{}
 	for _, p := range c.Policies {
+		_, known := nat.PolicyProtocol(p.Protocol, false)
 		switch {
 		case p.Name == "" || names[p.Name]:
 			errs = append(errs, fmt.Errorf("policy %q: the name is not unique", p.Name))
 		case !slices.Contains([]nat.Action{nat.SNAT, nat.NoNAT, nat.Deny, nat.Reject, nat.DNAT, nat.Redirect}, p.Action):
 			errs = append(errs, fmt.Errorf("policy %s: unknown action %q", p.Name, p.Action))
-		case !slices.Contains([]string{"", "tcp", "udp", "icmp"}, p.Protocol):
+		case !known:
 			errs = append(errs, fmt.Errorf("policy %s: unknown protocol %q", p.Name, p.Protocol))
-		case (p.Action == nat.DNAT || p.Action == nat.Redirect) && (!p.To.IsValid() || p.Protocol != "tcp" && p.Protocol != "udp"):
+		case (p.Action == nat.DNAT || p.Action == nat.Redirect) && (!p.To.IsValid() || !nat.TakesPorts(p.Protocol)):
 			errs = append(errs, fmt.Errorf("policy %s: %s without a target, or without tcp or udp", p.Name, p.Action))
-		case len(p.Ports) > 0 && p.Protocol != "tcp" && p.Protocol != "udp":
+		case len(p.Ports) > 0 && !nat.TakesPorts(p.Protocol):
 			errs = append(errs, fmt.Errorf("policy %s: ports without tcp or udp", p.Name))
 		}
 		names[p.Name] = true

@@ -210,7 +210,7 @@ func refusePortless(f family) string             { return refuseChain(f) + "-por
 // isPortless matches the protocols that nat.Portless says are so. Most packets end at the first comparison.
 func isPortless() []expr.Any {
 	match := do(meta(expr.MetaKeyL4PROTO, reg1))
-	for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6, unix.IPPROTO_SCTP, unix.IPPROTO_DCCP, unix.IPPROTO_UDPLITE} {
+	for _, protocol := range nat.NotPortless() {
 		match = append(match, compare(expr.CmpOpNeq, protocol))
 	}
 	return match

@@ -76,9 +76,6 @@ func (l Translog) conditions() []*isthmusv1.Condition {
 // mostFlows bounds the flows of an answer.
 const mostFlows = 1000
 
-// ProtocolNumbers are the protocols that requests can name.
-var ProtocolNumbers = map[string]uint8{"": 0, "icmp": 1, "tcp": 6, "udp": 17}
-
 // Who says who had a public address and port at a time.
 func (l Translog) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error) {
 	now := time.Now()
@@ -100,12 +97,9 @@ func (l Translog) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.
 			return nil, fmt.Errorf("%w: within: must be 0s to 1h", fault.ErrInvalid)
 		}
 	}
-	protocol, ok := ProtocolNumbers[q.Protocol]
+	protocol, ok := nat.PolicyProtocol(q.Protocol, public.Is6())
 	if !ok {
 		return nil, fmt.Errorf(`%w: protocol: %q is none of "tcp", "udp" and "icmp"`, fault.ErrInvalid, q.Protocol)
-	}
-	if public.Is6() && protocol == 1 {
-		protocol = 58
 	}
 	var destination netip.Addr
 	if q.Destination != "" {
@@ -178,7 +172,7 @@ func unpooled(pooled bool, a netip.Addr, at time.Time) error {
 
 func translatedFlow(f translog.Record) *isthmusv1.TranslatedFlow {
 	name := nat.ProtocolName(f.Protocol)
-	if f.Protocol == 58 {
+	if f.Protocol == nat.ICMPv6 {
 		name = "icmp"
 	}
 	end := netip.AddrPort.String

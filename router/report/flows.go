@@ -8,10 +8,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/nat/conntrack"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api"
-	"github.com/isthmus-net/isthmus/router/capability"
 	"github.com/isthmus-net/isthmus/router/live"
 	"github.com/isthmus-net/isthmus/router/observe"
 )
@@ -35,12 +35,9 @@ func (r *Report) EndFlows(ctx context.Context, q *isthmusv1.EndFlowsRequest) (*i
 			return nil, fmt.Errorf("%w: destination: %q is of another family than the source", api.ErrInvalid, q.Destination)
 		}
 	}
-	protocol, ok := capability.ProtocolNumbers[q.Protocol]
+	protocol, ok := nat.PolicyProtocol(q.Protocol, source.Addr().Is6())
 	if !ok {
 		return nil, fmt.Errorf(`%w: protocol: %q is none of "tcp", "udp" and "icmp"`, api.ErrInvalid, q.Protocol)
-	}
-	if source.Addr().Is6() && protocol == unix.IPPROTO_ICMP {
-		protocol = unix.IPPROTO_ICMPV6
 	}
 	if q.Port > 65535 || q.Port > 0 && protocol != unix.IPPROTO_TCP && protocol != unix.IPPROTO_UDP {
 		return nil, fmt.Errorf("%w: port: %d is not from 1 to 65535, or the protocol is neither tcp nor udp", api.ErrInvalid, q.Port)

@@ -175,7 +175,7 @@ func (c *checker) forward(path string, p *isthmusv1.EgressPolicy, out *nat.Polic
 
 // targeted checks what goes to a server or proxy.
 func (c *checker) targeted(path string, p *isthmusv1.EgressPolicy, out *nat.Policy) {
-	if out.Protocol != "tcp" && out.Protocol != "udp" && len(p.GetPorts()) == 0 {
+	if !nat.TakesPorts(out.Protocol) && len(p.GetPorts()) == 0 {
 		c.Problem(path+".protocol", out.Protocol, "has no ports", `set it to "tcp" or "udp"`)
 	}
 	if p.GetTo() == "" {

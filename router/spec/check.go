@@ -812,9 +812,7 @@ func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
 	out.Sources = list("sources", p.GetSources())
 	out.Destinations = list("destinations", p.GetDestinations())
 	out.Names = c.domains(path+".names", p.GetNames())
-	switch out.Protocol {
-	case "", "tcp", "udp", "icmp":
-	default:
+	if _, known := nat.PolicyProtocol(out.Protocol, false); !known {
 		c.Problem(path+".protocol", out.Protocol, "is no protocol that policies know", `give "tcp", "udp" or "icmp", or leave it out`)
 	}
 	var places []int // of the ranges, in the list
@@ -836,7 +834,7 @@ func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
 	for _, i := range portOverlaps(out.Ports) {
 		c.Problem(fmt.Sprintf("%s.ports[%d]", path, places[i]), p.GetPorts()[places[i]], "overlaps another range of the list", "write each port once")
 	}
-	if len(out.Ports) > 0 && out.Protocol != "tcp" && out.Protocol != "udp" {
+	if len(out.Ports) > 0 && !nat.TakesPorts(out.Protocol) {
 		c.Problem(path+".ports", strings.Join(p.GetPorts()[:min(len(p.GetPorts()), maxShown)], ","), "needs a protocol with ports", `set protocol to "tcp" or "udp"`)
 	}
 	c.action(path, p, &out)
