@@ -311,7 +311,7 @@ func TestSupervisor(t *testing.T) {
 			}
 			expect(t, s, "abc")
 		}
-		at = at.Add(2 * holdMax)
+		at = at.Add(2 * holding.Last)
 		s.crashed(at, "b", "x", nil)
 		if next, _ := s.tick(at, all); next.Sub(at) != time.Minute {
 			t.Errorf("long after: out for %v", next.Sub(at))

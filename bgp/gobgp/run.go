@@ -39,11 +39,11 @@ func (d *Driver) Run(ctx context.Context, r bgp.Reporter) error {
 				failures, restarting = 0, true
 			} else {
 				failures++
-				delay = startDelay(failures)
+				delay = restart.Delay(failures)
 			}
 		} else {
 			failures++
-			delay = startDelay(failures)
+			delay = restart.Delay(failures)
 			d.o.Log.Error("BGP cannot be started", "error", err, "next", delay)
 		}
 		select {

@@ -6,15 +6,17 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/router/backoff"
+)
+
+var (
+	// holding is how long a peer is held out, by its strikes.
+	holding = backoff.Backoff{First: time.Minute, Last: time.Hour}
+	// restart is the time between two starts of a process that keeps ending, or cannot be started.
+	restart = backoff.Backoff{First: time.Second, Last: 30 * time.Second}
 )
 
 const (
-	holdMin = time.Minute
-	holdMax = time.Hour
-
-	// delayMax is the longest time between two starts of a process that keeps ending.
-	delayMax = 30 * time.Second
-
 	// After carefulAfter crashes within carefulWindow that name no peer, the suspects are let in one at a time, after
 	// all others. A suspect is who has sent something just before such a crash.
 	carefulAfter  = 2
@@ -77,14 +79,14 @@ func newSupervisor() *supervisor {
 // hour after its last time starts again.
 func (s *supervisor) strike(now time.Time, name string, state bgp.SessionState, reason string) *hold {
 	h := s.holds[name]
-	if h == nil || now.Sub(h.until) > holdMax {
+	if h == nil || now.Sub(h.until) > holding.Last {
 		h = &hold{}
 		s.holds[name] = h
 	}
+	h.until = now.Add(holding.Delay(h.strikes))
 	h.strikes++
 	s.dirty = true
 	h.state, h.reason, h.active = state, reason, true
-	h.until = now.Add(min(holdMin<<min(h.strikes-1, 10), holdMax))
 	return h
 }
 
@@ -137,7 +139,7 @@ func (s *supervisor) crashed(now time.Time, culprit, reason string, recent map[s
 	if n <= 1 {
 		return "", 0
 	}
-	return "", min(time.Second<<min(n-2, 10), delayMax)
+	return "", restart.Delay(n - 2)
 }
 
 // judge takes a crash that names no peer into account and returns the peer that is convicted of it, if any.
@@ -168,9 +170,6 @@ func (s *supervisor) judge(now time.Time, recent map[string]bool) string {
 	s.trial = ""
 	return ""
 }
-
-// startDelay is how long to wait after the process could not be started n times in a row.
-func startDelay(n int) time.Duration { return min(time.Second<<min(n, 10), delayMax) }
 
 // tick lets in who may come in by now, of the peers in names, and returns when to call it next; zero: never. It reports
 // whether admit has changed.

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/isthmus-net/isthmus/router/backoff"
 )
 
 // batch is how many routes are changed in one go. A dead tunnel waits for no more than that.
@@ -114,13 +116,11 @@ func (f *FIB) nudgeLocked() {
 	}
 }
 
-// How long changes by other hands are gathered before the kernel is read again, and the bounds of the pause after a
-// failure.
-const (
-	gather   = 20 * time.Millisecond
-	minPause = 250 * time.Millisecond
-	maxPause = 30 * time.Second
-)
+// gather is how long changes by other hands are gathered before the kernel is read again.
+const gather = 20 * time.Millisecond
+
+// retries is the pace of attempts to write what has failed.
+var retries = backoff.Backoff{First: 250 * time.Millisecond, Last: 30 * time.Second}
 
 // Run reads what the kernel has, and then keeps it as wanted until ctx is done. On return everything stays in the
 // kernel.
@@ -139,15 +139,15 @@ func (f *FIB) Run(ctx context.Context) error {
 			})
 			if err != nil && ctx.Err() == nil {
 				f.log.Warn("watching the forwarding table", "error", err)
-				sleep(ctx, minPause)
+				sleep(ctx, retries.First)
 			}
 		}
 	}()
 
 	var (
-		known bool
-		pause time.Duration
-		retry <-chan time.Time // set while something has failed
+		known    bool
+		failures int              // in a row
+		retry    <-chan time.Time // set while something has failed
 	)
 	for {
 		err := f.pass(ctx, &known)
@@ -159,8 +159,8 @@ func (f *FIB) Run(ctx context.Context) error {
 			if f.Err() == nil {
 				f.log.Warn("writing the forwarding table", "error", err)
 			}
-			pause = min(max(2*pause, minPause), maxPause)
-			retry = time.After(pause)
+			retry = time.After(retries.Delay(failures))
+			failures++
 			f.finish(err)
 		case retry != nil: // what failed was not tried in this pass
 			f.finish(f.Err())
@@ -168,7 +168,7 @@ func (f *FIB) Run(ctx context.Context) error {
 			if f.Err() != nil {
 				f.log.Info("the forwarding table is as wanted again")
 			}
-			pause = 0
+			failures = 0
 			f.finish(nil)
 		}
 		select {

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	"github.com/isthmus-net/isthmus/router/backoff"
 )
 
 // Kind is a platform.
@@ -134,16 +136,12 @@ func Open(k Kind, o Options) (Reader, error) {
 // ErrPermanent means that asking again gives the same answer.
 var ErrPermanent = errors.New("asking again does not help")
 
-// Between two attempts, a pause that doubles up to the longest one.
-const (
-	firstPause   = 500 * time.Millisecond
-	longestPause = 15 * time.Second
-)
+// retry is the pace of attempts.
+var retry = backoff.Backoff{First: 500 * time.Millisecond, Last: 15 * time.Second}
 
 // Keep calls ask until it succeeds, the error wraps ErrPermanent, or ctx is done; failed hears each error. The network may come long after the daemon.
 func Keep(ctx context.Context, ask func(context.Context) error, failed func(error)) error {
-	pause := firstPause
-	for {
+	for failures := 0; ; failures++ {
 		err := ask(ctx)
 		if err == nil {
 			return nil
@@ -155,13 +153,12 @@ func Keep(ctx context.Context, ask func(context.Context) error, failed func(erro
 		if errors.Is(err, ErrPermanent) {
 			return err
 		}
-		timer := time.NewTimer(pause)
+		timer := time.NewTimer(retry.Delay(failures))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return err
 		case <-timer.C:
 		}
-		pause = min(2*pause, longestPause)
 	}
 }

@@ -9,12 +9,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/isthmus-net/isthmus/router/backoff"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
+// retry is the pace of attempts to bring a tunnel up.
+var retry = backoff.Backoff{First: time.Second, Last: time.Minute}
+
 const (
-	firstRetry = time.Second
-	lastRetry  = time.Minute
 	// settled is how long a tunnel must have been up for the next attempt after a loss to be made at once.
 	settled = 10 * time.Second
 	// begin is the time in which an SA that was asked for must show.
@@ -142,7 +144,7 @@ func (r *record) decide(now time.Time, jitter *rand.Rand) (actions []action, aga
 	if !r.double.IsZero() {
 		// A peer that opens another SA for each that is ended is not fought with: two that work are better than one that
 		// never rests.
-		pause := min(overlap<<min(2*r.ended, 20), lastOverlap)
+		pause := backoff.Backoff{First: overlap, Last: lastOverlap}.Delay(2 * r.ended)
 		if due := r.double.Add(pause); now.Before(due) {
 			wake(due)
 		} else {
@@ -285,15 +287,8 @@ func (r *record) decide(now time.Time, jitter *rand.Rand) (actions []action, aga
 
 // fail plans the next attempt.
 func (r *record) fail(now time.Time, jitter *rand.Rand) {
-	r.next = now.Add(backoff(r.tries, jitter))
+	r.next = now.Add(backoff.Below(retry.Delay(r.tries), jitter.Int64N))
 	r.tries++
-}
-
-// backoff returns the pause after n failed attempts: a second doubled each time up to a minute, of which between half
-// and all is waited, so that many tunnels that failed together do not try together.
-func backoff(n int, jitter *rand.Rand) time.Duration {
-	d := min(firstRetry<<min(n, 10), lastRetry)
-	return d/2 + time.Duration(jitter.Int64N(int64(d/2)+1))
 }
 
 // down sets a status that is not Up, with the reason, unless SAs that only the kernel knows may still carry traffic.

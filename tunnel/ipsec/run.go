@@ -13,6 +13,7 @@ import (
 	"github.com/strongswan/govici/vici"
 	"golang.org/x/sys/unix"
 
+	"github.com/isthmus-net/isthmus/router/backoff"
 	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
@@ -65,7 +66,7 @@ func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
 		defer c.close()
 		r.catchers = append(r.catchers, c)
 	}
-	pause := 50 * time.Millisecond
+	reconnect, failures := backoff.Backoff{First: 50 * time.Millisecond, Last: time.Second}, 0
 	for {
 		began := time.Now()
 		err := r.session(ctx)
@@ -83,16 +84,16 @@ func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
 			return err
 		}
 		if time.Since(began) > time.Second {
-			pause = 50 * time.Millisecond
+			failures = 0
 		}
-		if pause <= 50*time.Millisecond { // the first of a row; the router shows what lasts
+		if failures == 0 { // the first of a row; the router shows what lasts
 			d.o.Log.Warn("charon is not reachable", "error", err)
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(pause):
+		case <-time.After(reconnect.Delay(failures)):
 		}
-		pause = min(2*pause, time.Second)
+		failures++
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/backoff"
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
@@ -392,7 +393,7 @@ func (t *table) failed(name string, ipv6 bool, err error, now time.Time) {
 		}
 	}
 	q.asked = time.Time{}
-	q.next = now.Add(min(soonest<<min(q.failures, 20), t.floor))
+	q.next = now.Add(backoff.Backoff{First: soonest, Last: t.floor}.Delay(q.failures))
 	q.failures++
 	q.tried = now
 	q.err = err.Error()

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/isthmus-net/isthmus/router/backoff"
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
@@ -18,13 +19,12 @@ type Mover interface {
 	Take(ctx context.Context, addresses []egress.SharedAddress) error
 }
 
-const (
-	// grace is how long after the start the other node may not have been seen yet: its lanes may still have to come up.
-	grace = 30 * time.Second
-	// Delays between attempts to take.
-	firstRetry = time.Second
-	lastRetry  = 30 * time.Second
-)
+// grace is how long after the start the other node may not have been seen yet: its lanes may still
+// have to come up.
+const grace = 30 * time.Second
+
+// retry is the pace of attempts to take.
+var retry = backoff.Backoff{First: time.Second, Last: 30 * time.Second}
 
 // verdict is what the last requests say of the other node. It has no clock and does no I/O.
 type verdict struct {
@@ -95,13 +95,14 @@ func (w *Watcher) answers(ctx context.Context, c egress.Takeover) bool {
 
 // take tries until it succeeds, and returns false when the other node answers or ctx is done before: what one that lives has, it keeps.
 func (w *Watcher) take(ctx context.Context, c egress.Takeover) bool {
-	for delay := firstRetry; ; delay = min(2*delay, lastRetry) {
+	for failures := 0; ; failures++ {
 		err := w.Mover.Take(ctx, c.Addresses)
 		w.Took(err)
 		if err == nil {
 			w.Log.Info("took the addresses", "addresses", len(c.Addresses))
 			return true
 		}
+		delay := retry.Delay(failures)
 		w.Log.Error("taking the addresses failed", "err", err, "next", delay)
 		if w.returns(ctx, c, delay) {
 			w.Log.Info("the other node answers again; its addresses are not taken")
