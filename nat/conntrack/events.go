@@ -6,7 +6,10 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/router/sockfilter"
 )
 
 // Events hears of flows with source NAT that end. Only ends are subscribed to: they carry the flow's whole story, and the kernel
@@ -28,27 +31,26 @@ const (
 	eventSize = 2 << 10
 )
 
-// findAttribute is SKF_AD_OFF + SKF_AD_NLATTR of the kernel's uapi/linux/filter.h.
-const findAttribute = 1<<32 - 0x1000 + 12
-
 // mmsghdr is the kernel's struct mmsghdr: where a datagram goes, and how long it was.
 type mmsghdr struct {
 	unix.Msghdr
 	size uint32
 }
 
-// translated is a classic BPF program that lets through what has SourceNAT in its status, and what has no status: that is for the
-// reader to judge.
-var translated = []unix.SockFilter{
-	{Code: unix.BPF_LD | unix.BPF_IMM, K: headerSize},
-	{Code: unix.BPF_LDX | unix.BPF_IMM, K: attrStatus},
-	{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: findAttribute}, // A becomes the place of attribute X, looked for from A on
-	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: 0, Jt: 3},
-	{Code: unix.BPF_MISC | unix.BPF_TAX},
-	{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_IND, K: unix.SizeofNlAttr},
-	{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: uint32(SourceNAT), Jf: 1},
-	{Code: unix.BPF_RET | unix.BPF_K, K: 1<<32 - 1},
-	{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+// translated returns a socket filter that lets through what has SourceNAT in its status, and what
+// has no status: that is for the reader to judge.
+func translated() sockfilter.Program {
+	var p sockfilter.Program
+	// A becomes the place of attribute X, looked for from A on.
+	p.Add(
+		bpf.LoadConstant{Dst: bpf.RegA, Val: headerSize},
+		bpf.LoadConstant{Dst: bpf.RegX, Val: attrStatus},
+		bpf.LoadExtension{Num: bpf.ExtNetlinkAttr})
+	p.If(bpf.JumpEqual, 0, sockfilter.Pass)
+	p.Add(bpf.TAX{}, bpf.LoadIndirect{Off: unix.SizeofNlAttr, Size: 4})
+	p.If(bpf.JumpBitsSet, uint32(SourceNAT), sockfilter.Pass)
+	p.Add(sockfilter.Drop)
+	return p
 }
 
 // Hear subscribes to the ends of the flows in the network namespace of the calling thread. The kernel keeps events that wait
@@ -68,7 +70,7 @@ func Hear(buffer int) (*Events, error) {
 	}
 	err = errors.Join(
 		unix.SetNonblock(fd, true),
-		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(translated)), Filter: &translated[0]}),
+		sockfilter.Attach(fd, translated()),
 		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
 	if err == nil {
 		err = e.Listen(true)

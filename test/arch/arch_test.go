@@ -57,6 +57,7 @@ var importers = map[string][]string{
 	"github.com/CycloneDX/":          {"image/build"},
 	"github.com/hashicorp/hcl/":      {}, // tests alone read Terraform
 	"go.yaml.in/yaml/":               {"router/spec", "cmd/isthmus", "tunnel/cloud/importer"},
+	"golang.org/x/net/bpf":           {"router/sockfilter", "tunnel/ipsec", "nat/conntrack", "router/fib/kernel"},
 	"golang.org/x/net/dns/":          {"router/egress/dns"},
 	"google.golang.org/grpc/":        {"router/api", "router/auth", "cmd/isthmus", "proto/isthmus/v1"},
 }
@@ -79,32 +80,33 @@ func TestOneImporter(t *testing.T) {
 
 // below lists what a room of the project may import of the project. A room that is not listed may import nothing.
 var below = map[string][]string{
-	"router/secret":  {},
-	"router/disk":    {},
-	"router/backoff": {},
-	"tunnel":         {"router/secret"},
-	"tunnel/apipa":   {},
-	"tunnel/cloud":   {"tunnel/apipa"},
+	"router/secret":     {},
+	"router/disk":       {},
+	"router/sockfilter": {},
+	"router/backoff":    {},
+	"tunnel":            {"router/secret"},
+	"tunnel/apipa":      {},
+	"tunnel/cloud":      {"tunnel/apipa"},
 	// The only room that knows both what a driver saw and what a cloud is like.
 	"tunnel/explain": {"tunnel", "tunnel/cloud"},
 
 	"tunnel/cloud/importer": {"tunnel/cloud"},
 
-	"tunnel/ipsec":           {"tunnel", "router/backoff", "router/disk", "router/secret", "router/link"},
+	"tunnel/ipsec":           {"tunnel", "router/backoff", "router/disk", "router/secret", "router/sockfilter", "router/link"},
 	"tunnel/wireguard":       {"tunnel", "router/secret", "router/link"},
 	"bgp":                    {"router/secret"},
 	"bgp/filter":             {},
 	"bgp/relay":              {"bgp/filter"},
 	"bgp/gobgp":              {"bgp", "bgp/filter", "bgp/relay", "router/backoff", "router/secret"},
 	"nat":                    {},
-	"nat/conntrack":          {"nat"},
+	"nat/conntrack":          {"nat", "router/sockfilter"},
 	"router/egress":          {},
 	"router/egress/takeover": {"router/backoff", "router/egress"},
 	"nat/nftables":           {"nat"},
 	"nat/placement":          {"nat"},
 	"router/egress/translog": {"router/disk", "router/egress", "nat", "nat/conntrack"},
 	"router/fib":             {"router/backoff"},
-	"router/fib/kernel":      {"router/fib"},
+	"router/fib/kernel":      {"router/fib", "router/sockfilter"},
 	"router/link":            {"router/fib", "tunnel"},
 	"router/host":            {"router/disk"},
 	"router/platform":        {"router/backoff"},

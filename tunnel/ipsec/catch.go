@@ -13,9 +13,11 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/router/link"
+	"github.com/isthmus-net/isthmus/router/sockfilter"
 )
 
 const (
@@ -127,77 +129,61 @@ func (c *catcher) from(sources []netip.Addr) error {
 	return nil
 }
 
-func (c *catcher) attach(filter []unix.SockFilter) error {
+func (c *catcher) attach(filter sockfilter.Program) error {
 	var err error
-	failed := c.raw.Control(func(fd uintptr) {
-		err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
-	})
+	failed := c.raw.Control(func(fd uintptr) { err = sockfilter.Attach(int(fd), filter) })
 	return errors.Join(failed, err)
 }
 
-// earlyFilter passes unfragmented packets of a family to this host that are ESP with one of the first sequence numbers, bare or in UDP to
-// port 4500 (RFC 3948), from one of the sources.
-func earlyFilter(six bool, sources []netip.Addr) (f []unix.SockFilter) {
-	const (
-		jump    = unix.BPF_JMP | unix.BPF_K
-		ret     = unix.BPF_RET | unix.BPF_K
-		own     = 0xfffff000 // SKF_AD_OFF: about the packet
-		kind    = own + 4    // SKF_AD_PKTTYPE
-		ifindex = own + 8    // SKF_AD_IFINDEX
-		loop    = 1          // the loopback interface, by which packets are handed in
-	)
-	add := func(code int, k uint32) { f = append(f, unix.SockFilter{Code: uint16(code), K: k}) }
-	load := func(code int, k uint32) { add(unix.BPF_LD|code, k) }
-	drop := func() { add(ret, 0) }
-	only := func(test int, k uint32) {
-		f = append(f, unix.SockFilter{Code: uint16(jump | test), Jt: 1, K: k})
-		drop()
-	}
-	not := func(test int, k uint32) {
-		f = append(f, unix.SockFilter{Code: uint16(jump | test), Jf: 1, K: k})
-		drop()
-	}
-	load(unix.BPF_W|unix.BPF_ABS, kind)
-	only(unix.BPF_JEQ, unix.PACKET_HOST)
-	load(unix.BPF_W|unix.BPF_ABS, ifindex)
-	not(unix.BPF_JEQ, loop)
-	protocol, source, words, most := uint32(9), uint32(12), uint32(1), mostSources
+// earlyFilter passes unfragmented packets of a family to this host that are ESP with one of the
+// first sequence numbers, bare or in UDP to port 4500 (RFC 3948), from one of the sources.
+func earlyFilter(six bool, sources []netip.Addr) (p sockfilter.Program) {
+	const loop = 1 // the loopback interface, by which packets are handed in
+	p.Add(bpf.LoadExtension{Num: bpf.ExtType})
+	p.If(bpf.JumpNotEqual, unix.PACKET_HOST, sockfilter.Drop)
+	p.Add(bpf.LoadExtension{Num: bpf.ExtInterfaceIndex})
+	p.If(bpf.JumpEqual, loop, sockfilter.Drop)
+	// Register X becomes the length of the IP header.
+	protocol, source, words, most := uint32(9), uint32(12), 1, mostSources
 	if six {
 		protocol, source, words, most = 6, 8, 4, mostSources6
-		add(unix.BPF_LDX|unix.BPF_IMM, 40) // a fragment has another header behind the first one
+		// A fragment has another header behind the first one.
+		p.Add(bpf.LoadConstant{Dst: bpf.RegX, Val: 40})
 	} else {
-		load(unix.BPF_H|unix.BPF_ABS, 6)
-		not(unix.BPF_JSET, 0x3fff) // more fragments, or an offset
-		add(unix.BPF_LDX|unix.BPF_B|unix.BPF_MSH, 0)
+		p.Add(bpf.LoadAbsolute{Off: 6, Size: 2})
+		p.If(bpf.JumpBitsSet, 0x3fff, sockfilter.Drop) // more fragments, or an offset
+		p.Add(bpf.LoadMemShift{Off: 0})
 	}
-	load(unix.BPF_B|unix.BPF_ABS, protocol)
-	f = append(f, unix.SockFilter{Code: jump | unix.BPF_JEQ, Jf: 2, K: unix.IPPROTO_ESP})
-	load(unix.BPF_W|unix.BPF_IND, 4)
-	add(jump|unix.BPF_JA, 6) // over what is for UDP
-	only(unix.BPF_JEQ, unix.IPPROTO_UDP)
-	load(unix.BPF_H|unix.BPF_IND, 2)
-	only(unix.BPF_JEQ, 4500)
-	load(unix.BPF_W|unix.BPF_IND, 12)
-	not(unix.BPF_JGT, earlyNumbers)
-	if len(sources) <= most {
-		for i := range words {
-			load(unix.BPF_W|unix.BPF_ABS, source+4*i)
-			add(unix.BPF_ST, i)
-		}
-		for _, a := range sources {
-			for i := range words {
-				if words > 1 {
-					load(unix.BPF_MEM, i)
-				}
-				rest := 2 * (words - 1 - i) // instructions between this word's and the end
-				f = append(f, unix.SockFilter{Code: jump | unix.BPF_JEQ, Jf: uint8(rest + 1), K: binary.BigEndian.Uint32(a.AsSlice()[4*i:])})
+	var inUDP sockfilter.Program
+	inUDP.If(bpf.JumpNotEqual, unix.IPPROTO_UDP, sockfilter.Drop)
+	inUDP.Add(bpf.LoadIndirect{Off: 2, Size: 2})
+	inUDP.If(bpf.JumpNotEqual, 4500, sockfilter.Drop)
+	inUDP.Add(bpf.LoadIndirect{Off: 12, Size: 4})
+	p.Add(bpf.LoadAbsolute{Off: protocol, Size: 1})
+	p.IfElse(bpf.JumpEqual, unix.IPPROTO_ESP, sockfilter.Program{bpf.LoadIndirect{Off: 4, Size: 4}}, inUDP)
+	p.If(bpf.JumpGreaterThan, earlyNumbers, sockfilter.Drop)
+	if len(sources) > most {
+		p.Add(sockfilter.Pass)
+		return p
+	}
+	for i := range words {
+		p.Add(bpf.LoadAbsolute{Off: source + 4*uint32(i), Size: 4}, bpf.StoreScratch{Src: bpf.RegA, N: i})
+	}
+	for _, a := range sources {
+		// From the last word to the first: each test is around those of the words behind it.
+		same := sockfilter.Program{sockfilter.Pass}
+		for i := words - 1; i >= 0; i-- {
+			var word sockfilter.Program
+			if words > 1 {
+				word.Add(bpf.LoadScratch{Dst: bpf.RegA, N: i})
 			}
-			add(ret, 0xffff)
+			word.If(bpf.JumpEqual, binary.BigEndian.Uint32(a.AsSlice()[4*i:]), same...)
+			same = word
 		}
-		drop()
+		p.Add(same...)
 	}
-	add(ret, 0xffff)
-	return f
+	p.Add(sockfilter.Drop)
+	return p
 }
 
 // close ends catching, and waits for that.

@@ -6,6 +6,7 @@ package kernel
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -13,9 +14,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/sockfilter"
 )
 
 const (
@@ -97,8 +100,7 @@ func (d *Driver) openWatch() error {
 	if err != nil {
 		return err
 	}
-	filter := watchFilter(d.portID)
-	err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+	err = sockfilter.Attach(fd, watchFilter(d.portID))
 	for _, group := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_NEXTHOP, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
 		err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group))
 	}
@@ -110,39 +112,33 @@ func (d *Driver) openWatch() error {
 	return nil
 }
 
-// watchFilter returns a socket filter (classic BPF) that lets pass: links; and of routes and nexthop objects those with our
-// protocol that were not changed by us, and routes that replaced another, which may have been ours.
-func watchFilter(self uint32) []unix.SockFilter {
-	const (
-		load32 = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
-		load16 = unix.BPF_LD | unix.BPF_H | unix.BPF_ABS
-		load8  = unix.BPF_LD | unix.BPF_B | unix.BPF_ABS
-		equal  = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
-		anyBit = unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K
-		ret    = unix.BPF_RET | unix.BPF_K
-	)
+// watchFilter returns a socket filter that lets pass: links; and of routes and nexthop objects
+// those with our protocol that were not changed by us, and routes that replaced another, which may
+// have been ours.
+func watchFilter(self uint32) sockfilter.Program {
 	// The filter loads in network byte order what is there in the host's.
-	swap16 := func(v uint16) uint32 { b := native.AppendUint16(nil, v); return uint32(b[0])<<8 | uint32(b[1]) }
-	b := native.AppendUint32(nil, self)
-	portID := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
-	return []unix.SockFilter{
-		/* 0 */ {Code: load16, K: 4}, // nlmsg_type
-		/* 1 */ {Code: equal, K: swap16(unix.RTM_NEWLINK), Jt: 13},
-		/* 2 */ {Code: equal, K: swap16(unix.RTM_DELLINK), Jt: 12},
-		/* 3 */ {Code: load32, K: 12}, // nlmsg_pid
-		/* 4 */ {Code: equal, K: portID, Jt: 9},
-		/* 5 */ {Code: load16, K: 4},
-		/* 6 */ {Code: equal, K: swap16(unix.RTM_NEWNEXTHOP), Jt: 5},
-		/* 7 */ {Code: equal, K: swap16(unix.RTM_DELNEXTHOP), Jt: 4},
-		/* 8 */ {Code: load16, K: 6}, // nlmsg_flags of a route
-		/* 9 */ {Code: anyBit, K: swap16(unix.NLM_F_REPLACE), Jt: 5},
-		/* 10 */ {Code: load8, K: unix.SizeofNlMsghdr + 5}, // rtm_protocol
-		/* 11 */ {Code: unix.BPF_JMP | unix.BPF_JA, K: 1},
-		/* 12 */ {Code: load8, K: unix.SizeofNlMsghdr + 2}, // nh_protocol
-		/* 13 */ {Code: equal, K: fib.Protocol, Jt: 1},
-		/* 14 */ {Code: ret, K: 0},
-		/* 15 */ {Code: ret, K: 1<<32 - 1},
+	swap16 := func(v uint16) uint32 { return uint32(binary.BigEndian.Uint16(native.AppendUint16(nil, v))) }
+	swap32 := func(v uint32) uint32 { return binary.BigEndian.Uint32(native.AppendUint32(nil, v)) }
+	kind := bpf.LoadAbsolute{Off: 4, Size: 2} // nlmsg_type
+	ours := func(at uint32) (p sockfilter.Program) {
+		p.Add(bpf.LoadAbsolute{Off: unix.SizeofNlMsghdr + at, Size: 1})
+		p.If(bpf.JumpEqual, fib.Protocol, sockfilter.Pass)
+		p.Add(sockfilter.Drop)
+		return p
 	}
+	var p sockfilter.Program
+	p.Add(kind)
+	p.If(bpf.JumpEqual, swap16(unix.RTM_NEWLINK), sockfilter.Pass)
+	p.If(bpf.JumpEqual, swap16(unix.RTM_DELLINK), sockfilter.Pass)
+	p.Add(bpf.LoadAbsolute{Off: 12, Size: 4}) // nlmsg_pid
+	p.If(bpf.JumpEqual, swap32(self), sockfilter.Drop)
+	p.Add(kind)
+	p.If(bpf.JumpEqual, swap16(unix.RTM_NEWNEXTHOP), ours(2)...) // nh_protocol
+	p.If(bpf.JumpEqual, swap16(unix.RTM_DELNEXTHOP), ours(2)...)
+	p.Add(bpf.LoadAbsolute{Off: 6, Size: 2}) // nlmsg_flags of a route
+	p.If(bpf.JumpBitsSet, swap16(unix.NLM_F_REPLACE), sockfilter.Pass)
+	p.Add(ours(5)...) // rtm_protocol
+	return p
 }
 
 // Writes returns how many changes were sent to the kernel.
