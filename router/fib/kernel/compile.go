@@ -8,54 +8,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/netlink"
 )
 
-// Attributes of nexthop objects, from linux/nexthop.h.
-const (
-	nhaID        = 1
-	nhaGroup     = 2
-	nhaBlackhole = 4
-	nhaOIF       = 5
-	nhaGateway   = 6
-
-	sizeofNhmsg = 8
-	rtaNHID     = 30 // RTA_NH_ID
-)
+// rtaNHID is RTA_NH_ID of linux/rtnetlink.h.
+const rtaNHID = 30
 
 var native = binary.NativeEndian
-
-// begin appends a message header whose length end fills in, and returns where it starts.
-func begin(b []byte, kind, flags uint16, seq uint32) ([]byte, int) {
-	start := len(b)
-	b = native.AppendUint32(b, 0)
-	b = native.AppendUint16(b, kind)
-	b = native.AppendUint16(b, flags|unix.NLM_F_REQUEST)
-	b = native.AppendUint32(b, seq)
-	return native.AppendUint32(b, 0), start
-}
-
-func end(b []byte, start int) []byte {
-	native.PutUint32(b[start:], uint32(len(b)-start))
-	return b
-}
-
-// attr appends an attribute header for a payload of n bytes, a multiple of four.
-func attr(b []byte, kind uint16, n int) []byte {
-	b = native.AppendUint16(b, uint16(unix.SizeofRtAttr+n))
-	return native.AppendUint16(b, kind)
-}
-
-func attr32(b []byte, kind uint16, v uint32) []byte {
-	return native.AppendUint32(attr(b, kind, 4), v)
-}
 
 func attrAddr(b []byte, kind uint16, a netip.Addr) []byte {
 	if a.Is4() {
 		v := a.As4()
-		return append(attr(b, kind, 4), v[:]...)
+		return append(netlink.AppendHeader(b, kind, 4), v[:]...)
 	}
 	v := a.As16()
-	return append(attr(b, kind, 16), v[:]...)
+	return append(netlink.AppendHeader(b, kind, 16), v[:]...)
 }
 
 func family(ipv6 bool) byte {
@@ -71,7 +38,7 @@ func compile(b []byte, op fib.Op, seq uint32, flags uint16) ([]byte, error) {
 	switch op.Kind {
 	case fib.SetNextHop:
 		o := op.Object
-		b, start = begin(b, unix.RTM_NEWNEXTHOP, flags|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, seq)
+		b, start = netlink.Begin(b, unix.RTM_NEWNEXTHOP, flags|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, seq)
 		var nhFlags uint32
 		if o.Gateway.IsValid() {
 			// The peer of a point-to-point link is there, whatever the inside addresses look like.
@@ -79,28 +46,28 @@ func compile(b []byte, op fib.Op, seq uint32, flags uint16) ([]byte, error) {
 		}
 		b = append(b, family(o.IPv6), unix.RT_SCOPE_UNIVERSE, fib.Protocol, 0)
 		b = native.AppendUint32(b, nhFlags)
-		b = attr32(b, nhaID, op.ID)
+		b = netlink.AppendUint32(b, unix.NHA_ID, op.ID)
 		if o.Blackhole {
-			b = attr(b, nhaBlackhole, 0)
+			b = netlink.AppendHeader(b, unix.NHA_BLACKHOLE, 0)
 		} else {
-			b = attr32(b, nhaOIF, o.Link)
+			b = netlink.AppendUint32(b, unix.NHA_OIF, o.Link)
 			if o.Gateway.IsValid() {
-				b = attrAddr(b, nhaGateway, o.Gateway)
+				b = attrAddr(b, unix.NHA_GATEWAY, o.Gateway)
 			}
 		}
 	case fib.SetGroup:
-		b, start = begin(b, unix.RTM_NEWNEXTHOP, flags|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, seq)
+		b, start = netlink.Begin(b, unix.RTM_NEWNEXTHOP, flags|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, seq)
 		b = append(b, unix.AF_UNSPEC, unix.RT_SCOPE_UNIVERSE, fib.Protocol, 0, 0, 0, 0, 0)
-		b = attr32(b, nhaID, op.ID)
-		b = attr(b, nhaGroup, 8*len(op.Members))
+		b = netlink.AppendUint32(b, unix.NHA_ID, op.ID)
+		b = netlink.AppendHeader(b, unix.NHA_GROUP, 8*len(op.Members))
 		for _, id := range op.Members {
 			b = native.AppendUint32(b, id)
 			b = append(b, 0, 0, 0, 0) // weight less one, reserved
 		}
 	case fib.DeleteGroup, fib.DeleteNextHop:
-		b, start = begin(b, unix.RTM_DELNEXTHOP, flags, seq)
+		b, start = netlink.Begin(b, unix.RTM_DELNEXTHOP, flags, seq)
 		b = append(b, unix.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0)
-		b = attr32(b, nhaID, op.ID)
+		b = netlink.AppendUint32(b, unix.NHA_ID, op.ID)
 	case fib.AddRoute, fib.ReplaceRoute, fib.DeleteRoute:
 		kind, more := uint16(unix.RTM_NEWROUTE), uint16(unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 		switch op.Kind {
@@ -109,7 +76,7 @@ func compile(b []byte, op fib.Op, seq uint32, flags uint16) ([]byte, error) {
 		case fib.DeleteRoute:
 			kind, more = unix.RTM_DELROUTE, 0
 		}
-		b, start = begin(b, kind, flags|more, seq)
+		b, start = netlink.Begin(b, kind, flags|more, seq)
 		routeType, scope := byte(unix.RTN_UNICAST), byte(unix.RT_SCOPE_UNIVERSE)
 		switch {
 		case op.Kind == fib.DeleteRoute:
@@ -120,14 +87,14 @@ func compile(b []byte, op fib.Op, seq uint32, flags uint16) ([]byte, error) {
 		b = append(b, family(op.Prefix.Addr().Is6()), byte(op.Prefix.Bits()), 0, 0,
 			unix.RT_TABLE_MAIN, fib.Protocol, scope, routeType, 0, 0, 0, 0)
 		b = attrAddr(b, unix.RTA_DST, op.Prefix.Addr())
-		b = attr32(b, unix.RTA_PRIORITY, fib.Metric)
+		b = netlink.AppendUint32(b, unix.RTA_PRIORITY, fib.Metric)
 		if op.ID != 0 {
-			b = attr32(b, rtaNHID, op.ID)
+			b = netlink.AppendUint32(b, rtaNHID, op.ID)
 		}
 	default:
 		return b, fmt.Errorf("unknown kind of change %d", op.Kind)
 	}
-	return end(b, start), nil
+	return netlink.End(b, start), nil
 }
 
 // describe says what a change does, for errors.
@@ -152,17 +119,17 @@ func describe(op fib.Op) string {
 
 // linkDump, nextHopDump and routeDump ask for everything of a kind.
 func linkDump(seq uint32) []byte {
-	b, start := begin(nil, unix.RTM_GETLINK, unix.NLM_F_DUMP, seq)
-	return end(append(b, make([]byte, unix.SizeofIfInfomsg)...), start)
+	b, start := netlink.Begin(nil, unix.RTM_GETLINK, unix.NLM_F_DUMP, seq)
+	return netlink.End(append(b, make([]byte, unix.SizeofIfInfomsg)...), start)
 }
 
 func nextHopDump(seq uint32) []byte {
-	b, start := begin(nil, unix.RTM_GETNEXTHOP, unix.NLM_F_DUMP, seq)
-	return end(append(b, make([]byte, sizeofNhmsg)...), start)
+	b, start := netlink.Begin(nil, unix.RTM_GETNEXTHOP, unix.NLM_F_DUMP, seq)
+	return netlink.End(append(b, make([]byte, unix.SizeofNhmsg)...), start)
 }
 
 func routeDump(seq uint32, family byte) []byte {
-	b, start := begin(nil, unix.RTM_GETROUTE, unix.NLM_F_DUMP, seq)
+	b, start := netlink.Begin(nil, unix.RTM_GETROUTE, unix.NLM_F_DUMP, seq)
 	b = append(b, family, 0, 0, 0, unix.RT_TABLE_MAIN, fib.Protocol, 0, 0, 0, 0, 0, 0)
-	return end(b, start)
+	return netlink.End(b, start)
 }

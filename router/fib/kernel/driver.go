@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/netlink"
 	"github.com/isthmus-net/isthmus/router/sockfilter"
 )
 
@@ -199,8 +200,8 @@ func (d *Driver) send(ctx context.Context, ops []fib.Op) []error {
 			return all(fmt.Errorf("waiting for the kernel's answer: %w", err)) // what was made is found out by reading
 		}
 		for _, m := range ms {
-			i := m.seq - first
-			if m.kind != unix.NLMSG_ERROR || i >= uint32(len(ops)) {
+			i := m.Sequence - first
+			if m.Kind != unix.NLMSG_ERROR || i >= uint32(len(ops)) {
 				continue // an answer to something that was given up
 			}
 			if err := decodeError(m); err != nil {
@@ -217,7 +218,7 @@ func (d *Driver) send(ctx context.Context, ops []fib.Op) []error {
 }
 
 // receive reads one datagram of the kernel.
-func (d *Driver) receive() ([]message, error) {
+func (d *Driver) receive() ([]netlink.Message, error) {
 	for {
 		n, from, err := unix.Recvfrom(d.fd, d.in, 0)
 		if errors.Is(err, unix.EINTR) {
@@ -234,7 +235,7 @@ func (d *Driver) receive() ([]message, error) {
 }
 
 // dump asks for everything of a kind, and again when a change interrupted the answer.
-func (d *Driver) dump(ctx context.Context, request func(seq uint32) []byte, start func(), each func(message) error) error {
+func (d *Driver) dump(ctx context.Context, request func(seq uint32) []byte, start func(), each func(netlink.Message) error) error {
 	for range dumps {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -253,7 +254,7 @@ func (d *Driver) dump(ctx context.Context, request func(seq uint32) []byte, star
 	return fmt.Errorf("interrupted %d times by changes", dumps)
 }
 
-func (d *Driver) answer(seq uint32, each func(message) error) (interrupted bool, err error) {
+func (d *Driver) answer(seq uint32, each func(netlink.Message) error) (interrupted bool, err error) {
 	var bad error // noted, and reported once the answer is through, so that none of it is left in the socket
 	for {
 		ms, err := d.receive()
@@ -261,11 +262,11 @@ func (d *Driver) answer(seq uint32, each func(message) error) (interrupted bool,
 			return false, err
 		}
 		for _, m := range ms {
-			if m.seq != seq {
+			if m.Sequence != seq {
 				continue
 			}
-			interrupted = interrupted || m.flags&unix.NLM_F_DUMP_INTR != 0
-			if m.kind == unix.NLMSG_DONE || m.kind == unix.NLMSG_ERROR {
+			interrupted = interrupted || m.Flags&unix.NLM_F_DUMP_INTR != 0
+			if m.Kind == unix.NLMSG_DONE || m.Kind == unix.NLMSG_ERROR {
 				return interrupted, errors.Join(bad, decodeError(m))
 			}
 			if err := each(m); err != nil && bad == nil {
@@ -278,7 +279,7 @@ func (d *Driver) answer(seq uint32, each func(message) error) (interrupted bool,
 // Links reads the interfaces back.
 func (d *Driver) Links(ctx context.Context) ([]fib.Link, error) {
 	var links []fib.Link
-	err := d.dump(ctx, linkDump, func() { links = nil }, func(m message) error {
+	err := d.dump(ctx, linkDump, func() { links = nil }, func(m netlink.Message) error {
 		l, err := decodeLink(m)
 		links = append(links, l)
 		return err
@@ -292,13 +293,13 @@ func (d *Driver) Links(ctx context.Context) ([]fib.Link, error) {
 // Observe reads everything back. See fib.Driver.
 func (d *Driver) Observe(ctx context.Context) (fib.State, error) {
 	var s fib.State
-	err := d.dump(ctx, nextHopDump, func() { s = fib.State{} }, func(m message) error { return decodeNextHop(m, &s) })
+	err := d.dump(ctx, nextHopDump, func() { s = fib.State{} }, func(m netlink.Message) error { return decodeNextHop(m, &s) })
 	if err != nil {
 		return fib.State{}, fmt.Errorf("reading nexthop objects: %w", err)
 	}
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		n := len(s.Routes)
-		err := d.dump(ctx, func(seq uint32) []byte { return routeDump(seq, family) }, func() { s.Routes = s.Routes[:n] }, func(m message) error {
+		err := d.dump(ctx, func(seq uint32) []byte { return routeDump(seq, family) }, func() { s.Routes = s.Routes[:n] }, func(m netlink.Message) error {
 			r, ok, err := decodeRoute(m)
 			if ok {
 				s.Routes = append(s.Routes, r)
@@ -347,7 +348,7 @@ func (d *Driver) Watch(ctx context.Context, notify func(fib.Event)) error {
 		}
 		var events fib.Event
 		for _, m := range ms {
-			if m.kind == unix.RTM_NEWLINK || m.kind == unix.RTM_DELLINK {
+			if m.Kind == unix.RTM_NEWLINK || m.Kind == unix.RTM_DELLINK {
 				events |= fib.LinkEvent
 			} else {
 				events |= fib.RouteEvent

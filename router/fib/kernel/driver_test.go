@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/router/fib"
+	"github.com/isthmus-net/isthmus/router/netlink"
 	"github.com/isthmus-net/isthmus/test/netns"
 )
 
@@ -445,8 +446,8 @@ func FuzzDecode(f *testing.F) {
 	f.Add(b)
 	b, _ = compile(nil, fib.Op{Kind: fib.AddRoute, ID: 7, Prefix: pfx("10.0.0.0/24")}, 1, 0)
 	f.Add(b)
-	b, start := begin(nil, unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, 1)
-	f.Add(end(append(b, 0xea, 0xff, 0xff, 0xff, 0, 0, 0), start))
+	b, start := netlink.Begin(nil, unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, 1)
+	f.Add(netlink.End(append(b, 0xea, 0xff, 0xff, 0xff, 0, 0, 0), start))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		ms, err := messages(b)
 		if err != nil {
