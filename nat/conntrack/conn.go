@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/router/netlink"
 )
 
 // receiveBuffer is the size in bytes of one read. The kernel fills what it is offered, up to 32 KiB.
@@ -65,18 +67,18 @@ func (c *Conn) Close() error { return unix.Close(c.fd) }
 // The table goes on changing: what begins or ends during the dump may be missing, and a flow may come twice. When more may
 // be missing, ErrInterrupted is returned at the end.
 func (c *Conn) Dump(ctx context.Context, family uint8, f func(*Flow) bool) error {
-	return c.walk(ctx, family, func(flow *Flow, _ message) bool { return f(flow) })
+	return c.walk(ctx, family, func(flow *Flow, _ netlink.Message) bool { return f(flow) })
 }
 
 // walk is Dump with the message that a flow was read from.
-func (c *Conn) walk(ctx context.Context, family uint8, f func(*Flow, message) bool) error {
+func (c *Conn) walk(ctx context.Context, family uint8, f func(*Flow, netlink.Message) bool) error {
 	var flow Flow
 	wanted := true
-	err := c.ask(messageGet, family, unix.NLM_F_DUMP, func(m message) error {
-		if !wanted || m.kind != subsystem|messageNew {
+	err := c.ask(messageGet, family, unix.NLM_F_DUMP, func(m netlink.Message) error {
+		if !wanted || m.Kind != subsystem|messageNew {
 			return nil // what was asked for must be read even when it is not wanted any more
 		}
-		b, err := m.body()
+		b, err := body(m)
 		if err == nil {
 			err = decode(b, &flow)
 		}
@@ -99,7 +101,7 @@ func (c *Conn) walk(ctx context.Context, family uint8, f func(*Flow, message) bo
 func (c *Conn) End(ctx context.Context, family uint8, f func(*Flow) bool) (ended int, err error) {
 	var requests []byte
 	var ends []int // of each request
-	missed := c.walk(ctx, family, func(flow *Flow, m message) bool {
+	missed := c.walk(ctx, family, func(flow *Flow, m netlink.Message) bool {
 		if f(flow) {
 			requests = appendDeletion(requests, m)
 			ends = append(ends, len(requests))
@@ -143,16 +145,16 @@ func (c *Conn) send(requests []byte, n int, done *int) error {
 			return err
 		}
 		for b := c.buffer[:size]; len(b) > 0; {
-			m, rest, err := split(b)
-			if err != nil {
-				return err
+			m, rest, ok := netlink.Next(b)
+			if !ok {
+				return errDamaged
 			}
 			b = rest
-			if m.sequence-former-1 >= all {
+			if m.Sequence-former-1 >= all {
 				continue // the rest of an answer that was given up
 			}
 			n--
-			if err := m.err(); err == nil {
+			if err := failure(m); err == nil {
 				*done++
 			} else if !errors.Is(err, unix.ENOENT) {
 				failed = err
@@ -165,7 +167,7 @@ func (c *Conn) send(requests []byte, n int, done *int) error {
 // Stats returns the table's figures.
 func (c *Conn) Stats(ctx context.Context) (s Stats, err error) {
 	if err = ctx.Err(); err == nil {
-		read := func(m message) error { return decodeStats(m, &s) }
+		read := func(m netlink.Message) error { return decodeStats(m, &s) }
 		err = errors.Join(c.ask(messageStats, unix.AF_UNSPEC, 0, read), c.ask(messageStatsCPU, unix.AF_UNSPEC, unix.NLM_F_DUMP, read))
 		s.settle()
 	}
@@ -176,15 +178,11 @@ func (c *Conn) Stats(ctx context.Context) (s Stats, err error) {
 }
 
 // ask sends a request and calls f with each message of the answer, all of which is read. It returns the first error.
-func (c *Conn) ask(kind uint16, family uint8, flags uint16, f func(message) error) error {
+func (c *Conn) ask(kind uint16, family uint8, flags uint16, f func(netlink.Message) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sequence++
-	request := binary.NativeEndian.AppendUint32(nil, headerSize)
-	request = binary.NativeEndian.AppendUint16(request, subsystem|kind)
-	request = binary.NativeEndian.AppendUint16(request, unix.NLM_F_REQUEST|unix.NLM_F_ACK|flags)
-	request = binary.NativeEndian.AppendUint32(request, c.sequence)
-	request = append(request, 0, 0, 0, 0, family, unix.NFNETLINK_V0, 0, 0)
+	request := netlink.Request(subsystem|kind, unix.NLM_F_ACK|flags, c.sequence, []byte{family, unix.NFNETLINK_V0, 0, 0})
 	if err := unix.Sendto(c.fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}
@@ -203,19 +201,19 @@ func (c *Conn) ask(kind uint16, family uint8, flags uint16, f func(message) erro
 			return err
 		}
 		for b := c.buffer[:n]; len(b) > 0; {
-			m, rest, err := split(b)
-			if err != nil {
-				return err
+			m, rest, ok := netlink.Next(b)
+			if !ok {
+				return errDamaged
 			}
 			b = rest
-			if m.sequence != c.sequence {
+			if m.Sequence != c.sequence {
 				continue // the rest of an answer that was given up
 			}
-			if m.flags&unix.NLM_F_DUMP_INTR != 0 {
+			if m.Flags&unix.NLM_F_DUMP_INTR != 0 {
 				fail(ErrInterrupted)
 			}
-			if m.kind == unix.NLMSG_DONE || m.kind == unix.NLMSG_ERROR {
-				fail(m.err())
+			if m.Kind == unix.NLMSG_DONE || m.Kind == unix.NLMSG_ERROR {
+				fail(failure(m))
 				return failed
 			}
 			if err := f(m); err != nil {

@@ -11,9 +11,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
+	library "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/isthmus-net/isthmus/router/netlink"
 	"github.com/isthmus-net/isthmus/test/netns"
 )
 
@@ -94,8 +95,8 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("a flow without addresses: %+v", flow)
 		}
 		for rest := b; len(rest) > 0; {
-			m, after, err := split(rest)
-			if err != nil {
+			m, after, ok := netlink.Next(rest)
+			if !ok {
 				break
 			}
 			if len(after) >= len(rest) {
@@ -103,7 +104,7 @@ func FuzzDecode(f *testing.F) {
 			}
 			rest = after
 			var s Stats
-			_, _ = m.err(), decodeStats(m, &s)
+			_, _ = failure(m), decodeStats(m, &s)
 		}
 	})
 }
@@ -258,21 +259,21 @@ func TestEnd(t *testing.T) {
 
 // TestDeletion asks for a flow to be deleted by all that tells it from others: without its tuple the kernel would delete everything.
 func TestDeletion(t *testing.T) {
-	b := appendDeletion([]byte("what was before"), message{payload: append([]byte{unix.AF_INET6, 0, 0, 0}, example()...)})
-	m, rest, err := split(b[len("what was before"):])
-	if err != nil || len(rest) > 0 || m.kind != subsystem|messageDelete || m.payload[0] != unix.AF_INET6 {
-		t.Fatalf("%+v, %x behind, %v", m, rest, err)
+	b := appendDeletion([]byte("what was before"), netlink.Message{Body: append([]byte{unix.AF_INET6, 0, 0, 0}, example()...)})
+	m, rest, ok := netlink.Next(b[len("what was before"):])
+	if !ok || len(rest) > 0 || m.Kind != subsystem|messageDelete || m.Body[0] != unix.AF_INET6 {
+		t.Fatalf("%+v, %x behind, %v", m, rest, ok)
 	}
 	attributesOf := func(b []byte, kinds ...uint16) (found [][]byte) {
 		for len(b) > 0 {
-			kind, data, rest, _ := attribute(b)
+			kind, data, rest, _ := netlink.Attribute(b)
 			if b = rest; kinds == nil || slices.Contains(kinds, kind) {
 				found = append(found, data)
 			}
 		}
 		return found
 	}
-	if got, want := attributesOf(m.payload[4:]), attributesOf(example(), attrOriginal, attrID, attrZone); len(want) != 3 || !slices.EqualFunc(got, want, bytes.Equal) {
+	if got, want := attributesOf(m.Body[4:]), attributesOf(example(), attrOriginal, attrID, attrZone); len(want) != 3 || !slices.EqualFunc(got, want, bytes.Equal) {
 		t.Errorf("%x, want %x", got, want)
 	}
 }
@@ -305,9 +306,9 @@ func BenchmarkDump(b *testing.B) {
 		b.ReportMetric(cpu.Seconds(), "cpu-s")
 		runtime.GC()
 		var err error
-		var list []*netlink.ConntrackFlow
+		var list []*library.ConntrackFlow
 		other := threadTime()
-		ns.Do(func() { list, err = netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET) })
+		ns.Do(func() { list, err = library.ConntrackTableList(library.ConntrackTable, unix.AF_INET) })
 		if err != nil || len(list) < n {
 			b.Fatal(len(list), err)
 		}

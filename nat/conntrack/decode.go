@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/router/netlink"
 )
 
 // Attributes of ctnetlink, from the kernel's uapi/linux/netfilter/nfnetlink_conntrack.h.
@@ -23,40 +25,27 @@ const (
 	attrZone            = 18
 	attrTimestamp       = 20
 
-	tupleIP, tupleProtocol               = 1, 2
-	ip4Source, ip4Destination            = 1, 2
-	ip6Source, ip6Destination            = 3, 4
-	protocolNumber                       = 1
-	sourcePort, destinationPort          = 2, 3
-	icmpID, icmpType, icmpCode           = 4, 5, 6
-	icmp6ID, icmp6Type, icmp6Code        = 7, 8, 9
-	infoTCP, tcpState                    = 1, 1
-	pairFirst, pairSecond                = 1, 2 // packets and bytes of a counter, start and stop of a timestamp
-	globalEntries, globalLimit           = 1, 2
-	statInsertFailed                     = 9
-	statDrop, statEarlyDrop              = 10, 11
-	messageNew, messageGet               = 0, 1
-	messageDelete                        = 2
-	messageStatsCPU, messageStats        = 4, 5
-	headerSize                           = unix.SizeofNlMsghdr + 4 // and struct nfgenmsg
-	subsystem                            = unix.NFNL_SUBSYS_CTNETLINK << 8
-	nested                        uint16 = unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER
+	tupleIP, tupleProtocol        = 1, 2
+	ip4Source, ip4Destination     = 1, 2
+	ip6Source, ip6Destination     = 3, 4
+	protocolNumber                = 1
+	sourcePort, destinationPort   = 2, 3
+	icmpID, icmpType, icmpCode    = 4, 5, 6
+	icmp6ID, icmp6Type, icmp6Code = 7, 8, 9
+	infoTCP, tcpState             = 1, 1
+	pairFirst, pairSecond         = 1, 2 // packets and bytes of a counter, start and stop of a timestamp
+	globalEntries, globalLimit    = 1, 2
+	statInsertFailed              = 9
+	statDrop, statEarlyDrop       = 10, 11
+	messageNew, messageGet        = 0, 1
+	messageDelete                 = 2
+	messageStatsCPU, messageStats = 4, 5
+	headerSize                    = unix.SizeofNlMsghdr + 4 // and struct nfgenmsg
+	subsystem                     = unix.NFNL_SUBSYS_CTNETLINK << 8
 )
 
 // errDamaged means that a message is not as long as it says, or is damaged otherwise.
 var errDamaged = errors.New("a damaged netlink message")
-
-// attribute takes the first attribute off b. When there is none, or it is not whole, ok is false and there is no rest.
-func attribute(b []byte) (kind uint16, data, rest []byte, ok bool) {
-	if len(b) < unix.SizeofNlAttr {
-		return 0, nil, nil, false
-	}
-	n := int(binary.NativeEndian.Uint16(b))
-	if n < unix.SizeofNlAttr || n > len(b) {
-		return 0, nil, nil, false
-	}
-	return binary.NativeEndian.Uint16(b[2:]) &^ nested, b[unix.SizeofNlAttr:n], b[min((n+3)&^3, len(b)):], true
-}
 
 // number reads an unsigned number in network byte order. The kernel sends them in one, two, four or eight bytes; of another length
 // there is none, and 0 is returned.
@@ -81,7 +70,7 @@ func decode(b []byte, f *Flow) error {
 	for whole := true; len(b) > 0; ok = ok && whole {
 		var kind uint16
 		var data []byte
-		kind, data, b, whole = attribute(b)
+		kind, data, b, whole = netlink.Attribute(b)
 		switch kind {
 		case attrOriginal:
 			whole = decodeTuple(data, &f.Original, &f.Protocol)
@@ -121,22 +110,17 @@ func decode(b []byte, f *Flow) error {
 }
 
 // appendDeletion appends the request to delete the flow that a message tells of, and no other one.
-func appendDeletion(b []byte, m message) []byte {
-	at := len(b)
-	b = append(b, make([]byte, headerSize)...)
-	for rest := m.payload[4:]; len(rest) > 0; {
-		kind, _, after, _ := attribute(rest)
+func appendDeletion(b []byte, m netlink.Message) []byte {
+	b, start := netlink.Begin(b, subsystem|messageDelete, unix.NLM_F_ACK, 0)
+	b = append(b, m.Body[0], unix.NFNETLINK_V0, 0, 0)
+	for rest := m.Body[4:]; len(rest) > 0; {
+		kind, _, after, _ := netlink.Attribute(rest)
 		if kind == attrOriginal || kind == attrZone || kind == attrID {
 			b = append(b, rest[:len(rest)-len(after)]...)
 		}
 		rest = after
 	}
-	h := b[at:]
-	binary.NativeEndian.PutUint32(h, uint32(len(h)))
-	binary.NativeEndian.PutUint16(h[4:], subsystem|messageDelete)
-	binary.NativeEndian.PutUint16(h[6:], unix.NLM_F_REQUEST|unix.NLM_F_ACK)
-	h[unix.SizeofNlMsghdr], h[unix.SizeofNlMsghdr+1] = m.payload[0], unix.NFNETLINK_V0
-	return b
+	return netlink.End(b, start)
 }
 
 // decodeTuple says whether the tuple is whole and has two addresses.
@@ -144,12 +128,12 @@ func decodeTuple(b []byte, t *Tuple, protocol *uint8) bool {
 	var source, destination netip.Addr
 	var from, to uint16
 	for len(b) > 0 {
-		kind, inner, rest, ok := attribute(b)
+		kind, inner, rest, ok := netlink.Attribute(b)
 		if b = rest; !ok {
 			return false
 		}
 		for len(inner) > 0 && (kind == tupleIP || kind == tupleProtocol) {
-			inside, data, rest, ok := attribute(inner)
+			inside, data, rest, ok := netlink.Attribute(inner)
 			if inner = rest; !ok {
 				return false
 			}
@@ -183,12 +167,12 @@ func decodeTuple(b []byte, t *Tuple, protocol *uint8) bool {
 // decodeTCP reads the state out of the attributes of a protocol, and says whether they are whole.
 func decodeTCP(b []byte, state *uint8) bool {
 	for len(b) > 0 {
-		kind, inner, rest, ok := attribute(b)
+		kind, inner, rest, ok := netlink.Attribute(b)
 		if b = rest; !ok {
 			return false
 		}
 		for len(inner) > 0 && kind == infoTCP {
-			kind, data, rest, ok := attribute(inner)
+			kind, data, rest, ok := netlink.Attribute(inner)
 			if inner = rest; !ok {
 				return false
 			}
@@ -203,7 +187,7 @@ func decodeTCP(b []byte, state *uint8) bool {
 // decodePair reads the attributes 1 and 2, of a counter or of times, and says whether they are whole.
 func decodePair(b []byte, first, second *uint64) bool {
 	for len(b) > 0 {
-		kind, data, rest, ok := attribute(b)
+		kind, data, rest, ok := netlink.Attribute(b)
 		if b = rest; !ok {
 			return false
 		}
@@ -217,41 +201,18 @@ func decodePair(b []byte, first, second *uint64) bool {
 	return true
 }
 
-// message is one netlink message.
-type message struct {
-	kind, flags uint16
-	sequence    uint32
-	payload     []byte
-}
-
-// split takes the first message off a datagram.
-func split(b []byte) (m message, rest []byte, err error) {
-	if len(b) < unix.SizeofNlMsghdr {
-		return m, nil, errDamaged
-	}
-	n := int(binary.NativeEndian.Uint32(b))
-	if n < unix.SizeofNlMsghdr || n > len(b) {
-		return m, nil, errDamaged
-	}
-	m = message{binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint16(b[6:]), binary.NativeEndian.Uint32(b[8:]), b[unix.SizeofNlMsghdr:n]}
-	return m, b[min((n+3)&^3, len(b)):], nil
-}
-
 // body returns the attributes of a message of ctnetlink, which are behind a struct nfgenmsg.
-func (m message) body() ([]byte, error) {
-	if len(m.payload) < 4 {
+func body(m netlink.Message) ([]byte, error) {
+	if len(m.Body) < 4 {
 		return nil, errDamaged
 	}
-	return m.payload[4:], nil
+	return m.Body[4:], nil
 }
 
-// err returns what an NLMSG_ERROR or NLMSG_DONE says.
-func (m message) err() error {
-	if len(m.payload) < 4 {
-		return nil
-	}
-	if code := int32(binary.NativeEndian.Uint32(m.payload)); code < 0 {
-		return unix.Errno(-code)
+// failure returns what an NLMSG_ERROR or NLMSG_DONE says.
+func failure(m netlink.Message) error {
+	if errno := m.Errno(); errno != 0 {
+		return errno
 	}
 	return nil
 }
@@ -270,26 +231,26 @@ type Stats struct {
 func (s *Stats) settle() { s.Dropped -= min(s.Dropped, s.InsertFailed) }
 
 // decodeStats adds what a message says to s.
-func decodeStats(m message, s *Stats) error {
-	b, err := m.body()
+func decodeStats(m netlink.Message, s *Stats) error {
+	b, err := body(m)
 	if err != nil {
 		return err
 	}
 	for len(b) > 0 {
-		kind, data, rest, ok := attribute(b)
+		kind, data, rest, ok := netlink.Attribute(b)
 		if b = rest; !ok {
 			return errDamaged
 		}
 		switch v := number(data); {
-		case m.kind == subsystem|messageStats && kind == globalEntries:
+		case m.Kind == subsystem|messageStats && kind == globalEntries:
 			s.Entries = uint32(v)
-		case m.kind == subsystem|messageStats && kind == globalLimit:
+		case m.Kind == subsystem|messageStats && kind == globalLimit:
 			s.Limit = uint32(v)
-		case m.kind == subsystem|messageStatsCPU && kind == statInsertFailed:
+		case m.Kind == subsystem|messageStatsCPU && kind == statInsertFailed:
 			s.InsertFailed += v
-		case m.kind == subsystem|messageStatsCPU && kind == statDrop:
+		case m.Kind == subsystem|messageStatsCPU && kind == statDrop:
 			s.Dropped += v
-		case m.kind == subsystem|messageStatsCPU && kind == statEarlyDrop:
+		case m.Kind == subsystem|messageStatsCPU && kind == statEarlyDrop:
 			s.EvictedEarly += v
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/isthmus-net/isthmus/router/netlink"
 	"github.com/isthmus-net/isthmus/router/sockfilter"
 )
 
@@ -139,13 +140,13 @@ func (e *Events) Read(f func(*Flow)) (more bool, err error) {
 // take calls f with the flows of a datagram.
 func (e *Events) take(b []byte, f func(*Flow)) {
 	for len(b) > 0 {
-		var m message
-		var body []byte
-		var err error
-		if m, b, err = split(b); err == nil {
-			body, err = m.body()
+		m, rest, ok := netlink.Next(b)
+		b = rest
+		if ok {
+			attributes, err := body(m)
+			ok = err == nil && m.Kind == subsystem|messageDelete && decode(attributes, &e.flow) == nil
 		}
-		if err != nil || m.kind != subsystem|messageDelete || decode(body, &e.flow) != nil {
+		if !ok {
 			e.damaged.Add(1)
 			continue
 		}

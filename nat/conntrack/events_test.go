@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/isthmus-net/isthmus/router/netlink"
 	"github.com/isthmus-net/isthmus/test/netns"
 )
 
@@ -20,7 +21,7 @@ func forget(t testing.TB, ns *netns.NS) {
 	ns.Do(func() {
 		var c *Conn
 		if c, err = Open(); err == nil {
-			err = c.ask(messageDelete, unix.AF_UNSPEC, 0, func(message) error { return nil })
+			err = c.ask(messageDelete, unix.AF_UNSPEC, 0, func(netlink.Message) error { return nil })
 			c.Close()
 		}
 	})
