@@ -1,7 +1,6 @@
 package nftables
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"reflect"
@@ -12,6 +11,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -43,16 +43,16 @@ func decodeElement(s shape, e nftables.SetElement) (key string, el element, err 
 // decodeVerdict reads the attributes of a verdict: its code, and the chain with goto.
 func decodeVerdict(b []byte) (kind int32, chain string, err error) {
 	seen := false
-	attributes(b, func(attr uint16, value []byte) {
+	for attr, value := range netlink.Attributes(b) {
 		switch attr {
 		case unix.NFTA_VERDICT_CODE:
 			if len(value) == 4 {
 				kind, seen = int32(binary.BigEndian.Uint32(value)), true
 			}
 		case unix.NFTA_VERDICT_CHAIN:
-			chain = string(bytes.TrimRight(value, "\x00"))
+			chain = netlink.Text(value)
 		}
-	})
+	}
 	if !seen {
 		return 0, "", fmt.Errorf("an element without a verdict")
 	}

@@ -3,13 +3,13 @@ package nftables
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 
+	"github.com/isthmus-net/isthmus/router/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -67,11 +67,8 @@ func (d *Driver) Foreign(ctx context.Context) (found []string, err error) {
 
 // dump asks for all objects of a kind, and calls each with the family and the attributes of one.
 func dump(ctx context.Context, fd int, kind uint16, each func(family byte, attrs []byte)) error {
-	request := binary.NativeEndian.AppendUint32(nil, unix.SizeofNlMsghdr+4)
-	request = binary.NativeEndian.AppendUint16(request, unix.NFNL_SUBSYS_NFTABLES<<8|kind)
-	request = binary.NativeEndian.AppendUint16(request, unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-	request = append(request, make([]byte, 8)...)           // sequence number, port id
-	request = append(request, unix.NFPROTO_UNSPEC, 0, 0, 0) // nfgenmsg
+	header := []byte{unix.NFPROTO_UNSPEC, 0, 0, 0} // nfgenmsg
+	request := netlink.Request(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP, 0, header)
 	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}
@@ -85,23 +82,23 @@ func dump(ctx context.Context, fd int, kind uint16, each func(family byte, attrs
 			return err
 		}
 		for b := buffer[:n]; len(b) >= unix.SizeofNlMsghdr; {
-			size := int(binary.NativeEndian.Uint32(b))
-			if size < unix.SizeofNlMsghdr || size > len(b) {
+			m, rest, ok := netlink.Next(b)
+			if !ok {
 				return errors.New("an answer that is cut off")
 			}
-			switch m := b[unix.SizeofNlMsghdr:size]; binary.NativeEndian.Uint16(b[4:]) {
+			b = rest
+			switch m.Kind {
 			case unix.NLMSG_DONE:
 				return nil
 			case unix.NLMSG_ERROR:
-				if len(m) >= 4 && int32(binary.NativeEndian.Uint32(m)) != 0 {
-					return unix.Errno(-int32(binary.NativeEndian.Uint32(m)))
+				if errno := m.Errno(); errno != 0 {
+					return errno
 				}
 			default:
-				if len(m) >= 4 {
-					each(m[0], m[4:])
+				if len(m.Body) >= 4 {
+					each(m.Body[0], m.Body[4:])
 				}
 			}
-			b = b[min((size+3)&^3, len(b)):]
 		}
 	}
 }
@@ -110,48 +107,50 @@ func dump(ctx context.Context, fd int, kind uint16, each func(family byte, attrs
 func judge(family byte, attrs []byte) string {
 	var table, chain string
 	var expressions []byte
-	attributes(attrs, func(kind uint16, value []byte) {
+	for kind, value := range netlink.Attributes(attrs) {
 		switch kind {
 		case unix.NFTA_RULE_TABLE:
-			table = string(bytes.TrimRight(value, "\x00"))
+			table = netlink.Text(value)
 		case unix.NFTA_RULE_CHAIN:
-			chain = string(bytes.TrimRight(value, "\x00"))
+			chain = netlink.Text(value)
 		case unix.NFTA_RULE_EXPRESSIONS:
 			expressions = value
 		}
-	})
+	}
 	if family == unix.NFPROTO_INET && (table == tableName || table == tableName+"-esp") {
 		return ""
 	}
 	var does []string
-	attributes(expressions, func(_ uint16, element []byte) {
+	for _, element := range netlink.Attributes(expressions) {
 		var name string
 		var data []byte
-		attributes(element, func(kind uint16, value []byte) {
+		for kind, value := range netlink.Attributes(element) {
 			switch kind {
 			case unix.NFTA_EXPR_NAME:
-				name = string(bytes.TrimRight(value, "\x00"))
+				name = netlink.Text(value)
 			case unix.NFTA_EXPR_DATA:
 				data = value
 			}
-		})
+		}
 		bad := !slices.Contains(harmless, name)
 		if attribute, ok := writing[name]; ok {
-			attributes(data, func(kind uint16, _ []byte) { bad = bad || kind == attribute })
+			for kind := range netlink.Attributes(data) {
+				bad = bad || kind == attribute
+			}
 		}
 		if name == "target" { // of iptables-nft
 			const nameAttribute = 1 // NFTA_TARGET_NAME
-			attributes(data, func(kind uint16, value []byte) {
+			for kind, value := range netlink.Attributes(data) {
 				if kind == nameAttribute {
-					name = string(bytes.TrimRight(value, "\x00"))
+					name = netlink.Text(value)
 					bad = !slices.Contains([]string{"ACCEPT", "DROP", "RETURN", "REJECT", "LOG", "NFLOG"}, name)
 				}
-			})
+			}
 		}
 		if bad && !slices.Contains(does, name) {
 			does = append(does, name)
 		}
-	})
+	}
 	if len(does) == 0 {
 		return ""
 	}
@@ -162,14 +161,14 @@ func judge(family byte, attrs []byte) string {
 func offloads(family byte, attrs []byte) string {
 	const tableAttribute, nameAttribute = 1, 2 // NFTA_FLOWTABLE_TABLE, NFTA_FLOWTABLE_NAME
 	var table, name string
-	attributes(attrs, func(kind uint16, value []byte) {
+	for kind, value := range netlink.Attributes(attrs) {
 		switch kind {
 		case tableAttribute:
-			table = string(bytes.TrimRight(value, "\x00"))
+			table = netlink.Text(value)
 		case nameAttribute:
-			name = string(bytes.TrimRight(value, "\x00"))
+			name = netlink.Text(value)
 		}
-	})
+	}
 	return fmt.Sprintf("flowtable %s of table %s %s, whose flows pass no rule", name, familyNames[family], table)
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/isthmus-net/isthmus/router/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -51,13 +52,9 @@ func openSocket(netns, flags int) (int, error) {
 
 // ask sends a request of nf_tables with its attributes, and returns the answer.
 func (g *generation) ask(kind uint16, family byte, attributes ...[]byte) ([]byte, error) {
-	body := slices.Concat(attributes...)
-	request := binary.NativeEndian.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+4+len(body)))
-	request = binary.NativeEndian.AppendUint16(request, unix.NFNL_SUBSYS_NFTABLES<<8|kind)
-	request = binary.NativeEndian.AppendUint16(request, unix.NLM_F_REQUEST)
-	request = append(request, make([]byte, 8)...) // sequence number, port id
-	request = append(request, family, 0, 0, 0)    // nfgenmsg
-	if err := unix.Sendto(g.fd, append(request, body...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	header := []byte{family, 0, 0, 0} // nfgenmsg
+	request := netlink.Request(unix.NFNL_SUBSYS_NFTABLES<<8|kind, 0, 0, header, slices.Concat(attributes...))
+	if err := unix.Sendto(g.fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, err
 	}
 	answer := make([]byte, 4096)
@@ -70,36 +67,17 @@ func (g *generation) ask(kind uint16, family byte, attributes ...[]byte) ([]byte
 	}
 }
 
-// attribute returns a netlink attribute.
-func attribute(kind uint16, value ...byte) []byte {
-	b := binary.NativeEndian.AppendUint16(nil, uint16(unix.SizeofNlAttr+len(value)))
-	b = append(binary.NativeEndian.AppendUint16(b, kind), value...)
-	return append(b, make([]byte, (4-len(b)%4)%4)...)
-}
-
-// attributes calls each for the netlink attributes that bytes hold, as far as they can be read.
-func attributes(b []byte, each func(kind uint16, value []byte)) {
-	for len(b) >= unix.SizeofNlAttr {
-		n := int(binary.NativeEndian.Uint16(b))
-		if n < unix.SizeofNlAttr || n > len(b) {
-			return
-		}
-		each(binary.NativeEndian.Uint16(b[2:])&^unix.NLA_F_NESTED, b[unix.SizeofNlAttr:n])
-		b = b[min((n+3)&^3, len(b)):]
-	}
-}
-
 // body returns what follows the headers of an answer.
 func body(b []byte, kind uint16) ([]byte, error) {
-	const header = unix.SizeofNlMsghdr + 4
-	if len(b) < header || int(binary.NativeEndian.Uint32(b)) > len(b) {
+	m, _, ok := netlink.Next(b)
+	if !ok || len(m.Body) < 4 {
 		return nil, errors.New("an answer that is cut off")
 	}
-	switch binary.NativeEndian.Uint16(b[4:]) {
+	switch m.Kind {
 	case unix.NFNL_SUBSYS_NFTABLES<<8 | kind:
-		return b[header:], nil
+		return m.Body[4:], nil
 	case unix.NLMSG_ERROR:
-		return nil, unix.Errno(-int32(binary.NativeEndian.Uint32(b[unix.SizeofNlMsghdr:])))
+		return nil, m.Errno()
 	}
 	return nil, errors.New("an answer of another kind")
 }
@@ -119,26 +97,23 @@ func decodeGeneration(b []byte) (number uint32, err error) {
 		return 0, err
 	}
 	err = errors.New("no number of a ruleset")
-	attributes(b, func(kind uint16, value []byte) {
+	for kind, value := range netlink.Attributes(b) {
 		if kind == unix.NFTA_GEN_ID && len(value) == 4 {
 			number, err = binary.BigEndian.Uint32(value), nil
 		}
-	})
+	}
 	return number, err
 }
 
 // element reads one element with its counter from a map of verdicts; the library can only read all of them.
 func (g *generation) element(at position, s shape) (element, error) {
-	nest := func(kind uint16, inner ...[]byte) []byte {
-		return attribute(kind|unix.NLA_F_NESTED, slices.Concat(inner...)...)
-	}
 	half := len(at.key) / 2
 	answer, err := g.ask(unix.NFT_MSG_GETSETELEM, unix.NFPROTO_INET,
-		attribute(unix.NFTA_SET_ELEM_LIST_TABLE, []byte(tableName+"\x00")...),
-		attribute(unix.NFTA_SET_ELEM_LIST_SET, []byte(at.set+"\x00")...),
-		nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, nest(unix.NFTA_LIST_ELEM,
-			nest(unix.NFTA_SET_ELEM_KEY, attribute(unix.NFTA_DATA_VALUE, []byte(at.key[:half])...)),
-			nest(nftables.NFTA_SET_ELEM_KEY_END, attribute(unix.NFTA_DATA_VALUE, []byte(at.key[half:])...)))))
+		netlink.NewText(unix.NFTA_SET_ELEM_LIST_TABLE, tableName),
+		netlink.NewText(unix.NFTA_SET_ELEM_LIST_SET, at.set),
+		netlink.Nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, netlink.Nest(unix.NFTA_LIST_ELEM,
+			netlink.Nest(unix.NFTA_SET_ELEM_KEY, netlink.New(unix.NFTA_DATA_VALUE, []byte(at.key[:half])...)),
+			netlink.Nest(nftables.NFTA_SET_ELEM_KEY_END, netlink.New(unix.NFTA_DATA_VALUE, []byte(at.key[half:])...)))))
 	if err != nil {
 		return element{}, fmt.Errorf("reading an element of %s: %w", at.set, err)
 	}
@@ -159,11 +134,11 @@ func decodeAnswer(b []byte, s shape) (e element, key string, err error) {
 	}
 	var raw nftables.SetElement
 	value := func(b []byte) (v []byte) {
-		attributes(b, func(kind uint16, inner []byte) {
+		for kind, inner := range netlink.Attributes(b) {
 			if kind == unix.NFTA_DATA_VALUE || kind == unix.NFTA_DATA_VERDICT {
 				v = inner
 			}
-		})
+		}
 		return v
 	}
 	one := func(kind uint16, b []byte) {
@@ -180,11 +155,16 @@ func decodeAnswer(b []byte, s shape) (e element, key string, err error) {
 			raw.Counter = decodeCounter(b)
 		}
 	}
-	attributes(b, func(kind uint16, list []byte) {
-		if kind == unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-			attributes(list, func(_ uint16, e []byte) { attributes(e, one) })
+	for kind, list := range netlink.Attributes(b) {
+		if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+			continue
 		}
-	})
+		for _, e := range netlink.Attributes(list) {
+			for kind, value := range netlink.Attributes(e) {
+				one(kind, value)
+			}
+		}
+	}
 	if raw.Counter == nil {
 		return e, "", errors.New("an element without a counter")
 	}
@@ -195,12 +175,12 @@ func decodeAnswer(b []byte, s shape) (e element, key string, err error) {
 // decodeCounter reads the expression of a counter.
 func decodeCounter(b []byte) *expr.Counter {
 	var c *expr.Counter
-	attributes(b, func(kind uint16, data []byte) {
+	for kind, data := range netlink.Attributes(b) {
 		if kind != unix.NFTA_EXPR_DATA {
-			return
+			continue
 		}
 		c = &expr.Counter{}
-		attributes(data, func(kind uint16, v []byte) {
+		for kind, v := range netlink.Attributes(data) {
 			switch {
 			case len(v) != 8:
 			case kind == unix.NFTA_COUNTER_BYTES:
@@ -208,7 +188,7 @@ func decodeCounter(b []byte) *expr.Counter {
 			case kind == unix.NFTA_COUNTER_PACKETS:
 				c.Packets = binary.BigEndian.Uint64(v)
 			}
-		})
-	})
+		}
+	}
 	return c
 }

@@ -1,16 +1,15 @@
 package nftables
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
-	"slices"
 
 	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -73,20 +72,8 @@ func (d *Driver) Sample(ctx context.Context, dropped func(nat.Reason, nat.Flow))
 
 // bindRequest asks for the packets of the group, each at once.
 func bindRequest() []byte {
-	body := []byte{unix.AF_UNSPEC, 0}
-	body = binary.BigEndian.AppendUint16(body, SampleGroup)
-	attribute := func(kind uint16, value ...byte) {
-		body = binary.NativeEndian.AppendUint16(body, uint16(unix.SizeofNlAttr+len(value)))
-		body = binary.NativeEndian.AppendUint16(body, kind)
-		body = append(body, value...)
-		body = append(body, make([]byte, -len(value)&3)...)
-	}
-	attribute(configCommand, commandBind)
-	attribute(configThreshold, 0, 0, 0, 1)
-	request := binary.NativeEndian.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(body)))
-	request = binary.NativeEndian.AppendUint16(request, nflogConfig)
-	request = binary.NativeEndian.AppendUint16(request, unix.NLM_F_REQUEST|unix.NLM_F_ACK)
-	return slices.Concat(request, make([]byte, 8), body)
+	return netlink.Request(nflogConfig, unix.NLM_F_ACK, 0, binary.BigEndian.AppendUint16([]byte{unix.AF_UNSPEC, 0}, SampleGroup),
+		netlink.New(configCommand, commandBind), netlink.New(configThreshold, 0, 0, 0, 1))
 }
 
 // sample is a packet that was dropped.
@@ -97,33 +84,27 @@ type sample struct {
 
 // decodeSamples reads the messages of a datagram. What is no packet of a known kind is left out; a refusal is an error.
 func decodeSamples(b []byte) (samples []sample, err error) {
-	for len(b) >= unix.SizeofNlMsghdr {
-		n := int(binary.NativeEndian.Uint32(b))
-		if n < unix.SizeofNlMsghdr || n > len(b) {
-			break
-		}
-		body := b[unix.SizeofNlMsghdr:n]
-		switch kind := binary.NativeEndian.Uint16(b[4:]); {
-		case kind == unix.NLMSG_ERROR && len(body) >= 4:
-			if code := int32(binary.NativeEndian.Uint32(body)); code != 0 {
-				return nil, unix.Errno(-code)
+	for m, rest, ok := netlink.Next(b); ok; m, rest, ok = netlink.Next(rest) {
+		switch {
+		case m.Kind == unix.NLMSG_ERROR:
+			if errno := m.Errno(); errno != 0 {
+				return nil, errno
 			}
-		case kind == nflogPacket && len(body) >= 4:
+		case m.Kind == nflogPacket && len(m.Body) >= 4:
 			var s sample
 			known := false
-			attributes(body[4:], func(kind uint16, value []byte) {
+			for kind, value := range netlink.Attributes(m.Body[4:]) {
 				switch kind {
 				case nflogPrefix:
-					s.reason = nat.Reason(bytes.TrimRight(value, "\x00"))
+					s.reason = nat.Reason(netlink.Text(value))
 				case nflogPayload:
 					s.flow, known = decodePacket(value)
 				}
-			})
+			}
 			if known {
 				samples = append(samples, s)
 			}
 		}
-		b = b[min((n+3)&^3, len(b)):]
 	}
 	return samples, nil
 }

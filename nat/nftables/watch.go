@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/isthmus-net/isthmus/router/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -66,29 +67,30 @@ func (d *Driver) Watch(ctx context.Context, changed func(present bool)) error {
 // foreign says whether a datagram of events ends a transaction that another process made.
 func foreign(b []byte, pid uint32) bool {
 	for len(b) >= unix.SizeofNlMsghdr {
-		n := int(binary.NativeEndian.Uint32(b))
-		if n < unix.SizeofNlMsghdr || n > len(b) {
+		m, rest, ok := netlink.Next(b)
+		if !ok {
 			return true // what cannot be read may be anything
 		}
-		if binary.NativeEndian.Uint16(b[4:]) == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
-			maker := uint32(0)
-			attributes(b[min(unix.SizeofNlMsghdr+4, n):n], func(kind uint16, value []byte) {
-				if kind == unix.NFTA_GEN_PROC_PID && len(value) == 4 {
-					maker = binary.BigEndian.Uint32(value)
-				}
-			})
-			if maker != pid {
-				return true
+		b = rest
+		if m.Kind != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
+			continue
+		}
+		maker := uint32(0)
+		for kind, value := range netlink.Attributes(m.Body[min(4, len(m.Body)):]) {
+			if kind == unix.NFTA_GEN_PROC_PID && len(value) == 4 {
+				maker = binary.BigEndian.Uint32(value)
 			}
 		}
-		b = b[min((n+3)&^3, len(b)):]
+		if maker != pid {
+			return true
+		}
 	}
 	return false
 }
 
 // hasTable says whether a table of family inet is there and works.
 func (g *generation) hasTable(name string) (bool, error) {
-	answer, err := g.ask(unix.NFT_MSG_GETTABLE, unix.NFPROTO_INET, attribute(unix.NFTA_TABLE_NAME, append([]byte(name), 0)...))
+	answer, err := g.ask(unix.NFT_MSG_GETTABLE, unix.NFPROTO_INET, netlink.NewText(unix.NFTA_TABLE_NAME, name))
 	if err != nil {
 		return false, err
 	}
@@ -97,10 +99,10 @@ func (g *generation) hasTable(name string) (bool, error) {
 		return false, nil
 	}
 	working := err == nil
-	attributes(b, func(kind uint16, value []byte) {
+	for kind, value := range netlink.Attributes(b) {
 		if kind == unix.NFTA_TABLE_FLAGS && len(value) == 4 && binary.BigEndian.Uint32(value) != 0 {
 			working = false // dormant
 		}
-	})
+	}
 	return working, err
 }
