@@ -1,7 +1,6 @@
 package gobgp
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +10,7 @@ import (
 	"syscall"
 	"unsafe"
 
+	"github.com/isthmus-net/isthmus/router/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -92,13 +92,11 @@ func ownNetwork() error {
 		return fmt.Errorf("bringing the loopback interface up: %w", err)
 	}
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		route := make([]byte, unix.SizeofRtMsg, unix.SizeofRtMsg+8)
+		route := make([]byte, unix.SizeofRtMsg)
 		*(*unix.RtMsg)(unsafe.Pointer(&route[0])) = unix.RtMsg{
 			Family: family, Table: unix.RT_TABLE_LOCAL, Protocol: unix.RTPROT_STATIC, Type: unix.RTN_LOCAL, Scope: unix.RT_SCOPE_HOST,
 		}
-		route = binary.NativeEndian.AppendUint16(route, 8)
-		route = binary.NativeEndian.AppendUint16(route, unix.RTA_OIF)
-		route = binary.NativeEndian.AppendUint32(route, loopback)
+		route = netlink.AppendUint32(route, unix.RTA_OIF, loopback)
 		err := netlinkCall(fd, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, route)
 		if err != nil && family == unix.AF_INET {
 			return fmt.Errorf("making all addresses local: %w", err)
@@ -108,11 +106,7 @@ func ownNetwork() error {
 }
 
 func netlinkCall(fd int, kind, flags uint16, body []byte) error {
-	m := make([]byte, unix.SizeofNlMsghdr, unix.SizeofNlMsghdr+len(body))
-	*(*unix.NlMsghdr)(unsafe.Pointer(&m[0])) = unix.NlMsghdr{
-		Len: uint32(cap(m)), Type: kind, Flags: flags | unix.NLM_F_REQUEST | unix.NLM_F_ACK,
-	}
-	if err := unix.Sendto(fd, append(m, body...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendto(fd, netlink.Request(kind, flags|unix.NLM_F_ACK, 0, body), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}
 	answer := make([]byte, 4096)
@@ -120,11 +114,12 @@ func netlinkCall(fd int, kind, flags uint16, body []byte) error {
 	if err != nil {
 		return err
 	}
-	if n < unix.SizeofNlMsghdr+4 {
+	m, _, ok := netlink.Next(answer[:n])
+	if !ok || len(m.Body) < 4 {
 		return errors.New("a short answer of the kernel")
 	}
-	if code := int32(binary.NativeEndian.Uint32(answer[unix.SizeofNlMsghdr:])); code != 0 {
-		return unix.Errno(-code)
+	if errno := m.Errno(); errno != 0 {
+		return errno
 	}
 	return nil
 }

@@ -9,6 +9,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/router/netlink"
 )
 
 // Capability is something that a kernel may lack.
@@ -89,43 +91,20 @@ var probes = []struct {
 	try        func() error
 }{
 	{ESP, tryESP},
-	{XFRMInterface, func() error { return tryLink("xfrm", attr(2, u32(1))) }}, // IFLA_XFRM_IF_ID
+	{XFRMInterface, func() error { return tryLink("xfrm", netlink.AppendUint32(nil, unix.IFLA_XFRM_IF_ID, 1)) }},
 	{WireGuard, func() error { return tryLink("wireguard", nil) }},
 	{TUN, tryTUN},
-	{VRF, func() error { return tryLink("vrf", attr(unix.IFLA_VRF_TABLE, u32(1000))) }},
-	{NextHops, func() error { return route(nextHop(1, attr(nhaBlackhole, nil))) }},
-	{NextHopGroups, func() error { return route(nextHop(2, attr(nhaGroup, append(u32(1), 0, 0, 0, 0)))) }}, // of the one above
+	{VRF, func() error { return tryLink("vrf", netlink.AppendUint32(nil, unix.IFLA_VRF_TABLE, 1000)) }},
+	{NextHops, func() error { return route(nextHop(1, netlink.New(unix.NHA_BLACKHOLE))) }},
+	{NextHopGroups, func() error { return route(nextHop(2, netlink.New(unix.NHA_GROUP, append(u32(1), 0, 0, 0, 0)...))) }}, // of the one above
 	{NFTables, func() error { return netfilter(nil) }},
 	{NAT, func() error { return netfilter(natChain()) }},
 }
 
-const (
-	nhaID        = 1
-	nhaGroup     = 2
-	nhaBlackhole = 4
-)
-
 var native = binary.NativeEndian
 
-func u32(v uint32) []byte                { return native.AppendUint32(nil, v) }
-func be32(v uint32) []byte               { return binary.BigEndian.AppendUint32(nil, v) }
-func text(s string) []byte               { return append([]byte(s), 0) }
-func pad(b []byte) []byte                { return append(b, make([]byte, -len(b)&3)...) }
-func nest(k uint16, as ...[]byte) []byte { return attr(k|unix.NLA_F_NESTED, slices.Concat(as...)) }
-
-func attr(kind uint16, value []byte) []byte {
-	b := native.AppendUint16(nil, uint16(unix.SizeofNlAttr+len(value)))
-	return pad(append(native.AppendUint16(b, kind), value...))
-}
-
-func message(kind, flags uint16, seq uint32, parts ...[]byte) []byte {
-	body := slices.Concat(parts...)
-	b := u32(uint32(unix.SizeofNlMsghdr + len(body)))
-	b = native.AppendUint16(b, kind)
-	b = native.AppendUint16(b, flags|unix.NLM_F_REQUEST)
-	b = native.AppendUint32(b, seq)
-	return append(append(b, 0, 0, 0, 0), body...)
-}
+func u32(v uint32) []byte  { return native.AppendUint32(nil, v) }
+func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
 
 // ask sends messages to the kernel and returns the first error that it answers with, or nil once it has acknowledged
 // the message with sequence number last.
@@ -151,20 +130,16 @@ func ask(protocol int, last uint32, messages ...[]byte) error {
 		if err != nil {
 			return err
 		}
-		for b := buffer[:n]; len(b) >= unix.SizeofNlMsghdr+4; {
-			size := int(native.Uint32(b))
-			if size < unix.SizeofNlMsghdr+4 || size > len(b) {
-				break
+		for m, rest, ok := netlink.Next(buffer[:n]); ok; m, rest, ok = netlink.Next(rest) {
+			if m.Kind != unix.NLMSG_ERROR || len(m.Body) < 4 {
+				continue
 			}
-			if native.Uint16(b[4:]) == unix.NLMSG_ERROR {
-				if code := int32(native.Uint32(b[unix.SizeofNlMsghdr:])); code != 0 {
-					return unix.Errno(-code)
-				}
-				if native.Uint32(b[8:]) == last {
-					return nil
-				}
+			if errno := m.Errno(); errno != 0 {
+				return errno
 			}
-			b = b[min((size+3)&^3, len(b)):]
+			if m.Sequence == last {
+				return nil
+			}
 		}
 	}
 }
@@ -176,7 +151,7 @@ func nextHop(id uint32, what []byte) []byte {
 	if id == 1 {
 		family = unix.AF_INET
 	}
-	return message(unix.RTM_NEWNEXTHOP, unix.NLM_F_ACK|unix.NLM_F_CREATE, 1, []byte{family, 0, 0, 0, 0, 0, 0, 0}, attr(nhaID, u32(id)), what)
+	return netlink.Request(unix.RTM_NEWNEXTHOP, unix.NLM_F_ACK|unix.NLM_F_CREATE, 1, []byte{family, 0, 0, 0, 0, 0, 0, 0}, netlink.AppendUint32(nil, unix.NHA_ID, id), what)
 }
 
 // loopbackUp sets up the loopback interface, without which there are no black holes.
@@ -185,17 +160,17 @@ func loopbackUp() error {
 	native.PutUint32(m[4:], 1) // its index in every namespace
 	native.PutUint32(m[8:], unix.IFF_UP)
 	native.PutUint32(m[12:], unix.IFF_UP)
-	return route(message(unix.RTM_NEWLINK, unix.NLM_F_ACK, 1, m))
+	return route(netlink.Request(unix.RTM_NEWLINK, unix.NLM_F_ACK, 1, m))
 }
 
 // tryLink makes an interface of a kind.
 func tryLink(kind string, data []byte) error {
-	info := attr(unix.IFLA_INFO_KIND, text(kind))
+	info := netlink.NewText(unix.IFLA_INFO_KIND, kind)
 	if data != nil {
-		info = append(info, nest(unix.IFLA_INFO_DATA, data)...)
+		info = append(info, netlink.Nest(unix.IFLA_INFO_DATA, data)...)
 	}
-	return route(message(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, 1,
-		make([]byte, unix.SizeofIfInfomsg), attr(unix.IFLA_IFNAME, text("probe-"+kind)), nest(unix.IFLA_LINKINFO, info)))
+	return route(netlink.Request(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, 1,
+		make([]byte, unix.SizeofIfInfomsg), netlink.NewText(unix.IFLA_IFNAME, "probe-"+kind), netlink.Nest(unix.IFLA_LINKINFO, info)))
 }
 
 // tryTUN makes an interface that goes with its file descriptor.
@@ -232,24 +207,24 @@ func tryESP() error {
 	name := make([]byte, 64)
 	copy(name, "rfc4106(gcm(aes))")
 	aead := slices.Concat(name, u32(288), u32(128), make([]byte, 36))
-	return ask(unix.NETLINK_XFRM, 1, message(newSA, unix.NLM_F_ACK, 1, info, attr(algAEAD, aead)))
+	return ask(unix.NETLINK_XFRM, 1, netlink.Request(newSA, unix.NLM_F_ACK, 1, info, netlink.New(algAEAD, aead...)))
 }
 
 // netfilter makes a table, and more in it, in one transaction.
 func netfilter(more []byte) error {
 	const nft = unix.NFNL_SUBSYS_NFTABLES << 8
 	batch := []byte{unix.AF_UNSPEC, 0, 0, unix.NFNL_SUBSYS_NFTABLES} // resource id, big endian
-	table := message(nft|unix.NFT_MSG_NEWTABLE, unix.NLM_F_ACK|unix.NLM_F_CREATE, 2, []byte{unix.NFPROTO_INET, 0, 0, 0}, attr(unix.NFTA_TABLE_NAME, text("probe")))
+	table := netlink.Request(nft|unix.NFT_MSG_NEWTABLE, unix.NLM_F_ACK|unix.NLM_F_CREATE, 2, []byte{unix.NFPROTO_INET, 0, 0, 0}, netlink.NewText(unix.NFTA_TABLE_NAME, "probe"))
 	last := uint32(2)
 	if more != nil {
 		last = 3
 	}
-	return ask(unix.NETLINK_NETFILTER, last, message(unix.NFNL_MSG_BATCH_BEGIN, 0, 1, batch), table, more, message(unix.NFNL_MSG_BATCH_END, 0, 4, batch))
+	return ask(unix.NETLINK_NETFILTER, last, netlink.Request(unix.NFNL_MSG_BATCH_BEGIN, 0, 1, batch), table, more, netlink.Request(unix.NFNL_MSG_BATCH_END, 0, 4, batch))
 }
 
 func natChain() []byte {
-	return message(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWCHAIN, unix.NLM_F_ACK|unix.NLM_F_CREATE, 3, []byte{unix.NFPROTO_INET, 0, 0, 0},
-		attr(unix.NFTA_CHAIN_TABLE, text("probe")), attr(unix.NFTA_CHAIN_NAME, text("nat")),
-		nest(unix.NFTA_CHAIN_HOOK, attr(unix.NFTA_HOOK_HOOKNUM, be32(unix.NF_INET_POST_ROUTING)), attr(unix.NFTA_HOOK_PRIORITY, be32(100))),
-		attr(unix.NFTA_CHAIN_TYPE, text("nat")))
+	return netlink.Request(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWCHAIN, unix.NLM_F_ACK|unix.NLM_F_CREATE, 3, []byte{unix.NFPROTO_INET, 0, 0, 0},
+		netlink.NewText(unix.NFTA_CHAIN_TABLE, "probe"), netlink.NewText(unix.NFTA_CHAIN_NAME, "nat"),
+		netlink.Nest(unix.NFTA_CHAIN_HOOK, netlink.New(unix.NFTA_HOOK_HOOKNUM, be32(unix.NF_INET_POST_ROUTING)...), netlink.New(unix.NFTA_HOOK_PRIORITY, be32(100)...)),
+		netlink.NewText(unix.NFTA_CHAIN_TYPE, "nat"))
 }

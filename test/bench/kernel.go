@@ -17,12 +17,7 @@ import (
 // contender: notifications say when the table is full, look-ups as the kernel makes them for a packet say which way one
 // would go, and a dump says whether that was all.
 
-const (
-	rtaNHID  = 30
-	nhaID    = 1
-	nhaGroup = 2
-	nhaOIF   = 5
-)
+const rtaNHID = 30
 
 var native = binary.NativeEndian
 
@@ -286,11 +281,11 @@ func (l *lookup) countOnce(n int) (used map[uint32]int, whole bool, err error) {
 		var members []uint32
 		attributes(body[8:], func(kind uint16, value []byte) {
 			switch kind {
-			case nhaID:
+			case unix.NHA_ID:
 				id = native.Uint32(value)
-			case nhaOIF:
+			case unix.NHA_OIF:
 				oif = native.Uint32(value)
-			case nhaGroup:
+			case unix.NHA_GROUP:
 				for ; len(value) >= 8; value = value[8:] {
 					members = append(members, native.Uint32(value))
 				}
