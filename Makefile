@@ -62,13 +62,14 @@ test: setup build ## every test; what needs a fuller kernel than this one runs i
 
 FUZZTIME ?= 100000x
 
-fuzz: ## each importer, the readers of topologies, documents and edits, of DNS messages, and the filter of BGP, on made-up input; FUZZTIME=10m for longer
+fuzz: ## each importer, the readers of topologies, documents and edits, of DNS and netlink messages, and the filter of BGP, on made-up input; FUZZTIME=10m for longer
 	for t in FuzzAWS FuzzAzure FuzzGCP; do \
 	  go test ./tunnel/cloud/importer -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x || exit 1; done
 	go test ./router/topology -run '^$$' -fuzz '^FuzzRead$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 	for t in FuzzDecode FuzzEdit; do \
 	  go test ./router/spec -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x || exit 1; done
 	go test ./router/egress/dns -run '^$$' -fuzz '^FuzzRead$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
+	go test ./router/netlink -run '^$$' -fuzz '^FuzzRead$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 	go test ./bgp/filter -run '^$$' -fuzz '^FuzzMessages$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 	go test ./bgp/gobgp -run '^$$' -fuzz '^FuzzFilter$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 

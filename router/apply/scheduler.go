@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/isthmus-net/isthmus/router/backoff"
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
@@ -18,6 +19,8 @@ const (
 	firstRetry = time.Second
 	lastRetry  = time.Minute
 )
+
+var retry = backoff.Backoff{First: firstRetry, Last: lastRetry}
 
 // stepPace is how often alive looks.
 const stepPace = 10 * time.Millisecond
@@ -246,9 +249,9 @@ func (s *scheduler) result(o *object, err error) {
 		o.since = s.now()
 	}
 	o.err = err
-	delay := min(firstRetry<<min(o.failures, 10), lastRetry)
+	delay := backoff.Around(retry.Delay(o.failures), rand.Int64N)
 	o.failures++
 	if o.done { // else it is asked for again since, and what has changed may let it succeed
-		o.done, o.due = false, s.now().Add(delay/2+rand.N(delay))
+		o.done, o.due = false, s.now().Add(delay)
 	}
 }

@@ -123,7 +123,7 @@ var below = map[string][]string{
 	"router/condition": {"proto/isthmus/v1"},
 	"router/bell":      {}, "router/fault": {},
 	"router/live":        {"bgp", "nat", "router/egress", "router/fib", "router/plan", "router/spec"},
-	"router/apply":       {"bgp", "nat", "nat/conntrack", "tunnel", "router/egress", "router/fib", "router/live", "router/plan"},
+	"router/apply":       {"bgp", "nat", "nat/conntrack", "tunnel", "router/backoff", "router/egress", "router/fib", "router/live", "router/plan"},
 	"router/observe":     {"bgp", "nat", "nat/conntrack", "tunnel", "router/bell", "router/egress/dns", "router/egress/health", "router/fib", "router/live", "router/plan", "router/spec"},
 	"router/ports":       {"nat", "nat/conntrack", "nat/placement"},
 	"router/document":    {"proto/isthmus/v1", "nat", "tunnel/explain", "router/fault", "router/fib", "router/plan", "router/secret", "router/spec", "router/store"},
