@@ -1,6 +1,6 @@
 // Command isthmusd is the router: it takes documents over its API and makes tunnels, BGP sessions, routes and source
 // NAT of them. Stopping it changes nothing in the kernel or in charon.
-
+//
 // TCP-MD5 (RFC 2385) does not work on the MPTCP sockets that Go listens on by default.
 //
 //go:debug multipathtcp=0

@@ -1,4 +1,4 @@
-// Package nl is the one door to the kernel's links, addresses and IPsec states (rtnetlink(7), netlink XFRM).
+// Package link is the one way to the kernel's links, addresses and IPsec states (rtnetlink(7), netlink XFRM).
 //
 // Every operation reads first and writes only what differs, adds before it deletes, and changes or removes only
 // interfaces whose alias (IFLA_IFALIAS) says that they are ours. A dump that the kernel interrupted (NLM_F_DUMP_INTR)

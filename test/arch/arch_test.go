@@ -5,7 +5,10 @@ package arch
 import (
 	"bytes"
 	"encoding/json"
+	"flag"
+	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -197,5 +200,55 @@ func TestClientHasNoSockets(t *testing.T) {
 		if strings.Contains(name, "/netlink") || strings.Contains(name, "/nftables") || ours && slices.Contains(engines, room) {
 			t.Errorf("cmd/isthmus links %s", name)
 		}
+	}
+}
+
+var update = flag.Bool("update", false, "write the table of rooms into docs/architecture.md")
+
+// TestRooms keeps the table of rooms in docs/architecture.md what the comments of the packages say.
+func TestRooms(t *testing.T) {
+	cmd := exec.Command("go", "list", "-f", "{{.ImportPath}}\t{{.Doc}}", "./...")
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var table strings.Builder
+	table.WriteString("| room | what lives there |\n| --- | --- |\n")
+	for line := range strings.Lines(string(out)) {
+		path, doc, _ := strings.Cut(strings.TrimSpace(line), "\t")
+		room := strings.TrimPrefix(path, module)
+		words := strings.Fields(doc)
+		if room == "proto/isthmus/v1" { // its comment is generated
+			words = strings.Fields("Package v1 is the schema of the document and of the API, with generated Go.")
+		}
+		if len(words) < 3 || words[0] != "Package" && words[0] != "Command" {
+			if !strings.HasPrefix(room, "test/") { // packages of tests alone have none
+				t.Errorf("%s has no comment that begins with Package or Command", room)
+			}
+			continue
+		}
+		text := strings.Join(words[2:], " ")
+		fmt.Fprintf(&table, "| `%s` | %s |\n", room, strings.ToUpper(text[:1])+text[1:])
+	}
+	const file, begin, end = "../../docs/architecture.md", "<!-- rooms -->\n", "<!-- end of rooms -->"
+	page, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, found := strings.Cut(string(page), begin)
+	_, tail, ended := strings.Cut(rest, end)
+	if !found || !ended {
+		t.Fatalf("%s has no table of rooms", file)
+	}
+	want := head + begin + table.String() + end + tail
+	switch {
+	case want == string(page):
+	case *update:
+		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	default:
+		t.Errorf("%s is not current; run: go test ./test/arch -update", file)
 	}
 }

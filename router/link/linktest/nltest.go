@@ -1,4 +1,4 @@
-// Package nltest runs a test binary in network namespaces of its own.
+// Package linktest runs a test binary in network namespaces of its own.
 //
 // The whole process runs in unnamed network, mount and process namespaces, so that nothing it makes can be seen outside
 // or outlives it, however it ends.
