@@ -17,25 +17,17 @@ func (c *Config) Astray(leaves func(netip.Addr) bool) func(Track) (why string) {
 			plain = append(plain, &c.Policies[i])
 		}
 	}
-	inside := func(a netip.Addr) bool {
-		return slices.ContainsFunc(c.Attachments, func(t Attachment) bool {
-			return slices.ContainsFunc(t.Sources, func(p netip.Prefix) bool { return p.Contains(a) })
-		})
-	}
-	mapped := func(a netip.Addr) bool {
-		return slices.ContainsFunc(c.Maps, func(m Map) bool { return m.Mapped.Contains(a) })
-	}
 	own := map[netip.Addr]bool{}
 	for _, a := range c.addresses() {
 		own[a] = true
 	}
 	// guarded reports whether the guard drops untranslated packets between two addresses.
 	guarded := func(from, to netip.Addr) bool {
-		return inside(from) && !own[to] && leaves(to) && !slices.ContainsFunc(plain, func(p *Policy) bool { return p.between(from, to) })
+		return c.inside(from) && !own[to] && leaves(to) && !slices.ContainsFunc(plain, func(p *Policy) bool { return p.between(from, to) })
 	}
 	return func(t Track) string {
 		switch {
-		case !Connectionless(t.Protocol) || mapped(t.Destination):
+		case !Connectionless(t.Protocol) || c.mapped(t.Destination):
 			return ""
 		case t.GoesTo != t.Destination:
 			p := index.Find(Flow{Source: t.Source, Destination: t.Destination, Protocol: t.Protocol, Port: t.Port})
@@ -50,4 +42,40 @@ func (c *Config) Astray(leaves func(netip.Addr) bool) func(Track) (why string) {
 		}
 		return ""
 	}
+}
+
+// Orphaned returns a function that reports whether a flow under way was translated to an address that the node had for a
+// pool and has no more. Such a flow is dead, whatever its protocol: what comes back for it does not reach the node. It would
+// stay in the table of connection tracking for days, and a client that goes on sending would never get another address. A
+// flow counts when it comes from inside or was forwarded to inside, so that translations by others stay. has reports whether
+// the machine has an address.
+func (c *Config) Orphaned(has func(netip.Addr) bool) func(Track) bool {
+	kept := map[netip.Addr]bool{}
+	for _, a := range c.addresses() {
+		kept[a] = true
+	}
+	gone := func(a netip.Addr) bool { return !kept[a] && !c.mapped(a) && !has(a) }
+	return func(t Track) bool {
+		switch {
+		case t.LeavesAs == t.Destination: // turned back inside: it never leaves with this address
+			return false
+		case t.LeavesAs != t.Source:
+			return c.inside(t.Source) && gone(t.LeavesAs)
+		case t.GoesTo != t.Destination:
+			return !c.inside(t.Source) && c.inside(t.GoesTo) && gone(t.Destination)
+		}
+		return false
+	}
+}
+
+// inside reports whether an attachment may send from an address.
+func (c *Config) inside(a netip.Addr) bool {
+	return slices.ContainsFunc(c.Attachments, func(t Attachment) bool {
+		return slices.ContainsFunc(t.Sources, func(p netip.Prefix) bool { return p.Contains(a) })
+	})
+}
+
+// mapped reports whether an address is in the mapped prefix of a map.
+func (c *Config) mapped(a netip.Addr) bool {
+	return slices.ContainsFunc(c.Maps, func(m Map) bool { return m.Mapped.Contains(a) })
 }

@@ -60,3 +60,35 @@ func TestAstray(t *testing.T) {
 		}
 	}
 }
+
+func TestOrphaned(t *testing.T) {
+	a, p := netip.MustParseAddr, netip.MustParsePrefix
+	c := Config{
+		Own: []netip.Addr{a("192.0.2.1")}, Pools: []Pool{{Name: "p", Addresses: []PoolAddress{{Address: a("192.0.2.5")}}}},
+		Attachments: []Attachment{{Interface: "t-a", Sources: []netip.Prefix{p("10.1.0.0/16")}}},
+		Maps:        []Map{{Inside: p("10.9.0.0/24"), Mapped: p("100.64.0.0/24")}},
+	}
+	orphaned := c.Orphaned(func(x netip.Addr) bool { return x == a("192.0.2.7") })
+	for name, k := range map[string]struct {
+		source, destination, leavesAs, goesTo string
+		want                                  bool
+	}{
+		"of a pool":                       {"10.1.0.1", "198.51.100.7", "192.0.2.5", "198.51.100.7", false},
+		"of no pool any more":             {"10.1.0.1", "198.51.100.7", "192.0.2.6", "198.51.100.7", true},
+		"of an address of the machine":    {"10.1.0.1", "198.51.100.7", "192.0.2.7", "198.51.100.7", false},
+		"of the node's own address":       {"10.1.0.1", "198.51.100.7", "192.0.2.1", "198.51.100.7", false},
+		"not translated":                  {"10.1.0.1", "198.51.100.7", "10.1.0.1", "198.51.100.7", false},
+		"translated by others":            {"172.17.0.2", "198.51.100.7", "192.0.2.6", "198.51.100.7", false},
+		"shown as mapped":                 {"10.1.0.1", "198.51.100.7", "100.64.0.7", "198.51.100.7", false},
+		"forwarded at a pool's address":   {"198.51.100.7", "192.0.2.5", "198.51.100.7", "10.1.0.9", false},
+		"forwarded at a former address":   {"198.51.100.7", "192.0.2.6", "198.51.100.7", "10.1.0.9", true},
+		"forwarded at one of the machine": {"198.51.100.7", "192.0.2.7", "198.51.100.7", "10.1.0.9", false},
+		"redirected to a proxy":           {"10.1.0.1", "198.51.100.7", "10.1.0.1", "10.1.0.9", false},
+		"turned back inside":              {"10.1.0.1", "192.0.2.6", "192.0.2.6", "10.1.0.9", false},
+	} {
+		got := orphaned(Track{Source: a(k.source), Destination: a(k.destination), LeavesAs: a(k.leavesAs), GoesTo: a(k.goesTo), Protocol: TCP})
+		if got != k.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

@@ -89,11 +89,6 @@ func (c *Config) Stopper() func(Track) *Policy {
 		return nil
 	}
 	index := c.Index()
-	inside := func(a netip.Addr) bool {
-		return slices.ContainsFunc(c.Attachments, func(t Attachment) bool {
-			return slices.ContainsFunc(t.Sources, func(p netip.Prefix) bool { return p.Contains(a) })
-		})
-	}
 	ends := func(t Track, to netip.Addr, port uint16) *Policy {
 		if p := index.Find(Flow{Source: t.Source, Destination: to, Protocol: t.Protocol, Port: port}); p != nil && p.Ends {
 			return p
@@ -101,7 +96,7 @@ func (c *Config) Stopper() func(Track) *Policy {
 		return nil
 	}
 	return func(t Track) *Policy {
-		if t.LeavesAs == t.Source && t.GoesTo == t.Destination && inside(t.GoesTo) {
+		if t.LeavesAs == t.Source && t.GoesTo == t.Destination && c.inside(t.GoesTo) {
 			return nil // policies do not decide on what stays inside
 		}
 		if p := ends(t, t.Destination, t.Port); p != nil || t.GoesTo == t.Destination {

@@ -24,7 +24,7 @@ func TestFlowsEndWithTheirAddress(t *testing.T) {
 		flow := func(as string) conntrack.Flow {
 			partner := netip.MustParseAddrPort("198.51.100.7:443")
 			return conntrack.Flow{
-				Original: conntrack.Tuple{Source: netip.MustParseAddrPort("10.0.0.1:1000"), Destination: partner},
+				Original: conntrack.Tuple{Source: netip.MustParseAddrPort("10.7.0.1:1000"), Destination: partner},
 				Reply:    conntrack.Tuple{Source: partner, Destination: netip.MustParseAddrPort(as + ":1000")},
 			}
 		}
@@ -99,7 +99,7 @@ func TestFlowsEndThoughDocumentsCome(t *testing.T) {
 				t.Fatal(err)
 			}
 			synctest.Wait()
-			accept(t, r, strings.Replace(changed, "10.7.0.0", "10.8.0.0", 1))
+			accept(t, r, strings.Replace(changed, "{name: b, ipsec", "{name: b, mtu: 1400, ipsec", 1))
 		},
 		"not carried out": func(m *machine, r *Router) {
 			m.mu.Lock()
@@ -123,7 +123,7 @@ func TestFlowsEndThoughDocumentsCome(t *testing.T) {
 				partner := netip.MustParseAddrPort("198.51.100.7:443")
 				table.Lock()
 				table.Flows = []conntrack.Flow{{
-					Original: conntrack.Tuple{Source: netip.MustParseAddrPort("10.0.0.1:1000"), Destination: partner},
+					Original: conntrack.Tuple{Source: netip.MustParseAddrPort("10.7.0.1:1000"), Destination: partner},
 					Reply:    conntrack.Tuple{Source: partner, Destination: netip.MustParseAddrPort("10.9.0.5:1000")},
 				}}
 				table.Unlock()

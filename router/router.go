@@ -116,18 +116,18 @@ func New(o Options) (*Router, error) {
 // carrier has targets observed and carried out.
 type carrier struct{ *Router }
 
-func (c carrier) Carry(s *spec.Spec, t plan.Target, gone []nat.Pool) {
+func (c carrier) Carry(s *spec.Spec, t plan.Target, onTrial bool) {
 	c.observer.Use(s, t)
-	c.applier.Set(apply.Wanted{Mode: apply.Carry, Target: t, Gone: gone})
+	c.applier.Set(apply.Wanted{Mode: apply.Carry, Target: t, OnTrial: onTrial})
 }
 func (c carrier) Clear(t plan.Target) {
 	c.observer.Use(nil, plan.Target{})
 	c.applier.Set(apply.Wanted{Mode: apply.Clear, Target: t})
 }
-func (c carrier) Hold(t plan.Target)       { c.applier.Set(apply.Wanted{Mode: apply.Hold, Target: t}) }
-func (c carrier) EndFlows(gone []nat.Pool) { c.applier.EndFlows(gone) }
-func (c carrier) Settled() bool            { return c.applier.Settled() }
-func (c carrier) Tried() bool              { return c.applier.Tried() }
+func (c carrier) Hold(t plan.Target) { c.applier.Set(apply.Wanted{Mode: apply.Hold, Target: t}) }
+func (c carrier) Confirmed()         { c.applier.Confirmed() }
+func (c carrier) Settled() bool      { return c.applier.Settled() }
+func (c carrier) Tried() bool        { return c.applier.Tried() }
 
 // previewed is what previews of documents look at.
 type previewed struct{ *Router }

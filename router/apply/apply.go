@@ -117,8 +117,9 @@ const (
 type Wanted struct {
 	Mode   Mode
 	Target plan.Target
-	// Gone are pools of former targets that do not come back: flows of their addresses end that are in no pool of Target.
-	Gone []nat.Pool
+	// OnTrial says that the former document comes back unless this one is confirmed. Flows of addresses that it has taken away
+	// do not end meanwhile.
+	OnTrial bool
 }
 
 // verdictTime is how long after the start BGP waits for the first probes of shared pools. A graceful restart takes longer,
@@ -132,7 +133,7 @@ type Applier struct {
 	work      *scheduler
 	unsticker *unsticker // nil: flows are not ended
 	rules     rules
-	outliving outliving
+	cleaned   []netip.Addr // for which orphaned flows have ended; of the job "nat" alone
 	lost      guardLoss
 	ruled     atomic.Bool // rules of a document have been applied since the start
 	guard     atomic.Bool // something keeps inside addresses in: this daemon or a former one put it there
@@ -160,10 +161,9 @@ func (a *Applier) Set(w Wanted) {
 	defer a.mu.Unlock()
 	former, fresh := a.wanted, !a.set || a.wanted.Mode != w.Mode
 	a.wanted, a.set = w, true
-	ending := a.outliving.add(w.Gone, w.Target.NAT)
 	a.work.replace(a.jobs(&w), func(o *object) bool { return !fresh && o.same != nil && o.same(&former.Target) })
-	if ending {
-		a.work.again("nat")
+	if former.OnTrial && !w.OnTrial {
+		a.work.again("nat") // flows may end
 	}
 }
 
@@ -180,11 +180,11 @@ func (a *Applier) Effective() (plan.Target, live.Effective) {
 	return w.Target, live.Of(&w.Target, a.o.Facts())
 }
 
-// EndFlows has the flows of addresses end that former pools had and that no pool of the target has.
-func (a *Applier) EndFlows(gone []nat.Pool) {
+// Confirmed takes note that the former document does not come back.
+func (a *Applier) Confirmed() {
 	w, _ := a.Wanted()
-	a.outliving.add(gone, w.Target.NAT)
-	a.work.again("nat") // which ends them when the rules use their addresses no more
+	w.OnTrial = false
+	a.Set(w)
 }
 
 // Again has jobs look again at what they carry out: something changed that they depend on.

@@ -2,58 +2,45 @@ package apply
 
 import (
 	"context"
+	"net/netip"
 	"slices"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/nat/conntrack"
+	"github.com/isthmus-net/isthmus/router/live"
 )
 
-// outliving are the addresses that pools have had and that a document took away, until the flows with them have ended: the
-// document may be replaced before it is carried out.
-type outliving struct {
-	mu   sync.Mutex
-	pool nat.Pool
-}
-
-// add notes what is in no pool of a configuration any more, and reports whether there was anything.
-func (o *outliving) add(had []nat.Pool, now nat.Config) (some bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, p := range had {
-		for _, a := range p.Addresses {
-			one := nat.Config{Pools: []nat.Pool{{Name: p.Name, Addresses: []nat.PoolAddress{a}}}}
-			if len(nat.Endings(one, nat.Config{Pools: slices.Concat(now.Pools, []nat.Pool{o.pool}), Own: now.Own})) > 0 {
-				o.pool.Addresses, some = append(o.pool.Addresses, a), true
-			}
+// endOrphans ends the flows of addresses that no pool has any more, whichever document, daemon or failure took them away. It
+// reads the table of connection tracking when the addresses are others than those for which it was last read to the end.
+func (a *Applier) endOrphans(ctx context.Context, c nat.Config, f live.Facts) error {
+	if a.o.Flows == nil {
+		return nil
+	}
+	var addresses []netip.Addr
+	for _, p := range c.Pools {
+		for _, o := range p.Addresses {
+			addresses = append(addresses, o.Address)
 		}
 	}
-	return some
-}
-
-// endFlows ends the flows of addresses that pools have had and no pool has now. Else they would stay in the connection table, up to days,
-// and a client that goes on sending UDP would never get another address. Of other endings Has may say too much.
-func (a *Applier) endFlows(ctx context.Context, now nat.Config) error {
-	a.outliving.mu.Lock()
-	had := a.outliving.pool
-	a.outliving.mu.Unlock()
-	ends := nat.Endings(nat.Config{Pools: []nat.Pool{had}}, nat.Config{Pools: now.Pools, Own: now.Own})
-	if len(ends) > 0 && a.o.Flows != nil {
-		n, err := a.o.Flows.End(ctx, unix.AF_UNSPEC, func(f *conntrack.Flow) bool {
-			t := f.Track()
-			return slices.ContainsFunc(ends, func(e nat.Ending) bool { return e.Has(t) })
-		})
-		if n > 0 {
-			a.o.Log.Info("flows ended, since their address is in no pool any more", "flows", n)
-		}
-		if err != nil {
-			return err
-		}
+	machine := map[netip.Addr]bool{}
+	for _, o := range f.Machine.Addresses {
+		machine[o.Prefix.Addr()] = true
+		addresses = append(addresses, o.Prefix.Addr())
 	}
-	a.outliving.mu.Lock()
-	defer a.outliving.mu.Unlock()
-	a.outliving.pool.Addresses = a.outliving.pool.Addresses[len(had.Addresses):]
-	return nil
+	if a.cleaned != nil && slices.Equal(a.cleaned, addresses) {
+		return nil
+	}
+	orphaned := c.Orphaned(func(x netip.Addr) bool { return machine[x] })
+	n, err := a.o.Flows.End(ctx, unix.AF_UNSPEC, func(f *conntrack.Flow) bool {
+		return f.Status&conntrack.Dying == 0 && orphaned(f.Track())
+	})
+	if n > 0 {
+		a.o.Log.Info("flows ended, since their address is in no pool any more", "flows", n)
+	}
+	if err == nil {
+		a.cleaned = append([]netip.Addr{}, addresses...)
+	}
+	return err
 }

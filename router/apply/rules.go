@@ -60,7 +60,10 @@ func (a *Applier) applyNAT(ctx context.Context, w *Wanted) error {
 	if err := a.o.Addresses.PrunePool(e.PoolAddresses); err != nil {
 		return err
 	}
-	return a.endFlows(ctx, t.NAT)
+	if w.OnTrial || w.Mode != Carry {
+		return nil
+	}
+	return a.endOrphans(ctx, e.NAT, facts)
 }
 
 // setRules has the rules of a target put in, as they are to be now.

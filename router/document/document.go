@@ -287,12 +287,9 @@ func (m *Manager) Confirm(generation uint64) error {
 	}
 	m.present.ConfirmBy, m.present.RevertTo = time.Time{}, 0
 	m.dropFormer()
-	m.endOutlived()
+	m.Carrier.Confirmed()
 	return nil
 }
-
-// endOutlived ends the flows that waited for the present document to be kept.
-func (m *Manager) endOutlived() { m.Carrier.EndFlows(m.outlived(m.target)) }
 
 // Rollback applies an earlier document again; generation 0 is the one before the present one.
 func (m *Manager) Rollback(ctx context.Context, c Change, generation uint64) (uint64, []plan.Change, error) {
@@ -361,7 +358,6 @@ func (m *Manager) revert(from plan.Target) error {
 			Author: Daemon, Reason: fmt.Sprintf("not confirmed, back to %d", m.present.RevertTo),
 			Changes: uint32(len(plan.Diff(from, target))), Text: old.Text, Ledger: encoded,
 		}
-		m.had = append(slices.Clip(m.had), from.NAT.Pools...)
 		m.held = nil
 		m.use(checked, target, ledger)
 	}
@@ -369,7 +365,7 @@ func (m *Manager) revert(from plan.Target) error {
 		return err
 	}
 	if m.spec != nil {
-		m.endOutlived()
+		m.Carrier.Confirmed()
 	}
 	return nil
 }

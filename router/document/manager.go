@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,14 +23,14 @@ import (
 
 // Carrier carries targets out. Its methods return before that is done.
 type Carrier interface {
-	// Carry has a target carried out. gone are pools of former targets that do not come back.
-	Carry(s *spec.Spec, t plan.Target, gone []nat.Pool)
+	// Carry has a target carried out. onTrial says that the former one comes back unless this one is confirmed.
+	Carry(s *spec.Spec, t plan.Target, onTrial bool)
 	// Clear has everything removed but the rules of a target without a document.
 	Clear(t plan.Target)
 	// Hold leaves what runs as it is. Where no rules are, those of a target without a document are put in.
 	Hold(t plan.Target)
-	// EndFlows has the flows of addresses end that former pools had and that no pool has now.
-	EndFlows(gone []nat.Pool)
+	// Confirmed takes note that the former target does not come back.
+	Confirmed()
 	// Settled reports whether everything is as wanted, and Tried whether everything has been tried once.
 	Settled() bool
 	Tried() bool
@@ -78,7 +77,6 @@ type Manager struct {
 	target   plan.Target
 	ledger   plan.Ledger
 	textUses map[uint64][]spec.SecretUse // see usesIn
-	had      []nat.Pool                  // of all targets since a document was last kept
 	invalid  error                       // why the stored document cannot be used
 	stuck    error                       // why the former document, which was to come back, did not
 	applied  uint64                      // newest generation with everything done
@@ -141,9 +139,6 @@ func (m *Manager) loadLocked() error {
 		m.Log.Error("the stored document cannot be used; nothing is changed", "err", m.invalid)
 		return nil
 	}
-	if !present.ConfirmBy.IsZero() {
-		m.had = m.formerPools()
-	}
 	// A document whose confirm timeout passed while the daemon was down is not applied again.
 	m.revertIfDue(time.Now(), target)
 	if m.spec == nil {
@@ -157,17 +152,6 @@ func (m *Manager) machine() plan.Machine {
 	p := m.Plan
 	p.First = *m.first.Load()
 	return p
-}
-
-// formerPools returns the pools of the document that the present one is to be confirmed against.
-func (m *Manager) formerPools() []nat.Pool {
-	former, err := m.Store.Revision(m.present.RevertTo)
-	if err != nil {
-		return nil // going back will say so
-	}
-	d, problems := spec.Decode([]byte(former.Text))
-	_, target, _, _, _ := m.plan(context.Background(), d, problems, former.Ledger, awaits(former))
-	return target.NAT.Pools
 }
 
 // plan checks a document and decides about it, without changing anything, and needs no lock. It ends soon after ctx is done, with an
@@ -201,27 +185,17 @@ func (m *Manager) use(s *spec.Spec, target plan.Target, ledger plan.Ledger) {
 	m.spec, m.target, m.ledger, m.invalid = s, target, ledger, nil
 	m.version++
 	if !m.Safe {
-		m.Carrier.Carry(s, target, m.outlived(target))
+		m.Carrier.Carry(s, target, !m.present.ConfirmBy.IsZero())
 	}
 }
 
 // clear has everything removed that was made for a target, and leaves the node without a document.
 func (m *Manager) clear() {
-	m.spec, m.target, m.invalid, m.had = nil, plan.Nothing(m.machine(), spec.Access{}), nil, nil
+	m.spec, m.target, m.invalid = nil, plan.Nothing(m.machine(), spec.Access{}), nil
 	m.version++
 	if !m.Safe {
 		m.Carrier.Clear(m.target)
 	}
-}
-
-// outlived returns the former pools whose addresses do not come back. While a document waits to be confirmed that is none, since it may
-// go back.
-func (m *Manager) outlived(target plan.Target) (gone []nat.Pool) {
-	m.had = append(slices.Clip(m.had), target.NAT.Pools...)
-	if m.present.ConfirmBy.IsZero() {
-		gone, m.had = m.had, target.NAT.Pools
-	}
-	return gone
 }
 
 // Passed notes that a pass has ended, and with it perhaps the work on a generation.
