@@ -191,6 +191,29 @@ func changes(have, want *ruleset) (all map[string]*change, moved bool) {
 	return all, moved
 }
 
+// keepsSet says whether a set is wanted as it is, but for its elements.
+func keepsSet(have, want *ruleset, name string) bool {
+	h, w := have.sets[name], want.sets[name]
+	return h != nil && w != nil && h.shape == w.shape
+}
+
+// besides returns the sets of two rulesets so that both have the same ones, for changes: a set that does not stay is in one of them
+// without elements.
+func besides(have, want *ruleset, whole bool) (h, w *ruleset) {
+	h, w = &ruleset{sets: map[string]*set{}}, &ruleset{sets: map[string]*set{}}
+	for name, s := range want.sets {
+		h.sets[name], w.sets[name] = &set{shape: s.shape}, s
+	}
+	for name, s := range have.sets {
+		if whole || !keepsSet(have, want, name) {
+			name += " before" // which no set is called
+			w.sets[name] = &set{shape: s.shape}
+		}
+		h.sets[name] = s
+	}
+	return h, w
+}
+
 // normal brings expressions that were read back into the form in which they are compiled.
 func normal(exprs []expr.Any) []expr.Any {
 	for _, e := range exprs {

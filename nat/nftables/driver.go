@@ -282,31 +282,23 @@ func deleteTimeouts(conn *nftables.Conn, names []string) {
 	}
 }
 
-// replace replaces all chains and sets in one transaction, so that they are never absent. The guard's counter stays, and
-// those of policies are carried over. With whole, the table goes and comes with everything in it.
+// replace makes the table be as wanted in one transaction, so that rules and sets are never absent. A chain or set that is
+// wanted as it is stays, with other rules or elements: the kernel fills a new map of ranges a moment after the rules that ask it are
+// there, and new flows would find nothing in it. The guard's counter stays, and those of policies are carried over. With whole, the
+// table goes and comes with everything in it.
 func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, whole bool) error {
-	counted := map[string]nat.Counter{}
+	if have == nil {
+		have = &ruleset{}
+	}
 	t := table()
 	conn.AddTable(t)
-	if have != nil {
-		counted = have.counters()
-	}
-	switch {
-	case whole:
+	todo, _ := changes(besides(have, want, whole))
+	stays := func(name string) bool { return !whole && keepsSet(have, want, name) }
+	if whole {
 		conn.DelTable(t)
 		conn.AddTable(t)
-	case have != nil:
-		conn.FlushTable(t)
-		for _, name := range slices.Sorted(maps.Keys(have.sets)) {
-			// What rules have counted stays.
-			if w := want.sets[name]; w == nil || !w.shape.isDynamic || w.shape != have.sets[name].shape {
-				conn.DelSet(&nftables.Set{Table: t, Name: name})
-			}
-		}
-		for _, name := range slices.Sorted(maps.Keys(have.chains)) {
-			conn.DelChain(&nftables.Chain{Table: t, Name: name})
-		}
-		deleteTimeouts(conn, slices.DeleteFunc(slices.Sorted(maps.Keys(have.timeouts)), func(name string) bool { return want.timeouts[name] != nil }))
+	} else if err := removeUnwanted(conn, have, want, todo); err != nil {
+		return err
 	}
 	addTimeouts(conn, want.timeouts)
 	names := []string{begunCounter, portlessCounter}
@@ -324,28 +316,20 @@ func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, whole bool) e
 			accept := nftables.ChainPolicyAccept
 			k.Type, k.Hooknum, k.Priority, k.Policy = c.kind, &c.hook, &c.priority, &accept
 		}
-		chains[name] = conn.AddChain(k)
+		chains[name] = conn.AddChain(k) // unless it is there
 	}
 	n := 0
 	for _, name := range slices.Sorted(maps.Keys(want.sets)) {
-		s := want.sets[name]
-		k := kernelSet(name, s)
-		if err := conn.AddSet(k, nil); err != nil {
-			return err
-		}
-		carried := s.elements
-		if s.shape.isVerdict {
-			carried = maps.Clone(s.elements)
-			for _, key := range slices.Sorted(maps.Keys(carried)) {
-				e := carried[key]
-				if before, ok := counted[e.policy]; ok {
-					e.before = before
-					carried[key] = e
-					delete(counted, e.policy)
-				}
+		k := kernelSet(name, want.sets[name])
+		if !stays(name) {
+			if err := conn.AddSet(k, nil); err != nil {
+				return err
 			}
 		}
-		for part := range slices.Chunk(elements(s.shape, carried), elementsPerMessage) {
+		if todo[name] == nil {
+			continue
+		}
+		for part := range slices.Chunk(elements(want.sets[name].shape, todo[name].add), elementsPerMessage) {
 			n += len(part)
 			if err := conn.SetAddElements(k, part); err != nil {
 				return err
@@ -356,6 +340,33 @@ func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, whole bool) e
 		addRules(conn, chains[name], c)
 	}
 	return d.flush(conn, "replace", n)
+}
+
+// removeUnwanted takes away all rules, and of chains, sets, elements and timeouts those that are not wanted.
+func removeUnwanted(conn *nftables.Conn, have, want *ruleset, todo map[string]*change) error {
+	t := table()
+	if len(have.chains)+len(have.sets) == 0 {
+		return nil
+	}
+	conn.FlushTable(t)
+	for _, name := range slices.Sorted(maps.Keys(have.sets)) {
+		if !keepsSet(have, want, name) {
+			conn.DelSet(&nftables.Set{Table: t, Name: name})
+		} else if todo[name] != nil {
+			for part := range slices.Chunk(elements(want.sets[name].shape, todo[name].remove), elementsPerMessage) {
+				if err := conn.SetDeleteElements(kernelSet(name, want.sets[name]), part); err != nil {
+					return fmt.Errorf("changing set %s: %w", name, err)
+				}
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(have.chains)) {
+		if c, w := have.chains[name], want.chains[name]; w == nil || w.kind != c.kind || w.hook != c.hook || w.priority != c.priority {
+			conn.DelChain(&nftables.Chain{Table: t, Name: name})
+		}
+	}
+	deleteTimeouts(conn, slices.DeleteFunc(slices.Sorted(maps.Keys(have.timeouts)), func(name string) bool { return want.timeouts[name] != nil }))
+	return nil
 }
 
 // kernelSet returns a set in the library's words.

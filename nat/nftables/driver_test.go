@@ -11,8 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables/expr"
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/test/netns"
+	"golang.org/x/sys/unix"
 )
 
 // Ring: namespace.
@@ -292,5 +294,95 @@ func TestObserveNothing(t *testing.T) {
 	state, err := newDriver(t, netns.New(t)).Observe(context.Background())
 	if err != nil || state.Present || state.Policies != nil {
 		t.Errorf("state %+v, %v", state, err)
+	}
+}
+
+// TestTakesOverSecondRejectChain writes the table of a daemon that had a second chain, "reject", for flows that cannot begin, and has a new
+// daemon take it over under traffic: nothing that may pass is lost, nothing that is rejected passes, the counters of policies are carried over.
+func TestTakesOverSecondRejectChain(t *testing.T) {
+	s := newSite(t)
+	c := guardConfig()
+	c.Policies = append(c.Policies, nat.Policy{Name: "no", Action: nat.Reject, Sources: pfx("0.0.0.0/0", "::/0"), Destinations: pfx("198.51.100.0/24", "2001:db8:b::/48")})
+	former := newDriver(t, s.router)
+	c = withLinks(t, former, c)
+	old, err := compile(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.chains["reject"] = old.chains[rejected]
+	led := 0
+	for _, rule := range old.chains["begins"].rules {
+		for _, e := range rule {
+			if v, ok := e.(*expr.Verdict); ok && v.Chain == rejected {
+				v.Chain = "reject"
+				led++
+			}
+		}
+	}
+	if led == 0 {
+		t.Fatal("no rule leads to the second chain")
+	}
+	conn, err := former.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.CloseLasting()
+	if err := former.replace(conn, nil, old, false); err != nil {
+		t.Fatal(err)
+	}
+
+	allowed := nat.Flow{Source: addr("10.0.0.1"), Destination: addr("203.0.113.1"), Protocol: unix.IPPROTO_TCP, Port: 443}
+	refused := allowed
+	refused.Destination = addr("198.51.100.1")
+	stop, done, began := make(chan struct{}), make(chan uint16), make(chan struct{})
+	go func() {
+		for id := uint16(1); ; id++ {
+			select {
+			case <-stop:
+				done <- id - 1
+				return
+			default:
+			}
+			f := allowed
+			if id%2 == 0 {
+				f = refused
+			}
+			s.transmit(f, id, syn)
+			if id == 600 {
+				close(began)
+			}
+			time.Sleep(100 * time.Microsecond)
+		}
+	}()
+	<-began
+	d := newDriver(t, s.router)
+	apply(t, d, c)
+	time.Sleep(20 * time.Millisecond)
+	close(stop)
+	sent := <-done
+	passed := s.receive(50 * time.Millisecond)
+	for id := uint16(1); id <= sent; id++ {
+		if _, ok := passed[id]; ok != (id%2 == 1) {
+			t.Errorf("packet %d of %d: passed: %v", id, sent, ok)
+		}
+	}
+	if d.Writes() != 1 {
+		t.Errorf("%d transactions, want 1", d.Writes())
+	}
+	state, err := d.Observe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range state.Policies {
+		// What is counted between reading and replacing is lost.
+		if got, all := p.Flows.Packets, uint64(sent)/2; p.Name == "no" && (got > all || got < all*3/4) {
+			t.Errorf("the policy counts %d of %d", p.Flows.Packets, sent/2)
+		}
+	}
+	if out := s.router.Run("nft list table inet isthmus"); strings.Contains(out, "chain reject {") {
+		t.Errorf("the second chain is still there:\n%s", out)
+	}
+	if got, err := d.Differences(t.Context(), c); err != nil || len(got) > 0 {
+		t.Errorf("%q, %v", got, err)
 	}
 }

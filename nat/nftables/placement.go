@@ -243,11 +243,11 @@ func update(set string) expr.Any {
 // addRefusals adds what refuses the flows that cannot begin. The kernel has no way to tell a client so where the source is
 // chosen, so the first packet of a client to an exhausted service is dropped there, and the client is remembered here.
 func (r *ruleset) addRefusals() {
-	begins := &chain{rules: [][]expr.Any{do(meta(expr.MetaKeyNFPROTO, reg1), in(fullSet), verdict(expr.VerdictGoto, "reject"))}}
+	begins := &chain{rules: [][]expr.Any{do(meta(expr.MetaKeyNFPROTO, reg1), in(fullSet), verdict(expr.VerdictGoto, rejected))}}
 	r.chains["begins"] = begins
 	for _, f := range families {
-		begins.rules = append(begins.rules, rule(isFamily(f), clientService(f), do(in(refusedSet(f)), verdict(expr.VerdictGoto, "reject"))))
-		begins.rules = append(begins.rules, rule(isFamily(f), isPortless(), portlessClient(f), do(in(refusedSet(f)), verdict(expr.VerdictGoto, "reject"))))
+		begins.rules = append(begins.rules, rule(isFamily(f), clientService(f), do(in(refusedSet(f)), verdict(expr.VerdictGoto, rejected))))
+		begins.rules = append(begins.rules, rule(isFamily(f), isPortless(), portlessClient(f), do(in(refusedSet(f)), verdict(expr.VerdictGoto, rejected))))
 		r.chains[refusePortless(f)] = &chain{rules: [][]expr.Any{
 			rule(portlessClient(f), do(update(refusedSet(f)))),
 			do(verdict(expr.VerdictDrop, "")),
@@ -258,7 +258,7 @@ func (r *ruleset) addRefusals() {
 			do(verdict(expr.VerdictDrop, "")),
 		}}
 	}
-	r.chains["reject"] = &chain{rules: [][]expr.Any{
+	r.chains[rejected] = &chain{rules: [][]expr.Any{
 		do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}),
 		do(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}),
 	}}

@@ -276,10 +276,6 @@ func (r *ruleset) addForward(c nat.Config) {
 	r.addArrive(c)
 	r.addLeave(c)
 	r.addClamp()
-	r.chains[rejected] = &chain{rules: [][]expr.Any{
-		do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}),
-		do(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}),
-	}}
 }
 
 // underWay matches packets of flows that have been answered, and errors about them.
