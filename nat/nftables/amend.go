@@ -123,10 +123,10 @@ func (r *ruleset) amend(c nat.Config, gone, came []nat.Policy) *amendment {
 		}
 	}
 	does := func(action nat.Action) bool {
-		is := func(p nat.Policy) bool { return p.Action == action }
-		return slices.ContainsFunc(gone, is) || slices.ContainsFunc(came, is)
+		acts := func(p nat.Policy) bool { return p.Action == action }
+		return slices.ContainsFunc(gone, acts) || slices.ContainsFunc(came, acts)
 	}
-	if does(nat.NoNAT) && !a.plain(c) || does(nat.DNAT) && !a.become(fronts(c)) || !a.fits() {
+	if does(nat.NoNAT) && !a.plain(c) || does(nat.DNAT) && !a.replaceSets(fronts(c)) || !a.fits() {
 		return nil
 	}
 	a.frame(gone)
@@ -138,11 +138,11 @@ func (a *amender) plain(c nat.Config) bool {
 	next := &ruleset{sets: map[string]*set{}, layers: map[string][2][]int{}}
 	next.addPlain(c)
 	was, is := a.was.layers[plainView], next.layers[plainView]
-	return slices.Equal(was[0], is[0]) && slices.Equal(was[1], is[1]) && a.become(next.sets)
+	return slices.Equal(was[0], is[0]) && slices.Equal(was[1], is[1]) && a.replaceSets(next.sets)
 }
 
-// become has sets hold other elements. It returns false when one would have another shape.
-func (a *amender) become(sets map[string]*set) bool {
+// replaceSets has sets hold other elements. It returns false when one would have another shape.
+func (a *amender) replaceSets(sets map[string]*set) bool {
 	for name, next := range sets {
 		was := a.was.sets[name]
 		if was == nil || was.shape.size != room(next) {
@@ -453,7 +453,7 @@ func (r *ruleset) amendBy(a *amendment) {
 // also gets some, if only the same again.
 func (r *ruleset) parts(a *amendment, counted func(position) (element, error)) (have, want *ruleset, err error) {
 	have, want = &ruleset{sets: map[string]*set{}}, &ruleset{sets: map[string]*set{}}
-	in := func(part *ruleset, at position) map[string]element {
+	elementsIn := func(part *ruleset, at position) map[string]element {
 		for _, p := range []*ruleset{have, want} {
 			if p.sets[at.set] == nil {
 				p.sets[at.set] = &set{r.sets[at.set].shape, map[string]element{}}
@@ -463,7 +463,7 @@ func (r *ruleset) parts(a *amendment, counted func(position) (element, error)) (
 	}
 	stays := map[string]bool{}
 	for at, e := range a.add {
-		in(want, at)[at.key] = e
+		elementsIn(want, at)[at.key] = e
 		stays[e.policy] = e.policy != ""
 	}
 	for at, e := range a.remove {
@@ -472,7 +472,7 @@ func (r *ruleset) parts(a *amendment, counted func(position) (element, error)) (
 				return nil, nil, err
 			}
 		}
-		in(have, at)[at.key] = e
+		elementsIn(have, at)[at.key] = e
 	}
 	return have, want, nil
 }
@@ -503,7 +503,7 @@ func (d *Driver) amend(number uint32, known *applied, c nat.Config) (bool, error
 	}
 	d.config = &c
 	todo, _ := changes(have, want)
-	return true, d.become(number, c, known.rules, func() error {
+	return true, d.commit(number, c, known.rules, func() error {
 		// The connection stays open: to close it would wait, and let all others wait, until the memory of what was removed is
 		// free (nft_rcv_nl_event), a grace period of RCU.
 		if d.edits == nil {

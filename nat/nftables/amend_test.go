@@ -180,7 +180,7 @@ func TestAmendBeside(t *testing.T) {
 	timed := func(name, source string, udp time.Duration) nat.Policy {
 		return nat.Policy{Name: name, Action: nat.SNAT, Pool: "p", Sources: pfx(source), Destinations: pfx("198.18.0.0/24"), Timeouts: nat.Timeouts{UDP: udp}}
 	}
-	to := func(name string, action nat.Action, source, target, pool string, port uint16, t nat.Timeouts) nat.Policy {
+	toTarget := func(name string, action nat.Action, source, target, pool string, port uint16, t nat.Timeouts) nat.Policy {
 		return nat.Policy{Name: name, Action: action, Pool: pool, Sources: pfx(source), Protocol: "tcp", Ports: []nat.PortRange{{First: port, Last: port}}, To: netip.MustParseAddrPort(target), Timeouts: t}
 	}
 	plain := func(name, source, destination string) nat.Policy {
@@ -193,7 +193,7 @@ func TestAmendBeside(t *testing.T) {
 	for i := range 4 { // so deep that no other one makes or ends a layer of all policies
 		c.Policies = append(c.Policies, nat.Policy{Name: fmt.Sprintf("s-deep-%d", i), Action: nat.Deny, Sources: pfx("10.0.0.0/9"), Destinations: pfx(fmt.Sprintf("10.210.0.0/%d", 16+i))})
 	}
-	c.Policies = append(c.Policies, to("s-in", nat.DNAT, "0.0.0.0/0", "10.9.0.1:80", "p", 80, nat.Timeouts{}), to("s-proxy", nat.Redirect, "10.0.0.0/9", "10.250.0.1:3128", "", 80, nat.Timeouts{}),
+	c.Policies = append(c.Policies, toTarget("s-in", nat.DNAT, "0.0.0.0/0", "10.9.0.1:80", "p", 80, nat.Timeouts{}), toTarget("s-proxy", nat.Redirect, "10.0.0.0/9", "10.250.0.1:3128", "", 80, nat.Timeouts{}),
 		plain("s-plain", "10.0.0.0/9", "10.200.0.0/16"), plain("s-plain-2", "10.0.0.0/9", "10.201.0.0/17"))
 	slices.SortFunc(c.Policies, func(a, b nat.Policy) int { return cmp.Compare(a.Name, b.Name) })
 	apply(t, d, c)
@@ -228,12 +228,12 @@ func TestAmendBeside(t *testing.T) {
 		{"which goes", remove("t3"), true},
 		{"other timeouts", set(timed("t2", "172.17.0.0/16", 2*time.Minute)), true},
 		{"the last goes", remove("t2"), true},
-		{"another port is open", set(to("u-in", nat.DNAT, "0.0.0.0/0", "10.9.0.2:81", "p", 81, nat.Timeouts{TCPClosing: time.Minute})), true},
-		{"at another address, before the first", set(to("u-in", nat.DNAT, "0.0.0.0/0", "10.9.0.2:81", "pool03", 81, nat.Timeouts{TCPClosing: time.Minute})), true},
-		{"another server", set(to("u-in", nat.DNAT, "0.0.0.0/0", "10.9.0.3:8081", "pool03", 81, nat.Timeouts{})), true},
+		{"another port is open", set(toTarget("u-in", nat.DNAT, "0.0.0.0/0", "10.9.0.2:81", "p", 81, nat.Timeouts{TCPClosing: time.Minute})), true},
+		{"at another address, before the first", set(toTarget("u-in", nat.DNAT, "0.0.0.0/0", "10.9.0.2:81", "pool03", 81, nat.Timeouts{TCPClosing: time.Minute})), true},
+		{"another server", set(toTarget("u-in", nat.DNAT, "0.0.0.0/0", "10.9.0.3:8081", "pool03", 81, nat.Timeouts{})), true},
 		{"and none", remove("u-in"), true},
-		{"another proxy", set(to("v", nat.Redirect, "10.0.0.0/9", "10.250.0.2:3128", "", 81, nat.Timeouts{})), true},
-		{"at another port", set(to("v", nat.Redirect, "10.0.0.0/9", "10.250.0.2:3129", "", 81, nat.Timeouts{})), true},
+		{"another proxy", set(toTarget("v", nat.Redirect, "10.0.0.0/9", "10.250.0.2:3128", "", 81, nat.Timeouts{})), true},
+		{"at another port", set(toTarget("v", nat.Redirect, "10.0.0.0/9", "10.250.0.2:3129", "", 81, nat.Timeouts{})), true},
 		{"which is down", func(c *nat.Config) {
 			c.Policies[slices.IndexFunc(c.Policies, func(p nat.Policy) bool { return p.Name == "v" })].Down = true
 		}, false},
@@ -247,7 +247,7 @@ func TestAmendBeside(t *testing.T) {
 		{"of one length", set(plain("w", "10.0.0.0/9", "10.202.0.0/16")), false},
 		{"everything open", func(c *nat.Config) {
 			for i := range 32 {
-				set(to(fmt.Sprintf("x%02d", i), nat.DNAT, "0.0.0.0/0", "10.9.0.1:80", fmt.Sprintf("pool%02d", i), 80, nat.Timeouts{}))(c)
+				set(toTarget(fmt.Sprintf("x%02d", i), nat.DNAT, "0.0.0.0/0", "10.9.0.1:80", fmt.Sprintf("pool%02d", i), 80, nat.Timeouts{}))(c)
 			}
 		}, false},
 		{"one less", remove("x31"), true},

@@ -35,10 +35,10 @@ func (r *ruleset) blockChain(p nat.Pool, f family) *chain {
 	return &chain{rules: [][]expr.Any{
 		meter(p.Name, f, unix.IPPROTO_TCP),
 		meter(p.Name, f, unix.IPPROTO_UDP),
-		do(network(f.source, f.size, reg1),
+		exprs(network(f.source, f.size, reg1),
 			&expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: name},
 			&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), Specified: true,
 				RegAddrMin: register(0), RegProtoMin: register(f.size), RegAddrMax: register(f.size + 4), RegProtoMax: register(2*f.size + 4)}),
-		do(verdict(expr.VerdictGoto, dropped)),
+		exprs(verdict(expr.VerdictGoto, dropped)),
 	}}
 }

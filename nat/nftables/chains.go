@@ -25,17 +25,17 @@ func targetChain(p *nat.Policy) string { return "to-" + p.Name }
 // addTarget adds the chain that sends flows to the server or proxy of a policy, and returns its name.
 func (r *ruleset) addTarget(c nat.Config, p *nat.Policy) string {
 	name := targetChain(p)
-	dnat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(of(p.To.Addr().Is6()).nfproto), RegAddrMin: reg1, RegAddrMax: reg1}
-	parts := do(&expr.Immediate{Register: reg1, Data: p.To.Addr().AsSlice()})
+	dnat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(familyOf(p.To.Addr().Is6()).nfproto), RegAddrMin: reg1, RegAddrMax: reg1}
+	parts := exprs(&expr.Immediate{Register: reg1, Data: p.To.Addr().AsSlice()})
 	if port := p.To.Port(); port != 0 {
 		dnat.RegProtoMin, dnat.RegProtoMax, dnat.Specified = unix.NFT_REG_2, unix.NFT_REG_2, true
 		parts = append(parts, &expr.Immediate{Register: unix.NFT_REG_2, Data: binary.BigEndian.AppendUint16(nil, port)})
 	}
 	rules := append(r.setTimeouts(p.Timeouts), append(parts, dnat))
 	if p.Action == nat.DNAT {
-		f := of(p.To.Addr().Is6())
+		f := familyOf(p.To.Addr().Is6())
 		rules = slices.Insert(rules, 0,
-			rule(late(), do(verdict(expr.VerdictDrop, ""))), // the server would answer by a reset
+			rule(late(), exprs(verdict(expr.VerdictDrop, ""))), // the server would answer by a reset
 			rule(comes(expr.CmpOpNeq, c.Underlay), markFront(f)))
 		if len(c.Arms()) > 0 {
 			rules = slices.Insert(rules, 2, rule(comes(expr.CmpOpEq, c.Underlay), isFamily(f), inPrefixes(f, f.source, armsSet(f.ipv6)), markFront(f)))
@@ -47,7 +47,7 @@ func (r *ruleset) addTarget(c nat.Config, p *nat.Policy) string {
 
 // markFront notes in the mark of a packet for which address it asked.
 func markFront(f family) []expr.Any {
-	return do(network(f.dst, f.size, reg1), to(frontMap(f.ipv6)), &expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg1})
+	return exprs(network(f.dst, f.size, reg1), mapLookup(frontMap(f.ipv6)), &expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg1})
 }
 
 // fronts returns the maps of the addresses at which something is open, and of their marks.
@@ -78,15 +78,15 @@ func (r *ruleset) addArrival(c nat.Config) {
 	maps.Copy(r.sets, fronts(c))
 	for _, f := range families {
 		if len(r.layers[frontView][b2i(f.ipv6)]) > 0 {
-			arrival.rules = append(arrival.rules, rule(isFamily(f), do(network(f.dst, f.size, reg1), to(frontMap(f.ipv6))), r.ask(frontView, f)))
+			arrival.rules = append(arrival.rules, rule(isFamily(f), exprs(network(f.dst, f.size, reg1), mapLookup(frontMap(f.ipv6))), r.ask(frontView, f)))
 		}
 		if len(r.layers[proxyView][b2i(f.ipv6)]) > 0 {
-			proxied := rule(do(&expr.Fib{Register: reg1, ResultOIFNAME: true, FlagDADDR: true}, compare(expr.CmpOpEq, interfaceName(c.Underlay)...)), r.ask(proxyView, f))
-			arrival.rules = append(arrival.rules, rule(isFamily(f), late(), do(verdict(expr.VerdictAccept, ""))), rule(isFamily(f), comes(expr.CmpOpNeq, c.Underlay), proxied))
+			proxied := rule(exprs(&expr.Fib{Register: reg1, ResultOIFNAME: true, FlagDADDR: true}, compare(expr.CmpOpEq, interfaceName(c.Underlay)...)), r.ask(proxyView, f))
+			arrival.rules = append(arrival.rules, rule(isFamily(f), late(), exprs(verdict(expr.VerdictAccept, ""))), rule(isFamily(f), comes(expr.CmpOpNeq, c.Underlay), proxied))
 			if len(c.Arms()) > 0 {
 				// A packet between two networks behind the underlay stays inside.
 				arrival.rules = append(arrival.rules,
-					rule(isFamily(f), inPrefixes(f, f.dst, armsSet(f.ipv6)), do(verdict(expr.VerdictAccept, ""))),
+					rule(isFamily(f), inPrefixes(f, f.dst, armsSet(f.ipv6)), exprs(verdict(expr.VerdictAccept, ""))),
 					rule(isFamily(f), comes(expr.CmpOpEq, c.Underlay), inPrefixes(f, f.source, armsSet(f.ipv6)), proxied))
 			}
 		}
@@ -98,7 +98,7 @@ func (r *ruleset) addArrival(c nat.Config) {
 // server may have a way to each other that does not come by here. Conntrack knows the address, but the library cannot read a rule back
 // that asks it; so the address has come along as a mark of the flow's first packet.
 func hairpin(c nat.Config, f family) (rules [][]expr.Any) {
-	translate := do(meta(expr.MetaKeyMARK, reg1), to(hairpinMap(f.ipv6)),
+	translate := exprs(meta(expr.MetaKeyMARK, reg1), mapLookup(hairpinMap(f.ipv6)),
 		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), RegAddrMin: reg1, RegAddrMax: reg1})
 	rules = [][]expr.Any{rule(isFamily(f), leaves(expr.CmpOpNeq, c.Underlay), translate)}
 	if len(c.Arms()) > 0 {
@@ -115,21 +115,21 @@ func (r *ruleset) addEgress(c nat.Config) {
 			egress.rules = append(egress.rules, hairpin(c, f)...)
 		}
 	}
-	egress.rules = append(egress.rules, rule(leaves(expr.CmpOpNeq, c.Underlay), do(verdict(expr.VerdictAccept, ""))))
-	egress.rules = append(egress.rules, arms(c, nil, destinationOf, do(verdict(expr.VerdictAccept, "")))...)
-	egress.rules = append(egress.rules, rule(encrypts(), do(verdict(expr.VerdictAccept, ""))))
+	egress.rules = append(egress.rules, rule(leaves(expr.CmpOpNeq, c.Underlay), exprs(verdict(expr.VerdictAccept, ""))))
+	egress.rules = append(egress.rules, arms(c, nil, destinationOf, exprs(verdict(expr.VerdictAccept, "")))...)
+	egress.rules = append(egress.rules, rule(encrypts(), exprs(verdict(expr.VerdictAccept, ""))))
 	for _, f := range families {
-		egress.rules = append(egress.rules, rule(hasOwnSource(f), do(verdict(expr.VerdictAccept, ""))))
+		egress.rules = append(egress.rules, rule(hasOwnSource(f), exprs(verdict(expr.VerdictAccept, ""))))
 		ask := r.ask(policyView, f)
 		pickup := dropped
 		if len(r.layers[pickupView][b2i(f.ipv6)]) > 0 {
 			pickup = pickupView + "-" + f.suffix
-			r.chains[pickup] = &chain{rules: append(r.lookups(pickupView, f, transport(2, 2, register(2*f.size+4))), do(verdict(expr.VerdictGoto, dropped)))}
+			r.chains[pickup] = &chain{rules: append(r.lookups(pickupView, f, transport(2, 2, register(2*f.size+4))), exprs(verdict(expr.VerdictGoto, dropped)))}
 		}
-		egress.rules = append(egress.rules, rule(isFamily(f), late(), do(verdict(expr.VerdictGoto, pickup))), rule(isFamily(f), ask))
+		egress.rules = append(egress.rules, rule(isFamily(f), late(), exprs(verdict(expr.VerdictGoto, pickup))), rule(isFamily(f), ask))
 	}
 	// A flow that no policy decides must not pass the guard because another policy names its prefixes.
-	egress.rules = append(append(egress.rules, linkLocal()...), do(verdict(expr.VerdictGoto, dropped)))
+	egress.rules = append(append(egress.rules, linkLocal()...), exprs(verdict(expr.VerdictGoto, dropped)))
 	r.chains["egress"] = egress
 }
 
@@ -146,11 +146,11 @@ func (r *ruleset) addMetadata(c nat.Config) {
 		r.sets[plainSet].elements[string(interfaceName(name))] = element{}
 	}
 	first := &chain{kind: nftables.ChainTypeNAT, hook: *nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityNATSource - 1}
-	first.rules = append(first.rules, rule(do(meta(expr.MetaKeyOIFNAME, reg1), in(plainSet)), goTo("metadata-inside")))
+	first.rules = append(first.rules, rule(exprs(meta(expr.MetaKeyOIFNAME, reg1), setLookup(plainSet)), goTo("metadata-inside")))
 	first.rules = append(first.rules, arms(c, leaves(expr.CmpOpEq, c.Underlay), destinationOf, goTo("metadata-inside"))...)
-	inside := &chain{rules: [][]expr.Any{do(meta(expr.MetaKeyIIF, reg1), compare(expr.CmpOpEq, 0, 0, 0, 0), verdict(expr.VerdictAccept, ""))}}
+	inside := &chain{rules: [][]expr.Any{exprs(meta(expr.MetaKeyIIF, reg1), compare(expr.CmpOpEq, 0, 0, 0, 0), verdict(expr.VerdictAccept, ""))}}
 	for _, p := range nat.Platform {
-		if f := of(p.Addr().Is6()); p.IsSingleIP() {
+		if f := familyOf(p.Addr().Is6()); p.IsSingleIP() {
 			inside.rules = append(inside.rules, rule(isFamily(f), isIn(f, f.dst, p), goTo(dropChain(nat.DropPlatform))))
 		}
 	}
@@ -161,10 +161,10 @@ func (r *ruleset) addMetadata(c nat.Config) {
 // neither.
 func linkLocal() [][]expr.Any {
 	return [][]expr.Any{
-		rule(isFamily(of(true)), do(network(8, 2, reg1),
+		rule(isFamily(familyOf(true)), exprs(network(8, 2, reg1),
 			&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 2, Mask: []byte{0xff, 0xc0}, Xor: []byte{0, 0}},
 			compare(expr.CmpOpEq, 0xfe, 0x80), verdict(expr.VerdictAccept, ""))),
-		rule(isFamily(of(true)), do(network(8, 16, reg1), compare(expr.CmpOpEq, make([]byte, 16)...), verdict(expr.VerdictAccept, ""))),
+		rule(isFamily(familyOf(true)), exprs(network(8, 16, reg1), compare(expr.CmpOpEq, make([]byte, 16)...), verdict(expr.VerdictAccept, ""))),
 	}
 }
 
@@ -193,23 +193,23 @@ func (r *ruleset) addGuard(c nat.Config) {
 		slices.SortFunc(few, netip.Addr.Compare)
 		few = slices.Compact(few)
 		for _, a := range few[:min(len(few), fewAddresses)] {
-			rules = append(rules, rule(isIn(f, f.source, netip.PrefixFrom(a, a.BitLen())), do(verdict(expr.VerdictAccept, ""))))
+			rules = append(rules, rule(isIn(f, f.source, netip.PrefixFrom(a, a.BitLen())), exprs(verdict(expr.VerdictAccept, ""))))
 		}
-		return append(rules, do(network(f.source, f.size, reg1), in(ownSet(f.ipv6)), verdict(expr.VerdictAccept, "")), goTo("guard-rest"))
+		return append(rules, exprs(network(f.source, f.size, reg1), setLookup(ownSet(f.ipv6)), verdict(expr.VerdictAccept, "")), goTo("guard-rest"))
 	}
-	r.chains["guard-6"] = &chain{rules: own(of(true))}
-	r.chains["guard-own"] = &chain{rules: append([][]expr.Any{rule(isFamily(of(true)), goTo("guard-6"))}, own(of(false))...)}
+	r.chains["guard-6"] = &chain{rules: own(familyOf(true))}
+	r.chains["guard-own"] = &chain{rules: append([][]expr.Any{rule(isFamily(familyOf(true)), goTo("guard-6"))}, own(familyOf(false))...)}
 	guard = &chain{}
-	guard.rules = append(guard.rules, rule(encrypts(), do(verdict(expr.VerdictAccept, ""))))
-	guard.rules = append(guard.rules, arms(c, nil, destinationOf, do(verdict(expr.VerdictAccept, "")))...)
+	guard.rules = append(guard.rules, rule(encrypts(), exprs(verdict(expr.VerdictAccept, ""))))
+	guard.rules = append(guard.rules, arms(c, nil, destinationOf, exprs(verdict(expr.VerdictAccept, "")))...)
 	for _, f := range families {
 		if len(r.layers[plainView][b2i(f.ipv6)]) > 0 {
 			name := plainView + "-" + f.suffix
 			// Whichever way the flow began, its pair of prefixes stands for all its packets.
 			r.chains[name] = &chain{rules: r.lookups(plainView, f, &expr.Immediate{Register: register(2*f.size + 4), Data: []byte{0, 0}})}
-			guard.rules = append(guard.rules, rule(isFamily(f), state(expr.CtStateBitINVALID, expr.CmpOpEq), do(verdict(expr.VerdictJump, name))))
+			guard.rules = append(guard.rules, rule(isFamily(f), state(expr.CtStateBitINVALID, expr.CmpOpEq), exprs(verdict(expr.VerdictJump, name))))
 		}
 	}
-	guard.rules = append(append(guard.rules, linkLocal()...), do(verdict(expr.VerdictGoto, dropped)))
+	guard.rules = append(append(guard.rules, linkLocal()...), exprs(verdict(expr.VerdictGoto, dropped)))
 	r.chains["guard-rest"] = guard
 }

@@ -144,24 +144,25 @@ var families = []family{
 	{true, "6", unix.NFPROTO_IPV6, 8, 24, 16},
 }
 
-func of(ipv6 bool) family {
+// familyOf returns IPv6 or IPv4.
+func familyOf(ipv6 bool) family {
 	if ipv6 {
 		return families[1]
 	}
 	return families[0]
 }
 
-func ownSet(ipv6 bool) string { return "own" + of(ipv6).suffix }
+func ownSet(ipv6 bool) string { return "own" + familyOf(ipv6).suffix }
 
-func frontMap(ipv6 bool) string { return "front" + of(ipv6).suffix }
+func frontMap(ipv6 bool) string { return "front" + familyOf(ipv6).suffix }
 
-func hairpinMap(ipv6 bool) string { return "hairpin" + of(ipv6).suffix }
+func hairpinMap(ipv6 bool) string { return "hairpin" + familyOf(ipv6).suffix }
 
-func poolSet(ipv6 bool) string { return "pool" + of(ipv6).suffix }
+func poolSet(ipv6 bool) string { return "pool" + familyOf(ipv6).suffix }
 
-func clampMap(ipv6 bool) string { return "mss" + of(ipv6).suffix }
+func clampMap(ipv6 bool) string { return "mss" + familyOf(ipv6).suffix }
 
-func poolName(pool string, ipv6 bool) string { return "pool-" + pool + "-" + of(ipv6).suffix }
+func poolName(pool string, ipv6 bool) string { return "pool-" + pool + "-" + familyOf(ipv6).suffix }
 
 // compile returns the table for a configuration.
 //

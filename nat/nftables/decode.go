@@ -141,7 +141,7 @@ type change struct {
 // elements that go to elements that come or stay; moved is true when there are such, so that the counters in have must be fresh.
 func changes(have, want *ruleset) (all map[string]*change, moved bool) {
 	all = map[string]*change{}
-	of := func(name string) *change {
+	changeOf := func(name string) *change {
 		if all[name] == nil {
 			all[name] = &change{map[string]element{}, map[string]element{}}
 		}
@@ -151,7 +151,7 @@ func changes(have, want *ruleset) (all map[string]*change, moved bool) {
 	for name, s := range have.sets {
 		for key, e := range s.elements {
 			if w, ok := want.sets[name].elements[key]; !ok || !e.wants(w) {
-				of(name).remove[key] = e
+				changeOf(name).remove[key] = e
 				if e.policy != "" {
 					lost[e.policy] = add(lost[e.policy], add(e.before, e.now))
 				}
@@ -167,7 +167,7 @@ func changes(have, want *ruleset) (all map[string]*change, moved bool) {
 			moved = moved || goes
 			w.before = before
 			delete(lost, w.policy)
-			of(name).add[key] = w
+			changeOf(name).add[key] = w
 		}
 	}
 	// Counters that are left have no new element to go to: an element of the same policy is replaced by one that carries them.
@@ -182,9 +182,9 @@ func changes(have, want *ruleset) (all map[string]*change, moved bool) {
 			}
 			moved = true
 			e := have.sets[name].elements[key]
-			of(name).remove[key] = e
+			changeOf(name).remove[key] = e
 			w.before = add(counted, add(e.before, e.now))
-			of(name).add[key] = w
+			changeOf(name).add[key] = w
 			delete(lost, w.policy)
 		}
 	}

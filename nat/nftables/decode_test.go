@@ -14,12 +14,12 @@ func maps4(elements map[string]element) *ruleset {
 
 func TestCountersMove(t *testing.T) {
 	count := func(n uint64) nat.Counter { return nat.Counter{Packets: n, Bytes: 100 * n} }
-	has := func(before, now uint64) element {
+	counted := func(before, now uint64) element {
 		return element{kind: drop, policy: "p", before: count(before), now: count(now)}
 	}
 	wanted := element{kind: drop, policy: "p"}
 	other := element{kind: drop, policy: "other", now: count(1000)}
-	have := map[string]element{"a": has(1, 2), "b": has(4, 8), "o": other}
+	have := map[string]element{"a": counted(1, 2), "b": counted(4, 8), "o": other}
 	for _, k := range []struct {
 		name        string
 		want        map[string]element
@@ -28,13 +28,13 @@ func TestCountersMove(t *testing.T) {
 	}{
 		{"nothing", map[string]element{"a": wanted, "b": wanted, "o": other}, nil, nil, false},
 		{"one goes", map[string]element{"b": wanted, "o": other},
-			map[string]element{"a": has(1, 2), "b": has(4, 8)}, map[string]element{"b": has(15, 0)}, true},
+			map[string]element{"a": counted(1, 2), "b": counted(4, 8)}, map[string]element{"b": counted(15, 0)}, true},
 		{"one moves", map[string]element{"b": wanted, "c": wanted, "o": other},
-			map[string]element{"a": has(1, 2)}, map[string]element{"c": has(3, 0)}, true},
+			map[string]element{"a": counted(1, 2)}, map[string]element{"c": counted(3, 0)}, true},
 		{"one comes", map[string]element{"a": wanted, "b": wanted, "c": wanted, "o": other},
 			nil, map[string]element{"c": wanted}, false},
 		{"the policy goes", map[string]element{"o": other},
-			map[string]element{"a": has(1, 2), "b": has(4, 8)}, nil, false},
+			map[string]element{"a": counted(1, 2), "b": counted(4, 8)}, nil, false},
 	} {
 		todo, moved := changes(maps4(have), maps4(k.want))
 		got := todo["policy-1-4"]

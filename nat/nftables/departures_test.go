@@ -148,7 +148,7 @@ func TestDifferencesSeeEveryMutation(t *testing.T) {
 	}
 	t.Logf("%d rules and %d sets", rules, sets)
 	mutate("a rule more", func(conn *nftables.Conn) error {
-		conn.InsertRule(&nftables.Rule{Table: table(), Chain: &nftables.Chain{Name: "guard", Table: table()}, Exprs: do(verdict(expr.VerdictAccept, ""))})
+		conn.InsertRule(&nftables.Rule{Table: table(), Chain: &nftables.Chain{Name: "guard", Table: table()}, Exprs: exprs(verdict(expr.VerdictAccept, ""))})
 		return nil
 	})
 	if d, err := d.Departures(t.Context(), c.Underlay, pfx("0.0.0.0/0", "::/0"), pfx("0.0.0.0/0", "::/0")); err != nil || len(d) == 0 {

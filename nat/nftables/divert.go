@@ -93,7 +93,7 @@ func addDiversion(c *nftables.Conn, t *nftables.Table, port uint16) (*nftables.S
 		Name: "arrival", Table: t, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 10),
 	})
-	c.AddRule(&nftables.Rule{Table: t, Chain: arrival, Exprs: do(
+	c.AddRule(&nftables.Rule{Table: t, Chain: arrival, Exprs: exprs(
 		meta(expr.MetaKeyL4PROTO, reg1), &expr.Lookup{SourceRegister: reg1, SetName: alive.Name}, // UDP, while we live
 		transport(2, 2, reg1), compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(natPort)...),
 		transport(8, 4, reg1), compare(expr.CmpOpNeq, 0, 0, 0, 0), // the Non-ESP Marker of IKE

@@ -122,7 +122,7 @@ func (d *Driver) Apply(ctx context.Context, c nat.Config) error {
 		return fmt.Errorf("compiling rules: %w", err)
 	}
 	d.config = &c
-	return d.become(number, c, want, func() error { return d.write(known, c, want) })
+	return d.commit(number, c, want, func() error { return d.write(known, c, want) })
 }
 
 // Remove removes the table. See nat.Driver.
@@ -143,8 +143,8 @@ func (d *Driver) Remove(ctx context.Context) error {
 	return d.flush(conn, "remove", 0)
 }
 
-// become has write make the rules be as wanted, and notes it.
-func (d *Driver) become(number uint32, c nat.Config, want *ruleset, write func() error) error {
+// commit has write make the rules be as wanted, and notes it.
+func (d *Driver) commit(number uint32, c nat.Config, want *ruleset, write func() error) error {
 	d.last = nil
 	writes := d.writes.Load()
 	if err := write(); err != nil {

@@ -35,24 +35,27 @@ func transport(offset, size, reg uint32) expr.Any {
 	return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: size}
 }
 
-// to replaces register 1 by what a map has for it.
-func to(set string) expr.Any {
+// mapLookup replaces register 1 by what a map has for it.
+func mapLookup(set string) expr.Any {
 	return &expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: set}
 }
 
-func in(set string) expr.Any { return &expr.Lookup{SourceRegister: reg1, SetName: set} }
+// setLookup matches packets whose register 1 is in a set.
+func setLookup(set string) expr.Any { return &expr.Lookup{SourceRegister: reg1, SetName: set} }
 
 func verdict(kind expr.VerdictKind, chain string) expr.Any {
 	return &expr.Verdict{Kind: kind, Chain: chain}
 }
 
+// rule joins the parts of a rule.
 func rule(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }
 
-func do(e ...expr.Any) []expr.Any { return e }
+// exprs is a part of a rule.
+func exprs(e ...expr.Any) []expr.Any { return e }
 
 // isFamily matches IPv4 or IPv6.
 func isFamily(f family) []expr.Any {
-	return do(meta(expr.MetaKeyNFPROTO, reg1), compare(expr.CmpOpEq, f.nfproto))
+	return exprs(meta(expr.MetaKeyNFPROTO, reg1), compare(expr.CmpOpEq, f.nfproto))
 }
 
 // interfaceName returns a name as the kernel compares it.
@@ -64,34 +67,34 @@ func interfaceName(name string) []byte {
 
 // leaves matches packets that leave by an interface, or by any other.
 func leaves(op expr.CmpOp, name string) []expr.Any {
-	return do(meta(expr.MetaKeyOIFNAME, reg1), compare(op, interfaceName(name)...))
+	return exprs(meta(expr.MetaKeyOIFNAME, reg1), compare(op, interfaceName(name)...))
 }
 
 // leavesByIndex matches packets that leave by the interface of an index.
 func leavesByIndex(index uint32) []expr.Any {
-	return do(meta(expr.MetaKeyOIF, reg1), compare(expr.CmpOpEq, nativeUint32(index)...))
+	return exprs(meta(expr.MetaKeyOIF, reg1), compare(expr.CmpOpEq, nativeUint32(index)...))
 }
 
 // comes matches packets that came by an interface, or by any other.
 func comes(op expr.CmpOp, name string) []expr.Any {
-	return do(meta(expr.MetaKeyIIFNAME, reg1), compare(op, interfaceName(name)...))
+	return exprs(meta(expr.MetaKeyIIFNAME, reg1), compare(op, interfaceName(name)...))
 }
 
 // encrypts matches packets that IPsec takes next. Those from an xfrm interface pass postrouting once more, still in the
 // clear, with the underlay as their way out; what leaves there comes by once again, with the outer header.
 func encrypts() []expr.Any {
 	const xfrm = 4 // NFT_RT_XFRM
-	return do(&expr.Rt{Register: reg1, Key: xfrm}, compare(expr.CmpOpEq, 1))
+	return exprs(&expr.Rt{Register: reg1, Key: xfrm}, compare(expr.CmpOpEq, 1))
 }
 
 // hasOwnSource matches packets whose source is the node's or a pool's.
 func hasOwnSource(f family) []expr.Any {
-	return rule(isFamily(f), do(network(f.source, f.size, reg1), in(ownSet(f.ipv6))))
+	return rule(isFamily(f), exprs(network(f.source, f.size, reg1), setLookup(ownSet(f.ipv6))))
 }
 
 // state compares some bits of a packet's state in connection tracking with none of them.
 func state(bits uint32, op expr.CmpOp) []expr.Any {
-	return do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATE},
+	return exprs(&expr.Ct{Register: reg1, Key: expr.CtKeySTATE},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
 		compare(op, 0, 0, 0, 0))
 }
@@ -105,7 +108,7 @@ func begins() []expr.Any { return state(expr.CtStateBitNEW, expr.CmpOpNeq) }
 // of connections that began elsewhere.
 func late() []expr.Any {
 	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10
-	return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP),
+	return exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP),
 		transport(13, 1, reg1),
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 1, Mask: []byte{fin | syn | rst | ack}, Xor: []byte{0}},
 		compare(expr.CmpOpNeq, syn))

@@ -26,9 +26,9 @@ const (
 	echoRate  = 1000
 )
 
-func sshSet(ipv6 bool) string { return "ssh" + of(ipv6).suffix }
+func sshSet(ipv6 bool) string { return "ssh" + familyOf(ipv6).suffix }
 
-func sshTunnelSet(ipv6 bool) string { return "ssh-tunnel" + of(ipv6).suffix }
+func sshTunnelSet(ipv6 bool) string { return "ssh-tunnel" + familyOf(ipv6).suffix }
 
 // addInput keeps strangers away from the BGP process and from the API, and with Input.Drop from everything that is not theirs.
 //
@@ -45,12 +45,12 @@ func (r *ruleset) addInput(c nat.Config) {
 		return
 	}
 	input.rules = append(input.rules, rule(toPort(bgp), goTo("bgp")))
-	session := &chain{rules: [][]expr.Any{rule(comes(expr.CmpOpEq, "lo"), do(verdict(expr.VerdictAccept, "")))}}
+	session := &chain{rules: [][]expr.Any{rule(comes(expr.CmpOpEq, "lo"), exprs(verdict(expr.VerdictAccept, "")))}}
 	for _, f := range families {
 		r.sets[sessionSet(f.ipv6)] = &set{shape: shape{isConcat: true}, elements: map[string]element{}}
-		session.rules = append(session.rules, rule(isFamily(f), do(
+		session.rules = append(session.rules, rule(isFamily(f), exprs(
 			meta(expr.MetaKeyIIFNAME, register(0)), network(f.source, f.size, register(unix.IFNAMSIZ)),
-			&expr.Lookup{SourceRegister: register(0), SetName: sessionSet(f.ipv6)}), do(verdict(expr.VerdictAccept, ""))))
+			&expr.Lookup{SourceRegister: register(0), SetName: sessionSet(f.ipv6)}), exprs(verdict(expr.VerdictAccept, ""))))
 	}
 	session.rules = append(session.rules, refuse)
 	r.chains["bgp"] = session
@@ -64,7 +64,7 @@ func (r *ruleset) addInput(c nat.Config) {
 		if f.ipv6 {
 			icmp = unix.IPPROTO_ICMPV6 // neighbour discovery too
 		}
-		input.rules = append(input.rules, rule(isFamily(f), do(network(f.dst, f.size, reg1), in(poolSet(f.ipv6)),
+		input.rules = append(input.rules, rule(isFamily(f), exprs(network(f.dst, f.size, reg1), setLookup(poolSet(f.ipv6)),
 			meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, icmp)),
 			state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, expr.CmpOpEq), refuse))
 		r.sets[poolSet(f.ipv6)] = &set{elements: map[string]element{}}
@@ -79,13 +79,13 @@ func (r *ruleset) addInput(c nat.Config) {
 	r.addServices(c, input)
 }
 
-func sessionSet(ipv6 bool) string { return "bgp" + of(ipv6).suffix }
+func sessionSet(ipv6 bool) string { return "bgp" + familyOf(ipv6).suffix }
 
-func apiSet(ipv6 bool) string { return "api" + of(ipv6).suffix }
+func apiSet(ipv6 bool) string { return "api" + familyOf(ipv6).suffix }
 
 // toPort matches TCP packets to a port.
 func toPort(port uint16) []expr.Any {
-	return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP),
+	return exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP),
 		transport(2, 2, reg1), compare(expr.CmpOpEq, binary.BigEndian.AppendUint16(nil, port)...))
 }
 
@@ -94,7 +94,7 @@ func (r *ruleset) addAPI(c nat.Config, input *chain) {
 	if c.API.Port == 0 {
 		return
 	}
-	pass, refuse := do(verdict(expr.VerdictAccept, "")), goTo(dropChain(nat.DropInput))
+	pass, refuse := exprs(verdict(expr.VerdictAccept, "")), goTo(dropChain(nat.DropInput))
 	input.rules = append(input.rules, rule(toPort(c.API.Port), goTo("api")))
 	door := &chain{rules: [][]expr.Any{rule(comes(expr.CmpOpEq, "lo"), pass)}}
 	r.chains["api"] = door
@@ -102,11 +102,11 @@ func (r *ruleset) addAPI(c nat.Config, input *chain) {
 	door.rules = append(door.rules, refuse)
 }
 
-func dnsSet(ipv6 bool) string { return "dns" + of(ipv6).suffix }
+func dnsSet(ipv6 bool) string { return "dns" + familyOf(ipv6).suffix }
 
-func dnsDoors(ipv6 bool) string { return "dns-doors" + of(ipv6).suffix }
+func dnsDoors(ipv6 bool) string { return "dns-doors" + familyOf(ipv6).suffix }
 
-func dnsSources(i int, ipv6 bool) string { return fmt.Sprintf("dns-%d-%s", i, of(ipv6).suffix) }
+func dnsSources(i int, ipv6 bool) string { return fmt.Sprintf("dns-%d-%s", i, familyOf(ipv6).suffix) }
 
 // addDNS adds the rules that open port 53 of addresses of the node to attachments. The chain of sources has already checked that the source of a
 // packet belongs to its attachment.
@@ -115,21 +115,21 @@ func (r *ruleset) addDNS(c nat.Config, input *chain) {
 		return
 	}
 	const dns = 53
-	pass, refuse := do(verdict(expr.VerdictAccept, "")), goTo(dropChain(nat.DropInput))
+	pass, refuse := exprs(verdict(expr.VerdictAccept, "")), goTo(dropChain(nat.DropInput))
 	door := &chain{rules: [][]expr.Any{rule(comes(expr.CmpOpEq, "lo"), pass)}}
 	for _, f := range families {
 		r.sets[dnsSet(f.ipv6)] = &set{elements: map[string]element{}}
 		r.sets[dnsDoors(f.ipv6)] = &set{shape: shape{isConcat: true}, elements: map[string]element{}}
-		to := rule(isFamily(f), do(network(f.dst, f.size, reg1), in(dnsSet(f.ipv6)), transport(2, 2, reg1), compare(expr.CmpOpEq, binary.BigEndian.AppendUint16(nil, dns)...)))
+		to := rule(isFamily(f), exprs(network(f.dst, f.size, reg1), setLookup(dnsSet(f.ipv6)), transport(2, 2, reg1), compare(expr.CmpOpEq, binary.BigEndian.AppendUint16(nil, dns)...)))
 		for _, protocol := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-			input.rules = append(input.rules, rule(do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, protocol)), to, goTo("dns")))
+			input.rules = append(input.rules, rule(exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, protocol)), to, goTo("dns")))
 		}
-		door.rules = append(door.rules, rule(isFamily(f), do(
+		door.rules = append(door.rules, rule(isFamily(f), exprs(
 			meta(expr.MetaKeyIIFNAME, register(0)), network(f.dst, f.size, register(unix.IFNAMSIZ)),
 			&expr.Lookup{SourceRegister: register(0), SetName: dnsDoors(f.ipv6)}), pass))
 	}
 	for i, d := range c.DNS {
-		f := of(d.Address.Is6())
+		f := familyOf(d.Address.Is6())
 		r.sets[dnsSet(f.ipv6)].elements[string(d.Address.AsSlice())] = element{}
 		if len(d.From) == 0 {
 			r.sets[dnsDoors(f.ipv6)].elements[string(interfaceName(d.Interface))+string(d.Address.AsSlice())] = element{}
@@ -137,7 +137,7 @@ func (r *ruleset) addDNS(c nat.Config, input *chain) {
 		}
 		r.sets[dnsSources(i, f.ipv6)] = prefixSet(d.From, f.ipv6)
 		door.rules = append(door.rules, rule(comes(expr.CmpOpEq, d.Interface), isFamily(f),
-			do(network(f.dst, f.size, reg1), compare(expr.CmpOpEq, d.Address.AsSlice()...)), inPrefixes(f, f.source, dnsSources(i, f.ipv6)), pass))
+			exprs(network(f.dst, f.size, reg1), compare(expr.CmpOpEq, d.Address.AsSlice()...)), inPrefixes(f, f.source, dnsSources(i, f.ipv6)), pass))
 	}
 	door.rules = append(door.rules, refuse)
 	r.chains["dns"] = door
@@ -157,11 +157,11 @@ func (r *ruleset) addServices(c nat.Config, input *chain) {
 		return
 	}
 	const ssh = 22
-	pass, refuse := do(verdict(expr.VerdictAccept, "")), goTo(dropChain(nat.DropInput))
-	byTunnel := do(meta(expr.MetaKeyIIFNAME, reg1), in(tunnelSet))
-	udp := do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_UDP))
+	pass, refuse := exprs(verdict(expr.VerdictAccept, "")), goTo(dropChain(nat.DropInput))
+	byTunnel := exprs(meta(expr.MetaKeyIIFNAME, reg1), setLookup(tunnelSet))
+	udp := exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_UDP))
 	ports := func(source, destination uint16) []expr.Any {
-		return rule(udp, do(transport(0, 4, reg1), compare(expr.CmpOpEq, binary.BigEndian.AppendUint32(nil, uint32(source)<<16|uint32(destination))...)))
+		return rule(udp, exprs(transport(0, 4, reg1), compare(expr.CmpOpEq, binary.BigEndian.AppendUint32(nil, uint32(source)<<16|uint32(destination))...)))
 	}
 
 	r.sets[tunnelSet], r.sets[portSet] = &set{elements: map[string]element{}}, &set{elements: map[string]element{}}
@@ -182,7 +182,7 @@ func (r *ruleset) addServices(c nat.Config, input *chain) {
 	}
 	r.addICMP(byTunnel, pass, refuse)
 
-	v4, v6 := of(false), of(true)
+	v4, v6 := familyOf(false), familyOf(true)
 	input.rules = append(input.rules,
 		rule(comes(expr.CmpOpEq, "lo"), pass),
 		rule(isFamily(v4), isICMP(v4), goTo("icmp-4")),
@@ -191,15 +191,15 @@ func (r *ruleset) addServices(c nat.Config, input *chain) {
 		rule(toPort(ssh), goTo("ssh")),
 		rule(underWay(), pass),
 		rule(byTunnel, refuse),
-		rule(udp, do(transport(2, 2, reg1), in(portSet)), pass),
+		rule(udp, exprs(transport(2, 2, reg1), setLookup(portSet)), pass),
 		// Servers of DHCP answer to an address that the node does not have yet, or to all (RFC 2131 section 4.1, RFC 8415 section 7.2).
 		rule(isFamily(v4), ports(67, 68), pass),
 		rule(isFamily(v6), ports(547, 546), isIn(v6, v6.dst, netip.MustParsePrefix("fe80::/10")), pass))
 	if ipsec {
 		outside := comes(expr.CmpOpEq, c.Underlay)
-		input.rules = append(input.rules, rule(outside, do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_ESP)), pass))
+		input.rules = append(input.rules, rule(outside, exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_ESP)), pass))
 		for _, port := range []uint16{500, 4500} { // RFC 7296 section 2, RFC 3948
-			input.rules = append(input.rules, rule(outside, udp, do(transport(2, 2, reg1), compare(expr.CmpOpEq, binary.BigEndian.AppendUint16(nil, port)...)), pass))
+			input.rules = append(input.rules, rule(outside, udp, exprs(transport(2, 2, reg1), compare(expr.CmpOpEq, binary.BigEndian.AppendUint16(nil, port)...)), pass))
 		}
 	}
 	input.rules = append(input.rules, refuse)
@@ -211,18 +211,18 @@ func isICMP(f family) []expr.Any {
 	if f.ipv6 {
 		protocol = unix.IPPROTO_ICMPV6
 	}
-	return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, protocol))
+	return exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, protocol))
 }
 
 // addICMP adds the chains of ICMP: what RFC 4890 section 4.4 has a node take, and the like of IPv4. Redirects, node information and router renumbering are not
 // among it.
 func (r *ruleset) addICMP(byTunnel, pass, refuse []expr.Any) {
 	types := func(first, last byte) []expr.Any {
-		return do(transport(0, 1, reg1), compare(expr.CmpOpGte, first), compare(expr.CmpOpLte, last))
+		return exprs(transport(0, 1, reg1), compare(expr.CmpOpGte, first), compare(expr.CmpOpLte, last))
 	}
-	hops := func(limit byte) []expr.Any { return do(network(7, 1, reg1), compare(expr.CmpOpEq, limit)) } // the hop limit of IPv6
+	hops := func(limit byte) []expr.Any { return exprs(network(7, 1, reg1), compare(expr.CmpOpEq, limit)) } // the hop limit of IPv6
 	few := func(rate uint64) []expr.Any {
-		return do(&expr.Limit{Type: expr.LimitTypePkts, Rate: rate, Unit: expr.LimitTimeSecond, Burst: uint32(rate)})
+		return exprs(&expr.Limit{Type: expr.LimitTypePkts, Rate: rate, Unit: expr.LimitTimeSecond, Burst: uint32(rate)})
 	}
 	related := state(expr.CtStateBitRELATED, expr.CmpOpNeq)
 	r.chains["icmp-4"] = &chain{rules: [][]expr.Any{
@@ -252,7 +252,7 @@ func (r *ruleset) addICMP(byTunnel, pass, refuse []expr.Any) {
 func (r *ruleset) addNoForward(c nat.Config) {
 	forward := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookForward, priority: *nftables.ChainPriorityMangle}
 	for _, p := range nat.Platform {
-		f := of(p.Addr().Is6())
+		f := familyOf(p.Addr().Is6())
 		forward.rules = append(forward.rules, rule(isFamily(f), isIn(f, f.dst, p), goTo(dropChain(nat.DropPlatform))))
 	}
 	if c.Input.Drop {

@@ -144,7 +144,7 @@ func (k knock) bytes(id uint16) (l4 []byte) {
 	return l4
 }
 
-func has(prefixes []netip.Prefix, a netip.Addr) bool {
+func anyContains(prefixes []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
@@ -153,14 +153,14 @@ func (k knock) lets(c nat.Config) bool {
 	document := c.Underlay != ""
 	local := netip.MustParsePrefix("fe80::/10").Contains(k.source)
 	neighbour := k.protocol == unix.IPPROTO_ICMPV6 && k.kind >= 133 && k.kind <= 137 && k.hops == 255
-	if slices.Contains(c.Attached(), k.by) && !local && !neighbour && !slices.ContainsFunc(c.Attachments, func(a nat.Attachment) bool { return a.Interface == k.by && has(a.Sources, k.source) }) {
+	if slices.Contains(c.Attached(), k.by) && !local && !neighbour && !slices.ContainsFunc(c.Attachments, func(a nat.Attachment) bool { return a.Interface == k.by && anyContains(a.Sources, k.source) }) {
 		return false
 	}
 	tunnel := slices.ContainsFunc(c.Tunnels, func(t nat.Tunnel) bool { return t.Interface == k.by })
 	tcp, udp := k.protocol == unix.IPPROTO_TCP, k.protocol == unix.IPPROTO_UDP
 	switch {
 	case tcp && k.to == c.API.Port:
-		return has(c.API.From, k.source)
+		return anyContains(c.API.From, k.source)
 	case document && tcp && k.to == 179:
 		return slices.Contains(c.Sessions, nat.Session{Interface: k.by, Address: k.source})
 	case document && (tcp || udp) && k.to == 53 && slices.ContainsFunc(c.DNS, func(d nat.Door) bool { return d.Address == k.destination }):
@@ -175,9 +175,9 @@ func (k knock) lets(c nat.Config) bool {
 		return k.kind >= 1 && k.kind <= 4 || k.kind == 128 || k.kind >= 133 && k.kind <= 136 && k.hops == 255 ||
 			(k.kind >= 130 && k.kind <= 132 || k.kind == 143) && k.hops == 1
 	case tcp && k.to == 22 && !tunnel:
-		return has(c.Input.SSH, k.source)
+		return anyContains(c.Input.SSH, k.source)
 	case tcp && k.to == 22:
-		return has(pfx("10.0.0.0/24", "2001:db8:a:1::/64"), k.source) // which are within the sources of tun0
+		return anyContains(pfx("10.0.0.0/24", "2001:db8:a:1::/64"), k.source) // which are within the sources of tun0
 	case tunnel:
 		return false
 	case udp && slices.ContainsFunc(c.Tunnels, func(t nat.Tunnel) bool { return t.Port == k.to }):

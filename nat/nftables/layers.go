@@ -118,7 +118,7 @@ func views(c nat.Config) [viewCount]view {
 		}},
 		inPickup: {pickupView, func(p *nat.Policy) bool { return p.Pickup }, func(_ *ruleset, rule *nat.Rule) element {
 			if rule.Policy.Pickup {
-				return element{kind: gotoTo, chain: policyView + "-" + of(rule.Source.Addr().Is6()).suffix}
+				return element{kind: gotoTo, chain: policyView + "-" + familyOf(rule.Source.Addr().Is6()).suffix}
 			}
 			return element{kind: gotoTo, chain: dropped}
 		}},
@@ -148,16 +148,16 @@ func (r *ruleset) addPolicies(c nat.Config, rules []nat.Rule) {
 		} else {
 			members = deciding(rules, view.wants)
 		}
-		of := rules
+		inView := rules
 		if len(members) < len(rules) {
-			of = make([]nat.Rule, len(members))
+			inView = make([]nat.Rule, len(members))
 			for i, at := range members {
-				of[i] = rules[at]
+				inView[i] = rules[at]
 			}
 		}
-		r.lay(view.name, of, func(i, layer int) element {
+		r.lay(view.name, inView, func(i, layer int) element {
 			r.laid[members[i]].layers[v] = int16(layer)
-			return view.verdict(r, &of[i])
+			return view.verdict(r, &inView[i])
 		})
 	}
 	r.addPlain(c)
@@ -329,9 +329,9 @@ func bound(p netip.Prefix, which int) []byte {
 // layerMap returns the name of one of the maps of a layer.
 func layerMap(view string, layer, part, parts int, ipv6 bool) string {
 	if parts > 1 {
-		return fmt.Sprintf("%s-%d.%d-%s", view, layer+1, part+1, of(ipv6).suffix)
+		return fmt.Sprintf("%s-%d.%d-%s", view, layer+1, part+1, familyOf(ipv6).suffix)
 	}
-	return fmt.Sprintf("%s-%d-%s", view, layer+1, of(ipv6).suffix)
+	return fmt.Sprintf("%s-%d-%s", view, layer+1, familyOf(ipv6).suffix)
 }
 
 // mapSize is how many elements a map of a layer has on the average before the layer gets twice as many maps.
@@ -371,20 +371,20 @@ func (r *ruleset) ask(view string, f family) []expr.Any {
 	name := view + "-" + f.suffix
 	port := register(2*f.size + 4)
 	withPorts := func(l4 byte) []expr.Any {
-		return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, l4), verdict(expr.VerdictGoto, name+"-ports"))
+		return exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, l4), verdict(expr.VerdictGoto, name+"-ports"))
 	}
 	// Packets of other protocols have no port; what stands at its place must not decide, nor be needed.
 	others := r.lookups(view, f, &expr.Immediate{Register: port, Data: []byte{0, 0}})
 	r.chains[name] = &chain{rules: append([][]expr.Any{withPorts(unix.IPPROTO_TCP), withPorts(unix.IPPROTO_UDP)}, others...)}
 	r.chains[name+"-ports"] = &chain{rules: r.lookups(view, f, transport(2, 2, port))}
-	return do(verdict(expr.VerdictJump, name))
+	return exprs(verdict(expr.VerdictJump, name))
 }
 
 // lookups returns one rule for each map of the layers of a view.
 func (r *ruleset) lookups(view string, f family, port expr.Any) (rules [][]expr.Any) {
 	for layer, parts := range r.layers[view][b2i(f.ipv6)] {
 		for part := range parts {
-			rules = append(rules, do(
+			rules = append(rules, exprs(
 				network(f.source, f.size, register(0)),
 				network(f.dst, f.size, register(f.size)),
 				meta(expr.MetaKeyL4PROTO, register(2*f.size)),

@@ -25,7 +25,7 @@ func (r *ruleset) addMaps(c nat.Config) {
 	}
 	arrival := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting, priority: *nftables.ChainPriorityRaw}
 	departure := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPostrouting, priority: mapsOut}
-	f := of(false)
+	f := familyOf(false)
 	for _, m := range c.Maps {
 		in, out := [2][]byte{m.Inside.Addr().AsSlice(), m.Mapped.Addr().AsSlice()}, [2][]byte{m.Mapped.Addr().AsSlice(), m.Inside.Addr().AsSlice()}
 		for _, name := range slices.Sorted(slices.Values(m.Interfaces)) {
@@ -67,7 +67,7 @@ func rewrite(at location, prefix [2][]byte, bits int) []expr.Any {
 		}
 	}
 	load := &expr.Payload{DestRegister: reg1, Base: at.base, Offset: at.offset, Len: 4}
-	return do(
+	return exprs(
 		load,
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: network, Xor: make([]byte, 4)},
 		compare(expr.CmpOpEq, prefix[0]...),
@@ -81,7 +81,7 @@ func rewrite(at location, prefix [2][]byte, bits int) []expr.Any {
 // quoted rewrites an address in what ICMP errors quote.
 func quoted(where []expr.Any, at location, prefix [2][]byte, bits int) (rules [][]expr.Any) {
 	for _, types := range [][2]byte{{3, 5}, {11, 12}} { // the errors of RFC 792
-		rules = append(rules, rule(where, do(
+		rules = append(rules, rule(where, exprs(
 			meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_ICMP),
 			transport(0, 1, reg1), compare(expr.CmpOpGte, types[0]), compare(expr.CmpOpLte, types[1])), rewrite(at, prefix, bits)))
 	}

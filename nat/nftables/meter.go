@@ -44,14 +44,14 @@ func (d *Driver) run(ctx context.Context, set func()) error {
 	}
 	known := d.last
 	if known != nil && known.number == number {
-		want := known.rules.with()
-		return d.become(number, known.config, want, func() error { return d.write(known, known.config, want) })
+		want := known.rules.withOwnSets()
+		return d.commit(number, known.config, want, func() error { return d.write(known, known.config, want) })
 	}
 	want, err := compile(*d.config)
 	if err != nil {
 		return fmt.Errorf("compiling rules: %w", err)
 	}
-	return d.become(number, *d.config, want, func() error { return d.write(nil, *d.config, want) })
+	return d.commit(number, *d.config, want, func() error { return d.write(nil, *d.config, want) })
 }
 
 // Begun returns how many flows began with a pool's address. See nat.Driver.

@@ -11,8 +11,9 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"github.com/isthmus-net/isthmus/nat"
 	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/nat"
 )
 
 // begunCounter is the name of the counter of flows that began with a pool's address.
@@ -92,25 +93,25 @@ func (r *ruleset) addPools(c nat.Config) {
 			slots := &set{shape: shape{isMap: true, isConcat: true}, elements: map[string]element{}}
 			addSlots(slots, 0, p.Slots(f.ipv6, ""))
 			r.sets[name] = slots
-			translate := do(&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), RegAddrMin: reg1, RegAddrMax: reg1})
+			translate := exprs(&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), RegAddrMin: reg1, RegAddrMax: reg1})
 			look := func(name string) expr.Any {
 				return &expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: name}
 			}
 			// The slot comes behind the zone, which is in the first register.
 			bySlot := func(translate []expr.Any) []expr.Any {
-				return rule(do(network(f.source, f.size, register(16)),
+				return rule(exprs(network(f.source, f.size, register(16)),
 					&expr.Hash{SourceRegister: register(16), DestRegister: register(4), Length: f.size, Modulus: nat.Slots, Seed: nat.HashSeed, Type: expr.HashTypeJenkins},
 					look(name)), translate)
 			}
 
-			exhausted := do(verdict(expr.VerdictGoto, refuseChain(f)))
+			exhausted := exprs(verdict(expr.VerdictGoto, refuseChain(f)))
 			if p.Silent {
-				exhausted = do(verdict(expr.VerdictDrop, ""))
+				exhausted = exprs(verdict(expr.VerdictDrop, ""))
 			}
 			r.sets[meterSet(p.Name, f)] = &set{shape: shape{isConcat: true, isDynamic: true}}
 			pool := &chain{rules: [][]expr.Any{
-				rule(isPortless(), do(verdict(expr.VerdictGoto, portlessChain(p.Name, f)))),
-				rule(service(f, 0), do(in(exhaustedSet(p.Name, f))), exhausted),
+				rule(isPortless(), exprs(verdict(expr.VerdictGoto, portlessChain(p.Name, f)))),
+				rule(service(f, 0), exprs(setLookup(exhaustedSet(p.Name, f))), exhausted),
 				meter(p.Name, f, unix.IPPROTO_TCP),
 				meter(p.Name, f, unix.IPPROTO_UDP),
 			}}
@@ -122,26 +123,26 @@ func (r *ruleset) addPools(c nat.Config) {
 				}
 			}
 			choice := func(translate []expr.Any) (rules [][]expr.Any) {
-				rules = append(rules, rule(do(network(f.source, f.size, register(0)), network(f.dst, f.size, register(f.size)), look(placed)), translate))
+				rules = append(rules, rule(exprs(network(f.source, f.size, register(0)), network(f.dst, f.size, register(f.size)), look(placed)), translate))
 				if near {
-					rules = append(rules, rule(do(network(f.source, f.size, register(0)), meta(expr.MetaKeyL4PROTO, register(f.size)), look(zoneMap(f))), bySlot(translate)))
+					rules = append(rules, rule(exprs(network(f.source, f.size, register(0)), meta(expr.MetaKeyL4PROTO, register(f.size)), look(zoneMap(f))), bySlot(translate)))
 				}
 				// Every slot has an address; would one not, nothing may get by.
-				return append(rules, rule(do(&expr.Immediate{Register: reg1, Data: make([]byte, 4)}), bySlot(translate)), do(verdict(expr.VerdictGoto, dropped)))
+				return append(rules, rule(exprs(&expr.Immediate{Register: reg1, Data: make([]byte, 4)}), bySlot(translate)), exprs(verdict(expr.VerdictGoto, dropped)))
 			}
 			low := lowChain(p.Name, f)
 			r.chains[low] = &chain{rules: choice(translateHigh(f))}
 			for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
-				pool.rules = append(pool.rules, rule(hasLowPort(protocol), do(verdict(expr.VerdictGoto, low))))
+				pool.rules = append(pool.rules, rule(hasLowPort(protocol), exprs(verdict(expr.VerdictGoto, low))))
 			}
 			pool.rules = append(pool.rules, choice(translate)...)
-			refusal := do(verdict(expr.VerdictDrop, ""))
+			refusal := exprs(verdict(expr.VerdictDrop, ""))
 			if !p.Silent {
-				refusal = do(verdict(expr.VerdictGoto, refusePortless(f)))
+				refusal = exprs(verdict(expr.VerdictGoto, refusePortless(f)))
 			}
 			r.chains[portlessChain(p.Name, f)] = &chain{rules: append([][]expr.Any{
-				rule(portlessService(f, 0), do(in(exhaustedSet(p.Name, f))), refusal),
-				rule(do(&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: portlessCounter}), portlessClient(f), do(update(meterSet(p.Name, f)))),
+				rule(portlessService(f, 0), exprs(setLookup(exhaustedSet(p.Name, f))), refusal),
+				rule(exprs(&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: portlessCounter}), portlessClient(f), exprs(update(meterSet(p.Name, f)))),
 			}, choice(translate)...)}
 			r.chains[name] = pool
 		}
@@ -156,14 +157,14 @@ const firstPort = 1024
 // hasLowPort matches packets of a protocol from ports below firstPort. The kernel would translate such a flow to another low port. It has
 // some hundreds of them, and lose the next one while tens of thousands of ports are free.
 func hasLowPort(protocol byte) []expr.Any {
-	return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, protocol),
+	return exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, protocol),
 		transport(0, 2, reg1), compare(expr.CmpOpLt, binary.BigEndian.AppendUint16(nil, firstPort)...))
 }
 
 // translateHigh translates to the address in the first register, with any port from firstPort on.
 func translateHigh(f family) []expr.Any {
 	least, most := register(32), register(36)
-	return do(
+	return exprs(
 		&expr.Immediate{Register: least, Data: binary.BigEndian.AppendUint16(nil, firstPort)},
 		&expr.Immediate{Register: most, Data: []byte{0xff, 0xff}},
 		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), Specified: true, RegAddrMin: reg1, RegAddrMax: reg1, RegProtoMin: least, RegProtoMax: most})
@@ -193,7 +194,7 @@ func zoneElements(c nat.Config, f family) map[string]element {
 
 // service loads destination, protocol and port behind offset.
 func service(f family, offset uint32) []expr.Any {
-	return do(
+	return exprs(
 		network(f.dst, f.size, register(offset)),
 		meta(expr.MetaKeyL4PROTO, register(offset+f.size)),
 		transport(2, 2, register(offset+f.size+4)))
@@ -201,7 +202,7 @@ func service(f family, offset uint32) []expr.Any {
 
 // clientService loads source, destination, protocol and port.
 func clientService(f family) []expr.Any {
-	return rule(do(network(f.source, f.size, register(0))), service(f, f.size))
+	return rule(exprs(network(f.source, f.size, register(0))), service(f, f.size))
 }
 
 func portlessChain(pool string, f family) string { return poolName(pool, f.ipv6) + "-portless" }
@@ -209,7 +210,7 @@ func refusePortless(f family) string             { return refuseChain(f) + "-por
 
 // isPortless matches the protocols that nat.Portless says are so. Most packets end at the first comparison.
 func isPortless() []expr.Any {
-	match := do(meta(expr.MetaKeyL4PROTO, reg1))
+	match := exprs(meta(expr.MetaKeyL4PROTO, reg1))
 	for _, protocol := range nat.NotPortless() {
 		match = append(match, compare(expr.CmpOpNeq, protocol))
 	}
@@ -218,7 +219,7 @@ func isPortless() []expr.Any {
 
 // portlessService loads what service loads, with 0 as the port of a protocol without ports.
 func portlessService(f family, offset uint32) []expr.Any {
-	return do(
+	return exprs(
 		network(f.dst, f.size, register(offset)),
 		meta(expr.MetaKeyL4PROTO, register(offset+f.size)),
 		&expr.Immediate{Register: register(offset + f.size + 4), Data: []byte{0, 0}})
@@ -226,14 +227,14 @@ func portlessService(f family, offset uint32) []expr.Any {
 
 // portlessClient loads what clientService loads, with 0 as that port.
 func portlessClient(f family) []expr.Any {
-	return rule(do(network(f.source, f.size, register(0))), portlessService(f, f.size))
+	return rule(exprs(network(f.source, f.size, register(0))), portlessService(f, f.size))
 }
 
 // meter counts flows that begin. When the set has no room the rule ends at it.
 func meter(pool string, f family, protocol byte) []expr.Any {
 	key := register(2 * f.size)
-	return rule(do(meta(expr.MetaKeyL4PROTO, key), &expr.Cmp{Op: expr.CmpOpEq, Register: key, Data: []byte{protocol}},
-		&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: begunCounter}), clientService(f), do(update(meterSet(pool, f))))
+	return rule(exprs(meta(expr.MetaKeyL4PROTO, key), &expr.Cmp{Op: expr.CmpOpEq, Register: key, Data: []byte{protocol}},
+		&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: begunCounter}), clientService(f), exprs(update(meterSet(pool, f))))
 }
 
 func update(set string) expr.Any {
@@ -243,34 +244,34 @@ func update(set string) expr.Any {
 // addRefusals adds what refuses the flows that cannot begin. The kernel has no way to tell a client so where the source is
 // chosen, so the first packet of a client to an exhausted service is dropped there, and the client is remembered here.
 func (r *ruleset) addRefusals() {
-	begins := &chain{rules: [][]expr.Any{do(meta(expr.MetaKeyNFPROTO, reg1), in(fullSet), verdict(expr.VerdictGoto, rejected))}}
+	begins := &chain{rules: [][]expr.Any{exprs(meta(expr.MetaKeyNFPROTO, reg1), setLookup(fullSet), verdict(expr.VerdictGoto, rejected))}}
 	r.chains["begins"] = begins
 	for _, f := range families {
-		begins.rules = append(begins.rules, rule(isFamily(f), clientService(f), do(in(refusedSet(f)), verdict(expr.VerdictGoto, rejected))))
-		begins.rules = append(begins.rules, rule(isFamily(f), isPortless(), portlessClient(f), do(in(refusedSet(f)), verdict(expr.VerdictGoto, rejected))))
+		begins.rules = append(begins.rules, rule(isFamily(f), clientService(f), exprs(setLookup(refusedSet(f)), verdict(expr.VerdictGoto, rejected))))
+		begins.rules = append(begins.rules, rule(isFamily(f), isPortless(), portlessClient(f), exprs(setLookup(refusedSet(f)), verdict(expr.VerdictGoto, rejected))))
 		r.chains[refusePortless(f)] = &chain{rules: [][]expr.Any{
-			rule(portlessClient(f), do(update(refusedSet(f)))),
-			do(verdict(expr.VerdictDrop, "")),
+			rule(portlessClient(f), exprs(update(refusedSet(f)))),
+			exprs(verdict(expr.VerdictDrop, "")),
 		}}
 		r.sets[refusedSet(f)] = &set{shape: shape{isConcat: true, isDynamic: true}}
 		r.chains[refuseChain(f)] = &chain{rules: [][]expr.Any{
-			rule(clientService(f), do(update(refusedSet(f)))),
-			do(verdict(expr.VerdictDrop, "")),
+			rule(clientService(f), exprs(update(refusedSet(f)))),
+			exprs(verdict(expr.VerdictDrop, "")),
 		}}
 	}
 	r.chains[rejected] = &chain{rules: [][]expr.Any{
-		do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}),
-		do(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}),
+		exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}),
+		exprs(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}),
 	}}
 }
 
 // refusals has the first packets of flows looked at that are about to leave. Nothing else is asked of the others.
 func refusals() []expr.Any {
 	const confirmed = 1 << 3 // IPS_CONFIRMED: the flow's first packet has left
-	return rule(do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
+	return rule(exprs(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, confirmed), Xor: make([]byte, 4)},
 		compare(expr.CmpOpEq, 0, 0, 0, 0)),
-		do(verdict(expr.VerdictJump, "begins")))
+		exprs(verdict(expr.VerdictJump, "begins")))
 }
 
 // place fills the maps of placements with those of the pools of a configuration that new flows may have.
@@ -284,7 +285,7 @@ func (r *ruleset) place(c nat.Config, placed []nat.Placement) {
 	}
 	usable := map[string][]nat.PoolAddress{}
 	for _, p := range placed {
-		f := of(p.Source.Is6())
+		f := familyOf(p.Source.Is6())
 		name := placedMap(p.Pool, f)
 		s := r.sets[name]
 		if s == nil {
@@ -334,7 +335,7 @@ func (r *ruleset) refuse(c nat.Config, o nat.Overload) {
 		}
 	}
 	for _, e := range o.Exhausted {
-		if s := r.sets[exhaustedSet(e.Pool, of(e.Destination.Is6()))]; s != nil {
+		if s := r.sets[exhaustedSet(e.Pool, familyOf(e.Destination.Is6()))]; s != nil {
 			s.elements[serviceKey(e.Service)] = element{}
 		}
 	}
@@ -378,8 +379,8 @@ func frees(todo map[string]*change) bool {
 	return false
 }
 
-// with returns a copy with sets that can be replaced.
-func (r *ruleset) with() *ruleset {
+// withOwnSets returns a copy with sets that can be replaced.
+func (r *ruleset) withOwnSets() *ruleset {
 	out := *r
 	out.sets = maps.Clone(r.sets)
 	return &out

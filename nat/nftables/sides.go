@@ -36,11 +36,11 @@ const (
 	fewPrefixes = 3
 )
 
-func armsSet(ipv6 bool) string { return "arms" + of(ipv6).suffix }
+func armsSet(ipv6 bool) string { return "arms" + familyOf(ipv6).suffix }
 
 func fromChain(iface string) string { return "from-" + iface }
 
-func fromSet(iface string, ipv6 bool) string { return "from-" + iface + "-" + of(ipv6).suffix }
+func fromSet(iface string, ipv6 bool) string { return "from-" + iface + "-" + familyOf(ipv6).suffix }
 
 func dropChain(r nat.Reason) string {
 	if r == nat.DropGuard {
@@ -56,10 +56,10 @@ func dropCounter(r nat.Reason) string { return string(r) }
 func (r *ruleset) addDrops() {
 	for _, reason := range nat.Reasons {
 		r.chains[dropChain(reason)] = &chain{rules: [][]expr.Any{
-			do(&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: dropCounter(reason)}),
-			do(&expr.Limit{Type: expr.LimitTypePkts, Rate: 1, Unit: expr.LimitTimeSecond, Burst: 5},
+			exprs(&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: dropCounter(reason)}),
+			exprs(&expr.Limit{Type: expr.LimitTypePkts, Rate: 1, Unit: expr.LimitTimeSecond, Burst: 5},
 				&expr.Log{Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN | 1<<unix.NFTA_LOG_PREFIX, Group: SampleGroup, Snaplen: sampleSize, Data: []byte(reason)}),
-			do(verdict(expr.VerdictDrop, "")),
+			exprs(verdict(expr.VerdictDrop, "")),
 		}}
 	}
 }
@@ -94,7 +94,7 @@ func outermost(prefixes []netip.Prefix) (out []netip.Prefix) {
 
 // inPrefixes matches packets with an address, at an offset of the network header, in a set of prefixSet.
 func inPrefixes(f family, offset uint32, name string) []expr.Any {
-	return do(network(offset, f.size, register(0)), meta(expr.MetaKeyL4PROTO, register(f.size)),
+	return exprs(network(offset, f.size, register(0)), meta(expr.MetaKeyL4PROTO, register(f.size)),
 		&expr.Lookup{SourceRegister: register(0), SetName: name})
 }
 
@@ -106,12 +106,12 @@ func isIn(f family, offset uint32, p netip.Prefix) (match []expr.Any) {
 		whole := uint32(min(bits, 32)) / 8
 		if whole == 3 || bits%8 != 0 && bits < 32 {
 			mask := binary.BigEndian.AppendUint32(nil, ^uint32(0)<<(32-min(bits, 32)))
-			match = append(match, do(network(offset+uint32(at), 4, reg1),
+			match = append(match, exprs(network(offset+uint32(at), 4, reg1),
 				&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
 				compare(expr.CmpOpEq, data[at:at+4]...))...)
 			continue
 		}
-		match = append(match, do(network(offset+uint32(at), whole, reg1), compare(expr.CmpOpEq, data[at:at+int(whole)]...))...)
+		match = append(match, exprs(network(offset+uint32(at), whole, reg1), compare(expr.CmpOpEq, data[at:at+int(whole)]...))...)
 	}
 	return match
 }
@@ -121,7 +121,7 @@ func isIn(f family, offset uint32, p netip.Prefix) (match []expr.Any) {
 func isNeighbour() []expr.Any {
 	const hopLimit, untouched = 7, 255
 	const first, last = 133, 137 // router solicitation to redirect
-	return rule(isFamily(of(true)), do(
+	return rule(isFamily(familyOf(true)), exprs(
 		meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_ICMPV6),
 		network(hopLimit, 1, reg1), compare(expr.CmpOpEq, untouched),
 		transport(0, 1, reg1), compare(expr.CmpOpGte, first), compare(expr.CmpOpLte, last),
@@ -134,12 +134,12 @@ func (r *ruleset) addSides(c nat.Config) {
 	r.sets[attachedSet] = &set{elements: map[string]element{}}
 	r.sets[fromMap] = &set{shape: shape{isMap: true, isVerdict: true}, elements: map[string]element{}}
 	r.sets[indexMap] = &set{shape: shape{isMap: true, isVerdict: true}, elements: map[string]element{}}
-	pass := do(verdict(expr.VerdictAccept, ""))
+	pass := exprs(verdict(expr.VerdictAccept, ""))
 	for _, name := range c.Attached() {
 		key := string(interfaceName(name))
 		r.sets[attachedSet].elements[key] = element{}
 		r.sets[fromMap].elements[key] = element{kind: gotoTo, chain: fromChain(name)}
-		from := &chain{rules: [][]expr.Any{rule(isFamily(of(true)), goTo(fromChain(name)+"-ipv6"))}}
+		from := &chain{rules: [][]expr.Any{rule(isFamily(familyOf(true)), goTo(fromChain(name)+"-ipv6"))}}
 		from6 := &chain{}
 		var sources []netip.Prefix
 		for _, a := range c.Attachments {
@@ -166,7 +166,7 @@ func (r *ruleset) addSides(c nat.Config) {
 			}
 		}
 		// A host that asks for an address has none yet (RFC 2131); the kernel forwards neither this source nor link-local ones.
-		from.rules = append(from.rules, rule(isIn(of(false), of(false).source, netip.MustParsePrefix("0.0.0.0/32")), pass), goTo(dropChain(nat.DropSource)))
+		from.rules = append(from.rules, rule(isIn(familyOf(false), familyOf(false).source, netip.MustParsePrefix("0.0.0.0/32")), pass), goTo(dropChain(nat.DropSource)))
 		from6.rules = append(from6.rules, rule(isNeighbour(), pass))
 		from6.rules = append(append(from6.rules, linkLocal()...), goTo(dropChain(nat.DropSource)))
 		r.chains[fromChain(name)], r.chains[fromChain(name)+"-ipv6"] = from, from6
@@ -188,10 +188,10 @@ func (r *ruleset) addSides(c nat.Config) {
 	// the elements of a map, but not those of a set, before the last packet has left the rules that use it. The look-up in the set lets such a
 	// packet pass.
 	r.chains["sources"] = &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting, priority: sourcesPriority, rules: [][]expr.Any{
-		do(meta(expr.MetaKeyIIF, reg1), &expr.Lookup{SourceRegister: reg1, IsDestRegSet: true, SetName: indexMap}),
-		do(meta(expr.MetaKeyIIFNAME, reg1), &expr.Lookup{SourceRegister: reg1, IsDestRegSet: true, SetName: fromMap}),
-		rule(do(meta(expr.MetaKeyIIFNAME, reg1), in(knownSet)), pass),
-		do(&expr.Fib{Register: reg1, ResultADDRTYPE: true, FlagDADDR: true}, compare(expr.CmpOpEq, nativeUint32(unix.RTN_UNICAST)...),
+		exprs(meta(expr.MetaKeyIIF, reg1), &expr.Lookup{SourceRegister: reg1, IsDestRegSet: true, SetName: indexMap}),
+		exprs(meta(expr.MetaKeyIIFNAME, reg1), &expr.Lookup{SourceRegister: reg1, IsDestRegSet: true, SetName: fromMap}),
+		rule(exprs(meta(expr.MetaKeyIIFNAME, reg1), setLookup(knownSet)), pass),
+		exprs(&expr.Fib{Register: reg1, ResultADDRTYPE: true, FlagDADDR: true}, compare(expr.CmpOpEq, nativeUint32(unix.RTN_UNICAST)...),
 			verdict(expr.VerdictGoto, dropChain(nat.DropInterface))),
 	}}
 	if arms := c.Arms(); len(arms) > 0 {
@@ -217,9 +217,9 @@ func sourceOf(f family) uint32      { return f.source }
 func destinationOf(f family) uint32 { return f.dst }
 
 // isAttached matches packets that came, or leave, by the interface of an attachment.
-func isAttached(key expr.MetaKey) []expr.Any { return do(meta(key, reg1), in(attachedSet)) }
+func isAttached(key expr.MetaKey) []expr.Any { return exprs(meta(key, reg1), setLookup(attachedSet)) }
 
-func goTo(name string) []expr.Any { return do(verdict(expr.VerdictGoto, name)) }
+func goTo(name string) []expr.Any { return exprs(verdict(expr.VerdictGoto, name)) }
 
 // addForward adds what happens to forwarded packets before their source is translated.
 func (r *ruleset) addForward(c nat.Config) {
@@ -230,7 +230,7 @@ func (r *ruleset) addForward(c nat.Config) {
 	// chain of sources lets nothing pass from one that is neither an attachment nor the underlay.
 	// A flow with a translated destination takes the longer way below: its first address is the node's own, so its packets may come by any
 	// interface.
-	under := do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
+	under := exprs(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: nativeUint32(answered | destinationTranslated), Xor: make([]byte, 4)},
 		compare(expr.CmpOpEq, nativeUint32(answered)...))
 	r.sets[attachedIndexSet] = &set{elements: map[string]element{}}
@@ -241,14 +241,14 @@ func (r *ruleset) addForward(c nat.Config) {
 	}
 	if index := c.Links.Of(c.Underlay); index != 0 {
 		underlay := func(key expr.MetaKey, op expr.CmpOp) []expr.Any {
-			return do(meta(key, reg1), compare(op, nativeUint32(index)...))
+			return exprs(meta(key, reg1), compare(op, nativeUint32(index)...))
 		}
 		forward.rules = append(forward.rules,
 			rule(underlay(expr.MetaKeyOIF, expr.CmpOpEq), underlay(expr.MetaKeyIIF, expr.CmpOpNeq), under, goTo("clamp")),
-			rule(do(meta(expr.MetaKeyOIF, reg1), in(attachedIndexSet)), goTo("inward-index")))
+			rule(exprs(meta(expr.MetaKeyOIF, reg1), setLookup(attachedIndexSet)), goTo("inward-index")))
 		r.chains["inward-index"] = &chain{rules: [][]expr.Any{
 			rule(underlay(expr.MetaKeyIIF, expr.CmpOpEq), isEstablished(), isTranslated(), goTo("clamp")),
-			rule(do(meta(expr.MetaKeyIIF, reg1), in(attachedIndexSet)), goTo("clamp")),
+			rule(exprs(meta(expr.MetaKeyIIF, reg1), setLookup(attachedIndexSet)), goTo("clamp")),
 			goTo("inward"),
 		}}
 	}
@@ -285,16 +285,16 @@ func underWay() []expr.Any {
 
 // isEstablished matches packets of flows that have been answered. Errors about them are related, and not matched.
 func isEstablished() []expr.Any {
-	return do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATE}, compare(expr.CmpOpEq, nativeUint32(expr.CtStateBitESTABLISHED)...))
+	return exprs(&expr.Ct{Register: reg1, Key: expr.CtKeySTATE}, compare(expr.CmpOpEq, nativeUint32(expr.CtStateBitESTABLISHED)...))
 }
 
 func isNotTCP() []expr.Any {
-	return do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, unix.IPPROTO_TCP))
+	return exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, unix.IPPROTO_TCP))
 }
 
 // isTranslated matches packets of flows that have another source or destination on the other side.
 func isTranslated() []expr.Any {
-	return do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
+	return exprs(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: nativeUint32(sourceTranslated | destinationTranslated), Xor: make([]byte, 4)},
 		compare(expr.CmpOpNeq, 0, 0, 0, 0))
 }
@@ -302,7 +302,7 @@ func isTranslated() []expr.Any {
 // flowing lets flows that are under way pass: at once, unless it is TCP, whose first segments are limited.
 func flowing() [][]expr.Any {
 	return [][]expr.Any{
-		rule(isEstablished(), isNotTCP(), do(verdict(expr.VerdictAccept, ""))),
+		rule(isEstablished(), isNotTCP(), exprs(verdict(expr.VerdictAccept, ""))),
 		rule(underWay(), goTo("clamp")),
 	}
 }
@@ -321,12 +321,12 @@ func (r *ruleset) addArrive(c nat.Config) {
 		rule(isEstablished(), isTranslated(), goTo("clamp")),
 		rule(state(expr.CtStateBitRELATED, expr.CmpOpNeq), goTo("clamp")),
 	}}
-	opened := do(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
+	opened := exprs(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: nativeUint32(destinationTranslated), Xor: make([]byte, 4)},
 		compare(expr.CmpOpNeq, 0, 0, 0, 0))
 	// A source of the inside, or of the node, does not come by the underlay.
 	arrive.rules = append(arrive.rules,
-		rule(opened, do(&expr.Fib{Register: reg1, ResultOIFNAME: true, FlagSADDR: true}, compare(expr.CmpOpEq, interfaceName(c.Underlay)...)), goTo("clamp")))
+		rule(opened, exprs(&expr.Fib{Register: reg1, ResultOIFNAME: true, FlagSADDR: true}, compare(expr.CmpOpEq, interfaceName(c.Underlay)...)), goTo("clamp")))
 	for _, f := range families {
 		if len(r.layers[plainView][b2i(f.ipv6)]) == 0 {
 			continue
@@ -336,7 +336,7 @@ func (r *ruleset) addArrive(c nat.Config) {
 		for layer, parts := range r.layers[plainView][b2i(f.ipv6)] {
 			for part := range parts {
 				// Its source is among the destinations of the policy.
-				r.chains[name].rules = append(r.chains[name].rules, do(
+				r.chains[name].rules = append(r.chains[name].rules, exprs(
 					network(f.dst, f.size, register(0)),
 					network(f.source, f.size, register(f.size)),
 					meta(expr.MetaKeyL4PROTO, register(2*f.size)),
@@ -345,7 +345,7 @@ func (r *ruleset) addArrive(c nat.Config) {
 				))
 			}
 		}
-		arrive.rules = append(arrive.rules, rule(isFamily(f), do(verdict(expr.VerdictJump, name))))
+		arrive.rules = append(arrive.rules, rule(isFamily(f), exprs(verdict(expr.VerdictJump, name))))
 	}
 	arrive.rules = append(arrive.rules, goTo(dropChain(nat.DropUnderlay)))
 	r.chains["arrive"] = arrive
@@ -385,17 +385,17 @@ func (r *ruleset) addLeave(c nat.Config) {
 func (r *ruleset) addClamp() {
 	const maxSegmentSize = 2 // RFC 9293 section 3.2, TCP option kind
 	const syn, rst = 0x02, 0x04
-	pass := do(verdict(expr.VerdictAccept, ""))
+	pass := exprs(verdict(expr.VerdictAccept, ""))
 	clamp := &chain{rules: [][]expr.Any{
-		rule(do(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, unix.IPPROTO_TCP)), pass),
-		rule(do(transport(13, 1, reg1),
+		rule(exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, unix.IPPROTO_TCP)), pass),
+		rule(exprs(transport(13, 1, reg1),
 			&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 1, Mask: []byte{syn | rst}, Xor: []byte{0}},
 			compare(expr.CmpOpNeq, syn)), pass),
 	}}
 	for _, f := range families {
 		for _, key := range []expr.MetaKey{expr.MetaKeyOIFNAME, expr.MetaKeyIIFNAME} {
 			// The kernel never raises the option, so the smaller of two clamps wins.
-			clamp.rules = append(clamp.rules, rule(isFamily(f), do(
+			clamp.rules = append(clamp.rules, rule(isFamily(f), exprs(
 				meta(key, reg1),
 				&expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: clampMap(f.ipv6)},
 				&expr.Exthdr{SourceRegister: reg1, Type: maxSegmentSize, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt},

@@ -22,7 +22,7 @@ func (r *ruleset) timed(t nat.Timeouts, name string, kind int32, chainName strin
 	for _, object := range timeouts(t) {
 		name += "-" + timeoutName(object)
 	}
-	r.chains[name] = &chain{rules: append(r.setTimeouts(t), do(verdict(expr.VerdictKind(kind), chainName)))}
+	r.chains[name] = &chain{rules: append(r.setTimeouts(t), exprs(verdict(expr.VerdictKind(kind), chainName)))}
 	return gotoTo, name
 }
 
@@ -31,7 +31,7 @@ func (r *ruleset) setTimeouts(t nat.Timeouts) (rules [][]expr.Any) {
 	for _, object := range timeouts(t) {
 		id := timeoutName(object)
 		r.timeouts[id] = object
-		rules = append(rules, do(&expr.Objref{Type: unix.NFT_OBJECT_CT_TIMEOUT, Name: id}))
+		rules = append(rules, exprs(&expr.Objref{Type: unix.NFT_OBJECT_CT_TIMEOUT, Name: id}))
 	}
 	return rules
 }
