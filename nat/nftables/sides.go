@@ -29,6 +29,8 @@ const (
 	// indexMap is fromMap by the indexes of interfaces. The kernel compares and looks up a name in about twice the time that an index takes.
 	indexMap = "from-index"
 
+	// sourcesChain asks by which interface a source comes.
+	sourcesChain = "sources"
 	// sourcesPriority is behind defragmentation and mapped prefixes, and before connection tracking.
 	sourcesPriority nftables.ChainPriority = -290
 
@@ -187,7 +189,7 @@ func (r *ruleset) addSides(c nat.Config) {
 	// forward chain need not check the interface of every packet. While the table is replaced, a packet may find the map empty: the kernel removes
 	// the elements of a map, but not those of a set, before the last packet has left the rules that use it. The look-up in the set lets such a
 	// packet pass.
-	r.chains["sources"] = &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting, priority: sourcesPriority, rules: [][]expr.Any{
+	r.chains[sourcesChain] = &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting, priority: sourcesPriority, rules: [][]expr.Any{
 		exprs(meta(expr.MetaKeyIIF, reg1), &expr.Lookup{SourceRegister: reg1, IsDestRegSet: true, SetName: indexMap}),
 		exprs(meta(expr.MetaKeyIIFNAME, reg1), &expr.Lookup{SourceRegister: reg1, IsDestRegSet: true, SetName: fromMap}),
 		rule(exprs(meta(expr.MetaKeyIIFNAME, reg1), setLookup(knownSet)), pass),

@@ -1,0 +1,489 @@
+// Package reach says what may leave by the rules of an nftables table. It follows each way through the rules with sets of packets in
+// place of packets: what decides on addresses, protocol or port splits the set, what decides on anything else is taken both ways. A rule that
+// it does not understand is an error. So the answer may be too much, and is never too little.
+package reach
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/isthmus-net/isthmus/nat"
+	"golang.org/x/sys/unix"
+)
+
+// Ruleset is the content of a table as far as it decides on packets that are forwarded.
+type Ruleset struct {
+	Chains map[string]*Chain
+	Sets   map[string]*Set
+}
+
+// Chain is a chain with its rules, in the form in which they are read back: a library that leaves out what a comparison of routing
+// information loads is allowed for.
+type Chain struct {
+	Base     bool // Hook and Priority say when it is passed; else it is only jumped to
+	Hook     nftables.ChainHook
+	Priority nftables.ChainPriority
+	Rules    [][]expr.Any
+}
+
+// Set is a set or a map.
+type Set struct {
+	IsVerdict  bool // a map of verdicts
+	IsInterval bool // the keys of elements are the first key and the last, one after the other
+	IsDynamic  bool // rules fill it, so that its elements are not known
+	Elements   []Element
+}
+
+// Element is what a set holds.
+type Element struct {
+	Key     string
+	Data    string       // of a map of data
+	Verdict expr.Verdict // of a map of verdicts
+}
+
+// maxPaths bounds how many ways through the rules are followed.
+const maxPaths = 1 << 20
+
+// errTooMany says that a question is too wide.
+var errTooMany = fmt.Errorf("more than %d ways through the rules: ask for fewer sources or destinations", maxPaths)
+
+// walk follows ways.
+type walk struct {
+	rules    Ruleset
+	header   header
+	underlay []byte
+	index    uint32   // of the underlay
+	bases    []*Chain // that a forwarded packet passes, in order
+	paths    int
+	been     map[stop]bool
+	out      []nat.Departure
+}
+
+// stop is a way that has come to a base chain, or to a rule of one. From there on nothing else counts.
+type stop struct {
+	box
+	translated string
+	redirected bool
+	base       int
+	rules      *Chain
+	rule       int
+}
+
+// header is where the addresses are in the network header of a family.
+type header struct {
+	nfproto                   byte
+	source, destination, size uint32
+}
+
+var headers = []header{{unix.NFPROTO_IPV4, 12, 16, 4}, {unix.NFPROTO_IPV6, 8, 24, 16}}
+
+// Departures says with which source addresses new flows may leave by the interface underlay, which has the index (0: it is not known),
+// from any of the sources toward any of the destinations. By which interface a packet came is not asked for.
+func (r Ruleset) Departures(underlay string, index uint32, sources, destinations []netip.Prefix) ([]nat.Departure, error) {
+	name := make([]byte, unix.IFNAMSIZ)
+	copy(name, underlay)
+	var out []nat.Departure
+	for _, h := range headers {
+		w := &walk{rules: r, header: h, underlay: name, index: index, been: map[stop]bool{}}
+		for _, name := range slices.Sorted(maps.Keys(r.Chains)) {
+			if c := r.Chains[name]; c.Base && c.Hook != *nftables.ChainHookInput && c.Hook != *nftables.ChainHookOutput {
+				w.bases = append(w.bases, c)
+			}
+		}
+		slices.SortStableFunc(w.bases, func(a, b *Chain) int {
+			return cmp.Or(cmp.Compare(a.Hook, b.Hook), cmp.Compare(a.Priority, b.Priority))
+		})
+		for _, src := range sources {
+			for _, dst := range destinations {
+				if src.Addr().BitLen() != int(h.size)*8 || dst.Addr().BitLen() != int(h.size)*8 {
+					continue
+				}
+				p := way{box: box{
+					first: [fieldCount]string{l4proto: "\x00", port: "\x00\x00"},
+					last:  [fieldCount]string{l4proto: "\xff", port: "\xff\xff"},
+				}}
+				p.first[source], p.last[source] = bounds(src)
+				p.first[destination], p.last[destination] = bounds(dst)
+				if err := w.base(p, 0); err != nil {
+					return nil, err
+				}
+			}
+		}
+		out = append(out, w.out...)
+	}
+	return out, nil
+}
+
+// base follows a way from the base chain of a number on.
+func (w *walk) base(p way, n int) error {
+	at := stop{box: p.box, translated: p.translated, redirected: p.redirected, base: n}
+	if w.been[at] {
+		return nil
+	}
+	w.been[at] = true
+	if n == len(w.bases) {
+		d := nat.Departure{
+			Sources:      addresses(p.first[source], p.last[source]),
+			Destinations: addresses(p.first[destination], p.last[destination]),
+			Protocols:    [2]uint8{p.first[l4proto][0], p.last[l4proto][0]},
+			Ports:        nat.PortRange{First: binary.BigEndian.Uint16([]byte(p.first[port])), Last: binary.BigEndian.Uint16([]byte(p.last[port]))},
+		}
+		if p.translated != "" {
+			d.Address, _ = netip.AddrFromSlice([]byte(p.translated))
+		}
+		w.out = append(w.out, d)
+		return nil
+	}
+	return w.chain(p, w.bases[n], 0, func(p way, accepted bool) error { return w.base(p, n+1) })
+}
+
+// end goes on with a way that has come through a chain: because of a verdict, which no other rule of its base chain
+// changes, or because the chain is over.
+type end func(p way, accepted bool) error
+
+// chain follows a way through a chain, from its rule n on.
+func (w *walk) chain(p way, c *Chain, n int, end end) error {
+	if w.paths++; w.paths > maxPaths {
+		return errTooMany
+	}
+	if n == len(c.Rules) {
+		return end(p, false)
+	}
+	if c.Base {
+		at := stop{box: p.box, translated: p.translated, redirected: p.redirected, rules: c, rule: n}
+		if w.been[at] {
+			return nil
+		}
+		w.been[at] = true
+	}
+	for i := range p.registers {
+		p.registers[i] = cell{field: unset}
+	}
+	return w.expr(p, c, n, 0, end)
+}
+
+// expr follows a way through a rule, from its expression i on.
+func (w *walk) expr(p way, c *Chain, n, i int, end end) error {
+	if i == len(c.Rules[n]) {
+		return w.chain(p, c, n+1, end)
+	}
+	next := func(p way) error { return w.expr(p, c, n, i+1, end) }
+	skip := func(p way) error { return w.chain(p, c, n+1, end) }
+	both := func() error { return either(p, next, skip) }
+	switch e := c.Rules[n][i].(type) {
+	case *expr.Counter, *expr.Log, *expr.Objref:
+		return next(p)
+	case *expr.Limit, *expr.Dynset: // the rate may be exceeded, the set full
+		return both()
+	case *expr.Reject:
+		return nil
+	case *expr.Immediate:
+		p.constant(e.Register, e.Data)
+		return next(p)
+	case *expr.Meta:
+		if e.SourceRegister {
+			return next(p) // sets a mark
+		}
+		switch e.Key {
+		case expr.MetaKeyNFPROTO:
+			p.constant(e.Register, []byte{w.header.nfproto})
+		case expr.MetaKeyOIF:
+			p.constant(e.Register, native(w.index))
+		case expr.MetaKeyOIFNAME:
+			p.constant(e.Register, w.underlay)
+		case expr.MetaKeyL4PROTO:
+			p.load(e.Register, l4proto, 0, 1)
+		default:
+			p.unknown(e.Register, unix.IFNAMSIZ)
+		}
+		return next(p)
+	case *expr.Payload:
+		if e.OperationType != expr.PayloadLoad {
+			return w.write(p, e, c.Rules[n][i-1], next)
+		}
+		w.payload(&p, e)
+		return next(p)
+	case *expr.Fib: // only what leaves by the underlay is asked for
+		p.constant(e.Register, w.underlay)
+		return next(p)
+	case *expr.Ct:
+		if e.SourceRegister {
+			return next(p) // sets a mark
+		}
+		switch e.Key {
+		case expr.CtKeySTATE:
+			p.constant(e.Register, native(expr.CtStateBitNEW))
+		case expr.CtKeySTATUS: // no answer was seen
+			status := uint32(0)
+			if p.redirected {
+				status = destinationTranslated
+			}
+			p.constant(e.Register, native(status))
+		default:
+			p.unknown(e.Register, 16)
+		}
+		return next(p)
+	case *expr.Rt: // is it encrypted next? What is leaves as ESP, with the node's own source.
+		p.constant(e.Register, []byte{0})
+		return next(p)
+	case *expr.Hash:
+		p.unknown(e.DestRegister, 4)
+		return next(p)
+	case *expr.Exthdr:
+		if e.DestRegister != 0 {
+			p.unknown(e.DestRegister, e.Len)
+			return both() // the option may be missing
+		}
+		return next(p)
+	case *expr.Bitwise:
+		p.bitwise(e)
+		return next(p)
+	case *expr.Cmp:
+		return w.compare(p, e, next, skip)
+	case *expr.Lookup:
+		return w.lookup(p, e, c, n, next, skip, end)
+	case *expr.Verdict:
+		return w.verdict(p, *e, c, n, end)
+	case *expr.NAT:
+		a := p.registers[offset(e.RegAddrMin):][:w.header.size]
+		address := make([]byte, len(a))
+		for i, c := range a {
+			if c.field != known {
+				return fmt.Errorf("a rule translates to an address that cannot be told")
+			}
+			address[i] = c.value
+		}
+		if e.Type == expr.NATTypeSourceNAT {
+			p.translated = string(address)
+			return end(p, true)
+		}
+		p.redirected = true
+		p.first[destination], p.last[destination] = string(address), string(address)
+		if e.RegProtoMin != 0 { // which one, is not followed
+			p.first[port], p.last[port] = "\x00\x00", "\xff\xff"
+		}
+		return end(p, true)
+	default:
+		return fmt.Errorf("a rule that is not understood: %T", e)
+	}
+}
+
+func (w *walk) verdict(p way, v expr.Verdict, c *Chain, n int, end end) error {
+	switch v.Kind {
+	case expr.VerdictAccept:
+		return end(p, true)
+	case expr.VerdictDrop:
+		return nil
+	case expr.VerdictReturn:
+		return end(p, false)
+	case expr.VerdictGoto, expr.VerdictJump:
+		next := w.rules.Chains[v.Chain]
+		if next == nil {
+			return fmt.Errorf("a rule leads to chain %q, which is not there", v.Chain)
+		}
+		return w.chain(p, next, 0, func(p way, accepted bool) error {
+			if accepted || v.Kind == expr.VerdictGoto {
+				return end(p, accepted)
+			}
+			return w.chain(p, c, n+1, end)
+		})
+	}
+	return fmt.Errorf("a verdict that is not understood: %d", v.Kind)
+}
+
+// compare splits a way by a comparison for equality, or goes both ways.
+func (w *walk) compare(p way, e *expr.Cmp, next, skip func(way) error) error {
+	if e.Op == expr.CmpOpNeq {
+		next, skip = skip, next
+	} else if e.Op != expr.CmpOpEq {
+		return either(p, next, skip)
+	}
+	cells := p.registers[offset(e.Register):][:len(e.Data)]
+	f := cells[0].field
+	if f == unset && bytes.Equal(e.Data, []byte{1}) {
+		return skip(p) // routing information, which cannot be read back; see Rt above
+	}
+	if f == known {
+		for i, c := range cells {
+			if c.field != known {
+				return either(p, next, skip)
+			} else if c.value != e.Data[i] {
+				return skip(p)
+			}
+		}
+		return next(p)
+	}
+	if f < 0 {
+		return either(p, next, skip)
+	}
+	// The first bits of a field, or those that follow bits that are the same all over the box.
+	from := int(cells[0].index)
+	first, last := make([]byte, from, 16), make([]byte, from, 16)
+	copy(first, p.first[f])
+	copy(last, p.last[f])
+	whole := bytes.Equal(first, last)
+	for i, c := range cells {
+		whole = whole && c.field == f && int(c.index) == from+i && (i == 0 || cells[i-1].mask == 0xff || c.mask == 0) && (^c.mask+1)&^c.mask == 0
+		if e.Data[i]&^c.mask != 0 {
+			whole = false
+		}
+		first, last = append(first, e.Data[i]), append(last, e.Data[i]|^c.mask)
+	}
+	if !whole {
+		return either(p, next, skip)
+	}
+	size := len(p.first[f])
+	return w.split(p, f, string(append(first, make([]byte, size-len(first))...)), string(append(last, bytes.Repeat([]byte{0xff}, size-len(last))...)), next, skip)
+}
+
+func (w *walk) split(p way, f field, first, last string, inside, outside func(way) error) error {
+	hit, ok := p.meet(f, first, last)
+	if !ok {
+		return outside(p)
+	}
+	q := p
+	q.box = hit
+	err := inside(q)
+	for _, rest := range p.without(hit) {
+		if err == nil {
+			q.box = rest
+			err = outside(q)
+		}
+	}
+	return err
+}
+
+// either goes both ways.
+func either(p way, next, skip func(way) error) error {
+	if err := next(p); err != nil {
+		return err
+	}
+	return skip(p)
+}
+
+// lookup splits a way by the elements of a set.
+func (w *walk) lookup(p way, e *expr.Lookup, c *Chain, n int, next, skip func(way) error, end end) error {
+	s := w.rules.Sets[e.SetName]
+	if s == nil {
+		return fmt.Errorf("a rule asks set %q, which is not there", e.SetName)
+	}
+	if e.Invert {
+		next, skip = skip, next
+	}
+	if s.IsDynamic { // rules fill it
+		if e.IsDestRegSet {
+			return fmt.Errorf("a rule goes by what other rules have put into map %q", e.SetName)
+		}
+		return either(p, next, skip)
+	}
+	var err error
+	rest := []box{p.box}
+	type answer struct {
+		box
+		data    string
+		verdict expr.Verdict
+	}
+	had := map[answer]bool{}
+	for _, el := range s.Elements {
+		hit, exact, ok := p.within(offset(e.SourceRegister), s.IsInterval, el.Key)
+		if !ok {
+			continue
+		}
+		q := p
+		q.box = hit
+		a := answer{hit, el.Data, el.Verdict}
+		if had[a] {
+			continue // and not exact either: those differ
+		}
+		had[a] = true
+		switch {
+		case !e.IsDestRegSet:
+			err = next(q)
+		case s.IsVerdict:
+			err = w.verdict(q, el.Verdict, c, n, end)
+		default:
+			q.constant(e.DestRegister, []byte(el.Data))
+			err = next(q)
+		}
+		if err != nil {
+			return err
+		}
+		if !exact {
+			continue
+		}
+		var left []box
+		for _, b := range rest {
+			if cut, ok := b.common(hit); ok {
+				left = append(left, b.without(cut)...)
+			} else {
+				left = append(left, b)
+			}
+		}
+		if rest = left; len(rest) > maxPaths {
+			return errTooMany
+		}
+	}
+	for _, b := range rest {
+		q := p
+		q.box = b
+		if err := skip(q); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// write follows a rule that replaces the prefix of an address. What it writes into the packets that ICMP errors quote changes
+// nothing here.
+func (w *walk) write(p way, e *expr.Payload, before expr.Any, next func(way) error) error {
+	b, ok := before.(*expr.Bitwise)
+	var f field
+	switch {
+	case e.Base == expr.PayloadBaseTransportHeader && e.Offset >= 8:
+		return next(p)
+	case !ok || e.Base != expr.PayloadBaseNetworkHeader || e.Len != w.header.size || p.translated != "":
+		return fmt.Errorf("a rule writes into packets what cannot be told")
+	case e.Offset == w.header.source:
+		f = source
+	case e.Offset == w.header.destination:
+		f = destination
+	default:
+		return fmt.Errorf("a rule writes into packets")
+	}
+	first, last := []byte(p.first[f]), []byte(p.last[f])
+	within := true // what changes is the prefix alone, and all have the same
+	for i := range first {
+		within = within && first[i]&^b.Mask[i] == last[i]&^b.Mask[i]
+	}
+	for i := range first {
+		if !within {
+			first[i], last[i] = 0, 0xff
+		}
+		first[i], last[i] = first[i]&b.Mask[i]^b.Xor[i], last[i]&b.Mask[i]^b.Xor[i]
+	}
+	p.first[f], p.last[f] = string(first), string(last)
+	return next(p)
+}
+
+func (w *walk) payload(p *way, e *expr.Payload) {
+	switch {
+	case e.Base == expr.PayloadBaseNetworkHeader && e.Offset >= w.header.source && e.Offset+e.Len <= w.header.source+w.header.size:
+		p.load(e.DestRegister, source, e.Offset-w.header.source, e.Len)
+	case e.Base == expr.PayloadBaseNetworkHeader && e.Offset >= w.header.destination && e.Offset+e.Len <= w.header.destination+w.header.size:
+		p.load(e.DestRegister, destination, e.Offset-w.header.destination, e.Len)
+	case e.Base == expr.PayloadBaseTransportHeader && e.Offset == 2 && e.Len == 2:
+		p.load(e.DestRegister, port, 0, 2)
+	default:
+		p.unknown(e.DestRegister, e.Len)
+	}
+}
+
+// destinationTranslated is the bit of a flow's status that says that its destination was translated (IPS_DST_NAT).
+const destinationTranslated = 1 << 5
