@@ -47,6 +47,14 @@ type FIB interface {
 	Run(context.Context) error
 }
 
+// NAT are the rules; package nat has the words.
+type NAT interface {
+	nat.Driver
+	nat.PortKeeper
+	nat.Prover
+	nat.Sampler
+}
+
 // Flows is the table of connection tracking; nat/conntrack has the words.
 type Flows interface {
 	apply.Flows
@@ -65,7 +73,7 @@ type Options struct {
 	Drivers map[tunnel.Kind]tunnel.Driver
 	BGP     bgp.Driver
 	FIB     FIB
-	NAT     nat.Driver
+	NAT     NAT
 	// Flows lets new flows be placed by what is in use of the pools' ports, and ends flows. Nil: neither is done.
 	Flows Flows
 	// Translations remembers who talked to whom as which address. Nil: there is no log.

@@ -11,7 +11,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// Differences says how the kernel's rules differ from a configuration's. See nat.Driver.
+// Differences says how the kernel's rules differ from a configuration's. See nat.Prover.
 func (d *Driver) Differences(ctx context.Context, c nat.Config) ([]string, error) {
 	want, err := compile(c)
 	if err != nil {

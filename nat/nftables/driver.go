@@ -35,7 +35,7 @@ type Options struct {
 	NetNS int
 }
 
-// Driver is a nat.Driver.
+// Driver is a nat.Driver, a nat.PortKeeper, a nat.Prover and a nat.Sampler.
 type Driver struct {
 	options Options
 	writes  atomic.Uint64
@@ -56,7 +56,12 @@ type applied struct {
 	rules  *ruleset // the counters in it are old
 }
 
-var _ nat.Driver = (*Driver)(nil)
+var (
+	_ nat.Driver     = (*Driver)(nil)
+	_ nat.PortKeeper = (*Driver)(nil)
+	_ nat.Prover     = (*Driver)(nil)
+	_ nat.Sampler    = (*Driver)(nil)
+)
 
 // New returns a Driver. It touches nothing yet. It needs CAP_NET_ADMIN.
 func New(o Options) *Driver {

@@ -29,7 +29,7 @@ var writing = map[string]uint16{
 var legacyTables = []string{"ip_tables_names", "ip6_tables_names", "arp_tables_names"}
 
 // Foreign says what outside our tables may change what leaves: rules of all families and hooks that do more than look, count and drop, and
-// tables that cannot be judged. See nat.Driver.
+// tables that cannot be judged. See nat.Prover.
 func (d *Driver) Foreign(ctx context.Context) (found []string, err error) {
 	fd, err := openSocket(d.options.NetNS, 0)
 	if err != nil {

@@ -14,14 +14,14 @@ import (
 
 var errNotApplied = errors.New("there are no rules yet")
 
-// Place makes the placements be exactly these. See nat.Driver.
+// Place makes the placements be exactly these. See nat.PortKeeper.
 func (d *Driver) Place(ctx context.Context, placed []nat.Placement) error {
 	return d.run(ctx, func() {
 		d.placed = append([]nat.Placement{}, placed...) // never nil
 	})
 }
 
-// Refuse makes the overload be exactly this. See nat.Driver.
+// Refuse makes the overload be exactly this. See nat.PortKeeper.
 func (d *Driver) Refuse(ctx context.Context, o nat.Overload) error {
 	o.Exhausted = slices.Clone(o.Exhausted)
 	return d.run(ctx, func() { d.overload = o })
@@ -54,7 +54,7 @@ func (d *Driver) run(ctx context.Context, set func()) error {
 	return d.commit(number, *d.config, want, func() error { return d.write(nil, *d.config, want) })
 }
 
-// Begun returns how many flows began with a pool's address. See nat.Driver.
+// Begun returns how many flows began with a pool's address. See nat.PortKeeper.
 func (d *Driver) Begun(ctx context.Context) (flows, portless uint64, err error) {
 	conn, err := d.open()
 	if err != nil {
@@ -78,7 +78,7 @@ func (d *Driver) Begun(ctx context.Context) (flows, portless uint64, err error) 
 	return flows, portless, errors.Join(err, err2)
 }
 
-// Meter returns of which flows Begun consists. See nat.Driver.
+// Meter returns of which flows Begun consists. See nat.PortKeeper.
 func (d *Driver) Meter(ctx context.Context) (nat.Meter, error) {
 	m := nat.Meter{Begun: map[nat.Use]uint64{}, Refused: map[nat.Use]uint64{}}
 	conn, err := d.open()

@@ -18,6 +18,13 @@ import (
 	"github.com/isthmus-net/isthmus/nat/placement"
 )
 
+// Rules place and refuse flows; package nat has the words.
+type Rules interface {
+	nat.PortKeeper
+	// Observe reads back what is there.
+	Observe(ctx context.Context) (nat.State, error)
+}
+
 // Flows reads the table of connection tracking; nat/conntrack has the words.
 type Flows interface {
 	// Dump calls f with every flow of a family (unix.AF_UNSPEC: all) until it returns false. f must not keep the flow.
@@ -28,7 +35,7 @@ type Flows interface {
 
 // Keeper counts, places and refuses. Methods may be called from several goroutines.
 type Keeper struct {
-	nat      nat.Driver
+	nat      Rules
 	flows    Flows
 	log      *slog.Logger
 	recounts chan chan struct{} // requests for present figures; each is closed when they are there
@@ -58,7 +65,7 @@ type Alarm struct {
 }
 
 // New returns a Keeper that does nothing before it runs. onCensus is called after each census; nil: nothing is.
-func New(driver nat.Driver, flows Flows, log *slog.Logger, onCensus func()) *Keeper {
+func New(driver Rules, flows Flows, log *slog.Logger, onCensus func()) *Keeper {
 	return &Keeper{nat: driver, flows: flows, log: log, recounts: make(chan chan struct{}), changed: make(chan struct{}, 1), onCensus: onCensus}
 }
 

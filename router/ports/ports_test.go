@@ -257,7 +257,6 @@ func BenchmarkNewFlows(b *testing.B) {
 
 // fullNode is a node whose connection table is full. What it is not asked for panics.
 type fullNode struct {
-	nat.Driver
 	Flows
 	refused nat.Overload
 }

@@ -61,6 +61,13 @@ type Flows interface {
 	End(ctx context.Context, family uint8, f func(*conntrack.Flow) bool) (int, error)
 }
 
+// NAT are the rules; package nat has the words.
+type NAT interface {
+	nat.Driver
+	nat.Prover
+	nat.Sampler
+}
+
 // Addresses makes the host from which a proof's canary calls.
 type Addresses interface {
 	// Surroundings reads what the machine has of addresses, routes and rules that is not of isthmus.
@@ -87,7 +94,7 @@ type Options struct {
 	Store     *store.Store
 	BGP       bgp.Driver
 	FIB       FIB
-	NAT       nat.Driver
+	NAT       NAT
 	Addresses Addresses
 	Flows     Flows // nil: flows are not ended
 	Translog  capability.Translog

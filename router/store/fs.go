@@ -8,8 +8,9 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/isthmus-net/isthmus/router/disk"
 	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/router/disk"
 )
 
 // filesystem is the part of a file system that the store needs, few enough methods for a test to cut the power at each.

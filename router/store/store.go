@@ -18,8 +18,9 @@ import (
 	"path/filepath"
 	"sync"
 
-	"github.com/isthmus-net/isthmus/router/disk"
 	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/router/disk"
 )
 
 var (
