@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/isthmus-net/isthmus/router/backoff"
@@ -39,38 +38,6 @@ const (
 	hold = time.Minute
 )
 
-// record is what the driver knows of one wanted tunnel.
-type record struct {
-	loading *sync.Mutex // one load of the tunnel at a time
-
-	cfg   tunnel.Config
-	want  loaded       // what is to be loaded for it
-	state tunnel.State // without counters
-
-	known bool // whether sas was read from the present charon
-	sas   []ikeSA
-
-	tries     int       // attempts since it was last settled
-	next      time.Time // of the next attempt; zero: at once
-	initiated time.Time // of the attempt under way; zero: none
-	missing   time.Time // since when no CHILD SA is live
-	double    time.Time // since when more than one is
-	ended     int       // how often a double was ended lately
-	endedAt   time.Time // the last time
-	upSince   time.Time
-	adopted   bool   // it was up when it was first seen
-	reason    string // why it is down, from charon's log
-	reasonAt  time.Time
-	failure   tunnel.Failure // the same
-	evidence  tunnel.Evidence
-	heard     time.Time      // when the peer's address last sent an IKE packet
-	listening time.Time      // since when that would have been seen
-	rekey     tunnel.Failure // why the CHILD SA that is up is not renewed
-	rekeyOf   uint32         // which that is; 0: the live one
-	held      time.Time      // until when traffic may continue on SAs that only the kernel knows
-	stale     map[uint32]time.Time
-}
-
 // action is what decide wants of charon; exactly one field is set.
 type action struct {
 	initiate       bool
@@ -78,303 +45,276 @@ type action struct {
 	terminateChild uint32
 }
 
+// decision is what one call of decide comes to.
+type decision struct {
+	now     time.Time
+	jitter  *rand.Rand
+	carried bool // by SAs that are to be replaced: the tunnel stays up while new ones are made
+	actions []action
+	again   time.Time // when to look again at the latest; zero: no time is known
+}
+
+// wake has the tunnel looked at again at a time that is to come.
+func (d *decision) wake(t time.Time) {
+	if t.After(d.now) && (d.again.IsZero() || t.Before(d.again)) {
+		d.again = t
+	}
+}
+
+func (d *decision) terminate(ikes []ikeSA) {
+	for _, ike := range ikes {
+		d.actions = append(d.actions, action{terminateIKE: ike.ID})
+	}
+}
+
 // decide looks at what was read of a tunnel, updates its record and state, and returns what to do about it, and when to
 // look again at the latest; zero: no time is known. It has no side effects but on r.
+//
+// First what there is too much of is ended, whether the tunnel is up or not. Then the tunnel is up, with SAs that stay or with those
+// that are to be replaced, or it is not, which may be a loss. When no SA stays there is one being made, or one was asked for
+// a moment ago, or the next attempt is due now or later.
 func (r *record) decide(now time.Time, jitter *rand.Rand) (actions []action, again time.Time) {
-	wake := func(t time.Time) {
-		if t.After(now) && (again.IsZero() || t.Before(again)) {
-			again = t
-		}
-	}
 	if !r.known {
 		r.set(tunnel.Unknown, now)
 		r.initiated = time.Time{} // whatever was begun, is gone with the charon that did
 		return nil, time.Time{}
 	}
-	type carrier struct {
-		ike   ikeSA
-		child childSA
+	d := &decision{now: now, jitter: jitter}
+	s := classify(r.sas, r.stale)
+	r.endDoubles(d, s)
+	r.endStale(d, len(s.live) > 0)
+	switch {
+	case len(s.live) > 0:
+		r.up(d, s.live[0])
+		r.initiated, r.next = time.Time{}, time.Time{}
+		return d.actions, d.again
+	case len(s.old) > 0:
+		d.carried = true
+		r.up(d, s.old[0])
+	case !r.upSince.IsZero() && r.betweenTwo(d, len(s.bare) > 0):
+		return d.actions, d.again
 	}
-	var live, old []carrier
-	var pending, bare []ikeSA
-	for _, ike := range r.sas {
-		_, stale := r.stale[ike.ID]
+	switch {
+	case len(s.pending) > 0:
+		r.await(d, s.pending)
+	case !r.initiated.IsZero() && r.beginning(d):
+	default:
+		r.attempt(d)
+	}
+	return d.actions, d.again
+}
+
+// carrier is a CHILD SA that carries traffic, with its IKE SA.
+type carrier struct {
+	ike   ikeSA
+	child childSA
+}
+
+// found is what was read of a tunnel, by what it is good for. An SA that is neither live nor being made is in none.
+type found struct {
+	live    []carrier // that stay; the first one is to be kept
+	old     []carrier // that carry traffic until new ones do: their addresses or identities are former ones
+	pending []ikeSA   // IKE SAs that are being made, or whose CHILD SA is
+	bare    []ikeSA   // established IKE SAs without a CHILD SA
+}
+
+// classify sorts the SAs of a tunnel. stale are the IKE SAs with former addresses or identities.
+func classify(sas []ikeSA, stale map[uint32]time.Time) (s found) {
+	for _, ike := range sas {
+		_, former := stale[ike.ID]
 		some := false
 		for _, c := range ike.Children {
 			some = some || c.pending() || c.live()
 			switch {
 			case !c.live():
-			case stale:
-				old = append(old, carrier{ike, c})
+			case former:
+				s.old = append(s.old, carrier{ike, c})
 			case ike.State != "DELETING":
-				live = append(live, carrier{ike, c})
+				s.live = append(s.live, carrier{ike, c})
 			}
 		}
-		if stale {
+		if former {
 			continue
 		}
 		if ike.pending() || ike.established() && slices.ContainsFunc(ike.Children, childSA.pending) {
-			pending = append(pending, ike)
+			s.pending = append(s.pending, ike)
 		}
 		if ike.established() && !some {
-			bare = append(bare, ike)
+			s.bare = append(s.bare, ike)
 		}
 	}
-	// Which of several is kept is chosen so that both ends choose the same: the newer one, which both kernels send on, and
-	// among those made at about the same time the one with the greatest SPIs.
-	slices.SortFunc(live, func(a, b carrier) int {
-		if d := b.child.Installed.Sub(a.child.Installed); d > apart || d < -apart {
-			return cmp.Compare(d, 0)
-		}
-		if c := strings.Compare(b.ike.SPI, a.ike.SPI); c != 0 {
-			return c
-		}
-		return cmp.Compare(max(b.child.In, b.child.Out), max(a.child.In, a.child.Out))
-	})
+	slices.SortFunc(s.live, keepFirst)
+	return s
+}
 
-	// Exactly one live CHILD SA.
-	if len(live) < 2 && (len(live) == 0 || len(bare) == 0) {
+// keepFirst orders live CHILD SAs: the first one is kept. It is chosen so that both ends choose the same: the newer one, which both
+// kernels send on, and among those made at about the same time the one with the greatest SPIs.
+func keepFirst(a, b carrier) int {
+	if d := b.child.Installed.Sub(a.child.Installed); d > apart || d < -apart {
+		return cmp.Compare(d, 0)
+	}
+	if c := strings.Compare(b.ike.SPI, a.ike.SPI); c != 0 {
+		return c
+	}
+	return cmp.Compare(max(b.child.In, b.child.Out), max(a.child.In, a.child.Out))
+}
+
+// endDoubles sees to it that there is exactly one live CHILD SA, and no IKE SA without one beside it. It has two of them alone for as
+// long as a rekeying takes. A peer that opens another SA for each that is ended is not fought with: two that work are better
+// than one that never rests, so the pause grows with each that was ended lately.
+func (r *record) endDoubles(d *decision, s found) {
+	if len(s.live) == 0 || len(s.live) == 1 && len(s.bare) == 0 {
 		r.double = time.Time{}
-		if now.Sub(r.endedAt) > forgiven {
+		if d.now.Sub(r.endedAt) > forgiven {
 			r.ended = 0
 		}
-	} else if r.double.IsZero() {
-		r.double = now
+		return
 	}
-	if !r.double.IsZero() {
-		// A peer that opens another SA for each that is ended is not fought with: two that work are better than one that
-		// never rests.
-		pause := backoff.Backoff{First: overlap, Last: lastOverlap}.Delay(2 * r.ended)
-		if due := r.double.Add(pause); now.Before(due) {
-			wake(due)
+	if r.double.IsZero() {
+		r.double = d.now
+	}
+	pause := backoff.Backoff{First: overlap, Last: lastOverlap}.Delay(2 * r.ended)
+	if due := r.double.Add(pause); d.now.Before(due) {
+		d.wake(due)
+		return
+	}
+	r.ended, r.endedAt = r.ended+1, d.now
+	r.double = d.now // the next try, should this one be without effect
+	d.wake(d.now.Add(overlap))
+	for _, c := range s.live[1:] {
+		if c.ike.ID == s.live[0].ike.ID || len(c.ike.Children) > 1 {
+			d.actions = append(d.actions, action{terminateChild: c.child.ID})
 		} else {
-			r.ended, r.endedAt = r.ended+1, now
-			r.double = now // the next try, should this one be without effect
-			wake(now.Add(overlap))
-			for _, c := range live[1:] {
-				if c.ike.ID == live[0].ike.ID || len(c.ike.Children) > 1 {
-					actions = append(actions, action{terminateChild: c.child.ID})
-				} else {
-					actions = append(actions, action{terminateIKE: c.ike.ID})
-				}
-			}
-			for _, ike := range bare {
-				actions = append(actions, action{terminateIKE: ike.ID})
-			}
+			d.actions = append(d.actions, action{terminateIKE: c.ike.ID})
 		}
 	}
+	d.terminate(s.bare)
+}
 
-	// SAs with former addresses or identities go when the new ones are up, or late.
+// endStale ends SAs with former addresses or identities when the new ones are up, or late: until then they carry the traffic.
+func (r *record) endStale(d *decision, replaced bool) {
 	for _, ike := range r.sas {
 		since, stale := r.stale[ike.ID]
 		if !stale || ike.State == "DELETING" {
 			continue
 		}
-		if due := since.Add(replace); len(live) > 0 || !now.Before(due) {
-			actions = append(actions, action{terminateIKE: ike.ID})
-			wake(now.Add(overlap))
+		if due := since.Add(replace); replaced || !d.now.Before(due) {
+			d.actions = append(d.actions, action{terminateIKE: ike.ID})
+			d.wake(d.now.Add(overlap))
 		} else {
-			wake(due)
+			d.wake(due)
 		}
 	}
+}
 
-	fresh := len(live) > 0
-	if !fresh {
-		live = old
+// up notes that a CHILD SA carries the tunnel's traffic. A tunnel that has been up for a while has its attempts counted from the start
+// again. What the state says in spite of that: the peer refuses to renew the SA, or takes less than was asked for.
+func (r *record) up(d *decision, c carrier) {
+	if r.upSince.IsZero() {
+		r.upSince = d.now
+		r.adopted = r.state.TimesUp == 0 && r.initiated.IsZero()
+		if r.adopted && !c.ike.Established.IsZero() {
+			r.upSince = c.ike.Established // it has been up for longer than we know of it
+		}
+		r.state.TimesUp++
 	}
-	carried := len(live) > 0
-	if carried {
-		if r.upSince.IsZero() {
-			r.upSince = now
-			r.adopted = r.state.TimesUp == 0 && r.initiated.IsZero()
-			if r.adopted && !live[0].ike.Established.IsZero() {
-				r.upSince = live[0].ike.Established // it has been up for longer than we know of it
-			}
-			r.state.TimesUp++
-		}
-		if now.Sub(r.upSince) >= settled {
-			r.tries = 0
-		} else {
-			wake(r.upSince.Add(settled))
-		}
-		r.missing, r.held = time.Time{}, time.Time{}
-		describe(&r.state, live[0].ike, live[0].child)
-		r.set(tunnel.Up, now)
-		if r.rekeyOf == 0 {
-			r.rekeyOf = live[0].child.ID
-		} else if r.rekeyOf != live[0].child.ID {
-			r.rekey, r.rekeyOf = tunnel.Failure{}, live[0].child.ID
-			if r.state.LastError == notRenewed {
-				r.state.LastError = ""
-			}
-		}
-		r.state.Failure = r.rekey
-		if r.rekey.Reason != "" {
-			r.state.LastError = notRenewed
-		}
-		if want := strings.Join(selectors(r.cfg), ", "); live[0].child.Selectors != want {
-			if r.state.Failure.Reason == "" {
-				r.state.Failure = tunnel.Failure{Reason: tunnel.TSNarrowed, Since: r.upSince}
-				r.state.Evidence.Selectors = live[0].child.Selectors
-			}
-			r.state.LastError = fmt.Sprintf("the peer narrowed our traffic selectors %s to %s: the rest is dropped", want, live[0].child.Selectors)
-		}
-		if fresh {
-			r.initiated, r.next = time.Time{}, time.Time{}
-			return actions, again
-		}
-	} else if !r.upSince.IsZero() { // it was up: is it a loss, or the moment between two?
-		if r.missing.IsZero() {
-			r.missing = now
-		}
-		if due := r.missing.Add(blink); len(bare) > 0 && now.Before(due) {
-			wake(due)
-			return actions, again
-		}
-		if !r.adopted && now.Sub(r.upSince) < settled { // accepted and dropped at once: do not run in circles
-			r.fail(now, jitter)
-		}
-		r.upSince = time.Time{}
+	if d.now.Sub(r.upSince) >= settled {
+		r.tries = 0
+	} else {
+		d.wake(r.upSince.Add(settled))
 	}
+	r.missing, r.held = time.Time{}, time.Time{}
+	describe(&r.state, c.ike, c.child)
+	r.set(tunnel.Up, d.now)
+	if r.rekeyOf == 0 {
+		r.rekeyOf = c.child.ID
+	} else if r.rekeyOf != c.child.ID {
+		r.rekey, r.rekeyOf = tunnel.Failure{}, c.child.ID
+		if r.state.LastError == notRenewed {
+			r.state.LastError = ""
+		}
+	}
+	r.state.Failure = r.rekey
+	if r.rekey.Reason != "" {
+		r.state.LastError = notRenewed
+	}
+	if want := strings.Join(selectors(r.cfg), ", "); c.child.Selectors != want {
+		if r.state.Failure.Reason == "" {
+			r.state.Failure = tunnel.Failure{Reason: tunnel.TSNarrowed, Since: r.upSince}
+			r.state.Evidence.Selectors = c.child.Selectors
+		}
+		r.state.LastError = fmt.Sprintf("the peer narrowed our traffic selectors %s to %s: the rest is dropped", want, c.child.Selectors)
+	}
+}
 
-	down := func(s tunnel.Status) {
-		if !carried {
-			r.down(s, now)
-		}
+// betweenTwo reports whether a tunnel that was up may be up again in a blink: an IKE SA that is rekeyed hands its children over, and is
+// bare meanwhile. Otherwise the tunnel is lost. One that the peer has accepted and dropped at once is a failed attempt, so as not to run in
+// circles; after another loss the next attempt is made at once.
+func (r *record) betweenTwo(d *decision, bare bool) bool {
+	if r.missing.IsZero() {
+		r.missing = d.now
 	}
-	if len(pending) > 0 {
-		if r.initiated.IsZero() {
-			r.initiated = now // also one that the peer began
-		}
-		if due := r.initiated.Add(stuck); now.Before(due) {
-			wake(due)
-		} else {
-			for _, ike := range pending {
-				actions = append(actions, action{terminateIKE: ike.ID})
-			}
-		}
-		r.next = time.Time{}
-		down(tunnel.Connecting)
-		return actions, again
+	if due := r.missing.Add(blink); bare && d.now.Before(due) {
+		d.wake(due)
+		return true
 	}
-	if !r.initiated.IsZero() {
-		if due := r.initiated.Add(begin); now.Before(due) && r.reasonAt.Before(r.initiated) {
-			wake(due)
-			down(tunnel.Connecting)
-			return actions, again
-		}
-		r.initiated = time.Time{}
-		r.fail(now, jitter)
+	if !r.adopted && d.now.Sub(r.upSince) < settled {
+		r.fail(d.now, d.jitter)
 	}
+	r.upSince = time.Time{}
+	return false
+}
+
+// await leaves SAs alone that are being made, by this node or the peer, until they are stuck.
+func (r *record) await(d *decision, pending []ikeSA) {
+	if r.initiated.IsZero() {
+		r.initiated = d.now // also one that the peer began
+	}
+	if due := r.initiated.Add(stuck); d.now.Before(due) {
+		d.wake(due)
+	} else {
+		d.terminate(pending)
+	}
+	r.next = time.Time{}
+	r.notUp(d, tunnel.Connecting)
+}
+
+// beginning reports whether an SA that was asked for may still show: charon takes a moment, and says so when it gives up before.
+// Otherwise the attempt has failed.
+func (r *record) beginning(d *decision) bool {
+	if due := r.initiated.Add(begin); d.now.Before(due) && r.reasonAt.Before(r.initiated) {
+		d.wake(due)
+		r.notUp(d, tunnel.Connecting)
+		return true
+	}
+	r.initiated = time.Time{}
+	r.fail(d.now, d.jitter)
+	return false
+}
+
+// attempt asks for an SA once the next attempt is due, when no SA is there or under way. A tunnel whose peer connects waits for it.
+func (r *record) attempt(d *decision) {
 	switch {
 	case r.cfg.IPsec.RespondOnly:
 		r.next = time.Time{}
 		if r.reason == "" {
-			r.because(tunnel.Waiting, "waiting for the peer to connect", now)
+			r.because(tunnel.Waiting, "waiting for the peer to connect", d.now)
 		}
-		down(tunnel.Down)
-	case now.Before(r.next):
-		wake(r.next)
-		down(tunnel.Down)
+		r.notUp(d, tunnel.Down)
+	case d.now.Before(r.next):
+		d.wake(r.next)
+		r.notUp(d, tunnel.Down)
 	default:
-		r.initiated, r.next = now, time.Time{}
-		actions = append(actions, action{initiate: true})
-		wake(now.Add(begin))
-		down(tunnel.Connecting)
-	}
-	return actions, again
-}
-
-// fail plans the next attempt.
-func (r *record) fail(now time.Time, jitter *rand.Rand) {
-	r.next = now.Add(backoff.Below(retry.Delay(r.tries), jitter.Int64N))
-	r.tries++
-}
-
-// down sets a status that is not Up, with the reason, unless SAs that only the kernel knows may still carry traffic.
-func (r *record) down(s tunnel.Status, now time.Time) {
-	if r.state.Status == tunnel.Up && now.Sub(r.reasonAt) > settled {
-		r.because(tunnel.Other, "the CHILD SA was closed", now)
-	}
-	if r.reason != "" {
-		r.state.LastError, r.state.Failure = r.reason, r.failure
-	}
-	r.state.Evidence, r.state.Heard, r.state.Listening = r.evidence, r.heard, r.listening
-	if r.state.LastError == noAnswer && r.cfg.IPsec.RemoteAddress.IsValid() {
-		r.state.LastError = fmt.Sprintf("no answer from %s", r.cfg.IPsec.RemoteAddress)
-	}
-	r.state.NextTry = r.next
-	if now.Before(r.held) {
-		r.set(tunnel.Unknown, now)
-		return
-	}
-	r.state.Established, r.state.Keyed, r.state.Algorithms, r.state.NATTraversal = time.Time{}, time.Time{}, "", false
-	r.set(s, now)
-}
-
-func (r *record) set(s tunnel.Status, now time.Time) {
-	former := r.state.Status
-	if s == tunnel.Up {
-		r.state.NextTry = time.Time{}
-		r.reason, r.failure = "", tunnel.Failure{}
-		if former != tunnel.Up {
-			r.evidence, r.heard, r.rekey, r.rekeyOf = tunnel.Evidence{}, time.Time{}, tunnel.Failure{}, 0
-		}
-		r.state.Evidence, r.state.Heard, r.state.Listening = r.evidence, time.Time{}, time.Time{}
-	}
-	if s == former {
-		return
-	}
-	r.state.Status = s
-	r.state.Since = now
-	if s == tunnel.Up {
-		r.state.Since = r.upSince
+		r.initiated, r.next = d.now, time.Time{}
+		d.actions = append(d.actions, action{initiate: true})
+		d.wake(d.now.Add(begin))
+		r.notUp(d, tunnel.Connecting)
 	}
 }
 
-// vaguer are the answers that say less than what the peer's own calls taught.
-var vaguer = map[tunnel.Reason][]tunnel.Reason{
-	tunnel.AuthRefused: {tunnel.Identity, tunnel.KeyDiffers},
-	tunnel.IKERefused:  {tunnel.IKEUnacceptable, tunnel.IKEVersion},
-	tunnel.ESPRefused:  {tunnel.ESPUnacceptable},
-	tunnel.TSRefused:   {tunnel.TSUnacceptable},
-}
-
-// note keeps the reason that a line of charon's log gives. What the peer says stands against its later silence.
-func (r *record) note(words string, now time.Time) bool {
-	why, reason := reasonOf(words)
-	if why == "" {
-		return false
-	}
-	if r.state.Status == tunnel.Up && (reason == tunnel.ESPRefused || reason == tunnel.ESPUnacceptable) {
-		if r.rekey.Reason == "" {
-			r.rekey = tunnel.Failure{Reason: tunnel.RekeyRefused, Since: now}
-		}
-		return true
-	}
-	if why == noAnswer {
-		switch {
-		case r.state.Status == tunnel.Up:
-			reason = tunnel.PeerLost
-		case reason == tunnel.NoAnswer && (r.failure.Reason == tunnel.NoAnswerAuth || r.failure.Reason == tunnel.PeerLost) && !strings.HasPrefix(words, "retransmit"):
-			reason = r.failure.Reason // giving up says nothing more
-		}
-	}
-	recent := now.Sub(r.reasonAt) < settled
-	if recent && (why == noAnswer && r.reason != "" && r.reason != noAnswer || why == peerClosed && r.reason == closedHere) {
-		return false // the peer's answer to our DELETE is one as well
-	}
-	if slices.Contains(vaguer[reason], r.failure.Reason) && now.Sub(r.reasonAt) < exactFor {
-		return false
-	}
-	r.because(reason, why, now)
-	return true
-}
-
-// because keeps a reason.
-func (r *record) because(reason tunnel.Reason, words string, now time.Time) {
-	r.reason, r.reasonAt = words, now
-	if r.failure.Reason != reason {
-		r.failure = tunnel.Failure{Reason: reason, Since: now}
+// notUp sets a status that is not Up, unless the tunnel is carried.
+func (r *record) notUp(d *decision, s tunnel.Status) {
+	if !d.carried {
+		r.down(s, d.now)
 	}
 }
