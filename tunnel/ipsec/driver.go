@@ -83,7 +83,7 @@ type Driver struct {
 	shown   bool                 // the kernel has had an SA of a tunnel
 	missing map[uint32]time.Time // when the kernel was first seen without a live SA, by the SPI of the one to us
 
-	ear       ear
+	peerLog   logWatcher
 	listening time.Time // since when the events of charon come without a gap
 
 	carried      map[uint32]bool // if_ids that the kernel had SAs for when Run connected to charon
@@ -104,7 +104,7 @@ func New(o Options) *Driver {
 		o: o, client: client{socket: o.Socket}, loaders: [2]client{{socket: o.Socket, noLists: true}, {socket: o.Socket, noLists: true}},
 		kick: make(chan struct{}, 1), fullRead: fullRead,
 		records: map[string]*record{}, pairs: map[[2]string][]*record{}, dirty: map[string]bool{}, orphans: map[uint32]time.Time{},
-		ear: newEar(),
+		peerLog: newLogWatcher(),
 	}
 }
 

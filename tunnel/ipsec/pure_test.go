@@ -194,8 +194,8 @@ func FuzzDecode(f *testing.F) {
 		decodeLine(m)
 		decodeEvent(vici.Event{Name: "child-updown", Message: m})
 		reasonOf(value)
-		e := newEar()
-		e.hear(line{sa: "1", words: value}, time.Unix(0, 0))
+		w := newLogWatcher()
+		w.handle(line{sa: "1", words: value}, time.Unix(0, 0))
 	})
 }
 

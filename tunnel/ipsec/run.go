@@ -143,7 +143,7 @@ func (r *runner) session(ctx context.Context) error {
 	d.mu.Lock()
 	d.all = true
 	d.listening = time.Now()
-	d.ear.talks = map[string]*talk{}
+	d.peerLog.pending = map[string]*pendingSA{}
 	d.mu.Unlock()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -176,7 +176,7 @@ func (r *runner) session(ctx context.Context) error {
 				d.all = true
 				d.mu.Unlock()
 			}
-			if d.heed(e) {
+			if d.handleEvent(e) {
 				wake(time.Now().Add(gather))
 			}
 			continue
@@ -211,100 +211,6 @@ func (r *runner) session(ctx context.Context) error {
 			wake(t)
 		}
 	}
-}
-
-// heed takes an event and reports whether a tunnel is to be read again for it.
-func (d *Driver) heed(e vici.Event) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if e.Name == "log" {
-		return d.heedLine(decodeLine(e.Message), e.Timestamp)
-	}
-	is := false
-	for _, conn := range decodeEvent(e) {
-		if name, ours := strings.CutPrefix(conn, tunnel.Mark); ours && d.records[name] != nil {
-			d.dirty[conn], is = true, true
-		}
-	}
-	return is
-}
-
-// heedLine takes a line of charon's log. d.mu is held.
-func (d *Driver) heedLine(l line, now time.Time) (is bool) {
-	name, ours := strings.CutPrefix(l.name, tunnel.Mark)
-	if r := d.records[name]; ours && r != nil {
-		if t := d.ear.talks[l.sa]; t != nil {
-			delete(d.ear.talks, l.sa) // it has found its connection
-		}
-		if a, ok := sender(l.words); ok && a == r.cfg.IPsec.RemoteAddress {
-			r.heard = now
-		}
-		learnt := evidence(&r.evidence, l.words)
-		if m := presented.FindStringSubmatch(l.words); m != nil && m[1]+m[2] != r.cfg.IPsec.RemoteIdentity {
-			r.evidence.Identity, learnt = brief(m[1]+m[2]), true
-		}
-		if !r.note(l.words, now) && !learnt {
-			return false
-		}
-		d.dirty[l.name] = true
-		return true
-	}
-	if l.sa == "" || ours {
-		return false
-	}
-	t := d.ear.hear(l, now)
-	if t == nil {
-		return false
-	}
-	reason, why := t.reason()
-	_, packet := sender(l.words)
-	if !packet && !t.unknown && reason == "" && !t.learnt.HalfOpen {
-		return false
-	}
-	known := false
-	for name, r := range d.records {
-		if r.cfg.IPsec.RemoteAddress != t.remote {
-			continue
-		}
-		known = true
-		if packet {
-			r.heard = now
-		}
-		if r.state.Status == tunnel.Up || reason == "" && !t.learnt.HalfOpen {
-			continue
-		}
-		former := r.evidence
-		r.evidence = r.evidence.With(t.learnt)
-		if reason != "" {
-			r.because(reason, why, now)
-		}
-		if r.evidence != former || reason != "" {
-			d.dirty[connection(name)], is = true, true
-		}
-	}
-	if t.unknown && !known && !t.counted {
-		t.counted = true
-		d.ear.count(t.remote, now)
-	}
-	return is
-}
-
-// Callers returns the addresses that have lately asked for an IKE SA and that no tunnel is for, in the order of the
-// addresses. charon does not tell what they offered, or who they said they were: it answers such a caller at once with
-// NO_PROPOSAL_CHOSEN.
-func (d *Driver) Callers() []tunnel.Caller {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.ear.forget(time.Now())
-	for _, r := range d.records {
-		delete(d.ear.callers, r.cfg.IPsec.RemoteAddress) // a tunnel was made for it
-	}
-	var out []tunnel.Caller
-	for _, c := range d.ear.callers {
-		out = append(out, *c)
-	}
-	slices.SortFunc(out, func(a, b tunnel.Caller) int { return a.Address.Compare(b.Address) })
-	return out
 }
 
 // reload loads what the running charon does not have of what is wanted.

@@ -28,19 +28,19 @@ func script(t *testing.T, now time.Time, lines ...string) (*Driver, *record) {
 		if !ok {
 			t.Fatalf("no line: %s", l)
 		}
-		d.heedLine(line{sa: sa, name: name, words: words}, now)
+		d.handleLine(line{sa: sa, name: name, words: words}, now)
 	}
 	return d, r
 }
 
-func talkOf(peer string, lines ...string) (out []string) {
+func linesFrom(peer string, lines ...string) (out []string) {
 	for _, l := range append([]string{"received packet: from " + peer + "[500] to 10.0.0.4[500] (464 bytes)"}, lines...) {
 		out = append(out, "7 (unnamed)|"+l)
 	}
 	return out
 }
 
-func TestHear(t *testing.T) {
+func TestPeerLog(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	peer := example().IPsec.RemoteAddress.String()
 	named := "7 isthmus:aws-0|"
@@ -49,23 +49,23 @@ func TestHear(t *testing.T) {
 		want     tunnel.Reason
 		evidence tunnel.Evidence
 	}{
-		"IKE proposal, peer calls": {talkOf(peer,
+		"IKE proposal, peer calls": {linesFrom(peer,
 			"parsed IKE_SA_INIT request 0 [ SA KE No ]",
 			peer+" is initiating an IKE_SA",
 			"received proposals: IKE:AES_CBC_128/HMAC_SHA1_96/PRF_HMAC_SHA1/MODP_2048, IKE:3DES_CBC/HMAC_MD5_96/PRF_HMAC_MD5/MODP_1024",
 			"configured proposals: IKE:AES_GCM_16_256/PRF_HMAC_SHA2_256/ECP_256",
 			"received proposals unacceptable",
 		), tunnel.IKEUnacceptable, tunnel.Evidence{IKEOffer: "AES_CBC_128/HMAC_SHA1_96/PRF_HMAC_SHA1/MODP_2048, 3DES_CBC/HMAC_MD5_96/PRF_HMAC_MD5/MODP_1024"}},
-		"identity, peer calls": {talkOf(peer,
+		"identity, peer calls": {linesFrom(peer,
 			"looking for peer configs matching 10.0.0.4[198.51.100.1]..."+peer+"[192.168.7.4]",
 			"no matching peer config found",
 		), tunnel.Identity, tunnel.Evidence{CalledUs: "198.51.100.1", Identity: "192.168.7.4"}},
-		"IKEv1, peer calls": {talkOf(peer,
+		"IKEv1, peer calls": {linesFrom(peer,
 			"parsed ID_PROT request 0 [ SA V V V V ]",
 			"no IKE config found for 10.0.0.4..."+peer+", sending NO_PROPOSAL_CHOSEN",
 		), tunnel.IKEVersion, tunnel.Evidence{IKEv1: true}},
-		"half open": {talkOf(peer, "deleting half open IKE_SA with "+peer+" after timeout"), "", tunnel.Evidence{HalfOpen: true}},
-		"known, but not loaded yet": {talkOf(peer,
+		"half open": {linesFrom(peer, "deleting half open IKE_SA with "+peer+" after timeout"), "", tunnel.Evidence{HalfOpen: true}},
+		"known, but not loaded yet": {linesFrom(peer,
 			"parsed IKE_SA_INIT request 0 [ SA KE No ]",
 			"no IKE config found for 10.0.0.4..."+peer+", sending NO_PROPOSAL_CHOSEN",
 		), "", tunnel.Evidence{}},
@@ -81,7 +81,7 @@ func TestHear(t *testing.T) {
 		"silence to IKE_AUTH":            {[]string{named + "retransmit 1 of request with message ID 1", named + "giving up after 4 retransmits"}, tunnel.NoAnswerAuth, tunnel.Evidence{}},
 		"silence after half of one":      {[]string{named + "retransmit 4 of request with message ID 1", named + "retransmit 1 of request with message ID 0"}, tunnel.NoAnswer, tunnel.Evidence{}},
 		"what it said stands":            {[]string{named + "received TS_UNACCEPTABLE notify, no CHILD_SA built", named + "retransmit 1 of request with message ID 0"}, tunnel.TSRefused, tunnel.Evidence{}},
-		"what it let out stands as well": {append(talkOf(peer, "looking for peer configs matching 10.0.0.4[x]..."+peer+"[y]", "no matching peer config found"), "8 isthmus:aws-0|received AUTHENTICATION_FAILED notify error"), tunnel.Identity, tunnel.Evidence{CalledUs: "x", Identity: "y"}},
+		"what it let out stands as well": {append(linesFrom(peer, "looking for peer configs matching 10.0.0.4[x]..."+peer+"[y]", "no matching peer config found"), "8 isthmus:aws-0|received AUTHENTICATION_FAILED notify error"), tunnel.Identity, tunnel.Evidence{CalledUs: "x", Identity: "y"}},
 	} {
 		_, r := script(t, now, tt.lines...)
 		if r.failure.Reason != tt.want || r.evidence != tt.evidence || tt.want != "" && r.failure.Since != now {
@@ -104,8 +104,8 @@ func TestHear(t *testing.T) {
 	}
 }
 
-// TestHearWhileUp: a failed renewal shows on the tunnel that is still up, and goes with the next keys; nothing else does.
-func TestHearWhileUp(t *testing.T) {
+// TestPeerLogWhileUp: a failed renewal shows on the tunnel that is still up, and goes with the next keys; nothing else does.
+func TestPeerLogWhileUp(t *testing.T) {
 	c := newClock(t)
 	c.step(0, "initiate", tunnel.Connecting)
 	c.step(time.Second, "", tunnel.Up, ike(1, "ESTABLISHED", child(1, "INSTALLED")))
@@ -152,7 +152,7 @@ func TestCallers(t *testing.T) {
 	now := time.Now().Truncate(time.Second)
 	stranger := func(i int) []string {
 		a := fmt.Sprintf("198.18.%d.%d", i/256, i%256)
-		out := talkOf(a, "parsed IKE_SA_INIT request 0 [ SA KE No ]", "no IKE config found for 10.0.0.4..."+a+", sending NO_PROPOSAL_CHOSEN",
+		out := linesFrom(a, "parsed IKE_SA_INIT request 0 [ SA KE No ]", "no IKE config found for 10.0.0.4..."+a+", sending NO_PROPOSAL_CHOSEN",
 			"generating IKE_SA_INIT response 0 [ N(NO_PROP) ]")
 		for j, l := range out {
 			out[j] = fmt.Sprintf("%d", 1000+i) + strings.TrimPrefix(l, "7")
@@ -160,7 +160,7 @@ func TestCallers(t *testing.T) {
 		return out
 	}
 	d, r := script(t, now, stranger(1)...)
-	d.heedLine(line{"2000", "(unnamed)", "no IKE config found for 10.0.0.4...198.18.0.1, sending NO_PROPOSAL_CHOSEN"}, now.Add(time.Second))
+	d.handleLine(line{"2000", "(unnamed)", "no IKE config found for 10.0.0.4...198.18.0.1, sending NO_PROPOSAL_CHOSEN"}, now.Add(time.Second))
 	want := tunnel.Caller{Address: netip.MustParseAddr("198.18.0.1"), First: now, Last: now.Add(time.Second), Attempts: 2}
 	if got := d.Callers(); len(got) != 1 || got[0] != want {
 		t.Errorf("got %+v, want %+v", got, want)
@@ -174,12 +174,12 @@ func TestCallers(t *testing.T) {
 		for _, l := range stranger(i) {
 			head, words, _ := strings.Cut(l, "|")
 			sa, name, _ := strings.Cut(head, " ")
-			d.heedLine(line{sa, name, words}, now)
+			d.handleLine(line{sa, name, words}, now)
 		}
 	}
 	got := d.Callers()
-	if len(got) != mostCallers || len(d.ear.talks) > mostTalks || !slices.Contains(got, want) {
-		t.Errorf("%d callers, %d talks, the first still there: %v", len(got), len(d.ear.talks), slices.Contains(got, want))
+	if len(got) != maxCallers || len(d.peerLog.pending) > maxPending || !slices.Contains(got, want) {
+		t.Errorf("%d callers, %d pending SAs, the first still there: %v", len(got), len(d.peerLog.pending), slices.Contains(got, want))
 	}
 
 	// Who gets a tunnel is a stranger no more, and who is silent for long is forgotten.
@@ -192,16 +192,16 @@ func TestCallers(t *testing.T) {
 	if slices.ContainsFunc(d.Callers(), func(c tunnel.Caller) bool { return c.Address == want.Address }) {
 		t.Error("a tunnel's peer is called a stranger")
 	}
-	d.ear.forget(now.Add(callerFor + time.Minute))
-	if len(d.ear.callers) != 0 || len(d.ear.talks) != 0 {
-		t.Errorf("%d callers and %d talks are never forgotten", len(d.ear.callers), len(d.ear.talks))
+	d.peerLog.forget(now.Add(callerFor + time.Minute))
+	if len(d.peerLog.callers) != 0 || len(d.peerLog.pending) != 0 {
+		t.Errorf("%d callers and %d pending SAs are never forgotten", len(d.peerLog.callers), len(d.peerLog.pending))
 	}
 }
 
 func TestLongWordsAreCut(t *testing.T) {
 	var e tunnel.Evidence
 	evidence(&e, "received proposals: IKE:"+strings.Repeat("AES_CBC_128/", 1000))
-	if len(e.IKEOffer) > mostWords+3 {
+	if len(e.IKEOffer) > maxWords+3 {
 		t.Errorf("%d bytes", len(e.IKEOffer))
 	}
 }
