@@ -1,7 +1,6 @@
 package gobgp
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -129,108 +128,22 @@ func compilePeer(asn uint32, c peerConfig, restarting bool) *api.Peer {
 	return n
 }
 
-// ruleSet is what peers with the same rules share.
-type ruleSet struct {
-	key   any // importKey or exportKey
-	peers []string
-}
-
-// group collects the peers with equal keys, so that a path is compared with each set of rules once.
-func group(peers []peerConfig, key func(bgp.Peer) any) []*ruleSet {
-	var sets []*ruleSet
-	for _, p := range peers {
-		k := key(p.Peer)
-		i := slices.IndexFunc(sets, func(s *ruleSet) bool { return reflect.DeepEqual(s.key, k) })
-		if i < 0 {
-			i = len(sets)
-			sets = append(sets, &ruleSet{key: k})
-		}
-		sets[i].peers = append(sets[i].peers, hostPrefix(p.Peer.Address))
-	}
-	return sets
-}
-
 func hostPrefix(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }
 
-// compilePolicies returns the two policies of the whole server. GoBGP applies them to every path and peer; what no
-// statement accepts is rejected by the default of the assignment. To the peers in withdraw (by name) everything that
+// compilePolicies returns the two policies of the whole server, made of those of the peers. GoBGP applies them to every path and peer;
+// what no statement accepts is rejected by the default of the assignment. To the peers in withdraw (by name) everything that
 // is not announced is withdrawn: GoBGP sends a path with LLGR_STALE as a withdrawal to a peer without long-lived
 // graceful restart, and there is no other way to take back what a former policy let out.
 func compilePolicies(asn uint32, peers []peerConfig, withdraw map[string]bool) *api.SetPoliciesRequest {
-	b := policyBuilder{}
-	accept := func(a *api.Actions) *api.Actions { a.RouteAction = api.RouteAction_ACCEPT; return a }
-
+	b := policyBuilder{asn: asn}
 	in := &api.Policy{Name: importPolicy, Statements: []*api.Statement{{
 		Name:       "local",
 		Conditions: &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL},
-		Actions:    accept(&api.Actions{}),
+		Actions:    &api.Actions{RouteAction: api.RouteAction_ACCEPT},
 	}}}
-	var strict []string
-	for _, p := range peers {
-		if p.Peer.AllowOwnAS == 0 {
-			strict = append(strict, hostPrefix(p.Peer.Address))
-		}
-	}
-	if len(strict) > 0 {
-		// The first form is matched without a regular expression, the second finds us in an AS_SET.
-		in.Statements = append(in.Statements, &api.Statement{
-			Name: "own-as",
-			Conditions: &api.Conditions{
-				NeighborSet: b.neighbors(strict),
-				AsPathSet:   b.set(api.DefinedType_AS_PATH, fmt.Sprintf("_%d_", asn), fmt.Sprintf("[{,]%d[,}]", asn)),
-			},
-			Actions: &api.Actions{RouteAction: api.RouteAction_REJECT},
-		})
-	}
-	type importKey struct {
-		bgp.Import
-		internal bool
-	}
-	for _, s := range group(peers, func(p bgp.Peer) any { return importKey{p.Import, p.ASN == asn} }) {
-		i := s.key.(importKey)
-		a := accept(&api.Actions{})
-		// GoBGP believes the LOCAL_PREF of external peers too (RFC 4271 section 5.1.5 forbids it): always set it.
-		if !i.internal || i.LocalPreference != 0 {
-			a.LocalPref = &api.LocalPrefAction{Value: cmp.Or(i.LocalPreference, 100)}
-		}
-		in.Statements = append(in.Statements, b.statements(s.peers, i.Allow, a)...)
-	}
+	in.Statements = append(in.Statements, b.policies(peers, (*bgp.Peer).ImportPolicy)...)
 
-	type exportKey struct {
-		bgp.Export
-		internal bool
-	}
-	out := &api.Policy{Name: exportPolicy}
-	var external []string
-	for _, p := range peers {
-		if p.Peer.ASN != asn {
-			external = append(external, hostPrefix(p.Peer.Address))
-		}
-	}
-	if len(external) > 0 {
-		out.Statements = append(out.Statements, &api.Statement{
-			Name: "no-export",
-			Conditions: &api.Conditions{
-				NeighborSet:  b.neighbors(external),
-				CommunitySet: b.set(api.DefinedType_COMMUNITY, noExport, noAdvertise),
-			},
-			Actions: &api.Actions{RouteAction: api.RouteAction_REJECT},
-		})
-	}
-	for _, s := range group(peers, func(p bgp.Peer) any { return exportKey{p.Export, p.ASN == asn} }) {
-		e := s.key.(exportKey)
-		a := accept(&api.Actions{})
-		if e.MED != nil {
-			a.Med = &api.MedAction{Type: api.MedAction_REPLACE, Value: int64(*e.MED)}
-		}
-		if e.Prepend > 0 {
-			a.AsPrepend = &api.AsPrependAction{Asn: asn, Repeat: uint32(e.Prepend)}
-		}
-		if e.internal {
-			a.Nexthop = &api.NexthopAction{Self: true}
-		}
-		out.Statements = append(out.Statements, b.statements(s.peers, e.Allow, a)...)
-	}
+	out := &api.Policy{Name: exportPolicy, Statements: b.policies(peers, (*bgp.Peer).ExportPolicy)}
 	var back []string
 	for _, p := range peers {
 		if withdraw[p.Peer.Name] {
@@ -241,7 +154,10 @@ func compilePolicies(asn uint32, peers []peerConfig, withdraw map[string]bool) *
 		out.Statements = append(out.Statements, &api.Statement{
 			Name:       "withdraw",
 			Conditions: &api.Conditions{NeighborSet: b.neighbors(back)},
-			Actions:    accept(&api.Actions{Community: &api.CommunityAction{Type: api.CommunityAction_ADD, Communities: []string{llgrStale}}}),
+			Actions: &api.Actions{
+				RouteAction: api.RouteAction_ACCEPT,
+				Community:   &api.CommunityAction{Type: api.CommunityAction_ADD, Communities: []string{llgrStale}},
+			},
 		})
 	}
 	return &api.SetPoliciesRequest{DefinedSets: b.sets, Policies: []*api.Policy{in, out}}
@@ -249,6 +165,7 @@ func compilePolicies(asn uint32, peers []peerConfig, withdraw map[string]bool) *
 
 // policyBuilder numbers sets and statements, whose names are global in GoBGP.
 type policyBuilder struct {
+	asn  uint32
 	sets []*api.DefinedSet
 	n    int
 }
@@ -269,23 +186,86 @@ func (b *policyBuilder) neighbors(list []string) *api.MatchSet {
 	return b.set(api.DefinedType_NEIGHBOR, list...)
 }
 
-// statements returns one statement for each address family that the rules name.
-func (b *policyBuilder) statements(peers []string, rules []bgp.Rule, a *api.Actions) []*api.Statement {
+// policies returns the statements for the terms of all peers, in an order that is that of each peer's terms. Peers with the same term share
+// its statement, so that a path is compared with each set of rules once.
+func (b *policyBuilder) policies(peers []peerConfig, policy func(*bgp.Peer, uint32) bgp.Policy) (ss []*api.Statement) {
+	type shared struct {
+		term      bgp.Term
+		neighbors []string
+	}
+	all := make([]bgp.Policy, len(peers))
+	for i := range peers {
+		all[i] = policy(&peers[i].Peer, b.asn)
+	}
+	for at := 0; ; at++ {
+		var groups []*shared
+		for i, p := range all {
+			if at >= len(p) {
+				continue
+			}
+			k := slices.IndexFunc(groups, func(s *shared) bool { return reflect.DeepEqual(s.term, p[at]) })
+			if k < 0 {
+				k = len(groups)
+				groups = append(groups, &shared{term: p[at]})
+			}
+			groups[k].neighbors = append(groups[k].neighbors, hostPrefix(peers[i].Peer.Address))
+		}
+		if len(groups) == 0 {
+			return ss
+		}
+		for _, s := range groups {
+			ss = append(ss, b.statements(s.neighbors, s.term)...)
+		}
+	}
+}
+
+// statements returns the statements for a term: one for each address family that its rules name.
+func (b *policyBuilder) statements(peers []string, t bgp.Term) []*api.Statement {
+	statement := func(prefixes *api.MatchSet) *api.Statement {
+		c := &api.Conditions{PrefixSet: prefixes, NeighborSet: b.neighbors(peers)}
+		if t.OwnAS {
+			// The first form is matched without a regular expression, the second finds us in an AS_SET.
+			c.AsPathSet = b.set(api.DefinedType_AS_PATH, fmt.Sprintf("_%d_", b.asn), fmt.Sprintf("[{,]%d[,}]", b.asn))
+		}
+		if t.Kept {
+			c.CommunitySet = b.set(api.DefinedType_COMMUNITY, noExport, noAdvertise)
+		}
+		return &api.Statement{Name: b.name("statement"), Conditions: c, Actions: b.actions(t)}
+	}
+	if t.Prefixes == nil {
+		return []*api.Statement{statement(nil)}
+	}
 	var ss []*api.Statement
 	for _, v4 := range []bool{true, false} {
-		prefixes := compileRules(rules, v4)
+		prefixes := compileRules(t.Prefixes, v4)
 		if len(prefixes) == 0 {
 			continue
 		}
 		s := &api.DefinedSet{DefinedType: api.DefinedType_PREFIX, Name: b.name("set"), Prefixes: prefixes}
 		b.sets = append(b.sets, s)
-		ss = append(ss, &api.Statement{
-			Name:       b.name("statement"),
-			Conditions: &api.Conditions{PrefixSet: &api.MatchSet{Name: s.Name}, NeighborSet: b.neighbors(peers)},
-			Actions:    a,
-		})
+		ss = append(ss, statement(&api.MatchSet{Name: s.Name}))
 	}
 	return ss
+}
+
+func (b *policyBuilder) actions(t bgp.Term) *api.Actions {
+	if t.Reject {
+		return &api.Actions{RouteAction: api.RouteAction_REJECT}
+	}
+	a := &api.Actions{RouteAction: api.RouteAction_ACCEPT}
+	if t.LocalPreference != 0 {
+		a.LocalPref = &api.LocalPrefAction{Value: t.LocalPreference}
+	}
+	if t.MED != nil {
+		a.Med = &api.MedAction{Type: api.MedAction_REPLACE, Value: int64(*t.MED)}
+	}
+	if t.Prepend > 0 {
+		a.AsPrepend = &api.AsPrependAction{Asn: b.asn, Repeat: uint32(t.Prepend)}
+	}
+	if t.NextHopSelf {
+		a.Nexthop = &api.NexthopAction{Self: true}
+	}
+	return a
 }
 
 // compileRules returns the rules of one address family as a prefix set. GoBGP looks only at the longest entry that

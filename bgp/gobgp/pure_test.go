@@ -195,7 +195,7 @@ func TestCompileRules(t *testing.T) {
 			q := prefix(e.IpPrefix)
 			got = got || q.Bits() == longest && q.Contains(p.Addr()) && int(e.MaskLengthMin) <= p.Bits() && p.Bits() <= int(e.MaskLengthMax)
 		}
-		if want := match(rules, p); got != want {
+		if want := bgp.Matches(rules, p); got != want {
 			t.Fatalf("%v: rules %v give %v, set %v gives %v", p, rules, want, set, got)
 		}
 		if got {

@@ -12,6 +12,7 @@ import (
 type rib struct {
 	asn      uint32
 	peers    []bgp.Peer
+	deciders []bgp.Decider // one for each peer, in the same order
 	paths    map[netip.Prefix][]bgp.Path
 	announce map[netip.Prefix]bool
 	used     map[string]uint32 // prefixes by peer
@@ -25,6 +26,10 @@ func newRIB() *rib { return &rib{paths: make(map[netip.Prefix][]bgp.Path)} }
 // configure takes the configuration over and counts again.
 func (r *rib) configure(c bgp.Config) {
 	r.asn, r.peers = c.ASN, c.Peers
+	r.deciders = make([]bgp.Decider, len(r.peers))
+	for i := range r.peers {
+		r.deciders[i] = r.peers[i].Decider(c.ASN)
+	}
 	r.announce = make(map[netip.Prefix]bool, len(c.Announce))
 	for _, p := range c.Announce {
 		r.announce[p] = true
@@ -46,11 +51,19 @@ func (r *rib) configure(c bgp.Config) {
 	}
 }
 
-// update takes a changed prefix over. Paths that no import rule of their peer allows are taken out first: what may get
+// update takes a changed prefix over. Paths that the import of their peer refuses are taken out first: what may get
 // in does not depend on the child alone.
 func (r *rib) update(u bgp.Update) bgp.Update {
-	if slices.ContainsFunc(u.Paths, func(p bgp.Path) bool { return !r.allowed(p.Peer, u.Prefix) }) {
-		u.Paths = slices.DeleteFunc(slices.Clone(u.Paths), func(p bgp.Path) bool { return !r.allowed(p.Peer, u.Prefix) })
+	refused := func(p bgp.Path) bool {
+		from := r.decider(p.Peer)
+		if from == nil {
+			return true
+		}
+		_, ok := from.Accept(route(u.Prefix, p))
+		return !ok
+	}
+	if slices.ContainsFunc(u.Paths, refused) {
+		u.Paths = slices.DeleteFunc(slices.Clone(u.Paths), refused)
 	}
 	old, ok := r.paths[u.Prefix]
 	if ok || r.announce[u.Prefix] {
@@ -67,20 +80,19 @@ func (r *rib) update(u bgp.Update) bgp.Update {
 	return u
 }
 
-func (r *rib) allowed(peer string, p netip.Prefix) bool {
+func route(prefix netip.Prefix, p bgp.Path) bgp.Route {
+	return bgp.Route{Prefix: prefix, ASPath: p.ASPath, Kept: p.Kept}
+}
+
+// decider returns the decider of a peer by its name, nil when it is not known.
+func (r *rib) decider(peer string) *bgp.Decider {
 	i, ok := slices.BinarySearchFunc(r.peers, peer, func(p bgp.Peer, name string) int {
 		return strings.Compare(p.Name, name)
 	})
-	return ok && match(r.peers[i].Import.Allow, p)
-}
-
-func match(rules []bgp.Rule, p netip.Prefix) bool {
-	for i := range rules {
-		if rules[i].Match(p) {
-			return true
-		}
+	if !ok {
+		return nil
 	}
-	return false
+	return &r.deciders[i]
 }
 
 func (r *rib) count(p netip.Prefix, paths []bgp.Path, n int32) {
@@ -89,9 +101,17 @@ func (r *rib) count(p netip.Prefix, paths []bgp.Path, n int32) {
 			r.used[paths[i].Peer] += uint32(n)
 		}
 	}
+	// The best path is announced, or our own prefix when there is none.
+	best, from := bgp.Route{Prefix: p}, (*bgp.Peer)(nil)
+	if len(paths) > 0 {
+		best = route(p, paths[0])
+		if d := r.decider(paths[0].Peer); d != nil {
+			from = d.Peer
+		}
+	}
 	for i := range r.peers {
 		name := r.peers[i].Name
-		if !r.tells(&r.peers[i], p, paths) {
+		if _, ok := r.deciders[i].Announce(from, best); !ok {
 			continue
 		}
 		r.told[name] += uint32(n)
@@ -102,24 +122,4 @@ func (r *rib) count(p netip.Prefix, paths []bgp.Path, n int32) {
 			r.readmit = true
 		}
 	}
-}
-
-// tells reports whether the best of paths, or our own when there is none, is announced to a peer.
-func (r *rib) tells(to *bgp.Peer, p netip.Prefix, paths []bgp.Path) bool {
-	if p.Addr().Is4() != to.Address.Is4() || !match(to.Export.Allow, p) {
-		return false
-	}
-	if len(paths) == 0 {
-		return true
-	}
-	best := paths[0]
-	if best.Peer == to.Name || best.Kept && to.ASN != r.asn {
-		return false
-	}
-	if to.ASN == r.asn {
-		// What an internal peer said is not passed on to another.
-		from := slices.IndexFunc(r.peers, func(q bgp.Peer) bool { return q.Name == best.Peer })
-		return from < 0 || r.peers[from].ASN != r.asn
-	}
-	return to.ASOverride || !slices.Contains(best.ASPath, to.ASN)
 }
