@@ -6,7 +6,6 @@
 package ipsec
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -150,38 +149,6 @@ func (d *Driver) Apply(ctx context.Context, c tunnel.Config) error {
 	return nil
 }
 
-// loadOne loads a tunnel beside others where the ledger is known to be that of the running charon.
-func (d *Driver) loadOne(ctx context.Context, c tunnel.Config, conn *vici.Message, want loaded) error {
-	d.load.RLock()
-	same, err := d.connected()
-	d.mu.Lock()
-	r := d.records[c.Name]
-	d.mu.Unlock()
-	if err == nil && same && r != nil {
-		defer d.load.RUnlock()
-		r.loading.Lock()
-		defer r.loading.Unlock()
-		return d.put(ctx, &d.loaders[d.turn.Add(1)%uint32(len(d.loaders))], c, conn, want)
-	}
-	d.load.RUnlock()
-	d.load.Lock()
-	defer d.load.Unlock()
-	return d.loadLocked(ctx, c, conn, want)
-}
-
-// samePSK says whether two secrets have one value.
-func (d *Driver) samePSK(a, b secret.Ref) bool {
-	if a == b || a.Name == b.Name {
-		return a == b
-	}
-	x, err := d.o.Secrets(a)
-	if err != nil {
-		return false
-	}
-	y, err := d.o.Secrets(b)
-	return err == nil && bytes.Equal(x, y)
-}
-
 // want takes the configuration into the records. charon finds a PSK by the identities of both ends alone, so two
 // tunnels between the same identities cannot have two.
 func (d *Driver) want(c tunnel.Config, want loaded) error {
@@ -223,162 +190,6 @@ func identities(c tunnel.Config) [2]string {
 	return [2]string{c.IPsec.LocalIdentity, c.IPsec.RemoteIdentity}
 }
 
-func (d *Driver) unpairLocked(r *record) {
-	pair := identities(r.cfg)
-	rest := slices.DeleteFunc(d.pairs[pair], func(x *record) bool { return x == r })
-	if d.pairs[pair] = rest; len(rest) == 0 {
-		delete(d.pairs, pair)
-	}
-}
-
-// loadLocked loads key and connection of a tunnel when they are not what was loaded before. d.load is held.
-func (d *Driver) loadLocked(ctx context.Context, c tunnel.Config, conn *vici.Message, want loaded) error {
-	if err := d.connectLocked(ctx); err != nil {
-		return err
-	}
-	return d.put(ctx, &d.client, c, conn, want)
-}
-
-// put does what loadLocked says, through one of the sessions.
-func (d *Driver) put(ctx context.Context, session *client, c tunnel.Config, conn *vici.Message, want loaded) error {
-	d.mu.Lock()
-	if d.ledger == nil {
-		d.mu.Unlock()
-		return errClosed
-	}
-	have := d.ledger.entries[c.Name]
-	d.mu.Unlock()
-	if have == want {
-		return nil
-	}
-	if have.Key != want.Key {
-		value, err := d.o.Secrets(c.IPsec.PSK)
-		if err != nil {
-			return fmt.Errorf("reading secret %s: %w", c.IPsec.PSK.Name, err)
-		}
-		key, err := compileKey(c, value)
-		if err != nil {
-			return errors.New("encoding the PSK") // the cause may hold it
-		}
-		if err := d.writeTo(ctx, session, "load-shared", key); err != nil {
-			return err
-		}
-	}
-	if have.Conn != want.Conn {
-		if have.Ends != "" && have.Ends != want.Ends {
-			if err := d.retire(ctx, c.Name); err != nil {
-				return err
-			}
-		}
-		if err := d.writeTo(ctx, session, "load-conn", conn); err != nil {
-			return err
-		}
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.ledger == nil {
-		return errClosed
-	}
-	return d.ledger.put(want)
-}
-
-var errClosed = errors.New("the driver is closed")
-
-// retire marks the present SAs of a tunnel as to be replaced.
-func (d *Driver) retire(ctx context.Context, name string) error {
-	sas, err := d.client.listSAs(ctx, connection(name))
-	if err != nil {
-		return err
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, ike := range sas[connection(name)] {
-		d.records[name].stale[ike.ID] = time.Now()
-	}
-	return nil
-}
-
-// connected reports whether the ledger is that of the running charon.
-func (d *Driver) connected() (bool, error) {
-	instance, err := d.client.current()
-	if err != nil {
-		return false, err
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.ledger != nil && d.instance == instance && instance != "", nil
-}
-
-// connectLocked makes sure that the ledger is that of the running charon. d.load is held.
-func (d *Driver) connectLocked(ctx context.Context) error {
-	same, err := d.connected()
-	if err != nil || same {
-		return err
-	}
-	instance, err := d.client.current()
-	if err != nil {
-		return err
-	}
-	for i := range d.loaders {
-		d.loaders[i].close() // of a former charon
-	}
-	l, err := openLedger(d.o.RuntimeDir, instance)
-	if err != nil {
-		return err
-	}
-	if err := d.verify(ctx, l); err != nil {
-		l.close()
-		return err
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.ledger != nil {
-		d.ledger.close()
-		d.o.Log.Warn("charon was restarted; its connections are loaded again", "instance", instance)
-	}
-	d.ledger, d.instance = l, instance
-	for _, r := range d.records {
-		r.known = false
-		clear(r.stale)
-	}
-	d.all = true
-	return nil
-}
-
-// verify forgets what the ledger has and charon has not, as after someone unloaded it by hand.
-func (d *Driver) verify(ctx context.Context, l *ledger) error {
-	conns, err := d.client.call(ctx, "get-conns", nil)
-	if err != nil {
-		return err
-	}
-	keys, err := d.client.call(ctx, "get-shared", nil)
-	if err != nil {
-		return err
-	}
-	hasConn, hasKey := set(texts(conns, "conns")), set(texts(keys, "keys"))
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.conns = texts(conns, "conns")
-	for name, e := range l.entries {
-		if !hasConn[connection(name)] {
-			e.Conn = ""
-		}
-		if !hasKey[connection(name)] {
-			e.Key = ""
-		}
-		l.entries[name] = e
-	}
-	return nil
-}
-
-func set(s []string) map[string]bool {
-	m := make(map[string]bool, len(s))
-	for _, x := range s {
-		m[x] = true
-	}
-	return m
-}
-
 // Remove implements tunnel.Driver.
 func (d *Driver) Remove(ctx context.Context, name string) error {
 	d.load.Lock()
@@ -394,48 +205,6 @@ func (d *Driver) Remove(ctx context.Context, name string) error {
 	}
 	if err := d.o.Links.Remove(tunnel.Mark+name, link.Xfrm); err != nil {
 		return fmt.Errorf("removing tunnel %s: %w", name, err)
-	}
-	return nil
-}
-
-func (d *Driver) unloadLocked(ctx context.Context, name string) error {
-	if err := d.connectLocked(ctx); err != nil {
-		return err
-	}
-	conns, err := d.client.call(ctx, "get-conns", nil)
-	if err != nil {
-		return err
-	}
-	if slices.Contains(texts(conns, "conns"), connection(name)) {
-		if err := d.write(ctx, "unload-conn", build("name", connection(name))); err != nil {
-			return err
-		}
-	}
-	keys, err := d.client.call(ctx, "get-shared", nil)
-	if err != nil {
-		return err
-	}
-	if slices.Contains(texts(keys, "keys"), connection(name)) {
-		if err := d.write(ctx, "unload-shared", build("id", connection(name))); err != nil {
-			return err
-		}
-	}
-	sas, err := d.client.listSAs(ctx, connection(name))
-	if err != nil {
-		return err
-	}
-	for _, ike := range sas[connection(name)] {
-		if ike.State != "DELETING" {
-			if err := d.terminate(ctx, action{terminateIKE: ike.ID}); err != nil {
-				return err
-			}
-		}
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.conns = slices.DeleteFunc(slices.Clone(d.conns), func(c string) bool { return c == connection(name) })
-	if _, ok := d.ledger.entries[name]; ok {
-		return d.ledger.put(loaded{Name: name})
 	}
 	return nil
 }
