@@ -9,7 +9,8 @@ import (
 // defaultLocalPreference is that of paths from external peers.
 const defaultLocalPreference = 100
 
-// Route is a path to a prefix as far as policies look at it. That of a prefix of our own has nothing but the prefix.
+// Route is a path to a prefix as far as policies look at it. That of a prefix of our own has
+// nothing but the prefix.
 type Route struct {
 	Prefix netip.Prefix
 	ASPath []uint32
@@ -24,8 +25,9 @@ type Changes struct {
 	NextHopSelf     bool
 }
 
-// Term is a step of a policy. A path that meets all its conditions ends there: it is refused, or it passes with the changes. All that
-// decides on paths is a field here, since both Policy.Decide and what a driver makes of a policy go by the fields.
+// Term is a step of a policy. A path that meets all its conditions ends there: it is refused, or it
+// passes with the changes. All that decides on paths is a field here, since both Policy.Decide and
+// what a driver makes of a policy go by the fields.
 type Term struct {
 	OwnAS    bool   // condition: our ASN is in the AS path
 	Kept     bool   // condition: the path is kept from external peers
@@ -91,8 +93,8 @@ func (p Policy) allow(rules []Rule, c Changes) Policy {
 	return append(p, Term{Prefixes: rules, Changes: c})
 }
 
-// Decider decides on the paths that a peer brings and is told of: by its policies, and by the rules of the protocol that a speaker follows
-// whatever its policies are.
+// Decider decides on the paths that a peer brings and is told of: by its policies, and by the rules
+// of the protocol that a speaker follows whatever its policies are.
 type Decider struct {
 	Peer           *Peer
 	ASN            uint32 // our own
@@ -118,8 +120,8 @@ func (d *Decider) Accept(r Route) (Changes, bool) {
 	return d.Import.Decide(d.ASN, r)
 }
 
-// Announce decides on a path that is the best one to its prefix, and that the peer from brings; nil: the prefix is our own, or the peer is
-// not known any more.
+// Announce decides on a path that is the best one to its prefix, and that the peer from brings;
+// nil: the prefix is our own, or the peer is not known any more.
 func (d *Decider) Announce(from *Peer, r Route) (Changes, bool) {
 	switch {
 	case !d.carries(r.Prefix):

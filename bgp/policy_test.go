@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestDecider has a node with the number 64620 and these peers: x and y external, i and j internal, s external with six.
+// TestDecider has a node with the number 64620 and these peers: x and y external, i and j internal,
+// s external with six.
 func TestDecider(t *testing.T) {
 	const asn = 64620
 	rules := func(list ...string) (all []Rule) {

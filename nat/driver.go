@@ -5,7 +5,8 @@ import (
 	"net/netip"
 )
 
-// Driver carries out a Config. Methods of this and the other interfaces may be called from several goroutines.
+// Driver carries out a Config. Methods of this and the other interfaces may be called from several
+// goroutines.
 type Driver interface {
 	// Apply makes the kernel's rules be as configured, in one transaction, and keeps the counters of the policies
 	// that stay. When the rules are already there it writes nothing.
@@ -25,8 +26,8 @@ type Driver interface {
 	Writes() uint64
 }
 
-// PortKeeper counts the flows that take ports of the pools' addresses, and says which new flows get which address or none. It needs
-// rules that a Driver has applied.
+// PortKeeper counts the flows that take ports of the pools' addresses, and says which new flows get
+// which address or none. It needs rules that a Driver has applied.
 type PortKeeper interface {
 	// Place makes the placements be exactly these, also over later calls of Apply; but one to an address that its pool
 	// does not have, or that is down while another is not, goes. Flows that are under way keep their address.

@@ -130,10 +130,11 @@ func compilePeer(asn uint32, c peerConfig, restarting bool) *api.Peer {
 
 func hostPrefix(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }
 
-// compilePolicies returns the two policies of the whole server, made of those of the peers. GoBGP applies them to every path and peer;
-// what no statement accepts is rejected by the default of the assignment. To the peers in withdraw (by name) everything that
-// is not announced is withdrawn: GoBGP sends a path with LLGR_STALE as a withdrawal to a peer without long-lived
-// graceful restart, and there is no other way to take back what a former policy let out.
+// compilePolicies returns the two policies of the whole server, made of those of the peers. GoBGP
+// applies them to every path and peer; what no statement accepts is rejected by the default of the
+// assignment. To the peers in withdraw (by name) everything that is not announced is withdrawn:
+// GoBGP sends a path with LLGR_STALE as a withdrawal to a peer without long-lived graceful restart,
+// and there is no other way to take back what a former policy let out.
 func compilePolicies(asn uint32, peers []peerConfig, withdraw map[string]bool) *api.SetPoliciesRequest {
 	b := policyBuilder{asn: asn}
 	in := &api.Policy{Name: importPolicy, Statements: []*api.Statement{{
@@ -186,8 +187,9 @@ func (b *policyBuilder) neighbors(list []string) *api.MatchSet {
 	return b.set(api.DefinedType_NEIGHBOR, list...)
 }
 
-// policies returns the statements for the terms of all peers, in an order that is that of each peer's terms. Peers with the same term share
-// its statement, so that a path is compared with each set of rules once.
+// policies returns the statements for the terms of all peers, in an order that is that of each
+// peer's terms. Peers with the same term share its statement, so that a path is compared with each
+// set of rules once.
 func (b *policyBuilder) policies(peers []peerConfig, policy func(*bgp.Peer, uint32) bgp.Policy) (ss []*api.Statement) {
 	type shared struct {
 		term      bgp.Term
@@ -224,7 +226,8 @@ func (b *policyBuilder) statements(peers []string, t bgp.Term) []*api.Statement 
 	statement := func(prefixes *api.MatchSet) *api.Statement {
 		c := &api.Conditions{PrefixSet: prefixes, NeighborSet: b.neighbors(peers)}
 		if t.OwnAS {
-			// The first form is matched without a regular expression, the second finds us in an AS_SET.
+			// The first form is matched without a regular expression, the second finds us in an
+			// AS_SET.
 			c.AsPathSet = b.set(api.DefinedType_AS_PATH, fmt.Sprintf("_%d_", b.asn), fmt.Sprintf("[{,]%d[,}]", b.asn))
 		}
 		if t.Kept {

@@ -40,12 +40,13 @@ func updates(from netip.Addr, says map[netip.Prefix]said) (out [][]byte) {
 	return append(out, endOfRIB)
 }
 
-// TestGoBGPAgreesWithDecider has random peers send random paths to a node whose export policies change, and compares what GoBGP accepts, what
-// it tells each peer, and with which attributes, with what bgp.Decider says; also for peers with a limit.
+// TestGoBGPAgreesWithDecider has random peers send random paths to a node whose export policies
+// change, and compares what GoBGP accepts, what it tells each peer, and with which attributes, with
+// what bgp.Decider says; also for peers with a limit.
 //
-// One peer alone sends a path to a prefix, and none is withdrawn while the node runs: GoBGP v3.37 leaves with a peer what it was told when
-// what comes in its place, or with as-override the path that goes, has the peer's number in it. So what it tells would depend on what
-// was before.
+// One peer alone sends a path to a prefix, and none is withdrawn while the node runs: GoBGP v3.37
+// leaves with a peer what it was told when what comes in its place, or with as-override the path
+// that goes, has the peer's number in it. So what it tells would depend on what was before.
 func TestGoBGPAgreesWithDecider(t *testing.T) {
 	seen := map[string]int{}
 	for seed := range uint64(5) {
@@ -158,7 +159,8 @@ func randomPaths(r *rand.Rand, numbers []uint32) []map[netip.Prefix]said {
 	return says
 }
 
-// compare returns the first difference between what the node does and what is decided, and counts what it has seen.
+// compare returns the first difference between what the node does and what is decided, and counts
+// what it has seen.
 func compare(n *node, c bgp.Config, speakers []*speaker, says []map[netip.Prefix]said, seen map[string]int) string {
 	note := func(what string) {
 		if seen != nil {
@@ -189,7 +191,7 @@ func compare(n *node, c bgp.Config, speakers []*speaker, says []map[netip.Prefix
 	for _, p := range prefixes {
 		var used []bgp.Path
 		n.get(func() { used = n.routes[p] })
-		// What is accepted?
+		// Accepted or refused?
 		accepted := map[string]bgp.Changes{}
 		for i := range c.Peers {
 			s, ok := says[i][p]
@@ -356,7 +358,8 @@ func heard(v *speaker, p netip.Prefix) string {
 	return strings.Join(append(words, fmt.Sprintf("path %v", path)), ", ")
 }
 
-// TestEveryFieldOfATermIsCompiled sets each field of a term by itself: a statement that stays the same would ignore it.
+// TestEveryFieldOfATermIsCompiled sets each field of a term by itself: a statement that stays the
+// same would ignore it.
 func TestEveryFieldOfATermIsCompiled(t *testing.T) {
 	compiled := func(term bgp.Term) string {
 		b := policyBuilder{asn: nodeASN}

@@ -51,8 +51,8 @@ func (r *rib) configure(c bgp.Config) {
 	}
 }
 
-// update takes a changed prefix over. Paths that the import of their peer refuses are taken out first: what may get
-// in does not depend on the child alone.
+// update takes a changed prefix over. Paths that the import of their peer refuses are taken out
+// first: what may get in does not depend on the child alone.
 func (r *rib) update(u bgp.Update) bgp.Update {
 	refused := func(p bgp.Path) bool {
 		from := r.decider(p.Peer)

@@ -13,7 +13,8 @@ import (
 	"github.com/isthmus-net/isthmus/nat/nftables/reach"
 )
 
-// Departures says with which source addresses new flows may leave by the rules that are in the kernel. See nat.Prover.
+// Departures says with which source addresses new flows may leave by the rules that are in the
+// kernel. See nat.Prover.
 func (d *Driver) Departures(ctx context.Context, underlay string, sources, destinations []netip.Prefix) ([]nat.Departure, error) {
 	have, _, err := d.read(ctx)
 	if err != nil {

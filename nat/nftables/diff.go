@@ -183,8 +183,8 @@ func keepsSet(have, want *ruleset, name string) bool {
 	return h != nil && w != nil && h.shape == w.shape
 }
 
-// besides returns the sets of two rulesets so that both have the same ones, for changes: a set that does not stay is in one of them
-// without elements.
+// besides returns the sets of two rulesets so that both have the same ones, for changes: a set that
+// does not stay is in one of them without elements.
 func besides(have, want *ruleset, whole bool) (h, w *ruleset) {
 	h, w = &ruleset{sets: map[string]*set{}}, &ruleset{sets: map[string]*set{}}
 	for name, s := range want.sets {

@@ -136,7 +136,8 @@ func TestCountersMove(t *testing.T) {
 	}
 }
 
-// TestCountersMoveBesides has a map of another shape, or all of a table, made again: what was counted goes along.
+// TestCountersMoveBesides has a map of another shape, or all of a table, made again: what was
+// counted goes along.
 func TestCountersMoveBesides(t *testing.T) {
 	now := func(n uint64) element { return element{kind: drop, policy: "p", now: nat.Counter{Packets: n}} }
 	have, want := maps4(map[string]element{"a": now(3), "b": now(5)}), maps4(map[string]element{"a": now(0), "c": now(0)})

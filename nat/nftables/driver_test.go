@@ -297,8 +297,9 @@ func TestObserveNothing(t *testing.T) {
 	}
 }
 
-// TestTakesOverSecondRejectChain writes the table of a daemon that had a second chain, "reject", for flows that cannot begin, and has a new
-// daemon take it over under traffic: nothing that may pass is lost, nothing that is rejected passes, the counters of policies are carried over.
+// TestTakesOverSecondRejectChain writes the table of a daemon that had a second chain, "reject",
+// for flows that cannot begin, and has a new daemon take it over under traffic: nothing that may
+// pass is lost, nothing that is rejected passes, the counters of policies are carried over.
 func TestTakesOverSecondRejectChain(t *testing.T) {
 	s := newSite(t)
 	c := guardConfig()
@@ -374,7 +375,7 @@ func TestTakesOverSecondRejectChain(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range state.Policies {
-		// What is counted between reading and replacing is lost.
+		// Packets between reading and replacing are not counted.
 		if got, all := p.Flows.Packets, uint64(sent)/2; p.Name == "no" && (got > all || got < all*3/4) {
 			t.Errorf("the policy counts %d of %d", p.Flows.Packets, sent/2)
 		}

@@ -32,8 +32,8 @@ const (
 	commandBind     = 1 // NFULNL_CFG_CMD_BIND
 )
 
-// Sample implements nat.Sampler. The kernel has one listener for the group in a network namespace: while another process is, it
-// returns an error.
+// Sample implements nat.Sampler. The kernel has one listener for the group in a network namespace:
+// while another process is, it returns an error.
 func (d *Driver) Sample(ctx context.Context, dropped func(nat.Reason, nat.Flow)) error {
 	fd, err := openSocket(d.options.NetNS, unix.SOCK_NONBLOCK)
 	if err != nil {

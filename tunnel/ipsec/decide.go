@@ -67,12 +67,14 @@ func (d *decision) terminate(ikes []ikeSA) {
 	}
 }
 
-// decide looks at what was read of a tunnel, updates its record and state, and returns what to do about it, and when to
-// look again at the latest; zero: no time is known. It has no side effects but on r.
+// decide looks at what was read of a tunnel, updates its record and state, and returns what to do
+// about it, and when to look again at the latest; zero: no time is known. It has no side effects
+// but on r.
 //
-// First what there is too much of is ended, whether the tunnel is up or not. Then the tunnel is up, with SAs that stay or with those
-// that are to be replaced, or it is not, which may be a loss. When no SA stays there is one being made, or one was asked for
-// a moment ago, or the next attempt is due now or later.
+// First what there is too much of is ended, whether the tunnel is up or not. Then the tunnel is up,
+// with SAs that stay or with those that are to be replaced, or it is not, which may be a loss. When
+// no SA stays there is one being made, or one was asked for a moment ago, or the next attempt is
+// due now or later.
 func (r *record) decide(now time.Time, jitter *rand.Rand) (actions []action, again time.Time) {
 	if !r.known {
 		r.set(tunnel.Unknown, now)
@@ -110,7 +112,8 @@ type carrier struct {
 	child childSA
 }
 
-// found is what was read of a tunnel, by what it is good for. An SA that is neither live nor being made is in none.
+// found is what was read of a tunnel, by what it is good for. An SA that is neither live nor being
+// made is in none.
 type found struct {
 	live    []carrier // that stay; the first one is to be kept
 	old     []carrier // that carry traffic until new ones do: their addresses or identities are former ones
@@ -147,8 +150,9 @@ func classify(sas []ikeSA, stale map[uint32]time.Time) (s found) {
 	return s
 }
 
-// keepFirst orders live CHILD SAs: the first one is kept. It is chosen so that both ends choose the same: the newer one, which both
-// kernels send on, and among those made at about the same time the one with the greatest SPIs.
+// keepFirst orders live CHILD SAs: the first one is kept. It is chosen so that both ends choose the
+// same: the newer one, which both kernels send on, and among those made at about the same time the
+// one with the greatest SPIs.
 func keepFirst(a, b carrier) int {
 	if d := b.child.Installed.Sub(a.child.Installed); d > apart || d < -apart {
 		return cmp.Compare(d, 0)
@@ -159,9 +163,10 @@ func keepFirst(a, b carrier) int {
 	return cmp.Compare(max(b.child.In, b.child.Out), max(a.child.In, a.child.Out))
 }
 
-// endDoubles sees to it that there is exactly one live CHILD SA, and no IKE SA without one beside it. It has two of them alone for as
-// long as a rekeying takes. A peer that opens another SA for each that is ended is not fought with: two that work are better
-// than one that never rests, so the pause grows with each that was ended lately.
+// endDoubles sees to it that there is exactly one live CHILD SA, and no IKE SA without one beside
+// it. It has two of them alone for as long as a rekeying takes. A peer that opens another SA for
+// each that is ended is not fought with: two that work are better than one that never rests, so the
+// pause grows with each that was ended lately.
 func (r *record) endDoubles(d *decision, s found) {
 	if len(s.live) == 0 || len(s.live) == 1 && len(s.bare) == 0 {
 		r.double = time.Time{}
@@ -191,7 +196,8 @@ func (r *record) endDoubles(d *decision, s found) {
 	d.terminate(s.bare)
 }
 
-// endStale ends SAs with former addresses or identities when the new ones are up, or late: until then they carry the traffic.
+// endStale ends SAs with former addresses or identities when the new ones are up, or late: until
+// then they carry the traffic.
 func (r *record) endStale(d *decision, replaced bool) {
 	for _, ike := range r.sas {
 		since, stale := r.stale[ike.ID]
@@ -207,8 +213,9 @@ func (r *record) endStale(d *decision, replaced bool) {
 	}
 }
 
-// up notes that a CHILD SA carries the tunnel's traffic. A tunnel that has been up for a while has its attempts counted from the start
-// again. What the state says in spite of that: the peer refuses to renew the SA, or takes less than was asked for.
+// up notes that a CHILD SA carries the tunnel's traffic. A tunnel that has been up for a while has
+// its attempts counted from the start again. What the state says in spite of that: the peer refuses
+// to renew the SA, or takes less than was asked for.
 func (r *record) up(d *decision, c carrier) {
 	if r.upSince.IsZero() {
 		r.upSince = d.now
@@ -247,9 +254,10 @@ func (r *record) up(d *decision, c carrier) {
 	}
 }
 
-// betweenTwo reports whether a tunnel that was up may be up again in a blink: an IKE SA that is rekeyed hands its children over, and is
-// bare meanwhile. Otherwise the tunnel is lost. One that the peer has accepted and dropped at once is a failed attempt, so as not to run in
-// circles; after another loss the next attempt is made at once.
+// betweenTwo reports whether a tunnel that was up may be up again in a blink: an IKE SA that is
+// rekeyed hands its children over, and is bare meanwhile. Otherwise the tunnel is lost. One that
+// the peer has accepted and dropped at once is a failed attempt, so as not to run in circles; after
+// another loss the next attempt is made at once.
 func (r *record) betweenTwo(d *decision, bare bool) bool {
 	if r.missing.IsZero() {
 		r.missing = d.now
@@ -279,8 +287,8 @@ func (r *record) await(d *decision, pending []ikeSA) {
 	r.notUp(d, tunnel.Connecting)
 }
 
-// beginning reports whether an SA that was asked for may still show: charon takes a moment, and says so when it gives up before.
-// Otherwise the attempt has failed.
+// beginning reports whether an SA that was asked for may still show: charon takes a moment, and
+// says so when it gives up before. Otherwise the attempt has failed.
 func (r *record) beginning(d *decision) bool {
 	if due := r.initiated.Add(begin); d.now.Before(due) && r.reasonAt.Before(r.initiated) {
 		d.wake(due)
@@ -292,7 +300,8 @@ func (r *record) beginning(d *decision) bool {
 	return false
 }
 
-// attempt asks for an SA once the next attempt is due, when no SA is there or under way. A tunnel whose peer connects waits for it.
+// attempt asks for an SA once the next attempt is due, when no SA is there or under way. A tunnel
+// whose peer connects waits for it.
 func (r *record) attempt(d *decision) {
 	switch {
 	case r.cfg.IPsec.RespondOnly:

@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	maxPending = 512             // negotiations without a tunnel yet, of which strangers can open any number
-	pendingFor = 2 * time.Minute // of which each is forgotten: charon ends a half-open one after 30 s
+	maxPending = 512             // negotiations without a tunnel yet; strangers can open any number of them
+	pendingFor = 2 * time.Minute // until one is forgotten: charon ends a half-open one after 30 s
 	maxCallers = 256             // addresses that no tunnel is for
-	callerFor  = 24 * time.Hour  // after the last attempt of which it is forgotten
+	callerFor  = 24 * time.Hour  // after its last attempt, until it is forgotten
 	maxWords   = 300             // of what a peer sends and people read, in bytes
 	exactFor   = 5 * time.Minute // how long what the peer's own call taught stands against its vaguer answers
 )
@@ -31,8 +31,8 @@ type line struct {
 // presented is what a peer that answers calls itself.
 var presented = regexp.MustCompile(`^(?:authentication of '(.*)' with pre-shared key successful$|IDir '(.*?)' does not match to )`)
 
-// pendingSA is an IKE SA that a peer has asked for and that charon has not assigned to a connection. Lines come from
-// several threads of charon, not always in order.
+// pendingSA is an IKE SA that a peer has asked for and that charon has not assigned to a
+// connection. Lines come from several threads of charon, not always in order.
 type pendingSA struct {
 	at      time.Time
 	remote  netip.Addr
@@ -100,7 +100,8 @@ func brief(s string) string {
 	return s
 }
 
-// handle takes a line about an IKE SA without a connection. It returns the SA once its peer is known.
+// handle takes a line about an IKE SA without a connection. It returns the SA once its peer is
+// known.
 func (w *logWatcher) handle(l line, now time.Time) *pendingSA {
 	t := w.pending[l.sa]
 	if t == nil {

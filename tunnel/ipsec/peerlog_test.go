@@ -104,7 +104,8 @@ func TestPeerLog(t *testing.T) {
 	}
 }
 
-// TestPeerLogWhileUp: a failed renewal shows on the tunnel that is still up, and goes with the next keys; nothing else does.
+// TestPeerLogWhileUp: a failed renewal shows on the tunnel that is still up, and goes with the next
+// keys; nothing else does.
 func TestPeerLogWhileUp(t *testing.T) {
 	c := newClock(t)
 	c.step(0, "initiate", tunnel.Connecting)

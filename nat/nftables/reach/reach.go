@@ -1,6 +1,7 @@
-// Package reach says what may leave by the rules of an nftables table. It follows each way through the rules with sets of packets in
-// place of packets: what decides on addresses, protocol or port splits the set, what decides on anything else is taken both ways. A rule that
-// it does not understand is an error. So the answer may be too much, and is never too little.
+// Package reach says what may leave by the rules of an nftables table. It follows each way through
+// the rules with sets of packets in place of packets: what decides on addresses, protocol or port
+// splits the set, what decides on anything else is taken both ways. A rule that it does not
+// understand is an error. So the answer may be too much, and is never too little.
 package reach
 
 import (
@@ -24,8 +25,8 @@ type Ruleset struct {
 	Sets   map[string]*Set
 }
 
-// Chain is a chain with its rules, in the form in which they are read back: a library that leaves out what a comparison of routing
-// information loads is allowed for.
+// Chain is a chain with its rules, in the form in which they are read back: a library that leaves
+// out what a comparison of routing information loads is allowed for.
 type Chain struct {
 	Base     bool // Hook and Priority say when it is passed; else it is only jumped to
 	Hook     nftables.ChainHook
@@ -84,8 +85,9 @@ type header struct {
 
 var headers = []header{{unix.NFPROTO_IPV4, 12, 16, 4}, {unix.NFPROTO_IPV6, 8, 24, 16}}
 
-// Departures says with which source addresses new flows may leave by the interface underlay, which has the index (0: it is not known),
-// from any of the sources toward any of the destinations. By which interface a packet came is not asked for.
+// Departures says with which source addresses new flows may leave by the interface underlay, which
+// has the index (0: it is not known), from any of the sources toward any of the destinations. By
+// which interface a packet came is not asked for.
 func (r Ruleset) Departures(underlay string, index uint32, sources, destinations []netip.Prefix) ([]nat.Departure, error) {
 	name := make([]byte, unix.IFNAMSIZ)
 	copy(name, underlay)
@@ -485,5 +487,6 @@ func (w *walk) payload(p *way, e *expr.Payload) {
 	}
 }
 
-// destinationTranslated is the bit of a flow's status that says that its destination was translated (IPS_DST_NAT).
+// destinationTranslated is the bit of a flow's status that says that its destination was translated
+// (IPS_DST_NAT).
 const destinationTranslated = 1 << 5

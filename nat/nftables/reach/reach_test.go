@@ -142,8 +142,8 @@ func TestMapsAreFollowed(t *testing.T) {
 	}
 }
 
-// TestHandWrittenRules asks for the answer of small tables: what each kind of expression lets by, and that what is not understood is an
-// error and no answer.
+// TestHandWrittenRules asks for the answer of small tables: what each kind of expression lets by,
+// and that what is not understood is an error and no answer.
 func TestHandWrittenRules(t *testing.T) {
 	const reg = unix.NFT_REG_1
 	load := func(offset, size uint32) expr.Any {
