@@ -12,8 +12,6 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-const ()
-
 // record is what the driver knows of one wanted tunnel.
 type record struct {
 	loading *sync.Mutex // one load of the tunnel at a time
