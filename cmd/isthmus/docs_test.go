@@ -5,6 +5,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -225,4 +226,34 @@ func lowerCamel(s string) string {
 		parts[i+1] = strings.ToUpper(p[:1]) + p[1:]
 	}
 	return strings.Join(parts, "")
+}
+
+// TestPagesNameCommands: every command that the pages and the registry of conditions name is one of isthmus.
+func TestPagesNameCommands(t *testing.T) {
+	a := &app{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard, now: time.Now, wall: time.Now, getenv: func(string) string { return "" }}
+	root := a.command()
+	files, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(files) < 5 {
+		t.Fatal(files, err)
+	}
+	more, _ := filepath.Glob("../../docs/*/*.md")
+	named := regexp.MustCompile("`isthmus ([a-z][^`]*)`")
+	seen := 0
+	for _, file := range append(append(files, more...), "../../README.md", "../../CONTRIBUTING.md") {
+		page, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range named.FindAllStringSubmatch(string(page), -1) {
+			words := strings.Fields(m[1])
+			seen++
+			c, rest, err := root.Find(words)
+			if err != nil || c == root || c.HasSubCommands() && len(rest) > 0 && !strings.HasPrefix(rest[0], "-") {
+				t.Errorf("%s names `isthmus %s`, which is not a command", file, m[1])
+			}
+		}
+	}
+	if seen < 50 {
+		t.Errorf("only %d commands were found", seen)
+	}
 }
