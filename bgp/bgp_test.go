@@ -22,7 +22,8 @@ func TestRuleMatch(t *testing.T) {
 	}
 }
 
-// TestDiffPeer changes each field by itself: each shows, and it is known of each whether the session goes on.
+// TestDiffPeer changes each field by itself: each shows, and it is known of each whether the
+// session goes on.
 func TestDiffPeer(t *testing.T) {
 	goesOn := []string{"Tunnel", "Import", "Export", "MaxPrefixes"}
 	for i := range reflect.TypeFor[Peer]().NumField() {

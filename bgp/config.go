@@ -1,5 +1,5 @@
-// Package bgp holds the words and the contract for BGP sessions (RFC 4271). Nothing is accepted or announced that a
-// policy does not name (RFC 8212).
+// Package bgp holds the words and the contract for BGP sessions (RFC 4271). Nothing is accepted or
+// announced that a policy does not name (RFC 8212).
 //
 // The package knows no implementation: bgp/gobgp implements Driver.
 package bgp
@@ -39,7 +39,8 @@ type Peer struct {
 	MaxPrefixes  uint32
 	ASOverride   bool
 	AllowOwnAS   uint8
-	// GracefulRestart offers RFC 4724 to the peer, with this restart time, at most 4095s; 0 offers nothing.
+	// GracefulRestart offers RFC 4724 to the peer, with this restart time, at most 4095s; 0 offers
+	// nothing.
 	GracefulRestart time.Duration
 }
 
@@ -82,9 +83,9 @@ type Export struct {
 	Allow   []Rule
 	MED     *uint32 // nil: none is sent
 	Prepend uint8
-	// MaxPrefixes is how many prefixes are announced at most, 0: no limit. More than the peer takes would end the
-	// session (Cease, Maximum Number of Prefixes Reached, RFC 4486). What exceeds is held back: first come the node's
-	// own announcements, then short prefixes, then low addresses.
+	// MaxPrefixes is how many prefixes are announced at most, 0: no limit. More than the peer takes
+	// would end the session (Cease, Maximum Number of Prefixes Reached, RFC 4486). What exceeds is
+	// held back: first come the node's own announcements, then short prefixes, then low addresses.
 	MaxPrefixes uint32
 }
 

@@ -28,15 +28,16 @@ type PeerState struct {
 	Name  string
 	State SessionState
 	Since time.Time // of State
-	// Restarting means that the session is not up and its paths are kept: the peer restarts gracefully (RFC 4724), or
-	// our own BGP process does. While it is false, a session that is not Established has no path, whatever Updates
-	// are still on their way.
-	Restarting       bool
-	RouterID         netip.Addr
-	Received         uint32 // prefixes the peer sent
-	Accepted         uint32 // prefixes whose used paths include one of the peer
-	Announced        uint32 // prefixes that are announced to the peer
-	HeldBack         uint32 // prefixes that are not announced because there are more than Export.MaxPrefixes
+	// Restarting means that the session is not up and its paths are kept: the peer restarts
+	// gracefully (RFC 4724), or our own BGP process does. While it is false, a session that is not
+	// Established has no path, whatever Updates are still on their way.
+	Restarting bool
+	RouterID   netip.Addr
+	Received   uint32 // prefixes the peer sent
+	Accepted   uint32 // prefixes whose used paths include one of the peer
+	Announced  uint32 // prefixes that are announced to the peer
+	// prefixes that are not announced because there are more than Export.MaxPrefixes
+	HeldBack         uint32
 	MessagesIn       uint64
 	MessagesOut      uint64
 	LastError        string
@@ -48,15 +49,18 @@ type PeerState struct {
 	Filtered         Filtered
 }
 
-// Filtered says what became of the messages of a peer, since the daemon was started or the peer was added.
+// Filtered says what became of the messages of a peer, since the daemon was started or the peer was
+// added.
 type Filtered struct {
-	Messages  uint64 // that the peer sent
-	Withdrawn uint64 // UPDATE messages that were treated as withdrawals because they were malformed (RFC 7606)
+	Messages uint64 // that the peer sent
+	// UPDATE messages that were treated as withdrawals because they were malformed (RFC 7606)
+	Withdrawn uint64
 	Resets    uint64 // sessions and connections that were ended because of a malformed message
-	// Discarded are the path attributes that were taken out of UPDATE messages, by type: those that this node does not
-	// use, and malformed ones. There are at most 256.
+	// Discarded are the path attributes that were taken out of UPDATE messages, by type: those that
+	// this node does not use, and malformed ones. There are at most 256.
 	Discarded []Discarded
-	// Note says why the last malformed UPDATE of the session was treated as a withdrawal; empty: there was none.
+	// Note says why the last malformed UPDATE of the session was treated as a withdrawal; empty:
+	// there was none.
 	Note string
 }
 
@@ -66,20 +70,21 @@ type Discarded struct {
 	Count uint64
 }
 
-// Path is one accepted way to a prefix. Traffic goes through the tunnel of Peer; NextHop is what the peer claims and
-// must not steer anything.
+// Path is one accepted way to a prefix. Traffic goes through the tunnel of Peer; NextHop is what
+// the peer claims and must not steer anything.
 type Path struct {
 	Peer    string
 	NextHop netip.Addr
 	ASPath  []uint32 // AS_SEQUENCE members in order; sets are flattened at the end
-	// Kept means that the path is not passed on to external peers (NO_EXPORT, NO_ADVERTISE, RFC 1997).
+	// Kept means that the path is not passed on to external peers (NO_EXPORT, NO_ADVERTISE, RFC
+	// 1997).
 	Kept bool
 }
 
-// Update is the whole set of usable paths of one prefix, best first. All of them are of equal preference and are used
-// together: the same LOCAL_PREF, AS_PATH length, ORIGIN and MULTI_EXIT_DISC, and all from external or all from
-// internal peers; the neighbouring AS may differ. An Update replaces what was known; an empty set means that the
-// prefix has no path.
+// Update is the whole set of usable paths of one prefix, best first. All of them are of equal
+// preference and are used together: the same LOCAL_PREF, AS_PATH length, ORIGIN and
+// MULTI_EXIT_DISC, and all from external or all from internal peers; the neighbouring AS may
+// differ. An Update replaces what was known; an empty set means that the prefix has no path.
 type Update struct {
 	Prefix netip.Prefix
 	Paths  []Path

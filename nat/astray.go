@@ -5,10 +5,11 @@ import (
 	"slices"
 )
 
-// Astray returns a function that says why a flow under way cannot go on as it is while the configuration is in force; empty
-// means that it can. It looks at flows of protocols without connections alone: each of their packets keeps the entry in the
-// table of connection tracking, so that the rules are not asked again, whatever they say by now. leaves reports whether
-// packets to an address leave by the underlay.
+// Astray returns a function that says why a flow under way cannot go on as it is while the
+// configuration is in force; empty means that it can. It looks at flows of protocols without
+// connections alone: each of their packets keeps the entry in the table of connection tracking, so
+// that the rules are not asked again, whatever they say by now. leaves reports whether packets to
+// an address leave by the underlay.
 func (c *Config) Astray(leaves func(netip.Addr) bool) func(Track) (why string) {
 	index := c.Index()
 	var plain []*Policy

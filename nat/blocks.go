@@ -7,11 +7,12 @@ import (
 	"slices"
 )
 
-// Blocks deals the ports of a pool's addresses out to sources by a formula (RFC 7422), so that an address and a port tell the
-// source without a log.
+// Blocks deals the ports of a pool's addresses out to sources by a formula (RFC 7422), so that an
+// address and a port tell the source without a log.
 //
-// The sources of a family are counted through the prefixes in their order, from 0. Source n has block n modulo b, of the b blocks of
-// an address, of address n divided by b, in the order of the pool. So prefixes and addresses that are added at the end move no source.
+// The sources of a family are counted through the prefixes in their order, from 0. Source n has
+// block n modulo b, of the b blocks of an address, of address n divided by b, in the order of the
+// pool. So prefixes and addresses that are added at the end move no source.
 type Blocks struct {
 	Size      uint16 // ports in a block, 1 or more
 	FirstPort uint16 // of the first block
@@ -47,7 +48,8 @@ func (p Pool) blockAddresses(ipv6 bool) (addrs []netip.Addr) {
 	return addrs
 }
 
-// Block returns the address and the ports of a source of a pool with Blocks; ok is false when it has none.
+// Block returns the address and the ports of a source of a pool with Blocks; ok is false when it
+// has none.
 func (p Pool) Block(source netip.Addr) (address netip.Addr, ports PortRange, ok bool) {
 	n := 0
 	for _, s := range p.Blocks.Sources {

@@ -48,7 +48,8 @@ func TestBlocksAreOneToOne(t *testing.T) {
 	}{
 		{"10.1.0.0", "192.0.2.30", PortRange{1024, 2023}},
 		{"10.1.0.63", "192.0.2.30", PortRange{64024, 65023}},
-		{"10.9.0.7", "192.0.2.20", PortRange{1024, 2023}}, // the second of the document, not the second by value
+		// the second of the document, not the second by value
+		{"10.9.0.7", "192.0.2.20", PortRange{1024, 2023}},
 		{"10.0.0.31", "192.0.2.20", PortRange{33024, 34023}},
 		{"2001:db8:1::2", "2001:db8:ff::1", PortRange{3024, 4023}},
 	} {

@@ -1,5 +1,6 @@
-// Package nat holds the words and the contract for what a node forwards: between which interfaces, with which sources, source NAT, the
-// guard behind it, TCP MSS clamping, and from where BGP and the API may be reached.
+// Package nat holds the words and the contract for what a node forwards: between which interfaces,
+// with which sources, source NAT, the guard behind it, TCP MSS clamping, and from where BGP and the
+// API may be reached.
 //
 // The package knows no backend: nat/nftables implements Driver.
 package nat
@@ -14,13 +15,15 @@ import (
 	"time"
 )
 
-// Config is everything that is wanted of NAT and filtering on a node. Without an Underlay it has nothing but API and Input: the node has no document, its
-// own forwarding is left as the machine has it, but for addresses of the platform, and with Input.Drop nothing is forwarded.
+// Config is everything that is wanted of NAT and filtering on a node. Without an Underlay it has
+// nothing but API and Input: the node has no document, its own forwarding is left as the machine
+// has it, but for addresses of the platform, and with Input.Drop nothing is forwarded.
 type Config struct {
-	// Underlay is the egress interface. What leaves by it carries the source of a pool or one of Own, or the guard
-	// drops it.
+	// Underlay is the egress interface. What leaves by it carries the source of a pool or one of
+	// Own, or the guard drops it.
 	Underlay string
-	// Own are the node's own addresses: those on the underlay, and those on interfaces that are not attachments.
+	// Own are the node's own addresses: those on the underlay, and those on interfaces that are not
+	// attachments.
 	Own []netip.Addr
 	// Attachments are the ways to the networks inside. An interface may be in several.
 	Attachments []Attachment
@@ -34,19 +37,21 @@ type Config struct {
 	Maps []Map
 	// Clamps are the TCP MSS limits, by interface.
 	Clamps []Clamp
-	// Sessions say from where BGP (TCP port 179) may come in, beside the loopback; from elsewhere it is dropped unanswered.
+	// Sessions say from where BGP (TCP port 179) may come in, beside the loopback; from elsewhere
+	// it is dropped unanswered.
 	Sessions []Session
 	// API says who may reach the node's own API.
 	API API
-	// DNS says who may reach port 53 of addresses, over UDP and TCP, beside the loopback. To everything else port 53 of these addresses is closed; other
-	// addresses it does not concern.
+	// DNS says who may reach port 53 of addresses, over UDP and TCP, beside the loopback. To
+	// everything else port 53 of these addresses is closed; other addresses it does not concern.
 	DNS []Door
 	// Input says what else may reach the node.
 	Input Input
 	// Tunnels are the interfaces of attachments that are tunnels.
 	Tunnels []Tunnel
-	// Links are the underlay and interfaces of attachments, as far as they are there. Their indexes make rules quicker, and decide nothing: an
-	// interface with another index is looked up by its name.
+	// Links are the underlay and interfaces of attachments, as far as they are there. Their indexes
+	// make rules quicker, and decide nothing: an interface with another index is looked up by its
+	// name.
 	Links Links
 }
 
@@ -79,10 +84,12 @@ type Zone struct {
 type Pool struct {
 	Name      string
 	Addresses []PoolAddress
-	// Silent drops a new flow to a destination to which every address of the pool has used up its ports. Default: the
-	// client is told, by a TCP RST or by ICMP "administratively prohibited" (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1).
+	// Silent drops a new flow to a destination to which every address of the pool has used up its
+	// ports. Default: the client is told, by a TCP RST or by ICMP "administratively prohibited"
+	// (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1).
 	Silent bool
-	// Blocks give each source ports of its own, and decide its address too: slots, zones and placements do not. Nil: none.
+	// Blocks give each source ports of its own, and decide its address too: slots, zones and
+	// placements do not. Nil: none.
 	Blocks *Blocks
 }
 
@@ -119,8 +126,8 @@ func (a PoolAddress) String() string {
 	return fmt.Sprintf("%v (%s)", a.Address, strings.Join(more, ", "))
 }
 
-// Placement has new flows of a source to a destination leave with an address of a pool that is not the one of the
-// source's slot.
+// Placement has new flows of a source to a destination leave with an address of a pool that is not
+// the one of the source's slot.
 type Placement struct {
 	Pool                string
 	Source, Destination netip.Addr
@@ -142,7 +149,8 @@ func (s Service) String() string {
 	return fmt.Sprintf("%s %s/%d", s.Destination, ProtocolName(s.Protocol), s.Port)
 }
 
-// Exhausted is a service to which no address of a pool has a port left. New flows to it are refused.
+// Exhausted is a service to which no address of a pool has a port left. New flows to it are
+// refused.
 type Exhausted struct {
 	Pool string
 	Service
@@ -152,7 +160,8 @@ type Exhausted struct {
 type Overload struct {
 	// Exhausted lists services; order and duplicates do not matter.
 	Exhausted []Exhausted
-	// TableFull refuses every new flow toward the underlay, because the table of connection tracking is full.
+	// TableFull refuses every new flow toward the underlay, because the table of connection
+	// tracking is full.
 	TableFull bool
 }
 
@@ -163,13 +172,13 @@ type Action string
 const (
 	// SNAT translates the source to an address of a pool.
 	SNAT Action = "snat"
-	// NoNAT lets the flow leave with the source that it has. The guard lets pass what is from a source prefix of the
-	// policy to a destination prefix of it, nothing else.
+	// NoNAT lets the flow leave with the source that it has. The guard lets pass what is from a
+	// source prefix of the policy to a destination prefix of it, nothing else.
 	NoNAT Action = "no-nat"
 	// Deny drops the flow.
 	Deny Action = "deny"
-	// Reject refuses the flow so that its source sees it: by a TCP reset, or by ICMP "administratively prohibited"
-	// (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1).
+	// Reject refuses the flow so that its source sees it: by a TCP reset, or by ICMP
+	// "administratively prohibited" (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1).
 	Reject Action = "reject"
 	// DNAT sends what comes for addresses of a pool, from outside or inside, to a server.
 	DNAT Action = "dnat"
@@ -183,8 +192,8 @@ type Policy struct {
 	Action       Action
 	Sources      []netip.Prefix
 	Destinations []netip.Prefix
-	// Names are domain names whose addresses belong to Destinations: router/egress/dns adds them. With names, a policy without
-	// destinations matches nothing.
+	// Names are domain names whose addresses belong to Destinations: router/egress/dns adds them.
+	// With names, a policy without destinations matches nothing.
 	Names    []string
 	Protocol string      // "tcp", "udp", "icmp"; empty: every one
 	Ports    []PortRange // of the destination; empty: every one
@@ -195,14 +204,16 @@ type Policy struct {
 	Timeouts Timeouts
 	// To is the server or proxy; without a port, the port stays. With DNAT and Redirect.
 	To netip.AddrPort
-	// Down says that the proxy does not work: new flows are rejected, or with Bypass decided as if the policy were not
-	// there. With Redirect.
+	// Down says that the proxy does not work: new flows are rejected, or with Bypass decided as if
+	// the policy were not there. With Redirect.
 	Down, Bypass bool
-	// Ends has flows that are under way end as soon as the policy decides on them. With Deny and Reject.
+	// Ends has flows that are under way end as soon as the policy decides on them. With Deny and
+	// Reject.
 	Ends bool
 }
 
-// Equal says whether two policies are the same, with their prefixes, names and ports in the same order.
+// Equal says whether two policies are the same, with their prefixes, names and ports in the same
+// order.
 func (p *Policy) Equal(o *Policy) bool {
 	return p.Name == o.Name && p.Action == o.Action && slices.Equal(p.Sources, o.Sources) && slices.Equal(p.Destinations, o.Destinations) &&
 		slices.Equal(p.Names, o.Names) && p.Protocol == o.Protocol && slices.Equal(p.Ports, o.Ports) && p.Pool == o.Pool && p.Pickup == o.Pickup &&
@@ -215,12 +226,14 @@ func (c Config) EqualFrame(o Config) bool {
 	return reflect.DeepEqual(c, o)
 }
 
-// Equal says whether two configurations are the same, with their lists in the same order. There may be ten thousand policies.
+// Equal says whether two configurations are the same, with their lists in the same order. There may
+// be ten thousand policies.
 func (c Config) Equal(o Config) bool {
 	return c.EqualFrame(o) && slices.EqualFunc(c.Policies, o.Policies, func(a, b Policy) bool { return a.Equal(&b) })
 }
 
-// Timeouts are times without packets after which a flow is forgotten, in whole seconds; 0: the kernel's default.
+// Timeouts are times without packets after which a flow is forgotten, in whole seconds; 0: the
+// kernel's default.
 type Timeouts struct {
 	TCPEstablished time.Duration
 	TCPClosing     time.Duration // FIN_WAIT, CLOSE_WAIT, LAST_ACK and TIME_WAIT
@@ -239,9 +252,10 @@ func (r PortRange) String() string {
 	return fmt.Sprintf("%d-%d", r.First, r.Last)
 }
 
-// Map shows the IPv4 addresses behind some interfaces under others, one to one: a source of Inside that comes by one of the
-// interfaces is one of Mapped for everything on this node, and a destination of Mapped that leaves by one of them becomes one of
-// Inside. Both prefixes have the same length. Nothing is remembered for it.
+// Map shows the IPv4 addresses behind some interfaces under others, one to one: a source of Inside
+// that comes by one of the interfaces is one of Mapped for everything on this node, and a
+// destination of Mapped that leaves by one of them becomes one of Inside. Both prefixes have the
+// same length. Nothing is remembered for it.
 type Map struct {
 	Interfaces     []string
 	Inside, Mapped netip.Prefix

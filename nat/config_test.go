@@ -42,7 +42,8 @@ func TestPolicyEqual(t *testing.T) {
 	}
 }
 
-// TestSSHByTunnel: a tunnel lets SSH in from prefixes of its own. One from which everything may come has none.
+// TestSSHByTunnel: a tunnel lets SSH in from prefixes of its own. One from which everything may
+// come has none.
 func TestSSHByTunnel(t *testing.T) {
 	p := netip.MustParsePrefix
 	c := Config{

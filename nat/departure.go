@@ -2,8 +2,9 @@ package nat
 
 import "net/netip"
 
-// Departure is a set of new flows from inside that leave by the underlay, and the source address that all of them may leave
-// with. What is known of a flow's way only when it comes, as the hash of its source, is left open: one flow may be in several.
+// Departure is a set of new flows from inside that leave by the underlay, and the source address
+// that all of them may leave with. What is known of a flow's way only when it comes, as the hash of
+// its source, is left open: one flow may be in several.
 type Departure struct {
 	Sources, Destinations Range
 	Protocols             [2]uint8  // first and last IP protocol number

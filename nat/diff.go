@@ -12,20 +12,25 @@ type Track struct {
 	Source, Destination netip.Addr // of its first packet, as it came
 	LeavesAs, GoesTo    netip.Addr // source and destination with which that packet went on
 	Protocol            uint8      // IP protocol number
-	Port, ServerPort    uint16     // destination ports of that packet as it came and as it went on; 0 without ports
+	// destination ports of that packet as it came and as it went on; 0 without ports
+	Port, ServerPort uint16
 }
 
 // Ending is a set of flows that end when one configuration takes the place of another.
 type Ending struct {
-	Kind, Name string // of the object whose change ends them: "underlay" (its interface), "pool", "policy", or "map" (its mapped prefix)
+	// of the object whose change ends them: "underlay" (its interface), "pool", "policy", or "map"
+	// (its mapped prefix)
+	Kind, Name string
 	Flows      string // which flows, as words behind that one: "from 203.0.113.9"
-	// Has says whether a flow is one of them. It cannot see by which interface a flow goes, and then says yes.
+	// Has says whether a flow is one of them. It cannot see by which interface a flow goes, and
+	// then says yes.
 	Has func(Track) bool
 }
 
-// Endings returns which flows under way end when b takes the place of a. Policies decide when a flow begins, so few changes end
-// one: its source address goes, it is untranslated and the guard no longer knows its prefixes, a map no longer shows
-// its spoke as it did, or it has no connection and goes to a server whose place another one has taken.
+// Endings returns which flows under way end when b takes the place of a. Policies decide when a
+// flow begins, so few changes end one: its source address goes, it is untranslated and the guard no
+// longer knows its prefixes, a map no longer shows its spoke as it did, or it has no connection and
+// goes to a server whose place another one has taken.
 func Endings(a, b Config) (out []Ending) {
 	kept := b.addresses()
 	address := func(kind, name string, at, public netip.Addr) {
@@ -82,8 +87,8 @@ func Endings(a, b Config) (out []Ending) {
 	return out
 }
 
-// Stopper returns what tells the policy that ends a flow under way, nil when none does. It is nil when no policy of the configuration ends
-// flows.
+// Stopper returns what tells the policy that ends a flow under way, nil when none does. It is nil
+// when no policy of the configuration ends flows.
 func (c *Config) Stopper() func(Track) *Policy {
 	if !slices.ContainsFunc(c.Policies, func(p Policy) bool { return p.Ends }) {
 		return nil
@@ -130,8 +135,8 @@ func stopped(a, b Config) (out []Ending) {
 	return out
 }
 
-// moved returns the endings of flows that a policy of a sent to a server or proxy, and that one of b would send to another one. A policy
-// that goes ends none.
+// moved returns the endings of flows that a policy of a sent to a server or proxy, and that one of
+// b would send to another one. A policy that goes ends none.
 func moved(a, b Config) (out []Ending) {
 	sends := func(p Policy) bool { return p.To.IsValid() }
 	next := Config{Pools: b.Pools}

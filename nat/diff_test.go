@@ -83,7 +83,8 @@ func TestEndings(t *testing.T) {
 	}
 }
 
-// TestEndingsOfServers: of a policy with another server, flows without a connection end that go to the former one, whichever policy opens the port now.
+// TestEndingsOfServers: of a policy with another server, flows without a connection end that go to
+// the former one, whichever policy opens the port now.
 func TestEndingsOfServers(t *testing.T) {
 	client, at, inside := netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("10.9.0.5"), []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}
 	open := func(name, to string, ports ...PortRange) Policy {

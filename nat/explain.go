@@ -6,7 +6,8 @@ import (
 	"strings"
 )
 
-// Explain says why the guard drops a packet, or would: which policy should have had it, and why it did not.
+// Explain says why the guard drops a packet, or would: which policy should have had it, and why it
+// did not.
 func (c *Config) Explain(f Flow) string {
 	if slices.Contains(c.addresses(), f.Source) {
 		return "someone inside uses an address of this node as source"

@@ -2,8 +2,9 @@ package nat
 
 import "net/netip"
 
-// Index finds the rule that decides on a flow without looking at every one: it groups the rules by the lengths of their prefixes,
-// and asks each group for the prefixes of the flow. It finds what Match finds.
+// Index finds the rule that decides on a flow without looking at every one: it groups the rules by
+// the lengths of their prefixes, and asks each group for the prefixes of the flow. It finds what
+// Match finds.
 type Index struct {
 	groups []group
 }
@@ -15,8 +16,8 @@ type group struct {
 	rules               map[[2]netip.Prefix][]Rule // by source and destination
 }
 
-// Index makes an index of the configuration's rules, an empty one when there are more than MaxRules. The configuration must not be
-// changed while it is in use.
+// Index makes an index of the configuration's rules, an empty one when there are more than
+// MaxRules. The configuration must not be changed while it is in use.
 func (c *Config) Index() *Index {
 	x := &Index{}
 	rules, err := c.Rules()

@@ -15,10 +15,11 @@ type Flow struct {
 	Source, Destination netip.Addr
 	Protocol            uint8  // IP protocol number
 	Port                uint16 // of the destination, with TCP and UDP
-	// Late says that the first packet seen opens no TCP connection: the flow began elsewhere, or long ago.
+	// Late says that the first packet seen opens no TCP connection: the flow began elsewhere, or
+	// long ago.
 	Late bool
-	// Outside says that it comes by the underlay; without, that it comes from inside and goes to an address of a pool or
-	// would leave by the underlay.
+	// Outside says that it comes by the underlay; without, that it comes from inside and goes to an
+	// address of a pool or would leave by the underlay.
 	Outside bool
 }
 
@@ -26,10 +27,11 @@ type Flow struct {
 type Decision struct {
 	Policy string // the one that decided; empty: none did
 	Action Action // of that policy; Reject while its proxy is down
-	// Address is the source that the flow goes on with. It is zero for a flow that ends here. Such a flow is denied or rejected; or its pool has
-	// no address of its family; or it is late and its policy does not pick it up; or it asks for an address of the node at which no server is; or
-	// it goes to the cloud's platform, which its policy does not name; or no policy decides. Of these, the guard drops what comes from inside
-	// and is late or without a policy.
+	// Address is the source that the flow goes on with. It is zero for a flow that ends here. Such
+	// a flow is denied or rejected; or its pool has no address of its family; or it is late and its
+	// policy does not pick it up; or it asks for an address of the node at which no server is; or
+	// it goes to the cloud's platform, which its policy does not name; or no policy decides. Of
+	// these, the guard drops what comes from inside and is late or without a policy.
 	Address netip.Addr
 	// Ports are those that it may leave with, or ICMP identifiers; zero: every one.
 	Ports PortRange
@@ -45,7 +47,8 @@ func (p *Policy) Does() Action {
 	return p.Action
 }
 
-// Rule is one combination of a policy's prefixes and ports. All rules of a policy lead to the same decision.
+// Rule is one combination of a policy's prefixes and ports. All rules of a policy lead to the same
+// decision.
 type Rule struct {
 	Policy              *Policy
 	Source, Destination netip.Prefix
@@ -67,9 +70,9 @@ func (r *Rule) specificity() int {
 	}
 }
 
-// Precedence orders rules, best first: by length of the destination prefix; then those with a protocol and ports, those
-// with a protocol, those without; then by length of the source prefix. Rules that are equal by this and match a
-// common flow tie.
+// Precedence orders rules, best first: by length of the destination prefix; then those with a
+// protocol and ports, those with a protocol, those without; then by length of the source prefix.
+// Rules that are equal by this and match a common flow tie.
 func Precedence(a, b Rule) int {
 	return cmp.Or(
 		cmp.Compare(b.Destination.Bits(), a.Destination.Bits()),
@@ -84,14 +87,16 @@ func (r *Rule) Matches(f Flow) bool {
 		(r.Protocol == 0 || r.Protocol == f.Protocol) && (r.Ports == everyPort || r.Ports.First <= f.Port && f.Port <= r.Ports.Last)
 }
 
-// MaxRules is how many rules the policies of a configuration may have together. Checking, compiling and carrying out that many
-// takes 200 to 400 MB and some seconds; without a bound, 12 KB of text make 36 million.
+// MaxRules is how many rules the policies of a configuration may have together. Checking, compiling
+// and carrying out that many takes 200 to 400 MB and some seconds; without a bound, 12 KB of text
+// make 36 million.
 const MaxRules = 1 << 17
 
 // ErrTooManyRules means that the policies have more than MaxRules rules together.
 var ErrTooManyRules = fmt.Errorf("the policies make more than %d rules", MaxRules)
 
-// parts are the prefixes and ports of a policy. It has a rule for each combination of them within a family.
+// parts are the prefixes and ports of a policy. It has a rule for each combination of them within a
+// family.
 type parts struct {
 	sources, destinations [2][]netip.Prefix // IPv4 and IPv6
 	ports                 []PortRange
@@ -130,7 +135,8 @@ func b2i(b bool) int {
 	return 0
 }
 
-// count returns how many rules the parts make. It does not overflow: a list has less than 2^31 entries, and ports at most 2^15 ranges.
+// count returns how many rules the parts make. It does not overflow: a list has less than 2^31
+// entries, and ports at most 2^15 ranges.
 func (p *parts) count() int {
 	n := 0
 	for family := range p.sources {
@@ -154,7 +160,8 @@ func (c *Config) pools() map[string]*Pool {
 	return pools
 }
 
-// CountRules returns how many rules each policy makes, in their order, and all together, without making one. Sums stop at the largest int.
+// CountRules returns how many rules each policy makes, in their order, and all together, without
+// making one. Sums stop at the largest int.
 func (c *Config) CountRules() (each []int, all int) {
 	pools := c.pools()
 	each = make([]int, len(c.Policies))
@@ -171,8 +178,9 @@ func (c *Config) CountRules() (each []int, all int) {
 	return each, all
 }
 
-// Rules takes the policies apart. The order is by Precedence, and complete: it depends on nothing but the policies' content. When there
-// are more than MaxRules, the error is ErrTooManyRules, and none is made.
+// Rules takes the policies apart. The order is by Precedence, and complete: it depends on nothing
+// but the policies' content. When there are more than MaxRules, the error is ErrTooManyRules, and
+// none is made.
 func (c *Config) Rules() ([]Rule, error) {
 	each, all := c.CountRules()
 	if all > MaxRules {
@@ -205,7 +213,8 @@ func (c *Config) Rules() ([]Rule, error) {
 	return rules, nil
 }
 
-// best returns the first of the rules that match a flow, and false when none does. It makes only those that match.
+// best returns the first of the rules that match a flow, and false when none does. It makes only
+// those that match.
 func (c *Config) best(f Flow) (best Rule, found bool) {
 	pools := c.pools()
 	for i := range c.Policies {
@@ -248,8 +257,9 @@ func Order(a, b Rule) int {
 	return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Ports.First, b.Ports.First), cmp.Compare(a.Policy.Name, b.Policy.Name))
 }
 
-// Opens returns the addresses of its pool at which a policy with DNAT listens, as they are on the interface and as
-// the world sees them: the pool's, or those of them that are among the destinations under either address.
+// Opens returns the addresses of its pool at which a policy with DNAT listens, as they are on the
+// interface and as the world sees them: the pool's, or those of them that are among the
+// destinations under either address.
 func (p *Policy) Opens(pool Pool) (addrs []netip.Prefix) {
 	among := make(map[netip.Prefix]bool, len(p.Destinations))
 	for _, d := range p.Destinations {
@@ -276,7 +286,8 @@ func distinct(prefixes []netip.Prefix) []netip.Prefix {
 	return slices.Compact(masked)
 }
 
-// mergePorts returns the same ports in ascending ranges that do not touch; every port when there are none.
+// mergePorts returns the same ports in ascending ranges that do not touch; every port when there
+// are none.
 func mergePorts(ports []PortRange) []PortRange {
 	if len(ports) == 0 {
 		return []PortRange{everyPort}
@@ -299,12 +310,13 @@ type Tie struct{ A, B string }
 // MaxTies is how many pairs of policies Ties looks for.
 const MaxTies = 1000
 
-// Ties returns the pairs of policies that tie, in order of their rules, which come from Config.Rules. A policy does not tie with itself,
-// nor with another one of its name. Of more than MaxTies pairs it returns the first.
+// Ties returns the pairs of policies that tie, in order of their rules, which come from
+// Config.Rules. A policy does not tie with itself, nor with another one of its name. Of more than
+// MaxTies pairs it returns the first.
 func Ties(rules []Rule) []Tie {
 	var ties []Tie
-	// Each step of the inner loop finds a pair. Two policies have at most as many steps as rules, since the ranges of one do not overlap:
-	// so the bound on pairs bounds the steps.
+	// Each step of the inner loop finds a pair. Two policies have at most as many steps as rules,
+	// since the ranges of one do not overlap: so the bound on pairs bounds the steps.
 	seen := map[[2]*Policy]bool{}
 	told := map[Tie]bool{}
 	for i := range rules {
@@ -387,8 +399,8 @@ func (c *Config) Pool(name string) Pool {
 // HashSeed makes Hash differ from other uses of the same function on a packet's path.
 const HashSeed = 0x49535448
 
-// Hash is Bob Jenkins' hash (lookup3, 2006) of an address with HashSeed, as the kernel computes it in nftables' "jhash" on
-// a machine of this byte order.
+// Hash is Bob Jenkins' hash (lookup3, 2006) of an address with HashSeed, as the kernel computes it
+// in nftables' "jhash" on a machine of this byte order.
 func Hash(a netip.Addr) uint32 {
 	key := a.AsSlice()
 	x := uint32(0xdeadbeef) + uint32(len(key)) + HashSeed
@@ -410,7 +422,8 @@ func Hash(a netip.Addr) uint32 {
 		z = (z - y) ^ bits.RotateLeft32(y, 4)
 		y += x
 	}
-	// Four bytes are left, of IPv4 and of IPv6. The kernel reads a tail byte by byte, least significant first.
+	// Four bytes are left, of IPv4 and of IPv6. The kernel reads a tail byte by byte, least
+	// significant first.
 	x += binary.LittleEndian.Uint32(key)
 	z = (z ^ y) - bits.RotateLeft32(y, 14)
 	x = (x ^ z) - bits.RotateLeft32(z, 11)

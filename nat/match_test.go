@@ -42,7 +42,8 @@ func TestMatchPrecedence(t *testing.T) {
 		{"10.1.0.1", "203.0.113.1", TCP, 80, "tcp"}, // a protocol counts for more than a source
 		{"10.1.0.1", "203.0.113.1", TCP, 443, "port"},
 		{"10.1.0.1", "203.0.113.1", UDP, 443, "source"},
-		{"10.1.0.1", "198.51.100.1", TCP, 443, "destination"}, // a destination counts for more than a port
+		// a destination counts for more than a port
+		{"10.1.0.1", "198.51.100.1", TCP, 443, "destination"},
 		{"10.1.0.1", "198.51.100.7", TCP, 443, "deny"},
 		{"172.16.0.1", "198.51.100.7", ICMP, 0, "deny"},
 		{"172.16.0.1", "198.51.100.8", ICMP, 0, ""},
@@ -76,7 +77,8 @@ func TestTies(t *testing.T) {
 		{snat("a", pfx("10.0.0.0/8"), nil, "tcp", PortRange{80, 90}), snat("b", pfx("10.0.0.0/8"), nil, "tcp", PortRange{91, 95}), false},
 		{snat("a", pfx("10.0.0.0/8"), nil, "tcp", PortRange{1, 9}, PortRange{100, 200}), snat("b", pfx("10.0.0.0/8"), nil, "tcp", PortRange{20, 30}, PortRange{150, 150}), true},
 		{snat("a", pfx("10.0.0.0/8", "172.16.0.0/12"), pfx("198.51.100.0/24"), ""), snat("b", pfx("172.16.0.0/12"), pfx("203.0.113.0/24", "198.51.100.0/24"), ""), true},
-		{snat("a", pfx("10.0.0.0/8"), nil, ""), snat("a", pfx("10.0.0.0/8"), nil, ""), false}, // that is another mistake
+		// that is another mistake
+		{snat("a", pfx("10.0.0.0/8"), nil, ""), snat("a", pfx("10.0.0.0/8"), nil, ""), false},
 	} {
 		c := Config{Policies: []Policy{k.a, k.b}}
 		if got := Ties(rulesOf(t, &c)); (len(got) == 1 && got[0] == Tie{"a", "b"}) != k.tie || len(got) > 1 {
@@ -178,7 +180,8 @@ func rulesOf(t *testing.T, c *Config) []Rule {
 	return rules
 }
 
-// TestRulesAreCountedFirst: what a short text multiplies to is known before it is made, and more than MaxRules are not made.
+// TestRulesAreCountedFirst: what a short text multiplies to is known before it is made, and more
+// than MaxRules are not made.
 func TestRulesAreCountedFirst(t *testing.T) {
 	many := func(n int, base byte) (out []netip.Prefix) {
 		for i := range n {

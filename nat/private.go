@@ -19,8 +19,8 @@ var private = []netip.Prefix{
 	netip.MustParsePrefix("fe80::/10"),      // RFC 4291 section 2.5.6
 }
 
-// Exposes says whether something from source to destination could carry an inside address into the Internet: some of
-// source is private, and not all of destination is.
+// Exposes says whether something from source to destination could carry an inside address into the
+// Internet: some of source is private, and not all of destination is.
 func Exposes(source, destination netip.Prefix) bool {
 	return slices.ContainsFunc(private, source.Overlaps) && !slices.ContainsFunc(private, func(p netip.Prefix) bool {
 		return p.Bits() <= destination.Bits() && p.Contains(destination.Addr())

@@ -5,10 +5,11 @@ import (
 	"slices"
 )
 
-// Attachment is an interface by which a network inside is reached. A packet may be forwarded between attachments, and from an
-// attachment to the underlay; no other interface forwards.
+// Attachment is an interface by which a network inside is reached. A packet may be forwarded
+// between attachments, and from an attachment to the underlay; no other interface forwards.
 type Attachment struct {
-	// Interface is a tunnel's, a plain one, or the underlay itself. By the underlay, only packets from and to Sources are inside.
+	// Interface is a tunnel's, a plain one, or the underlay itself. By the underlay, only packets
+	// from and to Sources are inside.
 	Interface string
 	// Sources are the prefixes that packets may have as source when they come by the interface.
 	Sources []netip.Prefix
@@ -24,7 +25,8 @@ type Session struct {
 type Door struct {
 	Interface string
 	Address   netip.Addr
-	// From are the sources that may; with an attachment that has an interface of its own, all that belong to it may, and From is empty.
+	// From are the sources that may; with an attachment that has an interface of its own, all that
+	// belong to it may, and From is empty.
 	From []netip.Prefix
 }
 
@@ -38,17 +40,20 @@ type API struct {
 
 // Input says what may reach the node itself, beside what Sessions, API and DNS say.
 type Input struct {
-	// Drop drops what is not let in: what answers the node, ICMP as far as a node needs it (RFC 4890 section 4.4), answers of DHCP, what
-	// carries tunnels, and SSH. Default: what isthmus does not serve itself is reached as the machine has it.
+	// Drop drops what is not let in: what answers the node, ICMP as far as a node needs it (RFC
+	// 4890 section 4.4), answers of DHCP, what carries tunnels, and SSH. Default: what isthmus does
+	// not serve itself is reached as the machine has it.
 	Drop bool
-	// SSH are the sources that may reach TCP port 22, by a tunnel only those that a prefix of the tunnel's own has in it. With Drop.
+	// SSH are the sources that may reach TCP port 22, by a tunnel only those that a prefix of the
+	// tunnel's own has in it. With Drop.
 	SSH []netip.Prefix
 }
 
 // Tunnel is the interface of a tunnel.
 type Tunnel struct {
 	Interface string
-	// Port is the UDP port to which packets of the tunnel come. 0: it is IPsec, which comes by the underlay as IKE and ESP.
+	// Port is the UDP port to which packets of the tunnel come. 0: it is IPsec, which comes by the
+	// underlay as IKE and ESP.
 	Port uint16
 }
 
@@ -57,13 +62,16 @@ type Reason string
 
 // The reasons.
 const (
-	// DropGuard: the packet would have left by the underlay with a source that is not a pool's nor the node's.
+	// DropGuard: the packet would have left by the underlay with a source that is not a pool's nor
+	// the node's.
 	DropGuard Reason = "guard"
 	// DropSource: the source does not belong to the attachment by which the packet came.
 	DropSource Reason = "foreign-source"
-	// DropInterface: the packet came by an interface, or would have left by one, that is neither an attachment nor the underlay.
+	// DropInterface: the packet came by an interface, or would have left by one, that is neither an
+	// attachment nor the underlay.
 	DropInterface Reason = "unknown-interface"
-	// DropUnderlay: the packet came by the underlay, and belongs to no flow that began inside, no DNAT and no pair of a no-nat policy.
+	// DropUnderlay: the packet came by the underlay, and belongs to no flow that began inside, no
+	// DNAT and no pair of a no-nat policy.
 	DropUnderlay Reason = "from-underlay"
 	// DropPlatform: the packet went to an address of the cloud's platform that no policy names.
 	DropPlatform Reason = "platform"
@@ -93,11 +101,13 @@ func (r Reason) String() string {
 	return string(r)
 }
 
-// Platform are the addresses at which clouds serve their machines: metadata, DNS, time, and all link-local ones. A flow to one of them
-// leaves by the underlay only when a policy has exactly this address, or this prefix, as destination.
+// Platform are the addresses at which clouds serve their machines: metadata, DNS, time, and all
+// link-local ones. A flow to one of them leaves by the underlay only when a policy has exactly this
+// address, or this prefix, as destination.
 //
-// Sources: AWS EC2 "Instance metadata" (169.254.169.254, fd00:ec2::254), Azure "What is IP address 168.63.129.16", Alibaba Cloud "Instance
-// metadata" (100.100.100.200), RFC 3927, RFC 4291 section 2.5.6.
+// Sources: AWS EC2 "Instance metadata" (169.254.169.254, fd00:ec2::254), Azure "What is IP address
+// 168.63.129.16", Alibaba Cloud "Instance metadata" (100.100.100.200), RFC 3927, RFC 4291 section
+// 2.5.6.
 var Platform = []netip.Prefix{
 	netip.MustParsePrefix("169.254.169.254/32"),
 	netip.MustParsePrefix("168.63.129.16/32"),
@@ -107,7 +117,8 @@ var Platform = []netip.Prefix{
 	netip.MustParsePrefix("fe80::/10"),
 }
 
-// PlatformOf returns the most specific prefix of Platform that an address is in; the zero Prefix when it is in none.
+// PlatformOf returns the most specific prefix of Platform that an address is in; the zero Prefix
+// when it is in none.
 func PlatformOf(a netip.Addr) (in netip.Prefix) {
 	for _, p := range Platform {
 		if p.Contains(a) && (!in.IsValid() || p.Bits() > in.Bits()) {
@@ -117,8 +128,8 @@ func PlatformOf(a netip.Addr) (in netip.Prefix) {
 	return in
 }
 
-// namesPlatform says whether a destination names addresses of the platform: it is one of their prefixes, or within one and not larger than
-// what serves there.
+// namesPlatform says whether a destination names addresses of the platform: it is one of their
+// prefixes, or within one and not larger than what serves there.
 func namesPlatform(destination netip.Prefix) bool {
 	in := PlatformOf(destination.Masked().Addr())
 	return in.IsValid() && destination.Bits() >= in.Bits()
@@ -127,8 +138,8 @@ func namesPlatform(destination netip.Prefix) bool {
 // NamesPlatform says whether a rule names addresses of the platform, so that it may lead there.
 func (r *Rule) NamesPlatform() bool { return namesPlatform(r.Destination) }
 
-// SSHByTunnel returns the sources that may reach SSH by a tunnel: those that Input names and a tunnel's sources have in them. A tunnel from which everything may
-// come names none.
+// SSHByTunnel returns the sources that may reach SSH by a tunnel: those that Input names and a
+// tunnel's sources have in them. A tunnel from which everything may come names none.
 func (c *Config) SSHByTunnel() (may []netip.Prefix) {
 	for _, p := range c.Input.SSH {
 		if slices.ContainsFunc(c.Tunnels, func(t Tunnel) bool {
@@ -150,7 +161,8 @@ func (c *Config) Arms() (arms []netip.Prefix) {
 	return distinct(arms)
 }
 
-// Attached returns the names of the interfaces that are attachments, without the underlay's, in order.
+// Attached returns the names of the interfaces that are attachments, without the underlay's, in
+// order.
 func (c *Config) Attached() (names []string) {
 	for _, a := range c.Attachments {
 		if a.Interface != c.Underlay {
@@ -161,7 +173,8 @@ func (c *Config) Attached() (names []string) {
 	return slices.Compact(names)
 }
 
-// Plain returns the names of the interfaces that are attachments, without the underlay's and tunnels, in order.
+// Plain returns the names of the interfaces that are attachments, without the underlay's and
+// tunnels, in order.
 func (c *Config) Plain() []string {
 	return slices.DeleteFunc(c.Attached(), func(name string) bool {
 		return slices.ContainsFunc(c.Tunnels, func(t Tunnel) bool { return t.Interface == name })
@@ -178,9 +191,10 @@ func (c *Config) sources(iface string) (all []netip.Prefix) {
 	return all
 }
 
-// Crosses says whether the first packet of a flow may go from one interface to another, by the sides of the interfaces and the prefixes of
-// attachments alone: an empty Reason when it may. opened says that the packet is for a server behind an address of a pool. What policies
-// then say about a flow that leaves by the underlay is for Match.
+// Crosses says whether the first packet of a flow may go from one interface to another, by the
+// sides of the interfaces and the prefixes of attachments alone: an empty Reason when it may.
+// opened says that the packet is for a server behind an address of a pool. What policies then say
+// about a flow that leaves by the underlay is for Match.
 func (c *Config) Crosses(in, out string, f Flow, opened bool) Reason {
 	attached := c.Attached()
 	inside := func(iface string, a netip.Addr) bool {

@@ -8,7 +8,8 @@ import (
 	"slices"
 )
 
-// Slots is into how many parts the sources are divided. All sources in a slot leave with the same address.
+// Slots is into how many parts the sources are divided. All sources in a slot leave with the same
+// address.
 const Slots = 256
 
 // Slot returns the slot of a source.
@@ -36,9 +37,9 @@ func (p Pool) Family(ipv6 bool) []PoolAddress {
 	return slices.CompactFunc(addrs, func(a, b PoolAddress) bool { return a.Address == b.Address })
 }
 
-// Usable returns the addresses of one family that new flows of a source in a zone may get: those of its zone that are not
-// down; else those of any zone that are not down; else all, since an address that seems to be down may yet work and none
-// surely does not.
+// Usable returns the addresses of one family that new flows of a source in a zone may get: those of
+// its zone that are not down; else those of any zone that are not down; else all, since an address
+// that seems to be down may yet work and none surely does not.
 func (p Pool) Usable(ipv6 bool, zone string) []PoolAddress {
 	all := p.Family(ipv6)
 	up := slices.DeleteFunc(slices.Clone(all), func(a PoolAddress) bool { return a.Down })
@@ -52,10 +53,10 @@ func (p Pool) Usable(ipv6 bool, zone string) []PoolAddress {
 	return up
 }
 
-// Slots deals the slots out to the usable addresses by weighted rendezvous (highest random weight, Thaler and
-// Ravishankar 1998): each slot goes to the address that scores highest for it, so that one that comes takes its
-// share and moves nothing else, and one that goes leaves its share and moves nothing else. The addresses are zero when the pool
-// has none of the family.
+// Slots deals the slots out to the usable addresses by weighted rendezvous (highest random weight,
+// Thaler and Ravishankar 1998): each slot goes to the address that scores highest for it, so that
+// one that comes takes its share and moves nothing else, and one that goes leaves its share and
+// moves nothing else. The addresses are zero when the pool has none of the family.
 func (p Pool) Slots(ipv6 bool, zone string) (slots [Slots]netip.Addr) {
 	addrs := p.Usable(ipv6, zone)
 	for i := range slots {
@@ -64,8 +65,9 @@ func (p Pool) Slots(ipv6 bool, zone string) (slots [Slots]netip.Addr) {
 	return slots
 }
 
-// For returns the address of the pool that a source in a zone leaves with when it is not placed: always the same one while the
-// pool does not change. It is zero when the pool has none of the family.
+// For returns the address of the pool that a source in a zone leaves with when it is not placed:
+// always the same one while the pool does not change. It is zero when the pool has none of the
+// family.
 func (p Pool) For(source netip.Addr, zone string) netip.Addr {
 	return winner(p.Usable(source.Is6(), zone), Slot(source))
 }
@@ -80,15 +82,16 @@ func winner(addrs []PoolAddress, slot int) (winner netip.Addr) {
 	return winner
 }
 
-// score is what an address bids for a slot. With u evenly distributed between 0 and 1, an address has the highest weight / -ln u in
-// its weight's share of the slots.
+// score is what an address bids for a slot. With u evenly distributed between 0 and 1, an address
+// has the highest weight / -ln u in its weight's share of the slots.
 func score(a PoolAddress, slot int) float64 {
 	b := a.Address.As16()
 	u := mix(binary.BigEndian.Uint64(b[8:]) + mix(binary.BigEndian.Uint64(b[:8])+mix(uint64(slot))))
 	return float64(max(a.Weight, 1)) / -math.Log((float64(u>>11)+0.5)/(1<<53))
 }
 
-// mix is the output function of SplitMix64 (Steele, Lea, Flood 2014): a permutation in which every bit depends on every one.
+// mix is the output function of SplitMix64 (Steele, Lea, Flood 2014): a permutation in which every
+// bit depends on every one.
 func mix(x uint64) uint64 {
 	x += 0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9

@@ -101,7 +101,8 @@ func TestUsable(t *testing.T) {
 	}
 }
 
-// TestSlotsFollowWeights looks at the shares of many pools: one pool deals out too few slots to be exact.
+// TestSlotsFollowWeights looks at the shares of many pools: one pool deals out too few slots to be
+// exact.
 func TestSlotsFollowWeights(t *testing.T) {
 	weights := []uint32{0, 1, 2, 4} // the first counts as 1
 	var share [4]float64

@@ -27,12 +27,13 @@ type PolicyState struct {
 // Counter counts packets and bytes.
 type Counter struct{ Packets, Bytes uint64 }
 
-// Meter counts beginnings of flows. Counts only grow, but those of a use that has been idle for a minute start from 0, and
-// all do when someone removed our table. There is room for 65,536 uses; flows of further ones are only in Begun.
+// Meter counts beginnings of flows. Counts only grow, but those of a use that has been idle for a
+// minute start from 0, and all do when someone removed our table. There is room for 65,536 uses;
+// flows of further ones are only in Begun.
 type Meter struct {
 	Begun map[Use]uint64
-	// Refused counts the packets of new flows that were refused because a service was exhausted. There is no source with a pool that is
-	// Silent, and no pool with others.
+	// Refused counts the packets of new flows that were refused because a service was exhausted.
+	// There is no source with a pool that is Silent, and no pool with others.
 	Refused map[Use]uint64
 	// TableFull counts those that were refused because connection tracking was full.
 	TableFull uint64

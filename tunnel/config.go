@@ -1,5 +1,5 @@
-// Package tunnel holds the words and the contract for encrypted point-to-point links. Each tunnel has one network
-// interface of its own, so that a route to it is a route to exactly one peer.
+// Package tunnel holds the words and the contract for encrypted point-to-point links. Each tunnel
+// has one network interface of its own, so that a route to it is a route to exactly one peer.
 //
 // The package knows no backend: tunnel/ipsec and tunnel/wireguard implement Driver.
 package tunnel
@@ -8,18 +8,20 @@ import (
 	"net/netip"
 )
 
-// Mark begins the alias of every interface that isthmus made (IFLA_IFALIAS) and the name of every connection that it
-// loaded into charon. Nothing without it is ever changed or removed.
+// Mark begins the alias of every interface that isthmus made (IFLA_IFALIAS) and the name of every
+// connection that it loaded into charon. Nothing without it is ever changed or removed.
 const Mark = "isthmus:"
 
-// MaxEmbedded is how many WireGuard tunnels a node has at most on a kernel without WireGuard. Each has a device in the
-// daemon then: one under load was measured at 210 to 310 MB, since its buffer pools are unbounded on Linux.
+// MaxEmbedded is how many WireGuard tunnels a node has at most on a kernel without WireGuard. Each
+// has a device in the daemon then: one under load was measured at 210 to 310 MB, since its buffer
+// pools are unbounded on Linux.
 const MaxEmbedded = 16
 
 // Config is what is wanted of one tunnel. All choices have been made: a driver only carries it out.
 type Config struct {
-	Name      string // unique on the node
-	ID        uint32 // number from the ledger, never reused while the tunnel exists; the if_id of an xfrm interface
+	Name string // unique on the node
+	// number from the ledger, never reused while the tunnel exists; the if_id of an xfrm interface
+	ID        uint32
 	Interface string // kernel interface name
 	Underlay  string // interface that carries the encrypted packets
 	MTU       int    // bytes
@@ -30,8 +32,8 @@ type Config struct {
 	WireGuard *WireGuard
 }
 
-// Inside is a pair of addresses in a tunnel. Local carries the prefix length to configure; with /32 and /128 a host
-// route to Remote is needed as well.
+// Inside is a pair of addresses in a tunnel. Local carries the prefix length to configure; with /32
+// and /128 a host route to Remote is needed as well.
 type Inside struct {
 	Local  netip.Prefix
 	Remote netip.Addr

@@ -7,8 +7,9 @@ import (
 	"github.com/isthmus-net/isthmus/router/secret"
 )
 
-// IPsec configures an IKEv2 tunnel whose selectors are everything of the address families inside it, 0.0.0.0/0, ::/0 or
-// both: a gateway that carries one family may refuse a proposal of both instead of narrowing it.
+// IPsec configures an IKEv2 tunnel whose selectors are everything of the address families inside
+// it, 0.0.0.0/0, ::/0 or both: a gateway that carries one family may refuse a proposal of both
+// instead of narrowing it.
 type IPsec struct {
 	LocalAddress    netip.Addr // on the underlay interface
 	RemoteAddress   netip.Addr

@@ -17,7 +17,8 @@ func kinds() map[string]Config {
 	}
 }
 
-// TestEveryKind looks for a carrier behind each kind that Config can hold, so that a new kind is not forgotten.
+// TestEveryKind looks for a carrier behind each kind that Config can hold, so that a new kind is
+// not forgotten.
 func TestEveryKind(t *testing.T) {
 	all, seen := kinds(), map[Kind]bool{}
 	for i := range reflect.TypeFor[Config]().NumField() {

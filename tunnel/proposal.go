@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// The words of strongSwan's proposals that charon 6.0 knows and that IKEv2 can use (its documentation, "Cipher
-// Suites"). Each word gives the overhead that it adds to a packet.
+// The words of strongSwan's proposals that charon 6.0 knows and that IKEv2 can use (its
+// documentation, "Cipher Suites"). Each word gives the overhead that it adds to a packet.
 var (
 	aeadWord      = regexp.MustCompile(`^(?:aes(?:128|192|256)(?:gcm|ccm)(8|12|16|64|96|128)?|chacha20poly1305)$`)
 	cipherWord    = regexp.MustCompile(`^(?:aes(?:128|192|256)?(?:ctr)?|camellia(?:128|192|256)|3des)$`)
@@ -17,8 +17,9 @@ var (
 	esnWord       = regexp.MustCompile(`^(?:esn|noesn)$`)
 )
 
-// UnknownWord returns the first word of a proposal that charon does not know or that does not belong there, with the
-// reason, or the whole proposal with what it lacks. Both are empty when the proposal is good.
+// UnknownWord returns the first word of a proposal that charon does not know or that does not
+// belong there, with the reason, or the whole proposal with what it lacks. Both are empty when the
+// proposal is good.
 func UnknownWord(proposal string, esp bool) (word, why string) {
 	var aead, cipher, integrity, prf, group bool
 	for _, w := range strings.Split(proposal, "-") {
@@ -57,8 +58,8 @@ func UnknownWord(proposal string, esp bool) (word, why string) {
 	return "", ""
 }
 
-// espOverhead returns what ESP with UDP encapsulation adds at most inside the outer IP header (RFC 4303, RFC 3948), and
-// the alignment of the ciphertext.
+// espOverhead returns what ESP with UDP encapsulation adds at most inside the outer IP header (RFC
+// 4303, RFC 3948), and the alignment of the ciphertext.
 func espOverhead(proposal string) (bytes, align int) {
 	const headers, trailer = 8 /* UDP */ + 8 /* SPI and sequence number */, 2 /* pad length and next header */
 	iv, icv := 8, 0

@@ -28,11 +28,13 @@ type State struct {
 	RxBytes, TxBytes     uint64
 	RxPackets, TxPackets uint64
 
-	LastError    string    // why it is or was last down, in words; empty when it never failed
-	Failure      Failure   // the same for programs; zero when nothing is wrong or nothing is known
-	Evidence     Evidence  // what the peer let out about itself since the tunnel was last up
-	Listening    time.Time // since when the driver would have noticed an IKE packet; zero: it does not look
-	Heard        time.Time // when the peer's address last sent one, while the tunnel is not up; zero: not since Listening
+	LastError string   // why it is or was last down, in words; empty when it never failed
+	Failure   Failure  // the same for programs; zero when nothing is wrong or nothing is known
+	Evidence  Evidence // what the peer let out about itself since the tunnel was last up
+	// since when the driver would have noticed an IKE packet; zero: it does not look
+	Listening time.Time
+	// when the peer's address last sent one, while the tunnel is not up; zero: not since Listening
+	Heard        time.Time
 	NextTry      time.Time // zero: none planned
 	Algorithms   string    // negotiated
 	Established  time.Time // of the IKE SA; zero when there is none
@@ -44,8 +46,9 @@ type State struct {
 // Reason says why a negotiation failed.
 type Reason string
 
-// The reasons. Those about what the peer refused come from its notifications (RFC 7296, section 3.10.1), which say no
-// more than that; those about what this node refused come with what the peer wanted, in Evidence.
+// The reasons. Those about what the peer refused come from its notifications (RFC 7296, section
+// 3.10.1), which say no more than that; those about what this node refused come with what the peer
+// wanted, in Evidence.
 const (
 	NoAnswer        Reason = "no-answer"        // to IKE_SA_INIT
 	NoAnswerAuth    Reason = "no-answer-auth"   // to IKE_AUTH, although IKE_SA_INIT was answered
@@ -56,16 +59,18 @@ const (
 	ESPRefused      Reason = "esp-refused"      // NO_PROPOSAL_CHOSEN to a first CHILD SA
 	ESPUnacceptable Reason = "esp-unacceptable" // the peer's ESP proposals are not ours
 	RekeyRefused    Reason = "rekey-refused"    // the CHILD SA is up and cannot be renewed
-	AuthRefused     Reason = "auth-refused"     // AUTHENTICATION_FAILED: the peer says neither what nor why
-	KeyDiffers      Reason = "key-differs"      // what the peer signed was signed with another PSK
-	Identity        Reason = "identity"         // the peer presented another identity, or called us by another
-	TSRefused       Reason = "ts-refused"       // TS_UNACCEPTABLE
-	TSUnacceptable  Reason = "ts-unacceptable"  // the peer's traffic selectors are not ours
-	TSNarrowed      Reason = "ts-narrowed"      // up, for less than everything
-	ClosedByPeer    Reason = "closed-by-peer"   // it sent a DELETE
-	Waiting         Reason = "waiting-for-peer" // respondOnly, and the peer has not called
-	Local           Reason = "local"            // the kernel or charon refused on this node
-	Other           Reason = "other"            // LastError has all there is
+	// AUTHENTICATION_FAILED: the peer says neither what nor why
+	AuthRefused Reason = "auth-refused"
+	KeyDiffers  Reason = "key-differs" // what the peer signed was signed with another PSK
+	// the peer presented another identity, or called us by another
+	Identity       Reason = "identity"
+	TSRefused      Reason = "ts-refused"       // TS_UNACCEPTABLE
+	TSUnacceptable Reason = "ts-unacceptable"  // the peer's traffic selectors are not ours
+	TSNarrowed     Reason = "ts-narrowed"      // up, for less than everything
+	ClosedByPeer   Reason = "closed-by-peer"   // it sent a DELETE
+	Waiting        Reason = "waiting-for-peer" // respondOnly, and the peer has not called
+	Local          Reason = "local"            // the kernel or charon refused on this node
+	Other          Reason = "other"            // LastError has all there is
 )
 
 // Failure is a reason and since when it has been the same.
@@ -74,9 +79,12 @@ type Failure struct {
 	Since  time.Time
 }
 
-// Evidence is what a peer tells when it calls itself, which its refusals never do. Texts are as charon logs them.
+// Evidence is what a peer tells when it calls itself, which its refusals never do. Texts are as
+// charon logs them.
 type Evidence struct {
-	IKEOffer  string // IKE proposals that this node had to refuse, as "AES_CBC_128/HMAC_SHA1_96/PRF_HMAC_SHA1/MODP_2048"
+	// IKE proposals that this node had to refuse, as
+	// "AES_CBC_128/HMAC_SHA1_96/PRF_HMAC_SHA1/MODP_2048"
+	IKEOffer  string
 	ESPOffer  string // the same of a CHILD SA
 	Identity  string // of itself, when no tunnel fits
 	CalledUs  string // identity by which it asked for this node then

@@ -29,8 +29,8 @@ func (*WireGuard) embedded(can func(string) bool) bool { return !can("wireguard"
 
 func (*WireGuard) lane() bool { return true }
 
-// mtu counts 8 bytes of UDP, 16 of header and 16 of tag (WireGuard paper, section 5.4.6). The padding to 16 bytes stops
-// at the MTU.
+// mtu counts 8 bytes of UDP, 16 of header and 16 of tag (WireGuard paper, section 5.4.6). The
+// padding to 16 bytes stops at the MTU.
 func (w *WireGuard) mtu(underlay int) int { return underlay - outerHeader(w.Endpoint.Addr()) - 8 - 32 }
 
 func (w *WireGuard) diff(former carrier) (d differences) {

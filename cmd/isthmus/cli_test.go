@@ -154,9 +154,10 @@ var volatile = []struct {
 	{regexp.MustCompile(`isthmus  \S+`), "isthmus  VERSION"},
 }
 
-// TestCommands runs the command lines of testdata/*.txt against a server and compares everything that they print. A
-// line "$ args" is a command, "$ args <<< text" gives it standard input; "! " begins a line of standard error,
-// "exit N" is the code when it is not 0, and "## " begins a comment.
+// TestCommands runs the command lines of testdata/*.txt against a server and compares everything
+// that they print. A line "$ args" is a command, "$ args <<< text" gives it standard input; "! "
+// begins a line of standard error, "exit N" is the code when it is not 0, and "## " begins a
+// comment.
 func TestCommands(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -208,7 +209,8 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-// TestStrangeText: what a peer says, as in the reason of its NOTIFICATION, keeps no message from being shown.
+// TestStrangeText: what a peer says, as in the reason of its NOTIFICATION, keeps no message from
+// being shown.
 func TestStrangeText(t *testing.T) {
 	for _, text := range []string{"a\x7fb", "a\u0080\u0084\u0085\u0086\u009fb", "a\ufffe\uffffb", "a\n\u009bb\n", "\\\x7f", "\\\\u007f", "\t\u2028\ufeff"} {
 		data, err := encodeYAML(&isthmusv1.PeerStatus{Name: "a", LastError: text})
@@ -318,7 +320,8 @@ func TestGenerate(t *testing.T) {
 	}
 }
 
-// TestSecretFromStdin: one line break at the end is the terminal's or the editor's, the rest is the secret.
+// TestSecretFromStdin: one line break at the end is the terminal's or the editor's, the rest is the
+// secret.
 func TestSecretFromStdin(t *testing.T) {
 	w := newWorld(t)
 	for given, want := range map[string]string{"abc\n": "abc", "abc": "abc", "a\nb\r\n": "a\nb", "\n\n": "\n", " a ": " a "} {
@@ -371,7 +374,8 @@ func TestSecretFromTerminal(t *testing.T) {
 	}
 }
 
-// TestClientLife: an admin makes a reader, who can read and not write, and takes the access away again.
+// TestClientLife: an admin makes a reader, who can read and not write, and takes the access away
+// again.
 func TestClientLife(t *testing.T) {
 	w := newWorld(t)
 	file := filepath.Join(w.home, "reader.yaml")
@@ -416,7 +420,8 @@ func TestClientLife(t *testing.T) {
 	}
 }
 
-// TestAuthorityRenew: contexts of before and of now work side by side, and the command says until when.
+// TestAuthorityRenew: contexts of before and of now work side by side, and the command says until
+// when.
 func TestAuthorityRenew(t *testing.T) {
 	w := newWorld(t)
 	_, stderr, code := w.run(t.Context(), "", "authority", "renew")

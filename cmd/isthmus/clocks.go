@@ -13,8 +13,8 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// clockCredentials are credentials whose errors about the time name the clocks of both sides. The node's is known from the certificate that it
-// shows, which begins a day before the node issued it.
+// clockCredentials are credentials whose errors about the time name the clocks of both sides. The
+// node's is known from the certificate that it shows, which begins a day before the node issued it.
 type clockCredentials struct {
 	credentials.TransportCredentials
 	wall func() time.Time
@@ -37,7 +37,8 @@ func (c clockCredentials) ClientHandshake(ctx context.Context, authority string,
 	return conn, info, nil
 }
 
-// explainedConn is a connection over which a refusal of the client's certificate comes: in TLS 1.3 it is heard by reading.
+// explainedConn is a connection over which a refusal of the client's certificate comes: in TLS 1.3
+// it is heard by reading.
 type explainedConn struct {
 	net.Conn
 	explain func(error) error

@@ -16,7 +16,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/api/apitest"
 )
 
-// TestClocks: when the clock of one side keeps a connection from being made, the message names both clocks and what to do.
+// TestClocks: when the clock of one side keeps a connection from being made, the message names both
+// clocks and what to do.
 func TestClocks(t *testing.T) {
 	const year, date = 365 * 24 * time.Hour, `(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)`
 	const reach = `isthmus: the daemon at [0-9.:]+ cannot be reached: `
@@ -74,7 +75,8 @@ func TestClocks(t *testing.T) {
 	}
 }
 
-// TestAuthorityIsOver: what is wrong is the context then, or this machine's clock, and not the certificate of the node.
+// TestAuthorityIsOver: what is wrong is the context then, or this machine's clock, and not the
+// certificate of the node.
 func TestAuthorityIsOver(t *testing.T) {
 	now := noon
 	ca := &x509.Certificate{Raw: []byte("a"), NotBefore: now.AddDate(-20, 0, 0), NotAfter: now.AddDate(0, 0, -1)}

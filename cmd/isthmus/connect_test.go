@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// TestErrorsOfTheConnection: what is said when there is no daemon names it, and none of grpc's own words are in it.
+// TestErrorsOfTheConnection: what is said when there is no daemon names it, and none of grpc's own
+// words are in it.
 func TestErrorsOfTheConnection(t *testing.T) {
 	w := newWorld(t)
 	silent, err := net.Listen("tcp", "127.0.0.1:0")

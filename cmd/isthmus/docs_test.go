@@ -17,7 +17,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/condition"
 )
 
-// TestDocs keeps docs/cli.md, docs/conditions.md, docs/spec.md and the references in docs/topology.md and docs/install/first-boot.md what the commands and the contract say. With
+// TestDocs keeps docs/cli.md, docs/conditions.md, docs/spec.md and the references in
+// docs/topology.md and docs/install/first-boot.md what the commands and the contract say. With
 // -update it writes them.
 func TestDocs(t *testing.T) {
 	read := func(file string) string {
@@ -59,7 +60,8 @@ func TestDocs(t *testing.T) {
 	}
 }
 
-// TestSpecPageIsStrict: what the generator does not understand is an error and not a gap in the page.
+// TestSpecPageIsStrict: what the generator does not understand is an error and not a gap in the
+// page.
 func TestSpecPageIsStrict(t *testing.T) {
 	for what, text := range map[string]string{
 		"no comment":      "message A {\n  string b = 1;\n}\n",
@@ -151,8 +153,9 @@ var fieldTypes = map[string]string{
 	"string": "text", "bool": "true or false", "uint32": "number", "uint64": "number", "google.protobuf.Duration": "duration",
 }
 
-// specPage makes the reference of a document from the comments of its .proto file. It reads the style in which these files
-// are written, one field on one line, and refuses anything else. elsewhere says where messages of other files are described.
+// specPage makes the reference of a document from the comments of its .proto file. It reads the
+// style in which these files are written, one field on one line, and refuses anything else.
+// elsewhere says where messages of other files are described.
 func specPage(name, proto string, elsewhere map[string]string) (string, error) {
 	messages := maps.Clone(elsewhere)
 	if messages == nil {

@@ -19,12 +19,14 @@ import (
 )
 
 const (
-	// slotChunk is how many bytes of a slot are in one message, and slotLimit the most that a slot is taken to have.
+	// slotChunk is how many bytes of a slot are in one message, and slotLimit the most that a slot
+	// is taken to have.
 	slotChunk = 256 << 10
 	slotLimit = 1 << 30
 	// signatureLimit bounds the file of a signature.
 	signatureLimit = 2048
-	// upgradeWait is how long `system upgrade` waits for the verdict: three boots, and the time in which a slot has to become good.
+	// upgradeWait is how long `system upgrade` waits for the verdict: three boots, and the time in
+	// which a slot has to become good.
 	upgradeWait = 30 * time.Minute
 )
 
@@ -256,7 +258,8 @@ func (a *app) sendSlot(ctx context.Context, conn *grpc.ClientConn, from io.Reade
 	if err != nil {
 		return nil, err
 	}
-	send := func(r *isthmusv1.UpgradeRequest) bool { return stream.Send(r) == nil } // why not comes with the answer
+	// why not comes with the answer
+	send := func(r *isthmusv1.UpgradeRequest) bool { return stream.Send(r) == nil }
 	buf := make([]byte, slotChunk)
 	sent, told := int64(0), int64(0)
 	for ok := send(&isthmusv1.UpgradeRequest{Header: h}); ok; {
@@ -279,7 +282,8 @@ func (a *app) sendSlot(ctx context.Context, conn *grpc.ClientConn, from io.Reade
 	return stream.CloseAndRecv()
 }
 
-// awaitSlot waits until the node runs a slot that is good, and returns an error when that is not the wanted one.
+// awaitSlot waits until the node runs a slot that is good, and returns an error when that is not
+// the wanted one.
 func (a *app) awaitSlot(ctx context.Context, conn *grpc.ClientConn, want string) error {
 	ctx, cancel := context.WithTimeout(ctx, upgradeWait)
 	defer cancel()
@@ -317,7 +321,8 @@ func (a *app) awaitSlot(ctx context.Context, conn *grpc.ClientConn, want string)
 	}
 }
 
-// verdict says whether the wanted slot was marked good, or given up, and what there is to tell until then.
+// verdict says whether the wanted slot was marked good, or given up, and what there is to tell
+// until then.
 func verdict(m *isthmusv1.Machine, want string, gone bool) (done bool, text string, err error) {
 	for _, s := range m.Slots {
 		switch {

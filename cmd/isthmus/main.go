@@ -1,7 +1,7 @@
 // Command isthmus talks to the isthmus daemon of one node.
 //
-// Answers go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage,
-// 3 the plan has changes.
+// Answers go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2
+// wrong usage, 3 the plan has changes.
 package main
 
 import (

@@ -164,7 +164,8 @@ func encodeYAML(m proto.Message) ([]byte, error) {
 	return marshalYAML(n)
 }
 
-// unfit are the characters that protojson writes as they are, and that YAML refuses or takes for line breaks. They may come from a peer.
+// unfit are the characters that protojson writes as they are, and that YAML refuses or takes for
+// line breaks. They may come from a peer.
 var unfit = regexp.MustCompile(`[\x7f-\x{9f}\x{2028}\x{2029}\x{fffe}\x{ffff}]`)
 
 // yamlNode returns a message as a tree in block style, fields in the order of the message.

@@ -25,7 +25,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/disk"
 )
 
-// warnBefore is how long before its end a certificate is warned of; a third of its lifetime when that is less.
+// warnBefore is how long before its end a certificate is warned of; a third of its lifetime when
+// that is less.
 const warnBefore = 30 * 24 * time.Hour
 
 // minRenewed is the shortest lifetime of a certificate that a node renews.
@@ -121,8 +122,9 @@ func (a *app) renewContext(ctx context.Context, conn *grpc.ClientConn, path stri
 
 const renewingSuffix = ".renewing"
 
-// pendingKey returns the private key that a certificate is renewed with, which is on disk before the node hears of it: the node renews a certificate for one
-// key alone. A file of another certificate is from a renewal that came to its end, and gives way.
+// pendingKey returns the private key that a certificate is renewed with, which is on disk before
+// the node hears of it: the node renews a certificate for one key alone. A file of another
+// certificate is from a renewal that came to its end, and gives way.
 func pendingKey(file, certificate string) (string, error) {
 	if p, err := readContext(file); err == nil && p.Certificate == certificate {
 		if _, err := parseKey(p.Key); err == nil {

@@ -14,7 +14,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/api/apitest"
 )
 
-// agedWorld has a context for ann, an operator, whose certificate was issued so long ago by the clock of both sides.
+// agedWorld has a context for ann, an operator, whose certificate was issued so long ago by the
+// clock of both sides.
 func agedWorld(t *testing.T, ago time.Duration) (w *world, file string) {
 	t.Helper()
 	var offset atomic.Int64
@@ -51,8 +52,8 @@ func mustContext(t *testing.T, name string) *isthmusv1.ClientContext {
 
 var renewed = regexp.MustCompile(`^isthmus: renewed \S+/ann.yaml for ann, role operator, serial ([0-9a-f]{32}), expires \S+\n$`)
 
-// TestClientRenew: each command warns 30 days before the end; renewing replaces the context with one that works and that its owner alone can read, keeps what else
-// is in it, and ends the warning.
+// TestClientRenew: each command warns 30 days before the end; renewing replaces the context with
+// one that works and that its owner alone can read, keeps what else is in it, and ends the warning.
 func TestClientRenew(t *testing.T) {
 	w, file := agedWorld(t, 71*24*time.Hour) // of 100 days
 	before := mustContext(t, file)
@@ -71,7 +72,8 @@ func TestClientRenew(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, stderr, code := w.run(t.Context(), "", "client", "renew", "--context", link, "--address", "localhost"+w.server.Address[strings.LastIndex(w.server.Address, ":"):])
-	m := renewed.FindStringSubmatch(stderr[strings.Index(stderr, "\n")+1:]) // after the warning of the mode
+	// after the warning of the mode
+	m := renewed.FindStringSubmatch(stderr[strings.Index(stderr, "\n")+1:])
 	if code != 0 || m == nil {
 		t.Fatalf("renewing: exit %d, %q", code, stderr)
 	}
@@ -124,7 +126,8 @@ func TestKeepKey(t *testing.T) {
 	}
 }
 
-// TestRenewInterrupted: wherever a renewal is cut short, the context works, and running it again ends with the certificate that the node issued.
+// TestRenewInterrupted: wherever a renewal is cut short, the context works, and running it again
+// ends with the certificate that the node issued.
 func TestRenewInterrupted(t *testing.T) {
 	w, file := agedWorld(t, 71*24*time.Hour)
 	works := func(when string) {

@@ -93,7 +93,8 @@ func TestAcceptConsole(t *testing.T) {
 			t.Errorf("%s: the context does not work: %v", what, err)
 		}
 	}
-	// Words of a kernel between the lines of a certificate are not taken for a part of it unless they look like one.
+	// Words of a kernel between the lines of a certificate are not taken for a part of it unless
+	// they look like one.
 	if _, _, err := acceptConsole(strings.ReplaceAll(noise.String(), "reboot\r\n", ""), []string{keyPEM}, time.Now()); err != nil {
 		t.Errorf("noise: %v", err)
 	}

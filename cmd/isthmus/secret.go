@@ -119,8 +119,8 @@ to it.`}
 
 const pskLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
-// generatePSK makes a key that AWS, Azure and Google Cloud all take: letters and digits, no zero in front. 48 of them
-// have 285 bits.
+// generatePSK makes a key that AWS, Azure and Google Cloud all take: letters and digits, no zero in
+// front. 48 of them have 285 bits.
 func generatePSK() (string, error) {
 	out := make([]byte, 48)
 	for i := range out {
@@ -137,8 +137,8 @@ func generatePSK() (string, error) {
 	return string(out), nil
 }
 
-// generateWireGuard returns a Curve25519 private key in base64, and its public key. The key is clamped (RFC 7748
-// section 5) because other tools expect to see it so.
+// generateWireGuard returns a Curve25519 private key in base64, and its public key. The key is
+// clamped (RFC 7748 section 5) because other tools expect to see it so.
 func generateWireGuard() (private []byte, public string, err error) {
 	raw := make([]byte, 32)
 	rand.Read(raw)

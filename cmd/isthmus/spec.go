@@ -181,7 +181,8 @@ func (a *app) showChanges(changes []*isthmusv1.Change, m proto.Message) error {
 	return show(a, changeColumns, changes, m)
 }
 
-// expectedFlag adds --expected-generation and returns what gives its value, nil when it was not used.
+// expectedFlag adds --expected-generation and returns what gives its value, nil when it was not
+// used.
 func expectedFlag(cmd *cobra.Command) func() *uint64 {
 	v := cmd.Flags().Uint64("expected-generation", 0, "refuse when this is not the present generation any more")
 	return func() *uint64 {

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// TestSystemClean: clean runs nothing without --yes, without root, or where the daemon is not installed.
+// TestSystemClean: clean runs nothing without --yes, without root, or where the daemon is not
+// installed.
 func TestSystemClean(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	for _, c := range []struct {

@@ -54,7 +54,8 @@ func (a *app) topology(f *topologyFile) (*topology.Topology, error) {
 	return t, a.problems(problems)
 }
 
-// problems prints what is wrong with the topology that was read, and returns an error when there is something.
+// problems prints what is wrong with the topology that was read, and returns an error when there is
+// something.
 func (a *app) problems(all spec.Problems) error {
 	var out []*isthmusv1.Problem
 	for _, p := range all {

@@ -1,6 +1,7 @@
-// Package apply carries a target out. Each of its jobs gets the effective configuration, reads what is there, changes what
-// differs, and removes what carries our mark and is not wanted. A job does not know what was wanted before: whatever a
-// document that was replaced, a failure or an earlier daemon left behind is found in the kernel and in charon.
+// Package apply carries a target out. Each of its jobs gets the effective configuration, reads what
+// is there, changes what differs, and removes what carries our mark and is not wanted. A job does
+// not know what was wanted before: whatever a document that was replaced, a failure or an earlier
+// daemon left behind is found in the kernel and in charon.
 package apply
 
 import (
@@ -25,17 +26,19 @@ import (
 type Addresses interface {
 	// AddPool gives interfaces the pool addresses that they lack.
 	AddPool(wanted map[string][]netip.Addr) error
-	// PrunePool takes every pool address from every interface that is not to have it, whoever added it.
+	// PrunePool takes every pool address from every interface that is not to have it, whoever added
+	// it.
 	PrunePool(wanted map[string][]netip.Addr) error
-	// RemoveCanary removes the host from which a canary called. That it is not there is not an error.
+	// RemoveCanary removes the host from which a canary called. That it is not there is not an
+	// error.
 	RemoveCanary() error
 }
 
 // Host is the machine.
 type Host interface {
-	// Prepare sets the kernel parameters that a router needs, all but forwarding. attached are interfaces other than the
-	// underlay and tunnels that lead to networks. portless is how long flows without ports are remembered; 0: as long as the
-	// machine did before a document said so.
+	// Prepare sets the kernel parameters that a router needs, all but forwarding. attached are
+	// interfaces other than the underlay and tunnels that lead to networks. portless is how long
+	// flows without ports are remembered; 0: as long as the machine did before a document said so.
 	Prepare(underlay string, attached []string, portless time.Duration) error
 	// Forward has the kernel forward packets, or not.
 	Forward(on bool) error
@@ -47,17 +50,20 @@ type FIB interface {
 	SetStatic([]fib.Route)
 	// SetReserved sets what no route may take away from the node.
 	SetReserved([]fib.Reserved)
-	// SetAlive tells whether a next hop carries traffic; one without a gateway stands for its interface.
+	// SetAlive tells whether a next hop carries traffic; one without a gateway stands for its
+	// interface.
 	SetAlive(h fib.NextHop, alive bool)
 	// Synced says that learned routes are complete.
 	Synced()
-	// Best returns the length of the most specific prefix of ours that holds an address and that the kernel has, -1 when there is none.
+	// Best returns the length of the most specific prefix of ours that holds an address and that
+	// the kernel has, -1 when there is none.
 	Best(netip.Addr) int
 }
 
 // Flows ends flows in the table of connection tracking.
 type Flows interface {
-	// End takes the flows out of the table that f selects, and returns how many. family is unix.AF_UNSPEC for all.
+	// End takes the flows out of the table that f selects, and returns how many. family is
+	// unix.AF_UNSPEC for all.
 	End(ctx context.Context, family uint8, f func(*conntrack.Flow) bool) (int, error)
 }
 
@@ -105,7 +111,8 @@ type Mode int
 
 // The modes.
 const (
-	// Hold leaves what runs as it is. Only where no rules are, those of the target are put in, which close the node.
+	// Hold leaves what runs as it is. Only where no rules are, those of the target are put in,
+	// which close the node.
 	Hold Mode = iota
 	// Clear removes everything but the rules of the target, which close the node.
 	Clear
@@ -117,13 +124,14 @@ const (
 type Wanted struct {
 	Mode   Mode
 	Target plan.Target
-	// OnTrial says that the former document comes back unless this one is confirmed. Flows of addresses that it has taken away
-	// do not end meanwhile.
+	// OnTrial says that the former document comes back unless this one is confirmed. Flows of
+	// addresses that it has taken away do not end meanwhile.
 	OnTrial bool
 }
 
-// verdictTime is how long after the start BGP waits for the first probes of shared pools. A graceful restart takes longer,
-// and announcing too little in the meantime would send the spokes to the other node.
+// verdictTime is how long after the start BGP waits for the first probes of shared pools. A
+// graceful restart takes longer, and announcing too little in the meantime would send the spokes to
+// the other node.
 const verdictTime = 5 * time.Second
 
 // Applier carries out what is wanted. Methods may be called from several goroutines.
@@ -136,7 +144,8 @@ type Applier struct {
 	cleaned   []netip.Addr // for which orphaned flows have ended; of the job "nat" alone
 	lost      guardLoss
 	ruled     atomic.Bool // rules of a document have been applied since the start
-	guard     atomic.Bool // something keeps inside addresses in: this daemon or a former one put it there
+	// something keeps inside addresses in: this daemon or a former one put it there
+	guard atomic.Bool
 
 	mu     sync.Mutex // held while jobs are replaced
 	wanted Wanted
@@ -152,7 +161,8 @@ func New(o Options) *Applier {
 	return a
 }
 
-// young reports whether the start was so short ago that probes may not have had their first answers.
+// young reports whether the start was so short ago that probes may not have had their first
+// answers.
 func (a *Applier) young() bool { return time.Since(a.started) < verdictTime }
 
 // Set has something be carried out in place of what was wanted before.
@@ -223,13 +233,15 @@ func (a *Applier) Settled() bool { return a.work.settled() }
 // Tried reports whether everything that is wanted has been tried once, with success or not.
 func (a *Applier) Tried() bool { return !a.work.has(triedKey) }
 
-// Alive returns nil as soon as an object was worked on, and the cause of ctx when none is until it is done.
+// Alive returns nil as soon as an object was worked on, and the cause of ctx when none is until it
+// is done.
 func (a *Applier) Alive(ctx context.Context) error { return a.work.alive(ctx) }
 
 // Ruled reports whether the rules of a document have been put in since the start.
 func (a *Applier) Ruled() bool { return a.ruled.Load() }
 
-// Run carries out what is wanted until ctx is done. passed is called after each pass that worked on something.
+// Run carries out what is wanted until ctx is done. passed is called after each pass that worked on
+// something.
 func (a *Applier) Run(ctx context.Context, passed func()) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -244,7 +256,8 @@ func (a *Applier) Run(ctx context.Context, passed func()) {
 	a.work.run(ctx, passed)
 }
 
-// Resync has what is there compared with what is wanted, whether or not an event said that something changed.
+// Resync has what is there compared with what is wanted, whether or not an event said that
+// something changed.
 func (a *Applier) Resync() {
 	a.Again("tunnels", "removal", "nat", "host", "forwarding")
 }

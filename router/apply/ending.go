@@ -12,8 +12,9 @@ import (
 	"github.com/isthmus-net/isthmus/router/live"
 )
 
-// endOrphans ends the flows of addresses that no pool has any more, whichever document, daemon or failure took them away. It
-// reads the table of connection tracking when the addresses are others than those for which it was last read to the end.
+// endOrphans ends the flows of addresses that no pool has any more, whichever document, daemon or
+// failure took them away. It reads the table of connection tracking when the addresses are others
+// than those for which it was last read to the end.
 func (a *Applier) endOrphans(ctx context.Context, c nat.Config, f live.Facts) error {
 	if a.o.Flows == nil {
 		return nil

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// guarded returns an error while nothing keeps inside addresses in. A tunnel that came up meanwhile would let its spoke out
-// under its own addresses.
+// guarded returns an error while nothing keeps inside addresses in. A tunnel that came up meanwhile
+// would let its spoke out under its own addresses.
 func (a *Applier) guarded(ctx context.Context) error {
 	if a.guard.Load() {
 		return nil
@@ -45,7 +45,8 @@ type guardLoss struct {
 // watchRetry is how long after a failure changes of the rules are watched again.
 const watchRetry = 5 * time.Second
 
-// watchRules has the rules put back at once when another process has changed or removed them. While they are away nothing is forwarded.
+// watchRules has the rules put back at once when another process has changed or removed them. While
+// they are away nothing is forwarded.
 func (a *Applier) watchRules(ctx context.Context) {
 	for {
 		err := a.o.NAT.Watch(ctx, a.RulesChanged)
@@ -57,10 +58,12 @@ func (a *Applier) watchRules(ctx context.Context) {
 	}
 }
 
-// RulesChanged takes note that another process may have changed the rules; present reports whether they are there.
+// RulesChanged takes note that another process may have changed the rules; present reports whether
+// they are there.
 func (a *Applier) RulesChanged(present bool) {
 	if w, _ := a.Wanted(); !present && w.Mode == Carry {
-		// First of all, since every packet counts. The job "forwarding" turns it on again, behind the guard.
+		// First of all, since every packet counts. The job "forwarding" turns it on again, behind
+		// the guard.
 		err := a.o.Host.Forward(false)
 		if a.guard.Swap(false) {
 			a.lost.mu.Lock()
@@ -75,8 +78,8 @@ func (a *Applier) RulesChanged(present bool) {
 	a.o.Changed()
 }
 
-// GuardLoss returns when the rules were last taken away by another process, when they were back, and how often that happened since the
-// start. until is zero while they are away.
+// GuardLoss returns when the rules were last taken away by another process, when they were back,
+// and how often that happened since the start. until is zero while they are away.
 func (a *Applier) GuardLoss() (at, until time.Time, times int) {
 	a.lost.mu.Lock()
 	defer a.lost.mu.Unlock()

@@ -11,8 +11,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
-// The stages of a pass. What keeps inside addresses in comes before the first tunnel; what uses a tunnel goes before
-// the tunnel.
+// The stages of a pass. What keeps inside addresses in comes before the first tunnel; what uses a
+// tunnel goes before the tunnel.
 const (
 	StageHost Stage = iota
 	StageGuard
@@ -31,8 +31,8 @@ type Stage int
 type Job struct {
 	Key   string
 	Stage Stage
-	// Part returns the part, by value: the job is worked on when it has changed. Do is worked on again after failures, and makes
-	// what is there be the part, whatever was wanted before.
+	// Part returns the part, by value: the job is worked on when it has changed. Do is worked on
+	// again after failures, and makes what is there be the part, whatever was wanted before.
 	Part func(*plan.Target) any
 	Do   func(context.Context, *plan.Target) error
 	// Always has the job worked on although nothing is carried out, as long as no document can be.

@@ -16,14 +16,16 @@ import (
 
 // rules are what the driver of NAT was last given.
 type rules struct {
-	mu        sync.Mutex   // held from reading the facts to the end of the driver's work, so that an older state is never written last
+	// held from reading the facts to the end of the driver's work, so that an older state is never
+	// written last
+	mu        sync.Mutex
 	target    *plan.Target // nil: nothing yet
 	conflicts []live.Conflict
 	canary    *nat.Attachment // of a proof's canary while it calls
 }
 
-// applyNAT keeps the order in which no translated flow loses its address: addresses come before the rules that use them,
-// and go after.
+// applyNAT keeps the order in which no translated flow loses its address: addresses come before the
+// rules that use them, and go after.
 func (a *Applier) applyNAT(ctx context.Context, w *Wanted) error {
 	t, facts := &w.Target, a.o.Facts()
 	if w.Mode == Carry && !facts.Read {
@@ -31,7 +33,8 @@ func (a *Applier) applyNAT(ctx context.Context, w *Wanted) error {
 	}
 	e := live.Of(t, facts)
 	unpooled := a.o.Addresses.AddPool(e.PoolAddresses)
-	// Before the underlay's interface is there, as at boot, nothing can leave by it, and the guard must not wait for it.
+	// Before the underlay's interface is there, as at boot, nothing can leave by it, and the guard
+	// must not wait for it.
 	if _, there := facts.Machine.Devices[t.Underlay.Interface]; unpooled != nil && there {
 		return unpooled
 	}
@@ -74,7 +77,8 @@ func (a *Applier) setRules(ctx context.Context, t *plan.Target) error {
 	return a.putRulesLocked(ctx)
 }
 
-// PutRules has the rules take in what was observed. It does nothing before the first ones were put in.
+// PutRules has the rules take in what was observed. It does nothing before the first ones were put
+// in.
 func (a *Applier) PutRules(ctx context.Context) error {
 	a.rules.mu.Lock()
 	defer a.rules.mu.Unlock()
@@ -98,7 +102,8 @@ func (a *Applier) putRulesLocked(ctx context.Context) error {
 	a.o.Applied(e.NAT)
 	a.unsticker.use(e.NAT, func(to netip.Addr) bool { return a.leaves(facts, e.NAT.Underlay, to) })
 	if a.rules.canary == nil {
-		return a.o.Addresses.RemoveCanary() // of a call that could not take it away, or of a daemon that died
+		// of a call that could not take it away, or of a daemon that died
+		return a.o.Addresses.RemoveCanary()
 	}
 	return nil
 }
@@ -108,7 +113,8 @@ func (a *Applier) leaves(f live.Facts, underlay string, to netip.Addr) bool {
 	return f.Machine.Way(to) == underlay && a.o.FIB.Best(to) < f.Machine.Best(to)
 }
 
-// Conflicts returns the addresses of names that are not destinations of the policies with the names.
+// Conflicts returns the addresses of names that are not destinations of the policies with the
+// names.
 func (a *Applier) Conflicts() []live.Conflict {
 	a.rules.mu.Lock()
 	defer a.rules.mu.Unlock()
@@ -140,8 +146,8 @@ func (a *Applier) Admit(ctx context.Context, from nat.Attachment) (withdraw func
 	return withdraw, nil
 }
 
-// Close puts in the rules of a target that carries nothing out. The rules of a document that are there stay, since they keep
-// inside addresses in.
+// Close puts in the rules of a target that carries nothing out. The rules of a document that are
+// there stay, since they keep inside addresses in.
 func (a *Applier) Close(ctx context.Context, t *plan.Target) error {
 	state, err := a.o.NAT.Observe(ctx)
 	if err != nil {

@@ -25,16 +25,19 @@ var retry = backoff.Backoff{First: firstRetry, Last: lastRetry}
 // stepPace is how often alive looks.
 const stepPace = 10 * time.Millisecond
 
-// parallel is how many objects of one stage are worked on at a time: enough to hide the latency of charon and netlink, few
-// enough that a pass over thousands of tunnels leaves room for everything else.
+// parallel is how many objects of one stage are worked on at a time: enough to hide the latency of
+// charon and netlink, few enough that a pass over thousands of tunnels leaves room for everything
+// else.
 const parallel = 8
 
-// object is one thing that is reconciled on its own, with its own result: one that fails stops no other.
+// object is one thing that is reconciled on its own, with its own result: one that fails stops no
+// other.
 type object struct {
 	key   string // such as "tunnel/aws-0"
 	stage Stage  // stages run in order; within one, objects run beside each other
 	apply func(context.Context) error
-	// same reports whether the object has nothing new to do, since its part of a former target was the same. Nil: it has.
+	// same reports whether the object has nothing new to do, since its part of a former target was
+	// the same. Nil: it has.
 	same func(former *plan.Target) bool
 	// done means that apply succeeded and that nothing has changed since.
 	done     bool
@@ -60,7 +63,8 @@ func newScheduler() *scheduler {
 	return &scheduler{now: time.Now, kick: make(chan struct{}, 1), objects: map[string]*object{}}
 }
 
-// replace makes these be the objects. Those for which same is true go on as they are, the others are worked on soon.
+// replace makes these be the objects. Those for which same is true go on as they are, the others
+// are worked on soon.
 func (s *scheduler) replace(objects []*object, same func(*object) bool) {
 	s.mu.Lock()
 	wanted := make(map[string]*object, len(objects))
@@ -130,7 +134,8 @@ func (s *scheduler) settled() bool {
 	return true
 }
 
-// alive returns nil as soon as there is a pass, or an object was worked on, and the cause of ctx when there is neither until it is done.
+// alive returns nil as soon as there is a pass, or an object was worked on, and the cause of ctx
+// when there is neither until it is done.
 func (s *scheduler) alive(ctx context.Context) error {
 	before := s.steps.Load()
 	s.wake()
@@ -168,8 +173,9 @@ func (s *scheduler) run(ctx context.Context, pass func()) {
 	}
 }
 
-// pass works on everything that is due, stage by stage, and returns when the next retry is due. A later stage runs
-// although an earlier one failed: what can work shall work. What comes meanwhile for an earlier stage is worked on first.
+// pass works on everything that is due, stage by stage, and returns when the next retry is due. A
+// later stage runs although an earlier one failed: what can work shall work. What comes meanwhile
+// for an earlier stage is worked on first.
 func (s *scheduler) pass(ctx context.Context) (next time.Time, worked bool) {
 	for ctx.Err() == nil {
 		due := s.due()

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// TestAskedAgainMeanwhile: an attempt that fails while it is asked for another one is not put off, since what it lacked may be there now.
+// TestAskedAgainMeanwhile: an attempt that fails while it is asked for another one is not put off,
+// since what it lacked may be there now.
 func TestAskedAgainMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScheduler()
@@ -40,7 +41,8 @@ func TestAskedAgainMeanwhile(t *testing.T) {
 	})
 }
 
-// TestReplacedWhileItWaits: an object waits for others of its stage, and is replaced before its turn comes.
+// TestReplacedWhileItWaits: an object waits for others of its stage, and is replaced before its
+// turn comes.
 func TestReplacedWhileItWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScheduler()

@@ -20,8 +20,8 @@ func (a *Applier) tunnelJobs(t *plan.Target) (all []*object) {
 	}
 	kinds := kindsOf(t)
 	same := func(f *plan.Target) bool { return maps.Equal(kindsOf(f), kinds) }
-	// A tunnel of another kind has the same interface name, and goes before; one that is not wanted goes when routes and
-	// sessions have left it.
+	// A tunnel of another kind has the same interface name, and goes before; one that is not wanted
+	// goes when routes and sessions have left it.
 	all = append(all, &object{key: "tunnels", stage: StageReplace, same: same, apply: func(ctx context.Context) error {
 		return a.prune(ctx, func(name string, kind tunnel.Kind) bool { wanted, ok := kinds[name]; return !ok || wanted == kind })
 	}})
@@ -52,12 +52,14 @@ func (a *Applier) applyTunnel(ctx context.Context, c tunnel.Config) error {
 	if d == nil {
 		return fmt.Errorf("tunnels of kind %q have no driver", c.Kind())
 	}
-	// The removal of a former tunnel of this name, which has come half way, may have left its interface for dead.
+	// The removal of a former tunnel of this name, which has come half way, may have left its
+	// interface for dead.
 	a.o.FIB.SetAlive(fib.NextHop{Interface: c.Interface}, !a.o.Facts().TunnelsDown[c.Interface])
 	return d.Apply(ctx, c)
 }
 
-// prune reads back all tunnels that carry our mark, and removes those that do not stay. A failed read removes nothing.
+// prune reads back all tunnels that carry our mark, and removes those that do not stay. A failed
+// read removes nothing.
 func (a *Applier) prune(ctx context.Context, stays func(name string, kind tunnel.Kind) bool) error {
 	var errs []error
 	for kind, d := range a.o.Drivers {
@@ -72,7 +74,8 @@ func (a *Applier) prune(ctx context.Context, stays func(name string, kind tunnel
 				a.o.Seen(s, mark)
 				continue
 			}
-			// With an interface the kernel removes the groups that it is in, and the routes on them.
+			// With an interface the kernel removes the groups that it is in, and the routes on
+			// them.
 			if s.Interface != "" {
 				a.o.FIB.SetAlive(fib.NextHop{Interface: s.Interface}, false)
 			}
@@ -81,7 +84,8 @@ func (a *Applier) prune(ctx context.Context, stays func(name string, kind tunnel
 				continue
 			}
 			if s.Interface != "" {
-				a.o.FIB.SetAlive(fib.NextHop{Interface: s.Interface}, true) // the next one of this name is not dead
+				// the next one of this name is not dead
+				a.o.FIB.SetAlive(fib.NextHop{Interface: s.Interface}, true)
 			}
 			a.o.Changed()
 		}

@@ -17,7 +17,8 @@ import (
 
 // Bounds of taking flows out of the connection table.
 const (
-	// downBeforeEnd is how long an address must be down before flows that leave with it end, so that a flap ends none.
+	// downBeforeEnd is how long an address must be down before flows that leave with it end, so
+	// that a flap ends none.
 	downBeforeEnd = 3 * time.Second
 	// betweenEnds is the least time between two such endings for one address.
 	betweenEnds = 30 * time.Second
@@ -29,8 +30,8 @@ const (
 	maxEndJobs = 16
 )
 
-// unsticker takes flows without connections out of the connection table that cannot live on there. Such a flow never asks the rules again as long
-// as its client sends: each packet renews the entry.
+// unsticker takes flows without connections out of the connection table that cannot live on there.
+// Such a flow never asks the rules again as long as its client sends: each packet renews the entry.
 type unsticker struct {
 	flows Flows
 	log   *slog.Logger
@@ -38,11 +39,13 @@ type unsticker struct {
 
 	mu   sync.Mutex
 	jobs []endJob
-	// stopped are the policies of which those that end flows have been asked, and swept the rules against which flows have been held.
+	// stopped are the policies of which those that end flows have been asked, and swept the rules
+	// against which flows have been held.
 	stopped []nat.Policy
 	swept   nat.Config
-	down    map[netip.Addr]time.Time // addresses of which flows are to end, and when they are due; zero: that is done
-	last    map[netip.Addr]time.Time // when flows of an address ended last
+	// addresses of which flows are to end, and when they are due; zero: that is done
+	down map[netip.Addr]time.Time
+	last map[netip.Addr]time.Time // when flows of an address ended last
 }
 
 // endJob is a set of flows to end.
@@ -57,8 +60,9 @@ func newUnsticker(flows Flows, log *slog.Logger) *unsticker {
 	return &unsticker{flows: flows, log: log, kick: make(chan struct{}, 1), down: map[netip.Addr]time.Time{}, last: map[netip.Addr]time.Time{}}
 }
 
-// use hears of the configuration that is in force, with the addresses that are down. Flows that leave with one of these end after a while when
-// another address of its pool and family is up. With blocks a source has no other address.
+// use hears of the configuration that is in force, with the addresses that are down. Flows that
+// leave with one of these end after a while when another address of its pool and family is up. With
+// blocks a source has no other address.
 func (u *unsticker) use(c nat.Config, leaves func(netip.Addr) bool) {
 	if u == nil {
 		return
@@ -99,8 +103,8 @@ func (u *unsticker) use(c nat.Config, leaves func(netip.Addr) bool) {
 	u.wake()
 }
 
-// stop ends flows that policies end, once for each set of policies: what such a policy decides on does not begin again. After a start of the
-// daemon they are asked again.
+// stop ends flows that policies end, once for each set of policies: what such a policy decides on
+// does not begin again. After a start of the daemon they are asked again.
 func (u *unsticker) stop(c nat.Config) {
 	same := slices.EqualFunc(u.stopped, c.Policies, func(p, q nat.Policy) bool { return p.Equal(&q) })
 	u.stopped = c.Policies
@@ -112,8 +116,8 @@ func (u *unsticker) stop(c nat.Config) {
 	}
 }
 
-// sweepUnder ends flows without connections that began under other rules and cannot go on under these. After a start of the daemon all are
-// looked at.
+// sweepUnder ends flows without connections that began under other rules and cannot go on under
+// these. After a start of the daemon all are looked at.
 func (u *unsticker) sweepUnder(c nat.Config, leaves func(netip.Addr) bool) {
 	same := slices.EqualFunc(u.swept.Policies, c.Policies, samePolicy) &&
 		reflect.DeepEqual(u.swept.Maps, c.Maps) && reflect.DeepEqual(u.swept.Attachments, c.Attachments)
@@ -164,7 +168,8 @@ func (u *unsticker) wake() {
 	}
 }
 
-// due returns the sets whose time has come, how many of them are jobs, and when to look again; zero: when something happens.
+// due returns the sets whose time has come, how many of them are jobs, and when to look again;
+// zero: when something happens.
 func (u *unsticker) due(now time.Time) (sets []endJob, jobs int, next time.Time) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -184,7 +189,8 @@ func (u *unsticker) due(now time.Time) (sets []endJob, jobs int, next time.Time)
 // leavesAs returns the set of flows from inside that leave with an address.
 func leavesAs(a netip.Addr) func(nat.Track) bool {
 	return func(t nat.Track) bool {
-		return t.LeavesAs == a && t.Source != a && t.Destination != a // the node's own stay, and those turned back inside
+		// the node's own stay, and those turned back inside
+		return t.LeavesAs == a && t.Source != a && t.Destination != a
 	}
 }
 

@@ -18,8 +18,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/crowd"
 )
 
-// TestPortKeeperLeavesDeadAddress: a client that goes on sending UDP from one port gets another address when its own goes down, and a TCP
-// flow stays. Ring: namespace.
+// TestPortKeeperLeavesDeadAddress: a client that goes on sending UDP from one port gets another
+// address when its own goes down, and a TCP flow stays. Ring: namespace.
 func TestPortKeeperLeavesDeadAddress(t *testing.T) {
 	c := crowd.New(t, 2)
 	u := newUnsticker(c.Flows, slog.New(slog.NewTextHandler(t.Output(), nil)))
@@ -223,7 +223,8 @@ func TestUnstick(t *testing.T) {
 	})
 }
 
-// TestFlowsEnd denies a host, with one exception, and ends what another has under way. Ring: namespace.
+// TestFlowsEnd denies a host, with one exception, and ends what another has under way. Ring:
+// namespace.
 func TestFlowsEnd(t *testing.T) {
 	c := crowd.New(t, 1)
 	c.Server.Run("ip addr add 198.51.100.2/24 dev lo")

@@ -24,12 +24,13 @@ type Event string
 const (
 	// Begin is written before anything is changed. When it cannot be written, the call is refused.
 	Begin Event = "begin"
-	// End tells how it went. Where it is missing, the daemon died in between; the history tells whether the write
-	// was accepted.
+	// End tells how it went. Where it is missing, the daemon died in between; the history tells
+	// whether the write was accepted.
 	End Event = "end"
 	// Refused is a call or a connection that was not let in.
 	Refused Event = "refused"
-	// Replaced is the first line of a log that was made again, since its file was removed, renamed or replaced under the daemon.
+	// Replaced is the first line of a log that was made again, since its file was removed, renamed
+	// or replaced under the daemon.
 	Replaced Event = "replaced"
 )
 
@@ -59,19 +60,21 @@ const (
 	auditBytes = 8 << 20 // of one file
 	auditFiles = 8       // beside the present one
 
-	// Lines that strangers cause have files of their own, so that they never push the log out of its files.
+	// Lines that strangers cause have files of their own, so that they never push the log out of
+	// its files.
 	refusedBytes = 4 << 20
 	refusedFiles = 1
 )
 
-// Refusals are written at most this often for one client, and for all strangers together: 720 lines a day beside the burst. The others are
-// counted, and the next line says how many there were.
+// Refusals are written at most this often for one client, and for all strangers together: 720 lines
+// a day beside the burst. The others are counted, and the next line says how many there were.
 const (
 	refusalsEvery = 2 * time.Minute
 	refusalsBurst = 20
 )
 
-// Audit is an append-only log of JSON lines. It is rotated by size: name, name.1 (newest) to name.8.
+// Audit is an append-only log of JSON lines. It is rotated by size: name, name.1 (newest) to
+// name.8.
 type Audit struct {
 	now   func() time.Time
 	name  string
@@ -94,9 +97,10 @@ type refusals struct {
 	suppressed uint64
 }
 
-// OpenAudit opens the log, and makes it when it is missing. With an error comes a log that is opened by the first entry that it
-// can take, and refuses those before: a disk that is full or read-only must not keep a router from routing.
-// Lines that strangers cause are in a log of their own, RefusedLog of name, which is made with its first line.
+// OpenAudit opens the log, and makes it when it is missing. With an error comes a log that is
+// opened by the first entry that it can take, and refuses those before: a disk that is full or
+// read-only must not keep a router from routing. Lines that strangers cause are in a log of their
+// own, RefusedLog of name, which is made with its first line.
 func OpenAudit(name string, now func() time.Time) (*Audit, error) {
 	l := &Audit{now: now, name: name, limit: auditBytes, files: auditFiles, refusals: make(map[string]*refusals)}
 	l.other = &Audit{now: now, name: RefusedLog(name), limit: refusedBytes, files: refusedFiles, refusals: make(map[string]*refusals)}
@@ -106,7 +110,8 @@ func OpenAudit(name string, now func() time.Time) (*Audit, error) {
 	return l, nil
 }
 
-// RefusedLog returns the name of the log of what strangers cause, which is beside an audit log: audit-refused.log for audit.log.
+// RefusedLog returns the name of the log of what strangers cause, which is beside an audit log:
+// audit-refused.log for audit.log.
 func RefusedLog(name string) string {
 	extension := filepath.Ext(name)
 	return strings.TrimSuffix(name, extension) + "-refused" + extension
@@ -167,7 +172,8 @@ func (l *Audit) goneLocked() bool {
 	return errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, l.info)
 }
 
-// followLocked makes the log again when its file was removed, renamed or replaced, and says so on its first line.
+// followLocked makes the log again when its file was removed, renamed or replaced, and says so on
+// its first line.
 func (l *Audit) followLocked() error {
 	if !l.goneLocked() {
 		return nil
@@ -239,7 +245,8 @@ func (l *Audit) rotateLocked() error {
 	if err != nil {
 		return err
 	}
-	// A former attempt may have moved the files and not opened a new one: moving them again would push the oldest out.
+	// A former attempt may have moved the files and not opened a new one: moving them again would
+	// push the oldest out.
 	first := l.files - 1
 	if info, err := os.Lstat(l.name); err != nil || !os.SameFile(info, present) {
 		first = -1
@@ -271,8 +278,9 @@ func (l *Audit) begin(e Entry) (Entry, error) {
 	return e, l.writeLocked(e)
 }
 
-// Act does a change that the daemon makes on its own, with its Begin and End in the log as those of a call; e has who, what and from which generation. When Begin cannot be
-// written, nothing is done. do returns the generation that it made; 0: none.
+// Act does a change that the daemon makes on its own, with its Begin and End in the log as those of
+// a call; e has who, what and from which generation. When Begin cannot be written, nothing is done.
+// do returns the generation that it made; 0: none.
 func (l *Audit) Act(e Entry, do func() (uint64, error)) error {
 	e.Address = "unix"
 	e, err := l.begin(e)

@@ -53,7 +53,8 @@ func setUp(t *testing.T, dir string, c *clock) (*Authority, *store.Store, string
 	return a, st, notice.String()
 }
 
-// TestRulesMatchContract: the contract says in the comment of each method which role it needs, and it is true.
+// TestRulesMatchContract: the contract says in the comment of each method which role it needs, and
+// it is true.
 func TestRulesMatchContract(t *testing.T) {
 	text, err := os.ReadFile("../../proto/isthmus/v1/services.proto")
 	if err != nil {
@@ -113,8 +114,8 @@ func TestAuthorityOutlivesRestart(t *testing.T) {
 	}
 }
 
-// TestExportInterrupted: when the daemon dies before the first admin's file is written, the next start writes one, and
-// the certificate that nobody has is not valid.
+// TestExportInterrupted: when the daemon dies before the first admin's file is written, the next
+// start writes one, and the certificate that nobody has is not valid.
 func TestExportInterrupted(t *testing.T) {
 	dir, c := t.TempDir(), newClock()
 	st, err := store.Open(filepath.Join(dir, "store"))
@@ -206,7 +207,8 @@ func TestServerCertificate(t *testing.T) {
 	}
 }
 
-// TestNothingIsForgottenByTheClock: a clock that is wrong for a while shuts no client out, and the list of clients has a bound all the same.
+// TestNothingIsForgottenByTheClock: a clock that is wrong for a while shuts no client out, and the
+// list of clients has a bound all the same.
 func TestNothingIsForgottenByTheClock(t *testing.T) {
 	c := newClock()
 	a, st, _ := setUp(t, t.TempDir(), c)
@@ -305,7 +307,8 @@ func TestAuthorityWaitsForTheClock(t *testing.T) {
 	}
 }
 
-// TestRenew: clients of the former authority get in, and trust the server, until the overlap ends, also over a restart.
+// TestRenew: clients of the former authority get in, and trust the server, until the overlap ends,
+// also over a restart.
 func TestRenew(t *testing.T) {
 	dir, c := t.TempDir(), newClock()
 	a, st, _ := setUp(t, dir, c)
@@ -426,8 +429,8 @@ func TestAuditRotation(t *testing.T) {
 	}
 }
 
-// TestAuditRotatesLater: while a new file cannot be opened, as without a free descriptor or inode, every call that is refused for it
-// leaves the old files alone.
+// TestAuditRotatesLater: while a new file cannot be opened, as without a free descriptor or inode,
+// every call that is refused for it leaves the old files alone.
 func TestAuditRotatesLater(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "audit.log")
 	l, err := OpenAudit(name, newClock().now)
@@ -491,8 +494,8 @@ func TestAuditTornLine(t *testing.T) {
 	}
 }
 
-// TestAuditFlood: refusals of one client are bounded, those of another are still written, and the number of those left
-// out is.
+// TestAuditFlood: refusals of one client are bounded, those of another are still written, and the
+// number of those left out is.
 func TestAuditFlood(t *testing.T) {
 	c := newClock()
 	name := filepath.Join(t.TempDir(), "audit.log")

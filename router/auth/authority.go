@@ -36,8 +36,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// ServerName is a name that every node's certificate carries. A client that trusts only this node's authority needs no
-// other, and can reach the node under whatever address the network gives it.
+// ServerName is a name that every node's certificate carries. A client that trusts only this node's
+// authority needs no other, and can reach the node under whatever address the network gives it.
 const ServerName = "isthmusd"
 
 const (
@@ -55,7 +55,8 @@ const (
 	// authorityWarning is how long before its end an authority is told to be renewed.
 	authorityWarning = 90 * 24 * time.Hour
 
-	// maxClients bounds the list of certificates. The oldest revoked ones make room; nothing is forgotten because of a clock.
+	// maxClients bounds the list of certificates. The oldest revoked ones make room; nothing is
+	// forgotten because of a clock.
 	maxClients = 4096
 
 	// The clock of a machine that has just been started may be behind.
@@ -65,7 +66,8 @@ const (
 // Options is what an Authority needs.
 type Options struct {
 	Store *store.Store
-	// Hosts are the addresses and names of the server certificate, beside ServerName and the loopback.
+	// Hosts are the addresses and names of the server certificate, beside ServerName and the
+	// loopback.
 	Hosts []string
 	// Address is the host and port that the first admin's context names.
 	Address string
@@ -75,12 +77,13 @@ type Options struct {
 	Notice io.Writer
 	Audit  *Audit
 	Now    func() time.Time
-	// Sane is a time that is over for certain, such as that of the build. Before it, no authority is made: its certificates would not be
-	// valid when the clock is set. Zero: any time is sane.
+	// Sane is a time that is over for certain, such as that of the build. Before it, no authority
+	// is made: its certificates would not be valid when the clock is set. Zero: any time is sane.
 	Sane time.Time
 }
 
-// Authority is the node's certificate authority and what hangs on it. Methods may be called from several goroutines.
+// Authority is the node's certificate authority and what hangs on it. Methods may be called from
+// several goroutines.
 type Authority struct {
 	store *store.Store
 	audit *Audit
@@ -104,8 +107,8 @@ type Authority struct {
 	clients registry
 }
 
-// New opens the authority, and makes it on the first start together with the first admin. An authority that is there
-// and damaged is an error: making a new one would shut out every client.
+// New opens the authority, and makes it on the first start together with the first admin. An
+// authority that is there and damaged is an error: making a new one would shut out every client.
 func New(o Options) (*Authority, error) {
 	a := &Authority{store: o.Store, audit: o.Audit, now: o.Now, options: o, room: maxClients, hosts: slices.Clone(o.Hosts)}
 	a.clients.init()
@@ -139,7 +142,8 @@ func (a *authority) overlapping(now time.Time) bool {
 	return a.former != nil && now.Before(a.until) && now.Before(a.former.cert.NotAfter) && now.After(a.former.cert.NotBefore)
 }
 
-// server returns what signs the certificate of the server. While there are clients that trust nothing but the former authority, that is it.
+// server returns what signs the certificate of the server. While there are clients that trust
+// nothing but the former authority, that is it.
 func (a *authority) server(now time.Time) *signer {
 	if a.overlapping(now) {
 		return a.former
@@ -195,7 +199,8 @@ func (a *Authority) authority() (*authority, error) {
 // awaitEvery is how often the clock is looked at.
 const awaitEvery = time.Second
 
-// Await makes the authority and the first admin as soon as the clock is sane. It returns when that is done, or ctx is.
+// Await makes the authority and the first admin as soon as the clock is sane. It returns when that
+// is done, or ctx is.
 func (a *Authority) Await(ctx context.Context) {
 	ticker := time.NewTicker(awaitEvery)
 	defer ticker.Stop()
@@ -220,9 +225,11 @@ func (a *Authority) catchUp() {
 	a.failed = err
 }
 
-// Renew makes a new authority. Certificates that the former one has signed are good for Overlap, or no more at all with atOnce; so long the
-// server shows a certificate of the former one, which clients trust that have not heard of the new one. It returns when the
-// former one ends, which is zero when that is over. During an overlap only renewing at once is possible; else the error wraps ErrInvalid.
+// Renew makes a new authority. Certificates that the former one has signed are good for Overlap, or
+// no more at all with atOnce; so long the server shows a certificate of the former one, which
+// clients trust that have not heard of the new one. It returns when the former one ends, which is
+// zero when that is over. During an overlap only renewing at once is possible; else the error wraps
+// ErrInvalid.
 func (a *Authority) Renew(atOnce bool) (time.Time, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -330,8 +337,8 @@ func (a *Authority) use(r authorityRecord) error {
 	return nil
 }
 
-// Certificate returns the certificates that a client must trust, in PEM: the authority's, and that of the one before while it is
-// trusted. Empty: there is none yet.
+// Certificate returns the certificates that a client must trust, in PEM: the authority's, and that
+// of the one before while it is trusted. Empty: there is none yet.
 func (a *Authority) Certificate() string {
 	c, err := a.authority()
 	if err != nil {
@@ -388,8 +395,8 @@ func certificatePEM(der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
-// Sign signs data with the key of the present server certificate: ECDSA with SHA-256, in ASN.1. It returns the certificate,
-// in PEM, with the signature.
+// Sign signs data with the key of the present server certificate: ECDSA with SHA-256, in ASN.1. It
+// returns the certificate, in PEM, with the signature.
 func (a *Authority) Sign(data []byte) (signature []byte, certificate string, err error) {
 	c, err := a.serverCertificate(nil)
 	if err != nil {
@@ -407,9 +414,9 @@ var ErrInvalid = errors.New("invalid request")
 
 var clientName = regexp.MustCompile(`^[A-Za-z0-9.@-]{1,63}$`)
 
-// Issue signs a client certificate for the public key of a certificate request (PKCS #10, DER) and returns it in PEM.
-// The lifetime is MinLifetime to MaxLifetime, or 0 for DefaultLifetime. What is wrong with the request wraps
-// ErrInvalid.
+// Issue signs a client certificate for the public key of a certificate request (PKCS #10, DER) and
+// returns it in PEM. The lifetime is MinLifetime to MaxLifetime, or 0 for DefaultLifetime. What is
+// wrong with the request wraps ErrInvalid.
 func (a *Authority) Issue(name string, role Role, csr []byte, lifetime time.Duration) (string, store.Client, error) {
 	r, err := readRequest(csr)
 	if err != nil {
@@ -463,7 +470,8 @@ func checkClient(name string, lifetime time.Duration) error {
 	if !clientName.MatchString(name) {
 		return fmt.Errorf("%w: name %.80q must be letters, digits, hyphens, dots, at signs, 1 to 63", ErrInvalid, name)
 	}
-	// The unix socket calls itself root, and the daemon isthmusd, in the history and in the audit log.
+	// The unix socket calls itself root, and the daemon isthmusd, in the history and in the audit
+	// log.
 	if name == rootName || name == ServerName {
 		return fmt.Errorf("%w: name %q is reserved", ErrInvalid, name)
 	}
@@ -477,7 +485,8 @@ func (a *Authority) issue(name string, role Role, public any, lifetime time.Dura
 	return a.issueAfter(store.Client{}, name, role, public, lifetime)
 }
 
-// issueAfter signs a certificate and puts it into the list, with what renewed says of the one before it.
+// issueAfter signs a certificate and puts it into the list, with what renewed says of the one
+// before it.
 func (a *Authority) issueAfter(renewed store.Client, name string, role Role, public any, lifetime time.Duration) (string, store.Client, error) {
 	if err := checkClient(name, lifetime); err != nil {
 		return "", store.Client{}, err
@@ -506,7 +515,8 @@ func (a *Authority) issueAfter(renewed store.Client, name string, role Role, pub
 	return certificate, c, nil
 }
 
-// sign makes the certificate of a client. Everything in it but the signature follows from c and the key.
+// sign makes the certificate of a client. Everything in it but the signature follows from c and the
+// key.
 func (a *Authority) sign(c store.Client, role Role, public any) (string, error) {
 	by, err := a.authority()
 	if err != nil {
@@ -532,8 +542,8 @@ func (a *Authority) sign(c store.Client, role Role, public any) (string, error) 
 	return certificatePEM(der), nil
 }
 
-// makeRoom forgets a certificate when there are too many; see forgettable. What expired stays: the clock may be wrong, and what is not in
-// the list is shut out for good.
+// makeRoom forgets a certificate when there are too many; see forgettable. What expired stays: the
+// clock may be wrong, and what is not in the list is shut out for good.
 func (a *Authority) makeRoom() error {
 	all := a.store.Clients()
 	if len(all) < a.room {
@@ -568,8 +578,8 @@ type adminRecord struct {
 	Exported bool
 }
 
-// exportAdmin writes the first admin's context, once in the life of the store. When the power goes in between, the
-// certificate of that attempt becomes invalid and the next start makes another.
+// exportAdmin writes the first admin's context, once in the life of the store. When the power goes
+// in between, the certificate of that attempt becomes invalid and the next start makes another.
 func (a *Authority) exportAdmin(o Options) error {
 	var r adminRecord
 	data, err := a.store.Private("admin")
@@ -615,8 +625,9 @@ func (a *Authority) exportAdmin(o Options) error {
 	return err
 }
 
-// WithdrawFirst takes the first admin's context away: the certificate is not valid any more, and its file goes. It is not needed where an admin's own request was
-// signed, and its key is on the disk.
+// WithdrawFirst takes the first admin's context away: the certificate is not valid any more, and
+// its file goes. It is not needed where an admin's own request was signed, and its key is on the
+// disk.
 func (a *Authority) WithdrawFirst() error {
 	data, err := a.store.Private("admin")
 	if errors.Is(err, store.ErrNotFound) {
@@ -641,7 +652,8 @@ func (a *Authority) WithdrawFirst() error {
 	return nil
 }
 
-// Fingerprint returns the SHA-256 of the present authority's certificate, in hexadecimal; empty: there is none.
+// Fingerprint returns the SHA-256 of the present authority's certificate, in hexadecimal; empty:
+// there is none.
 func (a *Authority) Fingerprint() string {
 	c, err := a.authority()
 	if err != nil {

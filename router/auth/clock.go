@@ -11,7 +11,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/condition"
 )
 
-// seen is the newest thing that the authority has signed: itself, or the certificate of a client that is not revoked.
+// seen is the newest thing that the authority has signed: itself, or the certificate of a client
+// that is not revoked.
 type seen struct {
 	at     time.Time
 	serial string // of the client's; empty: it is the authority
@@ -24,7 +25,8 @@ const (
 	notWrong wrongness = iota
 	// behind is a clock before something that has happened.
 	behind
-	// ahead is a clock at which every certificate that was ever issued has ended, and the longest one too that could have been.
+	// ahead is a clock at which every certificate that was ever issued has ended, and the longest
+	// one too that could have been.
 	ahead
 )
 
@@ -32,8 +34,9 @@ const (
 type reading struct {
 	now   time.Time
 	wrong wrongness
-	// at is when the end of a certificate is judged. For a clock that is behind that is the time of the build when that is later, which is over for
-	// certain; for one that is ahead the newest thing that was seen.
+	// at is when the end of a certificate is judged. For a clock that is behind that is the time of
+	// the build when that is later, which is over for certain; for one that is ahead the newest
+	// thing that was seen.
 	at time.Time
 	// trust is when the authorities are judged: now, or the newest thing that was seen.
 	trust  time.Time
@@ -107,8 +110,9 @@ func (r reading) why(sane time.Time) string {
 		text(r.now), text(r.newest.at))
 }
 
-// wrongClock returns an error that wraps ErrInvalid when certificates must not be signed by the present clock: their times would be wrong. Root on the node can say
-// that a clock which seems to be ahead is right, by issuing a certificate.
+// wrongClock returns an error that wraps ErrInvalid when certificates must not be signed by the
+// present clock: their times would be wrong. Root on the node can say that a clock which seems to
+// be ahead is right, by issuing a certificate.
 func (a *Authority) wrongClock(root bool) error {
 	r := a.clock()
 	if r.wrong == notWrong || r.wrong == ahead && root {
@@ -117,14 +121,16 @@ func (a *Authority) wrongClock(root bool) error {
 	return fmt.Errorf("%w: no certificate is issued while the clock is wrong: %s", ErrInvalid, r.why(a.options.Sane))
 }
 
-// MayIssue returns an error that wraps ErrInvalid when the clock keeps the caller from issuing certificates: one that is behind keeps everyone, and one that seems
-// to be ahead keeps all but root on the node, who can see whether it is.
+// MayIssue returns an error that wraps ErrInvalid when the clock keeps the caller from issuing
+// certificates: one that is behind keeps everyone, and one that seems to be ahead keeps all but
+// root on the node, who can see whether it is.
 func (a *Authority) MayIssue(ctx context.Context) error {
 	return a.wrongClock(FromContext(ctx).Serial == "")
 }
 
-// MayRenew returns an error that wraps ErrInvalid when the clock keeps the caller from renewing the authority: one that seems to be ahead keeps all but root on the
-// node. One that is behind does not, since renewing is the remedy for an authority that was made under a clock that was ahead.
+// MayRenew returns an error that wraps ErrInvalid when the clock keeps the caller from renewing the
+// authority: one that seems to be ahead keeps all but root on the node. One that is behind does
+// not, since renewing is the remedy for an authority that was made under a clock that was ahead.
 func (a *Authority) MayRenew(ctx context.Context) error {
 	if a.clock().wrong != ahead {
 		return nil
@@ -132,8 +138,10 @@ func (a *Authority) MayRenew(ctx context.Context) error {
 	return a.MayIssue(ctx)
 }
 
-// verifyAnyway checks the certificate that a client shows while the clock is wrong. A certificate of this authority was issued in the past, whatever the
-// clock says, so its beginning is not looked at. Its end is, as well as the node can know. That it was issued here and is not revoked is for verify.
+// verifyAnyway checks the certificate that a client shows while the clock is wrong. A certificate
+// of this authority was issued in the past, whatever the clock says, so its beginning is not looked
+// at. Its end is, as well as the node can know. That it was issued here and is not revoked is for
+// verify.
 func (a *Authority) verifyAnyway(cert *x509.Certificate, r reading) error {
 	c, err := a.authority()
 	if err != nil {

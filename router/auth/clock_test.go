@@ -48,8 +48,8 @@ func newCard(t *testing.T, a *Authority, name string, role Role, lifetime time.D
 // errCall means that a connection was let in, and its call was not.
 var errCall = errors.New("the call is refused")
 
-// getIn opens a connection with a certificate by a client whose clock says now, which trusts what roots has. It returns what the client sees of a refusal, and the
-// server certificate.
+// getIn opens a connection with a certificate by a client whose clock says now, which trusts what
+// roots has. It returns what the client sees of a refusal, and the server certificate.
 func getIn(t *testing.T, a *Authority, c card, roots string, now time.Time) (*x509.Certificate, error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -97,7 +97,8 @@ func getIn(t *testing.T, a *Authority, c card, roots string, now time.Time) (*x5
 	return conn.ConnectionState().PeerCertificates[0], err
 }
 
-// wrongWorld has an authority of a node that was built 40 days later, with certificates of 0 and of 100 days after it.
+// wrongWorld has an authority of a node that was built 40 days later, with certificates of 0 and of
+// 100 days after it.
 type wrongWorld struct {
 	dir   string
 	clock *clock
@@ -151,8 +152,9 @@ func has(a *Authority, kind, text string) bool {
 	return false
 }
 
-// TestWrongClock: a node whose clock is wrong for certain lets in those who may, by their own right clock, and no others; one that only may be wrong does as it says.
-// When the clock is set, everything is as with a right clock from the start.
+// TestWrongClock: a node whose clock is wrong for certain lets in those who may, by their own right
+// clock, and no others; one that only may be wrong does as it says. When the clock is set,
+// everything is as with a right clock from the start.
 func TestWrongClock(t *testing.T) {
 	start := newClock().Time
 	issued := start.Add(100 * day)
@@ -184,7 +186,8 @@ func TestWrongClock(t *testing.T) {
 			if has(a, "ClockWrong", c.says) != (c.wrong != notWrong) {
 				t.Errorf("conditions %v", a.Conditions())
 			}
-			// A client's clock may be wrong by a day too, or the node's is: then it takes the server for what the node's clock says.
+			// A client's clock may be wrong by a day too, or the node's is: then it takes the
+			// server for what the node's clock says.
 			real := w.real
 			if c.wrong == notWrong {
 				real = c.now
@@ -231,8 +234,9 @@ func stranger(t *testing.T, like card) card {
 	return card{Certificate: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}}
 }
 
-// TestClockIsSet: while it is wrong nothing is signed for clients but by root, and when it is set in the running daemon the server shows a certificate of 90 days again, and
-// expiry is final again for those who are connected too.
+// TestClockIsSet: while it is wrong nothing is signed for clients but by root, and when it is set
+// in the running daemon the server shows a certificate of 90 days again, and expiry is final again
+// for those who are connected too.
 func TestClockIsSet(t *testing.T) {
 	for _, now := range []time.Time{time.Unix(0, 0), newClock().AddDate(60, 0, 0)} {
 		w := newWrongWorld(t)
@@ -284,8 +288,8 @@ func TestClockIsSet(t *testing.T) {
 	}
 }
 
-// TestIssuedInTheFuture: a certificate that was issued while the clock was ahead shuts no client out when the clock is right again. The condition names it, and
-// without it the clock is right.
+// TestIssuedInTheFuture: a certificate that was issued while the clock was ahead shuts no client
+// out when the clock is right again. The condition names it, and without it the clock is right.
 func TestIssuedInTheFuture(t *testing.T) {
 	w := newWrongWorld(t)
 	a := w.boot(t, w.real.AddDate(3, 0, 0))
@@ -310,8 +314,9 @@ func TestIssuedInTheFuture(t *testing.T) {
 	}
 }
 
-// TestServerCertificateForYears: in a process that runs for years and whose clock jumps, clients with the same clock always take the server certificate, and it is not issued more often
-// than each 60 days without a jump.
+// TestServerCertificateForYears: in a process that runs for years and whose clock jumps, clients
+// with the same clock always take the server certificate, and it is not issued more often than each
+// 60 days without a jump.
 func TestServerCertificateForYears(t *testing.T) {
 	c := newClock()
 	a, _, _ := setUp(t, t.TempDir(), c)
@@ -366,7 +371,8 @@ func (brokenKey) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
 	return nil, errors.New("the key is broken")
 }
 
-// TestServerCertificateFails: the one before goes on until its end, and a condition tells of it all the time.
+// TestServerCertificateFails: the one before goes on until its end, and a condition tells of it all
+// the time.
 func TestServerCertificateFails(t *testing.T) {
 	c := newClock()
 	a, _, _ := setUp(t, t.TempDir(), c)
@@ -398,7 +404,8 @@ func TestServerCertificateFails(t *testing.T) {
 	}
 }
 
-// TestEndingConditions: the last certificate of an admin is told of by itself, 30 days ahead and as an error in the last week; the others together.
+// TestEndingConditions: the last certificate of an admin is told of by itself, 30 days ahead and as
+// an error in the last week; the others together.
 func TestEndingConditions(t *testing.T) {
 	c := newClock()
 	a, _, _ := setUp(t, t.TempDir(), c) // the first admin, for a year

@@ -20,21 +20,23 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// Limits of one server. A handshake that was not finished costs memory and, for each signature, about 0.1 ms. One whose client has not said
-// what it wants costs some KiB alone, and there are many places for these: a client that speaks at once is not cut by those behind it.
+// Limits of one server. A handshake that was not finished costs memory and, for each signature,
+// about 0.1 ms. One whose client has not said what it wants costs some KiB alone, and there are
+// many places for these: a client that speaks at once is not cut by those behind it.
 const (
 	maxSilent            = 1024 // at once, of strangers, and as many of hosts that are known
 	maxHandshakes        = 256  // whose clients have spoken, likewise
 	maxHandshakesPerHost = 8
 	maxKnownHosts        = 256
-	firstByte            = 2 * time.Second  // a client speaks first, and at once
-	handshakeTime        = 10 * time.Second // from the first byte on; gRPC's ConnectionTimeout bounds all of it
-	maxConnsPerClient    = 64
-	maxStreamsPerClient  = 256 // watches and other streams that are open at once
-	lingerTime           = 500 * time.Millisecond
-	lingerBytes          = 64 << 10
-	callsPerSecond       = 100
-	callsBurst           = 200
+	firstByte            = 2 * time.Second // a client speaks first, and at once
+	// from the first byte on; gRPC's ConnectionTimeout bounds all of it
+	handshakeTime       = 10 * time.Second
+	maxConnsPerClient   = 64
+	maxStreamsPerClient = 256 // watches and other streams that are open at once
+	lingerTime          = 500 * time.Millisecond
+	lingerBytes         = 64 << 10
+	callsPerSecond      = 100
+	callsBurst          = 200
 )
 
 const (
@@ -42,14 +44,15 @@ const (
 	selfName = "isthmusd itself" // no serial number is like this
 )
 
-// registry knows the open connections and what each client uses up. Clients have a certificate of ours, so there are
-// not more of them than were issued.
+// registry knows the open connections and what each client uses up. Clients have a certificate of
+// ours, so there are not more of them than were issued.
 type registry struct {
 	mu         sync.Mutex
 	conns      map[string]map[*conn]struct{} // by serial
 	usage      map[string]*usage             // by serial
 	handshakes []*handshake                  // under way, the oldest first
-	known      []netip.Prefix                // hosts that had a good handshake lately, the latest last
+	// hosts that had a good handshake lately, the latest last
+	known []netip.Prefix
 }
 
 // handshake is one that is under way.
@@ -154,7 +157,8 @@ func (r *registry) openStream(serial string) (func(), bool) {
 	}, true
 }
 
-// hostPrefix returns what counts as one host: an IPv4 address, or the /64 of an IPv6 address: a host may use any address of its /64.
+// hostPrefix returns what counts as one host: an IPv4 address, or the /64 of an IPv6 address: a
+// host may use any address of its /64.
 func hostPrefix(addr net.Addr) netip.Prefix {
 	ap, err := netip.ParseAddrPort(addr.String())
 	if err != nil {
@@ -168,8 +172,9 @@ func hostPrefix(addr net.Addr) netip.Prefix {
 	return p
 }
 
-// beginHandshake gives a handshake a place. When there is none, the oldest one makes room: strangers can keep out neither each other nor,
-// since they have places of their own, a host that had a good handshake lately.
+// beginHandshake gives a handshake a place. When there is none, the oldest one makes room:
+// strangers can keep out neither each other nor, since they have places of their own, a host that
+// had a good handshake lately.
 func (r *registry) beginHandshake(host netip.Prefix, cut func()) *handshake {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -181,7 +186,8 @@ func (r *registry) beginHandshake(host netip.Prefix, cut func()) *handshake {
 	return h
 }
 
-// makeRoomLocked cuts the oldest handshake of some when there are as many as may be, and says whether it did.
+// makeRoomLocked cuts the oldest handshake of some when there are as many as may be, and says
+// whether it did.
 func (r *registry) makeRoomLocked(most int, of func(*handshake) bool) bool {
 	n, oldest := 0, -1
 	for i, h := range r.handshakes {
@@ -265,9 +271,10 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// Credentials returns the transport credentials of the server. A connection over a unix socket must come from user 0
-// of the node, or from this very process, which is a reader; any other must speak TLS 1.3 and show a certificate that was issued here and is not revoked. gRPC's
-// ConnectionTimeout bounds the handshake.
+// Credentials returns the transport credentials of the server. A connection over a unix socket must
+// come from user 0 of the node, or from this very process, which is a reader; any other must speak
+// TLS 1.3 and show a certificate that was issued here and is not revoked. gRPC's ConnectionTimeout
+// bounds the handshake.
 func (a *Authority) Credentials() credentials.TransportCredentials { return transport{a} }
 
 type transport struct{ a *Authority }
@@ -312,7 +319,9 @@ func (a *Authority) acceptUnix(u *net.UnixConn) (net.Conn, Identity, error) {
 		return nil, Identity{}, fmt.Errorf("reading the user of the other end: %w", err)
 	}
 	id := Identity{Name: fmt.Sprintf("uid %d", cred.Uid)}
-	if cred.Uid != 0 && int(cred.Pid) == os.Getpid() { // the watchdog of a daemon that is not root asks whether the API answers; it takes no place of root's
+	// the watchdog of a daemon that is not root asks whether the API answers; it takes no place of
+	// root's
+	if cred.Uid != 0 && int(cred.Pid) == os.Getpid() {
 		id.Name, id.Role, id.SecurityLevel = selfName, Reader, credentials.PrivacyAndIntegrity
 		c := &conn{Conn: u, serial: selfName, clients: &a.clients}
 		return c, id, a.clients.add(c, 0)
@@ -368,8 +377,9 @@ func (a *Authority) acceptTLS(raw net.Conn) (net.Conn, Identity, error) {
 	return c, id, nil
 }
 
-// linger gives a refused client time to read the alert that says why. In TLS 1.3 it has sent its first request before it hears of
-// the refusal, and closing a TCP connection with that unread resets it, which may discard the alert at the other end.
+// linger gives a refused client time to read the alert that says why. In TLS 1.3 it has sent its
+// first request before it hears of the refusal, and closing a TCP connection with that unread
+// resets it, which may discard the alert at the other end.
 func linger(c net.Conn) {
 	t, ok := c.(*net.TCPConn)
 	if !ok || t.CloseWrite() != nil || t.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
@@ -410,7 +420,8 @@ func (a *Authority) verify(cert *x509.Certificate) error {
 	return a.valid(serialText(cert.SerialNumber))
 }
 
-// valid tells whether a certificate was issued here and not revoked, nor any that it was renewed from. What is not in the store is not valid.
+// valid tells whether a certificate was issued here and not revoked, nor any that it was renewed
+// from. What is not in the store is not valid.
 func (a *Authority) valid(serial string) error {
 	c, err := a.store.Client(serial)
 	if err != nil {

@@ -76,9 +76,10 @@ func enter(l net.Listener, a *Authority, cert tls.Certificate) error {
 	return err
 }
 
-// TestIdleConnectionsKeepNobodyOut: connections from many addresses that never speak, opened again when they end, take no place from a client
-// that does. A stranger is cut when maxSilent others connect before its first message, which takes some 200 ms at the rate of this test.
-// Without a rate, the dialers keep the client's goroutine from running for that long.
+// TestIdleConnectionsKeepNobodyOut: connections from many addresses that never speak, opened again
+// when they end, take no place from a client that does. A stranger is cut when maxSilent others
+// connect before its first message, which takes some 200 ms at the rate of this test. Without a
+// rate, the dialers keep the client's goroutine from running for that long.
 func TestIdleConnectionsKeepNobodyOut(t *testing.T) {
 	for _, idle := range []int{72, 700, 2000} {
 		t.Run(fmt.Sprint(idle), func(t *testing.T) {
@@ -282,7 +283,8 @@ func TestStrangersPushNothingOut(t *testing.T) {
 	}
 }
 
-// TestReplacedAuditIsTold: a log that is removed, renamed or replaced loses no further line, and that is said in it and by a condition.
+// TestReplacedAuditIsTold: a log that is removed, renamed or replaced loses no further line, and
+// that is said in it and by a condition.
 func TestReplacedAuditIsTold(t *testing.T) {
 	for what, replace := range map[string]func(name string) error{
 		"removed":        os.Remove,

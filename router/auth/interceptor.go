@@ -17,8 +17,9 @@ type Subject struct {
 	Digest string
 }
 
-// Unary returns the interceptor that lets calls in or refuses them, and writes the audit log. describe tells what a
-// writing request is about, without its secrets; generation returns the present generation.
+// Unary returns the interceptor that lets calls in or refuses them, and writes the audit log.
+// describe tells what a writing request is about, without its secrets; generation returns the
+// present generation.
 func (a *Authority) Unary(describe func(request any) Subject, generation func() uint64) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		r, err := a.admit(ctx, info.FullMethod)
@@ -41,7 +42,8 @@ func (a *Authority) Unary(describe func(request any) Subject, generation func() 
 		} else if g, ok := response.(interface{ GetGeneration() uint64 }); ok {
 			e.To = g.GetGeneration()
 		} else if c, ok := response.(interface{ GetClient() *isthmusv1.Client }); ok && c.GetClient() != nil {
-			e.Object = shorten(e.Object + ", serial " + c.GetClient().GetSerial()) // of the certificate that was issued
+			// of the certificate that was issued
+			e.Object = shorten(e.Object + ", serial " + c.GetClient().GetSerial())
 		}
 		// The change is made and its Begin is on disk: failing now would only claim the opposite.
 		_ = a.audit.write(e)
@@ -49,8 +51,8 @@ func (a *Authority) Unary(describe func(request any) Subject, generation func() 
 	}
 }
 
-// Stream returns the interceptor for streams. One that writes is in the audit log from its first message on, which describe tells about; it is refused before the log has
-// taken that.
+// Stream returns the interceptor for streams. One that writes is in the audit log from its first
+// message on, which describe tells about; it is refused before the log has taken that.
 func (a *Authority) Stream(describe func(request any) Subject, generation func() uint64) grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 		r, err := a.admit(stream.Context(), info.FullMethod)
@@ -113,7 +115,8 @@ func (a *Authority) admit(ctx context.Context, method string) (rule, error) {
 	case id.Serial != "" && a.valid(id.Serial) != nil:
 		err = status.Error(codes.Unauthenticated, "certificate is revoked")
 	case !id.Expires.IsZero() && a.clock().at.After(id.Expires):
-		// The timer of the connection stands still while a machine sleeps, and does not see the clock being set.
+		// The timer of the connection stands still while a machine sleeps, and does not see the
+		// clock being set.
 		err = status.Error(codes.Unauthenticated, "certificate has expired")
 	case !known:
 		err = status.Errorf(codes.PermissionDenied, "%s is not allowed to anybody", method)

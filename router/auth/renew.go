@@ -12,21 +12,25 @@ import (
 )
 
 const (
-	// MinRenewed is the shortest lifetime of a certificate that can be renewed. An admin who gives less gives it for that time alone.
+	// MinRenewed is the shortest lifetime of a certificate that can be renewed. An admin who gives
+	// less gives it for that time alone.
 	MinRenewed = 30 * 24 * time.Hour
 
-	// maxChain bounds how many certificates are looked at from one to those it was renewed from. Damaged files must not make a ring.
+	// maxChain bounds how many certificates are looked at from one to those it was renewed from.
+	// Damaged files must not make a ring.
 	maxChain = 1024
 )
 
-// RenewableFrom returns when a certificate may be renewed at the earliest: when a third of its lifetime is left. A client that renews all the time
-// would fill the list of certificates.
+// RenewableFrom returns when a certificate may be renewed at the earliest: when a third of its
+// lifetime is left. A client that renews all the time would fill the list of certificates.
 func RenewableFrom(issued, expires time.Time) time.Time { return expires.Add(-expires.Sub(issued) / 3) }
 
-// RenewClient signs a certificate for the public key of a certificate request (PKCS #10, DER) that follows the one of the caller, and returns it in PEM. Name,
-// role and lifetime are those of the caller's. A certificate has one successor: the same key again returns the same certificate, since the answer may have
-// been lost, and another key is refused, since the one who renewed it may have stolen it. All certificates that follow each other end MaxLifetime after the
-// first was issued. The former certificate stays valid until its end. What cannot be renewed wraps ErrInvalid.
+// RenewClient signs a certificate for the public key of a certificate request (PKCS #10, DER) that
+// follows the one of the caller, and returns it in PEM. Name, role and lifetime are those of the
+// caller's. A certificate has one successor: the same key again returns the same certificate, since
+// the answer may have been lost, and another key is refused, since the one who renewed it may have
+// stolen it. All certificates that follow each other end MaxLifetime after the first was issued.
+// The former certificate stays valid until its end. What cannot be renewed wraps ErrInvalid.
 func (a *Authority) RenewClient(id Identity, csr []byte) (string, store.Client, error) {
 	none := func(format string, args ...any) (string, store.Client, error) {
 		return "", store.Client{}, fmt.Errorf("%w: "+format, append([]any{ErrInvalid}, args...)...)
@@ -151,7 +155,8 @@ func (a *Authority) revokedChain(c store.Client) bool {
 	return true // a ring
 }
 
-// Clients returns the issued certificates, oldest first. One is shown as revoked when one that it was renewed from is.
+// Clients returns the issued certificates, oldest first. One is shown as revoked when one that it
+// was renewed from is.
 func (a *Authority) Clients() []store.Client {
 	all := a.store.Clients()
 	for i := range all {
@@ -160,8 +165,9 @@ func (a *Authority) Clients() []store.Client {
 	return all
 }
 
-// Revoke refuses a certificate from now on, those that were renewed from it and those that it was renewed from, and closes the
-// connections that were opened with them. An unknown serial is an error that wraps store.ErrNotFound.
+// Revoke refuses a certificate from now on, those that were renewed from it and those that it was
+// renewed from, and closes the connections that were opened with them. An unknown serial is an
+// error that wraps store.ErrNotFound.
 func (a *Authority) Revoke(serial string) error {
 	a.renewing.Lock()
 	defer a.renewing.Unlock()
@@ -170,7 +176,8 @@ func (a *Authority) Revoke(serial string) error {
 		return err
 	}
 	var errs []error
-	for _, c := range chain { // the first one takes all others with it, so that dying in between leaves none valid
+	// the first one takes all others with it, so that dying in between leaves none valid
+	for _, c := range chain {
 		if !c.Revoked {
 			c.Revoked = true
 			if err := a.store.SetClient(c); err != nil {
@@ -187,8 +194,9 @@ func (a *Authority) Revoke(serial string) error {
 	return errors.Join(errs...)
 }
 
-// forgettable returns the certificate whose place another one may take: the oldest one that is revoked and no valid one was renewed from, else
-// the oldest one that was renewed and whose successor was renewed too. Such a one has expired before its second successor was issued, by the
+// forgettable returns the certificate whose place another one may take: the oldest one that is
+// revoked and no valid one was renewed from, else the oldest one that was renewed and whose
+// successor was renewed too. Such a one has expired before its second successor was issued, by the
 // clock of that time, and its client has another.
 func forgettable(all []store.Client) (string, bool) {
 	next := make(map[string]store.Client, len(all))

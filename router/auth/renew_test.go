@@ -65,8 +65,9 @@ func renewFor(t *testing.T, a *Authority, id Identity) (Identity, store.Client) 
 	return identity(t, text), c
 }
 
-// TestRenewClient: a renewed certificate has the name, role and lifetime of the one before, which stays valid; when, how often and how long it may be
-// renewed has bounds; and the list says what came from what, over a restart too.
+// TestRenewClient: a renewed certificate has the name, role and lifetime of the one before, which
+// stays valid; when, how often and how long it may be renewed has bounds; and the list says what
+// came from what, over a restart too.
 func TestRenewClient(t *testing.T) {
 	dir, c := t.TempDir(), newClock()
 	a, st, _ := setUp(t, dir, c)
@@ -103,7 +104,8 @@ func TestRenewClient(t *testing.T) {
 		t.Errorf("the former one: %v", err)
 	}
 
-	// The answer was lost: the same key gets the same certificate, after a restart too. Another key does not.
+	// The answer was lost: the same key gets the same certificate, after a restart too. Another key
+	// does not.
 	c.Time = c.Add(time.Hour)
 	st.Close()
 	a, st, _ = setUp(t, dir, c)
@@ -140,8 +142,8 @@ func TestRenewClient(t *testing.T) {
 	_ = st
 }
 
-// TestRevokeChain: revoking one of the certificates that follow each other revokes them all, what was cut short by a crash is as good, and none is
-// renewed afterwards.
+// TestRevokeChain: revoking one of the certificates that follow each other revokes them all, what
+// was cut short by a crash is as good, and none is renewed afterwards.
 func TestRevokeChain(t *testing.T) {
 	for which := range 3 {
 		c := newClock()
@@ -185,7 +187,8 @@ func TestRevokeChain(t *testing.T) {
 	}
 }
 
-// TestRenewAfterAuthority: when the authority is renewed, each client gets a certificate of the new one at any time of its life, once.
+// TestRenewAfterAuthority: when the authority is renewed, each client gets a certificate of the new
+// one at any time of its life, once.
 func TestRenewAfterAuthority(t *testing.T) {
 	c := newClock()
 	a, _, _ := setUp(t, t.TempDir(), c)
@@ -202,7 +205,8 @@ func TestRenewAfterAuthority(t *testing.T) {
 	}
 }
 
-// TestRenewedGiveWay: certificates that were renewed twice make room for others, and a revoked one does not while a valid one was renewed from it.
+// TestRenewedGiveWay: certificates that were renewed twice make room for others, and a revoked one
+// does not while a valid one was renewed from it.
 func TestRenewedGiveWay(t *testing.T) {
 	c := newClock()
 	a, st, _ := setUp(t, t.TempDir(), c)

@@ -1,6 +1,7 @@
-// Package auth decides who may do what over the API. The node is its own certificate authority: it signs its server
-// certificate and those of its clients, whose role is in the certificate. On the node itself, root comes in over a unix
-// socket without a certificate. Every write is in the audit log before it happens, and every refusal is there too.
+// Package auth decides who may do what over the API. The node is its own certificate authority: it
+// signs its server certificate and those of its clients, whose role is in the certificate. On the
+// node itself, root comes in over a unix socket without a certificate. Every write is in the audit
+// log before it happens, and every refusal is there too.
 package auth
 
 import (
@@ -80,7 +81,8 @@ var rules = map[string]rule{
 
 	"/isthmus.v1.NATService/ListPolicies":  {role: Reader},
 	"/isthmus.v1.NATService/WatchPolicies": {role: Reader},
-	"/isthmus.v1.NATService/ProveEgress":   {role: Operator, write: true}, // signs, and may call someone
+	// signs, and may call someone
+	"/isthmus.v1.NATService/ProveEgress": {role: Operator, write: true},
 
 	"/isthmus.v1.PoolService/ListPools":  {role: Reader},
 	"/isthmus.v1.PoolService/GetPool":    {role: Reader},
@@ -92,7 +94,8 @@ var rules = map[string]rule{
 	"/isthmus.v1.EgressService/ListPorts":  {role: Reader},
 	"/isthmus.v1.EgressService/WatchPorts": {role: Reader},
 	"/isthmus.v1.NATService/EndFlows":      {role: Operator, write: true},
-	"/isthmus.v1.NATService/Who":           {role: Operator, write: true}, // who asked about whom is for the audit log
+	// who asked about whom is for the audit log
+	"/isthmus.v1.NATService/Who": {role: Operator, write: true},
 
 	"/isthmus.v1.SystemService/GetStatus":    {role: Reader},
 	"/isthmus.v1.SystemService/GetMachine":   {role: Reader},
@@ -122,7 +125,8 @@ var rules = map[string]rule{
 	"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": {role: Reader},
 }
 
-// Check returns an error that names each method of a server that no rule covers, and each rule without a method.
+// Check returns an error that names each method of a server that no rule covers, and each rule
+// without a method.
 func Check(services map[string]grpc.ServiceInfo) error {
 	var errs []error
 	served := make(map[string]bool)
@@ -160,7 +164,8 @@ type Identity struct {
 // AuthType implements credentials.AuthInfo.
 func (Identity) AuthType() string { return "isthmus" }
 
-// AddressOf returns the address that a call of another machine comes from. It is the zero Addr over the unix socket and by the loopback.
+// AddressOf returns the address that a call of another machine comes from. It is the zero Addr over
+// the unix socket and by the loopback.
 func AddressOf(ctx context.Context) netip.Addr {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
@@ -173,8 +178,8 @@ func AddressOf(ctx context.Context) netip.Addr {
 	return from.AddrPort().Addr().Unmap().WithZone("")
 }
 
-// FromContext returns who made a call. It is the zero Identity, which may do nothing, when ctx is not of a call that
-// came through this package.
+// FromContext returns who made a call. It is the zero Identity, which may do nothing, when ctx is
+// not of a call that came through this package.
 func FromContext(ctx context.Context) Identity {
 	p, ok := peer.FromContext(ctx)
 	if !ok {

@@ -1,6 +1,7 @@
-// Package capability has what a node can do besides tunnels, routes and rules: one file for each capability, with its section of
-// the document, its part of the plan, its jobs, what runs for it, its conditions and what the API shows of it. A new one is a
-// file here, and a line in the list of package router.
+// Package capability has what a node can do besides tunnels, routes and rules: one file for each
+// capability, with its section of the document, its part of the plan, its jobs, what runs for it,
+// its conditions and what the API shows of it. A new one is a file here, and a line in the list of
+// package router.
 package capability
 
 import (
@@ -20,7 +21,8 @@ import (
 type Capability struct {
 	Name    string
 	Section string // field of the document that configures it, as "egress.log"
-	Noun    string // under which the API and the command line show it; empty: they show its conditions alone
+	// under which the API and the command line show it; empty: they show its conditions alone
+	Noun string
 	// Kinds are the conditions that it can have, and Conditions returns those that it has.
 	Kinds      []*condition.Kind
 	Conditions func() []*isthmusv1.Condition

@@ -23,7 +23,8 @@ func all() []Capability {
 	}
 }
 
-// TestCapabilities: the section of each is a field of the document, its part belongs to no other one, and so do its conditions.
+// TestCapabilities: the section of each is a field of the document, its part belongs to no other
+// one, and so do its conditions.
 func TestCapabilities(t *testing.T) {
 	owner, jobs := map[*condition.Kind]string{}, map[string]string{}
 	for _, c := range all() {

@@ -19,11 +19,13 @@ import (
 type Names struct {
 	Resolver *dns.Resolver
 	Observed *observe.Observer
-	// Conflicts returns the addresses of names that are not destinations of the policies with the names.
+	// Conflicts returns the addresses of names that are not destinations of the policies with the
+	// names.
 	Conflicts func() []live.Conflict
 }
 
-// Capability returns how the rest of the node sees it. The job "nat" sets what is resolved: the proxy listens behind the rules.
+// Capability returns how the rest of the node sees it. The job "nat" sets what is resolved: the
+// proxy listens behind the rules.
 func (n Names) Capability() Capability {
 	return Capability{
 		Name: "domain names in policies, and the DNS proxy", Section: "egress.policies.names", Noun: "names", Conditions: n.conditions, Run: n.Resolver.Run,
@@ -59,10 +61,12 @@ func (n Names) List() []*isthmusv1.NameStatus {
 	return out
 }
 
-// deafTold is after what time it is told that the DNS proxy does not listen: an interface may be made in that time.
+// deafTold is after what time it is told that the DNS proxy does not listen: an interface may be
+// made in that time.
 const deafTold = 5 * time.Second
 
-// maxToldConflicts is how many addresses of names that are no destinations have a condition each: a zone decides how many there are.
+// maxToldConflicts is how many addresses of names that are no destinations have a condition each: a
+// zone decides how many there are.
 const maxToldConflicts = 20
 
 // conditions tells of names that cannot be resolved, and of addresses that two policies want.

@@ -22,8 +22,9 @@ import (
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
-// TestNameConditions: a name with new addresses in each answer, one with addresses that no name may stand for, and an attachment that is told more new addresses
-// than it may have a condition with a remedy each. Ring: namespace; needs root for port 53.
+// TestNameConditions: a name with new addresses in each answer, one with addresses that no name may
+// stand for, and an attachment that is told more new addresses than it may have a condition with a
+// remedy each. Ring: namespace; needs root for port 53.
 func TestNameConditions(t *testing.T) {
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {

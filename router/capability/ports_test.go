@@ -11,7 +11,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/ports"
 )
 
-// TestRefusedIsToldOnce: what was refused belongs to a service, and is not repeated for each address of the pool.
+// TestRefusedIsToldOnce: what was refused belongs to a service, and is not repeated for each
+// address of the pool.
 func TestRefusedIsToldOnce(t *testing.T) {
 	service := nat.Service{Destination: netip.MustParseAddr("198.51.100.7"), Protocol: unix.IPPROTO_TCP, Port: 443}
 	other := service

@@ -23,7 +23,8 @@ type Probes struct {
 	Observed *observe.Observer
 }
 
-// Capability returns how the rest of the node sees it. The job "nat" sets what is probed: an address is there before.
+// Capability returns how the rest of the node sees it. The job "nat" sets what is probed: an
+// address is there before.
 func (c Probes) Capability() Capability {
 	return Capability{
 		Name: "probes of pools and proxies", Section: "egress.pools.probes", Noun: "pools",

@@ -7,7 +7,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
-// SSH has the machine's SSH server accept the keys of the document. set replaces those that it accepts.
+// SSH has the machine's SSH server accept the keys of the document. set replaces those that it
+// accepts.
 func SSH(set func(keys []string) error) Capability {
 	return Capability{
 		Name: "keys of the SSH server", Section: "access.ssh_keys",

@@ -186,7 +186,8 @@ func translatedFlow(f translog.Record) *isthmusv1.TranslatedFlow {
 	}
 }
 
-// poolsAt returns the pools of the document that was in force at a time; with an error, those of now.
+// poolsAt returns the pools of the document that was in force at a time; with an error, those of
+// now.
 func (l Translog) poolsAt(at time.Time) ([]nat.Pool, error) {
 	status := l.Documents.Status()
 	present, now := status.Present, status.Target.NAT.Pools

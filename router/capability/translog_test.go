@@ -32,7 +32,8 @@ func TestLogConditions(t *testing.T) {
 	}
 }
 
-// TestTranslatedFlowWithoutPorts: a flow of a protocol without ports is shown by its name, without a port 0.
+// TestTranslatedFlowWithoutPorts: a flow of a protocol without ports is shown by its name, without
+// a port 0.
 func TestTranslatedFlowWithoutPorts(t *testing.T) {
 	for protocol, want := range map[uint8]string{50: "esp 10.0.0.1 192.0.2.1 198.51.100.1", 47: "gre 10.0.0.1 192.0.2.1 198.51.100.1", 17: "udp 10.0.0.1:0 192.0.2.1:0 198.51.100.1:0", 99: "99 10.0.0.1 192.0.2.1 198.51.100.1"} {
 		at := func(s string) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(s), 0) }

@@ -1,6 +1,6 @@
-// Package condition has every kind of condition that a node can report, with what it means and what to do about it. A condition
-// is made from its kind, so that none is shown which cannot be looked up: `isthmus describe condition` and
-// docs/conditions.md are made from this list.
+// Package condition has every kind of condition that a node can report, with what it means and what
+// to do about it. A condition is made from its kind, so that none is shown which cannot be looked
+// up: `isthmus describe condition` and docs/conditions.md are made from this list.
 package condition
 
 import (
@@ -17,8 +17,8 @@ import (
 // Severity says how much a condition matters.
 type Severity string
 
-// The severities. With an error something does not work, or will stop working without help. With a warning everything
-// works, perhaps with less reserve.
+// The severities. With an error something does not work, or will stop working without help. With a
+// warning everything works, perhaps with less reserve.
 const (
 	Error   Severity = "error"
 	Warning Severity = "warning"

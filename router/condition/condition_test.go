@@ -51,8 +51,8 @@ func TestMake(t *testing.T) {
 	PoolDown.Warning(at, "x")
 }
 
-// TestEveryKindIsUsed reads the source: a kind that nothing reports is not to be documented, and none is reported with a severity that it does not
-// have.
+// TestEveryKindIsUsed reads the source: a kind that nothing reports is not to be documented, and
+// none is reported with a severity that it does not have.
 func TestEveryKindIsUsed(t *testing.T) {
 	var source strings.Builder
 	for _, root := range []string{"../../router", "../../cmd"} {

@@ -38,7 +38,8 @@ func read(src *isthmusv1.Source) (source, error) {
 	return source{doc: d, problems: problems, text: src.GetText()}, nil
 }
 
-// basis is what a plan is made from. Nothing in it is changed later, so that it can be used without the lock.
+// basis is what a plan is made from. Nothing in it is changed later, so that it can be used without
+// the lock.
 type basis struct {
 	version uint64 // of the router's
 	present store.Revision
@@ -58,8 +59,9 @@ func (m *Manager) basis() basis {
 // attempts is how often a plan is made for a change while others come between.
 const attempts = 5
 
-// change plans without the lock, so that a document which takes long holds up nothing else, and has commit carry it out with the
-// lock if what it was planned from is still so; else it plans again. make returns what is to be carried out; nil: nothing is.
+// change plans without the lock, so that a document which takes long holds up nothing else, and has
+// commit carry it out with the lock if what it was planned from is still so; else it plans again.
+// make returns what is to be carried out; nil: nothing is.
 func (m *Manager) change(make func(basis) (commit func() error, err error)) (uint64, error) {
 	for range attempts {
 		b := m.basis()
@@ -80,8 +82,8 @@ func (m *Manager) change(make func(basis) (commit func() error, err error)) (uin
 	return m.basis().present.Generation, fmt.Errorf("%w: other changes came before this one could be carried out; try again", store.ErrStale)
 }
 
-// planNew is plan for a document that a caller brings. Its secrets must fit the fields that name them; a document that was accepted stays
-// what it is.
+// planNew is plan for a document that a caller brings. Its secrets must fit the fields that name
+// them; a document that was accepted stays what it is.
 func (m *Manager) planNew(ctx context.Context, s source, b basis) (*spec.Spec, plan.Target, plan.Ledger, spec.Problems, error) {
 	checked, target, ledger, problems, err := m.plan(ctx, s.doc, s.problems, b.present.Ledger, s.awaits)
 	if err != nil || len(problems) > 0 {
@@ -116,8 +118,9 @@ func (m *Manager) Validate(ctx context.Context, src *isthmusv1.Source) (problems
 	return problems, m.noted(checked, target), nil
 }
 
-// Preview returns what applying a document would change for a caller at an address (the zero one loses nothing), the generation that this
-// is based on, and what to know about the document. For a bad one the error is spec.Problems.
+// Preview returns what applying a document would change for a caller at an address (the zero one
+// loses nothing), the generation that this is based on, and what to know about the document. For a
+// bad one the error is spec.Problems.
 func (m *Manager) Preview(ctx context.Context, caller netip.Addr, src *isthmusv1.Source) (uint64, []plan.Change, spec.Problems, error) {
 	s, err := read(src)
 	if err != nil {
@@ -140,11 +143,13 @@ type Change struct {
 	Caller netip.Addr // where the author is; zero: on the node
 	// Expected is the generation that the author has seen. Nil: not checked.
 	Expected *uint64
-	// Confirm has the former document come back unless Confirm is called within this time. 0: the new one stays.
+	// Confirm has the former document come back unless Confirm is called within this time. 0: the
+	// new one stays.
 	Confirm time.Duration
 }
 
-// Apply makes a document the wanted one. The same document again changes nothing and makes no new generation.
+// Apply makes a document the wanted one. The same document again changes nothing and makes no new
+// generation.
 func (m *Manager) Apply(ctx context.Context, c Change, src *isthmusv1.Source) (uint64, []plan.Change, error) {
 	s, err := read(src)
 	if err != nil {
@@ -268,7 +273,8 @@ func (m *Manager) commit(next store.Revision, confirm time.Duration) error {
 	return nil
 }
 
-// dropFormer forgets the former values of secrets, since a document was accepted with the present ones.
+// dropFormer forgets the former values of secrets, since a document was accepted with the present
+// ones.
 func (m *Manager) dropFormer() {
 	if err := m.Store.DropFormer(); err != nil {
 		m.Log.Warn("forgetting former values of secrets failed", "err", err)
@@ -313,7 +319,8 @@ func (m *Manager) Rollback(ctx context.Context, c Change, generation uint64) (ui
 	return m.accept(ctx, c, source{doc: d, problems: problems, text: old.Text}, fmt.Sprintf("rollback to %d", generation))
 }
 
-// revertIfDue goes back when the present document, which makes this target, was not confirmed in time.
+// revertIfDue goes back when the present document, which makes this target, was not confirmed in
+// time.
 func (m *Manager) revertIfDue(now time.Time, from plan.Target) {
 	if m.present.ConfirmBy.IsZero() || now.Before(m.present.ConfirmBy) {
 		return
@@ -329,8 +336,8 @@ func (m *Manager) revertIfDue(now time.Time, from plan.Target) {
 	}
 }
 
-// revert carries out the document that the present one was to be confirmed against, and then stores that: an operator who is locked
-// out does not wait for a disk that is full.
+// revert carries out the document that the present one was to be confirmed against, and then stores
+// that: an operator who is locked out does not wait for a disk that is full.
 func (m *Manager) revert(from plan.Target) error {
 	if m.unstored == nil && m.present.RevertTo == 0 {
 		m.unstored = &store.Revision{Author: Daemon, Reason: "not confirmed, back to no document", Changes: uint32(len(plan.Diff(from, plan.Nothing(m.machine(), spec.Access{})))), Ledger: m.present.Ledger}
@@ -370,7 +377,8 @@ func (m *Manager) revert(from plan.Target) error {
 	return nil
 }
 
-// carried is what the node is told to do: the present document, unless that was not confirmed and could not be replaced.
+// carried is what the node is told to do: the present document, unless that was not confirmed and
+// could not be replaced.
 func (m *Manager) carried() store.Revision {
 	if m.unstored != nil {
 		return *m.unstored
@@ -381,10 +389,12 @@ func (m *Manager) carried() store.Revision {
 	return m.present
 }
 
-// maxDeltas bounds how many changes of another text a document may consist of before its file is compacted.
+// maxDeltas bounds how many changes of another text a document may consist of before its file is
+// compacted.
 const maxDeltas = 32
 
-// compact has the present document need no other file when no other one has come for a while, or after many changes.
+// compact has the present document need no other file when no other one has come for a while, or
+// after many changes.
 func (m *Manager) compact(now time.Time) error {
 	m.mu.Lock()
 	changes := maxDeltas
@@ -395,7 +405,8 @@ func (m *Manager) compact(now time.Time) error {
 	return m.Store.Settle(changes)
 }
 
-// Document returns an accepted document as message and text; generation 0 is the one that is carried out.
+// Document returns an accepted document as message and text; generation 0 is the one that is
+// carried out.
 func (m *Manager) Document(generation uint64) (uint64, *isthmusv1.Spec, string, error) {
 	m.mu.Lock()
 	if generation == 0 && m.unstored != nil {
@@ -418,7 +429,8 @@ func (m *Manager) Document(generation uint64) (uint64, *isthmusv1.Spec, string, 
 	return rev.Generation, d.Message, rev.Text, nil
 }
 
-// secretsChanged plans the present document again: what uses a changed secret differs by its fingerprint.
+// secretsChanged plans the present document again: what uses a changed secret differs by its
+// fingerprint.
 func (m *Manager) secretsChanged(ctx context.Context) error {
 	m.mu.Lock()
 	m.version++ // what was planned before has the former secrets

@@ -10,13 +10,16 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// FirstBoot is the author of the document that came with the machine's user-data. A client's name has no space.
+// FirstBoot is the author of the document that came with the machine's user-data. A client's name
+// has no space.
 const FirstBoot = "first boot"
 
-// awaits says whether secrets that a document names may come later. User-data has no secrets, and those are set over the API when the document is there already.
+// awaits says whether secrets that a document names may come later. User-data has no secrets, and
+// those are set over the API when the document is there already.
 func awaits(rev store.Revision) bool { return rev.Author == FirstBoot }
 
-// CheckFirst says what is wrong with a text as the first document; an error that is spec.Problems is about the text.
+// CheckFirst says what is wrong with a text as the first document; an error that is spec.Problems
+// is about the text.
 func (m *Manager) CheckFirst(ctx context.Context, text string) error {
 	d, problems := spec.Decode([]byte(text))
 	_, _, _, problems, err := m.planNew(ctx, source{doc: d, problems: problems, text: text, awaits: true}, m.basis())
@@ -26,8 +29,9 @@ func (m *Manager) CheckFirst(ctx context.Context, text string) error {
 	return err
 }
 
-// ApplyFirst makes a text the first document, as Apply does. Secrets that it names may be missing: what uses them is made when they are set. With another
-// document accepted meanwhile, the error wraps store.ErrStale.
+// ApplyFirst makes a text the first document, as Apply does. Secrets that it names may be missing:
+// what uses them is made when they are set. With another document accepted meanwhile, the error
+// wraps store.ErrStale.
 func (m *Manager) ApplyFirst(ctx context.Context, text string) (uint64, error) {
 	d, problems := spec.Decode([]byte(text))
 	none := uint64(0)
@@ -38,7 +42,8 @@ func (m *Manager) ApplyFirst(ctx context.Context, text string) (uint64, error) {
 // Generation returns the number of the newest accepted document; 0: there has never been one.
 func (m *Manager) Generation() uint64 { return m.basis().present.Generation }
 
-// SetFirstAccess says which sources may reach the API as long as the document names none. It returns before the rules are in the kernel.
+// SetFirstAccess says which sources may reach the API as long as the document names none. It
+// returns before the rules are in the kernel.
 func (m *Manager) SetFirstAccess(ctx context.Context, api []netip.Prefix) error {
 	m.first.Store(&api)
 	m.mu.Lock()
@@ -68,8 +73,8 @@ func (m *Manager) withoutDocument() {
 	}
 }
 
-// SetFacts says what the platform says of addresses now, and carries the present document out with it. When the document cannot be used with it, what runs stays as it is,
-// and the error says why.
+// SetFacts says what the platform says of addresses now, and carries the present document out with
+// it. When the document cannot be used with it, what runs stays as it is, and the error says why.
 func (m *Manager) SetFacts(ctx context.Context, p spec.Platform) error {
 	former := m.facts.Swap(&p)
 	if reflect.DeepEqual(*former, p) && !m.unplanned.Load() {

@@ -69,7 +69,8 @@ func ended(n int, flows string) string {
 	return digits + " flows " + flows + " end"
 }
 
-// strange returns the interfaces that have a network and that the document does not name, with their networks in words.
+// strange returns the interfaces that have a network and that the document does not name, with
+// their networks in words.
 func strange(t plan.Target, seen fib.Surroundings) (out []string) {
 	networks := map[string][]string{}
 	for _, a := range seen.Addresses {
@@ -106,8 +107,8 @@ func surprises(s *spec.Spec, t plan.Target, seen fib.Surroundings) (out spec.Pro
 	return out
 }
 
-// cut adds to changes which addresses of the node, with what listens there, are the node's no more, which services are closed, and that the caller
-// loses the API. The zero caller loses nothing.
+// cut adds to changes which addresses of the node, with what listens there, are the node's no more,
+// which services are closed, and that the caller loses the API. The zero caller loses nothing.
 func (m *Manager) cut(changes []plan.Change, from, to plan.Target, caller netip.Addr) []plan.Change {
 	seen := m.Machine.Surroundings()
 	has := func(t plan.Target, a netip.Addr) bool {

@@ -25,7 +25,8 @@ func (c counting) Count(ctx context.Context, sets []nat.Ending) ([]int, error) {
 	return observe.CountFlows(ctx, c.flows, sets)
 }
 
-// TestPlannedEndings takes an address from under live flows: those that the plan counted end, the others do not.
+// TestPlannedEndings takes an address from under live flows: those that the plan counted end, the
+// others do not.
 func TestPlannedEndings(t *testing.T) {
 	c := crowd.New(t, 2)
 	const n = 2000

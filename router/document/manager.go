@@ -1,5 +1,6 @@
-// Package document decides which document a node carries out: it accepts, confirms and reverts documents, edits single
-// policies, keeps their history, and holds back one that ends the daemon again and again.
+// Package document decides which document a node carries out: it accepts, confirms and reverts
+// documents, edits single policies, keeps their history, and holds back one that ends the daemon
+// again and again.
 package document
 
 import (
@@ -23,22 +24,26 @@ import (
 
 // Carrier carries targets out. Its methods return before that is done.
 type Carrier interface {
-	// Carry has a target carried out. onTrial says that the former one comes back unless this one is confirmed.
+	// Carry has a target carried out. onTrial says that the former one comes back unless this one
+	// is confirmed.
 	Carry(s *spec.Spec, t plan.Target, onTrial bool)
 	// Clear has everything removed but the rules of a target without a document.
 	Clear(t plan.Target)
-	// Hold leaves what runs as it is. Where no rules are, those of a target without a document are put in.
+	// Hold leaves what runs as it is. Where no rules are, those of a target without a document are
+	// put in.
 	Hold(t plan.Target)
 	// Confirmed takes note that the former target does not come back.
 	Confirmed()
-	// Settled reports whether everything is as wanted, and Tried whether everything has been tried once.
+	// Settled reports whether everything is as wanted, and Tried whether everything has been tried
+	// once.
 	Settled() bool
 	Tried() bool
 }
 
 // Machine is what a preview looks at.
 type Machine interface {
-	// Surroundings returns what the machine has of addresses and routes; the zero value when it has not been read.
+	// Surroundings returns what the machine has of addresses and routes; the zero value when it has
+	// not been read.
 	Surroundings() fib.Surroundings
 	// Listening returns what listens at an address of the machine, as "tcp/22".
 	Listening(netip.Addr) []string
@@ -53,7 +58,8 @@ type Options struct {
 	Machine Machine
 	// Plan is what documents are planned for; First and the API's sources of a document are added.
 	Plan plan.Machine
-	// FirstAPI are sources that may reach the API as long as the document names none; see SetFirstAccess.
+	// FirstAPI are sources that may reach the API as long as the document names none; see
+	// SetFirstAccess.
 	FirstAPI []netip.Prefix
 	// Facts is what the platform said of addresses when it was last asked; see SetFacts.
 	Facts spec.Platform
@@ -70,8 +76,9 @@ type Manager struct {
 	unplanned atomic.Bool                    // the present document could not be planned with facts
 	passes    chan struct{}                  // full when a pass has ended
 
-	mu       sync.Mutex // held while a document becomes the present one, not while it is planned
-	version  uint64     // of what plans are made from: present, spec, target, ledger and the secrets
+	mu sync.Mutex // held while a document becomes the present one, not while it is planned
+	// of what plans are made from: present, spec, target, ledger and the secrets
+	version  uint64
 	present  store.Revision
 	spec     *spec.Spec // nil: there is no document, or it cannot be used
 	target   plan.Target
@@ -81,10 +88,12 @@ type Manager struct {
 	stuck    error                       // why the former document, which was to come back, did not
 	applied  uint64                      // newest generation with everything done
 
-	// The daemon died under the present document again and again, and held, if there is one, is carried out instead.
+	// The daemon died under the present document again and again, and held, if there is one, is
+	// carried out instead.
 	dying bool
 	held  *store.Revision
-	// unstored is carried out instead of the present document, which was not confirmed, while storing it fails.
+	// unstored is carried out instead of the present document, which was not confirmed, while
+	// storing it fails.
 	unstored *store.Revision
 }
 
@@ -118,7 +127,9 @@ func (m *Manager) Load() error {
 func (m *Manager) loadLocked() error {
 	present := m.present
 	if present.Text == "" {
-		m.clear() // the first document was not confirmed, and a former daemon may not have come to the end of that
+		// the first document was not confirmed, and a former daemon may not have come to the end of
+		// that
+		m.clear()
 		return nil
 	}
 	if m.Safe {
@@ -134,7 +145,8 @@ func (m *Manager) loadLocked() error {
 		return err
 	}
 	if len(problems) > 0 {
-		// What runs is left as it is: the document was good once, and its removal was not asked for.
+		// What runs is left as it is: the document was good once, and its removal was not asked
+		// for.
 		m.invalid = fmt.Errorf("reading generation %d: %w", present.Generation, problems)
 		m.Log.Error("the stored document cannot be used; nothing is changed", "err", m.invalid)
 		return nil
@@ -154,8 +166,9 @@ func (m *Manager) machine() plan.Machine {
 	return p
 }
 
-// plan checks a document and decides about it, without changing anything, and needs no lock. It ends soon after ctx is done, with an
-// error. With awaits, secrets that are not stored yet are accepted, and those that are sealed always are.
+// plan checks a document and decides about it, without changing anything, and needs no lock. It
+// ends soon after ctx is done, with an error. With awaits, secrets that are not stored yet are
+// accepted, and those that are sealed always are.
 func (m *Manager) plan(ctx context.Context, d spec.Document, decodeProblems spec.Problems, ledger json.RawMessage, awaits bool) (*spec.Spec, plan.Target, plan.Ledger, spec.Problems, error) {
 	var former plan.Ledger
 	if len(ledger) > 0 {
@@ -166,7 +179,8 @@ func (m *Manager) plan(ctx context.Context, d spec.Document, decodeProblems spec
 	s, problems, err := spec.CheckWithin(ctx, d.On(*m.facts.Load()), func(name string) (secret.Ref, bool) {
 		ref, err := m.Store.Ref(name)
 		if (awaits && errors.Is(err, secret.ErrNotFound) || errors.Is(err, store.ErrSealed)) && store.ValidSecretName(name) {
-			return secret.Ref{Name: name}, true // drivers refuse it until a secret that can be read is there
+			// drivers refuse it until a secret that can be read is there
+			return secret.Ref{Name: name}, true
 		}
 		return ref, err == nil
 	})
@@ -221,13 +235,15 @@ func (m *Manager) Passed() {
 	}
 }
 
-// How long a document has been the present one before its file is made to need no other, and when that is tried again.
+// How long a document has been the present one before its file is made to need no other, and when
+// that is tried again.
 const (
 	compactAfter = 10 * time.Second
 	compactRetry = time.Minute
 )
 
-// Run does what time alone causes, until ctx is done: an unconfirmed document goes back, and files are compacted.
+// Run does what time alone causes, until ctx is done: an unconfirmed document goes back, and files
+// are compacted.
 func (m *Manager) Run(ctx context.Context) error {
 	second := time.NewTicker(time.Second)
 	defer second.Stop()

@@ -19,7 +19,8 @@ type standing struct {
 
 func (s standing) Surroundings() fib.Surroundings { return s.seen }
 
-// TestSurprises: interfaces that the document does not name, an underlay address that is not there, and an address of the node that becomes a pool's.
+// TestSurprises: interfaces that the document does not name, an underlay address that is not there,
+// and an address of the node that becomes a pool's.
 func TestSurprises(t *testing.T) {
 	p := netip.MustParsePrefix
 	seen := fib.Surroundings{Addresses: []fib.Assigned{{Interface: "eth0", Prefix: p("10.9.0.5/24")}, {Interface: "eth1", Prefix: p("10.50.0.1/24")}, {Interface: "lo", Prefix: p("127.0.0.1/8")}}}

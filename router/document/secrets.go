@@ -16,7 +16,8 @@ type Secret struct {
 	UsedBy []string // paths of fields
 }
 
-// SetSecret stores a secret, and has what uses it use the new value. A value that does not fit a field that names the secret is refused.
+// SetSecret stores a secret, and has what uses it use the new value. A value that does not fit a
+// field that names the secret is refused.
 func (m *Manager) SetSecret(ctx context.Context, author, name string, value []byte) (Secret, error) {
 	if err := m.fits(name, value); err != nil {
 		return Secret{}, err
@@ -108,8 +109,8 @@ func (m *Manager) DeleteSecret(_ context.Context, author, name string) error {
 	return nil
 }
 
-// uses returns where secrets are used, as field paths by name: in the present document, and in the one that comes back
-// unless the present one is confirmed.
+// uses returns where secrets are used, as field paths by name: in the present document, and in the
+// one that comes back unless the present one is confirmed.
 func (m *Manager) uses() (map[string][]string, error) {
 	paths := map[string][]string{}
 	add := func(u []spec.SecretUse, of string) {
@@ -132,7 +133,8 @@ func (m *Manager) uses() (map[string][]string, error) {
 	return paths, err
 }
 
-// usesIn returns the uses of secrets in the text of a generation that is not carried out. It is read once: a reader may ask again and again.
+// usesIn returns the uses of secrets in the text of a generation that is not carried out. It is
+// read once: a reader may ask again and again.
 func (m *Manager) usesIn(generation uint64, text string) (out []spec.SecretUse) {
 	if known, ok := m.textUses[generation]; ok {
 		return known

@@ -9,15 +9,17 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// A generation that ends the daemon while it is carried out must not end it at every start: after so many starts that did not come to its
-// end, the one before it is carried out in its place, and after as many more that did not come to the end of that, nothing is.
+// A generation that ends the daemon while it is carried out must not end it at every start: after
+// so many starts that did not come to its end, the one before it is carried out in its place, and
+// after as many more that did not come to the end of that, nothing is.
 const (
 	startsOf       = 2
 	startsWithBack = 2
 )
 
-// begin notes that this start is about to carry out the present generation, and says how that has gone until now. The note is on disk before
-// the document is read. A disk that takes no note keeps no router from routing.
+// begin notes that this start is about to carry out the present generation, and says how that has
+// gone until now. The note is on disk before the document is read. A disk that takes no note keeps
+// no router from routing.
 func (m *Manager) begin() store.Carry {
 	c := m.Store.Carry()
 	generation := m.present.Generation
@@ -37,8 +39,8 @@ func (m *Manager) begin() store.Carry {
 	return c
 }
 
-// startBack carries out the newest generation that was carried out before, in place of the present one, under which the daemon died again
-// and again, or nothing.
+// startBack carries out the newest generation that was carried out before, in place of the present
+// one, under which the daemon died again and again, or nothing.
 func (m *Manager) startBack(c store.Carry) error {
 	m.dying = true
 	m.Log.Error("the present generation is not carried out: the daemon has died under it again and again", "generation", m.present.Generation, "starts", c.Starts, "carried out before", c.Carried)
@@ -86,7 +88,8 @@ func (m *Manager) came() {
 	}
 }
 
-// NoteCarried notes after each pass how far carrying out has come, until ctx is done. A daemon that is stopped has not died.
+// NoteCarried notes after each pass how far carrying out has come, until ctx is done. A daemon that
+// is stopped has not died.
 func (m *Manager) NoteCarried(ctx context.Context) error {
 	for {
 		select {

@@ -20,10 +20,12 @@ type Status struct {
 	Invalid error  // why the stored document cannot be used
 	Safe    bool   // nothing is carried out, as the daemon was told
 	Dying   bool   // the daemon died under the present document again and again
-	// Held is carried out in place of the present document, under which the daemon died. Nil: nothing is.
+	// Held is carried out in place of the present document, under which the daemon died. Nil:
+	// nothing is.
 	Held *store.Revision
-	// Reverted says that the former document is carried out in place of the present one, which was not confirmed, and cannot
-	// be stored. Stuck is why, or why the former document could not come back.
+	// Reverted says that the former document is carried out in place of the present one, which was
+	// not confirmed, and cannot be stored. Stuck is why, or why the former document could not come
+	// back.
 	Reverted bool
 	Stuck    error
 	// Missing are the fields that name a secret which is not stored.
@@ -64,7 +66,8 @@ func (m *Manager) Alive(ctx context.Context) error {
 	return nil
 }
 
-// Empty reports whether nothing is carried out. It does not wait: while the documents are busy the answer is no.
+// Empty reports whether nothing is carried out. It does not wait: while the documents are busy the
+// answer is no.
 func (m *Manager) Empty() bool {
 	if !m.mu.TryLock() {
 		return false

@@ -39,7 +39,8 @@ func TestInside(t *testing.T) {
 	}
 }
 
-// TestUnusedFamilies: a family is asked for when a source of a policy or an address that is probed has it.
+// TestUnusedFamilies: a family is asked for when a source of a policy or an address that is probed
+// has it.
 func TestUnusedFamilies(t *testing.T) {
 	p := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
 	unused := unused(&plan.Target{NAT: nat.Config{Policies: []nat.Policy{

@@ -1,6 +1,7 @@
-// Package live combines the plan with what was observed since: which addresses are healthy, what names resolve to, which
-// tunnels are down, what addresses the machine has. Its result is what drivers are given. It is pure: the same target and
-// the same facts make the same effective configuration.
+// Package live combines the plan with what was observed since: which addresses are healthy, what
+// names resolve to, which tunnels are down, what addresses the machine has. Its result is what
+// drivers are given. It is pure: the same target and the same facts make the same effective
+// configuration.
 package live
 
 import (
@@ -16,7 +17,8 @@ import (
 
 // Facts are what was observed. The zero Facts are those of a machine that has not been read yet.
 type Facts struct {
-	// Machine is what the machine has that is not of isthmus. Read says that it has been read since the start.
+	// Machine is what the machine has that is not of isthmus. Read says that it has been read since
+	// the start.
 	Machine fib.Surroundings
 	Read    bool
 	// Resolvers are the DNS servers that the machine itself uses.
@@ -36,15 +38,16 @@ type Facts struct {
 // Effective is the target as it is to be carried out now.
 type Effective struct {
 	NAT nat.Config
-	// Conflicts are the addresses of names that are not destinations of the policies with the names.
+	// Conflicts are the addresses of names that are not destinations of the policies with the
+	// names.
 	Conflicts []Conflict
 	BGP       bgp.Config
 	// Reserved are the prefixes that routes must not take from the node.
 	Reserved []fib.Reserved
 	// PoolAddresses are the addresses that interfaces have for pools, by interface.
 	PoolAddresses map[string][]netip.Addr
-	// Names are the domain names whose addresses are needed, and Unused reports whether neither a policy nor a probe can
-	// use the addresses of a name in one family.
+	// Names are the domain names whose addresses are needed, and Unused reports whether neither a
+	// policy nor a probe can use the addresses of a name in one family.
 	Names  []string
 	Unused func(name string, ipv6 bool) bool
 	// Inside reports whether no name may stand for an address; see inside.
@@ -94,8 +97,8 @@ func natOf(c nat.Config, f Facts) (nat.Config, []Conflict) {
 	return c, conflicts
 }
 
-// bgpOf announces for a pool while one of its addresses is usable, and a mapped prefix while one of its tunnels is not known
-// to be down.
+// bgpOf announces for a pool while one of its addresses is usable, and a mapped prefix while one of
+// its tunnels is not known to be down.
 func bgpOf(t *plan.Target, f Facts) bgp.Config {
 	c := t.BGP
 	c.Announce = slices.Clone(c.Announce)
@@ -104,7 +107,9 @@ func bgpOf(t *plan.Target, f Facts) bgp.Config {
 		i := slices.IndexFunc(f.Pools, func(h egress.PoolHealth) bool { return h.Name == p.Name })
 		switch {
 		case i < 0 && shared:
-		case i < 0: // its addresses are not there yet: it counts as usable, like a pool that has not been probed
+		case i < 0:
+			// its addresses are not there yet: it counts as usable, like a pool that has not been
+			// probed
 			c.Announce = append(c.Announce, p.Announce...)
 		case shared && f.Pools[i].Healthy > 0, !shared && f.Pools[i].Usable > 0:
 			// An address without a verdict may work; in a shared pool it may be the other node's.
@@ -120,8 +125,8 @@ func bgpOf(t *plan.Target, f Facts) bgp.Config {
 	return c
 }
 
-// own returns the node's own addresses: the one that the document names, and those on interfaces that do not lead to
-// networks, except for those of pools.
+// own returns the node's own addresses: the one that the document names, and those on interfaces
+// that do not lead to networks, except for those of pools.
 func own(c nat.Config, f Facts) []netip.Addr {
 	own := slices.Clone(c.Own)
 	for _, a := range f.Machine.Own(c.Attached()) {
@@ -145,8 +150,8 @@ func links(c nat.Config, f Facts) (all nat.Links) {
 	return all
 }
 
-// poolAddresses returns the addresses that the underlay interface has for pools. A pool may share the node's own address,
-// which is the machine's.
+// poolAddresses returns the addresses that the underlay interface has for pools. A pool may share
+// the node's own address, which is the machine's.
 func poolAddresses(t *plan.Target) map[string][]netip.Addr {
 	out := map[string][]netip.Addr{}
 	for _, p := range t.NAT.Pools {

@@ -14,14 +14,17 @@ type Conflict struct {
 	Address netip.Addr
 	Policy  string // that has the name
 	Name    string
-	Winner  string // the policy that has the address; empty: the rules for it would be more than nat.MaxRules with the others
+	// the policy that has the address; empty: the rules for it would be more than nat.MaxRules with
+	// the others
+	Winner string
 }
 
-// Extend returns a configuration in which the addresses of names are destinations of their policies. No two policies tie by it: an
-// address that would make them stays with the policy whose own destination it is, then with one that has a name without a
-// wildcard, then with the longest wildcard, then with the policy that is first by name. An address that a name has is not denied or rejected
-// toward sources of another policy with a static destination, other than everything, that it is in: the owner of a zone could close
-// any address otherwise. c itself is not changed.
+// Extend returns a configuration in which the addresses of names are destinations of their
+// policies. No two policies tie by it: an address that would make them stays with the policy whose
+// own destination it is, then with one that has a name without a wildcard, then with the longest
+// wildcard, then with the policy that is first by name. An address that a name has is not denied or
+// rejected toward sources of another policy with a static destination, other than everything, that
+// it is in: the owner of a zone could close any address otherwise. c itself is not changed.
 func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config, []Conflict) {
 	type claim struct {
 		policy int
@@ -94,7 +97,8 @@ func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config,
 	var conflicts []Conflict
 	// The servers of a name must not make more rules than a document may have.
 	_, rules := out.CountRules()
-	each := make([]int, len(out.Policies)) // rules that one more address of IPv4 makes, and then of IPv6
+	// rules that one more address of IPv4 makes, and then of IPv6
+	each := make([]int, len(out.Policies))
 	each = append(each, each...)
 	for i := range out.Policies {
 		p := out.Policies[i]
@@ -145,7 +149,8 @@ func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config,
 	return out, conflicts
 }
 
-// vagueness orders names, the most exact first: those without a wildcard, then the longest wildcards.
+// vagueness orders names, the most exact first: those without a wildcard, then the longest
+// wildcards.
 func vagueness(name string) int {
 	if egress.IsWildcard(name) {
 		return 256 - len(name)

@@ -11,7 +11,8 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// TestExtendNeverTies extends random policies by random addresses, and looks at what the policies then mean.
+// TestExtendNeverTies extends random policies by random addresses, and looks at what the policies
+// then mean.
 func TestExtendNeverTies(t *testing.T) {
 	conflicts, extended := 0, 0
 	for seed := range uint64(400) {
@@ -108,7 +109,8 @@ func TestExtendOrder(t *testing.T) {
 	}
 }
 
-// TestExtendKnowsWhatIsOpen has a name lead to an address of a pool at which a policy with DNAT listens, under either address of it.
+// TestExtendKnowsWhatIsOpen has a name lead to an address of a pool at which a policy with DNAT
+// listens, under either address of it.
 func TestExtendKnowsWhatIsOpen(t *testing.T) {
 	inside, public := netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("203.0.113.5")
 	all := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
@@ -137,7 +139,8 @@ func tied(t *testing.T, c nat.Config) []nat.Tie {
 	return nat.Ties(rules)
 }
 
-// TestExtendIsBounded: however many addresses a name has, the rules stay as many as a document may have, and what is left out is told.
+// TestExtendIsBounded: however many addresses a name has, the rules stay as many as a document may
+// have, and what is left out is told.
 func TestExtendIsBounded(t *testing.T) {
 	p := nat.Policy{Name: "p", Action: nat.Deny, Protocol: "tcp", Names: []string{"a.example"}}
 	for i := range 100 {
@@ -158,7 +161,8 @@ func TestExtendIsBounded(t *testing.T) {
 	tied(t, got)
 }
 
-// TestDenyByNameSparesStaticDestinations: the owner of a denied zone cannot close an address that another policy names.
+// TestDenyByNameSparesStaticDestinations: the owner of a denied zone cannot close an address that
+// another policy names.
 func TestDenyByNameSparesStaticDestinations(t *testing.T) {
 	a := netip.MustParseAddr("198.51.100.8")
 	pfx := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }

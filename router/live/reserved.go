@@ -25,7 +25,8 @@ func reserved(t *plan.Target, f Facts) (all []fib.Reserved) {
 	}
 	for _, p := range nat.Platform {
 		if !p.IsSingleIP() || p.Addr() == alibaba && !slices.Contains(f.Resolvers, alibaba) {
-			continue // that is a prefix above, or a shared address (RFC 6598) that other networks use
+			// that is a prefix above, or a shared address (RFC 6598) that other networks use
+			continue
 		}
 		need(p.Addr(), "at which the cloud's platform serves this node; announce more exact prefixes")
 	}
@@ -65,10 +66,11 @@ func reserved(t *plan.Target, f Facts) (all []fib.Reserved) {
 	return all
 }
 
-// inside returns what reports that no name of a policy or probe may stand for an address: those that no route may take from
-// the node (its own, those of pools and of the platform, networks that it is connected to, inside addresses of tunnels,
-// routers of the underlay), DNS servers with a private address, and networks inside. A prefix of everything, as the sources
-// of a tunnel may be, is not inside. A public DNS server, or the outside address of a tunnel, may be a partner.
+// inside returns what reports that no name of a policy or probe may stand for an address: those
+// that no route may take from the node (its own, those of pools and of the platform, networks that
+// it is connected to, inside addresses of tunnels, routers of the underlay), DNS servers with a
+// private address, and networks inside. A prefix of everything, as the sources of a tunnel may be,
+// is not inside. A public DNS server, or the outside address of a tunnel, may be a partner.
 func inside(t *plan.Target, f Facts, own []netip.Addr, reserved []fib.Reserved) func(netip.Addr) bool {
 	addrs := map[netip.Addr]bool{}
 	for _, a := range own {

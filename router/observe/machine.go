@@ -10,7 +10,8 @@ import (
 )
 
 const (
-	// lookPause is how long changes around are gathered before they are read, lookRetry how long after a failure.
+	// lookPause is how long changes around are gathered before they are read, lookRetry how long
+	// after a failure.
 	lookPause = 50 * time.Millisecond
 	lookRetry = 5 * time.Second
 )
@@ -97,7 +98,8 @@ func (o *Observer) ReadMachine() {
 	o.around.seen, o.around.read = now, true
 	o.around.mu.Unlock()
 	if appeared {
-		// It may be what others waited for: an underlay has its kernel parameters, and a tunnel may be made on it.
+		// It may be what others waited for: an underlay has its kernel parameters, and a tunnel may
+		// be made on it.
 		o.o.Nudge("host")
 		o.o.Retry()
 	}

@@ -15,14 +15,15 @@ import (
 )
 
 const (
-	// useEvery is how often the connection table is read for flows to addresses of names. The kernel remembers a TCP connection that was reset for
-	// ten seconds, others for longer.
+	// useEvery is how often the connection table is read for flows to addresses of names. The
+	// kernel remembers a TCP connection that was reset for ten seconds, others for longer.
 	useEvery = 10 * time.Second
 	// useShare bounds what reading costs: at most one part in so many of the time.
 	useShare = 50
 )
 
-// WatchUse tells the resolver which addresses of names flows use, while the document has `nameHold`, until ctx is done.
+// WatchUse tells the resolver which addresses of names flows use, while the document has
+// `nameHold`, until ctx is done.
 func (o *Observer) WatchUse(ctx context.Context) error {
 	told := ""
 	for {
@@ -46,7 +47,8 @@ func (o *Observer) WatchUse(ctx context.Context) error {
 	}
 }
 
-// noteUse reads the connection table once, unless no address is held by use. A flow counts when its source is one of a policy with the name.
+// noteUse reads the connection table once, unless no address is held by use. A flow counts when its
+// source is one of a policy with the name.
 func (o *Observer) noteUse(ctx context.Context) error {
 	held := o.o.Names.Held()
 	if o.o.Flows == nil || len(held) == 0 {
@@ -85,8 +87,8 @@ func (o *Observer) noteUse(ctx context.Context) error {
 // maxToldNames is how many names the log of a dropped packet has.
 const maxToldNames = 3
 
-// LeftNames says of a packet that the guard drops that its destination was one of a name lately; empty: it was not, or of a name that no policy has for this
-// source.
+// LeftNames says of a packet that the guard drops that its destination was one of a name lately;
+// empty: it was not, or of a name that no policy has for this source.
 func (o *Observer) LeftNames(c nat.Config, f nat.Flow) string {
 	var out []string
 	more := 0

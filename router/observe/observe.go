@@ -1,6 +1,7 @@
-// Package observe keeps what was last seen of tunnels, sessions, learned paths, the machine and charon, and what follows
-// from it at once: a next hop that is down leaves its groups before anything is planned or applied again. What it knows is
-// the input of router/live and of router/report.
+// Package observe keeps what was last seen of tunnels, sessions, learned paths, the machine and
+// charon, and what follows from it at once: a next hop that is down leaves its groups before
+// anything is planned or applied again. What it knows is the input of router/live and of
+// router/report.
 package observe
 
 import (
@@ -27,9 +28,11 @@ import (
 
 // Machine reads what is not of isthmus.
 type Machine interface {
-	// Surroundings reads what the machine has of addresses, routes and rules that is not of isthmus.
+	// Surroundings reads what the machine has of addresses, routes and rules that is not of
+	// isthmus.
 	Surroundings() (fib.Surroundings, error)
-	// Around calls changed when addresses, interfaces, or routes that are not of isthmus may have changed, until ctx is done.
+	// Around calls changed when addresses, interfaces, or routes that are not of isthmus may have
+	// changed, until ctx is done.
 	Around(ctx context.Context, changed func()) error
 }
 
@@ -37,7 +40,8 @@ type Machine interface {
 type FIB interface {
 	// Update replaces the routes of prefixes learned by BGP; one without next hops is gone.
 	Update([]fib.Route)
-	// SetAlive tells whether a next hop carries traffic; one without a gateway stands for its interface.
+	// SetAlive tells whether a next hop carries traffic; one without a gateway stands for its
+	// interface.
 	SetAlive(h fib.NextHop, alive bool)
 	// Restarted says that learned routes come again, Synced that they are complete.
 	Restarted()
@@ -46,7 +50,8 @@ type FIB interface {
 
 // Flows reads the table of connection tracking.
 type Flows interface {
-	// Dump calls f with every flow of a family (unix.AF_UNSPEC: all) until it returns false. f must not keep the flow.
+	// Dump calls f with every flow of a family (unix.AF_UNSPEC: all) until it returns false. f must
+	// not keep the flow.
 	Dump(ctx context.Context, family uint8, f func(*conntrack.Flow) bool) error
 }
 
@@ -57,7 +62,8 @@ type Options struct {
 	NAT     nat.Driver
 	// Flows tells which addresses of names are in use. Nil: it is not known.
 	Flows Flows
-	// Charon returns what about charon does not fit, in words; an error means that it does not answer. Nil: it is not asked.
+	// Charon returns what about charon does not fit, in words; an error means that it does not
+	// answer. Nil: it is not asked.
 	Charon    func(context.Context) ([]string, error)
 	Health    *health.Checker // of pool addresses
 	Proxies   *health.Checker
@@ -110,8 +116,8 @@ func New(o Options) *Observer {
 	}
 }
 
-// Use sets the target that what is seen belongs to, and the document that it was made of. States of tunnels that it does not have are
-// forgotten.
+// Use sets the target that what is seen belongs to, and the document that it was made of. States of
+// tunnels that it does not have are forgotten.
 func (o *Observer) Use(s *spec.Spec, t plan.Target) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -183,7 +189,8 @@ func (o *Observer) down() map[string]bool {
 	return out
 }
 
-// Mark returns a number for Seen: a state that is read from now on is newer than those that came before.
+// Mark returns a number for Seen: a state that is read from now on is newer than those that came
+// before.
 func (o *Observer) Mark() uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -201,15 +208,16 @@ func (o *Observer) Seen(s tunnel.State, mark uint64) {
 	if !ok || s.Status == tunnel.Unknown {
 		return
 	}
-	// Only a tunnel that is known to be down is taken out: while charon is away its tunnels still work.
+	// Only a tunnel that is known to be down is taken out: while charon is away its tunnels still
+	// work.
 	o.o.FIB.SetAlive(fib.NextHop{Interface: iface}, s.Status != tunnel.Down)
 	if mapped {
 		o.o.Nudge("bgp")
 	}
 }
 
-// setTunnel keeps a state. It returns the interface of the tunnel, whether a map of prefixes is behind it, and false when the tunnel is not
-// wanted or a newer state has come since the mark.
+// setTunnel keeps a state. It returns the interface of the tunnel, whether a map of prefixes is
+// behind it, and false when the tunnel is not wanted or a newer state has come since the mark.
 func (o *Observer) setTunnel(s tunnel.State, mark uint64) (iface string, mapped, wanted bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -14,8 +14,9 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// TestPortless has five hosts, whose slots have one address, send packets of protocols without ports to one peer, through four addresses: four of
-// them have one for themselves each, and the fifth is refused, shown, and served when there is another address. Ring: namespace.
+// TestPortless has five hosts, whose slots have one address, send packets of protocols without
+// ports to one peer, through four addresses: four of them have one for themselves each, and the
+// fifth is refused, shown, and served when there is another address. Ring: namespace.
 func TestPortless(t *testing.T) {
 	for _, protocol := range []uint8{unix.IPPROTO_ESP, unix.IPPROTO_GRE, unix.IPPROTO_IPIP, unix.IPPROTO_IPV6} {
 		t.Run(nat.ProtocolName(protocol), func(t *testing.T) {
@@ -55,7 +56,8 @@ func TestPortless(t *testing.T) {
 				t.Cleanup(func() { host.Close() })
 				hosts = append(hosts, host)
 			}
-			// answered sends a packet in whose bytes the ports of other protocols would be, another one each time.
+			// answered sends a packet in whose bytes the ports of other protocols would be, another
+			// one each time.
 			n := byte(0)
 			heard := func(host net.Conn) error {
 				n++
@@ -98,7 +100,8 @@ func TestPortless(t *testing.T) {
 				t.Fatal("five hosts are served by four addresses")
 			}
 			service := nat.Service{Destination: peer, Protocol: protocol}
-			// RFC 1812 code 13. The kernel makes no ICMP error of what it takes for a wrong checksum, so of other tunnels it makes none.
+			// RFC 1812 code 13. The kernel makes no ICMP error of what it takes for a wrong
+			// checksum, so of other tunnels it makes none.
 			told := protocol == unix.IPPROTO_ESP || protocol == unix.IPPROTO_GRE
 			until("the fifth is told", func() bool { return !told || errors.Is(heard(hosts[last]), unix.EHOSTUNREACH) })
 			until("the fifth is refused, and shown", func() bool {

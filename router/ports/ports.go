@@ -1,5 +1,6 @@
-// Package ports keeps a port free for every new flow: it counts the ports in use of pool addresses, places new flows where
-// ports are left, and refuses those that have none. What it decides about is in nat/placement.
+// Package ports keeps a port free for every new flow: it counts the ports in use of pool addresses,
+// places new flows where ports are left, and refuses those that have none. What it decides about is
+// in nat/placement.
 package ports
 
 import (
@@ -27,7 +28,8 @@ type Rules interface {
 
 // Flows reads the table of connection tracking; nat/conntrack has the words.
 type Flows interface {
-	// Dump calls f with every flow of a family (unix.AF_UNSPEC: all) until it returns false. f must not keep the flow.
+	// Dump calls f with every flow of a family (unix.AF_UNSPEC: all) until it returns false. f must
+	// not keep the flow.
 	Dump(ctx context.Context, family uint8, f func(*conntrack.Flow) bool) error
 	// Stats returns figures of the table.
 	Stats(ctx context.Context) (conntrack.Stats, error)
@@ -64,7 +66,8 @@ type Alarm struct {
 	nat.Service
 }
 
-// New returns a Keeper that does nothing before it runs. onCensus is called after each census; nil: nothing is.
+// New returns a Keeper that does nothing before it runs. onCensus is called after each census; nil:
+// nothing is.
 func New(driver Rules, flows Flows, log *slog.Logger, onCensus func()) *Keeper {
 	return &Keeper{nat: driver, flows: flows, log: log, recounts: make(chan chan struct{}), changed: make(chan struct{}, 1), onCensus: onCensus}
 }
@@ -103,7 +106,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 }
 
-// note logs an error when it begins and when it ends. What was decided before stays in force meanwhile.
+// note logs an error when it begins and when it ends. What was decided before stays in force
+// meanwhile.
 func (k *Keeper) note(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -117,7 +121,8 @@ func (k *Keeper) note(err error) {
 	k.shown.Err = err
 }
 
-// Recount has the flows counted unless that was done a moment ago, and waits for it until ctx is done, or for a moment.
+// Recount has the flows counted unless that was done a moment ago, and waits for it until ctx is
+// done, or for a moment.
 func (k *Keeper) Recount(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -201,7 +206,8 @@ func (k *Keeper) step(ctx context.Context, asked bool) (time.Duration, error) {
 	return k.book.Wait(k.reading), nil
 }
 
-// rest ends what was decided while there were pools, since nobody looks any more whether it is still right.
+// rest ends what was decided while there were pools, since nobody looks any more whether it is
+// still right.
 func (k *Keeper) rest(ctx context.Context) error {
 	if k.book == nil {
 		return nil
@@ -228,7 +234,8 @@ func (k *Keeper) meter(ctx context.Context, note func(nat.Meter, time.Time)) err
 	return nil
 }
 
-// census counts all flows. The meter is read before, so that nothing is missed in between, and after.
+// census counts all flows. The meter is read before, so that nothing is missed in between, and
+// after.
 func (k *Keeper) census(ctx context.Context) error {
 	began := time.Now()
 	if err := k.meter(ctx, k.book.Meter); err != nil {
@@ -261,7 +268,8 @@ func (k *Keeper) census(ctx context.Context) error {
 // reported is how many uses are shown.
 const reported = 1000
 
-// show keeps what is known for those who ask, and begins and ends the episodes in which an address runs out of ports.
+// show keeps what is known for those who ask, and begins and ends the episodes in which an address
+// runs out of ports.
 func (k *Keeper) show(c nat.Config, stats conntrack.Stats, now time.Time) {
 	r := k.book.Report(reported)
 	k.mu.Lock()

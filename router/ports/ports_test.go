@@ -47,8 +47,9 @@ func (c *crowd) place() (stop func()) {
 	return stop
 }
 
-// TestPoolSpills makes 240,000 flows to one server through four addresses, which have room for 258,048. Where everybody waits for a processor, the
-// placer is late: what happens once must happen again to count.
+// TestPoolSpills makes 240,000 flows to one server through four addresses, which have room for
+// 258,048. Where everybody waits for a processor, the placer is late: what happens once must happen
+// again to count.
 func TestPoolSpills(t *testing.T) {
 	const n = 240_000
 	for _, sources := range []int{4, 16, 64} {
@@ -90,7 +91,8 @@ func spill(t *testing.T, n, sources int) (silent int) {
 	return n - o.Answered
 }
 
-// TestLowPorts has 700 hosts ask one server from one port below 1024, all through one address: each gets a port from 1024 on, as is counted.
+// TestLowPorts has 700 hosts ask one server from one port below 1024, all through one address: each
+// gets a port from 1024 on, as is counted.
 func TestLowPorts(t *testing.T) {
 	for _, port := range []uint16{123, 1023} {
 		t.Run(fmt.Sprint("port ", port), func(t *testing.T) {
@@ -119,7 +121,8 @@ func TestLowPorts(t *testing.T) {
 	}
 }
 
-// TestLiveFlows changes everything that is decided about new flows under 5,000 that are under way, of which none may notice.
+// TestLiveFlows changes everything that is decided about new flows under 5,000 that are under way,
+// of which none may notice.
 func TestLiveFlows(t *testing.T) {
 	c := newCrowd(t, 4)
 	const n, sources = 5000, 50
@@ -188,9 +191,9 @@ func TestLiveFlows(t *testing.T) {
 	}
 }
 
-// BenchmarkNewFlows measures what new flows cost the thread that sends them, which carries them through the router: with one
-// rule, with the maps of a pool of four addresses, and while flows are counted and placed as well. They take turns within
-// a round.
+// BenchmarkNewFlows measures what new flows cost the thread that sends them, which carries them
+// through the router: with one rule, with the maps of a pool of four addresses, and while flows are
+// counted and placed as well. They take turns within a round.
 func BenchmarkNewFlows(b *testing.B) {
 	c := newCrowd(b, 4)
 	c.Router.Run("nft add table inet plain")
@@ -278,7 +281,8 @@ func (*fullNode) Dump(_ context.Context, _ uint8, f func(*conntrack.Flow) bool) 
 	return nil
 }
 
-// TestRefusalEndsWithPools takes the pools away while the table is full: nobody looks at it any more, and nothing is refused because of it.
+// TestRefusalEndsWithPools takes the pools away while the table is full: nobody looks at it any
+// more, and nothing is refused because of it.
 func TestRefusalEndsWithPools(t *testing.T) {
 	n := &fullNode{}
 	e := New(n, n, slog.New(slog.DiscardHandler), nil)

@@ -27,7 +27,8 @@ import (
 // canaryTimeout is how long a call may take.
 const canaryTimeout = 5 * time.Second
 
-// canary is what is to be called, and from which address inside; without one the node calls by itself.
+// canary is what is to be called, and from which address inside; without one the node calls by
+// itself.
 type canary struct {
 	url  *url.URL
 	from netip.Addr
@@ -59,7 +60,8 @@ func readCanary(q *isthmusv1.ProveEgressRequest) (*canary, error) {
 	return c, nil
 }
 
-// refuseSource says why no canary may call from an address: for the time of a call the node has a route to it.
+// refuseSource says why no canary may call from an address: for the time of a call the node has a
+// route to it.
 func (r *Report) refuseSource(from netip.Addr, t plan.Target) error {
 	refuse := func(format string, args ...any) error {
 		return fmt.Errorf("%w: canary_source: %s %s; give an address inside that no host uses", api.ErrInvalid, from, fmt.Sprintf(format, args...))
@@ -109,7 +111,8 @@ func (r *Report) refuseSource(from netip.Addr, t plan.Target) error {
 	return nil
 }
 
-// takeTurn waits for other proofs. While a canary calls from inside, the rules are not only those of the document.
+// takeTurn waits for other proofs. While a canary calls from inside, the rules are not only those
+// of the document.
 func (r *Report) takeTurn(ctx context.Context) (done func(), err error) {
 	select {
 	case r.proving <- struct{}{}:
@@ -164,7 +167,8 @@ func (r *Report) forwarded(ctx context.Context, c *canary, underlay string) (net
 	})
 }
 
-// resolve returns the address at which a canary is, of the family of the source that it is called from.
+// resolve returns the address at which a canary is, of the family of the source that it is called
+// from.
 func (r *Report) resolve(ctx context.Context, c *canary) (netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(ctx, canaryTimeout)
 	defer cancel()
@@ -236,7 +240,8 @@ func fetch(ctx context.Context, target *url.URL, dial func(ctx context.Context, 
 	client := http.Client{
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
-			// The context that http.Transport dials with outlives the call: a call without an answer would go on, and keep its flow.
+			// The context that http.Transport dials with outlives the call: a call without an
+			// answer would go on, and keep its flow.
 			DialContext: func(_ context.Context, _, address string) (net.Conn, error) { return dial(ctx, address) },
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

@@ -136,7 +136,8 @@ func namespaces() int {
 // clean wants nothing to be left of a canary.
 func (n *nest) clean(when string) {
 	n.t.Helper()
-	for deadline := time.Now().Add(time.Minute); namespaces() > n.namespaces; time.Sleep(time.Millisecond) { // a thread takes a moment to end
+	// a thread takes a moment to end
+	for deadline := time.Now().Add(time.Minute); namespaces() > n.namespaces; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			n.t.Fatalf("%s: %d network namespaces, %d before", when, namespaces(), n.namespaces)
 		}
@@ -155,7 +156,8 @@ func (n *nest) clean(when string) {
 
 const v4Canary, v6Canary = "http://198.51.100.1/ip", "http://[2001:db8:1::1]/ip"
 
-// TestForwardedCanary: the canary's packets are decided as those of a spoke, also by rules of others that the node's own packets do not meet.
+// TestForwardedCanary: the canary's packets are decided as those of a spoke, also by rules of
+// others that the node's own packets do not meet.
 func TestForwardedCanary(t *testing.T) {
 	n := newNest(t)
 	for _, k := range []struct {
@@ -164,8 +166,10 @@ func TestForwardedCanary(t *testing.T) {
 	}{
 		{"198.51.100.0/24", v4Canary, "10.0.255.254", []string{"192.0.2.11", "192.0.2.12"}},
 		{"2001:db8:1::/64", v6Canary, "fd00::fe", []string{"2001:db8::11"}},
-		{"198.51.100.0/24", v4Canary, "172.30.0.9", []string{"192.0.2.11", "192.0.2.12"}}, // of a network that tun0 is connected to
-		{"198.51.100.0/24", v4Canary, "10.9.0.9", nil},                                    // the only policy that has it is about other destinations
+		// of a network that tun0 is connected to
+		{"198.51.100.0/24", v4Canary, "172.30.0.9", []string{"192.0.2.11", "192.0.2.12"}},
+		// the only policy that has it is about other destinations
+		{"198.51.100.0/24", v4Canary, "10.9.0.9", nil},
 	} {
 		p, err := n.prove(t.Context(), k.to, k.canary, k.from)
 		if err != nil {
@@ -198,7 +202,8 @@ func TestForwardedCanary(t *testing.T) {
 	n.clean("others masquerade")
 }
 
-// TestProofWaitsForTheRules: the rules may take in a moment later what was observed, here an address of the node. A proof fails when they never do.
+// TestProofWaitsForTheRules: the rules may take in a moment later what was observed, here an
+// address of the node. A proof fails when they never do.
 func TestProofWaitsForTheRules(t *testing.T) {
 	n := newNest(t)
 	const broken = "the rules in the kernel are not those of generation"
@@ -234,8 +239,8 @@ func TestProofWaitsForTheRules(t *testing.T) {
 	n.clean("after the proofs")
 }
 
-// TestCanaryIsAlone: while one calls, another proof waits, and then finds the rules of the document. One whose caller goes leaves nothing
-// behind.
+// TestCanaryIsAlone: while one calls, another proof waits, and then finds the rules of the
+// document. One whose caller goes leaves nothing behind.
 func TestCanaryIsAlone(t *testing.T) {
 	n := newNest(t)
 	type outcome struct {
@@ -378,7 +383,8 @@ func (l onRoute) Routes() []fib.RouteState {
 	return []fib.RouteState{{Prefix: l.prefix, Installed: true}}
 }
 
-// TestCanaryEnds: a call that ends without an answer ends its dial as well, which would go on sending.
+// TestCanaryEnds: a call that ends without an answer ends its dial as well, which would go on
+// sending.
 func TestCanaryEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	began, ended := make(chan struct{}), make(chan struct{})

@@ -9,10 +9,12 @@ import (
 	"github.com/isthmus-net/isthmus/router/condition"
 )
 
-// sampleRetry is how long to wait after the samples of the guard could not be heard, as while a former daemon still listens.
+// sampleRetry is how long to wait after the samples of the guard could not be heard, as while a
+// former daemon still listens.
 const sampleRetry = 30 * time.Second
 
-// SampleDrops logs some of the packets that the rules drop, each with the policy that should have had it.
+// SampleDrops logs some of the packets that the rules drop, each with the policy that should have
+// had it.
 func (r *Report) SampleDrops(ctx context.Context) error {
 	for {
 		err := r.NAT.Sample(ctx, r.dropped)

@@ -52,7 +52,8 @@ func (n *nest) newApplier(addresses apply.Addresses, log *slog.Logger) *apply.Ap
 	})
 }
 
-// idle is a host, a forwarding table, a BGP driver and a prober that take everything and do nothing.
+// idle is a host, a forwarding table, a BGP driver and a prober that take everything and do
+// nothing.
 type idle struct{ bgp.Driver }
 
 func (idle) Prepare(string, []string, time.Duration) error { return nil }

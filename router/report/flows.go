@@ -19,8 +19,8 @@ import (
 // endsAtOnce bounds the flows that one reading of the table ends.
 const endsAtOnce = 20_000
 
-// EndFlows implements api.Router. Flows that begin meanwhile may stay. The table is read again for each endsAtOnce flows, so that their number
-// costs no memory.
+// EndFlows implements api.Router. Flows that begin meanwhile may stay. The table is read again for
+// each endsAtOnce flows, so that their number costs no memory.
 func (r *Report) EndFlows(ctx context.Context, q *isthmusv1.EndFlowsRequest) (*isthmusv1.EndFlowsResponse, error) {
 	source, err := prefixOf("source", q.Source)
 	if err != nil {

@@ -10,7 +10,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
-// wayConditions tells of peers' outside addresses to which the kernel does not send by the underlay.
+// wayConditions tells of peers' outside addresses to which the kernel does not send by the
+// underlay.
 func wayConditions(t plan.Target, seen fib.Surroundings) (out []*isthmusv1.Condition) {
 	u := t.Underlay
 	if len(seen.Addresses) > 0 && u.Interface != "" && !slices.ContainsFunc(seen.Addresses, func(a fib.Assigned) bool { return a.Interface == u.Interface && a.Prefix.Addr() == u.Address }) {

@@ -29,8 +29,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/crowd"
 )
 
-// TestUseOfNames: an address of a name stays while a flow of a source of the policy goes to it, and then goes with a note in `get names` and in the
-// log of what the guard drops.
+// TestUseOfNames: an address of a name stays while a flow of a source of the policy goes to it, and
+// then goes with a note in `get names` and in the log of what the guard drops.
 func TestUseOfNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()
@@ -74,7 +74,8 @@ func TestUseOfNames(t *testing.T) {
 		}
 		want("[198.51.100.1 198.51.100.2 198.51.100.3]", "[198.51.100.1]")
 		time.Sleep(time.Hour)
-		want("[198.51.100.1]", "[]") // what is used by others, for another name, or by answers, does not count
+		// what is used by others, for another name, or by answers, does not count
+		want("[198.51.100.1]", "[]")
 
 		// The file knows it, too: a new daemon has it.
 		data, err := os.ReadFile(file)

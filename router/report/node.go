@@ -12,7 +12,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// Room in bytes for documents, secrets and the audit log: too little for comfort, and too little for a large document.
+// Room in bytes for documents, secrets and the audit log: too little for comfort, and too little
+// for a large document.
 const (
 	lowSpace = 16 << 20
 	noSpace  = 2 << 20

@@ -150,8 +150,9 @@ func (r *Report) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressReques
 	return p, nil
 }
 
-// differences returns what is wanted now, and where the rules in the kernel differ from it. What was just observed, such as an
-// address of the node, reaches the rules a moment later: only a difference that stays for writeTime counts.
+// differences returns what is wanted now, and where the rules in the kernel differ from it. What
+// was just observed, such as an address of the node, reaches the rules a moment later: only a
+// difference that stays for writeTime counts.
 func (r *Report) differences(ctx context.Context) (t plan.Target, generation uint64, c nat.Config, found []string, err error) {
 	for end := time.Now().Add(writeTime); ; {
 		status := r.Documents.Status()
@@ -192,9 +193,9 @@ func prefixes(field string, list []string) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// deciding returns the public addresses of the pools of the policies that may decide about flows. It looks at the policies
-// alone, not at what becomes of them. A rule that another one beats for all of the flows decides about none; one that several beat only
-// together counts.
+// deciding returns the public addresses of the pools of the policies that may decide about flows.
+// It looks at the policies alone, not at what becomes of them. A rule that another one beats for
+// all of the flows decides about none; one that several beat only together counts.
 func deciding(c nat.Config, sources, destinations []netip.Prefix) (out []netip.Addr) {
 	rules, err := c.Rules() // best first
 	if err != nil {
@@ -248,7 +249,8 @@ func common(list []netip.Prefix, p netip.Prefix) (out []netip.Prefix) {
 type covers struct {
 	rules []nat.Rule
 	at    map[[2]netip.Prefix][]int // by source and destination, in order of precedence
-	bits  [2][2][129]bool           // lengths that occur, of sources and destinations, of IPv4 and IPv6
+	// lengths that occur, of sources and destinations, of IPv4 and IPv6
+	bits [2][2][129]bool
 }
 
 func newCovers(rules []nat.Rule) *covers {
@@ -261,7 +263,8 @@ func newCovers(rules []nat.Rule) *covers {
 	return c
 }
 
-// beat says whether a rule before the one of a place decides about all its flows between two prefixes.
+// beat says whether a rule before the one of a place decides about all its flows between two
+// prefixes.
 func (c *covers) beat(place int, src, dst netip.Prefix) bool {
 	family, r := src.Addr().BitLen()/128, &c.rules[place]
 	for s := src.Bits(); s >= 0; s-- {
@@ -287,7 +290,8 @@ func (c *covers) beat(place int, src, dst netip.Prefix) bool {
 	return false
 }
 
-// judge adds a state to a proof, with what is wrong in it, and returns the addresses on the interface that flows may have.
+// judge adds a state to a proof, with what is wrong in it, and returns the addresses on the
+// interface that flows may have.
 func judge(p *isthmusv1.EgressProof, name string, c nat.Config, departures []nat.Departure, expected []netip.Addr) (used []netip.Addr) {
 	state := &isthmusv1.EgressProofState{Name: name}
 	p.States = append(p.States, state)
@@ -319,14 +323,16 @@ func judge(p *isthmusv1.EgressProof, name string, c nat.Config, departures []nat
 	return used
 }
 
-// stays says whether no router forwards what has such sources, this one included: the unspecified address (RFC 4291 section 2.5.2) and
-// link-local ones (section 2.5.6). The guard lets them pass, since neighbour discovery uses them on the underlay.
+// stays says whether no router forwards what has such sources, this one included: the unspecified
+// address (RFC 4291 section 2.5.2) and link-local ones (section 2.5.6). The guard lets them pass,
+// since neighbour discovery uses them on the underlay.
 func stays(sources nat.Range) bool {
 	linkLocal := sources.First.Is6() && sources.First.IsLinkLocalUnicast() && sources.Last.IsLinkLocalUnicast()
 	return linkLocal || sources.First == netip.IPv6Unspecified() && sources.Last == sources.First
 }
 
-// public says whether an address is somewhere on the Internet side: not the node's, its platform's, a pool's, or in a network inside.
+// public says whether an address is somewhere on the Internet side: not the node's, its platform's,
+// a pool's, or in a network inside.
 func (r *Report) public(a netip.Addr) bool {
 	t := r.Observed.Target()
 	seen := r.Observed.Machine()

@@ -10,7 +10,8 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// TestProofOfIPv6: what no router forwards may pass the guard and is no way out, and whatever goes beyond it is one.
+// TestProofOfIPv6: what no router forwards may pass the guard and is no way out, and whatever goes
+// beyond it is one.
 func TestProofOfIPv6(t *testing.T) {
 	own := netip.MustParseAddr("2001:db8::5")
 	config := nat.Config{Pools: []nat.Pool{{Name: "p", Addresses: []nat.PoolAddress{{Address: own, Public: own}}}}}

@@ -1,5 +1,5 @@
-// Package report says what a node is like, and why: every message that the API and the command line show is made here, from
-// the documents, the jobs of router/apply and what router/observe has seen.
+// Package report says what a node is like, and why: every message that the API and the command line
+// show is made here, from the documents, the jobs of router/apply and what router/observe has seen.
 package report
 
 import (
@@ -70,11 +70,12 @@ type NAT interface {
 
 // Addresses makes the host from which a proof's canary calls.
 type Addresses interface {
-	// Surroundings reads what the machine has of addresses, routes and rules that is not of isthmus.
+	// Surroundings reads what the machine has of addresses, routes and rules that is not of
+	// isthmus.
 	Surroundings() (fib.Surroundings, error)
-	// Canary makes a host with the address from behind the interface fib.Canary, and a route to it. mtu is in bytes; 0: the
-	// kernel's default. dial connects from the host to a TCP port of to. remove takes everything away and may be called
-	// again. There is one such host at a time.
+	// Canary makes a host with the address from behind the interface fib.Canary, and a route to it.
+	// mtu is in bytes; 0: the kernel's default. dial connects from the host to a TCP port of to.
+	// remove takes everything away and may be called again. There is one such host at a time.
 	Canary(from, to netip.Addr, mtu int) (dial func(ctx context.Context, port uint16) (net.Conn, error), remove func() error, err error)
 }
 
@@ -115,7 +116,8 @@ type Options struct {
 type Report struct {
 	Options
 	started time.Time
-	proving chan struct{} // full while the rules are compared with the document, or are more than that for a canary
+	// full while the rules are compared with the document, or are more than that for a canary
+	proving chan struct{}
 }
 
 // New returns a Report.
@@ -237,7 +239,8 @@ func (r *Report) Routes() ([]*isthmusv1.Route, <-chan struct{}) {
 	return r.routes(), changed
 }
 
-// Policies implements api.Router. When the kernel cannot be read, what was last read is returned as not installed.
+// Policies implements api.Router. When the kernel cannot be read, what was last read is returned as
+// not installed.
 func (r *Report) Policies() ([]*isthmusv1.PolicyStatus, <-chan struct{}) {
 	changed := r.Bell.Wait()
 	list, _ := r.policies()
@@ -348,7 +351,8 @@ var actions = map[plan.Action]isthmusv1.Change_Action{
 	plan.Replace: isthmusv1.Change_ACTION_REPLACE,
 }
 
-// Bounds of what a plan says of changes: an answer must not become larger than clients take. They are counted in any case.
+// Bounds of what a plan says of changes: an answer must not become larger than clients take. They
+// are counted in any case.
 const (
 	maxChanges     = 20_000
 	maxChangeBytes = 8 << 20

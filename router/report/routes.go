@@ -25,7 +25,8 @@ func (r *Report) routes() []*isthmusv1.Route {
 	})
 	out := make([]*isthmusv1.Route, 0, len(states))
 	r.Observed.Read(func(seen *observe.State) {
-		names, peers := map[string]string{}, map[string]bgp.Peer{} // tunnels by interface, and peers by name
+		// tunnels by interface, and peers by name
+		names, peers := map[string]string{}, map[string]bgp.Peer{}
 		for _, c := range seen.Target.Tunnels {
 			names[c.Interface] = c.Name
 		}

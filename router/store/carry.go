@@ -6,12 +6,13 @@ import (
 	"slices"
 )
 
-// Carry is how far carrying out documents has come. Without it a document that ends the daemon would end it at every start.
+// Carry is how far carrying out documents has come. Without it a document that ends the daemon
+// would end it at every start.
 type Carry struct {
 	// Carried is the newest generation that was carried out, or tried to its end; 0: none is known.
 	Carried uint64 `json:"carried"`
-	// Trying is the generation that was to be carried out when the daemon started last and that never was, and Starts how many starts
-	// began with it without coming to its end.
+	// Trying is the generation that was to be carried out when the daemon started last and that
+	// never was, and Starts how many starts began with it without coming to its end.
 	Trying uint64 `json:"trying,omitzero"`
 	Starts int    `json:"starts,omitzero"`
 	// Back says that Carried was carried out in the place of Trying.

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Client is one client certificate that was issued. A certificate that is not in the store is not valid, so a lost
-// file shuts one client out and lets no stranger in.
+// Client is one client certificate that was issued. A certificate that is not in the store is not
+// valid, so a lost file shuts one client out and lets no stranger in.
 type Client struct {
 	Serial  string    `json:"serial"` // hexadecimal, lower case
 	Name    string    `json:"name"`
@@ -17,12 +17,14 @@ type Client struct {
 	Issued  time.Time `json:"issued"`
 	Expires time.Time `json:"expires"`
 	Revoked bool      `json:"revoked"`
-	// RenewedFrom is the serial of the certificate that this one follows, First when the first one of them was issued, and Key the SHA-256
-	// of the public key (SubjectPublicKeyInfo) in hexadecimal. Empty, zero and empty: it was not renewed from another.
+	// RenewedFrom is the serial of the certificate that this one follows, First when the first one
+	// of them was issued, and Key the SHA-256 of the public key (SubjectPublicKeyInfo) in
+	// hexadecimal. Empty, zero and empty: it was not renewed from another.
 	RenewedFrom string    `json:"renewedFrom,omitzero"`
 	First       time.Time `json:"first,omitzero"`
 	Key         string    `json:"key,omitzero"`
-	// Change is the place of the last change of this certificate among those of all; SetClient gives it.
+	// Change is the place of the last change of this certificate among those of all; SetClient
+	// gives it.
 	Change uint64 `json:"change,omitzero"`
 }
 
@@ -97,7 +99,8 @@ func (s *Store) SetClient(c Client) error {
 	return nil
 }
 
-// DeleteClient forgets a certificate, which makes it invalid. Forgetting what is not there is not an error.
+// DeleteClient forgets a certificate, which makes it invalid. Forgetting what is not there is not
+// an error.
 func (s *Store) DeleteClient(serial string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

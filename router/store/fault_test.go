@@ -11,8 +11,8 @@ import (
 
 var errPower = errors.New("the power is gone")
 
-// faultFS is a file system in memory that knows what has reached the disk and what has not. The power goes at the
-// operation number cut; restart then gives what a disk may hold.
+// faultFS is a file system in memory that knows what has reached the disk and what has not. The
+// power goes at the operation number cut; restart then gives what a disk may hold.
 type faultFS struct {
 	ops, cut int // cut 0: never
 	dirs     map[string]*faultDir
@@ -29,7 +29,8 @@ func newFaultFS() *faultFS {
 	return &faultFS{dirs: map[string]*faultDir{".": {now: map[string]*faultFile{}, disk: map[string]*faultFile{}, made: true}}}
 }
 
-// step returns whether the power is still there, and, at the operation at which it goes, whether half of it happens.
+// step returns whether the power is still there, and, at the operation at which it goes, whether
+// half of it happens.
 func (f *faultFS) step() (half bool, err error) {
 	f.ops++
 	if f.cut == 0 || f.ops < f.cut {

@@ -35,7 +35,8 @@ func copyOf(t *testing.T, from string) string {
 	return dir
 }
 
-// TestOpensFormer: this version reads all of a state directory that an earlier one has written, with its authority, and writes to it.
+// TestOpensFormer: this version reads all of a state directory that an earlier one has written,
+// with its authority, and writes to it.
 func TestOpensFormer(t *testing.T) {
 	dir := copyOf(t, made)
 	now := time.Date(2026, 1, 20, 0, 0, 0, 0, time.UTC)
@@ -99,8 +100,9 @@ func TestOpensFormer(t *testing.T) {
 	}
 }
 
-// TestFormat: the format of each kind of file is that of testdata/format.txt, and has everything that the one of 36b3eab has, with the same types: what is added is
-// ignored by an earlier version, and what goes away or changes would keep it from coming back.
+// TestFormat: the format of each kind of file is that of testdata/format.txt, and has everything
+// that the one of 36b3eab has, with the same types: what is added is ignored by an earlier version,
+// and what goes away or changes would keep it from coming back.
 func TestFormat(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	if out, err := exec.Command("go", "run", "./testdata/make", dir).CombinedOutput(); err != nil {
@@ -182,7 +184,8 @@ func format(t *testing.T, dir string) []string {
 	return slices.Sorted(maps.Keys(lines))
 }
 
-// fields notes the fields of a JSON value under a path. What a document's ledger holds is for the planner to keep.
+// fields notes the fields of a JSON value under a path. What a document's ledger holds is for the
+// planner to keep.
 func fields(lines map[string]bool, path string, data []byte) {
 	var v any
 	if json.Unmarshal(data, &v) != nil {

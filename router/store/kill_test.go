@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// TestKill kills a process in the midst of writing, on the real file system, and finds everything that it had said was
-// accepted. The lock goes with the process.
+// TestKill kills a process in the midst of writing, on the real file system, and finds everything
+// that it had said was accepted. The lock goes with the process.
 func TestKill(t *testing.T) {
 	dir := t.TempDir()
 	last := uint64(0)
@@ -32,7 +32,8 @@ func TestKill(t *testing.T) {
 				t.Fatalf("the writer says %q", lines.Text())
 			}
 			if n == 20 {
-				time.Sleep(time.Duration(round) * 300 * time.Microsecond) // into one write or another
+				// into one write or another
+				time.Sleep(time.Duration(round) * 300 * time.Microsecond)
 				cmd.Process.Kill()
 			}
 		}

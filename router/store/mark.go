@@ -17,9 +17,10 @@ type mark struct {
 	Secrets    map[string]uint64 `json:"secrets"`    // how often each was written
 }
 
-// Remember keeps in a file outside the state directory how new the state is, and returns what in the state is older than the file says, in
-// words; empty: nothing is. A copy of the directory that is put back has certificates that were revoked since, as valid ones. An
-// error is about the file, which is not needed for anything else.
+// Remember keeps in a file outside the state directory how new the state is, and returns what in
+// the state is older than the file says, in words; empty: nothing is. A copy of the directory that
+// is put back has certificates that were revoked since, as valid ones. An error is about the file,
+// which is not needed for anything else.
 func (s *Store) Remember(file string) (older string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -68,7 +69,8 @@ func (s *Store) markLocked() {
 	}
 }
 
-// writeMarkLocked never takes a number back: an older state is told at each start until it has caught up.
+// writeMarkLocked never takes a number back: an older state is told at each start until it has
+// caught up.
 func (s *Store) writeMarkLocked() error {
 	now := s.presentLocked()
 	now.Generation, now.Clients = max(now.Generation, s.marked.Generation), max(now.Clients, s.marked.Clients)

@@ -10,8 +10,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/secret"
 )
 
-// TestOlderStateIsTold: a copy of the state directory that is put back is found out by what is kept outside of it, at each start until the state has
-// caught up; nothing else is taken for one.
+// TestOlderStateIsTold: a copy of the state directory that is put back is found out by what is kept
+// outside of it, at each start until the state has caught up; nothing else is taken for one.
 func TestOlderStateIsTold(t *testing.T) {
 	for what, change := range map[string]func(*testing.T, *Store){
 		"client certificates have changed since": func(t *testing.T, s *Store) {
@@ -105,7 +105,8 @@ func TestOlderStateIsTold(t *testing.T) {
 	}
 }
 
-// TestFormerSecret: the value before the last one comes back, over a restart too, until it is dropped.
+// TestFormerSecret: the value before the last one comes back, over a restart too, until it is
+// dropped.
 func TestFormerSecret(t *testing.T) {
 	dir := t.TempDir()
 	s, err := Open(dir)

@@ -46,7 +46,8 @@ func contents(s *Store, t *testing.T) string {
 	return fmt.Sprint(revisionText(r), len(s.History()), s.secretsText(t), s.clientsText(), s.Carry())
 }
 
-// TestUnknownFields: what a newer version has added to a file, and files and directories that it has made, are ignored: the node goes back with all it had.
+// TestUnknownFields: what a newer version has added to a file, and files and directories that it
+// has made, are ignored: the node goes back with all it had.
 func TestUnknownFields(t *testing.T) {
 	s, err := Open(recorded(t))
 	if err != nil {
@@ -90,7 +91,8 @@ func TestUnknownFields(t *testing.T) {
 	}
 }
 
-// TestNewerFormat: a file of a format that this version does not know is reported as that and not as damaged, by its own name and alone, and stays.
+// TestNewerFormat: a file of a format that this version does not know is reported as that and not
+// as damaged, by its own name and alone, and stays.
 func TestNewerFormat(t *testing.T) {
 	for _, name := range records(t, recorded(t)) {
 		dir := recorded(t)

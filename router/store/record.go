@@ -13,14 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A record is one file: a line of text with a checksum, then the payload. The checksum covers the name as well, so
-// that a file under a wrong name is as damaged as one with a flipped bit.
+// A record is one file: a line of text with a checksum, then the payload. The checksum covers the
+// name as well, so that a file under a wrong name is as damaged as one with a flipped bit.
 //
 //	isthmus-store 1 <SHA-256 of "name\n" and payload, hexadecimal> <length of payload>\n
 //	<payload>
 //
-// A later format has another number, which its checksum covers too; see docs/decisions/state-format.md. Format 2 is that of a secret whose key is sealed, which
-// a version without seals cannot read.
+// A later format has another number, which its checksum covers too; see
+// docs/decisions/state-format.md. Format 2 is that of a secret whose key is sealed, which a version
+// without seals cannot read.
 
 const (
 	kind      = "isthmus-store "
@@ -75,8 +76,8 @@ func decodeRecord(name string, data []byte) ([]byte, error) {
 
 const temporary = ".tmp"
 
-// writeLocked makes name hold payload: all of it, or what it held before. When it returns nil, the payload outlives a
-// loss of power.
+// writeLocked makes name hold payload: all of it, or what it held before. When it returns nil, the
+// payload outlives a loss of power.
 func (s *Store) writeLocked(name string, payload []byte) error {
 	return s.writeAsLocked(plain, name, payload)
 }
@@ -125,8 +126,8 @@ func (s *Store) removeLocked(name string) error {
 	return s.settleLocked("removing", name, err)
 }
 
-// settleLocked stops all further writes after one whose outcome is unknown: the kernel reports a failed fsync once and
-// then forgets it, so that trying again would only look like success.
+// settleLocked stops all further writes after one whose outcome is unknown: the kernel reports a
+// failed fsync once and then forgets it, so that trying again would only look like success.
 func (s *Store) settleLocked(verb, name string, err error) error {
 	if err == nil {
 		return nil
@@ -143,8 +144,8 @@ func lossOf(err error) error {
 	return ErrDamaged
 }
 
-// scanLocked hands the payload of each record of a directory to load, in the order of the names, and notes what cannot
-// be read.
+// scanLocked hands the payload of each record of a directory to load, in the order of the names,
+// and notes what cannot be read.
 func (s *Store) scanLocked(dir, suffix string, load func(name string, payload []byte) error) error {
 	names, err := s.fs.readDir(dir)
 	if err != nil {

@@ -16,16 +16,19 @@ type Revision struct {
 	Reason     string    `json:"reason"`
 	Changes    uint32    `json:"changes"`
 
-	// ConfirmBy is when the daemon goes back to RevertTo unless Confirm is called before. Zero: it stays.
+	// ConfirmBy is when the daemon goes back to RevertTo unless Confirm is called before. Zero: it
+	// stays.
 	ConfirmBy time.Time `json:"confirmBy,omitzero"`
 	RevertTo  uint64    `json:"revertTo,omitzero"`
 
-	// Text is the document as it was written; Ledger a JSON value of router/plan. History leaves both out.
+	// Text is the document as it was written; Ledger a JSON value of router/plan. History leaves
+	// both out.
 	Text   string          `json:"text"`
 	Ledger json.RawMessage `json:"ledger,omitempty"`
 }
 
-// Bounds of the history. The present document, the one to go back to, and what these are written as changes of stay in any case.
+// Bounds of the history. The present document, the one to go back to, and what these are written as
+// changes of stay in any case.
 const (
 	maxRevisions     = 200
 	maxRevisionBytes = 64 << 20
@@ -64,7 +67,8 @@ func (s *Store) loadRevisions() error {
 	return nil
 }
 
-// revision is a Revision as it is on disk: with its whole text, or with what is to be done to that of another one.
+// revision is a Revision as it is on disk: with its whole text, or with what is to be done to that
+// of another one.
 type revision struct {
 	Revision
 	// Base is the generation of a whole text. 0: this one is whole.
@@ -118,7 +122,8 @@ func (s *Store) Current() (Revision, bool) {
 	return r, r.Generation != 0
 }
 
-// Newest returns the highest generation that was ever accepted, which is above that of Current when its file is damaged.
+// Newest returns the highest generation that was ever accepted, which is above that of Current when
+// its file is damaged.
 func (s *Store) Newest() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -164,10 +169,10 @@ func (s *Store) readRevisionLocked(generation uint64) (revision, error) {
 	return s.decodeLocked(payload)
 }
 
-// Accept makes r the present revision and returns its generation, which is higher than any before; r.Generation is
-// ignored. base is the generation that the plan behind r was made from, 0 for none; when it is not the present one,
-// the error wraps ErrStale and nothing is changed. After an error that wraps ErrFailed, only a restart tells whether r
-// is the present one.
+// Accept makes r the present revision and returns its generation, which is higher than any before;
+// r.Generation is ignored. base is the generation that the plan behind r was made from, 0 for none;
+// when it is not the present one, the error wraps ErrStale and nothing is changed. After an error
+// that wraps ErrFailed, only a restart tells whether r is the present one.
 func (s *Store) Accept(base uint64, r Revision) (uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -191,8 +196,8 @@ func (s *Store) Accept(base uint64, r Revision) (uint64, error) {
 	return r.Generation, nil
 }
 
-// Confirm takes the deadline off the present revision. Confirming twice is not an error; confirming another
-// generation than the present one is ErrStale.
+// Confirm takes the deadline off the present revision. Confirming twice is not an error; confirming
+// another generation than the present one is ErrStale.
 func (s *Store) Confirm(generation uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -213,8 +218,9 @@ func (s *Store) Confirm(generation uint64) error {
 	return nil
 }
 
-// Settle writes the present revision as a whole, if it was written as at least so many changes of another one, so that it needs no other
-// file. Until then a damaged base takes the present document with it.
+// Settle writes the present revision as a whole, if it was written as at least so many changes of
+// another one, so that it needs no other file. Until then a damaged base takes the present document
+// with it.
 func (s *Store) Settle(changes int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -245,7 +251,8 @@ func (s *Store) writeRevisionLocked(r revision) (int, error) {
 	return len(payload), s.writeLocked(revisionName(r.Generation), payload)
 }
 
-// pruneLocked removes the oldest revisions beyond the bounds. What cannot be removed now is tried again next time.
+// pruneLocked removes the oldest revisions beyond the bounds. What cannot be removed now is tried
+// again next time.
 func (s *Store) pruneLocked() {
 	total := 0
 	kept := make([]entry, 0, len(s.revisions))

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// TestRoom: room is what the file system has, and a state directory that takes nothing is told with the remedy.
+// TestRoom: room is what the file system has, and a state directory that takes nothing is told with
+// the remedy.
 func TestRoom(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s, err := Open(dir)

@@ -13,8 +13,10 @@ import (
 	"slices"
 )
 
-// Secrets are encrypted with the node key, which lies beside them: a copy of the disk has both. A seal replaces it, for them, by a key that is on
-// the disk only in a form that one machine can open. The daemon's own values stay with the node key: the API must serve while the seal is closed.
+// Secrets are encrypted with the node key, which lies beside them: a copy of the disk has both. A
+// seal replaces it, for them, by a key that is on the disk only in a form that one machine can
+// open. The daemon's own values stay with the node key: the API must serve while the seal is
+// closed.
 
 const sealFile = "seal"
 
@@ -24,13 +26,15 @@ type SealedKey struct {
 	Blob []byte `json:"blob"` // what the machine makes the key of
 }
 
-// seal is what the file says. New values are encrypted with the first key when it is open. Each further one is there until every value that it encrypts is encrypted with the first.
+// seal is what the file says. New values are encrypted with the first key when it is open. Each
+// further one is there until every value that it encrypts is encrypted with the first.
 type seal struct {
 	With string      `json:"with"` // what opens the keys; empty: values return to the node key
 	Keys []SealedKey `json:"keys"`
 }
 
-// maxSealedKeys bounds how many keys are there at once: the present one, and former ones while a write fails again and again.
+// maxSealedKeys bounds how many keys are there at once: the present one, and former ones while a
+// write fails again and again.
 const maxSealedKeys = 4
 
 // Seal is how secrets are sealed.
@@ -54,7 +58,8 @@ func SealKeyID(key []byte) (string, error) {
 	return hex.EncodeToString(id), err
 }
 
-// loadSeal reads what the file says. A file that cannot be read closes what it encrypts, and is reported.
+// loadSeal reads what the file says. A file that cannot be read closes what it encrypts, and is
+// reported.
 func (s *Store) loadSeal() error {
 	data, err := s.fs.readFile(sealFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -96,7 +101,8 @@ func (s *Store) Seal() Seal {
 	return out
 }
 
-// presentKeyLocked returns what new values are encrypted with. While the seal is closed that is the node key: a node that cannot open it can be given its secrets again.
+// presentKeyLocked returns what new values are encrypted with. While the seal is closed that is the
+// node key: a node that cannot open it can be given its secrets again.
 func (s *Store) presentKeyLocked() (string, cipher.AEAD) {
 	if s.seal.With != "" && len(s.seal.Keys) > 0 {
 		if box := s.opened[s.seal.Keys[0].ID]; box != nil {
@@ -106,8 +112,10 @@ func (s *Store) presentKeyLocked() (string, cipher.AEAD) {
 	return "", s.keys.seal
 }
 
-// SetSeal has secrets encrypted with another key, which something opens of blob, and all that can be read now encrypted again. With an empty with the others are nil, and
-// secrets return to the node key. Former keys that are not open are forgotten: what they encrypt stays, and can be read when OpenSeal is given the key itself.
+// SetSeal has secrets encrypted with another key, which something opens of blob, and all that can
+// be read now encrypted again. With an empty with the others are nil, and secrets return to the
+// node key. Former keys that are not open are forgotten: what they encrypt stays, and can be read
+// when OpenSeal is given the key itself.
 func (s *Store) SetSeal(with string, key, blob []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,7 +168,8 @@ func (s *Store) RenewSeal(blob []byte) error {
 	return nil
 }
 
-// OpenSeal takes a key and has what it encrypts readable. It says whether that is the present key. A key that belongs to nothing here is ErrNotFound.
+// OpenSeal takes a key and has what it encrypts readable. It says whether that is the present key.
+// A key that belongs to nothing here is ErrNotFound.
 func (s *Store) OpenSeal(key []byte) (present bool, err error) {
 	id, box, err := keyOf(key)
 	if err != nil {
@@ -215,8 +224,8 @@ func keyOf(key []byte) (id string, box cipher.AEAD, err error) {
 	return id, box, err
 }
 
-// encryptAgainLocked encrypts each value that can be read and does not have the present key with that, and forgets the keys that no value needs. After an error the rest
-// is done by the next call.
+// encryptAgainLocked encrypts each value that can be read and does not have the present key with
+// that, and forgets the keys that no value needs. After an error the rest is done by the next call.
 func (s *Store) encryptAgainLocked() error {
 	id, box := s.presentKeyLocked()
 	if id != "" || s.seal.With == "" {

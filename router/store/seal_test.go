@@ -65,8 +65,8 @@ func reopen(t *testing.T, fs *faultFS) *Store {
 	return s
 }
 
-// TestSeal: while the seal is closed secrets cannot be read and everything else can; the key opens them; on another machine they can be set again, and the former ones
-// still be had with the key.
+// TestSeal: while the seal is closed secrets cannot be read and everything else can; the key opens
+// them; on another machine they can be set again, and the former ones still be had with the key.
 func TestSeal(t *testing.T) {
 	fs := newFaultFS()
 	s := reopen(t, fs)
@@ -174,7 +174,8 @@ func TestSeal(t *testing.T) {
 	}
 }
 
-// TestSealedSwap: a sealed value that is put in the place of another, or whose key is named wrongly, is damage and not that value.
+// TestSealedSwap: a sealed value that is put in the place of another, or whose key is named
+// wrongly, is damage and not that value.
 func TestSealedSwap(t *testing.T) {
 	fs := newFaultFS()
 	s := reopen(t, fs)
@@ -207,7 +208,8 @@ func TestSealedFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := byte(1); ; i++ {
-		s.seal.Keys = append([]SealedKey{{fmt.Sprint(i), testKey(i)}}, s.seal.Keys...) // as after writes that failed
+		// as after writes that failed
+		s.seal.Keys = append([]SealedKey{{fmt.Sprint(i), testKey(i)}}, s.seal.Keys...)
 		s.opened[fmt.Sprint(i)] = s.keys.seal
 		if i < maxSealedKeys {
 			continue

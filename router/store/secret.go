@@ -34,8 +34,8 @@ type SecretInfo struct {
 	Sealed  bool // its key is not open
 }
 
-// sealed is an encrypted value as it lies on disk. Name, generation and time are bound to the value: none of them can
-// be exchanged without the node key.
+// sealed is an encrypted value as it lies on disk. Name, generation and time are bound to the
+// value: none of them can be exchanged without the node key.
 type sealed struct {
 	Name       string    `json:"name"`
 	Generation uint64    `json:"generation"` // how often the name was written
@@ -43,7 +43,8 @@ type sealed struct {
 	Box        []byte    `json:"box"` // nonce, AES-256-GCM ciphertext and tag
 	// Key is the ID of the sealed key that the boxes are encrypted with; empty: the node key.
 	Key string `json:"key,omitempty"`
-	// Former is the value before, with its own generation and time, until the next document is accepted; nil: there is none.
+	// Former is the value before, with its own generation and time, until the next document is
+	// accepted; nil: there is none.
 	Former *former `json:"former,omitempty"`
 
 	fingerprint string
@@ -61,7 +62,8 @@ func (v sealed) associated(dir string) []byte {
 
 var secretName = regexp.MustCompile(`^[a-z0-9-]{1,63}$`)
 
-// ValidSecretName tells whether a secret can have this name: lower case letters, digits and hyphens, 1 to 63.
+// ValidSecretName tells whether a secret can have this name: lower case letters, digits and
+// hyphens, 1 to 63.
 func ValidSecretName(name string) bool { return secretName.MatchString(name) }
 
 func sealedName(dir, name string) string { return dir + "/" + name + sealedSuffix }
@@ -83,8 +85,8 @@ func (s *Store) loadSealed() error {
 	return nil
 }
 
-// loadKey reads the node key, or makes it when nothing was ever encrypted. It then opens every value once, to know its
-// fingerprint and to find now what cannot be decrypted.
+// loadKey reads the node key, or makes it when nothing was ever encrypted. It then opens every
+// value once, to know its fingerprint and to find now what cannot be decrypted.
 func (s *Store) loadKey() error {
 	key, err := s.readKey()
 	if err != nil {
@@ -114,8 +116,8 @@ func (s *Store) loadKey() error {
 	return nil
 }
 
-// readKey returns the node key. It makes one only when the directory has neither a key nor anything encrypted with
-// one.
+// readKey returns the node key. It makes one only when the directory has neither a key nor anything
+// encrypted with one.
 func (s *Store) readKey() ([]byte, error) {
 	names, err := s.fs.readDir(".")
 	if err != nil {
@@ -235,10 +237,12 @@ func (s *Store) putLocked(dir string, into map[string]sealed, v sealed) error {
 	return nil
 }
 
-// MaxSecrets is how many secrets there may be: a document of the largest size refers to some 40,000.
+// MaxSecrets is how many secrets there may be: a document of the largest size refers to some
+// 40,000.
 const MaxSecrets = 1 << 16
 
-// SetSecret stores a secret, or replaces it. A name that cannot be is an error. A new one beyond MaxSecrets is refused with ErrFull.
+// SetSecret stores a secret, or replaces it. A name that cannot be is an error. A new one beyond
+// MaxSecrets is refused with ErrFull.
 func (s *Store) SetSecret(name string, value []byte, now time.Time) (SecretInfo, error) {
 	if !ValidSecretName(name) {
 		return SecretInfo{}, fmt.Errorf("storing secret: name %q must be lower case letters, digits and hyphens, 1 to 63", name)
@@ -256,8 +260,8 @@ func (s *Store) SetSecret(name string, value []byte, now time.Time) (SecretInfo,
 	return v.info(), nil
 }
 
-// RollbackSecret gives a secret the value that it had before it was set last, which then is its former one. Without such a value the error
-// wraps ErrNotFound.
+// RollbackSecret gives a secret the value that it had before it was set last, which then is its
+// former one. Without such a value the error wraps ErrNotFound.
 func (s *Store) RollbackSecret(name string, now time.Time) (SecretInfo, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -316,7 +320,8 @@ func (v sealed) info() SecretInfo {
 	return SecretInfo{Ref: secret.Ref{Name: v.Name, Fingerprint: v.fingerprint}, Changed: v.Changed}
 }
 
-// DeleteSecret removes a secret, also a damaged one. Removing what is not there is secret.ErrNotFound.
+// DeleteSecret removes a secret, also a damaged one. Removing what is not there is
+// secret.ErrNotFound.
 func (s *Store) DeleteSecret(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -346,8 +351,8 @@ func (s *Store) Secrets() []SecretInfo {
 	return out
 }
 
-// Ref returns the reference to the present value of a secret. The error wraps secret.ErrNotFound when there is none,
-// ErrSealed while its key is not open, and ErrDamaged when it cannot be read.
+// Ref returns the reference to the present value of a secret. The error wraps secret.ErrNotFound
+// when there is none, ErrSealed while its key is not open, and ErrDamaged when it cannot be read.
 func (s *Store) Ref(name string) (secret.Ref, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -384,7 +389,8 @@ func (s *Store) Lookup(ref secret.Ref) ([]byte, error) {
 	return s.unsealLocked(secretDir, v)
 }
 
-// Private returns an encrypted value of the daemon's own, or an error that wraps ErrNotFound or ErrDamaged.
+// Private returns an encrypted value of the daemon's own, or an error that wraps ErrNotFound or
+// ErrDamaged.
 func (s *Store) Private(name string) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -5,8 +5,9 @@ import (
 	"unicode/utf8"
 )
 
-// A document of ten thousand policies is a megabyte, and an edit of one of them is not worth writing all of it. Such a revision has
-// changes of a text that another revision has as a whole; Settle writes the rest when there is time.
+// A document of ten thousand policies is a megabyte, and an edit of one of them is not worth
+// writing all of it. Such a revision has changes of a text that another revision has as a whole;
+// Settle writes the rest when there is time.
 
 const (
 	// maxSplices bounds how many revisions rest on the same text.
@@ -28,7 +29,8 @@ type whole struct {
 	text       string
 }
 
-// changedLocked returns how a text that follows the present one is written: as changes of the text of a generation, or with 0 as a whole.
+// changedLocked returns how a text that follows the present one is written: as changes of the text
+// of a generation, or with 0 as a whole.
 func (s *Store) changedLocked(text string) (base uint64, splices []splice) {
 	base = s.current.Base
 	if base == 0 {
@@ -60,7 +62,8 @@ func between(a, b string) splice {
 	return splice{At: head, Cut: len(a) - tail, Put: b[:len(b)-tail]}
 }
 
-// common returns how many bytes two texts have in common, counted from an end. part returns those from and to a count.
+// common returns how many bytes two texts have in common, counted from an end. part returns those
+// from and to a count.
 func common(a, b string, part func(s string, from, to int) string) int {
 	same, high := 0, min(len(a), len(b))
 	for same < high {

@@ -50,8 +50,8 @@ func (s *Store) clientsText() string {
 	return b.String()
 }
 
-// script is every kind of write, in an order in which each finds something to replace. Each step returns the model
-// that holds once it was acknowledged.
+// script is every kind of write, in an order in which each finds something to replace. Each step
+// returns the model that holds once it was acknowledged.
 var script = []func(s *Store, m model) (model, error){
 	accept("one", false), setSecret("psk", "first"), setClient("0a", false), accept("two", true),
 	(*Store).confirmed,
@@ -131,8 +131,8 @@ func runScript(t *testing.T, fs *faultFS, script []func(*Store, model) (model, e
 	return was, was
 }
 
-// TestPowerLoss cuts the power at every operation of the file system, and starts again from everything that a disk may
-// hold then.
+// TestPowerLoss cuts the power at every operation of the file system, and starts again from
+// everything that a disk may hold then.
 func TestPowerLoss(t *testing.T) {
 	t.Run("whole", func(t *testing.T) { powerLoss(t, script) })
 	t.Run("changes", func(t *testing.T) { powerLoss(t, long) })
@@ -184,8 +184,8 @@ func powerLoss(t *testing.T, script []func(*Store, model) (model, error)) {
 	t.Logf("%d operations cut, %d restarts", total, total*(numOfOutcomes+6))
 }
 
-// TestDamage flips bits in, and truncates, every file at many places. It must be reported, and everything else must be
-// as it was.
+// TestDamage flips bits in, and truncates, every file at many places. It must be reported, and
+// everything else must be as it was.
 func TestDamage(t *testing.T) {
 	fs := newFaultFS()
 	want, _ := runScript(t, fs, script)
@@ -244,7 +244,8 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestSwappedSecrets: a valid file under another name, and a value with another generation, are not accepted.
+// TestSwappedSecrets: a valid file under another name, and a value with another generation, are not
+// accepted.
 func TestSwappedSecrets(t *testing.T) {
 	fs := newFaultFS()
 	s, err := open(fs)
@@ -431,7 +432,8 @@ func TestSecrets(t *testing.T) {
 	}
 }
 
-// TestChanges: a long document that changes a little is written as its changes, and read back as it was, now and by another process.
+// TestChanges: a long document that changes a little is written as its changes, and read back as it
+// was, now and by another process.
 func TestChanges(t *testing.T) {
 	fs := newFaultFS()
 	s, err := open(fs)
@@ -498,7 +500,8 @@ func TestChanges(t *testing.T) {
 	}
 }
 
-// TestLostBase: a damaged base takes with it what was written as changes of it, and says so; what was settled stays.
+// TestLostBase: a damaged base takes with it what was written as changes of it, and says so; what
+// was settled stays.
 func TestLostBase(t *testing.T) {
 	for _, settled := range []bool{false, true} {
 		fs := newFaultFS()

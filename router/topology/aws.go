@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// The one suite that the presets of tunnel/cloud ask for, aes256gcm16-prfsha384-ecp384 with PFS, in the words of AWS (EC2 API
-// model, VpnTunnelOptionsSpecification).
+// The one suite that the presets of tunnel/cloud ask for, aes256gcm16-prfsha384-ecp384 with PFS, in
+// the words of AWS (EC2 API model, VpnTunnelOptionsSpecification).
 const (
 	awsCipher    = "AES256-GCM-16"
 	awsIntegrity = "SHA2-384"
@@ -22,8 +22,8 @@ type awsConnection struct {
 	shared         bool // the customer gateway is that of an earlier connection
 }
 
-// awsConnections returns the connections of a gateway. customers has the customer gateways that were written: AWS has
-// one for each address and number in a region.
+// awsConnections returns the connections of a gateway. customers has the customer gateways that
+// were written: AWS has one for each address and number in a region.
 func (s *side) awsConnections(g Gateway) (out []awsConnection) {
 	for _, tu := range s.of(g) {
 		name := tu.Name[:strings.LastIndex(tu.Name, "-")]
@@ -55,7 +55,8 @@ func (s *side) awsCustomer(g Gateway, c awsConnection) (name string, shared bool
 	return c.name, false
 }
 
-// awsStart says who opens a tunnel. A node keeps trying, and a gateway of another cloud may wait for AWS.
+// awsStart says who opens a tunnel. A node keeps trying, and a gateway of another cloud may wait
+// for AWS.
 func awsStart(peer End) string {
 	if peer.Cloud == "" {
 		return "add"
@@ -63,7 +64,8 @@ func awsStart(peer End) string {
 	return "start"
 }
 
-// awsASN returns the option for a number: above 2147483647 it is another one (EC2 API, CreateCustomerGateway).
+// awsASN returns the option for a number: above 2147483647 it is another one (EC2 API,
+// CreateCustomerGateway).
 func awsASN(asn uint32, plain, extended string) (name, value string) {
 	if asn > 1<<31-1 {
 		plain = extended

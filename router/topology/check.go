@@ -32,7 +32,8 @@ type spokeAt struct {
 	gateway, path string
 }
 
-// The bounds of a topology. A node has a document of its own, in which each gateway is two tunnels or four, and each pair of nodes is compared.
+// The bounds of a topology. A node has a document of its own, in which each gateway is two tunnels
+// or four, and each pair of nodes is compared.
 const (
 	maxNodes    = 256
 	maxGateways = 1000
@@ -452,8 +453,8 @@ func (c *checker) keys(given []*isthmusv1.KeySource) {
 	}
 }
 
-// documents finds in the nodes' documents what is wrong with the topology: whatever a document's rules say of a node, its
-// egress, and the gateways that it meets.
+// documents finds in the nodes' documents what is wrong with the topology: whatever a document's
+// rules say of a node, its egress, and the gateways that it meets.
 func (c *checker) documents() {
 	outside, former := c.t.Outside(), c.Problems()
 	for _, n := range c.t.Nodes {
@@ -464,7 +465,8 @@ func (c *checker) documents() {
 			if a.Addr.IsValid() {
 				return a.Addr.String()
 			}
-			// Any address that no other end has will do: 198.18.0.0/15 is for benchmarks (RFC 2544).
+			// Any address that no other end has will do: 198.18.0.0/15 is for benchmarks (RFC
+			// 2544).
 			i := 1 + slices.IndexFunc(outside, func(o OutsideAddress) bool { return o.Name == a.Name })
 			return netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}).String()
 		})

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// The suite that the presets of tunnel/cloud ask for, in Google's words (cipherSuite of the resource VpnTunnel, which are
-// case-sensitive).
+// The suite that the presets of tunnel/cloud ask for, in Google's words (cipherSuite of the
+// resource VpnTunnel, which are case-sensitive).
 const (
 	gcpCipher = "AES-GCM-16-256"
 	gcpPRF    = "PRF-HMAC-SHA2-384"
@@ -25,8 +25,9 @@ func (e external) redundancy() string {
 	return map[int]string{1: "SINGLE_IP_INTERNALLY_REDUNDANT", 2: "TWO_IPS_REDUNDANCY", 4: "FOUR_IPS_REDUNDANCY"}[len(e.interfaces)]
 }
 
-// externals returns the external gateways of a gateway. All nodes are interfaces of as few as can be, since Google counts two
-// interfaces of one gateway as redundant and two gateways not; a gateway of another cloud is one.
+// externals returns the external gateways of a gateway. All nodes are interfaces of as few as can
+// be, since Google counts two interfaces of one gateway as redundant and two gateways not; a
+// gateway of another cloud is one.
 func (s *side) externals(g Gateway) (out []external) {
 	var nodes []Address
 	others := map[string]*external{}
@@ -103,7 +104,8 @@ func (s *side) gcpCLI(g Gateway) {
 		s.commandWithKey("gcloud compute vpn-tunnels create "+tu.Name, []string{region, "--vpn-gateway " + g.Name, fmt.Sprintf("--interface %d", tu.own.Instance),
 			"--peer-external-gateway " + peer, fmt.Sprintf("--peer-external-gateway-interface %d", number), "--router " + g.Name, "--ike-version 2",
 			"--phase1-encryption " + gcpCipher, "--phase1-prf " + gcpPRF, "--phase1-dh " + gcpGroup, "--phase2-encryption " + gcpCipher, "--phase2-pfs " + gcpGroup,
-			"--flags-file /dev/stdin"}, fmt.Sprintf("--shared-secret: '$%s'", s.t.key(tu.Key).Environment)) // YAML (gcloud topic flags-file)
+			// YAML (gcloud topic flags-file)
+			"--flags-file /dev/stdin"}, fmt.Sprintf("--shared-secret: '$%s'", s.t.key(tu.Key).Environment))
 		s.command("", "gcloud compute routers add-interface "+g.Name, region, "--interface-name "+tu.Name, "--vpn-tunnel "+tu.Name,
 			"--ip-address "+tu.own.Inside.Addr().String(), fmt.Sprintf("--mask-length %d", tu.own.Inside.Bits()))
 		s.command("", "gcloud compute routers add-bgp-peer "+g.Name, region, "--peer-name "+tu.Name, "--interface "+tu.Name,

@@ -16,16 +16,19 @@ const WireGuardKey = "wireguard"
 
 const defaultRoute = "0.0.0.0/0"
 
-// firstLane is the UDP port of the first lane of a node; the lanes of all its links follow in the order of names.
+// firstLane is the UDP port of the first lane of a node; the lanes of all its links follow in the
+// order of names.
 const firstLane = 51820
 
-// preferred and second are the LOCAL_PREF of what a gateway says of its own spokes, and of what another node says of them.
+// preferred and second are the LOCAL_PREF of what a gateway says of its own spokes, and of what
+// another node says of them.
 const (
 	preferred = 100
 	second    = 50
 )
 
-// Document writes the document of a node. The problems are outside addresses that are not known yet.
+// Document writes the document of a node. The problems are outside addresses that are not known
+// yet.
 func (t *Topology) Document(name string) (string, spec.Problems) {
 	n := t.node(name)
 	if n == nil {

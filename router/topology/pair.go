@@ -11,8 +11,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/cloud"
 )
 
-// pair makes the tunnels of all links. Links come in the order of names, and inside addresses from one account over all
-// nodes and clouds.
+// pair makes the tunnels of all links. Links come in the order of names, and inside addresses from
+// one account over all nodes and clouds.
 func (c *checker) pair() {
 	p := pairer{t: c.t}
 	for _, l := range c.t.links {
@@ -73,8 +73,9 @@ func (p *pairer) lanes(l link, a, b *Node) error {
 	return nil
 }
 
-// gatewayNode makes the tunnels of AWS, two for each connection, or Google, one from each interface, to a node. The
-// gateway has the first host address of each /30: AWS always, Google as well as any.
+// gatewayNode makes the tunnels of AWS, two for each connection, or Google, one from each
+// interface, to a node. The gateway has the first host address of each /30: AWS always, Google as
+// well as any.
 func (p *pairer) gatewayNode(l link, g *Gateway, n *Node) error {
 	for i := range 2 {
 		block, err := p.block(l, preset(g).Inside.Is)
@@ -93,8 +94,9 @@ func (p *pairer) gatewayNode(l link, g *Gateway, n *Node) error {
 	return nil
 }
 
-// azureNode makes the tunnels from both instances of Azure to a node, which are one connection with one key. Azure knows
-// the node by one address, and each instance has one of its own for the connection. A node answers both: nothing is dead.
+// azureNode makes the tunnels from both instances of Azure to a node, which are one connection with
+// one key. Azure knows the node by one address, and each instance has one of its own for the
+// connection. A node answers both: nothing is dead.
 func (p *pairer) azureNode(l link, g *Gateway, n *Node) error {
 	rule := preset(g).Inside.Is
 	own, err := p.block(l, rule)
@@ -113,9 +115,10 @@ func (p *pairer) azureNode(l link, g *Gateway, n *Node) error {
 	return nil
 }
 
-// awsGateway makes the tunnels from AWS to the two instances or interfaces of another cloud's gateway. Each is a customer
-// gateway with a connection of two tunnels. Azure needs a connection for each of these four, and tries each from both
-// instances: AWS answers the one whose address the customer gateway has.
+// awsGateway makes the tunnels from AWS to the two instances or interfaces of another cloud's
+// gateway. Each is a customer gateway with a connection of two tunnels. Azure needs a connection
+// for each of these four, and tries each from both instances: AWS answers the one whose address the
+// customer gateway has.
 func (p *pairer) awsGateway(l link, aws, g *Gateway) error {
 	rule := preset(aws).Inside.Is
 	if g.Cloud == "azure" {
@@ -141,8 +144,9 @@ func (p *pairer) awsGateway(l link, aws, g *Gateway) error {
 	return nil
 }
 
-// azureGCP makes a tunnel between each instance of Azure and each interface of Google with the same number. Azure knows an
-// interface by one BGP address, and Google has one of a /30 in each tunnel, so that there can be no second tunnel to it.
+// azureGCP makes a tunnel between each instance of Azure and each interface of Google with the same
+// number. Azure knows an interface by one BGP address, and Google has one of a /30 in each tunnel,
+// so that there can be no second tunnel to it.
 func (p *pairer) azureGCP(l link, azure, gcp *Gateway) error {
 	rule := preset(gcp).Inside.Is
 	rule.From = preset(azure).Inside.Is.From
@@ -160,8 +164,9 @@ func (p *pairer) azureGCP(l link, azure, gcp *Gateway) error {
 	return nil
 }
 
-// dead adds, for two connections of Azure whose names have the number of the instance that is answered, what the other
-// instance attempts. It does so with its address of the other connection, since a connection must name one for each.
+// dead adds, for two connections of Azure whose names have the number of the instance that is
+// answered, what the other instance attempts. It does so with its address of the other connection,
+// since a connection must name one for each.
 func (p *pairer) dead(connection string, azure int, why string) {
 	find := func(i int) Tunnel {
 		name := fmt.Sprintf(connection, i)
@@ -188,11 +193,13 @@ func preset(g *Gateway) cloud.Preset {
 	return p
 }
 
-// slotBits is the length of the slots in which a link looks for inside addresses: what a link of two tunnels needs.
+// slotBits is the length of the slots in which a link looks for inside addresses: what a link of
+// two tunnels needs.
 const slotBits = 29
 
-// block takes the next free block for a link. It looks first in a slot that the link's name chooses, so that other
-// links keep their addresses when one is added or removed, unless two names choose the same slot.
+// block takes the next free block for a link. It looks first in a slot that the link's name
+// chooses, so that other links keep their addresses when one is added or removed, unless two names
+// choose the same slot.
 func (p *pairer) block(l link, rule apipa.Rule) (netip.Prefix, error) {
 	var slots []netip.Prefix
 	for _, from := range rule.From {

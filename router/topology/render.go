@@ -8,12 +8,13 @@ import (
 	"github.com/isthmus-net/isthmus/router/spec"
 )
 
-// Forms are how a cloud's side can be written: commands of the cloud's own command line in a POSIX shell script, or
-// Terraform's language.
+// Forms are how a cloud's side can be written: commands of the cloud's own command line in a POSIX
+// shell script, or Terraform's language.
 var Forms = []string{"cli", "terraform"}
 
-// Parts are what can be written apart: the gateways, which choose outside addresses, and the tunnels, which need those of
-// other clouds. Where gateways are linked with each other, one of them must be first.
+// Parts are what can be written apart: the gateways, which choose outside addresses, and the
+// tunnels, which need those of other clouds. Where gateways are linked with each other, one of them
+// must be first.
 var Parts = []string{"all", "gateways", "tunnels"}
 
 // Cloud writes what all gateways of a cloud need, in one of Forms and one of Parts.
@@ -67,8 +68,8 @@ type side struct {
 	own   [][2]string // name of an outside address of this cloud, expression that gives it
 }
 
-// of returns the tunnels of a gateway that its own configuration has, seen from it. What Google and AWS do not answer
-// they have no configuration for, and Azure has the connection already.
+// of returns the tunnels of a gateway that its own configuration has, seen from it. What Google and
+// AWS do not answer they have no configuration for, and Azure has the connection already.
 func (s *side) of(g Gateway) (out []seen) {
 	for _, tu := range s.t.Tunnels {
 		if own, peer, ok := tu.seenFrom(g.Name); ok && tu.Dead == "" {
@@ -84,7 +85,8 @@ type seen struct {
 	own, peer End
 }
 
-// needs returns the keys of a cloud's tunnels, and the outside addresses of their peers that are not known.
+// needs returns the keys of a cloud's tunnels, and the outside addresses of their peers that are
+// not known.
 func (s *side) needs() (keys []Key, unknown []string) {
 	for _, g := range s.t.Gateways {
 		if g.Cloud != s.cloud || !s.tunnels {
@@ -143,7 +145,8 @@ func (s *side) shellFoot() {
 	}
 }
 
-// command writes a command, one option with its value a line. With a name it keeps what the command prints as that variable.
+// command writes a command, one option with its value a line. With a name it keeps what the command
+// prints as that variable.
 func (s *side) command(name string, words string, options ...string) {
 	end := ""
 	if name != "" {
@@ -153,7 +156,8 @@ func (s *side) command(name string, words string, options ...string) {
 	s.line("%s%s", strings.Join(lines, " \\\n  "), end)
 }
 
-// commandWithKey is command with a key, which comes through standard input: other users see the words of a command.
+// commandWithKey is command with a key, which comes through standard input: other users see the
+// words of a command.
 func (s *side) commandWithKey(words string, options []string, input string) {
 	s.line("%s <<KEY", strings.Join(append([]string{words}, options...), " \\\n  "))
 	s.line("%s", input)

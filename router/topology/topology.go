@@ -1,6 +1,7 @@
-// Package topology knows several nodes and the clouds' own VPN gateways around them from one document, pairs their ends to
-// tunnels, and writes what each of them needs: the nodes' documents, and the clouds' commands or Terraform. It is pure: the
-// same text gives the same output, in whatever order its lists are.
+// Package topology knows several nodes and the clouds' own VPN gateways around them from one
+// document, pairs their ends to tunnels, and writes what each of them needs: the nodes' documents,
+// and the clouds' commands or Terraform. It is pure: the same text gives the same output, in
+// whatever order its lists are.
 package topology
 
 import (
@@ -51,11 +52,12 @@ type Node struct {
 	path    string
 }
 
-// Tunnel is one pairing of two ends that one of them attempts. A gateway is before a node, and gateways are in the order of
-// their clouds' names.
+// Tunnel is one pairing of two ends that one of them attempts. A gateway is before a node, and
+// gateways are in the order of their clouds' names.
 type Tunnel struct {
 	Name string
-	// Connection is the name of the cloud's object to which the tunnel belongs, or of the lanes' link.
+	// Connection is the name of the cloud's object to which the tunnel belongs, or of the lanes'
+	// link.
 	Connection string
 	Ends       [2]End
 	Key        string // name of the pre-shared key; empty for WireGuard
@@ -67,8 +69,8 @@ type Tunnel struct {
 type End struct {
 	Name  string // of a node or gateway
 	Cloud string // empty for a node
-	// Instance counts what the end has several of: Azure's instances, Google's interfaces, the tunnels of a connection of AWS,
-	// lanes.
+	// Instance counts what the end has several of: Azure's instances, Google's interfaces, the
+	// tunnels of a connection of AWS, lanes.
 	Instance int
 	ASN      uint32
 	Outside  Address
@@ -93,7 +95,8 @@ func (a Address) String() string {
 type Key struct {
 	Name        string
 	Environment string // name of the variable
-	File        string // when it is not in the environment: then Environment is what commands call it
+	// when it is not in the environment: then Environment is what commands call it
+	File string
 }
 
 // link is what the document connects.
@@ -104,8 +107,8 @@ type link struct {
 	path  string
 }
 
-// Read decodes and checks a topology. Outside addresses in set come on top of those of the text. The Topology may be
-// used only when there are no problems.
+// Read decodes and checks a topology. Outside addresses in set come on top of those of the text.
+// The Topology may be used only when there are no problems.
 func Read(text []byte, set map[string]netip.Addr) (*Topology, spec.Problems) {
 	m := &isthmusv1.Topology{}
 	lines, problems := spec.DecodeMessage(text, m)

@@ -57,7 +57,8 @@ func TestDeadByDesign(t *testing.T) {
 	}
 }
 
-// TestOrderChangesNothing: every output is the same when the lists of the document are in another order.
+// TestOrderChangesNothing: every output is the same when the lists of the document are in another
+// order.
 func TestOrderChangesNothing(t *testing.T) {
 	// 60 connections in Azure's 64 slots: some names choose the same.
 	crowd := "gateways:\n- {name: azure, cloud: azure, asn: 65001, region: westeurope, network: vnet, resourceGroup: hub}\nnodes:\n"
@@ -95,7 +96,8 @@ func outputs(t *testing.T, top *Topology) string {
 	return strings.ReplaceAll(b.String(), "  ", " ") // the text form of protobuf varies its spaces
 }
 
-// shuffled puts the items of each top list into another order: those begin with "- " in the first column.
+// shuffled puts the items of each top list into another order: those begin with "- " in the first
+// column.
 func shuffled(text string, r *rand.Rand) string {
 	var out, items []string
 	flush := func() {
@@ -135,7 +137,8 @@ func TestAnotherLinkLeavesTheRest(t *testing.T) {
 	}
 }
 
-// TestKeysNeverPrinted: what may be a key by mistake is in no message, and no rendered text has anything but references.
+// TestKeysNeverPrinted: what may be a key by mistake is in no message, and no rendered text has
+// anything but references.
 func TestKeysNeverPrinted(t *testing.T) {
 	const key = "k 3y-that.is-real"
 	text := example(t, "two-routers.yaml")
@@ -145,7 +148,8 @@ func TestKeysNeverPrinted(t *testing.T) {
 	}
 }
 
-// TestApart: spokes without a common group are not announced to each other, and what policies cannot keep apart is refused.
+// TestApart: spokes without a common group are not announced to each other, and what policies
+// cannot keep apart is refused.
 func TestApart(t *testing.T) {
 	text := strings.Replace(example(t, "two-routers.yaml"), "spokes: [vpc-a, vnet-a, net-a]", "spokes: [vpc-a, vnet-a]", 1)
 	top := read(t, text)
@@ -213,7 +217,8 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-// TestNumbersOfLinkedGateways: AWS takes no customer with one of its own numbers, and Azure may have them.
+// TestNumbersOfLinkedGateways: AWS takes no customer with one of its own numbers, and Azure may
+// have them.
 func TestNumbersOfLinkedGateways(t *testing.T) {
 	_, problems := Read([]byte(strings.Replace(example(t, "clouds-only.yaml"), "asn: 65001", "asn: 7224", 1)), nil)
 	if len(problems) != 1 || problems[0].Path != "gateways[1].asn" {

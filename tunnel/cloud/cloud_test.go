@@ -10,7 +10,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/apipa"
 )
 
-// TestPresetsKeepTheirOwnRules: what a preset asks for is what its gateway takes, and every value says why and from where.
+// TestPresetsKeepTheirOwnRules: what a preset asks for is what its gateway takes, and every value
+// says why and from where.
 func TestPresetsKeepTheirOwnRules(t *testing.T) {
 	if !slices.IsSorted(Names()) {
 		t.Errorf("names are not sorted: %v", Names())

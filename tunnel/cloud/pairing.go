@@ -17,7 +17,8 @@ type Link struct {
 	RespondOnly bool
 }
 
-// Pairing is a tunnel that a cloud has, or tries to make, and that cannot come up with the document as it is.
+// Pairing is a tunnel that a cloud has, or tries to make, and that cannot come up with the document
+// as it is.
 type Pairing struct {
 	Code   string // "second-endpoint", "second-instance", "other-interface" or "both-wait"
 	Cloud  string
@@ -31,12 +32,14 @@ type Pairing struct {
 	Source string
 }
 
-// serial is what tells the tunnels of one connection apart in their names, in those that the importers give as well.
+// serial is what tells the tunnels of one connection apart in their names, in those that the
+// importers give as well.
 var serial = regexp.MustCompile(`[-.]?[0-9]+$`)
 
-// Unpaired returns the pairings that a document leaves out, in the order of the links. A connection of AWS has two
-// tunnels, a gateway of Azure or Google two sides; which tunnels of the document belong to one is told by what their
-// names have in common, else by the gateway's number and, at Azure, the key, which a connection has only one of.
+// Unpaired returns the pairings that a document leaves out, in the order of the links. A connection
+// of AWS has two tunnels, a gateway of Azure or Google two sides; which tunnels of the document
+// belong to one is told by what their names have in common, else by the gateway's number and, at
+// Azure, the key, which a connection has only one of.
 func Unpaired(links []Link) (out []Pairing) {
 	groups := map[Link][]Link{}
 	base := func(l Link) Link { return Link{Cloud: l.Cloud, Name: serial.ReplaceAllString(l.Name, "")} }

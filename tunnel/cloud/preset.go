@@ -1,5 +1,6 @@
-// Package cloud says what each cloud's own VPN gateway needs: what isthmus asks for unless told otherwise, and what the
-// gateway takes at all. It is data; every value carries its reason and its source.
+// Package cloud says what each cloud's own VPN gateway needs: what isthmus asks for unless told
+// otherwise, and what the gateway takes at all. It is data; every value carries its reason and its
+// source.
 package cloud
 
 import (
@@ -55,7 +56,8 @@ type Preset struct {
 	RouterASN       Value[ASNs] // what this node's number must not be
 	GatewayASN      Value[ASNs] // what the gateway's number is one of
 
-	// Where on the cloud's side things are set that both sides must agree on, in that cloud's words.
+	// Where on the cloud's side things are set that both sides must agree on, in that cloud's
+	// words.
 	AddressAt Value[string] // this node's outside address and identity
 	KeyAt     Value[string]
 	PolicyAt  Value[string] // algorithms

@@ -14,8 +14,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/cloud"
 )
 
-// readAWS reads the CustomerGatewayConfiguration (XML, or the text that says the same), alone or inside what describe-vpn-connections, the Query API or
-// Terraform's state have around it.
+// readAWS reads the CustomerGatewayConfiguration (XML, or the text that says the same), alone or
+// inside what describe-vpn-connections, the Query API or Terraform's state have around it.
 func readAWS(r *Result, docs []document) {
 	for _, d := range docs {
 		found := false
@@ -32,7 +32,8 @@ func readAWS(r *Result, docs []document) {
 				r.awsText(d, n, n, config)
 				found = true
 				return false
-			case strings.Contains(n.text, "<vpn_connection"): // an output of Terraform has the XML as a mere value
+			case strings.Contains(n.text, "<vpn_connection"):
+				// an output of Terraform has the XML as a mere value
 				r.awsText(d, n, &node{}, n.text)
 				found = true
 			}
@@ -44,16 +45,19 @@ func readAWS(r *Result, docs []document) {
 	}
 }
 
-// genericLine is a line of the configuration that the console makes for a "generic" device: a name and a value.
+// genericLine is a line of the configuration that the console makes for a "generic" device: a name
+// and a value.
 var genericLine = regexp.MustCompile(`^[\s!-]*([A-Za-z][A-Za-z -]*?)\s*:\s*(\S*)`)
 
-// awsGeneric reads the text that the console makes for a "generic" device, as if it were the XML: it says the same.
+// awsGeneric reads the text that the console makes for a "generic" device, as if it were the XML:
+// it says the same.
 func awsGeneric(data []byte) *node {
 	root := &node{line: 1}
 	connection := root.add("vpn_connection", &node{line: 1})
 	tunnel, where := connection, ""
 	number := 0
-	data = data[:bytes.LastIndexByte(data, '\n')+1] // no whole file ends with a value, and half of an address may be another
+	// no whole file ends with a value, and half of an address may be another
+	data = data[:bytes.LastIndexByte(data, '\n')+1]
 	for line := range bytes.Lines(data) {
 		text := string(line)
 		number++
@@ -210,7 +214,8 @@ func (r *Result) awsConnection(d document, about, xml *node) {
 	}
 }
 
-// awsVariant says what a variant of a connection asks of this node, where that is more than the preset does.
+// awsVariant says what a variant of a connection asks of this node, where that is more than the
+// preset does.
 func (r *Result) awsVariant(d document, about *node, id string) {
 	if o := about.get("Options", "OutsideIpAddressType"); strings.EqualFold(o.string(), "PrivateIpv4") {
 		r.note(d, o, "%s: has private outside addresses, over Direct Connect; the underlay must lead there", id)
@@ -220,8 +225,8 @@ func (r *Result) awsVariant(d document, about *node, id string) {
 	}
 }
 
-// awsOptions returns the tunnel options of a connection by outside address, as describe-vpn-connections or Terraform's
-// state have them.
+// awsOptions returns the tunnel options of a connection by outside address, as
+// describe-vpn-connections or Terraform's state have them.
 func (r *Result) awsOptions(d document, about *node) map[netip.Addr]awsTunnel {
 	all := map[netip.Addr]awsTunnel{}
 	list := about.get("Options", "TunnelOptions")
@@ -285,8 +290,8 @@ func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 	p := preset("aws")
 	out.IKE = r.awsProposal(d, id, t, "1", p.IKEProposals.Is[0])
 	out.ESP = r.awsProposal(d, id, t, "2", p.ESPProposals.Is[0])
-	// The lifetimes in the XML do not follow the options: only these count. The gateway renews before the end by a
-	// margin that is made longer at random.
+	// The lifetimes in the XML do not follow the options: only these count. The gateway renews
+	// before the end by a margin that is made longer at random.
 	margin, fuzz := 270*time.Second, int64(100)
 	if m := r.seconds(d, t.option("RekeyMarginTimeSeconds"), "RekeyMarginTimeSeconds"); m.known() {
 		margin = m.Is
@@ -305,8 +310,8 @@ func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 	return out
 }
 
-// awsInside reads the inside addresses. In the options the gateway has the first of the block, the customer gateway the
-// second. A connection for IPv6 has a block of each family.
+// awsInside reads the inside addresses. In the options the gateway has the first of the block, the
+// customer gateway the second. A connection for IPv6 has a block of each family.
 func (r *Result) awsInside(d document, id string, t awsTunnel) (pairs []Inside) {
 	own := t.xml.get("customer_gateway", "tunnel_inside_address")
 	local := r.address(d, own.get("ip_address"), "customer_gateway/tunnel_inside_address")
@@ -366,7 +371,8 @@ var awsWords = struct{ ciphers, hashes, groups [][2]string }{
 	},
 }
 
-// awsProposal chooses the strongest that a phase's options allow; nothing when that is the preset's.
+// awsProposal chooses the strongest that a phase's options allow; nothing when that is the
+// preset's.
 func (r *Result) awsProposal(d document, id string, t awsTunnel, phase, usual string) (v Value[[]string]) {
 	pick := func(option string, words [][2]string) string {
 		allowed := values(t.option("Phase" + phase + option))

@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// readAzure reads what az network vnet-gateway, vpn-connection and local-gateway show, or for a hub vpn-gateway and
-// vpn-site, which belong together by their ids; templates that were exported; and the site files of Virtual WAN.
+// readAzure reads what az network vnet-gateway, vpn-connection and local-gateway show, or for a hub
+// vpn-gateway and vpn-site, which belong together by their ids; templates that were exported; and
+// the site files of Virtual WAN.
 func readAzure(r *Result, docs []document) {
 	var a azureObjects
 	for _, d := range docs {
@@ -75,7 +76,8 @@ func readAzure(r *Result, docs []document) {
 	}
 }
 
-// azureObjects are what Azure's files have. A side is a local network gateway, or a link of a VPN site: this node.
+// azureObjects are what Azure's files have. A side is a local network gateway, or a link of a VPN
+// site: this node.
 type azureObjects struct {
 	gateways, connections, hubConnections, sides []document
 }
@@ -92,7 +94,8 @@ func called(n *node) string {
 
 func lastOf(id string) string { return printable(id[strings.LastIndexByte(id, '/')+1:]) }
 
-// find returns the object that an id means, or the only one when there is but one. In a template objects have no ids.
+// find returns the object that an id means, or the only one when there is but one. In a template
+// objects have no ids.
 func find(all []document, id string) (document, bool) {
 	i := slices.IndexFunc(all, func(d document) bool {
 		own := d.string("id")
@@ -107,7 +110,8 @@ func find(all []document, id string) (document, bool) {
 	return all[i], true
 }
 
-// Azure's pre-shared keys have any printable ASCII but these; what is in brackets is a template's expression.
+// Azure's pre-shared keys have any printable ASCII but these; what is in brackets is a template's
+// expression.
 var (
 	azureKey = regexp.MustCompile(`^[!-,.-}]{1,128}$`)
 	noKey    = regexp.MustCompile(`^(\*+|\[.*\])$`)
@@ -120,9 +124,11 @@ func azurePSK(n *node, from string) (v Value[Secret]) {
 	return v
 }
 
-// azureRefused notes what this node cannot speak with a connection, and reports whether there is such a thing.
+// azureRefused notes what this node cannot speak with a connection, and reports whether there is
+// such a thing.
 func (r *Result) azureRefused(c document, name string) bool {
-	for _, field := range []string{"connectionProtocol", "vpnConnectionProtocolType"} { // the second of a hub's
+	// the second of a hub's
+	for _, field := range []string{"connectionProtocol", "vpnConnectionProtocolType"} {
 		if p := c.get(field); strings.EqualFold(p.string(), "IKEv1") {
 			r.note(c, p, "%s: speaks IKEv1, which cannot be changed; make a new connection with IKEv2", name)
 			return true
@@ -159,7 +165,8 @@ func (r *Result) azureConnection(c document, a azureObjects) {
 	}
 	side, known := find(a.sides, c.string("localNetworkGateway2", "id"))
 	if !known {
-		side = document{file: c.file, node: c.get("localNetworkGateway2")} // it may be written out in the connection
+		// it may be written out in the connection
+		side = document{file: c.file, node: c.get("localNetworkGateway2")}
 		if !side.has("gatewayIpAddress") {
 			r.note(c, c.node, "%s: its local network gateway %s is not among the files; give az network local-gateway show as well", name, lastOf(side.string("id")))
 		}
@@ -246,8 +253,8 @@ var (
 	literal   = regexp.MustCompile(`'([^']*)'`)
 )
 
-// evaluate puts values in the place of a template's expressions, as far as an export makes them: parameters with default
-// values, and the ids of other resources. Other expressions stay.
+// evaluate puts values in the place of a template's expressions, as far as an export makes them:
+// parameters with default values, and the ids of other resources. Other expressions stay.
 func evaluate(template *node) {
 	value := func(kind, name string) string {
 		v := template.get(kind, name)
@@ -284,11 +291,12 @@ func evaluate(template *node) {
 	})
 }
 
-// azurePeer chooses the BGP address of an instance as Azure does: the one that the connection names; else a custom one
-// when ours is link-local; else the default one.
+// azurePeer chooses the BGP address of an instance as Azure does: the one that the connection
+// names; else a custom one when ours is link-local; else the default one.
 func (r *Result) azurePeer(c, g document, in *node, own Value[netip.Addr]) Value[netip.Addr] {
 	id := in.string("ipconfigurationId")
-	for _, list := range []string{"gatewayCustomBgpIpAddresses", "vpnGatewayCustomBgpAddresses"} { // the second of a hub's
+	// the second of a hub's
+	for _, list := range []string{"gatewayCustomBgpIpAddresses", "vpnGatewayCustomBgpAddresses"} {
 		for _, custom := range c.get(list).items() {
 			if strings.EqualFold(custom.string("ipConfigurationId"), id) {
 				return r.address(c, custom.get("customBgpIpAddress"), "connection/"+list)
@@ -371,7 +379,8 @@ func differs(proposal string, usual []string, from string) (v Value[[]string]) {
 	return v
 }
 
-// azureBytes returns a number of bytes for our renewal that is an eighth below the gateway's, when the preset's is not.
+// azureBytes returns a number of bytes for our renewal that is an eighth below the gateway's, when
+// the preset's is not.
 func (r *Result) azureBytes(d document, n *node, what string, preset uint64) (v Value[uint64]) {
 	text := n.string()
 	if text == "" {
@@ -388,8 +397,8 @@ func (r *Result) azureBytes(d document, n *node, what string, preset uint64) (v 
 	return v
 }
 
-// azureSite reads one site of a Virtual WAN's file. Its parts are looked for wherever they are, because there are files
-// with one inside another.
+// azureSite reads one site of a Virtual WAN's file. Its parts are looked for wherever they are,
+// because there are files with one inside another.
 func (r *Result) azureSite(d document) {
 	site := d.get("vpnSiteConfiguration")
 	name := site.string("Name")

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// readGCP reads what gcloud compute vpn-gateways, vpn-tunnels and routers describe, which belong together by their names.
+// readGCP reads what gcloud compute vpn-gateways, vpn-tunnels and routers describe, which belong
+// together by their names.
 func readGCP(r *Result, docs []document) {
 	var o gcpObjects
 	for _, d := range docs {
@@ -192,7 +193,8 @@ var (
 	}
 )
 
-// gcpCiphers turns the cipher suite of a tunnel, when it has one, into proposals with the first of each kind.
+// gcpCiphers turns the cipher suite of a tunnel, when it has one, into proposals with the first of
+// each kind.
 func (r *Result) gcpCiphers(d document, name string, t *Tunnel) {
 	suite := d.get("cipherSuite")
 	p := preset("gcp")

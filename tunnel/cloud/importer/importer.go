@@ -1,6 +1,7 @@
-// Package importer reads what the clouds hand out about their VPN gateways and makes the tunnels and peers of a document
-// from it. Every value says where it came from; what is missing, skipped or doubtful is said too. It is pure: files come in
-// as bytes, and keys go out as values that do not print themselves.
+// Package importer reads what the clouds hand out about their VPN gateways and makes the tunnels
+// and peers of a document from it. Every value says where it came from; what is missing, skipped or
+// doubtful is said too. It is pure: files come in as bytes, and keys go out as values that do not
+// print themselves.
 package importer
 
 import (
@@ -34,7 +35,8 @@ type File struct {
 	Data []byte
 }
 
-// Secret is a key from a file. It does not print: what fmt gets at behind Format's back is a pointer.
+// Secret is a key from a file. It does not print: what fmt gets at behind Format's back is a
+// pointer.
 type Secret struct{ value *string }
 
 func keyFrom(key, from string) Value[Secret] { return Value[Secret]{Secret{&key}, from} }
@@ -120,7 +122,8 @@ func (t Tunnel) PSKName() string { return t.Name }
 // PasswordName returns the name under which the session's TCP MD5 key is stored.
 func (t Tunnel) PasswordName() string { return fit(t.Name, "-md5") }
 
-// Import reads the files of one cloud: "aws", "azure" or "gcp". An error means that nothing can be made of them.
+// Import reads the files of one cloud: "aws", "azure" or "gcp". An error means that nothing can be
+// made of them.
 func Import(name string, files []File) (*Result, error) {
 	r := &Result{Cloud: name}
 	read, ok := map[string]func(*Result, []document){"aws": readAWS, "azure": readAzure, "gcp": readGCP}[name]
@@ -190,11 +193,12 @@ func parse(f File) (document, error) {
 	return d, err
 }
 
-// prose is in the configurations that AWS's console makes for the devices of some vendor, and in the scripts that Azure's
-// portal makes.
+// prose is in the configurations that AWS's console makes for the devices of some vendor, and in
+// the scripts that Azure's portal makes.
 var prose = regexp.MustCompile(`(?i)IPSec Tunnel #1|#1: Internet Key Exchange|\[1\] (Network|Resource) parameters`)
 
-// unescape undoes the ways in which XML is carried inside other files, when the whole text was copied from there.
+// unescape undoes the ways in which XML is carried inside other files, when the whole text was
+// copied from there.
 func unescape(data []byte) []byte {
 	if data[0] == '\\' {
 		// A JSON string without its quotes: Terraform escapes markup.
@@ -254,7 +258,8 @@ func (r *Result) note(d document, at *node, format string, args ...any) {
 	r.Notes = append(r.Notes, printable(where+": "+fmt.Sprintf(format, args...)))
 }
 
-// add adds a tunnel under a name that is free, and returns it. One that is there already is left out and noted.
+// add adds a tunnel under a name that is free, and returns it. One that is there already is left
+// out and noted.
 func (r *Result) add(d document, at *node, t Tunnel) (name string, added bool) {
 	if r.names == nil {
 		r.names, r.ends = map[string]bool{}, map[[2]netip.Addr]string{}
@@ -510,7 +515,8 @@ func (r *Result) YAML() string {
 	return b.String()
 }
 
-// quote puts quotes around what YAML would not read as this text: IPv6 has colons, and a name may be a number.
+// quote puts quotes around what YAML would not read as this text: IPv6 has colons, and a name may
+// be a number.
 func quote(s string) string {
 	var n yaml.Node
 	if err := yaml.Unmarshal([]byte(s), &n); err != nil || n.Content[0].Tag != "!!str" || strings.Contains(s, ":") {

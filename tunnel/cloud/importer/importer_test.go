@@ -79,7 +79,8 @@ func checked(r *Result) error {
 	return nil
 }
 
-// TestGolden imports each case and compares what comes out; that it is a good document; and that no key is in it.
+// TestGolden imports each case and compares what comes out; that it is a good document; and that no
+// key is in it.
 func TestGolden(t *testing.T) {
 	for _, dir := range cases(t) {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
@@ -177,7 +178,8 @@ func mustImport(t *testing.T, cloud string, data []byte) *Result {
 	return r
 }
 
-// TestTruncated cuts each file at many places: there is an error or a note, and never a wrong tunnel.
+// TestTruncated cuts each file at many places: there is an error or a note, and never a wrong
+// tunnel.
 func TestTruncated(t *testing.T) {
 	for _, dir := range cases(t) {
 		files := read(t, dir)
@@ -249,7 +251,8 @@ func TestRefused(t *testing.T) {
 		{"aws", `{"VpnConnectionId": "vpn-1", "State": "available", "CustomerGatewayConfiguration": "<vpn_connection>"}`, "f:1: vpn-1: its CustomerGatewayConfiguration: line 1: the file ends"},
 		{"aws", "[" + strings.Repeat("[],", maxNodes) + "]", "has more than 1048576 values"},
 		{"aws", "<a>" + strings.Repeat("<b/>", maxNodes/2+1) + "</a>", "has more than 1048576 values"},
-		{"aws", "<a>" + strings.Repeat("x<!---->", 1<<18) + "</a>", "has no VPN connection in it"}, // in linear time
+		// in linear time
+		{"aws", "<a>" + strings.Repeat("x<!---->", 1<<18) + "</a>", "has no VPN connection in it"},
 		{"aws", "<vpn_connection>" + strings.Repeat("<ipsec_tunnel/>", maxNotes+1) + "</vpn_connection>", "skipped; and more"},
 		{"aws", `{"a": 1, "a": 2}`, `f: line 1: has "a" twice in one object`},
 		{"gcp", "sharedSecret: *FileKey", "f: has an alias, which no cloud writes"},
@@ -323,7 +326,8 @@ func fuzz(f *testing.F, cloud string) {
 		if err != nil {
 			return
 		}
-		// Whatever it was, the text is a document, whose values may be refused but which is read as it was meant.
+		// Whatever it was, the text is a document, whose values may be refused but which is read as
+		// it was meant.
 		d, problems := spec.Decode([]byte(r.YAML()))
 		if len(problems) > 0 || len(d.Message.GetTunnels()) != len(r.Tunnels) {
 			t.Errorf("%v\n%s", problems, r.YAML())

@@ -9,7 +9,8 @@ import (
 	"unicode/utf16"
 )
 
-// tunnelXML is an ipsec_tunnel to an outside address of 198.51.100.0/24, with 169.254.64.0/30 and its neighbours inside.
+// tunnelXML is an ipsec_tunnel to an outside address of 198.51.100.0/24, with 169.254.64.0/30 and
+// its neighbours inside.
 func tunnelXML(own string, n int) string {
 	return fmt.Sprintf(`<ipsec_tunnel>
 <customer_gateway><tunnel_outside_address><ip_address>%s</ip_address></tunnel_outside_address>
@@ -91,7 +92,8 @@ func gcpTunnel(fields string) string {
 		"router": "` + gcpURL + `routers/cr", "ikeVersion": 2, "sharedSecret": "*************"` + fields + `}`
 }
 
-// shapes are structures that files have been seen to have, each as small as it gets. Those with no tunnels are refused.
+// shapes are structures that files have been seen to have, each as small as it gets. Those with no
+// tunnels are refused.
 var shapes = []struct {
 	name, cloud string
 	files       []string

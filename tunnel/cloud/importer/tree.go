@@ -14,8 +14,9 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Bounds on what a file may ask for: real ones are nested about ten levels deep, and a thousand connections have less than
-// half a million values. A value takes up to 250 bytes, so a hostile file costs some hundred megabytes at most.
+// Bounds on what a file may ask for: real ones are nested about ten levels deep, and a thousand
+// connections have less than half a million values. A value takes up to 250 bytes, so a hostile
+// file costs some hundred megabytes at most.
 const (
 	maxDepth = 100
 	maxNodes = 1 << 20
@@ -24,8 +25,8 @@ const (
 
 var errNodes = fmt.Errorf("has more than %d values", maxNodes)
 
-// node is a value of a file, whatever its syntax was: an object with keys, a list, or a text. XML elements are objects
-// whose repeated children are repeated keys; an attribute is a child.
+// node is a value of a file, whatever its syntax was: an object with keys, a list, or a text. XML
+// elements are objects whose repeated children are repeated keys; an attribute is a child.
 type node struct {
 	keys   []string // as norm returns them; as many as values, or none
 	values []*node
@@ -37,8 +38,8 @@ type node struct {
 // norm makes the spellings of one name equal: TunnelOptions, tunnelOptions, tunnel_options.
 func norm(key string) string { return strings.ToLower(strings.ReplaceAll(key, "_", "")) }
 
-// get follows names into objects. What Azure's REST API has below "properties" is found without it. It returns an empty
-// node when there is none.
+// get follows names into objects. What Azure's REST API has below "properties" is found without it.
+// It returns an empty node when there is none.
 func (n *node) get(path ...string) *node {
 	for _, name := range path {
 		next := n.child(norm(name))
@@ -118,7 +119,8 @@ func (n *node) walk(f func(*node) bool) {
 	}
 }
 
-// utf8Text returns the text of a file: without a byte order mark, and converted from UTF-16, which PowerShell writes.
+// utf8Text returns the text of a file: without a byte order mark, and converted from UTF-16, which
+// PowerShell writes.
 func utf8Text(data []byte) []byte {
 	order := binary.ByteOrder(binary.LittleEndian)
 	switch {
@@ -136,7 +138,8 @@ func utf8Text(data []byte) []byte {
 	return []byte(string(utf16.Decode(units)))
 }
 
-// errTwice means that an object has a name twice: one description was put after another without what separates them.
+// errTwice means that an object has a name twice: one description was put after another without
+// what separates them.
 func errTwice(name string) error {
 	return fmt.Errorf("has %q twice in one object; where descriptions follow each other, put --- between them, or give a file for each", short(name))
 }
@@ -144,8 +147,8 @@ func errTwice(name string) error {
 // errEnd means that a file ends before it is complete.
 var errEnd = errors.New("the file ends before it is complete")
 
-// parseJSON reads values one after the other. It takes what real files have beside the standard: several values, with
-// or without commas between them, and commas before closing brackets.
+// parseJSON reads values one after the other. It takes what real files have beside the standard:
+// several values, with or without commas between them, and commas before closing brackets.
 func parseJSON(data []byte) ([]*node, error) {
 	p := jsonParser{data: data, line: 1}
 	var out []*node
@@ -296,10 +299,12 @@ func (p *jsonParser) text() (string, error) {
 	return "", errEnd
 }
 
-// parseXML reads a document, or several one after the other. The elements that are in no other are children of the node.
+// parseXML reads a document, or several one after the other. The elements that are in no other are
+// children of the node.
 func parseXML(data []byte) (*node, error) {
 	d := xml.NewDecoder(bytes.NewReader(data))
-	d.CharsetReader = func(_ string, in io.Reader) (io.Reader, error) { return in, nil } // utf8Text has seen to it
+	// utf8Text has seen to it
+	d.CharsetReader = func(_ string, in io.Reader) (io.Reader, error) { return in, nil }
 	stack := []*node{{line: 1}}
 	var texts []*strings.Builder
 	fail := func(err error) error {
