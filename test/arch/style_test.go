@@ -1,0 +1,196 @@
+package arch
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// plain lists the rooms and pages that follow docs/style.md and must keep to it. The list only
+// grows: rewrite a room, then add it.
+var plain = []string{
+	"README.md",
+	"docs/architecture.md",
+	"docs/benchmarks.md",
+	"docs/install/README.md",
+	"docs/install/aws.md",
+	"docs/install/azure.md",
+	"docs/install/debian.md",
+	"docs/install/first-boot.md",
+	"docs/install/gcp.md",
+	"docs/install/kvm.md",
+	"docs/operations.md",
+	"docs/security.md",
+	"docs/testing.md",
+	"docs/topology.md",
+}
+
+// phrases are the patterns of docs/style.md that a program can find, each with what to write.
+var phrases = []struct {
+	pattern *regexp.Regexp
+	instead string
+}{
+	{regexp.MustCompile(`(?i)\b(nobody|somebody|whoever|whomever)\b`), "name the component"},
+	{regexp.MustCompile(`(?i)\b(is|are|was|were|be|been) told\b`), "say what the component receives"},
+	{regexp.MustCompile(`(?i)\bhears?\b`), "receives, reads or notices"},
+	{regexp.MustCompile(`(?i)\b(knows?|knew) of\b`), "has, lists or has seen"},
+	{regexp.MustCompile(`(?i)\bof which\b`), "start a second sentence"},
+	{regexp.MustCompile(`(?i)\banew\b`), "again"},
+	{regexp.MustCompile(`(?i)\bfor ever\b`), "forever, or say how long"},
+	{regexp.MustCompile(`(?i)\bin the mean\b`), "on average"},
+	{regexp.MustCompile(`(?i)\bmend(s|ed|ing)?\b`), "fix, correct or repair"},
+	{regexp.MustCompile(`(?i)\bbeside\b`), "besides, next to or together with"},
+	{regexp.MustCompile(`(^|[.:] )What [^?.]*([.]|$)`), "start the sentence with its subject"},
+	{regexp.MustCompile(`(?i)\b(is|are) no [a-z]+`), "is not a valid X, or has no X"},
+}
+
+// correct are phrases that a pattern finds although they are good English.
+var correct = regexp.MustCompile(`(?i)\bthere (is|are) no |\b(is|are) no (longer|more|less|better|worse|different)\b`)
+
+// maxColumns is the width of a line that ends in a comment; a tab counts four.
+const maxColumns = 100
+
+// offences returns what docs/style.md forbids in a text.
+func offences(text string) []string {
+	text = correct.ReplaceAllString(strings.Join(strings.Fields(text), " "), "…")
+	var found []string
+	for _, p := range phrases {
+		if hit := p.pattern.FindString(text); hit != "" {
+			found = append(found, strconv.Quote(hit)+": "+p.instead)
+		}
+	}
+	return found
+}
+
+// styleOf returns the offences in the comments and strings of a Go file, with their lines.
+func styleOf(t *testing.T, name string, source []byte) []string {
+	t.Helper()
+	set := token.NewFileSet()
+	file, err := parser.ParseFile(set, name, source, parser.ParseComments)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ast.IsGenerated(file) {
+		return nil
+	}
+	var found []string
+	report := func(at token.Pos, what []string) {
+		for _, w := range what {
+			found = append(found, set.Position(at).String()+": "+w)
+		}
+	}
+	lines := strings.Split(strings.ReplaceAll(string(source), "\t", "    "), "\n")
+	for _, group := range file.Comments {
+		report(group.Pos(), offences(group.Text()))
+		for _, c := range group.List {
+			for i := range strings.Split(c.Text, "\n") {
+				line := set.Position(c.Pos()).Line + i
+				if n := len([]rune(lines[line-1])); n > maxColumns && !strings.HasPrefix(c.Text, "//go:") {
+					report(c.Pos(), []string{"line " + strconv.Itoa(line) + " has " + strconv.Itoa(n) + " columns"})
+				}
+			}
+		}
+	}
+	tags := map[*ast.BasicLit]bool{}
+	ast.Inspect(file, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.ImportSpec:
+			return false
+		case *ast.Field:
+			tags[n.Tag] = true
+		case *ast.BasicLit:
+			if text, err := strconv.Unquote(n.Value); err == nil && n.Kind == token.STRING && !tags[n] {
+				report(n.Pos(), offences(text))
+			}
+		}
+		return true
+	})
+	return found
+}
+
+var (
+	fence  = regexp.MustCompile("(?s)```.*?```|<!-- rooms -->.*<!-- end of rooms -->|\nThis page is made from .*")
+	inline = regexp.MustCompile("`[^`]*`")
+)
+
+// styleOfPage returns the offences in the prose of a page: paragraphs, rows and headings, without
+// code and generated parts.
+func styleOfPage(name string, source []byte) []string {
+	prose := inline.ReplaceAllString(fence.ReplaceAllString(string(source), ""), "`code`")
+	prose = regexp.MustCompile(`(?m)^(\||[-*] |#)`).ReplaceAllString(prose, "\n$1")
+	var found []string
+	for _, paragraph := range strings.Split(prose, "\n\n") {
+		for _, cell := range strings.Split(paragraph, "|") {
+			for _, what := range offences(strings.TrimLeft(cell, "#-* ")) {
+				found = append(found, name+": "+what)
+			}
+		}
+	}
+	return found
+}
+
+// TestOffences: each pattern finds what it is for, and none finds good English.
+func TestOffences(t *testing.T) {
+	refused := []string{
+		"the key that Nobody has", "the driver is told the key", "it hears a message", "it knows of a peer",
+		"pools of which flows end", "it begins anew", "it waits for ever", "0.11 s in the mean", "mend the syntax",
+		"the clock beside it", "It waits. What uses it is changed at once.", `"x" is no prefix`,
+	}
+	if len(refused) != len(phrases) {
+		t.Fatalf("%d texts for %d patterns", len(refused), len(phrases))
+	}
+	for i, text := range refused {
+		if !phrases[i].pattern.MatchString(text) || len(offences(text)) != 1 {
+			t.Errorf("%q: %q", text, offences(text))
+		}
+	}
+	for _, text := range []string{
+		"the peer is no longer up", "there is no route", "in the meantime", "besides it", "the amendment", "What now? Wait.",
+	} {
+		if found := offences(text); found != nil {
+			t.Errorf("%q: %q", text, found)
+		}
+	}
+	wide := "package p\n\n// " + strings.Repeat("x", 100) + "\nvar s = \"is no name\"\n\ntype t struct {\n\tF int `x:\"is no name\"`\n}\n"
+	if found := styleOf(t, "p.go", []byte(wide)); len(found) != 2 {
+		t.Errorf("a comment and a string: %q", found)
+	}
+	if found := styleOf(t, "p.pb.go", []byte("// Code generated by x. DO NOT EDIT.\n"+wide)); found != nil {
+		t.Errorf("a generated file: %q", found)
+	}
+	if found := styleOfPage("p.md", []byte("It runs `is no name`.\n\n```\n` beside\n```\n\n| a | beside it |\n")); len(found) != 1 {
+		t.Errorf("a page: %q", found)
+	}
+}
+
+func TestStyle(t *testing.T) {
+	for _, room := range plain {
+		at := filepath.Join("../..", room)
+		files, err := filepath.Glob(filepath.Join(at, "*.go"))
+		if strings.HasSuffix(room, ".md") {
+			files = []string{at}
+		}
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s has no files: %v", room, err)
+		}
+		for _, name := range files {
+			source, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found := styleOfPage
+			if strings.HasSuffix(name, ".go") {
+				found = func(name string, source []byte) []string { return styleOf(t, name, source) }
+			}
+			for _, what := range found(strings.TrimPrefix(name, "../../"), source) {
+				t.Error(what)
+			}
+		}
+	}
+}
