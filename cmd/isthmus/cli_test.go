@@ -385,7 +385,7 @@ func TestClientLife(t *testing.T) {
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("context file: %v, %v", info, err)
 	}
-	if _, stderr, code := w.run(t.Context(), "", "client", "issue", "ann", "--role", "reader", "-o", file); code != 1 || !strings.Contains(stderr, "is there already") {
+	if _, stderr, code := w.run(t.Context(), "", "client", "issue", "ann", "--role", "reader", "-o", file); code != 1 || !strings.Contains(stderr, "exists already") {
 		t.Errorf("issuing into the same file: exit %d, %s", code, stderr)
 	}
 	if out, stderr, code := w.run(t.Context(), "", "get", "tunnels", "--context", file); code != 0 || !strings.Contains(out, "aws-0") {

@@ -36,22 +36,22 @@ var clientColumns = []column[*isthmusv1.Client]{
 	}},
 	{header: "EXPIRES", value: func(a *app, c *isthmusv1.Client) string { return a.until(c.Expires) }},
 	{header: "SERIAL", value: func(_ *app, c *isthmusv1.Client) string { return c.Serial }},
-	{header: "RENEWED FROM", value: func(_ *app, c *isthmusv1.Client) string { return c.RenewedFrom }},
+	{header: "RENEWED-FROM", value: func(_ *app, c *isthmusv1.Client) string { return c.RenewedFrom }},
 	{header: "ISSUED", wide: true, value: func(a *app, c *isthmusv1.Client) string { return a.since(c.Issued) }},
 }
 
 func (a *app) addClients(root, get, _, _ *cobra.Command) {
 	list := func(use string) *cobra.Command {
-		return getCommand(a, use, "Show the client certificates that the node has issued", clientColumns,
+		return getCommand(a, use, "List the client certificates that the node has issued", clientColumns,
 			func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.Client, proto.Message, error) {
 				r, err := isthmusv1.NewAccessServiceClient(conn).ListClients(ctx, &isthmusv1.ListClientsRequest{})
 				return r.GetClients(), r, err
 			})
 	}
 	get.AddCommand(list("clients"))
-	group := a.group("client", "Give and take access to the node")
+	group := a.group("client", "Grant and revoke access to the node")
 	group.AddCommand(a.clientIssue(), a.clientRequest(), a.clientAccept(), list("list"), &cobra.Command{
-		Use: "revoke SERIAL", Short: "Refuse a certificate from now on, also on open connections", Args: cobra.ExactArgs(1),
+		Use: "revoke SERIAL", Short: "Revoke a certificate, and close its open connections", Args: cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 			_, err := isthmusv1.NewAccessServiceClient(conn).RevokeClient(ctx, &isthmusv1.RevokeClientRequest{Serial: args[0]})
 			return err
@@ -66,38 +66,40 @@ func (a *app) addClients(root, get, _, _ *cobra.Command) {
 func (a *app) authorityRenew() *cobra.Command {
 	var atOnce bool
 	cmd := &cobra.Command{Use: "renew", Short: "Make a new certificate authority", Args: cobra.NoArgs,
-		Long: `Make a new certificate authority, when the present one comes to its end, was made under a wrong clock, or may be known to others.
+		Long: `Make a new certificate authority. Use it when the present one is about to expire, was made with a wrong clock, or may have been
+disclosed.
 
-For 30 days clients of the former authority still get in, and the server shows them a certificate that they trust. Let each of them run
-isthmus client renew in that time, or issue new contexts (isthmus client issue): those trust both authorities. Afterwards only they work.
+For 30 days the node still accepts clients of the former authority, and presents them a certificate that they trust. In that time run
+isthmus client renew on each client, or issue new contexts (isthmus client issue), which trust both authorities. Afterwards only
+renewed and new contexts work.
 
-With --at-once the former authority ends now. Every client is shut out, the caller too; root on the node gets in over the unix socket and
-issues new contexts.`}
+With --at-once the former authority ends now. The node refuses every client, including the caller; root on the node issues new
+contexts over the unix socket.`}
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 		r, err := isthmusv1.NewAccessServiceClient(conn).RenewAuthority(ctx, &isthmusv1.RenewAuthorityRequest{AtOnce: atOnce})
 		if err != nil {
 			return err
 		}
 		if r.FormerUntil == nil {
-			fmt.Fprintln(a.stderr, "isthmus: renewed; the former authority has ended: issue new contexts to all clients, as root on the node")
+			fmt.Fprintln(a.stderr, "isthmus: renewed; the former authority has ended: as root on the node, issue new contexts to all clients")
 			return nil
 		}
-		fmt.Fprintf(a.stderr, "isthmus: renewed; the former authority ends at %s: let each client run isthmus client renew until then, or issue new contexts\n", r.FormerUntil.AsTime().Format(time.RFC3339))
+		fmt.Fprintf(a.stderr, "isthmus: renewed; the former authority ends at %s: until then run isthmus client renew on each client, or issue new contexts\n", r.FormerUntil.AsTime().Format(time.RFC3339))
 		return nil
 	})
-	cmd.Flags().BoolVar(&atOnce, "at-once", false, "trust the former authority no more from now on")
+	cmd.Flags().BoolVar(&atOnce, "at-once", false, "stop trusting the former authority now")
 	return cmd
 }
 
 func (a *app) clientIssue() *cobra.Command {
 	var role, out, endpoint string
 	var lifetime time.Duration
-	cmd := &cobra.Command{Use: "issue NAME --role ROLE -o FILE", Short: "Make a key here, let the node sign its certificate, and write a context file", Args: cobra.ExactArgs(1)}
+	cmd := &cobra.Command{Use: "issue NAME --role ROLE -o FILE", Short: "Make a key on this machine, have the node sign its certificate, and write a context file", Args: cobra.ExactArgs(1)}
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 		c := &isthmusv1.ClientContext{Address: endpoint, ServerName: defaultServerName}
 		if endpoint == "" {
 			if a.socketPath() != "" {
-				return usageError{errors.New("over the unix socket, say with --endpoint under which host and port the client reaches the node")}
+				return usageError{errors.New("--endpoint is missing: over the unix socket, give the host and port at which the client reaches the node")}
 			}
 			own, err := a.loadContext(a.contextPath())
 			if err != nil {
@@ -108,7 +110,7 @@ func (a *app) clientIssue() *cobra.Command {
 			return err
 		}
 		if _, err := os.Lstat(out); !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%s is there already", out)
+			return fmt.Errorf("%s exists already: choose another file with --out", out)
 		}
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
@@ -141,9 +143,9 @@ func (a *app) clientIssue() *cobra.Command {
 	})
 	f := cmd.Flags()
 	f.StringVar(&role, "role", "", "reader, operator or admin")
-	f.StringVarP(&out, "out", "o", "", "context file to write; must not be there yet")
-	f.StringVar(&endpoint, "endpoint", "", "host and port under which the client reaches the node (default: the own context's)")
-	f.DurationVar(&lifetime, "lifetime", 0, "1h to 87600h (default 8760h)")
+	f.StringVarP(&out, "out", "o", "", "context file to write; must not exist")
+	f.StringVar(&endpoint, "endpoint", "", "host and port at which the client reaches the node (default: those of the own context)")
+	f.DurationVar(&lifetime, "lifetime", 0, "lifetime of the certificate, 1h to 87600h (default 8760h)")
 	cmd.MarkFlagRequired("role")
 	cmd.MarkFlagRequired("out")
 	return cmd

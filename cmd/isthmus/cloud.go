@@ -22,7 +22,7 @@ import (
 )
 
 func (a *app) addCloud(root, _, _, _ *cobra.Command) {
-	group := a.group("cloud", "What the clouds' own VPN gateways need; works without a node")
+	group := a.group("cloud", "Show what the clouds' own VPN gateways need, and import their files (works without a node)")
 	group.AddCommand(a.cloudShow(), a.cloudImport())
 	root.AddCommand(group)
 }
@@ -35,10 +35,10 @@ type preset struct {
 }
 
 func (a *app) cloudShow() *cobra.Command {
-	cmd := &cobra.Command{Use: "show " + strings.Join(cloud.Names(), "|"), Short: "Show what `cloud:` in a tunnel means, with reasons and sources",
+	cmd := &cobra.Command{Use: "show " + strings.Join(cloud.Names(), "|"), Short: "Show the meaning of `cloud:` in a tunnel, with reasons and sources",
 		Args: cobra.ExactArgs(1), ValidArgs: cloud.Names(),
-		Long: `Show what the field cloud of a tunnel means: the defaults that it gives to the tunnel and to the peers in it, the rules of
-the gateway that documents are checked against, and what to see to on the cloud's side. Each with its reason and source.`}
+		Long: `Show the meaning of the field cloud of a tunnel: the defaults for the tunnel and its peers, the gateway's rules that documents
+are checked against, and advice for the cloud's side. Each has its reason and source.`}
 	cmd.RunE = runs(func(_ *cobra.Command, args []string) error {
 		p, ok := cloud.Lookup(args[0])
 		if !ok {
@@ -53,11 +53,11 @@ the gateway that documents are checked against, and what to see to on the cloud'
 	return cmd
 }
 
-// showPreset prints one setting a line, and below it why it is so.
+// showPreset prints one setting a line, with its reason below it.
 func (a *app) showPreset(p cloud.Preset) error {
 	var b strings.Builder
 	b.WriteString(p.Title + "\n")
-	kinds := map[string]string{"default": "What a document may leave out", "rule": "What the gateway takes", "advice": "On the cloud's side"}
+	kinds := map[string]string{"default": "Defaults for the document", "rule": "Rules of the gateway", "advice": "On the cloud's side"}
 	width := 0
 	for _, s := range p.Settings() {
 		width = max(width, len(s.Name))
@@ -74,7 +74,7 @@ func (a *app) showPreset(p cloud.Preset) error {
 	return err
 }
 
-// showValue prints a value that is no message as JSON or YAML.
+// showValue prints a value that is not a protobuf message as JSON or YAML.
 func (a *app) showValue(v any) error {
 	data, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
@@ -98,17 +98,17 @@ func (a *app) showValue(v any) error {
 func (a *app) cloudImport() *cobra.Command {
 	var public, dir string
 	var set bool
-	cmd := &cobra.Command{Use: "import aws|azure|gcp FILE...", Short: "Make tunnels and peers from what a cloud hands out", Args: cobra.MinimumNArgs(2),
-		Long: `Make the tunnels and peers of a document from what a cloud hands out about its VPN gateway, and print them with comments
-that say where each value came from. What is skipped, missing or doubtful is said on standard error. - is standard input.
+	cmd := &cobra.Command{Use: "import aws|azure|gcp FILE...", Short: "Make tunnels and peers from a cloud's configuration files", Args: cobra.MinimumNArgs(2),
+		Long: `Make the tunnels and peers of a document from a cloud's files about its VPN gateway, and print them with comments that name
+the source of each value. Skipped, missing and doubtful values are reported on standard error. - is standard input.
 
-aws: the configuration in XML, or as the console has it for a generic device; aws ec2 describe-vpn-connections; the Query API's
-answer; Terraform's state.
+aws: the configuration in XML, or the console's text for a generic device; the output of aws ec2 describe-vpn-connections; an
+answer of the Query API; Terraform's state.
 azure: az network vnet-gateway show, vpn-connection show and local-gateway show (or list) together; for a hub of a virtual
-WAN, vpn-gateway show and vpn-site show, or the file that it hands out for its VPN sites.
+WAN, vpn-gateway show and vpn-site show, or its file for VPN sites.
 gcp: gcloud compute vpn-gateways, vpn-tunnels and routers describe (or list) together, as YAML or JSON.
 
-Keys are never printed. --set-secrets stores those that the files have on the node, --secrets-dir writes each into a
+Keys are never printed. --set-secrets stores the keys in the files as secrets of the node, --secrets-dir writes each into a
 file of its own.`}
 	cmd.RunE = runs(func(c *cobra.Command, args []string) error {
 		var router netip.Addr
@@ -136,7 +136,7 @@ file of its own.`}
 			}
 		}
 		if routers := r.Routers(); len(routers) > 1 {
-			fmt.Fprintf(a.stderr, "isthmus: the tunnels are for several nodes, %s; choose one with --for\n", strings.Trim(fmt.Sprint(routers), "[]"))
+			fmt.Fprintf(a.stderr, "isthmus: the tunnels are for several nodes (%s): choose one with --for\n", strings.Trim(fmt.Sprint(routers), "[]"))
 		}
 		for _, n := range r.Notes {
 			fmt.Fprintf(a.stderr, "isthmus: %s\n", clean(n))
@@ -150,7 +150,7 @@ file of its own.`}
 	f := cmd.Flags()
 	f.StringVar(&public, "for", "", "only the tunnels for the node with this public address")
 	f.BoolVar(&set, "set-secrets", false, "store the keys on the node")
-	f.StringVar(&dir, "secrets-dir", "", "write each key into a file of this directory, which only its owner can read")
+	f.StringVar(&dir, "secrets-dir", "", "directory to write each key to, as a file that only its owner can read")
 	cmd.MarkFlagsMutuallyExclusive("set-secrets", "secrets-dir")
 	return cmd
 }
@@ -161,7 +161,7 @@ func (a *app) readInput(name string, limit int64) ([]byte, error) {
 	if name != "-" {
 		f, err := os.Open(name)
 		if err != nil {
-			return nil, errors.Unwrap(err) // it has the name
+			return nil, errors.Unwrap(err) // without the name, which callers add
 		}
 		defer f.Close()
 		in = f
@@ -169,7 +169,7 @@ func (a *app) readInput(name string, limit int64) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(in, limit+1))
 }
 
-// storeKeys puts the keys of the tunnels where they are wanted, and says which are missing.
+// storeKeys stores or writes the keys of the tunnels, and reports the missing ones.
 func (a *app) storeKeys(ctx context.Context, r *importer.Result, set bool, dir string) error {
 	store := func(string, []byte) error { return nil }
 	switch {
@@ -204,7 +204,7 @@ func (a *app) storeKeys(ctx context.Context, r *importer.Result, set bool, dir s
 	case dir != "":
 		fmt.Fprintf(a.stderr, "isthmus: keys written: %d; store each with isthmus secret set NAME --from-file FILE\n", known)
 	default:
-		fmt.Fprintf(a.stderr, "isthmus: keys read and not stored: %d; run it again with --set-secrets or --secrets-dir DIR\n", known)
+		fmt.Fprintf(a.stderr, "isthmus: keys read and not stored: %d; run the command again with --set-secrets or --secrets-dir DIR\n", known)
 	}
 	return nil
 }
@@ -214,11 +214,11 @@ func setSecret(ctx context.Context, conn *grpc.ClientConn, name string, value []
 	return err
 }
 
-// writeKey writes a file that was not there.
+// writeKey writes a new file.
 func writeKey(path string, key []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return errors.New("its file is there already")
+		return errors.New("its file exists already: remove it, or choose another directory")
 	}
 	if err != nil {
 		return err

@@ -15,12 +15,12 @@ func (a *app) addConditions(_, _, describe, _ *cobra.Command) {
 		names = append(names, k.Name)
 	}
 	describe.AddCommand(&cobra.Command{
-		Use: "condition TYPE", Short: "Show what a condition means and what to do about it", Args: cobra.ExactArgs(1), ValidArgs: names,
-		Long: "Show what a condition means, why it may be there, and what to do about it. No node is asked. docs/conditions.md lists all of them.",
+		Use: "condition TYPE", Short: "Show the meaning of a condition, its cause and its remedy (works without a node)", Args: cobra.ExactArgs(1), ValidArgs: names,
+		Long: "Show the meaning of a condition, its cause and its remedy. It works without a node. docs/conditions.md lists all conditions.",
 		RunE: runs(func(_ *cobra.Command, args []string) error {
 			k, ok := condition.Lookup(args[0])
 			if !ok {
-				return fmt.Errorf("condition %q: not known; the conditions are %s", args[0], strings.Join(names, ", "))
+				return fmt.Errorf("condition %q: unknown: give one of %s", args[0], strings.Join(names, ", "))
 			}
 			var severities []string
 			for _, s := range k.Severities {

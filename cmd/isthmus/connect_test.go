@@ -36,8 +36,8 @@ func TestErrorsOfTheConnection(t *testing.T) {
 		}
 	}
 	for uid, want := range map[int]string{
-		0:    "isthmus: isthmusd does not run here, as /run/isthmus/api.sock is missing, and so is a context " + w.home + "/.config/isthmus/context.yaml of another node; see isthmus context import\n",
-		1000: "isthmus: the context " + w.home + "/.config/isthmus/context.yaml is missing; see isthmus context import\n",
+		0:    "isthmus: isthmusd does not run here (/run/isthmus/api.sock is missing), and the context " + w.home + "/.config/isthmus/context.yaml of another node is missing too: see isthmus context import\n",
+		1000: "isthmus: the context " + w.home + "/.config/isthmus/context.yaml is missing: see isthmus context import\n",
 	} {
 		var stderr bytes.Buffer
 		a := w.app(nil, io.Discard, &stderr)
@@ -48,12 +48,12 @@ func TestErrorsOfTheConnection(t *testing.T) {
 	}
 }
 
-// TestUnreadableDocuments: what cannot be sent is not, and grpc's own words for it are not told.
+// TestUnreadableDocuments: unreadable documents are refused before grpc would refuse them.
 func TestUnreadableDocuments(t *testing.T) {
 	w := newWorld(t)
 	for text, want := range map[string]string{
-		"\xff\xfen\x00":                    "isthmus: reading standard input: is no text in UTF-8\n",
-		strings.Repeat("#", maxDocument+1): "isthmus: reading standard input: has more than 16777216 bytes\n",
+		"\xff\xfen\x00":                    "isthmus: reading standard input: is not valid UTF-8 text\n",
+		strings.Repeat("#", maxDocument+1): "isthmus: reading standard input: is larger than 16777216 bytes\n",
 	} {
 		for _, args := range []string{"validate -f -", "apply -f -", "policy set -f -", "topology show -f -"} {
 			if _, stderr, code := w.run(t.Context(), text, strings.Fields(args)...); code != 1 || stderr != want {
@@ -63,7 +63,7 @@ func TestUnreadableDocuments(t *testing.T) {
 	}
 }
 
-// slowReader is somebody who takes his time to type.
+// slowReader delivers its text slowly, as typing does.
 type slowReader struct{ io.Reader }
 
 func (s slowReader) Read(p []byte) (int, error) {

@@ -43,7 +43,7 @@ func (a *app) contextPath() string {
 	return filepath.Join(a.getenv("HOME"), ".config", "isthmus", "context.yaml")
 }
 
-// socketPath returns the unix socket to use, or nothing when it is to be the context.
+// socketPath returns the unix socket to use, or "" to use the context.
 func (a *app) socketPath() string {
 	switch {
 	case a.socket != "":
@@ -76,21 +76,21 @@ func readContext(path string) (*isthmusv1.ClientContext, error) {
 	}
 	c := &isthmusv1.ClientContext{}
 	if err := protojson.Unmarshal(data, c); err != nil {
-		return nil, fmt.Errorf("it is none: %w", err)
+		return nil, fmt.Errorf("not a valid context: %w", err)
 	}
 	return c, nil
 }
 
-// loadContext reads a context file, with its defaults and what the command line says instead.
+// loadContext reads a context file and applies its defaults and the flags.
 func (a *app) loadContext(path string) (*isthmusv1.ClientContext, error) {
 	c, err := readContext(path)
 	named := a.contextFile != "" || a.getenv("ISTHMUS_CONTEXT") != ""
 	var file *fs.PathError // has the path
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !named && a.uid == 0 && a.address == "":
-		return nil, fmt.Errorf("isthmusd does not run here, as %s is missing, and so is a context %s of another node; see isthmus context import", defaultSocket, path)
+		return nil, fmt.Errorf("isthmusd does not run here (%s is missing), and the context %s of another node is missing too: see isthmus context import", defaultSocket, path)
 	case errors.Is(err, fs.ErrNotExist) && !named:
-		return nil, fmt.Errorf("the context %s is missing; see isthmus context import", path)
+		return nil, fmt.Errorf("the context %s is missing: see isthmus context import", path)
 	case errors.As(err, &file):
 		return nil, fmt.Errorf("reading context: %w", err)
 	case err != nil:
@@ -109,7 +109,7 @@ func (a *app) loadContext(path string) (*isthmusv1.ClientContext, error) {
 		c.Address = a.address
 	}
 	if c.Address == "" {
-		return nil, fmt.Errorf("reading context %s: it names no address; give one with --address", path)
+		return nil, fmt.Errorf("reading context %s: it has no address: give one with --address", path)
 	}
 	return c, nil
 }
@@ -117,7 +117,7 @@ func (a *app) loadContext(path string) (*isthmusv1.ClientContext, error) {
 func tlsConfig(c *isthmusv1.ClientContext) (*tls.Config, error) {
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM([]byte(c.Authority)) {
-		return nil, errors.New("authority is no certificate in PEM")
+		return nil, errors.New("authority is not a certificate in PEM")
 	}
 	pair, err := tls.X509KeyPair([]byte(c.Certificate), []byte(c.Key))
 	if err != nil {
@@ -134,7 +134,7 @@ func hostPort(flag, value string) error {
 	return nil
 }
 
-// connect opens the connection to the node. Each call over it is done within the timeout.
+// connect opens the connection to the node. The timeout bounds each call over it.
 func (a *app) connect() (*grpc.ClientConn, error) {
 	if a.timeout <= 0 {
 		return nil, usageError{fmt.Errorf("--timeout %v: must be more than 0s", a.timeout)}
@@ -167,7 +167,7 @@ func (a *app) connect() (*grpc.ClientConn, error) {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}))
 }
 
-// call makes a cobra function of one that talks to the node.
+// call wraps f for cobra and gives it a connection to the node.
 func (a *app) call(f func(ctx context.Context, conn *grpc.ClientConn, args []string) error) func(*cobra.Command, []string) error {
 	return runs(func(cmd *cobra.Command, args []string) error {
 		conn, err := a.connect()
@@ -179,7 +179,7 @@ func (a *app) call(f func(ctx context.Context, conn *grpc.ClientConn, args []str
 	})
 }
 
-// writeContext makes a context file that its owner alone can read. It replaces none.
+// writeContext writes a new context file that only its owner can read.
 func writeContext(path string, c *isthmusv1.ClientContext) error {
 	data, err := encodeYAML(c)
 	if err != nil {
@@ -194,9 +194,9 @@ func writeContext(path string, c *isthmusv1.ClientContext) error {
 }
 
 func (a *app) addContext(root, _, _, _ *cobra.Command) {
-	group := a.group("context", "Show and take over how this machine reaches a node")
+	group := a.group("context", "Show and import the context by which this machine reaches a node")
 	group.AddCommand(&cobra.Command{
-		Use: "show", Short: "Show what is used to reach the node", Args: cobra.NoArgs,
+		Use: "show", Short: "Show the context or socket that reaches the node", Args: cobra.NoArgs,
 		RunE: runs(func(*cobra.Command, []string) error {
 			if p := a.socketPath(); p != "" {
 				fmt.Fprintf(a.stdout, "socket: %s\n", p)
@@ -209,7 +209,7 @@ func (a *app) addContext(root, _, _, _ *cobra.Command) {
 			}
 			block, _ := pem.Decode([]byte(c.Certificate))
 			if block == nil {
-				return fmt.Errorf("reading context %s: certificate is no PEM", path)
+				return fmt.Errorf("reading context %s: certificate is not in PEM", path)
 			}
 			cert, err := x509.ParseCertificate(block.Bytes)
 			if err != nil {
@@ -224,7 +224,7 @@ func (a *app) addContext(root, _, _, _ *cobra.Command) {
 			return err
 		}),
 	}, &cobra.Command{
-		Use: "import FILE", Short: "Take over the context file that a node or an admin made, as the default one", Args: cobra.ExactArgs(1),
+		Use: "import FILE", Short: "Import a context file from a node or an admin as the default context", Args: cobra.ExactArgs(1),
 		RunE: runs(func(_ *cobra.Command, args []string) error {
 			c, err := a.loadContext(args[0])
 			if err != nil {

@@ -40,7 +40,7 @@ func TestDocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// What stands before the reference is written by hand.
+	// The part before the reference is written by hand.
 	guide, _, _ := strings.Cut(read("../../docs/topology.md"), "# The schema\n")
 	boot, _, _ := strings.Cut(read("../../docs/install/first-boot.md"), "# The fields\n")
 	for file, want := range map[string]string{

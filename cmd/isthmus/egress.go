@@ -19,37 +19,37 @@ import (
 )
 
 func (a *app) addEgress(root, _, _, _ *cobra.Command) {
-	group := a.group("egress", "Prove under which addresses partners see the spokes")
+	group := a.group("egress", "Prove the source addresses that partners see")
 	group.AddCommand(a.egressProve(), a.egressVerify())
 	root.AddCommand(group)
 }
 
 func (a *app) egressProve() *cobra.Command {
 	q := &isthmusv1.ProveEgressRequest{}
-	cmd := &cobra.Command{Use: "prove --to PREFIX", Short: "Prove under which addresses flows may be seen", Args: cobra.NoArgs,
-		Long: `Derive from the rules in the kernel every address under which flows toward some destinations may be seen: now, and with
-any one address of a pool gone. The rules are followed with sets of packets, so the answer holds for every packet, not for
-those that were tried. It fails when an address is not expected, when something may leave untranslated, and when the
-rules in the kernel are not exactly those of the document.
+	cmd := &cobra.Command{Use: "prove --to PREFIX", Short: "Prove which source addresses flows to a destination may have", Args: cobra.NoArgs,
+		Long: `Derive from the rules in the kernel every source address that flows to some destinations may have: now, and with any one
+address of a pool down. The command follows the rules with sets of packets, so the answer holds for every packet, not only for
+samples. It fails if an address is not expected, if a flow may leave untranslated, or if the rules in the kernel are not exactly
+those of the document.
 
-With --canary the node calls a URL from each address that flows may have. That shows what becomes of an address on the way, and
-that the partner answers; such packets are the node's own and are not forwarded. With --canary-from as well, the call comes from
-an address inside that no host uses, and its packets are forwarded as those of a host there: rules for forwarded packets, of any
-table, decide on them.
+With --canary the node calls a URL from each address that flows may have. This shows how the platform translates the address, and
+that the partner answers; these packets are the node's own and are not forwarded. With --canary-from as well, the call comes from
+an inside address that no host uses, and its packets are forwarded like those of a host there: rules for forwarded packets, of any
+table, apply to them.
 
-With -o json the answer holds the proof as it was signed by the node; "isthmus egress verify" checks it anywhere.`,
+With -o json the answer contains the proof as signed by the node; "isthmus egress verify" checks it on any machine.`,
 		Example: `  isthmus egress prove --to 198.51.100.0/24
   isthmus egress prove --to 198.51.100.0/24 --expect 203.0.113.9 --canary https://echo.partner.example/ip -o json > proof.json
   isthmus egress prove --to 198.51.100.0/24 --canary https://echo.partner.example/ip --canary-from 10.1.255.254`}
 	f := cmd.Flags()
-	f.StringSliceVar(&q.Destinations, "to", nil, "destination prefixes; at least one")
-	f.StringSliceVar(&q.Sources, "from", nil, "source prefixes (default: everybody)")
-	f.StringSliceVar(&q.Expect, "expect", nil, "public addresses that may be seen (default: those of the pools of the policies that may decide)")
-	f.StringVar(&q.Canary, "canary", "", "URL that answers with the address it is called from; it is called from each address that flows may have")
-	f.StringVar(&q.CanarySource, "canary-from", "", "address inside, of the sources of an attachment and of a policy, that no host uses; the canary is called from it, by forwarded packets")
+	f.StringSliceVar(&q.Destinations, "to", nil, "destination prefixes (at least one)")
+	f.StringSliceVar(&q.Sources, "from", nil, "source prefixes (default: all sources)")
+	f.StringSliceVar(&q.Expect, "expect", nil, "public addresses that are allowed (default: those of the pools of the policies that may match)")
+	f.StringVar(&q.Canary, "canary", "", "URL that answers with the caller's address; the node calls it from each address that flows may have")
+	f.StringVar(&q.CanarySource, "canary-from", "", "inside address, among the sources of an attachment and of a policy, that no host uses; the canary is called from it, by forwarded packets")
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 		if len(q.Destinations) == 0 {
-			return usageError{errors.New("--to is needed: to whom?")}
+			return usageError{errors.New("--to is missing: give at least one destination prefix")}
 		}
 		r, err := isthmusv1.NewNATServiceClient(conn).ProveEgress(ctx, q)
 		if err != nil {
@@ -115,8 +115,8 @@ func list(items []string) string {
 
 func (a *app) egressVerify() *cobra.Command {
 	var authority string
-	cmd := &cobra.Command{Use: "verify FILE", Short: "Check the signature of a proof; works without a node", Args: cobra.ExactArgs(1),
-		Long: `Check that a proof, as "isthmus egress prove -o json" printed it, was signed by a node of the authority, and print it.
+	cmd := &cobra.Command{Use: "verify FILE", Short: "Check the signature of a proof (works without a node)", Args: cobra.ExactArgs(1),
+		Long: `Check that a node of the authority signed a proof, as printed by "isthmus egress prove -o json", and print the proof.
 - is standard input.`}
 	cmd.Flags().StringVar(&authority, "authority", "", "file with the authority's certificate in PEM (default: that of the context)")
 	cmd.RunE = runs(func(_ *cobra.Command, args []string) error {
@@ -135,7 +135,7 @@ func (a *app) egressVerify() *cobra.Command {
 				return fmt.Errorf("%w; or give the authority's certificate with --authority", err)
 			}
 			if !roots.AppendCertsFromPEM([]byte(c.Authority)) {
-				return errors.New("reading the context: its authority is no certificate in PEM")
+				return errors.New("reading the context: its authority is not a certificate in PEM")
 			}
 		}
 		data, err := a.readInput(args[0], maxAnswer)
@@ -150,22 +150,22 @@ func (a *app) egressVerify() *cobra.Command {
 			return err
 		}
 		if !proof.Holds {
-			return errors.New("the signature is right, and the proof does not hold")
+			return errors.New("the signature is valid, but the proof does not hold")
 		}
 		return nil
 	})
 	return cmd
 }
 
-// verifyProof returns what a node has signed.
+// verifyProof returns the signed statement after checking its certificate and signature.
 func verifyProof(data []byte, roots *x509.CertPool) (*isthmusv1.EgressProof, error) {
 	r := &isthmusv1.ProveEgressResponse{}
 	if err := protojson.Unmarshal(data, r); err != nil {
-		return nil, fmt.Errorf("it is no signed proof: %w", err)
+		return nil, fmt.Errorf("it is not a signed proof: %w", err)
 	}
 	block, _ := pem.Decode([]byte(r.Certificate))
 	if block == nil {
-		return nil, errors.New("it is no signed proof: there is no certificate")
+		return nil, errors.New("it is not a signed proof: it has no certificate")
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
@@ -175,7 +175,7 @@ func verifyProof(data []byte, roots *x509.CertPool) (*isthmusv1.EgressProof, err
 	if err := protojson.Unmarshal(r.Statement, proof); err != nil {
 		return nil, fmt.Errorf("reading its statement: %w", err)
 	}
-	// Certificates are replaced long before they expire: what counts is the day of the signature.
+	// Verify at the time of the signature: nodes replace their certificates long before the end.
 	if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, DNSName: defaultServerName, CurrentTime: proof.Time.AsTime()}); err != nil {
 		return nil, fmt.Errorf("its certificate is not of this authority: %w", err)
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 func (a *app) addFlows(root, _, _, _ *cobra.Command) {
-	group := a.group("flow", "End flows under way")
+	group := a.group("flow", "End established flows")
 	group.AddCommand(a.flowEnd())
 	root.AddCommand(group)
 }
@@ -19,16 +19,16 @@ func (a *app) addFlows(root, _, _, _ *cobra.Command) {
 func (a *app) flowEnd() *cobra.Command {
 	q := &isthmusv1.EndFlowsRequest{}
 	cmd := &cobra.Command{Use: "end --from PREFIX", Short: "End flows of a host or a prefix", Args: cobra.NoArgs,
-		Long: `End flows under way through this node, by the source and the destination that they began with. A client may begin again at once:
+		Long: `End established flows through this node, selected by their original source and destination. A client may reconnect at once:
 deny it first, by a policy with "action: deny". A policy that also has "flows: end" does both. Flows of the node itself
-stay. The request is in the audit log.`,
+stay. The audit log records the request.`,
 		Example: `  isthmus flow end --from 10.1.0.7
   isthmus flow end --from 10.1.0.0/24 --to 198.51.100.7 --protocol tcp --port 443`}
 	f := cmd.Flags()
 	f.StringVar(&q.Source, "from", "", "address or prefix of the clients (required)")
-	f.StringVar(&q.Destination, "to", "", "address or prefix of the destinations (default: everywhere)")
+	f.StringVar(&q.Destination, "to", "", "address or prefix of the destinations (default: all destinations)")
 	f.StringVar(&q.Protocol, "protocol", "", "tcp, udp or icmp (default: every protocol)")
-	f.Uint32Var(&q.Port, "port", 0, "destination port, with tcp and udp (default: every port)")
+	f.Uint32Var(&q.Port, "port", 0, "destination port, for tcp and udp (default: every port)")
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 		r, err := isthmusv1.NewNATServiceClient(conn).EndFlows(ctx, q)
 		if err != nil {

@@ -30,7 +30,7 @@ const (
 	upgradeWait = 30 * time.Minute
 )
 
-// machinePace is how often a node that starts again is asked.
+// machinePace is the interval of polls while a node reboots.
 var machinePace = 3 * time.Second
 
 var slotColumns = []column[*isthmusv1.Slot]{
@@ -63,12 +63,11 @@ func slotState(a *app, s *isthmusv1.Slot) string {
 
 func (a *app) addMachine(system *cobra.Command) {
 	show := &cobra.Command{Use: "status", Short: "Show slots, firmware and trusted keys", Args: cobra.NoArgs,
-		Long: `Show the two slots from which the machine starts, which keys must have signed a slot, and what the firmware is.
+		Long: `Show the two slots that the machine boots from, the keys trusted to sign slots, and the firmware.
 
-A slot that was marked good is started until another one is. A slot that was upgraded is on trial: it gets three boots in
-which to be marked good, and then the machine returns to the good one. It is marked good when charon answers, the rules
-are in the kernel, the API serves, the document is carried out, and the tunnels and sessions that were up before the
-upgrade are up again.`,
+The machine boots the slot that was marked good last. An upgraded slot is on trial: if it is not marked good within three boots,
+the machine returns to the good one. It is marked good when charon answers, the rules are in the kernel, the API serves, the
+document is applied, and the tunnels and sessions that were up before the upgrade are up again.`,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 			m, err := isthmusv1.NewSystemServiceClient(conn).GetMachine(ctx, &isthmusv1.GetMachineRequest{})
 			if err != nil {
@@ -80,12 +79,12 @@ upgrade are up again.`,
 
 	var file, signature string
 	var older, later bool
-	upgrade := &cobra.Command{Use: "upgrade -f SLOT", Short: "Write a signed slot, start from it, and wait for its verdict", Args: cobra.NoArgs,
-		Long: `Send a slot to the node, which checks its signature, writes it to the slot that does not run, reads it back, and starts the
-machine from it. Wait until the node has marked the slot good, or has returned to the former one. The exit code is 1 when it has.
+	upgrade := &cobra.Command{Use: "upgrade -f SLOT", Short: "Write a signed slot, boot from it, and wait for its verdict", Args: cobra.NoArgs,
+		Long: `Send a slot to the node, which checks its signature, writes it to the slot that does not run, reads it back, and boots from it.
+Wait until the node has marked the slot good, or has returned to the former one; then the exit code is 1.
 
-Tunnels, routes and source NAT are away while the machine starts. The document, secrets and certificates stay.
-A slot that is older than the one that runs is refused without --older.`,
+The node has no tunnels, routes and source NAT while the machine boots. The document, secrets and certificates stay.
+A slot older than the running one is refused without --older.`,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 			if signature == "" {
 				signature = file + ".minisig"
@@ -94,13 +93,13 @@ A slot that is older than the one that runs is refused without --older.`,
 		})}
 	upgrade.Flags().StringVarP(&file, "filename", "f", "", "`file` of the slot")
 	upgrade.Flags().StringVar(&signature, "signature", "", "`file` of its signature (default: the slot's file with .minisig)")
-	upgrade.Flags().BoolVar(&older, "older", false, "take a slot that is older than the one that runs")
-	upgrade.Flags().BoolVar(&later, "later", false, "do not start the machine again; the next start tries the slot")
+	upgrade.Flags().BoolVar(&older, "older", false, "accept a slot that is older than the running one")
+	upgrade.Flags().BoolVar(&later, "later", false, "do not reboot; the next boot tries the slot")
 	_ = upgrade.MarkFlagRequired("filename")
 
-	rollback := &cobra.Command{Use: "rollback", Short: "Start the machine from the other slot", Args: cobra.NoArgs,
-		Long: `Start the machine from the other slot, and wait until it has. A slot on trial is given up. Otherwise the other slot is tried as
-after an upgrade, and kept when all is as it was before.`,
+	rollback := &cobra.Command{Use: "rollback", Short: "Boot the machine from the other slot", Args: cobra.NoArgs,
+		Long: `Boot the machine from the other slot, and wait for it. A slot on trial is given up. Otherwise the other slot is on trial as
+after an upgrade, and kept if tunnels and sessions come up as before.`,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 			r, err := isthmusv1.NewSystemServiceClient(conn).RollbackSlot(ctx, &isthmusv1.RollbackSlotRequest{})
 			if err != nil {
@@ -110,12 +109,12 @@ after an upgrade, and kept when all is as it was before.`,
 			return a.awaitSlot(ctx, conn, r.Slot)
 		})}
 
-	reboot := &cobra.Command{Use: "reboot", Short: "Start the machine again", Args: cobra.NoArgs,
+	reboot := &cobra.Command{Use: "reboot", Short: "Reboot the machine", Args: cobra.NoArgs,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 			_, err := isthmusv1.NewSystemServiceClient(conn).Reboot(ctx, &isthmusv1.RebootRequest{})
 			return err
 		})}
-	poweroff := &cobra.Command{Use: "poweroff", Short: "Switch the machine off", Args: cobra.NoArgs,
+	poweroff := &cobra.Command{Use: "poweroff", Short: "Power the machine off", Args: cobra.NoArgs,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 			_, err := isthmusv1.NewSystemServiceClient(conn).PowerOff(ctx, &isthmusv1.PowerOffRequest{})
 			return err
@@ -125,17 +124,17 @@ after an upgrade, and kept when all is as it was before.`,
 
 func (a *app) sealCommand() *cobra.Command {
 	var abandon bool
-	cmd := &cobra.Command{Use: "seal tpm2|none", Short: "Keep the key of the secrets in the machine's TPM, or on the disk again", Args: cobra.ExactArgs(1), ValidArgs: []string{"tpm2", "none"},
+	cmd := &cobra.Command{Use: "seal tpm2|none", Short: "Move the key of the secrets into the machine's TPM, or back to the disk", Args: cobra.ExactArgs(1), ValidArgs: []string{"tpm2", "none"},
 		Long: `Encrypt the secrets with a new key that only the machine's TPM 2.0 opens, and print the recovery string, which opens it
-without the TPM. The string is shown once: keep it where the node is not. With none, the key lies on the disk again.
+without the TPM. The string is shown once: keep it away from the node. With none, the key is stored on the disk again.
 
-A copy of the disk does not open on another machine then, nor does this one after a change of Secure Boot or of its keys
-(PCR 7). The node starts all the same and serves its API, with the condition Sealed: see isthmus system unseal.
+A copy of the disk does not open on another machine then, nor on this one after a change of Secure Boot or of its keys
+(PCR 7). The node still starts and serves its API, with the condition Sealed: see isthmus system unseal.
 Pre-shared keys, WireGuard keys and BGP passwords are sealed. The keys of the API are not, since it has to serve then.
-What the disk had before may still be in blocks that are not used: seal a node before it gets its secrets, or replace them
-afterwards. A slot of a version without seals cannot read the secrets: give none before going back to one.
+Former contents may remain in unused blocks of the disk: seal a node before it gets its secrets, or replace them
+afterwards. A slot of a version without seals cannot read the secrets: run seal none before going back to one.
 
-While secrets cannot be read, --abandon makes a new key all the same: set them again, with isthmus secret set.`,
+With --abandon the command makes a new key even if the secrets cannot be read: then set them again, with isthmus secret set.`,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 			with := args[0]
 			if with == "none" {
@@ -153,14 +152,15 @@ While secrets cannot be read, --abandon makes a new key all the same: set them a
 			_, err = fmt.Fprintln(a.stdout, clean(r.Recovery))
 			return err
 		})}
-	cmd.Flags().BoolVar(&abandon, "abandon", false, "make a new key although secrets cannot be read")
+	cmd.Flags().BoolVar(&abandon, "abandon", false, "make a new key even if the secrets cannot be read")
 	return cmd
 }
 
 func (a *app) unsealCommand() *cobra.Command {
 	return &cobra.Command{Use: "unseal", Short: "Open sealed secrets with their recovery string", Args: cobra.NoArgs,
-		Long: `Open the seal of the secrets with the recovery string that isthmus system seal has printed, which comes from standard
-input (unseen when that is a terminal), and seal the key for the machine as it is now. What uses the secrets is made at once.`,
+		Long: `Open the seal of the secrets with the recovery string that isthmus system seal has printed, and seal the key for the present
+state of the machine. The string is read from standard input (a terminal does not show it). Tunnels and peers that wait for the
+secrets are created at once.`,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 			text, err := a.readSecret(ctx, "the recovery string")
 			if err != nil {
@@ -222,7 +222,7 @@ func (a *app) showMachine(m *isthmusv1.Machine) error {
 func (a *app) upgrade(ctx context.Context, conn *grpc.ClientConn, file, signature string, older, later bool) error {
 	text, err := readBounded(signature, signatureLimit)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("the signature %s is missing: fetch the file that was published beside the slot, or name it with --signature", signature)
+		return fmt.Errorf("the signature %s is missing: fetch the file that was published with the slot, or name it with --signature", signature)
 	}
 	if err != nil {
 		return err
@@ -258,7 +258,7 @@ func (a *app) sendSlot(ctx context.Context, conn *grpc.ClientConn, from io.Reade
 	if err != nil {
 		return nil, err
 	}
-	// why not comes with the answer
+	// CloseAndRecv returns the reason when Send fails.
 	send := func(r *isthmusv1.UpgradeRequest) bool { return stream.Send(r) == nil }
 	buf := make([]byte, slotChunk)
 	sent, told := int64(0), int64(0)
@@ -321,8 +321,8 @@ func (a *app) awaitSlot(ctx context.Context, conn *grpc.ClientConn, want string)
 	}
 }
 
-// verdict says whether the wanted slot was marked good, or given up, and what there is to tell
-// until then.
+// verdict says whether the wanted slot was marked good or given up, and returns the progress until
+// then.
 func verdict(m *isthmusv1.Machine, want string, gone bool) (done bool, text string, err error) {
 	for _, s := range m.Slots {
 		switch {
@@ -341,7 +341,7 @@ func verdict(m *isthmusv1.Machine, want string, gone bool) (done bool, text stri
 	return false, "", nil
 }
 
-// readBounded reads a file that has at most so many bytes.
+// readBounded reads a file of at most limit bytes.
 func readBounded(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {

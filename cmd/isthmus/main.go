@@ -1,7 +1,7 @@
-// Command isthmus talks to the isthmus daemon of one node.
+// Command isthmus is the command line client of the isthmus daemon of one node.
 //
-// Answers go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2
-// wrong usage, 3 the plan has changes.
+// Answers go to standard output, all other messages to standard error. Exit codes: 0 done,
+// 1 failed, 2 wrong usage, 3 the plan has changes.
 package main
 
 import (
@@ -31,7 +31,7 @@ const (
 	exitChanges = 3
 )
 
-// app is what the commands share: the outside world, and the flags that all of them have.
+// app holds the state that the commands share: the outside world and the common flags.
 type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
@@ -44,8 +44,8 @@ type app struct {
 	timeout                      time.Duration
 	output                       outputFormat
 
-	renewing bool   // the certificate is renewed now: its end needs no warning
-	document string // file of the document that was sent, for problems
+	renewing bool   // the command renews the certificate, so its end needs no warning
+	document string // name of the file sent to the node, for problems
 	node     string // socket or address of the daemon, for errors
 }
 
@@ -57,7 +57,7 @@ func main() {
 	os.Exit(code)
 }
 
-// failure is an error of a command that was called as it should be.
+// failure is an error of a command whose usage was correct.
 type failure struct{ error }
 
 func (f failure) Unwrap() error { return f.error }
@@ -65,7 +65,7 @@ func (f failure) Unwrap() error { return f.error }
 // errChanges makes plan exit with 3.
 var errChanges = errors.New("the plan has changes")
 
-// usageError is an error in how a command was called.
+// usageError is an error in the arguments or flags of a command.
 type usageError struct{ error }
 
 // run executes one command line and returns the exit code.
@@ -87,7 +87,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	return exitUsage
 }
 
-// What grpc says about the connection, with its own words around the cause.
+// Messages of grpc about the connection; the first group of unreachable is the cause.
 var (
 	unreachable = regexp.MustCompile(`connection error: desc = "(?:transport: )?(?:Error while dialing: |authentication handshake failed: |error reading server preface: )?(.*)"`)
 	late        = regexp.MustCompile(`context deadline exceeded.*`)
@@ -97,7 +97,7 @@ func (a *app) printError(err error) {
 	text := err.Error()
 	s, ok := status.FromError(err)
 	if ok {
-		// FromError puts the text of the wrapping errors in front of the message.
+		// FromError prepends the text of the wrapping errors to the message.
 		text = strings.Replace(s.Message(), fmt.Sprintf("rpc error: code = %s desc = ", s.Code()), "", 1)
 	}
 	switch s.Code() {
@@ -117,7 +117,7 @@ func (a *app) printError(err error) {
 	}
 }
 
-// runs makes a cobra function of one whose errors are failures, unless they are about usage.
+// runs wraps f for cobra: its errors become failures, except usage errors.
 func runs(f func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		err := f(cmd, args)
@@ -137,23 +137,23 @@ func (a *app) command() *cobra.Command {
 		Short:         "Manage an isthmus node",
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Long: `isthmus talks to the daemon of one node: over the unix socket when it runs as root on the node itself, else with
+		Long: `isthmus manages one node through its daemon: over the unix socket when it runs as root on the node itself, otherwise with
 the address and the certificates of a context file.
 
-Answers go to standard output, everything else to standard error.
+Answers go to standard output, all other messages to standard error.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	}
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	f := root.PersistentFlags()
 	f.StringVar(&a.contextFile, "context", "", "file with the node's address and certificates (default $ISTHMUS_CONTEXT, then ~/.config/isthmus/context.yaml)")
-	f.StringVar(&a.address, "address", "", "host and port of the API, instead of the context's")
-	f.StringVar(&a.socket, "socket", "", "unix socket of the daemon on this node (default $ISTHMUS_SOCKET; for root "+defaultSocket+" when it is there)")
-	f.DurationVar(&a.timeout, "timeout", 30*time.Second, "how long to wait for an answer")
+	f.StringVar(&a.address, "address", "", "host and port of the API (default: those of the context)")
+	f.StringVar(&a.socket, "socket", "", "unix socket of the daemon on this node (default $ISTHMUS_SOCKET; for root "+defaultSocket+" if it exists)")
+	f.DurationVar(&a.timeout, "timeout", 30*time.Second, "time to wait for an answer")
 
-	get := a.group("get", "Show what is there")
+	get := a.group("get", "List objects of one kind")
 	describe := a.group("describe", "Show everything about one object")
-	watch := a.group("watch", "Follow objects as they change; ends with an interrupt")
+	watch := a.group("watch", "Follow changes of objects until interrupted")
 	root.AddCommand(get, describe, watch)
 	for _, add := range []func(root, get, describe, watch *cobra.Command){
 		a.addSpec, a.addTunnels, a.addPeers, a.addRoutes, a.addPolicies, a.addPolicy, a.addEgress, a.addWho, a.addFlows, a.addPorts, a.addPools, a.addNames, a.addConditions, a.addNode, a.addSecrets, a.addClients,
@@ -162,7 +162,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 		add(root, get, describe, watch)
 	}
 	root.InitDefaultCompletionCmd()
-	// The library's own group shows its help when it does not know the shell, and succeeds.
+	// Cobra's own group shows its help and succeeds when the shell is unknown.
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {
 			c.Args, c.RunE = cobra.ArbitraryArgs, a.group("", "").RunE
@@ -171,7 +171,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the plan has changes.`,
 	return root
 }
 
-// group is a command that only holds others.
+// group returns a command that only holds subcommands.
 func (a *app) group(use, short string) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short,

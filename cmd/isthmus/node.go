@@ -43,7 +43,7 @@ func getStatus(ctx context.Context, conn *grpc.ClientConn) (*isthmusv1.SystemSta
 }
 
 func (a *app) addNode(root, get, describe, _ *cobra.Command) {
-	get.AddCommand(getCommand(a, "status", "Show how the node is", statusColumns,
+	get.AddCommand(getCommand(a, "status", "Show the node's state and conditions", statusColumns,
 		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.SystemStatus, proto.Message, error) {
 			s, err := getStatus(ctx, conn)
 			return []*isthmusv1.SystemStatus{s}, s, err
@@ -78,6 +78,6 @@ func (a *app) addNode(root, get, describe, _ *cobra.Command) {
 				return err
 			})(cmd, args)
 		})}
-	v.Flags().BoolVar(&clientOnly, "client", false, "do not ask the node")
+	v.Flags().BoolVar(&clientOnly, "client", false, "show only the version of this program")
 	root.AddCommand(v)
 }

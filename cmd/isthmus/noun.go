@@ -17,7 +17,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// getCommand is "get NOUN": list returns the items and the message that holds them all.
+// getCommand returns "get NOUN"; list returns the items and the message that contains them.
 func getCommand[T any](a *app, use, short string, columns []column[T], list func(context.Context, *grpc.ClientConn) ([]T, proto.Message, error)) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
@@ -31,7 +31,7 @@ func getCommand[T any](a *app, use, short string, columns []column[T], list func
 	return cmd
 }
 
-// describeCommand is "describe NOUN NAME".
+// describeCommand returns "describe NOUN NAME".
 func describeCommand(a *app, use, short string, get func(context.Context, *grpc.ClientConn, string) (proto.Message, error)) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
@@ -64,7 +64,7 @@ func pages[R any](fetch func(token string) (R, error), add func(R) (next string)
 	}
 }
 
-// event is what the events of all nouns have in common.
+// event is the common part of the events of all nouns.
 type event interface {
 	proto.Message
 	GetType() isthmusv1.EventType

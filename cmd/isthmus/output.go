@@ -34,10 +34,10 @@ func (o *outputFormat) Set(s string) error {
 	return fmt.Errorf("must be table, wide, json or yaml")
 }
 
-// outputFlag gives a command -o.
+// outputFlag adds -o to a command.
 func (a *app) outputFlag(cmd *cobra.Command) {
 	a.output = "table"
-	cmd.Flags().VarP(&a.output, "output", "o", "table, wide, json or yaml")
+	cmd.Flags().VarP(&a.output, "output", "o", "output format: table, wide, json or yaml")
 }
 
 // column is one column of a noun's table. The other formats print the whole message.
@@ -80,7 +80,8 @@ func (t *table) flush() error {
 	return err
 }
 
-// clean takes away what could move a terminal's cursor: some texts come from the peer.
+// clean replaces control characters, which could move a terminal's cursor: some texts come from a
+// peer.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -115,7 +116,7 @@ func cells[T any](a *app, columns []column[T], o T) []string {
 	return out
 }
 
-// show prints items as a table, or the message that they came in.
+// show prints items as a table, or their message as JSON or YAML.
 func show[T any](a *app, columns []column[T], items []T, message proto.Message) error {
 	if a.output != "table" && a.output != "wide" {
 		return a.showMessage(message)
@@ -206,7 +207,7 @@ func marshalYAML(n *yaml.Node) ([]byte, error) {
 	return b.Bytes(), e.Close()
 }
 
-// describeMessage prints everything about one object; how long ago a time was stands beside it.
+// describeMessage prints everything about one object, with the age of each time in a comment.
 func (a *app) describeMessage(m proto.Message) error {
 	if a.output == "json" {
 		return a.showMessage(m)
@@ -244,7 +245,7 @@ func relative(d time.Duration) string {
 	return short(-d) + " ago"
 }
 
-// since returns how long ago a time was, as "3h12m".
+// since returns the age of a time, as "3h12m".
 func (a *app) since(t *timestamppb.Timestamp) string {
 	if t == nil {
 		return ""
@@ -252,7 +253,7 @@ func (a *app) since(t *timestamppb.Timestamp) string {
 	return short(a.now().Sub(t.AsTime()))
 }
 
-// until returns in how much time a time will be; "now" when it has passed.
+// until returns the time left until t, or "now" when it has passed.
 func (a *app) until(t *timestamppb.Timestamp) string {
 	switch {
 	case t == nil:
@@ -263,7 +264,7 @@ func (a *app) until(t *timestamppb.Timestamp) string {
 	return short(t.AsTime().Sub(a.now()))
 }
 
-// short writes a duration with its two largest units.
+// short formats a duration with its two largest units.
 func short(d time.Duration) string {
 	d = max(d, 0).Truncate(time.Second)
 	s := int(d / time.Second)
@@ -278,7 +279,7 @@ func short(d time.Duration) string {
 	return fmt.Sprintf("%dd%02dh", s/86400, s/3600%24)
 }
 
-// size writes a number of bytes with a binary unit.
+// size formats a number of bytes with a binary unit.
 func size(n uint64) string {
 	if n < 1024 {
 		return fmt.Sprintf("%d B", n)
@@ -299,7 +300,7 @@ func conditions(all []*isthmusv1.Condition) string {
 	return strings.Join(out, ",")
 }
 
-// printProblems writes each problem as compilers do, with the remedy below.
+// printProblems writes each problem in the form of a compiler's message, with the remedy below.
 func printProblems(w io.Writer, file string, problems []*isthmusv1.Problem) {
 	for _, p := range problems {
 		var parts []string
@@ -321,7 +322,7 @@ func printProblems(w io.Writer, file string, problems []*isthmusv1.Problem) {
 	}
 }
 
-// printNotes writes what is worth knowing about a document that is good.
+// printNotes writes the notes about a valid document.
 func (a *app) printNotes(notes []*isthmusv1.Problem) {
 	var b strings.Builder
 	printProblems(&b, a.document, notes)

@@ -27,14 +27,14 @@ var peerColumns = []column[*isthmusv1.PeerStatus]{
 	{header: "ADDRESS", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return p.Address }},
 	{header: "ACCEPTED", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(uint64(p.PrefixesAccepted)) }},
 	{header: "ANNOUNCED", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(uint64(p.PrefixesAnnounced)) }},
-	{header: "UPS", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(p.TimesUp) }},
+	{header: "TIMES-UP", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return count(p.TimesUp) }},
 	{header: "NEXT-TRY", wide: true, value: func(a *app, p *isthmusv1.PeerStatus) string { return a.until(p.NextTry) }},
 	{header: "CONDITIONS", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return conditions(p.Conditions) }},
 	{header: "ERROR", wide: true, value: func(_ *app, p *isthmusv1.PeerStatus) string { return p.LastError }},
 }
 
 func (a *app) addPeers(root, get, describe, watch *cobra.Command) {
-	get.AddCommand(getCommand(a, "peers", "Show the BGP sessions; prefixes are those received, messages received/sent", peerColumns,
+	get.AddCommand(getCommand(a, "peers", "List the BGP sessions, with prefixes received and messages received/sent", peerColumns,
 		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.PeerStatus, proto.Message, error) {
 			all := &isthmusv1.ListPeersResponse{}
 			client := isthmusv1.NewBGPServiceClient(conn)
@@ -58,13 +58,13 @@ func (a *app) addPeers(root, get, describe, watch *cobra.Command) {
 		}))
 
 	var soft bool
-	reset := a.group("reset", "Restart something")
-	peer := &cobra.Command{Use: "peer NAME", Short: "Close and reopen a BGP session; also ends a quarantine", Args: cobra.ExactArgs(1),
+	reset := a.group("reset", "Restart a session")
+	peer := &cobra.Command{Use: "peer NAME", Short: "Close and reopen a BGP session, and end its quarantine", Args: cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 			_, err := isthmusv1.NewBGPServiceClient(conn).ResetPeer(ctx, &isthmusv1.ResetPeerRequest{Name: args[0], Soft: soft})
 			return err
 		})}
-	peer.Flags().BoolVar(&soft, "soft", false, "keep the session; pass what the peer sent through the import policy again and send our routes again")
+	peer.Flags().BoolVar(&soft, "soft", false, "keep the session; apply the import policy to the peer's routes again, and send our routes again")
 	reset.AddCommand(peer)
 	root.AddCommand(reset)
 }

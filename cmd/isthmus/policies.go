@@ -47,7 +47,7 @@ var policyColumns = []column[*isthmusv1.PolicyStatus]{
 
 func (a *app) addPolicies(_, get, _, watch *cobra.Command) {
 	all := &isthmusv1.ListPoliciesResponse{}
-	policies := getCommand(a, "policies", "Show the egress policies with their counters, and what was dropped", policyColumns,
+	policies := getCommand(a, "policies", "List the egress policies with their counters, and the dropped packets by reason", policyColumns,
 		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.PolicyStatus, proto.Message, error) {
 			client := isthmusv1.NewNATServiceClient(conn)
 			err := pages(func(token string) (*isthmusv1.ListPoliciesResponse, error) {

@@ -12,16 +12,16 @@ import (
 )
 
 func (a *app) addPolicy(root, _, _, _ *cobra.Command) {
-	group := a.group("policy", "Change single egress policies of the present document")
+	group := a.group("policy", "Set and delete single egress policies of the present document")
 	group.AddCommand(a.policySet(), a.policyDelete())
 	root.AddCommand(group)
 }
 
 func (a *app) policySet() *cobra.Command {
 	var d document
-	cmd := &cobra.Command{Use: "set -f FILE", Short: "Add egress policies to the present document, or change them", Args: cobra.NoArgs,
-		Long: `Add egress policies to the present document, or put them in the place of those with the same names: all of them or none.
-The file has a list as in a document:
+	cmd := &cobra.Command{Use: "set -f FILE", Short: "Add egress policies to the present document, or replace them", Args: cobra.NoArgs,
+		Long: `Add egress policies to the present document, or replace those with the same names: all of them or none. The file has a list as
+in a document:
 
   policies:
   - name: partner
@@ -29,7 +29,7 @@ The file has a list as in a document:
     destinations: [198.51.100.0/24]
     pool: main
 
-The rest of the document stays as it was written, with its comments. It takes a few milliseconds, however many policies there are.`}
+The rest of the document keeps its text and comments. The command takes a few milliseconds, whatever the number of policies.`}
 	send := a.editFlags(cmd)
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 		source, err := a.read(&d)
@@ -51,9 +51,9 @@ func (a *app) policyDelete() *cobra.Command {
 	return cmd
 }
 
-// editFlags adds the flags of an edit and returns what sends it.
+// editFlags adds the flags of an edit and returns the function that sends it.
 func (a *app) editFlags(cmd *cobra.Command) func(ctx context.Context, conn *grpc.ClientConn, doing string, r *isthmusv1.EditPoliciesRequest) error {
-	plan := cmd.Flags().Bool("plan", false, "only show what would change; exits with 3 when that is something")
+	plan := cmd.Flags().Bool("plan", false, "show the changes and make none; exit with 3 if there are any")
 	expected, confirm := expectedFlag(cmd), confirmFlag(cmd)
 	a.outputFlag(cmd)
 	return func(ctx context.Context, conn *grpc.ClientConn, doing string, r *isthmusv1.EditPoliciesRequest) error {

@@ -13,7 +13,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// member is an address and its pool.
+// member is an address together with its pool.
 type member struct {
 	*isthmusv1.PoolMember
 	pool *isthmusv1.PoolStatus
@@ -31,7 +31,7 @@ var memberColumns = []column[member]{
 	{header: "ANNOUNCES", wide: true, value: func(_ *app, m member) string { return announces(m.pool) }},
 }
 
-// poolColumns are for events, each of which is about a whole pool.
+// poolColumns are the columns of events: an event is about a whole pool.
 var poolColumns = []column[*isthmusv1.PoolStatus]{
 	{header: "POOL", value: func(_ *app, p *isthmusv1.PoolStatus) string { return p.Name }},
 	{header: "HEALTHY", value: func(_ *app, p *isthmusv1.PoolStatus) string { return fmt.Sprintf("%d/%d", p.Healthy, len(p.Members)) }},
@@ -54,7 +54,7 @@ func announces(p *isthmusv1.PoolStatus) string {
 }
 
 func (a *app) addPools(_, get, describe, watch *cobra.Command) {
-	get.AddCommand(getCommand(a, "pools", "Show the source addresses of the pools, and whether they work", memberColumns,
+	get.AddCommand(getCommand(a, "pools", "List the source addresses of the pools, with their health", memberColumns,
 		func(ctx context.Context, conn *grpc.ClientConn) ([]member, proto.Message, error) {
 			all := &isthmusv1.ListPoolsResponse{}
 			client := isthmusv1.NewPoolServiceClient(conn)
@@ -72,7 +72,7 @@ func (a *app) addPools(_, get, describe, watch *cobra.Command) {
 			}
 			return rows, all, err
 		}))
-	describe.AddCommand(describeCommand(a, "pool NAME", "Show everything about one pool, with what each address reaches",
+	describe.AddCommand(describeCommand(a, "pool NAME", "Show everything about one pool, with the probes of each address",
 		func(ctx context.Context, conn *grpc.ClientConn, name string) (proto.Message, error) {
 			return isthmusv1.NewPoolServiceClient(conn).GetPool(ctx, &isthmusv1.GetPoolRequest{Name: name})
 		}))
@@ -109,7 +109,7 @@ var nameColumns = []column[*isthmusv1.NameStatus]{
 }
 
 func (a *app) addNames(_, get, _, watch *cobra.Command) {
-	get.AddCommand(getCommand(a, "names", "Show the domain names of the egress policies and their addresses", nameColumns,
+	get.AddCommand(getCommand(a, "names", "List the domain names of the egress policies and their addresses", nameColumns,
 		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.NameStatus, proto.Message, error) {
 			all := &isthmusv1.ListNamesResponse{}
 			client := isthmusv1.NewNameServiceClient(conn)

@@ -49,7 +49,7 @@ var addressColumns = []column[*isthmusv1.AddressUse]{
 
 func (a *app) addPorts(_, get, _, watch *cobra.Command) {
 	all := &isthmusv1.ListPortsResponse{}
-	ports := getCommand(a, "ports", "Show how many ports of the pools' addresses are in use, and the connection table", portColumns,
+	ports := getCommand(a, "ports", "List the ports in use and free of the pools' addresses, and the use of the connection table", portColumns,
 		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.PortUse, proto.Message, error) {
 			client := isthmusv1.NewEgressServiceClient(conn)
 			err := pages(func(token string) (*isthmusv1.ListPortsResponse, error) {

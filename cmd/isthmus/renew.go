@@ -37,19 +37,19 @@ const issuedBefore = 24 * time.Hour
 
 func (a *app) clientRenew() *cobra.Command {
 	var keep bool
-	cmd := &cobra.Command{Use: "renew", Short: "Get a certificate that follows the present one, and replace the context file", Args: cobra.NoArgs,
-		Long: `Get a certificate that follows the present one of this client: the same name and role, and its lifetime again. The key is made here. The node
-renews a certificate once, when a third of its lifetime is left, or after its authority was renewed.
+	cmd := &cobra.Command{Use: "renew", Short: "Renew this client's certificate, and replace the context file", Args: cobra.NoArgs,
+		Long: `Renew the certificate of this client, with the same name, role and lifetime. The key is made on this machine. The node renews a
+certificate once, when a third of its lifetime is left, or after its authority was renewed.
 
-The context file is replaced as a whole; until then the new key is beside it, as FILE.renewing. When the command was interrupted, run it
-again: it goes on with that key, and the node answers with the same certificate. The former certificate stays valid until its end. isthmus client
-revoke with the serial of one of them revokes all of them.
+The context file is replaced as a whole; until then the new key is next to it, as FILE.renewing. If the command is interrupted, run
+it again: it continues with that key, and the node answers with the same certificate. The former certificate stays valid until its
+end. isthmus client revoke with the serial of any of them revokes all of them.
 
-A certificate of less than 30 days is not renewed, nor is one beyond 10 years after the first one was issued, nor one that was renewed for another key.
-An admin issues another one then (isthmus client issue).`}
+The node does not renew a certificate with a lifetime of less than 30 days, one beyond 10 years after the first one was issued, or
+one that was renewed for another key. Then an admin must issue another one (isthmus client issue).`}
 	cmd.RunE = runs(func(cmd *cobra.Command, _ []string) error {
 		if a.socketPath() != "" {
-			return usageError{errors.New("the unix socket has no certificate to renew; name the context with --context")}
+			return usageError{errors.New("the unix socket has no certificate to renew: name the context with --context")}
 		}
 		a.renewing = true
 		conn, err := a.connect()
@@ -59,13 +59,13 @@ An admin issues another one then (isthmus client issue).`}
 		defer conn.Close()
 		return a.renewContext(cmd.Context(), conn, a.contextPath(), keep)
 	})
-	cmd.Flags().BoolVar(&keep, "keep-key", false, "keep the present private key")
+	cmd.Flags().BoolVar(&keep, "keep-key", false, "renew for the present private key")
 	return cmd
 }
 
 // renewContext renews the certificate of a context file over an open connection.
 func (a *app) renewContext(ctx context.Context, conn *grpc.ClientConn, path string, keep bool) error {
-	// A link to the file stays a link.
+	// Resolve a symbolic link, so that the link stays.
 	path, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return fmt.Errorf("reading context: %w", err)
@@ -75,9 +75,9 @@ func (a *app) renewContext(ctx context.Context, conn *grpc.ClientConn, path stri
 		return fmt.Errorf("reading context: %w", err)
 	}
 	defer lock.Close()
-	// Two processes would make two keys, and the node renews for one.
+	// Two processes would make two keys, but the node renews for one key only.
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("taking %s: does another process renew it? %w", path, err)
+		return fmt.Errorf("locking %s, which another process may be renewing: %w", path, err)
 	}
 	c, err := readContext(path)
 	if err != nil {
@@ -103,7 +103,7 @@ func (a *app) renewContext(ctx context.Context, conn *grpc.ClientConn, path stri
 	}
 	c.Authority, c.Certificate, c.Key = r.Authority, r.Certificate, key
 	if _, err := tlsConfig(c); err != nil {
-		return fmt.Errorf("renewing the certificate of %s: what the node answers cannot be used: %w", path, err)
+		return fmt.Errorf("renewing the certificate of %s: the node's answer cannot be used: %w", path, err)
 	}
 	data, err := encodeYAML(c)
 	if err != nil {
@@ -122,9 +122,9 @@ func (a *app) renewContext(ctx context.Context, conn *grpc.ClientConn, path stri
 
 const renewingSuffix = ".renewing"
 
-// pendingKey returns the private key that a certificate is renewed with, which is on disk before
-// the node hears of it: the node renews a certificate for one key alone. A file of another
-// certificate is from a renewal that came to its end, and gives way.
+// pendingKey returns the private key for the renewal of a certificate. The key is on disk before
+// the request is sent, because the node renews a certificate for one key only. A file for another
+// certificate is left from a completed renewal and is replaced.
 func pendingKey(file, certificate string) (string, error) {
 	if p, err := readContext(file); err == nil && p.Certificate == certificate {
 		if _, err := parseKey(p.Key); err == nil {

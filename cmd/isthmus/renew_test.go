@@ -86,7 +86,7 @@ func TestClientRenew(t *testing.T) {
 		t.Errorf("the link leads to %q, %v", to, err)
 	}
 	if left, _ := filepath.Glob(filepath.Join(w.home, "*")); len(left) != 1 {
-		t.Errorf("beside the context: %v", left)
+		t.Errorf("next to the context: %v", left)
 	}
 	if _, stderr, code := w.run(t.Context(), "", "get", "tunnels"); code != 0 || stderr != "" {
 		t.Errorf("afterwards: exit %d, %q", code, stderr)

@@ -25,21 +25,22 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// keyDir is where keys wait for their certificates.
+// keyDir returns the directory of keys that wait for their certificates.
 func (a *app) keyDir() string { return filepath.Join(a.getenv("HOME"), ".config", "isthmus", "keys") }
 
 var requestName = regexp.MustCompile(`^[A-Za-z0-9.@-]{1,63}$`)
 
 func (a *app) clientRequest() *cobra.Command {
 	var name string
-	cmd := &cobra.Command{Use: "request --name NAME", Short: "Make a key here, and print a certificate request for the user-data of a new node", Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: "request --name NAME", Short: "Make a key on this machine, and print a certificate request for the user-data of a new node", Args: cobra.NoArgs,
 		Long: `Make a key, which stays in ~/.config/isthmus/keys, and print a certificate request.
 
-The request goes into the user-data of a new node, as admin.request. It contains no secret. The node signs it at its first boot and shows the answer on its
-console; isthmus client accept makes a context from that. One request may go to several nodes: each answers with a certificate of its own.`}
+Put the request into the user-data of a new node, as admin.request. It contains no secret. The node signs it at its first boot and
+prints the answer on its console; isthmus client accept makes a context from it. One request may go to several nodes: each answers
+with a certificate of its own.`}
 	cmd.RunE = runs(func(*cobra.Command, []string) error {
 		if !requestName.MatchString(name) || strings.Trim(name, ".") == "" {
-			return usageError{fmt.Errorf("--name %q: take 1 to 63 letters, digits, hyphens, dots, at signs", name)}
+			return usageError{fmt.Errorf("--name %q: must be 1 to 63 letters, digits, hyphens, dots, at signs", name)}
 		}
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
@@ -59,7 +60,7 @@ console; isthmus client accept makes a context from that. One request may go to 
 		path := filepath.Join(a.keyDir(), name+".pem")
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("%s is there already: take another name, or remove it when nothing waits for its certificate", path)
+			return fmt.Errorf("%s exists already: choose another name, or remove the file if its request is no longer in use", path)
 		}
 		if err != nil {
 			return err
@@ -80,12 +81,13 @@ console; isthmus client accept makes a context from that. One request may go to 
 const maxConsoleText = 16 << 20
 
 func (a *app) clientAccept() *cobra.Command {
-	cmd := &cobra.Command{Use: "accept [FILE]", Short: "Make a context from what a new node's console shows", Args: cobra.MaximumNArgs(1),
-		Long: `Make a context from the text of a new node's console, which is standard input or FILE: the answer to a request of isthmus client request.
+	cmd := &cobra.Command{Use: "accept [FILE]", Short: "Make a context from the text of a new node's console", Args: cobra.MaximumNArgs(1),
+		Long: `Make a context from the text of a new node's console, which has the answer to a request of isthmus client request. The text is
+read from standard input or FILE.
 
-What else is in the text does not matter. Of several answers the last one counts that fits a key in ~/.config/isthmus/keys. The context is written to
-where it is looked for (see --context), and must not be there yet. --address gives the address when the node does not know its own, as behind
-address translation.`}
+Other text is ignored. If the text has several answers, the last one that fits a key in ~/.config/isthmus/keys counts. The command
+writes the default context file (see --context), which must not exist. --address sets the address if the node does not know its
+own, as behind address translation.`}
 	cmd.RunE = runs(func(_ *cobra.Command, args []string) error {
 		in := a.stdin
 		if len(args) > 0 && args[0] != "-" {
@@ -101,7 +103,7 @@ address translation.`}
 			return err
 		}
 		if len(text) > maxConsoleText {
-			return fmt.Errorf("the text is larger than %d MiB: give the end of it", maxConsoleText>>20)
+			return fmt.Errorf("the text is larger than %d MiB: give only its end", maxConsoleText>>20)
 		}
 		keys, err := a.waitingKeys()
 		if err != nil {
@@ -118,14 +120,14 @@ address translation.`}
 			c.Address = a.address
 		}
 		if c.Address == "" {
-			return usageError{errors.New("the node does not know under which address it is reached: give it with --address HOST:PORT")}
+			return usageError{errors.New("--address is missing: the node does not know its public address: give --address HOST:PORT")}
 		}
 		path := a.contextPath()
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return err
 		}
 		if err := writeContext(path, c); errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("%s is there already: move it, or give another file with --context", path)
+			return fmt.Errorf("%s exists already: move it, or give another file with --context", path)
 		} else if err != nil {
 			return fmt.Errorf("writing context: %w", err)
 		}
@@ -169,7 +171,7 @@ var (
 
 // acceptConsole finds the last answer in a console's text that fits one of the keys.
 func acceptConsole(text string, keys []string, now time.Time) (*isthmusv1.ClientContext, *x509.Certificate, error) {
-	// aws prints the text as JSON when it is not told otherwise.
+	// The aws command line prints the text as JSON by default.
 	text = strings.NewReplacer(`\r\n`, "\n", `\n`, "\n", `\"`, `"`, "\r", "").Replace(text)
 	text = escapes.ReplaceAllString(text, "")
 	var blocks []string
@@ -180,14 +182,14 @@ func acceptConsole(text string, keys []string, now time.Time) (*isthmusv1.Client
 		}
 		text = after
 		if block, _, ok := strings.Cut(text, endContext); ok {
-			// Of an answer that was cut by the start of the next one, the rest is that one's.
+			// The start of the next answer cut this one short: the rest belongs to the next.
 			if !strings.Contains(block, beginContext) {
 				blocks = append(blocks, block)
 			}
 		}
 	}
 	if len(blocks) == 0 {
-		return nil, nil, fmt.Errorf("this text has no answer between %s and %s: the node may not have come so far; get the console's text again", beginContext, endContext)
+		return nil, nil, fmt.Errorf("this text has no answer between %s and %s: the node may still be booting; get the console's text again", beginContext, endContext)
 	}
 	slices.Reverse(blocks)
 	var why error
@@ -209,7 +211,7 @@ func acceptBlock(block string, keys []string, now time.Time) (*isthmusv1.ClientC
 	open := false // between the markers of a certificate
 	for line := range strings.Lines(block) {
 		line = strings.TrimRight(line, "\n")
-		// Every other line is of the kernel or of a service, whose words come between.
+		// Other lines are from the kernel or a service.
 		if m := fieldOf.FindStringSubmatch(line); m != nil && !open {
 			if m[1] == "address" {
 				c.Address = m[2]
@@ -238,7 +240,7 @@ func acceptBlock(block string, keys []string, now time.Time) (*isthmusv1.ClientC
 	}
 	at := now
 	if at.Before(cert.NotBefore) {
-		at = cert.NotBefore // that is for the clocks of both machines
+		at = cert.NotBefore // the handshake compares the clocks of both machines
 	}
 	if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
 		return nil, nil, fmt.Errorf("checking the certificate of the answer against its authority: %w", err)

@@ -48,7 +48,7 @@ var routeColumns = []column[*isthmusv1.Route]{
 
 func (a *app) addRoutes(_, get, describe, watch *cobra.Command) {
 	request := &isthmusv1.ListRoutesRequest{PageSize: 10000}
-	routes := getCommand(a, "routes", "Show the routes of the kernel that isthmus owns", routeColumns,
+	routes := getCommand(a, "routes", "List the kernel routes that isthmus owns", routeColumns,
 		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.Route, proto.Message, error) {
 			all := &isthmusv1.ListRoutesResponse{}
 			client := isthmusv1.NewRouteServiceClient(conn)
@@ -68,9 +68,9 @@ func (a *app) addRoutes(_, get, describe, watch *cobra.Command) {
 		func(ctx context.Context, conn *grpc.ClientConn, prefix string) (proto.Message, error) {
 			p, err := netip.ParsePrefix(prefix)
 			if err != nil {
-				return nil, usageError{fmt.Errorf("%q is no prefix, such as 10.0.0.0/8", prefix)}
+				return nil, usageError{fmt.Errorf("%q is not a valid prefix: give one such as 10.0.0.0/8", prefix)}
 			}
-			// In the order of the prefixes the enclosing one comes first.
+			// Routes are ordered by prefix, so the enclosing prefix comes first.
 			r, err := isthmusv1.NewRouteServiceClient(conn).ListRoutes(ctx, &isthmusv1.ListRoutesRequest{Within: p.Masked().String(), PageSize: 1})
 			if err != nil {
 				return nil, err

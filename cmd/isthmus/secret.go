@@ -36,7 +36,7 @@ var secretColumns = []column[*isthmusv1.SecretInfo]{
 
 func (a *app) addSecrets(root, get, _, _ *cobra.Command) {
 	list := func(use string) *cobra.Command {
-		return getCommand(a, use, "Show names and fingerprints of the secrets", secretColumns,
+		return getCommand(a, use, "List names and fingerprints of the secrets", secretColumns,
 			func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.SecretInfo, proto.Message, error) {
 				all := &isthmusv1.ListSecretsResponse{}
 				client := isthmusv1.NewSecretServiceClient(conn)
@@ -50,10 +50,10 @@ func (a *app) addSecrets(root, get, _, _ *cobra.Command) {
 			})
 	}
 	get.AddCommand(list("secrets"))
-	group := a.group("secret", "Write secrets; they can never be read back")
-	group.AddCommand(a.secretSet(), list("list"), &cobra.Command{Use: "rollback NAME", Short: "Give a secret the value that it had before it was set last", Args: cobra.ExactArgs(1),
-		Long: `Give a secret the value that it had before it was set last. What uses it is changed at once. The former value is kept
-until the next document is applied for good; rolling back twice brings the later value back.`,
+	group := a.group("secret", "Set and delete secrets, which cannot be read back")
+	group.AddCommand(a.secretSet(), list("list"), &cobra.Command{Use: "rollback NAME", Short: "Restore the previous value of a secret", Args: cobra.ExactArgs(1),
+		Long: `Restore the value that a secret had before it was last set. Tunnels and peers that use it change at once. The previous value is
+kept until the next document is applied and confirmed; rolling back twice restores the later value.`,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 			i, err := isthmusv1.NewSecretServiceClient(conn).RollbackSecret(ctx, &isthmusv1.RollbackSecretRequest{Name: args[0]})
 			if err != nil {
@@ -72,12 +72,11 @@ until the next document is applied for good; rolling back twice brings the later
 func (a *app) secretSet() *cobra.Command {
 	var file, generate string
 	cmd := &cobra.Command{Use: "set NAME", Short: "Store or replace a secret", Args: cobra.ExactArgs(1),
-		Long: `Store or replace a secret. The value comes from standard input (unseen when that is a terminal), from a file, or is made
-here. One line break at its end is not part of it.
+		Long: `Store or replace a secret. The value comes from standard input (a terminal does not show it), from a file, or is generated.
+One line break at its end is not part of it.
 
---generate psk makes a pre-shared key of 48 letters and digits, which every cloud takes, and prints it: the other side
-needs it, and it cannot be read back. --generate wireguard makes a private key and prints the public key that belongs
-to it.`}
+--generate psk makes a pre-shared key of 48 letters and digits, which every cloud accepts, and prints it: the other side
+needs it, and it cannot be read back. --generate wireguard makes a private key and prints its public key.`}
 	cmd.RunE = runs(func(c *cobra.Command, args []string) error {
 		var value []byte
 		var answer string
@@ -112,7 +111,7 @@ to it.`}
 		})(c, args)
 	})
 	cmd.Flags().StringVar(&file, "from-file", "", "read the value from this file")
-	cmd.Flags().StringVar(&generate, "generate", "", "make the value: psk or wireguard")
+	cmd.Flags().StringVar(&generate, "generate", "", "generate the value: psk or wireguard")
 	cmd.MarkFlagsMutuallyExclusive("from-file", "generate")
 	return cmd
 }
@@ -161,7 +160,7 @@ func (a *app) readSecret(ctx context.Context, name string) ([]byte, error) {
 		return io.ReadAll(io.LimitReader(a.stdin, maxSecret))
 	}
 	was, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	if err != nil { // no terminal
+	if err != nil { // not a terminal
 		return io.ReadAll(io.LimitReader(f, maxSecret))
 	}
 	hidden := *was

@@ -52,7 +52,7 @@ func (d *document) flag(cmd *cobra.Command) {
 // maxDocument is the size in bytes of the largest document that a node reads.
 const maxDocument = 16 << 20
 
-// read returns a document as it is written.
+// read returns the text of a document.
 func (a *app) read(d *document) (*isthmusv1.Source, error) {
 	a.document = d.name()
 	data, err := a.readInput(d.file, maxDocument)
@@ -60,9 +60,9 @@ func (a *app) read(d *document) (*isthmusv1.Source, error) {
 	case err != nil:
 		return nil, fmt.Errorf("reading %s: %w", d.name(), err)
 	case len(data) > maxDocument:
-		return nil, fmt.Errorf("reading %s: has more than %d bytes", d.name(), maxDocument)
+		return nil, fmt.Errorf("reading %s: is larger than %d bytes", d.name(), maxDocument)
 	case !utf8.Valid(data):
-		return nil, fmt.Errorf("reading %s: is no text in UTF-8", d.name())
+		return nil, fmt.Errorf("reading %s: is not valid UTF-8 text", d.name())
 	}
 	return &isthmusv1.Source{Source: &isthmusv1.Source_Text{Text: string(data)}}, nil
 }
@@ -78,7 +78,7 @@ func (a *app) addSpec(root, get, _, _ *cobra.Command) {
 	root.AddCommand(a.validateCommand(), a.planCommand(), a.applyCommand(), a.confirmCommand(), a.rollbackCommand())
 
 	var generation uint64
-	spec := &cobra.Command{Use: "spec", Short: "Show an accepted document as it was written; with json or yaml, as it was understood", Args: cobra.NoArgs,
+	spec := &cobra.Command{Use: "spec", Short: "Show the text of an accepted document; with -o json or yaml, its parsed form", Args: cobra.NoArgs,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 			s, err := isthmusv1.NewSpecServiceClient(conn).GetSpec(ctx, &isthmusv1.GetSpecRequest{Generation: generation})
 			if err != nil {
@@ -90,9 +90,9 @@ func (a *app) addSpec(root, get, _, _ *cobra.Command) {
 			_, err = io.WriteString(a.stdout, s.Text)
 			return err
 		})}
-	spec.Flags().Uint64Var(&generation, "generation", 0, "which one; 0 for the present one")
+	spec.Flags().Uint64Var(&generation, "generation", 0, "generation to show (default: the present one)")
 	a.outputFlag(spec)
-	get.AddCommand(spec, getCommand(a, "history", "Show the accepted documents, newest first", revisionColumns,
+	get.AddCommand(spec, getCommand(a, "history", "List the accepted documents, newest first", revisionColumns,
 		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.Revision, proto.Message, error) {
 			all := &isthmusv1.ListHistoryResponse{}
 			client := isthmusv1.NewSpecServiceClient(conn)
@@ -143,7 +143,7 @@ func plural(n int, what string) string {
 
 func (a *app) planCommand() *cobra.Command {
 	var d document
-	cmd := &cobra.Command{Use: "plan -f FILE", Short: "Show what applying a document would do; exits with 3 when that is something", Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: "plan -f FILE", Short: "Show what applying a document would change; exit with 3 if there are changes", Args: cobra.NoArgs,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 			source, err := a.read(&d)
 			if err != nil {
@@ -164,7 +164,7 @@ func (a *app) planCommand() *cobra.Command {
 	return cmd
 }
 
-// planned ends a command that only shows changes.
+// planned reports the number of changes of a plan, and returns errChanges if there are any.
 func (a *app) planned(changes []*isthmusv1.Change, generation uint64) error {
 	fmt.Fprintf(a.stderr, "isthmus: %s to generation %d\n", plural(len(changes), "change"), generation)
 	if len(changes) > 0 {
@@ -173,7 +173,7 @@ func (a *app) planned(changes []*isthmusv1.Change, generation uint64) error {
 	return nil
 }
 
-// showChanges prints no table of nothing.
+// showChanges prints the changes, and nothing instead of an empty table.
 func (a *app) showChanges(changes []*isthmusv1.Change, m proto.Message) error {
 	if len(changes) == 0 && a.output != "json" && a.output != "yaml" {
 		return nil
@@ -184,7 +184,7 @@ func (a *app) showChanges(changes []*isthmusv1.Change, m proto.Message) error {
 // expectedFlag adds --expected-generation and returns what gives its value, nil when it was not
 // used.
 func expectedFlag(cmd *cobra.Command) func() *uint64 {
-	v := cmd.Flags().Uint64("expected-generation", 0, "refuse when this is not the present generation any more")
+	v := cmd.Flags().Uint64("expected-generation", 0, "refuse unless this is the present generation")
 	return func() *uint64 {
 		if cmd.Flags().Changed("expected-generation") {
 			return v
@@ -195,7 +195,7 @@ func expectedFlag(cmd *cobra.Command) func() *uint64 {
 
 // confirmFlag adds --confirm-within and returns what gives its value, nil when it was not used.
 func confirmFlag(cmd *cobra.Command) func() *durationpb.Duration {
-	v := cmd.Flags().Duration("confirm-within", 0, "go back unless confirmed within this time, 10s to 1h")
+	v := cmd.Flags().Duration("confirm-within", 0, "revert unless confirmed within this time, 10s to 1h")
 	return func() *durationpb.Duration {
 		if cmd.Flags().Changed("confirm-within") {
 			return durationpb.New(*v)
@@ -206,11 +206,11 @@ func confirmFlag(cmd *cobra.Command) func() *durationpb.Duration {
 
 func (a *app) applyCommand() *cobra.Command {
 	var d document
-	cmd := &cobra.Command{Use: "apply -f FILE", Short: "Make a document what is wanted of the node", Args: cobra.NoArgs,
-		Long: `Make a document what is wanted of the node, as a whole or not at all.
+	cmd := &cobra.Command{Use: "apply -f FILE", Short: "Apply a document to the node", Args: cobra.NoArgs,
+		Long: `Apply a document to the node, as a whole or not at all.
 
 With --confirm-within the node goes back to the former document by itself unless "isthmus confirm" reaches it in time:
-a change that cuts the way to the node undoes itself.`}
+a change that cuts the connection to the node reverts itself.`}
 	expected, confirm := expectedFlag(cmd), confirmFlag(cmd)
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 		source, err := a.read(&d)
@@ -240,7 +240,7 @@ func (a *app) applied(r *isthmusv1.ApplyResponse) error {
 func parseGeneration(s string) (uint64, error) {
 	g, err := strconv.ParseUint(s, 10, 64)
 	if err != nil || g == 0 {
-		return 0, usageError{fmt.Errorf("generation %q: must be a number from 1", s)}
+		return 0, usageError{fmt.Errorf("generation %q: must be a number of at least 1", s)}
 	}
 	return g, nil
 }
@@ -268,7 +268,7 @@ func (a *app) rollbackCommand() *cobra.Command {
 		}
 		return a.applied(r)
 	})
-	cmd.Flags().Uint64Var(&to, "to", 0, "generation to go back to; 0 for the one before the present one")
+	cmd.Flags().Uint64Var(&to, "to", 0, "generation to go back to (default: the one before the present one)")
 	a.outputFlag(cmd)
 	return cmd
 }

@@ -18,7 +18,7 @@ func TestSystemClean(t *testing.T) {
 		say  string
 	}{
 		{1000, "system clean --yes", exitFailed, "needs root"},
-		{0, "system clean", exitUsage, "give --yes"},
+		{0, "system clean", exitUsage, "--yes is missing"},
 		{0, "system clean now", exitUsage, "unknown command"},
 		{0, "system", exitUsage, "give one of"},
 	} {

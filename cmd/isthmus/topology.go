@@ -15,12 +15,12 @@ import (
 )
 
 func (a *app) addTopology(root, _, _, _ *cobra.Command) {
-	group := a.group("topology", "Nodes and clouds' gateways from one file; works without a node")
+	group := a.group("topology", "Show and render nodes and clouds' gateways from one file (works without a node)")
 	group.AddCommand(a.topologyShow(), a.topologyRender())
 	root.AddCommand(group)
 }
 
-// topologyFile is the flags of the commands that read a topology.
+// topologyFile holds the flags of the commands that read a topology.
 type topologyFile struct {
 	document
 	set []string
@@ -29,10 +29,10 @@ type topologyFile struct {
 func (f *topologyFile) flags(cmd *cobra.Command) {
 	f.document.flag(cmd)
 	cmd.Flags().Lookup("file").Usage = "the topology as YAML or JSON; - for standard input"
-	cmd.Flags().StringArrayVar(&f.set, "set", nil, "NAME=ADDRESS, an outside address that a cloud chose; may be repeated")
+	cmd.Flags().StringArrayVar(&f.set, "set", nil, "outside address that a cloud chose, as NAME=ADDRESS; may be repeated")
 }
 
-// topology reads and checks a topology. What is wrong with it goes to standard error, all at once.
+// topology reads and checks a topology. All problems go to standard error at once.
 func (a *app) topology(f *topologyFile) (*topology.Topology, error) {
 	set := map[string]netip.Addr{}
 	for _, s := range f.set {
@@ -88,7 +88,7 @@ var pairingColumns = []column[topology.Tunnel]{
 var outsideColumns = []column[topology.OutsideAddress]{
 	{header: "ADDRESS", value: func(_ *app, o topology.OutsideAddress) string { return o.Name }},
 	{header: "GATEWAY", value: func(_ *app, o topology.OutsideAddress) string { return o.Gateway }},
-	{header: "IS", value: func(_ *app, o topology.OutsideAddress) string {
+	{header: "VALUE", value: func(_ *app, o topology.OutsideAddress) string {
 		if !o.Addr.IsValid() {
 			return "not known yet"
 		}
@@ -98,7 +98,7 @@ var outsideColumns = []column[topology.OutsideAddress]{
 
 var keyColumns = []column[topology.Key]{
 	{header: "KEY", value: func(_ *app, k topology.Key) string { return k.Name }},
-	{header: "COMES FROM", value: func(_ *app, k topology.Key) string {
+	{header: "SOURCE", value: func(_ *app, k topology.Key) string {
 		if k.File != "" {
 			return "file " + k.File
 		}
@@ -106,7 +106,7 @@ var keyColumns = []column[topology.Key]{
 	}},
 }
 
-// pairing is what "topology show" prints of a tunnel as JSON and YAML.
+// pairing is the form of a tunnel in the JSON and YAML output of "topology show".
 type pairing struct {
 	Name string     `json:"name"`
 	Key  string     `json:"key,omitempty"`
@@ -125,10 +125,10 @@ type pairEnd struct {
 
 func (a *app) topologyShow() *cobra.Command {
 	var f topologyFile
-	cmd := &cobra.Command{Use: "show -f FILE", Short: "Show every tunnel of a topology, and those that a cloud attempts in vain", Args: cobra.NoArgs,
-		Long: `Show every tunnel of a topology with both ends, and those that a cloud attempts though the other side will never answer
-them: dead by design, with the reason. Below it the outside addresses that the clouds choose, by the names that commands and
-Terraform have for them, and where each pre-shared key comes from.`}
+	cmd := &cobra.Command{Use: "show -f FILE", Short: "Show every tunnel of a topology, and those that are dead by design", Args: cobra.NoArgs,
+		Long: `Show every tunnel of a topology with both ends. A tunnel that a cloud attempts and the other side never answers is dead by
+design, and is shown with the reason. Two further tables list the outside addresses that the clouds choose, by their names in
+commands and Terraform, and the source of each pre-shared key.`}
 	cmd.RunE = runs(func(*cobra.Command, []string) error {
 		t, err := a.topology(&f)
 		if err != nil {
@@ -168,20 +168,20 @@ func (a *app) topologyRender() *cobra.Command {
 	var target, form, part string
 	cmd := &cobra.Command{Use: "render -f FILE --for TARGET", Short: "Write one side of a topology: a node's document, or a cloud's commands or Terraform", Args: cobra.NoArgs,
 		Long: `Write one side of a topology. --for node/NAME writes the document of a node, for isthmus apply. --for aws, azure or gcp
-writes what all gateways of that cloud need, as commands (--as cli) or as Terraform (--as terraform).
+writes the configuration of all gateways of that cloud, as commands (--as cli) or as Terraform (--as terraform).
 
-The clouds choose outside addresses when they make a gateway or a tunnel. What another side needs of them is a variable
-until it is known; a node's document needs them all. The commands print them at the end and Terraform has them as outputs: give
-them with --set or write them into the topology. Gateways of two clouds that are linked with each other need each other's: make those of
-Azure and Google with --part gateways, then AWS, then the others' --part tunnels.
+The clouds choose outside addresses when they create a gateway or a tunnel. An address that another side needs is a variable
+until it is known; a node's document needs all of them. The commands print them at the end and Terraform has them as outputs: give
+them with --set or write them into the topology. Gateways of two clouds that are linked with each other need each other's addresses:
+create those of Azure and Google with --part gateways, then AWS, then the others with --part tunnels.
 
-Pre-shared keys are never in the output: commands read environment variables, Terraform has sensitive variables, and a document has
-the names of secrets.`}
+The output never contains pre-shared keys: commands read environment variables, Terraform has sensitive variables, and a document
+has the names of secrets.`}
 	cmd.RunE = runs(func(*cobra.Command, []string) error {
 		name, node := strings.CutPrefix(target, "node/")
 		for _, flag := range []string{"as", "part"} {
 			if node && cmd.Flags().Changed(flag) {
-				return usageError{fmt.Errorf("--%s: has no meaning with --for %s", flag, target)}
+				return usageError{fmt.Errorf("--%s: cannot be used with --for %s", flag, target)}
 			}
 		}
 		for _, c := range []struct {
@@ -209,9 +209,9 @@ the names of secrets.`}
 		return err
 	})
 	f.flags(cmd)
-	cmd.Flags().StringVar(&target, "for", "", "node/NAME, aws, azure or gcp")
+	cmd.Flags().StringVar(&target, "for", "", "side to write: node/NAME, aws, azure or gcp")
 	cmd.MarkFlagRequired("for")
-	cmd.Flags().StringVar(&part, "part", "all", "what of a cloud's side: all, gateways or tunnels")
-	cmd.Flags().StringVar(&form, "as", "cli", "how to write a cloud's side: cli or terraform")
+	cmd.Flags().StringVar(&part, "part", "all", "part of a cloud's side: all, gateways or tunnels")
+	cmd.Flags().StringVar(&form, "as", "cli", "form of a cloud's side: cli or terraform")
 	return cmd
 }

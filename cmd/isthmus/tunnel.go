@@ -37,12 +37,12 @@ var tunnelColumns = []column[*isthmusv1.TunnelStatus]{
 }
 
 var strayColumns = []column[*isthmusv1.StrayTunnel]{
-	{header: "NOT-IN-THE-DOCUMENT", value: func(_ *app, s *isthmusv1.StrayTunnel) string { return s.Address }},
+	{header: "STRAY-ADDRESS", value: func(_ *app, s *isthmusv1.StrayTunnel) string { return s.Address }},
 	{header: "STATE", value: func(_ *app, s *isthmusv1.StrayTunnel) string { return s.State }},
 	{header: "SINCE", value: func(a *app, s *isthmusv1.StrayTunnel) string { return a.since(s.Since) }},
 	{header: "LAST", value: func(a *app, s *isthmusv1.StrayTunnel) string { return a.since(s.Last) }},
 	{header: "ATTEMPTS", value: func(_ *app, s *isthmusv1.StrayTunnel) string { return count(s.Attempts) }},
-	{header: "BESIDE", value: func(_ *app, s *isthmusv1.StrayTunnel) string { return s.Beside }},
+	{header: "NEXT-TO", value: func(_ *app, s *isthmusv1.StrayTunnel) string { return s.Beside }},
 	{header: "REASON", value: func(_ *app, s *isthmusv1.StrayTunnel) string { return s.Reason }},
 	{header: "REMEDY", wide: true, value: func(_ *app, s *isthmusv1.StrayTunnel) string { return s.Remedy }},
 	{header: "SOURCE", wide: true, value: func(_ *app, s *isthmusv1.StrayTunnel) string { return s.Source }},
@@ -50,9 +50,9 @@ var strayColumns = []column[*isthmusv1.StrayTunnel]{
 }
 
 func (a *app) addTunnels(_, get, describe, watch *cobra.Command) {
-	list := &cobra.Command{Use: "tunnels", Short: "Show the tunnels", Args: cobra.NoArgs,
-		Long: `Show the tunnels, and below them those that are not in the document: what a cloud's gateway has or calls for beside
-them, and other callers. A dead tunnel is down by design: it cannot come up with the document and the gateway as they are.`,
+	list := &cobra.Command{Use: "tunnels", Short: "List the tunnels", Args: cobra.NoArgs,
+		Long: `List the tunnels, and in a second table stray ones that are not in the document: further tunnels of a cloud's gateway, and
+other callers. A dead tunnel is down by design: it cannot come up with the present document and gateway.`,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
 			all := &isthmusv1.ListTunnelsResponse{}
 			client := isthmusv1.NewTunnelServiceClient(conn)
@@ -74,7 +74,7 @@ them, and other callers. A dead tunnel is down by design: it cannot come up with
 		})}
 	a.outputFlag(list)
 	get.AddCommand(list)
-	describe.AddCommand(describeCommand(a, "tunnel NAME", "Show everything about one tunnel, and why it is not up",
+	describe.AddCommand(describeCommand(a, "tunnel NAME", "Show everything about one tunnel, with the reason if it is not up",
 		func(ctx context.Context, conn *grpc.ClientConn, name string) (proto.Message, error) {
 			return isthmusv1.NewTunnelServiceClient(conn).GetTunnel(ctx, &isthmusv1.GetTunnelRequest{Name: name})
 		}))

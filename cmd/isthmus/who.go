@@ -17,7 +17,7 @@ import (
 )
 
 func (a *app) addWho(root, _, _, _ *cobra.Command) {
-	group := a.group("nat", "Tell who was behind a public address")
+	group := a.group("nat", "Find the host behind a public address")
 	group.AddCommand(a.natWho())
 	root.AddCommand(group)
 }
@@ -39,7 +39,7 @@ var whoColumns = []column[*isthmusv1.TranslatedFlow]{
 	{header: "OUTSIDE", wide: true, value: func(_ *app, f *isthmusv1.TranslatedFlow) string { return f.Outside }},
 }
 
-// moment prints a time to the millisecond, in UTC.
+// moment formats a time to the millisecond, in UTC.
 func moment(t *timestamppb.Timestamp, unset string) string {
 	if t == nil {
 		return unset
@@ -51,23 +51,23 @@ func (a *app) natWho() *cobra.Command {
 	var at string
 	var within time.Duration
 	q := &isthmusv1.WhoRequest{}
-	cmd := &cobra.Command{Use: "who ADDRESS[:PORT]", Short: "Tell who had a public address and port at a time", Args: cobra.ExactArgs(1),
-		Long: `Tell which flows had a public address and port at a time: those that live, and those of the log of translations (egress.log in
-the document). Where the pool has blocks, the source is told by formula too, without any log. One port may serve flows
-to several destinations at once; --to tells them apart. Without a port, --to is required, and all who talked to that
-destination from the address are told. The question is in the audit log.`,
+	cmd := &cobra.Command{Use: "who ADDRESS[:PORT]", Short: "Find the flows that had a public address and port at a time", Args: cobra.ExactArgs(1),
+		Long: `Find the flows that had a public address and port at a time: live flows, and those in the log of translations (egress.log in the
+document). If the pool has blocks, the source also follows from the port by a formula, without any log. One port may serve flows to
+several destinations at once; --to selects one. Without a port, --to is required, and the answer lists all flows to that destination
+from the address. The audit log records the query.`,
 		Example: `  isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05Z
   isthmus nat who 203.0.113.9:21877 --at 2026-11-20T12:01:05+01:00 --within 30s --protocol tcp --to 198.51.100.7
   isthmus nat who 203.0.113.9 --to 198.51.100.7 --within 1m`}
 	f := cmd.Flags()
-	f.StringVar(&at, "at", "", "when, as in RFC 3339 (default: now)")
-	f.DurationVar(&within, "within", time.Second, "how far the clock of the party that asks may be off")
+	f.StringVar(&at, "at", "", "time in the form of RFC 3339 (default: now)")
+	f.DurationVar(&within, "within", time.Second, "maximum error of the clock that --at is from")
 	f.StringVar(&q.Protocol, "protocol", "", "tcp, udp or icmp (default: every protocol)")
-	f.StringVar(&q.Destination, "to", "", "address that the flow went to (default: everybody)")
+	f.StringVar(&q.Destination, "to", "", "destination address of the flow (default: all destinations)")
 	cmd.RunE = a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {
 		if address, err := netip.ParseAddr(args[0]); err == nil {
 			if q.Destination == "" {
-				return usageError{fmt.Errorf("%q: give a port, as %s, or the destination by --to", args[0], netip.AddrPortFrom(address, 21877))}
+				return usageError{fmt.Errorf("%q: has no port: give one, as %s, or the destination by --to", args[0], netip.AddrPortFrom(address, 21877))}
 			}
 			q.Address, q.AnyPort = address.String(), true
 		} else if outside, err := netip.ParseAddrPort(args[0]); err == nil {
@@ -93,7 +93,7 @@ destination from the address are told. The question is in the audit log.`,
 			err = a.showWho(args[0], r)
 		}
 		if err == nil && len(r.Flows) == 0 && r.BlockSource == "" {
-			err = errors.New("no known flow had " + args[0])
+			err = errors.New("no known flow used " + args[0])
 		}
 		return err
 	})
@@ -110,7 +110,7 @@ func (a *app) showWho(outside string, r *isthmusv1.WhoResponse) error {
 		fmt.Fprintf(&b, "May be incomplete: %s\n", clean(gap))
 	}
 	if r.Truncated {
-		fmt.Fprintf(&b, "There are more than these %d flows; ask more exactly.\n", len(r.Flows))
+		fmt.Fprintf(&b, "More than these %d flows match: narrow the query.\n", len(r.Flows))
 	}
 	if _, err := a.stdout.Write([]byte(b.String())); err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 // grows: rewrite a room, then add it.
 var plain = []string{
 	"README.md",
+	"cmd/isthmus",
 	"docs/architecture.md",
 	"docs/benchmarks.md",
 	"docs/install/README.md",

@@ -38,19 +38,19 @@ func TestExplained(t *testing.T) {
 		if err == nil {
 			return errors.New("the tunnel that is not in the document still comes up")
 		}
-		if !strings.Contains(b.cli("get", "tunnels"), "NOT-IN-THE-DOCUMENT") {
+		if !strings.Contains(b.cli("get", "tunnels"), "STRAY-ADDRESS") {
 			return fmt.Errorf("nobody was heard who is not in the document; the last call: %w", err)
 		}
 		return nil
 	})
-	shows("get tunnels", "NOT-IN-THE-DOCUMENT", other+" ", "dead", "second-instance", "azure-0")
+	shows("get tunnels", "STRAY-ADDRESS", other+" ", "dead", "second-instance", "azure-0")
 	out, err := b.r.CLIInput(t.Context(), half, "validate", "-f", "-", "-o", "yaml")
 	if err != nil || !strings.Contains(out, "notes:") || !strings.Contains(out, "tunnels[2]") {
 		t.Errorf("validate: %v\n%s", err, out)
 	}
 	b.ok(b.r.Apply(t.Context(), full))
 	b.up()
-	if out := b.cli("get", "tunnels"); strings.Contains(out, other+" dead") || strings.Contains(out, "NOT-IN-THE-DOCUMENT") {
+	if out := b.cli("get", "tunnels"); strings.Contains(out, other+" dead") || strings.Contains(out, "STRAY-ADDRESS") {
 		t.Errorf("still called a stranger:\n%s", out)
 	}
 
