@@ -1,6 +1,6 @@
-// Package condition has every kind of condition that a node can report, with what it means and what
-// to do about it. A condition is made from its kind, so that none is shown which cannot be looked
-// up: `isthmus describe condition` and docs/conditions.md are made from this list.
+// Package condition lists every kind of condition that a node can report, with its meaning, cause
+// and remedy. Conditions are made from their kinds only, so that each can be looked up:
+// `isthmus describe condition` and docs/conditions.md are made from this list.
 package condition
 
 import (
@@ -17,21 +17,21 @@ import (
 // Severity says how much a condition matters.
 type Severity string
 
-// The severities. With an error something does not work, or will stop working without help. With a
-// warning everything works, perhaps with less reserve.
+// The severities. Error: a function does not work, or will stop working without help. Warning:
+// everything works, perhaps with less reserve.
 const (
 	Error   Severity = "error"
 	Warning Severity = "warning"
 )
 
-// Kind is a kind of condition. Its texts are sentences of their own.
+// Kind is a kind of condition. Its texts are complete sentences.
 type Kind struct {
 	Name       string
-	Severities []Severity // that it can have, the worst first
-	Meaning    string     // what is so
-	Cause      string     // why that may be
-	Remedy     string     // what to do
-	// Of is the object that has it: "node", "tunnel", "peer" or "route".
+	Severities []Severity // possible severities, the worst first
+	Meaning    string
+	Cause      string // possible causes
+	Remedy     string
+	// Of is the object that has the condition: "node", "tunnel", "peer" or "route".
 	Of string
 }
 
@@ -61,7 +61,7 @@ func (k *Kind) make(s Severity, since time.Time, message string) *isthmusv1.Cond
 	return c
 }
 
-// Lookup returns the kind of a name, in any case of letters, and false when there is none.
+// Lookup returns the kind with a name, ignoring case, and false if the name is unknown.
 func Lookup(name string) (*Kind, bool) {
 	i := slices.IndexFunc(All, func(k *Kind) bool { return strings.EqualFold(k.Name, name) })
 	if i < 0 {

@@ -17,6 +17,7 @@ import (
 var plain = []string{
 	"README.md",
 	"cmd/isthmus",
+	"router/condition",
 	"docs/architecture.md",
 	"docs/benchmarks.md",
 	"docs/install/README.md",
