@@ -133,7 +133,7 @@ func TestCallerIsWarned(t *testing.T) {
 				t.Fatal(err)
 			}
 			said := fmt.Sprintf("this document closes the API to you (%s); use --confirm-within", caller)
-			if got := fmt.Sprint(plan.GetChanges()); strings.Contains(got, said) != warned || strings.Contains(got, "to you") != warned || !strings.Contains(got, "what listens now: tcp/22") {
+			if got := fmt.Sprint(plan.GetChanges()); strings.Contains(got, said) != warned || strings.Contains(got, "to you") != warned || !strings.Contains(got, "ports that listen now: tcp/22") {
 				t.Errorf("%q: %s", caller, got)
 			}
 		}

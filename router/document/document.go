@@ -17,18 +17,18 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// Daemon is the author of what the daemon does by itself.
+// Daemon is the author of changes that the daemon makes by itself.
 const Daemon = "isthmusd"
 
-// source is a document as it came, with its text as it will be kept.
+// source is a received document with the text that will be stored.
 type source struct {
 	doc      spec.Document
 	problems spec.Problems
 	text     string
-	awaits   bool // secrets that are not stored yet are no problem
+	awaits   bool // secrets that are not stored yet are not reported as problems
 }
 
-// read returns a document as a caller gave it, as text or as a message.
+// read decodes a caller's document, text or message.
 func read(src *isthmusv1.Source) (source, error) {
 	if m := src.GetSpec(); m != nil {
 		text, err := spec.Encode(m)
@@ -38,8 +38,7 @@ func read(src *isthmusv1.Source) (source, error) {
 	return source{doc: d, problems: problems, text: src.GetText()}, nil
 }
 
-// basis is what a plan is made from. Nothing in it is changed later, so that it can be used without
-// the lock.
+// basis is the input of a plan. It is immutable, so that it can be used without the lock.
 type basis struct {
 	version uint64 // of the router's
 	present store.Revision
@@ -56,12 +55,13 @@ func (m *Manager) basis() basis {
 	return basis{m.version, m.present, m.carried(), m.dying, m.spec, m.target, m.ledger}
 }
 
-// attempts is how often a plan is made for a change while others come between.
+// attempts bounds how often a change is planned again because other changes were accepted
+// meanwhile.
 const attempts = 5
 
-// change plans without the lock, so that a document which takes long holds up nothing else, and has
-// commit carry it out with the lock if what it was planned from is still so; else it plans again.
-// make returns what is to be carried out; nil: nothing is.
+// change plans without the lock, so that a large document does not block others, and calls commit
+// with the lock if its basis is still the present one; otherwise it plans again. make returns the
+// revision to commit, or nil for none.
 func (m *Manager) change(make func(basis) (commit func() error, err error)) (uint64, error) {
 	for range attempts {
 		b := m.basis()
@@ -79,11 +79,11 @@ func (m *Manager) change(make func(basis) (commit func() error, err error)) (uin
 		m.mu.Unlock()
 		return generation, err
 	}
-	return m.basis().present.Generation, fmt.Errorf("%w: other changes came before this one could be carried out; try again", store.ErrStale)
+	return m.basis().present.Generation, fmt.Errorf("%w: other changes were accepted before this one: try again", store.ErrStale)
 }
 
-// planNew is plan for a document that a caller brings. Its secrets must fit the fields that name
-// them; a document that was accepted stays what it is.
+// planNew plans a caller's document. Its secrets must fit the fields that name them; accepted
+// documents are not checked for this again.
 func (m *Manager) planNew(ctx context.Context, s source, b basis) (*spec.Spec, plan.Target, plan.Ledger, spec.Problems, error) {
 	checked, target, ledger, problems, err := m.plan(ctx, s.doc, s.problems, b.present.Ledger, s.awaits)
 	if err != nil || len(problems) > 0 {
@@ -92,7 +92,7 @@ func (m *Manager) planNew(ctx context.Context, s source, b basis) (*spec.Spec, p
 	for _, u := range checked.Secrets {
 		ref, err := m.Store.Ref(u.Name)
 		if err != nil {
-			continue // it has gone meanwhile, which version says
+			continue // deleted meanwhile: version has changed
 		}
 		value, err := m.Store.Lookup(ref)
 		if err != nil {
@@ -105,7 +105,7 @@ func (m *Manager) planNew(ctx context.Context, s source, b basis) (*spec.Spec, p
 	return checked, target, ledger, spec.Join(problems), nil
 }
 
-// Validate returns what is wrong with a document, and when nothing is, what to know about it.
+// Validate returns the problems of a document, or its notes if it has none.
 func (m *Manager) Validate(ctx context.Context, src *isthmusv1.Source) (problems, noted spec.Problems, err error) {
 	s, err := read(src)
 	if err != nil {
@@ -118,9 +118,9 @@ func (m *Manager) Validate(ctx context.Context, src *isthmusv1.Source) (problems
 	return problems, m.noted(checked, target), nil
 }
 
-// Preview returns what applying a document would change for a caller at an address (the zero one
-// loses nothing), the generation that this is based on, and what to know about the document. For a
-// bad one the error is spec.Problems.
+// Preview returns the changes that applying a document would make, the generation that they are
+// based on, and notes about the document. The caller's address serves to warn about lost API
+// access; the zero address loses nothing. For a document with problems the error is spec.Problems.
 func (m *Manager) Preview(ctx context.Context, caller netip.Addr, src *isthmusv1.Source) (uint64, []plan.Change, spec.Problems, error) {
 	s, err := read(src)
 	if err != nil {
@@ -137,18 +137,18 @@ func (m *Manager) Preview(ctx context.Context, caller netip.Addr, src *isthmusv1
 	return b.present.Generation, m.cut(m.counted(plan.Diff(b.target, target)), b.target, target, caller), m.noted(checked, target), nil
 }
 
-// Change is who changes something, and how.
+// Change describes the author and the conditions of a change.
 type Change struct {
 	Author string
-	Caller netip.Addr // where the author is; zero: on the node
-	// Expected is the generation that the author has seen. Nil: not checked.
+	Caller netip.Addr // address of the author; zero: on the node
+	// Expected is the generation that the author expects to be the present one. Nil: not checked.
 	Expected *uint64
-	// Confirm has the former document come back unless Confirm is called within this time. 0: the
-	// new one stays.
+	// Confirm is the time after which the former document comes back unless Confirm is called. 0:
+	// the new one stays.
 	Confirm time.Duration
 }
 
-// Apply makes a document the wanted one. The same document again changes nothing and makes no new
+// Apply makes a document the present one. The same document again changes nothing and makes no new
 // generation.
 func (m *Manager) Apply(ctx context.Context, c Change, src *isthmusv1.Source) (uint64, []plan.Change, error) {
 	s, err := read(src)
@@ -180,7 +180,7 @@ func (m *Manager) accept(ctx context.Context, c Change, s source, reason string)
 		}
 		return func() error {
 			if err := ctx.Err(); err != nil {
-				return err // who has gone would not hear of it
+				return err // the caller has gone: do not commit
 			}
 			err := m.commit(store.Revision{Author: c.Author, Reason: reason, Changes: uint32(len(changes)), Text: s.text, Ledger: encoded}, c.Confirm)
 			if err == nil {
@@ -195,14 +195,14 @@ func (m *Manager) accept(ctx context.Context, c Change, s source, reason string)
 	return generation, changes, err
 }
 
-// Edit changes single policies of the present document; dry only returns what would change.
+// Edit changes single policies of the present document; with dry it only returns the changes.
 func (m *Manager) Edit(ctx context.Context, c Change, e spec.Edit, dry bool) (generation uint64, changes []plan.Change, err error) {
 	generation, err = m.change(func(b basis) (func() error, error) {
 		if err := b.expects(c.Expected); err != nil {
 			return nil, err
 		}
 		if b.spec == nil {
-			return nil, fmt.Errorf("%w: there is no document that can be edited; apply one", fault.ErrPrecondition)
+			return nil, fmt.Errorf("%w: no document can be edited: apply one first", fault.ErrPrecondition)
 		}
 		edited, problems, err := e.Apply(b.spec, b.carried.Text)
 		if len(problems) > 0 {
@@ -237,10 +237,10 @@ func (m *Manager) Edit(ctx context.Context, c Change, e spec.Edit, dry bool) (ge
 	return generation, changes, err
 }
 
-// maxNamed is how many policies the reason of an edit names.
+// maxNamed bounds the policies that the reason of an edit names.
 const maxNamed = 3
 
-// expects refuses a writer who has seen another generation than the present one. Nil: not checked.
+// expects refuses a writer that expects another generation than the present one. Nil: not checked.
 func (b basis) expects(generation *uint64) error {
 	if generation != nil && *generation != b.present.Generation {
 		return fmt.Errorf("%w: expected %d, present is %d", store.ErrStale, *generation, b.present.Generation)
@@ -248,13 +248,13 @@ func (b basis) expects(generation *uint64) error {
 	return nil
 }
 
-// commit makes a revision the present one. With confirm > 0 it is so until then.
+// commit makes a revision the present one, until confirm has passed if that is not 0.
 func (m *Manager) commit(next store.Revision, confirm time.Duration) error {
 	next.Time = time.Now()
 	if confirm > 0 {
-		// Before the first document there is none to go back to: then everything is removed.
+		// Before the first document the node goes back to no document: everything is removed.
 		next.ConfirmBy, next.RevertTo = next.Time.Add(confirm), m.present.Generation
-		// A chain of unconfirmed documents goes back to the last one that an operator stood by.
+		// A chain of unconfirmed documents goes back to the last confirmed one.
 		if !m.present.ConfirmBy.IsZero() {
 			next.RevertTo = m.present.RevertTo
 		}
@@ -273,7 +273,7 @@ func (m *Manager) commit(next store.Revision, confirm time.Duration) error {
 	return nil
 }
 
-// dropFormer forgets the former values of secrets, since a document was accepted with the present
+// dropFormer deletes the former values of secrets, because a document was accepted with the present
 // ones.
 func (m *Manager) dropFormer() {
 	if err := m.Store.DropFormer(); err != nil {
@@ -286,7 +286,7 @@ func (m *Manager) Confirm(generation uint64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.unstored != nil && generation == m.present.Generation {
-		return fmt.Errorf("%w: generation %d was not confirmed in time, generation %d is carried out again", fault.ErrPrecondition, generation, m.present.RevertTo)
+		return fmt.Errorf("%w: generation %d was not confirmed in time, and generation %d is applied again", fault.ErrPrecondition, generation, m.present.RevertTo)
 	}
 	if err := m.Store.Confirm(generation); err != nil {
 		return err
@@ -304,11 +304,11 @@ func (m *Manager) Rollback(ctx context.Context, c Change, generation uint64) (ui
 		history := m.Store.History()
 		i := slices.IndexFunc(history, func(h store.Revision) bool { return h.Generation < present })
 		if i < 0 {
-			return present, nil, fmt.Errorf("%w: there is no earlier document", fault.ErrPrecondition)
+			return present, nil, fmt.Errorf("%w: no earlier document exists", fault.ErrPrecondition)
 		}
 		generation = history[i].Generation
 		if c.Expected == nil {
-			c.Expected = &present // else another one could be the earlier one by now
+			c.Expected = &present // so that a new document does not change which one is the earlier
 		}
 	}
 	old, err := m.Store.Revision(generation)
@@ -319,7 +319,7 @@ func (m *Manager) Rollback(ctx context.Context, c Change, generation uint64) (ui
 	return m.accept(ctx, c, source{doc: d, problems: problems, text: old.Text}, fmt.Sprintf("rollback to %d", generation))
 }
 
-// revertIfDue goes back when the present document, which makes this target, was not confirmed in
+// revertIfDue reverts when the present document, which t is the target of, was not confirmed in
 // time.
 func (m *Manager) revertIfDue(now time.Time, from plan.Target) {
 	if m.present.ConfirmBy.IsZero() || now.Before(m.present.ConfirmBy) {
@@ -336,8 +336,8 @@ func (m *Manager) revertIfDue(now time.Time, from plan.Target) {
 	}
 }
 
-// revert carries out the document that the present one was to be confirmed against, and then stores
-// that: an operator who is locked out does not wait for a disk that is full.
+// revert applies the former document first and stores it afterwards, so that an operator who is
+// locked out does not wait for a full disk.
 func (m *Manager) revert(from plan.Target) error {
 	if m.unstored == nil && m.present.RevertTo == 0 {
 		m.unstored = &store.Revision{Author: Daemon, Reason: "not confirmed, back to no document", Changes: uint32(len(plan.Diff(from, plan.Nothing(m.machine(), spec.Access{})))), Ledger: m.present.Ledger}
@@ -377,8 +377,8 @@ func (m *Manager) revert(from plan.Target) error {
 	return nil
 }
 
-// carried is what the node is told to do: the present document, unless that was not confirmed and
-// could not be replaced.
+// carried returns the document that the node applies: the present one, or the former one if the
+// present one was not confirmed and the revert could not be stored.
 func (m *Manager) carried() store.Revision {
 	if m.unstored != nil {
 		return *m.unstored
@@ -389,12 +389,11 @@ func (m *Manager) carried() store.Revision {
 	return m.present
 }
 
-// maxDeltas bounds how many changes of another text a document may consist of before its file is
-// compacted.
+// maxDeltas bounds how many deltas the present revision may consist of before it is compacted.
 const maxDeltas = 32
 
-// compact has the present document need no other file when no other one has come for a while, or
-// after many changes.
+// compact rewrites the present document as one whole file, when no other document came for a while
+// or after many deltas.
 func (m *Manager) compact(now time.Time) error {
 	m.mu.Lock()
 	changes := maxDeltas
@@ -405,8 +404,8 @@ func (m *Manager) compact(now time.Time) error {
 	return m.Store.Settle(changes)
 }
 
-// Document returns an accepted document as message and text; generation 0 is the one that is
-// carried out.
+// Document returns an accepted document as message and text; generation 0 is the one that the node
+// applies.
 func (m *Manager) Document(generation uint64) (uint64, *isthmusv1.Spec, string, error) {
 	m.mu.Lock()
 	if generation == 0 && m.unstored != nil {
@@ -429,19 +428,19 @@ func (m *Manager) Document(generation uint64) (uint64, *isthmusv1.Spec, string, 
 	return rev.Generation, d.Message, rev.Text, nil
 }
 
-// secretsChanged plans the present document again: what uses a changed secret differs by its
-// fingerprint.
+// secretsChanged plans the present document again: the parts that use a changed secret differ by
+// its fingerprint.
 func (m *Manager) secretsChanged(ctx context.Context) error {
 	m.mu.Lock()
-	m.version++ // what was planned before has the former secrets
+	m.version++ // invalidates plans made with the former secrets
 	m.mu.Unlock()
 	return m.planAgain(ctx)
 }
 
-// SecretsOpened carries the present document out with secrets that could not be read before.
+// SecretsOpened plans and applies the present document with secrets that could not be read before.
 func (m *Manager) SecretsOpened(ctx context.Context) error { return m.secretsChanged(ctx) }
 
-// planAgain carries the present document out for what it is planned for now.
+// planAgain plans the present document again with the present inputs and applies it.
 func (m *Manager) planAgain(ctx context.Context) error {
 	_, err := m.change(func(b basis) (func() error, error) {
 		if b.present.Generation == 0 {
@@ -453,7 +452,7 @@ func (m *Manager) planAgain(ctx context.Context) error {
 			return nil, err
 		}
 		if len(problems) > 0 && b.spec == nil {
-			// The stored document could not be used before either; with the next secret it may.
+			// The stored document was unusable before too; the next secret may make it usable.
 			return func() error {
 				m.invalid = fmt.Errorf("reading generation %d: %w", b.present.Generation, problems)
 				return nil

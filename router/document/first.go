@@ -10,16 +10,15 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// FirstBoot is the author of the document that came with the machine's user-data. A client's name
-// has no space.
+// FirstBoot is the author of the document from the machine's user-data. The names of clients have
+// no space.
 const FirstBoot = "first boot"
 
-// awaits says whether secrets that a document names may come later. User-data has no secrets, and
-// those are set over the API when the document is there already.
+// awaits reports whether secrets that the document names may be missing. User-data has no secrets;
+// they are set over the API after the document.
 func awaits(rev store.Revision) bool { return rev.Author == FirstBoot }
 
-// CheckFirst says what is wrong with a text as the first document; an error that is spec.Problems
-// is about the text.
+// CheckFirst checks a text as the first document. An error of type spec.Problems is about the text.
 func (m *Manager) CheckFirst(ctx context.Context, text string) error {
 	d, problems := spec.Decode([]byte(text))
 	_, _, _, problems, err := m.planNew(ctx, source{doc: d, problems: problems, text: text, awaits: true}, m.basis())
@@ -30,8 +29,8 @@ func (m *Manager) CheckFirst(ctx context.Context, text string) error {
 }
 
 // ApplyFirst makes a text the first document, as Apply does. Secrets that it names may be missing:
-// what uses them is made when they are set. With another document accepted meanwhile, the error
-// wraps store.ErrStale.
+// the parts that use them are created when they are set. If another document was accepted
+// meanwhile, the error wraps store.ErrStale.
 func (m *Manager) ApplyFirst(ctx context.Context, text string) (uint64, error) {
 	d, problems := spec.Decode([]byte(text))
 	none := uint64(0)
@@ -39,15 +38,15 @@ func (m *Manager) ApplyFirst(ctx context.Context, text string) (uint64, error) {
 	return generation, err
 }
 
-// Generation returns the number of the newest accepted document; 0: there has never been one.
+// Generation returns the generation of the newest accepted document; 0: none was ever accepted.
 func (m *Manager) Generation() uint64 { return m.basis().present.Generation }
 
-// SetFirstAccess says which sources may reach the API as long as the document names none. It
-// returns before the rules are in the kernel.
+// SetFirstAccess sets the sources that may reach the API while the document names none. It returns
+// before the rules are in the kernel.
 func (m *Manager) SetFirstAccess(ctx context.Context, api []netip.Prefix) error {
 	m.first.Store(&api)
 	m.mu.Lock()
-	m.version++ // what was planned before has the former access
+	m.version++ // invalidates plans made with the former access
 	without := m.spec == nil
 	if without {
 		m.withoutDocument()
@@ -59,7 +58,7 @@ func (m *Manager) SetFirstAccess(ctx context.Context, api []netip.Prefix) error 
 	return m.planAgain(ctx)
 }
 
-// withoutDocument has the access rules of a node put in that carries no document out.
+// withoutDocument applies the access rules of a node without a document.
 func (m *Manager) withoutDocument() {
 	carried := m.carried()
 	d, _ := spec.Decode([]byte(carried.Text))
@@ -73,15 +72,16 @@ func (m *Manager) withoutDocument() {
 	}
 }
 
-// SetFacts says what the platform says of addresses now, and carries the present document out with
-// it. When the document cannot be used with it, what runs stays as it is, and the error says why.
+// SetFacts sets the platform's present answer and plans the present document with it. If the
+// document cannot be planned with it, the present configuration stays, and the error gives the
+// reason.
 func (m *Manager) SetFacts(ctx context.Context, p spec.Platform) error {
 	former := m.facts.Swap(&p)
 	if reflect.DeepEqual(*former, p) && !m.unplanned.Load() {
 		return nil
 	}
 	m.mu.Lock()
-	m.version++ // what was planned before has the former facts
+	m.version++ // invalidates plans made with the former facts
 	m.mu.Unlock()
 	err := m.planAgain(ctx)
 	m.unplanned.Store(err != nil)

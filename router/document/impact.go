@@ -15,10 +15,10 @@ import (
 	"github.com/isthmus-net/isthmus/router/spec"
 )
 
-// countTime bounds how long a plan waits for the flows to be counted.
+// countTime bounds how long a plan waits for the count of flows.
 const countTime = 3 * time.Second
 
-// counted adds to changes how many flows under way each of them ends.
+// counted adds to each change the number of flows that it ends.
 func (m *Manager) counted(changes []plan.Change) []plan.Change {
 	var ends []nat.Ending
 	for _, c := range changes {
@@ -41,7 +41,7 @@ func (m *Manager) counted(changes []plan.Change) []plan.Change {
 		}
 		for _, e := range c.Ends {
 			if err != nil {
-				said = append(said, fmt.Sprintf("flows %s end, it is not known how many: %v", e.Flows, err))
+				said = append(said, fmt.Sprintf("flows %s end, their number is unknown: %v", e.Flows, err))
 				continue
 			}
 			said = append(said, ended(counts[0], e.Flows))
@@ -52,12 +52,12 @@ func (m *Manager) counted(changes []plan.Change) []plan.Change {
 	return changes
 }
 
-// maxCounted is how many sets of flows are counted: each flow is compared with each set.
+// maxCounted bounds the sets of flows that are counted: each flow is compared with each set.
 const maxCounted = 1000
 
 var errTooManyEndings = fmt.Errorf("more than %d objects end some", maxCounted)
 
-// ended says that n flows end, as "3,214 flows from 203.0.113.9 end".
+// ended describes n flows that end, as "3,214 flows from 203.0.113.9 end".
 func ended(n int, flows string) string {
 	if n == 1 {
 		return "1 flow " + flows + " ends"
@@ -69,8 +69,8 @@ func ended(n int, flows string) string {
 	return digits + " flows " + flows + " end"
 }
 
-// strange returns the interfaces that have a network and that the document does not name, with
-// their networks in words.
+// strange returns the interfaces that have a network and are not in the document, with their
+// networks as text.
 func strange(t plan.Target, seen fib.Surroundings) (out []string) {
 	networks := map[string][]string{}
 	for _, a := range seen.Addresses {
@@ -86,10 +86,11 @@ func strange(t plan.Target, seen fib.Surroundings) (out []string) {
 	return out
 }
 
-// surprises returns what the machine has that the writer of a document may not have thought of.
+// surprises returns notes about interfaces and addresses of the machine that the document does not
+// name.
 func surprises(s *spec.Spec, t plan.Target, seen fib.Surroundings) (out spec.Problems) {
 	if len(seen.Addresses) == 0 {
-		return nil // it has not been read yet
+		return nil // the machine has not been read yet
 	}
 	note := func(path, value, rule, remedy string) {
 		out = append(out, spec.Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: s.Line(path)})
@@ -102,13 +103,14 @@ func surprises(s *spec.Spec, t plan.Target, seen fib.Surroundings) (out spec.Pro
 	if !slices.ContainsFunc(seen.Addresses, func(a fib.Assigned) bool {
 		return a.Interface == t.Underlay.Interface && a.Prefix.Addr() == t.Underlay.Address
 	}) {
-		note("underlay.address", t.Underlay.Address.String(), "is not an address of interface "+t.Underlay.Interface+" at present", "`ip address` shows those that it has")
+		note("underlay.address", t.Underlay.Address.String(), "is not an address of interface "+t.Underlay.Interface+" at present", "compare it with `ip address`")
 	}
 	return out
 }
 
-// cut adds to changes which addresses of the node, with what listens there, are the node's no more,
-// which services are closed, and that the caller loses the API. The zero caller loses nothing.
+// cut adds to the changes the addresses that the node loses, with the ports that listen there, the
+// services that are closed, and a warning if the caller loses the API. The zero caller loses
+// nothing.
 func (m *Manager) cut(changes []plan.Change, from, to plan.Target, caller netip.Addr) []plan.Change {
 	seen := m.Machine.Surroundings()
 	has := func(t plan.Target, a netip.Addr) bool {
@@ -129,7 +131,7 @@ func (m *Manager) cut(changes []plan.Change, from, to plan.Target, caller netip.
 			add(fmt.Sprintf("this document closes the API to you (%v); use --confirm-within", caller))
 		case c.Kind == "access" && c.Name == "input" && to.NAT.Input.Drop && !from.NAT.Input.Drop:
 			if ports := m.Machine.Listening(to.Underlay.Address); len(ports) > 0 {
-				add("what listens now: " + strings.Join(ports, ", "))
+				add("ports that listen now: " + strings.Join(ports, ", "))
 			}
 		}
 		if c.Kind != "pool" || c.Action == plan.Remove {
@@ -139,7 +141,7 @@ func (m *Manager) cut(changes []plan.Change, from, to plan.Target, caller netip.
 			if a.Address == to.Underlay.Address || has(from, a.Address) || !slices.ContainsFunc(seen.Addresses, func(o fib.Assigned) bool { return o.Prefix.Addr() == a.Address }) {
 				continue
 			}
-			said := fmt.Sprintf("%v is an address of the node, which does not answer there any more", a.Address)
+			said := fmt.Sprintf("%v is an address of the node, which will no longer answer there", a.Address)
 			if ports := m.Machine.Listening(a.Address); len(ports) > 0 {
 				said += ": " + strings.Join(ports, ", ")
 			}

@@ -83,8 +83,8 @@ func TestUncountedEndings(t *testing.T) {
 	a := netip.MustParseAddr("192.0.2.11")
 	former := plan.Target{NAT: nat.Config{Pools: []nat.Pool{{Name: "p", Addresses: []nat.PoolAddress{{Address: a, Public: a}}}}}}
 	for want, flows := range map[string]observe.Flows{
-		"flows from 192.0.2.11 end, it is not known how many: no such luck":                     deafTable{},
-		"flows from 192.0.2.11 end, it is not known how many: the connection table is not read": nil,
+		"flows from 192.0.2.11 end, their number is unknown: no such luck":                     deafTable{},
+		"flows from 192.0.2.11 end, their number is unknown: the connection table is not read": nil,
 	} {
 		m := &Manager{Options: Options{Machine: counting{flows}}}
 		if c := m.counted(plan.Diff(former, plan.Target{})); len(c) != 1 || c[0].Interrupts != want {

@@ -1,6 +1,6 @@
-// Package document decides which document a node carries out: it accepts, confirms and reverts
-// documents, edits single policies, keeps their history, and holds back one that ends the daemon
-// again and again.
+// Package document decides which document a node applies: it accepts, confirms and reverts
+// documents, edits single policies, keeps their history, and holds back a document that ends the
+// daemon repeatedly.
 package document
 
 import (
@@ -22,53 +22,53 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// Carrier carries targets out. Its methods return before that is done.
+// Carrier applies targets. Its methods return before the work is done.
 type Carrier interface {
-	// Carry has a target carried out. onTrial says that the former one comes back unless this one
-	// is confirmed.
+	// Carry applies a target. onTrial means that the former one comes back unless this one is
+	// confirmed.
 	Carry(s *spec.Spec, t plan.Target, onTrial bool)
-	// Clear has everything removed but the rules of a target without a document.
+	// Clear removes everything except the rules of a target without a document.
 	Clear(t plan.Target)
-	// Hold leaves what runs as it is. Where no rules are, those of a target without a document are
-	// put in.
+	// Hold keeps the present configuration. If no rules are in the kernel, it installs those of a
+	// target without a document.
 	Hold(t plan.Target)
-	// Confirmed takes note that the former target does not come back.
+	// Confirmed reports that the former target does not come back.
 	Confirmed()
-	// Settled reports whether everything is as wanted, and Tried whether everything has been tried
+	// Settled reports whether every job has succeeded, and Tried whether every job has been tried
 	// once.
 	Settled() bool
 	Tried() bool
 }
 
-// Machine is what a preview looks at.
+// Machine is the state of the machine that a preview needs.
 type Machine interface {
-	// Surroundings returns what the machine has of addresses and routes; the zero value when it has
+	// Surroundings returns the addresses and routes of the machine; the zero value when they have
 	// not been read.
 	Surroundings() fib.Surroundings
-	// Listening returns what listens at an address of the machine, as "tcp/22".
+	// Listening returns the ports that listen at an address of the machine, as "tcp/22".
 	Listening(netip.Addr) []string
-	// Count returns how many flows under way are in each of some sets.
+	// Count returns the number of established flows in each of some sets.
 	Count(ctx context.Context, sets []nat.Ending) ([]int, error)
 }
 
-// Options are what a Manager works with.
+// Options are the dependencies and settings of a Manager.
 type Options struct {
 	Store   *store.Store
 	Carrier Carrier
 	Machine Machine
-	// Plan is what documents are planned for; First and the API's sources of a document are added.
+	// Plan has the inputs of planning; First and the API's sources of a document are added.
 	Plan plan.Machine
-	// FirstAPI are sources that may reach the API as long as the document names none; see
+	// FirstAPI are sources that may reach the API while the document names none; see
 	// SetFirstAccess.
 	FirstAPI []netip.Prefix
-	// Facts is what the platform said of addresses when it was last asked; see SetFacts.
+	// Facts is the platform's last answer; see SetFacts.
 	Facts spec.Platform
-	// Safe carries nothing out: documents are taken and stored, and what runs stays as it is.
+	// Safe applies nothing: documents are accepted and stored, and the present configuration stays.
 	Safe bool
 	Log  *slog.Logger
 }
 
-// Manager has the documents of a node. Methods may be called from several goroutines.
+// Manager manages the documents of a node. Its methods may be called from several goroutines.
 type Manager struct {
 	Options
 	first     atomic.Pointer[[]netip.Prefix] // see SetFirstAccess
@@ -76,8 +76,8 @@ type Manager struct {
 	unplanned atomic.Bool                    // the present document could not be planned with facts
 	passes    chan struct{}                  // full when a pass has ended
 
-	mu sync.Mutex // held while a document becomes the present one, not while it is planned
-	// of what plans are made from: present, spec, target, ledger and the secrets
+	mu sync.Mutex // held to commit a document, not to plan it
+	// of the inputs of plans: present, spec, target, ledger and the secrets
 	version  uint64
 	present  store.Revision
 	spec     *spec.Spec // nil: there is no document, or it cannot be used
@@ -85,19 +85,19 @@ type Manager struct {
 	ledger   plan.Ledger
 	textUses map[uint64][]spec.SecretUse // see usesIn
 	invalid  error                       // why the stored document cannot be used
-	stuck    error                       // why the former document, which was to come back, did not
-	applied  uint64                      // newest generation with everything done
+	stuck    error                       // why the former document could not come back
+	applied  uint64                      // newest generation whose jobs have all succeeded
 
-	// The daemon died under the present document again and again, and held, if there is one, is
-	// carried out instead.
+	// The daemon died repeatedly under the present document; held is applied instead, if it is not
+	// nil.
 	dying bool
 	held  *store.Revision
-	// unstored is carried out instead of the present document, which was not confirmed, while
-	// storing it fails.
+	// unstored is applied instead of the present document, which was not confirmed, until it can be
+	// stored.
 	unstored *store.Revision
 }
 
-// New returns a Manager with the stored document, if there is one. Load has it carried out.
+// New returns a Manager with the stored document, if any. Load applies it.
 func New(o Options) *Manager {
 	m := &Manager{Options: o, passes: make(chan struct{}, 1)}
 	m.first.Store(&o.FirstAPI)
@@ -108,7 +108,7 @@ func New(o Options) *Manager {
 	return m
 }
 
-// Load has the stored document carried out.
+// Load applies the stored document.
 func (m *Manager) Load() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -127,13 +127,13 @@ func (m *Manager) Load() error {
 func (m *Manager) loadLocked() error {
 	present := m.present
 	if present.Text == "" {
-		// the first document was not confirmed, and a former daemon may not have come to the end of
-		// that
+		// The first document was not confirmed, and an earlier daemon may not have completed the
+		// removal.
 		m.clear()
 		return nil
 	}
 	if m.Safe {
-		m.Log.Warn("started with -safe: nothing is carried out", "generation", present.Generation)
+		m.Log.Warn("started with -safe: no document is applied", "generation", present.Generation)
 		return nil
 	}
 	if c := m.begin(); c.Carried != present.Generation && c.Starts >= startsOf {
@@ -145,8 +145,8 @@ func (m *Manager) loadLocked() error {
 		return err
 	}
 	if len(problems) > 0 {
-		// What runs is left as it is: the document was good once, and its removal was not asked
-		// for.
+		// Keep the present configuration: the document was valid once, and its removal was not
+		// requested.
 		m.invalid = fmt.Errorf("reading generation %d: %w", present.Generation, problems)
 		m.Log.Error("the stored document cannot be used; nothing is changed", "err", m.invalid)
 		return nil
@@ -159,16 +159,16 @@ func (m *Manager) loadLocked() error {
 	return nil
 }
 
-// machine is what documents are planned for.
+// machine returns the inputs of planning.
 func (m *Manager) machine() plan.Machine {
 	p := m.Plan
 	p.First = *m.first.Load()
 	return p
 }
 
-// plan checks a document and decides about it, without changing anything, and needs no lock. It
-// ends soon after ctx is done, with an error. With awaits, secrets that are not stored yet are
-// accepted, and those that are sealed always are.
+// plan checks a document and makes its target. It changes nothing and needs no lock. It returns an
+// error soon after ctx is done. With awaits, secrets that are not stored yet are accepted; sealed
+// secrets are always accepted.
 func (m *Manager) plan(ctx context.Context, d spec.Document, decodeProblems spec.Problems, ledger json.RawMessage, awaits bool) (*spec.Spec, plan.Target, plan.Ledger, spec.Problems, error) {
 	var former plan.Ledger
 	if len(ledger) > 0 {
@@ -179,7 +179,7 @@ func (m *Manager) plan(ctx context.Context, d spec.Document, decodeProblems spec
 	s, problems, err := spec.CheckWithin(ctx, d.On(*m.facts.Load()), func(name string) (secret.Ref, bool) {
 		ref, err := m.Store.Ref(name)
 		if (awaits && errors.Is(err, secret.ErrNotFound) || errors.Is(err, store.ErrSealed)) && store.ValidSecretName(name) {
-			// drivers refuse it until a secret that can be read is there
+			// drivers refuse this reference until the secret can be read
 			return secret.Ref{Name: name}, true
 		}
 		return ref, err == nil
@@ -194,7 +194,7 @@ func (m *Manager) plan(ctx context.Context, d spec.Document, decodeProblems spec
 	return s, target, next, spec.Join(problems), ctx.Err()
 }
 
-// use makes a target the wanted one.
+// use makes a target the wanted one and applies it.
 func (m *Manager) use(s *spec.Spec, target plan.Target, ledger plan.Ledger) {
 	m.spec, m.target, m.ledger, m.invalid = s, target, ledger, nil
 	m.version++
@@ -203,7 +203,7 @@ func (m *Manager) use(s *spec.Spec, target plan.Target, ledger plan.Ledger) {
 	}
 }
 
-// clear has everything removed that was made for a target, and leaves the node without a document.
+// clear removes everything that was made for a target, and leaves the node without a document.
 func (m *Manager) clear() {
 	m.spec, m.target, m.invalid = nil, plan.Nothing(m.machine(), spec.Access{}), nil
 	m.version++
@@ -212,7 +212,7 @@ func (m *Manager) clear() {
 	}
 }
 
-// Passed notes that a pass has ended, and with it perhaps the work on a generation.
+// Passed records that a pass has ended, which may complete the work on a generation.
 func (m *Manager) Passed() {
 	select {
 	case m.passes <- struct{}{}:
@@ -235,15 +235,13 @@ func (m *Manager) Passed() {
 	}
 }
 
-// How long a document has been the present one before its file is made to need no other, and when
-// that is tried again.
+// Delay before the file of the present document is compacted, and before another attempt.
 const (
 	compactAfter = 10 * time.Second
 	compactRetry = time.Minute
 )
 
-// Run does what time alone causes, until ctx is done: an unconfirmed document goes back, and files
-// are compacted.
+// Run reverts unconfirmed documents and compacts files when their time has come, until ctx is done.
 func (m *Manager) Run(ctx context.Context) error {
 	second := time.NewTicker(time.Second)
 	defer second.Stop()

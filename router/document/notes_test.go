@@ -41,7 +41,7 @@ func TestSurprises(t *testing.T) {
 	m := &Manager{Options: Options{Machine: standing{seen: seen}}}
 	target.NAT.Pools = []nat.Pool{{Name: "p", Addresses: []nat.PoolAddress{{Address: netip.MustParseAddr("10.9.0.5")}, {Address: netip.MustParseAddr("10.9.0.6")}, {Address: netip.MustParseAddr("10.9.0.7")}}}}
 	changes := m.cut([]plan.Change{{Action: plan.Add, Kind: "pool", Name: "p"}}, plan.Target{}, target, netip.Addr{})
-	if want := "10.9.0.6 is an address of the node, which does not answer there any more: tcp/22"; changes[0].Interrupts != want {
+	if want := "10.9.0.6 is an address of the node, which will no longer answer there: tcp/22"; changes[0].Interrupts != want {
 		t.Errorf("interrupts %q, want %q", changes[0].Interrupts, want)
 	}
 }

@@ -16,8 +16,8 @@ type Secret struct {
 	UsedBy []string // paths of fields
 }
 
-// SetSecret stores a secret, and has what uses it use the new value. A value that does not fit a
-// field that names the secret is refused.
+// SetSecret stores a secret and applies the new value. A value that does not fit a field that names
+// the secret is refused.
 func (m *Manager) SetSecret(ctx context.Context, author, name string, value []byte) (Secret, error) {
 	if err := m.fits(name, value); err != nil {
 		return Secret{}, err
@@ -29,7 +29,7 @@ func (m *Manager) SetSecret(ctx context.Context, author, name string, value []by
 	return m.secretSet(ctx, author, "secret set", info)
 }
 
-// RollbackSecret brings the former value of a secret back.
+// RollbackSecret restores the former value of a secret.
 func (m *Manager) RollbackSecret(ctx context.Context, author, name string) (Secret, error) {
 	value, err := m.Store.FormerSecret(name)
 	if err != nil {
@@ -45,10 +45,10 @@ func (m *Manager) RollbackSecret(ctx context.Context, author, name string) (Secr
 	return m.secretSet(ctx, author, "secret rolled back", info)
 }
 
-// secretSet has what uses a secret that was stored use its new value.
+// secretSet applies the new value of a stored secret.
 func (m *Manager) secretSet(ctx context.Context, author, what string, info store.SecretInfo) (Secret, error) {
 	m.Log.Info(what, "name", info.Ref.Name, "author", author)
-	// The secret is there, also for a caller who has gone meanwhile.
+	// The secret is stored, even if the caller has gone meanwhile.
 	if err := m.secretsChanged(context.WithoutCancel(ctx)); err != nil {
 		return Secret{}, fmt.Errorf("the secret is stored, but the present document cannot be planned with it: %w", err)
 	}
@@ -58,7 +58,7 @@ func (m *Manager) secretSet(ctx context.Context, author, what string, info store
 	return Secret{info, uses[info.Ref.Name]}, nil
 }
 
-// fits says why a value does not fit a field of the present document that names the secret.
+// fits returns why a value does not fit a field of the present document that names the secret.
 func (m *Manager) fits(name string, value []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -83,7 +83,7 @@ func (m *Manager) fits(name string, value []byte) error {
 func (m *Manager) Secrets() (out []Secret) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	uses, _ := m.uses() // what is not known is not shown
+	uses, _ := m.uses() // uses that cannot be read are not shown
 	for _, info := range m.Store.Secrets() {
 		out = append(out, Secret{info, uses[info.Ref.Name]})
 	}
@@ -101,7 +101,7 @@ func (m *Manager) DeleteSecret(_ context.Context, author, name string) error {
 	if u := uses[name]; len(u) > 0 {
 		return fmt.Errorf("%w: secret %s is used by %s", fault.ErrPrecondition, name, u[0])
 	}
-	m.version++ // what is being planned may name it
+	m.version++ // a plan in progress may name it
 	if err := m.Store.DeleteSecret(name); err != nil {
 		return err
 	}
@@ -109,8 +109,8 @@ func (m *Manager) DeleteSecret(_ context.Context, author, name string) error {
 	return nil
 }
 
-// uses returns where secrets are used, as field paths by name: in the present document, and in the
-// one that comes back unless the present one is confirmed.
+// uses returns the field paths that use each secret: in the present document, and in the one that
+// comes back unless the present one is confirmed.
 func (m *Manager) uses() (map[string][]string, error) {
 	paths := map[string][]string{}
 	add := func(u []spec.SecretUse, of string) {
@@ -133,8 +133,8 @@ func (m *Manager) uses() (map[string][]string, error) {
 	return paths, err
 }
 
-// usesIn returns the uses of secrets in the text of a generation that is not carried out. It is
-// read once: a reader may ask again and again.
+// usesIn returns the uses of secrets in the text of a generation that is not applied. The text is
+// parsed once, since callers may repeat the query.
 func (m *Manager) usesIn(generation uint64, text string) (out []spec.SecretUse) {
 	if known, ok := m.textUses[generation]; ok {
 		return known

@@ -11,24 +11,23 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// Status is which document a node carries out, and why it is not another one.
+// Status describes the document that a node applies, and why it is not another one.
 type Status struct {
 	Present store.Revision
-	Spec    *spec.Spec // of what is carried out; nil: nothing is
+	Spec    *spec.Spec // of the applied document; nil: none
 	Target  plan.Target
-	Applied uint64 // newest generation with everything done; 0: none since the start
+	Applied uint64 // newest generation whose jobs have all succeeded; 0: none since the start
 	Invalid error  // why the stored document cannot be used
-	Safe    bool   // nothing is carried out, as the daemon was told
-	Dying   bool   // the daemon died under the present document again and again
-	// Held is carried out in place of the present document, under which the daemon died. Nil:
-	// nothing is.
+	Safe    bool   // started with -safe: nothing is applied
+	Dying   bool   // the daemon died repeatedly under the present document
+	// Held is applied instead of the present document, under which the daemon died. Nil: none is.
 	Held *store.Revision
-	// Reverted says that the former document is carried out in place of the present one, which was
-	// not confirmed, and cannot be stored. Stuck is why, or why the former document could not come
-	// back.
+	// Reverted means that the former document is applied instead of the present one, which was not
+	// confirmed, and that this could not be stored. Stuck is the reason, or the reason why the
+	// former document could not come back.
 	Reverted bool
 	Stuck    error
-	// Missing are the fields that name a secret which is not stored.
+	// Missing are the fields whose secrets are not stored.
 	Missing []spec.SecretUse
 }
 
@@ -53,12 +52,12 @@ func (m *Manager) Status() Status {
 // lockPace is how often Alive tries to get the lock.
 const lockPace = 10 * time.Millisecond
 
-// Alive returns nil when the lock of the documents can be had before ctx is done.
+// Alive returns nil if it can take the lock of the documents before ctx is done.
 func (m *Manager) Alive(ctx context.Context) error {
 	for !m.mu.TryLock() {
 		select {
 		case <-ctx.Done():
-			return errors.New("the lock of the documents is not given back")
+			return errors.New("the lock of the documents is not released")
 		case <-time.After(lockPace):
 		}
 	}
@@ -66,8 +65,8 @@ func (m *Manager) Alive(ctx context.Context) error {
 	return nil
 }
 
-// Empty reports whether nothing is carried out. It does not wait: while the documents are busy the
-// answer is no.
+// Empty reports whether no document is applied. It does not wait: while the lock is taken it
+// returns false.
 func (m *Manager) Empty() bool {
 	if !m.mu.TryLock() {
 		return false

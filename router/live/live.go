@@ -1,7 +1,7 @@
-// Package live combines the plan with what was observed since: which addresses are healthy, what
-// names resolve to, which tunnels are down, what addresses the machine has. Its result is what
-// drivers are given. It is pure: the same target and the same facts make the same effective
-// configuration.
+// Package live merges the plan with the facts observed since: which addresses are healthy, what
+// names resolve to, which tunnels are down, what addresses the machine has. Its result is the
+// configuration that drivers get. The package is pure: the same target and facts give the same
+// result.
 package live
 
 import (
@@ -15,10 +15,10 @@ import (
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
-// Facts are what was observed. The zero Facts are those of a machine that has not been read yet.
+// Facts are the observed state. The zero Facts are those of a machine that has not been read yet.
 type Facts struct {
-	// Machine is what the machine has that is not of isthmus. Read says that it has been read since
-	// the start.
+	// Machine is the machine's state that isthmus did not make. Read reports whether it has been
+	// read since the start.
 	Machine fib.Surroundings
 	Read    bool
 	// Resolvers are the DNS servers that the machine itself uses.
@@ -35,14 +35,14 @@ type Facts struct {
 	TunnelsDown map[string]bool
 }
 
-// Effective is the target as it is to be carried out now.
+// Effective is the target merged with facts: the configuration to apply now.
 type Effective struct {
 	NAT nat.Config
 	// Conflicts are the addresses of names that are not destinations of the policies with the
 	// names.
 	Conflicts []Conflict
 	BGP       bgp.Config
-	// Reserved are the prefixes that routes must not take from the node.
+	// Reserved are the prefixes that routes must not divert from the node.
 	Reserved []fib.Reserved
 	// PoolAddresses are the addresses that interfaces have for pools, by interface.
 	PoolAddresses map[string][]netip.Addr
@@ -54,7 +54,7 @@ type Effective struct {
 	Inside func(netip.Addr) bool
 }
 
-// Of returns what is to be carried out of a target, by what was observed.
+// Of returns the effective configuration of a target under the given facts.
 func Of(t *plan.Target, f Facts) (e Effective) {
 	e.NAT, e.Conflicts = natOf(t.NAT, f)
 	e.BGP = bgpOf(t, f)
@@ -65,7 +65,8 @@ func Of(t *plan.Target, f Facts) (e Effective) {
 	return e
 }
 
-// natOf adds addresses of names, the node's own addresses and links, and takes what is down out.
+// natOf adds the addresses of names and the node's own addresses and links, and removes addresses
+// and proxies that are down.
 func natOf(c nat.Config, f Facts) (nat.Config, []Conflict) {
 	addresses := f.Names
 	if addresses == nil {
@@ -108,8 +109,7 @@ func bgpOf(t *plan.Target, f Facts) bgp.Config {
 		switch {
 		case i < 0 && shared:
 		case i < 0:
-			// its addresses are not there yet: it counts as usable, like a pool that has not been
-			// probed
+			// no address yet: the pool counts as usable, like one that has not been probed
 			c.Announce = append(c.Announce, p.Announce...)
 		case shared && f.Pools[i].Healthy > 0, !shared && f.Pools[i].Usable > 0:
 			// An address without a verdict may work; in a shared pool it may be the other node's.
@@ -125,8 +125,8 @@ func bgpOf(t *plan.Target, f Facts) bgp.Config {
 	return c
 }
 
-// own returns the node's own addresses: the one that the document names, and those on interfaces
-// that do not lead to networks, except for those of pools.
+// own returns the node's own addresses: the one in the document, and those on interfaces that do
+// not lead to networks, without those of pools.
 func own(c nat.Config, f Facts) []netip.Addr {
 	own := slices.Clone(c.Own)
 	for _, a := range f.Machine.Own(c.Attached()) {
@@ -140,7 +140,7 @@ func own(c nat.Config, f Facts) []netip.Addr {
 	return own
 }
 
-// links returns the interfaces between which packets are forwarded, if they are there.
+// links returns the existing interfaces between which packets are forwarded.
 func links(c nat.Config, f Facts) (all nat.Links) {
 	for _, name := range slices.Sorted(slices.Values(append(c.Attached(), c.Underlay))) {
 		if link, ok := f.Machine.Devices[name]; ok {
@@ -150,8 +150,8 @@ func links(c nat.Config, f Facts) (all nat.Links) {
 	return all
 }
 
-// poolAddresses returns the addresses that the underlay interface has for pools. A pool may share
-// the node's own address, which is the machine's.
+// poolAddresses returns the addresses that the underlay interface needs for pools. A pool may share
+// the node's own address, which belongs to the machine.
 func poolAddresses(t *plan.Target) map[string][]netip.Addr {
 	out := map[string][]netip.Addr{}
 	for _, p := range t.NAT.Pools {
@@ -164,7 +164,7 @@ func poolAddresses(t *plan.Target) map[string][]netip.Addr {
 	return out
 }
 
-// names returns the names of policies and of probe targets, in order.
+// names returns the names of policies and probe targets, sorted.
 func names(t *plan.Target) (out []string) {
 	for i := range t.NAT.Policies {
 		out = append(out, t.NAT.Policies[i].Names...)

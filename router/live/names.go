@@ -9,22 +9,23 @@ import (
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
-// Conflict is an address of a name that went to another policy.
+// Conflict is an address of a name that was assigned to another policy.
 type Conflict struct {
 	Address netip.Addr
-	Policy  string // that has the name
+	Policy  string // the policy that has the name
 	Name    string
-	// the policy that has the address; empty: the rules for it would be more than nat.MaxRules with
-	// the others
+	// the policy that has the address; empty: its rules together with the others would exceed
+	// nat.MaxRules
 	Winner string
 }
 
 // Extend returns a configuration in which the addresses of names are destinations of their
-// policies. No two policies tie by it: an address that would make them stays with the policy whose
-// own destination it is, then with one that has a name without a wildcard, then with the longest
-// wildcard, then with the policy that is first by name. An address that a name has is not denied or
-// rejected toward sources of another policy with a static destination, other than everything, that
-// it is in: the owner of a zone could close any address otherwise. c itself is not changed.
+// policies. It never makes two policies tie: an address that would cause a tie stays with the
+// policy whose static destination it is, then with the policy that has a name without a wildcard,
+// then with the longest wildcard, then with the first policy by name. An address of a name is not
+// denied or rejected toward sources of another policy that has a static destination, other than
+// everything, which contains it: otherwise the owner of a zone could block any address. c itself is
+// not changed.
 func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config, []Conflict) {
 	type claim struct {
 		policy int
@@ -95,9 +96,9 @@ func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config,
 		}
 	}
 	var conflicts []Conflict
-	// The servers of a name must not make more rules than a document may have.
+	// The name servers of a zone must not cause more rules than a document may have.
 	_, rules := out.CountRules()
-	// rules that one more address of IPv4 makes, and then of IPv6
+	// rules for one more IPv4 address, and for one more IPv6 address
 	each := make([]int, len(out.Policies))
 	each = append(each, each...)
 	for i := range out.Policies {
@@ -141,7 +142,7 @@ func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config,
 		}
 	}
 	for i := range out.Policies {
-		// The order must not depend on which name was asked first.
+		// The order must not depend on which name was resolved first.
 		if len(out.Policies[i].Names) > 0 {
 			slices.SortFunc(out.Policies[i].Destinations, netip.Prefix.Compare)
 		}
@@ -149,8 +150,8 @@ func Extend(c nat.Config, addresses func(name string) []netip.Addr) (nat.Config,
 	return out, conflicts
 }
 
-// vagueness orders names, the most exact first: those without a wildcard, then the longest
-// wildcards.
+// vagueness orders names, the most exact first: names without a wildcard, then longer wildcards
+// before shorter ones.
 func vagueness(name string) int {
 	if egress.IsWildcard(name) {
 		return 256 - len(name)
@@ -158,7 +159,7 @@ func vagueness(name string) int {
 	return 0
 }
 
-// tie says whether two policies would decide the same flows to a destination with equal right.
+// tie reports whether two policies match the same flows to a destination with equal rank.
 func tie(a, b nat.Policy, dst netip.Prefix) bool {
 	a.Destinations, b.Destinations = []netip.Prefix{dst}, []netip.Prefix{dst}
 	if b.Action == nat.DNAT { // whose pool is not here

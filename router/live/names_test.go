@@ -140,7 +140,7 @@ func tied(t *testing.T, c nat.Config) []nat.Tie {
 }
 
 // TestExtendIsBounded: however many addresses a name has, the rules stay as many as a document may
-// have, and what is left out is told.
+// have, and the addresses that are left out are reported.
 func TestExtendIsBounded(t *testing.T) {
 	p := nat.Policy{Name: "p", Action: nat.Deny, Protocol: "tcp", Names: []string{"a.example"}}
 	for i := range 100 {

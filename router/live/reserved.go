@@ -11,10 +11,10 @@ import (
 	"github.com/isthmus-net/isthmus/router/spec"
 )
 
-// alibaba is where Alibaba Cloud's machines find their metadata.
+// alibaba is the metadata address of Alibaba Cloud's machines.
 var alibaba = netip.MustParseAddr("100.100.100.200")
 
-// reserved returns what routes must not take from the node.
+// reserved returns the prefixes that routes must not divert from the node.
 func reserved(t *plan.Target, f Facts) (all []fib.Reserved) {
 	one := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 	for _, p := range spec.Unroutable {
@@ -25,7 +25,7 @@ func reserved(t *plan.Target, f Facts) (all []fib.Reserved) {
 	}
 	for _, p := range nat.Platform {
 		if !p.IsSingleIP() || p.Addr() == alibaba && !slices.Contains(f.Resolvers, alibaba) {
-			// that is a prefix above, or a shared address (RFC 6598) that other networks use
+			// a prefix above, or a shared address (RFC 6598) that other networks use
 			continue
 		}
 		need(p.Addr(), "at which the cloud's platform serves this node; announce more exact prefixes")
@@ -66,11 +66,11 @@ func reserved(t *plan.Target, f Facts) (all []fib.Reserved) {
 	return all
 }
 
-// inside returns what reports that no name of a policy or probe may stand for an address: those
-// that no route may take from the node (its own, those of pools and of the platform, networks that
-// it is connected to, inside addresses of tunnels, routers of the underlay), DNS servers with a
-// private address, and networks inside. A prefix of everything, as the sources of a tunnel may be,
-// is not inside. A public DNS server, or the outside address of a tunnel, may be a partner.
+// inside returns a function that reports whether a name of a policy or probe must not resolve to an
+// address: the reserved ones (the node's own, those of pools and of the platform, connected
+// networks, inside addresses of tunnels, routers of the underlay), DNS servers with a private
+// address, and inside networks. A prefix of everything, as the sources of a tunnel may be, does not
+// count as inside. A public DNS server or the outside address of a tunnel may be a partner's.
 func inside(t *plan.Target, f Facts, own []netip.Addr, reserved []fib.Reserved) func(netip.Addr) bool {
 	addrs := map[netip.Addr]bool{}
 	for _, a := range own {
@@ -96,7 +96,7 @@ func inside(t *plan.Target, f Facts, own []netip.Addr, reserved []fib.Reserved) 
 	var prefixes []netip.Prefix
 	for _, p := range reserved {
 		switch {
-		case p.Covered: // a more exact prefix may lead there
+		case p.Covered: // a more specific prefix may be routed there
 		case p.Prefix.IsSingleIP():
 			addrs[p.Prefix.Addr()] = true
 		case p.Prefix.Bits() > 0:

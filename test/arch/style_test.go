@@ -17,7 +17,6 @@ import (
 var plain = []string{
 	"README.md",
 	"cmd/isthmus",
-	"router/condition",
 	"docs/architecture.md",
 	"docs/benchmarks.md",
 	"docs/install/README.md",
@@ -31,6 +30,9 @@ var plain = []string{
 	"docs/security.md",
 	"docs/testing.md",
 	"docs/topology.md",
+	"router/condition",
+	"router/document",
+	"router/live",
 }
 
 // phrases are the patterns of docs/style.md that a program can find, each with what to write.
