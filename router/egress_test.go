@@ -215,7 +215,7 @@ func TestNamesOfAFormerRun(t *testing.T) {
 		if len(names) != 3 || names[1].GetName() != "b.example" || fmt.Sprint(names[1].GetAddresses(), names[1].GetPolicies()) != "[198.51.100.1 198.51.100.2] [x]" {
 			t.Errorf("names %v", names)
 		}
-		if got := fmt.Sprint(status(r).GetConditions()); !strings.Contains(got, "NameShared") || !strings.Contains(got, "198.51.100.1 of name b.example is no destination of policy x, since policy w decides the same flows to it") {
+		if got := fmt.Sprint(status(r).GetConditions()); !strings.Contains(got, "NameShared") || !strings.Contains(got, "198.51.100.1 of name b.example is not a destination of policy x, since policy w decides the same flows to it") {
 			t.Errorf("conditions %s", got)
 		}
 	})

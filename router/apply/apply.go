@@ -1,7 +1,7 @@
-// Package apply carries a target out. Each of its jobs gets the effective configuration, reads what
-// is there, changes what differs, and removes what carries our mark and is not wanted. A job does
-// not know what was wanted before: whatever a document that was replaced, a failure or an earlier
-// daemon left behind is found in the kernel and in charon.
+// Package apply applies a target. Each of its jobs gets the effective configuration, reads what is
+// there, changes what differs, and removes what carries our mark and is not wanted. A job does not
+// know the former target: it finds the remains of a replaced document, a failure or an earlier
+// daemon in the kernel and in charon.
 package apply
 
 import (
@@ -24,50 +24,48 @@ import (
 
 // Addresses keeps pool addresses on the underlay interface.
 type Addresses interface {
-	// AddPool gives interfaces the pool addresses that they lack.
+	// AddPool adds the missing pool addresses to interfaces.
 	AddPool(wanted map[string][]netip.Addr) error
-	// PrunePool takes every pool address from every interface that is not to have it, whoever added
-	// it.
+	// PrunePool removes every other pool address from every interface, whichever process added it.
 	PrunePool(wanted map[string][]netip.Addr) error
-	// RemoveCanary removes the host from which a canary called. That it is not there is not an
-	// error.
+	// RemoveCanary removes the host from which a canary called. A missing host is not an error.
 	RemoveCanary() error
 }
 
-// Host is the machine.
+// Host sets the kernel parameters of the machine.
 type Host interface {
-	// Prepare sets the kernel parameters that a router needs, all but forwarding. attached are
-	// interfaces other than the underlay and tunnels that lead to networks. portless is how long
-	// flows without ports are remembered; 0: as long as the machine did before a document said so.
+	// Prepare sets the kernel parameters of a router, except forwarding. attached are the
+	// interfaces other than the underlay and tunnels that lead to networks. portless is the timeout
+	// of flows without ports; 0: the machine's own, from before a document set it.
 	Prepare(underlay string, attached []string, portless time.Duration) error
-	// Forward has the kernel forward packets, or not.
+	// Forward turns forwarding on or off.
 	Forward(on bool) error
 }
 
-// FIB is the forwarding table; router/fib has the words.
+// FIB is the forwarding table; see router/fib.
 type FIB interface {
 	// SetStatic replaces the static routes.
 	SetStatic([]fib.Route)
-	// SetReserved sets what no route may take away from the node.
+	// SetReserved sets the prefixes that no route may divert from the node.
 	SetReserved([]fib.Reserved)
-	// SetAlive tells whether a next hop carries traffic; one without a gateway stands for its
+	// SetAlive sets whether a next hop carries traffic; a next hop without a gateway stands for its
 	// interface.
 	SetAlive(h fib.NextHop, alive bool)
-	// Synced says that learned routes are complete.
+	// Synced reports that the learned routes are complete.
 	Synced()
-	// Best returns the length of the most specific prefix of ours that holds an address and that
-	// the kernel has, -1 when there is none.
+	// Best returns the length of the most specific prefix of ours that contains an address and that
+	// the kernel has, or -1.
 	Best(netip.Addr) int
 }
 
-// Flows ends flows in the table of connection tracking.
+// Flows ends flows in the connection table.
 type Flows interface {
-	// End takes the flows out of the table that f selects, and returns how many. family is
-	// unix.AF_UNSPEC for all.
+	// End deletes the entries that f selects from the connection table, and returns their number.
+	// family is unix.AF_UNSPEC for all.
 	End(ctx context.Context, family uint8, f func(*conntrack.Flow) bool) (int, error)
 }
 
-// Names resolves domain names; router/egress/dns has the words.
+// Names resolves domain names; see router/egress/dns.
 type Names interface {
 	Set(c egress.DNS, names []string, unused func(name string, ipv6 bool) bool)
 	SetInside(inside func(netip.Addr) bool) (gone bool)
@@ -79,7 +77,7 @@ type Prober interface {
 	Set(iface string, pools []egress.ProbedPool)
 }
 
-// Options are what an Applier works with.
+// Options are the dependencies of an Applier.
 type Options struct {
 	Drivers   map[tunnel.Kind]tunnel.Driver
 	BGP       bgp.Driver
@@ -89,67 +87,68 @@ type Options struct {
 	Host      Host
 	Names     Names
 	Health    Prober // of pool addresses
-	Proxies   Prober // of the proxies of redirecting policies
-	// Flows ends flows that cannot go on. Nil: none ends.
+	Proxies   Prober // of the proxies of redirect policies
+	// Flows ends flows that cannot continue. Nil: none ends.
 	Flows Flows
-	// Jobs are those of capabilities.
+	// Jobs are the jobs of capabilities.
 	Jobs []Job
-	// Facts returns what was observed.
+	// Facts returns the observed facts.
 	Facts func() live.Facts
-	// Mark returns a number for Seen, which takes the state of a tunnel that was read after it.
+	// Mark returns a mark for Seen: Seen accepts a tunnel's state only if it was read after the
+	// mark.
 	Mark func() uint64
 	Seen func(s tunnel.State, mark uint64)
-	// Applied is called with the rules that are in force.
+	// Applied is called with the configuration whose rules are in force.
 	Applied func(nat.Config)
-	// Changed is called when something that can be shown has changed.
+	// Changed is called when a reported state has changed.
 	Changed func()
 	Log     *slog.Logger
 }
 
-// Mode says what is done with a target.
+// Mode says how a target is applied.
 type Mode int
 
 // The modes.
 const (
-	// Hold leaves what runs as it is. Only where no rules are, those of the target are put in,
-	// which close the node.
+	// Hold keeps the present configuration. Only if the kernel has no rules, it installs those of
+	// the target, which close the node.
 	Hold Mode = iota
-	// Clear removes everything but the rules of the target, which close the node.
+	// Clear removes everything except the rules of the target, which close the node.
 	Clear
-	// Carry carries the target out.
+	// Carry applies the target.
 	Carry
 )
 
-// Wanted is what is to be done.
+// Wanted is a target and how to apply it.
 type Wanted struct {
 	Mode   Mode
 	Target plan.Target
-	// OnTrial says that the former document comes back unless this one is confirmed. Flows of
-	// addresses that it has taken away do not end meanwhile.
+	// OnTrial means that the former document comes back unless this one is confirmed. Until then,
+	// flows of addresses that it has removed do not end.
 	OnTrial bool
 }
 
-// verdictTime is how long after the start BGP waits for the first probes of shared pools. A
+// verdictTime is the time after the start that BGP waits for the first probes of shared pools. A
 // graceful restart takes longer, and announcing too little in the meantime would send the spokes to
 // the other node.
 const verdictTime = 5 * time.Second
 
-// Applier carries out what is wanted. Methods may be called from several goroutines.
+// Applier applies what is wanted. Its methods may be called from several goroutines.
 type Applier struct {
 	o         Options
 	started   time.Time
 	work      *scheduler
 	unsticker *unsticker // nil: flows are not ended
 	rules     rules
-	cleaned   []netip.Addr // for which orphaned flows have ended; of the job "nat" alone
+	cleaned   []netip.Addr // addresses whose orphaned flows have ended; used by the job "nat" only
 	lost      guardLoss
 	ruled     atomic.Bool // rules of a document have been applied since the start
-	// something keeps inside addresses in: this daemon or a former one put it there
+	// the guard is in place, from this daemon or an earlier one
 	guard atomic.Bool
 
-	mu     sync.Mutex // held while jobs are replaced
+	mu     sync.Mutex // held to replace jobs
 	wanted Wanted
-	set    bool // wanted was set
+	set    bool // wanted is set
 }
 
 // New returns an Applier that does nothing before it runs.
@@ -161,11 +160,10 @@ func New(o Options) *Applier {
 	return a
 }
 
-// young reports whether the start was so short ago that probes may not have had their first
-// answers.
+// young reports whether the daemon started so recently that probes may have no first answers yet.
 func (a *Applier) young() bool { return time.Since(a.started) < verdictTime }
 
-// Set has something be carried out in place of what was wanted before.
+// Set replaces what is wanted.
 func (a *Applier) Set(w Wanted) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -173,45 +171,45 @@ func (a *Applier) Set(w Wanted) {
 	a.wanted, a.set = w, true
 	a.work.replace(a.jobs(&w), func(o *object) bool { return !fresh && o.same != nil && o.same(&former.Target) })
 	if former.OnTrial && !w.OnTrial {
-		a.work.again("nat") // flows may end
+		a.work.again("nat") // the flows of removed addresses may end now
 	}
 }
 
-// Wanted returns what was last set, and false when nothing was.
+// Wanted returns what was last set, and false if nothing was.
 func (a *Applier) Wanted() (Wanted, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.wanted, a.set
 }
 
-// Effective returns what is to be carried out of the target by what was observed.
+// Effective returns the target and the effective configuration under the present facts.
 func (a *Applier) Effective() (plan.Target, live.Effective) {
 	w, _ := a.Wanted()
 	return w.Target, live.Of(&w.Target, a.o.Facts())
 }
 
-// Confirmed takes note that the former document does not come back.
+// Confirmed reports that the former document does not come back.
 func (a *Applier) Confirmed() {
 	w, _ := a.Wanted()
 	w.OnTrial = false
 	a.Set(w)
 }
 
-// Again has jobs look again at what they carry out: something changed that they depend on.
+// Again runs jobs again, because something that they depend on has changed.
 func (a *Applier) Again(keys ...string) {
 	for _, k := range keys {
 		a.work.again(k)
 	}
 }
 
-// Retry has everything that failed tried again at once.
+// Retry runs every failed job again at once.
 func (a *Applier) Retry() {
 	for _, o := range a.work.failed() {
 		a.work.again(o.key)
 	}
 }
 
-// Failure is an object that is not as wanted.
+// Failure describes a job whose last attempt failed.
 type Failure struct {
 	Key   string // such as "nat" or "tunnel/aws-0"
 	Err   error
@@ -219,7 +217,7 @@ type Failure struct {
 	Next  time.Time // of the next attempt
 }
 
-// Failures returns the objects whose last attempt failed, by key.
+// Failures returns the jobs whose last attempt failed, by key.
 func (a *Applier) Failures() (out []Failure) {
 	for _, o := range a.work.failed() {
 		out = append(out, Failure{o.key, o.err, o.since, o.due})
@@ -227,21 +225,19 @@ func (a *Applier) Failures() (out []Failure) {
 	return out
 }
 
-// Settled reports whether everything is as wanted.
+// Settled reports whether every job has succeeded.
 func (a *Applier) Settled() bool { return a.work.settled() }
 
-// Tried reports whether everything that is wanted has been tried once, with success or not.
+// Tried reports whether every job has been tried once, with or without success.
 func (a *Applier) Tried() bool { return !a.work.has(triedKey) }
 
-// Alive returns nil as soon as an object was worked on, and the cause of ctx when none is until it
-// is done.
+// Alive returns nil as soon as a job has run, and the cause of ctx if none does before it is done.
 func (a *Applier) Alive(ctx context.Context) error { return a.work.alive(ctx) }
 
-// Ruled reports whether the rules of a document have been put in since the start.
+// Ruled reports whether the rules of a document have been installed since the start.
 func (a *Applier) Ruled() bool { return a.ruled.Load() }
 
-// Run carries out what is wanted until ctx is done. passed is called after each pass that worked on
-// something.
+// Run applies what is wanted until ctx is done. It calls passed after each pass that did work.
 func (a *Applier) Run(ctx context.Context, passed func()) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -256,8 +252,7 @@ func (a *Applier) Run(ctx context.Context, passed func()) {
 	a.work.run(ctx, passed)
 }
 
-// Resync has what is there compared with what is wanted, whether or not an event said that
-// something changed.
+// Resync compares the kernel with what is wanted, whether or not an event reported a change.
 func (a *Applier) Resync() {
 	a.Again("tunnels", "removal", "nat", "host", "forwarding")
 }

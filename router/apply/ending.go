@@ -13,8 +13,8 @@ import (
 )
 
 // endOrphans ends the flows of addresses that no pool has any more, whichever document, daemon or
-// failure took them away. It reads the table of connection tracking when the addresses are others
-// than those for which it was last read to the end.
+// failure removed them. It reads the connection table only if the addresses differ from those of
+// its last complete run.
 func (a *Applier) endOrphans(ctx context.Context, c nat.Config, f live.Facts) error {
 	if a.o.Flows == nil {
 		return nil

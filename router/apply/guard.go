@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// guarded returns an error while nothing keeps inside addresses in. A tunnel that came up meanwhile
-// would let its spoke out under its own addresses.
+// guarded returns an error until the guard is in place. A tunnel that came up earlier would let its
+// spoke out under its own addresses.
 func (a *Applier) guarded(ctx context.Context) error {
 	if a.guard.Load() {
 		return nil
@@ -25,7 +25,7 @@ func (a *Applier) guarded(ctx context.Context) error {
 	return nil
 }
 
-// guardInPlace has those tunnels worked on at once that waited for the guard.
+// guardInPlace runs the jobs of tunnels that waited for the guard at once.
 func (a *Applier) guardInPlace() {
 	a.guardBack()
 	a.ruled.Store(true)
@@ -35,35 +35,35 @@ func (a *Applier) guardInPlace() {
 	a.Retry()
 }
 
-// guardLoss is when the rules were last taken away, and for how long.
+// guardLoss is the time when the rules were last removed, and when they were restored.
 type guardLoss struct {
 	mu        sync.Mutex
-	at, until time.Time // until is zero while they are away
+	at, until time.Time // until is zero while they are missing
 	times     int
 }
 
-// watchRetry is how long after a failure changes of the rules are watched again.
+// watchRetry is the delay before changes of the rules are watched again after a failure.
 const watchRetry = 5 * time.Second
 
-// watchRules has the rules put back at once when another process has changed or removed them. While
-// they are away nothing is forwarded.
+// watchRules restores the rules at once when another process has changed or removed them. While
+// they are missing, the node forwards nothing.
 func (a *Applier) watchRules(ctx context.Context) {
 	for {
 		err := a.o.NAT.Watch(ctx, a.RulesChanged)
 		if ctx.Err() != nil {
 			return
 		}
-		a.o.Log.Warn("changes of the rules by others are not heard; trying again", "err", err)
+		a.o.Log.Warn("changes of the rules by other processes cannot be watched; trying again", "err", err)
 		pause(ctx, watchRetry)
 	}
 }
 
-// RulesChanged takes note that another process may have changed the rules; present reports whether
-// they are there.
+// RulesChanged handles a possible change of the rules by another process; present reports whether
+// they still exist.
 func (a *Applier) RulesChanged(present bool) {
 	if w, _ := a.Wanted(); !present && w.Mode == Carry {
-		// First of all, since every packet counts. The job "forwarding" turns it on again, behind
-		// the guard.
+		// Stop forwarding first, since every packet counts. The job "forwarding" turns it on again,
+		// after the guard.
 		err := a.o.Host.Forward(false)
 		if a.guard.Swap(false) {
 			a.lost.mu.Lock()
@@ -78,15 +78,15 @@ func (a *Applier) RulesChanged(present bool) {
 	a.o.Changed()
 }
 
-// GuardLoss returns when the rules were last taken away by another process, when they were back,
-// and how often that happened since the start. until is zero while they are away.
+// GuardLoss returns when another process last removed the rules, when they were restored, and how
+// often that happened since the start. until is zero while they are missing.
 func (a *Applier) GuardLoss() (at, until time.Time, times int) {
 	a.lost.mu.Lock()
 	defer a.lost.mu.Unlock()
 	return a.lost.at, a.lost.until, a.lost.times
 }
 
-// guardBack notes that the rules are there.
+// guardBack records that the rules are in the kernel.
 func (a *Applier) guardBack() {
 	a.lost.mu.Lock()
 	defer a.lost.mu.Unlock()

@@ -11,31 +11,31 @@ import (
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
-// The stages of a pass. What keeps inside addresses in comes before the first tunnel; what uses a
-// tunnel goes before the tunnel.
+// The stages of a pass. The guard comes before the first tunnel; the users of a tunnel are removed
+// before the tunnel.
 const (
 	StageHost Stage = iota
 	StageGuard
 	StageForward
-	StageReplace // of tunnels by some of another kind
+	StageReplace // replaces tunnels by tunnels of another kind
 	StageTunnel
 	StageRoutes
 	StageBGP
 	StageRemoval
 )
 
-// Stage is when in a pass a job is worked on.
+// Stage is the position of a job in a pass.
 type Stage int
 
-// Job carries out a part of the target.
+// Job applies a part of the target.
 type Job struct {
 	Key   string
 	Stage Stage
-	// Part returns the part, by value: the job is worked on when it has changed. Do is worked on
-	// again after failures, and makes what is there be the part, whatever was wanted before.
+	// Part returns the part, by value: the job runs when it has changed. Do runs again after
+	// failures, and brings the system to the part, whatever was there before.
 	Part func(*plan.Target) any
 	Do   func(context.Context, *plan.Target) error
-	// Always has the job worked on although nothing is carried out, as long as no document can be.
+	// Always runs the job even if no document is applied, as long as none can be.
 	Always bool
 }
 
@@ -46,10 +46,10 @@ func (j *Job) object(t *plan.Target) *object {
 	}
 }
 
-// triedKey is the object that goes when everything was tried once.
+// triedKey is the object that is removed when every job was tried once.
 const triedKey = "document"
 
-// jobs returns everything that is to be done for what is wanted.
+// jobs returns the jobs for what is wanted.
 func (a *Applier) jobs(w *Wanted) []*object {
 	t := &w.Target
 	all := []*object{{key: triedKey, stage: StageRemoval, last: true, apply: func(context.Context) error { return nil }}}
@@ -66,7 +66,7 @@ func (a *Applier) jobs(w *Wanted) []*object {
 		add("nat", StageGuard, nil, func(ctx context.Context) error { return a.Close(ctx, t) })
 		return all
 	case Clear:
-		// The rules that keep inside addresses in go: forwarding ends first.
+		// The guard is removed too, so stop forwarding first.
 		add("forwarding", StageHost, nil, func(context.Context) error { return a.o.Host.Forward(false) })
 	case Carry:
 		add("host", StageHost, func(f *plan.Target) bool {
@@ -74,7 +74,7 @@ func (a *Applier) jobs(w *Wanted) []*object {
 		}, func(context.Context) error {
 			return a.o.Host.Prepare(t.Underlay.Interface, t.NAT.Plain(), t.PortlessTimeout)
 		})
-		// Not before the guard: what is routed meanwhile would leave under its inside address.
+		// After the guard: packets routed earlier would leave under their inside addresses.
 		add("forwarding", StageForward, func(*plan.Target) bool { return true }, func(ctx context.Context) error {
 			if err := a.guarded(ctx); err != nil {
 				return err
@@ -85,7 +85,7 @@ func (a *Applier) jobs(w *Wanted) []*object {
 	add("nat", StageGuard, func(f *plan.Target) bool {
 		return f.NAT.Equal(t.NAT) && reflect.DeepEqual(f.Health, t.Health) && reflect.DeepEqual(f.Proxies, t.Proxies) && reflect.DeepEqual(f.Names, t.Names)
 	}, func(ctx context.Context) error { return a.applyNAT(ctx, w) })
-	// What is reserved depends on much of the target. The table finds out by itself what changes.
+	// Reserved prefixes depend on many parts of the target. The table itself finds the changes.
 	add("routes", StageRoutes, nil, func(context.Context) error { return a.applyRoutes(t) })
 	add("bgp", StageBGP, func(f *plan.Target) bool {
 		return reflect.DeepEqual(f.BGP, t.BGP) && reflect.DeepEqual(f.Health, t.Health) && reflect.DeepEqual(f.Takeover, t.Takeover)
@@ -103,7 +103,7 @@ func (a *Applier) applyRoutes(t *plan.Target) error {
 	return nil
 }
 
-// errNoVerdict is why BGP waits after the start of a node that shares its pools.
+// errNoVerdict is the reason why BGP waits after the start of a node that shares its pools.
 var errNoVerdict = errors.New("waiting for the first answers to probes of shared addresses")
 
 func (a *Applier) applyBGP(ctx context.Context, t *plan.Target) error {
@@ -125,7 +125,7 @@ func (a *Applier) applyBGP(ctx context.Context, t *plan.Target) error {
 		return err
 	}
 	if c.ASN == 0 {
-		a.o.FIB.Synced() // BGP, which does not run, will not say that learned routes are complete
+		a.o.FIB.Synced() // BGP does not run and will never report that learned routes are complete
 	}
 	return nil
 }

@@ -14,18 +14,18 @@ import (
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
-// rules are what the driver of NAT was last given.
+// rules is the last input of the NAT driver.
 type rules struct {
-	// held from reading the facts to the end of the driver's work, so that an older state is never
+	// held from reading the facts until the driver has finished, so that an older state is never
 	// written last
 	mu        sync.Mutex
-	target    *plan.Target // nil: nothing yet
+	target    *plan.Target // nil: none yet
 	conflicts []live.Conflict
-	canary    *nat.Attachment // of a proof's canary while it calls
+	canary    *nat.Attachment // of a proof's canary during its call
 }
 
-// applyNAT keeps the order in which no translated flow loses its address: addresses come before the
-// rules that use them, and go after.
+// applyNAT adds addresses before the rules that use them and removes them after, so that no
+// translated flow loses its address.
 func (a *Applier) applyNAT(ctx context.Context, w *Wanted) error {
 	t, facts := &w.Target, a.o.Facts()
 	if w.Mode == Carry && !facts.Read {
@@ -33,14 +33,14 @@ func (a *Applier) applyNAT(ctx context.Context, w *Wanted) error {
 	}
 	e := live.Of(t, facts)
 	unpooled := a.o.Addresses.AddPool(e.PoolAddresses)
-	// Before the underlay's interface is there, as at boot, nothing can leave by it, and the guard
-	// must not wait for it.
+	// Without the underlay's interface, as at boot, nothing can leave by it, and the guard must not
+	// wait for it.
 	if _, there := facts.Machine.Devices[t.Underlay.Interface]; unpooled != nil && there {
 		return unpooled
 	}
-	// Now that the addresses are there.
+	// The addresses exist now.
 	a.o.Names.SetInside(e.Inside)
-	// The proxy begins to listen behind the rules, since those say who may ask.
+	// The proxy listens only after the rules, because they decide which clients reach it.
 	behind, listening := t.Names, a.o.Names.Listeners()
 	behind.Proxy = slices.DeleteFunc(slices.Clone(behind.Proxy), func(l egress.Listener) bool { return !slices.Contains(listening, l) })
 	a.o.Names.Set(behind, e.Names, e.Unused)
@@ -69,7 +69,7 @@ func (a *Applier) applyNAT(ctx context.Context, w *Wanted) error {
 	return a.endOrphans(ctx, e.NAT, facts)
 }
 
-// setRules has the rules of a target put in, as they are to be now.
+// setRules installs the rules of a target under the present facts.
 func (a *Applier) setRules(ctx context.Context, t *plan.Target) error {
 	a.rules.mu.Lock()
 	defer a.rules.mu.Unlock()
@@ -77,8 +77,8 @@ func (a *Applier) setRules(ctx context.Context, t *plan.Target) error {
 	return a.putRulesLocked(ctx)
 }
 
-// PutRules has the rules take in what was observed. It does nothing before the first ones were put
-// in.
+// PutRules updates the rules with the present facts. It does nothing before the first rules were
+// installed.
 func (a *Applier) PutRules(ctx context.Context) error {
 	a.rules.mu.Lock()
 	defer a.rules.mu.Unlock()
@@ -102,7 +102,7 @@ func (a *Applier) putRulesLocked(ctx context.Context) error {
 	a.o.Applied(e.NAT)
 	a.unsticker.use(e.NAT, func(to netip.Addr) bool { return a.leaves(facts, e.NAT.Underlay, to) })
 	if a.rules.canary == nil {
-		// of a call that could not take it away, or of a daemon that died
+		// left by a call that could not remove it, or by a daemon that died
 		return a.o.Addresses.RemoveCanary()
 	}
 	return nil
@@ -113,15 +113,14 @@ func (a *Applier) leaves(f live.Facts, underlay string, to netip.Addr) bool {
 	return f.Machine.Way(to) == underlay && a.o.FIB.Best(to) < f.Machine.Best(to)
 }
 
-// Conflicts returns the addresses of names that are not destinations of the policies with the
-// names.
+// Conflicts returns the addresses of names that are not destinations of the names' policies.
 func (a *Applier) Conflicts() []live.Conflict {
 	a.rules.mu.Lock()
 	defer a.rules.mu.Unlock()
 	return a.rules.conflicts
 }
 
-// Admit has packets be forwarded that come by one more attachment, until withdraw is called.
+// Admit allows packets from one more attachment to be forwarded, until withdraw is called.
 func (a *Applier) Admit(ctx context.Context, from nat.Attachment) (withdraw func(), err error) {
 	set := func(ctx context.Context, canary *nat.Attachment) error {
 		a.rules.mu.Lock()
@@ -133,7 +132,7 @@ func (a *Applier) Admit(ctx context.Context, from nat.Attachment) (withdraw func
 		return a.putRulesLocked(ctx)
 	}
 	withdraw = func() {
-		// The caller may have gone.
+		// ctx may be done already.
 		if err := set(context.WithoutCancel(ctx), nil); err != nil {
 			a.o.Log.Warn("the rules of the canary were not taken back; trying again", "err", err)
 			a.work.again("nat")
@@ -146,8 +145,8 @@ func (a *Applier) Admit(ctx context.Context, from nat.Attachment) (withdraw func
 	return withdraw, nil
 }
 
-// Close puts in the rules of a target that carries nothing out. The rules of a document that are
-// there stay, since they keep inside addresses in.
+// Close installs the rules of a target that applies nothing. Existing rules of a document stay,
+// since they contain the guard.
 func (a *Applier) Close(ctx context.Context, t *plan.Target) error {
 	state, err := a.o.NAT.Observe(ctx)
 	if err != nil {

@@ -22,37 +22,36 @@ const (
 
 var retry = backoff.Backoff{First: firstRetry, Last: lastRetry}
 
-// stepPace is how often alive looks.
+// stepPace is the interval at which alive polls.
 const stepPace = 10 * time.Millisecond
 
-// parallel is how many objects of one stage are worked on at a time: enough to hide the latency of
-// charon and netlink, few enough that a pass over thousands of tunnels leaves room for everything
-// else.
+// parallel is the number of objects of one stage that run at a time: enough to hide the latency of
+// charon and netlink, few enough that a pass over thousands of tunnels leaves capacity for other
+// work.
 const parallel = 8
 
-// object is one thing that is reconciled on its own, with its own result: one that fails stops no
-// other.
+// object is reconciled on its own and has its own result: a failure does not stop others.
 type object struct {
 	key   string // such as "tunnel/aws-0"
-	stage Stage  // stages run in order; within one, objects run beside each other
+	stage Stage  // stages run in order; objects of one stage run in parallel
 	apply func(context.Context) error
-	// same reports whether the object has nothing new to do, since its part of a former target was
-	// the same. Nil: it has.
+	// same reports whether the object has no new work, because its part of a former target was the
+	// same. Nil: it has work.
 	same func(former *plan.Target) bool
-	// done means that apply succeeded and that nothing has changed since.
+	// done means that apply has succeeded and nothing has changed since.
 	done     bool
-	last     bool // it goes when it is done: a removal
+	last     bool // one-shot: removed when done
 	failures int
 	due      time.Time
 	err      error
 	since    time.Time // of err
 }
 
-// scheduler works on objects until each is done, again and again where that fails.
+// scheduler runs each object until it is done, and retries failures.
 type scheduler struct {
 	now  func() time.Time
 	kick chan struct{}
-	// steps counts passes and objects that were worked on.
+	// steps counts passes and runs of objects.
 	steps atomic.Uint64
 
 	mu      sync.Mutex
@@ -63,8 +62,7 @@ func newScheduler() *scheduler {
 	return &scheduler{now: time.Now, kick: make(chan struct{}, 1), objects: map[string]*object{}}
 }
 
-// replace makes these be the objects. Those for which same is true go on as they are, the others
-// are worked on soon.
+// replace replaces the objects. Those for which same is true keep their state, the others run soon.
 func (s *scheduler) replace(objects []*object, same func(*object) bool) {
 	s.mu.Lock()
 	wanted := make(map[string]*object, len(objects))
@@ -84,7 +82,7 @@ func (s *scheduler) replace(objects []*object, same func(*object) bool) {
 	s.wake()
 }
 
-// again has a known object worked on once more.
+// again runs a known object once more.
 func (s *scheduler) again(key string) {
 	s.mu.Lock()
 	if o := s.objects[key]; o != nil {
@@ -94,7 +92,7 @@ func (s *scheduler) again(key string) {
 	s.wake()
 }
 
-// has says whether an object is known, done or not.
+// has reports whether an object is known, done or not.
 func (s *scheduler) has(key string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -134,8 +132,8 @@ func (s *scheduler) settled() bool {
 	return true
 }
 
-// alive returns nil as soon as there is a pass, or an object was worked on, and the cause of ctx
-// when there is neither until it is done.
+// alive returns nil as soon as a pass begins or an object has run, and the cause of ctx if neither
+// happens before it is done.
 func (s *scheduler) alive(ctx context.Context) error {
 	before := s.steps.Load()
 	s.wake()
@@ -149,7 +147,7 @@ func (s *scheduler) alive(ctx context.Context) error {
 	return nil
 }
 
-// run works until ctx is done. pass is called after each pass that worked on something.
+// run works until ctx is done. It calls pass after each pass that did work.
 func (s *scheduler) run(ctx context.Context, pass func()) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -173,9 +171,9 @@ func (s *scheduler) run(ctx context.Context, pass func()) {
 	}
 }
 
-// pass works on everything that is due, stage by stage, and returns when the next retry is due. A
-// later stage runs although an earlier one failed: what can work shall work. What comes meanwhile
-// for an earlier stage is worked on first.
+// pass runs everything that is due, stage by stage, and returns the time of the next retry. A later
+// stage runs even if an earlier one failed, so that everything that can work does. New work of an
+// earlier stage comes first.
 func (s *scheduler) pass(ctx context.Context) (next time.Time, worked bool) {
 	for ctx.Err() == nil {
 		due := s.due()
@@ -195,7 +193,7 @@ func (s *scheduler) pass(ctx context.Context) (next time.Time, worked bool) {
 	return next, worked
 }
 
-// due returns the objects that are to be worked on now, of the first stage that has some.
+// due returns the due objects of the first stage that has any.
 func (s *scheduler) due() (due []*object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -222,7 +220,7 @@ func (s *scheduler) work(ctx context.Context, due []*object) {
 		go func() {
 			defer wg.Done()
 			defer func() { <-slots }()
-			// Before the work: what changes meanwhile is worked on again.
+			// Set before the work: changes during the work run the object again.
 			s.mu.Lock()
 			gone := s.objects[o.key] != o || o.done
 			apply := o.apply
@@ -257,7 +255,7 @@ func (s *scheduler) result(o *object, err error) {
 	o.err = err
 	delay := backoff.Around(retry.Delay(o.failures), rand.Int64N)
 	o.failures++
-	if o.done { // else it is asked for again since, and what has changed may let it succeed
+	if o.done { // otherwise it was requested again meanwhile, and may succeed now
 		o.done, o.due = false, s.now().Add(delay)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// tunnelJobs returns a job for each tunnel, and those that take away the others.
+// tunnelJobs returns a job for each tunnel, and the jobs that remove others.
 func (a *Applier) tunnelJobs(t *plan.Target) (all []*object) {
 	for i := range t.Tunnels {
 		c := t.Tunnels[i]
@@ -20,8 +20,8 @@ func (a *Applier) tunnelJobs(t *plan.Target) (all []*object) {
 	}
 	kinds := kindsOf(t)
 	same := func(f *plan.Target) bool { return maps.Equal(kindsOf(f), kinds) }
-	// A tunnel of another kind has the same interface name, and goes before; one that is not wanted
-	// goes when routes and sessions have left it.
+	// A tunnel of another kind has the same interface name and is removed first; a tunnel that is
+	// not wanted is removed when routes and sessions have left it.
 	all = append(all, &object{key: "tunnels", stage: StageReplace, same: same, apply: func(ctx context.Context) error {
 		return a.prune(ctx, func(name string, kind tunnel.Kind) bool { wanted, ok := kinds[name]; return !ok || wanted == kind })
 	}})
@@ -38,7 +38,7 @@ func kindsOf(t *plan.Target) map[string]tunnel.Kind {
 	return kinds
 }
 
-// sameTunnel reports whether a target has the very same tunnel. Tunnels are in the order of names.
+// sameTunnel reports whether a target has an identical tunnel. Tunnels are sorted by name.
 func sameTunnel(t *plan.Target, c tunnel.Config) bool {
 	i, ok := t.Tunnel(c.Name)
 	return ok && len(tunnel.Diff(t.Tunnels[i], c)) == 0
@@ -52,13 +52,13 @@ func (a *Applier) applyTunnel(ctx context.Context, c tunnel.Config) error {
 	if d == nil {
 		return fmt.Errorf("tunnels of kind %q have no driver", c.Kind())
 	}
-	// The removal of a former tunnel of this name, which has come half way, may have left its
-	// interface for dead.
+	// The incomplete removal of a former tunnel with this name may have left its interface marked
+	// dead.
 	a.o.FIB.SetAlive(fib.NextHop{Interface: c.Interface}, !a.o.Facts().TunnelsDown[c.Interface])
 	return d.Apply(ctx, c)
 }
 
-// prune reads back all tunnels that carry our mark, and removes those that do not stay. A failed
+// prune reads back all tunnels that carry our mark, and removes those that are not wanted. A failed
 // read removes nothing.
 func (a *Applier) prune(ctx context.Context, stays func(name string, kind tunnel.Kind) bool) error {
 	var errs []error
@@ -74,8 +74,7 @@ func (a *Applier) prune(ctx context.Context, stays func(name string, kind tunnel
 				a.o.Seen(s, mark)
 				continue
 			}
-			// With an interface the kernel removes the groups that it is in, and the routes on
-			// them.
+			// With an interface the kernel also removes its nexthop groups, and the routes on them.
 			if s.Interface != "" {
 				a.o.FIB.SetAlive(fib.NextHop{Interface: s.Interface}, false)
 			}
@@ -84,7 +83,7 @@ func (a *Applier) prune(ctx context.Context, stays func(name string, kind tunnel
 				continue
 			}
 			if s.Interface != "" {
-				// the next one of this name is not dead
+				// the next interface with this name is alive
 				a.o.FIB.SetAlive(fib.NextHop{Interface: s.Interface}, true)
 			}
 			a.o.Changed()

@@ -15,23 +15,25 @@ import (
 	"github.com/isthmus-net/isthmus/nat/conntrack"
 )
 
-// Bounds of taking flows out of the connection table.
+// Bounds of removing flows from the connection table.
 const (
 	// downBeforeEnd is how long an address must be down before flows that leave with it end, so
 	// that a flap ends none.
 	downBeforeEnd = 3 * time.Second
-	// betweenEnds is the least time between two such endings for one address.
+	// betweenEnds is the minimum time between two such endings for one address.
 	betweenEnds = 30 * time.Second
-	// endsAtOnce is how many flows end in a second at most: each of them begins again.
+	// endsAtOnce is the maximum number of flows that end in a second: each of them begins again.
 	endsAtOnce = 20_000
-	// endRetry is the delay after the table could not be read.
+	// endRetry is the delay after a failed read of the table.
 	endRetry = 5 * time.Second
-	// maxEndJobs is how many sets of flows wait to be ended; more are joined with the last.
+	// maxEndJobs bounds the sets of flows that wait to be ended; further ones are merged into the
+	// last.
 	maxEndJobs = 16
 )
 
-// unsticker takes flows without connections out of the connection table that cannot live on there.
-// Such a flow never asks the rules again as long as its client sends: each packet renews the entry.
+// unsticker removes flows of connectionless protocols that cannot continue from the connection
+// table. Such a flow never reaches the rules again while its client sends, because each packet
+// renews its entry.
 type unsticker struct {
 	flows Flows
 	log   *slog.Logger
@@ -39,20 +41,20 @@ type unsticker struct {
 
 	mu   sync.Mutex
 	jobs []endJob
-	// stopped are the policies of which those that end flows have been asked, and swept the rules
-	// against which flows have been held.
+	// stopped has the policies whose flows were ended last, and swept the rules that flows were
+	// last compared with.
 	stopped []nat.Policy
 	swept   nat.Config
-	// addresses of which flows are to end, and when they are due; zero: that is done
+	// addresses whose flows are to end, with the due time; zero: done
 	down map[netip.Addr]time.Time
-	last map[netip.Addr]time.Time // when flows of an address ended last
+	last map[netip.Addr]time.Time // when the flows of an address were last ended
 }
 
 // endJob is a set of flows to end.
 type endJob struct {
 	why string
 	has func(nat.Track) bool
-	// all ends flows with connections too.
+	// all includes flows of protocols with connections.
 	all bool
 }
 
@@ -60,9 +62,9 @@ func newUnsticker(flows Flows, log *slog.Logger) *unsticker {
 	return &unsticker{flows: flows, log: log, kick: make(chan struct{}, 1), down: map[netip.Addr]time.Time{}, last: map[netip.Addr]time.Time{}}
 }
 
-// use hears of the configuration that is in force, with the addresses that are down. Flows that
-// leave with one of these end after a while when another address of its pool and family is up. With
-// blocks a source has no other address.
+// use receives the configuration in force, with the addresses that are down. Flows that leave with
+// such an address end after a while if another address of its pool and family is up. With blocks, a
+// source has no other address.
 func (u *unsticker) use(c nat.Config, leaves func(netip.Addr) bool) {
 	if u == nil {
 		return
@@ -103,8 +105,8 @@ func (u *unsticker) use(c nat.Config, leaves func(netip.Addr) bool) {
 	u.wake()
 }
 
-// stop ends flows that policies end, once for each set of policies: what such a policy decides on
-// does not begin again. After a start of the daemon they are asked again.
+// stop ends flows that policies end, once for each set of policies: new flows that such a policy
+// matches do not begin. After a start of the daemon it runs again.
 func (u *unsticker) stop(c nat.Config) {
 	same := slices.EqualFunc(u.stopped, c.Policies, func(p, q nat.Policy) bool { return p.Equal(&q) })
 	u.stopped = c.Policies
@@ -116,20 +118,20 @@ func (u *unsticker) stop(c nat.Config) {
 	}
 }
 
-// sweepUnder ends flows without connections that began under other rules and cannot go on under
-// these. After a start of the daemon all are looked at.
+// sweepUnder ends flows of connectionless protocols that began under other rules and cannot
+// continue under these. After a start of the daemon it checks all flows.
 func (u *unsticker) sweepUnder(c nat.Config, leaves func(netip.Addr) bool) {
 	same := slices.EqualFunc(u.swept.Policies, c.Policies, samePolicy) &&
 		reflect.DeepEqual(u.swept.Maps, c.Maps) && reflect.DeepEqual(u.swept.Attachments, c.Attachments)
 	u.swept = c
 	if same {
-		return // which addresses and proxies work sends no flow astray
+		return // the health of addresses and proxies sends no flow astray
 	}
 	astray := c.Astray(leaves)
 	u.end(endJob{why: "the rules have changed", has: func(t nat.Track) bool { return astray(t) != "" }})
 }
 
-// samePolicy compares what two policies say, whether or not their proxy works.
+// samePolicy compares two policies, ignoring the health of their proxies.
 func samePolicy(p, q nat.Policy) bool {
 	p.Down, q.Down = false, false
 	return p.Equal(&q)
@@ -142,7 +144,7 @@ func latest(a, b time.Time) time.Time {
 	return b
 }
 
-// end has flows end of which a set says so, if their protocol has no connections.
+// end ends the flows in a set, if their protocol has no connections.
 func (u *unsticker) end(j endJob) {
 	u.mu.Lock()
 	same := -1
@@ -168,8 +170,8 @@ func (u *unsticker) wake() {
 	}
 }
 
-// due returns the sets whose time has come, how many of them are jobs, and when to look again;
-// zero: when something happens.
+// due returns the sets whose time has come, the number of jobs among them, and the next due time;
+// zero: at the next event.
 func (u *unsticker) due(now time.Time) (sets []endJob, jobs int, next time.Time) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -189,7 +191,7 @@ func (u *unsticker) due(now time.Time) (sets []endJob, jobs int, next time.Time)
 // leavesAs returns the set of flows from inside that leave with an address.
 func leavesAs(a netip.Addr) func(nat.Track) bool {
 	return func(t nat.Track) bool {
-		// the node's own stay, and those turned back inside
+		// the node's own flows stay, and those turned back inside
 		return t.LeavesAs == a && t.Source != a && t.Destination != a
 	}
 }
@@ -226,7 +228,7 @@ func (u *unsticker) run(ctx context.Context) error {
 			u.done(jobs, now)
 			wait = 0
 		}
-		// What comes meanwhile waits for this as well: it is the bound on the rate.
+		// Work that arrives meanwhile waits too: this pause bounds the rate.
 		select {
 		case <-ctx.Done():
 			return nil
@@ -236,7 +238,7 @@ func (u *unsticker) run(ctx context.Context) error {
 	}
 }
 
-// sweep ends the flows of some sets, and says whether these were all.
+// sweep ends the flows of some sets, and reports whether these were all.
 func (u *unsticker) sweep(ctx context.Context, sets []endJob) (all bool, err error) {
 	ended := make([]int, len(sets))
 	left := endsAtOnce
@@ -261,7 +263,7 @@ func (u *unsticker) sweep(ctx context.Context, sets []endJob) (all bool, err err
 	return left > 0, err
 }
 
-// done notes that the first jobs, and the addresses that were due, have no such flows left.
+// done records that the first jobs, and the addresses that were due, have no such flows left.
 func (u *unsticker) done(jobs int, now time.Time) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

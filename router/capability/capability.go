@@ -1,6 +1,6 @@
-// Package capability has what a node can do besides tunnels, routes and rules: one file for each
-// capability, with its section of the document, its part of the plan, its jobs, what runs for it,
-// its conditions and what the API shows of it. A new one is a file here, and a line in the list of
+// Package capability holds what a node can do besides tunnels, routes and rules: one file for each
+// capability, with its section of the document, its part of the plan, its jobs, its goroutines, its
+// conditions and its part of the API. A new capability is a file here, and a line in the list of
 // package router.
 package capability
 
@@ -17,20 +17,20 @@ import (
 	"github.com/isthmus-net/isthmus/router/condition"
 )
 
-// Capability is how the rest of a node sees one capability.
+// Capability is the interface of one capability to the rest of a node.
 type Capability struct {
 	Name    string
 	Section string // field of the document that configures it, as "egress.log"
-	// under which the API and the command line show it; empty: they show its conditions alone
+	// its noun in the API and the command line; empty: only its conditions are shown
 	Noun string
-	// Kinds are the conditions that it can have, and Conditions returns those that it has.
+	// Kinds are the conditions that it can report, and Conditions returns the present ones.
 	Kinds      []*condition.Kind
 	Conditions func() []*isthmusv1.Condition
-	// Jobs carry out its part of the plan.
+	// Jobs apply its part of the plan.
 	Jobs []apply.Job
-	// Run works until ctx is done. Nil: nothing has to.
+	// Run works until ctx is done. Nil: not needed.
 	Run func(context.Context) error
-	// Rules is called with the rules that are in force. Nil: it does not follow them.
+	// Rules is called with the configuration in force. Nil: not needed.
 	Rules func(nat.Config)
 }
 

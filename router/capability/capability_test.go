@@ -31,7 +31,7 @@ func TestCapabilities(t *testing.T) {
 		m := (&isthmusv1.Spec{}).ProtoReflect().Descriptor()
 		for _, name := range strings.Split(c.Section, ".") {
 			if m == nil {
-				t.Errorf("%s: section %s goes through a field that is no message", c.Name, c.Section)
+				t.Errorf("%s: section %s goes through a field that is not a message", c.Name, c.Section)
 				break
 			}
 			f := m.Fields().ByName(protoreflect.Name(name))

@@ -23,8 +23,8 @@ import (
 )
 
 // TestNameConditions: a name with new addresses in each answer, one with addresses that no name may
-// stand for, and an attachment that is told more new addresses than it may have a condition with a
-// remedy each. Ring: namespace; needs root for port 53.
+// stand for, and an attachment with too many new addresses have a condition with a remedy each.
+// Ring: namespace; needs root for port 53.
 func TestNameConditions(t *testing.T) {
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -88,7 +88,7 @@ func TestNameConditions(t *testing.T) {
 		}
 		if strings.Contains(got, "NameDiffers: name turns.example of policies a") && strings.Contains(got, "egress.dnsProxy") &&
 			strings.Contains(got, "NewNamesLimited: the DNS proxy has refused ") && strings.Contains(got, "behind lo: ") &&
-			strings.Contains(got, "AddressesRefused: name meta.example of policies a: 169.254.169.254 and the like are refused") {
+			strings.Contains(got, "AddressesRefused: name meta.example of policies a: 169.254.169.254 and others are refused") {
 			break
 		}
 		if time.Now().After(end) {
@@ -96,6 +96,6 @@ func TestNameConditions(t *testing.T) {
 		}
 	}
 	if _, err := names.Resolve(t.Context(), "meta.example"); err == nil || !strings.Contains(err.Error(), "which no name may stand for") {
-		t.Errorf("a probe is told %v", err)
+		t.Errorf("a probe gets %v", err)
 	}
 }

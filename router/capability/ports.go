@@ -18,10 +18,10 @@ import (
 
 // Ports keeps a port free for every new flow.
 type Ports struct {
-	Keeper *ports.Keeper // nil: ports are not kept
+	Keeper *ports.Keeper // nil: ports are not managed
 }
 
-// Capability returns how the rest of the node sees it.
+// Capability describes Ports.
 func (p Ports) Capability() Capability {
 	return Capability{
 		Name: "ports of pools", Section: "egress.pools", Noun: "ports", Conditions: p.conditions, Run: p.Keeper.Run, Rules: p.Keeper.Use,
@@ -31,7 +31,7 @@ func (p Ports) Capability() Capability {
 	}
 }
 
-// List returns what is used of the ports, in order.
+// List returns the use of ports, sorted.
 func (p Ports) List() []*isthmusv1.PortUse {
 	if p.Keeper == nil {
 		return nil
@@ -39,14 +39,14 @@ func (p Ports) List() []*isthmusv1.PortUse {
 	return portUses(p.Keeper.Figures())
 }
 
-// Recount has the flows counted unless that was done a moment ago, and waits for it for a moment.
+// Recount counts the flows, unless they were counted a moment ago, and waits for a moment.
 func (p Ports) Recount(ctx context.Context) {
 	if p.Keeper != nil {
 		p.Keeper.Recount(ctx)
 	}
 }
 
-// public returns an address of a pool as partners see it.
+// public returns the public address of a pool's address.
 func public(c nat.Config, pool string, a netip.Addr) string {
 	p := c.Pool(pool)
 	if i := slices.IndexFunc(p.Addresses, func(o nat.PoolAddress) bool { return o.Address == a }); i >= 0 {
@@ -55,10 +55,10 @@ func public(c nat.Config, pool string, a netip.Addr) string {
 	return ""
 }
 
-// ports returns what is used of the ports, in order.
+// portUses returns the use of ports, sorted.
 func portUses(s ports.Figures) []*isthmusv1.PortUse {
 	out := make([]*isthmusv1.PortUse, 0, len(s.Uses))
-	told := map[nat.Service]bool{} // what was refused is of a service, not of an address
+	told := map[nat.Service]bool{} // refusals are counted for a service, not for an address
 	for _, u := range s.Uses {
 		if told[u.Service] {
 			u.Refused = 0
@@ -83,7 +83,7 @@ func portUses(s ports.Figures) []*isthmusv1.PortUse {
 	return out
 }
 
-// Totals returns what was counted beside the uses.
+// Totals returns the counters besides the uses.
 func (p Ports) Totals() *isthmusv1.ListPortsResponse {
 	if p.Keeper == nil {
 		return &isthmusv1.ListPortsResponse{}
@@ -104,7 +104,7 @@ func (p Ports) Totals() *isthmusv1.ListPortsResponse {
 	return out
 }
 
-// portConditions says what is running out.
+// conditions reports pools, services and tables that run out of room.
 func (p Ports) conditions() (out []*isthmusv1.Condition) {
 	s := p.Keeper.Figures()
 	add := func(c *isthmusv1.Condition) { out = append(out, c) }
@@ -113,7 +113,7 @@ func (p Ports) conditions() (out []*isthmusv1.Condition) {
 		since := s.Alarms[ports.Alarm{Pool: u.Pool, Address: u.Address, Service: u.Service}]
 		switch {
 		case u.Exhausted && nat.Portless(u.Protocol):
-			add(condition.PortsExhausted.Error(since, "address %s of pool %s is taken toward %s by one flow without ports, as all others are; flows of other sources are refused: add an address to the pool", u.Address, u.Pool, u.Service))
+			add(condition.PortsExhausted.Error(since, "address %s of pool %s is in use toward %s by one flow without ports, like all others; flows of other sources are refused: add an address to the pool", u.Address, u.Pool, u.Service))
 		case u.Exhausted:
 			add(condition.PortsExhausted.Error(since, "address %s of pool %s uses %d of %d ports to %s, and no other one has more; new flows are refused: %s", u.Address, u.Pool, u.Used, placement.Ports, u.Service, remedy))
 		case u.Alarm:
@@ -127,7 +127,7 @@ func (p Ports) conditions() (out []*isthmusv1.Condition) {
 		add(condition.ConnectionTableLow.Warning(time.Time{}, "connection tracking has %d of %d flows: raise net.netfilter.nf_conntrack_max", s.Stats.Entries, s.Stats.Limit))
 	}
 	if s.Overflow {
-		add(condition.PlacementsFull.Warning(time.Time{}, "%d sources are placed, which is all that there is room for; others may find no port", s.Placements))
+		add(condition.PlacementsFull.Warning(time.Time{}, "%d sources are placed, which is the maximum; others may find no port", s.Placements))
 	}
 	if s.Err != nil {
 		add(condition.PortsUnknown.Warning(s.Since, "counting ports: %v; placements stay as they are", s.Err))

@@ -16,15 +16,14 @@ import (
 	"github.com/isthmus-net/isthmus/router/observe"
 )
 
-// Probes finds out which addresses of pools work, and which proxies of redirecting policies.
+// Probes checks which addresses of pools work, and which proxies of redirect policies.
 type Probes struct {
 	Health   *health.Checker // of addresses
 	Proxies  *health.Checker
 	Observed *observe.Observer
 }
 
-// Capability returns how the rest of the node sees it. The job "nat" sets what is probed: an
-// address is there before.
+// Capability describes Probes. The job "nat" sets the probes, after it has added the addresses.
 func (c Probes) Capability() Capability {
 	return Capability{
 		Name: "probes of pools and proxies", Section: "egress.pools.probes", Noun: "pools",
@@ -39,7 +38,7 @@ func (c Probes) Capability() Capability {
 	}
 }
 
-// List returns the pools as they were last seen, by name.
+// List returns the pools with their last known health, by name.
 func (c Probes) List() []*isthmusv1.PoolStatus {
 	seen := map[string]health.PoolState{}
 	for _, p := range c.Health.Pools() {
@@ -75,7 +74,7 @@ func (c Probes) List() []*isthmusv1.PoolStatus {
 	return out
 }
 
-// poolConditions tells of pools that lack addresses.
+// poolConditions reports pools with addresses that do not work.
 func (c Probes) poolConditions() (out []*isthmusv1.Condition) {
 	for _, p := range c.Health.Pools() {
 		var why []string
@@ -104,7 +103,7 @@ func (c Probes) poolConditions() (out []*isthmusv1.Condition) {
 	return out
 }
 
-// proxyConditions tells of proxies that do not work.
+// proxyConditions reports proxies that do not work.
 func (c Probes) proxyConditions() (out []*isthmusv1.Condition) {
 	sick := c.Observed.SickProxies()
 	policies := c.Observed.Target().NAT.Policies

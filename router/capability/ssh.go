@@ -7,8 +7,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
-// SSH has the machine's SSH server accept the keys of the document. set replaces those that it
-// accepts.
+// SSH gives the keys of the document to the machine's SSH server. set replaces the accepted keys.
 func SSH(set func(keys []string) error) Capability {
 	return Capability{
 		Name: "keys of the SSH server", Section: "access.ssh_keys",

@@ -11,13 +11,13 @@ import (
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
-// Takeover takes the public addresses of the node that shares them when that is gone.
+// Takeover takes over the public addresses of the node that shares them when that node fails.
 type Takeover struct {
 	Runner  *takeover.Runner
 	Started time.Time
 }
 
-// Capability returns how the rest of the node sees it.
+// Capability describes Takeover.
 func (t Takeover) Capability() Capability {
 	return Capability{
 		Name: "takeover of public addresses", Section: "egress.takeover", Conditions: t.conditions, Run: t.Runner.Run,
@@ -34,11 +34,11 @@ func (t Takeover) conditions() (out []*isthmusv1.Condition) {
 	switch {
 	case s.Paths == 0:
 	case t.Runner.Mover == nil:
-		out = append(out, condition.TakeoverImpossible.Error(t.Started, "the document wants addresses to be taken over, and there is no program that does it: start isthmusd with -mover"))
+		out = append(out, condition.TakeoverImpossible.Error(t.Started, "the document asks for a takeover of addresses, and the daemon has no program for it: start isthmusd with -mover"))
 	case s.Err != nil:
-		out = append(out, condition.TakeoverFailed.Error(s.Tried, "taking the public addresses: %v; it is tried again", s.Err))
+		out = append(out, condition.TakeoverFailed.Error(s.Tried, "taking the public addresses: %v; trying again", s.Err))
 	case !s.Tried.IsZero():
-		out = append(out, condition.TookOver.Warning(s.Tried, "the other node did not answer, and this one took the public addresses of the pools"))
+		out = append(out, condition.TookOver.Warning(s.Tried, "the other node did not answer, and this one has taken over the public addresses of the pools"))
 	}
 	return out
 }

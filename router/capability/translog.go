@@ -23,20 +23,20 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// Translations is the log of translations; router/egress/translog has the words.
+// Translations is the log of translations; see router/egress/translog.
 type Translations interface {
-	// Who returns the flows that answer a query; an error is about what may be missing.
+	// Who returns the flows that match a query; the error reports what may be missing.
 	Who(context.Context, translog.Query) ([]translog.Record, error)
-	// Status returns how the log is doing.
+	// Status returns the state of the log.
 	Status() translog.Status
-	// Limit sets what is wanted of the log, and Use by which rules flows begin from now on.
+	// Limit sets the bounds of the log, and Use the rules under which flows begin from now on.
 	Limit(egress.Log)
 	Use(nat.Config)
 	// Run records until ctx is done.
 	Run(context.Context) error
 }
 
-// Translog remembers who talked to whom as which address.
+// Translog records which source used which public address toward which destination.
 type Translog struct {
 	Log       Translations // nil: it could not be opened
 	Documents interface {
@@ -46,7 +46,7 @@ type Translog struct {
 	History func() []store.Revision // newest first
 }
 
-// Capability returns how the rest of the node sees it.
+// Capability describes Translog.
 func (l Translog) Capability() Capability {
 	c := Capability{
 		Name: "log of translations", Section: "egress.log", Conditions: l.conditions,
@@ -76,7 +76,7 @@ func (l Translog) conditions() []*isthmusv1.Condition {
 // mostFlows bounds the flows of an answer.
 const mostFlows = 1000
 
-// Who says who had a public address and port at a time.
+// Who returns the flows that had a public address and port at a time.
 func (l Translog) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error) {
 	now := time.Now()
 	public, err := netip.ParseAddr(q.Address)
@@ -115,7 +115,7 @@ func (l Translog) Who(ctx context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.
 	answer := &isthmusv1.WhoResponse{}
 	pools, err := l.poolsAt(at)
 	if err != nil {
-		answer.Gaps = append(answer.Gaps, "which pools there were at that time is not known, those of now are used: "+err.Error())
+		answer.Gaps = append(answer.Gaps, "the pools at that time are unknown, the present ones are used: "+err.Error())
 	}
 	outside, pooled := netip.AddrPortFrom(public, uint16(q.Port)), err != nil
 	for _, p := range pools {
@@ -186,8 +186,7 @@ func translatedFlow(f translog.Record) *isthmusv1.TranslatedFlow {
 	}
 }
 
-// poolsAt returns the pools of the document that was in force at a time; with an error, those of
-// now.
+// poolsAt returns the pools of the document in force at a time; with an error, the present pools.
 func (l Translog) poolsAt(at time.Time) ([]nat.Pool, error) {
 	status := l.Documents.Status()
 	present, now := status.Present, status.Target.NAT.Pools
@@ -207,7 +206,7 @@ func (l Translog) poolsAt(at time.Time) ([]nat.Pool, error) {
 		return now, err
 	}
 	d, problems := spec.Decode([]byte(text))
-	// Secrets may have gone since, and decide nothing about pools.
+	// Secrets may have been deleted since, and do not affect pools.
 	s, more := spec.Check(d, func(string) (secret.Ref, bool) { return secret.Ref{}, true })
 	if problems = append(problems, more...); len(problems) > 0 {
 		return now, problems
@@ -215,7 +214,7 @@ func (l Translog) poolsAt(at time.Time) ([]nat.Pool, error) {
 	return s.Pools, nil
 }
 
-// logConditions says what the log of translations lacks, or will lack.
+// logConditions reports what the log of translations lacks, or will lack.
 func logConditions(s translog.Status) (out []*isthmusv1.Condition) {
 	if len(s.Problems) > 0 {
 		out = append(out, condition.TranslationLogDamaged.Error(time.Time{}, "%s", "the log of translations is damaged or not written: "+strings.Join(s.Problems, "; ")))

@@ -9,18 +9,18 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// charonCheck is how often charon is asked how it is.
+// charonCheck is the interval at which charon's health is queried.
 const charonCheck = 10 * time.Second
 
-// charonHealth is what charon last said of itself.
+// charonHealth is the last known health of charon.
 type charonHealth struct {
 	mu    sync.Mutex
-	words []string // what does not fit
-	err   error    // why it does not answer
+	words []string // problems, as text
+	err   error    // why charon does not answer
 	since time.Time
 }
 
-// WatchCharon asks charon again and again. Nothing else waits for the answer, which may take long.
+// WatchCharon polls charon's health. A separate goroutine, because an answer may take long.
 func (o *Observer) WatchCharon(ctx context.Context) error {
 	tick := time.NewTicker(charonCheck)
 	defer tick.Stop()
@@ -34,7 +34,7 @@ func (o *Observer) WatchCharon(ctx context.Context) error {
 	}
 }
 
-// askCharon asks charon how it is, if a tunnel needs it.
+// askCharon queries charon's health, if a tunnel needs charon.
 func (o *Observer) askCharon(ctx context.Context, now time.Time) {
 	if o.o.Charon == nil || !o.has(tunnel.KindIPsec) {
 		o.charon.set(nil, nil, now)
@@ -55,7 +55,7 @@ func (o *Observer) has(kind tunnel.Kind) bool {
 	return slices.ContainsFunc(o.seen.Target.Tunnels, func(c tunnel.Config) bool { return c.Kind() == kind })
 }
 
-// set returns whether something is new.
+// set reports whether the health has changed.
 func (c *charonHealth) set(words []string, err error, now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -66,7 +66,7 @@ func (c *charonHealth) set(words []string, err error, now time.Time) bool {
 	return true
 }
 
-// Charon returns what about charon does not fit, since when, and why it does not answer.
+// Charon returns the problems of charon, since when, and why it does not answer.
 func (o *Observer) Charon() (words []string, since time.Time, err error) {
 	o.charon.mu.Lock()
 	defer o.charon.mu.Unlock()

@@ -9,10 +9,9 @@ import (
 )
 
 const (
-	// countersAge is how old the counters of the policies may be: reading many of them back is not
-	// free.
+	// countersAge is the maximum age of the policies' counters: reading many of them is expensive.
 	countersAge = 2 * time.Second
-	// countersTime bounds how long they are read.
+	// countersTime bounds the time to read them.
 	countersTime = 5 * time.Second
 )
 
@@ -22,8 +21,8 @@ type counters struct {
 	at    time.Time
 }
 
-// Rules returns the rules with their counters, read back a moment ago. When the kernel cannot be
-// read, those that were last read are returned as not present.
+// Rules returns the rules with their counters, as read recently. If the kernel cannot be read, it
+// returns the last state as not present.
 func (o *Observer) Rules() nat.State {
 	o.counters.Lock()
 	defer o.counters.Unlock()

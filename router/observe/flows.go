@@ -10,10 +10,11 @@ import (
 	"github.com/isthmus-net/isthmus/nat/conntrack"
 )
 
-// ErrUncounted is why flows are not counted or ended where nothing reads the connection table.
+// ErrUncounted means that the daemon does not read the connection table, so that flows cannot be
+// counted or ended.
 var ErrUncounted = errors.New("the connection table is not read")
 
-// CountFlows returns how many flows under way are in each of some sets.
+// CountFlows returns the number of established flows in each of some sets.
 func CountFlows(ctx context.Context, flows Flows, sets []nat.Ending) ([]int, error) {
 	if flows == nil {
 		return nil, ErrUncounted

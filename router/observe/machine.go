@@ -10,13 +10,13 @@ import (
 )
 
 const (
-	// lookPause is how long changes around are gathered before they are read, lookRetry how long
-	// after a failure.
+	// lookPause is the time to gather changes before the machine is read, lookRetry the delay after
+	// a failure.
 	lookPause = 50 * time.Millisecond
 	lookRetry = 5 * time.Second
 )
 
-// around is what was last read of the machine. A failed reading leaves it as it was.
+// around is the last read state of the machine. A failed read keeps it.
 type around struct {
 	mu   sync.Mutex
 	seen fib.Surroundings
@@ -29,7 +29,7 @@ func (a *around) get() (fib.Surroundings, bool) {
 	return a.seen, a.read
 }
 
-// Machine returns what was last read of the machine.
+// Machine returns the last read state of the machine.
 func (o *Observer) Machine() fib.Surroundings {
 	seen, _ := o.around.get()
 	return seen
@@ -49,7 +49,7 @@ func (o *Observer) WatchMachine(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return
 			}
-			o.o.Log.Warn("changes of the machine's addresses are not heard; trying again", "err", err)
+			o.o.Log.Warn("changes of the machine's addresses cannot be watched; trying again", "err", err)
 			pause(ctx, lookRetry)
 		}
 	}()
@@ -66,7 +66,7 @@ func (o *Observer) WatchMachine(ctx context.Context) error {
 	}
 }
 
-// retry fires after a while as long as the machine has not been read.
+// retry fires after a while if the machine has not been read.
 func retry(read bool) <-chan time.Time {
 	if read {
 		return nil
@@ -81,11 +81,11 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// ReadMachine reads the machine, and has what depends on it applied again when it changed.
+// ReadMachine reads the machine, and triggers the jobs that depend on it if it changed.
 func (o *Observer) ReadMachine() {
 	now, err := o.o.Machine.Surroundings()
 	if err != nil {
-		o.o.Log.Warn("the machine's addresses and routes could not be read; what was read before stays", "err", err)
+		o.o.Log.Warn("the machine's addresses and routes could not be read; the former ones stay in use", "err", err)
 		return
 	}
 	o.around.mu.Lock()
@@ -98,8 +98,8 @@ func (o *Observer) ReadMachine() {
 	o.around.seen, o.around.read = now, true
 	o.around.mu.Unlock()
 	if appeared {
-		// It may be what others waited for: an underlay has its kernel parameters, and a tunnel may
-		// be made on it.
+		// Jobs may wait for this: an underlay gets its kernel parameters, and a tunnel can be
+		// created on it.
 		o.o.Nudge("host")
 		o.o.Retry()
 	}

@@ -15,14 +15,14 @@ import (
 )
 
 const (
-	// useEvery is how often the connection table is read for flows to addresses of names. The
-	// kernel remembers a TCP connection that was reset for ten seconds, others for longer.
+	// useEvery is the interval at which the connection table is read for flows to addresses of
+	// names. The kernel keeps a TCP connection that was reset for ten seconds, others for longer.
 	useEvery = 10 * time.Second
-	// useShare bounds what reading costs: at most one part in so many of the time.
+	// useShare bounds the cost of reading: at most one part in so many of the time.
 	useShare = 50
 )
 
-// WatchUse tells the resolver which addresses of names flows use, while the document has
+// WatchUse reports to the resolver which addresses of names flows use, while the document has
 // `nameHold`, until ctx is done.
 func (o *Observer) WatchUse(ctx context.Context) error {
 	told := ""
@@ -34,7 +34,7 @@ func (o *Observer) WatchUse(ctx context.Context) error {
 			return nil
 		case err != nil && err.Error() != told:
 			told = err.Error()
-			o.o.Log.Warn("which addresses of names are used is not known; they go `nameHold` after they were last answered", "err", err)
+			o.o.Log.Warn("the use of addresses of names is unknown; they expire `nameHold` after their last answer", "err", err)
 		case err == nil:
 			told = ""
 		}
@@ -47,8 +47,8 @@ func (o *Observer) WatchUse(ctx context.Context) error {
 	}
 }
 
-// noteUse reads the connection table once, unless no address is held by use. A flow counts when its
-// source is one of a policy with the name.
+// noteUse reads the connection table once, if an address is held by use. A flow counts if its
+// source is among those of a policy with the name.
 func (o *Observer) noteUse(ctx context.Context) error {
 	held := o.o.Names.Held()
 	if o.o.Flows == nil || len(held) == 0 {
@@ -84,11 +84,11 @@ func (o *Observer) noteUse(ctx context.Context) error {
 	return nil
 }
 
-// maxToldNames is how many names the log of a dropped packet has.
+// maxToldNames bounds the names in the log entry of a dropped packet.
 const maxToldNames = 3
 
-// LeftNames says of a packet that the guard drops that its destination was one of a name lately;
-// empty: it was not, or of a name that no policy has for this source.
+// LeftNames returns whether the destination of a packet that the guard drops was recently an
+// address of a name, as text; empty: it was not, or no policy has the name for this source.
 func (o *Observer) LeftNames(c nat.Config, f nat.Flow) string {
 	var out []string
 	more := 0

@@ -1,7 +1,6 @@
-// Package observe keeps what was last seen of tunnels, sessions, learned paths, the machine and
-// charon, and what follows from it at once: a next hop that is down leaves its groups before
-// anything is planned or applied again. What it knows is the input of router/live and of
-// router/report.
+// Package observe keeps the last observed state of tunnels, sessions, learned paths, the machine
+// and charon, and reacts at once where it must: a next hop that is down leaves its groups before
+// anything is planned or applied again. Its state is the input of router/live and router/report.
 package observe
 
 import (
@@ -26,88 +25,88 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// Machine reads what is not of isthmus.
+// Machine reads the state of the machine that isthmus did not make.
 type Machine interface {
-	// Surroundings reads what the machine has of addresses, routes and rules that is not of
-	// isthmus.
+	// Surroundings reads addresses, routes and rules that isthmus did not make.
 	Surroundings() (fib.Surroundings, error)
-	// Around calls changed when addresses, interfaces, or routes that are not of isthmus may have
+	// Around calls changed when addresses, interfaces, or routes that isthmus did not make may have
 	// changed, until ctx is done.
 	Around(ctx context.Context, changed func()) error
 }
 
-// FIB takes in what BGP and the tunnels report.
+// FIB receives the reports of BGP and the tunnels.
 type FIB interface {
-	// Update replaces the routes of prefixes learned by BGP; one without next hops is gone.
+	// Update replaces the routes of prefixes learned by BGP; an entry without next hops removes its
+	// prefix.
 	Update([]fib.Route)
-	// SetAlive tells whether a next hop carries traffic; one without a gateway stands for its
+	// SetAlive sets whether a next hop carries traffic; a next hop without a gateway stands for its
 	// interface.
 	SetAlive(h fib.NextHop, alive bool)
-	// Restarted says that learned routes come again, Synced that they are complete.
+	// Restarted reports that learned routes come again, Synced that they are complete.
 	Restarted()
 	Synced()
 }
 
-// Flows reads the table of connection tracking.
+// Flows reads the connection table.
 type Flows interface {
-	// Dump calls f with every flow of a family (unix.AF_UNSPEC: all) until it returns false. f must
+	// Dump calls f with every flow of a family (unix.AF_UNSPEC: all) until f returns false. f must
 	// not keep the flow.
 	Dump(ctx context.Context, family uint8, f func(*conntrack.Flow) bool) error
 }
 
-// Options are what an Observer works with.
+// Options are the dependencies of an Observer.
 type Options struct {
 	Machine Machine
 	FIB     FIB
 	NAT     nat.Driver
-	// Flows tells which addresses of names are in use. Nil: it is not known.
+	// Flows shows which addresses of names are in use. Nil: unknown.
 	Flows Flows
-	// Charon returns what about charon does not fit, in words; an error means that it does not
-	// answer. Nil: it is not asked.
+	// Charon returns the problems of charon, as text; an error means that it does not answer. Nil:
+	// charon is not queried.
 	Charon    func(context.Context) ([]string, error)
 	Health    *health.Checker // of pool addresses
 	Proxies   *health.Checker
 	Names     *dns.Resolver
 	Resolvers func() []netip.Addr // DNS servers of the machine; nil: none
 	APIPort   uint16
-	// Nudge has jobs of router/apply look again, and Retry all that failed.
+	// Nudge runs jobs of router/apply again, and Retry all that failed.
 	Nudge func(jobs ...string)
 	Retry func()
-	// Bell rings when something that can be shown has changed.
+	// Bell rings when a reported state has changed.
 	Bell *bell.Bell
 	Log  *slog.Logger
 }
 
-// Observer keeps what was seen. Methods may be called from several goroutines.
+// Observer keeps the observed state. Its methods may be called from several goroutines.
 type Observer struct {
 	o        Options
 	seen     State
-	mu       sync.Mutex // guards seen and what follows
+	mu       sync.Mutex // guards the fields below
 	tunnels  map[string]tunnel.Config
 	peers    map[string]bgp.Peer
-	told     map[string]uint64 // number of the last state of a tunnel
-	states   uint64            // that have come
-	telling  sync.Mutex        // serializes what follows from the states of tunnels
+	told     map[string]uint64 // sequence number of the last state of each tunnel
+	states   uint64            // sequence number of the newest state
+	telling  sync.Mutex        // serializes reactions to tunnel states
 	around   around
 	charon   charonHealth
 	counters counters
 }
 
-// State is what was seen, with what it is compared with.
+// State is the observed state, with the target that it belongs to.
 type State struct {
 	Target  plan.Target
-	Spec    *spec.Spec // that the target was made of; nil: none
+	Spec    *spec.Spec // the target's source; nil: none
 	Tunnels map[string]tunnel.State
 	Paths   map[netip.Prefix]Learned
 }
 
-// Learned is what BGP said of a prefix, and when.
+// Learned has the paths that BGP reported for a prefix, and when.
 type Learned struct {
 	Paths []bgp.Path
 	At    time.Time
 }
 
-// New returns an Observer that has seen nothing.
+// New returns an Observer without observations.
 func New(o Options) *Observer {
 	return &Observer{
 		o:       o,
@@ -116,8 +115,8 @@ func New(o Options) *Observer {
 	}
 }
 
-// Use sets the target that what is seen belongs to, and the document that it was made of. States of
-// tunnels that it does not have are forgotten.
+// Use sets the target that observations belong to, and its document. States of other tunnels are
+// forgotten.
 func (o *Observer) Use(s *spec.Spec, t plan.Target) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -139,7 +138,7 @@ func (o *Observer) Use(s *spec.Spec, t plan.Target) {
 	o.o.Bell.Ring()
 }
 
-// Read calls f with what was seen. f must neither change nor keep its maps.
+// Read calls f with the observed state. f must neither change nor keep its maps.
 func (o *Observer) Read(f func(*State)) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -152,7 +151,7 @@ func (o *Observer) Target() (t plan.Target) {
 	return t
 }
 
-// Facts returns what the effective configuration follows from.
+// Facts returns the facts for the effective configuration.
 func (o *Observer) Facts() live.Facts {
 	f := live.Facts{APIPort: o.o.APIPort, Pools: o.o.Health.Health(), Names: o.o.Names.Addresses, ProxiesDown: map[string]bool{}, TunnelsDown: o.down()}
 	f.Machine, f.Read = o.around.get()
@@ -165,7 +164,7 @@ func (o *Observer) Facts() live.Facts {
 	return f
 }
 
-// SickProxies returns the proxies that do not work, by the names of their policies.
+// SickProxies returns the proxies that do not work, by policy name.
 func (o *Observer) SickProxies() map[string]health.Member {
 	sick := map[string]health.Member{}
 	for _, p := range o.o.Proxies.Pools() {
@@ -189,18 +188,17 @@ func (o *Observer) down() map[string]bool {
 	return out
 }
 
-// Mark returns a number for Seen: a state that is read from now on is newer than those that came
-// before.
+// Mark returns a mark for Seen: a state that is read from now on is newer than all states before.
 func (o *Observer) Mark() uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.states
 }
 
-// Changed takes a tunnel's state from its driver.
+// Changed receives a tunnel's state from its driver.
 func (o *Observer) Changed(s tunnel.State) { o.Seen(s, math.MaxUint64) }
 
-// Seen takes a state that was read after a mark, unless a newer one came meanwhile.
+// Seen receives a state that was read after a mark, unless a newer one came meanwhile.
 func (o *Observer) Seen(s tunnel.State, mark uint64) {
 	o.telling.Lock()
 	defer o.telling.Unlock()
@@ -208,16 +206,16 @@ func (o *Observer) Seen(s tunnel.State, mark uint64) {
 	if !ok || s.Status == tunnel.Unknown {
 		return
 	}
-	// Only a tunnel that is known to be down is taken out: while charon is away its tunnels still
-	// work.
+	// Only a tunnel that is known to be down leaves its groups: while charon does not answer, its
+	// tunnels still work.
 	o.o.FIB.SetAlive(fib.NextHop{Interface: iface}, s.Status != tunnel.Down)
 	if mapped {
 		o.o.Nudge("bgp")
 	}
 }
 
-// setTunnel keeps a state. It returns the interface of the tunnel, whether a map of prefixes is
-// behind it, and false when the tunnel is not wanted or a newer state has come since the mark.
+// setTunnel stores a state. It returns the interface of the tunnel, whether a map of prefixes is
+// behind it, and false if the tunnel is not wanted or a newer state has come since the mark.
 func (o *Observer) setTunnel(s tunnel.State, mark uint64) (iface string, mapped, wanted bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -9,9 +9,9 @@ import (
 	"github.com/isthmus-net/isthmus/router/fib"
 )
 
-// NextHop returns where a path of a peer leads: into the tunnel of its session. The peer's address
-// is in it so that the end of the session is told from that of the tunnel; nothing is resolved by
-// it.
+// NextHop returns the next hop of a peer's path: the tunnel of its session. It includes the peer's
+// address only to distinguish the end of the session from the end of the tunnel; it is not
+// resolved.
 func NextHop(p bgp.Peer, prefix netip.Prefix) fib.NextHop {
 	if p.Address.Is4() != prefix.Addr().Is4() {
 		return fib.NextHop{Interface: p.Interface}
@@ -19,8 +19,8 @@ func NextHop(p bgp.Peer, prefix netip.Prefix) fib.NextHop {
 	return fib.NextHop{Interface: p.Interface, Gateway: p.Address}
 }
 
-// setPaths keeps what BGP said, and returns the same as routes into the tunnels of the sessions:
-// what a peer says of next hops does not steer traffic.
+// setPaths stores the paths that BGP reported, and returns them as routes into the tunnels of the
+// sessions: a peer's NEXT_HOP does not steer traffic.
 func (o *Observer) setPaths(updates []bgp.Update) []fib.Route {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -47,7 +47,7 @@ func (o *Observer) setPaths(updates []bgp.Update) []fib.Route {
 	return routes
 }
 
-// peer returns the configuration of a session, and false when there is none of that name.
+// peer returns the configuration of a session, and false if the name is unknown.
 func (o *Observer) peer(name string) (bgp.Peer, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -55,8 +55,8 @@ func (o *Observer) peer(name string) (bgp.Peer, bool) {
 	return p, ok
 }
 
-// Peer implements bgp.Reporter. The next hops of a session leave their groups as soon as it has
-// ended: its paths are withdrawn one by one, and that takes a while when there are many.
+// Peer implements bgp.Reporter. The next hops of a session leave their groups as soon as it ends:
+// withdrawing its paths one by one takes long if there are many.
 func (o *Observer) Peer(s bgp.PeerState) {
 	if c, ok := o.peer(s.Name); ok && s.State != bgp.Unknown {
 		alive := s.State == bgp.Established || s.Restarting

@@ -103,7 +103,7 @@ func TestPortless(t *testing.T) {
 			// RFC 1812 code 13. The kernel makes no ICMP error of what it takes for a wrong
 			// checksum, so of other tunnels it makes none.
 			told := protocol == unix.IPPROTO_ESP || protocol == unix.IPPROTO_GRE
-			until("the fifth is told", func() bool { return !told || errors.Is(heard(hosts[last]), unix.EHOSTUNREACH) })
+			until("the fifth gets an ICMP error", func() bool { return !told || errors.Is(heard(hosts[last]), unix.EHOSTUNREACH) })
 			until("the fifth is refused, and shown", func() bool {
 				if answered(hosts[last]) {
 					t.Fatal("it is answered")

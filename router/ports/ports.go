@@ -1,6 +1,6 @@
 // Package ports keeps a port free for every new flow: it counts the ports in use of pool addresses,
-// places new flows where ports are left, and refuses those that have none. What it decides about is
-// in nat/placement.
+// places new flows where ports are left, and refuses those that have none. nat/placement makes the
+// decisions.
 package ports
 
 import (
@@ -19,37 +19,38 @@ import (
 	"github.com/isthmus-net/isthmus/nat/placement"
 )
 
-// Rules place and refuse flows; package nat has the words.
+// Rules places sources and refuses flows; see package nat.
 type Rules interface {
 	nat.PortKeeper
-	// Observe reads back what is there.
+	// Observe reads back the rules.
 	Observe(ctx context.Context) (nat.State, error)
 }
 
-// Flows reads the table of connection tracking; nat/conntrack has the words.
+// Flows reads the connection table; see nat/conntrack.
 type Flows interface {
-	// Dump calls f with every flow of a family (unix.AF_UNSPEC: all) until it returns false. f must
+	// Dump calls f with every flow of a family (unix.AF_UNSPEC: all) until f returns false. f must
 	// not keep the flow.
 	Dump(ctx context.Context, family uint8, f func(*conntrack.Flow) bool) error
-	// Stats returns figures of the table.
+	// Stats returns the counters of the table.
 	Stats(ctx context.Context) (conntrack.Stats, error)
 }
 
-// Keeper counts, places and refuses. Methods may be called from several goroutines.
+// Keeper counts ports, places sources and refuses flows. Its methods may be called from several
+// goroutines.
 type Keeper struct {
 	nat      Rules
 	flows    Flows
 	log      *slog.Logger
-	recounts chan chan struct{} // requests for present figures; each is closed when they are there
-	changed  chan struct{}      // full while run has not taken the configuration in
+	recounts chan chan struct{} // requests for fresh figures; each is closed when they are ready
+	changed  chan struct{}      // full until run has read the new configuration
 	onCensus func()             // called after each census
 
 	mu      sync.Mutex
 	config  nat.Config
 	version int     // of config
-	shown   Figures // what was found last; nothing in it is changed
+	shown   Figures // the last figures; immutable
 
-	// Of run alone.
+	// Used by run only.
 	bookVersion int // version of config that the book has
 	book        *placement.Book
 	overload    nat.Overload
@@ -80,7 +81,7 @@ func (k *Keeper) Use(c nat.Config) {
 	k.version++
 	select {
 	case k.changed <- struct{}{}:
-	default: // it will hear of both at once
+	default: // run reads both changes at once
 	}
 }
 
@@ -106,8 +107,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 }
 
-// note logs an error when it begins and when it ends. What was decided before stays in force
-// meanwhile.
+// note logs an error when it begins and when it ends. Earlier decisions stay in force meanwhile.
 func (k *Keeper) note(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -121,8 +121,8 @@ func (k *Keeper) note(err error) {
 	k.shown.Err = err
 }
 
-// Recount has the flows counted unless that was done a moment ago, and waits for it until ctx is
-// done, or for a moment.
+// Recount counts the flows, unless they were counted a moment ago, and waits for the result until
+// ctx is done, or for a moment.
 func (k *Keeper) Recount(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -138,10 +138,10 @@ func (k *Keeper) Recount(ctx context.Context) {
 	}
 }
 
-// freshness is how old the figures may be that somebody looks at.
+// freshness is the maximum age of figures that are shown.
 const freshness = 2 * time.Second
 
-// step reads what has to be read, and decides. It returns when to look next.
+// step reads the due figures and decides. It returns the time of the next step.
 func (k *Keeper) step(ctx context.Context, asked bool) (time.Duration, error) {
 	const later = time.Second
 	k.mu.Lock()
@@ -206,8 +206,7 @@ func (k *Keeper) step(ctx context.Context, asked bool) (time.Duration, error) {
 	return k.book.Wait(k.reading), nil
 }
 
-// rest ends what was decided while there were pools, since nobody looks any more whether it is
-// still right.
+// rest clears placements and refusals once there are no pools, because nothing re-evaluates them.
 func (k *Keeper) rest(ctx context.Context) error {
 	if k.book == nil {
 		return nil
@@ -234,7 +233,7 @@ func (k *Keeper) meter(ctx context.Context, note func(nat.Meter, time.Time)) err
 	return nil
 }
 
-// census counts all flows. The meter is read before, so that nothing is missed in between, and
+// census counts all flows. It reads the meter before, so that no flow is missed in between, and
 // after.
 func (k *Keeper) census(ctx context.Context) error {
 	began := time.Now()
@@ -265,11 +264,11 @@ func (k *Keeper) census(ctx context.Context) error {
 	return k.meter(ctx, k.book.Overlap)
 }
 
-// reported is how many uses are shown.
+// reported bounds the uses that are shown.
 const reported = 1000
 
-// show keeps what is known for those who ask, and begins and ends the episodes in which an address
-// runs out of ports.
+// show publishes the figures, and begins and ends the episodes in which an address runs out of
+// ports.
 func (k *Keeper) show(c nat.Config, stats conntrack.Stats, now time.Time) {
 	r := k.book.Report(reported)
 	k.mu.Lock()
@@ -310,7 +309,7 @@ func (k *Keeper) show(c nat.Config, stats conntrack.Stats, now time.Time) {
 	}
 }
 
-// refused notes what is refused now.
+// refused records the refused services.
 func (k *Keeper) refused(o nat.Overload) {
 	for _, x := range o.Exhausted {
 		if !slices.Contains(k.overload.Exhausted, x) {
@@ -325,18 +324,18 @@ func (k *Keeper) refused(o nat.Overload) {
 	k.overload = o
 }
 
-// Figures are what is known of the ports.
+// Figures are the observed use of ports.
 type Figures struct {
 	placement.Report
 	Stats          conntrack.Stats
-	Config         nat.Config          // that was in force
+	Config         nat.Config          // the configuration in force
 	Alarms         map[Alarm]time.Time // since when
-	TableFullSince time.Time           // since when the table is full, or is not
+	TableFullSince time.Time           // when the table became full, or stopped being full
 	Err            error               // of the last attempt
 	Since          time.Time           // of Err
 }
 
-// Figures returns what was found last.
+// Figures returns the last figures.
 func (k *Keeper) Figures() Figures {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -121,8 +121,8 @@ func TestLowPorts(t *testing.T) {
 	}
 }
 
-// TestLiveFlows changes everything that is decided about new flows under 5,000 that are under way,
-// of which none may notice.
+// TestLiveFlows changes everything that is decided about new flows under 5,000 established ones.
+// None of these may notice.
 func TestLiveFlows(t *testing.T) {
 	c := newCrowd(t, 4)
 	const n, sources = 5000, 50
@@ -258,7 +258,7 @@ func BenchmarkNewFlows(b *testing.B) {
 	b.ReportMetric(cost["rule"][len(cost["rule"])/2], "rule-us/flow")
 }
 
-// fullNode is a node whose connection table is full. What it is not asked for panics.
+// fullNode is a node whose connection table is full. Other calls panic.
 type fullNode struct {
 	Flows
 	refused nat.Overload
@@ -281,8 +281,8 @@ func (*fullNode) Dump(_ context.Context, _ uint8, f func(*conntrack.Flow) bool) 
 	return nil
 }
 
-// TestRefusalEndsWithPools takes the pools away while the table is full: nobody looks at it any
-// more, and nothing is refused because of it.
+// TestRefusalEndsWithPools takes the pools away while the table is full: the table is not
+// checked any more, and nothing is refused because of it.
 func TestRefusalEndsWithPools(t *testing.T) {
 	n := &fullNode{}
 	e := New(n, n, slog.New(slog.DiscardHandler), nil)

@@ -24,17 +24,17 @@ import (
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
-// canaryTimeout is how long a call may take.
+// canaryTimeout bounds a call.
 const canaryTimeout = 5 * time.Second
 
-// canary is what is to be called, and from which address inside; without one the node calls by
-// itself.
+// canary is the URL to call, and the inside address to call from; without an address the node
+// itself calls.
 type canary struct {
 	url  *url.URL
 	from netip.Addr
 }
 
-// readCanary returns nil when nothing is to be called.
+// readCanary returns nil if the request has no canary.
 func readCanary(q *isthmusv1.ProveEgressRequest) (*canary, error) {
 	if q.Canary == "" {
 		if q.CanarySource != "" {
@@ -60,11 +60,11 @@ func readCanary(q *isthmusv1.ProveEgressRequest) (*canary, error) {
 	return c, nil
 }
 
-// refuseSource says why no canary may call from an address: for the time of a call the node has a
+// refuseSource returns why a canary must not call from an address: during a call the node has a
 // route to it.
 func (r *Report) refuseSource(from netip.Addr, t plan.Target) error {
 	refuse := func(format string, args ...any) error {
-		return fmt.Errorf("%w: canary_source: %s %s; give an address inside that no host uses", api.ErrInvalid, from, fmt.Sprintf(format, args...))
+		return fmt.Errorf("%w: canary_source: %s %s; give an inside address that no host uses", api.ErrInvalid, from, fmt.Sprintf(format, args...))
 	}
 	has := func(list []netip.Prefix) bool {
 		return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(from) })
@@ -85,7 +85,7 @@ func (r *Report) refuseSource(from netip.Addr, t plan.Target) error {
 			return refuse("has a route of its own")
 		}
 	}
-	// There is room for a host in the networks of attachments, beside what has an address there.
+	// A host fits into the networks of attachments, next to the addresses in use.
 	attached := t.NAT.Attached()
 	seen.Addresses = slices.Clone(seen.Addresses)
 	for i, a := range seen.Addresses {
@@ -111,8 +111,8 @@ func (r *Report) refuseSource(from netip.Addr, t plan.Target) error {
 	return nil
 }
 
-// takeTurn waits for other proofs. While a canary calls from inside, the rules are not only those
-// of the document.
+// takeTurn waits for other proofs to end. While a canary calls from inside, the rules are more than
+// those of the document.
 func (r *Report) takeTurn(ctx context.Context) (done func(), err error) {
 	select {
 	case r.proving <- struct{}{}:
@@ -122,7 +122,7 @@ func (r *Report) takeTurn(ctx context.Context) (done func(), err error) {
 	}
 }
 
-// callFromInside calls as a host inside does, by packets that are forwarded. It needs the turn.
+// callFromInside calls like an inside host, with forwarded packets. The caller must have the turn.
 func (r *Report) callFromInside(ctx context.Context, c *canary, underlay string) *isthmusv1.CanaryResult {
 	result := &isthmusv1.CanaryResult{Address: c.from.String()}
 	seen, err := r.forwarded(ctx, c, underlay)
@@ -139,7 +139,7 @@ func (r *Report) forwarded(ctx context.Context, c *canary, underlay string) (net
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	// The rules are there before the first packet, and stay until after the last one.
+	// The rules are installed before the first packet, and stay until after the last one.
 	withdraw, err := r.Applied.Admit(ctx, nat.Attachment{Interface: fib.Canary, Sources: []netip.Prefix{netip.PrefixFrom(c.from, c.from.BitLen())}})
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("admitting the canary: %w", err)
@@ -167,8 +167,7 @@ func (r *Report) forwarded(ctx context.Context, c *canary, underlay string) (net
 	})
 }
 
-// resolve returns the address at which a canary is, of the family of the source that it is called
-// from.
+// resolve returns the address of a canary, in the family of the source.
 func (r *Report) resolve(ctx context.Context, c *canary) (netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(ctx, canaryTimeout)
 	defer cancel()
@@ -195,7 +194,7 @@ func (r *Report) resolvers() []netip.Addr {
 	return r.Resolvers()
 }
 
-// callCanaries calls the canary from each address, all at once.
+// callCanaries calls the canary from each address, in parallel.
 func (r *Report) callCanaries(ctx context.Context, target *url.URL, c nat.Config, from []netip.Addr) []*isthmusv1.CanaryResult {
 	results := make([]*isthmusv1.CanaryResult, len(from))
 	var wg sync.WaitGroup
@@ -222,7 +221,7 @@ func callCanary(ctx context.Context, target *url.URL, from netip.Addr, allowed f
 		network = "tcp4"
 	}
 	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Control: func(_, address string, _ syscall.RawConn) error {
-		// Only here is it known what a name stands for.
+		// The address of a name is known only here.
 		if to, err := netip.ParseAddrPort(address); err != nil || !allowed(to.Addr().Unmap()) {
 			return errNotPublic
 		}
@@ -233,15 +232,15 @@ func callCanary(ctx context.Context, target *url.URL, from netip.Addr, allowed f
 	})
 }
 
-// fetch returns the address that a canary answers with.
+// fetch returns the address in a canary's answer.
 func fetch(ctx context.Context, target *url.URL, dial func(ctx context.Context, address string) (net.Conn, error)) (netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(ctx, canaryTimeout)
 	defer cancel()
 	client := http.Client{
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
-			// The context that http.Transport dials with outlives the call: a call without an
-			// answer would go on, and keep its flow.
+			// http.Transport's own context outlives the call: a call without an answer would go on
+			// and keep its flow.
 			DialContext: func(_ context.Context, _, address string) (net.Conn, error) { return dial(ctx, address) },
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -261,7 +260,7 @@ func fetch(ctx context.Context, target *url.URL, dial func(ctx context.Context, 
 	}
 	seen, err := netip.ParseAddr(strings.TrimSpace(string(body)))
 	if err != nil || response.StatusCode != http.StatusOK {
-		return netip.Addr{}, errors.New("the answer is no address")
+		return netip.Addr{}, errors.New("the answer is not an address")
 	}
 	return seen, nil
 }

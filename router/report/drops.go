@@ -9,19 +9,19 @@ import (
 	"github.com/isthmus-net/isthmus/router/condition"
 )
 
-// sampleRetry is how long to wait after the samples of the guard could not be heard, as while a
-// former daemon still listens.
+// sampleRetry is the delay after the guard's samples could not be read, as while a former daemon
+// still listens.
 const sampleRetry = 30 * time.Second
 
-// SampleDrops logs some of the packets that the rules drop, each with the policy that should have
-// had it.
+// SampleDrops logs a sample of the packets that the rules drop, each with the policy that should
+// have matched.
 func (r *Report) SampleDrops(ctx context.Context) error {
 	for {
 		err := r.NAT.Sample(ctx, r.dropped)
 		if ctx.Err() != nil {
 			return nil
 		}
-		r.Log.Warn("what the guard drops is not sampled; trying again", "err", err)
+		r.Log.Warn("packets that the guard drops cannot be sampled; trying again", "err", err)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -39,10 +39,10 @@ func (r *Report) dropped(reason nat.Reason, f nat.Flow) {
 	r.Log.Warn("dropped a packet", "reason", string(reason), "source", f.Source, "destination", f.Destination, "protocol", f.Protocol, "port", f.Port, "why", why)
 }
 
-// lossShown is how long a condition tells that the rules were missing.
+// lossShown is how long a condition reports a past loss of the rules.
 const lossShown = time.Hour
 
-// guardConditions tells that the rules are or were away.
+// guardConditions reports that the rules are or were missing.
 func (r *Report) guardConditions() []*isthmusv1.Condition {
 	at, until, times := r.Applied.GuardLoss()
 	switch {

@@ -9,7 +9,7 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/explain"
 )
 
-// explained adds to the status of tunnel i of a document why it is as it is.
+// explained adds the explanation to the status of tunnel i of a document.
 func explained(t *isthmusv1.TunnelStatus, s *spec.Spec, d explain.Document, i int, seen tunnel.State) {
 	e, ok := d.Tunnel(i, seen)
 	if !ok {

@@ -16,11 +16,11 @@ import (
 	"github.com/isthmus-net/isthmus/router/observe"
 )
 
-// endsAtOnce bounds the flows that one reading of the table ends.
+// endsAtOnce bounds the flows that one read of the table ends.
 const endsAtOnce = 20_000
 
-// EndFlows implements api.Router. Flows that begin meanwhile may stay. The table is read again for
-// each endsAtOnce flows, so that their number costs no memory.
+// EndFlows implements api.Router. Flows that begin during the call may stay. It reads the table
+// again for each endsAtOnce flows, so that memory does not grow with their number.
 func (r *Report) EndFlows(ctx context.Context, q *isthmusv1.EndFlowsRequest) (*isthmusv1.EndFlowsResponse, error) {
 	source, err := prefixOf("source", q.Source)
 	if err != nil {
@@ -78,7 +78,7 @@ func (r *Report) EndFlows(ctx context.Context, q *isthmusv1.EndFlowsRequest) (*i
 	}
 }
 
-// prefixOf reads an address or a prefix.
+// prefixOf parses an address or a prefix.
 func prefixOf(field, s string) (netip.Prefix, error) {
 	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
 		return netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen()), nil

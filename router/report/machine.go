@@ -10,15 +10,15 @@ import (
 	"github.com/isthmus-net/isthmus/router/plan"
 )
 
-// wayConditions tells of peers' outside addresses to which the kernel does not send by the
+// wayConditions reports outside addresses of peers that the kernel does not reach through the
 // underlay.
 func wayConditions(t plan.Target, seen fib.Surroundings) (out []*isthmusv1.Condition) {
 	u := t.Underlay
 	if len(seen.Addresses) > 0 && u.Interface != "" && !slices.ContainsFunc(seen.Addresses, func(a fib.Assigned) bool { return a.Interface == u.Interface && a.Prefix.Addr() == u.Address }) {
-		out = append(out, condition.NoUnderlayAddress.Error(time.Time{}, "interface %s does not have underlay.address %v; `ip address` shows those that it has", u.Interface, u.Address))
+		out = append(out, condition.NoUnderlayAddress.Error(time.Time{}, "interface %s does not have underlay.address %v; compare with `ip address`", u.Interface, u.Address))
 	}
 	if link, ok := seen.Devices[u.Interface]; ok && len(t.Tunnels) > 0 && link.MTU < u.MTU {
-		out = append(out, condition.UnderlayMTU.Error(time.Time{}, "interface %s has an MTU of %d and the document counts on %d: packets of tunnels that have no mtu of their own are fragmented or lost; set underlay.mtu to %d", u.Interface, link.MTU, u.MTU, link.MTU))
+		out = append(out, condition.UnderlayMTU.Error(time.Time{}, "interface %s has an MTU of %d and the document expects %d: packets of tunnels that have no mtu of their own are fragmented or lost; set underlay.mtu to %d", u.Interface, link.MTU, u.MTU, link.MTU))
 	}
 	for _, c := range t.Tunnels {
 		to := c.Outside().Addr()

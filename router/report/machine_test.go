@@ -11,8 +11,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// TestWayConditions: a tunnel that would not leave by the underlay, and an underlay that is not as
-// the document says, are told.
+// TestWayConditions: conditions report a tunnel that would not leave by the underlay, and an
+// underlay that differs from the document.
 func TestWayConditions(t *testing.T) {
 	p := netip.MustParsePrefix
 	seen := fib.Surroundings{

@@ -12,8 +12,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// Room in bytes for documents, secrets and the audit log: too little for comfort, and too little
-// for a large document.
+// Free space in bytes for documents, secrets and the audit log: low, and too little for a large
+// document.
 const (
 	lowSpace = 16 << 20
 	noSpace  = 2 << 20
@@ -25,18 +25,18 @@ func (r *Report) roomConditions() []*isthmusv1.Condition {
 	case err != nil:
 		return []*isthmusv1.Condition{condition.StateNotWritable.Error(r.started, "%v", err)}
 	case readOnly:
-		return []*isthmusv1.Condition{condition.StateNotWritable.Error(r.started, "the file system of the state directory is read-only: what runs goes on, changes are refused")}
+		return []*isthmusv1.Condition{condition.StateNotWritable.Error(r.started, "the file system of the state directory is read-only: the present configuration stays, changes are refused")}
 	case bytes < lowSpace:
 		severity := condition.Warning
 		if bytes < noSpace {
 			severity = condition.Error
 		}
-		return []*isthmusv1.Condition{condition.StateFull.With(severity, r.started, "%d KiB are left on the file system of the state directory: without room changes are refused", bytes>>10)}
+		return []*isthmusv1.Condition{condition.StateFull.With(severity, r.started, "%d KiB are free on the file system of the state directory: below a minimum, changes are refused", bytes>>10)}
 	}
 	return nil
 }
 
-// status tells about the node as a whole.
+// status returns the state of the node as a whole.
 func (r *Report) status() *isthmusv1.SystemStatus {
 	d := r.Documents.Status()
 	s := &isthmusv1.SystemStatus{
@@ -50,7 +50,7 @@ func (r *Report) status() *isthmusv1.SystemStatus {
 		BgpWrites: c.BGP, BgpStarts: c.BGPStarts,
 	}
 	if d.Invalid != nil {
-		s.Conditions = append(s.Conditions, condition.DocumentUnusable.Error(r.started, "%v; what runs is left as it is: mend the cause and apply a document", d.Invalid))
+		s.Conditions = append(s.Conditions, condition.DocumentUnusable.Error(r.started, "%v; the present configuration stays: correct the cause and apply a document", d.Invalid))
 	}
 	s.Conditions = append(s.Conditions, r.startConditions(d)...)
 	s.Conditions = append(s.Conditions, secretConditions(d)...)
@@ -100,7 +100,7 @@ func (r *Report) status() *isthmusv1.SystemStatus {
 	return s
 }
 
-// formerly names the generation that a document goes back to.
+// formerly describes the generation that a document goes back to.
 func formerly(generation uint64) string {
 	if generation == 0 {
 		return "no document"
@@ -108,7 +108,7 @@ func formerly(generation uint64) string {
 	return fmt.Sprint(generation)
 }
 
-// startConditions tells why less is carried out than the present document says.
+// startConditions reports why the present document is not fully applied.
 func (r *Report) startConditions(d document.Status) []*isthmusv1.Condition {
 	switch {
 	case d.Safe:
@@ -123,10 +123,10 @@ func (r *Report) startConditions(d document.Status) []*isthmusv1.Condition {
 	return nil
 }
 
-// maxMissing is how many secrets that are not stored have a condition of their own.
+// maxMissing bounds the missing secrets with a condition of their own.
 const maxMissing = 20
 
-// secretConditions tells of secrets that the document names and that are not stored.
+// secretConditions reports secrets that the document names and that are not stored.
 func secretConditions(d document.Status) (out []*isthmusv1.Condition) {
 	more := 0
 	for _, u := range d.Missing {

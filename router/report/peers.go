@@ -9,7 +9,7 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 )
 
-// peers returns the wanted BGP sessions as they were last seen, by name.
+// peers returns the wanted BGP sessions with their last known state, by name.
 func (r *Report) peers() []*isthmusv1.PeerStatus {
 	seen := map[string]bgp.PeerState{}
 	for _, p := range r.BGP.Peers() {

@@ -9,7 +9,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// policies returns the egress policies with their counters, by name, and what was dropped.
+// policies returns the egress policies with their counters, by name, and the dropped packets.
 func (r *Report) policies() ([]*isthmusv1.PolicyStatus, map[nat.Reason]nat.Counter) {
 	state := r.Observed.Rules()
 	config := r.Observed.Target().NAT

@@ -19,12 +19,12 @@ import (
 )
 
 const (
-	maxProved = 64                     // prefixes of each kind in one question
-	writeTime = 5 * time.Second        // for the rules to take in what was observed
-	writePace = 100 * time.Millisecond // between two looks at them
+	maxProved = 64                     // prefixes of each kind in one request
+	writeTime = 5 * time.Second        // bound for the rules to reflect the observed facts
+	writePace = 100 * time.Millisecond // between two reads of the rules
 )
 
-// everybody is every source or destination.
+// everybody has every source or destination.
 var everybody = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 
 // ProveEgress implements api.Router.
@@ -150,9 +150,9 @@ func (r *Report) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressReques
 	return p, nil
 }
 
-// differences returns what is wanted now, and where the rules in the kernel differ from it. What
-// was just observed, such as an address of the node, reaches the rules a moment later: only a
-// difference that stays for writeTime counts.
+// differences returns the effective configuration, and the differences of the kernel's rules from
+// it. New facts, such as an address of the node, reach the rules a moment later: only a difference
+// that stays for writeTime counts.
 func (r *Report) differences(ctx context.Context) (t plan.Target, generation uint64, c nat.Config, found []string, err error) {
 	for end := time.Now().Add(writeTime); ; {
 		status := r.Documents.Status()
@@ -173,7 +173,7 @@ func (r *Report) differences(ctx context.Context) (t plan.Target, generation uin
 	}
 }
 
-// byOther says whether a route leads to another interface.
+// byOther reports whether a route leads to another interface.
 func byOther(r fib.RouteState, iface string) bool {
 	return slices.ContainsFunc(r.NextHops, func(h fib.NextHop) bool { return h.Interface != iface })
 }
@@ -193,13 +193,13 @@ func prefixes(field string, list []string) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// deciding returns the public addresses of the pools of the policies that may decide about flows.
-// It looks at the policies alone, not at what becomes of them. A rule that another one beats for
-// all of the flows decides about none; one that several beat only together counts.
+// deciding returns the public addresses of the pools of the policies that may match flows. It reads
+// only the policies, not the outcome. A rule that one other rule beats for all of the flows does
+// not count; a rule that only several others together beat does.
 func deciding(c nat.Config, sources, destinations []netip.Prefix) (out []netip.Addr) {
 	rules, err := c.Rules() // best first
 	if err != nil {
-		return nil // no driver carries them out
+		return nil // no driver applies so many rules
 	}
 	type use struct {
 		pool string
@@ -231,7 +231,7 @@ func deciding(c nat.Config, sources, destinations []netip.Prefix) (out []netip.A
 	return out
 }
 
-// common returns what a prefix shares with each of some others.
+// common returns the intersections of a prefix with a list of others.
 func common(list []netip.Prefix, p netip.Prefix) (out []netip.Prefix) {
 	for _, q := range list {
 		switch {
@@ -245,11 +245,11 @@ func common(list []netip.Prefix, p netip.Prefix) (out []netip.Prefix) {
 	return out
 }
 
-// covers finds rules that decide about all flows between two prefixes.
+// covers finds rules that match all flows between two prefixes.
 type covers struct {
 	rules []nat.Rule
 	at    map[[2]netip.Prefix][]int // by source and destination, in order of precedence
-	// lengths that occur, of sources and destinations, of IPv4 and IPv6
+	// prefix lengths in use, of sources and destinations, of IPv4 and IPv6
 	bits [2][2][129]bool
 }
 
@@ -263,8 +263,7 @@ func newCovers(rules []nat.Rule) *covers {
 	return c
 }
 
-// beat says whether a rule before the one of a place decides about all its flows between two
-// prefixes.
+// beat reports whether a rule before a place matches all flows of its rule between two prefixes.
 func (c *covers) beat(place int, src, dst netip.Prefix) bool {
 	family, r := src.Addr().BitLen()/128, &c.rules[place]
 	for s := src.Bits(); s >= 0; s-- {
@@ -290,8 +289,8 @@ func (c *covers) beat(place int, src, dst netip.Prefix) bool {
 	return false
 }
 
-// judge adds a state to a proof, with what is wrong in it, and returns the addresses on the
-// interface that flows may have.
+// judge adds a state with its violations to a proof, and returns the interface addresses that flows
+// may have.
 func judge(p *isthmusv1.EgressProof, name string, c nat.Config, departures []nat.Departure, expected []netip.Addr) (used []netip.Addr) {
 	state := &isthmusv1.EgressProofState{Name: name}
 	p.States = append(p.States, state)
@@ -313,7 +312,7 @@ func judge(p *isthmusv1.EgressProof, name string, c nat.Config, departures []nat
 	for _, a := range used {
 		public := publicOf(c, a)
 		if !public.IsValid() {
-			p.Violations = append(p.Violations, fmt.Sprintf("%s: flows may leave as %s, which is no pool's", name, a))
+			p.Violations = append(p.Violations, fmt.Sprintf("%s: flows may leave as %s, which is not in a pool", name, a))
 			continue
 		}
 		if state.PublicAddresses = append(state.PublicAddresses, public.String()); !slices.Contains(expected, public) {
@@ -323,16 +322,16 @@ func judge(p *isthmusv1.EgressProof, name string, c nat.Config, departures []nat
 	return used
 }
 
-// stays says whether no router forwards what has such sources, this one included: the unspecified
-// address (RFC 4291 section 2.5.2) and link-local ones (section 2.5.6). The guard lets them pass,
-// since neighbour discovery uses them on the underlay.
+// stays reports whether no router, including this one, forwards packets with such sources: the
+// unspecified address (RFC 4291 section 2.5.2) and link-local ones (section 2.5.6). The guard lets
+// them pass, since neighbour discovery uses them on the underlay.
 func stays(sources nat.Range) bool {
 	linkLocal := sources.First.Is6() && sources.First.IsLinkLocalUnicast() && sources.Last.IsLinkLocalUnicast()
 	return linkLocal || sources.First == netip.IPv6Unspecified() && sources.Last == sources.First
 }
 
-// public says whether an address is somewhere on the Internet side: not the node's, its platform's,
-// a pool's, or in a network inside.
+// public reports whether an address is on the Internet side: not the node's, its platform's, a
+// pool's, or in an inside network.
 func (r *Report) public(a netip.Addr) bool {
 	t := r.Observed.Target()
 	seen := r.Observed.Machine()
@@ -348,7 +347,7 @@ func (r *Report) public(a netip.Addr) bool {
 	return true
 }
 
-// publicOf returns the address that the world sees for one on the interface.
+// publicOf returns the public address of an address on the interface.
 func publicOf(c nat.Config, a netip.Addr) netip.Addr {
 	for _, pool := range c.Pools {
 		for _, o := range pool.Addresses {

@@ -10,8 +10,8 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// TestProofOfIPv6: what no router forwards may pass the guard and is no way out, and whatever goes
-// beyond it is one.
+// TestProofOfIPv6: packets that no router forwards may pass the guard without a violation; packets
+// beyond these are one.
 func TestProofOfIPv6(t *testing.T) {
 	own := netip.MustParseAddr("2001:db8::5")
 	config := nat.Config{Pools: []nat.Pool{{Name: "p", Addresses: []nat.PoolAddress{{Address: own, Public: own}}}}}

@@ -1,5 +1,6 @@
-// Package report says what a node is like, and why: every message that the API and the command line
-// show is made here, from the documents, the jobs of router/apply and what router/observe has seen.
+// Package report describes the state of a node, and the reasons for it: it makes every message that
+// the API and the command line show, from the documents, the jobs of router/apply and the
+// observations of router/observe.
 package report
 
 import (
@@ -32,7 +33,7 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// Documents has the documents of a node; router/document has the words.
+// Documents manages the documents of a node; see router/document.
 type Documents interface {
 	Status() document.Status
 	Validate(ctx context.Context, src *isthmusv1.Source) (problems, noted spec.Problems, err error)
@@ -51,13 +52,13 @@ type Documents interface {
 
 // FIB is the forwarding table.
 type FIB interface {
-	// Routes returns what is wanted and whether the kernel has it.
+	// Routes returns the wanted routes and whether the kernel has them.
 	Routes() []fib.RouteState
 }
 
-// Flows ends flows in the table of connection tracking.
+// Flows ends flows in the connection table.
 type Flows interface {
-	// End takes the flows out of the table that f selects, and returns how many.
+	// End deletes the entries that f selects from the connection table, and returns their number.
 	End(ctx context.Context, family uint8, f func(*conntrack.Flow) bool) (int, error)
 }
 
@@ -70,21 +71,20 @@ type NAT interface {
 
 // Addresses makes the host from which a proof's canary calls.
 type Addresses interface {
-	// Surroundings reads what the machine has of addresses, routes and rules that is not of
-	// isthmus.
+	// Surroundings reads addresses, routes and rules that isthmus did not make.
 	Surroundings() (fib.Surroundings, error)
-	// Canary makes a host with the address from behind the interface fib.Canary, and a route to it.
-	// mtu is in bytes; 0: the kernel's default. dial connects from the host to a TCP port of to.
-	// remove takes everything away and may be called again. There is one such host at a time.
+	// Canary creates a host with the address from behind the interface fib.Canary, and a route to
+	// it. mtu is in bytes; 0: the kernel's default. dial connects from the host to a TCP port of
+	// to. remove deletes all of it and may be called again. Only one such host can exist at a time.
 	Canary(from, to netip.Addr, mtu int) (dial func(ctx context.Context, port uint16) (net.Conn, error), remove func() error, err error)
 }
 
-// Counters counts what was written since the start of the daemon.
+// Counters counts the writes since the start of the daemon.
 type Counters struct {
 	Vici, Netlink, NFTables, WireGuard, BGP, BGPStarts uint64
 }
 
-// Options are what a Report works with.
+// Options are the dependencies of a Report.
 type Options struct {
 	Documents Documents
 	Applied   *apply.Applier
@@ -99,11 +99,11 @@ type Options struct {
 	Addresses Addresses
 	Flows     Flows // nil: flows are not ended
 	Translog  capability.Translog
-	// Capabilities are the others of the node, for their conditions.
+	// Capabilities are the node's other capabilities, for their conditions.
 	Capabilities []capability.Capability
 	Callers      func() []tunnel.Caller
 	Resolvers    func() []netip.Addr
-	Kernel       func() []string // what it can do
+	Kernel       func() []string // capabilities of the kernel
 	Counters     func() Counters
 	Notices      func() []*isthmusv1.Condition
 	Platform     func() *isthmusv1.PlatformStatus
@@ -112,11 +112,11 @@ type Options struct {
 	Log          *slog.Logger
 }
 
-// Report answers questions about a node, and takes requests to it. It implements api.Router.
+// Report answers queries about a node and passes requests to it. It implements api.Router.
 type Report struct {
 	Options
 	started time.Time
-	// full while the rules are compared with the document, or are more than that for a canary
+	// full while the rules are compared with the document, or contain more for a canary
 	proving chan struct{}
 }
 
@@ -164,7 +164,7 @@ func (r *Report) EditPolicies(ctx context.Context, author string, q *isthmusv1.E
 	return &isthmusv1.ApplyResponse{Generation: generation, Changes: changeMessages(changes), GoesBackIn: r.goesBackIn()}, nil
 }
 
-// goesBackIn returns the time that is left to confirm the present document, nil when it stays.
+// goesBackIn returns the time left to confirm the present document, nil if it stays.
 func (r *Report) goesBackIn() *durationpb.Duration {
 	by := r.Documents.Status().Present.ConfirmBy
 	if by.IsZero() {
@@ -239,8 +239,8 @@ func (r *Report) Routes() ([]*isthmusv1.Route, <-chan struct{}) {
 	return r.routes(), changed
 }
 
-// Policies implements api.Router. When the kernel cannot be read, what was last read is returned as
-// not installed.
+// Policies implements api.Router. If the kernel cannot be read, it returns the last state as not
+// installed.
 func (r *Report) Policies() ([]*isthmusv1.PolicyStatus, <-chan struct{}) {
 	changed := r.Bell.Wait()
 	list, _ := r.policies()
@@ -324,7 +324,7 @@ func secretMessage(s document.Secret) *isthmusv1.SecretInfo {
 	return &isthmusv1.SecretInfo{Name: s.Ref.Name, Fingerprint: s.Ref.Fingerprint, Changed: stamp(s.Changed), UsedBy: s.UsedBy, Sealed: s.Sealed}
 }
 
-// refusal turns what is wrong with a document, or what is not there, into the errors of the API.
+// refusal turns problems of a document and missing objects into the errors of the API.
 func refusal(err error) error {
 	var problems spec.Problems
 	switch {
@@ -351,8 +351,8 @@ var actions = map[plan.Action]isthmusv1.Change_Action{
 	plan.Replace: isthmusv1.Change_ACTION_REPLACE,
 }
 
-// Bounds of what a plan says of changes: an answer must not become larger than clients take. They
-// are counted in any case.
+// Bounds of the changes in the answer of a plan, which must not become larger than clients accept.
+// Changes beyond them are still counted.
 const (
 	maxChanges     = 20_000
 	maxChangeBytes = 8 << 20
@@ -375,7 +375,7 @@ func changeMessages(changes []plan.Change) []*isthmusv1.Change {
 	return out
 }
 
-// shortened cuts out the middle of a long text.
+// shortened removes the middle of a long text.
 func shortened(s string) string {
 	if len(s) <= maxFieldBytes {
 		return s

@@ -25,7 +25,7 @@ func (r *Report) routes() []*isthmusv1.Route {
 	})
 	out := make([]*isthmusv1.Route, 0, len(states))
 	r.Observed.Read(func(seen *observe.State) {
-		// tunnels by interface, and peers by name
+		// names of tunnels by interface, and peers by name
 		names, peers := map[string]string{}, map[string]bgp.Peer{}
 		for _, c := range seen.Target.Tunnels {
 			names[c.Interface] = c.Name
@@ -68,7 +68,7 @@ func routeMessage(s fib.RouteState, names map[string]string, peers map[string]bg
 	return route
 }
 
-// shown returns a prefix, a single address without its length.
+// shown formats a prefix, a single address without its length.
 func shown(p netip.Prefix) string {
 	if p.IsSingleIP() {
 		return p.Addr().String()

@@ -6,7 +6,7 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// Summary returns what the node does, in one line.
+// Summary describes the state of the node in one line.
 func (r *Report) Summary() string {
 	status, _ := r.Status()
 	if status.GetGeneration() == 0 {

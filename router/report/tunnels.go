@@ -30,7 +30,7 @@ func texts[T fmt.Stringer](list []T) []string {
 	return out
 }
 
-// trouble returns a condition for each object that could not be applied, by its key.
+// trouble returns a condition for each job that failed, by its key.
 func (r *Report) trouble() map[string]*isthmusv1.Condition {
 	out := map[string]*isthmusv1.Condition{}
 	for _, f := range r.Applied.Failures() {
@@ -39,7 +39,7 @@ func (r *Report) trouble() map[string]*isthmusv1.Condition {
 	return out
 }
 
-// tunnels returns the wanted tunnels as they were last seen, by name.
+// tunnels returns the wanted tunnels with their last known state, by name.
 func (r *Report) tunnels() (out []*isthmusv1.TunnelStatus) {
 	trouble := r.trouble()
 	r.Observed.Read(func(seen *observe.State) {

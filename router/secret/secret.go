@@ -1,6 +1,6 @@
-// Package secret names secrets without holding them. A reference travels through plans, diffs and
-// logs; the value is looked up at the last moment by the driver that hands it to the kernel, to
-// charon or to the BGP process.
+// Package secret names secrets without holding their values. References appear in plans, diffs and
+// logs; a driver looks the value up at the last moment, when it passes it to the kernel, to charon
+// or to the BGP process.
 package secret
 
 import (
@@ -11,17 +11,17 @@ import (
 	"strings"
 )
 
-// ErrNotFound means that no secret is stored under the name.
+// ErrNotFound means that no secret with the name is stored.
 var ErrNotFound = errors.New("no such secret")
 
 // Ref names a secret. Two references are equal when they name the same value, so a changed value
 // shows as a changed reference.
 type Ref struct {
 	Name        string
-	Fingerprint string // keyed digest of the value; tells nothing about it without the node's key
+	Fingerprint string // keyed digest of the value; reveals nothing about it without the node's key
 }
 
-// String returns name and fingerprint; there is no value to print.
+// String returns name and fingerprint; a Ref has no value to print.
 func (r Ref) String() string {
 	if r.Name == "" {
 		return ""
@@ -30,10 +30,10 @@ func (r Ref) String() string {
 }
 
 // Lookup returns the value of a secret, or an error that wraps ErrNotFound. It refuses a reference
-// whose fingerprint is no longer the stored one, since the plan that carries it is out of date.
+// whose fingerprint is not the stored one, since the plan that contains it is out of date.
 type Lookup func(Ref) ([]byte, error)
 
-// Kind is what a secret is used for.
+// Kind is the use of a secret.
 type Kind string
 
 // The kinds of secrets.
@@ -43,10 +43,11 @@ const (
 	Password     Kind = "BGP password"
 )
 
-// placeholder is what templates and examples have in the place of a secret.
+// placeholder matches texts that templates and examples have instead of a secret.
 var placeholder = regexp.MustCompile(`(?i)^(<.*>|\$\{.*\}|\{\{.*\}\}|change[-_ ]?me|replace[-_ ]?me|placeholder|your[-_ ].*|x{3,}|\*+|\.{3,})$`)
 
-// Check says why a value cannot serve as a secret of the kind. The error does not repeat the value.
+// Check returns why a value cannot serve as a secret of the kind. The error does not contain the
+// value.
 func (k Kind) Check(value []byte) error {
 	text := strings.TrimSpace(string(value))
 	switch {

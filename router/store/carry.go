@@ -6,16 +6,16 @@ import (
 	"slices"
 )
 
-// Carry is how far carrying out documents has come. Without it a document that ends the daemon
+// Carry records the progress of applying documents. Without it a document that ends the daemon
 // would end it at every start.
 type Carry struct {
-	// Carried is the newest generation that was carried out, or tried to its end; 0: none is known.
+	// Carried is the newest generation that was applied, or fully tried; 0: unknown.
 	Carried uint64 `json:"carried"`
-	// Trying is the generation that was to be carried out when the daemon started last and that
-	// never was, and Starts how many starts began with it without coming to its end.
+	// Trying is the generation that the last start of the daemon was to apply and that was never
+	// applied, and Starts the number of starts that began with it and did not complete.
 	Trying uint64 `json:"trying,omitzero"`
 	Starts int    `json:"starts,omitzero"`
-	// Back says that Carried was carried out in the place of Trying.
+	// Back means that Carried was applied instead of Trying.
 	Back bool `json:"back,omitzero"`
 }
 
@@ -47,7 +47,7 @@ func (s *Store) Carry() Carry {
 	return s.carry
 }
 
-// SetCarry stores how far carrying out has come. It writes nothing when that is known already.
+// SetCarry stores the progress. It writes nothing if the progress is the same.
 func (s *Store) SetCarry(c Carry) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

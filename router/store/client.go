@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Client is one client certificate that was issued. A certificate that is not in the store is not
-// valid, so a lost file shuts one client out and lets no stranger in.
+// Client is an issued client certificate. A certificate that is not in the store is not valid, so a
+// lost file locks one client out and admits no stranger.
 type Client struct {
 	Serial  string    `json:"serial"` // hexadecimal, lower case
 	Name    string    `json:"name"`
@@ -17,14 +17,13 @@ type Client struct {
 	Issued  time.Time `json:"issued"`
 	Expires time.Time `json:"expires"`
 	Revoked bool      `json:"revoked"`
-	// RenewedFrom is the serial of the certificate that this one follows, First when the first one
-	// of them was issued, and Key the SHA-256 of the public key (SubjectPublicKeyInfo) in
-	// hexadecimal. Empty, zero and empty: it was not renewed from another.
+	// RenewedFrom is the serial of the preceding certificate, First the time when the first of them
+	// was issued, and Key the SHA-256 of the public key (SubjectPublicKeyInfo) in hexadecimal.
+	// Empty, zero and empty: it was not renewed from another.
 	RenewedFrom string    `json:"renewedFrom,omitzero"`
 	First       time.Time `json:"first,omitzero"`
 	Key         string    `json:"key,omitzero"`
-	// Change is the place of the last change of this certificate among those of all; SetClient
-	// gives it.
+	// Change is the sequence number of the certificate's last change; SetClient sets it.
 	Change uint64 `json:"change,omitzero"`
 }
 
@@ -60,7 +59,7 @@ func (s *Store) Client(serial string) (Client, error) {
 	return c, nil
 }
 
-// Clients returns the issued certificates in the order in which they were issued.
+// Clients returns the issued certificates in the order of issue.
 func (s *Store) Clients() []Client {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -77,7 +76,7 @@ func (s *Store) Clients() []Client {
 	return out
 }
 
-// SetClient adds a certificate or replaces what is known of it.
+// SetClient adds a certificate or replaces its record.
 func (s *Store) SetClient(c Client) error {
 	if !clientSerial.MatchString(c.Serial) {
 		return fmt.Errorf("storing client certificate: bad serial %q", c.Serial)
@@ -99,8 +98,8 @@ func (s *Store) SetClient(c Client) error {
 	return nil
 }
 
-// DeleteClient forgets a certificate, which makes it invalid. Forgetting what is not there is not
-// an error.
+// DeleteClient deletes a certificate, which makes it invalid. Deleting an unknown one is not an
+// error.
 func (s *Store) DeleteClient(serial string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

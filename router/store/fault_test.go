@@ -175,7 +175,7 @@ func (h *faultHandle) Sync() error {
 
 func (h *faultHandle) Close() error { return nil }
 
-// What a disk may hold of what was not synced.
+// The part of unsynced data that a disk may hold.
 const (
 	onlySynced   = iota // nothing more
 	entriesAhead        // names and renames, but no contents: what a journal without data does

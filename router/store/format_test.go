@@ -184,8 +184,8 @@ func format(t *testing.T, dir string) []string {
 	return slices.Sorted(maps.Keys(lines))
 }
 
-// fields notes the fields of a JSON value under a path. What a document's ledger holds is for the
-// planner to keep.
+// fields records the fields of a JSON value under a path. The contents of a document's ledger
+// belong to the planner.
 func fields(lines map[string]bool, path string, data []byte) {
 	var v any
 	if json.Unmarshal(data, &v) != nil {

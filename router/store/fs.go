@@ -13,8 +13,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/disk"
 )
 
-// filesystem is the part of a file system that the store needs, few enough methods for a test to
-// cut the power at each. Names are relative to the store's directory.
+// filesystem is the part of a file system that the store needs: few methods, so that a test can cut
+// the power at each. Names are relative to the store's directory.
 type filesystem interface {
 	mkdir(dir string) error
 	readDir(dir string) ([]string, error)
@@ -62,8 +62,8 @@ func (d dirFS) rename(from, to string) error { return os.Rename(d.path(from), d.
 func (d dirFS) remove(name string) error     { return os.Remove(d.path(name)) }
 func (d dirFS) syncDir(dir string) error     { return disk.SyncDir(d.path(dir)) }
 
-// lock takes the directory for this process. The kernel gives it back when the process ends,
-// however it ends.
+// lock locks the directory for this process. The kernel releases it when the process ends, however
+// it ends.
 func (d dirFS) lock() (*os.File, error) {
 	f, err := os.OpenFile(d.path("lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if errors.Is(err, unix.EROFS) {

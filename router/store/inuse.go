@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// InUse says whether a process has the directory open. It makes nothing.
+// InUse reports whether a process has the directory open. It creates nothing.
 func InUse(dir string) (bool, error) {
 	f, err := os.Open(filepath.Join(dir, "lock"))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -10,17 +10,17 @@ import (
 	"github.com/isthmus-net/isthmus/router/disk"
 )
 
-// mark is how new a state directory is, in numbers that only grow.
+// mark is the age of a state directory, in numbers that only grow.
 type mark struct {
 	Generation uint64            `json:"generation"` // newest document
 	Clients    uint64            `json:"clients"`    // newest change of a client
-	Secrets    map[string]uint64 `json:"secrets"`    // how often each was written
+	Secrets    map[string]uint64 `json:"secrets"`    // number of writes of each
 }
 
-// Remember keeps in a file outside the state directory how new the state is, and returns what in
-// the state is older than the file says, in words; empty: nothing is. A copy of the directory that
-// is put back has certificates that were revoked since, as valid ones. An error is about the file,
-// which is not needed for anything else.
+// Remember keeps the age of the state in a file outside the state directory, and returns the parts
+// of the state that are older than the file says, as text; empty: none. A restored copy of the
+// directory has certificates as valid that were revoked since. An error is about the file, which
+// has no other use.
 func (s *Store) Remember(file string) (older string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -62,14 +62,14 @@ func (s *Store) presentLocked() mark {
 	return m
 }
 
-// markLocked notes a change.
+// markLocked records a change.
 func (s *Store) markLocked() {
 	if s.markFile != "" {
 		_ = s.writeMarkLocked() // the change itself is on disk
 	}
 }
 
-// writeMarkLocked never takes a number back: an older state is told at each start until it has
+// writeMarkLocked never lowers a number: an older state is reported at each start until it has
 // caught up.
 func (s *Store) writeMarkLocked() error {
 	now := s.presentLocked()

@@ -94,7 +94,7 @@ func TestOlderStateIsTold(t *testing.T) {
 			if s, err := Open(state); err != nil {
 				t.Fatal(err)
 			} else if _, err := s.Remember(file); err == nil {
-				t.Error("a damaged file is no error")
+				t.Error("a damaged file is not an error")
 			} else {
 				s.Close()
 			}

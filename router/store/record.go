@@ -59,7 +59,7 @@ func decodeRecord(name string, data []byte) ([]byte, error) {
 	}
 	payload := data[i+1:]
 	number, rest, _ := bytes.Cut(bytes.TrimPrefix(data[:i], []byte(kind)), []byte(" "))
-	flipped := false // a flipped bit makes no newer file: the checksum of one covers the number too
+	flipped := false // a flipped bit cannot make a newer file: the checksum covers the number too
 	for format := uint64(plain); format <= highest(name); format++ {
 		header := recordHeader(format, name, payload)
 		if bytes.Equal(data[:i+1], header) {
@@ -76,8 +76,8 @@ func decodeRecord(name string, data []byte) ([]byte, error) {
 
 const temporary = ".tmp"
 
-// writeLocked makes name hold payload: all of it, or what it held before. When it returns nil, the
-// payload outlives a loss of power.
+// writeLocked replaces the contents of name as a whole. When it returns nil, the payload survives a
+// loss of power.
 func (s *Store) writeLocked(name string, payload []byte) error {
 	return s.writeAsLocked(plain, name, payload)
 }
@@ -91,7 +91,7 @@ func (s *Store) writeAsLocked(format uint64, name string, payload []byte) error 
 		s.fs.remove(tmp) // The next start removes it otherwise.
 		return fmt.Errorf("writing %s: %w", name, err)
 	}
-	// From here on an error leaves open what a later start will find.
+	// After an error from here on, the result is known only at a later start.
 	err := s.fs.rename(tmp, name)
 	if err == nil {
 		err = s.fs.syncDir(path.Dir(name))
@@ -126,8 +126,8 @@ func (s *Store) removeLocked(name string) error {
 	return s.settleLocked("removing", name, err)
 }
 
-// settleLocked stops all further writes after one whose outcome is unknown: the kernel reports a
-// failed fsync once and then forgets it, so that trying again would only look like success.
+// settleLocked stops all further writes after a write with unknown outcome: the kernel reports a
+// failed fsync once and then forgets it, so that a retry would only look like success.
 func (s *Store) settleLocked(verb, name string, err error) error {
 	if err == nil {
 		return nil
@@ -136,7 +136,7 @@ func (s *Store) settleLocked(verb, name string, err error) error {
 	return s.failed
 }
 
-// lossOf returns what a file is lost by: ErrNewer or ErrDamaged.
+// lossOf returns why a file is lost: ErrNewer or ErrDamaged.
 func lossOf(err error) error {
 	if errors.Is(err, ErrNewer) {
 		return ErrNewer
@@ -144,8 +144,8 @@ func lossOf(err error) error {
 	return ErrDamaged
 }
 
-// scanLocked hands the payload of each record of a directory to load, in the order of the names,
-// and notes what cannot be read.
+// scanLocked passes the payload of each record of a directory to load, sorted by name, and records
+// unreadable files.
 func (s *Store) scanLocked(dir, suffix string, load func(name string, payload []byte) error) error {
 	names, err := s.fs.readDir(dir)
 	if err != nil {

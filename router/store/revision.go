@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Revision is one accepted document with everything that was decided about it.
+// Revision is an accepted document with its ledger and the circumstances of its acceptance.
 type Revision struct {
 	Generation uint64    `json:"generation"`
 	Time       time.Time `json:"time"`
@@ -16,19 +16,18 @@ type Revision struct {
 	Reason     string    `json:"reason"`
 	Changes    uint32    `json:"changes"`
 
-	// ConfirmBy is when the daemon goes back to RevertTo unless Confirm is called before. Zero: it
-	// stays.
+	// ConfirmBy is the time at which the daemon goes back to RevertTo unless Confirm is called
+	// before. Zero: it stays.
 	ConfirmBy time.Time `json:"confirmBy,omitzero"`
 	RevertTo  uint64    `json:"revertTo,omitzero"`
 
-	// Text is the document as it was written; Ledger a JSON value of router/plan. History leaves
-	// both out.
+	// Text is the document as written; Ledger is a JSON value of router/plan. History omits both.
 	Text   string          `json:"text"`
 	Ledger json.RawMessage `json:"ledger,omitempty"`
 }
 
-// Bounds of the history. The present document, the one to go back to, and what these are written as
-// changes of stay in any case.
+// Bounds of the history. The present document, the one to go back to, and the bases of their deltas
+// stay in any case.
 const (
 	maxRevisions     = 200
 	maxRevisionBytes = 64 << 20
@@ -57,7 +56,7 @@ func (s *Store) loadRevisions() error {
 		return err
 	}
 	s.newest = s.current.Generation
-	// A damaged file keeps its number: a new document must not take its place.
+	// A damaged file keeps its number, so that a new document does not replace it.
 	for name := range s.lost {
 		var g uint64
 		if _, err := fmt.Sscanf(name, revisionDir+"/%d"+revisionSuffix, &g); err == nil {
@@ -67,16 +66,16 @@ func (s *Store) loadRevisions() error {
 	return nil
 }
 
-// revision is a Revision as it is on disk: with its whole text, or with what is to be done to that
-// of another one.
+// revision is the form of a Revision on disk: with its whole text, or with a delta from that of
+// another one.
 type revision struct {
 	Revision
-	// Base is the generation of a whole text. 0: this one is whole.
+	// Base is the generation of the base text. 0: this revision is whole.
 	Base    uint64   `json:"base,omitzero"`
-	Splices []splice `json:"splices,omitempty"` // in the order in which they are done
+	Splices []splice `json:"splices,omitempty"` // in the order of their application
 }
 
-// decodeLocked makes a whole revision of what is on disk.
+// decodeLocked makes a whole revision from its form on disk.
 func (s *Store) decodeLocked(payload []byte) (revision, error) {
 	var r revision
 	if err := json.Unmarshal(payload, &r); err != nil {
@@ -113,7 +112,7 @@ func newEntry(r revision, size int) entry {
 	return entry{r.Revision, r.Base, size}
 }
 
-// Current returns the present revision; false when no document was accepted yet.
+// Current returns the present revision; false if no document was accepted yet.
 func (s *Store) Current() (Revision, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,15 +121,15 @@ func (s *Store) Current() (Revision, bool) {
 	return r, r.Generation != 0
 }
 
-// Newest returns the highest generation that was ever accepted, which is above that of Current when
-// its file is damaged.
+// Newest returns the highest generation ever accepted, which is above that of Current if its file
+// is damaged.
 func (s *Store) Newest() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.newest
 }
 
-// History returns the revisions that are kept, newest first, without text and ledger.
+// History returns the kept revisions, newest first, without text and ledger.
 func (s *Store) History() []Revision {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,9 +169,9 @@ func (s *Store) readRevisionLocked(generation uint64) (revision, error) {
 }
 
 // Accept makes r the present revision and returns its generation, which is higher than any before;
-// r.Generation is ignored. base is the generation that the plan behind r was made from, 0 for none;
-// when it is not the present one, the error wraps ErrStale and nothing is changed. After an error
-// that wraps ErrFailed, only a restart tells whether r is the present one.
+// r.Generation is ignored. base is the generation that r was planned from, 0 for none; if it is not
+// the present one, the error wraps ErrStale and nothing is changed. After an error that wraps
+// ErrFailed, only a restart shows whether r is the present one.
 func (s *Store) Accept(base uint64, r Revision) (uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -196,8 +195,8 @@ func (s *Store) Accept(base uint64, r Revision) (uint64, error) {
 	return r.Generation, nil
 }
 
-// Confirm takes the deadline off the present revision. Confirming twice is not an error; confirming
-// another generation than the present one is ErrStale.
+// Confirm removes the deadline of the present revision. Confirming twice is not an error;
+// confirming another generation than the present one is ErrStale.
 func (s *Store) Confirm(generation uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -218,9 +217,9 @@ func (s *Store) Confirm(generation uint64) error {
 	return nil
 }
 
-// Settle writes the present revision as a whole, if it was written as at least so many changes of
-// another one, so that it needs no other file. Until then a damaged base takes the present document
-// with it.
+// Settle writes the present revision as a whole, if it was written as at least so many deltas of
+// another one, so that it needs no other file. Until then a damaged base also damages the present
+// document.
 func (s *Store) Settle(changes int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -238,7 +237,7 @@ func (s *Store) Settle(changes int) error {
 	return nil
 }
 
-// writeRevisionLocked returns how many bytes it has written.
+// writeRevisionLocked returns the number of written bytes.
 func (s *Store) writeRevisionLocked(r revision) (int, error) {
 	written := r
 	if r.Base != 0 {
@@ -251,8 +250,8 @@ func (s *Store) writeRevisionLocked(r revision) (int, error) {
 	return len(payload), s.writeLocked(revisionName(r.Generation), payload)
 }
 
-// pruneLocked removes the oldest revisions beyond the bounds. What cannot be removed now is tried
-// again next time.
+// pruneLocked removes the oldest revisions beyond the bounds. A failed removal is tried again next
+// time.
 func (s *Store) pruneLocked() {
 	total := 0
 	kept := make([]entry, 0, len(s.revisions))

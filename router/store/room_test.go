@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestRoom: room is what the file system has, and a state directory that takes nothing is told with
-// the remedy.
+// TestRoom: Room returns the free space of the file system, and the error of a state directory that
+// cannot be written has the remedy.
 func TestRoom(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s, err := Open(dir)

@@ -13,53 +13,52 @@ import (
 	"slices"
 )
 
-// Secrets are encrypted with the node key, which lies beside them: a copy of the disk has both. A
-// seal replaces it, for them, by a key that is on the disk only in a form that one machine can
-// open. The daemon's own values stay with the node key: the API must serve while the seal is
-// closed.
+// Secrets are encrypted with the node key, which is on the same disk: a copy of the disk has both.
+// A seal replaces it, for secrets, by a key that is on the disk only in a form that one machine can
+// open. The daemon's own values stay encrypted with the node key, because the API must serve while
+// the seal is closed.
 
 const sealFile = "seal"
 
-// SealedKey is a key as it lies on disk.
+// SealedKey is the form of a key on disk.
 type SealedKey struct {
 	ID   string `json:"id"`   // of SealKeyID
-	Blob []byte `json:"blob"` // what the machine makes the key of
+	Blob []byte `json:"blob"` // input from which the machine recovers the key
 }
 
-// seal is what the file says. New values are encrypted with the first key when it is open. Each
-// further one is there until every value that it encrypts is encrypted with the first.
+// seal is the content of the file. New values are encrypted with the first key if it is open. Each
+// further key stays until every value that it encrypts is encrypted with the first.
 type seal struct {
-	With string      `json:"with"` // what opens the keys; empty: values return to the node key
+	// the means that opens the keys; empty: values return to the node key
+	With string      `json:"with"`
 	Keys []SealedKey `json:"keys"`
 }
 
-// maxSealedKeys bounds how many keys are there at once: the present one, and former ones while a
-// write fails again and again.
+// maxSealedKeys bounds the keys: the present one, and former ones while writes fail repeatedly.
 const maxSealedKeys = 4
 
-// Seal is how secrets are sealed.
+// Seal describes how secrets are sealed.
 type Seal struct {
-	// With is what opens the keys; empty: secrets are encrypted with the node key.
+	// With is the means that opens the keys; empty: secrets are encrypted with the node key.
 	With string
 	// Closed are the keys that are not open.
 	Closed []SealedKey
-	// Secrets are the names of those that cannot be read, since their key is not open.
+	// Secrets are the names of the secrets that cannot be read, because their key is not open.
 	Secrets []string
-	// Bare is how many secrets are encrypted with the node key although With is something else.
+	// Bare is the number of secrets encrypted with the node key although With is not empty.
 	Bare int
 }
 
 // SealKeySize is the size of a key in bytes.
 const SealKeySize = 32
 
-// SealKeyID returns a name for a key that tells nothing of it: 16 hexadecimal digits.
+// SealKeyID returns a name for a key that reveals nothing about it: 16 hexadecimal digits.
 func SealKeyID(key []byte) (string, error) {
 	id, err := hkdf.Expand(sha256.New, key, "isthmus store seal ID", 8)
 	return hex.EncodeToString(id), err
 }
 
-// loadSeal reads what the file says. A file that cannot be read closes what it encrypts, and is
-// reported.
+// loadSeal reads the file. An unreadable file closes the values that it encrypts, and is reported.
 func (s *Store) loadSeal() error {
 	data, err := s.fs.readFile(sealFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -101,8 +100,8 @@ func (s *Store) Seal() Seal {
 	return out
 }
 
-// presentKeyLocked returns what new values are encrypted with. While the seal is closed that is the
-// node key: a node that cannot open it can be given its secrets again.
+// presentKeyLocked returns the key for new values. While the seal is closed that is the node key,
+// so that a node that cannot open it can get its secrets again.
 func (s *Store) presentKeyLocked() (string, cipher.AEAD) {
 	if s.seal.With != "" && len(s.seal.Keys) > 0 {
 		if box := s.opened[s.seal.Keys[0].ID]; box != nil {
@@ -112,10 +111,10 @@ func (s *Store) presentKeyLocked() (string, cipher.AEAD) {
 	return "", s.keys.seal
 }
 
-// SetSeal has secrets encrypted with another key, which something opens of blob, and all that can
-// be read now encrypted again. With an empty with the others are nil, and secrets return to the
-// node key. Former keys that are not open are forgotten: what they encrypt stays, and can be read
-// when OpenSeal is given the key itself.
+// SetSeal encrypts secrets with another key, which the machine recovers from blob, and encrypts all
+// readable ones again. If with is empty, the other arguments are nil and secrets return to the node
+// key. Former keys that are not open are dropped: the values that they encrypt stay, and can be
+// read when OpenSeal gets the key itself.
 func (s *Store) SetSeal(with string, key, blob []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -153,7 +152,7 @@ func (s *Store) SetSeal(with string, key, blob []byte) error {
 	return nil
 }
 
-// RenewSeal replaces what the present key is opened of. The key must be open.
+// RenewSeal replaces the blob of the present key. The key must be open.
 func (s *Store) RenewSeal(blob []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -168,8 +167,8 @@ func (s *Store) RenewSeal(blob []byte) error {
 	return nil
 }
 
-// OpenSeal takes a key and has what it encrypts readable. It says whether that is the present key.
-// A key that belongs to nothing here is ErrNotFound.
+// OpenSeal opens the values that a key encrypts, and reports whether it is the present key. An
+// unknown key is ErrNotFound.
 func (s *Store) OpenSeal(key []byte) (present bool, err error) {
 	id, box, err := keyOf(key)
 	if err != nil {
@@ -202,12 +201,12 @@ func (s *Store) OpenSeal(key []byte) (present bool, err error) {
 		return false, fmt.Errorf("opening the seal: %w: the key belongs to no secret of this node", ErrNotFound)
 	}
 	s.opened[id] = box
-	// A disk that takes nothing keeps no secret from being read.
+	// A full disk must not prevent secrets from being read.
 	_ = s.encryptAgainLocked()
 	return present, nil
 }
 
-// EncryptAgain does what SetSeal and OpenSeal could not do since writing failed.
+// EncryptAgain completes the work of SetSeal and OpenSeal after failed writes.
 func (s *Store) EncryptAgain() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -224,8 +223,8 @@ func keyOf(key []byte) (id string, box cipher.AEAD, err error) {
 	return id, box, err
 }
 
-// encryptAgainLocked encrypts each value that can be read and does not have the present key with
-// that, and forgets the keys that no value needs. After an error the rest is done by the next call.
+// encryptAgainLocked encrypts each readable value with the present key, and drops the keys that no
+// value needs. After an error the next call does the rest.
 func (s *Store) encryptAgainLocked() error {
 	id, box := s.presentKeyLocked()
 	if id != "" || s.seal.With == "" {
@@ -264,7 +263,7 @@ func (s *Store) encryptAgainLocked() error {
 	return s.writeSealLocked(left)
 }
 
-// writeSealLocked makes the file say what is wanted; a seal that is nothing has no file.
+// writeSealLocked writes the file; an empty seal has no file.
 func (s *Store) writeSealLocked(next seal) error {
 	if next.With == "" && len(next.Keys) == 0 {
 		if _, err := s.fs.readFile(sealFile); errors.Is(err, fs.ErrNotExist) {

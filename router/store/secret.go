@@ -27,24 +27,24 @@ const (
 	sealedSuffix = ".sealed"
 )
 
-// SecretInfo is what may be known of a secret.
+// SecretInfo is the public information about a secret.
 type SecretInfo struct {
-	Ref     secret.Ref // without a fingerprint while it is sealed
+	Ref     secret.Ref // no fingerprint while it is sealed
 	Changed time.Time
 	Sealed  bool // its key is not open
 }
 
-// sealed is an encrypted value as it lies on disk. Name, generation and time are bound to the
+// sealed is the form of an encrypted value on disk. Name, generation and time are bound to the
 // value: none of them can be exchanged without the node key.
 type sealed struct {
 	Name       string    `json:"name"`
-	Generation uint64    `json:"generation"` // how often the name was written
+	Generation uint64    `json:"generation"` // number of writes of the name
 	Changed    time.Time `json:"changed"`
 	Box        []byte    `json:"box"` // nonce, AES-256-GCM ciphertext and tag
 	// Key is the ID of the sealed key that the boxes are encrypted with; empty: the node key.
 	Key string `json:"key,omitempty"`
-	// Former is the value before, with its own generation and time, until the next document is
-	// accepted; nil: there is none.
+	// Former is the previous value, with its own generation and time, until the next document is
+	// accepted; nil: none.
 	Former *former `json:"former,omitempty"`
 
 	fingerprint string
@@ -62,7 +62,7 @@ func (v sealed) associated(dir string) []byte {
 
 var secretName = regexp.MustCompile(`^[a-z0-9-]{1,63}$`)
 
-// ValidSecretName tells whether a secret can have this name: lower case letters, digits and
+// ValidSecretName reports whether a secret can have this name: lower case letters, digits and
 // hyphens, 1 to 63.
 func ValidSecretName(name string) bool { return secretName.MatchString(name) }
 
@@ -85,8 +85,8 @@ func (s *Store) loadSealed() error {
 	return nil
 }
 
-// loadKey reads the node key, or makes it when nothing was ever encrypted. It then opens every
-// value once, to know its fingerprint and to find now what cannot be decrypted.
+// loadKey reads the node key, or creates it if nothing was ever encrypted. It then decrypts every
+// value once, to compute its fingerprint and to find values that cannot be decrypted.
 func (s *Store) loadKey() error {
 	key, err := s.readKey()
 	if err != nil {
@@ -116,8 +116,8 @@ func (s *Store) loadKey() error {
 	return nil
 }
 
-// readKey returns the node key. It makes one only when the directory has neither a key nor anything
-// encrypted with one.
+// readKey returns the node key. It creates one only if the directory has neither a key nor any
+// encrypted value.
 func (s *Store) readKey() ([]byte, error) {
 	names, err := s.fs.readDir(".")
 	if err != nil {
@@ -158,7 +158,7 @@ func deriveKeys(node []byte) (keys, error) {
 	return keys{seal: gcm, fingerprint: fingerprint}, err
 }
 
-// boxes returns what encrypts values with a key.
+// boxes returns the cipher of a key.
 func boxes(key []byte) (cipher.AEAD, error) {
 	derived, err := hkdf.Expand(sha256.New, key, "isthmus store sealing", 32)
 	if err != nil {
@@ -172,7 +172,8 @@ func boxes(key []byte) (cipher.AEAD, error) {
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
-// fingerprintLocked is of name and value: a reader must not see that two names have one value.
+// fingerprintLocked covers name and value, so that a reader cannot see that two names have one
+// value.
 func (s *Store) fingerprintLocked(name string, value []byte) string {
 	h := hmac.New(sha256.New, s.keys.fingerprint)
 	h.Write([]byte(name + "\x00")) // which no name has
@@ -212,7 +213,7 @@ func (s *Store) sealLocked(dir string, into map[string]sealed, name string, valu
 		v.Key, box = s.presentKeyLocked()
 	}
 	v.Box = box.Seal(nil, nil, value, v.associated(dir))
-	// One with another key cannot be read, or is about to be encrypted again.
+	// A value with another key cannot be read, or is about to be encrypted again.
 	if old, ok := into[name]; ok && dir == secretDir && old.Key == v.Key {
 		v.Former = &former{old.Generation, old.Changed, old.Box}
 	}
@@ -237,11 +238,10 @@ func (s *Store) putLocked(dir string, into map[string]sealed, v sealed) error {
 	return nil
 }
 
-// MaxSecrets is how many secrets there may be: a document of the largest size refers to some
-// 40,000.
+// MaxSecrets bounds the secrets: a document of the largest size refers to some 40,000.
 const MaxSecrets = 1 << 16
 
-// SetSecret stores a secret, or replaces it. A name that cannot be is an error. A new one beyond
+// SetSecret stores a secret, or replaces it. An invalid name is an error. A new secret beyond
 // MaxSecrets is refused with ErrFull.
 func (s *Store) SetSecret(name string, value []byte, now time.Time) (SecretInfo, error) {
 	if !ValidSecretName(name) {
@@ -260,8 +260,8 @@ func (s *Store) SetSecret(name string, value []byte, now time.Time) (SecretInfo,
 	return v.info(), nil
 }
 
-// RollbackSecret gives a secret the value that it had before it was set last, which then is its
-// former one. Without such a value the error wraps ErrNotFound.
+// RollbackSecret restores the value that a secret had before it was last set; the present value
+// becomes the former one. Without such a value the error wraps ErrNotFound.
 func (s *Store) RollbackSecret(name string, now time.Time) (SecretInfo, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -277,7 +277,7 @@ func (s *Store) RollbackSecret(name string, now time.Time) (SecretInfo, error) {
 	return v.info(), nil
 }
 
-// FormerSecret returns the value that RollbackSecret would bring back.
+// FormerSecret returns the value that RollbackSecret would restore.
 func (s *Store) FormerSecret(name string) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -295,7 +295,7 @@ func (s *Store) formerLocked(name string) ([]byte, error) {
 	return s.unsealLocked(secretDir, v.before())
 }
 
-// DropFormer forgets the former values of secrets.
+// DropFormer deletes the former values of secrets.
 func (s *Store) DropFormer() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -311,7 +311,7 @@ func (s *Store) DropFormer() error {
 	return nil
 }
 
-// before returns the former value of one that has it.
+// before returns the former value of v, which must have one.
 func (v sealed) before() sealed {
 	return sealed{Name: v.Name, Generation: v.Former.Generation, Changed: v.Former.Changed, Box: v.Former.Box, Key: v.Key}
 }
@@ -320,8 +320,7 @@ func (v sealed) info() SecretInfo {
 	return SecretInfo{Ref: secret.Ref{Name: v.Name, Fingerprint: v.fingerprint}, Changed: v.Changed}
 }
 
-// DeleteSecret removes a secret, also a damaged one. Removing what is not there is
-// secret.ErrNotFound.
+// DeleteSecret removes a secret, also a damaged one. Removing an unknown one is secret.ErrNotFound.
 func (s *Store) DeleteSecret(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -337,7 +336,7 @@ func (s *Store) DeleteSecret(name string) error {
 	return nil
 }
 
-// Secrets returns what may be known of the secrets, in the order of their names.
+// Secrets returns the public information about the secrets, sorted by name.
 func (s *Store) Secrets() []SecretInfo {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -351,8 +350,8 @@ func (s *Store) Secrets() []SecretInfo {
 	return out
 }
 
-// Ref returns the reference to the present value of a secret. The error wraps secret.ErrNotFound
-// when there is none, ErrSealed while its key is not open, and ErrDamaged when it cannot be read.
+// Ref returns the reference to the present value of a secret. The error wraps secret.ErrNotFound if
+// there is none, ErrSealed while its key is not open, and ErrDamaged if it cannot be read.
 func (s *Store) Ref(name string) (secret.Ref, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

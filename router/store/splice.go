@@ -6,31 +6,31 @@ import (
 )
 
 // A document of ten thousand policies is a megabyte, and an edit of one of them is not worth
-// writing all of it. Such a revision has changes of a text that another revision has as a whole;
-// Settle writes the rest when there is time.
+// writing all of it. The revision of an edit is a delta from the whole text of another revision;
+// Settle writes the whole text later.
 
 const (
-	// maxSplices bounds how many revisions rest on the same text.
+	// maxSplices bounds the revisions that rest on the same text.
 	maxSplices = 256
-	// spliceShare is how small all changes together must be against the text.
+	// spliceShare bounds the size of all deltas together, as a share of the text.
 	spliceShare = 16
 )
 
-// splice is a change of a text: Cut bytes from At on give way to Put.
+// splice is a change of a text: it replaces Cut bytes from At on by Put.
 type splice struct {
 	At  int    `json:"at"`
 	Cut int    `json:"cut,omitzero"`
 	Put string `json:"put,omitempty"`
 }
 
-// whole is a text that is on disk as a whole.
+// whole is a text that is stored as a whole.
 type whole struct {
 	generation uint64
 	text       string
 }
 
-// changedLocked returns how a text that follows the present one is written: as changes of the text
-// of a generation, or with 0 as a whole.
+// changedLocked returns how to write a text that follows the present one: as deltas from the text
+// of a generation, or with base 0 as a whole.
 func (s *Store) changedLocked(text string) (base uint64, splices []splice) {
 	base = s.current.Base
 	if base == 0 {
@@ -48,11 +48,11 @@ func (s *Store) changedLocked(text string) (base uint64, splices []splice) {
 	return base, splices
 }
 
-// between returns the change that makes b of a.
+// between returns the splice that turns a into b.
 func between(a, b string) splice {
 	head := common(a, b, func(s string, from, to int) string { return s[from:to] })
 	for head > 0 && head < len(a) && !utf8.RuneStart(a[head]) {
-		head-- // JSON has no halves of characters
+		head-- // do not split a character: JSON cannot represent halves
 	}
 	a, b = a[head:], b[head:]
 	tail := common(a, b, func(s string, from, to int) string { return s[len(s)-to : len(s)-from] })
@@ -62,8 +62,8 @@ func between(a, b string) splice {
 	return splice{At: head, Cut: len(a) - tail, Put: b[:len(b)-tail]}
 }
 
-// common returns how many bytes two texts have in common, counted from an end. part returns those
-// from and to a count.
+// common returns the number of common bytes of two texts, counted from one end. part returns the
+// bytes from and to a count.
 func common(a, b string, part func(s string, from, to int) string) int {
 	same, high := 0, min(len(a), len(b))
 	for same < high {
@@ -77,7 +77,7 @@ func common(a, b string, part func(s string, from, to int) string) int {
 	return same
 }
 
-// spliced returns a text with changes done to it.
+// spliced returns a text with the splices applied.
 func spliced(text string, splices []splice) (string, error) {
 	for _, c := range splices {
 		if c.At < 0 || c.Cut < 0 || c.At > len(text) || c.Cut > len(text)-c.At {

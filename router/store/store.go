@@ -1,14 +1,14 @@
-// Package store keeps on disk what must outlive the daemon: the accepted documents with the ledger
-// that belongs to each, secrets, issued client certificates, and a few values of the daemon's own.
+// Package store keeps on disk the state that must outlive the daemon: the accepted documents with
+// their ledgers, secrets, issued client certificates, and a few values of the daemon's own.
 //
-// Each of them is one file with a checksum; a document that differs little from the one before it
-// is written as changes of an earlier one. A file is only ever replaced as a whole (write beside
-// it, fsync, rename, fsync of the directory), so that kill -9 or a loss of power at any moment
-// leaves the old one or the new one. The ledger lies in the same file as the document it was made
-// for: they are accepted together or not at all.
+// Each of them is one file with a checksum; a document that differs little from its predecessor is
+// written as a delta from an earlier one. Files are only replaced as a whole (write a temporary
+// file, fsync, rename, fsync of the directory), so that kill -9 or a loss of power at any moment
+// leaves the old one or the new one. The ledger is in the same file as its document: they are
+// accepted together or not at all.
 //
-// A damaged file is reported by Damage, left in place, and never taken for a missing one. When it
-// is the newest document, the one before it is the present one.
+// A damaged file is reported by Damage, left in place, and never taken for a missing one. If it is
+// the newest document, the previous one is the present one.
 package store
 
 import (
@@ -26,24 +26,24 @@ import (
 )
 
 var (
-	// ErrNotFound means that nothing is stored under the name or generation.
+	// ErrNotFound means that the name or generation is not stored.
 	ErrNotFound = errors.New("not found")
-	// ErrDamaged means that a file is there and does not hold what was written.
+	// ErrDamaged means that a file exists and does not contain what was written.
 	ErrDamaged = errors.New("damaged file")
 	// ErrNewer means that a newer version has written a file in a format that this one does not
 	// know.
 	ErrNewer = errors.New("written by a newer version of isthmusd: start that version, or put back the state directory of before")
-	// ErrSealed means that a secret is there and its key cannot be opened on this machine, or not
+	// ErrSealed means that a secret is stored and its key cannot be opened on this machine, or not
 	// yet.
 	ErrSealed = errors.New("it is sealed, and its key is not open")
 	// ErrStale means that the write was based on a generation that is not the present one.
 	ErrStale = errors.New("generation is not the present one")
-	// ErrFull means that no more of a kind may be stored.
+	// ErrFull means that the limit of stored objects of a kind is reached.
 	ErrFull = errors.New("there are too many")
-	// ErrLocked means that another process has the directory.
+	// ErrLocked means that another process has locked the directory.
 	ErrLocked = errors.New("store is in use by another process")
 	// ErrFailed means that the outcome of a write is unknown, as after a failed fsync, and that the
-	// store takes no more of them until it is opened again.
+	// store accepts no further writes until it is opened again.
 	ErrFailed = errors.New("store failed, restart needed")
 )
 
@@ -60,10 +60,10 @@ type Store struct {
 	revisions []entry          // oldest first
 	newest    uint64           // highest generation seen, damaged ones included
 	current   revision         // with text and ledger; zero: none
-	base      whole            // what was last needed to read a revision
+	base      whole            // the last base text that was read
 	keys      keys
 	seal      seal                   // zero: none
-	opened    map[string]cipher.AEAD // what encrypts with the sealed keys that are open, by ID
+	opened    map[string]cipher.AEAD // ciphers of the sealed keys that are open, by ID
 	secrets   map[string]sealed
 	private   map[string]sealed
 	clients   map[string]Client
@@ -71,7 +71,7 @@ type Store struct {
 
 	clientChange uint64 // newest change of a client
 	markFile     string // empty: none
-	marked       mark   // what it says
+	marked       mark   // content of the file
 }
 
 // keys are derived from the node key. Without the node key both are nil.
@@ -80,8 +80,8 @@ type keys struct {
 	fingerprint []byte
 }
 
-// Open opens the directory, makes it when it is missing, and takes it for this process alone. What
-// is damaged does not keep it from opening; see Damage.
+// Open opens the directory, creates it if it is missing, and locks it for this process. Damaged
+// files do not prevent it from opening; see Damage.
 func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("opening store: %w", err)
@@ -102,9 +102,9 @@ func Open(dir string) (*Store, error) {
 	return s, nil
 }
 
-// Room returns how many bytes the file system still takes, none when it is read-only, and very many
-// when it does not tell. A file system that has given up after an error of the disk is an error,
-// although it may say that it can be written: ext4 on Linux 6.12 does.
+// Room returns the free bytes of the file system, 0 if it is read-only, and a very large number if
+// it does not report them. A file system that has failed after a disk error is an error, although
+// it may report that it can be written: ext4 on Linux 6.12 does.
 func (s *Store) Room() (bytes uint64, readOnly bool, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.dir, &st); err != nil {
@@ -151,7 +151,7 @@ func open(fs filesystem) (*Store, error) {
 	return s, nil
 }
 
-// Close gives the directory back. Nothing is written: what was accepted is already on disk.
+// Close unlocks the directory. It writes nothing: accepted changes are already on disk.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -164,8 +164,8 @@ func (s *Store) Close() error {
 	return s.lock.Close()
 }
 
-// Damage returns what could not be read when the store was opened, one error per file, each
-// wrapping ErrDamaged or ErrNewer.
+// Damage returns the files that could not be read when the store was opened, one error per file,
+// each wrapping ErrDamaged or ErrNewer.
 func (s *Store) Damage() []error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

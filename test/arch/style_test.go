@@ -30,9 +30,16 @@ var plain = []string{
 	"docs/security.md",
 	"docs/testing.md",
 	"docs/topology.md",
+	"router/apply",
+	"router/capability",
 	"router/condition",
 	"router/document",
 	"router/live",
+	"router/observe",
+	"router/ports",
+	"router/report",
+	"router/secret",
+	"router/store",
 }
 
 // phrases are the patterns of docs/style.md that a program can find, each with what to write.
