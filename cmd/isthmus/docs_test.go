@@ -231,7 +231,8 @@ func lowerCamel(s string) string {
 	return strings.Join(parts, "")
 }
 
-// TestPagesNameCommands: every command that the pages and the registry of conditions name is one of isthmus.
+// TestPagesNameCommands: every command that the pages and the registry of conditions name is one of
+// isthmus.
 func TestPagesNameCommands(t *testing.T) {
 	a := &app{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard, now: time.Now, wall: time.Now, getenv: func(string) string { return "" }}
 	root := a.command()

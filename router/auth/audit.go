@@ -18,23 +18,23 @@ import (
 	"github.com/isthmus-net/isthmus/router/disk"
 )
 
-// Event says at which moment an audit line was written.
+// Event is the moment at which an audit line was written.
 type Event string
 
 const (
-	// Begin is written before anything is changed. When it cannot be written, the call is refused.
+	// Begin is written before anything is changed. If it cannot be written, the call is refused.
 	Begin Event = "begin"
-	// End tells how it went. Where it is missing, the daemon died in between; the history tells
-	// whether the write was accepted.
+	// End has the result. If it is missing, the daemon died in between; the history shows whether
+	// the write was accepted.
 	End Event = "end"
-	// Refused is a call or a connection that was not let in.
+	// Refused is a call or a connection that was refused.
 	Refused Event = "refused"
-	// Replaced is the first line of a log that was made again, since its file was removed, renamed
-	// or replaced under the daemon.
+	// Replaced is the first line of a log that was created again, because its file was removed,
+	// renamed or replaced while the daemon used it.
 	Replaced Event = "replaced"
 )
 
-// Entry is one line of the audit log. It never holds a secret.
+// Entry is one line of the audit log. It never contains a secret.
 type Entry struct {
 	Time    time.Time `json:"time"`
 	Event   Event     `json:"event"`
@@ -44,7 +44,7 @@ type Entry struct {
 	Serial  string    `json:"serial,omitzero"`
 	Address string    `json:"address"`
 	Method  string    `json:"method,omitzero"`
-	// Object is what the call is about: a secret's, peer's or client's name.
+	// Object is the object of the call: the name of a secret, peer or client.
 	Object string `json:"object,omitzero"`
 	// Digest is the SHA-256 of the document, in hexadecimal.
 	Digest string `json:"digest,omitzero"`
@@ -52,22 +52,23 @@ type Entry struct {
 	To     uint64 `json:"toGeneration,omitzero"`
 	Result string `json:"result,omitzero"` // gRPC code
 	Error  string `json:"error,omitzero"`
-	// Suppressed is the number of refusals of the same client that were not written one by one.
+	// Suppressed is the number of refusals of the same client that were not written.
 	Suppressed uint64 `json:"suppressed,omitzero"`
 }
 
 const (
 	auditBytes = 8 << 20 // of one file
-	auditFiles = 8       // beside the present one
+	auditFiles = 8       // besides the present one
 
-	// Lines that strangers cause have files of their own, so that they never push the log out of
-	// its files.
+	// Lines that unauthenticated callers cause have files of their own, so that they cannot push
+	// lines out of the main log.
 	refusedBytes = 4 << 20
 	refusedFiles = 1
 )
 
-// Refusals are written at most this often for one client, and for all strangers together: 720 lines
-// a day beside the burst. The others are counted, and the next line says how many there were.
+// Refusals are written at most this often for one client, and for all unauthenticated callers
+// together: 720 lines a day besides the burst. Further ones are counted, and the next line has
+// their number.
 const (
 	refusalsEvery = 2 * time.Minute
 	refusalsBurst = 20
@@ -79,8 +80,8 @@ type Audit struct {
 	now   func() time.Time
 	name  string
 	limit int64
-	files int    // beside the present one
-	other *Audit // takes what strangers cause; nil: this one does
+	files int    // besides the present one
+	other *Audit // takes the lines of unauthenticated callers; nil: this log does
 
 	mu       sync.Mutex
 	file     *os.File
@@ -88,8 +89,8 @@ type Audit struct {
 	size     int64
 	calls    uint64
 	refusals map[string]*refusals
-	moved    bool      // by a rotation that has not made the new file
-	replaced time.Time // when the file was last found to be gone; zero: never
+	moved    bool      // by a rotation that has not created the new file
+	replaced time.Time // when the file was last found missing; zero: never
 }
 
 type refusals struct {
@@ -97,10 +98,10 @@ type refusals struct {
 	suppressed uint64
 }
 
-// OpenAudit opens the log, and makes it when it is missing. With an error comes a log that is
-// opened by the first entry that it can take, and refuses those before: a disk that is full or
-// read-only must not keep a router from routing. Lines that strangers cause are in a log of their
-// own, RefusedLog of name, which is made with its first line.
+// OpenAudit opens the log, and creates it if it is missing. With an error it returns a log that is
+// opened by the first entry that it can store, and refuses those before: a full or read-only disk
+// must not stop a router from routing. Lines that unauthenticated callers cause go to a log of
+// their own, RefusedLog of name, which is created with its first line.
 func OpenAudit(name string, now func() time.Time) (*Audit, error) {
 	l := &Audit{now: now, name: name, limit: auditBytes, files: auditFiles, refusals: make(map[string]*refusals)}
 	l.other = &Audit{now: now, name: RefusedLog(name), limit: refusedBytes, files: refusedFiles, refusals: make(map[string]*refusals)}
@@ -110,7 +111,7 @@ func OpenAudit(name string, now func() time.Time) (*Audit, error) {
 	return l, nil
 }
 
-// RefusedLog returns the name of the log of what strangers cause, which is beside an audit log:
+// RefusedLog returns the name of the log for unauthenticated callers, in the same directory:
 // audit-refused.log for audit.log.
 func RefusedLog(name string) string {
 	extension := filepath.Ext(name)
@@ -135,7 +136,7 @@ func (l *Audit) openLocked() (err error) {
 		return err
 	}
 	size := info.Size()
-	// A line that a loss of power cut short must not swallow the next one.
+	// A line cut short by a loss of power must not swallow the next one.
 	last := make([]byte, 1)
 	if size > 0 {
 		if _, err := f.ReadAt(last, size-1); err == nil && last[0] != '\n' {
@@ -163,7 +164,7 @@ func (l *Audit) Close() error {
 	return errors.Join(err, l.file.Close())
 }
 
-// gone says whether the file that is written to is not the one under its name.
+// goneLocked reports whether the open file is no longer the one under its name.
 func (l *Audit) goneLocked() bool {
 	if l.file == nil || l.moved {
 		return false
@@ -172,7 +173,7 @@ func (l *Audit) goneLocked() bool {
 	return errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, l.info)
 }
 
-// followLocked makes the log again when its file was removed, renamed or replaced, and says so on
+// followLocked creates the log again if its file was removed, renamed or replaced, and says so in
 // its first line.
 func (l *Audit) followLocked() error {
 	if !l.goneLocked() {
@@ -188,14 +189,14 @@ func (l *Audit) followLocked() error {
 		Error: "the file of the audit log was removed, renamed or replaced; this one goes on, and former lines may be missing"})
 }
 
-// replacedFor is how long a condition tells of a log that was replaced.
+// replacedFor is how long a condition reports a replaced log.
 const replacedFor = 24 * time.Hour
 
-// Conditions tells when the log was removed, renamed or replaced under the daemon.
+// Conditions reports that the log was removed, renamed or replaced while the daemon used it.
 func (l *Audit) Conditions() []*isthmusv1.Condition {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_ = l.followLocked() // the next call that changes something is refused for it
+	_ = l.followLocked() // a failure refuses the next changing call
 	if l.replaced.IsZero() || l.now().Sub(l.replaced) > replacedFor {
 		return nil
 	}
@@ -230,7 +231,7 @@ func (l *Audit) writeLocked(e Entry) error {
 	}
 	n, err := l.file.Write(append(line, '\n'))
 	if err != nil {
-		// A part of a line would swallow the next one.
+		// A partial line would swallow the next one.
 		return fmt.Errorf("writing audit log: %w", errors.Join(err, l.file.Truncate(l.size)))
 	}
 	l.size += int64(n)
@@ -245,8 +246,8 @@ func (l *Audit) rotateLocked() error {
 	if err != nil {
 		return err
 	}
-	// A former attempt may have moved the files and not opened a new one: moving them again would
-	// push the oldest out.
+	// An earlier attempt may have moved the files without opening a new one: moving them again
+	// would push the oldest out.
 	first := l.files - 1
 	if info, err := os.Lstat(l.name); err != nil || !os.SameFile(info, present) {
 		first = -1
@@ -269,7 +270,7 @@ func (l *Audit) rotateLocked() error {
 	return old.Close()
 }
 
-// begin writes that a call is about to change something, and returns its entry for end.
+// begin writes the entry of a call that is about to change something, and returns it for end.
 func (l *Audit) begin(e Entry) (Entry, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -278,8 +279,8 @@ func (l *Audit) begin(e Entry) (Entry, error) {
 	return e, l.writeLocked(e)
 }
 
-// Act does a change that the daemon makes on its own, with its Begin and End in the log as those of
-// a call; e has who, what and from which generation. When Begin cannot be written, nothing is done.
+// Act makes a change on behalf of the daemon, with Begin and End in the log like those of a call; e
+// has the author, the change and the base generation. If Begin cannot be written, Act does nothing.
 // do returns the generation that it made; 0: none.
 func (l *Audit) Act(e Entry, do func() (uint64, error)) error {
 	e.Address = "unix"
@@ -296,9 +297,9 @@ func (l *Audit) Act(e Entry, do func() (uint64, error)) error {
 	return err
 }
 
-// refuse writes a refusal, unless the client under key has had too many of them lately.
+// refuse writes a refusal, unless the client under key has had too many of them recently.
 func (l *Audit) refuse(key string, e Entry) error {
-	if key == "" && l.other != nil { // a stranger
+	if key == "" && l.other != nil { // an unauthenticated caller
 		return l.other.refuse(key, e)
 	}
 	l.mu.Lock()

@@ -115,7 +115,7 @@ func TestAuthorityOutlivesRestart(t *testing.T) {
 }
 
 // TestExportInterrupted: when the daemon dies before the first admin's file is written, the next
-// start writes one, and the certificate that nobody has is not valid.
+// start writes one, and the lost certificate is not valid.
 func TestExportInterrupted(t *testing.T) {
 	dir, c := t.TempDir(), newClock()
 	st, err := store.Open(filepath.Join(dir, "store"))
@@ -124,7 +124,7 @@ func TestExportInterrupted(t *testing.T) {
 	}
 	_, err = New(Options{Store: st, Bundle: filepath.Join(dir, "missing", "admin.yaml"), Notice: io.Discard, Now: c.now})
 	if err == nil {
-		t.Fatal("a bundle that cannot be written is no error")
+		t.Fatal("a bundle that cannot be written is not an error")
 	}
 	lost := st.Clients()
 	st.Close()
@@ -529,7 +529,7 @@ func TestFullAudit(t *testing.T) {
 	}
 	l.Close()
 	if _, err := l.begin(Entry{}); err == nil {
-		t.Error("an audit log that takes nothing is no error")
+		t.Error("an audit log that cannot be written is not an error")
 	}
 }
 
@@ -557,7 +557,8 @@ func TestAuditOpensLater(t *testing.T) {
 	}
 }
 
-// TestRefusalIsHeard: a client of TLS 1.3 that writes before it reads is told why it is refused.
+// TestRefusalIsHeard: a client of TLS 1.3 that writes before it reads receives the reason of the
+// refusal.
 func TestRefusalIsHeard(t *testing.T) {
 	a, _, _ := setUp(t, t.TempDir(), newClock())
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -584,7 +585,7 @@ func TestRefusalIsHeard(t *testing.T) {
 			_, err = conn.Read(make([]byte, 1))
 		}
 		if err == nil || !strings.Contains(err.Error(), "certificate required") {
-			t.Fatalf("the client hears %v", err)
+			t.Fatalf("the client receives %v", err)
 		}
 		conn.Close()
 	}

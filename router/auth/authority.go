@@ -36,8 +36,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// ServerName is a name that every node's certificate carries. A client that trusts only this node's
-// authority needs no other, and can reach the node under whatever address the network gives it.
+// ServerName is a name in every node's certificate. A client that trusts only this node's authority
+// needs no other, and can reach the node at any address.
 const ServerName = "isthmusd"
 
 const (
@@ -52,38 +52,39 @@ const (
 
 	// Overlap is how long a former authority is trusted after it was renewed.
 	Overlap = 30 * 24 * time.Hour
-	// authorityWarning is how long before its end an authority is told to be renewed.
+	// authorityWarning is how long before its end a condition asks to renew the authority.
 	authorityWarning = 90 * 24 * time.Hour
 
-	// maxClients bounds the list of certificates. The oldest revoked ones make room; nothing is
-	// forgotten because of a clock.
+	// maxClients bounds the list of certificates. The oldest revoked ones are removed first; no
+	// clock causes a removal.
 	maxClients = 4096
 
 	// The clock of a machine that has just been started may be behind.
 	backdate = 24 * time.Hour
 )
 
-// Options is what an Authority needs.
+// Options are the dependencies of an Authority.
 type Options struct {
 	Store *store.Store
-	// Hosts are the addresses and names of the server certificate, beside ServerName and the
-	// loopback.
+	// Hosts are the addresses and names in the server certificate, besides ServerName and the
+	// loopback addresses.
 	Hosts []string
-	// Address is the host and port that the first admin's context names.
+	// Address is the host and port in the first admin's context.
 	Address string
-	// Bundle is the file that takes the first admin's context, on the first start only.
+	// Bundle is the file for the first admin's context, written on the first start only.
 	Bundle string
-	// Notice takes one line for a person when Bundle was written.
+	// Notice receives a line for the operator when Bundle was written.
 	Notice io.Writer
 	Audit  *Audit
 	Now    func() time.Time
-	// Sane is a time that is over for certain, such as that of the build. Before it, no authority
-	// is made: its certificates would not be valid when the clock is set. Zero: any time is sane.
+	// Sane is a time that is certainly in the past, such as that of the build. Before it, no
+	// authority is made: its certificates would not be valid once the clock is set. Zero: any time
+	// is sane.
 	Sane time.Time
 }
 
-// Authority is the node's certificate authority and what hangs on it. Methods may be called from
-// several goroutines.
+// Authority is the node's certificate authority with everything that depends on it. Its methods may
+// be called from several goroutines.
 type Authority struct {
 	store *store.Store
 	audit *Audit
@@ -92,23 +93,23 @@ type Authority struct {
 	options Options
 	room    int                       // for certificates of clients
 	present atomic.Pointer[authority] // nil: it waits for the clock
-	seeing  sync.Mutex                // held while newest is found
+	seeing  sync.Mutex                // held to compute newest
 	newest  atomic.Pointer[seen]      // nil: no authority was made yet
 
-	renewing sync.Mutex // held while a certificate of a client is renewed or revoked
+	renewing sync.Mutex // held to renew or revoke a client certificate
 
-	mu     sync.Mutex // held while an authority is made
+	mu     sync.Mutex // held to make an authority
 	hosts  []string
 	server *tls.Certificate // nil: none was issued yet
-	issued serverFor        // for what server was issued
-	unable error            // why no other one is issued although it is time
+	issued serverFor        // parameters that server was issued for
+	unable error            // why no new one is issued although it is due
 	failed error            // why no authority is made although the clock is sane
 
 	clients registry
 }
 
-// New opens the authority, and makes it on the first start together with the first admin. An
-// authority that is there and damaged is an error: making a new one would shut out every client.
+// New opens the authority, and on the first start creates it together with the first admin. A
+// damaged authority is an error: making a new one would lock out every client.
 func New(o Options) (*Authority, error) {
 	a := &Authority{store: o.Store, audit: o.Audit, now: o.Now, options: o, room: maxClients, hosts: slices.Clone(o.Hosts)}
 	a.clients.init()
@@ -124,26 +125,26 @@ func New(o Options) (*Authority, error) {
 	return a, nil
 }
 
-// signer is a certificate that signs others.
+// signer is a certificate with its key that signs others.
 type signer struct {
 	key  crypto.Signer
 	cert *x509.Certificate
 }
 
-// authority is what certificates are signed with, and which are trusted.
+// authority has the signer of certificates and the trusted former one.
 type authority struct {
 	signer
 	former *signer   // the one before; nil: none
-	until  time.Time // when former is trusted no more
+	until  time.Time // end of the trust in former
 }
 
-// overlapping says whether the former authority is still trusted.
+// overlapping reports whether the former authority is still trusted.
 func (a *authority) overlapping(now time.Time) bool {
 	return a.former != nil && now.Before(a.until) && now.Before(a.former.cert.NotAfter) && now.After(a.former.cert.NotBefore)
 }
 
-// server returns what signs the certificate of the server. While there are clients that trust
-// nothing but the former authority, that is it.
+// server returns the signer of the server certificate. While there are clients that trust only the
+// former authority, that is the former one.
 func (a *authority) server(now time.Time) *signer {
 	if a.overlapping(now) {
 		return a.former
@@ -151,7 +152,7 @@ func (a *authority) server(now time.Time) *signer {
 	return &a.signer
 }
 
-// trusted returns the certificates that those of clients may be signed with.
+// trusted returns the certificates that may have signed those of clients.
 func (a *authority) trusted(now time.Time) []*x509.Certificate {
 	out := []*x509.Certificate{a.cert}
 	if a.overlapping(now) {
@@ -162,7 +163,7 @@ func (a *authority) trusted(now time.Time) []*x509.Certificate {
 
 type authorityRecord struct {
 	Certificate, Key string // PEM
-	// The authority before, until it is trusted no more.
+	// The former authority, until it is no longer trusted.
 	FormerCertificate, FormerKey string    `json:",omitempty"`
 	FormerUntil                  time.Time `json:",omitzero"`
 }
@@ -185,7 +186,7 @@ func (a *Authority) load() error {
 	return a.use(r)
 }
 
-// ErrClock means that there is no authority yet, since the clock is wrong.
+// ErrClock means that no authority exists yet, because the clock is wrong.
 var ErrClock = errors.New("the node has no certificate authority yet, since its clock is wrong")
 
 // authority returns the present authority.
@@ -196,11 +197,11 @@ func (a *Authority) authority() (*authority, error) {
 	return nil, fmt.Errorf("%w: set it to a time after %s", ErrClock, a.options.Sane.UTC().Format(time.DateOnly))
 }
 
-// awaitEvery is how often the clock is looked at.
+// awaitEvery is the interval at which the clock is read.
 const awaitEvery = time.Second
 
-// Await makes the authority and the first admin as soon as the clock is sane. It returns when that
-// is done, or ctx is.
+// Await creates the authority and the first admin as soon as the clock is sane. It returns when
+// that is done, or ctx is.
 func (a *Authority) Await(ctx context.Context) {
 	ticker := time.NewTicker(awaitEvery)
 	defer ticker.Stop()
@@ -225,10 +226,10 @@ func (a *Authority) catchUp() {
 	a.failed = err
 }
 
-// Renew makes a new authority. Certificates that the former one has signed are good for Overlap, or
-// no more at all with atOnce; so long the server shows a certificate of the former one, which
-// clients trust that have not heard of the new one. It returns when the former one ends, which is
-// zero when that is over. During an overlap only renewing at once is possible; else the error wraps
+// Renew makes a new authority. Certificates signed by the former one stay valid for Overlap, or end
+// at once with atOnce. During that time the server shows a certificate of the former one, which
+// clients that do not have the new one trust. It returns the end of the former authority, zero if
+// it has ended. During an overlap only renewing at once is possible; otherwise the error wraps
 // ErrInvalid.
 func (a *Authority) Renew(atOnce bool) (time.Time, error) {
 	a.mu.Lock()
@@ -257,12 +258,12 @@ func (a *Authority) Renew(atOnce bool) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("renewing authority: %w", err)
 	}
 	if r.FormerCertificate == "" {
-		a.clients.cutAll() // root on the node has no certificate, and stays
+		a.clients.cutAll() // root on the node has no certificate and keeps its connections
 	}
 	return r.FormerUntil, nil
 }
 
-// Conditions tells what is wrong with the authority, the certificates and the clock, or will be.
+// Conditions reports present and coming problems of the authority, the certificates and the clock.
 func (a *Authority) Conditions() []*isthmusv1.Condition {
 	return slices.Concat(a.authorityConditions(), a.clockConditions(), a.serverConditions(), a.endingConditions())
 }
@@ -287,7 +288,7 @@ func (a *Authority) authorityConditions() []*isthmusv1.Condition {
 	return nil
 }
 
-// create makes an authority; former has the fields of the one before, if that stays.
+// create makes an authority; former has the fields of the former one, if that stays trusted.
 func (a *Authority) create(former authorityRecord) error {
 	key, keyPEM, err := newKey()
 	if err != nil {
@@ -337,8 +338,8 @@ func (a *Authority) use(r authorityRecord) error {
 	return nil
 }
 
-// Certificate returns the certificates that a client must trust, in PEM: the authority's, and that
-// of the one before while it is trusted. Empty: there is none yet.
+// Certificate returns the certificates that a client must trust, in PEM: the authority's, and the
+// former one's while it is trusted. Empty: none exists yet.
 func (a *Authority) Certificate() string {
 	c, err := a.authority()
 	if err != nil {
@@ -351,7 +352,7 @@ func (a *Authority) Certificate() string {
 	return out.String()
 }
 
-// roots are what certificates of clients may be signed with.
+// roots are the authorities that may have signed certificates of clients.
 func (a *Authority) roots() *x509.CertPool {
 	pool := x509.NewCertPool()
 	if c, err := a.authority(); err == nil {
@@ -415,8 +416,8 @@ var ErrInvalid = errors.New("invalid request")
 var clientName = regexp.MustCompile(`^[A-Za-z0-9.@-]{1,63}$`)
 
 // Issue signs a client certificate for the public key of a certificate request (PKCS #10, DER) and
-// returns it in PEM. The lifetime is MinLifetime to MaxLifetime, or 0 for DefaultLifetime. What is
-// wrong with the request wraps ErrInvalid.
+// returns it in PEM. The lifetime is MinLifetime to MaxLifetime, or 0 for DefaultLifetime. An error
+// about the request wraps ErrInvalid.
 func (a *Authority) Issue(name string, role Role, csr []byte, lifetime time.Duration) (string, store.Client, error) {
 	r, err := readRequest(csr)
 	if err != nil {
@@ -425,7 +426,7 @@ func (a *Authority) Issue(name string, role Role, csr []byte, lifetime time.Dura
 	return a.issue(name, role, r.PublicKey, lifetime)
 }
 
-// CheckRequest says why Issue would not sign a request, and returns the common name that it has.
+// CheckRequest returns why Issue would not sign a request, and the request's common name.
 func CheckRequest(name string, csr []byte, lifetime time.Duration) (commonName string, err error) {
 	r, err := readRequest(csr)
 	if err != nil {
@@ -437,7 +438,7 @@ func CheckRequest(name string, csr []byte, lifetime time.Duration) (commonName s
 	return r.Subject.CommonName, checkClient(name, lifetime)
 }
 
-// readRequest returns a certificate request whose key can be signed.
+// readRequest parses a certificate request and checks its key.
 func readRequest(csr []byte) (*x509.CertificateRequest, error) {
 	r, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
@@ -465,13 +466,13 @@ func checkKey(public any) error {
 	return fmt.Errorf("%w: key must be Ed25519, ECDSA of 256 bits or more, or RSA of 2048 to 8192 bits", ErrInvalid)
 }
 
-// checkClient says why a certificate cannot have a name or a lifetime; 0 is DefaultLifetime.
+// checkClient returns why a certificate cannot have a name or a lifetime; 0 is DefaultLifetime.
 func checkClient(name string, lifetime time.Duration) error {
 	if !clientName.MatchString(name) {
 		return fmt.Errorf("%w: name %.80q must be letters, digits, hyphens, dots, at signs, 1 to 63", ErrInvalid, name)
 	}
-	// The unix socket calls itself root, and the daemon isthmusd, in the history and in the audit
-	// log.
+	// root and isthmusd are the authors for the unix socket and the daemon in the history and the
+	// audit log.
 	if name == rootName || name == ServerName {
 		return fmt.Errorf("%w: name %q is reserved", ErrInvalid, name)
 	}
@@ -485,8 +486,7 @@ func (a *Authority) issue(name string, role Role, public any, lifetime time.Dura
 	return a.issueAfter(store.Client{}, name, role, public, lifetime)
 }
 
-// issueAfter signs a certificate and puts it into the list, with what renewed says of the one
-// before it.
+// issueAfter signs a certificate and adds it to the list, with its predecessor from renewed.
 func (a *Authority) issueAfter(renewed store.Client, name string, role Role, public any, lifetime time.Duration) (string, store.Client, error) {
 	if err := checkClient(name, lifetime); err != nil {
 		return "", store.Client{}, err
@@ -515,8 +515,7 @@ func (a *Authority) issueAfter(renewed store.Client, name string, role Role, pub
 	return certificate, c, nil
 }
 
-// sign makes the certificate of a client. Everything in it but the signature follows from c and the
-// key.
+// sign makes the certificate of a client. All of it but the signature follows from c and the key.
 func (a *Authority) sign(c store.Client, role Role, public any) (string, error) {
 	by, err := a.authority()
 	if err != nil {
@@ -542,8 +541,8 @@ func (a *Authority) sign(c store.Client, role Role, public any) (string, error) 
 	return certificatePEM(der), nil
 }
 
-// makeRoom forgets a certificate when there are too many; see forgettable. What expired stays: the
-// clock may be wrong, and what is not in the list is shut out for good.
+// makeRoom removes a certificate when there are too many; see forgettable. Expired ones stay: the
+// clock may be wrong, and a certificate that is not in the list is refused forever.
 func (a *Authority) makeRoom() error {
 	all := a.store.Clients()
 	if len(all) < a.room {
@@ -578,8 +577,8 @@ type adminRecord struct {
 	Exported bool
 }
 
-// exportAdmin writes the first admin's context, once in the life of the store. When the power goes
-// in between, the certificate of that attempt becomes invalid and the next start makes another.
+// exportAdmin writes the first admin's context, once in the life of the store. If power is lost in
+// between, the certificate of that attempt becomes invalid and the next start makes another.
 func (a *Authority) exportAdmin(o Options) error {
 	var r adminRecord
 	data, err := a.store.Private("admin")
@@ -625,9 +624,8 @@ func (a *Authority) exportAdmin(o Options) error {
 	return err
 }
 
-// WithdrawFirst takes the first admin's context away: the certificate is not valid any more, and
-// its file goes. It is not needed where an admin's own request was signed, and its key is on the
-// disk.
+// WithdrawFirst revokes the certificate of the first admin's context and removes its file. The
+// context is not needed if an admin's own request was signed, and its key is on the disk.
 func (a *Authority) WithdrawFirst() error {
 	data, err := a.store.Private("admin")
 	if errors.Is(err, store.ErrNotFound) {
@@ -653,7 +651,7 @@ func (a *Authority) WithdrawFirst() error {
 }
 
 // Fingerprint returns the SHA-256 of the present authority's certificate, in hexadecimal; empty:
-// there is none.
+// none exists.
 func (a *Authority) Fingerprint() string {
 	c, err := a.authority()
 	if err != nil {

@@ -11,39 +11,39 @@ import (
 	"github.com/isthmus-net/isthmus/router/condition"
 )
 
-// seen is the newest thing that the authority has signed: itself, or the certificate of a client
-// that is not revoked.
+// seen is the newest certificate that the authority has signed: its own, or that of a client that
+// is not revoked.
 type seen struct {
 	at     time.Time
 	serial string // of the client's; empty: it is the authority
 }
 
-// wrongness says in which direction the clock is wrong for certain.
+// wrongness is the direction in which the clock is certainly wrong.
 type wrongness int
 
 const (
 	notWrong wrongness = iota
-	// behind is a clock before something that has happened.
+	// behind is a clock before an event in the past.
 	behind
-	// ahead is a clock at which every certificate that was ever issued has ended, and the longest
-	// one too that could have been.
+	// ahead is a clock at which every certificate ever issued has expired, including the longest
+	// possible one.
 	ahead
 )
 
-// reading is what the clock says, and what it is worth.
+// reading is the time of the clock with an assessment of it.
 type reading struct {
 	now   time.Time
 	wrong wrongness
-	// at is when the end of a certificate is judged. For a clock that is behind that is the time of
-	// the build when that is later, which is over for certain; for one that is ahead the newest
-	// thing that was seen.
+	// at is the time for checking the end of a certificate. For a clock that is behind, it is the
+	// time of the build if that is later, which is certainly in the past; for one that is ahead,
+	// the newest signature.
 	at time.Time
-	// trust is when the authorities are judged: now, or the newest thing that was seen.
+	// trust is the time for checking the authorities: now, or the newest signature.
 	trust  time.Time
 	newest seen
 }
 
-// see notes the newest thing that was signed.
+// see records the newest signature.
 func (a *Authority) see() {
 	a.seeing.Lock()
 	defer a.seeing.Unlock()
@@ -93,7 +93,7 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-// why tells how the clock is known to be wrong, and what to do.
+// why describes how the clock is known to be wrong, and the remedy.
 func (r reading) why(sane time.Time) string {
 	text := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 	switch {
@@ -111,7 +111,7 @@ func (r reading) why(sane time.Time) string {
 }
 
 // wrongClock returns an error that wraps ErrInvalid when certificates must not be signed by the
-// present clock: their times would be wrong. Root on the node can say that a clock which seems to
+// present clock: their times would be wrong. Root on the node can state that a clock which seems to
 // be ahead is right, by issuing a certificate.
 func (a *Authority) wrongClock(root bool) error {
 	r := a.clock()
@@ -121,16 +121,17 @@ func (a *Authority) wrongClock(root bool) error {
 	return fmt.Errorf("%w: no certificate is issued while the clock is wrong: %s", ErrInvalid, r.why(a.options.Sane))
 }
 
-// MayIssue returns an error that wraps ErrInvalid when the clock keeps the caller from issuing
-// certificates: one that is behind keeps everyone, and one that seems to be ahead keeps all but
-// root on the node, who can see whether it is.
+// MayIssue returns an error that wraps ErrInvalid if the clock prevents the caller from issuing
+// certificates: a clock that is behind prevents everyone; one that seems to be ahead prevents
+// everyone except root on the node, who can check it.
 func (a *Authority) MayIssue(ctx context.Context) error {
 	return a.wrongClock(FromContext(ctx).Serial == "")
 }
 
-// MayRenew returns an error that wraps ErrInvalid when the clock keeps the caller from renewing the
-// authority: one that seems to be ahead keeps all but root on the node. One that is behind does
-// not, since renewing is the remedy for an authority that was made under a clock that was ahead.
+// MayRenew returns an error that wraps ErrInvalid if the clock prevents the caller from renewing
+// the authority: one that seems to be ahead prevents everyone except root on the node. One that is
+// behind does not, because renewing is the remedy for an authority that was made under a clock that
+// was ahead.
 func (a *Authority) MayRenew(ctx context.Context) error {
 	if a.clock().wrong != ahead {
 		return nil
@@ -138,10 +139,9 @@ func (a *Authority) MayRenew(ctx context.Context) error {
 	return a.MayIssue(ctx)
 }
 
-// verifyAnyway checks the certificate that a client shows while the clock is wrong. A certificate
-// of this authority was issued in the past, whatever the clock says, so its beginning is not looked
-// at. Its end is, as well as the node can know. That it was issued here and is not revoked is for
-// verify.
+// verifyAnyway checks a client's certificate while the clock is wrong. A certificate of this
+// authority was issued in the past, whatever the clock says, so its beginning is not checked. Its
+// end is, as far as the node can know. verify checks that it was issued here and is not revoked.
 func (a *Authority) verifyAnyway(cert *x509.Certificate, r reading) error {
 	c, err := a.authority()
 	if err != nil {

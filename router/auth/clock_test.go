@@ -404,8 +404,8 @@ func TestServerCertificateFails(t *testing.T) {
 	}
 }
 
-// TestEndingConditions: the last certificate of an admin is told of by itself, 30 days ahead and as
-// an error in the last week; the others together.
+// TestEndingConditions: the last certificate of an admin has a condition of its own, 30 days ahead
+// and as an error in the last week; the others share one.
 func TestEndingConditions(t *testing.T) {
 	c := newClock()
 	a, _, _ := setUp(t, t.TempDir(), c) // the first admin, for a year
@@ -445,7 +445,7 @@ func TestEndingConditions(t *testing.T) {
 			t.Errorf("after %v: %v, want %v %s; %v", x.at, got, x.want, x.text, a.Conditions())
 		}
 	}
-	// One that was renewed is not told of, nor one with another admin beside it.
+	// A renewed one is not reported, nor one next to another admin.
 	c.Time = start.Add(41 * day)
 	renewed, _ := renewFor(t, a, ann.id)
 	if got := says(); len(got) > 0 {

@@ -20,15 +20,15 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// Limits of one server. A handshake that was not finished costs memory and, for each signature,
-// about 0.1 ms. One whose client has not said what it wants costs some KiB alone, and there are
-// many places for these: a client that speaks at once is not cut by those behind it.
+// Limits of one server. An unfinished handshake costs memory and, for each signature, about 0.1 ms.
+// One whose client has not sent its first message costs only some KiB, and there are many places
+// for these: a client that sends at once is not cut by those after it.
 const (
-	maxSilent            = 1024 // at once, of strangers, and as many of hosts that are known
-	maxHandshakes        = 256  // whose clients have spoken, likewise
+	maxSilent            = 1024 // at once, of unknown hosts, and as many of known ones
+	maxHandshakes        = 256  // whose clients have sent a message, likewise
 	maxHandshakesPerHost = 8
 	maxKnownHosts        = 256
-	firstByte            = 2 * time.Second // a client speaks first, and at once
+	firstByte            = 2 * time.Second // a client sends first, and at once
 	// from the first byte on; gRPC's ConnectionTimeout bounds all of it
 	handshakeTime       = 10 * time.Second
 	maxConnsPerClient   = 64
@@ -44,21 +44,21 @@ const (
 	selfName = "isthmusd itself" // no serial number is like this
 )
 
-// registry knows the open connections and what each client uses up. Clients have a certificate of
-// ours, so there are not more of them than were issued.
+// registry has the open connections and the usage of each client. Clients have a certificate of
+// ours, so their number is bounded by the issued certificates.
 type registry struct {
 	mu         sync.Mutex
 	conns      map[string]map[*conn]struct{} // by serial
 	usage      map[string]*usage             // by serial
 	handshakes []*handshake                  // under way, the oldest first
-	// hosts that had a good handshake lately, the latest last
+	// hosts with a recent good handshake, the latest last
 	known []netip.Prefix
 }
 
-// handshake is one that is under way.
+// handshake is an unfinished handshake.
 type handshake struct {
 	host  netip.Prefix
-	known bool // its host had a good one lately
+	known bool // its host had a good one recently
 	spoke bool // the client has sent its first message (ClientHello)
 	cut   func()
 }
@@ -98,7 +98,7 @@ func (r *registry) cutAll() {
 	}
 }
 
-// add takes a connection in, which closes after lifetime when that is not 0.
+// add registers a connection, which closes after lifetime if that is not 0.
 func (r *registry) add(c *conn, lifetime time.Duration) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -141,7 +141,7 @@ func (r *registry) allowCall(serial string, now time.Time) bool {
 	return r.usageLocked(serial).calls.AllowN(now, 1)
 }
 
-// openStream returns a function that gives the stream back, or false when there are too many.
+// openStream returns a function that releases the stream, or false if there are too many.
 func (r *registry) openStream(serial string) (func(), bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -157,8 +157,8 @@ func (r *registry) openStream(serial string) (func(), bool) {
 	}, true
 }
 
-// hostPrefix returns what counts as one host: an IPv4 address, or the /64 of an IPv6 address: a
-// host may use any address of its /64.
+// hostPrefix returns the prefix that counts as one host: an IPv4 address, or the /64 of an IPv6
+// address, since a host may use any address of its /64.
 func hostPrefix(addr net.Addr) netip.Prefix {
 	ap, err := netip.ParseAddrPort(addr.String())
 	if err != nil {
@@ -172,9 +172,9 @@ func hostPrefix(addr net.Addr) netip.Prefix {
 	return p
 }
 
-// beginHandshake gives a handshake a place. When there is none, the oldest one makes room:
-// strangers can keep out neither each other nor, since they have places of their own, a host that
-// had a good handshake lately.
+// beginHandshake assigns a place to a handshake. If none is free, the oldest handshake is cut:
+// unknown hosts can lock out neither each other nor, because known hosts have places of their own,
+// a host with a recent good handshake.
 func (r *registry) beginHandshake(host netip.Prefix, cut func()) *handshake {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -186,7 +186,7 @@ func (r *registry) beginHandshake(host netip.Prefix, cut func()) *handshake {
 	return h
 }
 
-// makeRoomLocked cuts the oldest handshake of some when there are as many as may be, and says
+// makeRoomLocked cuts the oldest of some handshakes if their maximum is reached, and reports
 // whether it did.
 func (r *registry) makeRoomLocked(most int, of func(*handshake) bool) bool {
 	n, oldest := 0, -1
@@ -205,7 +205,7 @@ func (r *registry) makeRoomLocked(most int, of func(*handshake) bool) bool {
 	return true
 }
 
-// spoke notes that the client has said what it wants.
+// spoke records that the client has sent its first message.
 func (r *registry) spoke(h *handshake) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -213,7 +213,7 @@ func (r *registry) spoke(h *handshake) {
 	h.spoke = true
 }
 
-// endHandshake gives the place back.
+// endHandshake releases the place.
 func (r *registry) endHandshake(h *handshake, good bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -231,7 +231,7 @@ func (r *registry) endHandshake(h *handshake, good bool) {
 	r.known = append(r.known, h.host)
 }
 
-// speaking is the connection of a handshake. Its client must speak soon.
+// speaking is the connection of a handshake. Its client must send soon.
 type speaking struct {
 	net.Conn
 	spoke bool // the first byte came
@@ -272,9 +272,9 @@ func (c *conn) Close() error {
 }
 
 // Credentials returns the transport credentials of the server. A connection over a unix socket must
-// come from user 0 of the node, or from this very process, which is a reader; any other must speak
-// TLS 1.3 and show a certificate that was issued here and is not revoked. gRPC's ConnectionTimeout
-// bounds the handshake.
+// come from user 0 of the node, or from this very process, which is a reader; any other must use
+// TLS 1.3 and present a certificate that was issued here and is not revoked. gRPC's
+// ConnectionTimeout bounds the handshake.
 func (a *Authority) Credentials() credentials.TransportCredentials { return transport{a} }
 
 type transport struct{ a *Authority }
@@ -291,7 +291,7 @@ func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 	}
 	if err != nil {
 		raw.Close()
-		// Hosts share one allowance: there may be any number of them.
+		// All hosts share one allowance, because their number is unbounded.
 		err = errors.Join(err, t.a.audit.refuse("", Entry{Who: id.Name, Serial: id.Serial, Address: host, Error: shorten(err.Error())}))
 		return nil, nil, err
 	}
@@ -319,7 +319,7 @@ func (a *Authority) acceptUnix(u *net.UnixConn) (net.Conn, Identity, error) {
 		return nil, Identity{}, fmt.Errorf("reading the user of the other end: %w", err)
 	}
 	id := Identity{Name: fmt.Sprintf("uid %d", cred.Uid)}
-	// the watchdog of a daemon that is not root asks whether the API answers; it takes no place of
+	// the watchdog of a daemon that does not run as root checks the API; it takes no place of
 	// root's
 	if cred.Uid != 0 && int(cred.Pid) == os.Getpid() {
 		id.Name, id.Role, id.SecurityLevel = selfName, Reader, credentials.PrivacyAndIntegrity
@@ -369,7 +369,7 @@ func (a *Authority) acceptTLS(raw net.Conn) (net.Conn, Identity, error) {
 	if err := a.clients.add(c, id.Expires.Sub(a.clock().at)); err != nil {
 		return nil, id, errors.Join(err, c.Close())
 	}
-	// Revoke may have come between the handshake and the line above.
+	// Revoke may have run between the handshake and the line above.
 	if err := a.valid(id.Serial); err != nil {
 		return nil, id, errors.Join(err, c.Close())
 	}
@@ -377,8 +377,8 @@ func (a *Authority) acceptTLS(raw net.Conn) (net.Conn, Identity, error) {
 	return c, id, nil
 }
 
-// linger gives a refused client time to read the alert that says why. In TLS 1.3 it has sent its
-// first request before it hears of the refusal, and closing a TCP connection with that unread
+// linger gives a refused client time to read the alert with the reason. In TLS 1.3 the client sends
+// its first request before it receives the alert, and closing a TCP connection with unread data
 // resets it, which may discard the alert at the other end.
 func linger(c net.Conn) {
 	t, ok := c.(*net.TCPConn)
@@ -402,7 +402,7 @@ func (a *Authority) tlsConfig() *tls.Config {
 		},
 	}
 	if r := a.clock(); r.wrong != notWrong {
-		config.ClientAuth = tls.RequireAnyClientCert // the library's check knows only the clock
+		config.ClientAuth = tls.RequireAnyClientCert // the library's check uses only the clock
 		config.VerifyConnection = func(s tls.ConnectionState) error {
 			if err := a.verifyAnyway(s.PeerCertificates[0], r); err != nil {
 				return err
@@ -420,8 +420,8 @@ func (a *Authority) verify(cert *x509.Certificate) error {
 	return a.valid(serialText(cert.SerialNumber))
 }
 
-// valid tells whether a certificate was issued here and not revoked, nor any that it was renewed
-// from. What is not in the store is not valid.
+// valid returns an error unless a certificate was issued here and neither it nor one that it was
+// renewed from is revoked. A certificate that is not in the store is not valid.
 func (a *Authority) valid(serial string) error {
 	c, err := a.store.Client(serial)
 	if err != nil {
@@ -444,7 +444,7 @@ func (t transport) Info() credentials.ProtocolInfo {
 func (t transport) Clone() credentials.TransportCredentials { return t }
 func (t transport) OverrideServerName(string) error         { return nil }
 
-// shorten bounds what a stranger can put into a log line.
+// shorten bounds the text that an unauthenticated caller can put into a log line.
 func shorten(s string) string {
 	if len(s) > 256 {
 		return s[:256]

@@ -13,12 +13,12 @@ import (
 )
 
 const (
-	// endingWarning is how long before its end a client certificate is told of; a third of its
-	// lifetime when that is less.
+	// endingWarning is how long before its end a condition reports a client certificate; a third of
+	// its lifetime if that is less.
 	endingWarning = 30 * 24 * time.Hour
-	// endingError is how long before its end the last one of an admin is an error.
+	// endingError is how long before its end the last certificate of an admin is an error.
 	endingError = 7 * 24 * time.Hour
-	// maxEnding bounds how many are named.
+	// maxEnding bounds the certificates that are named.
 	maxEnding = 5
 )
 
@@ -26,9 +26,9 @@ func endsSoon(c store.Client, now time.Time) bool {
 	return !now.Before(c.Expires.Add(-min(endingWarning, c.Expires.Sub(c.Issued)/3)))
 }
 
-// endingConditions tells which certificates of clients end soon: the last one of an admin, after
-// which only root on the node manages it, by itself, and the others together. Those that were
-// renewed, revoked or are over are left out.
+// endingConditions reports client certificates that expire soon: the last one of an admin, after
+// which only root on the node manages it, separately, and the others together. It omits those that
+// were renewed, revoked or have expired.
 func (a *Authority) endingConditions() []*isthmusv1.Condition {
 	now := a.now()
 	if a.clock().wrong != notWrong {

@@ -11,15 +11,15 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// Subject is what the audit log says about a request.
+// Subject describes a request in the audit log.
 type Subject struct {
 	Object string
 	Digest string
 }
 
-// Unary returns the interceptor that lets calls in or refuses them, and writes the audit log.
-// describe tells what a writing request is about, without its secrets; generation returns the
-// present generation.
+// Unary returns the interceptor that admits or refuses calls and writes the audit log. describe
+// returns the subject of a writing request, without its secrets; generation returns the present
+// generation.
 func (a *Authority) Unary(describe func(request any) Subject, generation func() uint64) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		r, err := a.admit(ctx, info.FullMethod)
@@ -42,17 +42,17 @@ func (a *Authority) Unary(describe func(request any) Subject, generation func() 
 		} else if g, ok := response.(interface{ GetGeneration() uint64 }); ok {
 			e.To = g.GetGeneration()
 		} else if c, ok := response.(interface{ GetClient() *isthmusv1.Client }); ok && c.GetClient() != nil {
-			// of the certificate that was issued
+			// of the issued certificate
 			e.Object = shorten(e.Object + ", serial " + c.GetClient().GetSerial())
 		}
-		// The change is made and its Begin is on disk: failing now would only claim the opposite.
+		// The change is made and its Begin is on disk: an error now would be wrong.
 		_ = a.audit.write(e)
 		return response, err
 	}
 }
 
-// Stream returns the interceptor for streams. One that writes is in the audit log from its first
-// message on, which describe tells about; it is refused before the log has taken that.
+// Stream returns the interceptor for streams. A writing stream is in the audit log from its first
+// message on, which describe describes; it cannot change anything before the log has stored that.
 func (a *Authority) Stream(describe func(request any) Subject, generation func() uint64) grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 		r, err := a.admit(stream.Context(), info.FullMethod)
@@ -85,11 +85,11 @@ func (a *Authority) Stream(describe func(request any) Subject, generation func()
 	}
 }
 
-// auditedStream writes the beginning of a call to the audit log when its first message has come.
+// auditedStream writes Begin to the audit log when the first message has come.
 type auditedStream struct {
 	grpc.ServerStream
 	begin func(request any) (Entry, error)
-	entry Entry // zero: nothing has come yet
+	entry Entry // zero: no message yet
 }
 
 func (s *auditedStream) RecvMsg(m any) error {
@@ -115,11 +115,11 @@ func (a *Authority) admit(ctx context.Context, method string) (rule, error) {
 	case id.Serial != "" && a.valid(id.Serial) != nil:
 		err = status.Error(codes.Unauthenticated, "certificate is revoked")
 	case !id.Expires.IsZero() && a.clock().at.After(id.Expires):
-		// The timer of the connection stands still while a machine sleeps, and does not see the
-		// clock being set.
+		// The timer of the connection stops while a machine sleeps, and does not follow changes of
+		// the clock.
 		err = status.Error(codes.Unauthenticated, "certificate has expired")
 	case !known:
-		err = status.Errorf(codes.PermissionDenied, "%s is not allowed to anybody", method)
+		err = status.Errorf(codes.PermissionDenied, "%s is not allowed", method)
 	case id.Role < r.role:
 		err = status.Errorf(codes.PermissionDenied, "%s needs role %s, %s has role %s", method, r.role, id.Name, id.Role)
 	case !a.clients.allowCall(id.Serial, a.now()):

@@ -12,25 +12,25 @@ import (
 )
 
 const (
-	// MinRenewed is the shortest lifetime of a certificate that can be renewed. An admin who gives
-	// less gives it for that time alone.
+	// MinRenewed is the shortest lifetime of a certificate that can be renewed. A shorter one is
+	// meant for that time only.
 	MinRenewed = 30 * 24 * time.Hour
 
-	// maxChain bounds how many certificates are looked at from one to those it was renewed from.
-	// Damaged files must not make a ring.
+	// maxChain bounds the length of a chain of renewals, because damaged files could form a ring.
 	maxChain = 1024
 )
 
-// RenewableFrom returns when a certificate may be renewed at the earliest: when a third of its
-// lifetime is left. A client that renews all the time would fill the list of certificates.
+// RenewableFrom returns the earliest time of a renewal: when a third of the lifetime is left. A
+// client that renews all the time would fill the list of certificates.
 func RenewableFrom(issued, expires time.Time) time.Time { return expires.Add(-expires.Sub(issued) / 3) }
 
-// RenewClient signs a certificate for the public key of a certificate request (PKCS #10, DER) that
-// follows the one of the caller, and returns it in PEM. Name, role and lifetime are those of the
-// caller's. A certificate has one successor: the same key again returns the same certificate, since
-// the answer may have been lost, and another key is refused, since the one who renewed it may have
-// stolen it. All certificates that follow each other end MaxLifetime after the first was issued.
-// The former certificate stays valid until its end. What cannot be renewed wraps ErrInvalid.
+// RenewClient signs a certificate for the public key of a certificate request (PKCS #10, DER) as
+// the successor of the caller's, and returns it in PEM, with the caller's name, role and lifetime.
+// A certificate has one successor: the same key again returns the same certificate, because the
+// answer may have been lost; another key is refused, because the first renewal may have been made
+// with a stolen key. All certificates of a chain end MaxLifetime after the first was issued. The
+// former certificate stays valid until its end. An error about a certificate that cannot be renewed
+// wraps ErrInvalid.
 func (a *Authority) RenewClient(id Identity, csr []byte) (string, store.Client, error) {
 	none := func(format string, args ...any) (string, store.Client, error) {
 		return "", store.Client{}, fmt.Errorf("%w: "+format, append([]any{ErrInvalid}, args...)...)
@@ -106,7 +106,7 @@ func keyDigest(public any) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// successor returns the certificate that was renewed from one.
+// successor returns the certificate that a certificate was renewed to.
 func (a *Authority) successor(serial string) (store.Client, bool) {
 	for _, c := range a.store.Clients() {
 		if c.RenewedFrom == serial {
@@ -116,7 +116,7 @@ func (a *Authority) successor(serial string) (store.Client, bool) {
 	return store.Client{}, false
 }
 
-// chain returns the certificates that follow each other and that one is among, from the first on.
+// chain returns the chain of renewals that contains a certificate, from the first on.
 func (a *Authority) chain(serial string) ([]store.Client, error) {
 	c, err := a.store.Client(serial)
 	if err != nil {
@@ -125,7 +125,7 @@ func (a *Authority) chain(serial string) ([]store.Client, error) {
 	for range maxChain {
 		from, err := a.store.Client(c.RenewedFrom)
 		if err != nil {
-			break // it is the first one, or those before it are forgotten
+			break // it is the first one, or its predecessors were removed
 		}
 		c = from
 	}
@@ -140,7 +140,7 @@ func (a *Authority) chain(serial string) ([]store.Client, error) {
 	return out, nil
 }
 
-// revokedChain says whether a certificate is revoked, or one that it was renewed from.
+// revokedChain reports whether a certificate, or one that it was renewed from, is revoked.
 func (a *Authority) revokedChain(c store.Client) bool {
 	for range maxChain {
 		if c.Revoked {
@@ -155,8 +155,8 @@ func (a *Authority) revokedChain(c store.Client) bool {
 	return true // a ring
 }
 
-// Clients returns the issued certificates, oldest first. One is shown as revoked when one that it
-// was renewed from is.
+// Clients returns the issued certificates, oldest first. One is shown as revoked if one that it was
+// renewed from is.
 func (a *Authority) Clients() []store.Client {
 	all := a.store.Clients()
 	for i := range all {
@@ -165,9 +165,8 @@ func (a *Authority) Clients() []store.Client {
 	return all
 }
 
-// Revoke refuses a certificate from now on, those that were renewed from it and those that it was
-// renewed from, and closes the connections that were opened with them. An unknown serial is an
-// error that wraps store.ErrNotFound.
+// Revoke revokes a certificate with all others of its chain, and closes the connections that use
+// them. An unknown serial is an error that wraps store.ErrNotFound.
 func (a *Authority) Revoke(serial string) error {
 	a.renewing.Lock()
 	defer a.renewing.Unlock()
@@ -176,7 +175,7 @@ func (a *Authority) Revoke(serial string) error {
 		return err
 	}
 	var errs []error
-	// the first one takes all others with it, so that dying in between leaves none valid
+	// the first one invalidates all others, so that dying in between leaves none valid
 	for _, c := range chain {
 		if !c.Revoked {
 			c.Revoked = true
@@ -194,10 +193,10 @@ func (a *Authority) Revoke(serial string) error {
 	return errors.Join(errs...)
 }
 
-// forgettable returns the certificate whose place another one may take: the oldest one that is
-// revoked and no valid one was renewed from, else the oldest one that was renewed and whose
-// successor was renewed too. Such a one has expired before its second successor was issued, by the
-// clock of that time, and its client has another.
+// forgettable returns the certificate to remove for a new one: the oldest revoked one that no valid
+// one was renewed from, else the oldest one that was renewed and whose successor was renewed too.
+// Such a one has expired before its second successor was issued, by the clock of that time, and its
+// client has another.
 func forgettable(all []store.Client) (string, bool) {
 	next := make(map[string]store.Client, len(all))
 	for _, c := range all {

@@ -1,7 +1,7 @@
-// Package auth decides who may do what over the API. The node is its own certificate authority: it
-// signs its server certificate and those of its clients, whose role is in the certificate. On the
-// node itself, root comes in over a unix socket without a certificate. Every write is in the audit
-// log before it happens, and every refusal is there too.
+// Package auth authenticates and authorizes callers of the API. The node is its own certificate
+// authority: it signs its server certificate and those of its clients, which contain their role. On
+// the node itself, root connects over a unix socket without a certificate. The audit log records
+// every write before it happens, and every refusal.
 package auth
 
 import (
@@ -20,15 +20,15 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// Role is what a client may do. A higher one may do all that a lower one may.
+// Role is a set of permissions. A higher role includes all lower ones.
 type Role int
 
 const (
-	// Reader may see everything but secrets and the list of clients.
+	// Reader may read everything except secrets and the list of clients.
 	Reader Role = iota + 1
 	// Operator may also change the document and secrets.
 	Operator
-	// Admin may also give and take access.
+	// Admin may also grant and revoke access.
 	Admin
 )
 
@@ -50,13 +50,13 @@ func ParseRole(s string) (Role, error) {
 	return 0, fmt.Errorf("role %q: must be reader, operator or admin", s)
 }
 
-// rule is what a method needs.
+// rule is the role that a method needs.
 type rule struct {
 	role  Role
 	write bool
 }
 
-// rules holds every method of the API. What is not in it is refused to everybody.
+// rules has every method of the API. Any other method is refused.
 var rules = map[string]rule{
 	"/isthmus.v1.SpecService/Validate":     {role: Reader},
 	"/isthmus.v1.SpecService/Plan":         {role: Reader},
@@ -81,7 +81,7 @@ var rules = map[string]rule{
 
 	"/isthmus.v1.NATService/ListPolicies":  {role: Reader},
 	"/isthmus.v1.NATService/WatchPolicies": {role: Reader},
-	// signs, and may call someone
+	// signs, and may call a URL
 	"/isthmus.v1.NATService/ProveEgress": {role: Operator, write: true},
 
 	"/isthmus.v1.PoolService/ListPools":  {role: Reader},
@@ -94,7 +94,7 @@ var rules = map[string]rule{
 	"/isthmus.v1.EgressService/ListPorts":  {role: Reader},
 	"/isthmus.v1.EgressService/WatchPorts": {role: Reader},
 	"/isthmus.v1.NATService/EndFlows":      {role: Operator, write: true},
-	// who asked about whom is for the audit log
+	// the audit log records the query
 	"/isthmus.v1.NATService/Who": {role: Operator, write: true},
 
 	"/isthmus.v1.SystemService/GetStatus":    {role: Reader},
@@ -115,7 +115,8 @@ var rules = map[string]rule{
 	"/isthmus.v1.AccessService/ListClients":    {role: Admin},
 	"/isthmus.v1.AccessService/RevokeClient":   {role: Admin, write: true},
 	"/isthmus.v1.AccessService/RenewAuthority": {role: Admin, write: true},
-	"/isthmus.v1.AccessService/RenewClient":    {role: Reader, write: true}, // the own one alone
+	// only the caller's own
+	"/isthmus.v1.AccessService/RenewClient": {role: Reader, write: true},
 
 	"/grpc.health.v1.Health/Check": {role: Reader},
 	"/grpc.health.v1.Health/List":  {role: Reader},
@@ -125,8 +126,8 @@ var rules = map[string]rule{
 	"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": {role: Reader},
 }
 
-// Check returns an error that names each method of a server that no rule covers, and each rule
-// without a method.
+// Check returns an error that lists each method of a server without a rule, and each rule without a
+// method.
 func Check(services map[string]grpc.ServiceInfo) error {
 	var errs []error
 	served := make(map[string]bool)
@@ -150,7 +151,7 @@ func Check(services map[string]grpc.ServiceInfo) error {
 	return errors.Join(errs...)
 }
 
-// Identity is who is at the other end of a connection.
+// Identity is the authenticated peer of a connection.
 type Identity struct {
 	credentials.CommonAuthInfo
 	Name    string // the name in the certificate, or "root"
@@ -164,8 +165,8 @@ type Identity struct {
 // AuthType implements credentials.AuthInfo.
 func (Identity) AuthType() string { return "isthmus" }
 
-// AddressOf returns the address that a call of another machine comes from. It is the zero Addr over
-// the unix socket and by the loopback.
+// AddressOf returns the remote address of a call. It is the zero Addr over the unix socket and the
+// loopback.
 func AddressOf(ctx context.Context) netip.Addr {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
@@ -178,8 +179,8 @@ func AddressOf(ctx context.Context) netip.Addr {
 	return from.AddrPort().Addr().Unmap().WithZone("")
 }
 
-// FromContext returns who made a call. It is the zero Identity, which may do nothing, when ctx is
-// not of a call that came through this package.
+// FromContext returns the caller's identity. It is the zero Identity, which has no permissions, if
+// ctx is not from a call through this package.
 func FromContext(ctx context.Context) Identity {
 	p, ok := peer.FromContext(ctx)
 	if !ok {

@@ -15,14 +15,15 @@ import (
 	"github.com/isthmus-net/isthmus/router/condition"
 )
 
-// serverFor is what a server certificate was issued for. The zero one fits nothing.
+// serverFor has the parameters that a server certificate was issued for. The zero value matches
+// none.
 type serverFor struct {
 	by    *signer
-	wrong bool // the clock was
+	wrong bool // the clock was wrong
 }
 
-// SetHosts changes the addresses and names of the server certificate. Connections from now on see a
-// new one.
+// SetHosts changes the addresses and names in the server certificate. New connections get a new
+// one.
 func (a *Authority) SetHosts(hosts []string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -31,10 +32,11 @@ func (a *Authority) SetHosts(hosts []string) {
 	}
 }
 
-// serverCertificate returns the present server certificate. Its key lives only in memory. It is
-// replaced when a third of its lifetime is left, and when the clock has gone back so far that it
-// was issued in the future. While the clock is wrong it is good as long as the authority, so that
-// clients with a right one take it. When none can be issued, the one before goes on until its end.
+// serverCertificate returns the present server certificate. Its key is only in memory. It is
+// replaced when a third of its lifetime is left, and when the clock was set back so far that it was
+// issued in the future. While the clock is wrong it is valid as long as the authority, so that
+// clients with a right clock accept it. If none can be issued, the former one is used until its
+// end.
 func (a *Authority) serverCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -73,8 +75,8 @@ func (a *Authority) issueServer(want serverFor, r reading) (*tls.Certificate, er
 		if ip := net.ParseIP(h); ip != nil {
 			template.IPAddresses = append(template.IPAddresses, ip)
 		} else if h != "" && !strings.ContainsFunc(h, func(r rune) bool { return r > unicode.MaxASCII }) {
-			// A certificate has ASCII names alone (RFC 5280 section 4.2.1.6). No certificate at all
-			// would shut everybody out.
+			// A certificate has ASCII names only (RFC 5280 section 4.2.1.6). Without a certificate
+			// the API would refuse every client.
 			template.DNSNames = append(template.DNSNames, h)
 		}
 	}
@@ -89,11 +91,11 @@ func (a *Authority) issueServer(want serverFor, r reading) (*tls.Certificate, er
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, nil
 }
 
-// serverConditions renews the server certificate when it is time, without waiting for a client, and
-// tells when that fails.
+// serverConditions renews the server certificate when it is due, without waiting for a client, and
+// reports failures.
 func (a *Authority) serverConditions() []*isthmusv1.Condition {
 	if _, err := a.authority(); err != nil {
-		return nil // there is a condition for that
+		return nil // another condition reports it
 	}
 	_, err := a.serverCertificate(nil)
 	a.mu.Lock()

@@ -62,14 +62,14 @@ type Flows interface {
 	End(ctx context.Context, family uint8, f func(*conntrack.Flow) bool) (int, error)
 }
 
-// NAT are the rules; package nat has the words.
+// NAT installs and proves the rules; see package nat.
 type NAT interface {
 	nat.Driver
 	nat.Prover
 	nat.Sampler
 }
 
-// Addresses makes the host from which a proof's canary calls.
+// Addresses creates the host from which a proof's canary calls.
 type Addresses interface {
 	// Surroundings reads addresses, routes and rules that isthmus did not make.
 	Surroundings() (fib.Surroundings, error)

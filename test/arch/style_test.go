@@ -31,6 +31,7 @@ var plain = []string{
 	"docs/testing.md",
 	"docs/topology.md",
 	"router/apply",
+	"router/auth",
 	"router/capability",
 	"router/condition",
 	"router/document",
