@@ -1,26 +1,26 @@
-// Package tunnel holds the words and the contract for encrypted point-to-point links. Each tunnel
-// has one network interface of its own, so that a route to it is a route to exactly one peer.
-//
-// The package knows no backend: tunnel/ipsec and tunnel/wireguard implement Driver.
+// Package tunnel holds the types and the contract of encrypted point-to-point links. Each tunnel
+// has a network interface of its own, so that a route to it is a route to exactly one peer. The
+// package has no backend: tunnel/ipsec and tunnel/wireguard implement Driver.
 package tunnel
 
 import (
 	"net/netip"
 )
 
-// Mark begins the alias of every interface that isthmus made (IFLA_IFALIAS) and the name of every
-// connection that it loaded into charon. Nothing without it is ever changed or removed.
+// Mark is the prefix of the alias of every interface that isthmus made (IFLA_IFALIAS) and of the
+// name of every connection that it loaded into charon. Objects without it are never changed or
+// removed.
 const Mark = "isthmus:"
 
-// MaxEmbedded is how many WireGuard tunnels a node has at most on a kernel without WireGuard. Each
-// has a device in the daemon then: one under load was measured at 210 to 310 MB, since its buffer
-// pools are unbounded on Linux.
+// MaxEmbedded bounds the WireGuard tunnels of a node on a kernel without WireGuard. Each has a
+// device in the daemon then: one under load was measured at 210 to 310 MB, since its buffer pools
+// are unbounded on Linux.
 const MaxEmbedded = 16
 
-// Config is what is wanted of one tunnel. All choices have been made: a driver only carries it out.
+// Config is the desired state of one tunnel. All choices have been made: a driver only applies it.
 type Config struct {
 	Name string // unique on the node
-	// number from the ledger, never reused while the tunnel exists; the if_id of an xfrm interface
+	// number from the ledger, not reused while the tunnel exists; the if_id of an xfrm interface
 	ID        uint32
 	Interface string // kernel interface name
 	Underlay  string // interface that carries the encrypted packets

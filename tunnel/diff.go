@@ -10,7 +10,7 @@ import (
 type Difference struct {
 	Field    string
 	Old, New string
-	// Interrupts says why traffic stops for a moment when it is changed; empty when it does not.
+	// Interrupts is the reason why a change interrupts traffic; empty if it does not.
 	Interrupts string
 }
 
@@ -31,7 +31,7 @@ func Diff(a, b Config) []Difference {
 	return append(d, b.carrier().diff(a.carrier())...)
 }
 
-// differences gathers fields that differ.
+// differences collects fields that differ.
 type differences []Difference
 
 func (d *differences) add(field string, old, new any, interrupts string) {

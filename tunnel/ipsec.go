@@ -7,9 +7,9 @@ import (
 	"github.com/isthmus-net/isthmus/router/secret"
 )
 
-// IPsec configures an IKEv2 tunnel whose selectors are everything of the address families inside
-// it, 0.0.0.0/0, ::/0 or both: a gateway that carries one family may refuse a proposal of both
-// instead of narrowing it.
+// IPsec configures an IKEv2 tunnel with selectors for all addresses of its inside families:
+// 0.0.0.0/0, ::/0 or both. A gateway with one family may refuse a proposal of both instead of
+// narrowing it.
 type IPsec struct {
 	LocalAddress    netip.Addr // on the underlay interface
 	RemoteAddress   netip.Addr
@@ -30,7 +30,7 @@ func (*IPsec) kind() Kind { return KindIPsec }
 
 func (i *IPsec) outside() netip.AddrPort { return netip.AddrPortFrom(i.RemoteAddress, 0) }
 
-func (*IPsec) listenPort() uint16 { return 0 } // charon has one port for all of its tunnels
+func (*IPsec) listenPort() uint16 { return 0 } // charon uses one port for all of its tunnels
 
 func (*IPsec) needs() [][]string { return [][]string{{"esp", "xfrm-interface"}} }
 
@@ -42,7 +42,7 @@ func (i *IPsec) mtu(underlay int) int {
 	mtu := underlay
 	for _, p := range i.ESPProposals {
 		bytes, align := espOverhead(p)
-		const trailer = 2 // counted in bytes, but part of what is aligned
+		const trailer = 2 // in bytes; part of the aligned length
 		room := underlay - outerHeader(i.LocalAddress) - bytes + trailer
 		mtu = min(mtu, room/align*align-trailer)
 	}

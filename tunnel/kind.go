@@ -4,18 +4,18 @@ import (
 	"net/netip"
 )
 
-// Kind names a way to carry packets to a peer. It is the field of the document that holds the
-// kind's settings.
+// Kind names the protocol of a tunnel. It is the field of the document with the settings of the
+// kind.
 type Kind string
 
-// The kinds of tunnels. A new kind has settings in Config, a carrier in a file of this package, a
+// The kinds of tunnels. A new kind needs settings in Config, a carrier in a file of this package, a
 // driver, and a line in Config.carrier.
 const (
 	KindIPsec     Kind = "ipsec"
 	KindWireGuard Kind = "wireguard"
 )
 
-// carrier is what the settings of each kind say about themselves.
+// carrier is implemented by the settings of each kind.
 type carrier interface {
 	kind() Kind
 	outside() netip.AddrPort
@@ -27,7 +27,7 @@ type carrier interface {
 	diff(former carrier) differences
 }
 
-// carrier returns the settings that are set. It is the only place that tells the kinds apart.
+// carrier returns the settings that are present. It is the only place that distinguishes the kinds.
 func (c Config) carrier() carrier {
 	switch {
 	case c.IPsec != nil:
@@ -38,29 +38,29 @@ func (c Config) carrier() carrier {
 	return none{}
 }
 
-// Kind returns the kind of the tunnel, or the empty one when it has none.
+// Kind returns the kind of the tunnel, "" if it has none.
 func (c Config) Kind() Kind { return c.carrier().kind() }
 
-// Outside returns where the encrypted packets go. The address is invalid while the peer is to be
-// learned, and the port is 0 where the kind chooses it.
+// Outside returns the destination of the encrypted packets. The address is invalid until the peer
+// is learned, and the port is 0 if the kind chooses it.
 func (c Config) Outside() netip.AddrPort { return c.carrier().outside() }
 
-// ListenPort returns the UDP port of this tunnel alone, 0 when it has none.
+// ListenPort returns the UDP port used by this tunnel only, 0 if it has none.
 func (c Config) ListenPort() uint16 { return c.carrier().listenPort() }
 
-// Needs returns sets of kernel capabilities, as router/host names them. The kernel needs all of one
-// set.
+// Needs returns sets of kernel capabilities, with the names of router/host. The kernel needs all
+// capabilities of one set.
 func (c Config) Needs() [][]string { return c.carrier().needs() }
 
-// Embedded reports whether the tunnel has a device in the daemon, on a kernel with certain
+// Embedded reports whether the tunnel needs a device in the daemon on a kernel with the given
 // capabilities. See MaxEmbedded.
 func (c Config) Embedded(can func(capability string) bool) bool { return c.carrier().embedded(can) }
 
-// Lane reports whether the peer of such a tunnel is another isthmus node.
+// Lane reports whether the peer is another isthmus node.
 func (c Config) Lane() bool { return c.carrier().lane() }
 
 // LargestMTU returns the size in bytes of the largest inside packet that fits into one packet of an
-// underlay with a certain MTU, whichever of the configured algorithms is agreed upon.
+// underlay with the given MTU, whichever of the configured algorithms is negotiated.
 func (c Config) LargestMTU(underlay int) int { return c.carrier().mtu(underlay) }
 
 // none is the carrier of a Config without settings of any kind.
@@ -75,8 +75,8 @@ func (none) lane() bool                      { return false }
 func (none) mtu(underlay int) int            { return underlay }
 func (none) diff(carrier) differences        { return nil }
 
-// outerHeader returns the size of the IP header around the encrypted packets. A peer that is not
-// known yet may be reached over IPv6.
+// outerHeader returns the size of the IP header around the encrypted packets. A peer that is still
+// unknown may be reached over IPv6.
 func outerHeader(a netip.Addr) int {
 	if a.Is4() {
 		return 20

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// The words of strongSwan's proposals that charon 6.0 knows and that IKEv2 can use (its
-// documentation, "Cipher Suites"). Each word gives the overhead that it adds to a packet.
+// The words of strongSwan's proposals that charon 6.0 supports and that IKEv2 can use (its
+// documentation, "Cipher Suites"). Each has the overhead that it adds to a packet.
 var (
 	aeadWord      = regexp.MustCompile(`^(?:aes(?:128|192|256)(?:gcm|ccm)(8|12|16|64|96|128)?|chacha20poly1305)$`)
 	cipherWord    = regexp.MustCompile(`^(?:aes(?:128|192|256)?(?:ctr)?|camellia(?:128|192|256)|3des)$`)
@@ -17,9 +17,9 @@ var (
 	esnWord       = regexp.MustCompile(`^(?:esn|noesn)$`)
 )
 
-// UnknownWord returns the first word of a proposal that charon does not know or that does not
-// belong there, with the reason, or the whole proposal with what it lacks. Both are empty when the
-// proposal is good.
+// UnknownWord returns the first word of a proposal that charon does not support or that is
+// misplaced, with the reason, or the whole proposal with what is missing. Both are empty if the
+// proposal is valid.
 func UnknownWord(proposal string, esp bool) (word, why string) {
 	var aead, cipher, integrity, prf, group bool
 	for _, w := range strings.Split(proposal, "-") {
@@ -38,7 +38,7 @@ func UnknownWord(proposal string, esp bool) (word, why string) {
 			group = true
 		case esnWord.MatchString(w) && esp:
 		default:
-			return w, "is no algorithm that is known here"
+			return w, "is not a known algorithm"
 		}
 	}
 	switch {
@@ -49,7 +49,7 @@ func UnknownWord(proposal string, esp bool) (word, why string) {
 	case cipher && !integrity:
 		return proposal, "names no integrity algorithm"
 	case aead && integrity && esp:
-		return proposal, "names an integrity algorithm beside a cipher that has its own"
+		return proposal, "names an integrity algorithm together with a cipher that has its own"
 	case !esp && aead && !prf && !integrity:
 		return proposal, "names no pseudo-random function, such as prfsha384"
 	case !esp && !group:
@@ -58,10 +58,11 @@ func UnknownWord(proposal string, esp bool) (word, why string) {
 	return "", ""
 }
 
-// espOverhead returns what ESP with UDP encapsulation adds at most inside the outer IP header (RFC
-// 4303, RFC 3948), and the alignment of the ciphertext.
+// espOverhead returns the maximum overhead of ESP with UDP encapsulation inside the outer IP header
+// (RFC 4303, RFC 3948), and the alignment of the ciphertext: 8 bytes of UDP, 8 of SPI and sequence
+// number, and 2 of pad length and next header.
 func espOverhead(proposal string) (bytes, align int) {
-	const headers, trailer = 8 /* UDP */ + 8 /* SPI and sequence number */, 2 /* pad length and next header */
+	const headers, trailer = 8 + 8, 2
 	iv, icv := 8, 0
 	align = 4
 	for _, w := range strings.Split(proposal, "-") {

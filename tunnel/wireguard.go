@@ -7,7 +7,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/secret"
 )
 
-// WireGuard configures a WireGuard interface with one peer that may send and receive everything.
+// WireGuard configures a WireGuard interface with one peer that may send and receive all addresses.
 type WireGuard struct {
 	PrivateKey    secret.Ref
 	PeerPublicKey [32]byte

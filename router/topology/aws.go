@@ -6,15 +6,15 @@ import (
 	"strings"
 )
 
-// The one suite that the presets of tunnel/cloud ask for, aes256gcm16-prfsha384-ecp384 with PFS, in
-// the words of AWS (EC2 API model, VpnTunnelOptionsSpecification).
+// The suite that the presets of tunnel/cloud use, aes256gcm16-prfsha384-ecp384 with PFS, in AWS's
+// terms (EC2 API model, VpnTunnelOptionsSpecification).
 const (
 	awsCipher    = "AES256-GCM-16"
 	awsIntegrity = "SHA2-384"
 	awsGroup     = 20
 )
 
-// awsConnection is a connection of AWS: one customer gateway, two tunnels.
+// awsConnection is a VPN connection of AWS: one customer gateway, two tunnels.
 type awsConnection struct {
 	name, customer string
 	peer           End
@@ -22,8 +22,8 @@ type awsConnection struct {
 	shared         bool // the customer gateway is that of an earlier connection
 }
 
-// awsConnections returns the connections of a gateway. customers has the customer gateways that
-// were written: AWS has one for each address and number in a region.
+// awsConnections returns the connections of a gateway. customers has the customer gateways already
+// written: AWS allows one for each address and ASN in a region.
 func (s *side) awsConnections(g Gateway) (out []awsConnection) {
 	for _, tu := range s.of(g) {
 		name := tu.Name[:strings.LastIndex(tu.Name, "-")]
@@ -39,7 +39,7 @@ func (s *side) awsConnections(g Gateway) (out []awsConnection) {
 	return out
 }
 
-// awsCustomer returns the name of the connection with whose customer gateway another one shares it.
+// awsCustomer returns the name of the connection whose customer gateway another one shares.
 func (s *side) awsCustomer(g Gateway, c awsConnection) (name string, shared bool) {
 	for _, other := range s.t.Gateways {
 		if other.Cloud != "aws" || other.Region != g.Region {
@@ -55,8 +55,8 @@ func (s *side) awsCustomer(g Gateway, c awsConnection) (name string, shared bool
 	return c.name, false
 }
 
-// awsStart says who opens a tunnel. A node keeps trying, and a gateway of another cloud may wait
-// for AWS.
+// awsStart returns the startup action of a tunnel. A node keeps trying, but a gateway of another
+// cloud may wait for AWS.
 func awsStart(peer End) string {
 	if peer.Cloud == "" {
 		return "add"
@@ -64,7 +64,7 @@ func awsStart(peer End) string {
 	return "start"
 }
 
-// awsASN returns the option for a number: above 2147483647 it is another one (EC2 API,
+// awsASN returns the option for an ASN: above 2147483647 it is a different one (EC2 API,
 // CreateCustomerGateway).
 func awsASN(asn uint32, plain, extended string) (name, value string) {
 	if asn > 1<<31-1 {
@@ -75,7 +75,7 @@ func awsASN(asn uint32, plain, extended string) (name, value string) {
 
 func transit(g Gateway) bool { return strings.HasPrefix(g.Network, "tgw-") }
 
-// awsCheck stops when a gateway has another number: it exists, and its number cannot be changed.
+// awsCheck stops if a gateway has another ASN: the gateway exists, and its ASN cannot be changed.
 func (s *side) awsCheck(g Gateway) {
 	s.line("")
 	s.line("# Gateway %s, %s in %s.", g.Name, g.Network, g.Region)
@@ -111,7 +111,7 @@ func (s *side) awsCLI(g Gateway) {
 			gateway = "--transit-gateway-id "
 		}
 		vpn := lower(c.name) + "_vpn"
-		// The keys go through standard input: other users see the words of a command.
+		// Keys go through standard input, because other users can see the arguments of a command.
 		s.line(`%s=$(aws ec2 create-vpn-connection \`, vpn)
 		s.line("  --region %s --type ipsec.1 \\", g.Region)
 		s.line(`  --customer-gateway-id "$%s_cgw" %s%s \`, lower(c.customer), gateway, g.Network)
@@ -198,7 +198,7 @@ func (s *side) awsTerraform(g Gateway) {
 			s.attr("tags", fmt.Sprintf("{ Name = %s }", quote(c.name)))
 		})
 		for i, tu := range c.tunnels {
-			// The provider tells the two tunnels apart by their inside_cidr.
+			// The provider identifies the two tunnels by their inside_cidr.
 			s.own = append(s.own, [2]string{tu.own.Outside.Name, fmt.Sprintf("aws_vpn_connection.%s.tunnel%d_address", lower(c.name), i+1)})
 		}
 	}

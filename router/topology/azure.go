@@ -6,17 +6,17 @@ import (
 	"strings"
 )
 
-// azurePolicy is the custom policy for the suite that the presets of tunnel/cloud ask for, as pairs
-// of the argument's name in Terraform and its value; the command line has hyphens for underscores,
-// and two names of its own (facts of Azure's FAQ on cryptographic requirements).
+// azurePolicy is the custom policy for the suite that the presets of tunnel/cloud use, as pairs of
+// the argument's name in Terraform and its value; the command line has hyphens instead of
+// underscores, and two names of its own (Azure's FAQ on cryptographic requirements).
 var azurePolicy = [][2]string{
 	{"ike_encryption", "GCMAES256"}, {"ike_integrity", "SHA384"}, {"dh_group", "ECP384"},
 	{"ipsec_encryption", "GCMAES256"}, {"ipsec_integrity", "GCMAES256"}, {"pfs_group", "ECP384"},
 	{"sa_lifetime", "27000"}, {"sa_datasize", "102400000"},
 }
 
-// azureConnection is a connection of Azure with the local network gateway at its other end. Both
-// instances attempt it.
+// azureConnection is a connection of Azure with its local network gateway. Both instances attempt
+// it.
 type azureConnection struct {
 	name, key string
 	peer      End
@@ -24,7 +24,7 @@ type azureConnection struct {
 }
 
 func (s *side) azureConnections(g Gateway) (out []azureConnection) {
-	for _, tu := range s.t.Tunnels { // also dead ones: they have the address of the other instance
+	for _, tu := range s.t.Tunnels { // dead ones too: they have the address of the other instance
 		own, peer, ok := tu.seenFrom(g.Name)
 		if !ok {
 			continue
@@ -39,7 +39,7 @@ func (s *side) azureConnections(g Gateway) (out []azureConnection) {
 	return out
 }
 
-// azureCustom returns the BGP addresses that an instance has in all connections.
+// azureCustom returns the BGP addresses of an instance in all connections.
 func azureCustom(all []azureConnection, instance int) (out []string) {
 	for _, c := range all {
 		if !slices.Contains(out, c.custom[instance]) {
@@ -88,8 +88,8 @@ func (s *side) azureCLI(g Gateway) {
 		s.line("# Connection %s with %s.", c.name, c.peer.Name)
 		s.command("", "az network local-gateway create", in, at, "--name "+c.name, "--gateway-ip-address "+shellAddress(c.peer.Outside),
 			fmt.Sprintf("--asn %d", c.peer.ASN), "--bgp-peering-address "+c.peer.Inside.Addr().String())
-		// For any value "@-" is what comes through standard input, without the last newline
-		// (azure-cli-core, _expand_file_prefixed_files).
+		// "@-" as a value means standard input, without the last newline (azure-cli-core,
+		// _expand_file_prefixed_files).
 		s.commandWithKey("az network vpn-connection create", []string{in, at, "--name " + c.name, "--vnet-gateway1 " + g.Name, "--local-gateway2 " + c.name,
 			"--enable-bgp", "--shared-key @-"}, "$"+s.t.key(c.key).Environment)
 		policy := []string{in, "--connection-name " + c.name}

@@ -26,14 +26,14 @@ type checker struct {
 	spokes map[string]spokeAt
 }
 
-// spokeAt is a spoke and where it is.
+// spokeAt is a spoke with its place in the document.
 type spokeAt struct {
 	Spoke
 	gateway, path string
 }
 
-// The bounds of a topology. A node has a document of its own, in which each gateway is two tunnels
-// or four, and each pair of nodes is compared.
+// The bounds of a topology. Each node gets a document, in which each gateway has two or four
+// tunnels, and each pair of nodes is compared.
 const (
 	maxNodes    = 256
 	maxGateways = 1000
@@ -97,11 +97,11 @@ func (c *checker) node(path string, n *isthmusv1.TopologyNode) {
 	c.t.Nodes = append(c.t.Nodes, out)
 }
 
-// address4 reads an IPv4 address: the gateways' objects have no other.
+// address4 parses an IPv4 address: the gateways' objects have no other kind.
 func (c *checker) address4(path, text string) netip.Addr {
 	a, ok := c.Address(path, text)
 	if ok && !a.Is4() {
-		c.Problem(path, text, "is no IPv4 address, the only kind that the tunnels made here have outside", "give an IPv4 address")
+		c.Problem(path, text, "is not an IPv4 address: tunnels have only IPv4 addresses outside", "give an IPv4 address")
 	}
 	return a
 }
@@ -109,7 +109,7 @@ func (c *checker) address4(path, text string) netip.Addr {
 var (
 	letterFirst = regexp.MustCompile(`^[a-z]`)
 	awsGateway  = regexp.MustCompile(`^(tgw|vgw)-[0-9a-f]{8,17}$`)
-	// What is written into commands and Terraform as it is.
+	// Texts that are written into commands and Terraform without quoting.
 	plain    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$`)
 	variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,127}$`)
 	fileName = regexp.MustCompile(`^[A-Za-z0-9._/][A-Za-z0-9._/@+-]{0,254}$`)
@@ -124,7 +124,7 @@ func (c *checker) gateway(path string, g *isthmusv1.Gateway) {
 	}
 	out := Gateway{Name: g.GetName(), Cloud: g.GetCloud(), ASN: c.ASN(path+".asn", g.GetAsn()), Region: g.GetRegion(), Network: g.GetNetwork(), Group: g.GetResourceGroup(), path: path}
 	if !slices.Contains(clouds, out.Cloud) {
-		c.Problem(path+".cloud", out.Cloud, "is no cloud whose gateways are made here", "give one of "+strings.Join(clouds, ", "))
+		c.Problem(path+".cloud", out.Cloud, "is not a cloud whose gateways can be rendered", "give one of "+strings.Join(clouds, ", "))
 	}
 	preset, _ := cloud.Lookup(out.Cloud)
 	if v := preset.GatewayASN; v.Why != "" && out.ASN != 0 && !v.Is.Has(out.ASN) {
@@ -135,7 +135,7 @@ func (c *checker) gateway(path string, g *isthmusv1.Gateway) {
 		case text == "":
 			c.Missing(path+"."+field, remedy)
 		case !plain.MatchString(text):
-			c.Problem(path+"."+field, text, "has characters that such names do not have", "take letters, digits, dots, hyphens and underscores")
+			c.Problem(path+"."+field, text, "has characters that are not allowed in such a name", "take letters, digits, dots, hyphens and underscores")
 		}
 	}
 	need("region", out.Region, "give the cloud's name of the region")
@@ -143,7 +143,7 @@ func (c *checker) gateway(path string, g *isthmusv1.Gateway) {
 	case "aws":
 		need("network", out.Network, "give the ID of the transit gateway or virtual private gateway")
 		if out.Network != "" && !awsGateway.MatchString(out.Network) {
-			c.Problem(path+".network", out.Network, "is no ID of a gateway", "give tgw-... or vgw-..., as `aws ec2 describe-transit-gateways` and `describe-vpn-gateways` list them")
+			c.Problem(path+".network", out.Network, "is not the ID of a gateway", "give tgw-... or vgw-..., as `aws ec2 describe-transit-gateways` and `describe-vpn-gateways` list them")
 		}
 	case "azure":
 		need("network", out.Network, "give the name of the virtual network")
@@ -152,7 +152,7 @@ func (c *checker) gateway(path string, g *isthmusv1.Gateway) {
 		need("network", out.Network, "give the name of the VPC network")
 	}
 	if out.Cloud != "azure" && out.Group != "" {
-		c.Problem(path+".resourceGroup", out.Group, "has a meaning only with cloud azure", "leave it out")
+		c.Problem(path+".resourceGroup", out.Group, "is valid only with cloud azure", "leave it out")
 	}
 	c.t.Gateways = append(c.t.Gateways, out)
 }
@@ -165,7 +165,7 @@ func (c *checker) spoke(path string, s *isthmusv1.Spoke) {
 	case s.GetGateway() == "":
 		c.Missing(path+".gateway", "give the name of a gateway")
 	case g == nil:
-		c.Problem(path+".gateway", s.GetGateway(), "is no gateway of this topology", "give the name of one of `gateways`")
+		c.Problem(path+".gateway", s.GetGateway(), "is not a gateway of this topology", "give the name of one of `gateways`")
 	}
 	if len(s.GetPrefixes()) == 0 {
 		c.Missing(path+".prefixes", "give at least one prefix")
@@ -177,7 +177,7 @@ func (c *checker) spoke(path string, s *isthmusv1.Spoke) {
 		case !ok:
 			continue
 		case !p.Addr().Is4():
-			c.Problem(at, text, "is no IPv4 prefix, the only kind that the tunnels made here carry", "leave it out")
+			c.Problem(at, text, "is not an IPv4 prefix: tunnels carry only IPv4", "leave it out")
 		case p.Bits() == 0 || p.Overlaps(apipa.LinkLocal):
 			c.Problem(at, text, "holds the inside addresses of tunnels, "+apipa.LinkLocal.String(), "give the prefixes that the spoke really has")
 		}
@@ -203,11 +203,11 @@ func (c *checker) spoke(path string, s *isthmusv1.Spoke) {
 func (c *checker) group(path string, g *isthmusv1.Group) {
 	c.Name("group", path+".name", g.GetName())
 	if len(g.GetSpokes()) < 2 {
-		c.Problem(path+".spokes", strings.Join(g.GetSpokes(), ","), "are less than two", "name those that may reach each other")
+		c.Problem(path+".spokes", strings.Join(g.GetSpokes(), ","), "must be at least two", "name the spokes that may reach each other")
 	}
 	for i, a := range g.GetSpokes() {
 		if _, ok := c.spokes[a]; !ok {
-			c.Problem(fmt.Sprintf("%s.spokes[%d]", path, i), a, "is no spoke of this topology", "give the name of one of `spokes`")
+			c.Problem(fmt.Sprintf("%s.spokes[%d]", path, i), a, "is not a spoke of this topology", "give the name of one of `spokes`")
 			continue
 		}
 		if slices.Contains(g.GetSpokes()[:i], a) {
@@ -224,7 +224,7 @@ func (c *checker) group(path string, g *isthmusv1.Group) {
 
 func (c *checker) link(path string, l *isthmusv1.Link) {
 	if len(l.GetBetween()) != 2 {
-		c.Problem(path+".between", strings.Join(l.GetBetween(), ","), "are not two", "write one link for each pair")
+		c.Problem(path+".between", strings.Join(l.GetBetween(), ","), "must be exactly two", "write one link for each pair")
 		return
 	}
 	type end struct {
@@ -234,19 +234,19 @@ func (c *checker) link(path string, l *isthmusv1.Link) {
 	var ends []end
 	for i, name := range l.GetBetween() {
 		switch g, n := c.t.gateway(name), c.t.node(name); {
-		case g != nil && !slices.Contains(clouds, g.Cloud): // a problem of the gateway
+		case g != nil && !slices.Contains(clouds, g.Cloud): // reported as a problem of the gateway
 		case g != nil:
 			ends = append(ends, end{name, g.Cloud, g.ASN})
 		case n != nil:
 			ends = append(ends, end{name, "", n.ASN})
 		default:
-			c.Problem(fmt.Sprintf("%s.between[%d]", path, i), name, "is no node or gateway of this topology", "give the name of one of `nodes` or `gateways`")
+			c.Problem(fmt.Sprintf("%s.between[%d]", path, i), name, "is not a node or gateway of this topology", "give the name of one of `nodes` or `gateways`")
 		}
 	}
 	if len(ends) < 2 {
 		return
 	}
-	// A gateway first, and clouds in the order of names.
+	// A gateway before a node, and clouds sorted by name.
 	slices.SortFunc(ends, func(a, b end) int {
 		if (a.cloud == "") != (b.cloud == "") {
 			return cmp.Compare(b.cloud, a.cloud)
@@ -265,11 +265,11 @@ func (c *checker) link(path string, l *isthmusv1.Link) {
 	case a.asn == b.asn && a.asn != 0:
 		c.Problem(path+".between", a.name+","+b.name, fmt.Sprintf("have the same AS number, %d", a.asn), "give each side its own: sessions within one system (iBGP) are not made")
 	case l.GetLanes() != 0 && a.cloud != "":
-		c.Problem(path+".lanes", strconv.FormatUint(uint64(l.GetLanes()), 10), "has a meaning only between two nodes", "leave it out")
+		c.Problem(path+".lanes", strconv.FormatUint(uint64(l.GetLanes()), 10), "is valid only between two nodes", "leave it out")
 	}
 	for i, e := range ends {
 		p, _ := cloud.Lookup(e.cloud)
-		// What a node's number must not be is said when its document is checked.
+		// The check of the node's document reports a forbidden ASN of a node.
 		if other := ends[1-i]; other.cloud != "" && p.RouterASN.Is.Has(other.asn) {
 			c.Problem(c.t.gateway(other.name).path+".asn", strconv.FormatUint(uint64(other.asn), 10), fmt.Sprintf("is refused by %s's gateway, which is linked with it: %s", e.cloud, p.RouterASN.Why), "choose another")
 		}
@@ -293,7 +293,7 @@ func (c *checker) link(path string, l *isthmusv1.Link) {
 	c.t.links = append(c.t.links, out)
 }
 
-// apart finds spokes that share no group and would reach each other nevertheless.
+// apart reports spokes that share no group and would still reach each other.
 func (c *checker) apart(m *isthmusv1.Topology) {
 	for _, l := range c.t.links {
 		a, b := c.t.gateway(l.a), c.t.gateway(l.b)
@@ -309,7 +309,7 @@ func (c *checker) apart(m *isthmusv1.Topology) {
 		}
 	}
 	for i, n := range m.GetNodes() {
-		// A default route leads to the node for every destination, and the node knows all spokes.
+		// A default route sends every destination to the node, which has routes to all spokes.
 		for _, name := range slices.Sorted(maps.Keys(c.spokes)) {
 			x := c.spokes[name]
 			if g := c.t.gateway(x.gateway); !c.linked(n.GetName(), x.gateway) || !usesEgress(n, *g) {
@@ -346,7 +346,7 @@ func usesEgress(n *isthmusv1.TopologyNode, g Gateway) bool {
 	return false
 }
 
-// addresses fills in what is known of the outside addresses.
+// addresses fills in the known outside addresses.
 func (c *checker) addresses(given []*isthmusv1.OutsideAddress, set map[string]netip.Addr) {
 	names := map[string]string{}
 	var all []string
@@ -366,7 +366,7 @@ func (c *checker) addresses(given []*isthmusv1.OutsideAddress, set map[string]ne
 		if a.GetName() == "" {
 			c.Missing(at+".name", remedy)
 		} else if names[a.GetName()] == "" {
-			c.Problem(at+".name", a.GetName(), "is no outside address of this topology", remedy)
+			c.Problem(at+".name", a.GetName(), "is not an outside address of this topology", remedy)
 		} else if _, twice := c.t.known[a.GetName()]; twice {
 			c.Problem(at+".name", a.GetName(), "is given twice", "keep one of them")
 		}
@@ -404,7 +404,7 @@ func (c *checker) addresses(given []*isthmusv1.OutsideAddress, set map[string]ne
 	}
 }
 
-// keys says where each key comes from.
+// keys sets the source of each key.
 func (c *checker) keys(given []*isthmusv1.KeySource) {
 	var all []string
 	for _, tu := range c.t.Tunnels {
@@ -423,7 +423,7 @@ func (c *checker) keys(given []*isthmusv1.KeySource) {
 		case k.GetName() == "":
 			c.Missing(at+".name", "the topology has "+strings.Join(all, ", "))
 		case !slices.Contains(all, k.GetName()):
-			c.Problem(at+".name", k.GetName(), "is no key of this topology", "the topology has "+strings.Join(all, ", "))
+			c.Problem(at+".name", k.GetName(), "is not a key of this topology", "the topology has "+strings.Join(all, ", "))
 		}
 		switch {
 		case k.GetEnvironment() != "" && k.GetFile() != "":
@@ -431,8 +431,8 @@ func (c *checker) keys(given []*isthmusv1.KeySource) {
 		case k.GetEnvironment() == "" && k.GetFile() == "":
 			c.Missing(at+".environment", "give it or `file`, or leave the whole entry out")
 		case k.GetEnvironment() != "" && !variable.MatchString(k.GetEnvironment()):
-			// The text may be the key itself by mistake.
-			c.Problem(at+".environment", "", "is no name of a variable", "give its name, as PSK_AWS_0, not what it holds")
+			// The text may be the key itself by mistake, so do not repeat it.
+			c.Problem(at+".environment", "", "is not a valid name of a variable", "give its name, as PSK_AWS_0, not its value")
 		case k.GetFile() != "" && !fileName.MatchString(k.GetFile()):
 			c.Problem(at+".file", "", "has characters that are not written into commands here", "take letters, digits, and ._/@+-")
 		}
@@ -453,8 +453,8 @@ func (c *checker) keys(given []*isthmusv1.KeySource) {
 	}
 }
 
-// documents finds in the nodes' documents what is wrong with the topology: whatever a document's
-// rules say of a node, its egress, and the gateways that it meets.
+// documents reports problems of the topology that the rules for the nodes' documents find: about a
+// node, its egress, and its gateways.
 func (c *checker) documents() {
 	outside, former := c.t.Outside(), c.Problems()
 	for _, n := range c.t.Nodes {
@@ -465,8 +465,7 @@ func (c *checker) documents() {
 			if a.Addr.IsValid() {
 				return a.Addr.String()
 			}
-			// Any address that no other end has will do: 198.18.0.0/15 is for benchmarks (RFC
-			// 2544).
+			// Any unused address works: 198.18.0.0/15 is reserved for benchmarks (RFC 2544).
 			i := 1 + slices.IndexFunc(outside, func(o OutsideAddress) bool { return o.Name == a.Name })
 			return netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}).String()
 		})
@@ -480,7 +479,7 @@ func (c *checker) documents() {
 	}
 }
 
-// from says what of the topology a problem of a node's document comes from.
+// from returns the part of the topology that causes a problem of a node's document.
 func (c *checker) from(n Node, p spec.Problem) (path, rule string) {
 	for document, field := range map[string]string{
 		"node.name": ".name", "node.asn": ".asn", "node.routerId": ".routerId",

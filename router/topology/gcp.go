@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// The suite that the presets of tunnel/cloud ask for, in Google's words (cipherSuite of the
-// resource VpnTunnel, which are case-sensitive).
+// The suite that the presets of tunnel/cloud use, in Google's terms (cipherSuite of the resource
+// VpnTunnel, case-sensitive).
 const (
 	gcpCipher = "AES-GCM-16-256"
 	gcpPRF    = "PRF-HMAC-SHA2-384"
@@ -25,9 +25,9 @@ func (e external) redundancy() string {
 	return map[int]string{1: "SINGLE_IP_INTERNALLY_REDUNDANT", 2: "TWO_IPS_REDUNDANCY", 4: "FOUR_IPS_REDUNDANCY"}[len(e.interfaces)]
 }
 
-// externals returns the external gateways of a gateway. All nodes are interfaces of as few as can
-// be, since Google counts two interfaces of one gateway as redundant and two gateways not; a
-// gateway of another cloud is one.
+// externals returns the external gateways of a gateway. Nodes are interfaces of as few external
+// gateways as possible, because Google counts two interfaces of one gateway as redundant, but not
+// two gateways; a gateway of another cloud is one.
 func (s *side) externals(g Gateway) (out []external) {
 	var nodes []Address
 	others := map[string]*external{}
@@ -63,7 +63,7 @@ func (s *side) externals(g Gateway) (out []external) {
 	return out
 }
 
-// at returns the external gateway and its interface that has an address.
+// at returns the external gateway and the number of the interface with an address.
 func at(all []external, a Address) (name string, number int) {
 	for _, e := range all {
 		if i := slices.Index(e.interfaces, a); i >= 0 {

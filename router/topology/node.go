@@ -11,33 +11,32 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/cloud"
 )
 
-// WireGuardKey is the name of the secret on each node that holds its private key.
+// WireGuardKey is the name of the secret with the node's private key.
 const WireGuardKey = "wireguard"
 
 const defaultRoute = "0.0.0.0/0"
 
-// firstLane is the UDP port of the first lane of a node; the lanes of all its links follow in the
-// order of names.
+// firstLane is the UDP port of the first lane of a node; the lanes of all its links follow, sorted
+// by name.
 const firstLane = 51820
 
-// preferred and second are the LOCAL_PREF of what a gateway says of its own spokes, and of what
-// another node says of them.
+// preferred and second are the LOCAL_PREF of a gateway's routes to its own spokes, and of another
+// node's routes to them.
 const (
 	preferred = 100
 	second    = 50
 )
 
-// Document writes the document of a node. The problems are outside addresses that are not known
-// yet.
+// Document writes the document of a node. The problems are unknown outside addresses.
 func (t *Topology) Document(name string) (string, spec.Problems) {
 	n := t.node(name)
 	if n == nil {
-		return "", spec.Problems{{Value: name, Rule: "is no node of this topology", Remedy: "choose one of " + strings.Join(t.nodeNames(), ", ")}}
+		return "", spec.Problems{{Value: name, Rule: "is not a node of this topology", Remedy: "choose one of " + strings.Join(t.nodeNames(), ", ")}}
 	}
 	var problems spec.Problems
 	m := t.document(*n, func(a Address) string {
 		if !a.Addr.IsValid() {
-			problems = append(problems, spec.Problem{Path: "addresses", Value: a.Name, Rule: "is not known yet", Remedy: "make the cloud's side, which says it, and give it in `addresses` or with --set " + a.Name + "=ADDRESS"})
+			problems = append(problems, spec.Problem{Path: "addresses", Value: a.Name, Rule: "is not known yet", Remedy: "create the cloud's side, which prints it, and give it in `addresses` or with --set " + a.Name + "=ADDRESS"})
 		}
 		return a.String()
 	})
@@ -84,7 +83,7 @@ func (t *Topology) nodeNames() (out []string) {
 	return out
 }
 
-// seenFrom returns the ends of a tunnel, that of a node or gateway first.
+// seenFrom returns the ends of a tunnel, that of the given node or gateway first.
 func (t Tunnel) seenFrom(name string) (own, peer End, ok bool) {
 	switch name {
 	case t.Ends[0].Name:
@@ -95,7 +94,7 @@ func (t Tunnel) seenFrom(name string) (own, peer End, ok bool) {
 	return own, peer, false
 }
 
-// document makes the document of a node. outside writes an outside address.
+// document makes the document of a node. outside formats an outside address.
 func (t *Topology) document(n Node, outside func(Address) string) *isthmusv1.Spec {
 	m := &isthmusv1.Spec{
 		Node:     &isthmusv1.Node{Name: n.Name, Asn: n.ASN, RouterId: n.message.GetRouterId()},
@@ -129,7 +128,7 @@ func (t *Topology) document(n Node, outside func(Address) string) *isthmusv1.Spe
 		m.Tunnels = append(m.Tunnels, out)
 		m.Peers = append(m.Peers, session)
 	}
-	// A pool that announces it does so only while it is healthy.
+	// A pool announces it only while it is healthy.
 	byPool := slices.ContainsFunc(m.GetEgress().GetPools(), func(p *isthmusv1.Pool) bool { return slices.Contains(p.GetAnnounce(), defaultRoute) })
 	if !byPool && slices.ContainsFunc(t.Gateways, func(g Gateway) bool { return t.defaultFor(n, g) }) {
 		m.Announce = []string{defaultRoute}
@@ -176,14 +175,14 @@ func (t *Topology) gatewayPolicy(n Node, g Gateway, p *isthmusv1.Peer) {
 		for _, s := range other.Spokes {
 			if slices.ContainsFunc(g.Spokes, func(own Spoke) bool { return t.sharedReach(own, s) }) {
 				p.Export.Allow = append(p.Export.Allow, rules(s)...)
-				// A path with the receiver's own number would be a loop to it.
+				// The receiver would reject a path with its own ASN as a loop.
 				p.AsOverride = p.AsOverride || other.ASN == g.ASN
 			}
 		}
 	}
 }
 
-// nodePolicy carries every spoke that may reach another one, and prefers what gateways say.
+// nodePolicy carries every spoke that may reach another one, and prefers the routes of gateways.
 func (t *Topology) nodePolicy(p *isthmusv1.Peer) {
 	for _, g := range t.Gateways {
 		for _, s := range g.Spokes {
@@ -196,7 +195,7 @@ func (t *Topology) nodePolicy(p *isthmusv1.Peer) {
 	p.Import.LocalPreference = second
 }
 
-// rules match the prefixes of a spoke and what is inside of them.
+// rules match the prefixes of a spoke and more specific ones.
 func rules(s Spoke) (out []*isthmusv1.PrefixRule) {
 	for _, p := range s.Prefixes {
 		r := &isthmusv1.PrefixRule{Prefix: p.String()}

@@ -11,8 +11,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/cloud"
 )
 
-// pair makes the tunnels of all links. Links come in the order of names, and inside addresses from
-// one account over all nodes and clouds.
+// pair makes the tunnels of all links. Links are sorted by name, and inside addresses are allocated
+// over all nodes and clouds together.
 func (c *checker) pair() {
 	p := pairer{t: c.t}
 	for _, l := range c.t.links {
@@ -47,7 +47,7 @@ func (n *Node) end(instance int) End {
 	return End{Name: n.Name, ASN: n.ASN, Instance: instance, Outside: Address{Addr: n.Public}}
 }
 
-// end returns an end of a gateway whose instances have outside addresses of their own.
+// end returns an end of a gateway whose instances have an outside address each.
 func (g *Gateway) end(instance int) End {
 	return End{Name: g.Name, Cloud: g.Cloud, ASN: g.ASN, Instance: instance, Outside: Address{Name: fmt.Sprintf("%s_%d", upper(g.Name), instance)}}
 }
@@ -73,9 +73,9 @@ func (p *pairer) lanes(l link, a, b *Node) error {
 	return nil
 }
 
-// gatewayNode makes the tunnels of AWS, two for each connection, or Google, one from each
-// interface, to a node. The gateway has the first host address of each /30: AWS always, Google as
-// well as any.
+// gatewayNode makes the tunnels from AWS, two for each connection, or Google, one from each
+// interface, to a node. The gateway has the first host address of each /30: AWS requires it, Google
+// accepts it.
 func (p *pairer) gatewayNode(l link, g *Gateway, n *Node) error {
 	for i := range 2 {
 		block, err := p.block(l, preset(g).Inside.Is)
@@ -95,8 +95,8 @@ func (p *pairer) gatewayNode(l link, g *Gateway, n *Node) error {
 }
 
 // azureNode makes the tunnels from both instances of Azure to a node, which are one connection with
-// one key. Azure knows the node by one address, and each instance has one of its own for the
-// connection. A node answers both: nothing is dead.
+// one key. Azure has one address for the node, and one of each instance for the connection. A node
+// answers both instances, so that no tunnel is dead.
 func (p *pairer) azureNode(l link, g *Gateway, n *Node) error {
 	rule := preset(g).Inside.Is
 	own, err := p.block(l, rule)
@@ -116,9 +116,9 @@ func (p *pairer) azureNode(l link, g *Gateway, n *Node) error {
 }
 
 // awsGateway makes the tunnels from AWS to the two instances or interfaces of another cloud's
-// gateway. Each is a customer gateway with a connection of two tunnels. Azure needs a connection
-// for each of these four, and tries each from both instances: AWS answers the one whose address the
-// customer gateway has.
+// gateway. Each of these is a customer gateway with a connection of two tunnels. Azure needs a
+// connection for each of these four, and attempts each from both instances: AWS answers the
+// instance whose address the customer gateway has.
 func (p *pairer) awsGateway(l link, aws, g *Gateway) error {
 	rule := preset(aws).Inside.Is
 	if g.Cloud == "azure" {
@@ -145,8 +145,8 @@ func (p *pairer) awsGateway(l link, aws, g *Gateway) error {
 }
 
 // azureGCP makes a tunnel between each instance of Azure and each interface of Google with the same
-// number. Azure knows an interface by one BGP address, and Google has one of a /30 in each tunnel,
-// so that there can be no second tunnel to it.
+// number. Azure has one BGP address for an interface, but Google has an address of a /30 in each
+// tunnel, so a second tunnel to the interface is not possible.
 func (p *pairer) azureGCP(l link, azure, gcp *Gateway) error {
 	rule := preset(gcp).Inside.Is
 	rule.From = preset(azure).Inside.Is.From
@@ -164,9 +164,9 @@ func (p *pairer) azureGCP(l link, azure, gcp *Gateway) error {
 	return nil
 }
 
-// dead adds, for two connections of Azure whose names have the number of the instance that is
-// answered, what the other instance attempts. It does so with its address of the other connection,
-// since a connection must name one for each.
+// dead adds, for two connections of Azure whose names contain the number of the answered instance,
+// the attempts of the other instance. That instance uses its address of the other connection,
+// because a connection must name one for each.
 func (p *pairer) dead(connection string, azure int, why string) {
 	find := func(i int) Tunnel {
 		name := fmt.Sprintf(connection, i)
@@ -182,7 +182,7 @@ func (p *pairer) dead(connection string, azure int, why string) {
 	}
 }
 
-// number gives the first end the first host address of a /30, and the second the second.
+// number assigns the first host address of a /30 to the first end, and the second to the second.
 func (t *Tunnel) number(block netip.Prefix) {
 	first := block.Addr().Next()
 	t.Ends[0].Inside, t.Ends[1].Inside = netip.PrefixFrom(first, 30), netip.PrefixFrom(first.Next(), 30)
@@ -193,12 +193,12 @@ func preset(g *Gateway) cloud.Preset {
 	return p
 }
 
-// slotBits is the length of the slots in which a link looks for inside addresses: what a link of
-// two tunnels needs.
+// slotBits is the prefix length of the slots in which a link looks for inside addresses: the need
+// of a link with two tunnels.
 const slotBits = 29
 
-// block takes the next free block for a link. It looks first in a slot that the link's name
-// chooses, so that other links keep their addresses when one is added or removed, unless two names
+// block takes the next free block for a link. The link's name chooses the slot in which it looks
+// first, so that other links keep their addresses when one is added or removed, unless two names
 // choose the same slot.
 func (p *pairer) block(l link, rule apipa.Rule) (netip.Prefix, error) {
 	var slots []netip.Prefix

@@ -8,16 +8,16 @@ import (
 	"github.com/isthmus-net/isthmus/router/spec"
 )
 
-// Forms are how a cloud's side can be written: commands of the cloud's own command line in a POSIX
-// shell script, or Terraform's language.
+// Forms are the forms of a cloud's side: commands of the cloud's own command line in a POSIX shell
+// script, or Terraform's language.
 var Forms = []string{"cli", "terraform"}
 
-// Parts are what can be written apart: the gateways, which choose outside addresses, and the
-// tunnels, which need those of other clouds. Where gateways are linked with each other, one of them
-// must be first.
+// Parts are the parts that can be written separately: the gateways, whose outside addresses the
+// clouds choose, and the tunnels, which need those of other clouds. Where gateways are linked with
+// each other, one of them must be first.
 var Parts = []string{"all", "gateways", "tunnels"}
 
-// Cloud writes what all gateways of a cloud need, in one of Forms and one of Parts.
+// Cloud writes the configuration of all gateways of a cloud, in one of Forms and one of Parts.
 func (t *Topology) Cloud(name, form, part string) (string, spec.Problems) {
 	var mine []Gateway
 	for _, g := range t.Gateways {
@@ -29,7 +29,7 @@ func (t *Topology) Cloud(name, form, part string) (string, spec.Problems) {
 		return "", spec.Problems{{Path: "gateways", Value: name, Rule: "is a cloud without gateways in this topology", Remedy: "choose one of " + strings.Join(t.Clouds(), ", ")}}
 	}
 	if !slices.Contains(Parts, part) {
-		return "", spec.Problems{{Value: part, Rule: "is no part of a cloud's side", Remedy: "choose one of " + strings.Join(Parts, ", ")}}
+		return "", spec.Problems{{Value: part, Rule: "is not a part of a cloud's side", Remedy: "choose one of " + strings.Join(Parts, ", ")}}
 	}
 	s := side{t: t, cloud: name, gateways: part != "tunnels", tunnels: part != "gateways"}
 	render := map[string][2]func(*side, Gateway){
@@ -51,7 +51,7 @@ func (t *Topology) Cloud(name, form, part string) (string, spec.Problems) {
 		}
 		s.outputs()
 	default:
-		return "", spec.Problems{{Value: form, Rule: "is no form of a cloud's side", Remedy: "choose one of " + strings.Join(Forms, ", ")}}
+		return "", spec.Problems{{Value: form, Rule: "is not a form of a cloud's side", Remedy: "choose one of " + strings.Join(Forms, ", ")}}
 	}
 	return s.String(), nil
 }
@@ -61,15 +61,16 @@ type side struct {
 	strings.Builder
 	t                 *Topology
 	cloud             string
-	gateways, tunnels bool // what is written
+	gateways, tunnels bool // the parts to write
 
 	depth int
-	attrs [][2]string // of the block that is open, not yet written
-	own   [][2]string // name of an outside address of this cloud, expression that gives it
+	attrs [][2]string // attributes of the open block, not yet written
+	own   [][2]string // name of an outside address of this cloud, and its expression
 }
 
-// of returns the tunnels of a gateway that its own configuration has, seen from it. What Google and
-// AWS do not answer they have no configuration for, and Azure has the connection already.
+// of returns the tunnels that the gateway's own configuration contains, seen from the gateway.
+// Google and AWS have no configuration for tunnels that they do not answer, and Azure has the
+// connection already.
 func (s *side) of(g Gateway) (out []seen) {
 	for _, tu := range s.t.Tunnels {
 		if own, peer, ok := tu.seenFrom(g.Name); ok && tu.Dead == "" {
@@ -85,8 +86,7 @@ type seen struct {
 	own, peer End
 }
 
-// needs returns the keys of a cloud's tunnels, and the outside addresses of their peers that are
-// not known.
+// needs returns the keys of a cloud's tunnels, and the unknown outside addresses of their peers.
 func (s *side) needs() (keys []Key, unknown []string) {
 	for _, g := range s.t.Gateways {
 		if g.Cloud != s.cloud || !s.tunnels {
@@ -133,7 +133,7 @@ func (s *side) shellHead() {
 	}
 }
 
-// shellFoot prints what the nodes and the other clouds have to know.
+// shellFoot prints the values that the nodes and the other clouds need.
 func (s *side) shellFoot() {
 	if len(s.own) == 0 {
 		return
@@ -145,8 +145,8 @@ func (s *side) shellFoot() {
 	}
 }
 
-// command writes a command, one option with its value a line. With a name it keeps what the command
-// prints as that variable.
+// command writes a command, one option with its value a line. With a name it stores the command's
+// output in that variable.
 func (s *side) command(name string, words string, options ...string) {
 	end := ""
 	if name != "" {
@@ -156,8 +156,8 @@ func (s *side) command(name string, words string, options ...string) {
 	s.line("%s%s", strings.Join(lines, " \\\n  "), end)
 }
 
-// commandWithKey is command with a key, which comes through standard input: other users see the
-// words of a command.
+// commandWithKey is command with a key through standard input, because other users can see the
+// arguments of a command.
 func (s *side) commandWithKey(words string, options []string, input string) {
 	s.line("%s <<KEY", strings.Join(append([]string{words}, options...), " \\\n  "))
 	s.line("%s", input)
@@ -197,7 +197,7 @@ func (s *side) hclHead() {
 	}
 }
 
-// outputs says what the nodes and the other clouds have to know.
+// outputs writes the values that the nodes and the other clouds need.
 func (s *side) outputs() {
 	for _, o := range s.own {
 		s.line("")
@@ -205,7 +205,7 @@ func (s *side) outputs() {
 	}
 }
 
-// resource writes a block of a type and a name, with an empty line before.
+// resource writes a block with a type and a name, after an empty line.
 func (s *side) resource(kind, name string, body func()) {
 	s.line("")
 	s.block(fmt.Sprintf("resource %q %q", kind, name), body)
@@ -225,10 +225,10 @@ func (s *side) block(open string, body func()) {
 	s.line("}")
 }
 
-// attr adds an attribute to the block that is open.
+// attr adds an attribute to the open block.
 func (s *side) attr(name, expression string) { s.attrs = append(s.attrs, [2]string{name, expression}) }
 
-// flush writes the attributes, with their equals signs below each other.
+// flush writes the attributes with aligned equals signs.
 func (s *side) flush() {
 	width := 0
 	for _, a := range s.attrs {
@@ -240,7 +240,7 @@ func (s *side) flush() {
 	s.attrs = nil
 }
 
-// quote makes a string of Terraform's language of a text without interpolation.
+// quote formats a text as a string of Terraform's language, without interpolation.
 func quote(text string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "${", "$${", "%{", "%%{").Replace(text) + `"`
 }

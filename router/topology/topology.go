@@ -1,7 +1,7 @@
-// Package topology knows several nodes and the clouds' own VPN gateways around them from one
-// document, pairs their ends to tunnels, and writes what each of them needs: the nodes' documents,
-// and the clouds' commands or Terraform. It is pure: the same text gives the same output, in
-// whatever order its lists are.
+// Package topology reads one document about several nodes and the clouds' own VPN gateways around
+// them, pairs their ends to tunnels, and writes the configuration of each: the nodes' documents,
+// and the clouds' commands or Terraform. It is pure: the same text gives the same output, whatever
+// the order of its lists.
 package topology
 
 import (
@@ -14,7 +14,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/spec"
 )
 
-// Topology is a checked topology. Lists are in the order of names.
+// Topology is a checked topology. Its lists are sorted by name.
 type Topology struct {
 	Gateways []Gateway
 	Nodes    []Node
@@ -52,16 +52,16 @@ type Node struct {
 	path    string
 }
 
-// Tunnel is one pairing of two ends that one of them attempts. A gateway is before a node, and
-// gateways are in the order of their clouds' names.
+// Tunnel is a pair of ends that one of them attempts. A gateway is before a node, and gateways are
+// sorted by their clouds' names.
 type Tunnel struct {
 	Name string
-	// Connection is the name of the cloud's object to which the tunnel belongs, or of the lanes'
-	// link.
+	// Connection is the name of the cloud's object that contains the tunnel, or of the lanes' link.
 	Connection string
 	Ends       [2]End
 	Key        string // name of the pre-shared key; empty for WireGuard
-	// Dead says why the tunnel never comes up, though a cloud attempts it; empty when it does.
+	// Dead is the reason why the tunnel never comes up, though a cloud attempts it; empty if it
+	// does.
 	Dead string
 }
 
@@ -69,21 +69,21 @@ type Tunnel struct {
 type End struct {
 	Name  string // of a node or gateway
 	Cloud string // empty for a node
-	// Instance counts what the end has several of: Azure's instances, Google's interfaces, the
-	// tunnels of a connection of AWS, lanes.
+	// Instance numbers the instances of an end: Azure's instances, Google's interfaces, the tunnels
+	// of a connection of AWS, lanes.
 	Instance int
 	ASN      uint32
 	Outside  Address
 	Inside   netip.Prefix
 }
 
-// Address is an outside address, which may not be known yet.
+// Address is an outside address, which may still be unknown.
 type Address struct {
 	Name string     // of the variable that holds it; empty for a node
-	Addr netip.Addr // not valid when it is not known
+	Addr netip.Addr // not valid while unknown
 }
 
-// String returns the address, or its name while it is not known.
+// String returns the address, or its name while the address is unknown.
 func (a Address) String() string {
 	if a.Addr.IsValid() {
 		return a.Addr.String()
@@ -91,15 +91,15 @@ func (a Address) String() string {
 	return a.Name
 }
 
-// Key says where a pre-shared key comes from.
+// Key is the source of a pre-shared key.
 type Key struct {
 	Name        string
 	Environment string // name of the variable
-	// when it is not in the environment: then Environment is what commands call it
+	// set if the key is not in the environment; then Environment is its name in commands
 	File string
 }
 
-// link is what the document connects.
+// link is a link of the document.
 type link struct {
 	name  string
 	a, b  string // a gateway first
@@ -107,8 +107,8 @@ type link struct {
 	path  string
 }
 
-// Read decodes and checks a topology. Outside addresses in set come on top of those of the text.
-// The Topology may be used only when there are no problems.
+// Read decodes and checks a topology. The outside addresses in set are added to those of the text.
+// The Topology may be used only if there are no problems.
 func Read(text []byte, set map[string]netip.Addr) (*Topology, spec.Problems) {
 	m := &isthmusv1.Topology{}
 	lines, problems := spec.DecodeMessage(text, m)
@@ -144,13 +144,13 @@ func (t *Topology) Clouds() (out []string) {
 	return out
 }
 
-// OutsideAddress is what is known of an address that a cloud chooses.
+// OutsideAddress is an address that a cloud chooses.
 type OutsideAddress struct {
 	Address
 	Gateway string
 }
 
-// Outside returns the addresses that the clouds choose, in the order of names.
+// Outside returns the addresses that the clouds choose, sorted by name.
 func (t *Topology) Outside() (out []OutsideAddress) {
 	for _, tu := range t.Tunnels {
 		for _, e := range tu.Ends {
@@ -164,10 +164,10 @@ func (t *Topology) Outside() (out []OutsideAddress) {
 	return out
 }
 
-// upper makes a name of a variable.
+// upper returns a name of a variable.
 func upper(name string) string { return strings.ToUpper(strings.ReplaceAll(name, "-", "_")) }
 
-// lower makes a name of a Terraform object.
+// lower returns a name of a Terraform object.
 func lower(name string) string { return strings.ToLower(strings.ReplaceAll(name, "-", "_")) }
 
 // key returns the source of a key.

@@ -33,7 +33,8 @@ func read(t *testing.T, text string) *Topology {
 	return top
 }
 
-// TestDeadByDesign counts what Azure attempts and nobody answers in the full mesh of three clouds.
+// TestDeadByDesign counts the tunnels that Azure attempts and no gateway answers in the full mesh
+// of three clouds.
 func TestDeadByDesign(t *testing.T) {
 	type count struct{ attempts, live int }
 	got := map[string]count{}

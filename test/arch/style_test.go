@@ -41,6 +41,9 @@ var plain = []string{
 	"router/report",
 	"router/secret",
 	"router/store",
+	"router/topology",
+	"tunnel",
+	"tunnel/cloud",
 }
 
 // phrases are the patterns of docs/style.md that a program can find, each with what to write.

@@ -6,14 +6,14 @@ import (
 	"strings"
 )
 
-// Algorithms are those that a gateway takes, as strongSwan's words (its documentation, "Cipher
-// Suites").
+// Algorithms are the algorithms that a gateway accepts, in strongSwan's words (its documentation,
+// "Cipher Suites").
 type Algorithms struct {
 	Encryption []string
-	// beside ciphers without authentication of their own; in IKE also the pseudo-random functions
+	// for ciphers without authentication of their own; in IKE also the pseudo-random functions
 	Integrity []string
 	Groups    []string
-	PFS       bool // a CHILD SA is renewed with a key exchange group, always
+	PFS       bool // a CHILD SA is always rekeyed with a key exchange group
 }
 
 // String lists them.
@@ -37,8 +37,8 @@ var (
 	hashWord  = regexp.MustCompile(`^(sha|md5|aesxcbc|aescmac)`)
 )
 
-// Refuse returns why the gateway takes no combination of a proposal, which must be a valid one, and
-// what it takes instead; nothing when it takes one.
+// Refuse returns why the gateway accepts no combination of a valid proposal, and what it accepts
+// instead; empty if it accepts one.
 func (a Algorithms) Refuse(proposal string, esp bool) (rule, remedy string) {
 	kinds := map[string][]string{}
 	for _, w := range strings.Split(proposal, "-") {

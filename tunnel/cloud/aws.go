@@ -7,7 +7,7 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/apipa"
 )
 
-// Where the facts come from.
+// Sources of the facts.
 const (
 	ours     = "isthmus"
 	rfc7296  = "RFC 7296"
@@ -15,7 +15,7 @@ const (
 	awsModel = "EC2 API model 2016-11-15, VpnTunnelOptionsSpecification (github.com/aws/aws-cli, July 2026)"
 )
 
-// The proposals that are asked for where the gateway takes them.
+// The default proposals, where the gateway accepts them.
 var (
 	strongIKE = []string{"aes256gcm16-prfsha384-ecp384"}
 	strongESP = []string{"aes256gcm16-ecp384"}
@@ -28,7 +28,7 @@ func prefixes(list ...string) (out []netip.Prefix) {
 	return out
 }
 
-// TransitExportLimit is what takes the place of AWS's ExportLimit at a transit gateway.
+// TransitExportLimit replaces AWS's ExportLimit at a transit gateway.
 var TransitExportLimit = Value[uint32]{900, "a transit gateway ends the session above 1000", awsGuide + "vpn-limits.html"}
 
 func aws() Preset {

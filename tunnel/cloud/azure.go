@@ -62,7 +62,7 @@ func azure() Preset {
 			"reserved by Azure and IANA", azureFAQ,
 		},
 		GatewayASN: Value[ASNs]{
-			// Everything that is not reserved: 65515 is the default.
+			// All ASNs that are not reserved: 65515 is the default.
 			ASNs{{1, 8073}, {8076, 12075}, {12077, 23455}, {23457, 64495}, {64512, 65516}, {65521, 65534}, {65552, 4294967294}},
 			"65515 by default, and any that is not reserved", azureFAQ,
 		},

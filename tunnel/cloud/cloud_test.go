@@ -37,7 +37,7 @@ func TestPresetsKeepTheirOwnRules(t *testing.T) {
 			t.Errorf("%s: MTU %d, MSS %d", p.Name, p.MTU.Is, p.MSS.Is)
 		}
 		if p.Passive.Is && p.NeverOpensBGP.Is {
-			t.Errorf("%s: nobody opens the session", p.Name)
+			t.Errorf("%s: neither side opens the session", p.Name)
 		}
 		if p.RouterASN.Is.Has(64620) {
 			t.Errorf("%s refuses the number of every example", p.Name)

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Link is what a document says of one tunnel to a cloud's gateway.
+// Link is a document's configuration of one tunnel to a cloud's gateway.
 type Link struct {
 	Name        string     // of the tunnel
 	Cloud       string     // of a preset
@@ -17,29 +17,29 @@ type Link struct {
 	RespondOnly bool
 }
 
-// Pairing is a tunnel that a cloud has, or tries to make, and that cannot come up with the document
-// as it is.
+// Pairing is a tunnel that a cloud has, or attempts, and that cannot come up with the present
+// document.
 type Pairing struct {
 	Code   string // "second-endpoint", "second-instance", "other-interface" or "both-wait"
 	Cloud  string
-	Beside string // the tunnel of the document to which it belongs
-	// Own says that it is that tunnel itself.
+	Beside string // the tunnel of the document that it belongs to
+	// Own means that it is that tunnel itself.
 	Own bool
-	// Sure says that the cloud always has it; otherwise it depends on what is set there.
+	// Sure means that the cloud always has it; otherwise it depends on the cloud's settings.
 	Sure   bool
 	Why    string
 	Remedy string
 	Source string
 }
 
-// serial is what tells the tunnels of one connection apart in their names, in those that the
-// importers give as well.
+// serial is the suffix that distinguishes the tunnels of one connection, also in the importers'
+// names.
 var serial = regexp.MustCompile(`[-.]?[0-9]+$`)
 
-// Unpaired returns the pairings that a document leaves out, in the order of the links. A connection
-// of AWS has two tunnels, a gateway of Azure or Google two sides; which tunnels of the document
-// belong to one is told by what their names have in common, else by the gateway's number and, at
-// Azure, the key, which a connection has only one of.
+// Unpaired returns the pairings that a document omits, in the order of the links. A connection of
+// AWS has two tunnels, a gateway of Azure or Google two sides. Tunnels of the document belong to
+// the same one if their names share a prefix, otherwise by the gateway's ASN and, at Azure, the
+// key, which is unique to a connection.
 func Unpaired(links []Link) (out []Pairing) {
 	groups := map[Link][]Link{}
 	base := func(l Link) Link { return Link{Cloud: l.Cloud, Name: serial.ReplaceAllString(l.Name, "")} }
@@ -87,7 +87,7 @@ func Unpaired(links []Link) (out []Pairing) {
 	return out
 }
 
-// half returns the pairing that a tunnel without a second one leaves out.
+// half returns the pairing that a tunnel without its second one omits.
 func half(l Link) Pairing {
 	p := Pairing{Cloud: l.Cloud, Beside: l.Name}
 	switch l.Cloud {

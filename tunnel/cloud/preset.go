@@ -1,6 +1,5 @@
-// Package cloud says what each cloud's own VPN gateway needs: what isthmus asks for unless told
-// otherwise, and what the gateway takes at all. It is data; every value carries its reason and its
-// source.
+// Package cloud describes what each cloud's own VPN gateway needs: the defaults of isthmus, and the
+// values that the gateway accepts. It is data; every value has its reason and its source.
 package cloud
 
 import (
@@ -13,19 +12,19 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/apipa"
 )
 
-// Value is one fact. One without a Why is not set.
+// Value is one fact. A Value without a Why is not set.
 type Value[T any] struct {
 	Is     T
 	Why    string
 	Source string
 }
 
-// Preset is everything about one cloud's gateway.
+// Preset describes one cloud's gateway.
 type Preset struct {
 	Name  string // the value of the field `cloud`
 	Title string
 
-	// What is asked for unless the document says otherwise.
+	// Defaults that the document can override.
 	IKEProposals    Value[[]string]
 	ESPProposals    Value[[]string]
 	IKERekey        Value[time.Duration]
@@ -40,39 +39,38 @@ type Preset struct {
 	TTL             Value[uint8]
 	Passive         Value[bool]
 	MaxPrefixes     Value[uint32]
-	ExportLimit     Value[uint32] // prefixes announced to it
+	ExportLimit     Value[uint32] // limit of the prefixes announced to it
 
-	// What the gateway takes.
+	// Values that the gateway accepts.
 	IKE             Value[Algorithms]
 	ESP             Value[Algorithms]
-	IKELifetime     Value[time.Duration] // the longest that it keeps an IKE SA
-	ChildLifetime   Value[time.Duration] // the longest that it keeps a CHILD SA
+	IKELifetime     Value[time.Duration] // its longest lifetime of an IKE SA
+	ChildLifetime   Value[time.Duration] // its longest lifetime of a CHILD SA
 	MaxMTU          Value[int]
 	FixedHoldTime   Value[time.Duration] // the only hold time
 	NeverOpensBGP   Value[bool]          // from link-local addresses
 	AddressIdentity Value[bool]          // identities must be addresses
-	MostAnnounced   Value[uint32]        // prefixes that it takes in one session
+	MostAnnounced   Value[uint32]        // prefixes that it accepts in one session
 	Inside          Value[apipa.Rule]
-	RouterASN       Value[ASNs] // what this node's number must not be
-	GatewayASN      Value[ASNs] // what the gateway's number is one of
+	RouterASN       Value[ASNs] // ASNs that this node must not have
+	GatewayASN      Value[ASNs] // ASNs that the gateway may have
 
-	// Where on the cloud's side things are set that both sides must agree on, in that cloud's
-	// words.
+	// Places of the settings that both sides must agree on, in the cloud's terms.
 	AddressAt Value[string] // this node's outside address and identity
 	KeyAt     Value[string]
 	PolicyAt  Value[string] // algorithms
-	Calls     Value[string] // when the gateway asks for the IKE SA itself
+	Calls     Value[string] // whether the gateway initiates the IKE SA
 
-	// What to see to on the cloud's side.
+	// Advice for the cloud's side.
 	Advice []Value[string]
 }
 
 var presets = []Preset{aws(), azure(), azureVWAN(), gcp(), oci()}
 
-// Presets returns the presets in the order of names. What they point to must not be changed.
+// Presets returns the presets, sorted by name. The caller must not change the data behind them.
 func Presets() []Preset { return slices.Clone(presets) }
 
-// Names are the values that the field `cloud` can have.
+// Names returns the valid values of the field `cloud`.
 func Names() []string {
 	var names []string
 	for i := range presets {
@@ -81,7 +79,7 @@ func Names() []string {
 	return names
 }
 
-// Lookup returns the preset of a name. What it points to must not be changed.
+// Lookup returns the preset of a name. The caller must not change the data behind it.
 func Lookup(name string) (Preset, bool) {
 	for i := range presets {
 		if presets[i].Name == name {
@@ -128,13 +126,13 @@ var privateASNs = ASNs{{64512, 65534}, {4200000000, 4294967294}}
 // Setting is one line of a preset.
 type Setting struct {
 	Kind   string `json:"kind"` // "default", "rule", "console" or "advice"
-	Name   string `json:"name"` // of the document's field, for a default
+	Name   string `json:"name"` // name of the document's field, for a default
 	Value  string `json:"value"`
 	Why    string `json:"why"`
 	Source string `json:"source"`
 }
 
-// Settings returns all that is set in a preset, for people.
+// Settings returns all settings of a preset, for display.
 func (p Preset) Settings() []Setting {
 	var out []Setting
 	kind := "default"
@@ -183,7 +181,7 @@ func (p Preset) Settings() []Setting {
 	return out
 }
 
-// span writes a duration without its zeros: "8h", "45m", "10s".
+// span formats a duration without its zeros: "8h", "45m", "10s".
 func span(d time.Duration) string {
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {
