@@ -1,7 +1,6 @@
-// Package bgp holds the words and the contract for BGP sessions (RFC 4271). Nothing is accepted or
-// announced that a policy does not name (RFC 8212).
-//
-// The package knows no implementation: bgp/gobgp implements Driver.
+// Package bgp holds the types and the contract of BGP sessions (RFC 4271). Only prefixes that a
+// policy names are accepted or announced (RFC 8212). The package has no implementation: bgp/gobgp
+// implements Driver.
 package bgp
 
 import (
@@ -13,7 +12,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/secret"
 )
 
-// Config is everything that is wanted of BGP on a node.
+// Config is the desired state of BGP on a node.
 type Config struct {
 	ASN      uint32
 	RouterID netip.Addr // IPv4
@@ -21,7 +20,7 @@ type Config struct {
 	Announce []netip.Prefix
 }
 
-// Peer is one session. Address is unique on the node, since sessions are known by it.
+// Peer is one session. Address is unique on the node, because it identifies the session.
 type Peer struct {
 	Name         string
 	Tunnel       string // name of the tunnel that carries it
@@ -39,8 +38,8 @@ type Peer struct {
 	MaxPrefixes  uint32
 	ASOverride   bool
 	AllowOwnAS   uint8
-	// GracefulRestart offers RFC 4724 to the peer, with this restart time, at most 4095s; 0 offers
-	// nothing.
+	// GracefulRestart offers RFC 4724 to the peer with this restart time, at most 4095s; 0 offers
+	// none.
 	GracefulRestart time.Duration
 }
 
@@ -55,7 +54,7 @@ func (r Rule) Match(p netip.Prefix) bool {
 	return p.Bits() >= int(r.Min) && p.Bits() <= int(r.Max) && p.Bits() >= r.Prefix.Bits() && r.Prefix.Contains(p.Addr())
 }
 
-// Capacity is how many prefixes the rule can match.
+// Capacity is the number of prefixes that the rule can match.
 func (r Rule) Capacity() float64 {
 	n := 0.0
 	for bits := max(int(r.Min), r.Prefix.Bits()); bits <= int(r.Max); bits++ {
@@ -83,9 +82,9 @@ type Export struct {
 	Allow   []Rule
 	MED     *uint32 // nil: none is sent
 	Prepend uint8
-	// MaxPrefixes is how many prefixes are announced at most, 0: no limit. More than the peer takes
-	// would end the session (Cease, Maximum Number of Prefixes Reached, RFC 4486). What exceeds is
-	// held back: first come the node's own announcements, then short prefixes, then low addresses.
+	// MaxPrefixes bounds the announced prefixes; 0: no limit. More than the peer accepts would end
+	// the session (Cease, Maximum Number of Prefixes Reached, RFC 4486). The excess is held back:
+	// the node's own announcements come first, then short prefixes, then low addresses.
 	MaxPrefixes uint32
 }
 

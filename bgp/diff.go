@@ -9,7 +9,7 @@ import (
 type Difference struct {
 	Field      string
 	Old, New   string
-	Interrupts string // why the session ends when it is changed; empty when it goes on
+	Interrupts string // why a change ends the session; empty if it does not
 }
 
 // DiffPeer returns the fields in which b differs from a, in the order of declaration.

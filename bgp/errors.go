@@ -2,5 +2,5 @@ package bgp
 
 import "errors"
 
-// ErrNotFound means that there is no peer of that name.
+// ErrNotFound means that no peer has that name.
 var ErrNotFound = errors.New("no such peer")

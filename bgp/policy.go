@@ -21,8 +21,9 @@ type Route struct {
 type Changes struct {
 	LocalPreference uint32  // 0: it stays
 	MED             *uint32 // nil: none is set
-	Prepend         uint8   // how often our ASN is put before the path, besides the once that every external peer sees
-	NextHopSelf     bool
+	// how often our ASN is put before the path, besides the once that every external peer sees
+	Prepend     uint8
+	NextHopSelf bool
 }
 
 // Term is a step of a policy. A path that meets all its conditions ends there: it is refused, or it
@@ -93,8 +94,8 @@ func (p Policy) allow(rules []Rule, c Changes) Policy {
 	return append(p, Term{Prefixes: rules, Changes: c})
 }
 
-// Decider decides on the paths that a peer brings and is told of: by its policies, and by the rules
-// of the protocol that a speaker follows whatever its policies are.
+// Decider decides on the paths that a peer sends and receives: by its policies, and by the rules of
+// the protocol that a speaker follows whatever its policies are.
 type Decider struct {
 	Peer           *Peer
 	ASN            uint32 // our own
@@ -126,8 +127,10 @@ func (d *Decider) Announce(from *Peer, r Route) (Changes, bool) {
 	switch {
 	case !d.carries(r.Prefix):
 	case from != nil && from.Name == d.Peer.Name:
-	case from != nil && from.ASN == d.ASN && d.Peer.ASN == d.ASN: // internal peers tell each other themselves (RFC 4271 section 9.2)
-	case !d.Peer.ASOverride && slices.Contains(r.ASPath, d.Peer.ASN): // the peer would refuse the loop
+	case from != nil && from.ASN == d.ASN && d.Peer.ASN == d.ASN:
+		// internal peers tell each other themselves (RFC 4271 section 9.2)
+	case !d.Peer.ASOverride && slices.Contains(r.ASPath, d.Peer.ASN):
+		// the peer would refuse the loop
 	default:
 		return d.Export.Decide(d.ASN, r)
 	}

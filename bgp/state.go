@@ -10,7 +10,7 @@ type SessionState string
 
 // The states of a session.
 const (
-	Unknown     SessionState = "unknown" // the BGP process is not there to ask
+	Unknown     SessionState = "unknown" // the BGP process is not running
 	Idle        SessionState = "idle"
 	Connect     SessionState = "connect"
 	Active      SessionState = "active"
@@ -23,20 +23,20 @@ const (
 	PrefixLimit SessionState = "prefix-limit"
 )
 
-// PeerState is what was seen of one session.
+// PeerState is the observed state of one session.
 type PeerState struct {
 	Name  string
 	State SessionState
 	Since time.Time // of State
 	// Restarting means that the session is not up and its paths are kept: the peer restarts
 	// gracefully (RFC 4724), or our own BGP process does. While it is false, a session that is not
-	// Established has no path, whatever Updates are still on their way.
+	// Established has no path, even if Updates are still in flight.
 	Restarting bool
 	RouterID   netip.Addr
 	Received   uint32 // prefixes the peer sent
 	Accepted   uint32 // prefixes whose used paths include one of the peer
-	Announced  uint32 // prefixes that are announced to the peer
-	// prefixes that are not announced because there are more than Export.MaxPrefixes
+	Announced  uint32 // prefixes announced to the peer
+	// prefixes not announced because of Export.MaxPrefixes
 	HeldBack         uint32
 	MessagesIn       uint64
 	MessagesOut      uint64
@@ -49,18 +49,18 @@ type PeerState struct {
 	Filtered         Filtered
 }
 
-// Filtered says what became of the messages of a peer, since the daemon was started or the peer was
-// added.
+// Filtered counts the results of filtering a peer's messages, since the daemon was started or the
+// peer was added.
 type Filtered struct {
-	Messages uint64 // that the peer sent
-	// UPDATE messages that were treated as withdrawals because they were malformed (RFC 7606)
+	Messages uint64 // sent by the peer
+	// UPDATE messages treated as withdrawals because they were malformed (RFC 7606)
 	Withdrawn uint64
-	Resets    uint64 // sessions and connections that were ended because of a malformed message
-	// Discarded are the path attributes that were taken out of UPDATE messages, by type: those that
-	// this node does not use, and malformed ones. There are at most 256.
+	Resets    uint64 // sessions and connections ended because of a malformed message
+	// Discarded are the path attributes removed from UPDATE messages, by type: those that this node
+	// does not use, and malformed ones. At most 256.
 	Discarded []Discarded
-	// Note says why the last malformed UPDATE of the session was treated as a withdrawal; empty:
-	// there was none.
+	// Note is the reason why the last malformed UPDATE of the session was treated as a withdrawal;
+	// empty: none was.
 	Note string
 }
 
@@ -70,8 +70,8 @@ type Discarded struct {
 	Count uint64
 }
 
-// Path is one accepted way to a prefix. Traffic goes through the tunnel of Peer; NextHop is what
-// the peer claims and must not steer anything.
+// Path is one accepted path to a prefix. Traffic goes through the tunnel of Peer; NextHop is the
+// peer's claim and must not steer anything.
 type Path struct {
 	Peer    string
 	NextHop netip.Addr
@@ -81,10 +81,10 @@ type Path struct {
 	Kept bool
 }
 
-// Update is the whole set of usable paths of one prefix, best first. All of them are of equal
+// Update is the complete set of usable paths of one prefix, best first. All of them have equal
 // preference and are used together: the same LOCAL_PREF, AS_PATH length, ORIGIN and
 // MULTI_EXIT_DISC, and all from external or all from internal peers; the neighbouring AS may
-// differ. An Update replaces what was known; an empty set means that the prefix has no path.
+// differ. An Update replaces the former paths; an empty set means that the prefix has none.
 type Update struct {
 	Prefix netip.Prefix
 	Paths  []Path

@@ -5,11 +5,11 @@ import (
 	"slices"
 )
 
-// Astray returns a function that says why a flow under way cannot go on as it is while the
-// configuration is in force; empty means that it can. It looks at flows of protocols without
-// connections alone: each of their packets keeps the entry in the table of connection tracking, so
-// that the rules are not asked again, whatever they say by now. leaves reports whether packets to
-// an address leave by the underlay.
+// Astray returns a function that returns why an established flow cannot continue under the
+// configuration; empty means that it can. It checks only flows of connectionless protocols: each of
+// their packets renews the entry in the connection table, so that the rules are not evaluated
+// again, even if they have changed. leaves reports whether packets to an address leave by the
+// underlay.
 func (c *Config) Astray(leaves func(netip.Addr) bool) func(Track) (why string) {
 	index := c.Index()
 	var plain []*Policy
@@ -33,7 +33,7 @@ func (c *Config) Astray(leaves func(netip.Addr) bool) func(Track) (why string) {
 		case t.GoesTo != t.Destination:
 			p := index.Find(Flow{Source: t.Source, Destination: t.Destination, Protocol: t.Protocol, Port: t.Port})
 			if p == nil || !p.To.IsValid() || p.Does() == Reject {
-				return "" // a policy that goes ends no flow
+				return "" // the removal of a policy ends no flow
 			}
 			if p.To.Addr() != t.GoesTo || t.Port != 0 && p.To.Port() != 0 && p.To.Port() != t.ServerPort {
 				return "policy " + p.Name + " sends them to another server"
@@ -45,11 +45,12 @@ func (c *Config) Astray(leaves func(netip.Addr) bool) func(Track) (why string) {
 	}
 }
 
-// Orphaned returns a function that reports whether a flow under way was translated to an address that the node had for a
-// pool and has no more. Such a flow is dead, whatever its protocol: what comes back for it does not reach the node. It would
-// stay in the table of connection tracking for days, and a client that goes on sending would never get another address. A
-// flow counts when it comes from inside or was forwarded to inside, so that translations by others stay. has reports whether
-// the machine has an address.
+// Orphaned returns a function that reports whether an established flow was translated to an address
+// that the node had for a pool and no longer has. Such a flow is dead, whatever its protocol:
+// answers to it do not reach the node. Its entry would stay in the connection table for days, and a
+// client that continues to send would never get another address. A flow counts if it comes from
+// inside or was forwarded to inside, so that translations by other software stay. has reports
+// whether the machine has an address.
 func (c *Config) Orphaned(has func(netip.Addr) bool) func(Track) bool {
 	kept := map[netip.Addr]bool{}
 	for _, a := range c.addresses() {

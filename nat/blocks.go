@@ -7,28 +7,27 @@ import (
 	"slices"
 )
 
-// Blocks deals the ports of a pool's addresses out to sources by a formula (RFC 7422), so that an
-// address and a port tell the source without a log.
-//
-// The sources of a family are counted through the prefixes in their order, from 0. Source n has
-// block n modulo b, of the b blocks of an address, of address n divided by b, in the order of the
-// pool. So prefixes and addresses that are added at the end move no source.
+// Blocks assigns the ports of a pool's addresses to sources by a formula (RFC 7422), so that an
+// address and a port identify the source without a log. The sources of a family are numbered
+// through the prefixes in their order, from 0. With b blocks for each address, source n has block n
+// modulo b of address n divided by b, in the order of the pool. So prefixes and addresses that are
+// added at the end move no source.
 type Blocks struct {
 	Size      uint16 // ports in a block, 1 or more
 	FirstPort uint16 // of the first block
-	// Sources do not overlap, and have few enough addresses for everything that walks through them.
+	// Sources do not overlap, and are few enough to be iterated.
 	Sources []netip.Prefix
 }
 
-// String says it in words.
+// String describes the blocks.
 func (b *Blocks) String() string {
 	return fmt.Sprintf("%d ports from %d for %v", b.Size, b.FirstPort, b.Sources)
 }
 
-// PerAddress returns how many blocks an address has.
+// PerAddress returns the number of blocks of an address.
 func (b *Blocks) PerAddress() int { return (65536 - int(b.FirstPort)) / int(b.Size) }
 
-// Count returns how many sources of a family there are; at least 2^32 when there are that many.
+// Count returns the number of sources of a family; at least 2^32 if there are that many.
 func (b *Blocks) Count(ipv6 bool) (n uint64) {
 	for _, p := range b.Sources {
 		if p.Addr().Is6() == ipv6 {
@@ -38,7 +37,7 @@ func (b *Blocks) Count(ipv6 bool) (n uint64) {
 	return n
 }
 
-// blockAddresses returns the pool's addresses of a family in the order in which they are dealt out.
+// blockAddresses returns the pool's addresses of a family in the order of assignment.
 func (p Pool) blockAddresses(ipv6 bool) (addrs []netip.Addr) {
 	for _, a := range p.Addresses {
 		if a.Address.Is6() == ipv6 && !slices.Contains(addrs, a.Address) {
@@ -48,8 +47,8 @@ func (p Pool) blockAddresses(ipv6 bool) (addrs []netip.Addr) {
 	return addrs
 }
 
-// Block returns the address and the ports of a source of a pool with Blocks; ok is false when it
-// has none.
+// Block returns the address and the ports of a source of a pool with Blocks; ok is false if it has
+// none.
 func (p Pool) Block(source netip.Addr) (address netip.Addr, ports PortRange, ok bool) {
 	n := 0
 	for _, s := range p.Blocks.Sources {
@@ -72,7 +71,7 @@ func (p Pool) Block(source netip.Addr) (address netip.Addr, ports PortRange, ok 
 	return netip.Addr{}, PortRange{}, false
 }
 
-// Owner is the reverse of Block: the source that has a port of an address.
+// Owner is the inverse of Block: it returns the source that has a port of an address.
 func (p Pool) Owner(address netip.Addr, port uint16) (source netip.Addr, ok bool) {
 	i := slices.Index(p.blockAddresses(address.Is6()), address)
 	each := p.Blocks.PerAddress()

@@ -1,8 +1,7 @@
-// Package nat holds the words and the contract for what a node forwards: between which interfaces,
-// with which sources, source NAT, the guard behind it, TCP MSS clamping, and from where BGP and the
-// API may be reached.
-//
-// The package knows no backend: nat/nftables implements Driver.
+// Package nat holds the types and the contract of forwarding: between which interfaces and with
+// which sources packets are forwarded, source NAT, the guard behind it, TCP MSS clamping, and the
+// sources that may reach BGP and the API. The package has no backend: nat/nftables implements its
+// interfaces.
 package nat
 
 import (
@@ -15,56 +14,56 @@ import (
 	"time"
 )
 
-// Config is everything that is wanted of NAT and filtering on a node. Without an Underlay it has
-// nothing but API and Input: the node has no document, its own forwarding is left as the machine
-// has it, but for addresses of the platform, and with Input.Drop nothing is forwarded.
+// Config is the desired state of NAT and filtering on a node. Without an Underlay it has only API
+// and Input: the node has no document, and its own forwarding stays as the machine has it, except
+// to addresses of the platform; with Input.Drop nothing is forwarded.
 type Config struct {
-	// Underlay is the egress interface. What leaves by it carries the source of a pool or one of
-	// Own, or the guard drops it.
+	// Underlay is the egress interface. Packets that leave by it have the source of a pool or one
+	// of Own, or the guard drops them.
 	Underlay string
 	// Own are the node's own addresses: those on the underlay, and those on interfaces that are not
 	// attachments.
 	Own []netip.Addr
-	// Attachments are the ways to the networks inside. An interface may be in several.
+	// Attachments lead to the inside networks. An interface may be in several.
 	Attachments []Attachment
 	// Pools are all pools, by name, used or not.
 	Pools []Pool
-	// Zones tell where sources are. Their prefixes do not overlap.
+	// Zones are the zones of sources. Their prefixes do not overlap.
 	Zones []Zone
-	// Policies, by name; which of them wins is decided by Match, not by their order.
+	// Policies, sorted by name; Match, not their order, decides which of them wins.
 	Policies []Policy
-	// Maps show what is behind some interfaces under other prefixes.
+	// Maps translate the prefixes behind some interfaces.
 	Maps []Map
 	// Clamps are the TCP MSS limits, by interface.
 	Clamps []Clamp
-	// Sessions say from where BGP (TCP port 179) may come in, beside the loopback; from elsewhere
-	// it is dropped unanswered.
+	// Sessions are the sources that may open BGP (TCP port 179), besides the loopback; packets from
+	// elsewhere are dropped without an answer.
 	Sessions []Session
-	// API says who may reach the node's own API.
+	// API has the sources that may reach the node's own API.
 	API API
-	// DNS says who may reach port 53 of addresses, over UDP and TCP, beside the loopback. To
-	// everything else port 53 of these addresses is closed; other addresses it does not concern.
+	// DNS has the sources that may reach port 53 of addresses, over UDP and TCP, besides the
+	// loopback. Port 53 of these addresses is closed to all others; other addresses are not
+	// affected.
 	DNS []Door
-	// Input says what else may reach the node.
+	// Input decides which other packets may reach the node.
 	Input Input
 	// Tunnels are the interfaces of attachments that are tunnels.
 	Tunnels []Tunnel
-	// Links are the underlay and interfaces of attachments, as far as they are there. Their indexes
-	// make rules quicker, and decide nothing: an interface with another index is looked up by its
-	// name.
+	// Links are the underlay and the interfaces of attachments that exist. Their indexes only make
+	// rules faster: an interface with another index is matched by name.
 	Links Links
 }
 
-// Link is an interface with the kernel's index of it.
+// Link is an interface with its kernel index.
 type Link struct {
 	Interface string
 	Index     uint32
 }
 
-// Links are in order of names.
+// Links are sorted by name.
 type Links []Link
 
-// Of returns the index of an interface; 0: it is not known.
+// Of returns the index of an interface; 0: unknown.
 func (l Links) Of(name string) uint32 {
 	for _, link := range l {
 		if link.Interface == name {
@@ -74,7 +73,7 @@ func (l Links) Of(name string) uint32 {
 	return 0
 }
 
-// Zone is a part of a cloud region with the sources in it.
+// Zone is a part of a cloud region with its sources.
 type Zone struct {
 	Name     string
 	Prefixes []netip.Prefix
@@ -84,28 +83,28 @@ type Zone struct {
 type Pool struct {
 	Name      string
 	Addresses []PoolAddress
-	// Silent drops a new flow to a destination to which every address of the pool has used up its
-	// ports. Default: the client is told, by a TCP RST or by ICMP "administratively prohibited"
-	// (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1).
+	// Silent drops a new flow to a destination to which every address of the pool has used all its
+	// ports. Default: the client receives a TCP RST or ICMP "administratively prohibited" (RFC 1812
+	// section 5.2.7.1, RFC 4443 section 3.1).
 	Silent bool
-	// Blocks give each source ports of its own, and decide its address too: slots, zones and
-	// placements do not. Nil: none.
+	// Blocks give each source ports of its own and decide its address too: slots, zones and
+	// placements do not apply. Nil: none.
 	Blocks *Blocks
 }
 
-// PoolAddress is one source address: as it is on the interface, and as the world sees it.
+// PoolAddress is one source address: on the interface, and in public.
 type PoolAddress struct {
 	Address netip.Addr
 	Public  netip.Addr
-	// Zone is where the address is; sources of the same zone prefer it. Empty: nowhere.
+	// Zone is the zone of the address; sources of the same zone prefer it. Empty: none.
 	Zone string
-	// Weight is its share of the sources, against the other addresses. 0 counts as 1.
+	// Weight is its share of the sources, relative to the other addresses. 0 counts as 1.
 	Weight uint32
-	// Down takes new flows away from it while another address of the pool is not down.
+	// Down excludes it from new flows while another address of the pool is not down.
 	Down bool
 }
 
-// String says everything of it in words, as "10.9.0.5 (203.0.113.5, zone a, weight 2)".
+// String describes the address, as "10.9.0.5 (203.0.113.5, zone a, weight 2)".
 func (a PoolAddress) String() string {
 	var more []string
 	if a.Public.IsValid() && a.Public != a.Address {
@@ -126,15 +125,15 @@ func (a PoolAddress) String() string {
 	return fmt.Sprintf("%v (%s)", a.Address, strings.Join(more, ", "))
 }
 
-// Placement has new flows of a source to a destination leave with an address of a pool that is not
-// the one of the source's slot.
+// Placement makes new flows of a source to a destination leave with an address of a pool other than
+// that of the source's slot.
 type Placement struct {
 	Pool                string
 	Source, Destination netip.Addr
 	Address             netip.Addr
 }
 
-// Service is what a client connects to.
+// Service is a destination of a client's connection.
 type Service struct {
 	Destination netip.Addr
 	Protocol    uint8  // IP protocol number: TCP, UDP, or one that is Portless
@@ -149,14 +148,14 @@ func (s Service) String() string {
 	return fmt.Sprintf("%s %s/%d", s.Destination, ProtocolName(s.Protocol), s.Port)
 }
 
-// Exhausted is a service to which no address of a pool has a port left. New flows to it are
+// Exhausted is a service toward which no address of a pool has a free port. New flows to it are
 // refused.
 type Exhausted struct {
 	Pool string
 	Service
 }
 
-// Overload is what a node can take no more of.
+// Overload has the exhausted resources of a node.
 type Overload struct {
 	// Exhausted lists services; order and duplicates do not matter.
 	Exhausted []Exhausted
@@ -165,28 +164,28 @@ type Overload struct {
 	TableFull bool
 }
 
-// Action is what happens to a flow.
+// Action is the treatment of a flow.
 type Action string
 
 // The actions of a policy.
 const (
 	// SNAT translates the source to an address of a pool.
 	SNAT Action = "snat"
-	// NoNAT lets the flow leave with the source that it has. The guard lets pass what is from a
-	// source prefix of the policy to a destination prefix of it, nothing else.
+	// NoNAT lets the flow leave with its own source. The guard passes packets from a source prefix
+	// of the policy to a destination prefix of it, and no others.
 	NoNAT Action = "no-nat"
 	// Deny drops the flow.
 	Deny Action = "deny"
-	// Reject refuses the flow so that its source sees it: by a TCP reset, or by ICMP
-	// "administratively prohibited" (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1).
+	// Reject refuses the flow visibly: by a TCP reset, or by ICMP "administratively prohibited"
+	// (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1).
 	Reject Action = "reject"
-	// DNAT sends what comes for addresses of a pool, from outside or inside, to a server.
+	// DNAT forwards packets for addresses of a pool, from outside or inside, to a server.
 	DNAT Action = "dnat"
-	// Redirect sends what would leave by the underlay to a proxy.
+	// Redirect forwards packets that would leave by the underlay to a proxy.
 	Redirect Action = "redirect"
 )
 
-// Policy says who leaves as whom.
+// Policy selects flows and decides their action.
 type Policy struct {
 	Name         string
 	Action       Action
@@ -198,21 +197,20 @@ type Policy struct {
 	Protocol string      // "tcp", "udp", "icmp"; empty: every one
 	Ports    []PortRange // of the destination; empty: every one
 	Pool     string      // with SNAT and DNAT
-	// Pickup lets TCP connections pass whose beginning was not seen. With SNAT and NoNAT.
+	// Pickup accepts TCP connections without their first packet. With SNAT and NoNAT.
 	Pickup bool
 	// Timeouts of its flows. With SNAT, NoNAT and DNAT.
 	Timeouts Timeouts
-	// To is the server or proxy; without a port, the port stays. With DNAT and Redirect.
+	// To is the server or proxy; without a port, the port is unchanged. With DNAT and Redirect.
 	To netip.AddrPort
-	// Down says that the proxy does not work: new flows are rejected, or with Bypass decided as if
-	// the policy were not there. With Redirect.
+	// Down means that the proxy does not work: new flows are rejected, or with Bypass decided as if
+	// the policy did not exist. With Redirect.
 	Down, Bypass bool
-	// Ends has flows that are under way end as soon as the policy decides on them. With Deny and
-	// Reject.
+	// Ends ends established flows as soon as the policy matches them. With Deny and Reject.
 	Ends bool
 }
 
-// Equal says whether two policies are the same, with their prefixes, names and ports in the same
+// Equal reports whether two policies are the same, with their prefixes, names and ports in the same
 // order.
 func (p *Policy) Equal(o *Policy) bool {
 	return p.Name == o.Name && p.Action == o.Action && slices.Equal(p.Sources, o.Sources) && slices.Equal(p.Destinations, o.Destinations) &&
@@ -220,20 +218,20 @@ func (p *Policy) Equal(o *Policy) bool {
 		p.Timeouts == o.Timeouts && p.To == o.To && p.Down == o.Down && p.Bypass == o.Bypass && p.Ends == o.Ends
 }
 
-// EqualFrame says whether two configurations differ in nothing but their policies.
+// EqualFrame reports whether two configurations differ only in their policies.
 func (c Config) EqualFrame(o Config) bool {
 	c.Policies, o.Policies = nil, nil
 	return reflect.DeepEqual(c, o)
 }
 
-// Equal says whether two configurations are the same, with their lists in the same order. There may
-// be ten thousand policies.
+// Equal reports whether two configurations are the same, with their lists in the same order. There
+// may be ten thousand policies.
 func (c Config) Equal(o Config) bool {
 	return c.EqualFrame(o) && slices.EqualFunc(c.Policies, o.Policies, func(a, b Policy) bool { return a.Equal(&b) })
 }
 
-// Timeouts are times without packets after which a flow is forgotten, in whole seconds; 0: the
-// kernel's default.
+// Timeouts are the idle times after which a flow is removed, in whole seconds; 0: the kernel's
+// default.
 type Timeouts struct {
 	TCPEstablished time.Duration
 	TCPClosing     time.Duration // FIN_WAIT, CLOSE_WAIT, LAST_ACK and TIME_WAIT
@@ -244,7 +242,7 @@ type Timeouts struct {
 // PortRange is a range of ports, both ends included.
 type PortRange struct{ First, Last uint16 }
 
-// String returns the range as it is written in a document.
+// String returns the range in the form of a document.
 func (r PortRange) String() string {
 	if r.First == r.Last {
 		return strconv.Itoa(int(r.First))
@@ -252,10 +250,10 @@ func (r PortRange) String() string {
 	return fmt.Sprintf("%d-%d", r.First, r.Last)
 }
 
-// Map shows the IPv4 addresses behind some interfaces under others, one to one: a source of Inside
-// that comes by one of the interfaces is one of Mapped for everything on this node, and a
+// Map translates the IPv4 addresses behind some interfaces one to one: on this node, a source of
+// Inside that arrives by one of the interfaces is the corresponding one of Mapped, and a
 // destination of Mapped that leaves by one of them becomes one of Inside. Both prefixes have the
-// same length. Nothing is remembered for it.
+// same length. The translation is stateless.
 type Map struct {
 	Interfaces     []string
 	Inside, Mapped netip.Prefix

@@ -7,40 +7,40 @@ import (
 	"sync"
 )
 
-// Track is a flow that is under way, in addresses.
+// Track is an established flow, in addresses.
 type Track struct {
 	Source, Destination netip.Addr // of its first packet, as it came
-	LeavesAs, GoesTo    netip.Addr // source and destination with which that packet went on
+	LeavesAs, GoesTo    netip.Addr // source and destination with which that packet left
 	Protocol            uint8      // IP protocol number
 	// destination ports of that packet as it came and as it went on; 0 without ports
 	Port, ServerPort uint16
 }
 
-// Ending is a set of flows that end when one configuration takes the place of another.
+// Ending is a set of flows that end when one configuration replaces another.
 type Ending struct {
 	// of the object whose change ends them: "underlay" (its interface), "pool", "policy", or "map"
 	// (its mapped prefix)
 	Kind, Name string
-	Flows      string // which flows, as words behind that one: "from 203.0.113.9"
-	// Has says whether a flow is one of them. It cannot see by which interface a flow goes, and
-	// then says yes.
+	Flows      string // the flows, as text after the object: "from 203.0.113.9"
+	// Has reports whether a flow is in the set. It does not have the flow's interfaces, and may
+	// return true for flows of others.
 	Has func(Track) bool
 }
 
-// Endings returns which flows under way end when b takes the place of a. Policies decide when a
-// flow begins, so few changes end one: its source address goes, it is untranslated and the guard no
-// longer knows its prefixes, a map no longer shows its spoke as it did, or it has no connection and
-// goes to a server whose place another one has taken.
+// Endings returns the established flows that end when b replaces a. Policies decide when a flow
+// begins, so few changes end one: its source address is removed, it is untranslated and the guard
+// no longer has its prefixes, a map no longer translates its spoke as before, or it is
+// connectionless and goes to a server that another one has replaced.
 func Endings(a, b Config) (out []Ending) {
 	kept := b.addresses()
 	address := func(kind, name string, at, public netip.Addr) {
 		if !slices.Contains(kept, at) {
 			out = append(out, Ending{Kind: kind, Name: name, Flows: "from " + public.String(), Has: func(t Track) bool {
-				// What asked for it from inside is sent back inside, and never leaves with it.
+				// Flows to it from inside are turned back inside, and never leave with it.
 				turned := t.LeavesAs == t.Destination && t.Source != at
 				return (t.LeavesAs == at || t.Destination == at) && !turned
 			}})
-			kept = append(kept, at) // it is said once
+			kept = append(kept, at) // reported once
 		}
 	}
 	for _, p := range a.Pools {
@@ -61,7 +61,7 @@ func Endings(a, b Config) (out []Ending) {
 		if p.Action != NoNAT || same[p.prefixes()] {
 			continue
 		}
-		// The guard sees the packets of flows from inside, and the answers of those from outside.
+		// The guard checks the packets of flows from inside, and the answers of those from outside.
 		lost := func(from, to netip.Addr) bool {
 			return p.between(from, to) && !slices.ContainsFunc(plain, func(q Policy) bool { return q.between(from, to) })
 		}
@@ -87,8 +87,8 @@ func Endings(a, b Config) (out []Ending) {
 	return out
 }
 
-// Stopper returns what tells the policy that ends a flow under way, nil when none does. It is nil
-// when no policy of the configuration ends flows.
+// Stopper returns a function that returns the policy which ends an established flow, nil if none
+// does. The function is nil if no policy of the configuration ends flows.
 func (c *Config) Stopper() func(Track) *Policy {
 	if !slices.ContainsFunc(c.Policies, func(p Policy) bool { return p.Ends }) {
 		return nil
@@ -102,7 +102,7 @@ func (c *Config) Stopper() func(Track) *Policy {
 	}
 	return func(t Track) *Policy {
 		if t.LeavesAs == t.Source && t.GoesTo == t.Destination && c.inside(t.GoesTo) {
-			return nil // policies do not decide on what stays inside
+			return nil // policies do not match flows that stay inside
 		}
 		if p := ends(t, t.Destination, t.Port); p != nil || t.GoesTo == t.Destination {
 			return p
@@ -111,7 +111,7 @@ func (c *Config) Stopper() func(Track) *Policy {
 	}
 }
 
-// stopped returns the endings of flows that policies of b end, and those of a did not.
+// stopped returns the endings of flows that policies of b end and those of a did not.
 func stopped(a, b Config) (out []Ending) {
 	samePolicies := slices.EqualFunc(a.Policies, b.Policies, func(p, q Policy) bool { return p.Equal(&q) })
 	if samePolicies || !slices.ContainsFunc(b.Policies, func(p Policy) bool { return p.Ends }) {
@@ -136,7 +136,7 @@ func stopped(a, b Config) (out []Ending) {
 }
 
 // moved returns the endings of flows that a policy of a sent to a server or proxy, and that one of
-// b would send to another one. A policy that goes ends none.
+// b would send to another one. The removal of a policy ends none.
 func moved(a, b Config) (out []Ending) {
 	sends := func(p Policy) bool { return p.To.IsValid() }
 	next := Config{Pools: b.Pools}
@@ -173,7 +173,7 @@ func moved(a, b Config) (out []Ending) {
 	return out
 }
 
-// server returns where a policy sends flows, as the document has it.
+// server returns the server or proxy of a policy, in the form of the document.
 func server(to netip.AddrPort) string {
 	if to.Port() == 0 {
 		return to.Addr().String()
@@ -181,7 +181,7 @@ func server(to netip.AddrPort) string {
 	return to.String()
 }
 
-// prefixes returns the sources and destinations, in their order, as a key.
+// prefixes returns the sources and destinations in order, as a key.
 func (p *Policy) prefixes() string {
 	var key []byte
 	for _, list := range [][]netip.Prefix{p.Sources, p.Destinations} {
@@ -194,7 +194,7 @@ func (p *Policy) prefixes() string {
 	return string(key)
 }
 
-// between says whether a source and a destination are among the policy's.
+// between reports whether a source and a destination are among the policy's.
 func (p *Policy) between(source, destination netip.Addr) bool {
 	return slices.ContainsFunc(p.Sources, func(o netip.Prefix) bool { return o.Contains(source) }) &&
 		slices.ContainsFunc(p.Destinations, func(o netip.Prefix) bool { return o.Contains(destination) })
@@ -204,7 +204,7 @@ func subset(a, b []string) bool {
 	return !slices.ContainsFunc(a, func(s string) bool { return !slices.Contains(b, s) })
 }
 
-// touches returns what says whether a flow comes from a prefix or goes there.
+// touches returns a function that reports whether a flow comes from a prefix or goes to it.
 func touches(p netip.Prefix) func(Track) bool {
 	return func(t Track) bool { return p.Contains(t.Source) || p.Contains(t.GoesTo) }
 }

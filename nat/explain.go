@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Explain says why the guard drops a packet, or would: which policy should have had it, and why it
-// did not.
+// Explain returns why the guard drops a packet, or would: the policy that should have matched it,
+// and why it did not.
 func (c *Config) Explain(f Flow) string {
 	if slices.Contains(c.addresses(), f.Source) {
 		return "someone inside uses an address of this node as source"
@@ -41,7 +41,7 @@ func (c *Config) Explain(f Flow) string {
 	return fmt.Sprintf("no policy has it; %s comes nearest, for %s", best.Policy.Name, why)
 }
 
-// misses returns how much of a rule a flow matches, and what the rule wants where it does not.
+// misses returns how much of a rule a flow matches, and what the rule requires where it does not.
 func (r *Rule) misses(f Flow) (score int, wants string) {
 	var all []string
 	for _, k := range []struct {

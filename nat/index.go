@@ -2,9 +2,8 @@ package nat
 
 import "net/netip"
 
-// Index finds the rule that decides on a flow without looking at every one: it groups the rules by
-// the lengths of their prefixes, and asks each group for the prefixes of the flow. It finds what
-// Match finds.
+// Index finds the rule for a flow without checking every one: it groups the rules by the lengths of
+// their prefixes, and looks up the prefixes of the flow in each group. Its result is that of Match.
 type Index struct {
 	groups []group
 }
@@ -16,20 +15,20 @@ type group struct {
 	rules               map[[2]netip.Prefix][]Rule // by source and destination
 }
 
-// Index makes an index of the configuration's rules, an empty one when there are more than
-// MaxRules. The configuration must not be changed while it is in use.
+// Index makes an index of the configuration's rules, an empty one if there are more than MaxRules.
+// The configuration must not be changed while the index is in use.
 func (c *Config) Index() *Index {
 	x := &Index{}
 	rules, err := c.Rules()
 	if err != nil {
-		return x // which no driver carries out either
+		return x // which no driver applies either
 	}
 	type key struct {
 		source, destination, specificity int
 		ipv6                             bool
 	}
 	at := map[key]int{}
-	for _, r := range rules { // in the order of precedence, in which the groups stay
+	for _, r := range rules { // in order of precedence, which the groups keep
 		k := key{r.Source.Bits(), r.Destination.Bits(), r.specificity(), r.Source.Addr().Is6()}
 		i, ok := at[k]
 		if !ok {
@@ -43,7 +42,7 @@ func (c *Config) Index() *Index {
 	return x
 }
 
-// Find returns the policy that decides on a flow, nil when there is none.
+// Find returns the policy for a flow, nil if none matches.
 func (x *Index) Find(f Flow) *Policy {
 	for i := range x.groups {
 		g := &x.groups[i]

@@ -10,36 +10,36 @@ import (
 	"slices"
 )
 
-// Flow is what of a new flow the policies look at.
+// Flow has the properties of a new flow that the policies match.
 type Flow struct {
 	Source, Destination netip.Addr
 	Protocol            uint8  // IP protocol number
 	Port                uint16 // of the destination, with TCP and UDP
-	// Late says that the first packet seen opens no TCP connection: the flow began elsewhere, or
-	// long ago.
+	// Late means that the first observed packet opens no TCP connection: the flow began elsewhere,
+	// or long ago.
 	Late bool
-	// Outside says that it comes by the underlay; without, that it comes from inside and goes to an
+	// Outside means that it arrives by the underlay; otherwise it comes from inside and goes to an
 	// address of a pool or would leave by the underlay.
 	Outside bool
 }
 
-// Decision is what happens to a flow toward the underlay.
+// Decision is the treatment of a flow toward the underlay.
 type Decision struct {
-	Policy string // the one that decided; empty: none did
+	Policy string // the matching policy; empty: none
 	Action Action // of that policy; Reject while its proxy is down
-	// Address is the source that the flow goes on with. It is zero for a flow that ends here. Such
-	// a flow is denied or rejected; or its pool has no address of its family; or it is late and its
-	// policy does not pick it up; or it asks for an address of the node at which no server is; or
-	// it goes to the cloud's platform, which its policy does not name; or no policy decides. Of
-	// these, the guard drops what comes from inside and is late or without a policy.
+	// Address is the source that the flow continues with. It is zero for a flow that ends here: it
+	// is denied or rejected; its pool has no address of its family; it is late and its policy does
+	// not pick it up; it goes to an address of the node without a server; it goes to the cloud's
+	// platform, which its policy does not name; or no policy matches. Of these, the guard drops the
+	// flows from inside that are late or without a policy.
 	Address netip.Addr
 	// Ports are those that it may leave with, or ICMP identifiers; zero: every one.
 	Ports PortRange
-	// To is the destination that the flow goes on with, when it is another one.
+	// To is the destination that the flow continues with, if it is another one.
 	To netip.AddrPort
 }
 
-// Does returns what a policy does at present.
+// Does returns the present action of a policy.
 func (p *Policy) Does() Action {
 	if p.Action == Redirect && p.Down {
 		return Reject
@@ -58,7 +58,7 @@ type Rule struct {
 
 var everyPort = PortRange{0, 65535}
 
-// specificity ranks rules of equal destination length by what they say about protocol and port.
+// specificity ranks rules of equal destination length by protocol and port.
 func (r *Rule) specificity() int {
 	switch {
 	case r.Ports != everyPort:
@@ -81,15 +81,15 @@ func Precedence(a, b Rule) int {
 	)
 }
 
-// Matches says whether a rule applies to a flow.
+// Matches reports whether a rule applies to a flow.
 func (r *Rule) Matches(f Flow) bool {
 	return r.Source.Contains(f.Source) && r.Destination.Contains(f.Destination) &&
 		(r.Protocol == 0 || r.Protocol == f.Protocol) && (r.Ports == everyPort || r.Ports.First <= f.Port && f.Port <= r.Ports.Last)
 }
 
-// MaxRules is how many rules the policies of a configuration may have together. Checking, compiling
-// and carrying out that many takes 200 to 400 MB and some seconds; without a bound, 12 KB of text
-// make 36 million.
+// MaxRules bounds the rules of all policies of a configuration together. Checking, compiling and
+// applying that many takes 200 to 400 MB and some seconds; without a bound, 12 KB of text make 36
+// million.
 const MaxRules = 1 << 17
 
 // ErrTooManyRules means that the policies have more than MaxRules rules together.
@@ -102,7 +102,7 @@ type parts struct {
 	ports                 []PortRange
 }
 
-// parts takes a policy apart; pool is its pool.
+// parts returns the parts of a policy; pool is its pool.
 func (p *Policy) parts(pool *Pool) (out parts) {
 	if p.Action == Redirect && p.Down && p.Bypass {
 		return out
@@ -135,7 +135,7 @@ func b2i(b bool) int {
 	return 0
 }
 
-// count returns how many rules the parts make. It does not overflow: a list has less than 2^31
+// count returns the number of rules of the parts. It does not overflow: a list has less than 2^31
 // entries, and ports at most 2^15 ranges.
 func (p *parts) count() int {
 	n := 0
@@ -160,8 +160,8 @@ func (c *Config) pools() map[string]*Pool {
 	return pools
 }
 
-// CountRules returns how many rules each policy makes, in their order, and all together, without
-// making one. Sums stop at the largest int.
+// CountRules returns the number of rules of each policy, in their order, and of all together,
+// without making one. Sums stop at the largest int.
 func (c *Config) CountRules() (each []int, all int) {
 	pools := c.pools()
 	each = make([]int, len(c.Policies))
@@ -178,9 +178,9 @@ func (c *Config) CountRules() (each []int, all int) {
 	return each, all
 }
 
-// Rules takes the policies apart. The order is by Precedence, and complete: it depends on nothing
-// but the policies' content. When there are more than MaxRules, the error is ErrTooManyRules, and
-// none is made.
+// Rules returns the rules of the policies. Their order is by Precedence, and total: it depends only
+// on the policies' content. If there are more than MaxRules, it makes none and returns
+// ErrTooManyRules.
 func (c *Config) Rules() ([]Rule, error) {
 	each, all := c.CountRules()
 	if all > MaxRules {
@@ -213,8 +213,8 @@ func (c *Config) Rules() ([]Rule, error) {
 	return rules, nil
 }
 
-// best returns the first of the rules that match a flow, and false when none does. It makes only
-// those that match.
+// best returns the first rule that matches a flow, and false if none does. It makes only matching
+// rules.
 func (c *Config) best(f Flow) (best Rule, found bool) {
 	pools := c.pools()
 	for i := range c.Policies {
@@ -257,9 +257,8 @@ func Order(a, b Rule) int {
 	return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Ports.First, b.Ports.First), cmp.Compare(a.Policy.Name, b.Policy.Name))
 }
 
-// Opens returns the addresses of its pool at which a policy with DNAT listens, as they are on the
-// interface and as the world sees them: the pool's, or those of them that are among the
-// destinations under either address.
+// Opens returns the addresses at which a policy with DNAT listens, on the interface and in public:
+// those of its pool, or those of them that are among the destinations under either address.
 func (p *Policy) Opens(pool Pool) (addrs []netip.Prefix) {
 	among := make(map[netip.Prefix]bool, len(p.Destinations))
 	for _, d := range p.Destinations {
@@ -286,8 +285,8 @@ func distinct(prefixes []netip.Prefix) []netip.Prefix {
 	return slices.Compact(masked)
 }
 
-// mergePorts returns the same ports in ascending ranges that do not touch; every port when there
-// are none.
+// mergePorts returns the same ports in ascending ranges that do not touch; all ports if there are
+// none.
 func mergePorts(ports []PortRange) []PortRange {
 	if len(ports) == 0 {
 		return []PortRange{everyPort}
@@ -304,10 +303,10 @@ func mergePorts(ports []PortRange) []PortRange {
 	return merged
 }
 
-// Tie is two policies that claim a common flow with equal right.
+// Tie is two policies that match a common flow with equal rank.
 type Tie struct{ A, B string }
 
-// MaxTies is how many pairs of policies Ties looks for.
+// MaxTies bounds the pairs that Ties returns.
 const MaxTies = 1000
 
 // Ties returns the pairs of policies that tie, in order of their rules, which come from
@@ -323,7 +322,7 @@ func Ties(rules []Rule) []Tie {
 		a := &rules[i]
 		for j := i + 1; j < len(rules) && len(seen) <= MaxTies; j++ {
 			b := &rules[j]
-			// What can tie lies side by side, ordered by protocol and first port.
+			// Rules that can tie are adjacent, ordered by protocol and first port.
 			if Precedence(*a, *b) != 0 || a.Destination != b.Destination || a.Source != b.Source || a.Protocol != b.Protocol || b.Ports.First > a.Ports.Last {
 				break
 			}
@@ -341,8 +340,8 @@ func Ties(rules []Rule) []Tie {
 	return ties
 }
 
-// Match is the definition of what the policies mean: what happens to a new flow. It looks at
-// every policy and is meant for explanations, plans and tests.
+// Match is the definition of the policies: it returns the treatment of a new flow. It checks every
+// policy and is meant for explanations, plans and tests.
 func (c *Config) Match(f Flow) Decision {
 	rule, found := c.best(f)
 	if !found {
@@ -369,13 +368,13 @@ func (c *Config) Match(f Flow) Decision {
 			d.To = netip.AddrPortFrom(p.To.Addr(), f.Port)
 		}
 		if d.Action == DNAT && !f.Outside {
-			d.Address = f.Destination // so that the answers come by here
+			d.Address = f.Destination // so that the answers come through this node
 		}
 	}
 	return d
 }
 
-// addresses returns those on the underlay: the node's and those of pools.
+// addresses returns the addresses on the underlay: the node's and those of pools.
 func (c *Config) addresses() []netip.Addr {
 	all := slices.Clone(c.Own)
 	for _, p := range c.Pools {
@@ -386,7 +385,7 @@ func (c *Config) addresses() []netip.Addr {
 	return all
 }
 
-// Pool returns the pool of a name, an empty one when there is none.
+// Pool returns the pool with a name, an empty one if there is none.
 func (c *Config) Pool(name string) Pool {
 	for _, p := range c.Pools {
 		if p.Name == name {

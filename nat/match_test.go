@@ -255,7 +255,7 @@ func TestMatchIsTheFirstRule(t *testing.T) {
 	}
 }
 
-// TestTiesAreBounded: policies that all tie cost no more than the pairs that are told.
+// TestTiesAreBounded: policies that all tie cost no more than the returned pairs.
 func TestTiesAreBounded(t *testing.T) {
 	for _, name := range []func(int) string{func(i int) string { return fmt.Sprint("p", i) }, func(int) string { return "same" }} {
 		var c Config

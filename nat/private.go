@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// private are the prefixes that the Internet does not route to their users.
+// private has the prefixes that are not routed on the Internet.
 var private = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"),      // RFC 1122 section 3.2.1.3
 	netip.MustParsePrefix("10.0.0.0/8"),     // RFC 1918
@@ -19,8 +19,8 @@ var private = []netip.Prefix{
 	netip.MustParsePrefix("fe80::/10"),      // RFC 4291 section 2.5.6
 }
 
-// Exposes says whether something from source to destination could carry an inside address into the
-// Internet: some of source is private, and not all of destination is.
+// Exposes reports whether a packet from source to destination could carry an inside address into
+// the Internet: some of source is private, and not all of destination is.
 func Exposes(source, destination netip.Prefix) bool {
 	return slices.ContainsFunc(private, source.Overlaps) && !slices.ContainsFunc(private, func(p netip.Prefix) bool {
 		return p.Bits() <= destination.Bits() && p.Contains(destination.Addr())

@@ -13,14 +13,14 @@ const (
 	UDPLite = 136
 )
 
-// protocols is what is known of IP protocols. Those that most packets have come first.
+// protocols has the properties of IP protocols, the most frequent ones first.
 var protocols = []struct {
 	number    uint8
-	name      string // empty: its number stands for it
-	policy    bool   // policies name it
-	ports     bool   // policies name its ports
-	told      bool   // ports, or an identifier, tell its flows apart behind one address
-	connected bool   // its flows begin with a packet of their own kind
+	name      string // empty: written as its number
+	policy    bool   // policies can name it
+	ports     bool   // policies can name its ports
+	told      bool   // ports, or an identifier, distinguish its flows behind one address
+	connected bool   // its flows begin with a packet of a special kind
 }{
 	{number: TCP, name: "tcp", policy: true, ports: true, told: true, connected: true},
 	{number: UDP, name: "udp", policy: true, ports: true, told: true},
@@ -36,8 +36,8 @@ var protocols = []struct {
 	{number: 51, name: "ah"},
 }
 
-// ProtocolName returns the name of an IP protocol, as "esp", or its number where it has no
-// well-known one.
+// ProtocolName returns the name of an IP protocol, as "esp", or its number if it has no well-known
+// name.
 func ProtocolName(protocol uint8) string {
 	for i := range protocols {
 		if p := &protocols[i]; p.number == protocol && p.name != "" {
@@ -47,9 +47,9 @@ func ProtocolName(protocol uint8) string {
 	return strconv.Itoa(int(protocol))
 }
 
-// PolicyProtocol returns the IP protocol number that a name in a policy has with flows of a family:
-// "icmp" is ICMPv6 with IPv6. The empty name is 0, every protocol. It returns false for a name that
-// policies do not know.
+// PolicyProtocol returns the IP protocol number of a name in a policy for flows of a family: "icmp"
+// is ICMPv6 with IPv6. The empty name is 0, every protocol. It returns false for a name that
+// policies do not have.
 func PolicyProtocol(name string, ipv6 bool) (protocol uint8, known bool) {
 	if name == "" {
 		return 0, true
@@ -65,7 +65,7 @@ func PolicyProtocol(name string, ipv6 bool) (protocol uint8, known bool) {
 	return 0, false
 }
 
-// TakesPorts says whether a policy of a protocol may name ports.
+// TakesPorts reports whether a policy of a protocol may name ports.
 func TakesPorts(name string) bool {
 	for i := range protocols {
 		if p := &protocols[i]; p.ports && p.name == name {
@@ -75,9 +75,9 @@ func TakesPorts(name string) bool {
 	return false
 }
 
-// Connectionless says whether flows of an IP protocol begin with any packet. They ask the rules
-// again when they are taken out of the table of connection tracking, and lose nothing by it. TCP,
-// DCCP and SCTP have connections.
+// Connectionless reports whether flows of an IP protocol begin with any packet. They are matched
+// against the rules again when their entry is removed from the connection table, and lose nothing
+// by it. TCP, DCCP and SCTP have connections.
 func Connectionless(protocol uint8) bool {
 	for i := range protocols {
 		if p := &protocols[i]; p.number == protocol {
@@ -87,9 +87,9 @@ func Connectionless(protocol uint8) bool {
 	return true
 }
 
-// Portless says whether flows of an IP protocol have no ports, nor an identifier as ICMP has, by
-// which two could be told apart behind one address: such a flow has an address for itself toward
-// its destination.
+// Portless reports whether flows of an IP protocol have neither ports nor an identifier, as ICMP
+// has, to distinguish two of them behind one address: such a flow occupies an address toward its
+// destination.
 func Portless(protocol uint8) bool {
 	for i := range protocols {
 		if p := &protocols[i]; p.number == protocol {
@@ -99,8 +99,7 @@ func Portless(protocol uint8) bool {
 	return true
 }
 
-// NotPortless returns the IP protocols that are not Portless. Those that most packets have come
-// first.
+// NotPortless returns the IP protocols that are not Portless, the most frequent ones first.
 func NotPortless() (all []uint8) {
 	for i := range protocols {
 		if p := &protocols[i]; p.told {

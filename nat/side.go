@@ -5,17 +5,17 @@ import (
 	"slices"
 )
 
-// Attachment is an interface by which a network inside is reached. A packet may be forwarded
-// between attachments, and from an attachment to the underlay; no other interface forwards.
+// Attachment is an interface that leads to an inside network. Packets may be forwarded between
+// attachments, and from an attachment to the underlay; no other interface forwards.
 type Attachment struct {
-	// Interface is a tunnel's, a plain one, or the underlay itself. By the underlay, only packets
-	// from and to Sources are inside.
+	// Interface is that of a tunnel, a plain one, or the underlay itself. On the underlay, only
+	// packets from and to Sources are inside.
 	Interface string
-	// Sources are the prefixes that packets may have as source when they come by the interface.
+	// Sources are the valid source prefixes of packets that arrive on the interface.
 	Sources []netip.Prefix
 }
 
-// Session is an address from which BGP may come, and the interface by which it must.
+// Session is an address that may open BGP, and the interface that it must use.
 type Session struct {
 	Interface string
 	Address   netip.Addr
@@ -25,64 +25,64 @@ type Session struct {
 type Door struct {
 	Interface string
 	Address   netip.Addr
-	// From are the sources that may; with an attachment that has an interface of its own, all that
-	// belong to it may, and From is empty.
+	// From are the allowed sources; for an attachment with an interface of its own, all of its
+	// sources are allowed, and From is empty.
 	From []netip.Prefix
 }
 
-// API says from where the node's own API may be reached.
+// API has the sources that may reach the node's own API.
 type API struct {
-	// Port is the TCP port of the API; 0: the rules know no API.
+	// Port is the TCP port of the API; 0: the rules have no API.
 	Port uint16
-	// From are the sources that may reach it, by any interface. The loopback always may.
+	// From are the sources that may reach it, on any interface. The loopback always may.
 	From []netip.Prefix
 }
 
-// Input says what may reach the node itself, beside what Sessions, API and DNS say.
+// Input decides which packets may reach the node itself, besides Sessions, API and DNS.
 type Input struct {
-	// Drop drops what is not let in: what answers the node, ICMP as far as a node needs it (RFC
-	// 4890 section 4.4), answers of DHCP, what carries tunnels, and SSH. Default: what isthmus does
-	// not serve itself is reached as the machine has it.
+	// Drop drops all packets except answers to the node, ICMP as far as a node needs it (RFC 4890
+	// section 4.4), answers of DHCP, the packets of tunnels, and SSH. Default: isthmus does not
+	// filter services that are not its own.
 	Drop bool
-	// SSH are the sources that may reach TCP port 22, by a tunnel only those that a prefix of the
-	// tunnel's own has in it. With Drop.
+	// SSH are the sources that may reach TCP port 22; through a tunnel only those within a prefix
+	// of the tunnel's own sources. With Drop.
 	SSH []netip.Prefix
 }
 
 // Tunnel is the interface of a tunnel.
 type Tunnel struct {
 	Interface string
-	// Port is the UDP port to which packets of the tunnel come. 0: it is IPsec, which comes by the
-	// underlay as IKE and ESP.
+	// Port is the UDP port that receives packets of the tunnel. 0: it is IPsec, which arrives on
+	// the underlay as IKE and ESP.
 	Port uint16
 }
 
-// Reason says why a packet was dropped.
+// Reason is the reason why a packet was dropped.
 type Reason string
 
 // The reasons.
 const (
-	// DropGuard: the packet would have left by the underlay with a source that is not a pool's nor
-	// the node's.
+	// DropGuard: the packet would have left by the underlay with a source that belongs neither to a
+	// pool nor to the node.
 	DropGuard Reason = "guard"
-	// DropSource: the source does not belong to the attachment by which the packet came.
+	// DropSource: the source does not belong to the attachment on which the packet arrived.
 	DropSource Reason = "foreign-source"
-	// DropInterface: the packet came by an interface, or would have left by one, that is neither an
-	// attachment nor the underlay.
+	// DropInterface: the packet arrived on an interface, or would have left by one, that is neither
+	// an attachment nor the underlay.
 	DropInterface Reason = "unknown-interface"
-	// DropUnderlay: the packet came by the underlay, and belongs to no flow that began inside, no
-	// DNAT and no pair of a no-nat policy.
+	// DropUnderlay: the packet arrived on the underlay, and belongs to no flow that began inside,
+	// no DNAT and no pair of a no-nat policy.
 	DropUnderlay Reason = "from-underlay"
 	// DropPlatform: the packet went to an address of the cloud's platform that no policy names.
 	DropPlatform Reason = "platform"
-	// DropInput: the packet was for the node itself, and nothing lets it in.
+	// DropInput: the packet was addressed to the node itself, and no rule allows it.
 	DropInput Reason = "input"
 )
 
 // Reasons lists every reason.
 var Reasons = []Reason{DropGuard, DropSource, DropInterface, DropUnderlay, DropPlatform, DropInput}
 
-// String says it in words.
+// String describes the reason.
 func (r Reason) String() string {
 	switch r {
 	case DropGuard:
@@ -117,8 +117,8 @@ var Platform = []netip.Prefix{
 	netip.MustParsePrefix("fe80::/10"),
 }
 
-// PlatformOf returns the most specific prefix of Platform that an address is in; the zero Prefix
-// when it is in none.
+// PlatformOf returns the most specific prefix of Platform that contains an address; the zero Prefix
+// if none does.
 func PlatformOf(a netip.Addr) (in netip.Prefix) {
 	for _, p := range Platform {
 		if p.Contains(a) && (!in.IsValid() || p.Bits() > in.Bits()) {
@@ -128,18 +128,18 @@ func PlatformOf(a netip.Addr) (in netip.Prefix) {
 	return in
 }
 
-// namesPlatform says whether a destination names addresses of the platform: it is one of their
-// prefixes, or within one and not larger than what serves there.
+// namesPlatform reports whether a destination names addresses of the platform: it is one of their
+// prefixes, or within one and not larger than the service's.
 func namesPlatform(destination netip.Prefix) bool {
 	in := PlatformOf(destination.Masked().Addr())
 	return in.IsValid() && destination.Bits() >= in.Bits()
 }
 
-// NamesPlatform says whether a rule names addresses of the platform, so that it may lead there.
+// NamesPlatform reports whether a rule names addresses of the platform, so that it may lead there.
 func (r *Rule) NamesPlatform() bool { return namesPlatform(r.Destination) }
 
-// SSHByTunnel returns the sources that may reach SSH by a tunnel: those that Input names and a
-// tunnel's sources have in them. A tunnel from which everything may come names none.
+// SSHByTunnel returns the sources that may reach SSH through a tunnel: those of Input that lie
+// within a tunnel's sources. A tunnel with all addresses as sources adds none.
 func (c *Config) SSHByTunnel() (may []netip.Prefix) {
 	for _, p := range c.Input.SSH {
 		if slices.ContainsFunc(c.Tunnels, func(t Tunnel) bool {
@@ -151,7 +151,7 @@ func (c *Config) SSHByTunnel() (may []netip.Prefix) {
 	return may
 }
 
-// Arms are the prefixes of attachments that are reached by the underlay's own interface.
+// Arms returns the prefixes of attachments that are reached through the underlay's own interface.
 func (c *Config) Arms() (arms []netip.Prefix) {
 	for _, a := range c.Attachments {
 		if a.Interface == c.Underlay {
@@ -161,8 +161,7 @@ func (c *Config) Arms() (arms []netip.Prefix) {
 	return distinct(arms)
 }
 
-// Attached returns the names of the interfaces that are attachments, without the underlay's, in
-// order.
+// Attached returns the names of the attachments' interfaces, without the underlay's, sorted.
 func (c *Config) Attached() (names []string) {
 	for _, a := range c.Attachments {
 		if a.Interface != c.Underlay {
@@ -173,15 +172,15 @@ func (c *Config) Attached() (names []string) {
 	return slices.Compact(names)
 }
 
-// Plain returns the names of the interfaces that are attachments, without the underlay's and
-// tunnels, in order.
+// Plain returns the names of the attachments' interfaces, without the underlay's and tunnels,
+// sorted.
 func (c *Config) Plain() []string {
 	return slices.DeleteFunc(c.Attached(), func(name string) bool {
 		return slices.ContainsFunc(c.Tunnels, func(t Tunnel) bool { return t.Interface == name })
 	})
 }
 
-// sources returns the prefixes that belong to an interface.
+// sources returns the source prefixes of an interface.
 func (c *Config) sources(iface string) (all []netip.Prefix) {
 	for _, a := range c.Attachments {
 		if a.Interface == iface {
@@ -191,10 +190,10 @@ func (c *Config) sources(iface string) (all []netip.Prefix) {
 	return all
 }
 
-// Crosses says whether the first packet of a flow may go from one interface to another, by the
-// sides of the interfaces and the prefixes of attachments alone: an empty Reason when it may.
-// opened says that the packet is for a server behind an address of a pool. What policies then say
-// about a flow that leaves by the underlay is for Match.
+// Crosses reports whether the first packet of a flow may go from one interface to another,
+// considering only the sides of the interfaces and the prefixes of attachments: an empty Reason if
+// it may. opened means that the packet is for a server behind an address of a pool. Match decides
+// by policies about flows that leave by the underlay.
 func (c *Config) Crosses(in, out string, f Flow, opened bool) Reason {
 	attached := c.Attached()
 	inside := func(iface string, a netip.Addr) bool {

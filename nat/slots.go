@@ -8,14 +8,14 @@ import (
 	"slices"
 )
 
-// Slots is into how many parts the sources are divided. All sources in a slot leave with the same
-// address.
+// Slots is the number of parts that the sources are divided into. All sources in a slot leave with
+// the same address.
 const Slots = 256
 
 // Slot returns the slot of a source.
 func Slot(source netip.Addr) int { return int(Hash(source) >> 24) }
 
-// Zone returns the name of the zone that a source is in; empty: none.
+// Zone returns the name of the zone of a source; empty: none.
 func (c *Config) Zone(source netip.Addr) string {
 	for _, z := range c.Zones {
 		if slices.ContainsFunc(z.Prefixes, func(p netip.Prefix) bool { return p.Contains(source) }) {
@@ -25,7 +25,7 @@ func (c *Config) Zone(source netip.Addr) string {
 	return ""
 }
 
-// Family returns the pool's addresses of one family, in order and without duplicates.
+// Family returns the pool's addresses of one family, sorted and without duplicates.
 func (p Pool) Family(ipv6 bool) []PoolAddress {
 	var addrs []PoolAddress
 	for _, a := range p.Addresses {
@@ -53,10 +53,10 @@ func (p Pool) Usable(ipv6 bool, zone string) []PoolAddress {
 	return up
 }
 
-// Slots deals the slots out to the usable addresses by weighted rendezvous (highest random weight,
-// Thaler and Ravishankar 1998): each slot goes to the address that scores highest for it, so that
-// one that comes takes its share and moves nothing else, and one that goes leaves its share and
-// moves nothing else. The addresses are zero when the pool has none of the family.
+// Slots assigns the slots to the usable addresses by weighted rendezvous hashing (highest random
+// weight, Thaler and Ravishankar 1998): each slot goes to the address that scores highest for it,
+// so that a new address takes its share and a removed one leaves its share, and no other slot
+// moves. The addresses are zero if the pool has none of the family.
 func (p Pool) Slots(ipv6 bool, zone string) (slots [Slots]netip.Addr) {
 	addrs := p.Usable(ipv6, zone)
 	for i := range slots {
@@ -65,9 +65,8 @@ func (p Pool) Slots(ipv6 bool, zone string) (slots [Slots]netip.Addr) {
 	return slots
 }
 
-// For returns the address of the pool that a source in a zone leaves with when it is not placed:
-// always the same one while the pool does not change. It is zero when the pool has none of the
-// family.
+// For returns the address of the pool for a source in a zone that is not placed: always the same
+// one while the pool does not change. It is zero if the pool has none of the family.
 func (p Pool) For(source netip.Addr, zone string) netip.Addr {
 	return winner(p.Usable(source.Is6(), zone), Slot(source))
 }
@@ -82,8 +81,8 @@ func winner(addrs []PoolAddress, slot int) (winner netip.Addr) {
 	return winner
 }
 
-// score is what an address bids for a slot. With u evenly distributed between 0 and 1, an address
-// has the highest weight / -ln u in its weight's share of the slots.
+// score is the score of an address for a slot. With u evenly distributed between 0 and 1, an
+// address has the highest weight / -ln u in its weight's share of the slots.
 func score(a PoolAddress, slot int) float64 {
 	b := a.Address.As16()
 	u := mix(binary.BigEndian.Uint64(b[8:]) + mix(binary.BigEndian.Uint64(b[:8])+mix(uint64(slot))))

@@ -2,40 +2,41 @@ package nat
 
 import "net/netip"
 
-// State is what was read back.
+// State is the state read back from the kernel.
 type State struct {
-	// Present is false when our table is not there at all.
+	// Present is false if our table does not exist.
 	Present bool
-	// Guarded is true when the rules of a document are there, which keep inside addresses in.
+	// Guarded is true if the guard of a document is in the kernel.
 	Guarded  bool
 	Policies []PolicyState
-	// Guard counts what was kept from leaving with a source that is no pool's and not the node's.
+	// Guard counts packets that were dropped because their source belongs neither to a pool nor to
+	// the node.
 	Guard Counter
-	// Drops counts what was dropped, by reason; Guard is among them.
+	// Drops counts dropped packets by reason; Guard is among them.
 	Drops map[Reason]Counter
-	// Placements are the placements that the kernel has.
+	// Placements are the placements in the kernel.
 	Placements []Placement
 }
 
-// PolicyState is what one policy has done.
+// PolicyState has the counters of one policy.
 type PolicyState struct {
 	Name string
-	// Flows counts the first packets of the flows that the policy decided.
+	// Flows counts the first packets of the flows that the policy matched.
 	Flows Counter
 }
 
 // Counter counts packets and bytes.
 type Counter struct{ Packets, Bytes uint64 }
 
-// Meter counts beginnings of flows. Counts only grow, but those of a use that has been idle for a
-// minute start from 0, and all do when someone removed our table. There is room for 65,536 uses;
+// Meter counts the beginnings of flows. Counts only grow, except that a use that was idle for a
+// minute starts again from 0, and all do when our table was removed. There is room for 65,536 uses;
 // flows of further ones are only in Begun.
 type Meter struct {
 	Begun map[Use]uint64
 	// Refused counts the packets of new flows that were refused because a service was exhausted.
-	// There is no source with a pool that is Silent, and no pool with others.
+	// The Use has no source if the pool is Silent, and no pool otherwise.
 	Refused map[Use]uint64
-	// TableFull counts those that were refused because connection tracking was full.
+	// TableFull counts those refused because connection tracking was full.
 	TableFull uint64
 }
 

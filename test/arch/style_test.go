@@ -16,6 +16,7 @@ import (
 // grows: rewrite a room, then add it.
 var plain = []string{
 	"README.md",
+	"bgp",
 	"cmd/isthmus",
 	"docs/architecture.md",
 	"docs/benchmarks.md",
@@ -30,6 +31,7 @@ var plain = []string{
 	"docs/security.md",
 	"docs/testing.md",
 	"docs/topology.md",
+	"nat",
 	"router/apply",
 	"router/auth",
 	"router/capability",
@@ -44,6 +46,7 @@ var plain = []string{
 	"router/topology",
 	"tunnel",
 	"tunnel/cloud",
+	"tunnel/cloud/importer",
 }
 
 // phrases are the patterns of docs/style.md that a program can find, each with what to write.

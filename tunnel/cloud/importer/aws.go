@@ -21,7 +21,7 @@ func readAWS(r *Result, docs []document) {
 		found := false
 		d.walk(func(n *node) bool {
 			for _, c := range n.all("vpn_connection") {
-				if d.xml && !c.has("VpnConnectionId") { // the Query API has vpnConnection around it
+				if d.xml && !c.has("VpnConnectionId") { // the Query API wraps it in vpnConnection
 					r.awsConnection(d, &node{}, c)
 					found = true
 				}
@@ -33,7 +33,7 @@ func readAWS(r *Result, docs []document) {
 				found = true
 				return false
 			case strings.Contains(n.text, "<vpn_connection"):
-				// an output of Terraform has the XML as a mere value
+				// an output of Terraform contains the XML as a plain value
 				r.awsText(d, n, &node{}, n.text)
 				found = true
 			}
@@ -49,14 +49,14 @@ func readAWS(r *Result, docs []document) {
 // and a value.
 var genericLine = regexp.MustCompile(`^[\s!-]*([A-Za-z][A-Za-z -]*?)\s*:\s*(\S*)`)
 
-// awsGeneric reads the text that the console makes for a "generic" device, as if it were the XML:
-// it says the same.
+// awsGeneric reads the console's text for a "generic" device as if it were the XML: the contents
+// are the same.
 func awsGeneric(data []byte) *node {
 	root := &node{line: 1}
 	connection := root.add("vpn_connection", &node{line: 1})
 	tunnel, where := connection, ""
 	number := 0
-	// no whole file ends with a value, and half of an address may be another
+	// a complete file does not end with a value, and half of an address may be another address
 	data = data[:bytes.LastIndexByte(data, '\n')+1]
 	for line := range bytes.Lines(data) {
 		text := string(line)
@@ -78,7 +78,7 @@ func awsGeneric(data []byte) *node {
 		address, bits, _ := strings.Cut(m[2], "/")
 		switch strings.Join(strings.Fields(m[1]), " ") { // some names have two spaces in them
 		case "Your VPN Connection ID":
-			if connection.has("id") { // of another file after the first
+			if connection.has("id") { // a second file follows the first
 				connection = root.add("vpn_connection", &node{line: number})
 			}
 			connection.set(m[2], number, "id")
@@ -102,7 +102,7 @@ func awsGeneric(data []byte) *node {
 	return root
 }
 
-// awsText reads the XML of a connection, and what is said about it around it.
+// awsText reads the XML of a connection, and the data around it.
 func (r *Result) awsText(d document, at, about *node, config string) {
 	if state := strings.ToLower(about.string("State")); slices.Contains([]string{"deleted", "deleting", "pending"}, state) {
 		r.note(d, about, "%s: is %s; skipped", awsID(about), state)
@@ -115,7 +115,7 @@ func (r *Result) awsText(d document, at, about *node, config string) {
 			err = errors.New("has no vpn_connection")
 		}
 		if err != nil {
-			// The options may tell enough.
+			// The options may be sufficient.
 			r.note(d, at, "%s: its CustomerGatewayConfiguration: %v", awsID(about), err)
 		} else {
 			xml = read.child("vpnconnection")
@@ -124,7 +124,7 @@ func (r *Result) awsText(d document, at, about *node, config string) {
 	if about.empty() {
 		about = &node{line: at.line}
 	}
-	// Lines of the inner text mean nothing in the file.
+	// Line numbers of the inner text have no meaning in the file.
 	xml.walk(func(n *node) bool { n.line = at.line; return true })
 	r.awsConnection(d, about, xml)
 }
@@ -179,7 +179,7 @@ func (r *Result) awsConnection(d document, about, xml *node) {
 		r.note(d, xml, "%s: has no tunnels", id)
 		return
 	}
-	// The order in the file is not stable, that of the addresses is.
+	// The order in the file is not stable, but that of the addresses is.
 	slices.SortFunc(tunnels, func(a, b awsTunnel) int { return a.remote.Is.Compare(b.remote.Is) })
 
 	gateway := xml.string("vpn_gateway_id")
@@ -214,8 +214,7 @@ func (r *Result) awsConnection(d document, about, xml *node) {
 	}
 }
 
-// awsVariant says what a variant of a connection asks of this node, where that is more than the
-// preset does.
+// awsVariant notes the requirements of a variant of a connection beyond those of the preset.
 func (r *Result) awsVariant(d document, about *node, id string) {
 	if o := about.get("Options", "OutsideIpAddressType"); strings.EqualFold(o.string(), "PrivateIpv4") {
 		r.note(d, o, "%s: has private outside addresses, over Direct Connect; the underlay must lead there", id)
@@ -275,7 +274,7 @@ func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 		n    *node
 		from string
 	}{{x.get("ike", "pre_shared_key"), "ike/pre_shared_key"}, {t.option("PreSharedKey"), "TunnelOptions/PreSharedKey"}} {
-		// Something else stands there when it was masked.
+		// Masked keys are replaced by other text.
 		if psk := key.n.string(); awsKey.MatchString(psk) && !out.PSK.known() {
 			out.PSK = keyFrom(psk, key.from)
 		}
@@ -290,8 +289,8 @@ func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 	p := preset("aws")
 	out.IKE = r.awsProposal(d, id, t, "1", p.IKEProposals.Is[0])
 	out.ESP = r.awsProposal(d, id, t, "2", p.ESPProposals.Is[0])
-	// The lifetimes in the XML do not follow the options: only these count. The gateway renews
-	// before the end by a margin that is made longer at random.
+	// The lifetimes in the XML do not follow the options: only the options count. The gateway
+	// renews before the end by a margin that is randomly increased.
 	margin, fuzz := 270*time.Second, int64(100)
 	if m := r.seconds(d, t.option("RekeyMarginTimeSeconds"), "RekeyMarginTimeSeconds"); m.known() {
 		margin = m.Is
@@ -310,8 +309,8 @@ func (r *Result) awsTunnel(d document, id, name string, t awsTunnel) Tunnel {
 	return out
 }
 
-// awsInside reads the inside addresses. In the options the gateway has the first of the block, the
-// customer gateway the second. A connection for IPv6 has a block of each family.
+// awsInside reads the inside addresses. In the options the gateway has the first host address of
+// the block, the customer gateway the second. A connection for IPv6 has a block of each family.
 func (r *Result) awsInside(d document, id string, t awsTunnel) (pairs []Inside) {
 	own := t.xml.get("customer_gateway", "tunnel_inside_address")
 	local := r.address(d, own.get("ip_address"), "customer_gateway/tunnel_inside_address")
@@ -336,7 +335,7 @@ func (r *Result) awsInside(d document, id string, t awsTunnel) (pairs []Inside) 
 		switch {
 		case text == "":
 		case err != nil || block.Bits() != option.bits:
-			r.note(d, t.at, "%s: %s %q is no /%d", id, option.name, short(text), option.bits)
+			r.note(d, t.at, "%s: %s %q is not a /%d", id, option.name, short(text), option.bits)
 		case !slices.ContainsFunc(pairs, func(in Inside) bool { return in.Peer.Is.Is4() == block.Addr().Is4() }):
 			first := block.Masked().Addr().Next()
 			pairs = append(pairs, Inside{Value[netip.Prefix]{netip.PrefixFrom(first.Next(), option.bits), option.name}, Value[netip.Addr]{first, option.name}})
@@ -371,7 +370,7 @@ var awsWords = struct{ ciphers, hashes, groups [][2]string }{
 	},
 }
 
-// awsProposal chooses the strongest that a phase's options allow; nothing when that is the
+// awsProposal returns the strongest proposal that a phase's options allow; empty if that is the
 // preset's.
 func (r *Result) awsProposal(d document, id string, t awsTunnel, phase, usual string) (v Value[[]string]) {
 	pick := func(option string, words [][2]string) string {
@@ -381,7 +380,7 @@ func (r *Result) awsProposal(d document, id string, t awsTunnel, phase, usual st
 				return w[1]
 			}
 		}
-		r.note(d, t.at, "%s: Phase%s%s allows only %s, none of which is known here", id, phase, option, short(strings.Join(allowed, ", ")))
+		r.note(d, t.at, "%s: Phase%s%s allows only %s, and none of them is known here", id, phase, option, short(strings.Join(allowed, ", ")))
 		return words[0][1]
 	}
 	cipher := pick("EncryptionAlgorithms", awsWords.ciphers)

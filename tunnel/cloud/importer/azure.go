@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// readAzure reads what az network vnet-gateway, vpn-connection and local-gateway show, or for a hub
-// vpn-gateway and vpn-site, which belong together by their ids; templates that were exported; and
-// the site files of Virtual WAN.
+// readAzure reads the output of az network vnet-gateway, vpn-connection and local-gateway show, or
+// for a hub vpn-gateway and vpn-site, which refer to each other by id; exported templates; and the
+// site files of Virtual WAN.
 func readAzure(r *Result, docs []document) {
 	var a azureObjects
 	for _, d := range docs {
@@ -76,8 +76,8 @@ func readAzure(r *Result, docs []document) {
 	}
 }
 
-// azureObjects are what Azure's files have. A side is a local network gateway, or a link of a VPN
-// site: this node.
+// azureObjects are the objects in Azure's files. A side is a local network gateway, or a link of a
+// VPN site: this node.
 type azureObjects struct {
 	gateways, connections, hubConnections, sides []document
 }
@@ -94,8 +94,8 @@ func called(n *node) string {
 
 func lastOf(id string) string { return printable(id[strings.LastIndexByte(id, '/')+1:]) }
 
-// find returns the object that an id means, or the only one when there is but one. In a template
-// objects have no ids.
+// find returns the object with an id, or the only one if there is just one. Objects in a template
+// have no ids.
 func find(all []document, id string) (document, bool) {
 	i := slices.IndexFunc(all, func(d document) bool {
 		own := d.string("id")
@@ -110,8 +110,8 @@ func find(all []document, id string) (document, bool) {
 	return all[i], true
 }
 
-// Azure's pre-shared keys have any printable ASCII but these; what is in brackets is a template's
-// expression.
+// Azure's pre-shared keys have any printable ASCII characters except these; text in brackets is a
+// template's expression.
 var (
 	azureKey = regexp.MustCompile(`^[!-,.-}]{1,128}$`)
 	noKey    = regexp.MustCompile(`^(\*+|\[.*\])$`)
@@ -124,8 +124,8 @@ func azurePSK(n *node, from string) (v Value[Secret]) {
 	return v
 }
 
-// azureRefused notes what this node cannot speak with a connection, and reports whether there is
-// such a thing.
+// azureRefused notes why this node cannot use a connection, and reports whether there is such a
+// reason.
 func (r *Result) azureRefused(c document, name string) bool {
 	// the second of a hub's
 	for _, field := range []string{"connectionProtocol", "vpnConnectionProtocolType"} {
@@ -165,7 +165,7 @@ func (r *Result) azureConnection(c document, a azureObjects) {
 	}
 	side, known := find(a.sides, c.string("localNetworkGateway2", "id"))
 	if !known {
-		// it may be written out in the connection
+		// the connection may contain it
 		side = document{file: c.file, node: c.get("localNetworkGateway2")}
 		if !side.has("gatewayIpAddress") {
 			r.note(c, c.node, "%s: its local network gateway %s is not among the files; give az network local-gateway show as well", name, lastOf(side.string("id")))
@@ -253,7 +253,7 @@ var (
 	literal   = regexp.MustCompile(`'([^']*)'`)
 )
 
-// evaluate puts values in the place of a template's expressions, as far as an export makes them:
+// evaluate replaces a template's expressions by their values, as far as an export uses them:
 // parameters with default values, and the ids of other resources. Other expressions stay.
 func evaluate(template *node) {
 	value := func(kind, name string) string {
@@ -292,7 +292,7 @@ func evaluate(template *node) {
 }
 
 // azurePeer chooses the BGP address of an instance as Azure does: the one that the connection
-// names; else a custom one when ours is link-local; else the default one.
+// names; otherwise a custom one if ours is link-local; otherwise the default one.
 func (r *Result) azurePeer(c, g document, in *node, own Value[netip.Addr]) Value[netip.Addr] {
 	id := in.string("ipconfigurationId")
 	// the second of a hub's
@@ -371,7 +371,7 @@ func (r *Result) azurePolicy(c document, name string, instance int, t *Tunnel) {
 	t.RekeyBytes = r.azureBytes(c, q.get("saDataSizeKilobytes"), "ipsecPolicies/saDataSizeKilobytes", p.ChildRekeyBytes.Is)
 }
 
-// differs returns a proposal that is not the preset's.
+// differs returns a proposal if it is not the preset's.
 func differs(proposal string, usual []string, from string) (v Value[[]string]) {
 	if !slices.Equal(usual, []string{proposal}) {
 		return Value[[]string]{[]string{proposal}, from}
@@ -379,8 +379,8 @@ func differs(proposal string, usual []string, from string) (v Value[[]string]) {
 	return v
 }
 
-// azureBytes returns a number of bytes for our renewal that is an eighth below the gateway's, when
-// the preset's is not.
+// azureBytes returns a rekey limit in bytes that is an eighth below the gateway's, if the preset's
+// is not.
 func (r *Result) azureBytes(d document, n *node, what string, preset uint64) (v Value[uint64]) {
 	text := n.string()
 	if text == "" {
@@ -388,7 +388,7 @@ func (r *Result) azureBytes(d document, n *node, what string, preset uint64) (v 
 	}
 	kb, err := strconv.ParseUint(text, 10, 32)
 	if err != nil || kb < 1200 {
-		r.note(d, n, "%s: %q is no number of kilobytes that this node can renew before", what, short(text))
+		r.note(d, n, "%s: %q is not a number of kilobytes that this node can renew before", what, short(text))
 		return v
 	}
 	if ours := kb * 1000 / 8 * 7; ours < preset*7/8 {
@@ -397,8 +397,8 @@ func (r *Result) azureBytes(d document, n *node, what string, preset uint64) (v 
 	return v
 }
 
-// azureSite reads one site of a Virtual WAN's file. Its parts are looked for wherever they are,
-// because there are files with one inside another.
+// azureSite reads one site of a Virtual WAN's file. It looks for the parts at any depth, because
+// some files are nested.
 func (r *Result) azureSite(d document) {
 	site := d.get("vpnSiteConfiguration")
 	name := site.string("Name")
@@ -430,7 +430,7 @@ func (r *Result) azureSite(d document) {
 			if p, err := netip.ParsePrefix(n.string()); err == nil {
 				spokes = append(spokes, p.Masked())
 			} else if n.string() != "" {
-				r.note(d, n, "%s: hubConfiguration: %q is no prefix", name, short(n.string()))
+				r.note(d, n, "%s: hubConfiguration: %q is not a prefix", name, short(n.string()))
 			}
 		}
 		add(hub.get("AddressSpace"))

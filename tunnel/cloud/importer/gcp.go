@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// readGCP reads what gcloud compute vpn-gateways, vpn-tunnels and routers describe, which belong
-// together by their names.
+// readGCP reads the output of gcloud compute vpn-gateways, vpn-tunnels and routers describe, which
+// refer to each other by name.
 func readGCP(r *Result, docs []document) {
 	var o gcpObjects
 	for _, d := range docs {
@@ -42,7 +42,7 @@ func readGCP(r *Result, docs []document) {
 	}
 }
 
-// gcpObjects are what a tunnel refers to. A peer is an external VPN gateway: this node.
+// gcpObjects are the objects that a tunnel refers to. A peer is an external VPN gateway: this node.
 type gcpObjects struct{ tunnels, gateways, peers, routers []document }
 
 func (o gcpObjects) count() int {
@@ -65,7 +65,7 @@ func same(d document, url string) bool {
 	return self != "" && resource(self) == resource(url) || d.string("name") == url || self == "" && d.string("name") == lastOf(url)
 }
 
-// resource returns what a URL names, whatever the host and the version of the API in it are.
+// resource returns the resource in a URL, whatever the host and the version of the API.
 func resource(url string) string {
 	if _, after, ok := strings.Cut("/"+url, "/projects/"); ok {
 		return after

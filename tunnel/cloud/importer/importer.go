@@ -1,7 +1,7 @@
-// Package importer reads what the clouds hand out about their VPN gateways and makes the tunnels
-// and peers of a document from it. Every value says where it came from; what is missing, skipped or
-// doubtful is said too. It is pure: files come in as bytes, and keys go out as values that do not
-// print themselves.
+// Package importer reads the clouds' files about their VPN gateways and makes the tunnels and peers
+// of a document from them. Every value has its source; missing, skipped and doubtful values are
+// noted. The package is pure: files come in as bytes, and keys go out as values that do not print
+// themselves.
 package importer
 
 import (
@@ -26,22 +26,21 @@ import (
 // MaxFile is the size in bytes of the largest file that is read.
 const MaxFile = 32 << 20
 
-// maxNotes is how many notes are taken before the rest is left out.
+// maxNotes bounds the notes; further ones are omitted.
 const maxNotes = 1000
 
-// File is one file with the name that messages give it.
+// File is a file with its name for messages.
 type File struct {
 	Name string
 	Data []byte
 }
 
-// Secret is a key from a file. It does not print: what fmt gets at behind Format's back is a
-// pointer.
+// Secret is a key from a file. It does not print: fmt can reach only a pointer behind Format.
 type Secret struct{ value *string }
 
 func keyFrom(key, from string) Value[Secret] { return Value[Secret]{Secret{&key}, from} }
 
-// Bytes returns the key; nothing when it is not known.
+// Bytes returns the key; nil if it is unknown.
 func (s Secret) Bytes() []byte {
 	if s.value == nil {
 		return nil
@@ -60,10 +59,10 @@ func (Secret) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, hidden) }
 // MarshalText hides the key from encoders.
 func (Secret) MarshalText() ([]byte, error) { return []byte(hidden), nil }
 
-// Value is a value and where it came from.
+// Value is a value with its source.
 type Value[T any] struct {
 	Is   T
-	From string // empty: the value is not known
+	From string // empty: the value is unknown
 }
 
 func (v Value[T]) known() bool { return v.From != "" }
@@ -74,7 +73,7 @@ type Result struct {
 	Files   []string
 	Tunnels []Tunnel // in the order of names
 	Routes  []Route  // for tunnels without BGP
-	Notes   []string // what was skipped, is missing or needs care
+	Notes   []string // skipped, missing and doubtful values
 
 	names map[string]bool          // of Tunnels
 	ends  map[[2]netip.Addr]string // node and gateway of each of Tunnels -> name
@@ -84,7 +83,7 @@ type Result struct {
 type Tunnel struct {
 	Name  string
 	Cloud string
-	About string // what it is in the cloud's words
+	About string // description in the cloud's terms
 
 	Remote       Value[netip.Addr]
 	Inside       []Inside // at most one of each family; the session is between the first
@@ -99,8 +98,8 @@ type Tunnel struct {
 	Keepalive    Value[time.Duration]
 	Password     Value[Secret]
 	Import       Value[[]netip.Prefix]
-	ExportLimit  Value[uint32] // of prefixes, where it is another than the preset's
-	RouterASN    Value[uint32] // what the cloud expects of this node
+	ExportLimit  Value[uint32] // of prefixes, if it differs from the preset's
+	RouterASN    Value[uint32] // the ASN that the cloud expects of this node
 	RouterPublic Value[netip.Addr]
 }
 
@@ -122,8 +121,8 @@ func (t Tunnel) PSKName() string { return t.Name }
 // PasswordName returns the name under which the session's TCP MD5 key is stored.
 func (t Tunnel) PasswordName() string { return fit(t.Name, "-md5") }
 
-// Import reads the files of one cloud: "aws", "azure" or "gcp". An error means that nothing can be
-// made of them.
+// Import reads the files of one cloud: "aws", "azure" or "gcp". An error means that the files
+// contain nothing usable.
 func Import(name string, files []File) (*Result, error) {
 	r := &Result{Cloud: name}
 	read, ok := map[string]func(*Result, []document){"aws": readAWS, "azure": readAzure, "gcp": readGCP}[name]
@@ -151,10 +150,10 @@ func Import(name string, files []File) (*Result, error) {
 	return r, nil
 }
 
-// document is what a file has: its value, or a list of its values.
+// document is the content of a file: its value, or a list of its values.
 type document struct {
 	file string
-	from string // the cloud that the names in it are of; empty when it is not clear
+	from string // the cloud that its names belong to; empty if unclear
 	xml  bool
 	*node
 }
@@ -167,7 +166,7 @@ func parse(f File) (document, error) {
 		return d, errors.New("is empty")
 	}
 	if bytes.IndexByte(data, 0) >= 0 {
-		return d, errors.New("is no text in UTF-8, or in UTF-16 with a byte order mark")
+		return d, errors.New("is not text in UTF-8, or in UTF-16 with a byte order mark")
 	}
 	d.from = guess(data)
 	var err error
@@ -193,19 +192,18 @@ func parse(f File) (document, error) {
 	return d, err
 }
 
-// prose is in the configurations that AWS's console makes for the devices of some vendor, and in
-// the scripts that Azure's portal makes.
+// prose matches the configurations that AWS's console makes for some vendors' devices, and the
+// scripts of Azure's portal.
 var prose = regexp.MustCompile(`(?i)IPSec Tunnel #1|#1: Internet Key Exchange|\[1\] (Network|Resource) parameters`)
 
-// unescape undoes the ways in which XML is carried inside other files, when the whole text was
-// copied from there.
+// unescape decodes XML that was copied out of another file with that file's escapes.
 func unescape(data []byte) []byte {
 	if data[0] == '\\' {
 		// A JSON string without its quotes: Terraform escapes markup.
 		data = []byte(strings.NewReplacer(`\u003c`, "<", `\u003C`, "<", `\u003e`, ">", `\u003E`, ">", `\u0026`, "&", `\"`, `"`, `\n`, "\n", `\t`, "\t", `\r`, "", `\\`, `\`).Replace(string(data)))
 	}
 	if bytes.HasPrefix(data, []byte("&lt;")) {
-		// The Query API: the reader of XML undoes it.
+		// The Query API: the XML reader decodes it.
 		if root, err := parseXML(slices.Concat([]byte("<x>"), data, []byte("</x>"))); err == nil {
 			return []byte(root.string("x"))
 		}
@@ -213,7 +211,7 @@ func unescape(data []byte) []byte {
 	return data
 }
 
-// guess tells from the names in a file which cloud it is from; empty when it is not clear.
+// guess returns the cloud of a file by the names in it; empty if unclear.
 func guess(data []byte) string {
 	best, most := "", 0
 	for _, c := range []struct {
@@ -235,7 +233,7 @@ func guess(data []byte) string {
 	return best
 }
 
-// nothing notes that a file has nothing of what is looked for.
+// nothing notes that a file has no object of a kind.
 func (r *Result) nothing(d document, what string) {
 	if d.from != "" && d.from != r.Cloud {
 		r.note(d, nil, "is a file of another cloud; use isthmus cloud import %s", d.from)
@@ -258,8 +256,7 @@ func (r *Result) note(d document, at *node, format string, args ...any) {
 	r.Notes = append(r.Notes, printable(where+": "+fmt.Sprintf(format, args...)))
 }
 
-// add adds a tunnel under a name that is free, and returns it. One that is there already is left
-// out and noted.
+// add adds a tunnel under a free name, and returns the name. A duplicate is omitted and noted.
 func (r *Result) add(d document, at *node, t Tunnel) (name string, added bool) {
 	if r.names == nil {
 		r.names, r.ends = map[string]bool{}, map[[2]netip.Addr]string{}
@@ -278,7 +275,7 @@ func (r *Result) add(d document, at *node, t Tunnel) (name string, added bool) {
 	return t.Name, true
 }
 
-// route adds a static route, or tunnels to the one that is there for the prefix.
+// route adds a static route, or adds tunnels to the existing one for the prefix.
 func (r *Result) route(p Value[netip.Prefix], tunnels []string) {
 	i := slices.IndexFunc(r.Routes, func(o Route) bool { return o.Prefix.Is == p.Is })
 	if i < 0 {
@@ -316,7 +313,7 @@ func (r *Result) Only(public netip.Addr) {
 
 var notInNames = regexp.MustCompile(`[^a-z0-9]+`)
 
-// nameOf makes the name of a document's object from whatever the cloud calls it.
+// nameOf makes the name of a document's object from the cloud's names.
 func nameOf(parts ...string) string {
 	s := strings.Trim(notInNames.ReplaceAllString(strings.ToLower(strings.Join(parts, "-")), "-"), "-")
 	if s == "" {
@@ -339,7 +336,7 @@ func printable(s string) string {
 	}, s)
 }
 
-// address reads an address; what is no address is noted.
+// address parses an address; an invalid one is noted.
 func (r *Result) address(d document, n *node, what string) (a Value[netip.Addr]) {
 	text := n.string()
 	if text == "" {
@@ -347,13 +344,13 @@ func (r *Result) address(d document, n *node, what string) (a Value[netip.Addr])
 	}
 	v, err := netip.ParseAddr(text)
 	if err != nil || v.Zone() != "" {
-		r.note(d, n, "%s: %q is no address", what, short(text))
+		r.note(d, n, "%s: %q is not an address", what, short(text))
 		return a
 	}
 	return Value[netip.Addr]{v, what}
 }
 
-// asn reads an autonomous system number.
+// asn parses an autonomous system number.
 func (r *Result) asn(d document, n *node, what string) (a Value[uint32]) {
 	text := n.string()
 	if text == "" {
@@ -361,13 +358,13 @@ func (r *Result) asn(d document, n *node, what string) (a Value[uint32]) {
 	}
 	v, err := strconv.ParseUint(text, 10, 32)
 	if err != nil || v == 0 {
-		r.note(d, n, "%s: %q is no AS number", what, short(text))
+		r.note(d, n, "%s: %q is not an AS number", what, short(text))
 		return a
 	}
 	return Value[uint32]{uint32(v), what}
 }
 
-// seconds reads a number of seconds from 1 to a year; 0 is how Terraform writes that there is none.
+// seconds parses a number of seconds from 1 to a year; 0 is Terraform's form of unset.
 func (r *Result) seconds(d document, n *node, what string) (v Value[time.Duration]) {
 	text := n.string()
 	if text == "" || text == "0" {
@@ -375,13 +372,13 @@ func (r *Result) seconds(d document, n *node, what string) (v Value[time.Duratio
 	}
 	s, err := strconv.ParseUint(text, 10, 32)
 	if err != nil || s > 365*86400 {
-		r.note(d, n, "%s: %q is no number of seconds", what, short(text))
+		r.note(d, n, "%s: %q is not a number of seconds", what, short(text))
 		return v
 	}
 	return Value[time.Duration]{time.Duration(s) * time.Second, what}
 }
 
-// short cuts a text that may be anything.
+// short bounds a text of unknown length.
 func short(s string) string {
 	if len(s) > 40 {
 		return s[:40] + "..."
@@ -389,7 +386,8 @@ func short(s string) string {
 	return s
 }
 
-// earlier returns a time for our renewal that is before the gateway's, when the preset's is not.
+// earlier returns a lifetime for this node that is shorter than the gateway's, if the preset's is
+// not.
 func (r *Result) earlier(d document, at *node, theirs Value[time.Duration], preset, least time.Duration) (v Value[time.Duration]) {
 	if !theirs.known() || theirs.Is > preset {
 		return v
@@ -402,7 +400,7 @@ func (r *Result) earlier(d document, at *node, theirs Value[time.Duration], pres
 	return Value[time.Duration]{ours, "before the gateway's " + theirs.Is.String() + ", " + theirs.From}
 }
 
-// YAML writes the tunnels, peers and static routes as parts of a document, with comments.
+// YAML formats the tunnels, peers and static routes as parts of a document, with comments.
 func (r *Result) YAML() string {
 	var b strings.Builder
 	line := func(indent int, text, comment string) {
@@ -412,7 +410,7 @@ func (r *Result) YAML() string {
 		}
 		b.WriteString("\n")
 	}
-	fmt.Fprintf(&b, "# From %s, by isthmus cloud import %s. What is left out comes from `cloud`: see isthmus cloud show.\n", printable(strings.Join(r.Files, ", ")), r.Cloud)
+	fmt.Fprintf(&b, "# From %s, by isthmus cloud import %s. Omitted fields come from `cloud`: see isthmus cloud show.\n", printable(strings.Join(r.Files, ", ")), r.Cloud)
 	for _, a := range r.Routers() {
 		asns := map[uint32]bool{}
 		for _, t := range r.Tunnels {
@@ -515,8 +513,8 @@ func (r *Result) YAML() string {
 	return b.String()
 }
 
-// quote puts quotes around what YAML would not read as this text: IPv6 has colons, and a name may
-// be a number.
+// quote quotes a text that YAML would read as another value: IPv6 addresses have colons, and a name
+// may be a number.
 func quote(s string) string {
 	var n yaml.Node
 	if err := yaml.Unmarshal([]byte(s), &n); err != nil || n.Content[0].Tag != "!!str" || strings.Contains(s, ":") {

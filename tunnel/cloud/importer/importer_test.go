@@ -238,12 +238,12 @@ func TestTruncatedText(t *testing.T) {
 func TestRefused(t *testing.T) {
 	for _, test := range []struct{ cloud, text, want string }{
 		{"aws", "", "f: is empty"},
-		{"aws", "\x7fELF\x00\x00", "f: is no text"},
+		{"aws", "\x7fELF\x00\x00", "f: is not text"},
 		{"aws", "{\n\"a\": [1,\n2", "f: line 3: the file ends before it is complete"},
 		{"aws", "{\n\"a\" 1}", "f: line 2: has no colon after a name, where it has '1'"},
 		{"aws", "{\"a\": nil}", "has no value"},
 		{"aws", "<a>\n<b>\n", "f: line 2: the file ends before it is complete"},
-		{"aws", "<a>\n</b>", "f: line 2: is no XML"},
+		{"aws", "<a>\n</b>", "f: line 2: is not XML"},
 		{"aws", `{"VpnConnections": []}`, "f: has no VPN connection in it"},
 		{"aws", "<vpn_connection id=\"vpn-1\"/>", "f:1: vpn-1: has no tunnels"},
 		{"aws", strings.Repeat("[", 200), "is nested deeper than 100 levels"},

@@ -103,7 +103,7 @@ var shapes = []struct {
 	{"one connection, one tunnel", "aws", []string{connectionXML("vpn-1", tunnelXML("203.0.113.9", 1))}, 1, []string{"local: 169.254.64.6/30", "remote: 169.254.64.5", "asn: 64521"}},
 	{"two files in one", "aws", []string{"<?xml version=\"1.0\"?>\n" + connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)) + "\n<?xml version=\"1.0\"?>\n" + connectionXML("vpn-2", tunnelXML("203.0.113.9", 2)) + "\n%"}, 2,
 		[]string{"name: vpn-1-1", "name: vpn-2-1"}},
-	{"connections below an element of somebody's own", "aws", []string{"<all>" + connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)) + connectionXML("vpn-2", tunnelXML("203.0.113.9", 2)) + "</all>"}, 2, nil},
+	{"connections below an element of another format", "aws", []string{"<all>" + connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)) + connectionXML("vpn-2", tunnelXML("203.0.113.9", 2)) + "</all>"}, 2, nil},
 	{"Query API, one connection", "aws", []string{"<CreateVpnConnectionResponse><vpnConnection><vpnConnectionId>vpn-1</vpnConnectionId><state>available</state><customerGatewayConfiguration>" +
 		strings.NewReplacer("<", "&lt;", ">", "&gt;").Replace(connectionXML("vpn-1", tunnelXML("203.0.113.9", 1))) + "</customerGatewayConfiguration></vpnConnection></CreateVpnConnectionResponse>"}, 1, nil},
 	{"a tunnel twice", "aws", []string{connectionXML("vpn-1", tunnelXML("203.0.113.9", 1), tunnelXML("203.0.113.9", 1))}, 1, []string{"leads from the same node to the same gateway, 198.51.100.1, as vpn-1-1; left out"}},
@@ -111,7 +111,7 @@ var shapes = []struct {
 	{"no address of the gateway", "aws", []string{`<vpn_connection id="vpn-1"><ipsec_tunnel></ipsec_tunnel></vpn_connection>`}, 0, []string{"f0:1: vpn-1: an ipsec_tunnel has no vpn_gateway/tunnel_outside_address"}},
 	{"deleted, deleting, pending, up", "aws", []string{"[" + described("vpn-1", "deleted", "{}", "") + "," + described("vpn-2", "deleting", "{}", "") + "," + described("vpn-3", "pending", "{}", "...") + "," + described("vpn-4", "available", "{}", connectionXML("vpn-4", tunnelXML("203.0.113.9", 1))) + "]"}, 1,
 		[]string{"vpn-1: is deleted; skipped", "vpn-2: is deleting; skipped", "vpn-3: is pending; skipped"}},
-	{"text in the place of the XML", "aws", []string{described("vpn-1", "available", "{}", "...configuration...")}, 0, []string{"vpn-1: its CustomerGatewayConfiguration: line 1: is no XML"}},
+	{"text in the place of the XML", "aws", []string{described("vpn-1", "available", "{}", "...configuration...")}, 0, []string{"vpn-1: its CustomerGatewayConfiguration: line 1: is not XML"}},
 	{"IKEv1 only", "aws", []string{described("vpn-1", "available", `{"TunnelOptions": [{"OutsideIpAddress": "198.51.100.1", "IkeVersions": [{"Value": "ikev1"}]}]}`, connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)))}, 1,
 		[]string{"the tunnel to 198.51.100.1 takes only ikev1; add ikev2 with modify-vpn-tunnel-options"}},
 	{"static routes", "aws", []string{described("vpn-1", "available", `{"StaticRoutesOnly": true}`, connectionXML("vpn-1", tunnelXML("203.0.113.9", 1)))}, 1, []string{"is routed statically; write a static route"}},

@@ -14,19 +14,19 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Bounds on what a file may ask for: real ones are nested about ten levels deep, and a thousand
+// Bounds on the cost of a file: real ones are nested about ten levels deep, and a thousand
 // connections have less than half a million values. A value takes up to 250 bytes, so a hostile
 // file costs some hundred megabytes at most.
 const (
 	maxDepth = 100
 	maxNodes = 1 << 20
-	maxYAML  = 4 << 20 // bytes; its reader has no bound of its own
+	maxYAML  = 4 << 20 // bytes; the YAML reader has no bound of its own
 )
 
 var errNodes = fmt.Errorf("has more than %d values", maxNodes)
 
-// node is a value of a file, whatever its syntax was: an object with keys, a list, or a text. XML
-// elements are objects whose repeated children are repeated keys; an attribute is a child.
+// node is a value of a file in any syntax: an object with keys, a list, or a text. XML elements are
+// objects whose repeated children are repeated keys; an attribute is a child.
 type node struct {
 	keys   []string // as norm returns them; as many as values, or none
 	values []*node
@@ -35,11 +35,11 @@ type node struct {
 	line   int
 }
 
-// norm makes the spellings of one name equal: TunnelOptions, tunnelOptions, tunnel_options.
+// norm maps the spellings of a name to one: TunnelOptions, tunnelOptions, tunnel_options.
 func norm(key string) string { return strings.ToLower(strings.ReplaceAll(key, "_", "")) }
 
-// get follows names into objects. What Azure's REST API has below "properties" is found without it.
-// It returns an empty node when there is none.
+// get follows names into objects, and looks below "properties" of Azure's REST API without being
+// asked. It returns an empty node if a name is missing.
 func (n *node) get(path ...string) *node {
 	for _, name := range path {
 		next := n.child(norm(name))
@@ -71,7 +71,7 @@ func (n *node) add(name string, child *node) *node {
 	return child
 }
 
-// set gives a text to the node that names lead to from an object, and makes those on the way.
+// set sets the text of the node at a path from an object, and creates missing nodes on the way.
 func (n *node) set(text string, line int, path ...string) {
 	for _, name := range path {
 		next := n.child(norm(name))
@@ -109,7 +109,7 @@ func (n *node) empty() bool { return len(n.values) == 0 && n.text == "" && !n.li
 // string returns the text of a name; empty when it is missing or null.
 func (n *node) string(path ...string) string { return strings.TrimSpace(n.get(path...).text) }
 
-// walk calls f for a node and, while f wants it, for what is below.
+// walk calls f for a node and, while f returns true, for its children.
 func (n *node) walk(f func(*node) bool) {
 	if !f(n) {
 		return
@@ -138,8 +138,7 @@ func utf8Text(data []byte) []byte {
 	return []byte(string(utf16.Decode(units)))
 }
 
-// errTwice means that an object has a name twice: one description was put after another without
-// what separates them.
+// errTwice means that an object has a name twice: two descriptions were joined without a separator.
 func errTwice(name string) error {
 	return fmt.Errorf("has %q twice in one object; where descriptions follow each other, put --- between them, or give a file for each", short(name))
 }
@@ -147,8 +146,9 @@ func errTwice(name string) error {
 // errEnd means that a file ends before it is complete.
 var errEnd = errors.New("the file ends before it is complete")
 
-// parseJSON reads values one after the other. It takes what real files have beside the standard:
-// several values, with or without commas between them, and commas before closing brackets.
+// parseJSON reads values one after the other. It accepts deviations from the standard that real
+// files have: several values, with or without commas between them, and commas before closing
+// brackets.
 func parseJSON(data []byte) ([]*node, error) {
 	p := jsonParser{data: data, line: 1}
 	var out []*node
@@ -295,7 +295,7 @@ func (p *jsonParser) text() (string, error) {
 			return s, nil
 		}
 	}
-	p.at = len(p.data) // an escape may have led beyond it
+	p.at = len(p.data) // an escape may have moved past the end
 	return "", errEnd
 }
 
@@ -303,7 +303,7 @@ func (p *jsonParser) text() (string, error) {
 // children of the node.
 func parseXML(data []byte) (*node, error) {
 	d := xml.NewDecoder(bytes.NewReader(data))
-	// utf8Text has seen to it
+	// utf8Text has converted it
 	d.CharsetReader = func(_ string, in io.Reader) (io.Reader, error) { return in, nil }
 	stack := []*node{{line: 1}}
 	var texts []*strings.Builder
@@ -311,7 +311,7 @@ func parseXML(data []byte) (*node, error) {
 		line, _ := d.InputPos()
 		if s, ok := errors.AsType[*xml.SyntaxError](err); ok {
 			line = s.Line
-			if err = errors.New("is no XML: " + s.Msg); s.Msg == "unexpected EOF" {
+			if err = errors.New("is not XML: " + s.Msg); s.Msg == "unexpected EOF" {
 				err = errEnd
 			}
 		}
@@ -321,7 +321,7 @@ func parseXML(data []byte) (*node, error) {
 		token, err := d.Token()
 		switch {
 		case err == io.EOF && len(stack[0].values) == 0:
-			return nil, fail(errors.New("is no XML"))
+			return nil, fail(errors.New("is not XML"))
 		case err == io.EOF:
 			return stack[0], nil
 		case err == nil && nodes > maxNodes:
