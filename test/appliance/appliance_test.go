@@ -82,7 +82,7 @@ func (b *bench) start(f Firmware, seed string) {
 	b.t.Helper()
 	wire, err := b.w.cloud.NAT.Tap(b.t.Context(), "machine", vpc)
 	b.ok(err)
-	m, err := Start(b.t.Context(), Config{Disk: b.disk, First: b.first, Firmware: f, Seed: seed, UUID: "6c3cf9a5-1f5b-4f0e-9d3f-1d1c5f0a7b11", Extra: b.extra, Files: []*os.File{wire},
+	m, err := Start(b.t.Context(), Config{Disk: b.disk, First: b.first, Firmware: f, Seed: seed, UUID: "6c3cf9a5-1f5b-4f0e-9d3f-1d1c5f0a7b11", Extra: b.extra, Log: b.t.Logf, Files: []*os.File{wire},
 		Net: []string{"-netdev", "tap,id=net0,fd=3", "-device", "virtio-net-pci,netdev=net0,romfile=,mac=" + mac}})
 	if err != nil {
 		b.t.Fatal(err)

@@ -2,6 +2,7 @@
 package appliance
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -50,6 +51,8 @@ type Config struct {
 	First, Extra []string
 	// MemoryMiB is the memory's size; 0: 1024.
 	MemoryMiB int
+	// Log takes notes of the emulation. Nil: none.
+	Log func(format string, args ...any)
 }
 
 // Machine is a machine that runs. Its methods may be called from one goroutine.
@@ -57,6 +60,7 @@ type Machine struct {
 	dir     string
 	cmd     *exec.Cmd
 	console net.Conn
+	log     func(format string, args ...any)
 	started time.Time
 	done    chan struct{} // closed when QEMU has ended
 
@@ -97,7 +101,10 @@ func Start(ctx context.Context, c Config) (_ *Machine, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting a machine: %w", err)
 	}
-	m := &Machine{dir: dir, cmd: exec.CommandContext(ctx, "qemu-system-x86_64", args...), started: time.Now(), done: make(chan struct{}), more: make(chan struct{})}
+	if c.Log == nil {
+		c.Log = func(string, ...any) {}
+	}
+	m := &Machine{dir: dir, log: c.Log, cmd: exec.CommandContext(ctx, "qemu-system-x86_64", args...), started: time.Now(), done: make(chan struct{}), more: make(chan struct{})}
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true}
 	m.cmd.ExtraFiles = c.Files
 	var stderr bytes.Buffer
@@ -116,7 +123,55 @@ func Start(ctx context.Context, c Config) (_ *Machine, err error) {
 		return nil, fmt.Errorf("starting a machine: %w: %s", err, stderr.String())
 	}
 	go m.read()
+	go m.watch()
 	return m, nil
+}
+
+// silence is how long an emulated firmware may be silent after a restart. It speaks within ten seconds, also on a busy
+// machine, or it hangs.
+const silence = 90 * time.Second
+
+// watch resets a machine whose firmware hangs after a restart, as it does now and then under emulation with SMM: one core spins and
+// nothing is shown any more.
+func (m *Machine) watch() {
+	size, since := 0, time.Now()
+	for {
+		select {
+		case <-m.done:
+			return
+		case <-time.After(time.Second):
+		}
+		text := m.Text()
+		if len(text) != size {
+			size, since = len(text), time.Now()
+		}
+		if time.Since(since) > silence && strings.HasSuffix(strings.TrimSpace(text), "reboot: Restarting system") {
+			since = time.Now()
+			m.log("the firmware is silent since the restart %v ago; resetting the machine: %v", silence, m.reset())
+		}
+	}
+}
+
+// reset is the reset button.
+func (m *Machine) reset() error {
+	conn, err := net.Dial("unix", filepath.Join(m.dir, "qmp"))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	answers := bufio.NewScanner(conn) // the greeting comes first
+	for _, command := range []string{"qmp_capabilities", "system_reset"} {
+		if _, err := fmt.Fprintf(conn, "{\"execute\": %q}\n", command); err != nil {
+			return err
+		}
+		for answers.Scan() && !strings.Contains(answers.Text(), `"return"`) {
+			if strings.Contains(answers.Text(), `"error"`) {
+				return errors.New(answers.Text())
+			}
+		}
+	}
+	return answers.Err()
 }
 
 func (m *Machine) read() {
@@ -273,6 +328,7 @@ func arguments(c Config, dir string) ([]string, error) {
 	args := []string{
 		"-accel", accel, "-cpu", cpu, "-smp", "2", "-m", fmt.Sprint(memory), "-M", "q35,usb=off,vmport=off,smm=" + smm,
 		"-nodefaults", "-no-user-config", "-display", "none",
+		"-qmp", "unix:" + filepath.Join(dir, "qmp") + ",server=on,wait=off",
 		"-chardev", "socket,id=console,path=" + filepath.Join(dir, "console"), "-serial", "chardev:console",
 		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
 	}
