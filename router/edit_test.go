@@ -34,7 +34,7 @@ func ledger(r *Router) []byte {
 	return now.Ledger
 }
 
-// planned returns the target but for the tunnels, of which the secrets are another store's.
+// planned returns the target without tunnels, because their secrets are in another store.
 func planned(r *Router) plan.Target {
 	t := target(r)
 	t.Tunnels = nil

@@ -396,7 +396,7 @@ func text(s string) *isthmusv1.Source {
 	return &isthmusv1.Source{Source: &isthmusv1.Source_Text{Text: s}}
 }
 
-// What other rooms wait for.
+// Pauses of package observe and of retries, which tests of the whole router wait out.
 const (
 	lastRetry   = time.Minute
 	charonCheck = 10 * time.Second

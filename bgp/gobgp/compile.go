@@ -134,7 +134,7 @@ func hostPrefix(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).St
 // applies them to every path and peer; what no statement accepts is rejected by the default of the
 // assignment. To the peers in withdraw (by name) everything that is not announced is withdrawn:
 // GoBGP sends a path with LLGR_STALE as a withdrawal to a peer without long-lived graceful restart,
-// and there is no other way to take back what a former policy let out.
+// and GoBGP has no other way to withdraw what a former policy announced.
 func compilePolicies(asn uint32, peers []peerConfig, withdraw map[string]bool) *api.SetPoliciesRequest {
 	b := policyBuilder{asn: asn}
 	in := &api.Policy{Name: importPolicy, Statements: []*api.Statement{{

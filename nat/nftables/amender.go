@@ -169,7 +169,7 @@ func (a *amender) view(v int) bool {
 	return a.looks >= 0
 }
 
-// members has rules come to a view and leave it, of which rules that they beat have come or gone.
+// members adds rules to a view and removes others when rules that they beat have come or gone.
 func (a *amender) members(v int, left []shift) []shift {
 	wants := a.views[v].wants
 	var lost, won []*nat.Rule // rules that the view is for

@@ -78,7 +78,7 @@ func (d *Driver) Begun(ctx context.Context) (flows, portless uint64, err error) 
 	return flows, portless, errors.Join(err, err2)
 }
 
-// Meter returns of which flows Begun consists. See nat.PortKeeper.
+// Meter counts the flows that began and those that were refused, by use. See nat.PortKeeper.
 func (d *Driver) Meter(ctx context.Context) (nat.Meter, error) {
 	m := nat.Meter{Begun: map[nat.Use]uint64{}, Refused: map[nat.Use]uint64{}}
 	conn, err := d.open()

@@ -235,38 +235,10 @@ func TestFlowsEnd(t *testing.T) {
 	t.Cleanup(func() { cancel(); <-ended })
 	u.use(c.Config, outside)
 
-	var l net.Listener
-	var err error
-	c.Server.Do(func() { l, err = net.Listen("tcp", ":443") })
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	connect := func(from, to string) (client, server net.Conn) {
-		t.Helper()
-		c.Client.Do(func() {
-			client, err = (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: time.Minute}).Dial("tcp", to)
-		})
-		if err == nil {
-			server, err = l.Accept()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { client.Close(); server.Close() })
-		return client, server
-	}
-	passes := func(from, to net.Conn, limit time.Duration) bool {
-		to.SetReadDeadline(time.Now().Add(limit))
-		if _, err := from.Write([]byte("data")); err != nil {
-			return false
-		}
-		_, err := to.Read(make([]byte, 100))
-		return err == nil
-	}
-	denied, deniedAt := connect("10.0.0.5", "198.51.100.1:443")
-	spared, sparedAt := connect("10.0.0.5", "198.51.100.2:443")
-	other, otherAt := connect("10.0.0.6", "198.51.100.1:443")
+	service := c.Listen(t, ":443")
+	denied := service.Connect(t, "10.0.0.5", "198.51.100.1:443")
+	spared := service.Connect(t, "10.0.0.5", "198.51.100.2:443")
+	other := service.Connect(t, "10.0.0.6", "198.51.100.1:443")
 	c.Ask(t, "10.0.0.5", "198.51.100.1:53")
 	c.Ask(t, "10.0.0.6", "198.51.100.1:53")
 	if a, b := c.Of(t, "10.0.0.5"), c.Of(t, "10.0.0.6"); a != 3 || b != 2 {
@@ -288,7 +260,7 @@ func TestFlowsEnd(t *testing.T) {
 	if err := c.Driver.Apply(ctx, next); err != nil {
 		t.Fatal(err)
 	}
-	if !passes(denied, deniedAt, time.Minute) {
+	if !denied.Passes(time.Minute) {
 		t.Fatal("a flow under way does not pass although nothing has ended it: the test shows nothing")
 	}
 	u.use(next, outside)
@@ -298,13 +270,13 @@ func TestFlowsEnd(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	if passes(denied, deniedAt, time.Second) {
+	if denied.Passes(time.Second) {
 		t.Error("the ended flow still passes")
 	}
-	if !passes(spared, sparedAt, time.Minute) {
+	if !spared.Passes(time.Minute) {
 		t.Error("the flow of a policy that beats the denial does not pass")
 	}
-	if !passes(other, otherAt, time.Minute) || c.Of(t, "10.0.0.6") != 2 {
+	if !other.Passes(time.Minute) || c.Of(t, "10.0.0.6") != 2 {
 		t.Error("a flow of another host does not pass")
 	}
 }

@@ -4,14 +4,14 @@ import "testing"
 
 func TestBell(t *testing.T) {
 	var b Bell
-	b.Ring() // nobody waits
+	b.Ring() // without a waiter
 	first, second := b.Wait(), b.Wait()
 	b.Ring()
 	for _, c := range []<-chan struct{}{first, second} {
 		select {
 		case <-c:
 		default:
-			t.Error("somebody who waited was not woken")
+			t.Error("a ring did not wake a waiter")
 		}
 	}
 	select {

@@ -36,7 +36,7 @@ type Result struct {
 	Err error
 }
 
-// Probe tries each capability in a network namespace made for it, of which nothing is left. It needs CAP_SYS_ADMIN. An error
+// Probe tries each capability in a network namespace of its own, which it removes. It needs CAP_SYS_ADMIN. An error
 // means that nothing is known.
 func Probe() ([]Result, error) {
 	var results []Result

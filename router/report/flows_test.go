@@ -2,7 +2,6 @@ package report
 
 import (
 	"errors"
-	"net"
 	"testing"
 	"time"
 
@@ -15,38 +14,10 @@ import (
 func TestEndFlows(t *testing.T) {
 	c := crowd.New(t, 1)
 	ctx := t.Context()
-	var l net.Listener
-	var err error
-	c.Server.Do(func() { l, err = net.Listen("tcp", ":443") })
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	connect := func(from, to string) (client, server net.Conn) {
-		t.Helper()
-		c.Client.Do(func() {
-			client, err = (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: time.Minute}).Dial("tcp", to)
-		})
-		if err == nil {
-			server, err = l.Accept()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { client.Close(); server.Close() })
-		return client, server
-	}
-	passes := func(from, to net.Conn, limit time.Duration) bool {
-		to.SetReadDeadline(time.Now().Add(limit))
-		if _, err := from.Write([]byte("data")); err != nil {
-			return false
-		}
-		_, err := to.Read(make([]byte, 100))
-		return err == nil
-	}
-	other, otherAt := connect("10.0.0.6", "198.51.100.1:443")
+	service := c.Listen(t, ":443")
+	other := service.Connect(t, "10.0.0.6", "198.51.100.1:443")
 	c.Ask(t, "10.0.0.6", "198.51.100.1:53")
-	if n := c.Of(t, "10.0.0.6"); n != 2 || !passes(other, otherAt, time.Minute) {
+	if n := c.Of(t, "10.0.0.6"); n != 2 || !other.Passes(time.Minute) {
 		t.Fatalf("%d flows, want 2", n)
 	}
 	r := New(Options{Flows: c.Flows, Observed: observer(t, machine{}, c.Config)})
@@ -73,7 +44,7 @@ func TestEndFlows(t *testing.T) {
 			t.Errorf("%v: %v %v, want %d", k.q, out, err, k.want)
 		}
 	}
-	if passes(other, otherAt, time.Second) {
+	if other.Passes(time.Second) {
 		t.Error("a flow that was ended by hand still passes")
 	}
 }

@@ -80,7 +80,7 @@ func TestDeparturesAgreeWithMatch(t *testing.T) {
 			decision := c.Match(f)
 			want := decision.Address
 			if decision.To.IsValid() {
-				want = netip.Addr{} // it goes to a proxy, of which the answer tells where that is
+				want = netip.Addr{} // it goes to the proxy that the answer names
 			}
 			var got []netip.Addr
 			for _, d := range departures {
@@ -119,7 +119,7 @@ func TestDeparturesAgreeWithMatch(t *testing.T) {
 	}
 }
 
-// TestMapsAreFollowed asks for spokes of which many have one prefix, each by two tunnels: what leaves is known by the mapped prefix.
+// TestMapsAreFollowed asks for spokes that share one prefix, each with two tunnels: the rules know them by the mapped prefix.
 func TestMapsAreFollowed(t *testing.T) {
 	c := nat.Config{Underlay: "wan", Attachments: inside("in0"), Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{pool("one", "203.0.113.1")}}
 	for i := range 20 {

@@ -223,8 +223,8 @@ func TestRecordsOfPings(t *testing.T) {
 	check("ended", false)
 }
 
-// TestCheckpoints makes checkpoints, each of which looks for flows that ended unheard, while flows begin, end and are heard of: each is
-// recorded once.
+// TestCheckpoints makes checkpoints while flows begin and end. Each checkpoint looks for flows whose end was not
+// reported. Each flow is recorded once.
 func TestCheckpoints(t *testing.T) {
 	s := newSite(t)
 	r := s.open(t.TempDir())
