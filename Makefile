@@ -10,7 +10,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 STATICCHECK        := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 
-.PHONY: help build image test-image test-image-all deb setup demo lab test fuzz bench lint generate check-generated clean
+.PHONY: help build image test-image test-image-all deb setup demo lab test fuzz bench lint generate check-generated golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +92,12 @@ generate: ## Go from .proto, docs/spec.md, docs/topology.md and docs/cli.md
 
 check-generated: generate ## fail when a generated file is not current
 	git diff --exit-code -- proto docs
+
+# The tests are those that call golden.Check.
+golden: ## renew the golden files and the generated pages; look at the difference
+	@files=$$(git grep -l 'golden\.Check(' -- '*_test.go' ':!test/golden'); \
+	tests=$$(awk '/^func Test/ { split($$2, a, "("); t = a[1] } /golden\.Check\(/ { print t }' $$files | sort -u | paste -sd'|'); \
+	set -x; go test -count=1 -run "^($$tests)$$" $$(dirname $$files | sort -u | sed 's|^|./|') -update
 
 clean: ## remove what was built here (not the cached guest)
 	rm -rf bin .cache

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -24,9 +23,8 @@ import (
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api/apitest"
+	"github.com/isthmus-net/isthmus/test/golden"
 )
-
-var update = flag.Bool("update", false, "write what the commands print into testdata and docs")
 
 var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
@@ -196,15 +194,7 @@ func TestCommands(t *testing.T) {
 				}
 				got.WriteString(text)
 			}
-			if *update {
-				if err := os.WriteFile(file, []byte(got.String()), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if got.String() != string(want) {
-				t.Errorf("%s differs; run the test with -update and look at the difference:\n%s", file, difference(string(want), got.String()))
-			}
+			golden.Check(t, file, got.String())
 		})
 	}
 }
@@ -226,17 +216,6 @@ func TestStrangeText(t *testing.T) {
 			t.Errorf("%q: printed %q", text, data)
 		}
 	}
-}
-
-func difference(want, got string) string {
-	w, g := strings.Split(want, "\n"), strings.Split(got, "\n")
-	for i := range max(len(w), len(g)) {
-		if i >= len(w) || i >= len(g) || w[i] != g[i] {
-			at := func(s []string) string { return strings.Join(s[min(i, len(s)):min(i+5, len(s))], "\n") }
-			return fmt.Sprintf("line %d, want\n%s\ngot\n%s", i+1, at(w), at(g))
-		}
-	}
-	return ""
 }
 
 // syncBuffer is a buffer that a test reads while a command writes.

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/isthmus-net/isthmus/router/condition"
+	"github.com/isthmus-net/isthmus/test/golden"
 )
 
 // TestDocs keeps docs/cli.md, docs/conditions.md, docs/spec.md and the references in
@@ -47,16 +48,7 @@ func TestDocs(t *testing.T) {
 		"../../docs/cli.md": cliPage(), "../../docs/conditions.md": conditionsPage(), "../../docs/spec.md": "# The document\n" + spec, "../../docs/topology.md": guide + "# The schema\n" + topology,
 		"../../docs/install/first-boot.md": boot + "# The fields\n" + userData,
 	} {
-		if *update {
-			if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			continue
-		}
-		got, err := os.ReadFile(file)
-		if err != nil || string(got) != want {
-			t.Errorf("%s is not current (%v); run: go test ./cmd/isthmus -run TestDocs -update\n%s", file, err, difference(want, string(got)))
-		}
+		golden.Check(t, file, want)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -19,9 +18,8 @@ import (
 
 	"github.com/isthmus-net/isthmus/router/auth"
 	"github.com/isthmus-net/isthmus/router/store"
+	"github.com/isthmus-net/isthmus/test/golden"
 )
-
-var update = flag.Bool("update", false, "write the format of the state directory into testdata")
 
 // made was written by the version of revision 36b3eab; see testdata/make.
 const made = "testdata/36b3eab"
@@ -124,19 +122,8 @@ func TestFormat(t *testing.T) {
 			t.Errorf("an earlier version writes %q, and this one does not", line)
 		}
 	}
-	const golden = "testdata/format.txt"
-	text := strings.Join(present, "\n") + "\n"
-	if *update {
-		if err := os.WriteFile(golden, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if text != string(want) {
-		t.Errorf("the format is\n%sand %s has\n%sread docs/decisions/state-format.md, then run the test with -update", text, golden, want)
+	if golden.Check(t, "testdata/format.txt", strings.Join(present, "\n")+"\n"); t.Failed() {
+		t.Log("read docs/decisions/state-format.md before you renew it")
 	}
 }
 

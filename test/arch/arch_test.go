@@ -5,7 +5,6 @@ package arch
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/isthmus-net/isthmus/test/golden"
 )
 
 const module = "github.com/isthmus-net/isthmus/"
@@ -204,8 +205,6 @@ func TestClientHasNoSockets(t *testing.T) {
 	}
 }
 
-var update = flag.Bool("update", false, "write the table of rooms into docs/architecture.md")
-
 // TestRooms keeps the table of rooms in docs/architecture.md what the comments of the packages say.
 func TestRooms(t *testing.T) {
 	cmd := exec.Command("go", "list", "-f", "{{.ImportPath}}\t{{.Doc}}", "./...")
@@ -242,14 +241,5 @@ func TestRooms(t *testing.T) {
 	if !found || !ended {
 		t.Fatalf("%s has no table of rooms", file)
 	}
-	want := head + begin + table.String() + end + tail
-	switch {
-	case want == string(page):
-	case *update:
-		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	default:
-		t.Errorf("%s is not current; run: go test ./test/arch -update", file)
-	}
+	golden.Check(t, file, head+begin+table.String()+end+tail)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/strongswan/govici/vici"
 
 	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/test/golden"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -38,17 +39,7 @@ func TestCompile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden := filepath.Join("testdata", "aws-0.golden")
-	if os.Getenv("UPDATE") != "" {
-		_ = os.WriteFile(golden, []byte(msg.String()), 0o644)
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := msg.String(); got != string(want) {
-		t.Errorf("load-conn is\n%s\nwant\n%s", got, want)
-	}
+	golden.Check(t, filepath.Join("testdata", "aws-0.golden"), msg.String())
 }
 
 // TestDigests holds every field of a configuration to be noticed where it matters.

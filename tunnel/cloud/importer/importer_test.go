@@ -2,7 +2,6 @@ package importer
 
 import (
 	"encoding/json"
-	"flag"
 	"fmt"
 	"net/netip"
 	"os"
@@ -13,9 +12,8 @@ import (
 
 	"github.com/isthmus-net/isthmus/router/secret"
 	"github.com/isthmus-net/isthmus/router/spec"
+	"github.com/isthmus-net/isthmus/test/golden"
 )
-
-var update = flag.Bool("update", false, "write what the importers make into testdata")
 
 // read returns the files of one case, in the order of names.
 func read(t testing.TB, dir string) (files []File) {
@@ -96,15 +94,7 @@ func TestGolden(t *testing.T) {
 			for _, tu := range r.Tunnels {
 				got += fmt.Sprintf("$ %s %t\n", tu.PSKName(), tu.PSK.Is.Known())
 			}
-			golden := dir + ".golden"
-			if *update {
-				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if want, err := os.ReadFile(golden); err != nil || string(want) != got {
-				t.Errorf("%v; want\n%s\ngot\n%s", err, want, got)
-			}
+			golden.Check(t, dir+".golden", got)
 			if len(r.Routers()) <= 1 {
 				if err := checked(r); err != nil {
 					t.Error(err)
