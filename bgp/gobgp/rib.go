@@ -101,7 +101,7 @@ func (r *rib) count(p netip.Prefix, paths []bgp.Path, n int32) {
 			r.used[paths[i].Peer] += uint32(n)
 		}
 	}
-	// The best path is announced, or our own prefix when there is none.
+	// The best path is announced. A prefix without a path is one of the node itself.
 	best, from := bgp.Route{Prefix: p}, (*bgp.Peer)(nil)
 	if len(paths) > 0 {
 		best = route(p, paths[0])

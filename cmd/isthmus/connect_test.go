@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestErrorsOfTheConnection: what is said when there is no daemon names it, and none of grpc's own
-// words are in it.
+// TestErrorsOfTheConnection checks that the error of a missing daemon names the daemon and has none
+// of the words of grpc.
 func TestErrorsOfTheConnection(t *testing.T) {
 	w := newWorld(t)
 	silent, err := net.Listen("tcp", "127.0.0.1:0")

@@ -45,8 +45,8 @@ func describeCommand(a *app, use, short string, get func(context.Context, *grpc.
 	return cmd
 }
 
-// pages calls fetch until there is no further page. add takes a page and returns the token of the
-// next.
+// pages calls fetch until the last page. add takes a page and returns the token of the next one, or
+// "" after the last.
 func pages[R any](fetch func(token string) (R, error), add func(R) (next string)) error {
 	for token := ""; ; {
 		r, err := fetch(token)

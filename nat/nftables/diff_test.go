@@ -79,7 +79,8 @@ func TestDifferencesSeeEveryMutation(t *testing.T) {
 	}
 }
 
-// TestDifferencesKnowPlacements has what runs without being configured: it is no difference.
+// TestDifferencesKnowPlacements checks that placements, which no configuration names, do not count
+// as differences.
 func TestDifferencesKnowPlacements(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
