@@ -3,6 +3,7 @@ SHELL   := /bin/bash
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOLS   := $(CURDIR)/.cache/bin
 VM      := go run ./test/vm/cmd/vm
+RUN     := test/run/run
 
 export CGO_ENABLED := 0
 
@@ -10,7 +11,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 STATICCHECK        := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 
-.PHONY: help build image test-image test-image-all deb setup demo lab test fuzz bench lint generate check-generated golden clean
+.PHONY: help build image test-image test-image-all deb setup demo lab unit race test fuzz bench lint generate check-generated golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,7 +34,7 @@ BUILD_IMAGE = go run ./image/cmd/image build -version "$$(image/debian/version)"
 test-image: image ## build the image twice, start it under QEMU by BIOS, UEFI and Secure Boot, and use it
 	$(BUILD_IMAGE) -forms=false -out .cache/image bin/deb/*.deb
 	cmp bin/image/slot.img .cache/image/slot.img && cmp bin/image/disk.raw .cache/image/disk.raw && rm -r .cache/image
-	go test -count=1 -timeout 40m -v -run '^TestImage$$' ./test/appliance
+	$(RUN) -count=1 -timeout 40m -run '^TestImage$$' ./test/appliance
 
 test-image-all: image ## test-image's boots and those that take longer: slots that fail, the power cut, disks and clocks that are wrong
 	go test -count=1 -timeout 120m -v ./test/appliance
@@ -47,18 +48,32 @@ demo: setup build ## three clouds, a site and a partner around one node, in a VM
 lab: setup build ## the same topology, with a prompt
 	go build -o bin/clouds ./test/e2e/clouds && bin/clouds lab
 
+unit: ## the pure tests and those with fakes, on any system with Go, as any user; skips what needs root
+	test/unit
+
+# The rooms whose goroutines share state. The detector needs cgo.
+race: ## the tests of the daemon's rooms under the race detector (root; installs gcc)
+	@test/setup race
+	CGO_ENABLED=1 go test -race -timeout 40m ./router/... ./bgp/... ./nat/... ./tunnel/... ./cmd/isthmusd
+
 test: setup build ## every test; what needs a fuller kernel than this one runs itself in a VM
 	@test/setup deb
+	@rm -rf .cache/test
 	go vet ./...
 	$(VM) build >/dev/null # the tests of bgp/gobgp take BIRD and FRR from there
-	go test -timeout 20m $$(go list ./... | grep -vE '/test/(e2e|appliance)')
-	$(VM) test -t 15m -p image/debian/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run 'TestTunnel|TestReasons|TestExplained'
+	$(RUN) -timeout 20m $$(go list ./... | grep -vE '/test/(e2e|appliance)|/tunnel/(ipsec|wireguard)$$')
+	$(RUN) -timeout 20m -skip '$(INGUEST)' ./tunnel/ipsec ./tunnel/wireguard
+	$(RUN) -guest -t 15m -p image/debian/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run '$(INGUEST)'
 	@# With Debian 12's kernel and charon, 5.9.8. The others pass there too.
-	$(VM) test -suite bookworm -t 15m -p image/debian/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run '^(TestTunnel|TestReasons)$$'
-	$(VM) test -t 5m ./tunnel/wireguard
+	$(RUN) -guest -suite bookworm -t 15m -p image/debian/strongswan.d/isthmus.conf ./tunnel/ipsec -test.run '^(TestTunnel|TestReasons)$$'
+	$(RUN) -guest -t 5m ./tunnel/wireguard
 	@# Never from go's cache: it does not know that the tests build the programs.
-	test/again/run ./test/e2e/...
+	$(RUN) -again ./test/e2e/...
 	$(MAKE) test-image
+	@$(RUN) -slowest
+
+# Of tunnel/ipsec and tunnel/wireguard: the tests that need what only the guest's kernel has.
+INGUEST := ^(TestTunnel.*|TestReasons|TestExplained|TestKernel)$$
 
 FUZZTIME ?= 100000x
 
@@ -80,6 +95,8 @@ lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"
 	go vet ./...
 	go run $(STATICCHECK) ./...
+	@# Compiles what make unit runs on a Mac.
+	GOOS=darwin go vet $$(GOOS=darwin test/unit list)
 
 generate: ## Go from .proto, docs/spec.md, docs/topology.md and docs/cli.md
 	@test/setup generate

@@ -21,6 +21,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // fake is a child made of channels. It answers configurations, and is otherwise told what to do.
@@ -349,6 +350,7 @@ func cgo() bool {
 // TestConfinedByUser is TestConfined with a daemon that is not root and has the capabilities of its unit. Becoming another user takes them
 // away from root alone.
 func TestConfinedByUser(t *testing.T) {
+	root.Need(t, "confining the BGP process")
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -383,6 +385,7 @@ func TestConfinedByUser(t *testing.T) {
 }
 
 func TestMayConfine(t *testing.T) {
+	root.Need(t, "confining the BGP process")
 	if err := mayConfine(); err != nil {
 		t.Error(err)
 	}

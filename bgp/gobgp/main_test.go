@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // TestMain runs the tests in a network namespace of their own, so that they may listen on port 179 and make
@@ -119,6 +120,7 @@ type node struct {
 
 func startNode(t testing.TB, o Options, c bgp.Config) *node {
 	t.Helper()
+	root.Need(t, "confining the BGP process")
 	o.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	d := New(o)
 	if err := d.Apply(t.Context(), c); err != nil {

@@ -23,11 +23,13 @@ import (
 
 	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
-// root returns the Debian tree with BIRD and FRR in it: that of test/vm, or the machine's own root.
-func root(t testing.TB) string {
+// debian returns the Debian tree with BIRD and FRR in it: that of test/vm, or the machine's own root.
+func debian(t testing.TB) string {
 	t.Helper()
+	root.Need(t, "network namespaces")
 	cache := os.Getenv("ISTHMUS_CACHE")
 	if cache == "" {
 		dir, err := os.UserCacheDir()
@@ -48,7 +50,7 @@ func root(t testing.TB) string {
 
 // tool returns a command of the tree, run with the tree's own loader and libraries.
 func tool(t testing.TB, name string, args ...string) *exec.Cmd {
-	tree := root(t)
+	tree := debian(t)
 	lib := filepath.Join(tree, "usr/lib/x86_64-linux-gnu")
 	return exec.Command(filepath.Join(tree, "usr/lib64/ld-linux-x86-64.so.2"),
 		append([]string{"--library-path", lib + ":" + lib + "/frr", filepath.Join(tree, name)}, args...)...)
@@ -66,6 +68,7 @@ type far struct {
 // addresses ours, theirs is eth0 and has addresses theirs.
 func startFar(t testing.TB, name string, ours, theirs []string, cmd *exec.Cmd, dir string) *far {
 	t.Helper()
+	root.Need(t, "network namespaces")
 	f := &far{t: t, cmd: cmd, dir: dir, log: filepath.Join(dir, "log")}
 	out, err := os.Create(f.log)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/bgp"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // said is what a speaker says about a prefix.
@@ -48,6 +49,7 @@ func updates(from netip.Addr, says map[netip.Prefix]said) (out [][]byte) {
 // leaves with a peer what it was told when what comes in its place, or with as-override the path
 // that goes, has the peer's number in it. So what it tells would depend on what was before.
 func TestGoBGPAgreesWithDecider(t *testing.T) {
+	root.Need(t, "confining the BGP process")
 	seen := map[string]int{}
 	for seed := range uint64(5) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { agree(t, rand.New(rand.NewPCG(seed, 7)), seen) })

@@ -14,11 +14,13 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/router/api/apitest"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // TestClocks: when the clock of one side keeps a connection from being made, the message names both
 // clocks and what to do.
 func TestClocks(t *testing.T) {
+	root.Need(t, "being root on the API's socket")
 	const year, date = 365 * 24 * time.Hour, `(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)`
 	const reach = `isthmus: the daemon at [0-9.:]+ cannot be reached: `
 	server := reach + `this machine's clock says ` + date + `, and the node's said ` + date + ` when it issued its certificate, which ends at \S+: set the one that is wrong \(timedatectl set-ntp true\)`

@@ -12,12 +12,14 @@ import (
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api/apitest"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // agedWorld has a context for ann, an operator, whose certificate was issued so long ago by the
 // clock of both sides.
 func agedWorld(t *testing.T, ago time.Duration) (w *world, file string) {
 	t.Helper()
+	root.Need(t, "being root on the API's socket")
 	var offset atomic.Int64
 	offset.Store(int64(-ago))
 	now := func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }

@@ -14,10 +14,12 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/router/api/apitest"
 	"github.com/isthmus-net/isthmus/router/auth"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // TestRenewClient: every role renews its own certificate and no other, with which it gets in; root has none. While the clock is wrong the API signs none.
 func TestRenewClient(t *testing.T) {
+	root.Need(t, "being root on the API's socket")
 	var offset atomic.Int64
 	s := apitest.Serve(t, func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }, apitest.New(time.Now))
 	offset.Store(int64(-300 * 24 * time.Hour))

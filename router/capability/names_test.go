@@ -20,12 +20,14 @@ import (
 	"github.com/isthmus-net/isthmus/router/live"
 	"github.com/isthmus-net/isthmus/router/observe"
 	"github.com/isthmus-net/isthmus/router/plan"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // TestNameConditions: a name with new addresses in each answer, one with addresses that no name may
 // stand for, and an attachment with too many new addresses have a condition with a remedy each.
 // Ring: namespace; needs root for port 53.
 func TestNameConditions(t *testing.T) {
+	root.Need(t, "port 53")
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -12,11 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/test/netns"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // Ring: namespace.
 
 func TestProbe(t *testing.T) {
+	root.Need(t, "network namespaces")
 	before, err := os.ReadFile("/proc/net/dev")
 	if err != nil {
 		t.Fatal(err)

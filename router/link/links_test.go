@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/router/link/linktest"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // Ring: namespace. The interface kinds that need a fuller kernel are tested where they are used, in the VM ring; here a
@@ -21,6 +22,7 @@ func TestMain(m *testing.M) { linktest.Main(m) }
 
 func open(t *testing.T) *Links {
 	t.Helper()
+	root.Need(t, "network namespaces")
 	l, err := Open()
 	if err != nil {
 		t.Fatal(err)

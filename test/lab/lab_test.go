@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 func prefixes(s ...string) (p []netip.Prefix) {
@@ -27,6 +29,7 @@ func prefixes(s ...string) (p []netip.Prefix) {
 // build makes inside -- nat -- outside: 10.9.0.2 is 203.0.113.2 on the outside.
 func build(t *testing.T) (l *Lab, inside, nat, outside *Node) {
 	t.Helper()
+	root.Need(t, "network namespaces")
 	l, err := New(Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -200,6 +203,7 @@ func sleepers(t *testing.T, ns string) int {
 // TestInterrupted kills a process that has a lab: by SIGINT, after which nothing may be
 // left, and by SIGKILL, after which the next New must clean up.
 func TestInterrupted(t *testing.T) {
+	root.Need(t, "network namespaces")
 	if os.Getenv("LAB_CHILD") != "" {
 		l, inside, _, _ := build(t)
 		if _, err := inside.Start("sleep", "sleep", "1000"); err != nil {

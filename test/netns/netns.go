@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // NS is a network namespace, held by a thread of this process.
@@ -22,6 +24,7 @@ type NS struct {
 // New makes a network namespace with the loopback interface up, for the time of the test. It needs CAP_SYS_ADMIN.
 func New(t testing.TB) *NS {
 	t.Helper()
+	root.Need(t, "network namespaces")
 	n := &NS{t: t, jobs: make(chan func())}
 	ready := make(chan error)
 	go n.hold(ready)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/test/lab"
+	"github.com/isthmus-net/isthmus/test/root"
 	"github.com/isthmus-net/isthmus/test/vm"
 )
 
@@ -16,6 +17,7 @@ import (
 // no daemon installed.
 func newLab(t *testing.T) *lab.Lab {
 	t.Helper()
+	root.Need(t, "network namespaces")
 	o := lab.Options{}
 	if !vm.Inside() {
 		img, err := vm.Build(t.Context(), t.Output())

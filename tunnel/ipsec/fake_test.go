@@ -583,6 +583,7 @@ func TestFakeLoadsOnceAndOneAtATime(t *testing.T) {
 }
 
 func TestFakeHeals(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	b := runFake(t, f, t.TempDir(), &fakeLinks{links: map[string]link.Wanted{}})
 	c := numbered(1)
@@ -846,6 +847,7 @@ func TestFakeCharonHangs(t *testing.T) {
 
 // TestFakeKernelLosesSAs: somebody flushes the kernel's IPsec states, of which charon is told nothing.
 func TestFakeKernelLosesSAs(t *testing.T) {
+	t.Parallel()
 	f, links := newFake(t), &fakeLinks{links: map[string]link.Wanted{}}
 	b := runFake(t, f, "", links)
 	c := numbered(1)

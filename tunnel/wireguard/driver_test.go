@@ -19,6 +19,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/link"
 	"github.com/isthmus-net/isthmus/router/link/linktest"
 	"github.com/isthmus-net/isthmus/router/secret"
+	"github.com/isthmus-net/isthmus/test/root"
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
@@ -329,6 +330,7 @@ func ping(t *testing.T, to string) {
 
 // TestEmbeddedThatNeverWorked removes a tunnel whose port another socket had.
 func TestEmbeddedThatNeverWorked(t *testing.T) {
+	root.Need(t, "a TUN device")
 	taken, err := net.ListenPacket("udp", ":51829")
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/isthmus-net/isthmus/router/egress"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // TestMixedCase: an answer that does not spell the name as it was asked is not believed; the server is asked over TCP.
@@ -151,6 +152,7 @@ func TestPlaces(t *testing.T) {
 
 // TestOneClientDoesNotStarveOthers has one client ask for many names that have no answer, over UDP and TCP. Ring: namespace; needs root for port 53.
 func TestOneClientDoesNotStarveOthers(t *testing.T) {
+	root.Need(t, "port 53")
 	s := newServer(t)
 	s.host("good.example", 60, addrs("198.51.100.1")...)
 	s.set(func() { s.mute = "dead" })

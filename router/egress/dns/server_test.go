@@ -21,6 +21,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/isthmus-net/isthmus/router/egress"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // server is a DNS server whose zone can change.
@@ -394,6 +395,7 @@ func TestLateQueries(t *testing.T) {
 
 // TestProxy asks the proxy on the loopback. Ring: namespace; needs root for port 53.
 func TestProxy(t *testing.T) {
+	root.Need(t, "port 53")
 	s := newServer(t)
 	s.host("a.example.com", 60, addrs("198.51.100.1", "2001:db8::1")...)
 	s.host("many.example.com", 60, numbered(500)...)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/isthmus-net/isthmus/router/egress"
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // asked sends a query as a client behind an attachment and returns the addresses and the code of the answer.
@@ -230,6 +231,7 @@ func TestFloodOfNewNames(t *testing.T) {
 // TestDeadZone has more hosts of one attachment than places ask for names of a zone whose servers are silent, over UDP and TCP; another host of
 // it is answered, and has a connection. Ring: namespace; needs root for port 53.
 func TestDeadZone(t *testing.T) {
+	root.Need(t, "port 53")
 	s := newServer(t)
 	s.host("good.example", 0, addrs("198.51.100.1")...)
 	s.set(func() { s.mute = "dead" })

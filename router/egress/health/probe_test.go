@@ -12,10 +12,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 // TestProbe asks real servers on the loopback, from an address of its own. Ring: namespace; needs root for echo requests.
 func TestProbe(t *testing.T) {
+	root.Need(t, "raw ICMP sockets")
 	from := netip.MustParseAddr("127.9.9.9")
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
@@ -94,6 +97,7 @@ func TestProbe(t *testing.T) {
 
 // TestEchoWithoutAnswer asks an address that nobody has, on the loopback.
 func TestEchoWithoutAnswer(t *testing.T) {
+	root.Need(t, "raw ICMP sockets")
 	p := &Prober{}
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()

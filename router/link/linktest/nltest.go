@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/isthmus-net/isthmus/test/root"
 )
 
 const inside = "ISTHMUS_NLTEST"
@@ -68,6 +70,7 @@ func Run(t testing.TB, name string, arg ...string) string {
 // Namespace makes a named network namespace with its loopback interface up, for the other end of something.
 func Namespace(t testing.TB, name string) {
 	t.Helper()
+	root.Need(t, "network namespaces")
 	Run(t, "ip", "netns", "add", name)
 	t.Cleanup(func() { Run(t, "ip", "netns", "del", name) })
 	Run(t, "ip", "-n", name, "link", "set", "lo", "up")
