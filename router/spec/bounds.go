@@ -2,13 +2,9 @@ package spec
 
 import (
 	"cmp"
-	"context"
 	"fmt"
-	"math"
 	"net/netip"
 	"slices"
-
-	"github.com/isthmus-net/isthmus/nat"
 )
 
 // A document must cost what its length costs: a short one can ask for the product of its lists. Most of what is compared with each other is
@@ -46,17 +42,6 @@ func (c *checker) spend(steps int) bool {
 	}
 	c.steps += steps
 	return true
-}
-
-// CheckWithin is Check for a caller that may give up: it ends soon after ctx is done, with the error of ctx.
-func CheckWithin(ctx context.Context, d Document, secrets Secrets) (*Spec, Problems, error) {
-	c := newChecker(d, secrets)
-	c.ctx = ctx
-	c.document(d)
-	if err := ctx.Err(); err != nil {
-		return nil, nil, fmt.Errorf("checking the document: %w", err)
-	}
-	return &c.s, c.Problems(), nil
 }
 
 // overlaps finds, for each prefix of a list, another one that it overlaps, and calls found with the places of both, the later one
@@ -109,119 +94,4 @@ func overlaps(list []placed, shared func(placed) bool, found func(later, earlier
 			g.shared = i
 		}
 	}
-}
-
-// insideOf returns the inside prefix that holds an address, and its path; false when there is none.
-func (c *checker) insideOf(a netip.Addr) (placed, bool) {
-	if c.insideAt == nil {
-		c.insideAt = make(map[netip.Prefix]string, len(c.inside))
-		for _, in := range c.inside {
-			if _, ok := c.insideAt[in.prefix]; !ok {
-				c.insideAt[in.prefix] = in.path
-			}
-		}
-	}
-	for bits := a.BitLen() - 2; bits <= a.BitLen(); bits++ { // see insidePair
-		p, err := a.Prefix(bits)
-		if path, ok := c.insideAt[p]; err == nil && ok {
-			return placed{p, path}, true
-		}
-	}
-	return placed{}, false
-}
-
-// poolFacts is what policies ask of a pool.
-type poolFacts struct {
-	pool  *nat.Pool
-	has   [2]bool // addresses of IPv4, and of IPv6
-	known map[netip.Addr]bool
-}
-
-// poolNamed returns the facts of a pool of the document; false when there is none of that name.
-func (c *checker) poolNamed(name string) (*poolFacts, bool) {
-	if c.pools == nil {
-		c.pools = make(map[string]*poolFacts, len(c.s.Pools))
-		for i := range c.s.Pools {
-			p := &c.s.Pools[i]
-			if c.pools[p.Name] != nil {
-				continue
-			}
-			f := &poolFacts{pool: p, known: map[netip.Addr]bool{}}
-			for _, a := range p.Addresses {
-				f.known[a.Address], f.known[a.Public] = true, true
-				if a.Address.Is4() {
-					f.has[0] = true
-				} else {
-					f.has[1] = true
-				}
-			}
-			c.pools[p.Name] = f
-		}
-	}
-	f, ok := c.pools[name]
-	return f, ok
-}
-
-// hasFamily says whether the pool has an address of the family of a.
-func (f *poolFacts) hasFamily(a netip.Addr) bool {
-	if a.Is4() {
-		return f.has[0]
-	}
-	return f.has[1]
-}
-
-// countRules returns how many rules each of some policies makes, and all together.
-func (c *checker) countRules(policies []nat.Policy) (each []int, all int) {
-	config := nat.Config{Pools: c.s.Pools, Policies: placeNames(policies)}
-	return config.CountRules()
-}
-
-// bounded finds the policies that make more rules than a document may have, alone or with those before them. others is how many rules
-// there are beside theirs. It says whether there are none: then rules may be made.
-func (c *checker) bounded(policies []nat.Policy, paths []string, others int) bool {
-	each, all := c.countRules(policies)
-	c.s.rules = min(all, math.MaxInt-others) + others
-	if c.s.rules <= nat.MaxRules {
-		return true
-	}
-	const remedy = "write fewer and larger prefixes or ranges of ports, or split it between nodes"
-	sum := others
-	for i, n := range each {
-		rule := fmt.Sprintf("makes %d rules, one for each source, destination and range of ports, ", n)
-		if n > nat.MaxRules {
-			c.Problem(paths[i], policies[i].Name, rule+fmt.Sprintf("and all policies may make %d", nat.MaxRules), remedy)
-		} else if sum += n; sum > nat.MaxRules {
-			c.Problem(paths[i], policies[i].Name, rule+fmt.Sprintf("which are with the others more than %d", nat.MaxRules), remedy)
-			break
-		}
-	}
-	return false
-}
-
-// portOverlaps returns the places of ranges that overlap one before them in the list.
-func portOverlaps(ports []nat.PortRange) (out []int) {
-	order := make([]int, len(ports))
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortFunc(order, func(a, b int) int {
-		return cmp.Or(cmp.Compare(ports[a].First, ports[b].First), cmp.Compare(a, b))
-	})
-	late := make([]bool, len(ports))
-	for n := 1; n < len(order); n++ {
-		// before is the one that reaches furthest of those that begin before.
-		before, i := order[n-1], order[n]
-		if ports[before].Last >= ports[i].First {
-			late[max(before, i)] = true
-		}
-		if ports[before].Last > ports[i].Last {
-			order[n] = before
-		}
-	}
-	for i, l := range late {
-		if l {
-			out = append(out, i)
-		}
-	}
-	return out
 }

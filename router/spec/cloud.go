@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/isthmus-net/isthmus/bgp"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 	"github.com/isthmus-net/isthmus/tunnel/apipa"
 	"github.com/isthmus-net/isthmus/tunnel/cloud"
@@ -87,32 +86,6 @@ func (c *checker) cloudPeer(path string, p *isthmusv1.Peer, out Peer, preset clo
 		rule := fmt.Sprintf("is refused by %s's gateway: %s", preset.Name, v.Why)
 		if !slices.ContainsFunc(c.problems.found, func(p Problem) bool { return p.Path == "node.asn" && p.Rule == rule }) {
 			c.Problem("node.asn", strconv.FormatUint(uint64(c.s.Node.ASN), 10), rule, "choose another, such as 64620")
-		}
-	}
-}
-
-// announced finds peers to which the document's own prefixes alone are more than they may be told.
-func (c *checker) announced() {
-	announced := slices.Clone(c.s.Announce)
-	for _, m := range c.s.Maps {
-		announced = append(announced, m.Mapped)
-	}
-	for _, p := range c.s.Peers {
-		most := p.Export.MaxPrefixes
-		if most == 0 || len(announced) <= int(most) {
-			continue
-		}
-		n := 0
-		for _, prefix := range announced {
-			if !c.spend(1 + len(p.Export.Allow)) {
-				return
-			}
-			if slices.ContainsFunc(p.Export.Allow, func(r bgp.Rule) bool { return r.Match(prefix) }) {
-				n++
-			}
-		}
-		if n > int(most) {
-			c.Problem(p.path+".export", strconv.Itoa(n), fmt.Sprintf("prefixes of `announce` are more than export.maxPrefixes, %d, lets out", most), "announce fewer and larger prefixes, or raise export.maxPrefixes")
 		}
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/isthmus-net/isthmus/nat"
@@ -48,38 +47,6 @@ func (c *checker) zones(list []*isthmusv1.Zone) {
 	overlaps(taken, nil, func(i, j int) {
 		c.Problem(taken[i].path, taken[i].prefix.String(), "overlaps "+taken[j].prefix.String()+" of "+taken[j].path, "a source is in one zone")
 	})
-}
-
-// health checks how a pool is probed, and what it announces.
-func (c *checker) health(path string, p *isthmusv1.Pool, pool nat.Pool) {
-	out := egress.ProbedPool{Name: pool.Name}
-	for _, a := range pool.Addresses {
-		out.Addresses = append(out.Addresses, a.Address)
-	}
-	for i, text := range p.GetAnnounce() {
-		at := fmt.Sprintf("%s.announce[%d]", path, i)
-		prefix, ok := c.Prefix(at, text)
-		if !ok {
-			continue
-		}
-		if c.announcing == nil {
-			c.announcing = map[netip.Prefix]string{}
-		}
-		switch other, twice := c.announcing[prefix]; {
-		case c.announce[prefix]:
-			c.Problem(at, text, "is in `announce` too, which does not ask for health", "keep one of them")
-		case twice:
-			c.Problem(at, text, "is "+other+" too", "let it depend on one pool")
-		}
-		c.announcing[prefix] = at
-		out.Announce = append(out.Announce, prefix)
-	}
-	if p.GetProbes() != nil {
-		out.Probes = c.probes(path+".probes", p.GetProbes(), out.Addresses)
-	}
-	if len(out.Announce) > 0 || len(out.Probes.Targets) > 0 {
-		c.s.Health = append(c.s.Health, out)
-	}
 }
 
 func (c *checker) probes(path string, p *isthmusv1.Probes, addresses []netip.Addr) egress.Probes {
@@ -182,144 +149,18 @@ func (c *checker) takeover(e *isthmusv1.Egress) {
 	c.s.Takeover = out
 }
 
-// resolution checks how names are resolved, and how long flows without ports are remembered.
-func (c *checker) resolution(e *isthmusv1.Egress) {
-	c.s.PortlessTimeout = c.duration("egress.portlessTimeout", e.GetPortlessTimeout(), 0, 10*time.Second, 120*time.Hour)
-	out := egress.DNS{
-		Floor: c.duration("egress.nameFloor", e.GetNameFloor(), 30*time.Second, time.Second, time.Hour),
-		Grace: c.duration("egress.nameGrace", e.GetNameGrace(), 24*time.Hour, 0, 720*time.Hour),
-		Hold:  c.duration("egress.nameHold", e.GetNameHold(), 0, time.Minute, 720*time.Hour),
-	}
-	for i, text := range e.GetResolvers() {
-		at := fmt.Sprintf("egress.resolvers[%d]", i)
-		ap, err := netip.ParseAddrPort(text)
-		if err != nil {
-			var a netip.Addr
-			a, err = netip.ParseAddr(text)
-			ap = netip.AddrPortFrom(a, 53)
-		}
-		switch a := ap.Addr(); {
-		case err != nil || ap.Port() == 0 || a.Zone() != "" || a.Is4In6():
-			c.Problem(at, text, "is no address of a DNS server", `write it as "10.9.0.2" or "10.9.0.2:5353"`)
-			continue
-		case a.IsUnspecified() || a.IsMulticast():
-			c.Problem(at, text, "is no unicast address of a host", "give the address of a DNS server")
-			continue
-		}
-		if !c.spend(i) {
-			return
-		}
-		if slices.Contains(out.Resolvers, ap) {
-			c.Problem(at, text, "is listed twice", "keep one of them")
-		}
-		out.Resolvers = append(out.Resolvers, ap)
-	}
-	if proxy := e.GetDnsProxy(); proxy != nil {
-		c.proxy = true
-		c.listeners(proxy, &out)
-	}
-	c.s.Names = out
-}
-
-// listeners checks where the proxy listens, and for whom.
-func (c *checker) listeners(proxy *isthmusv1.DNSProxy, out *egress.DNS) {
-	if len(proxy.GetListen()) == 0 {
-		c.Missing("egress.dnsProxy.listen", "give local inside addresses of tunnels, or an address of the node that spokes have a route to")
-	}
-	routable := 0
-	for i, text := range proxy.GetListen() {
-		at := fmt.Sprintf("egress.dnsProxy.listen[%d]", i)
-		a, ok := c.Address(at, text)
-		if !ok {
-			continue
-		}
-		if !c.spend(i + len(c.s.Tunnels)) {
-			return
-		}
-		local := func(t Tunnel) bool {
-			return slices.ContainsFunc(t.Inside, func(in tunnel.Inside) bool { return in.Local.Addr() == a })
-		}
-		remote := func(t Tunnel) bool {
-			return slices.ContainsFunc(t.Inside, func(in tunnel.Inside) bool { return in.Remote == a })
-		}
-		switch {
-		case slices.ContainsFunc(c.s.Tunnels, local):
-		case a.IsLinkLocalUnicast() || slices.ContainsFunc(c.s.Tunnels, remote):
-			c.Problem(at, text, "is no local inside address of a tunnel", "write the address in the `inside` of a tunnel, or give an address of the node that spokes have a route to")
-		case !a.IsGlobalUnicast():
-			c.Problem(at, text, "is no unicast address of a host", "give an address of the node that spokes have a route to")
-		default:
-			c.notPlatform(at, text, a)
-			if routable++; routable == maxRoutable+1 {
-				c.Problem(at, text, "is one more than 4 addresses that are no inside address", "keep those that spokes use")
-			}
-			if len(c.s.Tunnels)+len(c.s.Attachments) == 0 {
-				c.Problem(at, text, "is served on tunnels and attachments, and there is none", "write the networks of the clients in `attachments`")
-			}
-		}
-		if slices.ContainsFunc(out.Proxy, func(l egress.Listener) bool { return l.Address == a }) {
-			c.Problem(at, text, "is listed twice", "keep one of them")
-		}
-		out.Proxy = append(out.Proxy, egress.Listener{Address: a})
-	}
-	if len(proxy.GetFrom()) > 0 && routable == 0 && len(proxy.GetListen()) > 0 {
-		c.Problem("egress.dnsProxy.from", "", "has no meaning while `listen` has only inside addresses, each of which is served on its tunnels", "remove it, or listen on an address of the node that spokes have a route to")
+func (c *checker) translationLog(path string, l *isthmusv1.TranslationLog) {
+	if l == nil {
 		return
 	}
-	for i, name := range proxy.GetFrom() {
-		at := fmt.Sprintf("egress.dnsProxy.from[%d]", i)
-		if !c.spend(i + len(c.s.Tunnels) + len(c.s.Attachments)) {
-			return
-		}
-		switch {
-		case slices.Contains(c.s.ProxyFrom, name):
-			c.Problem(at, name, "is listed twice", "keep one of them")
-		case !slices.ContainsFunc(c.s.Tunnels, func(t Tunnel) bool { return t.Name == name }) && !slices.ContainsFunc(c.s.Attachments, func(a Attachment) bool { return a.Name == name }):
-			c.Problem(at, name, "is no tunnel or attachment", "give the name of one")
-		}
-		c.s.ProxyFrom = append(c.s.ProxyFrom, name)
+	const least = 64 << 20
+	c.s.Log = egress.Log{Enabled: true, MaxBytes: egress.DefaultLogBytes,
+		MaxAge: c.duration(path+".maxAge", l.GetMaxAge(), egress.DefaultLogAge, time.Hour, 10*365*24*time.Hour)}
+	switch v := l.GetMaxBytes(); {
+	case v == 0:
+	case v < least || v > 1<<62:
+		c.Problem(path+".maxBytes", fmt.Sprint(v), "is out of range", fmt.Sprintf("give %d (64 MiB) or more", least))
+	default:
+		c.s.Log.MaxBytes = int64(v)
 	}
-}
-
-// listenersAndPools refuses to listen on what a pool has. It comes after the pools.
-func (c *checker) listenersAndPools() {
-	for i, l := range c.s.Names.Proxy {
-		for _, p := range c.s.Pools {
-			has := func(a nat.PoolAddress) bool { return a.Address == l.Address }
-			if l.Address != c.s.Underlay.Address && slices.ContainsFunc(p.Addresses, has) {
-				c.Problem(fmt.Sprintf("egress.dnsProxy.listen[%d]", i), l.Address.String(), "is an address of pool "+p.Name+", at which the node itself answers nothing", "give another address of the node")
-			}
-		}
-	}
-}
-
-// domains checks the names of a policy.
-func (c *checker) domains(path string, list []string) (out []string) {
-	listed := map[string]bool{}
-	for i, text := range list {
-		at := fmt.Sprintf("%s[%d]", path, i)
-		name, err := egress.ParseName(text)
-		switch {
-		case err != nil && strings.Contains(err.Error(), "address"):
-			c.Problem(at, text, err.Error(), "write it in `destinations`")
-			continue
-		case err != nil:
-			c.Problem(at, text, err.Error(), `write it as "api.partner.example" or "*.partner.example"`)
-			continue
-		case egress.IsWildcard(name) && !c.proxy:
-			c.Problem(at, text, "is a wildcard, which only the DNS proxy can resolve", "set `egress.dnsProxy`, or name each name")
-		case listed[name]:
-			c.Problem(at, text, "is listed twice", "keep one of them")
-			continue
-		}
-		listed[name] = true
-		out = append(out, name)
-		if c.domainNames == nil {
-			c.domainNames = map[string]bool{}
-		}
-		if c.domainNames[name] = true; len(c.domainNames) == maxNames+1 {
-			c.Problem(at, text, "is one name more than 1000", "use prefixes, or wildcards")
-		}
-	}
-	return out
 }

@@ -48,6 +48,19 @@ type Spec struct {
 	layout *layout // nil: its text cannot be edited in place
 }
 
+// policiesField is where the policies are.
+const policiesField = "egress.policies"
+
+// Line returns the line of a field in the document's text, or of the nearest enclosing one that the text has, from 1; 0
+// when there is none or the document was not text. Policies have no lines of their own: there may be ten thousand, and they are edited.
+func (s *Spec) Line(path string) int {
+	line := s.lines.line(path)
+	if s.layout != nil && line > s.lines.line(policiesField) {
+		line += s.layout.added
+	}
+	return line
+}
+
 // Node is the router itself.
 type Node struct {
 	Name     string

@@ -1,0 +1,45 @@
+package spec
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/isthmus-net/isthmus/bgp"
+)
+
+// Notes returns what is not wrong with a document, and what its sides drop or let in that its writer may not expect.
+func (s *Spec) Notes() (out Problems) {
+	note := func(path, value, rule, remedy string) {
+		out = append(out, Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: s.Line(path)})
+	}
+	if len(s.Access.API) == 0 {
+		note("access.api", "", "is not given: no other machine reaches the API, but for sources that the daemon was started with",
+			"name the prefixes of your operators, such as `access: {api: [198.51.100.0/28]}`")
+	}
+	for i, t := range s.Tunnels {
+		routed := slices.ContainsFunc(s.Routes, func(r StaticRoute) bool { return slices.Contains(r.Tunnels, t.Name) }) ||
+			slices.ContainsFunc(s.Maps, func(m PrefixMap) bool { return slices.Contains(m.Tunnels, t.Name) })
+		accepts := slices.ContainsFunc(s.Peers, func(p Peer) bool { return p.Tunnel == t.Name && len(p.Import.Allow) > 0 })
+		if len(t.Sources) == 0 && !routed && !accepts {
+			note(fmt.Sprintf("tunnels[%d].sources", i), t.Name, "lets in nothing but what its peer sends itself, since neither a peer's import nor a static route names a prefix behind it",
+				"give `sources`, such as [172.16.0.0/16]")
+		}
+	}
+	for _, p := range s.Peers {
+		for j, r := range p.Import.Allow {
+			if !withholds(r) {
+				continue
+			}
+			at := fmt.Sprintf("%s.import.allow[%d]", p.Path(), j)
+			note(at, r.String(), "also allows what is never installed: addresses of the node, its underlay, the cloud's platform, and "+Unroutable[0].String()+", 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 or their like",
+				"allow the prefixes of the spoke alone")
+		}
+	}
+	return out
+}
+
+// withholds says whether a rule of an import allows routes into prefixes that no route may lead to.
+func withholds(r bgp.Rule) bool {
+	return slices.ContainsFunc(Unroutable, func(u netip.Prefix) bool { return u.Overlaps(r.Prefix) && int(r.Max) >= u.Bits() })
+}
