@@ -35,13 +35,13 @@ func (c *checker) sourceList(path string, texts []string) (out []netip.Prefix) {
 
 // Sources checks a list of prefixes that may be sources, as one of a document. path names the list in problems.
 func Sources(path string, texts []string) ([]netip.Prefix, Problems) {
-	var c checker
+	c := newChecker(Document{}, nil)
 	return c.sourceList(path, texts), c.Problems()
 }
 
 // AccessOf returns who may reach a node by a document that may be wrong, as far as it can be read.
 func AccessOf(m *isthmusv1.Spec) Access {
-	var c checker
+	c := newChecker(Document{}, nil)
 	c.access(m.GetAccess())
 	return c.s.Access
 }

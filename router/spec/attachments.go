@@ -2,7 +2,6 @@ package spec
 
 import (
 	"fmt"
-	"net/netip"
 	"strconv"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -17,9 +16,6 @@ func (c *checker) attachment(path string, a *isthmusv1.Attachment) {
 		c.Missing(path+".interface", "give the name of the interface; `ip link` shows the names")
 	case !interfaceRule.MatchString(out.Interface) || out.Interface == "." || out.Interface == ".." || out.Interface == "lo":
 		c.Problem(path+".interface", out.Interface, "is no name of an interface that leads to a network", "`ip link` shows the names")
-	}
-	if c.attached == nil {
-		c.attached = map[string]string{}
 	}
 	underlay := out.Interface == c.s.Underlay.Interface
 	if at, ok := c.attached[out.Interface]; ok && !underlay {
@@ -40,9 +36,6 @@ func (c *checker) attachment(path string, a *isthmusv1.Attachment) {
 		p, ok := c.Prefix(at+".prefix", r.GetPrefix())
 		if !ok {
 			continue
-		}
-		if c.dests == nil {
-			c.dests = map[netip.Prefix]string{}
 		}
 		if other, ok := c.dests[p]; ok {
 			c.Problem(at+".prefix", p.String(), "is the destination of "+other+" too", "keep one of them")

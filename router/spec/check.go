@@ -34,7 +34,24 @@ func CheckWithin(ctx context.Context, d Document, secrets Secrets) (*Spec, Probl
 }
 
 func newChecker(d Document, secrets Secrets) *checker {
-	return &checker{Fields: Fields{lines: d.lines, unread: d.unread}, s: Spec{lines: d.lines.outside(policiesField), layout: d.layout}, secrets: secrets, tunnels: map[string]Tunnel{}, platform: d.platform}
+	return &checker{
+		Fields:      Fields{lines: d.lines, unread: d.unread},
+		s:           Spec{lines: d.lines.outside(policiesField), layout: d.layout},
+		secrets:     secrets,
+		platform:    d.platform,
+		tunnels:     map[string]Tunnel{},
+		ports:       map[uint16]string{500: "IKE", 4500: "IKE"},
+		gateways:    map[string]string{},
+		peerings:    map[netip.Addr]string{},
+		announce:    map[netip.Prefix]bool{},
+		dests:       map[netip.Prefix]string{},
+		attached:    map[string]string{},
+		zoneNames:   map[string]bool{},
+		sources:     map[netip.Addr]string{},
+		publics:     map[netip.Addr]string{},
+		announcing:  map[netip.Prefix]string{},
+		domainNames: map[string]bool{},
+	}
 }
 
 func (c *checker) document(d Document) {
@@ -62,7 +79,6 @@ func (c *checker) document(d Document) {
 		}
 		c.peer(fmt.Sprintf("peers[%d]", i), p)
 	}
-	c.announce = make(map[netip.Prefix]bool, len(m.GetAnnounce()))
 	for i, text := range m.GetAnnounce() {
 		at := fmt.Sprintf("announce[%d]", i)
 		if p, ok := c.Prefix(at, text); ok {
@@ -112,35 +128,46 @@ func (c *checker) document(d Document) {
 	c.translationLog("egress.log", m.GetEgress().GetLog())
 }
 
+// checker resolves one document. Most of its maps have the path of the field that uses something, so
+// that the problem of a second use can name the first.
 type checker struct {
 	Fields
 	s        Spec
 	secrets  Secrets
 	platform Platform
-	tunnels  map[string]Tunnel
-	inside   []placed
-	ports    map[uint16]string
-	gateways map[string]string // IPsec identities and addresses -> path
-	peerings map[netip.Addr]string
-	sources  map[netip.Addr]string // addresses of pools
-	publics  map[netip.Addr]string // and what the world sees for them
-	dests    map[netip.Prefix]string
-	attached map[string]string // interfaces of attachments -> path
-	paths    []string          // of the policies
 
+	// The cost of the check: see spend.
 	ctx   context.Context // nil: the caller does not give up
 	steps int
 	tired bool
 
-	insideAt map[netip.Prefix]string
-	pools    map[string]*poolFacts
-	zoneList map[string]bool
-	announce map[netip.Prefix]bool // prefixes of the document's own
-	peersOf  map[string][]int      // by tunnel
+	// Tunnels.
+	tunnels  map[string]Tunnel
+	inside   []placed                // inside addresses and blocks
+	insideAt map[netip.Prefix]string // index of inside; nil until insideOf needs it
+	ports    map[uint16]string       // UDP ports of this node
+	gateways map[string]string       // pairs of IPsec identities
 
-	announcing  map[netip.Prefix]string // prefixes that pools announce
+	// Peers.
+	peerings map[netip.Addr]string
+	peersOf  map[string][]int      // index of s.Peers by tunnel; nil until keepOut needs it
+	announce map[netip.Prefix]bool // the document's own prefixes
+
+	// Routes and attachments.
+	dests    map[netip.Prefix]string // destinations
+	attached map[string]string       // interfaces of attachments
+
+	// Zones and pools.
+	zoneNames  map[string]bool
+	sources    map[netip.Addr]string   // addresses of pools
+	publics    map[netip.Addr]string   // public addresses of pools
+	announcing map[netip.Prefix]string // prefixes that pools announce
+	pools      map[string]*poolFacts   // index of s.Pools; nil until poolNamed needs it
+
+	// Policies.
+	paths       []string // of s.Policies
 	domainNames map[string]bool
-	proxy       bool // there is one
+	proxy       bool // there is a DNS proxy
 }
 
 type placed struct {

@@ -174,7 +174,6 @@ func (e *Edit) check(s *Spec) ([]nat.Policy, []egress.ProbedPool, Problems) {
 		edited[p.GetName()] = true
 	}
 	if slices.ContainsFunc(e.Set, func(p *isthmusv1.EgressPolicy) bool { return len(p.GetNames()) > 0 }) {
-		c.domainNames = map[string]bool{}
 		for i := range s.Policies {
 			if !edited[s.Policies[i].Name] {
 				for _, name := range s.Policies[i].Names {
@@ -259,7 +258,8 @@ func from(p *nat.Policy, a netip.Addr) bool {
 
 // checker returns one that knows of a checked document what policies are checked against.
 func (s *Spec) checker(lines Lines) *checker {
-	c := &checker{Fields: Fields{lines: lines}, s: *s, sources: map[netip.Addr]string{}, proxy: len(s.Names.Proxy) > 0}
+	c := newChecker(Document{lines: lines}, nil)
+	c.s, c.proxy = *s, len(s.Names.Proxy) > 0
 	for _, p := range s.Pools {
 		for _, a := range p.Addresses {
 			c.sources[a.Address] = p.Name

@@ -24,7 +24,6 @@ const (
 
 func (c *checker) zones(list []*isthmusv1.Zone) {
 	var taken []placed
-	c.zoneList = make(map[string]bool, len(list))
 	for i, z := range list {
 		path := fmt.Sprintf("egress.zones[%d]", i)
 		c.Name("zone", path+".name", z.GetName())
@@ -42,7 +41,7 @@ func (c *checker) zones(list []*isthmusv1.Zone) {
 			out.Prefixes = append(out.Prefixes, p)
 		}
 		c.s.Zones = append(c.s.Zones, out)
-		c.zoneList[out.Name] = true
+		c.zoneNames[out.Name] = true
 	}
 	overlaps(taken, nil, func(i, j int) {
 		c.Problem(taken[i].path, taken[i].prefix.String(), "overlaps "+taken[j].prefix.String()+" of "+taken[j].path, "a source is in one zone")

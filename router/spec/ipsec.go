@@ -93,9 +93,6 @@ func (c *checker) ipsec(path string, i *isthmusv1.IPsec, preset cloud.Preset) *t
 	out.RemoteAddress = a
 	out.RemoteIdentity = c.identity(path+".remoteIdentity", i.GetRemoteIdentity(), a)
 	// charon finds the connection of an incoming IKE_SA by addresses and identities, and its key by identities.
-	if c.gateways == nil {
-		c.gateways = map[string]string{}
-	}
 	key := out.LocalIdentity + " " + out.RemoteIdentity
 	if at, ok := c.gateways[key]; ok {
 		c.Problem(path+".remoteAddress", a.String(), "has the same pair of identities as "+at, "one peer can hold one tunnel; give another address, or identities of their own to both")

@@ -2,7 +2,6 @@ package spec
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"strconv"
 	"time"
@@ -78,9 +77,6 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 		}
 	}
 	if out.Address.IsValid() {
-		if c.peerings == nil {
-			c.peerings = map[netip.Addr]string{}
-		}
 		if at, ok := c.peerings[out.Address]; ok {
 			c.Problem(path+".address", out.Address.String(), "is the address of "+at+" too", "one session for one address")
 		}

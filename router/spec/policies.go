@@ -92,9 +92,6 @@ func (c *checker) domains(path string, list []string) (out []string) {
 		}
 		listed[name] = true
 		out = append(out, name)
-		if c.domainNames == nil {
-			c.domainNames = map[string]bool{}
-		}
 		if c.domainNames[name] = true; len(c.domainNames) == maxNames+1 {
 			c.Problem(at, text, "is one name more than 1000", "use prefixes, or wildcards")
 		}

@@ -33,9 +33,6 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 		if !ok {
 			continue
 		}
-		if c.sources == nil {
-			c.sources, c.publics = map[netip.Addr]string{}, map[netip.Addr]string{}
-		}
 		if other, ok := c.sources[addr]; ok {
 			c.Problem(at+".address", addr.String(), "is the address of "+other+" too", "an address belongs to one pool")
 		}
@@ -62,7 +59,7 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 			c.Problem(at+".publicAddress", public.String(), "is the public address of "+other+" too", "the platform translates one to one, and who had a port of it could not be told: give each its own")
 		}
 		c.sources[addr], c.publics[public] = at, at
-		if z := a.GetZone(); z != "" && !c.zoneList[z] {
+		if z := a.GetZone(); z != "" && !c.zoneNames[z] {
 			c.Problem(at+".zone", z, "is no zone of this document", "give the name of one of `egress.zones`")
 		}
 		weight := c.Number(at+".weight", a.GetWeight(), 1, 1, 100)
@@ -86,9 +83,6 @@ func (c *checker) health(path string, p *isthmusv1.Pool, pool nat.Pool) {
 		prefix, ok := c.Prefix(at, text)
 		if !ok {
 			continue
-		}
-		if c.announcing == nil {
-			c.announcing = map[netip.Prefix]string{}
 		}
 		switch other, twice := c.announcing[prefix]; {
 		case c.announce[prefix]:

@@ -18,9 +18,6 @@ func (c *checker) route(path string, r *isthmusv1.StaticRoute) {
 	if !ok {
 		return
 	}
-	if c.dests == nil {
-		c.dests = map[netip.Prefix]string{}
-	}
 	if at, ok := c.dests[p]; ok {
 		c.Problem(path+".prefix", p.String(), "is the destination of "+at+" too", "write one route with both tunnels")
 	}

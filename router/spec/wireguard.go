@@ -35,9 +35,6 @@ func (c *checker) wireguard(path string, w *isthmusv1.WireGuard) *tunnel.WireGua
 		}
 	}
 	out.Keepalive = c.duration(path+".keepalive", w.GetKeepalive(), keepalive, time.Second, 65535*time.Second)
-	if c.ports == nil {
-		c.ports = map[uint16]string{500: "IKE", 4500: "IKE"}
-	}
 	switch at, taken := c.ports[out.ListenPort]; {
 	case w.GetListenPort() == 0:
 		c.Missing(path+".listenPort", "give a UDP port of this node, such as 51820")
