@@ -75,7 +75,7 @@ func TestDeadlyGenerationIsHeldBack(t *testing.T) {
 					m.static = nil
 					r, stop := m.boot(dir)
 					synctest.Wait()
-					if len(m.static) != 1 || m.static[0].Prefix.String() != "10.7.0.0/16" {
+					if len(m.static) != 1 || m.static[0].Key.String() != "10.7.0.0/16" {
 						t.Errorf("routes are %v", m.static)
 					}
 					if got := conditions(r); !strings.Contains(got, "GenerationHeldBack: the daemon died again and again while it carried out generation 2, and generation 1 is carried out in its place: apply another document, or `isthmus rollback`") {
@@ -198,7 +198,7 @@ func TestDeadlyGenerationGoesBack(t *testing.T) {
 					if g, _, doc, err := r.documents.Document(0); err != nil || g != 3 || doc != base || s.AppliedGeneration != 3 || len(s.Conditions) > 0 {
 						t.Errorf("generation %d is carried out: %v, %v", g, err, s)
 					}
-					if m.static[0].Prefix.String() != "10.7.0.0/16" {
+					if m.static[0].Key.String() != "10.7.0.0/16" {
 						t.Errorf("routes are %v", m.static)
 					}
 				})

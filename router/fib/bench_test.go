@@ -20,7 +20,7 @@ func BenchmarkUpdate(b *testing.B) {
 			routes := make([]Route, 100_000)
 			for i := range routes {
 				a := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, 20<<24+uint32(i)<<8)))
-				routes[i] = Route{Prefix: netip.PrefixFrom(a, 24), NextHops: []NextHop{hop("a")}}
+				routes[i] = Route{Key: Main(netip.PrefixFrom(a, 24)), NextHops: []NextHop{hop("a")}}
 			}
 			for b.Loop() {
 				t := NewTable()

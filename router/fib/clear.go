@@ -14,7 +14,7 @@ func Clear(ctx context.Context, d Driver) (removed int, err error) {
 	}
 	var ops []Op
 	for _, r := range s.Routes {
-		ops = append(ops, Op{Kind: DeleteRoute, Prefix: r.Prefix})
+		ops = append(ops, Op{Kind: DeleteRoute, Key: r.Key})
 	}
 	for _, g := range s.Groups {
 		ops = append(ops, Op{Kind: DeleteGroup, ID: g.ID})

@@ -1,9 +1,6 @@
 package fib
 
-import (
-	"net/netip"
-	"testing"
-)
+import "testing"
 
 // TestClear: everything that is ours goes, in an order that the kernel takes.
 func TestClear(t *testing.T) {
@@ -12,14 +9,15 @@ func TestClear(t *testing.T) {
 	for _, err := range k.Execute(t.Context(), []Op{
 		{Kind: SetNextHop, ID: firstID, Object: Object{ID: firstID, Link: 7}},
 		{Kind: SetGroup, ID: firstID + 1, Members: []uint32{firstID}},
-		{Kind: AddRoute, Prefix: netip.MustParsePrefix("10.0.0.0/8"), ID: firstID + 1},
-		{Kind: AddRoute, Prefix: netip.MustParsePrefix("10.1.0.0/16")},
+		{Kind: AddRoute, Key: key("10.0.0.0/8"), ID: firstID + 1},
+		{Kind: AddRoute, Key: key("10.1.0.0/16")},
+		{Kind: AddRoute, Key: inTable(100, "10.1.0.0/16"), ID: firstID + 1},
 	}) {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	if n, err := Clear(t.Context(), k); n != 4 || err != nil {
+	if n, err := Clear(t.Context(), k); n != 5 || err != nil {
 		t.Errorf("%d removed, %v", n, err)
 	}
 	if s := k.state(); len(s.Routes)+len(s.Groups)+len(s.NextHops) > 0 {

@@ -36,9 +36,9 @@ type NextHop struct {
 	Gateway   netip.Addr // zero: straight into the interface
 }
 
-// Route is what is wanted for one prefix: next hops that are used together, or a black hole.
+// Route is what is wanted for one key: next hops that are used together, or a black hole.
 type Route struct {
-	Prefix    netip.Prefix
+	Key       Key
 	NextHops  []NextHop // in any order; duplicates count once
 	Blackhole bool
 }

@@ -1,9 +1,6 @@
 package fib
 
-import (
-	"context"
-	"net/netip"
-)
+import "context"
 
 // OpKind is a kind of change.
 type OpKind uint8
@@ -12,9 +9,9 @@ type OpKind uint8
 const (
 	SetNextHop    OpKind = iota + 1 // create or replace Object
 	SetGroup                        // create or replace the group ID with Members
-	AddRoute                        // Prefix through group ID, or a black hole when ID is 0; it must not be there yet
+	AddRoute                        // Key through group ID, or a black hole when ID is 0; it must not be there yet
 	ReplaceRoute                    // the same for a route that must be there
-	DeleteRoute                     // Prefix
+	DeleteRoute                     // Key
 	DeleteGroup                     // ID, in which no route is
 	DeleteNextHop                   // ID, which is in no group
 )
@@ -25,7 +22,7 @@ type Op struct {
 	ID      uint32
 	Object  Object
 	Members []uint32
-	Prefix  netip.Prefix
+	Key     Key
 }
 
 // Event says what may have changed in the kernel by another hand. It is a nudge; the truth is read again.

@@ -3,7 +3,6 @@ package fib
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"sync"
 )
@@ -15,8 +14,8 @@ type fakeKernel struct {
 	links   map[string]Link
 	objects map[uint32]Object
 	groups  map[uint32][]uint32
-	routes  map[netip.Prefix]Installed
-	foreign map[netip.Prefix]bool // routes of others with our metric
+	routes  map[Key]Installed
+	foreign map[Key]bool // routes of others with our metric
 	writes  uint64
 	kinds   map[OpKind]int
 	fail    func(Op) error
@@ -26,7 +25,7 @@ type fakeKernel struct {
 func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
 		links: map[string]Link{}, objects: map[uint32]Object{}, groups: map[uint32][]uint32{},
-		routes: map[netip.Prefix]Installed{}, foreign: map[netip.Prefix]bool{}, kinds: map[OpKind]int{},
+		routes: map[Key]Installed{}, foreign: map[Key]bool{}, kinds: map[OpKind]int{},
 	}
 }
 
@@ -91,33 +90,33 @@ func (k *fakeKernel) execute(op Op) error {
 		}
 		k.groups[op.ID] = slices.Clone(op.Members)
 	case AddRoute, ReplaceRoute:
-		_, there := k.routes[op.Prefix]
-		if there == (op.Kind == AddRoute) || k.foreign[op.Prefix] {
+		_, there := k.routes[op.Key]
+		if there == (op.Kind == AddRoute) || k.foreign[op.Key] {
 			return fmt.Errorf("there: %v", there)
 		}
 		if op.ID != 0 && k.groups[op.ID] == nil {
 			return fmt.Errorf("no such group")
 		}
-		if op.ID != 0 && op.Prefix.Addr().Is6() {
+		if op.ID != 0 && op.Key.Prefix.Addr().Is6() {
 			for _, id := range k.groups[op.ID] {
 				if !k.objects[id].IPv6 {
 					return fmt.Errorf("IPv6 route through an IPv4 next hop")
 				}
 			}
 		}
-		k.routes[op.Prefix] = Installed{Prefix: op.Prefix, NextHop: op.ID, Blackhole: op.ID == 0}
+		k.routes[op.Key] = Installed{Key: op.Key, NextHop: op.ID, Blackhole: op.ID == 0}
 	case DeleteRoute:
-		if _, ok := k.routes[op.Prefix]; !ok {
+		if _, ok := k.routes[op.Key]; !ok {
 			return fmt.Errorf("no such route")
 		}
-		delete(k.routes, op.Prefix)
+		delete(k.routes, op.Key)
 	case DeleteGroup:
 		if k.groups[op.ID] == nil {
 			return fmt.Errorf("no such group")
 		}
 		for _, r := range k.routes {
 			if r.NextHop == op.ID {
-				return fmt.Errorf("in use by %v", r.Prefix)
+				return fmt.Errorf("in use by %v", r.Key)
 			}
 		}
 		delete(k.groups, op.ID)

@@ -72,7 +72,7 @@ func (f *FIB) Routes() []RouteState {
 	return routes
 }
 
-// Best returns the length of the most specific prefix of ours that holds an address and that the kernel has, -1 when there is none.
+// Best returns the length of our most specific route in the main table. See Table.Best.
 func (f *FIB) Best(a netip.Addr) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()

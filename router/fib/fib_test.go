@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net/netip"
 	"testing"
 	"time"
 )
@@ -39,7 +38,7 @@ func TestRunHealsWhatOthersDelete(t *testing.T) {
 	k := newFakeKernel()
 	k.links["a"] = Link{"a", 7, true}
 	f := start(t, k)
-	f.Update([]Route{{Prefix: pfx("10.0.0.0/24"), NextHops: []NextHop{hop("a")}}})
+	f.Update([]Route{{Key: key("10.0.0.0/24"), NextHops: []NextHop{hop("a")}}})
 	f.Synced()
 	if err := settle(t, f); err != nil {
 		t.Fatal(err)
@@ -53,7 +52,7 @@ func TestRunHealsWhatOthersDelete(t *testing.T) {
 	settle(t, f)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	id := k.routes[pfx("10.0.0.0/24")].NextHop
+	id := k.routes[key("10.0.0.0/24")].NextHop
 	if m := k.groups[id]; len(m) != 1 || k.objects[m[0]].Link != 8 {
 		t.Errorf("kernel: %+v", k.state())
 	}
@@ -68,19 +67,19 @@ func (k *fakeKernel) watched() bool {
 func TestRunGoesOnAfterAFailure(t *testing.T) {
 	k := newFakeKernel()
 	k.links["a"] = Link{"a", 7, true}
-	occupied := pfx("10.0.9.0/24")
+	occupied := key("10.0.9.0/24")
 	k.foreign[occupied] = true
 	f := start(t, k)
 	f.Update([]Route{
-		{Prefix: occupied, NextHops: []NextHop{hop("a")}},
-		{Prefix: pfx("10.0.0.0/24"), NextHops: []NextHop{hop("a")}},
+		{Key: occupied, NextHops: []NextHop{hop("a")}},
+		{Key: key("10.0.0.0/24"), NextHops: []NextHop{hop("a")}},
 	})
 	f.Synced()
 	if err := settle(t, f); err == nil {
 		t.Fatal("a route that cannot be made is no error")
 	}
 	for _, r := range f.Routes() {
-		if r.Installed == (r.Prefix == occupied) {
+		if r.Installed == (r.Key == occupied) {
 			t.Errorf("state %+v", r)
 		}
 	}
@@ -97,10 +96,10 @@ func TestRunGoesOnAfterAFailure(t *testing.T) {
 	}
 }
 
-func (k *fakeKernel) route(p netip.Prefix) Installed {
+func (k *fakeKernel) route(key Key) Installed {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.routes[p]
+	return k.routes[key]
 }
 
 // blindKernel cannot be read.
@@ -110,7 +109,7 @@ func (blindKernel) Observe(context.Context) (State, error) { return State{}, err
 
 func TestRunWritesNothingWhileBlind(t *testing.T) {
 	k := newFakeKernel()
-	k.routes[pfx("10.0.0.0/24")] = Installed{Prefix: pfx("10.0.0.0/24"), Blackhole: true}
+	k.routes[key("10.0.0.0/24")] = Installed{Key: key("10.0.0.0/24"), Blackhole: true}
 	f := New(blindKernel{k}, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

@@ -34,16 +34,16 @@ type Group struct {
 	Members []uint32 // ids of nexthop objects, ascending
 }
 
-// Installed is a route of the kernel's main table with our Metric.
+// Installed is a route of the kernel with our Metric, of any table.
 type Installed struct {
-	Prefix    netip.Prefix
+	Key       Key
 	NextHop   uint32 // id of a nexthop object or group; 0: none
 	Blackhole bool   // the type of the route
 }
 
 // RouteState is one route as wanted and as it stands.
 type RouteState struct {
-	Prefix    netip.Prefix
+	Key       Key
 	Source    Source    // 0: a route of a former run that was not asked for yet
 	NextHops  []NextHop // wanted, sorted
 	Alive     []NextHop // those of NextHops that carry traffic now; none: the route is a black hole

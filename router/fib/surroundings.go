@@ -162,11 +162,14 @@ func (s *Surroundings) Gateways(iface string) (all []netip.Addr) {
 	return slices.Compact(all)
 }
 
-// Reserved is an address or a network that a route must not take away from the node.
+// Reserved is an address or a network that a route must not divert from the node. It restricts routes
+// of its own domain alone: encrypted packets and the node's own traffic use the main table, and a route
+// in the table of another domain cannot divert them. What a domain needs for itself, such as the inside
+// addresses of its tunnels, is reserved with its own Domain.
 type Reserved struct {
-	// Prefix is reserved: a route to it, or into it, is withheld.
-	Prefix netip.Prefix
-	// Covered withholds also routes that cover the Prefix, a single address, and are longer than Own.
+	// Key is reserved: a route to it, or into it, is withheld.
+	Key Key
+	// Covered withholds also routes that cover the Key, a single address, and are longer than Own.
 	Covered bool
 	// Own is the length of the route that the machine has to the address without isthmus.
 	Own int

@@ -26,12 +26,14 @@ const (
 //
 // Until Synced, routes that a former run left in the kernel stay although they were not asked for yet.
 type Table struct {
-	links    map[string]Link
-	names    map[uint32]string // of links, by index
-	dead     map[NextHop]bool  // reported dead; without a gateway: all of the interface
-	reserved *reserve
+	links map[string]Link
+	names map[uint32]string // of links, by index
+	dead  map[NextHop]bool  // reported dead; without a gateway: all of the interface
 
-	routes   map[netip.Prefix]*entry
+	reservations []Reserved // sorted
+	reserved     reserve
+
+	routes   map[Key]*entry
 	groups   map[string]*group // wanted sets of next hops, by key
 	byID     map[uint32]*group
 	objects  map[Object]*object // by what they are; ID is zero in the key
@@ -39,11 +41,11 @@ type Table struct {
 	taken    map[uint32]bool
 	lastID   uint32
 	hole     *group // what a wanted black hole points at
-	static   map[netip.Prefix]bool
+	static   map[Key]bool
 	epoch    uint32
 	isSynced bool
 
-	dirty       []netip.Prefix
+	dirty       []*entry
 	dirtyGroups []*group
 	idle        []*group // candidates for deletion
 	sweep       bool     // nexthop objects may have become unused
@@ -51,11 +53,13 @@ type Table struct {
 	key         []byte
 }
 
-// entry is a prefix: what each source wants, and what the kernel has.
+// entry is a route: what each source wants, and what the kernel has.
 type entry struct {
+	key         Key
 	static, bgp *group
-	kernel      uint32 // id of a group, or nothing, blackhole, stranger
-	epoch       uint32 // in which bgp was reported
+	takes       *Reserved // because of which it is withheld; nil: nothing
+	kernel      uint32    // id of a group, or nothing, blackhole, stranger
+	epoch       uint32    // in which bgp was reported
 	dirty       bool
 }
 
@@ -82,33 +86,32 @@ type object struct {
 // NewTable returns an empty table.
 func NewTable() *Table {
 	return &Table{
-		reserved: &reserve{},
-		links:    map[string]Link{},
-		dead:     map[NextHop]bool{},
-		routes:   map[netip.Prefix]*entry{},
-		groups:   map[string]*group{},
-		byID:     map[uint32]*group{},
-		objects:  map[Object]*object{},
-		taken:    map[uint32]bool{},
-		static:   map[netip.Prefix]bool{},
-		lastID:   firstID,
-		hole:     &group{id: blackhole},
-		random:   rand.New(rand.NewPCG(0, 0)),
+		links:   map[string]Link{},
+		dead:    map[NextHop]bool{},
+		routes:  map[Key]*entry{},
+		groups:  map[string]*group{},
+		byID:    map[uint32]*group{},
+		objects: map[Object]*object{},
+		taken:   map[uint32]bool{},
+		static:  map[Key]bool{},
+		lastID:  firstID,
+		hole:    &group{id: blackhole},
+		random:  rand.New(rand.NewPCG(0, 0)),
 	}
 }
 
 // SetStatic replaces all static routes. They win over BGP for the same prefix.
 func (t *Table) SetStatic(routes []Route) {
 	before := t.static
-	t.static = make(map[netip.Prefix]bool, len(routes))
+	t.static = make(map[Key]bool, len(routes))
 	for _, r := range routes {
-		p := r.Prefix.Masked()
-		t.static[p] = true
-		t.set(p, Static, t.intern(p, r))
+		k := r.Key.Masked()
+		t.static[k] = true
+		t.set(k, Static, t.intern(k, r))
 	}
-	for p := range before {
-		if !t.static[p] {
-			t.set(p, Static, nil)
+	for k := range before {
+		if !t.static[k] {
+			t.set(k, Static, nil)
 		}
 	}
 }
@@ -116,8 +119,8 @@ func (t *Table) SetStatic(routes []Route) {
 // Update replaces the BGP routes of the given prefixes. One without next hops that is no black hole is withdrawn.
 func (t *Table) Update(routes []Route) {
 	for _, r := range routes {
-		p := r.Prefix.Masked()
-		t.set(p, BGP, t.intern(p, r))
+		k := r.Key.Masked()
+		t.set(k, BGP, t.intern(k, r))
 	}
 }
 
@@ -171,78 +174,86 @@ func (t *Table) touch(names map[string]bool) {
 	}
 }
 
-// SetReserved names what routes must not take away from the node: the outside addresses of the tunnels' peers, because a route that
-// covers one would draw encrypted packets into a tunnel; what the platform serves; the node's own networks. Such a route is withheld from
-// the kernel. Default routes (of length 0) are not: by Metric they lose against the underlay's.
+// SetReserved names what routes must not divert from the node: the outside addresses of the tunnels'
+// peers, because a route that covers one would draw encrypted packets into a tunnel; what the platform
+// serves; the node's own networks. Such a route is withheld from the kernel. Default routes (of length
+// 0) are not: by Metric they lose against the underlay's.
 func (t *Table) SetReserved(all []Reserved) {
 	all = slices.Clone(all)
 	slices.SortFunc(all, func(a, b Reserved) int {
-		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()), cmp.Compare(a.Own, b.Own), cmp.Compare(a.Why, b.Why))
+		return cmp.Or(a.Key.Compare(b.Key), cmp.Compare(a.Own, b.Own), cmp.Compare(a.Why, b.Why))
 	})
-	if slices.Equal(t.reserved.all, all) {
+	if slices.Equal(t.reservations, all) {
 		return
 	}
-	before := make(map[netip.Prefix]*group, len(t.routes))
-	for p, e := range t.routes {
-		before[p] = t.winner(p, e)
-	}
-	t.reserved = newReserve(all)
-	for p, e := range t.routes {
-		t.settle(p, e, before[p])
+	t.reservations, t.reserved = all, newReserve(all)
+	for k, e := range t.routes {
+		before := e.winner()
+		e.takes = t.reserved.taken(k)
+		t.settle(e, before)
 	}
 }
 
-// reserve finds what a route would take away.
-type reserve struct {
-	all     []Reserved
+// reserve finds what a route would divert, by domain: see Reserved.
+type reserve map[Domain]*domainReserve
+
+type domainReserve struct {
 	within  map[netip.Prefix]*Reserved
 	lengths [2][129]bool // of within
 	covered []*Reserved  // ascending
 }
 
-func newReserve(all []Reserved) *reserve {
-	r := &reserve{all: all, within: map[netip.Prefix]*Reserved{}}
+// newReserve makes a reserve of a sorted list.
+func newReserve(all []Reserved) reserve {
+	out := reserve{}
 	for i := range all {
-		k := &all[i]
-		p := k.Prefix.Masked()
-		if r.within[p] == nil {
-			r.within[p] = k
+		r := &all[i]
+		d := out[r.Key.Domain]
+		if d == nil {
+			d = &domainReserve{within: map[netip.Prefix]*Reserved{}}
+			out[r.Key.Domain] = d
 		}
-		six := 0
-		if p.Addr().Is6() {
-			six = 1
+		p := r.Key.Prefix.Masked()
+		if d.within[p] == nil {
+			d.within[p] = r
 		}
-		r.lengths[six][p.Bits()] = true
-		if k.Covered {
-			r.covered = append(r.covered, k)
+		d.lengths[familyOf(p)][p.Bits()] = true
+		if r.Covered {
+			d.covered = append(d.covered, r)
 		}
 	}
-	return r
+	return out
 }
 
-// taken returns what a route for a prefix would take away, nil for nothing.
-func (r *reserve) taken(p netip.Prefix) *Reserved {
-	if p.Bits() == 0 {
+// familyOf returns 0 for IPv4 and 1 for IPv6.
+func familyOf(p netip.Prefix) int {
+	if p.Addr().Is6() {
+		return 1
+	}
+	return 0
+}
+
+// taken returns what a route would divert, nil for nothing.
+func (r reserve) taken(k Key) *Reserved {
+	p, d := k.Prefix, r[k.Domain]
+	if p.Bits() == 0 || d == nil {
 		return nil
 	}
-	six := 0
-	if p.Addr().Is6() {
-		six = 1
-	}
+	six := familyOf(p)
 	for bits := 0; bits <= p.Bits(); bits++ {
-		if !r.lengths[six][bits] {
+		if !d.lengths[six][bits] {
 			continue
 		}
 		q, _ := p.Addr().Prefix(bits)
-		if k := r.within[q]; k != nil {
-			return k
+		if found := d.within[q]; found != nil {
+			return found
 		}
 	}
 	// The addresses in a prefix follow its own one.
-	i, _ := slices.BinarySearchFunc(r.covered, p.Addr(), func(k *Reserved, a netip.Addr) int { return k.Prefix.Addr().Compare(a) })
-	for ; i < len(r.covered) && p.Contains(r.covered[i].Prefix.Addr()); i++ {
-		if p.Bits() > r.covered[i].Own {
-			return r.covered[i]
+	i, _ := slices.BinarySearchFunc(d.covered, p.Addr(), func(r *Reserved, a netip.Addr) int { return r.Key.Prefix.Addr().Compare(a) })
+	for ; i < len(d.covered) && p.Contains(d.covered[i].Key.Prefix.Addr()); i++ {
+		if p.Bits() > d.covered[i].Own {
+			return d.covered[i]
 		}
 	}
 	return nil
@@ -258,16 +269,16 @@ func (t *Table) Restarted() {
 // removed, and so is what a former run left behind.
 func (t *Table) Synced() {
 	t.isSynced = true
-	for p, e := range t.routes {
+	for k, e := range t.routes {
 		if e.bgp != nil && e.epoch != t.epoch {
-			t.set(p, BGP, nil)
+			t.set(k, BGP, nil)
 		}
-		t.mark(p, e)
+		t.mark(e)
 	}
 }
 
 // intern returns the group of a route's next hops, nil for none.
-func (t *Table) intern(p netip.Prefix, r Route) *group {
+func (t *Table) intern(k Key, r Route) *group {
 	if r.Blackhole {
 		return t.hole
 	}
@@ -278,7 +289,7 @@ func (t *Table) intern(p netip.Prefix, r Route) *group {
 	if !slices.IsSortedFunc(hops, compareHops) {
 		hops = slices.SortedFunc(slices.Values(hops), compareHops)
 	}
-	ipv6 := p.Addr().Is6()
+	ipv6 := k.Prefix.Addr().Is6()
 	key := append(t.key[:0], 4)
 	if ipv6 {
 		key[0] = 6
@@ -315,16 +326,15 @@ func compareHops(a, b NextHop) int {
 }
 
 // set makes g what a source wants for a prefix.
-func (t *Table) set(p netip.Prefix, s Source, g *group) {
-	e := t.routes[p]
+func (t *Table) set(k Key, s Source, g *group) {
+	e := t.routes[k]
 	if e == nil {
 		if g == nil {
 			return
 		}
-		e = &entry{}
-		t.routes[p] = e
+		e = t.add(k)
 	}
-	before, old := t.winner(p, e), &e.static
+	before, old := e.winner(), &e.static
 	if s == BGP {
 		old, e.epoch = &e.bgp, t.epoch
 	}
@@ -339,14 +349,14 @@ func (t *Table) set(p netip.Prefix, s Source, g *group) {
 		defer t.retire(*old)
 	}
 	*old = g
-	t.settle(p, e, before)
+	t.settle(e, before)
 }
 
 // settle does what follows when the winner of a prefix may be another than before.
-func (t *Table) settle(p netip.Prefix, e *entry, before *group) {
-	after := t.winner(p, e)
+func (t *Table) settle(e *entry, before *group) {
+	after := e.winner()
 	if after == before {
-		t.forget(p, e)
+		t.forget(e)
 		return
 	}
 	if after != nil {
@@ -357,43 +367,50 @@ func (t *Table) settle(p netip.Prefix, e *entry, before *group) {
 		before.wanted--
 		t.retire(before)
 	}
-	t.markAlways(p, e)
+	t.markAlways(e)
 }
 
-// winner returns the group that the kernel should use for a prefix, nil for none.
-func (t *Table) winner(p netip.Prefix, e *entry) *group {
-	if e.static == nil && e.bgp == nil || t.reserved.taken(p) != nil {
+// add adds an entry without routes. It is withheld or not until SetReserved is called again.
+func (t *Table) add(k Key) *entry {
+	e := &entry{key: k, takes: t.reserved.taken(k)}
+	t.routes[k] = e
+	return e
+}
+
+// winner returns the group that the kernel should use, nil for none.
+func (e *entry) winner() *group {
+	switch {
+	case e.takes != nil:
 		return nil
-	}
-	if e.static != nil {
+	case e.static != nil:
 		return e.static
 	}
 	return e.bgp
 }
 
 // mark puts a prefix on the list of changes when the kernel has something else than is wanted.
-func (t *Table) mark(p netip.Prefix, e *entry) {
-	if w := t.winner(p, e); w == nil && (e.kernel == nothing || !t.isSynced) || w != nil && w.has(e) {
-		t.forget(p, e)
+func (t *Table) mark(e *entry) {
+	if w := e.winner(); w == nil && (e.kernel == nothing || !t.isSynced) || w != nil && w.has(e) {
+		t.forget(e)
 		return
 	}
-	t.markAlways(p, e)
+	t.markAlways(e)
 }
 
 // has says whether the kernel's route leads into the group.
 func (g *group) has(e *entry) bool { return e.kernel != nothing && e.kernel == g.id }
 
-func (t *Table) markAlways(p netip.Prefix, e *entry) {
+func (t *Table) markAlways(e *entry) {
 	if !e.dirty {
 		e.dirty = true
-		t.dirty = append(t.dirty, p)
+		t.dirty = append(t.dirty, e)
 	}
 }
 
 // forget drops an entry that says nothing.
-func (t *Table) forget(p netip.Prefix, e *entry) {
+func (t *Table) forget(e *entry) {
 	if e.static == nil && e.bgp == nil && e.kernel == nothing && !e.dirty {
-		delete(t.routes, p)
+		delete(t.routes, e.key)
 	}
 }
 
@@ -490,21 +507,20 @@ func (t *Table) Ops(limit int) []Op {
 	// random.
 	for limit += len(ops); len(ops) < limit && len(t.dirty) > 0; {
 		i, last := t.random.IntN(len(t.dirty)), len(t.dirty)-1
-		p := t.dirty[i]
+		e := t.dirty[i]
 		t.dirty[i] = t.dirty[last]
 		t.dirty = t.dirty[:last]
-		e := t.routes[p]
 		e.dirty = false
-		w := t.winner(p, e)
+		w := e.winner()
 		switch {
 		case w == nil && e.kernel != nothing:
-			ops = append(ops, Op{Kind: DeleteRoute, Prefix: p})
+			ops = append(ops, Op{Kind: DeleteRoute, Key: e.key})
 		case w != nil && e.kernel == nothing:
-			ops = append(ops, Op{Kind: AddRoute, Prefix: p, ID: routeID(w)})
+			ops = append(ops, Op{Kind: AddRoute, Key: e.key, ID: routeID(w)})
 		case w != nil && !w.has(e):
-			ops = append(ops, Op{Kind: ReplaceRoute, Prefix: p, ID: routeID(w)})
+			ops = append(ops, Op{Kind: ReplaceRoute, Key: e.key, ID: routeID(w)})
 		default:
-			t.forget(p, e)
+			t.forget(e)
 		}
 	}
 	if len(ops) == 0 {
@@ -632,9 +648,9 @@ func (t *Table) Done(ops []Op, errs []error) bool {
 			if id == 0 {
 				id = blackhole
 			}
-			t.point(op.Prefix, id)
+			t.point(op.Key, id)
 		case DeleteRoute:
-			t.point(op.Prefix, nothing)
+			t.point(op.Key, nothing)
 		case DeleteGroup, DeleteNextHop:
 			delete(t.taken, op.ID)
 		}
@@ -643,14 +659,13 @@ func (t *Table) Done(ops []Op, errs []error) bool {
 }
 
 // point notes where the kernel's route of a prefix leads.
-func (t *Table) point(p netip.Prefix, id uint32) {
-	e := t.routes[p]
+func (t *Table) point(k Key, id uint32) {
+	e := t.routes[k]
 	if e == nil {
 		if id == nothing {
 			return
 		}
-		e = &entry{}
-		t.routes[p] = e
+		e = t.add(k)
 	}
 	before := t.byID[e.kernel]
 	e.kernel = id
@@ -661,7 +676,7 @@ func (t *Table) point(p netip.Prefix, id uint32) {
 		before.used--
 		t.retire(before)
 	}
-	t.forget(p, e)
+	t.forget(e)
 }
 
 // Adopt takes what the kernel has. What is already as wanted is kept without a write.
@@ -733,11 +748,10 @@ func (t *Table) Adopt(s State) {
 		e.kernel = nothing
 	}
 	for _, r := range s.Routes {
-		p := r.Prefix.Masked()
-		e := t.routes[p]
+		k := r.Key.Masked()
+		e := t.routes[k]
 		if e == nil {
-			e = &entry{}
-			t.routes[p] = e
+			e = t.add(k)
 		}
 		switch g := t.byID[r.NextHop]; {
 		case r.Blackhole && r.NextHop == 0:
@@ -749,8 +763,8 @@ func (t *Table) Adopt(s State) {
 			e.kernel = stranger
 		}
 	}
-	for p, e := range t.routes {
-		t.mark(p, e)
+	for _, e := range t.routes {
+		t.mark(e)
 	}
 	for _, g := range t.groups {
 		t.markGroup(g)
@@ -766,8 +780,8 @@ func (t *Table) Adopt(s State) {
 
 // Routes returns every route, in no order, until yield returns false.
 func (t *Table) Routes(yield func(RouteState) bool) {
-	for p, e := range t.routes {
-		s := RouteState{Prefix: p, Takes: t.reserved.taken(p)}
+	for _, e := range t.routes {
+		s := RouteState{Key: e.key, Takes: e.takes}
 		g := e.bgp
 		if g != nil {
 			s.Source = BGP
@@ -781,7 +795,7 @@ func (t *Table) Routes(yield func(RouteState) bool) {
 		case g != nil:
 			s.NextHops, s.Alive = slices.Clone(g.hops), t.alive(g)
 		}
-		w := t.winner(p, e)
+		w := e.winner()
 		s.Installed = w != nil && w.has(e) && !w.dirty
 		if !yield(s) {
 			return
@@ -789,11 +803,12 @@ func (t *Table) Routes(yield func(RouteState) bool) {
 	}
 }
 
-// Best returns the length of the most specific prefix of ours that holds an address and that the kernel has, -1 when there is none.
+// Best returns the length of our most specific route in the main table that covers an address and that
+// the kernel has, -1 when there is none.
 func (t *Table) Best(a netip.Addr) int {
 	for bits := a.BitLen(); bits >= 0; bits-- {
 		p, _ := a.Prefix(bits)
-		if e := t.routes[p]; e != nil && e.kernel != nothing && e.kernel != stranger {
+		if e := t.routes[Main(p)]; e != nil && e.kernel != nothing && e.kernel != stranger {
 			return bits
 		}
 	}

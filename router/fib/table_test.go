@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+func key(s string) Key { return Main(netip.MustParsePrefix(s)) }
 
 func hop(i string, gw ...string) NextHop {
 	h := NextHop{Interface: i}
@@ -67,27 +67,27 @@ func TestRoutesShareAGroup(t *testing.T) {
 	b := newBench(t, "a", "b")
 	ab := []NextHop{hop("b", "169.254.1.1"), hop("a", "169.254.0.1")}
 	b.table.Update([]Route{
-		{Prefix: pfx("10.0.0.0/24"), NextHops: ab},
-		{Prefix: pfx("10.0.1.0/24"), NextHops: []NextHop{ab[1], ab[0], ab[0]}},
-		{Prefix: pfx("10.0.2.0/24"), NextHops: ab[:1]},
+		{Key: key("10.0.0.0/24"), NextHops: ab},
+		{Key: key("10.0.1.0/24"), NextHops: []NextHop{ab[1], ab[0], ab[0]}},
+		{Key: key("10.0.2.0/24"), NextHops: ab[:1]},
 	})
 	b.expect(b.run(), map[OpKind]int{SetNextHop: 2, SetGroup: 2, AddRoute: 3})
 
 	t.Log("a dead tunnel touches groups only")
 	b.table.SetAlive(NextHop{Interface: "b"}, false)
 	b.expect(b.run(), map[OpKind]int{SetGroup: 2, SetNextHop: 1, DeleteNextHop: 1})
-	if g := b.kernel.groups[b.kernel.routes[pfx("10.0.2.0/24")].NextHop]; !b.kernel.objects[g[0]].Blackhole {
+	if g := b.kernel.groups[b.kernel.routes[key("10.0.2.0/24")].NextHop]; !b.kernel.objects[g[0]].Blackhole {
 		t.Error("a route without a living next hop is no black hole")
 	}
 	b.table.SetAlive(NextHop{Interface: "b"}, true)
 	b.expect(b.run(), map[OpKind]int{SetGroup: 2, SetNextHop: 1, DeleteNextHop: 1})
 
 	t.Log("the same again writes nothing")
-	b.table.Update([]Route{{Prefix: pfx("10.0.2.0/24"), NextHops: ab[:1]}})
+	b.table.Update([]Route{{Key: key("10.0.2.0/24"), NextHops: ab[:1]}})
 	b.expect(b.run(), map[OpKind]int{})
 
 	t.Log("withdrawing everything leaves nothing")
-	b.table.Update([]Route{{Prefix: pfx("10.0.0.0/24")}, {Prefix: pfx("10.0.1.0/24")}, {Prefix: pfx("10.0.2.0/24")}})
+	b.table.Update([]Route{{Key: key("10.0.0.0/24")}, {Key: key("10.0.1.0/24")}, {Key: key("10.0.2.0/24")}})
 	b.expect(b.run(), map[OpKind]int{DeleteRoute: 3, DeleteGroup: 2, DeleteNextHop: 2})
 	if len(b.table.routes)+len(b.table.groups)+len(b.table.byID)+len(b.table.objects)+len(b.table.taken) > 0 {
 		t.Errorf("the table remembers something: %+v", b.table)
@@ -96,13 +96,13 @@ func TestRoutesShareAGroup(t *testing.T) {
 
 func TestStaticWins(t *testing.T) {
 	b := newBench(t, "a", "b")
-	p := pfx("10.0.0.0/24")
-	b.table.Update([]Route{{Prefix: p, NextHops: []NextHop{hop("a")}}})
-	b.table.SetStatic([]Route{{Prefix: p, Blackhole: true}})
+	k := key("10.0.0.0/24")
+	b.table.Update([]Route{{Key: k, NextHops: []NextHop{hop("a")}}})
+	b.table.SetStatic([]Route{{Key: k, Blackhole: true}})
 	b.expect(b.run(), map[OpKind]int{AddRoute: 1})
 	b.table.SetStatic(nil)
 	b.expect(b.run(), map[OpKind]int{SetNextHop: 1, SetGroup: 1, ReplaceRoute: 1})
-	b.table.SetStatic([]Route{{Prefix: p, NextHops: []NextHop{hop("b")}}})
+	b.table.SetStatic([]Route{{Key: k, NextHops: []NextHop{hop("b")}}})
 	b.expect(b.run(), map[OpKind]int{SetNextHop: 1, SetGroup: 1, ReplaceRoute: 1, DeleteGroup: 1, DeleteNextHop: 1})
 }
 
@@ -110,14 +110,14 @@ func TestOutsideAddressesStayOutside(t *testing.T) {
 	b := newBench(t, "a")
 	b.table.SetReserved(covered([]netip.Addr{netip.MustParseAddr("203.0.113.7")}))
 	for _, p := range []string{"203.0.113.0/24", "0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1"} {
-		b.table.Update([]Route{{Prefix: pfx(p), NextHops: []NextHop{hop("a")}}})
+		b.table.Update([]Route{{Key: key(p), NextHops: []NextHop{hop("a")}}})
 	}
 	b.run()
 	if got := slices.Collect(maps.Keys(b.kernel.routes)); len(got) != 2 {
 		t.Errorf("installed %v, want 0.0.0.0/0 and 0.0.0.0/1", got)
 	}
 	for r := range b.table.Routes {
-		if withheld := r.Prefix.Bits() > 0 && r.Prefix.Contains(netip.MustParseAddr("203.0.113.7")); withheld != (r.Takes != nil) || withheld == r.Installed {
+		if withheld := r.Key.Prefix.Bits() > 0 && r.Key.Prefix.Contains(netip.MustParseAddr("203.0.113.7")); withheld != (r.Takes != nil) || withheld == r.Installed {
 			t.Errorf("state %+v", r)
 		}
 	}
@@ -128,11 +128,11 @@ func TestOutsideAddressesStayOutside(t *testing.T) {
 func TestRestart(t *testing.T) {
 	b := newBench(t, "a", "b")
 	routes := []Route{
-		{Prefix: pfx("10.0.0.0/24"), NextHops: []NextHop{hop("a"), hop("b")}},
-		{Prefix: pfx("10.0.1.0/24"), NextHops: []NextHop{hop("a")}},
-		{Prefix: pfx("10.0.3.0/24"), Blackhole: true},
-		{Prefix: pfx("2001:db8::/48"), NextHops: []NextHop{hop("a")}},
-		{Prefix: pfx("10.0.2.0/24"), NextHops: []NextHop{hop("b")}},
+		{Key: key("10.0.0.0/24"), NextHops: []NextHop{hop("a"), hop("b")}},
+		{Key: key("10.0.1.0/24"), NextHops: []NextHop{hop("a")}},
+		{Key: key("10.0.3.0/24"), Blackhole: true},
+		{Key: key("2001:db8::/48"), NextHops: []NextHop{hop("a")}},
+		{Key: key("10.0.2.0/24"), NextHops: []NextHop{hop("b")}},
 	}
 	b.table.Update(routes)
 	b.run()
@@ -156,8 +156,8 @@ func TestRestart(t *testing.T) {
 func TestRestartBeforeAdopt(t *testing.T) {
 	b := newBench(t, "a", "b")
 	routes := []Route{
-		{Prefix: pfx("10.0.0.0/24"), NextHops: []NextHop{hop("a"), hop("b")}},
-		{Prefix: pfx("10.0.1.0/24"), NextHops: []NextHop{hop("a")}},
+		{Key: key("10.0.0.0/24"), NextHops: []NextHop{hop("a"), hop("b")}},
+		{Key: key("10.0.1.0/24"), NextHops: []NextHop{hop("a")}},
 	}
 	b.table.Update(routes)
 	b.run()
@@ -171,8 +171,8 @@ func TestRestartBeforeAdopt(t *testing.T) {
 // TestDeadBeforeSynced: a daemon that starts finds routes of a former run; before BGP has reported them again, a tunnel dies.
 func TestDeadBeforeSynced(t *testing.T) {
 	b := newBench(t, "a", "b")
-	p := pfx("10.0.0.0/24")
-	b.table.Update([]Route{{Prefix: p, NextHops: []NextHop{hop("a", "169.254.0.1"), hop("b", "169.254.1.1")}}})
+	k := key("10.0.0.0/24")
+	b.table.Update([]Route{{Key: k, NextHops: []NextHop{hop("a", "169.254.0.1"), hop("b", "169.254.1.1")}}})
 	b.run()
 	b.table = NewTable()
 	b.table.Adopt(b.kernel.state())
@@ -180,7 +180,7 @@ func TestDeadBeforeSynced(t *testing.T) {
 	b.table.SetAlive(NextHop{Interface: "a"}, false)
 	b.run()
 	ways := func() (n int, dead bool) {
-		g := b.kernel.groups[b.kernel.routes[p].NextHop]
+		g := b.kernel.groups[b.kernel.routes[k].NextHop]
 		for _, id := range g {
 			dead = dead || b.kernel.objects[id].Link == b.kernel.links["a"].Index
 		}
@@ -192,7 +192,7 @@ func TestDeadBeforeSynced(t *testing.T) {
 	b.table.Adopt(b.kernel.state())
 	b.table.SetAlive(NextHop{Interface: "b", Gateway: netip.MustParseAddr("169.254.1.1")}, false)
 	b.run()
-	if g := b.kernel.groups[b.kernel.routes[p].NextHop]; !b.kernel.objects[g[0]].Blackhole {
+	if g := b.kernel.groups[b.kernel.routes[k].NextHop]; !b.kernel.objects[g[0]].Blackhole {
 		t.Error("no black hole without a way")
 	}
 	b.table.SetAlive(NextHop{Interface: "b", Gateway: netip.MustParseAddr("169.254.1.1")}, true)
@@ -216,15 +216,18 @@ func walk(t *testing.T, r *rand.Rand) {
 	b := newBench(t, names...)
 	index := uint32(100)
 	alive := map[string]bool{"a": true, "b": true, "c": true, "d": true}
-	static, bgp := map[netip.Prefix]Route{}, map[netip.Prefix]Route{}
+	static, bgp := map[Key]Route{}, map[Key]Route{}
 	var outside []netip.Addr
 
 	route := func() Route {
 		var rt Route
 		if r.IntN(4) > 0 {
-			rt.Prefix = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(r.IntN(12)), 0}), 24)
+			rt.Key.Prefix = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(r.IntN(12)), 0}), 24)
 		} else {
-			rt.Prefix = netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0, byte(r.IntN(6))}), 48)
+			rt.Key.Prefix = netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0, byte(r.IntN(6))}), 48)
+		}
+		if r.IntN(3) == 0 {
+			rt.Key.Domain = 100
 		}
 		switch r.IntN(10) {
 		case 0:
@@ -236,7 +239,7 @@ func walk(t *testing.T, r *rand.Rand) {
 					h := NextHop{Interface: n}
 					switch {
 					case r.IntN(2) == 0:
-					case rt.Prefix.Addr().Is4() && r.IntN(3) > 0:
+					case rt.Key.Prefix.Addr().Is4() && r.IntN(3) > 0:
 						h.Gateway = netip.AddrFrom4([4]byte{169, 254, n[0], byte(r.IntN(2))})
 					default:
 						h.Gateway = netip.MustParseAddr("fe80::1")
@@ -252,15 +255,15 @@ func walk(t *testing.T, r *rand.Rand) {
 		switch r.IntN(12) {
 		case 0, 1, 2, 3, 4:
 			rt := route()
-			if bgp[rt.Prefix] = rt; !rt.Blackhole && len(rt.NextHops) == 0 {
-				delete(bgp, rt.Prefix)
+			if bgp[rt.Key] = rt; !rt.Blackhole && len(rt.NextHops) == 0 {
+				delete(bgp, rt.Key)
 			}
 			b.table.Update([]Route{rt})
 		case 5:
 			clear(static)
 			for range r.IntN(4) {
 				if rt := route(); rt.Blackhole || len(rt.NextHops) > 0 {
-					static[rt.Prefix] = rt
+					static[rt.Key] = rt
 				}
 			}
 			b.table.SetStatic(slices.Collect(maps.Values(static)))
@@ -301,8 +304,8 @@ func walk(t *testing.T, r *rand.Rand) {
 			case 1:
 				b.table.Restarted()
 			case 2:
-				for p := range b.kernel.routes { // someone deletes a route by hand
-					delete(b.kernel.routes, p)
+				for k := range b.kernel.routes { // someone deletes a route by hand
+					delete(b.kernel.routes, k)
 					break
 				}
 			}
@@ -318,8 +321,8 @@ func walk(t *testing.T, r *rand.Rand) {
 				ops := b.table.Ops(1 + r.IntN(5))
 				if r.IntN(3) == 0 { // the world turns while the changes are being made
 					rt := route()
-					if bgp[rt.Prefix] = rt; !rt.Blackhole && len(rt.NextHops) == 0 {
-						delete(bgp, rt.Prefix)
+					if bgp[rt.Key] = rt; !rt.Blackhole && len(rt.NextHops) == 0 {
+						delete(bgp, rt.Key)
 					}
 					b.table.Update([]Route{rt})
 				}
@@ -346,33 +349,33 @@ func walk(t *testing.T, r *rand.Rand) {
 	b.run()
 
 	// What should be there, worked out without the table.
-	want := map[netip.Prefix]Route{}
+	want := map[Key]Route{}
 	maps.Copy(want, bgp)
 	maps.Copy(want, static)
 	objects, groups := map[string]bool{}, map[string]bool{}
-	for p, rt := range want {
-		if slices.ContainsFunc(outside, p.Contains) {
-			delete(want, p)
+	for k, rt := range want {
+		if k.Domain == 0 && slices.ContainsFunc(outside, k.Prefix.Contains) {
+			delete(want, k)
 			continue
 		}
-		got, ok := b.kernel.routes[p]
+		got, ok := b.kernel.routes[k]
 		if !ok {
-			t.Fatalf("%v is missing", p)
+			t.Fatalf("%v is missing", k)
 		}
 		if rt.Blackhole {
 			if !got.Blackhole {
-				t.Fatalf("%v is no black hole: %+v", p, got)
+				t.Fatalf("%v is no black hole: %+v", k, got)
 			}
 			continue
 		}
 		var hops []string
 		for _, h := range rt.NextHops {
 			if l := b.kernel.links[h.Interface]; l.Up && alive[h.Interface] {
-				hops = append(hops, fmt.Sprint(l.Index, h.Gateway, h.Gateway.Is6() || !h.Gateway.IsValid() && p.Addr().Is6()))
+				hops = append(hops, fmt.Sprint(l.Index, h.Gateway, h.Gateway.Is6() || !h.Gateway.IsValid() && k.Prefix.Addr().Is6()))
 			}
 		}
 		if hops == nil {
-			hops = []string{fmt.Sprint("hole ", p.Addr().Is6())}
+			hops = []string{fmt.Sprint("hole ", k.Prefix.Addr().Is6())}
 		}
 		var have []string
 		for _, id := range b.kernel.groups[got.NextHop] {
@@ -385,14 +388,14 @@ func walk(t *testing.T, r *rand.Rand) {
 		slices.Sort(hops)
 		slices.Sort(have)
 		if !slices.Equal(hops, have) {
-			t.Fatalf("%v: %q, want %q", p, have, hops)
+			t.Fatalf("%v: %q, want %q", k, have, hops)
 		}
 		for _, h := range hops {
 			objects[h] = true
 		}
 		set := slices.Clone(rt.NextHops)
 		slices.SortFunc(set, compareHops)
-		groups[fmt.Sprint(p.Addr().Is6(), set)] = true
+		groups[fmt.Sprint(k.Prefix.Addr().Is6(), set)] = true
 	}
 	if len(b.kernel.routes) != len(want) || len(b.kernel.groups) != len(groups) || len(b.kernel.objects) != len(objects) {
 		t.Fatalf("%d routes, %d groups, %d objects; want %d, %d, %d", len(b.kernel.routes), len(b.kernel.groups),
@@ -410,9 +413,9 @@ func FuzzUpdateKeepsPrefixesApart(f *testing.F) {
 			return
 		}
 		b := newBench(t, "a")
-		b.table.Update([]Route{{Prefix: netip.PrefixFrom(addr, int(bits)), NextHops: []NextHop{hop("a")}}})
+		b.table.Update([]Route{{Key: Main(netip.PrefixFrom(addr, int(bits))), NextHops: []NextHop{hop("a")}}})
 		b.run()
-		if _, ok := b.kernel.routes[netip.PrefixFrom(addr, int(bits)).Masked()]; !ok {
+		if _, ok := b.kernel.routes[Main(netip.PrefixFrom(addr, int(bits)).Masked())]; !ok {
 			t.Errorf("%v/%d is missing", addr, bits)
 		}
 	})
@@ -421,7 +424,7 @@ func FuzzUpdateKeepsPrefixesApart(f *testing.F) {
 // covered returns addresses that no route may cover.
 func covered(addrs []netip.Addr) (all []Reserved) {
 	for _, a := range addrs {
-		all = append(all, Reserved{Prefix: netip.PrefixFrom(a, a.BitLen()), Covered: true})
+		all = append(all, Reserved{Key: Main(netip.PrefixFrom(a, a.BitLen())), Covered: true})
 	}
 	return all
 }
@@ -430,17 +433,16 @@ func covered(addrs []netip.Addr) (all []Reserved) {
 // the machine's own route there.
 func TestReserved(t *testing.T) {
 	table := NewTable()
-	p := netip.MustParsePrefix
 	table.SetReserved([]Reserved{
-		{Prefix: p("169.254.0.0/16"), Why: "a"}, {Prefix: p("192.0.2.0/24"), Why: "b"}, {Prefix: p("10.9.0.2/32"), Covered: true, Own: 0, Why: "c"},
-		{Prefix: p("10.8.0.2/32"), Covered: true, Own: 24, Why: "d"}, {Prefix: p("10.7.0.2/32"), Why: "e"}, {Prefix: p("fe80::/10"), Why: "f"},
+		{Key: key("169.254.0.0/16"), Why: "a"}, {Key: key("192.0.2.0/24"), Why: "b"}, {Key: key("10.9.0.2/32"), Covered: true, Own: 0, Why: "c"},
+		{Key: key("10.8.0.2/32"), Covered: true, Own: 24, Why: "d"}, {Key: key("10.7.0.2/32"), Why: "e"}, {Key: key("fe80::/10"), Why: "f"},
 	})
 	for text, want := range map[string]string{
 		"0.0.0.0/0": "", "169.254.3.0/24": "a", "169.254.0.0/16": "a", "169.0.0.0/8": "", "192.0.2.7/32": "b", "192.0.0.0/16": "", "10.9.0.0/16": "c", "10.0.0.0/8": "c",
 		"10.8.0.0/16": "", "10.8.0.0/24": "", "10.8.0.0/25": "d", "10.7.0.0/16": "", "10.7.0.2/32": "e", "fe80::1/128": "f", "2001:db8::/32": "",
 	} {
 		got := ""
-		if k := table.reserved.taken(p(text)); k != nil {
+		if k := table.reserved.taken(key(text)); k != nil {
 			got = k.Why
 		}
 		if got != want {

@@ -121,7 +121,7 @@ func TestReserved(t *testing.T) {
 	find := func(f Facts, p string) string {
 		var all []string
 		for _, r := range Of(&given, f).Reserved {
-			if r.Prefix == prefix(p) {
+			if r.Key == fib.Main(prefix(p)) {
 				all = append(all, fmt.Sprint(r.Why[:min(20, len(r.Why))], " ", r.Covered))
 			}
 		}

@@ -18,10 +18,10 @@ var alibaba = netip.MustParseAddr("100.100.100.200")
 func reserved(t *plan.Target, f Facts) (all []fib.Reserved) {
 	one := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 	for _, p := range spec.Unroutable {
-		all = append(all, fib.Reserved{Prefix: p, Why: "which no router forwards; have the peer not announce it"})
+		all = append(all, fib.Reserved{Key: fib.Main(p), Why: "which no router forwards; have the peer not announce it"})
 	}
 	need := func(a netip.Addr, why string) {
-		all = append(all, fib.Reserved{Prefix: one(a), Covered: true, Own: max(0, f.Machine.Best(a)), Why: why})
+		all = append(all, fib.Reserved{Key: fib.Main(one(a)), Covered: true, Own: max(0, f.Machine.Best(a)), Why: why})
 	}
 	for _, p := range nat.Platform {
 		if !p.IsSingleIP() || p.Addr() == alibaba && !slices.Contains(f.Resolvers, alibaba) {
@@ -30,7 +30,7 @@ func reserved(t *plan.Target, f Facts) (all []fib.Reserved) {
 		}
 		need(p.Addr(), "at which the cloud's platform serves this node; announce more exact prefixes")
 	}
-	all = append(all, fib.Reserved{Prefix: one(alibaba), Why: "at which Alibaba Cloud serves its machines; announce more exact prefixes"})
+	all = append(all, fib.Reserved{Key: fib.Main(one(alibaba)), Why: "at which Alibaba Cloud serves its machines; announce more exact prefixes"})
 	for _, a := range f.Machine.Gateways(t.Underlay.Interface) {
 		need(a, "a router of the underlay; announce more exact prefixes")
 	}
@@ -43,24 +43,24 @@ func reserved(t *plan.Target, f Facts) (all []fib.Reserved) {
 		if a.Prefix.Addr().IsLoopback() || a.Prefix.Addr().IsLinkLocalUnicast() {
 			continue
 		}
-		all = append(all, fib.Reserved{Prefix: one(a.Prefix.Addr()), Why: "an address of this node; have the peer not announce it"})
+		all = append(all, fib.Reserved{Key: fib.Main(one(a.Prefix.Addr())), Why: "an address of this node; have the peer not announce it"})
 		if !a.Prefix.IsSingleIP() {
-			all = append(all, fib.Reserved{Prefix: a.Prefix.Masked(), Why: fmt.Sprintf("the network that interface %s is connected to; have the peer not announce it", a.Interface)})
+			all = append(all, fib.Reserved{Key: fib.Main(a.Prefix.Masked()), Why: fmt.Sprintf("the network that interface %s is connected to; have the peer not announce it", a.Interface)})
 		}
 	}
 	for _, p := range t.NAT.Pools {
 		for _, a := range p.Addresses {
-			all = append(all, fib.Reserved{Prefix: one(a.Address), Why: "an address of pool " + p.Name + "; have the peer not announce it"})
+			all = append(all, fib.Reserved{Key: fib.Main(one(a.Address)), Why: "an address of pool " + p.Name + "; have the peer not announce it"})
 		}
 	}
 	for _, c := range t.Tunnels {
 		for _, in := range c.Inside {
 			for _, a := range []netip.Addr{in.Local.Addr(), in.Remote} {
-				all = append(all, fib.Reserved{Prefix: one(a), Why: "an inside address of tunnel " + c.Name + "; have the peer not announce it"})
+				all = append(all, fib.Reserved{Key: fib.Main(one(a)), Why: "an inside address of tunnel " + c.Name + "; have the peer not announce it"})
 			}
 		}
 		if a := c.Outside().Addr(); a.IsValid() {
-			all = append(all, fib.Reserved{Prefix: one(a), Covered: true, Why: "the outside address of a tunnel, and would draw encrypted packets into a tunnel; announce more exact prefixes"})
+			all = append(all, fib.Reserved{Key: fib.Main(one(a)), Covered: true, Why: "the outside address of a tunnel, and would draw encrypted packets into a tunnel; announce more exact prefixes"})
 		}
 	}
 	return all
@@ -97,10 +97,10 @@ func inside(t *plan.Target, f Facts, own []netip.Addr, reserved []fib.Reserved) 
 	for _, p := range reserved {
 		switch {
 		case p.Covered: // a more specific prefix may be routed there
-		case p.Prefix.IsSingleIP():
-			addrs[p.Prefix.Addr()] = true
-		case p.Prefix.Bits() > 0:
-			prefixes = append(prefixes, p.Prefix)
+		case p.Key.Prefix.IsSingleIP():
+			addrs[p.Key.Prefix.Addr()] = true
+		case p.Key.Prefix.Bits() > 0:
+			prefixes = append(prefixes, p.Key.Prefix)
 		}
 	}
 	for _, a := range t.NAT.Attachments {

@@ -97,7 +97,7 @@ type State struct {
 	Target  plan.Target
 	Spec    *spec.Spec // the target's source; nil: none
 	Tunnels map[string]tunnel.State
-	Paths   map[netip.Prefix]Learned
+	Paths   map[fib.Key]Learned
 }
 
 // Learned has the paths that BGP reported for a prefix, and when.
@@ -110,7 +110,7 @@ type Learned struct {
 func New(o Options) *Observer {
 	return &Observer{
 		o:       o,
-		seen:    State{Tunnels: map[string]tunnel.State{}, Paths: map[netip.Prefix]Learned{}},
+		seen:    State{Tunnels: map[string]tunnel.State{}, Paths: map[fib.Key]Learned{}},
 		tunnels: map[string]tunnel.Config{}, peers: map[string]bgp.Peer{}, told: map[string]uint64{},
 	}
 }

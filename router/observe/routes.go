@@ -27,7 +27,7 @@ func (o *Observer) setPaths(updates []bgp.Update) []fib.Route {
 	now := time.Now()
 	routes := make([]fib.Route, 0, len(updates))
 	for _, u := range updates {
-		r := fib.Route{Prefix: u.Prefix}
+		r := fib.Route{Key: fib.Main(u.Prefix)}
 		for _, p := range u.Paths {
 			if peer, ok := o.peers[p.Peer]; ok {
 				hop := NextHop(peer, u.Prefix)
@@ -37,9 +37,9 @@ func (o *Observer) setPaths(updates []bgp.Update) []fib.Route {
 			}
 		}
 		if len(r.NextHops) == 0 {
-			delete(o.seen.Paths, u.Prefix)
+			delete(o.seen.Paths, r.Key)
 		} else {
-			o.seen.Paths[u.Prefix] = Learned{u.Paths, now}
+			o.seen.Paths[r.Key] = Learned{u.Paths, now}
 		}
 		routes = append(routes, r)
 	}

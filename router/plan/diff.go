@@ -97,7 +97,7 @@ func differences(a, b Target) []Change {
 		}
 		changes = append(changes, c)
 	}
-	record(diff("route", a.Routes, b.Routes, func(r fib.Route) string { return r.Prefix.String() }, anyFields[fib.Route](""), "what it carries takes another route or none"))
+	record(diff("route", a.Routes, b.Routes, func(r fib.Route) string { return r.Key.String() }, anyFields[fib.Route](""), "what it carries takes another route or none"))
 	record(diff("announcement", a.BGP.Announce, b.BGP.Announce, netip.Prefix.String, anyFields[netip.Prefix](""), "it is withdrawn from every peer"))
 	record(diff("peer", a.BGP.Peers, b.BGP.Peers, func(p bgp.Peer) string { return p.Name }, peerFields, "the session is closed, and its routes go"))
 	changes = append(changes, removals...)

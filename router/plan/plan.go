@@ -252,7 +252,7 @@ func clamp(c tunnel.Config, mss uint16) nat.Clamp {
 
 func (t *Target) routes(s *spec.Spec, tunnels map[string]tunnel.Config) {
 	for _, r := range s.Routes {
-		route := fib.Route{Prefix: r.Prefix, Blackhole: r.Blackhole}
+		route := fib.Route{Key: fib.Main(r.Prefix), Blackhole: r.Blackhole}
 		for _, name := range r.Tunnels {
 			route.NextHops = append(route.NextHops, fib.NextHop{Interface: tunnels[name].Interface})
 		}
@@ -262,13 +262,13 @@ func (t *Target) routes(s *spec.Spec, tunnels map[string]tunnel.Config) {
 
 // maps has mapped prefixes routed into the tunnels of their spokes, and announced.
 func (t *Target) maps(s *spec.Spec, tunnels map[string]tunnel.Config) {
-	announced := make(map[netip.Prefix]bool, len(t.BGP.Announce))
+	announced := make(map[fib.Key]bool, len(t.BGP.Announce))
 	for _, p := range t.BGP.Announce {
-		announced[p] = true
+		announced[fib.Main(p)] = true
 	}
 	for _, m := range s.Maps {
 		out := nat.Map{Inside: m.Inside, Mapped: m.Mapped}
-		route := fib.Route{Prefix: m.Mapped}
+		route := fib.Route{Key: fib.Main(m.Mapped)}
 		for _, name := range m.Tunnels {
 			out.Interfaces = append(out.Interfaces, tunnels[name].Interface)
 			route.NextHops = append(route.NextHops, fib.NextHop{Interface: tunnels[name].Interface})
@@ -276,8 +276,8 @@ func (t *Target) maps(s *spec.Spec, tunnels map[string]tunnel.Config) {
 		slices.Sort(out.Interfaces)
 		t.NAT.Maps = append(t.NAT.Maps, out)
 		t.Routes = append(t.Routes, route)
-		if s.Node.ASN != 0 && !announced[m.Mapped] {
-			announced[m.Mapped] = true
+		if s.Node.ASN != 0 && !announced[route.Key] {
+			announced[route.Key] = true
 			t.BGP.Announce = append(t.BGP.Announce, m.Mapped)
 		}
 	}
@@ -288,9 +288,9 @@ func (t *Target) maps(s *spec.Spec, tunnels map[string]tunnel.Config) {
 // end of its tunnel: a learnt prefix that covers the peer's address must not carry the session itself.
 func (t *Target) peers(s *spec.Spec, tunnels map[string]tunnel.Config) (problems spec.Problems) {
 	at := map[netip.Addr]string{}
-	routed := make(map[netip.Prefix]bool, len(t.Routes))
+	routed := make(map[fib.Key]bool, len(t.Routes))
 	for _, r := range t.Routes {
-		routed[r.Prefix] = true
+		routed[r.Key] = true
 	}
 	for _, p := range s.Peers {
 		c := tunnels[p.Tunnel]
@@ -326,17 +326,17 @@ func (t *Target) peers(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 		t.BGP.Peers = append(t.BGP.Peers, p.Peer)
 	}
 	slices.SortFunc(t.BGP.Peers, func(a, b bgp.Peer) int { return cmp.Compare(a.Name, b.Name) })
-	slices.SortFunc(t.Routes, func(a, b fib.Route) int { return comparePrefix(a.Prefix, b.Prefix) })
+	slices.SortFunc(t.Routes, func(a, b fib.Route) int { return a.Key.Compare(b.Key) })
 	return problems
 }
 
-func (t *Target) hostRoute(routed map[netip.Prefix]bool, a netip.Addr, iface string) {
-	p := netip.PrefixFrom(a, a.BitLen())
-	if routed[p] {
+func (t *Target) hostRoute(routed map[fib.Key]bool, a netip.Addr, iface string) {
+	k := fib.Main(netip.PrefixFrom(a, a.BitLen()))
+	if routed[k] {
 		return
 	}
-	routed[p] = true
-	t.Routes = append(t.Routes, fib.Route{Prefix: p, NextHops: []fib.NextHop{{Interface: iface}}})
+	routed[k] = true
+	t.Routes = append(t.Routes, fib.Route{Key: k, NextHops: []fib.NextHop{{Interface: iface}}})
 }
 
 func comparePrefix(a, b netip.Prefix) int {

@@ -300,7 +300,7 @@ func TestMultihopPeerGetsHostRoute(t *testing.T) {
 	text := document("a-1")
 	text = strings.Replace(text, "asn: 65000", "asn: 65000, address: 192.168.255.30", 1)
 	target, _ := mustMake(t, parse(t, text), Ledger{})
-	if len(target.Routes) != 1 || target.Routes[0].Prefix.String() != "192.168.255.30/32" || target.Routes[0].NextHops[0].Interface != target.Tunnels[0].Interface {
+	if len(target.Routes) != 1 || target.Routes[0].Key.String() != "192.168.255.30/32" || target.Routes[0].NextHops[0].Interface != target.Tunnels[0].Interface {
 		t.Errorf("routes %+v", target.Routes)
 	}
 	if p := target.BGP.Peers[0]; p.TTL != 2 {

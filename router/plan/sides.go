@@ -39,10 +39,10 @@ func (t *Target) sides(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 		t.Attachments = append(t.Attachments, Attachment{a.Name, a.Interface, sources})
 		t.NAT.Attachments = append(t.NAT.Attachments, nat.Attachment{Interface: a.Interface, Sources: sources})
 		for _, r := range a.Routes {
-			t.Routes = append(t.Routes, fib.Route{Prefix: r.Prefix, NextHops: []fib.NextHop{{Interface: a.Interface, Gateway: r.Via}}})
+			t.Routes = append(t.Routes, fib.Route{Key: fib.Main(r.Prefix), NextHops: []fib.NextHop{{Interface: a.Interface, Gateway: r.Via}}})
 		}
 	}
-	slices.SortFunc(t.Routes, func(a, b fib.Route) int { return comparePrefix(a.Prefix, b.Prefix) })
+	slices.SortFunc(t.Routes, func(a, b fib.Route) int { return a.Key.Compare(b.Key) })
 	slices.SortFunc(t.Attachments, func(a, b Attachment) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortStableFunc(t.NAT.Attachments, func(a, b nat.Attachment) int { return cmp.Compare(a.Interface, b.Interface) })
 	return problems

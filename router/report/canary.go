@@ -81,7 +81,7 @@ func (r *Report) refuseSource(from netip.Addr, t plan.Target) error {
 		}
 	}
 	for _, o := range r.FIB.Routes() {
-		if o.Prefix.IsSingleIP() && o.Prefix.Addr() == from {
+		if o.Key == fib.Main(netip.PrefixFrom(from, from.BitLen())) {
 			return refuse("has a route of its own")
 		}
 	}
@@ -94,9 +94,9 @@ func (r *Report) refuseSource(from netip.Addr, t plan.Target) error {
 		}
 	}
 	for _, p := range live.Of(&t, live.Facts{Machine: seen, Resolvers: r.resolvers()}).Reserved {
-		if p.Prefix.Contains(from) {
+		if p.Key.Domain == 0 && p.Key.Prefix.Contains(from) {
 			why, _, _ := strings.Cut(p.Why, ";")
-			return refuse("is in %s, %s", p.Prefix, why)
+			return refuse("is in %s, %s", p.Key.Prefix, why)
 		}
 	}
 	if !slices.ContainsFunc(t.NAT.Policies, func(p nat.Policy) bool { return has(p.Sources) }) {

@@ -380,7 +380,7 @@ func TestCanarySources(t *testing.T) {
 type onRoute struct{ prefix netip.Prefix }
 
 func (l onRoute) Routes() []fib.RouteState {
-	return []fib.RouteState{{Prefix: l.prefix, Installed: true}}
+	return []fib.RouteState{{Key: fib.Main(l.prefix), Installed: true}}
 }
 
 // TestCanaryEnds: a call that ends without an answer ends its dial as well, which would go on

@@ -96,8 +96,12 @@ func (r *Report) ProveEgress(ctx context.Context, q *isthmusv1.ProveEgressReques
 	for _, d := range destinations {
 		p.Violations = append(p.Violations, seen.Doubts(config.Underlay, d)...)
 		for _, route := range r.FIB.Routes() {
-			if best := seen.Best(d.Addr()); route.Installed && !route.Blackhole && route.Prefix.Bits() <= d.Bits() && route.Prefix.Contains(d.Addr()) && route.Prefix.Bits() > best && byOther(route, config.Underlay) {
-				p.Violations = append(p.Violations, fmt.Sprintf("the route to %v leads inside, not to %s", route.Prefix, config.Underlay))
+			if route.Key.Domain != 0 || !route.Installed || route.Blackhole {
+				continue
+			}
+			to, best := route.Key.Prefix, seen.Best(d.Addr())
+			if to.Bits() <= d.Bits() && to.Contains(d.Addr()) && to.Bits() > best && byOther(route, config.Underlay) {
+				p.Violations = append(p.Violations, fmt.Sprintf("the route to %v leads inside, not to %s", to, config.Underlay))
 			}
 		}
 	}

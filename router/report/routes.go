@@ -5,7 +5,6 @@ import (
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -17,12 +16,10 @@ import (
 	"github.com/isthmus-net/isthmus/router/observe"
 )
 
-// routes returns the routes that isthmus owns, by prefix.
+// routes returns the routes that isthmus owns, by key.
 func (r *Report) routes() []*isthmusv1.Route {
 	states := r.FIB.Routes()
-	slices.SortFunc(states, func(a, b fib.RouteState) int {
-		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
-	})
+	slices.SortFunc(states, func(a, b fib.RouteState) int { return a.Key.Compare(b.Key) })
 	out := make([]*isthmusv1.Route, 0, len(states))
 	r.Observed.Read(func(seen *observe.State) {
 		// names of tunnels by interface, and peers by name
@@ -34,14 +31,14 @@ func (r *Report) routes() []*isthmusv1.Route {
 			peers[p.Name] = p
 		}
 		for _, s := range states {
-			out = append(out, routeMessage(s, names, peers, seen.Paths[s.Prefix]))
+			out = append(out, routeMessage(s, names, peers, seen.Paths[s.Key]))
 		}
 	})
 	return out
 }
 
 func routeMessage(s fib.RouteState, names map[string]string, peers map[string]bgp.Peer, l observe.Learned) *isthmusv1.Route {
-	route := &isthmusv1.Route{Prefix: s.Prefix.String(), Source: sourceName(s.Source), Installed: s.Installed, Blackhole: s.Blackhole}
+	route := &isthmusv1.Route{Prefix: s.Key.Prefix.String(), Source: sourceName(s.Source), Installed: s.Installed, Blackhole: s.Blackhole}
 	from := map[fib.NextHop]bgp.Path{}
 	if s.Source == fib.BGP {
 		route.Since = stamp(l.At)
@@ -49,7 +46,7 @@ func routeMessage(s fib.RouteState, names map[string]string, peers map[string]bg
 			if i == 0 {
 				route.AsPath = asPath(p.ASPath)
 			}
-			from[observe.NextHop(peers[p.Peer], s.Prefix)] = p
+			from[observe.NextHop(peers[p.Peer], s.Key.Prefix)] = p
 		}
 	}
 	for _, h := range s.NextHops {
@@ -63,7 +60,7 @@ func routeMessage(s fib.RouteState, names map[string]string, peers map[string]bg
 		route.NextHops = append(route.NextHops, hop)
 	}
 	if s.Takes != nil {
-		route.Conditions = append(route.Conditions, condition.Withheld.Warning(time.Time{}, "the prefix takes %s, %s", shown(s.Takes.Prefix), s.Takes.Why))
+		route.Conditions = append(route.Conditions, condition.Withheld.Warning(time.Time{}, "the prefix takes %s, %s", shown(s.Takes.Key.Prefix), s.Takes.Why))
 	}
 	return route
 }

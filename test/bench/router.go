@@ -239,8 +239,8 @@ func runNetlink(ctx context.Context, args []string) error {
 	}
 	add = append(add, fib.Op{Kind: fib.SetGroup, ID: group, Members: []uint32{object}})
 	for i := range *n {
-		add = append(add, fib.Op{Kind: fib.AddRoute, ID: group, Prefix: prefixOf(i)})
-		remove = append(remove, fib.Op{Kind: fib.DeleteRoute, Prefix: prefixOf(i * 48271 % *n)}) // not in ascending order
+		add = append(add, fib.Op{Kind: fib.AddRoute, ID: group, Key: fib.Main(prefixOf(i))})
+		remove = append(remove, fib.Op{Kind: fib.DeleteRoute, Key: fib.Main(prefixOf(i * 48271 % *n))}) // not in ascending order
 	}
 	fmt.Println("ready")
 	for {

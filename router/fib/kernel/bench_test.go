@@ -15,7 +15,7 @@ func prefixes(n int, hops ...fib.NextHop) []fib.Route {
 	routes := make([]fib.Route, n)
 	for i := range routes {
 		a := netip.AddrFrom4([4]byte{byte(20 + i>>16), byte(i >> 8), byte(i), 0})
-		routes[i] = fib.Route{Prefix: netip.PrefixFrom(a, 24), NextHops: hops}
+		routes[i] = fib.Route{Key: fib.Main(netip.PrefixFrom(a, 24)), NextHops: hops}
 	}
 	return routes
 }
@@ -58,7 +58,7 @@ func BenchmarkFIB(b *testing.B) {
 				ops := []fib.Op{{Kind: fib.SetNextHop, ID: 0x49f00001, Object: fib.Object{Link: observe(b, d).Links[1].Index}},
 					{Kind: fib.SetGroup, ID: 0x49f00002, Members: []uint32{0x49f00001}}}
 				for _, r := range routes {
-					ops = append(ops, fib.Op{Kind: fib.AddRoute, ID: 0x49f00002, Prefix: r.Prefix})
+					ops = append(ops, fib.Op{Kind: fib.AddRoute, ID: 0x49f00002, Key: r.Key})
 				}
 				start := time.Now()
 				if errs := d.Execute(b.Context(), ops); errs != nil {

@@ -84,9 +84,11 @@ func compile(b []byte, op fib.Op, seq uint32, flags uint16) ([]byte, error) {
 		case op.ID == 0:
 			routeType = unix.RTN_BLACKHOLE
 		}
-		b = append(b, family(op.Prefix.Addr().Is6()), byte(op.Prefix.Bits()), 0, 0,
-			unix.RT_TABLE_MAIN, fib.Protocol, scope, routeType, 0, 0, 0, 0)
-		b = attrAddr(b, unix.RTA_DST, op.Prefix.Addr())
+		prefix, table := op.Key.Prefix, op.Key.Domain.Table()
+		b = append(b, family(prefix.Addr().Is6()), byte(prefix.Bits()), 0, 0,
+			unix.RT_TABLE_UNSPEC, fib.Protocol, scope, routeType, 0, 0, 0, 0)
+		b = netlink.AppendUint32(b, unix.RTA_TABLE, table) // rtm_table has 8 bits
+		b = attrAddr(b, unix.RTA_DST, prefix.Addr())
 		b = netlink.AppendUint32(b, unix.RTA_PRIORITY, fib.Metric)
 		if op.ID != 0 {
 			b = netlink.AppendUint32(b, rtaNHID, op.ID)
@@ -105,11 +107,11 @@ func describe(op fib.Op) string {
 	case fib.SetGroup:
 		return fmt.Sprintf("setting nexthop group %d to %d", op.ID, op.Members)
 	case fib.AddRoute:
-		return fmt.Sprintf("adding route %v", op.Prefix)
+		return fmt.Sprintf("adding route %v", op.Key)
 	case fib.ReplaceRoute:
-		return fmt.Sprintf("replacing route %v", op.Prefix)
+		return fmt.Sprintf("replacing route %v", op.Key)
 	case fib.DeleteRoute:
-		return fmt.Sprintf("deleting route %v", op.Prefix)
+		return fmt.Sprintf("deleting route %v", op.Key)
 	case fib.DeleteGroup:
 		return fmt.Sprintf("deleting nexthop group %d", op.ID)
 	default:
@@ -117,7 +119,7 @@ func describe(op fib.Op) string {
 	}
 }
 
-// linkDump, nextHopDump and routeDump ask for everything of a kind.
+// linkDump and nextHopDump ask for everything of a kind.
 func linkDump(seq uint32) []byte {
 	b, start := netlink.Begin(nil, unix.RTM_GETLINK, unix.NLM_F_DUMP, seq)
 	return netlink.End(append(b, make([]byte, unix.SizeofIfInfomsg)...), start)
@@ -128,8 +130,11 @@ func nextHopDump(seq uint32) []byte {
 	return netlink.End(append(b, make([]byte, unix.SizeofNhmsg)...), start)
 }
 
+// routeDump asks for the routes with our protocol of every table: a table that is no longer wanted may
+// still have some. The kernel filters by protocol (NETLINK_GET_STRICT_CHK), so that the tables of others
+// cost no messages.
 func routeDump(seq uint32, family byte) []byte {
 	b, start := netlink.Begin(nil, unix.RTM_GETROUTE, unix.NLM_F_DUMP, seq)
-	b = append(b, family, 0, 0, 0, unix.RT_TABLE_MAIN, fib.Protocol, 0, 0, 0, 0, 0, 0)
+	b = append(b, family, 0, 0, 0, unix.RT_TABLE_UNSPEC, fib.Protocol, 0, 0, 0, 0, 0, 0)
 	return netlink.End(b, start)
 }

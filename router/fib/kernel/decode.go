@@ -118,27 +118,29 @@ func decodeRoute(m netlink.Message) (r fib.Installed, ok bool, err error) {
 		return r, false, errTruncated
 	}
 	h := m.Body
-	if h[4] != unix.RT_TABLE_MAIN || h[5] != fib.Protocol || h[3] != 0 || native.Uint32(h[8:])&unix.RTM_F_CLONED != 0 {
+	if h[5] != fib.Protocol || h[3] != 0 || native.Uint32(h[8:])&unix.RTM_F_CLONED != 0 {
 		return r, false, nil
 	}
 	addr := netip.IPv4Unspecified()
 	if h[0] == unix.AF_INET6 {
 		addr = netip.IPv6Unspecified()
 	}
-	var metric uint32
+	metric, table := uint32(0), uint32(h[4])
 	for kind, value := range netlink.Attributes(h[unix.SizeofRtMsg:]) {
 		switch kind {
 		case unix.RTA_DST:
 			if a, whole := netip.AddrFromSlice(value); whole {
 				addr = a
 			}
+		case unix.RTA_TABLE:
+			table = netlink.Uint32(value)
 		case unix.RTA_PRIORITY:
 			metric = netlink.Uint32(value)
 		case rtaNHID:
 			r.NextHop = netlink.Uint32(value)
 		}
 	}
-	r.Prefix = netip.PrefixFrom(addr, int(h[1]))
+	r.Key = fib.Key{Domain: fib.DomainOf(table), Prefix: netip.PrefixFrom(addr, int(h[1]))}
 	r.Blackhole = h[7] == unix.RTN_BLACKHOLE
-	return r, metric == fib.Metric && r.Prefix.IsValid(), nil
+	return r, metric == fib.Metric && r.Key.Prefix.IsValid(), nil
 }

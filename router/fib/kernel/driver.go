@@ -306,8 +306,8 @@ func (d *Driver) Observe(ctx context.Context) (fib.State, error) {
 			}
 			return err
 		})
-		// A namespace without any route yet, or without IPv6, has no main table.
-		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
+		// A kernel may have no IPv6.
+		if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
 			return fib.State{}, fmt.Errorf("reading routes: %w", err)
 		}
 	}

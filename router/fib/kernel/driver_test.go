@@ -87,14 +87,14 @@ func TestRoutes(t *testing.T) {
 	ns.Run("ip addr add 169.254.0.2/30 dev t0\nip addr add 169.254.9.2/32 dev t1")
 	d := newDriver(t, ns)
 	f, stop := run(t, d)
-	f.SetStatic([]fib.Route{{Prefix: pfx("10.9.0.0/16"), Blackhole: true}, {Prefix: pfx("2001:db8:9::/48"), Blackhole: true}})
+	f.SetStatic([]fib.Route{{Key: fib.Main(pfx("10.9.0.0/16")), Blackhole: true}, {Key: fib.Main(pfx("2001:db8:9::/48")), Blackhole: true}})
 	f.Update([]fib.Route{
-		{Prefix: pfx("10.0.0.0/24"), NextHops: []fib.NextHop{hop("t0", "169.254.0.1"), hop("t1", "169.254.9.1")}},
-		{Prefix: pfx("10.1.0.0/24"), NextHops: []fib.NextHop{hop("t1", "")}},
-		{Prefix: pfx("10.2.0.0/24"), NextHops: []fib.NextHop{hop("t0", "fe80::1")}},
-		{Prefix: pfx("0.0.0.0/0"), NextHops: []fib.NextHop{hop("t0", "169.254.0.1")}},
-		{Prefix: pfx("2001:db8::/48"), NextHops: []fib.NextHop{hop("t0", "fe80::1"), hop("t1", "")}},
-		{Prefix: pfx("::/0"), NextHops: []fib.NextHop{hop("t0", "")}},
+		{Key: fib.Main(pfx("10.0.0.0/24")), NextHops: []fib.NextHop{hop("t0", "169.254.0.1"), hop("t1", "169.254.9.1")}},
+		{Key: fib.Main(pfx("10.1.0.0/24")), NextHops: []fib.NextHop{hop("t1", "")}},
+		{Key: fib.Main(pfx("10.2.0.0/24")), NextHops: []fib.NextHop{hop("t0", "fe80::1")}},
+		{Key: fib.Main(pfx("0.0.0.0/0")), NextHops: []fib.NextHop{hop("t0", "169.254.0.1")}},
+		{Key: fib.Main(pfx("2001:db8::/48")), NextHops: []fib.NextHop{hop("t0", "fe80::1"), hop("t1", "")}},
+		{Key: fib.Main(pfx("::/0")), NextHops: []fib.NextHop{hop("t0", "")}},
 	})
 	f.Synced()
 	settle(t, f)
@@ -138,8 +138,8 @@ func TestRoutes(t *testing.T) {
 	d = newDriver(t, ns)
 	f, _ = run(t, d)
 	settle(t, f)
-	f.SetStatic([]fib.Route{{Prefix: pfx("10.9.0.0/16"), Blackhole: true}})
-	f.Update([]fib.Route{{Prefix: pfx("10.0.0.0/24"), NextHops: []fib.NextHop{hop("t1", "169.254.9.1"), hop("t0", "169.254.0.1")}}})
+	f.SetStatic([]fib.Route{{Key: fib.Main(pfx("10.9.0.0/16")), Blackhole: true}})
+	f.Update([]fib.Route{{Key: fib.Main(pfx("10.0.0.0/24")), NextHops: []fib.NextHop{hop("t1", "169.254.9.1"), hop("t0", "169.254.0.1")}}})
 	settle(t, f)
 	if n := d.Writes(); n != 0 {
 		t.Errorf("%d writes, want 0", n)
@@ -171,10 +171,10 @@ func TestErrorsSayWhatAndWhy(t *testing.T) {
 		{Kind: fib.SetNextHop, ID: 0x49000002, Object: fib.Object{Link: index}},
 		{Kind: fib.SetGroup, ID: 0x49000003, Members: []uint32{0x49000001}},
 		{Kind: fib.SetGroup, ID: 0x49000004, Members: []uint32{0x49000002}},
-		{Kind: fib.AddRoute, ID: 0x49000004, Prefix: pfx("10.3.0.0/24")},
-		{Kind: fib.DeleteRoute, Prefix: pfx("10.3.0.0/24")},
-		{Kind: fib.AddRoute, ID: 0x49000004, Prefix: pfx("10.4.0.0/24")},
-		{Kind: fib.ReplaceRoute, ID: 0x49000004, Prefix: pfx("10.5.0.0/24")},
+		{Kind: fib.AddRoute, ID: 0x49000004, Key: fib.Main(pfx("10.3.0.0/24"))},
+		{Kind: fib.DeleteRoute, Key: fib.Main(pfx("10.3.0.0/24"))},
+		{Kind: fib.AddRoute, ID: 0x49000004, Key: fib.Main(pfx("10.4.0.0/24"))},
+		{Kind: fib.ReplaceRoute, ID: 0x49000004, Key: fib.Main(pfx("10.5.0.0/24"))},
 	})
 	want := []string{"setting nexthop object 1224736769 on interface 12345: invalid argument (Invalid device index)", "",
 		"setting nexthop group 1224736771 to [1224736769]: invalid argument (Invalid nexthop id)", "",
@@ -187,7 +187,7 @@ func TestErrorsSayWhatAndWhy(t *testing.T) {
 	if !strings.Contains(ns.Run("ip route"), "10.3.0.0/24 dev t0") {
 		t.Error("the route of another is gone")
 	}
-	if d.Execute(context.Background(), []fib.Op{{Kind: fib.DeleteRoute, Prefix: pfx("10.4.0.0/24")}}) != nil {
+	if d.Execute(context.Background(), []fib.Op{{Kind: fib.DeleteRoute, Key: fib.Main(pfx("10.4.0.0/24"))}}) != nil {
 		t.Error("the driver does not go on after errors")
 	}
 }
@@ -199,7 +199,7 @@ func TestHealing(t *testing.T) {
 	f, _ := run(t, d)
 	var routes []fib.Route
 	for i := range 100 {
-		routes = append(routes, fib.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i), 0}), 24), NextHops: []fib.NextHop{hop("t0", "")}})
+		routes = append(routes, fib.Route{Key: fib.Main(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i), 0}), 24)), NextHops: []fib.NextHop{hop("t0", "")}})
 	}
 	f.Update(routes)
 	f.Synced()
@@ -287,7 +287,7 @@ func TestWatch(t *testing.T) {
 		{Kind: fib.SetGroup, ID: 0x49000004, Members: []uint32{0x49000002}},
 	}
 	for i := range 5000 {
-		ops = append(ops, fib.Op{Kind: fib.AddRoute, ID: 0x49000004, Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)})
+		ops = append(ops, fib.Op{Kind: fib.AddRoute, ID: 0x49000004, Key: fib.Main(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24))})
 	}
 	if errs := d.Execute(ctx, ops); errs != nil {
 		t.Fatal(errors.Join(errs...))
@@ -336,7 +336,7 @@ func TestRandomWalk(t *testing.T) {
 	ns := newNamespace(t, names...)
 	d := newDriver(t, ns)
 	f, stop := run(t, &strict{d, t})
-	bgp := map[netip.Prefix]fib.Route{}
+	bgp := map[fib.Key]fib.Route{}
 	dead := map[string]bool{}
 	for range 400 {
 		switch r.IntN(20) {
@@ -363,9 +363,9 @@ func TestRandomWalk(t *testing.T) {
 		default:
 			var rt fib.Route
 			if r.IntN(2) == 0 {
-				rt.Prefix = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(r.IntN(20)), 0}), 24)
+				rt.Key.Prefix = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(r.IntN(20)), 0}), 24)
 			} else {
-				rt.Prefix = netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0, byte(r.IntN(20))}), 48)
+				rt.Key.Prefix = netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0, byte(r.IntN(20))}), 48)
 			}
 			switch r.IntN(8) {
 			case 0:
@@ -378,8 +378,8 @@ func TestRandomWalk(t *testing.T) {
 					}
 				}
 			}
-			if bgp[rt.Prefix] = rt; !rt.Blackhole && rt.NextHops == nil {
-				delete(bgp, rt.Prefix)
+			if bgp[rt.Key] = rt; !rt.Blackhole && rt.NextHops == nil {
+				delete(bgp, rt.Key)
 			}
 			f.Update([]fib.Route{rt})
 		}
@@ -398,9 +398,9 @@ func TestRandomWalk(t *testing.T) {
 		links[l.Name] = l.Index
 	}
 	for _, got := range s.Routes {
-		want, ok := bgp[got.Prefix]
+		want, ok := bgp[got.Key]
 		if !ok {
-			t.Errorf("%v is not wanted", got.Prefix)
+			t.Errorf("%v is not wanted", got.Key)
 		}
 		var have, hops []string
 		for _, id := range groups[got.NextHop] {
@@ -418,7 +418,7 @@ func TestRandomWalk(t *testing.T) {
 		slices.Sort(have)
 		slices.Sort(hops)
 		if !slices.Equal(have, hops) {
-			t.Errorf("%v: %q, want %q", got.Prefix, have, hops)
+			t.Errorf("%v: %q, want %q", got.Key, have, hops)
 		}
 	}
 	if len(s.Routes) != len(bgp) {
@@ -444,7 +444,7 @@ func (s *strict) Execute(ctx context.Context, ops []fib.Op) []error {
 func FuzzDecode(f *testing.F) {
 	b, _ := compile(nil, fib.Op{Kind: fib.SetGroup, ID: 7, Members: []uint32{1, 2}}, 1, 0)
 	f.Add(b)
-	b, _ = compile(nil, fib.Op{Kind: fib.AddRoute, ID: 7, Prefix: pfx("10.0.0.0/24")}, 1, 0)
+	b, _ = compile(nil, fib.Op{Kind: fib.AddRoute, ID: 7, Key: fib.Main(pfx("10.0.0.0/24"))}, 1, 0)
 	f.Add(b)
 	b, start := netlink.Begin(nil, unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, 1)
 	f.Add(netlink.End(append(b, 0xea, 0xff, 0xff, 0xff, 0, 0, 0), start))
@@ -470,7 +470,7 @@ func TestRoundTrip(t *testing.T) {
 		t.Fatal(err)
 	}
 	b, _ = compile(b, fib.Op{Kind: fib.SetGroup, ID: 8, Members: []uint32{9, 7}}, 2, 0)
-	b, _ = compile(b, fib.Op{Kind: fib.AddRoute, ID: 8, Prefix: pfx("2001:db8::/32")}, 3, 0)
+	b, _ = compile(b, fib.Op{Kind: fib.AddRoute, ID: 8, Key: fib.Main(pfx("2001:db8::/32"))}, 3, 0)
 	ms, err := messages(b)
 	if err != nil || len(ms) != 3 {
 		t.Fatal(ms, err)
@@ -482,7 +482,7 @@ func TestRoundTrip(t *testing.T) {
 	if s.NextHops[0] != object || !slices.Equal(s.Groups[0].Members, []uint32{7, 9}) {
 		t.Errorf("state %+v", s)
 	}
-	if r, ok, err := decodeRoute(ms[2]); !ok || err != nil || r != (fib.Installed{Prefix: pfx("2001:db8::/32"), NextHop: 8}) {
+	if r, ok, err := decodeRoute(ms[2]); !ok || err != nil || r != (fib.Installed{Key: fib.Main(pfx("2001:db8::/32")), NextHop: 8}) {
 		t.Error(r, ok, err)
 	}
 }
