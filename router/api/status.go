@@ -69,7 +69,7 @@ func fit(problems []*isthmusv1.Problem) []*isthmusv1.Problem {
 		if size += proto.Size(p); size > maxDetailBytes {
 			return append(problems[:i:i], &isthmusv1.Problem{
 				Rule:   fmt.Sprintf("%d more problems", len(problems)-i),
-				Remedy: "mend these first, or ask for all of them with SpecService.Validate",
+				Remedy: "fix these first, or ask for all of them with SpecService.Validate",
 			})
 		}
 	}

@@ -31,13 +31,13 @@ func ParseName(text string) (string, error) {
 		return "", errors.New("is an address")
 	}
 	if len(name) > 253 || rest == "" {
-		return "", errors.New("is no domain name")
+		return "", errors.New("is not a valid domain name")
 	}
 	labels := strings.Split(rest, ".")
 	for _, l := range labels {
 		bad := strings.ContainsFunc(l, func(r rune) bool { return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '_') })
 		if bad || l == "" || len(l) > 63 || l[0] == '-' || l[len(l)-1] == '-' {
-			return "", errors.New("is no domain name")
+			return "", errors.New("is not a valid domain name")
 		}
 	}
 	if wild && len(labels) < 2 {

@@ -8,10 +8,10 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// maxSources is how many prefixes a list of sources, or of routes behind an attachment, may have.
+// maxSources bounds a list of sources, and the routes of an attachment.
 const maxSources = 1000
 
-// sourceList checks a list of prefixes that may be sources.
+// sourceList checks a list of source prefixes.
 func (c *checker) sourceList(path string, texts []string) (out []netip.Prefix) {
 	if len(texts) > maxSources {
 		c.Problem(path, strconv.Itoa(len(texts)), fmt.Sprintf("are more than %d prefixes", maxSources), "give shorter prefixes that cover them")
@@ -33,13 +33,13 @@ func (c *checker) sourceList(path string, texts []string) (out []netip.Prefix) {
 	return out
 }
 
-// Sources checks a list of prefixes that may be sources, as one of a document. path names the list in problems.
+// Sources checks a list of source prefixes like one of a document. path names the list in problems.
 func Sources(path string, texts []string) ([]netip.Prefix, Problems) {
 	c := newChecker(Document{}, nil)
 	return c.sourceList(path, texts), c.Problems()
 }
 
-// AccessOf returns who may reach a node by a document that may be wrong, as far as it can be read.
+// AccessOf returns the valid parts of access of a document that may have problems.
 func AccessOf(m *isthmusv1.Spec) Access {
 	c := newChecker(Document{}, nil)
 	c.access(m.GetAccess())
@@ -56,6 +56,6 @@ func (c *checker) access(a *isthmusv1.Access) {
 	case "", "drop", "keep":
 		c.s.Access.Input = a.GetInput()
 	default:
-		c.Problem("access.input", a.GetInput(), "is nothing that can become of packets", `give "drop" or "keep", or leave it out`)
+		c.Problem("access.input", a.GetInput(), "is not a valid value", `give "drop" or "keep", or leave it out`)
 	}
 }

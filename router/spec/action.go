@@ -15,13 +15,13 @@ import (
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
-// actions are what a policy can do, in the order in which they are listed to the user.
+// actions lists the actions of policies in the order of the message that names them.
 var actions = []nat.Action{nat.SNAT, nat.NoNAT, nat.Deny, nat.Reject, nat.DNAT, nat.Redirect}
 
-// action checks what a policy does, and with what.
+// action checks the action of a policy and the fields that depend on it.
 func (c *checker) action(path string, p *isthmusv1.EgressPolicy, out *nat.Policy) {
 	if !slices.Contains(actions, out.Action) {
-		c.Problem(path+".action", string(out.Action), "is no action", fmt.Sprintf("give one of %q", actions))
+		c.Problem(path+".action", string(out.Action), "is not a valid action", fmt.Sprintf("give one of %q", actions))
 		return
 	}
 	only := func(field, value string, with ...nat.Action) bool {
@@ -38,7 +38,7 @@ func (c *checker) action(path string, p *isthmusv1.EgressPolicy, out *nat.Policy
 	}
 	if only("flows", p.GetFlows(), nat.Deny, nat.Reject) {
 		if out.Ends = p.GetFlows() == "end"; !out.Ends && p.GetFlows() != "keep" {
-			c.Problem(path+".flows", p.GetFlows(), "is no way to treat flows", `give "keep" or "end"`)
+			c.Problem(path+".flows", p.GetFlows(), "is not a valid value", `give "keep" or "end"`)
 		}
 	}
 	if only("to", p.GetTo(), nat.DNAT, nat.Redirect) {
@@ -46,7 +46,7 @@ func (c *checker) action(path string, p *isthmusv1.EgressPolicy, out *nat.Policy
 	}
 	if only("whenDown", p.GetWhenDown(), nat.Redirect) {
 		if out.Bypass = p.GetWhenDown() == "bypass"; !out.Bypass && p.GetWhenDown() != "block" {
-			c.Problem(path+".whenDown", p.GetWhenDown(), "is no way to go on", `give "block" or "bypass"`)
+			c.Problem(path+".whenDown", p.GetWhenDown(), "is not a valid value", `give "block" or "bypass"`)
 		}
 	}
 	if p.GetProbes() != nil && only("probes", "probes", nat.Redirect) {
@@ -92,7 +92,7 @@ func (c *checker) target(path, text string) netip.AddrPort {
 	}
 	a, err := netip.ParseAddr(text)
 	if err != nil {
-		c.Problem(path, text, "is no address with a port", `write it as "10.0.1.5:8443", "[2001:db8::5]:8443", or "10.0.1.5" to keep the port`)
+		c.Problem(path, text, "is not an address with a port", `write it as "10.0.1.5:8443", "[2001:db8::5]:8443", or "10.0.1.5" to keep the port`)
 		return netip.AddrPort{}
 	}
 	a, _ = c.Address(path, a.String())
@@ -107,7 +107,7 @@ func (c *checker) poolOf(path string, out *nat.Policy) (*poolFacts, bool) {
 	}
 	f, ok := c.poolNamed(out.Pool)
 	if !ok {
-		c.Problem(path+".pool", out.Pool, "is no pool of this document", "give the name of one of `egress.pools`")
+		c.Problem(path+".pool", out.Pool, "is not a pool of this document", "give the name of one of `egress.pools`")
 	}
 	return f, ok
 }
@@ -120,20 +120,20 @@ func (c *checker) pooled(path string, out *nat.Policy) {
 	c.inBlocks(path, pool.pool, out.Sources)
 	for i, src := range out.Sources {
 		if !pool.hasFamily(src.Addr()) {
-			c.Problem(fmt.Sprintf("%s.sources[%d]", path, i), src.String(), "is of a family that pool "+out.Pool+" has no address of", "add one to the pool")
+			c.Problem(fmt.Sprintf("%s.sources[%d]", path, i), src.String(), "is of a family without an address in pool "+out.Pool, "add one to the pool")
 		}
 	}
 }
 
-// plain refuses what would carry an inside address into the Internet.
+// plain checks action no-nat: it must not carry an inside address into the Internet.
 func (c *checker) plain(path string, out *nat.Policy) {
 	if len(out.Destinations) == 0 {
-		c.Missing(path+".destinations", "name the prefixes toward which the source may stay")
+		c.Missing(path+".destinations", "name the prefixes toward which the source is kept")
 	}
 	for i, dst := range out.Destinations {
 		at := fmt.Sprintf("%s.destinations[%d]", path, i)
 		if dst.Bits() == 0 {
-			c.Problem(at, dst.String(), "is everything, and with action no-nat the source stays", "name the prefixes that know the sources")
+			c.Problem(at, dst.String(), "covers every address, and action no-nat keeps the source", "name the prefixes that have a route to the sources")
 			continue
 		}
 		for j, src := range out.Sources {
@@ -148,7 +148,7 @@ func (c *checker) plain(path string, out *nat.Policy) {
 	}
 }
 
-// forward checks at which addresses ports are open.
+// forward checks the pool and the destinations of action dnat.
 func (c *checker) forward(path string, p *isthmusv1.EgressPolicy, out *nat.Policy) {
 	if len(p.GetPorts()) == 0 {
 		c.Missing(path+".ports", "name the ports that are open")
@@ -159,7 +159,7 @@ func (c *checker) forward(path string, p *isthmusv1.EgressPolicy, out *nat.Polic
 	}
 	for i, dst := range out.Destinations {
 		if !dst.IsSingleIP() || !pool.known[dst.Addr()] {
-			c.Problem(fmt.Sprintf("%s.destinations[%d]", path, i), dst.String(), "is no address of pool "+out.Pool, "give addresses of the pool, such as 192.0.2.11/32, or leave it out for all")
+			c.Problem(fmt.Sprintf("%s.destinations[%d]", path, i), dst.String(), "is not an address of pool "+out.Pool, "give addresses of the pool, such as 192.0.2.11/32, or leave it out for all")
 		}
 	}
 	if !c.spend(len(pool.pool.Addresses) + len(out.Destinations)) {
@@ -169,11 +169,11 @@ func (c *checker) forward(path string, p *isthmusv1.EgressPolicy, out *nat.Polic
 		c.Problem(path+".pool", out.Pool, "has the node's own address "+a.String()+", at which its tunnels end", "take another pool, or name other addresses of it in `destinations`")
 	}
 	if to := out.To.Addr(); to.IsValid() && !pool.hasFamily(to) {
-		c.Problem(path+".to", p.GetTo(), "is of a family that pool "+out.Pool+" has no address of", "give a server of the pool's family")
+		c.Problem(path+".to", p.GetTo(), "is of a family without an address in pool "+out.Pool, "give a server of the pool's family")
 	}
 }
 
-// targeted checks what goes to a server or proxy.
+// targeted checks actions that lead to a server or proxy.
 func (c *checker) targeted(path string, p *isthmusv1.EgressPolicy, out *nat.Policy) {
 	if !nat.TakesPorts(out.Protocol) && len(p.GetPorts()) == 0 {
 		c.Problem(path+".protocol", out.Protocol, "has no ports", `set it to "tcp" or "udp"`)
@@ -194,7 +194,7 @@ func (c *checker) targeted(path string, p *isthmusv1.EgressPolicy, out *nat.Poli
 	}
 }
 
-// watched checks how a proxy is probed.
+// watched checks the probes of a proxy.
 func (c *checker) watched(path string, p *isthmusv1.Probes, out *nat.Policy) {
 	if len(p.GetTargets()) == 0 && out.Protocol == "tcp" && out.To.IsValid() && out.To.Port() != 0 {
 		p = proto.CloneOf(p)
@@ -207,7 +207,7 @@ func (c *checker) watched(path string, p *isthmusv1.Probes, out *nat.Policy) {
 	c.s.Proxies = append(c.s.Proxies, egress.ProbedPool{Name: out.Name, Addresses: proxy, Probes: c.probes(path, p, proxy)})
 }
 
-// loops finds redirects that catch what their proxy sends itself.
+// loops finds redirects that catch the packets of their own proxy.
 func (c *checker) loops() {
 	if !slices.ContainsFunc(c.s.Policies, func(p nat.Policy) bool { return p.Action == nat.Redirect }) {
 		return
@@ -215,7 +215,7 @@ func (c *checker) loops() {
 	config := nat.Config{Pools: c.s.Pools, Policies: c.s.Policies}
 	rules, err := config.Rules()
 	if err != nil {
-		return // see rulesBounded
+		return // see bounded
 	}
 	for i := range c.s.Policies {
 		c.loop(rules, i)
@@ -225,12 +225,12 @@ func (c *checker) loops() {
 func (c *checker) loop(rules []nat.Rule, i int) {
 	p := &c.s.Policies[i]
 	if p.Action == nat.Redirect && p.To.IsValid() && from(p, p.To.Addr()) && c.spend(2*len(rules)) && catches(rules, p, p.To.Addr()) {
-		c.Problem(c.paths[i]+".to", strings.TrimSuffix(p.To.String(), ":0"), "is among the sources, so that what the proxy sends comes back to it",
+		c.Problem(c.paths[i]+".to", strings.TrimSuffix(p.To.String(), ":0"), "is among the sources, so that the packets of the proxy come back to it",
 			fmt.Sprintf("write a policy with action snat for source %s and the same destinations, protocol and ports", netip.PrefixFrom(p.To.Addr(), p.To.Addr().BitLen())))
 	}
 }
 
-// catches says whether a policy decides flows of a source.
+// catches reports whether a policy decides flows of a source.
 func catches(rules []nat.Rule, p *nat.Policy, source netip.Addr) bool {
 	for _, r := range rules {
 		f := nat.Flow{Source: source, Destination: r.Destination.Addr(), Protocol: r.Protocol, Port: r.Ports.First}

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestActions gives policies of every kind, good and bad, in an otherwise good document.
+// TestActions checks valid and invalid policies of every action in an otherwise valid document.
 func TestActions(t *testing.T) {
 	document := func(policies string) string {
 		return `node: {name: hub-1}
@@ -30,14 +30,14 @@ egress:
 		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: udp, to: 10.2.0.9, probes: {targets: ["icmp://10.2.0.9"]}}`, ""},
 		{`{name: a, sources: [10.1.0.0/16], pool: p, timeouts: {udp: 2m, udpStream: 5m, tcpClosing: 4m}}`, ""},
 
-		{`{name: a, action: masquerade, sources: [10.1.0.0/16]}`, `.action: "masquerade" is no action; give one of ["snat" "no-nat" "deny" "reject" "dnat" "redirect"]`},
+		{`{name: a, action: masquerade, sources: [10.1.0.0/16]}`, `.action: "masquerade" is not a valid action; give one of ["snat" "no-nat" "deny" "reject" "dnat" "redirect"]`},
 		{`{name: a, action: no-nat, sources: [10.1.0.0/16], destinations: [198.51.100.0/24]}`, `.sources[0]: "10.1.0.0/16" has private addresses, which must not leave toward 198.51.100.0/24, which is public`},
 		{`{name: a, action: no-nat, sources: [0.0.0.0/0], destinations: [198.51.100.0/24]}`, `.sources[0]: "0.0.0.0/0" has private addresses`},
 		{`{name: a, action: no-nat, sources: [169.254.0.0/16], destinations: [198.51.100.0/24]}`, `.sources[0]: "169.254.0.0/16" has private addresses`},
 		{`{name: a, action: no-nat, sources: [10.1.0.0/16], destinations: [172.0.0.0/8]}`, `.sources[0]: "10.1.0.0/16" has private addresses`},
 		{`{name: a, action: no-nat, sources: ["fd00::/8"], destinations: ["2001:db8::/32"]}`, `.sources[0]: "fd00::/8" has private addresses`},
-		{`{name: a, action: no-nat, sources: [198.18.0.0/16]}`, `.destinations: is required; name the prefixes toward which the source may stay`},
-		{`{name: a, action: no-nat, sources: [198.18.0.0/16], destinations: [0.0.0.0/0]}`, `.destinations[0]: "0.0.0.0/0" is everything`},
+		{`{name: a, action: no-nat, sources: [198.18.0.0/16]}`, `.destinations: is required; name the prefixes toward which the source is kept`},
+		{`{name: a, action: no-nat, sources: [198.18.0.0/16], destinations: [0.0.0.0/0]}`, `.destinations[0]: "0.0.0.0/0" covers every address`},
 		{`{name: a, action: no-nat, sources: [198.18.0.0/16], destinations: [198.51.100.0/24], pool: p}`, `.pool: "p" has no meaning with action no-nat`},
 		{`{name: a, action: no-nat, sources: [198.18.0.0/16], destinations: [198.51.100.0/24], names: [api.example]}`, `.names: "api.example" has no meaning with action no-nat`},
 		{`{name: a, action: deny, sources: [10.1.0.0/16], pickup: true}`, `.pickup: "true" has no meaning with action deny`},
@@ -49,20 +49,20 @@ egress:
 		{`{name: a, action: dnat, sources: [0.0.0.0/0], ports: ["80"], pool: p, to: "10.2.0.9:80"}`, `.ports: "80" needs a protocol with ports`},
 		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: icmp, to: "10.2.0.9:80"}`, `.protocol: "icmp" has no ports; set it to "tcp" or "udp"`},
 		{`{name: a, action: dnat, sources: [0.0.0.0/0], protocol: tcp, ports: ["80"], pool: p, to: "10.9.0.12:80"}`, `.to: "10.9.0.12:80" is an address of a pool`},
-		{`{name: a, action: dnat, sources: [0.0.0.0/0], protocol: tcp, ports: ["80"], pool: p, to: proxy}`, `.to: "proxy" is no address with a port`},
-		{`{name: a, action: dnat, sources: [0.0.0.0/0], protocol: tcp, ports: ["80"], pool: p, to: "127.0.0.1:80"}`, `.to: "127.0.0.1" is no unicast address of a host`},
-		{`{name: a, action: dnat, sources: [0.0.0.0/0], protocol: tcp, ports: ["80"], pool: p, destinations: [192.0.2.1/32], to: "10.2.0.9:80"}`, `.destinations[0]: "192.0.2.1/32" is no address of pool p`},
+		{`{name: a, action: dnat, sources: [0.0.0.0/0], protocol: tcp, ports: ["80"], pool: p, to: proxy}`, `.to: "proxy" is not an address with a port`},
+		{`{name: a, action: dnat, sources: [0.0.0.0/0], protocol: tcp, ports: ["80"], pool: p, to: "127.0.0.1:80"}`, `.to: "127.0.0.1" is not a unicast address of a host`},
+		{`{name: a, action: dnat, sources: [0.0.0.0/0], protocol: tcp, ports: ["80"], pool: p, destinations: [192.0.2.1/32], to: "10.2.0.9:80"}`, `.destinations[0]: "192.0.2.1/32" is not an address of pool p`},
 		{`{name: a, action: dnat, sources: [0.0.0.0/0], protocol: tcp, ports: ["500"], pool: own, to: "10.2.0.9:80"}`, `.pool: "own" has the node's own address 10.9.0.4`},
 		{`{name: a, action: dnat, sources: ["::/0"], protocol: tcp, ports: ["80"], pool: p, to: "10.2.0.9:80"}`, `.sources[0]: "::/0" is of another family than ` + "`to`"},
-		{`{name: a, action: redirect, sources: [10.0.0.0/8], protocol: tcp, ports: ["80"], to: "10.2.0.9:3128"}`, `.to: "10.2.0.9:3128" is among the sources, so that what the proxy sends comes back to it`},
-		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: tcp, to: "10.2.0.9:3128", whenDown: wait}`, `.whenDown: "wait" is no way to go on`},
-		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: udp, to: "10.2.0.9:3128", probes: {}}`, `.probes.targets: is required; give what must be reached`},
+		{`{name: a, action: redirect, sources: [10.0.0.0/8], protocol: tcp, ports: ["80"], to: "10.2.0.9:3128"}`, `.to: "10.2.0.9:3128" is among the sources, so that the packets of the proxy come back to it`},
+		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: tcp, to: "10.2.0.9:3128", whenDown: wait}`, `.whenDown: "wait" is not a valid value`},
+		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: udp, to: "10.2.0.9:3128", probes: {}}`, `.probes.targets: is required; give the targets that must answer`},
 		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: tcp, to: 10.2.0.9, probes: {}}`, `.probes.targets: is required`},
 		{`{name: a, action: redirect, sources: [10.1.0.0/16], protocol: tcp, to: "10.2.0.9:3128", probes: {targets: ["icmp://2001:db8::9"]}}`, `.probes.targets: has none of the family of 10.2.0.9`},
 		{`{name: a, action: deny, sources: [10.1.0.0/16], probes: {}}`, `.probes: "probes" has no meaning with action deny`},
 		{`{name: a, action: deny, sources: [10.1.0.0/16], flows: end}`, ""},
 		{`{name: a, action: reject, sources: [10.1.0.0/16], flows: keep}`, ""},
-		{`{name: a, action: deny, sources: [10.1.0.0/16], flows: all}`, `.flows: "all" is no way to treat flows`},
+		{`{name: a, action: deny, sources: [10.1.0.0/16], flows: all}`, `.flows: "all" is not a valid value`},
 		{`{name: a, sources: [10.1.0.0/16], pool: p, flows: end}`, `.flows: "end" has no meaning with action snat`},
 		{`{name: a, action: deny, sources: [10.1.0.0/16], whenDown: bypass}`, `.whenDown: "bypass" has no meaning with action deny`},
 	} {
@@ -75,17 +75,17 @@ egress:
 		}
 	}
 
-	t.Log("a proxy is asked for a connection, where nothing else is said")
+	t.Log("the default probe of a proxy is a connection to it")
 	s, problems := parse(document(`    - {name: a, action: redirect, sources: [10.1.0.0/16], protocol: tcp, to: "10.2.0.9:3128", probes: {fall: 1}}`))
 	if len(problems) > 0 || len(s.Proxies) != 1 || s.Proxies[0].Name != "a" || fmt.Sprint(s.Proxies[0].Addresses, s.Proxies[0].Probes.Targets) != "[10.2.0.9] [tcp://10.2.0.9:3128]" {
 		t.Errorf("%v, %v", s, problems)
 	}
-	t.Log("a proxy with a way out of its own is no loop")
+	t.Log("a proxy with its own way out makes no loop")
 	if _, problems := parse(document(`    - {name: a, action: redirect, sources: [10.0.0.0/8], protocol: tcp, ports: ["80"], to: "10.2.0.9:3128"}
     - {name: b, sources: [10.2.0.9/32], protocol: tcp, ports: ["80"], pool: p}`)); len(problems) > 0 {
 		t.Error(problems)
 	}
-	t.Log("a port that is forwarded and denied to some is no tie")
+	t.Log("forwarding a port and denying it to some makes no tie")
 	if _, problems := parse(document(`    - {name: a, action: dnat, sources: [0.0.0.0/0], protocol: tcp, ports: ["80"], pool: p, to: "10.2.0.9:3128"}
     - {name: b, action: deny, sources: [198.51.100.0/24], destinations: [10.9.0.11/32], protocol: tcp, ports: ["80"]}`)); len(problems) > 0 {
 		t.Error(problems)
@@ -96,7 +96,7 @@ egress:
 	}
 }
 
-// TestMaps shows one prefix behind two tunnels under two others.
+// TestMaps checks maps of one prefix behind two tunnels to two other prefixes.
 func TestMaps(t *testing.T) {
 	good := `node: {name: hub-1, asn: 64620}
 underlay: {interface: eth0, address: 10.9.0.4, publicAddress: 203.0.113.9}
@@ -127,7 +127,7 @@ egress:
 		{"mapped: 100.65.0.0/16", `mapped: "fd00::/16"`, `egress.maps[1].mapped: "fd00::/16" is not a part of IPv4`},
 		{"tunnels: [b], inside", "tunnels: [a], inside", `egress.maps[1].inside: "10.1.0.0/16" overlaps 10.1.0.0/16 of egress.maps[0], which has the same tunnel`},
 		{"tunnels: [b], inside", "tunnels: [], inside", `egress.maps[1].tunnels: is required`},
-		{"tunnels: [b], inside", "tunnels: [z], inside", `egress.maps[1].tunnels[0]: "z" is no tunnel of this document`},
+		{"tunnels: [b], inside", "tunnels: [z], inside", `egress.maps[1].tunnels[0]: "z" is not a tunnel of this document`},
 		{"{prefix: 172.16.0.0/12, le: 24}", "{prefix: 10.0.0.0/8, le: 24}", `peers[0].import.allow[0]: "10.0.0.0/8 from /8 to /24" accepts routes to 10.1.0.0/16, which is mapped to 100.64.0.0/16`},
 		{"prefix: 172.31.0.0/16", "prefix: 10.1.7.0/24", `staticRoutes[0].prefix: "10.1.7.0/24" is behind a map from 10.1.0.0/16 to 100.65.0.0/16`},
 		{"prefix: 172.31.0.0/16", "prefix: 100.64.0.0/16", `staticRoutes[0].prefix: "100.64.0.0/16" is the mapped prefix of a map`},
@@ -137,7 +137,7 @@ egress:
 			t.Errorf("%s: %v, want %s", k.to, problems, k.want)
 		}
 	}
-	t.Log("what a spoke without a map may announce stays its own affair")
+	t.Log("a map restricts no other spoke")
 	if _, problems := parse(strings.Replace(good, "{prefix: 172.16.0.0/12, le: 24}", "{prefix: 0.0.0.0/0}", 1)); len(problems) > 0 {
 		t.Error(problems)
 	}

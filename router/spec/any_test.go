@@ -10,7 +10,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// words are what strings of any message are made of: good in one place or another.
+// words are the strings of random messages. Each is valid in some field.
 var words = []string{"", "a", "b", "aws-0", "A_b", "eth0", "lo", "10.9.0.4", "10.9.0.10", "203.0.113.9", "0.0.0.0", "::", "::1", "2001:db8::1", "::ffff:10.9.0.4", "fe80::1%eth0", "169.254.64.2/30", "169.254.64.1",
 	"169.254.21.2/32", "10.1.0.0/16", "10.1.2.3/16", "0.0.0.0/0", "::/0", "2001:db8::/32", "172.16.0.0/12", "224.0.0.1", "255.255.255.255", "10.9.0.4:80", "[::1]:443", ":80", "tcp", "udp", "icmp", "47", "80", "1-65535", "65535-1", "0", "443-",
 	"snat", "no-nat", "deny", "reject", "dnat", "redirect", "aws", "azure", "azure-vwan", "gcp", "oci", "block", "bypass", "api.partner.example", "*.example.com", "*", "EXAMPLE.com.", "tcp://198.51.100.7:443", "https://x/", "icmp://10.9.0.4", "http://",
@@ -61,7 +61,7 @@ func anyMessage(r *rand.Rand, m protoreflect.Message, depth int) {
 	}
 }
 
-// TestAnyMessage: whatever a message holds, it is checked to the end; and an edit of it as well.
+// TestAnyMessage checks that Check and Edit end for random messages.
 func TestAnyMessage(t *testing.T) {
 	base, problems := parse(editEgress + "  policies:\n  - {name: a, action: deny, sources: [10.1.0.0/16]}\n")
 	if len(problems) > 0 {

@@ -15,7 +15,7 @@ func (c *checker) attachment(path string, a *isthmusv1.Attachment) {
 	case out.Interface == "":
 		c.Missing(path+".interface", "give the name of the interface; `ip link` shows the names")
 	case !interfaceRule.MatchString(out.Interface) || out.Interface == "." || out.Interface == ".." || out.Interface == "lo":
-		c.Problem(path+".interface", out.Interface, "is no name of an interface that leads to a network", "`ip link` shows the names")
+		c.Problem(path+".interface", out.Interface, "is not the name of an interface that leads to a network", "`ip link` shows the names")
 	}
 	underlay := out.Interface == c.s.Underlay.Interface
 	if at, ok := c.attached[out.Interface]; ok && !underlay {
@@ -49,7 +49,7 @@ func (c *checker) attachment(path string, a *isthmusv1.Attachment) {
 					c.Problem(at+".via", via.String(), "is of another address family than prefix", "give both in the same family")
 				}
 				if p.Contains(via) && !p.IsSingleIP() && p.Bits() > 0 {
-					c.Problem(at+".via", via.String(), "is in the prefix that it is to lead to", "give a router on the network of the interface")
+					c.Problem(at+".via", via.String(), "is in the prefix that it leads to", "give a router on the network of the interface")
 				}
 				route.Via = via
 			}

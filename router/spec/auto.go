@@ -2,12 +2,12 @@ package spec
 
 import "net/netip"
 
-// Auto stands in a document for an address that the platform tells.
+// Auto stands in a document for an address that the platform reports.
 const Auto = "auto"
 
-// Platform is what the platform says of the machine's addresses, as far as a document may ask for it with Auto.
+// Platform has the addresses that a document may refer to with Auto.
 type Platform struct {
-	// Known says that the platform has answered.
+	// Known is true when the platform has answered.
 	Known bool
 	// Interfaces has the primary address of each kernel interface.
 	Interfaces map[string]netip.Addr
@@ -15,14 +15,14 @@ type Platform struct {
 	Public map[netip.Addr]netip.Addr
 }
 
-// On returns the document with what Auto stands for in it.
+// On returns the document with the addresses that Auto stands for.
 func (d Document) On(p Platform) Document {
 	d.platform = p
 	return d
 }
 
 const (
-	unknownFacts = "cannot be found out, since no platform has told this machine's addresses"
+	unknownFacts = "is unknown, because no platform reported this machine's addresses"
 	knownHow     = "give the address itself, or start isthmusd with -platform auto on AWS, Azure or Google Cloud"
 )
 
@@ -34,7 +34,7 @@ func (c *checker) autoAddress(path, iface string) (netip.Addr, bool) {
 	}
 	a, ok := c.platform.Interfaces[iface]
 	if !ok {
-		c.Problem(path, Auto, "cannot be found out, since the platform knows no interface "+iface, "give the address itself; `isthmus get status -o json` shows what the platform says")
+		c.Problem(path, Auto, "is unknown, because the platform reports no interface "+iface, "give the address itself; `isthmus get status -o json` shows what the platform reports")
 	}
 	return a, ok
 }
@@ -47,7 +47,7 @@ func (c *checker) autoPublic(path string, of netip.Addr) (netip.Addr, bool) {
 	}
 	a, ok := c.platform.Public[of]
 	if !ok && of.IsValid() {
-		c.Problem(path, Auto, "cannot be found out, since the platform has no public address for "+of.String(), "associate one in the cloud, or give the address itself; `isthmus get status -o json` shows what the platform says")
+		c.Problem(path, Auto, "is unknown, because the platform reports no public address for "+of.String(), "associate one in the cloud, or give the address itself; `isthmus get status -o json` shows what the platform reports")
 	}
 	return a, ok
 }

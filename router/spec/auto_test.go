@@ -35,10 +35,10 @@ egress:
 		platform Platform
 		wants    []string
 	}{
-		"no platform":  {Platform{}, []string{`line 2: underlay.address: "auto" cannot be found out, since no platform`, `line 2: underlay.publicAddress: "auto"`, `line 5: egress.pools[0].addresses[0].publicAddress: "auto"`}},
-		"no interface": {Platform{Known: true, Public: told.Public}, []string{`underlay.address: "auto" cannot be found out, since the platform knows no interface eth0`}},
-		"no public address": {Platform{Known: true, Interfaces: told.Interfaces}, []string{`underlay.publicAddress: "auto" cannot be found out, since the platform has no public address for 10.9.0.4`,
-			`egress.pools[0].addresses[0].publicAddress: "auto" cannot be found out, since the platform has no public address for 10.9.0.5`}},
+		"no platform":  {Platform{}, []string{`line 2: underlay.address: "auto" is unknown, because no platform`, `line 2: underlay.publicAddress: "auto"`, `line 5: egress.pools[0].addresses[0].publicAddress: "auto"`}},
+		"no interface": {Platform{Known: true, Public: told.Public}, []string{`underlay.address: "auto" is unknown, because the platform reports no interface eth0`}},
+		"no public address": {Platform{Known: true, Interfaces: told.Interfaces}, []string{`underlay.publicAddress: "auto" is unknown, because the platform reports no public address for 10.9.0.4`,
+			`egress.pools[0].addresses[0].publicAddress: "auto" is unknown, because the platform reports no public address for 10.9.0.5`}},
 		"one for two": {Platform{Known: true, Interfaces: told.Interfaces, Public: map[netip.Addr]netip.Addr{a("10.9.0.4"): a("203.0.113.9"), a("10.9.0.5"): a("203.0.113.9")}}, []string{"is the public address of underlay too"}},
 	} {
 		_, problems := Check(d.On(c.platform), stored)

@@ -7,20 +7,21 @@ import (
 	"slices"
 )
 
-// A document must cost what its length costs: a short one can ask for the product of its lists. Most of what is compared with each other is
-// looked up or sorted; for the rest the steps are counted.
+// The cost of a check must grow with the length of the document, not with the product of its lists.
+// Most comparisons use maps or sorted lists; the others are counted as steps.
 const (
-	// maxSteps is how many comparisons a check makes, which takes about a second. Without products, a text that Fits needs less.
+	// maxSteps bounds the comparisons of a check to about a second. Without products, a text that
+	// Fits needs fewer.
 	maxSteps = 1 << 27
-	// maxTunnels is how many numbers the ledger has for tunnels.
+	// maxTunnels is the number of tunnel IDs of the ledger.
 	maxTunnels = 9999
-	// maxMaps, maxPoolAddresses and maxPeers bound what is compared with each other when a plan is made and carried out.
+	// maxMaps, maxPoolAddresses and maxPeers bound the comparisons of planning and applying.
 	maxMaps          = 4096
 	maxPoolAddresses = 4096
 	maxPeers         = 20_000
 )
 
-// limited returns how many items of a list are looked at, and records when that is not all.
+// limited returns how many items of a list to check, and records a problem when that is not all.
 func (c *checker) limited(path string, n, most int) int {
 	if n > most {
 		c.Problem(path, fmt.Sprint(n), fmt.Sprintf("are more than %d", most), "keep at most as many, or use another node")
@@ -29,8 +30,8 @@ func (c *checker) limited(path string, n, most int) int {
 	return n
 }
 
-// spend counts steps that are about to be made, and returns false when they are too many or the caller has given up: then they must not
-// be made. The first time too many are asked for, it is a problem of the document.
+// spend counts steps before they are made. It returns false when they are too many or ctx is done:
+// the caller must not make them then. The first excess is a problem of the document.
 func (c *checker) spend(steps int) bool {
 	if c.tired || c.ctx != nil && c.ctx.Err() != nil {
 		return false
@@ -44,9 +45,9 @@ func (c *checker) spend(steps int) bool {
 	return true
 }
 
-// overlaps finds, for each prefix of a list, another one that it overlaps, and calls found with the places of both, the later one
-// first. It does not find every pair: that many may be there as the square of the list. shared says which equal prefixes may be there
-// more than once with each other; nil: none.
+// overlaps finds for each prefix of a list another one that it overlaps, and calls found with the
+// places of both, the later one first. It does not find every pair: their number grows with the
+// square of the list. shared reports which prefixes may equal each other; nil: none.
 func overlaps(list []placed, shared func(placed) bool, found func(later, earlier int)) {
 	order := make([]int, len(list))
 	for i := range order {
@@ -56,7 +57,8 @@ func overlaps(list []placed, shared func(placed) bool, found func(later, earlier
 		p, q := list[a].prefix, list[b].prefix
 		return cmp.Or(p.Addr().Compare(q.Addr()), cmp.Compare(p.Bits(), q.Bits()), cmp.Compare(a, b))
 	})
-	// group is equal prefixes: the first of those that may be shared, and of the others; -1: none.
+	// group stands for equal prefixes: the first of those that may be shared, and of the others;
+	// -1: none.
 	type group struct {
 		prefix       netip.Prefix
 		shared, sole int
@@ -67,7 +69,7 @@ func overlaps(list []placed, shared func(placed) bool, found func(later, earlier
 		}
 		return g.sole
 	}
-	tell := func(a, b int) { found(max(a, b), min(a, b)) }
+	pair := func(a, b int) { found(max(a, b), min(a, b)) }
 	var within []group // each contains the next
 	for _, i := range order {
 		p := list[i].prefix
@@ -81,12 +83,12 @@ func overlaps(list []placed, shared func(placed) bool, found func(later, earlier
 		g := &within[len(within)-1]
 		switch {
 		case alone && first(*g) >= 0:
-			tell(i, first(*g))
+			pair(i, first(*g))
 		case !alone && g.sole >= 0:
-			tell(i, g.sole)
+			pair(i, g.sole)
 		}
 		if n := len(within); n > 1 {
-			tell(i, first(within[n-2]))
+			pair(i, first(within[n-2]))
 		}
 		if alone && g.sole < 0 {
 			g.sole = i

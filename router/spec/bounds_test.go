@@ -44,7 +44,7 @@ func policy(rest string) string {
 	return "egress: {" + pool + "policies: [{name: a, pool: p, " + rest + "}]}\n"
 }
 
-// work reads and checks a text, and returns the bytes that were allocated and the steps that were counted.
+// work decodes and checks a text, and returns the allocated bytes and the counted steps.
 func work(text string) (allocated uint64, steps int, problems Problems) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -55,7 +55,8 @@ func work(text string) (allocated uint64, steps int, problems Problems) {
 	return after.TotalAlloc - before.TotalAlloc, c.steps, Join(problems, c.Problems())
 }
 
-// TestCostGrowsWithLength: four times the text costs about four times the work, whatever the list.
+// TestCostGrowsWithLength checks for each list that a text four times as long costs about four
+// times the work.
 func TestCostGrowsWithLength(t *testing.T) {
 	for name, make := range map[string]func(n int) string{
 		"tunnels": func(n int) string { return head + tunnelsOf(n) },
@@ -117,7 +118,7 @@ func TestCostGrowsWithLength(t *testing.T) {
 	}
 }
 
-// TestProductsAreRefused: where lists multiply, the product is refused before it is made.
+// TestProductsAreRefused checks that a product of lists is refused before it is computed.
 func TestProductsAreRefused(t *testing.T) {
 	for name, k := range map[string]struct{ text, want string }{
 		"a policy": {head + policy("protocol: tcp, sources: "+prefixes(300, 10)+", destinations: "+prefixes(300, 20)+", ports: "+times(399, func(i int) string { return fmt.Sprintf("'%d'", 1+2*i) })),
@@ -136,7 +137,7 @@ func TestProductsAreRefused(t *testing.T) {
 		}) + "}", "takes more than"},
 		"redirects that may catch their proxy": {head + "egress: {policies: " + times(12000, func(i int) string {
 			return fmt.Sprintf("{name: p%d, action: redirect, protocol: tcp, ports: ['80'], sources: [10.0.0.0/8], destinations: [20.%d.%d.0/24], to: '10.0.0.1:80'}", i, i>>8, i&255)
-		}) + "}", "is among the sources, so that what the proxy"},
+		}) + "}", "is among the sources, so that the packets"},
 		"tunnels":        {head + "tunnels: " + times(20000, func(i int) string { return fmt.Sprintf("{name: t%d}", i) }), "tunnels: \"20000\" are more than 9999"},
 		"pool addresses": {head + "egress: {pools: [{name: p, addresses: " + times(5000, func(i int) string { return fmt.Sprintf("{address: 192.1.%d.%d}", i>>8, i&255) }) + "}]}", "more than 4096 addresses"},
 		"aliases":        {head + "tunnels: [&l {inside: " + times(2000, func(int) string { return "{local: a}" }) + "}, " + strings.Repeat("*l, ", 5000) + "]", "has more than 1048576 values"},
@@ -152,11 +153,12 @@ func TestProductsAreRefused(t *testing.T) {
 	}
 }
 
-// TestProblemsAreBounded: so many are listed, the others are counted, and none repeats much of the document.
+// TestProblemsAreBounded checks that MaxProblems are listed, the others are counted, and none
+// repeats much of the document.
 func TestProblemsAreBounded(t *testing.T) {
 	_, problems := parse(head + "announce: " + times(4012, func(i int) string { return fmt.Sprintf("x%d", i) }))
 	last := problems[len(problems)-1]
-	if len(problems) != MaxProblems+1 || last.String() != "and 3,912 more problems; mend the listed ones first" || last.More != 3912 {
+	if len(problems) != MaxProblems+1 || last.String() != "and 3,912 more problems; fix the listed ones first" || last.More != 3912 {
 		t.Errorf("%d problems, the last is %q", len(problems), last)
 	}
 	if first := problems[0].Path; first != "announce[0]" {
@@ -174,7 +176,7 @@ func TestProblemsAreBounded(t *testing.T) {
 	}
 }
 
-// TestCheckEndsWithItsCaller: who has gone gets no answer, and costs no more.
+// TestCheckEndsWithItsCaller checks that CheckWithin ends with its context.
 func TestCheckEndsWithItsCaller(t *testing.T) {
 	d, _ := Decode([]byte(head + policy("sources: "+prefixes(1000, 10))))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -188,7 +190,7 @@ func TestCheckEndsWithItsCaller(t *testing.T) {
 	c := newChecker(d, stored)
 	c.ctx = ctx
 	if c.document(d); len(c.s.Policies) > 0 {
-		t.Error("the policies were checked for a caller that has gone")
+		t.Error("policies were checked after the end of the context")
 	}
 }
 
@@ -233,7 +235,8 @@ func TestOverlaps(t *testing.T) {
 	}
 }
 
-// TestEditsAreBounded: editing single policies counts the rules of all, and what is left after each edit.
+// TestEditsAreBounded checks that an edit of single policies counts the rules of all policies, also
+// after former edits.
 func TestEditsAreBounded(t *testing.T) {
 	text := head + "egress:\n  " + strings.TrimSuffix(pool, ", ") + "\n  policies:\n  - {name: a, pool: p, sources: " + prefixes(300, 10) + ", destinations: " + prefixes(300, 20) + "}\n"
 	s, problems := parse(text)

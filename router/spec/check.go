@@ -12,17 +12,18 @@ import (
 	"github.com/isthmus-net/isthmus/router/secret"
 )
 
-// Secrets returns the reference for a stored secret, and false when there is none of that name.
+// Secrets returns the reference of a stored secret, and false when no secret has the name.
 type Secrets func(name string) (secret.Ref, bool)
 
-// Check resolves a document. The Spec may be used only when neither Decode nor Check has found a problem.
+// Check resolves a document. The Spec is valid only if neither Decode nor Check has found a
+// problem.
 func Check(d Document, secrets Secrets) (*Spec, Problems) {
 	c := newChecker(d, secrets)
 	c.document(d)
 	return &c.s, c.Problems()
 }
 
-// CheckWithin is Check for a caller that may give up: it ends soon after ctx is done, with the error of ctx.
+// CheckWithin is like Check, but ends soon after ctx is done, with its error.
 func CheckWithin(ctx context.Context, d Document, secrets Secrets) (*Spec, Problems, error) {
 	c := newChecker(d, secrets)
 	c.ctx = ctx
@@ -56,7 +57,7 @@ func newChecker(d Document, secrets Secrets) *checker {
 
 func (c *checker) document(d Document) {
 	if d.unread[""] {
-		return // nothing would be told
+		return // every problem would be dropped
 	}
 	m := d.Message
 	if m == nil {
@@ -66,7 +67,7 @@ func (c *checker) document(d Document) {
 	c.node(m)
 	c.underlay(m.GetUnderlay())
 	if len(m.GetPeers()) > 0 && !c.s.Node.RouterID.IsValid() && c.s.Underlay.Address.Is6() {
-		c.Missing("node.routerId", "give an IPv4 address, which an IPv6 underlay does not tell; it need not exist (RFC 6286)")
+		c.Missing("node.routerId", "give an IPv4 address, because an IPv6 underlay has none; it need not exist (RFC 6286)")
 	}
 	for i, t := range m.GetTunnels()[:c.limited("tunnels", len(m.GetTunnels()), maxTunnels)] {
 		c.tunnel(fmt.Sprintf("tunnels[%d]", i), t)
@@ -128,8 +129,8 @@ func (c *checker) document(d Document) {
 	c.translationLog("egress.log", m.GetEgress().GetLog())
 }
 
-// checker resolves one document. Most of its maps have the path of the field that uses something, so
-// that the problem of a second use can name the first.
+// checker resolves one document. Most of its maps have paths: the problem of a second use names the
+// field of the first.
 type checker struct {
 	Fields
 	s        Spec
@@ -137,7 +138,7 @@ type checker struct {
 	platform Platform
 
 	// The cost of the check: see spend.
-	ctx   context.Context // nil: the caller does not give up
+	ctx   context.Context // nil: never done
 	steps int
 	tired bool
 
@@ -175,7 +176,8 @@ type placed struct {
 	path   string
 }
 
-// duration returns a whole number of seconds between min and max, or the default when it is not given.
+// duration checks a duration between min and max: whole seconds unless min has a fraction, and the
+// default when it is not given.
 func (c *checker) duration(path string, d *durationpb.Duration, def, min, max time.Duration) time.Duration {
 	if d == nil {
 		return def
@@ -198,12 +200,13 @@ func (c *checker) secret(path, name string) secret.Ref {
 	}
 	ref, ok := c.secrets(name)
 	if !ok {
-		// The text may hold the secret itself by mistake: only what looks like a name is repeated.
+		// The field may hold the secret itself by mistake: do not repeat it unless it looks like a
+		// name.
 		shown, remedy := name, "store it with `isthmus secret set "+name+"`"
 		if !nameRule.MatchString(name) {
 			shown, remedy = "", "store the secret with `isthmus secret set NAME` and give its NAME, not the secret"
 		}
-		c.Problem(path, shown, "is no stored secret", remedy)
+		c.Problem(path, shown, "is not a stored secret", remedy)
 	}
 	return ref
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/cloud"
 )
 
-// or returns what a preset says, and the default when it says nothing.
+// or returns the value of a preset, and the default when the preset has none.
 func or[T any](v cloud.Value[T], def T) T {
 	if v.Why == "" {
 		return def
@@ -29,15 +29,15 @@ func (c *checker) cloud(path string, t *isthmusv1.Tunnel) cloud.Preset {
 	p, ok := cloud.Lookup(t.GetCloud())
 	switch {
 	case !ok:
-		c.Problem(path, t.GetCloud(), "is no cloud that is known here", "give one of "+strings.Join(cloud.Names(), ", ")+", or leave it out")
+		c.Problem(path, t.GetCloud(), "is not a known cloud", "give one of "+strings.Join(cloud.Names(), ", ")+", or leave it out")
 	case t.GetWireguard() != nil:
-		c.Problem(path, t.GetCloud(), "excludes `wireguard`, which no cloud's gateway speaks", "leave it out, or use `ipsec`")
+		c.Problem(path, t.GetCloud(), "excludes `wireguard`, which no cloud's gateway supports", "leave it out, or use `ipsec`")
 		return cloud.Preset{}
 	}
 	return p
 }
 
-// cloudTunnel checks a tunnel against the rules of its cloud. Proposals have been checked where they are read.
+// cloudTunnel checks a tunnel against the rules of its cloud. See proposals for its proposals.
 func (c *checker) cloudTunnel(path string, t *isthmusv1.Tunnel, out Tunnel, preset cloud.Preset) {
 	if preset.Name == "" {
 		return
@@ -68,7 +68,7 @@ func (c *checker) cloudTunnel(path string, t *isthmusv1.Tunnel, out Tunnel, pres
 	}
 }
 
-// cloudPeer checks a peer, and this node's number, against the rules of the cloud at the other end of its tunnel.
+// cloudPeer checks a peer and this node's ASN against the rules of the cloud at the other end.
 func (c *checker) cloudPeer(path string, p *isthmusv1.Peer, out Peer, preset cloud.Preset) {
 	if preset.Name == "" {
 		return

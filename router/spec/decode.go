@@ -17,14 +17,14 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// MaxText is the size in bytes of the largest text that is read, and maxSeparators how many lines and commas it may have: each value of
-// YAML costs half a KiB while it is read.
+// MaxText is the largest size of a text in bytes, and maxSeparators the largest number of its lines
+// and commas: decoding takes half a KiB for each value of YAML.
 const (
 	MaxText       = 16 << 20
 	maxSeparators = 1 << 19
 )
 
-// Fits returns why a text is too large to be read.
+// Fits returns why a text is too large to decode.
 func Fits(text string) Problems {
 	if len(text) > MaxText {
 		return Problems{{Rule: fmt.Sprintf("is larger than %d bytes", MaxText), Remedy: "write a smaller document"}}
@@ -32,7 +32,7 @@ func Fits(text string) Problems {
 	n := 0
 	for _, r := range text {
 		switch r {
-		case '\n', '\r', ',', '\u0085', '\u2028', '\u2029': // what YAML may take for the end of a value
+		case '\n', '\r', ',', '\u0085', '\u2028', '\u2029': // may end a value in YAML
 			n++
 		}
 	}
@@ -42,38 +42,39 @@ func Fits(text string) Problems {
 	return nil
 }
 
-// maxNodes is how many values a text may have when each alias is counted as what it stands for. Without aliases a text that Fits has
-// fewer.
+// maxNodes bounds the values of a text with its aliases expanded. Without aliases, a text that Fits
+// has fewer.
 const maxNodes = 1 << 20
 
 // Document is a decoded document, not yet checked.
 type Document struct {
 	Message *isthmusv1.Spec
 	lines   Lines
-	unread  map[string]bool // paths of what Decode could not read
+	unread  map[string]bool // paths of values that Decode could not read
 	layout  *layout
 
 	platform Platform
 }
 
-// Lines are the lines of a text on which its fields are, by field path.
+// Lines has the line of each field of a text, by field path.
 type Lines map[string]int
 
-// FromMessage returns a document that did not come as text.
+// FromMessage returns a document that has no text.
 func FromMessage(m *isthmusv1.Spec) Document {
 	return Document{Message: proto.CloneOf(m)}
 }
 
-// Decode reads a document from YAML or JSON, which is a subset of it. The text holds the fields of the protobuf
-// message Spec; unknown fields, doubled ones and wrong types are problems. What could be read is returned even when
-// there are problems, so that Check can find the others; it does not repeat these.
+// Decode reads a document from YAML or JSON, which is a subset of it. The text holds the fields of
+// the protobuf message Spec; unknown fields, doubled ones and wrong types are problems. Decode
+// returns the valid fields even when there are problems, so that Check can find the others; Check
+// does not repeat these.
 func Decode(text []byte) (Document, Problems) {
 	doc := Document{Message: &isthmusv1.Spec{}}
 	d := decode(text, doc.Message)
 	problems := d.problems.problems()
 	doc.lines, doc.unread = d.lines, problems.paths()
 	if d.problems.more > 0 {
-		doc.unread[""] = true // which fields could not be read is not known of all
+		doc.unread[""] = true // not every path is known
 	}
 	if len(problems) == 0 && !d.aliases {
 		doc.layout = layoutOf(string(text), d.root)
@@ -81,7 +82,7 @@ func Decode(text []byte) (Document, Problems) {
 	return doc, problems
 }
 
-// DecodeMessage is Decode for another message: it fills m.
+// DecodeMessage is like Decode for another message m.
 func DecodeMessage(text []byte, m proto.Message) (Lines, Problems) {
 	d := decode(text, m)
 	return d.lines, d.problems.problems()
@@ -103,7 +104,8 @@ func decode(text []byte, m proto.Message) *decoder {
 	switch err := dec.Decode(&second); {
 	case err == nil:
 		d.problem(&second, "", "", "is a second document in one text", "apply one document at a time")
-	case !errors.Is(err, io.EOF): // the parser stops behind a document, and has not seen what follows a bracket that closes it
+	case !errors.Is(err, io.EOF):
+		// The parser stops behind a document and does not read what follows its closing bracket.
 		d.problems = collector{}
 		d.problems.add(syntax(err, m))
 	}
@@ -117,7 +119,7 @@ func decode(text []byte, m proto.Message) *decoder {
 // syntax turns a YAML error, which begins with "yaml: line N: ", into a problem.
 func syntax(err error, m proto.Message) Problem {
 	text := strings.TrimPrefix(err.Error(), "yaml: ")
-	p := Problem{Rule: "is no YAML: " + text, Remedy: "mend the syntax"}
+	p := Problem{Rule: "is not valid YAML: " + text, Remedy: "fix the syntax"}
 	if text == "EOF" {
 		var first []string
 		for fields, i := m.ProtoReflect().Descriptor().Fields(), 0; i < min(2, fields.Len()); i++ {
@@ -128,9 +130,10 @@ func syntax(err error, m proto.Message) Problem {
 	if rest, ok := strings.CutPrefix(text, "line "); ok {
 		if n, after, ok := strings.Cut(rest, ":"); ok {
 			if line, err := strconv.Atoi(n); err == nil {
-				p.Line, p.Rule = line, "is no YAML:"+after
+				p.Line, p.Rule = line, "is not valid YAML:"+after
 			}
-			// The library counts lines from 0 in what its parser says, and from 1 in what its scanner says.
+			// The library counts lines from 0 in errors of its parser, and from 1 in those of its
+			// scanner.
 			if strings.HasPrefix(after, " did not find expected ") {
 				p.Line++
 			}
@@ -151,14 +154,14 @@ func (d *decoder) problem(n *yaml.Node, path, value, rule, remedy string) {
 	d.problems.add(Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: n.Line})
 }
 
-// follow returns what an alias stands for, and false when the text asks for too much work.
+// follow resolves an alias, and returns false when the text has too many values.
 func (d *decoder) follow(n *yaml.Node, path string) (*yaml.Node, bool) {
 	for n.Kind == yaml.AliasNode {
 		n, d.aliases = n.Alias, true
 	}
 	d.nodes++
 	if d.nodes == maxNodes {
-		// Without a path: of what follows nothing is known.
+		// Without a path, because the rest of the text was not read.
 		d.problem(n, "", "", fmt.Sprintf("has more than %d values, aliases counted as what they stand for: %s is one too many", maxNodes, shorten(path)), "write a smaller document, with fewer aliases")
 	}
 	return n, d.nodes < maxNodes
@@ -182,7 +185,7 @@ func (d *decoder) message(n *yaml.Node, path string, m protoreflect.Message) {
 		field := fields.ByJSONName(key.Value)
 		at := join(path, key.Value)
 		if field == nil {
-			d.problem(key, at, "", "is no field here", suggest(key.Value, fields))
+			d.problem(key, at, "", "is not a field here", suggest(key.Value, fields))
 			continue
 		}
 		if seen[key.Value] {
@@ -221,7 +224,8 @@ func (d *decoder) field(n *yaml.Node, path string, m protoreflect.Message, field
 				d.message(item, at, list.AppendMutable().Message())
 				continue
 			}
-			// An item that cannot be read keeps its place, so that later field paths stay true.
+			// An item that cannot be decoded keeps its place, so that later field paths stay
+			// correct.
 			v, ok := d.scalar(item, at, field)
 			if !ok {
 				v = list.NewElement()
@@ -262,7 +266,7 @@ func (d *decoder) scalar(n *yaml.Node, path string, field protoreflect.FieldDesc
 	}
 	number := func(bits int) (uint64, bool) {
 		v, err := strconv.ParseUint(n.Value, 10, bits)
-		octal := len(n.Value) > 1 && n.Value[0] == '0' // to YAML 1.1
+		octal := len(n.Value) > 1 && n.Value[0] == '0' // in YAML 1.1
 		if tag == "!!int" && err == nil && !octal {
 			return v, true
 		}
@@ -291,7 +295,7 @@ func (d *decoder) scalar(n *yaml.Node, path string, field protoreflect.FieldDesc
 		v, ok := number(64)
 		return protoreflect.ValueOfUint64(v), ok
 	default:
-		// The schema has no other kinds; TestSchemaKinds keeps it so.
+		// The schema has no other kinds: see TestSchemaKinds.
 		d.problem(n, path, n.Value, "is of a kind that documents do not have", "leave it out")
 	}
 	return protoreflect.Value{}, false
@@ -304,10 +308,10 @@ func join(path, name string) string {
 	return path + "." + name
 }
 
-// suggest names the field that was probably meant, or all that there are.
+// suggest names the most similar field, or all fields.
 func suggest(name string, fields protoreflect.FieldDescriptors) string {
 	best, distance := "", 4
-	name = name[:min(len(name), 64)] // longer than every field
+	name = name[:min(len(name), 64)] // longer than the name of any field
 	var all []string
 	for i := range fields.Len() {
 		f := fields.Get(i).JSONName()

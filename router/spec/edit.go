@@ -16,26 +16,27 @@ import (
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
-// A document may have ten thousand policies, and reading and checking all of them for an edit of one would take a
-// hundred times as long as to carry it out. Edit looks at those that are edited and at what they could collide with. What it returns
-// is what Decode and Check make of the edited text.
+// A document may have ten thousand policies. Decoding and checking all of them for an edit of one
+// takes a hundred times as long as applying the edit. Edit therefore checks the edited ones and
+// those that they could conflict with. The result is the same as that of Decode and Check for the
+// edited text.
 
-// maxEdited is how many policies are edited at a time.
+// maxEdited bounds the policies of one Edit.
 const maxEdited = 1000
 
 // Edit is a change of single egress policies.
 type Edit struct {
-	// Set are added, or take the place of those with the same names.
+	// Set are added, or replace those with the same names.
 	Set []*isthmusv1.EgressPolicy
-	// Delete are names.
+	// Delete has names.
 	Delete []string
 
 	lines    Lines // of Set
 	problems Problems
-	rules    int // that all policies make afterwards
+	rules    int // of all policies after the edit
 }
 
-// Read adds the policies of a text, which is a PolicyList in YAML or JSON. What is wrong with it is told by Apply.
+// Read adds the policies of a text, a PolicyList in YAML or JSON. Apply reports its problems.
 func (e *Edit) Read(text []byte) {
 	list := &isthmusv1.PolicyList{}
 	e.lines, e.problems = DecodeMessage(text, list)
@@ -49,16 +50,17 @@ func (e *Edit) Read(text []byte) {
 type Edited struct {
 	*Spec
 	Text string
-	// Names are those of the policies that differ.
+	// Names are the names of the policies that differ.
 	Names []string
 }
 
-// errEdit means that a text could not be edited although nothing is wrong with it.
+// errEdit means that a text cannot be edited although it is valid.
 var errEdit = errors.New("this text cannot be edited; apply the whole document")
 
-// Apply edits a document: s, which was made of text. When there are problems nothing is edited. What is set as it is already does not
-// differ. The text keeps its comments but those within policies that go; where the policies are not a list in block style, or the text has
-// aliases, all of it is rewritten.
+// Apply edits the document s, which was decoded from text. With problems it edits nothing. A policy
+// that is set to its present value does not differ. The text keeps its comments except those within
+// policies that are replaced or deleted. If the policies are not a list in block style, or the text
+// has aliases, it is rewritten as a whole.
 func (e *Edit) Apply(s *Spec, text string) (Edited, Problems, error) {
 	fresh, proxies, problems := e.check(s)
 	if len(problems) > 0 {
@@ -122,15 +124,15 @@ func indexProxy(list []egress.ProbedPool, name string) int {
 	return slices.IndexFunc(list, func(p egress.ProbedPool) bool { return p.Name == name })
 }
 
-// sameProxy says whether the proxy of a policy is the same in two lists.
+// sameProxy reports whether two lists have the same proxy of a policy.
 func sameProxy(a, b []egress.ProbedPool, name string) bool {
 	i, j := indexProxy(a, name), indexProxy(b, name)
 	return i < 0 && j < 0 || i >= 0 && j >= 0 && reflect.DeepEqual(a[i], b[j])
 }
 
-// policy returns where the policy of a name is, -1 when there is none.
+// policy returns the index of a policy, and -1 when no policy has the name.
 func (s *Spec) policy(name string) int {
-	for i := range s.Policies { // which copies none of them
+	for i := range s.Policies { // an index copies no policy
 		if s.Policies[i].Name == name {
 			return i
 		}
@@ -138,7 +140,7 @@ func (s *Spec) policy(name string) int {
 	return -1
 }
 
-// Policy returns the policy of a name, nil when there is none.
+// Policy returns a policy, and nil when no policy has the name.
 func (s *Spec) Policy(name string) *nat.Policy {
 	if i := s.policy(name); i >= 0 {
 		return &s.Policies[i]
@@ -152,7 +154,7 @@ func (e *Edit) check(s *Spec) ([]nat.Policy, []egress.ProbedPool, Problems) {
 	c.take(e.problems)
 	c.unread = e.problems.paths()
 	if n := len(e.Set) + len(e.Delete); n > maxEdited {
-		c.Problem("policies", strconv.Itoa(n), fmt.Sprintf("are more than are edited at a time, which is %d", maxEdited), "apply the whole document")
+		c.Problem("policies", strconv.Itoa(n), fmt.Sprintf("are more than the %d that one edit may change", maxEdited), "apply the whole document")
 		return nil, nil, c.Problems()
 	}
 	c.s.Policies, c.s.Proxies = nil, nil
@@ -163,7 +165,7 @@ func (e *Edit) check(s *Spec) ([]nat.Policy, []egress.ProbedPool, Problems) {
 		case edited[name]:
 			c.Problem(at, name, "is listed twice", "keep one of them")
 		case s.policy(name) < 0:
-			c.Problem(at, name, "is no policy of the present document", "see `isthmus get policies` for those that are")
+			c.Problem(at, name, "is not a policy of the present document", "see `isthmus get policies` for those that are")
 		}
 		edited[name] = true
 	}
@@ -197,16 +199,16 @@ func (e *Edit) check(s *Spec) ([]nat.Policy, []egress.ProbedPool, Problems) {
 		return nil, nil, c.Problems()
 	}
 	e.rules = c.s.rules
-	// with makes the policies that this document will have and that are asked for those that are looked at.
-	with := func(asked func(*nat.Policy) bool) {
+	// with selects policies of the edited document for the checks below.
+	with := func(selected func(*nat.Policy) bool) {
 		c.s.Policies, c.paths = nil, nil
 		for i := range s.Policies {
-			if p := &s.Policies[i]; !edited[p.Name] && asked(p) {
+			if p := &s.Policies[i]; !edited[p.Name] && selected(p) {
 				c.s.Policies, c.paths = append(c.s.Policies, *p), append(c.paths, fmt.Sprintf("egress.policies[%d]", i))
 			}
 		}
 		for i := range fresh {
-			if asked(&fresh[i]) {
+			if selected(&fresh[i]) {
 				c.s.Policies, c.paths = append(c.s.Policies, fresh[i]), append(c.paths, paths[i])
 			}
 		}
@@ -223,15 +225,16 @@ func (e *Edit) check(s *Spec) ([]nat.Policy, []egress.ProbedPool, Problems) {
 	})
 	c.ties()
 	looked := map[netip.Addr]bool{}
-	// A redirect that is set may catch its proxy, and so may another one when the policy goes that has kept it from that.
-	concerned := func(to netip.Addr) bool {
+	// A redirect that is set may catch its proxy. So may another one once the policy that prevented
+	// it is deleted.
+	mayLoop := func(to netip.Addr) bool {
 		return slices.ContainsFunc(fresh, func(p nat.Policy) bool { return p.To.Addr() == to }) ||
 			slices.ContainsFunc(s.Policies, func(p nat.Policy) bool { return edited[p.Name] && from(&p, to) })
 	}
 	for _, list := range [][]nat.Policy{s.Policies, fresh} {
 		for i := range list {
 			to := list[i].To.Addr()
-			if list[i].Action != nat.Redirect || !to.IsValid() || looked[to] || !concerned(to) {
+			if list[i].Action != nat.Redirect || !to.IsValid() || looked[to] || !mayLoop(to) {
 				continue
 			}
 			looked[to] = true
@@ -251,12 +254,12 @@ func (e *Edit) check(s *Spec) ([]nat.Policy, []egress.ProbedPool, Problems) {
 	return fresh, proxies, c.Problems()
 }
 
-// from says whether an address is a source of a policy.
+// from reports whether an address is a source of a policy.
 func from(p *nat.Policy, a netip.Addr) bool {
 	return slices.ContainsFunc(p.Sources, func(o netip.Prefix) bool { return o.Contains(a) })
 }
 
-// checker returns one that knows of a checked document what policies are checked against.
+// checker returns a checker with the facts of a checked document that policies depend on.
 func (s *Spec) checker(lines Lines) *checker {
 	c := newChecker(Document{lines: lines}, nil)
 	c.s, c.proxy = *s, len(s.Names.Proxy) > 0
@@ -268,8 +271,8 @@ func (s *Spec) checker(lines Lines) *checker {
 	return c
 }
 
-// rewrite edits the policies in their places. It reads again what it takes out or adds to, and gives up when that is not what
-// it should be.
+// rewrite edits the policies in place. It decodes again each policy that it removes or extends, and
+// returns errEdit when that is not the expected one.
 func (s *Spec) rewrite(text string, set []*isthmusv1.EgressPolicy, gone []string) (string, *layout, error) {
 	l := *s.layout
 	l.items = slices.Clone(l.items)
@@ -280,7 +283,7 @@ func (s *Spec) rewrite(text string, set []*isthmusv1.EgressPolicy, gone []string
 	for i := range s.Policies {
 		order[i] = s.Policies[i].Name
 	}
-	// is says whether an item is the policy that it should be.
+	// is reports whether an item is the expected policy.
 	is := func(i int) bool {
 		from, to := l.item(text, i)
 		list := &isthmusv1.PolicyList{}
@@ -293,7 +296,7 @@ func (s *Spec) rewrite(text string, set []*isthmusv1.EgressPolicy, gone []string
 		c.policy("", list.Policies[0])
 		return len(c.problems.found) == 0 && c.s.Policies[0].Equal(&s.Policies[s.policy(order[i])]) && sameProxy(c.s.Proxies, s.Proxies, order[i])
 	}
-	if n := len(order); n > 0 && !is(n-1) { // it is the one whose end is not told by the next one
+	if n := len(order); n > 0 && !is(n-1) { // no next item marks its end
 		return "", nil, errEdit
 	}
 	for _, p := range set {
@@ -326,13 +329,13 @@ func (s *Spec) rewrite(text string, set []*isthmusv1.EgressPolicy, gone []string
 	return text, &l, nil
 }
 
-// rewritten is a document whose whole text was rewritten.
+// rewritten is a document with a text that was rewritten as a whole.
 type rewritten struct {
 	Document
 	text string
 }
 
-// rewriteAll edits the policies of any text, and rewrites all of it.
+// rewriteAll edits the policies of any text, and rewrites it as a whole.
 func rewriteAll(text string, set []*isthmusv1.EgressPolicy, gone []string) (rewritten, error) {
 	was, problems := Decode([]byte(text))
 	var root yaml.Node
@@ -371,7 +374,7 @@ func rewriteAll(text string, set []*isthmusv1.EgressPolicy, gone []string) (rewr
 	}
 	out, err := encodeNode(&root)
 	if err != nil {
-		return rewritten{}, errEdit // something was anchored in what is gone
+		return rewritten{}, errEdit // an alias refers to a removed anchor
 	}
 	d, problems := Decode([]byte(out))
 	if len(problems) > 0 || !proto.Equal(d.Message, want) {
@@ -380,7 +383,7 @@ func rewriteAll(text string, set []*isthmusv1.EgressPolicy, gone []string) (rewr
 	return rewritten{d, out}, nil
 }
 
-// child returns what a mapping has under a key, made if there is nothing.
+// child returns the value of a key of a mapping, and adds one when the key has none.
 func child(n *yaml.Node, key string, kind yaml.Kind) *yaml.Node {
 	for n.Kind == yaml.AliasNode {
 		n = n.Alias

@@ -31,7 +31,7 @@ egress:
 
 var editTails = []string{"", "announce: [10.9.0.0/24]\n", "  nameFloor: 1m\nannounce: [10.9.0.0/24]\n", "# the end\n", "\n  # between\n\n  log: {maxAge: 24h}\n", "...\n"}
 
-// anyPolicy returns a policy that may be good.
+// anyPolicy returns a random policy that may be valid.
 func anyPolicy(r *rand.Rand, name string) *isthmusv1.EgressPolicy {
 	one := func(of ...string) string { return of[r.IntN(len(of))] }
 	p := &isthmusv1.EgressPolicy{Name: name, Action: one("", "", "snat", "no-nat", "deny", "reject", "dnat", "redirect", "redirect", "bad")}
@@ -66,7 +66,7 @@ func anyPolicy(r *rand.Rand, name string) *isthmusv1.EgressPolicy {
 	return p
 }
 
-// written returns a policy as an item of a list.
+// written returns a policy as an item of a YAML list.
 func written(t *testing.T, r *rand.Rand, p *isthmusv1.EgressPolicy, indent string) string {
 	text, err := encode(p)
 	if err != nil {
@@ -93,7 +93,7 @@ func written(t *testing.T, r *rand.Rand, p *isthmusv1.EgressPolicy, indent strin
 	return b.String()
 }
 
-// full is the definition of an edit: the same done to the message.
+// full defines the result of an edit: it edits the message.
 func full(m *isthmusv1.Spec, e Edit) (*isthmusv1.Spec, Problems) {
 	m = proto.CloneOf(m)
 	for _, p := range e.Set {
@@ -111,7 +111,8 @@ func full(m *isthmusv1.Spec, e Edit) (*isthmusv1.Spec, Problems) {
 	return m, problems
 }
 
-// TestEditIsWhole edits random documents, and compares everything with what reading and checking the whole text gives.
+// TestEditIsWhole edits random documents, and compares the results with those of Decode and Check
+// for the whole text.
 func TestEditIsWhole(t *testing.T) {
 	edits, refused, inPlace := 0, 0, 0
 	for seed := range uint64(300) {
@@ -160,7 +161,7 @@ func TestEditIsWhole(t *testing.T) {
 			}
 			d, _ := Decode([]byte(text))
 			_, want := full(d.Message, e)
-			for _, p := range e.Set { // what the definition does not know
+			for _, p := range e.Set { // which full does not check
 				n := 0
 				for _, o := range e.Set {
 					if o.Name == p.Name {
@@ -241,7 +242,7 @@ func deny(name, source string) *isthmusv1.EgressPolicy {
 	return &isthmusv1.EgressPolicy{Name: name, Action: "deny", Sources: []string{source}}
 }
 
-// TestEditText has texts that invite mistakes about where a policy is.
+// TestEditText checks texts in which the place of a policy is easily mistaken.
 func TestEditText(t *testing.T) {
 	for name, c := range map[string]struct {
 		text string
@@ -303,7 +304,7 @@ func TestEditText(t *testing.T) {
 	}
 }
 
-// TestEditMistakes: what is wrong is told with the field of the edit, and nothing is edited.
+// TestEditMistakes checks that problems have the field of the edit, and that nothing is edited.
 func TestEditMistakes(t *testing.T) {
 	var names []string
 	for i := range maxNames {
@@ -322,12 +323,12 @@ func TestEditMistakes(t *testing.T) {
 		remove []string
 		want   string
 	}{
-		"policies: [{name: y, sources: [10.1.0.0/33], action: deny}]":         {nil, `line 1: policies[0].sources[0]: "10.1.0.0/33" is no prefix`},
+		"policies: [{name: y, sources: [10.1.0.0/33], action: deny}]":         {nil, `line 1: policies[0].sources[0]: "10.1.0.0/33" is not a valid prefix`},
 		"policies:\n- {name: y, sources: [10.1.0.0/24]}":                      {nil, "line 2: policies[0].pool: is required"},
-		"policies:\n- {name: y, sources: [10.9.0.0/16], pool: p, source: []}": {nil, `line 2: policies[0].source: is no field here; did you mean "sources"?`},
-		"policy: {}":   {nil, "policy: is no field here"},
+		"policies:\n- {name: y, sources: [10.9.0.0/16], pool: p, source: []}": {nil, `line 2: policies[0].source: is not a field here; did you mean "sources"?`},
+		"policy: {}":   {nil, "policy: is not a field here"},
 		"policies: []": {nil, "policies: is required"},
-		"{":            {nil, "is no YAML"},
+		"{":            {nil, "is not valid YAML"},
 		"":             {nil, "is empty; write at least `policies`"},
 		"# none\n":     {nil, "is empty"},
 		"policies:\n- {name: y, sources: [10.1.0.0/16], pool: p}":                                               {nil, `line 2: policies[0]: "y" decides the same flows as egress.policies[3] (x)`},
@@ -337,7 +338,7 @@ func TestEditMistakes(t *testing.T) {
 		"policies:\n- {name: x, sources: [10.9.0.0/16], pool: p}":                                               {[]string{"x"}, `line 2: policies[0].name: "x" is to be deleted as well`},
 		"policies:\n- {name: free, sources: [10.3.0.8/32], pool: p}":                                            {nil, `egress.policies[1].to: "10.3.0.9:80" is among the sources`},
 		"policies:\n- {name: other, sources: [10.3.0.8/32], pool: p}":                                           {[]string{"free"}, `egress.policies[1].to: "10.3.0.9:80" is among the sources`},
-		"policies:\n- {name: other, sources: [10.3.0.7/32], pool: p}":                                           {[]string{"nobody"}, `delete[0]: "nobody" is no policy of the present document`},
+		"policies:\n- {name: other, sources: [10.3.0.7/32], pool: p}":                                           {[]string{"absent"}, `delete[0]: "absent" is not a policy of the present document`},
 		"policies:\n- {name: other, sources: [10.3.0.6/32], pool: p}":                                           {[]string{"x", "x"}, `delete[1]: "x" is listed twice`},
 	} {
 		e := Edit{Delete: c.remove}
@@ -348,10 +349,10 @@ func TestEditMistakes(t *testing.T) {
 		}
 	}
 	e := Edit{Delete: []string{"x"}, Set: make([]*isthmusv1.EgressPolicy, maxEdited)}
-	if _, problems, _ := e.Apply(s, base); len(problems) != 1 || !strings.Contains(problems[0].String(), `"1001" are more than are edited at a time`) {
+	if _, problems, _ := e.Apply(s, base); len(problems) != 1 || !strings.Contains(problems[0].String(), `"1001" are more than the 1000 that one edit may change`) {
 		t.Error(problems)
 	}
-	// The name is free when its policy goes.
+	// The name is free once its policy is deleted.
 	e = Edit{Delete: []string{"names"}}
 	e.Read([]byte("policies: [{name: y, sources: [10.9.0.0/16], pool: p, names: [more.example]}]"))
 	if _, problems, err := e.Apply(s, base); err != nil || len(problems) > 0 {
@@ -359,7 +360,7 @@ func TestEditMistakes(t *testing.T) {
 	}
 }
 
-// TestEditProxy: what is probed follows the policy.
+// TestEditProxy checks that an edit of a policy changes its probed proxy.
 func TestEditProxy(t *testing.T) {
 	text := editEgress + "  policies:\n  - {name: x, action: deny, sources: [10.1.0.0/16]}\n"
 	s, problems := parse(text)
@@ -385,7 +386,7 @@ func TestEditProxy(t *testing.T) {
 }
 
 // BenchmarkEdit edits one of ten thousand policies.
-// FuzzEdit: whatever the document and the edit look like, the edited text says what the edited message says.
+// FuzzEdit checks for any document and edit that the edited text and the edited message agree.
 func FuzzEdit(f *testing.F) {
 	x := "  - {name: x, action: deny, sources: [10.1.0.0/16]}\n"
 	f.Add(editEgress+"  policies:\n"+x, "policies:\n- {name: y, sources: [10.2.0.0/16], pool: p}\n", "x")

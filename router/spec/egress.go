@@ -13,12 +13,12 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// Limits on what is probed and asked.
+// Limits of probes, names and listeners.
 const (
 	maxTargets = 16
 	maxNames   = 1000
 	maxWatched = 8
-	// maxRoutable is how many addresses the proxy may listen on for every tunnel and attachment.
+	// maxRoutable bounds the addresses on which the proxy listens for every tunnel and attachment.
 	maxRoutable = 4
 )
 
@@ -58,7 +58,7 @@ func (c *checker) probes(path string, p *isthmusv1.Probes, addresses []netip.Add
 	out.Timeout = c.duration(path+".timeout", p.GetTimeout(), min(2*time.Second, out.Interval), time.Second, out.Interval)
 	switch n := len(p.GetTargets()); {
 	case n == 0:
-		c.Missing(path+".targets", `give what must be reached, such as "tcp://198.51.100.7:443"`)
+		c.Missing(path+".targets", `give the targets that must answer, such as "tcp://198.51.100.7:443"`)
 	case n > maxTargets:
 		c.Problem(path+".targets", strconv.Itoa(n), "are more than 16", "keep those that matter")
 	}
@@ -84,7 +84,7 @@ func (c *checker) probes(path string, p *isthmusv1.Probes, addresses []netip.Add
 		out.Targets = append(out.Targets, t)
 	}
 	if len(out.Targets) == 0 || len(out.Targets) < len(p.GetTargets()) {
-		return out // the rest would only repeat what is wrong
+		return out // further problems would only follow from these
 	}
 	for _, a := range addresses {
 		targets, _ := out.For(a)
@@ -102,7 +102,7 @@ func (c *checker) probes(path string, p *isthmusv1.Probes, addresses []netip.Add
 	return out
 }
 
-// takeover checks how the addresses of pools are taken over. It comes after the pools.
+// takeover checks how the addresses of pools are taken over. It needs the pools.
 func (c *checker) takeover(e *isthmusv1.Egress) {
 	t := e.GetTakeover()
 	if t == nil {
@@ -128,7 +128,7 @@ func (c *checker) takeover(e *isthmusv1.Egress) {
 			return slices.ContainsFunc(t.Inside, func(in tunnel.Inside) bool { return in.Remote == a })
 		}
 		if !slices.ContainsFunc(c.s.Tunnels, remote) {
-			c.Problem(at, text, "is no remote inside address of a tunnel", "write both addresses in the `inside` of the tunnel to the other node")
+			c.Problem(at, text, "is not a remote inside address of a tunnel", "write both addresses in the `inside` of the tunnel to the other node")
 		}
 		if slices.ContainsFunc(out.Paths, func(w egress.Path) bool { return w.To == a }) {
 			c.Problem(at, text, "is listed twice", "keep one of them")
@@ -137,7 +137,7 @@ func (c *checker) takeover(e *isthmusv1.Egress) {
 	}
 	for i, p := range e.GetPools() {
 		if p.GetProbes() == nil {
-			c.Problem(fmt.Sprintf("egress.pools[%d].probes", i), "", "is required with `egress.takeover`", "only probes tell whether an address leads here")
+			c.Problem(fmt.Sprintf("egress.pools[%d].probes", i), "", "is required with `egress.takeover`", "only probes show whether an address leads here")
 		}
 	}
 	for _, p := range c.s.Pools {

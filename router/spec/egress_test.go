@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// goodEgress has something of everything that these tests are about.
+// goodEgress is a valid document with every kind of egress object.
 const goodEgress = `node: {name: hub-1, asn: 64620}
 underlay: {interface: eth0, address: 10.9.0.4}
 tunnels:
@@ -53,7 +53,7 @@ func TestEgressHealthAndNames(t *testing.T) {
 	}
 }
 
-// TestEgressMistakes changes one line of the good document and expects exactly one problem.
+// TestEgressMistakes checks that one changed line of goodEgress makes exactly one problem.
 func TestEgressMistakes(t *testing.T) {
 	var many, targets []string
 	for i := range maxNames {
@@ -64,7 +64,7 @@ func TestEgressMistakes(t *testing.T) {
 	}
 	for _, k := range []struct{ from, to, want string }{
 		{"watch: [169.254.64.1]", "watch: []", `egress.takeover.watch: is required`},
-		{"watch: [169.254.64.1]", "watch: [169.254.64.2]", `egress.takeover.watch[0]: "169.254.64.2" is no remote inside address of a tunnel`},
+		{"watch: [169.254.64.1]", "watch: [169.254.64.2]", `egress.takeover.watch[0]: "169.254.64.2" is not a remote inside address of a tunnel`},
 		{"watch: [169.254.64.1]", "watch: [169.254.64.1, 169.254.64.1]", `egress.takeover.watch[1]: "169.254.64.1" is listed twice`},
 		{"interval: 0.1s", "interval: 0.05s", `egress.takeover.interval: "50ms" is not from 100ms to 10s`},
 		{"interval: 0.1s", "fall: 1", `egress.takeover.fall: "1" is not from 2 to 100`},
@@ -74,10 +74,10 @@ func TestEgressMistakes(t *testing.T) {
 		{"[172.17.0.0/16]}", "[172.17.0.0/16]}\n  - {name: a, sources: [172.18.0.0/16]}", `egress.zones[2].name: "a" is the name of egress.zones[0].name too`},
 		{"[172.17.0.0/16]", "[172.16.7.0/24, 172.17.0.0/16]", `egress.zones[1].sources[0]: "172.16.7.0/24" overlaps 172.16.0.0/16 of egress.zones[0].sources[0]`},
 		{"[172.17.0.0/16]", "[]", `egress.zones[1].sources: is required`},
-		{"zone: b", "zone: c", `egress.pools[0].addresses[1].zone: "c" is no zone of this document`},
+		{"zone: b", "zone: c", `egress.pools[0].addresses[1].zone: "c" is not a zone of this document`},
 		{"weight: 3", "weight: 101", `egress.pools[0].addresses[0].weight: "101" is not from 1 to 100`},
 		{"198.51.100.7:443", "198.51.100.7", `egress.pools[0].probes.targets[0]: "tcp://198.51.100.7" has no port`},
-		{"tcp://198.51.100.7:443", "tcp://224.0.0.1:443", `"224.0.0.1" is no unicast address`},
+		{"tcp://198.51.100.7:443", "tcp://224.0.0.1:443", `"224.0.0.1" is not a unicast address`},
 		{"https://api.partner.example/health", "https://api..example/", `has a host that is neither an address nor a domain name`},
 		{"icmp://2001:db8::7", "tcp://198.51.100.7:443", `egress.pools[0].probes.targets[2]: "tcp://198.51.100.7:443" is listed twice`},
 		{"timeout: 1s", "timeout: 6s", `egress.pools[0].probes.timeout: "6s" is not a whole number of seconds from 1s to 5s`},
@@ -87,27 +87,27 @@ func TestEgressMistakes(t *testing.T) {
 		{"announce: [0.0.0.0/0]", "announce: [10.9.0.0/24]", `egress.pools[0].announce[0]: "10.9.0.0/24" is in ` + "`announce` too"},
 		{"{name: other, addresses", "{name: other, announce: [0.0.0.0/0], addresses", `egress.pools[1].announce[0]: "0.0.0.0/0" is egress.pools[0].announce[0] too`},
 		{"[10.9.0.2, ", "[10.9.0.2, \"10.9.0.2:53\", ", `egress.resolvers[1]: "10.9.0.2:53" is listed twice`},
-		{"[10.9.0.2, ", "[dns.example, ", `egress.resolvers[0]: "dns.example" is no address of a DNS server`},
-		{"[10.9.0.2, ", "[0.0.0.0, ", `egress.resolvers[0]: "0.0.0.0" is no unicast address`},
+		{"[10.9.0.2, ", "[dns.example, ", `egress.resolvers[0]: "dns.example" is not the address of a DNS server`},
+		{"[10.9.0.2, ", "[0.0.0.0, ", `egress.resolvers[0]: "0.0.0.0" is not a unicast address`},
 		{"nameFloor: 1m", "nameFloor: 2h", `egress.nameFloor: "2h0m0s" is not`},
 		{"nameFloor: 1m", "nameHold: 59s", `egress.nameHold: "59s" is not`},
 		{"nameFloor: 1m", "portlessTimeout: 9s", `egress.portlessTimeout: "9s" is not`},
 		{"nameFloor: 1m", "portlessTimeout: 10.5s", `egress.portlessTimeout: "10.5s" is not a whole number of seconds`},
 		{"nameFloor: 1m", "nameHold: 721h", `egress.nameHold: "721h0m0s" is not`},
 		{"nameFloor: 1m", "nameGrace: 721h", `egress.nameGrace: "721h0m0s" is not`},
-		{"listen: [169.254.64.2]", "listen: [10.9.0.4], from: [none]", `egress.dnsProxy.from[0]: "none" is no tunnel or attachment`},
+		{"listen: [169.254.64.2]", "listen: [10.9.0.4], from: [none]", `egress.dnsProxy.from[0]: "none" is not a tunnel or attachment`},
 		{"listen: [169.254.64.2]", "listen: [10.9.0.4, 10.9.0.4]", `egress.dnsProxy.listen[1]: "10.9.0.4" is listed twice`},
 		{"listen: [169.254.64.2]", "listen: [169.254.64.2], from: [none]", `egress.dnsProxy.from: has no meaning while`},
 		{"listen: [169.254.64.2]", "listen: [10.9.0.10]", `egress.dnsProxy.listen[0]: "10.9.0.10" is an address of pool partner`},
 		{"listen: [169.254.64.2]", "listen: [168.63.129.16]", `egress.dnsProxy.listen[0]: "168.63.129.16" is an address at which the cloud's platform`},
-		{"listen: [169.254.64.2]", "listen: [127.0.0.1]", `egress.dnsProxy.listen[0]: "127.0.0.1" is no unicast address`},
+		{"listen: [169.254.64.2]", "listen: [127.0.0.1]", `egress.dnsProxy.listen[0]: "127.0.0.1" is not a unicast address`},
 		{"listen: [169.254.64.2]", "listen: [10.9.1.1, 10.9.1.2, 10.9.1.3, 10.9.1.4, 10.9.1.5]", `egress.dnsProxy.listen[4]: "10.9.1.5" is one more than 4 addresses`},
-		{"listen: [169.254.64.2]", "listen: [169.254.64.1]", `egress.dnsProxy.listen[0]: "169.254.64.1" is no local inside address of a tunnel`},
+		{"listen: [169.254.64.2]", "listen: [169.254.64.1]", `egress.dnsProxy.listen[0]: "169.254.64.1" is not a local inside address of a tunnel`},
 		{"listen: [169.254.64.2]", "listen: []", `egress.dnsProxy.listen: is required`},
 		{"  dnsProxy: {listen: [169.254.64.2]}\n", "", `egress.policies[0].names[1]: "*.example.com" is a wildcard, which only the DNS proxy can resolve`},
 		{"*.example.com", "*.com", `egress.policies[0].names[1]: "*.com" stands for a whole top-level domain`},
 		{"*.example.com", "198.51.100.7", `egress.policies[0].names[1]: "198.51.100.7" is an address`},
-		{"*.example.com", "a_b-.example", `egress.policies[0].names[1]: "a_b-.example" is no domain name`},
+		{"*.example.com", "a_b-.example", `egress.policies[0].names[1]: "a_b-.example" is not a valid domain name`},
 		{"*.example.com", "api.partner.example", `egress.policies[0].names[1]: "api.partner.example" is listed twice`},
 		{"protocol: tcp, ports: [\"443\"], ", "", `egress.policies[1]: "web" decides the same flows as egress.policies[0] (api)`},
 	} {

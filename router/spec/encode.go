@@ -12,7 +12,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// Encode writes a document as YAML with the fields in the order of the schema. Decode reads it back.
+// Encode writes a document as YAML, with the fields in the order of the schema.
 func Encode(m *isthmusv1.Spec) (string, error) { return encode(m) }
 
 func encode(m proto.Message) (string, error) {
@@ -29,7 +29,7 @@ func nodeOf(m proto.Message) (*yaml.Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encoding document: %w", err)
 	}
-	// JSON is YAML: reading it as nodes keeps the order, and only the flow style has to go.
+	// JSON is YAML: decoding it as nodes keeps the order, and only its flow style must be removed.
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, text); err != nil {
 		return nil, fmt.Errorf("encoding document: %w", err)
@@ -52,8 +52,8 @@ func encodeNode(n *yaml.Node) (string, error) {
 	return out.String(), nil
 }
 
-// block undoes what the text was in JSON: flow style, and quotes where the plain form is the same text. uint64 is
-// text in JSON and a number in YAML.
+// block removes the flow style of JSON, and its quotes where the plain form is the same text. A
+// uint64 is a string in JSON and a number in YAML.
 func block(n *yaml.Node) {
 	n.Style &^= yaml.FlowStyle | yaml.DoubleQuotedStyle
 	for i, c := range n.Content {

@@ -8,23 +8,23 @@ import (
 	"strings"
 )
 
-// Fields collects what is wrong with the fields of a document. Its methods take the path of a field and what stands there,
-// and give back the value that it means.
+// Fields collects the problems of a document's fields. Its methods take the path and the text of a
+// field, and return its value.
 type Fields struct {
 	problems collector
 	lines    Lines
-	unread   map[string]bool              // paths of values that could not be read; "" is the whole text
+	unread   map[string]bool              // paths that were not decoded; "": the whole text
 	names    map[string]map[string]string // kind -> name -> path
 }
 
-// NewFields returns one for what DecodeMessage returned.
+// NewFields returns the Fields of a decoded message.
 func NewFields(lines Lines, problems Problems) *Fields {
 	f := &Fields{lines: lines, unread: problems.paths()}
 	f.take(problems)
 	return f
 }
 
-// take adds problems that were found elsewhere.
+// take adds problems that were found before.
 func (f *Fields) take(problems Problems) {
 	for _, p := range problems {
 		f.problems.more += p.More
@@ -34,11 +34,12 @@ func (f *Fields) take(problems Problems) {
 	}
 }
 
-// Problems returns what was found, in the order of lines: at most MaxProblems, and one that counts the others.
+// Problems returns the problems in the order of lines: at most MaxProblems, and one that counts the
+// others.
 func (f *Fields) Problems() Problems { return f.problems.problems() }
 
-// Problem records one, on the line of the field. Of what could not be read nothing more is said: it only looks as if
-// it were missing.
+// Problem records a problem on the line of its field. It ignores fields that could not be decoded:
+// they already have a problem, and only seem to be missing.
 func (f *Fields) Problem(path, value, rule, remedy string) {
 	if f.unread[""] || f.unread[path] {
 		return
@@ -46,7 +47,7 @@ func (f *Fields) Problem(path, value, rule, remedy string) {
 	f.problems.add(Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: f.lines.line(path)})
 }
 
-// line returns the line of a field, or of the nearest enclosing one that the text has; 0 when there is none.
+// line returns the line of a field, or of the nearest enclosing one of the text; 0: none.
 func (l Lines) line(path string) int {
 	for at := path; at != ""; at = parent(at) {
 		if line, ok := l[at]; ok {
@@ -71,21 +72,21 @@ func parent(path string) string {
 	return path[:max(0, strings.LastIndexAny(path, ".["))]
 }
 
-// Missing records that a required field is not there.
+// Missing records that a required field is missing.
 func (f *Fields) Missing(path, remedy string) {
 	f.Problem(path, "", "is required", remedy)
 }
 
 var nameRule = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
-// Name checks a name that must be unique among its kind.
+// Name checks a name, which must be unique within its kind.
 func (f *Fields) Name(kind, path, name string) bool {
 	switch {
 	case name == "":
 		f.Missing(path, "give the "+kind+" a name")
 		return false
 	case !nameRule.MatchString(name):
-		f.Problem(path, name, "is no name", "take 1 to 63 lower case letters, digits and hyphens, with a letter or digit at both ends")
+		f.Problem(path, name, "is not a valid name", "take 1 to 63 lower case letters, digits and hyphens, with a letter or digit at both ends")
 		return false
 	}
 	if f.names == nil {
@@ -107,21 +108,21 @@ func (f *Fields) Address(path, text string) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(text)
 	switch {
 	case err != nil || a.Zone() != "" || a.Is4In6():
-		f.Problem(path, text, "is no IP address", `write it as "203.0.113.7" or "2001:db8::7"`)
+		f.Problem(path, text, "is not an IP address", `write it as "203.0.113.7" or "2001:db8::7"`)
 	case a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		f.Problem(path, text, "is no unicast address of a host", "give the address of an interface")
+		f.Problem(path, text, "is not a unicast address of a host", "give the address of an interface")
 	default:
 		return a, true
 	}
 	return netip.Addr{}, false
 }
 
-// Prefix reads a unicast prefix without bits behind its length.
+// Prefix reads a unicast prefix without host bits.
 func (f *Fields) Prefix(path, text string) (netip.Prefix, bool) {
 	p, err := netip.ParsePrefix(text)
 	switch {
 	case err != nil || p.Addr().Is4In6():
-		f.Problem(path, text, "is no prefix", `write it as "10.0.0.0/8" or "2001:db8::/32"`)
+		f.Problem(path, text, "is not a valid prefix", `write it as "10.0.0.0/8" or "2001:db8::/32"`)
 	case p != p.Masked():
 		f.Problem(path, text, "has bits set behind its length", "write "+p.Masked().String())
 	case p.Addr().IsMulticast():
@@ -132,7 +133,8 @@ func (f *Fields) Prefix(path, text string) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// Number returns a number between min and max, or the default when it is zero, that is: not given.
+// Number returns a number between min and max, or the default when it is zero, which means not
+// given.
 func (f *Fields) Number(path string, v, def, min, max uint32) uint32 {
 	if v == 0 {
 		return def

@@ -26,7 +26,7 @@ func (c *checker) identity(path, text string, def netip.Addr) string {
 		return def.String()
 	}
 	if _, err := netip.ParseAddr(text); err != nil && !identityRule.MatchString(text) {
-		c.Problem(path, text, "is no identity", "give an IP address or a domain name")
+		c.Problem(path, text, "is not a valid identity", "give an IP address or a domain name")
 	}
 	return text
 }
@@ -38,7 +38,7 @@ func (c *checker) proposals(path string, list, def []string, esp bool, cloud str
 	for i, text := range list {
 		at := fmt.Sprintf("%s[%d]", path, i)
 		if !proposalRule.MatchString(text) {
-			c.Problem(at, text, "is no proposal", "write it in strongSwan's notation, as "+strconv.Quote(def[0]))
+			c.Problem(at, text, "is not a valid proposal", "write it in strongSwan's notation, as "+strconv.Quote(def[0]))
 			continue
 		}
 		if word, why := tunnel.UnknownWord(text, esp); why != "" {
@@ -92,7 +92,8 @@ func (c *checker) ipsec(path string, i *isthmusv1.IPsec, preset cloud.Preset) *t
 	}
 	out.RemoteAddress = a
 	out.RemoteIdentity = c.identity(path+".remoteIdentity", i.GetRemoteIdentity(), a)
-	// charon finds the connection of an incoming IKE_SA by addresses and identities, and its key by identities.
+	// charon finds the connection of an incoming IKE_SA by addresses and identities, and its key by
+	// identities.
 	key := out.LocalIdentity + " " + out.RemoteIdentity
 	if at, ok := c.gateways[key]; ok {
 		c.Problem(path+".remoteAddress", a.String(), "has the same pair of identities as "+at, "one peer can hold one tunnel; give another address, or identities of their own to both")

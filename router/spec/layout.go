@@ -7,23 +7,24 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// layout is where the policies are in a text, so that one of them can be edited without reading the others. Only texts with the policies
-// in block style, each beginning on a line of its own, have one.
+// layout has the places of the policies in a text, so that one of them can be edited without
+// decoding the others. Only texts with the policies in block style, each beginning on its own line,
+// have a layout.
 type layout struct {
 	items  []int // byte offsets of the lines on which policies begin
 	end    int   // of the line behind the last one
 	indent int   // of the dashes
-	added  int   // lines since the text was read
+	added  int   // lines since the text was decoded
 }
 
-// layoutOf returns where the policies are in a text without aliases, nil where that is not certain.
+// layoutOf returns the layout of a text without aliases, and nil where the places are not certain.
 func layoutOf(text string, root *yaml.Node) *layout {
 	list := value(value(root, "egress"), "policies")
 	if list == nil || list.Kind != yaml.SequenceNode || list.Style&yaml.FlowStyle != 0 || len(list.Content) == 0 {
 		return nil
 	}
 	l := &layout{indent: list.Column - 1}
-	// Where the text has line breaks that YAML counts and that are no line feeds, the last policy is not found.
+	// If YAML counts other line breaks than line feeds in the text, the last policy is not found.
 	line, at := 1, 0
 	for _, item := range list.Content {
 		for ; line < item.Line; line++ {
@@ -34,7 +35,7 @@ func layoutOf(text string, root *yaml.Node) *layout {
 		}
 		l.items = append(l.items, at)
 	}
-	// What follows is less indented, or a key beside the dashes.
+	// The next line is less indented, or is a key at the indentation of the dashes.
 	l.end = len(text)
 	for next := at; ; {
 		n := strings.IndexByte(text[next:], '\n') + 1
@@ -52,20 +53,20 @@ func layoutOf(text string, root *yaml.Node) *layout {
 	return l
 }
 
-// begins says whether a policy begins on the line.
+// begins reports whether a policy begins on the line.
 func (l *layout) begins(line string) bool {
 	body := strings.TrimLeft(line, " ")
 	return len(line)-len(body) == l.indent && len(body) > 1 && body[0] == '-' && (body[1] == ' ' || body[1] == '\t')
 }
 
-// blank says whether a line has nothing but a comment.
+// blank reports whether a line is empty or a comment.
 func blank(line string) bool {
 	body := strings.TrimLeft(line, " \t")
 	return body == "" || body[0] == '#' || body[0] == '\n' || strings.HasPrefix(body, "\r\n")
 }
 
-// item returns the text of a policy, from its dash to the last line of it or of the comments that follow at once and are further
-// in than the dash.
+// item returns the extent of a policy: from its dash to its last line, with the comments that
+// follow directly and are indented further than the dash.
 func (l *layout) item(text string, i int) (int, int) {
 	from, last := l.items[i], l.end
 	if i+1 < len(l.items) {
@@ -82,7 +83,7 @@ func (l *layout) item(text string, i int) (int, int) {
 	return from, to
 }
 
-// splice puts a text in the place of another one that ends before policy next.
+// splice replaces a part of the text that ends before policy next.
 func (l *layout) splice(text string, from, to, next int, put string) string {
 	by := len(put) - (to - from)
 	for i := range l.items[next:] {
@@ -93,7 +94,7 @@ func (l *layout) splice(text string, from, to, next int, put string) string {
 	return text[:from] + put + text[to:]
 }
 
-// remove takes a policy out.
+// remove removes a policy.
 func (l *layout) remove(text string, i int) string {
 	from, to := l.item(text, i)
 	text = l.splice(text, from, to, i+1, "")
@@ -101,13 +102,13 @@ func (l *layout) remove(text string, i int) string {
 	return text
 }
 
-// replace puts a policy in the place of another one.
+// replace replaces a policy.
 func (l *layout) replace(text string, i int, put string) string {
 	from, to := l.item(text, i)
 	return l.splice(text, from, to, i+1, l.indented(put))
 }
 
-// add puts a policy behind the last one.
+// add adds a policy behind the last one.
 func (l *layout) add(text, put string) string {
 	at := l.end
 	if n := len(l.items); n > 0 {
@@ -123,7 +124,7 @@ func (l *layout) add(text, put string) string {
 	return text
 }
 
-// indented makes an item of the lines of a policy.
+// indented returns the text of a policy as an item of the list.
 func (l *layout) indented(put string) string {
 	var b strings.Builder
 	dash := "- "
@@ -134,7 +135,7 @@ func (l *layout) indented(put string) string {
 	return b.String()
 }
 
-// value returns what a mapping has under a key, nil when there is nothing.
+// value returns the value of a key of a mapping, and nil when the key is missing.
 func value(n *yaml.Node, key string) *yaml.Node {
 	if n == nil || n.Kind != yaml.MappingNode {
 		return nil

@@ -10,7 +10,7 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/apipa"
 )
 
-// prefixMap checks a map, and that the prefix as it is in the spoke gets into no route of this node.
+// prefixMap checks a map, and that this node has no route to the prefix that the spoke uses.
 func (c *checker) prefixMap(path string, m *isthmusv1.PrefixMap) {
 	out := PrefixMap{Tunnels: m.GetTunnels()}
 	if len(m.GetTunnels()) == 0 {
@@ -26,8 +26,8 @@ func (c *checker) prefixMap(path string, m *isthmusv1.PrefixMap) {
 			c.Problem(at, name, "is named twice", "keep one of them")
 		}
 	}
-	inside, ok := c.mapPrefix(path+".inside", m.GetInside(), "give the prefix as it is in the spoke")
-	mapped, fine := c.mapPrefix(path+".mapped", m.GetMapped(), "give the prefix as the others shall see it")
+	inside, ok := c.mapPrefix(path+".inside", m.GetInside(), "give the prefix that the spoke uses")
+	mapped, fine := c.mapPrefix(path+".mapped", m.GetMapped(), "give the prefix that the other networks see")
 	if !ok || !fine {
 		return
 	}
@@ -91,7 +91,7 @@ func (c *checker) mapPrefix(path, text, remedy string) (netip.Prefix, bool) {
 	return p, ok
 }
 
-// keepOut refuses whatever would give the prefix as it is in the spoke a route: it may be in several spokes.
+// keepOut refuses routes to the prefix that the spoke uses, because several spokes may use it.
 func (c *checker) keepOut(m PrefixMap, tunnels map[string]bool) {
 	remedy := fmt.Sprintf("narrow it or leave it out: %v is routed and announced in its place", m.Mapped)
 	if c.peersOf == nil {
@@ -130,7 +130,7 @@ func (c *checker) keepOut(m PrefixMap, tunnels map[string]bool) {
 	}
 }
 
-// allowsWithin says whether a rule matches a prefix inside another one.
+// allowsWithin reports whether a rule matches a prefix within another one.
 func allowsWithin(r bgp.Rule, p netip.Prefix) bool {
 	return r.Prefix.Overlaps(p) && int(r.Max) >= p.Bits()
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// resolution checks how names are resolved, and how long flows without ports are remembered.
+// resolution checks how names are resolved, and the timeout of flows without ports.
 func (c *checker) resolution(e *isthmusv1.Egress) {
 	c.s.PortlessTimeout = c.duration("egress.portlessTimeout", e.GetPortlessTimeout(), 0, 10*time.Second, 120*time.Hour)
 	out := egress.DNS{
@@ -30,10 +30,10 @@ func (c *checker) resolution(e *isthmusv1.Egress) {
 		}
 		switch a := ap.Addr(); {
 		case err != nil || ap.Port() == 0 || a.Zone() != "" || a.Is4In6():
-			c.Problem(at, text, "is no address of a DNS server", `write it as "10.9.0.2" or "10.9.0.2:5353"`)
+			c.Problem(at, text, "is not the address of a DNS server", `write it as "10.9.0.2" or "10.9.0.2:5353"`)
 			continue
 		case a.IsUnspecified() || a.IsMulticast():
-			c.Problem(at, text, "is no unicast address of a host", "give the address of a DNS server")
+			c.Problem(at, text, "is not a unicast address of a host", "give the address of a DNS server")
 			continue
 		}
 		if !c.spend(i) {
@@ -51,7 +51,7 @@ func (c *checker) resolution(e *isthmusv1.Egress) {
 	c.s.Names = out
 }
 
-// listeners checks where the proxy listens, and for whom.
+// listeners checks the addresses and the clients of the DNS proxy.
 func (c *checker) listeners(proxy *isthmusv1.DNSProxy, out *egress.DNS) {
 	if len(proxy.GetListen()) == 0 {
 		c.Missing("egress.dnsProxy.listen", "give local inside addresses of tunnels, or an address of the node that spokes have a route to")
@@ -75,13 +75,13 @@ func (c *checker) listeners(proxy *isthmusv1.DNSProxy, out *egress.DNS) {
 		switch {
 		case slices.ContainsFunc(c.s.Tunnels, local):
 		case a.IsLinkLocalUnicast() || slices.ContainsFunc(c.s.Tunnels, remote):
-			c.Problem(at, text, "is no local inside address of a tunnel", "write the address in the `inside` of a tunnel, or give an address of the node that spokes have a route to")
+			c.Problem(at, text, "is not a local inside address of a tunnel", "write the address in the `inside` of a tunnel, or give an address of the node that spokes have a route to")
 		case !a.IsGlobalUnicast():
-			c.Problem(at, text, "is no unicast address of a host", "give an address of the node that spokes have a route to")
+			c.Problem(at, text, "is not a unicast address of a host", "give an address of the node that spokes have a route to")
 		default:
 			c.notPlatform(at, text, a)
 			if routable++; routable == maxRoutable+1 {
-				c.Problem(at, text, "is one more than 4 addresses that are no inside address", "keep those that spokes use")
+				c.Problem(at, text, "is one more than 4 addresses that are not inside addresses", "keep those that spokes use")
 			}
 			if len(c.s.Tunnels)+len(c.s.Attachments) == 0 {
 				c.Problem(at, text, "is served on tunnels and attachments, and there is none", "write the networks of the clients in `attachments`")
@@ -93,7 +93,7 @@ func (c *checker) listeners(proxy *isthmusv1.DNSProxy, out *egress.DNS) {
 		out.Proxy = append(out.Proxy, egress.Listener{Address: a})
 	}
 	if len(proxy.GetFrom()) > 0 && routable == 0 && len(proxy.GetListen()) > 0 {
-		c.Problem("egress.dnsProxy.from", "", "has no meaning while `listen` has only inside addresses, each of which is served on its tunnels", "remove it, or listen on an address of the node that spokes have a route to")
+		c.Problem("egress.dnsProxy.from", "", "has no meaning while `listen` has only inside addresses, because each is served on its tunnels", "remove it, or listen on an address of the node that spokes have a route to")
 		return
 	}
 	for i, name := range proxy.GetFrom() {
@@ -105,19 +105,19 @@ func (c *checker) listeners(proxy *isthmusv1.DNSProxy, out *egress.DNS) {
 		case slices.Contains(c.s.ProxyFrom, name):
 			c.Problem(at, name, "is listed twice", "keep one of them")
 		case !slices.ContainsFunc(c.s.Tunnels, func(t Tunnel) bool { return t.Name == name }) && !slices.ContainsFunc(c.s.Attachments, func(a Attachment) bool { return a.Name == name }):
-			c.Problem(at, name, "is no tunnel or attachment", "give the name of one")
+			c.Problem(at, name, "is not a tunnel or attachment", "give the name of one")
 		}
 		c.s.ProxyFrom = append(c.s.ProxyFrom, name)
 	}
 }
 
-// listenersAndPools refuses to listen on what a pool has. It comes after the pools.
+// listenersAndPools refuses to listen on an address of a pool. It needs the pools.
 func (c *checker) listenersAndPools() {
 	for i, l := range c.s.Names.Proxy {
 		for _, p := range c.s.Pools {
 			has := func(a nat.PoolAddress) bool { return a.Address == l.Address }
 			if l.Address != c.s.Underlay.Address && slices.ContainsFunc(p.Addresses, has) {
-				c.Problem(fmt.Sprintf("egress.dnsProxy.listen[%d]", i), l.Address.String(), "is an address of pool "+p.Name+", at which the node itself answers nothing", "give another address of the node")
+				c.Problem(fmt.Sprintf("egress.dnsProxy.listen[%d]", i), l.Address.String(), "is an address of pool "+p.Name+", on which the node itself does not answer", "give another address of the node")
 			}
 		}
 	}

@@ -21,7 +21,7 @@ func (c *checker) node(m *isthmusv1.Spec) {
 	if text := n.GetRouterId(); text != "" {
 		if a, ok := c.Address("node.routerId", text); ok {
 			if !a.Is4() {
-				c.Problem("node.routerId", text, "is no IPv4 address", "give an IPv4 address; it need not exist (RFC 6286)")
+				c.Problem("node.routerId", text, "is not an IPv4 address", "give an IPv4 address; it need not exist (RFC 6286)")
 			}
 			c.s.Node.RouterID = a
 		}
@@ -41,7 +41,7 @@ func (c *checker) underlay(u *isthmusv1.Underlay) {
 	case s.Interface == "":
 		c.Missing("underlay.interface", "give the name of the interface toward the Internet, such as eth0")
 	case !interfaceRule.MatchString(s.Interface) || s.Interface == "." || s.Interface == ".." || s.Interface == "lo":
-		c.Problem("underlay.interface", s.Interface, "is no name of an interface toward the Internet", "`ip link` shows the names")
+		c.Problem("underlay.interface", s.Interface, "is not the name of an interface toward the Internet", "`ip link` shows the names")
 	}
 	if u.GetAddress() == "" {
 		c.Missing("underlay.address", "give the address that the interface has; `ip address` shows it")

@@ -8,7 +8,8 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 )
 
-// Notes returns what is not wrong with a document, and what its sides drop or let in that its writer may not expect.
+// Notes returns effects of a valid document that its author may not expect: packets that its sides
+// drop, or routes and clients that they admit.
 func (s *Spec) Notes() (out Problems) {
 	note := func(path, value, rule, remedy string) {
 		out = append(out, Problem{Path: path, Value: value, Rule: rule, Remedy: remedy, Line: s.Line(path)})
@@ -22,7 +23,7 @@ func (s *Spec) Notes() (out Problems) {
 			slices.ContainsFunc(s.Maps, func(m PrefixMap) bool { return slices.Contains(m.Tunnels, t.Name) })
 		accepts := slices.ContainsFunc(s.Peers, func(p Peer) bool { return p.Tunnel == t.Name && len(p.Import.Allow) > 0 })
 		if len(t.Sources) == 0 && !routed && !accepts {
-			note(fmt.Sprintf("tunnels[%d].sources", i), t.Name, "lets in nothing but what its peer sends itself, since neither a peer's import nor a static route names a prefix behind it",
+			note(fmt.Sprintf("tunnels[%d].sources", i), t.Name, "lets in only packets of its peer itself, because neither a peer's import nor a static route names a prefix behind it",
 				"give `sources`, such as [172.16.0.0/16]")
 		}
 	}
@@ -32,14 +33,14 @@ func (s *Spec) Notes() (out Problems) {
 				continue
 			}
 			at := fmt.Sprintf("%s.import.allow[%d]", p.Path(), j)
-			note(at, r.String(), "also allows what is never installed: addresses of the node, its underlay, the cloud's platform, and "+Unroutable[0].String()+", 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 or their like",
+			note(at, r.String(), "also allows prefixes that are never installed: addresses of the node, its underlay, the cloud's platform, and "+Unroutable[0].String()+", 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 or their like",
 				"allow the prefixes of the spoke alone")
 		}
 	}
 	return out
 }
 
-// withholds says whether a rule of an import allows routes into prefixes that no route may lead to.
+// withholds reports whether an import rule allows routes into Unroutable prefixes.
 func withholds(r bgp.Rule) bool {
 	return slices.ContainsFunc(Unroutable, func(u netip.Prefix) bool { return u.Overlaps(r.Prefix) && int(r.Max) >= u.Bits() })
 }

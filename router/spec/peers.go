@@ -59,7 +59,7 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 		}
 		switch {
 		case inside == nil && len(t.Inside) > 0:
-			c.Problem(path+".address", out.Address.String(), "is of a family that the tunnel has no inside address of", "give the tunnel a pair of that family")
+			c.Problem(path+".address", out.Address.String(), "is of a family without an inside address of the tunnel", "give the tunnel a pair of that family")
 		case inside != nil:
 			if !out.LocalAddress.IsValid() && p.GetLocalAddress() == "" {
 				out.LocalAddress = inside.Local.Addr()
@@ -96,7 +96,7 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 		MaxPrefixes: c.Number(path+".export.maxPrefixes", p.GetExport().GetMaxPrefixes(), preset.ExportLimit.Is, 1, 1_000_000),
 	}
 	if v := preset.MostAnnounced; v.Why != "" && out.Export.MaxPrefixes > v.Is {
-		c.Problem(path+".export.maxPrefixes", strconv.FormatUint(uint64(out.Export.MaxPrefixes), 10), fmt.Sprintf("is more than %s's gateway takes: %s", preset.Name, v.Why), fmt.Sprintf("give less than %d, or leave it out", v.Is))
+		c.Problem(path+".export.maxPrefixes", strconv.FormatUint(uint64(out.Export.MaxPrefixes), 10), fmt.Sprintf("is more than %s's gateway accepts: %s", preset.Name, v.Why), fmt.Sprintf("give less than %d, or leave it out", v.Is))
 	}
 	if e := p.GetExport(); e != nil && e.Med != nil {
 		med := e.GetMed()
@@ -105,8 +105,8 @@ func (c *checker) peer(path string, p *isthmusv1.Peer) {
 	c.s.Peers = append(c.s.Peers, out)
 }
 
-// gracefulRestart is the restart time that peers are asked to wait: a restart of the daemon takes about a second and
-// one of the machine about a minute.
+// gracefulRestart is the Restart Time (RFC 4724) that peers receive: a restart of the daemon takes
+// about a second, and one of the machine about a minute.
 const gracefulRestart = 120 * time.Second
 
 func (c *checker) rules(path string, list []*isthmusv1.PrefixRule) []bgp.Rule {
@@ -135,7 +135,7 @@ func (c *checker) rules(path string, list []*isthmusv1.PrefixRule) []bgp.Rule {
 	return out
 }
 
-// announced finds peers to which the document's own prefixes alone are more than they may be told.
+// announced finds peers for which the document's own prefixes alone exceed the export limit.
 func (c *checker) announced() {
 	announced := slices.Clone(c.s.Announce)
 	for _, m := range c.s.Maps {
@@ -156,7 +156,7 @@ func (c *checker) announced() {
 			}
 		}
 		if n > int(most) {
-			c.Problem(p.path+".export", strconv.Itoa(n), fmt.Sprintf("prefixes of `announce` are more than export.maxPrefixes, %d, lets out", most), "announce fewer and larger prefixes, or raise export.maxPrefixes")
+			c.Problem(p.path+".export", strconv.Itoa(n), fmt.Sprintf("prefixes of `announce` are more than export.maxPrefixes, %d", most), "announce fewer and larger prefixes, or raise export.maxPrefixes")
 		}
 	}
 }

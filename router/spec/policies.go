@@ -37,15 +37,15 @@ func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
 		return prefixes
 	}
 	if len(p.GetSources()) == 0 {
-		c.Missing(path+".sources", "give the prefixes of those for whom it is")
+		c.Missing(path+".sources", "give the prefixes whose flows it decides")
 	}
 	out.Sources = list("sources", p.GetSources())
 	out.Destinations = list("destinations", p.GetDestinations())
 	out.Names = c.domains(path+".names", p.GetNames())
 	if _, known := nat.PolicyProtocol(out.Protocol, false); !known {
-		c.Problem(path+".protocol", out.Protocol, "is no protocol that policies know", `give "tcp", "udp" or "icmp", or leave it out`)
+		c.Problem(path+".protocol", out.Protocol, "is not a valid protocol of a policy", `give "tcp", "udp" or "icmp", or leave it out`)
 	}
-	var places []int // of the ranges, in the list
+	var places []int // of the valid ranges, in the list
 	for i, text := range p.GetPorts() {
 		at := fmt.Sprintf("%s.ports[%d]", path, i)
 		first, last, ranged := strings.Cut(text, "-")
@@ -55,7 +55,7 @@ func (c *checker) policy(path string, p *isthmusv1.EgressPolicy) {
 		a, errA := strconv.ParseUint(first, 10, 16)
 		b, errB := strconv.ParseUint(last, 10, 16)
 		if errA != nil || errB != nil || a == 0 || a > b {
-			c.Problem(at, text, "is no port or range of ports", `write it as "443" or "8000-8099"`)
+			c.Problem(at, text, "is not a port or range of ports", `write it as "443" or "8000-8099"`)
 			continue
 		}
 		r := nat.PortRange{First: uint16(a), Last: uint16(b)}
@@ -99,7 +99,7 @@ func (c *checker) domains(path string, list []string) (out []string) {
 	return out
 }
 
-// portOverlaps returns the places of ranges that overlap one before them in the list.
+// portOverlaps returns the places of ranges that overlap a former one of the list.
 func portOverlaps(ports []nat.PortRange) (out []int) {
 	order := make([]int, len(ports))
 	for i := range order {
@@ -110,7 +110,7 @@ func portOverlaps(ports []nat.PortRange) (out []int) {
 	})
 	late := make([]bool, len(ports))
 	for n := 1; n < len(order); n++ {
-		// before is the one that reaches furthest of those that begin before.
+		// before is the range that ends last among those that begin earlier.
 		before, i := order[n-1], order[n]
 		if ports[before].Last >= ports[i].First {
 			late[max(before, i)] = true
@@ -127,14 +127,15 @@ func portOverlaps(ports []nat.PortRange) (out []int) {
 	return out
 }
 
-// countRules returns how many rules each of some policies makes, and all together.
+// countRules returns the number of rules of each policy, and of all.
 func (c *checker) countRules(policies []nat.Policy) (each []int, all int) {
 	config := nat.Config{Pools: c.s.Pools, Policies: placeNames(policies)}
 	return config.CountRules()
 }
 
-// bounded finds the policies that make more rules than a document may have, alone or with those before them. others is how many rules
-// there are beside theirs. It says whether there are none: then rules may be made.
+// bounded finds the policies that make more rules than a document may have, alone or with those
+// before them. others is the number of rules of other policies. It reports whether there is no such
+// policy: only then may rules be made.
 func (c *checker) bounded(policies []nat.Policy, paths []string, others int) bool {
 	each, all := c.countRules(policies)
 	c.s.rules = min(all, math.MaxInt-others) + others

@@ -18,7 +18,7 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 	case "drop":
 		out.Silent = true
 	default:
-		c.Problem(path+".exhausted", p.GetExhausted(), "is nothing that can become of a flow", `give "reject" or "drop", or leave it out`)
+		c.Problem(path+".exhausted", p.GetExhausted(), "is not a valid value", `give "reject" or "drop", or leave it out`)
 	}
 	if len(p.GetAddresses()) == 0 {
 		c.Missing(path+".addresses", "give at least one address")
@@ -56,11 +56,11 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 			other, twice = "underlay", true
 		}
 		if _, same := c.sources[addr]; twice && public.IsValid() && !same {
-			c.Problem(at+".publicAddress", public.String(), "is the public address of "+other+" too", "the platform translates one to one, and who had a port of it could not be told: give each its own")
+			c.Problem(at+".publicAddress", public.String(), "is the public address of "+other+" too", "give each address its own: the platform translates one to one, and otherwise a port of it cannot be traced to one source")
 		}
 		c.sources[addr], c.publics[public] = at, at
 		if z := a.GetZone(); z != "" && !c.zoneNames[z] {
-			c.Problem(at+".zone", z, "is no zone of this document", "give the name of one of `egress.zones`")
+			c.Problem(at+".zone", z, "is not a zone of this document", "give the name of one of `egress.zones`")
 		}
 		weight := c.Number(at+".weight", a.GetWeight(), 1, 1, 100)
 		out.Addresses = append(out.Addresses, nat.PoolAddress{Address: addr, Public: public, Zone: a.GetZone(), Weight: weight})
@@ -72,7 +72,7 @@ func (c *checker) pool(path string, p *isthmusv1.Pool) {
 	c.health(path, p, out)
 }
 
-// health checks how a pool is probed, and what it announces.
+// health checks the probes and the announcements of a pool.
 func (c *checker) health(path string, p *isthmusv1.Pool, pool nat.Pool) {
 	out := egress.ProbedPool{Name: pool.Name}
 	for _, a := range pool.Addresses {
@@ -101,14 +101,14 @@ func (c *checker) health(path string, p *isthmusv1.Pool, pool nat.Pool) {
 	}
 }
 
-// poolFacts is what policies ask of a pool.
+// poolFacts are the facts of a pool that policies depend on.
 type poolFacts struct {
 	pool  *nat.Pool
-	has   [2]bool // addresses of IPv4, and of IPv6
+	has   [2]bool // IPv4 addresses, and IPv6 addresses
 	known map[netip.Addr]bool
 }
 
-// poolNamed returns the facts of a pool of the document; false when there is none of that name.
+// poolNamed returns the facts of a pool of the document, and false when no pool has the name.
 func (c *checker) poolNamed(name string) (*poolFacts, bool) {
 	if c.pools == nil {
 		c.pools = make(map[string]*poolFacts, len(c.s.Pools))
@@ -133,7 +133,7 @@ func (c *checker) poolNamed(name string) (*poolFacts, bool) {
 	return f, ok
 }
 
-// hasFamily says whether the pool has an address of the family of a.
+// hasFamily reports whether the pool has an address of the family of a.
 func (f *poolFacts) hasFamily(a netip.Addr) bool {
 	if a.Is4() {
 		return f.has[0]
@@ -191,7 +191,7 @@ func (c *checker) blocks(path string, b *isthmusv1.Blocks, pool nat.Pool) *nat.B
 	return out
 }
 
-// inBlocks checks that a policy lets only sources with a block use a pool with blocks.
+// inBlocks checks that every source of a policy has a block of its pool, if the pool has blocks.
 func (c *checker) inBlocks(path string, pool *nat.Pool, sources []netip.Prefix) {
 	for i, src := range sources {
 		if pool.Blocks == nil || !c.spend(len(pool.Blocks.Sources)) {

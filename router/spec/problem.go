@@ -1,5 +1,6 @@
-// Package spec turns the text of a document into checked values: after it, a prefix is a netip.Prefix and a reference
-// has been resolved. Every problem of a document is found in one go, each with its field path.
+// Package spec turns the text of a document into checked values: a prefix becomes a netip.Prefix,
+// and references are resolved. It finds all problems of a document at once, each with its field
+// path.
 package spec
 
 import (
@@ -15,17 +16,17 @@ import (
 type Problem struct {
 	Path   string // such as "tunnels[2].ipsec.psk"; empty for the document itself
 	Value  string // the offending value; empty when something is missing
-	Rule   string // what rule is broken
-	Remedy string // what to do about it
+	Rule   string // that is broken
+	Remedy string // how to fix it
 	Line   int    // in the text, from 1; 0 when the document was not text
-	// More is how many problems this one stands for that are not listed, in the last of Problems; 0 in all others.
+	// More counts the problems that are not listed, in the last of Problems. It is 0 in all others.
 	More int
 }
 
-// MaxProblems is how many problems are listed. Further ones are counted.
+// MaxProblems bounds the listed problems. Further ones are counted.
 const MaxProblems = 100
 
-// maxShown bounds in bytes what is repeated of a document in each part of a problem.
+// maxShown bounds each part of a problem that repeats text of a document, in bytes.
 const maxShown = 256
 
 // shorten cuts a text to maxShown bytes at the end of a character.
@@ -40,7 +41,8 @@ func shorten(s string) string {
 	return s[:n] + "..."
 }
 
-// Join puts lists of problems together, in the order of the document's lines, and lists at most MaxProblems of them.
+// Join merges lists of problems in the order of the document's lines, and lists at most
+// MaxProblems.
 func Join(lists ...Problems) Problems {
 	var all Problems
 	more := 0
@@ -66,12 +68,12 @@ func Join(lists ...Problems) Problems {
 		if more == 1 {
 			noun = " more problem"
 		}
-		all = append(all, Problem{Rule: "and " + digits + noun, Remedy: "mend the listed ones first", More: more})
+		all = append(all, Problem{Rule: "and " + digits + noun, Remedy: "fix the listed ones first", More: more})
 	}
 	return all
 }
 
-// collector keeps the first problems that are found and counts the others. The document decides how many there are.
+// collector keeps the first problems and counts the others: their number depends on the document.
 type collector struct {
 	found Problems
 	more  int
@@ -86,7 +88,7 @@ func (c *collector) add(p Problem) {
 	c.found = append(c.found, p)
 }
 
-// problems returns what was found, in the order of lines.
+// problems returns the problems in the order of lines.
 func (c *collector) problems() Problems {
 	if c.more > 0 {
 		return Join(c.found, Problems{{More: c.more}})
@@ -113,7 +115,7 @@ func (p Problem) String() string {
 	return b.String()
 }
 
-// Problems is everything that is wrong with a document, as an error.
+// Problems has all problems of a document, as an error.
 type Problems []Problem
 
 // Error returns one problem a line.
@@ -134,7 +136,7 @@ func (ps Problems) paths() map[string]bool {
 	return out
 }
 
-// byLine puts the problems into the order of the document's lines, and keeps the order of those without one.
+// byLine sorts the problems by line, and keeps the order of those on one line or without a line.
 func (ps Problems) byLine() Problems {
 	slices.SortStableFunc(ps, func(a, b Problem) int { return cmp.Compare(a.Line, b.Line) })
 	return ps

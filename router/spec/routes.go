@@ -42,7 +42,8 @@ func (c *checker) route(path string, r *isthmusv1.StaticRoute) {
 	c.s.Routes = append(c.s.Routes, StaticRoute{Prefix: p, Tunnels: r.GetTunnels(), Blackhole: r.GetBlackhole()})
 }
 
-// Unroutable are the prefixes that no route may lead to: this network, loopback, link-local, multicast and reserved addresses.
+// Unroutable are the prefixes that no route may lead to: this network, loopback, link-local,
+// multicast and reserved addresses.
 //
 // Sources: RFC 1122 section 3.2.1.3, RFC 3927, RFC 1112, RFC 4291.
 var Unroutable = []netip.Prefix{
@@ -50,7 +51,7 @@ var Unroutable = []netip.Prefix{
 	netip.MustParsePrefix("::/128"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8"),
 }
 
-// routable refuses a destination that the node or its platform needs.
+// routable refuses a destination that is Unroutable or that the platform uses.
 func (c *checker) routable(path string, p netip.Prefix) {
 	if p.Bits() == 0 {
 		return
@@ -69,7 +70,7 @@ func (c *checker) routable(path string, p netip.Prefix) {
 	}
 }
 
-// notPlatform refuses an address at which the cloud serves this node as something that others are led to.
+// notPlatform refuses a server address at which the cloud's platform serves this node.
 func (c *checker) notPlatform(path, text string, a netip.Addr) {
 	if nat.PlatformOf(a).IsValid() {
 		c.Problem(path, text, "is an address at which the cloud's platform serves this node", "give the address of a server of yours")

@@ -14,7 +14,8 @@ type SecretUse struct {
 	Kind secret.Kind
 }
 
-// SecretUses returns the fields of a document that name secrets, in their order, whether the document is valid or not.
+// SecretUses returns the fields of a document that name secrets, in order. The document may be
+// invalid.
 func SecretUses(m *isthmusv1.Spec) (out []SecretUse) {
 	add := func(name, format string, i int, kind secret.Kind) {
 		if name != "" {

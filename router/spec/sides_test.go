@@ -13,7 +13,7 @@ const sidesHead = `node: {name: hub, asn: 64620}
 underlay: {interface: wan, address: 10.9.0.4}
 `
 
-// sided checks a document and returns its problems and notes, a line each.
+// sided checks a document and returns its problems and notes, one per line.
 func sided(t *testing.T, text string) (problems, notes []string) {
 	t.Helper()
 	d, found := Decode([]byte(sidesHead + text))
@@ -29,19 +29,19 @@ func sided(t *testing.T, text string) (problems, notes []string) {
 	return problems, notes
 }
 
-// TestSides: what attachments, sources and access may be, and what is told of them.
+// TestSides checks the problems of attachments, sources and access.
 func TestSides(t *testing.T) {
 	for text, want := range map[string]string{
 		`attachments: [{name: lan, interface: lan0, sources: [10.50.0.0/24], routes: [{prefix: 10.60.0.0/16, via: 10.50.0.254}]}]`:  "",
 		`attachments: [{name: vpc, interface: wan, sources: [10.0.0.0/8]}, {name: vpc2, interface: wan, sources: [172.16.0.0/16]}]`: "",
 		`attachments: [{name: lan, interface: lan0}]`:                                                                             "attachments[0].sources: is required",
 		`attachments: [{name: lan, sources: [10.50.0.0/24]}]`:                                                                     "attachments[0].interface: is required",
-		`attachments: [{name: lan, interface: lo, sources: [10.50.0.0/24]}]`:                                                      "no name of an interface",
+		`attachments: [{name: lan, interface: lo, sources: [10.50.0.0/24]}]`:                                                      "not the name of an interface",
 		`attachments: [{name: a, interface: lan0, sources: [10.50.0.0/24]}, {name: b, interface: lan0, sources: [10.51.0.0/24]}]`: `"lan0" is the interface of attachments[0] too`,
 		`attachments: [{name: a, interface: lan0, sources: [10.50.0.0/24]}, {name: a, interface: lan1, sources: [10.51.0.0/24]}]`: "attachments[1].name",
 		`attachments: [{name: vpc, interface: wan, sources: [0.0.0.0/1]}]`:                                                        "would make the Internet behind the underlay an inside network",
 		`attachments: [{name: a, interface: lan0, sources: [10.50.0.0/24, 10.50.0.0/24]}]`:                                        "is given twice",
-		`attachments: [{name: a, interface: lan0, routes: [{prefix: 10.60.0.0/16, via: 10.60.0.1}]}]`:                             "is in the prefix that it is to lead to",
+		`attachments: [{name: a, interface: lan0, routes: [{prefix: 10.60.0.0/16, via: 10.60.0.1}]}]`:                             "is in the prefix that it leads to",
 		`attachments: [{name: a, interface: lan0, routes: [{prefix: 10.60.0.0/16, via: "2001:db8::1"}]}]`:                         "is of another address family",
 		`attachments: [{name: a, interface: lan0, routes: [{prefix: 169.254.0.0/16}]}]`:                                           "which no router forwards",
 		`staticRoutes: [{prefix: 169.254.0.0/16, blackhole: true}]`:                                                               "which no router forwards",
@@ -64,18 +64,18 @@ func TestSides(t *testing.T) {
 	}
 }
 
-// TestNotes: what is not wrong and yet drops or lets in what its writer may not expect.
+// TestNotes checks the notes of valid documents with unexpected effects.
 func TestNotes(t *testing.T) {
 	const tunnel = `tunnels: [{name: t, wireguard: {privateKey: k, peerPublicKey: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", listenPort: 51820}, inside: [{local: 169.254.64.2/30}]SOURCES}]
 `
 	for _, k := range []struct{ text, want string }{
 		{"access: {api: [10.9.0.0/24]}\n", ""},
 		{"", "access.api: is not given"},
-		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", "", 1), `tunnels[0].sources: "t" lets in nothing but what its peer sends itself`},
+		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", "", 1), `tunnels[0].sources: "t" lets in only packets of its peer itself`},
 		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", ", sources: [10.1.0.0/16]", 1), ""},
 		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", "", 1) + "staticRoutes: [{prefix: 10.1.0.0/16, tunnels: [t]}]\n", ""},
 		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", "", 1) + "peers: [{name: p, tunnel: t, asn: 65001, import: {allow: [{prefix: 10.0.0.0/8, le: 24}, {prefix: 0.0.0.0/0}]}}]\n", ""},
-		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", "", 1) + "peers: [{name: p, tunnel: t, asn: 65001, import: {allow: [{prefix: 0.0.0.0/0, le: 32}]}}]\n", "peers[0].import.allow[0]: \"0.0.0.0/0 from /0 to /32\" also allows what is never installed"},
+		{"access: {api: [10.9.0.0/24]}\n" + strings.Replace(tunnel, "SOURCES", "", 1) + "peers: [{name: p, tunnel: t, asn: 65001, import: {allow: [{prefix: 0.0.0.0/0, le: 32}]}}]\n", "peers[0].import.allow[0]: \"0.0.0.0/0 from /0 to /32\" also allows prefixes that are never installed"},
 	} {
 		problems, notes := sided(t, k.text)
 		if got := strings.Join(notes, "\n"); len(problems) > 0 || (k.want == "") != (got == "") || !strings.Contains(got, k.want) {
@@ -84,7 +84,8 @@ func TestNotes(t *testing.T) {
 	}
 }
 
-// TestAccessOf: what can be read of access is kept, whatever else is wrong with a document; a list from elsewhere is checked alike.
+// TestAccessOf checks that AccessOf returns the valid parts of access of an invalid document, and
+// that Sources checks a list like one of a document.
 func TestAccessOf(t *testing.T) {
 	d, _ := Decode([]byte("node: {name: \"\"}\naccess: {api: [10.9.0.0/24, nonsense], ssh: [\"2001:db8::/64\"], input: drop}\n"))
 	if got, want := fmt.Sprint(AccessOf(d.Message)), "{[10.9.0.0/24] [2001:db8::/64] drop []}"; got != want {

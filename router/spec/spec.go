@@ -10,8 +10,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// Spec is a checked document. Defaults that depend on nothing else are filled in; what depends on the ledger (ids,
-// interface names, allocated inside addresses) is left to router/plan.
+// Spec is a checked document. It has the defaults that depend on nothing else; router/plan adds the
+// values that depend on the ledger: IDs, interface names and allocated inside addresses.
 type Spec struct {
 	Node     Node
 	Underlay Underlay
@@ -26,33 +26,35 @@ type Spec struct {
 	// Attachments are the plain interfaces that lead to networks.
 	Attachments []Attachment
 	Access      Access
-	// Health has the pools that are probed, or that announce something.
+	// Health has the pools with probes or announcements.
 	Health []egress.ProbedPool
-	// Proxies are the proxies of policies that are probed, by the policies' names.
+	// Proxies are the probed proxies of policies, by the names of the policies.
 	Proxies []egress.ProbedPool
 	// Names lacks the proxy's interfaces.
 	Names egress.DNS
-	// ProxyFrom are the tunnels and attachments whose hosts may ask the proxy at addresses that are no inside address; empty: all.
+	// ProxyFrom are the tunnels and attachments with hosts that may query the DNS proxy at
+	// addresses other than inside addresses; empty: all.
 	ProxyFrom []string
-	// Takeover lacks the interfaces and local addresses of its ways.
+	// Takeover lacks the interfaces and local addresses of its paths.
 	Takeover egress.Takeover
 
 	Log egress.Log
 	// Secrets are the fields that name secrets.
 	Secrets []SecretUse
-	// PortlessTimeout is how long flows without ports are remembered; 0: as the machine has it.
+	// PortlessTimeout is the conntrack timeout of flows without ports; 0: the machine's.
 	PortlessTimeout time.Duration
 
-	rules  int     // that the policies make, each name with one address of each family
-	lines  Lines   // of the text in which the document came, before its policies were edited
-	layout *layout // nil: its text cannot be edited in place
+	rules  int     // of the policies, each name counted with one address of each family
+	lines  Lines   // of the text before its policies were edited
+	layout *layout // nil: the text cannot be edited in place
 }
 
-// policiesField is where the policies are.
+// policiesField is the path of the policies.
 const policiesField = "egress.policies"
 
-// Line returns the line of a field in the document's text, or of the nearest enclosing one that the text has, from 1; 0
-// when there is none or the document was not text. Policies have no lines of their own: there may be ten thousand, and they are edited.
+// Line returns the line of a field in the document's text, from 1, or that of the nearest enclosing
+// field of the text. It returns 0 when there is none or the document has no text. Single policies
+// have no lines: there may be ten thousand, and edits move them.
 func (s *Spec) Line(path string) int {
 	line := s.lines.line(path)
 	if s.layout != nil && line > s.lines.line(policiesField) {
@@ -80,18 +82,19 @@ type Underlay struct {
 type Access struct {
 	// API and SSH are the sources that may reach these.
 	API, SSH []netip.Prefix
-	// Input is "drop" or "keep"; empty: as the daemon was started.
+	// Input is "drop" or "keep"; empty: the default of the daemon.
 	Input string
 	// SSHKeys may log in by SSH: lines of authorized_keys.
 	SSHKeys []string
 }
 
-// Tunnel is a checked tunnel. Config lacks ID, Interface and Underlay, and Inside when it is to be allocated.
+// Tunnel is a checked tunnel. Config lacks ID, Interface and Underlay, and Inside if it is
+// allocated.
 type Tunnel struct {
 	tunnel.Config
 	MSS   uint16 // 0: from the MTU
 	Cloud string // name of a preset of tunnel/cloud; empty: none
-	// Sources are those that the document gives; empty: none, and the planner finds them.
+	// Sources are those of the document; empty: router/plan derives them.
 	Sources []netip.Prefix
 }
 
@@ -106,17 +109,17 @@ type Attachment struct {
 // Path returns the field path of the attachment, for problems that only the planner can see.
 func (a Attachment) Path() string { return a.path }
 
-// AttachmentRoute is a checked route to a network behind an attachment. Via is zero when the network is on the link.
+// AttachmentRoute is a checked route to a network behind an attachment. A zero Via means on-link.
 type AttachmentRoute struct {
 	Prefix netip.Prefix
 	Via    netip.Addr
 }
 
-// Peer is a checked BGP peer. The embedded Peer lacks Interface, and its addresses and TTL when they follow from
-// the tunnel.
+// Peer is a checked BGP peer. The embedded Peer lacks Interface, and its addresses and TTL if they
+// follow from the tunnel.
 type Peer struct {
 	bgp.Peer
-	// EitherOpens is true when the document leaves it to the plan who opens the session.
+	// EitherOpens is true when router/plan decides which side opens the session.
 	EitherOpens bool
 	path        string
 }
@@ -131,7 +134,7 @@ type StaticRoute struct {
 	Blackhole bool
 }
 
-// PrefixMap is a checked map of a prefix behind tunnels to another one.
+// PrefixMap is a checked map of a prefix behind tunnels to another prefix.
 type PrefixMap struct {
 	Tunnels        []string
 	Inside, Mapped netip.Prefix

@@ -17,7 +17,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/secret"
 )
 
-// stored knows every secret of testdata/clouds.yaml.
+// stored returns every secret of testdata/clouds.yaml.
 func stored(name string) (secret.Ref, bool) {
 	ok := strings.Contains(" aws-0 azure gcp wg-site ", " "+name+" ")
 	return secret.Ref{Name: name, Fingerprint: "f"}, ok
@@ -67,7 +67,7 @@ func TestGoodDocument(t *testing.T) {
 	}
 }
 
-// TestReadme keeps the first document that a user sees a good one.
+// TestReadme checks the document of the README, the first one that a user sees.
 func TestReadme(t *testing.T) {
 	text, err := os.ReadFile("../../README.md")
 	if err != nil {
@@ -87,24 +87,24 @@ func TestReadme(t *testing.T) {
 func TestEveryMistakeIsReported(t *testing.T) {
 	_, problems := parse(string(read(t, "fifteen.yaml")))
 	for _, want := range []string{
-		`line 1: node.name: "Hub_1" is no name`,
+		`line 1: node.name: "Hub_1" is not a valid name`,
 		`line 1: node.asn: "23456" is a reserved AS number`,
-		`line 2: underlay.address: "10.9.0.4/24" is no IP address`,
-		`line 3: tunnel: is no field here; did you mean "tunnels"?`,
-		`line 6: tunnels[0].ipsec.psk: "nowhere" is no stored secret; store it with`,
+		`line 2: underlay.address: "10.9.0.4/24" is not an IP address`,
+		`line 3: tunnel: is not a field here; did you mean "tunnels"?`,
+		`line 6: tunnels[0].ipsec.psk: "nowhere" is not a stored secret; store it with`,
 		`line 6: tunnels[0].ipsec.ikeProposals[0]: "aes256-sha256" has the word`,
 		`line 6: tunnels[0].ipsec.childRekey: "10s" is not a whole number of seconds from 5m0s to 24h0m0s`,
 		`line 7: tunnels[0].inside[0].local: "169.254.64.0/30" is the network or broadcast address`,
 		`line 8: tunnels[1].name: "a" is the name of tunnels[0].name too`,
-		`line 9: tunnels[1].wireguard.peerPublicKey: "short" is no public key`,
+		`line 9: tunnels[1].wireguard.peerPublicKey: "short" is not a valid public key`,
 		`line 9: tunnels[1].wireguard.listenPort: "4500" is the port of IKE`,
 		`line 10: tunnels[1].inside[0]: "169.254.169.253/30" takes the address of the cloud's metadata service`,
-		`line 12: peers[0].tunnel: "b" is no tunnel of this document`,
+		`line 12: peers[0].tunnel: "b" is not a tunnel of this document`,
 		`line 12: peers[0].asn: "65002" must be a whole number`,
 		`line 12: peers[0].holdTime: "1s" is not a whole number of seconds from 3s`,
 		`line 13: announce[0]: "10.0.0.1/8" has bits set behind its length; write 10.0.0.0/8`,
 		`line 14: staticRoutes[0].tunnels: is required`,
-		`line 16: egress.policies[0].pool: "none" is no pool of this document`,
+		`line 16: egress.policies[0].pool: "none" is not a pool of this document`,
 	} {
 		if !strings.Contains(problems.Error(), want) {
 			t.Errorf("no problem begins with %q", want)
@@ -120,7 +120,7 @@ func TestEveryMistakeIsReported(t *testing.T) {
 	}
 }
 
-// TestOneMistake changes one line of the good document and expects exactly one problem.
+// TestOneMistake checks that one changed line of the valid document makes exactly one problem.
 func TestOneMistake(t *testing.T) {
 	good := string(read(t, "clouds.yaml"))
 	for _, test := range []struct{ name, from, to, want string }{
@@ -129,7 +129,7 @@ func TestOneMistake(t *testing.T) {
 		{"snake case", "publicAddress: 203.0.113.9", "public_address: 203.0.113.9", `did you mean "publicAddress"?`},
 		{"number as text", "name: hub-1", "name: 7", `node.name: "7" must be text; put it in quotes`},
 		{"scalar for a list", "announce: [10.9.0.0/24]", "announce: 10.9.0.0/24", "announce: \"10.9.0.0/24\" must be a list"},
-		{"secret in the document", "psk: azure", "psk: Sup3r/Secret+Value", "tunnels[1].ipsec.psk: is no stored secret"},
+		{"secret in the document", "psk: azure", "psk: Sup3r/Secret+Value", "tunnels[1].ipsec.psk: is not a stored secret"},
 		{"same peer twice", "198.51.100.20", "198.51.100.10", "tunnels[1].ipsec.remoteAddress: \"198.51.100.10\" has the same pair of identities as tunnels[0].ipsec"},
 		{"inside overlap", "169.254.80.1/31", "169.254.64.1/31", "overlaps 169.254.64.0/30 of tunnels[0].inside[0].local"},
 		{"inside on the way to the peer", "169.254.80.1/31", "198.51.100.41/31", `tunnels[3].inside[0].local: "198.51.100.40/31" holds 198.51.100.40, where the peer of tunnel site is reached`},
@@ -140,12 +140,12 @@ func TestOneMistake(t *testing.T) {
 		{"keepalive", "holdTime: 3m", "holdTime: 3m, keepalive: 2m", "peers[1].keepalive: \"2m0s\" is not a whole number of seconds from 1s to 1m0s"},
 		{"blocks", "addresses: [", "blocks: {size: 500, sources: [10.8.0.0/24]}, addresses: [", "egress.pools[0].blocks.sources: \"256\" are more IPv4 sources than"},
 		{"policy tie", "action: deny}", "action: deny}\n    - {name: tie, sources: [172.16.0.0/12], protocol: tcp, ports: [\"500-600\"], pool: partner}", "egress.policies[2]: \"tie\" decides the same flows as egress.policies[1] (no-mail)"},
-		{"pool family", "sources: [172.16.0.0/12, 192.168.0.0/16]", "sources: [\"fd00::/8\"]", "egress.policies[0].sources[0]: \"fd00::/8\" is of a family that pool partner has no address of"},
+		{"pool family", "sources: [172.16.0.0/12, 192.168.0.0/16]", "sources: [\"fd00::/8\"]", "egress.policies[0].sources[0]: \"fd00::/8\" is of a family without an address in pool partner"},
 		{"public address twice", "pools:", "pools: [{name: q, addresses: [{address: 10.9.0.50, publicAddress: 203.0.113.50}, {address: 10.9.0.51, publicAddress: 203.0.113.50}]}]\n  x:", "egress.pools[0].addresses[1].publicAddress: \"203.0.113.50\" is the public address of egress.pools[0].addresses[0] too"},
 		{"public address of another's", "pools:", "pools: [{name: q, addresses: [{address: 10.9.0.50, publicAddress: 203.0.113.50}, {address: 203.0.113.50}]}]\n  x:", "egress.pools[0].addresses[1].publicAddress: \"203.0.113.50\" is the public address of egress.pools[0].addresses[0] too"},
 		{"public address of the underlay", "pools:", "pools: [{name: q, addresses: [{address: 10.9.0.50, publicAddress: 203.0.113.9}]}]\n  x:", "egress.pools[0].addresses[0].publicAddress: \"203.0.113.9\" is the public address of underlay too"},
 		{"link-local pool", "pools:", "pools: [{name: q, addresses: [{address: \"fe80::1\"}]}]\n  x:", "egress.pools[0].addresses[0].address: \"fe80::1\" is link-local, which no router forwards"},
-		{"exhausted", "{name: partner, addresses", "{name: partner, exhausted: burn, addresses", "egress.pools[0].exhausted: \"burn\" is nothing that can become of a flow"},
+		{"exhausted", "{name: partner, addresses", "{name: partner, exhausted: burn, addresses", "egress.pools[0].exhausted: \"burn\" is not a valid value"},
 		{"second document", "announce: [10.9.0.0/24]", "---", "is a second document"},
 		{"router id", "address: 10.9.0.4, publicAddress: 203.0.113.9", "address: \"2001:db8::4\"", "node.routerId: is required"},
 		{"mss", "- name: aws-0\n    ipsec", "- name: aws-0\n    mss: 1400\n    ipsec", "tunnels[0].mss: \"1400\" does not fit the MTU of 1438; give at most 1398"},
@@ -166,7 +166,8 @@ func TestOneMistake(t *testing.T) {
 	}
 }
 
-// TestCloudRefuses changes one line of a good document with a tunnel to each cloud and expects the cloud's rule.
+// TestCloudRefuses checks that one changed line of a valid document with a tunnel to each cloud
+// breaks a rule of that cloud.
 func TestCloudRefuses(t *testing.T) {
 	good := `node: {name: hub-1, asn: 64620}
 underlay: {interface: eth0, address: 10.9.0.4, publicAddress: 203.0.113.9}
@@ -191,7 +192,7 @@ peers:
 		many = append(many, fmt.Sprintf("10.%d.%d.0/24", i/256, i%256))
 	}
 	for _, test := range []struct{ name, from, to, want string }{
-		{"cloud", "cloud: aws", "cloud: amazon", `tunnels[0].cloud: "amazon" is no cloud that is known here; give one of aws, azure, azure-vwan, gcp, oci`},
+		{"cloud", "cloud: aws", "cloud: amazon", `tunnels[0].cloud: "amazon" is not a known cloud; give one of aws, azure, azure-vwan, gcp, oci`},
 		{"wireguard", "ipsec: {remoteAddress: 198.51.100.1, psk: aws-0}", "wireguard: {}", "tunnels[0].cloud: \"aws\" excludes `wireguard`"},
 		{"host order", "169.254.64.2/30", "169.254.64.1/30", `tunnels[0].inside[0]: "169.254.64.1/30" is refused by aws's gateway: has 169.254.64.1 for this node and 169.254.64.2 for the gateway`},
 		{"reserved", "169.254.64.2/30", "169.254.5.2/30", "169.254.5.0/30, which is reserved"},
@@ -210,8 +211,8 @@ peers:
 		{"router asn", "asn: 64620", "asn: 8075", "node.asn: \"8075\" is refused by azure's gateway: reserved"},
 		{"hub asn", "tunnel: vwan, asn: 65515", "tunnel: vwan, asn: 65000", "peers[2].asn: \"65000\" cannot be the number of azure-vwan's gateway: hubs have 65515"},
 		{"google asn", "asn: 64530", "asn: 3356", "peers[3].asn: \"3356\" cannot be the number of gcp's gateway"},
-		{"too many", "asn: 64512}", "asn: 64512, export: {allow: [{prefix: 10.0.0.0/8, ge: 24}]}}\nannounce: [" + strings.Join(many, ", ") + "]\npears:", "peers[0].export: \"1001\" prefixes of `announce` are more than export.maxPrefixes, 90, lets out"},
-		{"export limit", "asn: 64512}", "asn: 64512, export: {maxPrefixes: 1001}}", "peers[0].export.maxPrefixes: \"1001\" is more than aws's gateway takes: a transit gateway"},
+		{"too many", "asn: 64512}", "asn: 64512, export: {allow: [{prefix: 10.0.0.0/8, ge: 24}]}}\nannounce: [" + strings.Join(many, ", ") + "]\npears:", "peers[0].export: \"1001\" prefixes of `announce` are more than export.maxPrefixes, 90"},
+		{"export limit", "asn: 64512}", "asn: 64512, export: {maxPrefixes: 1001}}", "peers[0].export.maxPrefixes: \"1001\" is more than aws's gateway accepts: a transit gateway"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			text := strings.Replace(good, test.from, test.to, 1)
@@ -227,7 +228,7 @@ peers:
 			}
 		})
 	}
-	// What the gateway takes may be chosen, also against the preset.
+	// A document may choose any value that the gateway accepts, also against the preset.
 	for from, to := range map[string]string{
 		"cloud: aws,":          "cloud: aws, mtu: 1446, mss: 1300,",
 		"198.51.100.2, psk":    "198.51.100.2, ikeProposals: [aes256-sha256-modp1024], espProposals: [aes256gcm16], childRekey: 7h, psk",
@@ -243,13 +244,13 @@ peers:
 func TestSyntaxErrors(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                              "is empty",
-		"node: [":                       "is no YAML",
+		"node: [":                       "is not valid YAML",
 		"node: {\n  name: \t":           "line",
 		"- a":                           "must be a group of fields",
-		"{\"node\": {}}\n\"peers\": []": "line 2: is no YAML",
-		"{\"node\": {}}}":               "is no YAML",
-		"node: {}\n---\n{peers":         "is no YAML",
-		"a: &a [*a, *a]":                "is no field here",
+		"{\"node\": {}}\n\"peers\": []": "line 2: is not valid YAML",
+		"{\"node\": {}}}":               "is not valid YAML",
+		"node: {}\n---\n{peers":         "is not valid YAML",
+		"a: &a [*a, *a]":                "is not a field here",
 		strings.Repeat("x", MaxText+1):  "is larger than",
 		"announce: [" + strings.Repeat("a,", maxSeparators+1) + "]": "lines and commas",
 		"announce:" + strings.Repeat("\r- a", maxSeparators+1):      "lines and commas",
@@ -263,7 +264,7 @@ func TestSyntaxErrors(t *testing.T) {
 
 func TestAliasBombEnds(t *testing.T) {
 	text := "tunnels: [&l {inside: [" + strings.Repeat("{local: a}, ", 2000) + "]}, " + strings.Repeat("*l, ", 5000) + "]"
-	spent := func() time.Duration { // CPU time: others may have the processor
+	spent := func() time.Duration { // CPU time, because other processes may use the processor
 		var u syscall.Rusage
 		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 			t.Fatal(err)
@@ -296,7 +297,7 @@ func TestEncodeDecode(t *testing.T) {
 	}
 }
 
-// TestSchemaKinds keeps the schema to the kinds of fields that the decoder knows.
+// TestSchemaKinds checks that the schema has only kinds of fields that the decoder supports.
 func TestSchemaKinds(t *testing.T) {
 	seen := map[protoreflect.FullName]bool{}
 	var walk func(m protoreflect.MessageDescriptor)
@@ -344,15 +345,15 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// TestNothingFollows: of what could not be read nothing more is said than that.
+// TestNothingFollows checks that a value that cannot be decoded makes no further problems.
 func TestNothingFollows(t *testing.T) {
 	good := string(read(t, "clouds.yaml"))
 	for _, c := range []struct{ text, want string }{
 		{"", "is empty; write at least `node` and `underlay`"},
 		{"- a", "line 1: must be a group of fields; write `field: value` lines below it"},
-		{"node:\n\tname: a\n", "line 2: is no YAML: found character that cannot start any token; mend the syntax"},
-		{"node: {name: a}\nunderlay: {\n", "line 3: is no YAML: did not find expected node content; mend the syntax"},
-		{"node: {name: a}\nannounce: [\"10.0.0.0/8\" x]\n", "line 2: is no YAML: did not find expected ',' or ']'; mend the syntax"},
+		{"node:\n\tname: a\n", "line 2: is not valid YAML: found character that cannot start any token; fix the syntax"},
+		{"node: {name: a}\nunderlay: {\n", "line 3: is not valid YAML: did not find expected node content; fix the syntax"},
+		{"node: {name: a}\nannounce: [\"10.0.0.0/8\" x]\n", "line 2: is not valid YAML: did not find expected ',' or ']'; fix the syntax"},
 		{strings.Replace(good, "asn: 64620", `asn: "64620"`, 1), `line 2: node.asn: "64620" must be a whole number from 0 to 4294967295; write it in decimal digits, without quotes and leading zeros`},
 		{strings.Replace(good, "asn: 64620", "asn: 064620", 1), `line 2: node.asn: "064620" must be a whole number from 0 to 4294967295; write it in decimal digits, without quotes and leading zeros`},
 	} {

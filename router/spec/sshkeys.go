@@ -16,10 +16,11 @@ const (
 	leastRSABits = 3072
 )
 
-// sshTypes are those of keys that may log in. An RSA key has to be long as well.
+// sshTypes are the types of keys that may log in. RSA keys also need leastRSABits.
 var sshTypes = []string{ssh.KeyAlgoED25519, ssh.KeyAlgoSKED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521, ssh.KeyAlgoSKECDSA256, ssh.KeyAlgoRSA}
 
-// sshKeys checks lines of authorized_keys. What is returned has type, key and comment, and nothing that the server could take for an option.
+// sshKeys checks lines of authorized_keys. The returned lines have type, key and comment, and
+// nothing that the server could take for an option.
 func (c *checker) sshKeys(path string, lines []string) (out []string) {
 	if len(lines) > maxSSHKeys {
 		c.Problem(path, strconv.Itoa(len(lines)), fmt.Sprintf("are more than %d keys", maxSSHKeys), "remove some")
@@ -38,7 +39,7 @@ func (c *checker) sshKeys(path string, lines []string) (out []string) {
 			c.Problem(at, shown, "is not the line of a public key", "give one line as in id_ed25519.pub")
 			continue
 		case len(options) > 0:
-			c.Problem(at, shown, "has options, which are not taken", "give type, key and comment alone")
+			c.Problem(at, shown, "has options, which are not accepted", "give type, key and comment alone")
 			continue
 		case !slices.Contains(sshTypes, key.Type()):
 			c.Problem(at, key.Type(), "is of a type that may not log in", "make a key with ssh-keygen -t ed25519")

@@ -15,7 +15,7 @@ const (
 	securityK = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIJjzc2a20RjCvN/0ibH6UpGuN9F9hDvD7x182bOesNhHAAAABHNzaDo="
 )
 
-// rsaKey returns the line of a new key.
+// rsaKey returns the authorized_keys line of a new key.
 func rsaKey(t *testing.T, bits int) string {
 	t.Helper()
 	k, err := rsa.GenerateKey(rand.Reader, bits)
@@ -58,7 +58,7 @@ func TestSSHKeys(t *testing.T) {
 		}
 	}
 	if _, problems := check(goodKey, goodKey+" again"); problems != "" {
-		t.Error(problems) // another comment is another line, and no harm
+		t.Error(problems) // another comment makes another line, which is valid
 	}
 	if _, problems := check(goodKey, goodKey); !strings.Contains(problems, "access.sshKeys[1]: is given twice") {
 		t.Error(problems)

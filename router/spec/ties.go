@@ -8,12 +8,12 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// ties finds policies that would decide the same flow with equal right.
+// ties finds policies with the same precedence for the same flow.
 func (c *checker) ties() {
 	config := nat.Config{Pools: c.s.Pools, Policies: placeNames(c.s.Policies)}
 	rules, err := config.Rules()
 	if err != nil {
-		return // see rulesBounded
+		return // see bounded
 	}
 	ties := nat.Ties(rules)
 	if len(ties) == 0 {
@@ -32,8 +32,9 @@ func (c *checker) ties() {
 	}
 }
 
-// placeNames returns the policies with an address in place of each name, the same for the same name, so that policies that would
-// tie for every address of a name are found. The addresses are of networks that nothing can be sent to (RFC 1122 section 3.2.1.3, RFC 6666).
+// placeNames returns the policies with an address in place of each name, the same for the same
+// name. This finds policies that tie for every address of a name. The addresses are from networks
+// that are not valid destinations: 0.0.0.0/8 (RFC 1122 section 3.2.1.3) and 100::/64 (RFC 6666).
 func placeNames(policies []nat.Policy) []nat.Policy {
 	number := map[string]uint32{}
 	out := slices.Clone(policies)

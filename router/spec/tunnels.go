@@ -53,7 +53,7 @@ func (c *checker) tunnel(path string, t *isthmusv1.Tunnel) {
 	}
 }
 
-// metadata is where every cloud's virtual machines find their metadata service.
+// metadata is the address of the metadata service in every cloud.
 var metadata = netip.MustParseAddr("169.254.169.254")
 
 func (c *checker) insidePair(path string, in *isthmusv1.Inside, t *Tunnel) {
@@ -63,7 +63,7 @@ func (c *checker) insidePair(path string, in *isthmusv1.Inside, t *Tunnel) {
 	}
 	local, err := netip.ParsePrefix(in.GetLocal())
 	if err != nil {
-		c.Problem(path+".local", in.GetLocal(), "is no address with a prefix length", `write it as "169.254.64.2/30"`)
+		c.Problem(path+".local", in.GetLocal(), "is not an address with a prefix length", `write it as "169.254.64.2/30"`)
 		return
 	}
 	if _, ok := c.Address(path+".local", local.Addr().String()); !ok {
@@ -71,7 +71,7 @@ func (c *checker) insidePair(path string, in *isthmusv1.Inside, t *Tunnel) {
 	}
 	short := local.Addr().BitLen() - local.Bits() // host bits
 	if short > 2 {
-		c.Problem(path+".local", in.GetLocal(), "is no block for two ends", "use /30, /31 or /32 (IPv4), /126, /127 or /128 (IPv6)")
+		c.Problem(path+".local", in.GetLocal(), "is not a block for two ends", "use /30, /31 or /32 (IPv4), /126, /127 or /128 (IPv6)")
 		return
 	}
 	var remote netip.Addr
@@ -82,7 +82,7 @@ func (c *checker) insidePair(path string, in *isthmusv1.Inside, t *Tunnel) {
 		}
 		remote = a
 	} else if short == 0 {
-		c.Missing(path+".remote", "give the address of the peer, which a single address does not tell")
+		c.Missing(path+".remote", "give the address of the peer, because a single address does not imply it")
 		return
 	} else {
 		remote = otherEnd(local)
@@ -114,8 +114,9 @@ func (c *checker) insidePair(path string, in *isthmusv1.Inside, t *Tunnel) {
 	}
 }
 
-// place claims inside addresses, which must be unique on the node over all tunnels: a session and a connected route
-// are known by them alone. Several tunnels may share this node's own single address.
+// place claims inside addresses. They must be unique among all tunnels of the node, because they
+// alone identify a session and a connected route. Several tunnels may share this node's own single
+// address.
 func (c *checker) place(path string, p netip.Prefix) {
 	if a := c.s.Underlay.Address; a.IsValid() && p.Contains(a) {
 		c.Problem(path, p.String(), "holds the underlay address", "choose another block")
@@ -132,7 +133,7 @@ func (c *checker) insideOverlaps() {
 	})
 }
 
-// insideOf returns the inside prefix that holds an address, and its path; false when there is none.
+// insideOf returns the inside prefix that contains an address, with its path.
 func (c *checker) insideOf(a netip.Addr) (placed, bool) {
 	if c.insideAt == nil {
 		c.insideAt = make(map[netip.Prefix]string, len(c.inside))
@@ -151,7 +152,8 @@ func (c *checker) insideOf(a netip.Addr) (placed, bool) {
 	return placed{}, false
 }
 
-// outside finds inside addresses that take the way to the peer of a tunnel: what is encrypted for it would enter a tunnel again.
+// outside finds inside prefixes that contain the outside address of a peer: packets encrypted for
+// it would enter a tunnel again.
 func (c *checker) outside() {
 	type peer struct {
 		addr   netip.Addr
@@ -195,7 +197,7 @@ func (c *checker) tunnelRef(path, name string) (Tunnel, bool) {
 	}
 	t, ok := c.tunnels[name]
 	if !ok {
-		c.Problem(path, name, "is no tunnel of this document", "give the name of one of `tunnels`")
+		c.Problem(path, name, "is not a tunnel of this document", "give the name of one of `tunnels`")
 	}
 	return t, ok
 }

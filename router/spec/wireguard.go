@@ -19,9 +19,9 @@ func (c *checker) wireguard(path string, w *isthmusv1.WireGuard) *tunnel.WireGua
 		out.PresharedKey = c.secret(path+".presharedKey", w.GetPresharedKey())
 	}
 	if text := w.GetPeerPublicKey(); text == "" {
-		c.Missing(path+".peerPublicKey", "give what `wg pubkey` or `isthmus secret set --generate wireguard` printed on the other side")
+		c.Missing(path+".peerPublicKey", "give the key that `wg pubkey` or `isthmus secret set --generate wireguard` printed on the other side")
 	} else if key, err := base64.StdEncoding.DecodeString(text); err != nil || len(key) != 32 {
-		c.Problem(path+".peerPublicKey", text, "is no public key", "give 44 characters of base64, as `wg pubkey` prints")
+		c.Problem(path+".peerPublicKey", text, "is not a valid public key", "give 44 characters of base64, as `wg pubkey` prints")
 	} else {
 		copy(out.PeerPublicKey[:], key)
 	}
@@ -29,7 +29,7 @@ func (c *checker) wireguard(path string, w *isthmusv1.WireGuard) *tunnel.WireGua
 	if text := w.GetEndpoint(); text != "" {
 		ap, err := netip.ParseAddrPort(text)
 		if err != nil || ap.Port() == 0 {
-			c.Problem(path+".endpoint", text, "is no address with a port", `write it as "203.0.113.7:51820"`)
+			c.Problem(path+".endpoint", text, "is not an address with a port", `write it as "203.0.113.7:51820"`)
 		} else if _, ok := c.Address(path+".endpoint", ap.Addr().String()); ok {
 			out.Endpoint, keepalive = ap, 25*time.Second
 		}

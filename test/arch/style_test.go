@@ -44,6 +44,7 @@ var plain = []string{
 	"router/ports",
 	"router/report",
 	"router/secret",
+	"router/spec",
 	"router/store",
 	"router/topology",
 	"tunnel",

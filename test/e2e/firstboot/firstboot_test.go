@@ -517,7 +517,7 @@ func TestAuto(t *testing.T) {
 	w.hub.Start(t)
 	_, err := w.hub.CLI(t.Context(), text, "apply", "-f", "-")
 	for _, path := range []string{"underlay.address", "underlay.publicAddress", "egress.pools[0].addresses[0].publicAddress"} {
-		if err == nil || !strings.Contains(err.Error(), path+`: "auto": cannot be found out, since no platform has told this machine's addresses`) {
+		if err == nil || !strings.Contains(err.Error(), path+`: "auto": is unknown, because no platform reported this machine's addresses`) {
 			t.Errorf("without facts: %v; want %s", err, path)
 		}
 	}
