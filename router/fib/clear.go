@@ -6,7 +6,7 @@ import (
 	"fmt"
 )
 
-// Clear removes every route, group and nexthop object that is ours, and returns how many those were.
+// Clear removes all of our routes, groups and nexthop objects, and returns their number.
 func Clear(ctx context.Context, d Driver) (removed int, err error) {
 	s, err := d.Observe(ctx)
 	if err != nil {

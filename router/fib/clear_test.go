@@ -2,7 +2,7 @@ package fib
 
 import "testing"
 
-// TestClear: everything that is ours goes, in an order that the kernel takes.
+// TestClear checks that Clear removes everything of ours in an order that the kernel accepts.
 func TestClear(t *testing.T) {
 	k := newFakeKernel()
 	k.setLink(Link{Name: "a", Index: 7, Up: true})

@@ -9,11 +9,11 @@ type OpKind uint8
 const (
 	SetNextHop    OpKind = iota + 1 // create or replace Object
 	SetGroup                        // create or replace the group ID with Members
-	AddRoute                        // Key through group ID, or a black hole when ID is 0; it must not be there yet
-	ReplaceRoute                    // the same for a route that must be there
+	AddRoute                        // new route Key via group ID, or a black hole if ID is 0
+	ReplaceRoute                    // the same for an existing route
 	DeleteRoute                     // Key
-	DeleteGroup                     // ID, in which no route is
-	DeleteNextHop                   // ID, which is in no group
+	DeleteGroup                     // ID, which no route uses
+	DeleteNextHop                   // ID, which no group has
 )
 
 // Op is one change of the kernel's state.
@@ -25,7 +25,8 @@ type Op struct {
 	Key     Key
 }
 
-// Event says what may have changed in the kernel by another hand. It is a nudge; the truth is read again.
+// Event is what others may have changed in the kernel. It triggers a new read, and carries no
+// state.
 type Event uint8
 
 // The events. They can be combined.
@@ -34,23 +35,23 @@ const (
 	RouteEvent       // routes, nexthop objects or groups of ours
 )
 
-// Driver reads and writes the kernel's forwarding state. One goroutine calls its methods, except for Watch and
-// Writes.
+// Driver reads and writes the kernel's forwarding state. One goroutine calls its methods, except
+// for Watch and Writes.
 type Driver interface {
-	// Observe reads everything back. An error means that nothing is known, never that nothing is there.
+	// Observe reads the state. An error means that the state is unknown, not that it is empty.
 	Observe(ctx context.Context) (State, error)
 
-	// Links reads the interfaces back.
+	// Links reads the interfaces.
 	Links(ctx context.Context) ([]Link, error)
 
-	// Execute makes changes in order, goes on after one that fails, and returns one error per change, nil for those
-	// that were made; or nil when all were.
+	// Execute makes changes in order, and continues after one that fails. It returns one error per
+	// change, nil for those that were made; or nil when all were made.
 	Execute(ctx context.Context, ops []Op) []error
 
-	// Watch reports changes by other hands than this driver's until ctx is done. It calls notify once with all
-	// events when it has begun to listen, and again after it may have lost some.
+	// Watch reports changes that this driver did not make until ctx is done. It calls notify once
+	// with all events when it has begun to listen, and again after it may have lost some.
 	Watch(ctx context.Context, notify func(Event)) error
 
-	// Writes returns how many changes were sent to the kernel.
+	// Writes returns the number of changes sent to the kernel.
 	Writes() uint64
 }

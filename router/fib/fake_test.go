@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// fakeKernel is a strict model of the kernel's nexthop objects and routes. Unlike the kernel it refuses to delete what
-// is in use instead of taking everything along.
+// fakeKernel is a strict model of the kernel's nexthop objects and routes. Unlike the kernel, it
+// refuses to delete an object that is in use instead of deleting its users as well.
 type fakeKernel struct {
 	mu      sync.Mutex
 	links   map[string]Link
@@ -82,7 +82,7 @@ func (k *fakeKernel) execute(op Op) error {
 				return fmt.Errorf("no such member %d", id)
 			}
 			if o.Blackhole && len(op.Members) > 1 {
-				return fmt.Errorf("black hole beside others")
+				return fmt.Errorf("black hole together with others")
 			}
 			if slices.Contains(op.Members[:i], id) {
 				return fmt.Errorf("duplicate member")
@@ -136,7 +136,7 @@ func (k *fakeKernel) execute(op Op) error {
 	return nil
 }
 
-// setLink does what the kernel does by itself when an interface comes or goes.
+// setLink adds, changes or deletes an interface with the effects that the kernel causes.
 func (k *fakeKernel) setLink(l Link) {
 	k.mu.Lock()
 	if l.Index == 0 {

@@ -13,11 +13,11 @@ import (
 	"github.com/isthmus-net/isthmus/router/backoff"
 )
 
-// batch is how many routes are changed in one go. A dead tunnel waits for no more than that.
+// batch bounds the routes that are changed at a time: a dead tunnel waits for no more than that.
 const batch = 2048
 
-// FIB keeps the kernel's forwarding state as a Table says. Its methods may be called from several goroutines and do not
-// wait for the kernel.
+// FIB keeps the kernel's forwarding state equal to that of a Table. Its methods may be called from
+// several goroutines and do not wait for the kernel.
 type FIB struct {
 	driver Driver
 	log    *slog.Logger
@@ -27,8 +27,8 @@ type FIB struct {
 	table   *Table
 	events  Event
 	err     error         // of the last full attempt
-	settled chan struct{} // closed when nothing is left to do
-	isOpen  bool          // settled is not closed
+	settled chan struct{} // closed when no change is pending
+	isOpen  bool          // settled is still open
 }
 
 // New returns a FIB that writes nothing until Run.
@@ -39,26 +39,26 @@ func New(d Driver, log *slog.Logger) *FIB {
 // SetStatic replaces all static routes. See Table.SetStatic.
 func (f *FIB) SetStatic(routes []Route) { f.change(func(t *Table) { t.SetStatic(routes) }) }
 
-// Update replaces the BGP routes of the given prefixes. See Table.Update.
+// Update replaces the BGP routes of the given keys. See Table.Update.
 func (f *FIB) Update(routes []Route) {
-	for part := range slices.Chunk(routes, batch) { // between which a dead tunnel can be reported
+	for part := range slices.Chunk(routes, batch) { // a dead tunnel can be reported in between
 		f.change(func(t *Table) { t.Update(part) })
 	}
 }
 
-// SetAlive says whether a next hop carries traffic. See Table.SetAlive.
+// SetAlive sets whether a next hop carries traffic. See Table.SetAlive.
 func (f *FIB) SetAlive(h NextHop, alive bool) { f.change(func(t *Table) { t.SetAlive(h, alive) }) }
 
-// SetReserved names what routes must not take away from the node. See Table.SetReserved.
+// SetReserved sets the keys that routes must not divert from the node. See Table.SetReserved.
 func (f *FIB) SetReserved(all []Reserved) { f.change(func(t *Table) { t.SetReserved(all) }) }
 
-// Restarted says that the BGP routes will be reported again from the start. See Table.Restarted.
+// Restarted announces that all BGP routes will be reported again. See Table.Restarted.
 func (f *FIB) Restarted() { f.change((*Table).Restarted) }
 
-// Synced says that all BGP routes have been reported. See Table.Synced.
+// Synced announces that all BGP routes have been reported. See Table.Synced.
 func (f *FIB) Synced() { f.change((*Table).Synced) }
 
-// Writes returns how many changes were sent to the kernel.
+// Writes returns the number of changes sent to the kernel.
 func (f *FIB) Writes() uint64 { return f.driver.Writes() }
 
 // Routes returns every route, in no order.
@@ -79,14 +79,16 @@ func (f *FIB) Best(a netip.Addr) int {
 	return f.table.Best(a)
 }
 
-// Err returns why the kernel is not as it should be, nil when it is or when nothing was tried yet.
+// Err returns why the kernel differs from the table; nil if it does not, or before the first
+// attempt.
 func (f *FIB) Err() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.err
 }
 
-// Settle waits until everything that was asked for before the call has been tried, and returns Err.
+// Settle waits until all changes that were requested before the call have been tried, and returns
+// Err.
 func (f *FIB) Settle(ctx context.Context) error {
 	f.mu.Lock()
 	settled := f.settled
@@ -116,14 +118,14 @@ func (f *FIB) nudgeLocked() {
 	}
 }
 
-// gather is how long changes by other hands are gathered before the kernel is read again.
+// gather is how long changes by others are collected before the kernel is read again.
 const gather = 20 * time.Millisecond
 
-// retries is the pace of attempts to write what has failed.
+// retries is the back-off of changes that have failed.
 var retries = backoff.Backoff{First: 250 * time.Millisecond, Last: 30 * time.Second}
 
-// Run reads what the kernel has, and then keeps it as wanted until ctx is done. On return everything stays in the
-// kernel.
+// Run reads the kernel's state, and keeps it equal to the table until ctx is done. On return, the
+// routes stay in the kernel.
 func (f *FIB) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	watched := make(chan struct{})
@@ -162,11 +164,11 @@ func (f *FIB) Run(ctx context.Context) error {
 			retry = time.After(retries.Delay(failures))
 			failures++
 			f.finish(err)
-		case retry != nil: // what failed was not tried in this pass
+		case retry != nil: // this pass did not try the failed changes
 			f.finish(f.Err())
 		default:
 			if f.Err() != nil {
-				f.log.Info("the forwarding table is as wanted again")
+				f.log.Info("the forwarding table is correct again")
 			}
 			failures = 0
 			f.finish(nil)
@@ -181,7 +183,7 @@ func (f *FIB) Run(ctx context.Context) error {
 	}
 }
 
-// pass does everything that can be done now. A change that fails is tried once more after the kernel was read again.
+// pass makes all pending changes. After a failure it reads the kernel again and tries once more.
 func (f *FIB) pass(ctx context.Context, known *bool) error {
 	for failed := false; ; {
 		f.mu.Lock()
@@ -222,7 +224,7 @@ func (f *FIB) pass(ctx context.Context, known *bool) error {
 	}
 }
 
-// join joins the first few errors.
+// join joins the first eight errors.
 func join(errs []error) error {
 	var few []error
 	for _, err := range errs {
@@ -233,7 +235,7 @@ func join(errs []error) error {
 	return errors.Join(few...)
 }
 
-// read reads back what may have changed.
+// read reads the state that may have changed.
 func (f *FIB) read(ctx context.Context, events Event, known *bool) error {
 	switch {
 	case !*known || events&RouteEvent != 0:

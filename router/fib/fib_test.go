@@ -76,7 +76,7 @@ func TestRunGoesOnAfterAFailure(t *testing.T) {
 	})
 	f.Synced()
 	if err := settle(t, f); err == nil {
-		t.Fatal("a route that cannot be made is no error")
+		t.Fatal("a route that cannot be added makes no error")
 	}
 	for _, r := range f.Routes() {
 		if r.Installed == (r.Key == occupied) {

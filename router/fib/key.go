@@ -6,8 +6,8 @@ import (
 	"net/netip"
 )
 
-// Domain is a routing domain, by the number of its table in the kernel (RTA_TABLE). Zero is the main
-// table. TableMain itself is not a valid Domain: one table must not have two keys.
+// Domain is a routing domain, by the number of its table in the kernel (RTA_TABLE). Zero is the
+// main table. TableMain itself is not a valid Domain: one table must not have two keys.
 type Domain uint32
 
 // DomainOf returns the domain of a table.

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// inTable returns the key of a prefix in a table that is not the main one.
+// inTable returns the key of a prefix in a table other than the main one.
 func inTable(d Domain, s string) Key { return Key{Domain: d, Prefix: netip.MustParsePrefix(s)} }
 
 func TestKey(t *testing.T) {
@@ -42,8 +42,9 @@ func TestDomains(t *testing.T) {
 			b := newBench(t, "a", "b")
 			first, second := key(prefix), inTable(100, prefix)
 			a := []NextHop{hop("a")}
+			// Nexthop objects belong to the namespace, so both routes share a group.
 			b.table.Update([]Route{{Key: first, NextHops: a}, {Key: second, NextHops: a}})
-			b.expect(b.run(), map[OpKind]int{SetNextHop: 1, SetGroup: 1, AddRoute: 2}) // nexthop objects belong to the namespace
+			b.expect(b.run(), map[OpKind]int{SetNextHop: 1, SetGroup: 1, AddRoute: 2})
 			installed := func(want ...Key) {
 				t.Helper()
 				if got := slices.SortedFunc(maps.Keys(b.kernel.routes), Key.Compare); !slices.Equal(got, want) {

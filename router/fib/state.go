@@ -2,13 +2,13 @@ package fib
 
 import "net/netip"
 
-// State is what was read back from the kernel. Only what carries Protocol is in it, but for Links and Taken.
+// State is the kernel's state. Except for Links and Taken, it has only objects with Protocol.
 type State struct {
 	Links    []Link
 	NextHops []Object
 	Groups   []Group
 	Routes   []Installed
-	// Taken are ids of nexthop objects of others in our range.
+	// Taken are the ids of nexthop objects of others, which ours must not use.
 	Taken []uint32
 }
 
@@ -19,13 +19,13 @@ type Link struct {
 	Up    bool // administratively, and with carrier
 }
 
-// Object is a nexthop object of the kernel that is no group.
+// Object is a nexthop object of the kernel that is not a group.
 type Object struct {
 	ID        uint32
 	Link      uint32     // interface index
 	Gateway   netip.Addr // zero: straight into the interface
 	IPv6      bool
-	Blackhole bool // then Link and Gateway are not set
+	Blackhole bool // then Link and Gateway are zero
 }
 
 // Group is a nexthop group of the kernel.
@@ -41,14 +41,15 @@ type Installed struct {
 	Blackhole bool   // the type of the route
 }
 
-// RouteState is one route as wanted and as it stands.
+// RouteState is a route as wanted and as the kernel has it.
 type RouteState struct {
 	Key       Key
-	Source    Source    // 0: a route of a former run that was not asked for yet
+	Source    Source    // 0: of a former run, and not wanted yet
 	NextHops  []NextHop // wanted, sorted
-	Alive     []NextHop // those of NextHops that carry traffic now; none: the route is a black hole
+	Alive     []NextHop // those of NextHops that carry traffic; none: the route is a black hole
 	Blackhole bool      // wanted as one
-	// Takes is what the route would take away from the node: it is withheld from the kernel. Nil: nothing.
+	// Takes is what the route would divert from the node: it is withheld from the kernel. Nil:
+	// nothing.
 	Takes *Reserved
 	// Installed is true when the kernel has the route as wanted.
 	Installed bool

@@ -7,20 +7,20 @@ import (
 	"slices"
 )
 
-// Surroundings is what the machine has of addresses, routes and rules that is not isthmus's.
+// Surroundings has the addresses, routes and rules of the machine that do not belong to isthmus.
 type Surroundings struct {
-	// Devices are all interfaces, isthmus's own too, but for Canary, by name.
+	// Devices has all interfaces by name, also those of isthmus, except Canary.
 	Devices   map[string]Device
 	Addresses []Assigned
-	// Routes are those of every table but the kernel's own "local".
+	// Routes are those of every table except the kernel's "local".
 	Routes []Foreign
 	// Rules are the routing rules of both families, in order of priority.
 	Rules []Rule
-	// Filters are the interfaces at which traffic control or XDP may change packets, in words.
+	// Filters describes the interfaces on which traffic control or XDP may change packets.
 	Filters []string
 }
 
-// Canary is the interface behind which a proof's canary calls. It is there for the time of a call, and not among Surroundings.
+// Canary is the interface of a proof's canary. It exists during a call, and Surroundings omits it.
 const Canary = "canary0"
 
 // Device is an interface.
@@ -29,13 +29,13 @@ type Device struct {
 	MTU   int // bytes
 }
 
-// Assigned is an address of an interface, with the length of its network.
+// Assigned is an address of an interface with its prefix length.
 type Assigned struct {
 	Interface string
 	Prefix    netip.Prefix
 }
 
-// Foreign is a route of others. A route of several next hops is there once for each.
+// Foreign is a route of others. A route with several next hops is listed once for each.
 type Foreign struct {
 	Table     uint32
 	Prefix    netip.Prefix
@@ -49,7 +49,7 @@ type Rule struct {
 	IPv6     bool
 	Priority uint32
 	Table    uint32
-	// Plain says that the rule looks at nothing: every packet goes to its table.
+	// Plain is true when the rule has no selector: every packet goes to its table.
 	Plain bool
 }
 
@@ -60,8 +60,8 @@ const (
 	TableLocal   = 255
 )
 
-// Own returns the node's own addresses: those on interfaces that are not attachments, in order. Addresses of the loopback's network, and
-// those that belong to one link, are everybody's.
+// Own returns the node's own addresses in order: those of interfaces that are not attachments. It
+// omits loopback and link-local addresses, which are not unique to the node.
 func (s *Surroundings) Own(attached []string) (own []netip.Addr) {
 	for _, a := range s.Addresses {
 		addr := a.Prefix.Addr()
@@ -73,7 +73,7 @@ func (s *Surroundings) Own(attached []string) (own []netip.Addr) {
 	return slices.Compact(own)
 }
 
-// Best returns the length of the most specific route of the main table to an address, -1 when there is none.
+// Best returns the length of the most specific route of the main table to an address, -1: none.
 func (s *Surroundings) Best(a netip.Addr) (bits int) {
 	bits = -1
 	for _, r := range s.Routes {
@@ -84,8 +84,8 @@ func (s *Surroundings) Best(a netip.Addr) (bits int) {
 	return bits
 }
 
-// Way returns the interface by which the main table sends to an address; empty when it has no route. Of routes of one length the one with the
-// smallest metric counts.
+// Way returns the interface of the main table's route to an address, empty when there is none.
+// Among routes of one length, the one with the smallest metric counts.
 func (s *Surroundings) Way(a netip.Addr) (iface string) {
 	best := Foreign{Prefix: netip.PrefixFrom(a, -1)}
 	for _, r := range s.Routes {
@@ -103,7 +103,8 @@ func better(a, b Foreign) bool {
 	return a.Metric < b.Metric
 }
 
-// Doubts says why packets to a prefix may leave by another interface than the underlay, in words. It knows nothing of isthmus's own routes.
+// Doubts describes why packets to a prefix may leave by another interface than the underlay. It
+// does not consider the routes of isthmus.
 func (s *Surroundings) Doubts(underlay string, to netip.Prefix) (why []string) {
 	for _, r := range s.Rules {
 		if r.IPv6 != to.Addr().Is6() {
@@ -111,7 +112,7 @@ func (s *Surroundings) Doubts(underlay string, to netip.Prefix) (why []string) {
 		}
 		known := r.Plain && (r.Priority == 0 && r.Table == TableLocal || r.Priority == 32766 && r.Table == TableMain || r.Priority == 32767 && r.Table == TableDefault && !s.inTable(TableDefault))
 		if !known {
-			why = append(why, fmt.Sprintf("routing rule %d sends some packets to table %d, and which is not looked at", r.Priority, r.Table))
+			why = append(why, fmt.Sprintf("routing rule %d sends some packets to table %d, which is not examined", r.Priority, r.Table))
 		}
 	}
 	best := -1
@@ -144,14 +145,14 @@ func (s *Surroundings) inTable(table uint32) bool {
 	return slices.ContainsFunc(s.Routes, func(r Foreign) bool { return r.Table == table })
 }
 
-// connected says whether a route is that of a network that its interface has an address in.
+// connected reports whether a route leads to the network of an address of its interface.
 func (s *Surroundings) connected(r Foreign) bool {
 	return !r.Gateway.IsValid() && slices.ContainsFunc(s.Addresses, func(a Assigned) bool {
 		return a.Interface == r.Interface && r.Prefix.Contains(a.Prefix.Addr())
 	})
 }
 
-// Gateways returns the next hops of the routes by an interface, in order.
+// Gateways returns the gateways of the routes by an interface, in order.
 func (s *Surroundings) Gateways(iface string) (all []netip.Addr) {
 	for _, r := range s.Routes {
 		if r.Interface == iface && r.Gateway.IsValid() {
@@ -162,16 +163,16 @@ func (s *Surroundings) Gateways(iface string) (all []netip.Addr) {
 	return slices.Compact(all)
 }
 
-// Reserved is an address or a network that a route must not divert from the node. It restricts routes
-// of its own domain alone: encrypted packets and the node's own traffic use the main table, and a route
-// in the table of another domain cannot divert them. What a domain needs for itself, such as the inside
-// addresses of its tunnels, is reserved with its own Domain.
+// Reserved is an address or a network that a route must not divert from the node. It restricts
+// routes of its own domain alone: encrypted packets and the node's own traffic use the main table,
+// and a route in the table of another domain cannot divert them. The inside addresses of a domain's
+// tunnels, for example, are reserved with its own Domain.
 type Reserved struct {
 	// Key is reserved: a route to it, or into it, is withheld.
 	Key Key
-	// Covered withholds also routes that cover the Key, a single address, and are longer than Own.
+	// Covered also withholds routes that cover the Key, a single address, and are longer than Own.
 	Covered bool
-	// Own is the length of the route that the machine has to the address without isthmus.
+	// Own is the length of the machine's own route to the address.
 	Own int
 	// Why completes "the prefix takes ADDRESS, ...".
 	Why string

@@ -8,27 +8,27 @@ import (
 	"strings"
 )
 
-// Ids of nexthop objects and groups are taken from this range, in ascending order.
+// Ids of nexthop objects and groups come from this range, in ascending order.
 const (
 	firstID = 0x49000000
 	lastID  = 0x49ffffff
 )
 
-// What a route of the kernel points at when it is no group of ours.
+// Values of entry.kernel that are not ids of groups.
 const (
-	nothing   = 0 // there is no route
+	nothing   = 0 // no route
 	blackhole = 1 // a route of type blackhole
-	stranger  = 2 // something that the table never makes
+	stranger  = 2 // a route that the table never makes
 )
 
-// Table decides what the kernel's forwarding state should be and which changes lead there. It does no I/O and knows no
-// clock. It is not safe for concurrent use.
+// Table computes the wanted forwarding state of the kernel, and the changes that lead to it. It has
+// no I/O and no clock. It is not safe for concurrent use.
 //
-// Until Synced, routes that a former run left in the kernel stay although they were not asked for yet.
+// Until Synced, routes that a former run left in the kernel stay although no source wants them yet.
 type Table struct {
 	links map[string]Link
 	names map[uint32]string // of links, by index
-	dead  map[NextHop]bool  // reported dead; without a gateway: all of the interface
+	dead  map[NextHop]bool  // reported dead; without a gateway: all on the interface
 
 	reservations []Reserved // sorted
 	reserved     reserve
@@ -36,11 +36,11 @@ type Table struct {
 	routes   map[Key]*entry
 	groups   map[string]*group // wanted sets of next hops, by key
 	byID     map[uint32]*group
-	objects  map[Object]*object // by what they are; ID is zero in the key
+	objects  map[Object]*object // by their content; ID is zero in the key
 	spare    []uint32           // nexthop objects of ours that are not needed
 	taken    map[uint32]bool
 	lastID   uint32
-	hole     *group // what a wanted black hole points at
+	hole     *group // stands for wanted black holes
 	static   map[Key]bool
 	epoch    uint32
 	isSynced bool
@@ -53,26 +53,26 @@ type Table struct {
 	key         []byte
 }
 
-// entry is a route: what each source wants, and what the kernel has.
+// entry is a route: the groups that the sources want, and the one that the kernel has.
 type entry struct {
 	key         Key
 	static, bgp *group
-	takes       *Reserved // because of which it is withheld; nil: nothing
+	takes       *Reserved // why it is withheld; nil: it is not
 	kernel      uint32    // id of a group, or nothing, blackhole, stranger
 	epoch       uint32    // in which bgp was reported
 	dirty       bool
 }
 
-// group is a set of next hops that are used together.
+// group is a set of next hops that share the traffic of routes.
 type group struct {
 	id     uint32 // 0: not chosen yet
-	key    string // empty: found in the kernel, and not yet known for whom
+	key    string // empty: found in the kernel, and not yet wanted
 	ipv6   bool   // family of the routes in it
 	hops   []NextHop
 	kernel []uint32 // members that the kernel has; nil: the kernel has no such group
-	former []Object // that it was found with, while key is empty
-	refs   int      // sources that name it
-	wanted int      // prefixes that it has won
+	former []Object // content when it was found, while key is empty
+	refs   int      // sources that want it
+	wanted int      // entries that it has won
 	used   int      // routes of the kernel in it
 	dirty  bool
 }
@@ -100,7 +100,7 @@ func NewTable() *Table {
 	}
 }
 
-// SetStatic replaces all static routes. They win over BGP for the same prefix.
+// SetStatic replaces all static routes. They win over BGP routes with the same key.
 func (t *Table) SetStatic(routes []Route) {
 	before := t.static
 	t.static = make(map[Key]bool, len(routes))
@@ -116,7 +116,8 @@ func (t *Table) SetStatic(routes []Route) {
 	}
 }
 
-// Update replaces the BGP routes of the given prefixes. One without next hops that is no black hole is withdrawn.
+// Update replaces the BGP routes of the given keys. A route without next hops that is not a black
+// hole is withdrawn.
 func (t *Table) Update(routes []Route) {
 	for _, r := range routes {
 		k := r.Key.Masked()
@@ -124,7 +125,7 @@ func (t *Table) Update(routes []Route) {
 	}
 }
 
-// SetLinks says which interfaces there are.
+// SetLinks sets the interfaces of the kernel.
 func (t *Table) SetLinks(links []Link) {
 	before := t.links
 	t.links, t.names = make(map[string]Link, len(links)), make(map[uint32]string, len(links))
@@ -143,8 +144,8 @@ func (t *Table) SetLinks(links []Link) {
 	t.touch(changed)
 }
 
-// SetAlive says whether what is sent to a next hop arrives. A next hop without a gateway stands for its interface, and
-// with it for every next hop on it. Next hops about which nothing was said are alive while their interface is up.
+// SetAlive sets whether a next hop carries traffic. A next hop without a gateway stands for all
+// next hops on its interface. Unless set otherwise, a next hop is alive while its interface is up.
 func (t *Table) SetAlive(h NextHop, alive bool) {
 	if t.dead[h] != alive {
 		return
@@ -167,17 +168,17 @@ func (t *Table) touch(names map[string]bool) {
 			t.markGroup(g)
 		}
 	}
-	for _, g := range t.byID { // those of a former run that were not asked for yet
+	for _, g := range t.byID { // those of a former run that are not wanted yet
 		if slices.ContainsFunc(g.former, func(o Object) bool { return names[t.names[o.Link]] }) {
 			t.markGroup(g)
 		}
 	}
 }
 
-// SetReserved names what routes must not divert from the node: the outside addresses of the tunnels'
-// peers, because a route that covers one would draw encrypted packets into a tunnel; what the platform
-// serves; the node's own networks. Such a route is withheld from the kernel. Default routes (of length
-// 0) are not: by Metric they lose against the underlay's.
+// SetReserved sets the keys that routes must not divert from the node: the outside addresses of the
+// tunnels' peers, because a route that covers one would draw encrypted packets into a tunnel; what
+// the platform serves; the node's own networks. Such a route is withheld from the kernel. Default
+// routes (of length 0) are not: by Metric they lose against the underlay's.
 func (t *Table) SetReserved(all []Reserved) {
 	all = slices.Clone(all)
 	slices.SortFunc(all, func(a, b Reserved) int {
@@ -190,7 +191,7 @@ func (t *Table) SetReserved(all []Reserved) {
 	for k, e := range t.routes {
 		before := e.winner()
 		e.takes = t.reserved.taken(k)
-		t.settle(e, before)
+		t.update(e, before)
 	}
 }
 
@@ -249,7 +250,7 @@ func (r reserve) taken(k Key) *Reserved {
 			return found
 		}
 	}
-	// The addresses in a prefix follow its own one.
+	// The addresses of a prefix sort directly behind its first one.
 	i, _ := slices.BinarySearchFunc(d.covered, p.Addr(), func(r *Reserved, a netip.Addr) int { return r.Key.Prefix.Addr().Compare(a) })
 	for ; i < len(d.covered) && p.Contains(d.covered[i].Key.Prefix.Addr()); i++ {
 		if p.Bits() > d.covered[i].Own {
@@ -259,14 +260,15 @@ func (r reserve) taken(k Key) *Reserved {
 	return nil
 }
 
-// Restarted says that the BGP routes will be reported again from the start. Until Synced the known ones stay.
+// Restarted announces that all BGP routes will be reported again. The present ones stay until
+// Synced.
 func (t *Table) Restarted() {
 	t.epoch++
 	t.isSynced = false
 }
 
-// Synced says that all BGP routes have been reported since the start or since Restarted. Those that were not are
-// removed, and so is what a former run left behind.
+// Synced announces that all BGP routes have been reported since the start or since Restarted. Other
+// BGP routes are removed, and so are routes of a former run that no source wants.
 func (t *Table) Synced() {
 	t.isSynced = true
 	for k, e := range t.routes {
@@ -325,7 +327,7 @@ func compareHops(a, b NextHop) int {
 	return a.Gateway.Compare(b.Gateway)
 }
 
-// set makes g what a source wants for a prefix.
+// set sets the group that a source wants for a key.
 func (t *Table) set(k Key, s Source, g *group) {
 	e := t.routes[k]
 	if e == nil {
@@ -349,11 +351,11 @@ func (t *Table) set(k Key, s Source, g *group) {
 		defer t.retire(*old)
 	}
 	*old = g
-	t.settle(e, before)
+	t.update(e, before)
 }
 
-// settle does what follows when the winner of a prefix may be another than before.
-func (t *Table) settle(e *entry, before *group) {
+// update does what follows when the winner of an entry may differ from before.
+func (t *Table) update(e *entry, before *group) {
 	after := e.winner()
 	if after == before {
 		t.forget(e)
@@ -377,7 +379,7 @@ func (t *Table) add(k Key) *entry {
 	return e
 }
 
-// winner returns the group that the kernel should use, nil for none.
+// winner returns the group that the kernel should use; nil: none.
 func (e *entry) winner() *group {
 	switch {
 	case e.takes != nil:
@@ -388,7 +390,7 @@ func (e *entry) winner() *group {
 	return e.bgp
 }
 
-// mark puts a prefix on the list of changes when the kernel has something else than is wanted.
+// mark puts an entry on the list of changes if the kernel differs from the winner.
 func (t *Table) mark(e *entry) {
 	if w := e.winner(); w == nil && (e.kernel == nothing || !t.isSynced) || w != nil && w.has(e) {
 		t.forget(e)
@@ -397,7 +399,7 @@ func (t *Table) mark(e *entry) {
 	t.markAlways(e)
 }
 
-// has says whether the kernel's route leads into the group.
+// has reports whether the kernel's route uses the group.
 func (g *group) has(e *entry) bool { return e.kernel != nothing && e.kernel == g.id }
 
 func (t *Table) markAlways(e *entry) {
@@ -407,7 +409,7 @@ func (t *Table) markAlways(e *entry) {
 	}
 }
 
-// forget drops an entry that says nothing.
+// forget removes an entry that neither a source nor the kernel has.
 func (t *Table) forget(e *entry) {
 	if e.static == nil && e.bgp == nil && e.kernel == nothing && !e.dirty {
 		delete(t.routes, e.key)
@@ -421,7 +423,7 @@ func (t *Table) markGroup(g *group) {
 	}
 }
 
-// retire notes that a group may be needed no more.
+// retire records that a group may be unused.
 func (t *Table) retire(g *group) {
 	if g != t.hole && g.wanted == 0 && g.used == 0 {
 		t.idle = append(t.idle, g)
@@ -466,9 +468,10 @@ func (t *Table) content(g *group) []Object {
 	return objects
 }
 
-// Ops returns the next changes, with at most limit routes among them, in an order in which each can be made. Nothing
-// is deleted in a call that still adds, so that what is deleted is known to be unused. After they have been carried
-// out, Done must be called before Ops is called again. None are left when it returns none.
+// Ops returns the next changes, with at most limit routes among them, in an order in which each can
+// be made. It returns deletions of groups and nexthop objects only when no other change is left:
+// those are certainly unused then. Call Done after the changes were made and before the next call
+// of Ops. When Ops returns no changes, none are left.
 func (t *Table) Ops(limit int) []Op {
 	var ops, groups []Op
 	for _, g := range t.dirtyGroups {
@@ -503,8 +506,8 @@ func (t *Table) Ops(limit int) []Op {
 	t.dirtyGroups = t.dirtyGroups[:0]
 	ops = append(ops, groups...)
 
-	// Deleting many prefixes in ascending order costs the kernel ten times as much as in any other, so the order is
-	// random.
+	// The order is random: deleting many prefixes in ascending order costs the kernel ten times as
+	// much as in any other order.
 	for limit += len(ops); len(ops) < limit && len(t.dirty) > 0; {
 		i, last := t.random.IntN(len(t.dirty)), len(t.dirty)-1
 		e := t.dirty[i]
@@ -537,7 +540,7 @@ func routeID(g *group) uint32 {
 	return g.id
 }
 
-// claim gives a group its id: that of a group which the kernel already has with this content, or a new one.
+// claim gives a group its id: that of a group of the kernel with the same content, or a new one.
 func (t *Table) claim(g *group, members []uint32) {
 	var found *group
 	for _, k := range t.byID {
@@ -566,7 +569,8 @@ func (t *Table) newID() uint32 {
 	}
 }
 
-// deletions returns the groups that no route uses, or else the nexthop objects that are in no group.
+// deletions returns deletions of the groups that no route uses, or else of the nexthop objects that
+// no group has.
 func (t *Table) deletions() []Op {
 	var ops []Op
 	idle := t.idle
@@ -587,7 +591,7 @@ func (t *Table) deletions() []Op {
 		} else {
 			ops = append(ops, Op{Kind: DeleteGroup, ID: g.id})
 		}
-		delete(t.byID, g.id) // who wants it again while it is being deleted gets a new id
+		delete(t.byID, g.id) // a route that needs it again during the deletion gets a new id
 		g.id, g.kernel = 0, nil
 	}
 	if len(ops) > 0 || !t.sweep {
@@ -623,8 +627,9 @@ func (t *Table) deletions() []Op {
 	return ops
 }
 
-// Done takes the results of the changes that Ops returned: one error per change, or nil when all were made. When it
-// returns false, the kernel is not as expected, and Adopt must be called with what is really there.
+// Done takes the results of the changes that Ops returned: one error per change, or nil when all
+// were made. When it returns false, the kernel's state is not as expected: call Adopt with its
+// actual state.
 func (t *Table) Done(ops []Op, errs []error) bool {
 	ok := true
 	for i, op := range ops {
@@ -658,7 +663,7 @@ func (t *Table) Done(ops []Op, errs []error) bool {
 	return ok
 }
 
-// point notes where the kernel's route of a prefix leads.
+// point records the group of the kernel's route for a key.
 func (t *Table) point(k Key, id uint32) {
 	e := t.routes[k]
 	if e == nil {
@@ -679,7 +684,7 @@ func (t *Table) point(k Key, id uint32) {
 	t.forget(e)
 }
 
-// Adopt takes what the kernel has. What is already as wanted is kept without a write.
+// Adopt takes the kernel's state. Objects that are already as wanted need no write.
 func (t *Table) Adopt(s State) {
 	t.SetLinks(s.Links)
 
@@ -734,7 +739,7 @@ func (t *Table) Adopt(s State) {
 				}
 			}
 			if before[k.ID] == nil && len(g.former) != len(k.Members) {
-				g.former = nil // it has what is not ours
+				g.former = nil // it has a member that is not ours
 			}
 			t.byID[k.ID] = g
 		}
@@ -803,8 +808,8 @@ func (t *Table) Routes(yield func(RouteState) bool) {
 	}
 }
 
-// Best returns the length of our most specific route in the main table that covers an address and that
-// the kernel has, -1 when there is none.
+// Best returns the length of our most specific route in the main table that covers an address and
+// that the kernel has, -1 when there is none.
 func (t *Table) Best(a netip.Addr) int {
 	for bits := a.BitLen(); bits >= 0; bits-- {
 		p, _ := a.Prefix(bits)

@@ -38,7 +38,7 @@ func newBench(t *testing.T, links ...string) *bench {
 	return b
 }
 
-// run carries out everything that is to do, and returns how often each kind was.
+// run makes all changes, and returns the number of each kind.
 func (b *bench) run() map[OpKind]int {
 	b.Helper()
 	b.kernel.kinds = map[OpKind]int{}
@@ -77,7 +77,7 @@ func TestRoutesShareAGroup(t *testing.T) {
 	b.table.SetAlive(NextHop{Interface: "b"}, false)
 	b.expect(b.run(), map[OpKind]int{SetGroup: 2, SetNextHop: 1, DeleteNextHop: 1})
 	if g := b.kernel.groups[b.kernel.routes[key("10.0.2.0/24")].NextHop]; !b.kernel.objects[g[0]].Blackhole {
-		t.Error("a route without a living next hop is no black hole")
+		t.Error("a route without a living next hop is not a black hole")
 	}
 	b.table.SetAlive(NextHop{Interface: "b"}, true)
 	b.expect(b.run(), map[OpKind]int{SetGroup: 2, SetNextHop: 1, DeleteNextHop: 1})
@@ -90,7 +90,7 @@ func TestRoutesShareAGroup(t *testing.T) {
 	b.table.Update([]Route{{Key: key("10.0.0.0/24")}, {Key: key("10.0.1.0/24")}, {Key: key("10.0.2.0/24")}})
 	b.expect(b.run(), map[OpKind]int{DeleteRoute: 3, DeleteGroup: 2, DeleteNextHop: 2})
 	if len(b.table.routes)+len(b.table.groups)+len(b.table.byID)+len(b.table.objects)+len(b.table.taken) > 0 {
-		t.Errorf("the table remembers something: %+v", b.table)
+		t.Errorf("the table is not empty: %+v", b.table)
 	}
 }
 
@@ -168,7 +168,8 @@ func TestRestartBeforeAdopt(t *testing.T) {
 	b.expect(b.run(), map[OpKind]int{})
 }
 
-// TestDeadBeforeSynced: a daemon that starts finds routes of a former run; before BGP has reported them again, a tunnel dies.
+// TestDeadBeforeSynced checks that a tunnel that dies after a start leaves the routes of a former
+// run, which BGP has not reported again yet.
 func TestDeadBeforeSynced(t *testing.T) {
 	b := newBench(t, "a", "b")
 	k := key("10.0.0.0/24")
@@ -203,8 +204,8 @@ func TestDeadBeforeSynced(t *testing.T) {
 	}
 }
 
-// TestRandomWalk applies random changes of everything that can change, with restarts and failures in between, to a
-// kernel that refuses whatever the real one would refuse, and compares the end with what was wanted.
+// TestRandomWalk makes random changes of every kind, with restarts and failures, on a kernel that
+// refuses the same changes as the real one, and compares the result with the wanted routes.
 func TestRandomWalk(t *testing.T) {
 	for seed := range uint64(300) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { walk(t, rand.New(rand.NewPCG(seed, 1))) })
@@ -285,7 +286,8 @@ func walk(t *testing.T, r *rand.Rand) {
 			}
 			b.kernel.setLink(l)
 			if r.IntN(2) == 0 {
-				b.table.SetLinks(b.kernel.state().Links) // the table knows of the link, but not what the kernel did then
+				// The table has the link, but not yet the deletions that the kernel made with it.
+				b.table.SetLinks(b.kernel.state().Links)
 			}
 		case 8:
 			outside = nil
@@ -304,7 +306,7 @@ func walk(t *testing.T, r *rand.Rand) {
 			case 1:
 				b.table.Restarted()
 			case 2:
-				for k := range b.kernel.routes { // someone deletes a route by hand
+				for k := range b.kernel.routes { // a route is deleted by hand
 					delete(b.kernel.routes, k)
 					break
 				}
@@ -319,7 +321,7 @@ func walk(t *testing.T, r *rand.Rand) {
 		case 10:
 			for range 5 {
 				ops := b.table.Ops(1 + r.IntN(5))
-				if r.IntN(3) == 0 { // the world turns while the changes are being made
+				if r.IntN(3) == 0 { // a route changes while the changes are made
 					rt := route()
 					if bgp[rt.Key] = rt; !rt.Blackhole && len(rt.NextHops) == 0 {
 						delete(bgp, rt.Key)
@@ -348,7 +350,7 @@ func walk(t *testing.T, r *rand.Rand) {
 	b.table.Adopt(b.kernel.state())
 	b.run()
 
-	// What should be there, worked out without the table.
+	// The wanted routes, computed without the table.
 	want := map[Key]Route{}
 	maps.Copy(want, bgp)
 	maps.Copy(want, static)
@@ -364,7 +366,7 @@ func walk(t *testing.T, r *rand.Rand) {
 		}
 		if rt.Blackhole {
 			if !got.Blackhole {
-				t.Fatalf("%v is no black hole: %+v", k, got)
+				t.Fatalf("%v is not a black hole: %+v", k, got)
 			}
 			continue
 		}
@@ -421,7 +423,7 @@ func FuzzUpdateKeepsPrefixesApart(f *testing.F) {
 	})
 }
 
-// covered returns addresses that no route may cover.
+// covered returns reserved keys of addresses that no route may cover.
 func covered(addrs []netip.Addr) (all []Reserved) {
 	for _, a := range addrs {
 		all = append(all, Reserved{Key: Main(netip.PrefixFrom(a, a.BitLen())), Covered: true})
@@ -429,8 +431,8 @@ func covered(addrs []netip.Addr) (all []Reserved) {
 	return all
 }
 
-// TestReserved: a route into a reserved network, or to a reserved address, is withheld; one that covers an address only when it is longer than
-// the machine's own route there.
+// TestReserved checks that a route into a reserved network or to a reserved address is withheld,
+// and one that covers an address only if it is longer than the machine's own route to it.
 func TestReserved(t *testing.T) {
 	table := NewTable()
 	table.SetReserved([]Reserved{

@@ -39,6 +39,7 @@ var plain = []string{
 	"router/capability",
 	"router/condition",
 	"router/document",
+	"router/fib",
 	"router/live",
 	"router/observe",
 	"router/ports",
