@@ -40,6 +40,7 @@ var plain = []string{
 	"router/condition",
 	"router/document",
 	"router/fib",
+	"router/fib/kernel",
 	"router/live",
 	"router/observe",
 	"router/ports",

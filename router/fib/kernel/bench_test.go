@@ -20,8 +20,9 @@ func prefixes(n int, hops ...fib.NextHop) []fib.Route {
 	return routes
 }
 
-// BenchmarkFIB measures the way of routes with two next hops from Update to the kernel, the death of one of them, a new start
-// on what is there, and the withdrawal. "raw" is the same number of routes with one next hop through the driver alone.
+// BenchmarkFIB measures for routes with two next hops the time from Update to the kernel, the death
+// of one next hop, a restart with the routes present, and the withdrawal. "raw" is the same number
+// of routes with one next hop through the driver alone.
 func BenchmarkFIB(b *testing.B) {
 	for _, n := range []int{10_000, 100_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {

@@ -41,7 +41,8 @@ func compile(b []byte, op fib.Op, seq uint32, flags uint16) ([]byte, error) {
 		b, start = netlink.Begin(b, unix.RTM_NEWNEXTHOP, flags|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, seq)
 		var nhFlags uint32
 		if o.Gateway.IsValid() {
-			// The peer of a point-to-point link is there, whatever the inside addresses look like.
+			// The gateway is reachable on a point-to-point link even if no inside address covers
+			// it.
 			nhFlags = unix.RTNH_F_ONLINK
 		}
 		b = append(b, family(o.IPv6), unix.RT_SCOPE_UNIVERSE, fib.Protocol, 0)
@@ -62,7 +63,7 @@ func compile(b []byte, op fib.Op, seq uint32, flags uint16) ([]byte, error) {
 		b = netlink.AppendHeader(b, unix.NHA_GROUP, 8*len(op.Members))
 		for _, id := range op.Members {
 			b = native.AppendUint32(b, id)
-			b = append(b, 0, 0, 0, 0) // weight less one, reserved
+			b = append(b, 0, 0, 0, 0) // weight minus one, reserved
 		}
 	case fib.DeleteGroup, fib.DeleteNextHop:
 		b, start = netlink.Begin(b, unix.RTM_DELNEXTHOP, flags, seq)
@@ -80,7 +81,7 @@ func compile(b []byte, op fib.Op, seq uint32, flags uint16) ([]byte, error) {
 		routeType, scope := byte(unix.RTN_UNICAST), byte(unix.RT_SCOPE_UNIVERSE)
 		switch {
 		case op.Kind == fib.DeleteRoute:
-			routeType, scope = unix.RTN_UNSPEC, unix.RT_SCOPE_NOWHERE // of any kind
+			routeType, scope = unix.RTN_UNSPEC, unix.RT_SCOPE_NOWHERE // any type and scope
 		case op.ID == 0:
 			routeType = unix.RTN_BLACKHOLE
 		}
@@ -99,7 +100,7 @@ func compile(b []byte, op fib.Op, seq uint32, flags uint16) ([]byte, error) {
 	return netlink.End(b, start), nil
 }
 
-// describe says what a change does, for errors.
+// describe returns what a change does, for errors.
 func describe(op fib.Op) string {
 	switch op.Kind {
 	case fib.SetNextHop:
@@ -119,7 +120,7 @@ func describe(op fib.Op) string {
 	}
 }
 
-// linkDump and nextHopDump ask for everything of a kind.
+// linkDump and nextHopDump request all objects of a kind.
 func linkDump(seq uint32) []byte {
 	b, start := netlink.Begin(nil, unix.RTM_GETLINK, unix.NLM_F_DUMP, seq)
 	return netlink.End(append(b, make([]byte, unix.SizeofIfInfomsg)...), start)
@@ -130,9 +131,9 @@ func nextHopDump(seq uint32) []byte {
 	return netlink.End(append(b, make([]byte, unix.SizeofNhmsg)...), start)
 }
 
-// routeDump asks for the routes with our protocol of every table: a table that is no longer wanted may
-// still have some. The kernel filters by protocol (NETLINK_GET_STRICT_CHK), so that the tables of others
-// cost no messages.
+// routeDump requests the routes with our protocol of every table, because a table that is no longer
+// wanted may still have some. The kernel filters by protocol (NETLINK_GET_STRICT_CHK), so that the
+// routes of others cost no messages.
 func routeDump(seq uint32, family byte) []byte {
 	b, start := netlink.Begin(nil, unix.RTM_GETROUTE, unix.NLM_F_DUMP, seq)
 	b = append(b, family, 0, 0, 0, unix.RT_TABLE_UNSPEC, fib.Protocol, 0, 0, 0, 0, 0, 0)

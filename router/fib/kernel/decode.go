@@ -14,7 +14,7 @@ import (
 
 var errTruncated = errors.New("a netlink message is truncated")
 
-// messages cuts a datagram into messages.
+// messages splits a datagram into messages.
 func messages(b []byte) ([]netlink.Message, error) {
 	var ms []netlink.Message
 	for len(b) > 0 {
@@ -27,7 +27,8 @@ func messages(b []byte) ([]netlink.Message, error) {
 	return ms, nil
 }
 
-// decodeError returns what an acknowledgement (NLMSG_ERROR) or the end of a dump (NLMSG_DONE) says: nil, or an errno with the kernel's explanation.
+// decodeError returns the result in an acknowledgement (NLMSG_ERROR) or at the end of a dump
+// (NLMSG_DONE): nil, or an errno with the kernel's explanation.
 func decodeError(m netlink.Message) error {
 	if len(m.Body) < 4 {
 		if m.Kind == unix.NLMSG_DONE {
@@ -73,7 +74,7 @@ func decodeLink(m netlink.Message) (fib.Link, error) {
 	return l, nil
 }
 
-// decodeNextHop adds what an RTM_NEWNEXTHOP says to a state.
+// decodeNextHop adds the object of an RTM_NEWNEXTHOP to a state.
 func decodeNextHop(m netlink.Message, s *fib.State) error {
 	if m.Kind != unix.RTM_NEWNEXTHOP || len(m.Body) < unix.SizeofNhmsg {
 		return errTruncated
@@ -105,7 +106,7 @@ func decodeNextHop(m netlink.Message, s *fib.State) error {
 		s.Groups = append(s.Groups, fib.Group{ID: o.ID, Members: members})
 	default:
 		if o.Blackhole {
-			o.Link = 0 // the kernel says loopback
+			o.Link = 0 // the kernel reports the loopback interface
 		}
 		s.NextHops = append(s.NextHops, o)
 	}

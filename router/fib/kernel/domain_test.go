@@ -8,9 +8,9 @@ import (
 	"github.com/isthmus-net/isthmus/router/fib"
 )
 
-// TestDomains checks that the kernel's main table and another one have the same prefixes independently
-// of each other, that the first sync removes what a former run left in any table, and that routes of
-// others stay there. Table 70000 does not fit into rtm_table, which has 8 bits.
+// TestDomains checks that the kernel's main table and another one have the same prefixes
+// independently of each other, that the first sync removes what a former run left in any table, and
+// that routes of others stay there. Table 70000 does not fit into rtm_table, which has 8 bits.
 func TestDomains(t *testing.T) {
 	ns := newNamespace(t, "t0", "t1")
 	ns.Run(`ip route add 10.8.0.0/16 dev t0 table 100 metric 2048 proto 73
@@ -34,7 +34,8 @@ func TestDomains(t *testing.T) {
 		f.Synced()
 		settle(t, f)
 	}
-	// has compares the routes of ours with those that are wanted, by the interface that each leads to.
+	// has compares the routes of ours with those that are wanted, by the interface that each leads
+	// to.
 	has := func(want map[fib.Key]string) {
 		t.Helper()
 		s := observe(t, d)

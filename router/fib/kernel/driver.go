@@ -1,7 +1,8 @@
-// Package kernel writes routes and nexthop objects to Linux over route netlink, in batches, and reads them back.
+// Package kernel writes routes and nexthop objects to Linux over route netlink, in batches, and
+// reads them back.
 //
-// It needs net.ipv4.nexthop_compat_mode=0 to be fast: with the default of 1 the kernel reports every route of a group
-// that is replaced.
+// It needs net.ipv4.nexthop_compat_mode=0 to be fast: with the default of 1, the kernel notifies
+// about every route of a group that is replaced.
 package kernel
 
 import (
@@ -23,15 +24,16 @@ import (
 )
 
 const (
-	// batch is the number of messages in one sendmsg. More than a hundred gain nothing; more than this makes a
-	// buffer that the kernel may fail to allocate.
+	// batch is the number of messages in one sendmsg. More than a hundred gain nothing. The buffer
+	// for more than this may fail to allocate in the kernel.
 	batch = 512
 	// sndbuf and rcvbuf are socket buffers in bytes.
 	sndbuf = 1 << 20
 	rcvbuf = 8 << 20
-	// patience is how long the kernel may take to answer. Under memory pressure seconds have been seen.
+	// patience is how long the kernel may take to answer. It has taken seconds under memory
+	// pressure.
 	patience = 30 * time.Second
-	// dumps is how often a dump that was interrupted by a change (NLM_F_DUMP_INTR) is tried.
+	// dumps bounds the attempts of a dump that changes interrupt (NLM_F_DUMP_INTR).
 	dumps = 20
 )
 
@@ -67,7 +69,7 @@ func New() (*Driver, error) {
 	return d, nil
 }
 
-// Close closes the sockets. What was written stays in the kernel.
+// Close closes the sockets. Routes and nexthop objects stay in the kernel.
 func (d *Driver) Close() error {
 	return errors.Join(unix.Close(d.fd), d.watch.Close())
 }
@@ -94,8 +96,9 @@ func socket(flags int) (int, error) {
 	return fd, nil
 }
 
-// openWatch opens a socket that hears of links, and of what others, the kernel among them, do to our routes and nexthop
-// objects. The kernel filters, so that our own writes wake no listener and cannot overrun the buffer.
+// openWatch opens a socket that receives changes of links, and changes of our routes and nexthop
+// objects by others, including the kernel. A socket filter drops the rest, so that our own writes
+// wake no listener and cannot overrun the buffer.
 func (d *Driver) openWatch() error {
 	fd, err := socket(unix.SOCK_NONBLOCK)
 	if err != nil {
@@ -113,11 +116,10 @@ func (d *Driver) openWatch() error {
 	return nil
 }
 
-// watchFilter returns a socket filter that lets pass: links; and of routes and nexthop objects
-// those with our protocol that were not changed by us, and routes that replaced another, which may
-// have been ours.
+// watchFilter returns a socket filter. It passes links, routes and nexthop objects with our
+// protocol that others changed, and routes that replaced another route, which may have been ours.
 func watchFilter(self uint32) sockfilter.Program {
-	// The filter loads in network byte order what is there in the host's.
+	// The filter loads values in network byte order. Netlink has them in host byte order.
 	swap16 := func(v uint16) uint32 { return uint32(binary.BigEndian.Uint16(native.AppendUint16(nil, v))) }
 	swap32 := func(v uint32) uint32 { return binary.BigEndian.Uint32(native.AppendUint32(nil, v)) }
 	kind := bpf.LoadAbsolute{Off: 4, Size: 2} // nlmsg_type
@@ -142,7 +144,7 @@ func watchFilter(self uint32) sockfilter.Program {
 	return p
 }
 
-// Writes returns how many changes were sent to the kernel.
+// Writes returns the number of changes sent to the kernel.
 func (d *Driver) Writes() uint64 { return d.writes.Load() }
 
 // Execute makes changes in order. See fib.Driver.
@@ -164,7 +166,8 @@ func (d *Driver) Execute(ctx context.Context, ops []fib.Op) []error {
 	return errs
 }
 
-// send sends one batch. Only its last message asks for an acknowledgement; the kernel reports every failure anyway.
+// send sends one batch. Only its last message requests an acknowledgement, because the kernel
+// reports every failure anyway.
 func (d *Driver) send(ctx context.Context, ops []fib.Op) []error {
 	all := func(err error) []error {
 		errs := make([]error, len(ops))
@@ -197,12 +200,13 @@ func (d *Driver) send(ctx context.Context, ops []fib.Op) []error {
 	for {
 		ms, err := d.receive()
 		if err != nil {
-			return all(fmt.Errorf("waiting for the kernel's answer: %w", err)) // what was made is found out by reading
+			// The caller reads the state to learn which changes were made.
+			return all(fmt.Errorf("waiting for the kernel's answer: %w", err))
 		}
 		for _, m := range ms {
 			i := m.Sequence - first
 			if m.Kind != unix.NLMSG_ERROR || i >= uint32(len(ops)) {
-				continue // an answer to something that was given up
+				continue // an answer to a former batch
 			}
 			if err := decodeError(m); err != nil {
 				if errs == nil {
@@ -228,13 +232,14 @@ func (d *Driver) receive() ([]netlink.Message, error) {
 			return nil, err
 		}
 		if from, ok := from.(*unix.SockaddrNetlink); ok && from.Pid != 0 {
-			continue // another process may write to us; only the kernel is believed
+			continue // from another process, not from the kernel
 		}
 		return messages(d.in[:n])
 	}
 }
 
-// dump asks for everything of a kind, and again when a change interrupted the answer.
+// dump requests all objects of a kind, and repeats the request when a change interrupted the
+// answer.
 func (d *Driver) dump(ctx context.Context, request func(seq uint32) []byte, start func(), each func(netlink.Message) error) error {
 	for range dumps {
 		if ctx.Err() != nil {
@@ -255,7 +260,7 @@ func (d *Driver) dump(ctx context.Context, request func(seq uint32) []byte, star
 }
 
 func (d *Driver) answer(seq uint32, each func(netlink.Message) error) (interrupted bool, err error) {
-	var bad error // noted, and reported once the answer is through, so that none of it is left in the socket
+	var bad error // reported after the whole answer, so that none of it stays in the socket
 	for {
 		ms, err := d.receive()
 		if err != nil {
@@ -276,7 +281,7 @@ func (d *Driver) answer(seq uint32, each func(netlink.Message) error) (interrupt
 	}
 }
 
-// Links reads the interfaces back.
+// Links reads the interfaces.
 func (d *Driver) Links(ctx context.Context) ([]fib.Link, error) {
 	var links []fib.Link
 	err := d.dump(ctx, linkDump, func() { links = nil }, func(m netlink.Message) error {
@@ -290,7 +295,7 @@ func (d *Driver) Links(ctx context.Context) ([]fib.Link, error) {
 	return links, nil
 }
 
-// Observe reads everything back. See fib.Driver.
+// Observe reads the state. See fib.Driver.
 func (d *Driver) Observe(ctx context.Context) (fib.State, error) {
 	var s fib.State
 	err := d.dump(ctx, nextHopDump, func() { s = fib.State{} }, func(m netlink.Message) error { return decodeNextHop(m, &s) })
@@ -306,7 +311,7 @@ func (d *Driver) Observe(ctx context.Context) (fib.State, error) {
 			}
 			return err
 		})
-		// A kernel may have no IPv6.
+		// The kernel may have no IPv6.
 		if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
 			return fib.State{}, fmt.Errorf("reading routes: %w", err)
 		}
@@ -317,7 +322,7 @@ func (d *Driver) Observe(ctx context.Context) (fib.State, error) {
 	return s, nil
 }
 
-// Watch reports changes by others until ctx is done. It must not be called twice at a time.
+// Watch reports changes by others until ctx is done. Only one call may run at a time.
 func (d *Driver) Watch(ctx context.Context, notify func(fib.Event)) error {
 	if err := d.watch.SetReadDeadline(time.Time{}); err != nil {
 		return err

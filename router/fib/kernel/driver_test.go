@@ -112,7 +112,7 @@ func TestRoutes(t *testing.T) {
 	get("10.1.0.1", "dev t1")
 	get("10.2.0.1", "via inet6 fe80::1 dev t0")
 	get("192.0.2.1", "via 169.254.0.1")
-	get("10.9.1.1", "Invalid argument") // what a black hole answers
+	get("10.9.1.1", "Invalid argument") // the error of a black hole
 	get("2001:db8::1", "dev t")
 	get("2001:db8:1::1", "dev t0")
 	get("2001:db8:9::1", "Invalid argument")
@@ -133,7 +133,7 @@ func TestRoutes(t *testing.T) {
 	settle(t, f)
 	get("10.1.0.1", "dev t1")
 
-	t.Log("a new start writes nothing, and removes at Synced what nobody wants")
+	t.Log("a new start writes nothing, and removes at Synced the routes that are not wanted")
 	stop()
 	d = newDriver(t, ns)
 	f, _ = run(t, d)
@@ -163,7 +163,7 @@ func observe(t testing.TB, d *Driver) fib.State {
 
 func TestErrorsSayWhatAndWhy(t *testing.T) {
 	ns := newNamespace(t, "t0")
-	ns.Run("ip route add 10.3.0.0/24 dev t0 metric 2048") // another's
+	ns.Run("ip route add 10.3.0.0/24 dev t0 metric 2048") // of another owner
 	d := newDriver(t, ns)
 	index := observe(t, d).Links[1].Index
 	errs := d.Execute(context.Background(), []fib.Op{
@@ -264,7 +264,7 @@ func TestHealing(t *testing.T) {
 	}
 }
 
-// TestWatch shows who wakes the watcher: others, and never the driver itself.
+// TestWatch checks that changes by others wake the watcher, and that those of the driver do not.
 func TestWatch(t *testing.T) {
 	ns := newNamespace(t, "t0")
 	d := newDriver(t, ns)
@@ -296,7 +296,7 @@ func TestWatch(t *testing.T) {
 	for e := next(); e != 0; e = next() {
 		got |= e
 	}
-	if got &^= fib.LinkEvent; got != 0 { // the kernel may be late to say that the interface is up
+	if got &^= fib.LinkEvent; got != 0 { // the kernel may report late that the interface is up
 		t.Errorf("own changes: %d", got)
 	}
 	for _, k := range []struct {
@@ -328,8 +328,8 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// TestRandomWalk compares what a random walk leaves in the kernel with what was wanted, and that the kernel refused
-// nothing.
+// TestRandomWalk checks that the kernel accepts all changes of a random walk, and has the wanted
+// routes at its end.
 func TestRandomWalk(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	names := []string{"t0", "t1", "t2"}
@@ -440,7 +440,7 @@ func (s *strict) Execute(ctx context.Context, ops []fib.Op) []error {
 	return errs
 }
 
-// FuzzDecode throws mutilated answers at the decoders.
+// FuzzDecode decodes damaged answers.
 func FuzzDecode(f *testing.F) {
 	b, _ := compile(nil, fib.Op{Kind: fib.SetGroup, ID: 7, Members: []uint32{1, 2}}, 1, 0)
 	f.Add(b)

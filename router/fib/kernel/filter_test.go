@@ -9,8 +9,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/sockfilter/sockfiltertest"
 )
 
-// TestWatchFilter runs the filter of the watch over messages, and over all that they are when cut
-// short.
+// TestWatchFilter runs the filter of the watch over messages, and over all their prefixes.
 func TestWatchFilter(t *testing.T) {
 	const self, other = 0x01020304, 0x04030201
 	route := func(protocol byte) []byte { return []byte{5: protocol, 11: 0} }  // struct rtmsg
@@ -21,7 +20,7 @@ func TestWatchFilter(t *testing.T) {
 		flags  uint16
 		sender uint32
 		body   []byte
-		need   int // the bytes that must be there to pass; 0: it does not
+		need   int // the bytes that a message needs to pass; 0: it is dropped
 	}{
 		{"link", unix.RTM_NEWLINK, 0, 0, nil, 6},
 		{"link that is gone", unix.RTM_DELLINK, 0, 0, nil, 6},
