@@ -10,13 +10,15 @@ import (
 )
 
 const (
-	// maxBeatenSteps bounds how many pairs of rules are compared to find what beats policies that deny.
+	// maxBeatenSteps bounds the pairs of rules that are compared to find policies that win over
+	// denials.
 	maxBeatenSteps = 20_000_000
-	// maxBeatenNames is how many policies are named that beat one.
+	// maxBeatenNames bounds the names of policies that win over one.
 	maxBeatenNames = 5
 )
 
-// withBeaten adds to changes which policies go on letting flows pass that a new or changed policy seems to deny, because they win.
+// withBeaten adds to changes the policies that win over a new or changed policy that denies: they
+// still let some of its flows pass.
 func withBeaten(changes []Change, c nat.Config) []Change {
 	denies := map[string]*nat.Policy{}
 	for i := range c.Policies {
@@ -24,7 +26,7 @@ func withBeaten(changes []Change, c nat.Config) []Change {
 			denies[p.Name] = p
 		}
 	}
-	var rules []nat.Rule // of the policies that let pass
+	var rules []nat.Rule // of the policies that let flows pass
 	var err error
 	steps := maxBeatenSteps
 	for i := range changes {
@@ -44,7 +46,7 @@ func withBeaten(changes []Change, c nat.Config) []Change {
 		own, ownErr := (&nat.Config{Policies: []nat.Policy{*p}}).Rules()
 		names, whole := beats(own, rules, &steps)
 		if !whole || err != nil || ownErr != nil {
-			ch.Fields = append(ch.Fields, "whether other policies win over it is not looked for among so many rules")
+			ch.Fields = append(ch.Fields, "there are too many rules to find other policies that win over it")
 			return changes
 		}
 		if len(names) > 0 {
@@ -52,14 +54,14 @@ func withBeaten(changes []Change, c nat.Config) []Change {
 			if more := len(names) - maxBeatenNames; more > 0 {
 				said += fmt.Sprintf(" and %d more", more)
 			}
-			ch.Fields = append(ch.Fields, "does not hold everywhere: part of what it names is let pass by more specific policies: "+said)
+			ch.Fields = append(ch.Fields, "does not apply everywhere: more specific policies let some of its flows pass: "+said)
 		}
 	}
 	return changes
 }
 
-// beats returns the names of the policies that have a rule which wins over one of others for some flow, in order, and whether the steps were
-// enough to find all.
+// beats returns the sorted names of the policies with a rule that wins over one of others for some
+// flow, and whether the steps were enough to find all.
 func beats(others, rules []nat.Rule, steps *int) (names []string, whole bool) {
 	found := map[string]bool{}
 	for i := range rules {
@@ -93,7 +95,7 @@ func beats(others, rules []nat.Rule, steps *int) (names []string, whole bool) {
 	return names, true
 }
 
-// intersection returns a rule that matches what both match, and whether there is such a thing.
+// intersection returns a rule that matches the flows of both rules, and whether there are any.
 func intersection(a, b *nat.Rule) (both nat.Rule, overlap bool) {
 	if !a.Source.Overlaps(b.Source) || !a.Destination.Overlaps(b.Destination) || a.Protocol != 0 && b.Protocol != 0 && a.Protocol != b.Protocol ||
 		a.Ports.First > b.Ports.Last || b.Ports.First > a.Ports.Last {

@@ -16,10 +16,10 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// Action says what happens to an object.
+// Action is the kind of a change.
 type Action string
 
-// The actions, as they are shown.
+// The actions, as shown to users.
 const (
 	Add     Action = "add"
 	Modify  Action = "change"
@@ -29,17 +29,22 @@ const (
 
 // Change is one difference between two targets.
 type Change struct {
-	Action     Action
-	Kind       string // "node", "underlay", "tunnel", "attachment", "access", "peer", "announcement", "route", "pool", "zone", "health", "names", "takeover", "proxy", "policy", "map", "log"
-	Name       string
-	Fields     []string // "field: old -> new"
-	Interrupts string   // what stops for a moment or for good, beside the flows of Ends; empty: nothing does
-	// Ends are flows under way that end.
+	Action Action
+	// Kind is "node", "underlay", "tunnel", "attachment", "access", "peer", "announcement",
+	// "route", "pool", "zone", "health", "names", "takeover", "proxy", "egress", "policy", "map" or
+	// "log".
+	Kind   string
+	Name   string
+	Fields []string // "field: old -> new"
+	// Interrupts is the temporary or lasting interruption, except for the flows of Ends; empty:
+	// none.
+	Interrupts string
+	// Ends are the established flows that end.
 	Ends []nat.Ending
 }
 
-// Diff returns what changes from one target to another, in the order in which it is done: additions and changes from
-// the underlay upward, then removals from the top down.
+// Diff returns the changes from one target to another in the order of their execution: additions
+// and changes from the underlay upward, then removals from the top down.
 func Diff(a, b Target) []Change { return withBeaten(differences(a, b), b.NAT) }
 
 func differences(a, b Target) []Change {
@@ -64,7 +69,7 @@ func differences(a, b Target) []Change {
 	}
 	record(diff("pool", a.NAT.Pools, b.NAT.Pools, func(p nat.Pool) string { return p.Name }, anyFields[nat.Pool](""), ""))
 	record(diff("zone", a.NAT.Zones, b.NAT.Zones, func(z nat.Zone) string { return z.Name }, anyFields[nat.Zone](""), ""))
-	record(diff("health", a.Health, b.Health, func(p egress.ProbedPool) string { return p.Name }, anyFields[egress.ProbedPool](""), "all addresses of the pool count as healthy, and what it announces is withdrawn"))
+	record(diff("health", a.Health, b.Health, func(p egress.ProbedPool) string { return p.Name }, anyFields[egress.ProbedPool](""), "all addresses of the pool count as healthy, and its announcements are withdrawn"))
 	if f := fields(reflect.ValueOf(a.Takeover), reflect.ValueOf(b.Takeover)); len(f) > 0 && (modify != Add || len(b.Takeover.Paths) > 0) {
 		changes = append(changes, Change{Action: modify, Kind: "takeover", Name: "takeover", Fields: f})
 	}
@@ -85,10 +90,10 @@ func differences(a, b Target) []Change {
 		changes = append(changes, c)
 	}
 	record(diff("proxy", a.Proxies, b.Proxies, func(p egress.ProbedPool) string { return p.Name }, anyFields[egress.ProbedPool](""), ""))
-	record(diff("policy", a.NAT.Policies, b.NAT.Policies, func(p nat.Policy) string { return p.Name }, policyFields, "new flows that it would decide are left to the other policies, and without one the guard drops them"))
+	record(diff("policy", a.NAT.Policies, b.NAT.Policies, func(p nat.Policy) string { return p.Name }, policyFields, "other policies decide its new flows, and the guard drops those that none decides"))
 	record(diff("map", a.NAT.Maps, b.NAT.Maps, func(m nat.Map) string { return m.Mapped.String() }, anyFields[nat.Map](""), ""))
 	record(diff("tunnel", a.Tunnels, b.Tunnels, func(c tunnel.Config) string { return c.Name }, tunnelFields(a.NAT.Clamps, b.NAT.Clamps), "the tunnel goes down for good"))
-	record(diff("attachment", a.Attachments, b.Attachments, func(x Attachment) string { return x.Name }, anyFields[Attachment]("packets that come by it with other sources are dropped"), "what comes by it is dropped, but for what peers and routes of a tunnel allow"))
+	record(diff("attachment", a.Attachments, b.Attachments, func(x Attachment) string { return x.Name }, anyFields[Attachment]("packets from it with other sources are dropped"), "packets from it are dropped, except those that peers and routes of a tunnel allow"))
 	changes = append(changes, accessChanges(a.NAT, b.NAT)...)
 	if !slices.Equal(a.SSHKeys, b.SSHKeys) {
 		c := Change{Action: Modify, Kind: "access", Name: "ssh", Fields: []string{fmt.Sprintf("keys: %d -> %d", len(a.SSHKeys), len(b.SSHKeys))}}
@@ -97,9 +102,9 @@ func differences(a, b Target) []Change {
 		}
 		changes = append(changes, c)
 	}
-	record(diff("route", a.Routes, b.Routes, func(r fib.Route) string { return r.Key.String() }, anyFields[fib.Route](""), "what it carries takes another route or none"))
+	record(diff("route", a.Routes, b.Routes, func(r fib.Route) string { return r.Key.String() }, anyFields[fib.Route](""), "its traffic takes another route or none"))
 	record(diff("announcement", a.BGP.Announce, b.BGP.Announce, netip.Prefix.String, anyFields[netip.Prefix](""), "it is withdrawn from every peer"))
-	record(diff("peer", a.BGP.Peers, b.BGP.Peers, func(p bgp.Peer) string { return p.Name }, peerFields, "the session is closed, and its routes go"))
+	record(diff("peer", a.BGP.Peers, b.BGP.Peers, func(p bgp.Peer) string { return p.Name }, peerFields, "the session is closed, and its routes are removed"))
 	changes = append(changes, removals...)
 	ends := nat.Endings(a.NAT, b.NAT)
 	if len(ends) == 0 {
@@ -118,14 +123,14 @@ func differences(a, b Target) []Change {
 	return changes
 }
 
-// DiffPolicies is Diff for two targets that differ in nothing but the policies of some names.
+// DiffPolicies is Diff for two targets that differ only in the policies of some names.
 func DiffPolicies(a, b Target, names []string) []Change {
 	edited := make(map[string]bool, len(names))
 	for _, name := range names {
 		edited[name] = true
 	}
-	// Which flows end depends on all policies without translation, and on all that have a server.
-	// Which ones a policy stops depends on all.
+	// The flows that end depend on all policies without translation and all with a server. The
+	// flows that a policy ends by itself depend on all policies.
 	stops := slices.ContainsFunc(b.NAT.Policies, func(p nat.Policy) bool { return p.Ends && edited[p.Name] })
 	some := func(t Target) Target {
 		out := Target{Proxies: t.Proxies}
@@ -140,12 +145,12 @@ func DiffPolicies(a, b Target, names []string) []Change {
 	return withBeaten(differences(some(a), some(b)), b.NAT)
 }
 
-// accessChanges says what changes for those who reach the node itself.
+// accessChanges returns the changes of access to the node itself.
 func accessChanges(a, b nat.Config) (changes []Change) {
 	if f := fields(reflect.ValueOf(a.API), reflect.ValueOf(b.API)); len(f) > 0 {
 		c := Change{Action: Modify, Kind: "access", Name: "api", Fields: f}
 		if lost := uncovered(a.API.From, b.API.From); len(lost) > 0 {
-			c.Interrupts = "clients in " + list(lost) + " that are in no source of the API any more lose it; its unix socket stays"
+			c.Interrupts = "clients in " + list(lost) + " lose the API where no source covers them any more; its unix socket stays"
 		}
 		changes = append(changes, c)
 	}
@@ -159,14 +164,14 @@ func accessChanges(a, b nat.Config) (changes []Change) {
 				c.Interrupts = "services of the machine that the document does not open get no new flows, and SSH from other sources than " + list(b.Input.SSH) + " ends"
 			}
 		case b.Input.Drop && len(lost) > 0:
-			c.Interrupts = "SSH from " + list(lost) + " ends where it is in no source of access.ssh any more"
+			c.Interrupts = "SSH from " + list(lost) + " ends where no source of access.ssh covers it any more"
 		}
 		changes = append(changes, c)
 	}
 	return changes
 }
 
-// list names a few prefixes, and counts the others.
+// list lists the first four prefixes, and counts the others.
 func list(prefixes []netip.Prefix) string {
 	const few = 4
 	var names []string
@@ -179,7 +184,7 @@ func list(prefixes []netip.Prefix) string {
 	return strings.Join(names, ", ")
 }
 
-// uncovered returns the prefixes that have an address which no other prefix has.
+// uncovered returns the prefixes with an address that none of others contains.
 func uncovered(prefixes, others []netip.Prefix) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return covered(p, others) })
 }
@@ -210,7 +215,8 @@ func interrupted(yes bool, why string) string {
 	return ""
 }
 
-// diff compares two lists of named objects. differ returns the fields that differ and what changing them interrupts.
+// diff compares two lists of named objects. differ returns the fields that differ and the
+// interruption that their change causes.
 func diff[T any](kind string, a, b []T, name func(T) string, differ func(a, b T) ([]string, string), removal string) (changes, removals []Change) {
 	had := make(map[string]T, len(a))
 	for _, x := range a {
@@ -239,7 +245,7 @@ func diff[T any](kind string, a, b []T, name func(T) string, differ func(a, b T)
 	return changes, removals
 }
 
-// policyFields is anyFields for what there may be ten thousand of.
+// policyFields is anyFields for policies. It compares first, because there may be ten thousand.
 func policyFields(a, b nat.Policy) ([]string, string) {
 	if a.Equal(&b) {
 		return nil, ""
@@ -280,7 +286,8 @@ func peerFields(a, b bgp.Peer) (f []string, why string) {
 	return f, why
 }
 
-// fieldName turns the name of a Go field into that of the document: "RouterID" is "routerId", "ASOverride" "asOverride".
+// fieldName turns the name of a Go field into that of the document: "RouterID" into "routerId",
+// "ASOverride" into "asOverride".
 func fieldName(name string) string {
 	var b strings.Builder
 	runes := []rune(name)
@@ -301,16 +308,17 @@ func anyFields[T any](why string) func(a, b T) ([]string, string) {
 	}
 }
 
-// documentNames are what the document calls fields that have another name in Go.
+// documentNames has the names in the document of fields with another name in Go.
 var documentNames = map[string]string{
 	"nat.Pool.Silent": "exhausted", "nat.Policy.Bypass": "whenDown", "nat.Zone.Prefixes": "sources", "nat.Input.Drop": "input",
 	"egress.DNS.Floor": "nameFloor", "egress.DNS.Grace": "nameGrace", "egress.DNS.Hold": "nameHold", "egress.DNS.Proxy": "dnsProxy",
 }
 
-// words are what the document has for false and true.
+// words has the values in the document for false and true.
 var words = map[string][2]string{"exhausted": {"reject", "drop"}, "whenDown": {"block", "bypass"}, "input": {"keep", "drop"}}
 
-// fields returns the exported fields in which two structs of one type differ, those of structs within with their path.
+// fields returns the exported fields in which two structs of one type differ, nested ones with
+// their path.
 func fields(a, b reflect.Value) (f []string) {
 	for i := range a.NumField() {
 		t, x, y := a.Type().Field(i), a.Field(i), b.Field(i)
@@ -335,7 +343,7 @@ func fields(a, b reflect.Value) (f []string) {
 	return f
 }
 
-// text writes a value as the document has it.
+// text returns a value as in the document.
 func text(name string, v reflect.Value) string {
 	switch x := v.Interface().(type) {
 	case bool:
@@ -356,7 +364,7 @@ func text(name string, v reflect.Value) string {
 	return fmt.Sprint(v.Interface())
 }
 
-// change says what becomes of a field. What is not there is a hyphen, not what Go calls it.
+// change describes the change of a field. A missing value is a hyphen.
 func change(field, old, new string) string {
 	there := func(s string) string {
 		switch s {

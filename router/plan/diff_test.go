@@ -12,7 +12,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/spec"
 )
 
-// TestEditedForward: when a forward goes, flows end for which one that is not edited has another server.
+// TestEditedForward checks that removing a forward ends flows for which another policy, which is
+// not edited, has another server.
 func TestEditedForward(t *testing.T) {
 	at, client := netip.MustParseAddr("10.9.0.5"), netip.MustParseAddr("198.51.100.1")
 	open := func(name, to string, ports ...nat.PortRange) nat.Policy {
@@ -29,7 +30,8 @@ func TestEditedForward(t *testing.T) {
 	}
 }
 
-// TestBeatenDeny: a new policy that denies is shown with those that win over it, also when it is edited alone.
+// TestBeatenDeny checks that a new policy that denies is shown with the policies that win over it,
+// also in an edit of single policies.
 func TestBeatenDeny(t *testing.T) {
 	p := func(s ...string) (out []netip.Prefix) {
 		for _, one := range s {
@@ -44,7 +46,7 @@ func TestBeatenDeny(t *testing.T) {
 	denied := nat.Policy{Name: "denied", Action: nat.Reject, Sources: p("172.16.0.0/16"), Destinations: p("198.51.100.9/32")}
 	target := func(p ...nat.Policy) Target { return Target{NAT: nat.Config{Policies: p}} }
 	before, after := target(all, api, elsewhere, denied), target(all, api, elsewhere, denied, deny)
-	const want = "does not hold everywhere: part of what it names is let pass by more specific policies: api"
+	const want = "does not apply everywhere: more specific policies let some of its flows pass: api"
 	for what, changes := range map[string][]Change{"document": Diff(before, after), "edit": DiffPolicies(before, after, []string{"quarantine"})} {
 		if len(changes) != 1 || len(changes[0].Fields) != 1 || changes[0].Fields[0] != want {
 			t.Errorf("%s: %+v", what, changes)
@@ -55,7 +57,7 @@ func TestBeatenDeny(t *testing.T) {
 		t.Errorf("a source that is longer wins: %+v", changes)
 	}
 
-	// The work is bounded, and so are the words.
+	// The work and the length of the text are bounded.
 	large := []nat.Policy{deny}
 	large[0].Destinations = nil
 	for i := range 12 {
@@ -66,17 +68,17 @@ func TestBeatenDeny(t *testing.T) {
 	if changes := Diff(Target{}, target(large...)); len(changes) != 13 || !strings.HasSuffix(changes[0].Fields[0], "api-04 and 7 more") {
 		t.Errorf("%+v", changes[0])
 	}
-	large[0].Sources = nil // none overlaps, so that each must be looked at
+	large[0].Sources = nil // none overlaps, so that each must be compared
 	for i := range 6000 {
 		large[0].Sources = append(large[0].Sources, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32))
 		large[1].Destinations = append(large[1].Destinations, netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 32))
 	}
-	if changes := Diff(Target{}, target(large...)); len(changes) != 13 || !strings.Contains(changes[0].Fields[0], "not looked for among so many rules") {
+	if changes := Diff(Target{}, target(large...)); len(changes) != 13 || !strings.Contains(changes[0].Fields[0], "too many rules to find other policies") {
 		t.Errorf("%+v", changes[0].Fields)
 	}
 }
 
-// TestAccessChanges: a plan tells who loses the API and SSH, and nothing of those who keep them.
+// TestAccessChanges checks that a plan shows which sources lose the API and SSH, and no others.
 func TestAccessChanges(t *testing.T) {
 	const all = "services of the machine that the document does not open get no new flows, and SSH from "
 	for _, k := range []struct {
@@ -92,11 +94,11 @@ func TestAccessChanges(t *testing.T) {
 		{Machine{Drop: true}, "-", "", ""},
 		{Machine{Drop: true}, "-", "ssh: [10.9.0.0/24]", "access input (ssh: - -> [10.9.0.0/24])"},
 		{Machine{Drop: true}, "input: keep", "", "access input (input: keep -> drop): " + all + "every source ends"},
-		{Machine{Drop: true}, "ssh: [10.9.0.0/24, 10.8.0.0/24]", "ssh: [10.9.0.0/25, 10.9.0.128/25]", "access input (ssh: [10.8.0.0/24 10.9.0.0/24] -> [10.9.0.0/25 10.9.0.128/25]): SSH from 10.8.0.0/24 ends where it is in no source of access.ssh any more"},
-		{Machine{}, "api: [10.9.0.0/24]", "api: [10.9.0.0/25, 10.9.0.128/26]", "access api (from: [10.9.0.0/24] -> [10.9.0.0/25 10.9.0.128/26]): clients in 10.9.0.0/24 that are in no source of the API any more lose it; its unix socket stays"},
+		{Machine{Drop: true}, "ssh: [10.9.0.0/24, 10.8.0.0/24]", "ssh: [10.9.0.0/25, 10.9.0.128/25]", "access input (ssh: [10.8.0.0/24 10.9.0.0/24] -> [10.9.0.0/25 10.9.0.128/25]): SSH from 10.8.0.0/24 ends where no source of access.ssh covers it any more"},
+		{Machine{}, "api: [10.9.0.0/24]", "api: [10.9.0.0/25, 10.9.0.128/26]", "access api (from: [10.9.0.0/24] -> [10.9.0.0/25 10.9.0.128/26]): clients in 10.9.0.0/24 lose the API where no source covers them any more; its unix socket stays"},
 		{Machine{}, "api: [\"2001:db8::/64\", 10.9.0.0/24]", "api: [\"2001:db8::/63\", 10.0.0.0/8]", "access api (from: [10.9.0.0/24 2001:db8::/64] -> [10.0.0.0/8 2001:db8::/63])"},
 		{Machine{API: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}}, "api: [10.9.0.0/25]", "", "access api (from: [10.9.0.0/24 10.9.0.0/25] -> [10.9.0.0/24])"},
-		{Machine{}, "api: [10.1.0.0/24, 10.2.0.0/24, 10.3.0.0/24, 10.4.0.0/24, 10.5.0.0/24]", "api: [10.6.0.0/24]", "clients in 10.1.0.0/24, 10.2.0.0/24, 10.3.0.0/24, 10.4.0.0/24, 1 more that"},
+		{Machine{}, "api: [10.1.0.0/24, 10.2.0.0/24, 10.3.0.0/24, 10.4.0.0/24, 10.5.0.0/24]", "api: [10.6.0.0/24]", "clients in 10.1.0.0/24, 10.2.0.0/24, 10.3.0.0/24, 10.4.0.0/24, 1 more lose the API"},
 	} {
 		k.machine.Can = everything
 		target := func(access string) Target {
@@ -125,7 +127,8 @@ func TestAccessChanges(t *testing.T) {
 	}
 }
 
-// TestCovered: what two lists of prefixes have in common is found without looking at each address, in time that their length bounds.
+// TestCovered checks that comparing two lists of prefixes does not enumerate addresses, and that
+// the time is bounded by the lengths of the lists.
 func TestCovered(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	some := func(n, least int) (out []netip.Prefix) {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// fill gives every exported field a value, each another one, and slices one element.
+// fill sets every exported field to a different value, and slices to one element.
 func fill(v reflect.Value, n *uint64) {
 	*n++
 	switch {
@@ -48,7 +48,7 @@ func fill(v reflect.Value, n *uint64) {
 	}
 }
 
-// leaves yields every field that has a value of its own, with its path.
+// leaves yields every field with a value of its own, with its path.
 func leaves(v reflect.Value, path string, yield func(path string, v reflect.Value)) {
 	switch {
 	case slices.Contains([]reflect.Type{reflect.TypeFor[netip.Addr](), reflect.TypeFor[netip.Prefix](), reflect.TypeFor[netip.AddrPort]()}, v.Type()):
@@ -68,10 +68,12 @@ func leaves(v reflect.Value, path string, yield func(path string, v reflect.Valu
 	}
 }
 
-// derived are fields that follow from others, which are told. TestDiff has the clamps, which are those of a tunnel.
+// derived are fields that follow from other fields, which are reported. TestDiff checks the clamps,
+// which belong to a tunnel.
 var derived = []string{"BGP.ASN", "BGP.RouterID", "NAT.Underlay", "NAT.Own", "NAT.Attachments", "NAT.Sessions", "NAT.API.Port", "NAT.DNS", "NAT.Links", "NAT.Tunnels", "NAT.Clamps."}
 
-// oneKind leaves a tunnel the settings that a path leads to, or else the first ones: a tunnel has one kind.
+// oneKind keeps the settings of the tunnel's kind that a path leads to, or else those of the first
+// kind: a tunnel has one kind.
 func oneKind(t *Target, path string) {
 	v := reflect.ValueOf(&t.Tunnels[0]).Elem()
 	kept := false
@@ -92,7 +94,7 @@ func oneKind(t *Target, path string) {
 	}
 }
 
-// TestEveryFieldIsAChange: whatever differs between two targets is told.
+// TestEveryFieldIsAChange checks that Diff reports a difference in any field of two targets.
 func TestEveryFieldIsAChange(t *testing.T) {
 	target := func() *Target {
 		var n uint64
@@ -128,6 +130,6 @@ func TestEveryFieldIsAChange(t *testing.T) {
 	})
 	t.Log(fields, "fields")
 	if len(unseen) > 0 {
-		t.Errorf("no change of %s is told", strings.Join(unseen, ", "))
+		t.Errorf("no change of %s is reported", strings.Join(unseen, ", "))
 	}
 }

@@ -12,34 +12,37 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/apipa"
 )
 
-// FirstID is the smallest number that a tunnel gets, and IDs up to LastID are ours alone: an xfrm state with such an if_id was made
-// for one of our tunnels.
+// FirstID is the smallest ID of a tunnel. The IDs up to LastID belong to isthmus: an xfrm state
+// with such an if_id was made for one of its tunnels.
 const (
 	FirstID uint32 = 490_001
 	LastID  uint32 = 499_999
 )
 
-// maxRetired bounds how many removed tunnels are remembered, so that bringing one back gives it what it had.
+// maxRetired bounds the removed tunnels in the ledger. A tunnel that is added again gets its former
+// values.
 const maxRetired = 1000
 
-// Ledger remembers the choices that were made once and must not change while a tunnel exists.
+// Ledger keeps the choices that must not change while a tunnel exists.
 type Ledger struct {
 	Tunnels map[string]Entry `json:"tunnels"`
-	// Retired are the names of removed tunnels, the oldest first.
+	// Retired has the names of removed tunnels, the oldest first.
 	Retired []string `json:"retired,omitempty"`
 }
 
-// Entry is what was chosen for one tunnel.
+// Entry has the choices for one tunnel.
 type Entry struct {
 	ID        uint32 `json:"id"`
 	Interface string `json:"interface"`
-	// Inside is the allocated block; not set when the document gives the addresses. With Local it is the peer's address.
+	// Inside is the allocated block, or the peer's address if Local is set. It is not set when the
+	// document gives the addresses.
 	Inside netip.Prefix `json:"inside,omitzero"`
-	// Local is this node's address, for a gateway whose addresses are allocated one by one.
+	// Local is this node's address, for a gateway with single addresses instead of blocks.
 	Local netip.Prefix `json:"local,omitzero"`
 }
 
-// pair returns the allocated addresses: in a block the peer has the first host address, this node the second.
+// pair returns the allocated addresses: in a block the peer has the first host address, this node
+// the second.
 func (e Entry) pair() tunnel.Inside {
 	if e.Local.IsValid() {
 		return tunnel.Inside{Local: e.Local, Remote: e.Inside.Addr()}
@@ -48,20 +51,21 @@ func (e Entry) pair() tunnel.Inside {
 	return tunnel.Inside{Local: netip.PrefixFrom(remote.Next(), e.Inside.Bits()), Remote: remote}
 }
 
-// chooser makes the choices of one plan. It knows what is in use, so that a choice does not cost a walk through the ledger.
+// chooser makes the choices of one plan. It indexes the values in use, so that a choice does not
+// scan the ledger.
 type chooser struct {
 	ledger     Ledger
 	ids        map[uint32]bool
-	lowID      uint32 // no number below is free
+	lowID      uint32 // no ID below is free
 	interfaces map[string]bool
-	used       *apipa.Account       // inside addresses, of the document and the ledger
+	used       *apipa.Account       // inside addresses of the document and the ledger
 	given      []netip.Prefix       // this node's single ones in the document
-	locals     map[netip.Prefix]int // how many tunnels have a single address as this node's
+	locals     map[netip.Prefix]int // number of tunnels with a single address of this node
 }
 
-// newChooser begins with a copy of a ledger, and the inside addresses that the document gives: given, and among them
-// shared, this node's single ones, which further tunnels may have too. What the document gives is taken from the tunnels of
-// the ledger, also from removed ones.
+// newChooser starts with a copy of a ledger and the inside addresses of the document: given, and
+// among them shared, this node's single addresses, which further tunnels may also have. Tunnels of
+// the ledger, also removed ones, lose addresses that the document gives.
 func newChooser(former Ledger, given, shared []netip.Prefix) *chooser {
 	c := &chooser{
 		ledger: Ledger{Tunnels: map[string]Entry{}, Retired: slices.Clone(former.Retired)},
@@ -84,7 +88,7 @@ func newChooser(former Ledger, given, shared []netip.Prefix) *chooser {
 	return c
 }
 
-// put notes what a tunnel has.
+// put records the entry of a tunnel.
 func (c *chooser) put(name string, e Entry) {
 	c.forget(name)
 	c.ledger.Tunnels[name] = e
@@ -114,7 +118,7 @@ func (c *chooser) forget(name string) {
 	}
 }
 
-// retire notes which tunnels are gone and forgets the oldest beyond maxRetired.
+// retire records removed tunnels, and forgets the oldest beyond maxRetired.
 func (c *chooser) retire(present map[string]bool) {
 	l := &c.ledger
 	l.Retired = slices.DeleteFunc(l.Retired, func(name string) bool { return present[name] })
@@ -141,7 +145,7 @@ func (c *chooser) forgetOldest() bool {
 	return true
 }
 
-// freeID returns the smallest number that no tunnel has or had.
+// freeID returns the smallest ID that no tunnel of the ledger has.
 func (c *chooser) freeID() (uint32, error) {
 	for {
 		for ; c.lowID <= LastID; c.lowID++ {
@@ -150,13 +154,13 @@ func (c *chooser) freeID() (uint32, error) {
 			}
 		}
 		if !c.forgetOldest() {
-			return 0, fmt.Errorf("all %d tunnel numbers are in use", LastID-FirstID+1)
+			return 0, fmt.Errorf("all %d tunnel IDs are in use", LastID-FirstID+1)
 		}
 	}
 }
 
-// inside gives a tunnel inside addresses that its cloud takes and that neither the document gives to another one nor the
-// ledger remembers. What it has is kept while its cloud takes it.
+// inside allocates inside addresses for a tunnel that its cloud accepts and that no tunnel of the
+// document or the ledger has. A tunnel keeps its addresses while its cloud accepts them.
 func (c *chooser) inside(name string, e Entry, rule apipa.Rule) (Entry, error) {
 	if e.Inside.IsValid() && e.Local.IsValid() == rule.Single {
 		pair := e.pair()
@@ -166,7 +170,7 @@ func (c *chooser) inside(name string, e Entry, rule apipa.Rule) (Entry, error) {
 	}
 	for {
 		e.Inside, e.Local = netip.Prefix{}, netip.Prefix{}
-		c.put(name, e) // what it had is free
+		c.put(name, e) // its former addresses are free
 		var err error
 		if rule.Single {
 			e.Local, err = c.local(rule)
@@ -184,8 +188,8 @@ func (c *chooser) inside(name string, e Entry, rule apipa.Rule) (Entry, error) {
 	}
 }
 
-// local returns this node's address for a gateway with single addresses: one that the document gives and that gateway takes,
-// else one that the ledger has, else a free one.
+// local returns this node's address for a gateway with single addresses: one of the document that
+// the gateway accepts, else one of the ledger, else a free one.
 func (c *chooser) local(rule apipa.Rule) (netip.Prefix, error) {
 	for _, p := range slices.Concat(c.given, slices.SortedFunc(maps.Keys(c.locals), comparePrefix)) {
 		if bad, _ := rule.Check(p, p.Addr()); bad == "" {
@@ -195,11 +199,11 @@ func (c *chooser) local(rule apipa.Rule) (netip.Prefix, error) {
 	return c.used.Free(rule)
 }
 
-// interfacePrefix keeps our interface names apart from those of the system.
+// interfacePrefix separates our interface names from those of the system.
 const interfacePrefix = "t-"
 
-// freeInterface returns an interface name for a tunnel: its own name where that fits into the 15 characters of
-// IFNAMSIZ, else its beginning with a digest.
+// freeInterface returns an interface name for a tunnel: its own name if that fits into the 15
+// characters of IFNAMSIZ, else its beginning with a digest.
 func (c *chooser) freeInterface(name string) string {
 	const limit = 15 - len(interfacePrefix)
 	if len(name) <= limit && !c.interfaces[interfacePrefix+name] {

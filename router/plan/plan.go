@@ -1,5 +1,6 @@
-// Package plan decides: from a checked document, the ledger and what the kernel can do, it makes the complete target. It has no
-// clock and no I/O, and what carries the target out has nothing left to choose.
+// Package plan makes the complete target from a checked document, the ledger and the capabilities
+// of the kernel. It has no clock and no I/O, and leaves no decision to the code that applies the
+// target.
 package plan
 
 import (
@@ -21,55 +22,57 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/cloud"
 )
 
-// Target is everything that was decided for a node. Lists are in the order of names.
+// Target has all decisions for a node. Lists are in the order of names.
 type Target struct {
 	Node     spec.Node
 	Underlay spec.Underlay
 	Tunnels  []tunnel.Config
 	BGP      bgp.Config
-	// Routes are the static routes, those of the document and those that peers need to be reached.
+	// Routes are the static routes: those of the document, of its attachments and maps, and host
+	// routes to peers.
 	Routes []fib.Route
 	NAT    nat.Config
-	// Health has the pools that are probed, or that announce something.
+	// Health has the pools with probes or announcements.
 	Health []egress.ProbedPool
-	// Proxies are the proxies that are probed, each as a pool of one address with the name of its policy.
+	// Proxies are the probed proxies, each as a pool of one address with the name of its policy.
 	Proxies []egress.ProbedPool
 	Names   egress.DNS
-	// Takeover without ways takes nothing.
+	// Takeover without paths takes over nothing.
 	Takeover egress.Takeover
 	Log      egress.Log
 	// SSHKeys may log in by SSH.
 	SSHKeys []string
-	// PortlessTimeout is how long flows without ports are remembered; 0: as the machine has it.
+	// PortlessTimeout is the conntrack timeout of flows without ports; 0: the machine's.
 	PortlessTimeout time.Duration
-	// Attachments are the plain interfaces of the document, and the tunnels for which it gives sources, by name.
+	// Attachments are the plain interfaces of the document, and its tunnels with sources, by name.
 	Attachments []Attachment
 }
 
-// Tunnel returns the place of a tunnel in Tunnels, and false when there is none of that name.
+// Tunnel returns the index of a tunnel in Tunnels, and false when no tunnel has the name.
 func (t *Target) Tunnel(name string) (int, bool) {
 	return slices.BinarySearchFunc(t.Tunnels, name, func(c tunnel.Config, name string) int { return cmp.Compare(c.Name, name) })
 }
 
-// Attachment is an interface that leads to a network, with what the document says of its sources.
+// Attachment is an interface that leads to a network, with its sources in the document.
 type Attachment struct {
 	Name, Interface string
 	Sources         []netip.Prefix
 }
 
-// Machine is what a document is planned for.
+// Machine has the facts of the machine that a document is planned for.
 type Machine struct {
-	// Can tells whether the kernel has a capability of router/host.
+	// Can reports whether the kernel has a capability of router/host.
 	Can func(capability string) bool
-	// Drop says that access.input is "drop" where a document does not say; else it is "keep".
+	// Drop makes "drop" the default of access.input; else it is "keep".
 	Drop bool
-	// API are the sources that may reach the API beside those that a document names, and First those that may as long as the document names none.
+	// API are sources that may reach the API in addition to those of a document. First are sources
+	// that may reach it as long as the document names none.
 	API, First []netip.Prefix
-	// SSH says that the machine's SSH server takes its keys from the document.
+	// SSH is true when the machine's SSH server takes its keys from the document.
 	SSH bool
 }
 
-// Nothing returns the target of a machine without a document, or of one whose document says no more than who may reach the node.
+// Nothing returns the target of a machine without a document, or with a document of access alone.
 func Nothing(m Machine, a spec.Access) (t Target) {
 	from := a.API
 	if len(from) == 0 {
@@ -80,7 +83,7 @@ func Nothing(m Machine, a spec.Access) (t Target) {
 	return t
 }
 
-// Make decides what is to be done for a document. The ledger returned belongs to the target: both are accepted
+// Make makes the target of a document. The returned ledger belongs to the target: both are accepted
 // together or not at all.
 func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems) {
 	var problems spec.Problems
@@ -92,7 +95,8 @@ func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems
 	}
 
 	present := map[string]bool{}
-	// The document's inside addresses, and among them this node's single ones, which several tunnels may have.
+	// given has the document's inside addresses, and shared those of them that several tunnels may
+	// have: this node's single link-local ones.
 	var given, shared []netip.Prefix
 	for i, tu := range s.Tunnels {
 		present[tu.Name] = true
@@ -105,7 +109,7 @@ func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems
 		if need := tu.Needs(); !slices.ContainsFunc(need, func(set []string) bool { return all(set, m.Can) }) {
 			problems = append(problems, spec.Problem{
 				Path:   fmt.Sprintf("tunnels[%d].%s", i, tu.Kind()),
-				Rule:   "needs what this kernel does not have: " + strings.Join(need[0], ", "),
+				Rule:   "needs features that this kernel does not have: " + strings.Join(need[0], ", "),
 				Remedy: "run the node on the isthmus image, or on a kernel with these features",
 			})
 		}
@@ -179,7 +183,8 @@ func Make(s *spec.Spec, former Ledger, m Machine) (Target, Ledger, spec.Problems
 	return t, choose.ledger, problems
 }
 
-// Amend returns the target of a document that differs from that of t in nothing but the policies of some names. The ledger stays.
+// Amend returns the target of a document that differs from that of t only in the policies of some
+// names. The ledger stays.
 func Amend(t Target, s *spec.Spec, names []string) Target {
 	policies := make([]nat.Policy, len(t.NAT.Policies), len(t.NAT.Policies)+len(names))
 	copy(policies, t.NAT.Policies)
@@ -202,7 +207,7 @@ func byName(pools []egress.ProbedPool) []egress.ProbedPool {
 	return slices.SortedFunc(slices.Values(pools), func(a, b egress.ProbedPool) int { return cmp.Compare(a.Name, b.Name) })
 }
 
-// insideRule says which inside addresses a tunnel may have.
+// insideRule returns the rule for inside addresses of a tunnel.
 func insideRule(t spec.Tunnel) apipa.Rule {
 	if p, ok := cloud.Lookup(t.Cloud); ok {
 		return p.Inside.Is
@@ -210,8 +215,9 @@ func insideRule(t spec.Tunnel) apipa.Rule {
 	return apipa.Default
 }
 
-// embedded returns a problem when a document adds a WireGuard tunnel beyond those that a kernel without WireGuard can have. One that
-// adds none stays valid: the driver tells which tunnels it did not make.
+// embedded returns a problem when a document adds a WireGuard tunnel beyond those that are possible
+// on a kernel without WireGuard. A document that adds none stays valid: the driver reports the
+// tunnels that it did not make.
 func embedded(s *spec.Spec, former Ledger, can func(string) bool) spec.Problems {
 	n, added := 0, -1
 	for i, tu := range s.Tunnels {
@@ -231,7 +237,7 @@ func embedded(s *spec.Spec, former Ledger, can func(string) bool) spec.Problems 
 		Path:   path,
 		Line:   s.Line(path),
 		Value:  s.Tunnels[added].Name,
-		Rule:   fmt.Sprintf("is more than this kernel, which has no WireGuard, can have: the document has %d WireGuard tunnels, and %d embedded devices are the most", n, tunnel.MaxEmbedded),
+		Rule:   fmt.Sprintf("is too many for this kernel without WireGuard: the document has %d WireGuard tunnels, and at most %d embedded devices are possible", n, tunnel.MaxEmbedded),
 		Remedy: fmt.Sprintf("remove %d of them, or run the node on the isthmus image, or on a kernel with WireGuard", n-tunnel.MaxEmbedded),
 	}}
 }
@@ -240,8 +246,8 @@ func all(set []string, can func(string) bool) bool {
 	return !slices.ContainsFunc(set, func(c string) bool { return !can(c) })
 }
 
-// clamp returns the MSS limits of a tunnel: what fits into its MTU behind headers without options (RFC 9293 section
-// 3.7.1), or what the document says.
+// clamp returns the MSS limits of a tunnel: its MTU less the headers without options (RFC 9293
+// section 3.7.1), or the limit of the document.
 func clamp(c tunnel.Config, mss uint16) nat.Clamp {
 	out := nat.Clamp{Interface: c.Interface, IPv4: uint16(c.MTU - 40), IPv6: uint16(c.MTU - 60)}
 	if mss != 0 {
@@ -260,7 +266,7 @@ func (t *Target) routes(s *spec.Spec, tunnels map[string]tunnel.Config) {
 	}
 }
 
-// maps has mapped prefixes routed into the tunnels of their spokes, and announced.
+// maps routes mapped prefixes into the tunnels of their spokes, and announces them.
 func (t *Target) maps(s *spec.Spec, tunnels map[string]tunnel.Config) {
 	announced := make(map[fib.Key]bool, len(t.BGP.Announce))
 	for _, p := range t.BGP.Announce {
@@ -284,8 +290,9 @@ func (t *Target) maps(s *spec.Spec, tunnels map[string]tunnel.Config) {
 	slices.SortFunc(t.NAT.Maps, func(a, b nat.Map) int { return comparePrefix(a.Mapped, b.Mapped) })
 }
 
-// peers resolves what depends on allocated addresses, and adds a host route for each peer that is not at the other
-// end of its tunnel: a learnt prefix that covers the peer's address must not carry the session itself.
+// peers adds the values that depend on allocated addresses, and a host route for each peer that is
+// not at the other end of its tunnel: a learnt prefix that covers the peer's address must not carry
+// the session itself.
 func (t *Target) peers(s *spec.Spec, tunnels map[string]tunnel.Config) (problems spec.Problems) {
 	at := map[netip.Addr]string{}
 	routed := make(map[fib.Key]bool, len(t.Routes))
@@ -314,8 +321,8 @@ func (t *Target) peers(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 				}
 			}
 		}
-		// A session that GoBGP has lost refuses connections for five seconds, and then opens one within two: two such
-		// speakers can go on refusing each other.
+		// After the loss of a session, GoBGP refuses connections for five seconds, and then opens
+		// one within two: two such speakers can keep refusing each other.
 		if p.EitherOpens && c.Lane() {
 			p.Passive = p.Address.Less(p.LocalAddress)
 		}

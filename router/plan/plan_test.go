@@ -30,7 +30,8 @@ func parse(t testing.TB, text string) *spec.Spec {
 	return s
 }
 
-// document writes a document with tunnels of the given names, all with allocated inside addresses, and a peer in each.
+// document returns a document with tunnels of the given names, all with allocated inside addresses,
+// and a peer in each.
 func document(names ...string) string {
 	var b strings.Builder
 	b.WriteString("node: {name: n, asn: 64620}\nunderlay: {interface: eth0, address: 10.9.0.4}\ntunnels:\n")
@@ -83,8 +84,8 @@ func TestRemovedTunnelComesBackAsItWas(t *testing.T) {
 	}
 }
 
-// TestChoicesNeverClash walks through random documents and looks for numbers, interfaces and addresses that two tunnels
-// share, and for tunnels that changed although the document did not change them.
+// TestChoicesNeverClash checks for random documents that no two tunnels share IDs, interfaces or
+// addresses, and that a tunnel changes only if the document changes it.
 func TestChoicesNeverClash(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	ledger := Ledger{}
@@ -126,8 +127,9 @@ func TestChoicesNeverClash(t *testing.T) {
 	}
 }
 
-// TestInsideAddressesNeverClash walks through random documents with tunnels to every cloud, some with given addresses,
-// and looks for addresses that two tunnels share, that the cloud refuses, or that moved without need.
+// TestInsideAddressesNeverClash checks for random documents with tunnels to every cloud, some with
+// given addresses, that no two tunnels share addresses, the cloud accepts them, and none changes
+// without need.
 func TestInsideAddressesNeverClash(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	clouds := append(cloud.Names(), "")
@@ -154,7 +156,7 @@ func TestInsideAddressesNeverClash(t *testing.T) {
 			tu := fmt.Sprintf("t-%d", i)
 			rules[tu] = rule
 			inside := ""
-			// Given addresses come from where the allocator looks first.
+			// Given addresses come from the first addresses that the allocator tries.
 			if r.IntN(5) == 0 {
 				a := rule.From[0].Addr().As4()
 				a[3] += byte(4 * r.IntN(12))
@@ -208,7 +210,8 @@ func TestInsideAddressesNeverClash(t *testing.T) {
 			if !ok || was == in || given[name] {
 				continue
 			}
-			// It may move only when its cloud or somebody's given address took what it had.
+			// It may change only when its cloud refuses the former addresses or a document gives
+			// them to another tunnel.
 			bad, _ := rules[name].Check(was.Local, was.Remote)
 			moved := bad != "" || rules[name].Single != was.Local.IsSingleIP() || overlaps(taken, was.Local.Masked()) || overlaps(taken, netip.PrefixFrom(was.Remote, 32))
 			if !moved {
@@ -228,8 +231,8 @@ func overlaps(list []netip.Prefix, p netip.Prefix) bool {
 	return slices.ContainsFunc(list, p.Overlaps)
 }
 
-// TestCloudFillsIn: what a tunnel leaves out comes from its cloud, down to the peers; all tunnels to Azure have one local
-// address, also when the document gives it to one of them.
+// TestCloudFillsIn checks that a tunnel and its peers get their defaults from its cloud, and that
+// all tunnels to Azure have one local address, also when the document gives it to one of them.
 func TestCloudFillsIn(t *testing.T) {
 	text := `node: {name: n, asn: 64620}
 underlay: {interface: eth0, address: 10.9.0.4, publicAddress: 203.0.113.9}
@@ -264,7 +267,7 @@ peers:
 	if in := target.Tunnels[2].Inside[0]; in.Local.String() != "169.254.22.9/32" {
 		t.Errorf("azure-1 has %v, and azure-0 169.254.22.9", in.Local)
 	}
-	// What the document gives comes before what a removed tunnel had.
+	// Addresses of the document win over those of a removed tunnel.
 	text = strings.Replace(text, "name: azure-1, cloud", "name: azure-2, cloud", 1)
 	text = strings.Replace(text, "tunnel: azure-1", "tunnel: azure-2", 1)
 	target, _ = mustMake(t, parse(t, text), ledger)
@@ -308,7 +311,7 @@ func TestMultihopPeerGetsHostRoute(t *testing.T) {
 	}
 }
 
-// TestOneSideOpens plans both ends of a lane.
+// TestOneSideOpens checks which end of a lane opens the session.
 func TestOneSideOpens(t *testing.T) {
 	for _, k := range []struct {
 		inside, passive string
@@ -335,8 +338,8 @@ func TestMissingCapability(t *testing.T) {
 	}
 }
 
-// TestEmbeddedDevices: on a kernel without WireGuard a document does not add a tunnel beyond those that can be there, and one that
-// was accepted before stays valid.
+// TestEmbeddedDevices checks that a document cannot add a tunnel beyond those that are possible on
+// a kernel without WireGuard, and that one that was accepted before stays valid.
 func TestEmbeddedDevices(t *testing.T) {
 	lanes := func(n int) *spec.Spec {
 		var b strings.Builder
@@ -354,7 +357,7 @@ func TestEmbeddedDevices(t *testing.T) {
 	}
 	_, _, problems = Make(lanes(tunnel.MaxEmbedded+2), most, Machine{Can: without})
 	if len(problems) != 1 || problems[0].Path != "tunnels[18].wireguard" || problems[0].Value != "lane-17" ||
-		!strings.Contains(problems[0].Rule, "18 WireGuard tunnels, and 16 ") || !strings.HasPrefix(problems[0].Remedy, "remove 2 ") {
+		!strings.Contains(problems[0].Rule, "18 WireGuard tunnels, and at most 16 ") || !strings.HasPrefix(problems[0].Remedy, "remove 2 ") {
 		t.Errorf("two too many: %v", problems)
 	}
 	_, ledger, problems := Make(lanes(tunnel.MaxEmbedded+2), Ledger{}, Machine{Can: everything})
@@ -364,7 +367,8 @@ func TestEmbeddedDevices(t *testing.T) {
 	if _, _, problems := Make(lanes(tunnel.MaxEmbedded+2), ledger, Machine{Can: without}); len(problems) > 0 {
 		t.Errorf("accepted before: %v", problems)
 	}
-	_, ledger, _ = Make(lanes(tunnel.MaxEmbedded+1), ledger, Machine{Can: everything}) // lane-17 is removed, and comes back
+	// lane-17 is removed and added again.
+	_, ledger, _ = Make(lanes(tunnel.MaxEmbedded+1), ledger, Machine{Can: everything})
 	if _, _, problems := Make(lanes(tunnel.MaxEmbedded+2), ledger, Machine{Can: without}); len(problems) != 1 {
 		t.Errorf("removed before: %v", problems)
 	}
@@ -394,13 +398,13 @@ func TestDiff(t *testing.T) {
 		{"underlay", "address: 10.9.0.4}", "address: 10.9.0.7}", "[change node n (every BGP session is closed and opened again) change underlay eth0 (flows from 10.9.0.4) change tunnel a-1 (the IKE SA is negotiated again) change tunnel b-2 (the IKE SA is negotiated again)]"},
 		{"mss", "{name: a-1, ipsec", "{name: a-1, mss: 1200, ipsec", "[change tunnel a-1]"},
 		{"log", "egress: {", "egress: {log: {}, ", "[add log log]"},
-		{"policy", "policies: [{name: x,", "policies: [{name: y,", "[add policy y remove policy x (new flows that it would decide are left to the other policies, and without one the guard drops them)]"},
+		{"policy", "policies: [{name: x,", "policies: [{name: y,", "[add policy y remove policy x (other policies decide its new flows, and the guard drops those that none decides)]"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			text := strings.Replace(base, test.from, test.to, 1)
 			if test.name == "tunnel removed, with its peer" {
 				text = strings.Replace(text, "- {name: b-2, tunnel: b-2, asn: 65000}\n", "", 1)
-				test.want = "[remove peer b-2 (the session is closed, and its routes go) remove tunnel b-2 (the tunnel goes down for good)]"
+				test.want = "[remove peer b-2 (the session is closed, and its routes are removed) remove tunnel b-2 (the tunnel goes down for good)]"
 			}
 			b, _ := mustMake(t, parse(t, text), ledger)
 			var got []string
@@ -424,7 +428,9 @@ func TestDiff(t *testing.T) {
 	}
 }
 
-// TestProxyAtAnAddressOfTheNode: it is asked by tunnels and attachments, or by those that the document names; by the underlay only from the sources of attachments there.
+// TestProxyAtAnAddressOfTheNode checks that the proxy accepts queries by all tunnels and
+// attachments, or by those that the document names, and by the underlay only from the sources of
+// attachments there.
 func TestProxyAtAnAddressOfTheNode(t *testing.T) {
 	doc := `node: {name: n, asn: 64620}
 underlay: {interface: eth0, address: 10.9.0.4}
@@ -448,7 +454,7 @@ egress: {dnsProxy: {listen: [169.254.21.1, 10.9.0.4]}}
 	}
 }
 
-// TestDiffOfFields: a field is told as in the document, and what is not there is a hyphen.
+// TestDiffOfFields checks that fields appear as in the document, and missing values as hyphens.
 func TestDiffOfFields(t *testing.T) {
 	base := document("a-1") + "egress: {log: {maxAge: 48h}, pools: [{name: p, addresses: [{address: 10.9.0.5}]}], policies: [{name: x, sources: [10.0.0.0/28], pool: p}]}\n"
 	first, ledger := mustMake(t, parse(t, base), Ledger{})
@@ -498,7 +504,8 @@ egress:
 `
 	target, _ := mustMake(t, parse(t, doc), Ledger{})
 	for what, pair := range map[string][2]string{
-		"proxy": {fmt.Sprint(target.Names.Proxy), "[{169.254.21.1 t-a} {169.254.21.1 t-b}]"}, // on both tunnels of the address, and no other
+		// on both tunnels of the address, and no other
+		"proxy": {fmt.Sprint(target.Names.Proxy), "[{169.254.21.1 t-a} {169.254.21.1 t-b}]"},
 		"zones": {fmt.Sprint(target.NAT.Zones), "[{y [172.17.0.0/16]} {z [172.16.0.0/16]}]"},
 		"pools": {fmt.Sprint(len(target.Health), " ", target.Health[0].Name, " ", target.Health[1].Name), "2 p q"},
 	} {
@@ -513,17 +520,18 @@ egress:
 	}
 	want := []string{
 		"change zone y ", "change health p ", "change names names ",
-		"remove health q all addresses of the pool count as healthy, and what it announces is withdrawn",
+		"remove health q all addresses of the pool count as healthy, and its announcements are withdrawn",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("changes %q, want %q", got, want)
 	}
 	if c := Diff(Target{}, target); !slices.ContainsFunc(c, func(c Change) bool { return c.Kind == "names" }) {
-		t.Errorf("the first document's names are not told: %v", c)
+		t.Errorf("the names of the first document are not reported: %v", c)
 	}
 }
 
-// TestMapsAreRoutedAndAnnounced has two spokes with one prefix, one of them by two tunnels.
+// TestMapsAreRoutedAndAnnounced checks maps of two spokes with one prefix, one of them with two
+// tunnels.
 func TestMapsAreRoutedAndAnnounced(t *testing.T) {
 	maps := `
 egress: {maps: [{tunnels: [b-2, a-1], inside: 10.1.0.0/16, mapped: 100.65.0.0/16}, {tunnels: [c-3], inside: 10.1.0.0/16, mapped: 100.64.0.0/16}]}

@@ -13,7 +13,7 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// sides says which interfaces lead inside and which sources belong to each, and from where BGP may be reached.
+// sides adds the attachments with their sources and routes, and the BGP sessions, to the target.
 func (t *Target) sides(s *spec.Spec, tunnels map[string]tunnel.Config) (problems spec.Problems) {
 	for _, p := range t.BGP.Peers {
 		t.NAT.Sessions = append(t.NAT.Sessions, nat.Session{Interface: p.Interface, Address: p.Address})
@@ -22,7 +22,7 @@ func (t *Target) sides(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 	for _, tu := range s.Tunnels {
 		c, ok := tunnels[tu.Name]
 		if !ok {
-			continue // it has no number
+			continue // it has no ID
 		}
 		owners[c.Interface] = tu.Name
 		a := nat.Attachment{Interface: c.Interface, Sources: t.tunnelSources(s, tu, c)}
@@ -48,8 +48,9 @@ func (t *Target) sides(s *spec.Spec, tunnels map[string]tunnel.Config) (problems
 	return problems
 }
 
-// proxy says by which interfaces the DNS proxy is asked at which address, and from where. An inside address is asked by its tunnels; any other one by the tunnels and
-// attachments that the document names, or by all.
+// proxy adds the interfaces and sources that may query each address of the DNS proxy. An inside
+// address accepts queries from its own tunnels. Any other one accepts them from the tunnels and
+// attachments that the document names, or from all.
 func (t *Target) proxy(s *spec.Spec) {
 	t.Names = s.Names
 	t.Names.Proxy = nil
@@ -92,9 +93,9 @@ func (t *Target) proxy(s *spec.Spec) {
 	}
 }
 
-// tunnelSources returns the sources that packets may have that come by a tunnel: those that the document gives, or what its peers may
-// announce and static routes lead to, as that is where answers go (RFC 8704). The other end's own addresses and mapped prefixes are always
-// among them.
+// tunnelSources returns the allowed sources of packets from a tunnel: those of the document, or
+// else the prefixes that its peers may announce and that static routes lead to, because answers go
+// there (RFC 8704). The other end's own addresses and mapped prefixes are always allowed.
 func (t *Target) tunnelSources(s *spec.Spec, tu spec.Tunnel, c tunnel.Config) (sources []netip.Prefix) {
 	one := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 	for _, in := range c.Inside {

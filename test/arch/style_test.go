@@ -43,6 +43,7 @@ var plain = []string{
 	"router/fib/kernel",
 	"router/live",
 	"router/observe",
+	"router/plan",
 	"router/ports",
 	"router/report",
 	"router/secret",

@@ -302,7 +302,7 @@ func (r *Router) EditPolicies(_ context.Context, author string, q *isthmusv1.Edi
 		return nil, &api.Refused{Problems: problems}
 	}
 	for _, name := range q.Delete {
-		changes = append(changes, &isthmusv1.Change{Action: isthmusv1.Change_ACTION_REMOVE, Kind: "policy", Name: name, Interrupts: "new flows that it would decide are left to the other policies"})
+		changes = append(changes, &isthmusv1.Change{Action: isthmusv1.Change_ACTION_REMOVE, Kind: "policy", Name: name, Interrupts: "other policies decide its new flows"})
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
