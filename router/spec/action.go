@@ -133,7 +133,7 @@ func (c *checker) plain(path string, out *nat.Policy) {
 	for i, dst := range out.Destinations {
 		at := fmt.Sprintf("%s.destinations[%d]", path, i)
 		if dst.Bits() == 0 {
-			c.Problem(at, dst.String(), "covers every address, and action no-nat keeps the source", "name the prefixes that have a route to the sources")
+			c.Problem(at, dst.String(), "covers every address, and action no-nat keeps the source", "name the networks that have a route to the sources")
 			continue
 		}
 		for j, src := range out.Sources {
