@@ -17,19 +17,16 @@ import (
 )
 
 // A document may have ten thousand policies. Decoding and checking all of them for an edit of one
-// takes a hundred times as long as applying the edit. Edit therefore checks the edited ones and
-// those that they could conflict with. The result is the same as that of Decode and Check for the
-// edited text.
+// takes a hundred times as long as applying the edit. Edit checks those that are edited or could
+// conflict with them. The result equals that of Decode and Check for the edited text.
 
 // maxEdited bounds the policies of one Edit.
 const maxEdited = 1000
 
 // Edit is a change of single egress policies.
 type Edit struct {
-	// Set are added, or replace those with the same names.
-	Set []*isthmusv1.EgressPolicy
-	// Delete has names.
-	Delete []string
+	Set    []*isthmusv1.EgressPolicy // added, or in place of those with the same names
+	Delete []string                  // names
 
 	lines    Lines // of Set
 	problems Problems
@@ -49,9 +46,8 @@ func (e *Edit) Read(text []byte) {
 // Edited is a document after an Edit.
 type Edited struct {
 	*Spec
-	Text string
-	// Names are the names of the policies that differ.
-	Names []string
+	Text  string
+	Names []string // of the policies that differ
 }
 
 // errEdit means that a text cannot be edited although it is valid.
