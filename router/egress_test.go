@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
@@ -74,7 +76,7 @@ egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}, {address: 10.9.0.6}]
 		m.setSick(true, "10.9.0.5")
 		want("[10.9.0.6] [0.0.0.0/0 10.9.0.0/24]", "PoolDegraded")
 		expect(t, m, "nat")
-		if p, _ := r.Pools(); p[0].Healthy != 1 || p[0].Members[0].Health != "down" || p[0].Members[1].Health != "healthy" || !p[0].Announced ||
+		if p := listed[*isthmusv1.ListPoolsResponse](t, r, &isthmusv1.ListPoolsRequest{}).GetPools(); p[0].Healthy != 1 || p[0].Members[0].Health != "down" || p[0].Members[1].Health != "healthy" || !p[0].Announced ||
 			p[0].Members[0].Targets[0].LastError != "sick" {
 			t.Errorf("pools %v", p)
 		}
@@ -88,7 +90,7 @@ egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}, {address: 10.9.0.6}]
 		m.setSick(true, "10.9.0.6")
 		want("[10.9.0.5 10.9.0.6] [10.9.0.0/24]", "PoolDown")
 		expect(t, m, "nat", "bgp")
-		if p, _ := r.Pools(); p[0].Announced || p[0].Healthy != 0 {
+		if p := listed[*isthmusv1.ListPoolsResponse](t, r, &isthmusv1.ListPoolsRequest{}).GetPools(); p[0].Announced || p[0].Healthy != 0 {
 			t.Errorf("pools %v", p)
 		}
 
@@ -139,7 +141,7 @@ func TestSickProxy(t *testing.T) {
 				t.Errorf("down: %v, want %v", got, down)
 			}
 			got = nil
-			policies, _ := r.Policies()
+			policies := r.Policies()
 			for _, p := range policies {
 				if p.Down {
 					got = append(got, p.Name)
@@ -211,7 +213,7 @@ func TestNamesOfAFormerRun(t *testing.T) {
 			}
 		}
 		m.mu.Unlock()
-		names, _ := r.Names()
+		names := listed[*isthmusv1.ListNamesResponse](t, r, &isthmusv1.ListNamesRequest{}).GetNames()
 		if len(names) != 3 || names[1].GetName() != "b.example" || fmt.Sprint(names[1].GetAddresses(), names[1].GetPolicies()) != "[198.51.100.1 198.51.100.2] [x]" {
 			t.Errorf("names %v", names)
 		}

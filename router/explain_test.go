@@ -111,18 +111,18 @@ func TestExplanations(t *testing.T) {
 			t.Errorf("alive %v", m.alive)
 		}
 
-		if s := r.Strays(); len(s) != 1 || s[0].Beside != "z-0" || s[0].State != "dead" || s[0].Address != "" || s[0].Since != nil {
+		if s := listed[*isthmusv1.ListTunnelsResponse](t, r, &isthmusv1.ListTunnelsRequest{}).GetStrays(); len(s) != 1 || s[0].Beside != "z-0" || s[0].State != "dead" || s[0].Address != "" || s[0].Since != nil {
 			t.Errorf("strays %v", s)
 		}
 		r.Callers = func() []tunnel.Caller {
 			return []tunnel.Caller{{Address: netip.MustParseAddr("192.0.2.1"), First: since, Last: since.Add(time.Second), Attempts: 3}}
 		}
-		s := r.Strays()
+		s := listed[*isthmusv1.ListTunnelsResponse](t, r, &isthmusv1.ListTunnelsRequest{}).GetStrays()
 		if len(s) != 2 || s[0].Address != "192.0.2.1" || s[0].State != "dead" || s[0].Reason != "unpaired" || s[0].Attempts != 3 || !s[0].Last.AsTime().Equal(since.Add(time.Second)) {
 			t.Errorf("strays %v", s)
 		}
 		accept(t, r, base)
-		if s := r.Strays(); len(s) != 1 || s[0].State != "refused" || s[0].Reason != "unknown-caller" {
+		if s := listed[*isthmusv1.ListTunnelsResponse](t, r, &isthmusv1.ListTunnelsRequest{}).GetStrays(); len(s) != 1 || s[0].State != "refused" || s[0].Reason != "unknown-caller" {
 			t.Errorf("strays beside no cloud: %v", s)
 		}
 	})

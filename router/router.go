@@ -80,12 +80,8 @@ func New(o Options) (*Router, error) {
 			Mover: o.Mover, Changed: r.bell.Ring, Log: o.Log.With("room", "takeover"), Echo: func(ctx context.Context, p egress.Path) error {
 				return probe(ctx, p.Interface, p.From, egress.Target{Scheme: "icmp", Host: p.To.String()})
 			}}}.Capability(),
-		probes.Capability(), domains.Capability(),
+		probes.Capability(), domains.Capability(), used.Capability(), translog.Capability(),
 	}
-	if used.Keeper != nil {
-		r.capabilities = append(r.capabilities, used.Capability())
-	}
-	r.capabilities = append(r.capabilities, translog.Capability())
 	if o.SSH != nil {
 		r.capabilities = append(r.capabilities, capability.SSH(o.SSH))
 	}
@@ -98,7 +94,7 @@ func New(o Options) (*Router, error) {
 	}
 	r.applier = apply.New(ao)
 	r.Report = report.New(report.Options{
-		Documents: r.documents, Applied: r.applier, Observed: r.observer, PortUse: used, Probes: probes, Domains: domains, Translog: translog, Capabilities: r.capabilities,
+		Documents: r.documents, Applied: r.applier, Observed: r.observer, Translog: translog, Capabilities: r.capabilities,
 		Store: o.Store, BGP: o.BGP, FIB: o.FIB, NAT: o.NAT, Addresses: o.Addresses, Flows: o.Flows, Callers: o.Callers,
 		Resolvers: o.Resolvers, Kernel: o.Host.Capabilities, Counters: o.Counters, Notices: o.Notices, Platform: o.Platform, Version: o.Version,
 		Bell: &r.bell, Log: o.Log,

@@ -17,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/isthmus-net/isthmus/bgp"
@@ -405,6 +406,22 @@ const (
 func tunnelsOf(r *Router) []*isthmusv1.TunnelStatus {
 	all, _ := r.Tunnels()
 	return all
+}
+
+// listed returns the answer to a List call.
+func listed[R proto.Message](t *testing.T, r *Router, request proto.Message) R {
+	t.Helper()
+	for _, n := range r.Nouns() {
+		if n.Lists(request) {
+			response, err := n.List(t.Context(), request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return response.(R)
+		}
+	}
+	t.Fatalf("no noun answers %T", request)
+	panic("unreachable")
 }
 
 func status(r *Router) *isthmusv1.SystemStatus {

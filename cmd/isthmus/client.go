@@ -16,7 +16,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -42,10 +41,13 @@ var clientColumns = []column[*isthmusv1.Client]{
 
 func (a *app) addClients(root, get, _, _ *cobra.Command) {
 	list := func(use string) *cobra.Command {
-		return getCommand(a, use, "List the client certificates that the node has issued", clientColumns,
-			func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.Client, proto.Message, error) {
+		return getCommand(a, use, "List the client certificates that the node has issued",
+			func(ctx context.Context, conn *grpc.ClientConn) error {
 				r, err := isthmusv1.NewAccessServiceClient(conn).ListClients(ctx, &isthmusv1.ListClientsRequest{})
-				return r.GetClients(), r, err
+				if err != nil {
+					return err
+				}
+				return show(a, clientColumns, r.GetClients(), r)
 			})
 	}
 	get.AddCommand(list("clients"))

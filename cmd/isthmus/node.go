@@ -43,10 +43,13 @@ func getStatus(ctx context.Context, conn *grpc.ClientConn) (*isthmusv1.SystemSta
 }
 
 func (a *app) addNode(root, get, describe, _ *cobra.Command) {
-	get.AddCommand(getCommand(a, "status", "Show the node's state and conditions", statusColumns,
-		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.SystemStatus, proto.Message, error) {
+	get.AddCommand(getCommand(a, "status", "Show the node's state and conditions",
+		func(ctx context.Context, conn *grpc.ClientConn) error {
 			s, err := getStatus(ctx, conn)
-			return []*isthmusv1.SystemStatus{s}, s, err
+			if err != nil {
+				return err
+			}
+			return show(a, statusColumns, []*isthmusv1.SystemStatus{s}, s)
 		}))
 	node := describeCommand(a, "node", "Show everything about the node", func(ctx context.Context, conn *grpc.ClientConn, name string) (proto.Message, error) {
 		s, err := getStatus(ctx, conn)

@@ -7,7 +7,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
@@ -34,28 +33,12 @@ var peerColumns = []column[*isthmusv1.PeerStatus]{
 }
 
 func (a *app) addPeers(root, get, describe, watch *cobra.Command) {
-	get.AddCommand(getCommand(a, "peers", "List the BGP sessions, with prefixes received and messages received/sent", peerColumns,
-		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.PeerStatus, proto.Message, error) {
-			all := &isthmusv1.ListPeersResponse{}
-			client := isthmusv1.NewBGPServiceClient(conn)
-			err := pages(func(token string) (*isthmusv1.ListPeersResponse, error) {
-				return client.ListPeers(ctx, &isthmusv1.ListPeersRequest{PageToken: token})
-			}, func(r *isthmusv1.ListPeersResponse) string {
-				all.Peers = append(all.Peers, r.Peers...)
-				return r.NextPageToken
-			})
-			return all.Peers, all, err
-		}))
-	describe.AddCommand(describeCommand(a, "peer NAME", "Show everything about one BGP session",
-		func(ctx context.Context, conn *grpc.ClientConn, name string) (proto.Message, error) {
-			return isthmusv1.NewBGPServiceClient(conn).GetPeer(ctx, &isthmusv1.GetPeerRequest{Name: name})
-		}))
-	watch.AddCommand(watchCommand(a, "peers", "Follow the BGP sessions", peerColumns, (*isthmusv1.PeerEvent).GetPeer,
-		func(ctx context.Context, conn *grpc.ClientConn) (interface {
-			Recv() (*isthmusv1.PeerEvent, error)
-		}, error) {
-			return isthmusv1.NewBGPServiceClient(conn).WatchPeers(ctx, &isthmusv1.WatchPeersRequest{})
-		}))
+	nounCommands[*isthmusv1.PeerStatus]{
+		plural: "peers", columns: peerColumns,
+		list:     "List the BGP sessions, with prefixes received and messages received/sent",
+		describe: "peer NAME: Show everything about one BGP session",
+		watch:    "Follow the BGP sessions",
+	}.add(a, get, describe, watch)
 
 	var soft bool
 	reset := a.group("reset", "Restart a session")

@@ -1,13 +1,11 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -45,41 +43,24 @@ var policyColumns = []column[*isthmusv1.PolicyStatus]{
 	{header: "INSTALLED", wide: true, value: func(_ *app, p *isthmusv1.PolicyStatus) string { return fmt.Sprint(p.Installed) }},
 }
 
-func (a *app) addPolicies(_, get, _, watch *cobra.Command) {
-	all := &isthmusv1.ListPoliciesResponse{}
-	policies := getCommand(a, "policies", "List the egress policies with their counters, and the dropped packets by reason", policyColumns,
-		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.PolicyStatus, proto.Message, error) {
-			client := isthmusv1.NewNATServiceClient(conn)
-			err := pages(func(token string) (*isthmusv1.ListPoliciesResponse, error) {
-				return client.ListPolicies(ctx, &isthmusv1.ListPoliciesRequest{PageToken: token, PageSize: 10000})
-			}, func(r *isthmusv1.ListPoliciesResponse) string {
-				all.Policies = append(all.Policies, r.Policies...)
-				all.GuardPackets, all.GuardBytes, all.Drops = r.GuardPackets, r.GuardBytes, r.Drops
-				return r.NextPageToken
-			})
-			return all.Policies, all, err
-		})
-	policies.Aliases = []string{"nat"} // its former name
-	table := policies.RunE
-	policies.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := table(cmd, args); err != nil || a.output == "json" || a.output == "yaml" {
-			return err
-		}
-		_, err := fmt.Fprintf(a.stdout, "\nThe guard kept %d packets (%s) from leaving with an inside source.\n", all.GuardPackets, size(all.GuardBytes))
-		for _, d := range all.Drops {
-			if err == nil && d.Packets > 0 && d.Reason != "guard" {
-				_, err = fmt.Fprintf(a.stdout, "Dropped %d packets (%s): %s.\n", d.Packets, size(d.Bytes), d.Description)
+func (a *app) addPolicies(_, get, describe, watch *cobra.Command) {
+	nounCommands[*isthmusv1.PolicyStatus]{
+		plural: "policies", aliases: []string{"nat"}, columns: policyColumns,
+		list:    "List the egress policies with their counters, and the dropped packets by reason",
+		watch:   "Follow the egress policies",
+		request: &isthmusv1.ListPoliciesRequest{PageSize: 10000},
+		show: func(message proto.Message, policies []*isthmusv1.PolicyStatus) error {
+			if err := show(a, policyColumns, policies, message); err != nil || a.output == "json" || a.output == "yaml" {
+				return err
 			}
-		}
-		return err
-	}
-	get.AddCommand(policies)
-	follow := watchCommand(a, "policies", "Follow the egress policies", policyColumns, (*isthmusv1.PolicyEvent).GetPolicy,
-		func(ctx context.Context, conn *grpc.ClientConn) (interface {
-			Recv() (*isthmusv1.PolicyEvent, error)
-		}, error) {
-			return isthmusv1.NewNATServiceClient(conn).WatchPolicies(ctx, &isthmusv1.WatchPoliciesRequest{})
-		})
-	follow.Aliases = []string{"nat"}
-	watch.AddCommand(follow)
+			all := message.(*isthmusv1.ListPoliciesResponse)
+			_, err := fmt.Fprintf(a.stdout, "\nThe guard kept %d packets (%s) from leaving with an inside source.\n", all.GuardPackets, size(all.GuardBytes))
+			for _, d := range all.Drops {
+				if err == nil && d.Packets > 0 && d.Reason != "guard" {
+					_, err = fmt.Fprintf(a.stdout, "Dropped %d packets (%s): %s.\n", d.Packets, size(d.Bytes), d.Description)
+				}
+			}
+			return err
+		},
+	}.add(a, get, describe, watch)
 }

@@ -1,13 +1,11 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -54,34 +52,21 @@ func announces(p *isthmusv1.PoolStatus) string {
 }
 
 func (a *app) addPools(_, get, describe, watch *cobra.Command) {
-	get.AddCommand(getCommand(a, "pools", "List the source addresses of the pools, with their health", memberColumns,
-		func(ctx context.Context, conn *grpc.ClientConn) ([]member, proto.Message, error) {
-			all := &isthmusv1.ListPoolsResponse{}
-			client := isthmusv1.NewPoolServiceClient(conn)
-			err := pages(func(token string) (*isthmusv1.ListPoolsResponse, error) {
-				return client.ListPools(ctx, &isthmusv1.ListPoolsRequest{PageToken: token})
-			}, func(r *isthmusv1.ListPoolsResponse) string {
-				all.Pools = append(all.Pools, r.Pools...)
-				return r.NextPageToken
-			})
+	nounCommands[*isthmusv1.PoolStatus]{
+		plural: "pools", columns: poolColumns,
+		list:     "List the source addresses of the pools, with their health",
+		describe: "pool NAME: Show everything about one pool, with the probes of each address",
+		watch:    "Follow the pools",
+		show: func(all proto.Message, pools []*isthmusv1.PoolStatus) error {
 			var rows []member
-			for _, p := range all.Pools {
+			for _, p := range pools {
 				for _, m := range p.Members {
 					rows = append(rows, member{m, p})
 				}
 			}
-			return rows, all, err
-		}))
-	describe.AddCommand(describeCommand(a, "pool NAME", "Show everything about one pool, with the probes of each address",
-		func(ctx context.Context, conn *grpc.ClientConn, name string) (proto.Message, error) {
-			return isthmusv1.NewPoolServiceClient(conn).GetPool(ctx, &isthmusv1.GetPoolRequest{Name: name})
-		}))
-	watch.AddCommand(watchCommand(a, "pools", "Follow the pools", poolColumns, (*isthmusv1.PoolEvent).GetPool,
-		func(ctx context.Context, conn *grpc.ClientConn) (interface {
-			Recv() (*isthmusv1.PoolEvent, error)
-		}, error) {
-			return isthmusv1.NewPoolServiceClient(conn).WatchPools(ctx, &isthmusv1.WatchPoolsRequest{})
-		}))
+			return show(a, memberColumns, rows, all)
+		},
+	}.add(a, get, describe, watch)
 }
 
 var nameColumns = []column[*isthmusv1.NameStatus]{
@@ -108,23 +93,10 @@ var nameColumns = []column[*isthmusv1.NameStatus]{
 	{header: "FAILING", wide: true, value: func(a *app, n *isthmusv1.NameStatus) string { return a.since(n.Failing) }},
 }
 
-func (a *app) addNames(_, get, _, watch *cobra.Command) {
-	get.AddCommand(getCommand(a, "names", "List the domain names of the egress policies and their addresses", nameColumns,
-		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.NameStatus, proto.Message, error) {
-			all := &isthmusv1.ListNamesResponse{}
-			client := isthmusv1.NewNameServiceClient(conn)
-			err := pages(func(token string) (*isthmusv1.ListNamesResponse, error) {
-				return client.ListNames(ctx, &isthmusv1.ListNamesRequest{PageToken: token})
-			}, func(r *isthmusv1.ListNamesResponse) string {
-				all.Names = append(all.Names, r.Names...)
-				return r.NextPageToken
-			})
-			return all.Names, all, err
-		}))
-	watch.AddCommand(watchCommand(a, "names", "Follow the domain names", nameColumns, (*isthmusv1.NameEvent).GetName,
-		func(ctx context.Context, conn *grpc.ClientConn) (interface {
-			Recv() (*isthmusv1.NameEvent, error)
-		}, error) {
-			return isthmusv1.NewNameServiceClient(conn).WatchNames(ctx, &isthmusv1.WatchNamesRequest{})
-		}))
+func (a *app) addNames(_, get, describe, watch *cobra.Command) {
+	nounCommands[*isthmusv1.NameStatus]{
+		plural: "names", columns: nameColumns,
+		list:  "List the domain names of the egress policies and their addresses",
+		watch: "Follow the domain names",
+	}.add(a, get, describe, watch)
 }

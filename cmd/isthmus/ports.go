@@ -1,11 +1,9 @@
 package main
 
 import (
-	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -47,46 +45,27 @@ var addressColumns = []column[*isthmusv1.AddressUse]{
 	{header: "ADDRESS", wide: true, value: func(_ *app, u *isthmusv1.AddressUse) string { return u.Address }},
 }
 
-func (a *app) addPorts(_, get, _, watch *cobra.Command) {
-	all := &isthmusv1.ListPortsResponse{}
-	ports := getCommand(a, "ports", "List the ports in use and free of the pools' addresses, and the use of the connection table", portColumns,
-		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.PortUse, proto.Message, error) {
-			client := isthmusv1.NewEgressServiceClient(conn)
-			err := pages(func(token string) (*isthmusv1.ListPortsResponse, error) {
-				return client.ListPorts(ctx, &isthmusv1.ListPortsRequest{PageToken: token})
-			}, func(r *isthmusv1.ListPortsResponse) string {
-				next := r.NextPageToken
-				r.Ports, r.NextPageToken = append(all.Ports, r.Ports...), ""
-				all = r
-				return next
-			})
-			return all.Ports, all, err
-		})
-	ports.Aliases = []string{"egress"} // its former name
-	table := ports.RunE
-	ports.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := table(cmd, args); err != nil || a.output == "json" || a.output == "yaml" {
+func (a *app) addPorts(_, get, describe, watch *cobra.Command) {
+	nounCommands[*isthmusv1.PortUse]{
+		plural: "ports", aliases: []string{"egress"}, columns: portColumns,
+		list:  "List the ports in use and free of the pools' addresses, and the use of the connection table",
+		watch: "Follow the ports in use",
+		show: func(message proto.Message, ports []*isthmusv1.PortUse) error {
+			if err := show(a, portColumns, ports, message); err != nil || a.output == "json" || a.output == "yaml" {
+				return err
+			}
+			all := message.(*isthmusv1.ListPortsResponse)
+			fmt.Fprintln(a.stdout)
+			if err := show(a, addressColumns, all.Addresses, nil); err != nil {
+				return err
+			}
+			if all.Counted == nil {
+				fmt.Fprintln(a.stderr, "The flows have not been counted yet.")
+			}
+			t := all.GetTable()
+			_, err := fmt.Fprintf(a.stdout, "\nConnection table: %d of %d flows, %d refused because it was full, %d lost without a port, %d without room. Placed sources: %d.\n",
+				t.GetEntries(), t.GetLimit(), t.GetRefused(), t.GetInsertFailed(), t.GetDropped(), all.Placements)
 			return err
-		}
-		fmt.Fprintln(a.stdout)
-		if err := show(a, addressColumns, all.Addresses, nil); err != nil {
-			return err
-		}
-		if all.Counted == nil {
-			fmt.Fprintln(a.stderr, "The flows have not been counted yet.")
-		}
-		t := all.GetTable()
-		_, err := fmt.Fprintf(a.stdout, "\nConnection table: %d of %d flows, %d refused because it was full, %d lost without a port, %d without room. Placed sources: %d.\n",
-			t.GetEntries(), t.GetLimit(), t.GetRefused(), t.GetInsertFailed(), t.GetDropped(), all.Placements)
-		return err
-	}
-	get.AddCommand(ports)
-	follow := watchCommand(a, "ports", "Follow the ports in use", portColumns, (*isthmusv1.PortEvent).GetPort,
-		func(ctx context.Context, conn *grpc.ClientConn) (interface {
-			Recv() (*isthmusv1.PortEvent, error)
-		}, error) {
-			return isthmusv1.NewEgressServiceClient(conn).WatchPorts(ctx, &isthmusv1.WatchPortsRequest{})
-		})
-	follow.Aliases = []string{"egress"}
-	watch.AddCommand(follow)
+		},
+	}.add(a, get, describe, watch)
 }

@@ -48,22 +48,13 @@ var routeColumns = []column[*isthmusv1.Route]{
 
 func (a *app) addRoutes(_, get, describe, watch *cobra.Command) {
 	request := &isthmusv1.ListRoutesRequest{PageSize: 10000}
-	routes := getCommand(a, "routes", "List the kernel routes that isthmus owns", routeColumns,
-		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.Route, proto.Message, error) {
-			all := &isthmusv1.ListRoutesResponse{}
-			client := isthmusv1.NewRouteServiceClient(conn)
-			err := pages(func(token string) (*isthmusv1.ListRoutesResponse, error) {
-				request.PageToken = token
-				return client.ListRoutes(ctx, request)
-			}, func(r *isthmusv1.ListRoutesResponse) string {
-				all.Routes = append(all.Routes, r.Routes...)
-				return r.NextPageToken
-			})
-			return all.Routes, all, err
-		})
+	routes := nounCommands[*isthmusv1.Route]{
+		plural: "routes", columns: routeColumns, request: request,
+		list:  "List the kernel routes that isthmus owns",
+		watch: "Follow the routes",
+	}.add(a, get, describe, watch)
 	routes.Flags().StringVar(&request.Within, "within", "", "only routes inside this prefix")
 	routes.Flags().StringVar(&request.Peer, "peer", "", "only routes from this peer")
-	get.AddCommand(routes)
 	describe.AddCommand(describeCommand(a, "route PREFIX", "Show everything about one route",
 		func(ctx context.Context, conn *grpc.ClientConn, prefix string) (proto.Message, error) {
 			p, err := netip.ParsePrefix(prefix)
@@ -79,11 +70,5 @@ func (a *app) addRoutes(_, get, describe, watch *cobra.Command) {
 				return nil, fmt.Errorf("route %q: not found", prefix)
 			}
 			return r.Routes[0], nil
-		}))
-	watch.AddCommand(watchCommand(a, "routes", "Follow the routes", routeColumns, (*isthmusv1.RouteEvent).GetRoute,
-		func(ctx context.Context, conn *grpc.ClientConn) (interface {
-			Recv() (*isthmusv1.RouteEvent, error)
-		}, error) {
-			return isthmusv1.NewRouteServiceClient(conn).WatchRoutes(ctx, &isthmusv1.WatchRoutesRequest{})
 		}))
 }

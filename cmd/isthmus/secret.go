@@ -17,7 +17,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
@@ -35,23 +34,10 @@ var secretColumns = []column[*isthmusv1.SecretInfo]{
 }
 
 func (a *app) addSecrets(root, get, _, _ *cobra.Command) {
-	list := func(use string) *cobra.Command {
-		return getCommand(a, use, "List names and fingerprints of the secrets", secretColumns,
-			func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.SecretInfo, proto.Message, error) {
-				all := &isthmusv1.ListSecretsResponse{}
-				client := isthmusv1.NewSecretServiceClient(conn)
-				err := pages(func(token string) (*isthmusv1.ListSecretsResponse, error) {
-					return client.ListSecrets(ctx, &isthmusv1.ListSecretsRequest{PageToken: token})
-				}, func(r *isthmusv1.ListSecretsResponse) string {
-					all.Secrets = append(all.Secrets, r.Secrets...)
-					return r.NextPageToken
-				})
-				return all.Secrets, all, err
-			})
-	}
-	get.AddCommand(list("secrets"))
+	secrets := nounCommands[*isthmusv1.SecretInfo]{plural: "secrets", columns: secretColumns, list: "List names and fingerprints of the secrets"}
+	secrets.add(a, get, nil, nil)
 	group := a.group("secret", "Set and delete secrets, which cannot be read back")
-	group.AddCommand(a.secretSet(), list("list"), &cobra.Command{Use: "rollback NAME", Short: "Restore the previous value of a secret", Args: cobra.ExactArgs(1),
+	group.AddCommand(a.secretSet(), secrets.get(a, "list"), &cobra.Command{Use: "rollback NAME", Short: "Restore the previous value of a secret", Args: cobra.ExactArgs(1),
 		Long: `Restore the value that a secret had before it was last set. Tunnels and peers that use it change at once. The previous value is
 kept until the next document is applied and confirmed; rolling back twice restores the later value.`,
 		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, args []string) error {

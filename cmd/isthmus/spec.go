@@ -92,18 +92,8 @@ func (a *app) addSpec(root, get, _, _ *cobra.Command) {
 		})}
 	spec.Flags().Uint64Var(&generation, "generation", 0, "generation to show (default: the present one)")
 	a.outputFlag(spec)
-	get.AddCommand(spec, getCommand(a, "history", "List the accepted documents, newest first", revisionColumns,
-		func(ctx context.Context, conn *grpc.ClientConn) ([]*isthmusv1.Revision, proto.Message, error) {
-			all := &isthmusv1.ListHistoryResponse{}
-			client := isthmusv1.NewSpecServiceClient(conn)
-			err := pages(func(token string) (*isthmusv1.ListHistoryResponse, error) {
-				return client.ListHistory(ctx, &isthmusv1.ListHistoryRequest{PageToken: token})
-			}, func(r *isthmusv1.ListHistoryResponse) string {
-				all.Revisions = append(all.Revisions, r.Revisions...)
-				return r.NextPageToken
-			})
-			return all.Revisions, all, err
-		}))
+	get.AddCommand(spec)
+	nounCommands[*isthmusv1.Revision]{plural: "history", columns: revisionColumns, list: "List the accepted documents, newest first"}.add(a, get, nil, nil)
 }
 
 func (a *app) validateCommand() *cobra.Command {

@@ -1,12 +1,10 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
@@ -50,38 +48,19 @@ var strayColumns = []column[*isthmusv1.StrayTunnel]{
 }
 
 func (a *app) addTunnels(_, get, describe, watch *cobra.Command) {
-	list := &cobra.Command{Use: "tunnels", Short: "List the tunnels", Args: cobra.NoArgs,
-		Long: `List the tunnels, and in a second table stray ones that are not in the document: further tunnels of a cloud's gateway, and
-other callers. A dead tunnel is down by design: it cannot come up with the present document and gateway.`,
-		RunE: a.call(func(ctx context.Context, conn *grpc.ClientConn, _ []string) error {
-			all := &isthmusv1.ListTunnelsResponse{}
-			client := isthmusv1.NewTunnelServiceClient(conn)
-			err := pages(func(token string) (*isthmusv1.ListTunnelsResponse, error) {
-				return client.ListTunnels(ctx, &isthmusv1.ListTunnelsRequest{PageToken: token})
-			}, func(r *isthmusv1.ListTunnelsResponse) string {
-				all.Tunnels = append(all.Tunnels, r.Tunnels...)
-				all.Strays = append(all.Strays, r.Strays...)
-				return r.NextPageToken
-			})
-			if err == nil {
-				err = show(a, tunnelColumns, all.Tunnels, all)
-			}
-			if err != nil || len(all.Strays) == 0 || a.output == "json" || a.output == "yaml" {
+	nounCommands[*isthmusv1.TunnelStatus]{
+		plural: "tunnels", columns: tunnelColumns,
+		list:     "List the tunnels",
+		describe: "tunnel NAME: Show everything about one tunnel, with the reason if it is not up",
+		watch:    "Follow the tunnels",
+		show: func(all proto.Message, tunnels []*isthmusv1.TunnelStatus) error {
+			strays := all.(*isthmusv1.ListTunnelsResponse).Strays
+			if err := show(a, tunnelColumns, tunnels, all); err != nil || len(strays) == 0 || a.output == "json" || a.output == "yaml" {
 				return err
 			}
 			fmt.Fprintln(a.stdout)
-			return show(a, strayColumns, all.Strays, all)
-		})}
-	a.outputFlag(list)
-	get.AddCommand(list)
-	describe.AddCommand(describeCommand(a, "tunnel NAME", "Show everything about one tunnel, with the reason if it is not up",
-		func(ctx context.Context, conn *grpc.ClientConn, name string) (proto.Message, error) {
-			return isthmusv1.NewTunnelServiceClient(conn).GetTunnel(ctx, &isthmusv1.GetTunnelRequest{Name: name})
-		}))
-	watch.AddCommand(watchCommand(a, "tunnels", "Follow the tunnels", tunnelColumns, (*isthmusv1.TunnelEvent).GetTunnel,
-		func(ctx context.Context, conn *grpc.ClientConn) (interface {
-			Recv() (*isthmusv1.TunnelEvent, error)
-		}, error) {
-			return isthmusv1.NewTunnelServiceClient(conn).WatchTunnels(ctx, &isthmusv1.WatchTunnelsRequest{})
-		}))
+			return show(a, strayColumns, strays, all)
+		},
+	}.add(a, get, describe, watch).Long = `List the tunnels, and in a second table stray ones that are not in the document: further tunnels of a cloud's gateway, and
+other callers. A dead tunnel is down by design: it cannot come up with the present document and gateway.`
 }

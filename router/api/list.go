@@ -14,75 +14,103 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	nouns "github.com/isthmus-net/isthmus/router/noun"
 )
 
-// kind is what lists and watches need to know about one kind of object.
-type kind[T proto.Message] struct {
+// Kind describes the objects of one noun to its calls. Named returns the usual kind.
+type Kind[T proto.Message] struct {
 	name     string
 	key      func(T) string
 	compare  func(a, b string) int // order of the keys
-	size     uint32                // of a page, when the client names none
+	size     uint32                // of a page, if the request has none
 	maxSize  uint32
 	onlyName func(key string) T
-	// quiet clears the fields whose change alone is no event. Nil: there are none.
+	// quiet clears the fields whose change alone is not an event. Nil: none.
 	quiet func(T)
+	// match returns a filter of a List call, and the fields of the request that it is made from. Nil:
+	// there are no filters.
+	match func(request proto.Message) (filter string, match func(T) bool, err error)
 }
 
-var tunnels = kind[*isthmusv1.TunnelStatus]{
-	name: "tunnel", key: (*isthmusv1.TunnelStatus).GetName, compare: strings.Compare, size: 1000, maxSize: 5000,
-	onlyName: func(name string) *isthmusv1.TunnelStatus { return &isthmusv1.TunnelStatus{Name: name} },
-	quiet:    func(t *isthmusv1.TunnelStatus) { t.RxBytes, t.TxBytes, t.RxPackets, t.TxPackets = 0, 0, 0, 0 },
+// Named returns the kind of objects that have a field "name" and are listed in its order, 1000 in a
+// page, 5000 at most. noun is the singular, for messages.
+func Named[T proto.Message](noun string) Kind[T] {
+	var none T
+	field := nouns.Field(none, "name")
+	return Kind[T]{
+		name: noun, compare: strings.Compare, size: 1000, maxSize: 5000,
+		key: func(o T) string { return o.ProtoReflect().Get(field).String() },
+		onlyName: func(key string) T {
+			o := none.ProtoReflect().New()
+			o.Set(field, protoreflect.ValueOfString(key))
+			return o.Interface().(T)
+		},
+	}
 }
 
-var peers = kind[*isthmusv1.PeerStatus]{
-	name: "peer", key: (*isthmusv1.PeerStatus).GetName, compare: strings.Compare, size: 1000, maxSize: 5000,
-	onlyName: func(name string) *isthmusv1.PeerStatus { return &isthmusv1.PeerStatus{Name: name} },
-	quiet:    func(p *isthmusv1.PeerStatus) { p.MessagesReceived, p.MessagesSent = 0, 0 },
+// quietly returns the kind with fields whose change alone is not an event.
+func (k Kind[T]) quietly(quiet func(T)) Kind[T] {
+	k.quiet = quiet
+	return k
 }
 
-var routes = kind[*isthmusv1.Route]{
-	name: "route", key: (*isthmusv1.Route).GetPrefix, compare: CompareRoutes, size: 1000, maxSize: 10000,
-	onlyName: func(prefix string) *isthmusv1.Route { return &isthmusv1.Route{Prefix: prefix} },
-}
-
-var policies = kind[*isthmusv1.PolicyStatus]{
-	name: "policy", key: (*isthmusv1.PolicyStatus).GetName, compare: strings.Compare, size: 1000, maxSize: 10000,
-	onlyName: func(name string) *isthmusv1.PolicyStatus { return &isthmusv1.PolicyStatus{Name: name} },
-}
-
-var pools = kind[*isthmusv1.PoolStatus]{
-	name: "pool", key: (*isthmusv1.PoolStatus).GetName, compare: strings.Compare, size: 1000, maxSize: 5000,
-	onlyName: func(name string) *isthmusv1.PoolStatus { return &isthmusv1.PoolStatus{Name: name} },
-	quiet: func(p *isthmusv1.PoolStatus) {
+// The kinds of the nouns.
+var (
+	Tunnels = Named[*isthmusv1.TunnelStatus]("tunnel").quietly(func(t *isthmusv1.TunnelStatus) { t.RxBytes, t.TxBytes, t.RxPackets, t.TxPackets = 0, 0, 0, 0 })
+	Peers   = Named[*isthmusv1.PeerStatus]("peer").quietly(func(p *isthmusv1.PeerStatus) { p.MessagesReceived, p.MessagesSent = 0, 0 })
+	Pools   = Named[*isthmusv1.PoolStatus]("pool").quietly(func(p *isthmusv1.PoolStatus) {
 		for _, m := range p.Members {
 			m.Reason = ""
 			for _, t := range m.Targets {
 				t.LastError, t.Failed = "", nil
 			}
 		}
-	},
-}
+	})
+	Names    = Named[*isthmusv1.NameStatus]("name").quietly(func(n *isthmusv1.NameStatus) { n.Next, n.LastError, n.Gone = nil, "", nil })
+	Secrets  = Named[*isthmusv1.SecretInfo]("secret")
+	Policies = func() Kind[*isthmusv1.PolicyStatus] {
+		k := Named[*isthmusv1.PolicyStatus]("policy")
+		k.maxSize = 10000
+		return k
+	}()
+	Routes = Kind[*isthmusv1.Route]{
+		name: "route", key: (*isthmusv1.Route).GetPrefix, compare: CompareRoutes, size: 1000, maxSize: 10000, match: matchRoutes,
+		onlyName: func(prefix string) *isthmusv1.Route { return &isthmusv1.Route{Prefix: prefix} },
+	}
+	Ports = Kind[*isthmusv1.PortUse]{
+		name: "port", key: PortKey, compare: ComparePorts, size: 1000, maxSize: 1000, onlyName: portOf,
+		quiet: func(p *isthmusv1.PortUse) { p.Growth, p.ExhaustedIn = 0, nil },
+	}
+	// Revisions are listed newest first.
+	Revisions = Kind[*isthmusv1.Revision]{
+		name: "revision", key: func(r *isthmusv1.Revision) string { return fmt.Sprintf("%020d", r.Generation) },
+		compare: func(a, b string) int { return strings.Compare(b, a) }, size: 100, maxSize: 1000,
+	}
+)
 
-var names = kind[*isthmusv1.NameStatus]{
-	name: "name", key: (*isthmusv1.NameStatus).GetName, compare: strings.Compare, size: 1000, maxSize: 5000,
-	onlyName: func(name string) *isthmusv1.NameStatus { return &isthmusv1.NameStatus{Name: name} },
-	quiet:    func(n *isthmusv1.NameStatus) { n.Next, n.LastError, n.Gone = nil, "", nil },
-}
-
-var ports = kind[*isthmusv1.PortUse]{
-	name: "port", key: PortKey, compare: ComparePorts, size: 1000, maxSize: 1000, onlyName: portOf,
-	quiet: func(p *isthmusv1.PortUse) { p.Growth, p.ExhaustedIn = 0, nil },
-}
-
-var secrets = kind[*isthmusv1.SecretInfo]{
-	name: "secret", key: (*isthmusv1.SecretInfo).GetName, compare: strings.Compare, size: 1000, maxSize: 5000,
-}
-
-var revisions = kind[*isthmusv1.Revision]{
-	name: "revision", key: func(r *isthmusv1.Revision) string { return fmt.Sprintf("%020d", r.Generation) },
-	compare: func(a, b string) int { return strings.Compare(b, a) }, size: 100, maxSize: 1000,
+// matchRoutes selects routes within a prefix and by the peer of a next hop.
+func matchRoutes(request proto.Message) (string, func(*isthmusv1.Route) bool, error) {
+	r := request.(*isthmusv1.ListRoutesRequest)
+	var within netip.Prefix
+	if r.Within != "" {
+		var err error
+		if within, err = netip.ParsePrefix(r.Within); err != nil {
+			return "", nil, status.Errorf(codes.InvalidArgument, "within %q: must be a prefix, such as 10.0.0.0/8", r.Within)
+		}
+		within = within.Masked()
+	}
+	return r.Within + " " + r.Peer, func(route *isthmusv1.Route) bool {
+		if within.IsValid() {
+			p, err := netip.ParsePrefix(route.Prefix)
+			if err != nil || p.Bits() < within.Bits() || !within.Contains(p.Addr()) {
+				return false
+			}
+		}
+		return r.Peer == "" || slices.ContainsFunc(route.NextHops, func(n *isthmusv1.NextHop) bool { return n.Peer == r.Peer })
+	}, nil
 }
 
 // CompareRoutes orders prefixes in text form: IPv4 first, then by address, then the shorter prefix first. Text that is
@@ -124,7 +152,7 @@ func ComparePorts(a, b string) int {
 }
 
 // get returns one object of an ordered list.
-func (k kind[T]) get(all []T, key string) (T, error) {
+func (k Kind[T]) get(all []T, key string) (T, error) {
 	i, ok := slices.BinarySearchFunc(all, key, func(o T, key string) int { return k.compare(k.key(o), key) })
 	if !ok {
 		var none T
@@ -135,7 +163,7 @@ func (k kind[T]) get(all []T, key string) (T, error) {
 
 // page returns the objects of an ordered list that match and come after the token's, and the token of the next page.
 // filter is what match was made from: a token is good only for the list it came from.
-func (k kind[T]) page(all []T, size uint32, token, filter string, match func(T) bool) ([]T, string, error) {
+func (k Kind[T]) page(all []T, size uint32, token, filter string, match func(T) bool) ([]T, string, error) {
 	if size > k.maxSize {
 		return nil, "", status.Errorf(codes.InvalidArgument, "page_size %d: must be 1 to %d", size, k.maxSize)
 	}
@@ -168,16 +196,16 @@ func (k kind[T]) page(all []T, size uint32, token, filter string, match func(T) 
 
 // A token is the key of the last object behind a checksum over it, the kind and the filter. It holds across restarts
 // of the daemon, and it need not be secret.
-func (k kind[T]) token(after, filter string) string {
+func (k Kind[T]) token(after, filter string) string {
 	return base64.RawURLEncoding.EncodeToString(append(k.tokenSum(after, filter), after...))
 }
 
-func (k kind[T]) tokenSum(after, filter string) []byte {
+func (k Kind[T]) tokenSum(after, filter string) []byte {
 	sum := sha256.Sum256([]byte(k.name + "\x00" + filter + "\x00" + after))
 	return sum[:8]
 }
 
-func (k kind[T]) readToken(token, filter string) (string, bool) {
+func (k Kind[T]) readToken(token, filter string) (string, bool) {
 	data, err := base64.RawURLEncoding.DecodeString(token)
 	if err != nil || len(data) < 8 {
 		return "", false
@@ -187,7 +215,7 @@ func (k kind[T]) readToken(token, filter string) (string, bool) {
 }
 
 // diff calls event for what is in one ordered list and not, or not equally, in another.
-func (k kind[T]) diff(was, now []T, event func(isthmusv1.EventType, T) error) error {
+func (k Kind[T]) diff(was, now []T, event func(isthmusv1.EventType, T) error) error {
 	for len(was) > 0 || len(now) > 0 {
 		var err error
 		order := 0
@@ -219,7 +247,7 @@ func (k kind[T]) diff(was, now []T, event func(isthmusv1.EventType, T) error) er
 	return nil
 }
 
-func (k kind[T]) same(a, b T) bool {
+func (k Kind[T]) same(a, b T) bool {
 	if any(a) == any(b) {
 		return true
 	}
@@ -235,10 +263,11 @@ func (k kind[T]) same(a, b T) bool {
 // watch sends what is there, a mark, and then every change until the client or the server goes. It keeps no queue: while
 // a slow client takes its time, changes pile up in the Router's own state, and what follows is the difference to what
 // was sent last. An object that changed twice meanwhile is sent once.
-func (k kind[T]) watch(ctx context.Context, stopping <-chan struct{}, list func() ([]T, <-chan struct{}), send func(isthmusv1.EventType, T) error) error {
+func (k Kind[T]) watch(ctx context.Context, stopping <-chan struct{}, changed func() <-chan struct{}, list func() []T, send func(isthmusv1.EventType, T) error) error {
 	var sent []T
 	for marked := false; ; {
-		now, changed := list()
+		next := changed()
+		now := list()
 		if err := k.diff(sent, now, send); err != nil {
 			return err
 		}
@@ -256,7 +285,7 @@ func (k kind[T]) watch(ctx context.Context, stopping <-chan struct{}, list func(
 		err := wait(ctx, stopping, pause.C)
 		pause.Stop()
 		if err == nil {
-			err = wait(ctx, stopping, changed)
+			err = wait(ctx, stopping, next)
 		}
 		if err != nil {
 			return err

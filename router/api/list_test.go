@@ -21,11 +21,11 @@ func TestWatchPause(t *testing.T) {
 	always := make(chan struct{})
 	close(always)
 	reads := 0
-	list := func() ([]*isthmusv1.Route, <-chan struct{}) {
+	list := func() []*isthmusv1.Route {
 		reads++
-		return nil, always
+		return nil
 	}
-	err := routes.watch(ctx, nil, list, func(isthmusv1.EventType, *isthmusv1.Route) error { return nil })
+	err := Routes.watch(ctx, nil, func() <-chan struct{} { return always }, list, func(isthmusv1.EventType, *isthmusv1.Route) error { return nil })
 	if status.Code(err) != codes.DeadlineExceeded || reads > 11 || reads < 2 {
 		t.Errorf("%d reads in %v, %v", reads, 10*watchPause, err)
 	}
@@ -35,10 +35,10 @@ func TestWatchPause(t *testing.T) {
 func TestWatchStops(t *testing.T) {
 	stopping := make(chan struct{})
 	var changes bell.Bell
-	list := func() ([]*isthmusv1.Route, <-chan struct{}) { return nil, changes.Wait() }
+	list := func() []*isthmusv1.Route { return nil }
 	done := make(chan error, 1)
 	go func() {
-		done <- routes.watch(t.Context(), stopping, list, func(isthmusv1.EventType, *isthmusv1.Route) error { return nil })
+		done <- Routes.watch(t.Context(), stopping, changes.Wait, list, func(isthmusv1.EventType, *isthmusv1.Route) error { return nil })
 	}()
 	close(stopping)
 	select {

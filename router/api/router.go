@@ -12,10 +12,8 @@ import (
 
 // Router is what the API stands in front of. Methods may be called from several goroutines.
 //
-// Methods that return a channel return what is true now, and a channel that is closed when it no longer is;
-// router/bell makes such channels. Lists are in ascending order of name (routes: CompareRoutes), each name once. The slices and messages
-// they return are never modified afterwards; an unchanged object should be the same message again, which makes watches
-// cheap.
+// Status returns the present state, and a channel that is closed when it no longer holds; router/bell
+// makes such channels. Messages are never modified after they are returned.
 //
 // Errors wrap ErrNotFound, ErrInvalid, ErrPrecondition, store.ErrStale, secret.ErrNotFound or bgp.ErrNotFound where one
 // of them applies, and are a *Refused for a document with problems.
@@ -29,30 +27,17 @@ type Router interface {
 	Rollback(ctx context.Context, author string, r *isthmusv1.RollbackRequest) (*isthmusv1.ApplyResponse, error)
 	// Spec returns an accepted document; generation 0 is the present one.
 	Spec(ctx context.Context, generation uint64) (*isthmusv1.GetSpecResponse, error)
-	// History returns the accepted documents, newest first.
-	History() []*isthmusv1.Revision
 
-	Tunnels() ([]*isthmusv1.TunnelStatus, <-chan struct{})
-	// Strays returns the tunnels that are not in the document.
-	Strays() []*isthmusv1.StrayTunnel
-	Peers() ([]*isthmusv1.PeerStatus, <-chan struct{})
+	// Nouns returns the objects that can be listed and watched. It is called once.
+	Nouns() []Noun
+	// Changed returns a channel that is closed when an object of a noun may have changed.
+	Changed() <-chan struct{}
+
 	ResetPeer(ctx context.Context, name string, soft bool) error
-	Routes() ([]*isthmusv1.Route, <-chan struct{})
-	Policies() ([]*isthmusv1.PolicyStatus, <-chan struct{})
-	Pools() ([]*isthmusv1.PoolStatus, <-chan struct{})
-	Names() ([]*isthmusv1.NameStatus, <-chan struct{})
-	// Guard returns what the guard kept from leaving.
-	Drops() []*isthmusv1.Drop
 	// EndFlows ends flows under way through the node.
 	EndFlows(ctx context.Context, r *isthmusv1.EndFlowsRequest) (*isthmusv1.EndFlowsResponse, error)
 	// ProveEgress says under which addresses flows may be seen, and what is wrong with that.
 	ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequest) (*isthmusv1.EgressProof, error)
-	// Ports returns what was last counted of the ports of pool addresses, in the order of ComparePorts. Recount has
-	// them counted and waits for that, for a moment.
-	Ports() ([]*isthmusv1.PortUse, <-chan struct{})
-	Recount(ctx context.Context)
-	// PortTotals returns a response without ports: what was counted beside them.
-	PortTotals() *isthmusv1.ListPortsResponse
 	// Who says who had a public address and port.
 	Who(ctx context.Context, r *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error)
 	Status() (*isthmusv1.SystemStatus, <-chan struct{})
@@ -60,7 +45,6 @@ type Router interface {
 	SetSecret(ctx context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error)
 	// RollbackSecret brings the former value of a secret back.
 	RollbackSecret(ctx context.Context, author, name string) (*isthmusv1.SecretInfo, error)
-	Secrets() []*isthmusv1.SecretInfo
 	DeleteSecret(ctx context.Context, author, name string) error
 }
 

@@ -27,7 +27,7 @@ import (
 // maxDocument bounds a document, as text or as a message, in bytes.
 const maxDocument = 16 << 20
 
-// services implements every service over one Router.
+// services implements the calls of every service, except those that read nouns, over one Router.
 type services struct {
 	router    Router
 	machine   Machine // nil: none
@@ -49,7 +49,8 @@ type services struct {
 	isthmusv1.UnimplementedAccessServiceServer
 }
 
-func (s *services) register(r grpc.ServiceRegistrar) {
+func (s *services) register(server grpc.ServiceRegistrar) {
+	r := s.serveNouns(server)
 	isthmusv1.RegisterSpecServiceServer(r, s)
 	isthmusv1.RegisterTunnelServiceServer(r, s)
 	isthmusv1.RegisterBGPServiceServer(r, s)
@@ -253,100 +254,8 @@ func (s *services) GetSpec(ctx context.Context, r *isthmusv1.GetSpecRequest) (*i
 	return g, statusOf(err)
 }
 
-func (s *services) ListHistory(_ context.Context, r *isthmusv1.ListHistoryRequest) (*isthmusv1.ListHistoryResponse, error) {
-	items, next, err := revisions.page(s.router.History(), r.PageSize, r.PageToken, "", nil)
-	return &isthmusv1.ListHistoryResponse{Revisions: items, NextPageToken: next}, err
-}
-
-func (s *services) ListTunnels(_ context.Context, r *isthmusv1.ListTunnelsRequest) (*isthmusv1.ListTunnelsResponse, error) {
-	all, _ := s.router.Tunnels()
-	items, next, err := tunnels.page(all, r.PageSize, r.PageToken, "", nil)
-	list := &isthmusv1.ListTunnelsResponse{Tunnels: items, NextPageToken: next}
-	if r.PageToken == "" {
-		list.Strays = s.router.Strays()
-	}
-	return list, err
-}
-
-func (s *services) GetTunnel(_ context.Context, r *isthmusv1.GetTunnelRequest) (*isthmusv1.TunnelStatus, error) {
-	all, _ := s.router.Tunnels()
-	return tunnels.get(all, r.Name)
-}
-
-func (s *services) WatchTunnels(_ *isthmusv1.WatchTunnelsRequest, stream grpc.ServerStreamingServer[isthmusv1.TunnelEvent]) error {
-	return tunnels.watch(stream.Context(), s.stopping, s.router.Tunnels, func(e isthmusv1.EventType, t *isthmusv1.TunnelStatus) error {
-		return stream.Send(&isthmusv1.TunnelEvent{Type: e, Tunnel: t})
-	})
-}
-
-func (s *services) ListPeers(_ context.Context, r *isthmusv1.ListPeersRequest) (*isthmusv1.ListPeersResponse, error) {
-	all, _ := s.router.Peers()
-	items, next, err := peers.page(all, r.PageSize, r.PageToken, "", nil)
-	return &isthmusv1.ListPeersResponse{Peers: items, NextPageToken: next}, err
-}
-
-func (s *services) GetPeer(_ context.Context, r *isthmusv1.GetPeerRequest) (*isthmusv1.PeerStatus, error) {
-	all, _ := s.router.Peers()
-	return peers.get(all, r.Name)
-}
-
-func (s *services) WatchPeers(_ *isthmusv1.WatchPeersRequest, stream grpc.ServerStreamingServer[isthmusv1.PeerEvent]) error {
-	return peers.watch(stream.Context(), s.stopping, s.router.Peers, func(e isthmusv1.EventType, p *isthmusv1.PeerStatus) error {
-		return stream.Send(&isthmusv1.PeerEvent{Type: e, Peer: p})
-	})
-}
-
 func (s *services) ResetPeer(ctx context.Context, r *isthmusv1.ResetPeerRequest) (*isthmusv1.ResetPeerResponse, error) {
 	return &isthmusv1.ResetPeerResponse{}, statusOf(s.router.ResetPeer(ctx, r.Name, r.Soft))
-}
-
-func (s *services) ListRoutes(_ context.Context, r *isthmusv1.ListRoutesRequest) (*isthmusv1.ListRoutesResponse, error) {
-	var within netip.Prefix
-	if r.Within != "" {
-		var err error
-		if within, err = netip.ParsePrefix(r.Within); err != nil {
-			return nil, status.Errorf(codes.InvalidArgument, "within %q: must be a prefix, such as 10.0.0.0/8", r.Within)
-		}
-		within = within.Masked()
-	}
-	match := func(route *isthmusv1.Route) bool {
-		if within.IsValid() {
-			p, err := netip.ParsePrefix(route.Prefix)
-			if err != nil || p.Bits() < within.Bits() || !within.Contains(p.Addr()) {
-				return false
-			}
-		}
-		if r.Peer == "" {
-			return true
-		}
-		for _, n := range route.NextHops {
-			if n.Peer == r.Peer {
-				return true
-			}
-		}
-		return false
-	}
-	all, _ := s.router.Routes()
-	items, next, err := routes.page(all, r.PageSize, r.PageToken, r.Within+" "+r.Peer, match)
-	return &isthmusv1.ListRoutesResponse{Routes: items, NextPageToken: next}, err
-}
-
-func (s *services) WatchRoutes(_ *isthmusv1.WatchRoutesRequest, stream grpc.ServerStreamingServer[isthmusv1.RouteEvent]) error {
-	return routes.watch(stream.Context(), s.stopping, s.router.Routes, func(e isthmusv1.EventType, r *isthmusv1.Route) error {
-		return stream.Send(&isthmusv1.RouteEvent{Type: e, Route: r})
-	})
-}
-
-func (s *services) ListPolicies(_ context.Context, r *isthmusv1.ListPoliciesRequest) (*isthmusv1.ListPoliciesResponse, error) {
-	all, _ := s.router.Policies()
-	items, next, err := policies.page(all, r.PageSize, r.PageToken, "", nil)
-	out := &isthmusv1.ListPoliciesResponse{Policies: items, NextPageToken: next, Drops: s.router.Drops()}
-	for _, d := range out.Drops {
-		if d.Reason == "guard" {
-			out.GuardPackets, out.GuardBytes = d.Packets, d.Bytes
-		}
-	}
-	return out, err
 }
 
 func (s *services) ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequest) (*isthmusv1.ProveEgressResponse, error) {
@@ -385,56 +294,6 @@ func (s *services) Who(ctx context.Context, r *isthmusv1.WhoRequest) (*isthmusv1
 	return w, statusOf(err)
 }
 
-func (s *services) WatchPolicies(_ *isthmusv1.WatchPoliciesRequest, stream grpc.ServerStreamingServer[isthmusv1.PolicyEvent]) error {
-	return policies.watch(stream.Context(), s.stopping, s.router.Policies, func(e isthmusv1.EventType, p *isthmusv1.PolicyStatus) error {
-		return stream.Send(&isthmusv1.PolicyEvent{Type: e, Policy: p})
-	})
-}
-
-func (s *services) ListPools(_ context.Context, r *isthmusv1.ListPoolsRequest) (*isthmusv1.ListPoolsResponse, error) {
-	all, _ := s.router.Pools()
-	items, next, err := pools.page(all, r.PageSize, r.PageToken, "", nil)
-	return &isthmusv1.ListPoolsResponse{Pools: items, NextPageToken: next}, err
-}
-
-func (s *services) GetPool(_ context.Context, r *isthmusv1.GetPoolRequest) (*isthmusv1.PoolStatus, error) {
-	all, _ := s.router.Pools()
-	return pools.get(all, r.Name)
-}
-
-func (s *services) WatchPools(_ *isthmusv1.WatchPoolsRequest, stream grpc.ServerStreamingServer[isthmusv1.PoolEvent]) error {
-	return pools.watch(stream.Context(), s.stopping, s.router.Pools, func(e isthmusv1.EventType, p *isthmusv1.PoolStatus) error {
-		return stream.Send(&isthmusv1.PoolEvent{Type: e, Pool: p})
-	})
-}
-
-func (s *services) ListNames(_ context.Context, r *isthmusv1.ListNamesRequest) (*isthmusv1.ListNamesResponse, error) {
-	all, _ := s.router.Names()
-	items, next, err := names.page(all, r.PageSize, r.PageToken, "", nil)
-	return &isthmusv1.ListNamesResponse{Names: items, NextPageToken: next}, err
-}
-
-func (s *services) WatchNames(_ *isthmusv1.WatchNamesRequest, stream grpc.ServerStreamingServer[isthmusv1.NameEvent]) error {
-	return names.watch(stream.Context(), s.stopping, s.router.Names, func(e isthmusv1.EventType, n *isthmusv1.NameStatus) error {
-		return stream.Send(&isthmusv1.NameEvent{Type: e, Name: n})
-	})
-}
-
-func (s *services) ListPorts(ctx context.Context, r *isthmusv1.ListPortsRequest) (*isthmusv1.ListPortsResponse, error) {
-	s.router.Recount(ctx)
-	all, _ := s.router.Ports()
-	items, next, err := ports.page(all, r.PageSize, r.PageToken, "", nil)
-	response := s.router.PortTotals()
-	response.Ports, response.NextPageToken = items, next
-	return response, err
-}
-
-func (s *services) WatchPorts(_ *isthmusv1.WatchPortsRequest, stream grpc.ServerStreamingServer[isthmusv1.PortEvent]) error {
-	return ports.watch(stream.Context(), s.stopping, s.router.Ports, func(e isthmusv1.EventType, p *isthmusv1.PortUse) error {
-		return stream.Send(&isthmusv1.PortEvent{Type: e, Port: p})
-	})
-}
-
 func (s *services) GetStatus(context.Context, *isthmusv1.GetStatusRequest) (*isthmusv1.SystemStatus, error) {
 	st, _ := s.router.Status()
 	return st, nil
@@ -449,11 +308,6 @@ func (s *services) SetSecret(ctx context.Context, r *isthmusv1.SetSecretRequest)
 	}
 	i, err := s.router.SetSecret(ctx, author(ctx), r.Name, r.Value)
 	return i, statusOf(err)
-}
-
-func (s *services) ListSecrets(_ context.Context, r *isthmusv1.ListSecretsRequest) (*isthmusv1.ListSecretsResponse, error) {
-	items, next, err := secrets.page(s.router.Secrets(), r.PageSize, r.PageToken, "", nil)
-	return &isthmusv1.ListSecretsResponse{Secrets: items, NextPageToken: next}, err
 }
 
 func (s *services) DeleteSecret(ctx context.Context, r *isthmusv1.DeleteSecretRequest) (*isthmusv1.DeleteSecretResponse, error) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/isthmus-net/isthmus/nat"
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
+	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/apply"
 	"github.com/isthmus-net/isthmus/router/condition"
 )
@@ -21,8 +22,8 @@ import (
 type Capability struct {
 	Name    string
 	Section string // field of the document that configures it, as "egress.log"
-	// its noun in the API and the command line; empty: only its conditions are shown
-	Noun string
+	// Nouns are its objects in the API; none: only its conditions are shown.
+	Nouns []api.Noun
 	// Kinds are the conditions that it can report, and Conditions returns the present ones.
 	Kinds      []*condition.Kind
 	Conditions func() []*isthmusv1.Condition

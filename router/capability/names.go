@@ -9,6 +9,7 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 
 	"github.com/isthmus-net/isthmus/nat"
+	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/egress/dns"
 	"github.com/isthmus-net/isthmus/router/live"
@@ -27,7 +28,7 @@ type Names struct {
 // rules.
 func (n Names) Capability() Capability {
 	return Capability{
-		Name: "domain names in policies, and the DNS proxy", Section: "egress.policies.names", Noun: "names", Conditions: n.conditions, Run: n.Resolver.Run,
+		Name: "domain names in policies, and the DNS proxy", Section: "egress.policies.names", Nouns: []api.Noun{api.Names.From(n.List)}, Conditions: n.conditions, Run: n.Resolver.Run,
 		Kinds: []*condition.Kind{
 			condition.AddressesRefused, condition.AnswersRefused, condition.DNSProxyDown, condition.NameDiffers, condition.NameShared, condition.NameTooLarge,
 			condition.NameUnresolved, condition.NewNamesLimited, condition.QueriesDropped,

@@ -1,17 +1,18 @@
 package capability
 
 import (
-	"context"
 	"net/netip"
 	"slices"
 	"time"
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/isthmus-net/isthmus/nat"
 	"github.com/isthmus-net/isthmus/nat/placement"
+	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/ports"
 )
@@ -23,8 +24,11 @@ type Ports struct {
 
 // Capability describes Ports.
 func (p Ports) Capability() Capability {
+	if p.Keeper == nil {
+		return Capability{Name: "ports of pools", Section: "egress.pools", Nouns: []api.Noun{api.Ports.From(func() []*isthmusv1.PortUse { return nil })}}
+	}
 	return Capability{
-		Name: "ports of pools", Section: "egress.pools", Noun: "ports", Conditions: p.conditions, Run: p.Keeper.Run, Rules: p.Keeper.Use,
+		Name: "ports of pools", Section: "egress.pools", Nouns: []api.Noun{p.noun()}, Conditions: p.conditions, Run: p.Keeper.Run, Rules: p.Keeper.Use,
 		Kinds: []*condition.Kind{
 			condition.ConnectionTableFull, condition.ConnectionTableLow, condition.PlacementsFull, condition.PortsExhausted, condition.PortsLow, condition.PortsUnknown,
 		},
@@ -32,18 +36,11 @@ func (p Ports) Capability() Capability {
 }
 
 // List returns the use of ports, sorted.
-func (p Ports) List() []*isthmusv1.PortUse {
-	if p.Keeper == nil {
-		return nil
-	}
-	return portUses(p.Keeper.Figures())
-}
+func (p Ports) List() []*isthmusv1.PortUse { return portUses(p.Keeper.Figures()) }
 
-// Recount counts the flows, unless they were counted a moment ago, and waits for a moment.
-func (p Ports) Recount(ctx context.Context) {
-	if p.Keeper != nil {
-		p.Keeper.Recount(ctx)
-	}
+// noun has the flows counted before each list, unless they were counted a moment ago.
+func (p Ports) noun() api.Noun {
+	return api.Ports.FromCounted(p.List, p.Keeper.Recount, func(_, response proto.Message) { p.total(response.(*isthmusv1.ListPortsResponse)) })
 }
 
 // public returns the public address of a pool's address.
@@ -83,25 +80,19 @@ func portUses(s ports.Figures) []*isthmusv1.PortUse {
 	return out
 }
 
-// Totals returns the counters besides the uses.
-func (p Ports) Totals() *isthmusv1.ListPortsResponse {
-	if p.Keeper == nil {
-		return &isthmusv1.ListPortsResponse{}
-	}
+// total sets the counters besides the uses.
+func (p Ports) total(out *isthmusv1.ListPortsResponse) {
 	s := p.Keeper.Figures()
-	out := &isthmusv1.ListPortsResponse{
-		Counted: stamp(s.At), Placements: uint32(s.Placements),
-		Table: &isthmusv1.ConnectionTable{
-			Entries: s.Stats.Entries, Assured: s.Assured, Limit: s.Stats.Limit, Full: s.TableFull, Refused: s.TableRefused,
-			InsertFailed: s.Stats.InsertFailed, Dropped: s.Stats.Dropped,
-		},
+	out.Counted, out.Placements = stamp(s.At), uint32(s.Placements)
+	out.Table = &isthmusv1.ConnectionTable{
+		Entries: s.Stats.Entries, Assured: s.Assured, Limit: s.Stats.Limit, Full: s.TableFull, Refused: s.TableRefused,
+		InsertFailed: s.Stats.InsertFailed, Dropped: s.Stats.Dropped,
 	}
 	for _, t := range s.Totals {
 		out.Addresses = append(out.Addresses, &isthmusv1.AddressUse{
 			Pool: t.Pool, Address: t.Address.String(), PublicAddress: public(s.Config, t.Pool, t.Address), Flows: t.Flows, Services: t.Services,
 		})
 	}
-	return out
 }
 
 // conditions reports pools, services and tables that run out of room.

@@ -10,6 +10,7 @@ import (
 
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 
+	"github.com/isthmus-net/isthmus/router/api"
 	"github.com/isthmus-net/isthmus/router/condition"
 	"github.com/isthmus-net/isthmus/router/egress"
 	"github.com/isthmus-net/isthmus/router/egress/health"
@@ -26,7 +27,7 @@ type Probes struct {
 // Capability describes Probes. The job "nat" sets the probes, after it has added the addresses.
 func (c Probes) Capability() Capability {
 	return Capability{
-		Name: "probes of pools and proxies", Section: "egress.pools.probes", Noun: "pools",
+		Name: "probes of pools and proxies", Section: "egress.pools.probes", Nouns: []api.Noun{api.Pools.From(c.List)},
 		Kinds:      []*condition.Kind{condition.PoolDegraded, condition.PoolDown, condition.ProxyDown},
 		Conditions: func() []*isthmusv1.Condition { return append(c.poolConditions(), c.proxyConditions()...) },
 		Run: func(ctx context.Context) error {

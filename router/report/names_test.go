@@ -60,7 +60,7 @@ func TestUseOfNames(t *testing.T) {
 		applier := apply.New(apply.Options{Facts: o.Facts, Log: logger})
 		applier.Set(apply.Wanted{Mode: apply.Carry, Target: target})
 		domains := capability.Names{Resolver: names, Observed: o}
-		r := New(Options{Observed: o, Applied: applier, Domains: domains, Log: logger})
+		r := New(Options{Observed: o, Applied: applier, Log: logger})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer func() { cancel(); synctest.Wait() }()
 		go names.Run(ctx)

@@ -89,9 +89,6 @@ type Options struct {
 	Documents Documents
 	Applied   *apply.Applier
 	Observed  *observe.Observer
-	PortUse   capability.Ports
-	Probes    capability.Probes
-	Domains   capability.Names
 	Store     *store.Store
 	BGP       bgp.Driver
 	FIB       FIB
@@ -204,25 +201,13 @@ func (r *Report) Spec(_ context.Context, generation uint64) (*isthmusv1.GetSpecR
 	return &isthmusv1.GetSpecResponse{Generation: generation, Spec: message, Text: text}, nil
 }
 
-// History implements api.Router.
-func (r *Report) History() []*isthmusv1.Revision {
-	var out []*isthmusv1.Revision
-	for _, h := range r.Store.History() {
-		out = append(out, &isthmusv1.Revision{Generation: h.Generation, Time: stamp(h.Time), Author: h.Author, Reason: h.Reason, Changes: h.Changes})
-	}
-	return out
-}
-
-// Tunnels implements api.Router.
+// Tunnels returns the tunnels, and a channel that is closed when they may have changed.
 func (r *Report) Tunnels() ([]*isthmusv1.TunnelStatus, <-chan struct{}) {
 	changed := r.Bell.Wait()
 	return r.tunnels(), changed
 }
 
-// Strays implements api.Router.
-func (r *Report) Strays() []*isthmusv1.StrayTunnel { return r.strays() }
-
-// Peers implements api.Router.
+// Peers returns the BGP sessions, and a channel that is closed when they may have changed.
 func (r *Report) Peers() ([]*isthmusv1.PeerStatus, <-chan struct{}) {
 	changed := r.Bell.Wait()
 	return r.peers(), changed
@@ -231,56 +216,6 @@ func (r *Report) Peers() ([]*isthmusv1.PeerStatus, <-chan struct{}) {
 // ResetPeer implements api.Router.
 func (r *Report) ResetPeer(ctx context.Context, name string, soft bool) error {
 	return r.BGP.Reset(ctx, name, soft)
-}
-
-// Routes implements api.Router.
-func (r *Report) Routes() ([]*isthmusv1.Route, <-chan struct{}) {
-	changed := r.Bell.Wait()
-	return r.routes(), changed
-}
-
-// Policies implements api.Router. If the kernel cannot be read, it returns the last state as not
-// installed.
-func (r *Report) Policies() ([]*isthmusv1.PolicyStatus, <-chan struct{}) {
-	changed := r.Bell.Wait()
-	list, _ := r.policies()
-	return list, changed
-}
-
-// Pools implements api.Router.
-func (r *Report) Pools() ([]*isthmusv1.PoolStatus, <-chan struct{}) {
-	changed := r.Bell.Wait()
-	return r.Probes.List(), changed
-}
-
-// Names implements api.Router.
-func (r *Report) Names() ([]*isthmusv1.NameStatus, <-chan struct{}) {
-	changed := r.Bell.Wait()
-	return r.Domains.List(), changed
-}
-
-// Drops implements api.Router.
-func (r *Report) Drops() (out []*isthmusv1.Drop) {
-	_, drops := r.policies()
-	for _, reason := range nat.Reasons {
-		c := drops[reason]
-		out = append(out, &isthmusv1.Drop{Reason: string(reason), Description: reason.String(), Packets: c.Packets, Bytes: c.Bytes})
-	}
-	return out
-}
-
-// Ports implements api.Router.
-func (r *Report) Ports() ([]*isthmusv1.PortUse, <-chan struct{}) {
-	changed := r.Bell.Wait()
-	return r.PortUse.List(), changed
-}
-
-// PortTotals implements api.Router.
-func (r *Report) PortTotals() *isthmusv1.ListPortsResponse { return r.PortUse.Totals() }
-
-// Recount implements api.Router.
-func (r *Report) Recount(ctx context.Context) {
-	r.PortUse.Recount(ctx)
 }
 
 // Status implements api.Router.
@@ -305,14 +240,6 @@ func (r *Report) RollbackSecret(ctx context.Context, author, name string) (*isth
 		return nil, err
 	}
 	return secretMessage(s), nil
-}
-
-// Secrets implements api.Router.
-func (r *Report) Secrets() (out []*isthmusv1.SecretInfo) {
-	for _, s := range r.Documents.Secrets() {
-		out = append(out, secretMessage(s))
-	}
-	return out
 }
 
 // DeleteSecret implements api.Router.

@@ -132,7 +132,7 @@ var below = map[string][]string{
 	"router/observe":     {"bgp", "nat", "nat/conntrack", "tunnel", "router/bell", "router/egress/dns", "router/egress/health", "router/fib", "router/live", "router/plan", "router/spec"},
 	"router/ports":       {"nat", "nat/conntrack", "nat/placement"},
 	"router/document":    {"proto/isthmus/v1", "nat", "tunnel/explain", "router/fault", "router/fib", "router/plan", "router/secret", "router/spec", "router/store"},
-	"router/capability":  {"proto/isthmus/v1", "nat", "nat/placement", "router/apply", "router/condition", "router/document", "router/egress", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/egress/translog", "router/fault", "router/live", "router/observe", "router/plan", "router/ports", "router/secret", "router/spec", "router/store"},
+	"router/capability":  {"proto/isthmus/v1", "nat", "nat/placement", "router/api", "router/apply", "router/condition", "router/document", "router/egress", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/egress/translog", "router/fault", "router/live", "router/observe", "router/plan", "router/ports", "router/secret", "router/spec", "router/store"},
 	"router/report":      {"proto/isthmus/v1", "bgp", "nat", "nat/conntrack", "tunnel", "tunnel/explain", "router/api", "router/apply", "router/bell", "router/capability", "router/condition", "router/document", "router/fib", "router/live", "router/observe", "router/plan", "router/spec", "router/store"},
 	"router":             {"proto/isthmus/v1", "bgp", "nat", "tunnel", "router/apply", "router/bell", "router/capability", "router/document", "router/egress", "router/egress/dns", "router/egress/health", "router/egress/takeover", "router/fib", "router/live", "router/observe", "router/plan", "router/ports", "router/report", "router/spec", "router/store"},
 	"image/slot":         {},
@@ -142,10 +142,11 @@ var below = map[string][]string{
 	"image/figures":      {},
 	"router/machine":     {"proto/isthmus/v1", "router/condition", "router/api", "router/store", "image/helper", "image/slot"},
 	"cmd/isthmus-system": {"image/helper", "image/slot", "image/tpm"},
-	"router/api":         {"proto/isthmus/v1", "router/auth", "router/fault", "router/store", "router/secret", "bgp"},
+	"router/noun":        {},
+	"router/api":         {"proto/isthmus/v1", "router/auth", "router/fault", "router/noun", "router/store", "router/secret", "bgp"},
 	"proto/isthmus/v1":   {},
 	// Presets, importers and topologies are data and pure functions, which work without a node.
-	"cmd/isthmus": {"proto/isthmus/v1", "router/condition", "tunnel/cloud", "tunnel/cloud/importer", "router/topology", "router/spec", "router/disk"},
+	"cmd/isthmus": {"proto/isthmus/v1", "router/condition", "router/noun", "tunnel/cloud", "tunnel/cloud/importer", "router/topology", "router/spec", "router/disk"},
 }
 
 func TestArrowsPointDown(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -31,7 +32,7 @@ type Router struct {
 	now func() time.Time
 
 	mu        sync.Mutex
-	bells     map[string]*bell.Bell
+	changed   bell.Bell
 	revisions []*isthmusv1.GetSpecResponse
 	history   []*isthmusv1.Revision
 	confirm   time.Time
@@ -53,67 +54,88 @@ type Router struct {
 func New(now func() time.Time) *Router {
 	return &Router{
 		now: now, secrets: map[string]string{}, former: map[string]string{}, status: &isthmusv1.SystemStatus{Node: "node-1", Version: "v0.0.0-test"},
-		bells: map[string]*bell.Bell{"tunnels": {}, "peers": {}, "routes": {}, "policies": {}, "pools": {}, "names": {}, "ports": {}, "status": {}},
 	}
 }
 
-// SetTunnels and the methods like it replace what is there, which must be in order, and wake those who watch.
-func (r *Router) SetTunnels(all ...*isthmusv1.TunnelStatus) { set(r, "tunnels", &r.tunnels, all) }
+// SetTunnels and the methods like it replace the objects, which must be in order, and ring the bell.
+func (r *Router) SetTunnels(all ...*isthmusv1.TunnelStatus) { set(r, &r.tunnels, all) }
 
-// SetStrays sets what Strays returns, before anybody asks.
+// SetStrays sets the stray tunnels. Call it before the server starts.
 func (r *Router) SetStrays(all ...*isthmusv1.StrayTunnel) { r.strays = all }
 
-// Strays implements api.Router.
-func (r *Router) Strays() []*isthmusv1.StrayTunnel { return r.strays }
-
-func (r *Router) SetPeers(all ...*isthmusv1.PeerStatus) { set(r, "peers", &r.peers, all) }
-func (r *Router) SetRoutes(all ...*isthmusv1.Route)     { set(r, "routes", &r.routes, all) }
+func (r *Router) SetPeers(all ...*isthmusv1.PeerStatus) { set(r, &r.peers, all) }
+func (r *Router) SetRoutes(all ...*isthmusv1.Route)     { set(r, &r.routes, all) }
 func (r *Router) SetPolicies(all ...*isthmusv1.PolicyStatus) {
-	set(r, "policies", &r.policies, all)
+	set(r, &r.policies, all)
 }
 
-func (r *Router) SetPools(all ...*isthmusv1.PoolStatus) { set(r, "pools", &r.pools, all) }
-func (r *Router) SetNames(all ...*isthmusv1.NameStatus) { set(r, "names", &r.names, all) }
-func (r *Router) SetPorts(all ...*isthmusv1.PortUse)    { set(r, "ports", &r.ports, all) }
+func (r *Router) SetPools(all ...*isthmusv1.PoolStatus) { set(r, &r.pools, all) }
+func (r *Router) SetNames(all ...*isthmusv1.NameStatus) { set(r, &r.names, all) }
+func (r *Router) SetPorts(all ...*isthmusv1.PortUse)    { set(r, &r.ports, all) }
 
 // SetConditions replaces the conditions of the node.
 func (r *Router) SetConditions(all ...*isthmusv1.Condition) {
 	r.mu.Lock()
 	r.status.Conditions = all
 	r.mu.Unlock()
-	r.bells["status"].Ring()
+	r.changed.Ring()
 }
 
-func set[T any](r *Router, kind string, where *[]T, all []T) {
+func set[T any](r *Router, where *[]T, all []T) {
 	r.mu.Lock()
 	*where = all
 	r.mu.Unlock()
-	r.bells[kind].Ring()
+	r.changed.Ring()
 }
 
-func get[T any](r *Router, kind string, where *[]T) ([]T, <-chan struct{}) {
-	changed := r.bells[kind].Wait()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return *where, changed
-}
-
-func (r *Router) Tunnels() ([]*isthmusv1.TunnelStatus, <-chan struct{}) {
-	all, changed := get(r, "tunnels", &r.tunnels)
-	if len(all) > 0 && all[0].Name == "panic" {
-		panic("of the fake")
+// list returns a function that returns the objects at where.
+func list[T any](r *Router, where *[]T) func() []T {
+	return func() []T {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return *where
 	}
-	return all, changed
 }
-func (r *Router) Peers() ([]*isthmusv1.PeerStatus, <-chan struct{}) {
-	return get(r, "peers", &r.peers)
+
+// Nouns implements api.Router. A tunnel called panic makes its list panic.
+func (r *Router) Nouns() []api.Noun {
+	tunnels := func() []*isthmusv1.TunnelStatus {
+		all := list(r, &r.tunnels)()
+		if len(all) > 0 && all[0].Name == "panic" {
+			panic("of the fake")
+		}
+		return all
+	}
+	return []api.Noun{
+		api.Tunnels.FromCounted(tunnels, nil, func(request, response proto.Message) {
+			if request.(*isthmusv1.ListTunnelsRequest).PageToken == "" {
+				response.(*isthmusv1.ListTunnelsResponse).Strays = r.strays
+			}
+		}),
+		api.Peers.From(list(r, &r.peers)),
+		api.Routes.From(list(r, &r.routes)),
+		api.Policies.FromCounted(list(r, &r.policies), nil, func(_, response proto.Message) {
+			out := response.(*isthmusv1.ListPoliciesResponse)
+			out.Drops = []*isthmusv1.Drop{{Reason: "guard", Description: "an inside source toward the Internet", Packets: 3, Bytes: 180}, {Reason: "foreign-source", Description: "a source that does not belong to the attachment", Packets: 7, Bytes: 588}}
+			out.GuardPackets, out.GuardBytes = 3, 180
+		}),
+		api.Pools.From(list(r, &r.pools)),
+		api.Names.From(list(r, &r.names)),
+		api.Ports.FromCounted(list(r, &r.ports), nil, func(_, response proto.Message) {
+			totals := response.(*isthmusv1.ListPortsResponse)
+			totals.Counted, totals.Placements = timestamppb.New(r.now()), 2
+			totals.Table = &isthmusv1.ConnectionTable{Entries: 70_000, Assured: 60_000, Limit: 262_144, InsertFailed: 5}
+			for _, p := range list(r, &r.ports)() {
+				totals.Addresses = append(totals.Addresses, &isthmusv1.AddressUse{Pool: p.Pool, Address: p.Address, PublicAddress: p.PublicAddress, Flows: p.Used, Services: 1})
+			}
+		}),
+		api.Secrets.From(r.Secrets),
+		api.Revisions.From(r.History),
+	}
 }
-func (r *Router) Routes() ([]*isthmusv1.Route, <-chan struct{}) {
-	return get(r, "routes", &r.routes)
-}
-func (r *Router) Policies() ([]*isthmusv1.PolicyStatus, <-chan struct{}) {
-	return get(r, "policies", &r.policies)
-}
+
+// Changed implements api.Router.
+func (r *Router) Changed() <-chan struct{} { return r.changed.Wait() }
 
 // Who says that one flow lives and another ended, whatever is asked for but port 1, which nobody had.
 func (r *Router) Who(_ context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error) {
@@ -159,28 +181,8 @@ func (r *Router) ProveEgress(_ context.Context, q *isthmusv1.ProveEgressRequest)
 	return p, nil
 }
 
-func (r *Router) Pools() ([]*isthmusv1.PoolStatus, <-chan struct{}) {
-	return get(r, "pools", &r.pools)
-}
-func (r *Router) Names() ([]*isthmusv1.NameStatus, <-chan struct{}) {
-	return get(r, "names", &r.names)
-}
-func (r *Router) Ports() ([]*isthmusv1.PortUse, <-chan struct{}) { return get(r, "ports", &r.ports) }
-func (r *Router) Recount(context.Context)                        {}
-func (r *Router) PortTotals() *isthmusv1.ListPortsResponse {
-	totals := &isthmusv1.ListPortsResponse{Counted: timestamppb.New(r.now()), Placements: 2, Table: &isthmusv1.ConnectionTable{Entries: 70_000, Assured: 60_000, Limit: 262_144, InsertFailed: 5}}
-	all, _ := r.Ports()
-	for _, p := range all {
-		totals.Addresses = append(totals.Addresses, &isthmusv1.AddressUse{Pool: p.Pool, Address: p.Address, PublicAddress: p.PublicAddress, Flows: p.Used, Services: 1})
-	}
-	return totals
-}
-func (r *Router) Drops() []*isthmusv1.Drop {
-	return []*isthmusv1.Drop{{Reason: "guard", Description: "an inside source toward the Internet", Packets: 3, Bytes: 180}, {Reason: "foreign-source", Description: "a source that does not belong to the attachment", Packets: 7, Bytes: 588}}
-}
-
 func (r *Router) Status() (*isthmusv1.SystemStatus, <-chan struct{}) {
-	changed := r.bells["status"].Wait()
+	changed := r.changed.Wait()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	st := &isthmusv1.SystemStatus{
@@ -343,7 +345,7 @@ func (r *Router) accept(author, reason, text string, expected *uint64, confirm t
 }
 
 func (r *Router) acceptLocked(author, reason, text string, changes []*isthmusv1.Change, confirm time.Time) *isthmusv1.ApplyResponse {
-	defer r.bells["status"].Ring()
+	defer r.changed.Ring()
 	spec := &isthmusv1.Spec{}
 	for _, n := range names(text) {
 		spec.Tunnels = append(spec.Tunnels, &isthmusv1.Tunnel{Name: n})
@@ -400,6 +402,7 @@ func (r *Router) Spec(_ context.Context, generation uint64) (*isthmusv1.GetSpecR
 	return r.revisions[generation-1], nil
 }
 
+// History returns the accepted documents, newest first.
 func (r *Router) History() []*isthmusv1.Revision {
 	r.mu.Lock()
 	defer r.mu.Unlock()
