@@ -128,6 +128,16 @@ func (c *checker) keepOut(m PrefixMap, tunnels map[string]bool) {
 			c.Problem(at, r.Prefix.String(), "is the mapped prefix of a map, which routes it", "leave it out")
 		}
 	}
+	for i, a := range c.s.Attachments {
+		if !c.spend(1 + len(a.Routes)) {
+			return
+		}
+		for j, r := range a.Routes {
+			if r.Prefix == m.Mapped {
+				c.Problem(fmt.Sprintf("attachments[%d].routes[%d].prefix", i, j), r.Prefix.String(), "is the mapped prefix of a map, which routes it", "leave it out")
+			}
+		}
+	}
 }
 
 // allowsWithin reports whether a rule matches a prefix within another one.
