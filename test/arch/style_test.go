@@ -34,6 +34,7 @@ var plain = []string{
 	"docs/topology.md",
 	"docs/troubleshooting.md",
 	"nat",
+	"nat/nftables",
 	"router/apply",
 	"router/auth",
 	"router/capability",
