@@ -18,6 +18,7 @@ var plain = []string{
 	"CONTRIBUTING.md",
 	"README.md",
 	"bgp",
+	"bgp/gobgp",
 	"cmd/isthmus",
 	"docs/architecture.md",
 	"docs/benchmarks.md",
