@@ -51,6 +51,7 @@ var plain = []string{
 	"tunnel",
 	"tunnel/cloud",
 	"tunnel/cloud/importer",
+	"tunnel/ipsec",
 }
 
 // phrases are the patterns of docs/style.md that a program can find, each with what to write.
