@@ -35,6 +35,7 @@ var plain = []string{
 	"docs/topology.md",
 	"docs/troubleshooting.md",
 	"nat",
+	"nat/conntrack",
 	"nat/nftables",
 	"router/apply",
 	"router/auth",

@@ -111,7 +111,7 @@ func Open(dir string, log *slog.Logger) (*Recorder, error) {
 		log.Warn("the log of translations is damaged", "err", note)
 	}
 	if r.conn, err = conntrack.Open(); err == nil {
-		r.events, err = conntrack.Hear(eventBuffer)
+		r.events, err = conntrack.Subscribe(eventBuffer)
 	}
 	if err == nil {
 		err = r.load()
