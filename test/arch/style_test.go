@@ -18,6 +18,7 @@ var plain = []string{
 	"CONTRIBUTING.md",
 	"README.md",
 	"bgp",
+	"bgp/filter",
 	"bgp/gobgp",
 	"cmd/isthmus",
 	"docs/architecture.md",
