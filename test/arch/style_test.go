@@ -20,6 +20,7 @@ var plain = []string{
 	"bgp",
 	"bgp/filter",
 	"bgp/gobgp",
+	"bgp/relay",
 	"cmd/isthmus",
 	"docs/architecture.md",
 	"docs/benchmarks.md",
