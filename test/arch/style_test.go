@@ -56,6 +56,7 @@ var plain = []string{
 	"tunnel/cloud",
 	"tunnel/cloud/importer",
 	"tunnel/ipsec",
+	"tunnel/wireguard",
 }
 
 // phrases are the patterns of docs/style.md that a program can find, each with what to write.
