@@ -55,6 +55,7 @@ var plain = []string{
 	"tunnel",
 	"tunnel/cloud",
 	"tunnel/cloud/importer",
+	"tunnel/explain",
 	"tunnel/ipsec",
 	"tunnel/wireguard",
 }
