@@ -53,6 +53,7 @@ var plain = []string{
 	"router/store",
 	"router/topology",
 	"tunnel",
+	"tunnel/apipa",
 	"tunnel/cloud",
 	"tunnel/cloud/importer",
 	"tunnel/explain",
