@@ -39,6 +39,7 @@ var plain = []string{
 	"nat",
 	"nat/conntrack",
 	"nat/nftables",
+	"nat/nftables/reach",
 	"nat/placement",
 	"router/apply",
 	"router/auth",
