@@ -46,6 +46,7 @@ var plain = []string{
 	"router/capability",
 	"router/condition",
 	"router/document",
+	"router/egress",
 	"router/egress/dns",
 	"router/live",
 	"router/observe",
