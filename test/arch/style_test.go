@@ -48,6 +48,7 @@ var plain = []string{
 	"router/document",
 	"router/egress",
 	"router/egress/dns",
+	"router/egress/health",
 	"router/live",
 	"router/observe",
 	"router/ports",

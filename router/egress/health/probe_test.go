@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// TestProbe asks real servers on the loopback, from an address of its own. Ring: namespace; needs root for echo requests.
+// TestProbe probes real servers on the loopback, from a separate source address. Ring: namespace;
+// needs root for echo requests.
 func TestProbe(t *testing.T) {
 	from := netip.MustParseAddr("127.9.9.9")
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -40,7 +41,8 @@ func TestProbe(t *testing.T) {
 	roots := x509.NewCertPool()
 	roots.AddCert(secure.Certificate())
 	names := map[string][]netip.Addr{
-		"example.com": {netip.MustParseAddr("::1"), netip.MustParseAddr("127.0.0.1")}, // the certificate of httptest has it
+		// a name in the certificate of httptest
+		"example.com": {netip.MustParseAddr("::1"), netip.MustParseAddr("127.0.0.1")},
 		"other.test":  {netip.MustParseAddr("127.0.0.1")},
 		"six.test":    {netip.MustParseAddr("::1")},
 		"moved.test":  {netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("127.0.0.1")},
@@ -92,7 +94,7 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// TestEchoWithoutAnswer asks an address that nobody has, on the loopback.
+// TestEchoWithoutAnswer probes an unused address on the loopback.
 func TestEchoWithoutAnswer(t *testing.T) {
 	p := &Prober{}
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
