@@ -49,6 +49,7 @@ var plain = []string{
 	"router/egress",
 	"router/egress/dns",
 	"router/egress/health",
+	"router/egress/takeover",
 	"router/live",
 	"router/observe",
 	"router/ports",
