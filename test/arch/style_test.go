@@ -50,6 +50,7 @@ var plain = []string{
 	"router/egress/dns",
 	"router/egress/health",
 	"router/egress/takeover",
+	"router/egress/translog",
 	"router/live",
 	"router/observe",
 	"router/ports",
