@@ -52,6 +52,7 @@ var plain = []string{
 	"router/egress/takeover",
 	"router/egress/translog",
 	"router/link",
+	"router/link/linktest",
 	"router/live",
 	"router/observe",
 	"router/ports",
