@@ -56,6 +56,7 @@ var plain = []string{
 	"router/link/linktest",
 	"router/live",
 	"router/observe",
+	"router/platform",
 	"router/ports",
 	"router/report",
 	"router/secret",
