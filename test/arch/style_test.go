@@ -55,6 +55,7 @@ var plain = []string{
 	"router/link",
 	"router/link/linktest",
 	"router/live",
+	"router/machine",
 	"router/observe",
 	"router/platform",
 	"router/ports",
