@@ -51,6 +51,7 @@ var plain = []string{
 	"router/egress/health",
 	"router/egress/takeover",
 	"router/egress/translog",
+	"router/firstboot",
 	"router/host",
 	"router/link",
 	"router/link/linktest",
