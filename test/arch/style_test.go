@@ -41,6 +41,7 @@ var plain = []string{
 	"nat/nftables",
 	"nat/nftables/reach",
 	"nat/placement",
+	"router",
 	"router/apply",
 	"router/auth",
 	"router/capability",
