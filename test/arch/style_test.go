@@ -44,6 +44,7 @@ var plain = []string{
 	"router",
 	"router/apply",
 	"router/auth",
+	"router/bell",
 	"router/capability",
 	"router/condition",
 	"router/document",
