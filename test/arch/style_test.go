@@ -53,6 +53,7 @@ var plain = []string{
 	"router/egress/health",
 	"router/egress/takeover",
 	"router/egress/translog",
+	"router/fault",
 	"router/firstboot",
 	"router/host",
 	"router/link",
