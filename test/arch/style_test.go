@@ -65,6 +65,7 @@ var plain = []string{
 	"router/ports",
 	"router/report",
 	"router/secret",
+	"router/sockfilter",
 	"router/store",
 	"router/topology",
 	"tunnel",
