@@ -66,6 +66,7 @@ var plain = []string{
 	"router/report",
 	"router/secret",
 	"router/sockfilter",
+	"router/sockfilter/sockfiltertest",
 	"router/store",
 	"router/topology",
 	"tunnel",
