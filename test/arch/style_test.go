@@ -36,6 +36,7 @@ var plain = []string{
 	"docs/testing.md",
 	"docs/topology.md",
 	"docs/troubleshooting.md",
+	"image/build",
 	"image/helper",
 	"image/slot",
 	"image/tpm",
