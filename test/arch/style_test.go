@@ -37,6 +37,7 @@ var plain = []string{
 	"docs/topology.md",
 	"docs/troubleshooting.md",
 	"image/build",
+	"image/debtest",
 	"image/helper",
 	"image/slot",
 	"image/tpm",
