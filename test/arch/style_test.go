@@ -38,6 +38,7 @@ var plain = []string{
 	"docs/troubleshooting.md",
 	"image/build",
 	"image/debtest",
+	"image/figures",
 	"image/helper",
 	"image/slot",
 	"image/tpm",
