@@ -37,6 +37,7 @@ var plain = []string{
 	"docs/topology.md",
 	"docs/troubleshooting.md",
 	"image/build",
+	"image/cmd/image",
 	"image/debtest",
 	"image/figures",
 	"image/helper",
