@@ -22,6 +22,7 @@ var plain = []string{
 	"bgp/gobgp",
 	"bgp/relay",
 	"cmd/isthmus",
+	"cmd/isthmusd",
 	"docs/architecture.md",
 	"docs/benchmarks.md",
 	"docs/install/README.md",
