@@ -22,6 +22,7 @@ var plain = []string{
 	"bgp/gobgp",
 	"bgp/relay",
 	"cmd/isthmus",
+	"cmd/isthmus-system",
 	"cmd/isthmusd",
 	"docs/architecture.md",
 	"docs/benchmarks.md",
