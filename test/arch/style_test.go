@@ -77,6 +77,7 @@ var plain = []string{
 	"router/sockfilter",
 	"router/sockfilter/sockfiltertest",
 	"router/store",
+	"router/store/testdata/make",
 	"router/topology",
 	"tunnel",
 	"tunnel/apipa",
