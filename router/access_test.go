@@ -17,7 +17,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/document"
 )
 
-// access says who may reach the node by the rules that the machine has.
+// access returns who may reach the node by the rules of the machine.
 func (m *machine) access() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -29,8 +29,9 @@ func (m *machine) access() string {
 
 const operators = "access: {api: [203.0.113.0/28], ssh: [203.0.113.0/29]}\n"
 
-// TestClosedWithoutDocument: a node is closed before its API listens, as the daemon was started and as a stored document says of access, whether or not the
-// document is carried out. The rules of a document that are still there stay.
+// TestClosedWithoutDocument checks that a node is closed before its API listens, by the daemon's
+// options and a stored document's access, whether or not the document is applied. Existing rules of
+// a document stay.
 func TestClosedWithoutDocument(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
@@ -69,7 +70,7 @@ func TestClosedWithoutDocument(t *testing.T) {
 			m.nat.Underlay = "eth0"
 		}
 
-		// The document cannot be used any more.
+		// The document is no longer usable.
 		r, stop = m.boot(dir)
 		if err := r.o.Store.DeleteSecret("k"); err != nil {
 			t.Fatal(err)
@@ -90,7 +91,8 @@ func TestClosedWithoutDocument(t *testing.T) {
 	})
 }
 
-// TestClosesAgain: a first document that is not confirmed leaves the node as closed as it was.
+// TestClosesAgain checks that a first document that is not confirmed leaves the node as closed as
+// before.
 func TestClosesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
@@ -115,7 +117,8 @@ func TestClosesAgain(t *testing.T) {
 	})
 }
 
-// TestCallerIsWarned: who would lose the API by a document is told so by plan and by apply, and so is what else is closed. Others are not.
+// TestCallerIsWarned checks that plan and apply warn callers who would lose the API by a document,
+// and only those, and list the ports that it closes.
 func TestCallerIsWarned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)

@@ -14,7 +14,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// slow is a machine that is asked for its capabilities only when it is let.
+// slow is a machine that blocks one question for its capabilities.
 type slow struct {
 	*machine
 	asked, answer chan struct{}
@@ -29,8 +29,9 @@ func (s slow) Has(string) bool {
 	return true
 }
 
-// TestPlanningHoldsNothingUp: while the document of one caller is planned, the node tells its status and takes another document, and the first
-// one is planned again from that.
+// TestPlanningHoldsNothingUp checks that while the document of one caller is planned, the node
+// returns its status and accepts another document, and that the first one is planned again from
+// that.
 func TestPlanningHoldsNothingUp(t *testing.T) {
 	m := newMachine(t)
 	r, stop := m.boot(t.TempDir())
@@ -50,7 +51,7 @@ func TestPlanningHoldsNothingUp(t *testing.T) {
 	for len(s.asked) == 0 {
 		status(r)
 	}
-	// Others are answered at once, since the place for a question is taken.
+	// Only one question can block, so that others are answered at once.
 	if problems, _, err := r.documents.Validate(context.Background(), text(base)); err != nil || len(problems) > 0 {
 		t.Error(problems, err)
 	}
@@ -68,7 +69,8 @@ func TestPlanningHoldsNothingUp(t *testing.T) {
 	}
 }
 
-// TestCallerGone: a document whose caller has gone is neither checked to the end nor accepted.
+// TestCallerGone checks that a document whose caller has gone is neither checked to the end nor
+// accepted.
 func TestCallerGone(t *testing.T) {
 	m := newMachine(t)
 	r, stop := m.boot(t.TempDir())
@@ -83,7 +85,8 @@ func TestCallerGone(t *testing.T) {
 	}
 }
 
-// TestProductIsRefusedEverywhere: a short text that multiplies is a problem for every call that takes one, and nothing is made of it.
+// TestProductIsRefusedEverywhere checks that a short text that multiplies is a problem in every
+// call that takes one, before anything is made of it.
 func TestProductIsRefusedEverywhere(t *testing.T) {
 	var sources, destinations []string
 	for i := range 400 {

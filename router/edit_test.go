@@ -44,7 +44,8 @@ func planned(r *Router) plan.Target {
 	return t
 }
 
-// TestEditIsApply: an edit does what applying the edited document does, in every respect, also for what starts again.
+// TestEditIsApply checks that an edit has all effects of applying the edited document, also on what
+// restarts.
 func TestEditIsApply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		one, other, dir := newMachine(t), newMachine(t), t.TempDir()
@@ -140,7 +141,7 @@ func TestEditRefused(t *testing.T) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
-		// A dry run says what the edit then does.
+		// A dry run returns the changes of the edit.
 		var said []plan.Change
 		for _, dry := range []bool{true, false} {
 			got, changes, err := r.documents.Edit(context.Background(), document.Change{Author: "tester", Expected: &g, Confirm: time.Minute}, y, dry)
@@ -157,7 +158,7 @@ func TestEditRefused(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		expect(t, m, "nat")
 		if _, _, doc, _ := r.documents.Document(0); doc != editable {
-			t.Errorf("an unconfirmed edit did not go back:\n%s", doc)
+			t.Errorf("an unconfirmed edit was not rolled back:\n%s", doc)
 		}
 	})
 }

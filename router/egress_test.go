@@ -26,7 +26,7 @@ func (m *machine) probe(_ context.Context, _ string, from netip.Addr, t egress.T
 	return nil
 }
 
-// setSick makes probes from an address fail, or succeed again, and waits until that is known.
+// setSick makes probes from an address fail, or succeed again, and waits until that is noticed.
 func (m *machine) setSick(sick bool, from string) {
 	m.mu.Lock()
 	m.sick[from+" 198.51.100.7"] = sick
@@ -35,7 +35,7 @@ func (m *machine) setSick(sick bool, from string) {
 	synctest.Wait()
 }
 
-// egress says which addresses of the pool new flows may get, and what is announced.
+// egress returns which addresses of the pool new flows may get, and what is announced.
 func (m *machine) egress() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -81,12 +81,13 @@ egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}, {address: 10.9.0.6}]
 			t.Errorf("pools %v", p)
 		}
 
-		// A document that says nothing new of them changes nothing of what is known.
+		// A document that does not change the probes keeps their results.
 		accept(t, r, strings.Replace(doc, "name: x,", "name: y,", 1))
 		want("[10.9.0.6] [0.0.0.0/0 10.9.0.0/24]", "PoolDegraded")
 		m.taken()
 
-		// With the last one goes what depends on them, and nothing else; a bad way out is better than none.
+		// With the last address goes what depends on them, and nothing else; an address that is
+		// down is better than none.
 		m.setSick(true, "10.9.0.6")
 		want("[10.9.0.5 10.9.0.6] [10.9.0.0/24]", "PoolDown")
 		expect(t, m, "nat", "bgp")
@@ -100,11 +101,11 @@ egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}, {address: 10.9.0.6}]
 		synctest.Wait()
 		want("[10.9.0.5] [0.0.0.0/0 10.9.0.0/24]", "PoolDegraded")
 
-		// Without probes, nothing is sick.
+		// Without probes, no address is sick.
 		accept(t, r, strings.Replace(doc, `, probes: {targets: ["icmp://198.51.100.7"], holdDown: 1m}`, "", 1))
 		want("[10.9.0.5 10.9.0.6] [0.0.0.0/0 10.9.0.0/24]")
 
-		// A new daemon knows nothing at first, and finds out.
+		// A new daemon has no results at first, and probes.
 		accept(t, r, doc)
 		stop()
 		r, stop = m.boot(dir)
@@ -117,7 +118,7 @@ egress: {pools: [{name: p, addresses: [{address: 10.9.0.5}, {address: 10.9.0.6}]
 	})
 }
 
-// TestSickProxy has the proxies of two policies sicken and return.
+// TestSickProxy has the proxies of two policies fail and return.
 func TestSickProxy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
@@ -179,7 +180,7 @@ func TestSickProxy(t *testing.T) {
 		tls := "warning proxy 10.7.0.10 of policy tls is down, reaches 0 of 2 targets, needs 2 (tcp://10.7.0.10:1: sick; icmp://10.7.0.10: sick); new flows are decided by the other policies"
 		want("[tls web]", tls, web)
 
-		// It returns, but not at once; and one that is probed no more counts as working.
+		// It returns after the hold-down. A proxy that is no longer probed counts as working.
 		sick(false, "10.7.0.9")
 		if got := fmt.Sprint(status(r).GetConditions()); !strings.Contains(got, "policy web is returning, held down until") {
 			t.Error(got)
@@ -192,7 +193,7 @@ func TestSickProxy(t *testing.T) {
 	})
 }
 
-// TestNamesOfAFormerRun starts a daemon that knows addresses and finds nobody to ask.
+// TestNamesOfAFormerRun starts a daemon that has stored addresses and no resolver that answers.
 func TestNamesOfAFormerRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
@@ -223,7 +224,8 @@ func TestNamesOfAFormerRun(t *testing.T) {
 	})
 }
 
-// TestFormerUnderlayLosesItsPools: pool addresses go with the pool, also from another interface.
+// TestFormerUnderlayLosesItsPools checks that pool addresses go with the pool, also from another
+// interface.
 func TestFormerUnderlayLosesItsPools(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
@@ -237,7 +239,8 @@ func TestFormerUnderlayLosesItsPools(t *testing.T) {
 	})
 }
 
-// TestAddressOfRulesStaysThoughDocumentsCome: the rules in the kernel are those of a document before the former one.
+// TestAddressOfRulesStaysThoughDocumentsCome has the rules of a document in the kernel that is two
+// documents old.
 func TestAddressOfRulesStaysThoughDocumentsCome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)

@@ -14,7 +14,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/crowd"
 )
 
-// TestFlowsEndWithTheirAddress: at once when a document is applied for good, and not before it is confirmed otherwise, since it may go back.
+// TestFlowsEndWithTheirAddress checks that flows end at once when a document is applied without a
+// confirmation, and otherwise only when it is confirmed, because it may be rolled back.
 func TestFlowsEndWithTheirAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir, table := newMachine(t), t.TempDir(), &crowd.Table{}
@@ -51,7 +52,7 @@ func TestFlowsEndWithTheirAddress(t *testing.T) {
 		probation(base)
 		left("not yet confirmed", 2)
 		time.Sleep(2 * time.Minute)
-		left("gone back", 2)
+		left("rolled back", 2)
 		g := probation(base)
 		left("not yet confirmed again", 2)
 		if err := r.documents.Confirm(g); err != nil {
@@ -61,7 +62,7 @@ func TestFlowsEndWithTheirAddress(t *testing.T) {
 		probation(strings.Replace(base, "10.9.0.5", "10.9.0.7", 1))
 		left("another address on trial", 1)
 		time.Sleep(2 * time.Minute)
-		left("gone back again", 1)
+		left("rolled back again", 1)
 
 		other := strings.Replace(base, "10.9.0.5", "10.9.0.6", 1)
 		probation(other)
@@ -72,16 +73,16 @@ func TestFlowsEndWithTheirAddress(t *testing.T) {
 		stop()
 		time.Sleep(2 * time.Minute)
 		r, stop = m.boot(dir)
-		left("gone back at start", 1)
+		left("rolled back at start", 1)
 		g = probation(other)
 		left("another address on trial again", 1)
 		stop()
 		r, stop = m.boot(dir)
-		left("another address on trial, and a new start", 1)
+		left("another address on trial, and a restart", 1)
 		if err := r.documents.Confirm(g); err != nil {
 			t.Fatal(err)
 		}
-		left("confirmed after a new start", 0)
+		left("confirmed after a restart", 0)
 		table.Lock()
 		table.Flows = append(table.Flows, flow("10.9.0.6"))
 		table.Unlock()
@@ -90,7 +91,8 @@ func TestFlowsEndWithTheirAddress(t *testing.T) {
 	})
 }
 
-// TestFlowsEndThoughDocumentsCome: what an earlier document took away ends also when another one is carried out in its place.
+// TestFlowsEndThoughDocumentsCome checks that flows of addresses that an earlier document removed
+// end also when another document is applied instead.
 func TestFlowsEndThoughDocumentsCome(t *testing.T) {
 	changed := strings.Replace(base, "10.9.0.5", "10.9.0.6", 1)
 	for name, change := range map[string]func(m *machine, r *Router){
@@ -101,7 +103,7 @@ func TestFlowsEndThoughDocumentsCome(t *testing.T) {
 			synctest.Wait()
 			accept(t, r, strings.Replace(changed, "{name: b, ipsec", "{name: b, mtu: 1400, ipsec", 1))
 		},
-		"not carried out": func(m *machine, r *Router) {
+		"not applied": func(m *machine, r *Router) {
 			m.mu.Lock()
 			m.unruly = errors.New("no")
 			m.mu.Unlock()

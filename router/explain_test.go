@@ -11,7 +11,7 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// Ring: fake. What the drivers saw comes out of the API in the words of the document.
+// Ring: fake. The API returns the drivers' reports in the terms of the document.
 
 const clouds = `node: {name: n, asn: 64620}
 underlay: {interface: eth0, address: 10.9.0.4, publicAddress: 203.0.113.9}
@@ -106,7 +106,7 @@ func TestExplanations(t *testing.T) {
 		if states["a-1"] != "dead" || states["z-0"] != "down" || states["b"] != "up" || states["a-0"] != "up" {
 			t.Errorf("states %v", states)
 		}
-		// What is dead by design is down for the routes, as the driver said.
+		// A tunnel that is dead by design is down for the routes, as the driver reported.
 		if alive, ok := m.alive["t-a-1"]; !ok || alive {
 			t.Errorf("alive %v", m.alive)
 		}
@@ -123,7 +123,7 @@ func TestExplanations(t *testing.T) {
 		}
 		accept(t, r, base)
 		if s := listed[*isthmusv1.ListTunnelsResponse](t, r, &isthmusv1.ListTunnelsRequest{}).GetStrays(); len(s) != 1 || s[0].State != "refused" || s[0].Reason != "unknown-caller" {
-			t.Errorf("strays beside no cloud: %v", s)
+			t.Errorf("strays without a cloud: %v", s)
 		}
 	})
 }

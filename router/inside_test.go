@@ -9,7 +9,8 @@ import (
 	"testing/synctest"
 )
 
-// TestNamesLoseWhatBecomesInside: an address that has become the inside address of a tunnel is not a destination any more, though nothing else of the rules has changed.
+// TestNamesLoseWhatBecomesInside checks that an address that has become the inside address of a
+// tunnel is no longer a destination, although nothing else in the rules has changed.
 func TestNamesLoseWhatBecomesInside(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)

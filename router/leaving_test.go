@@ -13,14 +13,16 @@ import (
 
 const one = "- {name: a, ipsec: {remoteAddress: 198.51.100.1, psk: k}}\n"
 
-// quiet is base without a session in tunnel a, without has no tunnel a, and in other it is of the other kind.
+// quiet is base without a session in tunnel a, without lacks tunnel a, and in other it is of the
+// other kind.
 var (
 	quiet   = strings.NewReplacer("- {name: a, tunnel: a, asn: 65001}\n", "", "tunnels: [a]", "tunnels: [b]").Replace(base)
 	without = strings.Replace(quiet, one, "", 1)
 	other   = strings.Replace(quiet, one, "- {name: a, wireguard: {privateKey: k, listenPort: 51820, peerPublicKey: "+strings.Repeat("A", 42)+"E=}, inside: [{local: 169.254.9.2/30, remote: 169.254.9.1}]}\n", 1)
 )
 
-// TestFormerKindGoesThoughDocumentsCome: documents come before the driver of the former kind could remove its tunnel.
+// TestFormerKindGoesThoughDocumentsCome applies documents before the driver of the former kind
+// could remove its tunnel.
 func TestFormerKindGoesThoughDocumentsCome(t *testing.T) {
 	for name, documents := range map[string][]string{
 		"changed again": {other, strings.Replace(other, "51820", "51821", 1)},
@@ -56,7 +58,7 @@ func TestFormerKindGoesThoughDocumentsCome(t *testing.T) {
 	}
 }
 
-// TestTunnelThatStaysIsNotDead: a tunnel that could not be removed is wanted again.
+// TestTunnelThatStaysIsNotDead checks that a tunnel that could not be removed can be wanted again.
 func TestTunnelThatStaysIsNotDead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
@@ -73,7 +75,7 @@ func TestTunnelThatStaysIsNotDead(t *testing.T) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if !m.alive["t-a"] {
-			t.Error("a is still taken for dead")
+			t.Error("a still counts as dead")
 		}
 	})
 }

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// TestProxyListensBehindTheRules: the DNS proxy begins to listen when the rules that say who may ask are there. Its tunnel's interface does not exist, which tells that it
-// has tried.
+// TestProxyListensBehindTheRules checks that the DNS proxy begins to listen once the rules that
+// restrict its clients are there. Its tunnel's interface does not exist, so that the attempt fails
+// and is reported.
 func TestProxyListensBehindTheRules(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
@@ -21,7 +22,7 @@ func TestProxyListensBehindTheRules(t *testing.T) {
 			t.Helper()
 			synctest.Wait()
 			if _, _, _, n := r.names.Deaf(); n != want {
-				t.Errorf("%d listeners try, want %d", n, want)
+				t.Errorf("%d listeners fail, want %d", n, want)
 			}
 		}
 		m.mu.Lock()
@@ -29,7 +30,7 @@ func TestProxyListensBehindTheRules(t *testing.T) {
 		m.mu.Unlock()
 		doc := strings.Replace(base, "egress: {", "egress: {dnsProxy: {listen: [10.9.0.4], from: [a]}, ", 1)
 		accept(t, r, doc)
-		accept(t, r, strings.Replace(doc, "name: x", "name: y", 1)) // neither is carried out
+		accept(t, r, strings.Replace(doc, "name: x", "name: y", 1)) // neither is applied
 		time.Sleep(2 * lastRetry)
 		tries(0)
 		m.mu.Lock()
@@ -44,7 +45,8 @@ func TestProxyListensBehindTheRules(t *testing.T) {
 			t.Errorf("conditions %s", got)
 		}
 
-		// One more listener leaves the first one alone, and when the rules cannot be written it stays.
+		// Another listener leaves the first one alone, and when the rules cannot be written, the
+		// first one stays.
 		m.mu.Lock()
 		m.unruly = errors.New("no")
 		m.mu.Unlock()

@@ -32,13 +32,13 @@ type Host interface {
 	apply.Host
 	// Has reports whether the kernel has a capability.
 	Has(capability string) bool
-	// Capabilities lists what the kernel has.
+	// Capabilities returns the capabilities of the kernel.
 	Capabilities() []string
-	// Listening returns what listens at an address of the machine, as "tcp/22".
+	// Listening returns the ports that are open at an address of the machine, as "tcp/22".
 	Listening(netip.Addr) []string
 }
 
-// FIB is the forwarding table; router/fib has the words.
+// FIB is the forwarding table; see router/fib.
 type FIB interface {
 	apply.FIB
 	observe.FIB
@@ -47,7 +47,7 @@ type FIB interface {
 	Run(context.Context) error
 }
 
-// NAT are the rules; package nat has the words.
+// NAT are the rules; see package nat.
 type NAT interface {
 	nat.Driver
 	nat.PortKeeper
@@ -55,65 +55,68 @@ type NAT interface {
 	nat.Sampler
 }
 
-// Flows is the table of connection tracking; nat/conntrack has the words.
+// Flows is the conntrack table; see nat/conntrack.
 type Flows interface {
 	apply.Flows
 	ports.Flows
 }
 
-// Translations is the log of translations; router/egress/translog has the words.
+// Translations is the log of translations; see router/egress/translog.
 type Translations = capability.Translations
 
-// Counters counts what was written since the start of the daemon.
+// Counters counts the writes since the start of the daemon.
 type Counters = report.Counters
 
-// Options are what a Router works with.
+// Options configure a Router.
 type Options struct {
 	Store   *store.Store
 	Drivers map[tunnel.Kind]tunnel.Driver
 	BGP     bgp.Driver
 	FIB     FIB
 	NAT     NAT
-	// Flows lets new flows be placed by what is in use of the pools' ports, and ends flows. Nil: neither is done.
+	// Flows places new flows by the use of the pools' ports, and ends flows. Nil: neither is done.
 	Flows Flows
-	// Translations remembers who talked to whom as which address. Nil: there is no log.
+	// Translations logs which source used which outside address. Nil: there is no log.
 	Translations Translations
 	Addresses    Addresses
 	Host         Host
 	Version      string
 	Log          *slog.Logger
-	// Charon returns what about charon does not fit, in words; nil: it is not asked. An error means that it does not answer.
+	// Charon returns what about charon does not fit, in words; nil: it is not checked. An error
+	// means that charon does not answer.
 	Charon func(context.Context) ([]string, error)
-	// Callers returns the addresses that ask for a tunnel that is not there; nil: none is noticed.
+	// Callers returns the addresses that request an unknown tunnel; nil: they are not recorded.
 	Callers func() []tunnel.Caller
 	// NamesFile keeps the addresses of names for the next start. Empty: they are not kept.
 	NamesFile string
-	// Probe asks a target of health checks once, from an address and out by an interface. Default: health.Prober.
+	// Probe probes a target of health checks once, from an address and through an interface.
+	// Default: health.Prober.
 	Probe func(ctx context.Context, iface string, from netip.Addr, t egress.Target) error
 	// Mover takes public addresses; nil: none can be taken.
 	Mover takeover.Mover
-	// SSH has the machine's SSH server take these keys and no others. Nil: it is not ours.
+	// SSH sets the keys that the machine's SSH server accepts. Nil: the server is not ours.
 	SSH func(keys []string) error
 	// APIPort is the TCP port of the API; 0: it has only its unix socket.
 	APIPort uint16
 	// Resolvers are the DNS servers that the machine itself uses.
 	Resolvers func() []netip.Addr
-	// Drop says that packets to the node that nothing lets in are dropped where a document does not say (access.input). Default: services
-	// other than those of isthmus are reached as the machine has it.
+	// Drop drops packets to the node that no rule accepts, unless a document sets access.input.
+	// Default: services other than those of isthmus stay reachable.
 	Drop bool
-	// APIFrom are sources that may reach the API besides those that the document names.
+	// APIFrom are sources that may reach the API besides those in the document.
 	APIFrom []netip.Prefix
-	// FirstAPI are sources that may reach the API as long as the document names none; see SetFirstAccess.
+	// FirstAPI are sources that may reach the API until the document names some; see
+	// SetFirstAccess.
 	FirstAPI []netip.Prefix
-	// Safe carries nothing out: documents are taken and stored, and what runs stays as it is. Where no rules are, those are put in that close
-	// the node.
+	// Safe accepts and stores documents without applying them, and leaves the running configuration
+	// alone. Where there are no rules, it adds those that close the node.
 	Safe bool
-	// Notices returns conditions of what is around the router, such as access to it; nil: there are none.
+	// Notices returns conditions outside the router, such as access to it; nil: there are none.
 	Notices func() []*isthmusv1.Condition
-	// Facts is what the platform said of addresses when it was last asked; see SetFacts.
+	// Facts are the last addresses from the platform; see SetFacts.
 	Facts spec.Platform
-	// Platform returns what the platform says of the machine; nil: it is not asked.
+	// Platform returns the platform's facts about the machine; nil: there are none.
 	Platform func() *isthmusv1.PlatformStatus
-	// Counters fills in what the drivers have written.
+	// Counters returns the writes of the drivers.
 	Counters func() Counters
 }

@@ -1,5 +1,5 @@
-// Package router wires a node together: the documents, what carries them out, what observes the result and what reports it.
-// The stages are in rooms of their own; see docs/architecture.md.
+// Package router wires a node together: the documents, the applier, the observer and the report.
+// The stages are in separate rooms; see docs/architecture.md.
 package router
 
 import (
@@ -28,7 +28,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/spec"
 )
 
-// Router is one node. It is what the API stands in front of.
+// Router is one node. The API serves it.
 type Router struct {
 	*report.Report
 	o         Options
@@ -39,7 +39,8 @@ type Router struct {
 	proxies   *health.Checker
 	names     *dns.Resolver
 	bell      bell.Bell
-	// capabilities are what the node can do besides tunnels, routes and rules. A new one is a line in New.
+	// capabilities are the features of the node besides tunnels, routes and rules. A new one is a
+	// line in New.
 	capabilities []capability.Capability
 }
 
@@ -101,7 +102,7 @@ func New(o Options) (*Router, error) {
 	})
 	closed := r.documents.Status().Target
 	if err := r.applier.Close(context.Background(), &closed); err != nil {
-		o.Log.Error("the node is not closed to strangers until rules can be put in", "err", err)
+		o.Log.Error("the node stays open to strangers until rules can be written", "err", err)
 	}
 	if err := r.documents.Load(); err != nil {
 		return nil, err
@@ -109,7 +110,7 @@ func New(o Options) (*Router, error) {
 	return r, nil
 }
 
-// carrier has targets observed and carried out.
+// carrier has targets observed and applied.
 type carrier struct{ *Router }
 
 func (c carrier) Carry(s *spec.Spec, t plan.Target, onTrial bool) {
@@ -125,7 +126,7 @@ func (c carrier) Confirmed()         { c.applier.Confirmed() }
 func (c carrier) Settled() bool      { return c.applier.Settled() }
 func (c carrier) Tried() bool        { return c.applier.Tried() }
 
-// previewed is what previews of documents look at.
+// previewed is the machine for previews of documents.
 type previewed struct{ *Router }
 
 func (m previewed) Surroundings() fib.Surroundings  { return m.observer.Machine() }
@@ -134,7 +135,7 @@ func (m previewed) Count(ctx context.Context, sets []nat.Ending) ([]int, error) 
 	return observe.CountFlows(ctx, m.o.Flows, sets)
 }
 
-// changed returns a function that has jobs look again.
+// changed returns a function that runs jobs again.
 func (r *Router) changed(jobs ...string) func() {
 	return func() {
 		r.applier.Again(jobs...)
@@ -149,7 +150,7 @@ func (r *Router) namesChanged(addresses bool) {
 	r.bell.Ring()
 }
 
-// applied hands the rules that are in force to the capabilities that follow them.
+// applied passes the rules in force to the capabilities that follow them.
 func (r *Router) applied(c nat.Config) {
 	for _, one := range r.capabilities {
 		if one.Rules != nil {
@@ -158,7 +159,8 @@ func (r *Router) applied(c nat.Config) {
 	}
 }
 
-// Run carries documents out until ctx is done. What is in the kernel and in charon then stays as it is.
+// Run applies documents until ctx is done, and then leaves the state of the kernel and of charon as
+// it is.
 func (r *Router) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -176,8 +178,8 @@ func (r *Router) Run(ctx context.Context) error {
 		wg.Wait()
 		return nil
 	}
-	r.observer.ReadMachine() // before the first rules, which name the node's own addresses
-	start("noting which document was carried out", r.documents.NoteCarried)
+	r.observer.ReadMachine() // before the first rules, which have the node's own addresses
+	start("recording the applied document", r.documents.NoteCarried)
 	for kind, d := range r.o.Drivers {
 		start("running tunnels of kind "+string(kind), func(ctx context.Context) error { return d.Run(ctx, r.observer.Changed) })
 	}
@@ -202,13 +204,13 @@ func (r *Router) Run(ctx context.Context) error {
 	return nil
 }
 
-// passed takes note of a pass of the applier.
+// passed is called after a pass of the applier.
 func (r *Router) passed() {
 	r.bell.Ring()
 	r.documents.Passed()
 }
 
-// resyncPace is how often everything is read back although no event asked for it.
+// resyncPace is the interval of reading everything back without an event.
 const resyncPace = time.Minute
 
 func (r *Router) resync(ctx context.Context) error {
@@ -225,12 +227,13 @@ func (r *Router) resync(ctx context.Context) error {
 	}
 }
 
-// Ready reports whether the rules of the document that is carried out are in the kernel, or nothing is to be carried out. It does not
-// wait; while the documents are busy the answer may be no.
+// Ready reports whether the rules of the applied document are in the kernel, or there is nothing to
+// apply. It does not wait; while the documents are busy, it may return false.
 func (r *Router) Ready() bool { return r.o.Safe || r.applier.Ruled() || r.documents.Empty() }
 
-// Alive returns nil when the documents and the applier make progress before ctx is done, else an error that says which does not. A long
-// pass makes progress with each object that it has worked on.
+// Alive returns nil when the documents and the applier make progress before ctx is done, else an
+// error that names the one that does not. A long pass makes progress with each object that it has
+// worked on.
 func (r *Router) Alive(ctx context.Context) error {
 	if err := r.documents.Alive(ctx); err != nil || r.o.Safe {
 		return err
@@ -241,7 +244,8 @@ func (r *Router) Alive(ctx context.Context) error {
 	return nil
 }
 
-// CheckFirst returns the problems of a text as the first document, as an error that is spec.Problems.
+// CheckFirst returns the problems of a text as the first document, as an error that is
+// spec.Problems.
 func (r *Router) CheckFirst(ctx context.Context, text string) error {
 	return r.documents.CheckFirst(ctx, text)
 }
@@ -254,15 +258,15 @@ func (r *Router) ApplyFirst(ctx context.Context, text string) (uint64, error) {
 // Generation returns the number of the newest accepted document; 0: there has never been one.
 func (r *Router) Generation() uint64 { return r.documents.Generation() }
 
-// SetFirstAccess sets which sources may reach the API as long as the document names none.
+// SetFirstAccess sets the sources that may reach the API until the document names some.
 func (r *Router) SetFirstAccess(ctx context.Context, api []netip.Prefix) error {
 	return r.documents.SetFirstAccess(ctx, api)
 }
 
-// SetFacts sets what the platform says of addresses now.
+// SetFacts sets the platform's present addresses.
 func (r *Router) SetFacts(ctx context.Context, p spec.Platform) error {
 	return r.documents.SetFacts(ctx, p)
 }
 
-// SecretsOpened has the present document carried out with secrets that could not be read before.
+// SecretsOpened applies the present document again, with secrets that could not be read before.
 func (r *Router) SecretsOpened(ctx context.Context) error { return r.documents.SecretsOpened(ctx) }

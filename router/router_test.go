@@ -32,8 +32,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// machine is what outlives the daemon: tunnels, rules, addresses. It writes down each change that a driver makes to it, and refuses
-// what must not happen.
+// machine is the state that outlives the daemon: tunnels, rules, addresses. It logs each change by
+// a driver, and reports forbidden ones as errors.
 type machine struct {
 	t         *testing.T
 	mu        sync.Mutex
@@ -41,11 +41,11 @@ type machine struct {
 	tunnels   map[place]tunnel.Config
 	failing   map[string]error // by name of a tunnel
 	staying   error            // no IPsec tunnel can be removed
-	muted     error            // BGP takes nothing
-	unread    error            // Observe fails with it
-	meanwhile func()           // happens after Observe has read
+	muted     error            // BGP accepts nothing
+	unread    error            // error of Observe
+	meanwhile func()           // runs after Observe has read
 	charon    error            // why charon does not answer
-	hangs     time.Duration    // before it does
+	hangs     time.Duration    // delay of charon's answer
 	nat       nat.Config
 	rules     bool                    // nat is in the kernel
 	unruly    error                   // nat cannot be applied
@@ -56,11 +56,11 @@ type machine struct {
 	synced    int
 	alive     map[string]bool
 	report    map[tunnel.Kind]func(tunnel.State)
-	sick      map[string]bool // targets of probes, behind the address that they come from
-	flows     Flows           // nobody places them
-	drop      bool            // what the daemon is started with
+	sick      map[string]bool // targets of probes, after the source address
+	flows     Flows           // they are not placed
+	drop      bool            // the daemon's option
 	forward   bool            // packets are forwarded
-	faulty    bool            // earlier stages may have failed when a later one is worked on
+	faulty    bool            // earlier stages may have failed when a later one runs
 	apiFrom   []netip.Prefix
 }
 
@@ -78,8 +78,8 @@ func (m *machine) note(format string, args ...any) {
 	m.log = append(m.log, fmt.Sprintf(format, args...))
 }
 
-// taken returns what was written since the last call. Tunnels are worked on beside each other; here they are in the
-// order of names.
+// taken returns the writes since the last call. Tunnels are worked on in parallel; here they are in
+// the order of names.
 func (m *machine) taken() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -121,7 +121,7 @@ func (d tunnels) Apply(_ context.Context, c tunnel.Config) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if c.Kind() != d.kind {
-		d.t.Errorf("%s driver is given %s", d.kind, c.Name)
+		d.t.Errorf("%s driver receives %s", d.kind, c.Name)
 	}
 	if err := d.failing[c.Name]; err != nil {
 		return err
@@ -269,7 +269,7 @@ func (m *machine) PrunePool(wanted map[string][]netip.Addr) error {
 	for _, p := range m.nat.Pools {
 		for _, a := range p.Addresses {
 			if !slices.Contains(all, a.Address) {
-				m.t.Errorf("%v is taken away while a rule uses it", a.Address)
+				m.t.Errorf("%v is removed while a rule uses it", a.Address)
 			}
 		}
 	}
@@ -333,7 +333,7 @@ func (m *machine) Run(ctx context.Context) error {
 	return nil
 }
 
-// boot starts a daemon on the machine and returns it with what stops it.
+// boot starts a daemon on the machine and returns it with a function that stops it.
 func (m *machine) boot(dir string) (*Router, func()) {
 	m.t.Helper()
 	r := m.begin(dir, false)
@@ -349,7 +349,7 @@ func (m *machine) boot(dir string) (*Router, func()) {
 	}
 }
 
-// begin returns a daemon that does not run yet: one that is left so has died at its start.
+// begin returns a daemon that does not run yet. Left like that, it has died at its start.
 func (m *machine) begin(dir string, safe bool) *Router {
 	m.t.Helper()
 	st, err := store.Open(dir)
@@ -397,7 +397,7 @@ func text(s string) *isthmusv1.Source {
 	return &isthmusv1.Source{Source: &isthmusv1.Source_Text{Text: s}}
 }
 
-// Pauses of package observe and of retries, which tests of the whole router wait out.
+// Pauses of package observe and of retries, which tests of the whole router wait for.
 const (
 	lastRetry   = time.Minute
 	charonCheck = 10 * time.Second
@@ -471,7 +471,7 @@ func TestApply(t *testing.T) {
 	})
 }
 
-// TestCommentIsApplied: a document that changes nothing is carried out at once.
+// TestCommentIsApplied checks that a document without effective changes counts as applied at once.
 func TestCommentIsApplied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
@@ -506,7 +506,7 @@ func TestNoTunnelWithoutGuard(t *testing.T) {
 		expect(t, m, "nat", "tunnel a", "tunnel b")
 		stop()
 
-		// The rules of a former run do as well.
+		// The rules of a former run are enough.
 		m.mu.Lock()
 		m.unruly = errors.New("no")
 		m.tunnels = map[place]tunnel.Config{}
@@ -561,7 +561,7 @@ func TestWithoutBGP(t *testing.T) {
 	})
 }
 
-// TestBGPGoesThoughDocumentsCome: BGP could not be taken away before another document without it came.
+// TestBGPGoesThoughDocumentsCome applies another document without BGP before BGP could be removed.
 func TestBGPGoesThoughDocumentsCome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
@@ -581,7 +581,7 @@ func TestBGPGoesThoughDocumentsCome(t *testing.T) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if len(m.bgp.Peers) > 0 {
-			t.Errorf("BGP goes on: %v", m.bgp)
+			t.Errorf("BGP still runs: %v", m.bgp)
 		}
 	})
 }
@@ -615,7 +615,8 @@ func TestCharonThatDoesNotAnswer(t *testing.T) {
 	})
 }
 
-// TestGoesBackWhileCharonHangs: the time of an unconfirmed document does not wait for charon.
+// TestGoesBackWhileCharonHangs checks that the rollback of an unconfirmed document does not wait
+// for charon.
 func TestGoesBackWhileCharonHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
@@ -635,7 +636,7 @@ func TestGoesBackWhileCharonHangs(t *testing.T) {
 	})
 }
 
-// TestMessageTooLarge: what would not be read again is not stored.
+// TestMessageTooLarge checks that a document that could not be read again is not stored.
 func TestMessageTooLarge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
@@ -743,7 +744,7 @@ func TestUnusableStoredDocumentTouchesNothing(t *testing.T) {
 		if c := status(r).GetConditions(); len(c) != 1 || c[0].GetType() != "DocumentUnusable" {
 			t.Errorf("conditions %v", c)
 		}
-		// Applying a good document is the way out.
+		// Applying a good document is the remedy.
 		accept(t, r, strings.ReplaceAll(base, "psk: k", "psk: other"))
 		if got := m.taken(); !slices.Contains(got, "tunnel a") || len(status(r).GetConditions()) > 0 {
 			t.Errorf("%q, %v", got, status(r).GetConditions())
@@ -751,7 +752,8 @@ func TestUnusableStoredDocumentTouchesNothing(t *testing.T) {
 	})
 }
 
-// TestDamagedDocumentIsTold: an older document than the accepted one does not run without a word.
+// TestDamagedDocumentIsTold checks that a condition reports that an older document than the
+// accepted one runs.
 func TestDamagedDocumentIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
@@ -779,7 +781,8 @@ func TestDamagedDocumentIsTold(t *testing.T) {
 	})
 }
 
-// TestNewerDocument: a document that a newer version has stored in a format of its own is not taken for a damaged one.
+// TestNewerDocument checks that a document that a newer version has stored in its own format does
+// not count as damaged.
 func TestNewerDocument(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
@@ -841,7 +844,7 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 		}
 		time.Sleep(time.Hour)
 		if _, _, doc, _ := r.documents.Document(0); doc != changed {
-			t.Errorf("a confirmed document went back: %s", doc)
+			t.Errorf("a confirmed document was rolled back: %s", doc)
 		}
 		if back, _, err := r.documents.Rollback(context.Background(), document.Change{Author: "tester"}, 0); err != nil || back != g+1 {
 			t.Errorf("rollback: %d, %v", back, err)
@@ -853,7 +856,8 @@ func TestUnconfirmedDocumentGoesBack(t *testing.T) {
 	})
 }
 
-// TestGoesBackWithoutDisk: what cannot be stored is carried out all the same, since somebody may be locked out, and stored later.
+// TestGoesBackWithoutDisk checks that a rollback that cannot be stored is applied all the same,
+// because a user may be locked out, and stored later.
 func TestGoesBackWithoutDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
@@ -865,7 +869,7 @@ func TestGoesBackWithoutDisk(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Where the next document would be written there is something else.
+		// Block the file of the next document.
 		next := filepath.Join(dir, fmt.Sprintf("revisions/%020d.json.tmp", g+1))
 		if err := os.MkdirAll(filepath.Join(next, "full"), 0o700); err != nil {
 			t.Fatal(err)
@@ -879,7 +883,7 @@ func TestGoesBackWithoutDisk(t *testing.T) {
 			t.Errorf("conditions %v", c)
 		}
 		if s.GetGeneration() != g || s.GetAppliedGeneration() != first {
-			t.Errorf("generation %d, %d is carried out; want %d and %d", s.GetGeneration(), s.GetAppliedGeneration(), g, first)
+			t.Errorf("generation %d, %d is applied; want %d and %d", s.GetGeneration(), s.GetAppliedGeneration(), g, first)
 		}
 		if now, _, doc, err := r.documents.Document(0); err != nil || now != first || doc != base {
 			t.Errorf("generation %d, %v, %s", now, err, doc)
@@ -912,7 +916,8 @@ func TestGoesBackWithoutDisk(t *testing.T) {
 	})
 }
 
-// TestGoesBackAtStart: what was not confirmed while the daemon was away is not carried out once more.
+// TestGoesBackAtStart checks that a document whose confirmation expired while the daemon was away
+// is not applied again.
 func TestGoesBackAtStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
@@ -939,8 +944,8 @@ func TestGoesBackAtStart(t *testing.T) {
 	})
 }
 
-// TestGoingBackKeepsItsSecrets: a secret stays while the document that uses it may come back, and when that cannot come back
-// the node says so.
+// TestGoingBackKeepsItsSecrets checks that a secret stays while the document that uses it may come
+// back, and that the node reports a document that cannot come back.
 func TestGoingBackKeepsItsSecrets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
@@ -955,9 +960,10 @@ func TestGoingBackKeepsItsSecrets(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := r.DeleteSecret(t.Context(), "tester", "k"); !errors.Is(err, api.ErrPrecondition) || !strings.HasSuffix(err.Error(), "tunnels[0].ipsec.psk of generation 1") {
-			t.Errorf("deleting what the former document uses: %v", err)
+			t.Errorf("deleting a secret that the former document uses: %v", err)
 		}
-		// The same again does not confirm it, and a new time is not taken: the answer says what holds.
+		// Applying the same document again does not confirm it and does not change the deadline;
+		// the answer has the deadline in force.
 		time.Sleep(20 * time.Second)
 		again, err := r.Apply(t.Context(), "tester", &isthmusv1.ApplyRequest{Source: changed, ConfirmWithin: durationpb.New(time.Hour)})
 		if err != nil || again.GetGoesBackIn().AsDuration() != 40*time.Second {
@@ -975,7 +981,7 @@ func TestGoingBackKeepsItsSecrets(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		if c, uses := status(r).GetConditions(), r.Secrets()[0].GetUsedBy(); len(c) > 0 || !slices.Equal(uses, []string{"tunnels[0].ipsec.psk", "tunnels[1].ipsec.psk"}) {
-			t.Errorf("after going back: conditions %v, k is used by %q", c, uses)
+			t.Errorf("after the rollback: conditions %v, k is used by %q", c, uses)
 		}
 		if again, err := r.Apply(t.Context(), "tester", &isthmusv1.ApplyRequest{Source: text(base), ConfirmWithin: durationpb.New(time.Hour)}); err != nil || again.GoesBackIn != nil {
 			t.Errorf("applying the present document with a time: %v, %v", again, err)
@@ -1025,7 +1031,7 @@ func TestOnlyAKnownFailureTakesATunnelOut(t *testing.T) {
 	})
 }
 
-// TestReadBackIsNotLate: a tunnel dies while all are read back.
+// TestReadBackIsNotLate has a tunnel die while all are read back.
 func TestReadBackIsNotLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
@@ -1045,8 +1051,9 @@ func TestReadBackIsNotLate(t *testing.T) {
 	})
 }
 
-// TestFirstDocumentGoesBack: the first document, too, goes back when it is not confirmed: nothing of it stays, also when the daemon starts meanwhile,
-// and another one can be applied.
+// TestFirstDocumentGoesBack checks that the first document is rolled back, too, when it is not
+// confirmed: nothing of it stays, also when the daemon restarts meanwhile, and another one can be
+// applied.
 func TestFirstDocumentGoesBack(t *testing.T) {
 	for _, restart := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -1070,7 +1077,7 @@ func TestFirstDocumentGoesBack(t *testing.T) {
 				t.Errorf("restart %v: status %v", restart, s)
 			}
 			stop()
-			r, stop = m.boot(dir) // which has nothing to carry out
+			r, stop = m.boot(dir) // which has nothing to apply
 			defer stop()
 			synctest.Wait()
 			m.taken()

@@ -22,8 +22,8 @@ tunnels:
 peers: [{name: w, tunnel: w, asn: 65001, password: p}]
 `
 
-// TestSecretsFitTheirFields: one that does not is refused when it is set and when a document comes that names it, and the document that is there
-// stays.
+// TestSecretsFitTheirFields checks that a secret that does not fit its field is refused when it is
+// set and when a document names it, and that the present document stays.
 func TestSecretsFitTheirFields(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
@@ -36,7 +36,7 @@ func TestSecretsFitTheirFields(t *testing.T) {
 		const key = "a2V5IG9mIHRoaXJ0eS10d28gYnl0ZXMgZm9yIHRlc3Q="
 		for name, value := range map[string]string{"w": "no key", "p": strings.Repeat("x", 81)} {
 			if err := set(name, value); err != nil {
-				t.Fatalf("what no document names: %v", err)
+				t.Fatalf("a secret that no document names: %v", err)
 			}
 		}
 		_, _, err := r.documents.Apply(ctx, document.Change{Author: "tester"}, text(withWireGuard))
@@ -55,7 +55,7 @@ func TestSecretsFitTheirFields(t *testing.T) {
 			t.Errorf("set: %v", err)
 		}
 		stop()
-		// A document that was accepted by a version that did not look stays what it is.
+		// A document that an earlier version accepted without this check stays.
 		st, err := store.Open(dir)
 		if err != nil {
 			t.Fatal(err)
@@ -73,7 +73,8 @@ func TestSecretsFitTheirFields(t *testing.T) {
 	})
 }
 
-// TestSecretRollback: the value before the last one comes back, and what uses it has it, until a document is accepted for good.
+// TestSecretRollback checks that the value before the last one returns, together with the tunnels
+// that use it, until a document is accepted without a pending confirmation.
 func TestSecretRollback(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
@@ -103,13 +104,13 @@ func TestSecretRollback(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := r.o.Store.FormerSecret("k"); err != nil {
-			t.Errorf("while a document is to be confirmed: %v", err)
+			t.Errorf("while a document waits for its confirmation: %v", err)
 		}
 		if err := r.documents.Confirm(g); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := r.RollbackSecret(ctx, "tester", "k"); !errors.Is(err, store.ErrNotFound) {
-			t.Errorf("after it: %v", err)
+			t.Errorf("after its confirmation: %v", err)
 		}
 	})
 }

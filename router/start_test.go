@@ -13,26 +13,27 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// deadly has generation 2, the document changed, accepted within confirm, and not carried out to its end when the daemon died.
+// deadly has generation 2, the document changed, accepted within confirm, and not completely
+// applied when the daemon died.
 func deadly(t *testing.T, m *machine, dir, changed string, confirm time.Duration) {
 	t.Helper()
 	r, stop := m.boot(dir)
 	accept(t, r, base)
 	if got := r.o.Store.Carry(); got != (store.Carry{Carried: 1}) {
-		t.Fatalf("after a document that was carried out: %+v", got)
+		t.Fatalf("after an applied document: %+v", got)
 	}
 	if _, _, err := r.documents.Apply(context.Background(), document.Change{Author: "tester", Confirm: confirm}, text(changed)); err != nil {
 		t.Fatal(err)
 	}
 	synctest.Wait()
-	// As it was before the pass came to its end.
+	// As it was before the pass ended.
 	if err := r.o.Store.SetCarry(store.Carry{Carried: 1}); err != nil {
 		t.Fatal(err)
 	}
 	stop()
 }
 
-// die starts a daemon that comes no further.
+// die starts a daemon that ends before it runs.
 func die(m *machine, dir string) {
 	r := m.begin(dir, false)
 	r.o.Store.Close()
@@ -48,8 +49,8 @@ func conditions(r *Router) string {
 
 var changedBase = strings.Replace(base, "10.7.0.0", "10.8.0.0", 1)
 
-// TestDeadlyGenerationIsHeldBack: after two starts that died under a generation, the one before is carried out, until something else is
-// applied.
+// TestDeadlyGenerationIsHeldBack checks that after two starts that died under a generation, the
+// previous one is applied, until another document is.
 func TestDeadlyGenerationIsHeldBack(t *testing.T) {
 	for name, mend := range map[string]func(*testing.T, *Router) uint64{
 		"apply": func(t *testing.T, r *Router) uint64 {
@@ -85,7 +86,7 @@ func TestDeadlyGenerationIsHeldBack(t *testing.T) {
 						t.Errorf("generation %d, applied %d", s.Generation, s.AppliedGeneration)
 					}
 					if g, _, doc, err := r.documents.Document(0); err != nil || g != 1 || doc != base {
-						t.Errorf("generation %d is told as carried out: %v", g, err)
+						t.Errorf("generation %d is reported as applied: %v", g, err)
 					}
 					stop()
 					die(m, dir)
@@ -109,7 +110,8 @@ func TestDeadlyGenerationIsHeldBack(t *testing.T) {
 	}
 }
 
-// TestOneDeathIsNone: a generation is tried again after a start that died, and then counts as carried out, whatever dies later.
+// TestOneDeathIsNone checks that a generation is tried again after a start that died, and then
+// counts as applied, whatever dies later.
 func TestOneDeathIsNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
@@ -132,7 +134,8 @@ func TestOneDeathIsNone(t *testing.T) {
 	})
 }
 
-// TestStoppedIsNotDead: a daemon that is stopped before it has come to the end of a generation has not died under it.
+// TestStoppedIsNotDead checks that a daemon that is stopped before a generation is applied has not
+// died under it.
 func TestStoppedIsNotDead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
@@ -154,7 +157,8 @@ func TestStoppedIsNotDead(t *testing.T) {
 	})
 }
 
-// TestDeadlyToTheEnd: when what came before ends the daemon as well, nothing is carried out.
+// TestDeadlyToTheEnd checks that nothing is applied when the previous generation ends the daemon as
+// well.
 func TestDeadlyToTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
@@ -176,7 +180,8 @@ func TestDeadlyToTheEnd(t *testing.T) {
 	})
 }
 
-// TestDeadlyGenerationGoesBack: what was to be confirmed goes back in time, whether the daemon dies on the way or not.
+// TestDeadlyGenerationGoesBack checks that an unconfirmed document is rolled back in time, whether
+// the daemon dies meanwhile or not.
 func TestDeadlyGenerationGoesBack(t *testing.T) {
 	for name, deaths := range map[string]int{"once": 1, "held back": 2, "to the end": 6} {
 		for when, late := range map[string]bool{"in time": false, "late": true} {
@@ -196,7 +201,7 @@ func TestDeadlyGenerationGoesBack(t *testing.T) {
 					synctest.Wait()
 					s := status(r)
 					if g, _, doc, err := r.documents.Document(0); err != nil || g != 3 || doc != base || s.AppliedGeneration != 3 || len(s.Conditions) > 0 {
-						t.Errorf("generation %d is carried out: %v, %v", g, err, s)
+						t.Errorf("generation %d is applied: %v, %v", g, err, s)
 					}
 					if m.static[0].Key.String() != "10.7.0.0/16" {
 						t.Errorf("routes are %v", m.static)
@@ -207,7 +212,7 @@ func TestDeadlyGenerationGoesBack(t *testing.T) {
 	}
 }
 
-// TestSafeStart: with -safe nothing is carried out, but documents are taken.
+// TestSafeStart checks that with -safe nothing is applied, but documents are accepted.
 func TestSafeStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
@@ -243,12 +248,13 @@ func TestSafeStart(t *testing.T) {
 	})
 }
 
-// TestStartWithoutDisk: a disk that takes no note keeps the daemon neither from starting nor from carrying out.
+// TestStartWithoutDisk checks that a disk on which nothing can be stored keeps the daemon neither
+// from starting nor from applying documents.
 func TestStartWithoutDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()
 		deadly(t, m, dir, changedBase, 0)
-		// A directory in its place lets no temporary file be made, for root too.
+		// A directory in its place prevents the temporary file, for root too.
 		if err := os.Mkdir(filepath.Join(dir, "carry.tmp"), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -261,7 +267,8 @@ func TestStartWithoutDisk(t *testing.T) {
 	})
 }
 
-// TestHeldBackIsAppliedOnceMore: a document that is held back is taken when it is applied again, though nothing in the target would change.
+// TestHeldBackIsAppliedOnceMore checks that a document that is held back is accepted when it is
+// applied again, although nothing in the target would change.
 func TestHeldBackIsAppliedOnceMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, dir := newMachine(t), t.TempDir()

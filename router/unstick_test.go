@@ -17,8 +17,9 @@ import (
 	"github.com/isthmus-net/isthmus/test/crowd"
 )
 
-// TestFlowsBeginAgain: a document with another server has flows without a connection end that go to the former one, also when a document between
-// the two was never carried out, and also before it is confirmed.
+// TestFlowsBeginAgain checks that a document with another server ends flows without a connection
+// end that go to the former one, also when a document between the two was never applied, and also
+// before it is confirmed.
 func TestFlowsBeginAgain(t *testing.T) {
 	forward := func(to string) string {
 		return strings.Replace(base, "policies: [", `policies: [{name: dns, action: dnat, pool: p, sources: [198.51.100.0/24], protocol: udp, ports: ["53"], to: "`+to+`"}, `, 1)
@@ -45,14 +46,14 @@ func TestFlowsBeginAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i := slices.IndexFunc(changes, func(c plan.Change) bool { return c.Kind == "policy" && c.Name == "dns" }); i < 0 || changes[i].Interrupts != "1 flow to 172.16.1.8:53 ends" {
-			t.Errorf("the plan says %+v", changes)
+			t.Errorf("the plan has %+v", changes)
 		}
 		if _, _, err := r.documents.Apply(t.Context(), document.Change{Author: "tester", Confirm: time.Hour}, text(next)); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
 		if len(table.Flows) != 2 {
-			t.Fatalf("%d flows before the document is carried out, want 2", len(table.Flows))
+			t.Fatalf("%d flows before the document is applied, want 2", len(table.Flows))
 		}
 		m.mu.Lock()
 		m.unruly = nil

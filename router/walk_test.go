@@ -68,7 +68,7 @@ func walkDocument(r *rand.Rand) string {
 	return b.String()
 }
 
-// kernel is what a machine has in the end.
+// kernel is the final state of a machine.
 type kernel struct {
 	Tunnels map[place]tunnel.Config
 	Alive   map[string]bool // interfaces of these tunnels
@@ -96,8 +96,8 @@ func (m *machine) kernel() kernel {
 	return k
 }
 
-// TestRandomWalk: after random documents, confirmations, faults and restarts, a node that has come to rest is the same as one that starts on
-// an empty machine with the last document.
+// TestRandomWalk checks that after random documents, confirmations, faults and restarts, a node
+// that has come to rest is the same as one that starts on an empty machine with the last document.
 func TestRandomWalk(t *testing.T) {
 	steps, seeds := 200, uint64(4)
 	for seed := range seeds {
@@ -159,7 +159,7 @@ func walk(t *testing.T, r *rand.Rand, steps int) {
 			case 4:
 				m.failing["a"] = fault(m.failing["a"])
 			case 5:
-				// Another process takes the rules away.
+				// Another process removes the rules.
 				m.rules = false
 				what = "flush, "
 			}
@@ -177,7 +177,8 @@ func walk(t *testing.T, r *rand.Rand, steps int) {
 	stop()
 }
 
-// compare lets a node come to rest, and compares its machine with one on which a node with the same state starts.
+// compare waits until a node comes to rest, and compares its machine with one on which a node with
+// the same state starts.
 func compare(t *testing.T, m *machine, n *Router, dir string, trail []string) {
 	t.Helper()
 	m.mu.Lock()
@@ -187,7 +188,7 @@ func compare(t *testing.T, m *machine, n *Router, dir string, trail []string) {
 	time.Sleep(5 * time.Minute) // the longest back-off, and the time for a confirmation
 	synctest.Wait()
 	if s := status(n); s.GetAppliedGeneration() != s.GetGeneration() || len(s.GetConditions()) > 0 {
-		t.Errorf("it does not come to rest: %v", s)
+		t.Errorf("the node does not come to rest: %v", s)
 	}
 	fresh := newMachine(t)
 	fresh.faulty = true

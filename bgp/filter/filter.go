@@ -1,9 +1,10 @@
-// Package filter is a strict reader of BGP (RFC 4271) that stands between a peer's TCP connection and a BGP speaker
-// which must not be trusted with what strangers send.
+// Package filter is a strict BGP parser (RFC 4271) between a peer's TCP connection and a BGP
+// speaker that must not be exposed to messages from strangers.
 //
-// Nothing that came from the peer is passed on as it came: a message is taken apart, every field is checked, and what
-// the speaker gets is written from the parsed values. What is not parsed here cannot get through. Errors are handled
-// as RFC 7606 says. The package does no I/O and imports nothing of the project.
+// Nothing from the peer is passed on as received: the package parses a message, checks every
+// field, and writes what the speaker gets from the parsed values. Fields that it does not parse
+// cannot pass. Errors are handled according to RFC 7606. The package does no I/O and imports
+// nothing from the project.
 package filter
 
 import (
@@ -20,15 +21,15 @@ const (
 	MaxLength    = 4096
 )
 
-// Bounds of what one UPDATE may carry. A message above them is treated as a withdrawal of its prefixes.
+// Limits of one UPDATE. A message above them is treated as a withdrawal of its prefixes.
 const (
-	// MaxASPath is how many numbers an AS_PATH may have.
+	// MaxASPath is the maximum number of AS numbers in an AS_PATH.
 	MaxASPath = 512
-	// MaxCommunities is how many values each of the three attributes of communities may have.
+	// MaxCommunities is the maximum number of values in each of the three community attributes.
 	MaxCommunities = 512
 )
 
-// maxData is how many bytes of data of a peer's NOTIFICATION are passed on.
+// maxData is the maximum number of data bytes passed on from a peer's NOTIFICATION.
 const maxData = 128
 
 // Types of messages (RFC 4271 section 4.1, RFC 2918).
@@ -52,65 +53,66 @@ func (n *Notification) Error() string {
 	return fmt.Sprintf("%s (NOTIFICATION %d/%d)", n.Reason, n.Code, n.Subcode)
 }
 
-// Message returns the NOTIFICATION message. Data that does not fit into it is cut off.
+// Message returns the NOTIFICATION message. Data that does not fit is truncated.
 func (n *Notification) Message() []byte {
 	data := n.Data[:min(len(n.Data), MaxLength-HeaderLength-2)]
 	return end(append(append(header(nil, NotificationType), n.Code, n.Subcode), data...), 0)
 }
 
-// Counters count what came from one peer. They may be read at any time; a Filter adds to them.
+// Counters count the messages from one peer. They may be read at any time; a Filter adds to them.
 type Counters struct {
-	// Messages counts those that were read, also the last one, which ended the session.
+	// Messages counts all messages, including the one that ended the session.
 	Messages atomic.Uint64
 	// Withdrawn counts the UPDATE messages that were treated as withdrawals (RFC 7606).
 	Withdrawn atomic.Uint64
-	// Resets counts the sessions that a malformed message ended.
+	// Resets counts the sessions that a malformed message has ended.
 	Resets atomic.Uint64
-	// Discarded counts path attributes that were taken out, by type.
+	// Discarded counts the path attributes that were removed, by type.
 	Discarded [256]atomic.Uint64
 }
 
-// Options say which session a Filter is for.
+// Options describe the session of a Filter.
 type Options struct {
-	// IPv6 says that the session carries IPv6 unicast alone; otherwise it carries IPv4 unicast alone.
+	// IPv6 means that the session carries only IPv6 unicast; otherwise it carries only IPv4
+	// unicast.
 	IPv6 bool
-	// Internal says that the peer is in our own autonomous system.
+	// Internal means that the peer is in our own autonomous system.
 	Internal bool
 	// Counters must not be nil.
 	Counters *Counters
 }
 
-// state is how far the handshake is, as far as the peer's messages tell.
+// state is the progress of the handshake, judged by the peer's messages.
 type state uint8
 
 const (
 	wantOpen state = iota
 	wantKeepalive
 	established
-	ended // by a NOTIFICATION, of the peer or for it
+	ended // by a NOTIFICATION from the peer or to it
 )
 
-// Filter reads the messages of one connection, in their order. It is not for several goroutines.
+// Filter processes the messages of one connection, in order. It is not safe for concurrent use.
 type Filter struct {
 	o     Options
 	state state
-	as4   bool // AS numbers have four octets: both sides said so, since ours always does
+	as4   bool // both sides support AS numbers of four octets; ours always does
 	id    netip.Addr
-	out   message // where Message appends; kept for its room
+	out   message // Message appends to it; kept for its capacity
 	u     update
 }
 
-// New returns a Filter for a connection on which nothing was read yet.
+// New returns a Filter for a connection from which nothing has been read yet.
 func New(o Options) *Filter { return &Filter{o: o} }
 
-// Identifier returns the BGP identifier of the peer's OPEN; before that it is invalid.
+// Identifier returns the BGP identifier in the peer's OPEN. It is invalid before the OPEN.
 func (f *Filter) Identifier() netip.Addr { return f.id }
 
 // Established reports whether the peer has sent its OPEN and a KEEPALIVE, and no NOTIFICATION.
 func (f *Filter) Established() bool { return f.state == established }
 
-// Length checks the first HeaderLength bytes of a message and returns its length with them. The error is a
-// *Notification.
+// Length checks the first HeaderLength bytes of a message, and returns the length of the whole
+// message. The error is a *Notification.
 func (f *Filter) Length(h []byte) (int, error) {
 	for _, b := range h[:16] {
 		if b != 0xff {
@@ -139,8 +141,9 @@ func (f *Filter) Length(h []byte) (int, error) {
 	return n, nil
 }
 
-// Message takes one whole message, whose header Length has accepted, and appends to dst what the speaker gets for it:
-// no message, one or several. An error is a *Notification, after which the session is over; dst is then unchanged.
+// Message processes one whole message, whose header Length has accepted, and appends to dst what
+// the speaker gets: no message, one or several. An error is a *Notification, after which the
+// session has ended; dst is then unchanged.
 func (f *Filter) Message(dst, m []byte) ([]byte, error) {
 	f.o.Counters.Messages.Add(1)
 	kind, body := m[18], m[HeaderLength:]
@@ -170,14 +173,14 @@ func (f *Filter) Message(dst, m []byte) ([]byte, error) {
 	return append(dst, f.out...), nil
 }
 
-// reset takes note of the end of the session.
+// reset records the end of the session.
 func (f *Filter) reset(n *Notification) error {
 	f.state = ended
 	f.o.Counters.Resets.Add(1)
 	return n
 }
 
-// order refuses what must not come in this state (RFC 4271 section 8.2.2, RFC 6608).
+// order refuses messages that must not come in this state (RFC 4271 section 8.2.2, RFC 6608).
 func (f *Filter) order(kind byte) *Notification {
 	ok := kind == NotificationType
 	switch f.state {
@@ -196,8 +199,8 @@ func (f *Filter) order(kind byte) *Notification {
 	return &Notification{5, byte(f.state) + 1, []byte{kind}, fmt.Sprintf("a message of type %d came too early or twice", kind)}
 }
 
-// notification passes code and subcode on, and a little of the data: that of a shutdown is a text for operators
-// (RFC 9003).
+// notification passes on code and subcode, and a limited part of the data: that of a shutdown is a
+// text for operators (RFC 9003).
 func (f *Filter) notification(body []byte) {
 	f.state = ended
 	code, sub, data := body[0], body[1], body[2:]
@@ -212,8 +215,9 @@ func (f *Filter) notification(body []byte) {
 	f.out = end(append(append(f.out, code, sub), data...), at)
 }
 
-// refresh passes on a request for the family of the session (RFC 2918). Other families, and the subtypes of RFC 7313,
-// were not negotiated, and what was not is ignored; the speaker gets a KEEPALIVE, for its hold timer.
+// refresh passes on a request for the family of the session (RFC 2918). Other families and the
+// subtypes of RFC 7313 are not negotiated, and are ignored; instead the speaker gets a KEEPALIVE
+// for its hold timer.
 func (f *Filter) refresh(body []byte) {
 	if afi, safi := binary.BigEndian.Uint16(body), body[3]; afi != f.afi() || safi != unicast || body[2] != 0 {
 		f.out.keepalive()
@@ -237,18 +241,19 @@ func (f *Filter) afi() uint16 {
 	return afiIPv4
 }
 
-// Cease returns the NOTIFICATION that tells the speaker that its session was ended here, with the reason as text
-// (RFC 9003). It never leaves the node.
+// Cease returns the NOTIFICATION that informs the speaker that its session was ended here, with
+// the reason as text (RFC 9003). It never leaves the node.
 func Cease(reason string) []byte {
 	text := reason[:min(len(reason), maxData)]
 	m := append(header(nil, NotificationType), 6, 4, byte(len(text)))
 	return end(append(m, text...), 0)
 }
 
-// Collision is the NOTIFICATION for a connection that another one is kept instead of (RFC 4271 section 6.8, RFC 4486).
+// Collision is the NOTIFICATION for a connection that is closed in favour of another one (RFC 4271
+// section 6.8, RFC 4486).
 var Collision = &Notification{Code: 6, Subcode: 7, Reason: "another connection of the same peer is kept"}
 
-// AsNotification returns the Notification in err, or one for an internal error of ours.
+// AsNotification returns the Notification in err, or one for an internal error.
 func AsNotification(err error) *Notification {
 	if n, ok := errors.AsType[*Notification](err); ok {
 		return n
@@ -256,7 +261,7 @@ func AsNotification(err error) *Notification {
 	return &Notification{Code: 6, Reason: err.Error()}
 }
 
-// message is one or several messages that are being written.
+// message is a buffer to which one or several messages are written.
 type message []byte
 
 var marker = [16]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
@@ -266,14 +271,14 @@ func header(b message, kind byte) message {
 	return append(b, 0, 0, kind)
 }
 
-// begin writes a header without its length and returns where it is.
+// begin writes a header without its length, and returns its offset.
 func (b *message) begin(kind byte) int {
 	at := len(*b)
 	*b = header(*b, kind)
 	return at
 }
 
-// end fills in the length of the message that began at.
+// end sets the length of the message that begins at at.
 func end(b []byte, at int) message {
 	binary.BigEndian.PutUint16(b[at+16:], uint16(len(b)-at))
 	return b

@@ -43,7 +43,7 @@ func openMsg(caps ...[]byte) []byte {
 	return msg(Open, concat(fixed, []byte{byte(len(c) + 2), 2, byte(len(c))}, c)...)
 }
 
-// pass gives messages to a filter and returns what comes out.
+// pass passes messages to a filter, and returns its output.
 func pass(f *Filter, msgs ...[]byte) (out []byte, err error) {
 	for _, m := range msgs {
 		n, err := f.Length(m[:HeaderLength])
@@ -95,7 +95,7 @@ func unreach(afi byte, prefixes ...byte) []byte {
 	return attr(0x80, 15, append([]byte{0, afi, 1}, prefixes...)...)
 }
 
-// ext is attr with a length of two bytes.
+// ext is attr with a length field of two bytes.
 func ext(flag, kind byte, v ...byte) []byte {
 	return append(binary.BigEndian.AppendUint16([]byte{flag | 0x10, kind}, uint16(len(v))), v...)
 }
@@ -108,7 +108,7 @@ func unreach6(prefixes ...byte) []byte {
 	return ext(0x80, 15, append([]byte{0, 2, 1}, prefixes...)...)
 }
 
-// TestUpdate has, for each rule of RFC 7606 and of ours, an UPDATE and what comes of it.
+// TestUpdate checks the result of an UPDATE for each rule of RFC 7606, and for our own rules.
 func TestUpdate(t *testing.T) {
 	plain := upd(nil, base, p10)
 	withdraw := upd(p10, nil, nil)
@@ -157,16 +157,16 @@ func TestUpdate(t *testing.T) {
 		"withdrawn too long":    {in: msg(Update, 0, 3, 8, 10, 0, 0), err: "3/1"},
 		"attributes too long":   {in: msg(Update, 0, 0, 0, 9, 0x40, 1, 1, 0), err: "3/1"},
 		"prefix of 33 bits":     {in: upd(nil, base, []byte{33, 10, 0, 0, 0, 0}), err: "3/10"},
-		"prefix cut short":      {in: upd(nil, base, []byte{24, 10, 0}), err: "3/10"},
-		"withdrawal cut short":  {in: upd([]byte{24, 10, 0}, nil, nil), err: "3/10"},
+		"prefix truncated":      {in: upd(nil, base, []byte{24, 10, 0}), err: "3/10"},
+		"withdrawal truncated":  {in: upd([]byte{24, 10, 0}, nil, nil), err: "3/10"},
 		"attribute overruns":    {in: upd(nil, concat(base, []byte{0x80, 4, 9, 0}), p10), want: withdraw, bad: "longer than all"},
-		"attribute header":      {in: upd(nil, concat(base, []byte{0x80, 4}), p10), want: withdraw, bad: "end within"},
+		"attribute header":      {in: upd(nil, concat(base, []byte{0x80, 4}), p10), want: withdraw, bad: "truncated"},
 		"MP overruns":           {in: upd(nil, concat(base, []byte{0x80, 14, 9, 0}), p10), err: "3/1"},
 		"MP twice":              {in: upd(nil, concat(unreach(1), unreach(1)), nil), err: "3/1"},
 		"error without a reach": {in: upd(p11, attr(0x40, 1, 7), nil), err: "3/1"},
 		"twice":                 {in: upd(nil, concat(base, attr(0x40, 1, 2)), p10), want: plain, discarded: []byte{1}},
 
-		// Attributes that are not read.
+		// Attributes that are not parsed.
 		"unknown optional":       {in: upd(nil, concat(base, attr(0xc0, 40, 5, 0, 6, 0, 9), attr(0x80, 9, 1, 1, 1, 1)), p10), want: plain, discarded: []byte{9, 40}},
 		"tunnel encapsulation":   {in: upd(nil, concat(attr(0xc0, 23, 0, 15, 0, 0), base), p10), want: plain, discarded: []byte{23}},
 		"unknown and well-known": {in: upd(nil, concat(base, attr(0x40, 40)), p10), err: "3/2"},
@@ -190,10 +190,10 @@ func TestUpdate(t *testing.T) {
 		"AS_PATH segment 0":    {in: upd(nil, concat(origin, attr(0x40, 2, 0, 1, 0, 0, 0, 1), hop), p10), want: withdraw, bad: "segment of type 0"},
 		"confederation":        {in: upd(nil, concat(origin, attr(0x40, 2, 3, 1, 0, 0, 0, 1), hop), p10), want: withdraw, bad: "segment of type 3"},
 		"empty segment":        {in: upd(nil, concat(origin, attr(0x40, 2, 2, 0), hop), p10), want: withdraw, bad: "empty"},
-		"segment cut short":    {in: upd(nil, concat(origin, attr(0x40, 2, 2, 2, 0, 0, 0, 1), hop), p10), want: withdraw, bad: "cut short"},
-		"one byte of segment":  {in: upd(nil, concat(origin, attr(0x40, 2, 2, 1, 0, 0, 0, 1, 2), hop), p10), want: withdraw, bad: "cut short"},
+		"segment truncated":    {in: upd(nil, concat(origin, attr(0x40, 2, 2, 2, 0, 0, 0, 1), hop), p10), want: withdraw, bad: "truncated"},
+		"one byte of segment":  {in: upd(nil, concat(origin, attr(0x40, 2, 2, 1, 0, 0, 0, 1, 2), hop), p10), want: withdraw, bad: "truncated"},
 		"AS 0":                 {in: upd(nil, concat(origin, attr(0x40, 2, 2, 1, 0, 0, 0, 0), hop), p10), want: withdraw, bad: "AS number 0"},
-		"two octets in four":   {in: upd(nil, concat(origin, attr(0x40, 2, 2, 1, 0xfd, 0xe9), hop), p10), want: withdraw, bad: "cut short"},
+		"two octets in four":   {in: upd(nil, concat(origin, attr(0x40, 2, 2, 1, 0xfd, 0xe9), hop), p10), want: withdraw, bad: "truncated"},
 		"longest path":         {in: upd(nil, concat(origin, long(MaxASPath), hop), p10), want: upd(nil, concat(origin, long(MaxASPath), hop), p10)},
 		"path too long":        {in: upd(nil, concat(origin, long(MaxASPath+1), hop), p10), want: withdraw, bad: "more than 512"},
 		"NEXT_HOP of five":     {in: upd(nil, concat(origin, path, attr(0x40, 3, 10, 0, 0, 1, 1)), p10), want: withdraw, bad: "length"},
@@ -231,10 +231,10 @@ func TestUpdate(t *testing.T) {
 		"IPv6, hop ::":        {o: Options{IPv6: true}, in: upd(nil, concat(origin, path, reach(2, make([]byte, 16), p6)), nil), want: withdraw6, bad: "next hop"},
 		"IPv6, :: and fe80":   {o: Options{IPv6: true}, in: upd(nil, concat(origin, path, reach(2, concat(make([]byte, 16), local6), p6)), nil), want: upd(nil, concat(origin, path, ext(0x80, 14, concat([]byte{0, 2, 1, 16}, local6, []byte{0}, p6)...)), nil)},
 		"IPv6, 129 bits":      {o: Options{IPv6: true}, in: upd(nil, concat(origin, path, reach(2, hop6, append([]byte{129}, make([]byte, 17)...))), nil), err: "3/9"},
-		"IPv6, cut short":     {o: Options{IPv6: true}, in: upd(nil, concat(origin, path, reach(2, hop6, []byte{64, 1})), nil), err: "3/9"},
+		"IPv6, truncated":     {o: Options{IPv6: true}, in: upd(nil, concat(origin, path, reach(2, hop6, []byte{64, 1})), nil), err: "3/9"},
 		"IPv6, empty":         {o: Options{IPv6: true}, in: upd(nil, concat(origin, path, attr(0x80, 14, 0, 2, 1)), nil), err: "3/9"},
 		"IPv6 hop overruns":   {o: Options{IPv6: true}, in: upd(nil, concat(origin, path, attr(0x80, 14, 0, 2, 1, 16, 0, 0)), nil), err: "3/9"},
-		"unreach cut short":   {o: Options{IPv6: true}, in: upd(nil, attr(0x80, 15, 0, 2), nil), err: "3/9"},
+		"unreach truncated":   {o: Options{IPv6: true}, in: upd(nil, attr(0x80, 15, 0, 2), nil), err: "3/9"},
 		"unreach, 129 bits":   {o: Options{IPv6: true}, in: upd(nil, attr(0x80, 15, 0, 2, 1, 129), nil), err: "3/9"},
 		"IPv4 in IPv6":        {o: Options{IPv6: true}, in: upd(p11, base, p10), want: nothing},
 		"IPv6 in IPv4":        {in: upd(nil, concat(base, reach(2, hop6, p6)), p10), want: plain, discarded: []byte{14}},
@@ -273,7 +273,7 @@ func TestUpdate(t *testing.T) {
 					t.Errorf("got %x, %d resets", got, f.o.Counters.Resets.Load())
 				}
 				if _, err := pass(f, nothing); err == nil {
-					t.Error("the session goes on")
+					t.Error("the session has not ended")
 				}
 				return
 			}
@@ -302,7 +302,8 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
-// TestSplit: numbers of four octets for such of two need room, and no prefix is lost for it.
+// TestSplit checks that expanding AS numbers from two octets to four, which needs room, loses no
+// prefix.
 func TestSplit(t *testing.T) {
 	f := up(t, Options{}, cap4)
 	asPath := ext(0x40, 2)
@@ -333,7 +334,7 @@ func TestSplit(t *testing.T) {
 	if !bytes.Equal(all, prefixes) || messages != 2 {
 		t.Errorf("%d bytes of prefixes in %d messages, want %d in 2", len(all), messages, len(prefixes))
 	}
-	// Prefixes for which no room is left are withdrawn.
+	// Prefixes without room are withdrawn.
 	big := concat(origin, asPath, hop, ext(0xc0, 8, make([]byte, 4*MaxCommunities)...), ext(0xc0, 32, make([]byte, 12*60)...))
 	if got, err := pass(f, upd(nil, big, p10)); err != nil || !bytes.Equal(got, upd(p10, nil, nil)) {
 		t.Errorf("%x, %v", got, err)
@@ -406,12 +407,12 @@ func TestOwnOpen(t *testing.T) {
 	}
 	for _, m := range [][]byte{nothing, msg(Keepalive, make([]byte, 20)...), openMsg()[:20], msg(Open, make([]byte, 12)...)} {
 		if _, _, err := OwnOpen(m); err == nil {
-			t.Errorf("%x is taken for an OPEN", m)
+			t.Errorf("%x is accepted as an OPEN", m)
 		}
 	}
 }
 
-// TestHeader has headers that must not pass.
+// TestHeader checks that invalid headers are refused.
 func TestHeader(t *testing.T) {
 	for name, c := range map[string]struct {
 		kind   byte
@@ -440,7 +441,7 @@ func TestHeader(t *testing.T) {
 	}
 }
 
-// TestOrder has messages in states where they must not come.
+// TestOrder checks messages in states in which they must not come.
 func TestOrder(t *testing.T) {
 	open := openMsg(cap4, capAS4)
 	bye := msg(NotificationType, 6, 2)
@@ -490,7 +491,8 @@ func TestOtherMessages(t *testing.T) {
 	}
 }
 
-// FuzzMessages gives any bytes to a filter: it must come back, with messages of the right lengths.
+// FuzzMessages passes arbitrary bytes to a filter, which must return messages with correct
+// lengths.
 func FuzzMessages(f *testing.F) {
 	f.Add(concat(openMsg(cap4, capAS4), nothing, upd(p11, base, p10)), false, false)
 	f.Add(concat(openMsg(cap6), nothing, upd(nil, concat(origin, path, reach(2, hop6, p6), unreach(2, 0)), nil)), true, true)

@@ -6,8 +6,8 @@ import (
 	"net/netip"
 )
 
-// Codes of capabilities (RFC 5492) that are negotiated. All others are taken out of an OPEN, of the peer's and of
-// ours, so that neither side counts on them.
+// Codes of the capabilities (RFC 5492) that are negotiated. All others are removed from an OPEN,
+// the peer's and ours, so that neither side relies on them.
 const (
 	capMultiprotocol   = 1  // RFC 4760
 	capRouteRefresh    = 2  // RFC 2918
@@ -15,7 +15,7 @@ const (
 	capFourOctetAS     = 65 // RFC 6793
 )
 
-// capabilities are those of an OPEN that are negotiated.
+// capabilities are those in an OPEN that are negotiated.
 type capabilities struct {
 	families     [2]bool // multiprotocol: IPv4 unicast, IPv6 unicast
 	multi        bool    // any multiprotocol capability
@@ -28,13 +28,13 @@ type capabilities struct {
 	restartFlags [2]byte
 }
 
-// open checks an OPEN message and writes one with the capabilities that are negotiated.
+// open checks an OPEN message, and writes one with only the negotiated capabilities.
 func (f *Filter) open(body []byte) *Notification {
 	c, err := parseOpen(body)
 	if err != nil {
 		return err
 	}
-	// Without any multiprotocol capability, IPv4 unicast is meant.
+	// Without any multiprotocol capability, the session is for IPv4 unicast.
 	if ours := f.afi(); c.multi && !c.families[ours-1] || !c.multi && ours != afiIPv4 {
 		return &Notification{2, 7, []byte{capMultiprotocol, 4, 0, byte(ours), 0, unicast},
 			fmt.Sprintf("the peer does not offer IPv%d unicast", map[uint16]int{afiIPv4: 4, afiIPv6: 6}[ours])}
@@ -45,8 +45,8 @@ func (f *Filter) open(body []byte) *Notification {
 	return nil
 }
 
-// OwnOpen returns an OPEN message of our own speaker with the capabilities that are negotiated alone, and the BGP
-// identifier in it.
+// OwnOpen returns an OPEN message of our own speaker with only the negotiated capabilities, and
+// its BGP identifier.
 func OwnOpen(m []byte) ([]byte, netip.Addr, error) {
 	if len(m) < HeaderLength+10 || m[18] != Open {
 		return nil, netip.Addr{}, fmt.Errorf("reading our own OPEN: it is too short, or of type %d", m[min(18, len(m)-1)])
@@ -59,7 +59,7 @@ func OwnOpen(m []byte) ([]byte, netip.Addr, error) {
 	return c.appendOpen(nil, m[HeaderLength:HeaderLength+9]), id, nil
 }
 
-// parseOpen reads the body of an OPEN message of at least 10 bytes.
+// parseOpen parses the body of an OPEN message of at least 10 bytes.
 func parseOpen(body []byte) (c capabilities, err *Notification) {
 	switch hold := binary.BigEndian.Uint16(body[3:]); {
 	case body[0] != 4:
@@ -75,7 +75,7 @@ func parseOpen(body []byte) (c capabilities, err *Notification) {
 	n, rest, wide := int(body[9]), body[10:], false
 	if n > 0 && len(rest) > 0 && rest[0] == 255 { // RFC 9072
 		if len(rest) < 3 {
-			return c, malformed("are cut short")
+			return c, malformed("are truncated")
 		}
 		n, rest, wide = int(binary.BigEndian.Uint16(rest[1:])), rest[3:], true
 	}
@@ -88,7 +88,7 @@ func parseOpen(body []byte) (c capabilities, err *Notification) {
 			head = 3
 		}
 		if len(rest) < head {
-			return c, malformed("are cut short")
+			return c, malformed("are truncated")
 		}
 		kind, size := rest[0], int(rest[1])
 		if wide {
@@ -96,13 +96,13 @@ func parseOpen(body []byte) (c capabilities, err *Notification) {
 		}
 		rest = rest[head:]
 		if size > len(rest) {
-			return c, malformed("are cut short")
+			return c, malformed("are truncated")
 		}
 		if kind != 2 {
 			return c, &Notification{2, 4, nil, fmt.Sprintf("parameter %d of an OPEN is unknown", kind)}
 		}
 		if !c.parse(rest[:size]) {
-			return c, malformed("have a capability that is cut short")
+			return c, malformed("have a truncated capability")
 		}
 		rest = rest[size:]
 	}
@@ -112,7 +112,7 @@ func parseOpen(body []byte) (c capabilities, err *Notification) {
 	return c, nil
 }
 
-// parse takes the capabilities of one parameter. One that is malformed counts as not offered.
+// parse parses the capabilities in one parameter. A malformed one counts as not offered.
 func (c *capabilities) parse(b []byte) bool {
 	for len(b) > 0 {
 		if len(b) < 2 || len(b) < 2+int(b[1]) {
@@ -131,7 +131,7 @@ func (c *capabilities) parse(b []byte) bool {
 		case code == capFourOctetAS && len(v) == 4:
 			c.as4, c.hasAS4 = binary.BigEndian.Uint32(v), true
 		case code == capGracefulRestart && len(v) >= 2 && len(v)%4 == 2:
-			// The last one counts (RFC 4724 section 3). Of the flags only Restart State is used.
+			// The last one counts (RFC 4724 section 3). Of the flags, only Restart State is used.
 			c.restart, c.hasRestart = binary.BigEndian.Uint16(v)&0x8fff, true
 			c.restarted, c.restartFlags = [2]bool{}, [2]byte{}
 			for v = v[2:]; len(v) > 0; v = v[4:] {
@@ -144,7 +144,8 @@ func (c *capabilities) parse(b []byte) bool {
 	return true
 }
 
-// family returns 0 for IPv4 unicast, 1 for IPv6 unicast and -1 for all else. The SAFI is at the given place.
+// family returns 0 for IPv4 unicast, 1 for IPv6 unicast and -1 for all others. safi is the offset
+// of the SAFI.
 func family(v []byte, safi int) int {
 	if len(v) <= safi || v[safi] != unicast || v[0] != 0 || v[1] < 1 || v[1] > 2 {
 		return -1
@@ -152,7 +153,8 @@ func family(v []byte, safi int) int {
 	return int(v[1]) - 1
 }
 
-// appendOpen writes an OPEN message with a fixed part and these capabilities, in a single parameter.
+// appendOpen appends an OPEN message with a fixed part and these capabilities, in a single
+// parameter.
 func (c *capabilities) appendOpen(b message, fixed []byte) message {
 	at := b.begin(Open)
 	b = append(append(b, fixed...), 0)
@@ -190,8 +192,8 @@ func (c *capabilities) appendOpen(b message, fixed []byte) message {
 	return end(b, at)
 }
 
-// ReplaceNextHop writes another next hop, to, over from in the MP_REACH_NLRI attributes of whole messages of our own
-// speaker.
+// ReplaceNextHop replaces the next hop from by to in the MP_REACH_NLRI attributes of whole
+// messages of our own speaker.
 func ReplaceNextHop(b []byte, from, to [16]byte) {
 	for len(b) >= HeaderLength {
 		m := b[:min(len(b), max(HeaderLength, int(binary.BigEndian.Uint16(b[16:]))))]

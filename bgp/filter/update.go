@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// Types of path attributes that are read. All other optional ones are taken out.
+// Types of path attributes that are parsed. All other optional ones are removed.
 const (
 	attrOrigin          = 1
 	attrASPath          = 2
@@ -30,7 +30,7 @@ const (
 	flagExtended   = 0x10
 )
 
-// flags are the Optional and Transitive bits that each attribute must have.
+// flags holds the Optional and Transitive bits that each attribute must have.
 var flags = map[byte]byte{
 	attrOrigin: flagTransitive, attrASPath: flagTransitive, attrNextHop: flagTransitive,
 	attrMED: flagOptional, attrLocalPref: flagTransitive, attrAtomicAggregate: flagTransitive,
@@ -40,7 +40,7 @@ var flags = map[byte]byte{
 	attrAS4Aggregator: flagOptional | flagTransitive, attrLargeCommunity: flagOptional | flagTransitive,
 }
 
-// known is flags as an array; 0 stands for an attribute that is not read.
+// known is flags as an array; 0 stands for an attribute that is not parsed.
 var known = func() (a [256]byte) {
 	for t, f := range flags {
 		a[t] = f
@@ -48,19 +48,19 @@ var known = func() (a [256]byte) {
 	return a
 }()
 
-// asTrans stands for a number that does not fit into two octets (RFC 6793).
+// asTrans replaces a number that does not fit into two octets (RFC 6793).
 const asTrans = 23456
 
-// update is one UPDATE message that is being read. Its slices keep their room from message to message, or point into
-// the message.
+// update is one UPDATE message during processing. Its slices keep their capacity from message to
+// message, or point into the message.
 type update struct {
-	withdrawn []byte // prefixes of the session's family that are withdrawn
-	nlri      []byte // prefixes that come with NEXT_HOP
-	reach     []byte // prefixes that come in MP_REACH_NLRI
+	withdrawn []byte // withdrawn prefixes of the session's family
+	nlri      []byte // prefixes that use NEXT_HOP
+	reach     []byte // prefixes in MP_REACH_NLRI
 	hop       []byte // NEXT_HOP: 4 bytes
-	reachHop  []byte // of MP_REACH_NLRI: 4 or 16 bytes
+	reachHop  []byte // in MP_REACH_NLRI: 4 or 16 bytes
 
-	reachable bool // there were prefixes to be reached, also of other families
+	reachable bool // the message has reachable prefixes, maybe of other families
 	end       bool // MP_UNREACH_NLRI of the session's family without a prefix
 	count     int  // attributes
 
@@ -71,12 +71,16 @@ type update struct {
 	aggregator, as4aggregator          []byte
 	communities, extCommunities, large []byte
 	partial                            [256]bool
-	bad                                string // why the message is treated as a withdrawal; empty: it is not
-	segments, segments4                []segment
-	ext, front, back, all              []byte // attributes before and behind NEXT_HOP; what is to be withdrawn
+	// bad is why the message is treated as a withdrawal; empty: it is not.
+	bad                 string
+	segments, segments4 []segment
+	// ext are extended communities, front and back the attributes before and after NEXT_HOP, and
+	// all the prefixes to withdraw.
+	ext, front, back, all []byte
 }
 
-// Note says why the last UPDATE message was treated as a withdrawal; it is empty if it was not.
+// Note returns why the last UPDATE message was treated as a withdrawal, or an empty text if it was
+// not.
 func (f *Filter) Note() string { return f.u.bad }
 
 func (u *update) reset() {
@@ -86,7 +90,7 @@ func (u *update) reset() {
 	}
 }
 
-// worse takes note of an error for which the message is treated as a withdrawal.
+// worse records an error for which the message is treated as a withdrawal.
 func (u *update) worse(format string, args ...any) {
 	if u.bad == "" {
 		u.bad = fmt.Sprintf(format, args...)
@@ -95,19 +99,19 @@ func (u *update) worse(format string, args ...any) {
 
 func (f *Filter) discard(kind byte) { f.o.Counters.Discarded[kind].Add(1) }
 
-// update checks an UPDATE message and writes what the speaker gets for it.
+// update checks an UPDATE message, and writes what the speaker gets instead.
 func (f *Filter) update(body []byte) *Notification {
 	u := &f.u
 	u.reset()
 	malformed := func(why string) *Notification { return &Notification{3, 1, nil, "an UPDATE has " + why} }
 	n := int(binary.BigEndian.Uint16(body))
 	if n > len(body)-4 {
-		return malformed("withdrawn routes that are longer than itself")
+		return malformed("withdrawn routes beyond its end")
 	}
 	withdrawn, rest := body[2:2+n], body[2+n:]
 	n = int(binary.BigEndian.Uint16(rest))
 	if n > len(rest)-2 {
-		return malformed("attributes that are longer than itself")
+		return malformed("attributes beyond its end")
 	}
 	attrs, nlri := rest[2:2+n], rest[2+n:]
 	var ok, ok2 bool
@@ -124,8 +128,8 @@ func (f *Filter) update(body []byte) *Notification {
 		return err
 	}
 	if u.bad != "" && !u.reachable {
-		// Where the prefixes stand may be what cannot be read (RFC 7606 section 5.2).
-		return malformed("no prefix to be reached, and a malformed attribute: " + u.bad)
+		// The unreadable attribute may be the one with the prefixes (RFC 7606 section 5.2).
+		return malformed("no reachable prefix, and a malformed attribute: " + u.bad)
 	}
 	if len(u.nlri)+len(u.reach) > 0 && u.bad == "" {
 		f.mandatory()
@@ -140,7 +144,7 @@ func (f *Filter) update(body []byte) *Notification {
 	return nil
 }
 
-// attributes reads the path attributes.
+// attributes parses the path attributes.
 func (f *Filter) attributes(b []byte) *Notification {
 	u := &f.u
 	for len(b) > 0 {
@@ -150,7 +154,7 @@ func (f *Filter) attributes(b []byte) *Notification {
 			head = 4
 		}
 		if len(b) < head {
-			u.worse("the attributes end within one")
+			u.worse("the last attribute is truncated")
 			return nil
 		}
 		flag, kind, size := b[0], b[1], int(b[2])
@@ -273,24 +277,25 @@ func (f *Filter) attribute(kind byte, v []byte) *Notification {
 	return nil
 }
 
-// communities checks an attribute of values of the same size.
+// communities checks an attribute that consists of values of one size.
 func (f *Filter) communities(kind byte, v []byte, size int) []byte {
 	switch n := len(v) / size; {
 	case n == 0 || len(v)%size != 0:
 		f.u.worse("length %d of attribute %d", len(v), kind)
 	case n > MaxCommunities:
-		f.u.worse("%d communities in attribute %d, at most %d are taken", n, kind, MaxCommunities)
+		f.u.worse("%d communities in attribute %d, at most %d are accepted", n, kind, MaxCommunities)
 	}
 	return v
 }
 
-// extended returns the extended communities that a transit router of IP unicast passes on: those of AS numbers and IPv4
-// addresses, such as route targets, and opaque ones. Those of other services are taken out.
+// extended returns the extended communities that a transit router of IP unicast passes on: those
+// of AS numbers and IPv4 addresses, such as route targets, and opaque ones. Those of other
+// services are removed.
 func (f *Filter) extended(v []byte) []byte {
 	u := &f.u
 	n := len(v)
 	for ; len(v) >= 8; v = v[8:] {
-		if v[0]&^0x40 <= 3 { // but for the transitive bit
+		if v[0]&^0x40 <= 3 { // apart from the transitive bit
 			u.ext = append(u.ext, v[:8]...)
 		}
 	}
@@ -303,12 +308,12 @@ func (f *Filter) extended(v []byte) []byte {
 	return u.ext
 }
 
-// mpReach reads MP_REACH_NLRI (RFC 4760 section 3). That of another family is taken out.
+// mpReach parses MP_REACH_NLRI (RFC 4760 section 3). That of another family is removed.
 func (f *Filter) mpReach(v []byte) *Notification {
 	u := &f.u
 	malformed := func(why string) *Notification { return &Notification{3, 9, nil, "MP_REACH_NLRI " + why} }
 	if len(v) < 5 || len(v) < 5+int(v[3]) {
-		return malformed("is cut short")
+		return malformed("is truncated")
 	}
 	u.reachable = true
 	if binary.BigEndian.Uint16(v) != f.afi() || v[2] != unicast {
@@ -331,7 +336,7 @@ func (f *Filter) mpReach(v []byte) *Notification {
 			return malformed(fmt.Sprintf("has a next hop of %d bytes", len(hop)))
 		}
 		if !host6(hop) {
-			u.worse("MP_REACH_NLRI with a next hop that cannot be a host")
+			u.worse("MP_REACH_NLRI with a next hop that is not a valid host address")
 		}
 	} else if len(hop) != 4 {
 		return malformed(fmt.Sprintf("has a next hop of %d bytes", len(hop)))
@@ -346,11 +351,11 @@ func (f *Filter) mpReach(v []byte) *Notification {
 	return nil
 }
 
-// mpUnreach reads MP_UNREACH_NLRI (RFC 4760 section 4). That of another family is taken out.
+// mpUnreach parses MP_UNREACH_NLRI (RFC 4760 section 4). That of another family is removed.
 func (f *Filter) mpUnreach(v []byte) *Notification {
 	u := &f.u
 	if len(v) < 3 {
-		return &Notification{3, 9, nil, "MP_UNREACH_NLRI is cut short"}
+		return &Notification{3, 9, nil, "MP_UNREACH_NLRI is truncated"}
 	}
 	if binary.BigEndian.Uint16(v) != f.afi() || v[2] != unicast {
 		f.discard(attrMPUnreach)
@@ -368,7 +373,7 @@ func (f *Filter) mpUnreach(v []byte) *Notification {
 	return nil
 }
 
-// mandatory looks for what must come with prefixes (RFC 7606 section 3).
+// mandatory checks for the attributes that must come with prefixes (RFC 7606 section 3).
 func (f *Filter) mandatory() {
 	u := &f.u
 	for kind := byte(attrOrigin); kind <= attrNextHop; kind++ {
@@ -378,15 +383,17 @@ func (f *Filter) mandatory() {
 	}
 }
 
-// compose writes the attributes. AS numbers have four octets from here on, which the speaker recognizes; what old
-// speakers say in attributes of their own (RFC 6793 section 4.2.3) is merged.
+// compose writes the attributes. From here on AS numbers have four octets, which the speaker
+// supports. The attributes AS4_PATH and AS4_AGGREGATOR of old speakers are merged (RFC 6793
+// section 4.2.3).
 func (f *Filter) compose() {
 	u := &f.u
 	u.front = appendAttr(u.front, flagTransitive, attrOrigin, u.origin)
 	if f.as4 {
 		u.front = appendAttr(u.front, flagTransitive, attrASPath, u.path)
 	} else {
-		// An aggregator that fits into two octets has aggregated behind the last one that knows four.
+		// If AGGREGATOR is not AS_TRANS, an old speaker has aggregated after the last speaker that
+		// supports four octets.
 		old := u.aggregator != nil && u.as4aggregator != nil && number(u.aggregator, 2) != asTrans
 		if u.as4aggregator != nil && (old || u.aggregator == nil) {
 			f.discard(attrAS4Aggregator)
@@ -432,13 +439,14 @@ func (f *Filter) compose() {
 		}
 	}
 	u.back = b
-	// Two octets that became four may leave no room for a prefix.
+	// Expanding two octets to four may leave no room for a prefix.
 	if len(u.front)+len(u.back) > MaxLength-HeaderLength-64 {
 		u.worse("%d bytes of attributes leave no room for a prefix", len(u.front)+len(u.back))
 	}
 }
 
-// passOn returns the flags of an optional transitive attribute, with the Partial bit if it came with that.
+// passOn returns the flags of an optional transitive attribute, with the Partial bit if it was
+// received with it.
 func (f *Filter) passOn(kind byte) byte {
 	if f.u.partial[kind] {
 		return flagOptional | flagTransitive | flagPartial
@@ -446,8 +454,9 @@ func (f *Filter) passOn(kind byte) byte {
 	return flagOptional | flagTransitive
 }
 
-// write writes the messages: first what is withdrawn, then what is announced. A message that is empty then
-// becomes a KEEPALIVE, since one without prefixes would be an End-of-RIB (RFC 4724 section 2).
+// write writes the messages: first the withdrawals, then the announcements. If nothing remains, it
+// writes a KEEPALIVE, since an UPDATE without prefixes would be an End-of-RIB (RFC 4724 section
+// 2).
 func (f *Filter) write(empty bool) {
 	u := &f.u
 	withdrawn := u.withdrawn
@@ -476,7 +485,8 @@ func (f *Filter) write(empty bool) {
 	}
 }
 
-// split hands out prefixes, so many at a time that a message with extra bytes behind its header holds them.
+// split passes prefixes to emit, in groups that fit into a message with extra bytes after its
+// header.
 func split(ps []byte, extra int, emit func([]byte)) {
 	for len(ps) > 0 {
 		n := 0
@@ -526,7 +536,7 @@ func (f *Filter) reach6(ps []byte) {
 	f.out = end(append(b, ps...), at)
 }
 
-// appendAttr writes one attribute.
+// appendAttr appends one attribute.
 func appendAttr(b []byte, flag, kind byte, v []byte) []byte {
 	if len(v) > 255 {
 		b = binary.BigEndian.AppendUint16(append(b, flag|flagExtended, kind), uint16(len(v)))
@@ -536,7 +546,8 @@ func appendAttr(b []byte, flag, kind byte, v []byte) []byte {
 	return append(b, v...)
 }
 
-// appendPrefixes checks prefixes of at most so many bits and appends them with the bits behind their length cleared.
+// appendPrefixes checks prefixes of at most this many bits, and appends them with the bits beyond
+// their length cleared.
 func appendPrefixes(dst, b []byte, bits int) ([]byte, bool) {
 	for len(b) > 0 {
 		n := 1 + (int(b[0])+7)/8
@@ -552,22 +563,24 @@ func appendPrefixes(dst, b []byte, bits int) ([]byte, bool) {
 	return dst, true
 }
 
-// host4 reports whether an IPv4 address can be that of a host other than this one (RFC 4271 section 6.3).
+// host4 reports whether an IPv4 address can be that of a host other than this one (RFC 4271
+// section 6.3).
 func host4(a []byte) bool { return a[0] != 0 && a[0] != 127 && a[0] < 224 }
 
-// host6 reports the same of an IPv6 address.
+// host6 reports the same for an IPv6 address.
 func host6(a []byte) bool {
 	const low = "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	switch {
 	case a[0] == 0xff: // multicast
 		return false
-	case string(a[:10]) == low && (a[10] == 0 && a[11] == 0 || a[10] == 0xff && a[11] == 0xff): // ::, ::1, IPv4 inside
+	// ::, ::1, embedded IPv4
+	case string(a[:10]) == low && (a[10] == 0 && a[11] == 0 || a[10] == 0xff && a[11] == 0xff):
 		return false
 	}
 	return true
 }
 
-// number reads an AS number of 2 or 4 octets.
+// number decodes an AS number of 2 or 4 octets.
 func number(b []byte, width int) uint32 {
 	if width == 2 {
 		return uint32(binary.BigEndian.Uint16(b))
@@ -589,13 +602,14 @@ const (
 
 func (s segment) len() int { return len(s.b) / s.width }
 
-// parsePath reads an AS_PATH or AS4_PATH and says why it is malformed. Segments of confederations are (RFC 5065
-// section 5), since there is none here, and so is number 0 (RFC 7607).
+// parsePath parses an AS_PATH or AS4_PATH, and returns why it is malformed. Confederation segments
+// are malformed (RFC 5065 section 5), because this AS is in no confederation, and so is number 0
+// (RFC 7607).
 func parsePath(segs []segment, b []byte, width int) ([]segment, string) {
 	total := 0
 	for len(b) > 0 {
 		if len(b) < 2 {
-			return segs, "a segment is cut short"
+			return segs, "a segment is truncated"
 		}
 		kind, n := b[0], int(b[1])
 		b = b[2:]
@@ -605,7 +619,7 @@ func parsePath(segs []segment, b []byte, width int) ([]segment, string) {
 		case n == 0:
 			return segs, "a segment is empty"
 		case n*width > len(b):
-			return segs, "a segment is cut short"
+			return segs, "a segment is truncated"
 		}
 		for i := range n {
 			if number(b[i*width:], width) == 0 {
@@ -633,8 +647,8 @@ func count(segs []segment) (n int) {
 	return n
 }
 
-// appendPath writes an AS_PATH of numbers of four octets: the segments of two octets, the last ones
-// replaced by the path of four (RFC 6793 section 4.2.3).
+// appendPath appends an AS_PATH with numbers of four octets: the segments of two octets, in which
+// the last numbers are replaced by the path of four (RFC 6793 section 4.2.3).
 func appendPath(b []byte, segs, segs4 []segment) ([]byte, string) {
 	keep, total := count(segs)-count(segs4), 0
 	var v []byte

@@ -10,12 +10,13 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 )
 
-// gatherAdmission is how long paths wait for others before limited peers are told of them.
+// gatherAdmission is how long paths are gathered before the prefixes of limited peers are chosen
+// again.
 const gatherAdmission = 50 * time.Millisecond
 
-// limited reports whether the rules could let out more than the peer may be told. GoBGP announces a path as soon as it
-// comes and cannot count what it announces, so that such a peer is never given the rules: it is given the list of what
-// they let out, cut to size.
+// limited reports whether the rules could let more prefixes pass than the peer may get. GoBGP
+// announces a path as soon as it arrives and cannot count announcements. Therefore GoBGP never
+// gets the rules of such a peer, but a list of the prefixes that they let pass, cut to the limit.
 func limited(e bgp.Export) bool {
 	n := 0.0
 	for _, r := range e.Allow {
@@ -33,8 +34,9 @@ func exactly(prefixes []netip.Prefix) []bgp.Rule {
 	return rules
 }
 
-// admit chooses what each limited peer is told: the node's own prefixes come first, since the user wrote them and may
-// have meant them as aggregates, then short ones, which say more, then low addresses.
+// admit chooses the prefixes of each limited peer. The node's own prefixes come first, since the
+// user configured them and may mean them as aggregates; then short prefixes, which cover more;
+// then low addresses.
 func (r *rib) admit() map[string][]netip.Prefix {
 	r.readmit = false
 	out := make(map[string][]netip.Prefix)
@@ -57,24 +59,24 @@ func (r *rib) admit() map[string][]netip.Prefix {
 	return out
 }
 
-// readmit reports whether a limited peer is to be told something else than it is.
+// readmit reports whether a limited peer must get other prefixes than it has.
 func (d *Driver) readmit() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.rib.readmit && !maps.EqualFunc(d.admitted, d.rib.admit(), slices.Equal)
 }
 
-// shrinkLocked takes out of what the peers are told what they shall not be told any longer, and reports whether that
-// has to be sent before what comes in its place.
+// shrinkLocked removes from the admitted prefixes those that their peer must lose, and reports
+// whether the removal must be sent before new ones are added.
 func (d *Driver) shrinkLocked() (leaving bool) {
 	next := d.rib.admit()
-	for name, told := range d.admitted {
+	for name, has := range d.admitted {
 		wanted := make(map[netip.Prefix]bool)
 		for _, p := range next[name] {
 			wanted[p] = true
 		}
-		kept := slices.DeleteFunc(slices.Clone(told), func(p netip.Prefix) bool { return !wanted[p] })
-		leaving = leaving || len(kept) < len(told) && len(kept) < len(wanted)
+		kept := slices.DeleteFunc(slices.Clone(has), func(p netip.Prefix) bool { return !wanted[p] })
+		leaving = leaving || len(kept) < len(has) && len(kept) < len(wanted)
 		d.admitted[name] = kept
 	}
 	return leaving

@@ -12,14 +12,14 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 )
 
-// TestExportLimit never lets a peer have more than it takes: not when a table comes in one piece, nor when what it has
-// makes room for better prefixes.
+// TestExportLimit checks that a peer never has more prefixes than its limit: neither when a table
+// arrives at once, nor when its prefixes have to make room for better ones.
 func TestExportLimit(t *testing.T) {
 	var many []netip.Prefix
 	for i := range 200 {
 		many = append(many, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i), 0}), 24))
 	}
-	a := newSpeaker(t, "169.254.0.11", 65001, func(k *talk) {
+	a := newSpeaker(t, "169.254.0.11", 65001, func(k *speakerSession) {
 		k.send(announcement(addr("169.254.0.11"), []uint32{65001}, nil, many...), endOfRIB)
 	})
 	b := newSpeaker(t, "169.254.0.12", 65002, nil)
@@ -27,7 +27,7 @@ func TestExportLimit(t *testing.T) {
 	narrow := loPeer("b", "169.254.0.12", 65002)
 	narrow.Export.MaxPrefixes = 10
 	n := startNode(t, Options{}, config(loPeer("a", "169.254.0.11", 65001), narrow, loPeer("c", "169.254.0.13", 65003)))
-	// Our own first, then the lowest.
+	// Our own prefixes first, then the lowest.
 	want := []string{"172.16.0.0/16"}
 	for i := range 9 {
 		want = append(want, fmt.Sprintf("10.1.%d.0/24", i))
@@ -40,11 +40,11 @@ func TestExportLimit(t *testing.T) {
 	if s := n.state("c"); s.Announced != 201 || s.HeldBack != 0 {
 		t.Errorf("without a limit %d announced, %d held back", s.Announced, s.HeldBack)
 	}
-	// Shorter ones push three out; the limit holds meanwhile.
+	// Shorter prefixes displace three others. The limit holds meanwhile.
 	a.say(announcement(addr("169.254.0.11"), []uint32{65001}, nil, prefix("10.64.0.0/16"), prefix("10.65.0.0/16"), prefix("10.66.0.0/16")))
 	want = append(want[:7], "10.64.0.0/16", "10.65.0.0/16", "10.66.0.0/16")
 	eventually(t, 10*time.Second, "the shorter ones", func() bool { return b.has(want...) })
-	// What is gone makes room.
+	// Withdrawn prefixes make room.
 	a.say(withdrawal(append(many[:100:100], prefix("10.65.0.0/16"))...))
 	want = []string{"172.16.0.0/16", "10.64.0.0/16", "10.66.0.0/16"}
 	for i := range 7 {
@@ -53,10 +53,10 @@ func TestExportLimit(t *testing.T) {
 	eventually(t, 10*time.Second, "the next ones", func() bool { return b.has(want...) })
 	b.mu.Lock()
 	if b.most != 10 {
-		t.Errorf("it once had %d prefixes", b.most)
+		t.Errorf("it had up to %d prefixes", b.most)
 	}
 	b.mu.Unlock()
-	// A higher limit and none, without a new session.
+	// A higher limit, and then none, without a new session.
 	for _, limit := range []uint32{50, 0} {
 		narrow.Export.MaxPrefixes = limit
 		if err := n.Apply(t.Context(), config(loPeer("a", "169.254.0.11", 65001), narrow, loPeer("c", "169.254.0.13", 65003))); err != nil {
@@ -73,9 +73,10 @@ func TestExportLimit(t *testing.T) {
 	}
 }
 
-// TestExportLimitRestart: after a restart a limited peer is told the same again, before the End-of-RIB.
+// TestExportLimitRestart checks that after a restart a limited peer gets the same prefixes again,
+// before the End-of-RIB.
 func TestExportLimitRestart(t *testing.T) {
-	a := newSpeaker(t, "169.254.0.11", 65001, func(k *talk) {
+	a := newSpeaker(t, "169.254.0.11", 65001, func(k *speakerSession) {
 		k.send(announcement(addr("169.254.0.11"), []uint32{65001}, nil, prefix("10.1.0.0/16"), prefix("10.2.0.0/16"), prefix("10.3.0.0/16")), endOfRIB)
 	})
 	a.late = time.Second
@@ -86,17 +87,17 @@ func TestExportLimitRestart(t *testing.T) {
 	n := startNode(t, Options{}, conf)
 	eventually(t, 10*time.Second, "three", func() bool { return b.has("172.16.0.0/16", "10.1.0.0/16", "10.2.0.0/16") })
 	n.stop()
-	ends := b.ends() // one after each soft reset too
+	ends := b.ends() // also one after each soft reset
 	startNode(t, Options{Adopting: func() bool { return true }}, conf)
 	eventually(t, 20*time.Second, "our End-of-RIB", func() bool { return b.count() == 2 && b.ends() > ends })
 	if b.mu.Lock(); b.taken != 0 || b.most != 3 {
-		t.Errorf("%d withdrawals, once %d prefixes", b.taken, b.most)
+		t.Errorf("%d withdrawals, up to %d prefixes", b.taken, b.most)
 	}
 	b.mu.Unlock()
 }
 
-// TestLeaveFirst looks at what the BGP process is told: between two configurations nobody knows which of them a path
-// meets, so both together must not let out too much.
+// TestLeaveFirst checks the configurations that the BGP process gets. A path may be evaluated by
+// either of two consecutive ones, so both together must not let too many prefixes pass.
 func TestLeaveFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := New(Options{Log: slog.New(slog.DiscardHandler)})
@@ -137,9 +138,10 @@ func TestLeaveFirst(t *testing.T) {
 	})
 }
 
-// TestKeptPaths: what its sender wants kept (NO_EXPORT) is not announced, and takes nobody's place.
+// TestKeptPaths checks that paths with NO_EXPORT are not announced, and do not count towards the
+// limit.
 func TestKeptPaths(t *testing.T) {
-	newSpeaker(t, "169.254.0.11", 65001, func(k *talk) {
+	newSpeaker(t, "169.254.0.11", 65001, func(k *speakerSession) {
 		k.send(
 			announcement(addr("169.254.0.11"), []uint32{65001}, attr(0xc0, 8, 0xff, 0xff, 0xff, 0x01), prefix("10.1.0.0/24"), prefix("10.2.0.0/24")),
 			announcement(addr("169.254.0.11"), []uint32{65001}, nil, prefix("10.3.0.0/24")),
@@ -169,7 +171,7 @@ func TestAdmit(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 	if r.readmit {
-		t.Error("still to be done")
+		t.Error("readmit has not been reset")
 	}
 	p.Export.Allow = exactly([]netip.Prefix{prefix("10.9.0.0/16"), prefix("10.1.0.0/24")})
 	if limited(p.Export) {
@@ -180,6 +182,6 @@ func TestAdmit(t *testing.T) {
 		t.Errorf("%v", d.admitted)
 	}
 	if d.shrinkLocked() {
-		t.Error("what has left leaves again")
+		t.Error("a prefix that has left leaves again")
 	}
 }

@@ -15,16 +15,17 @@ import (
 )
 
 const (
-	// barrierAddress is from where the barrier speaks; the whole of 127.0.0.0/8 is the host itself.
+	// barrierAddress is the address of the barrier; all of 127.0.0.0/8 is local to the host.
 	barrierAddress = "127.47.24.1"
-	barrierASN     = 65535 // reserved (RFC 7300), so no network has it
+	barrierASN     = 65535 // reserved (RFC 7300), so that no network uses it
 	barrierWait    = 2 * time.Second
 )
 
-// barrier is a peer of GoBGP's on the loopback that we play ourselves. After a restart, GoBGP sends its End-of-RIB as
-// soon as no session that is up owes one, also when most sessions are not up yet, and the peers then withdraw
-// everything that had come from the others. RFC 4724 section 4.1 has it wait for all peers. The barrier is up before
-// any of them and owes an End-of-RIB until the daemon has seen all that are expected.
+// barrier is a peer of GoBGP on the loopback interface that this package implements. After a
+// restart, GoBGP sends its End-of-RIB as soon as no established session owes one, even while most
+// sessions are still down, and the peers then withdraw all routes of the others. RFC 4724 section
+// 4.1 requires it to wait for all peers. The barrier is established before any of them, and owes
+// an End-of-RIB until the daemon has seen all expected peers.
 type barrier struct {
 	conn net.Conn
 }
@@ -50,7 +51,7 @@ func raiseBarrier(ctx context.Context, s *server.BgpServer, asn uint32) (*barrie
 	if err := b.open(ctx, hold); err != nil {
 		return nil, errors.Join(err, s.DeletePeer(ctx, &api.DeletePeerRequest{Address: barrierAddress}))
 	}
-	// Our KEEPALIVE is read, but the state may not have changed yet.
+	// GoBGP has our KEEPALIVE, but may not have changed the state yet.
 	for end := time.Now().Add(barrierWait); ; time.Sleep(5 * time.Millisecond) {
 		up := false
 		if err := s.ListPeer(ctx, &api.ListPeerRequest{Address: barrierAddress}, func(p *api.Peer) {
@@ -68,10 +69,12 @@ func raiseBarrier(ctx context.Context, s *server.BgpServer, asn uint32) (*barrie
 	}
 }
 
-// open opens the session: an active speaker up to the KEEPALIVE that makes the other side Established.
+// open opens the session as the active side, up to the KEEPALIVE that makes GoBGP's side
+// Established.
 func (b *barrier) open(ctx context.Context, hold int) error {
 	d := net.Dialer{Timeout: barrierWait, LocalAddr: &net.TCPAddr{IP: net.ParseIP(barrierAddress)}}
-	// A passive GoBGP peer leaves Idle only some milliseconds after it was added, and closes connections before.
+	// A passive GoBGP peer leaves Idle only some milliseconds after it was added, and closes
+	// connections until then.
 	end := time.Now().Add(barrierWait)
 	for {
 		conn, err := d.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(childPort)))
@@ -104,7 +107,7 @@ func handshake(conn net.Conn, hold int, end time.Time) error {
 	if err := send(conn, open); err != nil {
 		return err
 	}
-	// Its OPEN, then its KEEPALIVE.
+	// GoBGP's OPEN, then its KEEPALIVE.
 	for _, want := range []uint8{packet.BGP_MSG_OPEN, packet.BGP_MSG_KEEPALIVE} {
 		if err := receive(conn, want); err != nil {
 			return err
@@ -113,7 +116,7 @@ func handshake(conn net.Conn, hold int, end time.Time) error {
 	if err := send(conn, packet.NewBGPKeepAliveMessage()); err != nil {
 		return err
 	}
-	return conn.SetDeadline(time.Time{}) // the restart may last
+	return conn.SetDeadline(time.Time{}) // a restart may take long
 }
 
 func send(conn net.Conn, m *packet.BGPMessage) error {
@@ -143,8 +146,8 @@ func receive(conn net.Conn, want uint8) error {
 	return nil
 }
 
-// release sends the End-of-RIB and takes the barrier away. ended says when GoBGP works on an End-of-RIB of the barrier's;
-// a caller that asks GoBGP for something after that is served when the work is done.
+// release sends the End-of-RIB and removes the barrier. ended receives when GoBGP begins to
+// process the barrier's End-of-RIB. Requests to GoBGP after that are served when this is done.
 func (b *barrier) release(ctx context.Context, s *server.BgpServer, ended <-chan struct{}) error {
 	defer b.conn.Close()
 	err := send(b.conn, packet.NewEndOfRib(packet.RF_IPv4_UC))

@@ -12,9 +12,9 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 )
 
-// BenchmarkLoad has BIRD announce prefixes, and then end the session. It reports the seconds from Established to the
-// last prefix in Reporter.Paths, from the end of the session to its report and to the last withdrawal, and what the
-// BGP process took: CPU seconds and peak resident MiB.
+// BenchmarkLoad makes BIRD announce prefixes and then end the session. It reports the seconds from
+// Established to the last prefix in Reporter.Paths, from the end of the session to its report and
+// to the last withdrawal, and the resources of the BGP process: CPU seconds and peak resident MiB.
 func BenchmarkLoad(b *testing.B) {
 	for _, size := range []int{10_000, 100_000} {
 		b.Run(fmt.Sprintf("%dk", size/1000), func(b *testing.B) {

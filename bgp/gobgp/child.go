@@ -23,28 +23,31 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 )
 
-// childName is the argument 0 of the child.
+// childName is argument 0 of the child.
 const childName = "isthmusd-bgp"
 
 // Exit codes of the child.
 const (
-	exitDone  = 0 // the daemon is gone
+	exitDone  = 0 // the daemon has closed the connection
 	exitError = 3 // BGP could not be started
-	exitStuck = 4 // the daemon does not read
+	exitStuck = 4 // the daemon does not read its messages
 )
 
-// childPort is where GoBGP listens, in a network namespace of its own.
+// childPort is the port on which GoBGP listens, in its own network namespace.
 const childPort = 1179
 
-// counterInterval is how often the child reads the counters. GoBGP serves this, like all else, in one goroutine.
+// counterInterval is how often the child reads the counters. GoBGP serves this, like all requests,
+// in one goroutine.
 const counterInterval = 5 * time.Second
 
-// ballast is counted as heap but never touched, so it takes no memory. It keeps the collector from running often while
-// the heap is small and grows fast, as when a table is loaded. Options.GOGC is lower for it, so a large heap grows by less.
+// ballast counts as heap but is never touched, so it uses no memory. It keeps the garbage
+// collector from running often while the heap is small and grows fast, for example while a table
+// is loaded. In exchange, the default of Options.GOGC is lower, so that a large heap grows by
+// less.
 const ballast = 64 << 20
 
-// RunIfChild must be the first thing that a main that uses New does. In the child process it runs BGP and does not
-// return; in any other it returns at once.
+// RunIfChild must be the first call in the main function of a program that uses New. In the child
+// process it runs BGP and does not return; in any other process it returns at once.
 func RunIfChild() {
 	if len(os.Args) == 0 || os.Args[0] != childName {
 		return
@@ -58,7 +61,7 @@ func RunIfChild() {
 
 func runChild() error {
 	if len(os.Args) != 3 {
-		return errors.New("the BGP process is started by isthmusd alone")
+		return errors.New("only isthmusd starts the BGP process")
 	}
 	uid, err := strconv.Atoi(os.Args[1])
 	if err != nil {
@@ -82,7 +85,7 @@ func runChild() error {
 	defer runtime.KeepAlive(make([]byte, ballast))
 	c := newChild()
 	go func() {
-		// The daemon is gone, or has had enough of us: leave without closing a session.
+		// The daemon has ended or killed the connection: exit without closing a session.
 		c.out.run(conn)
 		os.Exit(exitDone)
 	}()
@@ -93,20 +96,21 @@ func runChild() error {
 	return err
 }
 
-// child runs one GoBGP server. All calls into GoBGP but the first come from serve's goroutine or from counters'.
+// child runs one GoBGP server. After the start, only the goroutines of serve and counters call
+// GoBGP.
 type child struct {
 	out    *outbox
 	log    *logger
 	server *server.BgpServer
 
-	// tasks are done by serve between two messages.
+	// tasks are run by serve between two messages.
 	tasks chan func()
-	poll  chan struct{} // capacity 1: read the counters now
+	poll  chan struct{} // capacity 1: read the counters at once
 
 	config  configMessage // as applied
 	applied map[string]peerConfig
-	barrier *barrier // while others are expected back
-	// released is told when GoBGP works on the barrier's End-of-RIB.
+	barrier *barrier // until all peers that are expected back have come
+	// released receives a value when GoBGP begins to process the barrier's End-of-RIB.
 	released chan struct{}
 
 	mu  sync.Mutex
@@ -205,7 +209,7 @@ func (c *child) reply(id, changes uint64, errs []error) {
 	c.out.put(frameReply, m)
 }
 
-// start starts GoBGP, with policies that let nothing in or out before any peer is there.
+// start starts GoBGP with policies that reject everything until peers are added.
 func (c *child) start(m configMessage) error {
 	ctx := context.Background()
 	s := server.NewBgpServer(server.LoggerOption(c.log), server.TimingHookOption(hook{}))
@@ -256,7 +260,7 @@ func (c *child) start(m configMessage) error {
 	return nil
 }
 
-// watch drains GoBGP's queue of events, which has no bound, into the outbox, which has one.
+// watch moves events from GoBGP's queue, which is unbounded, to the outbox, which is bounded.
 func (c *child) watch(ctx context.Context, s *server.BgpServer) error {
 	d := &decoder{id: c.id}
 	return s.WatchEvent(ctx, &api.WatchEventRequest{Table: &api.WatchEventRequest_Table{
@@ -276,8 +280,8 @@ func (c *child) watch(ctx context.Context, s *server.BgpServer) error {
 	})
 }
 
-// apply makes GoBGP be as m says, with as many calls as there are differences, and returns how many those are. Peers
-// that are not changed, or only in what needs no new session, keep theirs.
+// apply makes GoBGP match m with one call per difference, and returns the number of differences. A
+// peer keeps its session unless it changes in a way that needs a new one.
 func (c *child) apply(m configMessage) (changes uint64, errs []error) {
 	ctx := context.Background()
 	fail := func(name string, err error) {
@@ -299,7 +303,7 @@ func (c *child) apply(m configMessage) (changes uint64, errs []error) {
 		delete(c.applied, name)
 	}
 
-	// Policies come before the peers that they are for, and before paths of our own.
+	// Policies come before the peers that they apply to, and before our own paths.
 	withdraw := make(map[string]bool)
 	var again []peerConfig
 	for name, old := range c.applied {
@@ -373,9 +377,10 @@ func (c *child) apply(m configMessage) (changes uint64, errs []error) {
 	return changes, errs
 }
 
-// heldBack reports whether GoBGP has still to announce anything to a peer after a restart (RFC 4724 section 4.1). It
-// will then go by the policies of that time. A soft reset would announce at once, and while updates are held back no
-// withdrawal follows: the peer would keep the path for good.
+// heldBack reports whether GoBGP still defers its announcements to a peer after a restart (RFC
+// 4724 section 4.1). When it sends them, it applies the policies of that time. A soft reset would
+// announce at once, and while updates are deferred no withdrawal follows: the peer would keep the
+// path forever.
 func (c *child) heldBack(p bgp.Peer) (held bool) {
 	_ = c.server.ListPeer(context.Background(), &api.ListPeerRequest{Address: p.Address.String()}, func(s *api.Peer) {
 		held = s.GetGracefulRestart().GetLocalRestarting()
@@ -383,7 +388,7 @@ func (c *child) heldBack(p bgp.Peer) (held bool) {
 	return held
 }
 
-// interrupts reports whether a session must end for a change.
+// interrupts reports whether a change ends the session.
 func interrupts(a, b peerConfig) bool {
 	return slices.ContainsFunc(bgp.DiffPeer(a.Peer, b.Peer), func(d bgp.Difference) bool { return d.Interrupts != "" }) ||
 		a.Key != b.Key || a.Outside != b.Outside
@@ -419,10 +424,11 @@ func (c *child) reset(m resetMessage) error {
 		}
 		return nil
 	}
-	return nil // held down; the daemon lets it in again
+	return nil // held out; the daemon admits it again
 }
 
-// heldDown takes a peer that fell silent out and in again, since GoBGP keeps its paths otherwise.
+// heldDown removes and adds a peer whose hold timer has expired, because GoBGP would keep its
+// paths.
 func (c *child) heldDown(address string) {
 	c.later(func() {
 		for name, p := range c.applied {
@@ -448,7 +454,7 @@ func (c *child) established(address string) {
 	}
 }
 
-// later has serve do f. It never waits: GoBGP calls with locks held.
+// later queues f for serve. It never blocks, because GoBGP calls it with locks held.
 func (c *child) later(f func()) {
 	select {
 	case c.tasks <- f:
@@ -457,7 +463,8 @@ func (c *child) later(f func()) {
 	}
 }
 
-// release ends the restart: what is held back goes out, and peers that are added from now on are told of none.
+// release ends the restart: deferred announcements are sent, and peers that are added from now on
+// do not get the Restart State bit.
 func (c *child) release() {
 	c.config.Restarting = false
 	if c.barrier != nil {
@@ -468,7 +475,8 @@ func (c *child) release() {
 	}
 }
 
-// counters reads the counters of all sessions every few seconds, and soon after one has come up.
+// counters reads the counters of all sessions every few seconds, and soon after a session has come
+// up.
 func (c *child) counters(ctx context.Context) {
 	t := time.NewTicker(counterInterval)
 	last := make(map[uint32]countersMessage)
@@ -497,7 +505,7 @@ func (c *child) counters(ctx context.Context) {
 			}
 		})
 		if err != nil {
-			continue // ListPeer has no error of its own
+			continue // ListPeer returns no errors of its own
 		}
 		for chunk := range slices.Chunk(changed, 1000) {
 			c.out.put(frameCounters, chunk)
@@ -505,11 +513,11 @@ func (c *child) counters(ctx context.Context) {
 	}
 }
 
-// exceeded shuts a session down whose peer is over a limit that GoBGP does not enforce.
+// exceeded shuts down the session of a peer above a limit that GoBGP does not enforce.
 func (c *child) exceeded(address string, id, received, limit uint32) {
 	err := c.server.ShutdownPeer(context.Background(), &api.ShutdownPeerRequest{
 		Address:       address,
-		Communication: fmt.Sprintf("%d prefixes, allowed are %d", received, limit),
+		Communication: fmt.Sprintf("%d prefixes received, %d allowed", received, limit),
 	})
 	if err != nil {
 		c.out.put(frameLog, logMessage{Level: "ERROR", Text: fmt.Sprintf("shutting down: %v", err), Peer: id})

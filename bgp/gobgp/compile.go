@@ -15,12 +15,14 @@ import (
 )
 
 const (
-	// deferral is for how long updates to a peer that came back are held, at most, while others are still expected
-	// (Selection_Deferral_Timer, RFC 4724 section 4.1). GoBGP's own default is six minutes.
+	// deferral bounds how long updates to a peer that has come back are deferred while others are
+	// still expected (Selection_Deferral_Timer, RFC 4724 section 4.1). GoBGP's default is six
+	// minutes.
 	deferral = 10 * time.Second
 
-	// exactLimit is the largest prefix limit that GoBGP itself enforces. It counts the whole Adj-RIB-In for each
-	// UPDATE, which a large table makes quadratic; larger limits are compared with the counters instead.
+	// exactLimit is the largest prefix limit that GoBGP itself enforces. GoBGP counts the whole
+	// Adj-RIB-In on each UPDATE, which is quadratic in the size of the table; larger limits are
+	// compared with the counters instead.
 	exactLimit = 20_000
 
 	importPolicy = "import"
@@ -37,8 +39,8 @@ var (
 	ipv6 = &api.Family{Afi: api.Family_AFI_IP6, Safi: api.Family_SAFI_UNICAST}
 )
 
-// family returns the one address family of a session: that of its addresses. IPv6 prefixes over an IPv4 session would
-// leave with an IPv4 next hop.
+// family returns the address family of a session: that of its addresses. GoBGP would announce IPv6
+// prefixes on an IPv4 session with an IPv4 next hop.
 func family(a netip.Addr) *api.Family {
 	if a.Is4() {
 		return ipv4
@@ -46,7 +48,7 @@ func family(a netip.Addr) *api.Family {
 	return ipv6
 }
 
-// check returns why GoBGP must not see a peer.
+// check returns an error if a peer must not be passed to GoBGP.
 func check(asn uint32, p bgp.Peer) error {
 	usable := func(a netip.Addr) bool {
 		return a.IsValid() && !a.Is4In6() && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast()
@@ -55,9 +57,9 @@ func check(asn uint32, p bgp.Peer) error {
 	case p.Name == "":
 		return fmt.Errorf("a peer has no name")
 	case !usable(p.Address):
-		return fmt.Errorf("address %v cannot be a peer's", p.Address)
+		return fmt.Errorf("address %v is not a valid peer address", p.Address)
 	case !usable(p.LocalAddress):
-		return fmt.Errorf("local address %v cannot carry a session", p.LocalAddress)
+		return fmt.Errorf("local address %v is not a valid session address", p.LocalAddress)
 	case p.Address.Is4() != p.LocalAddress.Is4():
 		return fmt.Errorf("address %v and local address %v are of different families", p.Address, p.LocalAddress)
 	case p.Address == p.LocalAddress:
@@ -65,9 +67,9 @@ func check(asn uint32, p bgp.Peer) error {
 	case p.ASN == 0:
 		return fmt.Errorf("ASN 0 is reserved (RFC 7607)")
 	case p.HoldTime < 3*time.Second || p.HoldTime > 65535*time.Second || p.HoldTime%time.Second != 0:
-		return fmt.Errorf("hold time %v is not of whole seconds from 3s to 65535s", p.HoldTime)
+		return fmt.Errorf("hold time %v is not a whole number of seconds from 3s to 65535s", p.HoldTime)
 	case p.Keepalive < time.Second || p.Keepalive > p.HoldTime || p.Keepalive%time.Second != 0:
-		return fmt.Errorf("keepalive %v is not of whole seconds from 1s to the hold time", p.Keepalive)
+		return fmt.Errorf("keepalive %v is not a whole number of seconds from 1s to the hold time", p.Keepalive)
 	case p.GracefulRestart < 0 || p.GracefulRestart > 4095*time.Second:
 		return fmt.Errorf("restart time %v is not from 0 to 4095s", p.GracefulRestart)
 	case p.ASOverride && p.ASN == asn:
@@ -77,13 +79,14 @@ func check(asn uint32, p bgp.Peer) error {
 	}
 	for _, r := range slices.Concat(p.Import.Allow, p.Export.Allow) {
 		if !r.Prefix.IsValid() || r.Prefix != r.Prefix.Masked() || r.Min > r.Max || int(r.Max) > r.Prefix.Addr().BitLen() {
-			return fmt.Errorf("rule %v from %d to %d names nothing", r.Prefix, r.Min, r.Max)
+			return fmt.Errorf("rule %v from %d to %d matches no prefix", r.Prefix, r.Min, r.Max)
 		}
 	}
 	return nil
 }
 
-// compilePeer returns the neighbour. restarting sets the Restart State and Forwarding State bits of its OPEN.
+// compilePeer returns the GoBGP neighbour of a peer. restarting sets the Restart State and
+// Forwarding State bits of its OPEN.
 func compilePeer(asn uint32, c peerConfig, restarting bool) *api.Peer {
 	p := c.Peer
 	seconds := func(d time.Duration) uint64 { return uint64(d / time.Second) }
@@ -100,8 +103,9 @@ func compilePeer(asn uint32, c peerConfig, restarting bool) *api.Peer {
 			PeerAsn:         p.ASN,
 			LocalAsn:        asn,
 			ReplacePeerAsn:  p.ASOverride,
-			// GoBGP leaves the path that a looped one replaces in its table; the import policy does not, and so
-			// refuses them for peers that may not send our ASN at all.
+			// GoBGP would keep the path that a looped path replaces in its table. The import
+			// policy replaces it, and rejects looped paths from peers that may not send our ASN at
+			// all.
 			AllowOwnAsn: 255,
 		},
 		Transport: &api.Transport{
@@ -111,7 +115,7 @@ func compilePeer(asn uint32, c peerConfig, restarting bool) *api.Peer {
 		Timers: &api.Timers{Config: &api.TimersConfig{
 			HoldTime:          seconds(p.HoldTime),
 			KeepaliveInterval: seconds(p.Keepalive),
-			// An administrative reset is wanted to be short.
+			// An administrative reset should be short.
 			IdleHoldTimeAfterReset: 1,
 		}},
 		GracefulRestart: &api.GracefulRestart{
@@ -131,10 +135,10 @@ func compilePeer(asn uint32, c peerConfig, restarting bool) *api.Peer {
 func hostPrefix(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }
 
 // compilePolicies returns the two policies of the whole server, made of those of the peers. GoBGP
-// applies them to every path and peer; what no statement accepts is rejected by the default of the
-// assignment. To the peers in withdraw (by name) everything that is not announced is withdrawn:
-// GoBGP sends a path with LLGR_STALE as a withdrawal to a peer without long-lived graceful restart,
-// and GoBGP has no other way to withdraw what a former policy announced.
+// applies them to every path and peer; paths that no statement accepts are rejected by the default
+// of the assignment. For the peers in withdraw (by name), all paths that are not announced are
+// withdrawn: GoBGP sends a path with LLGR_STALE as a withdrawal to a peer without long-lived
+// graceful restart, and it has no other way to withdraw what a former policy announced.
 func compilePolicies(asn uint32, peers []peerConfig, withdraw map[string]bool) *api.SetPoliciesRequest {
 	b := policyBuilder{asn: asn}
 	in := &api.Policy{Name: importPolicy, Statements: []*api.Statement{{
@@ -182,14 +186,14 @@ func (b *policyBuilder) set(t api.DefinedType, list ...string) *api.MatchSet {
 	return &api.MatchSet{Name: s.Name}
 }
 
-// neighbors takes at least one: GoBGP takes an empty set for everyone.
+// neighbors needs at least one neighbour: GoBGP treats an empty set as all.
 func (b *policyBuilder) neighbors(list []string) *api.MatchSet {
 	return b.set(api.DefinedType_NEIGHBOR, list...)
 }
 
-// policies returns the statements for the terms of all peers, in an order that is that of each
-// peer's terms. Peers with the same term share its statement, so that a path is compared with each
-// set of rules once.
+// policies returns the statements for the terms of all peers, which keep each peer's order of
+// terms. Peers with the same term share its statement, so that a path is compared with each set of
+// rules once.
 func (b *policyBuilder) policies(peers []peerConfig, policy func(*bgp.Peer, uint32) bgp.Policy) (ss []*api.Statement) {
 	type shared struct {
 		term      bgp.Term
@@ -221,13 +225,13 @@ func (b *policyBuilder) policies(peers []peerConfig, policy func(*bgp.Peer, uint
 	}
 }
 
-// statements returns the statements for a term: one for each address family that its rules name.
+// statements returns the statements for a term: one for each address family in its rules.
 func (b *policyBuilder) statements(peers []string, t bgp.Term) []*api.Statement {
 	statement := func(prefixes *api.MatchSet) *api.Statement {
 		c := &api.Conditions{PrefixSet: prefixes, NeighborSet: b.neighbors(peers)}
 		if t.OwnAS {
-			// The first form is matched without a regular expression, the second finds us in an
-			// AS_SET.
+			// GoBGP matches the first form without a regular expression. The second finds our ASN
+			// in an AS_SET.
 			c.AsPathSet = b.set(api.DefinedType_AS_PATH, fmt.Sprintf("_%d_", b.asn), fmt.Sprintf("[{,]%d[,}]", b.asn))
 		}
 		if t.Kept {
@@ -271,8 +275,9 @@ func (b *policyBuilder) actions(t bgp.Term) *api.Actions {
 	return a
 }
 
-// compileRules returns the rules of one address family as a prefix set. GoBGP looks only at the longest entry that
-// contains a prefix, so each entry also gets the ranges of the rules around it.
+// compileRules returns the rules of one address family as a prefix set. GoBGP looks only at the
+// longest entry that contains a prefix, so each entry also gets the ranges of the rules whose
+// prefix contains its own.
 func compileRules(rules []bgp.Rule, v4 bool) []*api.Prefix {
 	var ps []*api.Prefix
 	type entry struct {
@@ -296,8 +301,8 @@ func compileRules(rules []bgp.Rule, v4 bool) []*api.Prefix {
 	return ps
 }
 
-// compileAnnounce returns a prefix of our own. Its LOCAL_PREF of 0 lets a path that a peer has for the same prefix win,
-// so that the prefix goes on being announced and its traffic goes where the peer is.
+// compileAnnounce returns the path for an own prefix. With LOCAL_PREF 0, a path of a peer for the
+// same prefix wins. The prefix is then still announced, and its traffic goes to that peer.
 func compileAnnounce(p netip.Prefix) (*api.Path, error) {
 	nlri := &api.IPAddressPrefix{Prefix: p.Addr().String(), PrefixLen: uint32(p.Bits())}
 	n, err := anypb.New(nlri)

@@ -14,22 +14,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// needed are the capabilities without which the child cannot be confined, or be ended (CAP_KILL: it is another user's).
+// needed lists the capabilities that confining the child takes, and killing it (CAP_KILL, because
+// it runs as another user).
 var needed = map[string]uint{
 	"CAP_SYS_ADMIN": unix.CAP_SYS_ADMIN, "CAP_NET_ADMIN": unix.CAP_NET_ADMIN, "CAP_SETUID": unix.CAP_SETUID, "CAP_SETGID": unix.CAP_SETGID,
 	"CAP_SETPCAP": unix.CAP_SETPCAP, "CAP_KILL": unix.CAP_KILL,
 }
 
-// mayConfine returns an error that names what this process lacks of needed.
+// mayConfine returns an error that names the needed capabilities that this process lacks.
 func mayConfine() error {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var have [2]unix.CapUserData
 	if err := unix.Capget(&head, &have[0]); err != nil {
 		return fmt.Errorf("reading the capabilities: %w", err)
 	}
-	// In a program with cgo, capabilities can be given up by one thread alone, and it takes becoming another user from root to lose those of all.
+	// In a program with cgo, only the calling thread can give up capabilities. All threads lose
+	// them only when root becomes another user.
 	if _, _, e := syscall.AllThreadsSyscall(unix.SYS_GETPID, 0, 0, 0); e == syscall.ENOTSUP && os.Geteuid() != 0 {
-		return errors.New("a program that is built with cgo must be root to confine it: build with CGO_ENABLED=0")
+		return errors.New("a program that is built with cgo must be root to confine the BGP process: build with CGO_ENABLED=0")
 	}
 	var lacks []string
 	for name, c := range needed {
@@ -44,28 +46,30 @@ func mayConfine() error {
 	return nil
 }
 
-// confine takes away from the child what the parent could not before it started it: it comes with the capabilities of the daemon, in
-// network, mount and host name namespaces of its own, and has read nothing of a peer's. It hands its network namespace to
-// the daemon by the socket, so that the daemon can reach it, and keeps nothing else of the system.
+// confine removes from the child what the parent could not remove before starting it: the child
+// starts with the capabilities of the daemon, in its own network, mount and UTS namespaces, and
+// has read nothing from a peer yet. It passes its network namespace to the daemon over the socket,
+// so that the daemon can reach it, and keeps nothing else of the system.
 func confine(socket int, uid, gid int) error {
-	// When memory runs out, this process goes first: it is back in a second, and routes stay.
+	// When memory runs out, this process should be killed first: it is back within a second, and
+	// routes stay.
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("500"), 0); err != nil {
 		return err
 	}
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("forbidding core files: %w", err)
+		return fmt.Errorf("disabling core files: %w", err)
 	}
 	if err := ownNetwork(); err != nil {
-		return fmt.Errorf("making the network of the BGP process: %w", err)
+		return fmt.Errorf("setting up the network of the BGP process: %w", err)
 	}
 	if err := sendNetwork(socket); err != nil {
-		return fmt.Errorf("handing the network of the BGP process over: %w", err)
+		return fmt.Errorf("passing the network namespace to the daemon: %w", err)
 	}
 	if err := emptyRoot(); err != nil {
-		return fmt.Errorf("making an empty root: %w", err)
+		return fmt.Errorf("setting up an empty root: %w", err)
 	}
 	if err := dropPrivileges(uid, gid); err != nil {
-		return fmt.Errorf("giving privileges up: %w", err)
+		return fmt.Errorf("giving up privileges: %w", err)
 	}
 	if err := filterSyscalls(); err != nil {
 		return fmt.Errorf("filtering system calls: %w", err)
@@ -73,10 +77,11 @@ func confine(socket int, uid, gid int) error {
 	return nil
 }
 
-// ownNetwork brings the loopback interface up, the only one there is, and makes every address of both families local
-// to it. So both addresses of any session are there, and nothing leads out.
+// ownNetwork brings up the loopback interface, the only one in the namespace, and makes every
+// address of both families local to it. Thus both addresses of every session exist, and no route
+// leads out.
 func ownNetwork() error {
-	// The host may have IPv6 off by default, and its tunnels on.
+	// The host may disable IPv6 by default and still enable it on its tunnels.
 	for _, name := range []string{"all", "lo"} {
 		_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("0"), 0)
 	}
@@ -100,7 +105,7 @@ func ownNetwork() error {
 		err := netlinkCall(fd, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, route)
 		if err != nil && family == unix.AF_INET {
 			return fmt.Errorf("making all addresses local: %w", err)
-		} // a kernel without IPv6 has no sessions of it
+		} // without IPv6 in the kernel there are no IPv6 sessions
 	}
 	return nil
 }
@@ -116,7 +121,7 @@ func netlinkCall(fd int, kind, flags uint16, body []byte) error {
 	}
 	m, _, ok := netlink.Next(answer[:n])
 	if !ok || len(m.Body) < 4 {
-		return errors.New("a short answer of the kernel")
+		return errors.New("the kernel's answer is too short")
 	}
 	if errno := m.Errno(); errno != 0 {
 		return errno
@@ -124,7 +129,7 @@ func netlinkCall(fd int, kind, flags uint16, body []byte) error {
 	return nil
 }
 
-// sendNetwork sends a descriptor of the network namespace with one byte.
+// sendNetwork sends a descriptor of the network namespace together with one byte.
 func sendNetwork(socket int) error {
 	fd, err := unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -134,12 +139,12 @@ func sendNetwork(socket int) error {
 	return unix.Sendmsg(socket, []byte{0}, unix.UnixRights(fd), nil, 0)
 }
 
-// emptyRoot makes an empty file system, which cannot be written, the root of the mount namespace.
+// emptyRoot replaces the root of the mount namespace by an empty, read-only file system.
 func emptyRoot() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("separating mounts: %w", err)
 	}
-	const at = "/proc" // a directory that is surely there
+	const at = "/proc" // a directory that certainly exists
 	if err := unix.Mount("none", at, "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=4k,nr_inodes=1,mode=555"); err != nil {
 		return fmt.Errorf("mounting: %w", err)
 	}
@@ -152,7 +157,7 @@ func emptyRoot() error {
 		if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
 			return fmt.Errorf("unmounting the former root: %w", err)
 		}
-	case errors.Is(err, unix.EINVAL): // the root is the kernel's own initial one
+	case errors.Is(err, unix.EINVAL): // the root is the initial rootfs
 		if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
 			return fmt.Errorf("moving the mount: %w", err)
 		}
@@ -165,12 +170,13 @@ func emptyRoot() error {
 	return unix.Chdir("/")
 }
 
-// dropPrivileges makes all threads another user without any capability and without a way to one.
+// dropPrivileges makes all threads run as another user, without any capability and without a way
+// to gain one.
 func dropPrivileges(uid, gid int) error {
 	for c := uintptr(0); ; c++ {
 		e := prctl(unix.PR_CAPBSET_DROP, c)
 		if e == unix.EINVAL && c > unix.CAP_CHECKPOINT_RESTORE {
-			break // the kernel knows no more
+			break // the kernel has no further capabilities
 		}
 		if e != 0 {
 			return fmt.Errorf("dropping capability %d: %w", c, e)
@@ -194,15 +200,16 @@ func dropPrivileges(uid, gid int) error {
 			return fmt.Errorf("giving up the capabilities: %w", e)
 		}
 	}
-	// Another user does not inherit the parent's wish that we die with it.
+	// Changing the user clears the parent-death signal that the parent has set.
 	if e := prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL)); e != 0 {
-		return fmt.Errorf("asking to end with the daemon: %w", e)
+		return fmt.Errorf("setting the parent-death signal: %w", e)
 	}
 	return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 }
 
-// prctl acts on all threads. In a program with cgo the runtime cannot do that, and it acts on this one: that is enough
-// for a death signal, and no_new_privs keeps the bounding set of the others from mattering.
+// prctl acts on all threads. In a program with cgo the runtime does not support that, and prctl
+// acts on this thread only. That suffices for the parent-death signal, and with no_new_privs the
+// bounding set of the other threads does not matter.
 func prctl(option int, arg uintptr) syscall.Errno {
 	_, _, e := syscall.AllThreadsSyscall(unix.SYS_PRCTL, uintptr(option), arg, 0)
 	if e == syscall.ENOTSUP {
@@ -211,7 +218,8 @@ func prctl(option int, arg uintptr) syscall.Errno {
 	return e
 }
 
-// noCapabilities takes all capabilities away from all threads, or in a program with cgo from this one (see prctl).
+// noCapabilities removes all capabilities from all threads, or in a program with cgo from this
+// thread only (see prctl).
 func noCapabilities() syscall.Errno {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var none [2]unix.CapUserData
@@ -222,8 +230,9 @@ func noCapabilities() syscall.Errno {
 	return e
 }
 
-// syscalls are those that a Go program with TCP needs once it runs. All others fail with EPERM. rseq is for a build with cgo: glibc
-// aborts the process when a new thread cannot register its area (rseq(2)).
+// syscalls lists the system calls that a running Go program with TCP needs. All others fail with
+// EPERM. rseq is for builds with cgo: glibc aborts the process when a new thread cannot register
+// its area (rseq(2)).
 var syscalls = []uint32{
 	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_CLOSE, unix.SYS_FCNTL,
 	unix.SYS_FUTEX, unix.SYS_EPOLL_PWAIT, unix.SYS_EPOLL_CTL, unix.SYS_EPOLL_CREATE1, unix.SYS_EVENTFD2, unix.SYS_PIPE2,
@@ -237,8 +246,8 @@ var syscalls = []uint32{
 	unix.SYS_EXIT, unix.SYS_EXIT_GROUP, unix.SYS_RSEQ,
 }
 
-// Where struct seccomp_data of the kernel has its fields, and its first two arguments. Only the lower halves
-// count here.
+// Offsets of the fields of the kernel's struct seccomp_data, and of its first two arguments. Only
+// the lower halves of the arguments matter here.
 const (
 	seccompNumber = 0
 	seccompArch   = 4
@@ -246,12 +255,13 @@ const (
 	seccompArg1   = 24
 )
 
-// filterSyscalls has the kernel refuse to all threads what is not in syscalls. Besides these, threads may be made but
-// no processes, sockets of TCP but no others, and signals be sent to this process alone (the runtime does).
+// filterSyscalls installs a seccomp filter for all threads that refuses all system calls but those
+// in syscalls, and these: creating threads but no processes, TCP sockets but no others, and
+// signals to this process only, which the runtime sends.
 func filterSyscalls() error {
 	arch, ok := map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}[runtime.GOARCH]
 	if !ok {
-		return fmt.Errorf("there is none for %s", runtime.GOARCH)
+		return fmt.Errorf("unsupported architecture %s", runtime.GOARCH)
 	}
 	prog := seccompProgram(arch, uint32(os.Getpid()))
 	p := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
@@ -281,7 +291,7 @@ func seccompProgram(arch, pid uint32) []unix.SockFilter {
 	for _, n := range syscalls {
 		prog = append(prog, jump(unix.BPF_JEQ, n, 0, 1), allow)
 	}
-	// The runtime makes its threads with clone; without clone3 all programs use it.
+	// The runtime creates its threads with clone; without clone3, all programs use clone.
 	prog = append(prog, jump(unix.BPF_JEQ, unix.SYS_CLONE3, 0, 1), result(unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS)))
 	prog = append(prog, jump(unix.BPF_JEQ, unix.SYS_CLONE, 0, 4),
 		load(seccompArg0), jump(unix.BPF_JSET, unix.CLONE_THREAD, 0, 1), allow, deny)

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// crash is how the BGP process ended.
+// crash describes how the BGP process ended.
 type crash struct {
-	// peer is the address of the peer whose message was being worked on; invalid when that is not known.
+	// peer is the address of the peer whose message was being processed; invalid when unknown.
 	peer   netip.Addr
 	reason string
 }
@@ -19,8 +19,9 @@ var (
 	labelPair   = regexp.MustCompile(`"` + peerLabel + `": "([^"\\]*)"`)
 )
 
-// decodeCrash reads what a Go program writes when it panics: the reason, and the goroutine with its labels. A goroutine
-// that sends is not its peer's fault: it encodes what others sent.
+// decodeCrash reads the output of a Go program that panics: the reason, and the goroutine with its
+// labels. A goroutine that sends does not incriminate its peer, because it encodes what other
+// peers sent.
 func decodeCrash(stderr, status string) crash {
 	c := crash{reason: status}
 	if line := panicLine.FindString(stderr); line != "" {

@@ -11,25 +11,27 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 )
 
-// TestKiller has one peer send, in each of its sessions but the first, the UPDATE that GoBGP v3.37.0 panics on. It has
-// to speak with GoBGP past the relay, whose filter lets nothing of the kind through: this is the second line.
+// TestKiller makes one peer send, in each of its sessions but the first, the UPDATE that makes
+// GoBGP v3.37.0 panic. The peer must connect to GoBGP directly, because the filter of the relay
+// stops such messages; this test is about the second line of defence.
 func TestKiller(t *testing.T) {
 	bad := newSpeaker(t, "169.254.0.13", 65003, nil)
-	say := func(k *talk, a string, asn uint32, p string) {
+	say := func(k *speakerSession, a string, asn uint32, p string) {
 		k.send(announcement(addr(a), []uint32{asn}, nil, prefix(p)))
-		time.Sleep(300 * time.Millisecond) // a slow End-of-RIB: the other peer must not lose anything meanwhile
+		// a slow End-of-RIB: the other peer must not lose anything meanwhile
+		time.Sleep(300 * time.Millisecond)
 		k.send(endOfRIB)
 	}
-	a := newSpeaker(t, "169.254.0.11", 65001, func(k *talk) { say(k, "169.254.0.11", 65001, "10.1.0.0/16") })
-	b := newSpeaker(t, "169.254.0.12", 65002, func(k *talk) { say(k, "169.254.0.12", 65002, "10.2.0.0/16") })
-	b.late = time.Second // a must not lose what comes from b, though it is back long before
+	a := newSpeaker(t, "169.254.0.11", 65001, func(k *speakerSession) { say(k, "169.254.0.11", 65001, "10.1.0.0/16") })
+	b := newSpeaker(t, "169.254.0.12", 65002, func(k *speakerSession) { say(k, "169.254.0.12", 65002, "10.2.0.0/16") })
+	b.late = time.Second // a must not lose the paths of b, although a is back long before b
 	start := time.Now()
 	n := startNode(t, Options{}, config(
 		loPeer("a", "169.254.0.11", 65001), loPeer("b", "169.254.0.12", 65002), loPeer("bad", "169.254.0.13", 65003)))
 	eventually(t, 20*time.Second, "all sessions and their routes", func() bool {
 		return bad.count() == 1 && n.state("bad").State == bgp.Established && a.has("10.2.0.0/16", "172.16.0.0/16") && b.has("10.1.0.0/16", "172.16.0.0/16")
 	})
-	// The next session of the bad one goes around, and kills.
+	// The next session of the bad peer bypasses the relay and kills GoBGP.
 	bad.mu.Lock()
 	bad.around = func(ctx context.Context) (net.Conn, error) {
 		p := n.process()
@@ -38,7 +40,7 @@ func TestKiller(t *testing.T) {
 		}
 		return p.dial(ctx, addr("169.254.0.13"), addr("169.254.0.1"))
 	}
-	bad.up = func(k *talk) {
+	bad.up = func(k *speakerSession) {
 		k.send(announcement(addr("169.254.0.13"), []uint32{65003}, killer, prefix("10.3.0.0/16")))
 	}
 	first := bad.sessions[0]
@@ -59,7 +61,7 @@ func TestKiller(t *testing.T) {
 	eventually(t, 5*time.Second, "our End-of-RIB", func() bool { return a.ends() == 2 && b.ends() == 2 })
 	t.Logf("End-of-RIB was sent after %v", time.Since(down).Round(time.Millisecond))
 	if !a.has("10.2.0.0/16", "172.16.0.0/16") || !b.has("10.1.0.0/16", "172.16.0.0/16") {
-		t.Errorf("told %v and %v", a.routes, b.routes)
+		t.Errorf("announced %v and %v", a.routes, b.routes)
 	}
 	n.get(func() {
 		if n.restarted != 2 {
@@ -78,20 +80,21 @@ func TestKiller(t *testing.T) {
 		}
 		s.mu.Unlock()
 	}
-	// The bad one goes on knocking.
+	// The bad peer keeps connecting.
 	time.Sleep(2 * time.Second)
 	if n.Starts() != 2 || bad.count() != 2 {
 		t.Errorf("%d starts, %d sessions of the quarantined peer", n.Starts(), bad.count())
 	}
-	// Synced waits for the restart time of the bad one.
+	// Synced waits for the restart time of the bad peer.
 	n.get(func() {
 		if n.recorder.synced != 1 {
 			t.Errorf("synced %d times", n.recorder.synced)
 		}
 	})
-	// A reset lets it in again: it comes by the relay and then around it, and the second time it is out for two minutes.
+	// A reset admits the peer again: it connects first through the relay and then directly. This
+	// second quarantine lasts two minutes.
 	bad.mu.Lock()
-	bad.up, bad.around = func(k *talk) { k.send(endOfRIB) }, nil
+	bad.up, bad.around = func(k *speakerSession) { k.send(endOfRIB) }, nil
 	bad.mu.Unlock()
 	if err := n.Reset(t.Context(), "bad", false); err != nil {
 		t.Fatal(err)
@@ -102,8 +105,8 @@ func TestKiller(t *testing.T) {
 	}
 }
 
-// TestKillersFiltered sends, in sessions that are up, all that GoBGP v3.37.0 does not survive. It goes on, and so does
-// the session of another peer.
+// TestKillersFiltered sends, in established sessions, all messages that make GoBGP v3.37.0 panic.
+// GoBGP and the session of another peer must survive.
 func TestKillersFiltered(t *testing.T) {
 	var messages [][]byte
 	for _, b := range panics(t) {
@@ -144,18 +147,19 @@ func TestKillersFiltered(t *testing.T) {
 	if len(good.sessions) != 1 || len(good.notes) != 0 {
 		t.Errorf("the other has had %d sessions, notifications %v", len(good.sessions), good.notes)
 	}
-	// The peer gets to see why the session ended, not that GoBGP was told to end it.
+	// The peer's last error is the relay's reason, not GoBGP's.
 	if s := n.state("bad"); !strings.Contains(s.LastError, "NOTIFICATION 5/3") {
 		t.Errorf("last error %q", s.LastError)
 	}
 }
 
-// TestChangeInRestart changes what a peer may see while GoBGP holds its announcements back, as b owes an End-of-RIB.
+// TestChangeInRestart changes export policies while GoBGP defers its announcements because b owes
+// an End-of-RIB.
 func TestChangeInRestart(t *testing.T) {
 	gate := make(chan struct{}, 2)
 	gate <- struct{}{}
-	a := newSpeaker(t, "169.254.0.11", 65001, func(k *talk) { k.send(endOfRIB) })
-	newSpeaker(t, "169.254.0.12", 65002, func(k *talk) {
+	a := newSpeaker(t, "169.254.0.11", 65001, func(k *speakerSession) { k.send(endOfRIB) })
+	newSpeaker(t, "169.254.0.12", 65002, func(k *speakerSession) {
 		<-gate
 		k.send(endOfRIB)
 	})
@@ -181,7 +185,7 @@ func TestChangeInRestart(t *testing.T) {
 	if err := n.Apply(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(barrierWait) // a restart may take its time
+	time.Sleep(barrierWait) // a restart may take long
 	gate <- struct{}{}
 	// GoBGP's own deferral timer would end it after ten seconds.
 	eventually(t, 5*time.Second, "End-of-RIB and nothing else", func() bool {

@@ -13,7 +13,7 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 )
 
-// sessionStates are the states as GoBGP logs them.
+// sessionStates maps the states as GoBGP logs them.
 var sessionStates = map[string]bgp.SessionState{
 	"BGP_FSM_IDLE":        bgp.Idle,
 	"BGP_FSM_CONNECT":     bgp.Connect,
@@ -23,8 +23,8 @@ var sessionStates = map[string]bgp.SessionState{
 	"BGP_FSM_ESTABLISHED": bgp.Established,
 }
 
-// decoder turns the paths of watch events into updates. Consecutive paths often have the same attributes, so it keeps
-// those of the last path.
+// decoder turns the paths of watch events into updates. Consecutive paths often have the same
+// attributes, so it caches those of the last path.
 type decoder struct {
 	id func(address string) (uint32, bool)
 
@@ -34,8 +34,9 @@ type decoder struct {
 	kept bool
 }
 
-// updates returns what an event says: for each prefix in it the whole set of used paths (with multipath on, GoBGP
-// sends them all again whenever one changes), or none when the best path is a withdrawal or our own.
+// updates returns the updates of an event. For each prefix in it, an update has the whole set of
+// used paths, because with multipath GoBGP sends all of them again whenever one changes. It has
+// none when the best path is a withdrawal or our own.
 func (d *decoder) updates(paths []*api.Path) []update {
 	var us []update
 	for _, p := range paths {
@@ -87,8 +88,8 @@ func decodePrefix(a *anypb.Any) (netip.Prefix, bool) {
 	return p, err == nil
 }
 
-// decodeAttributes returns next hop, AS path, and whether the path is kept from external peers; what is missing or
-// unreadable stays zero, since no traffic depends on any of them.
+// decodeAttributes returns the next hop, the AS path, and whether the path must not be announced
+// to external peers. Missing or unreadable values stay zero, since no traffic depends on them.
 func decodeAttributes(attrs []*anypb.Any) (hop netip.Addr, list []uint32, kept bool) {
 	for _, a := range attrs {
 		switch {

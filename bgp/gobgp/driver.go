@@ -1,16 +1,18 @@
 // Package gobgp implements bgp.Driver with GoBGP v3, in a child process of the daemon.
 //
-// GoBGP v3 ends with a panic on some UPDATEs (CVE-2026-7734), so it runs where that hurts nothing else: in this very program
-// started again, as an unprivileged user, told by its argument 0. A main that uses New calls RunIfChild first. When the
-// child ends, the kernel goes on forwarding, the child is started again at once and its sessions come back by graceful
-// restart (RFC 4724). The peer whose message ended it is named by the label of the goroutine that panicked, and is
-// quarantined: for a minute, and twice as long each time.
+// GoBGP v3 panics on some UPDATEs (CVE-2026-7734). It therefore runs in a separate process, where
+// a panic affects nothing else: the same program, started again as an unprivileged user and
+// recognized by its argument 0. A main function that uses New calls RunIfChild first. When the
+// child ends, the kernel keeps forwarding, the child is started again at once, and its sessions
+// come back by graceful restart (RFC 4724). The label of the goroutine that panicked names the
+// peer whose message ended the child. This peer is quarantined: for a minute at first, and twice
+// as long each further time.
 //
-// The child has no network. Package relay holds the connections of the peers, and what they send reaches GoBGP as
-// package filter writes it.
+// The child has no network. Package relay holds the connections to the peers, and GoBGP receives
+// their messages as rewritten by package filter.
 //
-// A session carries one address family, that of its addresses, because GoBGP would announce IPv6 prefixes on an IPv4
-// session with an IPv4 next hop.
+// A session carries one address family, that of its addresses, because GoBGP would announce IPv6
+// prefixes on an IPv4 session with an IPv4 next hop.
 package gobgp
 
 import (
@@ -33,34 +35,39 @@ import (
 	"github.com/isthmus-net/isthmus/router/secret"
 )
 
-// Options are what New needs to know. Zero values are replaced where a default is given.
+// Options are the parameters of New. Zero values stand for the defaults.
 type Options struct {
-	// UID and GID are whose process BGP is; default User, which no other process should have.
+	// UID and GID are the user and group of the BGP process; default User. No other process should
+	// run as them.
 	UID, GID int
-	// ListenPort is the TCP port for sessions that peers open, on the local address and the interface of each; default
-	// 179, negative: none.
+	// ListenPort is the TCP port for sessions that peers open, on the local address and interface
+	// of each peer; default 179, negative: none.
 	ListenPort int
 	// Secrets returns the TCP-MD5 keys.
 	Secrets secret.Lookup
 	Log     *slog.Logger
-	// Adopting reports, when BGP is started for the first time, whether the FIB already holds routes of ours. Peers
-	// are then told that forwarding went on (RFC 4724). Default: it does not.
+	// Adopting reports, when BGP is started for the first time, whether the FIB already holds
+	// routes of ours. If so, the OPEN messages say that forwarding was preserved (RFC 4724).
+	// Default: it holds none.
 	Adopting func() bool
-	// GOGC is the garbage collection percentage of the BGP process, default 150; MemoryLimit its GOMEMLIMIT in bytes,
-	// default 1 GiB, above which it spends more time collecting.
+	// GOGC is the garbage collection percentage of the BGP process, default 150. MemoryLimit is
+	// its GOMEMLIMIT in bytes, default 1 GiB, above which it collects more often.
 	GOGC        int
 	MemoryLimit int64
 }
 
 const (
-	// replyTimeout is how long the child may take for a configuration. It may be busy with a table.
+	// replyTimeout is how long the child may take to apply a configuration. It may be busy with a
+	// table.
 	replyTimeout = 60 * time.Second
 
-	// deafTimeout is how long it may take to read one. A child that does nothing else for so long hangs.
-	deafTimeout = 3 * replyTimeout
+	// readTimeout is how long the child may take to read a message. A child that reads nothing for
+	// so long hangs.
+	readTimeout = 3 * replyTimeout
 
-	// Peers that are expected back after a restart have their restart time to come, or restartTime if they have none;
-	// then, if they cannot send an End-of-RIB, settleTime to send their paths; if they can, endTime to send it.
+	// Peers that are expected back after a restart have their restart time to connect, or
+	// restartTime if they have none. Then they have endTime to send an End-of-RIB, or settleTime
+	// to send their paths if they cannot send one.
 	restartTime = 30 * time.Second
 	settleTime  = 5 * time.Second
 	endTime     = time.Minute
@@ -72,7 +79,7 @@ type Driver struct {
 	start func() (*process, error)
 
 	ready chan struct{} // closed by the first Apply
-	wake  chan struct{} // capacity 1: Run looks at the clock again
+	wake  chan struct{} // capacity 1: Run checks its timers again
 
 	pushing sync.Mutex // held while a configuration is sent and answered
 
@@ -87,22 +94,23 @@ type Driver struct {
 	peers  map[string]*bgp.PeerState
 	sup    *supervisor
 	rib    *rib
-	// admitted is what limited peers are told, in order.
+	// admitted are the prefixes that limited peers get, in order.
 	admitted map[string][]netip.Prefix
-	expect   map[string]time.Time // peers whose End-of-RIB is awaited, and until when
+	expect   map[string]time.Time // peers whose End-of-RIB is awaited, with the deadline
 	synced   bool
-	freed    bool // the child need not hold back any more
+	freed    bool // the child has been released from deferring announcements
 
 	proc    *process // nil: none
-	replace bool     // proc was killed for a new one
-	sent    []byte   // to proc
+	replace bool     // proc was killed so that a new one takes its place
+	sent    []byte   // the configuration that proc has applied
 	restart bool     // proc started with routes in the FIB
 	replies map[uint64]chan replyMessage
 	message uint64
 
 	relay    *relay.Relay                // of proc; nil: none
 	counters map[string]*filter.Counters // by peer
-	ends     map[string]string           // why the relay ended a session that GoBGP has yet to end
+	// ends holds the relay's reasons for sessions that it has ended and GoBGP has not ended yet.
+	ends map[string]string
 
 	writes, starts uint64
 }
@@ -152,12 +160,14 @@ func New(o Options) *Driver {
 	}
 }
 
-// Apply implements bgp.Driver. Before Run it only takes note. A peer whose configuration cannot be used, or whose
-// secret cannot be read, stays as it was. A change of ASN or router ID restarts the BGP process.
+// Apply implements bgp.Driver. Before Run it only stores the configuration. A peer with an
+// unusable configuration, or whose secret cannot be read, stays as it was. A change of ASN or
+// router ID restarts the BGP process.
 func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 	if c.ASN == 0 && len(c.Peers) == 0 && len(c.Announce) == 0 {
 		d.mu.Lock()
-		c = bgp.Config{ASN: d.want.ASN, RouterID: d.want.RouterID} // the process stays, with nothing in it
+		// the process stays, without peers and prefixes
+		c = bgp.Config{ASN: d.want.ASN, RouterID: d.want.RouterID}
 		d.mu.Unlock()
 		if c.ASN == 0 {
 			return nil
@@ -173,7 +183,8 @@ func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 		}
 	}
 
-	// The store may be waiting for a slow disk, which what the child reports must not wait for.
+	// Read the secrets without the lock: the store may wait for a slow disk, and the child's
+	// reports must not wait for it.
 	keys, refused := make([]password, len(c.Peers)), make([]error, len(c.Peers))
 	for i, p := range c.Peers {
 		keys[i], refused[i] = d.check(c.ASN, p)
@@ -248,7 +259,7 @@ func (d *Driver) Apply(ctx context.Context, c bgp.Config) error {
 	return errors.Join(errs...)
 }
 
-// check returns the key of a peer, or why the peer cannot be used.
+// check returns the key of a peer, or an error if the peer cannot be used.
 func (d *Driver) check(asn uint32, p bgp.Peer) (password, error) {
 	if err := check(asn, p); err != nil || p.Password.Name == "" {
 		return nil, err
@@ -261,7 +272,7 @@ func (d *Driver) check(asn uint32, p bgp.Peer) (password, error) {
 		return nil, fmt.Errorf("reading secret %s: %w", p.Password.Name, err)
 	}
 	if len(key) == 0 || len(key) > 80 {
-		return nil, fmt.Errorf("secret %s is not of 1 to 80 bytes (RFC 2385)", p.Password.Name)
+		return nil, fmt.Errorf("secret %s does not have 1 to 80 bytes (RFC 2385)", p.Password.Name)
 	}
 	return key, nil
 }
@@ -281,13 +292,15 @@ func (d *Driver) nudge() {
 	}
 }
 
-// push makes the child's configuration be the wanted one, less the peers that are held out, and waits for the answer.
-// It must not be called by Run's goroutine, which may have to take events before the answer can be read.
+// push gives the child the wanted configuration, without the peers that are held out, and waits
+// for the answer. It must not be called by Run's goroutine, which may have to receive events
+// before the answer can be read.
 func (d *Driver) push(ctx context.Context) error {
 	d.pushing.Lock()
 	defer d.pushing.Unlock()
 
-	// The peer must not see what enters before what leaves is withdrawn.
+	// Prefixes that leave must be withdrawn before new ones are announced, so that the peer never
+	// has too many.
 	d.mu.Lock()
 	leaving := d.shrinkLocked()
 	d.mu.Unlock()
@@ -308,7 +321,7 @@ func (d *Driver) pushOnce(ctx context.Context) error {
 	p := d.proc
 	if p == nil || d.replace {
 		d.mu.Unlock()
-		return nil // the next one is started with what is wanted then
+		return nil // the next process starts with the configuration wanted then
 	}
 	m := configMessage{
 		ASN: d.want.ASN, RouterID: d.want.RouterID,
@@ -332,11 +345,11 @@ func (d *Driver) pushOnce(ctx context.Context) error {
 		d.mu.Unlock()
 		return err
 	}
-	d.sent = nil // until the answer
+	d.sent = nil // until the answer arrives
 	m.ID = d.expectReplyLocked()
 	r := d.relay
 	d.mu.Unlock()
-	// Before GoBGP says that it waits for a connection.
+	// Before GoBGP reports that it waits for a connection.
 	if r != nil {
 		r.Apply(connected)
 	}
@@ -379,10 +392,11 @@ func (d *Driver) call(ctx context.Context, p *process, t frameType, id uint64, m
 	}()
 	ctx, cancel := context.WithTimeout(ctx, replyTimeout)
 	defer cancel()
-	// A frame cannot be sent in part, so with a child that does not read there is nothing more to be done.
-	deaf := time.AfterFunc(deafTimeout, p.kill)
+	// A frame cannot be sent in part, so the only remedy against a child that does not read is to
+	// kill it.
+	unread := time.AfterFunc(readTimeout, p.kill)
 	err := writeJSON(p.conn, t, m)
-	deaf.Stop()
+	unread.Stop()
 	if err != nil {
 		return replyMessage{}, errors.Join(errEnded, err)
 	}
@@ -396,7 +410,7 @@ func (d *Driver) call(ctx context.Context, p *process, t frameType, id uint64, m
 	}
 }
 
-// pushLater is push for Run's goroutine. The channel is closed when it is done.
+// pushLater is push for Run's goroutine. It closes the channel when push is done.
 func (d *Driver) pushLater(ctx context.Context) <-chan struct{} {
 	done := make(chan struct{})
 	go func() {
@@ -423,7 +437,7 @@ func (d *Driver) Peers() []bgp.PeerState {
 	return ps
 }
 
-// stateLocked returns the state of a configured peer with its counts.
+// stateLocked returns the state of a configured peer, with its counts.
 func (d *Driver) stateLocked(name string) bgp.PeerState {
 	s := *d.peers[name]
 	if h := d.sup.held(name); h != nil {
@@ -432,7 +446,7 @@ func (d *Driver) stateLocked(name string) bgp.PeerState {
 	s.Accepted = d.rib.used[name]
 	s.Filtered = d.filteredLocked(name)
 	if s.State == bgp.Established {
-		s.Announced = d.rib.told[name]
+		s.Announced = d.rib.announced[name]
 		if i := slices.IndexFunc(d.want.Peers, func(p bgp.Peer) bool { return p.Name == name }); i >= 0 {
 			if most := d.want.Peers[i].Export.MaxPrefixes; most > 0 && s.Announced > most {
 				s.Announced, s.HeldBack = most, s.Announced-most

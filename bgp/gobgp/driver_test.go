@@ -24,7 +24,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/root"
 )
 
-// fake is a child made of channels. It answers configurations, and is otherwise told what to do.
+// fake is a child made of channels. It answers configurations by itself; everything else is up to
+// the test.
 type fake struct {
 	conn     net.Conn
 	die      func(crash)
@@ -81,7 +82,7 @@ func (f *fake) state(id uint32, s bgp.SessionState) {
 	writeJSON(f.conn, frameState, stateMessage{Peer: id, State: s, Down: s == bgp.Idle})
 }
 
-// drive starts a Driver with fake children and three peers, whose numbers are 1 to 3.
+// drive starts a Driver with fake children and three peers with the numbers 1 to 3.
 func drive(t *testing.T) (*node, chan *fake) {
 	d := New(Options{Log: slog.New(slog.DiscardHandler)})
 	var started chan *fake
@@ -94,8 +95,9 @@ func drive(t *testing.T) (*node, chan *fake) {
 	return n, started
 }
 
-// expectConfig waits for the next configuration. One that only lacks the peer that is let in next may come before it,
-// depending on who is first, the clock or the configuration.
+// expectConfig waits for the next configuration. A configuration that only lacks the peer to be
+// admitted next may come before it, depending on which comes first, the timer or the
+// configuration.
 func expectConfig(t *testing.T, f *fake, want string) {
 	t.Helper()
 	for {
@@ -151,9 +153,9 @@ func TestNamedCrash(t *testing.T) {
 		}
 		f.state(3, bgp.Established)
 		writeJSON(f.conn, frameEnd, endMessage{3})
-		<-f.freed // the quarantined peer is not waited for with what others are told,
+		<-f.freed // the release does not wait for the quarantined peer,
 		if n.recorder.count() != 1 {
-			t.Error("but with what is gone")
+			t.Error("but Synced waits for its paths")
 		}
 		expectConfig(t, f, "abc")
 		if d := time.Since(start); d < time.Minute || d > time.Minute+time.Second {
@@ -166,7 +168,7 @@ func TestNamedCrash(t *testing.T) {
 	})
 }
 
-// TestUnnamedCrash: a process that ends without a reason that points to a peer keeps none of them out.
+// TestUnnamedCrash checks that a crash that does not point to a peer holds no peer out.
 func TestUnnamedCrash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n, started := drive(t)
@@ -186,7 +188,8 @@ func TestUnnamedCrash(t *testing.T) {
 	})
 }
 
-// TestEvidence: the label of a goroutine convicts no peer that has sent nothing, and the relay's word does.
+// TestEvidence checks that a goroutine label does not blame a peer that has sent nothing, and that
+// the relay's evidence does blame a peer.
 func TestEvidence(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
 	for name, c := range map[string]struct {
@@ -280,8 +283,9 @@ func TestApplyPartly(t *testing.T) {
 	}
 }
 
-// TestDeafChild: a child that does not read what it is sent is replaced, and callers do not wait for it.
-func TestDeafChild(t *testing.T) {
+// TestUnresponsiveChild checks that a child that does not read is replaced, and that callers do
+// not wait for it.
+func TestUnresponsiveChild(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n, started := drive(t)
 		f := <-started
@@ -299,7 +303,7 @@ func TestDeafChild(t *testing.T) {
 			if err == nil {
 				t.Error("applied")
 			}
-		case <-time.After(2 * deafTimeout):
+		case <-time.After(2 * readTimeout):
 			t.Error("Apply still waits")
 		}
 		select {
@@ -311,7 +315,7 @@ func TestDeafChild(t *testing.T) {
 	})
 }
 
-// TestSlowSecrets: while the store waits for its disk, the end of a session is reported all the same.
+// TestSlowSecrets checks that the end of a session is reported while Apply waits for a secret.
 func TestSlowSecrets(t *testing.T) {
 	n, started := drive(t)
 	f := <-started
@@ -333,7 +337,7 @@ func TestSlowSecrets(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	if !reported() {
-		t.Error("not while Apply waits for a secret")
+		t.Error("the end of the session is not reported while Apply waits for a secret")
 	}
 	close(disk)
 	if err := <-applied; err != nil {
@@ -341,14 +345,14 @@ func TestSlowSecrets(t *testing.T) {
 	}
 }
 
-// cgo reports whether this program is built with it.
+// cgo reports whether this program is built with cgo.
 func cgo() bool {
 	info, _ := debug.ReadBuildInfo()
 	return slices.Contains(info.Settings, debug.BuildSetting{Key: "CGO_ENABLED", Value: "1"})
 }
 
-// TestConfinedByUser is TestConfined with a daemon that is not root and has the capabilities of its unit. Becoming another user takes them
-// away from root alone.
+// TestConfinedByUser is TestConfined with a daemon that is not root and has the capabilities of
+// its systemd unit. Only root loses its capabilities by becoming another user.
 func TestConfinedByUser(t *testing.T) {
 	root.Need(t, "confining the BGP process")
 	self, err := os.Executable()
@@ -370,7 +374,7 @@ func TestConfinedByUser(t *testing.T) {
 		}
 		return
 	}
-	// The first three are for the test alone, which looks at what belongs to another user.
+	// The first three are for the test itself, which reads files of another user's process.
 	all := []uintptr{unix.CAP_SYS_PTRACE, unix.CAP_DAC_READ_SEARCH, unix.CAP_DAC_OVERRIDE, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE}
 	for _, c := range needed {
 		all = append(all, uintptr(c))
@@ -391,9 +395,9 @@ func TestMayConfine(t *testing.T) {
 	}
 }
 
-// TestConfined looks at the process from outside.
+// TestConfined inspects the process from outside.
 func TestConfined(t *testing.T) {
-	// Descriptors without close-on-exec, as a shell, or a library that forgets it, leaves them.
+	// Descriptors without close-on-exec, as a shell or a careless library may leave them.
 	var leaked []int
 	for _, open := range []func() (int, error){
 		func() (int, error) { return unix.Open("/", unix.O_RDONLY, 0) },
@@ -487,7 +491,7 @@ func TestConfined(t *testing.T) {
 			t.Errorf("descriptor %s is %s", e.Name(), to)
 		}
 	}
-	// Without a daemon at the other end it leaves.
+	// When the daemon closes the connection, the child exits.
 	p.conn.Close()
 	select {
 	case <-p.done:
@@ -496,7 +500,7 @@ func TestConfined(t *testing.T) {
 	}
 }
 
-// TestRenumber changes the ASN, which only a new process can have.
+// TestRenumber changes the ASN, which takes a new process.
 func TestRenumber(t *testing.T) {
 	a := newSpeaker(t, "169.254.0.11", 65001, nil)
 	c := config(loPeer("a", "169.254.0.11", 65001))
@@ -512,7 +516,8 @@ func TestRenumber(t *testing.T) {
 	}
 }
 
-// TestNone: the zero Config ends every session, and needs no earlier one.
+// TestNone checks that the zero Config ends every session, and is accepted as the first
+// configuration.
 func TestNone(t *testing.T) {
 	if err := New(Options{Log: slog.New(slog.DiscardHandler)}).Apply(t.Context(), bgp.Config{}); err != nil {
 		t.Errorf("before the first configuration: %v", err)

@@ -14,14 +14,14 @@ import (
 	"github.com/isthmus-net/isthmus/bgp/filter"
 )
 
-// Bits of the first byte of what FuzzFilter gets.
+// Bits of the first byte of FuzzFilter's input.
 const (
-	fuzzIPv6     = 1 << iota // the session is one of IPv6
-	fuzzInternal             // the peer is internal
-	fuzzOld                  // it knows AS numbers of two octets alone
+	fuzzIPv6     = 1 << iota // an IPv6 session
+	fuzzInternal             // an internal peer
+	fuzzOld                  // the peer supports only AS numbers of two octets
 )
 
-// panics returns the bodies of UPDATE messages in testdata on which GoBGP v3.37.0 panics.
+// panics returns the bodies of the UPDATE messages in testdata that make GoBGP v3.37.0 panic.
 func panics(t testing.TB) (bodies [][]byte) {
 	t.Helper()
 	text, err := os.ReadFile("testdata/panics.txt")
@@ -43,7 +43,8 @@ func panics(t testing.TB) (bodies [][]byte) {
 	return bodies
 }
 
-// fuzzInput is a session for FuzzFilter: its kind, then for each message after the handshake type, length and body.
+// fuzzInput returns a session for FuzzFilter: its kind, then type, length and body of each message
+// after the handshake.
 func fuzzInput(kind byte, messages ...[]byte) []byte {
 	b := []byte{kind}
 	for _, m := range messages {
@@ -54,7 +55,7 @@ func fuzzInput(kind byte, messages ...[]byte) []byte {
 	return b
 }
 
-// fuzzOpen returns an OPEN with what the session needs.
+// fuzzOpen returns an OPEN with the capabilities of the session.
 func fuzzOpen(kind byte) []byte {
 	caps := []byte{1, 4, 0, 1, 0, 1, 2, 0, 64, 6, 0, 120, 0, 1, 1, 0x80}
 	if kind&fuzzIPv6 != 0 {
@@ -67,7 +68,8 @@ func fuzzOpen(kind byte) []byte {
 	return message(msgOpen, append(body, caps...)...)
 }
 
-// TestPanics: GoBGP panics on each of the bodies, or when it hands on what it read, and not on what the filter makes of them.
+// TestPanics checks that each of the bodies makes GoBGP panic, on parsing it or on passing it on,
+// and that the filter's output does not.
 func TestPanics(t *testing.T) {
 	panicked := 0
 	for _, b := range panics(t) {
@@ -86,15 +88,15 @@ func TestPanics(t *testing.T) {
 	}
 }
 
-// crashes reports whether GoBGP panics when it works on a message.
+// crashes reports whether GoBGP panics when it processes a message.
 func crashes(m []byte) (yes bool) {
 	defer func() { yes = recover() != nil }()
 	work(m)
 	return false
 }
 
-// work does with a message what GoBGP does, as far as it can be called from outside: it is parsed, validated, and its
-// path is encoded for the API.
+// work does what GoBGP does with a message, as far as that can be called from outside: it parses
+// and validates the message, and encodes its path for the API.
 func work(m []byte) (*packet.BGPMessage, error) {
 	parsed, err := packet.ParseBGPMessage(m)
 	if err != nil {
@@ -129,7 +131,7 @@ func work(m []byte) (*packet.BGPMessage, error) {
 	return parsed, nil
 }
 
-// feed gives a session to the filter, and what comes out of it to GoBGP.
+// feed passes a session through the filter, and the result to GoBGP.
 func feed(t *testing.T, b []byte) {
 	if len(b) == 0 {
 		return
@@ -146,7 +148,7 @@ func feed(t *testing.T, b []byte) {
 			return false
 		}
 		if len(out) == 0 {
-			t.Fatalf("nothing came of %x", m)
+			t.Fatalf("the filter returned nothing for %x", m)
 		}
 		for len(out) > 0 {
 			n := int(binary.BigEndian.Uint16(out[16:]))
@@ -157,14 +159,14 @@ func feed(t *testing.T, b []byte) {
 			out = out[n:]
 			got, err := work(one)
 			if err != nil {
-				t.Fatalf("GoBGP does not take %x, made of %x: %v", one, m, err)
+				t.Fatalf("GoBGP rejects %x, made of %x: %v", one, m, err)
 			}
 			looked(t, kind, got)
 		}
 		return true
 	}
 	if kind&(fuzzIPv6|fuzzInternal|fuzzOld) != kind {
-		// The message that follows takes the place of the OPEN.
+		// The message that follows replaces the OPEN.
 	} else if !pass(fuzzOpen(kind)) || !pass(message(msgKeepalive)) {
 		t.Fatal("the handshake does not pass")
 	}
@@ -177,8 +179,8 @@ func feed(t *testing.T, b []byte) {
 	}
 }
 
-// looked checks that nothing got through which the filter is to take out. With that, GoBGP has nothing to merge:
-// its UpdatePathAttrs4ByteAs, which panics, returns at once without an AS4_PATH.
+// looked checks that the filter has removed everything that it must remove. Then GoBGP has nothing
+// to merge: its UpdatePathAttrs4ByteAs, which panics, returns at once without an AS4_PATH.
 func looked(t *testing.T, kind byte, m *packet.BGPMessage) {
 	u, ok := m.Body.(*packet.BGPUpdate)
 	if !ok {
@@ -221,11 +223,11 @@ func looked(t *testing.T, kind byte, m *packet.BGPMessage) {
 		}
 	}
 	if kind&fuzzIPv6 != 0 && len(u.NLRI)+len(u.WithdrawnRoutes) > 0 {
-		t.Fatal("IPv4 prefixes in a session of IPv6")
+		t.Fatal("IPv4 prefixes in an IPv6 session")
 	}
 }
 
-// FuzzFilter: what the filter lets through, GoBGP takes without a panic and without an error.
+// FuzzFilter checks that GoBGP accepts the filter's output without a panic or an error.
 func FuzzFilter(f *testing.F) {
 	for _, b := range panics(f) {
 		for kind := range byte(8) {

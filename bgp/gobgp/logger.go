@@ -14,27 +14,29 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 )
 
-// peerLabel is the goroutine label that names the peer whose message is being worked on. The runtime prints it with
-// the stack of a panic (GODEBUG tracebacklabels=1), and so a crash names its culprit.
+// peerLabel is the goroutine label that names the peer whose message is being processed. The
+// runtime prints it with the stack of a panic (GODEBUG tracebacklabels=1), so that a crash names
+// the peer that caused it.
 const peerLabel = "peer"
 
-// logger is GoBGP's log. GoBGP tells through it, in the goroutine of the session and before the work on the tables
-// that follows, what it tells nowhere else in time: that a session ended, and whose message comes next. GoBGP calls it
-// with locks held, so it only takes notes.
+// logger is GoBGP's log. It is the only timely source of two facts: that a session has ended, and
+// whose message is processed next. GoBGP logs them in the goroutine of the session, before it
+// changes its tables. It calls the logger with locks held, so the logger only stores and queues.
 //
 // The texts are those of v3.37.0; TestSession and TestKiller fail when they change.
 type logger struct {
 	out *outbox
 	id  func(address string) (uint32, bool)
-	// held is called when the hold timer of a session has run out and the session has ended.
+	// held is called when a session has ended because its hold timer expired.
 	held func(address string)
 	// established is called when a session has come up.
 	established func(address string)
-	// released gets a value, if it has room, when the barrier's End-of-RIB is being worked on.
+	// released receives a value, if it has room, when GoBGP begins to process the barrier's
+	// End-of-RIB.
 	released chan<- struct{}
 
 	mu      sync.Mutex
-	expired map[string]bool // hold timer, of sessions that have not ended yet
+	expired map[string]bool // hold timer expired, but the session has not ended yet
 	second  int64           // Unix time
 	lines   int             // in that second
 	labels  map[string]context.Context
@@ -43,10 +45,10 @@ type logger struct {
 func (l *logger) GetLevel() log.LogLevel { return log.DebugLevel }
 func (l *logger) SetLevel(log.LogLevel)  {}
 
-// Panic and Fatal end the process in the calling goroutine, so that its label is printed.
+// Panic and Fatal panic in the calling goroutine, so that its label is printed.
 func (l *logger) Panic(msg string, f log.Fields) { panic(msg + detail(f)) }
 func (l *logger) Fatal(msg string, f log.Fields) { panic(msg + detail(f)) }
-func (l *logger) Error(msg string, f log.Fields) { l.tell("ERROR", msg, f) }
+func (l *logger) Error(msg string, f log.Fields) { l.forward("ERROR", msg, f) }
 
 func (l *logger) Warn(msg string, f log.Fields) {
 	key, _ := f["Key"].(string)
@@ -58,11 +60,12 @@ func (l *logger) Warn(msg string, f log.Fields) {
 	case "graceful restart timer expired":
 		l.state(key, stateMessage{Expired: true, Error: "the peer did not come back within its restart time"})
 		return
-	case "prefix limit reached", // once for each further UPDATE
-		"No matching path for withdraw found, may be path was not installed into table": // for each refused path
+	case "prefix limit reached", // logged again for each further UPDATE
+		// for each rejected path
+		"No matching path for withdraw found, may be path was not installed into table":
 		return
 	}
-	l.tell("WARN", msg, f)
+	l.forward("WARN", msg, f)
 }
 
 func (l *logger) Info(msg string, f log.Fields) {
@@ -76,7 +79,7 @@ func (l *logger) Info(msg string, f log.Fields) {
 		l.mu.Unlock()
 		m := stateMessage{State: bgp.Idle, Down: true, Error: reason, Restarting: reason == "graceful-restart"}
 		if expired {
-			// GoBGP would keep the paths of a peer that fell silent as if it had announced a restart.
+			// GoBGP would keep the paths of a silent peer as if it had announced a restart.
 			m.Error, m.Restarting = "hold timer expired", false
 			defer l.held(key)
 		}
@@ -102,7 +105,8 @@ func (l *logger) Debug(msg string, f log.Fields) {
 		key, _ := f["Key"].(string)
 		l.state(key, stateMessage{Error: fmt.Sprintf("connecting: %v", f["Error"])})
 	case "state changed":
-		// The server's goroutine starts the goroutines of the new state next, and they inherit the label.
+		// GoBGP's server goroutine now starts the goroutines of the new state, which inherit the
+		// label.
 		key, _ := f["Key"].(string)
 		l.label(key)
 		old, _ := f["old"].(string)
@@ -134,11 +138,12 @@ func (l *logger) state(key string, m stateMessage) {
 	}
 }
 
-// maxLines is how many lines are passed on in a second. Peers can cause lines at will.
+// maxLines bounds how many log lines are forwarded in a second, because peers can cause any number
+// of them.
 const maxLines = 20
 
-// tell passes a line on, and makes it the last error of the peer it is about.
-func (l *logger) tell(level, msg string, f log.Fields) {
+// forward sends a line to the daemon, and makes it the last error of the peer that it is about.
+func (l *logger) forward(level, msg string, f log.Fields) {
 	now := time.Now().Unix()
 	l.mu.Lock()
 	if l.second != now {
@@ -159,7 +164,7 @@ func (l *logger) tell(level, msg string, f log.Fields) {
 	}
 }
 
-// detail returns what a field says that is worth reading.
+// detail returns the fields that are useful to a reader.
 func detail(f log.Fields) string {
 	var b strings.Builder
 	for _, k := range []string{"Error", "error", "Err", "Data", "Code", "Subcode", "Communicated-Reason"} {
@@ -171,8 +176,8 @@ func detail(f log.Fields) string {
 	return b.String()
 }
 
-// hook takes the label off the server's goroutine after each message, so that what GoBGP does next is not laid at the
-// peer's door.
+// hook removes the label from the server's goroutine after each message, so that a crash in
+// GoBGP's next action is not attributed to the peer.
 type hook struct{}
 
 func (hook) Observe(server.FSMOperation, time.Duration, time.Duration) {

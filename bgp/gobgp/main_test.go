@@ -21,9 +21,9 @@ import (
 	"github.com/isthmus-net/isthmus/test/root"
 )
 
-// TestMain runs the tests in a network namespace of their own, so that they may listen on port 179 and make
-// interfaces: the namespace, and all in it, is gone with the process, also when it is killed. Ring: namespace; needs
-// root.
+// TestMain runs the tests in their own network namespace, so that they may listen on port 179 and
+// create interfaces. The namespace and everything in it disappear with the process, even if it is
+// killed. Ring: namespace; needs root.
 func TestMain(m *testing.M) {
 	RunIfChild()
 	const inside = "ISTHMUS_TEST_NETNS"
@@ -33,7 +33,8 @@ func TestMain(m *testing.M) {
 		cmd.Env = append(os.Environ(), inside+"=1")
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM) // for the child, which would inherit ignored ones
+		// for the child, which would inherit ignored signals
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM)
 		if err := cmd.Run(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -60,7 +61,7 @@ func run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
-// recorder is a bgp.Reporter that remembers.
+// recorder is a bgp.Reporter that stores what is reported.
 type recorder struct {
 	mu        sync.Mutex
 	peers     map[string]bgp.PeerState
@@ -140,7 +141,7 @@ func startNode(t testing.TB, o Options, c bgp.Config) *node {
 	return n
 }
 
-// state returns what the driver knows of a peer.
+// state returns the driver's state of a peer.
 func (n *node) state(name string) bgp.PeerState {
 	for _, s := range n.Peers() {
 		if s.Name == name {
@@ -150,7 +151,8 @@ func (n *node) state(name string) bgp.PeerState {
 	return bgp.PeerState{}
 }
 
-// eventually waits until ok returns true; what says what for. A machine that has no time gets three times as much of it.
+// eventually waits until ok returns true. A machine without CPU time to spare gets three times as
+// long.
 func eventually(t testing.TB, within time.Duration, what string, ok func() bool) time.Duration {
 	t.Helper()
 	within *= 3
@@ -178,7 +180,7 @@ func rule(s string, r ...uint8) bgp.Rule {
 
 const nodeASN = 64620
 
-// loPeer is a peer on the loopback interface, where both ends cannot listen on one port.
+// loPeer returns a peer on the loopback interface, where both ends cannot listen on one port.
 func loPeer(name, address string, asn uint32) bgp.Peer {
 	return bgp.Peer{
 		Name: name, Tunnel: name, Interface: "lo",

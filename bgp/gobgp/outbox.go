@@ -9,9 +9,10 @@ import (
 	"time"
 )
 
-// outbox is what the child still has to tell the daemon. Putting in never waits, since GoBGP's goroutines do it, some
-// with locks held. When the daemon is slow, paths of the same prefix replace each other, so the outbox holds no more
-// than one entry for each prefix. All else overtakes paths, except the End-of-RIB of a peer.
+// outbox holds the messages that the child has not sent to the daemon yet. Adding never blocks,
+// because GoBGP's goroutines do it, some with locks held. While the daemon is slow, later paths of
+// a prefix replace earlier ones, so that the outbox holds at most one entry per prefix. All other
+// messages overtake paths, except a peer's End-of-RIB.
 type outbox struct {
 	wake chan struct{} // capacity 1
 
@@ -19,7 +20,7 @@ type outbox struct {
 	frames  []frame
 	index   map[netip.Prefix]int // in updates
 	updates []update
-	ends    []uint32 // peers whose End-of-RIB comes behind updates
+	ends    []uint32 // peers whose End-of-RIB is sent after updates
 }
 
 type frame struct {
@@ -27,11 +28,12 @@ type frame struct {
 	body []byte
 }
 
-// maxFrames is how many frames other than paths may wait. A daemon that lets so many pile up does not read any more.
+// maxFrames is how many frames other than paths may be queued. A daemon that lets more of them
+// accumulate has stopped reading.
 const maxFrames = 1 << 16
 
-// gather is how long paths wait for others to go with, unless nothing went for as long. GoBGP reports each prefix by
-// itself, and a frame for each wakes two goroutines and writes to the kernel.
+// gather is how long paths are gathered, unless none was sent for as long. GoBGP reports each
+// prefix by itself, and a frame for each would wake two goroutines and take a system call.
 const gather = 5 * time.Millisecond
 
 func newOutbox() *outbox {
@@ -48,7 +50,7 @@ func (o *outbox) signal() {
 func (o *outbox) put(t frameType, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // our own message types always encode
+		panic(err) // our own message types can always be encoded
 	}
 	o.mu.Lock()
 	o.frames = append(o.frames, frame{t, body})

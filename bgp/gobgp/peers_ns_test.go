@@ -26,7 +26,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/root"
 )
 
-// debian returns the Debian tree with BIRD and FRR in it: that of test/vm, or the machine's own root.
+// debian returns the Debian tree that contains BIRD and FRR: that of test/vm, or the machine's own
+// root.
 func debian(t testing.TB) string {
 	t.Helper()
 	root.Need(t, "network namespaces")
@@ -56,7 +57,8 @@ func tool(t testing.TB, name string, args ...string) *exec.Cmd {
 		append([]string{"--library-path", lib + ":" + lib + "/frr", filepath.Join(tree, name)}, args...)...)
 }
 
-// far is a network namespace with a peer's process in it. It is gone with the process.
+// far is a network namespace with a peer's process in it, which disappears together with the
+// process.
 type far struct {
 	t   testing.TB
 	cmd *exec.Cmd
@@ -64,8 +66,8 @@ type far struct {
 	log string
 }
 
-// startFar starts cmd in a new network namespace at the other end of a pair of interfaces: ours is name and has
-// addresses ours, theirs is eth0 and has addresses theirs.
+// startFar starts cmd in a new network namespace at the other end of a veth pair. Our interface is
+// called name and has the addresses ours; the peer's is eth0 and has the addresses theirs.
 func startFar(t testing.TB, name string, ours, theirs []string, cmd *exec.Cmd, dir string) *far {
 	t.Helper()
 	root.Need(t, "network namespaces")
@@ -122,7 +124,7 @@ func (f *far) birdc(args ...string) string {
 	return string(out)
 }
 
-// routes returns what BIRD learned through a protocol.
+// routes returns the routes that BIRD has learnt through a protocol.
 func (f *far) routes(protocol string) []string {
 	var ps []string
 	for _, m := range regexp.MustCompile(`(?m)^([0-9a-f.:]+/\d+) `).FindAllStringSubmatch(f.birdc("show", "route", "protocol", protocol), -1) {
@@ -181,7 +183,8 @@ func linkPeer(name, link, ours, theirs string, asn uint32) bgp.Peer {
 	}
 }
 
-// TestBIRD has two sessions with BIRD: IPv4 with TCP-MD5 that both sides open, and IPv6 that we open.
+// TestBIRD has two sessions with BIRD: IPv4 with TCP-MD5 that both sides open, and IPv6 that this
+// node opens.
 func TestBIRD(t *testing.T) {
 	bird := startBIRD(t, "ist-bird", []string{"169.254.1.1/30", "fd00:1::1/64"}, []string{"169.254.1.2/30", "fd00:1::2/64"}, birdConf)
 	p4 := linkPeer("b4", "ist-bird", "169.254.1.1", "169.254.1.2", 65001)
@@ -251,7 +254,8 @@ func TestBIRD(t *testing.T) {
 	apply()
 	eventually(t, 5*time.Second, "no announcement", func() bool { return len(bird.routes("b4")) == 0 })
 
-	// The session ends with the link; GoBGP finds out by the hold timer, and nothing is kept for a peer that is silent.
+	// The session ends with the link: GoBGP notices when the hold timer expires, and keeps no
+	// paths of a silent peer.
 	run(t, "ip", "link", "set", "ist-bird", "down")
 	eventually(t, 15*time.Second, "down", func() bool { s := n.state("b4"); return s.State != bgp.Established && !s.Restarting })
 	eventually(t, 5*time.Second, "no routes", func() bool { return len(n.prefixes()) == 0 })
@@ -260,7 +264,7 @@ func TestBIRD(t *testing.T) {
 	}
 }
 
-// TestLinkLocal has sessions with BIRD over link-local addresses, one that each side opens.
+// TestLinkLocal has two sessions with BIRD over link-local addresses, one opened by each side.
 func TestLinkLocal(t *testing.T) {
 	const conf = `
 log stderr all;
@@ -309,7 +313,8 @@ protocol bgp b6 {
 	})
 }
 
-// TestPasswordGoes: a password that is taken away, also by a rollback, is taken off the sockets.
+// TestPasswordGoes checks that a removed password, also one removed by a rollback, is removed from
+// the sockets.
 func TestPasswordGoes(t *testing.T) {
 	a := newSpeaker(t, "169.254.0.11", 65001, nil)
 	p := loPeer("a", "169.254.0.11", 65001)
@@ -342,7 +347,7 @@ func TestPasswordGoes(t *testing.T) {
 // process returns the running process.
 func (n *node) process() *process { n.Driver.mu.Lock(); defer n.Driver.mu.Unlock(); return n.proc }
 
-// TestFRR has a session over two hops of TTL with FRR, which opens it.
+// TestFRR has a session with FRR over two hops of TTL, which FRR opens.
 func TestFRR(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "bgpd.conf")
@@ -362,10 +367,11 @@ router bgp 65002
 `), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// The vty socket's directory is the instance's; its user is whoever runs the test.
+	// The directory of the vty socket belongs to the instance. FRR runs as the user of the test.
 	startFar(t, "ist-frr", []string{"169.254.2.1/30"}, []string{"169.254.2.2/30"}, tool(t, "usr/lib/frr/bgpd",
 		"--log", "stdout", "-Z", "-S", "-f", file, "-i", filepath.Join(dir, "pid"), "--vty_socket", dir), dir)
-	// The vty protocol of vtysh: a command and NUL; the answer, three NULs and a status. vtysh itself wants PAM.
+	// The vty protocol of vtysh: a command and NUL; the answer, three NULs and a status. vtysh
+	// itself needs PAM.
 	vty := func(command string) string {
 		conn, err := net.Dial("unix", filepath.Join(dir, "bgpd.vty"))
 		if err != nil {

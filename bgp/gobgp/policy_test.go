@@ -16,7 +16,7 @@ import (
 	"github.com/isthmus-net/isthmus/test/root"
 )
 
-// said is what a speaker says about a prefix.
+// said holds the attributes with which a speaker announces a prefix.
 type said struct {
 	path       []uint32
 	med, local uint32 // 0: not sent
@@ -24,7 +24,7 @@ type said struct {
 	community  uint32 // 0: none
 }
 
-// updates are the messages for what a speaker says.
+// updates returns the messages for a speaker's announcements.
 func updates(from netip.Addr, says map[netip.Prefix]said) (out [][]byte) {
 	for p, s := range says {
 		var more []byte
@@ -41,13 +41,12 @@ func updates(from netip.Addr, says map[netip.Prefix]said) (out [][]byte) {
 	return append(out, endOfRIB)
 }
 
-// TestGoBGPAgreesWithDecider has random peers send random paths to a node whose export policies
-// change, and compares what GoBGP accepts, what it tells each peer, and with which attributes, with
-// what bgp.Decider says; also for peers with a limit.
-//
-// One peer alone sends a path to a prefix, and none is withdrawn while the node runs: GoBGP v3.37
-// leaves with a peer what it was told when what comes in its place, or with as-override the path
-// that goes, has the peer's number in it. So what it tells would depend on what was before.
+// TestGoBGPAgreesWithDecider makes random peers send random paths to a node whose export policies
+// change. It compares with bgp.Decider which paths GoBGP accepts, and what it announces to each
+// peer with which attributes, also for peers with a limit. Only one peer sends a path for a
+// prefix, and no path is withdrawn while the node runs: when a path is replaced, GoBGP v3.37 does
+// not withdraw it from a peer whose number is in the new path or, with as-override, in the old
+// one. The result would then depend on earlier announcements.
 func TestGoBGPAgreesWithDecider(t *testing.T) {
 	root.Need(t, "confining the BGP process")
 	seen := map[string]int{}
@@ -58,7 +57,7 @@ func TestGoBGPAgreesWithDecider(t *testing.T) {
 	for _, what := range []string{"accepted", "refused", "announced", "our own", "kept", "kept, internal", "limited", "internal, not passed on", "the peer's number replaced", "the peer's number in the path",
 		"prepended", "med", "local preference", "our number twice, allowed once"} {
 		if seen[what] < 5 {
-			t.Errorf("%d times %q: too few to tell anything", seen[what], what)
+			t.Errorf("%d times %q: too few to be significant", seen[what], what)
 		}
 	}
 }
@@ -76,11 +75,11 @@ func agree(t *testing.T, r *rand.Rand, seen map[string]int) {
 		p.Import = bgp.Import{Allow: randomRules(r), LocalPreference: uint32(r.IntN(2) * 150)}
 		c.Peers = append(c.Peers, p)
 		messages := updates(p.Address, says[i])
-		speakers = append(speakers, newSpeaker(t, address, asn, func(k *talk) { k.send(messages...) }))
+		speakers = append(speakers, newSpeaker(t, address, asn, func(k *speakerSession) { k.send(messages...) }))
 	}
 	var n *node
 	for round := range 5 {
-		c.Peers = slices.Clone(c.Peers) // the driver keeps the former ones
+		c.Peers = slices.Clone(c.Peers) // the driver keeps the former slice
 		for i := range c.Peers {
 			e := &c.Peers[i].Export
 			*e = bgp.Export{Allow: randomRules(r), Prepend: uint8(r.IntN(3))}
@@ -96,7 +95,7 @@ func agree(t *testing.T, r *rand.Rand, seen map[string]int) {
 		} else if err := n.Apply(t.Context(), c); err != nil {
 			t.Fatal(err)
 		}
-		// Right for a while: what is wrong may be on its way.
+		// Correct for a while: a wrong route may still be in transit.
 		wrong, began := "", time.Now()
 		for right := began; time.Since(right) < 300*time.Millisecond && time.Since(began) < 20*time.Second; time.Sleep(10 * time.Millisecond) {
 			if wrong = compare(n, c, speakers, says, nil); wrong != "" {
@@ -127,7 +126,7 @@ func randomPrefix(r *rand.Rand) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(r.IntN(8)), byte(r.IntN(32)) << 3, 0}), 16+4*r.IntN(3)).Masked()
 }
 
-// randomPaths returns what each speaker says.
+// randomPaths returns the announcements of each speaker.
 func randomPaths(r *rand.Rand, numbers []uint32) []map[netip.Prefix]said {
 	says := make([]map[netip.Prefix]said, len(numbers))
 	taken := map[netip.Prefix]bool{}
@@ -161,8 +160,8 @@ func randomPaths(r *rand.Rand, numbers []uint32) []map[netip.Prefix]said {
 	return says
 }
 
-// compare returns the first difference between what the node does and what is decided, and counts
-// what it has seen.
+// compare returns the first difference between the node and the decider, and counts the cases that
+// occurred.
 func compare(n *node, c bgp.Config, speakers []*speaker, says []map[netip.Prefix]said, seen map[string]int) string {
 	note := func(what string) {
 		if seen != nil {
@@ -237,7 +236,7 @@ func compare(n *node, c bgp.Config, speakers []*speaker, says []map[netip.Prefix
 		if len(used) == 0 && !slices.Contains(c.Announce, p) {
 			continue
 		}
-		// And who is told, of what?
+		// To which peers is it announced, and how?
 		for i := range c.Peers {
 			to := &c.Peers[i]
 			d := deciders[to.Name]
@@ -286,7 +285,7 @@ func compare(n *node, c bgp.Config, speakers []*speaker, says []map[netip.Prefix
 		routes := slices.Collect(maps.Keys(v.routes))
 		v.mu.Unlock()
 		for _, p := range routes {
-			got[p] = heard(v, p)
+			got[p] = received(v, p)
 		}
 		if !reflect.DeepEqual(got, want) {
 			var why []string
@@ -295,13 +294,13 @@ func compare(n *node, c bgp.Config, speakers []*speaker, says []map[netip.Prefix
 					n.get(func() { why = append(why, fmt.Sprintf("%v: used %+v", p, n.routes[p])) })
 				}
 			}
-			return fmt.Sprintf("peer %s with %+v is told\n%v, decided is\n%v\n%q", c.Peers[i].Name, c.Peers[i].Export, got, want, why)
+			return fmt.Sprintf("peer %s with %+v received\n%v, want\n%v\n%q", c.Peers[i].Name, c.Peers[i].Export, got, want, why)
 		}
 	}
 	return ""
 }
 
-// attributes are those with which a path is told, in words.
+// attributes describes the attributes with which a path is announced.
 func attributes(asn uint32, to, from *bgp.Peer, changes bgp.Changes, s said, local uint32, note func(string)) string {
 	path := slices.Clone(s.path)
 	med := s.med
@@ -310,7 +309,7 @@ func attributes(asn uint32, to, from *bgp.Peer, changes bgp.Changes, s said, loc
 		words = append(words, fmt.Sprintf("local %d", local))
 		note("local preference")
 	} else {
-		med = 0 // of the neighbouring AS alone (RFC 4271 section 5.1.4)
+		med = 0 // MED is only for the neighbouring AS (RFC 4271 section 5.1.4)
 		for i, a := range path {
 			if a == to.ASN && to.ASOverride {
 				path[i] = asn
@@ -333,8 +332,8 @@ func attributes(asn uint32, to, from *bgp.Peer, changes bgp.Changes, s said, loc
 	return strings.Join(append(words, fmt.Sprintf("path %v", path)), ", ")
 }
 
-// heard says with which attributes the speaker was told of a prefix.
-func heard(v *speaker, p netip.Prefix) string {
+// received describes the attributes with which the speaker received a prefix.
+func received(v *speaker, p netip.Prefix) string {
 	number := func(b []byte) (n uint32) {
 		for _, x := range b {
 			n = n<<8 | uint32(x)
@@ -360,8 +359,8 @@ func heard(v *speaker, p netip.Prefix) string {
 	return strings.Join(append(words, fmt.Sprintf("path %v", path)), ", ")
 }
 
-// TestEveryFieldOfATermIsCompiled sets each field of a term by itself: a statement that stays the
-// same would ignore it.
+// TestEveryFieldOfATermIsCompiled sets each field of a term by itself: if the statement did not
+// change, the field would be ignored.
 func TestEveryFieldOfATermIsCompiled(t *testing.T) {
 	compiled := func(term bgp.Term) string {
 		b := policyBuilder{asn: nodeASN}
@@ -388,7 +387,7 @@ func TestEveryFieldOfATermIsCompiled(t *testing.T) {
 			case []bgp.Rule:
 				v.Set(reflect.ValueOf([]bgp.Rule{rule("10.0.0.0/8")}))
 			default:
-				t.Fatalf("%s is of a type that this test does not know", f.Name)
+				t.Fatalf("%s is of a type that this test does not handle", f.Name)
 			}
 			if compiled(term) == none {
 				t.Errorf("%s is not compiled", f.Name)

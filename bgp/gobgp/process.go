@@ -20,27 +20,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// User is the user and group ID of the BGP process. It is in no range that distributions or service managers give out, so
-// that no other process has it.
+// User is the user and group ID of the BGP process. It is in none of the ranges that distributions
+// or service managers assign, so no other process has it.
 const User = 490179
 
 // process is a running child.
 type process struct {
 	pid  int
 	conn io.ReadWriteCloser
-	kill func()          // SIGKILL: no session is closed with a NOTIFICATION
+	kill func()          // SIGKILL, so that no session is closed with a NOTIFICATION
 	done <-chan struct{} // closed when it has ended
-	end  func() crash    // after done
-	// dial opens a connection from one address to another in the network namespace of the child; nil: it has none.
+	end  func() crash    // only after done
+	// dial opens a connection from one address to another in the network namespace of the child;
+	// nil: the child has none.
 	dial func(ctx context.Context, from, to netip.Addr) (net.Conn, error)
 }
 
 // startWait is how long a child may take to confine itself.
 const startWait = 20 * time.Second
 
-// spawn starts this very program again as the child, in namespaces of its own, with no environment and no descriptors
-// but the connection, and no way to gain privileges. It comes with the daemon's, gives them up before it reads anything
-// (confine), and dies with the daemon. A daemon that is not root needs the capabilities as ambient ones (capabilities(7)).
+// spawn starts this program again as the child, in its own namespaces, without environment, with
+// no descriptor but the connection, and without a way to gain privileges. It starts with the
+// daemon's privileges, gives them up before it reads anything (confine), and dies with the daemon.
+// A daemon that is not root needs the capabilities as ambient ones (capabilities(7)).
 func spawn(o Options) (*process, error) {
 	if err := mayConfine(); err != nil {
 		return nil, fmt.Errorf("starting the BGP process: %w", err)
@@ -57,12 +59,13 @@ func spawn(o Options) (*process, error) {
 	}
 	stderr := &head{limit: 64 << 10}
 	cmd := &exec.Cmd{
-		// Not by name: an upgrade may have replaced it.
+		// Not by path: an upgrade may have replaced the file.
 		Path: "/proc/self/exe",
 		Args: []string{childName, strconv.Itoa(o.UID), strconv.Itoa(o.GID)},
 		Env: []string{
-			// Labels name the peer in a stack (logger). The runtime would keep files of the control group open to follow
-			// its limits, which it cannot read later.
+			// Labels name the peer in a stack (logger). Without the last two settings, the runtime
+			// would keep files of the control group open to follow its limits, which it could not
+			// read later.
 			"GODEBUG=multipathtcp=0,tracebacklabels=1,containermaxprocs=0,updatemaxprocs=0",
 			fmt.Sprintf("GOMAXPROCS=%d", runtime.GOMAXPROCS(0)),
 			"GOTRACEBACK=single",
@@ -86,7 +89,7 @@ func spawn(o Options) (*process, error) {
 	theirs.Close()
 	done := make(chan struct{})
 	go func() {
-		cmd.Wait() // what it says is in ProcessState
+		cmd.Wait() // the result is in ProcessState
 		close(done)
 	}()
 	p := &process{
@@ -107,7 +110,7 @@ func spawn(o Options) (*process, error) {
 	return p, nil
 }
 
-// receiveNetwork takes the descriptor of the child's network namespace.
+// receiveNetwork receives the descriptor of the child's network namespace.
 func receiveNetwork(conn *net.UnixConn) (int, error) {
 	if err := conn.SetReadDeadline(time.Now().Add(startWait)); err != nil {
 		return -1, err
@@ -120,25 +123,25 @@ func receiveNetwork(conn *net.UnixConn) (int, error) {
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:n])
 	if err != nil || len(messages) != 1 {
-		return -1, errors.Join(errors.New("it sent no network namespace"), err)
+		return -1, errors.Join(errors.New("the child sent no network namespace"), err)
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
 	if err != nil || len(fds) != 1 {
-		return -1, errors.Join(errors.New("it sent no network namespace"), err)
+		return -1, errors.Join(errors.New("the child sent no network namespace"), err)
 	}
 	unix.CloseOnExec(fds[0])
 	return fds[0], conn.SetReadDeadline(time.Time{})
 }
 
-// inside takes what the thread does that goes into network namespaces of children.
+// inside passes functions to the thread that enters network namespaces of children.
 var inside = sync.OnceValue(func() chan<- func() {
 	c := make(chan func())
 	var serve func()
 	serve = func() {
-		// The thread is not fit for anything else afterwards, and it never ends either: see forks.
+		// This thread cannot be used for anything else afterwards, and it never ends: see forks.
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			// The namespaces of the first thread are taken to be those of the process.
+			// Other programs take the namespaces of the first thread for those of the process.
 			next := make(chan struct{})
 			go func() { close(next); serve() }()
 			<-next
@@ -153,9 +156,10 @@ var inside = sync.OnceValue(func() chan<- func() {
 	return c
 })
 
-// enter takes the descriptor of a network namespace over until done, and returns what opens connections there.
+// enter owns the descriptor of a network namespace until done, and returns a function that opens
+// connections in it.
 func enter(ns int, done <-chan struct{}) func(context.Context, netip.Addr, netip.Addr) (net.Conn, error) {
-	closed := false // of the thread
+	closed := false // used by the thread only
 	go func() {
 		<-done
 		inside() <- func() { closed = true; unix.Close(ns) }
@@ -185,13 +189,13 @@ func enter(ns int, done <-chan struct{}) func(context.Context, netip.Addr, netip
 // dialInner opens a connection to the child, in the network namespace of the calling thread.
 func dialInner(ctx context.Context, from, to netip.Addr) (net.Conn, error) {
 	d := net.Dialer{
-		Timeout:   time.Second, // the others wait meanwhile
+		Timeout:   time.Second, // other dials wait meanwhile
 		KeepAlive: -1,
 		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)),
 		Control: func(_, _ string, c syscall.RawConn) error {
 			var err error
 			return errors.Join(c.Control(func(fd uintptr) {
-				// No address is an interface's own there.
+				// No interface there has the address.
 				level, option := unix.IPPROTO_IP, unix.IP_FREEBIND
 				if !from.Is4() {
 					level, option = unix.IPPROTO_IPV6, unix.IPV6_FREEBIND
@@ -204,13 +208,13 @@ func dialInner(ctx context.Context, from, to netip.Addr) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", netip.AddrPortFrom(to, childPort).String())
 }
 
-// forks takes the commands for the thread that starts them.
+// forks passes functions to the thread that starts children.
 var forks = sync.OnceValue(func() chan<- func() {
 	c := make(chan func())
 	go func() {
-		// A death signal comes when the thread that forked ends, and no_new_privs is for good. So this thread does
-		// nothing else, and never ends; if it did, it would also take along what others had started from it before it
-		// was ours.
+		// The parent-death signal is sent when the thread that forked ends, and no_new_privs
+		// cannot be undone. Therefore this thread does nothing else, and never ends; its end would
+		// also kill processes that were started from it before it was locked.
 		runtime.LockOSThread()
 		for f := range c {
 			f()
@@ -219,13 +223,14 @@ var forks = sync.OnceValue(func() chan<- func() {
 	return c
 })
 
-// fork starts cmd such that it, and what it executes, cannot gain privileges.
+// fork starts cmd so that it and the programs it executes cannot gain privileges.
 func fork(cmd *exec.Cmd) error {
 	result := make(chan error)
 	forks() <- func() {
 		err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 		if err == nil {
-			// Descriptors that this process was started with, or that a library forgets to mark, do not get across.
+			// Descriptors that this process inherited, or that a library forgets to mark, are not
+			// passed on.
 			err = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 		}
 		if err == nil {
@@ -236,7 +241,7 @@ func fork(cmd *exec.Cmd) error {
 	return <-result
 }
 
-// head keeps the beginning of what is written to it: the first lines of a Go panic say what happened.
+// head keeps the beginning of what is written to it: the first lines of a Go panic have the cause.
 type head struct {
 	mu    sync.Mutex
 	b     strings.Builder

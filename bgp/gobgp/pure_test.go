@@ -133,7 +133,8 @@ func TestOutboxCoalesces(t *testing.T) {
 	}
 }
 
-// TestOutboxGathers: a path that comes alone goes at once, those that follow go together, and all else waits for no path.
+// TestOutboxGathers checks that a single path is sent at once, that the following ones are sent
+// together, and that other messages do not wait for paths.
 func TestOutboxGathers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOutbox()
@@ -167,7 +168,8 @@ func TestOutboxGathers(t *testing.T) {
 	})
 }
 
-// TestCompileRules compares bgp.Rule with a prefix set as GoBGP reads it: the longest entry that contains the prefix.
+// TestCompileRules compares bgp.Rule with a prefix set as GoBGP evaluates it: by the longest entry
+// that contains the prefix.
 func TestCompileRules(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	random := func() netip.Prefix {
@@ -329,15 +331,16 @@ func TestSupervisor(t *testing.T) {
 		}
 		return m
 	}
-	// unnamed is a crash that names no peer, and convicts none.
+	// unnamed makes a crash that names no peer and blames none.
 	unnamed := func(t *testing.T, s *supervisor, recent ...string) {
 		t.Helper()
 		if name, _ := s.crashed(at, "", "x", just(recent...)); name != "" {
-			t.Errorf("%s is convicted", name)
+			t.Errorf("%s is blamed", name)
 		}
 	}
 
-	// c sends what ends the process when a comes up: c is a suspect, a is one too, and neither is convicted for it.
+	// c sends the message that ends the process when a comes up. Both c and a are suspects, and
+	// neither is blamed.
 	t.Run("framed", func(t *testing.T) {
 		s := newSupervisor()
 		at := at
@@ -345,7 +348,7 @@ func TestSupervisor(t *testing.T) {
 			at = at.Add(10 * time.Second)
 			s.established(at, "a")
 			if name, _ := s.crashed(at, "", "x", just("a")); name != "" {
-				t.Fatalf("%s, which merely came up, is convicted", name)
+				t.Fatalf("%s, which merely came up, is blamed", name)
 			}
 		}
 	})
@@ -366,20 +369,20 @@ func TestSupervisor(t *testing.T) {
 			at = at.Add(settleAfter)
 			name, _ := s.crashed(at, "", "x", just("b"))
 			if want := []string{"", "", "b"}[i]; name != want {
-				t.Errorf("crash %d convicts %q", i, name)
+				t.Errorf("crash %d blames %q", i, name)
 			}
 		}
-		if h := s.held("b"); h == nil || !strings.Contains(h.reason, "no other") {
+		if h := s.held("b"); h == nil || !strings.Contains(h.reason, "this peer alone") {
 			t.Errorf("%+v", h)
 		}
 	})
 
-	// Others that send at the same time spoil the record, and b is tried last, then alone.
+	// Other peers that send at the same time spoil the record. b is tried last, and then alone.
 	t.Run("tried", func(t *testing.T) {
 		s, at := newSupervisor(), at
 		for range 2 {
 			if name, _ := s.crashed(at, "", "x", just("a", "b")); name != "" {
-				t.Errorf("%s is convicted", name)
+				t.Errorf("%s is blamed", name)
 			}
 		}
 		s.crashed(at, "", "x", just("b"))
@@ -396,20 +399,21 @@ func TestSupervisor(t *testing.T) {
 		s.established(at, "b")
 		at = at.Add(4 * time.Second)
 		if name, _ := s.crashed(at, "", "x", just("b")); name != "" {
-			t.Errorf("%s is convicted though others were there", name)
+			t.Errorf("%s is blamed although others were admitted", name)
 		}
 		expect(t, s, "b") // alone
 		s.tick(at, all)
 		s.established(at, "b")
 		at = at.Add(4 * time.Second)
 		if name, _ := s.crashed(at, "", "x", just("b")); name != "b" {
-			t.Errorf("%q is convicted", name)
+			t.Errorf("%q is blamed", name)
 		}
 		s.tick(at, all)
 		expect(t, s, "ac")
 	})
 
-	// One that behaves while it is alone is let in with the others, and does not keep them out again.
+	// A suspect that behaves while it is alone is admitted with the others, and does not hold them
+	// out again.
 	t.Run("cleared", func(t *testing.T) {
 		s, at := newSupervisor(), at
 		for range 2 {
@@ -472,15 +476,15 @@ func TestRIB(t *testing.T) {
 	p := func(peer string, as ...uint32) bgp.Path { return bgp.Path{Peer: peer, ASPath: as} }
 	expect := func(step string, usedA, usedB, toldA, toldB uint32) {
 		t.Helper()
-		if r.used["a"] != usedA || r.used["b"] != usedB || r.told["a"] != toldA || r.told["b"] != toldB {
-			t.Errorf("%s: used %v, told %v", step, r.used, r.told)
+		if r.used["a"] != usedA || r.used["b"] != usedB || r.announced["a"] != toldA || r.announced["b"] != toldB {
+			t.Errorf("%s: used %v, announced %v", step, r.used, r.announced)
 		}
 		again := newRIB()
 		again.paths = r.paths
 		again.configure(bgp.Config{ASN: r.asn, Peers: r.peers, Announce: config().Announce})
 		for _, n := range []string{"a", "b"} {
-			if again.used[n] != r.used[n] || again.told[n] != r.told[n] {
-				t.Errorf("%s: counted again: used %v, told %v", step, again.used, again.told)
+			if again.used[n] != r.used[n] || again.announced[n] != r.announced[n] {
+				t.Errorf("%s: counted again: used %v, announced %v", step, again.used, again.announced)
 			}
 		}
 	}
@@ -495,7 +499,7 @@ func TestRIB(t *testing.T) {
 		t.Errorf("a path that no rule allows got in: %+v", u)
 	}
 	if u := r.update(bgp.Update{Prefix: prefix("10.3.0.0/16"), Paths: []bgp.Path{p("x", 1), p("a", 65001)}}); len(u.Paths) != 1 {
-		t.Errorf("a path of nobody got in: %+v", u)
+		t.Errorf("a path of an unknown peer got in: %+v", u)
 	}
 	expect("filtered", 1, 0, 1, 2)
 }

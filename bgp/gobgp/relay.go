@@ -11,9 +11,10 @@ import (
 	"github.com/isthmus-net/isthmus/bgp/relay"
 )
 
-// inner returns the addresses that a peer and we have in the child's network namespace: the same as outside, but for
-// link-local ones, which GoBGP cannot match with a peer and which several tunnels may share. Those are from the block
-// that is for nothing (RFC 6666).
+// inner returns the addresses of a peer and of this node in the child's network namespace. They
+// are the same as outside, except for link-local addresses, which GoBGP cannot match with a peer
+// and which several tunnels may share. Those are replaced by addresses from the discard-only
+// prefix (RFC 6666).
 func inner(id uint32, p bgp.Peer) (peer, local netip.Addr) {
 	if !p.Address.IsLinkLocalUnicast() || p.Address.Is4() {
 		return p.Address, p.LocalAddress
@@ -26,7 +27,7 @@ func inner(id uint32, p bgp.Peer) (peer, local netip.Addr) {
 	return netip.AddrFrom16(a), local
 }
 
-// relayPeerLocked returns how a peer is connected to the child.
+// relayPeerLocked returns the relay's configuration for a peer.
 func (d *Driver) relayPeerLocked(p bgp.Peer) relay.Peer {
 	name := p.Name
 	if d.counters[name] == nil {
@@ -61,8 +62,8 @@ func (d *Driver) openRelay(p *process) *relay.Relay {
 	})
 }
 
-// note takes over what the relay says of a peer. What GoBGP says of the end of a session that the relay has ended is
-// not worth as much.
+// note stores the relay's error for a peer. When the relay has ended a session, its reason takes
+// precedence over the one that GoBGP reports later.
 func (d *Driver) note(name, text string, ended bool) {
 	text = clip(text)
 	d.mu.Lock()
@@ -75,17 +76,18 @@ func (d *Driver) note(name, text string, ended bool) {
 	}
 	d.mu.Unlock()
 	if s != nil && ended {
-		d.o.Log.Warn("BGP session ended: what the peer sent is malformed", "peer", name, "reason", text)
+		d.o.Log.Warn("BGP session ended: the peer sent a malformed message", "peer", name, "reason", text)
 	}
 }
 
-// blameWindow is how long before its end the BGP process may have got the message that ended it.
+// blameWindow is how long before the end of the BGP process a message may have arrived that caused
+// it.
 const blameWindow = time.Second
 
-// evidence is what the relay knows of an end of the BGP process.
+// evidence is what the relay has recorded before an end of the BGP process.
 type evidence struct {
-	// sent are the peers that have sent anything but KEEPALIVE to this process, recent those that have just before it
-	// ended. Both are nil without a relay.
+	// sent holds the peers that have sent anything but KEEPALIVE to this process, recent those
+	// that did so just before it ended. Both are nil without a relay.
 	sent, recent map[string]bool
 }
 
@@ -100,7 +102,7 @@ func evidenceOf(now time.Time, passed map[string]time.Time) evidence {
 	return e
 }
 
-// filteredLocked returns what the filter did to what a peer sent.
+// filteredLocked returns what the filter changed in a peer's messages.
 func (d *Driver) filteredLocked(name string) bgp.Filtered {
 	c := d.counters[name]
 	if c == nil {

@@ -12,7 +12,8 @@ import (
 	"github.com/isthmus-net/isthmus/bgp/filter"
 )
 
-// benchTable returns UPDATE messages for so many prefixes in a twentieth as many sets of attributes.
+// benchTable returns UPDATE messages for this number of prefixes, with a twentieth as many sets of
+// attributes.
 func benchTable(size int) (messages []byte, count int) {
 	for i := 0; i < size; i += 20 {
 		var ps []netip.Prefix
@@ -27,7 +28,7 @@ func benchTable(size int) (messages []byte, count int) {
 	return messages, count
 }
 
-// BenchmarkFilter is the filter alone, on 100,000 prefixes.
+// BenchmarkFilter measures the filter alone, on 100,000 prefixes.
 func BenchmarkFilter(b *testing.B) {
 	table, count := benchTable(100_000)
 	f := filter.New(filter.Options{Counters: &filter.Counters{}})
@@ -54,8 +55,9 @@ func BenchmarkFilter(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*count), "ns/message")
 }
 
-// BenchmarkRelay has a peer send 100,000 prefixes twice in each round, to a new node each time: through the relay and its filter, and to
-// GoBGP itself. It reports the median of both times, from the first UPDATE to the last prefix in Reporter.Paths, and of their ratio.
+// BenchmarkRelay makes a peer send 100,000 prefixes twice in each round, to a new node each time:
+// through the relay and its filter, and to GoBGP directly. It reports the medians of both times,
+// from the first UPDATE to the last prefix in Reporter.Paths, and of their ratio.
 func BenchmarkRelay(b *testing.B) {
 	const size = 100_000
 	table, _ := benchTable(size)
@@ -79,7 +81,7 @@ func BenchmarkRelay(b *testing.B) {
 		if _, err := conn.Write(slices.Concat(fuzzOpen(0), message(msgKeepalive))); err != nil {
 			b.Fatal(err)
 		}
-		go func() { // what the node says
+		go func() { // reads the node's messages
 			for {
 				if _, _, err := readMessage(conn); err != nil {
 					return

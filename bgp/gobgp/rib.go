@@ -8,22 +8,24 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 )
 
-// rib is what the child reported, kept to count for each peer what is used of it and what it is told.
+// rib holds the paths that the child has reported, to count for each peer the prefixes used from
+// it and announced to it.
 type rib struct {
-	asn      uint32
-	peers    []bgp.Peer
-	deciders []bgp.Decider // one for each peer, in the same order
-	paths    map[netip.Prefix][]bgp.Path
-	announce map[netip.Prefix]bool
-	used     map[string]uint32 // prefixes by peer
-	told     map[string]uint32
-	limited  map[string]map[netip.Prefix]struct{} // what the rules let out to peers that must not be told all of it
-	readmit  bool                                 // limited has changed
+	asn       uint32
+	peers     []bgp.Peer
+	deciders  []bgp.Decider // one per peer, in the same order
+	paths     map[netip.Prefix][]bgp.Path
+	announce  map[netip.Prefix]bool
+	used      map[string]uint32 // prefixes by peer
+	announced map[string]uint32
+	// limited holds the prefixes that the rules let pass to limited peers.
+	limited map[string]map[netip.Prefix]struct{}
+	readmit bool // limited has changed
 }
 
 func newRIB() *rib { return &rib{paths: make(map[netip.Prefix][]bgp.Path)} }
 
-// configure takes the configuration over and counts again.
+// configure sets the configuration and counts again.
 func (r *rib) configure(c bgp.Config) {
 	r.asn, r.peers = c.ASN, c.Peers
 	r.deciders = make([]bgp.Decider, len(r.peers))
@@ -34,7 +36,7 @@ func (r *rib) configure(c bgp.Config) {
 	for _, p := range c.Announce {
 		r.announce[p] = true
 	}
-	r.used, r.told = make(map[string]uint32), make(map[string]uint32)
+	r.used, r.announced = make(map[string]uint32), make(map[string]uint32)
 	r.limited = make(map[string]map[netip.Prefix]struct{})
 	for _, p := range c.Peers {
 		if limited(p.Export) {
@@ -51,8 +53,8 @@ func (r *rib) configure(c bgp.Config) {
 	}
 }
 
-// update takes a changed prefix over. Paths that the import of their peer refuses are taken out
-// first: what may get in does not depend on the child alone.
+// update stores the new paths of a prefix. It first removes paths that the import policy of their
+// peer rejects, so that the policy does not depend on the child alone.
 func (r *rib) update(u bgp.Update) bgp.Update {
 	refused := func(p bgp.Path) bool {
 		from := r.decider(p.Peer)
@@ -84,7 +86,7 @@ func route(prefix netip.Prefix, p bgp.Path) bgp.Route {
 	return bgp.Route{Prefix: prefix, ASPath: p.ASPath, Kept: p.Kept}
 }
 
-// decider returns the decider of a peer by its name, nil when it is not known.
+// decider returns the decider of a peer by its name, or nil for an unknown peer.
 func (r *rib) decider(peer string) *bgp.Decider {
 	i, ok := slices.BinarySearchFunc(r.peers, peer, func(p bgp.Peer, name string) int {
 		return strings.Compare(p.Name, name)
@@ -101,7 +103,7 @@ func (r *rib) count(p netip.Prefix, paths []bgp.Path, n int32) {
 			r.used[paths[i].Peer] += uint32(n)
 		}
 	}
-	// The best path is announced. A prefix without a path is one of the node itself.
+	// The best path is announced. A prefix without a path is one of the node's own.
 	best, from := bgp.Route{Prefix: p}, (*bgp.Peer)(nil)
 	if len(paths) > 0 {
 		best = route(p, paths[0])
@@ -114,7 +116,7 @@ func (r *rib) count(p netip.Prefix, paths []bgp.Path, n int32) {
 		if _, ok := r.deciders[i].Announce(from, best); !ok {
 			continue
 		}
-		r.told[name] += uint32(n)
+		r.announced[name] += uint32(n)
 		if l := r.limited[name]; l != nil && n > 0 {
 			l[p], r.readmit = struct{}{}, true
 		} else if l != nil {

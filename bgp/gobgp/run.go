@@ -54,7 +54,7 @@ func (d *Driver) Run(ctx context.Context, r bgp.Reporter) error {
 	return nil
 }
 
-// expectLocked has Synced wait for a peer's End-of-RIB.
+// expectLocked makes Synced wait for a peer's End-of-RIB.
 func (d *Driver) expectLocked(now time.Time, name string) {
 	wait := restartTime
 	for _, p := range d.want.Peers {
@@ -71,8 +71,8 @@ type event struct {
 	updates []bgp.Update
 }
 
-// session serves one process until it ends. It returns how long to wait before the next, and whether the process got
-// so far as to take its configuration.
+// session serves one process until it ends. It returns how long to wait before the next one, and
+// whether the process got as far as accepting its configuration.
 func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restarting bool) (time.Duration, bool) {
 	connections := d.openRelay(p)
 	if connections != nil {
@@ -97,7 +97,7 @@ func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restar
 		if errors.Is(err, errMalformed) {
 			malformed = err
 		}
-		p.kill() // its messages are not read any more
+		p.kill() // its messages are no longer read
 	}()
 	configured := make(chan error, 1)
 	go func() { configured <- d.push(ctx) }()
@@ -168,7 +168,7 @@ func (d *Driver) session(ctx context.Context, r bgp.Reporter, p *process, restar
 	return d.ended(r, end, known, worked)
 }
 
-// read passes what the child says on, and answers to those who wait for them.
+// read passes the child's messages to events, and its replies to their callers.
 func (d *Driver) read(p *process, events chan<- event) error {
 	dec := pathDecoder{name: func(id uint32) (string, bool) {
 		d.mu.Lock()
@@ -259,7 +259,7 @@ func (d *Driver) handle(r bgp.Reporter, e event) {
 	}
 }
 
-// clip bounds text that a peer may have had a hand in.
+// clip bounds text that a peer may have influenced.
 func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), 500)], "?") }
 
 func (d *Driver) handleState(r bgp.Reporter, m stateMessage) {
@@ -308,11 +308,12 @@ func (d *Driver) handleState(r bgp.Reporter, m stateMessage) {
 	}
 	if m.State == "" && !m.Expired {
 		d.mu.Unlock()
-		return // a new last error is not worth a report
+		return // a new last error alone is not reported
 	}
 	state := d.stateLocked(name)
 	d.mu.Unlock()
-	// Not that it is not: what GoBGP says of the end of a peer that was replaced may come behind the new one's Active.
+	// There is no opposite call: GoBGP's report of the end of a replaced peer may come after the
+	// Active of the new one.
 	if connections != nil && m.State == bgp.Active {
 		connections.Ready(name)
 	}
@@ -370,12 +371,12 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-// tick does what is due by now and returns when to look again; zero: when something happens.
+// tick does what is due by now, and returns when it must be called next; zero: at the next event.
 func (d *Driver) tick(ctx context.Context, r bgp.Reporter, p *process, now time.Time, configured bool) time.Time {
 	var reports []bgp.PeerState
 	d.mu.Lock()
 	next, changed := d.sup.tick(now, d.nameListLocked())
-	waiting := false // for a peer that may come
+	waiting := false // for a peer that may still come
 	for name, end := range d.expect {
 		s := d.peers[name]
 		if now.Before(end) {
@@ -400,8 +401,8 @@ func (d *Driver) tick(ctx context.Context, r bgp.Reporter, p *process, now time.
 	}
 	if free {
 		go func() {
-			<-d.pushLater(ctx) // what limited peers are told, before they are told
-			// Only this and push write, and each frame is one write.
+			<-d.pushLater(ctx) // limited peers get their prefixes before GoBGP announces
+			// Only this goroutine and push write, and each frame is one write.
 			if err := writeFrame(p.conn, frameRelease, nil); err != nil {
 				p.kill()
 			}
@@ -416,8 +417,9 @@ func (d *Driver) tick(ctx context.Context, r bgp.Reporter, p *process, now time.
 	return next
 }
 
-// ended takes note that the process has ended by itself. It returns how long to wait before the next, and whether this
-// one had come so far that its end was not a failure to start. known is what the relay knows of it; nil: there is none.
+// ended handles the unexpected end of the process. It returns how long to wait before the next
+// start, and whether this process got so far that its end was not a failure to start. known holds
+// the relay's evidence; nil without a relay.
 func (d *Driver) ended(r bgp.Reporter, end crash, known *evidence, worked bool) (time.Duration, bool) {
 	now := time.Now()
 	d.mu.Lock()
@@ -425,12 +427,12 @@ func (d *Driver) ended(r bgp.Reporter, end crash, known *evidence, worked bool) 
 	var delay time.Duration
 	culprit := ""
 	for _, p := range d.want.Peers {
-		// A label alone convicts no peer that has sent nothing.
+		// A label alone is not enough to blame a peer that has sent nothing.
 		if a, _ := inner(d.ids[p.Name], p); a == end.peer && (known == nil || known.sent[p.Name]) {
 			culprit = p.Name
 		}
 	}
-	worked = worked || end.peer.IsValid() // a session was up before the whole configuration was
+	worked = worked || end.peer.IsValid() // a session was up before the configuration was complete
 	if !d.replace && worked {
 		var recent map[string]bool
 		if known != nil {

@@ -10,7 +10,7 @@ import (
 )
 
 func TestSession(t *testing.T) {
-	a := newSpeaker(t, "169.254.0.11", 65001, func(k *talk) {
+	a := newSpeaker(t, "169.254.0.11", 65001, func(k *speakerSession) {
 		k.send(announcement(addr("169.254.0.11"), []uint32{65001, 65100}, nil, prefix("10.1.0.0/16"), prefix("192.168.0.0/16")), endOfRIB)
 	})
 	b := newSpeaker(t, "169.254.0.12", 65002, nil)
@@ -18,8 +18,8 @@ func TestSession(t *testing.T) {
 	eventually(t, 10*time.Second, "sessions", func() bool {
 		return n.state("a").State == bgp.Established && n.state("b").State == bgp.Established
 	})
-	eventually(t, 5*time.Second, "b is told", func() bool { return b.has("10.1.0.0/16", "172.16.0.0/16") })
-	eventually(t, 5*time.Second, "a is told", func() bool { return a.has("172.16.0.0/16") })
+	eventually(t, 5*time.Second, "announcements to b", func() bool { return b.has("10.1.0.0/16", "172.16.0.0/16") })
+	eventually(t, 5*time.Second, "announcements to a", func() bool { return a.has("172.16.0.0/16") })
 	eventually(t, 5*time.Second, "routes", func() bool { return slices.Equal(n.prefixes(), []string{"10.1.0.0/16"}) })
 	n.get(func() {
 		p := n.routes[prefix("10.1.0.0/16")]
@@ -35,9 +35,9 @@ func TestSession(t *testing.T) {
 	t.Logf("%+v", n.state("a"))
 }
 
-// TestPolicy changes policies under running sessions.
+// TestPolicy changes policies while sessions are established.
 func TestPolicy(t *testing.T) {
-	a := newSpeaker(t, "169.254.0.11", 65001, func(k *talk) {
+	a := newSpeaker(t, "169.254.0.11", 65001, func(k *speakerSession) {
 		k.send(
 			announcement(addr("169.254.0.11"), []uint32{65001}, attr(0x80, 4, 0, 0, 0, 9), prefix("10.1.0.0/16"), prefix("10.1.2.0/24")),
 			announcement(addr("169.254.0.11"), []uint32{65001, nodeASN}, nil, prefix("10.9.0.0/16")),
@@ -53,7 +53,8 @@ func TestPolicy(t *testing.T) {
 		t.Helper()
 		eventually(t, 5*time.Second, "routes", func() bool { return slices.Equal(n.prefixes(), want) })
 	}
-	routes("10.1.0.0/16", "10.1.2.0/24", "10.8.0.0/16") // neither our own ASN nor the default route; NO_EXPORT is for us
+	// neither paths with our ASN nor the default route; NO_EXPORT paths are accepted
+	routes("10.1.0.0/16", "10.1.2.0/24", "10.8.0.0/16")
 	apply := func(p ...bgp.Peer) uint64 {
 		t.Helper()
 		w := n.Writes()
@@ -83,7 +84,7 @@ func TestPolicy(t *testing.T) {
 		t.Errorf("next hop %v", got)
 	}
 
-	// The wider rule counts also below the narrower one.
+	// The wider rule also applies to prefixes within the narrower one.
 	pa.Import.Allow = []bgp.Rule{rule("10.0.0.0/8", 8, 24), rule("10.1.0.0/16")}
 	apply(pa, pb)
 	routes("10.1.0.0/16", "10.1.2.0/24", "10.8.0.0/16")
@@ -96,7 +97,7 @@ func TestPolicy(t *testing.T) {
 	apply(pa, pb)
 	eventually(t, 5*time.Second, "a loosened export policy announces", func() bool { return b.has("10.1.2.0/24", "0.0.0.0/0") })
 
-	// A path that comes back through us replaces the one before.
+	// A path through our own AS replaces the previous one.
 	a.say(announcement(addr("169.254.0.11"), []uint32{65001, nodeASN, 65001}, nil, prefix("10.1.2.0/24")))
 	routes("0.0.0.0/0")
 	eventually(t, 5*time.Second, "withdrawn from b", func() bool { return b.has("0.0.0.0/0") })
@@ -113,7 +114,7 @@ func TestPolicy(t *testing.T) {
 	if a.count() != 1 {
 		t.Errorf("%d sessions of a", a.count())
 	}
-	// A peer that is gone is gone.
+	// A removed peer has no state.
 	apply(pa)
 	eventually(t, 5*time.Second, "a notification", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return len(b.notes) == 2 })
 	if len(n.Peers()) != 1 || a.count() != 1 {
@@ -121,10 +122,10 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
-// TestSameNumberAtTwoSites has two sites with one AS number reach each other, by this node's as-override or by the
-// second site's number being allowed here.
+// TestSameNumberAtTwoSites has two sites with one AS number reach each other, by this node's
+// as-override or because the second site's session allows its own number in paths.
 func TestSameNumberAtTwoSites(t *testing.T) {
-	newSpeaker(t, "169.254.0.11", 65001, func(k *talk) {
+	newSpeaker(t, "169.254.0.11", 65001, func(k *speakerSession) {
 		k.send(announcement(addr("169.254.0.11"), []uint32{65001, 65100, 65001}, nil, prefix("10.1.0.0/16")),
 			announcement(addr("169.254.0.11"), []uint32{65001, nodeASN, 65100}, nil, prefix("10.2.0.0/16")),
 			announcement(addr("169.254.0.11"), []uint32{65001, nodeASN, nodeASN}, nil, prefix("10.3.0.0/16")), endOfRIB)
@@ -138,14 +139,14 @@ func TestSameNumberAtTwoSites(t *testing.T) {
 	eventually(t, 5*time.Second, "routes", func() bool { return slices.Equal(n.prefixes(), []string{"10.1.0.0/16"}) })
 	time.Sleep(time.Second)
 	if !b.has("172.16.0.0/16") {
-		t.Error("without as-override b must not be told of its own number")
+		t.Error("without as-override b must not receive paths with its own number")
 	}
 
 	pb.ASOverride = true
 	if err := n.Apply(t.Context(), config(pa, pb)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "b is told, with our number for its own", func() bool {
+	eventually(t, 10*time.Second, "announcement to b, with our number in place of its own", func() bool {
 		return b.has("10.1.0.0/16", "172.16.0.0/16") && slices.Equal(b.attribute("10.1.0.0/16", 2), asSequence(nodeASN, nodeASN, 65100, nodeASN))
 	})
 
@@ -159,8 +160,8 @@ func TestSameNumberAtTwoSites(t *testing.T) {
 }
 
 func TestMultipath(t *testing.T) {
-	say := func(from string, asn uint32, path ...uint32) func(*talk) {
-		return func(k *talk) {
+	say := func(from string, asn uint32, path ...uint32) func(*speakerSession) {
+		return func(k *speakerSession) {
 			k.send(announcement(addr(from), append([]uint32{asn}, path...), attr(0x40, 5, 0, 0, 1, 44), prefix("10.1.0.0/16")), endOfRIB)
 		}
 	}
@@ -182,7 +183,7 @@ func TestMultipath(t *testing.T) {
 			return slices.Equal(got, want)
 		})
 	}
-	paths("a", "b") // the LOCAL_PREF of 300 that they claim counts for nothing, the AS path does
+	paths("a", "b") // the LOCAL_PREF of 300 in their paths is ignored, the AS path counts
 	b.say(withdrawal(prefix("10.1.0.0/16")))
 	paths("a")
 	pc.Import.LocalPreference = 200
@@ -190,7 +191,7 @@ func TestMultipath(t *testing.T) {
 		t.Fatal(err)
 	}
 	paths("c")
-	// Our own announcement of the same prefix does not stand in the way.
+	// Our own announcement of the same prefix does not get in the way.
 	cfg := config(loPeer("a", "169.254.0.11", 65001), loPeer("b", "169.254.0.12", 65002), pc)
 	cfg.Announce = append(cfg.Announce, prefix("10.1.0.0/16"))
 	if err := n.Apply(t.Context(), cfg); err != nil {
@@ -205,7 +206,7 @@ func TestMultipath(t *testing.T) {
 }
 
 func TestPrefixLimit(t *testing.T) {
-	flood := func(k *talk) {
+	flood := func(k *speakerSession) {
 		for i := range 50 {
 			var ps []netip.Prefix
 			for j := range 200 {
@@ -217,7 +218,7 @@ func TestPrefixLimit(t *testing.T) {
 		}
 	}
 	a := newSpeaker(t, "169.254.0.11", 65001, flood)
-	b := newSpeaker(t, "169.254.0.12", 65002, func(k *talk) {
+	b := newSpeaker(t, "169.254.0.12", 65002, func(k *speakerSession) {
 		k.send(announcement(addr("169.254.0.12"), []uint32{65002}, nil, prefix("10.200.0.0/16")), endOfRIB)
 	})
 	pa := loPeer("a", "169.254.0.11", 65001)
@@ -234,7 +235,7 @@ func TestPrefixLimit(t *testing.T) {
 		t.Errorf("notifications %v", a.notes)
 	}
 	a.mu.Unlock()
-	// With room for all, a reset lets it in.
+	// With room for all prefixes, a reset admits the peer.
 	pa.MaxPrefixes = 10000
 	if err := n.Apply(t.Context(), config(pa, loPeer("b", "169.254.0.12", 65002))); err != nil {
 		t.Fatal(err)
@@ -246,7 +247,7 @@ func TestPrefixLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, 10*time.Second, "all routes", func() bool { return len(n.prefixes()) == 10001 })
-	// The limit holds under the running session too, and b has not noticed any of it.
+	// The limit also applies to an established session, and b is not affected.
 	pa.MaxPrefixes = 20000
 	if err := n.Apply(t.Context(), config(pa, loPeer("b", "169.254.0.12", 65002))); err != nil {
 		t.Fatal(err)
@@ -261,9 +262,9 @@ func TestPrefixLimit(t *testing.T) {
 	eventually(t, 10*time.Second, "limit", func() bool { return n.state("a").State == bgp.PrefixLimit && len(n.prefixes()) == 1 })
 }
 
-// TestLargePrefixLimit is above what GoBGP itself counts.
+// TestLargePrefixLimit uses a limit above those that GoBGP enforces.
 func TestLargePrefixLimit(t *testing.T) {
-	newSpeaker(t, "169.254.0.11", 65001, func(k *talk) {
+	newSpeaker(t, "169.254.0.11", 65001, func(k *speakerSession) {
 		for i := range 110 {
 			var ps []netip.Prefix
 			for j := range 200 {
@@ -282,7 +283,7 @@ func TestLargePrefixLimit(t *testing.T) {
 }
 
 func TestGarbage(t *testing.T) {
-	g := newSpeaker(t, "169.254.0.11", 65001, func(k *talk) { k.send([]byte("GET / HTTP/1.1\r\nHost: router\r\n\r\n")) })
+	g := newSpeaker(t, "169.254.0.11", 65001, func(k *speakerSession) { k.send([]byte("GET / HTTP/1.1\r\nHost: router\r\n\r\n")) })
 	b := newSpeaker(t, "169.254.0.12", 65002, nil)
 	n := startNode(t, Options{}, config(loPeer("a", "169.254.0.11", 65001), loPeer("b", "169.254.0.12", 65002)))
 	eventually(t, 15*time.Second, "several sessions", func() bool { return g.count() >= 2 })
@@ -296,12 +297,12 @@ func TestGarbage(t *testing.T) {
 	}
 }
 
-// TestAdopt stops the daemon and starts another, as an upgrade does.
+// TestAdopt stops the daemon and starts another one, as an upgrade does.
 func TestAdopt(t *testing.T) {
-	a := newSpeaker(t, "169.254.0.11", 65001, func(k *talk) {
+	a := newSpeaker(t, "169.254.0.11", 65001, func(k *speakerSession) {
 		k.send(announcement(addr("169.254.0.11"), []uint32{65001}, nil, prefix("10.1.0.0/16")), endOfRIB)
 	})
-	b := newSpeaker(t, "169.254.0.12", 65002, func(k *talk) { time.Sleep(time.Second); k.send(endOfRIB) })
+	b := newSpeaker(t, "169.254.0.12", 65002, func(k *speakerSession) { time.Sleep(time.Second); k.send(endOfRIB) })
 	c := config(loPeer("a", "169.254.0.11", 65001), loPeer("b", "169.254.0.12", 65002))
 	n := startNode(t, Options{}, c)
 	eventually(t, 5*time.Second, "routes", func() bool { return b.has("10.1.0.0/16", "172.16.0.0/16") && a.has("172.16.0.0/16") })

@@ -13,33 +13,35 @@ import (
 	"time"
 )
 
-// speaker is a small BGP speaker of our own, which shares no code with the driver's and can misbehave. It speaks from a
-// loopback address, opens sessions, and opens them again forever.
+// speaker is a small BGP speaker that shares no code with the driver and can misbehave. It uses a
+// loopback address, opens sessions, and reopens them forever.
 type speaker struct {
 	t       testing.TB
 	address netip.Addr
 	asn     uint32
 
 	// up is called after the handshake of each session.
-	up func(*talk)
+	up func(*speakerSession)
 
-	late time.Duration // sessions after the first wait so long before their OPEN
+	late time.Duration // sessions after the first wait this long before their OPEN
 
-	// around opens the connections after the first session instead, past the relay; nil: they are opened as usual.
+	// around opens all connections after the first, bypassing the relay; nil: they are opened as
+	// usual.
 	around func(context.Context) (net.Conn, error)
 
 	mu       sync.Mutex
-	sessions []*talk
-	routes   map[netip.Prefix][]byte // what the last session was told, with the raw AS_PATH
-	most     int                     // of routes, ever
-	taken    int                     // routes that were withdrawn, or not told again before the End-of-RIB
-	fresh    map[netip.Prefix]bool   // told in the last session
-	eors     int
-	restart  bool // the last OPEN had the Restart State bit
-	notes    [][2]byte
+	sessions []*speakerSession
+	routes   map[netip.Prefix][]byte // received in the last session, with the raw AS_PATH
+	most     int                     // the highest number of routes
+	// taken counts routes that were withdrawn, or not received again before the End-of-RIB.
+	taken   int
+	fresh   map[netip.Prefix]bool // received in the last session
+	eors    int
+	restart bool // the last OPEN had the Restart State bit
+	notes   [][2]byte
 }
 
-type talk struct {
+type speakerSession struct {
 	conn net.Conn
 	mu   sync.Mutex
 }
@@ -61,7 +63,7 @@ func message(kind byte, body ...byte) []byte {
 	return append(b, body...)
 }
 
-func (k *talk) send(msgs ...[]byte) error {
+func (k *speakerSession) send(msgs ...[]byte) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, m := range msgs {
@@ -115,14 +117,15 @@ func withdrawal(prefixes ...netip.Prefix) []byte {
 
 var endOfRIB = message(msgUpdate, 0, 0, 0, 0)
 
-// killer is the attribute that GoBGP v3.37.0 panics on: Prefix-SID with an unknown sub-TLV in its SRv6 service TLV.
+// killer is the attribute that makes GoBGP v3.37.0 panic: Prefix-SID with an unknown sub-TLV in
+// its SRv6 service TLV.
 var killer = []byte{0xc0, 0x28, 0x09, 0x05, 0x00, 0x06, 0x00, 0x09, 0x00, 0x02, 0x00, 0x00}
 
 // newSpeaker starts a speaker. up runs after each handshake; nil sends an End-of-RIB.
-func newSpeaker(t testing.TB, address string, asn uint32, up func(*talk)) *speaker {
+func newSpeaker(t testing.TB, address string, asn uint32, up func(*speakerSession)) *speaker {
 	t.Helper()
 	if up == nil {
-		up = func(k *talk) { k.send(endOfRIB) }
+		up = func(k *speakerSession) { k.send(endOfRIB) }
 	}
 	s := &speaker{t: t, address: netip.MustParseAddr(address), asn: asn, up: up, routes: map[netip.Prefix][]byte{}}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -151,7 +154,7 @@ func newSpeaker(t testing.TB, address string, asn uint32, up func(*talk)) *speak
 
 func (s *speaker) serve(conn net.Conn) {
 	defer conn.Close()
-	k := &talk{conn: conn}
+	k := &speakerSession{conn: conn}
 	if s.count() > 0 {
 		time.Sleep(s.late)
 	}
@@ -273,7 +276,7 @@ func each(b []byte, f func(netip.Prefix)) {
 	}
 }
 
-// has reports whether the speaker was told exactly these prefixes.
+// has reports whether the speaker has received exactly these prefixes.
 func (s *speaker) has(prefixes ...string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -285,7 +288,7 @@ func (s *speaker) has(prefixes ...string) bool {
 	return len(s.routes) == len(prefixes)
 }
 
-// attribute returns the value of an attribute that came with a prefix.
+// attribute returns the value of an attribute received with a prefix.
 func (s *speaker) attribute(prefix string, kind byte) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -302,7 +305,7 @@ func (s *speaker) attribute(prefix string, kind byte) []byte {
 	return nil
 }
 
-// say sends to the newest session.
+// say sends messages in the newest session.
 func (s *speaker) say(msgs ...[]byte) {
 	s.t.Helper()
 	s.mu.Lock()

@@ -10,47 +10,51 @@ import (
 )
 
 var (
-	// holding is how long a peer is held out, by its strikes.
+	// holding is how long a peer is held out, by the number of its strikes.
 	holding = backoff.Backoff{First: time.Minute, Last: time.Hour}
-	// restart is the time between two starts of a process that keeps ending, or cannot be started.
+	// restart is the delay between two starts of a process that keeps ending or cannot be started.
 	restart = backoff.Backoff{First: time.Second, Last: 30 * time.Second}
 )
 
 const (
-	// After carefulAfter crashes within carefulWindow that name no peer, the suspects are let in one at a time, after
-	// all others. A suspect is who has sent something just before such a crash.
+	// After carefulAfter crashes within carefulWindow that name no peer, suspects are admitted one
+	// at a time, after all other peers. A suspect is a peer that sent something just before such a
+	// crash.
 	carefulAfter  = 2
 	carefulWindow = time.Minute
 
-	// A suspect that is let in has proved itself trialUp after its session came up, or trialWait after it was let in.
+	// A suspect has passed its trial when the process has not ended trialUp after its session came
+	// up, or trialWait after it was admitted.
 	trialUp   = 20 * time.Second
 	trialWait = 30 * time.Second
 
-	// After recordAfter crashes within recordWindow just before which always the same peer, and no other, has sent
-	// something, it is this peer. Crashes within settleAfter of a session's coming up do not count: what another has
-	// sent before may do its work then.
+	// A peer is also blamed after recordAfter crashes within recordWindow if this peer, and no
+	// other, sent something just before each of them. Crashes within settleAfter of a session's
+	// start do not count: they may be due to an earlier message of another peer.
 	recordAfter  = 3
 	recordWindow = 10 * time.Minute
 	settleAfter  = 5 * time.Second
 )
 
-// supervisor decides which peers may have a session and when the process starts again. It knows time only as an argument.
+// supervisor decides which peers may have a session and when the process starts again. It gets the
+// time only as an argument.
 //
-// A crash that names no peer convicts none by itself, since what one peer has sent may end the process when another
-// comes up. A suspect during whose trial the process ends is accused: it is let in alone, and convicted if the process
-// ends then too, just after the suspect has sent something. If it does not end, the others come back.
+// A crash that names no peer is not enough to blame one, since a message of one peer may end the
+// process when another peer comes up. A suspect during whose trial the process ends is accused: it
+// is admitted alone, and blamed if the process then ends again just after the suspect has sent
+// something. If the process does not end, the others are admitted again.
 type supervisor struct {
 	holds   map[string]*hold
-	dirty   bool      // admit has changed since the last tick
+	dirty   bool      // the result of admit has changed since the last tick
 	crashes []unnamed // within recordWindow
-	lastUp  time.Time // when the last session came up
+	lastUp  time.Time // when a session last came up
 
 	careful bool
-	suspect map[string]int // crashes just before which the peer has sent something
+	suspect map[string]int // by peer, the number of crashes just before which it sent something
 	proved  map[string]bool
-	trial   string          // the suspect that was let in last; empty: none
-	accused string          // the suspect that is alone; empty: none
-	cleared map[string]bool // were accused and behaved; they are not accused again while careful
+	trial   string          // the suspect that was admitted last; empty: none
+	accused string          // the suspect that is admitted alone; empty: none
+	cleared map[string]bool // accused before without a crash; not accused again while careful
 	since   time.Time
 	up      time.Time // when the session of the suspect came up
 }
@@ -58,11 +62,11 @@ type supervisor struct {
 // unnamed is a crash that names no peer.
 type unnamed struct {
 	at      time.Time
-	only    string // the peer that alone has sent something just before; empty: none or several
+	only    string // the only peer that sent something just before; empty: none or several
 	settled bool   // no session had come up just before
 }
 
-// hold keeps a peer out.
+// hold keeps a peer from having a session.
 type hold struct {
 	state   bgp.SessionState // Quarantined or PrefixLimit
 	reason  string
@@ -75,8 +79,8 @@ func newSupervisor() *supervisor {
 	return &supervisor{holds: make(map[string]*hold), proved: make(map[string]bool), cleared: make(map[string]bool), suspect: make(map[string]int)}
 }
 
-// strike holds a peer out for a minute, and for twice as long each time, up to an hour. A peer that behaved for an
-// hour after its last time starts again.
+// strike holds a peer out for a minute, and for twice as long each further time, up to an hour.
+// After an hour without a strike, it starts again at a minute.
 func (s *supervisor) strike(now time.Time, name string, state bgp.SessionState, reason string) *hold {
 	h := s.holds[name]
 	if h == nil || now.Sub(h.until) > holding.Last {
@@ -90,7 +94,7 @@ func (s *supervisor) strike(now time.Time, name string, state bgp.SessionState, 
 	return h
 }
 
-// held returns the hold that keeps a peer out, or nil.
+// held returns the active hold of a peer, or nil.
 func (s *supervisor) held(name string) *hold {
 	if h := s.holds[name]; h != nil && h.active {
 		return h
@@ -98,20 +102,21 @@ func (s *supervisor) held(name string) *hold {
 	return nil
 }
 
-// reset lets a peer in again and forgets what it did. It reports whether it was held.
+// reset admits a peer again and clears its strikes. It reports whether the peer was held out.
 func (s *supervisor) reset(name string) bool {
 	h := s.held(name)
 	delete(s.holds, name)
 	return h != nil
 }
 
-// crashed takes note that the process has ended, of itself, and returns the name of the peer that is now quarantined
-// for it, if any, and how long to wait before the next start. recent are the peers that have sent something just before.
+// crashed records a crash of the process. It returns the name of the peer that is now quarantined
+// for it, if any, and how long to wait before the next start. recent holds the peers that sent
+// something just before.
 func (s *supervisor) crashed(now time.Time, culprit, reason string, recent map[string]bool) (string, time.Duration) {
 	if culprit == "" {
 		culprit = s.judge(now, recent)
 		if culprit != "" {
-			reason = "BGP process ended after a message of this peer, and of no other: " + reason
+			reason = "BGP process ended after a message from this peer alone: " + reason
 		}
 	}
 	if culprit != "" {
@@ -142,7 +147,7 @@ func (s *supervisor) crashed(now time.Time, culprit, reason string, recent map[s
 	return "", restart.Delay(n - 2)
 }
 
-// judge takes a crash that names no peer into account and returns the peer that is convicted of it, if any.
+// judge records a crash that names no peer, and returns the peer that is to blame, if any.
 func (s *supervisor) judge(now time.Time, recent map[string]bool) string {
 	c := unnamed{at: now, settled: now.Sub(s.lastUp) >= settleAfter}
 	if len(recent) == 1 {
@@ -171,8 +176,8 @@ func (s *supervisor) judge(now time.Time, recent map[string]bool) string {
 	return ""
 }
 
-// tick lets in who may come in by now, of the peers in names, and returns when to call it next; zero: never. It reports
-// whether admit has changed.
+// tick admits the peers in names that may have a session by now. It returns when it must be called
+// next (zero: never), and whether the result of admit has changed.
 func (s *supervisor) tick(now time.Time, names []string) (next time.Time, changed bool) {
 	earliest := func(t time.Time) {
 		if next.IsZero() || t.Before(next) {
@@ -191,7 +196,7 @@ func (s *supervisor) tick(now time.Time, names []string) (next time.Time, change
 	if !s.careful {
 		return next, changed
 	}
-	// Whether a suspect has proved itself by now, or is gone.
+	// over reports whether a trial is over, because the suspect has passed it, or is gone.
 	over := func(name string) bool {
 		end := s.since.Add(trialWait)
 		if !s.up.IsZero() {
@@ -220,13 +225,13 @@ func (s *supervisor) tick(now time.Time, names []string) (next time.Time, change
 		return s.suspect[n] == 0 || s.proved[n] || s.held(n) != nil
 	})
 	if len(waiting) > 0 {
-		// The most suspect comes last.
+		// The most suspect peer comes last.
 		slices.SortStableFunc(waiting, func(a, b string) int { return s.suspect[a] - s.suspect[b] })
 		s.trial, s.since, s.up = waiting[0], now, time.Time{}
 		earliest(now.Add(trialWait))
 		return next, true
 	}
-	// All are in. Stay careful until it has been quiet for a while.
+	// All peers are admitted. Stay careful until no crash has occurred for a while.
 	end := now
 	if len(s.crashes) > 0 {
 		end = s.crashes[len(s.crashes)-1].at.Add(2 * carefulWindow)
@@ -242,7 +247,7 @@ func (s *supervisor) tick(now time.Time, names []string) (next time.Time, change
 	return next, changed
 }
 
-// established takes note that the session of a peer has come up.
+// established records that the session of a peer has come up.
 func (s *supervisor) established(now time.Time, name string) {
 	s.lastUp = now
 	if (name == s.trial || name == s.accused) && s.up.IsZero() {
@@ -261,7 +266,7 @@ func (s *supervisor) admit(name string) bool {
 	return !s.careful || s.suspect[name] == 0 || s.proved[name] || s.trial == name
 }
 
-// keep forgets the peers that are not in names.
+// keep drops all records of peers that are not in names.
 func (s *supervisor) keep(names []string) {
 	gone := func(name string) bool { return !slices.Contains(names, name) }
 	maps.DeleteFunc(s.holds, func(name string, _ *hold) bool { return gone(name) })

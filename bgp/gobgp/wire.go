@@ -11,15 +11,16 @@ import (
 	"github.com/isthmus-net/isthmus/bgp"
 )
 
-// Daemon and child talk over a socket pair in frames: the length of what follows as 4 bytes big-endian, one byte of
-// type, the body. Paths have a binary body, all else is JSON. The daemon does not trust the child, which parses what
-// strangers send: sizes are capped and every field is checked, and what does not pass ends the child.
+// Daemon and child exchange frames over a socket pair: the length of the rest as 4 bytes
+// big-endian, one byte of type, and the body. Paths have a binary body, all others JSON. The
+// daemon does not trust the child, which parses data from strangers: sizes are limited, every
+// field is checked, and an invalid frame ends the child.
 type frameType uint8
 
 const (
 	frameConfig   frameType = iota + 1 // to the child: configMessage
 	frameReset                         // to the child: resetMessage
-	frameRelease                       // to the child: every peer that is expected back has come
+	frameRelease                       // to the child: all peers that were expected back have come
 	frameReply                         // from the child: replyMessage
 	frameState                         // from the child: stateMessage
 	frameCounters                      // from the child: []countersMessage
@@ -33,9 +34,9 @@ const (
 	maxFromChild = 1 << 20
 	pathsFrame   = 48 << 10 // size at which the child closes a frame of paths
 
-	maxPaths  = 256       // of one prefix
-	maxASPath = 2048      // numbers; more do not fit into one BGP message (RFC 4271 section 4.1)
-	maxBlock  = 256 << 10 // bytes that the paths of one prefix take
+	maxPaths  = 256       // fits a configuration of tens of thousands of peers
+	maxASPath = 2048      // numbers; more do not fit into a BGP message (RFC 4271 section 4.1)
+	maxBlock  = 256 << 10 // bytes for the paths of one prefix
 )
 
 type configMessage struct {
@@ -44,14 +45,14 @@ type configMessage struct {
 	RouterID netip.Addr
 	Peers    []peerConfig
 	Announce []netip.Prefix
-	// Restarting means that the FIB already holds routes of these peers (RFC 4724 section 4.1). It counts when BGP
-	// starts, not later.
+	// Restarting means that the FIB already holds routes of these peers (RFC 4724 section 4.1). It
+	// is only evaluated when BGP starts.
 	Restarting bool
 }
 
-// peerConfig is a peer with what only the child needs to know. ID stands for the name on the way back. The addresses
-// are those that the peer has in the child's network namespace; Outside are the real ones. Key is another number for
-// another TCP MD5 key; the key itself stays with the daemon.
+// peerConfig is a peer with the additional values that the child needs. ID replaces the name in
+// messages from the child. The addresses are those in the child's network namespace; Outside holds
+// the real ones. Key changes whenever the TCP-MD5 key does; the key itself stays in the daemon.
 type peerConfig struct {
 	ID      uint32
 	Peer    bgp.Peer
@@ -59,7 +60,7 @@ type peerConfig struct {
 	Key     uint64
 }
 
-// password cannot print itself.
+// password does not reveal itself when it is printed.
 type password []byte
 
 func (password) String() string   { return "(password)" }
@@ -80,8 +81,8 @@ type replyMessage struct {
 type stateMessage struct {
 	Peer  uint32
 	State bgp.SessionState // empty: unchanged
-	// Down says that the session has ended, and Restarting that its paths are kept all the same. Expired says that
-	// they are not kept any longer.
+	// Down means that the session has ended, and Restarting that its paths are kept nevertheless.
+	// Expired means that they are no longer kept.
 	Down, Restarting, Expired bool
 	Error                     string
 }
@@ -105,7 +106,7 @@ type logMessage struct {
 	Peer  uint32 // 0: none
 }
 
-// path and update are bgp.Path and bgp.Update with numbers for names.
+// path and update are bgp.Path and bgp.Update with numbers instead of names.
 type path struct {
 	peer    uint32
 	nextHop netip.Addr
@@ -151,8 +152,9 @@ func readFrame(r io.Reader, limit uint32) (frameType, []byte, error) {
 	return frameType(head[4]), body, err
 }
 
-// appendUpdate appends the prefix (bits, number of address bytes, address) and, as one block with its length before
-// it so that equal blocks can be recognised unparsed, the paths (peer, next hop, whether it is kept, AS path).
+// appendUpdate appends the prefix (bits, number of address bytes, address) and the paths (peer,
+// next hop, whether it is kept from external peers, AS path). The paths form one block preceded by
+// its length, so that equal blocks can be recognized without parsing.
 func appendUpdate(b []byte, u update) []byte {
 	a := u.prefix.Addr().AsSlice()
 	b = append(b, byte(u.prefix.Bits()), byte(len(a)))
@@ -181,14 +183,14 @@ func appendUpdate(b []byte, u update) []byte {
 	return append(b, p...)
 }
 
-// pathDecoder turns the body of path frames into updates. Many prefixes share their paths, so it hands out the same
-// slice for the same bytes.
+// pathDecoder turns the bodies of path frames into updates. Many prefixes share their paths, so it
+// returns the same slice for the same bytes.
 type pathDecoder struct {
 	name func(uint32) (string, bool)
 	seen map[string][]bgp.Path
 }
 
-// The cache of a pathDecoder is dropped when it holds so many entries.
+// maxSeen is the number of entries at which the cache of a pathDecoder is dropped.
 const maxSeen = 1 << 16
 
 func (d *pathDecoder) decode(b []byte) ([]bgp.Update, error) {
@@ -243,7 +245,8 @@ func (d *pathDecoder) paths(b []byte) ([]bgp.Path, error) {
 	return ps, nil
 }
 
-// reader takes fields off b; after the first that is not there, bad is set and all are zero.
+// reader takes fields from b. After the first missing field, bad is set and all further fields are
+// zero.
 type reader struct {
 	b   []byte
 	bad bool
@@ -276,7 +279,8 @@ func (r *reader) uvarint(limit uint64) int {
 	return int(x)
 }
 
-// addr reads an address of 4 or 16 bytes behind their number; number 0 is the invalid address.
+// addr reads an address of 4 or 16 bytes preceded by their number; 0 stands for the invalid
+// address.
 func (r *reader) addr() netip.Addr {
 	n := int(r.byte())
 	x := r.bytes(n)

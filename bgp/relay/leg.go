@@ -12,7 +12,7 @@ import (
 	"github.com/isthmus-net/isthmus/bgp/filter"
 )
 
-// bufferSize is how much is read from a peer, or from the speaker, at a time.
+// bufferSize is how much is read at a time from a peer or the speaker, in bytes.
 const bufferSize = 64 << 10
 
 // run serves the connection until it ends.
@@ -37,7 +37,8 @@ func (l *leg) run() {
 		}
 	}
 	in := &reader{conn: l.conn, b: make([]byte, bufferSize)}
-	// The peer's OPEN comes first, so that one of two connections can be chosen before the speaker sees any.
+	// Read the peer's OPEN first, so that one of two connections can be chosen before the speaker
+	// sees either.
 	l.conn.SetReadDeadline(time.Now().Add(openWait))
 	first, err := l.first(in)
 	l.conn.SetReadDeadline(time.Time{})
@@ -65,7 +66,8 @@ func (l *leg) run() {
 	l.s.r.wg.Go(func() {
 		defer close(l.flushed)
 		l.fromSpeaker(inner)
-		l.s.release(l) // the next one need not wait for the last words of this one
+		// the next connection need not wait until the peer has read the last message of this one
+		l.s.release(l)
 		l.mu.Lock()
 		l.ended = true
 		l.mu.Unlock()
@@ -75,7 +77,7 @@ func (l *leg) run() {
 	l.toSpeaker(in, inner, first)
 }
 
-// unclaim gives the place of a leg back, and has it tried again after a while.
+// unclaim releases the place of a leg, and makes it claimable again after a while.
 func (s *session) unclaim(l *leg) {
 	s.mu.Lock()
 	if s.active == l {
@@ -104,11 +106,11 @@ func (l *leg) fail(err error) {
 	}
 }
 
-// first reads the peer's first message; nil: it waits for ours.
+// first reads the peer's first message, and returns nil if the peer waits for our OPEN.
 func (l *leg) first(in *reader) ([]byte, error) {
 	m, err := l.next(in)
 	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
-		return nil, nil // what was read of it stays in the reader
+		return nil, nil // the part that was read stays in the reader
 	}
 	if err != nil {
 		return nil, err
@@ -116,7 +118,7 @@ func (l *leg) first(in *reader) ([]byte, error) {
 	return l.filter.Message(nil, m)
 }
 
-// next reads one message of the peer.
+// next reads one message from the peer.
 func (l *leg) next(in *reader) ([]byte, error) {
 	head, err := in.peek(filter.HeaderLength)
 	if err != nil {
@@ -129,7 +131,7 @@ func (l *leg) next(in *reader) ([]byte, error) {
 	return in.take(n)
 }
 
-// pair opens a connection to the speaker and passes its OPEN on.
+// pair opens a connection to the speaker, and passes its OPEN on.
 func (l *leg) pair() (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(l.s.ctx, innerWait)
 	defer cancel()
@@ -140,7 +142,7 @@ func (l *leg) pair() (net.Conn, error) {
 	l.mu.Lock()
 	l.inner = inner
 	l.mu.Unlock()
-	if l.closed.Load() { // it was closed before it had this one to close
+	if l.closed.Load() { // it was closed before inner was set
 		inner.Close()
 		return nil, errGone
 	}
@@ -185,11 +187,11 @@ func (l *leg) write(b []byte) error {
 	return err
 }
 
-// toSpeaker filters what the peer sends until the connection ends.
+// toSpeaker filters the peer's messages until the connection ends.
 func (l *leg) toSpeaker(in *reader, inner net.Conn, out []byte) {
 	busy := len(out) > 0
 	for {
-		// Messages that came together are written together.
+		// Messages that arrived together are written together.
 		for in.whole() || len(out) == 0 {
 			m, err := l.next(in)
 			if err == nil {
@@ -214,7 +216,8 @@ func (l *leg) toSpeaker(in *reader, inner net.Conn, out []byte) {
 			busy = false
 		}
 		if _, err := inner.Write(out); err != nil {
-			// The speaker has ended the session. Its last message may still be on the way to the peer.
+			// The speaker has ended the session. Its last message may still be in transit to the
+			// peer.
 			select {
 			case <-l.flushed:
 				l.drain()
@@ -226,30 +229,31 @@ func (l *leg) toSpeaker(in *reader, inner net.Conn, out []byte) {
 	}
 }
 
-// finish ends a session after a message that cannot be passed on, or after the end of what the peer sends.
+// finish ends a session after a message that cannot be passed on, or after the end of the peer's
+// data.
 func (l *leg) finish(inner net.Conn, out []byte, err error) {
 	n, ok := errors.AsType[*filter.Notification](err)
 	if !ok {
-		_, _ = inner.Write(out) // it ends anyway
+		_, _ = inner.Write(out) // the connection ends in any case
 		inner.Close()
 		return
 	}
 	l.s.r.o.Ended(l.s.p.Name, n.Error())
 	l.s.release(l)
-	l.say(n) // before the speaker closes its side, after which nothing is written
+	l.notify(n) // before the speaker closes its side, after which nothing is written
 	now := time.Now()
 	l.s.passed.Store(&now)
-	// A connection that merely ends is the beginning of a graceful restart to the speaker.
+	// The speaker treats a mere end of the connection as the beginning of a graceful restart.
 	inner.SetWriteDeadline(now.Add(lastWords))
 	_, _ = inner.Write(append(out, filter.Cease(n.Error())...))
 	l.drain()
-	select { // the speaker reads that, and closes by itself
+	select { // the speaker reads it, and closes the connection
 	case <-l.flushed:
 	case <-time.After(readyWait):
 	}
 }
 
-// fromSpeaker passes on what the speaker sends, in whole messages, until it ends.
+// fromSpeaker passes on the speaker's messages, each one whole, until the connection ends.
 func (l *leg) fromSpeaker(inner net.Conn) {
 	in := &reader{conn: inner, b: make([]byte, bufferSize)}
 	from, to := l.s.p.InnerLocal, l.s.p.Local.WithZone("")
@@ -263,7 +267,8 @@ func (l *leg) fromSpeaker(inner net.Conn) {
 		}
 		if err := l.write(b); err != nil {
 			if errors.Is(err, errGone) {
-				// The speaker has still to read why: a close with bytes that were not read here could overtake it.
+				// The speaker still has to read the reason. Closing the connection with unread
+				// bytes could overtake it.
 				_, _ = io.Copy(io.Discard, inner)
 			}
 			return
@@ -278,7 +283,7 @@ type reader struct {
 	start, end int
 }
 
-// fill reads more. The buffer is larger than any message.
+// fill reads more data. The buffer is larger than any message.
 func (r *reader) fill() error {
 	if r.start > 0 {
 		r.end = copy(r.b, r.b[r.start:r.end])
@@ -309,13 +314,13 @@ func (r *reader) take(n int) ([]byte, error) {
 	return b, err
 }
 
-// whole reports whether a whole message was read already.
+// whole reports whether a whole message is in the buffer.
 func (r *reader) whole() bool {
 	have := r.b[r.start:r.end]
 	return len(have) >= filter.HeaderLength && len(have) >= int(binary.BigEndian.Uint16(have[16:]))
 }
 
-// messages returns the whole messages that were read, at least one.
+// messages returns the whole messages in the buffer, at least one.
 func (r *reader) messages() ([]byte, error) {
 	if _, err := r.peek(filter.HeaderLength); err != nil {
 		return nil, err

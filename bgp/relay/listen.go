@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// rebind is how often listeners are compared with the interfaces that they are bound to. A tunnel that was made again
-// has another interface of the same name.
+// rebind is how often listeners are compared with the interfaces that they are bound to. A tunnel
+// that was created again has another interface with the same name.
 const rebind = time.Second
 
-// endpoint is where connections come in.
+// endpoint is an address and interface on which connections are accepted.
 type endpoint struct {
 	local netip.Addr
 	iface string
@@ -20,15 +20,15 @@ type endpoint struct {
 
 // listener is an endpoint with the sessions that share it.
 type listener struct {
-	at    endpoint
-	index int // of the interface
-	l     *net.TCPListener
-	keys  map[netip.Addr][]byte // by peer, as set on the socket
-	peers map[netip.Addr]*session
-	said  string // the last error, which is not said twice
+	at     endpoint
+	index  int // of the interface
+	l      *net.TCPListener
+	keys   map[netip.Addr][]byte // by peer, as set on the socket
+	peers  map[netip.Addr]*session
+	logged string // the last error, which is not logged again
 
 	strangers int
-	quiet     time.Time // until when strangers are only counted
+	quiet     time.Time // until then, connections from strangers are only counted
 }
 
 func (l *listener) close() {
@@ -38,7 +38,7 @@ func (l *listener) close() {
 	}
 }
 
-// watch binds listeners to interfaces that come.
+// watch binds listeners to interfaces that appear.
 func (r *Relay) watch() {
 	t := time.NewTicker(rebind)
 	defer t.Stop()
@@ -56,7 +56,7 @@ func (r *Relay) watch() {
 	}
 }
 
-// listenLocked makes the listeners, and the keys on them, be those that the sessions need.
+// listenLocked updates the listeners, and their keys, to match the sessions.
 func (r *Relay) listenLocked() {
 	if r.o.Port <= 0 {
 		return
@@ -93,12 +93,12 @@ func (r *Relay) listenLocked() {
 		}
 		if err != nil {
 			l.close()
-			if text := err.Error(); l.said != text {
-				l.said = text
-				r.o.Log.Warn("BGP connections cannot come in", "address", at.local, "interface", at.iface, "error", err)
+			if text := err.Error(); l.logged != text {
+				l.logged = text
+				r.o.Log.Warn("cannot listen for BGP connections", "address", at.local, "interface", at.iface, "error", err)
 			}
 		} else {
-			l.said = ""
+			l.logged = ""
 		}
 	}
 }
@@ -116,8 +116,8 @@ func (r *Relay) openLocked(l *listener, index int) error {
 	return nil
 }
 
-// setKeys sets the keys that differ, and takes away those that are not wanted any more: a listener that keeps one
-// refuses the peer for good.
+// setKeys sets the keys that differ, and removes those that are no longer wanted: a listener with
+// an old key would refuse the peer forever.
 func (l *listener) setKeys() error {
 	for a := range l.keys {
 		if s := l.peers[a]; s == nil || len(s.p.Key) == 0 {
@@ -138,7 +138,8 @@ func (l *listener) setKeys() error {
 	return nil
 }
 
-// accept hands connections to the sessions whose peers opened them. Those of strangers are closed at once.
+// accept passes connections to the sessions of their peers. Connections from strangers are closed
+// at once.
 func (r *Relay) accept(l *listener, tcp *net.TCPListener) {
 	for {
 		conn, err := tcp.AcceptTCP()
@@ -146,7 +147,7 @@ func (r *Relay) accept(l *listener, tcp *net.TCPListener) {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			select { // out of descriptors, or a connection that is gone already
+			select { // out of descriptors, or the connection has already ended
 			case <-r.ctx.Done():
 				return
 			case <-time.After(100 * time.Millisecond):
@@ -160,7 +161,7 @@ func (r *Relay) accept(l *listener, tcp *net.TCPListener) {
 			l.strangers++
 			if now := time.Now(); now.After(l.quiet) {
 				l.quiet = now.Add(time.Minute)
-				r.o.Log.Warn("closed a BGP connection that is from none of the peers here", "from", from, "address", l.at.local, "interface", l.at.iface, "closed", l.strangers)
+				r.o.Log.Warn("closed a BGP connection from an unknown peer", "from", from, "address", l.at.local, "interface", l.at.iface, "closed", l.strangers)
 			}
 		}
 		r.mu.Unlock()

@@ -1,9 +1,10 @@
 // Package relay holds the TCP connections of BGP sessions for a speaker that has no network.
 //
-// The speaker listens in an empty network namespace, where both addresses of each session are local. For each peer the
-// relay dials and accepts on the tunnel's interface, keeps one connection, gives what comes from the peer to a
-// filter.Filter, and writes what that makes of it to a connection of the same two addresses inside the namespace. What
-// the speaker sends goes to the peer message by message, unchanged but for its OPEN.
+// The speaker listens in an empty network namespace, where both addresses of each session are
+// local. For each peer the relay dials and accepts on the tunnel's interface, and keeps one
+// connection. It passes the peer's messages through a filter.Filter, and writes the result to a
+// connection between the same two addresses inside the namespace. The speaker's messages are sent
+// to the peer unchanged, except its OPEN.
 package relay
 
 import (
@@ -18,23 +19,23 @@ import (
 	"github.com/isthmus-net/isthmus/bgp/filter"
 )
 
-// Peer is one session. Two of one name must not exist at a time, nor two of one address.
+// Peer is one session. The names of simultaneous peers must differ, and so must their addresses.
 type Peer struct {
 	Name string
-	// Address is the peer's, Local ours. Of link-local ones the zone is the interface.
+	// Address is the peer's, Local ours. The zone of a link-local address is the interface.
 	Address, Local netip.Addr
-	// Interface is what the sockets are bound to (SO_BINDTODEVICE); empty: nothing.
+	// Interface is the interface to which the sockets are bound (SO_BINDTODEVICE); empty: none.
 	Interface string
-	// Inner and InnerLocal are the two addresses inside the namespace. If they are not Address and Local, the next hop
-	// InnerLocal is replaced by Local in what the speaker sends.
+	// Inner and InnerLocal are the two addresses inside the namespace. If they differ from Address
+	// and Local, the next hop InnerLocal in the speaker's messages is replaced by Local.
 	Inner, InnerLocal netip.Addr
 	// TTL is the time to live or hop limit of the packets; 0: the kernel's default.
 	TTL uint8
-	// Passive waits for the peer to open the connection.
+	// Passive makes the relay wait for the peer to open the connection.
 	Passive bool
-	// Key is the TCP MD5 key (RFC 2385); empty: none.
+	// Key is the TCP-MD5 key (RFC 2385); empty: none.
 	Key []byte
-	// Internal says that the peer is in our own autonomous system.
+	// Internal means that the peer is in our own autonomous system.
 	Internal bool
 	// Counters must not be nil. They outlive the relay.
 	Counters *filter.Counters
@@ -48,18 +49,19 @@ func (p *Peer) equal(q *Peer) bool {
 		a.InnerLocal == b.InnerLocal && a.TTL == b.TTL && a.Passive == b.Passive && a.Internal == b.Internal
 }
 
-// Options are what New needs to know.
+// Options are the parameters of New.
 type Options struct {
 	// Port is the TCP port for connections that peers open; 0 or less: none.
 	Port int
 	// RemotePort is the TCP port that is dialled; default 179.
 	RemotePort int
-	// Identifier is our BGP identifier, by which collisions are decided.
+	// Identifier is our BGP identifier, which decides collisions.
 	Identifier netip.Addr
 	// Inner opens a connection to the speaker.
 	Inner func(ctx context.Context, from, to netip.Addr) (net.Conn, error)
-	// Failed is told why a connection to a peer could not be opened, Ended why a session was ended here, before the
-	// speaker is told. They are called from several goroutines.
+	// Failed receives why a connection to a peer could not be opened. Ended receives why the relay
+	// has ended a session, before the speaker is notified. Both are called from several
+	// goroutines.
 	Failed func(name string, err error)
 	Ended  func(name, reason string)
 	Log    *slog.Logger
@@ -88,8 +90,9 @@ func New(o Options) *Relay {
 	return r
 }
 
-// Apply makes the sessions be those of peers. A session that is new or changed waits until Ready; the connection of one
-// that is gone or changed stays for drainTime, since the speaker has still to send its NOTIFICATION.
+// Apply updates the sessions to match peers. A new or changed session waits until Ready. The
+// connection of a removed or changed session stays for drainTime, because the speaker still has to
+// send its NOTIFICATION.
 func (r *Relay) Apply(peers []Peer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -118,9 +121,10 @@ func (r *Relay) Apply(peers []Peer) {
 	r.listenLocked()
 }
 
-// Ready says that the speaker waits for the connection of a peer. So it has none, and one that is still here ends: it
-// is closed after drainTime, since what the speaker has sent last may still be on its way. That the speaker waits no
-// more is not said: a connection that it does not take is tried again later.
+// Ready means that the speaker waits for the connection of a peer. It therefore has none, and an
+// existing connection ends: it is closed after drainTime, because the speaker's last message may
+// still be in transit. There is no opposite call: a connection that the speaker does not accept is
+// tried again later.
 func (r *Relay) Ready(name string) {
 	r.mu.Lock()
 	s := r.sessions[name]
@@ -130,7 +134,8 @@ func (r *Relay) Ready(name string) {
 	}
 }
 
-// Passed returns when a message other than KEEPALIVE of each peer was last passed on, of the peers that have sent one.
+// Passed returns when each peer's last message other than KEEPALIVE was passed on, for peers that
+// have sent one.
 func (r *Relay) Passed() map[string]time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -143,7 +148,8 @@ func (r *Relay) Passed() map[string]time.Time {
 	return out
 }
 
-// Note returns why the last malformed UPDATE of a peer was treated as a withdrawal; empty: there was none.
+// Note returns why the last malformed UPDATE of a peer was treated as a withdrawal; empty: there
+// was none.
 func (r *Relay) Note(name string) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -155,7 +161,7 @@ func (r *Relay) Note(name string) string {
 	return ""
 }
 
-// Close closes all connections, without a NOTIFICATION, and returns when all is closed.
+// Close closes all connections without a NOTIFICATION, and waits until they are closed.
 func (r *Relay) Close() {
 	r.cancel()
 	r.mu.Lock()

@@ -25,8 +25,8 @@ import (
 	"github.com/isthmus-net/isthmus/bgp/filter"
 )
 
-// TestMain runs the tests in a network namespace of their own, which is gone with the process. Ring: namespace; needs
-// root.
+// TestMain runs the tests in their own network namespace, which disappears with the process. Ring:
+// namespace; needs root.
 func TestMain(m *testing.M) {
 	const inside = "ISTHMUS_TEST_NETNS"
 	if os.Getenv(inside) == "" {
@@ -75,7 +75,7 @@ func message(kind byte, body ...byte) []byte {
 	return append(append(b, kind), body...)
 }
 
-// open is an OPEN with the last byte of a BGP identifier.
+// open returns an OPEN whose BGP identifier ends with this byte.
 func open(id byte) []byte {
 	return message(filter.Open, 4, 0xfd, 0xe9, 0, 90, 169, 254, 0, id, 14, 2, 12, 1, 4, 0, 1, 0, 1, 65, 4, 0, 0, 0xfd, 0xe9)
 }
@@ -90,7 +90,7 @@ var (
 type bench struct {
 	*Relay
 	t      *testing.T
-	inner  chan net.Conn // what the relay has opened to the speaker
+	inner  chan net.Conn // connections that the relay has opened to the speaker
 	mu     sync.Mutex
 	failed []string
 	ended  []string
@@ -125,7 +125,7 @@ func call(from netip.Addr, wait time.Duration) (net.Conn, error) {
 	return d.Dial("tcp4", "169.254.0.1:179")
 }
 
-// mustCall tries until the listener is there.
+// mustCall tries until the listener exists.
 func (b *bench) mustCall() (conn net.Conn) {
 	b.t.Helper()
 	eventually(b.t, "a connection", func() (ok bool) {
@@ -160,7 +160,7 @@ func expect(t *testing.T, c net.Conn, want []byte) {
 	}
 }
 
-// over expects the end of a connection.
+// over checks that a connection ends.
 func over(t *testing.T, c net.Conn) {
 	t.Helper()
 	c.SetReadDeadline(time.Now().Add(limit))
@@ -170,7 +170,7 @@ func over(t *testing.T, c net.Conn) {
 	}
 }
 
-// up makes a session and returns both ends.
+// up sets up a session, and returns both ends.
 func (b *bench) up(id byte) (peer, speaker net.Conn) {
 	b.t.Helper()
 	peer = b.mustCall()
@@ -205,14 +205,15 @@ func TestSession(t *testing.T) {
 	p.Write(open(11))
 	select {
 	case <-b.inner:
-		t.Error("a session though the speaker is not ready")
+		t.Error("a session although the speaker is not ready")
 	case <-time.After(300 * time.Millisecond):
 	}
 	b.Ready("a")
 	expect(t, b.next(), open(11))
 }
 
-// TestMalformed: the peer gets the NOTIFICATION, the speaker another, and what came before is not lost.
+// TestMalformed checks that the peer and the speaker each get their NOTIFICATION, and that earlier
+// messages are not lost.
 func TestMalformed(t *testing.T) {
 	b := start(t, Options{})
 	b.Apply([]Peer{peer()})
@@ -232,7 +233,7 @@ func TestMalformed(t *testing.T) {
 	}
 }
 
-// TestMalformedOpen never reaches the speaker.
+// TestMalformedOpen checks that a malformed OPEN never reaches the speaker.
 func TestMalformedOpen(t *testing.T) {
 	b := start(t, Options{})
 	b.Apply([]Peer{peer()})
@@ -248,7 +249,7 @@ func TestMalformedOpen(t *testing.T) {
 	}
 }
 
-// TestWaits: a peer that sends its OPEN after ours gets that.
+// TestWaits checks that a peer which sends its OPEN only after ours gets ours.
 func TestWaits(t *testing.T) {
 	b := start(t, Options{})
 	b.Apply([]Peer{peer()})
@@ -259,7 +260,7 @@ func TestWaits(t *testing.T) {
 	expect(t, b.next(), open(11))
 }
 
-// TestStrangers: no connection of another address, or by another interface, gets anywhere.
+// TestStrangers checks that connections from other addresses, or on other interfaces, are closed.
 func TestStrangers(t *testing.T) {
 	ip(t, "link add ist-other type veth peer name ist-other2")
 	t.Cleanup(func() { exec.Command("ip", "link", "del", "ist-other").Run() })
@@ -272,7 +273,7 @@ func TestStrangers(t *testing.T) {
 	for range 500 {
 		c, err := call(netip.MustParseAddr("169.254.0.12"), limit)
 		if err != nil {
-			continue // reset already
+			continue // already reset
 		}
 		over(t, c)
 		c.Close()
@@ -295,7 +296,7 @@ func TestStrangers(t *testing.T) {
 	})
 }
 
-// TestFlood: however many connections the peer itself opens, two at most are kept.
+// TestFlood checks that no more than two connections of a peer are kept, however many it opens.
 func TestFlood(t *testing.T) {
 	b := start(t, Options{})
 	b.Apply([]Peer{peer()})
@@ -304,9 +305,9 @@ func TestFlood(t *testing.T) {
 	before := runtime.NumGoroutine()
 	var last net.Conn
 	for range 300 {
-		next := b.mustCall() // says nothing
+		next := b.mustCall() // sends nothing
 		if last != nil {
-			over(t, last) // at once, without a word
+			over(t, last) // closed at once, without a message
 		}
 		last = next
 	}
@@ -315,7 +316,8 @@ func TestFlood(t *testing.T) {
 	expect(t, s, keepalive)
 }
 
-// TestKeyRemoved: without the password the listener takes connections without a key again.
+// TestKeyRemoved checks that the listener accepts connections without a key after the password was
+// removed.
 func TestKeyRemoved(t *testing.T) {
 	b := start(t, Options{})
 	with, without := peer(), peer()
@@ -343,7 +345,7 @@ func TestKeyRemoved(t *testing.T) {
 	c.Close()
 }
 
-// far is a peer that listens, on a port that is not the relay's.
+// far is a peer that listens on a port other than the relay's.
 func far(t *testing.T) (*net.TCPListener, int) {
 	l, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(netip.AddrPortFrom(theirs, 0)))
 	if err != nil {
@@ -384,8 +386,8 @@ func TestDial(t *testing.T) {
 	expect(t, b.next(), open(11))
 }
 
-// TestCollision has both sides connect (RFC 4271 section 6.8): the connection stays that the side with the higher
-// identifier has opened, unless the other is a session already.
+// TestCollision makes both sides connect (RFC 4271 section 6.8). The connection that the side with
+// the higher identifier has opened stays, unless the other is already a session.
 func TestCollision(t *testing.T) {
 	for name, c := range map[string]struct {
 		id byte // of the peer; ours is 1
@@ -468,7 +470,7 @@ func TestCollision(t *testing.T) {
 	}
 }
 
-// TestDrain: of a peer that is taken away, what the speaker sends last gets through.
+// TestDrain checks that the speaker's last message to a removed peer is passed on.
 func TestDrain(t *testing.T) {
 	b := start(t, Options{})
 	b.Apply([]Peer{peer()})
@@ -484,7 +486,7 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// TestClose sends nothing, which leaves the sessions to graceful restart.
+// TestClose checks that nothing is sent on Close, which leaves the sessions to graceful restart.
 func TestClose(t *testing.T) {
 	b := start(t, Options{})
 	b.Apply([]Peer{peer()})
@@ -497,13 +499,13 @@ func TestClose(t *testing.T) {
 	over(t, s)
 }
 
-// TestRebind: a tunnel that is made again has another interface of the same name.
+// TestRebind replaces a tunnel's interface by another one with the same name.
 func TestRebind(t *testing.T) {
 	b := start(t, Options{})
 	p := peer()
 	p.Interface, p.Local, p.Address = "ist-a", netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.2")
 	p.Inner, p.InnerLocal = p.Address, p.Local
-	b.Apply([]Peer{p}) // before there is an interface
+	b.Apply([]Peer{p}) // before the interface exists
 	listening := func() (index int) {
 		b.Relay.mu.Lock()
 		defer b.Relay.mu.Unlock()
@@ -526,7 +528,7 @@ func TestRebind(t *testing.T) {
 		ip(t, "link del ist-a")
 		eventually(t, "none", func() bool { return listening() == 0 })
 	}
-	// Gone and back between two looks.
+	// Removed and created again between two checks.
 	ip(t, "link add ist-a type veth peer name ist-b")
 	eventually(t, "a new listener", func() bool { i := listening(); return i != 0 && i != last })
 	last = listening()
@@ -538,7 +540,7 @@ func TestRebind(t *testing.T) {
 	eventually(t, "a listener on the new interface", func() bool { i := listening(); return i != 0 && i != last })
 }
 
-// TestHop: of a peer with other addresses inside, the next hop is put right.
+// TestHop checks that the next hop of a peer with other addresses inside is replaced.
 func TestHop(t *testing.T) {
 	update := func(a netip.Addr) []byte {
 		attrs := append([]byte{0x40, 1, 1, 0, 0x80, 14, 26, 0, 2, 1, 16}, a.AsSlice()...)
@@ -553,7 +555,7 @@ func TestHop(t *testing.T) {
 	if !bytes.Equal(b, want) {
 		t.Errorf("got  %x\nwant %x", b, want)
 	}
-	for n := range b { // cut short anywhere
+	for n := range b { // truncated anywhere
 		filter.ReplaceNextHop(b[:n], outside.As16(), inside.As16())
 	}
 }

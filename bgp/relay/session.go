@@ -14,40 +14,43 @@ import (
 )
 
 const (
-	// The first attempt to connect comes within firstRetry of the speaker's being ready, the next ones after retry to
-	// twice that. The time is random, since two sides that both try can miss each other for long.
+	// The first attempt to connect is made within firstRetry after the speaker is ready, further
+	// ones after retry to twice that. The times are random, because two sides that both try could
+	// miss each other for long.
 	firstRetry = time.Second
 	retry      = 5 * time.Second
 
-	// openWait is how long a peer may take to send its OPEN before it gets ours; some wait for that.
+	// openWait is how long a peer may take to send its OPEN before it gets ours; some peers wait
+	// for that.
 	openWait = 3 * time.Second
-	// readyWait is how long a connection of a peer waits for the speaker.
+	// readyWait is how long a peer's connection waits for the speaker.
 	readyWait = 30 * time.Second
 	// innerWait is how long the speaker may take to open a session that it is ready for.
 	innerWait = 5 * time.Second
-	// drainTime is how long a session that is taken away may still last.
+	// drainTime is how long a removed session may still last.
 	drainTime = 5 * time.Second
-	// lastWords is how long a peer may take to read a NOTIFICATION of ours.
+	// lastWords is how long a peer may take to read our NOTIFICATION.
 	lastWords = time.Second
 )
 
 var errGone = errors.New("the session is gone")
 
-// session is one peer's connections: one that leads to the speaker, and those that may in its place.
+// session holds the connections of one peer: one that leads to the speaker, and those that may
+// replace it.
 type session struct {
 	r      *Relay
 	p      Peer
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	passed atomic.Pointer[time.Time] // the last message that was no KEEPALIVE
+	passed atomic.Pointer[time.Time] // time of the last message other than KEEPALIVE
 	note   atomic.Pointer[string]
 
 	mu     sync.Mutex
-	change chan struct{} // closed, and made again, when something below changes
+	change chan struct{} // closed and replaced when a field below changes
 	ready  bool
 	active *leg // leads to the speaker
-	in     *leg // the last one that the peer opened; it may be active
+	in     *leg // the last one that the peer opened; may be active
 }
 
 func newSession(r *Relay, p Peer) *session {
@@ -65,7 +68,7 @@ func (s *session) setReady() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.active != nil && !s.active.paired.Load() {
-		return // it is being paired just now
+		return // it is being paired
 	}
 	if s.active != nil {
 		s.drainLocked(s.active)
@@ -75,7 +78,7 @@ func (s *session) setReady() {
 	s.changedLocked()
 }
 
-// drainLocked lets a leg last for a while, for what the speaker still sends.
+// drainLocked keeps a leg for a while, so that the speaker's last messages are passed on.
 func (s *session) drainLocked(l *leg) {
 	if s.r.ctx.Err() != nil {
 		l.close()
@@ -91,7 +94,7 @@ func (s *session) drainLocked(l *leg) {
 	})
 }
 
-// stop ends the session. What the speaker still sends gets through for a while.
+// stop ends the session. The speaker's last messages are still passed on for a while.
 func (s *session) stop() {
 	s.cancel()
 	s.mu.Lock()
@@ -139,7 +142,8 @@ func (s *session) dial() {
 	}
 }
 
-// wait waits until ok, which is called with mu held, and returns an error when the session is over.
+// wait waits until ok returns true, and returns an error when the session has ended. It calls ok
+// with mu held.
 func (s *session) wait(ok func() bool) error {
 	for {
 		s.mu.Lock()
@@ -156,7 +160,7 @@ func (s *session) wait(ok func() bool) error {
 	}
 }
 
-// accept takes a connection that the peer opened. It replaces one that is not yet a session.
+// accept takes a connection that the peer has opened. It replaces one that is not a session yet.
 func (s *session) accept(conn *net.TCPConn) {
 	l := newLeg(s, conn, false)
 	s.mu.Lock()
@@ -177,8 +181,9 @@ func (s *session) accept(conn *net.TCPConn) {
 	}
 }
 
-// claim makes a leg the one that leads to the speaker, when the speaker is ready. Of two that are both no session yet,
-// the one stays that was opened by the side with the higher BGP identifier (RFC 4271 section 6.8).
+// claim makes a leg the one that leads to the speaker, when the speaker is ready. Of two
+// connections that are not sessions yet, it keeps the one opened by the side with the higher BGP
+// identifier (RFC 4271 section 6.8).
 func (s *session) claim(l *leg) error {
 	ctx, cancel := context.WithTimeout(s.ctx, readyWait)
 	defer cancel()
@@ -217,7 +222,7 @@ func (s *session) claim(l *leg) error {
 	}
 }
 
-// release says that a leg leads to the speaker no more.
+// release records that a leg no longer leads to the speaker.
 func (s *session) release(l *leg) {
 	s.mu.Lock()
 	if s.active == l {
@@ -234,11 +239,11 @@ func (s *session) release(l *leg) {
 type leg struct {
 	s      *session
 	conn   *net.TCPConn
-	out    bool // we opened it
+	out    bool // opened by this node
 	filter *filter.Filter
 
 	done    chan struct{} // closed when run returns
-	flushed chan struct{} // closed when all that the speaker sent was passed on
+	flushed chan struct{} // closed when all messages of the speaker have been passed on
 
 	paired atomic.Bool // the speaker has sent its OPEN
 	up     atomic.Bool // the peer has sent its OPEN and a KEEPALIVE
@@ -266,32 +271,33 @@ func (l *leg) close() {
 	}
 }
 
-// refuse ends the connection with a NOTIFICATION, if the peer takes it.
+// refuse ends the connection with a NOTIFICATION, if the peer reads it.
 func (l *leg) refuse(n *filter.Notification) {
-	if inner := l.say(n); inner != nil {
+	if inner := l.notify(n); inner != nil {
 		inner.Close()
 	}
 	l.drain()
 	l.close()
 }
 
-// say writes a NOTIFICATION to the peer, and nothing after it. It returns the connection to the speaker, if there is one.
-func (l *leg) say(n *filter.Notification) net.Conn {
+// notify writes a NOTIFICATION to the peer, and nothing after it. It returns the connection to the
+// speaker, if there is one.
+func (l *leg) notify(n *filter.Notification) net.Conn {
 	l.conn.SetWriteDeadline(time.Now().Add(lastWords))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.ended {
 		l.ended = true
-		_, _ = l.conn.Write(n.Message()) // the connection ends anyway
+		_, _ = l.conn.Write(n.Message()) // the connection ends in any case
 	}
 	return l.inner
 }
 
-// drain lets the peer read what was written last: a close with bytes that were not read is a reset, which may overtake
-// it.
+// drain gives the peer time to read the last message: closing with unread bytes sends a reset,
+// which may overtake the message.
 func (l *leg) drain() {
 	const most = 1 << 20
 	l.conn.CloseWrite()
 	l.conn.SetReadDeadline(time.Now().Add(lastWords))
-	_, _ = io.CopyN(io.Discard, l.conn, most) // it ends either way
+	_, _ = io.CopyN(io.Discard, l.conn, most) // it ends in any case
 }

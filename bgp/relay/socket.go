@@ -22,7 +22,7 @@ func network(a netip.Addr) string {
 	return "tcp6"
 }
 
-// listen opens a listening socket on an address that need not be there yet.
+// listen opens a listening socket on an address that need not exist yet.
 func listen(ctx context.Context, at endpoint, port int) (*net.TCPListener, error) {
 	c := net.ListenConfig{KeepAlive: -1, Control: control(func(fd int) error {
 		if at.local.Is4() {
@@ -34,7 +34,7 @@ func listen(ctx context.Context, at endpoint, port int) (*net.TCPListener, error
 		}
 		return bindToDevice(fd, at.iface)
 	})}
-	c.SetMultipathTCP(false) // there is no MD5 with it
+	c.SetMultipathTCP(false) // TCP-MD5 does not work with MPTCP
 	l, err := c.Listen(ctx, network(at.local), netip.AddrPortFrom(at.local, uint16(port)).String())
 	if err != nil {
 		return nil, err
@@ -103,7 +103,7 @@ func setTTL(fd int, p *Peer) error {
 	return nil
 }
 
-// md5 sets the key of a peer (RFC 2385), or takes it away when it is empty.
+// md5 sets the key of a peer (RFC 2385), or removes it when key is empty.
 func md5(fd int, peer netip.Addr, key []byte) error {
 	var sig unix.TCPMD5Sig
 	if len(key) > len(sig.Key) {
@@ -112,11 +112,11 @@ func md5(fd int, peer netip.Addr, key []byte) error {
 	if peer.Is4() {
 		sig.Addr.Family = unix.AF_INET
 		a := peer.As4()
-		copy(sig.Addr.Data[2:], a[:]) // behind the port
+		copy(sig.Addr.Data[2:], a[:]) // after the port
 	} else {
 		sig.Addr.Family = unix.AF_INET6
 		a := peer.As16()
-		copy(sig.Addr.Data[6:], a[:]) // behind the port and the flow
+		copy(sig.Addr.Data[6:], a[:]) // after the port and the flow label
 	}
 	sig.Keylen = uint16(copy(sig.Key[:], key))
 	err := unix.SetsockoptTCPMD5Sig(fd, unix.IPPROTO_TCP, unix.TCP_MD5SIG, &sig)
@@ -134,33 +134,33 @@ func setKey(l *net.TCPListener, peer netip.Addr, key []byte) error {
 	return onSocket(c, func(fd int) error { return md5(fd, peer, key) })
 }
 
-// interfaceIndex returns the index of an interface; 0 for none.
+// interfaceIndex returns the index of an interface, or 0 without a name.
 func interfaceIndex(name string) (int, error) {
 	if name == "" {
 		return 0, nil
 	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return 0, fmt.Errorf("looking for interface %s: %w", name, err)
+		return 0, fmt.Errorf("reading the index of interface %s: %w", name, err)
 	}
 	defer unix.Close(fd)
 	req, err := unix.NewIfreq(name)
 	if err != nil {
-		return 0, fmt.Errorf("looking for interface %s: %w", name, err)
+		return 0, fmt.Errorf("reading the index of interface %s: %w", name, err)
 	}
 	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, req); err != nil {
-		return 0, fmt.Errorf("looking for interface %s: %w", name, err)
+		return 0, fmt.Errorf("reading the index of interface %s: %w", name, err)
 	}
 	return int(req.Uint32()), nil
 }
 
-// abort closes a connection with a reset, so that nothing of it stays.
+// abort closes a connection with a reset, so that nothing of it remains.
 func abort(conn *net.TCPConn) {
 	conn.SetLinger(0)
 	conn.Close()
 }
 
-// connected reports whether the other side still may send.
+// connected reports whether the other side may still send.
 func connected(conn *net.TCPConn) bool {
 	c, err := conn.SyscallConn()
 	if err != nil {

@@ -1,4 +1,5 @@
-// Command isthmus-system is the helper of the image: see package image/helper. It runs as root, is started by its unit, and takes no arguments.
+// Command isthmus-system is the helper of the image: see package image/helper. It runs as root, is
+// started by its unit, and has no arguments.
 package main
 
 import (
@@ -45,7 +46,8 @@ func run(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	limit := helper.TrialLimit
-	// Tests of the image cannot wait as long. A value here can only be part of the image, which is signed.
+	// Tests of the image need a shorter limit. The file can only be part of the image, which is
+	// signed.
 	if text, err := os.ReadFile("/usr/share/isthmus/trial-limit"); err == nil {
 		if limit, err = time.ParseDuration(strings.TrimSpace(string(text))); err != nil {
 			return fmt.Errorf("reading the limit of a trial: %w", err)
@@ -59,35 +61,36 @@ func run(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	// The directory lets in root and the group isthmus.
+	// Only root and the group isthmus can enter the directory.
 	if err := os.Chmod(helper.Socket, 0o660); err != nil {
 		return err
 	}
 	disk := slot.Disk{Dir: slot.PartitionDir}
-	// A copy that is made of the disk from now on does not have the number of the next start.
+	// Copies of the disk that are made from now on lack the number of the next start.
 	if err := disk.SetNext(rand.Text()); err != nil {
-		log.Error("giving the loader a number for the next start failed", "err", err)
+		log.Error("setting the loader's number of the next start failed", "err", err)
 	}
 	return helper.New(helper.Options{
 		Disk: disk, Keys: keys, Running: running, Machine: machine, TPM: &tpm.TPM{}, Limit: limit, Log: log,
 		Settled: func() {
 			if err := os.WriteFile(filepath.Join(dir, "settled"), nil, 0o644); err != nil {
-				log.Error("noting that the slot is not on trial failed", "err", err)
+				log.Error("storing that the slot is not on trial failed", "err", err)
 			}
 		},
 	}).Serve(ctx, l)
 }
 
-// targets are systemd's, by verb. They are started as they are, without asking logind, which the image does not have.
+// targets are systemd's, by verb. They are started directly, without logind, which the image does
+// not have.
 var targets = map[string]string{helper.DoReboot: "reboot.target", helper.DoPoweroff: "poweroff.target"}
 
-// machine has systemd start the machine again, or switch it off. It returns when systemd has begun.
+// machine has systemd reboot the machine or switch it off. It returns when systemd has begun.
 func machine(verb string) error {
 	cmd := exec.Command("systemctl", "--no-block", "--job-mode=replace-irreversibly", "start", targets[verb])
 	out, err := cmd.CombinedOutput()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() && status.Signal() == syscall.SIGTERM {
-			return nil // systemd has begun, with what belongs to this unit
+			return nil // systemd has begun, and stops this unit
 		}
 	}
 	if err != nil {

@@ -46,8 +46,8 @@ func fill(r *apitest.Router) {
 		&isthmusv1.TunnelStatus{
 			Name: "vwan-1", Kind: "ipsec", State: "dead", Since: ago(time.Minute), RemoteAddress: "203.0.113.20", Interface: "ist3", LastError: "none of the peer's IKE proposals is one of ours",
 			Explanation: &isthmusv1.Explanation{
-				Reason: "ike-unacceptable", Since: ago(time.Minute), What: "the peer proposed for IKE what none of ours is; its last offer was \x1b[31m", Cause: "the peer wants aes128-sha1-modp2048",
-				Remedy: "set what the peer wants", Field: "tunnels[2].ipsec.ikeProposals", Value: "[aes128-sha1-modp2048]", Line: 17, There: "azure-vwan: IPsec policy of the link",
+				Reason: "ike-unacceptable", Since: ago(time.Minute), What: "the peer proposed none of our IKE proposals; its last offer was \x1b[31m", Cause: "the peer wants aes128-sha1-modp2048",
+				Remedy: "set the algorithms that the peer wants", Field: "tunnels[2].ipsec.ikeProposals", Value: "[aes128-sha1-modp2048]", Line: 17, There: "azure-vwan: IPsec policy of the link",
 			},
 			Heard: ago(9 * time.Second), Listening: ago(time.Hour),
 		},

@@ -12,7 +12,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// newBoot returns what makes a new machine a node by its user-data. changed is called when the names of the server may be others.
+// newBoot returns the first boot from user-data. changed is called when the names of the server may
+// have changed.
 func newBoot(o options, st *store.Store, authority *auth.Authority, audit *auth.Audit, changed func(), log *slog.Logger) *firstboot.Boot {
 	if o.console == "" {
 		o.console = filepath.Join(o.runtime, "console")

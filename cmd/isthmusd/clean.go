@@ -25,16 +25,18 @@ import (
 )
 
 const (
-	// cleanLimit bounds all of it, cleanPatience how long peers have to answer that their SAs end.
+	// cleanLimit bounds all of clean, cleanPatience the wait for peers to confirm the end of their
+	// SAs.
 	cleanLimit    = time.Minute
 	cleanPatience = 5 * time.Second
 )
 
-// keptFile is where the values are that kernel parameters had before the daemon changed them.
+// keptFile has the former values of kernel parameters that the daemon changed.
 func keptFile(o options) string { return filepath.Join(o.runtime, "parameters.json") }
 
-// clean takes away from the kernel and from charon what carries our mark, and gives kernel parameters the values that they had. Documents,
-// secrets and certificates stay. What belongs to others stays. It goes on after an error.
+// clean removes everything with our mark from the kernel and from charon, and restores kernel
+// parameters. It keeps documents, secrets, certificates, and everything of others. It continues
+// after an error.
 func clean(ctx context.Context, o options, out io.Writer, log *slog.Logger) error {
 	if err := notRunning(o); err != nil {
 		return err
@@ -66,7 +68,8 @@ func clean(ctx context.Context, o options, out io.Writer, log *slog.Logger) erro
 	rules, err := filter.Observe(ctx)
 	errs = append(errs, err)
 	if rules.Present {
-		// First, since the rules that keep inside addresses in go. The value before comes back at the end.
+		// First, because the rules that keep inside addresses in are about to go. The former value
+		// is restored at the end.
 		if err := host.NewMachine(keptFile(o)).Forward(false); err != nil {
 			return fmt.Errorf("turning forwarding off, before anything is removed: %w", err)
 		}
@@ -122,7 +125,7 @@ func clean(ctx context.Context, o options, out io.Writer, log *slog.Logger) erro
 	return nil
 }
 
-// notRunning returns an error while a daemon runs: it would make everything once more.
+// notRunning returns an error while a daemon runs, because it would recreate everything.
 func notRunning(o options) error {
 	used, err := store.InUse(o.state)
 	if err != nil {
@@ -134,7 +137,7 @@ func notRunning(o options) error {
 		used = true
 	}
 	if used {
-		return errors.New("isthmusd runs, and would make everything again: stop it first (systemctl stop isthmusd)")
+		return errors.New("isthmusd runs, and would recreate everything: stop it first (systemctl stop isthmusd)")
 	}
 	return nil
 }

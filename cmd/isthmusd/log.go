@@ -9,22 +9,25 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Peers, spokes and callers choose how often some things happen that are worth a line. Each message has logBurst lines at once and then one in
-// each logEvery; the next line says how many were left out.
+// Peers, spokes and callers determine how often some events happen that are logged. Each message
+// may have logBurst lines at once and then one in each logEvery; the next line has the number of
+// omitted ones.
 const (
-	logBurst    = 50
-	logEvery    = time.Second
-	logMessages = 1000 // messages that are counted; a message is a constant of the program, but for those of libraries
+	logBurst = 50
+	logEvery = time.Second
+	// messages that are counted; a message is a constant of the program, except for those of
+	// libraries
+	logMessages = 1000
 )
 
-// sparing is a log handler that leaves out lines of messages that come too often.
+// sparing is a log handler that omits lines of messages that are too frequent.
 type sparing struct {
 	next  slog.Handler
 	now   func() time.Time
 	lines *lines
 }
 
-// lines are counted in one place for a handler and those that were made from it.
+// lines are counted in one place for a handler and those derived from it.
 type lines struct {
 	mu   sync.Mutex
 	said map[string]*said
@@ -66,7 +69,8 @@ func (s *sparing) Handle(ctx context.Context, r slog.Record) error {
 	return s.next.Handle(ctx, r)
 }
 
-// take says whether a message may be written now, and how many like it were not since the last one.
+// take reports whether a message may be written now, and how many equal ones were omitted since the
+// last.
 func (l *lines) take(message string, now time.Time) (omitted int, pass bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// TestLogIsSparing: what comes too often is counted, and costs no other message its lines.
+// TestLogIsSparing checks that frequent messages are counted, and take no lines from other
+// messages.
 func TestLogIsSparing(t *testing.T) {
 	var out strings.Builder
 	now := time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC)

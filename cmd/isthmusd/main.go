@@ -1,5 +1,5 @@
-// Command isthmusd is the router: it takes documents over its API and makes tunnels, BGP sessions, routes and source
-// NAT of them. Stopping it changes nothing in the kernel or in charon.
+// Command isthmusd is the router: it accepts documents over its API and makes tunnels, BGP
+// sessions, routes and source NAT of them. Stopping it changes nothing in the kernel or in charon.
 //
 // TCP-MD5 (RFC 2385) does not work on the MPTCP sockets that Go listens on by default.
 //
@@ -75,24 +75,24 @@ func main() {
 
 	var o options
 	flag.StringVar(&o.state, "state", "/var/lib/isthmus", "`directory` of documents, secrets, certificates and the audit log")
-	flag.StringVar(&o.runtime, "runtime", "/run/isthmus", "`directory` of the API's unix socket and of what need not outlive a boot")
+	flag.StringVar(&o.runtime, "runtime", "/run/isthmus", "`directory` of the API's unix socket and of data that need not outlive a boot")
 	flag.StringVar(&o.listen, "listen", ":7443", "`address` of the API with mutual TLS; empty: only the unix socket")
-	flag.StringVar(&o.apiFrom, "api-from", "", "`prefixes` of sources that may reach the API beside those of the document, comma-separated, before there is one too")
-	flag.StringVar(&o.input, "input", "keep", "what becomes of packets to the node that nothing lets in, where the document does not say: `drop or keep`")
+	flag.StringVar(&o.apiFrom, "api-from", "", "`prefixes` of sources that may reach the API besides those of the document, also without a document, comma-separated")
+	flag.StringVar(&o.input, "input", "keep", "what to do with packets to the node that no rule accepts, unless the document sets it: `drop or keep`")
 	flag.StringVar(&o.hosts, "hosts", "", "further names and addresses for the server's certificate, `comma-separated`")
 	flag.StringVar(&o.bundle, "bundle", "", "`file` for the first admin's context, written once (default: admin.yaml in the state directory)")
 	flag.StringVar(&o.vici, "vici", ipsec.DefaultSocket, "`path` of charon's vici socket")
 	flag.IntVar(&o.bgpPort, "bgp-port", 179, "TCP `port` for BGP sessions that peers open")
 	flag.StringVar(&o.mover, "mover", "", "`program` that has the platform lead public addresses to this node; called as PROGRAM take ADDRESS=PUBLIC...")
-	flag.StringVar(&o.sshKeys, "ssh-keys", "", "`file` from which the machine's SSH server takes its keys, which are then those of the document; empty: the server is not the document's")
-	flag.StringVar(&o.platform, "platform", "none", "where the machine runs, for user-data and what the platform says of addresses: `auto, none, aws, azure, google or nocloud`")
-	flag.DurationVar(&o.refresh, "platform-refresh", 5*time.Minute, "how often the platform is asked for addresses, `1s to 1h`")
-	flag.StringVar(&o.metadata, "metadata", "", "`URL` of the metadata service in place of the platform's own, for tests")
+	flag.StringVar(&o.sshKeys, "ssh-keys", "", "`file` with the keys of the machine's SSH server, written from the document; empty: the document does not set the keys")
+	flag.StringVar(&o.platform, "platform", "none", "where the machine runs, for user-data and the platform's addresses: `auto, none, aws, azure, google or nocloud`")
+	flag.DurationVar(&o.refresh, "platform-refresh", 5*time.Minute, "interval of reading the platform's addresses, `1s to 1h`")
+	flag.StringVar(&o.metadata, "metadata", "", "`URL` of the metadata service instead of the platform's own, for tests")
 	flag.StringVar(&o.seed, "seed", "/run/isthmus-seed", "`directory` of a NoCloud seed")
-	flag.StringVar(&o.console, "console", "", "`file` for what the machine's console is to show after the first boot (default: console in the runtime directory)")
+	flag.StringVar(&o.console, "console", "", "`file` with the text for the machine's console after the first boot (default: console in the runtime directory)")
 	flag.BoolVar(&o.debug, "debug", false, "log more")
-	flag.BoolVar(&o.safe, "safe", false, "carry nothing out and leave what runs as it is; only serve the API, to apply another document or to roll back before the next start")
-	flag.BoolVar(&o.clean, "clean", false, "take away from the kernel and from charon all that isthmusd has made there, and exit; state stays. Refuses while isthmusd runs")
+	flag.BoolVar(&o.safe, "safe", false, "apply nothing and leave the running configuration alone; only serve the API, to apply another document or to roll back before the next start")
+	flag.BoolVar(&o.clean, "clean", false, "remove everything that isthmusd has made in the kernel and in charon, and exit; keep the state. Refuses while isthmusd runs")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	if *showVersion {
@@ -121,11 +121,11 @@ func main() {
 		os.Exit(2)
 	}
 	if o.bgpPort < 1 || o.bgpPort > math.MaxUint16 {
-		fmt.Fprintf(os.Stderr, "isthmusd: -bgp-port %d is no TCP port: give one from 1 to 65535\n", o.bgpPort)
+		fmt.Fprintf(os.Stderr, "isthmusd: -bgp-port %d is not a valid TCP port: give one from 1 to 65535\n", o.bgpPort)
 		os.Exit(2)
 	}
 	if strings.ContainsFunc(o.hosts, func(r rune) bool { return r > unicode.MaxASCII }) {
-		fmt.Fprintf(os.Stderr, "isthmusd: -hosts %s: a certificate has names in ASCII alone; write xn--... for others\n", o.hosts)
+		fmt.Fprintf(os.Stderr, "isthmusd: -hosts %s: a certificate has only names in ASCII: write xn--... for others\n", o.hosts)
 		os.Exit(2)
 	}
 	level := slog.LevelInfo
@@ -162,7 +162,7 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 	defer st.Close()
 	audit, err := auth.OpenAudit(filepath.Join(o.state, "audit.log"), time.Now)
 	if err != nil {
-		log.Error("calls that change something are refused until they can be noted", "err", err)
+		log.Error("calls that change something are refused until they can be written to the audit log", "err", err)
 	}
 	defer audit.Close()
 	if o.bundle == "" {
@@ -176,10 +176,10 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 	}
 	older, err := st.Remember(filepath.Join(o.runtime, "state.json"))
 	if err != nil {
-		log.Warn("how new the state is cannot be kept outside of it", "err", err)
+		log.Warn("the age of the state cannot be stored outside of it", "err", err)
 	}
 	if older != "" {
-		log.Error("the state directory is older than it was: was a copy put back?", "why", older)
+		log.Error("the state directory is older than before: was a copy restored?", "why", older)
 	}
 
 	seal := machine.NewSeal(machine.SealOptions{Store: st, Sealer: helper.Client{}, Sys: "/sys", Log: log.With("room", "machine")})
@@ -197,7 +197,7 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 		return err
 	}
 	defer links.Close()
-	var boot *firstboot.Boot // nil: the platform is not asked
+	var boot *firstboot.Boot // nil: the platform is not used
 	nameServer := func() {
 		if now, err := hosts(o, links); err == nil {
 			if boot != nil {
@@ -221,10 +221,10 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 		return err
 	}
 	defer flows.Close()
-	// Traffic goes on without it.
+	// Traffic does not need the log.
 	var translations router.Translations
 	if r, err := translog.Open(filepath.Join(o.state, "flows"), log.With("room", "translog")); err != nil {
-		log.Error("there is no log of translations", "err", err)
+		log.Error("the log of translations is not available", "err", err)
 	} else {
 		defer r.Close()
 		translations = r
@@ -252,7 +252,7 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 	if o.sshKeys != "" {
 		ssh = func(keys []string) error { return host.AllowSSH(o.sshKeys, keys) }
 	}
-	var beneath *machine.Machine // made below, since it looks at the router
+	var beneath *machine.Machine // set below, because it needs the router
 	var firstAPI []netip.Prefix
 	var facts spec.Platform
 	var place func() *isthmusv1.PlatformStatus
@@ -313,19 +313,20 @@ func run(ctx context.Context, o options, apiFrom []netip.Prefix, log *slog.Logge
 	return errors.Join(err, <-served)
 }
 
-// sealLimit is how long the start waits for secrets that are sealed. Without them it goes on, and they are asked for again.
+// sealLimit is how long the start waits for sealed secrets. Without them the daemon continues, and
+// retries.
 const sealLimit = 10 * time.Second
 
 // notices are conditions of the audit log and of the state directory.
 func notices(audit *auth.Audit, older string) []*isthmusv1.Condition {
 	out := audit.Conditions()
 	if older != "" {
-		out = append(out, condition.StateOlder.Error(time.Time{}, "%s", "the state directory is older than it was, as when a copy is put back: "+older+"; certificates and secrets that were revoked or replaced since may be valid again: look through `isthmus client list`, revoke again, and apply the document again"))
+		out = append(out, condition.StateOlder.Error(time.Time{}, "%s", "the state directory is older than before, as after a copy is restored:  "+older+"; certificates and secrets that were revoked or replaced since may be valid again: look through `isthmus client list`, revoke again, and apply the document again"))
 	}
 	return out
 }
 
-// sources reads a list of prefixes; an error names each one that is none.
+// sources parses a list of prefixes; the error has each one that is not valid.
 func sources(text string) ([]netip.Prefix, error) {
 	if text == "" {
 		return nil, nil
@@ -337,8 +338,8 @@ func sources(text string) ([]netip.Prefix, error) {
 	return all, nil
 }
 
-// hosts returns the names and addresses under which clients may reach the API: those that were given, the host's name,
-// and the addresses of its interfaces, in order.
+// hosts returns the names and addresses under which clients may reach the API: the configured ones,
+// the host's name, and the addresses of its interfaces, in order.
 func hosts(o options, links *link.Links) ([]string, error) {
 	var out []string
 	for _, h := range strings.Split(o.hosts, ",") {
@@ -352,7 +353,8 @@ func hosts(o options, links *link.Links) ([]string, error) {
 	if h, _, err := net.SplitHostPort(o.listen); err == nil && !everywhere(h) {
 		return append(out, h), nil
 	}
-	// The addresses of tunnels are not among them: they come and go, and a node is not managed through them. Nor are those of pools.
+	// The addresses of tunnels are left out: they come and go, and a node is not managed through
+	// them. Those of pools are left out too.
 	around, err := links.Surroundings()
 	if err != nil {
 		return nil, err
@@ -373,22 +375,24 @@ func hosts(o options, links *link.Links) ([]string, error) {
 	return out, nil
 }
 
-// follow calls changed when the addresses of the machine may have changed, until ctx is done. At boot they come after the daemon.
+// follow calls changed when the addresses of the machine may have changed, until ctx is done. At
+// boot the machine gets them after the daemon has started.
 func follow(ctx context.Context, links *link.Links, changed func()) {
 	for ctx.Err() == nil {
 		_ = links.Around(ctx, changed)
 		select {
 		case <-ctx.Done():
 		case <-time.After(followRetry):
-			changed() // what was not heard
+			changed() // for missed notifications
 		}
 	}
 }
 
-// followRetry is how long after a failure changes of addresses are listened to again.
+// followRetry is the pause before another attempt to watch addresses.
 const followRetry = 5 * time.Second
 
-// address returns what the first admin's context names: the listening address, on the loopback when it is any.
+// address returns the API's address for the first admin's context: the listening address, or the
+// loopback if it is unspecified.
 func address(listen string) string {
 	h, port, err := net.SplitHostPort(listen)
 	if err != nil {
@@ -410,7 +414,7 @@ func port(listen string) uint16 {
 	return uint16(n)
 }
 
-// everywhere says whether a host to listen on stands for all addresses.
+// everywhere reports whether a host to listen on stands for all addresses.
 func everywhere(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "" || ip != nil && ip.IsUnspecified()

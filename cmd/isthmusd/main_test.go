@@ -10,7 +10,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/link"
 )
 
-// TestHosts: whoever listens on all addresses is reached under each, however that is written.
+// TestHosts checks that a daemon that listens on all addresses is reached under each, however they
+// are written.
 func TestHosts(t *testing.T) {
 	links, err := link.Open()
 	if err != nil {
@@ -46,7 +47,7 @@ func TestHosts(t *testing.T) {
 	}
 }
 
-// TestSources: each value of -api-from that is refused is named.
+// TestSources checks that the error has each invalid value of -api-from.
 func TestSources(t *testing.T) {
 	got, err := sources("203.0.113.0/28,2001:db8::/64")
 	if want := []netip.Prefix{netip.MustParsePrefix("203.0.113.0/28"), netip.MustParsePrefix("2001:db8::/64")}; err != nil || !slices.Equal(got, want) {

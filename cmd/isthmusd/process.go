@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// protect keeps the memory of this process, which has secrets in it, out of core files and from other processes of its user.
+// protect keeps the memory of this process, which has secrets, out of core files and away from
+// other processes of its user.
 func protect() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("forbidding core files: %w", err)
@@ -22,7 +23,7 @@ func protect() error {
 // released is a time before every build of this program.
 var released = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// built returns a time that was over when this program was built: that of its revision, when it is known.
+// built returns a time before this program was built: the time of its revision, if known.
 func built() time.Time {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

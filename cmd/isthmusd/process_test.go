@@ -12,7 +12,7 @@ import (
 
 const protected = "ISTHMUSD_TEST_PROTECTED"
 
-// TestProtect: a process that protects itself is not dumpable and leaves no core file.
+// TestProtect checks that a process that protects itself is not dumpable and leaves no core file.
 func TestProtect(t *testing.T) {
 	if os.Getenv(protected) != "" {
 		if err := protect(); err != nil {
@@ -33,7 +33,7 @@ func TestProtect(t *testing.T) {
 	cmd.Env = append(os.Environ(), protected+"=1")
 	out, err := cmd.CombinedOutput()
 	if err != nil || string(out) != "core 0 0, dumpable 0" {
-		t.Errorf("the process says %q: %v", out, err)
+		t.Errorf("the process prints %q: %v", out, err)
 	}
 }
 

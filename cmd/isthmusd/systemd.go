@@ -8,7 +8,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 )
 
-// node is what is told about.
+// node is the state for the service manager.
 type node interface {
 	Ready() bool
 	Summary() string
@@ -16,22 +16,25 @@ type node interface {
 }
 
 const (
-	// readyPace is how often it is looked whether the daemon is ready, statusPace how often the line for `systemctl status` is made.
+	// readyPace is the interval of checks whether the daemon is ready, statusPace that of the line
+	// for `systemctl status`.
 	readyPace  = 50 * time.Millisecond
 	statusPace = 2 * time.Second
-	// watchShare is which part of the watchdog's interval one look may take, and how long after it the next one comes.
+	// watchShare divides the watchdog's interval: one check may take that part of it, and the next
+	// one follows after another.
 	watchShare = 4
 )
 
-// readyLimit is when the service manager is told that the daemon is ready although it is not: the boot waits for it (sd_notify(3)). Shorter in
-// tests.
+// readyLimit is when the daemon reports READY although it is not ready, because the boot waits for
+// it (sd_notify(3)). Shorter in tests.
 var readyLimit = 20 * time.Second
 
-// tell tells the service manager when the daemon is ready, and what it does, until ctx is done. Without a service manager it does nothing.
+// tell reports to the service manager when the daemon is ready, and its status, until ctx is done.
+// Without a service manager it does nothing.
 func tell(ctx context.Context, r node, log *slog.Logger) {
 	if sent, err := daemon.SdNotify(false, "STATUS=Starting"); !sent {
 		if err != nil {
-			log.Warn("the service manager cannot be told how the daemon is", "err", err)
+			log.Warn("reporting the status to the service manager failed", "err", err)
 		}
 		return
 	}
@@ -40,7 +43,7 @@ func tell(ctx context.Context, r node, log *slog.Logger) {
 	defer pace.Stop()
 	for !r.Ready() {
 		if time.Now().After(limit) {
-			log.Warn("the rules of the document are not in the kernel yet; the boot goes on", "after", readyLimit)
+			log.Warn("the rules of the document are not in the kernel yet; the boot continues", "after", readyLimit)
 			break
 		}
 		select {
@@ -65,8 +68,8 @@ func tell(ctx context.Context, r node, log *slog.Logger) {
 	}
 }
 
-// watch tells the service manager's watchdog that the daemon works, as often as it wants to hear it, until ctx is done. It tells so only when the
-// API answers at its socket, and the router's lock and its scheduler make progress.
+// watch notifies the service manager's watchdog within its interval, until ctx is done. It does so
+// only when the API answers at its socket, and the router's lock and its scheduler make progress.
 func watch(ctx context.Context, r node, ping func(context.Context) error, log *slog.Logger) {
 	interval, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
@@ -86,7 +89,7 @@ func watch(ctx context.Context, r node, ping func(context.Context) error, log *s
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			log.Error("the watchdog is not told that the daemon works", "err", err)
+			log.Error("the watchdog is not notified, because the daemon does not work", "err", err)
 		default:
 			_, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog)
 		}

@@ -14,7 +14,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 )
 
-// manager returns what a service manager hears.
+// manager returns the messages to a service manager.
 func manager(t *testing.T) <-chan string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
@@ -37,7 +37,7 @@ func manager(t *testing.T) <-chan string {
 	return out
 }
 
-// stand is a node as a test wants it.
+// stand is a node whose state a test sets.
 type stand struct {
 	ready, dead atomic.Bool
 	asked       atomic.Int32
@@ -63,12 +63,13 @@ func await(t *testing.T, from <-chan string, begins string) {
 				return
 			}
 		case <-limit:
-			t.Fatalf("%s is not said", begins)
+			t.Fatalf("%s is not sent", begins)
 		}
 	}
 }
 
-// TestTell: READY is not said before the node is ready, but at the latest after a while.
+// TestTell checks that READY is not sent before the node is ready, but at the latest after
+// readyLimit.
 func TestTell(t *testing.T) {
 	heard := manager(t)
 	s := &stand{}
@@ -78,7 +79,7 @@ func TestTell(t *testing.T) {
 	await(t, heard, "STATUS=Starting")
 	select {
 	case m := <-heard:
-		t.Errorf("%s is said before the node is ready", m)
+		t.Errorf("%s is sent before the node is ready", m)
 	case <-time.After(4 * readyPace):
 	}
 	s.ready.Store(true)
@@ -96,7 +97,8 @@ func TestTell(t *testing.T) {
 	await(t, heard, "READY=1")
 }
 
-// TestWatch: the watchdog hears of a node that works, and not of one whose API or router does not answer.
+// TestWatch checks that the watchdog is notified while the node works, and not while its API or
+// router does not answer.
 func TestWatch(t *testing.T) {
 	heard := manager(t)
 	t.Setenv("WATCHDOG_USEC", "400000")
@@ -111,13 +113,13 @@ func TestWatch(t *testing.T) {
 		return nil
 	}
 	go watch(t.Context(), s, ping, slog.New(slog.DiscardHandler))
-	// Two more questions: what was under way before has been told.
+	// Wait for two more checks, so that the result of an earlier one has been sent.
 	asked := func() {
 		t.Helper()
 		before, limit := s.asked.Load(), time.Now().Add(30*time.Second)
 		for s.asked.Load() < before+2 {
 			if time.Now().After(limit) {
-				t.Fatal("nothing is asked any more")
+				t.Fatal("no more checks")
 			}
 			time.Sleep(time.Millisecond)
 		}
@@ -136,7 +138,7 @@ func TestWatch(t *testing.T) {
 		asked()
 		mark()
 		if m := <-heard; m != "MARK=1" {
-			t.Errorf("%s: %s is said", what, m)
+			t.Errorf("%s: %s is sent", what, m)
 			await(t, heard, "MARK=1")
 		}
 	}

@@ -11,14 +11,15 @@ import (
 	"strings"
 )
 
-// secrets are what a file of an image never has.
+// secrets matches content that no file of an image may have.
 var secrets = regexp.MustCompile(`-----BEGIN ([A-Z]+ )?PRIVATE KEY-----|minisign encrypted secret key|rsign encrypted secret key`)
 
-// scanned is how much of a file is searched for secrets. A key is in a small file.
+// scanned bounds the part of a file that is searched for secrets. A key is in a small file.
 const scanned = 1 << 20
 
-// Audit returns what a root must not have to be given to strangers: passwords, keys, what a machine or a shell has left, and files that lend rights.
-// It is what the clouds' marketplaces look for, and more.
+// Audit returns what must not be in a public image: passwords, keys, files that a machine or a
+// shell has left, and files that grant privileges. It checks what the clouds' marketplaces check,
+// and more.
 func Audit(tree string) (problems []string) {
 	problem := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	shadow, err := os.ReadFile(filepath.Join(tree, "etc/shadow"))
@@ -55,7 +56,7 @@ func Audit(tree string) (problems []string) {
 		if err != nil {
 			return err
 		}
-		// A program has the words in it by which it recognizes a key.
+		// A program may contain the headers by which it recognizes a key.
 		if !bytes.HasPrefix(text, []byte("\x7fELF")) && secrets.Match(text) {
 			problem("%s: it has a private key", rel)
 		}
@@ -65,7 +66,7 @@ func Audit(tree string) (problems []string) {
 		problem("reading the tree: %v", err)
 	}
 	if b, err := os.ReadFile(filepath.Join(tree, "etc/machine-id")); err != nil || len(bytes.TrimSpace(b)) > 0 {
-		problem("etc/machine-id: it must be there and empty, so that each machine gets its own")
+		problem("etc/machine-id: it must exist and be empty, so that each machine gets its own")
 	}
 	for _, dir := range []string{"root", "home", "tmp", "var"} {
 		if left, _ := os.ReadDir(filepath.Join(tree, dir)); len(left) > 0 {

@@ -1,5 +1,6 @@
-// Package build makes the image of the appliance from Debian packages: the tree of the root, one slot, a disk that starts by BIOS and by UEFI, and the forms
-// of it that clouds take. It needs root and the programs that `test/setup image` installs, and neither loop devices nor mounts.
+// Package build makes the image of the appliance from Debian packages: the root's tree, one slot, a
+// disk that starts by BIOS and by UEFI, and the disk's formats for clouds. It needs root and the
+// programs that `test/setup image` installs, and neither loop devices nor mounts.
 package build
 
 import (
@@ -21,7 +22,7 @@ import (
 	"github.com/isthmus-net/isthmus/image/slot"
 )
 
-// Bounds of what is built, in MiB.
+// Bounds of the result, in MiB.
 const (
 	MaxRoot = 200
 	MaxSlot = 100
@@ -30,35 +31,38 @@ const (
 // Suite is the Debian release of the image.
 const Suite = "trixie"
 
-// Options says what to build.
+// Options configure a build.
 type Options struct {
 	// Debs are the package files of isthmusd and isthmus.
 	Debs []string
-	// Programs are further files of the root that can be executed: from their path in it to that of the file here.
+	// Programs are further executable files of the root: a map from the path in the root to the
+	// file here.
 	Programs map[string]string
-	// Keys are the files NAME.pub of the keys with which slots are signed that the node will take. SigningKey is the file of the one that signs this slot, and
-	// Password opens it.
+	// Keys are the files NAME.pub of the keys that the node accepts for slots. SigningKey is the
+	// file of the key that signs this slot, and Password opens it.
 	Keys                 []string
 	SigningKey, Password string
 	// Files is the directory image of the source tree.
 	Files string
-	// Out is the directory that takes the result. It is made when it is missing.
+	// Out is the directory for the result. It is created if it is missing.
 	Out string
-	// Cache is a directory for Debian packages that were downloaded.
+	// Cache is a directory for downloaded Debian packages.
 	Cache string
-	// Mirror and Security are the mirrors of Debian and of its security updates. With one of them empty they are those of mmdebstrap.
+	// Mirror and Security are the mirrors of Debian and of its security updates. If one of them is
+	// empty, mmdebstrap's defaults are used.
 	Mirror, Security string
 	// Kernel is one of Kernels; empty: "stable".
 	Kernel string
 	// Version is that of the slot. Its serial is the epoch.
 	Version string
-	// Epoch is the time of every file. Two builds with equal options, of the same packages, are bit-identical.
+	// Epoch is the time of every file. Two builds with equal options and the same packages are
+	// bit-identical.
 	Epoch time.Time
-	// Progress takes a line for each step; nil: none are written.
+	// Progress receives a line for each step; nil: none is written.
 	Progress io.Writer
 }
 
-// Result is what was built.
+// Result is the result of a build.
 type Result struct {
 	Disk, Slot      string
 	Signature, SBOM string
@@ -86,7 +90,7 @@ func (b *builder) step(format string, args ...any) {
 // Build makes disk.raw, slot.img and sbom.json in o.Out. A build that fails leaves none of them.
 func Build(ctx context.Context, o Options) (_ Result, err error) {
 	if os.Geteuid() != 0 {
-		return Result{}, errors.New("building the image: run this as root, which mmdebstrap needs to make a tree with its owners")
+		return Result{}, errors.New("building the image: run this as root, because mmdebstrap must set the owners of files")
 	}
 	o.Kernel = cmp.Or(o.Kernel, "stable")
 	if Kernels[o.Kernel] == "" {
@@ -124,7 +128,7 @@ func (b *builder) build(tmp string) (r Result, err error) {
 	}
 	r.Packages = packages
 	if err := b.trim(); err != nil {
-		return r, fmt.Errorf("removing what only the build needs: %w", err)
+		return r, fmt.Errorf("removing files of the build: %w", err)
 	}
 	if problems := Audit(b.tree); len(problems) > 0 {
 		return r, fmt.Errorf("checking the root:\n  %s", strings.Join(problems, "\n  "))
@@ -180,9 +184,11 @@ func (b *builder) build(tmp string) (r Result, err error) {
 	return r, nil
 }
 
-// squash packs the tree. Every time in it is the epoch, and files have no extended attributes, so no capabilities either.
+// squash packs the tree. All times are the epoch, and files have no extended attributes, so no
+// capabilities either.
 func (b *builder) squash(img string) error {
-	// The loader reads no compression that packs better and unpacks as fast. SOURCE_DATE_EPOCH is the time of everything in it.
+	// The loader supports no compression that packs better and unpacks as fast. SOURCE_DATE_EPOCH
+	// is the time of all files.
 	return b.run("mksquashfs", b.tree, img, "-comp", "gzip", "-b", "256K", "-noappend", "-no-progress", "-quiet", "-no-xattrs")
 }
 
@@ -216,7 +222,7 @@ func (b *builder) in(path ...string) string {
 	return filepath.Join(append([]string{b.tree}, path...)...)
 }
 
-// size returns how many bytes the files below a directory have, each counted once.
+// size returns the bytes in the files below a directory, each counted once.
 func size(dir string) (total int64, err error) {
 	seen := map[uint64]bool{}
 	err = walk(dir, func(f file) error {
@@ -273,7 +279,7 @@ func (b *builder) environment(tmp string, signature []byte) ([]byte, error) {
 	if at, err := slot.FindEnv(area); err != nil {
 		return nil, err
 	} else if at != slot.EnvAt {
-		return nil, fmt.Errorf("the loader's block is at byte %d, and the initial RAM disk reads it at %d", at, slot.EnvAt)
+		return nil, fmt.Errorf("the loader's block is at byte %d, but the initial RAM disk reads it at %d", at, slot.EnvAt)
 	}
 	out := make([]byte, slot.SignatureAt(slot.B)+slot.SignatureLimit)
 	copy(out, area)

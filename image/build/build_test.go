@@ -12,7 +12,7 @@ import (
 	"github.com/isthmus-net/isthmus/image/slot"
 )
 
-// root makes the least that Audit takes.
+// root makes the smallest tree that Audit accepts.
 func root(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -46,10 +46,10 @@ func TestAudit(t *testing.T) {
 		"etc/.bash_history: it belongs":               func(d string) { put(t, d, "etc/.bash_history", "x", 0o600) },
 		"etc/key.pem: it has a private key":           func(d string) { put(t, d, "etc/key.pem", "junk\n-----BEGIN EC PRIVATE KEY-----\n", 0o600) },
 		"usr/share/x: it has a private key":           func(d string) { put(t, d, "usr/share/x", "untrusted comment: minisign encrypted secret key\n", 0o600) },
-		"etc/machine-id: it must be there and empty":  func(d string) { put(t, d, "etc/machine-id", "0123456789abcdef0123456789abcdef\n", 0o444) },
+		"etc/machine-id: it must exist and be empty":  func(d string) { put(t, d, "etc/machine-id", "0123456789abcdef0123456789abcdef\n", 0o444) },
 		"var: it must be empty, and has log":          func(d string) { put(t, d, "var/log/x", "x", 0o600) },
 		"etc/shadow: open":                            func(d string) { os.Remove(filepath.Join(d, "etc/shadow")) },
-		"etc/machine-id: it must be there and empty,": func(d string) { os.Remove(filepath.Join(d, "etc/machine-id")) },
+		"etc/machine-id: it must exist and be empty,": func(d string) { os.Remove(filepath.Join(d, "etc/machine-id")) },
 	} {
 		dir := root(t)
 		spoil(dir)
@@ -113,7 +113,7 @@ func TestVHD(t *testing.T) {
 	}
 }
 
-// The loader's file and the layout agree about the partitions.
+// TestPartitions checks that the loader's file and the layout agree about the partitions.
 func TestPartitions(t *testing.T) {
 	cfg, err := os.ReadFile("../grub.cfg")
 	if err != nil {
@@ -138,7 +138,7 @@ func TestPartitions(t *testing.T) {
 		t.Errorf("the slots leave no room for data: %d MiB of %d", end, DiskMiB)
 	}
 	if DiskMiB%1024 != 0 {
-		t.Error("the disk has no whole number of GiB")
+		t.Error("the disk does not have a whole number of GiB")
 	}
 	if slot.SignatureAt(slot.B)+slot.SignatureLimit > envMiB*mib {
 		t.Error("the signatures are beyond their partition")
@@ -154,14 +154,14 @@ func TestInstallLoader(t *testing.T) {
 		t.Errorf("the boot sector reads sector %d", got)
 	}
 	if got := binary.LittleEndian.Uint64(core[sector-12:]); got != 2049 {
-		t.Errorf("the core reads on at sector %d", got)
+		t.Errorf("the core continues at sector %d", got)
 	}
 	if err := install(boot, core[:sector], 2048); err == nil {
-		t.Error("a core of one sector was taken")
+		t.Error("a core of one sector was accepted")
 	}
 }
 
-// TestSources: the image has security updates, whichever mirror its packages come from.
+// TestSources checks that the image has security updates, whichever mirror its packages come from.
 func TestSources(t *testing.T) {
 	for _, c := range []struct{ mirror, security, want string }{
 		{"http://a.test/debian", "http://b.test/debian-security", "deb http://a.test/debian trixie main|deb http://a.test/debian trixie-updates main|deb http://b.test/debian-security trixie-security main"},

@@ -10,7 +10,8 @@ import (
 	"github.com/isthmus-net/isthmus/image/slot"
 )
 
-// The disk, in MiB. The rest, at least 64 MiB, becomes the partition "data" at the first boot. Google takes whole GiB, Azure whole MiB.
+// The disk, in MiB. The rest, at least 64 MiB, becomes the partition "data" at the first boot.
+// Google accepts whole GiB, Azure whole MiB.
 const (
 	biosMiB = 1
 	espMiB  = 64
@@ -29,9 +30,11 @@ const (
 	sector = 512
 )
 
-// disk writes a GPT disk with the loaders of both firmwares, an empty environment block and the slot in slot a.
+// disk writes a GPT disk with the loaders of both firmwares, an empty environment block and the
+// slot in slot a.
 //
-// GRUB for BIOS is made of Debian's modules. By UEFI start Debian's shim and GRUB as they are signed: their prefix is /EFI/debian.
+// GRUB for BIOS is made of Debian's modules. UEFI starts Debian's signed shim and GRUB, whose
+// prefix is /EFI/debian.
 func (b *builder) disk(tmp, img, disk string, signature []byte) error {
 	loader := filepath.Join(tmp, "loader")
 	args := []string{"--quiet", "--mode=root", "--variant=extract", "--include=grub-pc-bin,grub-efi-amd64-signed,shim-signed",
@@ -105,12 +108,15 @@ func (b *builder) disk(tmp, img, disk string, signature []byte) error {
 	return d.Close()
 }
 
-// partitions returns the table for sfdisk. The loader knows the partitions by their numbers, and all else by their names.
+// partitions returns the table for sfdisk. The loader identifies partitions by their numbers,
+// everything else by their names.
 func partitions() string {
 	const guid = "69737468-6d75-7300-0000-0000000000"
-	const root = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709" // x86-64, UAPI.2 Discoverable Partitions Specification
-	const env = "69737468-6D75-7300-656E-760000000000"  // ours: a type that no other program takes for its own
-	noAuto := `attrs="GUID:63"`                         // the same: systemd-gpt-auto-generator leaves it alone
+	// x86-64, UAPI.2 Discoverable Partitions Specification
+	const root = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
+	const env = "69737468-6D75-7300-656E-760000000000" // ours: a type that no other program uses
+	// ours too: systemd-gpt-auto-generator ignores it
+	noAuto := `attrs="GUID:63"`
 	return strings.Join([]string{
 		"label: gpt", "label-id: " + guid + "00", "first-lba: 2048",
 		fmt.Sprintf("start=%dMiB, size=%dMiB, type=21686148-6449-6E6F-744E-656564454649, uuid=%s01, name=bios", biosAt, biosMiB, guid),
@@ -121,8 +127,9 @@ func partitions() string {
 	}, "\n") + "\n"
 }
 
-// install does what grub-bios-setup does, in memory: the boot sector learns where the core begins, and the core's first sector where its second is
-// (GRUB manual, "BIOS installation"; struct grub_boot_blocklist in GRUB's i386/pc/boot.h).
+// install does in memory what grub-bios-setup does: it writes the location of the core into the
+// boot sector, and the location of the core's second sector into its first (GRUB manual, "BIOS
+// installation"; struct grub_boot_blocklist in GRUB's i386/pc/boot.h).
 func install(boot, core []byte, at uint64) error {
 	const (
 		kernelSector = 0x5c // GRUB_BOOT_MACHINE_KERNEL_SECTOR
@@ -138,7 +145,7 @@ func install(boot, core []byte, at uint64) error {
 	return nil
 }
 
-// esp makes the EFI system partition, with times and a serial number that do not change.
+// esp makes the EFI system partition, with fixed times and a fixed serial number.
 func (b *builder) esp(loader, esp string) error {
 	if err := os.WriteFile(esp, nil, 0o644); err != nil {
 		return err
@@ -152,7 +159,7 @@ func (b *builder) esp(loader, esp string) error {
 	if err := b.run("mmd", "-i", esp, "::EFI", "::EFI/BOOT", "::EFI/debian"); err != nil {
 		return err
 	}
-	// In this order always: a directory has its files in the order in which they came.
+	// The order is fixed, because a directory has its files in the order in which they were copied.
 	for _, f := range [][2]string{
 		{filepath.Join(loader, "usr/lib/shim/shimx64.efi.signed"), "EFI/BOOT/BOOTX64.EFI"},
 		{filepath.Join(loader, "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed"), "EFI/BOOT/grubx64.efi"},

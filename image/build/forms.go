@@ -11,19 +11,20 @@ import (
 	"time"
 )
 
-// Form is the disk in the form in which a cloud or a hypervisor takes it.
+// Form is the disk in a format that a cloud or a hypervisor accepts.
 type Form struct {
-	// For names who takes it.
+	// For is the cloud or hypervisor.
 	For, Path string
-	// Size is how many bytes the file has, and Allocated how many it takes up.
+	// Size is the file's size in bytes, and Allocated the disk space that it uses.
 	Size, Allocated int64
 }
 
-// Forms makes the forms of a disk that Build made, beside it.
+// Forms makes the formats of a disk from Build, in the same directory.
 //
-// AWS takes the stream-optimized VMDK, or the raw disk, as a snapshot (VM Import/Export User Guide, "Importing a disk as a snapshot"). Azure takes a fixed VHD whose size is
-// a whole number of MiB ("Create and upload a generic Linux VHD"). Google takes a gzipped tar archive in the old GNU format with one file, disk.raw, of whole GiB ("Import a
-// disk manually").
+// AWS accepts the stream-optimized VMDK, or the raw disk, as a snapshot (VM Import/Export User
+// Guide, "Importing a disk as a snapshot"). Azure accepts a fixed VHD whose size is a whole number
+// of MiB ("Create and upload a generic Linux VHD"). Google accepts a gzipped tar archive in the old
+// GNU format with one file, disk.raw, of whole GiB ("Import a disk manually").
 func Forms(ctx context.Context, disk string, epoch time.Time) (out []Form, err error) {
 	dir := filepath.Dir(disk)
 	b := &builder{Options: Options{Epoch: epoch}, ctx: ctx}
@@ -35,7 +36,7 @@ func Forms(ctx context.Context, disk string, epoch time.Time) (out []Form, err e
 		{"AWS", "isthmus.vmdk", func(p string) error {
 			return b.run("qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", disk, p)
 		}},
-		// Without force_size the size is rounded to cylinders.
+		// Without force_size, the size is rounded to cylinders.
 		{"Azure", "isthmus.vhd", func(p string) error {
 			if err := b.run("qemu-img", "convert", "-O", "vpc", "-o", "subformat=fixed,force_size=on", disk, p); err != nil {
 				return err
@@ -50,7 +51,7 @@ func Forms(ctx context.Context, disk string, epoch time.Time) (out []Form, err e
 		path := filepath.Join(dir, f.name)
 		if err := errors.Join(f.make(path), ctx.Err()); err != nil {
 			os.Remove(path)
-			return nil, fmt.Errorf("making the form for %s: %w", f.who, err)
+			return nil, fmt.Errorf("making the disk for %s: %w", f.who, err)
 		}
 		form, err := form(f.who, path)
 		if err != nil {
@@ -72,7 +73,8 @@ func form(who, path string) (Form, error) {
 	return Form{For: who, Path: path, Size: fi.Size(), Allocated: allocated}, err
 }
 
-// checkVHD reads the footer of a fixed VHD (Virtual Hard Disk Image Format Specification 1.0): Azure refuses what is not of whole MiB.
+// checkVHD checks the footer of a fixed VHD (Virtual Hard Disk Image Format Specification 1.0):
+// Azure refuses a size that is not a whole number of MiB.
 func checkVHD(path string) error {
 	f, err := os.Open(path)
 	if err != nil {

@@ -13,22 +13,25 @@ import (
 	"github.com/isthmus-net/isthmus/image/slot"
 )
 
-// installed are the Debian packages of the image, beside those that they and our own packages depend on.
+// installed are the Debian packages of the image, besides those that they and our own packages
+// depend on.
 var installed = []string{
 	"systemd-sysv", "systemd-repart", "systemd-resolved", "systemd-timesyncd", "udev", "kmod", "procps",
 	"initramfs-tools", "zstd", "e2fsprogs",
 	"iproute2", "nftables", "charon-systemd", "libstrongswan-standard-plugins", "strongswan-swanctl", "ca-certificates",
-	// To look into a node: on its console, or by SSH when the document opens it.
+	// To inspect a node: on its console, or by SSH if the document opens it.
 	"openssh-server", "iputils-ping", "tcpdump", "conntrack", "less", "login", "passwd",
 }
 
-// Kernels are the Debian packages of the kernel, by name of the variant: the release's own, and a newer one from its backports, which has what the first does not have yet, such as
-// a CHILD SA for each processor (RFC 9611: Linux 6.13, and strongSwan 6.0.2, which Debian 13 has not), and gets security updates later.
+// Kernels are the Debian packages of the kernel, by name of the variant: the release's own, and a
+// newer one from its backports. The newer one has features that the first lacks, such as a CHILD SA
+// for each processor (RFC 9611: Linux 6.13, and strongSwan 6.0.2, which Debian 13 lacks), and gets
+// security updates later.
 var Kernels = map[string]string{"stable": kernelPackage, "backports": kernelPackage + "/" + Suite + "-backports"}
 
 const kernelPackage = "linux-image-cloud-amd64"
 
-// install makes the tree: Debian's packages, then ours with the dpkg that is in it.
+// install makes the tree: Debian's packages, then ours with the dpkg in the tree.
 func (b *builder) install() error {
 	archives := filepath.Join(b.Cache, "archives-"+Suite)
 	if err := os.MkdirAll(archives, 0o755); err != nil {
@@ -43,14 +46,14 @@ func (b *builder) install() error {
 		"--skip=download/empty", "--skip=essential/unlink",
 		`--setup-hook=mkdir -p "$1"/var/cache/apt/archives`,
 		"--setup-hook=sync-in " + archives + " /var/cache/apt/archives",
-		// The initial RAM disk is made when the kernel is installed: what it is made of comes first.
+		// The initial RAM disk is made when the kernel is installed, so its files come first.
 		`--essential-hook=mkdir -p "$1"/etc/initramfs-tools`,
 		"--essential-hook=sync-in " + filepath.Join(b.Files, "rootfs/etc/initramfs-tools") + " /etc/initramfs-tools",
 		"--customize-hook=sync-out /var/cache/apt/archives " + archives,
 		`--customize-hook=rm -rf "$1"/var/cache/apt "$1"/var/lib/apt`,
 	}
 	if b.Kernel == "backports" {
-		// From the mirror that the release itself comes from, which mmdebstrap has noted.
+		// From the same mirror as the release, which mmdebstrap has recorded.
 		args = append(args, fmt.Sprintf(`--setup-hook=cat "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*.list 2>/dev/null | sed -n 's/^deb \(.*\) %[1]s main.*/deb \1 %[1]s-backports main/p' | head -1 > "$1"/etc/apt/sources.list.d/backports.list`, Suite))
 	}
 	for _, d := range b.Debs {
@@ -63,7 +66,8 @@ func (b *builder) install() error {
 	return b.run("mmdebstrap", args...)
 }
 
-// sources returns what apt is to install from, as lines of sources.list(5): the release, what was changed in it since, and security updates. None: mmdebstrap's own, which are the same.
+// sources returns the sources of apt, as lines of sources.list(5): the release, its updates, and
+// security updates. None: mmdebstrap's own, which are the same.
 func sources(mirror, security string) []string {
 	if mirror == "" || security == "" {
 		return nil
@@ -71,7 +75,8 @@ func sources(mirror, security string) []string {
 	return []string{"deb " + mirror + " " + Suite + " main", "deb " + mirror + " " + Suite + "-updates main", "deb " + security + " " + Suite + "-security main"}
 }
 
-// finish lays the files of the image over the tree and fixes what a tree of Debian leaves to the first boot.
+// finish copies the files of the image over the tree and fixes what Debian leaves to the first
+// boot.
 func (b *builder) finish() error {
 	if err := copyTree(filepath.Join(b.Files, "rootfs"), b.tree); err != nil {
 		return err
@@ -147,7 +152,8 @@ func (b *builder) finish() error {
 	return os.Symlink("../run/systemd/resolve/resolv.conf", b.in("etc/resolv.conf"))
 }
 
-// drivers that no cloud's machine and no router has a use for, below the directory kernel of the modules.
+// drivers are modules that neither a cloud's machine nor a router needs, below the directory kernel
+// of the modules.
 var drivers = []string{
 	"drivers/comedi", "drivers/hid", "drivers/media", "drivers/soundwire", "drivers/leds", "drivers/thermal", "drivers/platform", "drivers/vhost", "drivers/target",
 	"drivers/md/bcache", "drivers/cdrom/pktcdvd.ko.xz", "drivers/infiniband/ulp", "drivers/infiniband/sw",
@@ -157,7 +163,7 @@ var drivers = []string{
 	"net/sunrpc", "net/batman-adv", "net/atm", "net/nfc", "net/openvswitch", "arch/x86/kvm", "virt",
 }
 
-// modules removes those that are never loaded.
+// modules removes modules that are never loaded.
 func (b *builder) modules(version string) error {
 	for _, d := range drivers {
 		if err := os.RemoveAll(b.in("usr/lib/modules", version, "kernel", d)); err != nil {
@@ -167,7 +173,8 @@ func (b *builder) modules(version string) error {
 	return b.run("chroot", b.tree, "depmod", version)
 }
 
-// building are packages that the build needs and the node does not: their files are removed, and they are not in the list of what the slot has.
+// building are packages that the build needs and the node does not: their files are removed, and
+// they are not in the slot's SBOM.
 var building = []string{
 	"adduser", "apt", "cpio", "debconf", "debianutils-none", "diffutils", "dmsetup", "dpkg", "initramfs-tools", "initramfs-tools-bin", "initramfs-tools-core", "klibc-utils", "libklibc",
 	"libdebconfclient0", "openssh-client", "openssl", "perl-base", "sensible-utils", "ucf", "zstd", "linux-base", "dracut-install", "logsave", "wtmpdb", "runit-helper",
@@ -177,7 +184,8 @@ var building = []string{
 // kept are files of such packages that the node needs.
 var kept = []string{"/usr/bin/ssh-keygen", "/usr/bin/openssl", "/usr/bin/hostname"}
 
-// trim removes what only the build needs, and what a tree has of the machine and of the moment at which it was made.
+// trim removes files that only the build needs, and traces of the machine and the time of the
+// build.
 func (b *builder) trim() error {
 	others := map[string]bool{} // directories and files of packages that stay
 	lists, err := filepath.Glob(b.in("var/lib/dpkg/info/*.list"))
@@ -211,7 +219,7 @@ func (b *builder) trim() error {
 			return err
 		}
 		for _, f := range files {
-			// Debian's lists name files where they were before /usr was merged.
+			// Debian's lists have paths from before /usr was merged.
 			if others[f] || slices.Contains(kept, f) || slices.Contains(kept, "/usr"+f) {
 				continue
 			}
@@ -242,7 +250,7 @@ func (b *builder) trim() error {
 			return err
 		}
 	}
-	// The node has no users: a bit that lends rights has no use.
+	// The node has no users, so setuid and setgid bits have no use.
 	return walk(b.tree, func(f file) error {
 		if m := f.info.Mode(); m.IsRegular() && m&(fs.ModeSetuid|fs.ModeSetgid) != 0 {
 			return os.Chmod(f.path, m.Perm())
@@ -251,7 +259,7 @@ func (b *builder) trim() error {
 	})
 }
 
-// prune removes everything below a directory that keep does not want, and the directory stays.
+// prune removes everything below a directory that keep does not want; the directory stays.
 func prune(dir string, keep func(name string) bool) error {
 	entries, err := os.ReadDir(dir)
 	if os.IsNotExist(err) {
@@ -271,7 +279,8 @@ func prune(dir string, keep func(name string) bool) error {
 	return nil
 }
 
-// copyTree lays the files below from over those below to. Directories get mode 0755; a file is executable there when it is here.
+// copyTree copies the files below from over those below to. Directories get mode 0755; files keep
+// only whether they are executable.
 func copyTree(from, to string) error {
 	return walk(from, func(f file) error {
 		rel, err := filepath.Rel(from, f.path)

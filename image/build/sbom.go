@@ -13,11 +13,12 @@ import (
 	cdx "github.com/CycloneDX/cyclonedx-go"
 )
 
-// programs are the Go programs of the image, whose modules are part of the list.
+// programs are the Go programs of the image, whose modules are in the SBOM.
 var programs = []string{"usr/sbin/isthmusd", "usr/bin/isthmus"}
 
-// sbom lists what the slot is made of, as CycloneDX 1.6 in JSON: Debian's packages by the status file of dpkg, and the modules in our programs by what the
-// linker has left in them. It has no time and no random number: equal slots have equal lists.
+// sbom lists the parts of the slot, as CycloneDX 1.6 in JSON: Debian's packages from dpkg's status
+// file, and the modules of our programs from the linker's build information. It has no time and no
+// random number: equal slots have equal lists.
 func (b *builder) sbom() (text []byte, packages int, err error) {
 	status, err := os.ReadFile(b.in("var/lib/dpkg/status"))
 	if err != nil {
@@ -59,7 +60,8 @@ func (b *builder) sbom() (text []byte, packages int, err error) {
 	return out.Bytes(), packages, os.WriteFile(filepath.Join(lib, "sbom.json"), out.Bytes(), 0o644)
 }
 
-// Packages reads the status file of dpkg (dpkg(1), deb822(5)) and returns the packages that are installed, without those that only the build needs.
+// Packages reads the status file of dpkg (dpkg(1), deb822(5)) and returns the installed packages,
+// without those that only the build needs.
 func Packages(status string) (out []cdx.Component) {
 	for paragraph := range strings.SplitSeq(status, "\n\n") {
 		field := map[string]string{}

@@ -1,5 +1,6 @@
-// Package debtest installs the Debian packages where a person would: on Debian 12 and 13, with systemd as process 1, in namespaces of their
-// own. The roots are made once by mmdebstrap and kept beside those of test/vm; what a test changes goes with it.
+// Package debtest installs the Debian packages as a user would: on Debian 12 and 13, with systemd
+// as process 1, in separate namespaces. mmdebstrap makes the roots once, next to those of test/vm;
+// changes of a test are discarded with it.
 package debtest
 
 import (
@@ -22,16 +23,17 @@ import (
 	"github.com/isthmus-net/isthmus/test/vm"
 )
 
-// included are the packages of a root beside the essential ones and apt; depended what isthmusd depends on, which is in apt's archive.
+// included are the packages of a root besides the essential ones and apt. depended are isthmusd's
+// dependencies, which are in apt's archive.
 var (
 	included = []string{"systemd", "systemd-sysv", "passwd", "iproute2", "iputils-ping", "procps", "ca-certificates"}
 	depended = []string{"charon-systemd", "libstrongswan-standard-plugins", "nftables", "kmod"}
 )
 
-const rootVersion = 1 // of the steps below: raise it when they change the result
+const rootVersion = 1 // of the steps below: increase it when they change the result
 
-// Root returns the directory of a Debian root, which is not to be changed, and makes it first when it is not there. That takes half a minute and
-// the network.
+// Root returns the directory of a Debian root, which must not be changed, and makes it if it is
+// missing. That takes half a minute and the network.
 func Root(ctx context.Context, suite string, progress io.Writer) (string, error) {
 	cache, err := vm.CacheDir()
 	if err != nil {
@@ -56,11 +58,11 @@ func Root(ctx context.Context, suite string, progress io.Writer) (string, error)
 	}
 	fmt.Fprintf(progress, "debtest: making a root of %s (once, half a minute)\n", suite)
 	making := filepath.Join(cache, "making-"+suite)
-	if err := os.RemoveAll(making); err != nil { // of a run that was killed: we hold the lock
+	if err := os.RemoveAll(making); err != nil { // from a run that was killed: we hold the lock
 		return "", err
 	}
 	args := []string{"--quiet", "--variant=minbase", "--include=" + strings.Join(included, ","), "--dpkgopt=force-unsafe-io",
-		"--skip=cleanup/apt", // the lists and the archive stay, so that apt needs no network
+		"--skip=cleanup/apt", // keep the lists and the archive, so that apt needs no network
 		`--customize-hook=chroot "$1" apt-get -qq --no-install-recommends --download-only install ` + strings.Join(depended, " "),
 		suite, making}
 	if m := vm.Mirror(ctx); m != "" {
@@ -78,7 +80,8 @@ func Root(ctx context.Context, suite string, progress io.Writer) (string, error)
 	return dir, os.Rename(making, dir)
 }
 
-// boot makes a container: $1 is the lower directory, $2 that of the upper one. Process 1 is $3.
+// boot makes a container: $1 is the lower directory, $2 the parent of the upper one. Process 1 is
+// $3.
 const boot = `set -e
 mount --make-rprivate /
 mkdir -p "$2/upper" "$2/work" "$2/root"
@@ -104,14 +107,15 @@ shift 2
 exec env -i container=other PATH=/usr/sbin:/usr/bin "$@"
 `
 
-// Container is a root with a process 1. Everything in it ends with this process, however that ends.
+// Container is a root with a process 1. Everything in it ends with this process, however it ends.
 type Container struct {
 	cmd *exec.Cmd
 	pid int // of process 1, as seen from here
 	out bytes.Buffer
 }
 
-// Start starts a container from a root. What it writes goes to dir, from where another one can start. init is process 1; none: systemd.
+// Start starts a container from a root. Its changes go to dir, from which another container can
+// start. init is process 1; none: systemd.
 func Start(ctx context.Context, root, dir string, init ...string) (*Container, error) {
 	systemd := len(init) == 0
 	if systemd {
@@ -153,7 +157,7 @@ func Start(ctx context.Context, root, dir string, init ...string) (*Container, e
 	return c, nil
 }
 
-// Stop ends everything in the container, as a loss of power would.
+// Stop kills everything in the container, like a power loss.
 func (c *Container) Stop() {
 	if c.pid > 0 {
 		_ = unix.Kill(c.pid, unix.SIGKILL)
@@ -162,7 +166,7 @@ func (c *Container) Stop() {
 	_ = c.cmd.Wait()
 }
 
-// Run runs a shell script in the container as root and returns what it wrote to standard output.
+// Run runs a shell script in the container as root and returns its standard output.
 func (c *Container) Run(ctx context.Context, script string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()

@@ -16,14 +16,14 @@ import (
 
 const (
 	module = "../.."
-	low    = "0.0~1" // a version below every other
-	// exposure is the most that `systemd-analyze security` may say of a unit, times ten.
+	low    = "0.0~1" // a version below all others
+	// exposure bounds the rating of `systemd-analyze security` for a unit, times ten.
 	exposure = 30
 )
 
 var suites = []string{"bookworm", "trixie"}
 
-// plugins are what charon may have loaded, and needed those without which it cannot do its work.
+// plugins are those that charon may load, and needed those that it must load.
 var (
 	plugins = strings.Fields("charon-systemd random nonce openssl hmac kdf pem x509 pubkey pkcs1 pkcs8 constraints revocation kernel-netlink socket-default vici")
 	needed  = strings.Fields("random nonce openssl pem x509 pubkey pkcs1 pkcs8 constraints revocation kernel-netlink socket-default vici")
@@ -42,7 +42,7 @@ func sh(t *testing.T, script string) string {
 	return string(out)
 }
 
-// prepare installs what building needs, and builds the programs.
+// prepare installs the build's dependencies, and builds the programs.
 var prepare = sync.OnceValue(func() error {
 	for _, script := range []string{"test/setup", "test/setup deb", "make build"} {
 		cmd := exec.Command("sh", "-euc", script)
@@ -54,7 +54,8 @@ var prepare = sync.OnceValue(func() error {
 	return nil
 })
 
-// build makes the packages of a version in a directory of their own. They are compressed in a hurry: that takes most of the time.
+// build makes the packages of a version in a separate directory. They are compressed at the lowest
+// level, because compression takes most of the time.
 func build(t *testing.T, version string) string {
 	t.Helper()
 	if err := prepare(); err != nil {
@@ -65,7 +66,8 @@ func build(t *testing.T, version string) string {
 	return dir
 }
 
-// TestBuild: the packages are what lintian wants, have the files and modes that the list says, and are the same when they are built again.
+// TestBuild checks that the packages pass lintian, have the listed files and modes, and are
+// reproducible.
 func TestBuild(t *testing.T) {
 	one, two := build(t, ""), build(t, "")
 	if a, b := sh(t, "cd "+one+" && sha256sum *.deb"), sh(t, "cd "+two+" && sha256sum *.deb"); a != b {
@@ -82,7 +84,7 @@ func TestBuild(t *testing.T) {
 	}
 }
 
-// TestModules: Debian's kernel has every module that is loaded at boot.
+// TestModules checks that Debian's kernel has every module that is loaded at boot.
 func TestModules(t *testing.T) {
 	img, err := vm.Build(t.Context(), os.Stderr)
 	if err != nil {
@@ -118,7 +120,7 @@ func TestModules(t *testing.T) {
 	}
 }
 
-// TestVersion: versions are Debian's, and grow with the commits.
+// TestVersion checks that versions are valid for Debian, and grow with the commits.
 func TestVersion(t *testing.T) {
 	if err := prepare(); err != nil {
 		t.Fatal(err)
@@ -211,7 +213,7 @@ func (m *machine) await(script string) {
 	}
 }
 
-// copyIn puts packages into the container, as p-VERSION.
+// copyIn copies packages into the container, as p-VERSION.
 func (m *machine) copyIn(from, to string) {
 	m.Helper()
 	files, err := filepath.Glob(from + "/*.deb")
@@ -236,15 +238,15 @@ func (m *machine) install(from string) string {
 	return m.do("apt-get -qy --no-install-recommends install /root/" + from + "/*.deb 2>&1")
 }
 
-// files lists what is in the root, with modes and owners, but for what packages have no part in.
+// files lists the root's files with modes and owners, except files that do not belong to packages.
 func (m *machine) files() string {
 	m.Helper()
 	return m.do(`find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /root -o -path /tmp -o -path /var/tmp -o -path /var/cache -o -path /var/log -o -path /var/lib/apt \
  -o -path /var/lib/dpkg -o -path '/etc/*-' -o -path /etc/ld.so.cache -o -path /var/lib/systemd -o -path /etc/machine-id \) -prune -o -printf '%M %u:%g %p %l\n' | sort -k3; cat /etc/passwd /etc/group /etc/shadow /etc/gshadow`)
 }
 
-// TestChroot: in a root whose services may not start, as when an image is made, the packages come and go, the programs run, and nothing is
-// left.
+// TestChroot checks that in a root where services must not start, such as an image under
+// construction, the packages can be installed and purged, the programs run, and nothing is left.
 func TestChroot(t *testing.T) {
 	debs := build(t, "")
 	for _, suite := range suites {
@@ -272,7 +274,7 @@ func TestChroot(t *testing.T) {
 	}
 }
 
-// units checks both units with systemd's own judge.
+// units checks both units with systemd-analyze.
 func (m *machine) units() {
 	m.Helper()
 	for _, unit := range []string{"isthmusd.service", "strongswan.service"} {
@@ -312,14 +314,15 @@ egress:
   policies: [{name: all, sources: [10.0.0.0/8], pool: partner}]
 `
 
-// kernel is what a network namespace has that the daemon makes.
+// kernel is the state of a network namespace that the daemon may change.
 func (m *machine) kernel() string {
 	m.Helper()
 	return m.do("ip -d link; ip addr; ip route show table all; ip -6 route show table all | sort; ip rule; ip nexthop; nft list ruleset; sysctl -a 2>/dev/null | grep '^net[.]ip' | grep -v stable_secret")
 }
 
-// TestLife has both packages on a machine from the first installation to the purge: sandboxed, with a document, through an upgrade without a lost
-// packet, the end of processes, a start of the machine, and removal.
+// TestLife has both packages on a machine from the first installation to the purge: sandboxed, with
+// a document, through an upgrade without a lost packet, the end of processes, a reboot, and
+// removal.
 func TestLife(t *testing.T) {
 	lower, debs := build(t, low), build(t, "")
 	for _, suite := range suites {
@@ -342,7 +345,7 @@ func TestLife(t *testing.T) {
 			m.await("pgrep -U 490179")
 			m.do(`sed -i 's/^ISTHMUSD_OPTIONS=.*/ISTHMUSD_OPTIONS="-debug"/' /etc/default/isthmusd`)
 
-			// An upgrade loses no packet, keeps what was edited, and is the new version afterwards.
+			// An upgrade loses no packet, keeps edited files, and the new version runs afterwards.
 			m.do("ip netns exec lan ping -i 0.05 198.51.100.7 > /run/ping 2>&1 & echo $! > /run/ping.pid")
 			former := m.do("systemctl show -p MainPID --value isthmusd")
 			m.install("new")
@@ -350,7 +353,7 @@ func TestLife(t *testing.T) {
 			m.await("isthmus get status")
 			m.do("kill -INT $(cat /run/ping.pid)")
 			m.await("grep -q 'packet loss' /run/ping")
-			// The last one may have been under way.
+			// The last reply may still be missing.
 			for i, reply := range regexp.MustCompile(`icmp_seq=(\d+) ttl`).FindAllStringSubmatch(m.do("cat /run/ping"), -1) {
 				if reply[1] != fmt.Sprint(i+1) {
 					t.Errorf("during the upgrade, answer %d is to request %s", i+1, reply[1])
@@ -358,12 +361,13 @@ func TestLife(t *testing.T) {
 				}
 			}
 			if m.do("systemctl show -p MainPID --value isthmusd") == former {
-				t.Error("the daemon is the former one")
+				t.Error("the daemon was not restarted")
 			}
 			m.do(`grep -q '"-debug"' /etc/default/isthmusd; tr '\0' ' ' < /proc/$(systemctl show -p MainPID --value isthmusd)/cmdline | grep -q -- -debug`)
 			m.do("isthmus get status | grep -E '^hub .* 1 +1 '")
 
-			// A daemon that dies or hangs comes back; one that is stopped leaves no process, and all that carries traffic.
+			// A daemon that dies or hangs is restarted. A stopped one leaves no process, and
+			// everything that carries traffic.
 			pid := m.do("systemctl show -p MainPID --value isthmusd")
 			m.do("kill -9 " + pid)
 			m.await("p=$(systemctl show -p MainPID --value isthmusd); [ $p != 0 ] && [ $p != " + strings.TrimSpace(pid) + " ] && isthmus get status")
@@ -378,7 +382,8 @@ func TestLife(t *testing.T) {
 			m.do("ip netns exec lan ping -c1 -W1 198.51.100.7; nft list table inet isthmus")
 			m.do("systemctl start isthmusd")
 
-			// Removal leaves state, and the kernel as it was. The next installation goes on with the state.
+			// Removal keeps the state and restores the kernel. The next installation continues with
+			// the state.
 			m.do("isthmus get status")
 			m.do("apt-get -qy remove isthmusd isthmus")
 			if after := m.kernel(); after != kernel {
@@ -402,7 +407,7 @@ func TestLife(t *testing.T) {
 	}
 }
 
-// sandbox looks whether the daemon's process is what its unit says.
+// sandbox checks that the daemon's process is restricted as its unit says.
 func (m *machine) sandbox() {
 	m.Helper()
 	status := m.do("cat /proc/$(systemctl show -p MainPID --value isthmusd)/status")
@@ -417,12 +422,12 @@ func (m *machine) sandbox() {
 	}
 	// Only root, by being root, gets in.
 	if out, err := m.Container.Run(m.Context(), "setpriv --reuid isthmus --regid isthmus --clear-groups isthmus --socket /run/isthmus/api.sock get status"); err == nil {
-		m.Errorf("another process of the daemon's user is let in: %s", out)
+		m.Errorf("another process of the daemon's user has access: %s", out)
 	}
 	m.await("journalctl --no-pager -u isthmusd | grep 'connected to charon'")
 }
 
-// charon compares what charon has loaded with the list.
+// charon compares charon's plugins with the list.
 func (m *machine) charon() {
 	m.Helper()
 	out := m.do("swanctl --stats | tr '\\n' ' '")
@@ -440,13 +445,13 @@ func (m *machine) charon() {
 	}
 	m.do(`grep -q "Seccomp:.2" /proc/$(systemctl show -p MainPID --value strongswan)/status; grep -q "CapBnd:.0000000000003400" /proc/$(systemctl show -p MainPID --value strongswan)/status`)
 	m.do("[ $(stat -c '%U:%G' /run/charon.vici) = root:isthmus ]")
-	// Of the kernel's parameters, charon may write these alone.
+	// These are the only kernel parameters that charon may write.
 	m.do(`p=$(systemctl show -p MainPID --value strongswan); may() { nsenter -t $p -m test -w "$1"; }
 may /proc/sys/net/core/somaxconn || exit 1; may /run || exit 2; for f in /proc/sys/net/ipv4/ip_forward /etc/passwd; do if may $f; then exit 3; fi; done`)
 }
 
-// restart starts the machine again. A service that stands where the network is set up, and one where cloud-init sets it up, look what rules
-// there are.
+// restart reboots the machine. Two services, one where the network is set up and one where
+// cloud-init sets it up, check which rules there are.
 func (m *machine) restart() {
 	m.Helper()
 	m.do(`cat > /etc/systemd/system/net-probe.service <<'E'

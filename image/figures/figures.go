@@ -1,5 +1,6 @@
-// Package figures has what is said of an image beside that of others: how large it is, what it has open, how long it takes. What the build knows it is told; what
-// only a machine shows was measured by the tests of the image, and is kept beside the image with the digest of its slot.
+// Package figures compares an image with others: its size, its open ports, its times. The build
+// provides some figures. The tests of the image measure the others on a machine, and store them
+// next to the image with the digest of its slot.
 package figures
 
 import (
@@ -27,11 +28,11 @@ func (p Port) String() string {
 	return fmt.Sprintf("%s %d (%s)", strings.ToUpper(p.Protocol), p.Number, p.For)
 }
 
-// Ports are all at which a node without a document listens. The rules of the node close them to everything but answers and sources that are named.
-// DHCP's are open while the node asks.
+// Ports are all at which a node without a document listens. The node's rules close them except to
+// answers and to configured sources. DHCP's ports are open while the node sends requests.
 var Ports = []Port{{"udp", 500, "IKE"}, {"udp", 4500, "IKE"}, {"tcp", 7443, "API"}, {"udp", 68, "DHCP"}, {"udp", 546, "DHCPv6"}}
 
-// Known says whether a socket is at one of Ports: "udp 0.0.0.0:500".
+// Known reports whether a socket is at one of Ports: "udp 0.0.0.0:500".
 func Known(socket string) bool {
 	protocol, address, _ := strings.Cut(socket, " ")
 	number, err := strconv.Atoi(address[strings.LastIndexByte(address, ':')+1:])
@@ -45,21 +46,22 @@ func Known(socket string) bool {
 
 // Boot is one start of a machine. Times are in seconds.
 type Boot struct {
-	// Firmware is what started it, and what kind of start it was.
+	// Firmware is what started it, and the kind of start.
 	Firmware string `json:"firmware"`
 	// API is the time from power on until the API served.
 	API float64 `json:"api"`
-	// Loader, Kernel, Services and Own are its parts: firmware and loader, kernel and initial RAM disk, systemd and what comes before isthmusd, and isthmusd. Zero: they
-	// were not measured.
+	// Loader, Kernel, Services and Own are its parts: firmware and loader, kernel and initial RAM
+	// disk, systemd before isthmusd, and isthmusd. Zero: not measured.
 	Loader   float64 `json:"loader,omitempty"`
 	Kernel   float64 `json:"kernel,omitempty"`
 	Services float64 `json:"services,omitempty"`
 	Own      float64 `json:"own,omitempty"`
-	// Tunnels is the time from power on until the tunnels of the document were up; 0: the document had none.
+	// Tunnels is the time from power on until the tunnels of the document were up; 0: the document
+	// had none.
 	Tunnels float64 `json:"tunnels,omitempty"`
 }
 
-// lines returns what is said of a boot.
+// lines returns the lines of a boot in the table.
 func (b Boot) lines() []string {
 	out := []string{fmt.Sprintf("%s: %.0f s", b.Firmware, b.API)}
 	if b.Own > 0 {
@@ -71,32 +73,32 @@ func (b Boot) lines() []string {
 	return out
 }
 
-// Measured is what machines that were started from an image have shown.
+// Measured has figures of machines that were started from an image.
 type Measured struct {
 	// Slot is the SHA-256 of the slot, hex.
 	Slot string `json:"slot"`
-	// Machine is the one that did it, as the reader has to know it to judge the times.
+	// Machine describes the measuring machine, so that the reader can judge the times.
 	Machine string    `json:"machine"`
 	Time    time.Time `json:"time"`
 	Sockets []string  `json:"sockets,omitempty"` // that listened before the first document
 	Boots   []Boot    `json:"boots,omitempty"`
 }
 
-// name is the file beside the image.
+// name is the file next to the image.
 const name = "measured.json"
 
-// Read returns what was measured of a slot, and nil when nothing was.
+// Read returns the figures of a slot, or nil if there are none.
 func Read(dir, slot string) (*Measured, error) {
 	text, err := os.ReadFile(filepath.Join(dir, name))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading what was measured: %w", err)
+		return nil, fmt.Errorf("reading the measurements: %w", err)
 	}
 	var m Measured
 	if err := json.Unmarshal(text, &m); err != nil {
-		return nil, fmt.Errorf("reading what was measured: %s: %w: remove the file", filepath.Join(dir, name), err)
+		return nil, fmt.Errorf("reading the measurements: %s: %w: remove the file", filepath.Join(dir, name), err)
 	}
 	if m.Slot != slot {
 		return nil, nil
@@ -104,7 +106,7 @@ func Read(dir, slot string) (*Measured, error) {
 	return &m, nil
 }
 
-// Write keeps what was measured.
+// Write stores figures.
 func Write(dir string, m Measured) error {
 	text, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
@@ -112,21 +114,21 @@ func Write(dir string, m Measured) error {
 	}
 	tmp := filepath.Join(dir, "."+name)
 	if err := os.WriteFile(tmp, append(text, '\n'), 0o644); err != nil {
-		return fmt.Errorf("keeping what was measured: %w", err)
+		return fmt.Errorf("storing the measurements: %w", err)
 	}
 	return os.Rename(tmp, filepath.Join(dir, name))
 }
 
-// Built is what the build knows.
+// Built has the figures from the build.
 type Built struct {
-	Download, Slot, Disk, Root int64 // bytes; Download 0: no form for download was made
+	Download, Slot, Disk, Root int64 // bytes; Download 0: no file for download was made
 	Packages, Programs         int
 	Took                       time.Duration
 }
 
 const unpublished = "not published"
 
-// sources are where others say what is told of them here, all as of November 2026.
+// sources are where others publish the figures in the table, all as of November 2026.
 var sources = []string{
 	"docs.siderolabs.com/talos/v1.14/getting-started",
 	"www.siderolabs.com/blog/there-are-only-12-binaries-in-talos-linux, of Talos 1.7.0",
@@ -194,7 +196,7 @@ func Print(out io.Writer, b Built, m *Measured) {
 	if m != nil {
 		fmt.Fprintf(out, "Measured on %s: %s. isthmusd is the part of the time that is ours.\n", m.Time.Format(time.DateOnly), m.Machine)
 	}
-	fmt.Fprintln(out, "The rules of the node close its ports to sources that nothing names. What others say of themselves:")
+	fmt.Fprintln(out, "The rules of the node close its ports to sources that are not configured. Sources for the other systems:")
 	for i, s := range sources {
 		fmt.Fprintf(out, "[%d] %s\n", i+1, s)
 	}

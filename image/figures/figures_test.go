@@ -64,9 +64,9 @@ func TestPrint(t *testing.T) {
 	if strings.Contains(plain, "Measured on") {
 		t.Errorf("nothing was measured:\n%s", plain)
 	}
-	// Each source is used, and each number that is used is a source's.
+	// Each source is used, and each number in the table has a source.
 	used := map[string]bool{}
-	table, _, _ := strings.Cut(plain, "What others say")
+	table, _, _ := strings.Cut(plain, "Sources for the other systems")
 	for _, m := range regexp.MustCompile(`\[(\d+)\]`).FindAllStringSubmatch(table, -1) {
 		used[m[1]] = true
 	}

@@ -15,19 +15,19 @@ import (
 	"github.com/isthmus-net/isthmus/image/slot"
 )
 
-// Client asks the helper.
+// Client sends requests to the helper.
 type Client struct {
-	// Socket is where it listens; empty: Socket.
+	// Socket is where the helper listens; empty: Socket.
 	Socket string
 }
 
-// Status returns how the slots are. On a machine without them the error is slot.ErrNoSlots.
+// Status returns the state of the slots. On a machine without them the error is slot.ErrNoSlots.
 func (c Client) Status(ctx context.Context) (*Status, error) {
 	a, err := c.call(ctx, Request{Do: DoStatus}, nil)
 	return a.Status, err
 }
 
-// Do asks for one of the verbs that have no body.
+// Do sends one of the verbs that have no body.
 func (c Client) Do(ctx context.Context, verb string) error {
 	_, err := c.call(ctx, Request{Do: verb}, nil)
 	return err
@@ -45,13 +45,13 @@ func (c Client) Seal(ctx context.Context, data []byte) ([]byte, error) {
 	return a.Data, err
 }
 
-// Open returns what Seal has sealed.
+// Open returns the data that Seal has sealed.
 func (c Client) Open(ctx context.Context, sealed []byte) ([]byte, error) {
 	a, err := c.call(ctx, Request{Do: DoOpen, Data: sealed}, nil)
 	return a.Data, err
 }
 
-// Refusal is why the helper did not do something.
+// Refusal is why the helper refused a request.
 type Refusal struct {
 	Text    string
 	Invalid bool
@@ -62,7 +62,8 @@ func (r *Refusal) Error() string { return r.Text }
 // Is makes a refusal of a wrong slot an ErrInvalid.
 func (r *Refusal) Is(target error) bool { return r.Invalid && target == ErrInvalid }
 
-// answerLimit is how long the helper may take after it has everything: it reads a slot back and checks it.
+// answerLimit bounds the time of the helper after it has received everything, in which it reads a
+// slot back and checks it.
 const answerLimit = 5 * time.Minute
 
 func (c Client) call(ctx context.Context, q Request, body io.Reader) (a Answer, err error) {
@@ -76,7 +77,7 @@ func (c Client) call(ctx context.Context, q Request, body io.Reader) (a Answer, 
 		return a, slot.ErrNoSlots
 	}
 	if err != nil {
-		return a, fmt.Errorf("asking the system helper: %w", err)
+		return a, fmt.Errorf("calling the system helper: %w", err)
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
@@ -85,10 +86,11 @@ func (c Client) call(ctx context.Context, q Request, body io.Reader) (a Answer, 
 		return a, err
 	}
 	if _, err := conn.Write(append(line, '\n')); err != nil {
-		return a, fmt.Errorf("asking the system helper: %w", err)
+		return a, fmt.Errorf("calling the system helper: %w", err)
 	}
 	if body != nil {
-		// A helper that refuses early closes its side: its answer says why, and tells more than the broken pipe.
+		// A helper that refuses early closes its side. Its answer says why, which is better than
+		// the broken pipe.
 		if _, err := io.Copy(conn, io.LimitReader(body, q.Size)); err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
 			return a, fmt.Errorf("sending the slot to the system helper: %w", err)
 		}

@@ -1,5 +1,6 @@
-// Package helper is what does with the machine what the daemon may not: it writes slots, tells the loader, and starts the machine again. The daemon has no right
-// to a disk; it asks over a socket. The helper takes nothing on trust: it checks the signature of a slot itself.
+// Package helper does with the machine what the daemon may not: it writes slots and the loader's
+// block, and reboots the machine. The daemon has no access to a disk; it sends requests over a
+// socket. The helper trusts no request: it checks the signature of a slot itself.
 package helper
 
 import (
@@ -17,26 +18,27 @@ import (
 	"github.com/isthmus-net/isthmus/image/slot"
 )
 
-// Socket is where the helper listens. Its directory can be entered by root and the group isthmus alone.
+// Socket is where the helper listens. Only root and the group isthmus can enter its directory.
 const Socket = "/run/isthmus-system/socket"
 
 // Verbs of a request.
 const (
 	DoStatus   = "status"
-	DoWrite    = "write"    // Size bytes follow; into the slot that does not run
+	DoWrite    = "write"    // Size bytes follow, for the slot that does not run
 	DoTry      = "try"      // the slot that does not run is on trial from the next boot
-	DoGood     = "good"     // the slot that runs is marked good
-	DoReject   = "reject"   // the trial that runs is given up; the next boot is of the good slot
-	DoReboot   = "reboot"   // start the machine again
+	DoGood     = "good"     // the running slot is marked good
+	DoReject   = "reject"   // the running trial is given up; the next boot is of the good slot
+	DoReboot   = "reboot"   // reboot the machine
 	DoPoweroff = "poweroff" // switch the machine off
-	DoSeal     = "seal"     // Data, in a form that this machine's TPM opens
-	DoOpen     = "open"     // what was sealed as Data
+	DoSeal     = "seal"     // return Data in a form that this machine's TPM opens
+	DoOpen     = "open"     // return what was sealed as Data
 )
 
 // Request is one line of JSON. The connection ends after the answer.
 type Request struct {
 	Do string `json:"do"`
-	// Size, Signature and Older are of DoWrite: the slot's bytes, the text of its signature, and whether it may be older than the one that runs.
+	// Size, Signature and Older are of DoWrite: the slot's size in bytes, the text of its
+	// signature, and whether it may be older than the running one.
 	Size      int64  `json:"size,omitempty"`
 	Signature string `json:"signature,omitempty"`
 	Older     bool   `json:"older,omitempty"`
@@ -46,30 +48,30 @@ type Request struct {
 
 // Answer is one line of JSON.
 type Answer struct {
-	// Error is why it was not done; empty: it was.
+	// Error is why the request failed; empty: it succeeded.
 	Error string `json:"error,omitempty"`
-	// Invalid says that the request can never be fulfilled as it is: the slot or its signature is wrong.
+	// Invalid means that the request can never be fulfilled: the slot or its signature is wrong.
 	Invalid bool    `json:"invalid,omitempty"`
 	Status  *Status `json:"status,omitempty"`
 	Data    []byte  `json:"data,omitempty"`
 }
 
-// Status is how the slots are.
+// Status is the state of the slots.
 type Status struct {
 	Running slot.Name            `json:"running"`
 	Env     slot.Env             `json:"env"`
 	Slots   map[slot.Name]Inside `json:"slots"`
-	// Keys are the numbers of the keys that are trusted.
+	// Keys are the IDs of the trusted keys.
 	Keys []string `json:"keys"`
-	// Deadline is when a trial that runs is given up; zero: none runs.
+	// Deadline is when a running trial is given up; zero: none runs.
 	Deadline time.Time `json:"deadline,omitzero"`
 }
 
-// Inside is what a slot has by its signature.
+// Inside is the content of a slot by its signature.
 type Inside struct {
 	slot.Release
 	KeyID string `json:"key,omitempty"`
-	// Error is why that is not known, or why the slot cannot be started.
+	// Error is why the content is unknown, or why the slot cannot be started.
 	Error string `json:"error,omitempty"`
 }
 
@@ -92,19 +94,19 @@ type TPM interface {
 	Open(sealed []byte) ([]byte, error)
 }
 
-// Options is what a Server needs.
+// Options configure a Server.
 type Options struct {
 	Disk slot.Disk
 	Keys slot.Keys
 	// Running is the slot that the machine was started from.
 	Running slot.Name
-	// Machine starts the machine again, or switches it off: DoReboot or DoPoweroff.
+	// Machine reboots the machine or switches it off: DoReboot or DoPoweroff.
 	Machine func(verb string) error
 	// TPM seals for DoSeal and DoOpen.
 	TPM TPM
-	// Limit is in the place of TrialLimit; 0: TrialLimit.
+	// Limit replaces TrialLimit; 0: TrialLimit.
 	Limit time.Duration
-	// Settled, if not nil, is called when the slot that runs is not, or no longer, on trial.
+	// Settled, if not nil, is called when the running slot is not, or no longer, on trial.
 	Settled func()
 	Log     *slog.Logger
 }
@@ -125,7 +127,8 @@ func New(o Options) *Server {
 	return &Server{Options: o}
 }
 
-// Serve answers on a listener until ctx is done. A slot on trial that was not marked good in time is given up, and the machine is started again.
+// Serve answers requests on a listener until ctx is done. It gives up a trial that was not marked
+// good in time, and reboots the machine.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	e, err := s.Disk.Env()
 	if err != nil {
@@ -170,7 +173,7 @@ func (s *Server) settled() {
 	}
 }
 
-// await gives a trial up.
+// await gives up a trial after its limit.
 func (s *Server) await(ctx context.Context) {
 	select {
 	case <-ctx.Done():
@@ -182,13 +185,13 @@ func (s *Server) await(ctx context.Context) {
 		return
 	}
 	s.Log.Error("the slot on trial was not marked good in time: the machine returns to the other slot", "slot", s.Running, "limit", s.Limit, "err", err)
-	// Until it goes: the slot that was given up must not run on.
+	// Retry until the machine reboots, because a slot that was given up must not keep running.
 	for {
 		err := s.Machine(DoReboot)
 		if err == nil {
 			return
 		}
-		s.Log.Error("starting the machine again failed", "err", err)
+		s.Log.Error("rebooting the machine failed", "err", err)
 		select {
 		case <-ctx.Done():
 			return
@@ -197,7 +200,7 @@ func (s *Server) await(ctx context.Context) {
 	}
 }
 
-// rebootPace is how long await waits until it asks for the reboot once more.
+// rebootPace is the interval of attempts to reboot.
 const rebootPace = 2 * time.Second
 
 // idle is a connection whose peer must not be silent for long.
@@ -280,7 +283,7 @@ func (s *Server) status() (*Status, error) {
 
 var (
 	errBusy    = errors.New("another upgrade is under way: wait for its end")
-	errNoTrial = errors.New("the slot that runs is not on trial")
+	errNoTrial = errors.New("the running slot is not on trial")
 )
 
 func (s *Server) write(ctx context.Context, q Request, body io.Reader) error {
@@ -294,17 +297,17 @@ func (s *Server) write(ctx context.Context, q Request, body io.Reader) error {
 	}
 	// The other slot is then the only one that is known to be good.
 	if e.Good != s.Running {
-		return errors.New("the slot that runs was not marked good yet: wait until it is, or roll back")
+		return errors.New("the running slot is not marked good yet: wait until it is, or roll back")
 	}
 	sig, err := slot.ParseSignature([]byte(q.Signature))
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if running, err := s.Disk.Signature(s.Running); err == nil && sig.Release.Serial < running.Release.Serial && !q.Older {
-		return fmt.Errorf("%w: it is version %s (serial %d), and version %s (serial %d) runs; `--older` installs it all the same",
+		return fmt.Errorf("%w: it is version %s (serial %d), and version %s (serial %d) runs; give `--older` to install it",
 			slot.ErrOlder, sig.Release.Version, sig.Release.Serial, running.Release.Version, running.Release.Serial)
 	}
-	// From here the former content is gone, and with it what a trial of it would have been.
+	// From here on, the former content and a trial of it are gone.
 	if e.Trial != slot.None || e.Failed != slot.None {
 		if err := s.Disk.SetEnv(slot.Env{Good: e.Good}); err != nil {
 			return err
@@ -327,7 +330,7 @@ func (s *Server) try() error {
 		return err
 	}
 	if e.Good != s.Running {
-		return errors.New("the slot that runs is on trial itself: reject it to return to the other one")
+		return errors.New("the running slot is on trial itself: reject it to return to the other one")
 	}
 	other := s.Running.Other()
 	if _, err := s.Disk.Signature(other); err != nil {
@@ -348,7 +351,7 @@ func (s *Server) reject() error {
 	return s.endTrial(slot.Env{Good: s.Running.Other(), Failed: s.Running})
 }
 
-// endTrial tells the loader how it is without a trial, when the slot that runs is on one.
+// endTrial writes the loader's block without a trial, if the running slot is on trial.
 func (s *Server) endTrial(then slot.Env) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

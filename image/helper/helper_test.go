@@ -27,7 +27,7 @@ type computer struct {
 
 	mu      sync.Mutex
 	done    []string
-	busy    int // how many requests the machine refuses first
+	busy    int // number of requests that the machine refuses first
 	settled int
 }
 
@@ -91,7 +91,7 @@ func (c *computer) release(version string, serial int64) ([]byte, string) {
 	return data, string(text)
 }
 
-// boot starts the helper as the loader would have started the machine.
+// boot starts the helper as after the loader has started the machine.
 func (c *computer) boot(running slot.Name, limit time.Duration) (Client, func()) {
 	c.t.Helper()
 	socket := filepath.Join(c.dir, "socket")
@@ -139,11 +139,11 @@ func (c *computer) did() (string, int) {
 func (c *computer) want(want slot.Env) {
 	c.t.Helper()
 	if e, err := c.disk.Env(); err != nil || e != want {
-		c.t.Errorf("the loader is told %+v, %v; want %+v", e, err, want)
+		c.t.Errorf("the loader's block is %+v, %v; want %+v", e, err, want)
 	}
 }
 
-// invalid is refuses for what is the caller's fault.
+// invalid checks a refusal that is the caller's fault.
 func (c *computer) invalid(err error, text string) {
 	c.t.Helper()
 	c.refuses(err, text)
@@ -159,7 +159,8 @@ func (c *computer) refuses(err error, text string) {
 	}
 }
 
-// An upgrade that goes well: written, tried, marked good; the former slot stays what it was.
+// TestUpgrade checks a successful upgrade: written, tried, marked good; the former slot stays as it
+// was.
 func TestUpgrade(t *testing.T) {
 	ctx := context.Background()
 	c := newComputer(t)
@@ -211,11 +212,11 @@ func TestRefuses(t *testing.T) {
 	data, sig := c.release("0.9", 9)
 	c.refuses(h.Write(ctx, int64(len(data)), sig, false, bytes.NewReader(data)), "version 0.9 (serial 9), and version 1.0 (serial 10) runs")
 	if err := h.Write(ctx, int64(len(data)), sig, true, bytes.NewReader(data)); err != nil {
-		t.Errorf("an older one that is asked for: %v", err)
+		t.Errorf("an older slot on request: %v", err)
 	}
 	c.invalid(h.Write(ctx, int64(len(data)), "untrusted comment: x\n", true, bytes.NewReader(data)), "reading the signature")
 	c.invalid(h.Write(ctx, 64<<20, sig, true, io.LimitReader(zeros{}, 64<<20)), "at most 2097152")
-	// The slot keeps its former content: the helper refuses before it writes.
+	// The slot keeps its former content, because the helper refuses before it writes.
 	if err := h.Do(ctx, DoTry); err != nil {
 		t.Error(err)
 	}
@@ -232,7 +233,8 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-// A trial that is not marked good is given up, also when systemd refuses the reboot at first.
+// TestDeadline checks that a trial that is not marked good is given up, also when systemd refuses
+// the reboot at first.
 func TestDeadline(t *testing.T) {
 	c := newComputer(t)
 	c.busy = 1
@@ -241,25 +243,26 @@ func TestDeadline(t *testing.T) {
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if did, settled := c.did(); did == "reboot" {
 			if settled != 0 {
-				t.Error("a slot that was given up is said to have settled")
+				t.Error("Settled is called for a slot that was given up")
 			}
 			break
 		}
 		if time.Now().After(end) {
-			t.Fatal("the machine runs on")
+			t.Fatal("the machine is not rebooted")
 		}
 	}
 	c.want(slot.Env{Good: slot.B, Failed: slot.A})
 }
 
-// A slot that was marked good in time stays when the time is over.
+// TestGoodInTime checks that a slot that was marked good in time stays after the limit.
 func TestGoodInTime(t *testing.T) {
 	c := newComputer(t)
 	New(Options{Disk: c.disk, Running: slot.A, Limit: 1, Log: slog.New(slog.DiscardHandler), Machine: func(verb string) error { t.Errorf("the machine does %s", verb); return nil }}).await(context.Background())
 	c.want(slot.Env{Good: slot.A})
 }
 
-// A disk that cannot be read is told, and nothing is done without what it says.
+// TestUnreadable checks that an unreadable disk is reported, and that nothing is done without its
+// data.
 func TestUnreadable(t *testing.T) {
 	ctx := context.Background()
 	c := newComputer(t)
@@ -280,7 +283,8 @@ func TestUnreadable(t *testing.T) {
 	c.refuses(New(Options{Disk: c.disk, Running: slot.A}).Serve(ctx, nil), why)
 }
 
-// A caller that sends a part of a slot and goes leaves an empty slot, and room for the next one.
+// TestCallerGoes checks that a caller that sends a part of a slot and leaves, leaves an empty slot
+// and does not block the next one.
 func TestCallerGoes(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := newComputer(t)
@@ -299,7 +303,7 @@ func TestCallerGoes(t *testing.T) {
 	c.refuses(h.Do(context.Background(), DoTry), "another upgrade is under way")
 	cancel()
 	if err := <-ended; err == nil {
-		t.Error("a write that ended early has succeeded")
+		t.Error("a write that ended early succeeded")
 	}
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		err := h.Write(context.Background(), int64(len(data)), sig, false, bytes.NewReader(data))

@@ -12,10 +12,11 @@ import (
 	"github.com/isthmus-net/isthmus/test/swtpm"
 )
 
-// measured is what a firmware would have measured.
+// measured is a measurement as by a firmware.
 const measured = "7:sha256=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 
-// TestTPM: what a TPM has sealed opens with that TPM alone, and only while PCR 7 is as it was; another's failed guesses at something else do not keep it from opening.
+// TestTPM checks that data opens only with the TPM that sealed it, and only while PCR 7 is
+// unchanged, and that failed guesses at other objects do not keep it from opening.
 func TestTPM(t *testing.T) {
 	ctx := context.Background()
 	state := t.TempDir()
@@ -47,7 +48,7 @@ func TestTPM(t *testing.T) {
 	}
 	opens("the same machine", true)
 
-	// Guesses until the TPM is locked.
+	// Guess until the TPM is locked.
 	tool(chip, "tpm2_dictionarylockout", "--setup-parameters", "--max-tries=2", "--recovery-time=3600", "--lockout-recovery-time=3600")
 	tool(chip, "tpm2_createprimary", "-Q", "-C", "o", "-c", "primary")
 	if err := os.WriteFile(filepath.Join(state, "text"), []byte("text"), 0o600); err != nil {
@@ -63,7 +64,7 @@ func TestTPM(t *testing.T) {
 	if out := tool(chip, "tpm2_getcap", "properties-variable"); !strings.Contains(strings.Join(strings.Fields(out), " "), "inLockout: 1") {
 		t.Errorf("the TPM is not locked: %s", out)
 	}
-	opens("a TPM that is locked for what has a PIN", true)
+	opens("a TPM that is locked for objects with a PIN", true)
 
 	again := func(p *swtpm.TPM) {
 		t.Helper()
@@ -75,7 +76,7 @@ func TestTPM(t *testing.T) {
 	chip = swtpm.Start(t, state)
 	again(chip)
 	tool(chip, "tpm2_pcrextend", measured)
-	opens("the same machine after a start", true)
+	opens("the same machine after a restart", true)
 	tool(chip, "tpm2_pcrextend", measured)
 	opens("another PCR 7", false)
 

@@ -19,19 +19,20 @@ type Disk struct {
 	Dir string
 }
 
-// PartitionDir is where the image's udev names the partitions of the disk that the node was started from, by their labels. Those of a copy of that disk,
-// which have the same labels, are not there.
+// PartitionDir is where the image's udev links the partitions of the disk that the node was started
+// from, by their labels. It has no links to copies of that disk, which have the same labels.
 const PartitionDir = "/dev/isthmus"
 
-// ErrNoSlots means that this machine was not started from a disk with slots, as one that has isthmus from a Debian package.
+// ErrNoSlots means that this machine was not started from a disk with slots, for example because
+// isthmus comes from a Debian package.
 var ErrNoSlots = errors.New("this machine has no slots")
 
 // ErrSize means that a slot is too large or too small.
-var ErrSize = errors.New("a slot cannot have so many bytes")
+var ErrSize = errors.New("a slot cannot have this size")
 
 func (d Disk) path(label string) string { return filepath.Join(d.Dir, label) }
 
-// SignatureAt is where the partition "env" has the signature of a slot, behind the loader's area.
+// SignatureAt is the offset of a slot's signature in the partition "env", after the loader's area.
 func SignatureAt(n Name) int64 {
 	if n == A {
 		return EnvArea
@@ -39,24 +40,24 @@ func SignatureAt(n Name) int64 {
 	return EnvArea + 4096
 }
 
-// Env reads what the loader is told.
+// Env reads the loader's block.
 func (d Disk) Env() (Env, error) {
 	f, err := os.Open(d.path(EnvLabel))
 	if errors.Is(err, os.ErrNotExist) {
 		return Env{}, ErrNoSlots
 	}
 	if err != nil {
-		return Env{}, fmt.Errorf("reading what the loader is told: %w", err)
+		return Env{}, fmt.Errorf("reading the loader's block: %w", err)
 	}
 	defer f.Close()
 	b, _, err := block(f)
 	if err != nil {
-		return Env{}, fmt.Errorf("reading what the loader is told: %w", err)
+		return Env{}, fmt.Errorf("reading the loader's block: %w", err)
 	}
 	return ParseEnv(b)
 }
 
-// block returns the loader's block, and where it is.
+// block returns the loader's block and its offset.
 func block(f *os.File) ([]byte, int64, error) {
 	area := make([]byte, EnvArea)
 	if _, err := io.ReadFull(f, area); err != nil {
@@ -69,7 +70,8 @@ func block(f *os.File) ([]byte, int64, error) {
 	return area[at : at+EnvSize], at, nil
 }
 
-// Format writes a block that says slot a is good at the beginning of the partition, without a file system around it. For tests.
+// Format writes a block with slot a as good at the beginning of the partition, without a file
+// system around it. For tests.
 func (d Disk) Format() error {
 	f, err := os.OpenFile(d.path(EnvLabel), os.O_RDWR, 0)
 	if err != nil {
@@ -80,37 +82,39 @@ func (d Disk) Format() error {
 	return err
 }
 
-// SetEnv tells the loader, and returns when that is on the disk.
-func (d Disk) SetEnv(e Env) error { return d.tell(e.pairs()...) }
+// SetEnv writes the loader's block, and returns when it is on the disk.
+func (d Disk) SetEnv(e Env) error { return d.setPairs(e.pairs()...) }
 
-// SetNext gives the loader the number of the next start, which no other disk has. The loader writes it to the disk that it was started from, and so the initial RAM
-// disk knows that disk among its copies.
-func (d Disk) SetNext(number string) error { return d.tell("next", number) }
+// SetNext gives the loader the number of the next start, which no other disk has. The loader writes
+// it to the disk that it was started from, by which the initial RAM disk distinguishes that disk
+// from its copies.
+func (d Disk) SetNext(number string) error { return d.setPairs("next", number) }
 
-// tell sets values in the loader's block.
-func (d Disk) tell(pairs ...string) error {
+// setPairs sets values in the loader's block.
+func (d Disk) setPairs(pairs ...string) error {
 	f, err := os.OpenFile(d.path(EnvLabel), os.O_RDWR, 0)
 	if err != nil {
-		return fmt.Errorf("telling the loader: %w", err)
+		return fmt.Errorf("writing the loader's block: %w", err)
 	}
 	defer f.Close()
 	b, at, err := block(f)
 	if err != nil {
-		return fmt.Errorf("telling the loader: %w", err)
+		return fmt.Errorf("writing the loader's block: %w", err)
 	}
 	if b, err = change(b, pairs...); err != nil {
-		return fmt.Errorf("telling the loader: %w", err)
+		return fmt.Errorf("writing the loader's block: %w", err)
 	}
 	if _, err := f.WriteAt(b, at); err != nil {
-		return fmt.Errorf("telling the loader: %w", err)
+		return fmt.Errorf("writing the loader's block: %w", err)
 	}
 	if err := f.Sync(); err != nil {
-		return fmt.Errorf("telling the loader: %w", err)
+		return fmt.Errorf("writing the loader's block: %w", err)
 	}
 	return f.Close()
 }
 
-// Signature returns the signature of what is in a slot. It is not checked. An empty slot has none: the error is ErrEmpty.
+// Signature returns the signature of a slot's content, unchecked. An empty slot has none: the error
+// is ErrEmpty.
 func (d Disk) Signature(n Name) (*Signature, error) {
 	f, err := os.Open(d.path(EnvLabel))
 	if err != nil {
@@ -130,7 +134,7 @@ func (d Disk) Signature(n Name) (*Signature, error) {
 // ErrEmpty means that a slot has nothing that could be started.
 var ErrEmpty = errors.New("slot is empty")
 
-// SignatureBlock is how the partition "env" has a signature.
+// SignatureBlock is the form of a signature in the partition "env".
 func SignatureBlock(text []byte) []byte {
 	b := make([]byte, SignatureLimit)
 	copy(b, text)
@@ -149,16 +153,18 @@ func (d Disk) setSignature(n Name, text []byte) error {
 	return f.Sync()
 }
 
-// beginning is the part of a slot that is written last. Without it the loader finds no file system in the slot.
+// beginning is the part of a slot that is written last. Without it, the loader finds no file system
+// in the slot.
 const beginning = 64 << 10
 
-// Write writes a slot of size bytes that does not run, and reads it back. From its first step until its last the slot is empty, so that a loss of power or
-// a slot that is refused leaves one that cannot be started, and never half of one.
+// Write writes a slot of size bytes that does not run, and reads it back. From the first step to
+// the last the slot is empty, so that a power loss or a refused slot leaves a slot that cannot be
+// started, and never half of one.
 func (d Disk) Write(ctx context.Context, n Name, from io.Reader, size int64, s *Signature, keys Keys) (err error) {
 	if _, err := keys.Find(s); err != nil {
 		return err
 	}
-	// On a block device O_EXCL says that it is not in use.
+	// On a block device, O_EXCL fails while the device is in use.
 	f, err := os.OpenFile(d.path(n.Label()), os.O_RDWR|unix.O_EXCL, 0)
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("writing slot %s: it is in use", n)
@@ -172,7 +178,7 @@ func (d Disk) Write(ctx context.Context, n Name, from io.Reader, size int64, s *
 		return fmt.Errorf("writing slot %s: %w", n, err)
 	}
 	if size <= beginning || size > room {
-		return fmt.Errorf("writing slot %s: %w: it has more than %d and at most %d, and this has %d", n, ErrSize, beginning, room, size)
+		return fmt.Errorf("writing slot %s: %w: it must have more than %d and at most %d, and has %d", n, ErrSize, beginning, room, size)
 	}
 	defer func() {
 		if err != nil {
@@ -227,9 +233,9 @@ func (d Disk) Write(ctx context.Context, n Name, from io.Reader, size int64, s *
 	return d.setSignature(n, s.Text())
 }
 
-var errReadBack = errors.New("what the disk returns is not what was written: replace the disk")
+var errReadBack = errors.New("the disk does not return the data that was written: replace the disk")
 
-// readBack checks what the disk has behind the beginning, which is not on it yet.
+// readBack checks the disk's data after the beginning, which is not on the disk yet.
 func readBack(f *os.File, first []byte, size int64, keys Keys, s *Signature) error {
 	forget(f)
 	hash := NewHash(io.MultiReader(bytes.NewReader(first), io.NewSectionReader(f, beginning, size-beginning)))
@@ -242,7 +248,7 @@ func readBack(f *os.File, first []byte, size int64, keys Keys, s *Signature) err
 	return nil
 }
 
-// forget has the kernel read the file from the disk the next time, not from its memory.
+// forget drops the page cache of a file, so that the kernel reads it from the disk.
 func forget(f *os.File) {
 	unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
 }
@@ -276,7 +282,8 @@ func short(err error) error {
 	return err
 }
 
-// Running returns the slot that the kernel was started from, by its command line; None on a machine without slots.
+// Running returns the slot that the kernel was started from, by its command line; None on a machine
+// without slots.
 func Running(cmdline string) Name {
 	for word := range strings.FieldsSeq(cmdline) {
 		switch v, ok := strings.CutPrefix(word, "isthmus.slot="); {

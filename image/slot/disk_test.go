@@ -99,7 +99,7 @@ func TestWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(b.content(t, B)[:len(data)], data) {
-		t.Error("the slot does not have what was written")
+		t.Error("the slot does not have the written data")
 	}
 	got, err := b.Signature(B)
 	if err != nil || got.Release != s.Release || got.KeyID() != b.keys.IDs()[0] {
@@ -109,11 +109,11 @@ func TestWrite(t *testing.T) {
 		t.Errorf("slot a: %v", err)
 	}
 	if e, err := b.Env(); err != nil || e != (Env{Good: A}) {
-		t.Errorf("writing a slot has told the loader: %+v, %v", e, err)
+		t.Errorf("writing a slot has changed the loader's block: %+v, %v", e, err)
 	}
 }
 
-// fails gives an error in the middle, as a connection that breaks.
+// fails returns an error in the middle, like a broken connection.
 type fails struct {
 	r io.Reader
 	n int
@@ -128,7 +128,8 @@ func (f *fails) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestWriteRefuses: a slot that is refused leaves the partition empty, with no part of it and no part of the former one that the loader could start.
+// TestWriteRefuses checks that a refused slot leaves the partition empty, with nothing of it and of
+// the former slot that the loader could start.
 func TestWriteRefuses(t *testing.T) {
 	b := newBench(t)
 	data, s := b.slot(t, 3<<20, Release{Version: "1", Serial: 1})
@@ -154,7 +155,7 @@ func TestWriteRefuses(t *testing.T) {
 		{name: "broken off", from: &fails{bytes.NewReader(data), 2 << 20}, size: int64(len(data)), sig: s, text: "connection broke"},
 		{name: "shorter than signed", from: bytes.NewReader(data), size: 1 << 20, sig: s, kind: ErrSignature},
 		{name: "a foreign key", from: bytes.NewReader(data), size: int64(len(data)), sig: foreign, kind: ErrKey, before: true},
-		{name: "too large", from: bytes.NewReader(data), size: 5 << 20, sig: s, text: "at most 4194304, and this has 5242880", before: true},
+		{name: "too large", from: bytes.NewReader(data), size: 5 << 20, sig: s, text: "at most 4194304, and has 5242880", before: true},
 		{name: "too small", from: bytes.NewReader(data), size: 10, sig: s, text: "more than 65536", before: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -189,12 +190,13 @@ func TestComment(t *testing.T) {
 	for _, bad := range []string{"", "timestamp:1 file:x", "isthmus-slot version= serial=1", "isthmus-slot version=1 serial=-1", "isthmus-slot version=1 serial=1 more", "isthmus-slot version=a b serial=1",
 		"isthmus-slot version=1 serial=9999999999999999999999"} {
 		if _, err := ParseComment(bad); err == nil {
-			t.Errorf("%q was taken", bad)
+			t.Errorf("%q was accepted", bad)
 		}
 	}
 }
 
-// Debian's minisign checks what Sign makes, so that a user can.
+// TestMinisign checks that Debian's minisign accepts the output of Sign, so that users can check
+// it.
 func TestMinisign(t *testing.T) {
 	if _, err := exec.LookPath("minisign"); err != nil {
 		t.Fatal("minisign is missing: run test/setup")
@@ -215,7 +217,7 @@ func TestMinisign(t *testing.T) {
 	f.WriteAt([]byte("x"), 1000)
 	f.Close()
 	if check() == nil {
-		t.Error("minisign takes a slot that was changed")
+		t.Error("minisign accepts a changed slot")
 	}
 }
 

@@ -14,11 +14,11 @@ import (
 	"aead.dev/minisign"
 )
 
-// Release is what the signature of a slot says about it, in its trusted comment.
+// Release is the trusted comment of a slot's signature.
 type Release struct {
 	Version string
-	// Serial grows from release to release: the time of the commit, in seconds since 1970. A slot with a lower one is not installed unless the caller
-	// asks for an older one.
+	// Serial grows from release to release: the time of the commit, in seconds since 1970. A slot
+	// with a lower one is installed only on request.
 	Serial int64
 }
 
@@ -29,11 +29,11 @@ func (r Release) Comment() string {
 
 var comment = regexp.MustCompile(`^isthmus-slot version=([0-9A-Za-z.~+_-]{1,64}) serial=([0-9]{1,18})$`)
 
-// ParseComment reads what Comment wrote.
+// ParseComment parses the result of Comment.
 func ParseComment(s string) (Release, error) {
 	m := comment.FindStringSubmatch(s)
 	if m == nil {
-		return Release{}, fmt.Errorf("the signature's trusted comment is %q: it is not that of a slot of isthmus", cut(s, 80))
+		return Release{}, fmt.Errorf("the signature's trusted comment is %q: it does not belong to a slot of isthmus", cut(s, 80))
 	}
 	serial, err := strconv.ParseInt(m[2], 10, 64)
 	if err != nil {
@@ -45,15 +45,16 @@ func ParseComment(s string) (Release, error) {
 // SignatureLimit bounds the text of a signature, in bytes.
 const SignatureLimit = 2048
 
-// Signature is a signature in the format of minisign (https://jedisct1.github.io/minisign/), which was not checked yet.
+// Signature is an unchecked signature in the format of minisign
+// (https://jedisct1.github.io/minisign/).
 type Signature struct {
 	text []byte
 	sig  minisign.Signature
-	// Release is what the trusted comment says. It is true once Check has returned nil.
+	// Release is from the trusted comment. It is authentic once Check has returned nil.
 	Release Release
 }
 
-// ParseSignature reads the text of a file that minisign -S or Sign wrote.
+// ParseSignature parses a signature file of minisign -S or Sign.
 func ParseSignature(text []byte) (*Signature, error) {
 	if len(text) > SignatureLimit {
 		return nil, fmt.Errorf("the signature has %d bytes, more than %d", len(text), SignatureLimit)
@@ -69,21 +70,22 @@ func ParseSignature(text []byte) (*Signature, error) {
 	return s, nil
 }
 
-// Text returns what ParseSignature read.
+// Text returns the input of ParseSignature.
 func (s *Signature) Text() []byte { return s.text }
 
-// KeyID returns the number of the key that made the signature, as minisign prints it.
+// KeyID returns the ID of the key that made the signature, as minisign prints it.
 func (s *Signature) KeyID() string { return keyID(s.sig.KeyID) }
 
 func keyID(id uint64) string { return strings.ToUpper(strconv.FormatUint(id, 16)) }
 
-// Keys are those that a node trusts for slots.
+// Keys are the keys that a node trusts for slots.
 type Keys []minisign.PublicKey
 
 // KeyDir is where a root has them: files NAME.pub, as minisign -G writes them.
 const KeyDir = "/usr/share/isthmus/keys"
 
-// ReadKeys reads the keys of a directory. A file that cannot be read is an error: a node that has lost its keys takes no slot.
+// ReadKeys reads the keys of a directory. An unreadable file is an error, because a node without
+// its keys accepts no slot.
 func ReadKeys(dir string) (Keys, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.pub"))
 	if err != nil {
@@ -93,18 +95,18 @@ func ReadKeys(dir string) (Keys, error) {
 	for _, f := range files {
 		text, err := os.ReadFile(f)
 		if err != nil {
-			return nil, fmt.Errorf("reading the keys that are trusted: %w", err)
+			return nil, fmt.Errorf("reading the trusted keys: %w", err)
 		}
 		var k minisign.PublicKey
 		if err := k.UnmarshalText(text); err != nil {
-			return nil, fmt.Errorf("reading the keys that are trusted: %s: %w", f, err)
+			return nil, fmt.Errorf("reading the trusted keys: %s: %w", f, err)
 		}
 		out = append(out, k)
 	}
 	return out, nil
 }
 
-// IDs returns the numbers of the keys.
+// IDs returns the IDs of the keys.
 func (k Keys) IDs() (out []string) {
 	for _, key := range k {
 		out = append(out, keyID(key.ID()))
@@ -115,7 +117,8 @@ func (k Keys) IDs() (out []string) {
 var (
 	// ErrKey means that a signature was made with a key that the node does not trust.
 	ErrKey = errors.New("signed with a key that this node does not trust")
-	// ErrSignature means that a signature does not belong to the slot: the slot was changed, cut off, or is another one.
+	// ErrSignature means that a signature does not belong to the slot: the slot was changed, cut
+	// off, or is another one.
 	ErrSignature = errors.New("signature does not belong to this slot")
 	// ErrOlder means that a slot is older than the one that runs.
 	ErrOlder = errors.New("slot is older than the one that runs")
@@ -128,7 +131,7 @@ func (k Keys) Find(s *Signature) (minisign.PublicKey, error) {
 			return key, nil
 		}
 	}
-	return minisign.PublicKey{}, fmt.Errorf("%w: it names key %s, and the node has %s", ErrKey, s.KeyID(), strings.Join(k.IDs(), ", "))
+	return minisign.PublicKey{}, fmt.Errorf("%w: the signature is by key %s, and the node has %s", ErrKey, s.KeyID(), strings.Join(k.IDs(), ", "))
 }
 
 // Hash passes a slot's bytes through and then checks a signature over them.
@@ -137,7 +140,8 @@ type Hash struct{ *minisign.Reader }
 // NewHash reads from r.
 func NewHash(r io.Reader) Hash { return Hash{minisign.NewReader(r)} }
 
-// Check says whether the signature is of the bytes that were read, and was made with one of the keys.
+// Check returns nil if the signature matches the bytes that were read, and was made with one of the
+// keys.
 func (h Hash) Check(keys Keys, s *Signature) error {
 	key, err := keys.Find(s)
 	if err != nil {
@@ -149,7 +153,8 @@ func (h Hash) Check(keys Keys, s *Signature) error {
 	return nil
 }
 
-// NewKey makes a key without a password, and returns the texts of its two files in the format of minisign.
+// NewKey makes a key without a password, and returns the texts of its two files in the format of
+// minisign.
 func NewKey() (public, private []byte, err error) {
 	pub, priv, err := minisign.GenerateKey(rand.Reader)
 	if err != nil {
@@ -164,7 +169,8 @@ func NewKey() (public, private []byte, err error) {
 	return public, private, nil
 }
 
-// Sign signs the slot in the file path with the key in keyFile, which minisign -G or NewKey wrote. The password opens a key that has one.
+// Sign signs the slot in the file path with the key in keyFile, which is from minisign -G or
+// NewKey. password opens a key that has one.
 func Sign(keyFile, password, path string, r Release) ([]byte, error) {
 	text, err := os.ReadFile(keyFile)
 	if err != nil {

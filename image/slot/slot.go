@@ -1,7 +1,8 @@
-// Package slot has the words of the image's two slots: where they are on the disk, and what the loader is told.
+// Package slot defines the image's two slots: their places on the disk, and the loader's block.
 //
-// A slot is a partition that holds one read-only file system with kernel, initial RAM disk and root. The loader starts the slot that was marked good. A slot
-// that was written last is on trial: it gets three boots in which to be marked good, and then the loader returns to the good one.
+// A slot is a partition with one read-only file system that has kernel, initial RAM disk and root.
+// The loader starts the slot that was marked good. A new slot is on trial: it gets three boots in
+// which to be marked good, and then the loader returns to the good one.
 package slot
 
 import (
@@ -23,7 +24,7 @@ const (
 	None Name = ""
 )
 
-// Other returns the slot beside n.
+// Other returns the other slot.
 func (n Name) Other() Name {
 	if n == A {
 		return B
@@ -43,32 +44,36 @@ const (
 // Tries is how many boots a trial gets.
 const Tries = 3
 
-// The partition "env" begins with a FAT file system of EnvArea bytes that has one file, the loader's environment block of EnvSize bytes. The file is made with the disk and
-// never moves: the loader and we write it where it is. All that varies is in its first 512 bytes, one sector: a write takes place or does not.
+// The partition "env" begins with a FAT file system of EnvArea bytes that has one file, the
+// loader's environment block of EnvSize bytes. The file is made with the disk and never moves: the
+// loader and we write it in place. All variable data is in its first 512 bytes, one sector, so that
+// a write is atomic.
 const (
-	EnvArea   = 1 << 20
-	EnvAt     = 37 * envSector // where mkfs.vfat and mcopy put the first file; the build checks it, and the initial RAM disk reads there
+	EnvArea = 1 << 20
+	// EnvAt is where mkfs.vfat and mcopy put the first file. The build checks it, and the initial
+	// RAM disk reads there.
+	EnvAt     = 37 * envSector
 	EnvSize   = 1024
 	envSector = 512
 	envHeader = "# GRUB Environment Block\n"
 )
 
-// Env is what the loader is told, and what it has noted. The loader reads and writes it as well; see image/grub.cfg.
+// Env is the loader's block, which the loader reads and writes as well; see image/grub.cfg.
 type Env struct {
-	// Good is the slot that was marked good last. The loader starts it unless a trial is to be made.
+	// Good is the slot that was marked good last. The loader starts it unless there is a trial.
 	Good Name
 	// Trial is the slot that was written and has not been marked good; None: there is none.
 	Trial Name
 	// Tries is how many boots the trial has left, 0 to 3.
 	Tries int
-	// Failed is the trial that was given up last; None: none was since the last one that was marked good.
+	// Failed is the last trial that was given up; None: none since a slot was marked good.
 	Failed Name
 }
 
-// ErrEnv means that a block is not one that FormatEnv or the loader wrote.
+// ErrEnv means that a block was not written by FormatEnv or the loader.
 var ErrEnv = errors.New("environment block of the loader is damaged")
 
-// FindEnv returns where the block is in an area.
+// FindEnv returns the offset of the block in an area.
 func FindEnv(area []byte) (int64, error) {
 	found := int64(-1)
 	for at := 0; at+EnvSize <= len(area); at += envSector {
@@ -85,7 +90,7 @@ func FindEnv(area []byte) (int64, error) {
 	return found, nil
 }
 
-// ParseEnv reads a block.
+// ParseEnv parses a block.
 func ParseEnv(b []byte) (Env, error) {
 	if len(b) != EnvSize || !bytes.HasPrefix(b, []byte(envHeader)) {
 		return Env{}, ErrEnv
@@ -124,7 +129,7 @@ func ParseEnv(b []byte) (Env, error) {
 	return e, nil
 }
 
-// FormatEnv writes a block.
+// FormatEnv makes a block.
 func FormatEnv(e Env) []byte {
 	b, err := change([]byte(envHeader), e.pairs()...)
 	if err != nil {
@@ -137,7 +142,8 @@ func (e Env) pairs() []string {
 	return []string{"good", string(e.Good), "trial", string(e.Trial), "tries", strconv.Itoa(e.Tries), "failed", string(e.Failed)}
 }
 
-// change returns a block with other values, given as name and value by turns. What else is in the block stays, as the numbers of starts.
+// change returns a block with other values, given as alternating names and values. It keeps all
+// other variables, such as the numbers of starts.
 func change(b []byte, pairs ...string) ([]byte, error) {
 	lines := []string{envHeader}
 	for line := range strings.Lines(string(b[len(envHeader):])) {

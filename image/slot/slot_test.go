@@ -23,7 +23,8 @@ func TestEnv(t *testing.T) {
 	}
 }
 
-// The loader removes a variable that is empty, and appends one that was not there.
+// TestEnvOfTheLoader checks blocks of the loader, which removes empty variables and appends new
+// ones.
 func TestEnvOfTheLoader(t *testing.T) {
 	block := func(text string) []byte {
 		b := append([]byte(envHeader), text...)
@@ -40,7 +41,7 @@ func TestEnvOfTheLoader(t *testing.T) {
 	}
 }
 
-// The numbers of starts are the loader's and the helper's: what one writes, the other keeps.
+// TestSetNext checks that the loader and the helper keep each other's numbers of starts.
 func TestSetNext(t *testing.T) {
 	b := newBench(t)
 	number := strings.Repeat("N", 26)

@@ -1,4 +1,4 @@
-// Package tpm seals with the machine's TPM 2.0.
+// Package tpm seals data with the machine's TPM 2.0.
 package tpm
 
 import (
@@ -14,28 +14,32 @@ import (
 	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 )
 
-// TPM seals small pieces of data with the machine's TPM 2.0. They open on this machine alone, and only while PCR 7, which has the state of Secure Boot and its keys
-// (TCG PC Client Platform Firmware Profile), is as it was.
+// TPM seals small pieces of data with the machine's TPM 2.0. They open only on this machine, and
+// only while PCR 7, which measures the state of Secure Boot and its keys (TCG PC Client Platform
+// Firmware Profile), is unchanged.
 //
-// The sealed object and the key above it have the attribute noDA: neither wrong guesses at what others keep in the TPM, nor the losses of power that a TPM counts as such, keep them
-// from opening. systemd-creds(1) of systemd 252 and 257 makes that key without it, and a TPM in lockout then refuses it.
+// The sealed object and its parent key have the attribute noDA: they open in spite of wrong guesses
+// at other objects in the TPM and of power losses that a TPM counts as such. systemd-creds(1) of
+// systemd 252 and 257 makes the parent key without it, and a TPM in lockout then refuses it.
 type TPM struct {
-	// Path is that of the kernel's resource manager, or the socket of a software TPM; empty: Device.
+	// Path is that of the kernel's resource manager, or the socket of a software TPM; empty:
+	// Device.
 	Path string
 
-	mu sync.Mutex // a TPM does one thing at a time
+	mu sync.Mutex // a TPM runs one command at a time
 }
 
 // Device is the kernel's resource manager of the first TPM.
 const Device = "/dev/tpmrm0"
 
-// MaxSealed bounds what is sealed, in bytes: a TPM takes no more (MAX_SYM_DATA). MaxBlob bounds what comes of it.
+// MaxSealed bounds the data to seal, in bytes: a TPM accepts no more (MAX_SYM_DATA). MaxBlob bounds
+// the result.
 const (
 	MaxSealed = 128
 	MaxBlob   = 4 << 10
 )
 
-// blob is what is sealed, as the TPM gives it away: only that TPM can read it.
+// blob is sealed data as the TPM returns it: only that TPM can read it.
 type blob struct {
 	Public  []byte `json:"public"`
 	Private []byte `json:"private"`
@@ -71,7 +75,7 @@ func (p *TPM) Seal(data []byte) (sealed []byte, err error) {
 	return sealed, err
 }
 
-// Open returns what Seal has sealed.
+// Open returns the data that Seal has sealed.
 func (p *TPM) Open(sealed []byte) (data []byte, err error) {
 	if len(sealed) > MaxBlob {
 		return nil, fmt.Errorf("opening with the TPM: %d bytes, want at most %d", len(sealed), MaxBlob)
@@ -102,7 +106,7 @@ func (p *TPM) Open(sealed []byte) (data []byte, err error) {
 		}
 		out, err := tpm2.Unseal{ItemHandle: tpm2.AuthHandle{Handle: object.ObjectHandle, Name: object.Name, Auth: session}}.Execute(t)
 		if errors.Is(err, tpm2.TPMRCPolicyFail) {
-			return fmt.Errorf("PCR 7 is not as it was, as after a change of Secure Boot or its keys: %w", err)
+			return fmt.Errorf("PCR 7 has changed, for example with Secure Boot or its keys: %w", err)
 		}
 		if err != nil {
 			return err
@@ -113,7 +117,8 @@ func (p *TPM) Open(sealed []byte) (data []byte, err error) {
 	return data, err
 }
 
-// with calls f with the TPM and the key above what is sealed, and leaves nothing in the TPM. What f sends is encrypted for that key.
+// with calls f with the TPM and the parent key of sealed data, and leaves nothing in the TPM. The
+// parameters that f sends are encrypted for that key.
 func (p *TPM) with(what string, f func(t transport.TPM, parent *tpm2.CreatePrimaryResponse, salted tpm2.AuthOption) error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -150,7 +155,7 @@ func (p *TPM) dial() (transport.TPMCloser, error) {
 	return linuxudstpm.Open(p.Path)
 }
 
-// policyNow returns the digest of the policy that PCR 7 is as it is now.
+// policyNow returns the digest of the policy for the present value of PCR 7.
 func policyNow(t transport.TPM) (d tpm2.TPM2BDigest, err error) {
 	session, end, err := tpm2.PolicySession(t, tpm2.TPMAlgSHA256, 16, tpm2.Trial())
 	if err != nil {

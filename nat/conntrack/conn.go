@@ -13,17 +13,18 @@ import (
 	"github.com/isthmus-net/isthmus/router/netlink"
 )
 
-// receiveBuffer is the size in bytes of one read. The kernel fills what it is offered, up to 32 KiB.
+// receiveBuffer is the size in bytes of one read. The kernel uses up to 32 KiB of it.
 const receiveBuffer = 64 << 10
 
-// answerTime bounds the wait for the kernel.
+// answerTime bounds the wait for an answer of the kernel.
 const answerTime = 10 * time.Second
 
-// ErrInterrupted means that the table changed during a dump in such a way that flows which were there all the time may be
-// missing from it.
+// ErrInterrupted means that the table changed during a dump in such a way that flows which existed
+// all the time may be missing from it.
 var ErrInterrupted = errors.New("the connection table changed during the dump")
 
-// Conn asks for the table of a network namespace. Its methods may be called from several goroutines; one asks at a time.
+// Conn queries the table of a network namespace. Its methods may be called from several
+// goroutines; requests are sent one at a time.
 type Conn struct {
 	mu       sync.Mutex
 	fd       int
@@ -31,7 +32,8 @@ type Conn struct {
 	buffer   []byte
 }
 
-// Open returns a Conn for the network namespace of the calling thread; later calls may come from any. It needs CAP_NET_ADMIN.
+// Open returns a Conn for the network namespace of the calling thread; later calls may come from
+// any thread. It needs CAP_NET_ADMIN.
 func Open() (*Conn, error) {
 	fd, err := open(receiveBuffer * 16)
 	if err != nil {
@@ -58,25 +60,25 @@ func open(buffer int) (int, error) {
 	return fd, nil
 }
 
-// Close closes the connection. No other method may run or be called afterwards.
+// Close closes the connection. No other method may run during or after it.
 func (c *Conn) Close() error { return unix.Close(c.fd) }
 
-// Dump calls f with every flow of a family (unix.AF_INET, unix.AF_INET6; unix.AF_UNSPEC: both) until f returns false. f
-// must not keep the Flow, nor call methods of c.
+// Dump calls f with every flow of a family (unix.AF_INET, unix.AF_INET6; unix.AF_UNSPEC: both)
+// until f returns false. f must not keep the Flow, nor call methods of c.
 //
-// The table goes on changing: what begins or ends during the dump may be missing, and a flow may come twice. When more may
-// be missing, ErrInterrupted is returned at the end.
+// The table changes meanwhile: flows that begin or end during the dump may be missing, and a flow
+// may come twice. If others may be missing too, Dump returns ErrInterrupted at the end.
 func (c *Conn) Dump(ctx context.Context, family uint8, f func(*Flow) bool) error {
 	return c.walk(ctx, family, func(flow *Flow, _ netlink.Message) bool { return f(flow) })
 }
 
-// walk is Dump with the message that a flow was read from.
+// walk is Dump, and also passes the message that a flow was read from.
 func (c *Conn) walk(ctx context.Context, family uint8, f func(*Flow, netlink.Message) bool) error {
 	var flow Flow
 	wanted := true
 	err := c.ask(messageGet, family, unix.NLM_F_DUMP, func(m netlink.Message) error {
 		if !wanted || m.Kind != subsystem|messageNew {
-			return nil // what was asked for must be read even when it is not wanted any more
+			return nil // the whole answer must be read, even if it is no longer wanted
 		}
 		b, err := body(m)
 		if err == nil {
@@ -96,11 +98,12 @@ func (c *Conn) walk(ctx context.Context, family uint8, f func(*Flow, netlink.Mes
 	return nil
 }
 
-// End takes the flows of a family out of the table of which f says so, and returns how many. f must not keep the Flow, nor
-// call methods of c. What comes of such a flow afterwards begins another one. ErrInterrupted means that flows may have been missed.
+// End deletes the flows of a family for which f returns true, and returns how many. f must not
+// keep the Flow, nor call methods of c. A later packet of a deleted flow begins a new one.
+// ErrInterrupted means that End may have missed flows.
 func (c *Conn) End(ctx context.Context, family uint8, f func(*Flow) bool) (ended int, err error) {
 	var requests []byte
-	var ends []int // of each request
+	var ends []int // the end of each request
 	missed := c.walk(ctx, family, func(flow *Flow, m netlink.Message) bool {
 		if f(flow) {
 			requests = appendDeletion(requests, m)
@@ -122,8 +125,8 @@ func (c *Conn) End(ctx context.Context, family uint8, f func(*Flow) bool) (ended
 	return ended, nil
 }
 
-// send sends n requests that want an acknowledgement, reads all of these, and adds the number of those that were carried out to done.
-// It is none of the errors that something is no longer there.
+// send sends n requests for an acknowledgement, reads all acknowledgements, and adds the number of
+// successful requests to done. A missing object (ENOENT) is not an error.
 func (c *Conn) send(requests []byte, n int, done *int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -151,7 +154,7 @@ func (c *Conn) send(requests []byte, n int, done *int) error {
 			}
 			b = rest
 			if m.Sequence-former-1 >= all {
-				continue // the rest of an answer that was given up
+				continue // the rest of an abandoned answer
 			}
 			n--
 			if err := failure(m); err == nil {
@@ -164,7 +167,7 @@ func (c *Conn) send(requests []byte, n int, done *int) error {
 	return failed
 }
 
-// Stats returns the table's figures.
+// Stats returns the table's statistics.
 func (c *Conn) Stats(ctx context.Context) (s Stats, err error) {
 	if err = ctx.Err(); err == nil {
 		read := func(m netlink.Message) error { return decodeStats(m, &s) }
@@ -172,12 +175,13 @@ func (c *Conn) Stats(ctx context.Context) (s Stats, err error) {
 		s.settle()
 	}
 	if err != nil {
-		return s, fmt.Errorf("reading the figures of the connection table: %w", err)
+		return s, fmt.Errorf("reading the statistics of the connection table: %w", err)
 	}
 	return s, nil
 }
 
-// ask sends a request and calls f with each message of the answer, all of which is read. It returns the first error.
+// ask sends a request, reads the whole answer, and calls f with each of its messages. It returns
+// the first error.
 func (c *Conn) ask(kind uint16, family uint8, flags uint16, f func(netlink.Message) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -207,7 +211,7 @@ func (c *Conn) ask(kind uint16, family uint8, flags uint16, f func(netlink.Messa
 			}
 			b = rest
 			if m.Sequence != c.sequence {
-				continue // the rest of an answer that was given up
+				continue // the rest of an abandoned answer
 			}
 			if m.Flags&unix.NLM_F_DUMP_INTR != 0 {
 				fail(ErrInterrupted)

@@ -31,7 +31,8 @@ func nest(kind uint16, parts ...[]byte) []byte {
 
 func be(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
 
-// example is a flow as the kernel writes it: TCP from 10.0.0.5:40000 to 198.51.100.7:443, leaving as 192.0.2.9:40001.
+// example returns a flow as the kernel encodes it: TCP from 10.0.0.5:40000 to 198.51.100.7:443,
+// leaving as 192.0.2.9:40001.
 func example() []byte {
 	tuple := func(kind uint16, src, dst netip.AddrPort) []byte {
 		return nest(kind,
@@ -64,15 +65,15 @@ func TestDecode(t *testing.T) {
 		t.Errorf("%v\n got %+v\nwant %+v", err, f, want)
 	}
 	if n := testing.AllocsPerRun(100, func() { _ = decode(example(), &f) }); n > testing.AllocsPerRun(100, func() { example() }) {
-		t.Errorf("%v allocations more than none", n)
+		t.Errorf("%v allocations, want none", n)
 	}
 	for n := range example() {
-		// Cut between two attributes, what is left is whole but may lack a tuple.
+		// Cut between two attributes, the rest is well-formed but may lack a tuple.
 		if err := decode(example()[:n], &f); err == nil && !f.Reply.Source.IsValid() {
-			t.Errorf("%d bytes are taken for a flow", n)
+			t.Errorf("%d bytes are decoded as a flow", n)
 		}
 	}
-	// An attribute in another that is shorter than its header, or longer than the other one.
+	// A nested attribute that is shorter than its header, or longer than the outer one.
 	for _, kind := range []uint16{attrOriginal, attrReply, attrProtocolInfo, attrCounterOriginal, attrCounterReply, attrTimestamp} {
 		for _, size := range []byte{3, 9} {
 			if err := decode(append(example(), nest(kind, []byte{size, 0, 1, 0, 0, 0, 0, 0})...), &f); !errors.Is(err, errDamaged) {
@@ -109,7 +110,8 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// tracking returns a namespace in which connections are tracked with times and counters, and whatever is sent vanishes.
+// tracking returns a namespace that tracks connections with timestamps and counters, and in which
+// all sent packets are dropped.
 func tracking(t testing.TB) *netns.NS {
 	ns := netns.New(t)
 	ns.Run(`nft add table inet t
@@ -127,7 +129,7 @@ func tracking(t testing.TB) *netns.NS {
 	return ns
 }
 
-// send makes n flows: one packet of UDP from one port to each of n addresses.
+// send creates n flows: one UDP packet from one port to each of n addresses.
 func send(t testing.TB, ns *netns.NS, n int) {
 	t.Helper()
 	var err error
@@ -186,7 +188,7 @@ func TestDump(t *testing.T) {
 		t.Errorf("%+v, %v", stats, err)
 	}
 
-	// Whoever has seen enough leaves the connection usable.
+	// The connection stays usable after a dump that f has stopped.
 	calls := 0
 	if err := c.Dump(t.Context(), unix.AF_UNSPEC, func(*Flow) bool { calls++; return calls < 5 }); err != nil || calls != 5 {
 		t.Errorf("%d calls, %v", calls, err)
@@ -205,7 +207,7 @@ func TestDump(t *testing.T) {
 	}
 }
 
-// TestEnd takes some flows out of the table and leaves the others.
+// TestEnd deletes some flows from the table and leaves the others.
 func TestEnd(t *testing.T) {
 	ns := tracking(t)
 	c := dial(t, ns)
@@ -242,7 +244,7 @@ func TestEnd(t *testing.T) {
 		t.Errorf("%d flows ended again: %v", ended, err)
 	}
 
-	// What is gone by the time that it is asked for is no error.
+	// A flow that has disappeared by the time of its deletion does not cause an error.
 	twin := dial(t, ns)
 	if ended, err := c.End(t.Context(), unix.AF_INET, func(f *Flow) bool {
 		if others > 0 {
@@ -257,7 +259,8 @@ func TestEnd(t *testing.T) {
 	}
 }
 
-// TestDeletion asks for a flow to be deleted by all that tells it from others: without its tuple the kernel would delete everything.
+// TestDeletion checks that a request for a deletion has everything that identifies the flow:
+// without the tuple, the kernel would delete all flows.
 func TestDeletion(t *testing.T) {
 	b := appendDeletion([]byte("what was before"), netlink.Message{Body: append([]byte{unix.AF_INET6, 0, 0, 0}, example()...)})
 	m, rest, ok := netlink.Next(b[len("what was before"):])
@@ -284,7 +287,8 @@ func threadTime() time.Duration {
 	return time.Duration(t.Nano())
 }
 
-// BenchmarkDump reads 240,000 flows, and lets the general netlink library of the tree do the same.
+// BenchmarkDump reads 240,000 flows, with this package and with the general netlink library of the
+// tree.
 func BenchmarkDump(b *testing.B) {
 	const n = 240_000
 	ns := tracking(b)
@@ -316,7 +320,8 @@ func BenchmarkDump(b *testing.B) {
 	}
 }
 
-// TestLostFlowsAreCountedOnce: the kernel counts a failed insertion among the dropped packets as well.
+// TestLostFlowsAreCountedOnce checks that a failed insertion, which the kernel also counts as a
+// dropped packet, is counted once.
 func TestLostFlowsAreCountedOnce(t *testing.T) {
 	for _, k := range []struct{ failed, dropped, want uint64 }{{24, 24, 0}, {24, 30, 6}, {24, 0, 0}, {0, 7, 7}} {
 		s := Stats{InsertFailed: k.failed, Dropped: k.dropped}

@@ -33,22 +33,23 @@ const (
 	icmpID, icmpType, icmpCode    = 4, 5, 6
 	icmp6ID, icmp6Type, icmp6Code = 7, 8, 9
 	infoTCP, tcpState             = 1, 1
-	pairFirst, pairSecond         = 1, 2 // packets and bytes of a counter, start and stop of a timestamp
+	// packets and bytes of a counter, start and stop of a timestamp
+	pairFirst, pairSecond         = 1, 2
 	globalEntries, globalLimit    = 1, 2
 	statInsertFailed              = 9
 	statDrop, statEarlyDrop       = 10, 11
 	messageNew, messageGet        = 0, 1
 	messageDelete                 = 2
 	messageStatsCPU, messageStats = 4, 5
-	headerSize                    = unix.SizeofNlMsghdr + 4 // and struct nfgenmsg
+	headerSize                    = unix.SizeofNlMsghdr + 4 // including struct nfgenmsg
 	subsystem                     = unix.NFNL_SUBSYS_CTNETLINK << 8
 )
 
-// errDamaged means that a message is not as long as it says, or is damaged otherwise.
-var errDamaged = errors.New("a damaged netlink message")
+// errDamaged means that a message is truncated or damaged otherwise.
+var errDamaged = errors.New("damaged netlink message")
 
-// number reads an unsigned number in network byte order. The kernel sends them in one, two, four or eight bytes; of another length
-// there is none, and 0 is returned.
+// number decodes an unsigned number in network byte order. The kernel sends one, two, four or
+// eight bytes; for any other length it returns 0.
 func number(b []byte) uint64 {
 	switch len(b) {
 	case 1:
@@ -63,7 +64,8 @@ func number(b []byte) uint64 {
 	return 0
 }
 
-// decode reads the attributes of a flow, behind the headers. It keeps nothing of b, and sets all of f.
+// decode decodes the attributes of a flow, after the headers. It keeps no reference to b, and sets
+// all fields of f.
 func decode(b []byte, f *Flow) error {
 	*f = Flow{}
 	ok := true
@@ -109,7 +111,7 @@ func decode(b []byte, f *Flow) error {
 	return nil
 }
 
-// appendDeletion appends the request to delete the flow that a message tells of, and no other one.
+// appendDeletion appends the request to delete exactly the flow in a message.
 func appendDeletion(b []byte, m netlink.Message) []byte {
 	b, start := netlink.Begin(b, subsystem|messageDelete, unix.NLM_F_ACK, 0)
 	b = append(b, m.Body[0], unix.NFNETLINK_V0, 0, 0)
@@ -123,7 +125,7 @@ func appendDeletion(b []byte, m netlink.Message) []byte {
 	return netlink.End(b, start)
 }
 
-// decodeTuple says whether the tuple is whole and has two addresses.
+// decodeTuple reports whether the tuple is complete and has two addresses.
 func decodeTuple(b []byte, t *Tuple, protocol *uint8) bool {
 	var source, destination netip.Addr
 	var from, to uint16
@@ -164,7 +166,8 @@ func decodeTuple(b []byte, t *Tuple, protocol *uint8) bool {
 	return source.IsValid() && destination.IsValid()
 }
 
-// decodeTCP reads the state out of the attributes of a protocol, and says whether they are whole.
+// decodeTCP decodes the state from the attributes of the protocol, and reports whether they are
+// complete.
 func decodeTCP(b []byte, state *uint8) bool {
 	for len(b) > 0 {
 		kind, inner, rest, ok := netlink.Attribute(b)
@@ -184,7 +187,8 @@ func decodeTCP(b []byte, state *uint8) bool {
 	return true
 }
 
-// decodePair reads the attributes 1 and 2, of a counter or of times, and says whether they are whole.
+// decodePair decodes the attributes 1 and 2 of a counter or a timestamp, and reports whether they
+// are complete.
 func decodePair(b []byte, first, second *uint64) bool {
 	for len(b) > 0 {
 		kind, data, rest, ok := netlink.Attribute(b)
@@ -201,7 +205,7 @@ func decodePair(b []byte, first, second *uint64) bool {
 	return true
 }
 
-// body returns the attributes of a message of ctnetlink, which are behind a struct nfgenmsg.
+// body returns the attributes of a ctnetlink message, which follow a struct nfgenmsg.
 func body(m netlink.Message) ([]byte, error) {
 	if len(m.Body) < 4 {
 		return nil, errDamaged
@@ -209,7 +213,7 @@ func body(m netlink.Message) ([]byte, error) {
 	return m.Body[4:], nil
 }
 
-// failure returns what an NLMSG_ERROR or NLMSG_DONE says.
+// failure returns the error in an NLMSG_ERROR or NLMSG_DONE.
 func failure(m netlink.Message) error {
 	if errno := m.Errno(); errno != 0 {
 		return errno
@@ -217,20 +221,22 @@ func failure(m netlink.Message) error {
 	return nil
 }
 
-// Stats are the table's figures.
+// Stats are the statistics of the table.
 type Stats struct {
-	// Entries are the flows in the table, Limit is how many it holds at most (net.netfilter.nf_conntrack_max, which all
-	// network namespaces of a machine share).
+	// Entries is the number of flows in the table, Limit its maximum
+	// (net.netfilter.nf_conntrack_max, which all network namespaces of a machine share).
 	Entries, Limit uint32
-	// InsertFailed counts new flows that found no free tuple, or lost a race for it; Dropped packets of new flows that found no room in
-	// the table; EvictedEarly flows that were given up to make room. All since the namespace was made.
+	// InsertFailed counts new flows that found no free tuple, or lost a race for it. Dropped
+	// counts packets of new flows that found the table full. EvictedEarly counts flows that were
+	// evicted to make room. All count since the namespace was created.
 	InsertFailed, Dropped, EvictedEarly uint64
 }
 
-// settle takes from the dropped packets those that are counted as failed insertions as well: the kernel adds each of these to both.
+// settle subtracts the failed insertions from the dropped packets, because the kernel counts each
+// failed insertion in both.
 func (s *Stats) settle() { s.Dropped -= min(s.Dropped, s.InsertFailed) }
 
-// decodeStats adds what a message says to s.
+// decodeStats adds the values of a message to s.
 func decodeStats(m netlink.Message, s *Stats) error {
 	b, err := body(m)
 	if err != nil {

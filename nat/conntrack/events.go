@@ -13,8 +13,9 @@ import (
 	"github.com/isthmus-net/isthmus/router/sockfilter"
 )
 
-// Events hears of flows with source NAT that end. Only ends are subscribed to: they carry the flow's whole story, and the kernel
-// spends nothing on the beginnings of flows, to which it does not subscribe.
+// Events receives the ends of flows with source NAT. It subscribes only to ends: they have all
+// data of the flow, and without a subscription the kernel spends nothing on the beginnings of
+// flows.
 type Events struct {
 	fd       int
 	buffers  [eventBatch][eventSize]byte
@@ -26,23 +27,23 @@ type Events struct {
 }
 
 const (
-	// eventBatch is how many events one system call takes at most.
+	// eventBatch is the maximum number of events per system call.
 	eventBatch = 64
-	// eventSize is the room in bytes for one event, which has some 250.
+	// eventSize is the room in bytes for one event, which has about 250.
 	eventSize = 2 << 10
 )
 
-// mmsghdr is the kernel's struct mmsghdr: where a datagram goes, and how long it was.
+// mmsghdr is the kernel's struct mmsghdr: the buffers of a datagram, and its size.
 type mmsghdr struct {
 	unix.Msghdr
 	size uint32
 }
 
-// translated returns a socket filter that lets through what has SourceNAT in its status, and what
-// has no status: that is for the reader to judge.
+// translated returns a socket filter that passes messages with SourceNAT in their status, and
+// those without a status, which the reader must check.
 func translated() sockfilter.Program {
 	var p sockfilter.Program
-	// A becomes the place of attribute X, looked for from A on.
+	// A becomes the offset of attribute X, searched from A on.
 	p.Add(
 		bpf.LoadConstant{Dst: bpf.RegA, Val: headerSize},
 		bpf.LoadConstant{Dst: bpf.RegX, Val: attrStatus},
@@ -54,10 +55,10 @@ func translated() sockfilter.Program {
 	return p
 }
 
-// Hear subscribes to the ends of the flows in the network namespace of the calling thread. The kernel keeps events that wait
-// to be read in a buffer of the given size in bytes; each takes about 1 KiB of it. What does not fit is lost, unless Keep was
-// asked for. It needs CAP_NET_ADMIN.
-func Hear(buffer int) (*Events, error) {
+// Subscribe subscribes to the ends of the flows in the network namespace of the calling thread.
+// The kernel queues unread events in a buffer of the given size in bytes; each takes about 1 KiB
+// of it. Events that do not fit are lost, unless Keep is on. It needs CAP_NET_ADMIN.
+func Subscribe(buffer int) (*Events, error) {
 	fd, err := open(buffer)
 	if err != nil {
 		return nil, err
@@ -83,7 +84,7 @@ func Hear(buffer int) (*Events, error) {
 	return e, nil
 }
 
-// Listen begins or ends the subscription. Without a subscription the kernel makes no events.
+// Listen begins or ends the subscription. Without a subscription the kernel creates no events.
 func (e *Events) Listen(listen bool) error {
 	option := unix.NETLINK_DROP_MEMBERSHIP
 	if listen {
@@ -92,31 +93,33 @@ func (e *Events) Listen(listen bool) error {
 	return unix.SetsockoptInt(e.fd, unix.SOL_NETLINK, option, unix.NFNLGRP_CONNTRACK_DESTROY)
 }
 
-// Close ends the subscription. No other method may run or be called afterwards.
+// Close ends the subscription. No other method may run during or after it.
 func (e *Events) Close() error { return unix.Close(e.fd) }
 
-// Keep says whether the kernel keeps a flow that has ended until its event has been taken (NETLINK_BROADCAST_ERROR), so that an
-// overrun delays events and loses none. Such flows still fill the table: whoever keeps must go on reading.
+// Keep sets whether the kernel keeps an ended flow until its event has been queued
+// (NETLINK_BROADCAST_ERROR), so that an overrun delays events and loses none. Such flows still
+// take room in the table, so the caller must go on reading.
 func (e *Events) Keep(keep bool) error {
 	v := 0
 	if keep {
 		v = 1
 	}
 	if err := unix.SetsockoptInt(e.fd, unix.SOL_NETLINK, unix.NETLINK_BROADCAST_ERROR, v); err != nil {
-		return fmt.Errorf("choosing what happens to events that find no room: %w", err)
+		return fmt.Errorf("setting NETLINK_BROADCAST_ERROR: %w", err)
 	}
 	return nil
 }
 
-// Overruns counts how often the buffer was found to have been too small.
+// Overruns counts how often the buffer was too small.
 func (e *Events) Overruns() uint64 { return e.overruns.Load() }
 
-// Damaged counts what came and could not be read as the end of a flow.
+// Damaged counts messages that could not be decoded as the end of a flow.
 func (e *Events) Damaged() uint64 { return e.damaged.Load() }
 
-// Read takes up to 64 events that wait, and calls f with every flow that has ended. It waits for nothing, and says whether more may
-// be there. f must not keep the Flow. What cannot be read as an event is passed over, and counted by Damaged. A reader that comes
-// some times a second, and reads until there is no more, costs less than one that is woken for every event.
+// Read reads up to 64 queued events, and calls f with every flow that has ended. It never blocks,
+// and reports whether there may be more. f must not keep the Flow. A message that cannot be
+// decoded is skipped, and counted by Damaged. Reading a few times a second until there is no more
+// costs less than waking up for every event.
 func (e *Events) Read(f func(*Flow)) (more bool, err error) {
 	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(e.fd), uintptr(unsafe.Pointer(&e.headers)), eventBatch, unix.MSG_DONTWAIT, 0, 0)
 	switch errno {
@@ -132,12 +135,13 @@ func (e *Events) Read(f func(*Flow)) (more bool, err error) {
 		return false, fmt.Errorf("reading ends of flows: %w", errno)
 	}
 	for i := range e.headers[:n] {
-		e.take(e.buffers[i][:e.headers[i].size], f) // what was longer than the buffer says so, and is damaged
+		// a datagram larger than the buffer has a larger size in its header, and counts as damaged
+		e.take(e.buffers[i][:e.headers[i].size], f)
 	}
 	return true, nil
 }
 
-// take calls f with the flows of a datagram.
+// take calls f with the flows in a datagram.
 func (e *Events) take(b []byte, f func(*Flow)) {
 	for len(b) > 0 {
 		m, rest, ok := netlink.Next(b)

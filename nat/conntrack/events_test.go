@@ -14,7 +14,7 @@ import (
 	"github.com/isthmus-net/isthmus/test/netns"
 )
 
-// forget ends all flows.
+// forget deletes all flows.
 func forget(t testing.TB, ns *netns.NS) {
 	t.Helper()
 	var err error
@@ -30,7 +30,7 @@ func forget(t testing.TB, ns *netns.NS) {
 	}
 }
 
-// drain reads until there is no more.
+// drain reads until there are no more events.
 func drain(t testing.TB, e *Events, f func(*Flow)) {
 	t.Helper()
 	for more := true; more; {
@@ -41,8 +41,8 @@ func drain(t testing.TB, e *Events, f func(*Flow)) {
 	}
 }
 
-// TestEvents ends flows and hears of every one of them: with a large buffer, and with a small one that keeps. With a small one
-// that does not keep, the overrun is told.
+// TestEvents ends flows and checks that each end is received: with a large buffer, and with a
+// small one with Keep. With a small one without Keep, the overrun must be reported.
 func TestEvents(t *testing.T) {
 	const n = 3000
 	for _, k := range []struct {
@@ -55,7 +55,7 @@ func TestEvents(t *testing.T) {
 			ns := tracking(t)
 			var e *Events
 			var err error
-			ns.Do(func() { e, err = Hear(k.buffer) })
+			ns.Do(func() { e, err = Subscribe(k.buffer) })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -87,18 +87,19 @@ func TestEvents(t *testing.T) {
 				}
 			}
 			if (len(seen) == n) != k.whole || (e.Overruns() > 0) != (k.buffer < 1<<20) {
-				t.Errorf("heard of %d of %d ends, %d overruns", len(seen), n, e.Overruns())
+				t.Errorf("received %d of %d ends, %d overruns", len(seen), n, e.Overruns())
 			}
 		})
 	}
 }
 
-// TestEventsWithoutTranslation ends flows that are translated between others that are not, of which nothing is heard.
+// TestEventsWithoutTranslation ends translated flows among untranslated ones, whose ends must not
+// be received.
 func TestEventsWithoutTranslation(t *testing.T) {
 	ns := tracking(t)
 	var e *Events
 	var err error
-	ns.Do(func() { e, err = Hear(8 << 10) }) // no room for the others
+	ns.Do(func() { e, err = Subscribe(8 << 10) }) // no room for the others
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,11 +118,12 @@ func TestEventsWithoutTranslation(t *testing.T) {
 		}
 	})
 	if heard != 2 || e.Overruns() > 0 || e.Damaged() > 0 {
-		t.Errorf("heard of %d ends, %d overruns, %d damaged", heard, e.Overruns(), e.Damaged())
+		t.Errorf("received %d ends, %d overruns, %d damaged", heard, e.Overruns(), e.Damaged())
 	}
 }
 
-// TestDamagedEvents puts damaged messages between the ends of flows: each costs itself.
+// TestDamagedEvents puts damaged messages between the ends of flows: a damaged message must not
+// affect others.
 func TestDamagedEvents(t *testing.T) {
 	packet := func(kind uint16, body []byte) []byte {
 		b := binary.NativeEndian.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(body)))
@@ -155,12 +157,12 @@ func TestDamagedEvents(t *testing.T) {
 			ns := tracking(t)
 			var e *Events
 			var err error
-			ns.Do(func() { e, err = Hear(1 << 20) })
+			ns.Do(func() { e, err = Subscribe(1 << 20) })
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer e.Close()
-			const n = eventBatch // so that what comes behind is in the next batch
+			const n = eventBatch // so that the injected messages come in the next batch
 			for range 2 {
 				send(t, ns, n)
 				forget(t, ns)
@@ -179,7 +181,7 @@ func TestDamagedEvents(t *testing.T) {
 			})
 			for to, times := range seen {
 				if times != 2 {
-					t.Errorf("heard %d times of the end of what went to %v", times, to)
+					t.Errorf("received the end of the flow to %v %d times", to, times)
 				}
 			}
 			if len(seen) != n || examples != 2*k.ends || e.Damaged() != uint64(2*k.damaged) {
@@ -205,7 +207,8 @@ func inject(ns *netns.NS, e *Events, datagram []byte) (err error) {
 	return err
 }
 
-// BenchmarkEvents ends flows of which nobody hears, and flows that are heard of: with and without translation.
+// BenchmarkEvents ends flows without a subscription, and with one: translated and untranslated
+// flows.
 func BenchmarkEvents(b *testing.B) {
 	const n = 20_000
 	for _, translated := range []bool{true, false} {
@@ -216,7 +219,7 @@ func BenchmarkEvents(b *testing.B) {
 			}
 			var e *Events
 			var err error
-			ns.Do(func() { e, err = Hear(64 << 20) })
+			ns.Do(func() { e, err = Subscribe(64 << 20) })
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -242,7 +245,7 @@ func BenchmarkEvents(b *testing.B) {
 				rounds++
 			}
 			if translated && heard < n*rounds || !translated && heard > 0 {
-				b.Fatalf("heard of %d of %d ends", heard, n*rounds)
+				b.Fatalf("received %d of %d ends", heard, n*rounds)
 			}
 			b.ReportMetric(float64(made.Nanoseconds())/float64(n*rounds), "ns/made")
 			b.ReportMetric(float64(read.Nanoseconds())/float64(n*rounds), "ns/read")

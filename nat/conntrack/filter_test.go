@@ -10,8 +10,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/sockfilter/sockfiltertest"
 )
 
-// TestTranslated runs the filter of the ends of flows over messages, and over one that is cut
-// short.
+// TestTranslated applies the filter for ends of flows to messages, and to truncated ones.
 func TestTranslated(t *testing.T) {
 	status := func(s Status) []byte {
 		a := binary.NativeEndian.AppendUint16(nil, 8)
@@ -24,7 +23,7 @@ func TestTranslated(t *testing.T) {
 	passes := func(attributes ...[]byte) bool {
 		t.Helper()
 		m := make([]byte, headerSize)
-		place := 0 // of the status, which the kernel finds; 0: it has none
+		place := 0 // offset of the status, which the kernel finds; 0: none
 		for _, a := range attributes {
 			if binary.NativeEndian.Uint16(a[2:]) == attrStatus {
 				place = len(m)
@@ -47,7 +46,7 @@ func TestTranslated(t *testing.T) {
 			t.Errorf("a status of %d bytes passes", n)
 		}
 	}
-	// Where it is looked for, and for what.
+	// The start of the search, and the attribute.
 	p := translated()
 	if p[0] != (bpf.LoadConstant{Dst: bpf.RegA, Val: 20}) || p[1] != (bpf.LoadConstant{Dst: bpf.RegX, Val: 3}) || p[2] != (bpf.LoadExtension{Num: bpf.ExtNetlinkAttr}) {
 		t.Errorf("begins with %v", p[:3])

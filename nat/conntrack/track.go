@@ -6,7 +6,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// Track returns what endings of flows look at.
+// Track returns the fields by which flows are selected to be ended.
 func (f *Flow) Track() nat.Track {
 	t := nat.Track{
 		Source: f.Original.Source.Addr(), Destination: f.Original.Destination.Addr(),
@@ -19,8 +19,8 @@ func (f *Flow) Track() nat.Track {
 	return t
 }
 
-// UnderWay reports whether the flow goes on: it is not being removed, and a TCP connection does not only wait for its late
-// packets (TIME_WAIT and CLOSE of the kernel's enum tcp_conntrack).
+// UnderWay reports whether the flow is active: it is not being removed, and a TCP connection does
+// not merely wait for late packets (TIME_WAIT and CLOSE of the kernel's enum tcp_conntrack).
 func (f *Flow) UnderWay() bool {
 	const timeWait, closed = 7, 8
 	return f.Status&Dying == 0 && f.TCPState != timeWait && f.TCPState != closed

@@ -22,7 +22,7 @@ import (
 
 // Ring: namespace.
 
-// addClients gives the inside and the outside addresses and routes for real clients and servers.
+// addClients sets up addresses and routes inside and outside for real clients and servers.
 func (s *site) addClients() {
 	s.inside.Run("ip addr add 10.0.0.1/32 dev in0\nip -6 addr add 2001:db8:a::1/128 dev in0 nodad")
 	s.outside.Run(`ip addr add 198.51.100.1/32 dev out0
@@ -31,7 +31,7 @@ func (s *site) addClients() {
 		ip -6 route add 2001:db8:ff::/64 dev out0`)
 }
 
-// TestRejectIsSeen shows what a client hears that is rejected: at once, and not silence.
+// TestRejectIsSeen checks that a rejected client gets an error at once instead of a timeout.
 func TestRejectIsSeen(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -70,7 +70,7 @@ func TestRejectIsSeen(t *testing.T) {
 	}
 }
 
-// TestPlainPassesOnlyBetweenItsPrefixes sends with untranslated sources.
+// TestPlainPassesOnlyBetweenItsPrefixes sends packets whose sources are not translated.
 func TestPlainPassesOnlyBetweenItsPrefixes(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -108,8 +108,8 @@ func TestPlainPassesOnlyBetweenItsPrefixes(t *testing.T) {
 	}
 }
 
-// TestLateConnections shows what happens to a TCP connection of which this node has not seen the beginning, and that what is
-// dropped is sampled, once the daemon listens.
+// TestLateConnections checks what happens to a TCP connection whose beginning this node has not
+// seen, and that dropped packets are sampled once Sample listens.
 func TestLateConnections(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -156,12 +156,12 @@ func TestLateConnections(t *testing.T) {
 	c.Policies[0].Pickup = true
 	apply(t, d, c)
 	send(ack, true)
-	f.Destination = addr("198.51.100.129") // a more exact policy without
+	f.Destination = addr("198.51.100.129") // a more specific policy without pickup
 	send(ack, false)
 	send(syn, true)
 }
 
-// TestUnknownFlowsGetNoAnswer sends from outside what belongs to no flow.
+// TestUnknownFlowsGetNoAnswer sends packets from outside that belong to no flow.
 func TestUnknownFlowsGetNoAnswer(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -199,7 +199,8 @@ func TestUnknownFlowsGetNoAnswer(t *testing.T) {
 	}
 }
 
-// TestTimeouts reads the timeouts of flows from connection tracking, before and after the whole table is replaced.
+// TestTimeouts reads the timeouts of flows from connection tracking, before and after the whole
+// table is replaced.
 func TestTimeouts(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -257,21 +258,22 @@ func TestTimeouts(t *testing.T) {
 	udp("10.0.0.1", "198.51.100.99", 1005)
 	check("UDP with an added timeout", 1005, 50)
 
-	t.Log("what is there already is not written")
+	t.Log("timeouts that exist are not written again")
 	other := newDriver(t, s.router)
 	apply(t, other, c)
 	if other.Writes() != 0 {
 		t.Errorf("%d transactions", other.Writes())
 	}
-	t.Log("timeouts that nobody wants go")
+	t.Log("unused timeouts are removed")
 	c.Policies = c.Policies[:1]
 	apply(t, d, c)
 	if list := s.router.Run("nft list table inet isthmus"); strings.Count(list, "ct timeout tcp") != 1 || strings.Contains(list, "ct timeout udp") {
-		t.Errorf("after all but one went:\n%s", list)
+		t.Errorf("after all but one were removed:\n%s", list)
 	}
 }
 
-// TestSourcePortIsKept shows that the port changes only when the address is taken with it.
+// TestSourcePortIsKept checks that a source port changes only when it is already taken at the
+// address.
 func TestSourcePortIsKept(t *testing.T) {
 	s := newSite(t)
 	apply(t, newDriver(t, s.router), guardConfig())
@@ -291,7 +293,8 @@ func TestSourcePortIsKept(t *testing.T) {
 	}
 }
 
-// TestPortForward opens a port of a pool's address for a server inside, and asks for it from outside and from the server's own spoke.
+// TestPortForward forwards a port of a pool's address to a server inside, and connects to it from
+// outside and from the server's own spoke.
 func TestPortForward(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -343,14 +346,14 @@ func TestPortForward(t *testing.T) {
 		}
 	}
 	ask(s.outside, "198.51.100.1", "192.0.2.11:443", "198.51.100.1")
-	ask(s.outside, "203.0.113.99", "192.0.2.11:443", "") // not among the sources
+	ask(s.outside, "203.0.113.99", "192.0.2.11:443", "") // not among the allowed sources
 	ask(s.outside, "198.51.100.1", "192.0.2.11:444", "")
 	ask(s.inside, "10.0.0.1", "192.0.2.11:443", "192.0.2.11")
 	ask(s.inside, "10.0.0.1", "203.0.113.11:443", "203.0.113.11")
 
-	t.Log("a late packet reaches nobody, who would reset the connection")
+	t.Log("a late packet does not reach the server, which would reset the connection")
 	s.transmit(nat.Flow{Source: addr("198.51.100.1"), Destination: addr("192.0.2.11"), Protocol: unix.IPPROTO_TCP, Port: 443, Outside: true}, 99, ack)
-	if got := s.hear(s.in, 50*time.Millisecond); got[99].Bytes != nil {
+	if got := s.arrivals(s.in, 50*time.Millisecond); got[99].Bytes != nil {
 		t.Errorf("it reached %v", got[99])
 	}
 	for id, out := range s.receive(50 * time.Millisecond) {
@@ -360,7 +363,8 @@ func TestPortForward(t *testing.T) {
 	}
 }
 
-// TestRedirectToProxy sends what goes to a port of the Internet to a proxy on the node, which learns where it was meant to go.
+// TestRedirectToProxy redirects flows to a port on the Internet to a proxy on the node, which
+// reads their original destination.
 func TestRedirectToProxy(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -398,10 +402,10 @@ func TestRedirectToProxy(t *testing.T) {
 		t.Errorf("the proxy sees %v", from)
 	}
 	if meant := originalDestination(t, conn); meant != netip.MustParseAddrPort("198.51.100.1:80") {
-		t.Errorf("the proxy is told %v", meant)
+		t.Errorf("the proxy reads the original destination %v", meant)
 	}
 
-	t.Log("another port goes its way, translated")
+	t.Log("another port is not redirected, and its flows are translated")
 	other, server := connect(t, s, listen(t, s, "198.51.100.1:443"))
 	if got := netip.MustParseAddrPort(server.RemoteAddr().String()).Addr(); got != addr("192.0.2.11") {
 		t.Errorf("the server sees %v", got)
@@ -411,7 +415,7 @@ func TestRedirectToProxy(t *testing.T) {
 	t.Log("from spoke to spoke nothing is redirected")
 	s.inside.Run("ip addr add 172.17.0.1/32 dev in0")
 	if conn, err := dial("172.17.0.1:80"); err == nil {
-		t.Error("an answer of", conn.RemoteAddr())
+		t.Error("an answer from", conn.RemoteAddr())
 	}
 
 	t.Log("a proxy that is down: blocked")
@@ -437,14 +441,14 @@ func TestRedirectToProxy(t *testing.T) {
 	}
 }
 
-// originalDestination returns what SO_ORIGINAL_DST says of an IPv4 connection.
+// originalDestination returns the SO_ORIGINAL_DST of an IPv4 connection.
 func originalDestination(t *testing.T, c net.Conn) netip.AddrPort {
 	t.Helper()
 	raw, err := c.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var m *unix.IPv6Mreq // 20 bytes, of which a sockaddr_in takes 16
+	var m *unix.IPv6Mreq // 20 bytes; a sockaddr_in takes 16 of them
 	raw.Control(func(fd uintptr) { m, err = unix.GetsockoptIPv6Mreq(int(fd), unix.IPPROTO_IP, unix.SO_ORIGINAL_DST) })
 	if err != nil {
 		t.Fatal(err)

@@ -9,38 +9,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// While the kernel has what was last written, an edit of a few policies need not be compiled as a whole: only their rules are
-// taken apart and laid into layers, and what lies below them is looked at again. The result is what compile would return, element by
-// element. Whatever could change more than elements of layers is left to compile.
+// When only a few policies change and the kernel still has the last written rules, the whole table
+// need not be compiled: only the rules of these policies are removed from and laid into layers,
+// and the rules that they overlap in later layers are checked again. The result equals the output
+// of compile, element by element. A change that may affect more than the elements of layers is
+// left to compile.
 
 const (
-	// maxAmended is how many policies, and how many of their rules, are amended at a time.
+	// maxAmended bounds how many policies, and how many of their rules, one amendment may change.
 	maxAmended = 64
-	// maxLooks bounds how often two rules are compared; compile would be quicker beyond.
+	// maxLooks bounds how many pairs of rules are compared; beyond that, compile is faster.
 	maxLooks = 1 << 20
 )
 
-// position is where an element is.
+// position is the place of an element: its set and its key.
 type position struct{ set, key string }
 
-// amendment is what turns a ruleset into another one.
+// amendment holds the changes from one ruleset to another.
 type amendment struct {
 	laid        []laid
 	remove, add map[position]element
-	// made are chains that come, or take the place of others, and timeouts that come.
+	// made holds chains to add or replace, and timeouts to add.
 	made ruleset
-	// chains and timeouts that go.
+	// chains and timeouts to delete
 	chains, timeouts []string
 }
 
-// position returns where a rule of a layer is.
+// position returns where the element of a rule in a layer is.
 func (r *ruleset) position(view string, layer int16, rule *nat.Rule) position {
 	key := ruleKey(rule)
 	return position{r.mapFor(view, int(layer), rule, key), key}
 }
 
-// differing returns the policies of a that are not in b, and those of b that are not in a. ok is false when there are too many, or when there
-// are any and b is not in order of names.
+// differing returns the policies of a that are not in b, and those of b that are not in a. ok is
+// false when there are too many differences, or when there are any and b is not sorted by name.
 func differing(a, b []nat.Policy) (gone, came []nat.Policy, ok bool) {
 	inOrder := true
 	for i, j := 0, 0; i < len(a) || j < len(b); {
@@ -67,7 +69,7 @@ func differing(a, b []nat.Policy) (gone, came []nat.Policy, ok bool) {
 	return gone, came, inOrder || len(gone)+len(came) == 0
 }
 
-// beats says whether a rule comes before another one for some flow, as far as prefixes tell.
+// beats reports whether a has precedence over b for some flow, judged by prefixes alone.
 func beats(a, b *nat.Rule) bool {
 	return overlap(a, b) && nat.Precedence(*a, *b) < 0
 }
@@ -76,13 +78,15 @@ func overlap(a, b *nat.Rule) bool {
 	return a.Destination.Overlaps(b.Destination) && a.Source.Overlaps(b.Source)
 }
 
-// alike says whether two rules beat, and are beaten by, the same.
+// alike reports whether two rules have the same prefixes and the same precedence, so that they
+// beat, and are beaten by, the same rules.
 func alike(a, b *nat.Rule) bool {
 	return a.Source == b.Source && a.Destination == b.Destination && nat.Precedence(*a, *b) == 0
 }
 
-// amend returns how a compiled ruleset changes when policies go and come, or nil when that is for compile to say. The ruleset stays as it is. c is
-// the configuration with those that come.
+// amend returns how a compiled ruleset changes when the policies gone are replaced by came. It
+// returns nil when that takes a full compilation. The ruleset stays as it is. c is the
+// configuration that includes came.
 func (r *ruleset) amend(c nat.Config, gone, came []nat.Policy) *amendment {
 	before, after := c, c
 	before.Policies, after.Policies = gone, came
@@ -113,7 +117,7 @@ func (r *ruleset) amend(c nat.Config, gone, came []nat.Policy) *amendment {
 		a.laid = slices.Insert(a.laid, at, laid{fresh[i], [viewCount]int16{unlaid, unlaid, unlaid, unlaid, unlaid}})
 	}
 	if a.ties() {
-		return nil // which compile will say
+		return nil // compile reports the tie
 	}
 	for v := range a.views {
 		if !a.view(v) {
@@ -131,7 +135,7 @@ func (r *ruleset) amend(c nat.Config, gone, came []nat.Policy) *amendment {
 	return &a.amendment
 }
 
-// timeouts returns the names of the objects that a chain refers to.
+// timeouts returns the names of the timeout objects that a chain refers to.
 func (c *chain) timeouts() (names []string) {
 	for _, rule := range c.rules {
 		for _, e := range rule {
@@ -143,7 +147,7 @@ func (c *chain) timeouts() (names []string) {
 	return names
 }
 
-// amendBy makes an amendment part of a ruleset.
+// amendBy applies an amendment to a ruleset.
 func (r *ruleset) amendBy(a *amendment) {
 	for at := range a.remove {
 		delete(r.sets[at.set].elements, at.key)
@@ -162,8 +166,9 @@ func (r *ruleset) amendBy(a *amendment) {
 	r.laid = a.laid
 }
 
-// parts returns what changes of a ruleset, before and after. The counters of policies that stay are read by counted: one that loses elements
-// also gets some, if only the same again.
+// parts returns the changed elements of a ruleset, before and after. For policies that stay,
+// counted reads the counters of removed elements. A policy that loses elements also gets new ones,
+// even if only the same again.
 func (r *ruleset) parts(a *amendment, counted func(position) (element, error)) (have, want *ruleset, err error) {
 	have, want = &ruleset{sets: map[string]*set{}}, &ruleset{sets: map[string]*set{}}
 	elementsIn := func(part *ruleset, at position) map[string]element {
@@ -190,8 +195,8 @@ func (r *ruleset) parts(a *amendment, counted func(position) (element, error)) (
 	return have, want, nil
 }
 
-// amend makes the rules be as configured when only a few policies differ from what the kernel has. It returns false when it has changed
-// nothing, because that is for a whole compilation.
+// amend updates the kernel's rules when only a few policies differ from them. It returns false,
+// and has changed nothing, when that takes a full compilation.
 func (d *Driver) amend(number uint32, known *applied, c nat.Config) (bool, error) {
 	if !known.config.EqualFrame(c) {
 		return false, nil
@@ -217,8 +222,9 @@ func (d *Driver) amend(number uint32, known *applied, c nat.Config) (bool, error
 	d.config = &c
 	todo, _ := changes(have, want)
 	return true, d.commit(number, c, known.rules, func() error {
-		// The connection stays open: to close it would wait, and let all others wait, until the memory of what was removed is
-		// free (nft_rcv_nl_event), a grace period of RCU.
+		// The connection stays open: closing it would block this and all other transactions until
+		// the memory of the removed elements is freed (nft_rcv_nl_event), which takes an RCU grace
+		// period.
 		if d.edits == nil {
 			if d.edits, err = d.open(); err != nil {
 				return err

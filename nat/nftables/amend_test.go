@@ -18,7 +18,7 @@ import (
 	"github.com/isthmus-net/isthmus/test/traffic"
 )
 
-// difference returns how two rulesets differ, counters aside; empty: in nothing.
+// difference returns the first difference of two rulesets, counters aside, or an empty text.
 func difference(have, want *ruleset) string {
 	if !sameFrame(have, want) {
 		return "the frame"
@@ -42,7 +42,8 @@ func difference(have, want *ruleset) string {
 	return ""
 }
 
-// edited returns a configuration with a few policies added, removed or changed, in order of names and without ties.
+// edited returns a configuration with a few policies added, removed or changed, sorted by name and
+// without ties.
 func edited(r traffic.Random, c nat.Config, name string) nat.Config {
 	c.Policies = slices.Clone(c.Policies)
 	for i := range 1 + r.IntN(2) {
@@ -50,10 +51,10 @@ func edited(r traffic.Random, c nat.Config, name string) nat.Config {
 		switch p := r.Policy(fmt.Sprintf("%s-%d", name, i)); r.IntN(5) {
 		case 0:
 			c.Policies = slices.Delete(c.Policies, at, at+1)
-		case 1: // another policy of the same name
+		case 1: // another policy with the same name
 			p.Name = c.Policies[at].Name
 			c.Policies[at] = p
-		case 2: // a prefix more
+		case 2: // one more prefix
 			q := &c.Policies[at]
 			q.Sources = append(slices.Clone(q.Sources), r.Source())
 			*q = traffic.Permitted(*q)
@@ -66,7 +67,8 @@ func edited(r traffic.Random, c nat.Config, name string) nat.Config {
 	return c
 }
 
-// TestAmendIsCompile edits configurations at random: where an amendment is made, its ruleset is the one that compile returns.
+// TestAmendIsCompile edits configurations at random. Where an amendment is made, its ruleset must
+// be equal to the output of compile.
 func TestAmendIsCompile(t *testing.T) {
 	made, left := 0, 0
 	moves, chains, timeouts := 0, 0, 0
@@ -95,7 +97,7 @@ func TestAmendIsCompile(t *testing.T) {
 			}
 			if a := have.amend(next, gone, came); a != nil {
 				if got := difference(have, mustCompile(t, c)); got != "" {
-					t.Fatalf("seed %d, step %d: to amend has changed %s", seed, step, got)
+					t.Fatalf("seed %d, step %d: amend has changed %s", seed, step, got)
 				}
 				moves += len(a.add)
 				chains, timeouts = chains+len(a.made.chains)+len(a.chains), timeouts+len(a.made.timeouts)+len(a.timeouts)
@@ -134,7 +136,8 @@ func mustCompile(t testing.TB, c nat.Config) *ruleset {
 	return r
 }
 
-// TestAmendDivided edits layers of several maps, also where one more element changes how they are divided.
+// TestAmendDivided edits layers of several maps, also where one more element changes how they are
+// divided.
 func TestAmendDivided(t *testing.T) {
 	c := many(2*mapSize - 1)
 	have := mustCompile(t, c)
@@ -173,7 +176,8 @@ func TestAmendDivided(t *testing.T) {
 	}
 }
 
-// TestAmendBeside has edits that need more than elements: chains, timeouts, addresses at which something is open, pairs for the guard.
+// TestAmendBeside makes edits that change more than elements: chains, timeouts, addresses with
+// port forwards, pairs of prefixes for the guard.
 func TestAmendBeside(t *testing.T) {
 	ns := netns.New(t)
 	d := newDriver(t, ns)
@@ -187,10 +191,10 @@ func TestAmendBeside(t *testing.T) {
 		return nat.Policy{Name: name, Action: nat.NoNAT, Sources: pfx(source), Destinations: pfx(destination)}
 	}
 	c := many(20)
-	for i := range 40 { // so many addresses that one more makes another map
+	for i := range 40 { // so many addresses that one more needs another map
 		c.Pools = append(c.Pools, pool(fmt.Sprintf("pool%02d", i), fmt.Sprintf("192.0.2.%d", 100+i)))
 	}
-	for i := range 4 { // so deep that no other one makes or ends a layer of all policies
+	for i := range 4 { // so deep that no other policy begins or ends a layer with all policies
 		c.Policies = append(c.Policies, nat.Policy{Name: fmt.Sprintf("s-deep-%d", i), Action: nat.Deny, Sources: pfx("10.0.0.0/9"), Destinations: pfx(fmt.Sprintf("10.210.0.0/%d", 16+i))})
 	}
 	c.Policies = append(c.Policies, toTarget("s-in", nat.DNAT, "0.0.0.0/0", "10.9.0.1:80", "p", 80, nat.Timeouts{}), toTarget("s-proxy", nat.Redirect, "10.0.0.0/9", "10.250.0.1:3128", "", 80, nat.Timeouts{}),
@@ -288,7 +292,7 @@ func TestAmendBeside(t *testing.T) {
 	}
 }
 
-// TestAmendRefuses has edits that are for compile.
+// TestAmendRefuses makes edits that need a full compilation.
 func TestAmendRefuses(t *testing.T) {
 	base := many(20)
 	for name, p := range map[string]nat.Policy{
@@ -308,7 +312,7 @@ func TestAmendRefuses(t *testing.T) {
 	}
 }
 
-// many is n policies for as many sources and destinations, and one for everything else.
+// many returns n policies for as many sources and destinations, and one for everything else.
 func many(n int) nat.Config {
 	c := nat.Config{Underlay: "up0", Attachments: inside("tun0"), Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{pool("p", "192.0.2.11"), pool("q", "192.0.2.12")}}
 	for i := range n {
@@ -320,7 +324,8 @@ func many(n int) nat.Config {
 	return c
 }
 
-// TestAmendKernel edits the kernel's rules at random. Each time another driver finds them as it would have written them.
+// TestAmendKernel edits the kernel's rules at random. After each edit, another driver must find
+// them as it would have written them itself.
 func TestAmendKernel(t *testing.T) {
 	r := traffic.Random{Rand: rand.New(rand.NewPCG(5, 5))}
 	ns := netns.New(t)
@@ -337,7 +342,7 @@ func TestAmendKernel(t *testing.T) {
 		c = edited(r, c, fmt.Sprintf("b%03d", step))
 		apply(t, d, c)
 		if d.last == nil {
-			t.Fatal("the driver does not know what it wrote")
+			t.Fatal("the driver has lost the ruleset that it wrote")
 		}
 		if d.last.rules == before.rules {
 			amended++
@@ -400,7 +405,8 @@ func TestAmendKeepsCounters(t *testing.T) {
 	edit("and comes", func(c *nat.Config) { c.Policies = slices.Insert(c.Policies, 1, many(4).Policies[1]) })
 }
 
-// BenchmarkEdit adds, removes and changes one of 10,000 policies: as an amendment, and compiled as a whole.
+// BenchmarkEdit adds, removes and changes one of 10,000 policies: as an amendment, and compiled as
+// a whole.
 func BenchmarkEdit(b *testing.B) {
 	const n = 10_000
 	d := newDriver(b, netns.New(b))
@@ -415,7 +421,7 @@ func BenchmarkEdit(b *testing.B) {
 				to   nat.Config
 			}{{"add", more}, {"remove", all}, {"change", other}, {"same", other}, {"", all}} {
 				if way == "compiled" {
-					d.last.config.Underlay = "other" // so that it does not look the same
+					d.last.config.Underlay = "other" // so that the configurations differ
 				}
 				start := time.Now()
 				apply(b, d, step.to)
@@ -444,12 +450,12 @@ func TestDiffering(t *testing.T) {
 		ok         bool
 	}{
 		{list("a", "b"), list("a", "b"), 0, 0, true},
-		{list("b", "a"), list("b", "a"), 0, 0, true}, // whatever the order
+		{list("b", "a"), list("b", "a"), 0, 0, true}, // in any order
 		{list("a", "c"), list("a", "b", "c"), 0, 1, true},
 		{list("a", "b", "c"), list("b"), 2, 0, true},
 		{list("a", "b1", "c"), list("a", "b2", "d"), 2, 2, true},
 		{nil, list("a"), 0, 1, true},
-		{list("a"), list("a", "a1"), 0, 0, false}, // twice the same name
+		{list("a"), list("a", "a1"), 0, 0, false}, // the same name twice
 		{list("a", "b"), list("b", "a"), 0, 0, false},
 		{nil, lots, 0, 0, false},
 	} {

@@ -9,7 +9,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// amender is an amendment at work.
+// amender builds an amendment.
 type amender struct {
 	amendment
 	was   *ruleset
@@ -18,10 +18,11 @@ type amender struct {
 	looks int
 }
 
-// unlaid is the layer of a rule that will get one.
+// unlaid stands for a layer that is not chosen yet.
 const unlaid = -2
 
-// plain rewrites what the guard lets pass without translation. It returns false when that needs other sets.
+// plain updates the pairs of prefixes that the guard lets pass without translation. It returns
+// false when their layers need other sets.
 func (a *amender) plain(c nat.Config) bool {
 	next := &ruleset{sets: map[string]*set{}, layers: map[string][2][]int{}}
 	next.addPlain(c)
@@ -29,7 +30,7 @@ func (a *amender) plain(c nat.Config) bool {
 	return slices.Equal(was[0], is[0]) && slices.Equal(was[1], is[1]) && a.replaceSets(next.sets)
 }
 
-// replaceSets has sets hold other elements. It returns false when one would have another shape.
+// replaceSets replaces the elements of sets. It returns false when a set would have another shape.
 func (a *amender) replaceSets(sets map[string]*set) bool {
 	for name, next := range sets {
 		was := a.was.sets[name]
@@ -50,7 +51,7 @@ func (a *amender) replaceSets(sets map[string]*set) bool {
 	return true
 }
 
-// frame finds what comes and goes beside elements.
+// frame finds the chains and timeouts to add and to delete.
 func (a *amender) frame(gone []nat.Policy) {
 	for name, c := range a.made.chains {
 		if was := a.was.chains[name]; was != nil && sameChain(was, c) {
@@ -87,7 +88,8 @@ func (a *amender) frame(gone []nat.Policy) {
 	slices.Sort(a.timeouts)
 }
 
-// ties says whether one of the new rules ties with another one. What can lies side by side.
+// ties reports whether a new rule ties with a rule of another policy. Rules that tie are adjacent
+// in a.laid, or separated only by rules that are alike.
 func (a *amender) ties() bool {
 	for i := range a.laid {
 		if a.laid[i].layers[inPolicy] != unlaid {
@@ -108,13 +110,14 @@ func (a *amender) ties() bool {
 	return false
 }
 
-// shift is a rule that comes to a layer, or leaves it.
+// shift is a rule that enters or leaves a layer.
 type shift struct {
 	rule  *nat.Rule
 	layer int16
 }
 
-// view lays what is new into the layers of a view, and moves what must. It returns false when it is too much.
+// view lays the new rules into the layers of a view, and moves the rules that have to move. It
+// returns false when that takes too many comparisons.
 func (a *amender) view(v int) bool {
 	name := a.views[v].name
 	isNew := func(l *laid) bool { return l.layers[v] == unlaid }
@@ -122,7 +125,7 @@ func (a *amender) view(v int) bool {
 		for i := range a.laid {
 			if l := &a.laid[i]; isNew(l) {
 				if a.views[v].wants(l.Policy) {
-					return false // the view begins
+					return false // the view does not exist yet
 				}
 				l.layers[v] = absent
 			}
@@ -158,7 +161,8 @@ func (a *amender) view(v int) bool {
 			a.add[a.position(v, layer, &l.Rule)] = e
 		} else {
 			a.add[a.position(v, layer, &l.Rule)] = a.views[v].verdict(&a.made, &l.Rule)
-			// For what lies below it is as if nothing had gone.
+			// The rules in later layers see no change: the new rule has taken the place of the one
+			// that left.
 			left = slices.DeleteFunc(left, func(s shift) bool { return s.layer == layer && alike(s.rule, &l.Rule) })
 		}
 		entered = append(entered, shift{&l.Rule, layer})
@@ -169,10 +173,10 @@ func (a *amender) view(v int) bool {
 	return a.looks >= 0
 }
 
-// members adds rules to a view and removes others when rules that they beat have come or gone.
+// members adds rules to a view and removes others after rules that they beat have come or gone.
 func (a *amender) members(v int, left []shift) []shift {
 	wants := a.views[v].wants
-	var lost, won []*nat.Rule // rules that the view is for
+	var lost, won []*nat.Rule // rules of policies that the view wants
 	for i := range a.gone {
 		if wants(a.gone[i].Policy) {
 			lost = append(lost, &a.gone[i].Rule)
@@ -207,20 +211,22 @@ func (a *amender) members(v int, left []shift) []shift {
 	return left
 }
 
-// needed says whether a rule comes before one that a view is for.
+// needed reports whether a rule precedes a rule that the view wants, and overlaps it.
 func (a *amender) needed(v, i int) bool {
 	a.looks -= len(a.laid) - i
 	return a.looks >= 0 && slices.ContainsFunc(a.laid[i+1:], func(w laid) bool { return overlap(&a.laid[i].Rule, &w.Rule) && a.views[v].wants(w.Policy) })
 }
 
-// touched says whether the layer of a rule may be another one because of rules that left layers or entered them.
+// touched reports whether the layer of a rule may change because rules have left or entered
+// layers.
 func (a *amender) touched(l *laid, layer int16, left, entered []shift) bool {
 	a.looks -= len(left) + len(entered)
 	return slices.ContainsFunc(left, func(s shift) bool { return s.layer+1 == layer && beats(s.rule, &l.Rule) }) ||
 		slices.ContainsFunc(entered, func(s shift) bool { return s.layer >= layer && beats(s.rule, &l.Rule) })
 }
 
-// layer returns the first layer in which a rule loses against all that it may overlap. What beats it comes before it.
+// layer returns the first layer that is behind the layers of all rules that beat a rule. These
+// rules are before it in a.laid.
 func (a *amender) layer(v, i int) (layer int16) {
 	a.looks -= i
 	if a.looks < 0 {
@@ -238,7 +244,7 @@ func (a *amender) position(v int, layer int16, rule *nat.Rule) position {
 	return a.was.position(a.views[v].name, layer, rule)
 }
 
-// take removes a rule's element from where it was.
+// take removes a rule's element from its layer.
 func (a *amender) take(v int, layer int16, rule *nat.Rule) element {
 	at := a.position(v, layer, rule)
 	e := a.was.sets[at.set].elements[at.key]
@@ -246,7 +252,7 @@ func (a *amender) take(v int, layer int16, rule *nat.Rule) element {
 	return e
 }
 
-// fits says whether the sets stay the same, and each element leads somewhere.
+// fits reports whether the same sets suffice, and the chain of each new element exists.
 func (a *amender) fits() bool {
 	for at, e := range a.add {
 		if a.was.sets[at.set] == nil || e.chain != "" && a.was.chains[e.chain] == nil && a.made.chains[e.chain] == nil {
@@ -266,7 +272,7 @@ func (a *amender) fits() bool {
 		for _, f := range families {
 			for layer, n := range a.was.layers[a.views[v].name][b2i(f.ipv6)] {
 				if size := sizes[b2i(f.ipv6)][int16(layer)]; size == 0 || parts(size) != n {
-					return false // a layer ends, or is divided in another way
+					return false // a layer ends, or is divided differently
 				}
 			}
 		}
@@ -274,7 +280,7 @@ func (a *amender) fits() bool {
 	return true
 }
 
-// uses says whether an element still leads to a chain.
+// uses reports whether an element still leads to a chain.
 func (a *amender) uses(chain string) bool {
 	for _, e := range a.add {
 		if e.chain == chain {

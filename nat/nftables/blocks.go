@@ -11,8 +11,8 @@ import (
 
 func blocksMap(pool string, f family) string { return "blocks-" + pool + "-" + f.suffix }
 
-// blockChain returns the chain of a pool with blocks: a map from each source to the first and the last of its address and ports.
-// A source without a block is dropped.
+// blockChain returns the chain of a pool with blocks. Its map leads from each source to its
+// address with the first and the last port of its block. A source without a block is dropped.
 func (r *ruleset) blockChain(p nat.Pool, f family) *chain {
 	s := &set{shape: shape{isMap: true}, elements: map[string]element{}}
 	for _, prefix := range p.Blocks.Sources {
@@ -22,7 +22,7 @@ func (r *ruleset) blockChain(p nat.Pool, f family) *chain {
 		for a := prefix.Masked().Addr(); prefix.Contains(a); a = a.Next() {
 			address, ports, ok := p.Block(a)
 			if !ok {
-				break // nor has any source after it
+				break // nor does any later source have one
 			}
 			s.elements[string(a.AsSlice())] = element{data: string(slices.Concat(
 				address.AsSlice(), binary.BigEndian.AppendUint16(nil, ports.First), []byte{0, 0},

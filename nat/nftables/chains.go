@@ -13,7 +13,8 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// The chains in which packets end: one that refuses so that the sender sees it, and one that counts and samples.
+// Two final chains: rejected refuses so that the sender gets an answer; dropped counts, samples
+// and drops.
 const (
 	rejected = "rejected"
 	dropped  = "dropped"
@@ -22,7 +23,8 @@ const (
 // targetChain is the chain that addTarget adds for a policy.
 func targetChain(p *nat.Policy) string { return "to-" + p.Name }
 
-// addTarget adds the chain that sends flows to the server or proxy of a policy, and returns its name.
+// addTarget adds the chain that sends flows to the server or proxy of a policy, and returns its
+// name.
 func (r *ruleset) addTarget(c nat.Config, p *nat.Policy) string {
 	name := targetChain(p)
 	dnat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(familyOf(p.To.Addr().Is6()).nfproto), RegAddrMin: reg1, RegAddrMax: reg1}
@@ -35,7 +37,8 @@ func (r *ruleset) addTarget(c nat.Config, p *nat.Policy) string {
 	if p.Action == nat.DNAT {
 		f := familyOf(p.To.Addr().Is6())
 		rules = slices.Insert(rules, 0,
-			rule(late(), exprs(verdict(expr.VerdictDrop, ""))), // the server would answer by a reset
+			// the server would answer with a reset
+			rule(late(), exprs(verdict(expr.VerdictDrop, ""))),
 			rule(comes(expr.CmpOpNeq, c.Underlay), markFront(f)))
 		if len(c.Arms()) > 0 {
 			rules = slices.Insert(rules, 2, rule(comes(expr.CmpOpEq, c.Underlay), isFamily(f), inPrefixes(f, f.source, armsSet(f.ipv6)), markFront(f)))
@@ -45,12 +48,12 @@ func (r *ruleset) addTarget(c nat.Config, p *nat.Policy) string {
 	return name
 }
 
-// markFront notes in the mark of a packet for which address it asked.
+// markFront stores in the packet mark which of the pools' addresses the packet was sent to.
 func markFront(f family) []expr.Any {
 	return exprs(network(f.dst, f.size, reg1), mapLookup(frontMap(f.ipv6)), &expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg1})
 }
 
-// fronts returns the maps of the addresses at which something is open, and of their marks.
+// fronts returns two maps: from the addresses with port forwards to their marks, and back.
 func fronts(c nat.Config) map[string]*set {
 	sets := map[string]*set{}
 	for _, f := range families {
@@ -72,7 +75,7 @@ func fronts(c nat.Config) map[string]*set {
 	return sets
 }
 
-// addArrival adds what happens to the destination of new flows before they are routed.
+// addArrival adds the translation of the destination of new flows, before routing.
 func (r *ruleset) addArrival(c nat.Config) {
 	arrival := &chain{kind: nftables.ChainTypeNAT, hook: *nftables.ChainHookPrerouting, priority: *nftables.ChainPriorityNATDest}
 	maps.Copy(r.sets, fronts(c))
@@ -94,9 +97,10 @@ func (r *ruleset) addArrival(c nat.Config) {
 	r.chains["arrival"] = arrival
 }
 
-// hairpin gives flows from inside to inside that asked for an address of a pool that address as source: client and
-// server may have a way to each other that does not come by here. Conntrack knows the address, but the library cannot read a rule back
-// that asks it; so the address has come along as a mark of the flow's first packet.
+// hairpin gives flows from inside to a pool's address that lead back inside this address as their
+// source. Otherwise client and server might answer each other on a path that bypasses this node.
+// Conntrack has the address, but the library cannot read back a rule that loads it; therefore the
+// mark of the flow's first packet carries it.
 func hairpin(c nat.Config, f family) (rules [][]expr.Any) {
 	translate := exprs(meta(expr.MetaKeyMARK, reg1), mapLookup(hairpinMap(f.ipv6)),
 		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto), RegAddrMin: reg1, RegAddrMax: reg1})
@@ -128,14 +132,17 @@ func (r *ruleset) addEgress(c nat.Config) {
 		}
 		egress.rules = append(egress.rules, rule(isFamily(f), late(), exprs(verdict(expr.VerdictGoto, pickup))), rule(isFamily(f), ask))
 	}
-	// A flow that no policy decides must not pass the guard because another policy names its prefixes.
+	// A flow that matches no policy must not pass the guard because another policy names its
+	// prefixes.
 	egress.rules = append(append(egress.rules, linkLocal()...), exprs(verdict(expr.VerdictGoto, dropped)))
 	r.chains["egress"] = egress
 }
 
-// addMetadata keeps what is forwarded inside from the addresses at which the platform serves its machines: a card of an attachment may lead there as well as
-// the underlay's. The chain sees the first packets of flows alone, after their destination was translated. What the node itself sends came by no interface. A
-// tunnel leads to another network, in which such an address is another host.
+// addMetadata drops packets that are forwarded from inside to the addresses at which the platform
+// serves its machines, since an attachment's network card may lead there just like the underlay's.
+// The chain sees only the first packets of flows, after translation of their destination. Packets
+// of the node itself have no incoming interface, and pass. Tunnels are not checked: they lead to
+// another network, in which such an address belongs to another host.
 func (r *ruleset) addMetadata(c nat.Config) {
 	plain := c.Plain()
 	if len(plain)+len(c.Arms()) == 0 {
@@ -157,8 +164,8 @@ func (r *ruleset) addMetadata(c nat.Config) {
 	r.chains["metadata"], r.chains["metadata-inside"] = first, inside
 }
 
-// linkLocal lets neighbour discovery and its like pass (RFC 4861), which use the link-local address or none; the kernel forwards
-// neither.
+// linkLocal lets neighbour discovery and similar protocols pass (RFC 4861), which use a link-local
+// source or none. The kernel forwards neither.
 func linkLocal() [][]expr.Any {
 	return [][]expr.Any{
 		rule(isFamily(familyOf(true)), exprs(network(8, 2, reg1),
@@ -168,11 +175,12 @@ func linkLocal() [][]expr.Any {
 	}
 }
 
-// fewAddresses is how many of the pools' addresses of a family the guard compares one by one. To look one up takes as long as some eight
-// comparisons.
+// fewAddresses is how many pool addresses of a family the guard compares one by one. A set lookup
+// takes as long as about eight comparisons.
 const fewAddresses = 4
 
-// addGuard adds the last look at what leaves by the underlay, after translation. Most packets have a source of ours by then.
+// addGuard adds the last check of packets that leave by the underlay, after translation. By then,
+// most of them have a source of the node.
 func (r *ruleset) addGuard(c nat.Config) {
 	guard := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityConntrackHelper}
 	if index := c.Links.Of(c.Underlay); index != 0 {
@@ -180,7 +188,7 @@ func (r *ruleset) addGuard(c nat.Config) {
 	}
 	guard.rules = append(guard.rules, rule(leaves(expr.CmpOpEq, c.Underlay), goTo("guard-own")))
 	r.chains["guard"] = guard
-	// The rules of IPv6 are not walked by IPv4, and the other way round.
+	// A packet passes only the rules of its own family.
 	own := func(f family) (rules [][]expr.Any) {
 		var few []netip.Addr
 		for _, p := range c.Pools {
@@ -205,7 +213,7 @@ func (r *ruleset) addGuard(c nat.Config) {
 	for _, f := range families {
 		if len(r.layers[plainView][b2i(f.ipv6)]) > 0 {
 			name := plainView + "-" + f.suffix
-			// Whichever way the flow began, its pair of prefixes stands for all its packets.
+			// All packets of a flow are matched by its pair of prefixes, whichever side began it.
 			r.chains[name] = &chain{rules: r.lookups(plainView, f, &expr.Immediate{Register: register(2*f.size + 4), Data: []byte{0, 0}})}
 			guard.rules = append(guard.rules, rule(isFamily(f), state(expr.CtStateBitINVALID, expr.CmpOpEq), exprs(verdict(expr.VerdictJump, name))))
 		}

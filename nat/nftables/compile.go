@@ -20,20 +20,23 @@ import (
 // tableName is the name of our table, of family inet.
 const tableName = "isthmus"
 
-// firstMark is the mark of packets from inside for the first address at which something is open; the next ones follow.
+// firstMark is the packet mark for the first address with a port forward; the other addresses get
+// the following marks.
 const firstMark = 0x49530000
 
-// ruleset is the content of our table, wanted or read back, in a form that can be compared. It must not be changed once it is made.
+// ruleset is the content of our table, compiled or read back, in a form that can be compared. It
+// is immutable once it is made.
 type ruleset struct {
 	chains map[string]*chain
 	sets   map[string]*set
-	layers map[string][2][]int // of each view and family: how many maps each layer has; not read back
-	laid   []laid              // the rules, in order; not read back
-	// timeouts are the objects that rules refer to, by name; read back they have no content.
+	// layers holds, by view and family, the number of maps of each layer. It is not read back.
+	layers map[string][2][]int
+	laid   []laid // the rules, in order of precedence; not read back
+	// timeouts are the objects that rules refer to, by name. Read back, they have no content.
 	timeouts map[string]*expr.CtTimeout
 }
 
-// chain is a chain with its rules. The hook is empty for one that is only jumped to.
+// chain is a chain with its rules. A chain without a hook is only reached by jump or goto.
 type chain struct {
 	kind     nftables.ChainType
 	hook     nftables.ChainHook
@@ -41,35 +44,37 @@ type chain struct {
 	rules    [][]expr.Any
 }
 
-// set is a set or a map. Elements are keyed by their first and last key, one after the other when they differ.
+// set is a set or a map. The key of an element is its first and, when they can differ, its last
+// key, concatenated.
 type set struct {
 	shape    shape
 	elements map[string]element
 }
 
-// shape is what a set is like. A dynamic one is filled by rules: its elements are not part of what is wanted.
+// shape holds the properties of a set. A dynamic set is filled by rules: its elements are not
+// compared.
 type shape struct {
 	isMap, isVerdict, isInterval, isConcat, isDynamic bool
 
 	size uint32 // see room
 }
 
-// element is what a map holds under a key, and for whom.
+// element is the value of an element, and the policy that it counts for.
 type element struct {
-	data   string      // of a data map
+	data   string      // value in a data map
 	kind   int32       // verdict of a verdict map
-	chain  string      // with goto
-	policy string      // that is counted
-	before nat.Counter // what the policy counted before the element was made; not part of what is wanted
-	now    nat.Counter // what the element counted; not part of what is wanted
+	chain  string      // target of a goto
+	policy string      // counted policy
+	before nat.Counter // the policy's count before the element was made; not compared
+	now    nat.Counter // the element's own count; not compared
 }
 
-// wants says whether two elements are the same but for their counters.
+// wants reports whether two elements are equal, counters aside.
 func (e element) wants(f element) bool {
 	return e.data == f.data && e.kind == f.kind && e.chain == f.chain && e.policy == f.policy
 }
 
-// verdict kinds, as 32 bit numbers
+// Verdict codes as in netlink messages.
 const (
 	drop   = int32(expr.VerdictDrop)
 	accept = int32(expr.VerdictAccept)
@@ -77,7 +82,7 @@ const (
 	gotoTo = int32(expr.VerdictGoto)
 )
 
-// definition is what the kernel must be told to make a set.
+// definition holds the properties that the kernel needs to create a set.
 type definition struct {
 	name      string
 	key, data nftables.SetDatatype
@@ -130,7 +135,7 @@ func define(name string, s *set) definition {
 	return d
 }
 
-// family tells IPv4 from IPv6 in expressions and names.
+// family holds what differs between IPv4 and IPv6 in expressions and names.
 type family struct {
 	ipv6        bool
 	suffix      string
@@ -166,9 +171,10 @@ func poolName(pool string, ipv6 bool) string { return "pool-" + pool + "-" + fam
 
 // compile returns the table for a configuration.
 //
-// The policies' rules are laid into layers, each of which is a map from source, destination, protocol and port to a verdict.
-// Rules in one layer do not overlap, and what is in an earlier layer wins over what it overlaps in a later one. So a new
-// flow costs one look-up per layer, and the number of layers is how deep policies nest, not how many there are.
+// The rules of the policies are laid into layers. Each layer is a map from source, destination,
+// protocol and port to a verdict. Rules in one layer do not overlap, and a rule in an earlier
+// layer wins over the rules that it overlaps in later layers. A new flow costs one lookup per
+// layer, and the number of layers is the depth to which policies nest, not their number.
 func compile(c nat.Config) (*ruleset, error) {
 	rules, err := c.Rules()
 	if err != nil {
@@ -222,7 +228,7 @@ func compile(c nat.Config) (*ruleset, error) {
 	return r.finished(c), nil
 }
 
-// finished gives sets their room, and adds those that are filled later.
+// finished sets the sizes of sets, and adds the sets that are filled at runtime.
 func (r *ruleset) finished(c nat.Config) *ruleset {
 	for _, s := range r.sets {
 		s.shape.size = room(s)
@@ -232,9 +238,9 @@ func (r *ruleset) finished(c nat.Config) *ruleset {
 	return r
 }
 
-// room returns how many elements a set of which only configurations change the elements shall have room for; 0: any number. The
-// kernel keeps a set without a size in a table that it makes larger a moment after elements were added, and while it
-// does, elements are missing from what it lists.
+// room returns the size of a set whose elements only configurations change; 0 means unlimited. The
+// kernel keeps a set without a size in a resizable hash table, which it grows asynchronously after
+// elements were added. While it does, dumps of the set miss elements.
 func room(s *set) uint32 {
 	if s.shape.isInterval || s.shape.isDynamic {
 		return 0

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// decodeElement reads an element back.
+// decodeElement decodes an element that was read back.
 func decodeElement(s shape, e nftables.SetElement) (key string, el element, err error) {
 	key = string(e.Key)
 	if s.isInterval {
@@ -38,7 +38,7 @@ func decodeElement(s shape, e nftables.SetElement) (key string, el element, err 
 	return key, el, nil
 }
 
-// decodeVerdict reads the attributes of a verdict: its code, and the chain with goto.
+// decodeVerdict reads the attributes of a verdict: its code and, for a goto, its chain.
 func decodeVerdict(b []byte) (kind int32, chain string, err error) {
 	seen := false
 	for attr, value := range netlink.Attributes(b) {
@@ -57,7 +57,8 @@ func decodeVerdict(b []byte) (kind int32, chain string, err error) {
 	return kind, chain, nil
 }
 
-// The comment of an element is the name of its policy, and what the policy had counted before the element was made.
+// The comment of an element is the name of its policy and the policy's count before the element
+// was made.
 
 func encodeComment(policy string, before nat.Counter) string {
 	if before == (nat.Counter{}) {
@@ -95,7 +96,7 @@ func (r *ruleset) counters() map[string]nat.Counter {
 	return sum
 }
 
-// normal brings expressions that were read back into the form in which they are compiled.
+// normal brings expressions that were read back into the form that compile produces.
 func normal(exprs []expr.Any) []expr.Any {
 	for _, e := range exprs {
 		switch e := e.(type) {

@@ -13,7 +13,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat/nftables/reach"
 )
 
-// Departures says with which source addresses new flows may leave by the rules that are in the
+// Departures returns the source addresses with which new flows may leave by the rules in the
 // kernel. See nat.Prover.
 func (d *Driver) Departures(ctx context.Context, underlay string, sources, destinations []netip.Prefix) ([]nat.Departure, error) {
 	have, _, err := d.read(ctx)
@@ -32,7 +32,7 @@ func (d *Driver) Departures(ctx context.Context, underlay string, sources, desti
 	return have.reach().Departures(underlay, index, sources, destinations)
 }
 
-// Predict is Departures for the rules that a configuration leads to.
+// Predict is Departures for the rules compiled from a configuration.
 func (d *Driver) Predict(c nat.Config, sources, destinations []netip.Prefix) ([]nat.Departure, error) {
 	r, err := compile(c)
 	if err != nil {
@@ -41,11 +41,11 @@ func (d *Driver) Predict(c nat.Config, sources, destinations []netip.Prefix) ([]
 	return r.reach().Departures(c.Underlay, c.Links.Of(c.Underlay), sources, destinations)
 }
 
-// reach returns what package reach follows.
+// reach returns the ruleset in the form that package reach reads.
 func (r *ruleset) reach() reach.Ruleset {
 	out := reach.Ruleset{Chains: map[string]*reach.Chain{}, Sets: map[string]*reach.Set{}}
 	for name, c := range r.chains {
-		if name != sourcesChain { // whether a source may come by its interface decides nothing on where it leaves
+		if name != sourcesChain { // this chain does not affect with which source a flow leaves
 			out.Chains[name] = &reach.Chain{Base: c.kind != "", Hook: c.hook, Priority: c.priority, Rules: c.rules}
 		}
 	}

@@ -11,13 +11,14 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// Differences says how the kernel's rules differ from a configuration's. See nat.Prover.
+// Differences returns how the kernel's rules differ from those compiled from a configuration. See
+// nat.Prover.
 func (d *Driver) Differences(ctx context.Context, c nat.Config) ([]string, error) {
 	want, err := compile(c)
 	if err != nil {
 		return nil, fmt.Errorf("compiling rules: %w", err)
 	}
-	d.mu.Lock() // what is placed and refused stays the same meanwhile
+	d.mu.Lock() // placements and refusals must not change meanwhile
 	have, _, err := d.read(ctx)
 	placed, overload := d.placed, d.overload
 	d.mu.Unlock()
@@ -83,8 +84,8 @@ func keys[V any](m map[string]V) map[string]bool {
 	return out
 }
 
-// readable leaves out what the library writes and cannot read back: routing information. The comparison behind it stays,
-// and no other rule of ours has one on an empty register.
+// readable removes the expression that the library writes but cannot read back: rt. The comparison
+// after it stays, and no other rule of ours has a comparison without a load before it.
 func readable(rule []expr.Any) (out []expr.Any) {
 	for _, e := range rule {
 		if _, ok := e.(*expr.Rt); !ok {
@@ -94,7 +95,7 @@ func readable(rule []expr.Any) (out []expr.Any) {
 	return out
 }
 
-// sameFrame says whether two tables are equal but for the elements of their sets.
+// sameFrame reports whether two tables are equal but for the elements of their sets.
 func sameFrame(a, b *ruleset) bool {
 	if len(a.chains) != len(b.chains) || len(a.sets) != len(b.sets) {
 		return false
@@ -118,13 +119,14 @@ func sameChain(c, d *chain) bool {
 	})
 }
 
-// change is what to do to the elements of a set. What is replaced is in both.
+// change holds the elements to remove from a set and to add to it. A replaced element is in both.
 type change struct {
 	remove, add map[string]element
 }
 
-// changes returns how to get from what the sets hold to what is wanted. The counters of policies that are wanted move from
-// elements that go to elements that come or stay; moved is true when there are such, so that the counters in have must be fresh.
+// changes returns how to get from the elements of have to those of want. The counters of policies
+// in want move from removed elements to added or replaced ones. moved is true when there are such
+// counters, so that the counters in have must be fresh.
 func changes(have, want *ruleset) (all map[string]*change, moved bool) {
 	all = map[string]*change{}
 	changeOf := func(name string) *change {
@@ -156,7 +158,8 @@ func changes(have, want *ruleset) (all map[string]*change, moved bool) {
 			changeOf(name).add[key] = w
 		}
 	}
-	// Counters that are left have no new element to go to: an element of the same policy is replaced by one that carries them.
+	// The remaining counters have no new element to move to: an existing element of the same
+	// policy is replaced by one that carries them.
 	for name, s := range want.sets {
 		if len(lost) == 0 {
 			break
@@ -177,14 +180,14 @@ func changes(have, want *ruleset) (all map[string]*change, moved bool) {
 	return all, moved
 }
 
-// keepsSet says whether a set is wanted as it is, but for its elements.
+// keepsSet reports whether a set stays and only its elements may change.
 func keepsSet(have, want *ruleset, name string) bool {
 	h, w := have.sets[name], want.sets[name]
 	return h != nil && w != nil && h.shape == w.shape
 }
 
-// besides returns the sets of two rulesets so that both have the same ones, for changes: a set that
-// does not stay is in one of them without elements.
+// besides returns the sets of two rulesets, completed for changes so that both have the same
+// names: a set that does not stay is in the other ruleset without elements.
 func besides(have, want *ruleset, whole bool) (h, w *ruleset) {
 	h, w = &ruleset{sets: map[string]*set{}}, &ruleset{sets: map[string]*set{}}
 	for name, s := range want.sets {
@@ -192,7 +195,7 @@ func besides(have, want *ruleset, whole bool) (h, w *ruleset) {
 	}
 	for name, s := range have.sets {
 		if whole || !keepsSet(have, want, name) {
-			name += " before" // which no set is called
+			name += " before" // no set has such a name
 			w.sets[name] = &set{shape: s.shape}
 		}
 		h.sets[name] = s

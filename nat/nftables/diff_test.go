@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestDifferencesSeeEveryMutation takes each rule and one element of each set away, one at a time.
+// TestDifferencesSeeEveryMutation removes every rule and one element of every set, one at a time.
 func TestDifferencesSeeEveryMutation(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -96,7 +96,7 @@ func TestDifferencesKnowPlacements(t *testing.T) {
 	}
 }
 
-// maps4 is a table with one layer of elements.
+// maps4 returns a table with one layer of elements.
 func maps4(elements map[string]element) *ruleset {
 	return &ruleset{sets: map[string]*set{"policy-1-4": {shape{isMap: true, isVerdict: true, isInterval: true, isConcat: true}, elements}}}
 }
@@ -137,14 +137,14 @@ func TestCountersMove(t *testing.T) {
 	}
 }
 
-// TestCountersMoveBesides has a map of another shape, or all of a table, made again: what was
-// counted goes along.
+// TestCountersMoveBesides creates a map with another shape, or a whole table, again: the counters
+// must be carried over.
 func TestCountersMoveBesides(t *testing.T) {
 	now := func(n uint64) element { return element{kind: drop, policy: "p", now: nat.Counter{Packets: n}} }
 	have, want := maps4(map[string]element{"a": now(3), "b": now(5)}), maps4(map[string]element{"a": now(0), "c": now(0)})
 	for _, k := range []struct {
 		whole, larger bool
-		remove, add   int // elements of the map that is wanted
+		remove, add   int // elements of the wanted map
 	}{{false, false, 1, 1}, {false, true, 0, 2}, {true, false, 0, 2}} {
 		s := *want.sets["policy-1-4"]
 		if k.larger {

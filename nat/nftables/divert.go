@@ -13,16 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Divert sends the ESP packets that come in UDP for this node (RFC 3948) to another UDP port of the node, in a table of
-// its own, behind NAT: what answers a translated flow that left from port 4500 is not for this node. IKE, which shares the port, stays.
+// Divert redirects the ESP packets in UDP for this node (RFC 3948) to another UDP port of the
+// node. It uses a table of its own, after NAT: replies to a translated flow that left from port
+// 4500 are not for this node. IKE, which shares the port, is not redirected.
 //
-// The rule works only while a set holds an element that has to be put in again and again: should the process die, the
-// packets take their usual way a few seconds later.
+// The rule works only while a set holds an element that expires unless it is refreshed: should the
+// process die, the packets take their usual path a few seconds later.
 type Divert struct {
 	// NetNS is a file descriptor of the network namespace. Default: that of the calling thread.
 	NetNS int
 
-	stop func() // ends what refreshes the element; nil: nothing is diverted
+	stop func() // stops the refresh of the element; nil: nothing is diverted
 }
 
 const (
@@ -31,7 +32,7 @@ const (
 	divertRefresh = divertLife / 4
 )
 
-// To begins to divert to a port; 0 ends it, also what a former process began.
+// To diverts ESP to a port. With 0 it ends a diversion, also one of a former process.
 func (d *Divert) To(port uint16) error {
 	if d.stop != nil {
 		d.stop()
@@ -59,7 +60,7 @@ func (d *Divert) To(port uint16) error {
 	return nil
 }
 
-// Clear ends what a process that died has left, and says whether there was something.
+// Clear removes the diversion of a process that died, and reports whether there was one.
 func (d *Divert) Clear() (bool, error) {
 	c, err := d.open()
 	if err != nil {
@@ -94,13 +95,14 @@ func addDiversion(c *nftables.Conn, t *nftables.Table, port uint16) (*nftables.S
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 10),
 	})
 	c.AddRule(&nftables.Rule{Table: t, Chain: arrival, Exprs: exprs(
-		meta(expr.MetaKeyL4PROTO, reg1), &expr.Lookup{SourceRegister: reg1, SetName: alive.Name}, // UDP, while we live
+		// UDP, while the element lives
+		meta(expr.MetaKeyL4PROTO, reg1), &expr.Lookup{SourceRegister: reg1, SetName: alive.Name},
 		transport(2, 2, reg1), compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(natPort)...),
 		transport(8, 4, reg1), compare(expr.CmpOpNeq, 0, 0, 0, 0), // the Non-ESP Marker of IKE
 		&expr.Fib{Register: reg1, ResultADDRTYPE: true, FlagDADDR: true},
 		compare(expr.CmpOpEq, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)...),
 		&expr.Immediate{Register: reg1, Data: binaryutil.BigEndian.PutUint16(port)},
-		// ESP in UDP has no checksum (RFC 3948 section 2.1) that would have to change.
+		// ESP in UDP needs no checksum (RFC 3948 section 2.1), so none has to be updated.
 		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 	)})
 	return alive, nil
@@ -110,7 +112,7 @@ func aliveElement() []nftables.SetElement {
 	return []nftables.SetElement{{Key: []byte{unix.IPPROTO_UDP}, Timeout: divertLife}}
 }
 
-// refresh keeps the element of the set until it is stopped.
+// refresh refreshes the element of the set until stop is called.
 func (d *Divert) refresh(alive *nftables.Set) (stop func()) {
 	done := make(chan struct{})
 	var wg sync.WaitGroup
@@ -123,7 +125,8 @@ func (d *Divert) refresh(alive *nftables.Set) (stop func()) {
 				return
 			case <-tick.C:
 			}
-			// A failure is mended by the next tick; after the last one that could, by a new diversion.
+			// The next tick repairs a failure; if the element has expired for good, the next call
+			// of To does.
 			_ = d.renew(alive)
 		}
 	})
@@ -135,7 +138,7 @@ func (d *Divert) renew(alive *nftables.Set) error {
 	if err != nil {
 		return err
 	}
-	// One transaction: no packet comes between.
+	// One transaction: no packet sees the set empty.
 	c.FlushSet(alive)
 	err = c.SetAddElements(alive, aliveElement())
 	return errors.Join(err, c.Flush())

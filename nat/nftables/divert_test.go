@@ -66,7 +66,7 @@ func TestDivert(t *testing.T) {
 	}
 	time.Sleep(divertLife + time.Second)
 	arrives("ESP, kept diverted", standIn, esp...)
-	d.stop() // as if the process had died
+	d.stop() // as after the death of the process
 	time.Sleep(divertLife + time.Second)
 	arrives("ESP, after the death of the process", ike, esp...)
 	if err := new(Divert{NetNS: int(file.Fd())}).To(0); err != nil {
@@ -74,7 +74,7 @@ func TestDivert(t *testing.T) {
 	}
 }
 
-// TestDivertLeavesFlows has a translated flow leave by port 4500 while ESP is diverted.
+// TestDivertLeavesFlows sends a translated flow from port 4500 while ESP is diverted.
 func TestDivertLeavesFlows(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)

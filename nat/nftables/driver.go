@@ -1,6 +1,6 @@
-// Package nftables carries out NAT with one nftables table, "inet isthmus". The table is replaced in one transaction and only when it
-// differs; when only policies, addresses or clamps differ, only the elements of its sets change, and when only a few policies do,
-// only they are looked at.
+// Package nftables implements NAT with one nftables table, "inet isthmus". The table is replaced
+// in one transaction and only when it differs. When only policies, addresses or clamps differ,
+// only the elements of its sets change. When only a few policies differ, only these are compiled.
 package nftables
 
 import (
@@ -28,7 +28,7 @@ const (
 
 // Options are what a Driver needs.
 type Options struct {
-	// Log hears of transactions. Default: they are not logged.
+	// Log receives a record of each transaction. Default: transactions are not logged.
 	Log *slog.Logger
 	// NetNS is a file descriptor of the network namespace. Default: that of the calling thread.
 	NetNS int
@@ -39,20 +39,21 @@ type Driver struct {
 	options Options
 	writes  atomic.Uint64
 
-	mu         sync.Mutex // one transaction at a time
+	mu         sync.Mutex // held for one transaction at a time
 	generation *generation
 	edits      *nftables.Conn // nil: not open
 	last       *applied
-	config     *nat.Config     // that was given last
-	placed     []nat.Placement // nil: what the kernel has
+	config     *nat.Config     // the one given last
+	placed     []nat.Placement // nil: those in the kernel
 	overload   nat.Overload
 }
 
-// applied is what is known to be in the kernel while the ruleset has a number.
+// applied is the content of the kernel's table, valid while the ruleset has this generation
+// number.
 type applied struct {
 	number uint32
 	config nat.Config
-	rules  *ruleset // the counters in it are old
+	rules  *ruleset // its counters are outdated
 }
 
 var (
@@ -62,7 +63,7 @@ var (
 	_ nat.Sampler    = (*Driver)(nil)
 )
 
-// New returns a Driver. It touches nothing yet. It needs CAP_NET_ADMIN.
+// New returns a Driver, and changes nothing yet. The Driver needs CAP_NET_ADMIN.
 func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -70,7 +71,7 @@ func New(o Options) *Driver {
 	return &Driver{options: o}
 }
 
-// Writes returns how many transactions were made.
+// Writes returns how many transactions were committed.
 func (d *Driver) Writes() uint64 { return d.writes.Load() }
 
 // enlarge makes the buffers of a socket large enough for a transaction.
@@ -81,10 +82,12 @@ func enlarge[S interface {
 	return errors.Join(s.SetReadBuffer(buffer), s.SetWriteBuffer(buffer))
 }
 
-// objects is held while timeouts are encoded or decoded: the library does that in maps of its own.
+// objects is held while timeouts are encoded or decoded, because the library uses global maps for
+// that.
 var objects sync.Mutex
 
-// open returns a connection. Each operation has its own, so that what an interrupted one left unread disturbs no other.
+// open returns a connection. Each operation has its own, so that unread messages of an interrupted
+// one do not disturb another.
 func (d *Driver) open() (*nftables.Conn, error) {
 	options := []nftables.ConnOption{nftables.AsLasting(), nftables.WithSockOptions(enlarge)}
 	if d.options.NetNS != 0 {
@@ -101,7 +104,8 @@ func table() *nftables.Table {
 	return &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
 }
 
-// Apply makes the kernel's rules be as configured. See nat.Driver. c must not be changed afterwards.
+// Apply makes the kernel's rules match the configuration. See nat.Driver. c must not be changed
+// afterwards.
 func (d *Driver) Apply(ctx context.Context, c nat.Config) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -110,11 +114,11 @@ func (d *Driver) Apply(ctx context.Context, c nat.Config) error {
 	}
 	number, err := d.number()
 	if err != nil {
-		return fmt.Errorf("asking whether rules changed: %w", err)
+		return fmt.Errorf("reading the generation of the rules: %w", err)
 	}
 	known := d.last
 	if known != nil && known.number != number {
-		known = nil // someone else was there
+		known = nil // another process has changed the ruleset
 	}
 	if known != nil {
 		if done, err := d.amend(number, known, c); done || err != nil {
@@ -147,14 +151,16 @@ func (d *Driver) Remove(ctx context.Context) error {
 	return d.flush(conn, "remove", 0)
 }
 
-// commit has write make the rules be as wanted, and notes it.
+// commit calls write, and stores want as the kernel's content if nothing else changed the ruleset
+// meanwhile.
 func (d *Driver) commit(number uint32, c nat.Config, want *ruleset, write func() error) error {
 	d.last = nil
 	writes := d.writes.Load()
 	if err := write(); err != nil {
 		return err
 	}
-	// Whoever came between the first number and ours is found out next time by reading.
+	// If another process made a transaction since number was read, the numbers differ, and the
+	// next operation reads the rules.
 	expected := number + uint32(d.writes.Load()-writes)
 	if number, err := d.number(); err == nil && number == expected {
 		d.last = &applied{number, c, want}
@@ -173,7 +179,7 @@ func (d *Driver) number() (uint32, error) {
 	return d.generation.read()
 }
 
-// write makes the rules be as wanted, in at most one transaction that succeeds.
+// write makes the rules match want, in at most one successful transaction.
 func (d *Driver) write(known *applied, c nat.Config, want *ruleset) error {
 	conn, err := d.open()
 	if err != nil {
@@ -202,7 +208,8 @@ func (d *Driver) write(known *applied, c nat.Config, want *ruleset) error {
 	if err = d.replace(conn, have, want, false); err == nil || have == nil {
 		return err
 	}
-	// Someone has put something into the table that holds on to what is replaced.
+	// Another program has added something to the table that refers to an object that is to be
+	// replaced.
 	d.options.Log.Warn("replacing the whole table", "error", err)
 	fresh, err := d.open()
 	if err != nil {
@@ -212,7 +219,7 @@ func (d *Driver) write(known *applied, c nat.Config, want *ruleset) error {
 	return d.replace(fresh, have, want, true)
 }
 
-// read returns the content of our table and the counters of drops; nil without a table.
+// read returns the content of our table, nil without a table, and the counters of drops.
 func read(conn *nftables.Conn) (*ruleset, map[nat.Reason]nat.Counter, error) {
 	drops := map[nat.Reason]nat.Counter{}
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
@@ -257,7 +264,7 @@ func read(conn *nftables.Conn) (*ruleset, map[nat.Reason]nat.Counter, error) {
 	}
 	for _, k := range sets {
 		if k.Anonymous {
-			continue // part of a rule, and not one of ours
+			continue // part of a rule that is not ours
 		}
 		s := &set{shape: shape{k.IsMap, k.IsMap && k.DataType.Name == "", k.Interval, k.Concatenation, k.Dynamic, k.Size}, elements: map[string]element{}}
 		r.sets[k.Name] = s
@@ -295,7 +302,7 @@ func read(conn *nftables.Conn) (*ruleset, map[nat.Reason]nat.Counter, error) {
 	return r, drops, nil
 }
 
-// read returns what is in our table now.
+// read returns the current content of our table.
 func (d *Driver) read(ctx context.Context) (*ruleset, map[nat.Reason]nat.Counter, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, nil, err
@@ -312,7 +319,7 @@ func (d *Driver) read(ctx context.Context) (*ruleset, map[nat.Reason]nat.Counter
 	return have, drops, nil
 }
 
-// Observe reads back what is there.
+// Observe returns the state of the table in the kernel.
 func (d *Driver) Observe(ctx context.Context) (nat.State, error) {
 	have, drops, err := d.read(ctx)
 	if err != nil || have == nil {

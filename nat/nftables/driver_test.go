@@ -28,7 +28,7 @@ func pfx(list ...string) (p []netip.Prefix) {
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-// inside returns attachments from which everything may come.
+// inside returns attachments that accept every source.
 func inside(interfaces ...string) (all []nat.Attachment) {
 	for _, name := range interfaces {
 		all = append(all, nat.Attachment{Interface: name, Sources: pfx("0.0.0.0/0", "::/0")})
@@ -49,15 +49,15 @@ func newDriver(t testing.TB, ns *netns.NS) *Driver {
 	return d
 }
 
-// spaces has the namespaces of drivers.
+// spaces holds the namespaces of drivers.
 var spaces sync.Map
 
-// withLinks returns a configuration with the indexes of its interfaces, as a router hands it over.
+// withLinks returns a configuration with the indexes of its interfaces, as the router passes it.
 func withLinks(t testing.TB, d *Driver, c nat.Config) nat.Config {
 	t.Helper()
 	ns, ok := spaces.Load(d)
 	if !ok {
-		t.Fatal("the namespace of a driver is not known")
+		t.Fatal("the driver has no namespace")
 	}
 	ns.(*netns.NS).Do(func() {
 		for _, name := range slices.Sorted(slices.Values(append(c.Attached(), c.Underlay))) {
@@ -69,7 +69,7 @@ func withLinks(t testing.TB, d *Driver, c nat.Config) nat.Config {
 	return c
 }
 
-// apply carries out a configuration, with the indexes of interfaces unless it has some.
+// apply applies a configuration, and adds the indexes of interfaces unless it has some.
 func apply(t testing.TB, d *Driver, c nat.Config) {
 	t.Helper()
 	if c.Links == nil {
@@ -88,7 +88,7 @@ func pool(name string, addrs ...string) nat.Pool {
 	return p
 }
 
-// example has something of everything.
+// example returns a configuration that uses every feature.
 func example() nat.Config {
 	return nat.Config{
 		Underlay: "up0", Attachments: inside("tun0", "tun1"),
@@ -129,7 +129,7 @@ func TestApplyAgainWritesNothing(t *testing.T) {
 	slices.Reverse(shuffled.Sessions)
 	slices.Reverse(shuffled.Attachments)
 	apply(t, d, shuffled)
-	other := newDriver(t, ns) // as after a new start
+	other := newDriver(t, ns) // as after a restart
 	apply(t, other, example())
 	if d.Writes() != 1 || other.Writes() != 0 {
 		t.Errorf("%d and %d transactions, want 1 and 0", d.Writes(), other.Writes())
@@ -139,7 +139,8 @@ func TestApplyAgainWritesNothing(t *testing.T) {
 	}
 }
 
-// TestFrameIsKept shows which changes leave the rules alone: the handles of rules and chains stay.
+// TestFrameIsKept checks which changes leave the rules alone: the handles of rules and chains
+// stay.
 func TestFrameIsKept(t *testing.T) {
 	ns := netns.New(t)
 	d := newDriver(t, ns)
@@ -155,7 +156,7 @@ func TestFrameIsKept(t *testing.T) {
 	}
 }
 
-// TestHealing shows that whatever is done to the table by hand is noticed and undone.
+// TestHealing checks that every manual change of the table is detected and undone.
 func TestHealing(t *testing.T) {
 	ns := netns.New(t)
 	d := newDriver(t, ns)
@@ -227,7 +228,8 @@ func TestHealing(t *testing.T) {
 	}
 }
 
-// TestReplaceInSpiteOfStrangers replaces a table of which something was read that is not there any more, or that cannot go.
+// TestReplaceInSpiteOfStrangers replaces a table after objects that were read have disappeared, or
+// while objects cannot be deleted.
 func TestReplaceInSpiteOfStrangers(t *testing.T) {
 	ns := netns.New(t)
 	d := newDriver(t, ns)
@@ -251,7 +253,7 @@ func TestReplaceInSpiteOfStrangers(t *testing.T) {
 	}
 	before := ns.Run("nft -a list table inet isthmus")
 	if err := replace(false); err == nil {
-		t.Error("a set that is not there could be deleted")
+		t.Error("deleting a missing set succeeded")
 	}
 	if after := ns.Run("nft -a list table inet isthmus"); after != before {
 		t.Error("a failed transaction changed something")
@@ -298,8 +300,8 @@ func TestObserveNothing(t *testing.T) {
 }
 
 // TestTakesOverSecondRejectChain writes the table of a daemon that had a second chain, "reject",
-// for flows that cannot begin, and has a new daemon take it over under traffic: nothing that may
-// pass is lost, nothing that is rejected passes, the counters of policies are carried over.
+// for flows that cannot begin. A new daemon takes it over under traffic: no allowed packet is
+// lost, no rejected packet passes, and the counters of policies are carried over.
 func TestTakesOverSecondRejectChain(t *testing.T) {
 	s := newSite(t)
 	c := guardConfig()

@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Registers. The kernel names a register by its number of four bytes unless it begins one of the four of sixteen bytes; written so,
-// rules are read back as they were written.
+// register returns the number of the register at an offset in bytes. The kernel reports a register
+// by its 4-byte number, except for the four offsets at which a 16-byte register begins. With the
+// same choice here, rules are read back as they were written.
 func register(offset uint32) uint32 {
 	if offset%16 == 0 {
 		return unix.NFT_REG_1 + offset/16
@@ -35,7 +36,7 @@ func transport(offset, size, reg uint32) expr.Any {
 	return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: size}
 }
 
-// mapLookup replaces register 1 by what a map has for it.
+// mapLookup replaces register 1 by its value in a map.
 func mapLookup(set string) expr.Any {
 	return &expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: set}
 }
@@ -53,46 +54,47 @@ func rule(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }
 // exprs is a part of a rule.
 func exprs(e ...expr.Any) []expr.Any { return e }
 
-// isFamily matches IPv4 or IPv6.
+// isFamily matches packets of a family.
 func isFamily(f family) []expr.Any {
 	return exprs(meta(expr.MetaKeyNFPROTO, reg1), compare(expr.CmpOpEq, f.nfproto))
 }
 
-// interfaceName returns a name as the kernel compares it.
+// interfaceName returns a name as the kernel compares it, padded with zeros.
 func interfaceName(name string) []byte {
 	b := make([]byte, unix.IFNAMSIZ)
 	copy(b, name)
 	return b
 }
 
-// leaves matches packets that leave by an interface, or by any other.
+// leaves matches packets by the name of their outgoing interface.
 func leaves(op expr.CmpOp, name string) []expr.Any {
 	return exprs(meta(expr.MetaKeyOIFNAME, reg1), compare(op, interfaceName(name)...))
 }
 
-// leavesByIndex matches packets that leave by the interface of an index.
+// leavesByIndex matches packets by the index of their outgoing interface.
 func leavesByIndex(index uint32) []expr.Any {
 	return exprs(meta(expr.MetaKeyOIF, reg1), compare(expr.CmpOpEq, nativeUint32(index)...))
 }
 
-// comes matches packets that came by an interface, or by any other.
+// comes matches packets by the name of their incoming interface.
 func comes(op expr.CmpOp, name string) []expr.Any {
 	return exprs(meta(expr.MetaKeyIIFNAME, reg1), compare(op, interfaceName(name)...))
 }
 
-// encrypts matches packets that IPsec takes next. Those from an xfrm interface pass postrouting once more, still in the
-// clear, with the underlay as their way out; what leaves there comes by once again, with the outer header.
+// encrypts matches packets that IPsec will encrypt. Packets from an xfrm interface pass
+// postrouting again in clear text with the underlay as their outgoing interface, and a third time
+// with the outer header.
 func encrypts() []expr.Any {
 	const xfrm = 4 // NFT_RT_XFRM
 	return exprs(&expr.Rt{Register: reg1, Key: xfrm}, compare(expr.CmpOpEq, 1))
 }
 
-// hasOwnSource matches packets whose source is the node's or a pool's.
+// hasOwnSource matches packets whose source is an address of the node or of a pool.
 func hasOwnSource(f family) []expr.Any {
 	return rule(isFamily(f), exprs(network(f.source, f.size, reg1), setLookup(ownSet(f.ipv6))))
 }
 
-// state compares some bits of a packet's state in connection tracking with none of them.
+// state compares the selected bits of a packet's conntrack state with zero.
 func state(bits uint32, op expr.CmpOp) []expr.Any {
 	return exprs(&expr.Ct{Register: reg1, Key: expr.CtKeySTATE},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
@@ -101,11 +103,11 @@ func state(bits uint32, op expr.CmpOp) []expr.Any {
 
 func nativeUint32(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
 
-// begins matches packets of flows that are not under way.
+// begins matches packets in conntrack state new.
 func begins() []expr.Any { return state(expr.CtStateBitNEW, expr.CmpOpNeq) }
 
-// late matches TCP packets that open no connection (RFC 9293 section 3.5). Where only first packets of flows come by, they are
-// of connections that began elsewhere.
+// late matches TCP packets that do not open a connection (RFC 9293 section 3.5). In chains that
+// see only the first packets of flows, these belong to connections that began elsewhere.
 func late() []expr.Any {
 	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10
 	return exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, unix.IPPROTO_TCP),

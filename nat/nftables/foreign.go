@@ -13,11 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// harmless are expressions that only look at a packet, count it or end its way. What is not here may change its addresses, its mark, its
-// place in connection tracking, or where it goes.
+// harmless lists expressions that only match, count or drop a packet. Any other may change its
+// addresses, its mark, its conntrack entry, or where it is sent.
 var harmless = strings.Fields("bitwise byteorder cmp connlimit counter exthdr fib hash immediate last limit log lookup match meta numgen objref osf payload quota range reject rt socket xfrm ct dynset")
 
-// writing are attributes with which an expression writes instead of reading (linux/netfilter/nf_tables.h).
+// writing lists the attributes with which an expression writes instead of reads
+// (linux/netfilter/nf_tables.h).
 var writing = map[string]uint16{
 	"payload": 5, // NFTA_PAYLOAD_SREG
 	"meta":    3, // NFTA_META_SREG
@@ -25,18 +26,21 @@ var writing = map[string]uint16{
 	"exthdr":  7, // NFTA_EXTHDR_SREG
 }
 
-// legacyTables are files that list the tables of the older iptables, whose rules nftables does not show.
+// legacyTables lists the files with the tables of legacy iptables, whose rules nftables does not
+// show.
 var legacyTables = []string{"ip_tables_names", "ip6_tables_names", "arp_tables_names"}
 
-// Foreign says what outside our tables may change what leaves: rules of all families and hooks that do more than look, count and drop, and
-// tables that cannot be judged. See nat.Prover.
+// Foreign lists the rules outside our tables that may change packets, of all families and hooks,
+// and tables that cannot be read. Rules that only match, count or drop are left out. See
+// nat.Prover.
 func (d *Driver) Foreign(ctx context.Context) (found []string, err error) {
 	fd, err := openSocket(d.options.NetNS, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20) // without the right to, the default is kept
+	// without CAP_NET_ADMIN the default stays
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20)
 	patience := unix.NsecToTimeval(10e9)
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
 		return nil, err
@@ -55,7 +59,7 @@ func (d *Driver) Foreign(ctx context.Context) (found []string, err error) {
 	}
 	if d.options.NetNS == 0 { // the files are of the process's own network namespace
 		for _, name := range legacyTables {
-			// A kernel without iptables has no such file.
+			// Without iptables in the kernel there is no such file.
 			if tables, err := os.ReadFile("/proc/thread-self/net/" + name); err == nil && len(bytes.TrimSpace(tables)) > 0 {
 				found = append(found, fmt.Sprintf("tables of iptables-legacy (%s: %s), whose rules cannot be read", name, strings.Join(strings.Fields(string(tables)), ", ")))
 			}
@@ -65,7 +69,8 @@ func (d *Driver) Foreign(ctx context.Context) (found []string, err error) {
 	return found, nil
 }
 
-// dump asks for all objects of a kind, and calls each with the family and the attributes of one.
+// dump requests all objects of a kind, and calls each with the family and the attributes of every
+// one.
 func dump(ctx context.Context, fd int, kind uint16, each func(family byte, attrs []byte)) error {
 	header := []byte{unix.NFPROTO_UNSPEC, 0, 0, 0} // nfgenmsg
 	request := netlink.Request(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP, 0, header)
@@ -84,7 +89,7 @@ func dump(ctx context.Context, fd int, kind uint16, each func(family byte, attrs
 		for b := buffer[:n]; len(b) >= unix.SizeofNlMsghdr; {
 			m, rest, ok := netlink.Next(b)
 			if !ok {
-				return errors.New("an answer that is cut off")
+				return errors.New("the message is truncated")
 			}
 			b = rest
 			switch m.Kind {
@@ -103,7 +108,8 @@ func dump(ctx context.Context, fd int, kind uint16, each func(family byte, attrs
 	}
 }
 
-// judge says which table and chain a rule is in and what it may do, nothing when it is ours or harmless.
+// judge returns in which table and chain a rule is and what it may do, or an empty text when it is
+// ours or harmless.
 func judge(family byte, attrs []byte) string {
 	var table, chain string
 	var expressions []byte
@@ -157,7 +163,8 @@ func judge(family byte, attrs []byte) string {
 	return fmt.Sprintf("a rule in chain %s of table %s %s, which may change packets (%s)", chain, familyNames[family], table, strings.Join(does, ", "))
 }
 
-// offloads says what a flowtable does. isthmus has none, and a flow stays in one whose rules have gone.
+// offloads describes a flowtable. isthmus has none, and a flow stays in a flowtable after the rule
+// that added it is gone.
 func offloads(family byte, attrs []byte) string {
 	const tableAttribute, nameAttribute = 1, 2 // NFTA_FLOWTABLE_TABLE, NFTA_FLOWTABLE_NAME
 	var table, name string
@@ -169,7 +176,7 @@ func offloads(family byte, attrs []byte) string {
 			name = netlink.Text(value)
 		}
 	}
-	return fmt.Sprintf("flowtable %s of table %s %s, whose flows pass no rule", name, familyNames[family], table)
+	return fmt.Sprintf("flowtable %s of table %s %s, whose flows bypass the rules", name, familyNames[family], table)
 }
 
 var familyNames = map[byte]string{unix.NFPROTO_INET: "inet", unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_ARP: "arp", unix.NFPROTO_BRIDGE: "bridge", unix.NFPROTO_NETDEV: "netdev"}

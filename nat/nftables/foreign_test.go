@@ -9,8 +9,9 @@ import (
 	"github.com/isthmus-net/isthmus/test/netns"
 )
 
-// TestForeign: whatever another table could change is told, with its name, in every family and at every hook; what only looks, counts or
-// drops is not.
+// TestForeign checks that rules of other tables that may change packets are reported with their
+// names, in every family and at every hook, and that rules which only match, count or drop are
+// not.
 func TestForeign(t *testing.T) {
 	ns := netns.New(t)
 	netns.Veth(ns, "up0", ns, "far0")
@@ -29,7 +30,7 @@ func TestForeign(t *testing.T) {
 		"table ip evil { chain p { type route hook output priority 0; ct mark set 1; }; }":                                                                                                                                                  "(ct)",
 		"table inet evil { chain p { type filter hook forward priority 0; tcp option maxseg size set 500; }; }":                                                                                                                             "(exthdr)",
 	}
-	// Not every kernel has flowtables.
+	// Some kernels have no flowtables.
 	const flowtable = "table inet evil { flowtable f { hook ingress priority 0; devices = { up0 }; }; }"
 	if _, err := ns.Try("nft " + flowtable); err == nil {
 		ns.Run("nft delete table inet evil")
@@ -51,10 +52,10 @@ func TestForeign(t *testing.T) {
 	}
 }
 
-// TestForeignFlowtable decodes a flowtable as the kernel tells of it. Ring: pure.
+// TestForeignFlowtable decodes a flowtable as the kernel sends it. Ring: pure.
 func TestForeignFlowtable(t *testing.T) {
 	attrs := []byte{9, 0, 1, 0, 'f', 'a', 's', 't', 0, 0, 0, 0, 6, 0, 2, 0, 'f', 0, 0, 0}
-	if got, want := offloads(unix.NFPROTO_INET, attrs), "flowtable f of table inet fast, whose flows pass no rule"; got != want {
+	if got, want := offloads(unix.NFPROTO_INET, attrs), "flowtable f of table inet fast, whose flows bypass the rules"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

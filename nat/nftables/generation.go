@@ -14,17 +14,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// generation is a socket that asks the kernel what the library cannot: the number of its ruleset (NFT_MSG_GETGEN), and single
-// elements. Every transaction by anyone in the namespace adds one to the number, so an unchanged one means an unchanged ruleset.
+// generation is a socket for requests that the library does not support: the generation number of
+// the ruleset (NFT_MSG_GETGEN), and single elements. Every transaction of any process in the
+// namespace increments the number, so an unchanged number means an unchanged ruleset.
 type generation struct{ fd int }
 
-// openGeneration opens the socket in a network namespace, or in that of the calling thread when netns is 0.
+// openGeneration opens the socket in a network namespace, or in that of the calling thread when
+// netns is 0.
 func openGeneration(netns int) (*generation, error) {
 	fd, err := openSocket(netns, 0)
 	return &generation{fd}, err
 }
 
-// openSocket opens a netfilter socket in a network namespace, or in that of the calling thread when netns is 0.
+// openSocket opens a netfilter socket in a network namespace, or in that of the calling thread
+// when netns is 0.
 func openSocket(netns, flags int) (int, error) {
 	if netns != 0 {
 		runtime.LockOSThread()
@@ -39,7 +42,8 @@ func openSocket(netns, flags int) (int, error) {
 		}
 		defer func() {
 			if unix.Setns(home, unix.CLONE_NEWNET) == nil {
-				runtime.UnlockOSThread() // else nothing else may run on this thread
+				// otherwise the thread stays locked, and ends with its goroutine
+				runtime.UnlockOSThread()
 			}
 		}()
 	}
@@ -50,7 +54,7 @@ func openSocket(netns, flags int) (int, error) {
 	return fd, nil
 }
 
-// ask sends a request of nf_tables with its attributes, and returns the answer.
+// ask sends an nf_tables request with its attributes, and returns the answer.
 func (g *generation) ask(kind uint16, family byte, attributes ...[]byte) ([]byte, error) {
 	header := []byte{family, 0, 0, 0} // nfgenmsg
 	request := netlink.Request(unix.NFNL_SUBSYS_NFTABLES<<8|kind, 0, 0, header, slices.Concat(attributes...))
@@ -67,11 +71,11 @@ func (g *generation) ask(kind uint16, family byte, attributes ...[]byte) ([]byte
 	}
 }
 
-// body returns what follows the headers of an answer.
+// body returns the attributes of an answer, without its headers.
 func body(b []byte, kind uint16) ([]byte, error) {
 	m, _, ok := netlink.Next(b)
 	if !ok || len(m.Body) < 4 {
-		return nil, errors.New("an answer that is cut off")
+		return nil, errors.New("the message is truncated")
 	}
 	switch m.Kind {
 	case unix.NFNL_SUBSYS_NFTABLES<<8 | kind:
@@ -79,10 +83,10 @@ func body(b []byte, kind uint16) ([]byte, error) {
 	case unix.NLMSG_ERROR:
 		return nil, m.Errno()
 	}
-	return nil, errors.New("an answer of another kind")
+	return nil, errors.New("the answer has another type")
 }
 
-// read returns the present number.
+// read returns the current generation number.
 func (g *generation) read() (uint32, error) {
 	answer, err := g.ask(unix.NFT_MSG_GETGEN, unix.AF_UNSPEC)
 	if err != nil {
@@ -96,7 +100,7 @@ func decodeGeneration(b []byte) (number uint32, err error) {
 	if b, err = body(b, unix.NFT_MSG_NEWGEN); err != nil {
 		return 0, err
 	}
-	err = errors.New("no number of a ruleset")
+	err = errors.New("the answer has no generation number")
 	for kind, value := range netlink.Attributes(b) {
 		if kind == unix.NFTA_GEN_ID && len(value) == 4 {
 			number, err = binary.BigEndian.Uint32(value), nil
@@ -105,7 +109,8 @@ func decodeGeneration(b []byte) (number uint32, err error) {
 	return number, err
 }
 
-// element reads one element with its counter from a map of verdicts; the library can only read all of them.
+// element reads one element of a verdict map, with its counter; the library can only read all
+// elements.
 func (g *generation) element(at position, s shape) (element, error) {
 	half := len(at.key) / 2
 	answer, err := g.ask(unix.NFT_MSG_GETSETELEM, unix.NFPROTO_INET,
@@ -119,7 +124,7 @@ func (g *generation) element(at position, s shape) (element, error) {
 	}
 	e, key, err := decodeAnswer(answer, s)
 	if err == nil && key != at.key {
-		err = errors.New("another one came")
+		err = errors.New("the answer has another key")
 	}
 	if err != nil {
 		return element{}, fmt.Errorf("reading an element of %s: %w", at.set, err)
@@ -127,7 +132,7 @@ func (g *generation) element(at position, s shape) (element, error) {
 	return e, nil
 }
 
-// decodeAnswer reads the one element of an NFT_MSG_NEWSETELEM.
+// decodeAnswer decodes the one element of an NFT_MSG_NEWSETELEM.
 func decodeAnswer(b []byte, s shape) (e element, key string, err error) {
 	if b, err = body(b, unix.NFT_MSG_NEWSETELEM); err != nil {
 		return e, "", err

@@ -28,7 +28,7 @@ func guardConfig() nat.Config {
 	return c
 }
 
-// TestNothingLeavesWithAnInsideSource sends what is not the beginning of a flow.
+// TestNothingLeavesWithAnInsideSource sends packets that do not begin a flow.
 func TestNothingLeavesWithAnInsideSource(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -75,7 +75,7 @@ func TestNothingLeavesWithAnInsideSource(t *testing.T) {
 		send("our own address from the inside", spoofed, syn, false)
 		dropped++
 
-		// A flow that is under way when the table appears, or when connection tracking forgets it.
+		// A flow that is established when the table appears, or when connection tracking loses it.
 		s.forgetFlows()
 		send("ACK in the middle of a flow", f, ack, true)
 		s.forgetFlows()
@@ -86,7 +86,7 @@ func TestNothingLeavesWithAnInsideSource(t *testing.T) {
 		t.Errorf("the guard counts %d, want %d", got, dropped)
 	}
 
-	t.Log("a flow begun without rules does not keep its source with them")
+	t.Log("a flow that began without rules does not keep its source once there are rules")
 	s.router.Run("nft delete table inet isthmus\nnft add table inet x\nnft add chain inet x y { type filter hook forward priority 0 ; }\nnft add rule inet x y ct state new counter")
 	f := flows[0]
 	id++
@@ -107,7 +107,7 @@ func guardCount(t *testing.T, d *Driver) uint64 {
 	return state.Guard.Packets
 }
 
-// TestReplacingLeavesNoGap replaces the whole table again and again under traffic that it must drop.
+// TestReplacingLeavesNoGap replaces the whole table repeatedly under traffic that it must drop.
 func TestReplacingLeavesNoGap(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -143,8 +143,9 @@ func TestReplacingLeavesNoGap(t *testing.T) {
 	}
 }
 
-// TestConnections makes real TCP connections: the source, the MSS that each side sees, what the node itself sends, and that
-// a connection outlives every change of the rules.
+// TestConnections makes real TCP connections. It checks the source, the MSS that each side sees,
+// the packets that the node itself sends, and that a connection survives every change of the
+// rules.
 func TestConnections(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -166,7 +167,7 @@ func TestConnections(t *testing.T) {
 		if got := netip.MustParseAddrPort(server.RemoteAddr().String()).Addr(); got != addr(k.source) {
 			t.Errorf("the server sees %v, want %s", got, k.source)
 		}
-		// What a side may send follows from the option that the other side's packet arrived with.
+		// The MSS option that a side receives limits the segments that it sends.
 		for name, conn := range map[string]net.Conn{"client": client, "server": server} {
 			if got := sendMSS(t, conn); got > k.mss || got < k.mss-12 {
 				t.Errorf("%s: the %s sends segments of %d, want %d", k.server, name, got, k.mss)
@@ -284,7 +285,8 @@ func sendMSS(t *testing.T, c net.Conn) int {
 	return mss
 }
 
-// TestICMPErrors shows that an error about a translated flow, from a router inside, leaves with the flow's address.
+// TestICMPErrors checks that an error about a translated flow, from a router inside, leaves with
+// the flow's address.
 func TestICMPErrors(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -310,21 +312,22 @@ func TestICMPErrors(t *testing.T) {
 	if err := unix.Sendto(s.in.Send4, packet, 0, &unix.SockaddrInet4{Addr: f.Destination.As4()}); err != nil {
 		t.Fatal(err)
 	}
-	heard, err := s.out.Hear(50 * time.Millisecond)
+	arrived, err := s.out.Hear(50 * time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(heard.Answers) != 1 || heard.Answers[0].Source != out.Source {
-		t.Fatalf("errors %v, want one from %v", heard.Answers, out.Source)
+	if len(arrived.Answers) != 1 || arrived.Answers[0].Source != out.Source {
+		t.Fatalf("errors %v, want one from %v", arrived.Answers, out.Source)
 	}
-	inner := heard.Answers[0].Bytes[28:]
+	inner := arrived.Answers[0].Bytes[28:]
 	if to, _ := netip.AddrFromSlice(inner[16:20]); to != out.Source {
 		t.Errorf("the error quotes a packet to %v: % x", to, inner)
 	}
 }
 
-// TestDoors connects to ports of the node from an attachment and from the underlay. BGP comes from the address of a peer by its own
-// interface, and from nowhere else. The API answers the sources that are named, and the node itself.
+// TestDoors connects to ports of the node from an attachment and from the underlay. BGP is
+// accepted only from the address of a peer on its own interface. The API answers the configured
+// sources and the node itself.
 func TestDoors(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -380,8 +383,9 @@ func TestDoors(t *testing.T) {
 	dial(s.router, "127.0.0.1:179", true)
 }
 
-// TestDNSDoors asks the port of DNS of addresses of the node: it is open at the addresses that have doors, to the interfaces and sources that these
-// name, and closed to all else but the node. Other addresses and ports are as they were.
+// TestDNSDoors connects to port 53 of addresses of the node. The port is open only at addresses
+// with doors, only to the interfaces and sources that these name, and to the node itself. Other
+// addresses and ports are not affected.
 func TestDNSDoors(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -403,7 +407,8 @@ func TestDNSDoors(t *testing.T) {
 				return
 			}
 			t.Cleanup(func() { l.Close() })
-			for _, a := range []string{"192.0.2.1", "2001:db8:ff::1", "198.18.0.10", "127.0.0.1"} { // so that an answer has it as source
+			// so that answers have it as their source
+			for _, a := range []string{"192.0.2.1", "2001:db8:ff::1", "198.18.0.10", "127.0.0.1"} {
 				p, err := net.ListenPacket("udp", net.JoinHostPort(a, port))
 				if err != nil {
 					t.Error(err)
@@ -448,7 +453,7 @@ func TestDNSDoors(t *testing.T) {
 		})
 	}
 	apply(t, d, c)
-	ask(s.outside, "", "192.0.2.1:53", true) // without doors the rules say nothing of it
+	ask(s.outside, "", "192.0.2.1:53", true) // the rules do not cover it, because it has no doors
 
 	c.DNS = []nat.Door{{Interface: "tun0", Address: addr("192.0.2.1")}, {Interface: "tun0", Address: addr("2001:db8:ff::1")}, {Interface: "up0", Address: addr("192.0.2.1"), From: pfx("198.51.100.9/32")}, {Interface: "tun9", Address: addr("198.18.0.10")}}
 	apply(t, d, c)
@@ -468,7 +473,7 @@ func TestDNSDoors(t *testing.T) {
 	}
 	c.DNS = c.DNS[:3]
 	apply(t, d, c)
-	ask(s.inside, "", "198.18.0.10:53", true) // which has no door any more
+	ask(s.inside, "", "198.18.0.10:53", true) // which no longer has a door
 	ask(s.outside, "", "192.0.2.1:53", false)
 	c.DNS = nil
 	apply(t, d, c)

@@ -13,15 +13,16 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// What reaches the node itself. Nothing here is on the way of packets that are forwarded.
+// The input hook: packets for the node itself. Forwarded packets do not pass these rules.
 
 const (
-	// tunnelSet holds the interfaces of tunnels, portSet the UDP ports to which their packets come.
+	// tunnelSet holds the interfaces of tunnels, portSet the UDP ports that tunnels receive on.
 	tunnelSet = "tunnels"
 	portSet   = "tunnel-ports"
 
-	// errorRate and echoRate are how many packets of ICMP the node takes in a second that belong to no flow: errors, and echo requests that come by no
-	// tunnel. The node that shares its pools asks by a tunnel, and a stranger must not be able to keep it from its answer.
+	// errorRate and echoRate limit the ICMP packets per second that belong to no flow: errors, and
+	// echo requests that do not come by a tunnel. The node that shares the pools sends its echo
+	// requests by a tunnel, and a stranger must not be able to use up the limit for these.
 	errorRate = 100
 	echoRate  = 1000
 )
@@ -30,10 +31,12 @@ func sshSet(ipv6 bool) string { return "ssh" + familyOf(ipv6).suffix }
 
 func sshTunnelSet(ipv6 bool) string { return "ssh-tunnel" + familyOf(ipv6).suffix }
 
-// addInput keeps strangers away from the BGP process and from the API, and with Input.Drop from everything that is not theirs.
+// addInput protects the BGP process and the API from strangers, and with Input.Drop all other
+// ports of the node.
 //
-// It also keeps the node from answering for flows that it does not know: what comes for a pool's address and is not turned
-// back belongs to no flow that the node knows. A reset would end a connection that another node may be about to take over.
+// It also keeps the node from answering packets of flows that it does not have. A packet for a
+// pool's address that is not translated back belongs to no flow of this node. A reset would end a
+// connection that another node may be about to take over.
 func (r *ruleset) addInput(c nat.Config) {
 	const bgp = 179 // RFC 4271 section 8.2.1
 	input := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookInput, priority: *nftables.ChainPriorityFilter}
@@ -62,7 +65,7 @@ func (r *ruleset) addInput(c nat.Config) {
 	for _, f := range families {
 		icmp := byte(unix.IPPROTO_ICMP)
 		if f.ipv6 {
-			icmp = unix.IPPROTO_ICMPV6 // neighbour discovery too
+			icmp = unix.IPPROTO_ICMPV6 // includes neighbour discovery
 		}
 		input.rules = append(input.rules, rule(isFamily(f), exprs(network(f.dst, f.size, reg1), setLookup(poolSet(f.ipv6)),
 			meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, icmp)),
@@ -89,7 +92,7 @@ func toPort(port uint16) []expr.Any {
 		transport(2, 2, reg1), compare(expr.CmpOpEq, binary.BigEndian.AppendUint16(nil, port)...))
 }
 
-// addAPI adds who may reach the API.
+// addAPI adds the rules for access to the API.
 func (r *ruleset) addAPI(c nat.Config, input *chain) {
 	if c.API.Port == 0 {
 		return
@@ -108,8 +111,8 @@ func dnsDoors(ipv6 bool) string { return "dns-doors" + familyOf(ipv6).suffix }
 
 func dnsSources(i int, ipv6 bool) string { return fmt.Sprintf("dns-%d-%s", i, familyOf(ipv6).suffix) }
 
-// addDNS adds the rules that open port 53 of addresses of the node to attachments. The chain of sources has already checked that the source of a
-// packet belongs to its attachment.
+// addDNS adds the rules that open port 53 of the node's addresses to attachments. The chain of
+// sources has already checked that a packet's source belongs to its attachment.
 func (r *ruleset) addDNS(c nat.Config, input *chain) {
 	if len(c.DNS) == 0 {
 		return
@@ -143,7 +146,7 @@ func (r *ruleset) addDNS(c nat.Config, input *chain) {
 	r.chains["dns"] = door
 }
 
-// addSources adds rules for packets whose source is in one of some prefixes.
+// addSources adds rules for packets whose source is in one of the prefixes.
 func (r *ruleset) addSources(door *chain, from []netip.Prefix, name func(ipv6 bool) string, then []expr.Any) {
 	for _, f := range families {
 		r.sets[name(f.ipv6)] = prefixSet(from, f.ipv6)
@@ -151,7 +154,8 @@ func (r *ruleset) addSources(door *chain, from []netip.Prefix, name func(ipv6 bo
 	}
 }
 
-// addServices adds, with Input.Drop, what else the node lets in, and drops the rest.
+// addServices adds, with Input.Drop, the rules for all other traffic that the node accepts, and
+// drops the rest.
 func (r *ruleset) addServices(c nat.Config, input *chain) {
 	if !c.Input.Drop {
 		return
@@ -187,12 +191,14 @@ func (r *ruleset) addServices(c nat.Config, input *chain) {
 		rule(comes(expr.CmpOpEq, "lo"), pass),
 		rule(isFamily(v4), isICMP(v4), goTo("icmp-4")),
 		rule(isFamily(v6), isICMP(v6), goTo("icmp-6")),
-		// Before what is under way: a source that is not named any more loses its connections as well.
+		// Before established flows, so that a source that was removed from the list loses its
+		// connections too.
 		rule(toPort(ssh), goTo("ssh")),
 		rule(underWay(), pass),
 		rule(byTunnel, refuse),
 		rule(udp, exprs(transport(2, 2, reg1), setLookup(portSet)), pass),
-		// Servers of DHCP answer to an address that the node does not have yet, or to all (RFC 2131 section 4.1, RFC 8415 section 7.2).
+		// DHCP servers answer to an address that the node does not have yet, or to the broadcast
+		// address (RFC 2131 section 4.1, RFC 8415 section 7.2).
 		rule(isFamily(v4), ports(67, 68), pass),
 		rule(isFamily(v6), ports(547, 546), isIn(v6, v6.dst, netip.MustParsePrefix("fe80::/10")), pass))
 	if ipsec {
@@ -205,7 +211,7 @@ func (r *ruleset) addServices(c nat.Config, input *chain) {
 	input.rules = append(input.rules, refuse)
 }
 
-// isICMP matches packets of the ICMP of a family.
+// isICMP matches the ICMP packets of a family.
 func isICMP(f family) []expr.Any {
 	protocol := byte(unix.IPPROTO_ICMP)
 	if f.ipv6 {
@@ -214,19 +220,22 @@ func isICMP(f family) []expr.Any {
 	return exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, protocol))
 }
 
-// addICMP adds the chains of ICMP: what RFC 4890 section 4.4 has a node take, and the like of IPv4. Redirects, node information and router renumbering are not
-// among it.
+// addICMP adds the chains of ICMP: the types that RFC 4890 section 4.4 requires a node to accept,
+// and their equivalents in IPv4. Redirects, node information and router renumbering are not among
+// them.
 func (r *ruleset) addICMP(byTunnel, pass, refuse []expr.Any) {
 	types := func(first, last byte) []expr.Any {
 		return exprs(transport(0, 1, reg1), compare(expr.CmpOpGte, first), compare(expr.CmpOpLte, last))
 	}
-	hops := func(limit byte) []expr.Any { return exprs(network(7, 1, reg1), compare(expr.CmpOpEq, limit)) } // the hop limit of IPv6
+	// the IPv6 hop limit
+	hops := func(limit byte) []expr.Any { return exprs(network(7, 1, reg1), compare(expr.CmpOpEq, limit)) }
 	few := func(rate uint64) []expr.Any {
 		return exprs(&expr.Limit{Type: expr.LimitTypePkts, Rate: rate, Unit: expr.LimitTimeSecond, Burst: uint32(rate)})
 	}
 	related := state(expr.CtStateBitRELATED, expr.CmpOpNeq)
 	r.chains["icmp-4"] = &chain{rules: [][]expr.Any{
-		rule(types(4, 5), refuse), // source quench, redirect: connection tracking has them be of the flow that they quote
+		// source quench, redirect: conntrack relates them to the flow that they quote
+		rule(types(4, 5), refuse),
 		rule(related, pass),
 		rule(types(3, 3), few(errorRate), pass),   // destination unreachable
 		rule(types(11, 12), few(errorRate), pass), // time exceeded, parameter problem
@@ -236,11 +245,14 @@ func (r *ruleset) addICMP(byTunnel, pass, refuse []expr.Any) {
 		refuse,
 	}}
 	r.chains["icmp-6"] = &chain{rules: [][]expr.Any{
-		rule(types(133, 136), hops(255), pass), // router solicitation and advertisement, neighbour solicitation and advertisement (RFC 4861)
-		rule(types(130, 132), hops(1), pass),   // multicast listener discovery (RFC 2710)
-		rule(types(143, 143), hops(1), pass),   // its second version (RFC 3810)
+		// router solicitation and advertisement, neighbour solicitation and advertisement (RFC
+		// 4861)
+		rule(types(133, 136), hops(255), pass),
+		rule(types(130, 132), hops(1), pass), // multicast listener discovery (RFC 2710)
+		rule(types(143, 143), hops(1), pass), // its second version (RFC 3810)
 		rule(related, pass),
-		rule(types(1, 4), few(errorRate), pass),      // destination unreachable, packet too big, time exceeded, parameter problem
+		// destination unreachable, packet too big, time exceeded, parameter problem
+		rule(types(1, 4), few(errorRate), pass),
 		rule(types(129, 129), isEstablished(), pass), // echo reply
 		rule(types(128, 128), byTunnel, pass),        // echo request
 		rule(types(128, 128), few(echoRate), pass),
@@ -248,7 +260,8 @@ func (r *ruleset) addICMP(byTunnel, pass, refuse []expr.Any) {
 	}}
 }
 
-// addNoForward keeps a node without a document from forwarding to addresses of the platform, and with Input.Drop from forwarding at all.
+// addNoForward keeps a node without a document from forwarding to addresses of the platform, and
+// with Input.Drop from forwarding at all.
 func (r *ruleset) addNoForward(c nat.Config) {
 	forward := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookForward, priority: *nftables.ChainPriorityMangle}
 	for _, p := range nat.Platform {

@@ -21,7 +21,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/traffic"
 )
 
-// doorman sees what gets past the rules to the node itself: a table behind ours notes the packets by their ids.
+// doorman records which packets pass our rules on their way to the node itself: a second table,
+// behind ours, stores their ids in sets.
 type doorman struct{ *sides }
 
 func newDoorman(t *testing.T) doorman {
@@ -63,7 +64,8 @@ func (d doorman) ids(set string) map[uint16]bool {
 	return ids
 }
 
-// seen returns which packets of IPv4 and of IPv6 got past, and forgets them. It waits until all that were sent have come to the node.
+// seen returns which IPv4 and IPv6 packets passed, and clears the record. It waits until all
+// packets that were sent have reached the node.
 func (d doorman) seen(sent4, sent6 []uint16) (four, six map[uint16]bool) {
 	d.t.Helper()
 	for set, sent := range map[string][]uint16{"came4": sent4, "came6": sent6} {
@@ -77,7 +79,8 @@ func (d doorman) seen(sent4, sent6 []uint16) (four, six map[uint16]bool) {
 			}
 		}
 	}
-	time.Sleep(10 * time.Millisecond) // the last one came, and may be on its way through the rules
+	// the last packet has arrived, but the rules may still be processing it
+	time.Sleep(10 * time.Millisecond)
 	four, six = d.ids("past4"), d.ids("past6")
 	d.router.Run("nft flush set inet seen came4\nnft flush set inet seen came6\nnft flush set inet seen past4\nnft flush set inet seen past6")
 	return four, six
@@ -112,7 +115,7 @@ type knock struct {
 	hops                byte
 }
 
-// bytes returns what is behind the network header.
+// bytes returns the packet without its network header.
 func (k knock) bytes(id uint16) (l4 []byte) {
 	at := -1
 	switch k.protocol {
@@ -148,7 +151,8 @@ func anyContains(prefixes []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// lets says whether the first packet of a flow to the node gets past the rules, by the documentation of nat.Config.
+// lets reports whether the first packet of a flow to the node passes the rules, by the
+// documentation of nat.Config.
 func (k knock) lets(c nat.Config) bool {
 	document := c.Underlay != ""
 	local := netip.MustParsePrefix("fe80::/10").Contains(k.source)
@@ -177,7 +181,8 @@ func (k knock) lets(c nat.Config) bool {
 	case tcp && k.to == 22 && !tunnel:
 		return anyContains(c.Input.SSH, k.source)
 	case tcp && k.to == 22:
-		return anyContains(pfx("10.0.0.0/24", "2001:db8:a:1::/64"), k.source) // which are within the sources of tun0
+		// these are within the sources of tun0
+		return anyContains(pfx("10.0.0.0/24", "2001:db8:a:1::/64"), k.source)
 	case tunnel:
 		return false
 	case udp && slices.ContainsFunc(c.Tunnels, func(t nat.Tunnel) bool { return t.Port == k.to }):
@@ -201,8 +206,9 @@ func inputConfig(drop bool) nat.Config {
 	return c
 }
 
-// TestInput sends packets of every protocol from every side to every address of the node, with and without a document, under drop and under keep. What gets
-// past must be what a model of the configuration says, and every other packet must be counted.
+// TestInput sends packets of every protocol from every side to every address of the node, with and
+// without a document, under drop and under keep. The packets that pass must be those that a model
+// of the configuration accepts, and every other packet must be counted.
 func TestInput(t *testing.T) {
 	w := newDoorman(t)
 	d := newDriver(t, w.router)
@@ -219,7 +225,7 @@ func TestInput(t *testing.T) {
 		six := random.IntN(2) == 0
 		k := knock{by: []string{"tun0", "tun1", "mgmt0", "up0"}[random.IntN(4)], hops: []byte{1, 64, 255}[random.IntN(3)], from: 1024 + id}
 		k.source, k.destination = addresses[six][random.IntN(len(addresses[six]))], own[six][random.IntN(3)]
-		if random.IntN(2) == 0 { // one that may come by the interface
+		if random.IntN(2) == 0 { // a source that is allowed on the interface
 			k.source = addr(strings.Fields(near[k.by])[2*random.IntN(2)+b2i(six)])
 		}
 		k.protocol = pick(unix.IPPROTO_TCP, unix.IPPROTO_TCP, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMP, unix.IPPROTO_ESP, unix.IPPROTO_AH, unix.IPPROTO_GRE, unix.IPPROTO_IGMP, 112, 89, 132, 4, 41)
@@ -265,7 +271,8 @@ func TestInput(t *testing.T) {
 			for round := range 10 {
 				w.forgetFlows()
 				knocks := map[uint16]knock{}
-				said := map[string]bool{} // what may be answered twice would be one flow
+				// Two packets with one key would be one flow, which an answer establishes.
+				said := map[string]bool{}
 				for id := uint16(1); id <= 250; id++ {
 					n := make(id)
 					if key := fmt.Sprint(n.source, n.destination, n.protocol); n.protocol == unix.IPPROTO_UDP && n.from == 67 || n.protocol != unix.IPPROTO_TCP && n.protocol != unix.IPPROTO_UDP {
@@ -313,8 +320,9 @@ func TestInput(t *testing.T) {
 	}
 }
 
-// TestInputAnswers: under drop, the node's own flows are answered and hear errors about themselves, and redirects change nothing. Errors and echo requests
-// of strangers are limited, and do not use up what the other node needs.
+// TestInputAnswers checks that under drop the node's own flows get answers and errors about
+// themselves, and that redirects change nothing. Errors and echo requests from strangers are
+// limited, and do not use up the limit that the other node needs.
 func TestInputAnswers(t *testing.T) {
 	w := newDoorman(t)
 	d := newDriver(t, w.router)
@@ -370,7 +378,8 @@ func TestInputAnswers(t *testing.T) {
 		} else {
 			binary.BigEndian.PutUint16(quoted[10:], traffic.Checksum(quoted[:20]))
 		}
-		if n := w.drained(t, own.Is6()); n < errorRate { // and none is left for errors about no flow
+		// and so that none is left for errors about no flow
+		if n := w.drained(t, own.Is6()); n < errorRate {
 			t.Errorf("%s: %d errors were let in at once, want %d", family.network, n, errorRate)
 		}
 		for _, k := range []struct {
@@ -389,7 +398,7 @@ func TestInputAnswers(t *testing.T) {
 			}
 		}
 
-		// Echo requests: those of strangers are limited, those by a tunnel are not.
+		// Echo requests from strangers are limited, those by a tunnel are not.
 		flood := func(by string, source netip.Addr) (n int, took time.Duration) {
 			began := time.Now()
 			for id := range uint16(4000) {
@@ -411,7 +420,7 @@ func TestInputAnswers(t *testing.T) {
 	}
 }
 
-// drained sends errors about flows that are not there until no more are let in, and returns how many were.
+// drained sends errors about flows that do not exist until no more pass, and returns how many did.
 func (d doorman) drained(t *testing.T, six bool) int {
 	t.Helper()
 	k := knock{source: addr("198.51.100.200"), destination: addr("192.0.2.1"), protocol: unix.IPPROTO_ICMP, kind: 3}
@@ -430,8 +439,9 @@ func (d doorman) drained(t *testing.T, six bool) int {
 	return n
 }
 
-// TestWithoutDocument: a node without a document leads nothing to the addresses of its platform, under drop nothing anywhere, and under keep the rest as the
-// machine has it.
+// TestWithoutDocument checks that a node without a document forwards nothing to the addresses of
+// its platform and, under drop, nothing at all. Under keep, all other packets are forwarded as the
+// machine is set up.
 func TestWithoutDocument(t *testing.T) {
 	s := newSides(t)
 	d := newDriver(t, s.router)
@@ -446,7 +456,7 @@ func TestWithoutDocument(t *testing.T) {
 				t.Fatal(err)
 			}
 			out := s.taps[s.way(addr(destination))]
-			if _, here := s.hear(out, 50*time.Millisecond)[id]; here != passes {
+			if _, here := s.arrivals(out, 50*time.Millisecond)[id]; here != passes {
 				t.Errorf("drop %v: by %s %s > %s came out: %v", drop, by, source, destination, here)
 			}
 		}

@@ -13,36 +13,45 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// Views of the policies. Each is a set of layers, asked at one place of a packet's way.
+// Views of the policies. Each view is a set of layers that is looked up at one point of a packet's
+// path.
 const (
-	// policyView holds every rule. It is asked behind routing, when the flow leaves by the underlay.
-	policyView = "policy"
-	// rejectView holds what rejects, and what beats that. It is asked where a refusal can still be sent.
-	rejectView = "reject"
-	// pickupView holds what picks late connections up, and what beats that. Only late ones ask it.
-	pickupView = "pickup"
-	// frontView holds what is open at addresses of pools, and what beats that. It is asked before routing, for these addresses.
-	frontView = "front"
-	// proxyView holds what goes to proxies, and what beats that. It is asked before routing, from inside, for what would leave by the
+	// policyView holds every rule. It is looked up after routing, when a flow leaves by the
 	// underlay.
+	policyView = "policy"
+	// rejectView holds the rules that reject, and the rules that beat them. It is looked up where
+	// the kernel can still send a refusal.
+	rejectView = "reject"
+	// pickupView holds the rules that pick up late connections, and the rules that beat them. Only
+	// late packets are looked up.
+	pickupView = "pickup"
+	// frontView holds the port forwards at pool addresses, and the rules that beat them. It is
+	// looked up before routing, for packets to these addresses.
+	frontView = "front"
+	// proxyView holds the rules that redirect to proxies, and the rules that beat them. It is
+	// looked up before routing, for packets from inside that would leave by the underlay.
 	proxyView = "proxy"
-	// plainView holds the pairs of prefixes between which packets may keep their source. The guard asks it.
+	// plainView holds the pairs of prefixes between which packets may keep their source. The guard
+	// looks it up.
 	plainView = "plain"
-	// exactView holds what names addresses of the cloud's platform. Only flows to these ask it.
+	// exactView holds the rules that name addresses of the cloud's platform. Only flows to these
+	// addresses are looked up.
 	exactView = "exact"
 )
 
-// layerIndex finds the last layer in which something may overlap a rule. It only looks at prefixes: rules of one precedence
-// never overlap, and those of different precedence are kept apart.
+// layerIndex finds the last layer in which a rule may be overlapped. It compares prefixes only:
+// rules of one precedence never overlap, and rules of different precedence are kept apart.
 type layerIndex struct {
-	exact, below          map[[2]netip.Prefix]int // of a destination and a source: layers used there, and at or below there
+	// exact and below hold, by destination and source, the number of layers used there, and at or
+	// below there.
+	exact, below          map[[2]netip.Prefix]int
 	sources, destinations lengths
 }
 
-// lengths are the prefix lengths that occur, of IPv4 and IPv6.
+// lengths marks the prefix lengths that occur, of IPv4 and IPv6.
 type lengths [2][129]bool
 
-// parents yields the prefixes that contain p and may occur, p first.
+// parents yields the prefixes that contain p and have a length that occurs, beginning with p.
 func (l *lengths) parents(p netip.Prefix, yield func(netip.Prefix)) {
 	occur := &l[b2i(p.Addr().Is6())]
 	for bits := p.Bits(); bits >= 0; bits-- {
@@ -53,16 +62,18 @@ func (l *lengths) parents(p netip.Prefix, yield func(netip.Prefix)) {
 	}
 }
 
-// view is a place where rules are looked up.
+// view is a point at which rules are looked up.
 type view struct {
 	name string
-	// wants says whether a policy must be looked up here. The view also holds the rules that beat one of such a policy.
+	// wants reports whether a policy must be looked up here. The view also holds the rules that
+	// beat a rule of such a policy.
 	wants func(*nat.Policy) bool
-	// verdict is what the view holds for a rule. It adds the chains that it needs to a ruleset.
+	// verdict returns the view's element for a rule, and adds the chains that the element needs to
+	// a ruleset.
 	verdict func(*ruleset, *nat.Rule) element
 }
 
-// The views in which a rule's layer is known, by place in views.
+// Indexes of the views in which the layers of rules are stored.
 const (
 	inPolicy = iota
 	inPickup
@@ -72,7 +83,7 @@ const (
 	viewCount
 )
 
-// laid is a rule with its layer in each view, from 0; absent where it is not.
+// laid is a rule with its layer in each view, counted from 0; absent where it has none.
 type laid struct {
 	nat.Rule
 	layers [viewCount]int16
@@ -80,7 +91,7 @@ type laid struct {
 
 const absent = -1
 
-// views returns the views, all but that of plain.
+// views returns all views but plainView and exactView.
 func views(c nat.Config) [viewCount]view {
 	pools := map[string]*[2]bool{}
 	for i := range c.Pools {
@@ -93,8 +104,9 @@ func views(c nat.Config) [viewCount]view {
 	does := func(action nat.Action) func(*nat.Policy) bool {
 		return func(p *nat.Policy) bool { return p.Does() == action }
 	}
-	// Whatever else a rule does is decided elsewhere, by all policies: what beats this one need not be in the view. What is no server's
-	// may still be a proxy's.
+	// The other effects of a rule are decided elsewhere, by policyView, which holds all policies:
+	// rules that beat such a rule need not be in this view. A flow that no port forward takes may
+	// still be redirected to a proxy.
 	target := func(action nat.Action) func(*ruleset, *nat.Rule) element {
 		return func(r *ruleset, rule *nat.Rule) element {
 			if p := rule.Policy; p.Does() == action {
@@ -128,7 +140,7 @@ func views(c nat.Config) [viewCount]view {
 			if rule.Policy.Does() == nat.Reject {
 				return element{kind: gotoTo, chain: rejected, policy: rule.Policy.Name}
 			}
-			return element{kind: back} // to where refusals are looked up
+			return element{kind: back} // to the caller, which looks up refusals
 		}},
 	}
 }
@@ -170,13 +182,14 @@ func (r *ruleset) addPolicies(c nat.Config, rules []nat.Rule) {
 	r.lay(exactView, exact, func(int, int) element { return element{kind: gotoTo, chain: "leaving"} })
 }
 
-// addPlain lays what the guard lets pass without translation.
+// addPlain lays the pairs of prefixes that the guard lets pass without translation.
 func (r *ruleset) addPlain(c nat.Config) {
 	r.lay(plainView, plain(c), func(int, int) element { return element{kind: accept} })
 }
 
-// plain returns the pairs of prefixes of the policies without translation. The guard sees the packets of both sides of a flow,
-// so that protocol and port, which are those of its first packet, must not matter.
+// plain returns the pairs of prefixes of the policies without translation. The guard sees the
+// packets of both directions of a flow, therefore protocol and port, which are those of its first
+// packet, must not matter.
 func plain(c nat.Config) []nat.Rule {
 	var pairs nat.Config
 	for _, p := range c.Policies {
@@ -186,18 +199,20 @@ func plain(c nat.Config) []nat.Rule {
 	}
 	rules, err := pairs.Rules()
 	if err != nil {
-		return nil // compile refuses such policies, and so the guard lets nothing more pass
+		return nil // compile refuses such policies; the guard then lets nothing else pass
 	}
 	return slices.CompactFunc(rules, func(a, b nat.Rule) bool { return a.Source == b.Source && a.Destination == b.Destination })
 }
 
-// deciding returns the places of the rules of wanted policies and of those that beat one of them for some flow.
+// deciding returns the indexes of the rules of wanted policies, and of the rules that beat one of
+// them for some flow.
 func deciding(rules []nat.Rule, wanted func(*nat.Policy) bool) (out []int) {
 	if !slices.ContainsFunc(rules, func(r nat.Rule) bool { return wanted(r.Policy) }) {
 		return nil
 	}
 	type pair struct{ destination, source netip.Prefix }
-	exact, below := map[pair]bool{}, map[pair]bool{} // wanted rules: with, and at or below, a source
+	// wanted rules: with, and at or below, a source
+	exact, below := map[pair]bool{}, map[pair]bool{}
 	index := newLayerIndex(rules)
 	for i := len(rules) - 1; i >= 0; i-- {
 		r := &rules[i]
@@ -206,7 +221,8 @@ func deciding(rules []nat.Rule, wanted func(*nat.Policy) bool) (out []int) {
 			exact[pair{r.Destination, r.Source}] = true
 			index.sources.parents(r.Source, func(src netip.Prefix) { below[pair{r.Destination, src}] = true })
 		} else if len(exact) > 0 {
-			// What it may beat has a destination at or above its own, and a source above, at or below.
+			// The rules that this one may beat have a destination at or above its own, and a
+			// source above, at or below its own.
 			index.destinations.parents(r.Destination, func(dst netip.Prefix) {
 				keep = keep || below[pair{dst, r.Source}]
 				index.sources.parents(r.Source, func(src netip.Prefix) { keep = keep || exact[pair{dst, src}] })
@@ -231,7 +247,8 @@ func newLayerIndex(rules []nat.Rule) *layerIndex {
 	return index
 }
 
-// lay puts rules, which are in order of precedence, into the layers of a view. verdict is asked once for each rule, by its place and layer.
+// lay puts rules, which are sorted by precedence, into the layers of a view. It calls verdict once
+// for each rule, with its index and layer.
 func (r *ruleset) lay(view string, rules []nat.Rule, verdict func(place, layer int) element) {
 	index := newLayerIndex(rules)
 	chosen := make([]int, len(rules))
@@ -277,8 +294,8 @@ func b2i(b bool) int {
 	return 0
 }
 
-// first returns the first layer in which a rule loses against all that it may overlap. Those all have a
-// destination at or below its own, and a source above, at or below.
+// first returns the first layer that is behind the layers of all rules that beat r. These rules
+// have a destination at or below its own, and a source above, at or below its own.
 func (x *layerIndex) first(r *nat.Rule) int {
 	layer := x.below[[2]netip.Prefix{r.Destination, r.Source}]
 	x.sources.parents(r.Source, func(src netip.Prefix) {
@@ -298,7 +315,8 @@ func (x *layerIndex) add(r *nat.Rule, layer int) {
 	})
 }
 
-// ruleKey returns the first and the last key of a rule: source, destination, protocol and port, each filled up to four bytes.
+// ruleKey returns the first and the last key of a rule: source, destination, protocol and port,
+// each padded to a multiple of four bytes.
 func ruleKey(r *nat.Rule) string {
 	protocols := [2]byte{0, 255}
 	if r.Protocol != 0 {
@@ -334,12 +352,13 @@ func layerMap(view string, layer, part, parts int, ipv6 bool) string {
 	return fmt.Sprintf("%s-%d-%s", view, layer+1, familyOf(ipv6).suffix)
 }
 
-// mapSize is how many elements a map of a layer has on the average before the layer gets twice as many maps.
+// mapSize is the average number of elements per map above which a layer gets twice as many maps.
 const mapSize = 1536
 
-// parts returns into how many maps, a power of two, a layer with some elements is divided. To remove an element the kernel (6.18,
-// nft_pipapo_remove) looks at each one before it, about 5 us each; to add one it copies the map. One more look-up costs a new
-// flow some 0.1 us.
+// parts returns into how many maps, a power of two, a layer with this number of elements is
+// divided. To remove an element, the kernel (6.18, nft_pipapo_remove) walks all elements before
+// it, at about 5 us each; to add one, it copies the map. One more lookup costs a new flow about
+// 0.1 us.
 func parts(elements int) int {
 	n := 1
 	for n*mapSize < elements {
@@ -348,14 +367,15 @@ func parts(elements int) int {
 	return n
 }
 
-// part returns which of the maps of a layer has a key.
+// part returns the index of the map of a layer that holds a key.
 func part(key string, parts int) int {
 	h := fnv.New32a()
 	h.Write([]byte(key))
-	return int(uint64(h.Sum32()) * uint64(parts) >> 32) // the upper bits: the lower ones depend on too little
+	// the upper bits: the lower ones depend on too few bytes of the key
+	return int(uint64(h.Sum32()) * uint64(parts) >> 32)
 }
 
-// mapFor returns the name of the map that a rule is in.
+// mapFor returns the name of the map that holds a rule.
 func (r *ruleset) mapFor(view string, layer int, rule *nat.Rule, key string) string {
 	ipv6 := rule.Source.Addr().Is6()
 	n := 1
@@ -365,15 +385,16 @@ func (r *ruleset) mapFor(view string, layer int, rule *nat.Rule, key string) str
 	return layerMap(view, layer, part(key, n), n, ipv6)
 }
 
-// ask adds the chains that look a packet up in a view, and returns how to get there. What no layer of the view has
-// comes back and goes on behind.
+// ask adds the chains that look a packet up in a view, and returns the jump to them. A packet that
+// no layer matches returns, and continues after the jump.
 func (r *ruleset) ask(view string, f family) []expr.Any {
 	name := view + "-" + f.suffix
 	port := register(2*f.size + 4)
 	withPorts := func(l4 byte) []expr.Any {
 		return exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, l4), verdict(expr.VerdictGoto, name+"-ports"))
 	}
-	// Packets of other protocols have no port; what stands at its place must not decide, nor be needed.
+	// Packets of other protocols have no port. The bytes in its place must not affect the lookup,
+	// and may not exist.
 	others := r.lookups(view, f, &expr.Immediate{Register: port, Data: []byte{0, 0}})
 	r.chains[name] = &chain{rules: append([][]expr.Any{withPorts(unix.IPPROTO_TCP), withPorts(unix.IPPROTO_UDP)}, others...)}
 	r.chains[name+"-ports"] = &chain{rules: r.lookups(view, f, transport(2, 2, port))}

@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Maps are written into the packets at the edge of the node, before connection tracking looks at what comes in and after everything
-// else is done with what goes out. So nothing in between, neither routes nor flows nor policies, ever meets two spokes
-// with the same addresses, and there is no state to lose.
+// Mapped prefixes are written into the packets at the edge of the node: before connection tracking
+// sees incoming packets, and after all other processing of outgoing ones. Therefore routes, flows
+// and policies never see two spokes with the same addresses, and there is no state to lose.
 //
-// IPv6 is left out: its checksums can be corrected only by an attribute that the library does not write.
+// IPv6 is left out: correcting its checksums takes an attribute that the library does not write.
 
-// mapsOut is the place after the guard.
+// mapsOut is the priority after the guard.
 const mapsOut nftables.ChainPriority = 310
 
 // addMaps adds the chains that rewrite prefixes.
@@ -37,26 +37,29 @@ func (r *ruleset) addMaps(c nat.Config) {
 	r.chains["map-in"], r.chains["map-out"] = arrival, departure
 }
 
-// location is where an IPv4 address is in a packet, with the checksum that covers it.
+// location is the place of an IPv4 address in a packet, together with the checksum that covers it.
 type location struct {
 	base                 expr.PayloadBase
 	offset, sum, sumFlag uint32
 }
 
-// ipHeader is an address of the packet's own header. TCP and UDP cover it too.
+// ipHeader returns the location of an address in the packet's own header. The checksums of TCP and
+// UDP cover it too.
 func ipHeader(offset uint32) location {
 	const pseudoHeader = 1 // NFT_PAYLOAD_L4CSUM_PSEUDOHDR
 	return location{expr.PayloadBaseNetworkHeader, offset, 10, pseudoHeader}
 }
 
-// The addresses of the packet that an ICMP error quotes behind its 8 bytes (RFC 792). With the checksum of the quoted header corrected, the sum
-// of all that it holds is what it was, so that the checksum of ICMP stands.
+// The addresses of the packet that an ICMP error quotes behind its header of 8 bytes (RFC 792).
+// The quoted header's checksum is corrected too, so the sum of the whole message does not change
+// and the ICMP checksum stays valid.
 var (
 	quotedSource      = location{expr.PayloadBaseTransportHeader, 8 + 12, 8 + 10, 0}
 	quotedDestination = location{expr.PayloadBaseTransportHeader, 8 + 16, 8 + 10, 0}
 )
 
-// rewrite replaces a prefix of an address by another of the same length, when it has it.
+// rewrite replaces a prefix of an address by another one of the same length, if the address is in
+// it.
 func rewrite(at location, prefix [2][]byte, bits int) []expr.Any {
 	network, host := make([]byte, 4), make([]byte, 4)
 	for i := range 32 {
@@ -78,7 +81,7 @@ func rewrite(at location, prefix [2][]byte, bits int) []expr.Any {
 	)
 }
 
-// quoted rewrites an address in what ICMP errors quote.
+// quoted rewrites an address in the packet that an ICMP error quotes.
 func quoted(where []expr.Any, at location, prefix [2][]byte, bits int) (rules [][]expr.Any) {
 	for _, types := range [][2]byte{{3, 5}, {11, 12}} { // the errors of RFC 792
 		rules = append(rules, rule(where, exprs(

@@ -18,8 +18,8 @@ import (
 
 // Ring: namespace.
 
-// TestTwoSpokesWithOnePrefix lets two spokes with the same addresses speak with each other and with the Internet, at the same time
-// and from the same ports.
+// TestTwoSpokesWithOnePrefix lets two spokes with the same addresses talk to each other and to the
+// Internet, at the same time and from the same ports.
 func TestTwoSpokesWithOnePrefix(t *testing.T) {
 	s := newSite(t)
 	a, b := s.inside, netns.New(t)
@@ -58,7 +58,7 @@ func TestTwoSpokesWithOnePrefix(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 			return
 		}
-		t.Cleanup(func() { client.Close() }) // all at the same time
+		t.Cleanup(func() { client.Close() }) // so that all are open at the same time
 		server, err := l.Accept()
 		if err != nil {
 			t.Fatal(err)
@@ -80,7 +80,7 @@ func TestTwoSpokesWithOnePrefix(t *testing.T) {
 	exchange("from a to the Internet", 5556, a, s.outside, "198.51.100.1:443", "198.51.100.1:443", "192.0.2.11")
 	exchange("from b to the Internet", 5556, b, s.outside, "198.51.100.1:443", "198.51.100.1:443", "192.0.2.12")
 
-	t.Log("ICMP errors find the socket that they are about")
+	t.Log("ICMP errors reach the socket of their flow")
 	udp := func(from *netns.NS, to string, first []byte) (err error) {
 		from.Do(func() {
 			var conn net.Conn
@@ -113,7 +113,7 @@ func TestTwoSpokesWithOnePrefix(t *testing.T) {
 		t.Errorf("too long for the other tunnel: %v", err)
 	}
 
-	t.Log("outside nobody has seen an inside address")
+	t.Log("no inside address has left")
 	for id, out := range s.receive(50 * time.Millisecond) {
 		if !slices.Contains([]string{"192.0.2.11", "192.0.2.12"}, out.Source.String()) {
 			t.Errorf("%d: %v", id, out)
@@ -121,6 +121,6 @@ func TestTwoSpokesWithOnePrefix(t *testing.T) {
 	}
 	t.Log("nor has connection tracking")
 	if flows := s.router.Run("cat /proc/net/nf_conntrack"); strings.Contains(flows, "=10.0.0.1 ") {
-		t.Errorf("an unmapped address is known:\n%s", flows)
+		t.Errorf("an unmapped address has a flow:\n%s", flows)
 	}
 }

@@ -16,15 +16,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// disagree sends the first packets of flows, and returns what is not as nat.Config.Match says. All servers and proxies are inside.
+// disagree sends the first packets of flows, and returns those whose result differs from
+// nat.Config.Match. All servers and proxies are inside.
 func (s *site) disagree(c nat.Config, flows map[uint16]nat.Flow) []string {
 	s.t.Helper()
 	s.forgetFlows()
-	heard, err := traffic.Site{Inside: s.in, Outside: s.out, Servers: s.in}.Send(flows)
+	arrived, err := traffic.Site{Inside: s.in, Outside: s.out, Servers: s.in}.Send(flows)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return heard.Wrong(flows, c.Own, func(f nat.Flow) traffic.Fate {
+	return arrived.Wrong(flows, c.Own, func(f nat.Flow) traffic.Fate {
 		want := c.Match(f)
 		fate := traffic.Fate{To: want.To, Ports: want.Ports, Why: fmt.Sprintf("%+v", want)}
 		if want.Address.IsValid() {
@@ -41,8 +42,9 @@ func isPool(c nat.Config, a netip.Addr) bool {
 	})
 }
 
-// TestKernelAgreesWithMatch changes policies at random and sends the first packet of random flows through a router. What comes out, and
-// with which source, must be what nat.Config.Match says, and the counters what was sent, across all changes.
+// TestKernelAgreesWithMatch changes policies at random and sends the first packets of random flows
+// through a router. The packets that leave, and their sources, must be those that nat.Config.Match
+// returns, and the counters must match the packets sent, across all changes.
 func TestKernelAgreesWithMatch(t *testing.T) {
 	r := traffic.Random{Rand: rand.New(rand.NewPCG(7, 7))}
 	s := newSite(t)
@@ -60,14 +62,16 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 		Zones: []nat.Zone{{Name: "a", Prefixes: pfx("10.0.0.0/16", "10.2.1.0/24")}, {Name: "b", Prefixes: pfx("10.1.0.0/16", "2001:db8:a:100::/56")}}}
 	c.Pools[0].Addresses[0].Public = addr("203.0.113.11")
 	s.router.Run("ip addr add 192.0.2.11/32 dev up0\nip addr add 192.0.2.21/32 dev up0\nip addr add 2001:db8:ff::11/128 dev up0 nodad\nip addr add 2001:db8:ff::22/128 dev up0 nodad")
-	for strings.Count(s.router.Run("ip -6 route show table local"), "local 2001:db8:ff::") < 3 { // added a moment later
+	// added a moment later
+	for strings.Count(s.router.Run("ip -6 route show table local"), "local 2001:db8:ff::") < 3 {
 		time.Sleep(10 * time.Millisecond)
 	}
 	local := func(a netip.Addr) bool {
 		return slices.Contains(strings.Fields("192.0.2.11 192.0.2.21 2001:db8:ff::11 2001:db8:ff::22"), a.String())
 	}
 	counted := map[string]uint64{}
-	unsure := map[string]bool{} // a policy that counted nothing of what it decided, since it ended before
+	// policies that may have decided flows without counting them, because these ended earlier
+	unsure := map[string]bool{}
 	var guarded uint64
 	outcomes := map[string]int{}
 	for round := range 45 {
@@ -81,14 +85,14 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 		for i := range 1 + r.IntN(5) {
 			c.Policies = append(slices.Clone(c.Policies), r.Policy(fmt.Sprintf("p%d-%d", round, i)))
 		}
-		if n := len(c.Policies); n > 2 { // edit one, and keep its name
+		if n := len(c.Policies); n > 2 { // edit one policy, and keep its name
 			p := &c.Policies[r.IntN(n)]
 			p.Sources = []netip.Prefix{r.Source(), r.Source()}
 			*p = traffic.Permitted(*p)
 		}
 		traffic.Settle(&c)
 		c.Pools = slices.Clone(c.Pools)
-		for i := range c.Pools { // addresses get other zones, weights and states
+		for i := range c.Pools { // change zones, weights and states of addresses
 			c.Pools[i].Addresses = slices.Clone(c.Pools[i].Addresses)
 			for j := range c.Pools[i].Addresses {
 				a := &c.Pools[i].Addresses[j]
@@ -109,13 +113,13 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 			want := c.Match(f)
 			switch {
 			case local(f.Destination) && want.Action != nat.DNAT:
-				unsure[want.Policy] = true // it ends at the node
+				unsure[want.Policy] = true // the flow ends at the node
 			case want.Policy == "" || f.Late && want.Action != nat.Reject && want.Action != nat.DNAT && !want.Address.IsValid() && !picksUp(c, want.Policy):
 				guarded++
 			default:
 				counted[want.Policy]++
 				if i := slices.IndexFunc(c.Policies, func(p nat.Policy) bool { return p.Name == want.Policy }); want.Action == nat.SNAT && c.Policies[i].Pool == "blocks" && !want.Address.IsValid() {
-					guarded++ // it has no block
+					guarded++ // the source has no block
 				}
 			}
 			outcomes[fmt.Sprintf("%s %v", want.Action, want.Address.IsValid())]++
@@ -159,7 +163,8 @@ func TestKernelAgreesWithMatch(t *testing.T) {
 	}
 }
 
-// TestMutationIsSeen changes the kernel's rules by hand and expects that the comparison above finds it.
+// TestMutationIsSeen changes the kernel's rules by hand and checks that the comparison above
+// detects it.
 func TestMutationIsSeen(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -177,7 +182,7 @@ func TestMutationIsSeen(t *testing.T) {
 	apply(t, d, c)
 	r := traffic.Random{Rand: rand.New(rand.NewPCG(1, 1))}
 	flows := r.Flows(150)
-	for id := uint16(151); id <= 600; id++ { // more, but no two alike
+	for id := uint16(151); id <= 600; id++ { // more flows, but all different
 		f := r.Flow()
 		f.Protocol, f.Port = unix.IPPROTO_TCP, uint16(1+r.IntN(25))
 		if !slices.ContainsFunc(slices.Collect(maps.Values(flows)), func(o nat.Flow) bool { o.Late = f.Late; return o == f }) {
@@ -210,12 +215,12 @@ func TestMutationIsSeen(t *testing.T) {
 	} {
 		s.router.Run("nft " + command)
 		if wrong := s.disagree(c, flows); len(wrong) == 0 {
-			t.Errorf("nothing is seen of %q", command)
+			t.Errorf("%q is not detected", command)
 		}
 		apply(t, d, c)
 	}
 	if wrong := s.disagree(c, flows); len(wrong) > 0 {
-		t.Errorf("after all was mended: %q", wrong)
+		t.Errorf("after all was restored: %q", wrong)
 	}
 }
 
@@ -231,7 +236,8 @@ func policyRules(c nat.Config, name string) []nat.Rule {
 	return slices.DeleteFunc(rules, func(r nat.Rule) bool { return r.Policy.Name != name })
 }
 
-// TestLayersDoNotOverlap checks what the kernel requires of a map's elements, and that precedence decides between layers.
+// TestLayersDoNotOverlap checks the kernel's requirements on the elements of a map, and that
+// precedence decides between layers.
 func TestLayersDoNotOverlap(t *testing.T) {
 	for seed := range uint64(60) {
 		r := traffic.Random{Rand: rand.New(rand.NewPCG(seed, 3))}
@@ -268,7 +274,8 @@ func TestLayersDoNotOverlap(t *testing.T) {
 	}
 }
 
-// TestProxyBeforeFront asks from inside for an address that is open, as the world sees it, and that a more exact policy leads to a proxy.
+// TestProxyBeforeFront sends a flow from inside to an address with a port forward, which a more
+// specific policy redirects to a proxy.
 func TestProxyBeforeFront(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)

@@ -14,20 +14,20 @@ import (
 
 var errNotApplied = errors.New("there are no rules yet")
 
-// Place makes the placements be exactly these. See nat.PortKeeper.
+// Place replaces the placements. See nat.PortKeeper.
 func (d *Driver) Place(ctx context.Context, placed []nat.Placement) error {
 	return d.run(ctx, func() {
 		d.placed = append([]nat.Placement{}, placed...) // never nil
 	})
 }
 
-// Refuse makes the overload be exactly this. See nat.PortKeeper.
+// Refuse replaces the overload. See nat.PortKeeper.
 func (d *Driver) Refuse(ctx context.Context, o nat.Overload) error {
 	o.Exhausted = slices.Clone(o.Exhausted)
 	return d.run(ctx, func() { d.overload = o })
 }
 
-// run changes what was not configured, and edits the sets that hold it.
+// run changes placements or overload by set, and writes the sets that hold them.
 func (d *Driver) run(ctx context.Context, set func()) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -40,7 +40,7 @@ func (d *Driver) run(ctx context.Context, set func()) error {
 	set()
 	number, err := d.number()
 	if err != nil {
-		return fmt.Errorf("asking whether rules changed: %w", err)
+		return fmt.Errorf("reading the generation of the rules: %w", err)
 	}
 	known := d.last
 	if known != nil && known.number == number {
@@ -54,7 +54,8 @@ func (d *Driver) run(ctx context.Context, set func()) error {
 	return d.commit(number, *d.config, want, func() error { return d.write(nil, *d.config, want) })
 }
 
-// Begun returns how many flows began with a pool's address. See nat.PortKeeper.
+// Begun returns how many flows began with a pool's address, and how many packets tried to begin a
+// flow without ports. See nat.PortKeeper.
 func (d *Driver) Begun(ctx context.Context) (flows, portless uint64, err error) {
 	conn, err := d.open()
 	if err != nil {
@@ -71,14 +72,15 @@ func (d *Driver) Begun(ctx context.Context) (flows, portless uint64, err error) 
 				return c.Packets, nil
 			}
 		}
-		return 0, errors.New("reading the counter of new flows: it is none")
+		return 0, errors.New("reading the counter of new flows: the object is not a counter")
 	}
 	flows, err = read(begunCounter)
 	portless, err2 := read(portlessCounter)
 	return flows, portless, errors.Join(err, err2)
 }
 
-// Meter counts the flows that began and those that were refused, by use. See nat.PortKeeper.
+// Meter returns the numbers of flows that began and of flows that were refused, by use. See
+// nat.PortKeeper.
 func (d *Driver) Meter(ctx context.Context) (nat.Meter, error) {
 	m := nat.Meter{Begun: map[nat.Use]uint64{}, Refused: map[nat.Use]uint64{}}
 	conn, err := d.open()
@@ -116,7 +118,7 @@ func (d *Driver) Meter(ctx context.Context) (nat.Meter, error) {
 				}
 			}))
 			if !p.Silent {
-				continue // every client is counted
+				continue // each client is counted in refusedSet
 			}
 			err = errors.Join(err, read(exhaustedSet(p.Name, f), func(key []byte, n uint64) {
 				if len(key) == int(f.size)+8 {

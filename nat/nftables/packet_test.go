@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// site is a router with an underlay and an inside. Packets are made by hand at the inside and caught on the underlay, so that
-// none can be missed and every source is possible.
+// site is a router with an underlay and an inside. Packets are crafted at the inside and captured
+// on the underlay, so that none can be missed and every source is possible.
 type site struct {
 	t                       testing.TB
 	inside, router, outside *netns.NS
@@ -24,14 +24,16 @@ func newSite(t testing.TB) *site {
 	s := &site{t: t, inside: netns.New(t), router: netns.New(t), outside: netns.New(t)}
 	netns.Veth(s.router, "tun0", s.inside, "in0")
 	netns.Veth(s.router, "up0", s.outside, "out0")
-	// Packets are told apart by the flow label; those that a node itself sends shall have none.
+	// Packets are identified by their flow label, so packets that a node itself sends must have
+	// none.
 	for _, ns := range []*netns.NS{s.inside, s.router, s.outside} {
 		ns.Run("sysctl -qw net.ipv6.auto_flowlabels=0")
 	}
 	s.router.Run(`sysctl -qw net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.default.send_redirects=0 net.ipv4.conf.tun0.send_redirects=0 net.ipv4.conf.up0.send_redirects=0 net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 net.ipv4.conf.tun0.rp_filter=0 net.ipv4.conf.up0.rp_filter=0
 		ip addr add 192.0.2.1/32 dev up0
 		ip -6 addr add 2001:db8:ff::1/128 dev up0 nodad`)
-	// One address on all links and no neighbour discovery: whatever is sent arrives at once.
+	// All links have one MAC address and no neighbour discovery, so that every packet arrives at
+	// once.
 	for ns, links := range map[*netns.NS][]string{s.inside: {"in0"}, s.router: {"tun0", "up0"}, s.outside: {"out0"}} {
 		for _, l := range links {
 			ns.Run("ip link set " + l + " down\nip link set " + l + " address 02:00:00:00:00:01 arp off\nip link set " + l + " up")
@@ -85,37 +87,38 @@ func (s *site) transmit(f nat.Flow, id uint16, flags byte) {
 	}
 }
 
-// receive returns what came out on the underlay, by id, once nothing more comes for the pause.
+// receive returns the packets that left by the underlay, by id, once none has come for the pause.
 func (s *site) receive(pause time.Duration) map[uint16]traffic.Packet {
 	s.t.Helper()
-	return s.hear(s.out, pause)
+	return s.arrivals(s.out, pause)
 }
 
-// silent expects that nothing at all comes out on the underlay.
+// silent checks that nothing leaves by the underlay.
 func (s *site) silent() {
 	s.t.Helper()
-	heard, err := s.out.Hear(50 * time.Millisecond)
+	arrived, err := s.out.Hear(50 * time.Millisecond)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if len(heard.Packets)+len(heard.Answers) > 0 {
-		s.t.Errorf("left by the underlay: %v %v", heard.Packets, heard.Answers)
+	if len(arrived.Packets)+len(arrived.Answers) > 0 {
+		s.t.Errorf("left by the underlay: %v %v", arrived.Packets, arrived.Answers)
 	}
 }
 
-// hear returns what came to a side, but for answers of ICMP.
-func (s *site) hear(at *traffic.Tap, pause time.Duration) map[uint16]traffic.Packet {
+// arrivals returns the packets that arrived at a side, except ICMP answers.
+func (s *site) arrivals(at *traffic.Tap, pause time.Duration) map[uint16]traffic.Packet {
 	s.t.Helper()
-	heard, err := at.Hear(pause)
+	arrived, err := at.Hear(pause)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return heard.Packets
+	return arrived.Packets
 }
 
 var errTimeout = errors.New("no answer")
 
-// try sends from a socket inside, to whatever answers, and returns the error that it gets, or errTimeout.
+// try sends from a socket inside to a server that answers anything, and returns the error that it
+// gets, or errTimeout.
 func (s *site) try(network, from, to string, port int, wait time.Duration) error {
 	s.t.Helper()
 	var c net.Conn

@@ -22,15 +22,15 @@ const begunCounter = "begun"
 // portlessCounter is the name of the counter of packets that tried to begin a flow without ports.
 const portlessCounter = "begun-portless"
 
-// fullSet is the name of the set of families of which nothing new may leave.
+// fullSet is the name of the set of the families for which no new flow may leave.
 const fullSet = "table-full"
 
 const (
-	// dynamicSize is how many elements a set that rules fill may have.
+	// dynamicSize is the maximum number of elements of a set that rules fill.
 	dynamicSize = 65536
-	// meterIdle is how long the kernel counts on without a new flow.
+	// meterIdle is how long the kernel keeps a meter's element without a new flow.
 	meterIdle = time.Minute
-	// refusedIdle is for how long a client that was refused is told so at once.
+	// refusedIdle is how long a refused client gets an immediate refusal.
 	refusedIdle = 30 * time.Second
 )
 
@@ -43,7 +43,8 @@ func refuseChain(f family) string           { return "refuse-" + f.suffix }
 func refusedSet(f family) string            { return "refused-" + f.suffix }
 func meterSet(pool string, f family) string { return "begun-" + pool + "-" + f.suffix }
 
-// placement completes the definition of a set that is about placing flows, and says whether it is one.
+// placement completes the definition of a set that holds placements or refusals, and reports
+// whether the set is one.
 func (d *definition) placement(addr nftables.SetDatatype) bool {
 	service := []nftables.SetDatatype{addr, nftables.TypeInetProto, nftables.TypeInetService}
 	kind, _, _ := strings.Cut(d.name, "-")
@@ -53,7 +54,7 @@ func (d *definition) placement(addr nftables.SetDatatype) bool {
 	case kind == "pool":
 		d.key, d.data = nftables.MustConcatSetType(nftables.TypeMark, nftables.TypeMark), addr
 	case kind == "blocks":
-		// Twice that, the first and the last; so written, nft can list the rule.
+		// Twice the pair: the first and the last port. In this form nft can list the rule.
 		d.key, d.data = addr, nftables.MustConcatSetType(addr, nftables.TypeInetService)
 		d.data.Bytes *= 2
 	case kind == "zones":
@@ -73,8 +74,8 @@ func (d *definition) placement(addr nftables.SetDatatype) bool {
 	return true
 }
 
-// addPools adds a chain for each pool, that translates the source of new flows. Which address it is changes with the
-// elements of maps alone: where a source is placed to, and then the address of its slot.
+// addPools adds a chain for each pool that translates the source of new flows. The address depends
+// only on elements of maps: the placement of the source, otherwise the address of its slot.
 func (r *ruleset) addPools(c nat.Config) {
 	for _, f := range families {
 		if len(c.Zones) > 0 {
@@ -97,7 +98,7 @@ func (r *ruleset) addPools(c nat.Config) {
 			look := func(name string) expr.Any {
 				return &expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: name}
 			}
-			// The slot comes behind the zone, which is in the first register.
+			// The zone is in the first register, the slot follows it.
 			bySlot := func(translate []expr.Any) []expr.Any {
 				return rule(exprs(network(f.source, f.size, register(16)),
 					&expr.Hash{SourceRegister: register(16), DestRegister: register(4), Length: f.size, Modulus: nat.Slots, Seed: nat.HashSeed, Type: expr.HashTypeJenkins},
@@ -127,7 +128,7 @@ func (r *ruleset) addPools(c nat.Config) {
 				if near {
 					rules = append(rules, rule(exprs(network(f.source, f.size, register(0)), meta(expr.MetaKeyL4PROTO, register(f.size)), look(zoneMap(f))), bySlot(translate)))
 				}
-				// Every slot has an address; would one not, nothing may get by.
+				// Every slot has an address. If one had none, the flow must not pass.
 				return append(rules, rule(exprs(&expr.Immediate{Register: reg1, Data: make([]byte, 4)}), bySlot(translate)), exprs(verdict(expr.VerdictGoto, dropped)))
 			}
 			low := lowChain(p.Name, f)
@@ -154,14 +155,16 @@ func lowChain(pool string, f family) string { return poolName(pool, f.ipv6) + "-
 // firstPort is the first port that flows are translated to.
 const firstPort = 1024
 
-// hasLowPort matches packets of a protocol from ports below firstPort. The kernel would translate such a flow to another low port. It has
-// some hundreds of them, and lose the next one while tens of thousands of ports are free.
+// hasLowPort matches packets of a protocol from ports below firstPort. The kernel would translate
+// such a flow to another low port. There are only some hundreds of these, and once they are used
+// up, the next flow would fail while tens of thousands of ports are free.
 func hasLowPort(protocol byte) []expr.Any {
 	return exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, protocol),
 		transport(0, 2, reg1), compare(expr.CmpOpLt, binary.BigEndian.AppendUint16(nil, firstPort)...))
 }
 
-// translateHigh translates to the address in the first register, with any port from firstPort on.
+// translateHigh translates to the address in the first register, with a port of firstPort or
+// above.
 func translateHigh(f family) []expr.Any {
 	least, most := register(32), register(36)
 	return exprs(
@@ -177,8 +180,9 @@ func addSlots(s *set, zone int, slots [nat.Slots]netip.Addr) {
 	}
 }
 
-// zoneElements are the zones' prefixes with the zones' places in the list, from 1. The protocol, every one, is in the key because the kernel
-// has ranges that are quick to change only for keys of several parts.
+// zoneElements returns the zones' prefixes with the zones' positions in the list, from 1. The key
+// includes the protocol, with any value, because only concatenated keys use a set type in which
+// the kernel can change ranges quickly.
 func zoneElements(c nat.Config, f family) map[string]element {
 	elements := map[string]element{}
 	for i, z := range c.Zones {
@@ -192,7 +196,7 @@ func zoneElements(c nat.Config, f family) map[string]element {
 	return elements
 }
 
-// service loads destination, protocol and port behind offset.
+// service loads destination, protocol and port into the registers from offset on.
 func service(f family, offset uint32) []expr.Any {
 	return exprs(
 		network(f.dst, f.size, register(offset)),
@@ -208,7 +212,8 @@ func clientService(f family) []expr.Any {
 func portlessChain(pool string, f family) string { return poolName(pool, f.ipv6) + "-portless" }
 func refusePortless(f family) string             { return refuseChain(f) + "-portless" }
 
-// isPortless matches the protocols that nat.Portless says are so. Most packets end at the first comparison.
+// isPortless matches the protocols without ports by nat.Portless. For most packets, the first
+// comparison fails.
 func isPortless() []expr.Any {
 	match := exprs(meta(expr.MetaKeyL4PROTO, reg1))
 	for _, protocol := range nat.NotPortless() {
@@ -217,7 +222,7 @@ func isPortless() []expr.Any {
 	return match
 }
 
-// portlessService loads what service loads, with 0 as the port of a protocol without ports.
+// portlessService is service with port 0, for protocols without ports.
 func portlessService(f family, offset uint32) []expr.Any {
 	return exprs(
 		network(f.dst, f.size, register(offset)),
@@ -225,12 +230,12 @@ func portlessService(f family, offset uint32) []expr.Any {
 		&expr.Immediate{Register: register(offset + f.size + 4), Data: []byte{0, 0}})
 }
 
-// portlessClient loads what clientService loads, with 0 as that port.
+// portlessClient is clientService with port 0, for protocols without ports.
 func portlessClient(f family) []expr.Any {
 	return rule(exprs(network(f.source, f.size, register(0))), portlessService(f, f.size))
 }
 
-// meter counts flows that begin. When the set has no room the rule ends at it.
+// meter counts flows that begin. When the set is full, evaluation of the rule stops there.
 func meter(pool string, f family, protocol byte) []expr.Any {
 	key := register(2 * f.size)
 	return rule(exprs(meta(expr.MetaKeyL4PROTO, key), &expr.Cmp{Op: expr.CmpOpEq, Register: key, Data: []byte{protocol}},
@@ -241,8 +246,10 @@ func update(set string) expr.Any {
 	return &expr.Dynset{SrcRegKey: reg1, SetName: set, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{&expr.Counter{}}}
 }
 
-// addRefusals adds what refuses the flows that cannot begin. The kernel has no way to tell a client so where the source is
-// chosen, so the first packet of a client to an exhausted service is dropped there, and the client is remembered here.
+// addRefusals adds the chains that refuse flows which cannot begin. In the chain that chooses the
+// source, the kernel cannot send a refusal. Therefore that chain drops the first packet of a
+// client to an exhausted service and adds the client to a set; the following packets are refused
+// here.
 func (r *ruleset) addRefusals() {
 	begins := &chain{rules: [][]expr.Any{exprs(meta(expr.MetaKeyNFPROTO, reg1), setLookup(fullSet), verdict(expr.VerdictGoto, rejected))}}
 	r.chains["begins"] = begins
@@ -265,7 +272,8 @@ func (r *ruleset) addRefusals() {
 	}}
 }
 
-// refusals has the first packets of flows looked at that are about to leave. Nothing else is asked of the others.
+// refusals checks the first packets of flows that are about to leave. Packets of other flows cost
+// only the check of their status.
 func refusals() []expr.Any {
 	const confirmed = 1 << 3 // IPS_CONFIRMED: the flow's first packet has left
 	return rule(exprs(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
@@ -274,7 +282,8 @@ func refusals() []expr.Any {
 		exprs(verdict(expr.VerdictJump, "begins")))
 }
 
-// place fills the maps of placements with those of the pools of a configuration that new flows may have.
+// place fills the maps of placements with those whose pool is configured and whose address may
+// still take new flows.
 func (r *ruleset) place(c nat.Config, placed []nat.Placement) {
 	for _, f := range families {
 		for _, p := range c.Pools {
@@ -300,7 +309,7 @@ func (r *ruleset) place(c nat.Config, placed []nat.Placement) {
 	}
 }
 
-// placements returns what place filled in, in order.
+// placements returns the placements in the maps, sorted.
 func (r *ruleset) placements() []nat.Placement {
 	placed := []nat.Placement{}
 	for name, s := range r.sets {
@@ -321,7 +330,7 @@ func (r *ruleset) placements() []nat.Placement {
 	return placed
 }
 
-// refuse fills the sets of what is refused.
+// refuse fills the sets that hold refusals.
 func (r *ruleset) refuse(c nat.Config, o nat.Overload) {
 	r.sets[fullSet] = &set{elements: map[string]element{}}
 	for _, f := range families {
@@ -346,7 +355,7 @@ func serviceKey(s nat.Service) string {
 	return string(append(binary.BigEndian.AppendUint16(key, s.Port), 0, 0))
 }
 
-// decodeService reads the end of a key.
+// decodeService decodes the end of a key.
 func decodeService(key []byte) (s nat.Service) {
 	n := len(key) - 8
 	s.Destination, _ = netip.AddrFromSlice(key[:n])
@@ -354,7 +363,7 @@ func decodeService(key []byte) (s nat.Service) {
 	return s
 }
 
-// decodeUse reads the key of a meter: source and service.
+// decodeUse decodes the key of a meter: source and service.
 func decodeUse(key []byte, f family) (u nat.Use, ok bool) {
 	n := int(f.size)
 	if len(key) != 2*n+8 {
@@ -365,7 +374,7 @@ func decodeUse(key []byte, f family) (u nat.Use, ok bool) {
 	return u, true
 }
 
-// frees says whether a change ends the refusal of a service.
+// frees reports whether a change ends the refusal of a service.
 func frees(todo map[string]*change) bool {
 	for name, c := range todo {
 		if strings.HasPrefix(name, "full-") {
@@ -379,7 +388,7 @@ func frees(todo map[string]*change) bool {
 	return false
 }
 
-// withOwnSets returns a copy with sets that can be replaced.
+// withOwnSets returns a copy whose sets can be replaced.
 func (r *ruleset) withOwnSets() *ruleset {
 	out := *r
 	out.sets = maps.Clone(r.sets)

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// spread is a pool of four addresses for everything from 10.0.0.0/8, and 2001:db8:a::/48.
+// spread returns a pool of four addresses for all flows from 10.0.0.0/8 and 2001:db8:a::/48.
 func spread() nat.Config {
 	return nat.Config{
 		Underlay: "up0", Attachments: inside("tun0"), Own: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:ff::1")},
@@ -20,7 +20,8 @@ func spread() nat.Config {
 	}
 }
 
-// sends sends the first packet of a flow and returns the source that it left with, zero when it did not.
+// sends sends the first packet of a flow and returns the source with which it left, zero if it did
+// not.
 func (s *site) sends(f nat.Flow, id uint16) netip.Addr {
 	s.t.Helper()
 	s.transmit(f, id, syn)
@@ -81,7 +82,7 @@ func TestPlacement(t *testing.T) {
 		d = newDriver(t, s.router)
 		apply(t, d, more)
 		if state, err := d.Observe(context.Background()); err != nil || d.Writes() != 0 || !slices.Equal(state.Placements, []nat.Placement{placement}) {
-			t.Errorf("a new start has placements %v and wrote %d times, %v", state.Placements, d.Writes(), err)
+			t.Errorf("after a restart: placements %v, %d transactions, %v", state.Placements, d.Writes(), err)
 		}
 		leaves("after a new start", f, other)
 
@@ -119,7 +120,8 @@ func TestRefusal(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// try sends a packet of a new flow by a socket, and returns the error that the network answers with.
+	// try sends a packet of a new flow from a socket, and returns the error that the network
+	// answers with.
 	port := 2000
 	try := func(network, from, to string, wait time.Duration) error {
 		t.Helper()
@@ -135,11 +137,13 @@ func TestRefusal(t *testing.T) {
 		network, from, to string
 		want              error
 	}{
-		{"tcp", "10.0.0.1", "198.51.100.1:443", unix.ECONNREFUSED}, // by the second SYN: the first is dropped
+		// by the second SYN: the first is dropped
+		{"tcp", "10.0.0.1", "198.51.100.1:443", unix.ECONNREFUSED},
 		{"tcp", "10.0.0.1", "198.51.100.1:443", unix.ECONNREFUSED},
 		{"udp", "2001:db8:a::1", "[2001:db8:b::1]:53", errTimeout},
 		{"udp", "2001:db8:a::1", "[2001:db8:b::1]:53", unix.EACCES}, // RFC 4443 code 1
-		{"tcp", "10.0.0.1", "198.51.100.1:444", errTimeout},         // it leaves, and nobody answers
+		// it leaves, and there is no answer
+		{"tcp", "10.0.0.1", "198.51.100.1:444", errTimeout},
 		{"udp", "10.0.0.1", "198.51.100.1:443", errTimeout},
 		{"tcp", "10.9.0.1", "198.51.100.1:443", errTimeout},
 	} {
@@ -184,7 +188,8 @@ func TestRefusal(t *testing.T) {
 	if err := try("tcp", "10.9.0.1", "198.51.100.2:80", time.Second); err != unix.ECONNREFUSED {
 		t.Errorf("table full: %v", err)
 	}
-	if err := try("udp", "10.0.0.1", "198.51.100.2:80", time.Second); err != unix.EHOSTUNREACH { // RFC 1812 code 13
+	// RFC 1812 code 13
+	if err := try("udp", "10.0.0.1", "198.51.100.2:80", time.Second); err != unix.EHOSTUNREACH {
 		t.Errorf("table full: %v", err)
 	}
 	if m, err := d.Meter(context.Background()); err != nil || m.TableFull != 2 {
@@ -196,7 +201,8 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
-// TestRefusalBesideReject refuses what a policy sends on that is more exact than one that rejects: both are looked up at one place.
+// TestRefusalBesideReject refuses flows of a policy that is more specific than one that rejects:
+// both are looked up at the same point.
 func TestRefusalBesideReject(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)
@@ -226,7 +232,8 @@ func TestRefusalBesideReject(t *testing.T) {
 	refuse(nat.Overload{})
 }
 
-// TestMeter counts flows, not packets, and survives edits and replacements of the table.
+// TestMeter checks that the meter counts flows, not packets, and survives edits and replacements
+// of the table.
 func TestMeter(t *testing.T) {
 	s := newSite(t)
 	d := newDriver(t, s.router)

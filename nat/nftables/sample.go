@@ -16,7 +16,7 @@ import (
 const (
 	// SampleGroup is the NFLOG group to which the guard sends samples of what it drops.
 	SampleGroup = 0x4953
-	// sampleSize is how much of a packet is sampled, in bytes: the headers.
+	// sampleSize is the number of bytes sampled of a packet, enough for the headers.
 	sampleSize = 128
 )
 
@@ -32,8 +32,8 @@ const (
 	commandBind     = 1 // NFULNL_CFG_CMD_BIND
 )
 
-// Sample implements nat.Sampler. The kernel has one listener for the group in a network namespace:
-// while another process is, it returns an error.
+// Sample implements nat.Sampler. The kernel allows one listener of the group per network
+// namespace: while another process listens, Sample returns an error.
 func (d *Driver) Sample(ctx context.Context, dropped func(nat.Reason, nat.Flow)) error {
 	fd, err := openSocket(d.options.NetNS, unix.SOCK_NONBLOCK)
 	if err != nil {
@@ -47,7 +47,7 @@ func (d *Driver) Sample(ctx context.Context, dropped func(nat.Reason, nat.Flow))
 		}
 	}()
 	if _, err := socket.Write(bindRequest()); err != nil {
-		return fmt.Errorf("asking for samples: %w", err)
+		return fmt.Errorf("subscribing to samples: %w", err)
 	}
 	buffer := make([]byte, 1<<16)
 	for {
@@ -56,13 +56,13 @@ func (d *Driver) Sample(ctx context.Context, dropped func(nat.Reason, nat.Flow))
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			continue // there were more than we could read, and samples they are
+			continue // samples were lost, which does not matter
 		case err != nil:
 			return fmt.Errorf("reading samples: %w", err)
 		}
 		samples, err := decodeSamples(buffer[:n])
 		if err != nil {
-			return fmt.Errorf("asking for samples: %w", err)
+			return fmt.Errorf("subscribing to samples: %w", err)
 		}
 		for _, s := range samples {
 			dropped(s.reason, s.flow)
@@ -70,7 +70,7 @@ func (d *Driver) Sample(ctx context.Context, dropped func(nat.Reason, nat.Flow))
 	}
 }
 
-// bindRequest asks for the packets of the group, each at once.
+// bindRequest requests the packets of the group, each sent at once.
 func bindRequest() []byte {
 	return netlink.Request(nflogConfig, unix.NLM_F_ACK, 0, binary.BigEndian.AppendUint16([]byte{unix.AF_UNSPEC, 0}, SampleGroup),
 		netlink.New(configCommand, commandBind), netlink.New(configThreshold, 0, 0, 0, 1))
@@ -82,7 +82,8 @@ type sample struct {
 	flow   nat.Flow
 }
 
-// decodeSamples reads the messages of a datagram. What is no packet of a known kind is left out; a refusal is an error.
+// decodeSamples decodes the messages of a datagram. Messages without a packet that can be decoded
+// are left out; a refusal is an error.
 func decodeSamples(b []byte) (samples []sample, err error) {
 	for m, rest, ok := netlink.Next(b); ok; m, rest, ok = netlink.Next(rest) {
 		switch {
@@ -109,7 +110,8 @@ func decodeSamples(b []byte) (samples []sample, err error) {
 	return samples, nil
 }
 
-// decodePacket reads what policies look at from an IP packet. It does not follow extension headers of IPv6.
+// decodePacket decodes the fields of an IP packet that policies match. It does not follow IPv6
+// extension headers.
 func decodePacket(p []byte) (f nat.Flow, ok bool) {
 	if len(p) == 0 {
 		return f, false

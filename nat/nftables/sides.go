@@ -12,8 +12,9 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// Every packet that is forwarded pays for what stands here. So what decides most packets comes first, names of interfaces are looked up in
-// hash tables, and a flow that connection tracking knows is asked for its interfaces alone.
+// Every forwarded packet passes these rules. Therefore rules that decide most packets come first,
+// interface names are looked up in hash tables, and for a flow that connection tracking has, only
+// its interfaces are checked.
 
 const (
 	// attachedSet holds the interfaces of attachments, without the underlay's.
@@ -22,16 +23,18 @@ const (
 	attachedIndexSet = "attached-index"
 	// knownSet holds the interfaces of attachments, the underlay and the loopback.
 	knownSet = "known"
-	// plainSet holds the interfaces of attachments that are neither tunnels nor the underlay's.
+	// plainSet holds the interfaces of attachments that are neither tunnels nor the underlay.
 	plainSet = "cards"
-	// fromMap leads to the chain of the sources of an interface that is known.
+	// fromMap leads from a known interface to the chain of its sources.
 	fromMap = "from"
-	// indexMap is fromMap by the indexes of interfaces. The kernel compares and looks up a name in about twice the time that an index takes.
+	// indexMap is fromMap by interface index. Comparing or looking up a name takes the kernel
+	// about twice as long.
 	indexMap = "from-index"
 
-	// sourcesChain asks by which interface a source comes.
+	// sourcesChain checks whether a packet's source belongs to its incoming interface.
 	sourcesChain = "sources"
-	// sourcesPriority is behind defragmentation and mapped prefixes, and before connection tracking.
+	// sourcesPriority is after defragmentation and mapped prefixes, and before connection
+	// tracking.
 	sourcesPriority nftables.ChainPriority = -290
 
 	// fewPrefixes is how many prefixes a chain compares one by one; more are looked up in a set.
@@ -66,8 +69,8 @@ func (r *ruleset) addDrops() {
 	}
 }
 
-// prefixSet returns a set of prefixes that do not overlap. The protocol in its key is any: the kernel keeps intervals in keys of several
-// fields as they were written.
+// prefixSet returns a set of prefixes that do not overlap. Its key includes the protocol, with any
+// value, because the kernel keeps intervals as written only in concatenated keys.
 func prefixSet(prefixes []netip.Prefix, ipv6 bool) *set {
 	s := &set{shape: shape{isInterval: true, isConcat: true}, elements: map[string]element{}}
 	for _, p := range outermost(prefixes) {
@@ -79,7 +82,7 @@ func prefixSet(prefixes []netip.Prefix, ipv6 bool) *set {
 	return s
 }
 
-// outermost returns the prefixes that are in no other one.
+// outermost returns the prefixes that no other one contains.
 func outermost(prefixes []netip.Prefix) (out []netip.Prefix) {
 	sorted := make([]netip.Prefix, len(prefixes))
 	for i, p := range prefixes {
@@ -94,14 +97,16 @@ func outermost(prefixes []netip.Prefix) (out []netip.Prefix) {
 	return out
 }
 
-// inPrefixes matches packets with an address, at an offset of the network header, in a set of prefixSet.
+// inPrefixes matches packets whose address at an offset of the network header is in a set of
+// prefixSet.
 func inPrefixes(f family, offset uint32, name string) []expr.Any {
 	return exprs(network(offset, f.size, register(0)), meta(expr.MetaKeyL4PROTO, register(f.size)),
 		&expr.Lookup{SourceRegister: register(0), SetName: name})
 }
 
-// isIn matches packets with an address, at an offset of the network header, in a prefix. It compares four bytes at a time: the kernel has
-// quicker ways to load and compare one, two or four bytes than for more.
+// isIn matches packets whose address at an offset of the network header is in a prefix. It
+// compares four bytes at a time: the kernel loads and compares one, two or four bytes faster than
+// more.
 func isIn(f family, offset uint32, p netip.Prefix) (match []expr.Any) {
 	data := p.Masked().Addr().AsSlice()
 	for bits, at := p.Bits(), 0; bits > 0; bits, at = bits-32, at+4 {
@@ -118,8 +123,9 @@ func isIn(f family, offset uint32, p netip.Prefix) (match []expr.Any) {
 	return match
 }
 
-// isNeighbour matches neighbour discovery for the node itself (RFC 4861): its packets have the address of a host on the link, which need not be
-// among the sources of what is behind, and a hop limit that no router has touched.
+// isNeighbour matches neighbour discovery for the node itself (RFC 4861): its packets come from a
+// host on the link, whose address need not be among the attachment's sources, and their hop limit
+// shows that no router has forwarded them.
 func isNeighbour() []expr.Any {
 	const hopLimit, untouched = 7, 255
 	const first, last = 133, 137 // router solicitation to redirect
@@ -130,8 +136,9 @@ func isNeighbour() []expr.Any {
 		&expr.Fib{Register: reg1, ResultADDRTYPE: true, FlagDADDR: true}, compare(expr.CmpOpNeq, nativeUint32(unix.RTN_UNICAST)...)))
 }
 
-// addSides adds what tells the interfaces apart, and drops packets whose source does not belong to the attachment by which they come. That
-// is done before connection tracking: a forged packet shall neither make an entry nor keep one alive.
+// addSides adds the sets and chains by which packets of different interfaces are distinguished. It
+// drops packets whose source does not belong to their attachment, before connection tracking: a
+// spoofed packet must neither create an entry nor refresh one.
 func (r *ruleset) addSides(c nat.Config) {
 	r.sets[attachedSet] = &set{elements: map[string]element{}}
 	r.sets[fromMap] = &set{shape: shape{isMap: true, isVerdict: true}, elements: map[string]element{}}
@@ -167,7 +174,8 @@ func (r *ruleset) addSides(c nat.Config) {
 				into.rules = append(into.rules, rule(isIn(f, f.source, p), pass))
 			}
 		}
-		// A host that asks for an address has none yet (RFC 2131); the kernel forwards neither this source nor link-local ones.
+		// A host that requests an address has none yet (RFC 2131). The kernel forwards neither
+		// this source nor link-local ones.
 		from.rules = append(from.rules, rule(isIn(familyOf(false), familyOf(false).source, netip.MustParsePrefix("0.0.0.0/32")), pass), goTo(dropChain(nat.DropSource)))
 		from6.rules = append(from6.rules, rule(isNeighbour(), pass))
 		from6.rules = append(append(from6.rules, linkLocal()...), goTo(dropChain(nat.DropSource)))
@@ -185,10 +193,11 @@ func (r *ruleset) addSides(c nat.Config) {
 			r.sets[indexMap].elements[string(nativeUint32(link.Index))] = e
 		}
 	}
-	// A packet from any other interface may reach the node itself or a multicast group, and is not forwarded. This chain drops it, so that the
-	// forward chain need not check the interface of every packet. While the table is replaced, a packet may find the map empty: the kernel removes
-	// the elements of a map, but not those of a set, before the last packet has left the rules that use it. The look-up in the set lets such a
-	// packet pass.
+	// A packet from any other interface may reach the node itself or a multicast group, and is not
+	// forwarded. This chain drops it, so that the forward chain need not check the interface of
+	// every packet. While the table is replaced, a packet may find the map empty: the kernel
+	// removes the elements of a map, but not those of a set, before the last packet has left the
+	// rules that use it. The lookup in the set lets such a packet pass.
 	r.chains[sourcesChain] = &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting, priority: sourcesPriority, rules: [][]expr.Any{
 		exprs(meta(expr.MetaKeyIIF, reg1), &expr.Lookup{SourceRegister: reg1, IsDestRegSet: true, SetName: indexMap}),
 		exprs(meta(expr.MetaKeyIIFNAME, reg1), &expr.Lookup{SourceRegister: reg1, IsDestRegSet: true, SetName: fromMap}),
@@ -203,8 +212,9 @@ func (r *ruleset) addSides(c nat.Config) {
 	}
 }
 
-// arms returns the rules that match packets by the underlay, in a direction, from or to a network of an attachment behind the underlay's own
-// interface. There are none when no attachment is there.
+// arms returns the rules that match packets with an address, at the given offset, of a network
+// that is attached through the underlay's own interface. direction restricts them to packets that
+// come or leave by the underlay. Without such an attachment there are no rules.
 func arms(c nat.Config, direction []expr.Any, offset func(family) uint32, then []expr.Any) (rules [][]expr.Any) {
 	if len(c.Arms()) == 0 {
 		return nil
@@ -218,20 +228,20 @@ func arms(c nat.Config, direction []expr.Any, offset func(family) uint32, then [
 func sourceOf(f family) uint32      { return f.source }
 func destinationOf(f family) uint32 { return f.dst }
 
-// isAttached matches packets that came, or leave, by the interface of an attachment.
+// isAttached matches packets that come or leave by the interface of an attachment.
 func isAttached(key expr.MetaKey) []expr.Any { return exprs(meta(key, reg1), setLookup(attachedSet)) }
 
 func goTo(name string) []expr.Any { return exprs(verdict(expr.VerdictGoto, name)) }
 
-// addForward adds what happens to forwarded packets before their source is translated.
+// addForward adds the processing of forwarded packets before their source is translated.
 func (r *ruleset) addForward(c nat.Config) {
 	forward := &chain{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookForward, priority: *nftables.ChainPriorityMangle}
 	out, comesIn := leaves(expr.CmpOpEq, c.Underlay), comes(expr.CmpOpEq, c.Underlay)
 
-	// Most packets are of flows that are under way between an attachment and the underlay. By which interface such a flow comes is known: the
-	// chain of sources lets nothing pass from one that is neither an attachment nor the underlay.
-	// A flow with a translated destination takes the longer way below: its first address is the node's own, so its packets may come by any
-	// interface.
+	// Most packets belong to established flows between an attachment and the underlay. Their
+	// incoming interface is certain: the chain of sources passes only packets from attachments and
+	// the underlay. A flow with a translated destination takes the longer path below: its original
+	// destination is the node's own address, so its packets may come by any interface.
 	under := exprs(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: nativeUint32(answered | destinationTranslated), Xor: make([]byte, 4)},
 		compare(expr.CmpOpEq, nativeUint32(answered)...))
@@ -255,7 +265,7 @@ func (r *ruleset) addForward(c nat.Config) {
 		}}
 	}
 
-	// By which side does it leave?
+	// By outgoing interface.
 	forward.rules = append(forward.rules, arms(c, out, destinationOf, goTo("inward"))...)
 	forward.rules = append(forward.rules,
 		rule(out, isAttached(expr.MetaKeyIIFNAME), goTo("leave")),
@@ -264,7 +274,7 @@ func (r *ruleset) addForward(c nat.Config) {
 		goTo(dropChain(nat.DropInterface)))
 	r.chains["forward"] = forward
 
-	// And by which did it come?
+	// By incoming interface.
 	inward := &chain{rules: [][]expr.Any{rule(isAttached(expr.MetaKeyIIFNAME), goTo("clamp"))}}
 	inward.rules = append(inward.rules, arms(c, comesIn, sourceOf, goTo("clamp"))...)
 	inward.rules = append(inward.rules, rule(comesIn, goTo("arrive")), goTo(dropChain(nat.DropInterface)))
@@ -285,7 +295,8 @@ func underWay() []expr.Any {
 	return state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, expr.CmpOpNeq)
 }
 
-// isEstablished matches packets of flows that have been answered. Errors about them are related, and not matched.
+// isEstablished matches packets of flows that have been answered. Errors about them are in state
+// related, and are not matched.
 func isEstablished() []expr.Any {
 	return exprs(&expr.Ct{Register: reg1, Key: expr.CtKeySTATE}, compare(expr.CmpOpEq, nativeUint32(expr.CtStateBitESTABLISHED)...))
 }
@@ -294,14 +305,15 @@ func isNotTCP() []expr.Any {
 	return exprs(meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, unix.IPPROTO_TCP))
 }
 
-// isTranslated matches packets of flows that have another source or destination on the other side.
+// isTranslated matches packets of flows with a translated source or destination.
 func isTranslated() []expr.Any {
 	return exprs(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: nativeUint32(sourceTranslated | destinationTranslated), Xor: make([]byte, 4)},
 		compare(expr.CmpOpNeq, 0, 0, 0, 0))
 }
 
-// flowing lets flows that are under way pass: at once, unless it is TCP, whose first segments are limited.
+// flowing accepts established flows that are not TCP at once, and sends TCP to the chain that
+// clamps its MSS.
 func flowing() [][]expr.Any {
 	return [][]expr.Any{
 		rule(isEstablished(), isNotTCP(), exprs(verdict(expr.VerdictAccept, ""))),
@@ -309,16 +321,17 @@ func flowing() [][]expr.Any {
 	}
 }
 
-// Of the kernel's status of a flow.
+// Status bits of a conntrack entry.
 const (
 	answered              = 1 << 1 // IPS_SEEN_REPLY
 	sourceTranslated      = 1 << 4 // IPS_SRC_NAT
 	destinationTranslated = 1 << 5 // IPS_DST_NAT
 )
 
-// addArrive adds what the underlay may send to the inside.
+// addArrive adds the rules for packets from the underlay to the inside.
 func (r *ruleset) addArrive(c nat.Config) {
-	// A flow that keeps its addresses and goes on is asked for its prefixes: it may be one between two attachments, and the packet a forged one.
+	// The addresses of an established flow without translation are checked: it may be a flow
+	// between two attachments, and the packet a spoofed one.
 	arrive := &chain{rules: [][]expr.Any{
 		rule(isEstablished(), isTranslated(), goTo("clamp")),
 		rule(state(expr.CtStateBitRELATED, expr.CmpOpNeq), goTo("clamp")),
@@ -326,7 +339,8 @@ func (r *ruleset) addArrive(c nat.Config) {
 	opened := exprs(&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: nativeUint32(destinationTranslated), Xor: make([]byte, 4)},
 		compare(expr.CmpOpNeq, 0, 0, 0, 0))
-	// A source of the inside, or of the node, does not come by the underlay.
+	// The source of the packet must be routed by the underlay: sources inside, and those of the
+	// node, must not come by it.
 	arrive.rules = append(arrive.rules,
 		rule(opened, exprs(&expr.Fib{Register: reg1, ResultOIFNAME: true, FlagSADDR: true}, compare(expr.CmpOpEq, interfaceName(c.Underlay)...)), goTo("clamp")))
 	for _, f := range families {
@@ -337,7 +351,7 @@ func (r *ruleset) addArrive(c nat.Config) {
 		r.chains[name] = &chain{}
 		for layer, parts := range r.layers[plainView][b2i(f.ipv6)] {
 			for part := range parts {
-				// Its source is among the destinations of the policy.
+				// The packet's source is among the policy's destinations.
 				r.chains[name].rules = append(r.chains[name].rules, exprs(
 					network(f.dst, f.size, register(0)),
 					network(f.source, f.size, register(f.size)),
@@ -353,11 +367,12 @@ func (r *ruleset) addArrive(c nat.Config) {
 	r.chains["arrive"] = arrive
 }
 
-// addLeave adds what happens to what goes from the inside to the underlay.
+// addLeave adds the rules for packets from the inside to the underlay.
 func (r *ruleset) addLeave(c nat.Config) {
 	leave := &chain{rules: flowing()}
 	for _, f := range families {
-		// Someone inside uses an address of ours as source. It would pass the guard.
+		// A host inside that uses an address of the node as its source. Such a packet would pass
+		// the guard.
 		leave.rules = append(leave.rules, rule(hasOwnSource(f), goTo(dropped)))
 	}
 	for _, f := range families {
@@ -383,7 +398,8 @@ func (r *ruleset) addLeave(c nat.Config) {
 	r.chains["leave"], r.chains["leaving"] = leave, leaving
 }
 
-// addClamp adds the end of every way through the forward hook: TCP segments are limited (RFC 9293 section 3.7.1), everything passes.
+// addClamp adds the last chain of the forward hook: it clamps the MSS of TCP (RFC 9293 section
+// 3.7.1) and accepts all packets.
 func (r *ruleset) addClamp() {
 	const maxSegmentSize = 2 // RFC 9293 section 3.2, TCP option kind
 	const syn, rst = 0x02, 0x04

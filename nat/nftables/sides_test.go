@@ -19,8 +19,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/traffic"
 )
 
-// sides is a router with two attachments, an underlay behind which there is a network of a third one, and an interface that no document names.
-// Each has a tap on its other side.
+// sides is a router with two attachments, an underlay with the network of a third attachment
+// behind it, and an interface that no document names. Each has a tap on its other side.
 type sides struct {
 	*site
 	taps   map[string]*traffic.Tap
@@ -53,7 +53,8 @@ func newSides(t *testing.T) *sides {
 	}
 	s.router.Run("ip route add 10.50.0.0/16 dev up0")
 	s.router.Run("ip addr add 198.18.0.10/32 dev mgmt0\nip addr add 192.0.2.11/32 dev up0\nip -6 addr add 2001:db8:ff::11/128 dev up0 nodad\nip -6 addr add 2001:db8:d::10/128 dev mgmt0 nodad")
-	for strings.Count(s.router.Run("ip -6 route show table local"), "local 2001:db8:") < 3 { // added a moment later
+	// added a moment later
+	for strings.Count(s.router.Run("ip -6 route show table local"), "local 2001:db8:") < 3 {
 		time.Sleep(10 * time.Millisecond)
 	}
 	return s
@@ -93,14 +94,15 @@ func sidesConfig() nat.Config {
 	}
 }
 
-// fate returns where the first packet of a flow that came by an interface comes out, with which source and destination; nowhere when out is
-// empty. It follows the documentation of nat.Attachment and nat.Policy.
+// fate returns where the first packet of a flow comes out that came by an interface, with which
+// source and destination. out is empty when it must not come out. It follows the documentation of
+// nat.Attachment and nat.Policy.
 func (s *sides) fate(c nat.Config, in string, f nat.Flow) (out string, source, destination netip.Addr, why string) {
 	reason := func(out string, opened bool) nat.Reason { return c.Crosses(in, out, f, opened) }
 	armed := slices.ContainsFunc(c.Arms(), func(p netip.Prefix) bool { return p.Contains(f.Source) })
 	f.Outside = in == "up0" && !armed
 	if in != "up0" && slices.Contains(c.Own, f.Source) || isPool(c, f.Source) {
-		// The kernel itself takes no IPv4 packet with a source of its own. It does take one of IPv6.
+		// The kernel itself drops an IPv4 packet with a source of its own, but not an IPv6 packet.
 		if f.Source.Is4() || s.way(f.Destination) == "up0" {
 			return "", source, destination, "a source of the node"
 		}
@@ -134,9 +136,10 @@ func (s *sides) fate(c nat.Config, in string, f nat.Flow) (out string, source, d
 	return "", source, destination, "no policy lets it"
 }
 
-// TestEverySide sends packets of every protocol from every side to every side, with sources and destinations of all of them, the node's own, the
-// platform's and foreign ones, in both families. What comes out, where and as whom must be what a model of the document says, and every drop
-// must be counted.
+// TestEverySide sends packets of every protocol from every side to every side, in both families,
+// with sources and destinations of all sides, the node's own, the platform's and foreign ones.
+// Where a packet comes out, and with which addresses, must agree with a model of the document, and
+// every drop must be counted.
 func TestEverySide(t *testing.T) {
 	t.Run("by index", func(t *testing.T) { everySide(t, nil) })
 	t.Run("by name", func(t *testing.T) {
@@ -144,7 +147,7 @@ func TestEverySide(t *testing.T) {
 	})
 }
 
-// everySide does so with indexes of interfaces, those in use when there are none.
+// everySide runs the test with indexes of interfaces, by default those in use.
 func everySide(t *testing.T, links nat.Links) {
 	s := newSides(t)
 	d := newDriver(t, s.router)
@@ -179,12 +182,13 @@ func everySide(t *testing.T, links nat.Links) {
 				f.Port = []uint16{80, 443, 25, 53, 179}[random.IntN(5)]
 			}
 			in := ends[random.IntN(len(ends))]
-			if id == 1 { // which chance finds seldom
+			if id == 1 { // a rare case that chance seldom finds
 				in, f = "tun0", nat.Flow{Source: addr("10.0.1.7"), Destination: addr("169.254.169.254"), Protocol: unix.IPPROTO_TCP, Port: 80}
 			}
 			key := f
 			if f.Protocol != unix.IPPROTO_TCP && f.Protocol != unix.IPPROTO_UDP && f.Protocol != unix.IPPROTO_ICMP && f.Protocol != unix.IPPROTO_ICMPV6 {
-				key.Source = netip.Addr{} // nothing but the source tells two such flows apart, so one address carries only one
+				// only the source distinguishes two such flows, so one address can have only one
+				key.Source = netip.Addr{}
 				back := nat.Flow{Protocol: f.Protocol, Destination: f.Source}
 				if seen[back] {
 					continue // it would be an answer
@@ -202,9 +206,9 @@ func everySide(t *testing.T, links nat.Links) {
 				t.Fatal(err)
 			}
 		}
-		heard := map[string]map[uint16]traffic.Packet{}
+		arrived := map[string]map[uint16]traffic.Packet{}
 		for name, tap := range s.taps {
-			heard[name] = s.hear(tap, 100*time.Millisecond)
+			arrived[name] = s.arrivals(tap, 100*time.Millisecond)
 		}
 		for id, f := range flows {
 			out, source, destination, why := s.fate(c, f.in, f.Flow)
@@ -215,9 +219,9 @@ func everySide(t *testing.T, links nat.Links) {
 				drops++
 			}
 			for name := range s.taps {
-				got, here := heard[name][id]
+				got, here := arrived[name][id]
 				if here && (slices.Contains(c.Own, got.Source) || isPool(c, got.Source)) && got.Source != source && (got.Source != f.Source || got.Destination != f.Destination) {
-					here = false // the node's own word, which looks like it by chance
+					here = false // a packet of the node itself that looks like it by chance
 				}
 				switch {
 				case here != (name == out):
@@ -248,7 +252,8 @@ func everySide(t *testing.T, links nat.Links) {
 	}
 }
 
-// TestFlowsUnderWay sends packets of flows that have been answered, from where they belong and from where they do not.
+// TestFlowsUnderWay sends packets of established flows from the interfaces where they belong and
+// from others.
 func TestFlowsUnderWay(t *testing.T) {
 	t.Run("by index", func(t *testing.T) { flowsUnderWay(t, nil) })
 	t.Run("by name", func(t *testing.T) {
@@ -257,7 +262,7 @@ func TestFlowsUnderWay(t *testing.T) {
 }
 
 func flowsUnderWay(t *testing.T, links nat.Links) {
-	const protocol = 103 // without ports: what has the addresses is of the flow
+	const protocol = 103 // without ports, so that all packets with the addresses belong to the flow
 	s := newSides(t)
 	d := newDriver(t, s.router)
 	c := sidesConfig()
@@ -271,7 +276,7 @@ func flowsUnderWay(t *testing.T, links nat.Links) {
 			t.Fatal(err)
 		}
 		for name, tap := range s.taps {
-			got, here := s.hear(tap, 50*time.Millisecond)[id]
+			got, here := s.arrivals(tap, 50*time.Millisecond)[id]
 			if here != (name == out) || here && (got.Source != addr(as) || got.Destination != addr(to)) {
 				t.Errorf("%s: by %s %s > %s: at %s: %v %v, want at %q as %s > %s", what, in, source, destination, name, here, got, out, as, to)
 			}
@@ -299,7 +304,7 @@ func flowsUnderWay(t *testing.T, links nat.Links) {
 	send("plain goes on", "tun1", server, partner, "up0", server, partner)
 	send("plain, joined", "mgmt0", partner, server, "", a, a)
 
-	// The way of flows under way leads elsewhere.
+	// The routes of established flows change.
 	s.router.Run("ip route replace 172.16.0.0/16 dev mgmt0\nip route add 198.51.100.0/24 dev mgmt0\nip route replace 10.50.0.0/16 dev tun0")
 	send("to an unknown interface", "tun0", a, b, "", a, a)
 	send("to an unknown interface", "tun0", a, "198.51.100.7", "", a, a)
@@ -307,8 +312,10 @@ func flowsUnderWay(t *testing.T, links nat.Links) {
 	send("untranslated to the underlay", "tun0", a, b, "", a, a)
 }
 
-// TestMetadata: no packet from a spoke or from the Internet comes to an address at which the platform serves its machines, by whichever interface the way leads
-// there, as its destination or as one that a policy translates it to. A tunnel leads to another network, and the node itself gets there.
+// TestMetadata checks that no packet from a spoke or from the Internet reaches an address at which
+// the platform serves its machines, whichever interface the route leads by, neither as the
+// packet's destination nor as the target of a policy. Tunnels lead to other networks and are
+// exempt, and the node itself reaches these addresses.
 func TestMetadata(t *testing.T) {
 	s := newSides(t)
 	d := newDriver(t, s.router)
@@ -357,11 +364,11 @@ func TestMetadata(t *testing.T) {
 			}
 			came := false
 			for _, tap := range s.taps {
-				got, here := s.hear(tap, 20*time.Millisecond)[id]
+				got, here := s.arrivals(tap, 20*time.Millisecond)[id]
 				came = came || here && nat.PlatformOf(got.Destination).IsValid()
 			}
 			if came && leads != "tun0" {
-				t.Errorf("by %s %s > %s port %d came to the platform by %s", k.by, k.source, k.destination, k.port, leads)
+				t.Errorf("by %s %s > %s port %d reached the platform by %s", k.by, k.source, k.destination, k.port, leads)
 			}
 			if !came && leads == "tun0" && k.by == "tun1" && k.port == 80 && k.destination[:3] != "192" {
 				t.Errorf("by %s %s > %s does not come into the tunnel", k.by, k.source, k.destination)
@@ -379,7 +386,8 @@ func TestMetadata(t *testing.T) {
 					_, err = c.Write([]byte("x"))
 					c.Close()
 				}
-				if err != nil && p.Addr().Is4() { // a namespace without a fitting IPv6 address has no source
+				// a namespace without a suitable IPv6 address has no source
+				if err != nil && p.Addr().Is4() {
 					t.Errorf("the node itself to %v by %s: %v", p, leads, err)
 				}
 			})

@@ -10,10 +10,11 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// timedInfix is in the names of chains that set timeouts.
+// timedInfix occurs in the names of chains that set timeouts.
 const timedInfix = "-for"
 
-// timed returns a verdict for flows with timeouts: the given one, behind a chain that sets them when there are any.
+// timed returns the verdict for flows with timeouts: the given one, or a goto to a chain that sets
+// the timeouts first.
 func (r *ruleset) timed(t nat.Timeouts, name string, kind int32, chainName string) (int32, string) {
 	if t == (nat.Timeouts{}) {
 		return kind, chainName
@@ -26,7 +27,7 @@ func (r *ruleset) timed(t nat.Timeouts, name string, kind int32, chainName strin
 	return gotoTo, name
 }
 
-// setTimeouts returns rules that give a flow timeouts.
+// setTimeouts returns the rules that assign timeouts to a flow.
 func (r *ruleset) setTimeouts(t nat.Timeouts) (rules [][]expr.Any) {
 	for _, object := range timeouts(t) {
 		id := timeoutName(object)
@@ -36,8 +37,9 @@ func (r *ruleset) setTimeouts(t nat.Timeouts) (rules [][]expr.Any) {
 	return rules
 }
 
-// timeouts returns the objects for a policy's timeouts. An object of a protocol does nothing to the packets of others, and is
-// complete: what the policy does not say is as the kernel has it (nf_conntrack_proto_tcp.c, nf_conntrack_proto_udp.c).
+// timeouts returns the timeout objects of a policy. An object has no effect on packets of other
+// protocols. It is complete: values that the policy does not set are the kernel's defaults
+// (nf_conntrack_proto_tcp.c, nf_conntrack_proto_udp.c).
 func timeouts(t nat.Timeouts) (objects []*expr.CtTimeout) {
 	seconds := func(d time.Duration, standard uint32) uint32 {
 		if d == 0 {
@@ -62,7 +64,8 @@ func timeouts(t nat.Timeouts) (objects []*expr.CtTimeout) {
 	return objects
 }
 
-// timeoutName says everything that is in an object: the kernel cannot change one, and flows that have it lose it when it goes.
+// timeoutName returns a name with all values of an object, because the kernel cannot change an
+// object, and flows lose their timeouts when their object is deleted.
 func timeoutName(t *expr.CtTimeout) string {
 	if t.L4Proto == unix.IPPROTO_UDP {
 		return fmt.Sprintf("udp-%d-%d", t.Policy[expr.CtStateUDPUNREPLIED], t.Policy[expr.CtStateUDPREPLIED])

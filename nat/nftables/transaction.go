@@ -11,7 +11,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// flush makes the transaction that was prepared.
+// flush commits the transaction that conn has collected.
 func (d *Driver) flush(conn *nftables.Conn, what string, elements int) error {
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("changing rules: %w", err)
@@ -21,7 +21,8 @@ func (d *Driver) flush(conn *nftables.Conn, what string, elements int) error {
 	return nil
 }
 
-// edit changes elements, and with an amendment what comes and goes with them.
+// edit changes elements, and with an amendment also the chains and timeouts that it adds and
+// deletes.
 func (d *Driver) edit(conn *nftables.Conn, want *ruleset, todo map[string]*change, a *amendment) error {
 	if a == nil {
 		a = &amendment{}
@@ -33,7 +34,7 @@ func (d *Driver) edit(conn *nftables.Conn, want *ruleset, todo map[string]*chang
 	addTimeouts(conn, a.made.timeouts)
 	for _, name := range slices.Sorted(maps.Keys(a.made.chains)) {
 		k := conn.AddChain(&nftables.Chain{Name: name, Table: table()})
-		conn.FlushChain(k) // if there was one
+		conn.FlushChain(k) // if the chain exists
 		addRules(conn, k, a.made.chains[name])
 	}
 	if frees(todo) {
@@ -41,7 +42,7 @@ func (d *Driver) edit(conn *nftables.Conn, want *ruleset, todo map[string]*chang
 			conn.FlushSet(&nftables.Set{Table: table(), Name: refusedSet(f)})
 		}
 	}
-	// All that goes goes first: what comes may overlap it.
+	// Delete first: new elements may overlap old ones.
 	for _, name := range slices.Sorted(maps.Keys(todo)) {
 		for part := range slices.Chunk(elements(want.sets[name].shape, todo[name].remove), elementsPerMessage) {
 			n += len(part)
@@ -85,11 +86,11 @@ func deleteTimeouts(conn *nftables.Conn, names []string) {
 	}
 }
 
-// replace makes the table be as wanted in one transaction, so that rules and sets are never absent.
-// A chain or set that is wanted as it is stays, with other rules or elements: the kernel fills a
-// new map of ranges a moment after the rules that ask it are there, and new flows would find
-// nothing in it. The guard's counter stays, and those of policies are carried over. With whole, the
-// table goes and comes with everything in it.
+// replace makes the table match want in one transaction, so that rules and sets are never absent.
+// Chains and sets with the wanted properties stay, and only their rules or elements change: the
+// kernel fills a new interval map a moment after the rules that look it up take effect, and until
+// then new flows would find nothing in it. The counters of drops stay, and those of policies are
+// carried over. With whole, the table is deleted and created again with everything in it.
 func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, whole bool) error {
 	if have == nil {
 		have = &ruleset{}
@@ -110,7 +111,8 @@ func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, whole bool) e
 		names = append(names, dropCounter(reason))
 	}
 	for _, name := range names {
-		conn.AddObj(&nftables.NamedObj{Table: t, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}) // unless it is there
+		// unless it exists
+		conn.AddObj(&nftables.NamedObj{Table: t, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
 	}
 	chains := map[string]*nftables.Chain{}
 	for _, name := range slices.Sorted(maps.Keys(want.chains)) {
@@ -120,7 +122,7 @@ func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, whole bool) e
 			accept := nftables.ChainPolicyAccept
 			k.Type, k.Hooknum, k.Priority, k.Policy = c.kind, &c.hook, &c.priority, &accept
 		}
-		chains[name] = conn.AddChain(k) // unless it is there
+		chains[name] = conn.AddChain(k) // unless it exists
 	}
 	n := 0
 	for _, name := range slices.Sorted(maps.Keys(want.sets)) {
@@ -146,7 +148,7 @@ func (d *Driver) replace(conn *nftables.Conn, have, want *ruleset, whole bool) e
 	return d.flush(conn, "replace", n)
 }
 
-// removeUnwanted takes away all rules, and of chains, sets, elements and timeouts those that are not
+// removeUnwanted deletes all rules, and the chains, sets, elements and timeouts that are not
 // wanted.
 func removeUnwanted(conn *nftables.Conn, have, want *ruleset, todo map[string]*change) error {
 	t := table()
@@ -174,7 +176,7 @@ func removeUnwanted(conn *nftables.Conn, have, want *ruleset, todo map[string]*c
 	return nil
 }
 
-// kernelSet returns a set in the library's words.
+// kernelSet returns a set as the library represents it.
 func kernelSet(name string, s *set) *nftables.Set {
 	d := define(name, s)
 	k := &nftables.Set{Table: table(), Name: name, KeyType: d.key, DataType: d.data, IsMap: d.shape.isMap,
@@ -184,12 +186,12 @@ func kernelSet(name string, s *set) *nftables.Set {
 		k.Dynamic, k.HasTimeout, k.Timeout, k.Size = true, true, d.timeout, dynamicSize
 	}
 	if d.key == nftables.TypeIFName {
-		k.KeyByteOrder = binaryutil.NativeEndian // for those who list the set
+		k.KeyByteOrder = binaryutil.NativeEndian // for tools that list the set
 	}
 	return k
 }
 
-// elements returns elements in the library's words, in order.
+// elements returns elements as the library represents them, sorted by key.
 func elements(s shape, es map[string]element) []nftables.SetElement {
 	list := make([]nftables.SetElement, 0, len(es))
 	for _, key := range slices.Sorted(maps.Keys(es)) {

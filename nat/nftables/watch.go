@@ -11,14 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch implements nat.Driver. The kernel sends each transaction as its messages and, last, the new number of the ruleset with the process that
-// made it (NFT_MSG_NEWGEN); what this process made is passed over.
+// Watch implements nat.Driver. For each transaction the kernel sends its messages and, at the end,
+// the new generation number of the ruleset with the process that made it (NFT_MSG_NEWGEN).
+// Transactions of this process are ignored.
 func (d *Driver) Watch(ctx context.Context, changed func(present bool)) error {
 	fd, err := openSocket(d.options.NetNS, unix.SOCK_NONBLOCK)
 	if err != nil {
 		return err
 	}
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20) // without the right to, the default is kept
+	// without CAP_NET_ADMIN the default stays
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)}); err != nil {
 		unix.Close(fd)
 		return fmt.Errorf("watching rules: %w", err)
@@ -30,7 +32,7 @@ func (d *Driver) Watch(ctx context.Context, changed func(present bool)) error {
 			socket.Close()
 		}
 	}()
-	tell := func() error {
+	report := func() error {
 		g, err := openGeneration(d.options.NetNS)
 		if err != nil {
 			return err
@@ -38,12 +40,12 @@ func (d *Driver) Watch(ctx context.Context, changed func(present bool)) error {
 		defer unix.Close(g.fd)
 		present, err := g.hasTable(tableName)
 		if err != nil {
-			return fmt.Errorf("looking for the rules: %w", err)
+			return fmt.Errorf("reading the table: %w", err)
 		}
 		changed(present)
 		return nil
 	}
-	if err := tell(); err != nil {
+	if err := report(); err != nil {
 		return err
 	}
 	buffer := make([]byte, 1<<16)
@@ -58,18 +60,18 @@ func (d *Driver) Watch(ctx context.Context, changed func(present bool)) error {
 		case !foreign(buffer[:n], uint32(os.Getpid())):
 			continue
 		}
-		if err := tell(); err != nil {
+		if err := report(); err != nil {
 			return err
 		}
 	}
 }
 
-// foreign says whether a datagram of events ends a transaction that another process made.
+// foreign reports whether a datagram of events ends a transaction of another process.
 func foreign(b []byte, pid uint32) bool {
 	for len(b) >= unix.SizeofNlMsghdr {
 		m, rest, ok := netlink.Next(b)
 		if !ok {
-			return true // what cannot be read may be anything
+			return true // an unreadable message may be anything
 		}
 		b = rest
 		if m.Kind != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
@@ -88,7 +90,7 @@ func foreign(b []byte, pid uint32) bool {
 	return false
 }
 
-// hasTable says whether a table of family inet is there and works.
+// hasTable reports whether a table of family inet exists and is not dormant.
 func (g *generation) hasTable(name string) (bool, error) {
 	answer, err := g.ask(unix.NFT_MSG_GETTABLE, unix.NFPROTO_INET, netlink.NewText(unix.NFTA_TABLE_NAME, name))
 	if err != nil {

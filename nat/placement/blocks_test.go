@@ -8,7 +8,8 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// TestBlocksStay fills an address of a pool with blocks: its sources have their ports there, and nowhere else.
+// TestBlocksStay fills an address of a pool with blocks: its sources have their ports at this
+// address only.
 func TestBlocksStay(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	b := New(nil, now)
@@ -30,14 +31,15 @@ func TestBlocksStay(t *testing.T) {
 	b.Begun(uint64(len(full.Flows))*1000, 0)
 	b.Meter(begun, now)
 	if c := b.spots[spot{"p", p.Addresses[1].Address, web}]; c != nil && c.bound > 0 {
-		t.Errorf("%d flows are thought to have begun at the other address", c.bound)
+		t.Errorf("%d flows are counted at the other address", c.bound)
 	}
 	b.Census(full, now)
 	b.Meter(begun, now)
 	if placed := b.Place(now); len(placed) > 0 {
 		t.Errorf("%d placements, such as %+v", len(placed), placed[0])
 	}
-	full.Flows[Holding{p.Addresses[0].Address, sources.Addr(), web}] += 500 // the last ports belong to no block
+	// the last ports belong to no block
+	full.Flows[Holding{p.Addresses[0].Address, sources.Addr(), web}] += 500
 	for h, n := range full.Flows {
 		full.Flows[Holding{p.Addresses[1].Address, h.Source, web}] = n
 	}

@@ -1,8 +1,10 @@
-// Package placement decides where the flows of sources go when the ports of an address run out, and what is refused when
-// they have run out everywhere. It is pure: the caller reads the kernel, and carries out what is decided.
+// Package placement decides which address flows get when the ports of an address run out, and what
+// is refused when they have run out everywhere. It is pure: the caller reads the kernel, and
+// applies the decisions.
 //
-// A census says exactly how many ports are in use. It costs a walk through all flows, so it is rare. In between, the kernel counts flows that
-// begin; nothing is known of those that end, so that what has been used at the census and has begun since is an upper bound.
+// A census gives the exact number of ports in use. It takes a walk through all flows, so it is
+// rare. Between censuses, the kernel counts flows that begin, but not those that end. Therefore
+// the count at the census plus the flows that have begun since is an upper bound.
 package placement
 
 import (
@@ -15,56 +17,66 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// Ports is how many flows to one service an address has room for: the kernel translates to ports from 1024 to 65535.
+// Ports is the number of flows to one service for which an address has ports: the kernel
+// translates to ports from 1024 to 65535.
 const Ports = 65536 - 1024
 
 const (
-	// spill is the number of ports in use from which on new flows are moved. It leaves time to move them before
-	// an address is 85 % full, from where on the kernel often finds no port at its first attempt.
+	// spill is the number of ports in use from which on new flows are moved. It leaves time to
+	// move them before an address is 85 % full, from where on the kernel often finds no port at
+	// its first attempt.
 	spill = Ports * 75 / 100
-	// alarm begins an episode of a use, calm ends it.
+	// alarm begins an alarm of a use, calm ends it.
 	alarm = Ports * 85 / 100
 	calm  = Ports * 75 / 100
-	// nearFull is from where on a source prefers an address of another zone.
+	// nearFull is the number from which on a source prefers an address of another zone.
 	nearFull = alarm
-	// margin is by how much another address must be emptier to be worth a move.
+	// margin is by how many ports in use another address must have less for a move to be
+	// worthwhile.
 	margin = Ports * 2 / 100
-	// A service is exhausted when a census has found spent ports in use and so many flows have begun since that no more than
-	// the last can be left, which the kernel hardly ever finds. It is no longer when a census finds less than freed.
+	// A service is exhausted when a census finds spent ports in use and so many flows have begun
+	// since that no more than last ports can be left, which the kernel hardly ever finds. It is no
+	// longer exhausted when a census finds less than freed.
 	spent = Ports * 99 / 100
 	last  = Ports / 1000
 	freed = Ports * 98 / 100
 
-	// horizon is for how many seconds the present rate of new flows is thought to last when several are moved at once. A
-	// longer one would take an address for full that is still far from it.
+	// horizon is for how many seconds the current rate of new flows is extrapolated when several
+	// sources are moved at once. A longer one would treat an address as full that is still far
+	// from it.
 	horizon = 1
 	// idle is how long a source keeps a placement that it does not need.
 	idle = 10 * time.Minute
 	// maxPlacements bounds the maps in the kernel.
 	maxPlacements = 65536
 
-	// tableFull and assuredFull are the parts of the connection table in use, and in use by flows that the kernel does not give
-	// up early, from which on new flows are refused; tableFree and assuredFree end that.
+	// tableFull and assuredFull are the fractions of the connection table in use, and in use by
+	// flows that the kernel does not evict early, from which on new flows are refused. tableFree
+	// and assuredFree end that.
 	tableFull, tableFree     = 0.95, 0.93
 	assuredFull, assuredFree = 0.90, 0.88
 )
 
-// Holding is what some flows have in common: who they are from, whom they are to, and what they leave as.
+// Holding is the key by which flows are counted: their source, their service, and the address they
+// leave with.
 type Holding struct {
 	Address, Source netip.Addr
 	nat.Service
 }
 
-// Census is what the table of connection tracking held.
+// Census is the content of the connection table.
 type Census struct {
 	Flows map[Holding]uint32 // TCP and UDP only
-	// Portless are flows of protocols without ports. Each has its address for itself toward its destination.
+	// Portless are flows of protocols without ports. Each has exclusive use of its address toward
+	// its destination.
 	Portless []Holding
-	// Entries is the number of all entries, Assured of those that the kernel does not give up early when the table is full.
+	// Entries is the number of all entries, Assured of those that the kernel does not evict early
+	// when the table is full.
 	Entries, Assured uint32
 }
 
-// spot is where ports are counted; a destination's spot is the fullest of its services.
+// spot is where ports are counted. The load of a destination is that of the fullest of its
+// services.
 type spot struct {
 	pool    string
 	address netip.Addr
@@ -76,7 +88,7 @@ type place struct {
 	address, destination netip.Addr
 }
 
-// pair is what can be placed.
+// pair is the unit of placement.
 type pair struct {
 	pool                string
 	source, destination netip.Addr
@@ -85,38 +97,43 @@ type pair struct {
 type placed struct {
 	address netip.Addr
 	needed  time.Time
-	former  netip.Addr // where flows may have gone that the meter has not yet told of
+	// former is the previous address, which flows that the meter has not shown yet may have got.
+	former netip.Addr
 }
 
 type count struct {
 	exact  uint32  // at the census
-	bound  uint64  // now, at most
-	likely uint64  // now, if none has ended
-	growth float64 // a second, lately
+	bound  uint64  // upper bound now
+	likely uint64  // estimate now, if no flow has ended
+	growth float64 // recent flows per second
 	rising bool    // between the last two censuses
-	alarm  bool    // an episode of it
+	alarm  bool    // an alarm is active
 }
 
-// Book is what is known. Methods must not be called at the same time.
+// Book holds the state of the decisions. Its methods must not be called concurrently.
 type Book struct {
 	config nat.Config
 	pools  map[netip.Addr]string // by address
 
 	spots   map[spot]*count
 	placed  map[pair]*placed
-	recent  map[pair]float64 // new flows a second, lately
-	known   map[pair]bool    // who had flows at the census, where they are many
+	recent  map[pair]float64 // recent new flows per second
+	known   map[pair]bool    // pairs with flows at the census, in crowded places
 	full    map[nat.Exhausted]bool
 	refused map[nat.Service]uint64
-	former  nat.Meter // that was read last
+	former  nat.Meter // the last meter read
 	meterAt time.Time
 
-	whole         map[spot]netip.Addr // who has an address for itself toward a service without ports, at the census
-	wants         map[wish]time.Time  // who tried to begin a flow without ports, and when it was seen last
-	tried, looked uint64              // packets that tried to, in all: now, and at the census
+	// whole holds the sources with exclusive use of an address toward a service without ports, at
+	// the census.
+	whole map[spot]netip.Addr
+	// wants holds the sources that tried to begin a flow without ports, and when that was last
+	// seen.
+	wants         map[wish]time.Time
+	tried, looked uint64 // total packets that tried to: now, and at the census
 
-	begun, metered uint64 // in all: now, and when the meter was read
-	unknown        uint64 // began since the census, and the meter does not know where
+	begun, metered uint64 // totals: now, and when the meter was read
+	unknown        uint64 // flows since the census whose pool address the meter does not show
 	fullest        uint64 // bound of the fullest spot
 
 	censusAt         time.Time
@@ -125,7 +142,7 @@ type Book struct {
 	overflow         bool
 }
 
-// New returns a Book with the placements that the kernel has.
+// New returns a Book with the placements in the kernel.
 func New(have []nat.Placement, now time.Time) *Book {
 	b := &Book{spots: map[spot]*count{}, placed: map[pair]*placed{}, recent: map[pair]float64{}, full: map[nat.Exhausted]bool{}, refused: map[nat.Service]uint64{}, whole: map[spot]netip.Addr{}, wants: map[wish]time.Time{}}
 	for _, p := range have {
@@ -134,7 +151,8 @@ func New(have []nat.Placement, now time.Time) *Book {
 	return b
 }
 
-// Configure sets pools and zones. A service is exhausted no longer when a pool has got an address with ports for it.
+// Configure sets pools and zones. A service is no longer exhausted when a pool has a new address
+// with free ports for it.
 func (b *Book) Configure(c nat.Config) {
 	b.config, b.pools = c, map[netip.Addr]string{}
 	for _, p := range c.Pools {
@@ -151,14 +169,14 @@ func (b *Book) Configure(c nat.Config) {
 	b.bound()
 }
 
-// Has says whether an address belongs to a pool.
+// Has reports whether an address belongs to a pool.
 func (b *Book) Has(a netip.Addr) bool { return b.pools[a] != "" }
 
 func (b *Book) usable(pool string, destination netip.Addr) []nat.PoolAddress {
 	return b.config.Pool(pool).Usable(destination.Is6(), "")
 }
 
-// address returns what new flows of a pair leave as.
+// address returns the address with which new flows of a pair leave.
 func (b *Book) address(p pair) netip.Addr {
 	pool := b.config.Pool(p.pool)
 	if pool.Blocks != nil {
@@ -188,26 +206,27 @@ func (b *Book) bound() {
 	b.fullest += b.unknown
 }
 
-// Begun notes how many flows began, and how many packets tried to begin one without ports.
+// Begun records how many flows have begun, and how many packets have tried to begin one without
+// ports.
 func (b *Book) Begun(n, portless uint64) {
 	if n < b.begun {
-		b.metered = 0 // the kernel counts from 0
+		b.metered = 0 // the kernel's counter has restarted from 0
 	}
 	b.begun, b.tried = n, portless
 }
 
-// unread is how many flows began since the meter was read.
+// unread returns how many flows have begun since the meter was read.
 func (b *Book) unread() uint64 { return b.begun - min(b.metered, b.begun) }
 
-// WantsMeter says whether a spot may have become too full, or flows are being refused.
+// WantsMeter reports whether a spot may have become too full, or flows are being refused.
 func (b *Book) WantsMeter() bool {
 	return b.meterAt.IsZero() || len(b.full) > 0 || b.tableFull || b.unread() > 0 && b.fullest+b.unread() >= spill
 }
 
-// Meter adds what began since it was last read.
+// Meter adds the flows that have begun since the meter was last read.
 func (b *Book) Meter(m nat.Meter, now time.Time) { b.read(m, now, true) }
 
-// Overlap is Meter for what began during a census, which may have counted it.
+// Overlap is Meter for flows that began during a census, which may have counted them.
 func (b *Book) Overlap(m nat.Meter, now time.Time) { b.read(m, now, false) }
 
 func (b *Book) read(m nat.Meter, now time.Time, likely bool) {
@@ -262,11 +281,11 @@ func (b *Book) read(m nat.Meter, now time.Time, likely bool) {
 	b.bound()
 }
 
-// WantsCensus says whether what is known is too old, or an upper bound has come where it matters whether it is right.
-// cost is how long the last census took.
+// WantsCensus reports whether the counts are too old, or an upper bound has reached a value at
+// which its accuracy matters. cost is how long the last census took.
 func (b *Book) WantsCensus(now time.Time, entries, limit uint32, cost time.Duration) bool {
 	age := now.Sub(b.censusAt)
-	// after says whether a census is due that may take its part of a processor.
+	// after reports whether a census is due, given its share of CPU time.
 	after := func(least time.Duration, costs int) bool { return age >= max(least, time.Duration(costs)*cost) }
 	if b.censusAt.IsZero() || b.tried != b.looked && after(100*time.Millisecond, 5) {
 		return true
@@ -286,7 +305,7 @@ func (b *Book) WantsCensus(now time.Time, entries, limit uint32, cost time.Durat
 		(b.unread() > 0 || len(b.spots) > 0) && after(30*time.Second, 100)
 }
 
-// Census replaces every bound by the truth. The meter must have been read just before.
+// Census replaces every bound by the exact count. The meter must have been read just before.
 func (b *Book) Census(c Census, now time.Time) {
 	elapsed := now.Sub(b.censusAt).Seconds()
 	spots := map[spot]*count{}
@@ -313,7 +332,8 @@ func (b *Book) Census(c Census, now time.Time) {
 		}
 		k.alarm = was.alarm && k.exact >= calm
 		if elapsed > 0 && !b.censusAt.IsZero() {
-			// Half of it from this interval, so that one burst does not make a forecast.
+			// Half of it comes from this interval, so that a single burst does not determine the
+			// forecast.
 			k.rising = k.exact > was.exact
 			k.growth = was.growth/2 + (float64(k.exact)-float64(was.exact))/elapsed/2
 		}
@@ -321,7 +341,7 @@ func (b *Book) Census(c Census, now time.Time) {
 	for _, k := range spots {
 		k.alarm = k.alarm || k.exact >= alarm
 	}
-	many := map[place]bool{} // without an address
+	many := map[place]bool{} // with an empty address
 	for s, k := range spots {
 		if k.exact >= spill {
 			many[place{pool: s.pool, destination: s.Destination}] = true
@@ -346,7 +366,7 @@ func (b *Book) Census(c Census, now time.Time) {
 	b.bound()
 }
 
-// relieve ends the exhaustion of services that have ports again, or no address at all.
+// relieve ends the exhaustion of services that have free ports again, or no address at all.
 func (b *Book) relieve() {
 	maps.DeleteFunc(b.full, func(e nat.Exhausted, _ bool) bool {
 		if nat.Portless(e.Protocol) {
@@ -356,7 +376,7 @@ func (b *Book) relieve() {
 	})
 }
 
-// everywhere says whether something is true of a service at all addresses that it may have.
+// everywhere reports whether a condition holds for a service at all addresses that it may use.
 func (b *Book) everywhere(e nat.Exhausted, is func(*count) bool) bool {
 	for _, a := range b.usable(e.Pool, e.Destination) {
 		if c := b.spots[spot{e.Pool, a.Address, e.Service}]; c == nil || !is(c) {
@@ -366,7 +386,7 @@ func (b *Book) everywhere(e nat.Exhausted, is func(*count) bool) bool {
 	return true
 }
 
-// Place decides about new flows and returns all placements, in order.
+// Place decides about new flows, and returns all placements, sorted.
 func (b *Book) Place(now time.Time) []nat.Placement {
 	loads := map[place]float64{}
 	crowded := map[place]bool{}
@@ -389,8 +409,9 @@ func (b *Book) Place(now time.Time) []nat.Placement {
 	return out
 }
 
-// move moves the new flows of those who are filling crowded places, the busiest first. Where a place is nearly full, those who are not
-// busy now must not begin there either.
+// move places the new flows of pairs that are filling crowded places elsewhere, the busiest pairs
+// first. Where a place is nearly full, pairs that are not busy now must not begin flows there
+// either.
 func (b *Book) move(loads map[place]float64, crowded map[place]bool, now time.Time) {
 	rate := maps.Clone(b.recent)
 	for p := range b.known {

@@ -15,7 +15,7 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 var web = nat.Service{Destination: addr("198.51.100.1"), Protocol: 6, Port: 443}
 
-// world is a kernel with sources that open flows.
+// world simulates a kernel with sources that open flows.
 type world struct {
 	t      *testing.T
 	config nat.Config
@@ -52,7 +52,7 @@ func (w *world) used(a netip.Addr, s nat.Service) (n uint32) {
 	return n
 }
 
-// open has a source begin n flows, one after another.
+// open makes a source begin n flows, one after another.
 func (w *world) open(source netip.Addr, s nat.Service, n int) {
 	if w.full[s] {
 		w.meter.Refused[nat.Use{Source: source, Service: s}] += uint64(n)
@@ -69,7 +69,7 @@ func (w *world) open(source netip.Addr, s nat.Service, n int) {
 	w.lost += uint64(n) - uint64(got)
 }
 
-// tick is what the caller does, after some time.
+// tick does what the caller does, after some time.
 func (w *world) tick(d time.Duration) {
 	w.now = w.now.Add(d)
 	w.book.Begun(w.begun, 0)
@@ -97,7 +97,7 @@ func (w *world) tick(d time.Duration) {
 	}
 	for s, c := range w.book.spots {
 		if s.pool == "p" && c.bound+w.book.unknown+w.book.unread() < uint64(w.used(s.address, s.Service)) {
-			w.t.Fatalf("%v: at most %d, in truth %d", s, c.bound, w.used(s.address, s.Service))
+			w.t.Fatalf("%v: bound %d, exact count %d", s, c.bound, w.used(s.address, s.Service))
 		}
 	}
 }
@@ -115,7 +115,8 @@ func (w *world) read() {
 
 func source(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}) }
 
-// TestPoolFills opens 240,000 flows to one service through four addresses, which have room for 258,048, at 20,000 a second.
+// TestPoolFills opens 240,000 flows to one service through four addresses, which have room for
+// 258,048, at 20,000 a second.
 func TestPoolFills(t *testing.T) {
 	for _, sources := range []int{4, 5, 16, 64, 400} {
 		for _, even := range []bool{true, false} {
@@ -142,7 +143,7 @@ func TestPoolFills(t *testing.T) {
 	}
 }
 
-// TestNothingMovesBelow moves nobody as long as there is room.
+// TestNothingMovesBelow checks that no source is moved while there is room.
 func TestNothingMovesBelow(t *testing.T) {
 	w := newWorld(t, 2)
 	for range 100 {
@@ -158,11 +159,11 @@ func TestNothingMovesBelow(t *testing.T) {
 		t.Errorf("%d placed, %d lost", len(w.placed), w.lost)
 	}
 	if w.begun < 50_000 {
-		t.Error("the test shows nothing")
+		t.Error("the test proves nothing")
 	}
 }
 
-// TestExhaustion fills everything there is, and then some of it ends.
+// TestExhaustion fills all addresses, and then ends some of the flows.
 func TestExhaustion(t *testing.T) {
 	w := newWorld(t, 2)
 	w.tick(time.Second)
@@ -206,26 +207,26 @@ func TestExhaustion(t *testing.T) {
 	}
 }
 
-// TestPlacementsAge keeps a placement while it is needed.
+// TestPlacementsAge checks that a placement is kept while it is needed.
 func TestPlacementsAge(t *testing.T) {
 	w := newWorld(t, 2)
 	a := w.config.Pools[0].Addresses
 	p := nat.Placement{Pool: "p", Source: source(1), Destination: web.Destination, Address: a[0].Address}
 	w.book = New([]nat.Placement{p}, w.now)
 	w.book.Configure(w.config)
-	h := Holding{a[1].Address, source(1), web} // it also has older flows elsewhere
+	h := Holding{a[1].Address, source(1), web} // it also has older flows at another address
 	w.flows[h] = 5
 	for range 60 {
-		w.begun++ // something happens
+		w.begun++ // a new flow makes the meter necessary
 		w.tick(time.Minute)
 	}
 	if len(w.placed) != 1 {
-		t.Error("a placement that is needed went")
+		t.Error("a placement that is needed was removed")
 	}
 	delete(w.flows, h)
 	w.tick(idle - time.Minute)
 	if len(w.placed) != 1 {
-		t.Error("a placement went at once")
+		t.Error("a placement was removed at once")
 	}
 	w.begun++
 	w.tick(time.Minute)
@@ -243,7 +244,7 @@ func TestPlacementsAge(t *testing.T) {
 	}
 }
 
-// TestZonesSpill uses the addresses of a source's zone first.
+// TestZonesSpill checks that the addresses of a source's zone are used first.
 func TestZonesSpill(t *testing.T) {
 	w := newWorld(t, 4)
 	for i, z := range []string{"a", "a", "b", "b"} {
@@ -271,7 +272,8 @@ func TestZonesSpill(t *testing.T) {
 	}
 }
 
-// TestBoundHolds opens and ends flows at random, loses meters, and checks in every tick that no bound is below the truth.
+// TestBoundHolds opens and ends flows at random and loses meters. It checks in every tick that no
+// bound is below the exact count.
 func TestBoundHolds(t *testing.T) {
 	r := rand.New(rand.NewPCG(9, 9))
 	w := newWorld(t, 3)
@@ -287,13 +289,13 @@ func TestBoundHolds(t *testing.T) {
 				w.flows[h] -= n / uint32(2+r.IntN(10))
 			}
 		}
-		if r.IntN(10) == 0 { // it was idle
+		if r.IntN(10) == 0 { // the source was idle
 			clear(w.meter.Begun)
 		}
 		w.tick(time.Duration(r.IntN(300)) * time.Millisecond)
 	}
 	if w.moves == 0 || w.censuses < 10 {
-		t.Errorf("%d moves, %d censuses: the test shows little", w.moves, w.censuses)
+		t.Errorf("%d moves, %d censuses: the test proves little", w.moves, w.censuses)
 	}
 }
 
@@ -304,7 +306,7 @@ func TestTableFull(t *testing.T) {
 		want             bool
 	}{
 		{9400, 9400, false},
-		{9500, 5000, false}, // the kernel can make room
+		{9500, 5000, false}, // the kernel can evict flows
 		{9500, 9000, true},
 		{9400, 9000, true},
 		{9200, 8900, false},

@@ -10,13 +10,14 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// Behind one address, two flows of a protocol without ports toward one destination cannot be told apart. The kernel drops the second one,
-// so its source is moved to an address that no other one has toward that destination.
+// Two flows of a protocol without ports from one address to one destination are indistinguishable.
+// The kernel drops the second one, so its source is moved to an address that no other source uses
+// toward that destination.
 
-// wanted is for how long a source is thought to try on.
+// wanted is how long a source is assumed to keep trying.
 const wanted = 30 * time.Second
 
-// wish is a flow without ports that a source tries to begin.
+// wish is a flow without ports that a source is trying to begin.
 type wish struct {
 	pair
 	protocol uint8
@@ -27,7 +28,7 @@ func (w wish) at(a netip.Addr) spot {
 	return spot{w.pool, a, nat.Service{Destination: w.destination, Protocol: w.protocol}}
 }
 
-// want notes that a source tried to begin flows.
+// want records that a source has tried to begin flows.
 func (b *Book) want(u nat.Use, n uint64, now time.Time) {
 	w := wish{pair{u.Pool, u.Source, u.Destination}, u.Protocol}
 	if _, known := b.wants[w]; n > 0 && (known || len(b.wants) < maxPlacements) {
@@ -35,7 +36,7 @@ func (b *Book) want(u nat.Use, n uint64, now time.Time) {
 	}
 }
 
-// hold takes in who has which address for itself.
+// hold records the addresses that sources use exclusively.
 func (b *Book) hold(list []Holding, now time.Time) {
 	b.whole, b.looked = make(map[spot]netip.Addr, len(list)), b.tried
 	for _, h := range list {
@@ -53,7 +54,7 @@ func (b *Book) hold(list []Holding, now time.Time) {
 	maps.DeleteFunc(b.wants, func(_ wish, at time.Time) bool { return now.Sub(at) >= wanted })
 }
 
-// taken says whether each address that a service may have toward it is held by some source.
+// taken reports whether every address that a service may use is held by some source.
 func (b *Book) taken(e nat.Exhausted) bool {
 	usable := b.usable(e.Pool, e.Destination)
 	return len(usable) > 0 && !slices.ContainsFunc(usable, func(a nat.PoolAddress) bool {
@@ -62,7 +63,8 @@ func (b *Book) taken(e nat.Exhausted) bool {
 	})
 }
 
-// movePortless moves those who try to begin flows without ports under an address that another source has, and notes what is exhausted.
+// movePortless moves sources that are trying to begin flows without ports from an address that
+// another source holds, and records which services are exhausted.
 func (b *Book) movePortless(now time.Time) {
 	if len(b.wants) == 0 {
 		return
@@ -81,7 +83,8 @@ func (b *Book) movePortless(now time.Time) {
 			delete(b.wants, w)
 			continue
 		}
-		// Whatever else the source holds toward the destination leaves with the address that it has, whatever new flows get.
+		// Other flows of the source to this destination keep their address, whatever new flows
+		// get.
 		if !free(w, here) {
 			to := netip.Addr{}
 			for _, zone := range []string{b.config.Zone(w.source), ""} {

@@ -9,7 +9,8 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// TestPortlessWishes bounds what is remembered of those who try, and forgets them when they have given up.
+// TestPortlessWishes checks that the record of sources that try is bounded, and that they are
+// dropped when they have stopped trying.
 func TestPortlessWishes(t *testing.T) {
 	w := newWorld(t, 2)
 	for i := range uint32(2 * maxPlacements) {
@@ -25,6 +26,6 @@ func TestPortlessWishes(t *testing.T) {
 	}
 	w.book.Census(Census{}, w.now.Add(wanted+time.Second))
 	if n := len(w.book.wants); n != 0 {
-		t.Errorf("%d wishes after nothing came for %v", n, wanted)
+		t.Errorf("%d wishes after no packet for %v", n, wanted)
 	}
 }

@@ -9,12 +9,12 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// Overload decides what is refused: services to which every address of a pool has used up its ports, and everything while
-// the table of connection tracking is full, whose size is limit.
+// Overload decides what is refused: services for which every address of a pool has used up its
+// ports, and all new flows while the connection table, whose size is limit, is full.
 func (b *Book) Overload(entries, limit uint32) nat.Overload {
 	exhausted := func(c *count) bool { return c.exact >= spent && c.likely+last >= Ports }
 	for s, c := range b.spots {
-		// Of blocks each source has its own, and no source is refused for another one's.
+		// With blocks, each source has its own ports, and is not refused because of another one.
 		if e := (nat.Exhausted{Pool: s.pool, Service: s.Service}); exhausted(c) && b.config.Pool(s.pool).Blocks == nil && b.everywhere(e, exhausted) {
 			b.full[e] = true
 		}
@@ -52,7 +52,8 @@ func compareService(a, b nat.Service) int {
 	return cmp.Or(a.Destination.Compare(b.Destination), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 }
 
-// Wait returns when to look next. Flows are thought to begin at 50,000 a second at most; what is beyond that is seen late, not missed.
+// Wait returns when to check next. It assumes that at most 50,000 flows begin per second. If there
+// are more, they are seen late, but not missed.
 func (b *Book) Wait(cost time.Duration) time.Duration {
 	const rate = 50_000
 	room := int64(spill) - int64(b.fullest+b.unread())
@@ -63,25 +64,26 @@ func (b *Book) Wait(cost time.Duration) time.Duration {
 	return min(max(wait, 50*time.Millisecond, 4*cost), time.Second)
 }
 
-// Use is what is used of the ports of an address toward a service.
+// Use is the use of an address's ports toward a service.
 type Use struct {
 	Pool    string
 	Address netip.Addr
 	nat.Service
 	Used uint32 // flows at the census
-	// Growth is how many more flows there are each second, lately.
+	// Growth is the recent increase of flows per second.
 	Growth float64
-	// ExhaustedIn is when there will be no port left if it goes on like that; zero: never, or it does not grow any more.
+	// ExhaustedIn is the time until no port is left at this growth; zero: never, or there is no
+	// growth.
 	ExhaustedIn time.Duration
-	// Alarm is set from 85 % on until there are less than 75 %.
+	// Alarm is set from 85 % on until less than 75 % are in use.
 	Alarm bool
-	// Exhausted says that new flows to the service are refused, whatever the address.
+	// Exhausted means that new flows to the service are refused at every address.
 	Exhausted bool
-	// Refused counts the packets of those that were, to the service through any pool.
+	// Refused counts the refused packets to the service, through any pool.
 	Refused uint64
 }
 
-// Room is how many flows there is room for: one to a service without ports.
+// Room returns the maximum number of flows: one to a service without ports.
 func (u Use) Room() uint32 {
 	if nat.Portless(u.Protocol) {
 		return 1
@@ -89,34 +91,35 @@ func (u Use) Room() uint32 {
 	return Ports
 }
 
-// Free is how many more flows there is room for.
+// Free returns for how many more flows there is room.
 func (u Use) Free() uint32 { return u.Room() - min(u.Used, u.Room()) }
 
-// Total is what is used of an address of a pool toward all services.
+// Total is the use of an address of a pool toward all services.
 type Total struct {
 	Pool            string
 	Address         netip.Addr
 	Flows, Services uint32
 }
 
-// Report is what was counted last.
+// Report holds the latest counts.
 type Report struct {
-	// At is when the census was.
+	// At is the time of the census.
 	At time.Time
-	// Uses are the ones with the most ports in use, in the order of pool, address and service.
+	// Uses are those with the most ports in use, sorted by pool, address and service.
 	Uses   []Use
-	Totals []Total // of every address of every pool, in the same order
-	// Placements is the number of placements in force. Overflow says that there were too many to make another one.
+	Totals []Total // for every address of every pool, in the same order
+	// Placements is the number of active placements. Overflow means that there were too many to
+	// add another one.
 	Placements int
 	Overflow   bool
 	// Entries and Assured are from the census.
 	Entries, Assured uint32
 	TableFull        bool
-	// TableRefused counts the packets of new flows that were refused because of it.
+	// TableRefused counts the packets of new flows that were refused because the table was full.
 	TableRefused uint64
 }
 
-// Report returns what is known, with at most so many uses.
+// Report returns the current state, with at most this many uses.
 func (b *Book) Report(most int) Report {
 	r := Report{At: b.censusAt, Placements: len(b.placed), Overflow: b.overflow, Entries: b.entries, Assured: b.assured, TableFull: b.tableFull, TableRefused: b.former.TableFull}
 	totals := map[netip.Addr]*Total{}
@@ -137,7 +140,7 @@ func (b *Book) Report(most int) Report {
 			Pool: s.pool, Address: s.address, Service: s.Service, Used: c.exact, Growth: c.growth, Alarm: c.alarm,
 			Exhausted: b.full[nat.Exhausted{Pool: s.pool, Service: s.Service}], Refused: b.refused[s.Service],
 		}
-		if c.rising && c.growth >= 0.01 { // of a burst that is over, the mean says something for a while
+		if c.rising && c.growth >= 0.01 { // the average stays above zero for a while after a burst
 			u.ExhaustedIn = time.Duration(min(float64(u.Free())/c.growth, 1e9) * float64(time.Second))
 		}
 		r.Uses = append(r.Uses, u)
@@ -167,5 +170,5 @@ func (b *Book) Report(most int) Report {
 	return r
 }
 
-// At returns when the last census was.
+// At returns the time of the last census.
 func (b *Book) At() time.Time { return b.censusAt }

@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// TestForecastEndsWithTheGrowth: a burst that is over does not go on exhausting ports.
+// TestForecastEndsWithTheGrowth checks that a burst that has ended no longer predicts the
+// exhaustion of ports.
 func TestForecastEndsWithTheGrowth(t *testing.T) {
 	w := newWorld(t, 1)
 	at, from := w.config.Pools[0].Addresses[0].Address, addr("10.0.0.1")

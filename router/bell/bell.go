@@ -1,16 +1,16 @@
-// Package bell wakes those who wait for a change.
+// Package bell wakes goroutines that wait for a change.
 package bell
 
 import "sync"
 
-// Bell tells any number of waiters that something has changed. The zero Bell is ready.
+// Bell wakes any number of waiters after a change. The zero Bell is ready.
 type Bell struct {
 	mu sync.Mutex
 	ch chan struct{}
 }
 
-// Wait returns a channel that is closed by the next Ring. Call it before reading what the bell is about, so that no
-// change falls in between.
+// Wait returns a channel that is closed by the next Ring. Call it before reading the state that the
+// bell is about, so that no change is missed.
 func (b *Bell) Wait() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()

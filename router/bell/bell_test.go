@@ -16,7 +16,7 @@ func TestBell(t *testing.T) {
 	}
 	select {
 	case <-b.Wait():
-		t.Error("a ring before waiting was heard")
+		t.Error("a ring before waiting woke a waiter")
 	default:
 	}
 }

@@ -9,7 +9,7 @@ type Log struct {
 	MaxBytes int64         // on disk, of all records
 }
 
-// Defaults of a log that says nothing else. A day of 5,000 flows a second takes about 5 GB.
+// Defaults of a log without explicit bounds. A day of 5,000 flows a second takes about 5 GB.
 const (
 	DefaultLogAge         = 30 * 24 * time.Hour
 	DefaultLogBytes int64 = 8 << 30

@@ -9,21 +9,26 @@ import (
 
 // DNS configures the resolver of domain names in egress policies, and the DNS proxy for spokes.
 type DNS struct {
-	// Resolvers are the servers that are asked, the next when one fails. None: those of /etc/resolv.conf.
+	// Resolvers are the servers to query; the next is used when one fails. None: those of
+	// /etc/resolv.conf.
 	Resolvers []netip.AddrPort
 	Floor     time.Duration // the shortest time to live that counts
-	Grace     time.Duration // for which addresses stay while no server answers
-	Hold      time.Duration // for which an address stays after it was last answered or used by a flow; 0: twice its time to live, whether it is used or not
-	Proxy     []Listener
+	Grace     time.Duration // time for which addresses stay while no server answers
+	// Hold is how long an address stays after it was last answered or used by a flow; 0: twice its
+	// time to live, whether it is used or not.
+	Hold  time.Duration
+	Proxy []Listener
 }
 
-// Listener is where the proxy listens: UDP and TCP port 53 of an address, for what comes in by one interface.
+// Listener is where the proxy listens: UDP and TCP port 53 of an address, for queries that arrive
+// on one interface.
 type Listener struct {
 	Address   netip.Addr
 	Interface string
 }
 
-// ParseName checks a domain name or wildcard and returns it in lower case without a dot at its end. The error is a rule that the text breaks.
+// ParseName checks a domain name or wildcard and returns it in lower case without its final dot.
+// The error is the rule that the text breaks.
 func ParseName(text string) (string, error) {
 	name := strings.TrimSuffix(strings.ToLower(text), ".")
 	rest, wild := strings.CutPrefix(name, "*.")
@@ -41,16 +46,16 @@ func ParseName(text string) (string, error) {
 		}
 	}
 	if wild && len(labels) < 2 {
-		return "", errors.New("stands for a whole top-level domain")
+		return "", errors.New("matches a whole top-level domain")
 	}
 	return name, nil
 }
 
-// IsWildcard says whether a parsed name begins with "*.".
+// IsWildcard reports whether a parsed name begins with "*.".
 func IsWildcard(name string) bool { return strings.HasPrefix(name, "*.") }
 
-// NameMatches says whether a name or wildcard of a policy stands for a name, both parsed. A wildcard stands for all below it, and not for
-// the name behind it.
+// NameMatches reports whether a name or wildcard of a policy matches a name, both parsed. A
+// wildcard matches all names below its domain, and not the domain itself.
 func NameMatches(pattern, name string) bool {
 	if IsWildcard(pattern) {
 		return len(name) > len(pattern)-1 && strings.HasSuffix(name, pattern[1:])

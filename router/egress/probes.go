@@ -20,19 +20,22 @@ type ProbedPool struct {
 	Probes   Probes
 }
 
-// Probes says what an address must reach. Without targets, every address is usable.
+// Probes configures the targets that an address must reach. Without targets, every address is
+// usable.
 type Probes struct {
 	Targets  []Target
 	Interval time.Duration // between two probes of one target
 	Timeout  time.Duration // at most Interval
-	HoldDown time.Duration // for which an address that was down must be healthy before it is usable
-	Rise     int           // answers in a row after which a failed target is up
-	Fall     int           // failures in a row after which a target is down
-	Quorum   int           // targets that must be up; 0: more than half of those of the address' family
+	// time for which an address that was down must be healthy before it is usable
+	HoldDown time.Duration
+	Rise     int // successes in a row after which a failed target is up
+	Fall     int // failures in a row after which a target is down
+	// targets that must be up; 0: more than half of those of the address's family
+	Quorum int
 }
 
-// For returns the targets that an address has, which are those of its family and those with a name, and how many of them
-// must be up.
+// For returns the targets of an address, which are those of its family and those with a name, and
+// how many of them must be up.
 func (p Probes) For(a netip.Addr) (targets []Target, quorum int) {
 	for _, t := range p.Targets {
 		if host, err := netip.ParseAddr(t.Host); err != nil || host.Is4() == a.Is4() {
@@ -51,13 +54,13 @@ type Target struct {
 	Scheme string // "tcp", "http", "https" or "icmp"
 	Host   string // address or name
 	Port   uint16 // 0 with icmp
-	Path   string // with http and https: path and query, "/" at least
+	Path   string // with http and https: path and query, at least "/"
 }
 
-// ParseTarget reads a target such as "tcp://198.51.100.7:443", "https://api.partner.example/health" or "icmp://2001:db8::7". The
-// error is a rule that the text breaks.
+// ParseTarget reads a target such as "tcp://198.51.100.7:443", "https://api.partner.example/health"
+// or "icmp://2001:db8::7". The error is the rule that the text breaks.
 func ParseTarget(text string) (Target, error) {
-	// No port can follow here, so that an IPv6 address needs no brackets.
+	// An icmp target has no port, so that an IPv6 address needs no brackets.
 	if host, ok := strings.CutPrefix(text, "icmp://"); ok {
 		if a, err := netip.ParseAddr(host); err == nil && a.Zone() == "" {
 			return Target{Scheme: "icmp", Host: a.String()}, nil
@@ -65,28 +68,28 @@ func ParseTarget(text string) (Target, error) {
 	}
 	u, err := url.Parse(text)
 	if err != nil {
-		return Target{}, errors.New("is no URL")
+		return Target{}, errors.New("is not a valid URL")
 	}
 	t := Target{Scheme: u.Scheme, Host: u.Hostname()}
 	web := t.Scheme == "http" || t.Scheme == "https"
 	if u.Port() != "" {
 		port, err := strconv.ParseUint(u.Port(), 10, 16)
 		if err != nil || port == 0 {
-			return Target{}, errors.New("has no port from 1 to 65535")
+			return Target{}, errors.New("has a port that is not from 1 to 65535")
 		}
 		t.Port = uint16(port)
 	}
 	switch {
 	case !web && t.Scheme != "tcp" && t.Scheme != "icmp":
-		return Target{}, errors.New("is of no kind that can be probed")
+		return Target{}, errors.New("has none of the schemes tcp, http, https and icmp")
 	case t.Host == "":
 		return Target{}, errors.New("has no host")
 	case u.User != nil || u.Fragment != "":
-		return Target{}, errors.New("has parts that a probe cannot have, a user or a fragment")
+		return Target{}, errors.New("has a user or a fragment, which a probe cannot have")
 	case !web && (u.Path != "" || u.RawQuery != ""):
-		return Target{}, fmt.Errorf("has a path, which %s knows nothing of", t.Scheme)
+		return Target{}, fmt.Errorf("has a path, which %s does not use", t.Scheme)
 	case t.Scheme == "icmp" && t.Port != 0:
-		return Target{}, errors.New("has a port, which icmp knows nothing of")
+		return Target{}, errors.New("has a port, which icmp does not use")
 	case t.Scheme == "tcp" && t.Port == 0:
 		return Target{}, errors.New("has no port")
 	}
@@ -113,10 +116,11 @@ func (t Target) String() string {
 	return t.Scheme + "://" + host + t.Path
 }
 
-// PoolHealth is what the probes of a pool have found out.
+// PoolHealth sums up the probes of a pool.
 type PoolHealth struct {
-	Name     string
-	Usable   int          // addresses that may be used: the healthy ones, and those without a verdict yet
+	Name string
+	// addresses that may be used: the healthy ones, and those without a verdict yet
+	Usable   int
 	Healthy  int          // addresses whose probes are answered
 	Known    int          // addresses with a verdict
 	Unusable []netip.Addr // the others

@@ -27,15 +27,15 @@ func TestParseTarget(t *testing.T) {
 		"https://api.partner.example":        "https://api.partner.example:443/",
 		"http://198.51.100.7:8080/a?b=c":     "",
 		"tcp://198.51.100.7":                 "has no port",
-		"tcp://198.51.100.7:0":               "has no port from 1 to 65535",
-		"tcp://198.51.100.7:70000":           "has no port from 1 to 65535",
-		"tcp://198.51.100.7:443/":            "has a path, which tcp knows nothing of",
-		"icmp://198.51.100.7:7":              "has a port, which icmp knows nothing of",
-		"udp://198.51.100.7:53":              "is of no kind that can be probed",
-		"198.51.100.7":                       "is of no kind that can be probed",
+		"tcp://198.51.100.7:0":               "has a port that is not from 1 to 65535",
+		"tcp://198.51.100.7:70000":           "has a port that is not from 1 to 65535",
+		"tcp://198.51.100.7:443/":            "has a path, which tcp does not use",
+		"icmp://198.51.100.7:7":              "has a port, which icmp does not use",
+		"udp://198.51.100.7:53":              "has none of the schemes tcp, http, https and icmp",
+		"198.51.100.7":                       "has none of the schemes tcp, http, https and icmp",
 		"https:///health":                    "has no host",
-		"https://me:secret@a.example/":       "has parts that a probe cannot have, a user or a fragment",
-		"http://[::1":                        "is no URL",
+		"https://me:secret@a.example/":       "has a user or a fragment, which a probe cannot have",
+		"http://[::1":                        "is not a valid URL",
 	} {
 		got, err := ParseTarget(text)
 		switch {
@@ -47,7 +47,7 @@ func TestParseTarget(t *testing.T) {
 				t.Errorf("%s: %v, %v", text, got, err)
 			}
 			if again, err := ParseTarget(got.String()); err != nil || again != got {
-				t.Errorf("%s: read again: %v, %v", text, again, err)
+				t.Errorf("%s: parsed again: %v, %v", text, again, err)
 			}
 		case err == nil || err.Error() != want:
 			t.Errorf("%s: %v, %v, want %s", text, got, err, want)

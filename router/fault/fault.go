@@ -1,5 +1,5 @@
-// Package fault has the errors that callers of a node tell apart, whichever room they come from. They become status codes in
-// router/api.
+// Package fault has the errors that callers of a node distinguish, whichever room returns them.
+// They become status codes in router/api.
 package fault
 
 import (
@@ -11,9 +11,9 @@ import (
 var (
 	// ErrNotFound means that an object of that name does not exist. It wraps fs.ErrNotExist.
 	ErrNotFound = fmt.Errorf("not found%w", silent{fs.ErrNotExist})
-	// ErrInvalid means that a request cannot be fulfilled as it is, whatever the state of the node.
+	// ErrInvalid means that a request cannot be fulfilled, whatever the state of the node.
 	ErrInvalid = errors.New("invalid request")
-	// ErrPrecondition means that the state of the node does not allow it now.
+	// ErrPrecondition means that the present state of the node does not allow the request.
 	ErrPrecondition = errors.New("not possible now")
 )
 

@@ -20,7 +20,7 @@ const (
 // maxConsole bounds in bytes what the console shows.
 const maxConsole = 32 << 10
 
-// contextText returns the context without its key: what the request's owner needs.
+// contextText returns the context without its key, for the owner of the request.
 func contextText(address, serverName, authority, certificate string) string {
 	var b strings.Builder
 	if address != "" {
@@ -36,7 +36,7 @@ func contextText(address, serverName, authority, certificate string) string {
 	return b.String()
 }
 
-// note adds lines to what the console shows.
+// note replaces the last lines that the console shows.
 func (b *Boot) note(lines ...string) {
 	b.mu.Lock()
 	b.notes = lines
@@ -44,15 +44,16 @@ func (b *Boot) note(lines ...string) {
 	b.show()
 }
 
-// show writes what the console is to show. A unit of the image prints the file when it changes: the daemon itself never waits for a console.
+// show writes the file with the console's text. A unit of the image prints the file when it
+// changes, so that the daemon itself never waits for a console.
 func (b *Boot) show() {
-	b.showing.Lock() // the readers of facts and of user-data both show
+	b.showing.Lock() // called by the readers of facts and of user-data
 	defer b.showing.Unlock()
 	b.mu.Lock()
 	rec, notes, f := b.rec, b.notes, b.facts
 	b.mu.Unlock()
 	if rec.Digest == "" && notes == nil {
-		return // an earlier daemon of this boot may have written what is there
+		return // the file may be from an earlier daemon of this boot
 	}
 	var t strings.Builder
 	if rec.Digest != "" {
@@ -77,7 +78,7 @@ func (b *Boot) show() {
 		fmt.Fprintf(&out, "isthmus: %s: isthmus client accept < this text\n%s\n%s%s\n", plain(rec.Admin), Begin, rec.Context, End)
 	}
 	if err := replace(b.o.Console, []byte(out.String())); err != nil {
-		b.o.Log.Warn("writing for the console", "err", err)
+		b.o.Log.Warn("writing the console's text failed", "err", err)
 	}
 	shell := filepath.Join(b.o.Runtime, "console-shell")
 	var err error
@@ -87,11 +88,11 @@ func (b *Boot) show() {
 		err = nil
 	}
 	if err != nil {
-		b.o.Log.Warn("saying whether the console has a shell", "err", err)
+		b.o.Log.Warn("storing whether the console has a shell failed", "err", err)
 	}
 }
 
-// plain leaves printable ASCII: a terminal obeys other characters.
+// plain keeps only printable ASCII, because a terminal interprets other characters.
 func plain(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r == '\n' || r >= ' ' && r < 0x7f {
@@ -101,7 +102,7 @@ func plain(s string) string {
 	}, s)
 }
 
-// replace writes a file as a whole, for everyone to read, when it differs.
+// replace writes a file atomically, readable for everyone, when it differs.
 func replace(name string, data []byte) error {
 	if old, err := os.ReadFile(name); err == nil && bytes.Equal(old, data) {
 		return nil

@@ -17,14 +17,15 @@ import (
 	"github.com/isthmus-net/isthmus/router/spec"
 )
 
-// keepFacts reads facts again and again: a public address can move. A failed reading leaves the former facts.
+// keepFacts reads facts periodically, because a public address can move. A failed read keeps the
+// former facts.
 func (b *Boot) keepFacts(ctx context.Context, reader platform.Reader) {
 	for ctx.Err() == nil {
 		pause := b.o.Refresh
 		if !b.readFacts(ctx, reader) {
 			b.mu.Lock()
 			if pause = min(factsRetry, b.o.Refresh); b.read.IsZero() {
-				pause = time.Second // the network is about to come
+				pause = time.Second // the network may come up soon
 				if time.Since(b.began) > b.o.Deadline {
 					pause = factsRetry
 				}
@@ -45,7 +46,7 @@ func (b *Boot) readFacts(ctx context.Context, reader platform.Reader) bool {
 	b.mu.Lock()
 	if err != nil {
 		if b.factsErr == nil || b.factsErr.Error() != err.Error() {
-			b.o.Log.Warn("the platform's facts could not be read; those that were read before stay", "err", err)
+			b.o.Log.Warn("the platform's facts could not be read; the former ones stay", "err", err)
 		}
 		if b.factsErr == nil {
 			b.factsBad = time.Now()
@@ -73,12 +74,12 @@ func (b *Boot) readFacts(ctx context.Context, reader platform.Reader) bool {
 	return true
 }
 
-// plan has the node use what the platform says of addresses.
+// plan gives the platform's addresses to the node.
 func (b *Boot) plan(ctx context.Context, former, now spec.Platform) {
 	err := b.node.SetFacts(ctx, now)
 	b.mu.Lock()
 	if err != nil && (b.unusable == nil || b.unusable.Error() != err.Error()) {
-		b.o.Log.Error("the document cannot be used with what the platform says; what runs stays as it is", "err", err)
+		b.o.Log.Error("the document cannot be used with the platform's facts; the node keeps its configuration", "err", err)
 	}
 	b.unusable = err
 	same := reflect.DeepEqual(former, now)
@@ -91,7 +92,7 @@ func (b *Boot) plan(ctx context.Context, former, now spec.Platform) {
 		return
 	}
 	if err := b.save(func(r *record) { r.Addresses = now }); err != nil {
-		b.o.Log.Warn("keeping the platform's facts for the next start", "err", err)
+		b.o.Log.Warn("storing the platform's facts for the next start failed", "err", err)
 	}
 }
 
@@ -118,7 +119,7 @@ func cards() (out []card) {
 	return out
 }
 
-// addresses returns what documents may ask for.
+// addresses returns the facts that documents may use.
 func addresses(f platform.Facts, all []card) spec.Platform {
 	p := spec.Platform{Known: true, Interfaces: map[string]netip.Addr{}, Public: map[netip.Addr]netip.Addr{}}
 	for _, n := range f.NICs {
@@ -134,7 +135,8 @@ func addresses(f platform.Facts, all []card) spec.Platform {
 	return p
 }
 
-// noteInstance notes on which machine the state is. On another one than at first, it is a copy, or its disk was moved.
+// noteInstance records the machine that the state is on. On another machine than before, the state
+// is a copy, or its disk was moved.
 func (b *Boot) noteInstance(rec record, instance string) {
 	var err error
 	switch {
@@ -151,7 +153,7 @@ func (b *Boot) noteInstance(rec record, instance string) {
 		err = b.save(func(r *record) { r.Instance, r.Other, r.Since, r.Authority = instance, "", time.Time{}, "" })
 	}
 	if err != nil {
-		b.o.Log.Warn("noting the machine", "err", err)
+		b.o.Log.Warn("storing the machine's instance failed", "err", err)
 	}
 }
 
@@ -167,10 +169,11 @@ func publicAddresses(f platform.Facts) (out []string) {
 	return out
 }
 
-// movedFor is how long a condition tells of public addresses that have changed.
+// movedFor is how long a condition reports a change of public addresses.
 const movedFor = 24 * time.Hour
 
-// interfaceOf returns the kernel interface with a hardware address. Of two, as a virtual function and the interface above it have one, it is that with addresses.
+// interfaceOf returns the kernel interface with a hardware address. If two have it, such as a
+// virtual function and the interface above it, it returns the one with addresses.
 func interfaceOf(mac string, all []card) string {
 	best, most := "", -1
 	for _, c := range all {
@@ -181,7 +184,7 @@ func interfaceOf(mac string, all []card) string {
 	return best
 }
 
-// Status returns what is known of the platform; nil: nothing is.
+// Status returns the platform's facts; nil: there are none.
 func (b *Boot) Status() *isthmusv1.PlatformStatus {
 	b.mu.Lock()
 	f, read := b.facts, b.read
@@ -211,7 +214,7 @@ func (b *Boot) Status() *isthmusv1.PlatformStatus {
 	return s
 }
 
-// Conditions tells what of the first boot and of the platform a user should know.
+// Conditions returns the conditions of the first boot and of the platform.
 func (b *Boot) Conditions() (out []*isthmusv1.Condition) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -231,18 +234,19 @@ func (b *Boot) Conditions() (out []*isthmusv1.Condition) {
 		out = append(out, condition.FactsOld.Warning(b.factsBad, "%s", age+": "+b.factsErr.Error()))
 	}
 	if b.unusable != nil {
-		out = append(out, condition.FactsUnusable.Error(b.read, "%s", "the document cannot be used with what the platform says, and what runs stays as it is: "+b.unusable.Error()))
+		out = append(out, condition.FactsUnusable.Error(b.read, "%s", "the document cannot be used with the platform's facts, and the node keeps its configuration: "+b.unusable.Error()))
 	}
 	if b.moved != "" && time.Since(b.movedAt) < movedFor {
-		out = append(out, condition.PublicAddressChanged.Warning(b.movedAt, "%s", b.moved+"; peers and partners that know a former one do not reach the node by it"))
+		out = append(out, condition.PublicAddressChanged.Warning(b.movedAt, "%s", b.moved+"; peers and partners that use a former address cannot reach the node"))
 	}
 	if b.rec.Other != "" {
-		out = append(out, condition.InstanceChanged.Error(b.rec.Since, "this state was made on instance %s and is on %s: when it is a copy, both nodes have the same keys: set new secrets on one of them and `isthmus authority renew`, which ends this condition", b.rec.Instance, b.rec.Other))
+		out = append(out, condition.InstanceChanged.Error(b.rec.Since, "this state was made on instance %s and is on %s: if it is a copy, both nodes have the same keys: set new secrets on one of them and run `isthmus authority renew`, which ends this condition", b.rec.Instance, b.rec.Other))
 	}
 	return out
 }
 
-// address returns the host and port under which the first admin reaches the API, as far as that is known: the first public address, else the first one.
+// address returns the host and port of the API for the first admin, as far as known: the first
+// public address, else the first address.
 func (b *Boot) address() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()

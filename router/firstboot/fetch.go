@@ -18,7 +18,8 @@ const (
 	fetchWithin  = 30 * time.Second
 )
 
-// fetch gets the document at a URL. What comes counts only when it has the digest. Errors do not repeat the URL, which may have what gives access to the text.
+// fetch gets the document at a URL, and accepts it only with the given digest. Errors do not have
+// the URL, which may include credentials.
 func fetch(ctx context.Context, at, sum string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchWithin)
 	defer cancel()
@@ -44,7 +45,7 @@ func fetch(ctx context.Context, at, sum string) (string, error) {
 		if u, ok := errors.AsType[*url.Error](err); ok {
 			err = u.Err
 		}
-		return "", fmt.Errorf("documentURL: getting the document from %s: %w; the node must reach it from the network that it starts in", host, err)
+		return "", fmt.Errorf("documentURL: getting the document from %s: %w; the node must reach it from the network in which it starts", host, err)
 	}
 	answer, err := c.Do(q)
 	if err != nil {
@@ -62,7 +63,7 @@ func fetch(ctx context.Context, at, sum string) (string, error) {
 		return fail(fmt.Errorf("it is larger than %d bytes", maxDocument))
 	}
 	if got := sha256.Sum256(body); hex.EncodeToString(got[:]) != sum {
-		return fail(fmt.Errorf("its SHA-256 is %x, and not documentSHA256", got))
+		return fail(fmt.Errorf("its SHA-256 is %x instead of documentSHA256", got))
 	}
 	return string(body), nil
 }

@@ -21,53 +21,59 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// Node is the node that is to be made.
+// Node is the new node.
 type Node interface {
 	// Generation returns the number of the newest accepted document; 0: there has never been one.
 	Generation() uint64
-	// CheckFirst says what is wrong with a text as the first document, as spec.Problems.
+	// CheckFirst returns the problems of a text as the first document, as spec.Problems.
 	CheckFirst(ctx context.Context, text string) error
-	// ApplyFirst makes a text the first document. With another one accepted meanwhile, the error wraps store.ErrStale.
+	// ApplyFirst makes a text the first document. With another one accepted meanwhile, the error
+	// wraps store.ErrStale.
 	ApplyFirst(ctx context.Context, text string) (uint64, error)
-	// SetFirstAccess says who may reach the API as long as the document does not.
+	// SetFirstAccess sets the sources that may reach the API until the document names some.
 	SetFirstAccess(ctx context.Context, api []netip.Prefix) error
-	// SetFacts says what the platform says of addresses now; an error is why the present document cannot be used with it.
+	// SetFacts sets the platform's present addresses. The error is why the present document cannot
+	// be used with them.
 	SetFacts(ctx context.Context, p spec.Platform) error
 }
 
-// Options are what a Boot works with.
+// Options configure a Boot.
 type Options struct {
-	// Platform is the platform; empty: it is found out by DMI and by whether there is a seed.
+	// Platform is the platform; empty: detect it by DMI and by a seed.
 	Platform platform.Kind
 	Reader   platform.Options
 	Sys      string // /sys
-	Runtime  string // directory of what need not outlive a boot
-	Console  string // file for what the console is to show
+	Runtime  string // directory of data that need not outlive a boot
+	Console  string // file with the text for the console
 	Records  Records
 	Port     uint16 // of the API
-	// Issue signs an admin's request, and returns the certificate and those of the authority, in PEM, and the name that the server's certificate carries.
+	// Issue signs an admin's request, and returns the certificate and those of the authority, in
+	// PEM, and the name in the server's certificate.
 	Issue func(name string, request []byte, lifetime time.Duration) (certificate, authority, serverName string, err error)
-	// Act writes to the audit log that something is done for the first boot.
+	// Act writes an action of the first boot to the audit log.
 	Act func(method, object, digest string, do func() (uint64, error)) error
-	// Authority returns a name of the node's authority, which another one does not have; empty: there is none.
+	// Authority returns a unique name of the node's authority; empty: there is none.
 	Authority func() string
 	// Changed is called when Hosts may have changed.
 	Changed func()
-	// Deadline is how long user-data is asked for, and SeedWait how long a NoCloud seed is waited for. Defaults: 15m, 2m.
+	// Deadline bounds the wait for user-data, and SeedWait the wait for a NoCloud seed. Defaults:
+	// 15m, 2m.
 	Deadline, SeedWait time.Duration
-	// Refresh is how often facts are read. Default: 5m.
+	// Refresh is the interval of reading facts. Default: 5m.
 	Refresh time.Duration
 	Log     *slog.Logger
 }
 
-// factsWait is how long user-data waits for facts, which the admin's context is to have, and factsWithin how long one reading of them takes at most.
+// factsWait is how long user-data waits for facts, which the admin's context includes. factsWithin
+// bounds one read of them.
 const (
 	factsWait   = 30 * time.Second
 	factsWithin = time.Minute
 	factsRetry  = time.Minute
 )
 
-// Boot is the first boot of a node, and what it knows of its platform. Methods may be called from several goroutines.
+// Boot is the first boot of a node, and has the platform's facts. Its methods are safe for
+// concurrent use.
 type Boot struct {
 	o    Options
 	node Node
@@ -94,7 +100,7 @@ type Boot struct {
 	movedAt   time.Time
 }
 
-// New reads what was noted earlier.
+// New reads the record of an earlier run.
 func New(o Options) *Boot {
 	if o.Deadline == 0 {
 		o.Deadline = 15 * time.Minute
@@ -112,13 +118,14 @@ func New(o Options) *Boot {
 	return b
 }
 
-// API returns the sources that may reach the API as long as the document names none.
+// API returns the sources that may reach the API until the document names some.
 func (b *Boot) API() []netip.Prefix { return b.record().API }
 
-// Addresses returns what the platform said of addresses last.
+// Addresses returns the last addresses from the platform.
 func (b *Boot) Addresses() spec.Platform { return b.record().Addresses }
 
-// Hosts returns further names and addresses for the server's certificate: those of the user-data, and the public addresses of the machine.
+// Hosts returns further names and addresses for the server's certificate: those of the user-data,
+// and the public addresses of the machine.
 func (b *Boot) Hosts() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -133,7 +140,7 @@ func (b *Boot) Hosts() []string {
 	return out
 }
 
-// Run does the first boot, unless that was done, and then reads facts again and again, until ctx is done.
+// Run does the first boot, unless it is done, and then reads facts periodically, until ctx is done.
 func (b *Boot) Run(ctx context.Context, node Node) {
 	b.node = node
 	b.show()
@@ -142,23 +149,23 @@ func (b *Boot) Run(ctx context.Context, node Node) {
 	b.kind = kind
 	b.mu.Unlock()
 	if kind == platform.None || ctx.Err() != nil {
-		b.o.Log.Info("this machine is on no platform that isthmus knows; user-data is not looked for")
+		b.o.Log.Info("this machine is not on a supported platform; user-data is not read")
 		return
 	}
 	b.o.Log.Info("platform found", "platform", string(kind))
 	reader, err := platform.Open(kind, b.o.Reader)
 	if err != nil {
-		b.say(condition.FirstBootFailed.Error(time.Now(), "%v", err))
+		b.setTrouble(condition.FirstBootFailed.Error(time.Now(), "%v", err))
 		return
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { b.keepFacts(ctx, reader) })
 	b.take(ctx, reader)
-	b.tellReady(ctx, reader)
+	b.reportReady(ctx, reader)
 }
 
-// find returns the platform. A seed's disk may come after the daemon.
+// find returns the platform. A seed's disk may appear after the daemon has started.
 func (b *Boot) find(ctx context.Context) platform.Kind {
 	if b.o.Platform != "" {
 		return b.o.Platform
@@ -177,8 +184,9 @@ func (b *Boot) find(ctx context.Context) platform.Kind {
 	}
 }
 
-// say has a condition tell how user-data is. Nil: all is well. The time of the same condition stays.
-func (b *Boot) say(c *isthmusv1.Condition) {
+// setTrouble sets the condition of user-data. Nil: there is none. A condition with the same text
+// keeps its time.
+func (b *Boot) setTrouble(c *isthmusv1.Condition) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if c == nil || b.trouble == nil || b.trouble.Type != c.Type || b.trouble.Message != c.Message {
@@ -198,7 +206,7 @@ func (b *Boot) take(ctx context.Context, reader platform.Reader) {
 		return
 	}
 	if _, err := os.Lstat(tried); err == nil {
-		b.say(condition.UserDataRefused.Error(time.Now(), "%s", "user-data was refused in this boot; the console says why, and "+b.o.Console+": change the user-data and boot again, or apply a document"))
+		b.setTrouble(condition.UserDataRefused.Error(time.Now(), "%s", "user-data was refused in this boot; for the reasons, see the console or "+b.o.Console+": change the user-data and boot again, or apply a document"))
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, b.o.Deadline)
@@ -207,14 +215,14 @@ func (b *Boot) take(ctx context.Context, reader platform.Reader) {
 	last := ""
 	waiting := func(err error) {
 		if err.Error() != last {
-			b.o.Log.Warn("user-data is not there yet; trying again", "err", err)
+			b.o.Log.Warn("user-data is not available yet; retrying", "err", err)
 			last = err.Error()
 		}
-		b.say(condition.FirstBootWaiting.Warning(time.Now(), "%v; the first boot is tried again until %s", err, until))
+		b.setTrouble(condition.FirstBootWaiting.Warning(time.Now(), "%v; the first boot is retried until %s", err, until))
 	}
 	gaveUp := func(err error) {
-		b.o.Log.Error("first boot failed; the next start tries again", "err", err)
-		b.say(condition.FirstBootFailed.Error(time.Now(), "%v; the next start tries again; or apply a document", err))
+		b.o.Log.Error("first boot failed; the next start retries it", "err", err)
+		b.setTrouble(condition.FirstBootFailed.Error(time.Now(), "%v; the next start retries it; or apply a document", err))
 		b.note("first boot failed: " + err.Error())
 	}
 	var data []byte
@@ -225,25 +233,25 @@ func (b *Boot) take(ctx context.Context, reader platform.Reader) {
 		return
 	}
 	if what := Foreign(data); what != "" {
-		b.o.Log.Info("user-data is not for isthmus and is ignored; its first line is to be "+Header, "it is", what)
+		b.o.Log.Info("user-data is not for isthmus and is ignored; its first line must be "+Header, "it is", what)
 		if what == "nothing" {
-			b.say(nil)
+			b.setTrouble(nil)
 			b.note("no user-data was given; waiting for a document")
 			return
 		}
-		b.say(condition.UserDataIgnored.Warning(time.Now(), "%s", "user-data is "+what+" and is ignored: its first line is to be `"+Header+"`; or apply a document"))
-		b.note("user-data is " + what + " and is ignored: its first line is to be " + Header + "; waiting for a document")
+		b.setTrouble(condition.UserDataIgnored.Warning(time.Now(), "%s", "user-data is "+what+" and is ignored: its first line must be `"+Header+"`; or apply a document"))
+		b.note("user-data is " + what + " and is ignored: its first line must be " + Header + "; waiting for a document")
 		return
 	}
 	refuse := func(digest string, problems spec.Problems) {
 		if err := b.save(func(r *record) { r.Refused = digest }); err != nil {
-			b.o.Log.Warn("refused user-data is looked at again at the next start", "err", err)
+			b.o.Log.Warn("refused user-data is read again at the next start", "err", err)
 		}
 		if err := os.WriteFile(tried, nil, 0o600); err != nil {
-			b.o.Log.Warn("refused user-data is looked at again at the next start", "err", err)
+			b.o.Log.Warn("refused user-data is read again at the next start", "err", err)
 		}
 		b.o.Log.Error("user-data was refused; nothing of it was used", "problems", len(problems), "they are in", b.o.Console)
-		b.say(condition.UserDataRefused.Error(time.Now(), "user-data was refused, and nothing of it was used: %s; change it and boot again, or apply a document", oneLine(problems)))
+		b.setTrouble(condition.UserDataRefused.Error(time.Now(), "user-data was refused, and nothing of it was used: %s; change it and boot again, or apply a document", oneLine(problems)))
 		lines := []string{"user-data was refused, and nothing of it was used:"}
 		for _, p := range problems {
 			lines = append(lines, "  "+p.String())
@@ -257,8 +265,8 @@ func (b *Boot) take(ctx context.Context, reader platform.Reader) {
 		return
 	}
 	if u.Digest == rec.Refused {
-		const again = "this user-data was refused at an earlier boot and is not tried again: change it and boot again, or apply a document"
-		b.say(condition.UserDataRefused.Error(time.Now(), "%s", again))
+		const again = "this user-data was refused at an earlier boot and is not used: change it and boot again, or apply a document"
+		b.setTrouble(condition.UserDataRefused.Error(time.Now(), "%s", again))
 		b.note(again)
 		return
 	}
@@ -286,12 +294,12 @@ func (b *Boot) take(ctx context.Context, reader platform.Reader) {
 	case err != nil && !errors.Is(context.Cause(ctx), context.Canceled):
 		gaveUp(err)
 	case err == nil:
-		b.say(nil)
+		b.setTrouble(nil)
 		b.show()
 	}
 }
 
-// within puts the path of a field before those of the problems of its text.
+// within prefixes the paths of problems in a field's text with the field.
 func within(field string, problems spec.Problems) (out spec.Problems) {
 	for _, p := range problems {
 		at := field
@@ -307,7 +315,7 @@ func within(field string, problems spec.Problems) (out spec.Problems) {
 	return out
 }
 
-// maxMessage bounds in bytes what a condition repeats of problems; the console has all of them.
+// maxMessage bounds in bytes the problems in a condition; the console has all of them.
 const maxMessage = 4096
 
 func oneLine(problems spec.Problems) string {
@@ -322,11 +330,12 @@ func oneLine(problems spec.Problems) string {
 	return s
 }
 
-// auto finds a text that may ask for the platform's facts.
+// auto finds a text that may need the platform's facts.
 var auto = regexp.MustCompile(`(?i)address["']?\s*:\s*["']?auto\b`)
 
-// use carries checked user-data out. Everything is checked before anything is done. When the daemon ends in between, the next start goes on: a request is signed
-// again only when the certificate was not noted.
+// use applies checked user-data. It checks everything before it does anything. When the daemon ends
+// in between, the next start continues; it signs a request again only if the certificate was not
+// recorded.
 func (b *Boot) use(ctx context.Context, u *UserData) error {
 	text := u.Document
 	if u.URL != "" {
@@ -339,7 +348,7 @@ func (b *Boot) use(ctx context.Context, u *UserData) error {
 	known := !b.read.IsZero() || b.rec.Addresses.Known
 	b.mu.Unlock()
 	if !known && auto.MatchString(text) {
-		return errors.New("the document has `auto` for an address, and the platform has not told the machine's addresses yet")
+		return errors.New("the document has `auto` for an address, and the platform has not returned the machine's addresses yet")
 	}
 	if text != "" {
 		if err := b.node.CheckFirst(ctx, text); err != nil {
@@ -394,29 +403,30 @@ func (b *Boot) use(ctx context.Context, u *UserData) error {
 	return nil
 }
 
-// finish notes that user-data is not read again. When that fails, the accepted document says the same at the next start.
+// finish records that user-data is not read again. When that fails, the next start finds the
+// accepted document instead.
 func (b *Boot) finish(change func(*record)) {
 	if err := b.save(change); err != nil {
-		b.o.Log.Warn("noting that the first boot is done", "err", err)
+		b.o.Log.Warn("storing that the first boot is done failed", "err", err)
 		b.mu.Lock()
 		change(&b.rec)
 		b.mu.Unlock()
 	}
 }
 
-// tellReady reports to a platform that waits for it, once in a boot.
-func (b *Boot) tellReady(ctx context.Context, reader platform.Reader) {
+// reportReady reports to a platform that waits for it, once in a boot.
+func (b *Boot) reportReady(ctx context.Context, reader platform.Reader) {
 	p, ok := reader.(platform.Provisioner)
-	told := filepath.Join(b.o.Runtime, "reported-ready")
-	if _, err := os.Lstat(told); !ok || err == nil || b.record().Quiet {
+	reported := filepath.Join(b.o.Runtime, "reported-ready")
+	if _, err := os.Lstat(reported); !ok || err == nil || b.record().Quiet {
 		return
 	}
 	err := platform.Keep(ctx, p.ReportReady, func(err error) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if b.report == nil || !strings.Contains(b.report.Message, err.Error()) {
-			b.o.Log.Warn("reporting to the platform that the node is ready; trying again", "err", err)
-			b.report = condition.NotReported.Warning(time.Now(), "the platform does not hear that the node is ready, and may call its creation failed: %v", err)
+			b.o.Log.Warn("reporting to the platform that the node is ready failed; retrying", "err", err)
+			b.report = condition.NotReported.Warning(time.Now(), "the node cannot report to the platform that it is ready, and the platform may call its creation failed: %v", err)
 		}
 	})
 	if err != nil {
@@ -425,8 +435,8 @@ func (b *Boot) tellReady(ctx context.Context, reader platform.Reader) {
 	b.mu.Lock()
 	b.report = nil
 	b.mu.Unlock()
-	b.o.Log.Info("the platform knows that the node is ready")
-	if err := os.WriteFile(told, nil, 0o600); err != nil {
+	b.o.Log.Info("reported to the platform that the node is ready")
+	if err := os.WriteFile(reported, nil, 0o600); err != nil {
 		b.o.Log.Warn("the next start of the daemon reports again", "err", err)
 	}
 }

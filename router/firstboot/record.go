@@ -11,7 +11,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// Records keeps what is noted of the first boot.
+// Records stores the record of the first boot.
 type Records interface {
 	Private(name string) ([]byte, error)
 	SetPrivate(name string, value []byte, now time.Time) error
@@ -19,7 +19,7 @@ type Records interface {
 
 const recordName = "first-boot"
 
-// record is what is noted. It has no text of the user-data but what counts from then on.
+// record is the state of the first boot. It keeps from the user-data only what is needed later.
 type record struct {
 	Done       bool      `json:",omitempty"` // user-data is not read again
 	Time       time.Time `json:",omitzero"`
@@ -32,12 +32,14 @@ type record struct {
 	Shell   bool           `json:",omitempty"`
 	Quiet   bool           `json:",omitempty"`
 	Context string         `json:",omitempty"` // for the first admin, public
-	Admin   string         `json:",omitempty"` // whose it is
+	Admin   string         `json:",omitempty"` // the admin's name
 
-	// Addresses is what the platform said of addresses last: the daemon starts before the network, and a document may need it then.
+	// Addresses are the last addresses from the platform: the daemon starts before the network, and
+	// a document may need them then.
 	Addresses spec.Platform `json:",omitzero"`
 
-	// Instance is the machine that this state belongs to. Other is one that it was found on, Since when, and Authority the authority that it had then.
+	// Instance is the machine that this state belongs to. Other is another machine that it was
+	// found on, Since the time of that, and Authority the authority at that time.
 	Instance  string    `json:",omitempty"`
 	Other     string    `json:",omitempty"`
 	Since     time.Time `json:",omitzero"`
@@ -53,12 +55,12 @@ func (b *Boot) load() error {
 		err = json.Unmarshal(data, &b.rec)
 	}
 	if err != nil {
-		return fmt.Errorf("reading what was noted of the first boot: %w", err)
+		return fmt.Errorf("reading the record of the first boot: %w", err)
 	}
 	return nil
 }
 
-// save notes a change; nothing is changed when that fails.
+// save stores a change; without success, nothing changes.
 func (b *Boot) save(change func(*record)) error {
 	b.saving.Lock()
 	defer b.saving.Unlock()
@@ -71,7 +73,7 @@ func (b *Boot) save(change func(*record)) error {
 		err = b.o.Records.SetPrivate(recordName, data, time.Now())
 	}
 	if err != nil {
-		return fmt.Errorf("noting the first boot: %w", err)
+		return fmt.Errorf("storing the record of the first boot: %w", err)
 	}
 	b.mu.Lock()
 	b.rec = next

@@ -1,5 +1,6 @@
-// Package firstboot makes a new machine a node without a login: it reads the machine's user-data once, has the first document applied and the first admin's
-// certificate request signed, and shows on the console what the admin needs. Then it keeps reading what the platform says of the machine.
+// Package firstboot makes a new machine a node without a login: it reads the machine's user-data
+// once, applies the first document, signs the first admin's certificate request, and shows the
+// admin's context on the console. Then it keeps reading the platform's facts about the machine.
 package firstboot
 
 import (
@@ -26,10 +27,10 @@ type UserData struct {
 	URL      string
 	SHA256   string
 	API      []netip.Prefix
-	Admin    *Admin // nil: no request is to be signed
+	Admin    *Admin // nil: there is no request to sign
 	Hosts    []string
 	Shell    bool
-	Quiet    bool // Azure is not told that the node is ready
+	Quiet    bool // do not report to Azure that the node is ready
 }
 
 // Admin is a certificate request to sign.
@@ -53,7 +54,7 @@ var (
 	sumRule  = regexp.MustCompile(`^[0-9a-fA-F]{64}$`)
 )
 
-// Foreign says what user-data is that is not for isthmus; empty: it is for isthmus.
+// Foreign describes user-data that is not for isthmus; empty: it is for isthmus.
 func Foreign(data []byte) string {
 	first, _, _ := bytes.Cut(data, []byte("\n"))
 	line := strings.TrimRight(string(first), " \t\r")
@@ -76,13 +77,13 @@ func Foreign(data []byte) string {
 	return "text of another kind"
 }
 
-// Digest returns the name under which user-data is noted.
+// Digest returns the hash that identifies user-data.
 func Digest(data []byte) string {
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:])
 }
 
-// Parse checks user-data that is for isthmus. Every problem is found at once.
+// Parse checks user-data that is for isthmus. It finds all problems at once.
 func Parse(data []byte) (*UserData, spec.Problems) {
 	var m isthmusv1.UserData
 	lines, problems := spec.DecodeMessage(data, &m)
@@ -101,7 +102,7 @@ func Parse(data []byte) (*UserData, spec.Problems) {
 			f.Problem("documentURL", "", "is not a URL of https or http", fmt.Sprintf("give one without a user and a password, of at most %d bytes", maxURL))
 		}
 		if u.SHA256 == "" {
-			f.Missing("documentSHA256", "give what `sha256sum` prints for the document")
+			f.Missing("documentSHA256", "give the digest that `sha256sum` prints for the document")
 		} else if !sumRule.MatchString(u.SHA256) {
 			f.Problem("documentSHA256", m.GetDocumentSha256(), "is not a SHA-256", "give the 64 hexadecimal digits that `sha256sum` prints")
 		}
@@ -129,7 +130,7 @@ func Parse(data []byte) (*UserData, spec.Problems) {
 	case "shell":
 		u.Shell = true
 	default:
-		f.Problem("console", m.GetConsole(), "is nothing that the console can have", `give "none" or "shell", or leave it out`)
+		f.Problem("console", m.GetConsole(), "is not a value of console", `give "none" or "shell", or leave it out`)
 	}
 	return u, f.Problems()
 }

@@ -122,7 +122,7 @@ func TestParse(t *testing.T) {
 			}
 		}
 	}
-	// What costs the most within 64 KiB ends soon.
+	// The most expensive text within 64 KiB ends soon.
 	begin := time.Now()
 	_, problems = Parse([]byte("#isthmus\naccess: {api: [" + strings.Repeat("x,", 32000) + "]}\n"))
 	if len(problems) == 0 || len(problems) > 101 || time.Since(begin) > 10*time.Second {
@@ -130,7 +130,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestShowAtOnce: facts and user-data are read by two goroutines, and both write the console's text.
+// TestShowAtOnce has several goroutines write the console's text, as the readers of facts and of
+// user-data do.
 func TestShowAtOnce(t *testing.T) {
 	dir := t.TempDir()
 	var log strings.Builder
@@ -146,7 +147,7 @@ func TestShowAtOnce(t *testing.T) {
 	writers.Wait()
 	b.note("the last")
 	if data, err := os.ReadFile(b.o.Console); err != nil || string(data) != "isthmus: the last\n" || log.Len() > 0 {
-		t.Errorf("%q, %v; the log says %.300s", data, err, log.String())
+		t.Errorf("%q, %v; the log has %.300s", data, err, log.String())
 	}
 }
 

@@ -30,7 +30,7 @@ func TestProbe(t *testing.T) {
 	ns := netns.New(t)
 	for _, r := range results {
 		t.Logf("%s: %v", r.Capability, r.Err)
-		// What iproute2 and nft can do here, the probe must find, and the other way round.
+		// The probe must find what iproute2 and nft can create here, and nothing else.
 		commands := map[Capability]string{
 			XFRMInterface: "ip link add x type xfrm if_id 7",
 			WireGuard:     "ip link add x type wireguard",
@@ -44,7 +44,7 @@ func TestProbe(t *testing.T) {
 		}
 		_, err := ns.Try(strings.ReplaceAll(commands[r.Capability], "\u00a0", " "))
 		if (err == nil) != (r.Err == nil) {
-			t.Errorf("%s: the probe says %v, and the command %v", r.Capability, r.Err, err)
+			t.Errorf("%s: the probe returns %v, and the command %v", r.Capability, r.Err, err)
 		}
 		ns.Try("ip link del x")
 	}
@@ -52,7 +52,8 @@ func TestProbe(t *testing.T) {
 		t.Errorf("%d results, want %d", len(results), len(probes))
 	}
 	names := Names(results)
-	for _, c := range []Capability{NextHops, NextHopGroups, NFTables, NAT} { // without these nothing else here is tested
+	// without these, the test covers nothing here
+	for _, c := range []Capability{NextHops, NextHopGroups, NFTables, NAT} {
 		if !slices.Contains(names, string(c)) {
 			t.Errorf("%s is missing", c)
 		}
@@ -66,7 +67,7 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// TestOwnThread runs long enough on all threads to meet the first one.
+// TestOwnThread runs often enough on all threads to include the first one.
 func TestOwnThread(t *testing.T) {
 	for range 200 {
 		onOwnThread(func() {
@@ -77,7 +78,8 @@ func TestOwnThread(t *testing.T) {
 	}
 }
 
-// TestRestore: parameters become again what they were before the first change, whatever was changed since.
+// TestRestore checks that Restore resets parameters to their values before the first change,
+// whatever was changed since.
 func TestRestore(t *testing.T) {
 	ns := netns.New(t)
 	netns.Veth(ns, "up0", ns, "far0")
@@ -100,7 +102,7 @@ func TestRestore(t *testing.T) {
 	}
 	run()
 	ns.Run("sysctl -qw net.ipv4.conf.all.rp_filter=0")
-	run() // of a later daemon
+	run() // by a later daemon
 	if read() == was {
 		t.Fatalf("nothing was changed: %s", was)
 	}
@@ -120,18 +122,18 @@ func TestRestore(t *testing.T) {
 		return nil
 	})
 
-	// A file of the daemon has root do no more than the daemon may do itself.
+	// The file is written by the daemon. It cannot make root do more than the daemon may do itself.
 	if err := os.WriteFile(file, []byte(`{"kernel/panic": "1", "net/../kernel/panic": "1"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := Restore(file); n != 0 || err == nil {
 		t.Errorf("%d written, %v", n, err)
 	}
-	// A place that takes no file keeps no parameter from its value.
+	// A place where no file can be written does not keep parameters from being set.
 	m.kept = filepath.Join(t.TempDir(), "gone", "kept")
 	ns.Do(func() {
 		if err := m.Forward(true); err == nil {
-			t.Error("that values cannot be kept is not told")
+			t.Error("no error although the former values cannot be stored")
 		}
 	})
 	if out := strings.TrimSpace(ns.Run("sysctl -n net.ipv4.ip_forward")); out != "1" {
@@ -155,7 +157,8 @@ func TestTune(t *testing.T) {
 	for _, s := range want {
 		ns.Do(func() {
 			have, err := os.ReadFile("/proc/sys/" + s.Path)
-			elsewhere := strings.HasSuffix(s.Path, "conntrack_max") || strings.HasSuffix(s.Path, "conntrack_buckets") // which the first namespace sets
+			// which the first namespace sets
+			elsewhere := strings.HasSuffix(s.Path, "conntrack_max") || strings.HasSuffix(s.Path, "conntrack_buckets")
 			if err == nil && !s.meets(strings.TrimSpace(string(have))) && !elsewhere || err != nil && !s.Optional {
 				t.Errorf("%s: %s, %v", s.Path, have, err)
 			}
@@ -172,7 +175,8 @@ func TestTune(t *testing.T) {
 	if n, err := tune(broken); n != 1 || err == nil || !strings.Contains(err.Error(), "net/ipv4/no_such") {
 		t.Errorf("a missing parameter: %d written, %v", n, err)
 	}
-	// The machine's own value comes back when a document no longer gives one, also under another daemon.
+	// The machine's own value returns when a document no longer gives one, also under another
+	// daemon.
 	ns.Run("sysctl -eqw net.netfilter.nf_conntrack_generic_timeout=700")
 	m := NewMachine(filepath.Join(t.TempDir(), "kept"))
 	for _, k := range []struct {
@@ -191,7 +195,8 @@ func TestTune(t *testing.T) {
 	}
 }
 
-// TestTuneLeaves: what others have set stays where it serves as well, and hosts behind an attachment are not heard as routers.
+// TestTuneLeaves checks that Tune keeps values of others that serve as well, and that the node
+// ignores router advertisements of hosts behind an attachment.
 func TestTuneLeaves(t *testing.T) {
 	ns := netns.New(t)
 	netns.Veth(ns, "up0", ns, "far0")

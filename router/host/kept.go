@@ -14,13 +14,15 @@ import (
 	"github.com/isthmus-net/isthmus/router/disk"
 )
 
-// A kernel parameter carries no mark, and how it was cannot be read from the kernel once it is changed. So the value that each had before
-// the first change is kept in a file that lives as long as the parameters do: until the next boot.
+// A kernel parameter has no mark, and its former value cannot be read from the kernel after a
+// change. So the value before the first change is stored in a file that lives as long as the
+// parameters: until the next boot.
 
 // maxKept bounds the file in bytes.
 const maxKept = 1 << 20
 
-// keep notes the present values of parameters that are about to be changed, unless they are noted already.
+// keep stores the present values of parameters before they are changed, unless they are stored
+// already.
 func keep(file string, changing map[string]string) error {
 	if file == "" || len(changing) == 0 {
 		return nil
@@ -44,7 +46,7 @@ func keep(file string, changing map[string]string) error {
 	return writeKept(file, kept)
 }
 
-// restorable returns those of some parameters that were changed, with the values that they had before.
+// restorable returns those of the given parameters that were changed, with their former values.
 func (m *Machine) restorable(of []Sysctl) (out []Sysctl, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -53,7 +55,7 @@ func (m *Machine) restorable(of []Sysctl) (out []Sysctl, err error) {
 	}
 	kept, err := readKept(m.kept)
 	if err != nil {
-		return nil, fmt.Errorf("reading how kernel parameters were: %w", err)
+		return nil, fmt.Errorf("reading the former values of kernel parameters: %w", err)
 	}
 	for _, s := range of {
 		if value, changed := kept[s.Path]; changed {
@@ -63,7 +65,7 @@ func (m *Machine) restorable(of []Sysctl) (out []Sysctl, err error) {
 	return out, nil
 }
 
-// forget has parameters that have their former values again restored no more.
+// forget removes restored parameters from the file.
 func (m *Machine) forget(restored []Sysctl) error {
 	if len(restored) == 0 {
 		return nil
@@ -88,7 +90,8 @@ func writeKept(file string, kept map[string]string) error {
 	return disk.Replace(file, text, 0o600)
 }
 
-// readKept returns what a file has; nil: there is none. One that was cut off is an error, and stays.
+// readKept returns the content of a file; nil: there is no file. A damaged file is an error, and
+// stays.
 func readKept(file string) (map[string]string, error) {
 	info, err := os.Stat(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -111,8 +114,9 @@ func readKept(file string) (map[string]string, error) {
 	return kept, nil
 }
 
-// Restore gives kernel parameters the values that a Machine with this file found, removes the file, and returns how many it wrote. Those of
-// interfaces that are gone are passed over. Without the file it does nothing.
+// Restore sets kernel parameters to the values that a Machine with this file found, removes the
+// file, and returns how many it wrote. It skips parameters of interfaces that are gone. Without the
+// file it does nothing.
 func Restore(file string) (written int, err error) {
 	kept, err := readKept(file)
 	if err != nil || kept == nil {
@@ -120,14 +124,15 @@ func Restore(file string) (written int, err error) {
 	}
 	var first, rest []Sysctl
 	for _, path := range slices.Sorted(maps.Keys(kept)) {
-		// The file is the daemon's, who is not root; what it changes are parameters of the network alone.
+		// The daemon, which is not root, writes the file. Only parameters of the network are
+		// accepted from it.
 		if !strings.HasPrefix(path, "net/") || !filepath.IsLocal(path) {
-			err = errors.Join(err, fmt.Errorf("restoring kernel parameter %q: not one of the network", path))
+			err = errors.Join(err, fmt.Errorf("restoring kernel parameter %q: it is not below net/", path))
 			continue
 		}
 		s := Sysctl{Path: path, Value: kept[path], Optional: true}
 		if slices.ContainsFunc(Forwarding(true)[:2], func(f Sysctl) bool { return f.Path == path }) {
-			first = append(first, s) // the kernel gives others their defaults when these change
+			first = append(first, s) // the kernel resets others to their defaults when these change
 		} else {
 			rest = append(rest, s)
 		}

@@ -12,10 +12,11 @@ import (
 	"strings"
 )
 
-// maxListening is how many ports Listening names.
+// maxListening bounds the ports that Listening returns.
 const maxListening = 20
 
-// Listening returns what listens at an address of this machine, as "tcp/22", in order, at most twenty ports.
+// Listening returns the ports that are open at an address of this machine, as "tcp/22", in order,
+// at most twenty.
 func (m *Machine) Listening(a netip.Addr) (out []string) {
 	ports := map[string]int{}
 	for _, protocol := range []string{"tcp", "udp"} {
@@ -39,7 +40,8 @@ func (m *Machine) Listening(a netip.Addr) (out []string) {
 	return out[:min(len(out), maxListening)]
 }
 
-// sockets reads the sockets that wait for peers from a file like /proc/net/tcp (proc_pid_net(5)). What cannot be read has none.
+// sockets reads the sockets that wait for peers from a file like /proc/net/tcp (proc_pid_net(5)).
+// An unreadable file has none.
 func sockets(file, protocol string) (out []netip.AddrPort) {
 	waits := map[string]string{"tcp": "0A", "udp": "07"}[protocol] // TCP_LISTEN; unconnected
 	f, err := os.Open(file)
@@ -58,7 +60,7 @@ func sockets(file, protocol string) (out []netip.AddrPort) {
 		if err != nil || err2 != nil || len(raw)%4 != 0 {
 			continue
 		}
-		for i := 0; i < len(raw); i += 4 { // written as numbers of the host
+		for i := 0; i < len(raw); i += 4 { // 32-bit words in host byte order
 			binary.BigEndian.PutUint32(raw[i:], binary.NativeEndian.Uint32(raw[i:]))
 		}
 		if a, ok := netip.AddrFromSlice(raw); ok {

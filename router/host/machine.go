@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Machine is what this kernel can do, as it was when Open tried it.
+// Machine has the capabilities of this kernel, as Open probed them.
 type Machine struct {
 	names  []string
 	kept   string
@@ -22,31 +22,33 @@ type Machine struct {
 	writes atomic.Uint64
 }
 
-// Open tries what the kernel can do, in a network namespace of its own. The values that kernel parameters had before they were changed are
-// kept in a file, for Restore; empty: they are not kept.
+// Open probes the capabilities of the kernel, in a separate network namespace. It stores the former
+// values of changed kernel parameters in the file kept, for Restore; empty: they are not stored.
 func Open(kept string) (*Machine, error) {
 	results, err := Probe()
 	if err != nil {
-		return nil, fmt.Errorf("trying what the kernel can do: %w", err)
+		return nil, fmt.Errorf("probing the kernel: %w", err)
 	}
 	return &Machine{names: Names(results), kept: kept}, nil
 }
 
-// NewMachine returns a Machine that knows no capability, to set kernel parameters alone. See Open for kept.
+// NewMachine returns a Machine without capabilities, which only sets kernel parameters. See Open
+// for kept.
 func NewMachine(kept string) *Machine { return &Machine{kept: kept} }
 
-// Has tells whether the kernel has a capability.
+// Has reports whether the kernel has a capability.
 func (m *Machine) Has(capability string) bool { return slices.Contains(m.names, capability) }
 
-// Capabilities returns what the kernel has, by name.
+// Capabilities returns the capabilities of the kernel, by name.
 func (m *Machine) Capabilities() []string { return m.names }
 
-// Forward has the kernel forward packets, or not.
+// Forward turns packet forwarding on or off.
 func (m *Machine) Forward(on bool) error {
 	return m.tune(Forwarding(on))
 }
 
-// Prepare sets the kernel parameters that a router with these interfaces needs, all but forwarding. See router.Host.
+// Prepare sets the kernel parameters that a router with these interfaces needs, except forwarding.
+// See router.Host.
 func (m *Machine) Prepare(underlay string, attached []string, portless time.Duration) error {
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
@@ -60,10 +62,11 @@ func (m *Machine) Prepare(underlay string, attached []string, portless time.Dura
 	if err := errors.Join(m.tune(append(want, restored...)), unread); err != nil {
 		return err
 	}
-	return m.forget(restored) // from now on they are the machine's again
+	return m.forget(restored) // they belong to the machine again
 }
 
-// tune is Tune with the former values kept. That they cannot be kept, as on a full disk, is told once and keeps no router from routing.
+// tune is Tune with the former values stored. An error of storing them, as on a full disk, is
+// returned once and does not keep the parameters from being set.
 func (m *Machine) tune(want []Sysctl) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -75,7 +78,7 @@ func (m *Machine) tune(want []Sysctl) error {
 	}
 	unkept := keep(m.kept, changing)
 	if unkept != nil {
-		unkept = fmt.Errorf("keeping how kernel parameters were: %w", unkept)
+		unkept = fmt.Errorf("storing the former values of kernel parameters: %w", unkept)
 	}
 	n, err := Tune(want)
 	m.writes.Add(uint64(n))

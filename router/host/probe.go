@@ -1,4 +1,5 @@
-// Package host finds out what the machine's kernel can do, and sets the kernel parameters that a router needs.
+// Package host probes the capabilities of the machine's kernel, and sets the kernel parameters that
+// a router needs.
 package host
 
 import (
@@ -21,7 +22,7 @@ const (
 	ESP           Capability = "esp"            // IPsec ESP with AES-GCM (xfrm)
 	XFRMInterface Capability = "xfrm-interface" // interfaces by if_id
 	WireGuard     Capability = "wireguard"      // the kernel's device
-	TUN           Capability = "tun"            // what WireGuard in user space needs
+	TUN           Capability = "tun"            // needed by WireGuard in user space
 	VRF           Capability = "vrf"
 	NextHops      Capability = "nexthop-objects"
 	NextHopGroups Capability = "nexthop-groups"
@@ -29,15 +30,15 @@ const (
 	NAT           Capability = "nat" // nftables chains of type nat
 )
 
-// Result is the answer of the kernel for one capability.
+// Result is the result of probing one capability.
 type Result struct {
 	Capability Capability
 	// Err is why the kernel lacks it; nil when it has it.
 	Err error
 }
 
-// Probe tries each capability in a network namespace of its own, which it removes. It needs CAP_SYS_ADMIN. An error
-// means that nothing is known.
+// Probe tries each capability in a separate network namespace, which it removes. It needs
+// CAP_SYS_ADMIN. An error means that nothing was probed.
 func Probe() ([]Result, error) {
 	var results []Result
 	var err error
@@ -57,8 +58,8 @@ func Probe() ([]Result, error) {
 	return results, err
 }
 
-// onOwnThread runs f on a thread that ends with it. That is never the process' first one: it cannot end before the
-// process does, and it stands for the process in /proc.
+// onOwnThread runs f on a thread that ends with it. It never uses the process's first thread, which
+// cannot end before the process and represents the process in /proc.
 func onOwnThread(f func()) {
 	done := make(chan struct{})
 	go func() {
@@ -66,7 +67,7 @@ func onOwnThread(f func()) {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
 			defer runtime.UnlockOSThread()
-			onOwnThread(f) // which gets another thread while this goroutine holds the first
+			onOwnThread(f) // runs on another thread while this goroutine holds the first
 			return
 		}
 		f()
@@ -74,7 +75,7 @@ func onOwnThread(f func()) {
 	<-done
 }
 
-// Names returns the capabilities that are there, in order.
+// Names returns the capabilities without an error, in order.
 func Names(results []Result) []string {
 	var names []string
 	for _, r := range results {
@@ -96,7 +97,8 @@ var probes = []struct {
 	{TUN, tryTUN},
 	{VRF, func() error { return tryLink("vrf", netlink.AppendUint32(nil, unix.IFLA_VRF_TABLE, 1000)) }},
 	{NextHops, func() error { return route(nextHop(1, netlink.New(unix.NHA_BLACKHOLE))) }},
-	{NextHopGroups, func() error { return route(nextHop(2, netlink.New(unix.NHA_GROUP, append(u32(1), 0, 0, 0, 0)...))) }}, // of the one above
+	// of the next hop above
+	{NextHopGroups, func() error { return route(nextHop(2, netlink.New(unix.NHA_GROUP, append(u32(1), 0, 0, 0, 0)...))) }},
 	{NFTables, func() error { return netfilter(nil) }},
 	{NAT, func() error { return netfilter(natChain()) }},
 }
@@ -106,8 +108,8 @@ var native = binary.NativeEndian
 func u32(v uint32) []byte  { return native.AppendUint32(nil, v) }
 func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
 
-// ask sends messages to the kernel and returns the first error that it answers with, or nil once it has acknowledged
-// the message with sequence number last.
+// ask sends messages to the kernel and returns the first error in the answers, or nil once the
+// kernel has acknowledged the message with sequence number last.
 func ask(protocol int, last uint32, messages ...[]byte) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
@@ -154,7 +156,7 @@ func nextHop(id uint32, what []byte) []byte {
 	return netlink.Request(unix.RTM_NEWNEXTHOP, unix.NLM_F_ACK|unix.NLM_F_CREATE, 1, []byte{family, 0, 0, 0, 0, 0, 0, 0}, netlink.AppendUint32(nil, unix.NHA_ID, id), what)
 }
 
-// loopbackUp sets up the loopback interface, without which there are no black holes.
+// loopbackUp sets up the loopback interface, which blackhole next hops need.
 func loopbackUp() error {
 	m := make([]byte, unix.SizeofIfInfomsg)
 	native.PutUint32(m[4:], 1) // its index in every namespace
@@ -188,7 +190,8 @@ func tryTUN() error {
 	return unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
 }
 
-// tryESP adds a tunnel mode security association of documentation addresses (linux/xfrm.h, struct xfrm_usersa_info).
+// tryESP adds a tunnel mode security association of documentation addresses (linux/xfrm.h, struct
+// xfrm_usersa_info).
 func tryESP() error {
 	const (
 		newSA    = 0x10 // XFRM_MSG_NEWSA

@@ -12,12 +12,13 @@ import (
 	"github.com/isthmus-net/isthmus/router/disk"
 )
 
-// AllowSSH writes the keys that may log in to a file in the format of authorized_keys, from which the machine's SSH server takes them. Without keys the file goes,
-// and the server does not run. A file that has them already is not written.
+// AllowSSH writes the keys that may log in to a file in the format of authorized_keys, which the
+// machine's SSH server reads. Without keys it removes the file, and the server does not run. It
+// does not write a file that is current.
 func AllowSSH(file string, keys []string) error {
 	if len(keys) == 0 {
 		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("taking away the keys for SSH: %w", err)
+			return fmt.Errorf("removing the keys for SSH: %w", err)
 		}
 		return nil
 	}

@@ -16,13 +16,13 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// Protocol is the origin (IFA_PROTO, Linux 5.18) of the addresses that AddPool adds, by which they are known again.
-// It is the number that our routes carry as well.
+// Protocol is the origin (IFA_PROTO, Linux 5.18) that marks the addresses of AddPool and of
+// tunnels. Our routes carry the same number.
 const Protocol = 0x49
 
 const ifaProto = 11 // IFA_PROTO, linux/if_addr.h
 
-// forever is a lifetime without an end (struct ifa_cacheinfo).
+// forever is an infinite lifetime (struct ifa_cacheinfo).
 const forever = 0xffffffff
 
 type assigned struct {
@@ -33,10 +33,11 @@ type assigned struct {
 	preferred, valid uint32
 }
 
-// deprecated says whether the node does not choose the address as a source by itself (RFC 6724 section 5, rule 3), and has it for good.
+// deprecated reports whether the address is never chosen as a source by default (RFC 6724 section
+// 5, rule 3), and does not expire.
 func (a assigned) deprecated() bool { return a.preferred == 0 && a.valid == forever }
 
-// ensureAddressesLocked makes the addresses of an interface of ours be the wanted ones.
+// ensureAddressesLocked sets the addresses of one of our interfaces.
 func (l *Links) ensureAddressesLocked(index int, wanted []Address) error {
 	have, err := l.addresses(index)
 	if err != nil {
@@ -50,7 +51,8 @@ func (l *Links) ensureAddressesLocked(index int, wanted []Address) error {
 	}
 	for _, w := range wanted {
 		if !slices.ContainsFunc(have, func(a assigned) bool { return a.Address == w }) {
-			// An interface has an IPv6 address once, whatever its prefix length or peer: the former one has to go first.
+			// An interface has an IPv6 address only once, whatever its prefix length or peer, so
+			// the old one is removed first.
 			if i := slices.IndexFunc(have, func(a assigned) bool { return a.Local.Addr() == w.Local.Addr() }); i >= 0 && w.Local.Addr().Is6() {
 				if err := l.changeAddress(unix.RTM_DELADDR, index, have[i].Address); err != nil {
 					return fmt.Errorf("removing address %s: %w", have[i].Local, err)
@@ -73,9 +75,9 @@ func (l *Links) ensureAddressesLocked(index int, wanted []Address) error {
 	return nil
 }
 
-// AddPool gives interfaces the pool addresses that they lack. The interfaces need not be ours. An address that one has
-// from elsewhere is left to its owner. Those of IPv6 are deprecated: the node's own traffic does not leave with them
-// unless it asks to. It goes on after an interface that fails.
+// AddPool adds missing pool addresses to interfaces, which need not be ours. Existing addresses
+// keep their origin. IPv6 addresses are deprecated, so that the node's own traffic uses them as a
+// source only on request. AddPool continues after an interface that fails.
 func (l *Links) AddPool(wanted map[string][]netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -116,8 +118,9 @@ func (l *Links) addPoolLocked(iface string, wanted []netip.Addr) error {
 	return nil
 }
 
-// PrunePool takes away what AddPool has added to any interface, by this process or an earlier one, and what is not wanted
-// on that interface. Addresses of tunnels, which carry the same origin, stay. It goes on after an address that stays.
+// PrunePool removes the addresses that AddPool has added to any interface, in this process or an
+// earlier one, and that are not wanted on that interface. It keeps addresses of tunnels, which
+// carry the same origin. It continues after an address that cannot be removed.
 func (l *Links) PrunePool(wanted map[string][]netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -164,18 +167,18 @@ func (l *Links) poolLocked() (out []pooled, err error) {
 	return out, err
 }
 
-// option changes a request about an address: by flags in place of NLM_F_EXCL, and by an attribute.
+// option changes a request about an address: flags replace NLM_F_EXCL, and an attribute is added.
 type option struct {
 	flags     int
 	attribute *nl.RtAttr
 }
 
-// lifetime has an IPv6 address valid for good and not preferred. Those of IPv4 have no such thing.
+// lifetime makes an IPv6 address valid forever and not preferred. IPv4 has no deprecated addresses.
 func lifetime(a netip.Addr, flags int) option {
 	if !a.Is6() {
 		return option{flags: flags}
 	}
-	info := make([]byte, 16) // struct ifa_cacheinfo: preferred, valid, and when it was made and changed
+	info := make([]byte, 16) // struct ifa_cacheinfo: preferred, valid, cstamp, tstamp
 	binary.NativeEndian.PutUint32(info[4:], forever)
 	return option{flags, nl.NewRtAttr(unix.IFA_CACHEINFO, info)}
 }
@@ -190,7 +193,8 @@ func (l *Links) changeAddress(command, index int, a Address, options ...option) 
 	msg.Index = uint32(index)
 	msg.Prefixlen = uint8(a.Local.Bits())
 	if local.Is6() {
-		msg.Flags = unix.IFA_F_NODAD // a tunnel has no other host, and a pool address is in use at once
+		// a tunnel has no other host, and a pool address is needed at once
+		msg.Flags = unix.IFA_F_NODAD
 	}
 	peer := a.Peer
 	if !peer.IsValid() {
@@ -233,8 +237,8 @@ func (l *Links) addresses(index int) (all []assigned, err error) {
 	return all, err
 }
 
-// eachAddress calls see with every address and the index of its interface. The kernel may leave out the addresses of other
-// interfaces than index; 0: none.
+// eachAddress calls see with every address and the index of its interface. With an index other than
+// 0, the kernel may omit the addresses of other interfaces.
 func (l *Links) eachAddress(index int, see func(assigned, int)) error {
 	type one struct {
 		assigned
@@ -278,7 +282,8 @@ func (l *Links) request(command, flags int) *nl.NetlinkRequest {
 	return req
 }
 
-// parseAddress decodes the body of an RTM_NEWADDR message and returns the index of the interface as well.
+// parseAddress decodes the body of an RTM_NEWADDR message and returns the index of the interface as
+// well.
 func parseAddress(m []byte) (assigned, int, error) {
 	if len(m) < unix.SizeofIfAddrmsg {
 		return assigned{}, 0, errors.New("decoding an address: message too short")

@@ -15,24 +15,28 @@ import (
 	"github.com/isthmus-net/isthmus/router/fib"
 )
 
-// canaryAlias marks the interface of the canary. It does not begin like those of tunnels, whose drivers remove what they do not know.
+// canaryAlias marks the interface of the canary. It has another prefix than the aliases of tunnels,
+// whose drivers remove unknown interfaces.
 const canaryAlias = "isthmus canary"
 
 // canaryInside is the other end of fib.Canary.
 const canaryInside = "canary"
 
-// The link addresses of both ends. They are given, since udev replaces one that the kernel chose, and both ends know each other's for good:
-// neither resolves addresses.
+// The link addresses of both ends. They are fixed, because udev replaces addresses that the kernel
+// chose, and because each end has a permanent neighbour entry for the other: neither uses ARP or
+// ND.
 var (
 	canaryNear = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 	canaryFar  = net.HardwareAddr{2, 0, 0, 0, 0, 2}
 )
 
-// Canary makes a host with the address from in a network namespace of its own, behind the interface fib.Canary, with a route to it. The host
-// has a way to one address, to. mtu is in bytes; 0: the kernel's default. There is one such host at a time: a former one goes. dial
-// connects from the host to a TCP port of to; it fails after remove, which takes everything away and may be called again.
+// Canary makes a host with the address from in a separate network namespace, behind the interface
+// fib.Canary, with a route to it. The host reaches one address, to. mtu is in bytes; 0: the
+// kernel's default. There is only one such host at a time: Canary removes an earlier one. dial
+// connects from the host to a TCP port of to. remove deletes everything, after which dial fails; it
+// may be called again.
 //
-// The namespace has no name. When the process dies, it goes, and the interface with it.
+// The namespace has no name. It ends with the process, and the interface with it.
 func (l *Links) Canary(from, to netip.Addr, mtu int) (dial func(ctx context.Context, port uint16) (net.Conn, error), remove func() error, err error) {
 	if err := l.RemoveCanary(); err != nil {
 		return nil, nil, err
@@ -48,7 +52,7 @@ func (l *Links) Canary(from, to netip.Addr, mtu int) (dial func(ctx context.Cont
 		mu.Lock()
 		defer mu.Unlock()
 		for _, c := range conns {
-			c.Close() // before the interface goes, so that the peer hears of it
+			c.Close() // before the interface goes, so that the peer receives the RST
 		}
 		conns, removed = nil, true
 		n.end()
@@ -64,14 +68,15 @@ func (l *Links) Canary(from, to netip.Addr, mtu int) (dial func(ctx context.Cont
 	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
 	dial = func(ctx context.Context, port uint16) (conn net.Conn, err error) {
 		ended := n.do(func() {
-			// A single address is dialled by the goroutine that asks, so by this thread.
+			// DialContext connects to a single address on the calling goroutine, and so on this
+			// thread.
 			conn, err = dialer.DialContext(ctx, network, netip.AddrPortFrom(to, port).String())
 		})
 		if err = errors.Join(err, ended); err != nil {
 			return nil, err
 		}
 		if c, ok := conn.(*net.TCPConn); ok {
-			_ = c.SetLinger(0) // a connection that waits for its end would keep the namespace
+			_ = c.SetLinger(0) // a connection in a closing state would keep the namespace
 		}
 		mu.Lock()
 		defer mu.Unlock()
@@ -85,7 +90,8 @@ func (l *Links) Canary(from, to netip.Addr, mtu int) (dial func(ctx context.Cont
 	return dial, remove, nil
 }
 
-// makeCanary makes both ends. The one on this side has no address: the node is not reached by it.
+// makeCanary makes both ends. The near end has no address, so that it does not make the node
+// reachable.
 func (l *Links) makeCanary(n *namespace, from, to netip.Addr, mtu int) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -106,11 +112,12 @@ func (l *Links) makeCanary(n *namespace, from, to netip.Addr, mtu int) error {
 		return err
 	}
 	if err := l.write(l.h.LinkSetAlias(near.raw, canaryAlias)); err != nil {
-		_ = l.delete(near) // without its mark nothing else would
+		_ = l.delete(near) // without its mark, nothing else would remove it
 		return fmt.Errorf("setting the alias: %w", err)
 	}
-	const none = 1                                         // IN6_ADDR_GEN_MODE_NONE
-	_ = l.write(l.h.LinkSetIP6AddrGenMode(near.raw, none)) // where IPv6 is off there is nothing to keep away
+	const none = 1 // IN6_ADDR_GEN_MODE_NONE
+	// an error means that IPv6 is off, which is as good
+	_ = l.write(l.h.LinkSetIP6AddrGenMode(near.raw, none))
 	if err := l.write(l.h.LinkSetUp(near.raw)); err != nil {
 		return fmt.Errorf("setting it up: %w", err)
 	}
@@ -125,14 +132,14 @@ func (l *Links) makeCanary(n *namespace, from, to netip.Addr, mtu int) error {
 	if inside != nil {
 		return inside
 	}
-	// Last: what is on its way to the address has somewhere to go.
+	// Last, so that packets to the address do not arrive before the host can receive them.
 	if err := l.write(l.linkRoute(near.Index, netip.PrefixFrom(from, from.BitLen()))); err != nil {
 		return fmt.Errorf("adding the route to %s: %w", from, err)
 	}
 	return nil
 }
 
-// makeCanaryInside makes the other end, in the namespace that the calling thread is in.
+// makeCanaryInside makes the other end, in the namespace of the calling thread.
 func makeCanaryInside(from, to netip.Addr) error {
 	in, err := Open()
 	if err != nil {
@@ -165,7 +172,8 @@ func makeCanaryInside(from, to netip.Addr) error {
 	return in.neighbour(far.Index, to, canaryNear)
 }
 
-// linkRoute adds a route without a gateway. It is not of isthmus's protocol: the forwarding table would remove it.
+// linkRoute adds a route without a gateway. It does not have isthmus's protocol, because the
+// forwarding table would remove it.
 func (l *Links) linkRoute(index int, to netip.Prefix) error {
 	r := &netlink.Route{LinkIndex: index, Dst: &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Bits(), to.Addr().BitLen())}, Protocol: unix.RTPROT_STATIC}
 	if to.Addr().Is4() {
@@ -174,7 +182,7 @@ func (l *Links) linkRoute(index int, to netip.Prefix) error {
 	return l.h.RouteAdd(r)
 }
 
-// neighbour sets the link address of a neighbour for good.
+// neighbour adds a permanent neighbour entry.
 func (l *Links) neighbour(index int, a netip.Addr, at net.HardwareAddr) error {
 	family := unix.AF_INET
 	if a.Is6() {
@@ -187,7 +195,8 @@ func (l *Links) neighbour(index int, a netip.Addr, at net.HardwareAddr) error {
 	return nil
 }
 
-// RemoveCanary removes the interface of the canary, with the routes on it. None, or one that is not ours, is not an error.
+// RemoveCanary removes the interface of the canary, with its routes. A missing or foreign interface
+// is not an error.
 func (l *Links) RemoveCanary() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -226,8 +235,9 @@ func newNamespace() (*namespace, error) {
 	return n, nil
 }
 
-// hold makes the namespace on a thread that ends with it, since it stays locked. The process' first thread cannot end before the process
-// does, so it is held back until another one has been found.
+// hold makes the namespace on a locked thread, which ends with the goroutine. The process's first
+// thread cannot end before the process, so hold keeps it back until another goroutine has another
+// thread.
 func (n *namespace) hold(ready chan<- error) {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {
@@ -268,5 +278,5 @@ func (n *namespace) do(f func()) error {
 	}
 }
 
-// end lets the namespace go. Work that is under way is waited for by those who gave it.
+// end releases the namespace. It does not wait for running functions; their callers do.
 func (n *namespace) end() { n.once.Do(func() { close(n.ended) }) }

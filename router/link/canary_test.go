@@ -19,7 +19,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/link/linktest"
 )
 
-// TestCanary: a host appears behind an interface, calls, and goes without a trace. What looks around sees nothing of it.
+// TestCanary checks that a host appears behind an interface, connects, and goes without a trace,
+// and that Surroundings does not include it.
 func TestCanary(t *testing.T) {
 	for _, k := range []struct{ from, to string }{{"10.1.255.254", "198.51.100.1"}, {"fd00:1::fe", "2001:db8::1"}} {
 		t.Run(k.from, func(t *testing.T) {
@@ -42,7 +43,7 @@ func TestCanary(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, _, err = l.Canary(from, to, 1400); err != nil { // it is left over
+			if _, _, err = l.Canary(from, to, 1400); err != nil { // leaves a host behind
 				t.Fatal(err)
 			}
 			dial, remove, err := l.Canary(from, to, 1400)
@@ -50,7 +51,7 @@ func TestCanary(t *testing.T) {
 				t.Fatal(err)
 			}
 			if during, err := l.Surroundings(); err != nil || !reflect.DeepEqual(during, before) {
-				t.Errorf("around is\n%v, was\n%v: %v", during, before, err)
+				t.Errorf("the surroundings are\n%v, were\n%v: %v", during, before, err)
 			}
 			if link, err := l.Get("canary0"); err != nil || link.MTU != 1400 {
 				t.Errorf("%+v, %v", link, err)
@@ -67,7 +68,7 @@ func TestCanary(t *testing.T) {
 			}
 			defer peer.Close()
 			if who := peer.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); who != from {
-				t.Errorf("called from %v, want %v", who, from)
+				t.Errorf("connected from %v, want %v", who, from)
 			}
 			if _, err := conn.Write([]byte("?")); err != nil {
 				t.Error(err)
@@ -77,25 +78,25 @@ func TestCanary(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			// The peer hears of the end.
+			// The peer receives an RST.
 			_ = peer.SetDeadline(time.Now().Add(20 * time.Second))
 			if _, err := io.ReadAll(peer); !errors.Is(err, unix.ECONNRESET) {
-				t.Errorf("the peer hears %v", err)
+				t.Errorf("the peer reads %v", err)
 			}
 			if _, err := dial(ctx, port); !errors.Is(err, net.ErrClosed) {
-				t.Errorf("dialling after the end: %v", err)
+				t.Errorf("dialling after remove: %v", err)
 			}
 			if _, err := l.Get("canary0"); !errors.Is(err, ErrNotFound) {
-				t.Errorf("after the end: %v", err)
+				t.Errorf("after remove: %v", err)
 			}
 			if route := linktest.Run(t, "ip", "route", "show", "table", "all", k.from); route != "" {
-				t.Errorf("after the end: %s", route)
+				t.Errorf("after remove: %s", route)
 			}
 		})
 	}
 }
 
-// TestCanaryOfOthers: an interface of this name that is not ours stays, and keeps the canary away.
+// TestCanaryOfOthers checks that a foreign interface of this name stays and that Canary fails.
 func TestCanaryOfOthers(t *testing.T) {
 	l := open(t)
 	linktest.Run(t, "ip", "link", "add", "canary0", "type", "veth", "peer", "name", "canary1")
@@ -111,7 +112,7 @@ func TestCanaryOfOthers(t *testing.T) {
 	}
 }
 
-// TestCanaryDies: with the process that made it, whatever it was doing, the host and its interface go.
+// TestCanaryDies checks that the host and its interface go with the process, whatever it was doing.
 func TestCanaryDies(t *testing.T) {
 	const child = "ISTHMUS_CANARY_CHILD"
 	l := open(t)
@@ -122,7 +123,7 @@ func TestCanaryDies(t *testing.T) {
 		}
 		linktest.Run(t, "ip", "route", "add", "blackhole", "198.51.100.1")
 		fmt.Println("ready")
-		_, _ = dial(t.Context(), 80) // it is not answered
+		_, _ = dial(t.Context(), 80) // there is no answer
 		return
 	}
 	defer linktest.Run(t, "ip", "route", "del", "blackhole", "198.51.100.1")
@@ -149,7 +150,7 @@ func TestCanaryDies(t *testing.T) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("a minute after the death: %v", err)
+			t.Fatalf("a minute after the end of the process: %v", err)
 		}
 	}
 }

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ClearPools removes every address that AddPool has added to any interface, and returns how many those were.
+// ClearPools removes every address that AddPool has added to any interface, and returns their
+// number.
 func (l *Links) ClearPools() (removed int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -27,7 +28,8 @@ func (l *Links) ClearPools() (removed int, err error) {
 	return removed, errors.Join(errs...)
 }
 
-// ClearLinks removes every interface of the kinds that Ensure knows whose alias begins with mark, and returns how many those were.
+// ClearLinks removes every interface of the kinds in Ensure whose alias begins with mark, and
+// returns their number.
 func (l *Links) ClearLinks(mark string) (removed int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -49,8 +51,8 @@ func (l *Links) ClearLinks(mark string) (removed int, err error) {
 	return removed, errors.Join(errs...)
 }
 
-// ClearIPsec removes the IPsec states and policies with an if_id from first to last, and returns how many those were. A kernel without IPsec
-// has none.
+// ClearIPsec removes the IPsec states and policies with an if_id from first to last, and returns
+// their number. A kernel without IPsec has none.
 func (l *Links) ClearIPsec(first, last uint32) (removed int, err error) {
 	var states []netlink.XfrmState
 	err = again(func() (err error) { states, err = l.h.XfrmStateList(netlink.FAMILY_ALL); return err })
@@ -92,7 +94,7 @@ func (l *Links) ClearIPsec(first, last uint32) (removed int, err error) {
 	return removed, nil
 }
 
-// absent says that the kernel has no IPsec, or none of its netlink interface.
+// absent reports that the kernel has no IPsec, or no netlink interface for it.
 func absent(err error) bool {
 	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
 }

@@ -1,8 +1,10 @@
-// Package link is the one way to the kernel's links, addresses and IPsec states (rtnetlink(7), netlink XFRM).
+// Package link is the only access to the kernel's links, addresses and IPsec states (rtnetlink(7),
+// netlink XFRM).
 //
-// Every operation reads first and writes only what differs, adds before it deletes, and changes or removes only
-// interfaces whose alias (IFLA_IFALIAS) says that they are ours. A dump that the kernel interrupted (NLM_F_DUMP_INTR)
-// is taken again; a read that fails is an error and never an empty answer.
+// Every operation reads first and writes only what differs, adds before it deletes, and changes or
+// removes only interfaces whose alias (IFLA_IFALIAS) marks them as ours. A dump that the kernel
+// interrupted (NLM_F_DUMP_INTR) is repeated. A read that fails is an error and never an empty
+// answer.
 package link
 
 import (
@@ -20,43 +22,44 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Errors that callers tell apart.
+// Errors that callers distinguish.
 var (
 	ErrNoKind   = errors.New("the kernel has no interfaces of this kind")
 	ErrNotOurs  = errors.New("an interface of this name exists that is not ours")
 	ErrNotFound = errors.New("no such interface")
 )
 
-// The kinds of interface (IFLA_INFO_KIND) that Ensure knows.
+// The kinds of interface (IFLA_INFO_KIND) that Ensure supports.
 const (
 	Xfrm      = "xfrm"
 	WireGuard = "wireguard"
-	TUN       = "tun" // made by the process that serves it; Ensure only configures it
+	TUN       = "tun" // created by the process that serves it; Ensure only configures it
 )
 
-// Wanted describes an interface as it shall be.
+// Wanted is the wanted configuration of an interface.
 type Wanted struct {
 	Name     string
 	Kind     string
 	Alias    string // marks the interface as ours
 	IfID     uint32 // of an xfrm interface; not 0
-	Underlay string // of an xfrm interface: the interface that carries the encrypted packets; empty: none
+	Underlay string // of an xfrm interface: carries the encrypted packets; empty: none
 	MTU      int    // bytes
-	// Addresses are all addresses of the interface; others are removed, save IPv6 link-local ones.
+	// Addresses are all addresses of the interface; others are removed, except IPv6 link-local
+	// ones.
 	Addresses []Address
-	// Sysctls are paths below /proc/sys/net in which %s stands for the interface name, and the values to write.
-	// One that this kernel does not have is passed over.
+	// Sysctls maps paths below /proc/sys/net, in which %s stands for the interface name, to values.
+	// A path that this kernel does not have is skipped.
 	Sysctls map[string]string
 }
 
-// Address is an address of an interface. With a Peer, the kernel has the peer alone as directly connected, instead of
-// the prefix.
+// Address is an address of an interface. With a Peer, the connected route leads to the peer alone,
+// instead of the prefix.
 type Address struct {
 	Local netip.Prefix
 	Peer  netip.Addr
 }
 
-// Link is what was read back of an interface.
+// Link is the state of an interface.
 type Link struct {
 	Name  string
 	Index int
@@ -73,11 +76,11 @@ type Link struct {
 	raw    netlink.Link
 }
 
-// Links reads and writes the network namespace that the calling thread was in at Open. Methods may be called from
-// several goroutines.
+// Links reads and writes the network namespace of the thread that called Open. Its methods are safe
+// for concurrent use.
 type Links struct {
 	h       *netlink.Handle
-	sockets map[int]*nl.SocketHandle // for requests that the library has no words for, by protocol
+	sockets map[int]*nl.SocketHandle // by protocol, for requests that the library does not support
 	writes  atomic.Uint64
 	mu      sync.Mutex // one Ensure, Remove or pool change at a time
 }
@@ -96,8 +99,8 @@ func Open() (*Links, error) {
 		h.Close()
 		return nil, fmt.Errorf("opening netlink: %w", err)
 	}
-	// Strict checking makes the kernel filter an address dump by interface. Kernels before 4.20 do not know it, and
-	// the answer is filtered here in any case.
+	// Strict checking makes the kernel filter an address dump by interface. Kernels before 4.20 do
+	// not support it, so addresses filters the answer in any case.
 	_ = unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
 	l := &Links{h: h, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}
 	if s, err = nl.Subscribe(unix.NETLINK_XFRM); err == nil {
@@ -149,8 +152,8 @@ func (l *Links) List(mark string) ([]Link, error) {
 	return ours, nil
 }
 
-// Ensure makes the interface be as wanted. An interface of our alias that has another name, kind, if_id or underlay
-// cannot be changed into the wanted one and is made again; everything else is changed in place.
+// Ensure creates or changes an interface. An interface with our alias and another name, kind, if_id
+// or underlay is recreated, because these cannot change; everything else is changed in place.
 func (l *Links) Ensure(w Wanted) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -201,7 +204,8 @@ func (l *Links) ensureLinkLocked(w Wanted) (Link, error) {
 		return Link{}, fmt.Errorf("kind %s: %w", w.Kind, ErrNotFound)
 	}
 	err = l.h.LinkAdd(raw)
-	if errors.Is(err, unix.EEXIST) && w.Kind == Xfrm { // the if_id is taken, perhaps by ours under a former name
+	// the if_id is taken, perhaps by our interface under an earlier name
+	if errors.Is(err, unix.EEXIST) && w.Kind == Xfrm {
 		var former []Link
 		if former, err = l.List(w.Alias); err != nil {
 			return Link{}, err
@@ -231,7 +235,8 @@ func (l *Links) configureLocked(link Link, w Wanted) error {
 			return fmt.Errorf("setting the alias: %w", err)
 		}
 	}
-	// Without it, deleting an address takes the others of its prefix along, also the one just added in its place.
+	// Without promote_secondaries, deleting an address also deletes the others of its prefix,
+	// including one that was just added to replace it.
 	if err := l.Sysctl("ipv4/conf/"+w.Name+"/promote_secondaries", "1"); err != nil {
 		return err
 	}
@@ -250,11 +255,11 @@ func (l *Links) configureLocked(link Link, w Wanted) error {
 			return fmt.Errorf("setting it up: %w", err)
 		}
 	}
-	// Last, since an interface that comes up does not get the routes to its IPv6 peers.
+	// Last, because an interface that comes up later does not get the routes to its IPv6 peers.
 	return l.ensureAddressesLocked(link.Index, w.Addresses)
 }
 
-// Sysctl writes a value below /proc/sys/net when it differs. A path that does not exist is passed over.
+// Sysctl writes a value below /proc/sys/net when it differs. A path that does not exist is skipped.
 func (l *Links) Sysctl(path, value string) error {
 	path = "/proc/sys/net/" + path
 	have, err := os.ReadFile(path)
@@ -307,7 +312,7 @@ func (l *Links) write(err error) error {
 	return err
 }
 
-// again retries a dump that the kernel interrupted because the table changed under it.
+// again retries a dump that the kernel interrupted because the table changed meanwhile.
 func again(dump func() error) error {
 	var err error
 	for range 10 {

@@ -15,8 +15,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/root"
 )
 
-// Ring: namespace. The interface kinds that need a fuller kernel are tested where they are used, in the VM ring; here a
-// TUN device stands for them.
+// Ring: namespace. The interface kinds that need a fuller kernel are tested by their users, in the
+// VM ring; here a TUN device stands for them.
 
 func TestMain(m *testing.M) { linktest.Main(m) }
 
@@ -57,7 +57,7 @@ func TestEnsure(t *testing.T) {
 		t.Fatal(err)
 	}
 	if l.Writes() != first {
-		t.Errorf("%d writes for what was there already", l.Writes()-first)
+		t.Errorf("%d writes although nothing differed", l.Writes()-first)
 	}
 	out := linktest.Run(t, "ip", "addr", "show", "ist-e")
 	if link, err := l.Get("ist-e"); err != nil || link.Alias != w.Alias || link.Kind != TUN || !link.Up {
@@ -91,7 +91,7 @@ func TestEnsure(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := l.Get("ist-e"); err != nil {
-		t.Errorf("removing another kind took it along: %v", err)
+		t.Errorf("removing another kind removed it: %v", err)
 	}
 	if err := l.Remove("isthmus:e", TUN); err != nil {
 		t.Fatal(err)
@@ -105,8 +105,9 @@ func TestEnsure(t *testing.T) {
 	}
 }
 
-// TestEnsureChangesWhatIsBesideAnAddress keeps the address and changes its prefix length or its peer.
-func TestEnsureChangesWhatIsBesideAnAddress(t *testing.T) {
+// TestEnsureChangesPrefixLengthAndPeer keeps the address and changes its prefix length or its
+// peer.
+func TestEnsureChangesPrefixLengthAndPeer(t *testing.T) {
 	l := open(t)
 	linktest.Run(t, "ip", "tuntap", "add", "ist-a", "mode", "tun")
 	w := Wanted{Name: "ist-a", Kind: TUN, Alias: "isthmus:a", MTU: 1400}
@@ -133,7 +134,7 @@ func TestEnsureChangesWhatIsBesideAnAddress(t *testing.T) {
 		}
 		out := linktest.Run(t, "ip", "addr", "show", "ist-a", "scope", "global")
 		if !strings.Contains(out, step.shown) || strings.Count(out, "inet") != 1 {
-			t.Errorf("%s is not all there is in\n%s", step.shown, out)
+			t.Errorf("%s is not the only address in\n%s", step.shown, out)
 		}
 	}
 	if err := l.Remove("isthmus:a", TUN); err != nil {
@@ -210,14 +211,15 @@ func TestPool(t *testing.T) {
 	}
 }
 
-// TestPoolIsNotTheNodes: the node's own IPv6 traffic keeps its source when a pool gets addresses, also when an earlier daemon has added them
-// as preferred ones.
+// TestPoolIsNotTheNodes checks that the node's own IPv6 traffic keeps its source when a pool gets
+// addresses, also when an earlier daemon has added them as preferred ones.
 func TestPoolIsNotTheNodes(t *testing.T) {
 	l := open(t)
 	linktest.Run(t, "ip", "link", "add", "ist-6", "type", "veth", "peer", "name", "ist-7")
 	linktest.Run(t, "ip", "link", "set", "ist-7", "up")
 	linktest.Run(t, "ip", "link", "set", "ist-6", "up")
-	// The longest common prefix (RFC 6724 section 5, rule 8) would choose the pool's, and so would the latest.
+	// The longest common prefix (RFC 6724 section 5, rule 8) would choose a pool address, and so
+	// would the latest.
 	linktest.Run(t, "ip", "-6", "addr", "add", "2001:db8:9::100/64", "dev", "ist-6", "nodad")
 	linktest.Run(t, "ip", "-6", "route", "add", "2001:db8:51::/48", "via", "2001:db8:9::1")
 	route := func() string { return linktest.Run(t, "ip", "-6", "route", "get", "2001:db8:51::7") }
@@ -268,8 +270,8 @@ func TestPoolOfNoInterface(t *testing.T) {
 	}
 }
 
-// TestPoolOverAllLinks: a pool address goes from an interface that is not the underlay any more, whichever process added it, and inside
-// addresses of tunnels stay.
+// TestPoolOverAllLinks checks that a pool address goes from an interface that is no longer the
+// underlay, whichever process added it, and that inside addresses of tunnels stay.
 func TestPoolOverAllLinks(t *testing.T) {
 	l := open(t)
 	for _, name := range []string{"ist-o", "ist-p", "ist-t"} {
@@ -298,7 +300,7 @@ func TestPoolOverAllLinks(t *testing.T) {
 	}
 	before := l.Writes()
 	if err := setPool(l, "ist-p", []netip.Addr{a, b}); err != nil || l.Writes() != before {
-		t.Errorf("%v, %d writes for what is there", err, l.Writes()-before)
+		t.Errorf("%v, %d writes although nothing differed", err, l.Writes()-before)
 	}
 }
 

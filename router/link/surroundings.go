@@ -14,8 +14,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/fib"
 )
 
-// Surroundings reads what the machine has of addresses, routes and rules that is not isthmus's. The canary's interface comes and goes, and
-// nothing is to be made of it.
+// Surroundings reads the addresses, routes and rules of the machine that are not isthmus's. It
+// leaves out the canary's interface, which comes and goes without a meaning for others.
 func (l *Links) Surroundings() (fib.Surroundings, error) {
 	var s fib.Surroundings
 	var links []netlink.Link
@@ -78,7 +78,8 @@ func (l *Links) Surroundings() (fib.Surroundings, error) {
 	return s, nil
 }
 
-// foreign decodes the body of an RTM_NEWROUTE message that is neither isthmus's nor by the canary's interface. There may be a hundred thousand that are.
+// foreign decodes the body of an RTM_NEWROUTE message. It returns nothing for routes of isthmus,
+// which may be a hundred thousand, and for those through the canary's interface.
 func foreign(m []byte, names map[int]string, canary int) (out []fib.Foreign) {
 	if len(m) < unix.SizeofRtMsg {
 		return nil
@@ -166,7 +167,8 @@ func parseRule(m []byte) (r fib.Rule, ok bool) {
 	if len(m) < unix.SizeofRtMsg {
 		return r, false
 	}
-	head := nl.DeserializeRtMsg(m) // struct fib_rule_hdr has the same size and begins with the same fields
+	// struct fib_rule_hdr has the same size and begins with the same fields
+	head := nl.DeserializeRtMsg(m)
 	if head.Family != unix.AF_INET && head.Family != unix.AF_INET6 {
 		return r, false
 	}

@@ -13,7 +13,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/link/linktest"
 )
 
-// TestSurroundings reads addresses, routes, rules and filters of others, leaves ours out, and hears of each change of theirs.
+// TestSurroundings checks that Surroundings returns addresses, routes, rules and filters of others
+// and leaves ours out, and that Around reports each change of theirs.
 func TestSurroundings(t *testing.T) {
 	l := open(t)
 	run := func(command string) {
@@ -90,7 +91,7 @@ func TestSurroundings(t *testing.T) {
 		{"ip rule add lookup 78 priority 200", "ip rule del priority 200"},
 		{"ip link set ist-w mtu 1400", "ip link set ist-w mtu 1500"},
 	} {
-		for tries := 0; ; tries++ { // what comes before the socket is there is not heard
+		for tries := 0; ; tries++ { // changes before the socket is there are not reported
 			run(change[0])
 			run(change[1])
 			select {
@@ -99,11 +100,11 @@ func TestSurroundings(t *testing.T) {
 				if tries < 60 {
 					continue
 				}
-				t.Fatalf("%s is not heard", change[0])
+				t.Fatalf("%s is not reported", change[0])
 			}
 			break
 		}
-		for quiet := false; !quiet; { // what follows from the change
+		for quiet := false; !quiet; { // further notifications of the same change
 			select {
 			case <-heard:
 			case <-time.After(200 * time.Millisecond):

@@ -13,14 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Change is a hint that something about an interface may have changed. It is not the truth: read again.
+// Change is a hint that something about an interface may have changed. Read the interface again.
 type Change struct {
-	Name    string // empty: anything may have changed, since notifications were lost
+	Name    string // empty: notifications were lost, and anything may have changed
 	Alias   string
 	Deleted bool
 }
 
-// Around calls changed when addresses, interfaces, or routes that are not isthmus's may have changed, until ctx is done.
+// Around calls changed when addresses, interfaces, rules, or routes that are not isthmus's may have
+// changed, until ctx is done.
 func (l *Links) Around(ctx context.Context, changed func()) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -28,7 +29,7 @@ func (l *Links) Around(ctx context.Context, changed func()) error {
 	}
 	f := os.NewFile(uintptr(fd), "rtnetlink")
 	defer f.Close()
-	// The kernel passes over a socket without a number of its own.
+	// The kernel skips sockets without a port ID in multicasts.
 	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	for _, group := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE} {
 		err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group))
@@ -54,15 +55,16 @@ func (l *Links) Around(ctx context.Context, changed func()) error {
 	}
 }
 
-// isForeign says whether a message is about anything but a route of isthmus's.
+// isForeign reports whether a message is about anything except a route of isthmus.
 func isForeign(m syscall.NetlinkMessage) bool {
 	const protocol = 5 // of struct rtmsg
 	route := m.Header.Type == unix.RTM_NEWROUTE || m.Header.Type == unix.RTM_DELROUTE
 	return !route || len(m.Data) <= protocol || m.Data[protocol] != Protocol
 }
 
-// Watch calls notify for each change of a link in the calling thread's network namespace until ctx is done. It begins
-// with a Change without name, so that a reader which acts on every Change misses nothing.
+// Watch calls notify for each change of a link in the calling thread's network namespace until ctx
+// is done. It begins with a Change without a name, so that a reader that acts on every Change
+// misses nothing.
 func (l *Links) Watch(ctx context.Context, notify func(Change)) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -70,7 +72,8 @@ func (l *Links) Watch(ctx context.Context, notify func(Change)) error {
 	}
 	f := os.NewFile(uintptr(fd), "rtnetlink")
 	defer f.Close()
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20) // without the right to, the default is kept
+	// without CAP_NET_ADMIN, the default is kept
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
 	groups := 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1)
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: uint32(groups)}); err != nil {
 		return fmt.Errorf("watching links: %w", err)
@@ -78,7 +81,7 @@ func (l *Links) Watch(ctx context.Context, notify func(Change)) error {
 	stop := context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	notify(Change{})
-	names := map[uint32]Change{} // what an address message does not say
+	names := map[uint32]Change{} // name and alias by index, which address messages lack
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := f.Read(buf)

@@ -23,8 +23,8 @@ type SA struct {
 	raw netlink.XfrmState
 }
 
-// SAs reads every ESP state that belongs to an xfrm interface and has keys; a state that only holds an SPI for a
-// negotiation under way is left out.
+// SAs reads every ESP state that belongs to an xfrm interface and has keys. It leaves out states
+// that only hold an SPI for a pending negotiation.
 func (l *Links) SAs() ([]SA, error) {
 	var all []netlink.XfrmState
 	err := again(func() (err error) { all, err = l.h.XfrmStateList(netlink.FAMILY_ALL); return err })
@@ -41,7 +41,7 @@ func (l *Links) SAs() ([]SA, error) {
 	return sas, nil
 }
 
-// DeleteSA deletes a state that SAs returned. One that is gone is not an error.
+// DeleteSA deletes a state that SAs returned. A missing one is not an error.
 func (l *Links) DeleteSA(s SA) error {
 	err := l.h.XfrmStateDel(&s.raw)
 	if errors.Is(err, unix.ESRCH) {
@@ -53,16 +53,18 @@ func (l *Links) DeleteSA(s SA) error {
 	return nil
 }
 
-// Inbound is the kernel's state for an SPI that packets to this node carry.
+// Inbound is the kernel's state for the SPI of packets to this node.
 type Inbound struct {
-	Keyed  bool     // false: it only holds the SPI for a negotiation under way, and packets are dropped
+	// false: it only holds the SPI for a pending negotiation, and packets are dropped
+	Keyed  bool
 	Window uint32   // size of the replay window in packets
-	Top    uint32   // the greatest sequence number taken
-	Taken  []uint32 // bit (n - 1) % Window is set when n was taken, for each n in the window
+	Top    uint32   // the greatest sequence number received
+	Taken  []uint32 // bit (n - 1) % Window is set when n was received, for each n in the window
 }
 
-// Took reports whether the kernel takes a packet with this sequence number no more, since it has taken it or has moved its window
-// past it. Without a replay window that cannot be told, and the answer is true. Only the low half of an extended number counts.
+// Took reports whether the kernel rejects a packet with this sequence number as a replay, because
+// it has received it or has moved its window past it. Without a replay window, the answer is true,
+// because the state does not show it. Only the low half of an extended number counts.
 func (i Inbound) Took(sequence uint32) bool {
 	behind := i.Top - sequence
 	if i.Window == 0 {
@@ -75,7 +77,7 @@ func (i Inbound) Took(sequence uint32) bool {
 	return behind >= i.Window || i.Taken[bit/32]>>(bit%32)&1 == 1
 }
 
-// bit is where Taken has the number that lies so far behind Top.
+// bit returns the index in Taken of the number that lies behind before Top.
 func (i Inbound) bit(behind uint32) uint32 {
 	return ((i.Top-1)%i.Window + i.Window - behind%i.Window) % i.Window
 }
@@ -104,7 +106,7 @@ func (l *Links) Inbound(dst netip.Addr, spi uint32) (Inbound, error) {
 	return in, nil
 }
 
-// decodeInbound takes a struct xfrm_usersa_info and the attributes behind it.
+// decodeInbound decodes a struct xfrm_usersa_info and the attributes after it.
 func decodeInbound(m []byte) (in Inbound, err error) {
 	if len(m) < nl.SizeofXfrmUsersaInfo {
 		return in, fmt.Errorf("%d bytes are too few", len(m))

@@ -7,7 +7,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 )
 
-// Ring: pure. That the kernel answers with such messages is seen in the guest (tunnel/ipsec, TestTunnel).
+// Ring: pure. That the kernel sends such messages is tested in the guest (tunnel/ipsec,
+// TestTunnel).
 
 // answer is a struct xfrm_usersa_info with attributes of 32-bit words.
 func answer(window byte, attributes map[int][]uint32) []byte {
@@ -38,9 +39,9 @@ func TestInbound(t *testing.T) {
 	}{
 		{"larval", 0, map[int][]uint32{plain: {0, 0, 0}}, false, []uint32{1}, nil},
 		{"nothing taken", 0, map[int][]uint32{nl.XFRMA_ALG_AEAD: key, esn: wide(0, 64, 0, 0)}, true, nil, []uint32{1, 2, 64, 65}},
-		// 3, 4 and 6 were taken: bit 0 is for 1 and 65.
+		// 3, 4 and 6 were received: bit 0 is for 1 and 65.
 		{"first ones missing", 0, map[int][]uint32{nl.XFRMA_ALG_CRYPT: key, esn: wide(6, 64, 1<<2|1<<3|1<<5, 0)}, true, []uint32{3, 4, 6}, []uint32{1, 2, 5, 7}},
-		// All but 66 up to 70, so 65 is in bit 0, and 7 the first one in the window.
+		// All up to 70 except 66, so 65 is in bit 0, and 7 is the first in the window.
 		{"window moved", 0, map[int][]uint32{nl.XFRMA_ALG_AEAD: key, esn: wide(70, 64, ^uint32(2), ^uint32(0))}, true, []uint32{1, 2, 6, 7, 65, 67, 70}, []uint32{66, 71}},
 		{"short window", 32, map[int][]uint32{nl.XFRMA_ALG_AEAD: key, plain: {0, 40, 1 | 1<<2}}, true, []uint32{40, 38, 8}, []uint32{41, 39, 9}},
 		{"no window", 0, map[int][]uint32{nl.XFRMA_ALG_AEAD: key, plain: {0, 0, 0}}, true, []uint32{1}, nil},

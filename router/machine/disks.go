@@ -16,13 +16,14 @@ import (
 	"github.com/isthmus-net/isthmus/router/condition"
 )
 
-// Disks returns the names of the disks that have the loader's partition of a node, below sys, which is /sys but in tests.
+// Disks returns the names of the disks that have a node's loader partition, below sys, which is
+// /sys except in tests.
 func Disks(sys string) (names []string) {
 	files, _ := filepath.Glob(filepath.Join(sys, "class/block/*/uevent"))
 	for _, file := range files {
 		f, err := os.Open(file)
 		if err != nil {
-			continue // the disk was taken away
+			continue // the disk was removed
 		}
 		for s := bufio.NewScanner(f); s.Scan(); {
 			if s.Text() == "PARTNAME="+slot.EnvLabel {
@@ -35,7 +36,7 @@ func Disks(sys string) (names []string) {
 	return names
 }
 
-// diskOf returns the disk that a partition is of: in sysfs, the directory above.
+// diskOf returns the disk of a partition: in sysfs, the parent directory.
 func diskOf(partition string) string {
 	real, err := filepath.EvalSymlinks(partition)
 	if err != nil {
@@ -44,7 +45,7 @@ func diskOf(partition string) string {
 	return filepath.Base(filepath.Dir(real))
 }
 
-// rootDisk returns the disk of the root.
+// rootDisk returns the disk of the root file system.
 func rootDisk(sys string) string {
 	var st unix.Stat_t
 	if err := unix.Stat("/", &st); err != nil {
@@ -53,12 +54,12 @@ func rootDisk(sys string) string {
 	return diskOf(filepath.Join(sys, "dev/block", fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))))
 }
 
-// copies tells of disks that look like the one that the node runs from. They are not used; the next start may be from another one all the same, since the
-// firmware chooses.
+// copies returns a condition for disks that look like the one that the node runs from. They are not
+// used, but the next start may be from one of them, because the firmware chooses.
 func copies(disks []string, root string) *isthmusv1.Condition {
 	others := slices.DeleteFunc(slices.Clone(disks), func(d string) bool { return d == root })
 	if !slices.Contains(disks, root) || len(others) == 0 {
 		return nil
 	}
-	return condition.DiskCopied.Warning(time.Time{}, "the node runs from disk %s and uses nothing of %s, which has the same partitions: detach it before the next start, since the firmware chooses the disk that is started", root, strings.Join(others, ", "))
+	return condition.DiskCopied.Warning(time.Time{}, "the node runs from disk %s and does not use %s, which has the same partitions: detach it before the next start, because the firmware may choose it", root, strings.Join(others, ", "))
 }

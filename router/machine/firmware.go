@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// Firmware is what can be read of the firmware and of the kernel's trust in root. It is reported; only Seal depends on it, which refuses to seal without a TPM and a measured PCR 7.
+// Firmware is the state of the firmware and of the kernel's lockdown. It is only reported, except
+// that Seal refuses to seal without a TPM and a measured PCR 7.
 type Firmware struct {
 	UEFI, SecureBoot bool
 	TPM              bool
@@ -15,12 +16,13 @@ type Firmware struct {
 	Lockdown         string // empty: the kernel has no lockdown
 }
 
-// secureBoot is the variable of UEFI 2.10, section 3.3 (globally defined variables): four bytes of attributes, then 1 when the firmware checks.
+// secureBoot is the variable of UEFI 2.10, section 3.3 (globally defined variables): four bytes of
+// attributes, then 1 when the firmware enforces Secure Boot.
 const secureBoot = "firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 
 var chosen = regexp.MustCompile(`\[([a-z]+)\]`)
 
-// ReadFirmware reads below sys, which is /sys but in tests.
+// ReadFirmware reads below sys, which is /sys except in tests.
 func ReadFirmware(sys string) (f Firmware) {
 	if _, err := os.Stat(filepath.Join(sys, "firmware/efi")); err == nil {
 		f.UEFI = true

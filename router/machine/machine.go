@@ -1,5 +1,5 @@
-// Package machine is what is below the router: the slots from which the machine starts, its power, and its firmware. The work on disks is done by the helper
-// (image/helper), which is root; this room decides when a slot is good.
+// Package machine manages the machine below the router: its slots, its power, and its firmware. The
+// helper (image/helper), which is root, works on disks; this room decides when a slot is good.
 package machine
 
 import (
@@ -23,7 +23,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/condition"
 )
 
-// Helper does with the disk and the machine what is asked of it; helper.Client is one.
+// Helper works on the disk and the machine on request; helper.Client is one.
 type Helper interface {
 	Status(ctx context.Context) (*helper.Status, error)
 	Do(ctx context.Context, verb string) error
@@ -32,41 +32,41 @@ type Helper interface {
 
 // Node is the router as its users see it.
 type Node interface {
-	// Ready says whether the rules of the document are in the kernel.
+	// Ready reports whether the rules of the document are in the kernel.
 	Ready() bool
 	Status() (*isthmusv1.SystemStatus, <-chan struct{})
 	Tunnels() ([]*isthmusv1.TunnelStatus, <-chan struct{})
 	Peers() ([]*isthmusv1.PeerStatus, <-chan struct{})
-	// SecretsOpened has the document carried out with secrets that could not be read before.
+	// SecretsOpened applies the document again, with secrets that could not be read before.
 	SecretsOpened(ctx context.Context) error
 }
 
-// Records keeps what must outlive the boot between two slots.
+// Records keeps data across the boot from one slot to the other.
 type Records interface {
 	Private(name string) ([]byte, error)
 	SetPrivate(name string, value []byte, now time.Time) error
 }
 
-// Options is what a Machine needs.
+// Options configure a Machine.
 type Options struct {
 	Helper  Helper
 	Node    Node
 	Records Records
 	// Seal is that of the secrets.
 	Seal *Seal
-	// Serves says whether the API answers.
+	// Serves returns an error unless the API answers.
 	Serves func(ctx context.Context) error
 	// Sys is /sys.
 	Sys string
 	Log *slog.Logger
 }
 
-// Machine is the machine that the router runs on. Methods may be called from several goroutines.
+// Machine is the machine that the router runs on. Its methods are safe for concurrent use.
 type Machine struct {
 	Options
 
 	mu     sync.Mutex
-	trial  *isthmusv1.Condition // nil: the slot that runs is not on trial
+	trial  *isthmusv1.Condition // nil: the running slot is not on trial
 	missed []string
 	failed *isthmusv1.Condition // nil: no trial was given up
 }
@@ -74,19 +74,20 @@ type Machine struct {
 // New returns the machine.
 func New(o Options) *Machine { return &Machine{Options: o} }
 
-// before is what was so before an upgrade. A machine that was started again cannot know it from anywhere else.
+// before is the state before an upgrade, which the machine needs after the reboot to judge the new
+// slot.
 type before struct {
 	Trial   slot.Name `json:"trial"`
 	Applied bool      `json:"applied"`
 	Tunnels []string  `json:"tunnels,omitempty"` // that were up
 	Peers   []string  `json:"peers,omitempty"`   // whose sessions were established
-	// Missing is why the trial was not good when it was looked at last.
+	// Missing is why the trial was not good at the last check.
 	Missing []string `json:"missing,omitempty"`
 }
 
 const record = "upgrade"
 
-// now returns what is so.
+// now returns the present state.
 func (m *Machine) now() (b before) {
 	s, _ := m.Node.Status()
 	b.Applied = s.GetGeneration() == s.GetAppliedGeneration()
@@ -105,10 +106,10 @@ func (m *Machine) now() (b before) {
 	return b
 }
 
-// listed is how many names of one kind are told.
+// listed bounds the names of one kind in a message.
 const listed = 5
 
-// missing returns what keeps a slot from being good: what does not work, and what is not as it was before.
+// missing returns why a slot is not good yet: what does not work, and what differs from before.
 func missing(was, is before, ready bool, serves error, conditions []*isthmusv1.Condition) (out []string) {
 	if serves != nil {
 		out = append(out, "the API does not answer: "+serves.Error())
@@ -122,7 +123,7 @@ func missing(was, is before, ready bool, serves error, conditions []*isthmusv1.C
 		}
 	}
 	if was.Applied && !is.Applied {
-		out = append(out, "the document is not carried out without an error, as it was before")
+		out = append(out, "the document is not applied without an error, as it was before")
 	}
 	gone := func(kind string, was, is []string) {
 		var names []string
@@ -149,29 +150,30 @@ const (
 	steady = 10 * time.Second
 )
 
-// Judge marks the slot that runs good once all is as it was before the upgrade, and says what is missing until then. It returns when there is nothing to judge, or ctx
-// is done. A trial that is not marked good in time is given up by the helper.
+// Judge marks the running slot good once everything is as it was before the upgrade, and reports
+// what is missing until then. It returns when there is nothing to judge, or ctx is done. The helper
+// gives up a trial that is not marked good in time.
 func (m *Machine) Judge(ctx context.Context) {
 	pace := time.NewTicker(judgePace)
 	defer pace.Stop()
 	var good time.Time // since when
-	var told string
+	var reported string
 	for {
 		st, err := m.Helper.Status(ctx)
 		switch {
 		case errors.Is(err, slot.ErrNoSlots):
 			return
 		case err != nil:
-			m.Log.Warn("asking the system helper failed", "err", err)
+			m.Log.Warn("querying the system helper failed", "err", err)
 		case st.Env.Trial == slot.None || st.Env.Trial != st.Running:
-			m.settle(st)
+			m.endTrial(st)
 			return
 		default:
 			was := m.read()
 			lacks := missing(was, m.now(), m.Node.Ready(), m.Serves(ctx), m.conditions())
 			m.onTrial(st, lacks)
-			if text := strings.Join(lacks, "; "); text != told {
-				told = text
+			if text := strings.Join(lacks, "; "); text != reported {
+				reported = text
 				m.Log.Info("a slot is on trial", "slot", st.Running, "until", st.Deadline, "missing", text)
 				was.Missing = lacks
 				m.write(was)
@@ -186,7 +188,7 @@ func (m *Machine) Judge(ctx context.Context) {
 					m.Log.Warn("marking the slot good failed", "slot", st.Running, "err", err)
 				} else {
 					m.Log.Info("the slot is good", "slot", st.Running, "version", st.Slots[st.Running].Version)
-					continue // its condition ends at once
+					continue // the next loop clears its condition at once
 				}
 			}
 		}
@@ -209,7 +211,7 @@ func (m *Machine) read() (b before) {
 		err = json.Unmarshal(text, &b)
 	}
 	if err != nil {
-		// Then what works at all has to be enough.
+		// Without a record, it is enough that the slot works at all.
 		return before{}
 	}
 	return b
@@ -221,43 +223,43 @@ func (m *Machine) write(b before) {
 		err = m.Records.SetPrivate(record, text, time.Now())
 	}
 	if err != nil {
-		m.Log.Warn("noting how the node is before or after an upgrade failed", "err", err)
+		m.Log.Warn("storing the state before or after an upgrade failed", "err", err)
 	}
 }
 
 func (m *Machine) onTrial(st *helper.Status, lacks []string) {
 	text := fmt.Sprintf("slot %s (version %s) is on trial until %s: ", st.Running, st.Slots[st.Running].Version, st.Deadline.UTC().Format(time.RFC3339))
 	if len(lacks) == 0 {
-		text += "all is as it was before the upgrade; it is marked good in a moment"
+		text += "everything is as it was before the upgrade; the slot is marked good in a moment"
 	} else {
-		text += strings.Join(lacks, "; ") + "; when this stays so, the machine returns to the other slot (`isthmus system rollback` does it now)"
+		text += strings.Join(lacks, "; ") + "; if this does not change, the machine returns to the other slot (`isthmus system rollback` does it now)"
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.trial, m.missed = condition.SlotOnTrial.Warning(time.Time{}, "%s", text), lacks
 }
 
-// settle keeps the conditions of a machine whose slot is not on trial.
-func (m *Machine) settle(st *helper.Status) {
+// endTrial sets the conditions of a machine whose slot is not on trial.
+func (m *Machine) endTrial(st *helper.Status) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.trial, m.missed, m.failed = nil, nil, nil
 	if st.Env.Failed != slot.None {
-		m.failed = condition.SlotFailed.Warning(time.Time{}, "slot %s (version %s) was given up, and the machine has returned to slot %s: %s; `isthmus system upgrade` with a slot that works ends this",
+		m.failed = condition.SlotFailed.Warning(time.Time{}, "slot %s (version %s) was given up, and the machine has returned to slot %s: %s; run `isthmus system upgrade` with a slot that works",
 			st.Env.Failed, st.Slots[st.Env.Failed].Version, st.Running, m.why(st))
 	}
 }
 
-// why tells why a trial was given up.
+// why returns why a trial was given up.
 func (m *Machine) why(st *helper.Status) string {
 	b := m.read()
 	if b.Trial != st.Env.Failed || len(b.Missing) == 0 {
-		return "its daemon did not tell why: it did not start, ended again and again, or the kernel did not come so far"
+		return "its daemon did not report why: it did not start, it ended again and again, or the kernel did not start it"
 	}
 	return strings.Join(b.Missing, "; ")
 }
 
-// Conditions returns what an operator should know of the slots and of the disk.
+// Conditions returns the conditions of the slots, the disk and the seal.
 func (m *Machine) Conditions() (out []*isthmusv1.Condition) {
 	copied := copies(Disks(m.Sys), rootDisk(m.Sys))
 	m.mu.Lock()
@@ -270,7 +272,7 @@ func (m *Machine) Conditions() (out []*isthmusv1.Condition) {
 	return append(out, m.Options.Seal.Conditions()...)
 }
 
-// Get returns what there is to know.
+// Get returns the state of the machine.
 func (m *Machine) Get(ctx context.Context) (*isthmusv1.Machine, error) {
 	f := ReadFirmware(m.Sys)
 	out := &isthmusv1.Machine{Firmware: "bios", SecureBoot: f.SecureBoot, Tpm: f.TPM, Pcr7: f.PCR7, Lockdown: f.Lockdown}
@@ -305,7 +307,8 @@ func (m *Machine) Get(ctx context.Context) (*isthmusv1.Machine, error) {
 	return out, nil
 }
 
-// Upgrade writes a slot and has it tried at the next boot. With reboot in the header that begins before this returns, and the caller still gets its answer.
+// Upgrade writes a slot and starts a trial of it at the next boot. With reboot in the header the
+// reboot begins before Upgrade returns, late enough for the caller to get the answer.
 func (m *Machine) Upgrade(ctx context.Context, h *isthmusv1.UpgradeHeader, body io.Reader) (*isthmusv1.UpgradeResponse, error) {
 	sig, err := slot.ParseSignature([]byte(h.GetSignature()))
 	if err != nil {
@@ -322,13 +325,13 @@ func (m *Machine) Upgrade(ctx context.Context, h *isthmusv1.UpgradeHeader, body 
 	}
 	if h.GetReboot() {
 		if err := m.Helper.Do(ctx, helper.DoReboot); err != nil {
-			return nil, fmt.Errorf("the slot is written and is tried at the next boot, but the machine cannot be started again: %w", err)
+			return nil, fmt.Errorf("the slot is written and is tried at the next boot, but the machine cannot be rebooted: %w", err)
 		}
 	}
 	return &isthmusv1.UpgradeResponse{Slot: string(to), Version: sig.Release.Version, Serial: sig.Release.Serial}, nil
 }
 
-// try has the other slot tried, after noting how the node is now.
+// try starts a trial of the other slot, after storing the present state.
 func (m *Machine) try(ctx context.Context) (slot.Name, error) {
 	st, err := m.Helper.Status(ctx)
 	if err != nil {
@@ -340,14 +343,15 @@ func (m *Machine) try(ctx context.Context) (slot.Name, error) {
 	if err := m.Helper.Do(ctx, helper.DoTry); err != nil {
 		return slot.None, err
 	}
-	// The trial that was given up before is of the past now.
+	// Clear the condition of an earlier trial that was given up.
 	if st, err := m.Helper.Status(ctx); err == nil {
-		m.settle(st)
+		m.endTrial(st)
 	}
 	return b.Trial, nil
 }
 
-// Rollback has the machine start from the other slot: a trial that runs is given up; else the other slot is tried, and kept when it is good.
+// Rollback reboots into the other slot: a running trial is given up; else the other slot is on
+// trial, and kept when it is good.
 func (m *Machine) Rollback(ctx context.Context) (*isthmusv1.RollbackSlotResponse, error) {
 	st, err := m.Helper.Status(ctx)
 	if err != nil {
@@ -363,22 +367,23 @@ func (m *Machine) Rollback(ctx context.Context) (*isthmusv1.RollbackSlotResponse
 		return nil, err
 	}
 	if err := m.Helper.Do(ctx, helper.DoReboot); err != nil {
-		return nil, fmt.Errorf("slot %s is next, but the machine cannot be started again: %w", to, err)
+		return nil, fmt.Errorf("slot %s is next, but the machine cannot be rebooted: %w", to, err)
 	}
 	return &isthmusv1.RollbackSlotResponse{Slot: string(to)}, nil
 }
 
-// Reboot has the machine start again. It returns when that has begun, and the caller still gets its answer.
+// Reboot reboots the machine. It returns when that has begun, and the caller still gets its answer.
 func (m *Machine) Reboot(ctx context.Context) error { return m.Helper.Do(ctx, helper.DoReboot) }
 
-// PowerOff has the machine switch itself off. It returns when that has begun, and the caller still gets its answer.
+// PowerOff switches the machine off. It returns when that has begun, and the caller still gets its
+// answer.
 func (m *Machine) PowerOff(ctx context.Context) error { return m.Helper.Do(ctx, helper.DoPoweroff) }
 
 // Seal seals the secrets. See Seal.Set.
 func (m *Machine) Seal(ctx context.Context, r *isthmusv1.SealRequest) (*isthmusv1.SealResponse, error) {
-	// An earlier version cannot read what is sealed.
+	// An earlier version cannot read sealed secrets.
 	if st, err := m.Helper.Status(ctx); err == nil && r.GetWith() != "" && st.Env.Trial != slot.None {
-		return nil, fmt.Errorf("%w: slot %s is on trial, and the other version may not know seals: wait until it is good", api.ErrPrecondition, st.Env.Trial)
+		return nil, fmt.Errorf("%w: slot %s is on trial, and the other version may not support seals: wait until it is good", api.ErrPrecondition, st.Env.Trial)
 	}
 	recovery, err := m.Options.Seal.Set(ctx, r.GetWith(), r.GetAbandon())
 	if err != nil {
@@ -393,9 +398,9 @@ func (m *Machine) Unseal(ctx context.Context, r *isthmusv1.UnsealRequest) (*isth
 	if err != nil {
 		return nil, err
 	}
-	// The secrets are readable, also for a caller who has gone meanwhile.
+	// The secrets are readable, even if the caller has gone meanwhile.
 	if err := m.Node.SecretsOpened(context.WithoutCancel(ctx)); err != nil {
-		return nil, fmt.Errorf("the seal is open, but the present document cannot be carried out with its secrets: %w", err)
+		return nil, fmt.Errorf("the seal is open, but the present document cannot be applied with its secrets: %w", err)
 	}
 	return &isthmusv1.UnsealResponse{NotSealed: why}, nil
 }

@@ -73,7 +73,7 @@ func (f *fake) Do(_ context.Context, verb string) error {
 		return err
 	}
 	if onTrial := f.st.Env.Trial == f.st.Running; onTrial && verb == helper.DoTry || !onTrial && (verb == helper.DoGood || verb == helper.DoReject) {
-		return errors.New("not while the slots are so")
+		return errors.New("not in this state of the slots")
 	}
 	f.did = append(f.did, verb)
 	switch verb {
@@ -160,7 +160,8 @@ func (f *fake) set(change func()) {
 	change()
 }
 
-// upgraded is a fake whose machine has been upgraded and has started from slot b, with nothing up yet.
+// upgraded returns a fake whose machine has been upgraded and has started from slot b, with nothing
+// up yet.
 func upgraded(t *testing.T) (*fake, *Machine) {
 	t.Helper()
 	f := newFake()
@@ -198,7 +199,7 @@ func TestJudge(t *testing.T) {
 				t.Errorf("%v, %v; want %d that are missing", got, err, len(want))
 			}
 		}
-		lacks("rules of the document are not in the kernel", "not carried out without an error", "tunnels that were up before and are not: aws-0", "established before and are not: aws-0")
+		lacks("rules of the document are not in the kernel", "not applied without an error", "tunnels that were up before and are not: aws-0", "established before and are not: aws-0")
 		f.set(func() {
 			f.ready, f.status.AppliedGeneration = true, 5
 			f.tunnels["aws-0"], f.peers["aws-0"] = "up", "established"
@@ -210,7 +211,7 @@ func TestJudge(t *testing.T) {
 			f.status.Conditions = []*isthmusv1.Condition{{Type: "CharonUnreachable", Message: "no charon"}, {Type: "PoolDegraded"}}
 		})
 		lacks("CharonUnreachable: no charon")
-		// What comes and goes is not good.
+		// A state that is good only for a moment is not enough.
 		f.set(func() { f.status.Conditions = nil })
 		time.Sleep(steady / 2)
 		f.set(func() { f.tunnels["aws-0"] = "connecting" })
@@ -223,7 +224,7 @@ func TestJudge(t *testing.T) {
 		f.set(func() { f.tunnels["aws-0"] = "up" })
 		<-ended
 		if late := time.Since(f.marked); late != 0 {
-			t.Errorf("the slot is good, and its condition ends %v later", late)
+			t.Errorf("the slot is good, but its condition ends %v later", late)
 		}
 		if c := m.Conditions(); len(c) != 0 {
 			t.Error(c)
@@ -234,7 +235,7 @@ func TestJudge(t *testing.T) {
 	})
 }
 
-// After a trial that was given up the former slot tells why.
+// TestFailed checks that the former slot reports why a trial was given up.
 func TestFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, m := upgraded(t)
@@ -252,10 +253,10 @@ func TestFailed(t *testing.T) {
 		}
 		f.set(func() { f.recorded = nil })
 		m.Judge(t.Context())
-		if c := m.Conditions(); !strings.Contains(c[0].Message, "did not tell why") {
+		if c := m.Conditions(); !strings.Contains(c[0].Message, "did not report why") {
 			t.Errorf("conditions %v", c)
 		}
-		if got, err := m.Get(t.Context()); err != nil || !strings.Contains(got.Failed, "did not tell why") {
+		if got, err := m.Get(t.Context()); err != nil || !strings.Contains(got.Failed, "did not report why") {
 			t.Errorf("%v, %v", got, err)
 		}
 		if _, err := m.try(t.Context()); err != nil || len(m.Conditions()) != 0 {
@@ -290,7 +291,7 @@ func TestWithoutSlots(t *testing.T) {
 	}
 }
 
-// signature is one of a slot of version 3.
+// signature returns the signature of a slot of version 3.
 func signature(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -306,7 +307,7 @@ func signature(t *testing.T) string {
 	return string(text)
 }
 
-// TestUpgrade: each step that fails is told, and ends the upgrade there.
+// TestUpgrade checks that each failing step is reported and ends the upgrade.
 func TestUpgrade(t *testing.T) {
 	sig, broken := signature(t), errors.New("broken")
 	for _, c := range []struct {
@@ -324,8 +325,8 @@ func TestUpgrade(t *testing.T) {
 		{name: "no signature", sig: "nonsense", err: api.ErrInvalid},
 		{name: "a wrong slot", sig: sig, refusal: &helper.Refusal{Text: "wrong", Invalid: true}, err: api.ErrInvalid},
 		{name: "a disk that fails", sig: sig, refusal: broken, err: broken},
-		{name: "a loader that cannot be told", sig: sig, reboot: true, fails: map[string]error{helper.DoTry: broken}, err: broken},
-		{name: "a machine that does not go", sig: sig, reboot: true, fails: map[string]error{helper.DoReboot: broken}, err: broken, text: "is tried at the next boot", did: "try"},
+		{name: "a loader that cannot be set", sig: sig, reboot: true, fails: map[string]error{helper.DoTry: broken}, err: broken},
+		{name: "a machine that does not reboot", sig: sig, reboot: true, fails: map[string]error{helper.DoReboot: broken}, err: broken, text: "is tried at the next boot", did: "try"},
 	} {
 		f := newFake()
 		f.refusal, f.fails = c.refusal, c.fails
@@ -334,7 +335,7 @@ func TestUpgrade(t *testing.T) {
 			t.Errorf("%s: %v, did %q", c.name, err, f.did)
 		}
 		if errors.Is(err, api.ErrInvalid) != (c.err == api.ErrInvalid) {
-			t.Errorf("%s: whose fault: %v", c.name, err)
+			t.Errorf("%s: wrong kind of error: %v", c.name, err)
 		}
 		if err == nil && (r.Slot != "b" || r.Version != "3" || r.Serial != 3) {
 			t.Errorf("%s: %v", c.name, r)
@@ -342,7 +343,8 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
-// TestRollback: a trial is given up, else the other slot is tried; and the machine does not start again when that failed.
+// TestRollback checks that a trial is given up, else the other slot is tried, and that the machine
+// does not reboot when that failed.
 func TestRollback(t *testing.T) {
 	broken := errors.New("broken")
 	trial := slot.Env{Good: slot.B, Trial: slot.A, Tries: 2}
@@ -356,7 +358,7 @@ func TestRollback(t *testing.T) {
 		{"a good slot", slot.Env{Good: slot.A}, "", "try reboot"},
 		{"a trial that cannot be given up", trial, helper.DoReject, ""},
 		{"a slot that cannot be tried", slot.Env{Good: slot.A}, helper.DoTry, ""},
-		{"a machine that does not go", trial, helper.DoReboot, "reject"},
+		{"a machine that does not reboot", trial, helper.DoReboot, "reject"},
 	} {
 		f := newFake()
 		f.st.Env, f.fails = c.env, map[string]error{c.fails: broken}
@@ -387,7 +389,7 @@ func TestFirmware(t *testing.T) {
 	}
 	write(secureBoot, "\x06\x00\x00\x00\x00")
 	if ReadFirmware(sys).SecureBoot {
-		t.Error("Secure Boot is said to be on")
+		t.Error("Secure Boot is reported as on")
 	}
 }
 
@@ -413,10 +415,10 @@ func TestDisks(t *testing.T) {
 	}
 	partition("nvme0n1", "nvme0n1p3", "env")
 	got := Disks(sys)
-	if c := copies(got, "vdb"); c.GetType() != "DiskCopied" || !strings.Contains(c.GetMessage(), "runs from disk vdb and uses nothing of nvme0n1,") {
+	if c := copies(got, "vdb"); c.GetType() != "DiskCopied" || !strings.Contains(c.GetMessage(), "runs from disk vdb and does not use nvme0n1,") {
 		t.Errorf("two disks, %q: %v", got, c)
 	}
-	// Root on another disk: Debian's packages on a machine that has a node's disk attached.
+	// The root is on another disk: Debian's packages on a machine that has a node's disk attached.
 	if c := copies(got, "sda"); c != nil {
 		t.Error(c)
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// TPM2 is the seal whose key the machine's TPM 2.0 opens while its PCR 7 is as it was.
+// TPM2 is the seal whose key the machine's TPM 2.0 opens while its PCR 7 is unchanged.
 const TPM2 = "tpm2"
 
 // Sealer seals with the machine's TPM; helper.Client is one.
@@ -37,7 +37,7 @@ type Sealed interface {
 	EncryptAgain() error
 }
 
-// SealOptions is what a Seal needs.
+// SealOptions configure a Seal.
 type SealOptions struct {
 	Store  Sealed
 	Sealer Sealer
@@ -45,7 +45,8 @@ type SealOptions struct {
 	Log    *slog.Logger
 }
 
-// Seal keeps the key of the secrets in the machine's TPM when that was asked for. Methods may be called from several goroutines.
+// Seal keeps the key of the secrets in the machine's TPM on request. Its methods are safe for
+// concurrent use.
 type Seal struct {
 	SealOptions
 
@@ -59,10 +60,11 @@ type Seal struct {
 // NewSeal returns the seal.
 func NewSeal(o SealOptions) *Seal { return &Seal{SealOptions: o} }
 
-// SealPace is how often a seal that is closed is tried.
+// SealPace is the interval of attempts to open a closed seal.
 const SealPace = 30 * time.Second
 
-// Await opens the seal at the daemon's start, and returns when that is done, has failed, or ctx is done. The helper may start at the same time: it is waited for.
+// Await opens the seal at the daemon's start, and returns when that is done, has failed, or ctx is
+// done. It waits for the helper, which may start at the same time.
 func (s *Seal) Await(ctx context.Context) {
 	for len(s.Store.Seal().Closed) > 0 {
 		s.open(ctx)
@@ -80,7 +82,8 @@ func (s *Seal) Await(ctx context.Context) {
 	}
 }
 
-// Keep opens the seal when it is closed and can be opened, and has secrets encrypted that are not as they should be, until ctx is done. It calls opened after secrets have become readable.
+// Keep opens the seal when it is closed and can be opened, and encrypts secrets that are not sealed
+// as they should be, until ctx is done. It calls opened after secrets have become readable.
 func (s *Seal) Keep(ctx context.Context, opened func(context.Context) error) {
 	pace := time.NewTicker(SealPace)
 	defer pace.Stop()
@@ -93,7 +96,7 @@ func (s *Seal) Keep(ctx context.Context, opened func(context.Context) error) {
 		if s.open(ctx) {
 			s.Log.Info("the seal of the secrets is open")
 			if err := opened(ctx); err != nil {
-				s.Log.Error("carrying the document out with its secrets failed", "err", err)
+				s.Log.Error("applying the document with its secrets failed", "err", err)
 			}
 		}
 		if is := s.Store.Seal(); is.Bare > 0 && len(is.Closed) == 0 {
@@ -104,7 +107,7 @@ func (s *Seal) Keep(ctx context.Context, opened func(context.Context) error) {
 	}
 }
 
-// open tries the keys that are closed, and says whether one has opened.
+// open tries the closed keys, and reports whether one has opened.
 func (s *Seal) open(ctx context.Context) (opened bool) {
 	s.doing.Lock()
 	defer s.doing.Unlock()
@@ -128,8 +131,9 @@ func (s *Seal) open(ctx context.Context) (opened bool) {
 	return opened
 }
 
-// Set seals the secrets with something, or with nothing when that is empty, and returns what opens the seal without it, which is not kept. While secrets cannot be read, abandon must say
-// that they may stay so.
+// Set seals the secrets with TPM2, or removes the seal when with is empty, and returns the recovery
+// string, which is not stored. While secrets cannot be read, abandon must confirm that they may
+// stay so.
 func (s *Seal) Set(ctx context.Context, with string, abandon bool) (recovery string, err error) {
 	if with != "" && with != TPM2 {
 		return "", fmt.Errorf("%w: seal %q: give %s, or none", api.ErrInvalid, with, TPM2)
@@ -137,7 +141,7 @@ func (s *Seal) Set(ctx context.Context, with string, abandon bool) (recovery str
 	s.doing.Lock()
 	defer s.doing.Unlock()
 	if is := s.Store.Seal(); len(is.Secrets) > 0 && !abandon {
-		return "", fmt.Errorf("%w: %s cannot be read, since the seal is closed: open it with its recovery string (`isthmus system unseal`), or say --abandon and set them again",
+		return "", fmt.Errorf("%w: %s cannot be read, since the seal is closed: open it with its recovery string (`isthmus system unseal`), or give --abandon and set them again",
 			api.ErrPrecondition, named(is.Secrets))
 	}
 	var key, blob []byte
@@ -164,9 +168,9 @@ var noPCR = strings.Repeat("0", 64)
 func (s *Seal) seal(ctx context.Context, key []byte) ([]byte, error) {
 	switch f := ReadFirmware(s.Sys); {
 	case !f.TPM:
-		return nil, fmt.Errorf("%w: the machine has no TPM 2.0: give it one (docs/install), start it again, and repeat this", api.ErrPrecondition)
+		return nil, fmt.Errorf("%w: the machine has no TPM 2.0: give it one (docs/install), restart it, and try again", api.ErrPrecondition)
 	case f.PCR7 == "" || f.PCR7 == noPCR:
-		return nil, fmt.Errorf("%w: the firmware has measured nothing into the TPM's PCR 7, and a seal would open whatever is started: start the machine by UEFI", api.ErrPrecondition)
+		return nil, fmt.Errorf("%w: the firmware has measured nothing into the TPM's PCR 7, so a seal would open whatever is started: start the machine by UEFI", api.ErrPrecondition)
 	}
 	blob, err := s.Sealer.Seal(ctx, key)
 	if errors.Is(err, slot.ErrNoSlots) {
@@ -175,7 +179,7 @@ func (s *Seal) seal(ctx context.Context, key []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sealing with the TPM: %w", err)
 	}
-	// A blob that does not open now does not at the next start either.
+	// A blob that does not open now does not open at the next start either.
 	again, err := s.Sealer.Open(ctx, blob)
 	if err == nil && string(again) != string(key) {
 		err = errors.New("it returned something else")
@@ -186,8 +190,9 @@ func (s *Seal) seal(ctx context.Context, key []byte) ([]byte, error) {
 	return blob, nil
 }
 
-// Unseal opens the seal with its recovery string, and seals the key for this machine as it is now. An error wraps api.ErrInvalid when the text is not such a string, or is that of another seal.
-// The answer says why the key is not sealed for the next start; empty: it is.
+// Unseal opens the seal with its recovery string, and seals the key for this machine in its present
+// state. The error wraps api.ErrInvalid when the text is not a recovery string, or belongs to
+// another seal. notSealed is why the key is not sealed for the next start; empty: it is.
 func (s *Seal) Unseal(ctx context.Context, recovery string) (notSealed string, err error) {
 	key, err := ParseRecovery(recovery)
 	if err != nil {
@@ -203,7 +208,7 @@ func (s *Seal) Unseal(ctx context.Context, recovery string) (notSealed string, e
 		return "", err
 	}
 	if !present {
-		return "", nil // what it has opened is under the present seal now
+		return "", nil // the secrets that it has opened are under the present seal now
 	}
 	blob, err := s.seal(ctx, key)
 	if err == nil {
@@ -218,7 +223,7 @@ func (s *Seal) Unseal(ctx context.Context, recovery string) (notSealed string, e
 	return "", nil
 }
 
-// Status returns what secrets are sealed with, and why some cannot be read; empty: all can.
+// Status returns the kind of the seal, and why some secrets cannot be read; empty: all can.
 func (s *Seal) Status() (with, closed string) {
 	is := s.Store.Seal()
 	if len(is.Secrets) == 0 && len(is.Closed) == 0 {
@@ -236,14 +241,14 @@ func (s *Seal) Status() (with, closed string) {
 	return is.With, why
 }
 
-// Conditions returns what an operator should know of the seal.
+// Conditions returns the conditions of the seal.
 func (s *Seal) Conditions() (out []*isthmusv1.Condition) {
 	is := s.Store.Seal()
 	_, closed := s.Status()
 	if closed != "" {
 		text := "the seal of the secrets is closed: " + closed
 		if len(is.Secrets) > 0 {
-			text += "; " + named(is.Secrets) + " cannot be read, and what uses them waits"
+			text += "; " + named(is.Secrets) + " cannot be read, and tunnels and peers that use them wait"
 		}
 		text += "; `isthmus system unseal` opens it with the recovery string; without that string set the secrets again with `isthmus secret set`"
 		if is.With != "" {
@@ -262,7 +267,7 @@ func (s *Seal) Conditions() (out []*isthmusv1.Condition) {
 	return out
 }
 
-// named returns the first of some names, and how many more there are.
+// named returns the first few names, and the number of the others.
 func named(names []string) string {
 	text := "secrets "
 	if len(names) == 1 {
@@ -274,7 +279,8 @@ func named(names []string) string {
 	return text + strings.Join(names, ", ")
 }
 
-// A recovery string is the key itself and the first three bytes of its SHA-256, in base32 (RFC 4648, section 6), in groups of four.
+// A recovery string is the key itself and the first three bytes of its SHA-256, in base32 (RFC
+// 4648, section 6), in groups of four.
 
 // Recovery returns a key as a text that a person can keep.
 func Recovery(key []byte) string {

@@ -19,13 +19,13 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// chip is a TPM: what it seals opens while it is there and as it was.
+// chip is a TPM whose sealed data opens while it is there and unchanged.
 type chip struct {
 	mu    sync.Mutex
-	is    byte // another one: another chip, or another PCR 7
+	is    byte // another value: another chip, or another PCR 7
 	gone  error
 	calls int
-	// forgets is in the place of Open, when it is not nil.
+	// forgets replaces Open when it is not nil.
 	forgets func() ([]byte, error)
 }
 
@@ -68,7 +68,7 @@ func (c *chip) fail(err error) {
 	c.gone = err
 }
 
-// sealed is a node with a state directory, started as often as a test wants.
+// sealed is a node with a state directory, which a test can restart.
 type sealed struct {
 	t    *testing.T
 	dir  string
@@ -160,7 +160,9 @@ func (s *sealed) sealWith(abandon bool) (string, error) {
 	return r.GetRecovery(), err
 }
 
-// TestSealed: a sealed node starts with its secrets; when its TPM does not open them it says so, opens them with the recovery string, and does not need that at the next start.
+// TestSealed checks that a sealed node starts with its secrets. When its TPM does not open them,
+// the node reports it, opens them with the recovery string, and does not need the string at the
+// next start.
 func TestSealed(t *testing.T) {
 	s := newSealed(t)
 	recovery, err := s.sealWith(false)
@@ -183,7 +185,7 @@ func TestSealed(t *testing.T) {
 		t.Errorf("%v, %v", m, err)
 	}
 	if _, err := s.sealWith(false); !errors.Is(err, api.ErrPrecondition) || !strings.Contains(err.Error(), "--abandon") {
-		t.Errorf("sealing over what cannot be read: %v", err)
+		t.Errorf("sealing over unreadable secrets: %v", err)
 	}
 	other, _ := ParseRecovery(recovery)
 	other[0] ^= 1
@@ -206,7 +208,8 @@ func TestSealed(t *testing.T) {
 	s.reads(both)
 	s.tells("")
 
-	// Without a TPM the string opens it, and what keeps it from being sealed is told.
+	// Without a TPM, the string opens the seal, and the reason why the key cannot be sealed is
+	// reported.
 	s.chip.fail(errors.New("no such device"))
 	s.start()
 	s.reads("")
@@ -225,8 +228,9 @@ func TestSealed(t *testing.T) {
 	s.tells("")
 }
 
-// TestSealedAnew: without the recovery string, the secrets can be set again, and sealed for the machine as it is.
-func TestSealedAnew(t *testing.T) {
+// TestSealedAgain checks that without the recovery string, the secrets can be set again, and sealed
+// for the present machine.
+func TestSealedAgain(t *testing.T) {
 	s := newSealed(t)
 	recovery, err := s.sealWith(false)
 	if err != nil {
@@ -243,7 +247,7 @@ func TestSealedAnew(t *testing.T) {
 	s.tells("Sealed", "sealed before, and that seal was abandoned")
 	s.start()
 	s.reads("psk-a=again")
-	// The string of the former seal still opens what it has.
+	// The string of the former seal still opens the secrets under it.
 	if _, err := s.m.Unseal(t.Context(), &isthmusv1.UnsealRequest{Recovery: recovery}); err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +257,7 @@ func TestSealedAnew(t *testing.T) {
 	s.tells("")
 }
 
-// TestNoSeal: a machine that cannot seal says why, and changes nothing.
+// TestNoSeal checks that a machine that cannot seal says why, and changes nothing.
 func TestNoSeal(t *testing.T) {
 	for want, change := range map[string]func(*sealed){
 		"the machine has no TPM 2.0": func(s *sealed) { os.RemoveAll(filepath.Join(s.sys, "class")) },
@@ -284,7 +288,8 @@ func TestNoSeal(t *testing.T) {
 	}
 }
 
-// TestKeepSeal: a TPM that answers late opens the seal without a person, and what could not be encrypted is.
+// TestKeepSeal checks that a TPM that answers late opens the seal without a person, and that
+// secrets that could not be encrypted are encrypted then.
 func TestKeepSeal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSealed(t)
@@ -300,7 +305,7 @@ func TestKeepSeal(t *testing.T) {
 		go s.seal.Keep(ctx, s.m.Node.SecretsOpened)
 		time.Sleep(3 * SealPace)
 		if n := s.chip.calls; n < 3 || n > 10 || s.opened != 0 {
-			t.Errorf("the TPM was asked %d times", n)
+			t.Errorf("the TPM was called %d times", n)
 		}
 		s.chip.fail(nil)
 		time.Sleep(2 * SealPace)
@@ -308,7 +313,7 @@ func TestKeepSeal(t *testing.T) {
 		s.reads("psk-a=value of psk-a psk-b=late")
 		s.tells("")
 		if s.opened != 1 {
-			t.Errorf("the document was carried out %d times", s.opened)
+			t.Errorf("the document was applied %d times", s.opened)
 		}
 		if is := s.st.Seal(); is.Bare != 0 {
 			t.Errorf("%+v", is)
@@ -316,7 +321,7 @@ func TestKeepSeal(t *testing.T) {
 	})
 }
 
-// TestAwaitSeal: the start waits for a helper that starts as well, but not longer than it was told, and not at all for a TPM that refuses.
+// TestAwaitSeal checks that the start waits for a helper that starts too.
 func TestAwaitSeal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSealed(t)
@@ -341,7 +346,7 @@ func TestAwaitSeal(t *testing.T) {
 	})
 }
 
-// TestRecovery: the string is the key, and any letter that is wrong is found.
+// TestRecovery checks that the string is the key, and that any wrong letter is found.
 func TestRecovery(t *testing.T) {
 	key := []byte("0123456789abcdef0123456789ABCDEF")
 	text := Recovery(key)
@@ -358,11 +363,11 @@ func TestRecovery(t *testing.T) {
 			}
 			wrong := text[:i] + string(other) + text[i+1:]
 			if got, err := ParseRecovery(wrong); err == nil {
-				t.Errorf("%s is taken for %x", wrong, got)
+				t.Errorf("%s is accepted as %x", wrong, got)
 			}
 		}
 	}
 	if _, err := ParseRecovery(strings.Repeat("A", 1<<16)); err == nil {
-		t.Error("a long text is taken")
+		t.Error("a long text is accepted")
 	}
 }

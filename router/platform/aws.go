@@ -10,17 +10,18 @@ import (
 	"strings"
 )
 
-// aws reads the instance metadata service of EC2, version 2 alone: each question carries a token that only a PUT gives, which a proxy, a redirected request or
-// a packet that is forwarded does not get (AWS EC2 User Guide, "Use the Instance Metadata Service", "How IMDSv2 works").
+// aws reads the instance metadata service of EC2, only version 2: each request carries a token from
+// a PUT, which a proxy, a redirected request or a forwarded packet cannot get (AWS EC2 User Guide,
+// "Use the Instance Metadata Service", "How IMDSv2 works").
 type aws struct{ *client }
 
 const tokenSeconds = "60"
 
-// token asks for a token for the next questions.
+// token requests a token for the next requests.
 func (a *aws) token(ctx context.Context) (map[string]string, error) {
 	body, _, err := a.do(ctx, request{method: http.MethodPut, path: "/latest/api/token", header: map[string]string{"X-aws-ec2-metadata-token-ttl-seconds": tokenSeconds}, limit: maxLine})
 	if errors.Is(err, errMissing) {
-		return nil, errors.New("asking AWS for a token: the service does not know IMDSv2, which every instance of EC2 has, and is not asked in another way: look for a proxy at 169.254.169.254")
+		return nil, errors.New("asking AWS for a token: the service does not offer IMDSv2, which every instance of EC2 has and isthmus requires: look for a proxy at 169.254.169.254")
 	}
 	if err != nil {
 		return nil, err
@@ -45,7 +46,8 @@ func (a *aws) UserData(ctx context.Context) ([]byte, error) {
 	return body, err
 }
 
-// identity is the part of the instance identity document that is used (AWS EC2 User Guide, "Instance identity documents").
+// identity is the used part of the instance identity document (AWS EC2 User Guide, "Instance
+// identity documents").
 type identity struct {
 	InstanceID       string `json:"instanceId"`
 	InstanceType     string `json:"instanceType"`
@@ -161,8 +163,8 @@ func (a *aws) nic(ctx context.Context, macs, entry string, token map[string]stri
 	return n, strings.Join(number, ""), nil
 }
 
-// firstHost returns the first host address of the first IPv4 subnet, which is the router's on AWS (VPC User Guide, "Subnet sizing") and on Azure ("Virtual
-// network FAQ").
+// firstHost returns the first host address of the first IPv4 subnet, which is the router's on AWS
+// (VPC User Guide, "Subnet sizing") and on Azure ("Virtual network FAQ").
 func firstHost(subnets []netip.Prefix) netip.Addr {
 	for _, p := range subnets {
 		if p.Addr().Is4() {

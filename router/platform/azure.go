@@ -12,19 +12,20 @@ import (
 	"strings"
 )
 
-// azure reads Azure's Instance Metadata Service (Azure documentation, "Azure Instance Metadata Service"), and reports to the wire server that the machine is
-// provisioned.
+// azure reads Azure's Instance Metadata Service (Azure documentation, "Azure Instance Metadata
+// Service"), and reports to the wire server that the machine is provisioned.
 type azure struct {
 	*client
 	wire *client
 }
 
-// imds is the version of the service's interface. Field userData needs 2021-01-01.
+// imds is the version of the service's API. Field userData needs 2021-01-01.
 const imds = "api-version=2021-12-13"
 
 var azureHeader = map[string]string{"Metadata": "true"}
 
-// UserData implements Reader. It is userData, else customData, in base64. The service has customData only where Azure hands it out there.
+// UserData implements Reader. It is userData, else customData, in base64. The service has
+// customData only where Azure provides it.
 func (a *azure) UserData(ctx context.Context) ([]byte, error) {
 	for _, field := range []string{"userData", "customData"} {
 		path := "/metadata/instance/compute/" + field + "?" + imds + "&format=text"
@@ -51,7 +52,7 @@ func (a *azure) UserData(ctx context.Context) ([]byte, error) {
 	return nil, nil
 }
 
-// azureNetwork is the part of the answer about the network that is used.
+// azureNetwork is the used part of the network metadata.
 type azureNetwork struct {
 	Interface []struct {
 		MACAddress string
@@ -62,8 +63,9 @@ type azureNetwork struct {
 	}
 }
 
-// balancer is the answer of the load balancer's metadata, which has the public addresses of SKU Standard, also those of a NIC without a load balancer: for them
-// the instance's metadata has an empty text (Azure documentation, "Retrieve load balancer metadata").
+// balancer is the load balancer's metadata, which has the public addresses of SKU Standard, also
+// those of a NIC without a load balancer: the instance's metadata has an empty text for them (Azure
+// documentation, "Retrieve load balancer metadata").
 type balancer struct {
 	LoadBalancer struct {
 		PublicIPAddresses []struct{ FrontendIPAddress, PrivateIPAddress string }
@@ -72,7 +74,7 @@ type balancer struct {
 
 // Facts implements Reader.
 func (a *azure) Facts(ctx context.Context) (Facts, error) {
-	// The fields of compute one by one: the group has the user-data too.
+	// Read the fields of compute one by one, because the whole group includes the user-data.
 	f := Facts{Platform: Azure}
 	for _, fact := range []struct {
 		field string
@@ -171,20 +173,22 @@ func (a *azure) Facts(ctx context.Context) (Facts, error) {
 	return f, nil
 }
 
-// Provisioner is a reader of a platform that waits for a report before it calls a machine provisioned.
+// Provisioner is a reader of a platform that waits for a report before it calls a machine
+// provisioned.
 type Provisioner interface {
 	// ReportReady reports once that the machine is ready.
 	ReportReady(ctx context.Context) error
 }
 
-// goalState is the part of the wire server's answer that is used.
+// goalState is the used part of the wire server's answer.
 type goalState struct {
 	Incarnation string
 	ContainerID string   `xml:"Container>ContainerId"`
 	InstanceIDs []string `xml:"Container>RoleInstanceList>RoleInstance>InstanceId"`
 }
 
-// health is what is reported, as agents of Azure do (Azure documentation, "Creating generalized images without a provisioning agent").
+// health is the report, in the form of Azure's agents (Azure documentation, "Creating generalized
+// images without a provisioning agent").
 type health struct {
 	XMLName     xml.Name `xml:"Health"`
 	Incarnation string   `xml:"GoalStateIncarnation"`

@@ -16,7 +16,8 @@ import (
 	"unicode/utf8"
 )
 
-// client asks one metadata service. It connects to that service's address alone, whatever an answer, a proxy in the environment or a redirect says.
+// client queries one metadata service. It connects only to that service's address, whatever an
+// answer, a proxy in the environment or a redirect says.
 type client struct {
 	kind   Kind
 	base   string
@@ -50,7 +51,7 @@ func newClient(k Kind, base string, within time.Duration) (*client, error) {
 	}}, nil
 }
 
-// request is one question.
+// request is one HTTP request.
 type request struct {
 	method, path string
 	header       map[string]string
@@ -58,10 +59,10 @@ type request struct {
 	limit        int
 }
 
-// errMissing means that the service answers, and has nothing at the path.
+// errMissing means that the service answers, but has nothing at the path.
 var errMissing = errors.New("not there")
 
-// do asks once, and returns the body and the header of an answer with status 200.
+// do sends one request, and returns the body and the header of an answer with status 200 or 201.
 func (c *client) do(ctx context.Context, q request) ([]byte, http.Header, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.within)
 	defer cancel()
@@ -113,20 +114,20 @@ func (c *client) do(ctx context.Context, q request) ([]byte, http.Header, error)
 	return body, answer.Header, nil
 }
 
-// refused says what to do when a service refuses.
+// refused is the advice when a service refuses.
 var refused = map[Kind]string{
 	AWS:    "turn the metadata service on for the instance (aws ec2 modify-instance-metadata-options --http-endpoint enabled)",
 	Azure:  "see whether a proxy is between the node and 169.254.169.254",
 	Google: "see whether a proxy is between the node and 169.254.169.254",
 }
 
-// unreachable says why no answer came, without the words of net/http around it.
+// unreachable says why no answer came, without the text that net/http adds.
 func (c *client) unreachable(path string, err error) error {
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("asking %s for %s: no whole answer within %v: see whether the node has its address and a way to %s: %w", c.kind, path, c.within, c.base, err)
+		return fmt.Errorf("asking %s for %s: no complete answer within %v: see whether the node has its address and a route to %s: %w", c.kind, path, c.within, c.base, err)
 	}
 	return fmt.Errorf("asking %s for %s: %w", c.kind, path, err)
 }
@@ -175,13 +176,13 @@ func (c *client) lines(ctx context.Context, q request, limit int) (out []string,
 // decode reads JSON.
 func decode(k Kind, path string, body []byte, into any) error {
 	if err := json.Unmarshal(body, into); err != nil {
-		// The library repeats types of Go, which may be long.
+		// The library's error has Go types, which may be long.
 		return fmt.Errorf("asking %s for %s: the answer is not the JSON that the platform documents: %.100s", k, path, err.Error())
 	}
 	return nil
 }
 
-// mac brings a hardware address into the form of NIC.MAC.
+// mac converts a hardware address into the form of NIC.MAC.
 func mac(s string) (string, error) {
 	if len(s) == 12 { // Azure's form
 		s = s[0:2] + ":" + s[2:4] + ":" + s[4:6] + ":" + s[6:8] + ":" + s[8:10] + ":" + s[10:12]
@@ -193,7 +194,7 @@ func mac(s string) (string, error) {
 	return hw.String(), nil
 }
 
-// short bounds what an error repeats of an answer.
+// short bounds the part of an answer in an error.
 func short(s string) string {
 	if len(s) > 64 {
 		s = s[:64] + "..."
@@ -201,7 +202,7 @@ func short(s string) string {
 	return s
 }
 
-// addr reads an address of a NIC.
+// addr parses an address of a NIC.
 func addr(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
 	if err != nil || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
@@ -210,7 +211,7 @@ func addr(s string) (netip.Addr, error) {
 	return a.Unmap(), nil
 }
 
-// public reads a public address.
+// public parses a public address.
 func public(s string) (netip.Addr, error) {
 	a, err := addr(s)
 	if err == nil && (!a.IsGlobalUnicast() || a.IsPrivate()) {

@@ -6,7 +6,8 @@ import (
 	"strings"
 )
 
-// DMI is what a machine's firmware says of it: files of /sys/class/dmi/id, without the white space around their text. Empty: the file is not there.
+// DMI is a machine's description by its firmware: files of /sys/class/dmi/id, without white space
+// around their text. Empty: the file does not exist.
 type DMI struct {
 	SysVendor, ProductName, ProductVersion, ChassisAssetTag, BIOSVendor, BIOSVersion, BoardVendor string
 }
@@ -32,14 +33,16 @@ func ReadDMI(sys string) DMI {
 	}
 }
 
-// azureTag is the asset tag of each of Azure's machines. Hyper-V elsewhere has the same vendor and product, and another tag.
+// azureTag is the asset tag of all of Azure's machines. Hyper-V elsewhere has the same vendor and
+// product, and another tag.
 const azureTag = "7783-7084-3265-9085-8269-3286-77"
 
-// Detect says on which platform a machine with this DMI runs; seed says that a NoCloud seed is there. A cloud's firmware comes before a seed, so that
-// a disk does not take the place of what the cloud hands out.
+// Detect returns the platform of a machine with this DMI; seed: a NoCloud seed exists. A cloud's
+// firmware has priority over a seed, so that a disk cannot replace the cloud's user-data.
 //
-// Sources: AWS EC2 "Identify EC2 instances" (vendor "Amazon EC2", on Xen a BIOS version with "amazon"), Azure "Instance Metadata Service" and
-// cloud-init's ds-identify (the asset tag), Google Cloud "Detect if a VM is running in Compute Engine" (the product's name).
+// Sources: AWS EC2 "Identify EC2 instances" (vendor "Amazon EC2", on Xen a BIOS version with
+// "amazon"), Azure "Instance Metadata Service" and cloud-init's ds-identify (the asset tag), Google
+// Cloud "Detect if a VM is running in Compute Engine" (the product's name).
 func Detect(d DMI, seed bool) Kind {
 	switch {
 	case d.SysVendor == "Amazon EC2" || d.BIOSVendor == "Amazon EC2" || d.BoardVendor == "Amazon EC2",

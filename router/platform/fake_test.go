@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// fake is a metadata service that answers from testdata, as strictly as the real one: without the header that it wants, it answers nothing.
+// fake is a metadata service that answers from testdata, as strictly as the real one: without the
+// required header, it answers nothing.
 type fake struct {
 	kind  Kind
 	dir   string
@@ -82,7 +83,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	w.Write(data)
 }
 
-// answer makes every answer to a path this one.
+// answer sets the answer to a path.
 func (f *fake) answer(path string, h http.HandlerFunc) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

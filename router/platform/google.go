@@ -16,11 +16,11 @@ type google struct{ *client }
 
 const flavor = "Metadata-Flavor"
 
-// get asks, and believes an answer only when it has the header that Google's have.
+// get sends a request, and accepts an answer only with the header of Google's metadata server.
 func (g *google) get(ctx context.Context, at string, limit int) ([]byte, error) {
 	body, header, err := g.do(ctx, request{path: at, header: map[string]string{flavor: "Google"}, limit: limit})
 	if err == nil && header.Get(flavor) != "Google" {
-		err = fmt.Errorf("asking Google Cloud for %s: the answer lacks the header %s: Google, and is not the metadata server's: look for a proxy at 169.254.169.254", at, flavor)
+		err = fmt.Errorf("asking Google Cloud for %s: the answer lacks the header %s: Google, so it is not from the metadata server: look for a proxy at 169.254.169.254", at, flavor)
 	}
 	return body, err
 }
@@ -34,7 +34,7 @@ func (g *google) UserData(ctx context.Context) ([]byte, error) {
 	return body, err
 }
 
-// networkInterface is the part of an interface that is used.
+// networkInterface is the used part of an interface.
 type networkInterface struct {
 	IP            string
 	IPv6s         []string
@@ -46,7 +46,8 @@ type networkInterface struct {
 	AccessConfigs []struct{ ExternalIP string }
 }
 
-// Facts implements Reader. It asks for single fields: what all of an instance is has its attributes, and with them the user-data.
+// Facts implements Reader. It requests single fields, because the whole instance includes its
+// attributes, and with them the user-data.
 func (g *google) Facts(ctx context.Context) (Facts, error) {
 	f := Facts{Platform: Google}
 	for _, fact := range []struct {
@@ -104,7 +105,7 @@ func (i networkInterface) nic() (n NIC, err error) {
 		if x.Address, err = addr(i.IP); err != nil {
 			return n, err
 		}
-		// An interface has at most one configuration for access of IPv4.
+		// An interface has at most one access configuration of IPv4.
 		if len(i.AccessConfigs) > 0 && i.AccessConfigs[0].ExternalIP != "" {
 			if x.Public, err = public(i.AccessConfigs[0].ExternalIP); err != nil {
 				return n, err

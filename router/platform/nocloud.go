@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// noCloud reads a seed as cloud-init's NoCloud data source has it: files user-data and meta-data.
+// noCloud reads a seed of cloud-init's NoCloud data source: files user-data and meta-data.
 type noCloud struct{ dir string }
 
-// HasSeed says whether a directory has a NoCloud seed.
+// HasSeed reports whether a directory has a NoCloud seed.
 func HasSeed(dir string) bool {
 	if dir == "" {
 		return false
@@ -33,7 +33,7 @@ func (n *noCloud) read(name string, limit int64) ([]byte, error) {
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("reading the NoCloud seed: %s is not a plain file", at)
+		return nil, fmt.Errorf("reading the NoCloud seed: %s is not a regular file", at)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
@@ -48,7 +48,8 @@ func (n *noCloud) read(name string, limit int64) ([]byte, error) {
 // UserData implements Reader.
 func (n *noCloud) UserData(context.Context) ([]byte, error) { return n.read("user-data", MaxUserData) }
 
-// Facts implements Reader. A seed says no more than which instance it is for, by a line instance-id of its meta-data.
+// Facts implements Reader. A seed has only the instance's id, in a line instance-id of its
+// meta-data.
 func (n *noCloud) Facts(context.Context) (Facts, error) {
 	f := Facts{Platform: NoCloud}
 	data, err := n.read("meta-data", maxFact)

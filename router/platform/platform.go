@@ -1,5 +1,7 @@
-// Package platform asks the cloud that a machine runs on: for its user-data, and for what the machine cannot see itself, such as its public addresses. It
-// has a small reader for each cloud's metadata service, which trusts no answer: each has a limit in bytes and in time, and none leads elsewhere.
+// Package platform reads from the cloud that a machine runs on: its user-data, and facts that the
+// machine cannot see itself, such as its public addresses. It has a small reader for each cloud's
+// metadata service. A reader trusts no answer: each is limited in bytes and in time, and none leads
+// to another server.
 package platform
 
 import (
@@ -24,7 +26,7 @@ const (
 	NoCloud Kind = "nocloud" // a disk or a directory with user-data and meta-data
 )
 
-// ParseKind reads a platform's name.
+// ParseKind parses a platform's name.
 func ParseKind(s string) (Kind, bool) {
 	for _, k := range []Kind{None, AWS, Azure, Google, NoCloud} {
 		if s == string(k) {
@@ -49,7 +51,8 @@ func (k Kind) String() string {
 	return string(k)
 }
 
-// Limits in bytes. MaxUserData is of what is read after base64 is undone; AWS itself takes 16 KiB of user-data, Azure 64, Google 256.
+// Limits in bytes. MaxUserData applies after base64 is decoded; AWS itself accepts 16 KiB of
+// user-data, Azure 64, Google 256.
 const (
 	MaxUserData = 64 << 10
 	maxFact     = 64 << 10
@@ -57,7 +60,7 @@ const (
 	maxPublic   = 64 // public addresses of one NIC
 )
 
-// Facts are what a platform says of the machine. What it does not say is zero.
+// Facts is what a platform says about the machine. Missing facts are zero.
 type Facts struct {
 	Platform Kind
 	Instance string // its id, which a copy of the machine's disk does not have
@@ -67,38 +70,42 @@ type Facts struct {
 	NICs     []NIC // in the order of the platform: the first one is the primary one
 }
 
-// NIC is a network interface as the platform knows it.
+// NIC is a network interface as the platform describes it.
 type NIC struct {
 	MAC       string // six pairs of hexadecimal digits in lower case, with colons
 	Addresses []Address
 	Subnets   []netip.Prefix
-	Router    netip.Addr // invalid: not told
-	MTU       int        // in bytes; 0: not told, DHCP tells it
+	Router    netip.Addr // invalid: unknown
+	MTU       int        // in bytes; 0: unknown, use DHCP
 }
 
-// Address is an address of a NIC, with the public address that the platform translates to it one to one; invalid: none.
+// Address is an address of a NIC, with the public address that the platform translates to it one to
+// one; invalid: none.
 type Address struct {
 	Address netip.Addr
 	Public  netip.Addr
 }
 
-// Reader reads from one platform. Its methods ask once; Keep asks again and again.
+// Reader reads from one platform. Its methods try once; Keep retries.
 type Reader interface {
-	// UserData returns what the machine was given at its creation, and nothing when that is nothing.
+	// UserData returns the user-data that the machine was created with, and nothing if there was
+	// none.
 	UserData(ctx context.Context) ([]byte, error)
-	// Facts returns what the platform says of the machine; an error that it did not say all of it.
+	// Facts returns what the platform says about the machine; with an error, they are incomplete.
 	Facts(ctx context.Context) (Facts, error)
 }
 
-// Options are what a reader works with.
+// Options configure a reader.
 type Options struct {
-	// Metadata is the base of the metadata service's URLs, for tests. Default: http://169.254.169.254.
+	// Metadata is the base of the metadata service's URLs, for tests. Default:
+	// http://169.254.169.254.
 	Metadata string
-	// Wire is the base of the URLs of Azure's wire server, for tests. Default: http://168.63.129.16.
+	// Wire is the base of the URLs of Azure's wire server, for tests. Default:
+	// http://168.63.129.16.
 	Wire string
 	// Seed is the directory of a NoCloud seed.
 	Seed string
-	// Request is the time that one question may take. Default: 5s.
+	// Request is the timeout of one request. Default: 5s.
 	Request time.Duration
 }
 
@@ -133,13 +140,14 @@ func Open(k Kind, o Options) (Reader, error) {
 	return nil, fmt.Errorf("platform %q has no reader", k)
 }
 
-// ErrPermanent means that asking again gives the same answer.
-var ErrPermanent = errors.New("asking again does not help")
+// ErrPermanent means that another attempt would have the same result.
+var ErrPermanent = errors.New("another attempt does not help")
 
 // retry is the pace of attempts.
 var retry = backoff.Backoff{First: 500 * time.Millisecond, Last: 15 * time.Second}
 
-// Keep calls ask until it succeeds, the error wraps ErrPermanent, or ctx is done; failed hears each error. The network may come long after the daemon.
+// Keep calls ask until it succeeds, the error wraps ErrPermanent, or ctx is done. It calls failed
+// with each error. The network may come up long after the daemon.
 func Keep(ctx context.Context, ask func(context.Context) error, failed func(error)) error {
 	for failures := 0; ; failures++ {
 		err := ask(ctx)

@@ -108,7 +108,7 @@ func TestFacts(t *testing.T) {
 	}
 }
 
-// TestAzureCustomData: customData counts when userData is missing.
+// TestAzureCustomData checks that customData counts when userData is missing.
 func TestAzureCustomData(t *testing.T) {
 	f, r := newFake(t, Azure)
 	f.answer("/metadata/instance/compute/userData", text(200, "text/plain", ""))
@@ -118,7 +118,8 @@ func TestAzureCustomData(t *testing.T) {
 	}
 }
 
-// TestHostile: an answer that is not the platform's, or that is made to cost much, is an error that says what to do, soon.
+// TestHostile checks that an answer that is not the platform's, or that is made to be expensive,
+// soon becomes an error that says what to do.
 func TestHostile(t *testing.T) {
 	stolen := make(chan string, 100)
 	thief := http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
@@ -153,8 +154,8 @@ func TestHostile(t *testing.T) {
 				w.(http.Flusher).Flush()
 				time.Sleep(20 * time.Millisecond)
 			}
-		}, "no whole answer within"},
-		"silent":        {func(w http.ResponseWriter, q *http.Request) { <-q.Context().Done() }, "no whole answer within"},
+		}, "no complete answer within"},
+		"silent":        {func(w http.ResponseWriter, q *http.Request) { <-q.Context().Done() }, "no complete answer within"},
 		"refused":       {text(403, "text/plain", "no"), "refuses with status 403"},
 		"out of order":  {text(500, "text/plain", "oops"), "status 500"},
 		"large headers": {func(w http.ResponseWriter, q *http.Request) { w.Header().Set("X", strings.Repeat("x", 1<<20)) }, "headers exceeded"},
@@ -178,15 +179,16 @@ func TestHostile(t *testing.T) {
 	}
 	select {
 	case u := <-stolen:
-		t.Errorf("another server was asked: %s", u)
+		t.Errorf("another server was queried: %s", u)
 	default:
 	}
 }
 
-// TestOneVersion: EC2's metadata service is not asked without a token, and Google's answers count only with their header.
+// TestOneVersion checks that EC2's metadata service is not queried without a token, and that
+// Google's answers count only with their header.
 func TestOneVersion(t *testing.T) {
 	f, r := newFake(t, AWS)
-	f.answer("*", func(w http.ResponseWriter, q *http.Request) { // version 1 alone
+	f.answer("*", func(w http.ResponseWriter, q *http.Request) { // only version 1
 		if q.Method != http.MethodGet {
 			w.WriteHeader(http.StatusNotFound)
 			return
@@ -201,7 +203,7 @@ func TestOneVersion(t *testing.T) {
 	}
 	for _, q := range f.asked {
 		if q != "PUT /latest/api/token" {
-			t.Errorf("asked for %s without a token", q)
+			t.Errorf("request for %s without a token", q)
 		}
 	}
 	f, r = newFake(t, Google)
@@ -211,7 +213,8 @@ func TestOneVersion(t *testing.T) {
 	}
 }
 
-// TestWrongFacts: a value that is not what the platform documents is refused as a whole, and not taken in part.
+// TestWrongFacts checks that a value that is not as documented fails as a whole, and is not used in
+// part.
 func TestWrongFacts(t *testing.T) {
 	const macs = "/latest/meta-data/network/interfaces/macs/"
 	const google = "/computeMetadata/v1/instance/"
@@ -302,7 +305,8 @@ func TestNoCloud(t *testing.T) {
 	}
 }
 
-// TestKeep: what fails is asked again with longer and longer pauses, until the deadline; what cannot succeed is not.
+// TestKeep checks that a failure is retried with longer and longer pauses until the deadline, and
+// that ErrPermanent is not.
 func TestKeep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked, failed atomic.Int32

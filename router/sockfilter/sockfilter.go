@@ -17,8 +17,8 @@ var (
 	Drop = bpf.RetConstant{Val: 0}
 )
 
-// Program is a program, or part of one. Numbers are in network byte order, however the host has
-// them.
+// Program is a program, or part of one. Numbers are in network byte order, whatever the byte order
+// of the host.
 type Program []bpf.Instruction
 
 // Add appends instructions.
@@ -47,7 +47,7 @@ var opposite = map[bpf.JumpTest]bpf.JumpTest{
 	bpf.JumpBitsSet: bpf.JumpBitsNotSet, bpf.JumpBitsNotSet: bpf.JumpBitsSet,
 }
 
-// Attach has the kernel run a program on what arrives at a socket.
+// Attach has the kernel run a program on packets or messages that arrive at a socket.
 func Attach(fd int, p Program) error {
 	raw, err := bpf.Assemble(p)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/sockfilter/sockfiltertest"
 )
 
-// TestIf tries each test with values below, at and above it.
+// TestIf tries each test with values below, at and above the limit.
 func TestIf(t *testing.T) {
 	for test, want := range map[bpf.JumpTest]string{
 		bpf.JumpEqual: "010", bpf.JumpNotEqual: "101", bpf.JumpGreaterThan: "001", bpf.JumpLessThan: "100",
@@ -39,7 +39,7 @@ func TestIf(t *testing.T) {
 	}
 }
 
-// TestAttach: the kernel filters as the program says, and refuses one that ends nowhere.
+// TestAttach checks that the kernel filters by the program, and refuses one without an end.
 func TestAttach(t *testing.T) {
 	in, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -57,7 +57,7 @@ func TestAttach(t *testing.T) {
 		return err
 	}
 	var p Program
-	p.Add(bpf.LoadAbsolute{Off: 8, Size: 1}) // behind the header of UDP
+	p.Add(bpf.LoadAbsolute{Off: 8, Size: 1}) // after the UDP header
 	p.If(bpf.JumpEqual, 'a', Drop)
 	p.Add(Pass)
 	if err := attach(p); err != nil {

@@ -105,7 +105,7 @@ func TestEgressMistakes(t *testing.T) {
 		{"listen: [169.254.64.2]", "listen: [169.254.64.1]", `egress.dnsProxy.listen[0]: "169.254.64.1" is not a local inside address of a tunnel`},
 		{"listen: [169.254.64.2]", "listen: []", `egress.dnsProxy.listen: is required`},
 		{"  dnsProxy: {listen: [169.254.64.2]}\n", "", `egress.policies[0].names[1]: "*.example.com" is a wildcard, which only the DNS proxy can resolve`},
-		{"*.example.com", "*.com", `egress.policies[0].names[1]: "*.com" stands for a whole top-level domain`},
+		{"*.example.com", "*.com", `egress.policies[0].names[1]: "*.com" matches a whole top-level domain`},
 		{"*.example.com", "198.51.100.7", `egress.policies[0].names[1]: "198.51.100.7" is an address`},
 		{"*.example.com", "a_b-.example", `egress.policies[0].names[1]: "a_b-.example" is not a valid domain name`},
 		{"*.example.com", "api.partner.example", `egress.policies[0].names[1]: "api.partner.example" is listed twice`},

@@ -77,7 +77,7 @@ func TestSeal(t *testing.T) {
 	b.start(SecureBoot, "")
 	b.says("Sealed", "get", "status")
 	b.says("sealed", "get", "secrets")
-	b.says("PCR 7 is not as it was", "system", "status")
+	b.says("PCR 7 has changed", "system", "status")
 	b.given(recovery, "system", "unseal")
 	b.says("secrets       sealed with tpm2\n", "system", "status")
 	if out, err := b.cli("get", "status"); err != nil || strings.Contains(out, "Seal") {

@@ -36,10 +36,10 @@ func TestTrials(t *testing.T) {
 		times  int
 		why    string
 	}{
-		{"the daemon ends", []func(string) error{limit(20 * time.Second), daemon("exit 1")}, `Esc within`, 2, "its daemon did not tell why"},
-		{"the kernel panics", []func(string) error{func(tree string) error { return unit(tree, "panic", "echo c > /proc/sysrq-trigger") }}, `Kernel panic - not syncing: sysrq triggered crash`, slot.Tries, "its daemon did not tell why"},
+		{"the daemon ends", []func(string) error{limit(20 * time.Second), daemon("exit 1")}, `Esc within`, 2, "its daemon did not report why"},
+		{"the kernel panics", []func(string) error{func(tree string) error { return unit(tree, "panic", "echo c > /proc/sysrq-trigger") }}, `Kernel panic - not syncing: sysrq triggered crash`, slot.Tries, "its daemon did not report why"},
 		{"the daemon says that it is ready, and is silent then", []func(string) error{limit(4 * time.Minute), daemon("exec systemd-notify --exec --ready \\; sleep infinity"),
-			told("until journalctl -b -u isthmusd | grep -o \"Watchdog timeout.*\" > /dev/ttyS0; do sleep 1; done")}, `Watchdog timeout \(limit 1min 30s\)`, 1, "its daemon did not tell why"},
+			told("until journalctl -b -u isthmusd | grep -o \"Watchdog timeout.*\" > /dev/ttyS0; do sleep 1; done")}, `Watchdog timeout \(limit 1min 30s\)`, 1, "its daemon did not report why"},
 	} {
 		before := len(b.m.Text())
 		img := b.release(fmt.Sprintf("9.%d", i), time.Now().Unix(), func(tree string) (err error) {

@@ -1,5 +1,5 @@
-// Package apipa allocates and checks inside addresses from the IPv4 link-local range 169.254.0.0/16 (RFC 3927), which
-// the clouds' gateways use inside tunnels.
+// Package apipa allocates and checks inside addresses from the IPv4 link-local range
+// 169.254.0.0/16 (RFC 3927), which the clouds' gateways use inside tunnels.
 package apipa
 
 import (
@@ -13,32 +13,37 @@ import (
 // LinkLocal is the whole range (RFC 3927 section 2.1).
 var LinkLocal = netip.MustParsePrefix("169.254.0.0/16")
 
-// Range is where blocks are allocated from. It avoids what the clouds reserve at the ends: the low blocks of AWS and
-// Oracle, the metadata and time services of all of them, and 169.254.21.0 to 169.254.22.255, the only addresses that
-// Azure takes.
+// Range is the range from which blocks are allocated. It avoids the addresses that clouds reserve:
+// the low blocks of AWS and Oracle, the metadata and time services of all clouds, and 169.254.21.0
+// to 169.254.22.255, the only addresses that Azure accepts.
 var Range = netip.MustParsePrefix("169.254.64.0/18")
 
-// Default is the rule for a tunnel to no particular cloud.
+// Default is the rule for a tunnel that is not to one of the clouds.
 var Default = Rule{From: []netip.Prefix{Range}}
 
-// ErrExhausted means that everything that may be allocated is in use.
+// ErrExhausted means that all addresses that may be allocated are in use.
 var ErrExhausted = errors.New("no free inside addresses")
 
-// Rule says which inside IPv4 addresses a gateway takes. The zero value of a field is no limit.
+// Rule describes which inside IPv4 addresses a gateway accepts. The zero value of a field means no
+// restriction.
 type Rule struct {
-	From     []netip.Prefix // where addresses are allocated, in LinkLocal, none longer than a /30
+	// From lists where addresses are allocated: within LinkLocal, none longer than a /30.
+	From     []netip.Prefix
 	Within   []netip.Prefix // link-local addresses must be in one of these
 	Only     bool           // addresses must be link-local
-	Reserved []netip.Prefix // what must not be used; nothing is allocated from a /30 that overlaps it
+	Reserved []netip.Prefix // must not be used; nothing is allocated from a /30 that overlaps it
 	Bits     []int          // prefix lengths of the local address
-	// PeerFirst: in each /30 the gateway has the first host address and this node the second.
+	// PeerFirst means that in each /30 the gateway has the first host address, and this node the
+	// second.
 	PeerFirst bool
-	// Single: addresses are allocated one by one instead of in a /30, and all tunnels of a node to this cloud have the
-	// same local one, because the gateway knows this node by one address.
+	// Single means that addresses are allocated one by one instead of in a /30. All tunnels of a
+	// node to this cloud have the same local address, because the gateway identifies this node by
+	// one address.
 	Single bool
 }
 
-// Check returns what is wrong with a pair of IPv4 addresses and what to do about it; nothing when the gateway takes them.
+// Check returns what is wrong with a pair of IPv4 addresses and how to fix it, or empty texts when
+// the gateway accepts them.
 func (r Rule) Check(local netip.Prefix, remote netip.Addr) (rule, remedy string) {
 	for _, a := range []netip.Addr{local.Addr(), remote} {
 		linkLocal := LinkLocal.Contains(a)
@@ -46,7 +51,7 @@ func (r Rule) Check(local netip.Prefix, remote netip.Addr) (rule, remedy string)
 		case !linkLocal && r.Only:
 			return fmt.Sprintf("has %s, which is not in %s", a, LinkLocal), "give a block from " + join(r.From) + ", or leave it out"
 		case linkLocal && len(r.Within) > 0 && !within(r.Within, a):
-			return fmt.Sprintf("has %s; of %s only %s are taken", a, LinkLocal, join(r.Within)), "give addresses from there, or leave it out"
+			return fmt.Sprintf("has %s; of %s only %s is accepted", a, LinkLocal, join(r.Within)), "give addresses from there, or omit it"
 		}
 		for _, p := range r.Reserved {
 			if p.Contains(a) {
@@ -67,13 +72,13 @@ func (r Rule) Check(local netip.Prefix, remote netip.Addr) (rule, remedy string)
 	return "", ""
 }
 
-// Account counts the users of every address of LinkLocal. The zero value has none.
+// Account counts the users of every address in LinkLocal. The zero value has no users.
 type Account struct{ users [1 << 16]int32 }
 
-// Use notes one more user of every address in p. What is outside of LinkLocal does not count.
+// Use adds a user to every address in p. Addresses outside of LinkLocal are ignored.
 func (a *Account) Use(p netip.Prefix) { a.add(p, 1) }
 
-// Release notes one user less, of a p that was given to Use.
+// Release removes a user from every address in p, which must have been passed to Use.
 func (a *Account) Release(p netip.Prefix) { a.add(p, -1) }
 
 func (a *Account) add(p netip.Prefix, n int32) {
@@ -82,7 +87,7 @@ func (a *Account) add(p netip.Prefix, n int32) {
 	}
 }
 
-// Users returns how many users the address in p has that has the most.
+// Users returns the highest number of users of an address in p.
 func (a *Account) Users(p netip.Prefix) int {
 	most := int32(0)
 	for first, end := span(p); first < end; first++ {
@@ -91,8 +96,9 @@ func (a *Account) Users(p netip.Prefix) int {
 	return int(most)
 }
 
-// Free returns the lowest /30 that the rule allows and nobody uses, or with Single the lowest such address, as a /32. It
-// stays free until Use. An address is never the first or last of a /30, so that the other end may put it into one.
+// Free returns the lowest /30 that the rule allows and that has no users, or with Single the
+// lowest such address, as a /32. It stays free until Use. A single address is never the first or
+// last of a /30, so that the other end may put it into one.
 func (a *Account) Free(r Rule) (netip.Prefix, error) {
 	for _, from := range r.From {
 		first, end := span(from)
@@ -115,13 +121,13 @@ func (a *Account) Free(r Rule) (netip.Prefix, error) {
 				return p, nil
 			}
 			_, after := span(r.Reserved[at])
-			i = (after - 1) &^ 3 // on to the block behind
+			i = (after - 1) &^ 3 // continue with the next block
 		}
 	}
 	return netip.Prefix{}, ErrExhausted
 }
 
-// span returns the numbers of the first address of LinkLocal in p and of the one behind its last.
+// span returns the offset in LinkLocal of the first address in p, and the offset after its last.
 func span(p netip.Prefix) (first, end int) {
 	if !p.Overlaps(LinkLocal) {
 		return 0, 0

@@ -43,12 +43,13 @@ func TestFreeUntilExhausted(t *testing.T) {
 		}
 		a.Use(netip.MustParsePrefix("169.254.0.0/15"))
 		if p, err := a.Free(test.rule); !errors.Is(err, ErrExhausted) {
-			t.Errorf("got %v though all of it is in use", p)
+			t.Errorf("got %v although all addresses are in use", p)
 		}
 	}
 }
 
-// TestFreeAvoidsUsedAndReserved has random users come and go, and compares with a search through all of them.
+// TestFreeAvoidsUsedAndReserved adds and removes users at random, and compares the result with a
+// search through all of them.
 func TestFreeAvoidsUsedAndReserved(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	prefix := func(low, n int) netip.Prefix {
@@ -94,7 +95,7 @@ func TestCheck(t *testing.T) {
 	for _, test := range []struct {
 		rule          Rule
 		local, remote string
-		want          string // beginning of the problem
+		want          string // beginning of the text
 	}{
 		{strict, "169.254.64.2/30", "169.254.64.1", ""},
 		{strict, "169.254.64.2/32", "169.254.64.1", ""},

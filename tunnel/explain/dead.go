@@ -11,21 +11,21 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/cloud"
 )
 
-// Stray is a tunnel that is not in the document: one that a gateway has or tries to make all the same, or the calls of
-// somebody unknown.
+// Stray is a tunnel that is not in the document, but that a gateway has or tries to establish, or
+// an unknown address that tries to connect.
 type Stray struct {
-	Address     netip.Addr // that calls; zero: none does, or none has called yet
-	First, Last time.Time  // of its calls
+	Address     netip.Addr // the address that tries to connect; zero: none has
+	First, Last time.Time  // times of its attempts
 	Attempts    uint64
-	Code        string // of cloud.Pairing, "moved-peer" or "unknown-caller"
-	ByDesign    bool   // it never comes up with this document, and it is known why
+	Code        string // that of a cloud.Pairing, "moved-peer" or "unknown-caller"
+	ByDesign    bool   // it can never come up with this document, and the reason is known
 	Cloud       string
-	Beside      string // tunnel of the document that it belongs to
+	Beside      string // the tunnel of the document that it belongs to
 	Why, Remedy string
 	Source      string
 }
 
-// links are the document's tunnels to clouds.
+// links returns the document's tunnels to clouds.
 func (d Document) links() (out []cloud.Link) {
 	for _, t := range d.Tunnels {
 		if t.IPsec != nil && t.Cloud != "" {
@@ -35,10 +35,11 @@ func (d Document) links() (out []cloud.Link) {
 	return out
 }
 
-// Notes returns what of the document's tunnels cannot come up, or is left out of it, by design.
+// Notes returns the tunnels that by design cannot come up with this document, or that are missing
+// from it.
 func (d Document) Notes() []cloud.Pairing { return cloud.Unpaired(d.links()) }
 
-// Dead tells whether tunnel i can come up in its present state at all.
+// Dead reports whether tunnel i can never come up in its present state.
 func (d Document) Dead(i int, s tunnel.State) (cloud.Pairing, bool) {
 	if s.Failure.Reason != tunnel.Waiting || !s.Heard.IsZero() {
 		return cloud.Pairing{}, false
@@ -51,8 +52,9 @@ func (d Document) Dead(i int, s tunnel.State) (cloud.Pairing, bool) {
 	return cloud.Pairing{}, false
 }
 
-// Strays says of each caller what it is, in the order of the callers, and then what gateways have beside the document's
-// tunnels although it has not called. states are the tunnels' by name.
+// Strays returns an explanation for each caller, in the order of the callers, and then the tunnels
+// that gateways have in addition to the document's although they have not called. states are the
+// tunnels' states by name.
 func (d Document) Strays(states map[string]tunnel.State, callers []tunnel.Caller) (out []Stray) {
 	var missing []cloud.Pairing
 	for _, p := range d.Notes() {
@@ -75,9 +77,9 @@ func (d Document) Strays(states map[string]tunnel.State, callers []tunnel.Caller
 	return out
 }
 
-// stray says what an address may be that calls.
+// stray explains a calling address.
 func (d Document) stray(states map[string]tunnel.State, missing []cloud.Pairing) Stray {
-	// A gateway that is in the document and silent may have moved. One that is up has not.
+	// A peer in the document that is silent may have another address now. One that is up has not.
 	var silent []string
 	for i, t := range d.Tunnels {
 		s, seen := states[t.Name]
@@ -98,14 +100,14 @@ func (d Document) stray(states map[string]tunnel.State, missing []cloud.Pairing)
 			names = append(names, p.Beside+" ("+p.Cloud+")")
 		}
 		return Stray{Code: "unpaired", ByDesign: true,
-			Why:    "most likely the other half of one of " + strings.Join(names, ", ") + ", of which the document has one tunnel each",
+			Why:    "most likely the other half of one of " + strings.Join(names, ", ") + "; the document has only one tunnel for each",
 			Remedy: "find the address in those clouds' consoles, and add a tunnel to it"}
 	case len(silent) > 0:
 		return Stray{Code: "moved-peer",
-			Why:    "perhaps a peer of the document with another address: nothing comes from that of " + strings.Join(silent, ", "),
+			Why:    "possibly a peer of the document with a new address: no packets come from the address in " + strings.Join(silent, ", "),
 			Remedy: "if it is, set that field to this address"}
 	}
 	return Stray{Code: "unknown-caller",
-		Why:    "no tunnel of the document is for this address, and none is known to be missing: a gateway that was given this node's address, or a scanner",
-		Remedy: "add a tunnel with this ipsec.remoteAddress if you know it; nothing is answered but a refusal"}
+		Why:    "the document has no tunnel for this address, and none is known to be missing: the caller is a gateway that was configured with this node's address, or a scanner",
+		Remedy: "add a tunnel with this ipsec.remoteAddress if you know it; until then the node only answers with a refusal"}
 }

@@ -1,5 +1,6 @@
-// Package explain says in a user's words why a tunnel is not up, and which line of the document to change. It is pure:
-// what it knows is the document, what the driver saw, and what tunnel/cloud knows of the gateway at the other end.
+// Package explain explains to users why a tunnel is not up, and which line of the document to
+// change. It is pure: its sources are the document, the driver's observations, and the data of
+// tunnel/cloud about the gateway at the other end.
 package explain
 
 import (
@@ -13,29 +14,31 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/cloud"
 )
 
-// Document is what was seen is held against.
+// Document is the configuration with which observations are compared.
 type Document struct {
 	Tunnels []Tunnel   // in the order of the document
-	Public  netip.Addr // under which the Internet sees this node
+	Public  netip.Addr // the address of this node on the Internet
 }
 
 // Tunnel is one tunnel of a document.
 type Tunnel struct {
 	tunnel.Config
-	Cloud string // of a preset of tunnel/cloud; empty: none
-	ASN   uint32 // of a BGP peer in it; 0: none
+	Cloud string // name of a preset of tunnel/cloud; empty: none
+	ASN   uint32 // ASN of a BGP peer in the tunnel; 0: none
 }
 
-// Explanation is one answer to "why is it not up?".
+// Explanation is the answer to the question why a tunnel is not up.
 type Explanation struct {
 	Reason tunnel.Reason
 	Since  time.Time
 	What   string // what happened
-	Cause  string // what is most likely behind it
-	Remedy string // what to do here
-	There  string // what to see to on the peer's side, with a cloud in that cloud's words
-	Field  string // of the document, as "tunnels[2].ipsec.psk"; empty: nothing in it is to blame
-	Value  string // to set there; empty: it cannot be told
+	Cause  string // the most likely cause
+	Remedy string // what to do on this node
+	There  string // what to check on the peer's side, with a cloud in that cloud's terms
+	// Field is the field of the document to change, such as "tunnels[2].ipsec.psk"; empty: the
+	// document is not the cause.
+	Field string
+	Value string // value to set there; empty: unknown
 }
 
 // Tunnel explains the state of tunnel i. It returns false when there is nothing to explain.
@@ -62,7 +65,7 @@ type explainer struct {
 
 func (e *explainer) field(name string) { e.out.Field = fmt.Sprintf("tunnels[%d].%s", e.i, name) }
 
-// there adds something to see to on the peer's side.
+// there adds something to check on the peer's side.
 func (e *explainer) there(format string, args ...any) {
 	if e.out.There != "" {
 		e.out.There += "; "
@@ -70,7 +73,8 @@ func (e *explainer) there(format string, args ...any) {
 	e.out.There += fmt.Sprintf(format, args...)
 }
 
-// at says where in the cloud's console something is set, or what a peer without a preset calls it.
+// at returns where a value is set in the cloud's console, or its plain name for a peer without a
+// preset.
 func (e *explainer) at(v cloud.Value[string], plain string) string {
 	if v.Is == "" {
 		return plain + " at the peer"
@@ -85,7 +89,7 @@ func (e *explainer) explain() {
 	case tunnel.NoAnswer, tunnel.PeerLost, tunnel.NoAnswerAuth:
 		e.silence(peer)
 	case tunnel.Waiting:
-		e.out.What = peer + " has not called, and this node was told to wait for it (respondOnly)"
+		e.out.What = peer + " has not called, and this node is configured to wait for it (respondOnly)"
 		e.arrived()
 		e.out.Cause = "the peer does not open tunnels by itself"
 		if v := e.cloud.Calls; v.Is != "" {
@@ -105,7 +109,7 @@ func (e *explainer) explain() {
 	case tunnel.RekeyRefused:
 		e.rekey()
 	case tunnel.IKEVersion:
-		e.out.What = peer + " calls with IKEv1; this node speaks IKEv2 only"
+		e.out.What = peer + " calls with IKEv1; this node supports IKEv2 only"
 		e.out.Cause = "the version at the peer"
 		e.out.Remedy = "nothing here"
 		e.there("set the IKE version to 2")
@@ -128,7 +132,7 @@ func (e *explainer) explain() {
 	}
 }
 
-// arrived tells whether the peer's address has sent anything at all.
+// arrived adds whether the peer's address has sent any packet.
 func (e *explainer) arrived() {
 	switch {
 	case !e.s.Heard.IsZero():
@@ -147,7 +151,7 @@ func (e *explainer) silence(peer string) {
 	case e.s.Failure.Reason == tunnel.NoAnswerAuth:
 		e.out.What = peer + " answers IKE_SA_INIT and does not answer IKE_AUTH"
 		e.arrived()
-		e.out.Cause = "IKE_AUTH goes to UDP port 4500 when there is a NAT between, and that is filtered; or it became larger than the path takes and its IP fragments are dropped; or the peer says nothing to a wrong identity or key"
+		e.out.Cause = "IKE_AUTH goes to UDP port 4500 when there is a NAT in between, and that port is filtered; or it is larger than the path MTU and its IP fragments are dropped; or the peer does not answer a wrong identity or key"
 		e.out.Remedy = "let UDP port 4500 pass in both directions (security group, network security group, firewall rule); a path that drops fragments needs a smaller MTU on the underlay interface"
 		e.out.Field = ""
 	case e.s.Failure.Reason == tunnel.PeerLost:
@@ -156,15 +160,15 @@ func (e *explainer) silence(peer string) {
 		e.out.Cause = "the peer or the path to it is down"
 		e.out.Remedy = "nothing here, unless the peer has moved to another address"
 	case heard && e.s.Evidence.HalfOpen:
-		e.out.What = peer + " does not answer IKE_SA_INIT; it calls this node itself, is answered, and does not go on"
+		e.out.What = peer + " does not answer IKE_SA_INIT; it calls this node itself, gets an answer, and does not continue"
 		e.arrived()
-		e.out.Cause = "what this node sends does not reach the peer: UDP ports 500 and 4500 are filtered on the way there"
+		e.out.Cause = "this node's packets do not reach the peer: UDP ports 500 and 4500 are filtered on the path"
 		e.out.Remedy = "let UDP ports 500 and 4500 leave this node and reach the peer"
 		e.out.Field = ""
 	case heard:
 		e.out.What = peer + " does not answer IKE_SA_INIT, although it sends to this node"
 		e.arrived()
-		e.out.Cause = fmt.Sprintf("the way from it is open; what this node sends is filtered on the way there, or the peer does not take %s for its peer", public)
+		e.out.Cause = fmt.Sprintf("the path from the peer is open; this node's packets are filtered on the path to it, or the peer does not accept %s as its peer", public)
 		e.out.Remedy = "let UDP ports 500 and 4500 leave this node and reach the peer"
 		e.out.Field = ""
 	default:
@@ -173,38 +177,38 @@ func (e *explainer) silence(peer string) {
 		e.out.Cause = fmt.Sprintf("UDP port 500 is filtered here or there, %s is not the peer's address, or the peer has no connection for %s and keeps silent", peer, public)
 		e.out.Remedy = "compare the address with the peer's, and let UDP ports 500 and 4500 pass in both directions"
 		if v := e.cloud.Calls; v.Is != "" {
-			e.out.Cause += fmt.Sprintf("; that it does not call itself says little: %s opens the tunnel %s", e.cloud.Name, v.Is)
+			e.out.Cause += fmt.Sprintf("; it need not call by itself: %s opens the tunnel %s", e.cloud.Name, v.Is)
 		}
 	}
 	e.there("%s must be %s", e.at(e.cloud.AddressAt, "the address of this node"), public)
 }
 
-// proposals explains that the two sides have none in common.
+// proposals explains that the two sides have no common proposal.
 func (e *explainer) proposals(kind, field string, ours []string, offer string, preset []string) {
 	e.field(field)
-	e.out.What = fmt.Sprintf("the peer took none of our %s proposals %s (NO_PROPOSAL_CHOSEN)", kind, strings.Join(ours, ", "))
+	e.out.What = fmt.Sprintf("the peer accepted none of our %s proposals %s (NO_PROPOSAL_CHOSEN)", kind, strings.Join(ours, ", "))
 	if r := e.s.Failure.Reason; r == tunnel.IKEUnacceptable || r == tunnel.ESPUnacceptable {
-		e.out.What = fmt.Sprintf("the peer proposed for %s what none of ours is, %s", kind, strings.Join(ours, ", "))
+		e.out.What = fmt.Sprintf("the peer proposed none of our %s proposals %s", kind, strings.Join(ours, ", "))
 	}
 	wants, ok := notation(offer)
 	switch {
 	case offer == "":
-		e.out.Cause = "the peer is set to other algorithms; it does not say which, and has not called by itself since"
-		e.out.Remedy = "set what the peer is set to"
+		e.out.Cause = "the peer has other algorithms; it does not say which, and has not called by itself since"
+		e.out.Remedy = "set the peer's algorithms"
 		if len(preset) > 0 && !slices.Equal(ours, preset) {
-			e.out.Remedy = "set what the peer is set to, or leave it out for what " + e.cloud.Name + " is best given"
+			e.out.Remedy = "set the peer's algorithms, or omit the field to use the ones recommended for " + e.cloud.Name
 			e.out.Value = list(preset)
 		}
 	case !ok:
 		e.out.What += "; its last offer was " + offer
-		e.out.Cause = "the peer wants algorithms that this node does not know"
+		e.out.Cause = "the peer wants algorithms that this node does not support"
 		e.out.Remedy = "set both sides to the same"
 	default:
 		e.out.What += "; its last offer was " + offer
 		e.out.Cause = "the peer wants " + wants
-		e.out.Remedy, e.out.Value = "set what the peer wants", list([]string{wants})
+		e.out.Remedy, e.out.Value = "set the algorithms that the peer wants", list([]string{wants})
 		if weak(wants) {
-			e.out.Remedy = "set what the peer wants, which is weak: better set the peer to " + strings.Join(ours, " or ")
+			e.out.Remedy = "set the algorithms that the peer wants, which are weak; it is better to set the peer to " + strings.Join(ours, " or ")
 		}
 	}
 	e.there("%s must include %s", e.at(e.cloud.PolicyAt, kind+" algorithms"), strings.Join(ours, " or "))
@@ -212,12 +216,13 @@ func (e *explainer) proposals(kind, field string, ours []string, offer string, p
 
 func list(proposals []string) string { return "[" + strings.Join(proposals, ", ") + "]" }
 
-// rekey explains a CHILD SA that is up and cannot be renewed: its first keys come from IKE_AUTH, in which no group is
-// negotiated (RFC 7296, section 1.2), so that a difference shows only now.
+// rekey explains why a CHILD SA that is up cannot be renewed. Its first keys come from IKE_AUTH,
+// which negotiates no group (RFC 7296, section 1.2), so that a difference shows only at the first
+// rekeying.
 func (e *explainer) rekey() {
 	ours := e.t.IPsec.ESPProposals
 	e.field("ipsec.espProposals")
-	e.out.What = fmt.Sprintf("the tunnel is up, but its keys cannot be renewed with %s (NO_PROPOSAL_CHOSEN): it breaks off when they expire", strings.Join(ours, ", "))
+	e.out.What = fmt.Sprintf("the tunnel is up, but its keys cannot be renewed with %s (NO_PROPOSAL_CHOSEN): it goes down when they expire", strings.Join(ours, ", "))
 	wants, ok := notation(e.s.Evidence.ESPOffer)
 	own := group(ours)
 	switch {
@@ -226,7 +231,7 @@ func (e *explainer) rekey() {
 		e.out.Remedy, e.out.Value = "leave the group out", list([]string{wants})
 	case ok:
 		e.out.Cause = "the peer renews with " + wants
-		e.out.Remedy, e.out.Value = "set what the peer wants", list([]string{wants})
+		e.out.Remedy, e.out.Value = "set the algorithms that the peer wants", list([]string{wants})
 	case own == "":
 		e.out.Cause = "the peer wants perfect forward secrecy, that is a group; it has not said which"
 		e.out.Remedy = "add the peer's group to the proposals"
@@ -256,7 +261,7 @@ func (e *explainer) authentication(peer string) {
 	switch {
 	case e.s.Failure.Reason == tunnel.KeyDiffers || ev.OtherKey && e.s.Failure.Reason != tunnel.Identity:
 		e.out.What = peer + " proved to have another pre-shared key (the signatures differ)"
-		e.out.Cause = "the stored secret " + c.PSK.Name + " is not the key that the peer has: another tunnel's, a former one, or one with a space or newline at its end"
+		e.out.Cause = "the stored secret " + c.PSK.Name + " is not the peer's key: it is that of another tunnel, a former one, or ends with a space or newline"
 		e.newKey()
 	case other:
 		e.out.What = fmt.Sprintf("%s calls itself %s; %s is expected", peer, ev.Identity, c.RemoteIdentity)
@@ -264,7 +269,7 @@ func (e *explainer) authentication(peer string) {
 		if a, err := netip.ParseAddr(ev.Identity); err == nil && a.IsPrivate() {
 			e.out.Cause = "the peer is behind a NAT and presents its private address"
 		}
-		e.out.Remedy, e.out.Value = "set what the peer presents, if that is the peer you mean", ev.Identity
+		e.out.Remedy, e.out.Value = "set the identity that the peer presents, if it is the right peer", ev.Identity
 		e.field("ipsec.remoteIdentity")
 		if calls {
 			e.there("it calls this node %s, which calls itself %s", ev.CalledUs, c.LocalIdentity)
@@ -272,7 +277,7 @@ func (e *explainer) authentication(peer string) {
 	case calls:
 		e.out.What = fmt.Sprintf("%s asked for %s; this node calls itself %s", peer, ev.CalledUs, c.LocalIdentity)
 		e.out.Cause = "the peer is set to another identity of this node"
-		e.out.Remedy, e.out.Value = "set what the peer expects", ev.CalledUs
+		e.out.Remedy, e.out.Value = "set the identity that the peer expects", ev.CalledUs
 		e.field("ipsec.localIdentity")
 		e.there("%s must be %s", e.at(e.cloud.AddressAt, "the remote identity"), c.LocalIdentity)
 	case e.s.Failure.Reason == tunnel.Identity:
@@ -282,7 +287,7 @@ func (e *explainer) authentication(peer string) {
 		e.field("ipsec.remoteIdentity")
 	default:
 		e.out.What = peer + " refused this node's authentication (AUTHENTICATION_FAILED), and does not say why"
-		e.out.Cause = fmt.Sprintf("most often another pre-shared key than secret %s; else the peer does not know this node as %s", c.PSK.Name, c.LocalIdentity)
+		e.out.Cause = fmt.Sprintf("most often another pre-shared key than secret %s; otherwise the peer does not expect this node as %s", c.PSK.Name, c.LocalIdentity)
 		e.newKey()
 		if a, err := netip.ParseAddr(c.LocalIdentity); err != nil || a != e.d.Public {
 			e.out.Remedy += fmt.Sprintf("; or set ipsec.localIdentity to %s, the public address", e.d.Public)
@@ -311,7 +316,7 @@ func (e *explainer) selectors(peer string) {
 		ours = "::/0"
 	}
 	e.out.What = fmt.Sprintf("%s refused our traffic selectors %s (TS_UNACCEPTABLE)", peer, ours)
-	e.out.Cause = "the peer is policy-based, or set to certain networks"
+	e.out.Cause = "the peer is policy-based, or configured for certain networks"
 	if e.s.Evidence.Selectors != "" {
 		e.out.What = fmt.Sprintf("%s has the traffic selectors %s; ours are %s", peer, e.s.Evidence.Selectors, ours)
 	}
@@ -330,7 +335,7 @@ func (e *explainer) selectors(peer string) {
 	case "azure", "azure-vwan":
 		e.there("%s: policy based traffic selectors of the connection must be disabled", e.cloud.Name)
 	case "gcp":
-		e.there("gcp: the VPN tunnel must be made with a Cloud Router, without traffic selectors")
+		e.there("gcp: the VPN tunnel must be created with a Cloud Router, without traffic selectors")
 	default:
 		e.there("make the peer route-based, or set its selectors to %s", ours)
 	}

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// transforms turn charon's names of algorithms into the words of a proposal.
+// transforms maps charon's names of algorithms to the keywords of a proposal.
 var transforms = []struct {
 	pattern *regexp.Regexp
 	word    string
@@ -43,8 +43,9 @@ const (
 	kinds
 )
 
-// notation turns an offer as charon logs it, such as "AES_CBC_128/HMAC_SHA1_96/PRF_HMAC_SHA1/MODP_2048", into a proposal
-// that fits it, "aes128-sha1-modp2048": of its first alternative with known algorithms, the first of each kind.
+// notation turns an offer as charon logs it, such as
+// "AES_CBC_128/HMAC_SHA1_96/PRF_HMAC_SHA1/MODP_2048", into a proposal that matches it,
+// "aes128-sha1-modp2048": of its first alternative with known algorithms, the first of each kind.
 func notation(offer string) (string, bool) {
 	for _, one := range strings.Split(offer, ", ") {
 		if p, ok := notationOf(one); ok {
@@ -73,10 +74,10 @@ func notationOf(offer string) (string, bool) {
 		return "", false
 	}
 	if words[prf] != "" && words[keyExchange] == "" {
-		return "", false // an offer for IKE, of a group that is not known here
+		return "", false // an IKE offer with an unknown group
 	}
 	if words[prf] == "prf"+words[integrity] {
-		words[prf] = "" // the same follows from the integrity algorithm
+		words[prf] = "" // it follows from the integrity algorithm
 	}
 	var out []string
 	for _, w := range words {
@@ -112,8 +113,8 @@ func ungrouped(proposal string) string {
 	return strings.Join(out, "-")
 }
 
-// weak reports whether a proposal has an algorithm that is broken or about to be (RFC 8247, section 2: SHOULD NOT or
-// MUST NOT).
+// weak reports whether a proposal has an algorithm that is broken or about to be (RFC 8247,
+// section 2: SHOULD NOT or MUST NOT).
 func weak(proposal string) bool {
 	for _, w := range strings.Split(proposal, "-") {
 		switch w {

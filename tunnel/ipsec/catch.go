@@ -21,29 +21,38 @@ import (
 )
 
 const (
-	earlyNumbers  = 4096            // the sequence numbers of an SA that are looked at; steady traffic is past them
-	caughtPackets = 4096            // the most that are kept
-	caughtBytes   = 8 << 20         // the most that are kept
-	caughtFor     = 3 * time.Second // after which a packet is of no use any more
-	readsAtOnce   = 1024            // packets that are looked at in each readsPer
+	// earlyNumbers is the highest sequence number that is caught; steady traffic is beyond it.
+	earlyNumbers  = 4096
+	caughtPackets = 4096            // upper limit of packets kept
+	caughtBytes   = 8 << 20         // upper limit of bytes kept
+	caughtFor     = 3 * time.Second // after which a packet is useless
+	readsAtOnce   = 1024            // packets that are read in each readsPer
 	readsPer      = 50 * time.Millisecond
-	askEvery      = 2 * time.Millisecond  // between questions to the kernel about packets that are kept, at least
-	askWithin     = 20 * time.Millisecond // the same at most, when an answer takes long, as on a busy machine
-	underWay      = 5 * time.Millisecond  // for which the kernel may still work on a packet that it takes
-	mostSources   = 512                   // a filter may be as long as net.core.optmem_max lets it be, 20 KiB at least
-	mostSources6  = 128                   // likewise; an address is four words of a filter
-	mostSeen      = 4096
+	// askEvery is the minimum time between requests to the kernel about kept packets.
+	askEvery = 2 * time.Millisecond
+	// askWithin is the maximum of this time, when an answer takes long, as on a busy machine.
+	askWithin = 20 * time.Millisecond
+	// underWay is how long the kernel may still be processing a packet that it accepts.
+	underWay = 5 * time.Millisecond
+	// mostSources is limited by the length of a filter, which net.core.optmem_max limits to at
+	// least 20 KiB.
+	mostSources  = 512
+	mostSources6 = 128 // likewise; an address is four words of a filter
+	mostSeen     = 4096
 )
 
-// catcher keeps ESP packets that arrive before their SA does.
+// catcher keeps ESP packets that arrive before their SA is installed.
 //
-// A responder sends on a new SA as soon as it has made it, before its answer has told us the keys. The kernel drops what
-// comes in that time. So such packets are copied from the wire (packet(7)), and once the SA is there, given to the kernel
-// again through the loopback interface. That goes on at all times: an SA begins with number 1, and a filter in the
-// kernel passes nothing but the first numbers, from the peers. A catcher is for one family of outside addresses.
+// A responder sends on a new SA as soon as it has created it, before its answer has given us the
+// keys. The kernel drops packets that arrive in that time. Therefore catcher copies such packets
+// from the wire (packet(7)), and once the SA is installed, passes them to the kernel again through
+// the loopback interface. This is always active: the sequence numbers of an SA begin with 1, and a
+// filter in the kernel passes only the first numbers from the peers. A catcher is for one family
+// of outside addresses.
 //
-// Only the kernel is asked what to do with a packet: it has a state that holds the SPI before a peer can know it, then one with keys,
-// and its replay window says what it took. Packets that say another SPI are dropped at once.
+// Only the kernel decides what happens to a packet: it has a state that reserves the SPI before a
+// peer can receive it, then one with keys, and its replay window tells which packets it has
+// accepted. Packets with another SPI are dropped at once.
 type catcher struct {
 	log   *slog.Logger
 	six   bool // IPv6
@@ -51,30 +60,34 @@ type catcher struct {
 
 	in      *os.File // packet socket
 	raw     syscall.RawConn
-	sources []netip.Addr // of the filter
+	sources []netip.Addr // those of the filter
 	closing atomic.Bool
 	ended   chan struct{}
 
-	// The rest is run's.
-	out   int            // raw socket
-	seen  map[said]bool  // SAs with keys; true: no packet is left to be read that came before them
-	fresh []said         // those of seen that are false
-	held  map[said]*held // never empty ones
+	// Only run uses the fields below.
+	out int // raw socket
+	// seen holds the SAs with keys. It is true when all packets that came before the keys have
+	// been read.
+	seen  map[saID]bool
+	fresh []saID         // those in seen that are false
+	held  map[saID]*held // without empty ones
 	count int            // packets in held
 	size  int            // bytes in held
-	full  bool           // said so since held was empty
+	full  bool           // already logged since held was last empty
 }
 
-// said is which SA a packet says to be of.
-type said struct {
+// saID identifies the SA that a packet claims to belong to.
+type saID struct {
 	dst netip.Addr
 	spi uint32
 }
 
-// held are the packets of one SA.
+// held contains the packets of one SA.
 type held struct {
-	early   bool              // they came before the SA had keys
-	packets map[uint32]caught // by sequence number: where the interface is in a bridge, a packet comes twice
+	early bool // the packets came before the SA had keys
+	// packets are by sequence number, because a packet comes twice if the interface is in a
+	// bridge.
+	packets map[uint32]caught
 }
 
 type caught struct {
@@ -82,19 +95,21 @@ type caught struct {
 	packet []byte
 }
 
-// newCatcher starts to catch packets of IPv4, or of IPv6, from no source yet. The states of SAs come from state.
+// newCatcher starts a catcher for IPv4 or IPv6, without sources yet. state returns the states of
+// SAs.
 func newCatcher(log *slog.Logger, six bool, state func(netip.Addr, uint32) (link.Inbound, error)) (*catcher, error) {
 	protocol, family := uint16(unix.ETH_P_IP), unix.AF_INET
 	if six {
 		protocol, family = unix.ETH_P_IPV6, unix.AF_INET6
 	}
-	c := &catcher{log: log, six: six, state: state, ended: make(chan struct{}), seen: map[said]bool{}, held: map[said]*held{}}
+	c := &catcher{log: log, six: six, state: state, ended: make(chan struct{}), seen: map[saID]bool{}, held: map[saID]*held{}}
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("catching early packets: %w", err)
 	}
 	c.in = os.NewFile(uintptr(fd), "packet")
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, caughtBytes) // without the right to, the default is kept
+	// without CAP_NET_ADMIN the default stays
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, caughtBytes)
 	c.raw, err = c.in.SyscallConn()
 	if err == nil {
 		err = c.attach(earlyFilter(six, nil))
@@ -113,8 +128,8 @@ func newCatcher(log *slog.Logger, six bool, state func(netip.Addr, uint32) (link
 	return c, nil
 }
 
-// from sets the addresses that packets are caught from; those of the other family are left out. Of more than mostSources or
-// mostSources6, packets from anywhere are looked at.
+// from sets the addresses from which packets are caught, without those of the other family. If
+// there are more than mostSources or mostSources6, packets from all addresses are caught.
 func (c *catcher) from(sources []netip.Addr) error {
 	sources = slices.DeleteFunc(slices.Clone(sources), func(a netip.Addr) bool { return a.Is4() == c.six || !a.IsValid() })
 	slices.SortFunc(sources, netip.Addr.Compare)
@@ -138,16 +153,16 @@ func (c *catcher) attach(filter sockfilter.Program) error {
 // earlyFilter passes unfragmented packets of a family to this host that are ESP with one of the
 // first sequence numbers, bare or in UDP to port 4500 (RFC 3948), from one of the sources.
 func earlyFilter(six bool, sources []netip.Addr) (p sockfilter.Program) {
-	const loop = 1 // the loopback interface, by which packets are handed in
+	const loop = 1 // the loopback interface, through which packets are passed to the kernel again
 	p.Add(bpf.LoadExtension{Num: bpf.ExtType})
 	p.If(bpf.JumpNotEqual, unix.PACKET_HOST, sockfilter.Drop)
 	p.Add(bpf.LoadExtension{Num: bpf.ExtInterfaceIndex})
 	p.If(bpf.JumpEqual, loop, sockfilter.Drop)
-	// Register X becomes the length of the IP header.
+	// Load the length of the IP header into register X.
 	protocol, source, words, most := uint32(9), uint32(12), 1, mostSources
 	if six {
 		protocol, source, words, most = 6, 8, 4, mostSources6
-		// A fragment has another header behind the first one.
+		// In a fragment, another header follows the first one.
 		p.Add(bpf.LoadConstant{Dst: bpf.RegX, Val: 40})
 	} else {
 		p.Add(bpf.LoadAbsolute{Off: 6, Size: 2})
@@ -170,7 +185,7 @@ func earlyFilter(six bool, sources []netip.Addr) (p sockfilter.Program) {
 		p.Add(bpf.LoadAbsolute{Off: source + 4*uint32(i), Size: 4}, bpf.StoreScratch{Src: bpf.RegA, N: i})
 	}
 	for _, a := range sources {
-		// From the last word to the first: each test is around those of the words behind it.
+		// From the last word to the first: each test contains the tests of the words after it.
 		same := sockfilter.Program{sockfilter.Pass}
 		for i := words - 1; i >= 0; i-- {
 			var word sockfilter.Program
@@ -186,7 +201,7 @@ func earlyFilter(six bool, sources []netip.Addr) (p sockfilter.Program) {
 	return p
 }
 
-// close ends catching, and waits for that.
+// close stops the catcher, and waits until it has stopped.
 func (c *catcher) close() {
 	c.closing.Store(true)
 	c.in.Close()
@@ -198,29 +213,31 @@ func (c *catcher) run() {
 	defer unix.Close(c.out)
 	buf := make([]byte, 1<<16)
 	var reads budget
-	var next time.Time // when to ask the kernel
+	var next time.Time // when to ask the kernel again
 	for {
 		now := time.Now()
 		if len(c.held) > 0 && !now.Before(next) {
 			c.ask(now)
 			took := time.Since(now)
-			// A processor has other work too, but a packet that is late is of no use.
+			// Save CPU time for other work, but a packet that is late is useless.
 			next = now.Add(took + min(max(askEvery, 20*took), askWithin))
 		}
 		if !reads.left(now) {
 			time.Sleep(askEvery)
 			continue
 		}
-		var wake time.Time // zero: only a packet does
+		var wake time.Time // zero: only a packet wakes it
 		if len(c.held) > 0 {
-			wake = time.Now().Add(max(time.Until(next), askEvery/2)) // one that is over would keep packets from being read
+			// a deadline in the past would prevent reading
+			wake = time.Now().Add(max(time.Until(next), askEvery/2))
 		}
 		_ = c.in.SetReadDeadline(wake)
 		n, err := c.read(buf)
 		switch {
 		case c.closing.Load():
 			return
-		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, unix.ENETDOWN): // some interface went down
+		// an interface went down
+		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, unix.ENETDOWN):
 		case err != nil:
 			c.log.Warn("some packets may be lost while SAs are replaced", "error", err)
 			return
@@ -231,13 +248,14 @@ func (c *catcher) run() {
 	}
 }
 
-// budget counts reads, so that a flood does not take the processor. What is not read waits in the socket, as far as that has room.
+// budget limits reads, so that a flood does not consume the CPU. Unread packets wait in the
+// socket's buffer, as far as it has room.
 type budget struct {
 	n     int
 	since time.Time
 }
 
-// left reports whether there may be another read now.
+// left reports whether another read is allowed now.
 func (b *budget) left(now time.Time) bool {
 	if now.Sub(b.since) >= readsPer {
 		b.n, b.since = 0, now
@@ -257,7 +275,8 @@ func (c *catcher) read(buf []byte) (n int, err error) {
 		if !errors.Is(err, unix.EAGAIN) {
 			return true
 		}
-		// What comes from now on comes after these SAs, so the kernel takes it.
+		// All packets from before these SAs have been read. The kernel accepts those that arrive
+		// from now on.
 		for _, id := range c.fresh {
 			c.seen[id] = true
 		}
@@ -270,7 +289,7 @@ func (c *catcher) read(buf []byte) (n int, err error) {
 	return n, err
 }
 
-// take keeps a packet unless it is known that the kernel takes it, or that it has no use for it.
+// take keeps a packet unless the kernel certainly accepts it, or has no SA for it.
 func (c *catcher) take(packet []byte, now time.Time) {
 	id, sequence, ok := parseESP(packet)
 	if !ok || c.seen[id] {
@@ -293,9 +312,10 @@ func (c *catcher) take(packet []byte, now time.Time) {
 	for c.count >= caughtPackets || c.size+len(packet) > caughtBytes {
 		if !c.full {
 			c.full = true
-			c.log.Warn("packets that came before their SA are lost, since there are too many", "packets", c.count, "bytes", c.size)
+			c.log.Warn("packets that arrived before their SA are lost, because there are too many", "packets", c.count, "bytes", c.size)
 		}
-		// The SA with the most packets gives one, so that no peer costs another its packets.
+		// The SA with the most packets loses one, so that no peer displaces the packets of
+		// another.
 		most, n := id, len(h.packets)+1
 		for other, o := range c.held {
 			if len(o.packets) > n {
@@ -317,12 +337,13 @@ func (c *catcher) take(packet []byte, now time.Time) {
 	c.count, c.size = c.count+1, c.size+len(packet)
 }
 
-// keyed remembers that the kernel has the keys of an SA. Packets that wait in the socket may have come before.
-func (c *catcher) keyed(id said) {
+// keyed records that the kernel has the keys of an SA. Packets that wait in the socket may have
+// arrived before.
+func (c *catcher) keyed(id saID) {
 	if _, is := c.seen[id]; is {
 		return
 	}
-	if len(c.seen) >= mostSeen { // those in use are seen again
+	if len(c.seen) >= mostSeen { // SAs in use are recorded again
 		clear(c.seen)
 		c.fresh = nil
 	}
@@ -330,7 +351,8 @@ func (c *catcher) keyed(id said) {
 	c.fresh = append(c.fresh, id)
 }
 
-// ask hands the kernel the packets of the SAs that it has keys of now, and forgets those that are of no use any more.
+// ask passes the packets of SAs that now have keys to the kernel, and drops those that are
+// useless.
 func (c *catcher) ask(now time.Time) {
 	for id, h := range c.held {
 		state, err := c.state(id.dst, id.spi)
@@ -351,13 +373,13 @@ func (c *catcher) ask(now time.Time) {
 			c.drop(id, sequence)
 		}
 		if n > 0 {
-			c.log.Info("let packets through that came before their SA", "packets", n, "spi", fmt.Sprintf("%08x", id.spi))
+			c.log.Info("delivered packets that arrived before their SA", "packets", n, "spi", fmt.Sprintf("%08x", id.spi))
 		}
 	}
 }
 
-// drop forgets a packet.
-func (c *catcher) drop(id said, sequence uint32) {
+// drop removes a packet.
+func (c *catcher) drop(id saID, sequence uint32) {
 	h := c.held[id]
 	c.count, c.size = c.count-1, c.size-len(h.packets[sequence].packet)
 	if delete(h.packets, sequence); len(h.packets) == 0 {
@@ -373,8 +395,9 @@ func to(a netip.Addr) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.As16()}
 }
 
-// parseESP returns the SA and the sequence number of a packet with ESP in it, bare or in UDP. SPI 0 marks IKE (RFC 3948, section 2.2).
-func parseESP(p []byte) (id said, sequence uint32, ok bool) {
+// parseESP returns the SA and the sequence number of an ESP packet, bare or in UDP. SPI 0 marks
+// IKE (RFC 3948, section 2.2).
+func parseESP(p []byte) (id saID, sequence uint32, ok bool) {
 	at, protocol, ok := header(p)
 	if ok && protocol == unix.IPPROTO_UDP {
 		at += 8
@@ -403,8 +426,9 @@ func header(p []byte) (size int, protocol byte, ok bool) {
 	return 0, 0, false
 }
 
-// sum writes the checksum of a UDP packet. One that was left to the sender's network card is not there yet on a veth. IPv4 needs none (RFC
-// 3948, section 2.1), IPv6 does (RFC 8200, section 8.1).
+// sum writes the checksum of a UDP packet. On a veth, a checksum that is left to the sender's
+// network card is not filled in. IPv4 needs none (RFC 3948, section 2.1), IPv6 does (RFC 8200,
+// section 8.1).
 func sum(p []byte) {
 	at, protocol, ok := header(p)
 	if !ok || protocol != unix.IPPROTO_UDP {
@@ -415,7 +439,7 @@ func sum(p []byte) {
 	if p[0]>>4 == 4 {
 		return
 	}
-	n := unix.IPPROTO_UDP + uint64(len(udp)) // of the pseudo header, with the addresses
+	n := unix.IPPROTO_UDP + uint64(len(udp)) // of the pseudo-header, which includes the addresses
 	add := func(b []byte) {
 		for ; len(b) > 1; b = b[2:] {
 			n += uint64(binary.BigEndian.Uint16(b))

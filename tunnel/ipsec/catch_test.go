@@ -18,9 +18,10 @@ import (
 	"github.com/isthmus-net/isthmus/router/link/linktest"
 )
 
-// Ring: namespace. ESP comes from another namespace, bare and in UDP; the states of the kernel are made up.
+// Ring: namespace. ESP comes from another namespace, bare and in UDP; the kernel's states are
+// fakes.
 
-// states are made-up states of the kernel, by SPI.
+// states holds fake states of the kernel, by SPI.
 type states struct {
 	mu    sync.Mutex
 	of    map[uint32]link.Inbound
@@ -50,12 +51,12 @@ func (s *states) times(spi uint32) int {
 	return s.asked[spi]
 }
 
-// elsewhere runs f in a named network namespace. Sockets stay where they were made.
+// elsewhere runs f in a named network namespace. Sockets created in f stay in it.
 func elsewhere(t *testing.T, ns string, f func() error) {
 	t.Helper()
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		file, err := os.Open("/run/netns/" + ns)
 		if err == nil {
 			err = unix.Setns(int(file.Fd()), unix.CLONE_NEWNET)
@@ -71,13 +72,13 @@ func elsewhere(t *testing.T, ns string, f func() error) {
 	}
 }
 
-// espPacket is what is in an IPv4 or UDP packet.
+// espPacket returns the content of an IPv4 or UDP packet.
 func espPacket(spi, sequence uint32) []byte {
 	b := binary.BigEndian.AppendUint32(nil, spi)
 	return append(binary.BigEndian.AppendUint32(b, sequence), "encrypted"...)
 }
 
-// took is a state with keys that has taken sequence numbers below 33.
+// took returns a state with keys that has accepted sequence numbers below 33.
 func took(sequences ...uint32) link.Inbound {
 	in := link.Inbound{Keyed: true, Window: 32, Taken: []uint32{0}}
 	for _, s := range sequences {
@@ -190,7 +191,8 @@ func catches(t *testing.T, six bool, here, there string) {
 	}
 	last := uint32(0xc0000000)
 	another := func() uint32 { last++; return last }
-	// flushed returns when everything sent before was looked at, and checks that nothing else arrived.
+	// flushed returns when all packets sent before have been processed, and checks that nothing
+	// else has arrived.
 	flushed := func(sort string) {
 		t.Helper()
 		spi := another()
@@ -209,10 +211,10 @@ func catches(t *testing.T, six bool, here, there string) {
 		send(sort, spi, earlyNumbers+1)
 		flushed(sort)
 		if s.times(spi) != 0 {
-			t.Errorf("%s: past the first numbers a packet was looked at", sort)
+			t.Errorf("%s: a packet beyond the first numbers was processed", sort)
 		}
 
-		// They come before the SA has keys.
+		// The packets come before the SA has keys.
 		spi = another()
 		s.set(spi, link.Inbound{})
 		send(sort, spi, 2)
@@ -224,7 +226,7 @@ func catches(t *testing.T, six bool, here, there string) {
 		s.set(spi, took(3))
 		arrives(sort, spi, 1)
 		arrives(sort, spi, 2)
-		// From then on the kernel takes them.
+		// From then on the kernel accepts them.
 		flushed(sort)
 		former := s.times(spi)
 		send(sort, spi, 4)
@@ -233,7 +235,7 @@ func catches(t *testing.T, six bool, here, there string) {
 			t.Errorf("%s: the kernel was asked for an SA that it is known to have", sort)
 		}
 
-		// They are read when the SA has keys already; of one the kernel says that it took it.
+		// The packets are read when the SA already has keys; the kernel has accepted one of them.
 		spi = another()
 		s.set(spi, took(2))
 		send(sort, spi, 2)
@@ -256,19 +258,19 @@ func catches(t *testing.T, six bool, here, there string) {
 		asked(spi, n+1)
 		flushed(sort)
 		if got := s.times(spi); got != n+1 {
-			t.Errorf("%s: the kernel was asked %d times more for an SPI that it has not", sort, got-n)
+			t.Errorf("%s: the kernel was asked %d more times for an SPI that it does not have", sort, got-n)
 		}
 	}
 	if s.times(0xa0000001) != 0 {
-		t.Error("packets are caught before it is known from whom")
+		t.Error("packets are caught before their sources are set")
 	}
-	send("udp", 0, 1) // IKE, known by the Non-ESP Marker
+	send("udp", 0, 1) // IKE, recognized by the Non-ESP Marker
 	flushed("udp")
 	if s.times(0) != 0 {
-		t.Error("IKE was looked at")
+		t.Error("IKE was processed")
 	}
 
-	// As many peers as a filter may name.
+	// As many peers as a filter may have.
 	other := func(i int) string {
 		if six {
 			return netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 14: byte(1 + i>>8), 15: byte(i)}).String()
@@ -279,7 +281,7 @@ func catches(t *testing.T, six bool, here, there string) {
 	for i := range most {
 		many = append(many, other(i))
 	}
-	if six { // each word counts
+	if six { // each word of the address counts
 		copy(many[most-3:], []string{"2001:db9::2", "2001:db8:1::2", "2001:db8::1:0:2"})
 	}
 	from(many...)
@@ -289,7 +291,7 @@ func catches(t *testing.T, six bool, here, there string) {
 	from(many...)
 	flushed("esp")
 	if s.times(unlisted) != 0 {
-		t.Error("a packet from an address that is not on the list was looked at")
+		t.Error("a packet from an address that is not on the list was processed")
 	}
 	from(append(many, other(most))...)
 	flushed("esp")
@@ -298,7 +300,7 @@ func catches(t *testing.T, six bool, here, there string) {
 	flushed("esp")
 }
 
-// ipPacket is an ESP packet with its IPv4 header.
+// ipPacket returns an ESP packet with its IPv4 header.
 func ipPacket(spi, sequence uint32, size int) []byte {
 	p := make([]byte, 20, size)
 	p[0], p[9] = 0x45, unix.IPPROTO_ESP
@@ -310,10 +312,10 @@ func ipPacket(spi, sequence uint32, size int) []byte {
 func TestCatcherBounds(t *testing.T) {
 	var log strings.Builder
 	s := &states{of: map[uint32]link.Inbound{1: {}, 2: {}, 3: {}}, asked: map[uint32]int{}}
-	c := &catcher{log: slog.New(slog.NewTextHandler(&log, nil)), state: s.state, seen: map[said]bool{}, held: map[said]*held{}}
+	c := &catcher{log: slog.New(slog.NewTextHandler(&log, nil)), state: s.state, seen: map[saID]bool{}, held: map[saID]*held{}}
 	now := time.Now()
 	has := func(spi uint32) int {
-		h := c.held[said{netip.MustParseAddr("192.0.2.1"), spi}]
+		h := c.held[saID{netip.MustParseAddr("192.0.2.1"), spi}]
 		if h == nil {
 			return 0
 		}
@@ -325,16 +327,16 @@ func TestCatcherBounds(t *testing.T) {
 	if c.count != caughtPackets || has(1) != caughtPackets {
 		t.Errorf("%d packets kept, want at most %d", c.count, caughtPackets)
 	}
-	for range 2 { // the second time none is another
+	for range 2 { // in the second round none is new
 		for i := range uint32(10) {
 			c.take(ipPacket(2, i+1, 100), now)
 		}
 	}
 	if c.count != caughtPackets || has(2) != 10 || has(1) != caughtPackets-10 {
-		t.Errorf("beside %d packets of one SA %d of another were kept, want 10", has(1), has(2))
+		t.Errorf("next to %d packets of one SA, %d of another were kept, want 10", has(1), has(2))
 	}
 	if n := strings.Count(log.String(), "too many"); n != 1 {
-		t.Errorf("said %d times:\n%s", n, log.String())
+		t.Errorf("logged %d times:\n%s", n, log.String())
 	}
 	for i := range uint32(1000) {
 		c.take(ipPacket(3, i+1, 60_000), now)
@@ -364,7 +366,7 @@ func TestCatcherBounds(t *testing.T) {
 		c.take(ipPacket(i+10, 1, 100), now)
 	}
 	if len(c.seen) > mostSeen || len(c.fresh) > mostSeen {
-		t.Errorf("%d and %d SAs remembered, want at most %d", len(c.seen), len(c.fresh), mostSeen)
+		t.Errorf("%d and %d SAs stored, want at most %d", len(c.seen), len(c.fresh), mostSeen)
 	}
 
 	var b budget

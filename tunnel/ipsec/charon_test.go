@@ -24,7 +24,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// Ring: VM. Two charons, ours here and the peer's in the namespace ist-far, with xfrm interfaces and traffic.
+// Ring: VM. Two charons, ours here and the peer's in the namespace ist-far, with xfrm interfaces
+// and traffic.
 
 func TestMain(m *testing.M) { linktest.Main(m) }
 
@@ -33,13 +34,14 @@ const (
 	peerAddress  = "192.0.2.2"
 	ourAddress6  = "2001:db8::1"
 	peerAddress6 = "2001:db8::2"
-	ourPublic    = "198.51.100.1" // the identity is not the address, as behind 1:1 NAT
+	ourPublic    = "198.51.100.1" // the identity differs from the address, as behind 1:1 NAT
 	preshared    = "0123456789abcdefghijklmnopqrstuv"
 	ourConnected = "169.254.64.2"
 	peerInside   = "169.254.64.1"
 )
 
-// needCharon skips a test on a kernel or machine that cannot run it. In the guest, which is there to run it, that is a failure.
+// needCharon skips a test on a kernel or machine that cannot run it. In the guest, whose purpose
+// is to run it, that is a failure.
 func needCharon(t *testing.T) {
 	t.Helper()
 	skipf := t.Skipf
@@ -70,7 +72,7 @@ func newCharon(t *testing.T, ns string) *charon {
 		t.Fatal(err)
 	}
 	c := &charon{t: t, ns: ns, dir: dir, socket: filepath.Join("/run", fmt.Sprintf("ist-%s.vici", ns))}
-	dropIn := "isthmus.conf" // beside the test binary in the VM
+	dropIn := "isthmus.conf" // next to the test binary in the VM
 	if _, err := os.Stat(dropIn); err != nil {
 		dropIn = "../../image/debian/strongswan.d/isthmus.conf"
 	}
@@ -78,8 +80,9 @@ func newCharon(t *testing.T, ns string) *charon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Ours gives up soon, which some tests wait for. The peer has the patience of a real one: on a machine without time a killed charon
-	// takes longer to be back than 0.5 s and four repeats, and a peer that has ended its SAs by then drops what is sent on them.
+	// Our charon gives up soon, because some tests wait for that. The peer has the default
+	// timeout: on a busy machine a killed charon takes longer to come back than 0.5 s and four
+	// retransmissions, and a peer that has ended its SAs by then drops the packets on them.
 	patience := ""
 	if ns == "" {
 		patience = "retransmit_timeout = 0.5"
@@ -131,7 +134,7 @@ func (c *charon) start() {
 	until(c.t, 60*time.Second, "charon listens", func() bool { _, err := os.Stat(c.socket); return err == nil })
 }
 
-// kill ends charon as kill -9 does.
+// kill ends charon with SIGKILL.
 func (c *charon) kill() {
 	_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
 	_ = c.cmd.Wait()
@@ -282,7 +285,7 @@ func (l testLog) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// one returns tunnel number n of the bench; 1 is the first.
+// one returns tunnel number n of the bench; the first is 1.
 func one(n int) (tunnel.Config, peerConn) {
 	c := tunnel.Config{
 		Name: fmt.Sprintf("t%d", n), ID: uint32(100 + n), Interface: fmt.Sprintf("ist-t%d", n), Underlay: "ist-u", MTU: 1400,
@@ -305,7 +308,7 @@ func one(n int) (tunnel.Config, peerConn) {
 	return c, p
 }
 
-// farInterface makes the peer's xfrm interface of a tunnel.
+// farInterface creates the peer's xfrm interface of a tunnel.
 func (b *bench) farInterface(c tunnel.Config) {
 	b.t.Helper()
 	linktest.Run(b.t, "ip", "-n", "ist-far", "link", "add", c.Interface, "type", "xfrm", "dev", "ist-u", "if_id", fmt.Sprint(c.ID))
@@ -340,22 +343,24 @@ func (b *bench) await(name string, status tunnel.Status) tunnel.State {
 	return b.state(name)
 }
 
-// until waits for what a machine that has time does within the limit; another one gets three times as much.
+// until waits for a condition that must hold within the limit. A machine without CPU time to spare
+// gets three times as long.
 func until(t *testing.T, limit time.Duration, what string, is func() bool) time.Duration {
 	t.Helper()
 	limit *= 3
 	began := time.Now()
 	for !is() {
 		if time.Since(began) > limit {
-			t.Fatalf("waited %v in vain: %s", limit, what)
+			t.Fatalf("waited %v without success: %s", limit, what)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
 	return time.Since(began)
 }
 
-// traffic sends 100 packets a second until the returned function is called, which returns how many were sent and lost.
-// Packets after the last answer do not count, since they were still under way.
+// traffic sends 100 packets a second until the returned function is called. That function returns
+// how many were sent and lost. Packets after the last answer do not count, because they were still
+// in transit.
 func traffic(t *testing.T, to string) (stop func() (sent, lost int)) {
 	t.Helper()
 	var out bytes.Buffer
@@ -381,7 +386,7 @@ func traffic(t *testing.T, to string) (stop func() (sent, lost int)) {
 	}
 }
 
-// without runs f under traffic and fails when a packet is lost.
+// without runs f under traffic, and fails when a packet is lost.
 func (b *bench) without(loss, to string, f func()) {
 	b.t.Helper()
 	stop := traffic(b.t, to)
@@ -423,10 +428,10 @@ func TestTunnel(t *testing.T) {
 		b.apply(c2)
 		time.Sleep(time.Second)
 		if b.d.Writes() != v || b.links.Writes() != l {
-			t.Errorf("%d vici and %d link writes for what was there already", b.d.Writes()-v, b.links.Writes()-l)
+			t.Errorf("%d vici and %d link writes for existing objects", b.d.Writes()-v, b.links.Writes()-l)
 		}
 	})
-	other := func() (uint64, uint64) { // t2 must not notice what is done to t1
+	other := func() (uint64, uint64) { // changes of t1 must not affect t2
 		sas, err := b.d.client.listSAs(context.Background(), connection("t2"))
 		if err != nil || len(sas[connection("t2")]) != 1 {
 			t.Fatalf("t2: %+v, %v", sas, err)
@@ -596,8 +601,8 @@ func TestTunnel(t *testing.T) {
 	})
 }
 
-// TestTunnel6: between IPv6 outside addresses no packet is lost either when SAs are renewed or charon is killed. After a kill the peer
-// sends on SAs whose keys this node does not have yet.
+// TestTunnel6 checks that between IPv6 outside addresses no packet is lost when SAs are renewed or
+// charon is killed. After a kill the peer sends on SAs whose keys this node does not have yet.
 func TestTunnel6(t *testing.T) {
 	b := newBench(t)
 	c, p := one(1)
@@ -623,7 +628,8 @@ func TestTunnel6(t *testing.T) {
 	}
 }
 
-// TestTunnelClear: nothing of a tunnel is left in charon and in the kernel, whether charon runs or was killed, and what belongs to another stays.
+// TestTunnelClear checks that nothing of a tunnel is left in charon and in the kernel, whether
+// charon runs or was killed, and that objects of others stay.
 func TestTunnelClear(t *testing.T) {
 	b := newBench(t)
 	c, p := one(1)

@@ -14,15 +14,16 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// clearPause is how often Clear looks whether the SAs are gone.
+// clearPause is how often Clear checks whether the SAs have ended.
 const clearPause = 50 * time.Millisecond
 
-// ErrNoCharon means that no charon listens.
+// ErrNoCharon means that charon does not listen.
 var ErrNoCharon = errors.New("charon does not run")
 
-// Clear takes every connection, key and SA that carries our mark out of charon, and returns how many connections and keys those were. It
-// waits until the SAs have ended or ctx is done: their peers are told, which some may not answer. The error is ErrNoCharon when none
-// listens. No Run may be under way.
+// Clear removes every connection, key and SA with our mark from charon, and returns how many
+// connections and keys there were. It waits until the SAs have ended or ctx is done, because
+// charon notifies their peers, and some may not answer. The error is ErrNoCharon when charon does
+// not listen. Run must not be active.
 func (d *Driver) Clear(ctx context.Context) (removed int, err error) {
 	if _, err := d.client.current(); errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
 		return 0, ErrNoCharon

@@ -11,7 +11,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// TestClear: what carries our mark goes, also a key and an SA without a connection, and what is another's stays.
+// TestClear checks that objects with our mark are removed, also a key and an SA without a
+// connection, and that those of others stay.
 func TestClear(t *testing.T) {
 	f, links := newFake(t), &fakeLinks{links: map[string]link.Wanted{}}
 	b := runFake(t, f, t.TempDir(), links)
@@ -50,14 +51,14 @@ func TestClear(t *testing.T) {
 		t.Errorf("the second time: %d removed, %v, %d writes", n, err, d.Writes()-writes)
 	}
 
-	// SAs that do not end are waited for no longer than asked.
+	// Clear does not wait longer than ctx for SAs that do not end.
 	f.mu.Lock()
 	f.sas = append(f.sas, &fakeSA{id: 902, child: 902, conn: tunnel.Mark + "slow", state: "DELETING"})
 	f.mu.Unlock()
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if _, err := d.Clear(ctx); err == nil {
-		t.Error("an SA that is left is not told")
+		t.Error("a remaining SA is not reported")
 	}
 
 	none := New(Options{Socket: filepath.Join(t.TempDir(), "none"), Links: links})

@@ -17,16 +17,19 @@ import (
 )
 
 const (
-	callTimeout = 10 * time.Second // of a command that nothing waits in; a charon that takes longer hangs
-	spared      = 10 * time.Second // for which a charon that hangs is not asked again
-	listBuffer  = 1 << 14          // list-sa events per list-sas; govici drops what does not fit
+	// callTimeout is for a command that does not wait for a peer. A charon that takes longer
+	// hangs.
+	callTimeout = 10 * time.Second
+	spared      = 10 * time.Second // how long a charon that hangs is not called again
+	// listBuffer is the number of list-sa events per list-sas. govici drops those that do not fit.
+	listBuffer  = 1 << 14
 	eventBuffer = 1 << 13
 )
 
-// errRefused is wrapped by the error of a command that charon carried out and refused.
+// errRefused is wrapped by the error of a command that charon has executed and refused.
 var errRefused = errors.New("charon refuses")
 
-// client holds one vici session for commands, one at a time, and dials again when it is lost.
+// client holds one vici session for commands, one at a time, and reconnects when it is lost.
 type client struct {
 	socket  string
 	noLists bool // listSAs is never called
@@ -35,12 +38,12 @@ type client struct {
 	session  *vici.Session
 	listed   chan vici.Event
 	instance string
-	hangs    error // what the last attempt ended with, when charon did not answer
+	hangs    error // the error of the last attempt, if charon did not answer
 	hung     time.Time
 }
 
-// call carries out a command with a deadline. On an error that is not errRefused the session is closed, since charon
-// answers in order and a late answer would be taken for the next one's.
+// call executes a command with a deadline. On an error other than errRefused the session is
+// closed: charon answers in order, and a late answer would be taken for that of the next command.
 func (c *client) call(ctx context.Context, command string, in *vici.Message) (*vici.Message, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -68,14 +71,14 @@ func (c *client) callLocked(ctx context.Context, command string, in *vici.Messag
 	return out, nil
 }
 
-// spareLocked remembers that charon did not answer: who waits for this session does not have to find out for himself.
+// spareLocked records that charon did not answer, so that waiting callers fail at once.
 func (c *client) spareLocked(err error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
 		c.hangs, c.hung = err, time.Now()
 	}
 }
 
-// answers says that charon answers again.
+// answers records that charon answers again.
 func (c *client) answers() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -96,7 +99,7 @@ func (c *client) listSAs(ctx context.Context, name string) (map[string][]ikeSA, 
 	if _, err := c.callLocked(ctx, "list-sas", in); err != nil {
 		return nil, err
 	}
-	// The session's reader has handed over every event before the answer to the command.
+	// The session's reader has delivered all events before the answer to the command.
 	if len(c.listed) == cap(c.listed) {
 		c.closeLocked()
 		return nil, fmt.Errorf("list-sas: more than %d IKE SAs", cap(c.listed))
@@ -115,8 +118,8 @@ func (c *client) listSAs(ctx context.Context, name string) (map[string][]ikeSA, 
 	return sas, nil
 }
 
-// current returns what tells the running charon from the one before it: its process, or when that cannot be seen from
-// here, the second in which it started.
+// current returns an identifier of the running charon that differs from that of its predecessor:
+// its process, or when that is not visible from here, the second in which it started.
 func (c *client) current() (string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -173,7 +176,7 @@ func (c *client) closeLocked() {
 	}
 }
 
-// dial opens a session and names the instance of charon that listens (see peer).
+// dial opens a session and returns the identifier of the charon that listens (see peer).
 func dial(socket string) (*vici.Session, string, error) {
 	instance := ""
 	s, err := vici.NewSession(
@@ -192,8 +195,9 @@ func dial(socket string) (*vici.Session, string, error) {
 	return s, instance, nil
 }
 
-// peer names the process that listens on the other end of a unix socket by its id and the time of its start. It ends with a hyphen when
-// that time cannot be read from here, and is empty when the process cannot be seen either.
+// peer identifies the process at the other end of a unix socket by its ID and start time. The
+// result ends with a hyphen when the start time cannot be read, and is empty when the process is
+// not visible either.
 func peer(conn net.Conn) string {
 	sc, ok := conn.(syscall.Conn)
 	if !ok {
@@ -209,10 +213,11 @@ func peer(conn net.Conn) string {
 		return ""
 	}
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(int(cred.Pid)) + "/stat")
-	if err != nil { // the service manager may hide processes of others (ProtectProc)
+	if err != nil { // the service manager may hide processes of other users (ProtectProc)
 		return fmt.Sprintf("%d-", cred.Pid)
 	}
-	// proc_pid_stat(5): the name in parentheses may hold anything; starttime is field 22, the 20th after it.
+	// proc_pid_stat(5): the name in parentheses may hold anything; starttime is field 22, the 20th
+	// after it.
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	if len(fields) < 20 {
 		return ""

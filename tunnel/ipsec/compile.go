@@ -19,13 +19,14 @@ func compileLink(c tunnel.Config) link.Wanted {
 	w := link.Wanted{
 		Name: c.Interface, Kind: link.Xfrm, Alias: tunnel.Mark + c.Name, IfID: c.ID, Underlay: c.Underlay, MTU: c.MTU,
 		Sysctls: map[string]string{
-			"ipv4/conf/%s/rp_filter":        "2", // the way back may be another tunnel
+			"ipv4/conf/%s/rp_filter":        "2", // the return path may be another tunnel
 			"ipv4/conf/%s/accept_redirects": "0",
 			"ipv4/conf/%s/send_redirects":   "0",
 			"ipv6/conf/%s/accept_redirects": "0",
 			"ipv6/conf/%s/accept_ra":        "0",
-			// The interface itself has checked that a packet came through an SA with our if_id. Checking each forwarded
-			// packet against the forward policies once more costs time and decides nothing.
+			// The interface itself has checked that a packet came through an SA with our if_id.
+			// Checking each forwarded packet against the forward policies again costs time and has
+			// no effect.
 			"ipv4/conf/%s/disable_policy": "1",
 			"ipv6/conf/%s/disable_policy": "1",
 		},
@@ -36,15 +37,16 @@ func compileLink(c tunnel.Config) link.Wanted {
 	return w
 }
 
-// connection returns the name of the connection, of its child and of its key in charon.
+// connection returns the name of a tunnel's connection, child and key in charon.
 func connection(name string) string { return tunnel.Mark + name }
 
-// compile returns the load-conn message of a tunnel. Nothing in it is secret.
+// compile returns the load-conn message of a tunnel. It contains no secret.
 //
-// charon is told to start, restart and close nothing by itself (start_action, dpd_action, close_action none,
-// keyingtries 1): the driver is the only one that initiates, so that two cannot meet and make two SAs. unique is
-// never, so that no INITIAL_CONTACT makes the peer drop the SAs that still carry traffic when charon begins again.
-// reqid is the if_id, so that the policies of a new charon accept packets of SAs that a former one installed.
+// charon must not start, restart or close anything by itself (start_action, dpd_action and
+// close_action none, keyingtries 1). Only the driver initiates, so that two initiators cannot
+// create two SAs. unique is never, so that after a restart of charon no INITIAL_CONTACT makes the
+// peer delete the SAs that still carry traffic. reqid is the if_id, so that the policies of a new
+// charon accept packets of SAs that its predecessor installed.
 func compile(c tunnel.Config) (*vici.Message, error) {
 	i := c.IPsec
 	name := connection(c.Name)
@@ -83,7 +85,7 @@ func compile(c tunnel.Config) (*vici.Message, error) {
 		"proposals", i.IKEProposals,
 		"mobike", "no",
 		"fragmentation", "yes",
-		"encap", "no", // only where a NAT is found
+		"encap", "no", // only if a NAT is detected
 		"unique", "never",
 		"keyingtries", "1",
 		"dpd_delay", seconds(i.DPDDelay),
@@ -99,8 +101,8 @@ func compile(c tunnel.Config) (*vici.Message, error) {
 	return msg, m.err
 }
 
-// selectors are those of the address families inside the tunnel. A gateway that knows one family may refuse a proposal
-// with both instead of narrowing it.
+// selectors returns the traffic selectors for the address families inside the tunnel. A gateway
+// that supports one family may refuse a proposal with both instead of narrowing it.
 func selectors(c tunnel.Config) []string {
 	four, six := len(c.Inside) == 0, len(c.Inside) == 0
 	for _, in := range c.Inside {
@@ -129,12 +131,13 @@ func compileKey(c tunnel.Config, value []byte) (*vici.Message, error) {
 	return msg, m.err
 }
 
-// loaded says what was loaded for a tunnel, by digests: charon does not show keys, and not all of a connection.
+// loaded describes by digests what was loaded for a tunnel, because charon shows no keys, and only
+// parts of a connection.
 type loaded struct {
 	Name string `json:"name"`
 	Conn string `json:"conn,omitempty"` // empty: unloaded
 	Key  string `json:"key,omitempty"`
-	Ends string `json:"ends,omitempty"` // addresses and identities; others need a new IKE SA
+	Ends string `json:"ends,omitempty"` // addresses and identities; a change needs a new IKE SA
 }
 
 func digests(c tunnel.Config, conn *vici.Message) loaded {
@@ -146,7 +149,7 @@ func digests(c tunnel.Config, conn *vici.Message) loaded {
 	}
 }
 
-// content appends everything in a message. Message.String is too slow for thousands of them.
+// content appends everything in a message. Message.String is too slow for thousands of messages.
 func content(b []byte, m *vici.Message) []byte {
 	for _, key := range m.Keys() {
 		b = strconv.AppendQuote(b, key)
@@ -196,7 +199,7 @@ func (m *messenger) section(pairs ...any) *vici.Message {
 	return msg
 }
 
-// build makes a message that cannot fail to be encoded: strings and lists of strings only.
+// build makes a message of strings and lists of strings only, whose encoding cannot fail.
 func build(pairs ...any) *vici.Message {
 	m := messenger{}
 	msg := m.section(pairs...)

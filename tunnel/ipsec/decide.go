@@ -12,49 +12,58 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// retry is the pace of attempts to bring a tunnel up.
+// retry is the back-off between attempts to bring a tunnel up.
 var retry = backoff.Backoff{First: time.Second, Last: time.Minute}
 
 const (
-	// settled is how long a tunnel must have been up for the next attempt after a loss to be made at once.
+	// settled is how long a tunnel must have been up for the first attempt after a loss to be made
+	// at once.
 	settled = 10 * time.Second
-	// begin is the time in which an SA that was asked for must show.
+	// begin is how long an initiated SA may take to appear.
 	begin = 500 * time.Millisecond
-	// blink is how long a CHILD SA may be missing before that counts: an IKE SA that is rekeyed hands its children over.
+	// blink is how long a CHILD SA may be missing without being lost: the rekeying of an IKE SA
+	// moves its children to the new one.
 	blink = 300 * time.Millisecond
-	// overlap is how long two live CHILD SAs are left alone: a rekeying has two for a moment.
+	// overlap is how long two live CHILD SAs are tolerated: during a rekeying there are briefly
+	// two.
 	overlap = 5 * time.Second
-	// lastOverlap is how long they are left alone at most, when the peer makes another for each that is ended, and
-	// forgiven when that is forgotten.
+	// lastOverlap is the longest time for which they are tolerated, when the peer creates another
+	// one whenever one is ended. After forgiven without one, the time is reset.
 	lastOverlap = time.Hour
 	forgiven    = 10 * time.Minute
-	// apart is the least difference in age, given in whole seconds, that both ends see alike.
+	// apart is the difference in age, which charon gives in whole seconds, from which both ends
+	// agree which SA is newer.
 	apart = 2 * time.Second
-	// stuck is when an SA that is still being made is given up: retransmissions have long ended by then.
+	// stuck is when an SA that is still being negotiated is given up. Retransmissions have long
+	// ended by then.
 	stuck = 3 * time.Minute
-	// replace is how long SAs with former addresses or identities carry traffic while the new ones are not up.
+	// replace is how long SAs with former addresses or identities carry traffic while the new ones
+	// are not up.
 	replace = 30 * time.Second
-	// hold is how long SAs that only the kernel knows are left to carry traffic after charon began again.
+	// hold is how long SAs that exist only in the kernel may carry traffic after a restart of
+	// charon.
 	hold = time.Minute
 )
 
-// action is what decide wants of charon; exactly one field is set.
+// action is a command to charon; exactly one field is set.
 type action struct {
 	initiate       bool
 	terminateIKE   uint32
 	terminateChild uint32
 }
 
-// decision is what one call of decide comes to.
+// decision is the result of one call of decide.
 type decision struct {
-	now     time.Time
-	jitter  *rand.Rand
-	carried bool // by SAs that are to be replaced: the tunnel stays up while new ones are made
+	now    time.Time
+	jitter *rand.Rand
+	// carried is set when SAs that are to be replaced carry traffic: the tunnel stays up while new
+	// ones are negotiated.
+	carried bool
 	actions []action
-	again   time.Time // when to look again at the latest; zero: no time is known
+	again   time.Time // when to decide again at the latest; zero: at the next event
 }
 
-// wake has the tunnel looked at again at a time that is to come.
+// wake makes decide be called again at a time in the future.
 func (d *decision) wake(t time.Time) {
 	if t.After(d.now) && (d.again.IsZero() || t.Before(d.again)) {
 		d.again = t
@@ -67,18 +76,18 @@ func (d *decision) terminate(ikes []ikeSA) {
 	}
 }
 
-// decide looks at what was read of a tunnel, updates its record and state, and returns what to do
-// about it, and when to look again at the latest; zero: no time is known. It has no side effects
-// but on r.
+// decide evaluates the SAs that were read of a tunnel, updates its record and state, and returns
+// the actions to take, and when it must be called again at the latest (zero: at the next event).
+// It has no side effects except on r.
 //
-// First what there is too much of is ended, whether the tunnel is up or not. Then the tunnel is up,
-// with SAs that stay or with those that are to be replaced, or it is not, which may be a loss. When
-// no SA stays there is one being made, or one was asked for a moment ago, or the next attempt is
+// First it ends superfluous SAs, whether the tunnel is up or not. Then the tunnel is either up,
+// with SAs that stay or SAs that are to be replaced, or it is not, which may be a loss. When no SA
+// stays, then one is being negotiated, or one was initiated a moment ago, or the next attempt is
 // due now or later.
 func (r *record) decide(now time.Time, jitter *rand.Rand) (actions []action, again time.Time) {
 	if !r.known {
 		r.set(tunnel.Unknown, now)
-		r.initiated = time.Time{} // whatever was begun, is gone with the charon that did
+		r.initiated = time.Time{} // an attempt that had begun has ended with its charon
 		return nil, time.Time{}
 	}
 	d := &decision{now: now, jitter: jitter}
@@ -112,16 +121,17 @@ type carrier struct {
 	child childSA
 }
 
-// found is what was read of a tunnel, by what it is good for. An SA that is neither live nor being
-// made is in none.
+// found holds the SAs that were read of a tunnel, by their use. An SA that is neither live nor
+// being negotiated is in no field.
 type found struct {
-	live    []carrier // that stay; the first one is to be kept
-	old     []carrier // that carry traffic until new ones do: their addresses or identities are former ones
-	pending []ikeSA   // IKE SAs that are being made, or whose CHILD SA is
-	bare    []ikeSA   // established IKE SAs without a CHILD SA
+	live []carrier // SAs that stay; the first one is the one to keep
+	// old are SAs with former addresses or identities, which carry traffic until new ones do.
+	old     []carrier
+	pending []ikeSA // IKE SAs that are being negotiated, or whose CHILD SA is
+	bare    []ikeSA // established IKE SAs without a CHILD SA
 }
 
-// classify sorts the SAs of a tunnel. stale are the IKE SAs with former addresses or identities.
+// classify sorts the SAs of a tunnel. stale holds the IKE SAs with former addresses or identities.
 func classify(sas []ikeSA, stale map[uint32]time.Time) (s found) {
 	for _, ike := range sas {
 		_, former := stale[ike.ID]
@@ -150,9 +160,9 @@ func classify(sas []ikeSA, stale map[uint32]time.Time) (s found) {
 	return s
 }
 
-// keepFirst orders live CHILD SAs: the first one is kept. It is chosen so that both ends choose the
-// same: the newer one, which both kernels send on, and among those made at about the same time the
-// one with the greatest SPIs.
+// keepFirst orders live CHILD SAs so that the first one is kept, and both ends choose the same:
+// the newer one, which both kernels send on, and among those of about the same age the one with
+// the greatest SPIs.
 func keepFirst(a, b carrier) int {
 	if d := b.child.Installed.Sub(a.child.Installed); d > apart || d < -apart {
 		return cmp.Compare(d, 0)
@@ -163,10 +173,10 @@ func keepFirst(a, b carrier) int {
 	return cmp.Compare(max(b.child.In, b.child.Out), max(a.child.In, a.child.Out))
 }
 
-// endDoubles sees to it that there is exactly one live CHILD SA, and no IKE SA without one beside
-// it. It has two of them alone for as long as a rekeying takes. A peer that opens another SA for
-// each that is ended is not fought with: two that work are better than one that never rests, so the
-// pause grows with each that was ended lately.
+// endDoubles makes sure that there is exactly one live CHILD SA, and no further IKE SA without
+// one. It tolerates two of them for as long as a rekeying takes. If the peer opens another SA
+// whenever one is ended, endDoubles does not fight it: two working SAs are better than constant
+// changes, so the pause grows with each SA that was ended recently.
 func (r *record) endDoubles(d *decision, s found) {
 	if len(s.live) == 0 || len(s.live) == 1 && len(s.bare) == 0 {
 		r.double = time.Time{}
@@ -184,7 +194,7 @@ func (r *record) endDoubles(d *decision, s found) {
 		return
 	}
 	r.ended, r.endedAt = r.ended+1, d.now
-	r.double = d.now // the next try, should this one be without effect
+	r.double = d.now // the next attempt, in case this one has no effect
 	d.wake(d.now.Add(overlap))
 	for _, c := range s.live[1:] {
 		if c.ike.ID == s.live[0].ike.ID || len(c.ike.Children) > 1 {
@@ -196,7 +206,7 @@ func (r *record) endDoubles(d *decision, s found) {
 	d.terminate(s.bare)
 }
 
-// endStale ends SAs with former addresses or identities when the new ones are up, or late: until
+// endStale ends SAs with former addresses or identities when the new ones are up or late. Until
 // then they carry the traffic.
 func (r *record) endStale(d *decision, replaced bool) {
 	for _, ike := range r.sas {
@@ -213,15 +223,15 @@ func (r *record) endStale(d *decision, replaced bool) {
 	}
 }
 
-// up notes that a CHILD SA carries the tunnel's traffic. A tunnel that has been up for a while has
-// its attempts counted from the start again. What the state says in spite of that: the peer refuses
-// to renew the SA, or takes less than was asked for.
+// up records that a CHILD SA carries the tunnel's traffic. Once the tunnel has been up for a
+// while, the count of attempts is reset. The state may still have a failure: the peer refuses to
+// renew the SA, or has narrowed the traffic selectors.
 func (r *record) up(d *decision, c carrier) {
 	if r.upSince.IsZero() {
 		r.upSince = d.now
 		r.adopted = r.state.TimesUp == 0 && r.initiated.IsZero()
 		if r.adopted && !c.ike.Established.IsZero() {
-			r.upSince = c.ike.Established // it has been up for longer than we know of it
+			r.upSince = c.ike.Established // it came up before this process first saw it
 		}
 		r.state.TimesUp++
 	}
@@ -254,10 +264,10 @@ func (r *record) up(d *decision, c carrier) {
 	}
 }
 
-// betweenTwo reports whether a tunnel that was up may be up again in a blink: an IKE SA that is
-// rekeyed hands its children over, and is bare meanwhile. Otherwise the tunnel is lost. One that
-// the peer has accepted and dropped at once is a failed attempt, so as not to run in circles; after
-// another loss the next attempt is made at once.
+// betweenTwo reports whether a tunnel that was up may soon be up again: the rekeying of an IKE SA
+// moves its children, and meanwhile the new one is bare. Otherwise the tunnel is lost. If the peer
+// had accepted the SA and then dropped it at once, this counts as a failed attempt, so that
+// attempts do not repeat without a pause. After any other loss the next attempt is made at once.
 func (r *record) betweenTwo(d *decision, bare bool) bool {
 	if r.missing.IsZero() {
 		r.missing = d.now
@@ -273,7 +283,7 @@ func (r *record) betweenTwo(d *decision, bare bool) bool {
 	return false
 }
 
-// await leaves SAs alone that are being made, by this node or the peer, until they are stuck.
+// await leaves SAs alone that this node or the peer is negotiating, until they are stuck.
 func (r *record) await(d *decision, pending []ikeSA) {
 	if r.initiated.IsZero() {
 		r.initiated = d.now // also one that the peer began
@@ -287,8 +297,8 @@ func (r *record) await(d *decision, pending []ikeSA) {
 	r.notUp(d, tunnel.Connecting)
 }
 
-// beginning reports whether an SA that was asked for may still show: charon takes a moment, and
-// says so when it gives up before. Otherwise the attempt has failed.
+// beginning reports whether an initiated SA may still appear: charon takes a moment, and logs it
+// if it gives up earlier. Otherwise the attempt has failed.
 func (r *record) beginning(d *decision) bool {
 	if due := r.initiated.Add(begin); d.now.Before(due) && r.reasonAt.Before(r.initiated) {
 		d.wake(due)
@@ -300,8 +310,8 @@ func (r *record) beginning(d *decision) bool {
 	return false
 }
 
-// attempt asks for an SA once the next attempt is due, when no SA is there or under way. A tunnel
-// whose peer connects waits for it.
+// attempt initiates an SA once the next attempt is due and no SA exists or is being negotiated. If
+// the tunnel only responds, it waits for the peer.
 func (r *record) attempt(d *decision) {
 	switch {
 	case r.cfg.IPsec.RespondOnly:
@@ -321,7 +331,7 @@ func (r *record) attempt(d *decision) {
 	}
 }
 
-// notUp sets a status that is not Up, unless the tunnel is carried.
+// notUp sets a status other than Up, unless old SAs still carry the tunnel.
 func (r *record) notUp(d *decision, s tunnel.Status) {
 	if !d.carried {
 		r.down(s, d.now)

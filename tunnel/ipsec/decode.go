@@ -14,7 +14,7 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// ikeSA is an IKE SA as list-sas and the events show it. What charon left out is zero.
+// ikeSA is an IKE SA as in list-sas and events. Values that charon omits are zero.
 type ikeSA struct {
 	ID          uint32 // uniqueid
 	State       string // ESTABLISHED, CONNECTING, …
@@ -37,7 +37,7 @@ type childSA struct {
 	Algorithms string
 }
 
-// live reports whether traffic passes through the SA.
+// live reports whether the SA carries traffic.
 func (c childSA) live() bool {
 	switch c.State {
 	case "INSTALLED", "REKEYING", "UPDATING":
@@ -46,7 +46,7 @@ func (c childSA) live() bool {
 	return false
 }
 
-// pending reports whether the SA is being made.
+// pending reports whether the SA is being negotiated.
 func (c childSA) pending() bool {
 	switch c.State {
 	case "CREATED", "INSTALLING", "ROUTED", "RETRYING":
@@ -105,7 +105,8 @@ func decodeSA(m *vici.Message, now time.Time) ikeSA {
 	return s
 }
 
-// algorithms joins what was negotiated, in the order of the keys, as "AES_GCM_16-256/PRF_HMAC_SHA2_384/ECP_384".
+// algorithms joins the negotiated algorithms, in the order of the keys, as
+// "AES_GCM_16-256/PRF_HMAC_SHA2_384/ECP_384".
 func algorithms(m *vici.Message, keys ...string) string {
 	var parts []string
 	for _, k := range keys {
@@ -121,7 +122,7 @@ func algorithms(m *vici.Message, keys ...string) string {
 	return strings.Join(parts, "/")
 }
 
-// decodeEvent returns the connections that an updown event is about.
+// decodeEvent returns the names of the connections in an updown event.
 func decodeEvent(e vici.Event) (names []string) {
 	for _, k := range e.Message.Keys() {
 		if section(e.Message, k) != nil {
@@ -137,7 +138,7 @@ func decodeLine(m *vici.Message) line {
 
 var explanations = []struct {
 	pattern *regexp.Regexp
-	text    string // $1 is what the pattern caught
+	text    string // $1 is the first submatch of the pattern
 	reason  tunnel.Reason
 }{
 	{regexp.MustCompile(`received AUTHENTICATION_FAILED notify`), "the peer refused our authentication (AUTHENTICATION_FAILED): PSK or identities differ", tunnel.AuthRefused},
@@ -168,7 +169,8 @@ const (
 	notRenewed = "the CHILD SA cannot be renewed (NO_PROPOSAL_CHOSEN): it ends with its lifetime"
 )
 
-// reasonOf turns a line of charon's log into the reason why a tunnel is down, or returns empty strings.
+// reasonOf turns a line of charon's log into the reason why a tunnel is down, or returns empty
+// strings.
 func reasonOf(words string) (string, tunnel.Reason) {
 	for _, e := range explanations {
 		if m := e.pattern.FindStringSubmatchIndex(words); m != nil {
@@ -178,7 +180,7 @@ func reasonOf(words string) (string, tunnel.Reason) {
 	return "", ""
 }
 
-// describe fills in a state from the SAs that carry the tunnel.
+// describe sets a state from the SAs that carry the tunnel.
 func describe(s *tunnel.State, ike ikeSA, child childSA) {
 	s.Remote = ike.Remote
 	s.NATTraversal = ike.NAT || child.Encap
@@ -187,7 +189,8 @@ func describe(s *tunnel.State, ike ikeSA, child childSA) {
 	s.Algorithms = "IKE " + ike.Algorithms + ", ESP " + child.Algorithms
 }
 
-// steady returns the former time unless the new one is another: charon gives ages in whole seconds.
+// steady returns the former time unless the new one differs by two seconds or more, because charon
+// gives ages in whole seconds.
 func steady(former, t time.Time) time.Time {
 	if d := t.Sub(former); d > -2*time.Second && d < 2*time.Second {
 		return former
@@ -195,10 +198,11 @@ func steady(former, t time.Time) time.Time {
 	return t
 }
 
-// oldest is the oldest version of charon that the tests run with: that of Debian 12. The newest one is that of Debian 13, 6.0.1.
+// oldest is the oldest version of charon that the tests run with, that of Debian 12. The newest is
+// 6.0.1, that of Debian 13.
 const oldest = "5.9.8"
 
-// fits says whether a version, as "6.0.1" or "5.9.8dr1", is not older than oldest.
+// fits reports whether a version, such as "6.0.1" or "5.9.8dr1", is at least oldest.
 func fits(version string) bool {
 	var have, least [3]int
 	if n, _ := fmt.Sscanf(version, "%d.%d.%d", &have[0], &have[1], &have[2]); n < 2 {
@@ -208,7 +212,8 @@ func fits(version string) bool {
 	return slices.Compare(have[:], least[:]) >= 0
 }
 
-// conditions judges a charon by its version, as "6.0.1", and the plugins that it has loaded.
+// conditions returns the problems with a charon of this version, such as "6.0.1", and with these
+// plugins loaded.
 func conditions(version string, plugins []string) []string {
 	var c []string
 	if !fits(version) {
@@ -243,7 +248,7 @@ func number(m *vici.Message, key string, base int) uint64 {
 	return n
 }
 
-// ago returns the time that lies the value's seconds back, or zero when there is no value.
+// ago returns the time that is the value's number of seconds before now, or zero without a value.
 func ago(m *vici.Message, key string, now time.Time) time.Time {
 	n, err := strconv.ParseInt(text(m, key), 10, 32)
 	if err != nil {

@@ -1,8 +1,9 @@
-// Package ipsec makes IKEv2 tunnels: charon (strongSwan 5.9 or later) negotiates, told what to do through its vici
-// socket, and each tunnel has an xfrm interface of its own, bound to its SAs by if_id.
+// Package ipsec sets up IKEv2 tunnels: charon (strongSwan 5.9 or later) negotiates, controlled
+// through its vici socket, and each tunnel has its own xfrm interface, bound to its SAs by if_id.
 //
-// Each object is loaded alone; nothing is ever reloaded as a whole. charon initiates nothing by itself: Run is the one
-// place where it is decided what is initiated and terminated, from what was read back. Events only say where to look.
+// Each object is loaded separately, and the configuration is never reloaded as a whole. charon
+// initiates nothing by itself: only Run decides what is initiated and terminated, based on what it
+// has read back. Events only trigger reading.
 package ipsec
 
 import (
@@ -25,7 +26,7 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// DefaultSocket is where charon-systemd listens in Debian.
+// DefaultSocket is charon-systemd's socket in Debian.
 const DefaultSocket = "/var/run/charon.vici"
 
 // Links is the part of link.Links that a Driver uses.
@@ -40,23 +41,25 @@ type Links interface {
 	Inbound(dst netip.Addr, spi uint32) (link.Inbound, error)
 }
 
-// Options are what a Driver works with.
+// Options are the parameters of a Driver.
 type Options struct {
 	Socket  string // charon's vici socket; empty: DefaultSocket
 	Secrets secret.Lookup
 	Links   Links
 	Log     *slog.Logger // nil: none
-	// Divert sends the ESP packets that come in UDP to another port of this node, 0 ends that; nil: they are lost while
-	// charon is away.
-	Divert     func(port uint16) error
-	RuntimeDir string // remembers what was loaded until the next boot; empty: everything is loaded once at each start
+	// Divert redirects the ESP packets that arrive in UDP to another port of this node; 0 ends
+	// that. If nil, these packets are lost while charon is away.
+	Divert func(port uint16) error
+	// RuntimeDir keeps a record of what was loaded until the next boot. If empty, everything is
+	// loaded once at each start.
+	RuntimeDir string
 }
 
-// Driver makes the IPsec tunnels of one charon.
+// Driver manages the IPsec tunnels of one charon.
 type Driver struct {
 	o      Options
 	client client
-	// loaders are more sessions, so that two tunnels can be loaded at a time.
+	// loaders are additional sessions, so that two tunnels can be loaded at a time.
 	loaders [2]client
 	turn    atomic.Uint32
 	writes  atomic.Uint64
@@ -64,29 +67,32 @@ type Driver struct {
 
 	fullRead time.Duration // shorter in tests
 
-	// load is shared by loads of different tunnels, and held alone by what concerns others too; locked before mu and
-	// before a record's.
+	// load is read-locked by loads of single tunnels, and locked by operations that affect others.
+	// It is locked before mu and before a record's lock.
 	load sync.RWMutex
 
-	mu       sync.Mutex
-	records  map[string]*record
-	pairs    map[[2]string][]*record // by the identities of both ends
-	dirty    map[string]bool         // to be read again
-	all      bool                    // everything is to be read again
-	ledger   *ledger                 // nil: not connected to charon yet
-	conns    []string                // that charon last had, also others' and ones that nobody wants
+	mu      sync.Mutex
+	records map[string]*record
+	pairs   map[[2]string][]*record // by the identities of both ends
+	dirty   map[string]bool         // to be read again
+	all     bool                    // everything is to be read again
+	ledger  *ledger                 // nil: not connected to charon yet
+	// conns are the connections that charon last had, including those of others and unwanted ones.
+	conns    []string
 	instance string
 	running  bool                 // Run keeps the records up to date
-	orphans  map[uint32]time.Time // when an SA that charon does not know was first seen, by SPI
+	orphans  map[uint32]time.Time // when an SA that charon does not have was first seen, by SPI
 
-	shown   bool                 // the kernel has had an SA of a tunnel
-	missing map[uint32]time.Time // when the kernel was first seen without a live SA, by the SPI of the one to us
+	shown bool // the kernel has shown an SA of a tunnel
+	// missing holds when the kernel was first seen without a live SA, by the SPI of the inbound
+	// one.
+	missing map[uint32]time.Time
 
 	peerLog   logWatcher
-	listening time.Time // since when the events of charon come without a gap
+	listening time.Time // since when the events of charon arrive without a gap
 
-	carried      map[uint32]bool // if_ids that the kernel had SAs for when Run connected to charon
-	carriedUntil time.Time       // how long that is held to be so
+	carried      map[uint32]bool // if_ids for which the kernel had SAs when Run connected to charon
+	carriedUntil time.Time       // until when carried is valid
 }
 
 var _ tunnel.Driver = (*Driver)(nil)
@@ -107,7 +113,7 @@ func New(o Options) *Driver {
 	}
 }
 
-// Close ends the connection to charon. Tunnels stay as they are.
+// Close closes the connection to charon. Tunnels stay as they are.
 func (d *Driver) Close() {
 	d.client.close()
 	for i := range d.loaders {
@@ -121,12 +127,13 @@ func (d *Driver) Close() {
 	}
 }
 
-// Writes counts loads, unloads, initiations and terminations in charon, and the removal of SAs that charon lost. Changes
-// of interfaces count in link.Links.
+// Writes counts loads, unloads, initiations and terminations in charon, and deletions of SAs that
+// charon has lost. Changes of interfaces count in link.Links.
 func (d *Driver) Writes() uint64 { return d.writes.Load() }
 
-// Apply implements tunnel.Driver. An IKE SA that is up is not touched by another PSK, proposal or lifetime: those count
-// from the next negotiation. Other addresses or identities are negotiated beside it, and it ends when they are up.
+// Apply implements tunnel.Driver. A new PSK, proposal or lifetime does not affect an IKE SA that
+// is up, but applies from the next negotiation on. With new addresses or identities, new SAs are
+// negotiated next to the old ones, which end when the new ones are up.
 func (d *Driver) Apply(ctx context.Context, c tunnel.Config) error {
 	if c.IPsec == nil || c.ID == 0 {
 		return fmt.Errorf("applying tunnel %s: not an IPsec tunnel with an id", c.Name)
@@ -149,8 +156,8 @@ func (d *Driver) Apply(ctx context.Context, c tunnel.Config) error {
 	return nil
 }
 
-// want takes the configuration into the records. charon finds a PSK by the identities of both ends alone, so two
-// tunnels between the same identities cannot have two.
+// want stores the configuration in the records. charon selects a PSK only by the identities of
+// both ends, so two tunnels between the same identities cannot have different PSKs.
 func (d *Driver) want(c tunnel.Config, want loaded) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -158,9 +165,10 @@ func (d *Driver) want(c tunnel.Config, want loaded) error {
 	for _, other := range d.pairs[identities(c)] {
 		if other != r && !d.samePSK(other.cfg.IPsec.PSK, c.IPsec.PSK) {
 			if r != nil {
-				d.unpairLocked(r) // tunnels that exchange their peers would wait for each other forever
+				// otherwise tunnels that exchange their peers would wait for each other forever
+				d.unpairLocked(r)
 			}
-			return fmt.Errorf("tunnel %s has the same identities and another PSK, and a PSK is chosen by identities alone", other.cfg.Name)
+			return fmt.Errorf("tunnel %s has the same identities and another PSK, but charon selects a PSK by identities alone", other.cfg.Name)
 		}
 	}
 	if r == nil {
@@ -173,11 +181,11 @@ func (d *Driver) want(c tunnel.Config, want loaded) error {
 	} else {
 		d.unpairLocked(r)
 	}
-	if r.want != want { // what the peer refused or missed may have been mended
+	if r.want != want { // the cause of the failure may have been fixed
 		r.evidence, r.reason, r.failure = tunnel.Evidence{}, "", tunnel.Failure{}
 		r.state.Evidence, r.state.Failure = tunnel.Evidence{}, tunnel.Failure{}
 	}
-	own := *c.IPsec // the caller may go on to change its own
+	own := *c.IPsec // the caller may change its copy
 	r.cfg, r.want = c, want
 	r.cfg.IPsec = &own
 	d.pairs[identities(c)] = append(d.pairs[identities(c)], r)
@@ -185,7 +193,7 @@ func (d *Driver) want(c tunnel.Config, want loaded) error {
 	return nil
 }
 
-// identities are those of both ends.
+// identities returns the identities of both ends.
 func identities(c tunnel.Config) [2]string {
 	return [2]string{c.IPsec.LocalIdentity, c.IPsec.RemoteIdentity}
 }
@@ -209,7 +217,7 @@ func (d *Driver) Remove(ctx context.Context, name string) error {
 	return nil
 }
 
-// write carries out a command that changes something in charon.
+// write executes a command that changes something in charon.
 func (d *Driver) write(ctx context.Context, command string, in *vici.Message) error {
 	return d.writeTo(ctx, &d.client, command, in)
 }
@@ -222,7 +230,8 @@ func (d *Driver) writeTo(ctx context.Context, session *client, command string, i
 	return err
 }
 
-// terminate asks for the end of an SA and does not wait for it. That it ended before is not an error.
+// terminate requests the end of an SA without waiting for it. It is not an error if the SA has
+// already ended.
 func (d *Driver) terminate(ctx context.Context, a action) error {
 	key, id := "ike-id", a.terminateIKE
 	if a.terminateChild != 0 {
@@ -235,8 +244,9 @@ func (d *Driver) terminate(ctx context.Context, a action) error {
 	return err
 }
 
-// Observe implements tunnel.Driver. While Run runs, the SAs are those that it last read, at most a few seconds ago and
-// again after each event, and Unknown while charon is away; the counters are always read.
+// Observe implements tunnel.Driver. While Run is active, the SAs are those that it read last, at
+// most a few seconds ago and again after each event. While charon is away, they are Unknown. The
+// counters are always read.
 func (d *Driver) Observe(ctx context.Context) ([]tunnel.State, error) {
 	links, err := d.o.Links.List(tunnel.Mark)
 	if err != nil {
@@ -282,21 +292,23 @@ func (d *Driver) Observe(ctx context.Context) ([]tunnel.State, error) {
 	return out, nil
 }
 
-// Conditions names, in words, what about the running charon does not fit: a version or a set of plugins that cannot do
-// the work. Settings cannot be read through vici; image/debian/strongswan.d/isthmus.conf has those that are needed.
+// Conditions returns texts on what is wrong with the running charon: an unsuitable version or set
+// of plugins. Settings cannot be read through vici; image/debian/strongswan.d/isthmus.conf has the
+// required ones.
 func (d *Driver) Conditions(ctx context.Context) ([]string, error) {
 	version, err := d.client.call(ctx, "version", nil)
 	if err != nil {
-		return nil, fmt.Errorf("asking charon what it is: %w", err)
+		return nil, fmt.Errorf("reading charon's version: %w", err)
 	}
 	stats, err := d.client.call(ctx, "stats", nil)
 	if err != nil {
-		return nil, fmt.Errorf("asking charon what it is: %w", err)
+		return nil, fmt.Errorf("reading charon's plugins: %w", err)
 	}
 	return conditions(text(version, "version"), texts(stats, "plugins")), nil
 }
 
-// read takes all SAs into the records without acting on them, and returns the names of all connections.
+// read stores all SAs in the records without acting on them, and returns the names of all
+// connections.
 func (d *Driver) read(ctx context.Context) ([]string, error) {
 	conns, err := d.client.call(ctx, "get-conns", nil)
 	if err != nil {
@@ -317,7 +329,7 @@ func (d *Driver) read(ctx context.Context) ([]string, error) {
 	return texts(conns, "conns"), nil
 }
 
-// nudge has a connection read again soon.
+// nudge makes Run read a connection again soon.
 func (d *Driver) nudge(conn string) {
 	d.mu.Lock()
 	d.dirty[conn] = true

@@ -7,19 +7,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// encap stands in for charon's sockets while charon is away. The kernel takes ESP out of UDP (RFC 3948) only at a port
-// with a socket that has UDP_ENCAP, and charon's goes with charon: without a stand-in, the tunnels of a node behind NAT
-// are deaf until charon is back, although their states are still in the kernel.
+// encap replaces charon's sockets while charon is away. The kernel decapsulates ESP in UDP (RFC
+// 3948) only at a port with a socket that has UDP_ENCAP, and charon's socket disappears with
+// charon. Without a replacement, the tunnels of a node behind NAT receive nothing until charon is
+// back, although their states are still in the kernel.
 //
-// charon does not share its port, not even with a socket that is there before it. So the stand-in has another port, to
-// which ESP is diverted; IKE finds its way to the next charon as soon as that listens.
+// charon does not share its port, not even with a socket that was there before it. Therefore the
+// replacement has another port, to which ESP is diverted. IKE reaches the next charon as soon as
+// it listens.
 type encap struct {
-	divert func(port uint16) error // 0 ends it; nil: there is no stand-in
+	divert func(port uint16) error // 0 ends the diversion; nil: there is no replacement
 	fds    []int
 	clean  bool // nothing is diverted, not even by a former process
 }
 
-// begin takes over, if that is not done yet.
+// begin opens the sockets and starts the diversion, unless that is already done.
 func (e *encap) begin() error {
 	if e.divert == nil || len(e.fds) > 0 {
 		return nil
@@ -33,18 +35,19 @@ func (e *encap) begin() error {
 		}
 		if err != nil {
 			e.end()
-			return fmt.Errorf("standing in for charon's socket: %w", err)
+			return fmt.Errorf("replacing charon's socket: %w", err)
 		}
 		e.fds, port = append(e.fds, fd), bound
 	}
 	if err := e.divert(uint16(port)); err != nil {
 		e.end()
-		return fmt.Errorf("standing in for charon's socket: %w", err)
+		return fmt.Errorf("replacing charon's socket: %w", err)
 	}
 	return nil
 }
 
-// bindEncap opens a socket at which the kernel takes ESP out of UDP, at a free port when port is 0.
+// bindEncap opens a socket at which the kernel decapsulates ESP in UDP, at a free port when port
+// is 0.
 func bindEncap(sa unix.Sockaddr, port int) (fd, bound int, err error) {
 	family := unix.AF_INET
 	switch sa := sa.(type) {
@@ -82,12 +85,12 @@ func bindEncap(sa unix.Sockaddr, port int) (fd, bound int, err error) {
 	return fd, bound, nil
 }
 
-// end gives back to charon's sockets.
+// end ends the diversion, and closes the sockets.
 func (e *encap) end() {
 	if e.divert == nil || e.clean {
 		return
 	}
-	// Should ending the diversion fail, it ends by itself a few seconds later.
+	// If this fails, the diversion expires a few seconds later.
 	e.clean = e.divert(0) == nil
 	for _, fd := range e.fds {
 		unix.Close(fd)

@@ -12,14 +12,15 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/explain"
 )
 
-// Ring: VM. What two real charons tell each other when they do not agree, and what the user is told of it.
+// Ring: VM. The messages that two real charons exchange when they do not agree, and the
+// explanations for the user.
 
-// TestExplained has either side call first, since each learns something else.
+// TestExplained initiates from either side, because each learns something else.
 func TestExplained(t *testing.T) {
 	b := newBench(t)
 	c, good := one(1)
 	b.farInterface(c)
-	call := func(args ...string) { // what comes of it is seen on this side
+	call := func(args ...string) { // the result is seen on this side
 		args = append(args, "--timeout", "3", "--uri", "unix://"+b.far.socket)
 		_ = exec.Command("swanctl", args...).Run()
 	}
@@ -29,7 +30,7 @@ func TestExplained(t *testing.T) {
 		return e
 	}
 
-	// An address that no tunnel is for yet.
+	// An address without a tunnel.
 	b.far.load(good)
 	until(t, 30*time.Second, "the driver listens", func() bool {
 		call("--initiate", "--child", "t1")
@@ -42,7 +43,7 @@ func TestExplained(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		change func(*peerConn)
-		calls  bool // the peer does, and we wait
+		calls  bool // the peer initiates, and this node waits
 		rekey  string
 		want   tunnel.Reason
 		field  string
@@ -87,12 +88,13 @@ func TestExplained(t *testing.T) {
 		if e.Field != field || e.Value != tt.value || e.What == "" || e.Cause == "" {
 			t.Errorf("%s: %+v", tt.name, e)
 		}
-		if tt.name == "peer's identity" { // what it let out is not forgotten for its vaguer answer to our call
+		// the reason from its own attempt has precedence over its vaguer answer to ours
+		if tt.name == "peer's identity" {
 			c.IPsec.RespondOnly = false
 			b.apply(c)
 			time.Sleep(3 * time.Second)
 			if e := explained(c); e.Reason != tunnel.Identity || e.Value != tt.value {
-				t.Errorf("%s, then we call: %+v", tt.name, e)
+				t.Errorf("%s, then we initiate: %+v", tt.name, e)
 			}
 		}
 		if err := b.d.Remove(t.Context(), "t1"); err != nil {
@@ -101,9 +103,10 @@ func TestExplained(t *testing.T) {
 		call("--terminate", "--ike", "t1")
 	}
 
-	// The peer is deaf: what it sends still arrives here, until it is silent as well.
+	// The peer drops incoming packets. Its own packets still arrive here, until it stops sending
+	// as well.
 	b.far.load(good)
-	linktest.Run(t, "ip", "netns", "exec", "ist-far", "nft", "add table inet deaf; add chain inet deaf in { type filter hook input priority 0; }; add rule inet deaf in udp dport { 500, 4500 } drop")
+	linktest.Run(t, "ip", "netns", "exec", "ist-far", "nft", "add table inet dropping; add chain inet dropping in { type filter hook input priority 0; }; add rule inet dropping in udp dport { 500, 4500 } drop")
 	c.IPsec.RespondOnly = false
 	b.apply(c)
 	until(t, 30*time.Second, "no answer", func() bool { return b.state("t1").Failure.Reason == tunnel.NoAnswer })
@@ -115,8 +118,8 @@ func TestExplained(t *testing.T) {
 		e := explained(c)
 		return e.Reason == tunnel.NoAnswer && strings.Contains(e.What, "the last IKE packet from that address came") && e.Field == ""
 	})
-	t.Logf("deaf: %+v", explained(c))
-	linktest.Run(t, "ip", "netns", "exec", "ist-far", "nft", "delete table inet deaf")
+	t.Logf("dropping: %+v", explained(c))
+	linktest.Run(t, "ip", "netns", "exec", "ist-far", "nft", "delete table inet dropping")
 	if s := b.await("t1", tunnel.Up); s.Failure.Reason != "" || s.Evidence != (tunnel.Evidence{}) {
 		t.Errorf("up: %+v", s)
 	}

@@ -25,10 +25,11 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// Ring: fake. A server that speaks the vici protocol (strongSwan, src/libcharon/plugins/vici/README.md) over a unix
-// socket and is stricter than charon: it refuses to initiate or unload what was not loaded, and a second SA.
+// Ring: fake. A server that implements the vici protocol (strongSwan,
+// src/libcharon/plugins/vici/README.md) on a unix socket. It is stricter than charon: it refuses
+// to initiate or unload what was not loaded, and to create a second SA.
 
-// section of a vici message: keys in order, values string, []string or *sect.
+// sect is a section of a vici message: keys in order, values string, []string or *sect.
 type sect struct {
 	keys   []string
 	values map[string]any
@@ -129,7 +130,7 @@ type fakeCharon struct {
 
 	mu      sync.Mutex
 	l       net.Listener
-	clients map[net.Conn]map[string]bool // and the events each one wants
+	clients map[net.Conn]map[string]bool // with the events that each client has registered
 	conns   map[string]*sect
 	keys    map[string]string
 	sas     []*fakeSA
@@ -138,9 +139,9 @@ type fakeCharon struct {
 	order   []string
 	deaf    bool          // events are lost
 	slow    time.Duration // before each answer
-	crashAt string        // end with this command unanswered
+	crashAt string        // exit without answering this command
 	dead    map[string]string
-	moving  int // lists in which no IKE SA has its CHILD SA
+	moving  int // number of lists in which no IKE SA has its CHILD SA
 	version string
 }
 
@@ -175,7 +176,7 @@ func (f *fakeCharon) start() {
 	}()
 }
 
-// crash ends all connections and forgets everything, as kill -9 does.
+// crash closes all connections and drops all state, as SIGKILL does.
 func (f *fakeCharon) crash() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -318,14 +319,14 @@ func (f *fakeCharon) command(c net.Conn, name string, in *sect) *sect {
 		return ok
 	case "list-sas":
 		if !f.clients[c]["list-sa"] {
-			return refuse("nobody listens")
+			return refuse("no client has registered list-sa")
 		}
 		for _, s := range f.sas {
 			if want := in.str("ike"); want == "" || want == s.conn {
 				shown := *s
 				shown.childless = s.childless || f.moving > 0
 				f.send(c, 7, "list-sa", msg(s.conn, f.show(&shown)))
-				if f.moving > 0 { // the SA that is to take it
+				if f.moving > 0 { // the SA that will take the CHILD SA
 					f.send(c, 7, "list-sa", msg(s.conn, f.show(&fakeSA{id: s.id + 500, conn: s.conn, state: "CONNECTING"})))
 				}
 			}
@@ -339,7 +340,7 @@ func (f *fakeCharon) command(c net.Conn, name string, in *sect) *sect {
 		}
 		for _, s := range f.sas {
 			if s.conn == conn && s.state != "DELETING" && !s.childless {
-				f.t.Errorf("initiated %s beside an SA in state %s", conn, s.state)
+				f.t.Errorf("initiated %s next to an SA in state %s", conn, s.state)
 			}
 		}
 		f.next++
@@ -380,7 +381,7 @@ func (f *fakeCharon) command(c net.Conn, name string, in *sect) *sect {
 	return nil
 }
 
-// lose takes the SAs of a connection away as the peer would.
+// lose removes the SAs of a connection as the peer would.
 func (f *fakeCharon) lose(conn string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -409,7 +410,7 @@ func (f *fakeCharon) live(conn string) (n int) {
 	return n
 }
 
-// fakeLinks has interfaces in memory.
+// fakeLinks keeps interfaces in memory.
 type fakeLinks struct {
 	mu     sync.Mutex
 	links  map[string]link.Wanted
@@ -477,12 +478,12 @@ func (f *fakeLinks) Inbound(netip.Addr, uint32) (link.Inbound, error) {
 	return link.Inbound{}, link.ErrNoSA
 }
 
-// fakeBench is a driver that runs against a fake charon.
+// fakeBench is a driver that uses a fake charon.
 type fakeBench struct {
 	*fakeCharon
 	d     *Driver
 	links *fakeLinks
-	stop  func() error // ends Run
+	stop  func() error // stops Run
 }
 
 func runFake(t *testing.T, f *fakeCharon, dir string, links *fakeLinks) *fakeBench {
@@ -565,7 +566,7 @@ func TestFakeLoadsOnceAndOneAtATime(t *testing.T) {
 	if l, k := f.count("load-conn"), f.count("load-shared"); l != n+1 || k != n {
 		t.Errorf("an edit of one tunnel: %d load-conn, %d load-shared more", l-n, k-n)
 	}
-	// The next isthmusd adopts it all.
+	// The next isthmusd takes over everything without changes.
 	next := runFake(t, f, dir, links)
 	for i := range n {
 		want := numbered(i)
@@ -709,7 +710,8 @@ func TestFakeCharonAway(t *testing.T) {
 	b.await(t, c, tunnel.Up) // without another Apply
 }
 
-// TestFakeTellsWhatDoesNotFit: a charon that is too old is named in the log when the driver connects, whether or not there is a tunnel.
+// TestFakeTellsWhatDoesNotFit checks that the driver logs on connecting that charon is too old,
+// with or without a tunnel.
 func TestFakeTellsWhatDoesNotFit(t *testing.T) {
 	for version, told := range map[string]bool{"5.9.7": true, oldest: false} {
 		f := newFake(t)
@@ -771,7 +773,7 @@ func TestBackoffTime(t *testing.T) {
 	})
 }
 
-// TestFakeSwappedPeers: two tunnels exchange their peers, and keep their keys.
+// TestFakeSwappedPeers exchanges the peers of two tunnels, which keep their keys.
 func TestFakeSwappedPeers(t *testing.T) {
 	f := newFake(t)
 	b := runFake(t, f, "", &fakeLinks{links: map[string]link.Wanted{}})
@@ -801,7 +803,8 @@ func TestFakeSwappedPeers(t *testing.T) {
 	})
 }
 
-// TestFakeCharonHangs: tunnels do not wait for a charon that takes connections and does not answer, one after another.
+// TestFakeCharonHangs checks that tunnels do not wait one after another for a charon that accepts
+// connections but does not answer.
 func TestFakeCharonHangs(t *testing.T) {
 	f := newFake(t)
 	f.mu.Lock() // as SIGSTOP does
@@ -845,7 +848,7 @@ func TestFakeCharonHangs(t *testing.T) {
 	}
 }
 
-// TestFakeKernelLosesSAs: somebody flushes the kernel's IPsec states, of which charon is told nothing.
+// TestFakeKernelLosesSAs flushes the kernel's IPsec states, which charon does not notice.
 func TestFakeKernelLosesSAs(t *testing.T) {
 	t.Parallel()
 	f, links := newFake(t), &fakeLinks{links: map[string]link.Wanted{}}
@@ -862,7 +865,7 @@ func TestFakeKernelLosesSAs(t *testing.T) {
 	}
 	time.Sleep(7 * time.Second)
 	if n := f.count("terminate"); n != 0 {
-		t.Errorf("%d SAs are ended that the kernel never showed", n)
+		t.Errorf("ended %d SAs that the kernel has never shown", n)
 	}
 	set(link.SA{IfID: c.ID, SPI: 1}, link.SA{IfID: c.ID, SPI: 1001})
 	time.Sleep(2 * time.Second)
@@ -880,7 +883,8 @@ func TestFakeKernelLosesSAs(t *testing.T) {
 	}
 }
 
-// TestFakeObservesConnectionWithoutInterface: what a former run left in charon alone is seen while Run runs, and can be removed.
+// TestFakeObservesConnectionWithoutInterface checks that a connection that a former run left in
+// charon is observed while Run is active, and can be removed.
 func TestFakeObservesConnectionWithoutInterface(t *testing.T) {
 	f := newFake(t)
 	f.mu.Lock()

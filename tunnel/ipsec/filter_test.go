@@ -11,13 +11,13 @@ import (
 	"github.com/isthmus-net/isthmus/router/sockfilter/sockfiltertest"
 )
 
-// TestEarlyFilter runs the filter of the catcher over packets, and over those that pass when cut
-// short.
+// TestEarlyFilter applies the catcher's filter to packets, and to truncated versions of those that
+// pass.
 func TestEarlyFilter(t *testing.T) {
 	const port = 4500
 	four, four2, stranger := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")
 	six, six2 := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8:0:1::1")
-	// These differ from six in one word each.
+	// Each of these differs from the peer's IPv6 address in one word.
 	strangers6 := []netip.Addr{netip.MustParseAddr("2001:db9::1"), netip.MustParseAddr("2001:db8:1::1"), netip.MustParseAddr("2001:db8::1:0:0:1"), netip.MustParseAddr("2001:db8::2")}
 	esp := func(sequence uint32) []byte { return binary.BigEndian.AppendUint32([]byte{0, 0, 0x10, 0}, sequence) }
 	udp := func(port uint16, payload []byte) []byte {
@@ -84,7 +84,7 @@ func TestEarlyFilter(t *testing.T) {
 		if passes(tt.packet, unix.PACKET_HOST, 1) {
 			t.Errorf("%s: passes from the loopback interface", tt.name)
 		}
-		for n := range tt.packet { // the sequence number is the last that is looked at
+		for n := range tt.packet { // the sequence number is the last field that the filter reads
 			if passes(tt.packet[:n], unix.PACKET_HOST, 2) {
 				t.Errorf("%s: %d of %d bytes pass", tt.name, n, len(tt.packet))
 			}

@@ -12,16 +12,16 @@ import (
 	"github.com/isthmus-net/isthmus/router/disk"
 )
 
-// ledger remembers across restarts of this process what was loaded into one instance of charon. It is a file of one
-// line for each load, of which the last one of a name counts; a line that was cut off is passed over, and the tunnel is
-// loaded once more, which charon takes without touching its SAs.
+// ledger records across restarts of this process what was loaded into one instance of charon. It
+// is a file with one line per load; the last line of a name counts. A truncated line is skipped.
+// Its tunnel is then loaded once more, which does not affect its SAs in charon.
 type ledger struct {
 	file    *os.File
 	entries map[string]loaded
 }
 
-// openLedger reads the ledger of an instance from dir, and begins a new one when it is of another. Without dir or
-// instance nothing is remembered.
+// openLedger reads the ledger of an instance from dir, and begins a new one if the file belongs to
+// another instance. Without dir or instance, the ledger is kept in memory only.
 func openLedger(dir, instance string) (*ledger, error) {
 	l := &ledger{entries: map[string]loaded{}}
 	if dir == "" || instance == "" {
@@ -56,7 +56,7 @@ func openLedger(dir, instance string) (*ledger, error) {
 			delete(l.entries, name)
 		}
 	}
-	// Rewritten as a whole, so that it does not grow with each edit.
+	// Rewrite the whole file, so that it does not grow with each edit.
 	var all bytes.Buffer
 	out := json.NewEncoder(&all)
 	err := out.Encode(first)
@@ -75,7 +75,7 @@ func openLedger(dir, instance string) (*ledger, error) {
 	return l, nil
 }
 
-// put remembers that something was loaded, or with an empty Conn, that it was unloaded.
+// put records that a tunnel was loaded, or with an empty Conn, that it was unloaded.
 func (l *ledger) put(e loaded) error {
 	l.entries[e.Name] = e
 	if e.Conn == "" {

@@ -14,7 +14,7 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// loadOne loads a tunnel beside others where the ledger is known to be that of the running charon.
+// loadOne loads a tunnel, in parallel with others if the ledger is that of the running charon.
 func (d *Driver) loadOne(ctx context.Context, c tunnel.Config, conn *vici.Message, want loaded) error {
 	d.load.RLock()
 	same, err := d.connected()
@@ -33,7 +33,7 @@ func (d *Driver) loadOne(ctx context.Context, c tunnel.Config, conn *vici.Messag
 	return d.loadLocked(ctx, c, conn, want)
 }
 
-// samePSK says whether two secrets have one value.
+// samePSK reports whether two secrets have the same value.
 func (d *Driver) samePSK(a, b secret.Ref) bool {
 	if a == b || a.Name == b.Name {
 		return a == b
@@ -54,7 +54,8 @@ func (d *Driver) unpairLocked(r *record) {
 	}
 }
 
-// loadLocked loads key and connection of a tunnel when they are not what was loaded before. d.load is held.
+// loadLocked loads the key and the connection of a tunnel if they differ from those loaded before.
+// d.load is held.
 func (d *Driver) loadLocked(ctx context.Context, c tunnel.Config, conn *vici.Message, want loaded) error {
 	if err := d.connectLocked(ctx); err != nil {
 		return err
@@ -62,7 +63,7 @@ func (d *Driver) loadLocked(ctx context.Context, c tunnel.Config, conn *vici.Mes
 	return d.put(ctx, &d.client, c, conn, want)
 }
 
-// put does what loadLocked says, through one of the sessions.
+// put is loadLocked without the check of the ledger, through the given session.
 func (d *Driver) put(ctx context.Context, session *client, c tunnel.Config, conn *vici.Message, want loaded) error {
 	d.mu.Lock()
 	if d.ledger == nil {
@@ -81,7 +82,7 @@ func (d *Driver) put(ctx context.Context, session *client, c tunnel.Config, conn
 		}
 		key, err := compileKey(c, value)
 		if err != nil {
-			return errors.New("encoding the PSK") // the cause may hold it
+			return errors.New("encoding the PSK") // the cause may contain the PSK
 		}
 		if err := d.writeTo(ctx, session, "load-shared", key); err != nil {
 			return err
@@ -107,7 +108,7 @@ func (d *Driver) put(ctx context.Context, session *client, c tunnel.Config, conn
 
 var errClosed = errors.New("the driver is closed")
 
-// retire marks the present SAs of a tunnel as to be replaced.
+// retire marks the current SAs of a tunnel for replacement.
 func (d *Driver) retire(ctx context.Context, name string) error {
 	sas, err := d.client.listSAs(ctx, connection(name))
 	if err != nil {
@@ -143,7 +144,7 @@ func (d *Driver) connectLocked(ctx context.Context) error {
 		return err
 	}
 	for i := range d.loaders {
-		d.loaders[i].close() // of a former charon
+		d.loaders[i].close() // sessions with the former charon
 	}
 	l, err := openLedger(d.o.RuntimeDir, instance)
 	if err != nil {
@@ -168,7 +169,7 @@ func (d *Driver) connectLocked(ctx context.Context) error {
 	return nil
 }
 
-// verify forgets what the ledger has and charon has not, as after someone unloaded it by hand.
+// verify removes from the ledger what charon does not have, for example after a manual unload.
 func (d *Driver) verify(ctx context.Context, l *ledger) error {
 	conns, err := d.client.call(ctx, "get-conns", nil)
 	if err != nil {

@@ -11,7 +11,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// look reads the tunnels that may have changed, decides about them, does it, and reports the states that changed.
+// look reads the tunnels that may have changed, decides, acts, and reports the states that have
+// changed.
 func (r *runner) look(ctx context.Context) error {
 	d := r.d
 	now := time.Now()
@@ -58,11 +59,12 @@ func (r *runner) look(ctx context.Context) error {
 	return nil
 }
 
-// rereads is how often a list is read again that shows a tunnel without a CHILD SA.
+// rereads is how often a list that shows a tunnel without a CHILD SA is read again.
 const rereads = 2
 
-// sure returns the SAs of a connection as they were read, or as they are read again. charon lists IKE SAs one after the other: when the peer renews one,
-// the CHILD SA moves from it to the new one, and a list that is made meanwhile has it in neither. A tunnel must not go down for that.
+// sure returns the SAs of a connection, and reads them again if necessary. charon lists IKE SAs
+// one after the other. When the peer renews one, the CHILD SA moves from it to the new one, and a
+// list made at that moment has it in neither. The tunnel must not go down because of that.
 func (r *runner) sure(ctx context.Context, conn string, sas []ikeSA) ([]ikeSA, error) {
 	d := r.d
 	d.mu.Lock()
@@ -104,7 +106,7 @@ func (r *runner) act(ctx context.Context, conn string, sas []ikeSA) error {
 	var again time.Time
 	if d.ledger != nil && d.ledger.entries[name].Conn != "" {
 		actions, again = rec.decide(now, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
-	} else if rec.reason != "" { // it cannot be loaded; otherwise Apply is about to
+	} else if rec.reason != "" { // it cannot be loaded; otherwise Apply is about to load it
 		rec.down(tunnel.Down, now)
 	}
 	if !rec.initiated.IsZero() {
@@ -122,7 +124,7 @@ func (r *runner) act(ctx context.Context, conn string, sas []ikeSA) error {
 		if a.initiate {
 			err = d.write(ctx, "initiate", build("child", conn, "ike", conn, "timeout", "-1", "init-limits", "no"))
 		} else {
-			d.o.Log.Info("ending an SA that should not be", "tunnel", name, "ike", a.terminateIKE, "child", a.terminateChild)
+			d.o.Log.Info("ending a superfluous SA", "tunnel", name, "ike", a.terminateIKE, "child", a.terminateChild)
 			err = d.terminate(ctx, a)
 		}
 		if errors.Is(err, errRefused) {
@@ -133,7 +135,7 @@ func (r *runner) act(ctx context.Context, conn string, sas []ikeSA) error {
 			return err
 		}
 	}
-	r.tell(state)
+	r.reportChange(state)
 	return nil
 }
 
@@ -153,8 +155,8 @@ func earliest(a, b time.Time) time.Time {
 	return a
 }
 
-// tell reports a state when it is another than the last one.
-func (r *runner) tell(s tunnel.State) {
+// reportChange reports a state that differs from the last one reported.
+func (r *runner) reportChange(s tunnel.State) {
 	if r.reported[s.Name] == s {
 		return
 	}

@@ -13,36 +13,42 @@ import (
 )
 
 const (
-	maxPending = 512             // negotiations without a tunnel yet; strangers can open any number of them
-	pendingFor = 2 * time.Minute // until one is forgotten: charon ends a half-open one after 30 s
-	maxCallers = 256             // addresses that no tunnel is for
-	callerFor  = 24 * time.Hour  // after its last attempt, until it is forgotten
-	maxWords   = 300             // of what a peer sends and people read, in bytes
-	exactFor   = 5 * time.Minute // how long what the peer's own call taught stands against its vaguer answers
+	// maxPending bounds the negotiations without a tunnel yet; strangers can open any number of
+	// them.
+	maxPending = 512
+	// pendingFor is how long such a negotiation is kept: charon ends a half-open one after 30 s.
+	pendingFor = 2 * time.Minute
+	maxCallers = 256            // addresses without a tunnel
+	callerFor  = 24 * time.Hour // after its last attempt, an address is dropped
+	maxWords   = 300            // limit in bytes for text from a peer that users read
+	// exactFor is how long a reason from the peer's own attempt has precedence over its vaguer
+	// answers.
+	exactFor = 5 * time.Minute
 )
 
 // line is one line of charon's log.
 type line struct {
-	sa    string // unique id of the IKE SA that it is about
+	sa    string // connection of the IKE SA, if assigned
 	name  string // connection of that, once it is known
 	words string
 }
 
-// presented is what a peer that answers calls itself.
+// presented matches the identity of a peer that answers.
 var presented = regexp.MustCompile(`^(?:authentication of '(.*)' with pre-shared key successful$|IDir '(.*?)' does not match to )`)
 
-// pendingSA is an IKE SA that a peer has asked for and that charon has not assigned to a
+// pendingSA is an IKE SA that a peer has initiated and that charon has not assigned to a
 // connection. Lines come from several threads of charon, not always in order.
 type pendingSA struct {
 	at      time.Time
 	remote  netip.Addr
-	unknown bool // no connection has its address, or none with its IKE version
-	refused bool // no proposal of it, or no identity, fits a connection
+	unknown bool // no connection has its address, or none has its IKE version
+	refused bool // none of its proposals or identities matches a connection
 	counted bool
 	learnt  tunnel.Evidence
 }
 
-// logWatcher follows charon's log for what it says about strangers. It is pure but for its memory.
+// logWatcher evaluates charon's log lines about unknown peers. It depends only on its input and
+// state.
 type logWatcher struct {
 	pending map[string]*pendingSA
 	callers map[netip.Addr]*tunnel.Caller
@@ -59,7 +65,7 @@ var (
 	refusedTS  = regexp.MustCompile(`^traffic selectors (.*) unacceptable`)
 )
 
-// sender returns where a packet came from that charon took.
+// sender returns the source address of a packet that charon has received.
 func sender(words string) (netip.Addr, bool) {
 	rest, ok := strings.CutPrefix(words, "received packet: from ")
 	if !ok {
@@ -70,7 +76,7 @@ func sender(words string) (netip.Addr, bool) {
 	return a, err == nil
 }
 
-// evidence adds what a line tells about the peer to what is known, and reports whether that was something.
+// evidence adds to e what a line reveals about the peer, and reports whether e has changed.
 func evidence(e *tunnel.Evidence, words string) bool {
 	former := *e
 	if offer, ok := strings.CutPrefix(words, "received proposals: "); ok {
@@ -100,8 +106,8 @@ func brief(s string) string {
 	return s
 }
 
-// handle takes a line about an IKE SA without a connection. It returns the SA once its peer is
-// known.
+// handle evaluates a line about an IKE SA without a connection. It returns the SA once its peer's
+// address is known.
 func (w *logWatcher) handle(l line, now time.Time) *pendingSA {
 	t := w.pending[l.sa]
 	if t == nil {
@@ -133,7 +139,7 @@ func (w *logWatcher) handle(l line, now time.Time) *pendingSA {
 	return t
 }
 
-// reason says why charon refused the SA; empty while it has not.
+// reason returns why charon refused the SA; empty if it did not.
 func (t *pendingSA) reason() (tunnel.Reason, string) {
 	switch l := t.learnt; {
 	case t.unknown && l.IKEv1:
@@ -146,12 +152,12 @@ func (t *pendingSA) reason() (tunnel.Reason, string) {
 	return "", ""
 }
 
-// countCaller remembers an address that nothing is known of.
+// countCaller records an attempt from an address without a tunnel.
 func (w *logWatcher) countCaller(a netip.Addr, now time.Time) {
 	c := w.callers[a]
 	if c == nil {
 		for len(w.callers) >= maxCallers {
-			// The one with the fewest attempts goes: sources are easily made up.
+			// The address with the fewest attempts is dropped, because sources are easily forged.
 			var least *tunnel.Caller
 			for _, c := range w.callers {
 				if least == nil || c.Attempts < least.Attempts || c.Attempts == least.Attempts && c.Last.Before(least.Last) {
@@ -167,7 +173,7 @@ func (w *logWatcher) countCaller(a netip.Addr, now time.Time) {
 	c.Attempts++
 }
 
-// forget makes room.
+// forget drops old entries, and makes room for a new one.
 func (w *logWatcher) forget(now time.Time) {
 	for id, t := range w.pending {
 		if now.Sub(t.at) > pendingFor || len(w.pending) >= maxPending {
@@ -181,7 +187,7 @@ func (w *logWatcher) forget(now time.Time) {
 	}
 }
 
-// handleEvent takes an event and reports whether a tunnel is to be read again for it.
+// handleEvent evaluates an event, and reports whether a tunnel must be read again.
 func (d *Driver) handleEvent(e vici.Event) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -197,12 +203,12 @@ func (d *Driver) handleEvent(e vici.Event) bool {
 	return dirty
 }
 
-// handleLine takes a line of charon's log. d.mu is held.
+// handleLine evaluates a line of charon's log. d.mu is held.
 func (d *Driver) handleLine(l line, now time.Time) (dirty bool) {
 	name, ours := strings.CutPrefix(l.name, tunnel.Mark)
 	if r := d.records[name]; ours && r != nil {
 		if t := d.peerLog.pending[l.sa]; t != nil {
-			delete(d.peerLog.pending, l.sa) // it has found its connection
+			delete(d.peerLog.pending, l.sa) // the SA now has a connection
 		}
 		if a, ok := sender(l.words); ok && a == r.cfg.IPsec.RemoteAddress {
 			r.heard = now
@@ -257,15 +263,15 @@ func (d *Driver) handleLine(l line, now time.Time) (dirty bool) {
 	return dirty
 }
 
-// Callers returns the addresses that have lately asked for an IKE SA and that no tunnel is for, in the order of the
-// addresses. charon does not tell what they offered, or who they said they were: it answers such a caller at once with
-// NO_PROPOSAL_CHOSEN.
+// Callers returns the addresses without a tunnel that have recently tried to open an IKE SA,
+// sorted. Their proposals and identities are not known, because charon answers such a caller at
+// once with NO_PROPOSAL_CHOSEN.
 func (d *Driver) Callers() []tunnel.Caller {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.peerLog.forget(time.Now())
 	for _, r := range d.records {
-		delete(d.peerLog.callers, r.cfg.IPsec.RemoteAddress) // a tunnel was made for it
+		delete(d.peerLog.callers, r.cfg.IPsec.RemoteAddress) // there is a tunnel for it now
 	}
 	var out []tunnel.Caller
 	for _, c := range d.peerLog.callers {

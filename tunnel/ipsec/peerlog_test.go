@@ -12,7 +12,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// Ring: pure. Lines as charon 6.0.1 wrote them between two of its kind, the namespace's addresses replaced.
+// Ring: pure. Log lines of charon 6.0.1 talking to another charon 6.0.1, with the namespace's
+// addresses replaced.
 
 // script feeds lines "SA NAME|WORDS" to a driver that wants the tunnel a, which is not up.
 func script(t *testing.T, now time.Time, lines ...string) (*Driver, *record) {
@@ -88,7 +89,7 @@ func TestPeerLog(t *testing.T) {
 			t.Errorf("%s:\n got %+v, %+v\nwant %s, %+v", name, r.failure, r.evidence, tt.want, tt.evidence)
 		}
 		if strings.HasSuffix(name, "peer calls") && strings.HasPrefix(tt.lines[0], "7 (unnamed)") && r.heard != now {
-			t.Errorf("%s: no packet was noticed", name)
+			t.Errorf("%s: no packet was recorded", name)
 		}
 		// Lines of one IKE SA come in any order from charon's threads.
 		rnd := rand.New(rand.NewPCG(1, 2))
@@ -104,8 +105,8 @@ func TestPeerLog(t *testing.T) {
 	}
 }
 
-// TestPeerLogWhileUp: a failed renewal shows on the tunnel that is still up, and goes with the next
-// keys; nothing else does.
+// TestPeerLogWhileUp checks that a failed renewal is shown on the tunnel that is still up, and
+// disappears with the next keys, and that no other failure is shown.
 func TestPeerLogWhileUp(t *testing.T) {
 	c := newClock(t)
 	c.step(0, "initiate", tunnel.Connecting)
@@ -135,11 +136,12 @@ func TestPeerLogWhileUp(t *testing.T) {
 	}
 }
 
-// TestMendedIsForgotten: what was refused of a former configuration says nothing about the next.
-func TestMendedIsForgotten(t *testing.T) {
+// TestChangeClearsEvidence checks that refusals of a former configuration do not count for the
+// next one.
+func TestChangeClearsEvidence(t *testing.T) {
 	d, r := script(t, time.Now(), "7 isthmus:aws-0|received proposals: ESP:AES_CBC_128/HMAC_SHA1_96/NO_EXT_SEQ", "7 isthmus:aws-0|no acceptable proposal found")
 	if r.failure.Reason == "" {
-		t.Fatal("nothing was heard")
+		t.Fatal("there is no evidence")
 	}
 	if err := d.want(example(), loaded{Name: "aws-0", Conn: "another"}); err != nil {
 		t.Fatal(err)
@@ -170,7 +172,8 @@ func TestCallers(t *testing.T) {
 		t.Errorf("the tunnel to another address: %+v", r)
 	}
 
-	// A flood from made-up addresses stays within bounds and does not push out who calls again and again.
+	// A flood from forged addresses stays within bounds, and does not displace an address with
+	// repeated attempts.
 	for i := 2; i < 3000; i++ {
 		for _, l := range stranger(i) {
 			head, words, _ := strings.Cut(l, "|")
@@ -183,7 +186,8 @@ func TestCallers(t *testing.T) {
 		t.Errorf("%d callers, %d pending SAs, the first still there: %v", len(got), len(d.peerLog.pending), slices.Contains(got, want))
 	}
 
-	// Who gets a tunnel is a stranger no more, and who is silent for long is forgotten.
+	// An address that gets a tunnel is no longer a caller, and one without attempts for long is
+	// dropped.
 	c := example()
 	c.Name = "b"
 	c.IPsec.RemoteAddress, c.IPsec.RemoteIdentity = want.Address, want.Address.String()
@@ -191,11 +195,11 @@ func TestCallers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if slices.ContainsFunc(d.Callers(), func(c tunnel.Caller) bool { return c.Address == want.Address }) {
-		t.Error("a tunnel's peer is called a stranger")
+		t.Error("a tunnel's peer is listed as a caller")
 	}
 	d.peerLog.forget(now.Add(callerFor + time.Minute))
 	if len(d.peerLog.callers) != 0 || len(d.peerLog.pending) != 0 {
-		t.Errorf("%d callers and %d pending SAs are never forgotten", len(d.peerLog.callers), len(d.peerLog.pending))
+		t.Errorf("%d callers and %d pending SAs are never dropped", len(d.peerLog.callers), len(d.peerLog.pending))
 	}
 }
 

@@ -42,7 +42,7 @@ func TestCompile(t *testing.T) {
 	golden.Check(t, filepath.Join("testdata", "aws-0.golden"), msg.String())
 }
 
-// TestDigests holds every field of a configuration to be noticed where it matters.
+// TestDigests checks that a change of each field of a configuration changes the right digests.
 func TestDigests(t *testing.T) {
 	of := func(c tunnel.Config) loaded {
 		msg, err := compile(c)
@@ -148,7 +148,7 @@ func TestDecodeSA(t *testing.T) {
 	}
 }
 
-// FuzzDecode builds messages of any shape out of the keys that decode looks for.
+// FuzzDecode builds messages of any shape from the keys that decode reads.
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 0, 4, 5}, "60")
 	f.Add([]byte{0}, "looking for peer configs matching 10.0.0.4[a]...203.0.113.7[b]")
@@ -204,7 +204,7 @@ func newClock(t *testing.T) *clock {
 	return c
 }
 
-// step lets time pass, has the record look at the SAs, and compares what comes of it.
+// step advances the time, makes the record decide about the SAs, and compares the result.
 func (c *clock) step(after time.Duration, want string, status tunnel.Status, sas ...ikeSA) {
 	c.t.Helper()
 	c.now = c.now.Add(after)
@@ -271,7 +271,7 @@ func TestDecide(t *testing.T) {
 			t.Error("no pause")
 		}
 	})
-	t.Run("the moment of an IKE rekeying is no loss", func(t *testing.T) {
+	t.Run("the moment of an IKE rekeying does not count as a loss", func(t *testing.T) {
 		c := newClock(t)
 		c.step(0, "", tunnel.Up, up)
 		c.step(time.Minute, "", tunnel.Up, ike(1, "REKEYING"), ike(2, "ESTABLISHED"))
@@ -284,7 +284,7 @@ func TestDecide(t *testing.T) {
 		c.step(blink, "initiate", tunnel.Connecting, ike(1, "ESTABLISHED"))
 		c.step(time.Second, "", tunnel.Up, up)
 	})
-	t.Run("a CHILD rekeying is no duplicate", func(t *testing.T) {
+	t.Run("a CHILD rekeying does not count as a duplicate", func(t *testing.T) {
 		c := newClock(t)
 		for range 10 {
 			c.step(overlap, "", tunnel.Up, ike(1, "ESTABLISHED", child(1, "REKEYED"), child(2, "INSTALLED")))
@@ -298,7 +298,7 @@ func TestDecide(t *testing.T) {
 		c.step(0, "", tunnel.Up, sas...)
 		c.step(overlap, "end ike 2", tunnel.Up, sas...)
 		both := ike(1, "ESTABLISHED", older, newer)
-		c.step(overlap, "", tunnel.Up, both) // the next one is given more time
+		c.step(overlap, "", tunnel.Up, both) // the next one is tolerated for longer
 		c.step(3*overlap, "end child 2", tunnel.Up, both)
 		c.step(time.Second, "", tunnel.Up, up)
 	})
@@ -329,7 +329,7 @@ func TestDecide(t *testing.T) {
 		c.step(0, "", tunnel.Up, ike(2, "ESTABLISHED", a), ike(1, "ESTABLISHED", b))
 		c.step(overlap, "end ike 1", tunnel.Up, ike(2, "ESTABLISHED", a), ike(1, "ESTABLISHED", b))
 	})
-	t.Run("new ends are negotiated beside the old", func(t *testing.T) {
+	t.Run("new ends are negotiated next to the old", func(t *testing.T) {
 		c := newClock(t)
 		c.step(0, "", tunnel.Up, up)
 		c.r.stale[1] = c.now
@@ -355,7 +355,7 @@ func TestDecide(t *testing.T) {
 		c.r.known = true // the same charon
 		c.step(time.Second, "", tunnel.Up, up)
 		if c.r.state.TimesUp != 1 || !c.r.state.Since.Before(c.now.Add(-time.Minute)) {
-			t.Errorf("losing sight of charon counts as a loss: %+v", c.r.state)
+			t.Errorf("losing the connection to charon counts as a loss: %+v", c.r.state)
 		}
 	})
 	t.Run("charon began again", func(t *testing.T) {
@@ -386,8 +386,9 @@ func TestDecide(t *testing.T) {
 	})
 }
 
-// TestDecideWalk feeds random SAs and holds: no initiation while an SA is live, pending or begun, never two in a row
-// without a pause, and Up exactly when a CHILD SA is live.
+// TestDecideWalk feeds random SAs and holds. It checks that there is no initiation while an SA is
+// live, pending or begun, never two in a row without a pause, and Up exactly when a CHILD SA is
+// live.
 func TestDecideWalk(t *testing.T) {
 	for seed := range uint64(200) {
 		rnd := rand.New(rand.NewPCG(seed, 7))
@@ -420,7 +421,7 @@ func TestDecideWalk(t *testing.T) {
 				initiated = initiated || a.initiate
 			}
 			if initiated && (live || pending) {
-				t.Fatalf("seed %d: initiated beside %+v", seed, c.r.sas)
+				t.Fatalf("seed %d: initiated next to %+v", seed, c.r.sas)
 			}
 			if initiated && c.now.Sub(last) < begin {
 				t.Fatalf("seed %d: initiated again after %v", seed, c.now.Sub(last))

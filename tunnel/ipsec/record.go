@@ -12,45 +12,46 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// record is what the driver knows of one wanted tunnel.
+// record is the driver's state of one wanted tunnel.
 type record struct {
-	loading *sync.Mutex // one load of the tunnel at a time
+	loading *sync.Mutex // held during a load of the tunnel
 
 	cfg   tunnel.Config
-	want  loaded       // what is to be loaded for it
+	want  loaded       // the digests of its configuration
 	state tunnel.State // without counters
 
-	known bool // whether sas was read from the present charon
+	known bool // sas was read from the running charon
 	sas   []ikeSA
 
-	tries     int       // attempts since it was last settled
+	tries     int       // attempts since the tunnel was last settled
 	next      time.Time // of the next attempt; zero: at once
-	initiated time.Time // of the attempt under way; zero: none
+	initiated time.Time // start of the current attempt; zero: none
 	missing   time.Time // since when no CHILD SA is live
-	double    time.Time // since when more than one is
-	ended     int       // how often a double was ended lately
-	endedAt   time.Time // the last time
+	double    time.Time // since when more than one CHILD SA is live
+	ended     int       // how often such an SA was ended recently
+	endedAt   time.Time // when one was last ended
 	upSince   time.Time
-	adopted   bool   // it was up when it was first seen
+	adopted   bool   // it was already up when it was first seen
 	reason    string // why it is down, from charon's log
 	reasonAt  time.Time
-	failure   tunnel.Failure // the same
+	failure   tunnel.Failure // the same, as a Failure
 	evidence  tunnel.Evidence
 	heard     time.Time      // when the peer's address last sent an IKE packet
-	listening time.Time      // since when that would have been seen
-	rekey     tunnel.Failure // why the CHILD SA that is up is not renewed
-	rekeyOf   uint32         // which that is; 0: the live one
-	held      time.Time      // until when traffic may continue on SAs that only the kernel knows
+	listening time.Time      // since when such packets would have been seen
+	rekey     tunnel.Failure // why the live CHILD SA is not renewed
+	rekeyOf   uint32         // the ID of that CHILD SA; 0: the one that is live next
+	held      time.Time      // until when SAs that exist only in the kernel may carry traffic
 	stale     map[uint32]time.Time
 }
 
-// fail plans the next attempt.
+// fail schedules the next attempt.
 func (r *record) fail(now time.Time, jitter *rand.Rand) {
 	r.next = now.Add(backoff.Below(retry.Delay(r.tries), jitter.Int64N))
 	r.tries++
 }
 
-// down sets a status that is not Up, with the reason, unless SAs that only the kernel knows may still carry traffic.
+// down sets a status other than Up, with the reason, unless SAs that exist only in the kernel may
+// still carry traffic.
 func (r *record) down(s tunnel.Status, now time.Time) {
 	if r.state.Status == tunnel.Up && now.Sub(r.reasonAt) > settled {
 		r.because(tunnel.Other, "the CHILD SA was closed", now)
@@ -91,7 +92,8 @@ func (r *record) set(s tunnel.Status, now time.Time) {
 	}
 }
 
-// vaguer are the answers that say less than what the peer's own calls taught.
+// vaguer lists, by an answer of the peer, the more precise reasons that the peer's own attempts
+// reveal.
 var vaguer = map[tunnel.Reason][]tunnel.Reason{
 	tunnel.AuthRefused: {tunnel.Identity, tunnel.KeyDiffers},
 	tunnel.IKERefused:  {tunnel.IKEUnacceptable, tunnel.IKEVersion},
@@ -99,7 +101,8 @@ var vaguer = map[tunnel.Reason][]tunnel.Reason{
 	tunnel.TSRefused:   {tunnel.TSUnacceptable},
 }
 
-// note keeps the reason that a line of charon's log gives. What the peer says stands against its later silence.
+// note stores the reason that a line of charon's log gives. A reason from the peer has precedence
+// over its later silence.
 func (r *record) note(words string, now time.Time) bool {
 	why, reason := reasonOf(words)
 	if why == "" {
@@ -116,12 +119,12 @@ func (r *record) note(words string, now time.Time) bool {
 		case r.state.Status == tunnel.Up:
 			reason = tunnel.PeerLost
 		case reason == tunnel.NoAnswer && (r.failure.Reason == tunnel.NoAnswerAuth || r.failure.Reason == tunnel.PeerLost) && !strings.HasPrefix(words, "retransmit"):
-			reason = r.failure.Reason // giving up says nothing more
+			reason = r.failure.Reason // giving up reveals nothing new
 		}
 	}
 	recent := now.Sub(r.reasonAt) < settled
 	if recent && (why == noAnswer && r.reason != "" && r.reason != noAnswer || why == peerClosed && r.reason == closedHere) {
-		return false // the peer's answer to our DELETE is one as well
+		return false // the peer's answer to our DELETE is also a DELETE
 	}
 	if slices.Contains(vaguer[reason], r.failure.Reason) && now.Sub(r.reasonAt) < exactFor {
 		return false
@@ -130,7 +133,7 @@ func (r *record) note(words string, now time.Time) bool {
 	return true
 }
 
-// because keeps a reason.
+// because stores a reason.
 func (r *record) because(reason tunnel.Reason, words string, now time.Time) {
 	r.reason, r.reasonAt = words, now
 	if r.failure.Reason != reason {

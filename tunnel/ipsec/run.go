@@ -17,17 +17,18 @@ import (
 )
 
 const (
-	gather   = 20 * time.Millisecond // events that come together are answered by one read
-	watchful = 2 * time.Second       // between reads of a tunnel whose SA is being made
-	fullRead = 10 * time.Second      // between reads of everything, at least
-	many     = 16                    // tunnels to read, from which on everything is read instead
+	gather   = 20 * time.Millisecond // events within this time are handled by one read
+	watchful = 2 * time.Second       // between reads of a tunnel whose SA is being negotiated
+	fullRead = 10 * time.Second      // minimum time between reads of everything
+	// many is the number of tunnels to read from which on everything is read instead.
+	many = 16
 )
 
 var events = []string{"ike-updown", "ike-rekey", "ike-update", "child-updown", "child-rekey", "log"}
 
-// Run implements tunnel.Driver. While charon is away the states are Unknown and nothing is concluded; when it is back,
-// what it no longer has is loaded again, and SAs that only the kernel still knows carry the traffic until there are new
-// ones.
+// Run implements tunnel.Driver. While charon is away, the states are Unknown and Run takes no
+// decisions. When charon is back, Run loads what it lacks, and SAs that exist only in the kernel
+// carry the traffic until there are new ones.
 func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
 	d.mu.Lock()
 	d.running = true
@@ -54,7 +55,8 @@ func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
 	defer r.standIn.end()
 	for _, six := range []bool{false, true} {
 		c, err := newCatcher(d.o.Log, six, d.o.Links.Inbound)
-		if errors.Is(err, unix.EAFNOSUPPORT) { // a kernel without IPv6 has no such tunnel
+		// without IPv6 in the kernel there are no such tunnels
+		if errors.Is(err, unix.EAFNOSUPPORT) {
 			continue
 		}
 		if err != nil {
@@ -84,7 +86,7 @@ func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
 		if time.Since(began) > time.Second {
 			failures = 0
 		}
-		if failures == 0 { // the first of a row; the router shows what lasts
+		if failures == 0 { // only the first of a series; the router shows lasting failures
 			d.o.Log.Warn("charon is not reachable", "error", err)
 		}
 		select {
@@ -102,12 +104,12 @@ type runner struct {
 	d        *Driver
 	report   func(tunnel.State)
 	reported map[string]tunnel.State
-	again    map[string]time.Time // when to look at a tunnel again, by connection
-	sas      map[string][]ikeSA   // all, just read; nil: to be read
+	again    map[string]time.Time // when to read a tunnel again, by connection
+	sas      map[string][]ikeSA   // all SAs, just read; nil: not read yet
 	catchers []*catcher           // one for each family that the kernel has
 	changed  chan link.Change
 	watched  chan error
-	standIn  encap // for charon's sockets
+	standIn  encap // replaces charon's sockets
 }
 
 // session serves one connection to charon until it is lost.
@@ -169,7 +171,7 @@ func (r *runner) session(ctx context.Context) error {
 			if !ok {
 				return errors.New("the connection was closed")
 			}
-			if len(received) >= cap(received)-1 { // some were dropped
+			if len(received) >= cap(received)-1 { // some events were dropped
 				d.mu.Lock()
 				d.all = true
 				d.mu.Unlock()
@@ -200,7 +202,7 @@ func (r *runner) session(ctx context.Context) error {
 			return err
 		}
 		cost = time.Since(began)
-		soon := time.Now().Add(4 * cost) // charon is to have time for its work
+		soon := time.Now().Add(4 * cost) // leaves charon time for its work
 		wake(full.Add(max(d.fullRead, 100*cost)))
 		for _, t := range r.again {
 			if t.Before(soon) {
@@ -211,7 +213,7 @@ func (r *runner) session(ctx context.Context) error {
 	}
 }
 
-// catch has early packets caught from the peers there are.
+// catch updates the addresses of the peers from which early packets are caught.
 func (r *runner) catch() {
 	d := r.d
 	var peers []netip.Addr
@@ -231,7 +233,7 @@ func (r *runner) catch() {
 	}
 }
 
-// lost makes all states Unknown, since nothing is read any more.
+// lost sets all states to Unknown, because nothing is read any longer.
 func (r *runner) lost(ctx context.Context) {
 	d := r.d
 	d.client.close()
@@ -247,6 +249,6 @@ func (r *runner) lost(ctx context.Context) {
 	}
 	d.mu.Unlock()
 	for _, s := range states {
-		r.tell(s)
+		r.reportChange(s)
 	}
 }

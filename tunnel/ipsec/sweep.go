@@ -9,11 +9,11 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// reload loads what the running charon does not have of what is wanted.
+// reload loads the wanted connections and keys that the running charon lacks.
 func (r *runner) reload(ctx context.Context) {
 	d := r.d
 	d.load.Lock()
-	err := d.connectLocked(ctx) // the ledger may be that of a former charon
+	err := d.connectLocked(ctx) // the ledger may belong to a former charon
 	d.load.Unlock()
 	if err != nil {
 		d.o.Log.Warn("reading what charon has failed", "error", err)
@@ -34,7 +34,7 @@ func (r *runner) reload(ctx context.Context) {
 		var c tunnel.Config
 		var want loaded
 		if rec != nil {
-			c, want = rec.cfg, rec.want // what Apply made of it meanwhile
+			c, want = rec.cfg, rec.want // Apply may have changed it meanwhile
 		}
 		d.mu.Unlock()
 		if rec != nil {
@@ -53,7 +53,8 @@ func (r *runner) reload(ctx context.Context) {
 	}
 }
 
-// hold finds the tunnels for which the kernel has SAs, which go on carrying traffic whether charon knows them or not.
+// hold finds the tunnels for which the kernel has SAs. These carry traffic whether or not charon
+// has them.
 func (r *runner) hold() {
 	d := r.d
 	sas, err := d.o.Links.SAs()
@@ -73,10 +74,10 @@ func (r *runner) hold() {
 	}
 }
 
-// heal makes interfaces be as configured again; an empty alias stands for all.
+// heal restores the configuration of interfaces; an empty alias stands for all.
 func (r *runner) heal(aliases map[string]bool) {
 	d := r.d
-	d.load.Lock() // so that none is made again that Remove takes away
+	d.load.Lock() // so that no interface is created again that Remove deletes
 	defer d.load.Unlock()
 	d.mu.Lock()
 	var wanted []tunnel.Config
@@ -93,8 +94,8 @@ func (r *runner) heal(aliases map[string]bool) {
 	}
 }
 
-// everything loads what was unloaded by hand, has all tunnels read, removes SAs that charon does not know, and ends those
-// that the kernel has lost.
+// everything loads what was unloaded manually, schedules a read of all tunnels, deletes SAs that
+// charon does not have, and ends those that the kernel has lost.
 func (r *runner) everything(ctx context.Context) error {
 	d := r.d
 	d.load.Lock()
@@ -110,7 +111,8 @@ func (r *runner) everything(ctx context.Context) error {
 		return err
 	}
 	r.reload(ctx)
-	// First the kernel, then charon: what charon adds between the two is not taken for an orphan.
+	// Read the kernel first, then charon: an SA that charon adds in between must not be taken for
+	// an orphan.
 	kernel, unread := d.o.Links.SAs()
 	if unread != nil {
 		d.o.Log.Warn("reading the kernel's IPsec states failed", "error", unread)
@@ -132,7 +134,8 @@ func (r *runner) everything(ctx context.Context) error {
 	ours := map[uint32]bool{}
 	for name, rec := range d.records {
 		rec.known, rec.sas = true, sas[connection(name)]
-		// Of a tunnel that is not up, or just so, the old SAs may be all there is, or packets on them be under way.
+		// If a tunnel is not up, or has just come up, the old SAs may be all there is, or packets
+		// on them may be in transit.
 		ours[rec.cfg.ID] = now.After(rec.held) && (rec.upSince.IsZero() || now.Sub(rec.upSince) > settled)
 	}
 	present := map[uint32]bool{}
@@ -160,7 +163,7 @@ func (r *runner) everything(ctx context.Context) error {
 	d.all, r.sas = true, sas
 	d.mu.Unlock()
 	for _, c := range lost {
-		d.o.Log.Warn("ending an SA that the kernel lost, for a new one", "spi", fmt.Sprintf("%08x", c.In))
+		d.o.Log.Warn("ending an SA that the kernel has lost, so that it is negotiated again", "spi", fmt.Sprintf("%08x", c.In))
 		if err := d.terminate(ctx, action{terminateChild: c.ID}); err != nil {
 			return err
 		}
@@ -176,8 +179,9 @@ func (r *runner) everything(ctx context.Context) error {
 	return nil
 }
 
-// lostLocked returns the live CHILD SAs that the kernel has no more, as after somebody flushed its states: charon is not told
-// and goes on holding them for good. A kernel that never had one is none that tells. d.mu is held.
+// lostLocked returns the live CHILD SAs that the kernel no longer has, for example after a manual
+// flush of its states. charon does not notice that, and keeps them forever. A kernel that has
+// never shown an SA proves nothing. d.mu is held.
 func (d *Driver) lostLocked(kernel []link.SA, sas map[string][]ikeSA, now time.Time) (lost []childSA) {
 	has := map[uint32]bool{}
 	for _, sa := range kernel {

@@ -14,7 +14,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// stale is the age at which a session's keys are refused (REJECT_AFTER_TIME, WireGuard paper, section 6.1).
+// stale is the age from which on a session's keys are refused (REJECT_AFTER_TIME, WireGuard paper,
+// section 6.1).
 const stale = 180 * time.Second
 
 var everything = []net.IPNet{
@@ -22,7 +23,7 @@ var everything = []net.IPNet{
 	{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)},
 }
 
-// keys are the values behind the secret references of a tunnel. They have no text form.
+// keys are the values of a tunnel's secret references. They have no text form.
 type keys struct {
 	private   wgtypes.Key
 	preshared wgtypes.Key // zero: none
@@ -31,7 +32,7 @@ type keys struct {
 func (keys) String() string   { return "(keys)" }
 func (keys) GoString() string { return "(keys)" }
 
-// parseKey accepts the base64 text that wg(8) writes, and 32 raw bytes.
+// parseKey accepts base64 text as wg(8) writes it, and 32 raw bytes.
 func parseKey(b []byte) (wgtypes.Key, error) {
 	if len(b) != wgtypes.KeyLen {
 		raw, err := base64.StdEncoding.DecodeString(string(bytes.TrimSpace(b)))
@@ -48,7 +49,7 @@ func compileLink(c tunnel.Config, kind string) link.Wanted {
 	w := link.Wanted{
 		Name: c.Interface, Kind: kind, Alias: tunnel.Mark + c.Name, MTU: c.MTU,
 		Sysctls: map[string]string{
-			"ipv4/conf/%s/rp_filter":        "2", // the way back may be another tunnel
+			"ipv4/conf/%s/rp_filter":        "2", // the return path may be another tunnel
 			"ipv4/conf/%s/accept_redirects": "0",
 			"ipv4/conf/%s/send_redirects":   "0",
 			"ipv6/conf/%s/accept_redirects": "0",
@@ -61,9 +62,9 @@ func compileLink(c tunnel.Config, kind string) link.Wanted {
 	return w
 }
 
-// compile returns the smallest change that makes the device as configured, and whether there is any. former is the
-// endpoint that was configured before, zero when that is not known: a peer may have roamed since, and is then left
-// where it is, unless it is silent there.
+// compile returns the smallest change that makes the device match the configuration, and whether
+// there is any. former is the endpoint configured before, zero if unknown: the peer may have
+// roamed since, and is then left at its current endpoint unless it is silent there.
 func compile(have *wgtypes.Device, want tunnel.WireGuard, k keys, former netip.AddrPort, now time.Time) (wgtypes.Config, bool) {
 	var c wgtypes.Config
 	change := false

@@ -38,8 +38,8 @@ func TestCompile(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		change func(*wgtypes.Device)
-		former string // endpoint
-		want   string // what the change touches
+		former string // former endpoint
+		want   string // what the change affects
 	}{
 		{"same", func(*wgtypes.Device) {}, "", ""},
 		{"another private key", func(d *wgtypes.Device) { d.PrivateKey = wgtypes.Key{9} }, "", "private"},
@@ -53,14 +53,14 @@ func TestCompile(t *testing.T) {
 			d.Peers[0].Endpoint, d.Peers[0].LastHandshakeTime = elsewhere, now.Add(-stale-1)
 		}, "", "peer(update endpoint)"},
 		{"endpoint edited", func(d *wgtypes.Device) { d.Peers[0].Endpoint = elsewhere }, "192.0.2.2:1", "peer(update endpoint)"},
-		{"a stranger beside it", func(d *wgtypes.Device) { d.Peers = append(d.Peers, wgtypes.Peer{}) }, "", "remove"},
+		{"a second peer", func(d *wgtypes.Device) { d.Peers = append(d.Peers, wgtypes.Peer{}) }, "", "remove"},
 		{"empty", func(d *wgtypes.Device) { *d = wgtypes.Device{} }, "", "private port peer( psk keepalive nets endpoint)"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			former, _ := netip.ParseAddrPort(tt.former)
 			c, differs := compile(device(tt.change), want, k, former, now)
 			if got := touches(c); got != tt.want || differs != (got != "") {
-				t.Errorf("touches %q (%v), want %q", got, differs, tt.want)
+				t.Errorf("changes %q (%v), want %q", got, differs, tt.want)
 			}
 			if c.ReplacePeers {
 				t.Error("peers are replaced, which ends their sessions")

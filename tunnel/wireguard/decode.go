@@ -13,8 +13,8 @@ import (
 
 const algorithms = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
 
-// decode turns what the kernel or the embedded device says into a state. What only a history can tell, Since and
-// TimesUp, is left to history.
+// decode returns the state that the kernel or the embedded device shows. Since and TimesUp, which
+// need the previous state, are set by history.
 func decode(link link.Link, dev *wgtypes.Device, now time.Time) tunnel.State {
 	s := tunnel.State{
 		Name:      strings.TrimPrefix(link.Alias, tunnel.Mark),
@@ -56,7 +56,8 @@ func decode(link link.Link, dev *wgtypes.Device, now time.Time) tunnel.State {
 	return s
 }
 
-// history completes a state by the one before it, and returns whether anything but counters changed.
+// history completes a state by the previous one, and reports whether anything but counters has
+// changed.
 func history(former, s tunnel.State, now time.Time) (tunnel.State, bool) {
 	s.TimesUp = former.TimesUp
 	s.Since = former.Since
@@ -67,7 +68,7 @@ func history(former, s tunnel.State, now time.Time) (tunnel.State, bool) {
 		}
 	}
 	if s.LastError == "" {
-		s.LastError = former.LastError // why it was last down
+		s.LastError = former.LastError // the reason why it was last down
 	}
 	changed := s.Status != former.Status || s.Remote != former.Remote || s.LastError != former.LastError ||
 		s.Keyed != former.Keyed || s.Interface != former.Interface

@@ -1,8 +1,9 @@
-// Package wireguard makes WireGuard tunnels: one interface, one UDP port and one peer each. The device is the kernel's,
-// or where the kernel has none, an embedded one on a TUN interface of the same name.
+// Package wireguard sets up WireGuard tunnels, each with one interface, one UDP port and one peer.
+// The device is the kernel's, or where the kernel has none, an embedded one on a TUN interface of
+// the same name.
 //
-// A kernel device outlives this process and is adopted by the next one. An embedded device ends with the process, and
-// its sessions begin again.
+// A kernel device outlives this process, and the next process takes it over. An embedded device
+// ends with the process, and its sessions begin again.
 package wireguard
 
 import (
@@ -24,10 +25,10 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// poll is how often handshakes are looked at: WireGuard reports none.
+// poll is how often handshakes are read, because WireGuard does not report them.
 const poll = 2 * time.Second
 
-// Options are what a Driver works with.
+// Options are the parameters of a Driver.
 type Options struct {
 	Links     *link.Links
 	Secrets   secret.Lookup
@@ -35,7 +36,7 @@ type Options struct {
 	Userspace bool         // use the embedded device even where the kernel has one
 }
 
-// Driver makes the WireGuard tunnels of the network namespace that it is used in.
+// Driver manages the WireGuard tunnels of the network namespace in which it is used.
 type Driver struct {
 	o      Options
 	writes atomic.Uint64
@@ -69,7 +70,7 @@ func (d *Driver) Close() {
 	clear(d.embedded)
 }
 
-// Writes counts the changes of device configurations. Those of interfaces count in link.Links.
+// Writes counts the changes of device configurations. Changes of interfaces count in link.Links.
 func (d *Driver) Writes() uint64 { return d.writes.Load() }
 
 // Apply implements tunnel.Driver.
@@ -130,7 +131,7 @@ func (d *Driver) ensureLinkLocked(c tunnel.Config) error {
 	}
 	if u == nil {
 		if len(d.embedded) >= tunnel.MaxEmbedded {
-			return fmt.Errorf("making interface %s: this kernel has no WireGuard, and %d embedded devices are the most", c.Interface, tunnel.MaxEmbedded)
+			return fmt.Errorf("making interface %s: this kernel has no WireGuard, and at most %d embedded devices are supported", c.Interface, tunnel.MaxEmbedded)
 		}
 		u, err := newUserspace(c.Interface, c.MTU, d.o.Log)
 		if err != nil {
@@ -143,8 +144,8 @@ func (d *Driver) ensureLinkLocked(c tunnel.Config) error {
 	return d.o.Links.Ensure(compileLink(c, link.TUN))
 }
 
-// control opens access to the kernel's devices. Only for those: it would also find an embedded device of another process
-// that has the same name in another network namespace.
+// control opens access to the kernel's devices. It must only be used for those: it would also find
+// an embedded device of another process with the same name in another network namespace.
 func control() (*wgctrl.Client, error) {
 	ctl, err := wgctrl.New()
 	if err != nil {
@@ -153,7 +154,7 @@ func control() (*wgctrl.Client, error) {
 	return ctl, nil
 }
 
-// configure reads the device and writes what differs.
+// configure reads the device and writes the differences.
 func (d *Driver) configure(c tunnel.Config, k keys, former netip.AddrPort) error {
 	var dev *wgtypes.Device
 	var write func(wgtypes.Config) error
@@ -204,7 +205,7 @@ func (d *Driver) keys(w *tunnel.WireGuard) (keys, error) {
 			return keys{}, fmt.Errorf("reading secret %s: %w", s.ref.Name, err)
 		}
 	}
-	// A device drops such a peer without a word.
+	// A device silently drops such a peer.
 	if k.private.PublicKey() == wgtypes.Key(w.PeerPublicKey) {
 		return keys{}, fmt.Errorf("peerPublicKey is the public key of this side, which belongs to secret %s: give that of the other side", w.PrivateKey.Name)
 	}
@@ -222,7 +223,7 @@ func (d *Driver) Remove(_ context.Context, name string) error {
 }
 
 func (d *Driver) removeLocked(name string) error {
-	for iface, u := range d.embedded { // also one that was never configured to the end
+	for iface, u := range d.embedded { // also one whose configuration never succeeded
 		if u.tunnel == name {
 			u.close()
 			delete(d.embedded, iface)
@@ -268,7 +269,7 @@ func (d *Driver) observeLocked(now time.Time) ([]tunnel.State, error) {
 		} else if u != nil && u.alive() {
 			dev, err = u.read()
 		} else {
-			err = errors.New("it has no device of this process")
+			err = errors.New("the interface has no device of this process")
 		}
 		if err != nil {
 			d.o.Log.Warn("reading a WireGuard device failed", "interface", l.Name, "error", err)
@@ -289,8 +290,8 @@ func (d *Driver) observeLocked(now time.Time) ([]tunnel.State, error) {
 	return all, nil
 }
 
-// Run implements tunnel.Driver. A deleted interface is made again at once, and a peer that is silent at the place it
-// roamed to is looked for at its configured endpoint.
+// Run implements tunnel.Driver. A deleted interface is created again at once. A peer that is
+// silent at the endpoint it roamed to is tried again at its configured endpoint.
 func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
 	nudge := make(chan struct{}, 1)
 	watched := make(chan error, 1)
@@ -333,7 +334,7 @@ func (d *Driver) Run(ctx context.Context, report func(tunnel.State)) error {
 	}
 }
 
-// heal applies again what is not up, or everything.
+// heal reapplies the tunnels that are not up, or all of them.
 func (d *Driver) heal(everything bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -23,8 +23,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel"
 )
 
-// Ring: namespace for the embedded device, VM for the kernel's. The far end is a process of its own in a namespace of
-// its own, and runs this driver as well.
+// Ring: namespace for the embedded device, VM for the kernel's. The far end is a separate process
+// in its own namespace, and also runs this driver.
 
 const farEnd = "ISTHMUS_TEST_FAR_END"
 
@@ -71,7 +71,8 @@ func (e end) driver() (*Driver, error) {
 
 func TestEmbedded(t *testing.T) { conformance(t, true) }
 
-// TestOwnKeyAsPeer: this side's own public key, pasted for the other's, is told and not left to the device, which drops it.
+// TestOwnKeyAsPeer checks that the driver refuses this side's own public key as the peer's. The
+// device would silently drop the peer.
 func TestOwnKeyAsPeer(t *testing.T) {
 	own, _ := wgtypes.GeneratePrivateKey()
 	d := New(Options{Secrets: func(secret.Ref) ([]byte, error) { return own[:], nil }})
@@ -88,7 +89,7 @@ func TestOwnKeyAsPeer(t *testing.T) {
 func TestKernel(t *testing.T) {
 	if out, err := exec.Command("ip", "link", "add", "ist-probe", "type", "wireguard").CombinedOutput(); err != nil {
 		if os.Getenv("ISTHMUS_VM") == "1" {
-			t.Fatalf("the guest, which is there to run this test, has no WireGuard: %s", out)
+			t.Fatalf("the guest, whose purpose is to run this test, has no WireGuard: %s", out)
 		}
 		t.Skipf("this kernel has no WireGuard; the VM ring runs this test: %s", out)
 	}
@@ -115,7 +116,7 @@ func conformance(t *testing.T, userspace bool) {
 	near.Config = config("near", "169.254.64.1", "169.254.64.2", "fd64::1", "fd64::2", 51820)
 	near.Config.WireGuard.PeerPublicKey = b.PublicKey()
 	near.Config.WireGuard.Endpoint = netip.MustParseAddrPort("192.0.2.2:51821")
-	// Of the same name, as two nodes on one machine may have: neither sees the other's.
+	// With the same name, as on two nodes on one machine: neither must see the other's device.
 	far := end{Userspace: userspace, Secrets: map[string][]byte{"key": b[:], "psk": psk[:]}}
 	far.Config = config("near", "169.254.64.2", "169.254.64.1", "fd64::2", "fd64::1", 51821)
 	far.Config.WireGuard.PeerPublicKey = a.PublicKey()
@@ -161,7 +162,7 @@ func conformance(t *testing.T, userspace bool) {
 			t.Fatal(err)
 		}
 		if d.Writes() != dev || d.o.Links.Writes() != link {
-			t.Errorf("%d device and %d link writes for what was there already", d.Writes()-dev, d.o.Links.Writes()-link)
+			t.Errorf("%d device and %d link writes for existing objects", d.Writes()-dev, d.o.Links.Writes()-link)
 		}
 	})
 	if !userspace { // an embedded device ends with its process
@@ -191,7 +192,7 @@ func conformance(t *testing.T, userspace bool) {
 		ping(t, "169.254.64.2")
 	})
 	t.Run("interface deleted", func(t *testing.T) {
-		for range 5 { // an embedded device notices a little later than this does
+		for range 5 { // an embedded device notices this a little later
 			linktest.Run(t, "ip", "link", "del", "ist-near")
 			if err := d.Apply(ctx, near.Config); err != nil {
 				t.Fatal(err)
@@ -206,10 +207,11 @@ func conformance(t *testing.T, userspace bool) {
 		traffic := func() bool { return exec.Command("ping", "-c1", "-W1", "169.254.64.2").Run() == nil }
 		until(t, "traffic", traffic)
 
-		// While it cannot be made again, the tunnel is down, and it comes back without an event that names it.
+		// While the interface cannot be created again, the tunnel is down, and it comes back
+		// without an event that names it.
 		batch := exec.Command("ip", "-batch", "-")
 		batch.Stdin = strings.NewReader("link del ist-near\nlink add ist-near type veth peer name ist-peer\n")
-		d.mu.Lock() // lest it be made again in between
+		d.mu.Lock() // so that the interface is not created again in between
 		out, err := batch.CombinedOutput()
 		d.mu.Unlock()
 		if err != nil {
@@ -252,7 +254,7 @@ func config(name, local4, remote4, local6, remote6 string, port uint16) tunnel.C
 	}
 }
 
-// limit is for what may take long on a busy machine; a lost handshake alone costs 5 s.
+// limit is for operations that may take long on a busy machine; a lost handshake alone costs 5 s.
 const limit = time.Minute
 
 func until(t *testing.T, what string, ok func() bool) {
@@ -264,7 +266,7 @@ func until(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// start runs the far end until the test is over or the returned function is called.
+// start runs the far end until the test ends or the returned function is called.
 func start(t *testing.T, e end) (stop func()) {
 	t.Helper()
 	text, err := json.Marshal(e)
@@ -288,7 +290,8 @@ func start(t *testing.T, e end) (stop func()) {
 			stopped = true
 			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 			_ = cmd.Wait()
-			_ = exec.Command("ip", "-n", "ist-far", "link", "del", "ist-near").Run() // a kernel device outlives it
+			// a kernel device outlives the process
+			_ = exec.Command("ip", "-n", "ist-far", "link", "del", "ist-near").Run()
 		}
 	}
 	t.Cleanup(stop)
@@ -325,7 +328,7 @@ func observe(t *testing.T, d *Driver) tunnel.State {
 
 func ping(t *testing.T, to string) {
 	t.Helper()
-	linktest.Run(t, "ping", "-c3", "-i0.2", "-w60", to) // until three were answered
+	linktest.Run(t, "ping", "-c3", "-i0.2", "-w60", to) // until three answers have arrived
 }
 
 // TestEmbeddedThatNeverWorked removes a tunnel whose port another socket had.
@@ -346,7 +349,7 @@ func TestEmbeddedThatNeverWorked(t *testing.T) {
 	defer d.Close()
 	c := config("unlucky", "169.254.64.1", "169.254.64.2", "fd64::1", "fd64::2", 51829)
 	c.WireGuard.PeerPublicKey = other.PublicKey()
-	for range 2 { // it is told each time
+	for range 2 { // the error is returned each time
 		if err := d.Apply(t.Context(), c); !errors.Is(err, syscall.EADDRINUSE) {
 			t.Fatalf("got %v, want %v", err, syscall.EADDRINUSE)
 		}

@@ -13,13 +13,13 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// The embedded device is read and written in the text that WireGuard has for this on every system
-// (https://www.wireguard.com/xplatform/). Lines of other keys than these are passed over.
+// The embedded device is read and written in WireGuard's cross-platform configuration protocol
+// (https://www.wireguard.com/xplatform/). Lines with other keys than these are skipped.
 
-// parseDevice returns the device that a text tells of.
+// parseDevice parses the text form of a device.
 func parseDevice(text string) (*wgtypes.Device, error) {
 	d := &wgtypes.Device{Type: wgtypes.Userspace}
-	var p *wgtypes.Peer // that the lines are about; nil: the device
+	var p *wgtypes.Peer // the peer that the lines describe; nil: they describe the device
 	var sec, nsec int64
 	for line := range strings.Lines(text) {
 		key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
@@ -65,7 +65,7 @@ func parseDevice(text string) (*wgtypes.Device, error) {
 	return d, nil
 }
 
-// unhex does not repeat the text in its error: it may be a private key.
+// unhex does not repeat the text in its error, because it may be a private key.
 func unhex(s string) (k wgtypes.Key, err error) {
 	b, err := hex.DecodeString(s)
 	if err != nil || len(b) != wgtypes.KeyLen {
@@ -74,7 +74,7 @@ func unhex(s string) (k wgtypes.Key, err error) {
 	return wgtypes.Key(b), nil
 }
 
-// formatConfig is the text that makes the changes which compile returns.
+// formatConfig returns the text that makes the changes in c, which compile has returned.
 func formatConfig(c wgtypes.Config) string {
 	var b strings.Builder
 	if c.PrivateKey != nil {

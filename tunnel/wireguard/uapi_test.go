@@ -14,7 +14,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// TestText writes a device by the text and reads it back.
+// TestText writes a device in text form and reads it back.
 func TestText(t *testing.T) {
 	u := &userspace{dev: device.NewDevice(tuntest.NewChannelTUN().TUN(), conn.NewDefaultBind(), device.NewLogger(device.LogLevelSilent, ""))}
 	defer u.close()
@@ -42,7 +42,7 @@ func TestText(t *testing.T) {
 		p.Endpoint.String() != "[2001:db8::1]:51820" || !p.LastHandshakeTime.IsZero() || !sameNets(p.AllowedIPs, everything) {
 		t.Errorf("read %+v", p)
 	}
-	// A peer that is not there is not made by an update, and one that is removed goes.
+	// An update does not create a missing peer, and a removal removes one.
 	stranger, _ := wgtypes.GenerateKey()
 	if err := u.configure(wgtypes.Config{Peers: []wgtypes.PeerConfig{
 		{PublicKey: stranger, UpdateOnly: true}, {PublicKey: other.PublicKey(), Remove: true},

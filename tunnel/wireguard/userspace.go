@@ -10,15 +10,15 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// userspace is an embedded WireGuard device on a TUN interface. It lives in this process and ends with it. It has no
-// control socket: those lie in one directory for all network namespaces of a machine, and two devices of the same name
-// would be one to wgctrl and wg(8).
+// userspace is an embedded WireGuard device on a TUN interface. It is part of this process and
+// ends with it. It has no control socket: these are in one directory for all network namespaces of
+// a machine, and wgctrl and wg(8) could not distinguish two devices with the same name.
 type userspace struct {
 	tunnel string
 	dev    *device.Device
 }
 
-// newUserspace makes the TUN interface, with a device that has neither key nor peer.
+// newUserspace creates the TUN interface and a device without key and peer.
 func newUserspace(name string, mtu int, log *slog.Logger) (*userspace, error) {
 	t, err := tun.CreateTUN(name, mtu)
 	if err != nil {
@@ -33,7 +33,7 @@ func newUserspace(name string, mtu int, log *slog.Logger) (*userspace, error) {
 	return &userspace{dev: device.NewDevice(t, conn.NewDefaultBind(), logger)}, nil
 }
 
-// read returns what the device has.
+// read returns the device's state.
 func (u *userspace) read() (*wgtypes.Device, error) {
 	text, err := u.dev.IpcGet()
 	if err != nil {
@@ -42,17 +42,18 @@ func (u *userspace) read() (*wgtypes.Device, error) {
 	return parseDevice(text)
 }
 
-// configure changes what is set in c.
+// configure makes the changes in c.
 func (u *userspace) configure(c wgtypes.Config) error {
 	err := u.dev.IpcSet(formatConfig(c))
 	if err != nil {
-		_ = u.dev.Down() // it may be up without a socket, and would not be given one again
+		_ = u.dev.Down() // it may be up without a socket, and would not open one again
 	}
 	return err
 }
 
-// up begins to listen at a port, unless the device does already; 0 leaves it the choice. A device also begins by itself, a
-// little after its interface is up. When it cannot then, it does not tell, and forgets its port.
+// up begins to listen on a port, unless the device already does; 0 leaves the choice to the
+// device. A device also begins to listen by itself, shortly after its interface is up. If it
+// cannot, it reports no error, and loses its port.
 func (u *userspace) up(port int) error {
 	if err := u.dev.Up(); err != nil {
 		return err
@@ -73,7 +74,7 @@ func (u *userspace) alive() bool {
 	}
 }
 
-// close ends the device and its interface.
+// close ends the device, which removes its interface.
 func (u *userspace) close() {
 	u.dev.Close()
 }

@@ -1,7 +1,7 @@
 // Command image builds the image of the appliance.
 //
-//	image build [flags] DEB...     the disk with its slot, the forms that clouds take, and the list of what is in it
-//	image sign [flags] SLOT        SLOT.minisig, for isthmus system upgrade
+// image build [flags] DEB...     the disk with its slot, the formats for clouds, and the SBOM
+// image sign [flags] SLOT        SLOT.minisig, for isthmus system upgrade
 package main
 
 import (
@@ -41,7 +41,7 @@ func main() {
 	}
 }
 
-// passwordVariable opens a signing key that has a password.
+// passwordVariable has the password of a signing key.
 const passwordVariable = "ISTHMUS_SIGNING_PASSWORD"
 
 func runBuild(ctx context.Context, args []string, out io.Writer) error {
@@ -50,10 +50,10 @@ func runBuild(ctx context.Context, args []string, out io.Writer) error {
 	flags.StringVar(&o.Out, "out", "bin/image", "`directory` of the result")
 	flags.StringVar(&o.Version, "version", "", "`version` of the slot")
 	flags.StringVar(&o.SigningKey, "key", "", "`file` of the key that signs the slot (default: a key of this machine, made when it is missing)")
-	next := flags.String("next-key", "", "`file` NAME.pub of a further key that nodes will take, for the time after the present one")
+	next := flags.String("next-key", "", "`file` NAME.pub of a further key that nodes accept, to replace the present one")
 	epoch := flags.Int64("epoch", 0, "`time` of every file in the image, in seconds since 1970, and serial of the slot")
 	flags.StringVar(&o.Kernel, "kernel", "stable", "`kernel` of Debian: stable, or backports for a newer one")
-	forms := flags.Bool("forms", true, "make the forms that clouds take as well")
+	forms := flags.Bool("forms", true, "also make the formats for clouds")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func report(out io.Writer, o build.Options, r build.Result, forms []build.Form, 
 	figures.Print(out, b, m)
 }
 
-// ownKey returns the signing key of this machine, and makes it when it is missing.
+// ownKey returns the signing key of this machine, and makes it if it is missing.
 func ownKey(cache string) (string, error) {
 	key := filepath.Join(cache, "signing", "own.key")
 	if _, err := os.Stat(key); err == nil {
@@ -132,7 +132,7 @@ func ownKey(cache string) (string, error) {
 	if err := os.MkdirAll(filepath.Dir(key), 0o700); err != nil {
 		return "", fmt.Errorf("making a signing key: %w", err)
 	}
-	// The key comes last: a key without its public half would never be completed.
+	// The key is written last, because a key without its public half would never be completed.
 	if err := os.WriteFile(public(key), pub, 0o644); err != nil {
 		return "", fmt.Errorf("making a signing key: %w", err)
 	}

@@ -6,7 +6,7 @@ import (
 	"github.com/isthmus-net/isthmus/nat"
 )
 
-// The fields of a packet that ways are told apart by.
+// field is a field of a packet by which ways are distinguished.
 type field int8
 
 const (
@@ -17,7 +17,7 @@ const (
 	fieldCount
 
 	known  field = -1 // a constant, not a field
-	opaque field = -2 // anything
+	opaque field = -2 // any value
 	unset  field = -3 // not loaded by this rule
 )
 
@@ -33,13 +33,13 @@ func (b *box) empty() bool {
 	return false
 }
 
-// meet returns what is in b with a field in an interval.
+// meet returns the part of b in which a field is in an interval.
 func (b box) meet(f field, first, last string) (box, bool) {
 	b.first[f], b.last[f] = max(b.first[f], first), min(b.last[f], last)
 	return b, b.first[f] <= b.last[f]
 }
 
-// without returns boxes that hold what is in b and not in c, which must be within b.
+// without returns boxes that cover b except c, which must be within b.
 func (b box) without(c box) (rest []box) {
 	for f := range fieldCount {
 		if b.first[f] < c.first[f] {
@@ -57,7 +57,7 @@ func (b box) without(c box) (rest []box) {
 	return rest
 }
 
-// step adds 1 or -1 to a big-endian number that has room for it.
+// step adds 1 or -1 to a big-endian number, which must not overflow.
 func step(s string, by int) string {
 	b := []byte(s)
 	for i := len(b) - 1; i >= 0; i-- {

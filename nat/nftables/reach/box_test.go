@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestWithoutIsTheRest takes a part out of a set of packets: each packet is in the part or in one
-// other piece.
+// TestWithoutIsTheRest removes a part from a set of packets: each packet must be in the part or in
+// exactly one other piece.
 func TestWithoutIsTheRest(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	interval := func(low, high int) (first, last int) {

@@ -1,7 +1,7 @@
-// Package reach says what may leave by the rules of an nftables table. It follows each way through
-// the rules with sets of packets in place of packets: what decides on addresses, protocol or port
-// splits the set, what decides on anything else is taken both ways. A rule that it does not
-// understand is an error. So the answer may be too much, and is never too little.
+// Package reach determines which flows may leave by the rules of an nftables table. It follows
+// each way through the rules with sets of packets instead of packets: a comparison of addresses,
+// protocol or port splits the set; any other is assumed to have both results. A rule that it
+// cannot interpret is an error. Therefore the result may contain too much, but never too little.
 package reach
 
 import (
@@ -19,16 +19,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Ruleset is the content of a table as far as it decides on packets that are forwarded.
+// Ruleset is the content of a table that affects forwarded packets.
 type Ruleset struct {
 	Chains map[string]*Chain
 	Sets   map[string]*Set
 }
 
-// Chain is a chain with its rules, in the form in which they are read back: a library that leaves
-// out what a comparison of routing information loads is allowed for.
+// Chain is a chain with its rules, in the form in which they are read back. The library omits the
+// expression that loads routing information; the comparison after it is handled.
 type Chain struct {
-	Base     bool // Hook and Priority say when it is passed; else it is only jumped to
+	// Base chains have a Hook and a Priority; other chains are only reached by jump or goto.
+	Base     bool
 	Hook     nftables.ChainHook
 	Priority nftables.ChainPriority
 	Rules    [][]expr.Any
@@ -36,38 +37,38 @@ type Chain struct {
 
 // Set is a set or a map.
 type Set struct {
-	IsVerdict  bool // a map of verdicts
-	IsInterval bool // the keys of elements are the first key and the last, one after the other
-	IsDynamic  bool // rules fill it, so that its elements are not known
+	IsVerdict  bool // a verdict map
+	IsInterval bool // keys are the first and the last key, concatenated
+	IsDynamic  bool // filled by rules, so that its elements are unknown
 	Elements   []Element
 }
 
-// Element is what a set holds.
+// Element is an element of a set.
 type Element struct {
 	Key     string
-	Data    string       // of a map of data
-	Verdict expr.Verdict // of a map of verdicts
+	Data    string       // value in a data map
+	Verdict expr.Verdict // verdict in a verdict map
 }
 
 // maxPaths bounds how many ways through the rules are followed.
 const maxPaths = 1 << 20
 
-// errTooMany says that a question is too wide.
-var errTooMany = fmt.Errorf("more than %d ways through the rules: ask for fewer sources or destinations", maxPaths)
+// errTooMany means that there are too many ways to follow.
+var errTooMany = fmt.Errorf("more than %d ways through the rules: give fewer sources or destinations", maxPaths)
 
-// walk follows ways.
+// walk follows ways through the rules.
 type walk struct {
 	rules    Ruleset
 	header   header
 	underlay []byte
 	index    uint32   // of the underlay
-	bases    []*Chain // that a forwarded packet passes, in order
+	bases    []*Chain // those that a forwarded packet passes, in order
 	paths    int
 	been     map[stop]bool
 	out      []nat.Departure
 }
 
-// stop is a way that has come to a base chain, or to a rule of one. From there on nothing else counts.
+// stop is a way at a base chain, or at a rule of one. Nothing else affects how it continues.
 type stop struct {
 	box
 	translated string
@@ -77,7 +78,7 @@ type stop struct {
 	rule       int
 }
 
-// header is where the addresses are in the network header of a family.
+// header holds the offsets of the addresses in the network header of a family, and their size.
 type header struct {
 	nfproto                   byte
 	source, destination, size uint32
@@ -85,9 +86,9 @@ type header struct {
 
 var headers = []header{{unix.NFPROTO_IPV4, 12, 16, 4}, {unix.NFPROTO_IPV6, 8, 24, 16}}
 
-// Departures says with which source addresses new flows may leave by the interface underlay, which
-// has the index (0: it is not known), from any of the sources toward any of the destinations. By
-// which interface a packet came is not asked for.
+// Departures returns the source addresses with which new flows may leave by the interface underlay
+// with this index (0: unknown), from any of the sources to any of the destinations. The incoming
+// interface is not considered.
 func (r Ruleset) Departures(underlay string, index uint32, sources, destinations []netip.Prefix) ([]nat.Departure, error) {
 	name := make([]byte, unix.IFNAMSIZ)
 	copy(name, underlay)
@@ -123,7 +124,7 @@ func (r Ruleset) Departures(underlay string, index uint32, sources, destinations
 	return out, nil
 }
 
-// base follows a way from the base chain of a number on.
+// base follows a way from base chain n on.
 func (w *walk) base(p way, n int) error {
 	at := stop{box: p.box, translated: p.translated, redirected: p.redirected, base: n}
 	if w.been[at] {
@@ -146,8 +147,8 @@ func (w *walk) base(p way, n int) error {
 	return w.chain(p, w.bases[n], 0, func(p way, accepted bool) error { return w.base(p, n+1) })
 }
 
-// end goes on with a way that has come through a chain: because of a verdict, which no other rule of its base chain
-// changes, or because the chain is over.
+// end continues a way after a chain: with accepted after a verdict, which no other rule of its
+// base chain changes, otherwise at the end of the chain.
 type end func(p way, accepted bool) error
 
 // chain follows a way through a chain, from its rule n on.
@@ -182,7 +183,7 @@ func (w *walk) expr(p way, c *Chain, n, i int, end end) error {
 	switch e := c.Rules[n][i].(type) {
 	case *expr.Counter, *expr.Log, *expr.Objref:
 		return next(p)
-	case *expr.Limit, *expr.Dynset: // the rate may be exceeded, the set full
+	case *expr.Limit, *expr.Dynset: // the rate may be exceeded, or the set full
 		return both()
 	case *expr.Reject:
 		return nil
@@ -212,7 +213,7 @@ func (w *walk) expr(p way, c *Chain, n, i int, end end) error {
 		}
 		w.payload(&p, e)
 		return next(p)
-	case *expr.Fib: // only what leaves by the underlay is asked for
+	case *expr.Fib: // only packets that leave by the underlay are considered
 		p.constant(e.Register, w.underlay)
 		return next(p)
 	case *expr.Ct:
@@ -222,7 +223,7 @@ func (w *walk) expr(p way, c *Chain, n, i int, end end) error {
 		switch e.Key {
 		case expr.CtKeySTATE:
 			p.constant(e.Register, native(expr.CtStateBitNEW))
-		case expr.CtKeySTATUS: // no answer was seen
+		case expr.CtKeySTATUS: // no answer has been seen
 			status := uint32(0)
 			if p.redirected {
 				status = destinationTranslated
@@ -232,7 +233,8 @@ func (w *walk) expr(p way, c *Chain, n, i int, end end) error {
 			p.unknown(e.Register, 16)
 		}
 		return next(p)
-	case *expr.Rt: // is it encrypted next? What is leaves as ESP, with the node's own source.
+	// Encrypted packets are not followed: they leave as ESP, with the node's own source.
+	case *expr.Rt:
 		p.constant(e.Register, []byte{0})
 		return next(p)
 	case *expr.Hash:
@@ -258,7 +260,7 @@ func (w *walk) expr(p way, c *Chain, n, i int, end end) error {
 		address := make([]byte, len(a))
 		for i, c := range a {
 			if c.field != known {
-				return fmt.Errorf("a rule translates to an address that cannot be told")
+				return fmt.Errorf("a rule translates to an unknown address")
 			}
 			address[i] = c.value
 		}
@@ -268,12 +270,12 @@ func (w *walk) expr(p way, c *Chain, n, i int, end end) error {
 		}
 		p.redirected = true
 		p.first[destination], p.last[destination] = string(address), string(address)
-		if e.RegProtoMin != 0 { // which one, is not followed
+		if e.RegProtoMin != 0 { // the port itself is not tracked
 			p.first[port], p.last[port] = "\x00\x00", "\xff\xff"
 		}
 		return end(p, true)
 	default:
-		return fmt.Errorf("a rule that is not understood: %T", e)
+		return fmt.Errorf("unknown expression in a rule: %T", e)
 	}
 }
 
@@ -288,7 +290,7 @@ func (w *walk) verdict(p way, v expr.Verdict, c *Chain, n int, end end) error {
 	case expr.VerdictGoto, expr.VerdictJump:
 		next := w.rules.Chains[v.Chain]
 		if next == nil {
-			return fmt.Errorf("a rule leads to chain %q, which is not there", v.Chain)
+			return fmt.Errorf("a rule leads to chain %q, which does not exist", v.Chain)
 		}
 		return w.chain(p, next, 0, func(p way, accepted bool) error {
 			if accepted || v.Kind == expr.VerdictGoto {
@@ -297,10 +299,10 @@ func (w *walk) verdict(p way, v expr.Verdict, c *Chain, n int, end end) error {
 			return w.chain(p, c, n+1, end)
 		})
 	}
-	return fmt.Errorf("a verdict that is not understood: %d", v.Kind)
+	return fmt.Errorf("unknown verdict in a rule: %d", v.Kind)
 }
 
-// compare splits a way by a comparison for equality, or goes both ways.
+// compare splits a way by a test for equality, or follows both results.
 func (w *walk) compare(p way, e *expr.Cmp, next, skip func(way) error) error {
 	if e.Op == expr.CmpOpNeq {
 		next, skip = skip, next
@@ -310,7 +312,8 @@ func (w *walk) compare(p way, e *expr.Cmp, next, skip func(way) error) error {
 	cells := p.registers[offset(e.Register):][:len(e.Data)]
 	f := cells[0].field
 	if f == unset && bytes.Equal(e.Data, []byte{1}) {
-		return skip(p) // routing information, which cannot be read back; see Rt above
+		// a comparison of routing information, whose load cannot be read back; see Rt above
+		return skip(p)
 	}
 	if f == known {
 		for i, c := range cells {
@@ -325,7 +328,8 @@ func (w *walk) compare(p way, e *expr.Cmp, next, skip func(way) error) error {
 	if f < 0 {
 		return either(p, next, skip)
 	}
-	// The first bits of a field, or those that follow bits that are the same all over the box.
+	// The comparison must cover the first bits of a field, or bits that follow bits with the same
+	// value in the whole box.
 	from := int(cells[0].index)
 	first, last := make([]byte, from, 16), make([]byte, from, 16)
 	copy(first, p.first[f])
@@ -362,7 +366,7 @@ func (w *walk) split(p way, f field, first, last string, inside, outside func(wa
 	return err
 }
 
-// either goes both ways.
+// either follows both results.
 func either(p way, next, skip func(way) error) error {
 	if err := next(p); err != nil {
 		return err
@@ -374,14 +378,14 @@ func either(p way, next, skip func(way) error) error {
 func (w *walk) lookup(p way, e *expr.Lookup, c *Chain, n int, next, skip func(way) error, end end) error {
 	s := w.rules.Sets[e.SetName]
 	if s == nil {
-		return fmt.Errorf("a rule asks set %q, which is not there", e.SetName)
+		return fmt.Errorf("a rule looks up set %q, which does not exist", e.SetName)
 	}
 	if e.Invert {
 		next, skip = skip, next
 	}
 	if s.IsDynamic { // rules fill it
 		if e.IsDestRegSet {
-			return fmt.Errorf("a rule goes by what other rules have put into map %q", e.SetName)
+			return fmt.Errorf("a rule looks up map %q, which other rules fill", e.SetName)
 		}
 		return either(p, next, skip)
 	}
@@ -402,7 +406,7 @@ func (w *walk) lookup(p way, e *expr.Lookup, c *Chain, n int, next, skip func(wa
 		q.box = hit
 		a := answer{hit, el.Data, el.Verdict}
 		if had[a] {
-			continue // and not exact either: those differ
+			continue // not exact either: exact elements differ
 		}
 		had[a] = true
 		switch {
@@ -442,8 +446,8 @@ func (w *walk) lookup(p way, e *expr.Lookup, c *Chain, n int, next, skip func(wa
 	return nil
 }
 
-// write follows a rule that replaces the prefix of an address. What it writes into the packets that ICMP errors quote changes
-// nothing here.
+// write follows a rule that replaces the prefix of an address. Changes of the packets that ICMP
+// errors quote have no effect here.
 func (w *walk) write(p way, e *expr.Payload, before expr.Any, next func(way) error) error {
 	b, ok := before.(*expr.Bitwise)
 	var f field
@@ -451,7 +455,7 @@ func (w *walk) write(p way, e *expr.Payload, before expr.Any, next func(way) err
 	case e.Base == expr.PayloadBaseTransportHeader && e.Offset >= 8:
 		return next(p)
 	case !ok || e.Base != expr.PayloadBaseNetworkHeader || e.Len != w.header.size || p.translated != "":
-		return fmt.Errorf("a rule writes into packets what cannot be told")
+		return fmt.Errorf("a rule writes unknown data into packets")
 	case e.Offset == w.header.source:
 		f = source
 	case e.Offset == w.header.destination:
@@ -460,7 +464,7 @@ func (w *walk) write(p way, e *expr.Payload, before expr.Any, next func(way) err
 		return fmt.Errorf("a rule writes into packets")
 	}
 	first, last := []byte(p.first[f]), []byte(p.last[f])
-	within := true // what changes is the prefix alone, and all have the same
+	within := true // only the prefix changes, and all addresses have the same
 	for i := range first {
 		within = within && first[i]&^b.Mask[i] == last[i]&^b.Mask[i]
 	}
@@ -487,6 +491,5 @@ func (w *walk) payload(p *way, e *expr.Payload) {
 	}
 }
 
-// destinationTranslated is the bit of a flow's status that says that its destination was translated
-// (IPS_DST_NAT).
+// destinationTranslated is the status bit of a flow with a translated destination (IPS_DST_NAT).
 const destinationTranslated = 1 << 5

@@ -26,7 +26,7 @@ func pfx(list ...string) (p []netip.Prefix) {
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-// inside returns an attachment from which everything may come.
+// inside returns an attachment that accepts every source.
 func inside(name string) []nat.Attachment {
 	return []nat.Attachment{{Interface: name, Sources: pfx("0.0.0.0/0", "::/0")}}
 }
@@ -47,13 +47,14 @@ func isPool(c nat.Config, a netip.Addr) bool {
 
 func inRange(r nat.Range, a netip.Addr) bool { return !a.Less(r.First) && !r.Last.Less(a) }
 
-// holds says whether a flow is in a departure's set.
+// holds reports whether a flow is in the set of a departure.
 func holds(d nat.Departure, f nat.Flow) bool {
 	return inRange(d.Sources, f.Source) && inRange(d.Destinations, f.Destination) &&
 		d.Protocols[0] <= f.Protocol && f.Protocol <= d.Protocols[1] && d.Ports.First <= f.Port && f.Port <= d.Ports.Last
 }
 
-// TestDeparturesAgreeWithMatch asks for a lot at once and looks single flows up in the answer.
+// TestDeparturesAgreeWithMatch computes departures for many prefixes at once, and looks up single
+// flows in the result.
 func TestDeparturesAgreeWithMatch(t *testing.T) {
 	left, dropped := 0, 0
 	for seed := range uint64(200) {
@@ -75,12 +76,12 @@ func TestDeparturesAgreeWithMatch(t *testing.T) {
 				f.Port = 0
 			}
 			if f.Late = false; f.Destination.Is4() && !netip.MustParsePrefix("198.48.0.0/12").Contains(f.Destination) || f.Outside || isPool(c, f.Destination) || netip.MustParsePrefix("2001:db8:ff::/48").Contains(f.Destination) {
-				continue // not asked for
+				continue // outside of the prefixes
 			}
 			decision := c.Match(f)
 			want := decision.Address
 			if decision.To.IsValid() {
-				want = netip.Addr{} // it goes to the proxy that the answer names
+				want = netip.Addr{} // it goes to the proxy in the result
 			}
 			var got []netip.Addr
 			for _, d := range departures {
@@ -94,7 +95,8 @@ func TestDeparturesAgreeWithMatch(t *testing.T) {
 				may = []netip.Addr{{}}
 				left++
 			case want.IsValid():
-				for _, p := range c.Pools { // one flow may leave with any address of the pool, as far as the rules tell
+				// by the rules alone, a flow may leave with any address of the pool
+				for _, p := range c.Pools {
 					var all []netip.Addr
 					for _, a := range p.Usable(want.Is6(), c.Zone(f.Source)) {
 						all = append(all, a.Address)
@@ -115,11 +117,12 @@ func TestDeparturesAgreeWithMatch(t *testing.T) {
 	}
 	t.Logf("%d flows left, %d were dropped", left, dropped)
 	if left < 1000 || dropped < 1000 {
-		t.Error("too one-sided to tell anything")
+		t.Error("too one-sided to be significant")
 	}
 }
 
-// TestMapsAreFollowed asks for spokes that share one prefix, each with two tunnels: the rules know them by the mapped prefix.
+// TestMapsAreFollowed computes departures for spokes that share one prefix, each with two tunnels.
+// The rules identify them by the mapped prefix.
 func TestMapsAreFollowed(t *testing.T) {
 	c := nat.Config{Underlay: "wan", Attachments: inside("in0"), Own: []netip.Addr{addr("192.0.2.1")}, Pools: []nat.Pool{pool("one", "203.0.113.1")}}
 	for i := range 20 {
@@ -142,8 +145,8 @@ func TestMapsAreFollowed(t *testing.T) {
 	}
 }
 
-// TestHandWrittenRules asks for the answer of small tables: what each kind of expression lets by,
-// and that what is not understood is an error and no answer.
+// TestHandWrittenRules computes departures for small tables: which packets each kind of expression
+// passes, and that an unknown expression causes an error.
 func TestHandWrittenRules(t *testing.T) {
 	const reg = unix.NFT_REG_1
 	load := func(offset, size uint32) expr.Any {
@@ -173,7 +176,7 @@ func TestHandWrittenRules(t *testing.T) {
 			"10.0.0.0-10.0.0.255 as it is"},
 		{"part of the sources", reach.Ruleset{Chains: map[string]*reach.Chain{"a": base(rule(load(12, 4), equal(10, 0, 0, 7), accept), rule(drop))}}, "10.0.0.7-10.0.0.7 as it is"},
 		{"all but one", reach.Ruleset{Chains: map[string]*reach.Chain{"a": base(rule(load(12, 4), equal(10, 0, 0, 0), drop))}}, "10.0.0.1-10.0.0.255 as it is"},
-		{"what is not followed goes both ways", reach.Ruleset{Chains: map[string]*reach.Chain{"a": base(rule(load(0, 1), equal(0x45), drop), snat)}}, "10.0.0.0-10.0.0.255 as 192.0.2.1"},
+		{"an untracked field has both results", reach.Ruleset{Chains: map[string]*reach.Chain{"a": base(rule(load(0, 1), equal(0x45), drop), snat)}}, "10.0.0.0-10.0.0.255 as 192.0.2.1"},
 		{"translated after the last rule that drops", reach.Ruleset{Chains: map[string]*reach.Chain{"a": base(snat), "b": {Base: true, Hook: *lib.ChainHookPostrouting,
 			Priority: *lib.ChainPriorityNATSource + 1, Rules: [][]expr.Any{rule(load(12, 4), equal(192, 0, 2, 1), accept), rule(drop)}}}}, "10.0.0.0-10.0.0.255 as 192.0.2.1"},
 		{"goto does not come back", reach.Ruleset{Chains: map[string]*reach.Chain{"a": base(rule(verdict(expr.VerdictGoto, "b")), rule(drop)), "b": {}}}, "10.0.0.0-10.0.0.255 as it is"},
@@ -184,16 +187,16 @@ func TestHandWrittenRules(t *testing.T) {
 		{"a map of verdicts", reach.Ruleset{
 			Chains: map[string]*reach.Chain{"a": base(rule(load(12, 4), look("m", true)), rule(drop))},
 			Sets:   map[string]*reach.Set{"m": {IsVerdict: true, Elements: []reach.Element{{Key: "\x0a\x00\x00\x09", Verdict: expr.Verdict{Kind: expr.VerdictAccept}}}}}}, "10.0.0.9-10.0.0.9 as it is"},
-		{"a set that rules fill goes both ways", reach.Ruleset{
+		{"a set that rules fill has both results", reach.Ruleset{
 			Chains: map[string]*reach.Chain{"a": base(rule(load(12, 4), look("d", false), drop))},
 			Sets:   map[string]*reach.Set{"d": {IsDynamic: true}}}, "10.0.0.0-10.0.0.255 as it is"},
 		{"a map that rules fill", reach.Ruleset{
 			Chains: map[string]*reach.Chain{"a": base(rule(load(12, 4), look("d", true)))},
-			Sets:   map[string]*reach.Set{"d": {IsDynamic: true}}}, `error: a rule goes by what other rules have put into map "d"`},
-		{"a chain that is not there", reach.Ruleset{Chains: map[string]*reach.Chain{"a": base(rule(verdict(expr.VerdictGoto, "b")))}}, `error: a rule leads to chain "b", which is not there`},
-		{"a set that is not there", reach.Ruleset{Chains: map[string]*reach.Chain{"a": base(rule(load(12, 4), look("s", false)))}}, `error: a rule asks set "s", which is not there`},
-		{"an expression", reach.Ruleset{Chains: map[string]*reach.Chain{"a": base(rule(&expr.Masq{}))}}, "error: a rule that is not understood: *expr.Masq"},
-		{"an address that depends on the packet", reach.Ruleset{Chains: map[string]*reach.Chain{"a": base(rule(load(12, 4), snat[1]))}}, "error: a rule translates to an address that cannot be told"},
+			Sets:   map[string]*reach.Set{"d": {IsDynamic: true}}}, `error: a rule looks up map "d", which other rules fill`},
+		{"a missing chain", reach.Ruleset{Chains: map[string]*reach.Chain{"a": base(rule(verdict(expr.VerdictGoto, "b")))}}, `error: a rule leads to chain "b", which does not exist`},
+		{"a missing set", reach.Ruleset{Chains: map[string]*reach.Chain{"a": base(rule(load(12, 4), look("s", false)))}}, `error: a rule looks up set "s", which does not exist`},
+		{"an expression", reach.Ruleset{Chains: map[string]*reach.Chain{"a": base(rule(&expr.Masq{}))}}, "error: unknown expression in a rule: *expr.Masq"},
+		{"an address that depends on the packet", reach.Ruleset{Chains: map[string]*reach.Chain{"a": base(rule(load(12, 4), snat[1]))}}, "error: a rule translates to an unknown address"},
 	} {
 		departures, err := k.rules.Departures("up0", 0, pfx("10.0.0.0/24"), pfx("198.51.100.0/24"))
 		var got []string

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cell is what is known of a byte in a register: it is value, or the byte at index of a field under mask.
+// cell describes a byte of a register: it is value, or the byte at index of a field under mask.
 type cell struct {
 	field field
 	index uint8
@@ -19,12 +19,13 @@ type cell struct {
 // way is a set of packets on their way through the rules.
 type way struct {
 	box
-	translated string // the source, once it is
-	redirected bool   // its destination was translated
+	translated string // the source after translation
+	redirected bool   // the destination was translated
 	registers  [64]cell
 }
 
-// within returns what of a way has a key in an element, exact when that is all that does and not only what may.
+// within returns the part of a way whose key is in an element. exact means that all of this part
+// matches, instead of only possibly.
 func (p *way) within(at int, interval bool, key string) (hit box, exact, ok bool) {
 	first, last := key, key
 	if interval {
@@ -46,7 +47,7 @@ func (p *way) within(at int, interval bool, key string) (hit box, exact, ok bool
 		size := len(p.first[c.field])
 		for j := range size {
 			if cells[i+j] != (cell{field: c.field, index: uint8(j), mask: 0xff}) {
-				return p.box, false, true // part of a field
+				return p.box, false, true // a part of a field
 			}
 		}
 		if hit, ok = hit.meet(c.field, first[i:i+size], last[i:i+size]); !ok {
@@ -57,7 +58,7 @@ func (p *way) within(at int, interval bool, key string) (hit box, exact, ok bool
 	return hit, exact, true
 }
 
-// offset returns where in the registers' bytes a register begins.
+// offset returns the offset of a register in the registers' bytes.
 func offset(reg uint32) int {
 	if reg >= unix.NFT_REG32_00 {
 		return int(reg-unix.NFT_REG32_00) * 4
@@ -65,7 +66,7 @@ func offset(reg uint32) int {
 	return int(reg-unix.NFT_REG_1) * 16
 }
 
-// fill sets a register. The kernel fills what is left of the last four bytes with zeros.
+// fill sets a register. The kernel pads the last four bytes with zeros.
 func (p *way) fill(reg uint32, cells []cell) {
 	at := offset(reg)
 	n := copy(p.registers[at:], cells)

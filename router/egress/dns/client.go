@@ -20,32 +20,35 @@ import (
 )
 
 const (
-	// askTimeout is how long an answer from any server is awaited: as long as clients wait (resolv.conf(5): 5 seconds, twice).
+	// askTimeout bounds the wait for an answer from any server. Clients wait as long
+	// (resolv.conf(5): 5 seconds, twice).
 	askTimeout = 10 * time.Second
-	// serverTimeout is how long one server is waited for alone. Its answer still counts while others are asked.
+	// serverTimeout is how long a query waits for one server before it also asks the next. A later
+	// answer of the first still counts.
 	serverTimeout = 2 * time.Second
-	maxAliases    = 8    // queries for what an alias leads to
-	maxPacket     = 4096 // bytes of an answer by UDP; a longer one is asked for over TCP
-	truncated     = 2    // the bit of that name in the third byte of a header
+	maxAliases    = 8    // queries along a chain of aliases
+	maxPacket     = 4096 // bytes of a UDP answer; a longer one is queried again over TCP
+	truncated     = 2    // the TC bit, in the third byte of the header
 )
 
-// client asks DNS servers.
+// client queries DNS servers.
 type client struct {
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-	mu    sync.Mutex
-	edns  map[netip.AddrPort]bool // servers that have answered, and whether they know EDNS
-	plain time.Time               // when those without were noted first; they are tried again after plainTime
+	mu   sync.Mutex
+	edns map[netip.AddrPort]bool // servers that have answered, and whether they support EDNS
+	// when the first server without EDNS was noted; all are tried again after plainTime
+	plain time.Time
 }
 
 const (
-	// maxServers bounds what is known of servers.
+	// maxServers bounds the servers in client.edns.
 	maxServers = 256
-	// plainTime is how long a server is thought not to know EDNS.
+	// plainTime is how long a server counts as one without EDNS.
 	plainTime = 10 * time.Minute
 )
 
-// knows returns whether a server knows EDNS, and whether that has been found out.
+// knows returns whether a server supports EDNS, and whether that is known.
 func (c *client) knows(server netip.AddrPort) (edns, known bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -68,11 +71,11 @@ func (c *client) note(server netip.AddrPort, edns bool) {
 	}
 }
 
-// System returns the addresses of the DNS servers that the machine itself uses.
+// System returns the DNS servers that the machine itself uses.
 func System() (out []netip.Addr) {
 	servers, err := system(resolvConf)
 	if err != nil {
-		return nil // it asks none
+		return nil // without the file, there are none
 	}
 	for _, s := range servers {
 		out = append(out, s.Addr())
@@ -99,12 +102,13 @@ func system(file string) ([]netip.AddrPort, error) {
 		}
 	}
 	if len(out) == 0 {
-		return nil, fmt.Errorf("%s names no server", file)
+		return nil, fmt.Errorf("%s has no nameserver line with an address", file)
 	}
 	return out, nil
 }
 
-// resolve returns the addresses of one family that a name has, and for how long that is true. That there are none is no error.
+// resolve returns the addresses of a name in one family, and how long they are valid. A name
+// without addresses is not an error.
 func (c *client) resolve(ctx context.Context, servers []netip.AddrPort, name string, ipv6 bool) ([]netip.Addr, time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -128,12 +132,13 @@ func (c *client) resolve(ctx context.Context, servers []netip.AddrPort, name str
 		}
 		name = a.next
 	}
-	return nil, 0, errors.New("it is an alias of an alias without an end")
+	return nil, 0, errors.New("the chain of aliases is too long")
 }
 
-// ask sends a query to one server after the other until one answers it, and returns the answer: one that says what is true, or
-// that there is no such name. The next server is asked when one fails, or when all before it have been silent for a while; they are listened to all the
-// same until ctx is done. When there is no answer, ask returns an error, with the last answer that says something else, if a server has given one.
+// ask queries the servers in order and returns the first answer with NOERROR or NXDOMAIN. It goes
+// on to the next server when the latest one fails or is silent for serverTimeout, and accepts late
+// answers of the earlier ones until ctx is done. Without such an answer, ask returns an error, and
+// the last answer with another code if there was one.
 func (c *client) ask(ctx context.Context, servers []netip.AddrPort, network string, query []byte) (last []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -172,7 +177,8 @@ func (c *client) ask(ctx context.Context, servers []netip.AddrPort, network stri
 					last, r.err = r.response, fmt.Errorf("it answers %s", strings.TrimPrefix(dnsmessage.RCode(code).String(), "RCode"))
 				}
 				failed(r.server, r.err)
-				wait = begun == len(servers) || r.server < begun-1 // the next one is asked when the latest fails
+				// ask the next server when the latest one fails
+				wait = begun == len(servers) || r.server < begun-1
 			case <-later:
 				wait = false
 			case <-ctx.Done():
@@ -183,8 +189,9 @@ func (c *client) ask(ctx context.Context, servers []netip.AddrPort, network stri
 	return last, errors.Join(errs...)
 }
 
-// fallBack asks one server, and asks it once more without EDNS when it seems not to know that: when it answers FORMERR or NOTIMP without
-// an OPT record, or nothing for a while (RFC 6891 section 6.2.2, RFC 8906). It need not do so again for a while.
+// fallBack queries one server. It repeats the query without EDNS when the server answers FORMERR or
+// NOTIMP without an OPT record, or is silent for serverTimeout (RFC 6891 section 6.2.2, RFC 8906).
+// The result is kept for plainTime.
 func (c *client) fallBack(ctx context.Context, network string, server netip.AddrPort, query []byte) ([]byte, error) {
 	bare, err := withoutOPT(query)
 	if err != nil {
@@ -213,7 +220,7 @@ func (c *client) fallBack(ctx context.Context, network string, server netip.Addr
 	}
 	full := begin(query)
 	var silence <-chan time.Time
-	if !known { // one that knows EDNS is silent for another reason
+	if !known { // a server that supports EDNS is silent for another reason
 		silence = time.After(serverTimeout)
 	}
 	var first reply
@@ -251,11 +258,12 @@ func (c *client) fallBack(ctx context.Context, network string, server netip.Addr
 	}
 }
 
-// whole asks one server. A truncated answer is asked for again over TCP when the query came by UDP only to fit.
+// whole queries one server. When a UDP answer is truncated, it repeats the query over TCP.
 func (c *client) whole(ctx context.Context, network string, server netip.AddrPort, query []byte) ([]byte, error) {
 	response, err := c.exchange(ctx, network, server, query)
 	if err == errOtherCase {
-		// It may be forged, or the server changes names. Over TCP, a forger would have to see the packets.
+		// The answer may be forged, or the server changes the case of names. Over TCP, a forger
+		// would have to see the packets.
 		short, cancel := context.WithTimeout(ctx, serverTimeout)
 		defer cancel()
 		if sure, err := c.exchange(short, "tcp", server, query); err == nil {
@@ -269,16 +277,16 @@ func (c *client) whole(ctx context.Context, network string, server netip.AddrPor
 	return response, err
 }
 
-// errOtherCase comes with a response whose question is the one that was asked, but in other letters.
-var errOtherCase = errors.New("the answer spells the name otherwise")
+// errOtherCase comes with a response whose question differs from the query in the case of letters.
+var errOtherCase = errors.New("the answer has the name in another case")
 
-// errSilent is how it is told that nothing came.
+// errSilent stands for every way in which the wait for an answer can time out.
 var errSilent = errors.New("no answer in time")
 
-// brief leaves out what is said already.
+// brief leaves out the operation and the address, which the caller adds.
 func brief(err error) error {
 	var timeout net.Error
-	// A connection is closed when the time is over.
+	// exchange closes the connection when its context ends.
 	if errors.As(err, &timeout) && timeout.Timeout() || errors.Is(err, net.ErrClosed) || errors.Is(err, context.DeadlineExceeded) {
 		return errSilent
 	}
@@ -288,8 +296,9 @@ func brief(err error) error {
 	return err
 }
 
-// exchange sends a query under a random number and returns the response under the number of the query. The port is random
-// too, as each query has a socket of its own; what does not answer the question is passed over (RFC 5452).
+// exchange sends a query with a random ID and returns the response with the ID of the query. The
+// port is random too, because each query has its own socket. Responses that do not match the
+// question are ignored (RFC 5452).
 func (c *client) exchange(ctx context.Context, network string, server netip.AddrPort, query []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -335,7 +344,7 @@ func (c *client) exchange(ctx context.Context, network string, server netip.Addr
 			return nil, err
 		}
 		if code := fault(response, sent); code != dnsmessage.RCodeSuccess {
-			// A server that understands nothing of a query gives the header alone back (RFC 1035 section 4.1.1).
+			// A server that cannot parse a query returns the header alone (RFC 1035 section 4.1.1).
 			h, q, err := question(query)
 			if err != nil {
 				return nil, err
@@ -347,10 +356,10 @@ func (c *client) exchange(ctx context.Context, network string, server netip.Addr
 			continue
 		}
 		binary.BigEndian.PutUint16(response, asked.ID)
-		told := nameIn(response)
-		same := bytes.Equal(told, name)
-		if len(told) == len(name) {
-			copy(told, nameIn(query)) // as the client has spelled it
+		echoed := nameIn(response)
+		same := bytes.Equal(echoed, name)
+		if len(echoed) == len(name) {
+			copy(echoed, nameIn(query)) // in the case that the client used
 		}
 		if !same && network == "udp" {
 			return response, errOtherCase
@@ -359,7 +368,8 @@ func (c *client) exchange(ctx context.Context, network string, server netip.Addr
 	}
 }
 
-// writeTCP and readTCP put the length before a message (RFC 1035 section 4.2.2). What readTCP returns may be in the buffer, which has two bytes at least.
+// writeTCP and readTCP put the length before a message (RFC 1035 section 4.2.2). The result of
+// readTCP may share the buffer, which must have at least two bytes.
 func writeTCP(w io.Writer, message []byte) error {
 	_, err := w.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(message))), message...))
 	return err

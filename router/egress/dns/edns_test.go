@@ -18,8 +18,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
-// TestServersWithoutEDNS: a server that does not know EDNS serves the node and the clients of the proxy (RFC 6891 section 6.2.2), and is asked
-// twice at first only.
+// TestServersWithoutEDNS checks that a server without EDNS still works for the node and for clients
+// of the proxy (RFC 6891 section 6.2.2), and that only the first query is sent twice.
 func TestServersWithoutEDNS(t *testing.T) {
 	says := func(code dnsmessage.RCode) func([]byte) []byte {
 		return func(query []byte) []byte {
@@ -40,7 +40,7 @@ func TestServersWithoutEDNS(t *testing.T) {
 			s.host("a.example", 60, addrs("198.51.100.1")...)
 			s.set(func() { s.old = old })
 			c := client{dial: (&net.Dialer{}).DialContext}
-			// Of one that has known EDNS, silence says nothing.
+			// Silence of a server that has supported EDNS proves nothing.
 			if name != "silence" {
 				c.note(s.at, true)
 			}
@@ -59,13 +59,15 @@ func TestServersWithoutEDNS(t *testing.T) {
 	}
 }
 
-// TestAnswersAreHandedOn: a client of the proxy gets the code that the server gives, also when the server knows EDNS.
+// TestAnswersAreHandedOn checks that a client of the proxy receives the server's response code,
+// also when the server supports EDNS.
 func TestAnswersAreHandedOn(t *testing.T) {
 	s := newServer(t)
 	r := start(t, egress.DNS{Resolvers: []netip.AddrPort{s.at}, Floor: time.Minute}, Options{})
 	for _, code := range []dnsmessage.RCode{dnsmessage.RCodeRefused, dnsmessage.RCodeFormatError, dnsmessage.RCodeNotImplemented, dnsmessage.RCodeServerFailure} {
 		s.set(func() { s.code = code })
-		query, err := pack(7, fmt.Sprintf("a%d.example", code), false) // of one name, the answer would be kept
+		// a new name each time, since answers are cached
+		query, err := pack(7, fmt.Sprintf("a%d.example", code), false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -78,33 +80,34 @@ func TestAnswersAreHandedOn(t *testing.T) {
 	}
 }
 
-// TestSilenceIsToldAsSuch, however the wait for an answer ends.
+// TestSilenceIsToldAsSuch checks that every kind of timeout becomes errSilent.
 func TestSilenceIsToldAsSuch(t *testing.T) {
 	for _, err := range []error{
 		os.ErrDeadlineExceeded, net.ErrClosed, context.DeadlineExceeded, &net.OpError{Op: "read", Err: net.ErrClosed},
 		fmt.Errorf("asking: %w", &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}),
 	} {
 		if got := brief(err); got != errSilent {
-			t.Errorf("%v is told as %v", err, got)
+			t.Errorf("%v becomes %v", err, got)
 		}
 	}
 	if refused := errors.New("connection refused"); brief(&net.OpError{Op: "read", Err: refused}) != refused {
-		t.Error("a refusal is told otherwise")
+		t.Error("a refusal becomes another error")
 	}
 }
 
-// TestServersAreBounded: what is known of servers does not grow with documents.
+// TestServersAreBounded checks that the list of servers does not grow with documents.
 func TestServersAreBounded(t *testing.T) {
 	var c client
 	for i := range uint16(5 * maxServers) {
 		c.note(netip.AddrPortFrom(netip.IPv6Loopback(), i), true)
 	}
 	if len(c.edns) > maxServers {
-		t.Errorf("%d servers are remembered", len(c.edns))
+		t.Errorf("%d servers are in the list", len(c.edns))
 	}
 }
 
-// TestUnusedFamily: a family that no policy can use is not asked for, and does not fail; of one that fails it is told which.
+// TestUnusedFamily checks that a family that no policy can use is neither queried nor reported as
+// failing, and that LastError names the family that fails.
 func TestUnusedFamily(t *testing.T) {
 	s := newServer(t)
 	s.host("a.example", 60, addrs("198.51.100.1", "2001:db8::1")...)

@@ -10,7 +10,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
-// TestHold: an address stays while flows use it, and for the time of the field after it was last told or used; without the field, use changes nothing.
+// TestHold checks that an address stays while flows use it, and for Hold after the last answer or
+// use. Without Hold, use changes nothing.
 func TestHold(t *testing.T) {
 	used := netip.MustParseAddr("198.51.100.1")
 	for _, hold := range []time.Duration{0, 10 * time.Minute} {
@@ -18,14 +19,14 @@ func TestHold(t *testing.T) {
 		c.set([]string{"a.example", "*.b.example"}, egress.DNS{Floor: 30 * time.Second, Grace: time.Hour, Hold: hold}, c.now)
 		c.answered("a.example", false, addrs("198.51.100.1", "198.51.100.2"), 0, c.now)
 		c.learn("spoke", "x.b.example", addrs("198.51.100.1"), 0, c.now)
-		c.answered("a.example", false, nil, 0, c.now) // and has none from now on
+		c.answered("a.example", false, nil, 0, c.now) // the name has none from now on
 		for range 200 {                               // flows live
 			c.wait(15 * time.Second)
 			if c.touch("a.example", used, c.now) != (hold > 0) && len(c.addresses("a.example")) > 0 {
-				t.Errorf("hold %v: use of a present address counts wrongly", hold)
+				t.Errorf("hold %v: touch of an existing address returns the wrong result", hold)
 			}
 			if c.touch("a.example", netip.MustParseAddr("198.51.100.9"), c.now) || c.touch("c.example", used, c.now) {
-				t.Error("use of what is not there counts")
+				t.Error("touch of an unknown name or address returns true")
 			}
 		}
 		if hold == 0 {
@@ -33,16 +34,16 @@ func TestHold(t *testing.T) {
 			continue
 		}
 		c.want("a.example", "198.51.100.1")
-		c.want("*.b.example") // of this name it was not used
+		c.want("*.b.example") // the address was not used under this name
 		c.wait(hold - time.Second)
 		c.want("a.example", "198.51.100.1")
 		if next := c.next(); !next.Equal(c.now.Add(time.Second)) && next.After(c.now.Add(time.Second)) {
-			t.Errorf("the table is looked at %v after the end", next.Sub(c.now))
+			t.Errorf("the table is due %v after the end", next.Sub(c.now))
 		}
 		c.wait(time.Second)
 		c.want("a.example")
 
-		// A shorter time counts at once, also for what is there already.
+		// A shorter Hold takes effect at once, also for existing addresses.
 		c.answered("a.example", false, addrs("198.51.100.3"), 0, c.now)
 		c.answered("a.example", false, nil, 0, c.now)
 		c.wait(hold - time.Second)
@@ -53,7 +54,7 @@ func TestHold(t *testing.T) {
 	}
 }
 
-// TestLately: what has gone is remembered for an hour, up to a bound, unless it is back.
+// TestLately checks that gone addresses are listed for an hour, up to maxGone, unless they return.
 func TestLately(t *testing.T) {
 	c := newClock(t, "a.example", "*.b.example")
 	c.answered("a.example", false, addrs("198.51.100.1", "198.51.100.2"), 0, c.now)
@@ -67,20 +68,21 @@ func TestLately(t *testing.T) {
 	if got := c.lately(c.now); len(got) > 0 {
 		t.Errorf("gone after an hour: %v", got)
 	}
-	for i := range 2 * maxGone { // more than that in an hour
+	for i := range 2 * maxGone { // more than maxGone in an hour
 		c.learn("spoke", "x.b.example", []netip.Addr{netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})}, 0, c.now)
 		c.wait(400 * time.Millisecond)
 	}
 	if len(c.gone) != maxGone {
-		t.Errorf("%d addresses are remembered", len(c.gone))
+		t.Errorf("%d addresses are listed", len(c.gone))
 	}
 	c.set([]string{"a.example"}, egress.DNS{Floor: time.Second}, c.now)
 	if got := c.lately(c.now); len(got) > 0 {
-		t.Errorf("addresses of a name that is not wanted: %d", len(got))
+		t.Errorf("addresses of a name that is not set: %d", len(got))
 	}
 }
 
-// TestDiffers: each answer has new addresses. A zone that moves once does not count, nor one whose addresses the table knows all in time.
+// TestDiffers checks the case where each answer has new addresses. A zone that moves once does not
+// count, nor does one whose addresses the table collects within their time to live.
 func TestDiffers(t *testing.T) {
 	at := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}) }
 	c := newClock(t, "a.example")
@@ -90,7 +92,7 @@ func TestDiffers(t *testing.T) {
 		c.wait(30 * time.Second)
 	}
 	differs := func() bool { return !c.differs(r, c.now).IsZero() }
-	for i := range changing { // the first one does not count
+	for i := range changing { // the first answer does not count
 		answer(at(2*i), at(2*i+1))
 		if differs() {
 			t.Fatalf("after %d answers", i+1)
@@ -103,9 +105,9 @@ func TestDiffers(t *testing.T) {
 	since := c.differs(r, c.now)
 	answer(at(102), at(103))
 	if !c.differs(r, c.now).Equal(since) {
-		t.Error("it begins again with each answer")
+		t.Error("since changes with each answer")
 	}
-	// The proxy has told a client: what it is told is a destination.
+	// The proxy has answered a client, so that the client's addresses are destinations.
 	c.learn("spoke", "a.example", nil, 0, c.now)
 	if differs() {
 		t.Error("the condition stays although clients have the name from the proxy")
@@ -114,11 +116,11 @@ func TestDiffers(t *testing.T) {
 	answer(at(200))
 	answer(at(201))
 	if !differs() {
-		t.Error("clients ask another resolver again")
+		t.Error("no client has used the proxy for an hour, but differs is zero")
 	}
 	answer(at(201))
 	if differs() {
-		t.Error("an answer that was known")
+		t.Error("differs is set after an answer with known addresses")
 	}
 	for i := range changing - 1 {
 		answer(at(300 + i))
@@ -126,17 +128,18 @@ func TestDiffers(t *testing.T) {
 	answer()
 	answer(at(400))
 	if differs() {
-		t.Error("an answer without addresses was in between")
+		t.Error("differs is set although an answer without addresses came in between")
 	}
 	for i := range changing {
 		answer(at(500 + i))
 	}
 	if !differs() {
-		t.Error("it does not begin a second time")
+		t.Error("differs is not set a second time")
 	}
 }
 
-// TestShareOfTheTable: an attachment that is told more and more addresses pushes out its own ones, not those of others.
+// TestShareOfTheTable checks that an attachment that learns more and more addresses evicts its own,
+// not those of others.
 func TestShareOfTheTable(t *testing.T) {
 	at := func(net, i int) netip.Addr { return netip.AddrFrom4([4]byte{198, byte(net), byte(i >> 8), byte(i)}) }
 	c := newClock(t, "*.example.com", "*.example.net")
@@ -145,7 +148,8 @@ func TestShareOfTheTable(t *testing.T) {
 		modest = append(modest, at(18, i))
 	}
 	c.learn("modest", "x.example.com", modest, 0, c.now)
-	c.learn("greedy", "x.example.com", modest[:50], time.Hour, c.now) // it claims others' too
+	// it also claims addresses of modest
+	c.learn("greedy", "x.example.com", modest[:50], time.Hour, c.now)
 	for i := range 2 * maxAddresses {
 		c.learn("greedy", "x.example.com", []netip.Addr{at(19, i)}, 2*time.Hour, c.now)
 	}
@@ -156,20 +160,20 @@ func TestShareOfTheTable(t *testing.T) {
 		}
 	}
 	if n := c.records["*.example.com"].held["greedy"]; n != maxAddresses-len(modest) {
-		t.Errorf("one has %d claims", n)
+		t.Errorf("greedy has %d claims", n)
 	}
-	// Nor does it take more by many names, and what it alone was told goes.
+	// Nor does it get more by using many names, and addresses that only it claimed go.
 	for i := range maxAddresses {
 		c.learn("greedy", "x.example.net", []netip.Addr{at(20, i)}, 4*time.Hour, c.now)
 	}
 	if n := c.owned["greedy"]; n != maxAddresses {
-		t.Errorf("one has %d claims to addresses of all names, want %d", n, maxAddresses)
+		t.Errorf("greedy has %d claims to addresses of all names, want %d", n, maxAddresses)
 	}
 	if got := c.addresses("*.example.com"); !slices.Equal(got, modest) {
 		t.Errorf("%d addresses are left, want %d", len(got), len(modest))
 	}
 	c.set(nil, egress.DNS{}, c.now)
 	if len(c.owned) > 0 {
-		t.Errorf("claims of names that are not wanted: %v", c.owned)
+		t.Errorf("claims of names that are not set: %v", c.owned)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// maxUDP is the size of UDP messages that gets through everywhere (RFC 9715 section 3.1).
+// maxUDP is a UDP message size that passes all networks (RFC 9715 section 3.1).
 const maxUDP = 1232
 
 // pack returns a query.
@@ -52,19 +52,19 @@ func question(message []byte) (dnsmessage.Header, dnsmessage.Question, error) {
 	return h, q[0], nil
 }
 
-// canonical returns a name in lower case without a dot at its end.
+// canonical returns a name in lower case without its final dot.
 func canonical(n dnsmessage.Name) string {
 	return strings.ToLower(strings.TrimSuffix(n.String(), "."))
 }
 
-// answer is what a message says of a name.
+// answer is the content of a response for one name.
 type answer struct {
 	addrs []netip.Addr
 	ttl   time.Duration // the shortest of the chain
-	next  string        // name at the end of a chain of aliases that does not reach an address; empty: there is none
+	next  string        // end of a chain of aliases without addresses; empty: none
 }
 
-// read returns what a response to a question says, through all aliases that are in it.
+// read returns the answer in a response, following all aliases that the response contains.
 func read(message []byte) (answer, error) {
 	var a answer
 	var p dnsmessage.Parser
@@ -152,10 +152,11 @@ func read(message []byte) (answer, error) {
 		}
 		return a, nil
 	}
-	return a, nil // no such name, or none of the kind; without a time to live the floor counts
+	return a, nil // No such name or no such record. Without a time to live, the floor applies.
 }
 
-// fault returns the code of a response to a query that is a header without a question, RCodeSuccess of all others.
+// fault returns the code of a response that is a header without a question, and RCodeSuccess
+// otherwise.
 func fault(response, query []byte) dnsmessage.RCode {
 	const header = 12
 	if len(response) != header || [2]byte(response) != [2]byte(query) || response[2]&0x80 == 0 || [8]byte(response[4:]) != [8]byte{} {
@@ -164,7 +165,7 @@ func fault(response, query []byte) dnsmessage.RCode {
 	return dnsmessage.RCode(response[3] & 0xf)
 }
 
-// hasOPT says whether a message has an OPT record, which is how EDNS is spoken (RFC 6891 section 6.1.1).
+// hasOPT reports whether a message has an OPT record, that is, uses EDNS (RFC 6891 section 6.1.1).
 func hasOPT(message []byte) bool {
 	var p dnsmessage.Parser
 	if _, err := p.Start(message); err != nil || p.SkipAllQuestions() != nil || p.SkipAllAnswers() != nil || p.SkipAllAuthorities() != nil {
@@ -184,7 +185,7 @@ func hasOPT(message []byte) bool {
 	}
 }
 
-// withoutOPT returns a query with its header and its question alone, nil when it has no OPT record.
+// withoutOPT returns a query with only its header and its question, or nil if it has no OPT record.
 func withoutOPT(query []byte) ([]byte, error) {
 	if !hasOPT(query) {
 		return nil, nil
@@ -200,7 +201,7 @@ func withoutOPT(query []byte) ([]byte, error) {
 	return b.Finish()
 }
 
-// nameIn returns the bytes of the name in the question of a message, nil when it is not whole.
+// nameIn returns the bytes of the name in the question of a message, or nil if it is incomplete.
 func nameIn(message []byte) []byte {
 	const header = 12
 	for i := header; i < len(message); i += 1 + int(message[i]) {
@@ -208,13 +209,14 @@ func nameIn(message []byte) []byte {
 		case message[i] == 0:
 			return message[header:i]
 		case message[i] > 63:
-			return nil // a pointer, which a question has no use for
+			return nil // a pointer, which has no use in a question
 		}
 	}
 	return nil
 }
 
-// mixCase has each letter of a name be upper or lower case at random: who answers must have seen it (draft-vixie-dnsext-dns0x20).
+// mixCase gives each letter of a name a random case, so that an answer with the same case proves
+// that its sender saw the query (draft-vixie-dnsext-dns0x20).
 func mixCase(name []byte) {
 	bits := make([]byte, len(name))
 	rand.Read(bits)

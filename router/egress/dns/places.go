@@ -13,10 +13,11 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// places are what is shared by the clients of an attachment: queries that are worked on, or connections.
+// places limit what the clients of an attachment share: pending queries, or connections.
 type places struct {
-	most, perHost int           // places of all clients, and of one
-	patience      time.Duration // for which one keeps its place in any case, unless its client has more than others
+	most, perHost int // of all clients, and of one client
+	// time for which a place is kept unless its client has more than others
+	patience time.Duration
 
 	mu    sync.Mutex
 	taken int
@@ -27,12 +28,14 @@ type places struct {
 type place struct {
 	host   netip.Prefix
 	since  time.Time
-	vacate func() // ends what has the place
+	vacate func() // ends the query or closes the connection
 }
 
-// take takes a place for a client; nil: there is none. When there is none left, what has waited longest makes room: of this client, when it has as many as one
-// may have; of the client with the most, when all are taken. It does so when it has had its time, or when its client keeps more than the other one
-// would have. left is whose place was taken away; the zero Prefix: no one's. vacate ends what has the place.
+// take takes a place for a client, or returns nil if there is none. When there is none left, the
+// oldest place of this client makes room if the client has as many as allowed, otherwise the oldest
+// place of the client with the most. It makes room only after patience, or when its client would
+// still have at least as many as this one. left is the client that lost a place; the zero Prefix:
+// none. vacate ends the query or connection that has the place.
 func (p *places) take(host netip.Prefix, vacate func()) (got *place, left netip.Prefix) {
 	now := time.Now()
 	p.mu.Lock()
@@ -67,7 +70,7 @@ func (p *places) take(host netip.Prefix, vacate func()) (got *place, left netip.
 	return got, left
 }
 
-// leave gives a place back, unless it was taken away.
+// leave returns a place, unless it was taken away.
 func (p *places) leave(had *place) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -88,7 +91,8 @@ func (p *places) removeLocked(had *place) {
 	p.hosts[had.host] = have
 }
 
-// hostOf returns who a client is: of IPv6 a network of 64 bits, since one host has all its addresses.
+// hostOf returns the network that counts as one client: for IPv6 a /64, because one host has all
+// its addresses.
 func hostOf(a net.Addr) netip.Prefix {
 	at, err := netip.ParseAddrPort(a.String())
 	if err != nil {
@@ -102,7 +106,7 @@ func hostOf(a net.Addr) netip.Prefix {
 	return host
 }
 
-// drops counts queries of clients that were dropped, and answers that were refused.
+// drops counts dropped queries and refused answers of clients.
 type drops struct {
 	limited   uint64
 	limitedAt time.Time
@@ -122,8 +126,8 @@ func (r *Resolver) drop(host netip.Prefix) {
 	r.dropped.last, r.dropped.host = time.Now(), host
 }
 
-// Dropped returns how many queries of clients were dropped since the start because the client or all of a listener had too many under way, when
-// that was last, and whose that one was.
+// Dropped returns how many client queries were dropped since the start because the client or its
+// attachment had too many pending, with the time and the client of the last one.
 func (r *Resolver) Dropped() (queries uint64, last time.Time, host netip.Prefix) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -131,29 +135,32 @@ func (r *Resolver) Dropped() (queries uint64, last time.Time, host netip.Prefix)
 }
 
 const (
-	// maxFlights is how many answers are kept, those to questions of each attachment in equal shares.
+	// maxFlights bounds the answers that are cached; the attachments have equal shares.
 	maxFlights = 4096
-	// maxKept is how long an answer is kept at most, in which its times to live may be that much too long. A failure is kept as long.
+	// maxKept is how long an answer or a failure is cached. The times to live in it may be that
+	// much too long.
 	maxKept = 2 * time.Second
-	// maxKeptBytes is the size up to which an answer is kept.
+	// maxKeptBytes is the largest answer that is cached.
 	maxKeptBytes = 4096
-	// An attachment may be told newBurst addresses at once that names have not, and then newRate a second: each changes the rules.
+	// newBurst and newRate (per second) limit the new addresses that the names of an attachment may
+	// get, because each changes the rules.
 	newRate  = 100
 	newBurst = 1000
-	// newWait is how long an answer with new addresses waits for that; one that would have to wait longer is refused.
+	// newWait is how long an answer with new addresses may wait for that limit. An answer that
+	// would have to wait longer is refused.
 	newWait = 2 * time.Second
 )
 
-// attachment is what the proxy has for the clients behind an interface.
+// attachment is the state of the proxy for the clients behind an interface.
 type attachment struct {
 	name    string
 	queries places
 	streams places
-	fresh   *rate.Limiter // addresses that names have not
+	fresh   *rate.Limiter // limits addresses that are new to names
 
 	// Under the lock of the Resolver:
 	listeners int
-	kept      []*flight // answers to its questions that may be kept, in the order in which they came
+	kept      []*flight // cached answers to its questions, in the order in which they came
 }
 
 func newAttachment(name string) *attachment {
@@ -165,7 +172,7 @@ func newAttachment(name string) *attachment {
 	}
 }
 
-// flight is a question that is asked once, however many clients ask it (RFC 5452 section 5).
+// flight is a question that is sent once for all clients that ask it (RFC 5452 section 5).
 type flight struct {
 	key      string
 	done     chan struct{}
@@ -173,13 +180,13 @@ type flight struct {
 	waiting  int // clients
 	response []byte
 	err      error
-	until    time.Time // for which it is kept, when it is done
+	until    time.Time // end of the time in the cache; zero: not answered yet
 }
 
-// once asks servers, or takes the answer of the same question that is under way or that came a moment ago. The caller may change it. What no client waits for any
-// more is not asked on.
+// once queries servers, or shares the answer to the same question that is pending or cached. The
+// caller may change the result. When the last waiting client leaves, the query is cancelled.
 func (r *Resolver) once(ctx context.Context, from *attachment, servers []netip.AddrPort, network string, query []byte) ([]byte, error) {
-	// Everything but the number makes the question, the names' case as well.
+	// The key has everything except the ID, including the case of the name.
 	sum := sha256.Sum256(query[2:])
 	key := network + string(sum[:])
 	r.mu.Lock()
@@ -235,7 +242,8 @@ func (r *Resolver) forgetLocked(f *flight) {
 	}
 }
 
-// keepLocked keeps an answer within the share of an attachment. The oldest ones make room, and those whose time is over.
+// keepLocked caches an answer within the share of its attachment. It removes the oldest answers
+// above the share, and those that have expired.
 func (r *Resolver) keepLocked(from *attachment, f *flight) {
 	now := time.Now()
 	if len(f.response) > maxKeptBytes || r.attachments[from.name] != from {
@@ -252,7 +260,7 @@ func (r *Resolver) keepLocked(from *attachment, f *flight) {
 	from.kept = slices.Delete(from.kept, 0, old)
 }
 
-// keep returns how long an answer is kept: no longer than what is in it.
+// keep returns how long an answer is cached: not longer than its time to live.
 func keep(response []byte) time.Duration {
 	if response == nil {
 		return maxKept
@@ -263,7 +271,7 @@ func keep(response []byte) time.Duration {
 	return maxKept
 }
 
-// rebinds says whether addresses of a policy's name are such as no name may stand for.
+// rebinds reports whether a policy's name has an address that is not allowed as a destination.
 func (r *Resolver) rebinds(name string, addrs []netip.Addr) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -280,23 +288,24 @@ func (r *Resolver) rebinds(name string, addrs []netip.Addr) bool {
 	return false
 }
 
-// Refused returns how many answers clients were not told since the start because they had addresses that no name may stand for, when that was last, and
-// the name asked for.
+// Refused returns how many answers were withheld from clients since the start because they had
+// addresses that no name may have, with the time and the name of the last one.
 func (r *Resolver) Refused() (answers uint64, last time.Time, name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.dropped.rebinds, r.dropped.refusedAt, r.dropped.refused
 }
 
-// Limited returns how many answers clients were not told since the start because their attachment was told too many addresses that names had not, when that
-// was last, and the interface of that attachment.
+// Limited returns how many answers were withheld from clients since the start because their
+// attachment had too many new addresses, with the time and the interface of the last one.
 func (r *Resolver) Limited() (answers uint64, last time.Time, attachment string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.dropped.limited, r.dropped.limitedAt, r.dropped.limitedBy
 }
 
-// admit waits until an attachment may be told the addresses of a name that are new, and says whether that was in time.
+// admit waits until the rate limit of an attachment allows the new addresses of a name, and reports
+// whether it does in time.
 func (r *Resolver) admit(ctx context.Context, from *attachment, name string, addrs []netip.Addr) bool {
 	now := time.Now()
 	r.mu.Lock()
@@ -305,7 +314,8 @@ func (r *Resolver) admit(ctx context.Context, from *attachment, name string, add
 		r.mu.Unlock()
 		return true
 	}
-	// A reservation that is cancelled does not give everything back, so that none is made in vain.
+	// Cancelling a reservation does not return all its tokens, so admit makes none that it would
+	// cancel.
 	if short := float64(n) - from.fresh.TokensAt(now); short > newRate*newWait.Seconds() {
 		r.dropped.limited++
 		r.dropped.limitedAt, r.dropped.limitedBy = now, from.name

@@ -18,7 +18,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/root"
 )
 
-// TestMixedCase: an answer that does not spell the name as it was asked is not believed; the server is asked over TCP.
+// TestMixedCase checks that an answer with the name in another case is not accepted, and that the
+// server is queried over TCP.
 func TestMixedCase(t *testing.T) {
 	s := newServer(t)
 	s.host("a-rather-long-name.example", 60, addrs("198.51.100.1")...)
@@ -44,7 +45,8 @@ func TestMixedCase(t *testing.T) {
 	}
 }
 
-// TestOneQueryForOneQuestion: what many clients ask at once is asked once, and again only after a moment.
+// TestOneQueryForOneQuestion checks that a question of many clients is sent once, and again only
+// after a moment.
 func TestOneQueryForOneQuestion(t *testing.T) {
 	s := newServer(t)
 	s.host("a.example", 60, addrs("198.51.100.1")...)
@@ -82,7 +84,7 @@ func TestOneQueryForOneQuestion(t *testing.T) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if n := len(r.flights); n > maxFlights {
-		t.Errorf("%d answers are kept", n)
+		t.Errorf("%d answers are cached", n)
 	}
 }
 
@@ -111,14 +113,15 @@ func TestPlaces(t *testing.T) {
 				t.Errorf("place %d of all: %v, taken from %v", i, got, left)
 			}
 		}
-		// All are taken: a client with fewer takes one of the client with the most, until they are near each other.
+		// All are taken: a client with fewer takes places of the client with the most, until they
+		// have nearly the same number.
 		for i := range maxPerHost/2 + 1 {
 			got, left := take(host(1))
 			if i < maxPerHost/2 && (got == nil || left != one || vacated[one] != i+1) || i >= maxPerHost/2 && got != nil {
-				t.Errorf("place %d of a client that comes late: %v, taken from %v; %v", i, got, left, vacated)
+				t.Errorf("place %d of a client that came late: %v, taken from %v; %v", i, got, left, vacated)
 			}
 		}
-		p.leave(had[0]) // which it has not any more
+		p.leave(had[0]) // the client no longer has it
 		if len(p.hosts[one]) != maxPerHost/2 || p.taken != maxQueries {
 			t.Errorf("a place was left twice: %d of %d", len(p.hosts[one]), p.taken)
 		}
@@ -126,7 +129,7 @@ func TestPlaces(t *testing.T) {
 		if got, left := take(host(2)); got == nil || left.IsValid() {
 			t.Error("a place that was left is not free")
 		}
-		// After a while, what waits makes room for what comes, within the share of a client.
+		// After patience, old places make room for new ones, within the share of a client.
 		time.Sleep(serverTimeout)
 		n := 0
 		for ; n < 2*maxQueries; n++ {
@@ -139,18 +142,19 @@ func TestPlaces(t *testing.T) {
 			}
 		}
 		if have := len(p.hosts[one]); n < maxPerHost/2 || n == 2*maxQueries || have < maxPerHost/2 || have > maxPerHost || p.taken != maxQueries {
-			t.Errorf("a client got %d places of those that had waited, and has %d; %d are taken", n, have, p.taken)
+			t.Errorf("a client took %d of the old places, and has %d; %d are taken", n, have, p.taken)
 		}
 		for len(p.hosts[one]) > 0 {
 			p.leave(p.hosts[one][0])
 		}
 		if _, there := p.hosts[one]; there {
-			t.Error("a client that has left is remembered")
+			t.Error("a client that has left is still in the map")
 		}
 	})
 }
 
-// TestOneClientDoesNotStarveOthers has one client ask for many names that have no answer, over UDP and TCP. Ring: namespace; needs root for port 53.
+// TestOneClientDoesNotStarveOthers has one client ask for many names that have no answer, over UDP
+// and TCP. Ring: namespace; needs root for port 53.
 func TestOneClientDoesNotStarveOthers(t *testing.T) {
 	root.Need(t, "port 53")
 	s := newServer(t)
@@ -172,7 +176,7 @@ func TestOneClientDoesNotStarveOthers(t *testing.T) {
 		t.Cleanup(func() { conn.Close() })
 		return conn
 	}
-	stream := dial("tcp", "127.0.0.3") // it listens now
+	stream := dial("tcp", "127.0.0.3") // the proxy listens from now on
 	greedy, modest := dial("udp", "127.0.0.2"), dial("udp", "127.0.0.3")
 	for i := range 4 * maxQueries {
 		query, _ := pack(1, fmt.Sprintf("dead%d.example", i), false)
@@ -184,7 +188,8 @@ func TestOneClientDoesNotStarveOthers(t *testing.T) {
 	})
 	query, _ := pack(5, "good.example", false)
 	eventually(t, "another client is answered", func() bool {
-		modest.SetDeadline(time.Now().Add(200 * time.Millisecond)) // the kernel may have had no room for the query
+		// the socket buffer may have been full
+		modest.SetDeadline(time.Now().Add(200 * time.Millisecond))
 		if _, err := modest.Write(query); err != nil {
 			return false
 		}
@@ -194,7 +199,7 @@ func TestOneClientDoesNotStarveOthers(t *testing.T) {
 
 	stream.Close()
 	stream = dial("tcp", "127.0.0.3")
-	// Over one connection, an answer does not wait for that to an earlier query.
+	// Over one connection, an answer does not wait for the answer to an earlier query.
 	stream.SetDeadline(time.Now().Add(15 * time.Second))
 	for i := range 3 {
 		query, _ := pack(uint16(i), fmt.Sprintf("dead-too%d.example", i), false)
@@ -211,7 +216,8 @@ func TestOneClientDoesNotStarveOthers(t *testing.T) {
 	}
 }
 
-// TestNamesDoNotReachInside: addresses of the inside and the like are neither destinations nor told to clients, for names of policies.
+// TestNamesDoNotReachInside checks that inside addresses and the like neither become destinations
+// nor reach clients, for names of policies.
 func TestNamesDoNotReachInside(t *testing.T) {
 	s := newServer(t)
 	s.host("good.example.com", 60, addrs("198.51.100.1")...)
@@ -228,7 +234,7 @@ func TestNamesDoNotReachInside(t *testing.T) {
 		return h.RCode
 	}
 	if code("bad.example.com") != 0 {
-		t.Error("refused before anything is inside")
+		t.Error("refused before an inside is set")
 	}
 	if got := r.Addresses("*.example.com"); !slices.Equal(got, addrs("10.1.2.3", "198.51.100.2")) {
 		t.Fatalf("%v", got)

@@ -17,24 +17,26 @@ import (
 )
 
 const (
-	maxQueries = 256              // of all clients of an attachment at a time; more are dropped, and clients ask again
-	maxPerHost = 32               // of these, of one client: an IPv4 address, or an IPv6 network of 64 bits
-	maxBeside  = 16               // of these, of one TCP connection
-	maxClients = 64               // TCP connections of an attachment
-	idle       = 10 * time.Second // for which a TCP connection may be silent (RFC 7766 section 6.2.3)
-	applyTime  = time.Second      // for new destinations to be in force
-	rebind     = 5 * time.Second  // between two looks at whether the interface is still the same
+	// pending queries of an attachment; more are dropped, and clients retry
+	maxQueries   = 256
+	maxPerHost   = 32               // pending queries of a client: an IPv4 address or an IPv6 /64
+	maxPipelined = 16               // pending queries of one TCP connection
+	maxClients   = 64               // TCP connections of an attachment
+	idle         = 10 * time.Second // idle limit of a TCP connection (RFC 7766 section 6.2.3)
+	applyTime    = time.Second      // for new destinations to take effect
+	rebind       = 5 * time.Second  // interval of checks for a replaced interface
 )
 
-// serve answers queries that come in by an interface to an address. A tunnel's interface may come later, and be made again.
+// serve answers queries that arrive on an interface for an address. A tunnel's interface may appear
+// later, and may be recreated.
 func (r *Resolver) serve(ctx context.Context, l egress.Listener) {
 	from := r.attach(l.Interface)
 	defer r.detach(from)
-	defer r.hears(l, nil)
+	defer r.noteListening(l, nil)
 	for ctx.Err() == nil {
 		err := r.listen(ctx, l, from)
-		if err != nil && ctx.Err() == nil && r.hears(l, err) {
-			r.options.Log.Warn("the DNS proxy does not listen; trying again every second", "address", l.Address, "interface", l.Interface, "err", err)
+		if err != nil && ctx.Err() == nil && r.noteListening(l, err) {
+			r.options.Log.Warn("the DNS proxy does not listen; retrying every second", "address", l.Address, "interface", l.Interface, "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -43,14 +45,14 @@ func (r *Resolver) serve(ctx context.Context, l egress.Listener) {
 	}
 }
 
-// deafness is why a listener does not listen.
-type deafness struct {
+// listenFailure is why a listener does not listen.
+type listenFailure struct {
 	since time.Time
 	err   string
 }
 
-// hears notes that a listener listens, or why it does not, and reports whether that is news.
-func (r *Resolver) hears(l egress.Listener, err error) (news bool) {
+// noteListening records whether a listener listens, and reports whether that has changed.
+func (r *Resolver) noteListening(l egress.Listener, err error) (news bool) {
 	r.mu.Lock()
 	was, deaf := r.deaf[l]
 	switch {
@@ -58,10 +60,10 @@ func (r *Resolver) hears(l egress.Listener, err error) (news bool) {
 		delete(r.deaf, l)
 		news = deaf
 	case !deaf:
-		r.deaf[l] = deafness{time.Now(), err.Error()}
+		r.deaf[l] = listenFailure{time.Now(), err.Error()}
 		news = true
 	case was.err != err.Error():
-		r.deaf[l] = deafness{was.since, err.Error()}
+		r.deaf[l] = listenFailure{was.since, err.Error()}
 		news = true
 	}
 	r.mu.Unlock()
@@ -71,7 +73,8 @@ func (r *Resolver) hears(l egress.Listener, err error) (news bool) {
 	return news
 }
 
-// Deaf returns a listener that does not listen, the first by address and interface, why, and since when; and how many there are.
+// Deaf returns the first listener, by address and interface, that does not listen, with the error
+// and its time, and the number of such listeners.
 func (r *Resolver) Deaf() (first egress.Listener, err string, since time.Time, n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -83,8 +86,8 @@ func (r *Resolver) Deaf() (first egress.Listener, err string, since time.Time, n
 	return first, err, since, n
 }
 
-// listen serves until ctx is done or the interface is another one. What comes in by another interface does not reach the sockets, even
-// when it is sent to the address.
+// listen serves until ctx is done or the interface is replaced. The sockets receive nothing from
+// other interfaces, even packets to the same address.
 func (r *Resolver) listen(ctx context.Context, l egress.Listener, at *attachment) error {
 	bound, err := net.InterfaceByName(l.Interface)
 	if err != nil {
@@ -107,7 +110,7 @@ func (r *Resolver) listen(ctx context.Context, l egress.Listener, at *attachment
 		return err
 	}
 	defer stream.Close()
-	r.hears(l, nil)
+	r.noteListening(l, nil)
 	r.options.Log.Info("the DNS proxy listens", "address", l.Address, "interface", l.Interface)
 
 	ctx, cancel := context.WithCancel(ctx)
@@ -130,7 +133,7 @@ func (r *Resolver) listen(ctx context.Context, l egress.Listener, at *attachment
 	}
 }
 
-// attach returns what there is for the clients behind an interface, until detach.
+// attach returns the state for the clients behind an interface, which lives until detach.
 func (r *Resolver) attach(iface string) *attachment {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -155,7 +158,8 @@ func (r *Resolver) detach(a *attachment) {
 	}
 }
 
-// place takes a place for a client's query, and returns what is to be called with the query; nil: none is free.
+// place takes a place for a client's query and returns the function that answers the query; nil: no
+// place is free.
 func (r *Resolver) place(ctx context.Context, from *attachment, host netip.Prefix) (respond func(network string, query []byte) []byte) {
 	ctx, cancel := context.WithCancel(ctx)
 	had, left := from.queries.take(host, cancel)
@@ -187,7 +191,7 @@ func (r *Resolver) packets(ctx context.Context, conn net.PacketConn, at *attachm
 		query := append([]byte{}, buffer[:n]...)
 		wg.Go(func() {
 			if response := respond("udp", query); response != nil {
-				_, _ = conn.WriteTo(response, from) // a client that has gone asks no more
+				_, _ = conn.WriteTo(response, from) // a client that has left does not need it
 			}
 		})
 	}
@@ -209,25 +213,25 @@ func (r *Resolver) streams(ctx context.Context, l net.Listener, at *attachment, 
 			defer at.streams.leave(had)
 			defer conn.Close()
 			defer context.AfterFunc(ctx, func() { conn.Close() })()
-			// Answers go back as they come (RFC 7766 section 6.2.1.1).
+			// Answers may be out of order (RFC 7766 section 6.2.1.1).
 			var writing sync.Mutex
 			var answers sync.WaitGroup
 			defer answers.Wait()
-			beside := make(chan struct{}, maxBeside)
+			pipelined := make(chan struct{}, maxPipelined)
 			for buffer := make([]byte, 512); ; {
 				_ = conn.SetReadDeadline(time.Now().Add(idle))
 				query, err := readTCP(conn, buffer)
 				if err != nil {
 					return
 				}
-				beside <- struct{}{}
+				pipelined <- struct{}{}
 				respond := r.place(ctx, at, host)
 				if respond == nil {
-					return // the client asks again
+					return // the client retries
 				}
 				query = append([]byte{}, query...)
 				answers.Go(func() {
-					defer func() { <-beside }()
+					defer func() { <-pipelined }()
 					response := respond("tcp", query)
 					writing.Lock()
 					defer writing.Unlock()
@@ -241,7 +245,8 @@ func (r *Resolver) streams(ctx context.Context, l net.Listener, at *attachment, 
 	}
 }
 
-// respond returns what a client gets for a query; nil: nothing. What the client is told of a policy's name is a destination by then.
+// respond returns the response to a client's query; nil: none. Addresses of a policy's name are
+// destinations before respond returns them.
 func (r *Resolver) respond(ctx context.Context, from *attachment, network string, query []byte) []byte {
 	h, q, err := question(query)
 	if err != nil || h.Response {
@@ -262,12 +267,13 @@ func (r *Resolver) respond(ctx context.Context, from *attachment, network string
 		if response == nil {
 			return refuse(h, q, dnsmessage.RCodeServerFailure, false)
 		}
-		return refuse(h, q, dnsmessage.RCode(response[3]&0xf), false) // so that the client may do what it does then
+		// so that the client can react to the code
+		return refuse(h, q, dnsmessage.RCode(response[3]&0xf), false)
 	}
 	if q.Type == dnsmessage.TypeA || q.Type == dnsmessage.TypeAAAA {
 		a, err := read(response)
 		if err == nil && r.rebinds(canonical(q.Name), a.addrs) {
-			r.options.Log.Debug("the DNS proxy refuses an answer with addresses of the inside, of the node or of the platform", "name", q.Name, "addresses", a.addrs)
+			r.options.Log.Debug("the DNS proxy refuses an answer with an address of the inside, the node or the platform", "name", q.Name, "addresses", a.addrs)
 			return refuse(h, q, dnsmessage.RCodeRefused, false)
 		}
 		if err == nil && !r.admit(ctx, from, canonical(q.Name), a.addrs) {
@@ -277,7 +283,7 @@ func (r *Resolver) respond(ctx context.Context, from *attachment, network string
 			if err := r.apply(ctx); ctx.Err() != nil {
 				return refuse(h, q, dnsmessage.RCodeServerFailure, false)
 			} else if err != nil {
-				r.options.Log.Warn("a client is told addresses that are no destinations yet", "name", q.Name, "err", err)
+				r.options.Log.Warn("a client receives addresses that are not destinations yet", "name", q.Name, "err", err)
 			}
 		}
 	}
@@ -287,7 +293,7 @@ func (r *Resolver) respond(ctx context.Context, from *attachment, network string
 	return response
 }
 
-// refuse returns a response without an answer; a truncated one has the client ask again over TCP.
+// refuse returns a response without an answer. A truncated one makes the client retry over TCP.
 func refuse(h dnsmessage.Header, q dnsmessage.Question, code dnsmessage.RCode, truncated bool) []byte {
 	b := dnsmessage.NewBuilder(nil, dnsmessage.Header{
 		ID: h.ID, Response: true, OpCode: h.OpCode, RecursionDesired: h.RecursionDesired, RecursionAvailable: true, RCode: code, Truncated: truncated,
@@ -302,7 +308,7 @@ func refuse(h dnsmessage.Header, q dnsmessage.Question, code dnsmessage.RCode, t
 	return out
 }
 
-// room returns how many bytes the client takes by UDP (RFC 6891 section 6.2.3), and at most what gets through everywhere.
+// room returns the UDP size that the client accepts (RFC 6891 section 6.2.3), at most maxUDP.
 func room(query []byte) int {
 	var p dnsmessage.Parser
 	if _, err := p.Start(query); err != nil || p.SkipAllQuestions() != nil || p.SkipAllAnswers() != nil || p.SkipAllAuthorities() != nil {

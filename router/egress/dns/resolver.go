@@ -1,6 +1,6 @@
-// Package dns resolves the domain names in egress policies. It asks as often as the time to live of the answers says,
-// keeps the last good addresses while no resolver answers, and serves a DNS proxy for spokes that opens what it
-// answers.
+// Package dns resolves the domain names in egress policies. It repeats queries as their time to
+// live requires, keeps the last good addresses while no resolver answers, and runs a DNS proxy for
+// spokes that opens the addresses that it returns.
 package dns
 
 import (
@@ -21,34 +21,36 @@ import (
 )
 
 const (
-	// parallel is how many queries of the node's own are under way at a time, and parallelLate how many beside them that are not answered in a while:
-	// what is silent keeps nothing else waiting. One whose last answer was a failure waits for a free place beside those that are spared for the
-	// others, and keeps none waiting.
+	// parallel limits the node's own pending queries. A query that is silent for serverTimeout
+	// moves to one of parallelLate other places, so that it delays no others. A name whose last
+	// query failed starts only while more than spared places are free.
 	parallel     = 256
 	spared       = 32
 	parallelLate = 1024
-	// maxRest is the longest time between two writings of the rules while clients wait for them.
+	// maxRest bounds the pause between two writings of the rules while clients wait for them.
 	maxRest = 250 * time.Millisecond
 )
 
-// maxUnsaved is how long the file may not know that addresses were used.
+// maxUnsaved bounds how long the file may lack the last use of addresses.
 const maxUnsaved = time.Minute
 
-// Options are what a Resolver works with.
+// Options configure a Resolver.
 type Options struct {
-	// File keeps the addresses for the next run. Empty: nothing is kept.
+	// File keeps the addresses for the next run. Empty: they are not kept.
 	File string
-	// Changed is called after something has changed; with addresses, the addresses of names have. It is never called under a lock.
+	// Changed is called after a change; addresses is true if addresses of names have changed. It is
+	// never called under a lock.
 	Changed func(addresses bool)
-	// Apply has new addresses of names be destinations when it returns. The proxy calls it before it answers.
+	// Apply makes new addresses of names destinations before it returns. The proxy calls it before
+	// it answers.
 	Apply func(context.Context) error
-	// Log hears of names that cannot be resolved.
+	// Log receives names that cannot be resolved.
 	Log *slog.Logger
 	// ResolvConf is the file with the system's servers. Default: /etc/resolv.conf.
 	ResolvConf string
 }
 
-// Resolver knows the addresses of names. Methods may be called from several goroutines.
+// Resolver has the addresses of names. Its methods are safe for concurrent use.
 type Resolver struct {
 	options Options
 	client  client
@@ -56,33 +58,34 @@ type Resolver struct {
 
 	mu          sync.Mutex
 	inside      func(netip.Addr) bool  // see SetInside
-	flights     map[string]*flight     // queries of clients that are under way, and answers that are kept, by question
+	flights     map[string]*flight     // pending queries and cached answers of clients, by question
 	attachments map[string]*attachment // those with a listener, by interface
 	dropped     drops
-	ctx         context.Context // of Run; nil: it does not run
+	ctx         context.Context // of Run; nil: not running
 	wg          sync.WaitGroup
 	config      egress.DNS
 	table       *table
 	loaded      bool // the file has been read
 	dirty       bool // the file is older than the table
 	saved       time.Time
-	news        uint64 // how often there were new addresses
-	applied     uint64 // of these, how many Apply was called after
+	news        uint64 // counts changes with new addresses
+	applied     uint64 // news at the last call of Apply
 	listeners   map[egress.Listener]context.CancelFunc
-	deaf        map[egress.Listener]deafness // listeners that do not listen
-	upcoming    *round                       // writing of the rules that has not begun; nil: no one waits for one
-	applying    bool                         // rules are being written
+	deaf        map[egress.Listener]listenFailure // listeners that do not listen
+	// next writing of the rules, not yet started; nil: no client waits for one
+	upcoming *round
+	applying bool // rules are being written
 }
 
-// New returns a Resolver of no names.
+// New returns a Resolver without names.
 func New(o Options) *Resolver {
 	if o.ResolvConf == "" {
 		o.ResolvConf = resolvConf
 	}
-	return &Resolver{options: o, client: client{dial: (&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[egress.Listener]context.CancelFunc{}, attachments: map[string]*attachment{}, deaf: map[egress.Listener]deafness{}, flights: map[string]*flight{}}
+	return &Resolver{options: o, client: client{dial: (&net.Dialer{}).DialContext}, kick: make(chan struct{}, 1), table: newTable(), listeners: map[egress.Listener]context.CancelFunc{}, attachments: map[string]*attachment{}, deaf: map[egress.Listener]listenFailure{}, flights: map[string]*flight{}}
 }
 
-// loadLocked returns what a former run has left in the file.
+// loadLocked reads the file of an earlier run.
 func (r *Resolver) loadLocked() *table {
 	t := newTable()
 	if r.options.File == "" {
@@ -93,14 +96,14 @@ func (r *Resolver) loadLocked() *table {
 		err = t.decode(data, time.Now())
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		r.options.Log.Warn("addresses of names are lost; they are asked for again", "err", err)
+		r.options.Log.Warn("the stored addresses of names are unusable; querying them again", "err", err)
 		return newTable()
 	}
 	return t
 }
 
-// Set replaces the names and how they are resolved. The first call also takes up what a former run knew of them. Queries for a family are not sent
-// when unused says so; nil: all are used.
+// Set replaces the names and the configuration. The first call also loads the addresses of an
+// earlier run. Families for which unused returns true are not queried; nil: all are used.
 func (r *Resolver) Set(c egress.DNS, names []string, unused func(name string, ipv6 bool) bool) {
 	r.mu.Lock()
 	if !r.loaded {
@@ -121,16 +124,17 @@ func (r *Resolver) Set(c egress.DNS, names []string, unused func(name string, ip
 	r.wake()
 }
 
-// Listeners returns where the proxy listens, or tries to.
+// Listeners returns where the proxy listens or tries to.
 func (r *Resolver) Listeners() []egress.Listener {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.config.Proxy)
 }
 
-// SetInside sets which addresses no name may stand for, beside those of the loopback, of links and of the cloud's platform. It reports whether a name had such a
-// one, which is not a destination any more. The owner of a zone reaches into the node and the inside otherwise: the rules would let packets there, probes or a
-// client's browser would go there (DNS rebinding).
+// SetInside sets which addresses names must not have, besides those of the loopback, of links and
+// of the cloud's platform. It reports whether a name had such an address, which is then removed.
+// Otherwise the owner of a zone could reach into the node and the inside: the rules would let
+// packets through, and probes or a client's browser would go there (DNS rebinding).
 func (r *Resolver) SetInside(inside func(netip.Addr) bool) (gone bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -167,7 +171,7 @@ func (r *Resolver) wake() {
 	}
 }
 
-// Run asks and serves until ctx is done.
+// Run resolves and serves until ctx is done.
 func (r *Resolver) Run(ctx context.Context) error {
 	r.mu.Lock()
 	r.ctx = ctx
@@ -177,7 +181,9 @@ func (r *Resolver) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		now := time.Now()
 		r.mu.Lock()
-		asks := r.table.due(now) // first: what is asked for again is not gone before the answer, however late it is asked for
+		// first, so that a queried address does not expire before the answer, however late the
+		// query is
+		asks := r.table.due(now)
 		gone := r.table.expire(now)
 		next := r.table.next()
 		r.dirty = r.dirty || gone
@@ -238,7 +244,7 @@ func (r *Resolver) Run(ctx context.Context) error {
 	return nil
 }
 
-// servers returns whom to ask.
+// servers returns the DNS servers to query.
 func (r *Resolver) servers() ([]netip.AddrPort, error) {
 	r.mu.Lock()
 	servers := r.config.Resolvers
@@ -249,7 +255,7 @@ func (r *Resolver) servers() ([]netip.AddrPort, error) {
 	return system(r.options.ResolvConf)
 }
 
-// query asks for the addresses of a name and takes the answer.
+// query resolves a name and stores the answer.
 func (r *Resolver) query(ctx context.Context, a ask) {
 	servers, err := r.servers()
 	var addrs []netip.Addr
@@ -297,7 +303,8 @@ func (r *Resolver) notedLocked(news bool) {
 	}
 }
 
-// learn takes what a spoke is about to be told, and reports whether rules may lack it: because it is news, or was news a moment ago.
+// learn stores an answer that a spoke is about to receive, and reports whether the rules may lack
+// it, because it is new or was so a moment ago.
 func (r *Resolver) learn(by, name string, a answer) bool {
 	r.mu.Lock()
 	news := r.table.learn(by, name, a.addrs, a.ttl, time.Now())
@@ -310,14 +317,15 @@ func (r *Resolver) learn(by, name string, a answer) bool {
 	return lacking
 }
 
-// round is one writing of the rules, for all who wait for it.
+// round is one writing of the rules, shared by all who wait for it.
 type round struct {
 	done chan struct{}
 	err  error
 }
 
-// apply has everything that was learned until now be destinations. What fails is tried again because of Changed, without a client waiting for it. Callers that
-// come while rules are being written share the next writing.
+// apply makes everything that was learned so far a destination. Callers that arrive while rules are
+// being written share the next writing. After a failure, Changed starts another attempt for which
+// no client waits.
 func (r *Resolver) apply(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, applyTime)
 	defer cancel()
@@ -340,8 +348,8 @@ func (r *Resolver) apply(ctx context.Context) error {
 	}
 }
 
-// rounds writes the rules as long as a client waits for it. Between two writings it rests for as long as the former one has taken: names that spokes ask for
-// get half of a processor at most.
+// rounds writes the rules as long as a client waits for it. It pauses after each writing for as
+// long as the writing took, so that names of spokes take at most half of a processor.
 func (r *Resolver) rounds(ctx context.Context) {
 	for {
 		r.mu.Lock()
@@ -365,7 +373,7 @@ func (r *Resolver) rounds(ctx context.Context) {
 	}
 }
 
-// save writes the file when it is old. A failure is told once a change.
+// save writes the file when it is out of date. A failure is logged once a change.
 func (r *Resolver) save() {
 	r.mu.Lock()
 	dirty := r.dirty && r.options.File != ""
@@ -383,7 +391,7 @@ func (r *Resolver) save() {
 		err = disk.Replace(r.options.File, data, 0o600)
 	}
 	if err != nil {
-		r.options.Log.Warn("addresses of names are not kept for the next start", "err", err)
+		r.options.Log.Warn("the addresses of names cannot be stored for the next start", "err", err)
 	}
 }
 
@@ -394,7 +402,7 @@ func (r *Resolver) Addresses(name string) []netip.Addr {
 	return r.table.addresses(name)
 }
 
-// Resolve returns the addresses of a name that was set, without asking anybody; at least one.
+// Resolve returns the addresses of a name that was set, without a query; at least one.
 func (r *Resolver) Resolve(_ context.Context, name string) ([]netip.Addr, error) {
 	s := r.State(name)
 	switch {
@@ -408,14 +416,16 @@ func (r *Resolver) Resolve(_ context.Context, name string) ([]netip.Addr, error)
 	return nil, fmt.Errorf("%s has no address", name)
 }
 
-// Lately returns the addresses that names had within the last hour and have not now, in the order in which they went; the last 4096 that went are remembered.
+// Lately returns the addresses that names lost within the last hour, in the order in which they
+// went; at most the last 4096.
 func (r *Resolver) Lately() []Gone {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.table.lately(time.Now())
 }
 
-// Held returns the names of each address that stays while flows use it. It is empty unless Config.Hold is set.
+// Held returns the names of each address that stays while flows use it. It is empty unless
+// Config.Hold is set.
 func (r *Resolver) Held() map[netip.Addr][]string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -431,7 +441,7 @@ func (r *Resolver) Held() map[netip.Addr][]string {
 	return out
 }
 
-// Used tells that flows to an address of a name live, or began a moment ago.
+// Used records that flows to an address of a name live, or began a moment ago.
 func (r *Resolver) Used(name string, a netip.Addr) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -442,22 +452,24 @@ func (r *Resolver) Used(name string, a netip.Addr) {
 	}
 }
 
-// State is what is known of a name.
+// State is the state of a name.
 type State struct {
 	Addresses []netip.Addr
 	Next      time.Time // of the next query; zero for a wildcard
-	// LastError is why queries fail, with the family of addresses that is asked for, and Failing since when; zero when they do not.
+	// LastError is why queries fail, with the family, and Failing since when; zero when they do
+	// not.
 	LastError string
 	Failing   time.Time
-	// Stale is how many of the addresses are of a family whose queries fail.
+	// Stale counts the addresses of families whose queries fail.
 	Stale int
-	// Differs is since when each answer to the node has had new addresses, while no client has asked the proxy for the name lately; zero: it is not so.
+	// Differs is the time since when each answer to the node has had new addresses although no
+	// client has asked the proxy for the name lately; zero: it is not so.
 	Differs time.Time
-	// Refused are addresses of the last answers that no name may stand for, at most four of a family.
+	// Refused are addresses of the last answers that no name may have, at most four of a family.
 	Refused []netip.Addr
 }
 
-// State returns what is known of a name or wildcard.
+// State returns the state of a name or wildcard.
 func (r *Resolver) State(name string) State {
 	r.mu.Lock()
 	defer r.mu.Unlock()

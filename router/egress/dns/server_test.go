@@ -31,13 +31,14 @@ type server struct {
 	mu      sync.Mutex
 	zone    map[string]func(b *dnsmessage.Builder, q dnsmessage.Question) // by name and type
 	code    dnsmessage.RCode
-	mangle  func([]byte) [][]byte // what is sent by UDP in place of the response
+	mangle  func([]byte) [][]byte // returns the UDP packets to send instead of the response
 	queries int
-	mute    string                    // names with this in them have no answer
-	slow    time.Duration             // until a query by UDP is answered
-	any     bool                      // every name under any.example has an address of its own, for a minute
-	kinds   []dnsmessage.Type         // of the queries
-	old     func(query []byte) []byte // what is sent when a query has an OPT record
+	mute    string        // names that contain it have no answer
+	slow    time.Duration // delay of answers by UDP
+	// every name under any.example has its own address, for a minute
+	any   bool
+	kinds []dnsmessage.Type         // of the queries
+	old   func(query []byte) []byte // returns the answer to a query with an OPT record
 }
 
 func newServer(t *testing.T) *server {
@@ -149,7 +150,7 @@ func header(name string, ttl uint32) dnsmessage.ResourceHeader {
 	return dnsmessage.ResourceHeader{Name: dnsmessage.MustNewName(name + "."), Class: dnsmessage.ClassINET, TTL: ttl}
 }
 
-// host gives a name addresses in place of those that it has.
+// host replaces the addresses of a name.
 func (s *server) host(name string, ttl uint32, list ...netip.Addr) {
 	s.set(func() {
 		s.zone[name] = func(*dnsmessage.Builder, dnsmessage.Question) {}
@@ -171,7 +172,7 @@ func (s *server) host(name string, ttl uint32, list ...netip.Addr) {
 	})
 }
 
-// alias makes a name one of another. With whole, the server adds what the other one has.
+// alias makes a name an alias of another. With whole, the server adds the records of the other one.
 func (s *server) alias(name, other string, ttl uint32, whole bool) {
 	s.set(func() {
 		s.zone[name+" "+dnsmessage.TypeCNAME.String()] = func(b *dnsmessage.Builder, q dnsmessage.Question) {
@@ -226,7 +227,7 @@ func TestResolve(t *testing.T) {
 		{"many.example", false, fmt.Sprint(numbered(500)), time.Minute},
 		{"www.example", false, "[198.51.100.1 198.51.100.2]", 20 * time.Second},
 		{"step.example", true, "[2001:db8::1]", 10 * time.Second},
-		{"loop.example", false, "it is an alias of an alias without an end", 0},
+		{"loop.example", false, "the chain of aliases is too long", 0},
 		{"whole.example", false, "[]", 0},
 		{"gone.example", false, "[]", 0},
 	} {
@@ -240,12 +241,12 @@ func TestResolve(t *testing.T) {
 		}
 	}
 
-	// Whoever answers something else is not believed; the true answer still counts.
+	// The resolver ignores answers to other questions; the true answer still counts.
 	s.set(func() {
 		s.mangle = func(m []byte) [][]byte {
 			wrong := bytes.Replace(m, []byte{198, 51, 100, 4}, []byte{198, 51, 100, 66}, 1)
 			other := bytes.Replace(wrong, []byte("four"), []byte("five"), 2)
-			copy(nameIn(other), "\x04five") // whose case is mixed
+			copy(nameIn(other), "\x04five") // in the mixed case of the query
 			wrong[0] ^= 0xff
 			return [][]byte{wrong, other, {1, 2, 3}, {}, m}
 		}
@@ -255,7 +256,7 @@ func TestResolve(t *testing.T) {
 	}
 	s.set(func() { s.mangle = func(m []byte) [][]byte { return [][]byte{m[:len(m)-3]} } })
 	if got, _, err := c.resolve(t.Context(), []netip.AddrPort{s.at}, "four.example", false); err == nil {
-		t.Errorf("half a message says %v", got)
+		t.Errorf("half a message yields %v", got)
 	}
 	s.set(func() { s.mangle, s.code = nil, dnsmessage.RCodeServerFailure })
 	_, _, err := c.resolve(t.Context(), []netip.AddrPort{dead, s.at}, "a.example", false)
@@ -268,7 +269,7 @@ func TestSystem(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "resolv.conf")
 	for text, want := range map[string]string{
 		"# me\nsearch example\nnameserver 10.0.0.2\nnameserver 2001:db8::53\noptions edns0\nnameserver nonsense\n": "[10.0.0.2:53 [2001:db8::53]:53] <nil>",
-		"search example\n": "[] " + file + " names no server",
+		"search example\n": "[] " + file + " has no nameserver line with an address",
 	} {
 		os.WriteFile(file, []byte(text), 0o600)
 		servers, err := system(file)
@@ -322,21 +323,21 @@ func TestResolver(t *testing.T) {
 	s.host("a.example", 0, addrs("198.51.100.2", "2001:db8::2")...)
 	eventually(t, "the new ones", has("198.51.100.2", "2001:db8::2"))
 	if _, err := r.Resolve(t.Context(), "none.example"); err == nil {
-		t.Error("a name that is not there has addresses")
+		t.Error("a name that does not exist has addresses")
 	}
 	told := func() int {
 		mu.Lock()
 		defer mu.Unlock()
 		return news
 	}
-	// The former addresses go meanwhile, sooner or later; then nothing changes.
-	eventually(t, "nothing is told while nothing changes", func() bool {
+	// The former addresses go sooner or later; then nothing changes.
+	eventually(t, "no calls of Changed while nothing changes", func() bool {
 		before := told()
 		time.Sleep(500 * time.Millisecond)
 		return told() == before
 	})
 
-	// The same names again write nothing.
+	// Setting the same names again does not write the file.
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
@@ -351,19 +352,19 @@ func TestResolver(t *testing.T) {
 	r.wake()
 	eventually(t, "the file", func() bool { _, err := os.Stat(file); return err == nil })
 
-	// The server fails: everything stays, and the failure is told.
+	// The server fails: everything stays, and the failure is shown.
 	s.set(func() { s.code = dnsmessage.RCodeRefused })
-	eventually(t, "told", func() bool { return strings.Contains(r.State("a.example").LastError, "it answers Refused") })
+	eventually(t, "the failure is shown", func() bool { return strings.Contains(r.State("a.example").LastError, "it answers Refused") })
 	time.Sleep(500 * time.Millisecond)
 	if !has("198.51.100.2", "2001:db8::2")() {
-		t.Error("addresses are gone although nobody said so: ", r.Addresses("a.example"))
+		t.Error("addresses are gone although no answer said so: ", r.Addresses("a.example"))
 	}
 	// A new daemon without a server has them, too.
 	again := start(t, c, Options{File: file}, "a.example")
 	if got := again.Addresses("a.example"); len(got) != 2 {
 		t.Errorf("after a restart there is %v", got)
 	}
-	// That there is no such name is an answer.
+	// NXDOMAIN is an answer.
 	s.set(func() { s.code = 0; clear(s.zone) })
 	eventually(t, "gone", has())
 	if s := r.State("a.example"); s.LastError != "" || !s.Failing.IsZero() {
@@ -371,7 +372,8 @@ func TestResolver(t *testing.T) {
 	}
 }
 
-// TestLateQueries has a resolver come to ask when the time of an address is long over: it is not gone before somebody has said so.
+// TestLateQueries has a resolver query an address long after its time to live, and checks that the
+// address stays until the answer.
 func TestLateQueries(t *testing.T) {
 	s := newServer(t)
 	s.host("a.example", 60, addrs("198.51.100.1")...)
@@ -389,11 +391,11 @@ func TestLateQueries(t *testing.T) {
 	cancel()
 	<-done
 	if len(told) > 0 {
-		t.Errorf("addresses that are good were told to be others: %v", <-told)
+		t.Errorf("Changed was called for unchanged addresses: %v", <-told)
 	}
 }
 
-// TestProxy asks the proxy on the loopback. Ring: namespace; needs root for port 53.
+// TestProxy queries the proxy on the loopback. Ring: namespace; needs root for port 53.
 func TestProxy(t *testing.T) {
 	root.Need(t, "port 53")
 	s := newServer(t)
@@ -402,14 +404,14 @@ func TestProxy(t *testing.T) {
 	s.host("other.example", 60, addrs("198.51.100.9")...)
 	s.alias("www.example.com", "other.example", 60, true)
 	at, elsewhere := netip.MustParseAddr("127.53.53.1"), netip.MustParseAddr("127.53.53.3")
-	// What comes to elsewhere comes in by the loopback, and not by the interface that it is served on.
+	// Packets to elsewhere arrive on the loopback, not on the interface of its listener.
 	ifaces, err := net.Interfaces()
 	if err != nil {
 		t.Fatal(err)
 	}
 	i := slices.IndexFunc(ifaces, func(i net.Interface) bool { return i.Flags&net.FlagLoopback == 0 })
 	if i < 0 {
-		t.Fatal("this test needs an interface beside the loopback")
+		t.Fatal("this test needs an interface besides the loopback")
 	}
 	var r *Resolver
 	applied := make(chan []netip.Addr, 100)
@@ -420,7 +422,7 @@ func TestProxy(t *testing.T) {
 	servers := []netip.AddrPort{netip.AddrPortFrom(at, 53)}
 	eventually(t, "listening", func() bool { _, _, err := c.resolve(t.Context(), servers, "none.example", false); return err == nil })
 
-	eventually(t, "it is told that one does not listen", func() bool {
+	eventually(t, "Deaf returns the listener that does not listen", func() bool {
 		l, err, since, n := r.Deaf()
 		return n == 1 && l.Interface == "ist-none" && strings.Contains(err, "no such network interface") && !since.IsZero()
 	})
@@ -434,11 +436,11 @@ func TestProxy(t *testing.T) {
 		select {
 		case has := <-applied:
 			if !news || slices.ContainsFunc(got, func(a netip.Addr) bool { return !slices.Contains(has, a) }) {
-				t.Errorf("%s: told %.100v, news %v, destinations were %.100v", name, got, news, has)
+				t.Errorf("%s: got %.100v, news %v, destinations were %.100v", name, got, news, has)
 			}
 		default:
 			if news {
-				t.Errorf("%s: the client was told before the addresses were destinations", name)
+				t.Errorf("%s: the client received the addresses before they were destinations", name)
 			}
 		}
 	}
@@ -452,7 +454,7 @@ func TestProxy(t *testing.T) {
 		t.Errorf("%d addresses", got)
 	}
 
-	// A client that can take little is told to come by TCP, and the number of its query is its own.
+	// A client that accepts little is sent to TCP, and the response has the ID of its query.
 	conn, err := net.Dial("udp", servers[0].String())
 	if err != nil {
 		t.Fatal(err)
@@ -466,11 +468,11 @@ func TestProxy(t *testing.T) {
 	if h, _, err2 := question(buffer[:n]); err != nil || err2 != nil || h.ID != 0x1234 || !h.Truncated || n > maxUDP {
 		t.Errorf("%d bytes, %+v, %v, %v", n, h, err, err2)
 	}
-	// Nonsense has no answer, and harms nobody.
+	// Malformed queries have no answer and no effect.
 	for _, m := range [][]byte{{}, {1}, bytes.Repeat([]byte{0xff}, 100), make([]byte, 12), append([]byte{0x12, 0x34, 0x80}, query[3:]...)} {
 		conn.Write(m)
 	}
-	query[2] |= 0x10 // another kind of operation
+	query[2] |= 0x10 // another opcode
 	conn.Write(query)
 	n, err = conn.Read(buffer)
 	if h, _, err2 := question(buffer[:n]); err != nil || err2 != nil || h.RCode != dnsmessage.RCodeNotImplemented {
@@ -485,13 +487,14 @@ func TestProxy(t *testing.T) {
 	s.host("b.example.com", 60, addrs("198.51.100.77")...)
 	fail = errors.New("no rules")
 	ask("b.example.com", false, "[198.51.100.77]", true)
-	// Nobody listens for what comes in by another interface, where there is no such interface, or any more.
+	// No packet from another interface is answered, and nothing listens for an interface that does
+	// not exist, or after the listener is removed.
 	if _, _, err := c.resolve(t.Context(), []netip.AddrPort{netip.AddrPortFrom(elsewhere, 53)}, "a.example.com", false); err == nil {
-		t.Error("it answers what comes in by another interface")
+		t.Error("a query that arrives on another interface is answered")
 	}
 	if conn, err := net.Dial("tcp", "127.53.53.2:53"); err == nil {
 		conn.Close()
-		t.Error("it listens at an address of another interface")
+		t.Error("an address of a missing interface has a listener")
 	}
 	r.Set(egress.DNS{Resolvers: []netip.AddrPort{s.at}, Floor: time.Minute}, nil, nil)
 	eventually(t, "silence", func() bool {
@@ -503,7 +506,8 @@ func TestProxy(t *testing.T) {
 	})
 }
 
-// TestProxyWaitsForOthers has a second client ask, and the node itself, while the rules for the first one's answer are being written.
+// TestProxyWaitsForOthers has a second client, and the node itself, query while the rules for the
+// first client's answer are being written.
 func TestProxyWaitsForOthers(t *testing.T) {
 	s := newServer(t)
 	s.host("a.example.com", 60, addrs("198.51.100.1")...)
@@ -526,17 +530,17 @@ func TestProxyWaitsForOthers(t *testing.T) {
 		select {
 		case <-entered:
 		case <-told:
-			t.Errorf("%s is told an address that is no destination yet", what)
+			t.Errorf("%s receives an address that is not a destination yet", what)
 		case <-time.After(5 * time.Second):
 			t.Fatal("nothing happens")
 		}
 	}
 	eventually(t, "resolved", func() bool { return len(r.Addresses("b.example")) == 1 })
 	if !<-changed {
-		t.Error("addresses are no news")
+		t.Error("new addresses do not count as new")
 	}
 	own := ask("b.example")
-	waits("who asks for a name that the node has just resolved", own)
+	waits("a client of a name that the node has just resolved", own)
 	first := ask("a.example.com")
 	eventually(t, "the first client waits for the next rules", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return r.upcoming != nil })
 	second := ask("a.example.com")
@@ -545,7 +549,7 @@ func TestProxyWaitsForOthers(t *testing.T) {
 	waits("the first client", first)
 	select {
 	case <-second:
-		t.Error("the second client is told an address that is no destination yet")
+		t.Error("the second client receives an address that is not a destination yet")
 	default:
 	}
 	if t.Failed() {
@@ -563,7 +567,7 @@ func TestProxyWaitsForOthers(t *testing.T) {
 	waits("the third client", third)
 	leave <- errors.New("no rules")
 	<-third
-	<-ask("a.example.com") // which waits for nothing any more
+	<-ask("a.example.com") // which no longer waits for rules
 	for {
 		select {
 		case again := <-changed:
@@ -571,12 +575,13 @@ func TestProxyWaitsForOthers(t *testing.T) {
 				return
 			}
 		case <-time.After(5 * time.Second):
-			t.Fatal("rules that could not be written are not tried again")
+			t.Fatal("rules that could not be written are not retried")
 		}
 	}
 }
 
-// TestRulesAreWrittenForAll: clients that come while the rules are written share the next writing, and between two of them is a rest.
+// TestRulesAreWrittenForAll checks that clients that arrive while the rules are written share the
+// next writing, and that rounds pauses between two of them.
 func TestRulesAreWrittenForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const cost = 40 * time.Millisecond
@@ -605,7 +610,7 @@ func TestRulesAreWrittenForAll(t *testing.T) {
 		if all := time.Since(began); writings < 10 || busy > all/2+cost {
 			t.Errorf("%d writings, %v of %v", writings, busy, all)
 		}
-		time.Sleep(time.Second) // the last rest
+		time.Sleep(time.Second) // the last pause
 	})
 }
 

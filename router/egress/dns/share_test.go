@@ -19,7 +19,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/root"
 )
 
-// asked sends a query as a client behind an attachment and returns the addresses and the code of the answer.
+// asked sends a query as a client behind an attachment and returns the addresses and the code of
+// the answer.
 func asked(t *testing.T, r *Resolver, from *attachment, name string) ([]netip.Addr, dnsmessage.RCode) {
 	t.Helper()
 	query, err := pack(1, name, false)
@@ -38,8 +39,8 @@ func asked(t *testing.T, r *Resolver, from *attachment, name string) ([]netip.Ad
 	return a.addrs, h.RCode
 }
 
-// TestSlowServers: a server that takes longer than one is waited for alone serves clients, whether others are asked meanwhile or not, and whether it is known
-// to have EDNS or not.
+// TestSlowServers checks that a server that is slower than serverTimeout still serves clients,
+// whether other servers are queried meanwhile or not, and whether its EDNS support is known or not.
 func TestSlowServers(t *testing.T) {
 	s, mute := newServer(t), newServer(t)
 	s.host("a.example", 60, addrs("198.51.100.1")...)
@@ -54,13 +55,14 @@ func TestSlowServers(t *testing.T) {
 				t.Errorf("%v, %v after %v", got, code, time.Since(began))
 			}
 			if edns, known := r.client.knows(s.at); !edns || !known {
-				t.Error("a server that is slow is thought not to know EDNS")
+				t.Error("a server that is slow counts as one without EDNS")
 			}
 		})
 	}
 }
 
-// TestClientsLeave: what no client waits for any more is not asked on, and a client that waits is not sent away by one that leaves.
+// TestClientsLeave checks that a query is cancelled when its last waiting client leaves, and that a
+// client that leaves does not affect one that waits.
 func TestClientsLeave(t *testing.T) {
 	s := newServer(t)
 	s.host("a.example", 60, addrs("198.51.100.1")...)
@@ -86,10 +88,10 @@ func TestClientsLeave(t *testing.T) {
 	eventually(t, "the second asks", waiting(2))
 	leave()
 	if h, _, err := question(<-first); err != nil || h.RCode != dnsmessage.RCodeServerFailure {
-		t.Errorf("who has left is told %v, %v", h.RCode, err)
+		t.Errorf("the client that left receives %v, %v", h.RCode, err)
 	}
 	if a, err := read(<-second); err != nil || !slices.Equal(a.addrs, addrs("198.51.100.1")) {
-		t.Errorf("who stays is told %v, %v", a.addrs, err)
+		t.Errorf("the client that stays receives %v, %v", a.addrs, err)
 	}
 	s.set(func() { s.mute = "dead" })
 	query, _ = pack(1, "dead.example", false)
@@ -101,11 +103,12 @@ func TestClientsLeave(t *testing.T) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.flights) > 1 {
-		t.Error("it is asked on although no client waits")
+		t.Error("the query goes on although no client waits")
 	}
 }
 
-// TestKeptAnswersAreShared: one attachment's questions do not push out the answers to another one's.
+// TestKeptAnswersAreShared checks that questions of one attachment do not evict cached answers to
+// another.
 func TestKeptAnswersAreShared(t *testing.T) {
 	r := New(Options{})
 	greedy, modest := r.attach("greedy"), r.attach("modest")
@@ -124,20 +127,21 @@ func TestKeptAnswersAreShared(t *testing.T) {
 	}
 	for i := range 10 {
 		if r.flights[fmt.Sprint("m", i)] == nil {
-			t.Fatal("another one's answer is not kept")
+			t.Fatal("the answer of another attachment is not cached")
 		}
 	}
 	if n := len(r.flights); n != maxFlights/2+10 {
-		t.Errorf("%d answers are kept, want %d", n, maxFlights/2+10)
+		t.Errorf("%d answers are cached, want %d", n, maxFlights/2+10)
 	}
 	r.detach(greedy)
 	keep(greedy, "late")
 	if n := len(r.flights); n != 10 {
-		t.Errorf("%d answers are kept after an attachment has gone", n)
+		t.Errorf("%d answers are cached after an attachment has gone", n)
 	}
 }
 
-// rules are a strict fake of what has the addresses of names: it takes its time, and knows what it was given last.
+// rules is a fake of the driver that writes the addresses of names: each writing takes a while, and
+// the fake has the addresses of the last one.
 type rules struct {
 	resolver *Resolver
 	cost     time.Duration
@@ -160,8 +164,9 @@ func (f *rules) apply(context.Context) error {
 	return nil
 }
 
-// TestFloodOfNewNames has one attachment ask for 500 new names a second: another one is answered in time, what it is told is in the rules when it is told, and
-// stays there; and the rules change by little more than one attachment may have changed.
+// TestFloodOfNewNames has one attachment ask for 500 new names a second. Another attachment is
+// answered in time, with addresses that are in the rules before the answer and stay there, and the
+// rules change little more than the limit of one attachment.
 func TestFloodOfNewNames(t *testing.T) {
 	s := newServer(t)
 	s.set(func() { s.any = true })
@@ -196,7 +201,7 @@ func TestFloodOfNewNames(t *testing.T) {
 		longest = max(longest, time.Since(asking))
 		f.mu.Lock()
 		if len(got) != 1 || code != 0 || !f.has[got[0]] {
-			t.Errorf("name %d: %v, %v, which is in the rules: %v", i, got, code, len(got) > 0 && f.has[got[0]])
+			t.Errorf("name %d: %v, %v, in the rules: %v", i, got, code, len(got) > 0 && f.has[got[0]])
 		}
 		f.mu.Unlock()
 		mine = append(mine, got...)
@@ -216,10 +221,10 @@ func TestFloodOfNewNames(t *testing.T) {
 	defer f.mu.Unlock()
 	for _, a := range mine {
 		if !f.has[a] {
-			t.Errorf("%v is not in the rules any more", a)
+			t.Errorf("%v is no longer in the rules", a)
 		}
 	}
-	t.Logf("in %v: %d asked, %d told, %d writings; the other one waited for %v at most", took.Round(time.Millisecond), sent.Load(), told.Load(), f.writings, longest.Round(time.Millisecond))
+	t.Logf("in %v: %d queries, %d addresses, %d writings; the other attachment waited for %v at most", took.Round(time.Millisecond), sent.Load(), told.Load(), f.writings, longest.Round(time.Millisecond))
 	if most := newBurst + newRate*(took+newWait).Seconds(); float64(told.Load()) > most {
 		t.Errorf("%d new addresses in %v, want %.0f at most", told.Load(), took, most)
 	}
@@ -228,8 +233,9 @@ func TestFloodOfNewNames(t *testing.T) {
 	}
 }
 
-// TestDeadZone has more hosts of one attachment than places ask for names of a zone whose servers are silent, over UDP and TCP; another host of
-// it is answered, and has a connection. Ring: namespace; needs root for port 53.
+// TestDeadZone has more hosts of one attachment than places ask for names of a zone whose servers
+// are silent, over UDP and TCP. Another host of it is answered, and keeps a connection. Ring:
+// namespace; needs root for port 53.
 func TestDeadZone(t *testing.T) {
 	root.Need(t, "port 53")
 	s := newServer(t)
@@ -284,7 +290,8 @@ func TestDeadZone(t *testing.T) {
 		}
 	}
 	eventually(t, "queries are dropped", func() bool { flood(); n, _, _ := r.Dropped(); return n > 0 })
-	// full says whether dead names have all places, but the one that an answered query has just left.
+	// full reports whether dead names have all places, except the one that an answered query has
+	// just left.
 	full := func() bool {
 		r.mu.Lock()
 		a := r.attachments["lo"]
@@ -303,8 +310,9 @@ func TestDeadZone(t *testing.T) {
 		eventually(t, "another host is answered over "+network, func() bool {
 			flood()
 			if network == "udp" {
-				// The kernel drops the query while the flood fills the socket's buffer. What is dropped there says nothing of places, so the client asks
-				// again, and the dead names still have their places: they keep them for askTimeout.
+				// The kernel drops the query while the flood fills the socket's buffer. Such a drop
+				// is not related to places, so the client retries. The dead names still have their
+				// places: they keep them for askTimeout.
 				for range 20 {
 					if _, err := c.Write(query); err != nil {
 						return false
@@ -318,7 +326,7 @@ func TestDeadZone(t *testing.T) {
 			}
 			c.SetDeadline(time.Now().Add(askTimeout))
 			if err := writeTCP(c, query); err != nil {
-				t.Fatalf("its connection is taken away: %v", err)
+				t.Fatalf("its connection is closed: %v", err)
 			}
 			_, err := readTCP(c, make([]byte, 65535))
 			return err == nil && full()
@@ -326,8 +334,8 @@ func TestDeadZone(t *testing.T) {
 	}
 }
 
-// TestSilentNames: many names without an answer keep a name waiting neither at first nor later, and each of them is tried again and again. The servers are at the
-// other ends of pipes.
+// TestSilentNames checks that many names without an answer do not delay another name, neither at
+// first nor later, and that each of them is retried. The servers are at the other ends of pipes.
 func TestSilentNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
@@ -354,7 +362,7 @@ func TestSilentNames(t *testing.T) {
 					_, _ = far.Write(s.respond(buffer[:n], "tcp")[0])
 					return
 				}
-				_, _ = far.Read(buffer) // until the other end has gone
+				_, _ = far.Read(buffer) // until the other end closes
 			}()
 			return near, nil
 		}
@@ -380,24 +388,24 @@ func TestSilentNames(t *testing.T) {
 		defer func() { cancel(); <-done; time.Sleep(time.Minute) }()
 		time.Sleep(30 * time.Second)
 		if n := asked("z.example"); n < 2 {
-			t.Errorf("after half a minute the name that is answered was asked for %d times", n)
+			t.Errorf("after half a minute the name that is answered was queried %d times", n)
 		}
 		time.Sleep(30 * time.Second)
 		before := asked("z.example")
 		time.Sleep(time.Minute)
 		if n := asked("z.example") - before; n < 118 { // each second, for two families
-			t.Errorf("the name that is answered was asked for %d times in a minute", n)
+			t.Errorf("the name that is answered was queried %d times in a minute", n)
 		}
 		for i := range dead {
 			if n := asked(fmt.Sprintf("dead%d.example", i)); n < 6 {
-				t.Errorf("a name that fails was asked for %d times in two minutes", n)
+				t.Errorf("a name that fails was queried %d times in two minutes", n)
 				break
 			}
 		}
 	})
 }
 
-// TestLongPackets: an answer by UDP that is longer than is read is asked for over TCP.
+// TestLongPackets checks that an answer by UDP beyond maxPacket is queried again over TCP.
 func TestLongPackets(t *testing.T) {
 	s := newServer(t)
 	s.host("a.example", 60, addrs("198.51.100.1")...)
@@ -409,7 +417,8 @@ func TestLongPackets(t *testing.T) {
 	}
 }
 
-// TestFirstAnswerOfTwo: when a query without EDNS cannot be sent, the answer to the one with it still counts.
+// TestFirstAnswerOfTwo checks that the answer to the query with EDNS still counts when the one
+// without cannot be sent.
 func TestFirstAnswerOfTwo(t *testing.T) {
 	s := newServer(t)
 	s.host("a.example", 60, addrs("198.51.100.1")...)
@@ -426,7 +435,8 @@ func TestFirstAnswerOfTwo(t *testing.T) {
 	}
 }
 
-// TestLeftWhileRulesAreWritten: a client whose place is taken while it waits for the rules is not told an address.
+// TestLeftWhileRulesAreWritten checks that a client that loses its place while it waits for the
+// rules receives no address.
 func TestLeftWhileRulesAreWritten(t *testing.T) {
 	s := newServer(t)
 	s.set(func() { s.any = true })
@@ -447,11 +457,12 @@ func TestLeftWhileRulesAreWritten(t *testing.T) {
 	h, _, err := question(response)
 	a, err2 := read(response)
 	if err != nil || err2 != nil || h.RCode != dnsmessage.RCodeServerFailure || len(a.addrs) > 0 {
-		t.Errorf("told %v, %v, %v, %v", h.RCode, a.addrs, err, err2)
+		t.Errorf("received %v, %v, %v, %v", h.RCode, a.addrs, err, err2)
 	}
 }
 
-// TestAdmission: an attachment may be told some new addresses at once and then so many a second; what is refused costs it nothing, and what names have is free.
+// TestAdmission checks that an attachment may learn newBurst new addresses at once and then newRate
+// a second, that refused ones cost it nothing, and that known addresses are free.
 func TestAdmission(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := New(Options{})
@@ -492,7 +503,7 @@ func TestAdmission(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		began = time.Now()
 		if !admit("a.any.example") || time.Since(began) > newWait/2 {
-			t.Errorf("what was refused counts: waited for %v", time.Since(began))
+			t.Errorf("refused addresses count: waited for %v", time.Since(began))
 		}
 		began = time.Now()
 		for range 10 * newBurst { // of names that no policy has

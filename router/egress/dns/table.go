@@ -15,37 +15,39 @@ import (
 )
 
 const (
-	// maxAddresses is how many claims to addresses one name may have, and one attachment to those of all names. Who has most makes room, with those that would
-	// go first.
+	// maxAddresses bounds the claims to addresses of one name, and those of one attachment in all
+	// names. The claimant with the most makes room, with the claims that would end first.
 	maxAddresses = 4096
-	// maxGone is how many addresses are remembered that names had, and goneTime for how long.
+	// maxGone bounds the addresses that are listed after names have lost them, and goneTime their
+	// age.
 	maxGone  = 4096
 	goneTime = time.Hour
-	// maxRefused is how many refused addresses of an answer are shown.
+	// maxRefused bounds the refused addresses of an answer that are shown.
 	maxRefused = 4
-	// changing is how many answers in a row must have new addresses for a name to count as one whose answers differ.
+	// changing is how many answers in a row must have new addresses before differs reports the
+	// name.
 	changing = 4
-	// longest is the longest time to live that counts: no zone may pin an address for years.
+	// longest caps the time to live, so that a zone cannot pin an address for years.
 	longest = 24 * time.Hour
-	// soonest is the time to the first query after a failed one; it doubles up to the floor.
+	// soonest is the delay of the first query after a failure; it doubles up to the floor.
 	soonest = time.Second
 )
 
-// query is one of the two questions of a name: for its IPv4 or for its IPv6 addresses.
+// query is the state of one of the two questions of a name: for its IPv4 or for its IPv6 addresses.
 type query struct {
 	next     time.Time    // when it is due
-	asked    time.Time    // since when an answer is awaited; zero: none is
+	asked    time.Time    // since when an answer is pending; zero: none is
 	failures int          // in a row
-	tried    time.Time    // when the last of these came
+	tried    time.Time    // time of the last failure
 	failing  time.Time    // since when; zero: it does not fail
 	err      string       // of the last failure
-	unused   bool         // no policy can use the family, so that it is not asked for
-	changes  int          // answers in a row that had addresses which were not known
-	changed  time.Time    // when these became as many as changing
-	refused  []netip.Addr // of the last answer, that no name may stand for
+	unused   bool         // no policy can use the family, so that it is not queried
+	changes  int          // answers in a row with addresses that were new
+	changed  time.Time    // when changes reached changing
+	refused  []netip.Addr // addresses of the last answer that no name may have
 }
 
-// claim is what an attachment, or the node itself, was told of an address.
+// claim records that an attachment, or the node itself, received an address.
 type claim struct {
 	by    string    // interface of the attachment; empty: the node itself
 	until time.Time // twice the time to live after the last answer
@@ -58,36 +60,38 @@ type entry struct {
 	used   time.Time // when a flow to it was last seen; zero: none was
 }
 
-// record is what is known of a name or wildcard.
+// record is the state of a name or wildcard.
 type record struct {
 	entries map[netip.Addr]*entry
-	held    map[string]int // claims in entries, by whose they are
+	held    map[string]int // number of claims in entries, by claimant
 	queries [2]query       // for IPv4 and IPv6; unused for a wildcard
-	proxied time.Time      // when a client of the proxy was last told of it
+	proxied time.Time      // when a client of the proxy last received an answer for it
 }
 
 func newRecord() *record { return &record{entries: map[netip.Addr]*entry{}, held: map[string]int{}} }
 
-// Gone is an address that a name had until lately.
+// Gone is an address that a name has lost.
 type Gone struct {
 	Name    string
 	Address netip.Addr
 	At      time.Time // when it went
 }
 
-// table is what is known of all names. It has no clock and does no I/O.
+// table is the state of all names. It has no clock and does no I/O.
 type table struct {
 	floor, grace time.Duration
-	hold         time.Duration // for which an address stays after it was told or used; 0: for what the time to live says
-	records      map[string]*record
-	owned        map[string]int        // claims of all records, by whose they are
-	gone         []Gone                // in the order in which they went
-	inside       func(netip.Addr) bool // which no name may stand for; nil: all may
+	// how long an address stays after it was last received or used; 0: only the time to live counts
+	hold    time.Duration
+	records map[string]*record
+	owned   map[string]int        // claims of all records, by claimant
+	gone    []Gone                // in the order in which they went
+	inside  func(netip.Addr) bool // addresses that no name may have; nil: none is excluded
 }
 
 func newTable() *table { return &table{records: map[string]*record{}, owned: map[string]int{}} }
 
-// set replaces the names. What is known of those that stay is kept; new ones are due at once. It reports whether addresses are gone.
+// set replaces the names. Names that stay keep their state; new ones are due at once. It reports
+// whether addresses are gone.
 func (t *table) set(names []string, c egress.DNS, now time.Time) (gone bool) {
 	t.floor, t.grace, t.hold = c.Floor, c.Grace, c.Hold
 	former := t.records
@@ -119,7 +123,7 @@ func (t *table) drop(r *record, a netip.Addr) {
 	}
 }
 
-// unclaim ends the claim of one to an address, and reports whether it was the last one.
+// unclaim ends one claim to an address, and reports whether it was the last.
 func (t *table) unclaim(r *record, a netip.Addr, by string) (last bool) {
 	e := r.entries[a]
 	e.claims = slices.DeleteFunc(e.claims, func(c claim) bool { return c.by == by })
@@ -136,7 +140,8 @@ func (t *table) unclaim(r *record, a netip.Addr, by string) (last bool) {
 	return len(e.claims) == 0
 }
 
-// use sets which families are asked for. One that begins to be used is due at once, and nothing of one that is not used fails.
+// use sets which families are queried. A family that becomes used is due at once, and an unused one
+// does not fail.
 func (t *table) use(unused func(name string, ipv6 bool) bool, now time.Time) {
 	for name, r := range t.records {
 		for i := range r.queries {
@@ -156,17 +161,18 @@ func b2i(b bool) int {
 	return 0
 }
 
-// life is how long an address may be told on, after which time it is asked for again.
+// life is how long clients may use an address, after which it is queried again.
 func (t *table) life(ttl time.Duration) time.Duration { return min(max(ttl, t.floor), longest) }
 
-// allowed says whether an address may be a destination: the owner of a name's zone must not reach into the node or its links by it.
+// allowed reports whether an address may be a destination. It must not let the owner of a name's
+// zone reach into the node or its links.
 func (t *table) allowed(a netip.Addr) bool {
 	return a.IsGlobalUnicast() && !a.Is4In6() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255}) &&
 		!nat.PlatformOf(a).IsValid() && (t.inside == nil || !t.inside(a))
 }
 
-// learn makes addresses destinations of every name that stands for the one that was asked, for twice the time to live, or longer by hold. by is who was told.
-// It reports whether there was a new one.
+// learn makes addresses destinations of every set name that matches, for twice the time to live, or
+// longer by hold. by is the receiver of the answer. It reports whether an address is new.
 func (t *table) learn(by, name string, addrs []netip.Addr, ttl time.Duration, now time.Time) (news bool) {
 	for pattern, r := range t.records {
 		if egress.NameMatches(pattern, name) {
@@ -179,7 +185,7 @@ func (t *table) learn(by, name string, addrs []netip.Addr, ttl time.Duration, no
 	return news
 }
 
-// unknown returns how many addresses names that stand for one would have new.
+// unknown returns how many addresses would be new to set names that match.
 func (t *table) unknown(name string, addrs []netip.Addr) (n int) {
 	for pattern, r := range t.records {
 		if egress.NameMatches(pattern, name) {
@@ -191,7 +197,7 @@ func (t *table) unknown(name string, addrs []netip.Addr) (n int) {
 	return n
 }
 
-// wants says whether a name or wildcard that was set stands for a name.
+// wants reports whether a set name or wildcard matches a name.
 func (t *table) wants(name string) bool {
 	for pattern := range t.records {
 		if egress.NameMatches(pattern, name) {
@@ -250,7 +256,8 @@ func (t *table) add(name, by string, addrs []netip.Addr, until, now time.Time) (
 	return news
 }
 
-// makeRoom ends so many claims of one in some records, those that would end first, and returns how many.
+// makeRoom ends n claims of one claimant in the given records, those that would end first, and
+// returns how many it ended.
 func (t *table) makeRoom(by string, records map[string]*record, n int, now time.Time) int {
 	type place struct {
 		name string
@@ -268,7 +275,7 @@ func (t *table) makeRoom(by string, records map[string]*record, n int, now time.
 					continue
 				}
 				p := place{name, a, t.end(e, c)}
-				if n == 1 && len(all) > 0 { // as a rule: to sort costs thirty times as much
+				if n == 1 && len(all) > 0 { // the usual case; sorting costs thirty times as much
 					if sooner(p, all[0]) < 0 {
 						all[0] = p
 					}
@@ -288,7 +295,7 @@ func (t *table) makeRoom(by string, records map[string]*record, n int, now time.
 	return len(all)
 }
 
-// left remembers for a while that a name had an address.
+// left records that a name has lost an address.
 func (t *table) left(name string, a netip.Addr, now time.Time) {
 	t.gone = append(t.gone, Gone{name, a, now})
 	stale := max(0, len(t.gone)-maxGone)
@@ -298,7 +305,8 @@ func (t *table) left(name string, a netip.Addr, now time.Time) {
 	t.gone = t.gone[:copy(t.gone, t.gone[stale:])]
 }
 
-// lately returns the addresses that names had not long ago and have not now, in the order in which they went.
+// lately returns the addresses that names lost within goneTime and do not have now, in the order in
+// which they went.
 func (t *table) lately(now time.Time) (out []Gone) {
 	seen := map[Gone]bool{}
 	for _, g := range slices.Backward(t.gone) {
@@ -326,7 +334,8 @@ func (t *table) end(e *entry, c claim) time.Time {
 	return end
 }
 
-// touch notes that a flow to an address of a name lives or has begun lately. It reports whether the address stays longer by it.
+// touch records that a flow to an address of a name lives or has begun lately. It reports whether
+// that may extend the life of the address.
 func (t *table) touch(name string, a netip.Addr, now time.Time) bool {
 	r := t.records[name]
 	if t.hold == 0 || r == nil || r.entries[a] == nil {
@@ -336,11 +345,11 @@ func (t *table) touch(name string, a netip.Addr, now time.Time) bool {
 	return true
 }
 
-// answered takes the answer to a query; there may be no address in it.
+// answered stores the answer to a query, which may have no address.
 func (t *table) answered(name string, ipv6 bool, addrs []netip.Addr, ttl time.Duration, now time.Time) (news bool) {
 	r := t.records[name]
 	if r == nil {
-		return false // it is not wanted any more
+		return false // the name was removed meanwhile
 	}
 	was := &r.queries[b2i(ipv6)]
 	q := query{next: now.Add(t.life(ttl)), unused: was.unused}
@@ -365,8 +374,9 @@ func (t *table) answered(name string, ipv6 bool, addrs []netip.Addr, ttl time.Du
 	return t.learn("", name, addrs, ttl, now)
 }
 
-// differs returns since when each answer to the node has had addresses that were not known, so that clients which ask another resolver are told addresses
-// that are no destinations; zero: it is not so, or clients have the name from the proxy.
+// differs returns since when each answer to the node has had new addresses, so that clients of
+// another resolver receive addresses that are not destinations. Zero: it is not so, or clients use
+// the proxy.
 func (t *table) differs(r *record, now time.Time) (since time.Time) {
 	if !r.proxied.IsZero() && now.Sub(r.proxied) < goneTime {
 		return since
@@ -379,7 +389,7 @@ func (t *table) differs(r *record, now time.Time) (since time.Time) {
 	return since
 }
 
-// failed takes the failure of a query.
+// failed stores the failure of a query.
 func (t *table) failed(name string, ipv6 bool, err error, now time.Time) {
 	r := t.records[name]
 	if r == nil {
@@ -399,8 +409,9 @@ func (t *table) failed(name string, ipv6 bool, err error, now time.Time) {
 	q.err = err.Error()
 }
 
-// expire drops the addresses whose time is over, and reports whether there was one. While an answer is awaited nothing is concluded, and
-// while no resolver answers, those that were good when that began stay for the grace time.
+// expire drops the addresses whose time is over, and reports whether there were any. Nothing
+// expires while an answer is pending. While no resolver answers, addresses that were good when that
+// began stay for the grace time.
 func (t *table) expire(now time.Time) (gone bool) {
 	for name, r := range t.records {
 		for a, e := range r.entries {
@@ -418,7 +429,7 @@ func (t *table) expire(now time.Time) (gone bool) {
 	return gone
 }
 
-// late returns when an address goes that would by itself at a time, as things are.
+// late returns when an address goes that would go at until, given the failures and the grace time.
 func (r *record) late(a netip.Addr, until time.Time, grace time.Duration) time.Time {
 	failing := r.queries[b2i(a.Is6())].failing
 	if late := failing.Add(grace); !failing.IsZero() && !until.Before(failing) && late.After(until) {
@@ -427,7 +438,7 @@ func (r *record) late(a netip.Addr, until time.Time, grace time.Duration) time.T
 	return until
 }
 
-// until returns when an address goes by itself, unless it is told or used again.
+// until returns when an address goes by itself, unless it is received or used again.
 func (t *table) until(e *entry) (until time.Time) {
 	for _, c := range e.claims {
 		if end := t.end(e, c); end.After(until) {
@@ -443,7 +454,7 @@ type ask struct {
 	ipv6 bool
 }
 
-// due returns the queries that are to be made now, and puts them off so that they are not returned again before they can be over.
+// due returns the queries to send now, and postpones their next turn beyond askTimeout.
 func (t *table) due(now time.Time) (asks []ask) {
 	for name, r := range t.records {
 		if egress.IsWildcard(name) {
@@ -456,20 +467,21 @@ func (t *table) due(now time.Time) (asks []ask) {
 			}
 		}
 	}
-	// Of those that fail, the one that was tried longest ago comes first: there may be more than can be asked for.
+	// Failing queries come in the order of their last try, because there may be more than can be
+	// sent.
 	slices.SortFunc(asks, func(a, b ask) int {
 		return cmp.Or(t.query(a).tried.Compare(t.query(b).tried), strings.Compare(a.name, b.name), b2i(a.ipv6)-b2i(b.ipv6))
 	})
 	return asks
 }
 
-// query returns what is known of a query of the table.
+// query returns the state of a query of the table.
 func (t *table) query(a ask) *query { return &t.records[a.name].queries[b2i(a.ipv6)] }
 
-// fails says whether the last answer to a query was a failure.
+// fails reports whether the last result of a query was a failure.
 func (t *table) fails(a ask) bool { return t.records[a.name] != nil && t.query(a).failures > 0 }
 
-// putOff has a query that is due be due a little later.
+// putOff postpones a due query by soonest.
 func (t *table) putOff(a ask, now time.Time) {
 	if t.records[a.name] != nil {
 		q := t.query(a)
@@ -477,7 +489,7 @@ func (t *table) putOff(a ask, now time.Time) {
 	}
 }
 
-// next returns when something is due or goes; zero: never.
+// next returns when something is due or expires; zero: never.
 func (t *table) next() (next time.Time) {
 	sooner := func(at time.Time) {
 		if next.IsZero() || at.Before(next) {
@@ -515,7 +527,7 @@ func (t *table) addresses(name string) []netip.Addr {
 	return out
 }
 
-// encode returns what a later run must know.
+// encode returns the state that a later run needs.
 func (t *table) encode() ([]byte, error) {
 	out := map[string]map[netip.Addr]time.Time{}
 	for name, r := range t.records {
@@ -527,7 +539,7 @@ func (t *table) encode() ([]byte, error) {
 	return json.Marshal(out)
 }
 
-// decode takes what a former run knew. Until a server has answered, that stays for the grace time.
+// decode loads the state of an earlier run. Until a server answers, it stays for the grace time.
 func (t *table) decode(data []byte, now time.Time) error {
 	var known map[string]map[netip.Addr]time.Time
 	if err := json.Unmarshal(data, &known); err != nil {
@@ -535,7 +547,7 @@ func (t *table) decode(data []byte, now time.Time) error {
 	}
 	for name, until := range known {
 		if n, err := egress.ParseName(name); err != nil || n != name {
-			return fmt.Errorf("decoding names: %q is no name", name)
+			return fmt.Errorf("decoding names: %q is not a valid name", name)
 		}
 		r := newRecord()
 		t.records[name] = r

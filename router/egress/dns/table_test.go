@@ -21,7 +21,7 @@ func addrs(list ...string) (out []netip.Addr) {
 
 var errDead = errors.New("dead")
 
-// clock is a table with the time.
+// clock is a table with a clock.
 type clock struct {
 	*testing.T
 	*table
@@ -55,10 +55,11 @@ func TestTimeToLive(t *testing.T) {
 		t.Errorf("asked again while the first query is under way: %v", asks)
 	}
 	if !c.answered("a.example", false, addrs("198.51.100.1", "198.51.100.2"), 100*time.Second, c.now) || c.answered("a.example", true, nil, 0, c.now) {
-		t.Error("what is news is not told")
+		t.Error("answered does not report new addresses correctly")
 	}
 	c.want("a.example", "198.51.100.1", "198.51.100.2")
-	// The answer without a time to live is asked for again after the floor, the other one after its time.
+	// The answer without a time to live is queried again after the floor, the other one after its
+	// time to live.
 	for at, want := range map[time.Duration]string{29 * time.Second: "[]", 30 * time.Second: "[{a.example true}]", 100 * time.Second: "[{a.example false} {a.example true}]"} {
 		copied := *c.records["a.example"]
 		if got := fmt.Sprint(c.due(c.now.Add(at))); got != want {
@@ -66,10 +67,11 @@ func TestTimeToLive(t *testing.T) {
 		}
 		*c.records["a.example"] = copied
 	}
-	// Another answer: who asked just before may use the former one for its time to live.
+	// After another answer, clients that asked just before may use the former one for its time to
+	// live.
 	c.wait(100 * time.Second)
 	if !c.answered("a.example", false, addrs("198.51.100.2", "198.51.100.3"), time.Second, c.now) {
-		t.Error("what is news is not told")
+		t.Error("answered does not report a new address")
 	}
 	c.want("a.example", "198.51.100.1", "198.51.100.2", "198.51.100.3")
 	c.wait(59 * time.Second)
@@ -78,7 +80,7 @@ func TestTimeToLive(t *testing.T) {
 	c.want("a.example", "198.51.100.1", "198.51.100.2")
 	c.wait(40 * time.Second)
 	c.want("a.example")
-	// Nobody may pin an address for a century.
+	// A zone cannot pin an address for a century.
 	c.answered("a.example", false, addrs("198.51.100.4"), 100*365*24*time.Hour, c.now)
 	c.wait(2*longest - time.Second)
 	c.want("a.example", "198.51.100.4")
@@ -86,12 +88,12 @@ func TestTimeToLive(t *testing.T) {
 	c.want("a.example")
 }
 
-func TestNobodyAnswers(t *testing.T) {
+func TestNoServerAnswers(t *testing.T) {
 	c := newClock(t, "a.example")
 	c.answered("a.example", false, addrs("198.51.100.1"), 60*time.Second, c.now)
 	c.answered("a.example", true, addrs("2001:db8::1"), 60*time.Second, c.now)
 	c.wait(60 * time.Second)
-	// Queries come sooner at first, and then as often as the floor says.
+	// Queries are frequent at first, and then follow the floor.
 	var waits []time.Duration
 	for range 8 {
 		c.failed("a.example", false, errDead, c.now)
@@ -102,7 +104,7 @@ func TestNobodyAnswers(t *testing.T) {
 	if got := fmt.Sprint(waits); got != "[1s 2s 4s 8s 16s 30s 30s 30s]" {
 		t.Errorf("waits %s", got)
 	}
-	// The family that fails keeps its addresses for the grace time, the other one does not need to.
+	// The family that fails keeps its addresses for the grace time; the other one does not.
 	c.answered("a.example", true, nil, 0, c.now)
 	c.wait(0)
 	c.want("a.example", "198.51.100.1")
@@ -111,7 +113,7 @@ func TestNobodyAnswers(t *testing.T) {
 	c.wait(2 * time.Second)
 	c.want("a.example")
 
-	// A slow answer is awaited.
+	// Addresses stay while an answer is pending.
 	c.answered("a.example", false, addrs("198.51.100.1"), 30*time.Second, c.now)
 	c.wait(30 * time.Second)
 	c.due(c.now)
@@ -123,7 +125,7 @@ func TestNobodyAnswers(t *testing.T) {
 	c.wait(time.Second)
 	c.want("a.example")
 
-	// An answer that there is none is an answer.
+	// An answer without addresses is an answer.
 	c.answered("a.example", false, addrs("198.51.100.1"), 60*time.Second, c.now)
 	c.wait(60 * time.Second)
 	c.answered("a.example", false, nil, 0, c.now)
@@ -136,21 +138,21 @@ func TestNobodyAnswers(t *testing.T) {
 func TestLearn(t *testing.T) {
 	c := newClock(t, "*.example.com", "a.example.com")
 	if !c.learn("spoke", "a.example.com", addrs("198.51.100.1"), 60*time.Second, c.now) || !c.learn("spoke", "b.c.example.com", addrs("198.51.100.2"), 60*time.Second, c.now) {
-		t.Error("what is news is not told")
+		t.Error("learn does not report a new address")
 	}
 	if c.learn("spoke", "a.example.com", addrs("198.51.100.1"), 90*time.Second, c.now) || c.learn("spoke", "example.com", addrs("198.51.100.3"), 60*time.Second, c.now) {
-		t.Error("what is no news is told")
+		t.Error("learn reports an address that is not new")
 	}
 	c.want("*.example.com", "198.51.100.1", "198.51.100.2")
 	c.want("a.example.com", "198.51.100.1")
 	c.wait(120 * time.Second)
 	c.want("*.example.com", "198.51.100.1")
 
-	// Whoever has the zone does not reach into the node.
+	// The owner of the zone cannot reach into the node.
 	c.learn("spoke", "x.example.com", addrs("127.0.0.1", "169.254.169.254", "fe80::1", "::1", "0.0.0.0", "224.0.0.1", "::ffff:198.51.100.9", "255.255.255.255", "ff02::1"), time.Minute, c.now)
 	c.want("*.example.com", "198.51.100.1")
 
-	// Nor does it fill the memory, or push out what is used.
+	// The owner can neither fill the memory nor evict addresses in use.
 	c.wait(time.Hour)
 	c.learn("spoke", "used.example.com", addrs("192.0.2.1"), time.Hour, c.now)
 	for i := range maxAddresses + 500 {
@@ -161,18 +163,18 @@ func TestLearn(t *testing.T) {
 		t.Errorf("%d addresses, the first %v", len(got), got[0])
 	}
 	if asks := c.due(c.now.Add(time.Hour)); slices.ContainsFunc(asks, func(a ask) bool { return a.name != "a.example.com" }) {
-		t.Errorf("a wildcard is asked for: %v", asks)
+		t.Errorf("a wildcard is queried: %v", asks)
 	}
 }
 
-func TestAnswersNobodyWants(t *testing.T) {
+func TestAnswersToRemovedNames(t *testing.T) {
 	c := newClock(t, "a.example")
 	c.answered("a.example", false, addrs("198.51.100.1"), time.Minute, c.now)
 	if c.set([]string{"a.example"}, egress.DNS{Floor: time.Second}, c.now) || !c.set(nil, egress.DNS{Floor: time.Second}, c.now) {
-		t.Error("what goes is not told, or what stays is")
+		t.Error("set reports gone addresses wrongly")
 	}
 	if c.answered("a.example", false, addrs("198.51.100.1"), time.Minute, c.now) {
-		t.Error("news of a name that nobody wants")
+		t.Error("news of a name that is not set")
 	}
 	c.failed("a.example", false, errDead, c.now)
 	if !c.next().IsZero() || len(c.due(c.now)) > 0 {
@@ -205,13 +207,13 @@ func TestRestart(t *testing.T) {
 
 	for _, text := range []string{"", "[]", `{"A..b": {}}`, `{"a.example": {"x": "2026-01-01T00:00:00Z"}}`} {
 		if err := newTable().decode([]byte(text), c.now); err == nil {
-			t.Errorf("%q is read", text)
+			t.Errorf("%q is accepted", text)
 		}
 	}
 }
 
-// TestRandomLife keeps what must be true at any time: an address is there until twice its time to live after its last answer, and
-// longer only while nobody answers.
+// TestRandomLife checks an invariant: an address is there until twice its time to live after its
+// last answer, and longer only while no server answers.
 func TestRandomLife(t *testing.T) {
 	for seed := range uint64(100) {
 		r := rand.New(rand.NewPCG(seed, 3))
@@ -245,7 +247,7 @@ func TestRandomLife(t *testing.T) {
 				there := slices.Contains(have, a)
 				grace := !failing.IsZero() && until.After(failing) && c.now.Before(failing.Add(time.Hour))
 				if want := c.now.Before(until) || grace; there != want {
-					t.Fatalf("seed %d: %v is there %v, want %v, which was good until %v before now", seed, a, there, want, c.now.Sub(until))
+					t.Fatalf("seed %d: %v is there: %v, want %v; it was good until %v before now", seed, a, there, want, c.now.Sub(until))
 				}
 				if !there {
 					delete(last, a)

@@ -1,5 +1,6 @@
-// Package health finds out which source addresses of a pool work, by requests from the address itself to the targets
-// that matter, and in the same way, but from the node itself, which proxies work.
+// Package health finds out which source addresses of a pool work, by probes from the address itself
+// to the configured targets. In the same way, but from the node itself, it finds out which proxies
+// work.
 package health
 
 import (
@@ -15,26 +16,27 @@ import (
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
-// hurry is the time between two probes of a target whose state is not known.
+// hurry is the interval of probes of a target whose state is unknown.
 const hurry = time.Second
 
-// Options are what a Checker works with.
+// Options configure a Checker.
 type Options struct {
-	// Probe asks a target once, from an address and out by an interface; Prober has one.
+	// Probe probes a target once, from an address and through an interface; see Prober.
 	Probe func(ctx context.Context, iface string, from netip.Addr, t egress.Target) error
 	// Changed is called when a state has changed, from several goroutines and never under a lock.
 	Changed func()
-	// Log hears of addresses that go down and come back, under the word What.
+	// Log receives addresses that go down and come back; its messages begin with What.
 	Log  *slog.Logger
 	What string
 }
 
-// Checker probes the addresses of pools, and knows how they do. Methods may be called from several goroutines.
+// Checker probes the addresses of pools, and has their states. Its methods are safe for concurrent
+// use.
 type Checker struct {
 	options Options
 
 	mu      sync.Mutex
-	ctx     context.Context // of Run; nil: it does not run
+	ctx     context.Context // of Run; nil: not running
 	wg      sync.WaitGroup
 	iface   string
 	pools   []egress.ProbedPool
@@ -51,11 +53,11 @@ type worker struct {
 	key
 	iface  string
 	probes egress.Probes
-	member *Member // under the checker's lock
+	member *Member // guarded by Checker.mu
 	cancel context.CancelFunc
 }
 
-// New returns a Checker of no pools.
+// New returns a Checker without pools.
 func New(o Options) *Checker {
 	return &Checker{options: o, members: map[key]*worker{}}
 }
@@ -76,8 +78,8 @@ func (c *Checker) Run(ctx context.Context) error {
 	return nil
 }
 
-// Set replaces the pools, and the interface by which probes leave. Addresses whose probes stay the same are not disturbed, and what is
-// known of those whose probes change stays known.
+// Set replaces the pools and the interface through which probes leave. Addresses whose probes stay
+// the same are not disturbed, and those whose probes change keep their state.
 func (c *Checker) Set(iface string, pools []egress.ProbedPool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -132,9 +134,9 @@ func (c *Checker) startLocked(w *worker) {
 	}
 }
 
-// probe asks one target again and again.
+// probe probes one target periodically.
 func (c *Checker) probe(ctx context.Context, w *worker, target int) {
-	// Targets are not asked in step.
+	// Avoid that all targets are probed at the same time.
 	delay := rand.N(min(hurry, w.probes.Interval))
 	for {
 		select {
@@ -163,13 +165,13 @@ func (c *Checker) record(ctx context.Context, w *worker, target int, err error) 
 	c.mu.Lock()
 	if c.members[w.key] != w {
 		c.mu.Unlock()
-		return Healthy // it was replaced meanwhile, and what it knew was handed on
+		return Healthy // it was replaced meanwhile, and its state was copied
 	}
 	was := w.member.Status
 	changed := w.member.record(target, err, time.Now())
 	status := w.member.Targets[target].Status
 	if was != w.member.Status {
-		c.tellLocked(w)
+		c.logLocked(w)
 		if w.member.Status == Returning {
 			c.returnsLocked(ctx, w)
 		}
@@ -181,7 +183,7 @@ func (c *Checker) record(ctx context.Context, w *worker, target int, err error) 
 	return status
 }
 
-// returnsLocked ends the hold-down when its time has come.
+// returnsLocked ends the hold-down when it expires.
 func (c *Checker) returnsLocked(ctx context.Context, w *worker) {
 	after := time.Until(w.member.Since.Add(w.probes.HoldDown))
 	c.wg.Go(func() {
@@ -193,7 +195,7 @@ func (c *Checker) returnsLocked(ctx context.Context, w *worker) {
 		c.mu.Lock()
 		changed := c.members[w.key] == w && w.member.advance(time.Now())
 		if changed {
-			c.tellLocked(w)
+			c.logLocked(w)
 		}
 		c.mu.Unlock()
 		if changed {
@@ -202,7 +204,7 @@ func (c *Checker) returnsLocked(ctx context.Context, w *worker) {
 	})
 }
 
-func (c *Checker) tellLocked(w *worker) {
+func (c *Checker) logLocked(w *worker) {
 	level := slog.LevelInfo
 	if w.member.Status == Down {
 		level = slog.LevelWarn
@@ -210,7 +212,7 @@ func (c *Checker) tellLocked(w *worker) {
 	c.options.Log.Log(context.Background(), level, c.options.What+" is "+string(w.member.Status), "of", w.pool, "address", w.address, "why", w.member.Reason())
 }
 
-// PoolState is what is known of a pool.
+// PoolState is the state of a pool.
 type PoolState struct {
 	egress.ProbedPool
 	// Members are the probed addresses, in the order of Addresses; none when there are no probes.
@@ -228,7 +230,7 @@ func (p *PoolState) Usable() int {
 	return n
 }
 
-// Health returns what is known in figures, in the order in which the pools were given.
+// Health returns figures of each pool, in the order in which the pools were given.
 func (c *Checker) Health() (out []egress.PoolHealth) {
 	for _, p := range c.Pools() {
 		h := egress.PoolHealth{Name: p.Name, Usable: p.Usable()}
@@ -248,7 +250,7 @@ func (c *Checker) Health() (out []egress.PoolHealth) {
 	return out
 }
 
-// Pools returns what is known, in the order in which the pools were given.
+// Pools returns the states of the pools, in the order in which they were given.
 func (c *Checker) Pools() []PoolState {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -26,7 +26,8 @@ func target(t testing.TB, text string) egress.Target {
 	return out
 }
 
-// model says what a target is from all its results, as the words of the schema do: looking for runs from the end.
+// model returns the state of a target from all its results, as the schema defines it: it looks for
+// runs from the end.
 func model(results []bool, rise, fall int) Status {
 	run := func(i int, of bool) (n int) {
 		for ; i >= 0 && results[i] == of; i-- {
@@ -50,7 +51,7 @@ func model(results []bool, rise, fall int) Status {
 	return Unknown
 }
 
-// TestRandomResults compares the state machine with a model that has the whole history and no state.
+// TestRandomResults compares the state machine with a stateless model that has the whole history.
 func TestRandomResults(t *testing.T) {
 	seen := map[Status]int{}
 	for seed := range uint64(300) {
@@ -115,7 +116,7 @@ func TestRandomResults(t *testing.T) {
 				t.Fatalf("seed %d: is %s, want %s (up %d, unknown %d, quorum %d)", seed, m.Status, want, up, unknown, quorum)
 			}
 			if (was != m.Status) && !changed {
-				t.Fatalf("seed %d: a change from %s to %s is not told", seed, was, m.Status)
+				t.Fatalf("seed %d: a change from %s to %s is not reported", seed, was, m.Status)
 			}
 			if (m.Reason() != "") != !m.Usable() {
 				t.Fatalf("seed %d: %s because %q", seed, m.Status, m.Reason())
@@ -130,7 +131,7 @@ func TestRandomResults(t *testing.T) {
 	}
 }
 
-// world is what probes meet.
+// world answers probes.
 type world struct {
 	mu     sync.Mutex
 	broken map[string]bool // by "address target"
@@ -191,7 +192,8 @@ func TestChecker(t *testing.T) {
 			t.Errorf("usable: %d and %d", p[0].Usable(), p[1].Usable())
 		}
 
-		// One of three targets is not enough to condemn an address, two are, after three failures each.
+		// One failed target of three does not bring an address down; two do, after three failures
+		// each.
 		w.set("192.0.2.1 198.51.100.1", true)
 		time.Sleep(time.Minute)
 		want(Healthy, Healthy)
@@ -204,7 +206,8 @@ func TestChecker(t *testing.T) {
 			t.Errorf("reason %q", r)
 		}
 
-		// Back, but for a minute not used; what is edited meanwhile disturbs nothing.
+		// The address is healthy again, but not used for a minute; a change of the configuration
+		// meanwhile does not affect it.
 		w.set("192.0.2.1 198.51.100.2", false)
 		time.Sleep(25 * time.Second)
 		want(Returning, Healthy)
@@ -222,7 +225,7 @@ func TestChecker(t *testing.T) {
 		time.Sleep(2 * time.Millisecond)
 		want(Healthy, Healthy)
 
-		// An interval holds within its tenth, whatever was edited.
+		// An interval is kept within a tenth, also after a change of the configuration.
 		before := w.count("192.0.2.2 198.51.100.1")
 		time.Sleep(1000 * time.Second)
 		synctest.Wait()
@@ -235,11 +238,11 @@ func TestChecker(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if mu.Lock(); changes != quiet {
-			t.Errorf("%d changes were told where nothing changed", changes-quiet)
+			t.Errorf("%d calls of Changed although nothing changed", changes-quiet)
 		}
 		mu.Unlock()
 
-		// What is not probed any more counts as healthy, and is left alone.
+		// An address that is no longer probed counts as healthy, and is not probed.
 		w.set("192.0.2.2 198.51.100.1", true)
 		w.set("192.0.2.2 198.51.100.2", true)
 		time.Sleep(time.Minute)
@@ -257,7 +260,8 @@ func TestChecker(t *testing.T) {
 	})
 }
 
-// A new daemon finds out within seconds that an address is dead, although the interval is long.
+// TestFirstVerdictIsFast checks that a new daemon finds a dead address within seconds, although the
+// interval is long.
 func TestFirstVerdictIsFast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{broken: map[string]bool{"192.0.2.1 198.51.100.1": true}, probes: map[string]int{}}

@@ -10,12 +10,13 @@ import (
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
-// Status is how an address or a target does.
+// Status is the state of an address or a target.
 type Status string
 
 // The states. A target is never Returning.
 const (
-	// Unknown: not probed to an end. It counts as usable: a daemon that starts again must not move flows.
+	// Unknown: no verdict yet. It counts as usable, because a daemon that restarts must not move
+	// flows.
 	Unknown Status = "unknown"
 	Healthy Status = "healthy"
 	Down    Status = "down"
@@ -23,19 +24,20 @@ const (
 	Returning Status = "returning"
 )
 
-// TargetState is what is known of one target from one address.
+// TargetState is the state of one target from one address.
 type TargetState struct {
 	Target egress.Target
 	Status Status
 	Since  time.Time
-	// LastError is why the last failed probe failed, and Failed when that was; both stay when the target answers again.
+	// LastError and Failed are the error and the time of the last failed probe; both stay when the
+	// target answers again.
 	LastError string
 	Failed    time.Time
 
 	answers, failures int // in a row
 }
 
-// Member is what is known of one address. It has no clock and does no I/O.
+// Member is the state of one address. It has no clock and does no I/O.
 type Member struct {
 	Address netip.Addr
 	Status  Status
@@ -46,7 +48,8 @@ type Member struct {
 	quorum int
 }
 
-// newMember returns the state of an address. What a former state knew of the same targets, and of the address, stays true.
+// newMember returns the state of an address. It takes over the state of the address and of the same
+// targets from former.
 func newMember(a netip.Addr, p egress.Probes, former *Member, now time.Time) *Member {
 	m := &Member{Address: a, Status: Unknown, Since: now, probes: p}
 	if former != nil {
@@ -69,7 +72,7 @@ func newMember(a netip.Addr, p egress.Probes, former *Member, now time.Time) *Me
 	return m
 }
 
-// Usable says whether new flows may get the address.
+// Usable reports whether new flows may get the address.
 func (m *Member) Usable() bool { return m.Status == Unknown || m.Status == Healthy }
 
 // record takes the result of a probe, nil for an answer, and reports whether a state changed.
@@ -78,7 +81,7 @@ func (m *Member) record(target int, err error, now time.Time) bool {
 	was := t.Status
 	if err == nil {
 		t.answers, t.failures = t.answers+1, 0
-		// What was never down need not rise.
+		// Rise applies only to a target that was down.
 		if t.Status == Unknown || t.answers >= m.probes.Rise {
 			t.Status = Healthy
 		}
@@ -95,7 +98,7 @@ func (m *Member) record(target int, err error, now time.Time) bool {
 	return m.advance(now) || t.Status != was
 }
 
-// advance draws the conclusion from the targets and from the time that has passed, and reports whether the state changed.
+// advance derives the state from the targets and the time, and reports whether it changed.
 func (m *Member) advance(now time.Time) bool {
 	up, unknown := 0, 0
 	for _, t := range m.Targets {
@@ -111,7 +114,7 @@ func (m *Member) advance(now time.Time) bool {
 	case up+unknown < m.quorum:
 		next = Down
 	case up < m.quorum:
-		// It may be either: what was true stays.
+		// Not decided: the state stays.
 	case m.Status == Down && m.probes.HoldDown > 0:
 		next = Returning
 	case m.Status == Returning && now.Sub(m.Since) < m.probes.HoldDown:
@@ -125,7 +128,7 @@ func (m *Member) advance(now time.Time) bool {
 	return true
 }
 
-// Reason says why the address is not healthy; empty when it is.
+// Reason returns why the address is not usable; empty when it is.
 func (m *Member) Reason() string {
 	switch m.Status {
 	case Returning:
@@ -142,5 +145,5 @@ func (m *Member) Reason() string {
 	return ""
 }
 
-// errTimeout is how a probe without an answer is told.
+// errTimeout stands for every probe without an answer.
 var errTimeout = errors.New("no answer in time")

@@ -29,8 +29,8 @@ type Prober struct {
 	Roots *x509.CertPool
 }
 
-// Probe asks a target once, from an address and out by an interface (any when it is empty), and returns nil when it answers as it
-// should before ctx ends. Echo requests need CAP_NET_RAW.
+// Probe probes a target once, from an address and through an interface (any when it is empty), and
+// returns nil when the target answers correctly before ctx ends. Echo requests need CAP_NET_RAW.
 func (p *Prober) Probe(ctx context.Context, iface string, from netip.Addr, t egress.Target) error {
 	err := p.probe(ctx, iface, from, t)
 	if err != nil && (ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded)) {
@@ -58,7 +58,7 @@ func (p *Prober) probe(ctx context.Context, iface string, from netip.Addr, t egr
 	return d.get(ctx, t.String(), p.Roots)
 }
 
-// brief leaves out what the target and the address say already.
+// brief leaves out the target and the address, which the caller has.
 func brief(err error) error {
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		if number, ok := errors.AsType[syscall.Errno](op); ok {
@@ -68,8 +68,8 @@ func brief(err error) error {
 	return err
 }
 
-// dialer opens sockets with a source address, bound to an interface: a route that a spoke announced must not draw probes into
-// its tunnel.
+// dialer opens sockets with a source address, bound to an interface: a route that a spoke announced
+// must not draw probes into its tunnel.
 type dialer struct {
 	p     *Prober
 	iface string
@@ -84,7 +84,7 @@ func (d *dialer) control(_, _ string, c syscall.RawConn) (err error) {
 	return errors.Join(outer, err)
 }
 
-// addresses returns the addresses of a host, which are of the family of the source; at least one.
+// addresses returns the addresses of a host that have the family of the source; at least one.
 func (d *dialer) addresses(ctx context.Context, host string) ([]netip.Addr, error) {
 	if a, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{a}, nil
@@ -105,8 +105,8 @@ func (d *dialer) addresses(ctx context.Context, host string) ([]netip.Addr, erro
 	return out, nil
 }
 
-// each tries the addresses of a host one after the other, each for its part of the time, until one works: a name keeps an address for
-// a while that it does not have any more.
+// each tries the addresses of a host in order, each for its part of the time, until one works: a
+// name keeps former addresses for a while.
 func each(ctx context.Context, addrs []netip.Addr, try func(context.Context, netip.Addr) error) (err error) {
 	for i, a := range addrs {
 		part, cancel := ctx, context.CancelFunc(func() {})
@@ -122,7 +122,7 @@ func each(ctx context.Context, addrs []netip.Addr, try func(context.Context, net
 	return err
 }
 
-// dial connects to the first address of a host that takes it.
+// dial connects to the first address of a host that accepts.
 func (d *dialer) dial(ctx context.Context, _, hostPort string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(hostPort)
 	if err != nil {
@@ -141,7 +141,7 @@ func (d *dialer) dial(ctx context.Context, _, hostPort string) (net.Conn, error)
 	return conn, err
 }
 
-// get sends one HTTP request on a connection of its own.
+// get sends one HTTP request on its own connection.
 func (d *dialer) get(ctx context.Context, url string, roots *x509.CertPool) error {
 	transport := &http.Transport{
 		DialContext: d.dial, DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
@@ -184,11 +184,12 @@ func (d *dialer) echo(ctx context.Context, to netip.Addr) error {
 	}
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 
-	// Identifier, sequence number and data are random: other replies come by here as well.
+	// Identifier, sequence number and data are random, because the socket receives other replies as
+	// well.
 	message := make([]byte, 24)
 	rand.Read(message[4:])
 	message[0] = request
-	if to.Is4() { // the kernel has the checksum of ICMPv6 in its hands
+	if to.Is4() { // the kernel computes the checksum of ICMPv6
 		binary.BigEndian.PutUint16(message[2:], checksum(message))
 	}
 	if _, err := conn.WriteTo(message, &net.IPAddr{IP: to.AsSlice()}); err != nil {

@@ -16,7 +16,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/root"
 )
 
-// TestProbe asks real servers on the loopback, from an address of its own. Ring: namespace; needs root for echo requests.
+// TestProbe probes real servers on the loopback, from a separate source address. Ring: namespace;
+// needs root for echo requests.
 func TestProbe(t *testing.T) {
 	root.Need(t, "raw ICMP sockets")
 	from := netip.MustParseAddr("127.9.9.9")
@@ -43,7 +44,8 @@ func TestProbe(t *testing.T) {
 	roots := x509.NewCertPool()
 	roots.AddCert(secure.Certificate())
 	names := map[string][]netip.Addr{
-		"example.com": {netip.MustParseAddr("::1"), netip.MustParseAddr("127.0.0.1")}, // the certificate of httptest has it
+		// a name in the certificate of httptest
+		"example.com": {netip.MustParseAddr("::1"), netip.MustParseAddr("127.0.0.1")},
 		"other.test":  {netip.MustParseAddr("127.0.0.1")},
 		"six.test":    {netip.MustParseAddr("::1")},
 		"moved.test":  {netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("127.0.0.1")},
@@ -95,7 +97,7 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// TestEchoWithoutAnswer asks an address that nobody has, on the loopback.
+// TestEchoWithoutAnswer probes an unused address on the loopback.
 func TestEchoWithoutAnswer(t *testing.T) {
 	root.Need(t, "raw ICMP sockets")
 	p := &Prober{}

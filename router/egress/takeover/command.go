@@ -13,8 +13,9 @@ import (
 // commandTime bounds one run of a Command.
 const commandTime = 20 * time.Second
 
-// Command is a Mover that runs a program, as `PROGRAM take ADDRESS=PUBLIC...`. It exits with 0 when the platform leads all of the
-// addresses here; what it prints otherwise is the error.
+// Command is a Mover that runs a program, as `PROGRAM take ADDRESS=PUBLIC...`. The program exits
+// with 0 when the platform leads all of the addresses to this node; otherwise its output is the
+// error.
 type Command string
 
 // Take implements Mover.

@@ -9,11 +9,11 @@ import (
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
-// Runner runs a Watcher with the newest configuration. Methods may be called from several goroutines.
+// Runner runs a Watcher with the newest configuration. Its methods are safe for concurrent use.
 type Runner struct {
 	// Mover takes public addresses. Nil: none can be taken.
 	Mover Mover
-	// Echo asks on a path, and returns nil when an answer comes before ctx is done.
+	// Echo sends a request on a path, and returns nil when an answer comes before ctx is done.
 	Echo func(context.Context, egress.Path) error
 	// Changed is called when State has changed.
 	Changed func()
@@ -26,11 +26,11 @@ type Runner struct {
 	state State
 }
 
-// State is what a Runner does.
+// State is the state of a Runner.
 type State struct {
 	Paths int       // to the other node; 0: nothing is watched
 	Tried time.Time // last attempt to take; zero: none since the other node last answered
-	Err   error     // of it
+	Err   error     // of that attempt
 }
 
 func (r *Runner) channel() chan egress.Takeover {
@@ -54,7 +54,7 @@ func (r *Runner) Use(c egress.Takeover) {
 	}
 }
 
-// State returns what the Runner does.
+// State returns the state of the Runner.
 func (r *Runner) State() State {
 	r.mu.Lock()
 	defer r.mu.Unlock()

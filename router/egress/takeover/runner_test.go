@@ -19,7 +19,8 @@ func (hangingMover) Take(ctx context.Context, _ []egress.SharedAddress) error {
 	return ctx.Err()
 }
 
-// TestTakeoverFailureEndsWithItsConfig replaces the configuration while a program runs for it: what that did not achieve is not tried again.
+// TestTakeoverFailureEndsWithItsConfig replaces the configuration while a program runs for it: a
+// failed attempt is not retried under the new one.
 func TestTakeoverFailureEndsWithItsConfig(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answers := errors.New("no answer in time")

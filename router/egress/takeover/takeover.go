@@ -1,8 +1,10 @@
-// Package takeover has a node take the public addresses of its pools when the node that shares them with it is gone.
+// Package takeover has a node take the public addresses of its pools when the node that shares them
+// is gone.
 //
-// Nodes that share a pool have the same public addresses in their documents; the platform leads each address to one of them.
-// Who has an address is not kept anywhere but there: a node that has lost its addresses sees its probes fail and withdraws
-// what it announces because of them.
+// Nodes that share a pool have the same public addresses in their documents; the platform leads
+// each address to one of them. Only the platform stores which node has an address: a node that has
+// lost its addresses sees its probes fail and withdraws the prefixes that it announces because of
+// them.
 package takeover
 
 import (
@@ -14,29 +16,31 @@ import (
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
-// Mover has the platform lead public addresses to this node. Taking what is here already changes nothing.
+// Mover has the platform lead public addresses to this node. Taking addresses that are here already
+// changes nothing.
 type Mover interface {
 	Take(ctx context.Context, addresses []egress.SharedAddress) error
 }
 
-// grace is how long after the start the other node may not have been seen yet: its lanes may still
+// grace is how long after the start the other node may stay unseen, because its lanes may still
 // have to come up.
 const grace = 30 * time.Second
 
 // retry is the pace of attempts to take.
 var retry = backoff.Backoff{First: time.Second, Last: 30 * time.Second}
 
-// verdict is what the last requests say of the other node. It has no clock and does no I/O.
+// verdict judges the other node by the last requests. It has no clock and does no I/O.
 type verdict struct {
 	fall   int
 	failed int
 	seen   bool // it has been alive since the start, or since its addresses were taken
 }
 
-// alive notes that an address answered.
+// alive records an answer.
 func (v *verdict) alive() { v.failed, v.seen = 0, true }
 
-// silent notes that none answered, and says whether the other node is gone. early: it need not have been seen by now.
+// silent records that no path answered, and reports whether the other node is gone. early: the
+// grace time since the start is not over.
 func (v *verdict) silent(early bool) bool {
 	v.failed++
 	return v.failed >= v.fall && (v.seen || !early)
@@ -44,7 +48,7 @@ func (v *verdict) silent(early bool) bool {
 
 // Watcher watches the other node.
 type Watcher struct {
-	// Echo asks by a way, and returns nil when there is an answer before ctx is done.
+	// Echo sends a request on a path, and returns nil when there is an answer before ctx is done.
 	Echo  func(ctx context.Context, w egress.Path) error
 	Mover Mover
 	Log   *slog.Logger
@@ -54,8 +58,8 @@ type Watcher struct {
 	Spared func()
 }
 
-// Run watches until ctx is done. Once the addresses are taken, they are not taken again before the other node has been
-// seen alive.
+// Run watches until ctx is done. Once the addresses are taken, they are not taken again before the
+// other node has been seen alive.
 func (w *Watcher) Run(ctx context.Context, c egress.Takeover) {
 	v := verdict{fall: c.Fall}
 	started, taken := time.Now(), false
@@ -77,7 +81,7 @@ func (w *Watcher) Run(ctx context.Context, c egress.Takeover) {
 	}
 }
 
-// answers says whether the other node answers within an interval.
+// answers reports whether the other node answers within an interval.
 func (w *Watcher) answers(ctx context.Context, c egress.Takeover) bool {
 	ctx, cancel := context.WithTimeout(ctx, c.Interval)
 	defer cancel()
@@ -93,7 +97,8 @@ func (w *Watcher) answers(ctx context.Context, c egress.Takeover) bool {
 	return false
 }
 
-// take tries until it succeeds, and returns false when the other node answers or ctx is done before: what one that lives has, it keeps.
+// take retries until it succeeds. It returns false when the other node answers or ctx is done
+// before: a node that is alive keeps its addresses.
 func (w *Watcher) take(ctx context.Context, c egress.Takeover) bool {
 	for failures := 0; ; failures++ {
 		err := w.Mover.Take(ctx, c.Addresses)
@@ -115,7 +120,7 @@ func (w *Watcher) take(ctx context.Context, c egress.Takeover) bool {
 	}
 }
 
-// returns asks until there is an answer, and says whether there was one in time.
+// returns sends requests until there is an answer, and reports whether there was one in time.
 func (w *Watcher) returns(ctx context.Context, c egress.Takeover, within time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()

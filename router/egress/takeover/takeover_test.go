@@ -63,7 +63,7 @@ func TestWatcher(t *testing.T) {
 	}
 	for name, k := range map[string]struct {
 		script func(w *world)
-		want   []time.Duration // when the addresses are taken, within an interval before
+		want   []time.Duration // when the addresses are taken, or up to an interval earlier
 	}{
 		"alive":           {func(w *world) { time.Sleep(time.Hour) }, nil},
 		"one way is dead": {func(w *world) { w.set("169.254.80.1", false); time.Sleep(time.Hour) }, nil},

@@ -1,5 +1,6 @@
-// Package translog remembers who talked to whom as which address: a log of translations on disk, written from what the kernel
-// tells about flows that end, and answered from together with the flows that live.
+// Package translog logs source NAT on disk: which inside source used which outside address and
+// port, and with which destination. It writes a record for each flow that ends, from the kernel's
+// conntrack events, and answers queries from these records and from the live flows.
 package translog
 
 import (
@@ -12,33 +13,33 @@ import (
 
 // Record is one translated flow. Times are exact to the millisecond.
 type Record struct {
-	// Start is zero when it is not known: the flow began before the kernel was told to note times.
+	// Start is zero when unknown: the flow began before conntrack timestamps were enabled.
 	Start time.Time
-	// End is zero while the flow lives. With Vanished it is the time by which the flow had ended.
+	// End is zero while the flow lives. With Vanished, the flow had ended by this time.
 	End      time.Time
 	Vanished bool
-	// Inside is who it was, Outside what the world saw, Destination whom it talked to. With ICMP, the port of Inside and Outside is
-	// the query's identifier.
+	// Inside is the source before translation, Outside the source after it, and Destination the
+	// remote end. With ICMP, the port of Inside and Outside is the query's identifier.
 	Inside, Outside, Destination netip.AddrPort
 	Protocol                     uint8  // IP protocol number
-	Policy                       string // that let it out; empty: not known any more
+	Policy                       string // that translated the flow; empty: unknown
 	// Sent counts what left, Received what came back.
 	Sent, Received nat.Counter
 }
 
-// Query asks for the flows that had an outside address and port at a time.
+// Query selects the flows that had an outside address and port at a time.
 type Query struct {
 	Outside     netip.AddrPort
 	From, To    time.Time  // both included
-	Protocol    uint8      // 0: every one
-	Destination netip.Addr // not valid: every one
-	// AnyPort has the port of Outside not count.
+	Protocol    uint8      // 0: all
+	Destination netip.Addr // not valid: all
+	// AnyPort ignores the port of Outside.
 	AnyPort bool
-	// Limit is how many flows are looked for at most, whichever they are; 0: every one.
+	// Limit bounds the number of flows, in no particular order; 0: no limit.
 	Limit int
 }
 
-// full says whether so many flows are enough.
+// full reports whether n flows are enough.
 func (q Query) full(n int) bool { return q.Limit > 0 && n >= q.Limit }
 
 // row is a Record in memory: without pointers, and with indices into the lists of its batch.
@@ -56,7 +57,7 @@ const (
 	vanished
 )
 
-// list gives numbers to values.
+// list numbers values.
 type list[T comparable] struct {
 	values []T
 	number map[T]uint32
@@ -82,7 +83,7 @@ type names struct {
 	policies        []string
 }
 
-// batch is rows that are still in memory. It only grows, so that what a view shows stays as it is.
+// batch is rows that are still in memory. It only grows, so that earlier views of it stay valid.
 type batch struct {
 	rows            []row
 	outside, inside list[netip.Addr]
@@ -103,7 +104,8 @@ func (b *batch) add(r Record) {
 		w.flags |= vanished
 	}
 	if len(b.rows) == cap(b.rows) {
-		// Twice as many: append alone adds a quarter, and would write every row to memory five times instead of two.
+		// Double the capacity: append alone adds a quarter, and would copy every row five times
+		// instead of twice.
 		b.rows = slices.Grow(b.rows, max(len(b.rows), 1<<10))
 	}
 	b.rows = append(b.rows, w)
@@ -113,11 +115,11 @@ func (b *batch) names() names {
 	return names{b.outside.values, b.inside.values, b.destinations.values, b.policies.values}
 }
 
-// bounds returns the times that a flow lies between. It ends before it starts when the clock was set back meanwhile; it may be
-// meant by either time then.
+// bounds returns the times between which a flow lies. It ends before it starts when the clock was
+// set back meanwhile; a query may mean either time then.
 func (w *row) bounds() (from, to int64) { return min(w.start, w.end), max(w.start, w.end) }
 
-// matches says whether a row answers a query, but for its addresses.
+// matches reports whether a row answers a query, except for its addresses.
 func (w *row) matches(q Query) bool {
 	from, to := w.bounds()
 	return (q.AnyPort || w.outsidePort == q.Outside.Port()) && (q.Protocol == 0 || w.protocol == q.Protocol) &&

@@ -25,21 +25,23 @@ import (
 )
 
 const (
-	// eventBuffer is the memory in bytes for events between two looks, some 60,000 events.
+	// eventBuffer is the memory in bytes for events between two reads, some 60,000 events.
 	eventBuffer = 64 << 20
-	// lookEvery is short enough that at 30,000 ends a second those that wait fit into the caches of a CPU, and long enough that looking costs
-	// nothing when there are none.
+	// lookEvery is short enough that the pending events fit into the caches of a CPU at 30,000 ends
+	// a second, and long enough that idle reads cost nothing.
 	lookEvery = 20 * time.Millisecond
 	syncEvery = time.Second
-	// A checkpoint is made once a minute, or as rarely as its cost needs to stay below a hundredth of a CPU.
+	// A checkpoint is made once a minute, or as rarely as needed to keep its cost below a hundredth
+	// of a CPU.
 	checkpointEvery = time.Minute
 	checkpointShare = 100
-	// rulesKept is how many former configurations are remembered, to tell by which policy a flow began.
+	// rulesKept is how many configurations are kept, to find the policy by which a flow began.
 	rulesKept = 32
 )
 
-// Recorder writes the log of translations: from the ends of flows, as the kernel tells them, and from a checkpoint of the flows that live,
-// and those that ended unheard (while it did not listen) are put into the log too.
+// Recorder writes the log of translations from the kernel's events for the ends of flows. It also
+// keeps a checkpoint of live flows, with which it logs flows whose end it missed, for example
+// because the daemon did not run.
 type Recorder struct {
 	dir string
 	log *slog.Logger
@@ -47,34 +49,34 @@ type Recorder struct {
 	store  *Store
 	conn   *conntrack.Conn
 	events *conntrack.Events
-	// switched is told when recording is turned on or off.
+	// switched receives a value when recording is turned on or off.
 	switched chan struct{}
 
-	unheard atomic.Uint64 // flows of a checkpoint whose ends were not told
+	unheard atomic.Uint64 // flows of a checkpoint without an event for their end
 	lossy   atomic.Bool   // ends may have been missed since the last checkpoint
 
 	mu     sync.Mutex
 	config egress.Log
 	rules  []rules
 	live   *checkpoint
-	heard  map[key]bool // what ended while a checkpoint is made; nil otherwise
+	ended  map[key]bool // flows that ended while a checkpoint is made; nil otherwise
 	err    error        // of the last attempt to write
 }
 
-// rules is a configuration and since when it is in force.
+// rules is a configuration and the time from which it is in force.
 type rules struct {
 	since  time.Time
 	config nat.Config
 	index  *nat.Index // nil: not needed yet
 }
 
-// checkpoint is the translated flows of one moment whose ends were not heard of yet.
+// checkpoint has the translated flows of one moment, less those that have ended since.
 type checkpoint struct {
 	batch
 	at map[key]int // places in batch.rows
 }
 
-// key tells flows apart: at any time a flow is the only one with its outside tuple.
+// key identifies a flow: at any time, a flow is the only one with its outside tuple.
 type key struct {
 	protocol             uint8
 	outside, destination netip.AddrPort
@@ -88,19 +90,19 @@ func (c *checkpoint) take(r Record) {
 	c.add(r)
 }
 
-// Status is how the log is doing.
+// Status is the state of the log.
 type Status struct {
 	Records  uint64
 	Bytes    int64
-	Overruns uint64   // how often the kernel had more events than room for them
-	Lost     uint64   // records that the disk was too slow for
+	Overruns uint64   // how often the kernel's event buffer overflowed
+	Lost     uint64   // records dropped because the disk was too slow
 	Damaged  uint64   // events that could not be read
-	Unheard  uint64   // flows that ended while the recorder did not listen; begin and tuples are known
-	Problems []string // what was found damaged, and why writing failed last
+	Unheard  uint64   // flows without an event for their end; start and tuples are known
+	Problems []string // damage found when the log was opened, and the last write error
 }
 
-// Open opens the log in a directory and connects to the kernel in the network namespace of the calling thread. It records
-// nothing before Run. It needs CAP_NET_ADMIN.
+// Open opens the log in a directory and connects to the kernel in the network namespace of the
+// calling thread. It records nothing before Run. It needs CAP_NET_ADMIN.
 func Open(dir string, log *slog.Logger) (*Recorder, error) {
 	store, err := OpenStore(dir, egress.Log{MaxAge: egress.DefaultLogAge, MaxBytes: egress.DefaultLogBytes})
 	if err != nil {
@@ -111,7 +113,7 @@ func Open(dir string, log *slog.Logger) (*Recorder, error) {
 		log.Warn("the log of translations is damaged", "err", note)
 	}
 	if r.conn, err = conntrack.Open(); err == nil {
-		r.events, err = conntrack.Hear(eventBuffer)
+		r.events, err = conntrack.Subscribe(eventBuffer)
 	}
 	if err == nil {
 		err = r.load()
@@ -122,7 +124,7 @@ func Open(dir string, log *slog.Logger) (*Recorder, error) {
 	return r, nil
 }
 
-// Close closes what Open opened, after Run has returned.
+// Close closes what Open opened. Call it after Run has returned.
 func (r *Recorder) Close() error {
 	errs := []error{r.store.Close()}
 	if r.conn != nil {
@@ -134,7 +136,8 @@ func (r *Recorder) Close() error {
 	return errors.Join(errs...)
 }
 
-// Limit says what is wanted of the log. What is in a log that is no longer wanted stays until it is too old.
+// Limit sets the configuration of the log. When the log is disabled, its records stay until they
+// are too old.
 func (r *Recorder) Limit(c egress.Log) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -153,7 +156,7 @@ func (r *Recorder) Limit(c egress.Log) {
 	r.config = c
 }
 
-// Use says by which rules flows begin from now on. c must not be changed afterwards.
+// Use sets the rules by which flows begin from now on. c must not be changed afterwards.
 func (r *Recorder) Use(c nat.Config) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -177,7 +180,7 @@ func (r *Recorder) Run(ctx context.Context) error {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	listens, overruns, damaged := true, r.events.Overruns(), r.events.Damaged()
-	// Nothing that goes wrong ends it: flows whose ends are not read would fill the kernel's table.
+	// No error ends the loop: flows whose ends are not read would fill the kernel's table.
 	failing := false
 	note := func(err error) {
 		if err != nil {
@@ -216,15 +219,15 @@ func (r *Recorder) Run(ctx context.Context) error {
 	}
 }
 
-// relieve keeps the log from stopping traffic: flows whose ends wait to be heard are in the table too, and when it is nearly full
-// they must go, heard or not.
+// relieve keeps the log from stopping traffic. Flows whose end event is not delivered yet stay in
+// the conntrack table. When the table is nearly full, the kernel must free them without delivery.
 func (r *Recorder) relieve(ctx context.Context) {
 	stats, err := r.conn.Stats(ctx)
 	full := err == nil && uint64(stats.Entries)*10 > uint64(stats.Limit)*9
 	if full {
 		r.lossy.Store(true)
 	}
-	r.log.Warn("ends of flows came faster than they were read", "times", r.events.Overruns(), "table", stats.Entries, "of", stats.Limit, "given up", full)
+	r.log.Warn("the recorder read ends of flows too slowly", "times", r.events.Overruns(), "table", stats.Entries, "of", stats.Limit, "given up", full)
 	if err := errors.Join(err, r.events.Keep(!full)); err != nil {
 		r.log.Warn("relieving the connection table", "err", err)
 	}
@@ -244,19 +247,19 @@ func (r *Recorder) keep(ctx context.Context) {
 		}
 		r.mu.Lock()
 		if err != nil && ctx.Err() == nil && r.err == nil {
-			r.log.Error("the log of translations is not written", "err", err)
+			r.log.Error("the log of translations cannot be written", "err", err)
 		}
 		r.err = err
 		r.mu.Unlock()
 		select {
 		case <-ctx.Done():
-			// The next start sees from it what ended in between.
+			// With this checkpoint, the next start finds the flows that ended in between.
 			var err error
 			if r.enabled() {
 				err = r.checkpoint(context.WithoutCancel(ctx), time.Now())
 			}
 			if err = errors.Join(err, r.store.Sync(time.Now())); err != nil {
-				r.log.Error("the log of translations is not written", "err", err)
+				r.log.Error("the log of translations cannot be written", "err", err)
 			}
 			return
 		case <-tick.C:
@@ -270,7 +273,7 @@ func (r *Recorder) enabled() bool {
 	return r.config.Enabled
 }
 
-// look takes the ends of flows that wait. It may be called from several goroutines.
+// look reads the pending ends of flows. It may be called from several goroutines.
 func (r *Recorder) look(ctx context.Context) error {
 	for more := true; more && ctx.Err() == nil; {
 		now := time.Now()
@@ -285,24 +288,25 @@ func (r *Recorder) look(ctx context.Context) error {
 	return nil
 }
 
-// endedLocked takes the end of a flow, which was heard of at a time.
-func (r *Recorder) endedLocked(f *conntrack.Flow, heard time.Time) {
+// endedLocked records the end of a flow; ended is the time of the event.
+func (r *Recorder) endedLocked(f *conntrack.Flow, ended time.Time) {
 	if f.Status&conntrack.SourceNAT == 0 || !r.config.Enabled {
 		return
 	}
 	rec := r.recordLocked(f)
 	if rec.End.IsZero() {
-		rec.End = heard
+		rec.End = ended
 	}
 	k := keyOf(rec)
 	delete(r.live.at, k)
-	if r.heard != nil {
-		r.heard[k] = true
+	if r.ended != nil {
+		r.ended[k] = true
 	}
-	r.store.Append(rec, heard)
+	r.store.Append(rec, ended)
 }
 
-// ends returns what a translated flow leaves with, and whom it reaches. The identifier of an ICMP query is the source port of both directions.
+// ends returns the outside source and the remote end of a translated flow. The identifier of an
+// ICMP query is the source port of both directions.
 func ends(f *conntrack.Flow) (outside, destination netip.AddrPort) {
 	outside, destination = f.Reply.Destination, f.Reply.Source
 	if f.Protocol == unix.IPPROTO_ICMP || f.Protocol == unix.IPPROTO_ICMPV6 {
@@ -311,8 +315,8 @@ func ends(f *conntrack.Flow) (outside, destination netip.AddrPort) {
 	return outside, destination
 }
 
-// recordLocked makes a record of a translated flow. The destination is whom the flow reached, after translation of the
-// destination if there was one.
+// recordLocked makes a record of a translated flow. The destination is the one that the flow
+// reached, after destination NAT if there was any.
 func (r *Recorder) recordLocked(f *conntrack.Flow) Record {
 	outside, destination := ends(f)
 	rec := Record{
@@ -330,15 +334,15 @@ func (r *Recorder) recordLocked(f *conntrack.Flow) Record {
 		r.rules[i].index = r.rules[i].config.Index()
 	}
 	p := r.rules[i].index.Find(nat.Flow{Source: rec.Inside.Addr(), Destination: rec.Destination.Addr(), Protocol: rec.Protocol, Port: rec.Destination.Port()})
-	// The rules of the flow's first packet may have been others than those that are remembered.
+	// The rules of the flow's first packet may be older than those in r.rules.
 	if p != nil && slices.ContainsFunc(r.rules[i].config.Pool(p.Pool).Addresses, func(a nat.PoolAddress) bool { return a.Address == rec.Outside.Addr() }) {
 		rec.Policy = p.Name
 	}
 	return rec
 }
 
-// Who returns the flows that answer a query: those that live and those of the log, in order of time. What cannot be read
-// is told by the error, with what can.
+// Who returns the flows that answer a query, live and logged, in order of time. The error covers
+// what cannot be read; the other flows are returned with it.
 func (r *Recorder) Who(ctx context.Context, q Query) ([]Record, error) {
 	family := uint8(unix.AF_INET)
 	if q.Outside.Addr().Is6() {
@@ -355,7 +359,8 @@ func (r *Recorder) Who(ctx context.Context, q Query) ([]Record, error) {
 		}
 		return true
 	})
-	// The log is asked last, and the kernel before it: what ended meanwhile is in one of them at least.
+	// The order is kernel, events, log, so that a flow that ends meanwhile is in at least one of
+	// them.
 	look := r.look(ctx)
 	found, err := r.store.Find(ctx, q)
 	for _, rec := range found {
@@ -366,7 +371,7 @@ func (r *Recorder) Who(ctx context.Context, q Query) ([]Record, error) {
 	return found, errors.Join(err, look, dump)
 }
 
-// Status tells how the log is doing.
+// Status returns the state of the log.
 func (r *Recorder) Status() Status {
 	records, size := r.store.Size()
 	s := Status{Records: records, Bytes: size, Overruns: r.events.Overruns(), Lost: r.store.Lost(), Damaged: r.events.Damaged(), Unheard: r.unheard.Load()}
@@ -381,13 +386,13 @@ func (r *Recorder) Status() Status {
 	return s
 }
 
-// checkpoint reads all flows and puts those that are translated on disk, so that a loss of power or an end of the daemon loses
-// little. When ends may have been missed, the flows of the checkpoint before that are gone go into the log: they had
-// ended by now.
+// checkpoint dumps all flows and writes the translated ones to disk, so that a power loss or an end
+// of the daemon loses little. When ends may have been missed, it logs the flows of the previous
+// checkpoint that are gone, as ended by now.
 func (r *Recorder) checkpoint(ctx context.Context, now time.Time) error {
 	lossy := r.lossy.Swap(false)
 	r.mu.Lock()
-	r.heard = map[key]bool{}
+	r.ended = map[key]bool{}
 	r.mu.Unlock()
 	fresh, whole := &checkpoint{at: map[key]int{}}, true
 	err := r.conn.Dump(ctx, unix.AF_UNSPEC, func(f *conntrack.Flow) bool {
@@ -401,19 +406,20 @@ func (r *Recorder) checkpoint(ctx context.Context, now time.Time) error {
 		whole = len(fresh.rows) < maxRunRows
 		return whole
 	})
-	// The kernel tells of an end before it takes the flow out of the table: what ended and was not seen is told by now.
+	// The kernel sends the event before it removes the flow from the table, so all ends that the
+	// dump missed are readable now.
 	if err == nil {
 		err = r.look(ctx)
 	}
 	r.mu.Lock()
-	heard := r.heard
-	r.heard = nil
+	ended := r.ended
+	r.ended = nil
 	if err != nil {
 		r.mu.Unlock()
 		r.lossy.Store(lossy || r.lossy.Load())
 		return fmt.Errorf("making a checkpoint of flows: %w", err)
 	}
-	for k := range heard {
+	for k := range ended {
 		delete(fresh.at, k)
 	}
 	n := r.live.names()
@@ -434,7 +440,7 @@ func (r *Recorder) checkpoint(ctx context.Context, now time.Time) error {
 
 func (r *Recorder) liveName() string { return filepath.Join(r.dir, "live") }
 
-// save writes a checkpoint in the place of the one before.
+// save replaces the checkpoint on disk.
 func (r *Recorder) save(c *checkpoint) error {
 	if len(c.rows) == 0 {
 		if err := os.Remove(r.liveName()); !errors.Is(err, fs.ErrNotExist) {
@@ -448,7 +454,8 @@ func (r *Recorder) save(c *checkpoint) error {
 	return nil
 }
 
-// load takes the last checkpoint of a former process: what of it is gone ended while the recorder did not listen.
+// load reads the last checkpoint of an earlier process. Its flows that are gone ended while the
+// recorder did not listen.
 func (r *Recorder) load() error {
 	b, err := os.ReadFile(r.liveName())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -459,7 +466,7 @@ func (r *Recorder) load() error {
 	}
 	n, rows, err := decodeRun(b)
 	if err == nil && len(rows) == 0 {
-		err = errDamaged // none is written without rows
+		err = errDamaged // a checkpoint without rows is never written
 	}
 	if err != nil {
 		r.log.Warn("the checkpoint of flows cannot be used", "err", err)
@@ -468,7 +475,7 @@ func (r *Recorder) load() error {
 	for _, w := range rows {
 		r.live.take(n.record(w))
 	}
-	// After it, the process went on for up to a minute, and recorded ends.
+	// After the checkpoint, the process went on for up to a minute and recorded ends.
 	if err := r.store.since(time.UnixMilli(rows[0].end), func(rec Record) { delete(r.live.at, keyOf(rec)) }); err != nil {
 		r.log.Warn("flows that ended before the start may be recorded twice", "err", err)
 	}

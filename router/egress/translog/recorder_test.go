@@ -22,7 +22,7 @@ import (
 	"github.com/isthmus-net/isthmus/test/netns"
 )
 
-// site is a namespace that translates what it sends to nowhere.
+// site is a namespace that translates what it sends into a sink.
 type site struct {
 	*netns.NS
 	t testing.TB
@@ -102,7 +102,7 @@ func (s site) open(dir string) (r *Recorder) {
 	return r
 }
 
-// record starts a recorder, and returns what stops it.
+// record starts a recorder, and returns the function that stops it.
 func (s site) record(dir string) (r *Recorder, stop func()) {
 	s.t.Helper()
 	r = s.open(dir)
@@ -119,7 +119,7 @@ func (s site) record(dir string) (r *Recorder, stop func()) {
 	}
 }
 
-// who asks until there are n answers.
+// who queries until there are n answers.
 func (s site) who(r *Recorder, port uint16, at time.Time, n int) (found []Record) {
 	s.t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
@@ -137,8 +137,8 @@ func (s site) who(r *Recorder, port uint16, at time.Time, n int) (found []Record
 	}
 }
 
-// TestRecorder follows flows from their begin to what is told about them after their end, after a restart, and after they ended while
-// nobody listened.
+// TestRecorder follows flows from their begin to the records after their end, after a restart, and
+// after an end while no recorder ran.
 func TestRecorder(t *testing.T) {
 	s := newSite(t)
 	dir := t.TempDir()
@@ -173,16 +173,16 @@ func TestRecorder(t *testing.T) {
 	s.send(3000, n)
 	began = time.Now()
 	stop()     // makes a checkpoint
-	s.forget() // unheard
+	s.forget() // without a recorder
 
 	r, stop = s.record(dir)
 	defer stop()
-	check("ended while nobody listened", s.who(r, 3000, began, n), false, true)
+	check("ended without a recorder", s.who(r, 3000, began, n), false, true)
 	if st := r.Status(); st.Unheard != n || st.Lost != 0 || len(st.Problems) > 0 {
 		t.Errorf("%+v", st)
 	}
 
-	// Turned off and on again. Who asks is told of live flows in any case.
+	// Turned off and on again. Queries find live flows in any case.
 	r.Limit(egress.Log{})
 	time.Sleep(3 * lookEvery)
 	s.send(3001, n)
@@ -197,14 +197,16 @@ func TestRecorder(t *testing.T) {
 	s.who(r, 3001, off, 0)
 }
 
-// TestRecordsOfPings asks for echo requests by the identifier with which they left: one that another source had too is another outside.
+// TestRecordsOfPings looks for echo requests by the identifier with which they left. When two
+// sources use the same identifier, the second leaves with another one.
 func TestRecordsOfPings(t *testing.T) {
 	s := newSite(t)
 	r, stop := s.record(t.TempDir())
 	defer stop()
 	s.Run("ip addr add 10.0.0.6/32 dev sink")
 	for _, source := range []string{"10.0.0.5", "10.0.0.6"} {
-		if out, _ := s.Try("ping -q -c 1 -W 0.1 -e 4711 -I " + source + " 198.18.0.1"); !strings.Contains(out, "1 packets transmitted") { // nobody answers
+		// there is no reply
+		if out, _ := s.Try("ping -q -c 1 -W 0.1 -e 4711 -I " + source + " 198.18.0.1"); !strings.Contains(out, "1 packets transmitted") {
 			t.Fatal(out)
 		}
 	}
@@ -223,8 +225,8 @@ func TestRecordsOfPings(t *testing.T) {
 	check("ended", false)
 }
 
-// TestCheckpoints makes checkpoints while flows begin and end. Each checkpoint looks for flows whose end was not
-// reported. Each flow is recorded once.
+// TestCheckpoints makes checkpoints while flows begin and end. Each checkpoint looks for flows
+// without an end event, and each flow is recorded once.
 func TestCheckpoints(t *testing.T) {
 	s := newSite(t)
 	r := s.open(t.TempDir())
@@ -271,8 +273,8 @@ func TestCheckpoints(t *testing.T) {
 	}
 }
 
-// TestCrash ends flows after the last checkpoint of a process that does not make another one: those whose ends it recorded are not
-// recorded again, wherever they are by then.
+// TestCrash ends flows after the last checkpoint of a process that crashes. The ends that it
+// recorded are not recorded again, whether they are in a journal or in a run by then.
 func TestCrash(t *testing.T) {
 	const n = 300
 	for name, age := range map[string]time.Duration{"in a journal": 0, "in a run": 2 * runAge} {
@@ -298,13 +300,14 @@ func TestCrash(t *testing.T) {
 			}
 			waiting := len(r.store.shelf[0].waiting.rows)
 			if st := r.Status(); st.Unheard != 0 || int(st.Records)+waiting != n || (st.Records > 0) != (age > 0) {
-				t.Errorf("%d records wait, %+v", waiting, st)
+				t.Errorf("%d records are pending, %+v", waiting, st)
 			}
 		})
 	}
 }
 
-// BenchmarkEnded takes the ends of flows of 64 sources to 256 destinations, under 1,000 policies with ten pools.
+// BenchmarkEnded takes the ends of flows of 64 sources to 256 destinations, under 1,000 policies
+// with ten pools.
 func BenchmarkEnded(b *testing.B) {
 	var c nat.Config
 	for i := range 10 {
@@ -346,10 +349,12 @@ func BenchmarkEnded(b *testing.B) {
 	}
 }
 
-// BenchmarkCost opens TCP connections through a router, from 64 sources to 256 destinations, and has them end, with and without a
-// recorder in turn. Client, router, server and recorder are all this process, so that its CPU time is that of the connections and of
-// recording them, up to the run on disk; the checkpoints are not in it. A round is about a second of nothing but connections. "rate" is the share
-// of the connections a second that is left to the one thread that opens them, "rate/cpu" that of the connections a second of CPU time.
+// BenchmarkCost opens TCP connections through a router, from 64 sources to 256 destinations, and
+// has them end, with and without a recorder in turn. Client, router, server and recorder are all
+// this process, so that its CPU time is that of the connections and of recording them, up to the
+// run on disk, without checkpoints. A round is about a second of only connections. "rate" is the
+// connections a second of the one connecting thread with a recorder, divided by those without;
+// "rate/cpu" is the same for connections a second of CPU time.
 func BenchmarkCost(b *testing.B) {
 	const n, parts = 36_000, 36
 	router, client, server := newSite(b), netns.New(b), netns.New(b)
@@ -396,8 +401,8 @@ func BenchmarkCost(b *testing.B) {
 		})
 		return err
 	}
-	// Flows end while others begin. To forget them takes a walk over the table of all namespaces, which is none of a router's work: it
-	// is walked as often when it is empty, and that is subtracted.
+	// Flows end while others begin. Deleting them walks the table of all namespaces, which is not
+	// work of a router. So the empty table is walked as often, and that is subtracted.
 	round := func() (spent, rate float64) {
 		runtime.GC()
 		start, connecting := cpu(), time.Duration(0)
@@ -425,7 +430,7 @@ func BenchmarkCost(b *testing.B) {
 		if records := len(shelf.waiting.rows); records < n {
 			b.Fatalf("%d records of %d connections", records, n)
 		}
-		// What waits becomes part of a run later.
+		// Pending rows become part of a run later.
 		start := cpu()
 		shelf.encoder.encode(shelf.waiting.names(), shelf.waiting.rows, 1)
 		return spent + (cpu()-start).Seconds()*1e6/n, rate

@@ -15,20 +15,21 @@ import (
 	"sort"
 )
 
-// A run is rows on disk, in order of outside address and port: a header, an index of the pages, the other names, and the pages. In a
-// page each column lies by itself, byte by byte from the lowest, since only like bytes compress well. Each part has a checksum
-// (CRC-32C) and can be read without the others.
+// A run is rows on disk, in order of outside address and port: a header, an index of the pages, the
+// other names, and the pages. A page stores each column separately, and each column byte by byte
+// from the lowest, because only like bytes compress well. Each part has a checksum (CRC-32C) and
+// can be read without the others.
 
 const (
 	magic      = "IFR1"
 	headerSize = 48
 	pageRows   = 8192
-	maxRunRows = 1 << 20 // what the sort key of encode has room for
+	maxRunRows = 1 << 20 // the limit of the sort key of encode
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// errDamaged means that what was read is not what was written.
+// errDamaged means that the data read is not the data written.
 var errDamaged = errors.New("damaged")
 
 // header is the beginning of a run.
@@ -37,8 +38,9 @@ type header struct {
 	rows    uint32
 	journal uint32 // the newest journal whose rows it has
 	index   uint32 // size of the index in bytes, which comes next
-	names   uint32 // size of the other names, behind it
-	// Times that the rows lie between, in ms since 1970. With a start that is not known, from is the smallest number.
+	names   uint32 // size of the other names, after the index
+	// Times between which the rows lie, in ms since 1970. If a start is unknown, from is the
+	// smallest number.
 	from, to int64
 }
 
@@ -68,7 +70,7 @@ func decodeHeader(b []byte) (h header, err error) {
 	return h, nil
 }
 
-// part appends a checksum and what it is of.
+// part appends a checksum and its content.
 func part(b, content []byte) []byte {
 	return append(binary.LittleEndian.AppendUint32(b, crc32.Checksum(content, castagnoli)), content...)
 }
@@ -82,7 +84,7 @@ func checkPart(b []byte) ([]byte, error) {
 
 // The columns of a page.
 const (
-	colKey   = iota // outside address and port, less those of the row before
+	colKey   = iota // outside address and port, less those of the previous row
 	colStart        // less the smallest of the run
 	colDuration
 	colInside
@@ -98,36 +100,39 @@ const (
 	columns
 )
 
-// encoder makes runs. It keeps what is dear to make. It does not look for repetitions: that would cost four times the CPU time for a
-// hundredth of the size.
+// encoder makes runs and keeps the buffers that are expensive to allocate. It does not look for
+// repetitions, which would cost four times the CPU time for a hundredth of the size.
 type encoder struct {
 	compressor   *flate.Writer
 	out          bytes.Buffer
-	order        []uint64          // keys of rows, and where these are
+	order        []uint64          // keys of rows, and their places
 	cols         [columns][]uint64 // of a page
 	plane, pages []byte
 }
 
-// newEncoder makes an encoder with a level of flate: HuffmanOnly for runs that stay, NoCompression for those that last a minute.
+// newEncoder makes an encoder with a level of flate: HuffmanOnly for runs that stay, NoCompression
+// for those that last a minute.
 func newEncoder(level int) *encoder {
 	c, err := flate.NewWriter(nil, level)
 	if err != nil {
-		panic(err) // the level is one that there is
+		panic(err) // the level is valid
 	}
 	return &encoder{compressor: c}
 }
 
-// begin and end surround what is written to e.compressor; end returns it compressed, until the next begin.
+// begin and end surround writes to e.compressor; end returns the compressed data, which is valid
+// until the next begin.
 func (e *encoder) begin() { e.out.Reset(); e.compressor.Reset(&e.out) }
 
 func (e *encoder) end() []byte {
 	if err := e.compressor.Close(); err != nil {
-		panic(err) // a bytes.Buffer takes everything
+		panic(err) // a bytes.Buffer accepts everything
 	}
 	return e.out.Bytes()
 }
 
-// rank orders the used ones of n values by less, and returns their new numbers and, by these, the old ones.
+// rank orders the used ones of n values by less. It returns their new numbers, and the old ones by
+// new number.
 func rank(n int, counts []uint32, less func(a, b uint32) int) (number []uint32, order []uint32) {
 	for i := range uint32(n) {
 		if counts[i] > 0 {
@@ -243,7 +248,7 @@ func (e *encoder) compress(content []byte) []byte {
 	return part(nil, e.end())
 }
 
-// page encodes columns. The result is good until the next one.
+// page encodes columns. The result is valid until the next call.
 func (e *encoder) page(cols *[columns][]uint64) []byte {
 	n := len(cols[0])
 	e.begin()
@@ -262,18 +267,18 @@ func (e *encoder) page(cols *[columns][]uint64) []byte {
 			for i, v := range cols[c] {
 				e.plane[i] = byte(v >> (8 * shift))
 			}
-			_ = e.compressor.Flush() // what comes has its own distribution
+			_ = e.compressor.Flush() // the next plane has its own distribution
 			_, _ = e.compressor.Write(e.plane)
 		}
 	}
 	return e.end()
 }
 
-// index is the decoded index of a run. Of the names, it has only the outside addresses.
+// index is the decoded index of a run. Among the names, it has only the outside addresses.
 type index struct {
 	names
 	base                           int64
-	inside, destinations, policies uint64 // how many names there are
+	inside, destinations, policies uint64 // numbers of names
 	pages                          []pageAt
 }
 
@@ -334,7 +339,7 @@ func (c *cursor) addr() netip.Addr {
 	return a
 }
 
-// maxIndex bounds what an index may be decompressed to, in bytes.
+// maxIndex bounds the decompressed size of an index, in bytes.
 const maxIndex = 64 << 20
 
 // decompress checks and decompresses a part.
@@ -349,7 +354,7 @@ func decompress(b []byte, limit int64) (cursor, error) {
 	return cursor{b: b}, nil
 }
 
-// decodeIndex decodes what follows a header.
+// decodeIndex decodes the index that follows a header.
 func decodeIndex(h header, b []byte) (x index, err error) {
 	c, err := decompress(b, maxIndex)
 	if err != nil {
@@ -399,7 +404,7 @@ func (x *index) decodeNames(b []byte) error {
 	return nil
 }
 
-// pagesOf returns the pages in which rows with the outside address and port of a query may be.
+// pagesOf returns the pages that may have rows with the outside address and port of a query.
 func (x *index) pagesOf(q Query) []pageAt {
 	number, ok := slices.BinarySearchFunc(x.outside, q.Outside.Addr(), netip.Addr.Compare)
 	if !ok {

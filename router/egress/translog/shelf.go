@@ -16,35 +16,39 @@ import (
 )
 
 const (
-	// runRows is how many rows wait in memory and in a journal for their run: 52 seconds of 5,000 flows a second, some 20 MB.
+	// runRows is how many rows collect in memory and in a journal before their run: 52 seconds of
+	// 5,000 flows a second, some 20 MB.
 	runRows = 1 << 18
-	// runAge is when a run is made of fewer.
+	// runAge is the age at which fewer rows become a run.
 	runAge = time.Hour
-	// waitingRows is how many may wait when the disk is slow. What comes then is lost, and counted.
+	// waitingRows bounds the rows in memory when the disk is slow. Further rows are dropped and
+	// counted.
 	waitingRows = maxRunRows
-	// fileBytes and fileAge are when a new file is begun. A file is the smallest thing that is deleted.
+	// A file that reaches fileBytes or fileAge is followed by a new one. A file is the unit of
+	// deletion.
 	fileBytes = 64 << 20
 	fileAge   = 24 * time.Hour
 )
 
-// shelf keeps records of one kind: runs in files that end in ".flows", the oldest first, and what has no run yet in
-// journals. A journal is runs too, of one second each; it is deleted when its rows have a run.
+// shelf keeps records of one kind: runs in files that end in ".flows", the oldest first, and rows
+// without a run in journals. A journal consists of runs too, of one second each; it is deleted when
+// its rows have a run.
 //
-// The fields below mu are for everybody; the others belong to the goroutine that calls sync.
+// Store.mu guards the fields below it. The others belong to the goroutine that calls sync.
 type shelf struct {
 	dir      string
 	encoder  *encoder // of runs
-	journals *encoder // of journals, which do not last and are not worth compressing
-	number   uint32   // of the journal of what waits
+	journals *encoder // of journals, which are short-lived and not worth compressing
+	number   uint32   // of the journal of waiting
 	journal  *os.File
-	sealed   uint32 // number of the journal of what is being sealed
+	sealed   uint32 // number of the journal of sealing
 	written  int64  // bytes in the journal
 	synced   int    // rows of waiting that are in a journal
 
-	// Below Store.mu.
+	// Guarded by Store.mu.
 	files   []*file
 	waiting *batch
-	began   time.Time // when the first row came that waits
+	began   time.Time // when the first row of waiting came
 	sealing *batch    // its run is being written
 }
 
@@ -63,8 +67,8 @@ type runAt struct {
 	offset int64
 }
 
-// openShelf reads what is there. It returns notes about what is damaged, which is left alone, and nothing is ever appended to
-// what a former process wrote.
+// openShelf reads a directory. It returns notes about damaged parts, which it leaves alone. A file
+// of an earlier process is never appended to.
 func openShelf(dir string, runs, seconds *encoder) (s *shelf, notes []error, err error) {
 	s = &shelf{dir: dir, encoder: runs, journals: seconds, waiting: &batch{}}
 	defer func() {
@@ -122,7 +126,7 @@ func openShelf(dir string, runs, seconds *encoder) (s *shelf, notes []error, err
 	return s, slices.DeleteFunc(notes, func(err error) bool { return err == nil }), nil
 }
 
-// openFile finds the runs of a file. What does not read as a run ends it, which is told as a note.
+// openFile finds the runs of a file. At the first invalid run it stops, and returns a note.
 func openFile(name string) (f *file, note, err error) {
 	k, err := os.Open(name)
 	if err != nil {
@@ -139,7 +143,7 @@ func openFile(name string) (f *file, note, err error) {
 		_, err := k.ReadAt(head, at)
 		h, bad := decodeHeader(head)
 		if err != nil || bad != nil || at+int64(h.size) > f.size {
-			note = fmt.Errorf("%s: the last %d bytes are not whole and are not read", name, f.size-at)
+			note = fmt.Errorf("%s: the last %d bytes are incomplete and are not read", name, f.size-at)
 			break
 		}
 		f.runs = append(f.runs, runAt{h, at})
@@ -161,7 +165,7 @@ func (s *shelf) replay(name string) (note, err error) {
 	for len(b) > 0 {
 		h, err := decodeHeader(b)
 		if err != nil || int64(h.size) > int64(len(b)) {
-			return fmt.Errorf("%s: the last %d bytes are not whole and are dropped", name, len(b)), nil
+			return fmt.Errorf("%s: the last %d bytes are incomplete and are dropped", name, len(b)), nil
 		}
 		n, rows, err := decodeRun(b[:h.size])
 		if err != nil {
@@ -177,7 +181,7 @@ func (s *shelf) replay(name string) (note, err error) {
 	return note, nil
 }
 
-// add takes a record into memory, and says whether there was room.
+// add takes a record into memory, and reports whether there was room.
 func (s *shelf) add(r Record, now time.Time) bool {
 	if len(s.waiting.rows) >= waitingRows {
 		return false
@@ -222,7 +226,8 @@ func (s *shelf) note(n names, rows []row) error {
 	return nil
 }
 
-// write makes a run on disk of a batch. The file is returned with the run in it; it is a new one when the last one is full.
+// write makes a run on disk of a batch. It returns the file with the run, which is a new one when
+// the last one is full.
 func (s *shelf) write(b *batch, now time.Time) (*file, runAt, error) {
 	run := s.encoder.encode(b.names(), b.rows, s.sealed)
 	var f *file

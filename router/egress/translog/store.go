@@ -16,12 +16,13 @@ import (
 	"github.com/isthmus-net/isthmus/router/egress"
 )
 
-// longFlow is the duration from which a record is kept apart. Records are in order of their ends: a search for a moment must look
-// at all that ended later, as long after it as flows last. Among the short ones that is soon over, and the long ones are few.
+// longFlow is the duration from which a record is kept separately. Records are in order of their
+// ends, so a search for a moment must read all flows that ended later, up to the longest duration
+// after it. Among short flows that is a short stretch, and long flows are few.
 const longFlow = 10 * time.Minute
 
-// Store keeps records on disk, bounded by age and size. Its methods may be called from several goroutines, but only one
-// may call Sync.
+// Store keeps records on disk, bounded by age and size. Its methods are safe for concurrent use,
+// but only one goroutine may call Sync.
 type Store struct {
 	mu     sync.Mutex
 	config egress.Log
@@ -30,8 +31,8 @@ type Store struct {
 	lost   atomic.Uint64
 }
 
-// OpenStore opens the store in a directory, and makes it when it is missing. What a crash left behind is taken up: rows that
-// were synced are there; a write that was cut short is dropped, and told by Notes.
+// OpenStore opens the store in a directory, and creates it if it is missing. After a crash, rows
+// that were synced are there; an incomplete write is dropped and listed by Notes.
 func OpenStore(dir string, c egress.Log) (*Store, error) {
 	s := &Store{config: c}
 	runs, journals := newEncoder(flate.HuffmanOnly), newEncoder(flate.NoCompression)
@@ -58,10 +59,10 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Notes returns what was found damaged when the store was opened.
+// Notes returns the damage that was found when the store was opened.
 func (s *Store) Notes() []error { return s.notes }
 
-// Lost counts the records that found no room because the disk was slow or failed.
+// Lost counts the records that were dropped because the disk was slow or failed.
 func (s *Store) Lost() uint64 { return s.lost.Load() }
 
 // Limit changes the bounds.
@@ -71,7 +72,8 @@ func (s *Store) Limit(c egress.Log) {
 	s.config = c
 }
 
-// Append adds a record. It does not wait for the disk: what was not synced is lost with the process.
+// Append adds a record. It does not wait for the disk: records that were not synced are lost with
+// the process.
 func (s *Store) Append(r Record, now time.Time) {
 	long := 0
 	if r.Start.IsZero() || r.End.Sub(r.Start) > longFlow {
@@ -84,8 +86,9 @@ func (s *Store) Append(r Record, now time.Time) {
 	}
 }
 
-// Sync brings everything that was appended to disk, makes runs of what is old or much enough, and deletes what is out of
-// bounds. It goes on after an error; what could not be written is tried again by the next call.
+// Sync writes everything that was appended to disk, makes runs of rows that are old or numerous
+// enough, and deletes what is out of bounds. It continues after an error; the next call retries
+// what could not be written.
 func (s *Store) Sync(now time.Time) error {
 	var errs []error
 	for _, shelf := range s.shelf {
@@ -101,7 +104,7 @@ func (s *Store) sync(h *shelf, now time.Time) error {
 	s.mu.Lock()
 	waiting, n, rows, began := h.waiting, h.waiting.names(), h.waiting.rows, h.began
 	s.mu.Unlock()
-	// A run needs no journal before it.
+	// Rows that become a run now need no journal.
 	seal := h.sealing == nil && len(rows) > 0 && (len(rows) >= runRows || now.Sub(began) >= runAge)
 	if !seal && len(rows) > h.synced {
 		if err := h.note(n, rows[h.synced:]); err != nil {
@@ -139,7 +142,7 @@ func (s *Store) sync(h *shelf, now time.Time) error {
 	return h.removeJournals(at.journal)
 }
 
-// trim deletes the oldest files while there is too much, and those that are too old.
+// trim deletes the oldest files while the store is too large, and files that are too old.
 func (s *Store) trim(now time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -172,7 +175,7 @@ func (s *Store) trim(now time.Time) error {
 	}
 }
 
-// Size returns how many records are on disk as runs, and the bytes they take.
+// Size returns how many records are on disk as runs, and their size in bytes.
 func (s *Store) Size() (records uint64, size int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -187,7 +190,8 @@ func (s *Store) Size() (records uint64, size int64) {
 	return records, size
 }
 
-// Find returns the records that answer a query, in order of time. What cannot be read is skipped and told by the error.
+// Find returns the records that answer a query, in order of time. It skips unreadable runs and
+// reports them in the error.
 func (s *Store) Find(ctx context.Context, q Query) ([]Record, error) {
 	type place struct {
 		f *file
@@ -226,7 +230,8 @@ func (s *Store) Find(ctx context.Context, q Query) ([]Record, error) {
 			rest.Limit -= len(found)
 		}
 		rows, err := p.f.find(p.runAt, rest)
-		if err != nil && !errors.Is(err, os.ErrClosed) { // one that was closed meanwhile was too old
+		// a file that was closed meanwhile was too old
+		if err != nil && !errors.Is(err, os.ErrClosed) {
 			errs = append(errs, fmt.Errorf("reading %s at byte %d: %w", p.f.Name(), p.offset, err))
 		}
 		found = append(found, rows...)
@@ -235,7 +240,8 @@ func (s *Store) Find(ctx context.Context, q Query) ([]Record, error) {
 	return found, errors.Join(errs...)
 }
 
-// since calls f with every record whose flow ended at a time or later. What cannot be read is skipped and told by the error.
+// since calls f with every record whose flow ended at a time or later. It skips unreadable runs and
+// reports them in the error.
 func (s *Store) since(t time.Time, f func(Record)) error {
 	at := t.UnixMilli()
 	take := func(n names, rows []row) {
@@ -276,10 +282,10 @@ func (s *Store) since(t time.Time, f func(Record)) error {
 	return errors.Join(errs...)
 }
 
-// byTime orders records by their start, and those that start together by their end.
+// byTime orders records by their start, and then by their end.
 func byTime(a, b Record) int { return cmp.Or(a.Start.Compare(b.Start), a.End.Compare(b.End)) }
 
-// find looks into one run.
+// find searches one run.
 func (f *file) find(r runAt, q Query) ([]Record, error) {
 	read := func(offset, size int64) ([]byte, error) {
 		b := make([]byte, size)

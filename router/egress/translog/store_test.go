@@ -23,8 +23,9 @@ import (
 
 var epoch = time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
 
-// traffic makes the records of a site that never existed: 2,000 sources behind four addresses, four out of five flows to popular
-// destinations, most of them short TCP connections whose time in TIME_WAIT counts too.
+// traffic makes the records of a fictional site: 2,000 sources behind four addresses, four out of
+// five flows to popular destinations, most of them short TCP connections whose time in TIME_WAIT
+// counts too.
 type traffic struct{ *rand.Rand }
 
 func newTraffic(seed uint64) traffic { return traffic{rand.New(rand.NewPCG(seed, 1))} }
@@ -41,7 +42,7 @@ func (r traffic) record(end time.Time) Record {
 	if r.IntN(50) == 0 {
 		life = time.Duration(r.ExpFloat64() * float64(40*time.Minute))
 	}
-	// Timers of the kernel are late by up to a few seconds, when the collector comes by.
+	// The kernel's garbage collector removes expired entries up to a few seconds late.
 	rec.Start = rec.End.Add(-life - linger - time.Duration(r.Float64()*float64(2*time.Second))).Truncate(time.Millisecond)
 	var dst [4]byte
 	port := uint16(443)
@@ -99,7 +100,7 @@ func open(t testing.TB, dir string, c egress.Log) *Store {
 
 var unbounded = egress.Log{Enabled: true, MaxAge: math.MaxInt64, MaxBytes: math.MaxInt64}
 
-// same compares with what is expected, where times have no monotonic part or zone.
+// same compares with the expected records, where times have no monotonic part or zone.
 func same(a, b []Record) bool {
 	return slices.EqualFunc(sorted(a), sorted(b), func(a, b Record) bool {
 		a.Start, a.End, b.Start, b.End = a.Start.UTC(), a.End.UTC(), b.Start.UTC(), b.End.UTC()
@@ -107,7 +108,8 @@ func same(a, b []Record) bool {
 	})
 }
 
-// TestFindAgreesWithModel asks a store and a plain list the same questions, across runs, journals, memory and restarts.
+// TestFindAgreesWithModel sends the same queries to a store and a plain list, across runs,
+// journals, memory and restarts.
 func TestFindAgreesWithModel(t *testing.T) {
 	r := newTraffic(1)
 	dir := t.TempDir()
@@ -202,8 +204,8 @@ func TestFindAgreesWithModel(t *testing.T) {
 	s.Close()
 }
 
-// TestClockGoesBack has the clock set back while a flow lives: it is found at its begin and at its end, by either time, from memory
-// and from a run, also after a new start.
+// TestClockGoesBack has the clock set back while a flow lives: the flow is found at its begin and
+// at its end, by either time, from memory and from a run, also after a restart.
 func TestClockGoesBack(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, unbounded)
@@ -244,8 +246,8 @@ func TestClockGoesBack(t *testing.T) {
 	check("after a new start")
 }
 
-// TestTornTail cuts the newest journal, and the newest file of runs, wherever a loss of power may: what was written before is
-// there, and what is missing is told.
+// TestTornTail cuts the newest journal and the newest file of runs where a power loss may cut them:
+// earlier data is there, and the cut is in Notes.
 func TestTornTail(t *testing.T) {
 	r := newTraffic(2)
 	dir := t.TempDir()
@@ -303,7 +305,7 @@ func TestTornTail(t *testing.T) {
 		}
 	}
 
-	// A page that the disk has changed is told and skipped.
+	// A page that the disk has changed is reported and skipped.
 	names, _ := filepath.Glob(filepath.Join(dir, "short", "*.flows"))
 	b, _ := os.ReadFile(names[0])
 	b[len(b)-10] ^= 1
@@ -317,7 +319,7 @@ func TestTornTail(t *testing.T) {
 	}
 }
 
-// TestCrashBetween takes a run to be on disk while its journal is not deleted yet: no row comes twice.
+// TestCrashBetween has a crash between writing a run and deleting its journal: no row comes twice.
 func TestCrashBetween(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, unbounded)
@@ -396,8 +398,8 @@ func TestBounds(t *testing.T) {
 	}
 }
 
-// TestDiskFails takes the directory away: nothing is lost while there is room in memory, then what is lost is counted, and once
-// the disk is back everything that waited is written.
+// TestDiskFails removes the directory: nothing is lost while there is room in memory, then lost
+// records are counted, and once the disk is back all pending records are written.
 func TestDiskFails(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, unbounded)
@@ -449,7 +451,7 @@ func FuzzDecodeRun(f *testing.F) {
 				_ = n.record(w)
 			}
 		}
-		// Behind the checksums, which random bytes do not pass.
+		// Without checksums, which random bytes do not pass.
 		x := index{names: names{}}
 		_, _ = x.decodePage(pageAt{}, part(nil, data))
 		_, _ = decodeIndex(header{}, part(nil, data))
@@ -490,8 +492,8 @@ func BenchmarkRun(b *testing.B) {
 	}
 }
 
-// BenchmarkDay is a day of 5,000 flows a second, as far as a question sees it: all long flows of the day, and the
-// short ones of half an hour around the moment that is asked for. Everything is on disk.
+// BenchmarkDay is a day of 5,000 flows a second, as far as a query sees it: all long flows of the
+// day, and the short ones of half an hour around the moment of the query. Everything is on disk.
 func BenchmarkDay(b *testing.B) {
 	const perSecond = 5000
 	for b.Loop() {
@@ -524,7 +526,7 @@ func BenchmarkDay(b *testing.B) {
 				s.Append(rec, now)
 				n++
 			}
-			if near || now.Second() == 0 { // elsewhere a minute's flows are as many as here in a second
+			if near || now.Second() == 0 { // elsewhere a minute has as many flows as a second here
 				if err := s.Sync(now); err != nil {
 					b.Fatal(err)
 				}

@@ -1,7 +1,7 @@
-// Package linktest runs a test binary in network namespaces of its own.
+// Package linktest runs a test binary in separate network namespaces.
 //
-// The whole process runs in unnamed network, mount and process namespaces, so that nothing it makes can be seen outside
-// or outlives it, however it ends.
+// The whole process runs in unnamed network, mount and process namespaces, so that nothing it makes
+// is visible outside or outlives it, however it ends.
 package linktest
 
 import (
@@ -18,8 +18,9 @@ import (
 
 const inside = "ISTHMUS_NLTEST"
 
-// Main is for TestMain: it runs the tests of m in fresh network, mount and process namespaces in which /run is empty and the
-// loopback interface is up. Without root it runs them where they are, and they fail at what they may not do.
+// Main is for TestMain: it runs the tests of m in fresh network, mount and process namespaces in
+// which /run is empty and the loopback interface is up. Without root it runs them in the present
+// namespaces, where privileged operations fail.
 func Main(m *testing.M) {
 	if os.Getenv(inside) != "" || os.Geteuid() != 0 {
 		if os.Getenv(inside) != "" {
@@ -36,7 +37,8 @@ func Main(m *testing.M) {
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID, // the last one out ends them all
+		// the end of its first process ends all others
+		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
 		Pdeathsig:  syscall.SIGKILL,
 	}
 	err := cmd.Run()
@@ -67,7 +69,8 @@ func Run(t testing.TB, name string, arg ...string) string {
 	return string(out)
 }
 
-// Namespace makes a named network namespace with its loopback interface up, for the other end of something.
+// Namespace makes a named network namespace with its loopback interface up, for the other end of a
+// link.
 func Namespace(t testing.TB, name string) {
 	t.Helper()
 	root.Need(t, "network namespaces")

@@ -10,8 +10,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/sockfilter"
 )
 
-// Passes says whether a program lets something through. What the kernel knows of it besides its
-// bytes is in extensions; a program that asks for more fails the test.
+// Passes reports whether a program passes data. extensions are the kernel's metadata of the packet;
+// a program that loads another extension fails the test.
 func Passes(t testing.TB, p sockfilter.Program, data []byte, extensions map[bpf.Extension]uint32) bool {
 	t.Helper()
 	p = slices.Clone(p)

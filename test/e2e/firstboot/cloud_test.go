@@ -146,7 +146,7 @@ var hurdles = map[string]struct {
 			w.(http.Flusher).Flush()
 			time.Sleep(time.Second)
 		}
-	}, "no whole answer within"},
+	}, "no complete answer within"},
 	"redirecting": {func(w http.ResponseWriter, q *http.Request) {
 		http.Redirect(w, q, "http://198.51.100.130/trap", http.StatusTemporaryRedirect)
 	}, "redirects"},

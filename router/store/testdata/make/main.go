@@ -1,9 +1,11 @@
-// Command make writes a state directory with one file of each kind, as the version of the tree it is built in does. Its output of revision 36b3eab is
-// beside it, in ../36b3eab:
+// Command make writes a state directory with one file of each kind, in the format of the version
+// that it is built in. Its output of revision 36b3eab is in ../36b3eab, made by
 //
-//	git archive 36b3eab | tar -x -C DIR && mkdir DIR/cmd/make && cp router/store/testdata/make/main.go DIR/cmd/make && (cd DIR && go run ./cmd/make OUT)
+//	git archive 36b3eab | tar -x -C DIR && mkdir DIR/cmd/make &&
+//	cp router/store/testdata/make/main.go DIR/cmd/make && (cd DIR && go run ./cmd/make OUT)
 //
-// The file "lock" of the output is left out. Keys and secrets in it were made for this and protect nothing.
+// The file "lock" of the output is left out. Keys and secrets in it were made for this and protect
+// nothing.
 package main
 
 import (
@@ -61,7 +63,7 @@ func write(dir string) error {
 			return err
 		}
 	}
-	// A whole text, changes of it, and one that is to be confirmed.
+	// A full text, deltas of it, and one that waits for its confirmation.
 	text := "tunnels: [{name: a}]\n" + strings.Repeat("# a document that is long enough for its changes to be written alone\n", 40)
 	ledger := json.RawMessage(`{"tunnels":{"a":{"id":490001,"interface":"t-a"}}}`)
 	for i, t := range []string{text, text + "# more\n", text + "# more and more\n"} {
