@@ -395,6 +395,26 @@ func TestLateQueries(t *testing.T) {
 	}
 }
 
+// TestLateFailure has a query sent long after it was due, as on a machine that was paused, and
+// refused: the address stays for the grace time, counted from when the query was due.
+func TestLateFailure(t *testing.T) {
+	r := New(Options{Log: slog.New(slog.DiscardHandler), Changed: func(bool) {}})
+	r.Set(egress.DNS{Floor: time.Minute, Grace: time.Hour}, []string{"a.example"}, nil)
+	then := time.Now()
+	r.table.answered("a.example", false, addrs("198.51.100.1"), time.Minute, then)
+	late := then.Add(10 * time.Minute)
+	if asks := r.table.due(late); len(asks) == 0 {
+		t.Fatal("the query is not due")
+	}
+	r.table.failed("a.example", false, errors.New("refused"), late)
+	if r.table.expire(late) || fmt.Sprint(r.table.addresses("a.example")) != "[198.51.100.1]" {
+		t.Errorf("the address goes at the first failure: %v", r.table.addresses("a.example"))
+	}
+	if end := then.Add(time.Minute + time.Hour); r.table.expire(end.Add(-time.Second)) || !r.table.expire(end.Add(time.Second)) {
+		t.Errorf("the address does not go at %v", end)
+	}
+}
+
 // TestProxy queries the proxy on the loopback. Ring: namespace; needs root for port 53.
 func TestProxy(t *testing.T) {
 	root.Need(t, "port 53")

@@ -37,6 +37,7 @@ const (
 type query struct {
 	next     time.Time    // when it is due
 	asked    time.Time    // since when an answer is pending; zero: none is
+	due      time.Time    // when the query that is pending or put off was due; it may be sent late
 	failures int          // in a row
 	tried    time.Time    // time of the last failure
 	failing  time.Time    // since when; zero: it does not fail
@@ -397,12 +398,17 @@ func (t *table) failed(name string, ipv6 bool, err error, now time.Time) {
 	}
 	q := &r.queries[b2i(ipv6)]
 	if q.failing.IsZero() {
+		// A query that was sent late, because the machine was paused or busy, counts from when it was
+		// due: its addresses were good then, and stay for the grace time.
 		q.failing = now
 		if !q.asked.IsZero() {
 			q.failing = q.asked
+			if !q.due.IsZero() && q.due.Before(q.asked) {
+				q.failing = q.due
+			}
 		}
 	}
-	q.asked = time.Time{}
+	q.asked, q.due = time.Time{}, time.Time{}
 	q.next = now.Add(backoff.Backoff{First: soonest, Last: t.floor}.Delay(q.failures))
 	q.failures++
 	q.tried = now
@@ -462,7 +468,10 @@ func (t *table) due(now time.Time) (asks []ask) {
 		}
 		for i := range r.queries {
 			if q := &r.queries[i]; !q.unused && !q.next.After(now) {
-				q.next, q.asked = now.Add(askTimeout+time.Second), now
+				if q.due.IsZero() { // else it was put off
+					q.due = q.next
+				}
+				q.asked, q.next = now, now.Add(askTimeout+time.Second)
 				asks = append(asks, ask{name, i == 1})
 			}
 		}
