@@ -7,20 +7,15 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
-	"reflect"
 	"runtime"
 	"slices"
 	"strconv"
 	"sync"
-	"time"
 
 	api "github.com/osrg/gobgp/v3/api"
 	"github.com/osrg/gobgp/v3/pkg/server"
 	"golang.org/x/sys/unix"
-
-	"github.com/isthmus-net/isthmus/bgp"
 )
 
 // childName is argument 0 of the child.
@@ -35,10 +30,6 @@ const (
 
 // childPort is the port on which GoBGP listens, in its own network namespace.
 const childPort = 1179
-
-// counterInterval is how often the child reads the counters. GoBGP serves this, like all requests,
-// in one goroutine.
-const counterInterval = 5 * time.Second
 
 // ballast counts as heap but is never touched, so it uses no memory. It keeps the garbage
 // collector from running often while the heap is small and grows fast, for example while a table
@@ -280,153 +271,6 @@ func (c *child) watch(ctx context.Context, s *server.BgpServer) error {
 	})
 }
 
-// apply makes GoBGP match m with one call per difference, and returns the number of differences. A
-// peer keeps its session unless it changes in a way that needs a new one.
-func (c *child) apply(m configMessage) (changes uint64, errs []error) {
-	ctx := context.Background()
-	fail := func(name string, err error) {
-		if err != nil {
-			errs = append(errs, fmt.Errorf("peer %s: %w", name, err))
-		}
-	}
-	want := make(map[string]peerConfig, len(m.Peers))
-	for _, p := range m.Peers {
-		want[p.Peer.Name] = p
-	}
-	for name, old := range c.applied {
-		now, ok := want[name]
-		if ok && !interrupts(old, now) {
-			continue
-		}
-		changes++
-		fail(name, c.server.DeletePeer(ctx, &api.DeletePeerRequest{Address: old.Peer.Address.String()}))
-		delete(c.applied, name)
-	}
-
-	// Policies come before the peers that they apply to, and before our own paths.
-	withdraw := make(map[string]bool)
-	var again []peerConfig
-	for name, old := range c.applied {
-		now := want[name]
-		if !reflect.DeepEqual(old.Peer.Export, now.Peer.Export) {
-			withdraw[name] = true
-		}
-		if !reflect.DeepEqual(old.Peer.Import, now.Peer.Import) {
-			again = append(again, now)
-		}
-	}
-	before, after := compilePolicies(c.config.ASN, c.config.Peers, nil), compilePolicies(m.ASN, m.Peers, nil)
-	if !reflect.DeepEqual(before.String(), after.String()) {
-		changes++
-		if len(withdraw) > 0 {
-			fail("", c.server.SetPolicies(ctx, compilePolicies(m.ASN, m.Peers, withdraw)))
-			for name := range withdraw {
-				if c.heldBack(want[name].Peer) {
-					continue
-				}
-				fail(name, c.server.ResetPeer(ctx, &api.ResetPeerRequest{Address: want[name].Peer.Address.String(), Soft: true, Direction: api.ResetPeerRequest_OUT}))
-			}
-		}
-		if err := c.server.SetPolicies(ctx, after); err != nil {
-			return changes, append(errs, fmt.Errorf("setting policies: %w", err))
-		}
-		for _, p := range again {
-			fail(p.Peer.Name, c.server.ResetPeer(ctx, &api.ResetPeerRequest{Address: p.Peer.Address.String(), Soft: true, Direction: api.ResetPeerRequest_IN}))
-		}
-	}
-
-	for _, p := range c.config.Announce {
-		if !slices.Contains(m.Announce, p) {
-			changes++
-			errs = append(errs, c.announce(ctx, p, false))
-		}
-	}
-	for _, p := range m.Announce {
-		if !slices.Contains(c.config.Announce, p) {
-			changes++
-			errs = append(errs, c.announce(ctx, p, true))
-		}
-	}
-
-	for _, p := range m.Peers {
-		name := p.Peer.Name
-		c.mu.Lock()
-		c.ids[p.Peer.Address.String()] = p.ID
-		delete(c.max, p.ID)
-		if p.Peer.MaxPrefixes > exactLimit {
-			c.max[p.ID] = p.Peer.MaxPrefixes
-		}
-		c.mu.Unlock()
-		n := compilePeer(m.ASN, p, c.config.Restarting)
-		old, ok := c.applied[name]
-		switch {
-		case !ok:
-			changes++
-			if err := c.server.AddPeer(ctx, &api.AddPeerRequest{Peer: n}); err != nil {
-				fail(name, err)
-				continue
-			}
-		case old.Peer.MaxPrefixes != p.Peer.MaxPrefixes:
-			changes++
-			_, err := c.server.UpdatePeer(ctx, &api.UpdatePeerRequest{Peer: n})
-			fail(name, err)
-		}
-		c.applied[name] = p
-	}
-	c.config.Peers, c.config.Announce = m.Peers, m.Announce
-	return changes, errs
-}
-
-// heldBack reports whether GoBGP still defers its announcements to a peer after a restart (RFC
-// 4724 section 4.1). When it sends them, it applies the policies of that time. A soft reset would
-// announce at once, and while updates are deferred no withdrawal follows: the peer would keep the
-// path forever.
-func (c *child) heldBack(p bgp.Peer) (held bool) {
-	_ = c.server.ListPeer(context.Background(), &api.ListPeerRequest{Address: p.Address.String()}, func(s *api.Peer) {
-		held = s.GetGracefulRestart().GetLocalRestarting()
-	})
-	return held
-}
-
-// interrupts reports whether a change ends the session.
-func interrupts(a, b peerConfig) bool {
-	return slices.ContainsFunc(bgp.DiffPeer(a.Peer, b.Peer), func(d bgp.Difference) bool { return d.Interrupts != "" }) ||
-		a.Key != b.Key || a.Outside != b.Outside
-}
-
-func (c *child) announce(ctx context.Context, prefix netip.Prefix, on bool) error {
-	p, err := compileAnnounce(prefix)
-	if err != nil {
-		return err
-	}
-	if on {
-		_, err = c.server.AddPath(ctx, &api.AddPathRequest{TableType: api.TableType_GLOBAL, Path: p})
-	} else {
-		err = c.server.DeletePath(ctx, &api.DeletePathRequest{TableType: api.TableType_GLOBAL, Path: p})
-	}
-	if err != nil {
-		return fmt.Errorf("announcing %v: %w", prefix, err)
-	}
-	return nil
-}
-
-func (c *child) reset(m resetMessage) error {
-	for name, p := range c.applied {
-		if p.ID != m.Peer {
-			continue
-		}
-		r := &api.ResetPeerRequest{Address: p.Peer.Address.String(), Soft: m.Soft, Direction: api.ResetPeerRequest_BOTH}
-		if m.Soft && c.heldBack(p.Peer) {
-			r.Direction = api.ResetPeerRequest_IN
-		}
-		if err := c.server.ResetPeer(context.Background(), r); err != nil {
-			return fmt.Errorf("resetting peer %s: %w", name, err)
-		}
-		return nil
-	}
-	return nil // held out; the daemon admits it again
-}
-
 // heldDown removes and adds a peer whose hold timer has expired, because GoBGP would keep its
 // paths.
 func (c *child) heldDown(address string) {
@@ -473,54 +317,4 @@ func (c *child) release() {
 		}
 		c.barrier = nil
 	}
-}
-
-// counters reads the counters of all sessions every few seconds, and soon after a session has come
-// up.
-func (c *child) counters(ctx context.Context) {
-	t := time.NewTicker(counterInterval)
-	last := make(map[uint32]countersMessage)
-	for {
-		select {
-		case <-t.C:
-		case <-c.poll:
-		}
-		var changed []countersMessage
-		err := c.server.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
-			id, ok := c.id(p.GetConf().GetNeighborAddress())
-			if !ok {
-				return
-			}
-			m := decodeCounters(p)
-			m.Peer = id
-			if last[id] != m {
-				last[id] = m
-				changed = append(changed, m)
-			}
-			c.mu.Lock()
-			limit := c.max[id]
-			c.mu.Unlock()
-			if limit > 0 && m.Received > limit {
-				c.exceeded(p.GetConf().GetNeighborAddress(), id, m.Received, limit)
-			}
-		})
-		if err != nil {
-			continue // ListPeer returns no errors of its own
-		}
-		for chunk := range slices.Chunk(changed, 1000) {
-			c.out.put(frameCounters, chunk)
-		}
-	}
-}
-
-// exceeded shuts down the session of a peer above a limit that GoBGP does not enforce.
-func (c *child) exceeded(address string, id, received, limit uint32) {
-	err := c.server.ShutdownPeer(context.Background(), &api.ShutdownPeerRequest{
-		Address:       address,
-		Communication: fmt.Sprintf("%d prefixes received, %d allowed", received, limit),
-	})
-	if err != nil {
-		c.out.put(frameLog, logMessage{Level: "ERROR", Text: fmt.Sprintf("shutting down: %v", err), Peer: id})
-	}
-	c.out.put(frameState, stateMessage{Peer: id, State: bgp.PrefixLimit})
 }

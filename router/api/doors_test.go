@@ -13,7 +13,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/auth"
 )
 
-// TestRenewAuthority: clients of the former authority stay, those of now trust both, and at once ends both but root's.
+// TestRenewAuthority checks that clients of the former authority keep access and new ones trust
+// both authorities, and that a renewal at once ends the access of both, but not of root.
 func TestRenewAuthority(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	before := dialRole(t, s, auth.Admin)
@@ -28,21 +29,21 @@ func TestRenewAuthority(t *testing.T) {
 	_, err = old.RenewAuthority(soon(t), &isthmusv1.RenewAuthorityRequest{})
 	wantCode(t, "twice", err, codes.InvalidArgument)
 	later := dialRole(t, s, auth.Admin)
-	for what, c := range map[string]isthmusv1.AccessServiceClient{"of before": old, "of now": isthmusv1.NewAccessServiceClient(later)} {
+	for what, c := range map[string]isthmusv1.AccessServiceClient{"of the former authority": old, "of the new authority": isthmusv1.NewAccessServiceClient(later)} {
 		if _, err := c.ListClients(soon(t), &isthmusv1.ListClientsRequest{}); err != nil {
 			t.Errorf("a client %s: %v", what, err)
 		}
 	}
 	// The answer may be lost with the connection.
 	_, _ = isthmusv1.NewAccessServiceClient(later).RenewAuthority(soon(t), &isthmusv1.RenewAuthorityRequest{AtOnce: true})
-	// Connections are cut one after the other.
+	// The server closes the connections one after the other.
 	for end := time.Now().Add(time.Minute); err == nil || status.Code(err) == codes.InvalidArgument; {
 		if time.Now().After(end) {
-			t.Fatal("a client of before gets in, after at once")
+			t.Fatal("a client of a former authority has access after a renewal at once")
 		}
 		_, err = old.ListClients(soon(t), &isthmusv1.ListClientsRequest{})
 	}
-	wantCode(t, "a client of before, after at once", err, codes.Unavailable)
+	wantCode(t, "a client of a former authority, after a renewal at once", err, codes.Unavailable)
 	fresh, _ := issued(t, s, "fresh", auth.Admin, 0)
 	if _, err := isthmusv1.NewAccessServiceClient(dial(t, s, fresh)).ListClients(soon(t), &isthmusv1.ListClientsRequest{}); err != nil {
 		t.Errorf("a new client: %v", err)

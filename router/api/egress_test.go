@@ -11,7 +11,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/auth"
 )
 
-// TestWatchPoolsAndNames: what every probe and query changes is no event, a state is.
+// TestWatchPoolsAndNames checks that fields that change with every probe and query cause no event,
+// and that a new state does.
 func TestWatchPoolsAndNames(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	pool := func(health, why string) *isthmusv1.PoolStatus {

@@ -2,12 +2,13 @@ package api
 
 import "time"
 
-// DaysAreSeconds has connections age faster, for servers from now on, until the function that it returns is called.
+// DaysAreSeconds makes connections of new servers age a day per second, until the function that it
+// returns is called.
 func DaysAreSeconds() func() {
 	was := connections
 	connections.MaxConnectionAge /= 24 * 60 * 60
 	if was.MaxConnectionAge < time.Hour {
-		panic("that is for a day")
+		panic("the maximum age of a connection is less than a day")
 	}
 	return func() { connections = was }
 }

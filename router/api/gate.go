@@ -12,19 +12,21 @@ import (
 
 // Bounds of calls that read a whole document. Each of them may cost a second and some 300 MB.
 const (
-	// maxWaiting is how many calls wait at a gate, and maxWaitingPerClient how many of them are of one client: one that asks for more
-	// keeps no other client out.
+	// maxWaiting bounds the calls at a gate, and maxWaitingPerClient those of one client, so that
+	// one client cannot keep the others out.
 	maxWaiting          = 32
 	maxWaitingPerClient = 4
 )
 
-// gate lets one call in at a time. There are two of them, for calls that read and for those that change something: a reader never holds up an
-// operator, and at most two documents are worked on at a time.
+// gate lets one call in at a time. Calls that read and calls that change something have a gate
+// each: a reader never delays an operator, and at most two documents are processed at a time.
 type gate struct {
 	turn chan struct{} // holds one token
 
-	mu      sync.Mutex
-	waiting map[string]int // by the serial of the client, with those that are in; empty: root on the node
+	mu sync.Mutex
+	// waiting counts the calls by the serial of the client, including the one that is in. The empty
+	// serial is root on the node.
+	waiting map[string]int
 	total   int
 }
 
@@ -34,14 +36,14 @@ func newGate() *gate {
 	return g
 }
 
-// enter waits for the turn of a call, and returns what ends it. The error is a status.
+// enter waits for the turn of a call and returns the function that ends it. The error is a status.
 func (g *gate) enter(ctx context.Context) (leave func(), err error) {
 	who := auth.FromContext(ctx).Serial
 	g.mu.Lock()
-	// Root on the node comes in whatever the others do.
+	// Root on the node is exempt from the total, so that clients cannot lock it out.
 	if g.waiting[who] >= maxWaitingPerClient || who != "" && g.total >= maxWaiting {
 		g.mu.Unlock()
-		return nil, status.Errorf(codes.ResourceExhausted, "%d calls with documents of this client, and %d of all, wait already; try again later", maxWaitingPerClient, maxWaiting)
+		return nil, status.Errorf(codes.ResourceExhausted, "too many calls with documents are waiting (at most %d of one client, %d of all clients); try again later", maxWaitingPerClient, maxWaiting)
 	}
 	g.waiting[who]++
 	g.total++

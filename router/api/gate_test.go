@@ -16,7 +16,8 @@ func caller(ctx context.Context, serial string) context.Context {
 	return peer.NewContext(ctx, &peer.Peer{AuthInfo: auth.Identity{Name: serial, Serial: serial}})
 }
 
-// TestGate: one call is in at a time, some wait, one client cannot take all places, root comes in nevertheless, and who gives up goes.
+// TestGate checks that one call is in at a time and a bounded number waits, that one client cannot
+// take all places, that root is exempt from the total, and that a cancelled call leaves.
 func TestGate(t *testing.T) {
 	g := newGate()
 	first, err := g.enter(caller(t.Context(), "a"))
@@ -42,18 +43,18 @@ func TestGate(t *testing.T) {
 		begin(caller(t.Context(), "a"))
 	}
 	if _, err := g.enter(caller(t.Context(), "a")); status.Code(err) != codes.ResourceExhausted {
-		t.Errorf("one more of a client: %v", err)
+		t.Errorf("one call more than a client may have: %v", err)
 	}
 	for i := maxWaitingPerClient; i < maxWaiting; i++ {
 		begin(caller(t.Context(), string(rune('b'+i/2))))
 	}
 	if _, err := g.enter(caller(t.Context(), "z")); status.Code(err) != codes.ResourceExhausted {
-		t.Errorf("one more than all: %v", err)
+		t.Errorf("one call more than all clients may have: %v", err)
 	}
 	gone, cancel := context.WithCancel(caller(t.Context(), ""))
 	cancel()
 	if _, err := g.enter(gone); status.Code(err) != codes.Canceled {
-		t.Errorf("root, who gave up: %v", err)
+		t.Errorf("a cancelled call of root: %v", err)
 	}
 	begin(caller(t.Context(), ""))
 	if len(in) > 0 {

@@ -30,13 +30,13 @@ type Kind[T proto.Message] struct {
 	onlyName func(key string) T
 	// quiet clears the fields whose change alone is not an event. Nil: none.
 	quiet func(T)
-	// match returns a filter of a List call, and the fields of the request that it is made from. Nil:
-	// there are no filters.
+	// match returns the filter fields of a List request as text, and a function that applies them.
+	// Nil: the noun has no filters.
 	match func(request proto.Message) (filter string, match func(T) bool, err error)
 }
 
-// Named returns the kind of objects that have a field "name" and are listed in its order, 1000 in a
-// page, 5000 at most. noun is the singular, for messages.
+// Named returns the kind of objects that have a field "name" and are listed in its order, 1000 per
+// page by default and 5000 at most. noun is the singular, for messages.
 func Named[T proto.Message](noun string) Kind[T] {
 	var none T
 	field := nouns.Field(none, "name")
@@ -113,8 +113,8 @@ func matchRoutes(request proto.Message) (string, func(*isthmusv1.Route) bool, er
 	}, nil
 }
 
-// CompareRoutes orders prefixes in text form: IPv4 first, then by address, then the shorter prefix first. Text that is
-// no prefix comes before all others.
+// CompareRoutes orders prefixes in text form: IPv4 first, then by address, then the shorter prefix
+// first. If one of the texts is not a valid prefix, both are compared as text.
 func CompareRoutes(a, b string) int {
 	pa, aerr := netip.ParsePrefix(a)
 	pb, berr := netip.ParsePrefix(b)
@@ -124,12 +124,12 @@ func CompareRoutes(a, b string) int {
 	return pa.Compare(pb)
 }
 
-// PortKey returns what tells a use of ports from others.
+// PortKey returns the key of a use of ports: pool, address, destination, protocol and port.
 func PortKey(p *isthmusv1.PortUse) string {
 	return fmt.Sprintf("%s %s %s %s %d", p.Pool, p.Address, p.Destination, p.Protocol, p.Port)
 }
 
-// portOf returns a use with nothing but what its key says; what is no key says nothing.
+// portOf returns a use with only the fields of its key. Fields that do not parse stay empty.
 func portOf(key string) *isthmusv1.PortUse {
 	p := &isthmusv1.PortUse{}
 	fmt.Sscan(key, &p.Pool, &p.Address, &p.Destination, &p.Protocol, &p.Port)
@@ -161,8 +161,9 @@ func (k Kind[T]) get(all []T, key string) (T, error) {
 	return all[i], nil
 }
 
-// page returns the objects of an ordered list that match and come after the token's, and the token of the next page.
-// filter is what match was made from: a token is good only for the list it came from.
+// page returns the matching objects of an ordered list that come after the token's object, and the
+// token of the next page. filter is the text from which match was made: a token is valid only for
+// the list and the filter that it came from.
 func (k Kind[T]) page(all []T, size uint32, token, filter string, match func(T) bool) ([]T, string, error) {
 	if size > k.maxSize {
 		return nil, "", status.Errorf(codes.InvalidArgument, "page_size %d: must be 1 to %d", size, k.maxSize)
@@ -174,7 +175,7 @@ func (k Kind[T]) page(all []T, size uint32, token, filter string, match func(T) 
 	if token != "" {
 		after, ok := k.readToken(token, filter)
 		if !ok {
-			return nil, "", status.Errorf(codes.InvalidArgument, "page_token: not one of this list; begin again without it")
+			return nil, "", status.Errorf(codes.InvalidArgument, "page_token: belongs to another list or filter; start again without it")
 		}
 		i, found := slices.BinarySearchFunc(all, after, func(o T, key string) int { return k.compare(k.key(o), key) })
 		if start = i; found {
@@ -194,8 +195,8 @@ func (k Kind[T]) page(all []T, size uint32, token, filter string, match func(T) 
 	return out, "", nil
 }
 
-// A token is the key of the last object behind a checksum over it, the kind and the filter. It holds across restarts
-// of the daemon, and it need not be secret.
+// token returns a checksum over the kind, the filter and the key of the last object, followed by
+// that key. It survives restarts of the daemon, and it need not be secret.
 func (k Kind[T]) token(after, filter string) string {
 	return base64.RawURLEncoding.EncodeToString(append(k.tokenSum(after, filter), after...))
 }
@@ -214,7 +215,7 @@ func (k Kind[T]) readToken(token, filter string) (string, bool) {
 	return after, string(data[:8]) == string(k.tokenSum(after, filter))
 }
 
-// diff calls event for what is in one ordered list and not, or not equally, in another.
+// diff calls event for each object that two ordered lists do not have in common, or that differs.
 func (k Kind[T]) diff(was, now []T, event func(isthmusv1.EventType, T) error) error {
 	for len(was) > 0 || len(now) > 0 {
 		var err error
@@ -260,9 +261,10 @@ func (k Kind[T]) same(a, b T) bool {
 	return proto.Equal(a, b)
 }
 
-// watch sends what is there, a mark, and then every change until the client or the server goes. It keeps no queue: while
-// a slow client takes its time, changes pile up in the Router's own state, and what follows is the difference to what
-// was sent last. An object that changed twice meanwhile is sent once.
+// watch sends the present objects, a mark, and then each change until the client or the server ends
+// it. It has no queue: while a slow client reads, changes accumulate in the Router's own state, and
+// watch then sends the difference from the list it sent last. An object that changed twice in
+// between is sent once.
 func (k Kind[T]) watch(ctx context.Context, stopping <-chan struct{}, changed func() <-chan struct{}, list func() []T, send func(isthmusv1.EventType, T) error) error {
 	var sent []T
 	for marked := false; ; {
@@ -279,8 +281,8 @@ func (k Kind[T]) watch(ctx context.Context, stopping <-chan struct{}, changed fu
 			}
 			marked = true
 		}
-		// Comparing 100,000 routes takes some ten milliseconds; a watch may use a hundredth of one processor. The first
-		// change after a quiet time is sent at once.
+		// Comparing 100,000 routes takes some ten milliseconds, and a watch may use a hundredth of
+		// one processor. The first change after a quiet period is sent at once.
 		pause := time.NewTimer(watchPause + time.Duration(len(now))*10*time.Microsecond)
 		err := wait(ctx, stopping, pause.C)
 		pause.Stop()

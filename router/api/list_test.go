@@ -14,7 +14,7 @@ import (
 	"github.com/isthmus-net/isthmus/router/bell"
 )
 
-// TestWatchPause: something that changes all the time does not make a watch busy all the time.
+// TestWatchPause checks that constant changes do not keep a watch busy all the time.
 func TestWatchPause(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*watchPause)
 	defer cancel()
@@ -31,7 +31,7 @@ func TestWatchPause(t *testing.T) {
 	}
 }
 
-// TestWatchStops: a server that stops tells its watchers.
+// TestWatchStops checks that watches end with UNAVAILABLE when the server stops.
 func TestWatchStops(t *testing.T) {
 	stopping := make(chan struct{})
 	var changes bell.Bell
@@ -47,7 +47,7 @@ func TestWatchStops(t *testing.T) {
 			t.Errorf("watch ends with %v", err)
 		}
 	case <-time.After(10 * time.Second):
-		t.Error("the watch goes on")
+		t.Error("the watch does not end")
 	}
 }
 
@@ -79,22 +79,23 @@ func TestComparePorts(t *testing.T) {
 	}
 }
 
-// TestListenUnix: the socket of a daemon that is gone is replaced, and that of one that serves is left alone.
+// TestListenUnix checks that listenUnix replaces the socket of a daemon that has ended, and leaves
+// that of a serving daemon alone.
 func TestListenUnix(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "api.sock")
 	first, err := listenUnix(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listenUnix(path); err == nil || err.Error() != "another daemon serves there" {
+	if _, err := listenUnix(path); err == nil || err.Error() != "another daemon serves this socket" {
 		t.Errorf("listening where another serves: %v", err)
 	}
 	c, err := net.Dial("unix", path)
 	if err != nil {
-		t.Fatalf("the first is not reached any more: %v", err)
+		t.Fatalf("connecting to the first listener: %v", err)
 	}
 	c.Close()
-	first.(*net.UnixListener).SetUnlinkOnClose(false) // as when it was killed
+	first.(*net.UnixListener).SetUnlinkOnClose(false) // as when the daemon was killed
 	first.Close()
 	second, err := listenUnix(path)
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	isthmusv1 "github.com/isthmus-net/isthmus/proto/isthmus/v1"
 )
 
-// Machine is what the router runs on. Methods may be called from several goroutines. Their errors wrap ErrInvalid where the request is wrong; all others are about the
-// machine's state.
+// Machine is the machine that the router runs on. Methods may be called from several goroutines. An
+// error wraps ErrInvalid if the request is wrong; all others are about the machine's state.
 type Machine interface {
 	Get(ctx context.Context) (*isthmusv1.Machine, error)
 	Upgrade(ctx context.Context, h *isthmusv1.UpgradeHeader, body io.Reader) (*isthmusv1.UpgradeResponse, error)
@@ -25,21 +25,22 @@ type Machine interface {
 }
 
 const (
-	// maxChunk bounds one message of a slot's bytes.
+	// maxChunk bounds the bytes of a slot in one message.
 	maxChunk = 1 << 20
-	// chunkLimit is how long a client may take to send one.
+	// chunkLimit is how long a client may take to send one message.
 	chunkLimit = time.Minute
 )
 
-// needsMachine returns the status of a call about a machine that is not there.
+// needsMachine returns an error if the daemon has no Machine.
 func (s *services) needsMachine() error {
 	if s.machine == nil {
-		return status.Error(codes.Unimplemented, "this daemon does not know the machine that it runs on")
+		return status.Error(codes.Unimplemented, "this daemon does not manage the machine that it runs on")
 	}
 	return nil
 }
 
-// ofMachine is the status of an error of the machine.
+// ofMachine turns an error of the machine into a status: FAILED_PRECONDITION where statusOf has
+// none.
 func ofMachine(err error) error {
 	if err == nil {
 		return nil
@@ -79,7 +80,8 @@ func (s *services) Upgrade(stream grpc.ClientStreamingServer[isthmusv1.UpgradeRe
 	return stream.SendAndClose(r)
 }
 
-// receive writes a slot's bytes to a pipe until the stream or the reader ends, or the client sends nothing for too long.
+// receive writes a slot's bytes to a pipe until the stream or the reader ends, or until the client
+// sends nothing for chunkLimit.
 func receive(stream grpc.ClientStreamingServer[isthmusv1.UpgradeRequest, isthmusv1.UpgradeResponse], to *io.PipeWriter) {
 	late := time.AfterFunc(chunkLimit, func() {
 		to.CloseWithError(status.Errorf(codes.DeadlineExceeded, "the client sent nothing for %v", chunkLimit))
@@ -88,9 +90,9 @@ func receive(stream grpc.ClientStreamingServer[isthmusv1.UpgradeRequest, isthmus
 	for {
 		late.Reset(chunkLimit)
 		m, err := stream.Recv()
-		late.Stop() // the helper may take its time
+		late.Stop() // the time that the helper takes to write does not count
 		if err == nil && (m.Header != nil || len(m.Chunk) > maxChunk) {
-			err = status.Errorf(codes.InvalidArgument, "a message after the first one must have at most %d bytes of the slot, and no header", maxChunk)
+			err = status.Errorf(codes.InvalidArgument, "each message after the first must have at most %d bytes of the slot and no header", maxChunk)
 		}
 		if err == nil {
 			_, err = to.Write(m.Chunk)

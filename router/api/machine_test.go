@@ -33,7 +33,8 @@ func upgrade(t *testing.T, conn *grpc.ClientConn, messages ...*isthmusv1.Upgrade
 	return stream.CloseAndRecv()
 }
 
-// A slot is streamed by an admin alone, and the audit log says so, what was refused and what was not.
+// TestUpgrade checks that only an admin can stream a slot, and that the audit log has the accepted
+// and the refused calls.
 func TestUpgrade(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	admin := dialRole(t, s, auth.Admin)
@@ -77,8 +78,8 @@ func TestUpgrade(t *testing.T) {
 		fmt.Sprintf(begin, 1), fmt.Sprintf(end, 1, "InvalidArgument invalid request: signature does not belong to this slot"),
 		fmt.Sprintf(begin, 1), fmt.Sprintf(end, 1, "FailedPrecondition not possible now: slot is older than the one that runs"),
 		fmt.Sprintf(begin, 3), fmt.Sprintf(end, 3, "InvalidArgument invalid request: it ended after 2 of 3 bytes"),
-		fmt.Sprintf(begin, 4<<20), fmt.Sprintf(end, 4<<20, "InvalidArgument a message after the first one must have at most 1048576 bytes of the slot, and no header"),
-		fmt.Sprintf(begin, 9), fmt.Sprintf(end, 9, "InvalidArgument a message after the first one must have at most 1048576 bytes of the slot, and no header"),
+		fmt.Sprintf(begin, 4<<20), fmt.Sprintf(end, 4<<20, "InvalidArgument each message after the first must have at most 1048576 bytes of the slot and no header"),
+		fmt.Sprintf(begin, 9), fmt.Sprintf(end, 9, "InvalidArgument each message after the first must have at most 1048576 bytes of the slot and no header"),
 		fmt.Sprintf(begin, 3<<20), fmt.Sprintf(end, 3<<20, "OK"),
 	}
 	if !slices.Equal(got, want) {
@@ -102,7 +103,8 @@ func TestPower(t *testing.T) {
 	wantCode(t, "rollback to an empty slot", err, codes.FailedPrecondition)
 }
 
-// TestSeal: an admin alone seals and unseals; the recovery string is in no line of the audit log.
+// TestSeal checks that only an admin can seal and unseal, and that no line of the audit log has the
+// recovery string.
 func TestSeal(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	operator, admin := isthmusv1.NewSystemServiceClient(dialRole(t, s, auth.Operator)), isthmusv1.NewSystemServiceClient(dialRole(t, s, auth.Admin))
@@ -132,7 +134,7 @@ func TestSeal(t *testing.T) {
 			begun = append(begun, e.Method[strings.LastIndex(e.Method, "/")+1:]+" "+e.Object)
 		}
 	}
-	if want := []string{"Seal rot13", "Seal tpm2", "Unseal ", "Unseal ", "Seal none, abandoning what cannot be read"}; !slices.Equal(begun, want) {
+	if want := []string{"Seal rot13", "Seal tpm2", "Unseal ", "Unseal ", "Seal none, abandoning secrets that cannot be read"}; !slices.Equal(begun, want) {
 		t.Errorf("%q, want %q", begun, want)
 	}
 }

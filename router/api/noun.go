@@ -20,13 +20,13 @@ type Noun struct {
 	watch func(ctx context.Context, stopping <-chan struct{}, changed func() <-chan struct{}, send func(isthmusv1.EventType, proto.Message) error) error
 }
 
-// From returns the noun of a kind, whose objects list returns: in ascending order, each key once. The
-// slice and the messages must not change afterwards. An unchanged object should be the same message
-// again, which saves watches work.
+// From returns the noun of a kind. list returns its objects in ascending order, each key once; the
+// slice and the messages must not change afterwards. It should return the same message for an
+// unchanged object, because watches then need not compare it.
 func (k Kind[T]) From(list func() []T) Noun { return k.FromCounted(list, nil, nil) }
 
-// FromCounted is From for lists that are counted first, and whose response has other fields besides
-// the objects: fill sets them. Both may be nil.
+// FromCounted is From for a noun whose List call has more to do: count runs before the list is
+// read, and fill sets the fields of the response other than the objects. Both may be nil.
 func (k Kind[T]) FromCounted(list func() []T, count func(context.Context), fill func(request, response proto.Message)) Noun {
 	var none T
 	n := Noun{calls: nouns.Of(none)}
@@ -65,7 +65,7 @@ func (k Kind[T]) FromCounted(list func() []T, count func(context.Context), fill 
 	return n
 }
 
-// List answers a List call of the noun, whose request it must be.
+// List answers a List call of the noun. The request must be of that call's type.
 func (n Noun) List(ctx context.Context, request proto.Message) (proto.Message, error) {
 	response := n.calls.List.Response()
 	if err := n.list(ctx, request, response); err != nil {

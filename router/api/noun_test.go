@@ -15,8 +15,8 @@ import (
 	"github.com/isthmus-net/isthmus/router/auth"
 )
 
-// TestEveryCallIsServed checks that no call of any service was left to the generated handler, which
-// answers UNIMPLEMENTED: a noun that the router forgets, or a call that is neither.
+// TestEveryCallIsServed checks that no call of any service is left to the generated handler, which
+// answers UNIMPLEMENTED: neither that of a noun that the router lacks, nor any other.
 func TestEveryCallIsServed(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	conn := dialRole(t, s, auth.Admin)

@@ -11,12 +11,13 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Ping asks the API of this process over its unix socket, by a new connection, whether it answers. What it answers does not count. The
-// health service waits for no place that clients could fill.
+// Ping checks over a new connection to its unix socket that the API of this process answers,
+// whatever the health is. It calls the health service, which never waits at a gate that clients
+// could fill.
 func Ping(ctx context.Context, socket string) error {
 	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		return fmt.Errorf("asking the API: %w", err)
+		return fmt.Errorf("pinging the API: %w", err)
 	}
 	defer conn.Close()
 	_, err = grpc_health_v1.NewHealthClient(conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
@@ -24,5 +25,5 @@ func Ping(ctx context.Context, socket string) error {
 	case codes.OK, codes.NotFound, codes.ResourceExhausted:
 		return nil
 	}
-	return fmt.Errorf("asking the API: %w", err)
+	return fmt.Errorf("pinging the API: %w", err)
 }

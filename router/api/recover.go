@@ -10,8 +10,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// A mistake of ours that one request brings out ends that request, not the daemon: BGP sessions and embedded WireGuard devices would end
-// with it, as often as it is asked for.
+// A panic in a handler ends its call, not the daemon: BGP sessions and embedded WireGuard devices
+// would end with the daemon, and a client could repeat the call.
 
 func recoverUnary(log *slog.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
@@ -27,10 +27,10 @@ func recoverStream(log *slog.Logger) grpc.StreamServerInterceptor {
 	}
 }
 
-// recovered is deferred around a call.
+// recovered turns a panic into the error of a call. It must be deferred itself.
 func recovered(log *slog.Logger, method string, err *error) {
 	if p := recover(); p != nil {
-		log.Error("a request brought out a mistake in this program; please report it", "method", method, "panic", p, "stack", string(debug.Stack()))
-		*err = status.Error(codes.Internal, "a mistake in isthmusd, which goes on; its log has more, please report it")
+		log.Error("a request caused a panic; please report it", "method", method, "panic", p, "stack", string(debug.Stack()))
+		*err = status.Error(codes.Internal, "the call caused a panic in isthmusd, which continues to run; please report it with the lines of its log")
 	}
 }

@@ -17,7 +17,9 @@ import (
 	"github.com/isthmus-net/isthmus/test/root"
 )
 
-// TestRenewClient: every role renews its own certificate and no other, with which it gets in; root has none. While the clock is wrong the API signs none.
+// TestRenewClient checks that a client renews its own certificate and no other, and that the new
+// one grants access; root has no certificate. While the clock is wrong, the API signs none, except
+// for root while the clock is ahead.
 func TestRenewClient(t *testing.T) {
 	root.Need(t, "being root on the API's socket")
 	var offset atomic.Int64

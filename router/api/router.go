@@ -1,5 +1,6 @@
-// Package api serves the gRPC API. It checks requests, pages lists, follows changes and turns errors into status codes;
-// what a request means is decided by the Router behind it, and who may make it by router/auth.
+// Package api serves the gRPC API. It checks requests, pages lists, follows changes and turns
+// errors into status codes. The Router behind it carries requests out, and router/auth authorizes
+// them.
 package api
 
 import (
@@ -10,15 +11,15 @@ import (
 	"github.com/isthmus-net/isthmus/router/fault"
 )
 
-// Router is what the API stands in front of. Methods may be called from several goroutines.
+// Router carries out the calls of the API. Methods may be called from several goroutines.
 //
-// Status returns the present state, and a channel that is closed when it no longer holds; router/bell
-// makes such channels. Messages are never modified after they are returned.
+// Status returns the present state, and a channel that is closed when the state has changed;
+// router/bell makes such channels. Messages are never modified after they are returned.
 //
-// Errors wrap ErrNotFound, ErrInvalid, ErrPrecondition, store.ErrStale, secret.ErrNotFound or bgp.ErrNotFound where one
-// of them applies, and are a *Refused for a document with problems.
+// Errors wrap ErrNotFound, ErrInvalid, ErrPrecondition, store.ErrStale, secret.ErrNotFound or
+// bgp.ErrNotFound where one of them applies, and are a *Refused for a document with problems.
 type Router interface {
-	// Validate returns what is wrong with a document. The error is about the check itself.
+	// Validate returns the problems of a document. The error is about the check itself.
 	Validate(ctx context.Context, source *isthmusv1.Source) (*isthmusv1.ValidateResponse, error)
 	Plan(ctx context.Context, source *isthmusv1.Source) (*isthmusv1.PlanResponse, error)
 	Apply(ctx context.Context, author string, r *isthmusv1.ApplyRequest) (*isthmusv1.ApplyResponse, error)
@@ -34,28 +35,28 @@ type Router interface {
 	Changed() <-chan struct{}
 
 	ResetPeer(ctx context.Context, name string, soft bool) error
-	// EndFlows ends flows under way through the node.
+	// EndFlows ends present flows through the node.
 	EndFlows(ctx context.Context, r *isthmusv1.EndFlowsRequest) (*isthmusv1.EndFlowsResponse, error)
-	// ProveEgress says under which addresses flows may be seen, and what is wrong with that.
+	// ProveEgress returns the addresses under which flows may be seen, and the violations.
 	ProveEgress(ctx context.Context, r *isthmusv1.ProveEgressRequest) (*isthmusv1.EgressProof, error)
-	// Who says who had a public address and port.
+	// Who returns the flows that used a public address and port.
 	Who(ctx context.Context, r *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error)
 	Status() (*isthmusv1.SystemStatus, <-chan struct{})
 
 	SetSecret(ctx context.Context, author, name string, value []byte) (*isthmusv1.SecretInfo, error)
-	// RollbackSecret brings the former value of a secret back.
+	// RollbackSecret restores the former value of a secret.
 	RollbackSecret(ctx context.Context, author, name string) (*isthmusv1.SecretInfo, error)
 	DeleteSecret(ctx context.Context, author, name string) error
 }
 
-// Errors that callers tell apart.
+// Errors that callers distinguish.
 var (
 	ErrNotFound     = fault.ErrNotFound
 	ErrInvalid      = fault.ErrInvalid
 	ErrPrecondition = fault.ErrPrecondition
 )
 
-// Refused is a document that was not accepted, and everything that is wrong with it.
+// Refused is the error for a document that was not accepted, with all of its problems.
 type Refused struct{ Problems []*isthmusv1.Problem }
 
 func (e *Refused) Error() string {

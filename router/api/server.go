@@ -22,17 +22,17 @@ import (
 	"github.com/isthmus-net/isthmus/router/auth"
 )
 
-// Options says what is served where.
+// Options are the listeners of a Server and the parts that it serves.
 type Options struct {
 	Router    Router
 	Authority *auth.Authority
-	// Machine is what the router runs on. Nil: its methods are UNIMPLEMENTED.
+	// Machine is the machine that the router runs on. Nil: its methods are UNIMPLEMENTED.
 	Machine Machine
 	// Address is the host and port for mutual TLS. Empty: none.
 	Address string
 	// Socket is the path of the unix socket for root on this node. Empty: none.
 	Socket string
-	// Log is told what goes wrong here. Nil: slog.Default.
+	// Log receives the panics of calls. Nil: slog.Default.
 	Log *slog.Logger
 }
 
@@ -45,7 +45,8 @@ type Server struct {
 	address   net.Addr
 }
 
-// connections is how long they last. One that is a day old takes no new calls and stays for the watches on it.
+// connections has the keepalive and the maximum age of connections. One that is a day old takes no
+// new calls, and stays open for its watches.
 var connections = keepalive.ServerParameters{
 	Time:             time.Minute,
 	Timeout:          20 * time.Second,
@@ -55,7 +56,8 @@ var connections = keepalive.ServerParameters{
 // stopTimeout is how long calls under way may take when the server stops.
 const stopTimeout = 3 * time.Second
 
-// Listen opens the listeners. A socket file that a former process left is replaced, and one at which another daemon answers is not.
+// Listen opens the listeners. It replaces a socket file that a former process left, unless another
+// daemon still accepts connections on it.
 func Listen(o Options) (*Server, error) {
 	s := &Server{
 		health:   health.NewServer(),
@@ -103,7 +105,7 @@ func (s *Server) listen(o Options) error {
 		s.listeners = append(s.listeners, l)
 	}
 	if o.Address != "" {
-		// The address may come later, as at boot.
+		// The machine may get the address later, as at boot.
 		listen := net.ListenConfig{Control: freebind}
 		l, err := listen.Listen(context.Background(), "tcp", o.Address)
 		if err != nil {
@@ -115,7 +117,7 @@ func (s *Server) listen(o Options) error {
 	return nil
 }
 
-// freebind lets a socket have an address that the machine does not have yet (ip(7)).
+// freebind allows binding to an address that the machine does not have yet (IP_FREEBIND, ip(7)).
 func freebind(network, _ string, c syscall.RawConn) error {
 	var err error
 	failed := c.Control(func(fd uintptr) {
@@ -137,10 +139,10 @@ func listenUnix(path string) (net.Listener, error) {
 	case err != nil:
 		return nil, err
 	case info.Mode().Type() != fs.ModeSocket:
-		return nil, errors.New("a file that is no socket is in its place")
+		return nil, errors.New("the file at this path is not a socket")
 	default:
 		if c, err := net.Dial("unix", path); err == nil {
-			return nil, errors.Join(errors.New("another daemon serves there"), c.Close())
+			return nil, errors.Join(errors.New("another daemon serves this socket"), c.Close())
 		}
 		if err := os.Remove(path); err != nil {
 			return nil, err
@@ -156,10 +158,10 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// Address returns where mutual TLS is served, nil when it is not.
+// Address returns the address of the mutual TLS listener, nil if there is none.
 func (s *Server) Address() net.Addr { return s.address }
 
-// Serve serves until ctx is done or a listener fails. Calls under way are given a few seconds to end.
+// Serve serves until ctx is done or a listener fails. Calls under way then have stopTimeout to end.
 func (s *Server) Serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -183,11 +185,11 @@ func (s *Server) Serve(ctx context.Context) error {
 	return nil
 }
 
-// conditionService begins the name under which the health service knows a condition of the node.
+// conditionService is the prefix of the names of conditions in the health service.
 const conditionService = "condition/"
 
-// followHealth reports the node as a whole under the empty name, and each condition that the node has or had under its
-// own: NOT_SERVING while an error condition is there.
+// followHealth reports the node as a whole under the empty name, and each condition that the node
+// has or had under its own name: NOT_SERVING while an error condition is present.
 func (s *Server) followHealth(ctx context.Context) {
 	seen := make(map[string]bool)
 	for {

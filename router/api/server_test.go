@@ -70,7 +70,7 @@ func dial(t *testing.T, s *apitest.Server, certs ...tls.Certificate) *grpc.Clien
 	t.Helper()
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM([]byte(s.Authority.Certificate())) {
-		t.Fatal("the authority's certificate is no PEM")
+		t.Fatal("the authority's certificate is not valid PEM")
 	}
 	c, err := grpc.NewClient(s.Address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
 		RootCAs: pool, ServerName: auth.ServerName, Certificates: certs, MinVersion: tls.VersionTLS13,
@@ -88,7 +88,7 @@ func dialRole(t *testing.T, s *apitest.Server, role auth.Role) *grpc.ClientConn 
 	return dial(t, s, cert)
 }
 
-// soon is a context for what could wait forever.
+// soon returns a context for calls that could wait forever.
 func soon(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
@@ -112,7 +112,7 @@ func auditLog(t *testing.T, s *apitest.Server) []auth.Entry {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The lines that strangers caused come last, or there are none.
+	// Refused connections have a log of their own, if there were any; their lines come last here.
 	if refused, err := os.ReadFile(auth.RefusedLog(s.Audit)); err == nil {
 		data = append(data, refused...)
 	}
@@ -157,13 +157,13 @@ func TestHandshake(t *testing.T) {
 		before := len(auditLog(t, s))
 		conn, err := tls.Dial("tcp", s.Address, &tls.Config{
 			InsecureSkipVerify: true, NextProtos: []string{"h2"},
-			// Sent even when the server says that it wants another one.
+			// Send the certificate even if its issuer is not one that the server accepts.
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &c.cert, nil },
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		// A server that lets us in begins with its settings.
+		// A server that accepts the connection sends its SETTINGS first.
 		_, err = conn.Read(make([]byte, 1))
 		conn.Close()
 		if (err == nil) != (c.audit == "") {
@@ -189,7 +189,7 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
-// TestRoles calls every method of every service with every role. What is refused never gets to the Router.
+// TestRoles calls every unary method of the services with every role, and checks the refusals.
 func TestRoles(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	minimum := map[string]auth.Role{}
@@ -210,7 +210,8 @@ func TestRoles(t *testing.T) {
 			for _, m := range service.Methods {
 				methods++
 				full := "/" + service.ServiceName + "/" + m.MethodName
-				// An empty request of any type: the role is checked first, then the request is found wrong.
+				// An empty request of any type will do, because the role is checked before the
+				// request.
 				err := conn.Invoke(t.Context(), full, &isthmusv1.GetStatusRequest{}, &isthmusv1.GetStatusRequest{})
 				refused := status.Code(err) == codes.PermissionDenied
 				if want := role < max(minimum[m.MethodName], auth.Reader); refused != want {
@@ -284,7 +285,8 @@ func TestErrors(t *testing.T) {
 	if len(details) != 1 || len(details[0].(*isthmusv1.Problems).Problems) != 2 {
 		t.Errorf("details are %v, want two problems", details)
 	}
-	// Ten thousand problems do not fit into trailers: some are sent, and the number of the others.
+	// Ten thousand problems do not fit into trailers: the server sends some, and the number of the
+	// others.
 	_, err = specs.Plan(ctx, &isthmusv1.PlanRequest{Source: source(strings.Repeat("bad\n", 10000))})
 	wantCode(t, "very bad document", err, codes.InvalidArgument)
 	problems := status.Convert(err).Details()[0].(*isthmusv1.Problems).Problems
@@ -363,7 +365,8 @@ func TestErrors(t *testing.T) {
 	wantCode(t, "no such client", err, codes.NotFound)
 }
 
-// TestPanic: a call that brings out a mistake fails, is in the audit log when it writes, and nothing else ends.
+// TestPanic checks that a panic fails only its own call, and that the audit log has the end of a
+// writing call that panicked.
 func TestPanic(t *testing.T) {
 	router := apitest.New(time.Now)
 	s := apitest.Serve(t, time.Now, router)
@@ -440,7 +443,7 @@ func TestPages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A route that goes away between two pages moves nothing.
+	// The next page is the same if a route is removed between two pages.
 	s.Router.SetRoutes(slices.Concat(all[:9], all[10:])...)
 	second, err := client.ListRoutes(t.Context(), &isthmusv1.ListRoutesRequest{PageSize: 1, PageToken: first.NextPageToken})
 	if err != nil || second.Routes[0].Prefix != all[10].Prefix {
@@ -488,7 +491,7 @@ func TestWatch(t *testing.T) {
 	next("UPDATED a down")
 	next("REMOVED b")
 	next("ADDED c up")
-	// Changes that come while the watcher rests are sent as one.
+	// Changes during the pause of a watch are sent as one.
 	for i := range 100 {
 		s.Router.SetTunnels(tunnel("a", fmt.Sprint(i), 0))
 	}
@@ -508,7 +511,8 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// TestWatchLasts: a watch goes on for days, on a connection that takes no new calls after the first.
+// TestWatchLasts checks that a watch lasts for days, on a connection that takes no new calls after
+// the first day.
 func TestWatchLasts(t *testing.T) {
 	defer api.DaysAreSeconds()()
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
@@ -530,7 +534,7 @@ func TestWatchLasts(t *testing.T) {
 	}
 }
 
-// TestSlowWatcher: a client that does not read costs the server no more than the list it holds anyway.
+// TestSlowWatcher checks that the server keeps no queue of events for a client that does not read.
 func TestSlowWatcher(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	big := strings.Repeat("x", 1<<10)
@@ -565,7 +569,7 @@ func TestSlowWatcher(t *testing.T) {
 		}
 	}
 	if events > 10*1000 {
-		t.Errorf("%d events: every one of 30 rounds was kept for a client that did not read", events)
+		t.Errorf("%d events: each of 30 rounds was queued for a client that did not read", events)
 	}
 	for prefix, round := range last {
 		if round != "30" {
@@ -604,7 +608,7 @@ func TestRevokeCutsConnections(t *testing.T) {
 	}
 }
 
-// TestExpiry: a connection ends with its certificate.
+// TestExpiry checks that a connection ends when its certificate expires.
 func TestExpiry(t *testing.T) {
 	var offset atomic.Int64
 	s := apitest.Serve(t, func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }, apitest.New(time.Now))
@@ -640,7 +644,7 @@ func TestUnixSocket(t *testing.T) {
 		t.Errorf("history is %v", h)
 	}
 
-	// Another user is refused by who they are, even where the file mode would let them in.
+	// The server refuses another user by UID, even where the file mode would permit access.
 	for dir := s.Socket; dir != "/tmp" && dir != "/"; dir = dir[:strings.LastIndexByte(dir, '/')] {
 		if err := os.Chmod(dir, 0o777); err != nil {
 			t.Fatal(err)
@@ -651,7 +655,8 @@ func TestUnixSocket(t *testing.T) {
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	before := len(auditLog(t, s))
-	// The test binary lies where another user may not go; a shell-less copy of the descriptor gets around that.
+	// Another user may have no access to the directory of the test binary, so pass it as a
+	// descriptor.
 	exe, err := os.Open("/proc/self/exe")
 	if err != nil {
 		t.Fatal(err)
@@ -726,7 +731,8 @@ func TestHealthAndReflection(t *testing.T) {
 	}
 }
 
-// TestRate: one client cannot take all of the server.
+// TestRate checks that the server limits the calls of one client, and that another client is not
+// affected.
 func TestRate(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	client := isthmusv1.NewSystemServiceClient(dialRole(t, s, auth.Reader))
@@ -737,14 +743,15 @@ func TestRate(t *testing.T) {
 		}
 	}
 	if refused == 0 {
-		t.Error("a thousand calls in a row were all let in")
+		t.Error("a thousand calls in a row were all accepted")
 	}
 	if _, err := isthmusv1.NewSystemServiceClient(dialRole(t, s, auth.Operator)).GetStatus(t.Context(), &isthmusv1.GetStatusRequest{}); err != nil {
 		t.Errorf("another client: %v", err)
 	}
 }
 
-// TestFirstAdmin: the exported context is enough to come in as admin, and nobody else can read it.
+// TestFirstAdmin checks that the exported context gives access as admin, and that only its owner
+// can read it.
 func TestFirstAdmin(t *testing.T) {
 	s := apitest.Serve(t, time.Now, apitest.New(time.Now))
 	info, err := os.Stat(s.Context)

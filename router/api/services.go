@@ -64,7 +64,7 @@ func (s *services) register(server grpc.ServiceRegistrar) {
 	isthmusv1.RegisterAccessServiceServer(r, s)
 }
 
-// describe says what a writing request is about, for the audit log.
+// describe returns the subject of a writing request for the audit log.
 func describe(request any) auth.Subject {
 	switch r := request.(type) {
 	case *isthmusv1.ApplyRequest:
@@ -77,7 +77,8 @@ func describe(request any) auth.Subject {
 		for _, name := range r.Delete {
 			parts = append(parts, "delete "+name)
 		}
-		// The object may be cut; the digest is of all of it.
+		// The audit log shortens a long object; the digest is of the whole text, or of all policies
+		// and names.
 		subject := auth.Subject{Object: strings.Join(parts, ", "), Digest: hash([]byte(r.Text))}
 		if r.Text == "" {
 			data, _ := proto.MarshalOptions{Deterministic: true}.Marshal(&isthmusv1.EditPoliciesRequest{Set: r.Set, Delete: r.Delete})
@@ -110,7 +111,7 @@ func describe(request any) auth.Subject {
 	case *isthmusv1.SealRequest:
 		subject := auth.Subject{Object: cmp.Or(r.With, "none")}
 		if r.Abandon {
-			subject.Object += ", abandoning what cannot be read"
+			subject.Object += ", abandoning secrets that cannot be read"
 		}
 		return subject
 	case *isthmusv1.RenewAuthorityRequest:
@@ -142,7 +143,8 @@ func hash(data []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Caller returns the address of the machine from which a call comes. It is the zero Addr for a call from the node itself.
+// Caller returns the address that a call comes from, and the zero Addr for a call from the node
+// itself.
 func Caller(ctx context.Context) netip.Addr { return auth.AddressOf(ctx) }
 
 func author(ctx context.Context) string { return auth.FromContext(ctx).Name }
@@ -152,7 +154,7 @@ func checkSource(s *isthmusv1.Source) error {
 	case s.GetSource() == nil:
 		return status.Error(codes.InvalidArgument, "source: give the document as spec or as text")
 	case len(s.GetText()) > maxDocument:
-		return status.Errorf(codes.InvalidArgument, "source: the document has %d bytes, at most %d are read", len(s.GetText()), maxDocument)
+		return status.Errorf(codes.InvalidArgument, "source: the document has %d bytes, must have at most %d", len(s.GetText()), maxDocument)
 	}
 	return nil
 }
@@ -211,9 +213,9 @@ func (s *services) EditPolicies(ctx context.Context, r *isthmusv1.EditPoliciesRe
 	case len(r.Set)+len(r.Delete) == 0 && r.Text == "":
 		return nil, status.Error(codes.InvalidArgument, "set: give policies to set, as set or as text, or names to delete")
 	case len(r.Set) > 0 && r.Text != "":
-		return nil, status.Error(codes.InvalidArgument, "text: excludes set, which is given as well")
+		return nil, status.Error(codes.InvalidArgument, "text: give policies as set or as text, not both")
 	case len(r.Text) > maxDocument:
-		return nil, status.Errorf(codes.InvalidArgument, "text: has %d bytes, at most %d are read", len(r.Text), maxDocument)
+		return nil, status.Errorf(codes.InvalidArgument, "text: has %d bytes, must have at most %d", len(r.Text), maxDocument)
 	}
 	if err := checkConfirm(r.ConfirmWithin); err != nil {
 		return nil, err
@@ -229,7 +231,7 @@ func (s *services) EditPolicies(ctx context.Context, r *isthmusv1.EditPoliciesRe
 
 func (s *services) Confirm(ctx context.Context, r *isthmusv1.ConfirmRequest) (*isthmusv1.ConfirmResponse, error) {
 	if r.Generation == 0 {
-		return nil, status.Error(codes.InvalidArgument, "generation: name the generation to keep")
+		return nil, status.Error(codes.InvalidArgument, "generation: give the generation to keep")
 	}
 	return &isthmusv1.ConfirmResponse{}, statusOf(s.router.Confirm(ctx, author(ctx), r.Generation))
 }

@@ -60,7 +60,8 @@ func statusOf(err error) error {
 	return status.Error(codes.Internal, err.Error())
 }
 
-// Details travel in the trailers of a response, for which clients set bounds.
+// maxDetailBytes bounds the details of a status: they travel in the trailers of a response, whose
+// size clients limit.
 const maxDetailBytes = 64 << 10
 
 func fit(problems []*isthmusv1.Problem) []*isthmusv1.Problem {
@@ -69,7 +70,7 @@ func fit(problems []*isthmusv1.Problem) []*isthmusv1.Problem {
 		if size += proto.Size(p); size > maxDetailBytes {
 			return append(problems[:i:i], &isthmusv1.Problem{
 				Rule:   fmt.Sprintf("%d more problems", len(problems)-i),
-				Remedy: "fix these first, or ask for all of them with SpecService.Validate",
+				Remedy: "fix these first, or call SpecService.Validate, which returns all of them",
 			})
 		}
 	}

@@ -1,6 +1,6 @@
-// Package noun finds the API calls of a noun. They are alike for all: LIST returns pages, GET one
-// object by name, WATCH a stream of events. The server and the command line make them from the
-// descriptors of the .proto files, so that a new noun needs no code of its own for calls.
+// Package noun finds the API calls of a noun. All nouns have the same calls: LIST returns pages,
+// GET one object by name, WATCH a stream of events. The server and the command line derive them
+// from the descriptors of the .proto files, so that a new noun needs no code of its own for calls.
 package noun
 
 import (
@@ -16,8 +16,8 @@ import (
 type Call struct {
 	Path              string // as "/isthmus.v1.PoolService/ListPools"
 	request, response protoreflect.MessageType
-	// Field is the field of the response that has the objects, or the object of an event. Nil for a
-	// Get call, whose response is the object.
+	// Field is the field of the response that holds the objects, or the object of an event. It is
+	// nil for a Get call, whose response is the object.
 	Field protoreflect.FieldDescriptor
 }
 
@@ -27,11 +27,11 @@ func (c *Call) Request() proto.Message { return c.request.New().Interface() }
 // Response returns an empty response.
 func (c *Call) Response() proto.Message { return c.response.New().Interface() }
 
-// Calls are the methods of a noun. Nil: it has none of the kind.
+// Calls are the methods of a noun. A nil Get or Watch means that it has no such call.
 type Calls struct{ List, Get, Watch *Call }
 
-// Of returns the calls whose objects are messages like m. The services are in the .proto file of the
-// message. It panics if none of them lists the objects: the noun is incomplete.
+// Of returns the calls whose objects are messages of m's type. It looks in the services of the
+// message's .proto file, and panics if none of them lists the objects: the noun is incomplete.
 func Of(m proto.Message) Calls {
 	object := m.ProtoReflect().Descriptor()
 	var calls Calls
@@ -61,7 +61,8 @@ func Of(m proto.Message) Calls {
 	return calls
 }
 
-// fieldOf returns the field of a message that has an object, or the first repeated one that has objects.
+// fieldOf returns the first field of a message that holds an object, or with list the first
+// repeated field that holds objects.
 func fieldOf(m, object protoreflect.MessageDescriptor, list bool) protoreflect.FieldDescriptor {
 	fields := m.Fields()
 	for i := range fields.Len() {
@@ -82,7 +83,7 @@ func call(m protoreflect.MethodDescriptor, f protoreflect.FieldDescriptor) *Call
 func typeOf(d protoreflect.MessageDescriptor) protoreflect.MessageType {
 	t, err := protoregistry.GlobalTypes.FindMessageByName(d.FullName())
 	if err != nil {
-		panic(err) // generated code registers each message of its file
+		panic(err) // cannot happen: generated code registers each message of its file
 	}
 	return t
 }

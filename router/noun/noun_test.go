@@ -36,7 +36,7 @@ func TestOf(t *testing.T) {
 	}
 	defer func() {
 		if recover() == nil {
-			t.Error("a message that no service lists is a noun")
+			t.Error("Of accepts a message that no service lists")
 		}
 	}()
 	Of(&isthmusv1.SystemStatus{})

@@ -11,8 +11,9 @@ import (
 	"github.com/isthmus-net/isthmus/router/api"
 )
 
-// Machine is an api.Machine with two slots. A slot's signature is its version; one that begins with "bad" is refused, and one whose version begins with "old" is
-// older. A machine that was to start again has done so at once, and a slot whose version begins with "sick" was given up then.
+// Machine is an api.Machine with two slots. A slot's signature is its version. It refuses a version
+// that begins with "bad", and treats one that begins with "old" as older. A reboot completes at
+// once, and a slot whose version begins with "sick" fails its trial then.
 type Machine struct {
 	mu      sync.Mutex
 	none    bool
@@ -27,10 +28,10 @@ type Machine struct {
 // NewMachine returns a machine that runs version 1.0 from slot a.
 func NewMachine() *Machine { return &Machine{version: [2]string{"1.0", ""}} }
 
-// SetNone makes it a machine without slots.
+// SetNone removes the slots from the machine.
 func (m *Machine) SetNone() { m.mu.Lock(); defer m.mu.Unlock(); m.none = true }
 
-// errNone is what a machine without slots says.
+// errNone is the error of a machine without slots.
 var errNone = fmt.Errorf("%w: this machine has no slots", api.ErrPrecondition)
 
 func slotName(i int) string { return string(rune('a' + i)) }
@@ -87,7 +88,7 @@ func (m *Machine) Upgrade(ctx context.Context, h *isthmusv1.UpgradeHeader, body 
 	return &isthmusv1.UpgradeResponse{Slot: slotName(other), Version: version}, nil
 }
 
-// start starts a slot, which is given up when it is sick.
+// start starts a slot. A sick slot fails, and the former one stays.
 func (m *Machine) start(slot int) {
 	if strings.HasPrefix(m.version[slot], "sick") {
 		m.failed = "tunnels that were up before and are not: aws-0"

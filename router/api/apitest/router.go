@@ -1,4 +1,5 @@
-// Package apitest has a Router in memory and a server around it, for tests of the API and of its clients.
+// Package apitest has an in-memory Router and a server around it, for tests of the API and its
+// clients.
 package apitest
 
 import (
@@ -26,8 +27,9 @@ import (
 	"github.com/isthmus-net/isthmus/router/store"
 )
 
-// Router is an api.Router. Its documents are lines of text, each the name of a tunnel; a line that begins with "bad" is
-// a problem, one with "lone" a note, one with "#" a comment. It is strict: what the real one may refuse, it refuses.
+// Router is an api.Router. Its documents are lines of text, each the name of a tunnel. A line that
+// begins with "bad" is a problem, one with "lone" a note, one with "#" a comment. It is strict: it
+// refuses whatever the real one may refuse.
 type Router struct {
 	now func() time.Time
 
@@ -57,7 +59,8 @@ func New(now func() time.Time) *Router {
 	}
 }
 
-// SetTunnels and the methods like it replace the objects, which must be in order, and ring the bell.
+// SetTunnels replaces the tunnels, which must be in order, and signals a change. The other Set
+// methods do the same for their objects.
 func (r *Router) SetTunnels(all ...*isthmusv1.TunnelStatus) { set(r, &r.tunnels, all) }
 
 // SetStrays sets the stray tunnels. Call it before the server starts.
@@ -102,7 +105,7 @@ func (r *Router) Nouns() []api.Noun {
 	tunnels := func() []*isthmusv1.TunnelStatus {
 		all := list(r, &r.tunnels)()
 		if len(all) > 0 && all[0].Name == "panic" {
-			panic("of the fake")
+			panic("panic of the fake router")
 		}
 		return all
 	}
@@ -137,7 +140,8 @@ func (r *Router) Nouns() []api.Noun {
 // Changed implements api.Router.
 func (r *Router) Changed() <-chan struct{} { return r.changed.Wait() }
 
-// Who says that one flow lives and another ended, whatever is asked for but port 1, which nobody had.
+// Who returns a live and an ended flow for every address and port, except for port 1, which no flow
+// had.
 func (r *Router) Who(_ context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.WhoResponse, error) {
 	if q.Address == "" {
 		return nil, fmt.Errorf("%w: address: is required", api.ErrInvalid)
@@ -154,7 +158,7 @@ func (r *Router) Who(_ context.Context, q *isthmusv1.WhoRequest) (*isthmusv1.Who
 	}}, nil
 }
 
-// EndFlows says that three flows ended.
+// EndFlows reports three ended flows.
 func (r *Router) EndFlows(_ context.Context, q *isthmusv1.EndFlowsRequest) (*isthmusv1.EndFlowsResponse, error) {
 	if q.Source == "" {
 		return nil, fmt.Errorf("%w: source: an address or a prefix is needed", api.ErrInvalid)
@@ -162,7 +166,8 @@ func (r *Router) EndFlows(_ context.Context, q *isthmusv1.EndFlowsRequest) (*ist
 	return &isthmusv1.EndFlowsResponse{Flows: 3}, nil
 }
 
-// ProveEgress says that flows toward 198.51.100.0/24 may be seen as 203.0.113.9, which is expected of no other address.
+// ProveEgress reports that flows may be seen as 203.0.113.9, whatever their destinations are. It
+// reports a violation if another address is expected.
 func (r *Router) ProveEgress(_ context.Context, q *isthmusv1.ProveEgressRequest) (*isthmusv1.EgressProof, error) {
 	if len(q.Destinations) == 0 {
 		return nil, fmt.Errorf("%w: destinations: at least one prefix is needed", api.ErrInvalid)
@@ -224,7 +229,7 @@ func (r *Router) Validate(_ context.Context, s *isthmusv1.Source) (*isthmusv1.Va
 	for i, name := range names(text(s)) {
 		switch path, line := fmt.Sprintf("tunnels[%d].name", i), uint32(i+1); {
 		case name == "panic":
-			panic("of the fake")
+			panic("panic of the fake router")
 		case strings.HasPrefix(name, "bad"):
 			out.Problems = append(out.Problems, &isthmusv1.Problem{Path: path, Value: name, Rule: "must not begin with bad", Remedy: "choose a better name", Line: line})
 		case strings.HasPrefix(name, "lone"):
@@ -282,7 +287,7 @@ func (r *Router) Apply(ctx context.Context, author string, q *isthmusv1.ApplyReq
 
 var nameField = regexp.MustCompile(`name: ([a-z0-9-]+)`)
 
-// EditPolicies takes the names of policies from the text without reading the rest of it.
+// EditPolicies takes the names of policies from the text and ignores the rest of it.
 func (r *Router) EditPolicies(_ context.Context, author string, q *isthmusv1.EditPoliciesRequest) (*isthmusv1.ApplyResponse, error) {
 	var changes []*isthmusv1.Change
 	add := func(name string) {
@@ -455,7 +460,8 @@ func (r *Router) Secret(name string) string {
 	return r.secrets[name]
 }
 
-// Secrets shows how long each value is as its fingerprint. A secret named as a present tunnel is in use by it.
+// Secrets returns the secrets with the length of the value as the fingerprint. A secret with the
+// name of a present tunnel is in use by that tunnel.
 func (r *Router) Secrets() []*isthmusv1.SecretInfo {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -489,7 +495,8 @@ func (r *Router) DeleteSecret(_ context.Context, _, name string) error {
 	return fmt.Errorf("secret %q: %w", name, secret.ErrNotFound)
 }
 
-// Server is an API server on the loopback and on a unix socket, with everything real but the Router.
+// Server is an API server on the loopback address and on a unix socket, with a fake Router and
+// Machine.
 type Server struct {
 	Machine   *Machine
 	Router    *Router
@@ -500,7 +507,8 @@ type Server struct {
 	Audit     string // file
 }
 
-// Serve starts a server that stops with the test. now is the clock of the certificates and of the audit log.
+// Serve starts a server that stops with the test. now is the clock of the certificates and of the
+// audit log.
 func Serve(t testing.TB, now func() time.Time, router *Router) *Server {
 	t.Helper()
 	dir := t.TempDir()
@@ -516,7 +524,7 @@ func Serve(t testing.TB, now func() time.Time, router *Router) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The context names the address, which is known only once the listener is there.
+	// The context needs an address before the listener has one, so it has a placeholder.
 	s.Authority, err = auth.New(auth.Options{Store: st, Address: "node-1.example:7443", Bundle: s.Context, Notice: io.Discard, Audit: audit, Now: now})
 	if err != nil {
 		t.Fatal(err)
