@@ -105,7 +105,8 @@ func (b *bench) stop() {
 	b.m = nil
 }
 
-// seed makes a NoCloud disk with the user-data of a first boot: the document, and a request for the certificate of an admin, whose key stays here.
+// seed makes a NoCloud disk with the user-data of a first boot: the document, and a request for the
+// certificate of an admin, whose key stays here.
 func (b *bench) seed() string {
 	b.t.Helper()
 	request, err := b.cli("client", "request", "--name", "test")
@@ -216,7 +217,8 @@ func (b *bench) apply(document string) {
 	}
 }
 
-// release makes another slot out of the one that was built, and signs it with the key of this machine, which make image has used.
+// release makes another slot out of the one that was built, and signs it with the key of this
+// machine, which make image has used.
 func (b *bench) release(version string, serial int64, change func(tree string) error) string {
 	b.t.Helper()
 	tree, img := filepath.Join(b.dir, "tree"), filepath.Join(b.dir, version+".slot")
@@ -315,7 +317,8 @@ underlay: {interface: eth0, address: %s, publicAddress: %s}
 access: {api: [%s/32]}
 `, e2e.NodeASN, e2e.NodePrivate.Addr(), public, operator)
 
-// TestImage starts the image by each firmware, looks at what is there, has it do the main job, and upgrades it: to a slot that works, and to one that does not.
+// TestImage starts the image by each firmware, looks at what is there, has it do the main job, and
+// upgrades it: to a slot that works, and to one that does not.
 func TestImage(t *testing.T) {
 	measured := figures.Measured{Slot: digest(t, built(t, "image/slot.img")), Machine: host(), Time: time.Now().UTC()}
 	b := newBench(t)
@@ -415,7 +418,8 @@ func TestImage(t *testing.T) {
 	}
 	b.off()
 
-	// By Secure Boot, and by a slot whose daemon hangs: the machine falls back by itself, and the node says why.
+	// By Secure Boot, and by a slot whose daemon hangs: the machine falls back by itself, and the
+	// node says why.
 	b.start(SecureBoot, "")
 	b.serves("9.1")
 	if text := b.m.Text(); !strings.Contains(text, "slot a (good b, trial a, tries 2") || strings.Count(text, "reboot: Restarting system") != 1 {
@@ -464,7 +468,8 @@ func (b *bench) sshKey() (document string) {
 	return strings.Replace(first, "access: {", "access: {ssh: ["+operator+"/32], sshKeys: ["+strings.TrimSpace(string(own))+"], ", 1)
 }
 
-// ssh runs a command on the machine by SSH, as the operator does, with a file as standard input; empty: none.
+// ssh runs a command on the machine by SSH, as the operator does, with a file as standard input;
+// empty: none.
 func (b *bench) ssh(file, command string) (string, error) {
 	ctx, cancel := context.WithTimeout(b.t.Context(), commandLimit)
 	defer cancel()

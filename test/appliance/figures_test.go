@@ -27,7 +27,8 @@ func host() string {
 	return fmt.Sprintf("%s, a machine of 2 processors on %d, whose load was %s before", how, runtime.NumCPU(), before)
 }
 
-// parts takes the time that the present boot took apart, by the clock that the kernel started. What was before is firmware and loader.
+// parts takes the time that the present boot took apart, by the clock that the kernel started. What
+// was before is firmware and loader.
 func (b *bench) parts(firmware string) figures.Boot {
 	b.t.Helper()
 	seconds := func(text string, unit float64) float64 {

@@ -8,8 +8,9 @@ import (
 	"testing"
 )
 
-// TestRestore loses the node's file system after a copy of its state was made over SSH, as docs/operations.md says. A new file system makes a new node, with another authority; the copy brings
-// the former one back, with its document, its secrets and its clients.
+// TestRestore loses the node's file system after a copy of its state was made over SSH, as
+// docs/operations.md says. A new file system makes a new node, with another authority; the copy
+// brings the former one back, with its document, its secrets and its clients.
 func TestRestore(t *testing.T) {
 	b := newBench(t)
 	seed := b.seed()
@@ -36,7 +37,8 @@ func TestRestore(t *testing.T) {
 	b.shell()
 	b.ok(b.m.Send("mkfs.ext4 -q -F -L data /dev/isthmus/data && systemctl reboot\n"))
 
-	// The user-data of the first boot is still there, so that the node takes its first document again.
+	// The user-data of the first boot is still there, so that the node takes its first document
+	// again.
 	former, err := os.ReadFile(b.context)
 	b.ok(err)
 	b.ok(os.Remove(b.context))

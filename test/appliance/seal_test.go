@@ -46,7 +46,8 @@ var lane = first + `tunnels:
 - {name: lane-0, inside: [{local: 169.254.30.1/30}], wireguard: {privateKey: lane-key, peerPublicKey: "bmXOC+F1FxEMF9dyiK2H5/1SUtzH0JuVo51h2wPfgyo=", endpoint: "203.0.113.77:51820", listenPort: 51820}}
 `
 
-// TestSeal: a node with sealed secrets comes back from a loss of power with its tunnel; with another PCR 7, and without its TPM, it serves the API and says that it is sealed, and the
+// TestSeal: a node with sealed secrets comes back from a loss of power with its tunnel; with
+// another PCR 7, and without its TPM, it serves the API and says that it is sealed, and the
 // recovery string opens it.
 func TestSeal(t *testing.T) {
 	b := newBench(t)

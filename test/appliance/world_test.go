@@ -21,7 +21,8 @@ var (
 	operator = e2e.Operator.String()
 	// public is the machine's address on the Internet.
 	public = e2e.NodePublic.String()
-	// neighbour is a host on the machine's own network, which the cloud's route table leads to the spokes by way of the machine.
+	// neighbour is a host on the machine's own network, which the cloud's route table leads to the
+	// spokes by way of the machine.
 	neighbour = netip.MustParsePrefix("10.99.0.30/24")
 )
 
@@ -32,8 +33,9 @@ const (
 	vpc = "vpc"
 )
 
-// world is what is around the machine, in network namespaces: a network with DHCP behind 1:1 NAT, as a cloud has it, with one other host; and on the Internet the operator, a partner, and
-// AWS's gateway with a spoke behind it.
+// world is what is around the machine, in network namespaces: a network with DHCP behind 1:1 NAT,
+// as a cloud has it, with one other host; and on the Internet the operator, a partner, and AWS's
+// gateway with a spoke behind it.
 type world struct {
 	t         *testing.T
 	lab       *lab.Lab
@@ -106,7 +108,8 @@ func (w *world) leases() int {
 	return strings.Count(string(log), "DHCPACK")
 }
 
-// mainJob is a document with a tunnel to AWS, BGP in it, the neighbour's network, and one address toward the Internet.
+// mainJob is a document with a tunnel to AWS, BGP in it, the neighbour's network, and one address
+// toward the Internet.
 func (w *world) mainJob() string {
 	p := w.aws.Config.Peerings[0]
 	return first + fmt.Sprintf(`attachments: [{name: vpc, interface: eth0, sources: [%[1]s/32]}]
@@ -129,7 +132,8 @@ func row(out, name string) []string {
 	return nil
 }
 
-// carries waits until tunnel and session are up, looks at what they carry, and returns how many seconds after power on the tunnel was up.
+// carries waits until tunnel and session are up, looks at what they carry, and returns how many
+// seconds after power on the tunnel was up.
 func (b *bench) carries() (up float64) {
 	b.t.Helper()
 	w := b.w

@@ -1,5 +1,5 @@
-// Package arch keeps the rooms apart: it reads the imports of the tree and compares them with the few rules that make
-// its shape.
+// Package arch keeps the rooms apart: it reads the imports of the tree and compares them with the
+// few rules that make its shape.
 package arch
 
 import (
@@ -82,7 +82,8 @@ func TestOneImporter(t *testing.T) {
 	}
 }
 
-// below lists what a room of the project may import of the project. A room that is not listed may import nothing.
+// below lists what a room of the project may import of the project. A room that is not listed may
+// import nothing.
 var below = map[string][]string{
 	"router/secret":     {},
 	"router/disk":       {},
@@ -151,7 +152,9 @@ var below = map[string][]string{
 func TestArrowsPointDown(t *testing.T) {
 	for name, p := range packages(t) {
 		if strings.HasPrefix(name, "test/") || strings.HasSuffix(name, "test") || name == "cmd/isthmusd" || name == "image/cmd/image" {
-			continue // they know all: tests, what packages offer to them, what wires the daemon, and what builds the image
+			// they know all: tests, what packages offer to them, what wires the daemon, and what
+			// builds the image
+			continue
 		}
 		allowed, known := below[name]
 		if !known {
@@ -188,7 +191,8 @@ func TestDriversKeepTheirShape(t *testing.T) {
 	}
 }
 
-// TestClientHasNoSockets: the command line checks documents, and links nothing that reads or writes the kernel.
+// TestClientHasNoSockets: the command line checks documents, and links nothing that reads or writes
+// the kernel.
 func TestClientHasNoSockets(t *testing.T) {
 	cmd := exec.Command("go", "list", "-deps", "./cmd/isthmus")
 	cmd.Dir = "../.."

@@ -223,8 +223,8 @@ func (b *bench) fibOnce(ctx context.Context, t *table, name string, size int) er
 	return nil
 }
 
-// failover measures how long packets go on being sent to a dead next hop: two peers announce the same table, and the session
-// with one of them is closed.
+// failover measures how long packets go on being sent to a dead next hop: two peers announce the
+// same table, and the session with one of them is closed.
 func (b *bench) failover(ctx context.Context) error {
 	for _, size := range []int{b.size(10_000), b.size(100_000)} {
 		t := newTable("Failover: %d prefixes with two next hops, one session ends; until no look-up leads to the dead one", size)
@@ -265,7 +265,8 @@ func (b *bench) failoverOnce(ctx context.Context, t *table, name string, size in
 	if _, err := s.watch.until(size, 2*time.Minute); err != nil {
 		return err
 	}
-	// A group that gains a next hop need not change a route, so a dump has to say when all have both.
+	// A group that gains a next hop need not change a route, so a dump has to say when all have
+	// both.
 	for {
 		s.watch.quiet(time.Second)
 		used, err := s.lookup.count(size)

@@ -29,7 +29,8 @@ import (
 	"github.com/isthmus-net/isthmus/tunnel/ipsec"
 )
 
-// vpnDocument has n tunnels that wait for their peers, so that nothing is negotiated. rekey is of the first one.
+// vpnDocument has n tunnels that wait for their peers, so that nothing is negotiated. rekey is of
+// the first one.
 func vpnDocument(n int, rekey string) string {
 	var b strings.Builder
 	b.WriteString("node: {name: bench, asn: 64620}\nunderlay: {interface: up0, address: 10.99.0.10, publicAddress: 198.51.100.20}\ntunnels:\n")
@@ -203,7 +204,8 @@ func (b *bench) loadDriver(ctx context.Context, t *table, n int) error {
 	})
 }
 
-// recordLoad returns the load commands that tunnel/ipsec sends for n tunnels, as they are on the socket.
+// recordLoad returns the load commands that tunnel/ipsec sends for n tunnels, as they are on the
+// socket.
 func (b *bench) recordLoad(ctx context.Context, n int) (packets [][]byte, err error) {
 	v, err := b.vpn(ctx)
 	if err != nil {
@@ -261,7 +263,8 @@ func (b *bench) recordLoad(ctx context.Context, n int) (packets [][]byte, err er
 	return packets, err
 }
 
-// readPacket reads one vici packet: its length in four bytes, a type, a name where the type has one, and a message.
+// readPacket reads one vici packet: its length in four bytes, a type, a name where the type has
+// one, and a message.
 func readPacket(r io.Reader) ([]byte, error) {
 	p := make([]byte, 4)
 	if _, err := io.ReadFull(r, p); err != nil {
@@ -318,7 +321,8 @@ func (b *bench) loadBare(ctx context.Context, t *table, n int, packets [][]byte)
 	return nil
 }
 
-// loadLibrary gives the same messages to the vici library that tunnel/ipsec uses, which encodes them.
+// loadLibrary gives the same messages to the vici library that tunnel/ipsec uses, which encodes
+// them.
 func (b *bench) loadLibrary(ctx context.Context, t *table, n int, packets [][]byte) error {
 	v, err := b.vpn(ctx)
 	if err != nil {

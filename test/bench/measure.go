@@ -39,7 +39,8 @@ func (t *table) add(row, column string, value float64) {
 	t.cells[[2]string{row, column}] = append(t.cells[[2]string{row, column}], value)
 }
 
-// print writes the figures, and then for each row in "over" the ratios of the first row to it, taken round by round.
+// print writes the figures, and then for each row in "over" the ratios of the first row to it,
+// taken round by round.
 func (t *table) print(w io.Writer, over ...string) {
 	fmt.Fprintf(w, "\n%s\n", t.title)
 	tw := tabwriter.NewWriter(w, 2, 0, 2, ' ', 0)
@@ -124,7 +125,8 @@ func processes(n *lab.Node) (pids []int, err error) {
 func cpuTime(pids ...int) (sum time.Duration) {
 	for _, pid := range pids {
 		var t unix.Timespec
-		if unix.ClockGettime(int32(^pid<<3|2), &t) == nil { // MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)
+		// MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)
+		if unix.ClockGettime(int32(^pid<<3|2), &t) == nil {
 			sum += time.Duration(t.Nano())
 		}
 	}

@@ -19,7 +19,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// policies returns a configuration with n policies for as many sources and destinations, and one for everything else.
+// policies returns a configuration with n policies for as many sources and destinations, and one
+// for everything else.
 func policies(n int) nat.Config {
 	pool := netip.MustParseAddr("192.0.2.11")
 	c := nat.Config{Underlay: "up0", Own: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
@@ -111,9 +112,10 @@ func (e *egress) close() {
 	}
 }
 
-// open opens TCP connections through the router, one after another and each from the next policy's source to its destination, and
-// returns how many a second of CPU time: the connecting thread carries every packet through the router. Of the parts they are opened in, the one
-// counts that was least disturbed by what else the machine does.
+// open opens TCP connections through the router, one after another and each from the next policy's
+// source to its destination, and returns how many a second of CPU time: the connecting thread
+// carries every packet through the router. Of the parts they are opened in, the one counts that was
+// least disturbed by what else the machine does.
 func (e *egress) open(n, policies int) (perSecond float64, err error) {
 	if err := e.router.Do(forgetFlows); err != nil {
 		return 0, fmt.Errorf("emptying the connection table: %w", err)
@@ -257,8 +259,8 @@ func (b *bench) nat(ctx context.Context) error {
 	return b.edits(ctx, e, n)
 }
 
-// edits measures what it takes to add and remove one of n policies: in the driver; as an element of a map of as many, by
-// nft; and through the API of isthmusd, alone and as a whole document.
+// edits measures what it takes to add and remove one of n policies: in the driver; as an element of
+// a map of as many, by nft; and through the API of isthmusd, alone and as a whole document.
 func (b *bench) edits(ctx context.Context, e *egress, n int) error {
 	t := newTable("Egress: one of %d policies added or removed", n)
 	timed := func(row, column string, do func() error) error {

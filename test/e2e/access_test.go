@@ -32,7 +32,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// far is the command line on another machine, with a context file, over the Internet and through the node's 1:1 NAT.
+// far is the command line on another machine, with a context file, over the Internet and through
+// the node's 1:1 NAT.
 type far struct {
 	*bench
 	node *lab.Node
@@ -100,8 +101,8 @@ func (b *bench) audit() (entries []entry) {
 	return entries
 }
 
-// audited expects a line of the audit log in which all fields that are set in want are the same; of Error it may be a part. A
-// refused client may hear of it before the line is there.
+// audited expects a line of the audit log in which all fields that are set in want are the same; of
+// Error it may be a part. A refused client may hear of it before the line is there.
 func (b *bench) audited(want entry) {
 	b.Helper()
 	same := func(got, want string) bool { return want == "" || got == want }
@@ -263,7 +264,8 @@ func TestAccess(t *testing.T) {
 	b.run("no leak", (*bench).noLeak)
 }
 
-// secretsStay looks for the pre-shared keys, and for one that is pasted where its name belongs, in all that is told and kept.
+// secretsStay looks for the pre-shared keys, and for one that is pasted where its name belongs, in
+// all that is told and kept.
 func (b *bench) secretsStay(f *far, root string) {
 	const pasted = "kPASTEDINTHEDOCUMENT23456"
 	secrets := []string{pasted, b.c.NodeKey.Private}
@@ -342,7 +344,8 @@ func serial(t *testing.T, text string) string {
 	return fmt.Sprintf("%x", certificate(t, text).SerialNumber)
 }
 
-// forge returns the context with a certificate that says the same and was made by an authority of the same name.
+// forge returns the context with a certificate that says the same and was made by an authority of
+// the same name.
 func forge(t *testing.T, c *isthmusv1.ClientContext) *isthmusv1.ClientContext {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

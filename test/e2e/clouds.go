@@ -20,10 +20,11 @@ import (
 var (
 	NodePrivate   = netip.MustParsePrefix("10.99.0.10/24") // of the uplink, IPsec and WireGuard
 	EgressPrivate = netip.MustParsePrefix("10.99.0.11/24") // of the uplink, for SNAT
-	Operator      = netip.MustParseAddr("198.51.100.1")    // from where the node is managed over the Internet
-	NodePublic    = netip.MustParseAddr("198.51.100.20")
-	EgressPublic  = netip.MustParseAddr("198.51.100.21") // the one address that the partner sees
-	PartnerAddr   = netip.MustParseAddr("192.0.2.80")
+	// from where the node is managed over the Internet
+	Operator     = netip.MustParseAddr("198.51.100.1")
+	NodePublic   = netip.MustParseAddr("198.51.100.20")
+	EgressPublic = netip.MustParseAddr("198.51.100.21") // the one address that the partner sees
+	PartnerAddr  = netip.MustParseAddr("192.0.2.80")
 
 	VPC    = netip.MustParsePrefix("172.16.0.0/16")
 	VNet   = netip.MustParsePrefix("192.168.0.0/16")
@@ -90,7 +91,8 @@ type CloudsOptions struct {
 func PSK() string {
 	var b [20]byte
 	rand.Read(b[:])
-	return "k" + base32.StdEncoding.EncodeToString(b[:]) // every cloud takes letters and digits, the first no zero
+	// every cloud takes letters and digits, the first no zero
+	return "k" + base32.StdEncoding.EncodeToString(b[:])
 }
 
 // NewClouds builds the topology and starts the 1:1 NAT and the partner, but no gateway.
@@ -194,18 +196,21 @@ func first(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(p.Addr().Next(), 24)
 }
 
-// NewNAT adds a 1:1 NAT without a node behind it. wan is an address of the NAT itself; Gateway is its other one. Translate must be called when the lab is up.
+// NewNAT adds a 1:1 NAT without a node behind it. wan is an address of the NAT itself; Gateway is
+// its other one. Translate must be called when the lab is up.
 func NewNAT(l *lab.Lab, internet *peer.Internet, name string, wan netip.Addr, pairs ...lab.Pair) *Hub {
 	h := &Hub{NAT: l.Node(name), pairs: pairs}
 	internet.Attach(h.NAT, wan)
-	h.NAT.IP("route add default via %s dev wan onlink", first(wan).Addr()) // passes on what the node sends, also what it must not
+	// passes on what the node sends, also what it must not
+	h.NAT.IP("route add default via %s dev wan onlink", first(wan).Addr())
 	for _, p := range pairs {
 		internet.Node.IP("route add %s/32 via %s dev br0", p.Public, wan)
 	}
 	return h
 }
 
-// Gateway is the address that the NAT has toward the node: the first host address of the /24 of the private addresses.
+// Gateway is the address that the NAT has toward the node: the first host address of the /24 of the
+// private addresses.
 func (h *Hub) Gateway() netip.Prefix { return first(h.pairs[0].Private) }
 
 // NewHub adds a node with the private addresses of the pairs, and the 1:1 NAT.
@@ -222,7 +227,8 @@ func NewHub(l *lab.Lab, internet *peer.Internet, nat, node string, wan netip.Add
 	return h
 }
 
-// DefaultHub is the hub of most topologies: nodes "nat" and "node", with NodePublic and EgressPublic.
+// DefaultHub is the hub of most topologies: nodes "nat" and "node", with NodePublic and
+// EgressPublic.
 func DefaultHub(l *lab.Lab, internet *peer.Internet) *Hub {
 	return NewHub(l, internet, "nat", "node", netip.MustParseAddr("198.51.100.2"),
 		lab.Pair{Private: NodePrivate.Addr(), Public: NodePublic}, lab.Pair{Private: EgressPrivate.Addr(), Public: EgressPublic})

@@ -160,7 +160,8 @@ func TestConfirm(t *testing.T) {
 	b.run("no leak", (*bench).noLeak)
 }
 
-// TestKillWhileApplying kills isthmusd with kill -9 at random moments of twenty changes. router/store shows what a loss of power adds to that.
+// TestKillWhileApplying kills isthmusd with kill -9 at random moments of twenty changes.
+// router/store shows what a loss of power adds to that.
 func TestKillWhileApplying(t *testing.T) {
 	b := begin(t)
 	seed := uint64(time.Now().UnixNano())

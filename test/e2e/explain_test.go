@@ -32,7 +32,8 @@ func TestExplained(t *testing.T) {
 	half := strings.Replace(without(full, "azure-1"), "- name: azure-0\n  ipsec", "- name: azure-0\n  cloud: azure\n  ipsec", 1)
 	b.ok(b.r.Apply(t.Context(), half))
 	other := b.c.Azure.Config.Peerings[1].Outside.String()
-	// Azure calls again and again; strongSwan gives up with the first refusal, and may be let in before the tunnel is removed.
+	// Azure calls again and again; strongSwan gives up with the first refusal, and may be let in
+	// before the tunnel is removed.
 	b.until(2*time.Minute, func() error {
 		_, err := b.c.Azure.Instances[1].IKE.(*peer.Charon).Swanctl(t.Context(), "--initiate", "--child", "tunnel", "--timeout", "5")
 		if err == nil {
@@ -59,7 +60,8 @@ func TestExplained(t *testing.T) {
 	_, err = b.r.CLIInput(t.Context(), right+"x", "secret", "set", "aws-0")
 	b.ok(err)
 	iface := b.tunnels()["aws-0"].GetInterface()
-	b.ok(b.r.Apply(t.Context(), without(full, "aws-0"))) // an IKE SA that is up is not touched by another key
+	// an IKE SA that is up is not touched by another key
+	b.ok(b.r.Apply(t.Context(), without(full, "aws-0")))
 	b.present("aws-0", iface, false)
 	b.ok(b.r.Apply(t.Context(), full))
 	shows("describe tunnel aws-0", "reason: auth-refused", "AUTHENTICATION_FAILED", "field: tunnels[0].ipsec.psk", "isthmus secret set aws-0", "line: 6")

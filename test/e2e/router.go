@@ -21,7 +21,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/peer"
 )
 
-// Router is isthmusd with its charon on the node of Clouds, used as a user would: through the command line.
+// Router is isthmusd with its charon on the node of Clouds, used as a user would: through the
+// command line.
 type Router struct {
 	Clouds *Clouds // nil elsewhere
 	Node   *lab.Node
@@ -55,7 +56,8 @@ func StartRouter(ctx context.Context, n *lab.Node, api netip.AddrPort, bin strin
 	return r, r.StartDaemon(ctx)
 }
 
-// StartCharon starts charon, also again after it was killed, with the image's settings if they are beside the programs.
+// StartCharon starts charon, also again after it was killed, with the image's settings if they are
+// beside the programs.
 func (r *Router) StartCharon(ctx context.Context) (err error) {
 	var o peer.CharonOptions
 	if conf := filepath.Join(r.bin, CharonConf); exists(conf) {
@@ -134,7 +136,8 @@ func (r *Router) SetSecrets(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Document is what makes the node a router between the three clouds and the site, with one address toward the partner.
+// Document is what makes the node a router between the three clouds and the site, with one address
+// toward the partner.
 func (c *Clouds) Document() string {
 	var b, peers strings.Builder
 	fmt.Fprintf(&b, "node: {name: hub-1, asn: %d}\n", NodeASN)
@@ -216,7 +219,8 @@ func (r *Router) Ways(ctx context.Context, p netip.Prefix) (tunnels []string, er
 	})
 }
 
-// Up returns nil when every tunnel is up and every session established, and what is missing otherwise.
+// Up returns nil when every tunnel is up and every session established, and what is missing
+// otherwise.
 func (r *Router) Up(ctx context.Context) error {
 	tunnels, err := r.Tunnels(ctx)
 	if err != nil {
@@ -244,8 +248,8 @@ func (r *Router) Up(ctx context.Context) error {
 	return nil
 }
 
-// Build makes the programs that tests run, for the guest as well, in the directory bin of the project, whose root it is
-// given.
+// Build makes the programs that tests run, for the guest as well, in the directory bin of the
+// project, whose root it is given.
 func Build(root string) error {
 	for _, name := range []string{"isthmusd", "isthmus"} {
 		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(root, "bin", name), filepath.Join(root, "cmd", name))

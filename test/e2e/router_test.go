@@ -65,7 +65,8 @@ func programs() string {
 	return dir
 }
 
-// begin builds the topology, starts the router, applies the document and waits until everything is up.
+// begin builds the topology, starts the router, applies the document and waits until everything is
+// up.
 func begin(t *testing.T) *bench {
 	b := &bench{T: t, start: time.Now()}
 	var err error
@@ -136,7 +137,8 @@ func (b *bench) up() {
 	})
 }
 
-// lossless runs f while every spoke sends 100 packets a second to the next one, and expects that all arrive and come back.
+// lossless runs f while every spoke sends 100 packets a second to the next one, and expects that
+// all arrive and come back.
 func (b *bench) lossless(what string, f func()) {
 	b.Helper()
 	for _, w := range b.losses(0, what, f) {
@@ -144,8 +146,8 @@ func (b *bench) lossless(what string, f func()) {
 	}
 }
 
-// losing is lossless for what may lose some packets of each stream, and can be done twice: a machine that has no time loses a packet
-// too, so it is done once more where more were lost.
+// losing is lossless for what may lose some packets of each stream, and can be done twice: a
+// machine that has no time loses a packet too, so it is done once more where more were lost.
 func (b *bench) losing(most int, what string, f func()) {
 	b.Helper()
 	wrong := b.losses(most, what, f)
@@ -209,8 +211,9 @@ func (b *bench) sessions() map[string]peer.Session {
 	return out
 }
 
-// baseline returns what untouched compares with. It waits until no IKE daemon has anything under way: where both ends initiated, a tunnel has two IKE_SAs at
-// first, and the node shows the other one when one of them is ended.
+// baseline returns what untouched compares with. It waits until no IKE daemon has anything under
+// way: where both ends initiated, a tunnel has two IKE_SAs at first, and the node shows the other
+// one when one of them is ended.
 func (b *bench) baseline() (map[string]*isthmusv1.TunnelStatus, map[string]*isthmusv1.PeerStatus) {
 	b.Helper()
 	var seen map[string]*isthmusv1.TunnelStatus
@@ -245,8 +248,8 @@ func (b *bench) baseline() (map[string]*isthmusv1.TunnelStatus, map[string]*isth
 	return b.tunnels(), b.peers()
 }
 
-// untouched expects that tunnels and sessions other than the named ones are the same as before: not established again,
-// and counters that did not go back.
+// untouched expects that tunnels and sessions other than the named ones are the same as before: not
+// established again, and counters that did not go back.
 func (b *bench) untouched(before map[string]*isthmusv1.TunnelStatus, beforePeers map[string]*isthmusv1.PeerStatus, but ...string) {
 	b.Helper()
 	for name, t := range b.tunnels() {
@@ -331,7 +334,8 @@ func (b *bench) tables() {
 }
 
 func (b *bench) sameDocument() {
-	// Where both sides have opened a tunnel at the same time, one of the two SAs is still to be ended.
+	// Where both sides have opened a tunnel at the same time, one of the two SAs is still to be
+	// ended.
 	before := b.status().GetCounters()
 	quiet := time.Now()
 	b.until(time.Minute, func() error {
@@ -469,7 +473,8 @@ func (b *bench) deleteByHand() {
 	heal("WireGuard's peer removed", "site", func() {
 		_, err := b.c.Node.Exec(b.Context(), "wg", "set", b.tunnels()["site"].GetInterface(), "peer", b.c.SiteKey.Public, "remove")
 		b.ok(err)
-		// The kernel tells nobody, so the tunnel is called up until somebody looks: only a later handshake shows that it is.
+		// The kernel tells nobody, so the tunnel is called up until somebody looks: only a later
+		// handshake shows that it is.
 		removed := time.Now()
 		b.until(30*time.Second, func() error {
 			if t := b.tunnels()["site"]; t.GetState() != "up" || !t.GetKeyed().AsTime().After(removed) {
@@ -555,8 +560,8 @@ func (b *bench) killDaemon() {
 }
 
 func (b *bench) killCharon() {
-	// Behind NAT the kernel is deaf from the end of charon's socket until the daemon stands in for it: a moment here,
-	// a quarter of a second under emulation.
+	// Behind NAT the kernel is deaf from the end of charon's socket until the daemon stands in for
+	// it: a moment here, a quarter of a second under emulation.
 	b.losing(50, "kill -9 of charon and start", func() {
 		b.r.Charon.Process.Signal(unix.SIGKILL)
 		<-b.r.Charon.Process.Done()

@@ -43,8 +43,8 @@ func standIn(ctx context.Context, c *Clouds) (*peer.Charon, *peer.BIRD, error) {
 		return nil, nil, err
 	}
 	bgp.Neighbors = append(bgp.Neighbors, peer.Neighbor{Name: "site", Local: c.NodeInside.Addr(), Remote: c.SiteInside.Addr(), ASN: SiteASN, Hold: 30 * time.Second, Transit: true})
-	// A packet that an xfrm interface is about to encrypt passes postrouting a first time with the uplink as
-	// its output interface. "rt ipsec missing" leaves it alone.
+	// A packet that an xfrm interface is about to encrypt passes postrouting a first time with the
+	// uplink as its output interface. "rt ipsec missing" leaves it alone.
 	rules := fmt.Sprintf(`table inet standin {
 	chain post { type nat hook postrouting priority srcnat; oifname %[1]q rt ipsec missing ip saddr { %[2]s, %[3]s, %[4]s, %[5]s } snat ip to %[6]s; }
 	chain guard { type filter hook postrouting priority srcnat + 1; oifname %[1]q rt ipsec missing ip saddr { %[2]s, %[3]s, %[4]s, %[5]s, 169.254.0.0/16 } counter drop; }
@@ -52,7 +52,8 @@ func standIn(ctx context.Context, c *Clouds) (*peer.Charon, *peer.BIRD, error) {
 	if _, err := c.Node.ExecInput(ctx, rules, "nft", "-f", "-"); err != nil {
 		return nil, nil, err
 	}
-	// Azure's look-alike calls already. A charon that knows no connection yet would refuse it, and it would not call again.
+	// Azure's look-alike calls already. A charon that knows no connection yet would refuse it, and
+	// it would not call again.
 	if _, err := c.Node.ExecInput(ctx, "table inet deaf { chain input { type filter hook input priority 0; udp dport { 500, 4500 } drop; }; }", "nft", "-f", "-"); err != nil {
 		return nil, nil, err
 	}

@@ -202,8 +202,8 @@ func (p *Process) Stop() {
 	}
 }
 
-// Until calls f every 100 ms until it returns nil; after the limit the last error is returned. The limit is what a machine
-// needs that has time; another one gets three times as much.
+// Until calls f every 100 ms until it returns nil; after the limit the last error is returned. The
+// limit is what a machine needs that has time; another one gets three times as much.
 func Until(ctx context.Context, limit time.Duration, f func() error) error {
 	limit *= 3
 	ctx, cancel := context.WithTimeout(ctx, limit)

@@ -68,7 +68,8 @@ func (r Report) String() string {
 	return s
 }
 
-// Ping starts to ping dst from the node, until Stop. The second packet waits for the answer to the first, up to a second.
+// Ping starts to ping dst from the node, until Stop. The second packet waits for the answer to the
+// first, up to a second.
 func (n *Node) Ping(dst netip.Addr, o PingOptions) (*Pinger, error) {
 	if o.Interval == 0 {
 		o.Interval = 10 * time.Millisecond
@@ -138,8 +139,9 @@ func (p *Pinger) send(request byte, every time.Duration, size int) {
 			}
 			p.mu.Unlock()
 		}
-		// Where two packets of a flow that connection tracking does not know yet are under way in it at once, it drops the
-		// second (allow_clash; ICMP has it since Linux 6.19). Tunnels make that likely: they deliver several in one go.
+		// Where two packets of a flow that connection tracking does not know yet are under way in
+		// it at once, it drops the second (allow_clash; ICMP has it since Linux 6.19). Tunnels make
+		// that likely: they deliver several in one go.
 		if seq == 0 {
 			select {
 			case <-p.stop:

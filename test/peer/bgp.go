@@ -79,7 +79,8 @@ type Session struct {
 // Speaker is a running BGP daemon.
 type Speaker interface {
 	Sessions(context.Context) ([]Session, error)
-	// SetMED changes the MED of what is announced to a neighbour that has one, without a new session.
+	// SetMED changes the MED of what is announced to a neighbour that has one, without a new
+	// session.
 	SetMED(context.Context, Neighbor, uint32) error
 	// Bounce ends a neighbour's session, and waits for a new one.
 	Bounce(context.Context, Neighbor) error
@@ -344,8 +345,9 @@ func StartFRR(ctx context.Context, n *lab.Node, c BGPConfig) (*FRR, error) {
 	}
 	f := &FRR{vty: filepath.Join(run, "bgpd.vty")}
 	start := func(daemon string, more ...string) (*lab.Process, error) {
-		// No option says where mgmtd's socket is, so each FRR has a /run/frr of its own, which must not show outside.
-		// Propagation cannot be changed in a chroot, and is private there already.
+		// No option says where mgmtd's socket is, so each FRR has a /run/frr of its own, which must
+		// not show outside. Propagation cannot be changed in a chroot, and is private there
+		// already.
 		const script = `p=private; unshare -m --propagation $p true 2>/dev/null || p=unchanged
 exec unshare -m --propagation $p /bin/sh -c 'mkdir -p /run/frr && mount --bind "$0" /run/frr && exec "$@"' "$0" "$@"`
 		argv := []string{"/bin/sh", "-c", script, run,

@@ -87,11 +87,13 @@ type CharonOptions struct {
 	Lines []string
 	// Include is a file with more settings, none if "". Those that StartCharon makes itself win.
 	Include string
-	// Userland has charon do ESP itself, in UDP, over the TUN device UserlandDevice: for a kernel that has no ESP.
+	// Userland has charon do ESP itself, in UDP, over the TUN device UserlandDevice: for a kernel
+	// that has no ESP.
 	Userland bool
 }
 
-// UserlandDevice is the TUN device of a charon that does ESP itself. What the node routes there goes into the tunnels, by their selectors.
+// UserlandDevice is the TUN device of a charon that does ESP itself. What the node routes there
+// goes into the tunnels, by their selectors.
 const UserlandDevice = "ipsec0"
 
 // StartCharon starts charon in the node and waits until it answers.
@@ -106,7 +108,8 @@ func StartCharon(ctx context.Context, n *lab.Node, o CharonOptions) (*Charon, er
 	kernel := "kernel-netlink"
 	if o.Userland {
 		kernel = "kernel-libipsec kernel-netlink" // the first one that can do ESP does it
-		// It has a route into the tunnel, whatever install_routes says: the node's own ones come first.
+		// It has a route into the tunnel, whatever install_routes says: the node's own ones come
+		// first.
 		o.Lines = append(slices.Clip(o.Lines), "routing_table_prio = 40000")
 	}
 	conf := fmt.Sprintf(`charon-systemd {
@@ -187,8 +190,9 @@ func (c *Charon) Children(ctx context.Context) (map[string]int, error) {
 	return n, nil
 }
 
-// Resting returns nil when no tunnel has more than one IKE_SA, and all are established. Otherwise it returns what is under way: a second IKE_SA after
-// both ends initiated, or a request without an answer yet.
+// Resting returns nil when no tunnel has more than one IKE_SA, and all are established. Otherwise
+// it returns what is under way: a second IKE_SA after both ends initiated, or a request without an
+// answer yet.
 func (c *Charon) Resting(ctx context.Context) error {
 	out, err := c.Swanctl(ctx, "--list-sas")
 	if err != nil {
@@ -197,7 +201,8 @@ func (c *Charon) Resting(ctx context.Context) error {
 	return resting(out)
 }
 
-// resting reads lines such as "tunnel: #2, ESTABLISHED, IKEv2, ...". Those of CHILD_SAs begin with spaces.
+// resting reads lines such as "tunnel: #2, ESTABLISHED, IKEv2, ...". Those of CHILD_SAs begin with
+// spaces.
 func resting(out string) error {
 	had := map[string]bool{}
 	for line := range strings.Lines(out) {
@@ -247,7 +252,8 @@ func (t Tunnel) render(b *strings.Builder) {
 	seconds := func(d time.Duration) string { return fmt.Sprintf("%ds", int(d.Seconds())) }
 	closing := start
 	if start == "start" {
-		// With "start" strongSwan opens another SA for each that is closed, although one of the same tunnel is live.
+		// With "start" strongSwan opens another SA for each that is closed, although one of the
+		// same tunnel is live.
 		closing = "trap"
 	}
 	l := t.Life

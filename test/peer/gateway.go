@@ -64,14 +64,16 @@ func (i *Internet) gateway(a netip.Addr) netip.Addr {
 	panic(fmt.Sprintf("address %s is in no network of the Internet", a))
 }
 
-// Peering is one tunnel between a gateway and a router, seen from the gateway. What stands in parentheses holds where a
-// field is zero.
+// Peering is one tunnel between a gateway and a router, seen from the gateway. What stands in
+// parentheses holds where a field is zero.
 type Peering struct {
 	// Name of the tunnel, and of its session in BIRD (its number).
 	Name string
-	// Outside is the gateway's public address. Tunnels of one Azure instance, or of one of Google's interfaces, share it.
+	// Outside is the gateway's public address. Tunnels of one Azure instance, or of one of Google's
+	// interfaces, share it.
 	Outside netip.Addr
-	// PeerOutside is the other end's public address and IKE identity, PeerASN its number (Config's Router and RouterASN).
+	// PeerOutside is the other end's public address and IKE identity, PeerASN its number (Config's
+	// Router and RouterASN).
 	PeerOutside netip.Addr
 	PeerASN     uint32
 	// IKE, ESP and Start are those of the Tunnel (Config's).
@@ -79,14 +81,16 @@ type Peering struct {
 	// Inside and PeerInside are the two BGP addresses.
 	Inside, PeerInside netip.Addr
 	PSK                string
-	// Subnet is an Azure instance's private address, from which it opens BGP sessions too, if valid.
+	// Subnet is an Azure instance's private address, from which it opens BGP sessions too, if
+	// valid.
 	Subnet netip.Addr
 }
 
 // Config of a gateway. NewAWS and the like fill what is zero as that cloud does.
 type Config struct {
 	ASN uint32
-	// Router is the public address of the router, which is also its IKE identity; RouterASN its number.
+	// Router is the public address of the router, which is also its IKE identity; RouterASN its
+	// number.
 	Router    netip.Addr
 	RouterASN uint32
 	// Announce is what the gateway has behind it.
@@ -103,10 +107,11 @@ type Config struct {
 	MaxPrefixes int
 	// MED of what is announced, none if 0.
 	MED uint32
-	// Libreswan does IKE instead of strongSwan, where an instance has one tunnel, and FRR BGP instead of BIRD. Alternate has
-	// every second instance use the others.
+	// Libreswan does IKE instead of strongSwan, where an instance has one tunnel, and FRR BGP
+	// instead of BIRD. Alternate has every second instance use the others.
 	Libreswan, FRR, Alternate bool
-	// Userland has strongSwan do ESP itself: for a kernel that has no ESP, a gateway of AWS or Oracle, and one tunnel.
+	// Userland has strongSwan do ESP itself: for a kernel that has no ESP, a gateway of AWS or
+	// Oracle, and one tunnel.
 	Userland bool
 }
 
@@ -207,7 +212,8 @@ func NewAWS(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	return g
 }
 
-// NewOracle adds an OCI Site-to-Site VPN connection: as AWS's, but the gateway initiates too. Hold time 180 s.
+// NewOracle adds an OCI Site-to-Site VPN connection: as AWS's, but the gateway initiates too. Hold
+// time 180 s.
 func NewOracle(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	orElse(&c.IKE, OracleIKE)
 	orElse(&c.ESP, OracleESP)
@@ -219,7 +225,8 @@ func NewOracle(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	return newRouterGateway(l, internet, name, c)
 }
 
-// newRouterGateway adds a gateway that is one node with one outside address per tunnel and a /30 in each.
+// newRouterGateway adds a gateway that is one node with one outside address per tunnel and a /30 in
+// each.
 func newRouterGateway(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	if c.Userland && len(c.Peerings) != 1 {
 		panic("a gateway that does ESP itself has one tunnel: it has one device for all of them")
@@ -245,9 +252,10 @@ func newRouterGateway(l *lab.Lab, internet *Internet, name string, c Config) *Ga
 	return &Gateway{Name: name, Config: c, Instances: []*Instance{i}}
 }
 
-// NewAzure adds an active-active VPN gateway: one node, an instance, for each public address of the peerings. A BGP
-// address is an APIPA /32 on the instance, the router's is reached through the tunnel by a host route, and the router
-// must open the session. Hold time 180 s. Each instance tells the other what it learnt over the VNet, see JoinVNet.
+// NewAzure adds an active-active VPN gateway: one node, an instance, for each public address of the
+// peerings. A BGP address is an APIPA /32 on the instance, the router's is reached through the
+// tunnel by a host route, and the router must open the session. Hold time 180 s. Each instance
+// tells the other what it learnt over the VNet, see JoinVNet.
 func NewAzure(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	orElse(&c.IKE, AzureIKE)
 	orElse(&c.ESP, AzureESP)
@@ -274,7 +282,8 @@ func NewAzure(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 		}
 		t := c.tunnel("tunnel", uint32(len(i.Tunnels)+1), p)
 		t.Interface(i.Node)
-		i.Node.IP("addr replace %s/32 dev bgp", p.Inside) // what nobody answers has the address of another connection
+		// what nobody answers has the address of another connection
+		i.Node.IP("addr replace %s/32 dev bgp", p.Inside)
 		if p.Subnet.IsValid() {
 			i.Node.IP("addr replace %s/32 dev bgp", p.Subnet)
 		}
@@ -298,8 +307,9 @@ func (g *Gateway) JoinVNet(addrs ...netip.Addr) {
 	}
 }
 
-// NewGoogle adds an HA VPN gateway, which does IPsec and nothing else, with the peerings' outside addresses, and behind it a Cloud Router, which has the inside addresses. Either side
-// may initiate; this one does on traffic. Hold time 60 s.
+// NewGoogle adds an HA VPN gateway, which does IPsec and nothing else, with the peerings' outside
+// addresses, and behind it a Cloud Router, which has the inside addresses. Either side may
+// initiate; this one does on traffic. Hold time 60 s.
 //
 // Between the two nodes is one veth per tunnel, and the gateway joins each to its
 // tunnel whatever the destination, without taking from the time to live of what is sent
@@ -376,8 +386,8 @@ func (i *Instance) startIPsec(ctx context.Context) (err error) {
 	return i.startIKE(ctx)
 }
 
-// ignoreStrangers has a gateway answer, at the outside address of a tunnel, only the other end of that tunnel. strongSwan
-// alone would refuse a stranger, who would give up then.
+// ignoreStrangers has a gateway answer, at the outside address of a tunnel, only the other end of
+// that tunnel. strongSwan alone would refuse a stranger, who would give up then.
 func (i *Instance) ignoreStrangers(ctx context.Context) error {
 	var known []string
 	for _, t := range i.Tunnels {
@@ -411,8 +421,9 @@ func (i *Instance) startIKE(ctx context.Context) (err error) {
 	return i.IKE.Load(ctx, i.Tunnels...)
 }
 
-// The first rule keeps BGP single-hop, see NewGoogle. The others drop the first fragment of an IKE message, which has
-// its ports and, on port 4500, the non-ESP marker (RFC 3948 section 2.2); they come before the kernel puts fragments together.
+// The first rule keeps BGP single-hop, see NewGoogle. The others drop the first fragment of an IKE
+// message, which has its ports and, on port 4500, the non-ESP marker (RFC 3948 section 2.2); they
+// come before the kernel puts fragments together.
 const googleRules = `table ip google {
 	counter ike { }
 	chain ttl { type filter hook prerouting priority mangle; ip daddr 169.254.0.0/16 ip ttl < 255 ip ttl set 64; }
@@ -426,8 +437,8 @@ const googleRules = `table ip google {
 // FragmentsDropped is how many fragmented IKE messages a Google gateway has dropped.
 func (g *Gateway) FragmentsDropped(ctx context.Context) (int, error) { return g.dropped(ctx, "google") }
 
-// StrangersDropped is how many packets to the IKE ports AWS's or Google's gateway has dropped because they were not
-// from the other end of a tunnel.
+// StrangersDropped is how many packets to the IKE ports AWS's or Google's gateway has dropped
+// because they were not from the other end of a tunnel.
 func (g *Gateway) StrangersDropped(ctx context.Context) (int, error) {
 	return g.dropped(ctx, "strangers")
 }
@@ -444,8 +455,8 @@ func (g *Gateway) dropped(ctx context.Context, table string) (n int, err error) 
 	return n, nil
 }
 
-// Stray opens a TCP connection for BGP to the router from the private address of an Azure instance, as it does all the
-// time, and returns why there is none.
+// Stray opens a TCP connection for BGP to the router from the private address of an Azure instance,
+// as it does all the time, and returns why there is none.
 func (g *Gateway) Stray(instance int, limit time.Duration) error {
 	i := g.Instances[instance]
 	p := g.Config.Peerings[slices.IndexFunc(g.Config.Peerings, func(p Peering) bool { return p.Outside == i.Tunnels[0].Local })]
@@ -467,8 +478,9 @@ func (i *Instance) Restart(ctx context.Context) error {
 	return i.startIKE(ctx)
 }
 
-// Replace does to the tunnel with this number what AWS does to replace an endpoint: it is gone without a word, with all
-// its state, for the given time, and comes back at the same address. The other tunnels go on. Only for strongSwan.
+// Replace does to the tunnel with this number what AWS does to replace an endpoint: it is gone
+// without a word, with all its state, for the given time, and comes back at the same address. The
+// other tunnels go on. Only for strongSwan.
 func (i *Instance) Replace(ctx context.Context, k int, gone time.Duration) error {
 	t := i.Tunnels[k]
 	fail := func(err error) error {

@@ -20,7 +20,8 @@ type IKE interface {
 	RekeyChild(ctx context.Context, tunnel string) error
 	// Terminate closes the tunnel's IKE_SA from this side.
 	Terminate(ctx context.Context, tunnel string) error
-	// Kill ends the daemon as a crash of its machine would: the peer hears nothing, and SAs and policies are gone.
+	// Kill ends the daemon as a crash of its machine would: the peer hears nothing, and SAs and
+	// policies are gone.
 	Kill(context.Context) error
 }
 

@@ -208,7 +208,8 @@ func (t Tunnel) libreswan() (string, error) {
 		set("salifetime", seconds(l.ChildExpire))
 		set("rekeymargin", seconds(min(l.IKEExpire-l.IKERekey, l.ChildExpire-l.ChildRekey)))
 		if l.ChildExpireBytes > 0 {
-			set("ipsec-max-bytes", l.ChildExpireBytes) // it rekeys at a random point in the last quarter
+			// it rekeys at a random point in the last quarter
+			set("ipsec-max-bytes", l.ChildExpireBytes)
 		}
 		if l.ReplayWindow > 0 {
 			set("replay-window", l.ReplayWindow)

@@ -142,8 +142,9 @@ func (r *RawBGP) Write(b []byte) error {
 	return err
 }
 
-// Announce sends one UPDATE for the prefixes, which must fit in 4096 bytes, with origin IGP, path as AS_PATH, at most 63
-// numbers, next hop, and attrs, further path attributes as they are on the wire.
+// Announce sends one UPDATE for the prefixes, which must fit in 4096 bytes, with origin IGP, path
+// as AS_PATH, at most 63 numbers, next hop, and attrs, further path attributes as they are on the
+// wire.
 func (r *RawBGP) Announce(path []uint32, nextHop netip.Addr, attrs []byte, prefixes ...netip.Prefix) error {
 	a := []byte{0x40, 1, 1, 0, 0x40, 2, byte(2 + 4*len(path)), 2, byte(len(path))}
 	for _, asn := range path {

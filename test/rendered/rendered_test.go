@@ -69,8 +69,8 @@ func side(t *testing.T, top *topology.Topology, form string) (out []Gateway) {
 	return out
 }
 
-// TestCloudSideIsTheTopology: what a cloud reads in its commands, and in its Terraform, are exactly the tunnels of the
-// topology, with outside addresses that are known and with those that are not.
+// TestCloudSideIsTheTopology: what a cloud reads in its commands, and in its Terraform, are exactly
+// the tunnels of the topology, with outside addresses that are known and with those that are not.
 func TestCloudSideIsTheTopology(t *testing.T) {
 	for i, text := range topologies(t, 40) {
 		for _, set := range []map[string]netip.Addr{nil, known(read(t, text, nil))} {
@@ -125,8 +125,9 @@ func keyName(t *testing.T, top *topology.Topology, form, reference string) strin
 	return ""
 }
 
-// TestSidesAgree: each tunnel of a node's document meets one of the cloud's side: addresses mirrored, numbers and keys the
-// same, proposals in common; and each tunnel that a cloud has with a node is in that node's document.
+// TestSidesAgree: each tunnel of a node's document meets one of the cloud's side: addresses
+// mirrored, numbers and keys the same, proposals in common; and each tunnel that a cloud has with a
+// node is in that node's document.
 func TestSidesAgree(t *testing.T) {
 	for i, text := range topologies(t, 40) {
 		set := known(read(t, text, nil))
@@ -200,7 +201,8 @@ func meet(gateways []Gateway, outside map[string]netip.Addr, gateway, node netip
 	return nil, nil
 }
 
-// keyOf is the name of the key of each tunnel of the document that was read last: the checked one has a reference instead.
+// keyOf is the name of the key of each tunnel of the document that was read last: the checked one
+// has a reference instead.
 var keyOf map[string]string
 
 // document returns the checked document of a node. It must be as `isthmus validate` wants it.
@@ -225,8 +227,8 @@ func document(t *testing.T, top *topology.Topology, name string) *spec.Spec {
 	return s
 }
 
-// TestGatewaysAgree: where two gateways are linked, each live tunnel of one meets one of the other, and what is dead by
-// design meets none.
+// TestGatewaysAgree: where two gateways are linked, each live tunnel of one meets one of the other,
+// and what is dead by design meets none.
 func TestGatewaysAgree(t *testing.T) {
 	for i, text := range topologies(t, 40) {
 		set := known(read(t, text, nil))
@@ -299,8 +301,8 @@ func TestPartsAreTheWhole(t *testing.T) {
 	}
 }
 
-// TestStrict: a wrong name, a missing argument, a reference to nothing and a key in plain text are found. Each case is a change
-// to what is rendered.
+// TestStrict: a wrong name, a missing argument, a reference to nothing and a key in plain text are
+// found. Each case is a change to what is rendered.
 func TestStrict(t *testing.T) {
 	top := read(t, topologies(t, 0)[0], nil)
 	for _, c := range []struct{ cloud, form, from, to string }{
@@ -346,8 +348,8 @@ func TestStrict(t *testing.T) {
 	}
 }
 
-// TestInsideAddressesNeverClash: over all nodes and clouds of a topology no two ends share an address, but a node's in one
-// connection of Azure, and each cloud takes its own.
+// TestInsideAddressesNeverClash: over all nodes and clouds of a topology no two ends share an
+// address, but a node's in one connection of Azure, and each cloud takes its own.
 func TestInsideAddressesNeverClash(t *testing.T) {
 	for i, text := range topologies(t, 100) {
 		owner := map[netip.Addr]string{}

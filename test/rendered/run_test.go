@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// fake is the clouds' command lines: it prints a name, or the number of AWS's gateway, and notes its words, its input and what
-// it printed.
+// fake is the clouds' command lines: it prints a name, or the number of AWS's gateway, and notes
+// its words, its input and what it printed.
 const fake = `#!/bin/sh
 prints=printed-$$
 stdin=
@@ -24,8 +24,9 @@ printf '%s\037' "${0##*/}" "$@" "$stdin" >> "$CALLS"
 echo "$prints" | tee -a "$CALLS"
 `
 
-// TestShellRuns: a shell runs the commands of the documentation's examples to their end, gives the programs the words and the
-// input that Parse reads, with the values of variables, and says what it should at the end. A key is never in the words.
+// TestShellRuns: a shell runs the commands of the documentation's examples to their end, gives the
+// programs the words and the input that Parse reads, with the values of variables, and says what it
+// should at the end. A key is never in the words.
 func TestShellRuns(t *testing.T) {
 	bin := t.TempDir()
 	for _, name := range []string{"aws", "az", "gcloud"} {
@@ -86,7 +87,8 @@ func TestShellRuns(t *testing.T) {
 						}
 					}
 					words = append(words, strings.Fields(w.words)...)
-					set := func(list []string) []string { return slices.Compact(slices.Sorted(slices.Values(list))) } // Azure's --set comes twice
+					// Azure's --set comes twice
+					set := func(list []string) []string { return slices.Compact(slices.Sorted(slices.Values(list))) }
 					if !slices.Equal(set(words), set(is.words)) || expand(w.stdin) != is.stdin {
 						t.Errorf("topology %d: %s: ran %q with\n%s\nwant %q with\n%s", i, c, is.words, is.stdin, words, expand(w.stdin))
 					}

@@ -28,7 +28,8 @@ func (c command) arg() string { return c.one("NAME") }
 
 var assignment = regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_]*)=\$\(`)
 
-// readCommands reads the part of the shell's language that is rendered, and checks commands against their schema.
+// readCommands reads the part of the shell's language that is rendered, and checks commands against
+// their schema.
 func readCommands(text string) ([]command, error) {
 	var out []command
 	lines := strings.Split(text, "\n")

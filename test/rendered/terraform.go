@@ -15,7 +15,8 @@ import (
 	"github.com/zclconf/go-cty/cty"
 )
 
-// block is a block of Terraform with its values as text: a list has its items in lines, a reference its path.
+// block is a block of Terraform with its values as text: a list has its items in lines, a reference
+// its path.
 type block struct {
 	kind, name string
 	args       map[string]string
@@ -171,7 +172,8 @@ func named(reference string) string {
 	return p[1]
 }
 
-// variableName returns the name of the variable that a value is, as in the environment, or the value.
+// variableName returns the name of the variable that a value is, as in the environment, or the
+// value.
 func variableName(text string) string {
 	if name, ok := strings.CutPrefix(text, "var."); ok {
 		return strings.ToUpper(name)

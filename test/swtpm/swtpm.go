@@ -18,7 +18,8 @@ import (
 // startLimit is for a process on a loaded machine.
 const startLimit = time.Minute
 
-// TPM is one TPM. It keeps what it has in a directory, so that another one started on that is the same TPM after a reset.
+// TPM is one TPM. It keeps what it has in a directory, so that another one started on that is the
+// same TPM after a reset.
 type TPM struct {
 	cmd  *exec.Cmd
 	path string
@@ -82,7 +83,8 @@ func (p *TPM) Stop() {
 	}
 }
 
-// Tool runs a program of tpm2-tools, and leaves nothing of it in the TPM. The error has what it printed.
+// Tool runs a program of tpm2-tools, and leaves nothing of it in the TPM. The error has what it
+// printed.
 func (p *TPM) Tool(dir, name string, args ...string) (string, error) {
 	run := func(name string, args ...string) (string, error) {
 		cmd := exec.Command(name, append([]string{"-T", "swtpm:path=" + p.path}, args...)...)

@@ -20,8 +20,8 @@ const (
 	ack = 0x10
 )
 
-// Tap sends packets made by hand in a network namespace, so that every source is possible, and hears everything there, so that none can be
-// missed.
+// Tap sends packets made by hand in a network namespace, so that every source is possible, and
+// hears everything there, so that none can be missed.
 type Tap struct {
 	Send4        int // raw socket for whole packets of IPv4
 	send6, catch int
@@ -153,7 +153,8 @@ func (p Packet) Port() (port uint16, has bool) {
 	return 0, false
 }
 
-// answers reports whether the packet is an error or a reply of ICMP. Whoever makes one marks it as it likes: its id says nothing.
+// answers reports whether the packet is an error or a reply of ICMP. Whoever makes one marks it as
+// it likes: its id says nothing.
 func (p Packet) answers() bool {
 	switch p.Protocol {
 	case unix.IPPROTO_ICMP:
@@ -264,7 +265,8 @@ type Fate struct {
 	Why     string
 }
 
-// Wrong returns in what the fates of flows, by id, were others. own are the router's addresses, with which it may send errors.
+// Wrong returns in what the fates of flows, by id, were others. own are the router's addresses,
+// with which it may send errors.
 func (h Heard) Wrong(flows map[uint16]nat.Flow, own []netip.Addr, fate func(nat.Flow) Fate) (wrong []string) {
 	resets := 0
 	for id, f := range flows {

@@ -28,7 +28,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Debian releases that a root can be made from. That of the image is the one that tests use unless they say otherwise.
+// Debian releases that a root can be made from. That of the image is the one that tests use unless
+// they say otherwise.
 const (
 	Trixie   = "trixie"
 	Bookworm = "bookworm"
@@ -371,7 +372,8 @@ func loadOrder(tree, kver string, names []string) ([]string, error) {
 	return order, nil
 }
 
-// writeInitramfs writes a cpio archive in the "newc" format (Documentation/driver-api/early-userspace/buffer-format.rst).
+// writeInitramfs writes a cpio archive in the "newc" format
+// (Documentation/driver-api/early-userspace/buffer-format.rst).
 func writeInitramfs(tree, kver, dst string) error {
 	var w bytes.Buffer
 	ino := 0

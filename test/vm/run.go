@@ -91,8 +91,9 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 	defer unlock()
 	for boots := 1; ; boots++ {
 		status, err = boot(ctx, c, img)
-		// Under emulation a kernel dies now and then, as where another processor executes the code that it patches (seen once in a few
-		// hundred boots). Nothing of the command has happened then.
+		// Under emulation a kernel dies now and then, as where another processor executes the code
+		// that it patches (seen once in a few hundred boots). Nothing of the command has happened
+		// then.
 		if errors.Is(err, errUnborn) && boots < maxBoots {
 			fmt.Fprintf(c.Progress, "vm: booting again, since the %v\n", err)
 			continue
@@ -157,7 +158,8 @@ func boot(ctx context.Context, c Config, img *Image) (status int, err error) {
 	}
 	args := qemuArgs(c, img, dir)
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true} // a terminal's ^C is ours to handle
+	// a terminal's ^C is ours to handle
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true}
 	var qemuErr strings.Builder
 	cmd.Stderr = &qemuErr
 	started := time.Now()
@@ -200,7 +202,8 @@ func boot(ctx context.Context, c Config, img *Image) (status int, err error) {
 	serve("err", copyTo(c.Stderr))
 	serve("tty", func(conn net.Conn) {
 		if c.TTY {
-			go io.Copy(conn, os.Stdin) // ends with the process, or at the next key after the guest is gone
+			// ends with the process, or at the next key after the guest is gone
+			go io.Copy(conn, os.Stdin)
 			io.Copy(os.Stdout, conn)
 		} else {
 			io.Copy(io.Discard, conn)
@@ -252,7 +255,8 @@ func qemuArgs(c Config, img *Image, dir string) []string {
 	}
 	args := []string{
 		"-accel", accel, "-cpu", cpu, "-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(mem),
-		// q35 boots several seconds faster than pc under emulation; microvm does not boot Debian's kernel.
+		// q35 boots several seconds faster than pc under emulation; microvm does not boot Debian's
+		// kernel.
 		"-M", "q35,usb=off,vmport=off,i8042=off,smbus=off,sata=off",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", img.kernel(), "-initrd", img.initramfs(),

@@ -29,9 +29,10 @@ ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 1 mode tunnel aead '
 	return strings.Fields(string(out)), nil
 }
 
-// TestMain is for the TestMain of packages whose tests need what Missing looks for: it runs them here if
-// nothing is missing, and otherwise runs this very test binary in the guest, with the payload
-// beside it, and exits with its status; what the tests leave in /out goes to $ISTHMUS_OUT, if set. On a machine without root it says so and fails.
+// TestMain is for the TestMain of packages whose tests need what Missing looks for: it runs them
+// here if nothing is missing, and otherwise runs this very test binary in the guest, with the
+// payload beside it, and exits with its status; what the tests leave in /out goes to $ISTHMUS_OUT,
+// if set. On a machine without root it says so and fails.
 func TestMain(m *testing.M, payload ...string) {
 	if Inside() {
 		os.Exit(m.Run())

@@ -1,11 +1,11 @@
-// Command clouds shows isthmus at work: three clouds' VPN gateways, a WireGuard site, and a partner on the Internet, with
-// one isthmus node between them.
+// Command clouds shows isthmus at work: three clouds' VPN gateways, a WireGuard site, and a partner
+// on the Internet, with one isthmus node between them.
 //
 //	clouds demo    show the tables, reach every spoke from every other, ask the partner, and end
 //	clouds lab     the same topology, with a prompt on the node
 //
-// It runs in network namespaces of this machine where the kernel has what they need, else in those of a virtual
-// machine. The exit status is 0 only if everything worked.
+// It runs in network namespaces of this machine where the kernel has what they need, else in those
+// of a virtual machine. The exit status is 0 only if everything worked.
 package main
 
 import (
@@ -207,7 +207,8 @@ func traffic(ctx context.Context, c *e2e.Clouds) error {
 	return nil
 }
 
-// programs is the directory of isthmusd and isthmus: the payload of the guest, or what `make build` makes.
+// programs is the directory of isthmusd and isthmus: the payload of the guest, or what `make build`
+// makes.
 func programs() (string, error) {
 	if vm.Inside() {
 		return filepath.Abs(".")

@@ -1,4 +1,5 @@
-// Package daemon runs isthmusd on nodes of a lab that need no charon, used as a user would: through the command line.
+// Package daemon runs isthmusd on nodes of a lab that need no charon, used as a user would: through
+// the command line.
 package daemon
 
 import (
@@ -38,7 +39,8 @@ func Build(t testing.TB, module string) string {
 // Node is a node with isthmusd.
 type Node struct {
 	*lab.Node
-	// Args are further arguments of isthmusd, which drops what nothing lets in unless they say otherwise, and Under what comes before its name: a program that becomes isthmusd.
+	// Args are further arguments of isthmusd, which drops what nothing lets in unless they say
+	// otherwise, and Under what comes before its name: a program that becomes isthmusd.
 	Args, Under []string
 
 	Process *lab.Process

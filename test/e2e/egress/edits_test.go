@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// killedEdits kills the daemon at random moments of edits of single policies. The document is the one before or the one after, what was
-// acknowledged is not lost, and new flows are decided as it says.
+// killedEdits kills the daemon at random moments of edits of single policies. The document is the
+// one before or the one after, what was acknowledged is not lost, and new flows are decided as it
+// says.
 func (w *world) killedEdits() {
 	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 0))

@@ -1,5 +1,6 @@
-// Package egress has a node with every kind of egress policy between clients, a proxy, two spokes with the same prefix behind WireGuard
-// lanes, and a partner. It needs nothing of the kernel but TUN. Ring: namespace; needs root.
+// Package egress has a node with every kind of egress policy between clients, a proxy, two spokes
+// with the same prefix behind WireGuard lanes, and a partner. It needs nothing of the kernel but
+// TUN. Ring: namespace; needs root.
 package egress
 
 import (
@@ -121,7 +122,8 @@ func begin(t *testing.T) *world {
 		"- {name: inside, interface: in0, sources: [172.16.0.0/16, 10.77.0.0/24, 172.31.0.0/30]}\n- {name: proxy, interface: px0, sources: [172.31.1.0/30]}\ntunnels:\n"
 	for i, site := range []*daemon.Node{w.east, w.west} {
 		private, public := daemon.Key(t)
-		// The sockets of embedded devices are side by side, whichever node they are on: so no two tunnels have one name.
+		// The sockets of embedded devices are side by side, whichever node they are on: so no two
+		// tunnels have one name.
 		w.document += fmt.Sprintf("- {name: egress%d, inside: [{local: 169.254.80.%d/31}], wireguard: {privateKey: lane, peerPublicKey: %s, endpoint: \"192.0.2.10%d:51820\", listenPort: 5182%d}}\n", i, 2*i, public, 1+i, i)
 		site.Args = []string{"-input", "keep"} // it is its own spoke's server
 		site.Start(t)
@@ -142,7 +144,8 @@ func (w *world) secret(n *daemon.Node, value string) {
 	w.ok(err)
 }
 
-// policy edits single policies, waits until that is carried out, and wants words in what is said to change.
+// policy edits single policies, waits until that is carried out, and wants words in what is said to
+// change.
 func (w *world) policy(stdin, words string, args ...string) {
 	w.Helper()
 	out, err := w.hub.CLI(w.Context(), stdin, append([]string{"policy"}, args...)...)
@@ -175,7 +178,8 @@ func (w *world) says(limit time.Duration, words string, command ...string) {
 	}))
 }
 
-// serve accepts connections, says who is there and who the client seems to be, and then repeats what it hears.
+// serve accepts connections, says who is there and who the client seems to be, and then repeats
+// what it hears.
 func (w *world) serve(n *lab.Node, name, address string) net.Listener {
 	w.Helper()
 	l, err := n.Listen("tcp", address)
@@ -191,7 +195,8 @@ func (w *world) serve(n *lab.Node, name, address string) net.Listener {
 				defer conn.Close()
 				host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
 				fmt.Fprintln(conn, name, host)
-				io.Copy(struct{ io.Writer }{conn}, conn) // without the pipe that splice(2) takes: there are many of these
+				// without the pipe that splice(2) takes: there are many of these
+				io.Copy(struct{ io.Writer }{conn}, conn)
 			}()
 		}
 	}()
@@ -303,7 +308,8 @@ func (w *world) actions() {
 	if _, err := w.open(w.inside, client, "198.51.100.7:25"); !errors.As(err, &timeout) || !timeout.Timeout() {
 		w.Errorf("deny: %v", err)
 	}
-	if _, err := w.open(w.inside, client, "198.51.100.7:23"); !errors.Is(err, unix.ECONNREFUSED) { // somebody listens there
+	// somebody listens there
+	if _, err := w.open(w.inside, client, "198.51.100.7:23"); !errors.Is(err, unix.ECONNREFUSED) {
 		w.Errorf("reject: %v", err)
 	}
 	var udp net.Conn
@@ -356,7 +362,8 @@ func (w *world) actions() {
 	}
 }
 
-// down waits until so many proxies are said to be down, and the rules have not been written for a while: it is told before it is carried out.
+// down waits until so many proxies are said to be down, and the rules have not been written for a
+// while: it is told before it is carried out.
 func (w *world) down(proxies int) {
 	w.Helper()
 	w.ok(lab.Until(w.Context(), 10*time.Second, func() error {
@@ -393,7 +400,8 @@ func (w *world) proxyDown() {
 		}))
 	}
 	direct := []string{"partner " + first, "partner " + second}
-	w.says(10*time.Second, "172.31.1.2:3128 (down)", "get", "nat", "-o", "wide") // nobody has started it
+	// nobody has started it
+	w.says(10*time.Second, "172.31.1.2:3128 (down)", "get", "nat", "-o", "wide")
 	w.says(10*time.Second, "ProxyDown", "describe", "node")
 	w.want(w.inside, client, to, direct...)
 	blocked()
@@ -508,7 +516,8 @@ func (w *world) proof() {
 	holds()
 }
 
-// forwardedCanary calls from inside. A rule of another table for forwarded packets shows to such a call, and not to one of the node.
+// forwardedCanary calls from inside. A rule of another table for forwarded packets shows to such a
+// call, and not to one of the node.
 func (w *world) forwardedCanary(prove []string, run func(...string)) {
 	const from = "172.16.255.254"
 	w.Log("a canary from inside")
@@ -577,7 +586,8 @@ func (w *world) forwardedCanary(prove []string, run func(...string)) {
 	w.hub.Settled(w.T)
 }
 
-// section returns what follows some words, up to the end of the paragraph; empty when they are not there.
+// section returns what follows some words, up to the end of the paragraph; empty when they are not
+// there.
 func section(text, words string) string {
 	i := strings.Index(text, words)
 	if i < 0 {
@@ -697,8 +707,9 @@ func (w *world) liveFlows() {
 			staying = append(staying, f)
 		}
 	}
-	// A canary that the node itself called from the address is a flow from it too, and may be remembered still. Its socket ended with the daemon
-	// that was killed; without such a flow the command fails.
+	// A canary that the node itself called from the address is a flow from it too, and may be
+	// remembered still. Its socket ended with the daemon that was killed; without such a flow the
+	// command fails.
 	if out, err := w.hub.Exec(w.Context(), "conntrack", "-D", "-s", second); err == nil {
 		w.Logf("flows of the node itself: %s", out)
 	}

@@ -41,7 +41,8 @@ type site struct {
 	traffic.Site
 }
 
-// beginSite builds it: all links have one address and no neighbour discovery, so that whatever is sent arrives at once.
+// beginSite builds it: all links have one address and no neighbour discovery, so that whatever is
+// sent arrives at once.
 func beginSite(t *testing.T) *site {
 	l, err := lab.New(lab.Options{})
 	s := &site{world: &world{T: t}}
@@ -212,7 +213,8 @@ func randomDocument(policies []nat.Policy) (string, error) {
 	return spec.Encode(&isthmusv1.Spec{Attachments: attachments, Node: &isthmusv1.Node{Name: "hub"}, Underlay: &isthmusv1.Underlay{Interface: "wan", Address: node.String()}, Egress: egress})
 }
 
-// model says what the documentation of EgressPolicy says, and shares nothing with what carries policies out.
+// model says what the documentation of EgressPolicy says, and shares nothing with what carries
+// policies out.
 type model []nat.Policy
 
 // opened returns the addresses of a pool's name, with those that the world knows, or all.
@@ -301,8 +303,9 @@ func (m model) fate(f nat.Flow) (fate traffic.Fate) {
 	return fate
 }
 
-// TestRandomPolicies applies random documents and sends the first packets of random flows. What comes out where, and with which source, must be
-// what a model says that has been written after the documentation, and so must be what nat.Config.Match says.
+// TestRandomPolicies applies random documents and sends the first packets of random flows. What
+// comes out where, and with which source, must be what a model says that has been written after the
+// documentation, and so must be what nat.Config.Match says.
 func TestRandomPolicies(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	if text := os.Getenv(seedVariable); text != "" {
@@ -322,7 +325,8 @@ func TestRandomPolicies(t *testing.T) {
 		source netip.Addr
 	}
 	as := map[client]netip.Addr{}
-	alone := map[[2]netip.Addr]bool{} // who may be moved, since a flow without ports has an address for itself
+	// who may be moved, since a flow without ports has an address for itself
+	alone := map[[2]netip.Addr]bool{}
 	for round := range rounds {
 		c := nat.Config{Underlay: "wan", Own: []netip.Addr{node}, Pools: randomPools}
 		c.Policies = distinct(r, round, size)

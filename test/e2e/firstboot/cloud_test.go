@@ -15,8 +15,9 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// cloud is the metadata service of a cloud, at its own address in the node's network, and Azure's wire server. It answers as the clouds document it: nothing without the
-// header or the token that they want.
+// cloud is the metadata service of a cloud, at its own address in the node's network, and Azure's
+// wire server. It answers as the clouds document it: nothing without the header or the token that
+// they want.
 type cloud struct {
 	kind     string
 	userData string

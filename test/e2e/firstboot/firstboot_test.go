@@ -1,5 +1,6 @@
-// Package firstboot starts isthmusd as a cloud starts a new machine: with user-data and without a login. The clouds' metadata services are stand-ins at their own
-// addresses. Ring: namespace; needs root.
+// Package firstboot starts isthmusd as a cloud starts a new machine: with user-data and without a
+// login. The clouds' metadata services are stand-ins at their own addresses. Ring: namespace; needs
+// root.
 package firstboot
 
 import (
@@ -136,7 +137,8 @@ func (w *world) console(part string) (text string) {
 	return text
 }
 
-// condition waits for a condition of the node with a part of its message, or with an empty part that there is none of the type.
+// condition waits for a condition of the node with a part of its message, or with an empty part
+// that there is none of the type.
 func (w *world) condition(kind, part string) {
 	w.Helper()
 	w.hub.Status(w, patience, func(s *isthmusv1.SystemStatus) bool {
@@ -205,7 +207,8 @@ func noisy(text string) string {
 	return b.String() + "hub login: "
 }
 
-// TestClouds: from user-data alone, a machine becomes a node that the operator manages from elsewhere, on each cloud. It is used once.
+// TestClouds: from user-data alone, a machine becomes a node that the operator manages from
+// elsewhere, on each cloud. It is used once.
 func TestClouds(t *testing.T) {
 	bin := daemon.Build(t, "../../..")
 	for kind, zone := range map[string]string{"aws": "us-west-2b", "azure": "2", "google": "us-central1-a"} {
@@ -228,7 +231,8 @@ func TestClouds(t *testing.T) {
 			}
 			_, err := w.cli(noisy(shown), "client", "accept")
 			w.ok(err)
-			// The address is the public one, from the platform; the name is in the server's certificate by it.
+			// The address is the public one, from the platform; the name is in the server's
+			// certificate by it.
 			out, err := w.cli("", "get", "status", "-o", "wide")
 			w.ok(err)
 			for _, part := range []string{"hub", kind, zone} {
@@ -338,8 +342,9 @@ func drops(t *testing.T, w *world) map[string]uint64 {
 	return out
 }
 
-// TestHurdles: what stands in the way of the metadata service keeps no node from serving, is told with what to do, and is overcome when it goes. A proxy of the environment
-// and the end of a redirect hear nothing.
+// TestHurdles: what stands in the way of the metadata service keeps no node from serving, is told
+// with what to do, and is overcome when it goes. A proxy of the environment and the end of a
+// redirect hear nothing.
 func TestHurdles(t *testing.T) {
 	bin := daemon.Build(t, "../../..")
 	for what, h := range hurdles {
@@ -383,7 +388,8 @@ func listen(t *testing.T, c *cloud, n *lab.Node, at string) {
 	t.Cleanup(func() { s.Close() })
 }
 
-// TestRefused: of user-data that is wrong nothing is used, every problem is told, and other user-data counts at the next boot alone.
+// TestRefused: of user-data that is wrong nothing is used, every problem is told, and other
+// user-data counts at the next boot alone.
 func TestRefused(t *testing.T) {
 	w := begin(t, daemon.Build(t, "../../.."), "google")
 	clients := func() string {
@@ -434,7 +440,8 @@ func TestRefused(t *testing.T) {
 	w.console("no user-data was given")
 	w.condition("UserDataIgnored", "")
 
-	// Without a document: the sources of the user-data reach the API, after a boot too, and until a document says otherwise.
+	// Without a document: the sources of the user-data reach the API, after a boot too, and until a
+	// document says otherwise.
 	w.cloud.set(func() {
 		w.cloud.userData = userData("", good, "access: {api: [198.51.100.128/28]}\nconsole: shell\n")
 	})
@@ -460,7 +467,8 @@ func TestRefused(t *testing.T) {
 	w.secretive()
 }
 
-// TestDocumentURL: a document that is elsewhere counts only with its digest, and the daemon waits for it.
+// TestDocumentURL: a document that is elsewhere counts only with its digest, and the daemon waits
+// for it.
 func TestDocumentURL(t *testing.T) {
 	w := begin(t, daemon.Build(t, "../../.."), "aws")
 	text := "node: {name: hub}\nunderlay: {interface: eth0, address: 10.9.0.4}\naccess: {api: [198.51.100.128/28]}\n"
@@ -485,7 +493,8 @@ func TestDocumentURL(t *testing.T) {
 	w.secretive()
 }
 
-// TestSeed: a NoCloud seed that comes after the daemon is found, and a machine without a platform serves.
+// TestSeed: a NoCloud seed that comes after the daemon is found, and a machine without a platform
+// serves.
 func TestSeed(t *testing.T) {
 	w := begin(t, daemon.Build(t, "../../.."), "auto")
 	seed := filepath.Join(w.dir, "seed")
@@ -508,7 +517,8 @@ func TestSeed(t *testing.T) {
 	w.condition("InstanceChanged", "")
 }
 
-// TestAuto: a document that leaves its addresses to the platform has them, follows them when they move, and stays as it is when the platform has none or does not answer.
+// TestAuto: a document that leaves its addresses to the platform has them, follows them when they
+// move, and stays as it is when the platform has none or does not answer.
 func TestAuto(t *testing.T) {
 	w := begin(t, daemon.Build(t, "../../.."), "azure")
 	w.hub.Args = append(w.hub.Args, "-platform-refresh", "1s")

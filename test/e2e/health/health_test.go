@@ -1,5 +1,5 @@
-// Package health has a node whose pool addresses sicken, with a spoke behind a WireGuard lane that has BIRD, and a partner. It needs
-// nothing of the kernel but TUN. Ring: namespace; needs root.
+// Package health has a node whose pool addresses sicken, with a spoke behind a WireGuard lane that
+// has BIRD, and a partner. It needs nothing of the kernel but TUN. Ring: namespace; needs root.
 package health
 
 import (
@@ -109,8 +109,8 @@ func (w *world) apply(n *daemon.Node, private, document string) {
 	w.ok(err)
 }
 
-// serve starts the partner's service, which says who the client seems to be and then repeats what it hears, and a health check that
-// some clients fail.
+// serve starts the partner's service, which says who the client seems to be and then repeats what
+// it hears, and a health check that some clients fail.
 func (w *world) serve() {
 	for _, address := range []string{service, "198.51.100.9", "198.51.100.10"} {
 		l, err := w.partner.Listen("tcp", address+":443")
@@ -187,7 +187,8 @@ func (f *flow) alive() error {
 	return err
 }
 
-// seen opens a flow from each source, and returns an error unless those in zone a leave as one address and those in zone b as another.
+// seen opens a flow from each source, and returns an error unless those in zone a leave as one
+// address and those in zone b as another.
 func (w *world) seen(a, b string) (flows []*flow, err error) {
 	for i := range 16 {
 		f, err := w.open(i, service)
@@ -214,7 +215,8 @@ func (w *world) wantSeen(a, b string) []*flow {
 	return flows
 }
 
-// untilSeen waits for what seen looks for: the health of an address is in the rules a moment after it is shown.
+// untilSeen waits for what seen looks for: the health of an address is in the rules a moment after
+// it is shown.
 func (w *world) untilSeen(a, b string) {
 	w.Helper()
 	w.ok(lab.Until(w.Context(), 5*time.Second, func() error { _, err := w.seen(a, b); return err }))
@@ -283,7 +285,8 @@ func TestHealth(t *testing.T) {
 	w.untilSeen(second, second)
 	w.wantAlive(old)
 
-	// A daemon that starts again finds that out again, and breaks nothing. The embedded device of the lane is new, too.
+	// A daemon that starts again finds that out again, and breaks nothing. The embedded device of
+	// the lane is new, too.
 	w.hub.Kill()
 	w.hub.Start(t)
 	w.until(15*time.Second, []string{first + " " + first + " a 1 down"}, "get", "pools")
@@ -292,7 +295,8 @@ func TestHealth(t *testing.T) {
 	w.wantAlive(old)
 	w.untilSeen(second, second)
 
-	// The other one too: the route is withdrawn, so that the spoke may use another node. Addresses stay in use.
+	// The other one too: the route is withdrawn, so that the spoke may use another node. Addresses
+	// stay in use.
 	w.setSick(second, true)
 	w.untilDefault(false)
 	w.until(5*time.Second, []string{"PoolDown"}, "describe", "node")
@@ -323,8 +327,8 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// reaches waits until a flow to an address of the partner can be opened, or cannot any more: what is known of a name is in the kernel
-// a moment later.
+// reaches waits until a flow to an address of the partner can be opened, or cannot any more: what
+// is known of a name is in the kernel a moment later.
 func (w *world) reaches(to string, want bool) (f *flow) {
 	w.Helper()
 	w.ok(lab.Until(w.Context(), 5*time.Second, func() (err error) {
@@ -349,7 +353,8 @@ func (w *world) serveNames(hosts string) *lab.Process {
 	return p
 }
 
-// ask sends a query for an IPv4 address from a node and returns whether there was an answer, and with how many addresses.
+// ask sends a query for an IPv4 address from a node and returns whether there was an answer, and
+// with how many addresses.
 func (w *world) ask(from *lab.Node, server, name string) (addresses int, err error) {
 	b := dnsmessage.NewBuilder(nil, dnsmessage.Header{ID: 7, RecursionDesired: true})
 	w.ok(b.StartQuestions())
@@ -400,7 +405,8 @@ egress:
 	w.reaches("198.51.100.9", false)
 	w.until(5*time.Second, []string{"www.partner.example,*.example.com"}, "get", "nat")
 
-	// It has another address: the old one is no destination any more, but what is under way goes on.
+	// It has another address: the old one is no destination any more, but what is under way goes
+	// on.
 	server.Signal(unix.SIGTERM)
 	<-server.Done()
 	hosts := "198.51.100.9 api.partner.example\n198.51.100.10 new.example.com\n"
@@ -426,7 +432,8 @@ egress:
 		t.Errorf("at the node's address: %d answers, %v", n, err)
 	}
 
-	// The proxy is there for spokes alone: neither the node's addresses nor the inside address answers on the underlay.
+	// The proxy is there for spokes alone: neither the node's addresses nor the inside address
+	// answers on the underlay.
 	for _, address := range []string{"169.254.80.0", "10.99.0.53"} {
 		_, err = w.partner.Exec(t.Context(), "ip", "route", "add", address+"/32", "via", "192.0.2.100")
 		w.ok(err)
@@ -451,7 +458,8 @@ egress:
 
 	// A server that says there is no such name is believed.
 	w.serveNames("198.51.100.7 other.example\n")
-	w.until(15*time.Second, []string{"www.partner.example partner - ", "198.51.100.9 ("}, "get", "names", "-o", "wide") // it has none, and had it a moment ago
+	// it has none, and had it a moment ago
+	w.until(15*time.Second, []string{"www.partner.example partner - ", "198.51.100.9 ("}, "get", "names", "-o", "wide")
 	w.reaches("198.51.100.9", false)
 	w.wantAlive([]*flow{old, told})
 	if n, who, err := w.leaks.Stop(); n > 0 || err != nil {

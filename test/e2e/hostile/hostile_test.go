@@ -1,4 +1,5 @@
-// Package hostile has isthmusd among neighbours and spokes that send whatever they like. Ring: namespace.
+// Package hostile has isthmusd among neighbours and spokes that send whatever they like. Ring:
+// namespace.
 package hostile
 
 import (
@@ -27,7 +28,8 @@ import (
 // seedVariable repeats a run of TestEveryDirection.
 const seedVariable = "ISTHMUS_SEED"
 
-// The hub has a LAN and a shop inside, an underlay by which a third network comes as well, and a management card that the document does not name.
+// The hub has a LAN and a shop inside, an underlay by which a third network comes as well, and a
+// management card that the document does not name.
 const document = `node: {name: hub, asn: 64620}
 underlay: {interface: wan, address: 192.0.2.100}
 attachments:
@@ -59,7 +61,8 @@ func (w *world) ok(err error) {
 	}
 }
 
-// begin builds it: all links have one address and no neighbour discovery, so that whatever is sent arrives at once.
+// begin builds it: all links have one address and no neighbour discovery, so that whatever is sent
+// arrives at once.
 func begin(t *testing.T) *world {
 	l, err := lab.New(lab.Options{})
 	w := &world{T: t, others: map[string]*lab.Node{}, taps: map[string]*traffic.Tap{}}
@@ -86,7 +89,8 @@ func begin(t *testing.T) *world {
 		other.IP("route add 0.0.0.0/0 dev r0")
 		other.IP("route add ::/0 dev r0")
 	}
-	for _, a := range []string{"192.0.2.100/32 dev wan", "192.0.2.101/32 dev wan", "2001:db8:9::100/128 dev wan", "198.18.0.10/32 dev mgmt0", "172.31.0.1/32 dev lan0", "172.31.1.1/32 dev shop0"} { // the kernel takes no packet from elsewhere by an interface without an address
+	// the kernel takes no packet from elsewhere by an interface without an address
+	for _, a := range []string{"192.0.2.100/32 dev wan", "192.0.2.101/32 dev wan", "2001:db8:9::100/128 dev wan", "198.18.0.10/32 dev mgmt0", "172.31.0.1/32 dev lan0", "172.31.1.1/32 dev shop0"} {
 		w.hub.IP("addr add %s", a)
 	}
 	for card, prefixes := range routes {
@@ -145,7 +149,8 @@ func in(prefixes []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// fate returns where the first packet of a flow that came by a card comes out, and with which source; nowhere when card is empty.
+// fate returns where the first packet of a flow that came by a card comes out, and with which
+// source; nowhere when card is empty.
 func fate(by string, f nat.Flow) (card string, source netip.Addr) {
 	nowhere := netip.Addr{}
 	if in(own, f.Source) {
@@ -198,7 +203,8 @@ var everyone = func() (all []netip.Addr) {
 	return all
 }()
 
-// always are flows that are sent in every round: one for each way that a packet may go, and for reasons to drop one.
+// always are flows that are sent in every round: one for each way that a packet may go, and for
+// reasons to drop one.
 var always = []struct{ by, from, to string }{
 	{"lan0", "10.1.0.8", "198.51.100.8"}, {"lan0", "10.1.0.8", "172.16.0.8"}, {"shop0", "172.16.0.8", "198.51.100.8"}, {"shop0", "172.16.0.8", "10.1.0.8"},
 	{"wan", "198.51.100.8", "192.0.2.10"}, {"wan", "10.200.0.8", "10.1.0.9"}, {"wan", "10.200.0.8", "198.51.100.8"}, {"wan", "10.50.0.8", "172.16.1.8"},
@@ -206,8 +212,8 @@ var always = []struct{ by, from, to string }{
 	{"mgmt0", "192.168.0.8", "10.1.0.8"}, {"lan0", "10.1.0.8", "192.168.0.8"}, {"lan0", "2001:db8:a::8", "2001:db8:b::8"}, {"lan0", "2001:db8:a::8", "2001:db8:c::8"},
 }
 
-// TestEveryDirection sends the first packets of flows, fragments and ICMP errors from every side to every side. What comes out where, and as whom, must
-// be what a model of the document says.
+// TestEveryDirection sends the first packets of flows, fragments and ICMP errors from every side to
+// every side. What comes out where, and as whom, must be what a model of the document says.
 func TestEveryDirection(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	if text := os.Getenv(seedVariable); text != "" {
@@ -222,7 +228,8 @@ func TestEveryDirection(t *testing.T) {
 	w.hub.Start(t)
 	w.hub.Apply(t, document)
 	table := map[string]int{}
-	portless := map[nat.Flow]bool{} // in all rounds: the node keeps the address that such a flow took for some time
+	// in all rounds: the node keeps the address that such a flow took for some time
+	portless := map[nat.Flow]bool{}
 	for round := range 12 {
 		type sent struct {
 			by string
@@ -248,7 +255,9 @@ func TestEveryDirection(t *testing.T) {
 			}
 			key := f
 			if !slices.Contains([]uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6}, f.Protocol) {
-				key.Source = netip.Addr{} // nothing but the source tells two such flows apart, so one address carries only one
+				// nothing but the source tells two such flows apart, so one address carries only
+				// one
+				key.Source = netip.Addr{}
 				if seen[nat.Flow{Protocol: f.Protocol, Destination: f.Source}] || portless[key] {
 					continue // it would be an answer, or needs an address that is taken
 				}
@@ -306,8 +315,9 @@ func (w *world) hear() map[string]traffic.Sounds {
 	return heard
 }
 
-// pieces sends fragments in any order and alone, and errors that quote packets of nobody's flows. None may come out, unless the sides allow
-// it, and none with a source of the inside, not even in what an error quotes.
+// pieces sends fragments in any order and alone, and errors that quote packets of nobody's flows.
+// None may come out, unless the sides allow it, and none with a source of the inside, not even in
+// what an error quotes.
 func (w *world) pieces(random *rand.Rand) {
 	w.Log("fragments and errors")
 	var v4 []netip.Addr
@@ -377,8 +387,9 @@ func (w *world) counted() {
 	}
 }
 
-// TestOwnAddresses: the first document cuts no address of the node. A connection over IPv6 to a second address goes on, new ones come to every address,
-// and an address that comes later is the node's as well.
+// TestOwnAddresses: the first document cuts no address of the node. A connection over IPv6 to a
+// second address goes on, new ones come to every address, and an address that comes later is the
+// node's as well.
 func TestOwnAddresses(t *testing.T) {
 	w := begin(t)
 	for _, a := range []string{"198.51.100.7/32", "2001:db8:51::7/128"} {
@@ -420,7 +431,8 @@ func TestOwnAddresses(t *testing.T) {
 	echo(dial("192.0.2.102"))
 }
 
-// TestFlush: another process removes all rules while a spoke sends. They come back at once, almost nothing leaves meanwhile, and the node tells.
+// TestFlush: another process removes all rules while a spoke sends. They come back at once, almost
+// nothing leaves meanwhile, and the node tells.
 func TestFlush(t *testing.T) {
 	w := begin(t)
 	w.hub.Start(t)
@@ -466,7 +478,8 @@ func TestFlush(t *testing.T) {
 	n, first, err := leaks.Stop()
 	w.ok(err)
 	t.Logf("%d packets left in three moments without rules: %v", n, first)
-	// Between the flush and the first thing that the daemon does, the kernel forwards: a packet a millisecond here. 3211 left before.
+	// Between the flush and the first thing that the daemon does, the kernel forwards: a packet a
+	// millisecond here. 3211 left before.
 	if n > 300 {
 		t.Errorf("%d packets left with an inside source", n)
 	}

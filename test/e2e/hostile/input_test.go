@@ -24,7 +24,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/traffic"
 )
 
-// probe is a packet to which a node answers by itself when it lets the packet in: by a reset, an echo reply or an error of ICMP.
+// probe is a packet to which a node answers by itself when it lets the packet in: by a reset, an
+// echo reply or an error of ICMP.
 type probe struct {
 	name     string
 	protocol uint8
@@ -75,7 +76,8 @@ var neighbours = map[string][2]string{
 	"lan0": {"10.1.0.0", "2001:db8:a::"}, "shop0": {"172.16.0.0", "2001:db8:c::"}, "wan": {"198.51.100.0", "2001:db8:b::"}, "mgmt0": {"192.168.0.0", "2001:db8:d::"},
 }
 
-// answers sends every probe by every card in both families, and returns those that the node answers, as "wan 4 api".
+// answers sends every probe by every card in both families, and returns those that the node
+// answers, as "wan 4 api".
 func (w *world) answers() map[string]bool {
 	w.Helper()
 	w.ok(w.hub.Do(traffic.Forget))
@@ -106,7 +108,8 @@ func (w *world) answers() map[string]bool {
 	return got
 }
 
-// wants compares what answers with what a model says, until it is so: rules come a moment after a command.
+// wants compares what answers with what a model says, until it is so: rules come a moment after a
+// command.
 func (w *world) wants(what string, may func(card string, six bool, p probe) bool) {
 	w.Helper()
 	yes := 0
@@ -140,7 +143,8 @@ func (w *world) wants(what string, may func(card string, six bool, p probe) bool
 	}
 }
 
-// TestInput: what the node answers, from which side, under drop and keep, with and without a document, and after another process has removed the rules.
+// TestInput: what the node answers, from which side, under drop and keep, with and without a
+// document, and after another process has removed the rules.
 func TestInput(t *testing.T) {
 	w := begin(t)
 	for key, value := range map[string]string{"ipv4/icmp_ratelimit": "0", "ipv6/icmp/ratelimit": "0", "ipv4/tcp_invalid_ratelimit": "0"} {
@@ -216,7 +220,8 @@ func TestInput(t *testing.T) {
 	}
 }
 
-// TestConnectionsStay: a connection of SSH whose source stays allowed goes on through documents that change others, and ends when its source is not allowed.
+// TestConnectionsStay: a connection of SSH whose source stays allowed goes on through documents
+// that change others, and ends when its source is not allowed.
 func TestConnectionsStay(t *testing.T) {
 	w := begin(t)
 	_, err := w.others["wan"].Exec(t.Context(), "ip", "addr", "add", "198.51.100.7/32", "dev", "r0")
@@ -281,8 +286,9 @@ func (w *world) echo(address string) {
 	}()
 }
 
-// TestUplink: under drop, with and without a document, the underlay still works as a cloud's network has it: an address by DHCP and its renewal, in both
-// families, neighbour discovery, and the route from router advertisements.
+// TestUplink: under drop, with and without a document, the underlay still works as a cloud's
+// network has it: an address by DHCP and its renewal, in both families, neighbour discovery, and
+// the route from router advertisements.
 func TestUplink(t *testing.T) {
 	l, err := lab.New(lab.Options{})
 	if err != nil {
@@ -344,7 +350,8 @@ func TestUplink(t *testing.T) {
 	works("with a document")
 }
 
-// leases4 gets a lease and renews it, as a client of DHCP with nothing but UDP sockets does (RFC 2131).
+// leases4 gets a lease and renews it, as a client of DHCP with nothing but UDP sockets does (RFC
+// 2131).
 func leases4() error {
 	c, err := udp("udp4", "0.0.0.0:68")
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package limits uses up what a node has: the ports of an address, and the connection table. It needs nothing of the kernel but
-// network namespaces. Ring: namespace; needs root.
+// Package limits uses up what a node has: the ports of an address, and the connection table. It
+// needs nothing of the kernel but network namespaces. Ring: namespace; needs root.
 package limits
 
 import (
@@ -27,13 +27,15 @@ import (
 const (
 	first, second = "192.0.2.10", "192.0.2.11" // of pools
 	partner       = "198.51.100.1"
-	crowded       = 53     // the port to which the flows go, the first of them where there are several
-	ports         = 64_512 // of an address, toward one service
+	// the port to which the flows go, the first of them where there are several
+	crowded = 53
+	ports   = 64_512 // of an address, toward one service
 
 	patience = 20 * time.Second
 )
 
-// world is a running topology: clients with all of 10.0.0.0/15 behind the hub, and a partner on its underlay.
+// world is a running topology: clients with all of 10.0.0.0/15 behind the hub, and a partner on its
+// underlay.
 type world struct {
 	*testing.T
 	hub             *daemon.Node
@@ -146,7 +148,8 @@ func (w *world) seenAs() (names []string) {
 	return names
 }
 
-// ends sends requests from so many sources of 10.0.0.0/16 in turn, each from the next port, to services of so many ports in turn.
+// ends sends requests from so many sources of 10.0.0.0/16 in turn, each from the next port, to
+// services of so many ports in turn.
 func ends(sources, services, firstPort int) traffic.Ends {
 	to := netip.MustParseAddr(partner)
 	return func(i int) (netip.AddrPort, netip.AddrPort) {
@@ -226,13 +229,14 @@ func (w *world) says(words string) {
 	}
 }
 
-// TestPorts makes more flows to one service than the pool's only address has ports for, gives it another address and takes it away
-// again, and waits until the flows have ended.
+// TestPorts makes more flows to one service than the pool's only address has ports for, gives it
+// another address and takes it away again, and waits until the flows have ended.
 func TestPorts(t *testing.T) {
 	t.Parallel()
 	w := begin(t)
 	w.echo(crowded)
-	const lives = 40 * time.Second // a flow of one request; all are to live at a time, also on a busy machine
+	// a flow of one request; all are to live at a time, also on a busy machine
+	const lives = 40 * time.Second
 	one := document("  pools: [{name: partner, addresses: [{address: 192.0.2.10}]}]\n" +
 		fmt.Sprintf("  policies: [{name: all, sources: [10.0.0.0/15], destinations: [198.51.100.0/24], pool: partner, timeouts: {udp: %v}}]\n", lives))
 	w.hub.Apply(t, one)
@@ -330,8 +334,8 @@ func TestPorts(t *testing.T) {
 	alive("in the end")
 }
 
-// TestTable fills the connection table, which is as large as this machine has it, with flows that the kernel does not give up, through
-// an address that is then taken away.
+// TestTable fills the connection table, which is as large as this machine has it, with flows that
+// the kernel does not give up, through an address that is then taken away.
 func TestTable(t *testing.T) {
 	t.Parallel()
 	w := begin(t)
@@ -368,7 +372,8 @@ func TestTable(t *testing.T) {
 	var held *traffic.Held
 	w.ok(w.inside.Do(func() (err error) { held, err = traffic.Hold(few, ends(few, 1, 50_000)); return err }))
 	t.Cleanup(held.Close)
-	// Sources and services in turn meet all of each other, since their numbers have no common divisor but 1 or the ports differ.
+	// Sources and services in turn meet all of each other, since their numbers have no common
+	// divisor but 1 or the ports differ.
 	sources := 250
 	flows := func(percent int) int { return limit / 100 * percent }
 	fill := func(from, to int) {

@@ -1,5 +1,5 @@
-// Package native has one isthmusd with a tunnel to every cloud's look-alike, each cloud in both IKE and both BGP
-// implementations, and what each preset promises.
+// Package native has one isthmusd with a tunnel to every cloud's look-alike, each cloud in both IKE
+// and both BGP implementations, and what each preset promises.
 package native
 
 import (
@@ -83,7 +83,8 @@ func newMatrix(ctx context.Context) (m *matrix, err error) {
 		p.Subnet = addr(subnet)
 		return p
 	}
-	// What a gateway that was told to insist on one combination has, in the words of both implementations.
+	// What a gateway that was told to insist on one combination has, in the words of both
+	// implementations.
 	const ike, esp = peer.AzureIKE, peer.AzureESP
 
 	// A virtual private gateway with all options as they are by default.

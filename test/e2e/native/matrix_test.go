@@ -138,7 +138,8 @@ func (b *bench) timers() {
 	}
 }
 
-// prefixLimit: one gateway announces more than another takes; that one goes on, and we say what it is not told.
+// prefixLimit: one gateway announces more than another takes; that one goes on, and we say what it
+// is not told.
 func (b *bench) prefixLimit() {
 	limits := map[string]int{}
 	b.until(time.Minute, func() error {
@@ -176,7 +177,8 @@ func (b *bench) prefixLimit() {
 	b.step("prefixes taken: %v", limits)
 }
 
-// stray: Azure's instances try BGP from their private addresses too. Nobody answers, and no session notices.
+// stray: Azure's instances try BGP from their private addresses too. Nobody answers, and no session
+// notices.
 func (b *bench) stray() {
 	_, before := b.status()
 	var wg sync.WaitGroup
@@ -233,8 +235,9 @@ func (b *bench) fragments() {
 	}
 }
 
-// lossless pings the far end of every tunnel while f runs, and expects every answer; from one that is hasty, that no pause is longer than
-// hole. A machine that has no time loses a packet all the same, one of 60,000 with six busy processes on two cores: f runs once more then.
+// lossless pings the far end of every tunnel while f runs, and expects every answer; from one that
+// is hasty, that no pause is longer than hole. A machine that has no time loses a packet all the
+// same, one of 60,000 with six busy processes on two cores: f runs once more then.
 func (b *bench) lossless(what string, o lab.PingOptions, tunnels []tunnel, hasty func(tunnel) bool, f func()) {
 	b.Helper()
 	wrong := b.losses(what, o, tunnels, hasty, f)
@@ -290,13 +293,14 @@ func (b *bench) losses(what string, o lab.PingOptions, tunnels []tunnel, hasty f
 	return wrong
 }
 
-// hole is how long nothing may come through a tunnel whose other end does not wait for this one while an SA is renewed: an exchange of IKE
-// on a busy machine.
+// hole is how long nothing may come through a tunnel whose other end does not wait for this one
+// while an SA is renewed: an exchange of IKE on a busy machine.
 const hole = 5 * time.Second
 
-// refused is how many packets the kernels of this node and of those with libreswan have dropped for their SA or policy, by node and
-// counter. XfrmAcquireError here are those that came on an SA whose SPI this node had given out and whose keys it did not know yet (the
-// kernel found a larval state, net/xfrm/xfrm_input.c), XfrmInNoStates those that came on one that was gone.
+// refused is how many packets the kernels of this node and of those with libreswan have dropped for
+// their SA or policy, by node and counter. XfrmAcquireError here are those that came on an SA whose
+// SPI this node had given out and whose keys it did not know yet (the kernel found a larval state,
+// net/xfrm/xfrm_input.c), XfrmInNoStates those that came on one that was gone.
 func (b *bench) refused(tunnels []tunnel) map[string]int {
 	b.Helper()
 	sum := map[string]int{}
@@ -320,9 +324,10 @@ func (b *bench) refused(tunnels []tunnel) map[string]int {
 	return sum
 }
 
-// libreswan says whether that is at the other end. It takes an old SA away as soon as it asks for its end, while the last packets are on
-// their way; and it sends on a new SA as soon as it has answered a request for it, as it may (RFC 7296 section 2.8), while the answer is
-// still worked on here. strongSwan waits in both cases.
+// libreswan says whether that is at the other end. It takes an old SA away as soon as it asks for
+// its end, while the last packets are on their way; and it sends on a new SA as soon as it has
+// answered a request for it, as it may (RFC 7296 section 2.8), while the answer is still worked on
+// here. strongSwan waits in both cases.
 func libreswan(t tunnel) bool {
 	_, is := t.instance.IKE.(*peer.Pluto)
 	return is
@@ -343,8 +348,8 @@ func (b *bench) ikes() (map[string]string, error) {
 	return numbers, err
 }
 
-// rekeys renews IKE and CHILD SAs three times from each side, and waits each time until all are new: a wrong group
-// shows only then.
+// rekeys renews IKE and CHILD SAs three times from each side, and waits each time until all are
+// new: a wrong group shows only then.
 func (b *bench) rekeys() {
 	all := b.tunnels()
 	const rounds = 3
@@ -390,8 +395,8 @@ func (b *bench) rekeys() {
 	b.until(time.Minute, b.single)
 }
 
-// early has this node renew the CHILD SAs toward libreswan, whose first packets on each come before charon has given its keys to the
-// kernel: all of them arrive.
+// early has this node renew the CHILD SAs toward libreswan, whose first packets on each come before
+// charon has given its keys to the kernel: all of them arrive.
 func (b *bench) early() {
 	var tunnels []tunnel
 	for _, t := range b.tunnels() {
@@ -455,7 +460,8 @@ func (b *bench) bytes() {
 	})
 }
 
-// maintenance: AWS lowers the MED of one tunnel and replaces the other's endpoint. What goes to the VPC changes over first.
+// maintenance: AWS lowers the MED of one tunnel and replaces the other's endpoint. What goes to the
+// VPC changes over first.
 func (b *bench) maintenance() {
 	aws := b.cells[0]
 	i := aws.Instances[0]

@@ -1,5 +1,6 @@
-// Package pair has two isthmus nodes with a WireGuard lane between them, IPv4 and IPv6 inside it. It needs nothing of
-// the kernel but TUN, so the embedded device carries the lane where the kernel has no WireGuard.
+// Package pair has two isthmus nodes with a WireGuard lane between them, IPv4 and IPv6 inside it.
+// It needs nothing of the kernel but TUN, so the embedded device carries the lane where the kernel
+// has no WireGuard.
 package pair
 
 import (
@@ -113,7 +114,8 @@ announce: [172.16.ME.0/24, "2001:db8:ME::/64"]
 		}
 	}
 
-	// A new daemon on one side: with the embedded device the lane is down for a moment, and comes back by itself.
+	// A new daemon on one side: with the embedded device the lane is down for a moment, and comes
+	// back by itself.
 	nodes[1].Kill()
 	nodes[1].Start(t)
 	reachable(60 * time.Second)

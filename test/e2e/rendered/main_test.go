@@ -1,5 +1,6 @@
-// Package rendered has topologies come up from what isthmus topology render writes and from nothing else: nodes apply their
-// documents, and the clouds' look-alikes are made of what test/rendered reads in commands and Terraform.
+// Package rendered has topologies come up from what isthmus topology render writes and from nothing
+// else: nodes apply their documents, and the clouds' look-alikes are made of what test/rendered
+// reads in commands and Terraform.
 package rendered
 
 import (

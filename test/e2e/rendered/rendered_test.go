@@ -25,7 +25,8 @@ type node struct {
 
 var publicKey = regexp.MustCompile(`wireguardPublicKey: \S+`)
 
-// TestTwoRouters: three clouds around two routers, each cloud made of what is rendered for it, each node of its document.
+// TestTwoRouters: three clouds around two routers, each cloud made of what is rendered for it, each
+// node of its document.
 func TestTwoRouters(t *testing.T) {
 	addr := netip.MustParseAddr
 	nodes := []*node{{name: "hub-1", public: addr("203.0.113.9"), private: addr("10.9.0.4")}, {name: "hub-2", public: addr("203.0.113.10"), private: addr("10.9.1.4")}}
@@ -44,7 +45,8 @@ func TestTwoRouters(t *testing.T) {
 		w.ok(err)
 		keys = append(keys, strings.TrimSpace(key))
 	}
-	// The user's own: the nodes' public keys, where the file with a key is, and a spoke that is in no group.
+	// The user's own: the nodes' public keys, where the file with a key is, and a spoke that is in
+	// no group.
 	w.example("two-routers.yaml", func(text string) string {
 		text = publicKey.ReplaceAllStringFunc(text, func(string) string {
 			key := keys[0]
@@ -102,8 +104,9 @@ func (n *node) store(w *world, document string) {
 	w.run(cmd)
 }
 
-// TestCloudsOnly is the article "Tunnels Between Clouds": three gateways, and no node between them. Azure attempts each connection from
-// both instances. What isthmus topology show calls dead stays "Connecting" in the tables of peers, everything else is connected.
+// TestCloudsOnly is the article "Tunnels Between Clouds": three gateways, and no node between them.
+// Azure attempts each connection from both instances. What isthmus topology show calls dead stays
+// "Connecting" in the tables of peers, everything else is connected.
 func TestCloudsOnly(t *testing.T) {
 	w := newWorld(t)
 	w.example("clouds-only.yaml", func(text string) string { return text })

@@ -1,5 +1,6 @@
-// Package takeover has two nodes that share a public address, a site with WireGuard lanes to both, and a partner who knows that
-// one address. One node loses its power under load. It needs nothing of the kernel but TUN. Ring: namespace; needs root.
+// Package takeover has two nodes that share a public address, a site with WireGuard lanes to both,
+// and a partner who knows that one address. One node loses its power under load. It needs nothing
+// of the kernel but TUN. Ring: namespace; needs root.
 package takeover
 
 import (
@@ -156,14 +157,15 @@ func (w *world) echo() {
 			}
 			go func() {
 				defer c.Close()
-				io.Copy(struct{ io.Writer }{c}, c) // a bare connection would have two pipes beside its socket
+				// a bare connection would have two pipes beside its socket
+				io.Copy(struct{ io.Writer }{c}, c)
 			}()
 		}
 	}()
 }
 
-// dial opens a flow from one of ten clients. With a port from 1 on no two of them ask for the same one: a port that was not free
-// becomes another, and the other node would make it a third one.
+// dial opens a flow from one of ten clients. With a port from 1 on no two of them ask for the same
+// one: a port that was not free becomes another, and the other node would make it a third one.
 func (w *world) dial(ctx context.Context, i, port int) (c net.Conn, err error) {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(fmt.Sprintf("172.16.1.%d", 10+i%10)), Port: port}}
 	if e := w.site.Do(func() error { c, err = d.DialContext(ctx, "tcp4", service); return nil }); e != nil {
@@ -275,7 +277,8 @@ func TestPowerOff(t *testing.T) {
 		t.Errorf("b does not say that it took over:\n%s", out)
 	}
 
-	// The other node comes back. It finds that the address leads elsewhere, and leaves everything as it is.
+	// The other node comes back. It finds that the address leads elsewhere, and leaves everything
+	// as it is.
 	if _, err := w.a.Exec(t.Context(), "ip", "link", "set", "wan", "up"); err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,6 @@
-// Package unit runs isthmusd as its unit does: as a user with the unit's capabilities, before the network is there, under a service manager
-// that listens. And it looks at what is left when the daemon has gone and has cleaned. Ring: namespace; needs root.
+// Package unit runs isthmusd as its unit does: as a user with the unit's capabilities, before the
+// network is there, under a service manager that listens. And it looks at what is left when the
+// daemon has gone and has cleaned. Ring: namespace; needs root.
 package unit
 
 import (
@@ -66,7 +67,8 @@ func asUnit(t *testing.T) []string {
 	if !slices.Equal(unit(t, "AmbientCapabilities"), unit(t, "CapabilityBoundingSet")) {
 		t.Error("the unit has other ambient capabilities than it may have")
 	}
-	// udev gives everybody the right to open this device (50-udev-default.rules), and this machine may have no udev.
+	// udev gives everybody the right to open this device (50-udev-default.rules), and this machine
+	// may have no udev.
 	const tun = `mount --make-rprivate / && mount -t tmpfs none /dev/net && mknod -m 666 /dev/net/tun c 10 200 && exec "$@"`
 	return []string{"unshare", "--mount", "sh", "-c", tun, "sh", "setpriv", "--reuid", fmt.Sprint(user), "--regid", fmt.Sprint(user), "--clear-groups", "--no-new-privs",
 		"--inh-caps", caps, "--ambient-caps", caps, "--bounding-set", caps}
@@ -199,8 +201,9 @@ func (m *manager) await(t *testing.T, begins string) string {
 	}
 }
 
-// TestBoot: the daemon starts before the network is there, with a document. The guard is in the kernel before it says that it is ready, and when
-// cards and addresses come, all that waited for them is made by itself. All of it as the unit's user.
+// TestBoot: the daemon starts before the network is there, with a document. The guard is in the
+// kernel before it says that it is ready, and when cards and addresses come, all that waited for
+// them is made by itself. All of it as the unit's user.
 func TestBoot(t *testing.T) {
 	w := begin(t)
 	m := w.manage(2 * time.Second)
@@ -315,7 +318,8 @@ func (w *world) snapshot() string {
 // volatile are values that change by themselves.
 var volatile = regexp.MustCompile(`(?m)^/proc/sys/net/(netfilter/nf_conntrack_count|netfilter/nf_log|ipv6/conf/[^/]+/stable_secret).*\n|expires \d+sec`)
 
-// TestClean: after -clean the namespace is as it was before the first start, with all that belongs to others, which looks much like ours.
+// TestClean: after -clean the namespace is as it was before the first start, with all that belongs
+// to others, which looks much like ours.
 func TestClean(t *testing.T) {
 	w := begin(t)
 	w.network()
