@@ -94,7 +94,7 @@ func (s *site) receive(pause time.Duration) map[uint16]traffic.Packet {
 // silent expects that nothing at all comes out on the underlay.
 func (s *site) silent() {
 	s.t.Helper()
-	heard, err := s.out.Hear(50 * time.Millisecond)
+	heard, err := s.out.Receive(50 * time.Millisecond)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -106,7 +106,7 @@ func (s *site) silent() {
 // hear returns what came to a side, but for answers of ICMP.
 func (s *site) hear(at *traffic.Tap, pause time.Duration) map[uint16]traffic.Packet {
 	s.t.Helper()
-	heard, err := at.Hear(pause)
+	heard, err := at.Receive(pause)
 	if err != nil {
 		s.t.Fatal(err)
 	}

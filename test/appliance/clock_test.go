@@ -88,9 +88,9 @@ func TestClock(t *testing.T) {
 	b.ok(stop())
 	b.stop()
 
-	// systemd takes a clock that is 15 years ahead of the build for none, as one that is behind it,
-	// and begins with the build's time. One that is less ahead is taken for right by all but the
-	// node.
+	// systemd treats a clock that is 15 years ahead of the build as unset, like one that is behind
+	// it, and begins with the build's time. All but the node accept a clock that is less ahead as
+	// right.
 	for _, c := range []struct {
 		base  string
 		wrong bool

@@ -49,7 +49,7 @@ func TestRestore(t *testing.T) {
 	}
 	b.apply(document)
 	b.login()
-	// As when the power goes before a file is on the disk.
+	// As when the power fails before a file is on the disk.
 	if out, err := b.ssh("", "systemctl stop isthmusd && : > /var/lib/isthmus/key && systemctl start --no-block isthmusd"); err != nil {
 		t.Fatal(out, err)
 	}
@@ -59,10 +59,10 @@ func TestRestore(t *testing.T) {
 		t.Fatal(out, err)
 	}
 	if n := strings.Count(b.m.Text(), "isthmus: isthmusd has ended"); n != 1 {
-		t.Errorf("the console told %d times that the daemon has ended, want once", n)
+		t.Errorf("the console reported %d times that the daemon has ended, want once", n)
 	}
 	if out, err := b.cli("get", "status"); err == nil || !strings.Contains(out, "certificate") {
-		t.Errorf("the restored node takes a client of the other one: %v: %s", err, out)
+		t.Errorf("the restored node accepts a client of the other one: %v: %s", err, out)
 	}
 	b.ok(os.WriteFile(b.context, former, 0o600))
 	b.serves("")

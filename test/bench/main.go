@@ -1,12 +1,12 @@
-// Command bench measures isthmus beside other implementations of the same thing, in network
-// namespaces of this kernel.
+// Command bench compares isthmus with other implementations of the same task, in network namespaces
+// of this kernel.
 //
 //	bench [-rounds N] [-quick] [fib | failover | ipsec | nat | packets | flowtable | idle ...]
 //
 // Without names it measures everything. The contenders of a figure take turns within a round, so
-// that what disturbs the machine disturbs all of them; figures are medians over the rounds with the
-// smallest and the largest, and ratios are taken within a round. Nothing passes or fails: it is for
-// people who read docs/benchmarks.md. It needs root.
+// that a disturbance of the machine affects all of them. Figures are medians over the rounds with
+// the smallest and the largest, and ratios are taken within a round. Nothing passes or fails: the
+// output is for readers of docs/benchmarks.md. It needs root.
 package main
 
 import (
@@ -36,7 +36,7 @@ type bench struct {
 	quick  bool
 	// tree that the other implementations are run from; "" in the guest, which has them
 	root string
-	self string // this program, which is some of the contenders too
+	self string // this program, which is also some of the contenders
 }
 
 type part struct {

@@ -105,7 +105,7 @@ func short(v float64) string {
 	return strconv.FormatFloat(v, 'g', 2, 64)
 }
 
-// processes are those that run in a node, but for this one.
+// processes are those that run in a node, without this one.
 func processes(n *lab.Node) (pids []int, err error) {
 	var want, have unix.Stat_t
 	if err := unix.Stat("/run/netns/"+n.Namespace, &want); err != nil {
@@ -158,7 +158,7 @@ func statusOf(path, field string) float64 {
 	return n
 }
 
-// wakeups counts how often the threads of processes have slept and gone on.
+// wakeups counts how often the threads of processes have slept and woken up.
 func wakeups(pids ...int) (sum float64) {
 	for _, pid := range pids {
 		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))

@@ -35,7 +35,7 @@ func policies(n int) nat.Config {
 	return c
 }
 
-// linearRules is what the same number of policies is as a list of rules, in a table of their own.
+// linearRules is the same number of policies as a list of rules, in a table of their own.
 func linearRules(n int) string {
 	var b strings.Builder
 	b.WriteString("table inet linear {\nchain post {\ntype nat hook postrouting priority srcnat;\n")
@@ -114,8 +114,8 @@ func (e *egress) close() {
 
 // open opens TCP connections through the router, one after another and each from the next policy's
 // source to its destination, and returns how many a second of CPU time: the connecting thread
-// carries every packet through the router. Of the parts they are opened in, the one counts that was
-// least disturbed by what else the machine does.
+// carries every packet through the router. Of the parts they are opened in, only the one counts
+// that other work of the machine disturbed least.
 func (e *egress) open(n, policies int) (perSecond float64, err error) {
 	if err := e.router.Do(forgetFlows); err != nil {
 		return 0, fmt.Errorf("emptying the connection table: %w", err)
@@ -213,7 +213,7 @@ func (b *bench) nat(ctx context.Context) error {
 			return err
 		}
 	}
-	for range 2 * b.rounds { // they are short
+	for range 2 * b.rounds { // the rounds are short
 		// Before and after, so that a drift of the machine shows in neither.
 		for _, c := range []struct {
 			row         string
@@ -302,7 +302,7 @@ func (b *bench) edits(ctx context.Context, e *egress, n int) error {
 	apply := func(c nat.Config) func() error { return func() error { return e.driver.Apply(ctx, c) } }
 	for range 4 * b.rounds {
 		err := errors.Join(
-			apply(all)(), // it reads back what nft has left, which is not part of an edit
+			apply(all)(), // it reads back the changes of nft, which is not part of an edit
 			timed("driver", "add ms", apply(more)), timed("driver", "the same ms", apply(more)), timed("driver", "remove ms", apply(all)),
 			timed("nft, one map", "add ms", nft("add")), timed("nft, one map", "remove ms", nft("delete")))
 		if err != nil {
@@ -370,7 +370,7 @@ func (b *bench) edits(ctx context.Context, e *egress, n int) error {
 	return nil
 }
 
-// commits hears of transactions of nftables.
+// commits receives notifications of nftables transactions.
 type commits struct{ fd int }
 
 func watchCommits(n *lab.Node) (*commits, error) {

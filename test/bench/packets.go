@@ -16,7 +16,7 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// packetFlows is over how many flows the packets are spread.
+// packetFlows is the number of flows that the packets are spread over.
 const packetFlows = 64
 
 // flowPair are the ends of the flows of a family.
@@ -237,8 +237,8 @@ func datagram(at *lab.Node, p flowPair, address string, port int) (fd int, err e
 	return fd, err
 }
 
-// exchange sends packets there and back, so that the flow is established, and returns from where
-// the server heard them.
+// exchange sends packets there and back, so that the flow is established, and returns the source
+// that the server saw.
 func exchange(fd, sink, rounds int) (from unix.Sockaddr, err error) {
 	payload := make([]byte, 22)
 	for range rounds {
@@ -258,11 +258,11 @@ func exchange(fd, sink, rounds int) (from unix.Sockaddr, err error) {
 	return from, nil
 }
 
-// packetBatches is in how many parts the packets are sent. The one that was least disturbed by what
-// else the machine does counts.
+// packetBatches is the number of parts in which the packets are sent. Only the part counts that
+// other work of the machine disturbed least.
 const packetBatches = 400
 
-// packetCost opens flows, has each answered, and sends n packets over them.
+// packetCost opens flows, waits for an answer on each, and sends n packets over them.
 func packetCost(client, router, server *lab.Node, p flowPair, n int) (ns float64, err error) {
 	const port = 9000
 	if err := router.Do(forgetFlows); err != nil {

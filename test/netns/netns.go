@@ -18,7 +18,7 @@ import (
 type NS struct {
 	t    testing.TB
 	jobs chan func()
-	// Path is where iproute2 finds the namespace.
+	// Path is the file by which iproute2 finds the namespace.
 	Path string
 }
 
@@ -68,7 +68,7 @@ func (n *NS) Do(f func()) {
 	<-done
 }
 
-// Try runs a command, given as words, in the namespace, and returns what it wrote.
+// Try runs a command, given as words, in the namespace, and returns its output.
 func (n *NS) Try(command string) (string, error) {
 	var out []byte
 	var err error
@@ -81,7 +81,7 @@ func (n *NS) Try(command string) (string, error) {
 }
 
 // Run runs commands, one in each line, in the namespace, and fails the test when one fails. It
-// returns what they wrote.
+// returns their output.
 func (n *NS) Run(commands string) string {
 	n.t.Helper()
 	var all strings.Builder

@@ -15,8 +15,8 @@ import (
 	"github.com/isthmus-net/isthmus/test/lab"
 )
 
-// Internet is a node with a bridge that every outside address is attached to. It routes
-// between the networks whose first address it has on the bridge.
+// Internet is a node with a bridge to which every outside address is attached. It routes between
+// the networks whose first address it has on the bridge.
 type Internet struct {
 	Node     *lab.Node
 	networks []netip.Prefix
@@ -39,9 +39,9 @@ func NewInternet(l *lab.Lab, name string, networks ...netip.Prefix) *Internet {
 	return i
 }
 
-// Attach gives the node an interface "wan" with outside addresses. Its main table learns nothing
-// of the Internet: only packets from an outside address, and those with the underlay's
-// mark, go there. So what BGP says about the Internet holds for everything else.
+// Attach gives the node an interface "wan" with outside addresses. Its main table has no route to
+// the Internet: only packets from an outside address, and those with the underlay's mark, go there.
+// So BGP's routes for the Internet apply to everything else.
 func (i *Internet) Attach(n *lab.Node, addrs ...netip.Addr) {
 	var own []netip.Prefix
 	for _, a := range addrs {
@@ -64,15 +64,15 @@ func (i *Internet) gateway(a netip.Addr) netip.Addr {
 	panic(fmt.Sprintf("address %s is in no network of the Internet", a))
 }
 
-// Peering is one tunnel between a gateway and a router, seen from the gateway. What stands in
-// parentheses holds where a field is zero.
+// Peering is one tunnel between a gateway and a router, seen from the gateway. The value in
+// parentheses applies where a field is zero.
 type Peering struct {
-	// Name of the tunnel, and of its session in BIRD (its number).
+	// Name of the tunnel, and of its session in BIRD (its index).
 	Name string
 	// Outside is the gateway's public address. Tunnels of one Azure instance, or of one of Google's
 	// interfaces, share it.
 	Outside netip.Addr
-	// PeerOutside is the other end's public address and IKE identity, PeerASN its number (Config's
+	// PeerOutside is the other end's public address and IKE identity, PeerASN its ASN (Config's
 	// Router and RouterASN).
 	PeerOutside netip.Addr
 	PeerASN     uint32
@@ -86,14 +86,14 @@ type Peering struct {
 	Subnet netip.Addr
 }
 
-// Config of a gateway. NewAWS and the like fill what is zero as that cloud does.
+// Config of a gateway. NewAWS and the like fill zero fields with the values of that cloud.
 type Config struct {
 	ASN uint32
 	// Router is the public address of the router, which is also its IKE identity; RouterASN its
-	// number.
+	// ASN.
 	Router    netip.Addr
 	RouterASN uint32
-	// Announce is what the gateway has behind it.
+	// Announce are the prefixes behind the gateway.
 	Announce []netip.Prefix
 	Peerings []Peering
 	// IKE, ESP, Start, Life, DPD and MTU are those of each Tunnel.
@@ -103,9 +103,9 @@ type Config struct {
 	MTU             int
 	// Hold is the BGP hold time.
 	Hold time.Duration
-	// MaxPrefixes is where the gateway ends the session.
+	// MaxPrefixes is the number of prefixes above which the gateway ends the session.
 	MaxPrefixes int
-	// MED of what is announced, none if 0.
+	// MED of announced routes, none if 0.
 	MED uint32
 	// Libreswan does IKE instead of strongSwan, where an instance has one tunnel, and FRR BGP
 	// instead of BIRD. Alternate has every second instance use the others.
@@ -124,8 +124,8 @@ type Gateway struct {
 
 // Instance is one machine of a gateway.
 type Instance struct {
-	// Node has the tunnels. Router ends BGP and leads to the spokes; it is
-	// the same node but for Google.
+	// Node has the tunnels. Router terminates BGP and leads to the spokes; it is the same node
+	// except for Google.
 	Node, Router *lab.Node
 	Tunnels      []Tunnel
 	// BGP has a neighbour for each tunnel, in the same order, before all others.
@@ -140,7 +140,7 @@ type Instance struct {
 	inside         netip.Prefix // of the TUN device, with CharonOptions.Userland
 }
 
-// AWSIKE and AWSESP are all that an AWS tunnel accepts when nobody restricted it, without the
+// AWSIKE and AWSESP are the proposals that an AWS tunnel accepts without restrictions, except the
 // Diffie-Hellman groups 22 to 24, which strongSwan 6 has dropped.
 const (
 	awsGroups = "modp1024-modp2048-modp3072-modp4096-modp6144-modp8192-ecp256-ecp384-ecp521"
@@ -150,8 +150,8 @@ const (
 	AWSESP = "aes128gcm16-aes256gcm16-modp1536-" + awsGroups + ",aes128-aes256-sha1-sha256-sha384-sha512-modp1536-" + awsGroups
 )
 
-// Azure's default policies offer nothing better than modp1024, so that connections to other
-// routers have a custom policy, which is exactly one combination: this.
+// Azure's default policies offer nothing better than modp1024, so connections to other routers have
+// a custom policy, which is exactly one combination: this one.
 const (
 	AzureIKE = "aes256gcm16-prfsha384-ecp384"
 	AzureESP = "aes256gcm16-ecp384"
@@ -164,13 +164,13 @@ const (
 var AzureLife = Life{IKERekey: 27000 * time.Second, IKEExpire: 28800 * time.Second, ChildRekey: 25000 * time.Second, ChildExpire: 27000 * time.Second,
 	Fuzz: 600 * time.Second, ChildRekeyBytes: 92_160_000 << 10, ChildExpireBytes: 102_400_000 << 10}
 
-// What Oracle recommends as custom parameters.
+// Oracle's recommended custom parameters.
 const (
 	OracleIKE = "aes256-sha384-ecp384"
 	OracleESP = "aes256gcm16-ecp384"
 )
 
-// Google's table order, which it also picks by.
+// Google's proposals in the order of its table, by which it also selects.
 const (
 	GoogleIKE = "aes128gcm16-aes192gcm16-aes256gcm16-prfsha1-prfsha256-prfsha384-prfsha512-modp2048-modp1536-modp3072-modp4096-modp8192-modp1024-ecp256-ecp384-ecp521-curve25519," +
 		"aes128-aes192-aes256-sha256-sha384-sha512-sha1-modp2048-modp1536-modp3072-modp4096-modp8192-modp1024-ecp256-ecp384-ecp521-curve25519"
@@ -255,7 +255,7 @@ func newRouterGateway(l *lab.Lab, internet *Internet, name string, c Config) *Ga
 // NewAzure adds an active-active VPN gateway: one node, an instance, for each public address of the
 // peerings. A BGP address is an APIPA /32 on the instance, the router's is reached through the
 // tunnel by a host route, and the router must open the session. Hold time 180 s. Each instance
-// tells the other what it learnt over the VNet, see JoinVNet.
+// passes its learnt routes to the other over the VNet, see JoinVNet.
 func NewAzure(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	orElse(&c.IKE, AzureIKE)
 	orElse(&c.ESP, AzureESP)
@@ -282,7 +282,7 @@ func NewAzure(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 		}
 		t := c.tunnel("tunnel", uint32(len(i.Tunnels)+1), p)
 		t.Interface(i.Node)
-		// what nobody answers has the address of another connection
+		// a connection that never answers has the address of another one
 		i.Node.IP("addr replace %s/32 dev bgp", p.Inside)
 		if p.Subnet.IsValid() {
 			i.Node.IP("addr replace %s/32 dev bgp", p.Subnet)
@@ -295,8 +295,8 @@ func NewAzure(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	return g
 }
 
-// JoinVNet makes the instances of an Azure gateway, whose addresses on the VNet are
-// given in order, tell each other what they learnt.
+// JoinVNet makes the instances of an Azure gateway, whose addresses on the VNet are given in order,
+// exchange their learnt routes.
 func (g *Gateway) JoinVNet(addrs ...netip.Addr) {
 	for a, i := range g.Instances {
 		for b := range g.Instances {
@@ -311,10 +311,10 @@ func (g *Gateway) JoinVNet(addrs ...netip.Addr) {
 // addresses, and behind it a Cloud Router, which has the inside addresses. Either side may
 // initiate; this one does on traffic. Hold time 60 s.
 //
-// Between the two nodes is one veth per tunnel, and the gateway joins each to its
-// tunnel whatever the destination, without taking from the time to live of what is sent
-// to link-local addresses: BGP ends one hop behind the tunnel and is single-hop all the same.
-// Unlike in the real one, the spokes' packets take the same way.
+// Between the two nodes is one veth per tunnel, and the gateway connects each to its tunnel for any
+// destination, without decrementing the TTL of packets to link-local addresses: BGP ends one hop
+// behind the tunnel and is still single-hop. Unlike in the real one, the spokes' packets take the
+// same way.
 func NewGoogle(l *lab.Lab, internet *Internet, name string, c Config) *Gateway {
 	orElse(&c.IKE, GoogleIKE)
 	orElse(&c.ESP, GoogleESP)
@@ -369,7 +369,7 @@ func (g *Gateway) Start(ctx context.Context) error {
 func (i *Instance) startIPsec(ctx context.Context) (err error) {
 	if i.Node != i.Router {
 		for k := range i.Tunnels {
-			// answers ARP for whatever is behind the tunnel
+			// answers ARP for all addresses behind the tunnel
 			if err := i.Node.Sysctl(fmt.Sprintf("ipv4/conf/router%d/proxy_arp", k), "1"); err != nil {
 				return err
 			}
@@ -387,7 +387,7 @@ func (i *Instance) startIPsec(ctx context.Context) (err error) {
 }
 
 // ignoreStrangers has a gateway answer, at the outside address of a tunnel, only the other end of
-// that tunnel. strongSwan alone would refuse a stranger, who would give up then.
+// that tunnel. strongSwan alone would send an error to a stranger, which would then give up.
 func (i *Instance) ignoreStrangers(ctx context.Context) error {
 	var known []string
 	for _, t := range i.Tunnels {
@@ -423,7 +423,7 @@ func (i *Instance) startIKE(ctx context.Context) (err error) {
 
 // The first rule keeps BGP single-hop, see NewGoogle. The others drop the first fragment of an IKE
 // message, which has its ports and, on port 4500, the non-ESP marker (RFC 3948 section 2.2); they
-// come before the kernel puts fragments together.
+// come before the kernel reassembles fragments.
 const googleRules = `table ip google {
 	counter ike { }
 	chain ttl { type filter hook prerouting priority mangle; ip daddr 169.254.0.0/16 ip ttl < 255 ip ttl set 64; }
@@ -470,7 +470,7 @@ func (g *Gateway) Stray(instance int, limit time.Duration) error {
 	})
 }
 
-// Restart lets the instance's IKE daemon crash and start with nothing.
+// Restart lets the instance's IKE daemon crash and start without state.
 func (i *Instance) Restart(ctx context.Context) error {
 	if err := i.IKE.Kill(ctx); err != nil {
 		return fmt.Errorf("restarting %s: %w", i.Node.Name, err)
@@ -478,9 +478,9 @@ func (i *Instance) Restart(ctx context.Context) error {
 	return i.startIKE(ctx)
 }
 
-// Replace does to the tunnel with this number what AWS does to replace an endpoint: it is gone
-// without a word, with all its state, for the given time, and comes back at the same address. The
-// other tunnels go on. Only for strongSwan.
+// Replace replaces the endpoint of the tunnel with this index as AWS does: it is gone silently,
+// with all its state, for the given time, and comes back at the same address. The other tunnels are
+// not affected. Only for strongSwan.
 func (i *Instance) Replace(ctx context.Context, k int, gone time.Duration) error {
 	t := i.Tunnels[k]
 	fail := func(err error) error {
@@ -494,7 +494,7 @@ func (i *Instance) Replace(ctx context.Context, k int, gone time.Duration) error
 	if !ok {
 		return fail(errors.New("libreswan waits for an answer to its DELETE"))
 	}
-	// It fails because nobody answers the DELETE, which is the point.
+	// It fails because the DELETE gets no answer, which is intended.
 	_, failed := charon.Swanctl(ctx, "--terminate", "--ike", t.Name, "--force", "--timeout", "1")
 	err := lab.Until(ctx, 10*time.Second, func() error {
 		children, err := charon.Children(ctx)
@@ -528,7 +528,8 @@ func (i *Instance) startBGP(ctx context.Context) (err error) {
 	return err
 }
 
-// Established returns nil when every BGP session of the gateway is, and what is missing otherwise.
+// Established returns nil when every BGP session of the gateway is established, else an error that
+// names the missing ones.
 func (g *Gateway) Established(ctx context.Context) error {
 	var errs []error
 	for _, i := range g.Instances {

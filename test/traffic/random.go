@@ -46,7 +46,7 @@ func (r Random) either(a [4]byte) netip.Prefix {
 	return netip.PrefixFrom(to6(a), bits).Masked()
 }
 
-// Policy returns a policy that the driver takes, whose pool is one of "one", "many", "four-only"
+// Policy returns a policy that the driver accepts, whose pool is one of "one", "many", "four-only"
 // and "blocks". Servers and proxies are in 172.17.0.0/16 and 2001:db8:a:ffff::/64.
 func (r Random) Policy(name string) nat.Policy {
 	p := nat.Policy{Name: name, Action: nat.SNAT, Pool: []string{"one", "many", "four-only", "blocks"}[r.IntN(4)]}
@@ -99,7 +99,7 @@ func (r Random) Policy(name string) nat.Policy {
 	return Permitted(p)
 }
 
-// Permitted takes the sources away that must not leave untranslated.
+// Permitted removes the sources that must not leave untranslated.
 func Permitted(p nat.Policy) nat.Policy {
 	if p.Action == nat.NoNAT {
 		p.Sources = slices.DeleteFunc(p.Sources, func(src netip.Prefix) bool {
@@ -137,7 +137,7 @@ func (r Random) Flow() nat.Flow {
 			f.Destination = addr([]string{"2001:db8:ff::11", "2001:db8:ff::22"}[r.IntN(2)])
 		}
 		if f.Outside && f.Destination == addr("203.0.113.11") {
-			// nobody outside sends to the public address of the pool and arrives with it
+			// a packet from outside to the public address of the pool does not arrive with it
 			f.Destination = addr("192.0.2.11")
 		}
 	}
@@ -145,7 +145,7 @@ func (r Random) Flow() nat.Flow {
 	return f
 }
 
-// Flows returns at most n flows by id, no two of which look the same on the way.
+// Flows returns at most n flows by id. No two of them look the same on the way.
 func (r Random) Flows(n int) map[uint16]nat.Flow {
 	flows, seen := map[uint16]nat.Flow{}, map[nat.Flow]bool{}
 	for id := uint16(1); id <= uint16(n); id++ {
@@ -153,7 +153,7 @@ func (r Random) Flows(n int) map[uint16]nat.Flow {
 		key := f
 		key.Late = false // one flow, whatever it begins with
 		if f.Protocol == unix.IPPROTO_GRE || f.Protocol == unix.IPPROTO_NONE {
-			// nothing but the source tells two such flows apart, so one address carries only one
+			// only the source distinguishes two such flows, so one address carries only one
 			key.Source = netip.Addr{}
 		}
 		if !seen[key] {

@@ -1,4 +1,4 @@
-// Package traffic makes flows by the ten thousand, and packets whose sources and fate are known
+// Package traffic makes tens of thousands of flows, and packets whose sources and fate are known
 // exactly.
 package traffic
 
@@ -13,17 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long a request waits for its answer before it is repeated, and tries how often it
+// patience is how long a request waits for its answer before it is repeated. tries is how often it
 // is sent.
 const (
 	patience = time.Second
 	tries    = 5
 )
 
-// Outcome is what became of requests.
+// Outcome counts the results of requests.
 type Outcome struct {
-	// First were answered without a repetition; they are among Answered. Refused ones heard an ICMP
-	// error, Lost ones nothing.
+	// First were answered without a repetition; they are among Answered. Refused ones received an
+	// ICMP error, Lost ones nothing.
 	First, Answered, Refused, Lost int
 	Elapsed                        time.Duration
 }
@@ -33,7 +33,7 @@ func (o Outcome) String() string {
 	return fmt.Sprintf("%d answered (%d at once), %d refused, %d lost, in %v", o.Answered, o.First, o.Refused, o.Lost, o.Elapsed.Round(time.Millisecond))
 }
 
-// Ends says from where and to where the request of a number goes, over IPv4.
+// Ends returns the source and the destination of the request with a number, over IPv4.
 type Ends func(i int) (from, to netip.AddrPort)
 
 // request waits for its answer.
@@ -125,7 +125,7 @@ func (o *Outcome) collect(waiting []request) (on []request) {
 	return on
 }
 
-// Held are flows over UDP that are kept.
+// Held are flows over UDP that stay open.
 type Held struct {
 	fds  []int
 	said int
@@ -145,7 +145,7 @@ func Hold(n int, ends Ends) (*Held, error) {
 	return h, nil
 }
 
-// Broken sends something new through each flow and returns through how many of them it does not
+// Broken sends new data through each flow and returns the number of flows through which it does not
 // come back within five seconds.
 func (h *Held) Broken() int {
 	h.said++

@@ -341,7 +341,7 @@ func TestRandomPolicies(t *testing.T) {
 		}
 		s.down(down)
 		s.ok(s.hub.Do(traffic.Forget))
-		_, err = s.Servers.Hear(time.Millisecond) // what came of the probes
+		_, err = s.Servers.Receive(time.Millisecond) // what came of the probes
 		s.ok(err)
 		flows := r.Flows(400)
 		heard, err := s.Send(flows)

@@ -308,7 +308,7 @@ func (w *world) hear() map[string]traffic.Sounds {
 	w.Helper()
 	heard := map[string]traffic.Sounds{}
 	for card, tap := range w.taps {
-		sounds, err := tap.Hear(100 * time.Millisecond)
+		sounds, err := tap.Receive(100 * time.Millisecond)
 		w.ok(err)
 		heard[card] = sounds
 	}
