@@ -1,5 +1,5 @@
-// Package e2e has whole scenarios: the topology of "Tunnels Between Clouds" with a node in
-// the middle, and what must hold in it.
+// Package e2e has whole scenarios: the topology of "Tunnels Between Clouds" with a node in the
+// middle, and the checks of it.
 package e2e
 
 import (
@@ -20,7 +20,7 @@ import (
 var (
 	NodePrivate   = netip.MustParsePrefix("10.99.0.10/24") // of the uplink, IPsec and WireGuard
 	EgressPrivate = netip.MustParsePrefix("10.99.0.11/24") // of the uplink, for SNAT
-	// from where the node is managed over the Internet
+	// manages the node over the Internet
 	Operator     = netip.MustParseAddr("198.51.100.1")
 	NodePublic   = netip.MustParseAddr("198.51.100.20")
 	EgressPublic = netip.MustParseAddr("198.51.100.21") // the one address that the partner sees
@@ -30,7 +30,7 @@ var (
 	VNet   = netip.MustParsePrefix("192.168.0.0/16")
 	Subnet = netip.MustParsePrefix("10.0.1.0/24")
 	Office = netip.MustParsePrefix("172.20.0.0/24")
-	// Inside are all sources that must never be seen on the Internet.
+	// Inside are all sources that must never appear on the Internet.
 	Inside = []netip.Prefix{VPC, VNet, Subnet, Office, netip.MustParsePrefix("169.254.0.0/16")}
 )
 
@@ -56,8 +56,8 @@ type Spoke struct {
 	Addr netip.Addr
 }
 
-// Clouds is the topology. Its node has an uplink behind 1:1 NAT and nothing else: what turns it
-// into a router is up to the caller.
+// Clouds is the topology. Its node has an uplink behind 1:1 NAT and nothing else: the caller turns
+// it into a router.
 //
 //	spokes - gateways - Internet - 1:1 NAT - node
 //	                       |
@@ -79,7 +79,7 @@ type Clouds struct {
 	partner *peer.Server
 }
 
-// CloudsOptions change what the gateways do. The zero value is the demo's topology.
+// CloudsOptions change the gateways. The zero value is the demo's topology.
 type CloudsOptions struct {
 	Lab lab.Options
 	// Change, if not nil, may change a gateway's configuration ("aws", "azure",
@@ -87,11 +87,11 @@ type CloudsOptions struct {
 	Change func(name string, c *peer.Config)
 }
 
-// PSK makes a pre-shared key that every cloud takes.
+// PSK makes a pre-shared key that every cloud accepts.
 func PSK() string {
 	var b [20]byte
 	rand.Read(b[:])
-	// every cloud takes letters and digits, the first no zero
+	// every cloud accepts letters and digits, not beginning with a zero
 	return "k" + base32.StdEncoding.EncodeToString(b[:])
 }
 
@@ -171,7 +171,7 @@ func NewClouds(ctx context.Context, o CloudsOptions) (c *Clouds, err error) {
 	return c, nil
 }
 
-// NewSpoke adds a host, and a bridge that leads it to the given interfaces of routers.
+// NewSpoke adds a host, and a bridge that connects it with the given interfaces of routers.
 func NewSpoke(l *lab.Lab, name string, host netip.Prefix, routers ...lab.End) Spoke {
 	n := l.Node(name)
 	n.Bridge("lan", host)
@@ -184,7 +184,7 @@ func NewSpoke(l *lab.Lab, name string, host netip.Prefix, routers ...lab.End) Sp
 	return Spoke{n, host.Addr()}
 }
 
-// Hub is a node with an uplink and nothing else, and the 1:1 NAT that it is behind.
+// Hub is a node with only an uplink, and the 1:1 NAT in front of it.
 type Hub struct {
 	NAT, Node *lab.Node
 	pairs     []lab.Pair
@@ -201,7 +201,7 @@ func first(a netip.Addr) netip.Prefix {
 func NewNAT(l *lab.Lab, internet *peer.Internet, name string, wan netip.Addr, pairs ...lab.Pair) *Hub {
 	h := &Hub{NAT: l.Node(name), pairs: pairs}
 	internet.Attach(h.NAT, wan)
-	// passes on what the node sends, also what it must not
+	// passes on all packets of the node, also those that it must not send
 	h.NAT.IP("route add default via %s dev wan onlink", first(wan).Addr())
 	for _, p := range pairs {
 		internet.Node.IP("route add %s/32 via %s dev br0", p.Public, wan)
@@ -252,7 +252,8 @@ func (c *Clouds) Start(ctx context.Context) error {
 	return errors.Join(errs[:]...)
 }
 
-// Established returns nil when all BGP sessions of all peers are, and what is missing otherwise.
+// Established returns nil when all BGP sessions of all peers are established, else an error that
+// names the missing ones.
 func (c *Clouds) Established(ctx context.Context) error {
 	var errs []error
 	for _, g := range c.Gateways() {
@@ -310,7 +311,7 @@ func (m *Mesh) Stop() map[string]lab.Report {
 	return r
 }
 
-// AllReachable waits until every spoke answers every other, and says which do not.
+// AllReachable waits until every spoke answers every other, else the error names those that do not.
 func (c *Clouds) AllReachable(ctx context.Context, limit time.Duration) error {
 	return lab.Until(ctx, limit, func() error {
 		m, err := c.PingMesh(100 * time.Millisecond)
